@@ -1,0 +1,77 @@
+"""CDAN+E: the discriminator sees features crossed with predictions, certain samples first (Long et al. 2018, arXiv:1705.10667)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.classifier import Classifier
+from ..core.distributed import all_reduce_sum, world
+from .dann import DANN, domains
+from .reversal import reverse
+
+
+class Multilinear(nn.Module):
+    """T(f, g) = f x g flattened (eq. 5), or its random sketch (R_f f) * (R_g g) / sqrt(d) where the product exceeds `largest` (eq. 6).
+
+    E over the sketches of <T(f, g), T(f', g')> is <f, f'> <g, g'>. The matrices are buffers: saved, and the same everywhere.
+    """
+
+    def __init__(self, feature_dim: int, classes: int, largest: int) -> None:
+        super().__init__()
+        self.randomized = feature_dim * classes > largest
+        self.out = largest if self.randomized else feature_dim * classes
+        if self.randomized:
+            generator = torch.Generator().manual_seed(0)
+            self.register_buffer("features", torch.randn(feature_dim, largest, generator=generator))
+            self.register_buffer("predictions", torch.randn(classes, largest, generator=generator))
+
+    def forward(self, features: Tensor, predictions: Tensor) -> Tensor:
+        """[N, D], [N, K] -> [N, out]."""
+        if self.randomized:
+            return (features @ self.features) * (predictions @ self.predictions) / self.out**0.5
+        return (predictions[:, :, None] * features[:, None, :]).flatten(1)
+
+
+class CDAN(DANN):
+    """DANN's keys; entropy: weight samples by 1 + exp(-H) (the "+E"); randomized_above: size from which the map is sketched.
+
+    The authors' variant: predictions are detached in the map; the entropy passes through a reversal of its own; weights are
+    normalised within each domain, over all processes.
+    """
+
+    couples_samples = True
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        *,
+        entropy: bool = True,
+        reversal: float = 1.0,
+        trade_off: float = 1.0,
+        hidden: int = 1024,
+        label_smoothing: float = 0.0,
+        randomized_above: int = 4096,
+    ) -> None:
+        self._map_size = (classifier.backbone.feature_dim, classifier.head.out_features, randomized_above)
+        super().__init__(classifier, reversal=reversal, trade_off=trade_off, hidden=hidden, label_smoothing=label_smoothing)
+        self.entropy = entropy
+        self.map = Multilinear(*self._map_size)
+
+    def discriminator_input(self) -> int:
+        dim, classes, largest = self._map_size
+        return min(dim * classes, largest)
+
+    def domain_loss(self, features: Tensor, logits: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+        predictions = logits.float().softmax(-1)
+        crossed = self.map(features.flatten(0, 1), predictions.detach().flatten(0, 1).to(features.dtype))
+        guesses = self.discriminator(reverse(crossed, weight)).float().unflatten(0, (2, -1))
+        error = F.binary_cross_entropy_with_logits(guesses, domains(guesses), reduction="none")
+        if not self.entropy:
+            return error.mean(), guesses
+        # H is computed from log-softmax: no log of 0.
+        uncertainty = -(predictions * logits.float().log_softmax(-1)).sum(-1)
+        certainty = 1.0 + torch.exp(-reverse(uncertainty, weight))
+        total = all_reduce_sum(certainty.detach().sum(1)) / world()
+        return ((certainty * error).sum(1) / total).mean(), guesses

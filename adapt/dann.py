@@ -1,0 +1,70 @@
+"""DANN: features that a domain discriminator cannot tell apart (Ganin et al. 2016, arXiv:1505.07818).
+
+With `reversal: 0` this is DANN's own control: the discriminator still trains and BatchNorm still sees both domains, but
+no gradient of it reaches the features. An adversarial gain is counted from there.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.backbone import Backbone
+from ..core.classifier import Classifier
+from ..core.norm import encode
+from ..core.stream import Pair
+from ..core.train import Step
+from .reversal import Discriminator, reversal_weight, reverse
+
+
+class DANN(nn.Module):
+    """reversal: the limit of the reversal weight. hidden: the discriminator's width. trade_off: weight of its loss."""
+
+    rows_per_position = 2  # one concatenated forward of source and target: BatchNorm sees both domains
+    couples_samples = False
+    keeps_head = False
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        *,
+        reversal: float = 1.0,
+        trade_off: float = 1.0,
+        hidden: int = 1024,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.reversal, self.trade_off, self.label_smoothing = reversal, trade_off, label_smoothing
+        self.discriminator = Discriminator(self.discriminator_input(), hidden)
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.classifier.backbone
+
+    def discriminator_input(self) -> int:
+        return self.backbone.feature_dim
+
+    def forward(self, batch: Pair, progress: float) -> Step:
+        features = encode(self.backbone, torch.stack([batch.source.images, batch.target.images]))  # [2, N, D]
+        logits = self.classifier.head(features)  # [2, N, K]
+        loss = F.cross_entropy(logits[0].float(), batch.source.labels, label_smoothing=self.label_smoothing)
+        domain, guesses = self.domain_loss(features, logits, reversal_weight(progress, self.reversal))
+        with torch.no_grad():
+            metrics = {
+                "source_accuracy": (logits[0].argmax(1) == batch.source.labels).float().mean(),
+                "domain_accuracy": ((guesses[0] > 0).float().mean() + (guesses[1] <= 0).float().mean()) / 2,
+                "domain_loss": domain.detach(),
+            }
+        return Step(loss + self.trade_off * domain, metrics)
+
+    def domain_loss(self, features: Tensor, logits: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+        """Binary cross-entropy over both domains, and the discriminator's logits [2, N]."""
+        guesses = self.discriminator(reverse(features.flatten(0, 1), weight)).float().unflatten(0, (2, -1))
+        return F.binary_cross_entropy_with_logits(guesses, domains(guesses)), guesses
+
+
+def domains(guesses: Tensor) -> Tensor:
+    """1 for the source's row, 0 for the target's, shaped like [2, N]."""
+    return torch.stack([torch.ones_like(guesses[0]), torch.zeros_like(guesses[1])])

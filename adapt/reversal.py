@@ -1,0 +1,46 @@
+"""Gradient reversal (Ganin & Lempitsky 2015, arXiv:1409.7495), its schedule, and the domain discriminator that it trains against."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class _Reverse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: float) -> Tensor:
+        ctx.weight = weight
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return -ctx.weight * grads[0], None
+
+
+def reverse(x: Tensor, weight: float) -> Tensor:
+    """The identity forward; backward multiplies the gradient by -weight."""
+    return _Reverse.apply(x, weight)  # pyright: ignore[reportReturnType]
+
+
+def reversal_weight(progress: float, limit: float = 1.0) -> float:
+    """limit * (2 / (1 + exp(-10 p)) - 1): 0 at the start, 0.987 of the limit half-way (section 3.1, eq. 14 there)."""
+    return limit * (2.0 / (1.0 + math.exp(-10.0 * progress)) - 1.0)
+
+
+class Discriminator(nn.Module):
+    """Which domain? [N, D] -> logits [N], positive for the source. Two hidden layers, no BatchNorm.
+
+    BatchNorm here would normalise away the very difference between domains when they are fed apart.
+    """
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(dim, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)[:, 0]

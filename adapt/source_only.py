@@ -1,0 +1,35 @@
+"""Source-only: the lower bound. Cross-entropy on the labelled source; the target is not looked at, not even by BatchNorm."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..core.backbone import Backbone
+from ..core.classifier import Classifier
+from ..core.stream import Pair
+from ..core.train import Step
+
+
+class SourceOnly(nn.Module):
+    """label_smoothing: of the cross-entropy."""
+
+    rows_per_position = 1
+    couples_samples = False
+    keeps_head = False
+
+    def __init__(self, classifier: Classifier, *, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.classifier, self.label_smoothing = classifier, label_smoothing
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.classifier.backbone
+
+    def forward(self, batch: Pair, progress: float) -> Step:
+        logits = self.classifier(batch.source.images)
+        loss = F.cross_entropy(logits.float(), batch.source.labels, label_smoothing=self.label_smoothing)
+        with torch.no_grad():
+            accuracy = (logits.argmax(1) == batch.source.labels).float().mean()
+        return Step(loss, {"source_accuracy": accuracy})

@@ -1,0 +1,234 @@
+"""Backbones: timm models by name as [N, C, H, W] -> [N, D] features, with strict loading and a readable export.
+
+An export is a folder `backbone/` with backbone.safetensors, backbone.json (name, arguments, input size, normalisation,
+provenance) and seen.safetensors (which images earlier stages saw), so that any stage can start from any other.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.models import ResNet, group_parameters
+from torch import Tensor, nn
+
+from . import checkpoint
+from .errors import UserError
+from .smallconv import SmallConv
+
+OWN: Mapping[str, Callable[..., nn.Module]] = {"smallconv": SmallConv}
+WEIGHTS, DESCRIPTION, SEEN = "backbone.safetensors", "backbone.json", "seen.safetensors"
+HALF = (0.5, 0.5, 0.5)
+
+
+class Backbone(nn.Module):
+    """A model without its classifier, and what is needed to build it again.
+
+    forward: float [N, C, H, W] -> [N, feature_dim]. model: the timm model. spec: {name, args, size, stem, pooling}.
+    mean, std: the normalisation that its inputs must have. provenance: the stages whose training it carries, oldest first.
+    seen: for each of their kinds ("pretrain", "adapt", ...) the keys of the images that they saw without labels.
+    """
+
+    def __init__(self, model: nn.Module, spec: dict[str, Any], mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.model, self.spec = model, spec
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.frozen = False
+        self.feature_dim = int(getattr(model, "num_features", 0) or getattr(model, "feature_dim", 0))
+        self.provenance: list[dict[str, Any]] = []
+        self.seen: dict[str, Tensor] = {}
+        head = getattr(model, "head_hidden_size", None)
+        if head:
+            self.feature_dim = int(head)
+
+    @property
+    def size(self) -> int:
+        return self.spec["size"]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)
+
+    def layer_scales(self, decay: float | None) -> dict[str, float]:
+        """The rate's factor of each parameter of `model`: decay^(layers above it), 1 without decay. Raises UserError."""
+        names = [name for name, _ in self.model.named_parameters()]
+        if decay is None:
+            return dict.fromkeys(names, 1.0)
+        matcher = getattr(self.model, "group_matcher", None)
+        if matcher is None:
+            raise UserError(f"optim.layer_decay: {self.spec['name']} does not name its layers; leave layer_decay out")
+        layers = group_parameters(self.model, matcher(coarse=False), reverse=True)
+        top = max(layers.values())
+        # timm numbers the stem 0; the head above the last layer keeps the full rate.
+        return {name: decay ** (top + 1 - layers[name]) for name in names}
+
+    def undecayed(self) -> set[Tensor]:
+        """Parameters that the model itself exempts from weight decay (position embeddings, class tokens)."""
+        names = getattr(self.model, "no_weight_decay", lambda: set())()
+        return {parameter for name, parameter in self.model.named_parameters() if name in names}
+
+    def freeze(self) -> None:
+        """No gradients, and eval mode for good: BatchNorm keeps its statistics whatever mode the method is put in."""
+        for parameter in self.model.parameters():
+            parameter.requires_grad = False
+        self.model.eval()
+        self.frozen = True
+
+    def train(self, mode: bool = True) -> Backbone:
+        super().train(mode and not self.frozen)
+        return self
+
+    def export(self, run: Path, folder: str = "backbone") -> None:
+        """Write run/backbone/."""
+        path = run / folder
+        path.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_tensors(path / WEIGHTS, self.model.state_dict())
+        checkpoint.write_tensors(path / SEEN, self.seen or {"none": torch.empty(0, dtype=torch.int64)})
+        described = {
+            **self.spec,
+            "feature_dim": self.feature_dim,
+            "mean": self.mean,
+            "std": self.std,
+            "provenance": self.provenance,
+        }
+        checkpoint.write_text(path / DESCRIPTION, json.dumps(described, indent=1))
+
+
+def create(
+    size: int,
+    channels: int = 3,
+    own: Mapping[str, Callable[..., nn.Module]] = OWN,
+    *,
+    name: str | None = None,
+    weights: str = "none",
+    stem: Literal["default", "small"] | None = None,
+    pooling: Literal["token", "mean"] | None = None,
+    norm: str = "auto",
+    args: dict[str, Any] = {},  # noqa: B006
+) -> Backbone:
+    """Build a backbone for size x size inputs.
+
+    name: a timm model or one of ours (`smallconv`); left out where weights is a run, which knows it. weights: none, timm (its
+    hub), a .safetensors file, or an exported run. stem: `small` gives ResNets a 3x3 stride-1 stem without max-pooling, for
+    small images. pooling: token or mean of patches, for ViTs. norm: see core/norm.py. args: the timm model's own arguments.
+    Raises UserError for unknown names, contradictions with the run, and weights that do not fit.
+    """
+    described: dict[str, Any] = {}
+    if weights not in ("none", "timm") and not weights.endswith(".safetensors"):
+        described = read_description(weights)
+        for key, given in (("name", name), ("stem", stem), ("args", args or None)):
+            if given is not None and given != described[key]:
+                raise UserError(
+                    f"backbone.{key}: {given!r} contradicts {described[key]!r} of the run {weights}; leave the key out"
+                )
+        name, stem, args = described["name"], described["stem"], described["args"]
+        pooling = pooling or described["pooling"]
+    if name is None:
+        raise UserError("backbone.name: missing; give a timm model name (for example resnet18), or backbone.weights: RUN")
+    spec = {"name": name, "args": dict(args), "size": size, "stem": stem or "default", "pooling": pooling}
+    model = _model(spec, channels, own, pretrained=weights == "timm")
+    config = getattr(model, "pretrained_cfg", None) or {}
+    mean, std = described.get("mean", config.get("mean", HALF)), described.get("std", config.get("std", HALF))
+    backbone = Backbone(model, spec, mean, std)
+    if described:
+        _load(model, Path(described["path"]) / WEIGHTS, "backbone.weights")
+        backbone.provenance = described["provenance"]
+        seen = load_file(Path(described["path"]) / SEEN)
+        backbone.seen = {stage: keys for stage, keys in seen.items() if stage != "none"}
+    elif weights not in ("none", "timm"):
+        _load(model, Path(weights), "backbone.weights")
+    if weights == "timm" or (weights.endswith(".safetensors")):
+        backbone.provenance = [{"task": "external", "weights": weights if weights == "timm" else Path(weights).name}]
+    return backbone
+
+
+def read_description(weights: str) -> dict[str, Any]:
+    """backbone.json of an exported run, with `path`: the folder that it was found in. Raises UserError."""
+    root = Path(weights)
+    for folder in (root / "backbone", root / "classifier", root):
+        if (folder / DESCRIPTION).is_file():
+            try:
+                return {**json.loads((folder / DESCRIPTION).read_text()), "path": str(folder)}
+            except ValueError as error:
+                raise UserError(f"backbone.weights: {folder / DESCRIPTION} is damaged ({error}); export the run again") from error
+    what = "holds no finished backbone/ (is the run finished?)" if root.is_dir() else "does not exist"
+    raise UserError(f"backbone.weights: {weights} {what}; expected none, timm, a .safetensors file or the folder of a run")
+
+
+def _model(spec: dict[str, Any], channels: int, own: Mapping[str, Callable[..., nn.Module]], pretrained: bool) -> nn.Module:
+    name, args, size = spec["name"], dict(spec["args"]), spec["size"]
+    if name in own:
+        if pretrained:
+            raise UserError(f"backbone.weights: timm has no weights for {name}, which is Rootstock's own; use none or a run")
+        try:
+            return own[name](size=size, channels=channels, **args)
+        except TypeError as error:
+            raise UserError(f"backbone.args: {name} does not take them ({error})") from error
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, [*timm.list_models(), *own], n=3)
+        raise UserError(
+            f"backbone.name: unknown backbone {name!r}"
+            + (f"; did you mean {' or '.join(near)}?" if near else "")
+            + " (any of timm.list_models(), or " + ", ".join(sorted(own)) + ")"
+        )
+    config = timm.get_pretrained_cfg(name)
+    if config is not None and config.fixed_input_size:
+        args.setdefault("img_size", size)
+    if spec["pooling"] is not None:
+        # The final norm comes before pooling, so that both poolings share one set of weights.
+        args.update({"token": {"global_pool": "token"}, "mean": {"global_pool": "avg", "fc_norm": False}}[spec["pooling"]])
+    try:
+        model = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=channels, **args)
+    except (TypeError, AssertionError, ValueError) as error:
+        raise UserError(f"backbone: timm cannot build {name} with {args} ({error}); see its documentation for the arguments") from error
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"backbone.weights: timm's weights for {name} cannot be had ({error}); give a .safetensors file or none") from error
+    if spec["stem"] == "small":
+        _small_stem(model, channels, name)
+    return model
+
+
+def _small_stem(model: nn.Module, channels: int, name: str) -> None:
+    """3x3 stride 1 padding 1, no max-pool: He et al. 2016 (arXiv:1512.03385, section 4.2) for CIFAR; SimCLR's appendix B.9."""
+    if not isinstance(model, ResNet):
+        raise UserError(f"backbone.stem: small is for ResNets, {name} is a {type(model).__name__}; leave backbone.stem out")
+    width = model.bn1.num_features
+    model.conv1 = nn.Conv2d(channels, width, 3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
+
+
+def _load(model: nn.Module, path: Path, key: str) -> None:
+    """Strict: every weight fits or one sentence lists what does not. Position embeddings are resampled to the input size."""
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{key}: {path} cannot be read ({error}); expected a safetensors file") from error
+    load_strictly(model, tensors, f"{key}: {path}")
+
+
+def load_strictly(model: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
+    """Load or raise a UserError that lists the missing, unexpected and misshapen tensors."""
+    own = model.state_dict()
+    embedding = tensors.get("pos_embed")
+    if embedding is not None and "pos_embed" in own and embedding.shape[1] != own["pos_embed"].shape[1]:
+        grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+        if grid is not None:
+            prefix = 0 if getattr(model, "no_embed_class", False) else int(getattr(model, "num_prefix_tokens", 1))
+            tensors = {**tensors, "pos_embed": resample_abs_pos_embed(embedding, list(grid), num_prefix_tokens=prefix)}
+    differences = {
+        "missing": sorted(own.keys() - tensors.keys()),
+        "unexpected": sorted(tensors.keys() - own.keys()),
+        "of another shape": sorted(k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape),
+    }
+    if any(differences.values()):
+        parts = [f"{len(v)} {k} ({', '.join(v[:3])}{', ...' if len(v) > 3 else ''})" for k, v in differences.items() if v]
+        raise UserError(f"{what} does not fit this architecture: {'; '.join(parts)}; check backbone.name, stem and args")
+    model.load_state_dict(tensors)

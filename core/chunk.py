@@ -1,0 +1,32 @@
+"""Encoding a batch chunk by chunk: the memory of one chunk, the gradient of the whole batch.
+
+Non-reentrant activation checkpointing of the encoder: each chunk's activations are recomputed in its backward, so a loss that
+couples all samples sees the true batch (gradient caching, Gao et al. 2021, arXiv:2101.06983, without a second pass of our own).
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .norm import encode as encode_together
+from .norm import frozen_statistics
+
+
+def encode(backbone: nn.Module, images: Tensor, chunk: int | None = None) -> Tensor:
+    """[V, N, C, H, W] -> [V, N, D], `chunk` images (with all their views) at once; all at once by default."""
+    if chunk is None or chunk >= images.shape[1]:
+        return encode_together(backbone, images)
+    parts = [
+        checkpoint(encode_together, backbone, part, use_reentrant=False, context_fn=_contexts)
+        for part in images.split(chunk, dim=1)
+    ]
+    return torch.cat(parts, dim=1)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    # The recomputation sees the same rows again; BatchNorm must not count them twice.
+    return nullcontext(), frozen_statistics()

@@ -1,0 +1,95 @@
+"""The only place with collectives: gather and reduce with gradient, and small agreements between processes.
+
+Everything here is the identity on one process, so that methods read the same for one process and for many. Losses never call
+these: a method gathers its projections and hands a loss plain tensors. Gradient convention: each process averages over its own
+rows and DistributedDataParallel averages over processes, so backward passes here *sum* over processes (no factor of W).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world() -> int:
+    """How many processes share this run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number, 0..world()-1."""
+    return dist.get_rank() if world() > 1 else 0
+
+
+def own_rows(n: int) -> slice:
+    """The rows of a gathered batch that this process contributed; n: rows on each process."""
+    return slice(rank() * n, (rank() + 1) * n)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        ctx.rows = len(local)
+        parts = [torch.empty_like(local) for _ in range(world())]
+        dist.all_gather(parts, local.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad = grads[0].contiguous()
+        own = torch.empty_like(grad[: ctx.rows])
+        # Reduce-scatter moves 1/W of what an all-reduce of the whole stack would.
+        dist.reduce_scatter(own, list(grad.chunk(world())))
+        return own
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        return all_reduce_sum(local)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return all_reduce_sum(grads[0])
+
+
+def gather(local: Tensor) -> Tensor:
+    """[N, ...] on each process -> [W * N, ...] in the order of ranks, with gradient (backward: reduce-scatter, sum)."""
+    return _Gather.apply(local) if world() > 1 else local  # pyright: ignore[reportReturnType]
+
+
+def sum_with_gradient(local: Tensor) -> Tensor:
+    """The elementwise sum over processes, with gradient (backward: the sum of the processes' gradients)."""
+    return _Sum.apply(local) if world() > 1 else local  # pyright: ignore[reportReturnType]
+
+
+def all_reduce_sum(local: Tensor) -> Tensor:
+    """The elementwise sum over processes, without gradient; the argument is left alone."""
+    if world() == 1:
+        return local
+    total = local.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
+
+
+def any_process(flags: Tensor) -> Tensor:
+    """Elementwise: is the flag set on any process? flags: bool or number, small; all processes get the same answer."""
+    return all_reduce_sum(flags.to(torch.float32)) > 0
+
+
+def broadcast_text(text: str) -> str:
+    """Rank 0's text, on all processes."""
+    if world() == 1:
+        return text
+    box = [text]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if world() > 1:
+        dist.barrier()

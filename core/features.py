@@ -1,0 +1,172 @@
+"""Frozen features of a set of images: each image exactly once, row i for image i, on any number of processes.
+
+The rows are cut into batches before they are dealt to processes, so a batch holds the same images however many
+processes there are and the features are the same bits; with few batches some processes stay idle, which costs less than
+numbers that move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
+
+from .distributed import all_reduce_sum, rank, world
+from .errors import UserError
+
+# Rows are summed over processes in blocks of this many numbers (256 MB), to bound what lies on the device at once.
+BLOCK = 1 << 26
+
+
+class Readable(Protocol):
+    """What is needed of `Images` here."""
+
+    def __len__(self) -> int: ...
+    def read(self, i: int, /) -> Tensor: ...
+    def resident(self) -> Tensor | None: ...
+
+
+class EvaluationView(Protocol):
+    """A deterministic transform: `worker` makes one picture a fixed size, the call makes a batch floats."""
+
+    def __call__(self, images: Tensor, /) -> Tensor: ...
+    def worker(self, image: Tensor, /) -> Tensor: ...
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """`model` in eval mode, so that no BatchNorm statistic moves; each submodule's own mode comes back afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            # Not train(mode): it would overrule submodules that are deliberately frozen in eval mode.
+            module.training = mode
+
+
+def extract(
+    model: nn.Module,
+    images: Readable,
+    view: EvaluationView,
+    *,
+    batch_size: int = 256,
+    device: torch.device | str,
+    workers: int = 0,
+) -> Tensor:
+    """The features of all images, float32 [N, D] on the CPU, the same on every process.
+
+    model: maps view(...) [n, 3, s, s] to [n, D]; run in eval mode without gradient and left as it was.
+    images: with `resident()` pixels the whole set is cut as it lies; otherwise `workers` processes read and crop.
+    batch_size: images per forward pass on one process. device: where the model is.
+    Raises what reading a damaged picture raises, on all processes (evaluation never skips), and UserError for an empty
+    set.
+    """
+    n = len(images)
+    if n == 0:
+        raise UserError("there are no images to extract features from; give a set with at least one")
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; features are extracted in batches of at least 1")
+    device = torch.device(device)
+    if isinstance(model, DistributedDataParallel):
+        # Its forward broadcasts buffers even in eval mode, and would wait for processes that have fewer batches.
+        model = model.module
+    starts = range(0, n, batch_size)
+    share = -(-len(starts) // world())
+    own = [range(start, min(start + batch_size, n)) for start in starts[rank() * share : (rank() + 1) * share]]
+    parts: list[Tensor] = []
+    damaged = None
+    with evaluating(model), torch.inference_mode():
+        for pixels in _pixels(images, view, own, workers, pinned=device.type == "cuda"):
+            if isinstance(pixels, int):
+                damaged = pixels
+                break
+            features = model(view(pixels.to(device, non_blocking=True)))
+            if features.ndim != 2 or len(features) != len(pixels):
+                raise ValueError(
+                    f"a feature extractor maps {len(pixels)} images to [n, D], not {tuple(features.shape)}"
+                )
+            parts.append(features.float().cpu())
+    _agree_on_damage(images, view, damaged, device)
+    return _assemble(parts, own, n, device)
+
+
+def _pixels(
+    images: Readable, view: EvaluationView, own: Sequence[range], workers: int, *, pinned: bool
+) -> Iterator[Tensor | int]:
+    """For each range of rows its pictures, uint8 [n, C, h, w], or the number of one that cannot be read."""
+    resident = images.resident()
+    if resident is not None:
+        for rows in own:
+            yield resident[rows.start : rows.stop]
+        return
+    # Its own generator, because a loader without one draws from the global stream and would move the training's.
+    yield from DataLoader(
+        _Cropped(images, view),
+        batch_sampler=[list(rows) for rows in own],
+        num_workers=workers,
+        collate_fn=_stack,
+        pin_memory=pinned,
+        generator=torch.Generator(),
+    )
+
+
+class _Cropped(Dataset[Tensor | int]):
+    """Picture i at the view's size, or i itself where it cannot be read."""
+
+    def __init__(self, images: Readable, view: EvaluationView) -> None:
+        self.images, self.view = images, view
+
+    def __getitem__(self, index: int) -> Tensor | int:
+        try:
+            return self.view.worker(self.images.read(index))
+        except UserError:
+            # An exception leaves a worker as the text of a traceback; from the number every process raises it anew.
+            return index
+
+
+def _stack(pictures: Sequence[Tensor | int]) -> Tensor | int:
+    """Cropped pictures as one batch, or the first number among them."""
+    tensors = []
+    for picture in pictures:
+        if isinstance(picture, int):
+            return picture
+        tensors.append(picture)
+    return torch.stack(tensors)
+
+
+def _agree_on_damage(images: Readable, view: EvaluationView, damaged: int | None, device: torch.device) -> None:
+    """Raise the same error on all processes if one met a damaged picture; else the others would wait for it forever."""
+    found = torch.zeros(world(), dtype=torch.int64, device=device)
+    if damaged is not None:
+        found[rank()] = damaged + 1
+    numbers = [number - 1 for number in all_reduce_sum(found).tolist() if number]
+    if numbers:
+        view.worker(images.read(min(numbers)))
+        raise UserError(f"picture {min(numbers)} could be read only at the second attempt; check the disk it is on")
+
+
+def _assemble(parts: Sequence[Tensor], own: Sequence[range], n: int, device: torch.device) -> Tensor:
+    """Every process's rows at their places, float32 [n, D], after checking that each row was computed once."""
+    # Process 0 always has the first batch; the others may have none and then don't know D.
+    width = torch.tensor(parts[0].shape[1] if rank() == 0 else 0, device=device)
+    width = int(all_reduce_sum(width).item())
+    features = torch.zeros(n, width)
+    seen = torch.zeros(n, dtype=torch.int64)
+    for part, rows in zip(parts, own, strict=True):
+        features[rows.start : rows.stop] = part
+        seen[rows.start : rows.stop] += 1
+    if world() > 1:
+        seen = all_reduce_sum(seen.to(device)).cpu()
+        block = max(1, BLOCK // max(1, width))
+        for start in range(0, n, block):
+            features[start : start + block] = all_reduce_sum(features[start : start + block].to(device)).cpu()
+    if not bool((seen == 1).all()):
+        raise RuntimeError(f"{int((seen != 1).sum())} of {n} images were not seen exactly once")
+    return features

@@ -1,0 +1,120 @@
+"""Images: what every stage reads pictures from, whatever they come from.
+
+An Images is a selection out of one or several stores; selecting copies indices, never pixels. Labels are an attribute
+that can be absent, and are dropped once, at the opening: what has no labels cannot leak them.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .store import Store
+
+
+class Images:
+    """N pictures out of one or several stores.
+
+    uri: what was opened. classes: names by label, where known. labels: int64 [N], or None where there are none or they
+    must not be seen. domains: int64 [N], indices into domain_names (one a URI of a union, or what the source says).
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        stores: Sequence[Store],
+        which: Tensor,
+        index: Tensor,
+        *,
+        labels: Tensor | None,
+        classes: tuple[str, ...] | None,
+        domains: Tensor,
+        domain_names: tuple[str, ...],
+    ) -> None:
+        """Picture i is number index[i] (int64 [N]) of stores[which[i]]."""
+        self.uri, self.classes, self.labels = uri, classes, labels
+        self.domains, self.domain_names = domains, domain_names
+        self._stores, self._which, self._index = tuple(stores), which, index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __repr__(self) -> str:
+        return f"Images({self.uri!r}, {len(self)} pictures)"
+
+    def _at(self, i: int) -> tuple[Store, int]:
+        if not 0 <= i < len(self):
+            raise IndexError(f"picture {i} of {len(self)}")
+        return self._stores[int(self._which[i])], int(self._index[i])
+
+    def read(self, i: int) -> Tensor:
+        """uint8 or uint16 [C, H, W]; gray as three equal channels. Raises DamagedImage, which names the file."""
+        store, k = self._at(i)
+        return store.read(k)
+
+    def name(self, i: int) -> str:
+        """Path inside the source (files), or the source's name with an index (arrays)."""
+        store, k = self._at(i)
+        return store.name(k)
+
+    def resident(self) -> Tensor | None:
+        """All pictures, uint8 or uint16 [N, C, H, W], if they live in memory anyway and have one shape; else None."""
+        parts = []
+        for s, store in enumerate(self._stores):
+            part = store.resident(self._index[self._which == s])
+            if part is None:
+                return None
+            parts.append(part)
+        if len({(part.shape[1:], part.dtype) for part in parts}) > 1:
+            return None
+        if len(parts) == 1:
+            return parts[0]
+        pixels = parts[0].new_empty(len(self), *parts[0].shape[1:])
+        for s, part in enumerate(parts):
+            pixels[self._which == s] = part
+        return pixels
+
+    def keys(self) -> Tensor:
+        """int64 [N]: the identity of each picture, the first 8 bytes of the sha256 of its file or array.
+
+        Copies share one; blends of a digit share that of the digit. Files are hashed once and remembered in the cache.
+        """
+        keys = torch.empty(len(self), dtype=torch.int64)
+        for s, store in enumerate(self._stores):
+            mine = self._which == s
+            keys[mine] = store.keys()[self._index[mine]]
+        return keys
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) over sorted paths, sizes (arrays: contents) and class names: the data set as it is now."""
+        labels = [""] * len(self)
+        if self.labels is not None and self.classes is not None:
+            labels = [self.classes[label] for label in self.labels.tolist()]
+        places = zip(self._which.tolist(), self._index.tolist(), labels, strict=True)
+        lines = [f"{self._stores[s].stamp(k)}\t{label}\n".encode("utf-8", "surrogateescape") for s, k, label in places]
+        return hashlib.sha256(b"".join(sorted(lines))).hexdigest()
+
+    def split_hash(self) -> str:
+        """sha256 (hex) over the sorted identities: which pictures these are, wherever they lie."""
+        ordered = self.keys().sort().values
+        return hashlib.sha256(ordered.numpy().astype(">i8").tobytes()).hexdigest()
+
+    def select(self, indices: Tensor) -> "Images":
+        """The pictures at `indices` (int64 [M]), in that order."""
+        return Images(
+            self.uri,
+            self._stores,
+            self._which[indices],
+            self._index[indices],
+            labels=None if self.labels is None else self.labels[indices],
+            classes=self.classes,
+            domains=self.domains[indices],
+            domain_names=self.domain_names,
+        )
+
+    def unlabelled(self) -> "Images":
+        """The same pictures without labels. The names of the classes stay: they give no picture's label away."""
+        everything = self.select(torch.arange(len(self)))
+        everything.labels = None
+        return everything

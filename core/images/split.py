@@ -1,0 +1,99 @@
+"""Splits by content: the order is a hash of (seed, identity of the image), so neither names nor labels shape it.
+
+Cuts are made between *unique* identities: copies of one picture, or several blends of one digit, stay on one side. Two
+slices that meet (`:80%` and `80%:`, or `:60%` and `60%:80%`) with one seed never overlap and leave nothing out.
+"""
+
+import hashlib
+import re
+from fractions import Fraction
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+
+GENERIC = {"train": (None, "80%"), "test": ("80%", None)}
+GRAMMAR = "NAME, [SLICE,seed=S,stratify] or NAME[SLICE,seed=S,stratify] with a SLICE like :80%, 80%:, 20%:60% or :500"
+
+
+class Fragment(NamedTuple):
+    """One `#...` of a URI: a name, a slice of what it names, or both. Bounds are texts like '80%' or '500'."""
+
+    name: str | None
+    low: str | None
+    high: str | None
+    sliced: bool
+    seed: int
+    stratify: bool
+
+
+def parse_fragment(text: str) -> Fragment:
+    """Take `NAME[SLICE,seed=S,stratify]` apart. Raises UserError with the grammar."""
+    match = re.fullmatch(r"([^\[\]]*)(?:\[([^\[\]]*)\])?", text)
+    if not match or not text:
+        raise UserError(f"#{text} is not a split; expected {GRAMMAR}")
+    name, inside = match.groups()
+    low = high = None
+    sliced, stratify, seed = False, False, 0
+    for term in inside.split(",") if inside is not None else ():
+        term = term.strip()
+        if found := re.fullmatch(r"(\d+(?:\.\d+)?%|\d+)?:(\d+(?:\.\d+)?%|\d+)?", term):
+            if sliced:
+                raise UserError(f"#{text} has two slices; expected {GRAMMAR}")
+            (low, high), sliced = found.groups(), True
+        elif found := re.fullmatch(r"seed=(\d+)", term):
+            seed = int(found.group(1))
+        elif term == "stratify":
+            stratify = True
+        else:
+            raise UserError(f"#{text}: {term!r} is not understood; expected {GRAMMAR}")
+    if inside is not None and not sliced and name not in GENERIC:
+        raise UserError(f"#{text} has no slice, so its seed would do nothing; expected {GRAMMAR}")
+    for bound in (low, high):
+        if bound and bound.endswith("%") and Fraction(bound[:-1]) > 100:
+            raise UserError(f"#{text}: {bound} is more than everything")
+    return Fragment(name or None, low, high, sliced, seed, stratify)
+
+
+def cut_point(bound: str | None, count: int, default: int) -> int:
+    """'80%' or '500' as a number of unique identities out of `count`; halves round up."""
+    if bound is None:
+        return default
+    exact = Fraction(bound[:-1]) * count / 100 if bound.endswith("%") else Fraction(bound)
+    return min(int(exact + Fraction(1, 2)), count)
+
+
+def hash_order(keys: Tensor, seed: int) -> list[int]:
+    """The unique identities of `keys` (int64 [N]) in the order of sha256(seed, identity)."""
+
+    def digest(key: int) -> bytes:
+        return hashlib.sha256(f"{seed}/".encode() + key.to_bytes(8, "big", signed=True)).digest()
+
+    return sorted(set(keys.tolist()), key=digest)
+
+
+def cut(keys: Tensor, low: str | None, high: str | None, seed: int, labels: Tensor | None = None) -> Tensor:
+    """Indices (int64, ascending) of the pictures whose identity lies between the bounds in the hash order.
+
+    keys: int64 [N]. labels: int64 [N] to cut within each class, None not to look at labels at all. An identity that
+    occurs under several labels counts under the smallest, so that even then it is never torn apart.
+    """
+    chosen: set[int] = set()
+    for group in [keys] if labels is None else keys_by_class(keys, labels):
+        order = hash_order(group, seed)
+        chosen.update(order[cut_point(low, len(order), 0) : cut_point(high, len(order), len(order))])
+    inside = torch.tensor([key in chosen for key in keys.tolist()], dtype=torch.bool)
+    return inside.nonzero().flatten()
+
+
+def keys_by_class(keys: Tensor, labels: Tensor) -> list[Tensor]:
+    """The identities of each class, each identity in one class only."""
+    owner: dict[int, int] = {}
+    for key, label in zip(keys.tolist(), labels.tolist(), strict=True):
+        owner[key] = min(int(label), owner.get(key, int(label)))
+    classes: dict[int, list[int]] = {}
+    for key, label in owner.items():
+        classes.setdefault(label, []).append(key)
+    return [torch.tensor(classes[label], dtype=torch.int64) for label in sorted(classes)]

@@ -1,0 +1,104 @@
+"""Optimizers, and schedules as functions of the step: nothing here has a state of its own besides the optimizer's moments."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from timm.optim.lars import Lars
+from torch import Tensor, nn
+
+from .backbone import Backbone
+from .config import Duration
+
+SCALED_BATCH = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """The `optim` section.
+
+    lr: the peak rate, as given or per 256 images where lr_scaling says so (linear: lr * batch_size / 256; sqrt: lr *
+    sqrt(batch_size / 256)). batch_size: the global batch; in adaptation that many of each domain. duration: steps or `10ep`.
+    warmup: linear from 0, in steps, `10ep` or `5%` of the duration. schedule: cosine to min_lr, constant, or inverse: the
+    annealing (1 + 10 p)^-0.75 of Ganin & Lempitsky (2015, arXiv:1409.7495). backbone_lr: factor of the backbone's rate.
+    layer_decay: factor of the rate from each layer to the one below it. clip: largest global gradient norm. trust: LARS's eta.
+    """
+
+    name: Literal["adamw", "sgd", "lars"] = "adamw"
+    lr: float
+    batch_size: int
+    duration: Duration
+    warmup: Duration = Duration(0, "steps")
+    schedule: Literal["cosine", "constant", "inverse"] = "cosine"
+    min_lr: float = 0.0
+    lr_scaling: Literal["none", "linear", "sqrt"] = "none"
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    nesterov: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+    trust: float = 0.001
+    clip: float | None = None
+    backbone_lr: float = 1.0
+    layer_decay: float | None = None
+
+    @property
+    def peak_lr(self) -> float:
+        ratio = self.batch_size / SCALED_BATCH
+        return self.lr * {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[self.lr_scaling]
+
+    def steps(self, steps_per_epoch: int) -> int:
+        """The run's length in optimizer steps."""
+        return Duration.parse(self.duration).steps(steps_per_epoch)
+
+    def rate(self, step: int, steps: int, steps_per_epoch: int) -> float:
+        """The learning rate of the step that follows `step` completed ones."""
+        warmup = Duration.parse(self.warmup).steps(steps_per_epoch, steps)
+        if step < warmup:
+            return self.peak_lr * (step + 1) / warmup
+        progress = (step - warmup) / max(1, steps - warmup)
+        if self.schedule == "cosine":
+            return self.min_lr + (self.peak_lr - self.min_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))
+        return self.peak_lr if self.schedule == "constant" else self.peak_lr * (1.0 + 10.0 * progress) ** -0.75
+
+    def build(self, method: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer over the method's trainable parameters; each group's `lr_scale` multiplies the rate."""
+        groups = parameter_groups(method, self)
+        if self.name == "adamw":
+            return torch.optim.AdamW(groups, lr=self.peak_lr, betas=self.betas, fused=True)
+        if self.name == "sgd":
+            return torch.optim.SGD(groups, lr=self.peak_lr, momentum=self.momentum, nesterov=self.nesterov, fused=True)
+        return Lars(groups, lr=self.peak_lr, momentum=self.momentum, nesterov=self.nesterov, trust_coeff=self.trust)
+
+
+def parameter_groups(method: nn.Module, optim: Optim) -> list[dict[str, Any]]:
+    """Groups by (decayed or not, rate scale). Biases, normalisation and embeddings are neither decayed nor adapted by LARS."""
+    backbone = getattr(method, "backbone", None)
+    scales: dict[Tensor, float] = {}
+    exempt: set[Tensor] = set()
+    if isinstance(backbone, Backbone):
+        layer = backbone.layer_scales(optim.layer_decay)
+        scales = {p: optim.backbone_lr * layer[name] for name, p in backbone.model.named_parameters()}
+        exempt = backbone.undecayed()
+    groups: dict[tuple[bool, float], dict[str, Any]] = {}
+    for _, parameter in method.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decayed = parameter.ndim > 1 and parameter not in exempt
+        scale = scales.get(parameter, 1.0)
+        group = groups.setdefault(
+            (decayed, scale),
+            {"params": [], "lr_scale": scale, "weight_decay": optim.weight_decay if decayed else 0.0},
+        )
+        if optim.name == "lars":
+            group["always_adapt"] = decayed
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its share of the rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]

@@ -1,0 +1,252 @@
+"""The run directory: resolved config, lock, metrics, pictures and the result; readable without Rootstock.
+
+Running the same command again resumes; a finished run is left alone. Only rank 0 writes; every process reads the same decisions.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import yaml
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from rich.console import Console
+from torch import nn
+
+from . import checkpoint
+from .config import Duration, Section
+from .distributed import barrier, broadcast_text, rank, world
+from .errors import UserError
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+class Interrupted(Exception):
+    """Stopped on request after saving; the same command resumes."""
+
+
+def checkpoint_options(*, every: Duration = Duration(10, "%"), keep: int = 2) -> None:
+    """The `run.checkpoint` section. every: how often (steps, `5ep`, `10%`). keep: how many, two at least."""
+
+
+def options(
+    *,
+    dir: str,
+    precision: Precision = "auto",
+    compile: Literal["auto", "on", "off"] = "auto",
+    device: Literal["auto", "cpu"] = "auto",
+    channels_last: bool = True,
+    workers: int = 8,
+    accumulate: int = 1,
+    chunk: int | None = None,
+    log_every: int = 10,
+    checkpoint: Annotated[dict[str, Any], Section(checkpoint_options)] = {},  # noqa: B006
+    damaged: float = 0.01,
+    changed_data: Literal["refuse", "accept"] = "refuse",
+    tracker: Literal["none", "tensorboard", "wandb"] = "none",
+) -> None:
+    """The `run` section: where and how, never what (rounding aside).
+
+    dir: the run's folder. precision, compile: auto is bf16 and on with CUDA, fp32 and off on the CPU. workers: loader processes,
+    at most one a core. accumulate: micro-batches a step. chunk: images encoded at once by losses that couple samples. damaged:
+    the largest fraction of damaged pictures. changed_data: what to do when the data changed since the run began.
+    """
+
+
+class Run:
+    """One run of one verb, in its folder.
+
+    config: the resolved config. resumed: the folder held an unfinished run of the same config.
+    """
+
+    def __init__(self, verb: str, config: dict[str, Any], quiet: bool = False) -> None:
+        self.verb, self.config = verb, config
+        self.options: dict[str, Any] = config["run"]
+        self.dir = Path(self.options["dir"])
+        self.seed: int = config["seed"]
+        self.started = time.time()
+        self.accelerator = Accelerator(
+            cpu=self.options["device"] == "cpu",
+            log_with=None if self.options["tracker"] == "none" else self.options["tracker"],
+            project_dir=str(self.dir),
+            # Running statistics are reduced once a step by core/norm.py; broadcasting rank 0's would undo that.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+        self.device: torch.device = self.accelerator.device
+        self.main = rank() == 0
+        self.quiet = quiet
+        self.console = Console(stderr=True, quiet=not self.main, highlight=False)
+        self.recorded: dict[str, Any] = {}
+        self._lock: Any = None
+
+    # ---- opening -------------------------------------------------------------------------------------------------------
+
+    def open(self) -> Run:
+        """Create or take over the folder. Raises UserError: locked by another process, or of another config."""
+        # Only rank 0 decides, all learn of it: an exception on one process alone would leave the others waiting.
+        trouble = self._take() if self.main else ""
+        if trouble := broadcast_text(trouble):
+            raise UserError(trouble)
+        return self
+
+    def _take(self) -> str:
+        try:
+            self.dir.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.dir / ".lock", "w")  # noqa: SIM115 - held until close
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return f"run.dir: {self.dir} belongs to a run that is still going; wait for it, or choose another run.dir"
+        except (FileExistsError, NotADirectoryError):
+            return f"run.dir: {self.dir} is a file; choose another run.dir"
+        except PermissionError:
+            return f"run.dir: {self.dir} cannot be written; choose another run.dir"
+        path = self.dir / "config.yaml"
+        if path.exists():
+            before = yaml.safe_load(path.read_text()) or {}
+            changed = differing({**before, "verb": before.get("verb", self.verb)}, {"verb": self.verb, **self.config})
+            if changed:
+                listed = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, old, new in changed)
+                return f"{self.dir} holds a run of another config ({listed}); choose another run.dir, or restore these keys"
+        checkpoint.write_text(path, yaml.safe_dump({"verb": self.verb, **self.config}, sort_keys=False, width=120))
+        return ""
+
+    @property
+    def finished(self) -> dict[str, Any] | None:
+        """The result, once there is one."""
+        path = self.dir / "result.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def record(self, **facts: Any) -> None:
+        """Add facts to run.json: versions, host, data. Raises UserError if the data changed since the run began."""
+        path = self.dir / "run.json"
+        before = json.loads(path.read_text()) if path.exists() else {}
+        old, new = before.get("data", {}), facts.get("data", {})
+        changed = [name for name in new if name in old and old[name] != new[name]]
+        if changed and self.options["changed_data"] == "refuse":
+            raise UserError(
+                f"data.{changed[0]} changed since {self.dir} began (fingerprint {old[changed[0]][:12]} then, {new[changed[0]][:12]} now); "
+                "restore the data, choose another run.dir, or say run.changed_data=accept"
+            )
+        self.recorded = {**environment(), "verb": self.verb, "processes": world(), "device": str(self.device), **before, **facts}
+        barrier()
+        if self.main:
+            checkpoint.write_text(path, json.dumps(self.recorded, indent=1))
+
+    # ---- during --------------------------------------------------------------------------------------------------------
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.dir / "checkpoints"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the forward pass computes in."""
+        precision: str = self.options["precision"]
+        if precision == "auto":
+            precision = "bf16" if self.device.type == "cuda" else "fp32"
+        if precision == "fp16" and self.device.type != "cuda":
+            raise UserError("run.precision: fp16 needs a GPU; use fp32 or bf16 on the CPU")
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+    def log(self, message: str) -> None:
+        """One plain line for the person who watches; warnings are printed even when quiet."""
+        if self.main and (not self.quiet or message.startswith("WARNING")):
+            self.console.print(message, markup=False, soft_wrap=True)
+
+    def metrics(self, row: Mapping[str, Any]) -> None:
+        """Append a row to metrics.jsonl and to the tracker."""
+        if self.main:
+            with open(self.dir / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(row) + "\n")
+        if self.options["tracker"] != "none":
+            values = {k: v for k, v in row.items() if isinstance(v, int | float)}
+            self.accelerator.log(values, step=row["step"])
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop the rows beyond the step that the run resumes from."""
+        path = self.dir / "metrics.jsonl"
+        if self.main and path.exists():
+            rows = []
+            for line in path.read_text().splitlines():
+                try:
+                    row = json.loads(line)
+                except ValueError:  # a kill in the middle of a write leaves half a line
+                    continue
+                if row["step"] <= step:
+                    rows.append(line)
+            checkpoint.write_text(path, "".join(f"{row}\n" for row in rows))
+
+    # ---- ending --------------------------------------------------------------------------------------------------------
+
+    def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        """Write result.json, atomically and last, and return it."""
+        whole = {
+            "task": self.verb,
+            "run": str(self.dir),
+            "seed": self.seed,
+            **result,
+            "seconds": round(time.time() - self.started, 2),
+        }
+        barrier()
+        if self.main:
+            checkpoint.write_text(self.dir / "result.json", json.dumps(whole, indent=1))
+        return whole
+
+    def close(self) -> None:
+        """Free the lock and close the trackers."""
+        if self.options["tracker"] != "none":
+            self.accelerator.end_training()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> Run:
+        return self.open()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def unwrap(self, module: nn.Module) -> Any:
+        return self.accelerator.unwrap_model(module)
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[tuple[str, Any, Any]]:
+    """The dotted keys outside `run` whose values differ, with both values."""
+    rows: list[tuple[str, Any, Any]] = []
+    # Configs are compared as JSON would write them, so that a tuple equals the list that YAML reads back.
+    for key in [*before, *(k for k in now if k not in before)]:
+        if not path and key == "run":
+            continue
+        old, new = before.get(key), now.get(key)
+        where = f"{path}.{key}" if path else str(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            rows += differing(old, new, where)
+        elif json.dumps(old) != json.dumps(new):
+            rows.append((where, old, new))
+    return rows
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit, host: what a number needs to be trusted."""
+    packages = ("rootstock", "torch", "timm", "lightly", "accelerate", "faiss-cpu", "scikit-learn", "numpy")
+    root = Path(__file__).resolve().parent.parent
+    commit = ""
+    if (root / ".git").exists():
+        git = ["git", "-C", str(root)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False).stdout.strip()
+        commit += "+changes" if commit and dirty else ""
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "commit": commit,
+        "host": platform.node(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }

@@ -1,0 +1,238 @@
+"""What a config may say, read from the signatures of what it builds: keyword-only parameters are keys.
+
+The tree of sections is walked by us, so that every message knows its place, its neighbours and their names; each value
+in it is checked by pydantic in strict JSON mode, where lists become tuples but booleans and texts never become numbers.
+"""
+
+import dataclasses
+import functools
+import inspect
+import json
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
+
+from .duration import Duration
+from .wording import literals, nearest, show, words
+
+REQUIRED = inspect.Parameter.empty
+NUMBER = re.compile(r"[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)([eE][-+]?\d+)?")
+
+
+class Key(NamedTuple):
+    """One key of a section: what may stand there, its default (REQUIRED without one), and whether null may."""
+
+    node: "Section | Choice | Value"
+    default: Any = REQUIRED
+    nullable: bool = False
+
+
+@dataclasses.dataclass(eq=False)
+class Section:
+    """`Annotated[dict, Section(fn)]`: a mapping whose keys are fn's keyword-only parameters."""
+
+    constructor: Callable[..., Any]
+
+    def keys(self, value: Any = None) -> Mapping[str, Key]:
+        return keys_of(self.constructor)
+
+
+@dataclasses.dataclass(eq=False)
+class Choice:
+    """`Annotated[dict, Choice(METHODS)]`: `name` chooses a constructor; its keyword-only parameters follow.
+
+    With `shorthand` the bare name may stand for the section. `default` is the name of a section that gives none.
+    """
+
+    registry: Mapping[str, Callable[..., Any]]
+    default: str | None = None
+    shorthand: bool = True
+
+    def spread(self, value: Any) -> Any:
+        """A bare name as the section that it stands for; anything else as it is."""
+        return {"name": value} if self.shorthand and isinstance(value, str) else value
+
+    def name(self, value: Any) -> Any:
+        """The name that a section gives, or the default; None where there is neither."""
+        value = self.spread(value)
+        given = value.get("name") if isinstance(value, Mapping) else None
+        return self.default if given is None else given
+
+    def keys(self, value: Any = None) -> Mapping[str, Key]:
+        """The keys of the section that `value` names; only `name` while it names none that is known."""
+        name = self.name(value)
+        known = isinstance(name, str) and name in self.registry
+        keys = keys_of(self.registry[name]) if known else {}
+        if "name" in keys:
+            raise TypeError(
+                f"{name}: a constructor in a registry has no parameter called name; the config's `name` chooses it"
+            )
+        return {"name": Key(Value(str), self.default or REQUIRED), **keys}
+
+
+@dataclasses.dataclass(eq=False)
+class Value:
+    """A plain value of an annotated type."""
+
+    annotation: Any
+
+    @functools.cached_property
+    def adapter(self) -> TypeAdapter[Any]:
+        return TypeAdapter(self.annotation)
+
+    def resolve(self, value: Any) -> Any:
+        """The value as JSON holds it; ValueError says what was expected and what was given."""
+        try:
+            return self._read(value)
+        except (ValueError, TypeError) as error:
+            # "1e-3" in quotes, or from YAML 1.1 readers; only where text as such is not what is wanted.
+            numbers = _numbers(value)
+            if numbers is not value:
+                try:
+                    return self._read(numbers)
+                except (ValueError, TypeError):
+                    pass
+            raise ValueError(self._complaint(value, error)) from None
+
+    def _read(self, value: Any) -> Any:
+        return to_jsonable_python(self.adapter.validate_json(json.dumps(_plain(value), allow_nan=False), strict=True))
+
+    def _complaint(self, value: Any, error: Exception) -> str:
+        if isinstance(error, ValidationError) and error.error_count() == 1:
+            detail = error.errors()[0]
+            if {"gt", "ge", "lt", "le", "multiple_of"} & set(detail.get("ctx", {})):
+                return f"{detail['msg'].removeprefix('Input ')}, got {show(value)}"
+        complaint = f"expected {words(self.annotation)}, got {show(value)}"
+        close = nearest(value, literals(self.annotation)) if isinstance(value, str) else None
+        if isinstance(value, bool) and "text" in words(self.annotation):
+            complaint += " (YAML reads yes, no, on and off as that; put the text in quotes)"
+        return f"{complaint}; did you mean {close}?" if close else complaint
+
+
+@functools.cache
+def keys_of(constructor: Callable[..., Any]) -> dict[str, Key]:
+    """What a constructor reads from a config: its keyword-only parameters; of a dataclass without any, its fields.
+
+    Raises TypeError (ours to mend, not the user's) for a parameter without a usable annotation.
+    """
+    signature = inspect.signature(constructor).parameters.values()
+    parameters = [parameter for parameter in signature if parameter.kind is parameter.KEYWORD_ONLY]
+    factories: dict[str, Any] = {}
+    if dataclasses.is_dataclass(constructor):
+        parameters = parameters or list(signature)
+        factories = {field.name: field.default_factory for field in dataclasses.fields(constructor)}
+    hints = _hints(constructor, parameters)
+    keys = {}
+    for parameter in parameters:
+        factory = factories.get(parameter.name, dataclasses.MISSING)
+        default = parameter.default if factory is dataclasses.MISSING else factory()
+        if dataclasses.is_dataclass(default) and not isinstance(default, type):
+            default = dataclasses.asdict(default)
+        node, nullable = _node(hints[parameter.name])
+        keys[parameter.name] = Key(node, default, nullable)
+    return keys
+
+
+def _hints(constructor: Any, parameters: list[inspect.Parameter]) -> dict[str, Any]:
+    """The annotations of these parameters alone: those of the positional ones need not even exist at run time."""
+    for parameter in parameters:
+        if parameter.annotation is REQUIRED:
+            raise TypeError(
+                f"{constructor}: the parameter {parameter.name} needs an annotation, for configs are checked by it"
+            )
+    while isinstance(constructor, functools.partial):
+        constructor = constructor.func
+    function = inspect.unwrap(constructor.__init__ if isinstance(constructor, type) else constructor)
+    annotated = types.SimpleNamespace(__annotations__={p.name: p.annotation for p in parameters})
+    return typing.get_type_hints(annotated, globalns=getattr(function, "__globals__", {}), include_extras=True)
+
+
+def _node(annotation: Any) -> tuple[Section | Choice | Value, bool]:
+    """What an annotation admits, and whether it admits null beside a section."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        marks = [mark for mark in arguments[1:] if isinstance(mark, Section | Choice)]
+        if marks:
+            return marks[0], type(None) in get_args(arguments[0])
+    if origin in (Union, types.UnionType) and len(arguments) == 2 and type(None) in arguments:
+        node, _ = _node(next(argument for argument in arguments if argument is not type(None)))
+        if not isinstance(node, Value):
+            return node, True
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        return Section(annotation), False
+    if any(not isinstance(_node(argument)[0], Value) for argument in arguments if origin is not Literal):
+        raise TypeError(f"{annotation}: a section may stand alone or beside None, not inside another type")
+    return Value(annotation), False
+
+
+def _numbers(value: Any) -> Any:
+    """The value with every text that spells a number made one; the same object where there is none."""
+    if isinstance(value, str):
+        return float(value.replace("_", "")) if NUMBER.fullmatch(value) else value
+    if isinstance(value, list):
+        items = [_numbers(item) for item in value]
+        return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+    if isinstance(value, dict):
+        entries = {key: _numbers(item) for key, item in value.items()}
+        return entries if any(entries[key] is not value[key] for key in value) else value
+    return value
+
+
+def json_schema(
+    verbs: Mapping[str, Callable[..., Any]], extra: Mapping[str, Callable[..., Any]] = {}
+) -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of complete configs, each verb's under `$defs`; editors check files by it."""
+    sections = {name: _object(root_keys(verb, extra), verb) for name, verb in verbs.items()}
+    for section in sections.values():
+        section["properties"]["extends"] = {
+            "type": "string",
+            "description": "another file, which this one is merged over",
+        }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "rootstock",
+        "anyOf": [{"$ref": f"#/$defs/{name}"} for name in sections],
+        "$defs": sections,
+    }
+
+
+def root_keys(schema: Callable[..., Any], extra: Mapping[str, Callable[..., Any]]) -> dict[str, Key]:
+    """The sections of a verb's config: its recipe's keyword-only parameters, then the extra sections, all optional."""
+    return {**keys_of(schema), **{name: Key(Section(constructor), {}) for name, constructor in extra.items()}}
+
+
+def _object(keys: Mapping[str, Key], constructor: Callable[..., Any] | None = None) -> dict[str, Any]:
+    described = inspect.getdoc(constructor) if constructor else None
+    return {
+        **({"description": described.split("\n\n")[0]} if described else {}),
+        "type": "object",
+        "properties": {name: _property(key) for name, key in keys.items()},
+        "required": [name for name, key in keys.items() if key.default is REQUIRED],
+        "additionalProperties": False,
+    }
+
+
+def _property(key: Key) -> dict[str, Any]:
+    node = key.node
+    if isinstance(node, Value):
+        schema = node.adapter.json_schema()
+    elif isinstance(node, Section):
+        schema = _object(node.keys(), node.constructor)
+    else:
+        options = [_object(node.keys({"name": name}), node.registry[name]) for name in node.registry]
+        for name, option in zip(node.registry, options, strict=True):
+            option["properties"]["name"] = {"const": name}
+        bare = [{"enum": list(node.registry)}] if node.shorthand else []
+        schema = {"anyOf": [*bare, *options]}
+    if key.nullable:
+        schema = {"anyOf": [schema, {"type": "null"}]}
+    return schema if key.default is REQUIRED else {**schema, "default": _plain(key.default)}
+
+
+def _plain(value: Any) -> Any:
+    return to_jsonable_python(str(value) if isinstance(value, Duration) else value)

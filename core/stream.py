@@ -1,0 +1,261 @@
+"""The endless, seekable order of global batches, and the loaders that read it.
+
+The order is a function of the step alone: no sampler state, no counters. Process r of W reads its slice of each global batch and
+micro-batches are slices of that slice, so any number of processes, micro-batches and workers sees the same global batches.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .draws import Draws, permute
+from .errors import UserError
+from .images.source import DamagedImage, Images
+
+NEIGHBOUR_TRIES = 16
+
+
+class Sample(NamedTuple):
+    """Raw images, as the stream yields them on the device."""
+
+    images: Tensor  # uint8 or uint16 [N, C, H, W]; [N, V, C, h, w] where a worker cropped V views
+    positions: Tensor  # int64 [N]: global positions, the key of all randomness
+    labels: Tensor  # int64 [N]; empty where there is none or it must not be seen
+    extra: Mapping[str, Tensor] = {}
+
+
+class PairSample(NamedTuple):
+    """A labelled source batch and a target batch whose labels are always empty."""
+
+    source: Sample
+    target: Sample
+
+
+class Views(NamedTuple):
+    """V augmented views of the same N images: float [V, N, C, h, w]."""
+
+    images: Tensor
+    draws: Draws
+
+
+class Labelled(NamedTuple):
+    images: Tensor  # float [N, C, h, w]
+    labels: Tensor  # int64 [N]
+    draws: Draws
+
+
+class Unlabelled(NamedTuple):
+    images: Tensor  # float [N, C, h, w]
+    draws: Draws
+
+
+class Pair(NamedTuple):
+    """What an adaptation method sees: there is no field for a target label."""
+
+    source: Labelled
+    target: Unlabelled
+
+
+class Crop(Protocol):
+    """What a worker does to one decoded picture: uint8 [1, C, H, W] and its draws -> uint8 [1, V, C, h, w]."""
+
+    def __call__(self, images: Tensor, draws: Draws, /) -> Tensor: ...
+
+
+Batches = Callable[[int], Iterator[list[Any]]]
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of one set: which image, under which global position, is sample k of a step.
+
+    n: images. batch_size: the global batch. name: the set's stream ("source", "target"; "" for a single set).
+    A batch never holds an image twice; an epoch leaves out n % batch_size images, others each time.
+    """
+
+    n: int
+    batch_size: int
+    seed: int
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.batch_size > self.n:
+            which = f" of data.{self.name}" if self.name else ""
+            raise UserError(
+                f"optim.batch_size: {self.batch_size} is larger than the {self.n} training images{which}; "
+                f"choose at most {self.n} or give more images"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.n // self.batch_size
+
+    def indices(self, step: int, rows: slice = slice(None)) -> Tensor:
+        """The images of a step's rows, int64 [len(rows)]."""
+        epoch, i = divmod(step, self.steps_per_epoch)
+        index = torch.arange(self.batch_size)[rows] + i * self.batch_size
+        return permute(self.seed, f"{self.name}/order/{epoch}", self.n, index)
+
+    def positions(self, step: int, rows: slice = slice(None)) -> Tensor:
+        """The global positions of a step's rows, int64 [len(rows)]."""
+        return torch.arange(self.batch_size)[rows] + step * self.batch_size
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process's part of each global batch: process `rank` of `world`, in `micro` equal micro-batches."""
+
+    rank: int = 0
+    world: int = 1
+    micro: int = 1
+
+    def slices(self, batch_size: int) -> list[slice]:
+        parts = self.world * self.micro
+        if batch_size % parts:
+            raise UserError(
+                f"optim.batch_size: {batch_size} does not divide into {self.world} processes x {self.micro} micro-batches "
+                f"(run.accumulate); choose a multiple of {parts}"
+            )
+        size = batch_size // parts
+        return [slice((self.rank * self.micro + m) * size, (self.rank * self.micro + m + 1) * size) for m in range(self.micro)]
+
+
+@dataclass
+class Damage:
+    """Damaged pictures met in training: each replaced by a neighbour, counted, listed; too many end the run."""
+
+    limit: float = 0.01
+    names: dict[int, str] = field(default_factory=dict)
+    report: Callable[[str], None] = print
+
+    def note(self, images: Images, wanted: Tensor, read: Tensor) -> None:
+        for index in wanted[wanted != read].tolist():
+            if index not in self.names:
+                self.names[index] = images.name(index)
+                self.report(f"damaged picture replaced by its neighbour: {images.name(index)}")
+        if len(self.names) > max(1.0, self.limit * len(images)):
+            listed = ", ".join(list(self.names.values())[:5])
+            raise UserError(
+                f"{len(self.names)} damaged pictures of {len(images)}, more than run.damaged allows ({self.limit:.1%}): {listed}; "
+                "`rootstock data URI` lists them all; mend or remove them, or raise run.damaged"
+            )
+
+
+class _Reader(Dataset[tuple[Tensor, int, int, int]]):
+    """Decode and crop one (index, position): a pure function, so the number of workers cannot matter."""
+
+    def __init__(self, images: Images, crop: Crop, seed: int, name: str) -> None:
+        self.images, self.crop, self.seed, self.name = images, crop, seed, name
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int, int]:
+        wanted, position = key
+        picture, read = read_or_neighbour(self.images, wanted)
+        draws = source_draws(self.seed, torch.tensor([position]), self.name)
+        return self.crop(picture[None], draws)[0], position, wanted, read
+
+
+def read_or_neighbour(images: Images, index: int) -> tuple[Tensor, int]:
+    """The picture and the index that it was read from: `index` itself, or the next one that is not damaged."""
+    for offset in range(min(NEIGHBOUR_TRIES, len(images))):
+        candidate = (index + offset) % len(images)
+        try:
+            return images.read(candidate), candidate
+        except DamagedImage as error:
+            last = error
+    raise UserError(f"{NEIGHBOUR_TRIES} damaged pictures in a row, the last: {last}; `rootstock data URI` lists them all")
+
+
+def source_draws(seed: int, positions: Tensor, name: str) -> Draws:
+    """The draws of a set's samples: under its own stream where there are several sets."""
+    draws = Draws(seed, positions)
+    return draws.stream(name) if name else draws
+
+
+def stream(
+    images: Images,
+    order: Order,
+    crop: Crop,
+    *,
+    steps: int,
+    device: torch.device,
+    share: Share = Share(),
+    workers: int = 0,
+    damage: Damage | None = None,
+) -> Batches:
+    """`batches(step)`: from that step to the last, this process's list of micro-batches of Sample.
+
+    Sets held in memory are indexed on the device; others are decoded and cropped by `workers` processes. Labels are the set's
+    own, empty where it has none.
+    """
+    slices = share.slices(order.batch_size)
+    resident = images.resident()
+    if resident is not None:
+        data = resident.to(device)
+        labels = images.labels.to(device) if images.labels is not None else torch.empty(0, dtype=torch.int64, device=device)
+
+        def indexed(step: int) -> Iterator[list[Sample]]:
+            for s in range(step, steps):
+                yield [_indexed(data, labels, order, s, rows, device) for rows in slices]
+
+        return indexed
+    return _loaded(images, order, crop, slices, steps, device, workers, damage or Damage())
+
+
+def _indexed(data: Tensor, labels: Tensor, order: Order, step: int, rows: slice, device: torch.device) -> Sample:
+    index = order.indices(step, rows).to(device)
+    return Sample(data[index], order.positions(step, rows).to(device), labels[index] if len(labels) else labels)
+
+
+def _loaded(
+    images: Images, order: Order, crop: Crop, slices: list[slice], steps: int, device: torch.device, workers: int, damage: Damage
+) -> Batches:
+    reader = _Reader(images, crop, order.seed, order.name)
+    workers = min(workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+    def loaded(step: int) -> Iterator[list[Sample]]:
+        keys = (
+            list(zip(order.indices(s, rows).tolist(), order.positions(s, rows).tolist(), strict=True))
+            for s in range(step, steps)
+            for rows in slices
+        )
+        loader = DataLoader(
+            reader,
+            batch_sampler=keys,  # pyright: ignore[reportArgumentType]
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=_one_thread if workers else None,
+        )
+        micro: list[Sample] = []
+        for crops, positions, wanted, read in loader:
+            damage.note(images, wanted, read)
+            labels = images.labels[read] if images.labels is not None else torch.empty(0, dtype=torch.int64)
+            moved = (t.to(device, non_blocking=True) for t in (crops, positions, labels))
+            micro.append(Sample(*moved))
+            if len(micro) == len(slices):
+                yield micro
+                micro = []
+
+    return loaded
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process decides when to stop
+
+
+def pairs(source: Batches, target: Batches) -> Batches:
+    """Zip a source and a target stream into PairSample micro-batches."""
+
+    def zipped(step: int) -> Iterator[list[PairSample]]:
+        for s, t in zip(source(step), target(step), strict=True):
+            yield [PairSample(a, b) for a, b in zip(s, t, strict=True)]
+
+    return zipped

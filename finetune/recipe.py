@@ -1,0 +1,197 @@
+"""The recipes of `rootstock probe` (frozen features) and `rootstock finetune` (cross-entropy through the whole network)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..core import config, norm
+from ..core.backbone import OWN, Backbone, create
+from ..core.classifier import Classifier, Scores, add_scores, score
+from ..core.config import Choice, Section
+from ..core.distributed import rank, world
+from ..core.draws import Draws
+from ..core.errors import UserError
+from ..core.features import extract
+from ..core.optim import Optim
+from ..core.pictures import denormalise, save_map, save_sheet
+from ..core.presets import VIEWS
+from ..core.run import Run
+from ..core.sets import count_seen, count_trained, describe, fingerprints, train_and_tests
+from ..core.stream import Damage, Labelled, Order, Sample, Share, stream
+from ..core.train import Every, Step, fit
+from ..core.views import Evaluation, Multiview
+from . import protocols
+from .registry import BASELINES
+
+
+def data_options(
+    *, train: str | list[str], test: str | dict[str, str] | None = None, size: int, crop: float = 1.0,
+    views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "supervised"},  # noqa: B006
+) -> None:  # fmt: skip
+    """train: labelled images. test: a labelled set or several by name; a stratified 20 % of train is held out without it. size:
+    pixels. crop: the part of the shorter side that evaluation sees. views: how training images are drawn."""
+
+
+def probe_data_options(
+    *, train: str | list[str], test: str | dict[str, str] | None = None, size: int, crop: float = 1.0
+) -> None:
+    """train: labelled images. test: a labelled set or several by name; a stratified 20 % of train is held out without it."""
+
+
+def evaluate_options(
+    *,
+    knn: Annotated[dict[str, Any] | None, Section(protocols.knn)] = None,
+    linear: Annotated[dict[str, Any] | None, Section(protocols.linear)] = None,
+    fewshot: Annotated[dict[str, Any] | None, Section(protocols.fewshot)] = None,
+    presets: list[str] = [],  # noqa: B006
+) -> None:
+    """Which protocols run on the frozen features; presets: published ones by name (see finetune/protocols.py)."""
+
+
+def probe(
+    run: Run,
+    *,
+    data: Annotated[dict[str, Any], Section(probe_data_options)],
+    backbone: Annotated[dict[str, Any], Section(create)],
+    evaluate: Annotated[dict[str, Any], Section(evaluate_options)],
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Score frozen features and return the result. Chooses (k, C) only on a held-out slice of the training features."""
+    torch.manual_seed(seed)
+    chosen = _protocols(evaluate)
+    train, tests = train_and_tests(data["train"], data["test"], seed)
+    run.record(data=fingerprints({"train": train, **tests}))
+    assert train.labels is not None and train.classes is not None
+    channels = train.read(0).shape[0]
+    model = create(data["size"], channels, {**OWN, **BASELINES}, **backbone).to(run.device)
+    view = Evaluation(data["size"], crop=data["crop"], mean=model.mean, std=model.std)
+    workers = run.options["workers"]
+
+    run.log(f"probe {model.spec['name']}: features of {len(train)} training and {sum(map(len, tests.values()))} test images")
+    known = extract(model, train, view, device=run.device, workers=workers)
+    features = {name: extract(model, t, view, device=run.device, workers=workers) for name, t in tests.items()}
+    pairs = {name: (features[name], t.labels) for name, t in tests.items() if t.labels is not None}
+    scores, picked, selection = Scores({}, {}, {}), {}, "last"
+    for protocol in chosen:
+        outcome = protocol(known, train.labels, pairs, train.classes, seed)
+        for key, predictions in outcome.predictions.items():
+            if predictions.ndim == 1:
+                add_scores(scores, key, tests[key.split("/")[0]], predictions, train.classes, seed)
+        scores.metrics.update(outcome.metrics)
+        scores.details.update(outcome.details)
+        scores.intervals.update({k: [v for v in pair if v is not None] for k, pair in outcome.intervals.items()})
+        picked.update(outcome.chosen)
+        selection = outcome.selection if outcome.selection != "last" else selection
+    if run.main:
+        save_map(run.dir, features, tests, seed)
+    return run.finish(_result(scores, model, {"train": train, **tests}, data, {"chosen": picked, "selection": selection}))
+
+
+class FineTune(nn.Module):
+    """Cross-entropy on labelled images."""
+
+    rows_per_position = 1
+    couples_samples = False
+
+    def __init__(self, classifier: Classifier, label_smoothing: float) -> None:
+        super().__init__()
+        self.classifier, self.label_smoothing = classifier, label_smoothing
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.classifier.backbone
+
+    def forward(self, batch: Labelled, progress: float) -> Step:
+        """batch.images: [N, C, h, w]."""
+        logits = self.classifier(batch.images)
+        loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=self.label_smoothing)
+        return Step(loss, {"train_accuracy": (logits.argmax(1) == batch.labels).float().mean()})
+
+
+def method_options(*, label_smoothing: float = 0.0, dropout: float = 0.0, freeze: bool = False) -> None:
+    """label_smoothing: of the cross-entropy. dropout: before the head. freeze: train the head alone, the backbone in eval mode."""
+
+
+def finetune(
+    run: Run,
+    *,
+    data: Annotated[dict[str, Any], Section(data_options)],
+    backbone: Annotated[dict[str, Any], Section(create)],
+    optim: Annotated[dict[str, Any], Section(Optim)],
+    method: Annotated[dict[str, Any], Section(method_options)] = {},  # noqa: B006
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Train a classifier through the backbone, export both, and return the result of the last iterate."""
+    torch.manual_seed(seed)
+    options, settings = run.options, Optim(**optim)
+    train, tests = train_and_tests(data["train"], data["test"], seed)
+    run.record(data=fingerprints({"train": train, **tests}))
+    assert train.classes is not None
+    model = create(data["size"], channels=train.read(0).shape[0], **backbone)
+    view = Evaluation(data["size"], crop=data["crop"], mean=model.mean, std=model.std)
+    classifier = Classifier(model, train.classes, method["dropout"])
+    if method["freeze"]:
+        model.freeze()
+    objective = FineTune(classifier, method["label_smoothing"])
+    norm.configure(objective, backbone["norm"], accumulate=options["accumulate"], chunk=options["chunk"], log=run.log)
+    views = Multiview([config.build(data["views"], VIEWS, data["size"], model.mean, model.std)])
+
+    order = Order(len(train), settings.batch_size, seed)
+    steps = settings.steps(order.steps_per_epoch)
+    damage = Damage(options["damaged"], report=run.log)
+    batches = stream(
+        train, order, views.crop, steps=steps, device=run.device, share=Share(rank(), world(), options["accumulate"]),
+        workers=options["workers"], damage=damage,
+    )  # fmt: skip
+    run.log(f"finetune {model.spec['name']}: {len(train)} images of {len(train.classes)} classes, {steps} steps of {settings.batch_size}")
+
+    def prepare(raw: Sample) -> Labelled:
+        draws = Draws(seed, raw.positions)
+        return Labelled(views(raw.images, draws)[0], raw.labels, draws)
+
+    fit(
+        objective, batches, prepare, steps=steps, steps_per_epoch=order.steps_per_epoch, optim=settings, seed=seed, run=run,
+        every=Every.of(run, steps, order.steps_per_epoch),
+    )  # fmt: skip
+
+    scores = score(classifier, tests, view, train.classes, run.device, seed, options["workers"])
+    model.provenance.append({"task": "finetune", "steps": steps, "seed": seed, "data": describe({"train": train})})
+    if run.main:
+        classifier.export(run.dir)
+        if (first := next(iter(batches(0)), None)) is not None:
+            shown = denormalise(prepare(first[0]).images[None, :12], model.mean, model.std)
+            save_sheet(run.dir, "views", shown, "Augmented training images.")
+    extra = {"steps": steps, "images_seen": steps * settings.batch_size, "damaged": list(damage.names.values()), "selection": "last"}
+    return run.finish(_result(scores, model, {"train": train, **tests}, data, extra))
+
+
+def _result(scores: Scores, model: Backbone, sets: Mapping[str, Any], data: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    tests = {name: images for name, images in sets.items() if name != "train"}
+    return {
+        "data": describe(sets, held_out=data["test"] is None),
+        "seen_unlabelled": count_seen(model.seen, tests),
+        "seen_labelled": count_trained(sets["train"], tests),
+        "metrics": scores.metrics,
+        "intervals": scores.intervals,
+        "details": scores.details,
+        **extra,
+    }
+
+
+def _protocols(evaluate: Mapping[str, Any]) -> list[Callable[..., protocols.Outcome]]:
+    """The protocols that a config asks for, in its order; kNN where it asks for none. Raises UserError for unknown presets."""
+    chosen: list[Callable[..., protocols.Outcome]] = []
+    for name in ("knn", "linear", "fewshot"):
+        if evaluate[name] is not None:
+            chosen.append(partial(protocols.PROTOCOLS[name], **evaluate[name]))
+    for name in evaluate["presets"]:
+        if name not in protocols.PROTOCOLS:
+            raise UserError(f"evaluate.presets: unknown preset {name!r} (known: {', '.join(sorted(protocols.PROTOCOLS))})")
+        chosen.append(protocols.PROTOCOLS[name])
+    return chosen or [protocols.knn]

@@ -1,0 +1,231 @@
+"""Rows and differences as tables of a page: texts, and positions of the marks in the plot beside each number."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from matplotlib.ticker import MaxNLocator
+
+from .results import test_of
+
+SELECTION = {
+    "last": "The last iterate is reported; nothing was chosen by a result.",
+    "train-split": "Hyper-parameters were chosen on a held-out slice of the training data.",
+    "source-val": "Chosen on held-out labelled images of the source domain.",
+    "tuned-on-target": "Hyper-parameters were found while looking at labels of the target, so its numbers are optimistic.",
+    "oracle": "Chosen with the labels of the test set: an upper bound, not a result.",
+}
+CAVEATS = ("tuned-on-target", "oracle")
+KINDS = {
+    "inductive": "Inductive: no evaluation image was seen in training, with or without its label",
+    "transductive": "Transductive: evaluation images were seen in training, without their labels",
+    "unrecorded": "Not recorded whether training saw evaluation images",
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Positions in percent of the plot's width."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class Line:
+    label: str
+    mean: str
+    interval: str
+    n: int
+    plot: Plot
+    note: str = ""
+    beside: list[str] = field(default_factory=list)
+    emphasis: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """groups: (heading or "", lines). ticks: (position in percent, text, is it zero). foot: sentences below."""
+
+    heading: str
+    unit: str
+    columns: list[str]
+    groups: list[tuple[str, list[Line]]]
+    ticks: list[tuple[float, str, bool]]
+    foot: list[str]
+    intervals: bool
+
+
+def caveats(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a reader must know before the numbers, with the rows that it concerns where it is not all of them."""
+    sentences = []
+    for selection in CAVEATS:
+        concerned = [row["label"] for row in rows if selection in row["selection"]]
+        others = [row["label"] for row in rows if row["label"] not in concerned]
+        if concerned and others:
+            some = f"all but {_listed(others)}" if len(others) < len(concerned) else _listed(concerned)
+            sentences.append(f"{SELECTION[selection]} This concerns {some}.")
+        elif concerned:
+            sentences.append(SELECTION[selection])
+    return sentences
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, ["; ".join(names[:-1]), names[-1]]))
+
+
+def selection_sentence(selection: str) -> str:
+    return SELECTION.get(selection, f"Chosen by the label-free validator {selection}.")
+
+
+def results_tables(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> list[Table]:
+    """One table for each kind of result, since inductive and transductive numbers are never compared in one.
+
+    columns: headings of test sets, {TEST: heading}; tests besides a row's own become columns of their own.
+    """
+    kinds = [kind for kind in KINDS if any(row["kind"] == kind for row in rows)]
+    chosen = ([row for row in rows if row["kind"] == kind] for kind in kinds)
+    alone = kinds == ["inductive"]
+    return [
+        _results_table(part, columns, "" if alone else KINDS[kind]) for kind, part in zip(kinds, chosen, strict=True)
+    ]
+
+
+def _results_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], heading: str) -> Table:
+    percent = all(is_fraction(row["metric"], row["values"]) for row in rows)
+    scale = 100.0 if percent else 1.0
+    low, high, ticks = _axis([x * scale for row in rows for x in _extent(row)])
+    tests = list(dict.fromkeys(test for row in rows for test in row.get("beside", {})))
+    # Where the rows measure different things, each says which; labels that are the metric's name need not.
+    mixed = len({row["metric"] for row in rows if row["label"] != row["metric"].rsplit("/", 1)[0]}) > 1
+    mixed = mixed and len({(test_of(row["metric"]), row["metric"].rsplit("/", 1)[-1]) for row in rows}) > 1
+    groups: dict[str, list[Line]] = {}
+    for row in rows:
+        line = Line(
+            label=row["label"],
+            mean=number(row["mean"], scale),
+            interval=interval(row, scale),
+            n=row["n"],
+            plot=_plot(row, scale, low, high),
+            note=" · ".join(filter(None, [row.get("note"), row["metric"] if mixed else ""])),
+            beside=[number(row["beside"][t]["mean"], scale) if t in row.get("beside", {}) else "–" for t in tests],
+            emphasis=bool(row.get("emphasis")),
+        )
+        groups.setdefault(row.get("group") or "", []).append(line)
+    return Table(
+        heading=heading,
+        unit=_unit(rows, columns, percent),
+        columns=[columns.get(test, "F1" if test == "f1" else test) for test in tests],
+        groups=list(groups.items()),
+        ticks=ticks,
+        foot=_foot(rows)
+        + ([] if heading else ["No evaluation image was seen in training, with or without its label (inductive)."]),
+        intervals=any(line.interval for lines in groups.values() for line in lines),
+    )
+
+
+def differences_table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
+    """Differences a - b in percentage points, around zero."""
+    low, high, ticks = _axis([0.0, *(x * 100 for row in comparisons for x in _extent(row))])
+    lines = [
+        Line(
+            label=row["label"],
+            mean=number(row["mean"], 100, sign=True),
+            interval=interval(row, 100, sign=True),
+            n=row["n"],
+            plot=_plot(row, 100, low, high),
+            note=f"{row['a']} − {row['b']}",
+        )
+        for row in comparisons
+    ]
+    several = max(row["n"] for row in comparisons) > 1
+    foot = "Differences are paired: each seed's runs share data splits and order. "
+    foot += (
+        "Intervals are 95 % t-intervals of the mean difference over seeds."
+        if several
+        else "One seed only, so a difference has no interval; more seeds give one."
+    )
+    return Table("", "percentage points", [], [("", lines)], ticks, [foot], any(line.interval for line in lines))
+
+
+def is_fraction(metric: str, values: Sequence[float]) -> bool:
+    return "loss" not in metric.rsplit("/", 1)[-1] and all(0 <= value <= 1 for value in values)
+
+
+def number(value: float, scale: float = 100.0, *, sign: bool = False) -> str:
+    text = f"{value * scale:+.1f}" if sign else f"{value * scale:.1f}" if scale == 100 else f"{value * scale:.4g}"
+    return text.replace("-", "−")
+
+
+def interval(row: Mapping[str, Any], scale: float, *, sign: bool = False) -> str:
+    bounds = _bounds(row)
+    return "" if bounds is None else f"[{number(bounds[0], scale, sign=sign)}, {number(bounds[1], scale, sign=sign)}]"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _bounds(row: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The t-interval over seeds; for a single run, its bootstrap over test images."""
+    low, high = (
+        (row.get("low"), row.get("high")) if row.get("low") is not None else row.get("bootstrap") or (None, None)
+    )
+    return None if low is None or high is None else (low, high)
+
+
+def _extent(row: Mapping[str, Any]) -> list[float]:
+    return [row["mean"], *row["values"], *(_bounds(row) or ())]
+
+
+def _axis(values: Sequence[float]) -> tuple[float, float, list[tuple[float, str, bool]]]:
+    """The ends of the plots' axis, and its ticks as (percent of the width, text, is it zero)."""
+    low, high = min(values), max(values)
+    room = max((high - low) * 0.04, 1e-3 * max(abs(high), 1e-3))
+    low, high = low - room, high + room
+    ticks = [tick for tick in MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= high]
+    return low, high, [(_at(tick, low, high), f"{tick:g}".replace("-", "−"), abs(tick) < 1e-12) for tick in ticks]
+
+
+def _at(value: float, low: float, high: float) -> float:
+    return round(100 * (value - low) / (high - low), 2)
+
+
+def _plot(row: Mapping[str, Any], scale: float, low: float, high: float) -> Plot:
+    bounds = _bounds(row)
+    ends = (None, None) if bounds is None else tuple(_at(bound * scale, low, high) for bound in bounds)
+    values = [_at(value * scale, low, high) for value in row["values"]] if row["n"] > 1 else []
+    return Plot(_at(row["mean"] * scale, low, high), ends[0], ends[1], values)
+
+
+def _unit(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], percent: bool) -> str:
+    """The heading of the main column, e.g. `accuracy on digits-m, %`, as far as the rows agree."""
+    names = {row["metric"].rsplit("/", 1)[-1] for row in rows}
+    tests = {test_of(row["metric"]) for row in rows}
+    text = names.pop() if len(names) == 1 else "value"
+    if len(tests) == 1 and (test := tests.pop()) != "test":
+        text += f" on {columns.get(test, test)}"
+    return f"{text}, %" if percent else text
+
+
+def _foot(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    counts = sorted({row["n"] for row in rows})
+    single = [row for row in rows if row["n"] == 1]
+    foot = []
+    if counts == [1]:
+        foot.append("Every number is one run.")
+    elif single:
+        foot.append("n: runs, each with its own seed; 1 is one run.")
+    if counts[-1] > 1:
+        seeds = f"{counts[-1]} seeds" if len(counts) == 1 else "seeds"
+        foot.append(f"Mean and 95 % t-interval over {seeds}; small dots are single seeds.")
+    if any(row.get("bootstrap") for row in single):
+        foot.append(
+            "Intervals of a single run are 95 % bootstrap intervals over its test images; they do not hold the spread between seeds."
+        )
+    return foot

@@ -1,0 +1,42 @@
+"""What a verb of the command line does: load the config, open the run, call the recipe; in-process, so that pipelines can too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ..adapt.recipe import adapt
+from ..core import config
+from ..core.run import Run, options
+from ..finetune.recipe import finetune, probe
+from ..ssl.recipe import pretrain
+
+VERBS: Mapping[str, Callable[..., dict[str, Any]]] = {
+    "pretrain": pretrain,
+    "probe": probe,
+    "finetune": finetune,
+    "adapt": adapt,
+}
+EXTRA: Mapping[str, Callable[..., Any]] = {"run": options}
+
+
+def resolve(verb: str, path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The verb's resolved config. Raises ConfigError with everything that is wrong with it."""
+    return config.load(path, VERBS[verb], overrides, EXTRA)
+
+
+def execute(verb: str, path: str, overrides: Sequence[str] = (), quiet: bool = False) -> dict[str, Any]:
+    """Run one verb, or return the result of a run that is finished."""
+    resolved = resolve(verb, path, overrides)
+    with Run(verb, resolved, quiet) as run:
+        if (result := run.finished) is not None:
+            run.log(f"{run.dir} is finished; see {run.dir / 'result.json'}, or choose another run.dir")
+            return result
+        result = VERBS[verb](run, **{key: value for key, value in resolved.items() if key != "run"})
+        run.log("  ".join(f"{key} {value:.4f}" for key, value in result["metrics"].items() if key.endswith("accuracy")))
+        return result
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of every config."""
+    return config.json_schema(VERBS, EXTRA)

@@ -1,0 +1,171 @@
+"""MAE: a ViT sees a quarter of the patches and a light decoder paints the rest (He et al. 2022, arXiv:2111.06377)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from ..core.backbone import Backbone
+from ..core.draws import Draws
+from ..core.errors import UserError
+from ..core.stream import Views
+from ..core.train import Step
+
+
+def patchify(images: Tensor, patch: int) -> Tensor:
+    """[N, C, H, W] -> [N, L, patch * patch * C]: patches row by row, pixels row by row, channels last."""
+    n, c, height, width = images.shape
+    x = images.view(n, c, height // patch, patch, width // patch, patch)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(n, -1, patch * patch * c)
+
+
+def unpatchify(patches: Tensor, patch: int, height: int, width: int) -> Tensor:
+    """The inverse of `patchify`: [N, L, patch * patch * C] -> [N, C, height, width]."""
+    n, _, values = patches.shape
+    x = patches.view(n, height // patch, width // patch, patch, patch, values // patch**2)
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(n, -1, height, width)
+
+
+def mae_loss(prediction: Tensor, images: Tensor, masked: Tensor, patch: int, norm_pix: bool) -> Tensor:
+    """Mean squared error over the masked patches (section 3, "Reconstruction target").
+
+    prediction: [N, L, patch * patch * C]. images: [N, C, H, W]. masked: bool [N, L], True where the encoder saw nothing.
+    norm_pix: each target patch is standardised by its own mean and (unbiased) variance + 1e-6. Returns a scalar.
+    """
+    dtype = torch.promote_types(prediction.dtype, torch.float32)
+    target = patchify(images, patch).to(dtype)
+    if norm_pix:
+        target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
+    error = (prediction.to(dtype) - target).square().mean(-1)
+    return (error * masked).sum() / masked.sum()
+
+
+class Reconstruction(NamedTuple):
+    prediction: Tensor  # [N, L, patch * patch * C]
+    masked: Tensor  # bool [N, L]
+
+
+class Decoder(nn.Module):
+    """Visible tokens and mask tokens, put back in place, through a few ViT blocks to pixels."""
+
+    def __init__(self, width_in: int, patches: tuple[int, int], prefix: int, out: int, dim: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.prefix = prefix
+        self.embed = nn.Linear(width_in, dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
+        # Fixed, as in the authors' code: sine-cosine positions (section 3, "Simple implementation").
+        self.register_buffer("positions", sincos(patches, dim), persistent=False)
+        self.blocks = nn.Sequential(*(Block(dim, heads, qkv_bias=True) for _ in range(depth)))
+        self.norm = nn.LayerNorm(dim)
+        self.predict = nn.Linear(dim, out)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, tokens: Tensor, restore: Tensor) -> Tensor:
+        """tokens: [N, prefix + visible, D]. restore: int64 [N, L], where each patch stands among visible + masked ones."""
+        x = self.embed(tokens)
+        prefix, visible = x[:, : self.prefix], x[:, self.prefix :]
+        masks = self.mask_token.to(x.dtype).expand(len(x), restore.shape[1] - visible.shape[1], -1)
+        patches = torch.cat([visible, masks], 1).gather(1, restore[:, :, None].expand(-1, -1, x.shape[2]))
+        x = torch.cat([prefix, patches + self.positions], 1)
+        return self.predict(self.norm(self.blocks(x)))[:, self.prefix :]
+
+
+class MAE(nn.Module):
+    """MAE's training objective on a timm ViT.
+
+    mask_ratio: fraction of patches hidden. norm_pix: standardise each target patch. decoder_*: its width, blocks and heads.
+    Raises UserError for backbones without patch tokens.
+    """
+
+    views = 1
+    rows_per_position = 1
+    couples_samples = False
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        chunk: int | None = None,
+        *,
+        mask_ratio: float = 0.75,
+        norm_pix: bool = True,
+        decoder_dim: int = 512,
+        decoder_depth: int = 8,
+        decoder_heads: int = 16,
+    ) -> None:
+        super().__init__()
+        vit = backbone.model
+        if not isinstance(vit, VisionTransformer):
+            raise UserError(f"method: mae needs a ViT, {backbone.spec['name']} is a {type(vit).__name__}; try vit_small_patch16_224")
+        if not 0.0 < mask_ratio < 1.0:
+            raise UserError(f"method.mask_ratio: must lie between 0 and 1, got {mask_ratio}")
+        if decoder_dim % decoder_heads or decoder_dim % 4:
+            raise UserError(f"method.decoder_dim: {decoder_dim} must be a multiple of 4 and of decoder_heads ({decoder_heads})")
+        self.backbone, self.norm_pix = backbone, norm_pix
+        grid = vit.patch_embed.grid_size
+        self.patch = vit.patch_embed.patch_size[0]
+        self.count = grid[0] * grid[1]
+        self.visible = max(1, round(self.count * (1.0 - mask_ratio)))
+        if self.visible == self.count:
+            raise UserError(f"method.mask_ratio: {mask_ratio} of {self.count} patches hides none; raise it or use smaller patches")
+        channels = vit.patch_embed.proj.in_channels
+        self.decoder = Decoder(
+            vit.embed_dim, grid, vit.num_prefix_tokens, self.patch**2 * channels, decoder_dim, decoder_depth, decoder_heads
+        )
+        if not backbone.provenance:
+            _initialise(vit, grid)
+
+    def forward(self, batch: Views, progress: float) -> Step:
+        """batch.images: [1, N, C, H, W]."""
+        images = batch.images[0]
+        out = self.reconstruct(images, batch.draws)
+        return Step(mae_loss(out.prediction, images, out.masked, self.patch, self.norm_pix), {})
+
+    def reconstruct(self, images: Tensor, draws: Draws) -> Reconstruction:
+        """Encode the visible patches of [N, C, H, W] and predict all of them."""
+        order = draws.permutation("mask", self.count)
+        keep = order[:, : self.visible]
+        tokens = self.encode(images, keep)
+        masked = torch.ones_like(order, dtype=torch.bool).scatter(1, keep, False)
+        return Reconstruction(self.decoder(tokens, order.argsort(1)), masked)
+
+    def encode(self, images: Tensor, keep: Tensor) -> Tensor:
+        """The ViT on the patches `keep` (int64 [N, visible]) alone: [N, prefix + visible, D]."""
+        vit = self.backbone.model
+        assert isinstance(vit, VisionTransformer)
+        x = vit._pos_embed(vit.patch_embed(images))
+        prefix, patches = x[:, : vit.num_prefix_tokens], x[:, vit.num_prefix_tokens :]
+        patches = patches.gather(1, keep[:, :, None].expand(-1, -1, x.shape[2]))
+        return vit.norm(vit.blocks(vit.norm_pre(torch.cat([prefix, patches], 1))))
+
+    @torch.no_grad()
+    def paint(self, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """What the encoder saw (hidden patches gray) and the painted image; both [N, C, H, W], in the inputs' normalisation."""
+        out = self.reconstruct(images, draws)
+        target = patchify(images, self.patch)
+        pixels = out.prediction.float()
+        if self.norm_pix:
+            pixels = pixels * (target.var(-1, keepdim=True) + 1e-6).sqrt() + target.mean(-1, keepdim=True)
+        hidden = out.masked[:, :, None]
+        height, width = images.shape[2:]
+        seen = unpatchify(torch.where(hidden, torch.zeros_like(target), target), self.patch, height, width)
+        return seen, unpatchify(torch.where(hidden, pixels, target), self.patch, height, width)
+
+
+def sincos(grid: tuple[int, int], dim: int) -> Tensor:
+    """Two-dimensional sine-cosine positions, [1, L, dim]."""
+    return build_sincos2d_pos_embed(list(grid), dim=dim)[None]
+
+
+def _initialise(vit: VisionTransformer, grid: tuple[int, int]) -> None:
+    """The authors' start: fixed sine-cosine positions, and a patch embedding initialised like a linear layer."""
+    if vit.pos_embed is not None and vit.embed_dim % 4 == 0:
+        extra = vit.pos_embed.shape[1] - grid[0] * grid[1]
+        with torch.no_grad():
+            vit.pos_embed.copy_(F.pad(sincos(grid, vit.embed_dim), (0, 0, extra, 0)))
+        vit.pos_embed.requires_grad = False
+    nn.init.xavier_uniform_(vit.patch_embed.proj.weight.data.flatten(1))  # a view: filled in place

@@ -1,0 +1,12 @@
+"""The pretraining methods by the names that configs use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import nn
+
+from .mae import MAE
+from .simclr import SimCLR
+
+METHODS: Mapping[str, Callable[..., nn.Module]] = {"simclr": SimCLR, "mae": MAE}

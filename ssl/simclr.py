@@ -1,0 +1,70 @@
+"""SimCLR: two views of an image attract, all others in the batch repel (Chen et al. 2020, arXiv:2002.05709)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from lightly.models.modules.heads import SimCLRProjectionHead
+from torch import Tensor, nn
+
+from ..core.backbone import Backbone
+from ..core.chunk import encode
+from ..core.distributed import gather, own_rows
+from ..core.stream import Views
+from ..core.train import Step
+
+
+def nt_xent(first: Tensor, second: Tensor, temperature: float, rows: slice = slice(None)) -> Tensor:
+    """Normalised temperature-scaled cross-entropy (Chen et al. 2020, arXiv:2002.05709, eq. 1).
+
+    first, second: [N, D] projections of two views of the same N images, row i with row i; normalised here.
+    rows: the images whose two anchors this process owns (all by default); negatives are always all 2N - 2 others.
+    Returns the scalar mean over the 2 * len(rows) anchors. Raises ValueError if N < 2 (no negatives) or shapes differ.
+    """
+    if first.shape != second.shape or first.ndim != 2 or len(first) < 2:
+        raise ValueError(f"nt_xent needs two [N, D] with N >= 2, got {tuple(first.shape)} and {tuple(second.shape)}")
+    n = len(first)
+    dtype = torch.promote_types(first.dtype, torch.float32)
+    with torch.autocast(first.device.type, enabled=False):
+        z = F.normalize(torch.cat([first, second]).to(dtype), dim=1)
+        own = torch.arange(n, device=z.device)[rows]
+        anchors = torch.cat([own, own + n])
+        logits = z[anchors] @ z.T / temperature
+        logits = logits.scatter(1, anchors[:, None], float("-inf"))  # an anchor is not its own negative
+        return F.cross_entropy(logits, torch.cat([own + n, own]))
+
+
+class SimCLR(nn.Module):
+    """SimCLR's training objective on a backbone.
+
+    temperature: tau of eq. 1. projection: widths of the projection head, hidden layers then output; BatchNorm after each
+    hidden layer, and after the output as in the authors' code.
+    """
+
+    views = 2
+    rows_per_position = 2
+    couples_samples = True
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        chunk: int | None = None,
+        *,
+        temperature: float = 0.2,
+        projection: tuple[int, ...] = (2048, 128),
+    ) -> None:
+        super().__init__()
+        self.backbone, self.chunk, self.temperature = backbone, chunk, temperature
+        hidden = projection[0]
+        self.projector = SimCLRProjectionHead(backbone.feature_dim, hidden, projection[-1], num_layers=len(projection))
+
+    def forward(self, batch: Views, progress: float) -> Step:
+        """batch.images: [2, N, C, h, w]."""
+        features = encode(self.backbone, batch.images, self.chunk)  # [2, N, D]
+        rows = self.projector(features.transpose(0, 1).flatten(0, 1))  # position by position, see core/norm.py
+        first, second = (gather(z) for z in rows.unflatten(0, (-1, 2)).unbind(1))
+        loss = nt_xent(first, second, self.temperature, own_rows(batch.images.shape[1]))
+        with torch.no_grad():
+            alignment = (F.normalize(first.float(), dim=1) * F.normalize(second.float(), dim=1)).sum(1).mean()
+            spread = F.normalize(features.flatten(0, 1).float(), dim=1).std(0).mean() * features.shape[-1] ** 0.5
+        return Step(loss, {"alignment": alignment, "feature_std": spread})

@@ -1,0 +1,91 @@
+"""The files of configs: not YAML, not text, not there; each in one sentence with its place."""
+
+from pathlib import Path
+
+import pytest
+
+from rootstock.core import configfile
+from rootstock.core.config import ConfigError, load, read
+
+
+def pretrain(*, seed: int = 0) -> None: ...
+
+
+def written(folder: Path, text: str, name: str = "a.yaml") -> Path:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text)
+    return folder / name
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("seed: 1\nmethod: {name: simclr\ndata: {train: x}\n", "a.yaml:3:5: not valid YAML: expected ',' or '}'"),
+        ("seed: [1, 2\n", "a.yaml:2:1: not valid YAML: expected"),
+        ("data:\n\ttrain: x\n", "a.yaml:2:1: not valid YAML: found character"),
+        ("seed: 1\n---\nseed: 2\n", "a.yaml:2:1: not valid YAML: but found another document"),
+        ("seed: *nothing\n", "a.yaml:1:7: not valid YAML: found undefined alias"),
+        ("args: &a\n  b: *a\n", "a.yaml: not valid YAML: Circular reference"),
+        ("seed: !!python/object/apply:os.getcwd []\n", "a.yaml:1:7: not valid YAML: could not determine a constructor"),
+        ("seed: !!bool maybe\n", "a.yaml: not valid YAML: 'maybe'"),
+        ("seed: 1\nrun: \x01\n", "a.yaml:2: not valid YAML: the character 0x1"),
+        ("- 1\n", "a.yaml: expected a mapping of sections, got [1]"),
+        ("a: 1\nb: {c: 1, d: 2, c: 3}\n", "a.yaml:2:17: the key c is given twice (first in line 2); keep one of them"),
+    ],
+)
+def test_malformed_yaml_is_one_sentence_with_line_and_column(text: str, line: str, tmp_path: Path) -> None:
+    file = written(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        read(file)
+    assert str(caught.value).startswith(f"{tmp_path}/{line}")
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "picture.yaml").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(ConfigError, match=r"picture\.yaml: cannot be read: not a text file in UTF-8"):
+        load(tmp_path / "picture.yaml", pretrain)
+    with pytest.raises(ConfigError, match=r"is a folder; give one YAML file of it"):
+        load(tmp_path, pretrain)
+
+
+def test_merge_keys_and_anchors_are_no_doubled_keys(tmp_path: Path) -> None:
+    file = written(tmp_path, "a: &a {x: 1, y: 2}\nb:\n  <<: *a\n  x: 3\n")
+    assert read(file) == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}}
+
+
+def test_shipped_configs_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("demo.yaml", "pretrain/digits.yaml", "probe/digits.yaml"):
+        written(tmp_path, "seed: 0", f"package/configs/{name}")
+    written(tmp_path, "seed: 9", "here/demo.yaml")
+    monkeypatch.setattr(configfile, "PACKAGE", tmp_path / "package")
+    monkeypatch.setattr(configfile, "CONFIGS", tmp_path / "package/configs")
+    monkeypatch.chdir(tmp_path / "here")
+    assert load("demo.yaml", pretrain)["seed"] == 9, "what lies here comes first"
+    for path in ("pretrain/digits.yaml", "configs/pretrain/digits.yaml", "digits.yaml"):
+        assert load(path, pretrain)["seed"] == 0
+    assert configfile.find("digits.yaml", "probe") == tmp_path / "package/configs/probe/digits.yaml"
+    written(tmp_path, "{extends: pretrain/digits.yaml, seed: 4}", "here/mine.yaml")
+    assert load("mine.yaml", pretrain)["seed"] == 4
+    for wrong, near in {
+        "dmeo.yaml": "demo.yaml",
+        "pretrain/digit.yaml": "pretrain/digits.yaml",
+        "x/mine": None,
+    }.items():
+        with pytest.raises(ConfigError) as caught:
+            load(wrong, pretrain)
+        question = f"; did you mean {near}?" if near else ""
+        assert str(caught.value) == (
+            f"{wrong}: no such config here or among those that ship{question} "
+            "(shipped: demo.yaml, pretrain/digits.yaml, probe/digits.yaml)"
+        )
+
+
+def test_extends_leads_somewhere_and_not_in_a_circle(tmp_path: Path) -> None:
+    written(tmp_path, "extends: ../a.yaml", "far/b.yaml")
+    with pytest.raises(ConfigError, match=r"b\.yaml: extends: a\.yaml -> b\.yaml -> a\.yaml is a circle"):
+        load(written(tmp_path, "extends: far/b.yaml"), pretrain)
+    with pytest.raises(ConfigError, match=r"a\.yaml: extends: bsae\.yaml: no such config"):
+        load(written(tmp_path, "extends: bsae.yaml"), pretrain)
+    with pytest.raises(ConfigError, match=r"a\.yaml: extends: expected the path of one YAML file, got \[1\]"):
+        load(written(tmp_path, "extends: [1]"), pretrain)

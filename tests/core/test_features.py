@@ -1,0 +1,177 @@
+"""Run as a script, this file is one of the processes of test_exact_over_processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rootstock.core.errors import UserError
+from rootstock.core.features import evaluating, extract
+
+SIZES = range(1, 34)
+# The processes of one set serve a world of 3 and then, without the last, one of 2.
+PROCESSES = 3
+
+
+class Pictures:
+    """Picture i is 3 x 4 x 4 (x 5 for odd i, so that nothing but the view makes them equal), its pixels all i."""
+
+    def __init__(self, n: int, *, resident: bool = False, damaged: int | None = None) -> None:
+        self.n, self.stays, self.damaged = n, resident, damaged
+        self.reads: list[int] = []
+
+    def __len__(self) -> int:
+        return self.n
+
+    def read(self, i: int) -> Tensor:
+        if i == self.damaged:
+            raise UserError(f"picture-{i}.png is damaged; remove it")
+        self.reads.append(i)
+        return torch.full((3, 4, 4 + i % 2), i, dtype=torch.uint8)
+
+    def resident(self) -> Tensor | None:
+        return torch.stack([self.read(i)[:, :, :4] for i in range(self.n)]) if self.stays else None
+
+
+class View:
+    def worker(self, image: Tensor) -> Tensor:
+        return image[:, :4, :4]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        assert images.dtype == torch.uint8
+        return images.float()
+
+
+class Numbers(nn.Module):
+    """[N, 3, 4, 4] -> [N, 2]: the number of the picture, and its square."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.batches.append(len(x))
+        number = x.mean(dim=(1, 2, 3))
+        return torch.stack([number, number.square()], dim=1)
+
+
+def expected(n: int) -> Tensor:
+    return torch.tensor([[float(i), float(i * i)] for i in range(n)])
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.ReLU(), nn.Flatten())
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_each_sample_once_by_index(resident: bool) -> None:
+    for n in SIZES:
+        pictures, model = Pictures(n, resident=resident), Numbers()
+        assert torch.equal(extract(model, pictures, View(), batch_size=4, device="cpu"), expected(n))
+        assert pictures.reads == list(range(n))
+        assert sum(model.batches) == n
+
+
+def test_workers_keep_the_order() -> None:
+    assert torch.equal(extract(Numbers(), Pictures(33), View(), batch_size=4, device="cpu", workers=2), expected(33))
+
+
+def test_the_model_comes_back_as_it_was() -> None:
+    model = network().train()
+    model.get_submodule("2").eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    features = extract(model, Pictures(10), View(), batch_size=4, device="cpu")
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    pixels = torch.stack([View()(torch.full((1, 3, 4, 4), i, dtype=torch.uint8))[0] for i in range(10)])
+    torch.testing.assert_close(features, model.eval()(pixels).detach())
+    # A probe is trained on them, which inference tensors would refuse.
+    assert not features.is_inference()
+    assert not features.requires_grad
+
+
+def test_the_modes_come_back_after_an_error() -> None:
+    model = network().train()
+    with pytest.raises(RuntimeError, match="boom"), evaluating(model):
+        raise RuntimeError("boom")
+    assert all(module.training for module in model.modules())
+
+
+def test_the_global_random_stream_does_not_move() -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    extract(Numbers(), Pictures(9), View(), device="cpu", workers=1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_picture_is_said_in_its_own_words(workers: int) -> None:
+    with pytest.raises(UserError, match=r"^picture-6.png is damaged; remove it$"):
+        extract(Numbers(), Pictures(9, damaged=6), View(), batch_size=4, device="cpu", workers=workers)
+
+
+def test_bad_arguments_are_named() -> None:
+    with pytest.raises(UserError, match="no images"):
+        extract(Numbers(), Pictures(0), View(), device="cpu")
+    with pytest.raises(UserError, match="batch_size is 0"):
+        extract(Numbers(), Pictures(3), View(), batch_size=0, device="cpu")
+    with pytest.raises(ValueError, match=r"not \(3, 3, 4, 4\)"):
+        extract(nn.Identity(), Pictures(3), View(), device="cpu")
+
+
+def test_exact_over_processes(tmp_path: Path) -> None:
+    """1..33 samples over 1, 2 and 3 gloo processes: the same bits, nothing missing, nothing twice, in order."""
+    children = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(rank), str(tmp_path)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(PROCESSES)
+    ]
+    try:
+        for child in children:
+            output, _ = child.communicate(timeout=120)
+            assert child.returncode == 0, output
+            assert output.splitlines()[-1].endswith("exact"), output
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+
+
+def one_process(rank: int, folder: Path) -> None:
+    alone = [extract(network(), Pictures(n), View(), batch_size=4, device="cpu") for n in (1, 6, 33)]
+    for world in (3, 2):
+        if rank >= world:
+            break
+        dist.init_process_group("gloo", init_method=f"file://{folder / str(world)}", rank=rank, world_size=world)
+        for n in SIZES:
+            pictures, model = Pictures(n), Numbers()
+            assert torch.equal(extract(model, pictures, View(), batch_size=4, device="cpu"), expected(n))
+            # Over all processes, each picture was read once: the list of reads is the union, sorted, without repeats.
+            reads: list[list[int]] = [[] for _ in range(world)]
+            dist.all_gather_object(reads, pictures.reads)
+            assert sorted(i for own in reads for i in own) == list(range(n))
+            assert sum(model.batches) == len(pictures.reads)
+        for n, features in zip((1, 6, 33), alone, strict=True):
+            assert torch.equal(extract(network(), Pictures(n), View(), batch_size=4, device="cpu"), features)
+        # Only the last process meets the picture; all of them name it, and none waits for another.
+        with pytest.raises(UserError, match=r"^picture-30.png is damaged; remove it$"):
+            extract(Numbers(), Pictures(33, damaged=30), View(), batch_size=4, device="cpu")
+        dist.barrier()
+        dist.destroy_process_group()
+    print(f"{rank}: exact")
+
+
+if __name__ == "__main__":
+    one_process(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,389 @@
+"""Sources: the same pictures out of folders, archives, lists, tables and arrays; unions; workers."""
+
+import gzip
+import io
+import os
+import pickle
+import struct
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from rootstock.core.errors import UserError
+from rootstock.core.images.images import Images
+from rootstock.core.images.source import open_images
+
+NAMES = ["cat/1.png", "cat/deep/er/2.png", "dog/3.png", "dog/4.png", "eel/5.png"]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def drawn(folder: Path, names: list[str], first: int = 0) -> Path:
+    """A folder of pictures of different sizes and contents."""
+    for k, name in enumerate(names, start=first):
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(k).integers(0, 256, (6 + k % 3, 5 + k % 4, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(file)
+    return folder
+
+
+def packed(folder: Path, archive: Path, mode: str = "w") -> Path:
+    with tarfile.open(archive, mode) as tar:  # type: ignore[call-overload]
+        tar.add(folder, arcname=".")
+    return archive
+
+
+def told(images: Images) -> list[str]:
+    """The class name of each picture."""
+    assert images.labels is not None
+    assert images.classes is not None
+    return [images.classes[label] for label in images.labels.tolist()]
+
+
+def equal(first: Images, second: Images) -> bool:
+    return len(first) == len(second) and all(torch.equal(first.read(i), second.read(i)) for i in range(len(first)))
+
+
+def test_folder_archive_list_and_table_are_the_same(tmp_path: Path) -> None:
+    folder = drawn(tmp_path / "set", NAMES)
+    (folder / "notes.txt").write_text("not a picture")
+    (folder / "cat" / "._1.png").write_bytes(b"hidden")
+    (folder / "list.txt").write_text("".join(f"{name} {name[:3]}\n" for name in NAMES))
+    (folder / "table.csv").write_text("path,label\n" + "".join(f"{name},{name[:3]}\n" for name in NAMES))
+    uris = [f"folder:{folder}", f"list:{folder}/list.txt", f"csv:{folder}/table.csv"]
+    for mode, ending in (("w", "tar"), ("w:gz", "tar.gz"), ("w:bz2", "tar.bz2"), ("w:xz", "tar.xz")):
+        uris.append(f"tar:{packed(folder, tmp_path / f'set.{ending}', mode)}")
+    first, *others = [open_images(uri) for uri in uris]
+    assert told(first) == ["cat", "cat", "dog", "dog", "eel"]
+    assert [first.name(i) for i in range(5)] == NAMES
+    for other in others:
+        assert equal(first, other)
+        assert other.classes == first.classes == ("cat", "dog", "eel")
+        assert told(other) == told(first)
+        assert torch.equal(other.keys(), first.keys())
+        assert other.fingerprint() == first.fingerprint()
+        assert other.split_hash() == first.split_hash()
+
+
+def test_layouts_of_folders(tmp_path: Path) -> None:
+    flat = open_images(f"folder:{drawn(tmp_path / 'flat', ['a.png', 'b.png'])}")
+    assert (len(flat), flat.labels, flat.classes) == (2, None, None)
+    wrapped = open_images(f"folder:{drawn(tmp_path / 'wrapped', [f'in/side/{name}' for name in NAMES])}")
+    assert told(wrapped) == ["cat", "cat", "dog", "dog", "eel"]
+    assert wrapped.name(0) == "cat/1.png"
+    inner = open_images(f"folder:{tmp_path}/wrapped?under=in/side")
+    assert inner.fingerprint() == wrapped.fingerprint()
+    assert inner.domain_names == ("side",)
+    plain = open_images(f"folder:{tmp_path}/wrapped?labels=none")
+    assert plain.labels is None
+    drawn(tmp_path / "wrapped", ["in/side/loose.png"], first=9)
+    with pytest.raises(UserError, match=r"1 pictures lie in no class folder \(loose.png\)"):
+        open_images(f"folder:{tmp_path}/wrapped")
+    assert len(open_images(f"folder:{tmp_path}/wrapped?labels=none")) == 6
+
+
+def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
+    folder = drawn(tmp_path / "set", ["a/1.png", "a/2.png"])
+    (folder / "b").symlink_to(drawn(tmp_path / "elsewhere", ["3.png"], first=5))
+    (folder / "a" / "loop").symlink_to(folder)
+    assert told(open_images(f"folder:{folder}")) == ["a", "a", "b"]
+    (folder / "a" / "gone.png").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"gone\.png cannot be opened"):
+        open_images(f"folder:{folder}")
+
+
+def test_archives_of_several_domains_links_and_odd_names(tmp_path: Path) -> None:
+    folder = drawn(tmp_path / "set", [f"{d}/{c}/{i} #.png" for d in ("photo", "sketch") for c in "xy" for i in "12"])
+    os.link(folder / "photo/x/1 #.png", folder / "photo/x/3 #.png")
+    os.rename(folder / "photo/x/2 #.png", os.fsencode(folder) + b"/photo/x/\xff.png")
+    images = open_images(
+        f"tar:{packed(folder, tmp_path / 'odd%#?.tar').as_posix().replace('%', '%25').replace('#', '%23').replace('?', '%3F')}?under=photo"
+    )
+    assert equal(images, open_images(f"folder:{folder}/photo"))
+    assert told(images) == ["x", "x", "x", "y", "y"]
+    assert images.domain_names == ("photo",)
+    assert len(set(images.keys().tolist())) == 4
+
+
+def test_lists_with_spaces_tabs_roots_and_no_labels(tmp_path: Path) -> None:
+    folder = drawn(tmp_path / "pictures", ["one two.png", "three.png", "four.png"])
+    listing = tmp_path / "list.txt"
+    listing.write_text("one two.png\r\n\r\nthree.png\r\n")
+    images = open_images(f"list:{listing}?root=pictures")
+    assert ([images.name(i) for i in range(2)], images.labels) == (["one two.png", "three.png"], None)
+    listing.write_text("one two.png\t10\nthree.png 9\n" + f"{folder}/four.png 10\n")
+    images = open_images(f"list:{listing}?root={folder}")
+    assert images.classes == ("9", "10")
+    assert told(images) == ["10", "9", "10"]
+    listing.write_text("one two.png 1\nthree.png\n")
+    with pytest.raises(UserError, match="line 1 and line 2 differ"):
+        open_images(f"list:{listing}?root=pictures")
+    listing.write_text("five.png\n")
+    with pytest.raises(UserError, match=r"five\.png cannot be opened"):
+        open_images(f"list:{listing}")
+
+
+def test_tables_with_domains_and_other_column_names(tmp_path: Path) -> None:
+    drawn(tmp_path, ["a.png", "b,c.png", "d.png"])
+    (tmp_path / "t.csv").write_text('file,kind,place\na.png,cat,lab\n"b,c.png",dog,field\nd.png,cat,field\n')
+    images = open_images(f"csv:{tmp_path}/t.csv?path=file&label=kind&domain=place")
+    assert told(images) == ["cat", "dog", "cat"]
+    assert images.domain_names == ("field", "lab")
+    assert images.domains.tolist() == [1, 0, 0]
+    with pytest.raises(UserError, match=r"no column path \(there are: file, kind, place\)"):
+        open_images(f"csv:{tmp_path}/t.csv")
+    (tmp_path / "t.tsv").write_text("path\tlabel\na.png\tx\nd.png\t\n")
+    with pytest.raises(UserError, match="row 3 has no label"):
+        open_images(f"csv:{tmp_path}/t.tsv")
+    (tmp_path / "u.csv").write_text("path\na.png\n")
+    assert open_images(f"csv:{tmp_path}/u.csv").labels is None
+    (tmp_path / "v.csv").write_text("path,label\na.png\n")
+    with pytest.raises(UserError, match="row 2 has 1 columns and the header 2"):
+        open_images(f"csv:{tmp_path}/v.csv")
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    content = b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def test_idx_and_npz_in_every_layout_are_the_same(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (11, 6, 7), dtype=np.uint8)
+    labels = (np.arange(11) % 3).astype(np.uint8)
+    folder = tmp_path / "idx"
+    folder.mkdir()
+    write_idx(folder / "train-images-idx3-ubyte.gz", pixels[:8])
+    write_idx(folder / "train-labels-idx1-ubyte", labels[:8])
+    write_idx(folder / "t10k-images.idx3-ubyte", pixels[8:])
+    write_idx(folder / "t10k-labels.idx1-ubyte.gz", labels[8:])
+    np.savez(
+        tmp_path / "nhw.npz", train_images=pixels[:8], train_labels=labels[:8], x_test=pixels[8:], y_test=labels[8:]
+    )
+    np.savez_compressed(tmp_path / "nhwc.npz", x=pixels[..., None], y=labels[:, None].astype(np.int64))
+    np.savez(tmp_path / "nchw.npz", a=pixels[:, None], b=labels)
+    sets = [
+        open_images(f"idx:{folder}#all"),
+        open_images(f"npz:{tmp_path}/nhw.npz#all"),
+        open_images(f"npz:{tmp_path}/nhwc.npz"),
+        open_images(f"npz:{tmp_path}/nchw.npz?images=a&labels=b"),
+    ]
+    for images in sets:
+        resident = images.resident()
+        assert resident is not None
+        assert np.array_equal(resident.numpy(), pixels[:, None].repeat(3, axis=1))
+        assert told(images) == [str(label) for label in labels]
+        assert images.split_hash() == sets[0].split_hash()
+        assert images.fingerprint() == sets[0].fingerprint()
+    for uri in (f"idx:{folder}", f"npz:{tmp_path}/nhw.npz"):
+        assert (len(open_images(f"{uri}#train")), len(open_images(f"{uri}#test"))) == (8, 3)
+    assert told(open_images(f"idx:{folder}/train-images-idx3-ubyte.gz")) == [str(label) for label in labels[:8]]
+
+
+def test_npz_of_colour_many_channels_and_sixteen_bits(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    colour = rng.integers(0, 256, (3, 6, 7, 3), dtype=np.uint8)
+    np.savez(tmp_path / "c.npz", images=colour)
+    images = open_images(f"npz:{tmp_path}/c.npz")
+    assert np.array_equal(images.read(1).permute(1, 2, 0).numpy(), colour[1])
+    assert images.labels is None
+    bands = rng.integers(0, 65536, (3, 6, 8, 9), dtype=np.uint16)
+    np.savez(tmp_path / "b.npz", images=bands)
+    with pytest.raises(UserError, match=r"layout=NCHW"):
+        open_images(f"npz:{tmp_path}/b.npz")
+    assert open_images(f"npz:{tmp_path}/b.npz?layout=NCHW").read(2).shape == (6, 8, 9)
+    assert np.array_equal(open_images(f"npz:{tmp_path}/b.npz?layout=NHWC").read(2).permute(1, 2, 0).numpy(), bands[2])
+
+
+def test_damaged_arrays_are_refused(tmp_path: Path) -> None:
+    def npz(**arrays: np.ndarray) -> str:
+        np.savez(tmp_path / "x.npz", **arrays)  # type: ignore[arg-type]
+        return f"npz:{tmp_path}/x.npz"
+
+    pixels = np.zeros((4, 5, 5), np.uint8)
+    for uri, sentence in (
+        (lambda: npz(x=pixels / 2), "holds float64; expected uint8"),
+        (lambda: npz(x=pixels, y=np.zeros(3, int)), "4 pictures and 3 labels"),
+        (lambda: npz(x=pixels, y=np.zeros((4, 2), int)), "one whole number a picture"),
+        (lambda: npz(x=pixels, y=np.array([{}] * 4)), "cannot be read"),
+        (lambda: npz(first=pixels), "which of its arrays are the pictures"),
+        (lambda: npz(x=pixels, images=pixels), "both x and images"),
+        (lambda: npz(x=pixels) + "?images=z", r"no array z \(it has: x\)"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            open_images(uri())
+    np.save(tmp_path / "one.npy", pixels)
+    with pytest.raises(UserError, match="a single array"):
+        open_images(f"npz:{tmp_path}/one.npy")
+    (tmp_path / "x.npz").write_bytes(b"PK\x03\x04 cut")
+    with pytest.raises(UserError, match="cannot be read"):
+        open_images(f"npz:{tmp_path}/x.npz")
+    write_idx(tmp_path / "images-idx3-ubyte", pixels)
+    (tmp_path / "images-idx3-ubyte").write_bytes((tmp_path / "images-idx3-ubyte").read_bytes()[:-1])
+    with pytest.raises(UserError, match="115 bytes where 116 are announced"):
+        open_images(f"idx:{tmp_path}")
+
+
+def test_torchvision_reads_what_is_there_and_downloads_nothing(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 28, 28), dtype=np.uint8)
+    labels = (np.arange(20) % 10).astype(np.uint8)
+    for name, part in (("train", slice(0, 12)), ("t10k", slice(12, 20))):
+        write_idx(raw / f"{name}-images-idx3-ubyte", pixels[part])
+        write_idx(raw / f"{name}-labels-idx1-ubyte", labels[part])
+    images = open_images(f"torchvision:MNIST?root={tmp_path}#all")
+    same = open_images(f"idx:{raw}#all")
+    assert equal(images, same)
+    assert images.classes == same.classes == tuple("0123456789")
+    assert torch.equal(images.keys(), same.keys())
+    assert len(open_images(f"torchvision:MNIST?root={tmp_path}#test")) == 8
+    folder = drawn(tmp_path / "eurosat" / "2750", NAMES)
+    assert equal(open_images(f"torchvision:EuroSAT?root={tmp_path}"), open_images(f"folder:{folder}"))
+    for uri, sentence in (
+        (f"torchvision:MNIST?root={tmp_path}", "comes in splits: name one of train, test"),
+        (f"torchvision:MNITS?root={tmp_path}", "did you mean MNIST?"),
+        (f"torchvision:CIFAR10?root={tmp_path}#train", "add &download=true"),
+        ("torchvision:MNIST#train", "the option root is needed"),
+    ):
+        with pytest.raises(UserError, match=sentence.replace("?", r"\?")):
+            open_images(uri)
+
+
+def test_a_union_has_domains_and_merges_classes_by_name(tmp_path: Path) -> None:
+    first = drawn(tmp_path / "photo", ["cat/1.png", "dog/2.png"])
+    second = drawn(tmp_path / "sketch", ["ant/3.png", "cat/4.png", "dog/5.png"], first=7)
+    images = open_images([f"folder:{first}", f"folder:{second}"])
+    assert images.classes == ("ant", "cat", "dog")
+    assert told(images) == ["cat", "dog", "ant", "cat", "dog"]
+    assert images.domain_names == ("photo", "sketch")
+    assert images.domains.tolist() == [0, 0, 1, 1, 1]
+    parts = open_images(f"folder:{first}"), open_images(f"folder:{second}")
+    assert torch.equal(images.keys(), torch.cat([part.keys() for part in parts]))
+    assert torch.equal(images.read(3), parts[1].read(1))
+    subset = images.select(torch.tensor([4, 0]))
+    assert (told(subset), subset.domains.tolist()) == (["dog", "cat"], [1, 0])
+    assert torch.equal(subset.read(1), images.read(0))
+    assert images.resident() is None
+
+
+def test_unions_of_arrays_are_resident_and_clashing_names_spelled_out() -> None:
+    uris = ["sklearn:digits#[:3]", "sklearn:digits-m?seed=1#[3:5]", "sklearn:digits-m?seed=2#[5:9]"]
+    images = open_images(uris)
+    resident = images.resident()
+    assert resident is not None
+    assert all(torch.equal(resident[i], images.read(i)) for i in range(9))
+    assert images.domain_names == ("digits", *uris[1:])
+    assert images.select(torch.tensor([8, 0, 4])).resident().equal(resident[[8, 0, 4]])  # type: ignore[union-attr]
+    assert open_images(["sklearn:digits?size=8#[:3]", "sklearn:digits#[3:5]"]).resident() is None
+
+
+def test_unions_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+    flat = f"folder:{drawn(tmp_path / 'flat', ['1.png'])}"
+    with pytest.raises(UserError, match=r"has labels and .* has none"):
+        open_images(["sklearn:digits", flat])
+    assert len(open_images(["sklearn:digits", flat], role="unlabelled")) == 1798
+    with pytest.raises(UserError, match="given twice"):
+        open_images([flat, flat])
+    with pytest.raises(UserError, match="no image URI"):
+        open_images([])
+
+
+def test_unlabelled_keeps_class_names_but_no_label(tmp_path: Path) -> None:
+    images = open_images(f"folder:{drawn(tmp_path, NAMES)}", role="unlabelled")
+    assert (images.labels, images.classes) == (None, ("cat", "dog", "eel"))
+
+
+class Reader(Dataset[Tensor]):
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self.images.read(i)
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_read_what_the_parent_reads(tmp_path: Path, start: str) -> None:
+    folder = drawn(tmp_path / "set", [f"{c}/{i}.png" for c in "ab" for i in range(8)])
+    images = open_images([f"folder:{folder}", f"tar:{packed(folder, tmp_path / 'archive.tar.gz', 'w:gz')}"])
+    expected = [images.read(i) for i in range(len(images))]  # the parent's descriptor of the archive is open by now
+    loader = DataLoader(Reader(images), batch_size=None, num_workers=2, multiprocessing_context=start)
+    assert all(torch.equal(image, one) for image, one in zip(loader, expected, strict=True))
+
+
+def test_images_pickle_without_open_files(tmp_path: Path) -> None:
+    images = open_images(f"tar:{packed(drawn(tmp_path / 'set', NAMES), tmp_path / 'set.tar')}")
+    images.read(0)
+    assert equal(pickle.loads(pickle.dumps(images)), images)  # noqa: S301
+
+
+@pytest.mark.parametrize(
+    ("uri", "sentence"),
+    [
+        ("fodler:x", "did you mean folder?"),
+        ("pictures", "it has no scheme; write for example folder:pictures"),
+        ("folder:", "nothing stands after"),
+        ("folder:x?", "no option stands after"),
+        ("folder:x?under", "'under' is not an option"),
+        ("folder:x?udner=y", "did you mean under?"),
+        ("folder:/no/such/place", "there is no /no/such/place; check the path"),
+        ("tar:/no/such.tar", "no such archive"),
+        ("idx:/no/such", "there is no /no/such"),
+        ("npz:/no/such.npz", "there is no such file"),
+        ("list:/no/such.txt", "there is no such file"),
+        ("csv:/no/such.csv", "there is no such file"),
+        ("torchvision:MNIST?root=/no&download=maybe#train", "neither true nor false"),
+    ],
+)
+def test_mistakes_are_one_sentence(uri: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence.replace("?", r"\?")):
+        open_images(uri)
+
+
+def test_empty_folders_and_wrong_kinds_say_what_is_expected(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("a.png")
+    with pytest.raises(UserError, match=r"no pictures under .*; expected files ending in \.jpg"):
+        open_images(f"folder:{tmp_path}")
+    with pytest.raises(UserError, match="this is a file, not a folder"):
+        open_images(f"folder:{tmp_path}/notes.txt")
+    with pytest.raises(UserError, match="open it as folder:"):
+        open_images(f"tar:{tmp_path}")
+    with pytest.raises(UserError, match="not a readable archive"):
+        open_images(f"tar:{tmp_path}/notes.txt")
+    with pytest.raises(UserError, match="no IDX pictures there"):
+        open_images(f"idx:{tmp_path}")
+
+
+def test_archives_cut_short_are_refused(tmp_path: Path) -> None:
+    folder = drawn(tmp_path / "set", [f"{i}.png" for i in range(30)])
+    for ending, mode in (("tar", "w"), ("tar.gz", "w:gz")):
+        archive = packed(folder, tmp_path / f"set.{ending}", mode)
+        archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2 + 100])
+        with pytest.raises(UserError, match=r"cut short|not a readable archive"):
+            open_images(f"tar:{archive}")
+
+
+def test_a_later_member_of_the_same_name_counts(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "twice.tar", "w") as tar:
+        for shade in (0, 200):
+            stream = io.BytesIO()
+            Image.new("L", (4, 4), shade).save(stream, "PNG")
+            member = tarfile.TarInfo("a.png")
+            member.size = stream.tell()
+            stream.seek(0)
+            tar.addfile(member, stream)
+    images = open_images(f"tar:{tmp_path}/twice.tar")
+    assert len(images) == 1
+    assert images.read(0).unique().tolist() == [200]

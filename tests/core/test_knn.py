@@ -1,0 +1,115 @@
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor
+
+from rootstock.core.errors import UserError
+from rootstock.core.knn import knn_predict, neighbours, vote
+
+
+def clusters(n: int, seed: int, classes: int = 5, dim: int = 8) -> tuple[Tensor, Tensor]:
+    """Overlapping blobs, n points: features [n, dim] of very different lengths, labels [n]."""
+    centres = torch.randn(classes, dim, generator=torch.Generator().manual_seed(99))
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(classes, (n,), generator=generator)
+    x = centres[y] + torch.randn(n, dim, generator=generator)
+    return x * (0.1 + 10 * torch.rand(n, 1, generator=generator)), y
+
+
+def slow_knn(train_x: Tensor, train_y: Tensor, test_x: Tensor, classes: int, k: int, t: float | None) -> list[int]:
+    """Every cosine by hand, a full sort, votes one by one."""
+    train, test = train_x.double().numpy(), test_x.double().numpy()
+    predictions = []
+    for x in test:
+        cosines = [float(x @ z) / math.sqrt(float(x @ x) * float(z @ z)) for z in train]
+        votes = np.zeros(classes)
+        for i in sorted(range(len(train)), key=lambda i: -cosines[i])[:k]:
+            votes[int(train_y[i])] += 1.0 if t is None else math.exp(cosines[i] / t)
+        predictions.append(int(votes.argmax()))
+    return predictions
+
+
+@pytest.mark.parametrize("k", [1, 5, 20])
+@pytest.mark.parametrize("temperature", [0.07, 0.5, None])
+def test_against_a_slow_version(k: int, temperature: float | None) -> None:
+    train_x, train_y = clusters(80, seed=0)
+    test_x, _ = clusters(60, seed=1)
+    found = knn_predict(train_x, train_y, test_x, 5, k=k, temperature=temperature)
+    assert found.dtype == torch.int64
+    assert found.tolist() == slow_knn(train_x, train_y, test_x, 5, k, temperature)
+
+
+def test_equal_votes_are_scikit_learns_majority() -> None:
+    train_x, train_y = clusters(200, seed=2)
+    test_x, _ = clusters(100, seed=3)
+    theirs = KNeighborsClassifier(7, metric="cosine").fit(train_x, train_y).predict(test_x)
+    assert knn_predict(train_x, train_y, test_x, 5, k=7, temperature=None).tolist() == theirs.tolist()
+
+
+def test_limits_of_the_temperature() -> None:
+    """T -> 0 is the nearest neighbour (and must not overflow), T -> infinity the majority."""
+    train_x, train_y = clusters(80, seed=0)
+    test_x, _ = clusters(60, seed=1)
+    nearest = knn_predict(train_x, train_y, test_x, 5, k=1)
+    majority = knn_predict(train_x, train_y, test_x, 5, k=9, temperature=None)
+    assert torch.equal(knn_predict(train_x, train_y, test_x, 5, k=9, temperature=1e-7), nearest)
+    # Near-equal weights still break the majority's ties by similarity, so only clear majorities are compared.
+    _, rows = neighbours(train_x, test_x, 9)
+    top = torch.nn.functional.one_hot(train_y[rows], 5).sum(1).topk(2, dim=1).values
+    clear = top[:, 0] > top[:, 1]
+    assert int(clear.sum()) > 30
+    assert torch.equal(knn_predict(train_x, train_y, test_x, 5, k=9, temperature=1e6)[clear], majority[clear])
+
+
+def test_neighbours_come_nearest_first() -> None:
+    train_x, _ = clusters(50, seed=0)
+    test_x, _ = clusters(10, seed=1)
+    similarity, rows = neighbours(train_x, test_x, 50)
+    cosine = torch.nn.functional.cosine_similarity(test_x[:, None], train_x[None], dim=2)
+    torch.testing.assert_close(similarity, cosine.sort(dim=1, descending=True).values)
+    assert torch.equal(rows, cosine.argsort(dim=1, descending=True))
+
+
+def test_ties_go_to_the_lower_class() -> None:
+    similarity = torch.ones(1, 4)
+    assert vote(similarity, torch.tensor([[3, 1, 3, 1]]), 5, None).tolist() == [1]
+
+
+def test_k_beyond_the_training_set_is_clipped_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    train_x, train_y = clusters(13, seed=0)
+    test_x, _ = clusters(10, seed=1)
+    with caplog.at_level(logging.WARNING):
+        found = [knn_predict(train_x, train_y, test_x, 5, k=1000) for _ in range(2)][1]
+    assert caplog.messages == ["kNN: k = 1000 is more than the 13 training images; all of them vote"]
+    assert torch.equal(found, knn_predict(train_x, train_y, test_x, 5, k=13))
+
+
+def test_bad_input_is_named() -> None:
+    x, y = clusters(10, seed=0)
+    broken = x.clone()
+    broken[3, 1] = math.nan
+    with pytest.raises(UserError, match="1 of 10 training features are not finite"):
+        knn_predict(broken, y, x, 5, k=3)
+    with pytest.raises(UserError, match="1 of 10 test features are not finite"):
+        knn_predict(x, y, broken, 5, k=3)
+    with pytest.raises(UserError, match="k of at least 1, got 0"):
+        knn_predict(x, y, x, 5, k=0)
+    with pytest.raises(UserError, match="temperature above 0"):
+        knn_predict(x, y, x, 5, k=3, temperature=0.0)
+    with pytest.raises(UserError, match=r"lie in -1\.\."):
+        knn_predict(x, y - y.min() - 1, x, 5, k=3)
+    with pytest.raises(UserError, match="at least one training image"):
+        knn_predict(x[:0], y[:0], x, 5)
+    with pytest.raises(ValueError, match="as many labels"):
+        knn_predict(x, y[:4], x, 5, k=3)
+    with pytest.raises(ValueError, match="8 numbers an image, test features 7"):
+        knn_predict(x, y, x[:, :7], 5, k=3)
+
+
+def test_an_empty_test_set_gives_no_predictions() -> None:
+    x, y = clusters(10, seed=0)
+    assert knn_predict(x, y, x[:0], 5, k=3).tolist() == []
