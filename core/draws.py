@@ -65,9 +65,16 @@ class Draws:
         return mix(row[:, None] + index * GOLDEN).view(len(row), *shape)
 
     def uniform(self, name: str, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """Uniform on [low, high), float32 [N, *shape]: 24 bits, so that each of them is exact in float32."""
+        """Uniform on [low, high), float32 [N, *shape]: 24 bits, so that each of them is exact in float32.
+
+        With other bounds than 0 and 1 the sum is rounded to float32, which may give `high` itself.
+        """
         unit = ((self.bits(name, *shape) >> 40) & 0xFFFFFF).to(torch.float32) * 2.0**-24
-        return unit if (low, high) == (0.0, 1.0) else low + (high - low) * unit
+        if (low, high) == (0.0, 1.0):
+            return unit
+        # Rounded apart, through float64: a compiler that fused product and sum would change the last bit.
+        span = torch.tensor(high - low, dtype=torch.float32, device=unit.device).double()
+        return low + (span * unit.double()).float()
 
     def normal(self, name: str, *shape: int) -> Tensor:
         """Standard normal, float32 [N, *shape], by Box & Muller (1958)."""

@@ -52,8 +52,9 @@ def train_and_tests(
     images = labelled(open_images(train, seed=seed), "data.train")
     if test is not None:
         assert images.classes is not None
+        keys = {"test": "data.test"} if isinstance(test, str) else {name: f"data.test.{name}" for name in test}
         tests = open_tests(test, seed)
-        return images, {name: align(t, images.classes, f"data.test.{name}") for name, t in tests.items()}
+        return images, {name: align(t, images.classes, keys[name]) for name, t in tests.items()}
     kept, held = holdout(images, fraction=HELD_OUT, seed=seed, stratify=True)
     return kept, {"test": held}
 

@@ -7,9 +7,6 @@ from typing import Any
 from torch import Tensor, nn
 
 
-POOLED = (1, 2)
-
-
 class SmallConv(nn.Module):
     """Four 3x3 convolutions, each with BatchNorm and ReLU: the first with a stride, max-pooling after the next two, then the mean.
 
@@ -26,7 +23,7 @@ class SmallConv(nn.Module):
         for i, width in enumerate(widths):
             step = stride if i == 0 else 1
             layers += [nn.Conv2d(channels, width, 3, step, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-            if i in POOLED:
+            if i < 3 and (i or stride == 1):
                 layers.append(nn.MaxPool2d(2))
             channels = width
         self.layers = nn.Sequential(*layers)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from .draws import Draws, permute
 from .errors import UserError
 from .images.source import DamagedImage, Images
+from .views import stack_pictures
 
 NEIGHBOUR_TRIES = 16
 
@@ -87,6 +88,8 @@ class Order:
     name: str = ""
 
     def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"optim.batch_size: {self.batch_size} is given; expected at least 1")
         if self.batch_size > self.n:
             which = f" of data.{self.name}" if self.name else ""
             raise UserError(
@@ -130,36 +133,66 @@ class Share:
 
 @dataclass
 class Damage:
-    """Damaged pictures met in training: each replaced by a neighbour, counted, listed; too many end the run."""
+    """Damaged pictures met in training: each replaced by a neighbour, counted, listed; too many end the run.
+
+    limit: the tolerated fraction of a set; 0 tolerates none, any other number at least one. names: by (set, name in it), so that
+    two sets may share one Damage.
+    """
 
     limit: float = 0.01
-    names: dict[int, str] = field(default_factory=dict)
+    names: dict[tuple[str, str], str] = field(default_factory=dict)
     report: Callable[[str], None] = print
 
     def note(self, images: Images, wanted: Tensor, read: Tensor) -> None:
+        """Remember the pictures `wanted` that others were `read` for. Raises UserError if they are too many of this set."""
         for index in wanted[wanted != read].tolist():
-            if index not in self.names:
-                self.names[index] = images.name(index)
-                self.report(f"damaged picture replaced by its neighbour: {images.name(index)}")
-        if len(self.names) > max(1.0, self.limit * len(images)):
-            listed = ", ".join(list(self.names.values())[:5])
+            name = images.name(index)
+            if (images.uri, name) not in self.names:
+                self.names[images.uri, name] = name
+                self.report(f"damaged picture replaced by its neighbour: {name}")
+        of_this_set = [name for (uri, _), name in self.names.items() if uri == images.uri]
+        if len(of_this_set) > (max(1.0, self.limit * len(images)) if self.limit else 0.0):
             raise UserError(
-                f"{len(self.names)} damaged pictures of {len(images)}, more than run.damaged allows ({self.limit:.1%}): {listed}; "
-                "`rootstock data URI` lists them all; mend or remove them, or raise run.damaged"
+                f"{len(of_this_set)} damaged pictures of {len(images)}, more than run.damaged allows ({self.limit:.1%}): "
+                f"{', '.join(of_this_set[:5])}; `rootstock data URI` lists them all; mend or remove them, or raise run.damaged"
             )
 
 
-class _Reader(Dataset[tuple[Tensor, int, int, int]]):
+class _Read(NamedTuple):
+    """One cropped picture on its way from a worker."""
+
+    crops: Tensor  # uint8 or uint16 [V, C, h, w]
+    position: int
+    wanted: int
+    read: int
+
+
+class _Reader(Dataset[_Read | str]):
     """Decode and crop one (index, position): a pure function, so the number of workers cannot matter."""
 
     def __init__(self, images: Images, crop: Crop, seed: int, name: str) -> None:
         self.images, self.crop, self.seed, self.name = images, crop, seed, name
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int, int]:
+    def __getitem__(self, key: tuple[int, int]) -> _Read | str:
         wanted, position = key
-        picture, read = read_or_neighbour(self.images, wanted)
+        try:
+            picture, read = read_or_neighbour(self.images, wanted)
+        except UserError as error:
+            return str(error)  # an exception leaves a worker as the text of a traceback; this stays one sentence
         draws = source_draws(self.seed, torch.tensor([position]), self.name)
-        return self.crop(picture[None], draws)[0], position, wanted, read
+        return _Read(self.crop(picture[None], draws)[0], position, wanted, read)
+
+
+def _collate(items: Sequence[_Read | str]) -> tuple[Tensor, Tensor, Tensor, Tensor] | str:
+    """(crops, positions, wanted, read) of a micro-batch, or the first error in it."""
+    found = []
+    for item in items:
+        if isinstance(item, str):
+            return item
+        found.append(item)
+    crops, *numbers = zip(*found, strict=True)
+    positions, wanted, read = (torch.tensor(column) for column in numbers)
+    return stack_pictures(crops), positions, wanted, read
 
 
 def read_or_neighbour(images: Images, index: int) -> tuple[Tensor, int]:
@@ -229,12 +262,16 @@ def _loaded(
         loader = DataLoader(
             reader,
             batch_sampler=keys,  # pyright: ignore[reportArgumentType]
+            collate_fn=_collate,
             num_workers=workers,
             pin_memory=device.type == "cuda",
             worker_init_fn=_one_thread if workers else None,
         )
         micro: list[Sample] = []
-        for crops, positions, wanted, read in loader:
+        for batch in loader:
+            if isinstance(batch, str):
+                raise UserError(batch)
+            crops, positions, wanted, read = batch
             damage.note(images, wanted, read)
             labels = images.labels[read] if images.labels is not None else torch.empty(0, dtype=torch.int64)
             moved = (t.to(device, non_blocking=True) for t in (crops, positions, labels))

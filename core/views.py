@@ -8,6 +8,7 @@ uint8, because that is what a loader's worker sends: a resident set and a folder
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -16,23 +17,35 @@ from torch import Tensor
 
 from .colour import colour_jitter, gaussian_blur, grayscale
 from .draws import Draws
+from .errors import UserError
 
 Interpolation = Literal["bilinear", "bicubic"]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP_TRIES = 10
 
 
-def resize_matrix(start: Tensor, length: Tensor, size_in: int, size_out: int, kernel: Interpolation, flip: Tensor | None = None) -> Tensor:
+def resize_matrix(
+    start: Tensor,
+    length: Tensor,
+    size_in: int,
+    size_out: int,
+    kernel: Interpolation,
+    flip: Tensor | None = None,
+    kept: range | None = None,
+) -> Tensor:
     """The antialiased resampling of [start, start + length) to size_out as matrices, float32 [N, size_out, size_in].
 
-    start, length: int64 [N]. Equal to torchvision's crop, then resize(antialias=True): the kernel (bilinear, or bicubic with
-    a = -0.5) is stretched by the scale when shrinking, and weights outside of the crop are dropped before normalising.
+    start, length: int64 [N]. kept: which of the size_out rows, all by default. Equal to torchvision's crop, then
+    resize(antialias=True): the kernel (bilinear, or bicubic with a = -0.5) is stretched by the scale when shrinking, and
+    weights outside of the crop are dropped before normalising.
     """
+    kept = range(size_out) if kept is None else kept
     scale = (length.double() / size_out)[:, None, None]
     stretch = scale.clamp(min=1.0)
     # Coordinates relative to the crop, in float64: the same weights whether or not the crop was cut out before.
     column = torch.arange(size_in, device=start.device)[None, None, :] - start[:, None, None]
-    centre = (torch.arange(size_out, device=start.device, dtype=torch.float64)[None, :, None] + 0.5) * scale
+    row = torch.arange(kept.start, kept.stop, device=start.device, dtype=torch.float64)[None, :, None]
+    centre = (row + 0.5) * scale
     x = ((column.double() + 0.5 - centre) / stretch).abs()
     if kernel == "bilinear":
         weight = (1.0 - x).clamp(min=0.0)
@@ -53,6 +66,26 @@ def crop_resize(images: Tensor, boxes: Tensor, size: int, kernel: Interpolation,
     top, left, height, width = boxes.unbind(1)
     rows = resize_matrix(top, height, images.shape[2], size, kernel)
     columns = resize_matrix(left, width, images.shape[3], size, kernel, flip)
+    return _resample(images, rows, columns)
+
+
+def resize_centre(images: Tensor, short: int, size: int, kernel: Interpolation) -> Tensor:
+    """Resize the shorter side to `short`, then cut the central size x size; [N, C, H, W] -> the same dtype [N, C, size, size].
+
+    Only the rows and columns that the cut keeps are computed; as in torchvision, they see what lies beyond the cut.
+    """
+    matrices = []
+    for side in images.shape[2:]:
+        resized = int(short * side / min(images.shape[2:]))
+        whole = torch.tensor([0, side], device=images.device)
+        first = round((resized - size) / 2)
+        kept = range(first, first + size)
+        matrices.append(resize_matrix(whole[:1], whole[1:], side, resized, kernel, kept=kept))
+    return _resample(images, *matrices)
+
+
+def _resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """rows [N or 1, size, H], columns [N or 1, size, W]: the resampled images, rounded to their own dtype."""
     out = rows[:, None] @ images.float() @ columns.transpose(1, 2)[:, None]
     return out.round_().clamp_(0, torch.iinfo(images.dtype).max).to(images.dtype)
 
@@ -66,8 +99,8 @@ def random_boxes(draws: Draws, height: int, width: int, scale: tuple[float, floa
     first = fits.int().argmax(1, keepdim=True)
     w, h = w.gather(1, first)[:, 0], h.gather(1, first)[:, 0]
     whole = width / height
-    fallback_w = width if whole <= ratio[1] else round(height * ratio[1])
-    fallback_h = height if whole >= ratio[0] else round(width / ratio[0])
+    fallback_w = width if whole <= ratio[1] else max(1, round(height * ratio[1]))
+    fallback_h = height if whole >= ratio[0] else max(1, round(width / ratio[0]))
     found = fits.any(1)
     w = torch.where(found, w, fallback_w)
     h = torch.where(found, h, fallback_h)
@@ -78,7 +111,7 @@ def random_boxes(draws: Draws, height: int, width: int, scale: tuple[float, floa
 
 
 def centre_boxes(n: int, height: int, width: int, fraction: float, device: torch.device) -> Tensor:
-    """The central square of side fraction * min(height, width), int64 [n, 4]: resize + centre crop in one."""
+    """The central square of side fraction * min(height, width), int64 [n, 4]."""
     side = max(1, round(min(height, width) * fraction))
     box = torch.tensor([(height - side) // 2, (width - side) // 2, side, side], device=device)
     return box.expand(n, 4)
@@ -172,9 +205,9 @@ class View:
 
 
 class Evaluation:
-    """The deterministic view: the central square, `crop` of the shorter side (0.875: resize 256, crop 224), resized to size.
+    """The deterministic view: the shorter side is resized to size / crop (at 0.875: 256 for 224), then the centre is cut out.
 
-    Pictures that already have the size are taken whole.
+    As in timm, size / crop is rounded down. Pictures that already have the size are taken whole.
     """
 
     def __init__(
@@ -186,7 +219,9 @@ class Evaluation:
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
     ) -> None:
-        self.size, self.fraction, self.interpolation, self.mean, self.std = size, crop, interpolation, mean, std
+        if not 0.0 < crop <= 1.0:
+            raise UserError(f"data.crop: {crop} is given; expected the part of the shorter side to keep, above 0 and at most 1")
+        self.size, self.short, self.interpolation, self.mean, self.std = size, int(size / crop), interpolation, mean, std
 
     def worker(self, image: Tensor) -> Tensor:
         """uint8 [C, H, W] of any size -> uint8 [C, size, size]."""
@@ -195,8 +230,7 @@ class Evaluation:
     def _crop(self, images: Tensor) -> Tensor:
         if images.shape[2:] == (self.size, self.size):
             return images
-        boxes = centre_boxes(len(images), images.shape[2], images.shape[3], self.fraction, images.device)
-        return crop_resize(images, boxes, self.size, self.interpolation)
+        return resize_centre(images, self.short, self.size, self.interpolation)
 
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 [N, C, H, W] -> normalised float32 [N, C, size, size]; what `worker` returned is not cropped again."""
@@ -218,6 +252,13 @@ class Multiview:
         """Raw [N, C, H, W] or cropped [N, V, C, size, size] -> normalised float32 [V, N, C, size, size]."""
         crops = self.crop(images, draws) if images.ndim == 4 else images
         return torch.stack([view.finish(crops[:, v], draws.stream(f"view{v}")) for v, view in enumerate(self.views)])
+
+
+def stack_pictures(pictures: Sequence[Tensor]) -> Tensor:
+    """Pictures of one shape as one batch. Where 8 and 16 bits meet, 8 are widened by 257: v / 255 = 257 v / 65535 exactly."""
+    if len({picture.dtype for picture in pictures}) > 1:
+        pictures = [p if p.dtype == torch.uint16 else (p.int() * 257).to(torch.uint16) for p in pictures]
+    return torch.stack(list(pictures))
 
 
 def normalise(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

@@ -9,7 +9,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -45,8 +45,11 @@ def colour(index: int) -> str:
     return f"var(--c{index % COLOURS})"
 
 
-def curves(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[Figure]:
-    """Loss, learning rate, online evaluation and whatever else was logged; one thin line for each run (seed)."""
+def curves(runs: Sequence[Sequence[Mapping[str, Any]]], owner: str = "") -> list[Figure]:
+    """Loss, learning rate, online evaluation and whatever else was logged; one thin line for each run (seed).
+
+    owner: whose curves they are; makes the figures' inner identifiers differ from those of another's on the same page.
+    """
     keys = dict.fromkeys(key for rows in runs for row in rows for key in row if key not in _NOT_CURVES)
     accuracies = [key for key in keys if key.startswith("eval/") and key.endswith("/accuracy")]
     online = accuracies or [key for key in keys if key.startswith("eval/")]
@@ -54,11 +57,11 @@ def curves(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[Figure]:
     rest = [key for key in keys if key not in rates and key != "loss" and not key.startswith("eval/")]
     panels = [("Training loss", ["loss"]), ("Online evaluation", online[:COLOURS]), ("Learning rate", rates[:COLOURS])]
     panels += [(key.replace("_", " "), [key]) for key in rest]
-    drawn = (_panel(title, names, runs) for title, names in panels)
+    drawn = (_panel(title, names, runs, owner) for title, names in panels)
     return [figure for figure in drawn if figure is not None][:_PANELS]
 
 
-def _panel(title: str, keys: Sequence[str], runs: Sequence[Sequence[Mapping[str, Any]]]) -> Figure | None:
+def _panel(title: str, keys: Sequence[str], runs: Sequence[Sequence[Mapping[str, Any]]], owner: str) -> Figure | None:
     lines = [(index, series) for index, key in enumerate(keys) for rows in runs if len(series := _series(rows, key)[0])]
     if not lines:
         return None
@@ -88,7 +91,7 @@ def _panel(title: str, keys: Sequence[str], runs: Sequence[Sequence[Mapping[str,
     )
     notes = ["accuracy, %" if percent else "", f"mean of {binned} logged steps a point" if binned > 1 else ""]
     caption = "; ".join(filter(None, notes))
-    return Figure(_render(draw, title), title, caption, legend)
+    return Figure(_render(draw, title, owner), title, caption, legend)
 
 
 def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[numpy.ndarray, int]:
@@ -109,8 +112,8 @@ def _short(key: str) -> str:
     return key.removeprefix("eval/").removesuffix("/accuracy").removeprefix("lr/").replace("/", " · ")
 
 
-def _render(draw: Any, title: str) -> Markup:
-    style = {
+def _render(draw: Callable[[Axes], None], title: str, owner: str) -> Markup:
+    style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "rootstock",
         "font.size": 11,
@@ -143,7 +146,7 @@ def _render(draw: Any, title: str) -> Markup:
         canvas.savefig(
             out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
         )
-    return _inline(out.getvalue(), title)
+    return _inline(out.getvalue(), title, owner)
 
 
 def _tick(value: float) -> str:
@@ -154,7 +157,7 @@ def _tick(value: float) -> str:
     )
 
 
-def _inline(svg: str, title: str) -> Markup:
+def _inline(svg: str, title: str, owner: str) -> Markup:
     """matplotlib's SVG document as an element of the page: no prolog, no fixed size, no own fonts, the page's colours."""
     svg = svg[svg.index("<svg") :]
     # The style element is a rule for `*`, which would reach the whole page.
@@ -164,7 +167,7 @@ def _inline(svg: str, title: str) -> Markup:
     head = f'<svg {box[0]} role="img" aria-label="{escape(title)}" stroke-linejoin="round">'
     svg = re.sub(r"<svg[^>]*>", lambda _: head, svg, count=1)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    own = hashlib.sha256(svg.encode()).hexdigest()[:8]
+    own = hashlib.sha256(f"{owner}/{title}".encode()).hexdigest()[:8]
     svg = re.sub(r'( id="|url\(#|xlink:href="#)', rf"\g<1>{own}-", svg).replace("xlink:href", "href")
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
     svg = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\d+\.\d{2})\d+", r"\1", tag[0]), svg)

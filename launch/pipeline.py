@@ -24,7 +24,7 @@ from .tables import interval, is_fraction, number
 class Execute(Protocol):
     """Run one verb to its end, or resume it, and return its result.json."""
 
-    def __call__(self, verb: str, config: str, overrides: list[str], quiet: bool = ...) -> dict[str, Any]: ...
+    def __call__(self, verb: str, config: str, overrides: list[str], /, quiet: bool = ...) -> dict[str, Any]: ...
 
 
 def run_pipeline(

@@ -215,7 +215,7 @@ def _view(stage: Stage, *, label: str, front: bool) -> StageView:
         summary=" · ".join(filter(None, [stage.first.verb, str(name or ""), time, states])),
         facts=_facts(stage),
         table=results_tables(_protocol_rows(stage), {})[0] if measured else None,
-        curves=curves([record.rows for record in stage.records if record.rows]),
+        curves=curves([record.rows for record in stage.records if record.rows], stage.name),
         pictures=[_picture(path, caption) for path, caption in stage.first.pictures()],
         maps=[scatter(chart, by) for by in ("label", "domain") if len(chart.get(by) or [])],
         map_caption=f"{chart.get('method', 'map of features')}{f', seed {seed}' if seed is not None else ''}"

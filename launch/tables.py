@@ -12,7 +12,8 @@ SELECTION = {
     "last": "The last iterate is reported; nothing was chosen by a result.",
     "train-split": "Hyper-parameters were chosen on a held-out slice of the training data.",
     "source-val": "Chosen on held-out labelled images of the source domain.",
-    "tuned-on-target": "Hyper-parameters were found while looking at labels of the target, so its numbers are optimistic.",
+    "tuned-on-target": "Hyper-parameters were found while looking at labels of the target, so these numbers are "
+    "optimistic for a new domain.",
     "oracle": "Chosen with the labels of the test set: an upper bound, not a result.",
 }
 CAVEATS = ("tuned-on-target", "oracle")
@@ -47,7 +48,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """groups: (heading or "", lines). ticks: (position in percent, text, is it zero). foot: sentences below."""
+    """groups: (heading or "", lines). ticks: (position in percent, text, is it zero). foot: sentences below.
+
+    intervals: has any line one. several: is any line of more than one run; otherwise the foot says so once.
+    """
 
     heading: str
     unit: str
@@ -56,6 +60,7 @@ class Table:
     ticks: list[tuple[float, str, bool]]
     foot: list[str]
     intervals: bool
+    several: bool
 
 
 def caveats(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -123,6 +128,7 @@ def _results_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]
         foot=_foot(rows)
         + ([] if heading else ["No evaluation image was seen in training, with or without its label (inductive)."]),
         intervals=any(line.interval for lines in groups.values() for line in lines),
+        several=any(row["n"] > 1 for row in rows),
     )
 
 
@@ -147,7 +153,9 @@ def differences_table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
         if several
         else "One seed only, so a difference has no interval; more seeds give one."
     )
-    return Table("", "percentage points", [], [("", lines)], ticks, [foot], any(line.interval for line in lines))
+    return Table(
+        "", "percentage points", [], [("", lines)], ticks, [foot], any(line.interval for line in lines), several
+    )
 
 
 def is_fraction(metric: str, values: Sequence[float]) -> bool:

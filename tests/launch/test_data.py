@@ -14,7 +14,7 @@ from rootstock.launch.data import CAPTION, COLUMNS, MARGIN, THUMBNAIL, describe,
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "400")  # no path is wrapped
     monkeypatch.chdir(tmp_path)
 
 
