@@ -3,37 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..core import norm
+from ..core.classifier import Classifier
 from ..core.errors import UserError
+from ..core.norm import Mode, PositionBatchNorm, frozen_statistics
 from .source_only import SourceOnly
 
 
 class AdaBN(SourceOnly):
-    """Keeps the classifier of `backbone.weights`; usually run for 0 steps. The target's labels play no part."""
+    """Keeps the classifier of `backbone.weights`; usually run for 0 steps. The target's labels play no part.
+
+    Raises UserError if the network has no BatchNorm.
+    """
 
     keeps_head = True
+    sees_target = True
+
+    def __init__(self, classifier: Classifier, chunk: int | None = None, *, label_smoothing: float = 0.0) -> None:
+        super().__init__(classifier, chunk, label_smoothing=label_smoothing)
+        if not _layers(classifier):
+            raise UserError(
+                f"method: adabn needs a backbone with BatchNorm, {classifier.backbone.spec['name']} has none; "
+                "use source_only or dann for this one"
+            )
 
     @torch.no_grad()
     def conclude(self, target: Iterable[Tensor]) -> None:
-        """Set every BatchNorm's statistics to the mean over the target's batches (float [n, C, h, w], each image once).
+        """Set every BatchNorm's statistics to those of its inputs over the whole target (section 3.3).
 
-        Raises UserError if the network has no BatchNorm.
+        target: batches of float [n, C, h, w], each image once. The inputs of deeper layers are normalised by their own batch,
+        as in training, so batches should be large and alike in size; with one batch this is the paper's algorithm exactly.
         """
-        layers = [m for m in self.classifier.modules() if isinstance(m, norm.PositionBatchNorm)]
-        if not layers:
-            raise UserError("method: adabn needs a backbone with BatchNorm; use source_only or dann for this one")
+        layers = _layers(self.classifier)
+        moments = {layer: Moments() for layer in layers}
+        self.eval()
+        hooks = [layer.register_forward_pre_hook(partial(_observe, moments)) for layer in layers]
+        modes: dict[PositionBatchNorm, Mode] = {m: m.mode for m in layers if isinstance(m, PositionBatchNorm)}
+        try:
+            for layer in layers:
+                layer.train()
+            for layer in modes:
+                layer.mode = "local"  # every process sees the whole target, and evaluation batches have any size
+            with frozen_statistics():
+                for images in target:
+                    self.classifier(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for layer, mode in modes.items():
+                layer.mode = mode
         self.eval()
         for layer in layers:
-            layer.train()
-            layer.pending = []
-        for images in target:
-            self.classifier(images)
-        for layer in layers:
-            momentum, layer.momentum = layer.momentum, 1.0  # replace the source's statistics, do not mix
-            norm.commit(layer)
-            layer.momentum = momentum
-        self.eval()
+            moments[layer].write(layer)
+
+
+class Moments:
+    """Pooled mean and variance of a layer's inputs over batches, in float64 (Chan, Golub & LeVeque 1983)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = self.squares = torch.zeros((), dtype=torch.float64)
+
+    def add(self, x: Tensor) -> None:
+        """x: [n, C, ...]."""
+        count = x.numel() // x.shape[1]
+        variance, mean = (t.double() for t in torch.var_mean(x, [0, *range(2, x.ndim)], correction=0))
+        total = self.count + count
+        shift = mean - self.mean.to(mean)
+        self.squares = self.squares.to(mean) + variance * count + shift.square() * (self.count * count / total)
+        self.mean = self.mean.to(mean) + shift * (count / total)
+        self.count = total
+
+    def write(self, layer: _BatchNorm) -> None:
+        """Replace the layer's running statistics; its variance is the unbiased one, as in training."""
+        assert layer.running_mean is not None and layer.running_var is not None
+        layer.running_mean.copy_(self.mean)
+        layer.running_var.copy_(self.squares / max(1, self.count - 1))
+
+
+def _layers(network: nn.Module) -> list[_BatchNorm]:
+    return [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+
+
+def _observe(moments: dict[_BatchNorm, Moments], layer: Any, inputs: tuple[Any, ...]) -> None:
+    moments[layer].add(inputs[0])

@@ -18,6 +18,9 @@ class Multilinear(nn.Module):
     E over the sketches of <T(f, g), T(f', g')> is <f, f'> <g, g'>. The matrices are buffers: saved, and the same everywhere.
     """
 
+    features: Tensor
+    predictions: Tensor
+
     def __init__(self, feature_dim: int, classes: int, largest: int) -> None:
         super().__init__()
         self.randomized = feature_dim * classes > largest
@@ -41,11 +44,10 @@ class CDAN(DANN):
     normalised within each domain, over all processes.
     """
 
-    couples_samples = True
-
     def __init__(
         self,
         classifier: Classifier,
+        chunk: int | None = None,
         *,
         entropy: bool = True,
         reversal: float = 1.0,
@@ -55,8 +57,11 @@ class CDAN(DANN):
         randomized_above: int = 4096,
     ) -> None:
         self._map_size = (classifier.backbone.feature_dim, classifier.head.out_features, randomized_above)
-        super().__init__(classifier, reversal=reversal, trade_off=trade_off, hidden=hidden, label_smoothing=label_smoothing)
+        super().__init__(
+            classifier, chunk, reversal=reversal, trade_off=trade_off, hidden=hidden, label_smoothing=label_smoothing
+        )
         self.entropy = entropy
+        self.couples_samples = entropy  # the weights are normalised over the batch
         self.map = Multilinear(*self._map_size)
 
     def discriminator_input(self) -> int:
@@ -64,6 +69,7 @@ class CDAN(DANN):
         return min(dim * classes, largest)
 
     def domain_loss(self, features: Tensor, logits: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+        """The domains' mean of their weighted binary cross-entropies, and the discriminator's logits [2, N]."""
         predictions = logits.float().softmax(-1)
         crossed = self.map(features.flatten(0, 1), predictions.detach().flatten(0, 1).to(features.dtype))
         guesses = self.discriminator(reverse(crossed, weight)).float().unflatten(0, (2, -1))

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.backbone import Backbone
+from ..core.chunk import encode
 from ..core.classifier import Classifier
-from ..core.norm import encode
 from ..core.stream import Pair
 from ..core.train import Step
 from .reversal import Discriminator, reversal_weight, reverse
@@ -24,10 +24,12 @@ class DANN(nn.Module):
     rows_per_position = 2  # one concatenated forward of source and target: BatchNorm sees both domains
     couples_samples = False
     keeps_head = False
+    sees_target = True
 
     def __init__(
         self,
         classifier: Classifier,
+        chunk: int | None = None,
         *,
         reversal: float = 1.0,
         trade_off: float = 1.0,
@@ -35,7 +37,7 @@ class DANN(nn.Module):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        self.classifier = classifier
+        self.classifier, self.chunk = classifier, chunk
         self.reversal, self.trade_off, self.label_smoothing = reversal, trade_off, label_smoothing
         self.discriminator = Discriminator(self.discriminator_input(), hidden)
 
@@ -47,7 +49,9 @@ class DANN(nn.Module):
         return self.backbone.feature_dim
 
     def forward(self, batch: Pair, progress: float) -> Step:
-        features = encode(self.backbone, torch.stack([batch.source.images, batch.target.images]))  # [2, N, D]
+        features = encode(
+            self.backbone, torch.stack([batch.source.images, batch.target.images]), self.chunk
+        )  # [2, N, D]
         logits = self.classifier.head(features)  # [2, N, K]
         loss = F.cross_entropy(logits[0].float(), batch.source.labels, label_smoothing=self.label_smoothing)
         domain, guesses = self.domain_loss(features, logits, reversal_weight(progress, self.reversal))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core import config, norm
-from ..core.backbone import create
+from ..core.backbone import LABELLED, create, exposure
 from ..core.classifier import Classifier, score
 from ..core.config import Choice, Section
 from ..core.distributed import rank, world
@@ -19,10 +21,23 @@ from ..core.optim import Optim
 from ..core.pictures import denormalise, save_map, save_sheet
 from ..core.presets import VIEWS
 from ..core.run import Run
-from ..core.sets import HELD_OUT, add_seen, align, count_seen, count_trained, describe, fingerprints, labelled, open_tests
-from ..core.stream import Damage, Labelled, Order, Pair, PairSample, Share, Unlabelled, pairs, source_draws, stream
+from ..core.sets import HELD_OUT, add_seen, align, describe, fingerprints, labelled, open_tests
+from ..core.stream import (
+    Batches,
+    Damage,
+    Labelled,
+    Order,
+    Pair,
+    PairSample,
+    Share,
+    Unlabelled,
+    pairs,
+    read_or_neighbour,
+    source_draws,
+    stream,
+)
 from ..core.train import Every, fit
-from ..core.views import Evaluation, Multiview
+from ..core.views import Evaluation, Multiview, stack_pictures
 from .registry import METHODS
 
 SOURCE, TARGET = "source", "target"
@@ -35,13 +50,27 @@ def data_options(
     test: str | dict[str, str] | None = None,
     size: int,
     crop: float = 1.0,
-    views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "supervised"},  # noqa: B006
+    views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "supervised"},
     selection: str = "last",
 ) -> None:
     """source: labelled images. target: images whose labels, if any, are dropped on opening. test: a labelled set or several by
     name; without it 20 % of the source, and of the target where it has labels, are held out by seed. size: pixels. views:
     augmentation of both domains. selection: how the hyper-parameters of this config were chosen, said in the result.
     """
+
+
+class Sets(NamedTuple):
+    """The images of an adaptation: the target's have no labels; classes are numbered as the source's everywhere."""
+
+    source: Images
+    target: Images
+    tests: dict[str, Images]
+
+    def training(self) -> dict[str, Images]:
+        return {SOURCE: self.source, TARGET: self.target}
+
+    def named(self) -> dict[str, Images]:
+        return {**self.training(), **{f"test.{name}": images for name, images in self.tests.items()}}
 
 
 def adapt(
@@ -55,105 +84,156 @@ def adapt(
 ) -> dict[str, Any]:
     """Adapt, export, and return the result of the last iterate."""
     torch.manual_seed(seed)
-    options, settings = run.options, Optim(**optim)
-    source, target, tests = _sets(data, seed)
-    run.record(data=fingerprints({SOURCE: source, TARGET: target, **{f"test.{name}": t for name, t in tests.items()}}))
-    assert source.classes is not None
-    model = create(data["size"], channels=source.read(0).shape[0], **backbone)
-    view = Evaluation(data["size"], crop=data["crop"], mean=model.mean, std=model.std)
-    classifier = Classifier(model, source.classes)
-    objective: Any = config.build(method, METHODS, classifier)
-    if objective.keeps_head:
-        classifier.load_head(backbone["weights"])
-    norm.configure(objective, backbone["norm"], accumulate=options["accumulate"], chunk=options["chunk"], log=run.log)
+    settings, sets = Optim(**optim), open_sets(data, seed)
+    run.record(data=fingerprints(sets.named()))
+    objective = _objective(run, sets.source, data["size"], backbone, method)
+    model = objective.backbone
     views = Multiview([config.build(data["views"], VIEWS, data["size"], model.mean, model.std)])
+    view = Evaluation(data["size"], crop=data["crop"], mean=model.mean, std=model.std)
 
-    damage = Damage(options["damaged"], report=run.log)
-    orders = {name: Order(len(s), settings.batch_size, seed, name) for name, s in ((SOURCE, source), (TARGET, target))}
-    steps = settings.steps(orders[SOURCE].steps_per_epoch)
-    source_batches, target_batches = (
-        stream(
-            images, orders[name], views.crop, steps=steps, device=run.device, share=Share(rank(), world(), options["accumulate"]),
-            workers=options["workers"], damage=damage,
-        )
-        for name, images in ((SOURCE, source), (TARGET, target))
-    )  # fmt: skip
-    run.log(f"adapt {method['name']}: {len(source)} source and {len(target)} target images, {steps} steps of 2 x {settings.batch_size}")
-
-    def prepare(raw: PairSample) -> Pair:
-        draws = {name: source_draws(seed, sample.positions, name) for name, sample in zip((SOURCE, TARGET), raw, strict=True)}
-        return Pair(
-            Labelled(views(raw.source.images, draws[SOURCE])[0], raw.source.labels, draws[SOURCE]),
-            Unlabelled(views(raw.target.images, draws[TARGET])[0], draws[TARGET]),
-        )
-
-    batches = pairs(source_batches, target_batches)
-    fit(
-        objective, batches, prepare, steps=steps, steps_per_epoch=orders[SOURCE].steps_per_epoch, optim=settings, seed=seed, run=run,
-        every=Every.of(run, steps, orders[SOURCE].steps_per_epoch),
-    )  # fmt: skip
-    if hasattr(objective, "conclude"):
-        objective.conclude(whole(target, view, run.device, options["workers"]))
-
-    seen = add_seen(model.seen, "adapt", target)
-    scores = score(classifier, tests, view, source.classes, run.device, seed, options["workers"])
-    features = {name: extract(model, t, view, device=run.device, workers=options["workers"]) for name, t in tests.items()}
-    model.seen = seen
-    model.provenance.append({"task": "adapt", "method": method["name"], "steps": steps, "seed": seed, "data": describe({SOURCE: source, TARGET: target})})
-    if run.main:
-        classifier.export(run.dir)
-        _draw(run, batches, prepare, classifier)
-        save_map(run.dir, features, tests, seed)
-    return run.finish(
-        {
-            "data": describe({SOURCE: source, TARGET: target, **{f"test.{n}": t for n, t in tests.items()}}, held_out=data["test"] is None),
-            "seen_unlabelled": count_seen(seen, tests),
-            "seen_labelled": count_trained(source, tests),
-            "metrics": scores.metrics,
-            "intervals": scores.intervals,
-            "details": scores.details,
-            "steps": steps,
-            "images_seen": 2 * steps * settings.batch_size,
-            "damaged": list(damage.names.values()),
-            "selection": data["selection"],
-        }
+    damage = Damage(run.options["damaged"], report=run.log)
+    orders = {name: Order(len(s), settings.batch_size, seed, name) for name, s in sets.training().items()}
+    epoch = orders[SOURCE].steps_per_epoch
+    steps = settings.steps(epoch)
+    batches = _batches(run, sets, orders, views, steps, damage)
+    run.log(
+        f"adapt {method['name']}: {len(sets.source)} source and {len(sets.target)} target images, "
+        f"{steps} steps of 2 x {settings.batch_size}"
     )
 
+    def prepare(raw: PairSample) -> Pair:
+        source, target = (
+            source_draws(seed, sample.positions, name) for name, sample in zip((SOURCE, TARGET), raw, strict=True)
+        )
+        return Pair(
+            Labelled(views(raw.source.images, source)[0], raw.source.labels, source),
+            Unlabelled(views(raw.target.images, target)[0], target),
+        )
 
-def whole(images: Images, view: Evaluation, device: torch.device, workers: int, batch_size: int = 256) -> Iterator[Tensor]:
-    """Every image once, in order, as evaluation sees it: float [n, C, h, w]; the same on every process."""
-    resident = images.resident()
-    for start in range(0, len(images), batch_size):
-        stop = min(start + batch_size, len(images))
-        if resident is not None:
-            raw = resident[start:stop]
-        else:
-            raw = torch.stack([view.worker(images.read(i)) for i in range(start, stop)])
-        yield view(raw.to(device))
+    fit(
+        objective, batches, prepare,
+        steps=steps, steps_per_epoch=epoch, optim=settings, seed=seed, run=run, every=Every.of(run, steps, epoch),
+    )  # fmt: skip
+    if hasattr(objective, "conclude"):
+        objective.conclude(whole(sets.target, view, run.device, run.options["workers"], damage))
+
+    if objective.sees_target:
+        model.seen = add_seen(model.seen, "adapt", sets.target)
+    model.seen = add_seen(model.seen, LABELLED, sets.source)
+    described = describe(sets.training())
+    model.provenance.append(
+        {"task": "adapt", "method": method["name"], "steps": steps, "seed": seed, "data": described}
+    )
+    if run.main:
+        objective.classifier.export(run.dir)
+        _draw(run, batches, prepare, objective.classifier)
+    outcome = _test(run, objective.classifier, sets.tests, view)
+    counts = {"steps": steps, "images_seen": 2 * steps * settings.batch_size, "damaged": list(damage.names.values())}
+    facts = describe(sets.named(), held_out=data["test"] is None)
+    return run.finish({"data": facts, **outcome, **counts, "selection": data["selection"]})
 
 
-def _sets(data: Mapping[str, Any], seed: int) -> tuple[Images, Images, dict[str, Images]]:
-    """Source, target without labels, and the tests with classes as the source numbers them."""
+def open_sets(data: Mapping[str, Any], seed: int) -> Sets:
+    """Source, target and tests of the `data` section.
+
+    The target is opened without labels and lies in the order of its content: neither a split nor the order of training
+    depends on the class folders that its pictures may lie in.
+    """
     source = labelled(open_images(data["source"], seed=seed), "data.source")
+    target = open_images(data["target"], seed=seed, role="unlabelled")
     assert source.classes is not None
     if data["test"] is not None:
-        target = open_images(data["target"], seed=seed, role="unlabelled")
-        tests = open_tests(data["test"], seed)
-        return source, target, {name: align(t, source.classes, f"data.test.{name}") for name, t in tests.items()}
-    tests = {}
-    source, tests[SOURCE] = holdout(source, fraction=HELD_OUT, seed=seed, stratify=True)
-    # Labels play no part in cutting the target; the held-out part keeps them for the final test alone.
-    target, held = holdout(open_images(data["target"], seed=seed, role="test"), fraction=HELD_OUT, seed=seed, stratify=False)
-    if held.labels is not None:
-        tests[TARGET] = align(held, source.classes, "data.target")
-    return source, target.unlabelled(), dict(reversed(tests.items()))
+        names = isinstance(data["test"], Mapping)
+        opened = open_tests(data["test"], seed)
+        tests = {n: align(t, source.classes, f"data.test.{n}" if names else "data.test") for n, t in opened.items()}
+        return Sets(source, _by_content(target), tests)
+    source, source_test = holdout(source, fraction=HELD_OUT, seed=seed, stratify=True)
+    tests = {SOURCE: source_test}
+    # The same pictures once more, with labels for the final test alone; they play no part in cutting.
+    known = open_images(data["target"], seed=seed, role="test")
+    if known.labels is not None:
+        assert source.classes is not None
+        # Aligned before cutting: a class that the source lacks is refused wherever the cut would put its pictures.
+        known = align(known, source.classes, "data.target")
+        target, _ = holdout(target, fraction=HELD_OUT, seed=seed, stratify=False)
+        _, held = holdout(known, fraction=HELD_OUT, seed=seed, stratify=False)
+        tests = {TARGET: held, **tests}
+    return Sets(source, _by_content(target), tests)
 
 
-def _draw(run: Run, batches: Any, prepare: Any, classifier: Classifier) -> None:
+def whole(
+    images: Images, view: Evaluation, device: torch.device, workers: int, damage: Damage, batch_size: int = 256
+) -> Iterator[Tensor]:
+    """Every image once, as evaluation sees it, in batches alike in size: float [n, C, h, w]; the same on every process.
+
+    These are training images: a damaged one is replaced by its neighbour, as in the stream.
+    """
+    resident = images.resident()
+    batches = torch.arange(len(images)).tensor_split(-(-len(images) // batch_size))
+
+    def crop(index: int) -> tuple[Tensor, int]:
+        picture, read = read_or_neighbour(images, index)
+        return view.worker(picture), read
+
+    with ThreadPoolExecutor(max(1, min(workers, os.cpu_count() or 1))) as pool:
+        for wanted in batches:
+            if resident is not None:
+                raw = resident[wanted]
+            else:
+                crops, read = zip(*pool.map(crop, wanted.tolist()), strict=True)
+                damage.note(images, wanted, torch.tensor(read))
+                raw = stack_pictures(crops)
+            yield view(raw.to(device))
+
+
+def _by_content(images: Images) -> Images:
+    return images.select(images.keys().argsort(stable=True))
+
+
+def _objective(run: Run, source: Images, size: int, backbone: Mapping[str, Any], method: Mapping[str, Any]) -> Any:
+    """The method around a classifier of the source's classes."""
+    assert source.classes is not None
+    model = create(size, channels=read_or_neighbour(source, 0)[0].shape[0], **backbone)
+    classifier = Classifier(model, source.classes)
+    objective: Any = config.build(method, METHODS, classifier, run.options["chunk"])
+    if objective.keeps_head:
+        classifier.load_head(backbone["weights"])
+    accumulate, chunk = run.options["accumulate"], run.options["chunk"]
+    norm.configure(objective, backbone["norm"], accumulate=accumulate, chunk=chunk, log=run.log)
+    return objective
+
+
+def _batches(
+    run: Run, sets: Sets, orders: Mapping[str, Order], views: Multiview, steps: int, damage: Damage
+) -> Batches:
+    share = Share(rank(), world(), run.options["accumulate"])
+    source, target = (
+        stream(
+            images, orders[name], views.crop,
+            steps=steps, device=run.device, share=share, workers=run.options["workers"], damage=damage,
+        )
+        for name, images in sets.training().items()
+    )  # fmt: skip
+    return pairs(source, target)
+
+
+def _test(run: Run, classifier: Classifier, tests: Mapping[str, Images], view: Evaluation) -> dict[str, Any]:
+    """What a result says about the tests, each image once."""
+    workers = run.options["workers"]
+    scores = score(classifier, tests, view, classifier.classes, run.device, run.seed, workers)
+    model = classifier.backbone
+    features = {name: extract(model, t, view, device=run.device, workers=workers) for name, t in tests.items()}
+    if run.main:
+        save_map(run.dir, features, tests, run.seed)
+    return {**exposure(model.seen, tests), **scores._asdict()}
+
+
+def _draw(run: Run, batches: Batches, prepare: Callable[[Any], Pair], classifier: Classifier) -> None:
+    """The first augmented images of both domains."""
     first = next(iter(batches(0)), None)
     if first is None:
         return
     pair = prepare(first[0])
     rows = torch.stack([pair.source.images[:12], pair.target.images[:12]])
-    model = classifier.backbone
-    save_sheet(run.dir, "views", denormalise(rows, model.mean, model.std), "Augmented training images: source above, target below.")
+    shown = denormalise(rows, classifier.backbone.mean, classifier.backbone.std)
+    save_sheet(run.dir, "views", shown, "Augmented training images: source above, target below.")

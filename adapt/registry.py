@@ -11,4 +11,9 @@ from .cdan import CDAN
 from .dann import DANN
 from .source_only import SourceOnly
 
-METHODS: Mapping[str, Callable[..., nn.Module]] = {"source_only": SourceOnly, "adabn": AdaBN, "dann": DANN, "cdan": CDAN}
+METHODS: Mapping[str, Callable[..., nn.Module]] = {
+    "source_only": SourceOnly,
+    "adabn": AdaBN,
+    "dann": DANN,
+    "cdan": CDAN,
+}

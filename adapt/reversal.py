@@ -26,7 +26,7 @@ def reverse(x: Tensor, weight: float) -> Tensor:
 
 
 def reversal_weight(progress: float, limit: float = 1.0) -> float:
-    """limit * (2 / (1 + exp(-10 p)) - 1): 0 at the start, 0.987 of the limit half-way (section 3.1, eq. 14 there)."""
+    """limit * (2 / (1 + exp(-10 p)) - 1): 0 at the start, 0.987 of the limit half-way; progress p in 0..1 (their lambda_p)."""
     return limit * (2.0 / (1.0 + math.exp(-10.0 * progress)) - 1.0)
 
 
@@ -39,7 +39,11 @@ class Discriminator(nn.Module):
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(dim, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, 1)
+            nn.Linear(dim, hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -18,8 +18,9 @@ class SourceOnly(nn.Module):
     rows_per_position = 1
     couples_samples = False
     keeps_head = False
+    sees_target = False
 
-    def __init__(self, classifier: Classifier, *, label_smoothing: float = 0.0) -> None:
+    def __init__(self, classifier: Classifier, chunk: int | None = None, *, label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.classifier, self.label_smoothing = classifier, label_smoothing
 

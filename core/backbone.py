@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,11 +23,15 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from .errors import UserError
+from .images.source import Images
+from .sets import count_seen
 from .smallconv import SmallConv
 
 OWN: Mapping[str, Callable[..., nn.Module]] = {"smallconv": SmallConv}
 WEIGHTS, DESCRIPTION, SEEN = "backbone.safetensors", "backbone.json", "seen.safetensors"
+DESCRIBED = ("name", "args", "size", "stem", "pooling", "feature_dim", "mean", "std", "provenance")
 HALF = (0.5, 0.5, 0.5)
+LABELLED = "labelled"
 
 
 class Backbone(nn.Module):
@@ -34,7 +39,8 @@ class Backbone(nn.Module):
 
     forward: float [N, C, H, W] -> [N, feature_dim]. model: the timm model. spec: {name, args, size, stem, pooling}.
     mean, std: the normalisation that its inputs must have. provenance: the stages whose training it carries, oldest first.
-    seen: for each of their kinds ("pretrain", "adapt", ...) the keys of the images that they saw without labels.
+    seen: for each of their kinds ("pretrain", "adapt") the keys of the images that they saw without labels, and under "labelled"
+    those of the images whose labels any stage was trained on.
     """
 
     def __init__(self, model: nn.Module, spec: dict[str, Any], mean: Sequence[float], std: Sequence[float]) -> None:
@@ -42,12 +48,11 @@ class Backbone(nn.Module):
         self.model, self.spec = model, spec
         self.mean, self.std = tuple(mean), tuple(std)
         self.frozen = False
-        self.feature_dim = int(getattr(model, "num_features", 0) or getattr(model, "feature_dim", 0))
+        # timm's head_hidden_size is what the classifier would get: some models have layers between it and num_features.
+        widths = (getattr(model, name, None) for name in ("head_hidden_size", "num_features", "feature_dim"))
+        self.feature_dim = int(next(width for width in widths if width))
         self.provenance: list[dict[str, Any]] = []
         self.seen: dict[str, Tensor] = {}
-        head = getattr(model, "head_hidden_size", None)
-        if head:
-            self.feature_dim = int(head)
 
     @property
     def size(self) -> int:
@@ -64,8 +69,8 @@ class Backbone(nn.Module):
         matcher = getattr(self.model, "group_matcher", None)
         if matcher is None:
             raise UserError(f"optim.layer_decay: {self.spec['name']} does not name its layers; leave layer_decay out")
-        layers = group_parameters(self.model, matcher(coarse=False), reverse=True)
-        top = max(layers.values())
+        layers: Any = group_parameters(self.model, matcher(coarse=False), reverse=True)
+        top: int = max(layers.values())
         # timm numbers the stem 0; the head above the last layer keeps the full rate.
         return {name: decay ** (top + 1 - layers[name]) for name in names}
 
@@ -111,7 +116,7 @@ def create(
     stem: Literal["default", "small"] | None = None,
     pooling: Literal["token", "mean"] | None = None,
     norm: str = "auto",
-    args: dict[str, Any] = {},  # noqa: B006
+    args: dict[str, Any] = {},
 ) -> Backbone:
     """Build a backbone for size x size inputs.
 
@@ -121,17 +126,21 @@ def create(
     Raises UserError for unknown names, contradictions with the run, and weights that do not fit.
     """
     described: dict[str, Any] = {}
-    if weights not in ("none", "timm") and not weights.endswith(".safetensors"):
+    file = weights.endswith(".safetensors")
+    if weights not in ("none", "timm") and not file:
         described = read_description(weights)
         for key, given in (("name", name), ("stem", stem), ("args", args or None)):
             if given is not None and given != described[key]:
+                null = "" if key == "args" else f", or say backbone.{key}=null"
                 raise UserError(
-                    f"backbone.{key}: {given!r} contradicts {described[key]!r} of the run {weights}; leave the key out"
+                    f"backbone.{key}: {given!r} contradicts {described[key]!r} of the run {weights}; leave the key out{null}"
                 )
         name, stem, args = described["name"], described["stem"], described["args"]
         pooling = pooling or described["pooling"]
     if name is None:
-        raise UserError("backbone.name: missing; give a timm model name (for example resnet18), or backbone.weights: RUN")
+        raise UserError(
+            "backbone.name: missing; give a timm model name (for example resnet18), or backbone.weights: RUN"
+        )
     spec = {"name": name, "args": dict(args), "size": size, "stem": stem or "default", "pooling": pooling}
     model = _model(spec, channels, own, pretrained=weights == "timm")
     config = getattr(model, "pretrained_cfg", None) or {}
@@ -140,13 +149,19 @@ def create(
     if described:
         _load(model, Path(described["path"]) / WEIGHTS, "backbone.weights")
         backbone.provenance = described["provenance"]
-        seen = load_file(Path(described["path"]) / SEEN)
+        seen = _read(Path(described["path"]) / SEEN, "backbone.weights")
         backbone.seen = {stage: keys for stage, keys in seen.items() if stage != "none"}
-    elif weights not in ("none", "timm"):
-        _load(model, Path(weights), "backbone.weights")
-    if weights == "timm" or (weights.endswith(".safetensors")):
-        backbone.provenance = [{"task": "external", "weights": weights if weights == "timm" else Path(weights).name}]
+    elif file:
+        _load(model, Path(weights), "backbone.weights", config.get("classifier"))
+    if weights == "timm" or file:
+        backbone.provenance = [{"task": "external", "weights": Path(weights).name}]
     return backbone
+
+
+def exposure(seen: Mapping[str, Tensor], tests: Mapping[str, Images]) -> dict[str, Any]:
+    """Two entries of a result: how many test images each stage saw without labels, and how many any stage had labels of."""
+    counts = count_seen({LABELLED: torch.empty(0, dtype=torch.int64), **seen}, tests)
+    return {"seen_labelled": counts.pop(LABELLED), "seen_unlabelled": counts}
 
 
 def read_description(weights: str) -> dict[str, Any]:
@@ -155,41 +170,68 @@ def read_description(weights: str) -> dict[str, Any]:
     for folder in (root / "backbone", root / "classifier", root):
         if (folder / DESCRIPTION).is_file():
             try:
-                return {**json.loads((folder / DESCRIPTION).read_text()), "path": str(folder)}
-            except ValueError as error:
-                raise UserError(f"backbone.weights: {folder / DESCRIPTION} is damaged ({error}); export the run again") from error
-    what = "holds no finished backbone/ (is the run finished?)" if root.is_dir() else "does not exist"
-    raise UserError(f"backbone.weights: {weights} {what}; expected none, timm, a .safetensors file or the folder of a run")
+                described = json.loads((folder / DESCRIPTION).read_text())
+                return {**{key: described[key] for key in DESCRIBED}, "path": str(folder)}
+            except (OSError, ValueError, TypeError, KeyError) as error:
+                raise UserError(
+                    f"backbone.weights: {folder / DESCRIPTION} is damaged ({error!r}); export the run again"
+                ) from error
+    kinds = ("holds no finished backbone/ (is the run finished?)", "is no run's folder", "does not exist")
+    what = kinds[0] if root.is_dir() else kinds[1] if root.exists() else kinds[2]
+    raise UserError(
+        f"backbone.weights: {weights} {what}; expected none, timm, a .safetensors file or the folder of a run"
+    )
 
 
-def _model(spec: dict[str, Any], channels: int, own: Mapping[str, Callable[..., nn.Module]], pretrained: bool) -> nn.Module:
+def _model(
+    spec: dict[str, Any], channels: int, own: Mapping[str, Callable[..., nn.Module]], pretrained: bool
+) -> nn.Module:
     name, args, size = spec["name"], dict(spec["args"]), spec["size"]
     if name in own:
+        if spec["stem"] == "small" or spec["pooling"] is not None:
+            raise UserError(
+                f"backbone: {name} has one stem and one pooling; leave backbone.stem and backbone.pooling out"
+            )
         if pretrained:
-            raise UserError(f"backbone.weights: timm has no weights for {name}, which is Rootstock's own; use none or a run")
+            raise UserError(
+                f"backbone.weights: timm has no weights for {name}, which is Rootstock's own; use none or a run"
+            )
         try:
             return own[name](size=size, channels=channels, **args)
         except TypeError as error:
             raise UserError(f"backbone.args: {name} does not take them ({error})") from error
+        except ValueError as error:
+            raise UserError(
+                f"backbone: {name} cannot be built for data.size {size} and backbone.args {args} ({error})"
+            ) from error
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, [*timm.list_models(), *own], n=3)
-        raise UserError(
-            f"backbone.name: unknown backbone {name!r}"
-            + (f"; did you mean {' or '.join(near)}?" if near else "")
-            + " (any of timm.list_models(), or " + ", ".join(sorted(own)) + ")"
-        )
+        meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        known = f"any of timm.list_models(), or {', '.join(sorted(own))}"
+        raise UserError(f"backbone.name: unknown backbone {name!r}{meant} ({known})")
     config = timm.get_pretrained_cfg(name)
+    if args.get("img_size", size) not in (size, [size, size], (size, size)):
+        raise UserError(f"backbone.args.img_size: {args['img_size']} contradicts data.size: {size}; leave it out")
     if config is not None and config.fixed_input_size:
-        args.setdefault("img_size", size)
+        args["img_size"] = size
+    if pretrained and spec["stem"] == "small":
+        raise UserError(
+            "backbone.stem: small has no weights at timm, whose stems are large; use stem: default or weights: none"
+        )
     if spec["pooling"] is not None:
         # The final norm comes before pooling, so that both poolings share one set of weights.
-        args.update({"token": {"global_pool": "token"}, "mean": {"global_pool": "avg", "fc_norm": False}}[spec["pooling"]])
+        args.update(
+            {"token": {"global_pool": "token"}, "mean": {"global_pool": "avg", "fc_norm": False}}[spec["pooling"]]
+        )
     try:
         model = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=channels, **args)
-    except (TypeError, AssertionError, ValueError) as error:
-        raise UserError(f"backbone: timm cannot build {name} with {args} ({error}); see its documentation for the arguments") from error
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"backbone.weights: timm's weights for {name} cannot be had ({error}); give a .safetensors file or none") from error
+    except (TypeError, AssertionError, ValueError, RuntimeError, OSError) as error:
+        if pretrained and isinstance(error, OSError | RuntimeError):
+            raise UserError(
+                f"backbone.weights: timm's weights for {name} cannot be had ({error}); give a .safetensors file or none"
+            ) from error
+        remedy = "backbone.pooling is for ViTs" if spec["pooling"] else "see its documentation for the arguments"
+        raise UserError(f"backbone: timm cannot build {name} with {args} ({error or 'refused'}); {remedy}") from error
     if spec["stem"] == "small":
         _small_stem(model, channels, name)
     return model
@@ -198,20 +240,32 @@ def _model(spec: dict[str, Any], channels: int, own: Mapping[str, Callable[..., 
 def _small_stem(model: nn.Module, channels: int, name: str) -> None:
     """3x3 stride 1 padding 1, no max-pool: He et al. 2016 (arXiv:1512.03385, section 4.2) for CIFAR; SimCLR's appendix B.9."""
     if not isinstance(model, ResNet):
-        raise UserError(f"backbone.stem: small is for ResNets, {name} is a {type(model).__name__}; leave backbone.stem out")
-    width = model.bn1.num_features
+        raise UserError(
+            f"backbone.stem: small is for ResNets, {name} is a {type(model).__name__}; leave backbone.stem out"
+        )
+    width: Any = model.bn1.num_features
     model.conv1 = nn.Conv2d(channels, width, 3, stride=1, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()
 
 
-def _load(model: nn.Module, path: Path, key: str) -> None:
-    """Strict: every weight fits or one sentence lists what does not. Position embeddings are resampled to the input size."""
+def _load(model: nn.Module, path: Path, key: str, classifier: str | Sequence[str] | None = None) -> None:
+    """Strict: every weight fits or one sentence lists what does not. Position embeddings are resampled to the input size.
+
+    classifier: the layers of a classifier that files of others still have, and a backbone has not.
+    """
+    tensors = _read(path, key)
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
+    own = model.state_dict()
+    tensors = {k: v for k, v in tensors.items() if k in own or not k.startswith(tuple(f"{head}." for head in heads))}
+    load_strictly(model, tensors, f"{key}: {path}")
+
+
+def _read(path: Path, key: str) -> dict[str, Tensor]:
     try:
-        tensors = load_file(path)
+        return load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{key}: {path} cannot be read ({error}); expected a safetensors file") from error
-    load_strictly(model, tensors, f"{key}: {path}")
 
 
 def load_strictly(model: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
@@ -222,13 +276,22 @@ def load_strictly(model: nn.Module, tensors: dict[str, Tensor], what: str) -> No
         grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
         if grid is not None:
             prefix = 0 if getattr(model, "no_embed_class", False) else int(getattr(model, "num_prefix_tokens", 1))
-            tensors = {**tensors, "pos_embed": resample_abs_pos_embed(embedding, list(grid), num_prefix_tokens=prefix)}
+            side = math.isqrt(max(0, embedding.shape[1] - prefix))
+            if side and side**2 + prefix == embedding.shape[1]:
+                tensors = {
+                    **tensors,
+                    "pos_embed": resample_abs_pos_embed(embedding, list(grid), num_prefix_tokens=prefix),
+                }
     differences = {
         "missing": sorted(own.keys() - tensors.keys()),
         "unexpected": sorted(tensors.keys() - own.keys()),
         "of another shape": sorted(k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape),
     }
     if any(differences.values()):
-        parts = [f"{len(v)} {k} ({', '.join(v[:3])}{', ...' if len(v) > 3 else ''})" for k, v in differences.items() if v]
-        raise UserError(f"{what} does not fit this architecture: {'; '.join(parts)}; check backbone.name, stem and args")
+        parts = [
+            f"{len(v)} {k} ({', '.join(v[:3])}{', ...' if len(v) > 3 else ''})" for k, v in differences.items() if v
+        ]
+        raise UserError(
+            f"{what} does not fit this architecture: {'; '.join(parts)}; check backbone.name, stem and args"
+        )
     model.load_state_dict(tensors)

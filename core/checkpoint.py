@@ -35,29 +35,38 @@ class Damaged(Exception):
 
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write folder/step-NNNNNNNN whole or not at all, then delete all but the newest `keep` (at least two)."""
+    """Write folder/step-NNNNNNNN whole or not at all, then delete all but the newest `keep` (at least two).
+
+    Later checkpoints than this one were found damaged on resuming; they go too, or they would count as kept.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    for abandoned in folder.glob(".step-*"):  # a kill in the middle of a save leaves its draft
+        shutil.rmtree(abandoned, ignore_errors=True)
     final = folder / f"step-{checkpoint.step:08d}"
     draft = folder / f".{final.name}"
-    shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     write_tensors(draft / MODEL, checkpoint.model)
     write_tensors(draft / OPTIMIZER, checkpoint.optimizer)
     write_text(draft / STATE, json.dumps({"step": checkpoint.step, **checkpoint.state}, indent=1))
     digests = {name: sha256(draft / name) for name in (MODEL, OPTIMIZER, STATE)}
-    write_text(draft / MANIFEST, json.dumps({"step": checkpoint.step, "sha256": digests}, indent=1))
+    manifest = {"step": checkpoint.step, "sha256": digests}
+    write_text(draft / MANIFEST, json.dumps({**manifest, "own": _digest(manifest)}, indent=1))
     _sync(draft)
     shutil.rmtree(final, ignore_errors=True)
     draft.rename(final)
     _sync(folder)
-    for old in steps(folder)[: -max(2, keep)]:
-        shutil.rmtree(folder / f"step-{old:08d}")
+    earlier = [step for step in steps(folder) if step < checkpoint.step]
+    kept = {checkpoint.step, *earlier[-max(1, keep - 1) :]}
+    for old in steps(folder):
+        if old not in kept:
+            shutil.rmtree(folder / f"step-{old:08d}")
     return final
 
 
 def steps(folder: Path) -> list[int]:
     """The steps of the finished checkpoints, ascending."""
-    return sorted(int(p.name.removeprefix("step-")) for p in folder.glob("step-*")) if folder.is_dir() else []
+    names = [p.name.removeprefix("step-") for p in folder.glob("step-*")]
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
@@ -77,7 +86,9 @@ def latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
             warn(f"WARNING: {complaint}; falling back to the checkpoint of step {step}")
         return checkpoint
     if complaints:
-        raise UserError(f"no whole checkpoint in {folder}: {'; '.join(complaints)}; choose another run.dir or delete that folder")
+        raise UserError(
+            f"no whole checkpoint in {folder}: {'; '.join(complaints)}; choose another run.dir or delete that folder"
+        )
     return None
 
 
@@ -85,11 +96,11 @@ def load(path: Path) -> Checkpoint:
     """Read and verify one checkpoint folder. Raises Damaged."""
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
-        digests = manifest["sha256"]
-        expected = [MODEL, OPTIMIZER, STATE]
-        if sorted(digests) != sorted(expected) or f"step-{manifest['step']:08d}" != path.name:
-            raise ValueError("its contents are not those of a manifest")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        # The manifest vouches for itself too: a flipped bit in a digest must not accuse the file that it is of.
+        if manifest.pop("own") != _digest(manifest) or f"step-{manifest['step']:08d}" != path.name:
+            raise ValueError("its contents are not those that were written")
+        digests = {name: manifest["sha256"][name] for name in (MODEL, OPTIMIZER, STATE)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"damaged checkpoint file {path / MANIFEST} ({error})") from error
     for name, digest in digests.items():
         try:
@@ -112,7 +123,9 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, s
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], tensors: Mapping[str, Tensor]) -> None:
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], tensors: Mapping[str, Tensor]
+) -> None:
     """The inverse of `optimizer_tensors`, in place.
 
     A tensor of its parameter's shape is copied into empty_like(parameter): fused optimizers ignore strides, and a contiguous
@@ -147,6 +160,10 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from . import checkpoint
-from .backbone import Backbone, read_description
+from .backbone import Backbone, load_strictly, read_description
 from .errors import UserError
 from .features import extract
 from .images.source import Images
@@ -45,14 +46,23 @@ class Classifier(nn.Module):
 
     def load_head(self, weights: str) -> None:
         """Take over the head of an exported classifier. Raises UserError if there is none, or of other classes."""
-        folder = Path(read_description(weights)["path"]).parent / "classifier"
-        folder = folder if folder.is_dir() else Path(weights)
+        if weights in ("none", "timm") or weights.endswith(".safetensors"):
+            raise UserError(
+                f"backbone.weights: {weights} holds no classifier; give the folder of a finetune or adapt run"
+            )
+        found = Path(read_description(weights)["path"])
+        folder = found if (found / HEAD).is_file() else found.parent / "classifier"
         if not (folder / HEAD).is_file():
-            raise UserError(f"backbone.weights: {weights} holds no classifier/; give a run of finetune or adapt")
-        classes = json.loads((folder / CLASSES).read_text())
+            raise UserError(
+                f"backbone.weights: {weights} holds no classifier/; give the folder of a finetune or adapt run"
+            )
+        try:
+            classes, tensors = json.loads((folder / CLASSES).read_text()), load_file(folder / HEAD)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UserError(f"backbone.weights: {folder} is damaged ({error}); export the run again") from error
         if classes != self.classes:
             raise UserError(f"backbone.weights: {weights} knows the classes {classes}, the data has {self.classes}")
-        self.head.load_state_dict(load_file(folder / HEAD))
+        load_strictly(self.head, tensors, f"backbone.weights: {folder / HEAD}")
 
 
 class Scores(NamedTuple):
@@ -63,8 +73,15 @@ class Scores(NamedTuple):
     details: dict[str, Any]
 
 
-def score(classifier: nn.Module, tests: Mapping[str, Images], view: Evaluation, classes: Sequence[str], device: torch.device,
-          seed: int, workers: int = 0) -> Scores:
+def score(
+    classifier: nn.Module,
+    tests: Mapping[str, Images],
+    view: Evaluation,
+    classes: Sequence[str],
+    device: torch.device,
+    seed: int,
+    workers: int = 0,
+) -> Scores:
     """Test a classifier on labelled sets (labels as indices into `classes`), each image once."""
     scores = Scores({}, {}, {})
     for name, images in tests.items():
@@ -74,7 +91,9 @@ def score(classifier: nn.Module, tests: Mapping[str, Images], view: Evaluation, 
     return scores
 
 
-def add_scores(scores: Scores, key: str, images: Images, predictions: Tensor, classes: Sequence[str], seed: int) -> None:
+def add_scores(
+    scores: Scores, key: str, images: Images, predictions: Tensor, classes: Sequence[str], seed: int
+) -> None:
     """Add one test's numbers under "TEST/PROTOCOL". Copies and blends of one picture are resampled together."""
     assert images.labels is not None
     found = classification(images.labels, predictions, classes)
@@ -82,4 +101,5 @@ def add_scores(scores: Scores, key: str, images: Images, predictions: Tensor, cl
     scores.metrics.update({f"{key}/{metric}": found[metric] for metric in ("accuracy", "precision", "recall", "f1")})
     correct = predictions == images.labels
     low, high = cluster_bootstrap(correct, images.keys(), seed=seed)
-    scores.intervals[f"{key}/accuracy"] = [low, high]
+    if low is not None and high is not None:
+        scores.intervals[f"{key}/accuracy"] = [low, high]

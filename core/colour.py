@@ -38,7 +38,9 @@ def colour_jitter(x: Tensor, draws: Draws, strength: tuple[float, float, float, 
     chosen = draws.bernoulli("p", p)
     order = draws.permutation("order", 4)
     factor = draws.uniform("factor", 4)
-    limits = torch.tensor([[max(0.0, 1.0 - s), 1.0 + s] for s in strength[:3]] + [[-strength[3], strength[3]]], device=x.device)
+    limits = torch.tensor(
+        [[max(0.0, 1.0 - s), 1.0 + s] for s in strength[:3]] + [[-strength[3], strength[3]]], device=x.device
+    )
     factor = limits[:, 0] + (limits[:, 1] - limits[:, 0]) * factor
     # On the CPU only the chosen samples are touched; elsewhere shapes stay static, so that nothing waits for the device.
     rows = chosen.nonzero()[:, 0] if x.is_cpu else None
@@ -56,7 +58,9 @@ def _one_turn(x: Tensor, operation: Tensor, factor: Tensor, any_hue: bool) -> Te
     """Each sample's own operation of this turn: the first three blend with black, with the mean gray or with the gray image."""
     gray = grayscale(x)
     op = operation[:, None, None, None]
-    reference = torch.where(op == CONTRAST, gray.mean((1, 2, 3), keepdim=True), torch.where(op == SATURATION, gray, 0.0))
+    reference = torch.where(
+        op == CONTRAST, gray.mean((1, 2, 3), keepdim=True), torch.where(op == SATURATION, gray, 0.0)
+    )
     ratio = factor.gather(1, operation[:, None])[:, :, None, None]
     blended = (ratio * x + (1.0 - ratio) * reference).clamp(0.0, 1.0)
     if not any_hue:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .distributed import all_reduce_sum, rank, world
 from .errors import UserError
+from .workers import at_most_cores, begin
 
 # Rows are summed over processes in blocks of this many numbers (256 MB), to bound what lies on the device at once.
 BLOCK = 1 << 26
@@ -63,7 +64,7 @@ def extract(
     """The features of all images, float32 [N, D] on the CPU, the same on every process.
 
     model: maps view(...) [n, 3, s, s] to [n, D]; run in eval mode without gradient and left as it was.
-    images: with `resident()` pixels the whole set is cut as it lies; otherwise `workers` processes read and crop.
+    images: with `resident()` pixels the whole set is cut as it lies; otherwise `workers` processes read and crop, at most one a core.
     batch_size: images per forward pass on one process. device: where the model is.
     Raises what reading a damaged picture raises, on all processes (evaluation never skips), and UserError for an empty
     set.
@@ -106,11 +107,13 @@ def _pixels(
         for rows in own:
             yield resident[rows.start : rows.stop]
         return
+    workers = at_most_cores(workers)
     # Its own generator, because a loader without one draws from the global stream and would move the training's.
     yield from DataLoader(
         _Cropped(images, view),
         batch_sampler=[list(rows) for rows in own],
         num_workers=workers,
+        worker_init_fn=begin if workers else None,
         collate_fn=_stack,
         pin_memory=pinned,
         generator=torch.Generator(),

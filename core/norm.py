@@ -45,7 +45,7 @@ class PositionBatchNorm(_BatchNorm):
 
     mode: Mode = "local"
     rows: int = 0
-    pending: list[tuple[Tensor, Tensor]]  # (mean [C], unbiased variance [C]) of each forward since the last commit
+    pending: list[tuple[Tensor, Tensor]]  # (mean, unbiased variance) since the last commit, each [groups, C]
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
@@ -70,7 +70,7 @@ class PositionBatchNorm(_BatchNorm):
         out = F.batch_norm(x, mean, var, weight, bias, True, 1.0, self.eps)
         if groups > 1:
             out = out.unflatten(1, (groups, channels)).transpose(0, 1).flatten(0, 1)
-        self._record(mean.view(groups, channels).mean(0), var.view(groups, channels).mean(0))
+        self._record(mean.view(groups, channels), var.view(groups, channels))
         return out
 
     def _across_processes(self, input: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class PositionBatchNorm(_BatchNorm):
         mean = sum_with_gradient(x.sum(dims)) / count
         centred = x - mean.view(shape)  # two passes: the sum of squares minus the square of sums cancels in fp32
         var = sum_with_gradient(centred.square().sum(dims)) / count
-        self._record(mean.detach(), var.detach() * (count / (count - 1)))
+        self._record(mean.detach()[None], var.detach()[None] * (count / (count - 1)))
         out = centred * torch.rsqrt(var + self.eps).view(shape)
         if self.weight is not None:
             out = out * self.weight.view(shape) + self.bias.view(shape)
@@ -138,7 +138,9 @@ def convert(module: nn.Module, mode: Mode, group: int = 0, rows_per_position: in
             elif type(child) in kinds:
                 child.__class__ = PositionBatchNorm
             else:
-                raise UserError(f"{name}: {type(child).__name__} has no form that knows positions; use a model with plain BatchNorm")
+                raise UserError(
+                    f"{name}: {type(child).__name__} has no form that knows positions; use a model with plain BatchNorm"
+                )
         assert isinstance(child, PositionBatchNorm)
         child.mode, child.rows, child.pending = mode, group * rows_per_position, []
         count += 1
@@ -147,14 +149,14 @@ def convert(module: nn.Module, mode: Mode, group: int = 0, rows_per_position: in
 
 @torch.no_grad()
 def commit(module: nn.Module, keep: bool = True) -> None:
-    """Once a step: move running statistics towards the mean over all forwards and processes since the last commit.
+    """Once a step: move running statistics towards the mean over all groups, forwards and processes since the last commit.
 
     keep=False throws the step's statistics away (the step was skipped).
     """
     layers = [m for m in module.modules() if isinstance(m, PositionBatchNorm) and m.pending]
     if not layers:
         return
-    rows = [torch.stack([torch.cat(pair) for pair in layer.pending]).mean(0) for layer in layers]
+    rows = [torch.cat([torch.cat(pair, 1) for pair in layer.pending]).mean(0) for layer in layers]
     for layer in layers:
         layer.pending = []
     if not keep:
@@ -162,7 +164,9 @@ def commit(module: nn.Module, keep: bool = True) -> None:
     flat = all_reduce_sum(torch.cat(rows)) / world()
     for layer, row in zip(layers, flat.split([len(row) for row in rows]), strict=True):
         mean, var = row.chunk(2)
-        assert layer.running_mean is not None and layer.running_var is not None and layer.num_batches_tracked is not None
+        assert (
+            layer.running_mean is not None and layer.running_var is not None and layer.num_batches_tracked is not None
+        )
         layer.num_batches_tracked += 1
         momentum = layer.momentum if layer.momentum is not None else 1.0 / float(layer.num_batches_tracked)
         layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), momentum)
@@ -188,13 +192,17 @@ def configure(method: nn.Module, text: str, *, accumulate: int, chunk: int | Non
     """
     couples = bool(getattr(method, "couples_samples", False))
     rows = int(getattr(method, "rows_per_position", 1))
+    chunked = hasattr(method, "chunk")
     if accumulate > 1 and couples:
+        remedy = "run.chunk (images encoded at once)" if chunked else "a smaller optim.batch_size"
         raise UserError(
             f"run.accumulate: {accumulate} would change this method, whose loss couples all samples of a batch; "
-            "use run.chunk (images encoded at once) to save memory instead"
+            f"use {remedy} to save memory instead"
         )
     if chunk is not None and not couples:
         raise UserError("run.chunk: is for losses that couple samples; use run.accumulate for this method")
+    if chunk is not None and not chunked:
+        raise UserError("run.chunk: this method cannot cut its encoder's batch; leave run.chunk out")
     layers = sum(isinstance(m, _BatchNorm) for m in method.modules())
     together = couples or rows > 1
     mode, group = (("batch" if together and world() > 1 else "local"), 0) if text == "auto" else parse(text)
@@ -206,7 +214,11 @@ def configure(method: nn.Module, text: str, *, accumulate: int, chunk: int | Non
             "use backbone.norm=group:G, whose groups are the same however the batch is cut"
         )
     if chunk is not None and mode == "group" and chunk % group:
-        raise UserError(f"run.chunk: {chunk} is not a multiple of backbone.norm's groups of {group}; choose one that is")
+        raise UserError(
+            f"run.chunk: {chunk} is not a multiple of backbone.norm's groups of {group}; choose one that is"
+        )
     convert(method, mode, group, rows)
     if layers and mode == "local" and (world() > 1 or cut):
-        log("BatchNorm statistics are those of each process's micro-batch (backbone.norm: local); they depend on how the batch is cut")
+        log(
+            "BatchNorm statistics are those of each process's micro-batch (backbone.norm: local); they depend on how the batch is cut"
+        )

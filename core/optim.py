@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .backbone import Backbone
 from .config import Duration
+from .errors import UserError
 
 SCALED_BATCH = 256
 
@@ -44,6 +45,28 @@ class Optim:
     backbone_lr: float = 1.0
     layer_decay: float | None = None
 
+    def __post_init__(self) -> None:
+        """Raises UserError for numbers that no optimizer can use."""
+        wrong = {
+            "lr": (self.lr < 0, "0 or more"),
+            "min_lr": (self.min_lr < 0, "0 or more"),
+            "batch_size": (self.batch_size < 1, "1 or more"),
+            "weight_decay": (self.weight_decay < 0, "0 or more"),
+            "momentum": (not 0 <= self.momentum < 1, "a number from 0 to below 1"),
+            "betas": (not all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
+            "trust": (self.trust <= 0, "more than 0"),
+            "clip": (self.clip is not None and self.clip <= 0, "more than 0, or null"),
+            "backbone_lr": (self.backbone_lr < 0, "0 or more"),
+            "layer_decay": (
+                self.layer_decay is not None and not 0 < self.layer_decay <= 1,
+                "more than 0 and at most 1, or null",
+            ),
+            "nesterov": (self.nesterov and self.momentum == 0, "false where momentum is 0"),
+        }
+        for key, (bad, expected) in wrong.items():
+            if bad:
+                raise UserError(f"optim.{key}: expected {expected}, got {getattr(self, key)}")
+
     @property
     def peak_lr(self) -> float:
         ratio = self.batch_size / SCALED_BATCH
@@ -51,7 +74,12 @@ class Optim:
 
     def steps(self, steps_per_epoch: int) -> int:
         """The run's length in optimizer steps."""
-        return Duration.parse(self.duration).steps(steps_per_epoch)
+        duration = Duration.parse(self.duration)
+        if duration.unit == "%":
+            raise UserError(
+                f"optim.duration: {duration} is a part of no whole; give it in steps (100) or epochs (10ep)"
+            )
+        return duration.steps(steps_per_epoch)
 
     def rate(self, step: int, steps: int, steps_per_epoch: int) -> float:
         """The learning rate of the step that follows `step` completed ones."""
@@ -70,7 +98,8 @@ class Optim:
             return torch.optim.AdamW(groups, lr=self.peak_lr, betas=self.betas, fused=True)
         if self.name == "sgd":
             return torch.optim.SGD(groups, lr=self.peak_lr, momentum=self.momentum, nesterov=self.nesterov, fused=True)
-        return Lars(groups, lr=self.peak_lr, momentum=self.momentum, nesterov=self.nesterov, trust_coeff=self.trust)
+        momentum: Any = self.momentum  # timm's default 0 makes its annotation int
+        return Lars(groups, lr=self.peak_lr, momentum=momentum, nesterov=self.nesterov, trust_coeff=self.trust)
 
 
 def parameter_groups(method: nn.Module, optim: Optim) -> list[dict[str, Any]]:

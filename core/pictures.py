@@ -15,7 +15,7 @@ from torch import Tensor
 from . import checkpoint
 from .images.source import Images
 
-SHEET_COLUMNS, SHEET_ROWS, CELL = 12, 8, 64
+CELL = 64
 MAP_POINTS = 600
 
 
@@ -30,10 +30,10 @@ def denormalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tenso
 def save_sheet(run: Path, name: str, rows: Tensor, caption: str) -> None:
     """Write run/pictures/NAME.png: float [R, K, C, H, W] in 0..1 as R rows of K pictures, each at least CELL pixels wide."""
     folder = run / "pictures"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     pixels = (rows.detach().cpu().float() * 255.0).round().clamp(0, 255).to(torch.uint8)
     pixels = pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, :1].expand(-1, -1, 3, -1, -1)
-    factor = max(1, round(CELL / pixels.shape[-1]))
+    factor = -(-CELL // pixels.shape[-1])
     pixels = pixels.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     gap = 2
     padded = torch.nn.functional.pad(pixels, (gap, gap, gap, gap), value=255)
@@ -44,18 +44,26 @@ def save_sheet(run: Path, name: str, rows: Tensor, caption: str) -> None:
     checkpoint.write_text(captions, json.dumps({**known, f"{name}.png": caption}, indent=1))
 
 
+def spread(n: int, most: int) -> Tensor:
+    """At most `most` of 0..n-1, evenly spaced and each once: int64 [min(n, most)]."""
+    k = min(n, most)
+    return torch.arange(k) * n // max(1, k)
+
+
 def save_map(run: Path, features: Mapping[str, Tensor], sets: Mapping[str, Images], seed: int) -> None:
     """Write run/map.json: t-SNE (van der Maaten & Hinton 2008) of up to MAP_POINTS features, by class and by domain.
 
-    features: [N, D] by the name of the set that they are of; each set counts as a domain.
+    features: [N, D] by the name of the set that they are of; each set counts as a domain. Fewer than 8 features, and features
+    that are not finite or all alike, have no map: a diverged run still ends with its numbers.
     """
-    names = list(features)
-    share = max(1, MAP_POINTS // len(names))
-    chosen = {name: torch.linspace(0, len(features[name]) - 1, min(share, len(features[name]))).long() for name in names}
-    x = torch.cat([features[name][chosen[name]] for name in names]).double()
-    if len(x) < 8:
+    names = [name for name in features if len(features[name])]
+    chosen = {name: spread(len(features[name]), max(1, MAP_POINTS // len(names))) for name in names}
+    if sum(map(len, chosen.values())) < 8:
         return
-    x = torch.nn.functional.normalize(x, dim=1).numpy()
+    x = torch.nn.functional.normalize(torch.cat([features[name][chosen[name]] for name in names]).double(), dim=1)
+    if not bool(x.isfinite().all()) or bool((x == x[0]).all()):
+        return
+    x = x.numpy()
     x = PCA(min(32, *x.shape), random_state=seed).fit_transform(x)
     points = TSNE(perplexity=min(30.0, (len(x) - 1) / 3), init="pca", random_state=seed).fit_transform(x)
     classes = next((s.classes for s in sets.values() if s.classes), None)

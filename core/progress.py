@@ -26,7 +26,9 @@ class Progress:
     def __enter__(self) -> Progress:
         if self.run.console.is_terminal and self.run.main and not self.run.quiet:
             columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TaskProgressColumn()]
-            self.bar = RichProgress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[facts]}"), console=self.run.console)
+            self.bar = RichProgress(
+                *columns, TimeRemainingColumn(), TextColumn("{task.fields[facts]}"), console=self.run.console
+            )
             self.task = self.bar.add_task(self.run.verb, total=self.steps, completed=self.start, facts="")
             self.bar.start()
         return self
@@ -40,6 +42,10 @@ class Progress:
         self.waited += waited
         if self.bar is not None:
             self.bar.update(self.task, completed=done)
+
+    def leave_out(self, seconds: float) -> None:
+        """Time that went into evaluation and checkpoints: no part of the training's speed."""
+        self.since += seconds
 
     def rates(self) -> dict[str, float]:
         """Images per second over all processes, and the fraction of time spent waiting for data, since the last call."""

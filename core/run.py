@@ -6,27 +6,30 @@ Running the same command again resumes; a finished run is left alone. Only rank 
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import json
-import platform
-import subprocess
+import os
 import time
+import weakref
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import yaml
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
 from rich.console import Console
 from torch import nn
 
 from . import checkpoint
 from .config import Duration, Section
 from .distributed import barrier, broadcast_text, rank, world
+from .environment import environment
 from .errors import UserError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+_open_runs: weakref.WeakSet[Run] = weakref.WeakSet()
 
 
 class Interrupted(Exception):
@@ -48,7 +51,7 @@ def options(
     accumulate: int = 1,
     chunk: int | None = None,
     log_every: int = 10,
-    checkpoint: Annotated[dict[str, Any], Section(checkpoint_options)] = {},  # noqa: B006
+    checkpoint: Annotated[dict[str, Any], Section(checkpoint_options)] = {},
     damaged: float = 0.01,
     changed_data: Literal["refuse", "accept"] = "refuse",
     tracker: Literal["none", "tensorboard", "wandb"] = "none",
@@ -73,13 +76,26 @@ class Run:
         self.dir = Path(self.options["dir"])
         self.seed: int = config["seed"]
         self.started = time.time()
+        _check(self.options)
+        if self.seed < 0:
+            raise UserError(f"seed: expected 0 or more, got {self.seed}")
         self.accelerator = Accelerator(
-            cpu=self.options["device"] == "cpu",
+            # Without an accelerator, Accelerate would otherwise start the processes and then train each of them alone.
+            cpu=self.options["device"] == "cpu" or not torch.accelerator.is_available(),
+            # Named, or environment variables (an `accelerate config` made for something else) would decide.
+            mixed_precision="no",
+            dynamo_backend="no",
+            gradient_accumulation_steps=1,
             log_with=None if self.options["tracker"] == "none" else self.options["tracker"],
             project_dir=str(self.dir),
             # Running statistics are reduced once a step by core/norm.py; broadcasting rank 0's would undo that.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
+        if self.accelerator.num_processes != world() or self.accelerator.distributed_type not in SUPPORTED:
+            raise UserError(
+                f"Accelerate set up {self.accelerator.distributed_type} for {self.accelerator.num_processes} of {world()} processes; "
+                "Rootstock trains data-parallel: use torchrun, or an `accelerate config` without FSDP or DeepSpeed"
+            )
         self.device: torch.device = self.accelerator.device
         self.main = rank() == 0
         self.quiet = quiet
@@ -94,13 +110,18 @@ class Run:
         # Only rank 0 decides, all learn of it: an exception on one process alone would leave the others waiting.
         trouble = self._take() if self.main else ""
         if trouble := broadcast_text(trouble):
+            self.close()
             raise UserError(trouble)
+        if self.options["tracker"] != "none":
+            # TensorBoard takes it as the name of its folder in run.dir, Weights & Biases as the project's.
+            self.accelerator.init_trackers("tensorboard" if self.options["tracker"] == "tensorboard" else "rootstock")
         return self
 
     def _take(self) -> str:
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.dir / ".lock", "w")  # noqa: SIM115 - held until close
+            _open_runs.add(self)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return f"run.dir: {self.dir} belongs to a run that is still going; wait for it, or choose another run.dir"
@@ -109,9 +130,18 @@ class Run:
         except PermissionError:
             return f"run.dir: {self.dir} cannot be written; choose another run.dir"
         path = self.dir / "config.yaml"
-        if path.exists():
-            before = yaml.safe_load(path.read_text()) or {}
-            changed = differing({**before, "verb": before.get("verb", self.verb)}, {"verb": self.verb, **self.config})
+        if not begun(
+            self.dir
+        ):  # a mistake ended it before it had anything to lose; its config is not worth a new folder
+            (self.dir / "run.json").unlink(missing_ok=True)
+        elif path.exists():
+            try:
+                before = yaml.safe_load(path.read_text())
+            except (yaml.YAMLError, UnicodeDecodeError):
+                before = None
+            if not isinstance(before, dict):
+                return f"{path} is damaged, so it cannot be told what this run was; choose another run.dir, or delete {self.dir}"
+            changed = differing(before, {"verb": self.verb, **self.config})
             if changed:
                 listed = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, old, new in changed)
                 return f"{self.dir} holds a run of another config ({listed}); choose another run.dir, or restore these keys"
@@ -135,7 +165,14 @@ class Run:
                 f"data.{changed[0]} changed since {self.dir} began (fingerprint {old[changed[0]][:12]} then, {new[changed[0]][:12]} now); "
                 "restore the data, choose another run.dir, or say run.changed_data=accept"
             )
-        self.recorded = {**environment(), "verb": self.verb, "processes": world(), "device": str(self.device), **before, **facts}
+        self.recorded = {
+            **environment(),
+            "verb": self.verb,
+            "processes": world(),
+            "device": str(self.device),
+            **before,
+            **facts,
+        }
         barrier()
         if self.main:
             checkpoint.write_text(path, json.dumps(self.recorded, indent=1))
@@ -202,8 +239,10 @@ class Run:
 
     def close(self) -> None:
         """Free the lock and close the trackers."""
-        if self.options["tracker"] != "none":
-            self.accelerator.end_training()
+        # Not accelerator.end_training(): it also ends the process group, which the next stage of a pipeline needs.
+        for tracker in getattr(self.accelerator, "trackers", []):
+            tracker.finish()
+        self.accelerator.trackers = []
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -216,6 +255,36 @@ class Run:
 
     def unwrap(self, module: nn.Module) -> Any:
         return self.accelerator.unwrap_model(module)
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    """Raises UserError for numbers of the `run` section that nothing can be done with."""
+    least = {"workers": 0, "log_every": 0, "accumulate": 1, "chunk": 1, "damaged": 0}
+    for key, low in least.items():
+        if options[key] is not None and options[key] < low:
+            raise UserError(f"run.{key}: expected at least {low}, got {options[key]}")
+    if options["checkpoint"]["keep"] < 2:
+        raise UserError(
+            f"run.checkpoint.keep: expected at least 2 (one to fall back to), got {options['checkpoint']['keep']}"
+        )
+    tracker = options["tracker"]
+    if tracker != "none" and importlib.util.find_spec(tracker) is None:
+        raise UserError(f"run.tracker: {tracker} is not installed; `pip install {tracker}`, or use run.tracker=none")
+
+
+def _leave_lock_to_parent() -> None:
+    # A forked loader worker outlives a killed run by seconds; with our descriptor it would hold the lock that long.
+    for run in list(_open_runs):
+        if run._lock is not None:
+            run._lock.close()
+
+
+os.register_at_fork(after_in_child=_leave_lock_to_parent)
+
+
+def begun(folder: Path) -> bool:
+    """Whether a run has left something of its own in its folder: rows, checkpoints or a result."""
+    return any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints", "result.json"))
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[tuple[str, Any, Any]]:
@@ -232,21 +301,3 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "")
         elif json.dumps(old) != json.dumps(new):
             rows.append((where, old, new))
     return rows
-
-
-def environment() -> dict[str, Any]:
-    """Versions, commit, host: what a number needs to be trusted."""
-    packages = ("rootstock", "torch", "timm", "lightly", "accelerate", "faiss-cpu", "scikit-learn", "numpy")
-    root = Path(__file__).resolve().parent.parent
-    commit = ""
-    if (root / ".git").exists():
-        git = ["git", "-C", str(root)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False).stdout.strip()
-        commit += "+changes" if commit and dirty else ""
-    return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "commit": commit,
-        "host": platform.node(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }

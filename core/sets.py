@@ -18,7 +18,9 @@ HELD_OUT = 0.2
 def labelled(images: Images, key: str) -> Images:
     """The images, if they carry labels. Raises UserError naming the key."""
     if images.labels is None or images.classes is None:
-        raise UserError(f"{key}: {images.uri} has no labels; give class folders (PATH/class/picture) or a list with labels")
+        raise UserError(
+            f"{key}: {images.uri} has no labels; give class folders (PATH/class/picture) or a list with labels"
+        )
     return images
 
 
@@ -42,6 +44,8 @@ def align(images: Images, classes: Sequence[str], key: str) -> Images:
 def open_tests(test: str | Mapping[str, str], seed: int, key: str = "data.test") -> dict[str, Images]:
     """A test URI, or names to URIs, by name ("test" where there is one unnamed set)."""
     named = {"test": test} if isinstance(test, str) else dict(test)
+    if odd := [name for name in named if "/" in name]:
+        raise UserError(f"{key}: a set's name begins its metrics (NAME/knn/accuracy), so it may hold no '/'; rename {odd[0]}")
     return {name: open_images(uri, seed=seed, role="test") for name, uri in named.items()}
 
 

@@ -18,7 +18,7 @@ class SmallConv(nn.Module):
     ) -> None:
         super().__init__()
         if size < 8:
-            raise TypeError(f"inputs of at least 8 px, got {size}")
+            raise ValueError(f"inputs of at least 8 px, got {size}")
         layers: list[nn.Module] = []
         for i, width in enumerate(widths):
             step = stride if i == 0 else 1

@@ -6,22 +6,20 @@ micro-batches are slices of that slice, so any number of processes, micro-batche
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .damage import Damage, read_or_neighbour
 from .draws import Draws, permute
 from .errors import UserError
-from .images.source import DamagedImage, Images
+from .images.source import Images
 from .views import stack_pictures
-
-NEIGHBOUR_TRIES = 16
+from .workers import at_most_cores, begin
 
 
 class Sample(NamedTuple):
@@ -71,6 +69,7 @@ class Crop(Protocol):
     def __call__(self, images: Tensor, draws: Draws, /) -> Tensor: ...
 
 
+NO_LABELS = torch.empty(0, dtype=torch.int64)
 Batches = Callable[[int], Iterator[list[Any]]]
 
 
@@ -128,34 +127,10 @@ class Share:
                 f"(run.accumulate); choose a multiple of {parts}"
             )
         size = batch_size // parts
-        return [slice((self.rank * self.micro + m) * size, (self.rank * self.micro + m + 1) * size) for m in range(self.micro)]
-
-
-@dataclass
-class Damage:
-    """Damaged pictures met in training: each replaced by a neighbour, counted, listed; too many end the run.
-
-    limit: the tolerated fraction of a set; 0 tolerates none, any other number at least one. names: by (set, name in it), so that
-    two sets may share one Damage.
-    """
-
-    limit: float = 0.01
-    names: dict[tuple[str, str], str] = field(default_factory=dict)
-    report: Callable[[str], None] = print
-
-    def note(self, images: Images, wanted: Tensor, read: Tensor) -> None:
-        """Remember the pictures `wanted` that others were `read` for. Raises UserError if they are too many of this set."""
-        for index in wanted[wanted != read].tolist():
-            name = images.name(index)
-            if (images.uri, name) not in self.names:
-                self.names[images.uri, name] = name
-                self.report(f"damaged picture replaced by its neighbour: {name}")
-        of_this_set = [name for (uri, _), name in self.names.items() if uri == images.uri]
-        if len(of_this_set) > (max(1.0, self.limit * len(images)) if self.limit else 0.0):
-            raise UserError(
-                f"{len(of_this_set)} damaged pictures of {len(images)}, more than run.damaged allows ({self.limit:.1%}): "
-                f"{', '.join(of_this_set[:5])}; `rootstock data URI` lists them all; mend or remove them, or raise run.damaged"
-            )
+        return [
+            slice((self.rank * self.micro + m) * size, (self.rank * self.micro + m + 1) * size)
+            for m in range(self.micro)
+        ]
 
 
 class _Read(NamedTuple):
@@ -195,17 +170,6 @@ def _collate(items: Sequence[_Read | str]) -> tuple[Tensor, Tensor, Tensor, Tens
     return stack_pictures(crops), positions, wanted, read
 
 
-def read_or_neighbour(images: Images, index: int) -> tuple[Tensor, int]:
-    """The picture and the index that it was read from: `index` itself, or the next one that is not damaged."""
-    for offset in range(min(NEIGHBOUR_TRIES, len(images))):
-        candidate = (index + offset) % len(images)
-        try:
-            return images.read(candidate), candidate
-        except DamagedImage as error:
-            last = error
-    raise UserError(f"{NEIGHBOUR_TRIES} damaged pictures in a row, the last: {last}; `rootstock data URI` lists them all")
-
-
 def source_draws(seed: int, positions: Tensor, name: str) -> Draws:
     """The draws of a set's samples: under its own stream where there are several sets."""
     draws = Draws(seed, positions)
@@ -232,7 +196,7 @@ def stream(
     resident = images.resident()
     if resident is not None:
         data = resident.to(device)
-        labels = images.labels.to(device) if images.labels is not None else torch.empty(0, dtype=torch.int64, device=device)
+        labels = (images.labels if images.labels is not None else NO_LABELS).to(device)
 
         def indexed(step: int) -> Iterator[list[Sample]]:
             for s in range(step, steps):
@@ -248,10 +212,17 @@ def _indexed(data: Tensor, labels: Tensor, order: Order, step: int, rows: slice,
 
 
 def _loaded(
-    images: Images, order: Order, crop: Crop, slices: list[slice], steps: int, device: torch.device, workers: int, damage: Damage
+    images: Images,
+    order: Order,
+    crop: Crop,
+    slices: list[slice],
+    steps: int,
+    device: torch.device,
+    workers: int,
+    damage: Damage,
 ) -> Batches:
     reader = _Reader(images, crop, order.seed, order.name)
-    workers = min(workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    workers = at_most_cores(workers)
 
     def loaded(step: int) -> Iterator[list[Sample]]:
         keys = (
@@ -265,7 +236,8 @@ def _loaded(
             collate_fn=_collate,
             num_workers=workers,
             pin_memory=device.type == "cuda",
-            worker_init_fn=_one_thread if workers else None,
+            worker_init_fn=begin if workers else None,
+            generator=torch.Generator(),  # without one it would draw from the global stream
         )
         micro: list[Sample] = []
         for batch in loader:
@@ -273,19 +245,14 @@ def _loaded(
                 raise UserError(batch)
             crops, positions, wanted, read = batch
             damage.note(images, wanted, read)
-            labels = images.labels[read] if images.labels is not None else torch.empty(0, dtype=torch.int64)
-            moved = (t.to(device, non_blocking=True) for t in (crops, positions, labels))
-            micro.append(Sample(*moved))
+            labels = images.labels[read] if images.labels is not None else NO_LABELS
+            crops, positions, labels = (t.to(device, non_blocking=True) for t in (crops, positions, labels))
+            micro.append(Sample(crops, positions, labels))
             if len(micro) == len(slices):
                 yield micro
                 micro = []
 
     return loaded
-
-
-def _one_thread(_: int) -> None:
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process decides when to stop
 
 
 def pairs(source: Batches, target: Batches) -> Batches:

@@ -90,7 +90,9 @@ def _resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return out.round_().clamp_(0, torch.iinfo(images.dtype).max).to(images.dtype)
 
 
-def random_boxes(draws: Draws, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
+def random_boxes(
+    draws: Draws, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Tensor:
     """RandomResizedCrop's boxes, int64 [N, 4]: ten tries of (area, aspect), then the central fall-back, as torchvision does."""
     area = height * width * draws.uniform("area", CROP_TRIES, low=scale[0], high=scale[1]).double()
     aspect = draws.uniform("aspect", CROP_TRIES, low=math.log(ratio[0]), high=math.log(ratio[1])).double().exp()
@@ -161,7 +163,8 @@ class View:
         centre: float = 1.0,
     ) -> None:
         self.size, self.mean, self.std = size, mean, std
-        self.scale, self.ratio, self.interpolation, self.flip, self.centre = scale, ratio, interpolation, flip, centre
+        self.scale, self.ratio, self.flip, self.centre = scale, ratio, flip, centre
+        self.interpolation: Interpolation = interpolation
         self.rotate, self.shift, self.zoom = rotate, shift, zoom
         self.jitter, self.jitter_p, self.grayscale = jitter, jitter_p, grayscale
         self.blur, self.blur_sigma, self.solarize, self.invert = blur, blur_sigma, solarize, invert
@@ -220,8 +223,10 @@ class Evaluation:
         std: tuple[float, ...] = IMAGENET_STD,
     ) -> None:
         if not 0.0 < crop <= 1.0:
-            raise UserError(f"data.crop: {crop} is given; expected the part of the shorter side to keep, above 0 and at most 1")
-        self.size, self.short, self.interpolation, self.mean, self.std = size, int(size / crop), interpolation, mean, std
+            raise UserError(f"data.crop: {crop} is given; expected the part of the shorter side to keep, up to 1")
+        self.size, self.short = size, int(size / crop)
+        self.interpolation: Interpolation = interpolation
+        self.mean, self.std = mean, std
 
     def worker(self, image: Tensor) -> Tensor:
         """uint8 [C, H, W] of any size -> uint8 [C, size, size]."""

@@ -11,19 +11,20 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..core import config, norm
-from ..core.backbone import OWN, Backbone, create
+from ..core.backbone import LABELLED, OWN, Backbone, create, exposure
 from ..core.classifier import Classifier, Scores, add_scores, score
 from ..core.config import Choice, Section
 from ..core.distributed import rank, world
 from ..core.draws import Draws
 from ..core.errors import UserError
 from ..core.features import extract
+from ..core.images.source import Images
 from ..core.optim import Optim
 from ..core.pictures import denormalise, save_map, save_sheet
 from ..core.presets import VIEWS
 from ..core.run import Run
-from ..core.sets import count_seen, count_trained, describe, fingerprints, train_and_tests
-from ..core.stream import Damage, Labelled, Order, Sample, Share, stream
+from ..core.sets import add_seen, describe, fingerprints, train_and_tests
+from ..core.stream import Damage, Labelled, Order, Sample, Share, read_or_neighbour, stream
 from ..core.train import Every, Step, fit
 from ..core.views import Evaluation, Multiview
 from . import protocols
@@ -32,7 +33,7 @@ from .registry import BASELINES
 
 def data_options(
     *, train: str | list[str], test: str | dict[str, str] | None = None, size: int, crop: float = 1.0,
-    views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "supervised"},  # noqa: B006
+    views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "supervised"},
 ) -> None:  # fmt: skip
     """train: labelled images. test: a labelled set or several by name; a stratified 20 % of train is held out without it. size:
     pixels. crop: the part of the shorter side that evaluation sees. views: how training images are drawn."""
@@ -49,7 +50,7 @@ def evaluate_options(
     knn: Annotated[dict[str, Any] | None, Section(protocols.knn)] = None,
     linear: Annotated[dict[str, Any] | None, Section(protocols.linear)] = None,
     fewshot: Annotated[dict[str, Any] | None, Section(protocols.fewshot)] = None,
-    presets: list[str] = [],  # noqa: B006
+    presets: list[str] = [],
 ) -> None:
     """Which protocols run on the frozen features; presets: published ones by name (see finetune/protocols.py)."""
 
@@ -66,14 +67,18 @@ def probe(
     torch.manual_seed(seed)
     chosen = _protocols(evaluate)
     train, tests = train_and_tests(data["train"], data["test"], seed)
-    run.record(data=fingerprints({"train": train, **tests}))
+    run.record(data=fingerprints(_named(train, tests)))
     assert train.labels is not None and train.classes is not None
-    channels = train.read(0).shape[0]
+    channels = read_or_neighbour(train, 0)[0].shape[0]
     model = create(data["size"], channels, {**OWN, **BASELINES}, **backbone).to(run.device)
     view = Evaluation(data["size"], crop=data["crop"], mean=model.mean, std=model.std)
     workers = run.options["workers"]
 
-    run.log(f"probe {model.spec['name']}: features of {len(train)} training and {sum(map(len, tests.values()))} test images")
+    if backbone["weights"] == "none" and model.spec["name"] not in BASELINES:
+        run.log("WARNING: backbone.weights is none: these are features of a network that nothing has trained")
+    run.log(
+        f"probe {model.spec['name']}: features of {len(train)} training and {sum(map(len, tests.values()))} test images"
+    )
     known = extract(model, train, view, device=run.device, workers=workers)
     features = {name: extract(model, t, view, device=run.device, workers=workers) for name, t in tests.items()}
     pairs = {name: (features[name], t.labels) for name, t in tests.items() if t.labels is not None}
@@ -90,7 +95,7 @@ def probe(
         selection = outcome.selection if outcome.selection != "last" else selection
     if run.main:
         save_map(run.dir, features, tests, seed)
-    return run.finish(_result(scores, model, {"train": train, **tests}, data, {"chosen": picked, "selection": selection}))
+    return run.finish(_result(scores, model, train, tests, data, {"chosen": picked, "selection": selection}))
 
 
 class FineTune(nn.Module):
@@ -124,16 +129,19 @@ def finetune(
     data: Annotated[dict[str, Any], Section(data_options)],
     backbone: Annotated[dict[str, Any], Section(create)],
     optim: Annotated[dict[str, Any], Section(Optim)],
-    method: Annotated[dict[str, Any], Section(method_options)] = {},  # noqa: B006
+    method: Annotated[dict[str, Any], Section(method_options)] = {},
     seed: int = 0,
 ) -> dict[str, Any]:
     """Train a classifier through the backbone, export both, and return the result of the last iterate."""
     torch.manual_seed(seed)
     options, settings = run.options, Optim(**optim)
+    for key in ("label_smoothing", "dropout"):
+        if not 0 <= method[key] < 1:
+            raise UserError(f"method.{key}: expected 0 or more and less than 1, got {method[key]}")
     train, tests = train_and_tests(data["train"], data["test"], seed)
-    run.record(data=fingerprints({"train": train, **tests}))
+    run.record(data=fingerprints(_named(train, tests)))
     assert train.classes is not None
-    model = create(data["size"], channels=train.read(0).shape[0], **backbone)
+    model = create(data["size"], channels=read_or_neighbour(train, 0)[0].shape[0], **backbone)
     view = Evaluation(data["size"], crop=data["crop"], mean=model.mean, std=model.std)
     classifier = Classifier(model, train.classes, method["dropout"])
     if method["freeze"]:
@@ -145,41 +153,55 @@ def finetune(
     order = Order(len(train), settings.batch_size, seed)
     steps = settings.steps(order.steps_per_epoch)
     damage = Damage(options["damaged"], report=run.log)
+    share = Share(rank(), world(), options["accumulate"])
     batches = stream(
-        train, order, views.crop, steps=steps, device=run.device, share=Share(rank(), world(), options["accumulate"]),
-        workers=options["workers"], damage=damage,
+        train, order, views.crop,
+        steps=steps, device=run.device, share=share, workers=options["workers"], damage=damage,
     )  # fmt: skip
-    run.log(f"finetune {model.spec['name']}: {len(train)} images of {len(train.classes)} classes, {steps} steps of {settings.batch_size}")
+    run.log(
+        f"finetune {model.spec['name']}: {len(train)} images of {len(train.classes)} classes, "
+        f"{steps} steps of {settings.batch_size}"
+    )
 
     def prepare(raw: Sample) -> Labelled:
         draws = Draws(seed, raw.positions)
         return Labelled(views(raw.images, draws)[0], raw.labels, draws)
 
     fit(
-        objective, batches, prepare, steps=steps, steps_per_epoch=order.steps_per_epoch, optim=settings, seed=seed, run=run,
+        objective, batches, prepare,
+        steps=steps, steps_per_epoch=order.steps_per_epoch, optim=settings, seed=seed, run=run,
         every=Every.of(run, steps, order.steps_per_epoch),
     )  # fmt: skip
 
     scores = score(classifier, tests, view, train.classes, run.device, seed, options["workers"])
+    model.seen = add_seen(model.seen, LABELLED, train)
     model.provenance.append({"task": "finetune", "steps": steps, "seed": seed, "data": describe({"train": train})})
     if run.main:
         classifier.export(run.dir)
         if (first := next(iter(batches(0)), None)) is not None:
             shown = denormalise(prepare(first[0]).images[None, :12], model.mean, model.std)
             save_sheet(run.dir, "views", shown, "Augmented training images.")
-    extra = {"steps": steps, "images_seen": steps * settings.batch_size, "damaged": list(damage.names.values()), "selection": "last"}
-    return run.finish(_result(scores, model, {"train": train, **tests}, data, extra))
+    counts = {"steps": steps, "images_seen": steps * settings.batch_size, "damaged": list(damage.names.values())}
+    return run.finish(_result(scores, model, train, tests, data, {**counts, "selection": "last"}))
 
 
-def _result(scores: Scores, model: Backbone, sets: Mapping[str, Any], data: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
-    tests = {name: images for name, images in sets.items() if name != "train"}
+def _named(train: Images, tests: Mapping[str, Images]) -> dict[str, Images]:
+    """All sets by name; a test that is called train stays apart from the training set."""
+    return {"train": train, **{"test.train" if name == "train" else name: images for name, images in tests.items()}}
+
+
+def _result(
+    scores: Scores,
+    model: Backbone,
+    train: Images,
+    tests: Mapping[str, Images],
+    data: Mapping[str, Any],
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
     return {
-        "data": describe(sets, held_out=data["test"] is None),
-        "seen_unlabelled": count_seen(model.seen, tests),
-        "seen_labelled": count_trained(sets["train"], tests),
-        "metrics": scores.metrics,
-        "intervals": scores.intervals,
-        "details": scores.details,
+        "data": describe(_named(train, tests), held_out=data["test"] is None),
+        **exposure(add_seen(model.seen, LABELLED, train), tests),
+        **scores._asdict(),
         **extra,
     }
 
@@ -192,6 +214,8 @@ def _protocols(evaluate: Mapping[str, Any]) -> list[Callable[..., protocols.Outc
             chosen.append(partial(protocols.PROTOCOLS[name], **evaluate[name]))
     for name in evaluate["presets"]:
         if name not in protocols.PROTOCOLS:
-            raise UserError(f"evaluate.presets: unknown preset {name!r} (known: {', '.join(sorted(protocols.PROTOCOLS))})")
+            raise UserError(
+                f"evaluate.presets: unknown preset {name!r} (known: {', '.join(sorted(protocols.PROTOCOLS))})"
+            )
         chosen.append(protocols.PROTOCOLS[name])
     return chosen or [protocols.knn]

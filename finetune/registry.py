@@ -22,7 +22,8 @@ def hog(size: int, channels: int, **args: Any) -> nn.Module:
 
 def _unnormalised(model: nn.Module) -> nn.Module:
     """Marked like a timm model that wants its pixels as they are."""
-    model.pretrained_cfg = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # pyright: ignore[reportAttributeAccessIssue]
+    config: Any = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    model.pretrained_cfg = config
     return model
 
 

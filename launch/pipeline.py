@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ..core.checkpoint import write_text
 from ..core.distributed import rank
+from ..core.errors import UserError
 from .plan import VERBS, Job, Validate, inputs_file, note_inputs, plan, rows_named
 from .report import write_report
 from .results import compare, main_metric, summarise, value_of
@@ -43,7 +44,7 @@ def run_pipeline(
     folder = Path(config["run"]["dir"])
     console = Console(stderr=True, highlight=False, quiet=rank() != 0)
     if rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
+        _make(folder)
         write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120))
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in config["stages"]}
     for count, job in enumerate(jobs):
@@ -64,6 +65,15 @@ def run_pipeline(
         console.print(_printed(table))
         console.print(f"report: {escape(str(page))}", soft_wrap=True)
     return table
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"run.dir: {folder} is a file; choose another run.dir") from None
+    except PermissionError:
+        raise UserError(f"run.dir: {folder} cannot be written; choose another run.dir") from None
 
 
 def tabulate(report: Mapping[str, Any], results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:

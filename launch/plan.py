@@ -13,7 +13,7 @@ import yaml
 from ..core.config import ConfigError, Section, find, load, validate
 from ..core.configfile import parse
 from ..core.errors import UserError
-from ..core.run import differing
+from ..core.run import begun, differing
 from ..core.wording import among
 
 VERBS = ("pretrain", "probe", "finetune", "adapt")
@@ -163,7 +163,7 @@ def _located(value: Any, folder: Path) -> Any:
 def _changes(job: Job) -> list[str]:
     """Why what stands in the job's folder was not made by this job; nothing if it was, or if nothing stands there."""
     path = job.dir / "config.yaml"
-    if not path.is_file():
+    if not path.is_file() or not begun(job.dir):
         return []
     before = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     keys = differing({**before, "verb": before.get("verb", job.verb)}, {"verb": job.verb, **job.resolved})

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from timm.layers.patch_embed import PatchEmbed
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -53,7 +54,11 @@ class Reconstruction(NamedTuple):
 class Decoder(nn.Module):
     """Visible tokens and mask tokens, put back in place, through a few ViT blocks to pixels."""
 
-    def __init__(self, width_in: int, patches: tuple[int, int], prefix: int, out: int, dim: int, depth: int, heads: int) -> None:
+    positions: Tensor
+
+    def __init__(
+        self, width_in: int, patches: tuple[int, int], prefix: int, out: int, dim: int, depth: int, heads: int
+    ) -> None:
         super().__init__()
         self.prefix = prefix
         self.embed = nn.Linear(width_in, dim)
@@ -61,9 +66,10 @@ class Decoder(nn.Module):
         # Fixed, as in the authors' code: sine-cosine positions (section 3, "Simple implementation").
         self.register_buffer("positions", sincos(patches, dim), persistent=False)
         self.blocks = nn.Sequential(*(Block(dim, heads, qkv_bias=True) for _ in range(depth)))
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.predict = nn.Linear(dim, out)
         nn.init.normal_(self.mask_token, std=0.02)
+        _xavier(self)
 
     def forward(self, tokens: Tensor, restore: Tensor) -> Tensor:
         """tokens: [N, prefix + visible, D]. restore: int64 [N, L], where each patch stands among visible + masked ones."""
@@ -79,7 +85,7 @@ class MAE(nn.Module):
     """MAE's training objective on a timm ViT.
 
     mask_ratio: fraction of patches hidden. norm_pix: standardise each target patch. decoder_*: its width, blocks and heads.
-    Raises UserError for backbones without patch tokens.
+    Raises UserError for backbones without plain patch tokens, and for sizes that do not fit.
     """
 
     views = 1
@@ -98,24 +104,25 @@ class MAE(nn.Module):
         decoder_heads: int = 16,
     ) -> None:
         super().__init__()
-        vit = backbone.model
-        if not isinstance(vit, VisionTransformer):
-            raise UserError(f"method: mae needs a ViT, {backbone.spec['name']} is a {type(vit).__name__}; try vit_small_patch16_224")
+        vit = _plain_vit(backbone)
         if not 0.0 < mask_ratio < 1.0:
             raise UserError(f"method.mask_ratio: must lie between 0 and 1, got {mask_ratio}")
-        if decoder_dim % decoder_heads or decoder_dim % 4:
-            raise UserError(f"method.decoder_dim: {decoder_dim} must be a multiple of 4 and of decoder_heads ({decoder_heads})")
+        if decoder_heads < 1 or decoder_dim < 4 or decoder_dim % decoder_heads or decoder_dim % 4:
+            raise UserError(
+                f"method.decoder_dim: {decoder_dim} must be a multiple of 4 and of decoder_heads ({decoder_heads})"
+            )
         self.backbone, self.norm_pix = backbone, norm_pix
         grid = vit.patch_embed.grid_size
         self.patch = vit.patch_embed.patch_size[0]
         self.count = grid[0] * grid[1]
         self.visible = max(1, round(self.count * (1.0 - mask_ratio)))
         if self.visible == self.count:
-            raise UserError(f"method.mask_ratio: {mask_ratio} of {self.count} patches hides none; raise it or use smaller patches")
-        channels = vit.patch_embed.proj.in_channels
-        self.decoder = Decoder(
-            vit.embed_dim, grid, vit.num_prefix_tokens, self.patch**2 * channels, decoder_dim, decoder_depth, decoder_heads
-        )
+            raise UserError(
+                f"method.mask_ratio: {mask_ratio} of {self.count} patches hides none; raise it or use smaller patches"
+            )
+        out = self.patch**2 * vit.patch_embed.proj.in_channels
+        prefix = vit.num_prefix_tokens
+        self.decoder = Decoder(vit.embed_dim, grid, prefix, out, decoder_dim, decoder_depth, decoder_heads)
         if not backbone.provenance:
             _initialise(vit, grid)
 
@@ -161,8 +168,38 @@ def sincos(grid: tuple[int, int], dim: int) -> Tensor:
     return build_sincos2d_pos_embed(list(grid), dim=dim)[None]
 
 
+def _plain_vit(backbone: Backbone) -> VisionTransformer:
+    """The backbone's ViT, if its tokens are patches of the image and all of it takes part in MAE. Raises UserError."""
+    vit, name = backbone.model, backbone.spec["name"]
+    if not isinstance(vit, VisionTransformer) or not isinstance(vit.patch_embed, PatchEmbed):
+        what = type(vit).__name__ if not isinstance(vit, VisionTransformer) else "hybrid of convolutions and a ViT"
+        raise UserError(f"method: mae needs a ViT, {name} is a {what}; try vit_small_patch16_224")
+    if vit.attn_pool is not None or not isinstance(vit.fc_norm, nn.Identity):
+        raise UserError(
+            f"backbone.pooling: {name} pools by layers that MAE would not train; set pooling to mean or token"
+        )
+    height, width = (int(side) for side in vit.patch_embed.patch_size)
+    if height != width or backbone.size % height:
+        raise UserError(
+            f"data.size: {backbone.size} px do not divide into square patches of {name} ({height}x{width} px)"
+        )
+    return vit
+
+
+def _xavier(module: nn.Module) -> None:
+    """Xavier-uniform linear layers with zero biases (appendix A.1, "Pre-training")."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
 def _initialise(vit: VisionTransformer, grid: tuple[int, int]) -> None:
-    """The authors' start: fixed sine-cosine positions, and a patch embedding initialised like a linear layer."""
+    """The authors' start: Xavier, fixed sine-cosine positions, a patch embedding initialised like a linear layer."""
+    _xavier(vit)
+    if vit.cls_token is not None:
+        nn.init.normal_(vit.cls_token, std=0.02)
     if vit.pos_embed is not None and vit.embed_dim % 4 == 0:
         extra = vit.pos_embed.shape[1] - grid[0] * grid[1]
         with torch.no_grad():

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core import config, norm
-from ..core.backbone import Backbone, create
+from ..core.backbone import Backbone, create, exposure
 from ..core.config import Choice, Duration, Section
 from ..core.distributed import rank, world
 from ..core.draws import Draws
+from ..core.errors import UserError
 from ..core.features import extract
 from ..core.images.source import Images, holdout, open_images
 from ..core.knn import knn_predict
@@ -20,8 +21,8 @@ from ..core.optim import Optim
 from ..core.pictures import denormalise, save_map, save_sheet
 from ..core.presets import VIEWS
 from ..core.run import Run
-from ..core.sets import HELD_OUT, add_seen, align, count_seen, describe, fingerprints, labelled, open_tests
-from ..core.stream import Damage, Order, Sample, Share, Views, stream
+from ..core.sets import HELD_OUT, add_seen, align, describe, fingerprints, labelled, open_tests
+from ..core.stream import Batches, Damage, Order, Sample, Share, Views, read_or_neighbour, stream
 from ..core.train import Every, fit
 from ..core.views import Evaluation, Multiview
 from .mae import MAE
@@ -29,7 +30,7 @@ from .registry import METHODS
 
 
 def data_options(
-    *, train: str | list[str], size: int, views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "simclr"}  # noqa: B006
+    *, train: str | list[str], size: int, views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "simclr"}
 ) -> None:
     """train: a URI, or several as a union of domains; labels are not used. size: pixels of a view. views: how they are drawn."""
 
@@ -56,7 +57,7 @@ def pretrain(
     backbone: Annotated[dict[str, Any], Section(create)],
     method: Annotated[dict[str, Any], Choice(METHODS)],
     optim: Annotated[dict[str, Any], Section(Optim)],
-    evaluate: Annotated[dict[str, Any], Section(evaluate_options)] = {},  # noqa: B006
+    evaluate: Annotated[dict[str, Any], Section(evaluate_options)] = {},
     seed: int = 0,
 ) -> dict[str, Any]:
     """Pretrain, export, and return the result."""
@@ -66,8 +67,7 @@ def pretrain(
     bank, tests = _evaluation_sets(evaluate, data, seed)
     run.record(data=fingerprints({"train": train, **tests}))
 
-    model = create(data["size"], channels=train.read(0).shape[0], **backbone)
-    view = Evaluation(data["size"], mean=model.mean, std=model.std)
+    model = create(data["size"], channels=read_or_neighbour(train, 0)[0].shape[0], **backbone)
     objective: Any = config.build(method, METHODS, model, options["chunk"])
     norm.configure(objective, backbone["norm"], accumulate=options["accumulate"], chunk=options["chunk"], log=run.log)
     views = Multiview([config.build(data["views"], VIEWS, data["size"], model.mean, model.std)] * objective.views)
@@ -75,68 +75,89 @@ def pretrain(
     order = Order(len(train), settings.batch_size, seed)
     steps = settings.steps(order.steps_per_epoch)
     damage = Damage(options["damaged"], report=run.log)
+    share = Share(rank(), world(), options["accumulate"])
     batches = stream(
-        train, order, views.crop, steps=steps, device=run.device, share=Share(rank(), world(), options["accumulate"]),
-        workers=options["workers"], damage=damage,
+        train, order, views.crop,
+        steps=steps, device=run.device, share=share, workers=options["workers"], damage=damage,
     )  # fmt: skip
-    run.log(f"pretrain {method['name']}: {len(train)} images, {steps} steps of {settings.batch_size}, peak rate {settings.peak_lr:g}")
+    run.log(
+        f"pretrain {method['name']}: {len(train)} images, {steps} steps of {settings.batch_size}, "
+        f"peak rate {settings.peak_lr:g}"
+    )
 
     def prepare(raw: Sample) -> Views:
         draws = Draws(seed, raw.positions)
         return Views(views(raw.images, draws), draws)
 
-    def online_knn(module: nn.Module) -> Mapping[str, float]:
-        return knn_accuracy(module.backbone, bank, tests, view, run.device, **evaluate["knn"])  # pyright: ignore[reportArgumentType]
-
+    view = Evaluation(data["size"], mean=model.mean, std=model.std)
+    knn = OnlineKNN(bank, tests, view, run, evaluate["knn"])
     fit(
-        objective, batches, prepare, steps=steps, steps_per_epoch=order.steps_per_epoch, optim=settings, seed=seed, run=run,
-        evaluators={"eval": online_knn} if tests and evaluate["knn"] else {},
+        objective, batches, prepare,
+        steps=steps, steps_per_epoch=order.steps_per_epoch, optim=settings, seed=seed, run=run,
+        evaluators={"eval": knn} if tests else {},
         every=Every.of(run, steps, order.steps_per_epoch, evaluate["every"]),
     )  # fmt: skip
 
-    seen_before = dict(model.seen)
     model.seen = add_seen(model.seen, "pretrain", train)
-    model.provenance.append({"task": "pretrain", "method": method["name"], "steps": steps, "seed": seed, "data": describe({"train": train})})
-    metrics = online_knn(objective) if tests and evaluate["knn"] else {}
-    features = {name: extract(model, t, view, device=run.device) for name, t in tests.items()}
+    told = {"task": "pretrain", "method": method["name"], "steps": steps, "seed": seed}
+    model.provenance.append({**told, "data": describe({"train": train})})
     if run.main:
         model.export(run.dir)
         _draw(run, objective, batches, prepare, model)
-        if features:
-            save_map(run.dir, features, tests, seed)
-    return run.finish(
-        {
-            "data": describe({"train": train, **tests}, held_out=bool(tests) and evaluate["test"] is None),
-            "seen_unlabelled": {**count_seen(seen_before, tests), **count_seen({"pretrain": model.seen["pretrain"]}, tests)},
-            "metrics": dict(metrics),
-            "steps": steps,
-            "images_seen": steps * settings.batch_size,
-            "damaged": list(damage.names.values()),
-            "selection": "last",
-        }
-    )
+    facts = describe({"train": train, **tests}, held_out=bool(tests) and evaluate["test"] is None)
+    counts = {"steps": steps, "images_seen": steps * settings.batch_size, "damaged": list(damage.names.values())}
+    found = {**exposure(model.seen, tests), "metrics": knn.conclude(objective)}
+    return run.finish({"data": facts, **found, **counts, "selection": "last"})
 
 
-def knn_accuracy(
-    backbone: nn.Module, bank: Images, tests: Mapping[str, Images], view: Evaluation, device: torch.device, *, k: int, temperature: float
-) -> dict[str, float]:
-    """ "TEST/knn/accuracy" of the frozen features, voted by the bank's labels."""
-    assert bank.labels is not None and bank.classes is not None
-    known = extract(backbone, bank, view, device=device)
-    scores = {}
-    for name, test in tests.items():
-        assert test.labels is not None
-        found = knn_predict(known, bank.labels, extract(backbone, test, view, device=device), len(bank.classes), k=k, temperature=temperature)
-        scores[f"{name}/knn/accuracy"] = float((found == test.labels).double().mean())
-    return scores
+class OnlineKNN:
+    """ "TEST/knn/accuracy" of a method's frozen backbone, voted by the bank's labels; nothing where there are no tests."""
+
+    def __init__(
+        self, bank: Images | None, tests: Mapping[str, Images], view: Evaluation, run: Run, options: Mapping[str, Any]
+    ) -> None:
+        self.bank, self.tests, self.view, self.run, self.options = bank, tests, view, run, options
+
+    def __call__(self, method: Any) -> dict[str, float]:
+        """The evaluator that `fit` calls."""
+        return self._vote(method.backbone, {name: self._features(method.backbone, t) for name, t in self.tests.items()})
+
+    def conclude(self, method: Any) -> dict[str, float]:
+        """The same at the end, and the map of the tests' features."""
+        features = {name: self._features(method.backbone, t) for name, t in self.tests.items()}
+        if self.run.main:
+            save_map(self.run.dir, features, self.tests, self.run.seed)
+        return self._vote(method.backbone, features)
+
+    def _features(self, backbone: nn.Module, images: Images) -> Tensor:
+        return extract(backbone, images, self.view, device=self.run.device, workers=self.run.options["workers"])
+
+    def _vote(self, backbone: nn.Module, features: Mapping[str, Tensor]) -> dict[str, float]:
+        if self.bank is None:
+            return {}
+        labels, classes = self.bank.labels, self.bank.classes
+        assert labels is not None and classes is not None
+        known = self._features(backbone, self.bank)
+        scores = {}
+        for name, x in features.items():
+            found = knn_predict(known, labels, x, len(classes), **self.options)
+            scores[f"{name}/knn/accuracy"] = float((found == self.tests[name].labels).double().mean())
+        return scores
 
 
-def _evaluation_sets(evaluate: Mapping[str, Any], data: Mapping[str, Any], seed: int) -> tuple[Images, dict[str, Images]]:
-    """The voting bank and the tests; both empty of meaning where no kNN is asked for."""
+def _evaluation_sets(
+    evaluate: Mapping[str, Any], data: Mapping[str, Any], seed: int
+) -> tuple[Images | None, dict[str, Images]]:
+    """The voting bank and the tests; none where no kNN is asked for."""
     if evaluate["knn"] is None:
-        return open_images(data["train"], seed=seed), {}
+        return None, {}
+    if evaluate["knn"]["k"] < 1 or not evaluate["knn"]["temperature"] > 0:  # said now, not after the training
+        raise UserError(
+            f"evaluate.knn: expected k of at least 1 and a temperature above 0, got {dict(evaluate['knn'])}"
+        )
     key = "evaluate.bank" if evaluate["bank"] is not None else "data.train"
-    bank = labelled(open_images(evaluate["bank"] if evaluate["bank"] is not None else data["train"], seed=seed), f"evaluate.knn needs labels; {key}")
+    uri = evaluate["bank"] if evaluate["bank"] is not None else data["train"]
+    bank = labelled(open_images(uri, seed=seed), f"evaluate.knn needs labels; {key}")
     assert bank.classes is not None
     if evaluate["test"] is None:
         bank, held = holdout(bank, fraction=HELD_OUT, seed=seed, stratify=True)
@@ -145,14 +166,19 @@ def _evaluation_sets(evaluate: Mapping[str, Any], data: Mapping[str, Any], seed:
     return bank, {name: align(t, bank.classes, f"evaluate.test.{name}") for name, t in tests.items()}
 
 
-def _draw(run: Run, objective: Any, batches: Any, prepare: Any, model: Backbone) -> None:
+def _draw(run: Run, objective: Any, batches: Batches, prepare: Callable[[Any], Views], model: Backbone) -> None:
     """The first batch as the model sees it, and for MAE what it paints."""
     first = next(iter(batches(0)), None)
     if first is None:
         return
     batch = prepare(first[0])
     few = batch.images[:, :12]
-    save_sheet(run.dir, "views", denormalise(few, model.mean, model.std), "Augmented views of the first images, one row a view.")
+    save_sheet(
+        run.dir,
+        "views",
+        denormalise(few, model.mean, model.std),
+        "Augmented views of the first images, one row a view.",
+    )
     if isinstance(objective, MAE):
         objective.eval()
         images = batch.images[0, :12]

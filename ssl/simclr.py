@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
-from lightly.models.modules.heads import SimCLRProjectionHead
+from lightly.models.modules.heads import ProjectionHead
 from torch import Tensor, nn
 
 from ..core.backbone import Backbone
 from ..core.chunk import encode
-from ..core.distributed import gather, own_rows
+from ..core.distributed import gather, own_rows, world
+from ..core.errors import UserError
 from ..core.stream import Views
 from ..core.train import Step
 
@@ -38,7 +41,7 @@ class SimCLR(nn.Module):
     """SimCLR's training objective on a backbone.
 
     temperature: tau of eq. 1. projection: widths of the projection head, hidden layers then output; BatchNorm after each
-    hidden layer, and after the output as in the authors' code.
+    hidden layer, and after the output as in the authors' code. Raises UserError for values that make no loss.
     """
 
     views = 2
@@ -54,12 +57,21 @@ class SimCLR(nn.Module):
         projection: tuple[int, ...] = (2048, 128),
     ) -> None:
         super().__init__()
+        if not temperature > 0.0:
+            raise UserError(f"method.temperature: must be above 0, got {temperature}; 0.1 to 0.5 is usual")
+        if not projection or min(projection) < 1:
+            raise UserError(f"method.projection: expected widths such as [2048, 128], got {list(projection)}")
         self.backbone, self.chunk, self.temperature = backbone, chunk, temperature
-        hidden = projection[0]
-        self.projector = SimCLRProjectionHead(backbone.feature_dim, hidden, projection[-1], num_layers=len(projection))
+        *hidden, (last, out) = pairwise([backbone.feature_dim, *projection])
+        # lightly's SimCLRProjectionHead knows one hidden width only.
+        self.projector = ProjectionHead(
+            [(a, b, nn.BatchNorm1d(b), nn.ReLU()) for a, b in hidden] + [(last, out, nn.BatchNorm1d(out), None)]
+        )
 
     def forward(self, batch: Views, progress: float) -> Step:
-        """batch.images: [2, N, C, h, w]."""
+        """batch.images: [2, N, C, h, w]; N is this process's share. Raises UserError for one image in all: no negatives."""
+        if batch.images.shape[1] * world() < 2:
+            raise UserError("optim.batch_size: simclr needs at least 2 images, the others are an image's negatives")
         features = encode(self.backbone, batch.images, self.chunk)  # [2, N, D]
         rows = self.projector(features.transpose(0, 1).flatten(0, 1))  # position by position, see core/norm.py
         first, second = (gather(z) for z in rows.unflatten(0, (-1, 2)).unbind(1))

@@ -1,8 +1,14 @@
 """What every test stands on: a cache of its own, and no network."""
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 # huggingface_hub reads it once, at import: a test that would download weights fails instead.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,3 +18,39 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Hashes and unpacked archives are cached for this session only, here and in the commands that tests start."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def draw() -> Callable[[Path, Iterable[str]], Path]:
+    """draw(folder, names): a small picture under each name, all of different sizes and contents; returns the folder."""
+    generator = np.random.default_rng(0)
+
+    def pictures(folder: Path, names: Iterable[str]) -> Path:
+        for name in names:
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            height, width = generator.integers(20, 40, 2)
+            Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+        return folder
+
+    return pictures
+
+
+@pytest.fixture
+def rootstock(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """rootstock(*arguments): the command in this process, which has to import torch only once; what nobody foresaw is raised."""
+
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        from rootstock.launch.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["rootstock", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        said = capsys.readouterr()
+        assert isinstance(end.value.code, int)
+        return subprocess.CompletedProcess(arguments, end.value.code, said.out, said.err)
+
+    return command

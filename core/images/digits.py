@@ -18,6 +18,9 @@ from ..errors import UserError
 from .store import ArrayStore, Source, sha256_key
 
 PHOTOGRAPHS = ("china.jpg", "flower.jpg")
+# The column at which each photograph is cut into a test and a training region: through the middle of the temple and of the flower,
+# so that neither region is the easy one (cut in the middle, all of the temple and none of the lake fell to one side).
+CUTS = (208, 308)
 CLASSES = tuple("0123456789")
 
 
@@ -75,7 +78,8 @@ class BlendStore:
         draws = Draws(seed, positions).stream("digits-m").stream(region)
         self.photograph = draws.integers("photograph", len(PHOTOGRAPHS))
         self.side = patch[0] + draws.integers("side", patch[1] - patch[0] + 1)
-        left, right, height = allowed(region)
+        bounds = torch.tensor([allowed(region, k) for k in range(len(PHOTOGRAPHS))])[self.photograph]
+        left, right, height = bounds.unbind(1)
         # floor(u * choices), u < 1: each corner that keeps the patch inside the region is as likely as any other
         self.x = left + (draws.uniform("x").double() * (right - left - self.side + 1)).long()
         self.y = (draws.uniform("y").double() * (height - self.side + 1)).long()
@@ -124,13 +128,14 @@ def photographs_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def allowed(region: str) -> tuple[int, int, int]:
+def allowed(region: str, photograph: int) -> tuple[int, int, int]:
     """(left, right, height) of the part of a photograph that patches may touch, in pixels; right is exclusive.
 
-    `train` is the left half and `test` the right half, so a test patch shares no pixel with a training patch.
+    `test` is what lies left of the photograph's cut and `train` the rest, so a test patch shares no pixel with a training patch.
     """
-    height, width = _photographs()[0].shape[:2]
-    left, right = {"all": (0, width), "train": (0, width // 2), "test": (width // 2, width)}[region]
+    height, width = _photographs()[photograph].shape[:2]
+    cut = CUTS[photograph]
+    left, right = {"all": (0, width), "train": (cut, width), "test": (0, cut)}[region]
     return left, right, height
 
 
@@ -141,7 +146,7 @@ def open_digits(*, size: int = 32) -> Source:
 
 
 def open_digits_m(
-    *, size: int = 32, region: str = "all", blends: int = 1, patch: str = "32-256", seed: int = 0
+    *, size: int = 32, region: str = "all", blends: int = 1, patch: str = "32-160", seed: int = 0
 ) -> Source:
     """sklearn:digits-m; patch: the range of the square patches' side, in pixels of the photograph, ends included."""
     _check_size(size)
@@ -150,10 +155,10 @@ def open_digits_m(
     if not 1 <= blends <= 1000:
         raise UserError(f"sklearn:digits-m: blends={blends} is not a number of blends a digit; expected 1 to 1000")
     low, dash, high = patch.partition("-")
-    left, right, height = allowed(region)
-    largest = min(right - left, height)
+    bounds = [allowed(region, k) for k in range(len(PHOTOGRAPHS))]
+    largest = min(min(right - left, height) for left, right, height in bounds)
     if not (low.isdecimal() and (not dash or high.isdecimal())):
-        raise UserError(f"sklearn:digits-m: patch={patch} is not a range of pixels; expected for example 32-256")
+        raise UserError(f"sklearn:digits-m: patch={patch} is not a range of pixels; expected for example 32-160")
     sides = int(low), int(high) if dash else int(low)
     if not 1 <= sides[0] <= sides[1] <= largest:
         raise UserError(

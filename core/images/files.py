@@ -117,7 +117,7 @@ def open_folder(path: str, split: str | None, *, under: str = "", labels: str = 
     """folder:PATH. `under` is a folder inside PATH to stay in; `labels=none` takes no notice of class folders."""
     title, root = f"folder:{path}", Path(path).expanduser() / under
     if not root.exists():
-        raise UserError(f"{title}: there is no {printable(str(root))}; check the path")
+        raise UserError(f"{title}: there is no folder {printable(str(root))}; check the path")
     if not root.is_dir():
         kind = "tar" if ".tar" in root.name or root.suffix == ".tgz" else "list"
         raise UserError(f"{title}: this is a file, not a folder; an archive or a list opens as {kind}:{path}")

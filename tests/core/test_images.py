@@ -229,7 +229,7 @@ def test_images_pickle_without_open_files(tmp_path: Path) -> None:
         ("folder:x?", "no option stands after"),
         ("folder:x?under", "'under' is not an option"),
         ("folder:x?udner=y", "did you mean under?"),
-        ("folder:/no/such/place", "there is no /no/such/place; check the path"),
+        ("folder:/no/such/place", "there is no folder /no/such/place; check the path"),
         ("tar:/no/such.tar", "no such archive"),
         ("idx:/no/such", "there is no /no/such"),
         ("npz:/no/such.npz", "there is no such file"),

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits, load_sample_image
 
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
-from rootstock.core.images.digits import BlendStore, allowed
+from rootstock.core.images.digits import CUTS, BlendStore, allowed
 from rootstock.core.images.source import open_images
 
 
@@ -43,10 +43,12 @@ def test_a_blend_is_the_absolute_difference_to_a_patch(region: str) -> None:
     digit, blend, blends, seed = 321, 2, 3, 5
     images = open_images(f"sklearn:digits-m?size=16&region={region}&blends={blends}&patch=40-90&seed={seed}")
     draws = Draws(seed, torch.tensor([digit * blends + blend])).stream("digits-m").stream(region)
-    photograph = load_sample_image(["china.jpg", "flower.jpg"][int(draws.integers("photograph", 2))])
+    which = int(draws.integers("photograph", 2))
+    photograph = load_sample_image(["china.jpg", "flower.jpg"][which])
     side = 40 + int(draws.integers("side", 51))
-    left = 320 if region == "test" else 0
-    width = 640 if region == "all" else 320
+    cut = [208, 308][which]
+    left = cut if region == "train" else 0
+    width = {"all": 640, "train": 640 - cut, "test": cut}[region]
     x = left + math.floor(draws.uniform("x").item() * (width - side + 1))
     y = math.floor(draws.uniform("y").item() * (427 - side + 1))
     crop = Image.fromarray(photograph[y : y + side, x : x + side]).resize((16, 16), Image.Resampling.BILINEAR)
@@ -63,25 +65,27 @@ def test_patches_of_train_and_test_share_no_pixel() -> None:
     width = load_sample_image("china.jpg").shape[1]
     reach = {}
     for region in ("train", "test"):
-        store = BlendStore(8, region, 4, (1, 320), 0)
+        store = BlendStore(8, region, 4, (1, 208), 0)
         boxes = [store.box(i) for i in range(len(store))]
-        assert {box[0] for box in boxes} == {0, 1}
         assert all(box[2] >= 0 and box[4] <= 427 and box[3] - box[1] == box[4] - box[2] for box in boxes)
-        reach[region] = min(box[1] for box in boxes), max(box[3] for box in boxes)
-    assert reach["train"] == (0, width // 2)
-    assert reach["test"] == (width // 2, width)
-    assert allowed("all")[:2] == (0, width)
+        for photograph in (0, 1):
+            own = [box for box in boxes if box[0] == photograph]
+            reach[region, photograph] = min(box[1] for box in own), max(box[3] for box in own)
+    for photograph, cut in enumerate(CUTS):
+        assert reach["test", photograph] == (0, cut)
+        assert reach["train", photograph] == (cut, width)
+        assert allowed("all", photograph)[:2] == (0, width)
 
 
 def test_a_patch_sees_nothing_outside_its_own_crop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Resizing must not blend in neighbours from the other half: blacking that half out changes no training blend."""
+    """Resizing must not blend in neighbours from the other region: blacking that one out changes no training blend."""
     from rootstock.core.images import digits
 
-    images = open_images("sklearn:digits-m?region=train&patch=300-320#[:40]")
+    images = open_images("sklearn:digits-m?region=train&patch=200-208#[:40]")
     before = images.resident()
     halves = tuple(photograph.copy() for photograph in digits._photographs())
-    for photograph in halves:
-        photograph[:, 320:] = 0
+    for photograph, cut in zip(halves, CUTS, strict=True):
+        photograph[:, :cut] = 0
     monkeypatch.setattr(digits, "_photographs", lambda: halves)
     after = images.resident()
     assert before is not None
@@ -128,9 +132,9 @@ def test_seed_and_region_and_blends_change_the_patches_and_the_fingerprint() -> 
         ("sklearn:digits?size=big", "not a whole number"),
         ("sklearn:digits?size=0", "1 to 1024"),
         ("sklearn:digits-m?region=left", "known: all, train, test"),
-        ("sklearn:digits-m?region=train&patch=32-400", "1 to 320 pixels"),
+        ("sklearn:digits-m?region=test&patch=32-400", "1 to 208 pixels"),
         ("sklearn:digits-m?patch=90-30", "does not fit"),
-        ("sklearn:digits-m?patch=wide", "for example 32-256"),
+        ("sklearn:digits-m?patch=wide", "for example 32-160"),
         ("sklearn:digits-m?blends=0", "1 to 1000"),
         ("sklearn:digits-m?size=32&size=16", "given twice"),
     ],

@@ -1,0 +1,53 @@
+"""Damaged pictures in training: replaced by a deterministic neighbour, counted, listed, and fatal when they are too many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from .errors import UserError
+from .images.source import DamagedImage, Images
+
+NEIGHBOUR_TRIES = 16
+
+
+@dataclass
+class Damage:
+    """Damaged pictures met in training: each replaced by a neighbour, counted, listed; too many end the run.
+
+    limit: the tolerated fraction of a set; 0 tolerates none, any other number at least one. names: by (set, name in it), so
+    that two sets may share one Damage.
+    """
+
+    limit: float = 0.01
+    names: dict[tuple[str, str], str] = field(default_factory=dict)
+    report: Callable[[str], None] = print
+
+    def note(self, images: Images, wanted: Tensor, read: Tensor) -> None:
+        """Remember the pictures `wanted` that others were `read` for. Raises UserError if they are too many of this set."""
+        for index in wanted[wanted != read].tolist():
+            name = images.name(index)
+            if (images.uri, name) not in self.names:
+                self.names[images.uri, name] = name
+                self.report(f"damaged picture replaced by its neighbour: {name}")
+        of_this_set = [name for (uri, _), name in self.names.items() if uri == images.uri]
+        if len(of_this_set) > (max(1.0, self.limit * len(images)) if self.limit else 0.0):
+            raise UserError(
+                f"{len(of_this_set)} damaged pictures of {len(images)}, more than run.damaged allows ({self.limit:.1%}): "
+                f"{', '.join(of_this_set[:5])}; `rootstock data URI` lists them all; mend or remove them, or raise run.damaged"
+            )
+
+
+def read_or_neighbour(images: Images, index: int) -> tuple[Tensor, int]:
+    """The picture and the index that it was read from: `index` itself, or the next one that is not damaged."""
+    tries = min(NEIGHBOUR_TRIES, len(images))
+    last = None
+    for offset in range(tries):
+        candidate = (index + offset) % len(images)
+        try:
+            return images.read(candidate), candidate
+        except DamagedImage as error:
+            last = error
+    raise UserError(f"{tries} damaged pictures in a row, the last: {last}; `rootstock data URI` lists them all")

@@ -1,0 +1,41 @@
+"""Versions, commit and host: what a number needs to be trusted."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+
+def environment() -> dict[str, Any]:
+    """What run.json says of the machine and the software; commit is "" outside of a git checkout."""
+    packages = ("rootstock", "torch", "timm", "lightly", "accelerate", "faiss-cpu", "scikit-learn", "numpy")
+    root = Path(__file__).resolve().parent.parent
+    versions = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            versions[name] = version(name)
+        except (
+            PackageNotFoundError
+        ):  # not installed under this name (conda's faiss), or a checkout that is not installed
+            versions[name] = "unknown"
+    commit = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else ""
+    commit += "+changes" if commit and _git(root, "status", "--porcelain") else ""
+    return {
+        "versions": versions,
+        "commit": commit,
+        "host": platform.node(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _git(root: Path, *arguments: str) -> str:
+    """What git prints, stripped; "" where it fails or is not there."""
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip()

@@ -1,0 +1,175 @@
+"""CDAN+E against loops: the map, its sketch, the weights, and where gradients go."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rootstock.adapt.cdan import CDAN, Multilinear
+from rootstock.core.backbone import Backbone
+from rootstock.core.classifier import Classifier
+from rootstock.core.draws import Draws
+from rootstock.core.stream import Labelled, Pair, Unlabelled
+
+HALF = (0.5, 0.5, 0.5)
+DIM, CLASSES, N = 5, 3, 6
+
+
+class Net(nn.Module):
+    num_features = DIM
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, DIM, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.conv(images).relu().mean((2, 3))
+
+
+def method(**options: object) -> CDAN:
+    torch.manual_seed(0)
+    spec = {"name": "net", "args": {}, "size": 8, "stem": "default", "pooling": None}
+    classifier = Classifier(Backbone(Net(), spec, HALF, HALF), [str(k) for k in range(CLASSES)])
+    nn.init.normal_(classifier.head.weight, std=2.0)
+    return CDAN(classifier, hidden=8, **options).double()  # pyright: ignore[reportArgumentType]
+
+
+def tensors(scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Features [2, N, D] and logits [2, N, K]; the target's logits are flatter, so that entropies differ by domain."""
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(2, N, DIM, generator=generator, dtype=torch.float64)
+    logits = (
+        scale * torch.randn(2, N, CLASSES, generator=generator, dtype=torch.float64) * torch.tensor([[[3.0]], [[0.5]]])
+    )
+    return features.requires_grad_(), logits.detach().requires_grad_()
+
+
+def slow(cdan: CDAN, features: Tensor, logits: Tensor, reverse_by: float | None = None) -> Tensor:
+    """The authors' loss one sample at a time; reverse_by None leaves gradients as they come (nothing reversed)."""
+    domains = []
+    for domain in range(2):
+        weights, errors = [], []
+        for f, g in zip(features[domain], logits[domain], strict=True):
+            p = g.exp() / g.exp().sum()
+            crossed = torch.stack([p[k].detach() * f[d] for k in range(CLASSES) for d in range(DIM)])
+            probability = cdan.discriminator(crossed[None])[0].sigmoid()
+            errors.append(-(probability if domain == 0 else 1 - probability).log())
+            weights.append(
+                1.0 + torch.exp((p * p.log()).sum()) if cdan.entropy else torch.ones((), dtype=torch.float64)
+            )
+        total = sum(w.detach() for w in weights)
+        domains.append(sum(w * e for w, e in zip(weights, errors, strict=True)) / total)
+    return torch.stack(domains).mean()
+
+
+@pytest.mark.parametrize("entropy", [True, False])
+def test_the_loss_equals_a_loop_with_weights_normalised_in_each_domain(entropy: bool) -> None:
+    cdan, (features, logits) = method(entropy=entropy), tensors()
+    loss, guesses = cdan.domain_loss(features, logits, 0.5)
+    assert loss.item() == pytest.approx(slow(cdan, features, logits).item(), rel=1e-5)
+    assert guesses.shape == (2, N)
+
+
+def test_one_domain_entirely_uncertain_weighs_as_much_as_the_other() -> None:
+    cdan, (features, logits) = method(), tensors()
+    flat = torch.stack([100.0 * logits[0], 0.0 * logits[1]])
+    loss, guesses = cdan.domain_loss(features, flat, 1.0)
+    guesses = guesses.double()
+    # With all weights equal inside each domain, both domains count by halves however certain they are.
+    expected = (nn.functional.softplus(-guesses[0]).mean() + nn.functional.softplus(guesses[1]).mean()) / 2
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.6, 1.0])
+def test_gradients_are_the_plain_ones_reversed(weight: float) -> None:
+    cdan, (features, logits) = method(), tensors()
+    ours = torch.autograd.grad(cdan.domain_loss(features, logits, weight)[0], (features, logits))
+    plain = torch.autograd.grad(slow(cdan, features, logits), (features, logits))
+    for a, b in zip(ours, plain, strict=True):
+        assert b.abs().max() > 1e-5
+        torch.testing.assert_close(a, -weight * b, rtol=1e-4, atol=1e-8)
+
+
+def test_without_entropy_the_predictions_get_no_gradient() -> None:
+    cdan, (features, logits) = method(entropy=False), tensors()
+    loss, _ = cdan.domain_loss(features, logits, 1.0)
+    of_features, of_logits = torch.autograd.grad(loss, (features, logits), allow_unused=True)
+    assert of_features.abs().max() > 0 and of_logits is None
+
+
+def test_the_discriminators_gradient_is_not_reversed() -> None:
+    cdan, (features, logits) = method(), tensors()
+    parameters = list(cdan.discriminator.parameters())
+    ours = torch.autograd.grad(cdan.domain_loss(features, logits, 0.9)[0], parameters)
+    for a, b in zip(ours, torch.autograd.grad(slow(cdan, features, logits), parameters), strict=True):
+        assert b.abs().max() > 0
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-8)
+
+
+def test_certain_predictions_have_finite_gradients() -> None:
+    cdan, (features, logits) = method(), tensors(scale=1e4)
+    for gradient in torch.autograd.grad(cdan.domain_loss(features, logits, 1.0)[0], (features, logits)):
+        assert bool(gradient.isfinite().all())
+
+
+def test_the_control_trains_the_classifier_on_the_source_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    source, target = torch.randn(2, N, 3, 8, 8, generator=generator, dtype=torch.float64)
+    draws = Draws(0, torch.arange(N))
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    batch = Pair(Labelled(source, labels, draws), Unlabelled(target, draws))
+    control = method(reversal=0.0)
+    ours = torch.autograd.grad(control(batch, 1.0).loss, list(control.classifier.parameters()))
+    alone = nn.functional.cross_entropy(control.classifier(source), labels)
+    for a, b in zip(ours, torch.autograd.grad(alone, list(control.classifier.parameters())), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-9)
+
+
+def test_the_map_is_the_outer_product() -> None:
+    f, g = torch.randn(4, DIM), torch.rand(4, CLASSES)
+    crossed = Multilinear(DIM, CLASSES, 4096)(f, g)
+    for i in range(4):
+        expected = [float(g[i, k] * f[i, d]) for k in range(CLASSES) for d in range(DIM)]
+        assert crossed[i].tolist() == pytest.approx(expected)
+
+
+def test_the_sketch_keeps_inner_products_in_expectation() -> None:
+    generator = torch.Generator().manual_seed(3)
+    f, g = torch.randn(2, 16, generator=generator), torch.rand(2, 8, generator=generator)
+    f, g = nn.functional.normalize(f, dim=1), nn.functional.normalize(g, dim=1)
+    sketch = Multilinear(16, 8, 100)
+    assert sketch.randomized and sketch.out == 100
+    products = []
+    for _ in range(2000):
+        sketch.features.copy_(torch.randn(16, 100, generator=generator))
+        sketch.predictions.copy_(torch.randn(8, 100, generator=generator))
+        x, y = sketch(f, g)
+        products.append(torch.stack([x @ y, x @ x]))
+    measured = torch.stack(products)
+    mean, error = measured.mean(0), measured.std(0) / math.sqrt(2000)
+    assert error.max() < 0.02
+    assert abs(mean[0] - (f[0] @ f[1]) * (g[0] @ g[1])) < 4 * error[0]
+    assert abs(mean[1] - 1.0) < 4 * error[1]
+
+
+def test_the_sketch_is_saved_and_the_same_everywhere() -> None:
+    torch.manual_seed(1)
+    first = method(randomized_above=8)
+    torch.manual_seed(2)
+    second = method(randomized_above=8)
+    saved = {name for name in first.state_dict() if name.startswith("map.")}
+    assert saved == {"map.features", "map.predictions"}
+    assert torch.equal(first.map.features, second.map.features)
+    assert torch.equal(first.map.predictions, second.map.predictions)
+    assert not any(name.startswith("map.") for name, _ in first.named_parameters())
+    assert first.discriminator(torch.randn(2, 8, dtype=torch.float64)).shape == (2,)
+    with torch.no_grad():
+        first.map.features.fill_(7.0)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(second.map.features, first.map.features)
+
+
+def test_only_the_entropy_couples_samples() -> None:
+    assert method().couples_samples
+    assert not method(entropy=False).couples_samples

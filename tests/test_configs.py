@@ -1,0 +1,147 @@
+"""Every config that ships runs for two steps with its model as written, says what it is, and the demo's pipeline is whole."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from rootstock.core.images.source import open_images
+from rootstock.launch.plan import plan
+from rootstock.launch.verbs import resolve
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+STAGES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob("*/*.yaml"))
+PIPELINES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
+Rootstock = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory, draw: Callable[[Path, Iterable[str]], Path]) -> dict[str, str]:
+    """A URI for each key of `data` that a config leaves to the user."""
+    folder = tmp_path_factory.mktemp("pictures")
+    classes = [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(5)]
+    photos, sketches = draw(folder / "photos", classes), draw(folder / "sketches", classes)
+    return {"train": f"folder:{photos}", "source": f"folder:{photos}", "target": f"folder:{sketches}"}
+
+
+@pytest.mark.parametrize("config", STAGES)
+def test_every_config_runs_for_two_steps(
+    config: str, pictures: dict[str, str], tmp_path: Path, rootstock: Rootstock
+) -> None:
+    """Only data URIs, data.size, optim.batch_size, optim.duration and run.dir are overridden; never the model."""
+    verb = config.partition("/")[0]
+    written = resolve(verb, config)
+    own = [key for key, uri in written["data"].items() if str(uri).startswith("folder:data/")]
+    overrides = [f"data.{key}={pictures[key]}" for key in own] + (["data.size=32"] if own else [])
+    overrides += ["optim.batch_size=4", "optim.duration=2"] if "optim" in written else []
+    run = tmp_path / "run"
+    done = rootstock(verb, config, *overrides, f"run.dir={run}")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((run / "result.json").read_text())
+    assert result["task"] == verb
+    if "optim" in written:
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert result["steps"] == 2 == rows[-1]["step"]
+        assert all(torch.tensor(row["loss"]).isfinite() for row in rows if "loss" in row)
+        assert (run / "backbone" / "backbone.safetensors").is_file()
+    if verb != "pretrain":
+        assert all(0 <= value <= 1 for value in result["metrics"].values()) and result["metrics"]
+    shutil.rmtree(run)  # a ViT-B with its moments is more than a gigabyte
+
+
+def header(config: str) -> str:
+    lines = (CONFIGS / config).read_text().splitlines()
+    return "\n".join(lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
+
+
+@pytest.mark.parametrize("config", STAGES)
+def test_every_header_says_what_the_experiment_is(config: str) -> None:
+    """The paper, the command that runs this very file, the time with its machine, the number to expect."""
+    verb, said = config.partition("/")[0], header(config)
+    assert re.search(rf"^# Command +.*rootstock {verb} configs/{re.escape(config)}\b", said, re.MULTILINE), said
+    for heading in ("Time", "Expected"):
+        assert re.search(rf"^# {heading} +\S", said, re.MULTILINE), f"{config}: no {heading}"
+    if verb in ("pretrain", "adapt"):
+        assert re.search(r"\barXiv:\d{4}\.\d{5}\b|\barXiv:\d{4}\.\d{4}\b", said), f"{config}: no arXiv id"
+
+
+@pytest.mark.parametrize("config", PIPELINES)
+def test_every_pipeline_is_checked_as_a_whole(config: str, tmp_path: Path) -> None:
+    sections, jobs = plan(config, ["seeds=5", f"run.dir={tmp_path}"], resolve)
+    assert len(jobs) == 5 * len(sections["stages"])
+    assert {row["stage"] for row in sections["report"]["rows"]} <= set(sections["stages"])
+    assert re.search(r"^# Command +rootstock ", header(config), re.MULTILINE)
+    assert not any(tmp_path.iterdir())
+
+
+def keys(uri: str, seed: int) -> set[int]:
+    return set(open_images(uri, seed=seed).keys().tolist())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_digit_of_the_demo_is_on_two_sides(seed: int) -> None:
+    """Source and target share no digit, and neither do training and test parts; nor does a stage look beyond them."""
+    data = resolve("adapt", "adapt/digits_dann.yaml", [f"seed={seed}"])["data"]
+    source, target = keys(data["source"], seed), keys(data["target"], seed)
+    tests = {name: keys(uri, seed) for name, uri in data["test"].items()}
+    assert tests["target"] == tests["target_other_scale"]
+    parts = [source, target, tests["source"], tests["target"]]
+    assert sum(map(len, parts)) == len(set().union(*parts))
+    for part, share in zip(parts, (0.48, 0.32, 0.12, 0.08), strict=True):
+        assert len(part) == pytest.approx(share * 1797, abs=2)
+    for verb, config in (("pretrain", "pretrain/digits_simclr.yaml"), ("pretrain", "pretrain/digits_mae.yaml")):
+        assert set().union(*(keys(uri, seed) for uri in resolve(verb, config)["data"]["train"])) == source | target
+    for verb, config in (("probe", "probe/digits.yaml"), ("finetune", "finetune/digits.yaml")):
+        other = resolve(verb, config)["data"]
+        assert keys(other["train"], seed) == source and other["test"] == data["test"]
+
+
+def test_a_small_pipeline_of_the_demos_shape_runs_to_its_report(tmp_path: Path, rootstock: Rootstock) -> None:
+    """One stage of each verb, chained as in the demo, on a handful of digits; a second call finds everything finished."""
+    demo: dict[str, Any] = yaml.safe_load((CONFIGS / "demo.yaml").read_text())
+    kept = ("hog", "source_only_strong", "adabn", "simclr", "simclr_probe", "simclr_finetune", "simclr_cdan")
+    source, target = "sklearn:digits?size=32#[:60,seed={seed}]", "sklearn:digits-m#[60:120,seed={seed}]"
+    tests = {"target": "sklearn:digits-m#[120:150,seed={seed}]", "source": "sklearn:digits?size=32#[150:180,seed={seed}]"}
+    sets: dict[str, dict[str, Any]] = {
+        "probe": {"data.train": source, "data.test": tests},
+        "finetune": {"data.train": source, "data.test": tests},
+        "adapt": {"data.source": source, "data.target": target, "data.test": tests},
+        "pretrain": {"data.train": [source, target], "evaluate.knn": None},
+    }
+    demo["stages"] = {name: demo["stages"][name] for name in kept}
+    for stage in demo["stages"].values():
+        quick = {"optim.batch_size": 8, "optim.duration": 2} if stage["verb"] != "probe" else {}
+        stage["set"] = {**sets[stage["verb"]], **quick, **stage.get("set", {})}
+    report = demo["report"]
+    report["rows"] = [row for row in report["rows"] if row["stage"] in kept]
+    labels = [row["label"] for row in report["rows"]]
+    report["comparisons"] = [pair for pair in report["comparisons"] if {pair["a"], pair["b"]} <= set(labels)]
+    report["columns"] = {"source": "Source test"}
+    demo["run"]["dir"] = str(tmp_path / "demo")
+    pipeline = tmp_path / "small.yaml"
+    pipeline.write_text(yaml.safe_dump(demo, sort_keys=False))
+
+    done = rootstock("run", str(pipeline))
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "demo"
+    table = json.loads((folder / "result.json").read_text())
+    assert [row["label"] for row in table["rows"]] == labels
+    assert all(row["n"] == 1 and 0 <= row["mean"] <= 1 for row in table["rows"])
+    assert [pair["label"] for pair in table["comparisons"]] == ["AdaBN over source-only"]
+    assert "SimCLR -&gt; CDAN+E" in (folder / "report.html").read_text()
+    chained = json.loads((folder / "seed-0" / "simclr_cdan" / "result.json").read_text())
+    assert chained["seen_unlabelled"] == {"pretrain": 0, "adapt": 0}
+    assert chained["selection"] == "tuned-on-target"
+
+    written = (folder / "result.json").read_bytes()
+    again = rootstock("run", str(pipeline))
+    assert again.returncode == 0
+    assert again.stderr.count("finished before") == len(kept)
+    assert (folder / "result.json").read_bytes() == written

@@ -1,0 +1,111 @@
+"""Two processes, micro-batches and chunks all train as one process with the whole batch does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rootstock.core.errors import UserError
+from rootstock.launch.verbs import execute
+
+STEPS, BATCH = 20, 32
+DATA = "sklearn:digits?size=16"
+# The mean of patches: a new ViT's class token is nearly the same for all images, and BatchNorm in SimCLR's head would make much
+# of its rounding.
+VIT = {
+    "name": "vit_tiny_patch16_224",
+    "pooling": "mean",
+    "args": {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2},
+}
+OPTIM = {"name": "adamw", "lr": 3e-4, "batch_size": BATCH, "duration": STEPS, "warmup": "10%", "weight_decay": 0.05}
+RUN = {"log_every": 1, "workers": 0}
+UNLABELLED = {"train": f"{DATA}#[:100]", "size": 16, "views": "digits"}
+PAIR = {
+    "source": f"{DATA}#[:80]",
+    "target": f"{DATA}#[80:180]",
+    "test": f"{DATA}#[180:200]",
+    "size": 16,
+    "views": "digits",
+}
+METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "simclr": ("pretrain", UNLABELLED, {"name": "simclr", "projection": [32, 16], "temperature": 0.5}),
+    "mae": ("pretrain", UNLABELLED, {"name": "mae", "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}),
+    "dann": ("adapt", PAIR, {"name": "dann", "hidden": 16}),
+}
+
+# The command line, several times in one process of a group.
+COMMANDS = """
+import json, sys
+from rootstock.launch.cli import main
+
+for argv in json.loads(sys.argv[1]):
+    sys.argv = ["rootstock", *argv]
+    try:
+        main()
+    except SystemExit as end:
+        if end.code:
+            raise
+"""
+
+
+def config(folder: Path, name: str) -> str:
+    _, data, method = METHODS[name]
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({"data": data, "backbone": VIT, "method": method, "optim": OPTIM, "run": RUN}))
+    return str(path)
+
+
+def losses(run: Path) -> list[float]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    return [row["loss"] for row in rows]
+
+
+def train(folder: Path, name: str, run: Path, *overrides: str) -> list[float]:
+    execute(METHODS[name][0], config(folder, name), [f"run.dir={run}", *overrides], quiet=True)
+    return losses(run)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
+    """Each method on one process with the whole batch at once."""
+    folder = tmp_path_factory.mktemp("alone")
+    return {name: train(folder, name, folder / name) for name in METHODS}
+
+
+def test_two_processes_train_as_one(alone: dict[str, list[float]], tmp_path: Path) -> None:
+    script = tmp_path / "commands.py"
+    script.write_text(COMMANDS)
+    jobs = [[METHODS[name][0], config(tmp_path, name), f"run.dir={tmp_path / name}"] for name in METHODS]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*torchrun, str(script), json.dumps(jobs)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in METHODS:
+        assert json.loads((tmp_path / name / "run.json").read_text())["processes"] == 2
+        assert losses(tmp_path / name) == pytest.approx(alone[name], rel=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("name", "override"),
+    [("mae", "run.accumulate=4"), ("dann", "run.accumulate=4"), ("simclr", f"run.chunk={BATCH // 4}")],
+)
+def test_cutting_the_batch_changes_nothing(
+    name: str, override: str, alone: dict[str, list[float]], tmp_path: Path
+) -> None:
+    assert train(tmp_path, name, tmp_path / "run", override) == pytest.approx(alone[name], rel=1e-5)
+
+
+def test_simclr_refuses_accumulation_and_names_chunks(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"run\.accumulate: 4 .* run\.chunk"):
+        train(tmp_path, "simclr", tmp_path / "run", "run.accumulate=4")

@@ -1,0 +1,160 @@
+"""Every command of the README runs, and what it says about folders, configs and verbs is so."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from rootstock.core.images.source import open_images
+from rootstock.launch import pipeline
+from rootstock.launch.cli import app
+from rootstock.launch.plan import plan
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+QUICK = {
+    "configs/pretrain/simclr.yaml": "data.size=32 optim.batch_size=4 optim.duration=2 backbone.name=test_resnet",
+    "configs/probe/probe.yaml": "data.size=32 backbone.name=test_resnet",
+    "configs/finetune/finetune.yaml": "data.size=32 optim.batch_size=4 optim.duration=2 backbone.name=test_resnet",
+    "configs/adapt/dann.yaml": "data.size=32 optim.batch_size=4 optim.duration=2 backbone.name=test_resnet",
+    "configs/pretrain/digits_mae.yaml": "optim.batch_size=8 optim.duration=2",
+}
+"""What is added to a command with this config, so that it takes seconds; `run.device=cpu` is added to all of them."""
+
+Rootstock = Callable[..., subprocess.CompletedProcess[str]]
+
+
+class Block(NamedTuple):
+    kind: str  # of its mark <!-- test: KIND -->; "" without one
+    commands: list[list[str]]
+
+
+def blocks() -> list[Block]:
+    """Every ```sh block, each line as a shell would split it."""
+    found = re.findall(r"(?:<!-- test: (\w+) -->\n)?```sh\n(.*?)```", README, re.DOTALL)
+    assert len(found) == README.count("```sh")
+    found = [(kind, body.replace("\\\n", " ").replace("&&", "\n").splitlines()) for kind, body in found]
+    return [Block(kind, [words for line in lines if (words := shlex.split(line, comments=True))]) for kind, lines in found]
+
+
+def commands(kind: str) -> list[list[str]]:
+    chosen = [command for block in blocks() if block.kind == kind for command in block.commands]
+    assert chosen, f"no block is marked <!-- test: {kind} -->"
+    return chosen
+
+
+def quickly(command: list[str]) -> list[str]:
+    """The command with the additions of QUICK; without a config as it stands."""
+    configs = [word for word in command if word.endswith(".yaml")]
+    return [*command, *(word for config in configs for word in [*QUICK[config].split(), "run.device=cpu"])]
+
+
+def given(command: list[str], key: str) -> str:
+    (value,) = [word.partition("=")[2] for word in command if word.startswith(f"{key}=")]
+    return value
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draw: Callable[[Path, Iterable[str]], Path]) -> Path:
+    """A folder of one's own with the pictures that the README speaks of."""
+    classes = [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(5)]
+    draw(tmp_path / "photos", classes)
+    draw(tmp_path / "sketches", classes)
+    draw(tmp_path / "unlabeled", [f"{i}.jpg" for i in range(8)])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_block_is_covered() -> None:
+    assert {block.kind for block in blocks()} == {"", "own", "processes", "pipeline"}
+    programs = {"own": {"rootstock"}, "processes": {"torchrun", "accelerate"}, "pipeline": {"rootstock"}}
+    for block in blocks():
+        assert {command[0] for command in block.commands} <= programs.get(block.kind, {"git", "cd", "make", "."})
+
+
+def test_setting_up_is_what_the_makefile_does() -> None:
+    """The commands without a mark: a clone, targets of the Makefile, and the environment that it makes."""
+    makefile = (ROOT / "Makefile").read_text()
+    for program, *arguments in commands(""):
+        if program == "make":
+            assert re.search(rf"^{arguments[0]}:", makefile, re.MULTILINE), arguments
+        elif program == ".":
+            assert arguments == [f"{re.search(r'^VENV := (.*)', makefile, re.MULTILINE)[1]}/bin/activate"]  # pyright: ignore[reportOptionalSubscript]
+        else:
+            assert (program, arguments[0]) in {("git", "clone"), ("cd", "rootstock")}
+
+
+def test_commands_on_ones_own_images(here: Path, rootstock: Rootstock) -> None:
+    """One after another, since each stands on the runs of those before it."""
+    for _, verb, *arguments in commands("own"):
+        done = rootstock(verb, *quickly(arguments))
+        assert done.returncode == 0, f"{verb} {arguments}: {done.stderr}"
+        if verb == "data":
+            assert "fingerprint" in done.stdout + done.stderr
+        elif verb == "report":
+            assert Path(done.stdout.strip()).read_text().lower().startswith("<!doctype html>")
+        else:
+            result = json.loads((here / given(arguments, "run.dir") / "result.json").read_text())
+            assert result["task"] == verb
+    assert result["seen_unlabelled"] == {"pretrain": 0, "adapt": 0}
+    tests = {key.partition("/")[0] for key in result["metrics"]}
+    assert tests == {"source", "target"}  # sketches has labels, which only the test reads
+
+
+@pytest.mark.parametrize("command", commands("processes"), ids=lambda command: command[0])
+def test_commands_of_several_processes(command: list[str], here: Path) -> None:
+    """Real processes; away from what an `accelerate config` of this machine's user says."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "HF_HOME": str(here / "huggingface"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(quickly(command), capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    run = here / given(command, "run.dir")
+    assert json.loads((run / "result.json").read_text())["steps"] == 2
+    assert json.loads((run / "run.json").read_text())["processes"] == (2 if command[0] == "torchrun" else 1)
+
+
+@pytest.mark.parametrize("command", commands("pipeline"), ids=" ".join)
+def test_commands_of_pipelines_are_planned(
+    command: list[str], here: Path, rootstock: Rootstock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the training, which takes minutes: tests/test_configs.py runs a small pipeline of the same shape."""
+    planned: list[Any] = []
+
+    def only_plan(path: str, overrides: list[str], execute: object, validate: Any) -> None:
+        planned.append(plan(path, overrides, validate))
+
+    monkeypatch.setattr(pipeline, "run_pipeline", only_plan)
+    done = rootstock(*command[1:])
+    assert done.returncode == 0, done.stderr
+    ((config, jobs),) = planned
+    assert config["seeds"] == ([0, 1, 2, 3, 4] if "seeds=5" in command else [0])
+    assert len(jobs) == len(config["seeds"]) * len(config["stages"])
+
+
+def test_the_layout_is_the_repositorys() -> None:
+    named = re.findall(r"^\| `(\w+)/` \|", README, re.MULTILINE)
+    ignored = {line.rstrip("/") for line in (ROOT / ".gitignore").read_text().splitlines()}
+    folders = [path for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    held = {path.name for path in folders if path.name not in ignored and path.suffix != ".egg-info"}
+    assert set(named) == held and len(named) == len(held)
+
+
+def test_configs_and_verbs_that_it_names_exist() -> None:
+    for config in re.findall(r"\bconfigs/[\w/]+\.yaml", README):
+        assert (ROOT / config).is_file(), config
+    verbs = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    spoken = set(re.findall(r"(?:^|`|rootstock -m |-m )rootstock ([a-z]\w*)", README, re.MULTILINE))
+    assert spoken and spoken <= verbs
+
+
+def test_sets_that_it_names_open(here: Path) -> None:
+    fragments = re.findall(r"`(folder:photos[^`]*)`", README)
+    assert len(fragments) >= 3
+    assert all(0 < len(open_images(uri)) <= 10 for uri in fragments)

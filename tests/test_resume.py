@@ -1,0 +1,278 @@
+"""A run that is killed again and again ends with the very weights of one that ran straight through."""
+
+import fcntl
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+STEPS, EVERY = 22, 4
+DATA = "sklearn:digits?size=16"
+CONV = {"name": "smallconv", "args": {"widths": [8, 8, 8, 16]}}
+VIT = {"name": "vit_tiny_patch16_224", "args": {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}}
+RUN = {"log_every": 1, "workers": 0, "checkpoint": {"every": EVERY}}
+TEST = f"{DATA}#[:30,seed=9]"
+
+
+class Outcome(NamedTuple):
+    code: int  # minus the signal's number where that ended it
+    output: str
+
+
+class CommandLine:
+    """`rootstock ...` in a process of its own each time, from one interpreter that has imported everything."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("driver.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def __call__(self, *argv: str, at: int = -1, signal: int = 9, save: bool = False) -> Outcome:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        job = {"argv": argv, "log": str(self.log), "at": at, "signal": signal, "save": save}
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        code = int(self.process.stdout.readline())
+        return Outcome(code, self.log.read_text())
+
+
+@pytest.fixture(scope="module")
+def rootstock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
+    line = CommandLine(tmp_path_factory.mktemp("driver") / "log")
+    yield line
+    line.process.communicate()
+
+
+def optim(name: str, **more: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "lr": 0.01,
+        "batch_size": 16,
+        "duration": STEPS,
+        "warmup": "10%",
+        "weight_decay": 0.05,
+        **more,
+    }
+
+
+def pretrain(backbone: dict[str, Any], method: dict[str, Any], optimizer: dict[str, Any]) -> dict[str, Any]:
+    data = {"train": f"{DATA}#[:100]", "size": 16, "views": "digits"}
+    return {"data": data, "backbone": backbone, "method": method, "optim": optimizer, "run": RUN}
+
+
+SIMCLR, MAE = (
+    {"name": "simclr", "projection": [16, 8]},
+    {"name": "mae", "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2},
+)
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "simclr-adamw": (
+        "pretrain",
+        {
+            **pretrain(CONV, SIMCLR, optim("adamw")),
+            "evaluate": {"knn": {"k": 5}, "every": 5, "bank": f"{DATA}#[:60,seed=8]", "test": TEST},
+        },
+    ),
+    "simclr-lars": ("pretrain", pretrain(CONV, SIMCLR, optim("lars", lr=1.0))),
+    "mae": ("pretrain", pretrain(VIT, MAE, optim("adamw", clip=1.0))),
+    "finetune-sgd": (
+        "finetune",
+        {
+            "data": {"train": f"{DATA}#[:100,seed=1]", "test": TEST, "size": 16, "views": "digits_weak"},
+            "backbone": CONV,
+            "method": {"dropout": 0.2},
+            "optim": optim("sgd", nesterov=True),
+            "run": {**RUN, "accumulate": 2},
+        },
+    ),
+    "dann": (
+        "adapt",
+        {
+            "data": {
+                "source": f"{DATA}#[:80]",
+                "target": f"{DATA}#[80:180]",
+                "test": TEST,
+                "size": 16,
+                "views": "digits_weak",
+            },
+            "backbone": CONV,
+            "method": {"name": "dann", "hidden": 16},
+            "optim": optim("adamw"),
+            "run": RUN,
+        },
+    ),
+}
+
+
+def write(folder: Path, config: dict[str, Any]) -> str:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return str(path)
+
+
+def weights(run: Path) -> str:
+    return hashlib.sha256((run / "backbone" / "backbone.safetensors").read_bytes()).hexdigest()
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what a clock says."""
+    clocks = {"images_per_s", "data_wait"}
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in clocks} for line in lines]
+
+
+def checkpoints(run: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_three_kills_change_nothing(case: str, rootstock: CommandLine, tmp_path: Path) -> None:
+    verb, config = CASES[case]
+    path = write(tmp_path, config)
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert rootstock(verb, path, f"run.dir={straight}").code == 0
+
+    kills = sorted(random.Random(case).sample(range(EVERY + 1, STEPS - 1), 3))
+    resumed_from = 0
+    for k in kills:
+        outcome = rootstock(verb, path, f"run.dir={killed}", at=k)
+        assert outcome.code == -9, outcome.output
+        assert checkpoints(killed)[-1] == k // EVERY * EVERY >= EVERY and not (killed / "result.json").exists()
+        assert (f"resumed from step {resumed_from} of {STEPS}" in outcome.output) == (resumed_from > 0), outcome.output
+        resumed_from = k // EVERY * EVERY
+    outcome = rootstock(verb, path, f"run.dir={killed}")
+    assert outcome.code == 0, outcome.output
+    assert f"resumed from step {resumed_from} of {STEPS}" in outcome.output and "WARNING" not in outcome.output
+    assert weights(killed) == weights(straight)
+    assert rows(killed) == rows(straight)
+
+    before = weights(killed), rows(killed)
+    assert "is finished" in rootstock(verb, path, f"run.dir={killed}").output
+    assert (weights(killed), rows(killed)) == before
+
+
+@pytest.fixture(scope="module")
+def mae(rootstock: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A straight run, and one killed with checkpoints of steps 8 and 12 behind it."""
+    folder = tmp_path_factory.mktemp("mae")
+    path = write(folder, CASES["mae"][1])
+    assert rootstock("pretrain", path, f"run.dir={folder / 'straight'}").code == 0
+    assert rootstock("pretrain", path, f"run.dir={folder / 'killed'}", at=14).code == -9
+    assert checkpoints(folder / "killed") == [8, 12]
+    return {"path": path, "straight": folder / "straight", "killed": folder / "killed"}
+
+
+def copied(mae: dict[str, Any], to: Path) -> Path:
+    return Path(shutil.copytree(mae["killed"], to / "run"))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"])
+def test_a_flipped_bit_is_named_and_survived(
+    file: str, mae: dict[str, Any], rootstock: CommandLine, tmp_path: Path
+) -> None:
+    run = copied(mae, tmp_path)
+    damaged = run / "checkpoints" / "step-00000012" / file
+    content = bytearray(damaged.read_bytes())
+    bit = random.Random(file).randrange(8 * len(content))
+    content[bit // 8] ^= 1 << bit % 8
+    damaged.write_bytes(content)
+    outcome = rootstock("pretrain", mae["path"], f"run.dir={run}")
+    assert outcome.code == 0, outcome.output
+    (warning,) = (line for line in outcome.output.splitlines() if "WARNING" in line)
+    assert str(damaged) in warning and warning.endswith("falling back to the checkpoint of step 8")
+    assert f"resumed from step 8 of {STEPS}" in outcome.output
+    assert weights(run) == weights(mae["straight"]) and rows(run) == rows(mae["straight"])
+
+
+def test_a_kill_in_the_middle_of_a_checkpoint_is_survived(
+    mae: dict[str, Any], rootstock: CommandLine, tmp_path: Path
+) -> None:
+    run = copied(mae, tmp_path)
+    assert rootstock("pretrain", mae["path"], f"run.dir={run}", at=16, save=True).code == -9
+    assert checkpoints(run) == [8, 12] and (run / "checkpoints" / ".step-00000016").is_dir()
+    outcome = rootstock("pretrain", mae["path"], f"run.dir={run}")
+    assert (
+        outcome.code == 0 and f"resumed from step 12 of {STEPS}" in outcome.output and "WARNING" not in outcome.output
+    )
+    assert weights(run) == weights(mae["straight"])
+    assert not list((run / "checkpoints").glob(".step-*"))
+
+
+@pytest.mark.parametrize("signal", [2, 15])
+def test_asked_to_stop_it_saves_and_resumes(
+    signal: int, mae: dict[str, Any], rootstock: CommandLine, tmp_path: Path
+) -> None:
+    run = copied(mae, tmp_path)
+    outcome = rootstock("pretrain", mae["path"], f"run.dir={run}", at=14, signal=signal)
+    assert (
+        outcome.code == 130 and f"saved at step 15 of {STEPS}" in outcome.output and "Traceback" not in outcome.output
+    )
+    outcome = rootstock("pretrain", mae["path"], f"run.dir={run}")
+    assert outcome.code == 0 and f"resumed from step 15 of {STEPS}" in outcome.output
+    assert weights(run) == weights(mae["straight"])
+
+
+def test_another_config_is_refused_by_key(mae: dict[str, Any], rootstock: CommandLine, tmp_path: Path) -> None:
+    run = copied(mae, tmp_path)
+    outcome = rootstock("pretrain", mae["path"], f"run.dir={run}", "optim.lr=0.02", "run.log_every=5")
+    assert outcome.code == 2
+    assert "optim.lr: 0.01 there, 0.02 now" in outcome.output and "another run.dir" in outcome.output
+    assert "log_every" not in outcome.output and "Traceback" not in outcome.output
+    assert checkpoints(run) == [8, 12]
+
+
+def test_the_lock_of_a_living_process_is_respected(mae: dict[str, Any], rootstock: CommandLine, tmp_path: Path) -> None:
+    run = copied(mae, tmp_path)
+    with open(run / ".lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        outcome = rootstock("pretrain", mae["path"], f"run.dir={run}")
+    assert outcome.code == 2 and "still going" in outcome.output and "Traceback" not in outcome.output
+    assert checkpoints(run) == [8, 12]
+
+
+def draw(folder: Path, count: int) -> None:
+    """Pictures of different sizes, by seed."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for i in range(count):
+        height, width = random.integers(18, 40, 2)
+        Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / f"{i:03}.png")
+
+
+def test_workers_change_nothing_and_changed_data_is_refused(rootstock: CommandLine, tmp_path: Path) -> None:
+    draw(tmp_path / "photos", 40)
+    config = pretrain(CONV, SIMCLR, optim("sgd"))
+    config["data"] = {"train": f"folder:{tmp_path / 'photos'}", "size": 16, "views": "simclr"}
+    path = write(tmp_path, config)
+    none, two = tmp_path / "none", tmp_path / "two"
+    assert rootstock("pretrain", path, f"run.dir={none}").code == 0
+    assert rootstock("pretrain", path, f"run.dir={two}", "run.workers=2", at=9).code == -9
+    kept = Path(shutil.copytree(two, tmp_path / "kept"))
+    # At once: the killed run's workers may live on for a moment, and must not hold its lock.
+    outcome = rootstock("pretrain", path, f"run.dir={two}", "run.workers=2")
+    assert outcome.code == 0 and f"resumed from step 8 of {STEPS}" in outcome.output, outcome.output
+    assert weights(two) == weights(none) and rows(two) == rows(none)
+
+    Image.new("RGB", (20, 20)).save(tmp_path / "photos" / "new.png")
+    outcome = rootstock("pretrain", path, f"run.dir={kept}")
+    assert (
+        outcome.code == 2
+        and "data.train changed since" in outcome.output
+        and "run.changed_data=accept" in outcome.output
+    )
