@@ -31,8 +31,6 @@ class Classifier(nn.Module):
         self.backbone, self.classes = backbone, list(classes)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(backbone.feature_dim, len(self.classes))
-        nn.init.trunc_normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.dropout(self.backbone(images)))

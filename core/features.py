@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .distributed import all_reduce_sum, rank, world
 from .errors import UserError
+from .views import stack_pictures
 from .workers import at_most_cores, begin
 
 # Rows are summed over processes in blocks of this many numbers (256 MB), to bound what lies on the device at once.
@@ -141,7 +142,7 @@ def _stack(pictures: Sequence[Tensor | int]) -> Tensor | int:
         if isinstance(picture, int):
             return picture
         tensors.append(picture)
-    return torch.stack(tensors)
+    return stack_pictures(tensors)
 
 
 def _agree_on_damage(images: Readable, view: EvaluationView, damaged: int | None, device: torch.device) -> None:

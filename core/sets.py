@@ -88,8 +88,3 @@ def add_seen(seen: Mapping[str, Tensor], stage: str, images: Images) -> dict[str
     """`seen` and the keys of the images that this stage saw without labels."""
     keys = torch.cat([seen.get(stage, torch.empty(0, dtype=torch.int64)), images.keys()]).unique()
     return {**seen, stage: keys}
-
-
-def count_trained(train: Images, tests: Mapping[str, Images]) -> int:
-    """How many test images are among the labelled training images: 0 unless something is wrong."""
-    return count_seen({"train": train.keys()}, tests)["train"]

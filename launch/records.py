@@ -68,7 +68,13 @@ class Stage:
 def read(path: Path) -> Record:
     """Read one run directory. Raises UserError if `path` holds neither a config nor a result."""
     if not ((path / "config.yaml").is_file() or (path / "result.json").is_file()):
-        what = "holds no config.yaml and no result.json" if path.is_dir() else "is a file" if path.exists() else "does not exist"
+        what = (
+            "holds no config.yaml and no result.json"
+            if path.is_dir()
+            else "is a file"
+            if path.exists()
+            else "does not exist"
+        )
         raise UserError(f"{path} {what}; expected the directory of a run or of a pipeline (a config's run.dir)")
     config = path / "config.yaml"
     try:

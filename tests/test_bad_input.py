@@ -87,13 +87,22 @@ MISTAKES = {
     "a typo in a key": ([*PRETRAIN, "optim.lrr=1"], "optim.lrr: unknown key; did you mean lr? (known: name, lr,"),
     "a wrong type": ([*PRETRAIN, "optim.lr=fast"], 'optim.lr: expected a number, got "fast"'),
     "a boolean for a number": ([*PRETRAIN, "optim.batch_size=true"], "optim.batch_size: expected an integer, got true"),
-    "an unknown method": ([*PRETRAIN, "method=simclrr"], "unknown name simclrr; did you mean simclr? (known: simclr, mae)"),
+    "an unknown method": (
+        [*PRETRAIN, "method=simclrr"],
+        "unknown name simclrr; did you mean simclr? (known: simclr, mae)",
+    ),
     "an unknown backbone": ([*PRETRAIN, "backbone.name=resnet51"], "unknown backbone 'resnet51'; did you mean resnet"),
     "a backbone of another kind": ([*PRETRAIN, "backbone.stem=small"], "leave backbone.stem and backbone.pooling out"),
-    "nonsense as a duration": ([*PRETRAIN, "optim.duration=soon"], 'expected a duration (100 for steps, 10ep for epochs'),
+    "nonsense as a duration": (
+        [*PRETRAIN, "optim.duration=soon"],
+        "expected a duration (100 for steps, 10ep for epochs",
+    ),
     "a part of no whole": ([*PRETRAIN, "optim.duration=50%"], "optim.duration: 50% is a part of no whole"),
     "a missing folder": ([*PRETRAIN, "data.train=folder:nowhere"], "there is no folder nowhere; check the path"),
-    "an empty folder": ([*PRETRAIN, "data.train=folder:empty"], "no pictures under empty; expected files ending in .jpg,"),
+    "an empty folder": (
+        [*PRETRAIN, "data.train=folder:empty"],
+        "no pictures under empty; expected files ending in .jpg,",
+    ),
     "a file for a folder": ([*PRETRAIN, "data.train=folder:file"], "this is a file, not a folder"),
     "an unknown scheme": ([*PRETRAIN, "data.train=foldr:flat"], "unknown scheme foldr; did you mean folder?"),
     "a batch larger than the data": (
@@ -104,27 +113,45 @@ MISTAKES = {
         [*ADAPT, "data.target=folder:sketches#[:4]"],
         "optim.batch_size: 4 is larger than the 3 training images of data.target",
     ),
-    "no labels to learn from": ([*FINETUNE, "data.train=folder:flat"], "data.train: folder:flat has no labels; give class"),
+    "no labels to learn from": (
+        [*FINETUNE, "data.train=folder:flat"],
+        "data.train: folder:flat has no labels; give class",
+    ),
     "other labels in the target": (
         [*ADAPT, "data.target=folder:birds"],
         "data.target: folder:birds has classes that the training set lacks (bird)",
     ),
-    "other labels in a test": ([*ADAPT, "data.test=folder:birds"], "data.test: folder:birds has classes that the training"),
-    "a run that is not there": ([*FINETUNE, "backbone.weights=runs/none"], "runs/none does not exist; expected none, timm,"),
+    "other labels in a test": (
+        [*ADAPT, "data.test=folder:birds"],
+        "data.test: folder:birds has classes that the training",
+    ),
+    "a run that is not there": (
+        [*FINETUNE, "backbone.weights=runs/none"],
+        "runs/none does not exist; expected none, timm,",
+    ),
     "a run without a backbone": ([*FINETUNE, "backbone.weights=empty"], "empty holds no finished backbone/"),
     "a file that is no run": ([*FINETUNE, "backbone.weights=file"], "file is no run's folder; expected none, timm,"),
     "weights of another architecture": (
         [*FINETUNE, "backbone.weights=other.safetensors"],
         "does not fit this architecture: 5 of another shape",
     ),
-    "a classifier where there is none": ([*ADAPT, "method={name: adabn}"], "backbone.weights: none holds no classifier"),
+    "a classifier where there is none": (
+        [*ADAPT, "method={name: adabn}"],
+        "backbone.weights: none holds no classifier",
+    ),
     "a vote of nobody": ([*PRETRAIN, "evaluate.knn={k: 0}"], "evaluate.knn: expected k of at least 1"),
-    "a part above one": ([*FINETUNE, "method.dropout=1.5"], "method.dropout: expected 0 or more and less than 1, got 1.5"),
+    "a part above one": (
+        [*FINETUNE, "method.dropout=1.5"],
+        "method.dropout: expected 0 or more and less than 1, got 1.5",
+    ),
     "a negative seed": ([*PROBE, "seed=-1"], "seed: expected 0 or more, got -1"),
     "an override without a value": ([*PROBE, "seed"], "expected an override KEY=VALUE, for example"),
     "a config that is not there": (["probe", "nope.yaml"], "nope.yaml: no such config here or among those that ship"),
     "a config that is no YAML": (["probe", "unclosed.yaml"], "unclosed.yaml:2:1: not valid YAML"),
-    "a stage that is not there": (["run", "demo.yaml", "stages.simclrr.seed=1"], "no stage simclrr; did you mean simclr?"),
+    "a stage that is not there": (
+        ["run", "demo.yaml", "stages.simclrr.seed=1"],
+        "no stage simclrr; did you mean simclr?",
+    ),
     "a set that is not there": (["data", "folder:nowhere"], "there is no folder nowhere; check the path"),
     "a report of nothing": (["report", "runs/none"], "runs/none does not exist; expected the directory of a run"),
 }
@@ -193,10 +220,15 @@ def test_a_run_that_another_process_has(rootstock: Rootstock, straight: Path) ->
 
 def test_a_run_whose_backbone_is_another(rootstock: Rootstock, straight: Path, tmp_path: Path) -> None:
     given = [*FINETUNE, f"backbone.weights={straight}", f"run.dir={tmp_path}"]
-    for key, value, said in (("name", "resnet18", "'resnet18' contradicts 'smallconv'"), ("args", "{widths: [4, 4, 4, 4]}", "contradicts")):
+    for key, value, said in (
+        ("name", "resnet18", "'resnet18' contradicts 'smallconv'"),
+        ("args", "{widths: [4, 4, 4, 4]}", "contradicts"),
+    ):
         done = rootstock(*given, f"backbone.{key}={value}")
         assert done.returncode == 2
-        assert f"backbone.{key}: " in sentence(done) and said in sentence(done) and "leave the key out" in sentence(done)
+        assert (
+            f"backbone.{key}: " in sentence(done) and said in sentence(done) and "leave the key out" in sentence(done)
+        )
 
 
 def test_checkpoints_of_another_architecture(rootstock: Rootstock, straight: Path, tmp_path: Path) -> None:

@@ -108,7 +108,10 @@ def test_a_small_pipeline_of_the_demos_shape_runs_to_its_report(tmp_path: Path, 
     demo: dict[str, Any] = yaml.safe_load((CONFIGS / "demo.yaml").read_text())
     kept = ("hog", "source_only_strong", "adabn", "simclr", "simclr_probe", "simclr_finetune", "simclr_cdan")
     source, target = "sklearn:digits?size=32#[:60,seed={seed}]", "sklearn:digits-m#[60:120,seed={seed}]"
-    tests = {"target": "sklearn:digits-m#[120:150,seed={seed}]", "source": "sklearn:digits?size=32#[150:180,seed={seed}]"}
+    tests = {
+        "target": "sklearn:digits-m#[120:150,seed={seed}]",
+        "source": "sklearn:digits?size=32#[150:180,seed={seed}]",
+    }
     sets: dict[str, dict[str, Any]] = {
         "probe": {"data.train": source, "data.test": tests},
         "finetune": {"data.train": source, "data.test": tests},

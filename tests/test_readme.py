@@ -41,7 +41,9 @@ def blocks() -> list[Block]:
     found = re.findall(r"(?:<!-- test: (\w+) -->\n)?```sh\n(.*?)```", README, re.DOTALL)
     assert len(found) == README.count("```sh")
     found = [(kind, body.replace("\\\n", " ").replace("&&", "\n").splitlines()) for kind, body in found]
-    return [Block(kind, [words for line in lines if (words := shlex.split(line, comments=True))]) for kind, lines in found]
+    return [
+        Block(kind, [words for line in lines if (words := shlex.split(line, comments=True))]) for kind, lines in found
+    ]
 
 
 def commands(kind: str) -> list[list[str]]:
@@ -93,6 +95,7 @@ def test_setting_up_is_what_the_makefile_does() -> None:
 
 def test_commands_on_ones_own_images(here: Path, rootstock: Rootstock) -> None:
     """One after another, since each stands on the runs of those before it."""
+    result: dict[str, Any] = {}
     for _, verb, *arguments in commands("own"):
         done = rootstock(verb, *quickly(arguments))
         assert done.returncode == 0, f"{verb} {arguments}: {done.stderr}"
