@@ -72,8 +72,8 @@ def _one_turn(x: Tensor, operation: Tensor, factor: Tensor, any_hue: bool) -> Te
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor, largest: float) -> Tensor:
-    """Blur each sample by its own sigma [N] (pixels), reflecting at the edges; kernels reach two of the largest sigma."""
-    radius = max(1, math.ceil(2.0 * largest))
+    """Blur each sample by its own sigma [N] (pixels), reflecting at the edges; kernels reach four of the largest sigma."""
+    radius = max(1, math.ceil(4.0 * largest))
     rows = blur_matrix(sigma, x.shape[2], min(radius, x.shape[2] - 1))
     columns = blur_matrix(sigma, x.shape[3], min(radius, x.shape[3] - 1))
     return rows[:, None] @ x @ columns.transpose(1, 2)[:, None]

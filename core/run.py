@@ -76,9 +76,7 @@ class Run:
         self.dir = Path(self.options["dir"])
         self.seed: int = config["seed"]
         self.started = time.time()
-        _check(self.options)
-        if self.seed < 0:
-            raise UserError(f"seed: expected 0 or more, got {self.seed}")
+        _check(self.options, self.seed)
         self.accelerator = Accelerator(
             # Without an accelerator, Accelerate would otherwise start the processes and then train each of them alone.
             cpu=self.options["device"] == "cpu" or not torch.accelerator.is_available(),
@@ -257,16 +255,14 @@ class Run:
         return self.accelerator.unwrap_model(module)
 
 
-def _check(options: Mapping[str, Any]) -> None:
-    """Raises UserError for numbers of the `run` section that nothing can be done with."""
+def _check(options: Mapping[str, Any], seed: int) -> None:
+    """Raises UserError for numbers of the `run` section, and a seed, that nothing can be done with."""
     least = {"workers": 0, "log_every": 0, "accumulate": 1, "chunk": 1, "damaged": 0}
-    for key, low in least.items():
-        if options[key] is not None and options[key] < low:
-            raise UserError(f"run.{key}: expected at least {low}, got {options[key]}")
-    if options["checkpoint"]["keep"] < 2:
-        raise UserError(
-            f"run.checkpoint.keep: expected at least 2 (one to fall back to), got {options['checkpoint']['keep']}"
-        )
+    given = [(f"run.{key}", options[key], low) for key, low in least.items()]
+    # Two checkpoints: the newest, and one to fall back to.
+    for key, value, low in [*given, ("run.checkpoint.keep", options["checkpoint"]["keep"], 2), ("seed", seed, 0)]:
+        if value is not None and value < low:
+            raise UserError(f"{key}: expected at least {low}, got {value}")
     tracker = options["tracker"]
     if tracker != "none" and importlib.util.find_spec(tracker) is None:
         raise UserError(f"run.tracker: {tracker} is not installed; `pip install {tracker}`, or use run.tracker=none")

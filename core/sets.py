@@ -45,7 +45,9 @@ def open_tests(test: str | Mapping[str, str], seed: int, key: str = "data.test")
     """A test URI, or names to URIs, by name ("test" where there is one unnamed set)."""
     named = {"test": test} if isinstance(test, str) else dict(test)
     if odd := [name for name in named if "/" in name]:
-        raise UserError(f"{key}: a set's name begins its metrics (NAME/knn/accuracy), so it may hold no '/'; rename {odd[0]}")
+        raise UserError(
+            f"{key}: a set's name begins its metrics (NAME/knn/accuracy), so it may hold no '/'; rename {odd[0]}"
+        )
     return {name: open_images(uri, seed=seed, role="test") for name, uri in named.items()}
 
 

@@ -144,7 +144,7 @@ MISTAKES = {
         [*FINETUNE, "method.dropout=1.5"],
         "method.dropout: expected 0 or more and less than 1, got 1.5",
     ),
-    "a negative seed": ([*PROBE, "seed=-1"], "seed: expected 0 or more, got -1"),
+    "a negative seed": ([*PROBE, "seed=-1"], "seed: expected at least 0, got -1"),
     "an override without a value": ([*PROBE, "seed"], "expected an override KEY=VALUE, for example"),
     "a config that is not there": (["probe", "nope.yaml"], "nope.yaml: no such config here or among those that ship"),
     "a config that is no YAML": (["probe", "unclosed.yaml"], "unclosed.yaml:2:1: not valid YAML"),

@@ -144,7 +144,9 @@ def open_npz(
             raise
         # of anything but an archive numpy says that it may be a pickle, to be loaded if trusted: bad advice
         reason = error if zipfile.is_zipfile(file) else "it is no .npz file"
-        raise UserError(f"{title}: cannot be read ({reason}); expected arrays of numbers saved by numpy.savez") from None
+        raise UserError(
+            f"{title}: cannot be read ({reason}); expected arrays of numbers saved by numpy.savez"
+        ) from None
     parts = {}
     for name, (image_key, label_key) in chosen.items():
         pixels = as_nchw(arrays[image_key], layout, f"{title}: {image_key}")

@@ -1,0 +1,87 @@
+"""The demo over five seeds: run it (or what is missing of it), check its gates, and write benchmarks/demo.md beside this file.
+
+Command: python benchmarks/demo.py [key=value ...]   (seeds=0..4 by default; `run.dir=` as for `rootstock demo`)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+GATES = (
+    ("SimCLR -> CDAN+E, target test", "rows", "SimCLR -> CDAN+E", "mean", 0.83),
+    ("SimCLR -> CDAN+E over control", "comparisons", "both: SimCLR -> CDAN+E over control", "mean", 0.05),
+    ("... its paired 95 % interval's lower end", "comparisons", "both: SimCLR -> CDAN+E over control", "low", 0.0),
+    ("SSL over control, the interval's lower end", "comparisons", "SSL: SimCLR -> control over control", "low", 0.0),
+)
+
+
+def main(overrides: list[str]) -> int:
+    folder = next((o.partition("=")[2] for o in overrides if o.startswith("run.dir=")), "runs/demo")
+    seeds = [] if any(o.startswith("seeds=") for o in overrides) else ["seeds=5"]
+    command = ["-m", "rootstock", "demo", *seeds, *overrides]
+    subprocess.run([sys.executable, *command], check=True)
+    table = json.loads((Path(folder) / "result.json").read_text())
+    runs = sorted(Path(folder).glob("seed-*/*/run.json"))
+    (HERE / "demo.md").write_text(page(table, json.loads(runs[0].read_text()), "rootstock " + " ".join(command[2:])))
+    failed = [name for name, passed, _ in gates(table) if not passed]
+    print("gates failed: " + ", ".join(failed) if failed else "all gates hold")
+    return 1 if failed else 0
+
+
+def gates(table: dict[str, Any]) -> list[tuple[str, bool, str]]:
+    """(what, whether it holds, its figure and the floor)."""
+    checked = []
+    for name, part, label, key, floor in GATES:
+        value = next(row for row in table[part] if row["label"] == label)[key]
+        above = value is not None and (value >= floor if key == "mean" else value > floor)
+        checked.append((name, above, f"{100 * value:.1f} (floor {100 * floor:g})" if value is not None else "one seed"))
+    return checked
+
+
+def page(table: dict[str, Any], run: dict[str, Any], command: str) -> str:
+    """The tables as Markdown, with command, machine and versions."""
+    n = table["rows"][0]["n"]
+    versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
+    lines = [
+        "# The demo's numbers",
+        "",
+        f"Command: `{command}` (or `python benchmarks/demo.py`). n = {n} seeds, run once, none replaced; last iterates; mean and 95 % "
+        "t-interval over seeds, in per cent of test images. Differences are paired over seeds.",
+        "",
+        f"Machine: {os.cpu_count()} CPU cores, {platform.machine()}, no accelerator. Versions: {versions}.",
+        "",
+        "| row | target test | source test | target, other scale | seeds |",
+        "|---|---|---|---|---|",
+    ]
+    for row in table["rows"]:
+        beside = row.get("beside") or {}
+        cells = [spread(row), *(spread(beside.get(name)) for name in ("source", "target_other_scale"))]
+        lines.append(f"| {row['label']} | {' | '.join(cells)} | {' '.join(f'{100 * v:.1f}' for v in row['values'])} |")
+    lines += ["", "| difference on the target test | points | seeds |", "|---|---|---|"]
+    for row in table["comparisons"]:
+        lines.append(
+            f"| {row['label']} | {spread(row, signed=True)} | {' '.join(f'{100 * v:+.1f}' for v in row['values'])} |"
+        )
+    lines += ["", "| gate | figure | holds |", "|---|---|---|"]
+    lines += [f"| {name} | {figure} | {'yes' if passed else 'no'} |" for name, passed, figure in gates(table)]
+    return "\n".join(lines) + "\n"
+
+
+def spread(row: dict[str, Any] | None, signed: bool = False) -> str:
+    """ "84.5 [82.1, 86.9]" from fractions; the mean alone for one seed."""
+    if not row or row.get("mean") is None:
+        return "-"
+    form = "+.1f" if signed else ".1f"
+    mean = format(100 * row["mean"], form)
+    return mean if row.get("low") is None else f"{mean} [{100 * row['low']:{form}}, {100 * row['high']:{form}}]"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
