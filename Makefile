@@ -1,6 +1,6 @@
 # Needs python3 (3.11 or newer), make and git; everything else goes into .venv, in the versions of constraints.txt.
 #
-#   make demo     the whole story on real images (about ten minutes on two cores); ARGS="seeds=5" for intervals
+#   make demo     the whole story on real images (about five minutes on two cores); ARGS="seeds=5" for intervals
 #   make test     lint, type checker and tests
 #   make lint     ruff and basedpyright alone
 #   make bench    the measurements of benchmarks/
