@@ -81,9 +81,13 @@ class Optim:
             )
         return duration.steps(steps_per_epoch)
 
+    def warmup_steps(self, steps: int, steps_per_epoch: int) -> int:
+        """The steps over which the rate rises."""
+        return Duration.parse(self.warmup).steps(steps_per_epoch, steps)
+
     def rate(self, step: int, steps: int, steps_per_epoch: int) -> float:
         """The learning rate of the step that follows `step` completed ones."""
-        warmup = Duration.parse(self.warmup).steps(steps_per_epoch, steps)
+        warmup = self.warmup_steps(steps, steps_per_epoch)
         if step < warmup:
             return self.peak_lr * (step + 1) / warmup
         progress = (step - warmup) / max(1, steps - warmup)

@@ -16,7 +16,7 @@ from . import checkpoint
 from .images.source import Images
 
 CELL = 64
-MAP_POINTS = 600
+MAP_POINTS = 450
 
 
 def denormalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -65,7 +65,7 @@ def save_map(run: Path, features: Mapping[str, Tensor], sets: Mapping[str, Image
         return
     x = x.numpy()
     x = PCA(min(32, *x.shape), random_state=seed).fit_transform(x)
-    points = TSNE(perplexity=min(30.0, (len(x) - 1) / 3), init="pca", random_state=seed).fit_transform(x)
+    points = TSNE(perplexity=min(30.0, (len(x) - 1) / 3), init="pca", max_iter=500, random_state=seed).fit_transform(x)
     classes = next((s.classes for s in sets.values() if s.classes), None)
     labels: list[int] = []
     for name in names:

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import time
+import warnings
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,6 +78,10 @@ class Run:
         self.seed: int = config["seed"]
         self.started = time.time()
         _check(self.options, self.seed)
+        with warnings.catch_warnings():
+            # Announced for a torch to come; until then Accelerate has no other way to say it.
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+            buffers = DistributedDataParallelKwargs(broadcast_buffers=False)
         self.accelerator = Accelerator(
             # Without an accelerator, Accelerate would otherwise start the processes and then train each of them alone.
             cpu=self.options["device"] == "cpu" or not torch.accelerator.is_available(),
@@ -87,7 +92,7 @@ class Run:
             log_with=None if self.options["tracker"] == "none" else self.options["tracker"],
             project_dir=str(self.dir),
             # Running statistics are reduced once a step by core/norm.py; broadcasting rank 0's would undo that.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            kwargs_handlers=[buffers],
         )
         if self.accelerator.num_processes != world() or self.accelerator.distributed_type not in SUPPORTED:
             raise UserError(

@@ -82,6 +82,12 @@ def fit(
     optimizer = optim.build(method)
     loop = Loop(method, optimizer, optim, run, steps, steps_per_epoch, seed)
     start = loop.resume()
+    if steps == 0:
+        run.log("0 steps: the initial weights, as they are")
+    elif (warmup := optim.warmup_steps(steps, steps_per_epoch)) >= steps:
+        run.log(
+            f"WARNING: optim.warmup takes {warmup} steps of {steps}, so the peak rate is never reached; try warmup: 10%"
+        )
     wrapped = _wrap(method, run)
     with stop_signals() as asked, Progress(run, steps, start) as progress:
         waiting = time.perf_counter()

@@ -55,6 +55,7 @@ def curves(runs: Sequence[Sequence[Mapping[str, Any]]], owner: str = "") -> list
     online = accuracies or [key for key in keys if key.startswith("eval/")]
     rates = [key for key in keys if key == "lr" or key.startswith("lr/")]
     rest = [key for key in keys if key not in rates and key != "loss" and not key.startswith("eval/")]
+    rest = [key for key in rest if key != "skipped" or any(row.get(key) for rows in runs for row in rows)]
     panels = [("Training loss", ["loss"]), ("Online evaluation", online[:COLOURS]), ("Learning rate", rates[:COLOURS])]
     panels += [(key.replace("_", " "), [key]) for key in rest]
     drawn = (_panel(title, names, runs, owner) for title, names in panels)

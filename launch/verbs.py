@@ -33,7 +33,8 @@ def execute(verb: str, path: str, overrides: Sequence[str] = (), quiet: bool = F
             run.log(f"{run.dir} is finished; see {run.dir / 'result.json'}, or choose another run.dir")
             return result
         result = VERBS[verb](run, **{key: value for key, value in resolved.items() if key != "run"})
-        run.log("  ".join(f"{key} {value:.4f}" for key, value in result["metrics"].items() if key.endswith("accuracy")))
+        scores = [f"{key} {value:.4f}" for key, value in result["metrics"].items() if key.endswith("accuracy")]
+        run.log("  ".join([*scores, f"in {run.dir}"]))
         return result
 
 
