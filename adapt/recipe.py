@@ -120,17 +120,15 @@ def adapt(
     if objective.sees_target:
         model.seen = add_seen(model.seen, "adapt", sets.target)
     model.seen = add_seen(model.seen, LABELLED, sets.source)
-    described = describe(sets.training())
-    model.provenance.append(
-        {"task": "adapt", "method": method["name"], "steps": steps, "seed": seed, "data": described}
-    )
+    told = {"task": "adapt", "method": method["name"], "steps": steps, "seed": seed, "selection": data["selection"]}
+    model.provenance.append({**told, "data": describe(sets.training())})
     if run.main:
         objective.classifier.export(run.dir)
         _draw(run, batches, prepare, objective.classifier)
     outcome = _test(run, objective.classifier, sets.tests, view)
     counts = {"steps": steps, "images_seen": 2 * steps * settings.batch_size, "damaged": list(damage.names.values())}
     facts = describe(sets.named(), held_out=data["test"] is None)
-    return run.finish({"data": facts, **outcome, **counts, "selection": data["selection"]})
+    return run.finish({"data": facts, **outcome, **counts, "selection": model.selection(data["selection"])})
 
 
 def open_sets(data: Mapping[str, Any], seed: int) -> Sets:

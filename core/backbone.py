@@ -31,6 +31,7 @@ OWN: Mapping[str, Callable[..., nn.Module]] = {"smallconv": SmallConv}
 WEIGHTS, DESCRIPTION, SEEN = "backbone.safetensors", "backbone.json", "seen.safetensors"
 DESCRIBED = ("name", "args", "size", "stem", "pooling", "feature_dim", "mean", "std", "provenance")
 HALF = (0.5, 0.5, 0.5)
+LOOKED = ("tuned-on-target", "oracle")
 LABELLED = "labelled"
 
 
@@ -89,6 +90,11 @@ class Backbone(nn.Module):
     def train(self, mode: bool = True) -> Backbone:
         super().train(mode and not self.frozen)
         return self
+
+    def selection(self, own: str) -> str:
+        """How a result on this backbone was chosen: `own`, unless a stage that it comes from looked at more."""
+        looked = [stage["selection"] for stage in self.provenance if stage.get("selection") in LOOKED]
+        return own if own in LOOKED or not looked else looked[0]
 
     def export(self, run: Path, folder: str = "backbone") -> None:
         """Write run/backbone/."""

@@ -33,10 +33,11 @@ from .registry import BASELINES
 
 def data_options(
     *, train: str | list[str], test: str | dict[str, str] | None = None, size: int, crop: float = 1.0,
-    views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "supervised"},
+    views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "supervised"}, selection: str = "last",
 ) -> None:  # fmt: skip
     """train: labelled images. test: a labelled set or several by name; a stratified 20 % of train is held out without it. size:
-    pixels. crop: the part of the shorter side that evaluation sees. views: how training images are drawn."""
+    pixels. crop: the part of the shorter side that evaluation sees. views: how training images are drawn.
+    selection: how the hyper-parameters of this config were chosen, said in the result."""
 
 
 def probe_data_options(
@@ -95,7 +96,9 @@ def probe(
         selection = outcome.selection if outcome.selection != "last" else selection
     if run.main:
         save_map(run.dir, features, tests, seed)
-    return run.finish(_result(scores, model, train, tests, data, {"chosen": picked, "selection": selection}))
+    return run.finish(
+        _result(scores, model, train, tests, data, {"chosen": picked, "selection": model.selection(selection)})
+    )
 
 
 class FineTune(nn.Module):
@@ -134,10 +137,8 @@ def finetune(
 ) -> dict[str, Any]:
     """Train a classifier through the backbone, export both, and return the result of the last iterate."""
     torch.manual_seed(seed)
+    _check(method)
     options, settings = run.options, Optim(**optim)
-    for key in ("label_smoothing", "dropout"):
-        if not 0 <= method[key] < 1:
-            raise UserError(f"method.{key}: expected 0 or more and less than 1, got {method[key]}")
     train, tests = train_and_tests(data["train"], data["test"], seed)
     run.record(data=fingerprints(_named(train, tests)))
     assert train.classes is not None
@@ -175,14 +176,24 @@ def finetune(
 
     scores = score(classifier, tests, view, train.classes, run.device, seed, options["workers"])
     model.seen = add_seen(model.seen, LABELLED, train)
-    model.provenance.append({"task": "finetune", "steps": steps, "seed": seed, "data": describe({"train": train})})
+    told = {"task": "finetune", "steps": steps, "seed": seed, "selection": data["selection"]}
+    model.provenance.append({**told, "data": describe({"train": train})})
     if run.main:
         classifier.export(run.dir)
         if (first := next(iter(batches(0)), None)) is not None:
             shown = denormalise(prepare(first[0]).images[None, :12], model.mean, model.std)
             save_sheet(run.dir, "views", shown, "Augmented training images.")
     counts = {"steps": steps, "images_seen": steps * settings.batch_size, "damaged": list(damage.names.values())}
-    return run.finish(_result(scores, model, train, tests, data, {**counts, "selection": "last"}))
+    return run.finish(
+        _result(scores, model, train, tests, data, {**counts, "selection": model.selection(data["selection"])})
+    )
+
+
+def _check(method: Mapping[str, Any]) -> None:
+    """Raises UserError for fractions that are none."""
+    for key in ("label_smoothing", "dropout"):
+        if not 0 <= method[key] < 1:
+            raise UserError(f"method.{key}: expected 0 or more and less than 1, got {method[key]}")
 
 
 def _named(train: Images, tests: Mapping[str, Images]) -> dict[str, Images]:

@@ -30,9 +30,12 @@ from .registry import METHODS
 
 
 def data_options(
-    *, train: str | list[str], size: int, views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "simclr"}
-) -> None:
-    """train: a URI, or several as a union of domains; labels are not used. size: pixels of a view. views: how they are drawn."""
+    *, train: str | list[str], size: int, views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "simclr"},
+    selection: str = "last",
+) -> None:  # fmt: skip
+    """train: a URI, or several as a union of domains; labels are not used. size: pixels of a view. views: how they are drawn.
+    selection: how the hyper-parameters of this config were chosen, said in its result and in those of later stages.
+    """
 
 
 def knn_options(*, k: int = 20, temperature: float = 0.07) -> None:
@@ -99,7 +102,7 @@ def pretrain(
     )  # fmt: skip
 
     model.seen = add_seen(model.seen, "pretrain", train)
-    told = {"task": "pretrain", "method": method["name"], "steps": steps, "seed": seed}
+    told = {"task": "pretrain", "method": method["name"], "steps": steps, "seed": seed, "selection": data["selection"]}
     model.provenance.append({**told, "data": describe({"train": train})})
     if run.main:
         model.export(run.dir)
@@ -107,7 +110,7 @@ def pretrain(
     facts = describe({"train": train, **tests}, held_out=bool(tests) and evaluate["test"] is None)
     counts = {"steps": steps, "images_seen": steps * settings.batch_size, "damaged": list(damage.names.values())}
     found = {**exposure(model.seen, tests), "metrics": knn.conclude(objective)}
-    return run.finish({"data": facts, **found, **counts, "selection": "last"})
+    return run.finish({"data": facts, **found, **counts, "selection": model.selection("last")})
 
 
 class OnlineKNN:

@@ -197,7 +197,7 @@ def test_a_run_of_another_config(rootstock: Rootstock, straight: Path) -> None:
     before = contents(straight)
     done = rootstock(*PRETRAIN, "optim.lr=0.5", f"run.dir={straight}")
     assert done.returncode == 2
-    assert "optim.lr: 0.004 there, 0.5 now" in sentence(done) and "choose another run.dir" in sentence(done)
+    assert "optim.lr: 0.008 there, 0.5 now" in sentence(done) and "choose another run.dir" in sentence(done)
     assert contents(straight) == before
 
 

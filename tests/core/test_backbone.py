@@ -289,3 +289,14 @@ def test_exposure_counts_images_by_stage_and_labels_apart() -> None:
     seen = {"pretrain": images.keys()[5:100], LABELLED: images.keys()[8:9], "adapt": images.keys()[100:]}
     assert exposure(seen, {"test": test}) == {"seen_unlabelled": {"pretrain": 5, "adapt": 0}, "seen_labelled": 1}
     assert exposure({}, {"test": test}) == {"seen_unlabelled": {}, "seen_labelled": 0}
+
+
+def test_a_stage_that_looked_at_target_labels_is_remembered(tmp_path: Path) -> None:
+    """Tuning on the target's labels marks every later result, however blind its own stage was."""
+    model = create(16, name="smallconv")
+    assert model.selection("train-split") == "train-split"
+    model.provenance.append({"task": "pretrain", "selection": "tuned-on-target"})
+    model.export(tmp_path)
+    later = create(16, weights=str(tmp_path))
+    assert later.selection("last") == "tuned-on-target"
+    assert later.selection("oracle") == "oracle"

@@ -38,7 +38,6 @@ def test_logits_are_the_head_on_the_features_with_dropout_in_training_only() -> 
     x = torch.randn(4, 3, 16, 16)
     expected = made.backbone(x) @ made.head.weight.T + made.head.bias
     torch.testing.assert_close(made(x), expected)
-    assert not made.head.bias.any() and made.head.weight.std() < 0.02
     made.dropout.train()
     assert not torch.allclose(made(x), expected)
 
