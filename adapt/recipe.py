@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core import config, norm
-from ..core.backbone import LABELLED, create, exposure
+from ..core.backbone import create
 from ..core.classifier import Classifier, score
 from ..core.config import Choice, Section
 from ..core.distributed import rank, world
@@ -21,7 +21,7 @@ from ..core.optim import Optim
 from ..core.pictures import denormalise, save_map, save_sheet
 from ..core.presets import VIEWS
 from ..core.run import Run
-from ..core.sets import HELD_OUT, add_seen, align, describe, fingerprints, labelled, open_tests
+from ..core.sets import HELD_OUT, LABELLED, add_seen, align, describe, exposure, fingerprints, labelled, open_tests
 from ..core.stream import (
     Batches,
     Damage,

@@ -23,8 +23,6 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from .errors import UserError
-from .images.source import Images
-from .sets import count_seen
 from .smallconv import SmallConv
 
 OWN: Mapping[str, Callable[..., nn.Module]] = {"smallconv": SmallConv}
@@ -32,7 +30,6 @@ WEIGHTS, DESCRIPTION, SEEN = "backbone.safetensors", "backbone.json", "seen.safe
 DESCRIBED = ("name", "args", "size", "stem", "pooling", "feature_dim", "mean", "std", "provenance")
 HALF = (0.5, 0.5, 0.5)
 LOOKED = ("tuned-on-target", "oracle")
-LABELLED = "labelled"
 
 
 class Backbone(nn.Module):
@@ -162,12 +159,6 @@ def create(
     if weights == "timm" or file:
         backbone.provenance = [{"task": "external", "weights": Path(weights).name}]
     return backbone
-
-
-def exposure(seen: Mapping[str, Tensor], tests: Mapping[str, Images]) -> dict[str, Any]:
-    """Two entries of a result: how many test images each stage saw without labels, and how many any stage had labels of."""
-    counts = count_seen({LABELLED: torch.empty(0, dtype=torch.int64), **seen}, tests)
-    return {"seen_labelled": counts.pop(LABELLED), "seen_unlabelled": counts}
 
 
 def read_description(weights: str) -> dict[str, Any]:

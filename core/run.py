@@ -133,9 +133,8 @@ class Run:
         except PermissionError:
             return f"run.dir: {self.dir} cannot be written; choose another run.dir"
         path = self.dir / "config.yaml"
-        if not begun(
-            self.dir
-        ):  # a mistake ended it before it had anything to lose; its config is not worth a new folder
+        # A run that a mistake ended before it had anything to lose: its config is not worth a new folder.
+        if not begun(self.dir):
             (self.dir / "run.json").unlink(missing_ok=True)
         elif path.exists():
             try:

@@ -13,6 +13,8 @@ from .errors import UserError
 from .images.source import Images, holdout, open_images
 
 HELD_OUT = 0.2
+# Among the stages of `seen`: the images whose labels any stage was trained on.
+LABELLED = "labelled"
 
 
 def labelled(images: Images, key: str) -> Images:
@@ -90,3 +92,9 @@ def add_seen(seen: Mapping[str, Tensor], stage: str, images: Images) -> dict[str
     """`seen` and the keys of the images that this stage saw without labels."""
     keys = torch.cat([seen.get(stage, torch.empty(0, dtype=torch.int64)), images.keys()]).unique()
     return {**seen, stage: keys}
+
+
+def exposure(seen: Mapping[str, Tensor], tests: Mapping[str, Images]) -> dict[str, Any]:
+    """Two entries of a result: how many test images each stage saw without labels, and how many any stage had labels of."""
+    counts = count_seen({LABELLED: torch.empty(0, dtype=torch.int64), **seen}, tests)
+    return {"seen_labelled": counts.pop(LABELLED), "seen_unlabelled": counts}

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..core import config, norm
-from ..core.backbone import LABELLED, OWN, Backbone, create, exposure
+from ..core.backbone import OWN, Backbone, create
 from ..core.classifier import Classifier, Scores, add_scores, score
 from ..core.config import Choice, Section
 from ..core.distributed import rank, world
@@ -23,7 +23,7 @@ from ..core.optim import Optim
 from ..core.pictures import denormalise, save_map, save_sheet
 from ..core.presets import VIEWS
 from ..core.run import Run
-from ..core.sets import add_seen, describe, fingerprints, train_and_tests
+from ..core.sets import LABELLED, add_seen, describe, exposure, fingerprints, train_and_tests
 from ..core.stream import Damage, Labelled, Order, Sample, Share, read_or_neighbour, stream
 from ..core.train import Every, Step, fit
 from ..core.views import Evaluation, Multiview
@@ -96,9 +96,9 @@ def probe(
         selection = outcome.selection if outcome.selection != "last" else selection
     if run.main:
         save_map(run.dir, features, tests, seed)
-    return run.finish(
-        _result(scores, model, train, tests, data, {"chosen": picked, "selection": model.selection(selection)})
-    )
+    model.seen = add_seen(model.seen, LABELLED, train)
+    extra = {"chosen": picked, "selection": model.selection(selection)}
+    return run.finish(_result(scores, model, train, tests, data, extra))
 
 
 class FineTune(nn.Module):
@@ -184,9 +184,8 @@ def finetune(
             shown = denormalise(prepare(first[0]).images[None, :12], model.mean, model.std)
             save_sheet(run.dir, "views", shown, "Augmented training images.")
     counts = {"steps": steps, "images_seen": steps * settings.batch_size, "damaged": list(damage.names.values())}
-    return run.finish(
-        _result(scores, model, train, tests, data, {**counts, "selection": model.selection(data["selection"])})
-    )
+    extra = {**counts, "selection": model.selection(data["selection"])}
+    return run.finish(_result(scores, model, train, tests, data, extra))
 
 
 def _check(method: Mapping[str, Any]) -> None:
@@ -211,7 +210,7 @@ def _result(
 ) -> dict[str, Any]:
     return {
         "data": describe(_named(train, tests), held_out=data["test"] is None),
-        **exposure(add_seen(model.seen, LABELLED, train), tests),
+        **exposure(model.seen, tests),
         **scores._asdict(),
         **extra,
     }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import config, norm
-from ..core.backbone import Backbone, create, exposure
+from ..core.backbone import Backbone, create
 from ..core.config import Choice, Duration, Section
 from ..core.distributed import rank, world
 from ..core.draws import Draws
@@ -21,7 +21,7 @@ from ..core.optim import Optim
 from ..core.pictures import denormalise, save_map, save_sheet
 from ..core.presets import VIEWS
 from ..core.run import Run
-from ..core.sets import HELD_OUT, add_seen, align, describe, fingerprints, labelled, open_tests
+from ..core.sets import HELD_OUT, add_seen, align, describe, exposure, fingerprints, labelled, open_tests
 from ..core.stream import Batches, Damage, Order, Sample, Share, Views, read_or_neighbour, stream
 from ..core.train import Every, fit
 from ..core.views import Evaluation, Multiview

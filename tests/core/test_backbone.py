@@ -10,9 +10,8 @@ from safetensors.torch import load_file, save_file
 from timm.models import ResNet, VisionTransformer
 from torch import Tensor, nn
 
-from rootstock.core.backbone import LABELLED, Backbone, create, exposure, load_strictly, read_description
+from rootstock.core.backbone import Backbone, create, load_strictly, read_description
 from rootstock.core.errors import UserError
-from rootstock.core.images.source import open_images
 from rootstock.core.optim import Optim, parameter_groups
 
 VIT = {"patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2}
@@ -281,14 +280,6 @@ def test_a_frozen_backbone_stays_as_it_is_in_any_mode() -> None:
     assert all(torch.equal(value, before[name]) for name, value in backbone.model.state_dict().items())
     assert not any(p.requires_grad for p in backbone.parameters()) and not any(m.training for m in backbone.modules())
     assert holder[1].training
-
-
-def test_exposure_counts_images_by_stage_and_labels_apart() -> None:
-    images = open_images("sklearn:digits")
-    test = images.select(torch.arange(10))
-    seen = {"pretrain": images.keys()[5:100], LABELLED: images.keys()[8:9], "adapt": images.keys()[100:]}
-    assert exposure(seen, {"test": test}) == {"seen_unlabelled": {"pretrain": 5, "adapt": 0}, "seen_labelled": 1}
-    assert exposure({}, {"test": test}) == {"seen_unlabelled": {}, "seen_labelled": 0}
 
 
 def test_a_stage_that_looked_at_target_labels_is_remembered(tmp_path: Path) -> None:

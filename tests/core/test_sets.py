@@ -11,10 +11,12 @@ from PIL import Image
 from rootstock.core.errors import UserError
 from rootstock.core.images.source import Images, open_images
 from rootstock.core.sets import (
+    LABELLED,
     add_seen,
     align,
     count_seen,
     describe,
+    exposure,
     fingerprints,
     labelled,
     open_tests,
@@ -145,3 +147,11 @@ def test_add_seen_unites_and_keeps_the_stages_apart(tmp_path: Path) -> None:
     assert torch.equal(after["pretrain"], images.keys().sort().values)
     assert set(add_seen(after, "adapt", halves[0])) == {"pretrain", "adapt"} and set(before) == {"pretrain"}
     assert count_seen(add_seen(before, "adapt", halves[1]), {"test": halves[1]}) == {"pretrain": 4, "adapt": 12}
+
+
+def test_exposure_counts_images_by_stage_and_labels_apart() -> None:
+    images = open_images("sklearn:digits")
+    test = images.select(torch.arange(10))
+    seen = {"pretrain": images.keys()[5:100], LABELLED: images.keys()[8:9], "adapt": images.keys()[100:]}
+    assert exposure(seen, {"test": test}) == {"seen_unlabelled": {"pretrain": 5, "adapt": 0}, "seen_labelled": 1}
+    assert exposure({}, {"test": test}) == {"seen_unlabelled": {}, "seen_labelled": 0}
