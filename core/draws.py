@@ -2,19 +2,27 @@
 
 Why not torch.Generator: its numbers depend on the order of calls, on the device and on the number of processes, so a run could
 neither resume nor be split over processes exactly. Here the bits come from the splitmix64 finaliser (Steele, Lea & Flood 2014,
-"Fast splittable pseudorandom number generators") in int64 arithmetic, which wraps identically on CPU, on CUDA and under
-torch.compile. The values are pinned by a table in tests/core/test_draws.py: a change would re-run every committed number.
+"Fast splittable pseudorandom number generators") in 64-bit arithmetic, which wraps identically in numpy (used on the CPU, where
+a call costs a quarter of torch's), in torch on CUDA and under torch.compile. The values are pinned by a table in
+tests/core/test_draws.py: a change would re-run every committed number.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-FEISTEL_ROUNDS = 8
+Words = NDArray[np.uint64]
+
+# Tries of the gamma sampler: each succeeds with probability 0.95 or more, so all fail once in 10^10.
+GAMMA_TRIES = 8
 
 
 def signed(value: int) -> int:
@@ -27,10 +35,21 @@ GOLDEN = signed(0x9E3779B97F4A7C15)
 MIX_FIRST = signed(0xBF58476D1CE4E5B9)
 MIX_SECOND = signed(0x94D049BB133111EB)
 
+# numpy reads a constant fastest from an array of its own type, several times faster than from an integer of Python.
+_GOLDEN, _FIRST, _SECOND = (np.array(value).view(np.uint64) for value in (GOLDEN, MIX_FIRST, MIX_SECOND))
+_SHIFTS = tuple(np.array(shift, dtype=np.uint64) for shift in (30, 27, 31))
+_24_BITS, _32_BITS = np.array(40, dtype=np.uint64), np.array(32, dtype=np.uint64)
 
-def stream_key(seed: int, name: str) -> int:
-    """The 64-bit key of a named stream: the first eight bytes of sha256("seed/name")."""
+
+@functools.lru_cache(maxsize=4096)
+def _hashed_name(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little", signed=True)
+
+
+@torch.compiler.assume_constant_result
+def stream_key(seed: int, name: str) -> int:
+    """The 64-bit key of a named stream: the first eight bytes of sha256("seed/name"). A constant to torch.compile."""
+    return _hashed_name(seed, name)
 
 
 def mix(x: Tensor) -> Tensor:
@@ -41,26 +60,63 @@ def mix(x: Tensor) -> Tensor:
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
+def mix_words(x: Words) -> Words:
+    """`mix` of an array with one dimension or more, in its own memory."""
+    spare = np.right_shift(x, _SHIFTS[0])
+    for shift, factor in zip(_SHIFTS[1:], (_FIRST, _SECOND), strict=True):
+        np.bitwise_xor(x, spare, out=x)
+        np.multiply(x, factor, out=x)
+        np.right_shift(x, shift, out=spare)
+    return np.bitwise_xor(x, spare, out=x)
+
+
+def words_of(x: Tensor) -> Words:
+    """The memory of an int64 tensor on the CPU as unsigned words."""
+    return x.numpy().view(np.uint64)
+
+
 class Draws:
     """Random numbers keyed by global positions: row i of every result belongs to positions[i] alone.
 
     seed: the run's seed. positions: int64 [N]. prefix: the stream that all names are under, e.g. "source/".
-    Two calls with the same name give the same numbers; name each decision once ("crop", "flip", "mask").
+    Two calls with the same name give the same numbers; name each decision once ("crop", "flip", "mask"). Bits, uniforms,
+    integers and permutations are the same bits on every device and under torch.compile; normals, gammas and betas are within
+    the rounding of the device's logarithms.
     """
 
-    def __init__(self, seed: int, positions: Tensor, prefix: str = "") -> None:
+    def __init__(self, seed: int, positions: Tensor, prefix: str = "", *, hashed: Tensor | None = None) -> None:
+        """hashed: mix(positions * GOLDEN) where it is already known, int64 [N]."""
         if positions.dtype != torch.int64 or positions.ndim != 1:
             raise ValueError(f"positions must be int64 [N], got {positions.dtype} {tuple(positions.shape)}")
         self.seed, self.positions, self.prefix = seed, positions, prefix
+        if hashed is None:
+            if self.on_host:
+                hashed = torch.from_numpy(mix_words(np.multiply(words_of(positions), _GOLDEN)).view(np.int64))
+            else:
+                hashed = mix(positions * GOLDEN)
+        self.hashed = hashed
+
+    @property
+    def on_host(self) -> bool:
+        """Whether numpy draws: on the CPU outside of torch.compile."""
+        return self.positions.is_cpu and not torch.compiler.is_compiling()
 
     def stream(self, name: str) -> Draws:
         """The same positions under a nested name: draws.stream("source").uniform("crop") is the stream "source/crop"."""
-        return Draws(self.seed, self.positions, f"{self.prefix}{name}/")
+        return Draws(self.seed, self.positions, f"{self.prefix}{name}/", hashed=self.hashed)
+
+    def words(self, name: str, shape: Sequence[int]) -> Words:
+        """`bits` on the host, uint64 [N, *shape]."""
+        key = stream_key(self.seed, self.prefix + name)
+        row = mix_words(np.bitwise_xor(words_of(self.hashed), np.array(key).view(np.uint64)))
+        index = np.arange(1, math.prod(shape) + 1, dtype=np.uint64) * _GOLDEN
+        return mix_words(row[:, None] + index).reshape(len(row), *shape)
 
     def bits(self, name: str, *shape: int) -> Tensor:
         """64 random bits each, int64 [N, *shape]."""
-        key = stream_key(self.seed, self.prefix + name)
-        row = mix(mix(self.positions * GOLDEN) ^ key)
+        if self.on_host:
+            return torch.from_numpy(self.words(name, shape).view(np.int64))
+        row = mix(self.hashed ^ stream_key(self.seed, self.prefix + name))
         index = torch.arange(1, math.prod(shape) + 1, device=self.positions.device)
         return mix(row[:, None] + index * GOLDEN).view(len(row), *shape)
 
@@ -69,25 +125,72 @@ class Draws:
 
         With other bounds than 0 and 1 the sum is rounded to float32, which may give `high` itself.
         """
+        plain = (low, high) == (0.0, 1.0)
+        # With bounds, product and sum are rounded apart, the product from float64: a compiler that fused them would change
+        # the last bit.
+        if self.on_host:
+            whole = self.words(name, shape) >> _24_BITS
+            if plain:
+                unit = whole.astype(np.float32)
+                unit *= np.float32(2.0**-24)
+                return torch.from_numpy(unit)
+            product = whole.astype(np.float64)
+            product *= float(np.float32(high - low)) * 2.0**-24
+            found = product.astype(np.float32)
+            found += np.float32(low)
+            return torch.from_numpy(found)
         unit = ((self.bits(name, *shape) >> 40) & 0xFFFFFF).to(torch.float32) * 2.0**-24
-        if (low, high) == (0.0, 1.0):
+        if plain:
             return unit
-        # Rounded apart, through float64: a compiler that fused product and sum would change the last bit.
-        span = torch.tensor(high - low, dtype=torch.float32, device=unit.device).double()
+        span = torch.full((), high - low, dtype=torch.float32, device=unit.device).double()
         return low + (span * unit.double()).float()
 
     def normal(self, name: str, *shape: int) -> Tensor:
         """Standard normal, float32 [N, *shape], by Box & Muller (1958)."""
-        pair = self.bits(name, *shape, 2)
+        unit = self.uniform(name, *shape, 2)
         # 1 - u lies in (0, 1], so the logarithm is finite.
-        unit = ((pair >> 40) & 0xFFFFFF).to(torch.float32) * 2.0**-24
         radius = torch.sqrt(-2.0 * torch.log1p(-unit[..., 0]))
         return radius * torch.cos(2.0 * math.pi * unit[..., 1])
+
+    def gamma(self, name: str, a: float, *shape: int) -> Tensor:
+        """Gamma of shape a and scale 1, float32 [N, *shape]. Raises ValueError unless a > 0."""
+        return self._log_gamma(name, a, shape).exp()
+
+    def beta(self, name: str, a: float, b: float, *shape: int) -> Tensor:
+        """Beta(a, b) on [0, 1], float32 [N, *shape]: G_a / (G_a + G_b) of two gammas. Raises ValueError unless a, b > 0."""
+        # Of small a both gammas may be too small for a float; their logarithms are not.
+        return torch.sigmoid(self._log_gamma(f"{name}/a", a, shape) - self._log_gamma(f"{name}/b", b, shape))
+
+    def _log_gamma(self, name: str, a: float, shape: Sequence[int]) -> Tensor:
+        """The logarithm of `gamma`: Marsaglia & Tsang (2000), "A simple method for generating gamma variables".
+
+        Of a fixed number of tries, so that shapes are static, the first accepted one counts.
+        """
+        if not 0.0 < a < math.inf:
+            raise ValueError(f"a gamma or beta distribution needs shapes above 0, got {a}")
+        d = (a if a >= 1.0 else a + 1.0) - 1.0 / 3.0
+        x = self.normal(f"{name}/normal", *shape, GAMMA_TRIES)
+        accept = torch.log1p(-self.uniform(f"{name}/accept", *shape, GAMMA_TRIES))
+        root = 1.0 + x / math.sqrt(9.0 * d)
+        log_v = 3.0 * torch.log(root.clamp(min=1e-30))
+        accepted = (root > 0.0) & (accept < 0.5 * x * x + d * (1.0 - root**3 + log_v))
+        # Elementwise, from the last try to the first: torch.compile has a fused argmax and gather read out of bounds on the CPU.
+        # Where none was accepted: v = 1, near the mode.
+        chosen = torch.zeros_like(log_v[..., 0])
+        for turn in reversed(range(GAMMA_TRIES)):
+            chosen = torch.where(accepted[..., turn], log_v[..., turn], chosen)
+        result = math.log(d) + chosen
+        if a < 1.0:  # G_a = G_(a+1) U^(1/a), section 6
+            result = result + torch.log1p(-self.uniform(f"{name}/boost", *shape)) / a
+        return result
 
     def integers(self, name: str, high: int, *shape: int) -> Tensor:
         """Uniform integers in 0..high-1, int64 [N, *shape], by multiply and shift (bias below high / 2^32)."""
         if not 0 < high <= 1 << 31:
             raise ValueError(f"high must lie in 1..2^31, got {high}")
+        if self.on_host:
+            words = (self.words(name, shape) >> _32_BITS) * np.uint64(high)
+            return torch.from_numpy((words >> _32_BITS).view(np.int64))
         return (((self.bits(name, *shape) >> 32) & 0xFFFFFFFF) * high) >> 32
 
     def bernoulli(self, name: str, p: float, *shape: int) -> Tensor:
@@ -105,25 +208,89 @@ class Draws:
         return self.permutation(name, n)[:, :k]
 
 
+FEISTEL_ROUNDS = 8
+# Rounds on halves of up to this many bits (sets of up to 2^24 images) are looked up: 8 x 4096 words at most.
+TABLE_BITS = 12
+# Of so few indices or less Python's integers are faster than arrays.
+FEW = 8
+
+Indices = NDArray[np.int64]
+Rounds = Sequence[Indices] | Sequence[int]  # tables of what a round makes of each half, or the rounds' keys
+
+
 def permute(seed: int, name: str, n: int, index: Tensor) -> Tensor:
-    """The images of `index` (int64, values in 0..n-1) under a keyed bijection of 0..n-1, in O(1) memory.
+    """The images of `index` (int64 on the CPU, values in 0..n-1) under a keyed bijection of 0..n-1, in O(1) memory.
 
     A balanced Feistel network (Luby & Rackoff 1988) on the smallest even number of bits that holds n, walked until it
     lands below n again (Black & Rogaway 2002): fewer than four rounds of walking on average.
     """
+    return torch.from_numpy(permute_array(seed, name, n, index.numpy()))
+
+
+def permute_array(seed: int, name: str, n: int, index: Indices) -> Indices:
+    """`permute` of a numpy array."""
     if n < 1:
         raise ValueError(f"a permutation needs at least one element, got n={n}")
     half = max(1, math.ceil((n - 1).bit_length() / 2))
-    mask = (1 << half) - 1
-    keys = [stream_key(seed, f"{name}/round{i}") for i in range(FEISTEL_ROUNDS)]
+    rounds = _round_tables(seed, name, half) if half <= TABLE_BITS else _round_keys(seed, name)
+    out = index.ravel().copy()
+    outside = np.arange(out.size)  # what has not come to rest below n
+    while len(outside) > FEW:
+        again = _feistel(rounds, half, out[outside])
+        out[outside] = again
+        outside = outside[again >= n]
+    for place in outside.tolist():
+        out[place] = _walk(rounds, half, n, int(out[place]))
+    return out.reshape(index.shape)
 
-    def feistel(x: Tensor) -> Tensor:
-        left, right = x >> half, x & mask
-        for key in keys:
-            left, right = right, left ^ (mix(mix(right * GOLDEN) ^ key) & mask)
-        return (left << half) | right
 
-    out = feistel(index.to(torch.int64))
-    while bool((outside := out >= n).any()):
-        out = torch.where(outside, feistel(out), out)
-    return out
+def _feistel(rounds: Rounds, half: int, x: Indices) -> Indices:
+    """One pass of the network over numbers of 2 * half bits."""
+    bits, mask = np.int64(half), np.int64((1 << half) - 1)
+    left, right = x >> bits, x & mask
+    for this in rounds:
+        image = this[right] if isinstance(this, np.ndarray) else _round(right, np.array(this)) & mask
+        np.bitwise_xor(left, image, out=left)
+        left, right = right, left
+    left <<= bits
+    left |= right
+    return left
+
+
+def _walk(rounds: Rounds, half: int, n: int, value: int) -> int:
+    """Passes of the same network over one number until it is below n, on integers of Python."""
+    word, mask = 0xFFFFFFFFFFFFFFFF, (1 << half) - 1
+
+    def mixed(x: int) -> int:
+        x = ((x ^ (x >> 30)) * MIX_FIRST) & word
+        x = ((x ^ (x >> 27)) * MIX_SECOND) & word
+        return x ^ (x >> 31)
+
+    while True:
+        left, right = value >> half, value & mask
+        for this in rounds:
+            if isinstance(this, np.ndarray):
+                image = int(this[right])
+            else:
+                image = mixed(mixed((right * GOLDEN) & word) ^ (this & word)) & mask
+            left, right = right, left ^ image
+        value = left << half | right
+        if value < n:
+            return value
+
+
+def _round(right: Indices, keys: Indices) -> Indices:
+    hashed = mix_words(right.view(np.uint64) * _GOLDEN)
+    return mix_words(hashed ^ keys.view(np.uint64)).view(np.int64)
+
+
+@functools.lru_cache(maxsize=64)
+def _round_keys(seed: int, name: str) -> tuple[int, ...]:
+    return tuple(stream_key(seed, f"{name}/round{i}") for i in range(FEISTEL_ROUNDS))
+
+
+@functools.lru_cache(maxsize=16)
+def _round_tables(seed: int, name: str, half: int) -> tuple[Indices, ...]:
+    """What each round makes of each half, int64 [2^half] each."""
+    images = _round(np.arange(1 << half)[None], np.array(_round_keys(seed, name))[:, None])
+    return tuple(images & ((1 << half) - 1))
