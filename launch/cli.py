@@ -13,6 +13,7 @@ import typer
 
 from .. import __doc__ as about
 from .. import __version__
+from ..core.errors import UserError
 from .exits import answer
 
 P = ParamSpec("P")
@@ -102,13 +103,41 @@ def adapt(config: Config, overrides: Overrides = None) -> None:
 
 @verb
 def data(
-    uri: Annotated[str, typer.Argument(metavar="URI", help="folder:PATH, tar:PATH, csv:FILE, sklearn:digits, ...")],
+    uri: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="URI", help="folder:PATH, tar:PATH, csv:FILE, sklearn:digits, ...; several: their union."
+        ),
+    ],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to save the contact sheet (PNG).")] = None,
+    pack: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Copy the set there, into one file that pack:FOLDER opens.")
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(metavar="original|raw|jpeg", help="In a pack: the files as they are, pixels, or JPEGs made anew."),
+    ] = None,
+    short: Annotated[
+        int | None, typer.Option(metavar="N", help="In a pack: scale pictures down to N pixels on the shorter side.")
+    ] = None,
+    quality: Annotated[int | None, typer.Option(metavar="Q", help="Of JPEGs made anew, 95 by default.")] = None,
+    skip_damaged: Annotated[bool, typer.Option("--skip-damaged", help="Leave damaged pictures out of a pack.")] = False,
 ) -> int:
-    """Count, hash and check a set of images; draw a contact sheet."""
-    from .data import describe
+    """Count, hash, check and draw a set of images; or pack it."""
+    options = {"format": format, "short": short, "quality": quality}
+    given = {name: value for name, value in options.items() if value is not None}
+    if pack is None:
+        if given or skip_damaged:
+            raise UserError(f"--{next(iter(given), 'skip-damaged')} is for packing; add --pack FOLDER")
+        from .data import describe
 
-    return describe(uri, out)
+        return describe(uri, out)
+    if out is not None:
+        raise UserError("--out is where the contact sheet goes, and --pack draws none; give one of them")
+    from ..core.images.record import Packing
+    from .pack import pack_set
+
+    return pack_set(uri, pack, Packing(**given), skip_damaged)
 
 
 @verb

@@ -4,7 +4,7 @@ Every picture is read once, so that damage is found now and not in the seventh e
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,9 +16,8 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from ..core.errors import UserError
 from ..core.images.files import printable
-from ..core.images.source import DamagedImage, Images, open_images
+from ..core.images.source import DamagedImage, Images, open_with_splits
 
 SHEET = Path("contact-sheet.png")
 THUMBNAIL, COLUMNS, ROWS, MARGIN, CAPTION = 64, 10, 20, 4, 110
@@ -28,13 +27,13 @@ LISTED = 20
 READERS = 4
 
 
-def describe(uri: str, out: Path | None = None) -> int:
-    """Print what `uri` holds and save a contact sheet (`contact-sheet.png` here, or `out`).
+def describe(uri: str | Sequence[str], out: Path | None = None) -> int:
+    """Print what `uri` (or the union of several) holds and save a contact sheet (`contact-sheet.png` here, or `out`).
 
     Returns the exit status: 0, or 1 if a picture is damaged. Raises UserError if the URI cannot be opened.
     """
     console = Console(highlight=False)
-    images = open_whole(uri)
+    images, _ = open_with_splits(uri)
     shapes, damaged = check(images, console)
     print_summary(console, images, shapes)
     if images.labels is not None and images.classes is not None:
@@ -50,19 +49,6 @@ def describe(uri: str, out: Path | None = None) -> int:
         console.print(f"and {len(damaged) - LISTED} more")
     console.print(f"[red]{len(damaged)} damaged[/]" if damaged else "no picture is damaged")
     return 1 if damaged else 0
-
-
-def open_whole(uri: str) -> Images:
-    """Open a URI; a set that comes in splits, of which none is named, as a whole: looking trains on nothing."""
-    try:
-        return open_images(uri)
-    except UserError as refusal:
-        if "#" in uri:
-            raise
-        try:
-            return open_images(f"{uri}#all")
-        except UserError:
-            raise refusal from None
 
 
 def check(images: Images, console: Console) -> tuple[Counter[tuple[int, ...]], list[tuple[int, str]]]:
@@ -97,14 +83,12 @@ def chunked(
         yield from readers.map(look, range(start, min(start + size, count)))
 
 
-def print_summary(console: Console, images: Images, shapes: Counter[tuple[int, ...]]) -> None:
-    """Count, copies, sizes, fingerprint, split hash."""
+def print_summary(console: Console, images: Images, shapes: Counter[tuple[int, ...]] | None = None) -> None:
+    """Count, copies, fingerprint, split hash, and sizes where `shapes` says how often each occurs."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     identities = len(images.keys().unique())
-    heights = sorted(shape[1] for shape in shapes.elements())
-    widths = sorted(shape[2] for shape in shapes.elements())
     table.add_row("set", escape(images.uri))
     table.add_row(
         "pictures",
@@ -112,6 +96,17 @@ def print_summary(console: Console, images: Images, shapes: Counter[tuple[int, .
         + (f", {identities:,} different (copies and blends count once)" if identities < len(images) else ""),
     )
     table.add_row("labels", "none" if images.labels is None else f"{len(images.classes or ())} classes")
+    if shapes is not None:
+        add_sizes(table, shapes)
+    table.add_row("fingerprint", images.fingerprint())
+    table.add_row("split hash", images.split_hash())
+    console.print(table)
+
+
+def add_sizes(table: Table, shapes: Counter[tuple[int, ...]]) -> None:
+    """Rows about channels, widths and heights; shapes: how often each (C, H, W) occurs."""
+    heights = sorted(shape[1] for shape in shapes.elements())
+    widths = sorted(shape[2] for shape in shapes.elements())
     table.add_row("channels", ", ".join(str(channels) for channels in sorted({shape[0] for shape in shapes})))
     if len(shapes) == 1:
         table.add_row("size", f"all {widths[0]} x {heights[0]} (width x height)")
@@ -119,9 +114,6 @@ def print_summary(console: Console, images: Images, shapes: Counter[tuple[int, .
         middle = len(widths) // 2
         table.add_row("width", f"{widths[0]} to {widths[-1]}, median {widths[middle]}")
         table.add_row("height", f"{heights[0]} to {heights[-1]}, median {heights[middle]}")
-    table.add_row("fingerprint", images.fingerprint())
-    table.add_row("split hash", images.split_hash())
-    console.print(table)
 
 
 def print_counts(console: Console, kind: str, names: tuple[str, ...], index: Tensor) -> None:

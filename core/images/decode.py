@@ -1,18 +1,21 @@
 """Bytes of a picture file -> uint8 or uint16 [3, H, W].
 
-Pillow decodes all of them, so that a picture has the same pixels wherever it lies (torchvision's decoders are deprecated).
+Pillow says what a picture's pixels are. Plain JPEGs go through torchvision's decoder, which takes a quarter less time inside a
+loader's worker, where it is there and gives Pillow's pixels to the last bit; whatever is unusual or fails goes to Pillow.
 16-bit PNGs keep their depth, 16-bit gray of other formats too. Transparency is dropped, as torchvision's and timm's folders
 do it, so that numbers compare.
 """
 
+import functools
 import io
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from PIL import Image, ImageFile
 from torch import Tensor
 
-from .store import DamagedImage, three_channels
+from .store import DamagedImage, Scale, three_channels
 
 EXTENSIONS = (
     ".jpg",
@@ -54,15 +57,42 @@ def is_picture(name: str) -> bool:
     return not last.startswith(".") and last.endswith(EXTENSIONS)
 
 
-def decode(content: bytes, where: str) -> Tensor:
+def decode(content: bytes | bytearray, where: str) -> Tensor:
     """uint8 [3, H, W], or uint16 for 16-bit files. Upright by its EXIF tag. `where` names the file in errors.
 
+    The channels lie together in memory ([H, W, 3]), as decoders write them and as cropping reads them fastest.
     Raises DamagedImage for what is empty, cut short, no picture at all, or larger than MAX_PIXELS.
     """
     if not content:
         raise DamagedImage(f"{where}: the file is empty (0 bytes); replace or remove it")
+    if plain_jpeg_size(content) is not None and (decoder := fast_decoder()) is not None:
+        try:
+            return decoder(content)
+        except RuntimeError:  # damaged: Pillow says how, or reads it nevertheless
+            pass
+    return decode_by_pillow(content, where)
+
+
+def decode_scaled(content: bytes | bytearray, where: str, scale: Scale) -> tuple[Tensor, tuple[int, int]]:
+    """The picture decoded at 1/s of its sides (rounded up), s = scale(H, W) in 1, 2, 4, 8, and its full size (H, W).
+
+    Only plain JPEGs, upright as they are stored, can be scaled by their DCT; others are decoded whole, as by `decode`.
+    """
+    size = plain_jpeg_size(content)
+    factor = 1 if size is None else scale(*size)
+    if size is None or factor == 1 or min(size) < factor:
+        picture = decode(content, where)
+        return picture, (picture.shape[1], picture.shape[2])
+    assert factor in (2, 4, 8)
+    return decode_by_pillow(content, where, factor), size
+
+
+def decode_by_pillow(content: bytes | bytearray, where: str, factor: int = 1) -> Tensor:
+    """`decode` without a short cut; factor: by what a JPEG's sides are divided."""
     try:
         with Image.open(io.BytesIO(content)) as picture:
+            if factor > 1:
+                picture.draft(picture.mode, (picture.width // factor, picture.height // factor))
             if picture.width * picture.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             if picture.format == "PNG" and picture.tile and (rawmode := picture.tile[0].args) in DEEP_COLOUR:
@@ -81,6 +111,72 @@ def decode(content: bytes, where: str) -> Tensor:
         # decoders raise anything on damaged bytes: OSError, SyntaxError, struct.error, IndexError
         reason = "not a picture that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise DamagedImage(f"{where}: cannot be decoded ({reason}); replace or remove it") from None
+
+
+FRAMES = (0xC0, 0xC1, 0xC2)
+"""JPEG markers (ITU-T T.81, table B.1) of baseline, extended and progressive Huffman frames: what every decoder reads."""
+
+
+def plain_jpeg_size(content: bytes | bytearray) -> tuple[int, int] | None:
+    """(H, W) of a JPEG of 8 bits, gray or of three components, that is upright as stored and not too large; else None."""
+    if content[:2] != b"\xff\xd8":
+        return None
+    at, tagged = 2, False
+    while at + 10 <= len(content) and content[at] == 0xFF:
+        marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4], "big")
+        if marker in FRAMES:
+            height = int.from_bytes(content[at + 5 : at + 7], "big")
+            width = int.from_bytes(content[at + 7 : at + 9], "big")
+            plain = content[at + 4] == 8 and content[at + 9] in (1, 3) and 0 < height * width <= MAX_PIXELS
+            return (height, width) if plain else None
+        if marker == 0xE1:  # EXIF and XMP
+            if tagged or turned(bytes(content[at + 4 : at + 2 + length])):
+                return None
+            tagged = True
+        elif marker not in (0xC4, 0xDB, 0xDD, 0xFE) and not 0xE0 <= marker <= 0xEF:
+            return None  # neither tables, nor a comment, nor an application's own
+        at += 2 + length
+    return None
+
+
+def turned(segment: bytes) -> bool:
+    """Whether a JPEG's APP1 segment may say that the picture is not upright."""
+    if not segment.startswith(b"Exif\0\0"):
+        return b"tiff:Orientation" in segment
+    tags = Image.Exif()
+    try:
+        tags.load(segment)
+        return tags.get(ORIENTATION, 1) != 1
+    except Exception:  # Pillow shall judge what it cannot read
+        return True
+
+
+@functools.cache
+def fast_decoder() -> Callable[[bytes | bytearray], Tensor] | None:
+    """torchvision's JPEG decoder, if it is there and decodes a sample as Pillow does; else None.
+
+    Called below its Python function, which warns since 0.29 that it will move to another package some day.
+    """
+    try:
+        import torchvision.io  # noqa: F401  # pyright: ignore[reportUnusedImport]
+
+        decode_jpeg = torch.ops.image.decode_jpeg
+    except (ImportError, AttributeError):
+        return None
+
+    def decoder(content: bytes | bytearray) -> Tensor:
+        # a writable buffer: torch warns of others
+        buffer = content if isinstance(content, bytearray) else bytearray(content)
+        return decode_jpeg(torch.frombuffer(buffer, dtype=torch.uint8), 3, False)
+
+    sample = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (37, 43, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(sample, "JPEG", quality=75)
+    try:
+        same = torch.equal(decoder(sample.getvalue()), decode_by_pillow(sample.getvalue(), "sample"))
+    except (RuntimeError, TypeError):  # a torchvision built without libjpeg, or whose operator takes other arguments
+        return None
+    return decoder if same else None
 
 
 def upright(picture: Image.Image) -> Image.Image:
@@ -106,10 +202,10 @@ def pixels(picture: Image.Image) -> Tensor:
         picture = picture.convert("RGBA")
     if picture.mode in ("1", "L", "LA", "La"):
         return three_channels(torch.from_numpy(np.array(picture.convert("L")))[None])
-    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
 
 
-def deep_colour(content: bytes, rawmode: str) -> Tensor:
+def deep_colour(content: bytes | bytearray, rawmode: str) -> Tensor:
     """A 16-bit PNG in colour or with alpha as uint16 [3, H, W]; alpha is dropped.
 
     Pillow keeps the first of each value's two bytes. Asked for little-endian values it takes the second one for the first,
@@ -122,7 +218,7 @@ def deep_colour(content: bytes, rawmode: str) -> Tensor:
     return joined(unpacked(content, rawmode)[..., :3], unpacked(content, low)[..., :3])
 
 
-def unpacked(content: bytes, rawmode: str) -> np.ndarray:
+def unpacked(content: bytes | bytearray, rawmode: str) -> np.ndarray:
     """The bytes [H, W, bands] that Pillow takes out of a PNG's rows when told that they are in `rawmode`."""
     with Image.open(io.BytesIO(content)) as picture:
         assert isinstance(picture, ImageFile.ImageFile)

@@ -7,6 +7,7 @@ can put a digit on one side and its blend on the other.
 
 import functools
 import hashlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ..draws import Draws
 from ..errors import UserError
-from .store import ArrayStore, Source, sha256_key
+from .store import ArrayStore, Scale, Source, Uniform, sha256_key
 
 PHOTOGRAPHS = ("china.jpg", "flower.jpg")
 # The column at which each photograph is cut into a test and a training region: through the middle of the temple and of the flower,
@@ -83,6 +84,8 @@ class BlendStore:
         # floor(u * choices), u < 1: each corner that keeps the patch inside the region is as likely as any other
         self.x = left + (draws.uniform("x").double() * (right - left - self.side + 1)).long()
         self.y = (draws.uniform("y").double() * (height - self.side + 1)).long()
+        self._made: Tensor | None = None
+        self._ready = torch.empty(0, dtype=torch.bool)
 
     def __len__(self) -> int:
         return len(self.side)
@@ -112,12 +115,31 @@ class BlendStore:
         scene = ",".join(map(str, self.box(i)))
         return f"{self.name(i)}\t{_scans()[2][i // self.blends].item()}\t{self.size}\t{scene}\t{photographs_hash()}"
 
-    def resident(self, indices: Tensor) -> Tensor:
-        return (
-            torch.stack([self.read(i) for i in indices.tolist()])
-            if len(indices)
-            else torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
-        )
+    def read_scaled(self, i: int, scale: Scale) -> tuple[Tensor, tuple[int, int]]:
+        return self.read(i), (self.size, self.size)
+
+    def encoded(self, i: int) -> None:
+        return None
+
+    def uniform(self) -> Uniform:
+        return Uniform((3, self.size, self.size), torch.uint8)
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """Every blend is made once and kept: a training run asks for each of them in every epoch."""
+        if self._made is None:
+            # memory is taken only as rows are written
+            self._made = torch.empty(len(self), 3, self.size, self.size, dtype=torch.uint8)
+            self._ready = torch.zeros(len(self), dtype=torch.bool)
+        for i in indices[~self._ready[indices]].tolist():
+            self._made[i] = self.read(i)
+            self._ready[i] = True
+        return self._made[indices]
+
+    def layout(self, indices: Tensor) -> Tensor:
+        return indices
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_made": None}
 
 
 @functools.cache

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..errors import UserError
 from .cache import entry_name, file_stamp, recall, remember
-from .decode import EXTENSIONS, decode, is_picture
-from .store import DamagedImage, Source, number_classes, sha256_key
+from .decode import EXTENSIONS, decode, decode_scaled, is_picture
+from .store import DamagedImage, Scale, Source, Uniform, number_classes, sha256_key
 
 SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing", "unlabelled", "unlabeled")
 HASHING_THREADS, HASHING_CHUNK = 8, 256
@@ -28,14 +28,21 @@ class Names:
 
     def __init__(self, names: Iterable[str]) -> None:
         encoded = [os.fsencode(name) for name in names]
-        self._bytes = b"".join(encoded)
-        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        self.block = b"".join(encoded)
+        self.ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+
+    @classmethod
+    def of_block(cls, block: bytes, ends: np.ndarray) -> "Names":
+        """Names out of one block of bytes; ends: int64 [N + 1], name i is block[ends[i] : ends[i + 1]]."""
+        names = cls(())
+        names.block, names.ends = block, ends
+        return names
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self.ends) - 1
 
     def __getitem__(self, i: int) -> str:
-        return os.fsdecode(self._bytes[self._ends[i] : self._ends[i + 1]])
+        return os.fsdecode(self.block[self.ends[i] : self.ends[i + 1]])
 
 
 def printable(path: str) -> str:
@@ -55,7 +62,7 @@ class FileStore:
     def __len__(self) -> int:
         return len(self.names)
 
-    def content(self, i: int) -> bytes:
+    def content(self, i: int) -> bytes | bytearray:
         """The file's bytes. Raises OSError."""
         with open(os.path.join(self.root, self.names[i]), "rb") as file:
             return file.read()
@@ -68,9 +75,12 @@ class FileStore:
         return self.names[i]
 
     def read(self, i: int) -> Tensor:
-        return decode(self.readable(i), self.where(i))
+        return decode(self.encoded(i), self.where(i))
 
-    def readable(self, i: int) -> bytes:
+    def read_scaled(self, i: int, scale: Scale) -> tuple[Tensor, tuple[int, int]]:
+        return decode_scaled(self.encoded(i), self.where(i), scale)
+
+    def encoded(self, i: int) -> bytes | bytearray:
         try:
             return self.content(i)
         except OSError as error:
@@ -102,15 +112,21 @@ class FileStore:
         """int64 [N]: the keys, from the files themselves."""
 
         def chunk(start: int) -> list[int]:
-            return [sha256_key(self.readable(i)) for i in range(start, min(start + HASHING_CHUNK, len(self)))]
+            return [sha256_key(self.encoded(i)) for i in range(start, min(start + HASHING_CHUNK, len(self)))]
 
         # hashlib and read let go of the interpreter's lock, so threads do work at once
         with ThreadPoolExecutor(HASHING_THREADS) as threads:
             chunks = list(threads.map(chunk, range(0, len(self), HASHING_CHUNK)))
         return np.array([key for keys in chunks for key in keys], dtype=np.int64)
 
-    def resident(self, indices: Tensor) -> Tensor | None:
+    def uniform(self) -> Uniform | None:
         return None
+
+    def rows(self, indices: Tensor) -> Tensor | None:
+        return None
+
+    def layout(self, indices: Tensor) -> Tensor:
+        return indices
 
 
 def open_folder(path: str, split: str | None, *, under: str = "", labels: str = "folders") -> Source:

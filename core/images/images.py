@@ -7,10 +7,11 @@ that can be absent, and are dropped once, at the opening: what has no labels can
 import hashlib
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .store import Store
+from .store import Scale, Store, Uniform
 
 
 class Images:
@@ -36,6 +37,7 @@ class Images:
         self.uri, self.classes, self.labels = uri, classes, labels
         self.domains, self.domain_names = domains, domain_names
         self._stores, self._which, self._index = tuple(stores), which, index
+        self._shared: tuple[Uniform | None] | tuple[()] = ()
 
     def __len__(self) -> int:
         return len(self._index)
@@ -58,22 +60,66 @@ class Images:
         store, k = self._at(i)
         return store.name(k)
 
-    def resident(self) -> Tensor | None:
-        """All pictures, uint8 or uint16 [N, C, H, W], if they live in memory anyway and have one shape; else None."""
-        parts = []
-        for s, store in enumerate(self._stores):
-            part = store.resident(self._index[self._which == s])
-            if part is None:
-                return None
-            parts.append(part)
-        if len({(part.shape[1:], part.dtype) for part in parts}) > 1:
+    def read_scaled(self, i: int, scale: Scale) -> tuple[Tensor, tuple[int, int]]:
+        """Picture i decoded at 1/s, and its full size (H, W), where scale(H, W) = s is 1, 2, 4 or 8 and the file is a JPEG.
+
+        libjpeg then computes 8/s of each block's 8 pixels (sides round up): cheaper, but not the pixels of a resize.
+        Whatever else is read as by `read`. Raises DamagedImage, which names the file.
+        """
+        store, k = self._at(i)
+        return store.read_scaled(k, scale)
+
+    def encoded(self, i: int) -> bytes | bytearray | None:
+        """The bytes of picture i's file; None where it lies there as bare pixels. Raises DamagedImage."""
+        store, k = self._at(i)
+        return store.encoded(k)
+
+    def stamp(self, i: int) -> str:
+        """What `fingerprint` hashes of picture i, besides its class."""
+        store, k = self._at(i)
+        return store.stamp(k)
+
+    def uniform(self) -> Uniform | None:
+        """(shape (C, H, W), dtype) if all pictures have one and their pixels lie ready without decoding; else None."""
+        if not self._shared:
+            used = (
+                set(self._which.unique().tolist()) if len(self._stores) > 1 and len(self) else range(len(self._stores))
+            )
+            kinds = {self._stores[s].uniform() for s in used}
+            self._shared = (kinds.pop() if len(kinds) == 1 else None,)
+        return self._shared[0]
+
+    def rows(self, indices: Tensor) -> Tensor | None:
+        """The pictures at `indices` (int64 [M]), uint8 or uint16 [M, C, H, W], where `uniform` is not None; else None.
+
+        The same pixels as `read`. Raises DamagedImage where a pack's record is not what was written.
+        """
+        uniform = self.uniform()
+        if uniform is None:
             return None
-        if len(parts) == 1:
-            return parts[0]
-        pixels = parts[0].new_empty(len(self), *parts[0].shape[1:])
-        for s, part in enumerate(parts):
-            pixels[self._which == s] = part
+        if len(self._stores) == 1:
+            return self._stores[0].rows(self._index[indices])
+        which, index = self._which[indices], self._index[indices]
+        pixels = torch.empty(len(indices), *uniform.shape, dtype=uniform.dtype)
+        for s in which.unique().tolist():
+            mine = (which == s).nonzero().flatten()
+            part = self._stores[s].rows(index[mine])
+            assert part is not None
+            # through numpy: torch cannot put uint16 by index
+            pixels.numpy()[mine.numpy()] = part.numpy()
         return pixels
+
+    def resident(self) -> Tensor | None:
+        """All pictures, uint8 or uint16 [N, C, H, W], where `uniform` is not None; else None."""
+        return self.rows(torch.arange(len(self)))
+
+    def in_storage_order(self) -> "Images":
+        """The same pictures in the order in which they lie on the disk, one store after the other."""
+        place = torch.empty(len(self), dtype=torch.int64)
+        for s, store in enumerate(self._stores):
+            mine = self._which == s
+            place[mine] = store.layout(self._index[mine])
+        return self.select(torch.from_numpy(np.lexsort((place.numpy(), self._which.numpy()))))
 
     def keys(self) -> Tensor:
         """int64 [N]: the identity of each picture, the first 8 bytes of the sha256 of its file or array.

@@ -1,12 +1,12 @@
 """Opening pictures by URI: sources, splits, unions. The public entry to this folder.
 
-    folder:PATH  tar:PATH  idx:PATH  npz:PATH  list:FILE  csv:FILE  torchvision:NAME?root=DIR
-    sklearn:digits  sklearn:digits-m                               #train  #[:80%,seed=0]  #train[20%:60%,seed={seed}]
+    folder:PATH  tar:PATH  tar:SHARDS-{000..127}.tar  pack:FOLDER  idx:PATH  npz:PATH  list:FILE  csv:FILE
+    torchvision:NAME?root=DIR  sklearn:digits  sklearn:digits-m   #train  #[:80%,seed=0]  #train[20%:60%,seed={seed}]
 
 Labels are dropped here, once, for the role `unlabelled`: what has no labels cannot leak them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,13 +19,14 @@ from .arrays import open_idx, open_npz
 from .files import open_folder
 from .images import Images
 from .listed import open_csv, open_list
+from .pack import open_pack
 from .split import GENERIC, Fragment, cut, parse_fragment
 from .store import DamagedImage, Source, number_classes
 from .tar import open_tar
 from .torchvision_sets import open_torchvision
 from .uri import Uri, keyword_options, parse_uri, suggestion
 
-__all__ = ["DamagedImage", "Images", "holdout", "open_images"]
+__all__ = ["DamagedImage", "Images", "holdout", "open_images", "open_with_splits"]
 
 Role = Literal["train", "test", "unlabelled"]
 
@@ -33,6 +34,7 @@ Role = Literal["train", "test", "unlabelled"]
 SCHEMES: dict[str, Callable[..., Source]] = {
     "folder": open_folder,
     "tar": open_tar,
+    "pack": open_pack,
     "idx": open_idx,
     "npz": open_npz,
     "torchvision": open_torchvision,
@@ -50,32 +52,55 @@ def open_images(uri: str | Sequence[str], *, seed: int = 0, role: Role = "train"
     texts = [uri] if isinstance(uri, str) else list(uri)
     if not texts:
         raise UserError("no image URI is given; expected for example folder:PATH")
-    uris = [parse_uri(text.replace("{seed}", str(seed))) for text in texts]
+    uris = [parsed(text, seed) for text in texts]
     repeated = [one.text for k, one in enumerate(uris) if one.text in [other.text for other in uris[:k]]]
     if repeated:
         raise UserError(f"{repeated[0]} is given twice in one union; its pictures would count double")
-    parts = [open_one(one, role) for one in uris]
-    images = parts[0] if len(parts) == 1 else union(uris, parts, role)
+    opened = [open_one(one, role) for one in uris]
+    images = opened[0][0] if len(opened) == 1 else union(uris, opened, role)
     return images.unlabelled() if role == "unlabelled" else images
 
 
-def open_one(uri: Uri, role: Role) -> Images:
-    """One URI with its splits applied."""
-    fragments = [fragment_of(uri, text, role) for text in uri.fragments]
-    first = fragments[0].name if fragments else None
-    source = open_source(uri, first)
+def open_with_splits(uri: str | Sequence[str]) -> tuple[Images, Mapping[str, Tensor]]:
+    """What a copy of a set needs: its pictures, and its own splits (name to int64 indices) where it is opened as a whole.
+
+    A set of which no split is named is opened as with #all; a union, and a part of a set, has no splits of its own.
+    """
+    one = uri if isinstance(uri, str) else uri[0] if len(uri) == 1 else None
+    if one is None or parsed(one).fragments not in ((), ("all",)):
+        return open_images(uri), {}
+    location = parsed(one)
+    source = open_source(location, "all")
+    if len(source.splits) > 1 and not location.fragments:
+        location = location._replace(text=f"{location.text}#all")
+    return whole(location, source), source.splits
+
+
+def parsed(text: str, seed: int = 0) -> Uri:
+    return parse_uri(text.replace("{seed}", str(seed)))
+
+
+def whole(uri: Uri, source: Source) -> Images:
+    """All pictures of a source."""
     count = len(source.store)
-    indices = torch.arange(count)
-    images = Images(
+    return Images(
         uri.text,
         [source.store],
         torch.zeros(count, dtype=torch.int64),
-        indices,
+        torch.arange(count),
         labels=source.labels,
         classes=source.classes,
         domains=torch.zeros(count, dtype=torch.int64) if source.domains is None else source.domains,
         domain_names=source.domain_names or (short_name(uri),),
     )
+
+
+def open_one(uri: Uri, role: Role) -> tuple[Images, bool]:
+    """One URI with its splits applied, and whether the set itself tells domains apart."""
+    fragments = [fragment_of(uri, text, role) for text in uri.fragments]
+    first = fragments[0].name if fragments else None
+    source = open_source(uri, first)
+    images = whole(uri, source)
     if source.splits:
         images = images.select(natural_split(uri, source, first))
         if fragments and "[" in uri.fragments[0] and not fragments[0].sliced:
@@ -83,7 +108,7 @@ def open_one(uri: Uri, role: Role) -> Images:
         fragments = [fragments[0]._replace(name=None), *fragments[1:]] if fragments else []
     for fragment in fragments:
         images = apply_fragment(uri, images, fragment)
-    return images
+    return images, source.domains is not None
 
 
 def fragment_of(uri: Uri, text: str, role: Role) -> Fragment:
@@ -167,8 +192,12 @@ def short_name(uri: Uri) -> str:
     return name
 
 
-def union(uris: Sequence[Uri], parts: Sequence[Images], role: Role) -> Images:
-    """Several Images as one. Classes and domains merge by name; where short domain names clash, URIs are the names."""
+def union(uris: Sequence[Uri], opened: Sequence[tuple[Images, bool]], role: Role) -> Images:
+    """Several Images as one. Classes and domains merge by name; where short domain names clash, URIs are the names.
+
+    opened: what `open_one` says of each URI.
+    """
+    parts = [part for part, _ in opened]
     labelled = [part.labels is not None for part in parts]
     if role != "unlabelled" and len(set(labelled)) > 1:
         with_labels, without = parts[labelled.index(True)].uri, parts[labelled.index(False)].uri
@@ -176,9 +205,9 @@ def union(uris: Sequence[Uri], parts: Sequence[Images], role: Role) -> Images:
             f"{with_labels} has labels and {without} has none; a union needs them in all of its sets or in none"
         )
     names: list[tuple[str, ...]] = []
-    shorts = [short_name(uri) for uri in uris]
-    for uri, part, short in zip(uris, parts, shorts, strict=True):
-        clash = part.domain_names == (short,) and shorts.count(short) > 1
+    shorts = [part.domain_names[0] for part, own in opened if not own]
+    for uri, (part, own) in zip(uris, opened, strict=True):
+        clash = not own and shorts.count(part.domain_names[0]) > 1
         names.append((uri.text,) if clash else part.domain_names)
     domain_names = tuple(dict.fromkeys(name for group in names for name in group))
     classes = tuple(dict.fromkeys(name for part in parts for name in part.classes or ()))

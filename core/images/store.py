@@ -6,9 +6,9 @@ unions and roles happen above (source.py), so that no store has to implement the
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,17 @@ from ..errors import UserError
 
 class DamagedImage(UserError):
     """A picture that cannot be read; the message names the file and says why."""
+
+
+Scale = Callable[[int, int], int]
+"""(H, W) of a whole picture -> 1, 2, 4 or 8: into how many parts its sides may be scaled down on decoding."""
+
+
+class Uniform(NamedTuple):
+    """What all pictures of a set share: (C, H, W), and uint8 or uint16."""
+
+    shape: tuple[int, int, int]
+    dtype: torch.dtype
 
 
 class Store(Protocol):
@@ -40,8 +51,27 @@ class Store(Protocol):
         """What `fingerprint` hashes: path and size, or the contents where they are cheap."""
         ...
 
-    def resident(self, indices: Tensor) -> Tensor | None:
-        """[len(indices), C, H, W] where all pictures have one shape and live in memory anyway."""
+    def read_scaled(self, i: int, scale: Scale) -> tuple[Tensor, tuple[int, int]]:
+        """Like `read`, decoded at 1/scale(H, W) where the format can; with the full size (H, W). Raises DamagedImage."""
+        ...
+
+    def encoded(self, i: int) -> bytes | bytearray | None:
+        """The bytes of the picture's file; None where it lies there as bare pixels. Raises DamagedImage."""
+        ...
+
+    def uniform(self) -> Uniform | None:
+        """The shape and type that all pictures share, where their pixels lie ready, without decoding; else None."""
+        ...
+
+    def rows(self, indices: Tensor) -> Tensor | None:
+        """[len(indices), C, H, W] with the pixels of `read`, where `uniform` is not None; else None.
+
+        Raises DamagedImage where a stored picture is not what was written.
+        """
+        ...
+
+    def layout(self, indices: Tensor) -> Tensor:
+        """int64 [len(indices)]: where each picture lies; reading in ascending order reads the disk forwards."""
         ...
 
 
@@ -50,7 +80,8 @@ class Source:
     """What a scheme's opener returns.
 
     labels: int64 [N], indices into `classes`. splits: the source's own splits, name to int64 indices.
-    domains: int64 [N] into `domain_names`, only where the source itself tells domains apart.
+    domains: int64 [N] into `domain_names`, only where the source itself tells domains apart; else `domain_names` may hold
+    the one name that all pictures go by, instead of one made from the URI.
     """
 
     store: Store
@@ -61,7 +92,7 @@ class Source:
     domain_names: tuple[str, ...] = ()
 
 
-def sha256_key(content: bytes | memoryview) -> int:
+def sha256_key(content: bytes | bytearray | memoryview) -> int:
     """The first 8 bytes of the sha256 as a signed 64-bit integer, so that it fits a torch tensor."""
     return int.from_bytes(hashlib.sha256(content).digest()[:8], "big", signed=True)
 
@@ -109,5 +140,18 @@ class ArrayStore:
     def stamp(self, i: int) -> str:
         return f"{i}\t{self.keys()[i].item()}"
 
-    def resident(self, indices: Tensor) -> Tensor:
+    def read_scaled(self, i: int, scale: Scale) -> tuple[Tensor, tuple[int, int]]:
+        return self.read(i), (self.pixels.shape[2], self.pixels.shape[3])
+
+    def encoded(self, i: int) -> None:
+        return None
+
+    def uniform(self) -> Uniform:
+        _, channels, height, width = self.pixels.shape
+        return Uniform((3 if channels == 1 else channels, height, width), self.pixels.dtype)
+
+    def rows(self, indices: Tensor) -> Tensor:
         return three_channels(self.pixels[indices])
+
+    def layout(self, indices: Tensor) -> Tensor:
+        return indices

@@ -1,8 +1,10 @@
 """Every kind of picture file, and every way in which one can be broken."""
 
 import io
+import random
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,15 @@ import torch
 from PIL import Image
 
 from rootstock.core.errors import UserError
-from rootstock.core.images.decode import MAX_PIXELS, decode, is_picture
+from rootstock.core.images.decode import (
+    MAX_PIXELS,
+    decode,
+    decode_by_pillow,
+    decode_scaled,
+    fast_decoder,
+    is_picture,
+    plain_jpeg_size,
+)
 from rootstock.core.images.source import DamagedImage, open_images
 
 HEIGHT, WIDTH = 5, 7
@@ -48,7 +58,7 @@ def test_lossless_colour(kind: str) -> None:
     pixels = colours(HEIGHT, WIDTH, 3).astype(np.uint8) // 128 * 255  # eight colours, so that GIF's palette is exact
     image = decode(encoded(Image.fromarray(pixels), kind), "x")
     assert image.dtype == torch.uint8
-    assert image.is_contiguous()
+    assert image.permute(1, 2, 0).is_contiguous()  # channels together, as decoders write them
     assert np.array_equal(image.permute(1, 2, 0).numpy(), pixels)
 
 
@@ -180,3 +190,118 @@ def test_names_of_pictures() -> None:
         assert is_picture(name)
     for name in ("a.txt", ".a.jpg", "b/._c.jpg", "jpg", "a.jpg.part"):
         assert not is_picture(name)
+
+
+def photo(height: int, width: int) -> Image.Image:
+    """Smooth colours under some noise: what a JPEG is made for."""
+    coarse = Image.fromarray(colours(4, 4, 3).astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    noise = np.random.default_rng(1).integers(0, 32, (height, width, 3))
+    return Image.fromarray((np.asarray(coarse) * 0.8 + noise).astype(np.uint8))
+
+
+def jpegs() -> dict[str, tuple[bytes, bool]]:
+    """JPEGs of every kind that cameras and programs write, and whether each is a plain one."""
+    picture, exif = photo(37, 53), Image.Exif()
+    exif[0x0112] = 1
+    upright = exif.tobytes()
+    exif[0x0112] = 6
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="8"/></x:xmpmeta>'
+    made = {f"subsampling {k}": (encoded(picture, "JPEG", subsampling=k, quality=90), True) for k in range(3)}
+    return made | {
+        "progressive": (encoded(picture, "JPEG", progressive=True), True),
+        "gray": (encoded(picture.convert("L"), "JPEG"), True),
+        "restarts": (encoded(picture, "JPEG", restart_marker_blocks=3), True),
+        "rgb": (encoded(picture, "JPEG", keep_rgb=True, subsampling=0), True),
+        "comment": (encoded(picture, "JPEG", comment=b"hello", dpi=(300, 300)), True),
+        "profile": (encoded(picture, "JPEG", icc_profile=bytes(70_000)), True),
+        "one pixel": (encoded(photo(1, 1), "JPEG"), True),
+        "trailing": (encoded(picture, "JPEG") + b"something else", True),
+        "exif upright": (encoded(picture, "JPEG", exif=upright), True),
+        "exif turned": (encoded(picture, "JPEG", exif=exif.tobytes()), False),
+        "xmp turned": (encoded(picture, "JPEG", xmp=xmp), False),
+        "cmyk": (encoded(picture.convert("CMYK"), "JPEG"), False),
+    }
+
+
+@pytest.mark.parametrize("kind", jpegs())
+def test_every_jpeg_has_pillows_pixels(kind: str) -> None:
+    content, plain = jpegs()[kind]
+    expected = decode_by_pillow(content, "x")
+    for form in (content, bytearray(content)):
+        assert decode(form, "x").equal(expected)
+        assert plain_jpeg_size(form) == ((expected.shape[1], expected.shape[2]) if plain else None)
+    assert expected.shape[0] == 3
+
+
+def test_torchvisions_decoder_is_used_where_it_is_there() -> None:
+    if fast_decoder() is None:
+        pytest.skip("this torchvision has no JPEG decoder with Pillow's pixels, so Pillow decodes")
+    decoder = fast_decoder()
+    assert decoder is not None
+    content = encoded(photo(64, 48), "JPEG")
+    assert decoder(content).equal(decode_by_pillow(content, "x"))
+    assert decoder(content).permute(1, 2, 0).is_contiguous()
+
+
+def test_without_it_pillow_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encoded(photo(20, 30), "JPEG")
+    expected = decode(content, "x")
+    monkeypatch.setattr("rootstock.core.images.decode.fast_decoder", lambda: None)
+    assert decode(content, "x").equal(expected)
+
+
+def outcome(content: bytes, by: Callable[[bytes, str], torch.Tensor]) -> torch.Tensor | str:
+    try:
+        return by(content, "x")
+    except DamagedImage as error:
+        return str(error)
+
+
+def test_damaged_jpegs_are_what_pillow_makes_of_them() -> None:
+    """Cut short, with flipped bits and with holes: the same pixels or the same sentence as without the fast decoder."""
+    whole = [content for content, _ in jpegs().values()]
+    chance, kinds = random.Random(0), set()
+    for _ in range(600):
+        content = bytearray(chance.choice(whole))
+        way = chance.random()
+        if way < 0.3:
+            del content[chance.randrange(len(content)) :]
+        elif way < 0.9:
+            for _ in range(chance.choice((1, 1, 3))):
+                content[chance.randrange(min(len(content), chance.choice((700, 1 << 20))))] ^= 1 << chance.randrange(8)
+        else:
+            hole = chance.randrange(len(content))
+            del content[hole : hole + chance.randrange(1, 40)]
+        if not content:
+            continue
+        fast, slow = outcome(bytes(content), decode), outcome(bytes(content), decode_by_pillow)
+        kinds.add(type(fast))
+        assert fast.equal(slow) if isinstance(fast, torch.Tensor) and isinstance(slow, torch.Tensor) else fast == slow
+    assert kinds == {torch.Tensor, str}
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4, 8])
+def test_a_scaled_jpeg_has_the_sides_it_should_and_about_the_picture(factor: int) -> None:
+    for height, width in ((64, 48), (61, 83), (8, 8), (9, 200)):
+        for gray in (False, True):
+            picture = photo(height, width).convert("L" if gray else "RGB")
+            content, asked = encoded(picture, "JPEG", quality=95), []
+            image, size = decode_scaled(content, "x", lambda h, w: (asked.append((h, w)), factor)[1])  # noqa: B023
+            assert asked == [(height, width)] and size == (height, width)
+            assert image.shape == (3, -(-height // factor), -(-width // factor))
+            if (height, width) == (64, 48) and gray:  # whole blocks, and no colour at half the resolution
+                small = picture.convert("RGB").resize((width // factor, height // factor), Image.Resampling.BOX)
+                difference = image.permute(1, 2, 0).numpy().astype(int) - np.asarray(small)
+                assert np.abs(difference).mean() < 2
+
+
+def test_what_cannot_be_scaled_is_decoded_whole() -> None:
+    contents = {kind: content for kind, (content, plain) in jpegs().items() if not plain}
+    contents["png"] = encoded(photo(37, 53), "PNG")
+    contents["smaller than a block"] = encoded(photo(3, 5), "JPEG")
+    for content in contents.values():
+        image, size = decode_scaled(content, "x", lambda height, width: 8)
+        assert image.equal(decode(content, "x"))
+        assert size == (image.shape[1], image.shape[2])
+    with pytest.raises(DamagedImage, match=r"x: cannot be decoded \(image file is truncated"):
+        decode_scaled(encoded(photo(64, 64), "JPEG")[:-200], "x", lambda height, width: 2)

@@ -1,6 +1,7 @@
 """sklearn:digits and digits-m: the formula, the identities and the regions, checked by hand."""
 
 import math
+import pickle
 from typing import Any
 
 import numpy as np
@@ -142,3 +143,15 @@ def test_seed_and_region_and_blends_change_the_patches_and_the_fingerprint() -> 
 def test_mistakes_are_one_sentence(uri: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence.replace("?", r"\?")):
         open_images(uri)
+
+
+def test_blends_are_made_once_and_not_carried_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = open_images("sklearn:digits-m?size=8&blends=2#[:30]")
+    expected = [images.read(i) for i in range(len(images))]
+    some = images.rows(torch.tensor([5, 0, 5, 17]))
+    assert some is not None and some.equal(torch.stack([expected[i] for i in (5, 0, 5, 17)]))
+    size = len(pickle.dumps(images))
+    assert images.rows(torch.arange(len(images))).equal(torch.stack(expected))  # type: ignore[union-attr]
+    assert len(pickle.dumps(images)) == size
+    monkeypatch.setattr(type(images._stores[0]), "read", None)  # nothing is left to make
+    assert images.rows(torch.tensor([3])).equal(expected[3][None])  # type: ignore[union-attr]

@@ -1,0 +1,52 @@
+"""`rootstock data URI --pack FOLDER`: copy a set into one file of checked records, and say what came of it."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+
+from ..core.images.files import printable
+from ..core.images.pack_writer import pack
+from ..core.images.record import Packing
+from ..core.images.source import open_images, open_with_splits
+from .data import LISTED, print_summary
+
+
+def pack_set(uris: Sequence[str], folder: Path, packing: Packing, skip_damaged: bool) -> int:
+    """Pack one set, or several as a union. Returns the exit status 0; whatever prevents it is raised."""
+    console = Console(highlight=False)
+    images, splits = open_with_splits(uris)
+
+    def follow(numbers: Iterable[int], count: int) -> Iterable[int]:
+        quiet = not console.is_terminal
+        return track(numbers, "packing", total=count, console=console, disable=quiet, transient=True)
+
+    packed = pack(images, splits, folder, packing, skip_damaged=skip_damaged, follow=follow)
+    for _, sentence in packed.damaged[:LISTED]:
+        console.print(f"[red]left out[/] {escape(sentence)}", soft_wrap=True)
+    if len(packed.damaged) > LISTED:
+        console.print(f"and {len(packed.damaged) - LISTED} more")
+    if packed.resumed:
+        console.print(f"{packed.resumed:,} pictures were packed already")
+    print_summary(console, open_images(f"pack:{uri_path(folder)}" + ("#all" if splits else "")))
+    changes = packing.changes()
+    console.print(
+        "the pixels are those of the source"
+        if changes is None
+        else f"[yellow]the pixels are not those of the source[/]: {changes}; compare results before relying on them"
+    )
+    name = escape(printable(uri_path(folder)))
+    console.print(
+        f"packed {packed.pictures:,} pictures in {packed.size:,} bytes"
+        + (f", [red]{len(packed.damaged)} damaged ones left out[/]" if packed.damaged else "")
+        + f"; open them as pack:{name}",
+        soft_wrap=True,
+    )
+    return 0
+
+
+def uri_path(folder: Path) -> str:
+    """A path as it is written in a URI."""
+    return str(folder).replace("%", "%25").replace("#", "%23").replace("?", "%3F")
