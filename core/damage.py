@@ -1,16 +1,23 @@
-"""Damaged pictures in training: replaced by a deterministic neighbour, counted, listed, and fatal when they are too many."""
+"""Damaged pictures in training: replaced by a deterministic neighbour, counted, listed, and fatal when they are too many.
+
+Whichever way a set is read, a damaged picture is replaced by the same one, so the ways still agree.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from .errors import UserError
 from .images.source import DamagedImage, Images
+from .images.store import Scale
 
 NEIGHBOUR_TRIES = 16
+Read = TypeVar("Read")
 
 
 @dataclass
@@ -27,7 +34,10 @@ class Damage:
 
     def note(self, images: Images, wanted: Tensor, read: Tensor) -> None:
         """Remember the pictures `wanted` that others were `read` for. Raises UserError if they are too many of this set."""
-        for index in wanted[wanted != read].tolist():
+        replaced = wanted[wanted != read].tolist()
+        if not replaced:
+            return
+        for index in replaced:
             name = images.name(index)
             if (images.uri, name) not in self.names:
                 self.names[images.uri, name] = name
@@ -42,12 +52,33 @@ class Damage:
 
 def read_or_neighbour(images: Images, index: int) -> tuple[Tensor, int]:
     """The picture and the index that it was read from: `index` itself, or the next one that is not damaged."""
+    return _first_readable(images, index, images.read)
+
+
+def read_scaled_or_neighbour(images: Images, index: int, scale: Scale) -> tuple[Tensor, tuple[int, int], int]:
+    """What `Images.read_scaled` says of `read_or_neighbour`'s picture, its full size (H, W) too, and that index."""
+    (picture, size), read = _first_readable(images, index, lambda candidate: images.read_scaled(candidate, scale))
+    return picture, size, read
+
+
+def _first_readable(images: Images, index: int, read: Callable[[int], Read]) -> tuple[Read, int]:
     tries = min(NEIGHBOUR_TRIES, len(images))
     last = None
     for offset in range(tries):
         candidate = (index + offset) % len(images)
         try:
-            return images.read(candidate), candidate
+            return read(candidate), candidate
         except DamagedImage as error:
             last = error
     raise UserError(f"{tries} damaged pictures in a row, the last: {last}; `rootstock data URI` lists them all")
+
+
+def rows_or_neighbours(images: Images, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """The pictures `wanted` (int64 [N]) of a uniform set, [N, C, H, W], and the indices that they were read from, int64 [N]."""
+    try:
+        pixels, read = images.rows(wanted), wanted
+    except DamagedImage:  # one of them at least; the others are read again, which is rare enough
+        pictures, numbers = zip(*(read_or_neighbour(images, index) for index in wanted.tolist()), strict=True)
+        pixels, read = torch.stack(pictures), torch.tensor(numbers)
+    assert pixels is not None, "rows are asked of uniform sets alone"
+    return pixels, read

@@ -7,19 +7,19 @@ numbers that move.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset
 
 from .distributed import all_reduce_sum, rank, world
 from .errors import UserError
+from .loader import load
 from .views import stack_pictures
-from .workers import at_most_cores, begin
 
 # Rows are summed over processes in blocks of this many numbers (256 MB), to bound what lies on the device at once.
 BLOCK = 1 << 26
@@ -30,7 +30,8 @@ class Readable(Protocol):
 
     def __len__(self) -> int: ...
     def read(self, i: int, /) -> Tensor: ...
-    def resident(self) -> Tensor | None: ...
+    def uniform(self) -> object | None: ...
+    def rows(self, indices: Tensor, /) -> Tensor | None: ...
 
 
 class EvaluationView(Protocol):
@@ -65,7 +66,7 @@ def extract(
     """The features of all images, float32 [N, D] on the CPU, the same on every process.
 
     model: maps view(...) [n, 3, s, s] to [n, D]; run in eval mode without gradient and left as it was.
-    images: with `resident()` pixels the whole set is cut as it lies; otherwise `workers` processes read and crop, at most one a core.
+    images: uniform sets are cut as they lie; pictures of others are read and cropped by `workers` processes, at most one a core.
     batch_size: images per forward pass on one process. device: where the model is.
     Raises what reading a damaged picture raises, on all processes (evaluation never skips), and UserError for an empty
     set.
@@ -84,8 +85,9 @@ def extract(
     own = [range(start, min(start + batch_size, n)) for start in starts[rank() * share : (rank() + 1) * share]]
     parts: list[Tensor] = []
     damaged = None
-    with evaluating(model), torch.inference_mode():
-        for pixels in _pixels(images, view, own, workers, pinned=device.type == "cuda"):
+    source = _pixels(images, view, own, workers, pinned=device.type == "cuda")
+    with closing(source), evaluating(model), torch.inference_mode():
+        for pixels in source:
             if isinstance(pixels, int):
                 damaged = pixels
                 break
@@ -101,48 +103,45 @@ def extract(
 
 def _pixels(
     images: Readable, view: EvaluationView, own: Sequence[range], workers: int, *, pinned: bool
-) -> Iterator[Tensor | int]:
+) -> Generator[Tensor | int]:
     """For each range of rows its pictures, uint8 [n, C, h, w], or the number of one that cannot be read."""
-    resident = images.resident()
-    if resident is not None:
-        for rows in own:
-            yield resident[rows.start : rows.stop]
-        return
-    workers = at_most_cores(workers)
-    # Its own generator, because a loader without one draws from the global stream and would move the training's.
-    yield from DataLoader(
-        _Cropped(images, view),
-        batch_sampler=[list(rows) for rows in own],
-        num_workers=workers,
-        worker_init_fn=begin if workers else None,
-        collate_fn=_stack,
-        pin_memory=pinned,
-        generator=torch.Generator(),
-    )
+    rows = iter(own)
+    if images.uniform() is not None:
+        batches = (images.rows(torch.arange(batch.start, batch.stop)) for batch in own)
+    else:
+        columns = ((np.arange(batch.start, batch.stop),) for batch in own)
+        batches = (batch["images"] for batch in load(_Cropped(images, view), columns, workers=workers, pinned=pinned))
+    try:
+        for pixels in batches:
+            assert pixels is not None
+            yield pixels
+            next(rows)
+    except UserError:
+        # Which one it was is told by reading them again: from its number every process raises the error anew.
+        yield _unreadable(images, view, next(rows))
+    finally:
+        batches.close()  # with it the workers, also where the model that was to get the pictures has failed
 
 
-class _Cropped(Dataset[Tensor | int]):
-    """Picture i at the view's size, or i itself where it cannot be read."""
+def _unreadable(images: Readable, view: EvaluationView, rows: range) -> int:
+    """The first of `rows` that cannot be read."""
+    for index in rows:
+        try:
+            view.worker(images.read(index))
+        except UserError:
+            return index
+    return rows.start
+
+
+class _Cropped:
+    """Pictures at the view's size."""
 
     def __init__(self, images: Readable, view: EvaluationView) -> None:
         self.images, self.view = images, view
 
-    def __getitem__(self, index: int) -> Tensor | int:
-        try:
-            return self.view.worker(self.images.read(index))
-        except UserError:
-            # An exception leaves a worker as the text of a traceback; from the number every process raises it anew.
-            return index
-
-
-def _stack(pictures: Sequence[Tensor | int]) -> Tensor | int:
-    """Cropped pictures as one batch, or the first number among them."""
-    tensors = []
-    for picture in pictures:
-        if isinstance(picture, int):
-            return picture
-        tensors.append(picture)
-    return stack_pictures(tensors)
+    def __call__(self, indices: np.ndarray) -> dict[str, Tensor]:
+        """indices: int64 [n] -> {"images": uint8 or uint16 [n, C, h, w]}."""
+        return {"images": stack_pictures([self.view.worker(self.images.read(index)) for index in indices.tolist()])}
 
 
 def _agree_on_damage(images: Readable, view: EvaluationView, damaged: int | None, device: torch.device) -> None:

@@ -49,6 +49,7 @@ def options(
     device: Literal["auto", "cpu"] = "auto",
     channels_last: bool = True,
     workers: int = 8,
+    resident: Literal["auto", "on", "off"] = "auto",
     accumulate: int = 1,
     chunk: int | None = None,
     log_every: int = 10,
@@ -60,8 +61,10 @@ def options(
     """The `run` section: where and how, never what (rounding aside).
 
     dir: the run's folder. precision, compile: auto is bf16 and on with CUDA, fp32 and off on the CPU. workers: loader processes,
-    at most one a core. accumulate: micro-batches a step. chunk: images encoded at once by losses that couple samples. damaged:
-    the largest fraction of damaged pictures. changed_data: what to do when the data changed since the run began.
+    at most one a core. resident: whether pictures that need no decoding and have one shape are kept on the device; auto does so
+    on a GPU if a quarter of its free memory holds them. accumulate: micro-batches a step. chunk: images encoded at once by losses
+    that couple samples. damaged: the largest fraction of damaged pictures. changed_data: what to do when the data changed since
+    the run began.
     """
 
 

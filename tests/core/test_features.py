@@ -21,8 +21,8 @@ PROCESSES = 3
 class Pictures:
     """Picture i is 3 x 4 x 4 (x 5 for odd i, so that nothing but the view makes them equal), its pixels all i."""
 
-    def __init__(self, n: int, *, resident: bool = False, damaged: int | None = None) -> None:
-        self.n, self.stays, self.damaged = n, resident, damaged
+    def __init__(self, n: int, *, uniform: bool = False, damaged: int | None = None) -> None:
+        self.n, self.uniformly, self.damaged = n, uniform, damaged
         self.reads: list[int] = []
 
     def __len__(self) -> int:
@@ -34,8 +34,11 @@ class Pictures:
         self.reads.append(i)
         return torch.full((3, 4, 4 + i % 2), i, dtype=torch.uint8)
 
-    def resident(self) -> Tensor | None:
-        return torch.stack([self.read(i)[:, :, :4] for i in range(self.n)]) if self.stays else None
+    def uniform(self) -> object | None:
+        return (3, 4, 4) if self.uniformly else None
+
+    def rows(self, indices: Tensor) -> Tensor | None:
+        return torch.stack([self.read(i)[:, :, :4] for i in indices.tolist()]) if self.uniformly else None
 
 
 class View:
@@ -69,10 +72,10 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.ReLU(), nn.Flatten())
 
 
-@pytest.mark.parametrize("resident", [True, False])
-def test_each_sample_once_by_index(resident: bool) -> None:
+@pytest.mark.parametrize("uniform", [True, False])
+def test_each_sample_once_by_index(uniform: bool) -> None:
     for n in SIZES:
-        pictures, model = Pictures(n, resident=resident), Numbers()
+        pictures, model = Pictures(n, uniform=uniform), Numbers()
         assert torch.equal(extract(model, pictures, View(), batch_size=4, device="cpu"), expected(n))
         assert pictures.reads == list(range(n))
         assert sum(model.batches) == n

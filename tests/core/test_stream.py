@@ -1,6 +1,8 @@
-"""The order of global batches, and the loaders that read it: the same on any number of processes, micro-batches and workers."""
+"""The stream of global batches: the same on any number of processes, micro-batches and workers, and whichever way a set is read."""
 
-from collections.abc import Iterator
+import shutil
+import tarfile
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,20 @@ from torch import Tensor
 from rootstock.core.damage import NEIGHBOUR_TRIES, Damage, read_or_neighbour
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
+from rootstock.core.images.pack import RECORDS
+from rootstock.core.images.pack_writer import pack
+from rootstock.core.images.record import Packing
 from rootstock.core.images.source import Images, open_images
+from rootstock.core.order import Blocks, Full, Order, Shuffle
+from rootstock.core.prefetch import in_thread
 from rootstock.core.presets import VIEWS
-from rootstock.core.stream import Batches, Order, Sample, Share, pairs, source_draws, stream
+from rootstock.core.sample import Sample
+from rootstock.core.stream import Batches, Resident, Share, _gathered, pairs, source_draws, stream
 from rootstock.core.views import Multiview
 
 CPU = torch.device("cpu")
 N = 22
-CROP = Multiview([VIEWS["simclr"](12)] * 2)
+CROP = VIEWS["simclr"](12, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 2)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -56,7 +64,12 @@ def digits() -> Images:
 
 
 def batches_of(images: Images, order: Order, steps: int = 5, **options: Any) -> Batches:
-    return stream(images, order, CROP.crop, steps=steps, device=CPU, **options)
+    return stream(images, order, CROP, steps=steps, device=CPU, **options)
+
+
+def cropped(images: Images, index: int, draws: Draws) -> Tensor:
+    """The two crops of one picture, uint8 [2, 3, 12, 12]."""
+    return CROP.crop_each([images.read(index)], draws)["images"][0]
 
 
 def whole(parts: list[Sample]) -> Sample:
@@ -107,7 +120,7 @@ def test_samples_are_the_pictures_of_the_order(images: Images) -> None:
         assert sample.positions.tolist() == [step * 6 + k for k in range(6)]
         for k, index in enumerate(order.indices(step).tolist()):
             draws = Draws(1, torch.tensor([step * 6 + k]))
-            assert torch.equal(sample.images[k], CROP.crop(images.read(index)[None], draws)[0])
+            assert torch.equal(sample.images[k], cropped(images, index, draws))
             assert images.labels is not None and sample.labels[k] == images.labels[index]
 
 
@@ -117,13 +130,13 @@ def test_a_resident_set_and_a_folder_of_it_give_the_same_views(digits: Images, t
     few = digits.select(torch.arange(16))
     for i in range(16):
         Image.fromarray(pixels[i].permute(1, 2, 0).numpy()).save(tmp_path / f"{i:02}.png")
-    order, prepare = Order(16, 8, seed=0), CROP
+    order = Order(16, 8, seed=0)
     for (resident,), (loaded,) in zip(
         batches_of(few, order)(0), batches_of(open_images(f"folder:{tmp_path}"), order)(0), strict=True
     ):
         draws = Draws(0, resident.positions)
         assert resident.images.ndim == 4 and loaded.images.ndim == 5
-        assert torch.equal(prepare(resident.images, draws), prepare(loaded.images, draws))
+        assert torch.equal(CROP(resident, draws).images, CROP(loaded, draws).images)
 
 
 @pytest.mark.parametrize(("n", "batch_size"), [(10, 3), (22, 8), (7, 7), (100, 33), (5, 1)])
@@ -235,7 +248,7 @@ def test_a_damaged_picture_is_replaced_by_its_neighbour(copies: Path) -> None:
     (sample,) = found[0][0]
     for k, index in enumerate(order.indices(0).tolist()):
         neighbour = (index + 1) % N if index in broken else index
-        crops = CROP.crop(images.read(neighbour)[None], Draws(0, torch.tensor([k])))[0]
+        crops = cropped(images, neighbour, Draws(0, torch.tensor([k])))
         assert torch.equal(sample.images[k], crops) and sample.labels[k] == images.labels[neighbour]
 
 
@@ -300,7 +313,7 @@ def test_pairs(images: Images, digits: Images) -> None:
     index = Order(N, 4, 0, "target").indices(0, slice(2, 4)).tolist()
     for k, i in enumerate(index):
         alone = Draws(0, pair.target.positions[k : k + 1]).stream("target")
-        assert torch.equal(pair.target.images[k], CROP.crop(images.read(i)[None], alone)[0])
+        assert torch.equal(pair.target.images[k], cropped(images, i, alone))
     same = torch.equal(draws.bits("x"), source_draws(0, pair.target.positions, "source").bits("x"))
     assert not same and torch.equal(
         source_draws(0, pair.target.positions, "").bits("x"), Draws(0, pair.target.positions).bits("x")
@@ -321,7 +334,7 @@ def test_depths_that_meet_in_a_folder(tmp_path: Path, workers: int) -> None:
     assert {sample.images.dtype for sample in alone} == {torch.uint8, torch.uint16}
 
     def finished(sample: Sample) -> Tensor:
-        return CROP(sample.images, Draws(0, sample.positions))
+        return CROP(sample, Draws(0, sample.positions)).images
 
     separately = torch.cat([finished(sample) for sample in alone], 1)
     assert torch.allclose(finished(together), separately, atol=1e-5)
@@ -333,5 +346,117 @@ def test_a_resident_set_of_uint16(tmp_path: Path) -> None:
     images = open_images(f"npz:{tmp_path}/deep.npz?layout=NHWC")
     for (sample,) in islice(batches_of(images, Order(12, 4, 0))(0), 2):
         assert sample.images.dtype == torch.uint16 and sample.images.shape == (4, 5, 9, 9)
-        views = CROP(sample.images, Draws(0, sample.positions))
+        views = CROP(sample, Draws(0, sample.positions)).images
         assert views.shape == (2, 4, 5, 12, 12) and views.isfinite().all()
+
+
+@pytest.fixture(scope="module")
+def ways(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The same 20 pictures of one shape: files, an archive, a pack of the files and a pack of their pixels."""
+    root = tmp_path_factory.mktemp("ways")
+    random = np.random.default_rng(1)
+    for i in range(20):
+        path = root / "files" / ("cat" if i % 2 else "dog") / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (19, 17, 3), dtype=np.uint8)).save(path)
+    with tarfile.open(root / "set.tar", "w") as archive:
+        archive.add(root / "files", ".")
+    uris = {"files": f"folder:{root}/files", "archive": f"tar:{root}/set.tar"}
+    for name, packing in (("original", Packing()), ("raw", Packing("raw"))):
+        pack(open_images(uris["files"]), {}, root / name, packing)
+        uris[name] = f"pack:{root}/{name}"
+    return uris
+
+
+def crops_of(sample: Sample) -> Tensor:
+    """uint8 [N, V, C, h, w]: those that a worker sent, or those of raw pixels."""
+    if sample.images.ndim == 5:
+        return sample.images
+    return CROP.crop(sample.images, Draws(3, sample.positions))["images"]
+
+
+@pytest.mark.parametrize("shuffle", [Full(), Blocks(size=3, mix=2)])
+def test_every_way_to_read_a_set_gives_the_same_views(ways: dict[str, str], shuffle: Shuffle) -> None:
+    """Bit for bit: resident, gathered from a mapped file, decoded out of files, an archive and a pack."""
+    order = Order(20, 8, seed=3, shuffle=shuffle)
+    share = Share(micro=2)
+    expected = list(batches_of(open_images(ways["files"]), order, share=share)(0))
+    assert expected[0][0].images.ndim == 5
+    found: dict[str, Any] = {
+        "gathered": batches_of(open_images(ways["raw"]), order, share=share),
+        "not resident": batches_of(open_images(ways["raw"]), order, share=share, resident="off"),
+        "resident": batches_of(open_images(ways["raw"]), order, share=share, resident="on"),
+        "archive": batches_of(open_images(ways["archive"]), order, share=share, workers=2),
+        "pack": batches_of(open_images(ways["original"]), order, share=share, workers=1),
+    }
+    for name, batches in found.items():
+        for step, other in zip(expected, batches(0), strict=True):
+            for a, b in zip(step, other, strict=True):
+                assert (b.images.ndim == 5) == (name in ("archive", "pack")), name
+                assert torch.equal(a.images, crops_of(b)), name
+                assert torch.equal(a.positions, b.positions) and torch.equal(a.labels, b.labels), name
+
+
+def test_a_gathering_thread_changes_nothing(ways: dict[str, str]) -> None:
+    images, order = open_images(ways["raw"]), Order(20, 8, seed=3)
+    straight = _gathered(images, order, [slice(0, 8)], range(5), Damage(), False)
+    ahead = in_thread(_gathered(images, order, [slice(0, 8)], range(5), Damage(), False))
+    assert all(equal(a, b) for (a,), (b,) in zip(straight, ahead, strict=True))
+
+
+@pytest.mark.parametrize("resident", ["auto", "on"])
+def test_a_damaged_record_is_replaced_by_its_neighbour_too(
+    ways: dict[str, str], tmp_path: Path, resident: Resident
+) -> None:
+    shutil.copytree(ways["raw"].removeprefix("pack:"), tmp_path / "raw")
+    with open(tmp_path / "raw" / RECORDS, "r+b") as file:
+        file.seek(7 * 19 * 17 * 3)  # in record 7
+        file.write(bytes(64))
+    images, lines = open_images(f"pack:{tmp_path}/raw"), list[str]()
+    order, damage = Order(20, 20, seed=0), Damage(report=lines.append)
+    ((sample,),) = batches_of(images, order, steps=1, damage=damage, resident=resident)(0)
+    whole = open_images(ways["raw"])
+    assert whole.labels is not None and lines == [f"damaged picture replaced by its neighbour: {whole.name(7)}"]
+    for row, index in enumerate(order.indices(0).tolist()):
+        read = 8 if index == 7 else index
+        assert torch.equal(sample.images[row], whole.read(read)) and sample.labels[row] == whole.labels[read]
+
+
+def test_pictures_that_differ_in_size_cannot_be_resident(images: Images) -> None:
+    with pytest.raises(UserError, match=r"^run\.resident: on is given, but .* use run\.resident=auto, or pack them"):
+        batches_of(images, Order(N, 8, 0), resident="on")
+
+
+def test_large_pictures_are_cropped_before_the_next_ones_are_decoded(
+    images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker's memory is bounded by bytes, not by pictures; how it cuts its part changes nothing."""
+    order = Order(N, 16, seed=0)
+    straight = list(batches_of(images, order, steps=3)(0))
+    seen: list[int] = []
+
+    class Counting(Multiview):
+        def crop_each(
+            self, pictures: Sequence[Tensor], draws: Draws, sizes: Sequence[tuple[int, int]] | None = None
+        ) -> dict[str, Tensor]:
+            seen.append(len(pictures))
+            return super().crop_each(pictures, draws, sizes)
+
+    monkeypatch.setattr("rootstock.core.stream.CROP_BLOCK", 5000)
+    bounded = list(stream(images, order, Counting(CROP.views), steps=3, device=CPU)(0))
+    assert max(seen) <= 4 and sum(seen) == 48
+    assert all(equal(a, b) for (a,), (b,) in zip(straight, bounded, strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the way to a GPU needs one")
+@pytest.mark.parametrize("resident", ["off", "on"])
+def test_a_gpu_gets_the_same_samples(ways: dict[str, str], resident: Resident) -> None:
+    order = Order(20, 8, seed=3)
+    for name in ("raw", "files"):
+        images, kind = open_images(ways[name]), "off" if name == "files" else resident
+        on_gpu = stream(images, order, CROP, steps=5, device=torch.device("cuda"), resident=kind, workers=1)
+        for (a,), (b,) in zip(on_gpu(0), batches_of(images, order)(0), strict=True):
+            assert a.images.is_cuda and equal(Sample(*(value.cpu() for value in a[:3])), b)
+            if a.images.ndim == 4:
+                crops = CROP.crop(a.images, Draws(3, a.positions))["images"]
+                assert torch.equal(crops.cpu(), crops_of(b))

@@ -1,0 +1,144 @@
+"""1, 2 and 4 processes with 0, 1 and 3 workers and 1 or 4 micro-batches see the same 50 global batches: the same images, the same views.
+
+Against a plain loop that reads and crops one picture after the other. Run as a script, this file is those processes.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rootstock.core.distributed import gather, rank, world
+from rootstock.core.draws import Draws
+from rootstock.core.images.source import Images, open_images
+from rootstock.core.order import Order
+from rootstock.core.presets import VIEWS
+from rootstock.core.sample import Sample
+from rootstock.core.stream import Share, stream
+
+STEPS, BATCH, N, SEED = 50, 16, 40, 3
+WORLDS, WORKERS, MICRO = (1, 2, 4), (0, 1, 3), (1, 4)
+# Crop, mirror and gray, each with draws of its own; what else a view can do is tested where it lives.
+VIEW = VIEWS["none"](
+    12, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 1, scale=(0.2, 1.0), flip=0.5, grayscale=0.3, local=1, local_blur=0.0
+)  # fmt: skip
+
+
+def numbered(uri: str) -> Images:
+    """A set whose labels are its pictures' numbers, so that a sample says which picture it is."""
+    images = open_images(uri)
+    images.labels = torch.arange(len(images))
+    return images
+
+
+def finished(sample: Sample) -> Tensor:
+    """The view and the local crop of each row, float [n, ...] flat."""
+    views = VIEW(sample, Draws(SEED, sample.positions))
+    assert views.local is not None
+    return torch.cat([part.transpose(0, 1).flatten(1) for part in (views.images, views.local)], 1)
+
+
+def slow(images: Images) -> dict[str, Tensor]:
+    """One picture after the other, finished by whole batches."""
+    order, views = Order(len(images), BATCH, SEED), []
+    numbers = torch.stack([order.indices(step) for step in range(STEPS)])
+    for step, row in enumerate(numbers):
+        at = torch.arange(step * BATCH, (step + 1) * BATCH)
+        alone = [VIEW.crop_each([images.read(int(i))], Draws(SEED, at[k : k + 1])) for k, i in enumerate(row)]
+        crops = {name: torch.cat([one[name] for one in alone]) for name in alone[0]}
+        views.append(finished(Sample(crops.pop("images"), at, row, crops)))
+    return {"numbers": numbers.flatten(), "views": torch.cat(views)}
+
+
+def seen(images: Images, workers: int, micro: int) -> dict[str, Tensor]:
+    """What all processes see together, in the order of positions."""
+    order, share = Order(len(images), BATCH, SEED), Share(rank(), world(), micro)
+    batches = stream(images, order, VIEW, steps=STEPS, device=torch.device("cpu"), share=share, workers=workers)
+    found: dict[str, list[Tensor]] = {"numbers": [], "positions": [], "views": []}
+    for step in batches(0):
+        assert len(step) == micro
+        # Finished as in training where nothing else is tested, and by steps elsewhere: that takes less time.
+        parts = step if workers == 0 else [merged(step)]
+        found["numbers"].append(torch.cat([part.labels for part in parts]))
+        found["positions"].append(torch.cat([part.positions for part in parts]))
+        found["views"].append(torch.cat([finished(part) for part in parts]))
+    # [rows here, STEPS, ...]: processes follow one another within a step
+    whole = {name: gather(torch.stack(steps, 1)).transpose(0, 1).flatten(0, 1) for name, steps in found.items()}
+    assert torch.equal(whole.pop("positions"), torch.arange(STEPS * BATCH))
+    return whole
+
+
+def merged(step: list[Sample]) -> Sample:
+    images, positions, labels = (torch.cat(values) for values in zip(*(part[:3] for part in step), strict=True))
+    return Sample(images, positions, labels, {"local": torch.cat([part.extra["local"] for part in step])})
+
+
+def process(folder: Path, number: int, count: int) -> None:
+    """One of `count` processes: compares every way of reading with what the plain loop saw."""
+    os.sched_getaffinity = lambda _: set(range(16))  # three workers, however few cores there are
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store{count}", rank=number, world_size=count)
+    for name in ("files", "rows"):
+        images, expected = numbered((folder / name).read_text()), load_file(folder / f"{name}.safetensors")
+        for workers in WORKERS if name == "files" else (0,):
+            for micro in MICRO:
+                found, what = (
+                    seen(images, workers, micro),
+                    f"{name}: {count} processes, {workers} workers, {micro} parts",
+                )
+                assert torch.equal(found["numbers"], expected["numbers"]), what
+                difference = float((found["views"] - expected["views"]).abs().max())
+                assert difference <= 1e-6, f"{what}: {difference}"
+    dist.destroy_process_group()
+
+
+def main(folder: Path) -> int:
+    """All worlds one after the other, forked from one interpreter: importing torch costs more than the test."""
+    torch.set_num_threads(1)
+    for count in WORLDS:
+        children = []
+        for number in range(count):
+            if (child := os.fork()) == 0:
+                try:
+                    process(folder, number, count)
+                except BaseException:
+                    sys.excepthook(*sys.exc_info())  # pyright: ignore[reportArgumentType]
+                    os._exit(1)
+                os._exit(0)
+            children.append(child)
+        statuses = [os.waitpid(child, 0)[1] for child in children]
+        if any(statuses):
+            return 1
+    return 0
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> Path:
+    """Files of all sizes, and pictures of one shape that need no decoding; beside each what the plain loop saw of it."""
+    random = np.random.default_rng(0)
+    (tmp_path / "pictures").mkdir()
+    for i in range(N):
+        pixels = random.integers(0, 256, (20 + i % 7, 30 - i % 5, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{i:02}.png")
+    np.savez(tmp_path / "rows.npz", images=random.integers(0, 256, (N, 18, 17, 3), dtype=np.uint8))
+    for name, uri in (("files", f"folder:{tmp_path}/pictures"), ("rows", f"npz:{tmp_path}/rows.npz")):
+        (tmp_path / name).write_text(uri)
+        save_file(slow(numbered(uri)), tmp_path / f"{name}.safetensors")
+    return tmp_path
+
+
+def test_processes_workers_and_micro_batches_change_nothing(sets: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, __file__, str(sets)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
