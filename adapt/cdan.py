@@ -68,7 +68,7 @@ class CDAN(DANN):
         dim, classes, largest = self._map_size
         return min(dim * classes, largest)
 
-    def domain_loss(self, features: Tensor, logits: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+    def domain_loss(self, features: Tensor, logits: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
         """The domains' mean of their weighted binary cross-entropies, and the discriminator's logits [2, N]."""
         predictions = logits.float().softmax(-1)
         crossed = self.map(features.flatten(0, 1), predictions.detach().flatten(0, 1).to(features.dtype))

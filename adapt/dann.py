@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..core.backbone import Backbone
 from ..core.chunk import encode
 from ..core.classifier import Classifier
-from ..core.stream import Pair
+from ..core.sample import Pair
 from ..core.train import Step
 from .reversal import Discriminator, reversal_weight, reverse
 
@@ -63,7 +63,7 @@ class DANN(nn.Module):
             }
         return Step(loss + self.trade_off * domain, metrics)
 
-    def domain_loss(self, features: Tensor, logits: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+    def domain_loss(self, features: Tensor, logits: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
         """Binary cross-entropy over both domains, and the discriminator's logits [2, N]."""
         guesses = self.discriminator(reverse(features.flatten(0, 1), weight)).float().unflatten(0, (2, -1))
         return F.binary_cross_entropy_with_logits(guesses, domains(guesses)), guesses

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 class _Reverse(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: float | Tensor) -> Tensor:
         ctx.weight = weight
         return x.view_as(x)
 
@@ -20,14 +20,15 @@ class _Reverse(torch.autograd.Function):
         return -ctx.weight * grads[0], None
 
 
-def reverse(x: Tensor, weight: float) -> Tensor:
+def reverse(x: Tensor, weight: float | Tensor) -> Tensor:
     """The identity forward; backward multiplies the gradient by -weight."""
     return _Reverse.apply(x, weight)  # pyright: ignore[reportReturnType]
 
 
-def reversal_weight(progress: float, limit: float = 1.0) -> float:
+def reversal_weight(progress: float | Tensor, limit: float = 1.0) -> float | Tensor:
     """limit * (2 / (1 + exp(-10 p)) - 1): 0 at the start, 0.987 of the limit half-way; progress p in 0..1 (their lambda_p)."""
-    return limit * (2.0 / (1.0 + math.exp(-10.0 * progress)) - 1.0)
+    decay = torch.exp(-10.0 * progress) if isinstance(progress, Tensor) else math.exp(-10.0 * progress)
+    return limit * (2.0 / (1.0 + decay) - 1.0)
 
 
 class Discriminator(nn.Module):

@@ -17,13 +17,19 @@ from .errors import UserError
 from .optim import Optim, set_rate
 from .progress import Progress
 from .run import Run
+from .skipping import Verdict, asked_flag, start_momentum, step_unless
 
 NON_FINITE_LIMIT = 5
 
 
 @dataclass
 class Loop:
-    """One run's moving parts, so that `fit` reads as the loop that it is."""
+    """One run's moving parts, so that `fit` reads as the loop that it is.
+
+    On a GPU nothing waits for the device between log steps: a non-finite update is skipped there, by a flag that stays there, and
+    the host hears of it, and whether anyone was asked to stop, a step late. late: whether to do so (by default on a GPU, except in
+    fp16).
+    """
 
     method: nn.Module
     optimizer: torch.optim.Optimizer
@@ -35,80 +41,146 @@ class Loop:
     non_finite: int = 0
     in_a_row: int = 0
     stop: bool = False  # someone asked, and all processes know
+    late: bool | None = None
 
     def __post_init__(self) -> None:
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in self.method.named_parameters()}
         self.scaler = torch.amp.GradScaler(self.run.device.type, enabled=self.run.dtype == torch.float16)
+        if self.late is None:  # fp16's scaler decides for itself, by the gradients alone
+            self.late = self.run.device.type == "cuda" and not self.scaler.is_enabled()
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.layers = norm.layers(self.method)  # looked up once: a walk over the modules costs more than a small step
+        self.after_step: Callable[[float], None] | None = getattr(self.method, "after_step", None)
+        self.parallel: nn.Module = self.method  # or what shares its gradients between processes
+        self.verdict: Verdict | None = None
+        if self.late:
+            start_momentum(self.optimizer)
 
     def step(
-        self, wrapped: nn.Module, micro: list[Any], prepare: Callable[[Any], Any], step: int, asked: list[int]
+        self, wrapped: Callable[..., Any], micro: list[Any], prepare: Callable[[Any], Any], step: int, asked: list[int]
     ) -> dict[str, Any]:
         """Forward, backward and update of one global batch; returns what is to be logged."""
         # Covers what lives inside foreign modules (dropout, drop path): keyed by the step, not by the order of calls.
-        torch.manual_seed(step_seed(self.seed, rank(), step))
-        self.method.train()
+        seed_generators(step_seed(self.seed, rank(), step), self.run.device)
         progress = step / self.steps
         rate = self.optim.rate(step, self.steps, self.steps_per_epoch)
         set_rate(self.optimizer, rate)
         total, losses = self._backward(wrapped, micro, prepare, progress)
-        self.scaler.unscale_(self.optimizer)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if self.optim.clip is not None:
-            grad_norm = nn.utils.clip_grad_norm_(parameters, self.optim.clip)
-        else:  # looked at in any case: one bad gradient would spoil the weights for good
-            grad_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        total["grad_norm"] = grad_norm
-        finite = self._agree(losses, grad_norm, asked, micro, step)
-        if finite:
-            self.scaler.step(self.optimizer)
         if self.scaler.is_enabled():
-            self.scaler.update()
-        norm.commit(self.method, keep=finite)
+            self.scaler.unscale_(self.optimizer)
+        if self.optim.clip is not None:
+            grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.optim.clip)
+        else:  # looked at in any case: one bad gradient would spoil the weights for good
+            grad_norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        total["grad_norm"] = grad_norm
+        positions = [samples(raw)[0].positions for raw in micro]
+        if self.late:
+            self._update_late(losses, grad_norm, asked, positions, step, progress)
+        else:
+            self._update(losses, grad_norm, asked, positions, step, progress)
         self.optimizer.zero_grad(set_to_none=True)
-        if finite and hasattr(self.method, "after_step"):
-            self.method.after_step(progress)  # pyright: ignore[reportCallIssue]
         return {**total, "lr": rate}
 
     def _backward(
-        self, wrapped: nn.Module, micro: list[Any], prepare: Callable[[Any], Any], progress: float
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Accumulate the gradients of all micro-batches; returns the mean of loss and metrics, and each loss [M]."""
+        self, wrapped: Callable[..., Any], micro: list[Any], prepare: Callable[[Any], Any], progress: float
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Accumulate the gradients of all micro-batches; returns the mean of loss and metrics, and each loss."""
         share = 1.0 / len(micro)
         total: dict[str, Tensor] = {}
         losses: list[Tensor] = []
+        half = self.run.dtype != torch.float32
         for i, raw in enumerate(micro):
             last = i == len(micro) - 1
             with torch.no_grad():
                 batch = prepare(raw)
-            with nullcontext() if last else self.run.accelerator.no_sync(wrapped):
-                with torch.autocast(self.run.device.type, self.run.dtype, enabled=self.run.dtype != torch.float32):
+            with nullcontext() if last else self.run.accelerator.no_sync(self.parallel):
+                with torch.autocast(self.run.device.type, self.run.dtype) if half else nullcontext():
                     out: Any = wrapped(batch, progress)
-                self.scaler.scale(out.loss * share).backward()
+                loss = out.loss if share == 1.0 else out.loss * share
+                (self.scaler.scale(loss) if self.scaler.is_enabled() else loss).backward()
             losses.append(out.loss.detach())
             for name, value in {"loss": losses[-1], **out.metrics}.items():
-                total[name] = total.get(name, 0.0) + value.detach() * share
-        return total, torch.stack(losses)
+                part = value.detach() if share == 1.0 else value.detach() * share
+                total[name] = total[name] + part if name in total else part
+        return total, losses
 
-    def _agree(self, losses: Tensor, grad_norm: Tensor, asked: list[int], micro: list[Any], step: int) -> bool:
-        """Whether the step counts, decided by all processes together; also whether any of them was asked to stop."""
-        bad = ~losses.isfinite().all()
-        if not self.scaler.is_enabled():  # the scaler looks for overflowing gradients itself, and mends its scale
-            bad = bad | ~grad_norm.isfinite()
-        flags = any_process(torch.stack([bad, torch.tensor(bool(asked), device=bad.device)]))
-        non_finite, self.stop = flags.tolist()
-        self.in_a_row = self.in_a_row + 1 if non_finite else 0
-        if non_finite:
+    def _bad(self, losses: list[Tensor], grad_norm: Tensor) -> Tensor:
+        """Whether a loss or the gradient is not finite, on this process; bool, on the device."""
+        bad = ~torch.stack(losses).isfinite().all()
+        # The scaler looks for overflowing gradients itself, and mends its scale.
+        return bad if self.scaler.is_enabled() else bad | ~grad_norm.isfinite()
+
+    def _update(
+        self,
+        losses: list[Tensor],
+        grad_norm: Tensor,
+        asked: list[int],
+        positions: list[Tensor],
+        step: int,
+        progress: float,
+    ) -> None:
+        """Update the weights, or not, as all processes decide together; learn whether any of them was asked to stop."""
+        flags = torch.tensor([bool(self._bad(losses, grad_norm)), bool(asked)], device=grad_norm.device)
+        bad, self.stop = any_process(flags).tolist() if world() > 1 else flags.tolist()
+        if not bad:
+            self.scaler.step(self.optimizer) if self.scaler.is_enabled() else self.optimizer.step()
+        if self.scaler.is_enabled():
+            self.scaler.update()
+        norm.commit(self.layers, keep=not bad)
+        if not bad and self.after_step is not None:
+            self.after_step(progress)
+        self._count(bad, losses, positions, step)
+
+    def _update_late(
+        self,
+        losses: list[Tensor],
+        grad_norm: Tensor,
+        asked: list[int],
+        positions: list[Tensor],
+        step: int,
+        progress: float,
+    ) -> None:
+        """The same without waiting: the device skips a bad update by itself, and the host hears of it after the next step.
+
+        Weights, moments and running statistics are those of a skipped step; `after_step` is called all the same (an EMA teacher
+        then takes one more step towards unchanged weights).
+        """
+        bad = self._bad(losses, grad_norm)
+        flags = torch.stack([bad, asked_flag(bool(asked), bad.device)])
+        if world() > 1:
+            flags = any_process(flags)
+        bad = flags[0]
+        step_unless(self.optimizer, bad)
+        norm.commit(self.layers, keep=~bad)
+        if self.after_step is not None:
+            self.after_step(progress)
+        before, self.verdict = self.verdict, Verdict.of(flags, losses, positions, step)
+        self._hear(before)
+
+    def settle(self) -> None:
+        """Hear the verdict on the last step, if it is still out: before saving, evaluating and ending."""
+        before, self.verdict = self.verdict, None
+        self._hear(before)
+
+    def _hear(self, verdict: Verdict | None) -> None:
+        if verdict is not None:
+            bad, self.stop = verdict.read()
+            self._count(bad, verdict.losses, verdict.positions, verdict.step)
+
+    def _count(self, bad: bool, losses: list[Tensor], positions: list[Tensor], step: int) -> None:
+        """Count skipped steps, say so, and give up after a few in a row."""
+        self.in_a_row = self.in_a_row + 1 if bad else 0
+        if bad:
             self.non_finite += 1
             self.run.log(
                 f"WARNING: non-finite loss or gradient at step {step + 1}, skipped on all processes "
-                f"(positions {', '.join(_suspects(losses, micro))})"
+                f"(positions {', '.join(_suspects(losses, positions))})"
             )
             if self.in_a_row >= NON_FINITE_LIMIT:
                 raise UserError(
                     f"{self.in_a_row} non-finite steps in a row up to step {step + 1}; the last checkpoint is whole; "
                     "lower optim.lr, set optim.clip, or use run.precision=fp32"
                 )
-        return not non_finite
 
     def log(self, done: int, row: dict[str, Any], progress: Progress) -> None:
         """Write a row of means over processes."""
@@ -160,6 +232,17 @@ class Loop:
         return saved.step
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """torch.manual_seed for the CPU and, where it is used, the GPU.
+
+    torch's own also seeds every accelerator it could have, and where CUDA was never used it notes the call stack for later: a
+    millisecond a step, and a list that only grows.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 def step_seed(seed: int, process: int, step: int) -> int:
     """A 63-bit seed for torch's own generator."""
     digest = hashlib.sha256(f"{seed}/{process}/{step}".encode()).digest()
@@ -171,14 +254,11 @@ def samples(raw: Any) -> list[Any]:
     return [raw] if hasattr(raw, "positions") else list(raw)
 
 
-def _suspects(losses: Tensor, micro: list[Any]) -> list[str]:
+def _suspects(losses: list[Tensor], positions: list[Tensor]) -> list[str]:
     """The ranges of positions of the micro-batches, of all processes, whose loss is not finite; of all where each loss is."""
-    spans = torch.zeros(world(), len(micro), 3, dtype=torch.float64)
-    for i, raw in enumerate(micro):
-        positions = samples(raw)[0].positions
-        spans[rank(), i] = torch.tensor(
-            [not bool(losses[i].isfinite()), positions.min(), positions.max()], dtype=torch.float64
-        )
-    rows = all_reduce_sum(spans.to(losses.device)).flatten(0, 1).tolist()
+    spans = torch.zeros(world(), len(losses), 3, dtype=torch.float64)
+    for i, (loss, rows_of) in enumerate(zip(losses, positions, strict=True)):
+        spans[rank(), i] = torch.tensor([not bool(loss.isfinite()), rows_of.min(), rows_of.max()], dtype=torch.float64)
+    rows = all_reduce_sum(spans.to(losses[0].device)).flatten(0, 1).tolist()
     guilty = [row for row in rows if row[0]] or rows
     return [f"{low:.0f}..{high:.0f}" for _, low, high in guilty]

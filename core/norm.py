@@ -8,9 +8,9 @@ a step by `commit`, from all micro-batches and processes, so that they too do no
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -147,19 +147,24 @@ def convert(module: nn.Module, mode: Mode, group: int = 0, rows_per_position: in
     return count
 
 
+def layers(module: nn.Module) -> list[PositionBatchNorm]:
+    """Every BatchNorm inside `module` that `commit` has to do with."""
+    return [m for m in module.modules() if isinstance(m, PositionBatchNorm)]
+
+
 @torch.no_grad()
-def commit(module: nn.Module, keep: bool = True) -> None:
+def commit(norms: Sequence[PositionBatchNorm], keep: bool | Tensor = True) -> None:
     """Once a step: move running statistics towards the mean over all groups, forwards and processes since the last commit.
 
-    keep=False throws the step's statistics away (the step was skipped).
+    keep: False throws the step's statistics away (the step was skipped); a bool scalar on the device decides there.
     """
-    layers = [m for m in module.modules() if isinstance(m, PositionBatchNorm) and m.pending]
+    layers = [layer for layer in norms if layer.pending]
     if not layers:
         return
     rows = [torch.cat([torch.cat(pair, 1) for pair in layer.pending]).mean(0) for layer in layers]
     for layer in layers:
         layer.pending = []
-    if not keep:
+    if keep is False:
         return
     flat = all_reduce_sum(torch.cat(rows)) / world()
     for layer, row in zip(layers, flat.split([len(row) for row in rows]), strict=True):
@@ -167,8 +172,14 @@ def commit(module: nn.Module, keep: bool = True) -> None:
         assert (
             layer.running_mean is not None and layer.running_var is not None and layer.num_batches_tracked is not None
         )
-        layer.num_batches_tracked += 1
-        momentum = layer.momentum if layer.momentum is not None else 1.0 / float(layer.num_batches_tracked)
+        if isinstance(keep, Tensor):
+            mean, var = (
+                torch.where(keep, new, old) for new, old in ((mean, layer.running_mean), (var, layer.running_var))
+            )
+        layer.num_batches_tracked += 1 if keep is True else keep
+        momentum: Any = layer.momentum
+        if momentum is None:  # a running mean, kept on the device
+            momentum = (1.0 / layer.num_batches_tracked.clamp(min=1)).to(layer.running_mean.dtype)
         layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), momentum)
         layer.running_var.lerp_(var.to(layer.running_var.dtype), momentum)
 

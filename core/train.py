@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .compile import compiled, compiled_method, wanted
 from .config import Duration
 from .distributed import world
 from .interrupt import stop_signals
@@ -72,7 +73,8 @@ def fit(
 ) -> None:
     """Train `method` in place for `steps` optimizer steps, or for what is left of them after the newest checkpoint.
 
-    method: forward(batch, progress) -> Step; optional after_step(progress). batches(step): this process's micro-batches of
+    method: forward(batch, progress) -> Step (progress in 0..1: a float, or a scalar tensor where compiled); optional
+    after_step(progress). batches(step): this process's micro-batches of
     each step from `step` on. prepare: raw sample -> batch. evaluators: called at every.evaluate steps and at the end with the
     method in eval mode. Raises Interrupted after saving when asked to stop, UserError after repeated non-finite losses.
     """
@@ -88,7 +90,13 @@ def fit(
         run.log(
             f"WARNING: optim.warmup takes {warmup} steps of {steps}, so the peak rate is never reached; try warmup: 10%"
         )
-    wrapped = _wrap(method, run)
+    # The method inside DistributedDataParallel, and the augmentation beside it.
+    fast = wanted(run)
+    loop.parallel = run.accelerator.prepare_model(method) if world() > 1 else method
+    wrapped: Callable[..., Any] = loop.parallel
+    if fast:
+        wrapped, prepare = compiled_method(loop.parallel, run), compiled(prepare, run, "the augmentation")
+    method.train()
     with stop_signals() as asked, Progress(run, steps, start) as progress:
         waiting = time.perf_counter()
         for step, micro in zip(range(start, steps), batches(start), strict=True):
@@ -96,12 +104,17 @@ def fit(
             row = loop.step(wrapped, micro, prepare, step, asked)
             done = step + 1
             progress.advance(done, sum(len(s.positions) for raw in micro for s in samples(raw)) * world(), waited)
-            if done == steps or (every.log and done % every.log == 0):
+            due = done == steps or (every.save and done % every.save == 0)
+            logged = done == steps or (every.log and done % every.log == 0)
+            if due or logged or loop.stop:
+                loop.settle()
+            if logged:
                 loop.log(done, row, progress)
             aside = time.perf_counter()
             if evaluators and (done == steps or (every.evaluate and done % every.evaluate == 0)):
                 evaluate(method, evaluators, done, done / steps_per_epoch, run)
-            if loop.stop or done == steps or (every.save and done % every.save == 0):
+                method.train()
+            if loop.stop or due:
                 loop.save(done)
             if loop.stop and done < steps:
                 raise Interrupted(
@@ -126,9 +139,3 @@ def channels_last(method: nn.Module) -> None:
     """Convolution weights in channels_last memory format, where the model has convolutions."""
     if any(isinstance(m, nn.Conv2d) and m.kernel_size != m.stride for m in method.modules()):
         method.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-
-
-def _wrap(method: nn.Module, run: Run) -> nn.Module:
-    wrapped: nn.Module = run.accelerator.prepare_model(method) if world() > 1 else method
-    mode = run.options["compile"]
-    return torch.compile(wrapped) if mode == "on" or (mode == "auto" and run.device.type == "cuda") else wrapped  # pyright: ignore[reportReturnType]

@@ -68,7 +68,7 @@ def steps(
         for part in micro:
             out.append((call or nn.Module.__call__)(wrapped or model, part * scale))
             (loss_of(out[-1]) / len(micro)).backward()
-        norm.commit(model)
+        norm.commit(norm.layers(model))
     return trace(model, out)
 
 
@@ -166,8 +166,8 @@ def test_a_skipped_step_leaves_no_trace() -> None:
     model = converted("local")
     before = {name: b.clone() for name, b in model.named_buffers()}
     model(batch())
-    norm.commit(model, keep=False)
-    norm.commit(model)
+    norm.commit(norm.layers(model), keep=False)
+    norm.commit(norm.layers(model))
     assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())
 
 
