@@ -14,28 +14,18 @@ from ..core import config, norm
 from ..core.backbone import create
 from ..core.classifier import Classifier, score
 from ..core.config import Choice, Section
+from ..core.damage import Damage, read_or_neighbour, rows_or_neighbours
 from ..core.distributed import rank, world
 from ..core.features import extract
 from ..core.images.source import Images, holdout, open_images
 from ..core.optim import Optim
+from ..core.order import Order
 from ..core.pictures import denormalise, save_map, save_sheet
 from ..core.presets import VIEWS
 from ..core.run import Run
+from ..core.sample import Labelled, Pair, PairSample, Unlabelled
 from ..core.sets import HELD_OUT, LABELLED, add_seen, align, describe, exposure, fingerprints, labelled, open_tests
-from ..core.stream import (
-    Batches,
-    Damage,
-    Labelled,
-    Order,
-    Pair,
-    PairSample,
-    Share,
-    Unlabelled,
-    pairs,
-    read_or_neighbour,
-    source_draws,
-    stream,
-)
+from ..core.stream import Batches, Decode, Share, pairs, source_draws, stream
 from ..core.train import Every, fit
 from ..core.views import Evaluation, Multiview, stack_pictures
 from .registry import METHODS
@@ -51,11 +41,14 @@ def data_options(
     size: int,
     crop: float = 1.0,
     views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "supervised"},
+    decode: Decode = "full",
     selection: str = "last",
 ) -> None:
     """source: labelled images. target: images whose labels, if any, are dropped on opening. test: a labelled set or several by
     name; without it 20 % of the source, and of the target where it has labels, are held out by seed. size: pixels. views:
-    augmentation of both domains. selection: how the hyper-parameters of this config were chosen, said in the result.
+    augmentation of both domains. decode: JPEGs in full, or scaled: large ones only as large as their crops need, sooner but
+    with slightly other pixels; evaluation always decodes in full. selection: how the hyper-parameters of this config were
+    chosen, said in the result.
     """
 
 
@@ -88,14 +81,14 @@ def adapt(
     run.record(data=fingerprints(sets.named()))
     objective = _objective(run, sets.source, data["size"], backbone, method)
     model = objective.backbone
-    views = Multiview([config.build(data["views"], VIEWS, data["size"], model.mean, model.std)])
+    views = config.build(data["views"], VIEWS, data["size"], model.mean, model.std, 1).without_local(method["name"])
     view = Evaluation(data["size"], crop=data["crop"], mean=model.mean, std=model.std)
 
     damage = Damage(run.options["damaged"], report=run.log)
     orders = {name: Order(len(s), settings.batch_size, seed, name) for name, s in sets.training().items()}
     epoch = orders[SOURCE].steps_per_epoch
     steps = settings.steps(epoch)
-    batches = _batches(run, sets, orders, views, steps, damage)
+    batches = _batches(run, sets, orders, views, steps, damage, data["decode"])
     run.log(
         f"adapt {method['name']}: {len(sets.source)} source and {len(sets.target)} target images, "
         f"{steps} steps of 2 x {settings.batch_size}"
@@ -106,8 +99,8 @@ def adapt(
             source_draws(seed, sample.positions, name) for name, sample in zip((SOURCE, TARGET), raw, strict=True)
         )
         return Pair(
-            Labelled(views(raw.source.images, source)[0], raw.source.labels, source),
-            Unlabelled(views(raw.target.images, target)[0], target),
+            Labelled(views(raw.source, source).images[0], raw.source.labels, source),
+            Unlabelled(views(raw.target, target).images[0], target),
         )
 
     fit(
@@ -166,7 +159,6 @@ def whole(
 
     These are training images: a damaged one is replaced by its neighbour, as in the stream.
     """
-    resident = images.resident()
     batches = torch.arange(len(images)).tensor_split(-(-len(images) // batch_size))
 
     def crop(index: int) -> tuple[Tensor, int]:
@@ -175,12 +167,12 @@ def whole(
 
     with ThreadPoolExecutor(max(1, min(workers, os.cpu_count() or 1))) as pool:
         for wanted in batches:
-            if resident is not None:
-                raw = resident[wanted]
+            if images.uniform() is not None:
+                raw, read = rows_or_neighbours(images, wanted)
             else:
-                crops, read = zip(*pool.map(crop, wanted.tolist()), strict=True)
-                damage.note(images, wanted, torch.tensor(read))
-                raw = stack_pictures(crops)
+                crops, numbers = zip(*pool.map(crop, wanted.tolist()), strict=True)
+                raw, read = stack_pictures(crops), torch.tensor(numbers)
+            damage.note(images, wanted, read)
             yield view(raw.to(device))
 
 
@@ -202,13 +194,14 @@ def _objective(run: Run, source: Images, size: int, backbone: Mapping[str, Any],
 
 
 def _batches(
-    run: Run, sets: Sets, orders: Mapping[str, Order], views: Multiview, steps: int, damage: Damage
+    run: Run, sets: Sets, orders: Mapping[str, Order], views: Multiview, steps: int, damage: Damage, decode: Decode
 ) -> Batches:
     share = Share(rank(), world(), run.options["accumulate"])
     source, target = (
         stream(
-            images, orders[name], views.crop,
+            images, orders[name], views,
             steps=steps, device=run.device, share=share, workers=run.options["workers"], damage=damage,
+            resident=run.options["resident"], decode=decode,
         )
         for name, images in sets.training().items()
     )  # fmt: skip

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..core.backbone import Backbone
 from ..core.classifier import Classifier
-from ..core.stream import Pair
+from ..core.sample import Pair
 from ..core.train import Step
 
 

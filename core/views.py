@@ -1,122 +1,36 @@
 """Views of images: crops, affine jitter and colour, with one set of parameters per sample, batched on the device.
 
-A crop with antialiased resizing and a flip is linear and separable, so it is two batched matrix products with per-sample
-matrices; so is a Gaussian blur. Parameters come from Draws and follow torchvision's distributions. Crops are rounded to
-uint8, because that is what a loader's worker sends: a resident set and a folder give the same view at the same position.
+Parameters come from Draws and follow torchvision's distributions. Crops are rounded to uint8, because that is what a loader's
+worker sends: a resident set and a folder give the same view at the same position.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .colour import colour_jitter, gaussian_blur, grayscale
+from .colour import Colours, chunks, constant, draw_jitter, eager_cpu, recolour
 from .draws import Draws
+from .erasing import Fill, random_erasing
 from .errors import UserError
+from .randaugment import rand_augment
+from .resample import (
+    Interpolation,
+    centre_boxes,
+    crop_resize,
+    crop_resize_each,
+    random_boxes,
+    resize_centre,
+)
+from .sample import Sample, Views
+from .scaled import scaled_boxes, useful_scale, worthwhile
 
-Interpolation = Literal["bilinear", "bicubic"]
+Sides = Sequence[tuple[int, int]]  # (H, W) of each picture
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CROP_TRIES = 10
-
-
-def resize_matrix(
-    start: Tensor,
-    length: Tensor,
-    size_in: int,
-    size_out: int,
-    kernel: Interpolation,
-    flip: Tensor | None = None,
-    kept: range | None = None,
-) -> Tensor:
-    """The antialiased resampling of [start, start + length) to size_out as matrices, float32 [N, size_out, size_in].
-
-    start, length: int64 [N]. kept: which of the size_out rows, all by default. Equal to torchvision's crop, then
-    resize(antialias=True): the kernel (bilinear, or bicubic with a = -0.5) is stretched by the scale when shrinking, and
-    weights outside of the crop are dropped before normalising.
-    """
-    kept = range(size_out) if kept is None else kept
-    scale = (length.double() / size_out)[:, None, None]
-    stretch = scale.clamp(min=1.0)
-    # Coordinates relative to the crop, in float64: the same weights whether or not the crop was cut out before.
-    column = torch.arange(size_in, device=start.device)[None, None, :] - start[:, None, None]
-    row = torch.arange(kept.start, kept.stop, device=start.device, dtype=torch.float64)[None, :, None]
-    centre = (row + 0.5) * scale
-    x = ((column.double() + 0.5 - centre) / stretch).abs()
-    if kernel == "bilinear":
-        weight = (1.0 - x).clamp(min=0.0)
-    else:
-        near = (1.5 * x - 2.5) * x * x + 1.0
-        far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
-        weight = torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
-    weight = weight * ((column >= 0) & (column < length[:, None, None]))
-    weight = (weight / weight.sum(-1, keepdim=True)).float()
-    return weight if flip is None else torch.where(flip[:, None, None], weight.flip(1), weight)
-
-
-def crop_resize(images: Tensor, boxes: Tensor, size: int, kernel: Interpolation, flip: Tensor | None = None) -> Tensor:
-    """Crop each image to its box and resize to size x size; uint8 (or uint16) [N, C, H, W] -> the same dtype [N, C, size, size].
-
-    boxes: int64 [N, 4] as top, left, height, width. flip: bool [N], mirrors left and right.
-    """
-    top, left, height, width = boxes.unbind(1)
-    rows = resize_matrix(top, height, images.shape[2], size, kernel)
-    columns = resize_matrix(left, width, images.shape[3], size, kernel, flip)
-    return _resample(images, rows, columns)
-
-
-def resize_centre(images: Tensor, short: int, size: int, kernel: Interpolation) -> Tensor:
-    """Resize the shorter side to `short`, then cut the central size x size; [N, C, H, W] -> the same dtype [N, C, size, size].
-
-    Only the rows and columns that the cut keeps are computed; as in torchvision, they see what lies beyond the cut.
-    """
-    matrices = []
-    for side in images.shape[2:]:
-        resized = int(short * side / min(images.shape[2:]))
-        whole = torch.tensor([0, side], device=images.device)
-        first = round((resized - size) / 2)
-        kept = range(first, first + size)
-        matrices.append(resize_matrix(whole[:1], whole[1:], side, resized, kernel, kept=kept))
-    return _resample(images, *matrices)
-
-
-def _resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """rows [N or 1, size, H], columns [N or 1, size, W]: the resampled images, rounded to their own dtype."""
-    out = rows[:, None] @ images.float() @ columns.transpose(1, 2)[:, None]
-    return out.round_().clamp_(0, torch.iinfo(images.dtype).max).to(images.dtype)
-
-
-def random_boxes(
-    draws: Draws, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
-) -> Tensor:
-    """RandomResizedCrop's boxes, int64 [N, 4]: ten tries of (area, aspect), then the central fall-back, as torchvision does."""
-    area = height * width * draws.uniform("area", CROP_TRIES, low=scale[0], high=scale[1]).double()
-    aspect = draws.uniform("aspect", CROP_TRIES, low=math.log(ratio[0]), high=math.log(ratio[1])).double().exp()
-    w, h = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
-    fits = (w > 0) & (h > 0) & (w <= width) & (h <= height)
-    first = fits.int().argmax(1, keepdim=True)
-    w, h = w.gather(1, first)[:, 0], h.gather(1, first)[:, 0]
-    whole = width / height
-    fallback_w = width if whole <= ratio[1] else max(1, round(height * ratio[1]))
-    fallback_h = height if whole >= ratio[0] else max(1, round(width / ratio[0]))
-    found = fits.any(1)
-    w = torch.where(found, w, fallback_w)
-    h = torch.where(found, h, fallback_h)
-    unit = draws.uniform("corner", 2).double()
-    top = torch.where(found, (unit[:, 0] * (height - h + 1)).long(), (height - h) // 2)
-    left = torch.where(found, (unit[:, 1] * (width - w + 1)).long(), (width - w) // 2)
-    return torch.stack([top, left, h, w], 1)
-
-
-def centre_boxes(n: int, height: int, width: int, fraction: float, device: torch.device) -> Tensor:
-    """The central square of side fraction * min(height, width), int64 [n, 4]."""
-    side = max(1, round(min(height, width) * fraction))
-    box = torch.tensor([(height - side) // 2, (width - side) // 2, side, side], device=device)
-    return box.expand(n, 4)
 
 
 def affine(x: Tensor, draws: Draws, degrees: float, shift: float, zoom: tuple[float, float]) -> Tensor:
@@ -137,7 +51,9 @@ class View:
     scale, ratio: RandomResizedCrop; scale None takes the central square instead. flip: probability of mirroring. rotate
     (degrees), shift (fraction), zoom (range): affine jitter. jitter: brightness, contrast, saturation, hue, applied with
     probability jitter_p in a random order. grayscale, blur, solarize, invert: probabilities. blur_sigma: pixels at 224 px,
-    scaled with the size. Colour operations are left out for pictures that do not have three channels.
+    scaled with the size. Colour operations are left out for pictures that do not have three channels. centre: the part of
+    the shorter side that is taken where scale is None. randaugment: RandAugment operations a picture, at a magnitude of 0 to
+    30. erase: probability of random erasing of a part of the area in erase_scale, filled with the mean or with noise.
     """
 
     def __init__(
@@ -161,6 +77,11 @@ class View:
         solarize: float = 0.0,
         invert: float = 0.0,
         centre: float = 1.0,
+        randaugment: int = 0,
+        magnitude: float = 9.0,
+        erase: float = 0.0,
+        erase_scale: tuple[float, float] = (0.02, 0.33),
+        erase_fill: Fill = "mean",
     ) -> None:
         self.size, self.mean, self.std = size, mean, std
         self.scale, self.ratio, self.flip, self.centre = scale, ratio, flip, centre
@@ -168,40 +89,98 @@ class View:
         self.rotate, self.shift, self.zoom = rotate, shift, zoom
         self.jitter, self.jitter_p, self.grayscale = jitter, jitter_p, grayscale
         self.blur, self.blur_sigma, self.solarize, self.invert = blur, blur_sigma, solarize, invert
+        self.randaugment, self.magnitude = randaugment, magnitude
+        self.erase, self.erase_scale = erase, erase_scale
+        self.erase_fill: Fill = erase_fill
+
+    def boxes(self, draws: Draws, height: int | Tensor, width: int | Tensor) -> tuple[Tensor, Tensor | None]:
+        """What is cut out of pictures of these sizes (one for all, or int64 [N]), int64 [N, 4], and which are mirrored, bool [N]."""
+        return self._places(draws, height, width), draws.bernoulli("flip", self.flip) if self.flip else None
+
+    def _places(self, draws: Draws, height: int | Tensor, width: int | Tensor) -> Tensor:
+        if self.scale is None:
+            return centre_boxes(len(draws.positions), height, width, self.centre, draws.positions.device)
+        return random_boxes(draws.stream("crop"), height, width, self.scale, self.ratio)
 
     def crop(self, images: Tensor, draws: Draws) -> Tensor:
-        """uint8 [N, C, H, W] -> uint8 [N, C, size, size]: crop, resize, flip."""
-        n, _, height, width = images.shape
-        if self.scale is None:
-            boxes = centre_boxes(n, height, width, self.centre, images.device)
-        else:
-            boxes = random_boxes(draws.stream("crop"), height, width, self.scale, self.ratio)
-        flip = draws.bernoulli("flip", self.flip) if self.flip else None
+        """uint8 [N, C, H, W] -> uint8 [N, C, size, size]: crop, resize, flip; uint16 likewise."""
+        boxes, flip = self.boxes(draws, *images.shape[2:])
         return crop_resize(images, boxes, self.size, self.interpolation, flip)
 
-    def finish(self, crops: Tensor, draws: Draws) -> Tensor:
-        """uint8 [N, C, size, size] -> normalised float32 of the same shape: affine jitter, colour, normalisation."""
-        x = crops.float() / torch.iinfo(crops.dtype).max
-        if self.rotate or self.shift or self.zoom != (1.0, 1.0):
-            x = affine(x, draws.stream("affine"), self.rotate, self.shift, self.zoom)
-        if x.shape[1] == 3:
-            x = self._colour(x, draws)
-        return normalise(x, self.mean, self.std)
+    def crop_each(self, pictures: Sequence[Tensor], draws: Draws, sizes: Sides | None = None) -> Tensor:
+        """`crop` of pictures [C, H, W] that differ in size, on the CPU: bit-equal to cropping each of them alone.
 
-    def _colour(self, x: Tensor, draws: Draws) -> Tensor:
-        if self.jitter_p and any(self.jitter):
-            x = colour_jitter(x, draws.stream("jitter"), self.jitter, self.jitter_p)
-        if self.grayscale:
-            x = torch.where(_column(draws.bernoulli("gray", self.grayscale)), grayscale(x), x)
-        if self.blur:
-            chosen = _column(draws.bernoulli("blur", self.blur))
-            sigma = draws.uniform("sigma", low=self.blur_sigma[0], high=self.blur_sigma[1]) * (self.size / 224.0)
-            x = torch.where(chosen, gaussian_blur(x, sigma, self.blur_sigma[1] * self.size / 224.0), x)
-        if self.solarize:
-            x = torch.where(_column(draws.bernoulli("solarize", self.solarize)) & (x >= 0.5), 1.0 - x, x)
-        if self.invert:
-            x = torch.where(_column(draws.bernoulli("invert", self.invert)), 1.0 - x, x)
-        return x
+        sizes: the full sizes of pictures that were decoded at a fraction of it, and of which the same part is cut out.
+        """
+        if len({picture.dtype for picture in pictures}) > 1:  # each rounded at its own depth, whatever its neighbours'
+            alone = [None] * len(pictures) if sizes is None else [[size] for size in sizes]
+            rows = zip(pictures, alone, strict=True)
+            return stack_pictures([self.crop_each([p], _row(draws, n), size)[0] for n, (p, size) in enumerate(rows)])
+        stored = torch.tensor([picture.shape[1:] for picture in pictures])
+        full = stored if sizes is None else torch.tensor(sizes)
+        boxes, flip = self.boxes(draws, *full.unbind(1))
+        if sizes is not None:
+            boxes = scaled_boxes(boxes, full, stored)
+        return crop_resize_each(pictures, boxes, self.size, self.interpolation, flip)
+
+    def useful_scale(self, draws: Draws, height: int, width: int) -> int:
+        """The largest s of 1, 2, 4, 8 at which the box of `draws`, of one position, is no smaller than the view."""
+        _, _, box_height, box_width = self._places(draws, height, width)[0].tolist()
+        return useful_scale(box_height, box_width, self.size)
+
+    def finish(self, crops: Tensor, draws: Draws, out: Tensor | None = None) -> Tensor:
+        """uint8 [N, C, size, size] -> normalised float32 of the same shape: affine jitter, colour, normalisation, erasing.
+
+        out: where the result is to be written, contiguous; it spares the copy of stacking views.
+        """
+        crops = self._augment(crops, draws)
+        colours = self._colours(draws) if crops.shape[1] == 3 else Colours()
+        full = float(torch.iinfo(crops.dtype).max)
+        x = crops
+        if self.rotate or self.shift or self.zoom != (1.0, 1.0):
+            x = affine(crops.float().div_(full), draws.stream("affine"), self.rotate, self.shift, self.zoom)
+        if not eager_cpu(x):
+            x = self._erase(self.pixels(x, colours), draws)
+            return x if out is None else out.copy_(x)
+        out = torch.empty(crops.shape) if out is None else out
+        for rows in chunks(out):
+            part = out[rows].copy_(x[rows])
+            part = part.div_(full) if x is crops else part
+            part = recolour(part, colours.rows(rows), self.largest_sigma)
+            normalise(part, self.mean, self.std, out[rows])
+        return out if not self.erase else out.copy_(self._erase(out, draws))
+
+    def pixels(self, x: Tensor, colours: Colours) -> Tensor:
+        """Colours and normalisation with static shapes, of crops or floats in 0..1: the part of `finish` worth compiling."""
+        x = x if x.dtype == torch.float32 else x.float() / torch.iinfo(x.dtype).max
+        return normalise(recolour(x, colours, self.largest_sigma), self.mean, self.std)
+
+    @property
+    def largest_sigma(self) -> float:
+        """Of the blur, in pixels of the result."""
+        return self.blur_sigma[1] * self.size / 224.0
+
+    def _augment(self, crops: Tensor, draws: Draws) -> Tensor:
+        if not self.randaugment:
+            return crops
+        return rand_augment(crops, draws.stream("randaugment"), self.randaugment, self.magnitude)
+
+    def _erase(self, x: Tensor, draws: Draws) -> Tensor:
+        if not self.erase:
+            return x
+        return random_erasing(x, draws.stream("erase"), self.erase, self.erase_scale, self.erase_fill)
+
+    def _colours(self, draws: Draws) -> Colours:
+        jittered = self.jitter_p and any(self.jitter)
+        colours = draw_jitter(draws.stream("jitter"), self.jitter, self.jitter_p) if jittered else Colours()
+        low, high = self.blur_sigma
+        return colours._replace(
+            gray=draws.bernoulli("gray", self.grayscale) if self.grayscale else None,
+            blur=draws.bernoulli("blur", self.blur) if self.blur else None,
+            sigma=draws.uniform("sigma", low=low, high=high) * (self.size / 224.0) if self.blur else None,
+            solarize=draws.bernoulli("solarize", self.solarize) if self.solarize else None,
+            invert=draws.bernoulli("invert", self.invert) if self.invert else None,
+        )
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         return self.finish(self.crop(images, draws), draws)
@@ -244,19 +223,68 @@ class Evaluation:
 
 
 class Multiview:
-    """Several views of each image, each under its own stream: "view0/", "view1/", ..."""
+    """Several views of each image, each under its own stream: "view0/", "view1/", ..., and small crops: "local0/", ...
 
-    def __init__(self, views: list[View]) -> None:
-        self.views = views
+    Two halves as in `View`: `crop` or `crop_each` wherever the pictures are, then a call on the device.
+    """
 
-    def crop(self, images: Tensor, draws: Draws) -> Tensor:
-        """uint8 [N, C, H, W] -> uint8 [N, V, C, size, size]: what a worker sends."""
-        return torch.stack([view.crop(images, draws.stream(f"view{v}")) for v, view in enumerate(self.views)], 1)
+    def __init__(self, views: Sequence[View], local: Sequence[View] = ()) -> None:
+        self.views, self.local = list(views), list(local)
 
-    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        """Raw [N, C, H, W] or cropped [N, V, C, size, size] -> normalised float32 [V, N, C, size, size]."""
-        crops = self.crop(images, draws) if images.ndim == 4 else images
-        return torch.stack([view.finish(crops[:, v], draws.stream(f"view{v}")) for v, view in enumerate(self.views)])
+    def crop(self, images: Tensor, draws: Draws) -> dict[str, Tensor]:
+        """uint8 [N, C, H, W] -> {"images": uint8 [N, V, C, size, size]} and, with local crops, "local" [N, L, C, s, s]."""
+        return self._cropped(lambda view, stream: view.crop(images, stream), draws)
+
+    def crop_each(self, pictures: Sequence[Tensor], draws: Draws, sizes: Sides | None = None) -> dict[str, Tensor]:
+        """`crop` of N pictures [C, H, W] of any sizes: what a worker sends. sizes: the full ones of scaled pictures."""
+        return self._cropped(lambda view, stream: view.crop_each(pictures, stream, sizes), draws)
+
+    def scale(self, draws: Draws, height: int, width: int) -> int:
+        """At which 1 / s, s of 1, 2, 4, 8, to decode the height x width picture of one position.
+
+        No view may have to enlarge its box then, and 1 it is where the picture is too small for that to save time.
+        """
+        scale = useful_scale(height, width, max(view.size for view in [*self.views, *self.local]))
+        for view, stream in (one for key in self._keys() for one in self._streams(key, draws)):
+            if not worthwhile(height, width, scale):
+                return 1
+            scale = min(scale, view.useful_scale(stream, height, width))
+        return scale if worthwhile(height, width, scale) else 1
+
+    def __call__(self, sample: Sample, draws: Draws) -> Views:
+        """Raw images [N, C, H, W], or what was cropped before, -> normalised float32 [V, N, C, size, size] and local crops."""
+        cropped = {"images": sample.images, **sample.extra}
+        if sample.images.ndim == 4:
+            cropped = self.crop(sample.images, draws)
+        local = self._finished("local", cropped["local"], draws) if self.local else None
+        return Views(self._finished("images", cropped["images"], draws), draws, local)
+
+    def without_local(self, who: str) -> Multiview:
+        """Itself. Raises UserError if there are local crops: `who` would not look at them."""
+        if self.local:
+            raise UserError(
+                f"data.views.local: {len(self.local)} local crops are given, but {who} uses none; set it to 0"
+            )
+        return self
+
+    def _streams(self, key: str, draws: Draws) -> list[tuple[View, Draws]]:
+        views, name = (self.views, "view") if key == "images" else (self.local, "local")
+        return [(view, draws.stream(f"{name}{v}")) for v, view in enumerate(views)]
+
+    def _keys(self) -> tuple[str, ...]:
+        return ("images", "local") if self.local else ("images",)
+
+    def _cropped(self, crop: Callable[[View, Draws], Tensor], draws: Draws) -> dict[str, Tensor]:
+        return {key: torch.stack([crop(*one) for one in self._streams(key, draws)], 1) for key in self._keys()}
+
+    def _finished(self, key: str, crops: Tensor, draws: Draws) -> Tensor:
+        streams = self._streams(key, draws)
+        if not eager_cpu(crops):
+            return torch.stack([view.finish(crops[:, v], stream) for v, (view, stream) in enumerate(streams)])
+        out = torch.empty(len(streams), len(crops), *crops.shape[2:])
+        for v, (view, stream) in enumerate(streams):
+            view.finish(crops[:, v], stream, out[v])
+        return out
 
 
 def stack_pictures(pictures: Sequence[Tensor]) -> Tensor:
@@ -266,13 +294,13 @@ def stack_pictures(pictures: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(pictures))
 
 
-def normalise(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+def normalise(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...], out: Tensor | None = None) -> Tensor:
     """(x - mean) / std by channel; x float in 0..1 [N, C, H, W]; the numbers are cycled over channels beyond their count."""
-    channels = [i % len(mean) for i in range(x.shape[1])]
-    m = torch.tensor([mean[i] for i in channels], device=x.device).view(1, -1, 1, 1)
-    s = torch.tensor([std[i] for i in channels], device=x.device).view(1, -1, 1, 1)
-    return (x - m) / s
+    channels = range(x.shape[1])
+    m = constant(tuple(mean[i % len(mean)] for i in channels), x.device, 1)
+    s = constant(tuple(std[i % len(std)] for i in channels), x.device, 1)
+    return torch.sub(x, m, out=out).div_(s) if out is not None else (x - m).div_(s)
 
 
-def _column(flag: Tensor) -> Tensor:
-    return flag[:, None, None, None]
+def _row(draws: Draws, n: int) -> Draws:
+    return Draws(draws.seed, draws.positions[n : n + 1], draws.prefix)

@@ -14,29 +14,37 @@ from ..core import config, norm
 from ..core.backbone import OWN, Backbone, create
 from ..core.classifier import Classifier, Scores, add_scores, score
 from ..core.config import Choice, Section
+from ..core.damage import Damage, read_or_neighbour
 from ..core.distributed import rank, world
 from ..core.draws import Draws
 from ..core.errors import UserError
 from ..core.features import extract
 from ..core.images.source import Images
+from ..core.mixing import Mixing, mix
 from ..core.optim import Optim
+from ..core.order import SHUFFLES, Order
 from ..core.pictures import denormalise, save_map, save_sheet
 from ..core.presets import VIEWS
 from ..core.run import Run
+from ..core.sample import Labelled, Sample
 from ..core.sets import LABELLED, add_seen, describe, exposure, fingerprints, train_and_tests
-from ..core.stream import Damage, Labelled, Order, Sample, Share, read_or_neighbour, stream
+from ..core.stream import Decode, Share, stream
 from ..core.train import Every, Step, fit
-from ..core.views import Evaluation, Multiview
+from ..core.views import Evaluation
 from . import protocols
 from .registry import BASELINES
 
 
 def data_options(
     *, train: str | list[str], test: str | dict[str, str] | None = None, size: int, crop: float = 1.0,
-    views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "supervised"}, selection: str = "last",
+    views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "supervised"},
+    shuffle: Annotated[dict[str, Any], Choice(SHUFFLES)] = {"name": "full"}, decode: Decode = "full",
+    selection: str = "last",
 ) -> None:  # fmt: skip
     """train: labelled images. test: a labelled set or several by name; a stratified 20 % of train is held out without it. size:
     pixels. crop: the part of the shorter side that evaluation sees. views: how training images are drawn.
+    shuffle: the order of an epoch, full or in blocks of neighbours on the disk. decode: JPEGs in full, or scaled: large ones
+    only as large as their crops need, sooner but with slightly other pixels; evaluation always decodes in full.
     selection: how the hyper-parameters of this config were chosen, said in the result."""
 
 
@@ -116,14 +124,18 @@ class FineTune(nn.Module):
         return self.classifier.backbone
 
     def forward(self, batch: Labelled, progress: float) -> Step:
-        """batch.images: [N, C, h, w]."""
+        """batch.images: [N, C, h, w]; labels of mixed images, [N, K], count as right what is most of the image."""
         logits = self.classifier(batch.images)
         loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=self.label_smoothing)
-        return Step(loss, {"train_accuracy": (logits.argmax(1) == batch.labels).float().mean()})
+        labels = batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(1)
+        return Step(loss, {"train_accuracy": (logits.argmax(1) == labels).float().mean()})
 
 
-def method_options(*, label_smoothing: float = 0.0, dropout: float = 0.0, freeze: bool = False) -> None:
-    """label_smoothing: of the cross-entropy. dropout: before the head. freeze: train the head alone, the backbone in eval mode."""
+def method_options(
+    *, label_smoothing: float = 0.0, mixup: float = 0.0, cutmix: float = 0.0, dropout: float = 0.0, freeze: bool = False
+) -> None:
+    """label_smoothing: of the cross-entropy. mixup, cutmix: a of Beta(a, a), 0 for none; with both, either for half of the images.
+    dropout: before the head. freeze: train the head alone, the backbone in eval mode."""
 
 
 def finetune(
@@ -149,24 +161,31 @@ def finetune(
         model.freeze()
     objective = FineTune(classifier, method["label_smoothing"])
     norm.configure(objective, backbone["norm"], accumulate=options["accumulate"], chunk=options["chunk"], log=run.log)
-    views = Multiview([config.build(data["views"], VIEWS, data["size"], model.mean, model.std)])
+    views = config.build(data["views"], VIEWS, data["size"], model.mean, model.std, 1).without_local("finetune")
 
-    order = Order(len(train), settings.batch_size, seed)
+    order = Order(len(train), settings.batch_size, seed, shuffle=config.build(data["shuffle"], SHUFFLES))
     steps = settings.steps(order.steps_per_epoch)
     damage = Damage(options["damaged"], report=run.log)
     share = Share(rank(), world(), options["accumulate"])
     batches = stream(
-        train, order, views.crop,
+        train.in_storage_order() if data["shuffle"]["name"] == "blocks" else train, order, views,
         steps=steps, device=run.device, share=share, workers=options["workers"], damage=damage,
+        resident=options["resident"], decode=data["decode"],
     )  # fmt: skip
     run.log(
         f"finetune {model.spec['name']}: {len(train)} images of {len(train.classes)} classes, "
         f"{steps} steps of {settings.batch_size}"
     )
 
+    mixing = Mixing(method["mixup"], method["cutmix"])
+    mixing.check(settings.batch_size, share.world * share.micro)
+
     def prepare(raw: Sample) -> Labelled:
         draws = Draws(seed, raw.positions)
-        return Labelled(views(raw.images, draws)[0], raw.labels, draws)
+        images = views(raw, draws).images[0]
+        if not any(mixing):
+            return Labelled(images, raw.labels, draws)
+        return Labelled(*mix(images, raw.labels, draws.stream("mix"), len(classifier.classes), mixing), draws)
 
     fit(
         objective, batches, prepare,

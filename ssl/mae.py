@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..core.backbone import Backbone
 from ..core.draws import Draws
 from ..core.errors import UserError
-from ..core.stream import Views
+from ..core.sample import Views
 from ..core.train import Step
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..core import config, norm
 from ..core.backbone import Backbone, create
 from ..core.config import Choice, Duration, Section
+from ..core.damage import Damage, read_or_neighbour
 from ..core.distributed import rank, world
 from ..core.draws import Draws
 from ..core.errors import UserError
@@ -18,22 +19,27 @@ from ..core.features import extract
 from ..core.images.source import Images, holdout, open_images
 from ..core.knn import knn_predict
 from ..core.optim import Optim
+from ..core.order import SHUFFLES, Order
 from ..core.pictures import denormalise, save_map, save_sheet
 from ..core.presets import VIEWS
 from ..core.run import Run
+from ..core.sample import Sample, Views
 from ..core.sets import HELD_OUT, add_seen, align, describe, exposure, fingerprints, labelled, open_tests
-from ..core.stream import Batches, Damage, Order, Sample, Share, Views, read_or_neighbour, stream
+from ..core.stream import Batches, Decode, Share, stream
 from ..core.train import Every, fit
-from ..core.views import Evaluation, Multiview
+from ..core.views import Evaluation
 from .mae import MAE
 from .registry import METHODS
 
 
 def data_options(
     *, train: str | list[str], size: int, views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "simclr"},
+    shuffle: Annotated[dict[str, Any], Choice(SHUFFLES)] = {"name": "full"}, decode: Decode = "full",
     selection: str = "last",
 ) -> None:  # fmt: skip
     """train: a URI, or several as a union of domains; labels are not used. size: pixels of a view. views: how they are drawn.
+    shuffle: the order of an epoch, full or in blocks of neighbours on the disk. decode: JPEGs in full, or scaled: large ones
+    only as large as their crops need, sooner but with slightly other pixels; evaluation always decodes in full.
     selection: how the hyper-parameters of this config were chosen, said in its result and in those of later stages.
     """
 
@@ -73,15 +79,17 @@ def pretrain(
     model = create(data["size"], channels=read_or_neighbour(train, 0)[0].shape[0], **backbone)
     objective: Any = config.build(method, METHODS, model, options["chunk"])
     norm.configure(objective, backbone["norm"], accumulate=options["accumulate"], chunk=options["chunk"], log=run.log)
-    views = Multiview([config.build(data["views"], VIEWS, data["size"], model.mean, model.std)] * objective.views)
+    views = config.build(data["views"], VIEWS, data["size"], model.mean, model.std, objective.views)
+    views = views if getattr(objective, "takes_local", False) else views.without_local(method["name"])
 
-    order = Order(len(train), settings.batch_size, seed)
+    order = Order(len(train), settings.batch_size, seed, shuffle=config.build(data["shuffle"], SHUFFLES))
     steps = settings.steps(order.steps_per_epoch)
     damage = Damage(options["damaged"], report=run.log)
     share = Share(rank(), world(), options["accumulate"])
     batches = stream(
-        train, order, views.crop,
+        train.in_storage_order() if data["shuffle"]["name"] == "blocks" else train, order, views,
         steps=steps, device=run.device, share=share, workers=options["workers"], damage=damage,
+        resident=options["resident"], decode=data["decode"],
     )  # fmt: skip
     run.log(
         f"pretrain {method['name']}: {len(train)} images, {steps} steps of {settings.batch_size}, "
@@ -89,8 +97,7 @@ def pretrain(
     )
 
     def prepare(raw: Sample) -> Views:
-        draws = Draws(seed, raw.positions)
-        return Views(views(raw.images, draws), draws)
+        return views(raw, Draws(seed, raw.positions))
 
     view = Evaluation(data["size"], mean=model.mean, std=model.std)
     knn = OnlineKNN(bank, tests, view, run, evaluate["knn"])

@@ -13,7 +13,7 @@ from ..core.backbone import Backbone
 from ..core.chunk import encode
 from ..core.distributed import gather, own_rows, world
 from ..core.errors import UserError
-from ..core.stream import Views
+from ..core.sample import Views
 from ..core.train import Step
 
 

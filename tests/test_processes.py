@@ -32,10 +32,12 @@ PAIR = {
     "size": 16,
     "views": "digits",
 }
+LABELLED = {"train": f"{DATA}#[:100]", "test": f"{DATA}#[180:200]", "size": 16, "views": "randaugment"}
 METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "simclr": ("pretrain", UNLABELLED, {"name": "simclr", "projection": [32, 16], "temperature": 0.5}),
     "mae": ("pretrain", UNLABELLED, {"name": "mae", "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}),
     "dann": ("adapt", PAIR, {"name": "dann", "hidden": 16}),
+    "mixed": ("finetune", LABELLED, {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1}),
 }
 
 # The command line, several times in one process of a group.
@@ -98,7 +100,12 @@ def test_two_processes_train_as_one(alone: dict[str, list[float]], tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("name", "override"),
-    [("mae", "run.accumulate=4"), ("dann", "run.accumulate=4"), ("simclr", f"run.chunk={BATCH // 4}")],
+    [
+        ("mae", "run.accumulate=4"),
+        ("dann", "run.accumulate=4"),
+        ("mixed", "run.accumulate=4"),
+        ("simclr", f"run.chunk={BATCH // 4}"),
+    ],
 )
 def test_cutting_the_batch_changes_nothing(
     name: str, override: str, alone: dict[str, list[float]], tmp_path: Path

@@ -94,9 +94,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "finetune-sgd": (
         "finetune",
         {
-            "data": {"train": f"{DATA}#[:100,seed=1]", "test": TEST, "size": 16, "views": "digits_weak"},
+            "data": {
+                "train": f"{DATA}#[:100,seed=1]",
+                "test": TEST,
+                "size": 16,
+                "views": "randaugment",
+                "shuffle": "blocks",
+            },
             "backbone": CONV,
-            "method": {"dropout": 0.2},
+            "method": {"dropout": 0.2, "mixup": 0.8, "cutmix": 1.0},
             "optim": optim("sgd", nesterov=True),
             "run": {**RUN, "accumulate": 2},
         },

@@ -10,7 +10,7 @@ from rootstock.adapt.cdan import CDAN, Multilinear
 from rootstock.core.backbone import Backbone
 from rootstock.core.classifier import Classifier
 from rootstock.core.draws import Draws
-from rootstock.core.stream import Labelled, Pair, Unlabelled
+from rootstock.core.sample import Labelled, Pair, Unlabelled
 
 HALF = (0.5, 0.5, 0.5)
 DIM, CLASSES, N = 5, 3, 6

@@ -11,7 +11,7 @@ from rootstock.adapt.source_only import SourceOnly
 from rootstock.core.backbone import Backbone
 from rootstock.core.classifier import Classifier
 from rootstock.core.draws import Draws
-from rootstock.core.stream import Labelled, Pair, Unlabelled
+from rootstock.core.sample import Labelled, Pair, Unlabelled
 
 HALF = (0.5, 0.5, 0.5)
 

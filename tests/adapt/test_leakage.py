@@ -19,7 +19,7 @@ import rootstock.finetune.recipe as finetune_recipe
 from rootstock.adapt.recipe import open_sets
 from rootstock.core.errors import UserError
 from rootstock.core.images.source import open_images
-from rootstock.core.stream import Labelled, Pair, PairSample, Unlabelled
+from rootstock.core.sample import Labelled, Pair, PairSample, Unlabelled
 from rootstock.launch.verbs import execute
 
 SIZE = 12

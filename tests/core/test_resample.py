@@ -22,7 +22,6 @@ from rootstock.core.resample import (
     random_boxes,
     resize_centre,
     resize_matrix,
-    useful_scale,
 )
 
 MODES = {"bilinear": transforms.InterpolationMode.BILINEAR, "bicubic": transforms.InterpolationMode.BICUBIC}
@@ -303,17 +302,3 @@ def test_boxes_of_many_sizes_are_those_of_each_alone() -> None:
         alone = Draws(3, torch.tensor([n]))
         assert together[n].equal(random_boxes(alone, h, w, (0.3, 1.0), (3 / 4, 4 / 3))[0])
         assert centred[n].equal(centre_boxes(1, h, w, 0.8, torch.device("cpu"))[0])
-
-
-def test_useful_scale_keeps_the_crop_as_large_as_the_view() -> None:
-    for height, width, size in [
-        (500, 375, 224),
-        (448, 448, 224),
-        (447, 900, 224),
-        (2000, 3000, 224),
-        (10, 10, 32),
-        (99, 99, 1),
-    ]:
-        scale = useful_scale(height, width, size)
-        assert scale == 1 or min(height, width) / scale >= size
-        assert scale == 8 or min(height, width) / (2 * scale) < size

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rootstock.core.backbone import Backbone, create
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
-from rootstock.core.stream import Views
+from rootstock.core.sample import Views
 from rootstock.ssl.mae import MAE, Decoder, mae_loss, patchify, sincos, unpatchify
 
 SIZE, PATCH, COUNT, VISIBLE = 16, 4, 16, 4

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rootstock.core.backbone import Backbone
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
-from rootstock.core.stream import Views
+from rootstock.core.sample import Views
 from rootstock.ssl.simclr import SimCLR, nt_xent
 
 
