@@ -3,7 +3,9 @@
 #   make demo     the whole story on real images (about five minutes on two cores); ARGS="seeds=5" for intervals
 #   make test     lint, type checker and tests
 #   make lint     ruff and basedpyright alone
-#   make bench    the measurements of benchmarks/
+#   make bench    speed: the input pipeline against its peers, the training step; ARGS="--gate" fails below the floors
+#   make bench-gpu    the training step on a GPU, against its ceiling and its peers
+#   make bench-demo   the demo over five seeds, the numbers of benchmarks/demo.md
 #   make clean    remove .venv and what tools left; runs/ stays
 
 VENV := .venv
@@ -11,7 +13,7 @@ PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-gpu bench-demo clean
 
 demo: $(READY)
 	@$(PYTHON) -m rootstock demo $(ARGS)
@@ -25,8 +27,17 @@ lint: $(READY)
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m basedpyright
 
+# One thread a process, as in a loader's worker. Both tables are made, also where a gate of the first fails.
 bench: $(READY)
-	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(PYTHON) $$script $(ARGS); done
+	@failed=0; for name in input step; do \
+	    OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTHON) benchmarks/$$name.py --markdown benchmarks/$$name.md $(ARGS) || failed=1; \
+	done; exit $$failed
+
+bench-gpu: $(READY)
+	@$(PYTHON) benchmarks/step.py --gpu --markdown benchmarks/step-gpu.md $(ARGS)
+
+bench-demo: $(READY)
+	@$(PYTHON) benchmarks/demo.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

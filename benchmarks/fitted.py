@@ -1,0 +1,289 @@
+"""Training through `fit`, watched from outside: how long a step takes, and how much of that is waiting and augmentation."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rootstock.core import config, norm
+from rootstock.core.backbone import create
+from rootstock.core.draws import Draws
+from rootstock.core.errors import UserError
+from rootstock.core.images.source import open_images
+from rootstock.core.optim import Optim
+from rootstock.core.order import Order
+from rootstock.core.presets import VIEWS
+from rootstock.core.run import Run
+from rootstock.core.run import options as run_options
+from rootstock.core.sample import Sample, Views
+from rootstock.core.stream import NO_LABELS, Batches, Resident, stream
+from rootstock.core.train import Every, fit
+from rootstock.ssl.registry import METHODS
+
+Clock = Callable[[], float]
+Prepare = Callable[[Any], Any]
+
+
+class Plan(NamedTuple):
+    """How long to look: `windows` of `length` steps each, after `warm` steps (graphs are compiled in the first)."""
+
+    warm: int = 10
+    windows: int = 4
+    length: int = 15
+
+    @property
+    def measured(self) -> int:
+        return self.windows * self.length
+
+    @property
+    def steps(self) -> int:
+        """One more than is looked at: `fit` ends its last step with a checkpoint, which is no part of a step."""
+        return self.warm + self.measured + 1
+
+
+class Figures(NamedTuple):
+    """What was seen of one way to train."""
+
+    seconds: list[float]  # a step, by window
+    waited: float  # part of the time that the loop waited for data
+    prepared: float | None = None  # part of the time between the begin and the end of `prepare`
+    memory: int | None = None  # most bytes of the device in use; None on the CPU
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.seconds))
+
+    @classmethod
+    def joined(cls, rounds: Sequence[Figures]) -> Figures:
+        """Of several rounds: all windows, mean parts, the most memory."""
+        prepared = [one.prepared for one in rounds if one.prepared is not None]
+        return cls(
+            [seconds for one in rounds for seconds in one.seconds],
+            float(np.mean([one.waited for one in rounds])),
+            float(np.mean(prepared)) if prepared else None,
+            max((one.memory for one in rounds if one.memory is not None), default=None),
+        )
+
+
+class Watch:
+    """Stands between a stream and a training loop, and looks at the clock when a batch is asked for.
+
+    On a GPU it waits for the device at the windows' ends only. `prepare` is timed by events there, which cost nothing; they
+    count the time in which the device waits for the host's launches, too.
+    """
+
+    def __init__(self, plan: Plan, device: torch.device, clock: Clock = time.perf_counter) -> None:
+        self.plan, self.device, self.clock = plan, device, clock
+        self.ends: list[float] = []
+        self.marks: list[Any] = []
+        self.waited, self.memory = 0.0, None
+        self.spent: list[float] = []  # seconds within `prepare`
+
+    def over(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The same batches."""
+        asked = 0
+        while True:
+            since = asked - self.plan.warm
+            if 0 <= since <= self.plan.measured and since % self.plan.length == 0:
+                self._end_window()
+            before = self.clock()
+            batch = next(batches, None)
+            if 1 <= len(self.ends) <= self.plan.windows:
+                self.waited += self.clock() - before
+            if batch is None:
+                return
+            asked += 1
+            yield batch
+
+    def _end_window(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            if not self.ends:
+                torch.cuda.reset_peak_memory_stats(self.device)
+            self.memory = torch.cuda.max_memory_allocated(self.device)
+        self.ends.append(self.clock())
+        if len(self.ends) > 1:
+            self.spent += [self._between(*pair) for pair in zip(self.marks[::2], self.marks[1::2], strict=True)]
+        self.marks = []
+
+    def _between(self, start: Any, end: Any) -> float:
+        return start.elapsed_time(end) / 1000.0 if self.device.type == "cuda" else end - start
+
+    def _mark(self) -> None:
+        """The begin or the end of a `prepare`."""
+        if self.device.type != "cuda":
+            self.marks.append(self.clock())
+            return
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self.marks.append(event)
+
+    def preparing(self, prepare: Prepare) -> Prepare:
+        """The same `prepare`, timed."""
+        outside: Any = torch.compiler.disable  # `prepare` may be compiled: its two ends stay outside of the graph
+        mark = outside(self._mark)
+
+        def timed(raw: Any) -> Any:
+            mark()
+            batch = prepare(raw)
+            mark()
+            return batch
+
+        return timed
+
+    def figures(self) -> Figures:
+        whole = self.ends[-1] - self.ends[0]
+        windows = (np.diff(self.ends) / self.plan.length).tolist()
+        return Figures(windows, self.waited / whole, sum(self.spent) / whole if self.spent else None, self.memory)
+
+
+def _no_recipe(run: Any, *, seed: int = 0) -> None:
+    """A run of the `run` section alone."""
+
+
+@contextmanager
+def opened(**options: Any) -> Iterator[Run]:
+    """A run in a folder that is gone afterwards. options: of the `run` section."""
+    with tempfile.TemporaryDirectory() as folder:
+        given = {"run": {"dir": f"{folder}/run", **options}}
+        with Run("pretrain", config.validate(given, _no_recipe, {"run": run_options}), quiet=True) as run:
+            yield run
+
+
+class Setting(NamedTuple):
+    """A method on a backbone, as a config would name them. batch: source images."""
+
+    size: int
+    batch: int
+    backbone: dict[str, Any]
+    method: dict[str, Any]
+    optim: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        return f"{self.method['name']}, {self.backbone['name']}, {self.size} px"
+
+    @property
+    def views(self) -> int:
+        return METHODS[self.method["name"]].views  # pyright: ignore[reportFunctionMemberAccess]
+
+    def network(self) -> Any:
+        torch.manual_seed(0)
+        return create(self.size, **self.backbone)
+
+    def objective(self) -> nn.Module:
+        given = {key: value for key, value in self.method.items() if key != "name"}
+        method = METHODS[self.method["name"]](self.network(), None, **given)
+        norm.configure(method, "auto", accumulate=1, chunk=None, log=lambda _: None)
+        return method
+
+    def optimizer(self) -> Optim:
+        return Optim(**self.optim, batch_size=self.batch, duration=1)  # pyright: ignore[reportArgumentType]
+
+    def ready(self, device: torch.device) -> Tensor:
+        """What augmentation would have made, float [V, N, 3, size, size]."""
+        return torch.randn(self.views, self.batch, 3, self.size, self.size, device=device)
+
+
+def of_ready_views(setting: Setting, plan: Plan, clock: Clock = time.perf_counter, **options: Any) -> Figures:
+    """The ceiling: the method through `fit` on views that lie on the device, the same at every step."""
+    with opened(**options) as run:
+        sample = Sample(setting.ready(run.device), torch.arange(setting.batch, device=run.device), NO_LABELS)
+
+        def batches(step: int) -> Iterator[list[Sample]]:
+            return ([sample] for _ in range(step, plan.steps))
+
+        def prepare(raw: Sample) -> Views:
+            return Views(raw.images, Draws(0, raw.positions))
+
+        watch = Watch(plan, run.device, clock)
+        _fit(setting, run, watch, batches, prepare)
+        return watch.figures()._replace(prepared=None)
+
+
+def of_pictures(
+    setting: Setting,
+    plan: Plan,
+    uri: str,
+    *,
+    clock: Clock = time.perf_counter,
+    workers: int = 0,
+    resident: Resident = "off",
+    **options: Any,
+) -> Figures:
+    """The method through `fit` on pictures, as the recipe of `rootstock pretrain` feeds it."""
+    with opened(**options) as run:
+        images = open_images(uri, role="unlabelled")
+        order = Order(len(images), setting.batch, 0)
+        network = setting.network()
+        views = VIEWS[setting.method["name"]](setting.size, network.mean, network.std, setting.views)
+        batches = stream(
+            images, order, views, steps=plan.steps, device=run.device, workers=workers, resident=resident
+        )  # fmt: skip
+
+        def prepare(raw: Sample) -> Views:
+            return views(raw, Draws(0, raw.positions))
+
+        watch = Watch(plan, run.device, clock)
+        _fit(setting, run, watch, batches, watch.preparing(prepare))
+        return watch.figures()
+
+
+def _fit(setting: Setting, run: Run, watch: Watch, batches: Batches, prepare: Prepare) -> None:
+    fit(
+        setting.objective(), lambda step: watch.over(batches(step)), prepare,
+        steps=watch.plan.steps, steps_per_epoch=watch.plan.steps, optim=setting.optimizer(), seed=0, run=run,
+        every=Every(log=run.options["log_every"]),
+    )  # fmt: skip
+
+
+class Way(NamedTuple):
+    """One way to train. compiled: whether torch.compile takes part. ours: whether it goes through `fit`."""
+
+    name: str
+    compiled: bool
+    train: Callable[[], Figures]
+
+
+Found = dict[tuple[str, bool], Figures]
+
+
+def in_rounds(ways: Sequence[Way], rounds: int, failures: dict[str, str] | None = None) -> Found:
+    """Every way once a round, each round in another order.
+
+    failures: where given, a way that fails is left out from then on, and what went wrong is noted here under its name.
+    """
+    seen: dict[tuple[str, bool], list[Figures]] = {(way.name, way.compiled): [] for way in ways}
+    lost: set[int] = set()
+    shuffled = np.random.default_rng(0)
+    for _ in range(rounds):
+        for k in shuffled.permutation(len(ways)):
+            if k in lost:
+                continue
+            way = ways[k]
+            _clean(way)
+            try:
+                seen[way.name, way.compiled].append(way.train())
+            except (RuntimeError, UserError) as error:  # no memory, no graph, a worker that died
+                if failures is None:
+                    raise
+                lost.add(k)
+                failures[way.name + (", compiled" if way.compiled else "")] = str(error).strip().partition("\n")[0]
+    return {key: Figures.joined(figures) for key, figures in seen.items() if figures}
+
+
+def _clean(way: Way) -> None:
+    """As if this way were the first."""
+    gc.collect()
+    if way.compiled:
+        torch.compiler.reset()  # or the ways share one limit of graphs, beyond which torch goes on uncompiled
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

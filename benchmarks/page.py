@@ -1,0 +1,69 @@
+"""Measurements as Markdown: what a number needs to be trusted, and tables of interleaved trials."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+from timing import Costs, Interval
+
+VERSIONS = (
+    "torch", "torchvision", "timm", "accelerate", "triton", "lightly", "pillow", "numpy", "kornia", "nvidia-dali-cuda130",
+    "simplejpeg",
+)  # fmt: skip
+
+
+def machine(accelerator: str = "no accelerator used") -> str:
+    """Processor, cores, accelerator and the versions of whatever takes part."""
+    cpu = platform.machine()
+    if (info := Path("/proc/cpuinfo")).exists():
+        named = [
+            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        cpu = f"{named[0]}, {cpu}" if named else cpu
+    found = [f"python {platform.python_version()}"]
+    for name in VERSIONS:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return f"Machine: {os.cpu_count()} CPU cores ({cpu}), {accelerator}. Versions: {', '.join(found)}."
+
+
+def table(title: str, load: str, costs: Costs, against: str, loaders: bool) -> list[str]:
+    """A section: each way's cost, and how many times that of `against` it is. loaders: wall clock, with the workers' CPU time."""
+    unit = "µs, wall clock" if loaders else "µs, CPU"
+    extra = " workers: µs, CPU |" if loaders else ""
+    lines = ["", f"## {title}", "", f"Load average {load}.", ""]
+    lines += [f"| way | a source image: {unit} | images/s |{extra} times that of {against} |"]
+    lines += [f"|---|---|---|{'---|' if loaders else ''}---|"]
+    for name, trials in costs.items():
+        spent = Interval.quartiles([cost.main for cost in trials])
+        rate = f"{1e6 / spent.median:,.0f}"
+        cells = [name, f"{number(spent.median)} [{number(spent.low)}, {number(spent.high)}]", rate]
+        cells += [number(float(np.median([cost.workers for cost in trials])))] if loaders else []
+        cells += ["1" if name == against else spoken(Interval.ratio(trials, costs[against]))]
+        lines.append(row(cells))
+    return lines
+
+
+def row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def spoken(ratio: Interval) -> str:
+    return f"{ratio.median:.3g} [{ratio.low:.3g}, {ratio.high:.3g}]"
+
+
+def shown(word: str) -> str:
+    """An argument of the command without the folders of this machine: an absolute path is cut to its last name."""
+    return re.sub(r"(^|[:=])/\S*/", r"\1", word)
