@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import simplejpeg
 import torch
 from lightly.transforms.simclr_transform import SimCLRTransform
 from PIL import Image
@@ -29,7 +30,6 @@ SCALE, SIGMA = (0.08, 1.0), (0.1, 2.0)
 OPTIONAL = {
     "kornia": "not installed (`pip install kornia`, or the extra `bench`)",
     "nvidia.dali": "not installed (`pip install nvidia-dali-cuda130`; it also runs without a GPU)",
-    "simplejpeg": "not installed (`pip install simplejpeg`, or the extra `bench`)",
 }
 FFCV = (
     "no row: there are no wheels, ffcv 1.0.2 builds only where OpenCV 4 and libturbojpeg have their headers "
@@ -67,9 +67,6 @@ def counted(views: Sequence[Tensor] | Tensor, size: int) -> int:
     if len(views) != 2 or any(view.shape[1:] != (3, size, size) or view.dtype != torch.float32 for view in views):
         raise ValueError(f"not two float views of {size} px: {[tuple(view.shape) for view in views]}")
     return len(views[0])
-
-
-# ---- pictures by one's own hand, in a DataLoader --------------------------------------------------------------------------
 
 
 def pil_picture(item: Any) -> Image.Image:
@@ -164,9 +161,6 @@ class TwoViews:
 def taps(size: int) -> int:
     """A tenth of the side, the next odd number, at least three."""
     return max(3, size // 10 // 2 * 2 + 1)
-
-
-# ---- batched peers --------------------------------------------------------------------------------------------------------
 
 
 def kornia(job: Job) -> Contender:
@@ -267,9 +261,6 @@ def whole(job: Job) -> list[Contender]:
     return [*found, ceiling(job)]
 
 
-# ---- decoders -------------------------------------------------------------------------------------------------------------
-
-
 def decoders() -> dict[str, Callable[[bytes], Any]]:
     """Bytes of a JPEG -> its pixels, RGB."""
 
@@ -280,7 +271,4 @@ def decoders() -> dict[str, Callable[[bytes], Any]]:
     def by_torchvision(content: bytes) -> Any:
         return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
 
-    found: dict[str, Callable[[bytes], Any]] = {"Pillow": by_pillow, "torchvision.io.decode_jpeg": by_torchvision}
-    if has("simplejpeg"):
-        found["simplejpeg"] = importlib.import_module("simplejpeg").decode_jpeg
-    return found
+    return {"Pillow": by_pillow, "torchvision.io.decode_jpeg": by_torchvision, "simplejpeg": simplejpeg.decode_jpeg}

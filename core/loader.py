@@ -25,9 +25,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .errors import UserError
+from .hostmemory import empty
 from .workers import at_most_cores, begin, death_waits, end, lost
 
-PART = 32
+PART = 64
 """Rows that a worker reads at once: few enough that a batch occupies several workers, enough that fixed costs vanish."""
 BATCHES_AHEAD = 2
 ALIGNMENT = 64
@@ -51,12 +52,13 @@ def load(
     first = next(remaining, None)
     if first is None:
         return
-    parts = _parts(chain([first], remaining), counts)
+    remaining = chain([first], remaining)
     if workers == 0:
-        results = (read(*part) for part in parts)
-    else:
-        ahead = BATCHES_AHEAD * micro * _pieces(len(first[0]))
-        results = _worked(read, first, parts, workers, max(2, math.ceil(ahead / workers)))
+        for columns in remaining:
+            yield joined(iter([read(*columns)]), len(columns[0]), pinned) if pinned else dict(read(*columns))
+        return
+    ahead = BATCHES_AHEAD * micro * _pieces(len(first[0]))
+    results = _worked(read, first, _parts(remaining, counts), workers, max(2, math.ceil(ahead / workers)))
     try:
         for part in results:
             yield joined(chain([part], results), counts.popleft(), pinned)
@@ -85,7 +87,12 @@ def joined(parts: Iterator[Mapping[str, Tensor]], rows: int, pinned: bool = Fals
         stop = start + len(next(iter(part.values())))
         for name, value in part.items():
             if name not in whole:
-                whole[name] = torch.empty(rows, *value.shape[1:], dtype=value.dtype, pin_memory=pinned)
+                shape = (rows, *value.shape[1:])
+                whole[name] = (
+                    torch.empty(shape, dtype=value.dtype, pin_memory=True)
+                    if pinned
+                    else empty(*shape, dtype=value.dtype)
+                )
             elif value.dtype != whole[name].dtype:
                 whole[name], value = widened(whole[name]), widened(value)
                 whole[name] = whole[name].pin_memory() if pinned else whole[name]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .draws import Draws
+from .hostmemory import empty
 
 Interpolation = Literal["bilinear", "bicubic"]
 CROP_TRIES = 10
@@ -52,17 +53,22 @@ def crop_resize(images: Tensor, boxes: Tensor, size: int, kernel: Interpolation,
 
 
 def crop_resize_each(
-    pictures: Sequence[Tensor] | Tensor, boxes: Tensor, size: int, kernel: Interpolation, flip: Tensor | None = None
+    pictures: Sequence[Tensor] | Tensor,
+    boxes: Tensor,
+    size: int,
+    kernel: Interpolation,
+    flip: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """`crop_resize` of pictures [C, H_i, W_i] of one type and any sizes, on the CPU: the same bits, [N, C, size, size].
 
-    Fastest where the channels of a pixel lie side by side in memory, as decoders leave them.
+    Fastest where the channels of a pixel lie side by side in memory, as decoders leave them. out: where to write the result.
     """
     mirrored = [False] * len(pictures) if flip is None else flip.tolist()
-    found = torch.empty(len(pictures), pictures[0].shape[0], size, size, dtype=pictures[0].dtype)
-    for out, picture, (top, left, height, width), mirror in zip(found, pictures, boxes.tolist(), mirrored, strict=True):
+    found = empty(len(pictures), pictures[0].shape[0], size, size, dtype=pictures[0].dtype) if out is None else out
+    for one, picture, (top, left, height, width), mirror in zip(found, pictures, boxes.tolist(), mirrored, strict=True):
         crop = resize(picture[None, :, top : top + height, left : left + width], (size, size), kernel)[0]
-        out.copy_(crop.flip(2) if mirror else crop)
+        one.copy_(crop.flip(2) if mirror else crop)
     return found
 
 
@@ -198,7 +204,7 @@ def _crop_small(images: Tensor, boxes: Tensor, size: int, kernel: Interpolation,
     row, column = _table_index(top, height, in_height), _table_index(left, width, in_width)
     if flip is not None:
         column = column + flip * (len(columns) // 2)
-    found = torch.empty(len(images), images.shape[1], size, size, dtype=images.dtype)
+    found = empty(len(images), images.shape[1], size, size, dtype=images.dtype)
     for start in range(0, len(images), CHUNK):
         part = slice(start, start + CHUNK)
         found[part] = _resample(

@@ -109,8 +109,6 @@ class Run:
         self.recorded: dict[str, Any] = {}
         self._lock: Any = None
 
-    # ---- opening -------------------------------------------------------------------------------------------------------
-
     def open(self) -> Run:
         """Create or take over the folder. Raises UserError: locked by another process, or of another config."""
         # Only rank 0 decides, all learn of it: an exception on one process alone would leave the others waiting.
@@ -182,8 +180,6 @@ class Run:
         if self.main:
             checkpoint.write_text(path, json.dumps(self.recorded, indent=1))
 
-    # ---- during --------------------------------------------------------------------------------------------------------
-
     @property
     def checkpoints(self) -> Path:
         return self.dir / "checkpoints"
@@ -225,8 +221,6 @@ class Run:
                 if row["step"] <= step:
                     rows.append(line)
             checkpoint.write_text(path, "".join(f"{row}\n" for row in rows))
-
-    # ---- ending --------------------------------------------------------------------------------------------------------
 
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Write result.json, atomically and last, and return it."""

@@ -7,7 +7,7 @@ worker sends: a resident set and a folder give the same view at the same positio
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from .colour import Colours, chunks, constant, draw_jitter, eager_cpu, recolour
 from .draws import Draws
 from .erasing import Fill, random_erasing
 from .errors import UserError
+from .hostmemory import empty
 from .randaugment import rand_augment
 from .resample import (
     Interpolation,
@@ -107,21 +108,25 @@ class View:
         boxes, flip = self.boxes(draws, *images.shape[2:])
         return crop_resize(images, boxes, self.size, self.interpolation, flip)
 
-    def crop_each(self, pictures: Sequence[Tensor], draws: Draws, sizes: Sides | None = None) -> Tensor:
+    def crop_each(
+        self, pictures: Sequence[Tensor], draws: Draws, sizes: Sides | None = None, out: Tensor | None = None
+    ) -> Tensor:
         """`crop` of pictures [C, H, W] that differ in size, on the CPU: bit-equal to cropping each of them alone.
 
         sizes: the full sizes of pictures that were decoded at a fraction of it, and of which the same part is cut out.
+        out: where the result is to be written, [N, C, size, size] of the deepest of the pictures' types.
         """
         if len({picture.dtype for picture in pictures}) > 1:  # each rounded at its own depth, whatever its neighbours'
             alone = [None] * len(pictures) if sizes is None else [[size] for size in sizes]
-            rows = zip(pictures, alone, strict=True)
-            return stack_pictures([self.crop_each([p], _row(draws, n), size)[0] for n, (p, size) in enumerate(rows)])
+            rows = enumerate(zip(pictures, alone, strict=True))
+            mixed = stack_pictures([self.crop_each([p], _row(draws, n), size)[0] for n, (p, size) in rows])
+            return mixed if out is None else out.copy_(mixed)
         stored = torch.tensor([picture.shape[1:] for picture in pictures])
         full = stored if sizes is None else torch.tensor(sizes)
         boxes, flip = self.boxes(draws, *full.unbind(1))
         if sizes is not None:
             boxes = scaled_boxes(boxes, full, stored)
-        return crop_resize_each(pictures, boxes, self.size, self.interpolation, flip)
+        return crop_resize_each(pictures, boxes, self.size, self.interpolation, flip, out)
 
     def useful_scale(self, draws: Draws, height: int, width: int) -> int:
         """The largest s of 1, 2, 4, 8 at which the box of `draws`, of one position, is no smaller than the view."""
@@ -142,7 +147,7 @@ class View:
         if not eager_cpu(x):
             x = self._erase(self.pixels(x, colours), draws)
             return x if out is None else out.copy_(x)
-        out = torch.empty(crops.shape) if out is None else out
+        out = empty(*crops.shape) if out is None else out
         for rows in chunks(out):
             part = out[rows].copy_(x[rows])
             part = part.div_(full) if x is crops else part
@@ -233,11 +238,22 @@ class Multiview:
 
     def crop(self, images: Tensor, draws: Draws) -> dict[str, Tensor]:
         """uint8 [N, C, H, W] -> {"images": uint8 [N, V, C, size, size]} and, with local crops, "local" [N, L, C, s, s]."""
-        return self._cropped(lambda view, stream: view.crop(images, stream), draws)
+        return {
+            key: torch.stack([view.crop(images, stream) for view, stream in self._streams(key, draws)], 1)
+            for key in self._keys()
+        }
 
     def crop_each(self, pictures: Sequence[Tensor], draws: Draws, sizes: Sides | None = None) -> dict[str, Tensor]:
         """`crop` of N pictures [C, H, W] of any sizes: what a worker sends. sizes: the full ones of scaled pictures."""
-        return self._cropped(lambda view, stream: view.crop_each(pictures, stream, sizes), draws)
+        deep = any(picture.dtype == torch.uint16 for picture in pictures)
+        found: dict[str, Tensor] = {}
+        for key in self._keys():
+            streams = self._streams(key, draws)
+            shape = (len(pictures), len(streams), pictures[0].shape[0], *[streams[0][0].size] * 2)
+            found[key] = empty(*shape, dtype=torch.uint16 if deep else torch.uint8)
+            for v, (view, stream) in enumerate(streams):
+                view.crop_each(pictures, stream, sizes, found[key][:, v])
+        return found
 
     def scale(self, draws: Draws, height: int, width: int) -> int:
         """At which 1 / s, s of 1, 2, 4, 8, to decode the height x width picture of one position.
@@ -274,14 +290,11 @@ class Multiview:
     def _keys(self) -> tuple[str, ...]:
         return ("images", "local") if self.local else ("images",)
 
-    def _cropped(self, crop: Callable[[View, Draws], Tensor], draws: Draws) -> dict[str, Tensor]:
-        return {key: torch.stack([crop(*one) for one in self._streams(key, draws)], 1) for key in self._keys()}
-
     def _finished(self, key: str, crops: Tensor, draws: Draws) -> Tensor:
         streams = self._streams(key, draws)
         if not eager_cpu(crops):
             return torch.stack([view.finish(crops[:, v], stream) for v, (view, stream) in enumerate(streams)])
-        out = torch.empty(len(streams), len(crops), *crops.shape[2:])
+        out = empty(len(streams), len(crops), *crops.shape[2:])
         for v, (view, stream) in enumerate(streams):
             view.finish(crops[:, v], stream, out[v])
         return out

@@ -1,7 +1,7 @@
 """Bytes of a picture file -> uint8 or uint16 [3, H, W].
 
-Pillow says what a picture's pixels are. Plain JPEGs go through torchvision's decoder, which takes a quarter less time inside a
-loader's worker, where it is there and gives Pillow's pixels to the last bit; whatever is unusual or fails goes to Pillow.
+Pillow says what a picture's pixels are. Plain JPEGs go through simplejpeg, the fastest inside a loader's worker (benchmarks/input.md),
+or else torchvision, where it is there and gives Pillow's pixels to the last bit; whatever is unusual or fails goes to Pillow.
 16-bit PNGs keep their depth, 16-bit gray of other formats too. Transparency is dropped, as torchvision's and timm's folders
 do it, so that numbers compare.
 """
@@ -68,7 +68,7 @@ def decode(content: bytes | bytearray, where: str) -> Tensor:
     if plain_jpeg_size(content) is not None and (decoder := fast_decoder()) is not None:
         try:
             return decoder(content)
-        except RuntimeError:  # damaged: Pillow says how, or reads it nevertheless
+        except (RuntimeError, ValueError):  # damaged: Pillow says how, or reads it nevertheless
             pass
     return decode_by_pillow(content, where)
 
@@ -151,12 +151,26 @@ def turned(segment: bytes) -> bool:
         return True
 
 
-@functools.cache
-def fast_decoder() -> Callable[[bytes | bytearray], Tensor] | None:
-    """torchvision's JPEG decoder, if it is there and decodes a sample as Pillow does; else None.
+Decoder = Callable[[bytes | bytearray], Tensor]
+"""A plain JPEG -> uint8 [3, H, W]; raises RuntimeError or ValueError for what is damaged."""
 
-    Called below its Python function, which warns since 0.29 that it will move to another package some day.
-    """
+
+@functools.cache
+def fast_decoder() -> Decoder | None:
+    """The first of simplejpeg and torchvision that is there and decodes samples as Pillow does; None without one."""
+    return next((decoder for load in (_simplejpeg, _torchvision) if _as_pillow(decoder := load())), None)
+
+
+def _simplejpeg() -> Decoder | None:
+    try:
+        from simplejpeg import decode_jpeg
+    except ImportError:
+        return None
+    return lambda content: torch.from_numpy(decode_jpeg(content)).permute(2, 0, 1)
+
+
+def _torchvision() -> Decoder | None:
+    """Called below its Python function, which warns since 0.29 that it will move to another package some day."""
     try:
         import torchvision.io  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
@@ -169,14 +183,25 @@ def fast_decoder() -> Callable[[bytes | bytearray], Tensor] | None:
         buffer = content if isinstance(content, bytearray) else bytearray(content)
         return decode_jpeg(torch.frombuffer(buffer, dtype=torch.uint8), 3, False)
 
-    sample = io.BytesIO()
-    noise = np.random.default_rng(0).integers(0, 256, (37, 43, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(sample, "JPEG", quality=75)
-    try:
-        same = torch.equal(decoder(sample.getvalue()), decode_by_pillow(sample.getvalue(), "sample"))
-    except (RuntimeError, TypeError):  # a torchvision built without libjpeg, or whose operator takes other arguments
-        return None
-    return decoder if same else None
+    return decoder
+
+
+def _as_pillow(decoder: Decoder | None) -> bool:
+    """Whether a decoder gives Pillow's pixels: of whole and of halved colour, and of gray."""
+    if decoder is None:
+        return False
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 43, 3), dtype=np.uint8))
+    for picture, subsampling in ((noise, 0), (noise, 2), (noise.convert("L"), 0)):
+        sample = io.BytesIO()
+        picture.save(sample, "JPEG", quality=75, subsampling=subsampling)
+        content = sample.getvalue()
+        try:
+            same = torch.equal(decoder(content), decode_by_pillow(content, "sample"))
+        except (RuntimeError, TypeError, ValueError):  # built without libjpeg, or called with other arguments
+            same = False
+        if not same:
+            return False
+    return True
 
 
 def upright(picture: Image.Image) -> Image.Image:

@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 
 from rootstock.core.errors import UserError
+from rootstock.core.images import decode as decoding
 from rootstock.core.images.decode import (
     MAX_PIXELS,
+    Decoder,
     decode,
     decode_by_pillow,
     decode_scaled,
@@ -233,14 +235,33 @@ def test_every_jpeg_has_pillows_pixels(kind: str) -> None:
     assert expected.shape[0] == 3
 
 
-def test_torchvisions_decoder_is_used_where_it_is_there() -> None:
-    if fast_decoder() is None:
-        pytest.skip("this torchvision has no JPEG decoder with Pillow's pixels, so Pillow decodes")
-    decoder = fast_decoder()
+@pytest.mark.parametrize("load", [decoding._simplejpeg, decoding._torchvision], ids=["simplejpeg", "torchvision"])
+def test_each_fast_decoder_has_pillows_pixels(load: Callable[[], Decoder | None]) -> None:
+    decoder = load()
+    if not decoding._as_pillow(decoder):
+        pytest.skip("it is not here, or has other pixels than Pillow, and so is not used")
     assert decoder is not None
-    content = encoded(photo(64, 48), "JPEG")
-    assert decoder(content).equal(decode_by_pillow(content, "x"))
-    assert decoder(content).permute(1, 2, 0).is_contiguous()
+    for kind, (content, plain) in jpegs().items():
+        if plain:
+            assert decoder(content).equal(decode_by_pillow(content, "x")), kind
+            assert decoder(bytearray(content)).permute(1, 2, 0).is_contiguous(), kind
+
+
+def test_the_first_decoder_with_pillows_pixels_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pillows(content: bytes | bytearray) -> torch.Tensor:
+        return decode_by_pillow(content, "x")
+
+    def brighter(content: bytes | bytearray) -> torch.Tensor:
+        return pillows(content) // 2 + 100
+
+    def gray_only(content: bytes | bytearray) -> torch.Tensor:
+        raise ValueError("no colours")
+
+    for first, expected in ((pillows, pillows), (brighter, None), (gray_only, None), (None, None)):
+        for second in (None, pillows):
+            monkeypatch.setattr(decoding, "_simplejpeg", lambda first=first: first)
+            monkeypatch.setattr(decoding, "_torchvision", lambda second=second: second)
+            assert fast_decoder.__wrapped__() is (expected or second)
 
 
 def test_without_it_pillow_decodes(monkeypatch: pytest.MonkeyPatch) -> None:

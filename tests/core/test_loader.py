@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import os
 import threading
+from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,9 +14,9 @@ from torch import Tensor
 
 from rootstock.core import loader
 from rootstock.core.errors import UserError
-from rootstock.core.loader import PART, joined, load, widened
+from rootstock.core.loader import PART, _parts, joined, load, widened
 
-SIZES = [5, 70, 1, 33, 64]
+SIZES = [5, 140, 1, 65, 128]
 
 
 @pytest.fixture(autouse=True)
@@ -74,14 +75,12 @@ def test_no_batches() -> None:
 
 
 def test_parts_are_small_enough_for_several_workers() -> None:
-    sizes: list[int] = []
-
-    def seen(index: np.ndarray, weight: np.ndarray) -> dict[str, Tensor]:
-        sizes.append(len(index))
-        return rows(index, weight)
-
-    list(load(seen, batches(), workers=0))
-    assert max(sizes) <= PART and sum(sizes) == sum(SIZES) and sizes == [5, 24, 23, 23, 1, 17, 16, 32, 32]
+    counts: deque[int] = deque()
+    parts = list(_parts(batches(), counts))
+    sizes = [len(index) for index, _ in parts]
+    assert list(counts) == SIZES and max(sizes) <= PART and sizes == [5, 47, 47, 46, 1, 33, 32, 64, 64]
+    for k, column in enumerate(zip(*batches(), strict=True)):
+        assert np.array_equal(np.concatenate([part[k] for part in parts]), np.concatenate(column))
 
 
 class Growing:
