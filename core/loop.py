@@ -98,6 +98,8 @@ class Loop:
                     out: Any = wrapped(batch, progress)
                 loss = out.loss if share == 1.0 else out.loss * share
                 (self.scaler.scale(loss) if self.scaler.is_enabled() else loss).backward()
+            if not last:
+                norm.set_aside(self.layers)
             losses.append(out.loss.detach())
             for name, value in {"loss": losses[-1], **out.metrics}.items():
                 part = value.detach() if share == 1.0 else value.detach() * share

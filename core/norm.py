@@ -45,7 +45,10 @@ class PositionBatchNorm(_BatchNorm):
 
     mode: Mode = "local"
     rows: int = 0
-    pending: list[tuple[Tensor, Tensor]]  # (mean, unbiased variance) since the last commit, each [groups, C]
+    pending: list[
+        tuple[Tensor, Tensor]
+    ]  # (mean, unbiased variance) of forwards, each [groups, C], to be set aside or committed
+    aside: list[tuple[Tensor, Tensor]]  # those of the step's earlier micro-batches
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
@@ -77,7 +80,7 @@ class PositionBatchNorm(_BatchNorm):
         x = input if input.dtype == torch.float64 else input.float()
         dims = [0, *range(2, x.ndim)]
         shape = (1, -1, *[1] * (x.ndim - 2))
-        count = all_reduce_sum(torch.tensor(float(x.numel() // x.shape[1]), dtype=x.dtype, device=x.device))
+        count = x.numel() // x.shape[1] * world()  # processes hold equal parts of a batch (core/stream.py, Share)
         mean = sum_with_gradient(x.sum(dims)) / count
         centred = x - mean.view(shape)  # two passes: the sum of squares minus the square of sums cancels in fp32
         var = sum_with_gradient(centred.square().sum(dims)) / count
@@ -142,7 +145,7 @@ def convert(module: nn.Module, mode: Mode, group: int = 0, rows_per_position: in
                     f"{name}: {type(child).__name__} has no form that knows positions; use a model with plain BatchNorm"
                 )
         assert isinstance(child, PositionBatchNorm)
-        child.mode, child.rows, child.pending = mode, group * rows_per_position, []
+        child.mode, child.rows, child.pending, child.aside = mode, group * rows_per_position, [], []
         count += 1
     return count
 
@@ -152,18 +155,26 @@ def layers(module: nn.Module) -> list[PositionBatchNorm]:
     return [m for m in module.modules() if isinstance(m, PositionBatchNorm)]
 
 
+def set_aside(norms: Sequence[PositionBatchNorm]) -> None:
+    """Between micro-batches: a compiled graph holds for one length of `pending` alone, so each forward begins with none."""
+    for layer in norms:
+        layer.aside += layer.pending
+        layer.pending = []
+
+
 @torch.no_grad()
 def commit(norms: Sequence[PositionBatchNorm], keep: bool | Tensor = True) -> None:
     """Once a step: move running statistics towards the mean over all groups, forwards and processes since the last commit.
 
     keep: False throws the step's statistics away (the step was skipped); a bool scalar on the device decides there.
     """
-    layers = [layer for layer in norms if layer.pending]
+    set_aside(norms)
+    layers = [layer for layer in norms if layer.aside]
     if not layers:
         return
-    rows = [torch.cat([torch.cat(pair, 1) for pair in layer.pending]).mean(0) for layer in layers]
+    rows = [torch.cat([torch.cat(pair, 1) for pair in layer.aside]).mean(0) for layer in layers]
     for layer in layers:
-        layer.pending = []
+        layer.aside = []
     if keep is False:
         return
     flat = all_reduce_sum(torch.cat(rows)) / world()

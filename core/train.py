@@ -95,6 +95,9 @@ def fit(
     loop.parallel = run.accelerator.prepare_model(method) if world() > 1 else method
     wrapped: Callable[..., Any] = loop.parallel
     if fast:
+        if run.options["chunk"] and loop.layers:
+            # Statistics leave the checkpointed function by its side effect, which torch.compile does not take.
+            run.log("run.chunk: an encoder with BatchNorm runs uncompiled in chunks; what follows it is compiled")
         wrapped, prepare = compiled_method(loop.parallel, run), compiled(prepare, run, "the augmentation")
     method.train()
     with stop_signals() as asked, Progress(run, steps, start) as progress:

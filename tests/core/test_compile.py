@@ -28,6 +28,7 @@ from rootstock.core.run import Run
 from rootstock.core.sample import Labelled, Pair, Sample, Unlabelled, Views
 from rootstock.core.stream import NO_LABELS
 from rootstock.core.train import Every, fit
+from rootstock.finetune.recipe import FineTune
 from rootstock.ssl.mae import MAE
 from rootstock.ssl.simclr import SimCLR
 
@@ -110,6 +111,59 @@ def test_a_schedule_does_not_compile_each_step_anew(opened: Open, monkeypatch: p
         assert torch.allclose(grads[1], grads[0], rtol=1e-3, atol=1e-5)
         graphs.append(counter.frame_count)
     assert len(set(graphs)) == 1
+
+
+def counting(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
+    """torch.compile without a compiler, that counts graphs."""
+    counter, straight = CompileCounterWithBackend("eager"), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda plain, dynamic: straight(plain, backend=counter, dynamic=dynamic))
+    monkeypatch.setattr(compiling, "compiler_trouble", lambda device: None)
+    return counter
+
+
+@pytest.mark.parametrize(("mode", "graphs"), [("on", 2), ("off", 0)])
+def test_fit_compiles_method_and_augmentation_once(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, mode: str, graphs: int
+) -> None:
+    counter = counting(monkeypatch)
+    trained(opened(compile=mode), simclr, "none")
+    assert counter.frame_count == graphs
+
+
+def test_micro_batches_share_one_graph(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics of BatchNorm gather over a step, and no graph may depend on how many there are already."""
+    torch.manual_seed(0)
+    classifier = Classifier(conv(), ["a", "b"])
+    method = FineTune(classifier, 0.0)
+    norm.configure(method, "local", accumulate=6, chunk=None, log=print)
+    counter, run = counting(monkeypatch), opened(compile="on", accumulate=6)
+
+    def parts(start: int) -> Iterator[list[Sample]]:
+        for micro in batches(start):
+            yield [Sample(micro[0].images, micro[0].positions, micro[0].positions % 2)] * 6
+
+    def prepare(raw: Sample) -> Labelled:
+        return Labelled(raw.images.float() / 255.0, raw.labels, Draws(0, raw.positions))
+
+    optim = Optim(name="sgd", lr=1e-3, batch_size=6 * N, duration=Duration(STEPS, "steps"))
+    fit(method, parts, prepare, steps=STEPS, steps_per_epoch=STEPS, optim=optim, seed=0, run=run)
+    assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_convolutions_are_channels_last_where_the_run_says_so(opened: Open, given: bool) -> None:
+    network = conv()
+    torch.manual_seed(0)
+    method: Any = SimCLR(network, None, projection=(16, 8))
+    run = opened(compile="off", channels_last=given)
+    views = VIEWS["none"](16, (0.5,) * 3, (0.25,) * 3, 2)
+    optim = Optim(name="sgd", lr=1e-3, batch_size=N, duration=Duration(STEPS, "steps"))
+    fit(
+        method, batches, lambda raw: views(raw, Draws(0, raw.positions)),
+        steps=STEPS, steps_per_epoch=STEPS, optim=optim, seed=0, run=run,
+    )  # fmt: skip
+    wide = [m.weight for m in network.modules() if isinstance(m, nn.Conv2d) and m.in_channels > 3]
+    assert wide and all(w.is_contiguous(memory_format=torch.channels_last) == given for w in wide)
 
 
 def test_auto_compiles_nothing_on_the_cpu(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:

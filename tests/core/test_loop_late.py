@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -91,6 +92,28 @@ def test_skipped_on_the_device_is_skipped(
     assert lines[0] == lines[1] == f"{len(bad)}}}\n"
     assert all(value.isfinite().all() for value in weights[0].values())
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_after_step_is_called_each_step_whatever_became_of_it(opened: Open, late: Callable[[], None]) -> None:
+    """The host does not know yet whether the update was skipped; weights are then what they were."""
+    seen: list[float] = []
+    late()
+    method = Regression((3,))
+    method.after_step = seen.append  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    optim = Optim(name="sgd", lr=0.1, batch_size=BATCH, duration=STEPS)  # pyright: ignore[reportArgumentType]
+    fit(method, batches(), lambda raw: raw, steps=STEPS, steps_per_epoch=5, optim=optim, seed=0, run=opened())
+    assert [round(progress * STEPS) for progress in seen] == list(range(STEPS))
+
+
+def test_a_checkpoint_knows_of_the_last_step_that_was_skipped(opened: Open, late: Callable[[], None]) -> None:
+    """Saved right after a bad step, with nothing logged in between."""
+    late()
+    run, method = opened(), Regression((5,))
+    optim = Optim(name="sgd", lr=0.1, batch_size=BATCH, duration=STEPS)  # pyright: ignore[reportArgumentType]
+    fit(method, batches(), lambda raw: raw, steps=STEPS, steps_per_epoch=5, optim=optim, seed=0, run=run,
+        every=Every(log=0, save=6))  # fmt: skip
+    saved = json.loads((run.checkpoints / "step-00000006" / "state.json").read_text())
+    assert saved["non_finite"] == saved["in_a_row"] == 1
 
 
 def test_asked_to_stop_it_saves_a_step_later_and_resumes_exactly(opened: Open, late: Callable[[], None]) -> None:

@@ -70,6 +70,24 @@ def test_leaving_early_ends_the_thread_and_closes_the_source(end: str) -> None:
     assert gatherers() == 0 and made[-1] == -1 and len(made) <= 6
 
 
+def test_leaving_while_the_thread_waits_for_room_ends_it() -> None:
+    made: list[int] = []
+    full = threading.Event()
+
+    def source() -> Generator[int]:
+        for k in range(1000):
+            made.append(k)
+            if k == 2:  # one was taken, two lie ready: there is no room for a fourth
+                full.set()
+            yield k
+
+    ahead = in_thread(source(), 2)
+    assert next(ahead) == 0
+    full.wait()
+    ahead.close()
+    assert gatherers() == 0 and len(made) == 3
+
+
 def test_batches_pass_through_on_the_cpu() -> None:
     batch = [Sample(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.arange(2), torch.arange(2))]
     closed: list[int] = []
