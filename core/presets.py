@@ -54,8 +54,9 @@ def multiview(
 
     jitter_p, grayscale, blur, solarize, invert: one probability, or one a view (local crops then take the first of jitter_p,
     grayscale and invert). local_size: pixels, 3/7 of the size by default (96 of 224) in multiples of 8. Raises UserError for a
-    count of numbers that is not the count of views.
+    count of numbers that is not the count of views, and for numbers out of their range.
     """
+    _check_ranges(locals())
     each = {"jitter_p": jitter_p, "grayscale": grayscale, "blur": blur, "solarize": solarize, "invert": invert}
     numbers: dict[str, Any] = {key: _each(value, count, f"data.views.{key}") for key, value in each.items()}
     if local < 0 or (local_size is not None and local_size < 1):
@@ -86,6 +87,35 @@ def _each(value: Each, count: int, key: str) -> tuple[float, ...]:
     return tuple(numbers)
 
 
+def _check_ranges(given: Mapping[str, Any]) -> None:
+    """Raises UserError for the first of multiview's arguments that has no meaning."""
+
+    def expect(key: str, right: bool, what: str) -> None:
+        if not right:
+            raise UserError(f"data.views.{key}: {given[key]} is given; expected {what}")
+
+    for key in ("flip", "erase", "jitter_p", "grayscale", "blur", "solarize", "invert", "local_blur", "local_solarize"):
+        chances = given[key] if isinstance(given[key], tuple | list) else (given[key],)
+        expect(key, all(0.0 <= p <= 1.0 for p in chances), "probabilities from 0 to 1")
+    for key in ("scale", "local_scale", "erase_scale"):
+        if given[key] is not None:
+            low, high = given[key]
+            expect(key, 0.0 < low <= high <= 1.0, "the smallest and the largest part of the area, above 0 and up to 1")
+    for key in ("ratio", "zoom"):
+        low, high = given[key]
+        expect(key, 0.0 < low <= high, "the smallest and the largest, above 0")
+    low, high = given["blur_sigma"]
+    expect("blur_sigma", 0.0 < low <= high, "the smallest and the largest in pixels at 224 px, above 0")
+    *strengths, hue = given["jitter"]
+    right = min(strengths) >= 0.0 and 0.0 <= hue <= 0.5
+    expect("jitter", right, "brightness, contrast and saturation from 0 on, and hue from 0 to 0.5")
+    expect("rotate", given["rotate"] >= 0.0, "degrees to either side, 0 or more")
+    expect("shift", given["shift"] >= 0.0, "a part of the side to either side, 0 or more")
+    expect("centre", 0.0 < given["centre"] <= 1.0, "the part of the shorter side to take, above 0 and up to 1")
+    expect("randaugment", given["randaugment"] >= 0, "operations a picture, 0 or more")
+    expect("magnitude", 0.0 <= given["magnitude"] <= 30.0, "a number from 0 to 30")
+
+
 # The two views of Grill et al. 2020 (arXiv:2006.07733), appendix B: blurred almost always and almost never, one solarized.
 _BYOL = partial(
     multiview,
@@ -100,18 +130,22 @@ _BYOL = partial(
 )
 
 VIEWS: Mapping[str, Callable[..., Multiview]] = {
-    # Chen et al. 2020 (arXiv:2002.05709), appendix A, at strength 1.
+    # Chen et al. 2020 (arXiv:2002.05709), appendix A, at strength 1; crops bilinear as vissl and lightly have them (the authors'
+    # TensorFlow code: bicubic).
     "simclr": partial(
         multiview, scale=(0.08, 1.0), flip=0.5, jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=0.8, grayscale=0.2, blur=0.5
     ),
-    # Chen, Fan et al. 2020 (MoCo v2, arXiv:2003.04297), section 3 and its code; MoCo v3 (arXiv:2104.02057) takes byol's.
+    # Chen, Fan et al. 2020 (MoCo v2, arXiv:2003.04297), section 3 and its code.
     "moco": partial(
         multiview, scale=(0.2, 1.0), flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grayscale=0.2, blur=0.5
     ),
+    # Chen, Xie & He 2021 (arXiv:2104.02057) and its code: BYOL's, but of crops from 0.2 of the area on, bilinear.
+    "mocov3": partial(_BYOL, scale=(0.2, 1.0), interpolation="bilinear"),
     "byol": _BYOL,
-    # Zbontar et al. 2021 (arXiv:2103.03230), section 2.2, and Bardes et al. 2022 (arXiv:2105.04906), appendix C: as BYOL's.
+    # Zbontar et al. 2021 (arXiv:2103.03230), section 2.2: as BYOL's.
     "barlow": _BYOL,
-    "vicreg": _BYOL,
+    # Bardes et al. 2022 (arXiv:2105.04906), appendix C: BYOL's, but both views alike; solarize 0.1 as lightly has it.
+    "vicreg": partial(_BYOL, blur=0.5, solarize=0.1),
     # Caron et al. 2021 (arXiv:2104.14294), section 3.2 "Implementation details" and main_dino.py: 2 global views, 8 local crops.
     "dino": partial(_BYOL, scale=(0.4, 1.0), local=8),
     # Caron et al. 2020 (arXiv:2006.09882), section 4 and appendix A.1: SimCLR's colours on 2 views and 6 small crops.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ OPERATIONS = (
 IDENTITY, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE, BRIGHTNESS, COLOR, CONTRAST, SHARPNESS = range(10)
 POSTERIZE, SOLARIZE, AUTOCONTRAST, EQUALIZE = range(10, 14)
 STRONGEST = 30.0  # the last of torchvision's 31 magnitudes
+THRESHOLDS: list[float] = torch.linspace(1.0, 0.0, 31).tolist()
 CHUNK = 1 << 18  # values that a step takes at once on the CPU, so that its temporaries stay in the cache
 
 
@@ -62,7 +64,7 @@ def augment(x: Tensor, operation: Tensor, sign: Tensor, strength: float) -> Tens
 def _move(x: Tensor, operation: Tensor, sign: Tensor, strength: float) -> Tensor:
     """Shear about the corner, shift, rotate about the centre: nearest neighbours."""
     height, width = x.shape[2:]
-    matrices = torch.tensor(_matrices(height, width, strength), device=x.device)
+    matrices = _matrices(height, width, strength, x.device)
     about = matrices[operation, (sign < 0).long(), :, None, None].unbind(1)
     column = torch.arange(width, device=x.device) - (width - 1) * 0.5  # pixels from the centre
     row = (torch.arange(height, device=x.device) - (height - 1) * 0.5)[:, None]
@@ -74,8 +76,21 @@ def _move(x: Tensor, operation: Tensor, sign: Tensor, strength: float) -> Tensor
     return x.flatten(2).gather(2, index).view_as(x) * seen[:, None]
 
 
-def _matrices(height: int, width: int, strength: float) -> list[list[list[float]]]:
-    """Where a pixel of the result comes from: [operation][positive, negative], six numbers (2 x 3) about the centre."""
+def _matrices(height: int, width: int, strength: float, device: torch.device) -> Tensor:
+    """Where a pixel of the result comes from: [operation, positive or negative, 2 x 3 about the centre]."""
+    if torch.compiler.is_compiling():
+        return torch.tensor(_where_from(height, width, strength), device=device)
+    return _kept_matrices(height, width, strength, device)
+
+
+@lru_cache(maxsize=64)
+def _kept_matrices(height: int, width: int, strength: float, device: torch.device) -> Tensor:
+    """A copy to a device waits for it, so it happens once."""
+    with torch.inference_mode(False):
+        return torch.tensor(_where_from(height, width, strength), device=device)
+
+
+def _where_from(height: int, width: int, strength: float) -> list[list[list[float]]]:
     shear, radians = 0.3 * strength, math.radians(30.0 * strength)
     across, down = (float(int(150.0 / 331.0 * side * strength)) for side in (width, height))
     same = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
@@ -100,9 +115,16 @@ def _map_levels(x: Tensor, operation: Tensor, sign: Tensor, strength: float) -> 
         BRIGHTNESS: (levels * ratio).clamp(0, 255).long(),
         CONTRAST: (levels * ratio + (1.0 - ratio) * mean).clamp(0, 255).long(),
         POSTERIZE: levels & (0xFF << (8 - bits) & 0xFF),
-        SOLARIZE: torch.where(levels >= 255.0 * (1.0 - strength), 255 - levels, levels),
+        SOLARIZE: torch.where(levels >= _threshold(strength), 255 - levels, levels),
     }
     return _looked_up(x.flatten(2).long(), mapped, operation).view_as(x)
+
+
+def _threshold(strength: float) -> float:
+    """From which level on to solarize. At whole magnitudes as in torchvision's float32 table: at some its rounding decides."""
+    magnitude = strength * STRONGEST
+    whole = round(magnitude)
+    return 255.0 * (THRESHOLDS[whole] if abs(magnitude - whole) < 1e-6 else 1.0 - strength)
 
 
 def _map_histogram(x: Tensor, operation: Tensor, sign: Tensor, strength: float) -> Tensor:

@@ -310,14 +310,16 @@ def random_boxes(
 
 def centre_boxes(n: int, height: int | Tensor, width: int | Tensor, fraction: float, device: torch.device) -> Tensor:
     """The central square of side fraction * min(height, width), int64 [n, 4]; height, width: of all, or int64 [n]."""
-    height, width = (torch.as_tensor(side, device=device) for side in (height, width))
+    height, width = (_on_device(side, device) for side in (height, width))
     side = (torch.minimum(height, width).double() * fraction).round().long().clamp(min=1)
     return torch.stack([(height - side) // 2, (width - side) // 2, side, side], -1).expand(n, 4)
 
 
 def _column(side: int | Tensor, draws: Draws) -> Tensor:
     """Sides as int64 [N or 1, 1] on the draws' device."""
-    device = draws.positions.device
-    if isinstance(side, Tensor):
-        return side.to(device)[:, None]
-    return torch.full((1, 1), side, dtype=torch.int64, device=device)
+    return _on_device(side, draws.positions.device).view(-1, 1)
+
+
+def _on_device(side: int | Tensor, device: torch.device) -> Tensor:
+    """A number is filled in there: copying it from the host would wait."""
+    return side.to(device) if isinstance(side, Tensor) else torch.full((), side, dtype=torch.int64, device=device)

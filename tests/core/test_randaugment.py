@@ -25,7 +25,9 @@ def crops(size: int = 48) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=generator)
     ramp = torch.arange(size, dtype=torch.uint8).expand(3, size, size).contiguous()
-    parts = [PHOTO[:, y : y + size, x : x + size] for y, x in ((100, 200), (300, 50), (10, 580), (200, 300))]
+    corners = ((100, 200), (300, 50), (10, 580), (200, 300))
+    corners = [(min(y, PHOTO.shape[1] - size), min(x, PHOTO.shape[2] - size)) for y, x in corners]
+    parts = [PHOTO[:, y : y + size, x : x + size] for y, x in corners]
     halves = torch.cat([torch.full((3, size, size // 2), 30), torch.full((3, size, size - size // 2), 90)], 2)
     return torch.stack([*parts, noise, ramp, torch.full_like(noise, 77), halves.to(torch.uint8)])
 
@@ -41,8 +43,9 @@ def torchvisions(image: Tensor, name: str, magnitude: int, sign: float) -> Tenso
 
 @pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("magnitude", [0, 3, 9, 27, 30])
-def test_an_operation_is_torchvisions(name: str, magnitude: int) -> None:
-    images = crops()
+@pytest.mark.parametrize("size", [48, 224])
+def test_an_operation_is_torchvisions(name: str, magnitude: int, size: int) -> None:
+    images = crops(size) if size == 48 else crops(size)[::3]
     operation = torch.full((len(images),), OPERATIONS.index(name))
     for sign in (1.0, -1.0):
         found = augment(images, operation, torch.full((len(images),), sign), magnitude / 30)
@@ -55,6 +58,17 @@ def test_an_operation_is_torchvisions(name: str, magnitude: int) -> None:
                 assert (off > 0).float().mean() < 0.002
             else:
                 assert off.max() <= 1
+
+
+def test_tables_of_levels_are_torchvisions_at_every_magnitude() -> None:
+    """Each of the 256 levels, where a threshold may round to either side."""
+    image = torch.arange(256, dtype=torch.uint8).view(1, 16, 16).expand(3, -1, -1).contiguous()
+    for name in ("Brightness", "Contrast", "Posterize", "Solarize"):
+        for magnitude in range(31):
+            kind = torch.tensor([OPERATIONS.index(name)])
+            found = augment(image[None], kind, torch.ones(1), magnitude / 30)[0]
+            off = (found.int() - torchvisions(image, name, magnitude, 1.0).int()).abs().max()
+            assert off <= (0 if name in ("Posterize", "Solarize") else 1), (name, magnitude)
 
 
 @pytest.mark.parametrize("channels", [1, 4])

@@ -40,7 +40,7 @@ def pictures(n: int, height: int = 40, width: int = 52, channels: int = 3) -> Te
 def single(preset: str, size: int, *normalisation: tuple[float, ...]) -> View:
     """A preset's last view."""
     mean, std = normalisation or (IMAGENET_MEAN, IMAGENET_STD)
-    count = 2 if preset in ("byol", "barlow", "vicreg", "dino") else 1
+    count = 2 if preset in ("byol", "barlow", "mocov3", "dino") else 1
     return VIEWS[preset](size, mean, std, count).views[-1]
 
 
