@@ -71,6 +71,7 @@ class Gate(NamedTuple):
     floor: float
 
 
+KEYS = ("memory", *(name + px for px in ("96", "224") for name in ("files", "moved", "loader")), "decode")
 GATES = (
     Gate("32 px from memory, over lightly", "memory", "lightly SimCLRTransform", "ours", 10.0),
     Gate("224 px from JPEG files, over lightly", "files224", "lightly SimCLRTransform", "ours", 1.5),
@@ -230,11 +231,15 @@ def options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--files96", metavar="URI", help="folder:PATH or tar:PATH of JPEG files for the 96 px rows")
     parser.add_argument("--files224", metavar="URI", help="likewise for the 224 px rows (ImageNet's: about 500 x 375)")
     parser.add_argument("--trials", type=int, default=9, help="rounds (9)")
-    parser.add_argument("--only", metavar="KEY,...", help="memory, files96, moved96, loader96, files224, ..., decode")
+    parser.add_argument("--only", metavar="KEY,...", help=", ".join(KEYS))
     parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the tables there as well")
     parser.add_argument("--gate", action="store_true", help="exit with 1 where a gate does not hold")
     parser.add_argument("--toy", action="store_true", help="tiny sizes: tells only whether everything runs")
-    return parser.parse_args(arguments)
+    asked = parser.parse_args(arguments)
+    page.check_options(parser, asked)
+    if unknown := [key for key in (asked.only or KEYS[0]).split(",") if key not in KEYS]:
+        parser.error(f"--only {unknown[0]}: expected some of {', '.join(KEYS)}")
+    return asked
 
 
 def main(arguments: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import re
@@ -50,6 +51,20 @@ def table(title: str, load: str, costs: Costs, against: str, loaders: bool) -> l
         cells += ["1" if name == against else spoken(Interval.ratio(trials, costs[against]))]
         lines.append(row(cells))
     return lines
+
+
+def check_options(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> None:
+    """What both scripts are asked, before anything is measured: ends with 2 and one sentence where it cannot be done."""
+    if asked.trials is not None and asked.trials < 1:
+        parser.error(f"--trials {asked.trials}: expected 1 or more")
+    if asked.markdown and not asked.markdown.absolute().parent.is_dir():
+        parser.error(f"--markdown {asked.markdown}: there is no folder {asked.markdown.parent}")
+    for name, uri in vars(asked).items():
+        if not name.startswith("files") or uri is None:
+            continue
+        scheme, _, path = uri.partition(":")
+        if scheme not in ("folder", "tar") or not Path(path).exists():
+            parser.error(f"--{name} {uri}: expected folder:PATH or tar:PATH of JPEG files that are there")
 
 
 def row(cells: Iterable[str]) -> str:

@@ -101,7 +101,8 @@ def heading(arguments: list[str], asked: argparse.Namespace) -> list[str]:
         f"there are files to decode: {asked.workers}. lightly has the same backbone, optimizer, precision, memory format and compile."
         if asked.gpu
         else "One thread. `fit` is timed whole, with its optimizer, its last row and its checkpoint; the bare loop gathers by a "
-        "random permutation, prepares, runs forward, backward, fused AdamW and zero_grad."
+        "random permutation, prepares, runs forward, backward, fused AdamW and zero_grad. CPU time: waiting for the disk is not "
+        "counted."
     )
     toy = ["", "Toy sizes: the numbers say nothing."] if asked.toy else []
     return [
@@ -131,6 +132,11 @@ def options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--gate", action="store_true", help="exit with 1 where a gate does not hold")
     parser.add_argument("--toy", action="store_true", help="tiny sizes: tells only whether everything runs")
     asked = parser.parse_args(arguments)
+    page.check_options(parser, asked)
+    if not asked.gpu and (asked.only or asked.files or asked.device):
+        parser.error("--only, --files and --device are of --gpu; add it")
+    if asked.workers < 0:
+        parser.error(f"--workers {asked.workers}: expected 0 or more")
     known = [job.key for job in gpu.jobs(asked.toy)]
     if unknown := [key for key in (asked.only or known[0]).split(",") if key not in known]:
         parser.error(f"--only {unknown[0]}: expected some of {', '.join(known)}")

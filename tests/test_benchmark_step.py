@@ -98,6 +98,26 @@ def test_without_a_gpu_it_is_one_sentence(
     assert said.err.startswith("error: ") and said.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--trials", "-1"], "--trials -1: expected 1 or more"),
+        (["--markdown", "NOWHERE/x.md"], "there is no folder"),
+        (["--only", "mae"], "are of --gpu; add it"),
+        (["--gpu", "--only", "vit"], "--only vit: expected some of resnet50, resnet18, mae"),
+        (["--gpu", "--files", "tar:NOWHERE"], "expected folder:PATH or tar:PATH of JPEG files that are there"),
+        (["--gpu", "--workers", "-1"], "--workers -1: expected 0 or more"),
+    ],
+)
+def test_bad_arguments_are_one_sentence(
+    scripts: Scripts, tmp_path: Path, words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        scripts.step.main([word.replace("NOWHERE", str(tmp_path / "none")) for word in words])
+    said = capsys.readouterr()
+    assert end.value.code == 2 and said.out == "" and sentence in said.err.splitlines()[-1]
+
+
 @pytest.mark.parametrize(("cost", "status"), [(299.0, 0), (301.0, 1)])
 def test_the_gate_is_the_upper_bound(
     scripts: Scripts, monkeypatch: pytest.MonkeyPatch, cost: float, status: int
@@ -259,6 +279,38 @@ def test_figures_of_the_table(scripts: Scripts) -> None:
         ("3.0%", "<= 5%", True),
     ]
     assert not any(met for *_, met in gpu.targets(job, {}, compiled=True))
+
+
+@pytest.mark.parametrize(("key", "compiled"), [("resnet18", False), ("mae", True)])
+def test_lightlys_loop_trains_as_ours_does(
+    scripts: Scripts, monkeypatch: pytest.MonkeyPatch, key: str, compiled: bool
+) -> None:
+    """An update a step, compiled where asked, and of MAE as many visible tokens."""
+    steps = scripts.lightly_steps
+    setting = next(job.setting for job in scripts.gpu.jobs(True) if job.key == key)
+    weights, made, compiles = [], [], []
+    build, transform = steps.METHODS[setting.method["name"]]
+
+    class Noted(build):
+        def __init__(self, setting: Any) -> None:
+            super().__init__(setting)
+            made.append(self)
+
+        def forward(self, *views: torch.Tensor) -> torch.Tensor:
+            weights.append(torch.cat([p.detach().flatten().clone() for p in self.parameters() if p.requires_grad]))
+            return super().forward(*views)
+
+    monkeypatch.setitem(steps.METHODS, setting.method["name"], (Noted, transform))
+    monkeypatch.setattr(torch, "compile", lambda method, dynamic: (compiles.append(method), method)[1])
+    plan = scripts.fitted.Plan(1, 1, 2)
+    steps.of_ready_views(setting, plan, torch.device("cpu"), torch.float32, compiled)
+    assert len(weights) == plan.steps and all(not torch.equal(a, b) for a, b in itertools.pairwise(weights))
+    assert compiles == (made if compiled else [])
+    if key == "mae":
+        ours = setting.objective()
+        patches = (setting.size // 4) ** 2
+        kept, _ = steps.utils.random_token_mask((2, made[0].encoder.sequence_length), made[0].ratio)
+        assert kept.shape[1] - 1 == patches - round(setting.method["mask_ratio"] * patches) == ours.visible
 
 
 def test_lightlys_step_learns_the_same_thing(scripts: Scripts) -> None:

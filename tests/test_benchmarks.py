@@ -192,6 +192,45 @@ def test_ours_and_lightlys_views_are_alike(scripts: Scripts, tmp_path: Path) -> 
     assert roughness[0] == pytest.approx(roughness[1], rel=0.25)  # blur as wide as theirs
 
 
+def test_ours_has_lightlys_parameters(scripts: Scripts, tmp_path: Path) -> None:
+    """Equal work, number by number."""
+    np.savez(tmp_path / "pictures.npz", images=np.zeros((8, 32, 32, 3), np.uint8))
+    job = scripts.peers.Job(np.zeros((8, 32, 32, 3), np.uint8), 32, 4)
+    first, second = scripts.input.Ours(f"npz:{tmp_path / 'pictures.npz'}", job).views.views
+    assert vars(first) == vars(second)
+    theirs = scripts.peers.SimCLRTransform(input_size=32).transforms[0].transform.transforms
+    crop, flip, vertical, rotate, jitter, gray, blur, _, normalise = theirs
+    assert (first.scale, first.ratio, first.size) == (crop.scale, pytest.approx(crop.ratio), crop.size[0])
+    assert getattr(crop.interpolation, "value", crop.interpolation) == first.interpolation and crop.antialias
+    assert (first.flip, vertical.p, rotate.prob) == (flip.p, 0.0, 0.0)
+    (colour,) = jitter.transforms
+    spans = (colour.brightness, colour.contrast, colour.saturation, colour.hue)
+    assert first.jitter == pytest.approx([(high - low) / 2 for low, high in spans])
+    assert (first.jitter_p, first.grayscale, first.blur) == (jitter.p, gray.p, blur.prob)
+    assert [sigma * first.size / 224 for sigma in first.blur_sigma] == pytest.approx(blur.sigmas)
+    assert (list(first.mean), list(first.std)) == (normalise.mean, normalise.std)
+    assert not (first.solarize or first.invert or first.rotate or first.shift or first.erase or first.randaugment)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--only", "file224"], "--only file224: expected some of memory, files96"),
+        (["--trials", "0"], "--trials 0: expected 1 or more"),
+        (["--markdown", "NOWHERE/x.md"], "there is no folder"),
+        (["--files96", "tar:NOWHERE"], "expected folder:PATH or tar:PATH of JPEG files that are there"),
+        (["--files224", "npz:x.npz"], "--files224 npz:x.npz: expected"),
+    ],
+)
+def test_bad_arguments_are_one_sentence_before_anything_is_measured(
+    scripts: Scripts, tmp_path: Path, words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        scripts.input.main([word.replace("NOWHERE", str(tmp_path / "none")) for word in words])
+    said = capsys.readouterr()
+    assert end.value.code == 2 and said.out == "" and sentence in said.err.splitlines()[-1]
+
+
 def test_files_come_from_a_folder_or_an_archive(scripts: Scripts, tmp_path: Path) -> None:
     drawn = scripts.pictures.jpeg_files(None, tmp_path / "drawn", (20, 12), 5)
     with tarfile.open(tmp_path / "drawn.tar.gz", "w:gz") as archive:
