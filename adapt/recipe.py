@@ -18,6 +18,7 @@ from ..core.damage import Damage, read_or_neighbour, rows_or_neighbours
 from ..core.distributed import rank, world
 from ..core.features import extract
 from ..core.images.source import Images, holdout, open_images
+from ..core.multiview import Multiview
 from ..core.optim import Optim
 from ..core.order import Order
 from ..core.pictures import denormalise, save_map, save_sheet
@@ -27,7 +28,7 @@ from ..core.sample import Labelled, Pair, PairSample, Unlabelled
 from ..core.sets import HELD_OUT, LABELLED, add_seen, align, describe, exposure, fingerprints, labelled, open_tests
 from ..core.stream import Batches, Decode, Share, pairs, source_draws, stream
 from ..core.train import Every, fit
-from ..core.views import Evaluation, Multiview, stack_pictures
+from ..core.views import Evaluation, stack_pictures
 from .registry import METHODS
 
 SOURCE, TARGET = "source", "target"
@@ -82,6 +83,7 @@ def adapt(
     objective = _objective(run, sets.source, data["size"], backbone, method)
     model = objective.backbone
     views = config.build(data["views"], VIEWS, data["size"], model.mean, model.std, 1).without_local(method["name"])
+    views.tell_left_out(read_or_neighbour(sets.source, 0)[0].shape[0], run.log)
     view = Evaluation(data["size"], crop=data["crop"], mean=model.mean, std=model.std)
 
     damage = Damage(run.options["damaged"], report=run.log)

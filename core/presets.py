@@ -11,8 +11,9 @@ from typing import Any
 
 from .erasing import Fill
 from .errors import UserError
+from .multiview import Multiview
 from .resample import Interpolation
-from .views import Multiview, View
+from .views import View
 
 # A probability for every view, or one for each of them.
 Each = float | tuple[float, ...]

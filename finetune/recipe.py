@@ -154,7 +154,8 @@ def finetune(
     train, tests = train_and_tests(data["train"], data["test"], seed)
     run.record(data=fingerprints(_named(train, tests)))
     assert train.classes is not None
-    model = create(data["size"], channels=read_or_neighbour(train, 0)[0].shape[0], **backbone)
+    channels = read_or_neighbour(train, 0)[0].shape[0]
+    model = create(data["size"], channels=channels, **backbone)
     view = Evaluation(data["size"], crop=data["crop"], mean=model.mean, std=model.std)
     classifier = Classifier(model, train.classes, method["dropout"])
     if method["freeze"]:
@@ -162,6 +163,7 @@ def finetune(
     objective = FineTune(classifier, method["label_smoothing"])
     norm.configure(objective, backbone["norm"], accumulate=options["accumulate"], chunk=options["chunk"], log=run.log)
     views = config.build(data["views"], VIEWS, data["size"], model.mean, model.std, 1).without_local("finetune")
+    views.tell_left_out(channels, run.log)
 
     order = Order(len(train), settings.batch_size, seed, shuffle=config.build(data["shuffle"], SHUFFLES))
     steps = settings.steps(order.steps_per_epoch)

@@ -76,11 +76,13 @@ def pretrain(
     bank, tests = _evaluation_sets(evaluate, data, seed)
     run.record(data=fingerprints({"train": train, **tests}))
 
-    model = create(data["size"], channels=read_or_neighbour(train, 0)[0].shape[0], **backbone)
+    channels = read_or_neighbour(train, 0)[0].shape[0]
+    model = create(data["size"], channels=channels, **backbone)
     objective: Any = config.build(method, METHODS, model, options["chunk"])
     norm.configure(objective, backbone["norm"], accumulate=options["accumulate"], chunk=options["chunk"], log=run.log)
     views = config.build(data["views"], VIEWS, data["size"], model.mean, model.std, objective.views)
     views = views if getattr(objective, "takes_local", False) else views.without_local(method["name"])
+    views.tell_left_out(channels, run.log)
 
     order = Order(len(train), settings.batch_size, seed, shuffle=config.build(data["shuffle"], SHUFFLES))
     steps = settings.steps(order.steps_per_epoch)

@@ -13,13 +13,12 @@ from scipy import stats
 from torch import Tensor
 
 from rootstock.core import resample
+from rootstock.core.boxes import centre_boxes, random_boxes
 from rootstock.core.draws import Draws
 from rootstock.core.resample import (
     Interpolation,
-    centre_boxes,
     crop_resize,
     crop_resize_each,
-    random_boxes,
     resize_centre,
     resize_matrix,
 )

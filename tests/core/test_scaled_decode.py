@@ -15,13 +15,13 @@ from rootstock.core.damage import Damage
 from rootstock.core.draws import Draws
 from rootstock.core.images.decode import decode, decode_scaled
 from rootstock.core.images.source import open_images
+from rootstock.core.multiview import Multiview
 from rootstock.core.order import Order
 from rootstock.core.presets import VIEWS
 from rootstock.core.resample import crop_resize_each
 from rootstock.core.sample import Sample
 from rootstock.core.scaled import WORTHWHILE, scaled_boxes, useful_scale, worthwhile
 from rootstock.core.stream import Decode, Share, stream
-from rootstock.core.views import Multiview
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)

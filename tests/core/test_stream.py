@@ -20,12 +20,12 @@ from rootstock.core.images.pack import RECORDS
 from rootstock.core.images.pack_writer import pack
 from rootstock.core.images.record import Packing
 from rootstock.core.images.source import Images, open_images
+from rootstock.core.multiview import Multiview
 from rootstock.core.order import Blocks, Full, Order, Shuffle
 from rootstock.core.prefetch import in_thread
 from rootstock.core.presets import VIEWS
 from rootstock.core.sample import Sample
 from rootstock.core.stream import Batches, Resident, Share, _gathered, pairs, source_draws, stream
-from rootstock.core.views import Multiview
 
 CPU = torch.device("cpu")
 N = 22

@@ -12,16 +12,17 @@ from scipy import stats
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
+from rootstock.core.boxes import random_boxes
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
+from rootstock.core.multiview import Multiview
 from rootstock.core.presets import VIEWS
-from rootstock.core.resample import Interpolation, random_boxes, resize_centre
+from rootstock.core.resample import Interpolation, resize_centre
 from rootstock.core.sample import Sample
 from rootstock.core.views import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Evaluation,
-    Multiview,
     View,
     affine,
     normalise,
@@ -293,3 +294,20 @@ def test_the_probabilities_of_a_preset_are_met() -> None:
     crops = View(2, **options).crop(image, draws_of(n))
     flipped = int((crops[:, 0, 0, 0] == 0).sum())
     assert stats.binomtest(flipped, n, 0.25).pvalue > 0.001
+
+
+def test_what_needs_three_channels_is_told() -> None:
+    said: list[str] = []
+    views = VIEWS["simclr"](16, (0.5,), (0.25,), 2)
+    views.tell_left_out(3, said.append)
+    VIEWS["mae"](16, (0.5,), (0.25,), 1).tell_left_out(1, said.append)
+    assert said == []
+    views.tell_left_out(1, said.append)
+    assert said == [
+        "WARNING: pictures of 1 channel: data.views.jitter_p, data.views.grayscale, data.views.blur need three and are left out"
+    ]
+    deep = pictures(4, channels=5)
+    plain = View(16, (0.0,), (1.0,), scale=(0.08, 1.0), flip=0.5)
+    draws = draws_of(4).stream("view0")
+    found = views(sample_of(deep, draws_of(4)), draws_of(4)).images[0] * 0.25 + 0.5
+    assert torch.allclose(found, plain(deep, draws), atol=1e-6)
