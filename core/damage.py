@@ -24,12 +24,12 @@ Read = TypeVar("Read")
 class Damage:
     """Damaged pictures met in training: each replaced by a neighbour, counted, listed; too many end the run.
 
-    limit: the tolerated fraction of a set; 0 tolerates none, any other number at least one. names: by (set, name in it), so
-    that two sets may share one Damage.
+    limit: the tolerated fraction of a set; 0 tolerates none, any other number at least one. names: by (set, store, number in
+    it), so that two sets may share one Damage, and that two pictures of one name are two.
     """
 
     limit: float = 0.01
-    names: dict[tuple[str, str], str] = field(default_factory=dict)
+    names: dict[tuple[str, int, int], str] = field(default_factory=dict)
     report: Callable[[str], None] = print
 
     def note(self, images: Images, wanted: Tensor, read: Tensor) -> None:
@@ -38,11 +38,11 @@ class Damage:
         if not replaced:
             return
         for index in replaced:
-            name = images.name(index)
-            if (images.uri, name) not in self.names:
-                self.names[images.uri, name] = name
-                self.report(f"damaged picture replaced by its neighbour: {name}")
-        of_this_set = [name for (uri, _), name in self.names.items() if uri == images.uri]
+            key = (images.uri, *images.place(index))
+            if key not in self.names:
+                self.names[key] = images.full_name(index)
+                self.report(f"damaged picture replaced by its neighbour: {self.names[key]}")
+        of_this_set = [name for (uri, *_), name in self.names.items() if uri == images.uri]
         if len(of_this_set) > (max(1.0, self.limit * len(images)) if self.limit else 0.0):
             raise UserError(
                 f"{len(of_this_set)} damaged pictures of {len(images)}, more than run.damaged allows ({self.limit:.1%}): "

@@ -21,7 +21,7 @@ def pack_set(uris: Sequence[str], folder: Path, packing: Packing, skip_damaged: 
 
     def follow(numbers: Iterable[int], count: int) -> Iterable[int]:
         quiet = not console.is_terminal
-        return track(numbers, "packing", total=count, console=console, disable=quiet, transient=True)
+        return track(numbers, "records", total=count, console=console, disable=quiet, transient=True)
 
     packed = pack(images, splits, folder, packing, skip_damaged=skip_damaged, follow=follow)
     for _, sentence in packed.damaged[:LISTED]:

@@ -7,6 +7,7 @@ can put a digit on one side and its blend on the other.
 
 import functools
 import hashlib
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,15 @@ class BlendStore:
 
     def name(self, i: int) -> str:
         return f"digits-m[{i // self.blends}]" + (f".{i % self.blends}" if self.blends > 1 else "")
+
+    def full_name(self, i: int) -> str:
+        return self.name(i)
+
+    def repeats(self) -> bool:
+        return False
+
+    def unreadable(self) -> Collection[int]:
+        return ()
 
     def keys(self) -> Tensor:
         return _scans()[2].repeat_interleave(self.blends)

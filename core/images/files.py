@@ -5,7 +5,7 @@ page by page into every worker.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -58,6 +58,7 @@ class FileStore:
     def __init__(self, root: str, names: Sequence[str], stamps: np.ndarray) -> None:
         self.root, self.names, self.stamps = root, Names(names), stamps
         self._keys: Tensor | None = None
+        self._unreadable: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -74,6 +75,12 @@ class FileStore:
     def name(self, i: int) -> str:
         return self.names[i]
 
+    def full_name(self, i: int) -> str:
+        return self.where(i)
+
+    def repeats(self) -> bool:
+        return False
+
     def read(self, i: int) -> Tensor:
         return decode(self.encoded(i), self.where(i))
 
@@ -81,6 +88,10 @@ class FileStore:
         return decode_scaled(self.encoded(i), self.where(i), scale)
 
     def encoded(self, i: int) -> bytes | bytearray:
+        # What had no bytes when identities were taken has a made-up one, which may stand on the wrong side of a split: it stays
+        # damaged for as long as this store lives.
+        if i in self._unreadable:
+            raise DamagedImage(self._unreadable[i])
         try:
             return self.content(i)
         except OSError as error:
@@ -104,19 +115,33 @@ class FileStore:
             remembered = recall("keys", name)
             if remembered is None or len(remembered) != 8 * count:
                 remembered = self.hashed().astype("<i8").tobytes()
-                remember("keys", name, remembered, int(self.stamps[:, 1:].max(initial=0)))
+                if not self._unreadable:  # or the next run would not look whether they can be read again
+                    remember("keys", name, remembered, int(self.stamps[:, 1:].max(initial=0)))
             self._keys = torch.from_numpy(np.frombuffer(remembered, dtype="<i8").astype(np.int64))
         return self._keys
 
+    def unreadable(self) -> Collection[int]:
+        self.keys()
+        return self._unreadable
+
     def hashed(self) -> np.ndarray:
-        """int64 [N]: the keys, from the files themselves."""
+        """int64 [N]: the keys, from the files themselves; that of a file that cannot be read from its name and size."""
+        unreadable: dict[int, str] = {}
+
+        def key(i: int) -> int:
+            try:
+                return sha256_key(self.encoded(i))
+            except DamagedImage as error:
+                unreadable[i] = str(error)
+                return sha256_key(b"unreadable\0" + self.stamp(i).encode("utf-8", "surrogateescape"))
 
         def chunk(start: int) -> list[int]:
-            return [sha256_key(self.encoded(i)) for i in range(start, min(start + HASHING_CHUNK, len(self)))]
+            return [key(i) for i in range(start, min(start + HASHING_CHUNK, len(self)))]
 
         # hashlib and read let go of the interpreter's lock, so threads do work at once
         with ThreadPoolExecutor(HASHING_THREADS) as threads:
             chunks = list(threads.map(chunk, range(0, len(self), HASHING_CHUNK)))
+        self._unreadable = unreadable
         return np.array([key for keys in chunks for key in keys], dtype=np.int64)
 
     def uniform(self) -> Uniform | None:

@@ -60,6 +60,15 @@ class Images:
         store, k = self._at(i)
         return store.name(k)
 
+    def full_name(self, i: int) -> str:
+        """`name`, or where several folders, archives or packs may hold one of that name, one that tells which it is."""
+        store, k = self._at(i)
+        return store.full_name(k) if len(self._stores) > 1 or store.repeats() else store.name(k)
+
+    def place(self, i: int) -> tuple[int, int]:
+        """(number of its store, number in it): another one for each picture, whatever the pictures are called."""
+        return int(self._which[i]), int(self._index[i])
+
     def read_scaled(self, i: int, scale: Scale) -> tuple[Tensor, tuple[int, int]]:
         """Picture i decoded at 1/s, and its full size (H, W), where scale(H, W) = s is 1, 2, 4 or 8 and the file is a JPEG.
 
@@ -131,6 +140,15 @@ class Images:
             mine = self._which == s
             keys[mine] = store.keys()[self._index[mine]]
         return keys
+
+    def unreadable(self) -> list[int]:
+        """The pictures whose files could not be read when their identities were taken: these are made up."""
+        found: list[int] = []
+        for s, store in enumerate(self._stores):
+            if numbers := store.unreadable():
+                mine = (self._which == s) & torch.isin(self._index, torch.tensor(list(numbers)))
+                found += mine.nonzero().flatten().tolist()
+        return sorted(found)
 
     def fingerprint(self) -> str:
         """sha256 (hex) over sorted paths, sizes (arrays: contents) and class names: the data set as it is now."""

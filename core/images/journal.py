@@ -82,16 +82,20 @@ def append(
     return np.concatenate(made), damaged
 
 
-def what_is_wrong(images: Images, entries: np.ndarray) -> dict[int, str]:
-    """Sentences about the pictures that the journal calls damaged, by reading them again."""
-    sentences = {}
+def read_again(images: Images, entries: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+    """`entries` up to the first damaged picture that can be read by now, and what is wrong with the damaged before it.
+
+    An error of a network or a cable would stay in the pack for good if the journal were believed in this.
+    """
+    sentences: dict[int, str] = {}
     for i in (entries["kind"] == DAMAGED).nonzero()[0].tolist():
-        sentences[i] = f"{images.name(i)}: it could not be read when it was packed"
         try:
             images.read(i)
         except DamagedImage as error:
             sentences[i] = str(error)
-    return sentences
+        else:
+            return entries[:i], sentences
+    return entries, sentences
 
 
 def chunks(numbers: Iterable[int], size: int) -> Iterator[list[int]]:

@@ -10,8 +10,9 @@ and what else is known of the pictures (identities, labels, splits) is that of t
 
 import hashlib
 import json
+import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from ..errors import UserError
 from .decode import decode, decode_scaled
 from .files import Names, printable
-from .open_files import OpenFiles
+from .open_files import Descriptor, OpenFiles
 from .store import DamagedImage, Scale, Source, Uniform
 
 FORMAT = "rootstock pack 1"
@@ -40,7 +41,11 @@ def checksum(content: bytes | bytearray | memoryview) -> int:
 
 
 def unusable(folder: Path, reason: str) -> UserError:
-    return UserError(f"pack:{printable(str(folder))}: {reason}; make the pack anew")
+    return UserError(f"pack:{printable(str(folder))}: {reason}; {remedy(folder)}")
+
+
+def remedy(folder: Path) -> str:
+    return f"remove {printable(str(folder))} and run the command that packed it again"
 
 
 class PackStore:
@@ -53,11 +58,10 @@ class PackStore:
         self.checksums: np.ndarray = self.index["checksums"].numpy()
         self.names = self._texts("names")
         self.stamps = self._texts("stamps")
-        size = file_size(folder / RECORDS)
-        if size != self.offsets[-1]:
-            raise unusable(folder, f"{RECORDS} has {size} bytes, and the index tells of {self.offsets[-1]}")
+        self._check_size(file_size(folder / RECORDS))
         self._files = OpenFiles()
-        self._mapped: np.ndarray | None = None
+        self._mapped: tuple[Descriptor, np.ndarray] | None = None
+        self._repeats: bool | None = None
 
     def _texts(self, name: str) -> Names:
         return Names.of_block(self.index[name].numpy().tobytes(), self.index[f"{name}.ends"].numpy())
@@ -84,7 +88,9 @@ class PackStore:
 
     def _verify(self, i: int, content: bytearray | memoryview) -> None:
         if checksum(content) != self.checksums[i]:
-            raise DamagedImage(f"{self.where(i)}: its bytes have changed since packing (checksum); make the pack anew")
+            raise DamagedImage(
+                f"{self.where(i)}: its bytes have changed since packing (checksum); {remedy(self.folder)}"
+            )
 
     def read(self, i: int) -> Tensor:
         record, kind = self.record(i), int(self.index["kinds"][i])
@@ -104,6 +110,17 @@ class PackStore:
     def name(self, i: int) -> str:
         return self.names[i]
 
+    def full_name(self, i: int) -> str:
+        return f"{self.where(i)} (record {i})" if self.repeats() else self.where(i)
+
+    def repeats(self) -> bool:
+        if self._repeats is None:  # a pack of several folders or archives
+            self._repeats = len({self.names[i] for i in range(len(self))}) < len(self)
+        return self._repeats
+
+    def unreadable(self) -> Collection[int]:
+        return ()
+
     def keys(self) -> Tensor:
         return self.index["keys"]
 
@@ -122,12 +139,29 @@ class PackStore:
             uniform = self.uniform()
             if uniform is None:
                 return None
-            dtype = PIXELS[int(self.index["kinds"][0])][1]
-            self._mapped = np.memmap(self.folder / RECORDS, dtype, "r", shape=(len(self), *uniform.shape))
-        pixels = np.asarray(self._mapped[indices.numpy()])
+            self._mapped = self._map(uniform)
+        descriptor, mapped = self._mapped
+        # Touching what a mapped file has lost would end the process by SIGBUS, without a word.
+        self._check_size(os.fstat(descriptor.number).st_size)
+        pixels = np.asarray(mapped[indices.numpy()])
         for i, row in zip(indices.tolist(), pixels, strict=True):
             self._verify(i, row.data)
         return torch.from_numpy(pixels)
+
+    def _map(self, uniform: Uniform) -> tuple[Descriptor, np.ndarray]:
+        """The records as pixels [N, C, H, W], and the file behind them, whose size is asked for before each reading."""
+        try:
+            descriptor = Descriptor(str(self.folder / RECORDS))
+        except OSError as error:
+            raise unusable(self.folder, f"{RECORDS} cannot be read ({error.strerror})") from None
+        self._check_size(os.fstat(descriptor.number).st_size)
+        dtype = PIXELS[int(self.index["kinds"][0])][1]
+        with open(descriptor.number, "rb", closefd=False) as file:
+            return descriptor, np.memmap(file, dtype, "r", shape=(len(self), *uniform.shape))
+
+    def _check_size(self, size: int) -> None:
+        if size != self.offsets[-1]:
+            raise unusable(self.folder, f"{RECORDS} has {size} bytes, and the index tells of {self.offsets[-1]}")
 
     def layout(self, indices: Tensor) -> Tensor:
         return self.index["offsets"][indices]

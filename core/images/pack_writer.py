@@ -3,12 +3,10 @@
 The same command goes on where it was interrupted, however that came about, and ends in the same bytes as without.
 """
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,13 +18,18 @@ from torch import Tensor
 
 from ..errors import UserError
 from .cache import replacing
-from .files import Names
+from .files import Names, printable
 from .images import Images
-from .journal import DAMAGED, JOURNAL, append, end_of, trusted, what_is_wrong
-from .pack import ABOUT, FORMAT, INDEX, RECORDS, save_index
+from .journal import DAMAGED, JOURNAL, append, end_of, read_again, trusted
+from .pack import ABOUT, FORMAT, INDEX, RECORDS, PackStore, save_index, unusable
 from .record import Packing
+from .store import DamagedImage
+from .unfinished import locked, sync, withdraw, writable
 
 PLAN = "plan.json"
+
+Follow = Callable[[Iterable[int], int], Iterable[int]]
+"""(numbers, how many) -> the numbers, perhaps showing how far they are."""
 
 
 class Packed(NamedTuple):
@@ -59,43 +62,61 @@ def pack(
     packing: Packing,
     *,
     skip_damaged: bool = False,
-    follow: Callable[[Iterable[int], int], Iterable[int]] = lambda numbers, count: numbers,
+    follow: Follow = lambda numbers, count: numbers,
 ) -> Packed:
-    """Pack `images` into `folder`; follow(numbers, count) may show how far it is.
+    """Pack `images` into `folder`.
 
-    Raises UserError where `folder` or its unfinished packing is of another set or other options, and where pictures are
-    damaged and are not to be skipped. Raises OSError, as on a full disk.
+    Raises UserError where `folder` or its unfinished packing is of another set or other options, where it is damaged or cannot
+    be written, and where pictures are damaged and are not to be skipped. Raises OSError on a full disk.
     """
     task = Task(images, splits, packing, folder.expanduser().absolute())
     plan = plan_of(task)
-    if task.folder.exists():
-        return finished(task.folder, plan)
-    task.part.mkdir(parents=True, exist_ok=True)
-    with locked(task.part / JOURNAL) as journal:
-        if task.folder.exists():  # another process finished it just now
-            return finished(task.folder, plan)
-        begin(task.part, plan)
-        with open(task.part / RECORDS, "ab") as records:
-            entries = trusted(task.part)
-            os.truncate(journal, entries.nbytes)
-            os.truncate(records.fileno(), end_of(entries))
-            numbers = follow(range(len(entries), len(images)), len(images) - len(entries))
-            made, damaged = append(images, packing, numbers, entries, records.fileno(), journal)
-            os.fsync(records.fileno())
-        damaged = sorted({**what_is_wrong(images, entries), **damaged}.items())
-        if damaged and not skip_damaged:
-            raise UserError(refusal(damaged, task.part))
-        if len(damaged) == len(images):
-            raise UserError(f"{images.uri}: none of its pictures can be read, so there is nothing to pack")
-        finish(task, plan, made, damaged)
-    return Packed(len(images) - len(damaged), end_of(made), damaged, len(entries))
+    with writable(task.part):
+        if task.folder.exists():
+            return finished(task.folder, plan, follow)
+        task.part.mkdir(parents=True, exist_ok=True)
+        with locked(task.part / JOURNAL) as journal:
+            if task.folder.exists():  # another process finished it just now
+                withdraw(task.part, journal)
+                return finished(task.folder, plan, follow)
+            begin(task, plan)
+            made, damaged, resumed = records_of(task, journal, follow)
+            if damaged and not skip_damaged:
+                raise UserError(refusal(damaged, task.part))
+            if len(damaged) == len(images):
+                raise UserError(
+                    f"{images.uri}: none of its pictures can be read, so there is nothing to pack; mend them, and remove "
+                    f"{task.part}, which stays"
+                )
+            finish(task, plan, made, damaged)
+    return Packed(len(images) - len(damaged), end_of(made), damaged, resumed)
 
 
-def plan_of(task: Task) -> dict[str, Any]:
-    """All that the bytes of a pack depend on; an unfinished packing goes on only under the same."""
-    images = task.images
+def records_of(task: Task, journal: int, follow: Follow) -> tuple[np.ndarray, list[tuple[int, str]], int]:
+    """Go on from what the part holds: all entries, (number, sentence) of the damaged, and how many were found packed."""
+    with open(task.part / RECORDS, "ab") as records:
+        entries, known = read_again(task.images, trusted(task.part))
+        os.truncate(journal, entries.nbytes)
+        os.truncate(records.fileno(), end_of(entries))
+        numbers = follow(range(len(entries), len(task.images)), len(task.images) - len(entries))
+        try:
+            made, found = append(task.images, task.packing, numbers, entries, records.fileno(), journal)
+        except UserError as error:
+            raise UserError(f"{error}; {task.part} stays, remove it before packing in another way") from None
+        os.fsync(records.fileno())
+    return made, sorted({**known, **found}.items()), len(entries)
+
+
+def plan_of(task: Task, unreadable: list[int] | None = None) -> dict[str, Any]:
+    """All that the bytes of a pack depend on; an unfinished packing goes on only under the same.
+
+    unreadable: the pictures whose identities do not count, by default those that cannot be read now.
+    """
+    images, keys = task.images, task.images.keys()
+    unreadable = images.unreadable() if unreadable is None else unreadable
+    keys[unreadable] = 0
     digest = hashlib.sha256()
-    for tensor in (images.keys(), images.labels, images.domains, *task.splits.values()):
+    for tensor in (keys, images.labels, images.domains, *task.splits.values()):
         digest.update(b"none" if tensor is None else str(len(tensor)).encode() + tensor.numpy().tobytes())
     for i in range(len(images)):
         digest.update(f"{images.name(i)}\n{images.stamp(i)}\n".encode("utf-8", "surrogateescape"))
@@ -104,8 +125,10 @@ def plan_of(task: Task) -> dict[str, Any]:
         "format": FORMAT,
         "pictures": digest.hexdigest(),
         "options": task.packing.options(),
-        # another version may decode or encode to other pixels
+        # another version may decode, encode or resample to other pixels
         "pillow": None if task.packing.format == "original" else PIL.__version__,
+        "torch": None if task.packing.short is None else str(torch.__version__),
+        **({"unreadable": unreadable} if unreadable else {}),
     }
 
 
@@ -117,60 +140,70 @@ def differing(found: Mapping[str, Any], plan: Mapping[str, Any]) -> str | None:
         "pictures": "from other pictures or labels than there are now",
         "options": "with " + " ".join(f"--{name} {value}" for name, value in options.items()),
         "pillow": f"with Pillow {found.get('pillow')}",
+        "torch": f"with torch {found.get('torch')}",
     }
     return next((words[key] for key in plan if found.get(key) != plan[key]), None)
 
 
-def finished(folder: Path, plan: Mapping[str, Any]) -> Packed:
-    """What stands in `folder` already, if it is this very pack."""
+def finished(folder: Path, plan: Mapping[str, Any], follow: Follow) -> Packed:
+    """What stands in `folder` already, if it is this very pack and whole."""
     try:
         about = json.loads((folder / ABOUT).read_bytes())
-        found, pictures, size = about["plan"], int(about["pictures"]), int(about["bytes"])
+        found = dict(about["plan"])
         damaged = [(int(i), str(sentence)) for i, sentence in about["skipped"]]
     except (OSError, ValueError, KeyError, TypeError):
+        if (folder / RECORDS).is_file():
+            raise unusable(folder, f"its {ABOUT} is damaged or missing") from None
         raise UserError(f"{folder} exists and is no finished pack; name another folder, or remove it") from None
     difference = differing(found, plan)
     if difference is not None:
         raise UserError(f"{folder} is a pack that was made {difference}; name another folder, or remove it")
+    store = PackStore(folder)
+    verify(store, follow)
     tidy(folder)
-    return Packed(pictures, size, damaged, pictures)
+    return Packed(len(store), int(store.offsets[-1]), damaged, len(store))
 
 
-@contextmanager
-def locked(journal: Path) -> Iterator[int]:
-    """A descriptor for appending to the journal, locked against other processes; the kernel lets go however this one ends."""
-    descriptor = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-    try:
+def verify(store: PackStore, follow: Follow) -> None:
+    """Read every record. Raises UserError if one is not what was written; of the index, opening the store has made sure."""
+    wrong = []
+    for i in follow(range(len(store)), len(store)):
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{journal.parent} is being written by another process; wait for it to end") from None
-        yield descriptor
-    finally:
-        os.close(descriptor)
+            store.record(i)
+        except DamagedImage:
+            wrong.append(i)
+    if wrong:
+        name = printable(store.name(wrong[0]))
+        raise unusable(
+            store.folder, f"{len(wrong)} of its {len(store)} records are damaged, the first is that of {name}"
+        )
 
 
-def begin(part: Path, plan: Mapping[str, Any]) -> None:
+def begin(task: Task, plan: Mapping[str, Any]) -> None:
     """Write the plan, or compare it with that of the packing begun."""
-    if not (part / PLAN).is_file():
-        with replacing(part / PLAN) as file:
-            file.write(json.dumps(plan, indent=2).encode())
-        return
+    file = task.part / PLAN
     try:
-        difference = differing(json.loads((part / PLAN).read_bytes()), plan)
-    except ValueError:
+        found = json.loads(file.read_bytes()) if file.is_file() else plan
+        difference = differing(found, plan)
+        # what could not be read at first, and can be now, is what the journal goes on from
+        if difference is not None and found.get("unreadable"):
+            difference = differing(found, plan_of(task, found["unreadable"]))
+    except (ValueError, TypeError, AttributeError, IndexError):
         difference = f"with a {PLAN} that is damaged by now"
     if difference is not None:
         raise UserError(
-            f"{part} is an unfinished packing that was begun {difference}; remove it to begin anew, or name another folder"
+            f"{task.part} is an unfinished packing that was begun {difference}; remove it to begin anew, or name another folder"
+            + (", or try again when all pictures can be read" if "unreadable" in plan else "")
         )
+    with replacing(file) as new:
+        new.write(json.dumps(plan, indent=2).encode())
 
 
 def refusal(damaged: list[tuple[int, str]], part: Path) -> str:
     more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
     return (
         f"{len(damaged)} damaged: {damaged[0][1]}{more}; mend what is damaged and remove {part}, "
-        "or add --skip-damaged to leave it out"
+        "which stays, or add --skip-damaged to leave it out"
     )
 
 
@@ -245,12 +278,3 @@ def about_of(images: Images, splits: Mapping[str, Tensor]) -> dict[str, Any]:
         "domain_names": list(images.domain_names),
         "splits": list(splits),
     }
-
-
-def sync(folder: Path) -> None:
-    """Make the names in `folder` outlast a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,6 +16,8 @@ from .pack import BYTES, ENCODED, PIXELS, WORDS
 
 Format = Literal["original", "raw", "jpeg"]
 JPEG_QUALITY = 95
+JPEG_SIDE = 65_500
+"""libjpeg's own limit (JPEG_MAX_DIMENSION), a little below the 65,535 of the format."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,12 @@ def record_of(images: Images, i: int, packing: Packing) -> Record:
     if picture.dtype != torch.uint8 or len(picture) != 3:
         shown = f"{len(picture)} of {8 * picture.element_size()}"
         raise UserError(f"{images.name(i)}: a JPEG holds 3 channels of 8 bits, not {shown}; use --format raw")
+    if max(picture.shape[1:]) > JPEG_SIDE:
+        size = f"{picture.shape[2]} x {picture.shape[1]}"
+        raise UserError(
+            f"{images.name(i)}: a JPEG holds at most {JPEG_SIDE} pixels a side, not {size}; use --format raw, or scale down "
+            "by --short"
+        )
     stream = io.BytesIO()
     Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(stream, "JPEG", quality=packing.jpeg_quality)
     return Record(stream.getvalue(), ENCODED, tuple(picture.shape))

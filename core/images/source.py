@@ -62,18 +62,29 @@ def open_images(uri: str | Sequence[str], *, seed: int = 0, role: Role = "train"
 
 
 def open_with_splits(uri: str | Sequence[str]) -> tuple[Images, Mapping[str, Tensor]]:
-    """What a copy of a set needs: its pictures, and its own splits (name to int64 indices) where it is opened as a whole.
+    """What a copy of a set needs: its pictures, and its splits (name to int64 indices).
 
-    A set of which no split is named is opened as with #all; a union, and a part of a set, has no splits of its own.
+    A set of which no split is named is opened as with #all and keeps its own. What comes from one split alone (#train, also
+    cut or of several sets) has that one, else the #test of its copy would be a part of the training pictures. Other parts and
+    unions have none.
     """
-    one = uri if isinstance(uri, str) else uri[0] if len(uri) == 1 else None
-    if one is None or parsed(one).fragments not in ((), ("all",)):
-        return open_images(uri), {}
-    location = parsed(one)
+    uris = [parsed(text) for text in ([uri] if isinstance(uri, str) else uri)]
+    if len(uris) != 1 or uris[0].fragments not in ((), ("all",)):
+        images = open_images(uri)
+        names = {split_name(one) for one in uris}
+        name = names.pop() if len(names) == 1 else None
+        return images, {} if name is None else {name: torch.arange(len(images))}
+    (location,) = uris
     source = open_source(location, "all")
     if len(source.splits) > 1 and not location.fragments:
         location = location._replace(text=f"{location.text}#all")
     return whole(location, source), source.splits
+
+
+def split_name(uri: Uri) -> str | None:
+    """The last split that a URI names: #train, #train[:80%] and #all#train are of train."""
+    names = [parse_fragment(fragment).name for fragment in uri.fragments]
+    return next((name for name in reversed(names) if name not in (None, "all")), None)
 
 
 def parsed(text: str, seed: int = 0) -> Uri:

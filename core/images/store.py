@@ -6,7 +6,7 @@ unions and roles happen above (source.py), so that no store has to implement the
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -43,8 +43,20 @@ class Store(Protocol):
 
     def name(self, i: int) -> str: ...
 
+    def full_name(self, i: int) -> str:
+        """A name that tells the folder, archive or pack, and that no other picture of this store or of other stores has."""
+        ...
+
+    def repeats(self) -> bool:
+        """Whether several of its pictures may have one `name`."""
+        ...
+
     def keys(self) -> Tensor:
         """int64 [N]: identity of each picture, the first 8 bytes of a sha256."""
+        ...
+
+    def unreadable(self) -> Collection[int]:
+        """The pictures whose identity `keys` had to make up, for want of their bytes."""
         ...
 
     def stamp(self, i: int) -> str:
@@ -131,11 +143,20 @@ class ArrayStore:
     def name(self, i: int) -> str:
         return f"{self.title}[{i}]"
 
+    def full_name(self, i: int) -> str:
+        return self.name(i)
+
+    def repeats(self) -> bool:
+        return False
+
     def keys(self) -> Tensor:
         if self._keys is None:
             rows = np.ascontiguousarray(self.pixels.numpy())
             self._keys = torch.tensor([sha256_key(row.tobytes()) for row in rows], dtype=torch.int64)
         return self._keys
+
+    def unreadable(self) -> Collection[int]:
+        return ()
 
     def stamp(self, i: int) -> str:
         return f"{i}\t{self.keys()[i].item()}"

@@ -68,6 +68,9 @@ class TarStore(FileStore):
     def where(self, i: int) -> str:
         return printable(f"{self.shown[self.shard[i]]}!{self.names[i]}")
 
+    def repeats(self) -> bool:
+        return len(self.shown) > 1
+
     def identity(self) -> str:
         several = [] if len(self.shown) == 1 else [[os.path.abspath(one) for one in self.shown], self.shard.tolist()]
         return entry_name(super().identity(), self.offsets.tolist(), *several)

@@ -1,5 +1,6 @@
 """What is remembered between runs, and when it must not be believed."""
 
+import errno
 import hashlib
 import os
 import tarfile
@@ -13,7 +14,7 @@ from PIL import Image
 
 from rootstock.core.errors import UserError
 from rootstock.core.images import cache, files
-from rootstock.core.images.source import open_images
+from rootstock.core.images.source import DamagedImage, open_images
 
 
 @pytest.fixture
@@ -81,6 +82,32 @@ def test_a_set_written_a_moment_ago_is_not_remembered(
     for _ in range(2):
         open_images(f"folder:{folder}").keys()
     assert len(hashed) == 12
+
+
+def test_a_set_with_an_unreadable_file_is_not_remembered(
+    tmp_path: Path, home: Path, hashed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its made-up identity depends on the name and size alone, and the true one is found as soon as the file can be read."""
+    folder, real = drawn(tmp_path / "set"), files.FileStore.content
+
+    def content(store: files.FileStore, i: int) -> bytes | bytearray:
+        if i == 3:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(store, i)
+
+    found = []
+    for _ in range(2):
+        with monkeypatch.context() as patched:
+            patched.setattr(files.FileStore, "content", content)
+            images = open_images(f"folder:{folder}")
+            found.append(images.keys())
+        with pytest.raises(DamagedImage, match=r"3\.bmp: cannot be read \(Input/output error\)"):
+            images.read(3)
+    assert found[0].equal(found[1])
+    true = open_images(f"folder:{folder}").keys()
+    assert true.tolist() == by_hand(folder)
+    assert (true != found[0]).nonzero().flatten().tolist() == [3]
+    assert len(list((home / "keys").iterdir())) == 1
 
 
 def test_a_damaged_entry_is_not_believed(tmp_path: Path, home: Path) -> None:

@@ -142,6 +142,16 @@ def test_labels_that_make_no_sense_are_refused(tmp_path: Path) -> None:
         open_images(uri)
 
 
+@pytest.mark.parametrize("lost", [1, 512])
+def test_an_archive_that_ends_within_a_picture_names_it(tmp_path: Path, lost: int) -> None:
+    path = archive(tmp_path / "x.tar", {"0.png": picture(0), "1.png": bytes(2000)})
+    with tarfile.open(path) as whole:
+        last = whole.getmember("1.png")
+    os.truncate(path, last.offset_data + last.size - lost)
+    with pytest.raises(UserError, match=r"x\.tar: the archive is cut short in 1\.png; fetch it again"):
+        open_images(f"tar:{path}")
+
+
 @pytest.mark.parametrize(
     ("pattern", "sentence"),
     [

@@ -3,18 +3,23 @@
 import gc
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import _utils
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from rootstock.core import loader
 from rootstock.core.errors import UserError
-from rootstock.core.loader import PART, _parts, joined, load, widened
+from rootstock.core.loader import BATCHES_AHEAD, PART, _parts, joined, load, widened
+from rootstock.core.workers import WorkerLost
 
 SIZES = [5, 140, 1, 65, 128]
 
@@ -157,6 +162,87 @@ def test_leaving_early_ends_the_workers_and_closes_their_files(end: str) -> None
         with pytest.raises(KeyboardInterrupt):
             found.throw(KeyboardInterrupt)
     assert not multiprocessing.active_children() and descriptors() == before
+
+
+def test_a_lost_worker_does_not_interrupt_the_main_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DataLoader would have SIGCHLD raise an error wherever that is."""
+    monkeypatch.setattr(_utils.signal_handling, "_SIGCHLD_handler_set", False)
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        found = load(rows, batches(), workers=1)
+        next(found)
+        assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+        found.close()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DataLoader looks after its workers every few milliseconds, not every five seconds."""
+    monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.02)
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.02,))
+
+
+class Killing:
+    """Row 470 ends the process that reads it, by a signal; the row `stuck` is never read to its end."""
+
+    def __init__(self, number: int, stuck: int = -1) -> None:
+        self.number, self.stuck = number, stuck
+
+    def __call__(self, index: np.ndarray) -> dict[str, Tensor]:
+        if (index == 470).any():
+            os.kill(os.getpid(), self.number)
+        while (index == self.stuck).any():
+            signal.pause()
+        return {"x": torch.from_numpy(index)}
+
+
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize(("workers", "stuck"), [(1, -1), (3, -1), (3, 430)])
+def test_a_killed_worker_is_one_sentence_and_leaves_no_process(workers: int, stuck: int) -> None:
+    """Nor where another worker is stuck: all are deaf to SIGTERM."""
+    before = descriptors()
+    found = load(Killing(signal.SIGKILL, stuck), ((np.arange(k, k + 40),) for k in range(0, 4000, 40)), workers=workers)
+    with pytest.raises(
+        WorkerLost, match=r"^a loader process was killed by SIGKILL, which is what happens where memory"
+    ):
+        list(found)
+    assert not multiprocessing.active_children() and descriptors() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_leave_it_to_the_main_process_when_to_stop(number: int) -> None:
+    columns = [(np.arange(k, k + 40),) for k in range(0, 800, 40)]
+    found = list(load(Killing(number), columns, workers=2))
+    assert [batch["x"].tolist() for batch in found] == [index.tolist() for (index,) in columns]
+
+
+@pytest.mark.parametrize(
+    ("workers", "micro", "rows_each"), [(1, 1, PART), (2, 2, 2 * PART), (3, 1, 3 * PART), (4, 1, 5)]
+)
+def test_no_more_is_read_ahead_than_there_are_slots_for(
+    workers: int, micro: int, rows_each: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BATCHES_AHEAD of a step's micro-batches, rounded up to as many parts for each worker, of which each has two at least."""
+    slots, given, real = list[int](), list[int](), loader._slots
+
+    def counted(read: Any, first: Any, count: int) -> Any:
+        slots.append(count)
+        return real(read, first, count)
+
+    def columns() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for k in range(60):
+            given.append(k)
+            yield np.full(rows_each, k), np.ones(rows_each, dtype=np.int64)
+
+    monkeypatch.setattr(loader, "_slots", counted)
+    pieces = max(1, rows_each // PART)
+    ahead = max(2 * workers, BATCHES_AHEAD * micro * pieces + workers - 1)  # parts
+    for used, batch in enumerate(load(rows, columns(), workers=workers, micro=micro), 1):
+        assert int(batch["number"][0]) == used - 1
+        assert len(given) * pieces <= used * pieces + ahead + pieces - 1
+    assert slots[0] - 1 <= ahead and len(given) == 60
 
 
 def test_the_global_generator_is_left_alone() -> None:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -245,6 +246,24 @@ def test_views_depend_on_nothing_but_the_position(folder: Path) -> None:
         [(a.images.float() - b.images.float()).abs().mean((1, 2, 3, 4)) for a, b in zip(full, straight, strict=True)]
     )
     assert 0 < differences.mean() < LARGEST and (differences == 0).any()
+
+
+def test_every_row_is_decoded_and_cropped_by_its_own_draws(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against one picture after the other: decoded at the scale of its position's draws, and cropped by the same."""
+    names = [path.name for path in sorted(folder.iterdir())]
+    straight, damaged = batches(folder, "scaled")
+    monkeypatch.setattr("rootstock.core.stream.CROP_BLOCK", 50_000)
+    bounded, _ = batches(folder, "scaled")
+    order, scales = Order(len(names), 12, seed=5), list[int]()
+    for step, (sample, other) in enumerate(zip(straight, bounded, strict=True)):
+        for k, index in enumerate(order.indices(step).tolist()):
+            name = names[(index + 1) % len(names)] if names[index] in damaged else names[index]
+            draws = Draws(5, torch.tensor([step * 12 + k]))
+            picture, size = decode_scaled((folder / name).read_bytes(), name, partial(CROP.scale, draws))
+            scales.append(-(-size[0] // picture.shape[1]))
+            expected = CROP.crop_each([picture], draws, [size])["images"][0]
+            assert sample.images[k].equal(expected) and other.images[k].equal(expected), (step, name)
+    assert len(set(scales)) > 2
 
 
 def test_how_many_pictures_are_held_at_once_changes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 import shutil
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from rootstock.core.order import Blocks, Full, Order, Shuffle
 from rootstock.core.prefetch import in_thread
 from rootstock.core.presets import VIEWS
 from rootstock.core.sample import Sample
-from rootstock.core.stream import Batches, Resident, Share, _gathered, pairs, source_draws, stream
+from rootstock.core.stream import Batches, Resident, Share, _gathered, _to_reside, pairs, source_draws, stream
 
 CPU = torch.device("cpu")
 N = 22
@@ -404,22 +404,109 @@ def test_a_gathering_thread_changes_nothing(ways: dict[str, str]) -> None:
     assert all(equal(a, b) for (a,), (b,) in zip(straight, ahead, strict=True))
 
 
+@pytest.mark.parametrize("broken", [7, 9])
 @pytest.mark.parametrize("resident", ["auto", "on"])
 def test_a_damaged_record_is_replaced_by_its_neighbour_too(
-    ways: dict[str, str], tmp_path: Path, resident: Resident
+    ways: dict[str, str], tmp_path: Path, resident: Resident, broken: int
 ) -> None:
+    """The neighbour of record 9 has another label, and the label is that of the picture which is read."""
     shutil.copytree(ways["raw"].removeprefix("pack:"), tmp_path / "raw")
     with open(tmp_path / "raw" / RECORDS, "r+b") as file:
-        file.seek(7 * 19 * 17 * 3)  # in record 7
+        file.seek(broken * 19 * 17 * 3)
         file.write(bytes(64))
     images, lines = open_images(f"pack:{tmp_path}/raw"), list[str]()
     order, damage = Order(20, 20, seed=0), Damage(report=lines.append)
     ((sample,),) = batches_of(images, order, steps=1, damage=damage, resident=resident)(0)
     whole = open_images(ways["raw"])
-    assert whole.labels is not None and lines == [f"damaged picture replaced by its neighbour: {whole.name(7)}"]
+    assert whole.labels is not None and (whole.labels[broken] == whole.labels[broken + 1]) == (broken == 7)
+    assert lines == [f"damaged picture replaced by its neighbour: {whole.name(broken)}"]
     for row, index in enumerate(order.indices(0).tolist()):
-        read = 8 if index == 7 else index
+        read = broken + 1 if index == broken else index
         assert torch.equal(sample.images[row], whole.read(read)) and sample.labels[row] == whole.labels[read]
+
+
+def shards_of(root: Path, count: int) -> str:
+    """`count` archives, each with a damaged picture of the same name, and a good one."""
+    for k in range(count):
+        with tarfile.open(root / f"{k}.tar", "w") as archive:
+            for name, content in (("bad.png", f"not picture {k}".encode()), (f"good{k}.png", None)):
+                path = root / name
+                if content is None:
+                    Image.new("RGB", (20, 20), (k, 0, 0)).save(path)
+                else:
+                    path.write_bytes(content)
+                archive.add(path, name)
+    return f"tar:{root}/{{0..{count - 1}}}.tar"
+
+
+def union_of(root: Path, count: int) -> list[str]:
+    """`count` folders of the pictures that `shards_of` puts into archives."""
+    for k in range(count):
+        (root / str(k)).mkdir()
+        (root / str(k) / "bad.png").write_bytes(b"not a picture")
+        Image.new("RGB", (20, 20), (k, 0, 0)).save(root / str(k) / f"good{k}.png")
+    return [f"folder:{root}/{k}" for k in range(count)]
+
+
+def pack_of(root: Path, count: int) -> str:
+    """A pack of `count` archives, in which all records of the damaged pictures are damaged."""
+    uri = shards_of(root, count)
+    for k in range(count):
+        Image.new("RGB", (20, 20), (0, k, 0)).save(root / "bad.png")
+        with tarfile.open(root / f"{k}.tar", "a") as archive:
+            archive.add(root / "bad.png", "bad.png")
+    images = open_images(uri)
+    pack(images, {}, root / "pack", Packing("raw"))
+    with open(root / "pack" / RECORDS, "r+b") as file:
+        for i in range(len(images)):
+            file.seek(i * 1200)
+            file.write(bytes([200]) if images.name(i) == "bad.png" else b"")
+    return f"pack:{root}/pack"
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (shards_of, ["{}/0.tar!bad.png", "{}/1.tar!bad.png", "{}/2.tar!bad.png"]),
+        (union_of, ["{}/0/bad.png", "{}/1/bad.png", "{}/2/bad.png"]),
+        (pack_of, ["{}/pack!bad.png (record 0)", "{}/pack!bad.png (record 1)", "{}/pack!bad.png (record 2)"]),
+    ],
+    ids=["shards", "union", "pack"],
+)
+def test_pictures_of_one_name_are_counted_and_told_apart(
+    tmp_path: Path, make: Callable[[Path, int], str | list[str]], names: list[str]
+) -> None:
+    images, lines = open_images(make(tmp_path, 3)), list[str]()
+    damage = Damage(1.0, report=lines.append)
+    list(batches_of(images, Order(6, 6, 0), steps=2, damage=damage)(0))
+    assert sorted(damage.names.values()) == [name.format(tmp_path) for name in names] and len(lines) == 3
+    with pytest.raises(UserError, match=r"^\d damaged pictures of 6, more than run\.damaged allows \(33\.0%\): "):
+        list(batches_of(images, Order(6, 6, 0), steps=1, damage=Damage(0.33, report=lambda _: None))(0))
+
+
+@pytest.mark.parametrize(("fraction", "fits"), [(4, True), (3.99, False)])
+def test_a_quarter_of_the_free_memory_may_be_taken(
+    digits: Images, monkeypatch: pytest.MonkeyPatch, fraction: float, fits: bool
+) -> None:
+    size = len(digits) * 3 * 32 * 32
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(fraction * size), 10**12))
+    assert _to_reside(digits, torch.device("cuda"), "auto") is fits
+    assert _to_reside(digits, torch.device("cuda"), "on") and not _to_reside(digits, torch.device("cuda"), "off")
+
+
+def test_a_set_larger_than_the_free_memory_cannot_be_resident(
+    digits: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "deep.npz", x=np.zeros((5, 16, 20, 3), np.uint16))
+    deep = open_images(f"npz:{tmp_path}/deep.npz?layout=NHWC")
+    for images, size in ((digits, len(digits) * 3 * 32 * 32), (deep, 5 * 3 * 16 * 20 * 2)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, size=size: (size, 10**12))
+        assert _to_reside(images, torch.device("cuda"), "on")
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, size=size: (size - 1, 10**12))
+        with pytest.raises(
+            UserError, match=r"^run\.resident: on is given, but .* takes .* GB free; use run\.resident=auto"
+        ):
+            _to_reside(images, torch.device("cuda"), "on")
 
 
 def test_pictures_that_differ_in_size_cannot_be_resident(images: Images) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rootstock.core.images.files import FileStore
 from rootstock.core.images.source import open_images
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -85,6 +86,59 @@ def test_a_full_disk_is_one_sentence(rootstock: Command, draw: Draw, monkeypatch
     assert "the disk is full" in done.stderr and "run the same command to resume" in done.stderr
     assert done.stderr.count("\n") == 1
     assert rootstock("data", "folder:set", "--pack", "x").returncode == 0
+
+
+def test_a_damaged_pack_is_refused_when_it_is_asked_for_again(rootstock: Command, draw: Draw) -> None:
+    draw(Path("set"), ["a.png", "b.png"])
+    assert rootstock("data", "folder:set", "--pack", "x").returncode == 0
+    content = bytearray(Path("x/records.bin").read_bytes())
+    content[5] ^= 1
+    Path("x/records.bin").write_bytes(content)
+    done = rootstock("data", "folder:set", "--pack", "x")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "1 of its 2 records are damaged" in done.stderr
+    assert f"remove {Path('x').absolute()} and run the command that packed it again" in done.stderr
+
+
+def test_an_unreadable_file_is_listed_and_can_be_left_out(
+    rootstock: Command, draw: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(Path("set"), [f"{i}.png" for i in range(5)])
+    real = FileStore.content
+
+    def content(store: FileStore, i: int) -> bytes | bytearray:
+        if store.name(i) == "3.png":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(store, i)
+
+    monkeypatch.setattr(FileStore, "content", content)
+    for uri in ("folder:set", "folder:set#[:100%]"):
+        done = rootstock("data", uri)
+        assert done.returncode == 1 and "1 damaged" in done.stdout
+        assert "damaged set/3.png: cannot be read (Permission denied)" in done.stdout
+    done = rootstock("data", "folder:set", "--pack", "x")
+    assert done.returncode == 2 and "3.png: cannot be read (Permission denied)" in done.stderr
+    assert f"remove {Path('x.part').absolute()}, which stays, or add --skip-damaged" in done.stderr
+    done = rootstock("data", "folder:set", "--pack", "x", "--skip-damaged")
+    assert done.returncode == 0 and "packed 4 pictures" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("folder", "reason"),
+    [
+        ("file/p", "Not a directory"),
+        ("file/p/q", "Not a directory"),
+        ("/proc/p", "No such file or directory"),
+        ("n" * 252, "File name too long"),
+        ("n" * 300, "File name too long"),
+    ],
+    ids=["in a file", "below a file", "in proc", "too long with .part", "too long"],
+)
+def test_a_place_that_cannot_be_written_is_one_sentence(rootstock: Command, folder: str, reason: str) -> None:
+    Path("file").write_text("no folder")
+    done = rootstock("data", "sklearn:digits?size=8#[:2]", "--pack", folder)
+    assert done.returncode == 2
+    assert f"cannot be written ({reason}); name another folder" in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
