@@ -17,8 +17,11 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.layers.format import Format
+from timm.layers.patch_embed import PatchEmbed
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import ResNet, group_parameters
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from . import checkpoint
@@ -76,6 +79,19 @@ class Backbone(nn.Module):
         """Parameters that the model itself exempts from weight decay (position embeddings, class tokens)."""
         names = getattr(self.model, "no_weight_decay", lambda: set())()
         return {parameter for name, parameter in self.model.named_parameters() if name in names}
+
+    def take_any_size(self, who: str) -> None:
+        """From now on images of other sizes too, ViTs resample their positions. who: the method that asks. Raises UserError."""
+        if isinstance(self.model, VisionTransformer) and isinstance(self.model.patch_embed, PatchEmbed):
+            self.model.dynamic_img_size = True
+            self.model.patch_embed.strict_img_size = False
+            self.model.patch_embed.flatten = False
+            self.model.patch_embed.output_fmt = Format.NHWC
+        elif getattr(getattr(self.model, "patch_embed", None), "strict_img_size", False):
+            raise UserError(
+                f"data.views.local: {self.spec['name']} takes one size of image, so {who} cannot show it local crops; "
+                "set it to 0, or use a ViT or a convolutional network"
+            )
 
     def freeze(self) -> None:
         """No gradients, and eval mode for good: BatchNorm keeps its statistics whatever mode the method is put in."""

@@ -20,6 +20,8 @@ def encode(backbone: nn.Module, images: Tensor, chunk: int | None = None) -> Ten
     """[V, N, C, H, W] -> [V, N, D], `chunk` images (with all their views) at once; all at once by default."""
     if chunk is None or chunk >= images.shape[1]:
         return encode_together(backbone, images)
+    if not torch.is_grad_enabled():  # a teacher: nothing to recompute
+        return torch.cat([encode_together(backbone, part) for part in images.split(chunk, dim=1)], dim=1)
     parts = [
         checkpoint(encode_together, backbone, part, use_reentrant=False, context_fn=_contexts)
         for part in images.split(chunk, dim=1)

@@ -64,14 +64,11 @@ class Loop:
         seed_generators(step_seed(self.seed, rank(), step), self.run.device)
         progress = step / self.steps
         rate = self.optim.rate(step, self.steps, self.steps_per_epoch)
-        set_rate(self.optimizer, rate)
+        set_rate(self.optimizer, rate, self.optim.decay(step, self.steps))
         total, losses = self._backward(wrapped, micro, prepare, progress)
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
-        if self.optim.clip is not None:
-            grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.optim.clip)
-        else:  # looked at in any case: one bad gradient would spoil the weights for good
-            grad_norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        grad_norm = self.optim.clip_gradients(self.parameters)
         total["grad_norm"] = grad_norm
         positions = [samples(raw)[0].positions for raw in micro]
         if self.late:

@@ -39,12 +39,14 @@ def frozen_statistics() -> Iterator[None]:
 class PositionBatchNorm(_BatchNorm):
     """BatchNorm (Ioffe & Szegedy 2015, arXiv:1502.03167) over [N, C, ...] with the statistics of `mode`.
 
-    "batch": over all processes, differentiable; "group": over each `rows` consecutive rows; "local": over this process's rows.
+    "batch": over all processes, differentiable; "group": over each `group` consecutive positions, with all their rows; "local":
+    over this process's rows.
     Parameters, buffers and evaluation are those of torch's BatchNorm; made from one by `convert`, never built directly.
     """
 
     mode: Mode = "local"
-    rows: int = 0
+    group: int = 0  # positions
+    rows_per_position: int = 1
     pending: list[
         tuple[Tensor, Tensor]
     ]  # (mean, unbiased variance) of forwards, each [groups, C], to be set aside or committed
@@ -93,12 +95,13 @@ class PositionBatchNorm(_BatchNorm):
     def _group_count(self, n: int) -> int:
         if self.mode != "group":
             return 1
-        if n % self.rows:
+        rows = self.group * self.rows_per_position
+        if n % rows:
             raise UserError(
-                f"backbone.norm: groups of {self.rows} rows do not divide the {n} rows of a process's micro-batch; "
+                f"backbone.norm: groups of {rows} rows do not divide the {n} rows of a process's micro-batch; "
                 "choose a group that divides optim.batch_size / (processes * run.accumulate)"
             )
-        return n // self.rows
+        return n // rows
 
     def _record(self, mean: Tensor, var: Tensor) -> None:
         if _recording and self.track_running_stats:
@@ -145,9 +148,17 @@ def convert(module: nn.Module, mode: Mode, group: int = 0, rows_per_position: in
                     f"{name}: {type(child).__name__} has no form that knows positions; use a model with plain BatchNorm"
                 )
         assert isinstance(child, PositionBatchNorm)
-        child.mode, child.rows, child.pending, child.aside = mode, group * rows_per_position, [], []
+        child.mode, child.group, child.rows_per_position = mode, group, rows_per_position
+        child.pending, child.aside = [], []
         count += 1
     return count
+
+
+def set_rows(module: nn.Module, rows_per_position: int) -> None:
+    """Before a forward of another number of rows a position (local crops, say): its groups hold the same positions all the same."""
+    for layer in layers(module):
+        if layer.mode == "group":
+            layer.rows_per_position = rows_per_position
 
 
 def layers(module: nn.Module) -> list[PositionBatchNorm]:
@@ -196,12 +207,13 @@ def commit(norms: Sequence[PositionBatchNorm], keep: bool | Tensor = True) -> No
 
 
 def encode(backbone: nn.Module, images: Tensor) -> Tensor:
-    """Encode V stacked sets of images in ONE forward: [V, N, C, H, W] -> [V, N, D].
+    """Encode V stacked sets of images in ONE forward: [V, N, C, H, W] -> [V, N, D]; also heads, [V, N, D] -> [V, N, D'].
 
     One forward, or BatchNorm would tell the sets apart (lightly PR #1175); rows go position by position, so that the fixed
     groups of mode "group" hold all V rows of their images.
     """
     v, n = images.shape[:2]
+    set_rows(backbone, v)
     features = backbone(images.transpose(0, 1).reshape(n * v, *images.shape[2:]))
     return features.view(n, v, -1).transpose(0, 1)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .backbone import Backbone
 from .config import Duration
 from .errors import UserError
+from .schedules import cosine
 
 SCALED_BATCH = 256
 
@@ -25,7 +26,9 @@ class Optim:
     sqrt(batch_size / 256)). batch_size: the global batch; in adaptation that many of each domain. duration: steps or `10ep`.
     warmup: linear from 0, in steps, `10ep` or `5%` of the duration. schedule: cosine to min_lr, constant, or inverse: the
     annealing (1 + 10 p)^-0.75 of Ganin & Lempitsky (2015, arXiv:1409.7495). backbone_lr: factor of the backbone's rate.
-    layer_decay: factor of the rate from each layer to the one below it. clip: largest global gradient norm. trust: LARS's eta.
+    layer_decay: factor of the rate from each layer to the one below it. weight_decay_end: where weight decay goes along a
+    cosine, if it is not to stay. clip: largest gradient norm, of all parameters together or, with clip_by: parameter, of each
+    for itself. trust: LARS's eta.
     """
 
     name: Literal["adamw", "sgd", "lars"] = "adamw"
@@ -37,11 +40,13 @@ class Optim:
     min_lr: float = 0.0
     lr_scaling: Literal["none", "linear", "sqrt"] = "none"
     weight_decay: float = 0.0
+    weight_decay_end: float | None = None
     momentum: float = 0.9
     nesterov: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
     trust: float = 0.001
     clip: float | None = None
+    clip_by: Literal["global", "parameter"] = "global"
     backbone_lr: float = 1.0
     layer_decay: float | None = None
 
@@ -52,6 +57,7 @@ class Optim:
             "min_lr": (self.min_lr < 0, "0 or more"),
             "batch_size": (self.batch_size < 1, "1 or more"),
             "weight_decay": (self.weight_decay < 0, "0 or more"),
+            "weight_decay_end": (self.weight_decay_end is not None and self.weight_decay_end < 0, "0 or more, or null"),
             "momentum": (not 0 <= self.momentum < 1, "a number from 0 to below 1"),
             "betas": (not all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
             "trust": (self.trust <= 0, "more than 0"),
@@ -61,6 +67,7 @@ class Optim:
                 self.layer_decay is not None and not 0 < self.layer_decay <= 1,
                 "more than 0 and at most 1, or null",
             ),
+            "clip_by": (self.clip_by == "parameter" and self.clip is None, "optim.clip beside it"),
             "nesterov": (self.nesterov and self.momentum == 0, "false where momentum is 0"),
         }
         for key, (bad, expected) in wrong.items():
@@ -71,6 +78,31 @@ class Optim:
     def peak_lr(self) -> float:
         ratio = self.batch_size / SCALED_BATCH
         return self.lr * {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[self.lr_scaling]
+
+    def told_rate(self) -> str:
+        """The peak rate in words, with the scaling behind it."""
+        if self.lr_scaling == "none":
+            return f"peak rate {self.peak_lr:g}"
+        by = {"linear": "", "sqrt": "the square root of "}[self.lr_scaling]
+        return f"peak rate {self.peak_lr:g} ({self.lr:g} x {by}{self.batch_size}/{SCALED_BATCH})"
+
+    def decay(self, step: int, steps: int) -> float:
+        """The weight decay of the step that follows `step` completed ones; with a cosine as in Caron et al. 2021, section 3.2."""
+        if self.weight_decay_end is None:
+            return self.weight_decay
+        return cosine(self.weight_decay, self.weight_decay_end, step / steps)
+
+    def clip_gradients(self, parameters: list[nn.Parameter]) -> Tensor:
+        """Clip in place; returns the global norm that the gradients had before."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.clip is None:  # looked at in any case: one bad gradient would spoil the weights for good
+            return nn.utils.get_total_norm(gradients)
+        if self.clip_by == "global":
+            return nn.utils.clip_grad_norm_(parameters, self.clip)
+        norms = torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateImportUsage]
+        factors = (self.clip / (torch.stack(norms) + 1e-6)).clamp(max=1.0).unbind()
+        torch._foreach_mul_(gradients, list(factors))  # pyright: ignore[reportPrivateImportUsage]
+        return torch.linalg.vector_norm(torch.stack(norms))
 
     def steps(self, steps_per_epoch: int) -> int:
         """The run's length in optimizer steps."""
@@ -108,13 +140,13 @@ class Optim:
 
 def parameter_groups(method: nn.Module, optim: Optim) -> list[dict[str, Any]]:
     """Groups by (decayed or not, rate scale). Biases, normalisation and embeddings are neither decayed nor adapted by LARS."""
-    backbone = getattr(method, "backbone", None)
     scales: dict[Tensor, float] = {}
     exempt: set[Tensor] = set()
-    if isinstance(backbone, Backbone):
+    # All of them: where a teacher is exported, the backbone that learns is another.
+    for backbone in (module for module in method.modules() if isinstance(module, Backbone)):
         layer = backbone.layer_scales(optim.layer_decay)
-        scales = {p: optim.backbone_lr * layer[name] for name, p in backbone.model.named_parameters()}
-        exempt = backbone.undecayed()
+        scales |= {p: optim.backbone_lr * layer[name] for name, p in backbone.model.named_parameters()}
+        exempt |= backbone.undecayed()
     groups: dict[tuple[bool, float], dict[str, Any]] = {}
     for _, parameter in method.named_parameters():
         if not parameter.requires_grad:
@@ -123,7 +155,12 @@ def parameter_groups(method: nn.Module, optim: Optim) -> list[dict[str, Any]]:
         scale = scales.get(parameter, 1.0)
         group = groups.setdefault(
             (decayed, scale),
-            {"params": [], "lr_scale": scale, "weight_decay": optim.weight_decay if decayed else 0.0},
+            {
+                "params": [],
+                "lr_scale": scale,
+                "decayed": decayed,
+                "weight_decay": optim.weight_decay if decayed else 0.0,
+            },
         )
         if optim.name == "lars":
             group["always_adapt"] = decayed
@@ -131,7 +168,9 @@ def parameter_groups(method: nn.Module, optim: Optim) -> list[dict[str, Any]]:
     return list(groups.values())
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group its share of the rate."""
+def set_rate(optimizer: torch.optim.Optimizer, rate: float, decay: float | None = None) -> None:
+    """Give every group its share of the rate, and those that are decayed the weight decay where it changes."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
+        if decay is not None and group["decayed"]:
+            group["weight_decay"] = decay

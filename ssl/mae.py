@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers.patch_embed import PatchEmbed
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from ..core.backbone import Backbone
 from ..core.draws import Draws
 from ..core.errors import UserError
 from ..core.sample import Views
+from ..core.tokens import embed, keep_patches, plain_vit, transform
 from ..core.train import Step
 
 
@@ -104,7 +104,7 @@ class MAE(nn.Module):
         decoder_heads: int = 16,
     ) -> None:
         super().__init__()
-        vit = _plain_vit(backbone)
+        vit = plain_vit(backbone, "mae")
         if not 0.0 < mask_ratio < 1.0:
             raise UserError(f"method.mask_ratio: must lie between 0 and 1, got {mask_ratio}")
         if decoder_heads < 1 or decoder_dim < 4 or decoder_dim % decoder_heads or decoder_dim % 4:
@@ -144,10 +144,7 @@ class MAE(nn.Module):
         """The ViT on the patches `keep` (int64 [N, visible]) alone: [N, prefix + visible, D]."""
         vit = self.backbone.model
         assert isinstance(vit, VisionTransformer)
-        x = vit._pos_embed(vit.patch_embed(images))
-        prefix, patches = x[:, : vit.num_prefix_tokens], x[:, vit.num_prefix_tokens :]
-        patches = patches.gather(1, keep[:, :, None].expand(-1, -1, x.shape[2]))
-        return vit.norm(vit.blocks(vit.norm_pre(torch.cat([prefix, patches], 1))))
+        return transform(vit, keep_patches(embed(vit, images), keep, vit.num_prefix_tokens))
 
     @torch.no_grad()
     def paint(self, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
@@ -166,24 +163,6 @@ class MAE(nn.Module):
 def sincos(grid: tuple[int, int], dim: int) -> Tensor:
     """Two-dimensional sine-cosine positions, [1, L, dim]."""
     return build_sincos2d_pos_embed(list(grid), dim=dim)[None]
-
-
-def _plain_vit(backbone: Backbone) -> VisionTransformer:
-    """The backbone's ViT, if its tokens are patches of the image and all of it takes part in MAE. Raises UserError."""
-    vit, name = backbone.model, backbone.spec["name"]
-    if not isinstance(vit, VisionTransformer) or not isinstance(vit.patch_embed, PatchEmbed):
-        what = type(vit).__name__ if not isinstance(vit, VisionTransformer) else "hybrid of convolutions and a ViT"
-        raise UserError(f"method: mae needs a ViT, {name} is a {what}; try vit_small_patch16_224")
-    if vit.attn_pool is not None or not isinstance(vit.fc_norm, nn.Identity):
-        raise UserError(
-            f"backbone.pooling: {name} pools by layers that MAE would not train; set pooling to mean or token"
-        )
-    height, width = (int(side) for side in vit.patch_embed.patch_size)
-    if height != width or backbone.size % height:
-        raise UserError(
-            f"data.size: {backbone.size} px do not divide into square patches of {name} ({height}x{width} px)"
-        )
-    return vit
 
 
 def _xavier(module: nn.Module) -> None:

@@ -95,7 +95,7 @@ def pretrain(
     )  # fmt: skip
     run.log(
         f"pretrain {method['name']}: {len(train)} images, {steps} steps of {settings.batch_size}, "
-        f"peak rate {settings.peak_lr:g}"
+        f"{settings.told_rate()}"
     )
 
     def prepare(raw: Sample) -> Views:
@@ -110,6 +110,7 @@ def pretrain(
         every=Every.of(run, steps, order.steps_per_epoch, evaluate["every"]),
     )  # fmt: skip
 
+    model = objective.backbone  # a teacher, where the method exports one
     model.seen = add_seen(model.seen, "pretrain", train)
     told = {"task": "pretrain", "method": method["name"], "steps": steps, "seed": seed, "selection": data["selection"]}
     model.provenance.append({**told, "data": describe({"train": train})})

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
+from .byol import BYOL
 from .mae import MAE
 from .simclr import SimCLR
 
-METHODS: Mapping[str, Callable[..., nn.Module]] = {"simclr": SimCLR, "mae": MAE}
+METHODS: Mapping[str, Callable[..., nn.Module]] = {"simclr": SimCLR, "byol": BYOL, "mae": MAE}

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 import torch.nn.functional as F
-from lightly.models.modules.heads import ProjectionHead
 from torch import Tensor, nn
 
 from ..core.backbone import Backbone
@@ -15,6 +12,8 @@ from ..core.distributed import gather, own_rows, world
 from ..core.errors import UserError
 from ..core.sample import Views
 from ..core.train import Step
+from .heads import mlp, project
+from .health import health
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float, rows: slice = slice(None)) -> Tensor:
@@ -59,24 +58,14 @@ class SimCLR(nn.Module):
         super().__init__()
         if not temperature > 0.0:
             raise UserError(f"method.temperature: must be above 0, got {temperature}; 0.1 to 0.5 is usual")
-        if not projection or min(projection) < 1:
-            raise UserError(f"method.projection: expected widths such as [2048, 128], got {list(projection)}")
         self.backbone, self.chunk, self.temperature = backbone, chunk, temperature
-        *hidden, (last, out) = pairwise([backbone.feature_dim, *projection])
-        # lightly's SimCLRProjectionHead knows one hidden width only.
-        self.projector = ProjectionHead(
-            [(a, b, nn.BatchNorm1d(b), nn.ReLU()) for a, b in hidden] + [(last, out, nn.BatchNorm1d(out), None)]
-        )
+        self.projector = mlp([backbone.feature_dim, *projection], last="norm", key="method.projection")
 
     def forward(self, batch: Views, progress: float) -> Step:
         """batch.images: [2, N, C, h, w]; N is this process's share. Raises UserError for one image in all: no negatives."""
         if batch.images.shape[1] * world() < 2:
             raise UserError("optim.batch_size: simclr needs at least 2 images, the others are an image's negatives")
         features = encode(self.backbone, batch.images, self.chunk)  # [2, N, D]
-        rows = self.projector(features.transpose(0, 1).flatten(0, 1))  # position by position, see core/norm.py
-        first, second = (gather(z) for z in rows.unflatten(0, (-1, 2)).unbind(1))
+        first, second = (gather(z) for z in project(self.projector, features))
         loss = nt_xent(first, second, self.temperature, own_rows(batch.images.shape[1]))
-        with torch.no_grad():
-            alignment = (F.normalize(first.float(), dim=1) * F.normalize(second.float(), dim=1)).sum(1).mean()
-            spread = F.normalize(features.flatten(0, 1).float(), dim=1).std(0).mean() * features.shape[-1] ** 0.5
-        return Step(loss, {"alignment": alignment, "feature_std": spread})
+        return Step(loss, health(features, torch.stack([first, second])))

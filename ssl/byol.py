@@ -1,0 +1,77 @@
+"""BYOL: the online network predicts what a slowly following target network says of the other view (Grill et al. 2020,
+arXiv:2006.07733)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.backbone import Backbone
+from ..core.chunk import encode
+from ..core.ema import follow, teacher_of
+from ..core.errors import UserError
+from ..core.sample import Views
+from ..core.schedules import cosine
+from ..core.train import Step
+from .heads import mlp, project
+from .health import health
+
+
+def byol_loss(predictions: Tensor, targets: Tensor) -> Tensor:
+    """2 - 2 cos(q, z'), the squared distance of the normalised vectors, summed over both directions (eq. 2 and section 3.1).
+
+    predictions, targets: [2, N, D]; the prediction of each view meets the target of the other. Returns the mean over N.
+    """
+    with torch.autocast(predictions.device.type, enabled=False):
+        dtype = torch.promote_types(predictions.dtype, torch.float32)
+        cosines = F.cosine_similarity(predictions.to(dtype), targets.flip(0).to(dtype), dim=-1)
+        return (2.0 - 2.0 * cosines).mean(1).sum()
+
+
+class BYOL(nn.Module):
+    """BYOL's training objective; what is exported is the online backbone.
+
+    momentum: tau_base of the target network, raised to 1 along a cosine (section 3.2). projection, prediction: widths of the two
+    heads, hidden layers (with BatchNorm) then output (without). Raises UserError for values that make no method.
+    """
+
+    views = 2
+    rows_per_position = 2
+    couples_samples = True  # through the heads' BatchNorm, without which it collapses
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        chunk: int | None = None,
+        *,
+        momentum: float = 0.996,
+        projection: tuple[int, ...] = (4096, 256),
+        prediction: tuple[int, ...] = (4096, 256),
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= momentum <= 1.0:
+            raise UserError(f"method.momentum: expected a number from 0 to 1, got {momentum}; 0.99 to 0.999 is usual")
+        self.backbone, self.chunk, self.momentum = backbone, chunk, momentum
+        self.projector = mlp([backbone.feature_dim, *projection], last="linear", key="method.projection")
+        self.predictor = mlp([projection[-1], *prediction], last="linear", key="method.prediction")
+        if prediction[-1] != projection[-1]:
+            raise UserError(
+                f"method.prediction: its last width {prediction[-1]} must be method.projection's {projection[-1]}"
+            )
+        self.target_backbone, self.target_projector = teacher_of(backbone), teacher_of(self.projector)
+
+    def forward(self, batch: Views, progress: float) -> Step:
+        """batch.images: [2, N, C, h, w]; N is this process's share."""
+        features = encode(self.backbone, batch.images, self.chunk)  # [2, N, D]
+        projections = project(self.projector, features)
+        predictions = project(self.predictor, projections)
+        with torch.no_grad():
+            targets = project(self.target_projector, encode(self.target_backbone, batch.images, self.chunk))
+        return Step(byol_loss(predictions, targets), health(features, projections))
+
+    def after_step(self, progress: float) -> None:
+        """The target network's step."""
+        momentum = cosine(self.momentum, 1.0, progress)
+        follow(self.target_backbone, self.backbone, momentum)
+        follow(self.target_projector, self.projector, momentum)

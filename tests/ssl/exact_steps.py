@@ -1,0 +1,106 @@
+"""Two steps of every method, on one process or in a group of them: what test_exactness.py compares.
+
+As a program, `torchrun ... exact_steps.py OUT`: each process takes its share of the batch, and rank 0 writes what came out.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rootstock.core import norm
+from rootstock.core.distributed import all_reduce_sum, rank, world
+from rootstock.core.sample import Views
+from rootstock.tests.ssl.cases import CASES, method, views
+
+N, STEPS, RATE = 8, 2, 0.05
+
+
+class Trial(NamedTuple):
+    """One method on one backbone, with one kind of BatchNorm."""
+
+    name: str
+    backbone: str
+    norm: str  # "batch", or "group" of 2 images
+    dtype: torch.dtype
+
+    @property
+    def key(self) -> str:
+        return "/".join([self.name, self.backbone, self.norm, str(self.dtype).removeprefix("torch.")])
+
+
+def trials() -> list[Trial]:
+    """All of them; float32 for the figure that users will see."""
+    return [
+        Trial(name, kind, mode, dtype)
+        for name, (_, kinds) in CASES.items()
+        for kind in kinds
+        for mode in ("batch", "group")
+        for dtype in (torch.float64, torch.float32)
+    ]
+
+
+def share(batch: Views) -> Views:
+    """This process's part of a batch."""
+    n = len(batch.draws.positions) // world()
+    rows = slice(rank() * n, (rank() + 1) * n)
+    draws = type(batch.draws)(batch.draws.seed, batch.draws.positions[rows])
+    return Views(batch.images[:, rows], draws, None if batch.local is None else batch.local[:, rows])
+
+
+def run(trial: Trial, chunk: int | None = None) -> dict[str, Tensor]:
+    """Losses, the gradients of both steps, and all weights and buffers after them."""
+    made = method(trial.name, trial.backbone, chunk).to(trial.dtype).train()
+    norm.convert(made, "group" if trial.norm == "group" else "batch", 2, made.rows_per_position)
+    layers = norm.layers(made)
+    found: dict[str, Tensor] = {}
+    for step in range(STEPS):
+        batch = share(views(made, N, seed=step + 1, dtype=trial.dtype))
+        out = made(batch, step / STEPS)
+        out.loss.backward()
+        found[f"loss.{step}"] = all_reduce_sum(out.loss.detach()) / world()
+        for name, parameter in made.named_parameters():
+            if parameter.grad is None:
+                continue
+            gradient = all_reduce_sum(parameter.grad) / world()  # what DistributedDataParallel does
+            found[f"grad.{step}.{name}"] = gradient.clone()
+            with torch.no_grad():
+                parameter -= RATE * gradient
+            parameter.grad = None
+        norm.commit(layers)
+        if hasattr(made, "after_step"):
+            made.after_step(step / STEPS)
+    return found | {f"state.{name}": value.detach().clone() for name, value in made.state_dict().items()}
+
+
+def distance(found: dict[str, Tensor], right: dict[str, Tensor], part: str) -> float:
+    """The relative error of all tensors whose names begin with `part`, as one vector."""
+    names = [name for name in right if name.startswith(part)]
+    assert names and names == [name for name in found if name.startswith(part)]
+    ours, theirs = (torch.cat([tensors[name].double().flatten() for name in names]) for tensors in (found, right))
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def flat(results: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{key}|{name}": value.contiguous() for key, found in results.items() for name, value in found.items()}
+
+
+def main(out: str) -> None:
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    results: dict[str, Any] = {trial.key: run(trial) for trial in trials()}
+    if rank() == 0:
+        save_file(flat(results), out)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,90 @@
+"""1 process == 2 == 4, and chunked == whole: losses, gradients, running statistics and teachers of every method.
+
+Bounds of the issue of record: 1e-10 of the gradient in float64, 1e-4 in float32; run with -rP to see the figures.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from rootstock.core import norm
+from rootstock.core.errors import UserError
+from rootstock.ssl.registry import METHODS
+from rootstock.tests.ssl.cases import CASES, method
+from rootstock.tests.ssl.exact_steps import Trial, distance, run, trials
+
+BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-4}
+Results = dict[str, dict[str, Tensor]]
+
+
+@pytest.fixture(scope="module")
+def alone() -> Results:
+    return {trial.key: run(trial) for trial in trials()}
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """The same on several processes."""
+    out = tmp_path_factory.mktemp("exact") / "out.safetensors"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={request.param}"]
+    done = subprocess.run(
+        [*torchrun, str(Path(__file__).with_name("exact_steps.py")), str(out)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    results: Results = {}
+    for key, value in load_file(out).items():
+        trial, _, name = key.partition("|")
+        results.setdefault(trial, {})[name] = value
+    return results
+
+
+def check(trial: Trial, found: dict[str, Tensor], right: dict[str, Tensor], what: str) -> None:
+    bound = BOUNDS[trial.dtype]
+    errors = {part: distance(found, right, part) for part in ("loss.0", "loss.1", "grad.0", "grad.1", "state")}
+    print(f"{what}, {trial.key}: relative error of the gradient {max(errors['grad.0'], errors['grad.1']):.1e}")
+    assert all(error <= bound for error in errors.values()), (what, trial.key, errors)
+    assert max(float(value.abs().max()) for name, value in right.items() if name.startswith("grad.")) > 1e-6
+
+
+def test_every_method_has_a_case() -> None:
+    assert CASES.keys() == METHODS.keys()
+
+
+def test_several_processes_are_one(alone: Results, together: Results) -> None:
+    for trial in trials():
+        right = alone[trial.key]
+        # safetensors sorts names
+        check(trial, {name: together[trial.key][name] for name in right}, right, "processes")
+
+
+def cut() -> list[Trial]:
+    """The trials in which chunks give the whole batch's gradient: not BatchNorm of the whole batch in a chunked encoder."""
+    return [
+        trial
+        for trial in trials()
+        if METHODS[trial.name].couples_samples and not (trial.backbone == "conv" and trial.norm == "batch")  # pyright: ignore[reportFunctionMemberAccess]
+    ]
+
+
+@pytest.mark.parametrize("trial", cut(), ids=lambda trial: trial.key)
+def test_chunks_are_the_whole_batch(trial: Trial, alone: Results) -> None:
+    check(trial, run(trial, chunk=2), alone[trial.key], "chunks")
+
+
+@pytest.mark.parametrize("name", [name for name, (_, kinds) in CASES.items() if "conv" in kinds])
+def test_a_chunked_encoder_refuses_batchnorm_of_the_whole_batch(name: str) -> None:
+    """Its layers would have to see the whole batch one by one, which saves no memory."""
+    with pytest.raises(UserError, match=r"run\.chunk: cuts the batch.*group:G"):
+        norm.configure(method(name, "conv", 2), "batch", accumulate=1, chunk=2, log=print)
