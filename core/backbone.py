@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import timm
 import torch
@@ -26,6 +26,8 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from .errors import UserError
+from .lora import add_lora, folded, lora_options
+from .schema import Section
 from .smallconv import SmallConv
 
 OWN: Mapping[str, Callable[..., nn.Module]] = {"smallconv": SmallConv}
@@ -33,6 +35,10 @@ WEIGHTS, DESCRIPTION, SEEN = "backbone.safetensors", "backbone.json", "seen.safe
 DESCRIBED = ("name", "args", "size", "stem", "pooling", "feature_dim", "mean", "std", "provenance")
 HALF = (0.5, 0.5, 0.5)
 LOOKED = ("tuned-on-target", "oracle")
+# ResNets' stems for small images, 3x3 with stride 1 and no max-pooling: padding, and whether a ReLU follows. `small` is He et al.
+# 2016 (arXiv:1512.03385, section 4.2) for CIFAR and SimCLR's appendix B.9; solo-learn pads by 2 (a map of 34 x 34), and lightly's
+# ResNet taken apart into nn.Sequential loses the ReLU; with their weights, only their own stems give their own features.
+STEMS: Mapping[str, tuple[int, bool]] = {"small": (1, True), "solo": (2, True), "lightly": (1, False)}
 
 
 class Backbone(nn.Module):
@@ -61,6 +67,28 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """float [N, C, H, W] -> [N, L, D]: what the model's own pooling pools.
+
+        A ViT's tokens, class token and registers among them; the places of a last map [N, D, h, w] (or [N, h, w, D], Swin's),
+        row by row; of models without either, one token, the features. Raises UserError where a model hands out several maps.
+        """
+        forward_features = getattr(self.model, "forward_features", None)
+        if forward_features is None:
+            return self.model(images)[:, None]
+        found = forward_features(images)
+        if not isinstance(found, Tensor) or found.ndim not in (2, 3, 4):
+            raise UserError(
+                f"backbone.name: {self.spec['name']} hands out no single map of features to take tokens from"
+            )
+        if found.ndim == 2:
+            return found[:, None]
+        if found.ndim == 4:
+            width = getattr(self.model, "num_features", None)
+            last = getattr(self.model, "output_fmt", "NCHW") == "NHWC" or width not in (None, found.shape[1])
+            return found.flatten(1, 2) if last else found.flatten(2).mT
+        return found
 
     def layer_scales(self, decay: float | None) -> dict[str, float]:
         """The rate's factor of each parameter of `model`: decay^(layers above it), 1 without decay. Raises UserError."""
@@ -113,7 +141,7 @@ class Backbone(nn.Module):
         """Write run/backbone/."""
         path = run / folder
         path.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_tensors(path / WEIGHTS, self.model.state_dict())
+        checkpoint.write_tensors(path / WEIGHTS, folded(self.model))
         checkpoint.write_tensors(path / SEEN, self.seen or {"none": torch.empty(0, dtype=torch.int64)})
         described = {
             **self.spec,
@@ -132,16 +160,18 @@ def create(
     *,
     name: str | None = None,
     weights: str = "none",
-    stem: Literal["default", "small"] | None = None,
+    stem: Literal["default", "small", "solo", "lightly"] | None = None,
     pooling: Literal["token", "mean"] | None = None,
     norm: str = "auto",
+    lora: Annotated[dict[str, Any] | None, Section(lora_options)] = None,
     args: dict[str, Any] = {},
 ) -> Backbone:
     """Build a backbone for size x size inputs.
 
     name: a timm model or one of ours (`smallconv`); left out where weights is a run, which knows it. weights: none, timm (its
     hub), a .safetensors file, or an exported run. stem: `small` gives ResNets a 3x3 stride-1 stem without max-pooling, for
-    small images. pooling: token or mean of patches, for ViTs. norm: see core/norm.py. args: the timm model's own arguments.
+    small images; `solo` and `lightly` are those projects' variants of it, for their weights. pooling: token or mean of patches,
+    for ViTs. norm: see core/norm.py. args: the timm model's own arguments.
     Raises UserError for unknown names, contradictions with the run, and weights that do not fit.
     """
     described: dict[str, Any] = {}
@@ -174,6 +204,12 @@ def create(
         _load(model, Path(weights), "backbone.weights", config.get("classifier"))
     if weights == "timm" or file:
         backbone.provenance = [{"task": "external", "weights": Path(weights).name}]
+    if lora is not None:
+        if weights == "none":
+            raise UserError(
+                "backbone.lora: adapts weights that are there, and backbone.weights is none; leave lora out"
+            )
+        add_lora(model, name, **lora)
     return backbone
 
 
@@ -201,7 +237,7 @@ def _model(
 ) -> nn.Module:
     name, args, size = spec["name"], dict(spec["args"]), spec["size"]
     if name in own:
-        if spec["stem"] == "small" or spec["pooling"] is not None:
+        if spec["stem"] != "default" or spec["pooling"] is not None:
             raise UserError(
                 f"backbone: {name} has one stem and one pooling; leave backbone.stem and backbone.pooling out"
             )
@@ -227,9 +263,9 @@ def _model(
         raise UserError(f"backbone.args.img_size: {args['img_size']} contradicts data.size: {size}; leave it out")
     if config is not None and config.fixed_input_size:
         args["img_size"] = size
-    if pretrained and spec["stem"] == "small":
+    if pretrained and spec["stem"] != "default":
         raise UserError(
-            "backbone.stem: small has no weights at timm, whose stems are large; use stem: default or weights: none"
+            f"backbone.stem: {spec['stem']} has no weights at timm, whose stems are large; use stem: default or weights: none"
         )
     if spec["pooling"] is not None:
         # The final norm comes before pooling, so that both poolings share one set of weights.
@@ -245,21 +281,24 @@ def _model(
             ) from error
         remedy = "backbone.pooling is for ViTs" if spec["pooling"] else "see its documentation for the arguments"
         raise UserError(f"backbone: timm cannot build {name} with {args} ({error or 'refused'}); {remedy}") from error
-    if spec["stem"] == "small":
-        _small_stem(model, channels, name)
+    if spec["stem"] != "default":
+        _small_stem(model, channels, name, spec["stem"])
     return model
 
 
-def _small_stem(model: nn.Module, channels: int, name: str) -> None:
-    """3x3 stride 1 padding 1, no max-pool: He et al. 2016 (arXiv:1512.03385, section 4.2) for CIFAR; SimCLR's appendix B.9."""
+def _small_stem(model: nn.Module, channels: int, name: str, stem: str) -> None:
+    """Replace the stem by one of STEMS."""
     if not isinstance(model, ResNet):
         raise UserError(
-            f"backbone.stem: small is for ResNets, {name} is a {type(model).__name__}; leave backbone.stem out"
+            f"backbone.stem: {stem} is for ResNets, {name} is a {type(model).__name__}; leave backbone.stem out"
         )
     width: Any = model.bn1.num_features
-    model.conv1 = nn.Conv2d(channels, width, 3, stride=1, padding=1, bias=False)
+    padding, activation = STEMS[stem]
+    model.conv1 = nn.Conv2d(channels, width, 3, stride=1, padding=padding, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()
+    if not activation:
+        model.act1 = nn.Identity()
 
 
 def _load(model: nn.Module, path: Path, key: str, classifier: str | Sequence[str] | None = None) -> None:
@@ -281,7 +320,9 @@ def _read(path: Path, key: str) -> dict[str, Tensor]:
         raise UserError(f"{key}: {path} cannot be read ({error}); expected a safetensors file") from error
 
 
-def load_strictly(model: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
+def load_strictly(
+    model: nn.Module, tensors: dict[str, Tensor], what: str, remedy: str = "check backbone.name, stem and args"
+) -> None:
     """Load or raise a UserError that lists the missing, unexpected and misshapen tensors."""
     own = model.state_dict()
     embedding = tensors.get("pos_embed")
@@ -304,7 +345,5 @@ def load_strictly(model: nn.Module, tensors: dict[str, Tensor], what: str) -> No
         parts = [
             f"{len(v)} {k} ({', '.join(v[:3])}{', ...' if len(v) > 3 else ''})" for k, v in differences.items() if v
         ]
-        raise UserError(
-            f"{what} does not fit this architecture: {'; '.join(parts)}; check backbone.name, stem and args"
-        )
+        raise UserError(f"{what} does not fit this architecture: {'; '.join(parts)}; {remedy}")
     model.load_state_dict(tensors)

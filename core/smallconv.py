@@ -27,8 +27,12 @@ class SmallConv(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.num_features = widths[-1]
 
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The last map, [N, widths[-1], size / 8, size / 8], as timm's models name it."""
+        return self.blocks(images)
+
     def forward(self, images: Tensor) -> Tensor:
-        return self.blocks(images).mean((2, 3))
+        return self.forward_features(images).mean((2, 3))
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's naming of layers, for layer-wise rates: a block is a layer."""

@@ -47,6 +47,7 @@ def verb(work: Callable[P, int | None]) -> Callable[P, None]:
     def answered(*args: P.args, **kwargs: P.kwargs) -> None:
         raise typer.Exit(answer(lambda: work(*args, **kwargs)))
 
+    answered.__name__ = work.__name__.rstrip("_")  # `import` is Python's own word
     return app.command()(answered)
 
 
@@ -138,6 +139,43 @@ def data(
     from .pack import pack_set
 
     return pack_set(uri, pack, Packing(**given), skip_damaged)
+
+
+@verb
+def import_(
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A .pth, .pth.tar, .pt, .ckpt, .bin or .safetensors file.")
+    ],
+    to: Annotated[Path, typer.Option(metavar="RUN", help="The new folder, for backbone.weights=RUN.")],
+    project: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="PROJECT",
+            help="timm, torchvision, mae, dino, dinov2, moco, solo, lightly, vissl, simmim, ijepa, or auto.",
+        ),
+    ] = "auto",
+    name: Annotated[
+        str | None, typer.Option(metavar="TIMM_MODEL", help="The architecture; told by the shapes if left out.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(metavar="N", help="Pixels, if other than the weights'.")] = None,
+    args: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="An argument of the timm model; may be repeated.")
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option(metavar="R,G,B", help="Of its normalisation; ImageNet's if left out.")
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option(metavar="R,G,B", help="Of its normalisation; ImageNet's if left out.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
+) -> int:
+    """Make a backbone of weights that others published."""
+    from .importing import import_weights
+
+    return import_weights(
+        path, project, to, name=name, size=size, arguments=args or [], mean=mean, std=std, as_json=as_json
+    )
 
 
 @verb

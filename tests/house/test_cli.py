@@ -47,7 +47,19 @@ def test_what_needs_no_torch_imports_none(arguments: list[str]) -> None:
 
 def test_help_names_every_verb() -> None:
     shown = rootstock("--help").stdout
-    for verb in ("demo", "run", "pretrain", "probe", "finetune", "adapt", "data", "report", "doctor", "schema"):
+    for verb in (
+        "demo",
+        "run",
+        "pretrain",
+        "probe",
+        "finetune",
+        "adapt",
+        "data",
+        "import",
+        "report",
+        "doctor",
+        "schema",
+    ):
         assert f"\n  {verb} " in shown
     assert "..." not in shown.partition("Commands:")[2].replace("VERB ...", "")  # no description is cut off
 

@@ -1,0 +1,114 @@
+"""`rootstock import`: somebody else's weights become a run's backbone/, and a person is told what was made of every tensor."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..core import checkpoint
+from ..core.backbone import Backbone
+from ..core.configfile import parse
+from ..core.errors import UserError
+from ..core.foreign.adopt import adopt
+from ..core.foreign.file import read
+from ..core.foreign.names import PROJECTS, listed
+from ..core.images.unfinished import writable
+from ..core.wording import among, show, spelt
+
+REPORT = "import.json"
+
+
+def import_weights(
+    path: Path,
+    project: str,
+    to: Path,
+    *,
+    name: str | None = None,
+    size: int | None = None,
+    arguments: Sequence[str] = (),
+    mean: str | None = None,
+    std: str | None = None,
+    as_json: bool = False,
+) -> int:
+    """Read `path`, write to/backbone/ and to/import.json (whole or not at all), and print the report. Returns the exit status 0.
+
+    arguments: KEY=VALUE, the timm model's own. mean, std: numbers joined by commas. Raises UserError for what cannot be imported.
+    """
+    if project != "auto" and project not in PROJECTS:
+        raise UserError(f"--from: unknown project {spelt(project)}{among(project, [*PROJECTS, 'auto'])}")
+    if size is not None and size < 1:
+        raise UserError(f"--size: expected pixels, got {size}")
+    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
+        raise UserError(f"--to: {to} exists already; name a new folder, or delete that one")
+    args = pairs(arguments)
+    normalisation = {"mean": numbers("--mean", mean), "std": numbers("--std", std)}
+    backbone, report = adopt(read(path), project, name=name, size=size, args=args, **normalisation)
+    export(backbone, report, to)
+    if as_json:
+        print(json.dumps(report, indent=1))
+    else:
+        print("\n".join(lines(report, to)))
+    return 0
+
+
+def pairs(arguments: Sequence[str]) -> dict[str, Any]:
+    """{"depth": 6} of ["depth=6"], values as in YAML. Raises UserError."""
+    args: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--args: expected KEY=VALUE, for example num_heads=6, got {show(argument)}")
+        problems: list[str] = []
+        args[key.strip()] = parse(text, f"--args {key}", problems)
+        if problems:
+            raise UserError(problems[0])
+    return args
+
+
+def numbers(option: str, text: str | None) -> list[float] | None:
+    try:
+        return None if text is None else [float(number) for number in text.split(",")]
+    except ValueError:
+        raise UserError(
+            f"{option}: expected numbers joined by commas, for example 0.485,0.456,0.406, got {show(text)}"
+        ) from None
+
+
+def export(backbone: Backbone, report: dict[str, Any], to: Path) -> None:
+    """Write the folder under a dotted name, then rename it."""
+    draft = to.with_name(f".{to.name}.import")
+    with writable(to):
+        shutil.rmtree(draft, ignore_errors=True)  # of an import that was killed
+        draft.mkdir(parents=True)
+        try:
+            backbone.export(draft)
+            checkpoint.write_text(draft / REPORT, json.dumps(report, indent=1))
+            draft.rename(to)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def lines(report: dict[str, Any], to: Path) -> list[str]:
+    """The report for a person: counts and first names; all names stand in import.json."""
+    spec, where = report["backbone"], report["place"] or "the top of the file"
+    told = f"recognised by {report['recognised_by']}" if report["recognised_by"] else "as --from says"
+    made = [f"{key} {spec[key]}" for key in ("stem", "pooling") if spec[key] not in (None, "default")]
+    made += [f"{key}={show(value)}" for key, value in spec["args"].items()]
+    said = [
+        f"project   {report['from']} ({told}), weights in {where}"
+        + (f" under {report['prefix']}" if report["prefix"] else ""),
+        f"backbone  {spec['name']} for {spec['size']} px, {report['parameters']:,} parameters"
+        + (f" ({', '.join(made)})" if made else ""),
+        f"used      {listed(report['used'])} tensors",
+    ]
+    for key, what in (("filled", "filled    {} missing counts of batches, with 0"), ("heads", "dropped   {} of heads, decoders and masks"),
+                      ("unused", "unused    {} elsewhere in the file")):  # fmt: skip
+        if report[key]:
+            said.append(what.format(listed(report[key])))
+    mean, std = (",".join(f"{number:g}" for number in spec[key]) for key in ("mean", "std"))
+    said.append(f"pictures  normalised with mean {mean} and std {std}")
+    said += [f"note      {note}" for note in report["notes"]]
+    return [*said, f"imported; use it as backbone.weights={to} backbone.name=null"]
