@@ -6,7 +6,9 @@ couples all samples sees the true batch (gradient caching, Gao et al. 2021, arXi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +20,18 @@ from .norm import frozen_statistics
 
 def encode(backbone: nn.Module, images: Tensor, chunk: int | None = None) -> Tensor:
     """[V, N, C, H, W] -> [V, N, D], `chunk` images (with all their views) at once; all at once by default."""
-    if chunk is None or chunk >= images.shape[1]:
-        return encode_together(backbone, images)
+    return in_chunks(partial(encode_together, backbone), images, chunk=chunk)
+
+
+def in_chunks(encoder: Callable[..., Tensor], *batch: Tensor, chunk: int | None) -> Tensor:
+    """encoder(*batch), `chunk` images at once. batch: tensors [V, N, ...], what the encoder needs of each image; [V, N, ...] comes
+    out."""
+    if chunk is None or chunk >= batch[0].shape[1]:
+        return encoder(*batch)
+    pieces = zip(*(tensor.split(chunk, dim=1) for tensor in batch), strict=True)
     if not torch.is_grad_enabled():  # a teacher: nothing to recompute
-        return torch.cat([encode_together(backbone, part) for part in images.split(chunk, dim=1)], dim=1)
-    parts = [
-        checkpoint(encode_together, backbone, part, use_reentrant=False, context_fn=_contexts)
-        for part in images.split(chunk, dim=1)
-    ]
+        return torch.cat([encoder(*piece) for piece in pieces], dim=1)
+    parts = [checkpoint(encoder, *piece, use_reentrant=False, context_fn=_contexts) for piece in pieces]
     return torch.cat(parts, dim=1)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 

@@ -76,6 +76,15 @@ def all_reduce_sum(local: Tensor) -> Tensor:
     return total
 
 
+def all_reduce_min(local: Tensor) -> Tensor:
+    """The elementwise minimum over processes, without gradient; the argument is left alone."""
+    if world() == 1:
+        return local
+    least = local.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    return least
+
+
 def any_process(flags: Tensor) -> Tensor:
     """Elementwise: is the flag set on any process? flags: bool or number, small; all processes get the same answer."""
     return all_reduce_sum(flags.to(torch.float32)) > 0

@@ -117,7 +117,8 @@ class Draws:
         if self.on_host:
             return torch.from_numpy(self.words(name, shape).view(np.int64))
         row = mix(self.hashed ^ stream_key(self.seed, self.prefix + name))
-        index = torch.arange(1, math.prod(shape) + 1, device=self.positions.device)
+        # Inductor multiplies indices as symbols, in integers without end, and fails where one leaves 64 bits; xor is no such symbol.
+        index = torch.arange(1, math.prod(shape) + 1, device=self.positions.device) ^ 0
         return mix(row[:, None] + index * GOLDEN).view(len(row), *shape)
 
     def uniform(self, name: str, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:

@@ -64,7 +64,8 @@ class Loop:
         seed_generators(step_seed(self.seed, rank(), step), self.run.device)
         progress = step / self.steps
         rate = self.optim.rate(step, self.steps, self.steps_per_epoch)
-        set_rate(self.optimizer, rate, self.optim.decay(step, self.steps))
+        constant = self.optim.rate(step, self.steps, self.steps_per_epoch, constant=True)
+        set_rate(self.optimizer, rate, self.optim.decay(step, self.steps), constant)
         total, losses = self._backward(wrapped, micro, prepare, progress)
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
@@ -181,8 +182,8 @@ class Loop:
                     "lower optim.lr, set optim.clip, or use run.precision=fp32"
                 )
 
-    def log(self, done: int, row: dict[str, Any], progress: Progress) -> None:
-        """Write a row of means over processes."""
+    def log(self, done: int, row: dict[str, Any], progress: Progress) -> dict[str, float]:
+        """Write a row of means over processes, and return them."""
         rate = row.pop("lr")
         values = torch.tensor([float(value) for value in row.values()], device=self.run.device)
         means = dict(zip(row, (all_reduce_sum(values) / world()).tolist(), strict=True))
@@ -190,6 +191,7 @@ class Loop:
         epoch = done / self.steps_per_epoch
         self.run.metrics({"step": done, "epoch": epoch, **means, "lr": rate, **rates, "skipped": self.non_finite})
         progress.show(done, means, rates)
+        return means
 
     def save(self, done: int) -> None:
         """Rank 0 writes; everyone waits, so that nobody runs ahead of a checkpoint that may fail."""

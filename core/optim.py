@@ -117,15 +117,17 @@ class Optim:
         """The steps over which the rate rises."""
         return Duration.parse(self.warmup).steps(steps_per_epoch, steps)
 
-    def rate(self, step: int, steps: int, steps_per_epoch: int) -> float:
-        """The learning rate of the step that follows `step` completed ones."""
+    def rate(self, step: int, steps: int, steps_per_epoch: int, *, constant: bool = False) -> float:
+        """The learning rate of the step that follows `step` completed ones; constant: of what stays at the peak after the warm-up."""
         warmup = self.warmup_steps(steps, steps_per_epoch)
         if step < warmup:
             return self.peak_lr * (step + 1) / warmup
+        if constant or self.schedule == "constant":
+            return self.peak_lr
         progress = (step - warmup) / max(1, steps - warmup)
         if self.schedule == "cosine":
             return self.min_lr + (self.peak_lr - self.min_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))
-        return self.peak_lr if self.schedule == "constant" else self.peak_lr * (1.0 + 10.0 * progress) ** -0.75
+        return self.peak_lr * (1.0 + 10.0 * progress) ** -0.75
 
     def build(self, method: nn.Module) -> torch.optim.Optimizer:
         """The optimizer over the method's trainable parameters; each group's `lr_scale` multiplies the rate."""
@@ -139,7 +141,11 @@ class Optim:
 
 
 def parameter_groups(method: nn.Module, optim: Optim) -> list[dict[str, Any]]:
-    """Groups by (decayed or not, rate scale). Biases, normalisation and embeddings are neither decayed nor adapted by LARS."""
+    """Groups by (decayed or not, rate scale, constant or not).
+
+    Biases, normalisation and embeddings are neither decayed nor adapted by LARS. A method's `constant_rate` holds the modules
+    whose rate follows the warm-up but not the schedule after it.
+    """
     scales: dict[Tensor, float] = {}
     exempt: set[Tensor] = set()
     # All of them: where a teacher is exported, the backbone that learns is another.
@@ -147,17 +153,19 @@ def parameter_groups(method: nn.Module, optim: Optim) -> list[dict[str, Any]]:
         layer = backbone.layer_scales(optim.layer_decay)
         scales |= {p: optim.backbone_lr * layer[name] for name, p in backbone.model.named_parameters()}
         exempt |= backbone.undecayed()
-    groups: dict[tuple[bool, float], dict[str, Any]] = {}
+    constant = {p for module in getattr(method, "constant_rate", ()) for p in module.parameters()}
+    groups: dict[tuple[bool, float, bool], dict[str, Any]] = {}
     for _, parameter in method.named_parameters():
         if not parameter.requires_grad:
             continue
         decayed = parameter.ndim > 1 and parameter not in exempt
         scale = scales.get(parameter, 1.0)
         group = groups.setdefault(
-            (decayed, scale),
+            (decayed, scale, parameter in constant),
             {
                 "params": [],
                 "lr_scale": scale,
+                "constant": parameter in constant,
                 "decayed": decayed,
                 "weight_decay": optim.weight_decay if decayed else 0.0,
             },
@@ -168,9 +176,14 @@ def parameter_groups(method: nn.Module, optim: Optim) -> list[dict[str, Any]]:
     return list(groups.values())
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float, decay: float | None = None) -> None:
-    """Give every group its share of the rate, and those that are decayed the weight decay where it changes."""
+def set_rate(
+    optimizer: torch.optim.Optimizer, rate: float, decay: float | None = None, constant: float | None = None
+) -> None:
+    """Give every group its share of the rate, and those that are decayed the weight decay where it changes.
+
+    constant: the rate of the groups that do not follow the schedule; the same by default.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_scale"]
+        group["lr"] = (constant if constant is not None and group["constant"] else rate) * group["lr_scale"]
         if decay is not None and group["decayed"]:
             group["weight_decay"] = decay

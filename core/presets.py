@@ -145,7 +145,8 @@ VIEWS: Mapping[str, Callable[..., Multiview]] = {
     "byol": _BYOL,
     # Zbontar et al. 2021 (arXiv:2103.03230), section 2.2: as BYOL's.
     "barlow": _BYOL,
-    # Bardes et al. 2022 (arXiv:2105.04906), appendix C: BYOL's, but both views alike; solarize 0.1 as lightly has it.
+    # Bardes et al. 2022 (arXiv:2105.04906), appendix C: BYOL's, but both views alike; solarize 0.1 as lightly has it. The released
+    # code has BYOL's two unlike views.
     "vicreg": partial(_BYOL, blur=0.5, solarize=0.1),
     # Caron et al. 2021 (arXiv:2104.14294), section 3.2 "Implementation details" and main_dino.py: 2 global views, 8 local crops.
     "dino": partial(_BYOL, scale=(0.4, 1.0), local=8),

@@ -5,6 +5,8 @@ timm's forward takes whole images; masked image modeling needs its parts, and se
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -71,3 +73,27 @@ def attend(blocks: nn.Module, tokens: Tensor, seen: Tensor) -> Tensor:
         assert isinstance(block, Block)
         x = block(x, attn_mask=visible)
     return x
+
+
+@torch.no_grad()
+def last_attention(vit: VisionTransformer, images: Tensor) -> Tensor:
+    """How much of the last block's attention each patch gets, [N, heads, h, w], as the network is.
+
+    From the class token where the features are that token's, else on average over all patches (Caron et al. 2021,
+    arXiv:2104.14294, figure 1, shows the first).
+    """
+    inputs: list[Tensor] = []
+    block: Any = vit.blocks[-1]
+    handle = block.attn.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    try:
+        vit(images)
+    finally:
+        handle.remove()
+    attn: Any = block.attn
+    n, count, _ = inputs[0].shape
+    query, key, _ = attn.qkv(inputs[0]).view(n, count, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
+    weights = (attn.q_norm(query) * attn.scale @ attn.k_norm(key).transpose(-2, -1)).softmax(-1)
+    prefix = vit.num_prefix_tokens
+    asked = weights[:, :, :1] if vit.global_pool == "token" else weights[:, :, prefix:]
+    height, width = (side // step for side, step in zip(images.shape[2:], vit.patch_embed.patch_size, strict=True))
+    return asked.mean(2)[:, :, prefix:].view(n, -1, height, width)

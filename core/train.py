@@ -70,13 +70,14 @@ def fit(
     run: Run,
     evaluators: Mapping[str, Evaluator] = {},
     every: Every = Every(),
+    alarm: Callable[[int, Mapping[str, float]], str | None] | None = None,
 ) -> None:
     """Train `method` in place for `steps` optimizer steps, or for what is left of them after the newest checkpoint.
 
     method: forward(batch, progress) -> Step (progress in 0..1: a float, or a scalar tensor where compiled); optional
-    after_step(progress). batches(step): this process's micro-batches of
-    each step from `step` on. prepare: raw sample -> batch. evaluators: called at every.evaluate steps and at the end with the
-    method in eval mode. Raises Interrupted after saving when asked to stop, UserError after repeated non-finite losses.
+    after_step(progress). batches(step): this process's micro-batches of each step from `step` on. prepare: raw sample -> batch.
+    evaluators: called at every.evaluate steps and at the end with the method in eval mode. alarm: is shown each logged row, and
+    what it says is warned of. Raises Interrupted after saving when asked to stop, UserError after repeated non-finite losses.
     """
     method.to(run.device)
     if run.options["channels_last"]:
@@ -112,7 +113,10 @@ def fit(
             if due or logged or loop.stop:
                 loop.settle()
             if logged:
-                loop.log(done, row, progress)
+                means = loop.log(done, row, progress)
+                if alarm is not None and (said := alarm(done, means)) is not None:
+                    run.log(f"WARNING: {said}")
+                    run.metrics({"step": done, "epoch": done / steps_per_epoch, "warning": said})
             aside = time.perf_counter()
             if evaluators and (done == steps or (every.evaluate and done % every.evaluate == 0)):
                 evaluate(method, evaluators, done, done / steps_per_epoch, run)

@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from ..core import norm
 from ..core.errors import UserError
 
+Last = Literal["linear", "plain-linear", "norm", "plain-norm"]
 
-def mlp(widths: Sequence[int], *, last: Literal["linear", "norm", "plain-norm"], key: str) -> ProjectionHead:
+
+def mlp(widths: Sequence[int], *, last: Last, key: str) -> ProjectionHead:
     """Linear, BatchNorm and ReLU from width to width, and a last layer as the paper has it. [N, widths[0]] -> [N, widths[-1]].
 
-    last: a linear layer with bias; "norm": BatchNorm after it; "plain-norm": BatchNorm without scale and shift.
+    last: a linear layer; "plain-linear": without bias; "norm": BatchNorm after it; "plain-norm": BatchNorm without scale and
+    shift. No layer has a bias before BatchNorm.
     key: the config's key that gives widths[1:]. Raises UserError for widths that make no head.
     """
     first, *given = widths
@@ -25,8 +28,8 @@ def mlp(widths: Sequence[int], *, last: Literal["linear", "norm", "plain-norm"],
     # lightly's heads of the papers know one number of layers each; the class below them takes any.
     *hidden, (before, out) = pairwise([first, *given])
     layers = [(a, b, nn.BatchNorm1d(b), nn.ReLU()) for a, b in hidden]
-    closing = None if last == "linear" else nn.BatchNorm1d(out, affine=last == "norm")
-    return ProjectionHead([*layers, (before, out, closing, None)])
+    closing = nn.BatchNorm1d(out, affine=last == "norm") if last.endswith("norm") else None
+    return ProjectionHead([*layers, (before, out, closing, None, last == "linear")])
 
 
 def project(head: nn.Module, features: Tensor) -> Tensor:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -16,20 +14,7 @@ from ..core.errors import UserError
 from ..core.sample import Views
 from ..core.tokens import embed, keep_patches, plain_vit, transform
 from ..core.train import Step
-
-
-def patchify(images: Tensor, patch: int) -> Tensor:
-    """[N, C, H, W] -> [N, L, patch * patch * C]: patches row by row, pixels row by row, channels last."""
-    n, c, height, width = images.shape
-    x = images.view(n, c, height // patch, patch, width // patch, patch)
-    return x.permute(0, 2, 4, 3, 5, 1).reshape(n, -1, patch * patch * c)
-
-
-def unpatchify(patches: Tensor, patch: int, height: int, width: int) -> Tensor:
-    """The inverse of `patchify`: [N, L, patch * patch * C] -> [N, C, height, width]."""
-    n, _, values = patches.shape
-    x = patches.view(n, height // patch, width // patch, patch, patch, values // patch**2)
-    return x.permute(0, 5, 1, 3, 2, 4).reshape(n, -1, height, width)
+from .patches import fix_positions, patchify, sincos, unpatchify
 
 
 def mae_loss(prediction: Tensor, images: Tensor, masked: Tensor, patch: int, norm_pix: bool) -> Tensor:
@@ -124,7 +109,7 @@ class MAE(nn.Module):
         prefix = vit.num_prefix_tokens
         self.decoder = Decoder(vit.embed_dim, grid, prefix, out, decoder_dim, decoder_depth, decoder_heads)
         if not backbone.provenance:
-            _initialise(vit, grid)
+            _initialise(vit)
 
     def forward(self, batch: Views, progress: float) -> Step:
         """batch.images: [1, N, C, H, W]."""
@@ -160,11 +145,6 @@ class MAE(nn.Module):
         return seen, unpatchify(torch.where(hidden, pixels, target), self.patch, height, width)
 
 
-def sincos(grid: tuple[int, int], dim: int) -> Tensor:
-    """Two-dimensional sine-cosine positions, [1, L, dim]."""
-    return build_sincos2d_pos_embed(list(grid), dim=dim)[None]
-
-
 def _xavier(module: nn.Module) -> None:
     """Xavier-uniform linear layers with zero biases (appendix A.1, "Pre-training")."""
     for layer in module.modules():
@@ -174,14 +154,10 @@ def _xavier(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def _initialise(vit: VisionTransformer, grid: tuple[int, int]) -> None:
+def _initialise(vit: VisionTransformer) -> None:
     """The authors' start: Xavier, fixed sine-cosine positions, a patch embedding initialised like a linear layer."""
     _xavier(vit)
     if vit.cls_token is not None:
         nn.init.normal_(vit.cls_token, std=0.02)
-    if vit.pos_embed is not None and vit.embed_dim % 4 == 0:
-        extra = vit.pos_embed.shape[1] - grid[0] * grid[1]
-        with torch.no_grad():
-            vit.pos_embed.copy_(F.pad(sincos(grid, vit.embed_dim), (0, 0, extra, 0)))
-        vit.pos_embed.requires_grad = False
+    fix_positions(vit)
     nn.init.xavier_uniform_(vit.patch_embed.proj.weight.data.flatten(1))  # a view: filled in place

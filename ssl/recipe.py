@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import torch
-from torch import Tensor, nn
 
 from ..core import config, norm
-from ..core.backbone import Backbone, create
+from ..core.backbone import create
 from ..core.config import Choice, Duration, Section
 from ..core.damage import Damage, read_or_neighbour
 from ..core.distributed import rank, world
 from ..core.draws import Draws
 from ..core.errors import UserError
-from ..core.features import extract
 from ..core.images.source import Images, holdout, open_images
-from ..core.knn import knn_predict
 from ..core.optim import Optim
 from ..core.order import SHUFFLES, Order
-from ..core.pictures import denormalise, save_map, save_sheet
 from ..core.presets import VIEWS
 from ..core.run import Run
 from ..core.sample import Sample, Views
 from ..core.sets import HELD_OUT, add_seen, align, describe, exposure, fingerprints, labelled, open_tests
-from ..core.stream import Batches, Decode, Share, stream
-from ..core.train import Every, fit
+from ..core.stream import Decode, Share, stream
+from ..core.train import Evaluator, Every, fit
 from ..core.views import Evaluation
-from .mae import MAE
+from .health import CollapseAlarm
 from .registry import METHODS
+from .seen import draw
+from .watch import Probes, Watch, knn_options, linear_options, watch_options
 
 
 def data_options(
@@ -44,19 +42,18 @@ def data_options(
     """
 
 
-def knn_options(*, k: int = 20, temperature: float = 0.07) -> None:
-    """Weighted cosine kNN; k and temperature are fixed beforehand, nothing is selected."""
-
-
 def evaluate_options(
     *,
     knn: Annotated[dict[str, Any] | None, Section(knn_options)] = None,
-    every: Duration | None = None,
+    linear: Annotated[dict[str, Any] | None, Section(linear_options)] = None,
+    watch: Annotated[dict[str, Any] | None, Section(watch_options)] = {},
+    every: Duration | None = Duration(10, "%"),
     bank: str | list[str] | None = None,
     test: str | dict[str, str] | None = None,
 ) -> None:
-    """Online kNN. bank: labelled images to vote (data.train by default). test: a labelled set or several by name, of any domain
-    (a held-out 20 % of the bank by default). every: how often, beside the end."""
+    """What is measured during training. watch: without labels. knn, linear: by the labels of `bank`, labelled images (data.train by
+    default), on `test`, a labelled set or several by name, of any domain (a held-out 20 % of the bank by default). every: how
+    often, beside the end; null is only then."""
 
 
 def pretrain(
@@ -102,12 +99,14 @@ def pretrain(
         return views(raw, Draws(seed, raw.positions))
 
     view = Evaluation(data["size"], mean=model.mean, std=model.std)
-    knn = OnlineKNN(bank, tests, view, run, evaluate["knn"])
+    probes = Probes(bank, tests, view, run, evaluate["knn"], evaluate["linear"])
+    evaluators: dict[str, Evaluator] = {"eval": probes} if tests else {}
+    if evaluate["watch"] is not None:
+        evaluators["watch"] = Watch(train, view, views, run, **evaluate["watch"])
     fit(
         objective, batches, prepare,
         steps=steps, steps_per_epoch=order.steps_per_epoch, optim=settings, seed=seed, run=run,
-        evaluators={"eval": knn} if tests else {},
-        every=Every.of(run, steps, order.steps_per_epoch, evaluate["every"]),
+        evaluators=evaluators, every=Every.of(run, steps, order.steps_per_epoch, evaluate["every"]), alarm=CollapseAlarm(),
     )  # fmt: skip
 
     model = objective.backbone  # a teacher, where the method exports one
@@ -116,85 +115,37 @@ def pretrain(
     model.provenance.append({**told, "data": describe({"train": train})})
     if run.main:
         model.export(run.dir)
-        _draw(run, objective, batches, prepare, model)
+        draw(run, objective, batches, prepare)
     facts = describe({"train": train, **tests}, held_out=bool(tests) and evaluate["test"] is None)
     counts = {"steps": steps, "images_seen": steps * settings.batch_size, "damaged": list(damage.names.values())}
-    found = {**exposure(model.seen, tests), "metrics": knn.conclude(objective)}
+    found = {**exposure(model.seen, tests), "metrics": probes.conclude(objective)}
     return run.finish({"data": facts, **found, **counts, "selection": model.selection("last")})
-
-
-class OnlineKNN:
-    """ "TEST/knn/accuracy" of a method's frozen backbone, voted by the bank's labels; nothing where there are no tests."""
-
-    def __init__(
-        self, bank: Images | None, tests: Mapping[str, Images], view: Evaluation, run: Run, options: Mapping[str, Any]
-    ) -> None:
-        self.bank, self.tests, self.view, self.run, self.options = bank, tests, view, run, options
-
-    def __call__(self, method: Any) -> dict[str, float]:
-        """The evaluator that `fit` calls."""
-        return self._vote(method.backbone, {name: self._features(method.backbone, t) for name, t in self.tests.items()})
-
-    def conclude(self, method: Any) -> dict[str, float]:
-        """The same at the end, and the map of the tests' features."""
-        features = {name: self._features(method.backbone, t) for name, t in self.tests.items()}
-        if self.run.main:
-            save_map(self.run.dir, features, self.tests, self.run.seed)
-        return self._vote(method.backbone, features)
-
-    def _features(self, backbone: nn.Module, images: Images) -> Tensor:
-        return extract(backbone, images, self.view, device=self.run.device, workers=self.run.options["workers"])
-
-    def _vote(self, backbone: nn.Module, features: Mapping[str, Tensor]) -> dict[str, float]:
-        if self.bank is None:
-            return {}
-        labels, classes = self.bank.labels, self.bank.classes
-        assert labels is not None and classes is not None
-        known = self._features(backbone, self.bank)
-        scores = {}
-        for name, x in features.items():
-            found = knn_predict(known, labels, x, len(classes), **self.options)
-            scores[f"{name}/knn/accuracy"] = float((found == self.tests[name].labels).double().mean())
-        return scores
 
 
 def _evaluation_sets(
     evaluate: Mapping[str, Any], data: Mapping[str, Any], seed: int
 ) -> tuple[Images | None, dict[str, Images]]:
-    """The voting bank and the tests; none where no kNN is asked for."""
-    if evaluate["knn"] is None:
+    """The labelled bank and the tests; none where neither kNN nor a linear probe is asked for."""
+    if evaluate["knn"] is None and evaluate["linear"] is None:
         return None, {}
-    if evaluate["knn"]["k"] < 1 or not evaluate["knn"]["temperature"] > 0:  # said now, not after the training
+    if (linear := evaluate["linear"]) is not None and (
+        min(linear["steps"], linear["batch_size"]) < 1 or linear["lr"] <= 0
+    ):
+        raise UserError(
+            f"evaluate.linear: expected steps and batch_size of at least 1 and lr above 0, got {dict(linear)}"
+        )
+    if evaluate["knn"] is not None and (
+        evaluate["knn"]["k"] < 1 or not evaluate["knn"]["temperature"] > 0
+    ):  # said now, not after the training
         raise UserError(
             f"evaluate.knn: expected k of at least 1 and a temperature above 0, got {dict(evaluate['knn'])}"
         )
     key = "evaluate.bank" if evaluate["bank"] is not None else "data.train"
     uri = evaluate["bank"] if evaluate["bank"] is not None else data["train"]
-    bank = labelled(open_images(uri, seed=seed), f"evaluate.knn needs labels; {key}")
+    bank = labelled(open_images(uri, seed=seed), f"evaluate.knn and evaluate.linear need labels; {key}")
     assert bank.classes is not None
     if evaluate["test"] is None:
         bank, held = holdout(bank, fraction=HELD_OUT, seed=seed, stratify=True)
         return bank, {"test": held}
     tests = open_tests(evaluate["test"], seed, "evaluate.test")
     return bank, {name: align(t, bank.classes, f"evaluate.test.{name}") for name, t in tests.items()}
-
-
-def _draw(run: Run, objective: Any, batches: Batches, prepare: Callable[[Any], Views], model: Backbone) -> None:
-    """The first batch as the model sees it, and for MAE what it paints."""
-    first = next(iter(batches(0)), None)
-    if first is None:
-        return
-    batch = prepare(first[0])
-    few = batch.images[:, :12]
-    save_sheet(
-        run.dir,
-        "views",
-        denormalise(few, model.mean, model.std),
-        "Augmented views of the first images, one row a view.",
-    )
-    if isinstance(objective, MAE):
-        objective.eval()
-        images = batch.images[0, :12]
-        seen, painted = objective.paint(images, Draws(run.seed, batch.draws.positions[:12]))
-        rows = denormalise(torch.stack([images, seen, painted]), model.mean, model.std)
-        save_sheet(run.dir, "reconstructions", rows, "MAE: the image, the visible patches, and the painted image.")

@@ -6,8 +6,34 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
+from .barlow import BarlowTwins
 from .byol import BYOL
+from .dino import DINO
+from .dinov2 import DINOv2
+from .ibot import IBOT
+from .ijepa import IJEPA
+from .lejepa import LeJEPA
 from .mae import MAE
+from .mocov3 import MoCoV3
 from .simclr import SimCLR
+from .simmim import SimMIM
+from .simsiam import SimSiam
+from .swav import SwAV
+from .vicreg import VICReg
 
-METHODS: Mapping[str, Callable[..., nn.Module]] = {"simclr": SimCLR, "byol": BYOL, "mae": MAE}
+METHODS: Mapping[str, Callable[..., nn.Module]] = {
+    "simclr": SimCLR,
+    "byol": BYOL,
+    "mocov3": MoCoV3,
+    "simsiam": SimSiam,
+    "barlow": BarlowTwins,
+    "vicreg": VICReg,
+    "swav": SwAV,
+    "dino": DINO,
+    "ibot": IBOT,
+    "dinov2": DINOv2,
+    "mae": MAE,
+    "simmim": SimMIM,
+    "ijepa": IJEPA,
+    "lejepa": LeJEPA,
+}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rootstock.core.backbone import create
+from rootstock.core.ema import teacher_of
 from rootstock.core.errors import UserError
 from rootstock.core.optim import Optim, parameter_groups, set_rate
 
@@ -56,6 +57,13 @@ def test_constant_and_inverse_schedules() -> None:
         assert optim(schedule="inverse").rate(step, 100, 5) == pytest.approx(0.1 / (1 + 10 * step / 100) ** 0.75)
 
 
+@pytest.mark.parametrize("kind", ["cosine", "inverse", "constant"])
+def test_a_constant_rate_warms_up_and_stays(kind: str) -> None:
+    schedule = optim(schedule=kind, warmup=10)
+    rates = [schedule.rate(step, 100, 5, constant=True) for step in range(100)]
+    assert rates == pytest.approx([0.1 * min(1.0, (step + 1) / 10) for step in range(100)])
+
+
 @pytest.mark.parametrize(("scaling", "peak"), [("none", 0.1), ("linear", 0.4), ("sqrt", 0.2)])
 def test_the_rate_follows_the_batch_size(scaling: str, peak: float) -> None:
     assert optim(batch_size=1024, lr_scaling=scaling).peak_lr == pytest.approx(peak)
@@ -84,6 +92,18 @@ def test_the_backbones_rate_is_scaled_and_reaches_the_optimizer() -> None:
     for name, scale in scales(method, backbone_lr=0.5).items():
         assert scale == (1.0 if name.startswith("head") else 0.5), name
     optimizer = optim(backbone_lr=0.5).build(method)
+    set_rate(optimizer, 0.2)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.2, 0.1}
+
+
+def test_modules_of_constant_rate_keep_their_own() -> None:
+    method = Method()
+    method.constant_rate = (method.head,)  # pyright: ignore[reportArgumentType]
+    optimizer = optim(backbone_lr=0.5).build(method)
+    set_rate(optimizer, 0.2, constant=0.3)
+    rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert {rates[p] for p in method.head.parameters()} == {0.3}
+    assert {rates[p] for p in method.backbone.parameters() if p.requires_grad} == {0.1}
     set_rate(optimizer, 0.2)
     assert {group["lr"] for group in optimizer.param_groups} == {0.2, 0.1}
 
@@ -165,3 +185,64 @@ def test_sgd_with_nesterov_momentum() -> None:
 def test_impossible_numbers_are_refused_by_key(key: str, value: Any) -> None:
     with pytest.raises(UserError, match=rf"optim\.{key}: expected .*, got"):
         optim(**{key: value})
+
+
+def test_weight_decay_follows_a_cosine_where_there_is_any() -> None:
+    schedule = optim(weight_decay=0.04, weight_decay_end=0.4)
+    for step in range(0, 101, 10):
+        assert schedule.decay(step, 100) == pytest.approx(0.4 - 0.36 * (1 + math.cos(math.pi * step / 100)) / 2)
+    assert optim(weight_decay=0.04).decay(70, 100) == 0.04
+    optimizer = schedule.build(Method())
+    set_rate(optimizer, 0.1, decay=0.3)
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.3}
+    assert {group["weight_decay"] for group in optimizer.param_groups if group["decayed"]} == {0.3}
+
+
+def gradients() -> list[nn.Parameter]:
+    """Parameters whose gradients have the norms 1, 4 and 0.5, and one without."""
+    parameters = [nn.Parameter(torch.zeros(2)) for _ in range(4)]
+    for parameter, size in zip(parameters, (1.0, 4.0, 0.5), strict=False):
+        parameter.grad = torch.tensor([0.6, 0.8]) * size
+    return parameters
+
+
+def norms(parameters: list[nn.Parameter]) -> list[float]:
+    return [p.grad.norm().item() for p in parameters if p.grad is not None]
+
+
+def test_gradients_are_clipped_together_or_each() -> None:
+    whole = math.sqrt(1 + 16 + 0.25)
+    for given, expected in (
+        ({}, [1.0, 4.0, 0.5]),
+        ({"clip": 2.0}, [size * 2.0 / whole for size in (1.0, 4.0, 0.5)]),
+        ({"clip": 2.0, "clip_by": "parameter"}, [1.0, 2.0, 0.5]),
+    ):
+        parameters = gradients()
+        assert optim(**given).clip_gradients(parameters).item() == pytest.approx(whole)
+        assert norms(parameters) == pytest.approx(expected, rel=1e-5), given
+
+
+def test_a_teacher_is_exported_and_its_student_trained() -> None:
+    """All backbones of a method have their scales; what has no gradient is in no group."""
+
+    class Taught(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.student = create(16, name="vit_tiny_patch16_224", args=VIT)
+            self.backbone = teacher_of(self.student)
+
+    found = scales(Taught(), layer_decay=0.5, backbone_lr=0.1)
+    assert all(name.startswith("student.") for name in found)
+    assert {round(scale, 6) for scale in found.values()} == {0.05, 0.025, 0.0125, 0.00625}
+
+
+def test_the_rate_is_told_with_its_scaling() -> None:
+    assert optim().told_rate() == "peak rate 0.1"
+    assert optim(batch_size=1024, lr_scaling="linear").told_rate() == "peak rate 0.4 (0.1 x 1024/256)"
+    assert "square root of 1024/256" in optim(batch_size=1024, lr_scaling="sqrt").told_rate()
+
+
+@pytest.mark.parametrize("given", [{"weight_decay_end": -1.0}, {"clip_by": "parameter"}])
+def test_numbers_without_meaning_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"optim.{next(iter(given))}"):
+        optim(**given)

@@ -287,3 +287,20 @@ def test_rows_reach_the_tracker(opened: Callable[..., Run]) -> None:
     run.close()
     events = list((run.dir / "tensorboard").glob("events.*"))
     assert len(events) == 1 and b"images_per_s" in events[0].read_bytes()
+
+
+def test_what_the_alarm_says_is_warned_of_and_kept(
+    opened: Callable[..., Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    heard: list[tuple[int, float]] = []
+
+    def alarm(step: int, row: Mapping[str, float]) -> str | None:
+        heard.append((step, row["loss"]))
+        return "too good to be true" if step == 8 else None
+
+    run = opened()
+    train(run, Regression(), every=Every(log=4), alarm=alarm)
+    logged = [row for row in rows(run) if "loss" in row]
+    assert heard == [(row["step"], row["loss"]) for row in logged] and [step for step, _ in heard] == [4, 8, 12]
+    assert [(row["step"], row["warning"]) for row in rows(run) if "warning" in row] == [(8, "too good to be true")]
+    assert "WARNING: too good to be true" in capsys.readouterr().err

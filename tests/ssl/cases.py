@@ -26,7 +26,21 @@ BACKBONES: dict[str, dict[str, Any]] = {"conv": CONV, "vit": VIT}
 CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "simclr": ({"projection": [12, 8], "temperature": 0.5}, ("conv", "vit")),
     "byol": ({"projection": [12, 6], "prediction": [10, 6]}, ("conv", "vit")),
+    "mocov3": ({"projection": [12, 6], "prediction": [10, 6]}, ("conv", "vit")),
+    "simsiam": ({"projection": [12, 10, 8], "prediction": [4, 8]}, ("conv", "vit")),
+    "barlow": ({"projection": [12, 10, 8]}, ("conv", "vit")),
+    "vicreg": ({"projection": [12, 10, 8]}, ("conv", "vit")),
+    "swav": ({"projection": [12, 8], "prototypes": 10, "queue": 6}, ("conv", "vit")),
+    "dino": ({"prototypes": 10, "hidden": 12, "bottleneck": 6, "head_norm": True}, ("conv", "vit")),
+    "ibot": ({"prototypes": 10, "hidden": 256, "bottleneck": 32, "freeze_last_layer": 0.0}, ("vit",)),
+    "dinov2": (
+        {"prototypes": 10, "patch_prototypes": 8, "hidden": 256, "bottleneck": 32, "freeze_last_layer": 0.0},
+        ("vit",),
+    ),
+    "lejepa": ({"projection": [12, 6], "slices": 16}, ("conv", "vit")),
     "mae": ({"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}, ("vit",)),
+    "simmim": ({"mask_patch": 8}, ("vit",)),
+    "ijepa": ({"predictor_dim": 8, "predictor_depth": 1, "predictor_heads": 2, "min_context": 2}, ("vit",)),
 }
 
 

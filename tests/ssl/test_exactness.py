@@ -1,6 +1,6 @@
 """1 process == 2 == 4, and chunked == whole: losses, gradients, running statistics and teachers of every method.
 
-Bounds of the issue of record: 1e-10 of the gradient in float64, 1e-4 in float32; run with -rP to see the figures.
+The bounds: 1e-10 of the gradient in float64, 1e-4 in float32; run with -rP to see the figures.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rootstock.core import norm
 from rootstock.core.errors import UserError
 from rootstock.ssl.registry import METHODS
 from rootstock.tests.ssl.cases import CASES, method
-from rootstock.tests.ssl.exact_steps import Trial, distance, run, trials
+from rootstock.tests.ssl.exact_steps import GROUP, Trial, distance, run, trials
 
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-4}
 Results = dict[str, dict[str, Tensor]]
@@ -80,7 +80,7 @@ def cut() -> list[Trial]:
 
 @pytest.mark.parametrize("trial", cut(), ids=lambda trial: trial.key)
 def test_chunks_are_the_whole_batch(trial: Trial, alone: Results) -> None:
-    check(trial, run(trial, chunk=2), alone[trial.key], "chunks")
+    check(trial, run(trial, chunk=GROUP), alone[trial.key], "chunks")
 
 
 @pytest.mark.parametrize("name", [name for name, (_, kinds) in CASES.items() if "conv" in kinds])

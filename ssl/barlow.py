@@ -1,0 +1,94 @@
+"""Barlow Twins: the cross-correlation of two views' embeddings becomes the identity (Zbontar et al. 2021, arXiv:2103.03230)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..core.backbone import Backbone
+from ..core.chunk import encode
+from ..core.distributed import gather, world
+from ..core.errors import UserError
+from ..core.sample import Views
+from ..core.train import Step
+from .heads import mlp, project
+from .health import health
+
+EPSILON = 1e-5  # of the BatchNorm, without scale and shift, that standardises embeddings in the authors' code
+
+
+def cross_correlation(first: Tensor, second: Tensor) -> Tensor:
+    """C of eq. 2, [D, D]: the correlation of each dimension of one view with each of the other, over the batch.
+
+    first, second: [N, D] embeddings of two views of the same N images, row i with row i; standardised here.
+    """
+    with torch.autocast(first.device.type, enabled=False):
+        dtype = torch.promote_types(first.dtype, torch.float32)
+        a, b = (_standardised(z.to(dtype)) for z in (first, second))
+        return a.T @ b / len(first)
+
+
+def _standardised(z: Tensor) -> Tensor:
+    variance, mean = torch.var_mean(z, 0, correction=0)
+    return (z - mean) * torch.rsqrt(variance + EPSILON)
+
+
+def _diagonal(matrix: Tensor) -> Tensor:
+    # Not torch.diagonal, of which torch.compile (2.15) warns.
+    return matrix.flatten()[:: len(matrix) + 1]
+
+
+def on_diagonal(correlation: Tensor) -> Tensor:
+    """The invariance term of eq. 1: the sum of (1 - C_ii)^2."""
+    return (1.0 - _diagonal(correlation)).square().sum()
+
+
+def off_diagonal(matrix: Tensor) -> Tensor:
+    """The redundancy term of eq. 1, without its weight: the sum of C_ij^2 over i != j, of any square matrix.
+
+    As a difference: at the published width each copy of the matrix would be a quarter of a gigabyte.
+    """
+    return matrix.square().sum() - _diagonal(matrix).square().sum()
+
+
+class BarlowTwins(nn.Module):
+    """Barlow Twins' training objective on a backbone.
+
+    lambd: lambda of eq. 1 (0.005 in the paper, 0.0051 in the authors' code). projection: widths of the projector, BatchNorm after
+    each hidden layer, a linear last layer without bias. scale_loss: factor of the whole loss, 0.024 in the authors' code;
+    LARS undoes it for weights, so it sets the rate of biases and norms: their later code has 0.0048 = 0.024 * 0.2 for these.
+    Raises UserError for values that make no loss.
+    """
+
+    views = 2
+    rows_per_position = 2
+    couples_samples = True
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        chunk: int | None = None,
+        *,
+        lambd: float = 0.0051,
+        projection: tuple[int, ...] = (8192, 8192, 8192),
+        scale_loss: float = 0.024,
+    ) -> None:
+        super().__init__()
+        if not lambd >= 0.0:
+            raise UserError(f"method.lambd: must be 0 or more, got {lambd}; 0.0051 is the published weight")
+        if not scale_loss > 0.0:
+            raise UserError(f"method.scale_loss: must be above 0, got {scale_loss}; 0.024 is the published factor")
+        self.backbone, self.chunk, self.lambd, self.scale_loss = backbone, chunk, lambd, scale_loss
+        self.projector = mlp([backbone.feature_dim, *projection], last="plain-linear", key="method.projection")
+
+    def forward(self, batch: Views, progress: float) -> Step:
+        """batch.images: [2, N, C, h, w]; N is this process's share. Raises UserError for one image in all: no correlation."""
+        if batch.images.shape[1] * world() < 2:
+            raise UserError("optim.batch_size: barlow needs at least 2 images to correlate embeddings over")
+        features = encode(self.backbone, batch.images, self.chunk)  # [2, N, D]
+        first, second = (gather(z) for z in project(self.projector, features))
+        correlation = cross_correlation(first, second)
+        terms = {"on_diagonal": on_diagonal(correlation), "off_diagonal": off_diagonal(correlation)}
+        loss = self.scale_loss * (terms["on_diagonal"] + self.lambd * terms["off_diagonal"])
+        watched = {name: term.detach() for name, term in terms.items()}
+        return Step(loss, {**health(features, torch.stack([first, second])), **watched})

@@ -1,0 +1,126 @@
+"""DINO: a student names the prototypes that its slowly following teacher sees in the whole view, from other crops of the image
+(Caron et al. 2021, arXiv:2104.14294)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..core.backbone import Backbone
+from ..core.chunk import encode
+from ..core.distributed import all_reduce_sum
+from ..core.ema import follow, teacher_of
+from ..core.errors import UserError
+from ..core.sample import Views
+from ..core.schedules import cosine, ramp
+from ..core.train import Step
+from .health import health
+from .prototypes import PrototypeHead, assignment_health, center_update, crops_loss
+
+
+def dino_targets(teacher_logits: Tensor, center: Tensor, temperature: float | Tensor) -> Tensor:
+    """softmax((g_t - c) / tau_t): centred, so that no prototype takes all, and sharpened, so that not all take the same (eq. 1).
+
+    teacher_logits: [..., K]. center: [K]. Returns probabilities [..., K].
+    """
+    with torch.autocast(teacher_logits.device.type, enabled=False):
+        dtype = torch.promote_types(teacher_logits.dtype, torch.float32)
+        return ((teacher_logits.to(dtype) - center.to(dtype)) / temperature).softmax(-1)
+
+
+class DINO(nn.Module):
+    """DINO's training objective; what is exported is the teacher.
+
+    prototypes, hidden, bottleneck, layers, head_norm: the head's (see PrototypeHead); head_norm is BatchNorm, for convolutional
+    networks. temperature: tau_s. teacher_temperature: tau_t, reached linearly from warmup_teacher_temperature over the fraction
+    teacher_temperature_warmup of the training. center_momentum: m of the centre. momentum: lambda of the teacher, raised to 1
+    along a cosine. freeze_last_layer: the fraction of the training in which the prototypes stand still, one epoch of 100 by
+    default. Raises UserError for values that make no method.
+    """
+
+    views = 2
+    rows_per_position = 2
+    takes_local = True
+    # The loss is each image's own, but the centre moves once a step, towards the mean of the whole batch.
+    couples_samples = True
+    center: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        chunk: int | None = None,
+        *,
+        prototypes: int = 65536,
+        hidden: int = 2048,
+        bottleneck: int = 256,
+        layers: int = 3,
+        head_norm: bool = False,
+        temperature: float = 0.1,
+        teacher_temperature: float = 0.04,
+        warmup_teacher_temperature: float = 0.04,
+        teacher_temperature_warmup: float = 0.0,
+        center_momentum: float = 0.9,
+        momentum: float = 0.996,
+        freeze_last_layer: float = 0.01,
+    ) -> None:
+        super().__init__()
+        positive = {
+            "temperature": temperature,
+            "teacher_temperature": teacher_temperature,
+            "warmup_teacher_temperature": warmup_teacher_temperature,
+        }
+        for key, value in positive.items():
+            if not value > 0.0:
+                raise UserError(f"method.{key}: must be above 0, got {value}; 0.04 to 0.1 is usual")
+        parts = {
+            "teacher_temperature_warmup": (teacher_temperature_warmup, "0.1 is a tenth of the training"),
+            "center_momentum": (center_momentum, "0.9 is usual"),
+            "momentum": (momentum, "0.99 to 0.9995 is usual"),
+            "freeze_last_layer": (freeze_last_layer, "0.01 is a hundredth of the training"),
+        }
+        for key, (value, usual) in parts.items():
+            if not 0.0 <= value <= 1.0:
+                raise UserError(f"method.{key}: expected a number from 0 to 1, got {value}; {usual}")
+        backbone.take_any_size("dino")
+        self.chunk, self.temperature, self.momentum = chunk, temperature, momentum
+        self.teacher_temperature, self.warmup_teacher_temperature = teacher_temperature, warmup_teacher_temperature
+        self.teacher_temperature_warmup, self.center_momentum = teacher_temperature_warmup, center_momentum
+        self.freeze_last_layer = freeze_last_layer
+        self.student = backbone
+        self.head = PrototypeHead(
+            backbone.feature_dim,
+            prototypes=prototypes,
+            hidden=hidden,
+            bottleneck=bottleneck,
+            layers=layers,
+            norm=head_norm,
+        )
+        self.backbone, self.teacher_head = teacher_of(backbone), teacher_of(self.head)
+        self.register_buffer("center", torch.zeros(prototypes))
+
+    def forward(self, batch: Views, progress: float) -> Step:
+        """batch.images: [2, N, C, h, w]; batch.local: [L, N, C, s, s] or None; N is this process's share."""
+        features = encode(self.student, batch.images, self.chunk)  # [2, N, D]
+        crops = features
+        if batch.local is not None:
+            crops = torch.cat([features, encode(self.student, batch.local, self.chunk)])
+        embedded = self.head.embed(crops)  # of all crops in one forward, as one batch to a BatchNorm
+        logits = self.head.compare(embedded, progress < self.freeze_last_layer)  # [2 + L, N, K]
+        targets = self.targets(batch.images, progress)
+        loss = crops_loss(targets, logits, self.temperature)
+        return Step(loss, health(features, embedded[: self.views]) | assignment_health(targets, loss))
+
+    @torch.no_grad()
+    def targets(self, images: Tensor, progress: float) -> Tensor:
+        """What the teacher says of the whole views, [2, N, K], by the centre of the steps before; then the centre's own step."""
+        logits = self.teacher_head(encode(self.backbone, images, self.chunk))
+        start, end = self.warmup_teacher_temperature, self.teacher_temperature
+        targets = dino_targets(logits, self.center, ramp(start, end, progress, self.teacher_temperature_warmup))
+        self.center.copy_(center_update(self.center, logits, self.center_momentum, all_reduce_sum))
+        return targets
+
+    def after_step(self, progress: float) -> None:
+        """The teacher's step."""
+        momentum = cosine(self.momentum, 1.0, progress)
+        follow(self.backbone, self.student, momentum)
+        follow(self.teacher_head, self.head, momentum)

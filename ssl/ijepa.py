@@ -1,0 +1,210 @@
+"""I-JEPA: from one part of an image, predict what a teacher sees in other parts (Assran et al. 2023, arXiv:2301.08243)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from ..core.backbone import Backbone
+from ..core.draws import Draws
+from ..core.ema import follow, teacher_of
+from ..core.errors import UserError
+from ..core.sample import Views
+from ..core.schedules import ramp
+from ..core.tokens import attend, embed, keep_patches, plain_vit, transform
+from ..core.train import Step
+from .health import health
+from .masks import Grid, block_sizes, blocks, listed, without
+from .patches import fix_positions, sincos
+
+
+def ijepa_loss(prediction: Tensor, targets: Tensor, real: Tensor) -> Tensor:
+    """Smooth L1 of predicted and normalised target tokens (the authors' code; the paper's section 3 has the squared error).
+
+    prediction, targets: [N, K, T, D], K blocks of T patches. real: bool [N, K, T], False where a block is padded. The mean over
+    the real patches of each block, over blocks, and over images: each image counts the same, however large its blocks.
+    """
+    with torch.autocast(prediction.device.type, enabled=False):
+        dtype = torch.promote_types(prediction.dtype, torch.float32)
+        error = F.smooth_l1_loss(prediction.to(dtype), targets.to(dtype), reduction="none").mean(-1)
+        return ((error * real).sum(-1) / real.sum(-1)).mean()
+
+
+class Predictor(nn.Module):
+    """A narrow ViT over the context's tokens and, for one target block at a time, a mask token for each of its patches."""
+
+    positions: Tensor
+
+    def __init__(self, width: int, grid: Grid, prefix: int, dim: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.prefix = prefix
+        self.embed = nn.Linear(width, dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, 1, dim))
+        self.register_buffer("positions", sincos(grid, dim)[0], persistent=False)
+        self.blocks = nn.Sequential(*(Block(dim, heads, qkv_bias=True) for _ in range(depth)))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.project = nn.Linear(dim, width)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, tokens: Tensor, keep: Tensor, seen: Tensor, wanted: Tensor, real: Tensor) -> Tensor:
+        """Tokens of the context [N, prefix + C, D] -> tokens of K target blocks [N, K, T, D].
+
+        keep, wanted: int64 [N, C] and [N, K, T], the places of the context's and the blocks' patches. seen: bool
+        [N, prefix + C] and real: bool [N, K, T], False where they are padded: no token attends to padding.
+        """
+        n, k, t = wanted.shape
+        x = self.embed(tokens)
+        x = torch.cat([x[:, : self.prefix], x[:, self.prefix :] + self.positions[keep]], 1)
+        asked = self.mask_token + self.positions[wanted]  # [N, K, T, d]
+        x = torch.cat([x[:, None].expand(-1, k, -1, -1).to(asked.dtype), asked], 2).flatten(0, 1)
+        there = torch.cat([seen[:, None].expand(-1, k, -1), real], 2).flatten(0, 1)
+        x = attend(self.blocks, x, there)[:, -t:]
+        return self.project(self.norm(x)).view(n, k, t, -1)
+
+
+class IJEPA(nn.Module):
+    """I-JEPA's training objective; what is exported is the target encoder, which the authors evaluate.
+
+    targets: how many blocks are predicted. target_scale, target_aspect, context_scale: the ranges of their area, of their height
+    / width, and of the context block's area (a square), see ssl/masks.py. min_context: the fewest patches of context; where the
+    targets leave fewer, the last of them stay in it. predictor_*: its width, blocks and heads (the authors give it 6 blocks for
+    a ViT-B and 12 for larger ones, and the backbone's number of heads). momentum: the target encoder's, raised to 1 along a line.
+
+    The authors draw one size of blocks for a whole batch and cut all to the batch's fewest patches. That would make an image's
+    loss depend on its neighbours and on the number of processes; here each image draws its own size, shorter lists of patches are
+    padded, and no token attends to the padding. So nothing is cut off, and each image counts the same.
+    Raises UserError for backbones without plain patch tokens, and for values that do not fit.
+    """
+
+    views = 1
+    rows_per_position = 1
+    couples_samples = False
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        chunk: int | None = None,
+        *,
+        targets: int = 4,
+        target_scale: tuple[float, float] = (0.15, 0.2),
+        target_aspect: tuple[float, float] = (0.75, 1.5),
+        context_scale: tuple[float, float] = (0.85, 1.0),
+        min_context: int = 10,
+        predictor_dim: int = 384,
+        predictor_depth: int = 6,
+        predictor_heads: int = 12,
+        momentum: float = 0.996,
+    ) -> None:
+        super().__init__()
+        vit = plain_vit(backbone, "ijepa")
+        if targets < 1:
+            raise UserError(f"method.targets: expected 1 block or more, got {targets}")
+        for key, given, most in (
+            ("target_scale", target_scale, 1.0),
+            ("target_aspect", target_aspect, float("inf")),
+            ("context_scale", context_scale, 1.0),
+        ):
+            if not 0.0 < given[0] <= given[1] <= most:
+                raise UserError(
+                    f"method.{key}: expected the smallest and the largest, above 0{' and up to 1' if most == 1.0 else ''}, "
+                    f"got {list(given)}"
+                )
+        if predictor_heads < 1 or predictor_dim < 4 or predictor_dim % predictor_heads or predictor_dim % 4:
+            raise UserError(
+                f"method.predictor_dim: {predictor_dim} must be a multiple of 4 and of predictor_heads ({predictor_heads})"
+            )
+        if predictor_depth < 1:
+            raise UserError(
+                f"method.predictor_depth: expected 1 block or more, got {predictor_depth}; without, nothing is predicted"
+            )
+        if not 0.0 <= momentum <= 1.0:
+            raise UserError(f"method.momentum: expected a number from 0 to 1, got {momentum}; 0.996 is published")
+        self.grid: Grid = vit.patch_embed.grid_size
+        self.targets, self.min_context, self.momentum = targets, min_context, momentum
+        self.target_scale, self.target_aspect, self.context_scale = target_scale, target_aspect, context_scale
+        self.most_context, self.most_target = self._lengths()
+        if not backbone.provenance:
+            _initialise(vit)
+        self.student, self.backbone = backbone, teacher_of(backbone)
+        self.predictor = Predictor(
+            vit.embed_dim, self.grid, vit.num_prefix_tokens, predictor_dim, predictor_depth, predictor_heads
+        )
+
+    def _lengths(self) -> tuple[int, int]:
+        """The most patches that a context and a target can have. Raises UserError if a context can be too small."""
+        rows, columns = self.grid
+        wanted = block_sizes(self.grid, self.target_scale, self.target_aspect)
+        areas = [height * width for height, width in wanted]
+        most, least = 0, rows * columns
+        for height, width in block_sizes(self.grid, self.context_scale, (1.0, 1.0)):
+            # All blocks lie in the same rows and columns, so a context block as large as these holds every target whole.
+            overlap = min(max(0, h + height - rows + 1) * max(0, w + width - columns + 1) for h, w in wanted)
+            stays_whole = height * width - max(areas) < self.min_context
+            most = max(most, height * width - (0 if stays_whole else overlap))
+            least = min(least, height * width)
+        if self.min_context < 1 or least < self.min_context:
+            raise UserError(
+                f"method.min_context: expected 1 to {least} patches, which is the smallest context block of {rows} x "
+                f"{columns} patches, got {self.min_context}; change it, or use smaller patches"
+            )
+        return most, max(areas)
+
+    def forward(self, batch: Views, progress: float) -> Step:
+        """batch.images: [1, N, C, H, W]."""
+        images = batch.images[0]
+        context, targets = self.masks(batch.draws)
+        keep, seen = listed(context, self.most_context)
+        wanted, real = listed(targets, self.most_target)
+        with torch.no_grad():
+            tokens, features = self.teach(images)
+            there = tokens[:, None].expand(-1, self.targets, -1, -1)
+            answers = there.gather(2, wanted[..., None].expand(-1, -1, -1, tokens.shape[2]))
+        prediction = self.predict(images, keep, seen, wanted, real)
+        sizes = {"context_patches": context.sum(1), "target_patches": targets.sum(2)}
+        return Step(
+            ijepa_loss(prediction, answers, real),
+            {**health(features), **{name: count.float().mean() for name, count in sizes.items()}},
+        )
+
+    def masks(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Which patches are context, bool [N, L], and which are in each target block, bool [N, K, L]."""
+        targets = blocks(draws.stream("target"), self.grid, self.targets, self.target_scale, self.target_aspect)
+        block = blocks(draws.stream("context"), self.grid, 1, self.context_scale, (1.0, 1.0))[:, 0]
+        return without(block, targets, self.min_context).flatten(1), targets.flatten(2)
+
+    def teach(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Of whole images: the target encoder's patch tokens, normalised [N, L, D], and its features [N, D]."""
+        vit = self.backbone.model
+        assert isinstance(vit, VisionTransformer)
+        tokens = transform(vit, embed(vit, images))
+        with torch.autocast(images.device.type, enabled=False):
+            patches = tokens[:, vit.num_prefix_tokens :]
+            patches = patches.to(torch.promote_types(patches.dtype, torch.float32))
+            return F.layer_norm(patches, patches.shape[-1:]), vit.forward_head(tokens, pre_logits=True)
+
+    def predict(self, images: Tensor, keep: Tensor, seen: Tensor, wanted: Tensor, real: Tensor) -> Tensor:
+        """What the student and the predictor make of the patches `keep` for the patches `wanted`: [N, K, T, D]."""
+        vit = self.student.model
+        assert isinstance(vit, VisionTransformer)
+        prefix = vit.num_prefix_tokens
+        seen = F.pad(seen, (prefix, 0), value=True)  # prefix tokens go along with the context
+        tokens = transform(vit, keep_patches(embed(vit, images), keep, prefix), seen)
+        return self.predictor(tokens, keep, seen, wanted, real)
+
+    def after_step(self, progress: float) -> None:
+        """The target encoder's step."""
+        follow(self.backbone, self.student, ramp(self.momentum, 1.0, progress, over=1.0))
+
+
+def _initialise(vit: VisionTransformer) -> None:
+    """The authors' start, beyond timm's: fixed sine-cosine positions, and a patch embedding drawn like the linear layers."""
+    fix_positions(vit)
+    nn.init.trunc_normal_(vit.patch_embed.proj.weight, std=0.02)
+    if vit.patch_embed.proj.bias is not None:
+        nn.init.zeros_(vit.patch_embed.proj.bias)

@@ -1,0 +1,122 @@
+"""LeJEPA: views predict the mean of the whole ones, and embeddings are kept isotropic Gaussian; no teacher, no stop-gradient
+(Balestriero & LeCun 2025, arXiv:2511.08544).
+
+SIGReg looks at the whole batch through sums over images alone, so that processes exchange [V, slices, points] numbers instead of
+embeddings, and each does its own share of the cosines.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..core.backbone import Backbone
+from ..core.chunk import encode
+from ..core.distributed import all_reduce_min, sum_with_gradient, world
+from ..core.draws import Draws
+from ..core.errors import UserError
+from ..core.sample import Views
+from ..core.train import Step
+from .heads import mlp, project
+from .health import health
+
+
+def prediction_loss(z: Tensor, whole: int) -> Tensor:
+    """Mean squared difference of every view's embedding from the mean of the image's whole views (section 5.1, "L_pred").
+
+    z: [V, N, E], the first `whole` of them of whole views, the others of local crops. Returns the mean over V, N and E.
+    """
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    return (z - z[:whole].mean(0)).square().mean()
+
+
+def characteristic_sums(z: Tensor, directions: Tensor, t: Tensor) -> Tensor:
+    """N times the empirical characteristic function of the embeddings along each direction, real and imaginary part.
+
+    z: [V, N, E]. directions: [E, K]. t: [T] frequencies. Returns the sums over N of cos and sin, [2, V, K, T].
+    """
+    dtype = torch.promote_types(z.dtype, torch.float32)
+    with torch.autocast(z.device.type, enabled=False):
+        angles = (z.to(dtype) @ directions.to(dtype))[..., None] * t.to(dtype)  # [V, N, K, T]
+        return torch.stack([angles.cos().sum(1), angles.sin().sum(1)])
+
+
+def epps_pulley(sums: Tensor, n: int, t: Tensor) -> Tensor:
+    """SIGReg: Epps & Pulley's statistic (1983) of N(0, 1) for each view and direction, averaged (section 4.2.3).
+
+    n times the integral over -t_max..t_max of |phi_n(t) - exp(-t^2 / 2)|^2 exp(-t^2 / 2), by the trapezoidal rule.
+    sums: [2, V, K, T] of `characteristic_sums` over n samples. t: [T] equidistant frequencies from 0 to t_max; the other half
+    is its mirror image.
+    """
+    t = t.to(sums.dtype)
+    gaussian = (-0.5 * t.square()).exp()
+    cos, sin = sums / n
+    error = (cos - gaussian).square() + sin.square()
+    return 2.0 * n * torch.trapezoid(error * gaussian, t, dim=-1).mean()
+
+
+def random_directions(draws: Draws, dim: int, count: int) -> Tensor:
+    """Random directions on the unit sphere, float32 [dim, count]: those of draws' first position alone."""
+    directions = draws.normal("slices", dim, count)[0]
+    return directions / directions.norm(dim=0)
+
+
+class LeJEPA(nn.Module):
+    """LeJEPA's training objective: sigreg_weight * SIGReg + (1 - sigreg_weight) * prediction.
+
+    sigreg_weight: lambda. slices: random directions, others in each step. points, t_max: SIGReg's frequencies, equidistant from 0 to
+    t_max (the authors' code; the paper's listing has 17 from -5 to 5). projection: widths of the projection head, hidden layers
+    (with BatchNorm) then output (without). Local crops are predictions and samples like whole views, but no targets. Raises
+    UserError for values that make no loss.
+    """
+
+    views = 2
+    rows_per_position = 2
+    couples_samples = True
+    takes_local = True
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        chunk: int | None = None,
+        *,
+        sigreg_weight: float = 0.05,
+        slices: int = 1024,
+        points: int = 17,
+        t_max: float = 3.0,
+        projection: tuple[int, ...] = (2048, 2048, 64),
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= sigreg_weight <= 1.0:
+            raise UserError(
+                f"method.sigreg_weight: expected a number from 0 to 1, got {sigreg_weight}; 0.02 to 0.1 is usual"
+            )
+        if slices < 1:
+            raise UserError(f"method.slices: needs at least 1 direction, got {slices}; 256 to 1024 is usual")
+        if points < 2:
+            raise UserError(f"method.points: needs at least 2 frequencies to integrate over, got {points}; 17 is usual")
+        if not t_max > 0.0:
+            raise UserError(f"method.t_max: must be above 0, got {t_max}; 3 to 5 is usual")
+        backbone.take_any_size("lejepa")
+        self.backbone, self.chunk = backbone, chunk
+        self.sigreg_weight, self.slices, self.points, self.t_max = sigreg_weight, slices, points, t_max
+        self.projector = mlp([backbone.feature_dim, *projection], last="linear", key="method.projection")
+
+    def forward(self, batch: Views, progress: float) -> Step:
+        """batch.images: [2, N, C, h, w] and batch.local: [L, N, C, s, s] or None; N is this process's share."""
+        whole = encode(self.backbone, batch.images, self.chunk)  # [2, N, D]
+        features = whole
+        if batch.local is not None:
+            features = torch.cat([whole, encode(self.backbone, batch.local, self.chunk)])
+        # All views through one head: its BatchNorm must not tell whole views from local crops.
+        z = project(self.projector, features)  # [2 + L, N, E]
+        t = torch.linspace(0.0, self.t_max, self.points, dtype=torch.float64, device=z.device)
+        # The directions of a step are those of its batch's first position, whatever process holds it.
+        first = all_reduce_min(batch.draws.positions.min()[None])
+        directions = random_directions(Draws(batch.draws.seed, first, batch.draws.prefix), z.shape[2], self.slices)
+        sums = sum_with_gradient(characteristic_sums(z, directions, t))
+        sigreg = epps_pulley(sums, z.shape[1] * world(), t)
+        prediction = prediction_loss(z, len(whole))
+        loss = self.sigreg_weight * sigreg + (1.0 - self.sigreg_weight) * prediction
+        metrics = {"sigreg": sigreg.detach(), "prediction": prediction.detach()}
+        return Step(loss, metrics | health(whole, z))

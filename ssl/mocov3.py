@@ -1,0 +1,142 @@
+"""MoCo v3: queries find the keys of a momentum encoder among those of the whole batch (Chen, Xie & He 2021, arXiv:2104.02057).
+
+Without a queue: the batch is large. A momentum encoder's keys carry no gradient, so gathering them costs no backward traffic.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.layers.patch_embed import PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ..core.backbone import Backbone
+from ..core.chunk import encode
+from ..core.distributed import gather, own_rows, world
+from ..core.ema import follow, teacher_of
+from ..core.errors import UserError
+from ..core.sample import Views
+from ..core.schedules import cosine
+from ..core.train import Step
+from .heads import mlp, project
+from .health import health
+from .patches import fix_positions
+
+
+def cosines(queries: Tensor, keys: Tensor) -> Tensor:
+    """[V, n, D] and [V, N, D] -> [V, n, N]: each query of a view against the keys of the other view."""
+    with torch.autocast(queries.device.type, enabled=False):
+        dtype = torch.promote_types(queries.dtype, torch.float32)
+        return F.normalize(queries.to(dtype), dim=-1) @ F.normalize(keys.to(dtype), dim=-1).flip(0).mT
+
+
+def info_nce(similarities: Tensor, own: Tensor, temperature: float) -> Tensor:
+    """InfoNCE (section 3, eq. 1) of both directions, each scaled by 2 tau as in algorithm 1.
+
+    similarities: [2, n, N] cosines of queries and keys. own: int64 [n], the key that belongs to each query; the other N - 1
+    are its negatives. Returns the mean over n, summed over the two directions.
+    """
+    with torch.autocast(similarities.device.type, enabled=False):
+        logits = similarities.to(torch.promote_types(similarities.dtype, torch.float32)) / temperature
+        return 2.0 * temperature * 2.0 * F.cross_entropy(logits.flatten(0, 1), own.repeat(2))
+
+
+class MoCoV3(nn.Module):
+    """MoCo v3's training objective; what is exported is the query encoder's backbone.
+
+    temperature: tau of eq. 1 (the authors' 0.2 is for ViTs, 1.0 for ResNets). momentum: of the momentum encoder, raised to 1 along
+    a cosine. projection, prediction: widths of the two heads; BatchNorm after every layer, without scale and shift after the
+    last, and no biases. The defaults are the authors' for ViTs; for ResNets they have projection [4096, 256] and
+    prediction_norm false, a predictor whose last layer is linear.
+    stop_patch_embed: leave a ViT's patch projection as it was drawn, which keeps large batches stable (section 4.2).
+    A ViT without trained weights starts as the authors' does. Raises UserError for values that make no method.
+    """
+
+    views = 2
+    rows_per_position = 2
+    couples_samples = True
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        chunk: int | None = None,
+        *,
+        temperature: float = 0.2,
+        momentum: float = 0.99,
+        projection: tuple[int, ...] = (4096, 4096, 256),
+        prediction: tuple[int, ...] = (4096, 256),
+        prediction_norm: bool = True,
+        stop_patch_embed: bool = False,
+    ) -> None:
+        super().__init__()
+        if not temperature > 0.0:
+            raise UserError(f"method.temperature: must be above 0, got {temperature}; 0.2 to 1 is usual")
+        if not 0.0 <= momentum <= 1.0:
+            raise UserError(f"method.momentum: expected a number from 0 to 1, got {momentum}; 0.99 to 0.999 is usual")
+        self.backbone, self.chunk, self.temperature, self.momentum = backbone, chunk, temperature, momentum
+        self.projector = mlp([backbone.feature_dim, *projection], last="plain-norm", key="method.projection")
+        last = "plain-norm" if prediction_norm else "plain-linear"
+        self.predictor = mlp([projection[-1], *prediction], last=last, key="method.prediction")
+        if prediction[-1] != projection[-1]:
+            raise UserError(
+                f"method.prediction: its last width {prediction[-1]} must be method.projection's {projection[-1]}"
+            )
+        if not backbone.provenance and isinstance(backbone.model, VisionTransformer):
+            _initialise(backbone.model)
+        if stop_patch_embed:
+            _stop(backbone)
+        self.momentum_backbone, self.momentum_projector = teacher_of(backbone), teacher_of(self.projector)
+
+    def forward(self, batch: Views, progress: float) -> Step:
+        """batch.images: [2, N, C, h, w]; N is this process's share. Raises UserError for one image in all: no negatives."""
+        n = batch.images.shape[1]
+        if n * world() < 2:
+            raise UserError("optim.batch_size: mocov3 needs at least 2 images, the others are an image's negatives")
+        features = encode(self.backbone, batch.images, self.chunk)  # [2, N, D]
+        projections = project(self.projector, features)
+        queries = project(self.predictor, projections)
+        with torch.no_grad():
+            keys = project(self.momentum_projector, encode(self.momentum_backbone, batch.images, self.chunk))
+            keys = torch.stack([gather(view) for view in keys])
+        similarities = cosines(queries, keys)
+        own = torch.arange(keys.shape[1], device=keys.device)[own_rows(n)]
+        loss = info_nce(similarities, own, self.temperature)
+        found = (similarities.detach().argmax(-1) == own).float().mean()
+        return Step(loss, {**health(features, projections), "accuracy": found})
+
+    def after_step(self, progress: float) -> None:
+        """The momentum encoder's step; in the authors' code it comes first in the next step, with the same weights."""
+        momentum = cosine(self.momentum, 1.0, progress)
+        follow(self.momentum_backbone, self.backbone, momentum)
+        follow(self.momentum_projector, self.projector, momentum)
+
+
+def _stop(backbone: Backbone) -> None:
+    """Freeze the patch projection."""
+    patches = getattr(backbone.model, "patch_embed", None)
+    if not isinstance(patches, PatchEmbed):
+        raise UserError(
+            f"method.stop_patch_embed: {backbone.spec['name']} projects no patches; set it to false, or use a ViT"
+        )
+    patches.proj.requires_grad_(False)
+
+
+@torch.no_grad()
+def _initialise(vit: VisionTransformer) -> None:
+    """The authors' start (section 4.1, "Position embedding"; vits.py): Xavier, fixed sine-cosine positions, queries, keys and values
+    each as a layer of its own, and a patch projection drawn like a linear layer."""
+    for name, layer in vit.named_modules():
+        if isinstance(layer, nn.Linear):
+            for part in layer.weight.chunk(3 if name.endswith("qkv") else 1):
+                nn.init.xavier_uniform_(part)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    if vit.cls_token is not None:
+        nn.init.normal_(vit.cls_token, std=1e-6)
+    if not isinstance(vit.patch_embed, PatchEmbed):
+        return
+    nn.init.xavier_uniform_(vit.patch_embed.proj.weight.flatten(1))  # a view: filled in place
+    if vit.patch_embed.proj.bias is not None:
+        nn.init.zeros_(vit.patch_embed.proj.bias)
+    fix_positions(vit)

@@ -1,0 +1,141 @@
+"""SimMIM: mask tokens in place of patches, and one layer that paints what they hide (Xie et al. 2022, arXiv:2111.09886).
+
+Unlike MAE the encoder sees all places, hidden ones too, so that networks with windows or stages learn as well as ViTs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ..core.backbone import Backbone
+from ..core.draws import Draws
+from ..core.errors import UserError
+from ..core.sample import Views
+from ..core.tokens import embed, plain_vit, transform
+from ..core.train import Step
+from .health import health
+from .masks import enlarge, random_units
+
+SWINS = (SwinTransformer, SwinTransformerV2)
+
+
+def simmim_loss(prediction: Tensor, images: Tensor, hidden: Tensor) -> Tensor:
+    """The mean absolute error over hidden pixels (section 3.4), as in the authors' code: sum / (count + 1e-5) / channels.
+
+    prediction, images: [N, C, H, W]. hidden: bool [N, H, W]. The ratio is taken for each image and then averaged, where theirs
+    takes it once a batch: the same, as all images hide equally many, but for where the 1e-5 counts.
+    """
+    with torch.autocast(prediction.device.type, enabled=False):
+        dtype = torch.promote_types(prediction.dtype, torch.float32)
+        error = (prediction.to(dtype) - images.to(dtype)).abs().mean(1)
+        weight = hidden.to(dtype)
+        return ((error * weight).sum((1, 2)) / (weight.sum((1, 2)) + 1e-5)).mean()
+
+
+class Painting(NamedTuple):
+    prediction: Tensor  # [N, C, H, W]
+    hidden: Tensor  # bool [N, H, W]
+    features: Tensor  # [N, D], the mean over the last map
+
+
+class SimMIM(nn.Module):
+    """SimMIM's training objective on timm's ViTs and Swins.
+
+    mask_ratio: fraction of the units hidden, rounded up. mask_patch: their side in pixels, a multiple of the backbone's patches.
+    A ViT keeps timm's learned positions; the authors' has relative ones, shared by its layers, and layer scale.
+    Raises UserError for other backbones, and for sizes that do not fit.
+    """
+
+    views = 1
+    rows_per_position = 1
+    couples_samples = False
+
+    def __init__(
+        self, backbone: Backbone, chunk: int | None = None, *, mask_ratio: float = 0.6, mask_patch: int = 32
+    ) -> None:
+        super().__init__()
+        model = backbone.model if isinstance(backbone.model, SWINS) else _vit(backbone)
+        if isinstance(model, VisionTransformer):
+            stride, width = int(model.patch_embed.patch_size[0]), model.embed_dim
+        else:
+            stride, width = int(model.feature_info[-1]["reduction"]), model.num_features
+        embedding: Any = model.patch_embed
+        size, patch = backbone.size, int(embedding.patch_size[0])
+        if size % stride:
+            raise UserError(
+                f"data.size: {size} px are not a multiple of the {stride} px that {backbone.spec['name']} makes one place "
+                "of; choose a size that is"
+            )
+        if mask_patch < 1 or mask_patch % patch or size % mask_patch:
+            raise UserError(
+                f"method.mask_patch: {mask_patch} px must be a multiple of the backbone's patches ({patch} px) and divide "
+                f"data.size ({size} px); {_fitting(size, patch, mask_patch)} would do"
+            )
+        if not 0.0 < mask_ratio < 1.0:
+            raise UserError(f"method.mask_ratio: must lie between 0 and 1, got {mask_ratio}; 0.6 is published")
+        self.units = (size // mask_patch, size // mask_patch)
+        count = self.units[0] * self.units[1]
+        self.count = math.ceil(mask_ratio * count)
+        if self.count == count:
+            raise UserError(
+                f"method.mask_ratio: {mask_ratio} of {count} units of {mask_patch} px hides all; lower it or method.mask_patch"
+            )
+        self.backbone, self.patch, self.mask_patch = backbone, patch, mask_patch
+        # One number for each dimension: without weight decay, as the authors exempt Swin's.
+        self.mask_token = nn.Parameter(torch.empty(embedding.proj.out_channels))
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.head = nn.Sequential(nn.Conv2d(width, stride**2 * embedding.proj.in_channels, 1), nn.PixelShuffle(stride))
+
+    def forward(self, batch: Views, progress: float) -> Step:
+        """batch.images: [1, N, C, H, W]."""
+        images = batch.images[0]
+        out = self.reconstruct(images, batch.draws)
+        return Step(simmim_loss(out.prediction, images, out.hidden), health(out.features.detach()))
+
+    def reconstruct(self, images: Tensor, draws: Draws) -> Painting:
+        """Hide units of [N, C, H, W] and predict all pixels."""
+        units = random_units(draws, self.units, self.count)
+        features = self.encode(images, enlarge(units, self.mask_patch // self.patch))
+        return Painting(self.head(features), enlarge(units, self.mask_patch), features.mean((2, 3)))
+
+    def encode(self, images: Tensor, hidden: Tensor) -> Tensor:
+        """The backbone's last map, [N, D, h, w], with mask tokens where `hidden`, bool [N, H / patch, W / patch]."""
+        model = self.backbone.model
+        if isinstance(model, VisionTransformer):
+            tokens = transform(model, embed(model, images, hidden.flatten(1), self.mask_token))
+            tokens = tokens[:, model.num_prefix_tokens :]
+            return tokens.transpose(1, 2).unflatten(2, hidden.shape[1:])
+        assert isinstance(model, SWINS)
+        x = model.patch_embed(images)  # [N, h, w, D]
+        x = torch.where(hidden[..., None], self.mask_token.to(x.dtype), x)
+        return model.norm(model.layers(x)).permute(0, 3, 1, 2)
+
+    @torch.no_grad()
+    def paint(self, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """What the encoder saw (hidden pixels gray) and the painted image; both [N, C, H, W], in the inputs' normalisation."""
+        out = self.reconstruct(images, draws)
+        hidden = out.hidden[:, None]
+        seen = torch.where(hidden, torch.zeros_like(images), images)
+        return seen, torch.where(hidden, out.prediction.to(images.dtype), images)
+
+
+def _vit(backbone: Backbone) -> VisionTransformer:
+    if not isinstance(backbone.model, VisionTransformer):
+        raise UserError(
+            f"method: simmim needs a ViT or a Swin, {backbone.spec['name']} is a {type(backbone.model).__name__}; try "
+            "swin_tiny_patch4_window7_224"
+        )
+    return plain_vit(backbone, "simmim")
+
+
+def _fitting(size: int, patch: int, wanted: int) -> int:
+    """The possible unit that is nearest to the one wanted."""
+    units = [unit for unit in range(patch, size + 1, patch) if size % unit == 0]
+    return min(units, key=lambda unit: abs(unit - wanted))

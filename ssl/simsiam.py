@@ -1,0 +1,70 @@
+"""SimSiam: each view predicts the other; a stopped gradient alone keeps it from collapse (Chen & He 2021, arXiv:2011.10566)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.backbone import Backbone
+from ..core.chunk import encode
+from ..core.errors import UserError
+from ..core.sample import Views
+from ..core.train import Step
+from .heads import mlp, project
+from .health import health
+
+
+def negative_cosine(predictions: Tensor, targets: Tensor) -> Tensor:
+    """D(p1, z2) / 2 + D(p2, z1) / 2, where D is minus the cosine (eq. 1 and 2).
+
+    predictions, targets: [2, N, D]; the prediction of each view meets the target of the other. Returns the mean over N, from -1
+    to 1. Whether gradients reach the targets is the caller's to say.
+    """
+    with torch.autocast(predictions.device.type, enabled=False):
+        dtype = torch.promote_types(predictions.dtype, torch.float32)
+        return -F.cosine_similarity(predictions.to(dtype), targets.flip(0).to(dtype), dim=-1).mean()
+
+
+class SimSiam(nn.Module):
+    """SimSiam's training objective on a backbone.
+
+    projection: widths of the projection head; BatchNorm after every layer, without scale and shift after the last. prediction:
+    widths of the predictor, a bottleneck; BatchNorm after its hidden layers alone.
+    stop_gradient: false is the paper's ablation (section 4.1, figure 2): both sides chase each other, the loss falls towards -1 and
+    the embeddings lose their spread; it is there to show collapse, never to train. constant_prediction_rate: the predictor's
+    learning rate does not decay, as in the authors' recipe (table 1, "lr not decayed"; --fix-pred-lr in their code).
+    Raises UserError for values that make no method.
+    """
+
+    views = 2
+    rows_per_position = 2
+    couples_samples = True  # through the heads' BatchNorm
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        chunk: int | None = None,
+        *,
+        projection: tuple[int, ...] = (2048, 2048, 2048),
+        prediction: tuple[int, ...] = (512, 2048),
+        stop_gradient: bool = True,
+        constant_prediction_rate: bool = True,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.chunk, self.stop_gradient = backbone, chunk, stop_gradient
+        self.projector = mlp([backbone.feature_dim, *projection], last="plain-norm", key="method.projection")
+        self.predictor = mlp([projection[-1], *prediction], last="linear", key="method.prediction")
+        if prediction[-1] != projection[-1]:
+            raise UserError(
+                f"method.prediction: its last width {prediction[-1]} must be method.projection's {projection[-1]}"
+            )
+        self.constant_rate = (self.predictor,) if constant_prediction_rate else ()
+
+    def forward(self, batch: Views, progress: float) -> Step:
+        """batch.images: [2, N, C, h, w]; N is this process's share."""
+        features = encode(self.backbone, batch.images, self.chunk)  # [2, N, D]
+        projections = project(self.projector, features)
+        predictions = project(self.predictor, projections)
+        targets = projections.detach() if self.stop_gradient else projections
+        return Step(negative_cosine(predictions, targets), health(features, projections))

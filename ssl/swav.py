@@ -1,0 +1,114 @@
+"""SwAV: each crop predicts to which prototypes the whole views of its image are assigned, all prototypes being used equally
+(Caron et al. 2020, arXiv:2006.09882)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.backbone import Backbone
+from ..core.chunk import encode
+from ..core.distributed import all_reduce_sum, gather, rank, world
+from ..core.errors import UserError
+from ..core.sample import Views
+from ..core.train import Step
+from .heads import mlp, project
+from .health import health
+from .prototypes import assignment_health, crops_loss, hold, sinkhorn
+
+
+class SwAV(nn.Module):
+    """SwAV's training objective on a backbone.
+
+    projection: widths of the head, hidden layers (with BatchNorm) then output (without). prototypes: how many. temperature: tau
+    of the predictions (eq. 2). epsilon, iterations: of Sinkhorn-Knopp's codes (eq. 3). freeze_prototypes: the fraction of the
+    training in which the prototypes stand still; the default is the authors' 313 steps of 100 epochs. queue: features of earlier
+    steps, of each whole view, that take part in the assignment of a small batch; used from the fraction queue_from of the
+    training on, once it is full. Raises UserError for values that make no method.
+    """
+
+    views = 2
+    rows_per_position = 2
+    takes_local = True
+    couples_samples = True  # codes share the prototypes among all samples
+    queue: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        chunk: int | None = None,
+        *,
+        projection: tuple[int, ...] = (2048, 128),
+        prototypes: int = 3000,
+        temperature: float = 0.1,
+        epsilon: float = 0.05,
+        iterations: int = 3,
+        freeze_prototypes: float = 0.01,
+        queue: int = 0,
+        queue_from: float = 0.0,
+    ) -> None:
+        super().__init__()
+        for key, value in {"temperature": temperature, "epsilon": epsilon}.items():
+            if not value > 0.0:
+                raise UserError(f"method.{key}: must be above 0, got {value}; 0.03 to 0.1 is usual")
+        for key, value, least in (("prototypes", prototypes, 2), ("iterations", iterations, 1), ("queue", queue, 0)):
+            if value < least:
+                raise UserError(f"method.{key}: expected {least} or more, got {value}")
+        for key, value in {"freeze_prototypes": freeze_prototypes, "queue_from": queue_from}.items():
+            if not 0.0 <= value <= 1.0:
+                raise UserError(
+                    f"method.{key}: expected a number from 0 to 1, got {value}; 0.01 is a hundredth of the training"
+                )
+        backbone.take_any_size("swav")
+        self.backbone, self.chunk, self.temperature = backbone, chunk, temperature
+        self.epsilon, self.iterations = epsilon, iterations
+        self.freeze_prototypes, self.queue_from = freeze_prototypes, queue_from
+        self.projector = mlp([backbone.feature_dim, *projection], last="linear", key="method.projection")
+        self.prototypes = nn.Parameter(nn.Linear(projection[-1], prototypes, bias=False).weight.detach())
+        self._normalise_prototypes()
+        # The same on all processes, so that a checkpoint of any of them holds it.
+        self.register_buffer("queue", torch.zeros(self.views, queue, projection[-1]), persistent=queue > 0)
+
+    def forward(self, batch: Views, progress: float) -> Step:
+        """batch.images: [2, N, C, h, w]; batch.local: [L, N, C, s, s] or None; N is this process's share."""
+        features = encode(self.backbone, batch.images, self.chunk)  # [2, N, D]
+        crops = features
+        if batch.local is not None:
+            crops = torch.cat([features, encode(self.backbone, batch.local, self.chunk)])
+        projected = project(self.projector, crops)  # of all crops in one forward, as one batch to BatchNorm
+        with torch.autocast(projected.device.type, enabled=False):
+            z = F.normalize(projected.to(self.prototypes.dtype), dim=-1)
+            logits = F.linear(z, hold(self.prototypes, progress < self.freeze_prototypes))  # cosines, [2 + L, N, K]
+            codes = self.codes(z[: self.views].detach(), logits[: self.views].detach(), progress)
+        loss = crops_loss(codes, logits, self.temperature)
+        return Step(loss, health(features, z[: self.views]) | assignment_health(codes, loss))
+
+    @torch.no_grad()
+    def codes(self, z: Tensor, logits: Tensor, progress: float) -> Tensor:
+        """The assignments of the whole views, [2, N, K], each view's among all processes' samples and the queue's; then its step.
+
+        z: [2, N, E], of length 1. logits: [2, N, K].
+        """
+        n, length = logits.shape[1], self.queue.shape[1]
+        if not length:
+            return sinkhorn(logits, self.epsilon, self.iterations, all_reduce_sum)
+        # Each process takes its part of the queue, so that each sample of it counts once.
+        mine = self.queue[:, length * rank() // world() : length * (rank() + 1) // world()]
+        used = self.queue[:, -1].any() & (progress >= self.queue_from)
+        counted = torch.cat([torch.ones_like(z[..., 0]), used.expand(mine.shape[:2]).to(z.dtype)], 1)
+        samples = torch.cat([logits, F.linear(mine, self.prototypes)], 1)
+        codes = sinkhorn(samples, self.epsilon, self.iterations, all_reduce_sum, counted)[:, :n]
+        entering = gather(z.transpose(0, 1)).transpose(0, 1)
+        moved = torch.cat([entering, self.queue], 1)[:, :length]
+        # What is not finite stays out: that step is skipped, and the queue would keep it for many others.
+        self.queue.copy_(torch.where(entering.isfinite().all(), moved, self.queue))
+        return codes
+
+    def after_step(self, progress: float) -> None:
+        """The prototypes' return to length 1, outside of the gradient as in the authors' code."""
+        self._normalise_prototypes()
+
+    @torch.no_grad()
+    def _normalise_prototypes(self) -> None:
+        self.prototypes.copy_(F.normalize(self.prototypes, dim=1))

@@ -1,0 +1,90 @@
+"""VICReg: views agree while each dimension keeps its variance and none repeats another (Bardes et al. 2022, arXiv:2105.04906)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.backbone import Backbone
+from ..core.chunk import encode
+from ..core.distributed import gather, world
+from ..core.errors import UserError
+from ..core.sample import Views
+from ..core.train import Step
+from .barlow import off_diagonal
+from .heads import mlp, project
+from .health import health
+
+EPSILON = 1e-4  # of eq. 2
+
+
+def invariance(first: Tensor, second: Tensor) -> Tensor:
+    """s(Z, Z'), eq. 5: the mean squared difference of [N, D] and [N, D].
+
+    Over rows and dimensions, as the authors' code has it; eq. 5 sums over dimensions, D times as much.
+    """
+    with torch.autocast(first.device.type, enabled=False):
+        dtype = torch.promote_types(first.dtype, torch.float32)
+        return F.mse_loss(first.to(dtype), second.to(dtype))
+
+
+def variance(z: Tensor) -> Tensor:
+    """v(Z), eq. 1 and 2: by how much the standard deviation of each dimension of [N, D] falls short of 1, on average."""
+    with torch.autocast(z.device.type, enabled=False):
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        return F.relu(1.0 - (z.var(0) + EPSILON).sqrt()).mean()
+
+
+def covariance(z: Tensor) -> Tensor:
+    """c(Z), eq. 3 and 4: the squared covariances of different dimensions of [N, D], summed and divided by D."""
+    with torch.autocast(z.device.type, enabled=False):
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        centred = z - z.mean(0)
+        return off_diagonal(centred.T @ centred / (len(z) - 1)) / z.shape[1]
+
+
+class VICReg(nn.Module):
+    """VICReg's training objective on a backbone.
+
+    invariance, variance, covariance: lambda, mu and nu of eq. 6. As in the authors' code the variance term is the mean of the two
+    views' and the covariance term their sum. projection: widths of the expander, BatchNorm after each hidden layer, a linear
+    last layer without bias. Raises UserError for values that make no loss.
+    """
+
+    views = 2
+    rows_per_position = 2
+    couples_samples = True
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        chunk: int | None = None,
+        *,
+        invariance: float = 25.0,
+        variance: float = 25.0,
+        covariance: float = 1.0,
+        projection: tuple[int, ...] = (8192, 8192, 8192),
+    ) -> None:
+        super().__init__()
+        self.weights = {"invariance": invariance, "variance": variance, "covariance": covariance}
+        for name, weight in self.weights.items():
+            if not weight >= 0.0:
+                raise UserError(f"method.{name}: must be 0 or more, got {weight}; 25, 25 and 1 are the published ones")
+        self.backbone, self.chunk = backbone, chunk
+        self.projector = mlp([backbone.feature_dim, *projection], last="plain-linear", key="method.projection")
+
+    def forward(self, batch: Views, progress: float) -> Step:
+        """batch.images: [2, N, C, h, w]; N is this process's share. Raises UserError for one image in all: no variance."""
+        if batch.images.shape[1] * world() < 2:
+            raise UserError("optim.batch_size: vicreg needs at least 2 images to have a variance")
+        features = encode(self.backbone, batch.images, self.chunk)  # [2, N, D]
+        first, second = (gather(z) for z in project(self.projector, features))
+        terms = {
+            "invariance": invariance(first, second),
+            "variance": (variance(first) + variance(second)) / 2.0,
+            "covariance": covariance(first) + covariance(second),
+        }
+        loss = torch.stack([weight * terms[name] for name, weight in self.weights.items()]).sum()
+        watched = {name: term.detach() for name, term in terms.items()}
+        return Step(loss, {**health(features, torch.stack([first, second])), **watched})

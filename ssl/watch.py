@@ -1,0 +1,209 @@
+"""What a pretraining run is watched by: kNN and a linear probe on any labelled sets, and measures that need no label.
+
+All of it looks at frozen features that `extract` hands out without gradient, so nothing here can move the backbone; and all of it is a
+function of the weights and the seed, so a resumed run is told the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.damage import read_or_neighbour
+from ..core.distributed import gather, rank, world
+from ..core.draws import Draws, permute
+from ..core.errors import UserError
+from ..core.features import evaluating, extract
+from ..core.images.source import Images
+from ..core.knn import knn_predict
+from ..core.multiview import Multiview
+from ..core.pictures import save_map
+from ..core.run import Run
+from ..core.sample import Sample
+from ..core.views import Evaluation
+from . import spectrum
+
+WATCHED_AT_ONCE = 256
+FEWEST = 16  # images, below which a spectrum says nothing
+
+
+def knn_options(*, k: int = 20, temperature: float = 0.07) -> None:
+    """Weighted cosine kNN; k and temperature are fixed beforehand, nothing is selected."""
+
+
+def linear_options(*, steps: int = 300, lr: float = 0.01, batch_size: int = 1024) -> None:
+    """A linear classifier on frozen features, trained anew each time by an AdamW of its own: an indicator, the number is `probe`'s.
+
+    steps, lr (to 0 along a line), batch_size: of that training.
+    """
+
+
+def watch_options(*, images: int = 256, views: int = 4) -> None:
+    """RankMe, alpha-ReQ, LiDAR, uniformity and alignment of `images` training images, in `views` augmented views each for LiDAR
+    and alignment."""
+
+
+class Probes:
+    """ "TEST/knn/accuracy" and "TEST/linear/accuracy" of a method's frozen backbone, by the bank's labels."""
+
+    def __init__(
+        self,
+        bank: Images | None,
+        tests: Mapping[str, Images],
+        view: Evaluation,
+        run: Run,
+        knn: Mapping[str, Any] | None,
+        linear: Mapping[str, Any] | None,
+    ) -> None:
+        self.bank, self.tests, self.view, self.run = bank, tests, view, run
+        self.knn, self.linear = knn, linear
+
+    def __call__(self, method: Any) -> dict[str, float]:
+        """The evaluator that `fit` calls."""
+        return self._score(
+            method.backbone, {name: self._features(method.backbone, t) for name, t in self.tests.items()}
+        )
+
+    def conclude(self, method: Any) -> dict[str, float]:
+        """The same at the end, and the map of the tests' features."""
+        features = {name: self._features(method.backbone, t) for name, t in self.tests.items()}
+        if self.run.main:
+            save_map(self.run.dir, features, self.tests, self.run.seed)
+        return self._score(method.backbone, features)
+
+    def _features(self, backbone: nn.Module, images: Images) -> Tensor:
+        return extract(backbone, images, self.view, device=self.run.device, workers=self.run.options["workers"])
+
+    def _score(self, backbone: nn.Module, features: Mapping[str, Tensor]) -> dict[str, float]:
+        if self.bank is None:
+            return {}
+        labels, classes = self.bank.labels, self.bank.classes
+        assert labels is not None and classes is not None
+        known = self._features(backbone, self.bank)
+        predicted: dict[str, Tensor] = {}
+        if self.knn is not None:
+            for name, x in features.items():
+                predicted[f"{name}/knn"] = knn_predict(known, labels, x, len(classes), **self.knn)
+        if self.linear is not None:
+            probe = linear_probe(known, labels, len(classes), seed=self.run.seed, device=self.run.device, **self.linear)
+            for name, x in features.items():
+                predicted[f"{name}/linear"] = probe(x.to(self.run.device)).argmax(1).cpu()
+        truth = {name: images.labels for name, images in self.tests.items()}
+        return {
+            f"{key}/accuracy": float((found == truth[key.rpartition("/")[0]]).double().mean())
+            for key, found in predicted.items()
+        }
+
+
+class _Linear(nn.Module):
+    """Centred features, divided by one number (see finetune/logreg.py for why not each by its own), through a linear layer."""
+
+    def __init__(self, x: Tensor, num_classes: int) -> None:
+        super().__init__()
+        self.mean = x.mean(0)
+        self.scale = (x - self.mean).square().mean().sqrt().clamp(min=1e-12)
+        self.layer = nn.Linear(x.shape[1], num_classes, device=x.device)
+        nn.init.zeros_(self.layer.weight)
+        nn.init.zeros_(self.layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer((x - self.mean) / self.scale)
+
+
+def linear_probe(
+    x: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    steps: int = 300,
+    lr: float = 0.01,
+    batch_size: int = 1024,
+) -> nn.Module:
+    """A linear classifier of features float [N, D] with labels int64 [N], from zero weights, in an order that the seed gives.
+
+    Returns a module [M, D] -> logits [M, num_classes] on the device.
+    """
+    x, labels = x.detach().to(device), labels.to(device)
+    model = _Linear(x, num_classes)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-4)
+    batch_size, n = min(batch_size, len(x)), len(x)
+    for step in range(steps):
+        seen = torch.arange(step * batch_size, (step + 1) * batch_size)
+        rows = torch.cat(
+            [permute(seed, f"linear/{epoch}", n, seen[seen // n == epoch] % n) for epoch in _epochs(seen, n)]
+        )
+        rows = rows.to(device)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * (1.0 - step / steps)
+        optimizer.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            nn.functional.cross_entropy(model(x[rows]), labels[rows]).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def _epochs(seen: Tensor, n: int) -> range:
+    return range(int(seen[0]) // n, int(seen[-1]) // n + 1)
+
+
+class Watch:
+    """Measures of a backbone that need no label, on a fixed few of the training images; what they mean is in ssl/spectrum.py."""
+
+    def __init__(
+        self, train: Images, view: Evaluation, augment: Multiview, run: Run, *, images: int = 256, views: int = 4
+    ) -> None:
+        """Raises UserError for numbers too small to measure anything."""
+        if images < FEWEST or views < 2:
+            raise UserError(
+                f"evaluate.watch: expected {FEWEST} images or more in 2 views or more, got {images} and {views}; null leaves it out"
+            )
+        n = min(images, len(train))
+        chosen = permute(run.seed, "watch", len(train), torch.arange(n))
+        self.images, self.view, self.augment, self.run = train.select(chosen), view, augment, run
+        self.views = views
+
+    def __call__(self, method: Any) -> dict[str, float]:
+        """The evaluator that `fit` calls."""
+        if len(self.images) < FEWEST:
+            return {}
+        backbone = method.backbone
+        workers = self.run.options["workers"]
+        plain = extract(backbone, self.images, self.view, device=self.run.device, workers=workers)
+        views = self._augmented(backbone)
+        if not bool(plain.isfinite().all() and views.isfinite().all()):
+            return {}  # diverged: `fit` says so, and no decomposition would take it
+        found = {
+            "rankme": spectrum.rankme(plain),
+            "alpha_req": spectrum.alpha_req(plain),
+            "lidar": spectrum.lidar(views),
+            "uniformity": spectrum.uniformity(plain),
+            "alignment": spectrum.alignment(views),
+        }
+        return {name: value for name, value in found.items() if math.isfinite(value)}
+
+    def _augmented(self, backbone: nn.Module) -> Tensor:
+        """Features of augmented views, [n, views, D] on the CPU: each process encodes some images, all get all."""
+        n = len(self.images)
+        share = -(-n // world())
+        own = [min(i, n - 1) for i in range(rank() * share, (rank() + 1) * share)]  # the last one again fills up
+        parts = []
+        with evaluating(backbone), torch.inference_mode():
+            for start in range(0, share, WATCHED_AT_ONCE):
+                few = own[start : start + WATCHED_AT_ONCE]
+                pictures = [read_or_neighbour(self.images, i)[0] for i in few]
+                parts.append(torch.stack([self._one_view(backbone, pictures, few, v) for v in range(self.views)], 1))
+        return gather(torch.cat(parts))[:n].float().cpu()
+
+    def _one_view(self, backbone: nn.Module, pictures: list[Tensor], numbers: list[int], view: int) -> Tensor:
+        """The first of the training views, with draws that training does not use."""
+        augment = Multiview(self.augment.views[:1])
+        on_host = Draws(self.run.seed, torch.tensor(numbers) * self.views + view, "watch/")
+        crops = augment.crop_each(pictures, on_host)["images"].to(self.run.device)
+        draws = Draws(self.run.seed, on_host.positions.to(self.run.device), "watch/")
+        return backbone(augment(Sample(crops, draws.positions, torch.empty(0)), draws).images[0])
