@@ -7,6 +7,7 @@ numbers that move.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Protocol
@@ -62,12 +63,15 @@ def extract(
     batch_size: int = 256,
     device: torch.device | str,
     workers: int = 0,
+    axes: int = 1,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The features of all images, float32 [N, D] on the CPU, the same on every process.
+    """The features of all images, [N, D] on the CPU, the same on every process. Each process holds them all, once.
 
     model: maps view(...) [n, 3, s, s] to [n, D]; run in eval mode without gradient and left as it was.
     images: uniform sets are cut as they lie; pictures of others are read and cropped by `workers` processes, at most one a core.
     batch_size: images per forward pass on one process. device: where the model is.
+    axes: those of one image's features, 1 for [N, D], 2 for tokens, [N, L, D]. dtype: what they are kept in.
     Raises what reading a damaged picture raises, on all processes (evaluation never skips), and UserError for an empty
     set.
     """
@@ -83,22 +87,25 @@ def extract(
     starts = range(0, n, batch_size)
     share = -(-len(starts) // world())
     own = [range(start, min(start + batch_size, n)) for start in starts[rank() * share : (rank() + 1) * share]]
-    parts: list[Tensor] = []
+    features = None
     damaged = None
     source = _pixels(images, view, own, workers, pinned=device.type == "cuda")
     with closing(source), evaluating(model), torch.inference_mode():
-        for pixels in source:
+        for pixels, rows in zip(source, own, strict=False):  # `source` ends early at a damaged picture
             if isinstance(pixels, int):
                 damaged = pixels
                 break
-            features = model(view(pixels.to(device, non_blocking=True)))
-            if features.ndim != 2 or len(features) != len(pixels):
+            found = model(view(pixels.to(device, non_blocking=True)))
+            if found.ndim != 1 + axes or len(found) != len(pixels):
                 raise ValueError(
-                    f"a feature extractor maps {len(pixels)} images to [n, D], not {tuple(features.shape)}"
+                    f"a feature extractor maps {len(pixels)} images to as many rows of {axes} axes each, not {tuple(found.shape)}"
                 )
-            parts.append(features.float().cpu())
+            if features is None:
+                with torch.inference_mode(False):  # a probe is trained on them, which inference tensors refuse
+                    features = torch.zeros(n, *found.shape[1:], dtype=dtype)
+            features[rows.start : rows.stop] = found.to(dtype).cpu()
     _agree_on_damage(images, view, damaged, device)
-    return _assemble(parts, own, n, device)
+    return _assemble(features, own, n, axes, dtype, device)
 
 
 def _pixels(
@@ -155,19 +162,27 @@ def _agree_on_damage(images: Readable, view: EvaluationView, damaged: int | None
         raise UserError(f"picture {min(numbers)} could be read only at the second attempt; check the disk it is on")
 
 
-def _assemble(parts: Sequence[Tensor], own: Sequence[range], n: int, device: torch.device) -> Tensor:
-    """Every process's rows at their places, float32 [n, D], after checking that each row was computed once."""
-    # Process 0 always has the first batch; the others may have none and then don't know D.
-    width = torch.tensor(parts[0].shape[1] if rank() == 0 else 0, device=device)
-    width = int(all_reduce_sum(width).item())
-    features = torch.zeros(n, width)
+def _assemble(
+    features: Tensor | None, own: Sequence[range], n: int, axes: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Every process's rows at their places, [N, ...], after checking that each row was computed once.
+
+    features: [N, ...] with this process's rows and zeros in place of the others'; None where it has no rows.
+    """
+    # Process 0 always has the first batch; the others may have none and then don't know the shape.
+    shape = torch.zeros(axes, dtype=torch.int64, device=device)
+    if rank() == 0:
+        assert features is not None
+        shape += torch.tensor(features.shape[1:], device=device)
+    shape = [int(side) for side in all_reduce_sum(shape).tolist()]
+    if features is None:
+        features = torch.zeros(n, *shape, dtype=dtype)
     seen = torch.zeros(n, dtype=torch.int64)
-    for part, rows in zip(parts, own, strict=True):
-        features[rows.start : rows.stop] = part
+    for rows in own:
         seen[rows.start : rows.stop] += 1
     if world() > 1:
         seen = all_reduce_sum(seen.to(device)).cpu()
-        block = max(1, BLOCK // max(1, width))
+        block = max(1, BLOCK // max(1, math.prod(shape)))
         for start in range(0, n, block):
             features[start : start + block] = all_reduce_sum(features[start : start + block].to(device)).cpu()
     if not bool((seen == 1).all()):

@@ -1,8 +1,9 @@
-"""Evaluation protocols on frozen features: kNN, logistic regression, few-shot, and published presets of them by name.
+"""Evaluation protocols on frozen features: kNN, linear and attentive probes, few-shot, and published presets by name.
 
-A protocol is a function of feature tensors, so features are extracted once and all protocols share them. Its keyword-
-only parameters are its section of a config. Where it has something to choose (k, C) it chooses on a held-out slice of
-the *training* features and says so; test labels are only ever compared with predictions.
+A protocol is a function of feature tensors, so features are extracted once and all protocols share them; those of READ_TOKENS
+take tokens, which are extracted only for them. A protocol's keyword-only parameters are its section of a config. Where it has
+something to choose (k, C, a rate) it chooses on a held-out slice of the *training* features and says so; test labels are only
+ever compared with predictions.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ..core.draws import Draws
 from ..core.errors import UserError
 from ..core.knn import knn_predict, neighbours, vote
 from ..core.metrics import classification, mean_interval
+from .attentive import Training, fit_choosing
 from .logreg import GRID, fit_choosing_C, stratified_slice
 
 # `linear` tries these C by default: one a decade.
@@ -34,7 +36,9 @@ class Outcome(NamedTuple):
     details: dict[str, dict[str, Any]]  # "TEST/PROTOCOL": what `classification` returns
     predictions: dict[str, Tensor]  # "TEST/PROTOCOL": int64 [M], or [draws, M] for few-shot
     intervals: dict[str, list[float | None]]  # "TEST/PROTOCOL/METRIC": [low, high], where the protocol itself repeats
-    chosen: dict[str, float]  # "PROTOCOL/k", "PROTOCOL/C": what the held-out slice chose, where there was a choice
+    chosen: dict[
+        str, float
+    ]  # "PROTOCOL/k", "PROTOCOL/C", "PROTOCOL/lr": what the held-out slice chose, where there was a choice
     selection: str  # "train-split" if something was chosen, else "last"
 
 
@@ -81,6 +85,30 @@ def linear(
 def logreg(train_x: Tensor, train_y: Tensor, tests: Tests, classes: Sequence[str], seed: int) -> Outcome:
     """DINOv2's logistic regression (Oquab et al. 2023, arXiv:2304.07193): 45 values of C, 1e-6 to 1e5."""
     return _linear("logreg", train_x, train_y, tests, classes, seed, GRID)
+
+
+def attentive(
+    train_x: Tensor,
+    train_y: Tensor,
+    tests: Tests,
+    classes: Sequence[str],
+    seed: int,
+    device: torch.device | str = "cpu",
+    **options: Any,
+) -> Outcome:
+    """A small attention over tokens and a linear classifier; its section of a config is `Training` (see finetune/attentive.py).
+
+    train_x: [N, L, D] on the CPU and tests the same; device: where the probe is trained.
+    """
+    training = Training(**options)
+    model = fit_choosing(train_x, train_y, len(classes), training, seed, device)
+    outcome = _empty("train-split" if model.selected else "last")
+    if model.selected:
+        rate, decay = model.grid[0]
+        outcome.chosen.update({"attentive/lr": rate, "attentive/weight_decay": decay})
+    for test, (x, labels) in tests.items():
+        _record(outcome, f"{test}/attentive", labels, model.predict(x), classes)
+    return outcome
 
 
 def fewshot(
@@ -200,5 +228,7 @@ PROTOCOLS: Mapping[str, Callable[..., Outcome]] = {
     "knn-dino": knn_dino,
     "linear": linear,
     "logreg": logreg,
+    "attentive": attentive,
     "fewshot": fewshot,
 }
+READ_TOKENS = frozenset({"attentive"})

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ..core import config, norm
 from ..core.backbone import OWN, Backbone, create
@@ -32,7 +32,9 @@ from ..core.stream import Decode, Share, stream
 from ..core.train import Every, Step, fit
 from ..core.views import Evaluation
 from . import protocols
+from .attentive import Training
 from .registry import BASELINES
+from .tokens import extract_tokens
 
 
 def data_options(
@@ -58,10 +60,11 @@ def evaluate_options(
     *,
     knn: Annotated[dict[str, Any] | None, Section(protocols.knn)] = None,
     linear: Annotated[dict[str, Any] | None, Section(protocols.linear)] = None,
+    attentive: Annotated[dict[str, Any] | None, Section(Training)] = None,
     fewshot: Annotated[dict[str, Any] | None, Section(protocols.fewshot)] = None,
     presets: list[str] = [],
 ) -> None:
-    """Which protocols run on the frozen features; presets: published ones by name (see finetune/protocols.py)."""
+    """Which protocols run on the frozen features, or tokens (attentive); presets: published ones by name (see finetune/protocols.py)."""
 
 
 def probe(
@@ -72,9 +75,9 @@ def probe(
     evaluate: Annotated[dict[str, Any], Section(evaluate_options)],
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Score frozen features and return the result. Chooses (k, C) only on a held-out slice of the training features."""
+    """Score frozen features and return the result. Chooses (k, C, rates) only on a held-out slice of the training features."""
     torch.manual_seed(seed)
-    chosen = _protocols(evaluate)
+    chosen, attentive = _protocols(evaluate), Training(**(evaluate["attentive"] or {}))
     train, tests = train_and_tests(data["train"], data["test"], seed)
     run.record(data=fingerprints(_named(train, tests)))
     assert train.labels is not None and train.classes is not None
@@ -88,12 +91,22 @@ def probe(
     run.log(
         f"probe {model.spec['name']}: features of {len(train)} training and {sum(map(len, tests.values()))} test images"
     )
+    labelled = {name: t for name, t in tests.items() if t.labels is not None}
+    tokens: list[Tensor] = []
+    if any(name in protocols.READ_TOKENS for name, _ in chosen):
+        # Before the features, because they may be refused for want of memory.
+        read = [train, *labelled.values()]
+        tokens = extract_tokens(model, read, view, attentive, device=run.device, workers=workers, log=run.log)
     known = extract(model, train, view, device=run.device, workers=workers)
     features = {name: extract(model, t, view, device=run.device, workers=workers) for name, t in tests.items()}
-    pairs = {name: (features[name], t.labels) for name, t in tests.items() if t.labels is not None}
     scores, picked, selection = Scores({}, {}, {}), {}, "last"
-    for protocol in chosen:
-        outcome = protocol(known, train.labels, pairs, train.classes, seed)
+    for name, protocol in chosen:
+        if name in protocols.READ_TOKENS:
+            pairs = {test: (x, t.labels) for (test, t), x in zip(labelled.items(), tokens[1:], strict=True)}
+            outcome = protocol(tokens[0], train.labels, pairs, train.classes, seed, run.device)
+        else:
+            pairs = {test: (features[test], t.labels) for test, t in labelled.items()}
+            outcome = protocol(known, train.labels, pairs, train.classes, seed)
         for key, predictions in outcome.predictions.items():
             if predictions.ndim == 1:
                 add_scores(scores, key, tests[key.split("/")[0]], predictions, train.classes, seed)
@@ -237,16 +250,19 @@ def _result(
     }
 
 
-def _protocols(evaluate: Mapping[str, Any]) -> list[Callable[..., protocols.Outcome]]:
-    """The protocols that a config asks for, in its order; kNN where it asks for none. Raises UserError for unknown presets."""
-    chosen: list[Callable[..., protocols.Outcome]] = []
-    for name in ("knn", "linear", "fewshot"):
+def _protocols(evaluate: Mapping[str, Any]) -> list[tuple[str, Callable[..., protocols.Outcome]]]:
+    """The protocols that a config asks for, with their names, in its order; kNN where it asks for none.
+
+    Raises UserError for unknown presets.
+    """
+    chosen: list[tuple[str, Callable[..., protocols.Outcome]]] = []
+    for name in ("knn", "linear", "attentive", "fewshot"):
         if evaluate[name] is not None:
-            chosen.append(partial(protocols.PROTOCOLS[name], **evaluate[name]))
+            chosen.append((name, partial(protocols.PROTOCOLS[name], **evaluate[name])))
     for name in evaluate["presets"]:
         if name not in protocols.PROTOCOLS:
             raise UserError(
                 f"evaluate.presets: unknown preset {name!r} (known: {', '.join(sorted(protocols.PROTOCOLS))})"
             )
-        chosen.append(protocols.PROTOCOLS[name])
-    return chosen or [protocols.knn]
+        chosen.append((name, protocols.PROTOCOLS[name]))
+    return chosen or [("knn", protocols.knn)]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rootstock.core.backbone import Backbone, create, load_strictly, read_description
 from rootstock.core.errors import UserError
 from rootstock.core.optim import Optim, parameter_groups
+from rootstock.finetune.registry import BASELINES
 
 VIT = {"patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2}
 RESNET = {"channels": [8, 8, 16, 16], "layers": [1, 1, 1, 1]}
@@ -61,6 +62,47 @@ def test_create_export_load_is_the_same_to_the_last_bit(
     assert torch.equal(loaded.seen["pretrain"], made.seen["pretrain"])
     described = json.loads((tmp_path / "backbone" / "backbone.json").read_text())
     assert (described["name"], described["feature_dim"]) == (name, made.feature_dim)
+
+
+@pytest.mark.parametrize(("name", "size", "options"), TINY, ids=[f"{n}-{o.get('pooling', '')}" for n, _, o in TINY])
+def test_tokens_are_what_the_model_pools(name: str, size: int, options: dict[str, Any]) -> None:
+    made = create(size, name=name, **options).eval()
+    with torch.no_grad():
+        tokens = made.tokens(pictures(size))
+        if isinstance(made.model, VisionTransformer):
+            assert tokens.shape == (2, 17, 16)
+            pooled = tokens[:, 0] if options["pooling"] == "token" else tokens[:, 1:].mean(1)
+        elif hasattr(made.model, "forward_head"):
+            found: Any = made.model
+            side = round(tokens.shape[1] ** 0.5)
+            grid = tokens.view(2, side, side, -1)  # places row by row
+            channels_last = getattr(found, "output_fmt", "NCHW") == "NHWC"
+            pooled = found.forward_head(grid if channels_last else grid.permute(0, 3, 1, 2))
+        else:
+            pooled = tokens.mean(1)
+    torch.testing.assert_close(pooled, features(made, size))
+
+
+def test_tokens_of_a_map_are_its_places_row_by_row() -> None:
+    map = torch.arange(2 * 3 * 2 * 2.0).view(2, 3, 2, 2)
+    made = vit()
+    for model, found in ((nn.Module(), map), (nn.Module(), map.permute(0, 2, 3, 1))):
+        model.num_features, model.forward_features = 3, lambda images, found=found: found  # pyright: ignore[reportArgumentType]
+        made.model = model
+        tokens = made.tokens(pictures(16))
+        assert torch.equal(tokens, torch.stack([map[:, :, i // 2, i % 2] for i in range(4)], 1))
+
+
+def test_models_without_a_map_give_one_token() -> None:
+    made = create(8, 3, BASELINES, name="pixels")
+    assert torch.equal(made.tokens(pictures(8)), made(pictures(8))[:, None])
+
+
+def test_several_maps_are_refused() -> None:
+    made = vit()
+    made.model.forward_features = lambda images: [images, images]  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match=r"backbone.name: vit_tiny_patch16_224 hands out no single map"):
+        made.tokens(pictures(16))
 
 
 def test_inception_gives_its_features_too() -> None:

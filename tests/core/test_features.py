@@ -63,6 +63,18 @@ class Numbers(nn.Module):
         return torch.stack([number, number.square()], dim=1)
 
 
+class Tokens(Numbers):
+    """[N, 3, 4, 4] -> [N, 4, 2]: tokens 0 to 3, each with the number of the picture and its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        number = super().forward(x)[:, :1]
+        return torch.stack([number.expand(-1, 4), torch.arange(4.0).expand(len(x), 4)], dim=2)
+
+
+def expected_tokens(n: int) -> Tensor:
+    return torch.tensor([[[float(i), float(t)] for t in range(4)] for i in range(n)])
+
+
 def expected(n: int) -> Tensor:
     return torch.tensor([[float(i), float(i * i)] for i in range(n)])
 
@@ -79,6 +91,13 @@ def test_each_sample_once_by_index(uniform: bool) -> None:
         assert torch.equal(extract(model, pictures, View(), batch_size=4, device="cpu"), expected(n))
         assert pictures.reads == list(range(n))
         assert sum(model.batches) == n
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_tokens_keep_their_axes(dtype: torch.dtype) -> None:
+    found = extract(Tokens(), Pictures(10), View(), batch_size=4, device="cpu", axes=2, dtype=dtype)
+    assert found.dtype == dtype and torch.equal(found, expected_tokens(10).to(dtype))
+    assert not found.is_inference()
 
 
 def test_workers_keep_the_order() -> None:
@@ -127,6 +146,8 @@ def test_bad_arguments_are_named() -> None:
         extract(Numbers(), Pictures(3), View(), batch_size=0, device="cpu")
     with pytest.raises(ValueError, match=r"not \(3, 3, 4, 4\)"):
         extract(nn.Identity(), Pictures(3), View(), device="cpu")
+    with pytest.raises(ValueError, match=r"2 axes each, not \(3, 2\)"):
+        extract(Numbers(), Pictures(3), View(), device="cpu", axes=2)
 
 
 def test_exact_over_processes(tmp_path: Path) -> None:
@@ -168,6 +189,8 @@ def one_process(rank: int, folder: Path) -> None:
             assert sum(model.batches) == len(pictures.reads)
         for n, features in zip((1, 6, 33), alone, strict=True):
             assert torch.equal(extract(network(), Pictures(n), View(), batch_size=4, device="cpu"), features)
+            tokens = extract(Tokens(), Pictures(n), View(), batch_size=4, device="cpu", axes=2, dtype=torch.float16)
+            assert tokens.dtype == torch.float16 and torch.equal(tokens, expected_tokens(n).half())
         # Only the last process meets the picture; all of them name it, and none waits for another.
         with pytest.raises(UserError, match=r"^picture-30.png is damaged; remove it$"):
             extract(Numbers(), Pictures(33, damaged=30), View(), batch_size=4, device="cpu")

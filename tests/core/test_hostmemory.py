@@ -1,9 +1,12 @@
-"""Fresh memory has the shape, type and layout of torch's own."""
+"""Fresh memory has the shape, type and layout of torch's own; what is left of it is the least that anyone says."""
+
+from pathlib import Path
 
 import pytest
 import torch
 
-from rootstock.core.hostmemory import empty
+from rootstock.core import hostmemory
+from rootstock.core.hostmemory import available, empty
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (5,), (2, 0, 3), (3, 2, 7, 5), (2_000_000,)])
@@ -28,3 +31,22 @@ def test_gradients_flow_through_what_it_holds() -> None:
     weight = torch.ones(3, requires_grad=True)
     (x @ weight).sum().backward()
     assert weight.grad is not None and torch.equal(weight.grad, torch.full((3,), 4.0))
+
+
+def test_available_is_the_least_that_the_system_and_the_container_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hostmemory, "SYSTEM", tmp_path / "meminfo")
+    monkeypatch.setattr(hostmemory, "GROUPS", tmp_path)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert available() is None
+    (tmp_path / "meminfo").write_text("MemTotal: 100 kB\nMemAvailable:    8 kB\n")
+    assert available() == 8192
+    (tmp_path / "memory.current").write_text("5000\n")
+    (tmp_path / "memory.stat").write_text("anon 1000\ninactive_file 3000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available() == 8192
+    (tmp_path / "memory.max").write_text("6000\n")
+    assert available() == 4000  # files that are only cached count as free
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert available() == 1000

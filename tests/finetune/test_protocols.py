@@ -8,8 +8,21 @@ from torch import Tensor
 from rootstock.core.errors import UserError
 from rootstock.core.knn import knn_predict
 from rootstock.core.metrics import classification, mean_interval
+from rootstock.finetune.attentive import Training, fit_choosing
 from rootstock.finetune.logreg import logistic_regression, stratified_slice
-from rootstock.finetune.protocols import COARSE_GRID, PROTOCOLS, SCORES, fewshot, knn, knn_dino, knn_lightly, linear
+from rootstock.finetune.protocols import (
+    COARSE_GRID,
+    PROTOCOLS,
+    READ_TOKENS,
+    SCORES,
+    Outcome,
+    attentive,
+    fewshot,
+    knn,
+    knn_dino,
+    knn_lightly,
+    linear,
+)
 
 CLASSES = ["ant", "bee", "cat", "dog"]
 
@@ -19,6 +32,14 @@ def blobs(n: int, seed: int, dim: int = 6) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     y = torch.randint(4, (n,), generator=generator)
     return 3 + 1.3 * centres[y] + torch.randn(n, dim, generator=generator), y
+
+
+def run(name: str, train: tuple[Tensor, Tensor], tests: dict[str, tuple[Tensor, Tensor]], seed: int = 0) -> Outcome:
+    """A protocol by its name; those that read tokens get one for each image, its features."""
+    if name in READ_TOKENS:
+        tokens = {test: (x[:, None], y) for test, (x, y) in tests.items()}
+        return PROTOCOLS[name](train[0][:, None], train[1], tokens, CLASSES, seed, epochs=10)
+    return PROTOCOLS[name](*train, tests, CLASSES, seed)
 
 
 @pytest.fixture
@@ -34,7 +55,7 @@ def tests() -> dict[str, tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize("name", sorted(PROTOCOLS))
 def test_outcome(name: str, train: tuple[Tensor, Tensor], tests: dict[str, tuple[Tensor, Tensor]]) -> None:
     """What a recipe writes: TEST/PROTOCOL/METRIC with accuracy first, details that are JSON, one key for all."""
-    outcome = PROTOCOLS[name](*train, tests, CLASSES, 0)
+    outcome = run(name, train, tests)
     assert list(outcome.metrics) == [f"{test}/{name}/{score}" for test in tests for score in SCORES]
     assert list(outcome.details) == list(outcome.predictions) == [f"{test}/{name}" for test in tests]
     json.dumps([outcome.metrics, outcome.details, outcome.intervals, outcome.chosen], allow_nan=False)
@@ -50,18 +71,25 @@ def test_test_labels_only_score(
 ) -> None:
     """Shuffled test labels change no prediction and no choice."""
     shuffled = {test: (x, y.roll(7)) for test, (x, y) in tests.items()}
-    outcome, other = (PROTOCOLS[name](*train, given, CLASSES, 0) for given in (tests, shuffled))
+    outcome, other = (run(name, train, given) for given in (tests, shuffled))
     assert outcome.chosen == other.chosen
     assert all(torch.equal(outcome.predictions[key], other.predictions[key]) for key in outcome.predictions)
     assert outcome.metrics != other.metrics
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS.values())
-def test_positional_arguments_are_built_and_the_rest_is_config(protocol: object) -> None:
-    assert callable(protocol)
-    parameters = inspect.signature(protocol).parameters.values()
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_positional_arguments_are_built_and_the_rest_is_config(name: str) -> None:
+    parameters = inspect.signature(PROTOCOLS[name]).parameters.values()
     positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    assert positional == ["train_x", "train_y", "tests", "classes", "seed"]
+    # Tokens stay on the CPU, so what reads them is told where to train.
+    assert positional == [
+        "train_x",
+        "train_y",
+        "tests",
+        "classes",
+        "seed",
+        *(["device"] if name in READ_TOKENS else []),
+    ]
     assert all(p.default is not p.empty for p in parameters if p.kind is p.KEYWORD_ONLY)
 
 
@@ -102,6 +130,17 @@ def test_linear(train: tuple[Tensor, Tensor], tests: dict[str, tuple[Tensor, Ten
     assert torch.equal(outcome.predictions["near/linear"], expected)
     assert outcome.chosen == {"linear/C": c}
     single = linear(*train, tests, CLASSES, 4, C=[0.5])
+    assert (single.chosen, single.selection) == ({}, "last")
+
+
+def test_attentive(train: tuple[Tensor, Tensor], tests: dict[str, tuple[Tensor, Tensor]]) -> None:
+    x, y = train[0].view(-1, 2, 3), train[1]
+    tokens = {test: (features.view(-1, 2, 3), labels) for test, (features, labels) in tests.items()}
+    outcome = attentive(x, y, tokens, CLASSES, 4, epochs=3, lr=[1e-3, 1e-2])
+    model = fit_choosing(x, y, 4, Training(epochs=3, lr=(1e-3, 1e-2)), 4)
+    assert torch.equal(outcome.predictions["near/attentive"], model.predict(tokens["near"][0]))
+    assert outcome.chosen == {"attentive/lr": model.grid[0][0], "attentive/weight_decay": 0.1}
+    single = attentive(x, y, tokens, CLASSES, 4, epochs=1, lr=1e-2)
     assert (single.chosen, single.selection) == ({}, "last")
 
 
