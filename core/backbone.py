@@ -6,39 +6,29 @@ provenance) and seen.safetensors (which images earlier stages saw), so that any 
 
 from __future__ import annotations
 
-import difflib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.layers.format import Format
 from timm.layers.patch_embed import PatchEmbed
-from timm.layers.pos_embed import resample_abs_pos_embed
-from timm.models import ResNet, group_parameters
+from timm.models import group_parameters
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from . import checkpoint
 from .errors import UserError
 from .lora import add_lora, folded, lora_options
+from .networks import OWN, build
 from .schema import Section
-from .smallconv import SmallConv
+from .weights import load_file_strictly, read_tensors
 
-OWN: Mapping[str, Callable[..., nn.Module]] = {"smallconv": SmallConv}
 WEIGHTS, DESCRIPTION, SEEN = "backbone.safetensors", "backbone.json", "seen.safetensors"
 DESCRIBED = ("name", "args", "size", "stem", "pooling", "feature_dim", "mean", "std", "provenance")
 HALF = (0.5, 0.5, 0.5)
 LOOKED = ("tuned-on-target", "oracle")
-# ResNets' stems for small images, 3x3 with stride 1 and no max-pooling: padding, and whether a ReLU follows. `small` is He et al.
-# 2016 (arXiv:1512.03385, section 4.2) for CIFAR and SimCLR's appendix B.9; solo-learn pads by 2 (a map of 34 x 34), and lightly's
-# ResNet taken apart into nn.Sequential loses the ReLU; with their weights, only their own stems give their own features.
-STEMS: Mapping[str, tuple[int, bool]] = {"small": (1, True), "solo": (2, True), "lightly": (1, False)}
 
 
 class Backbone(nn.Module):
@@ -191,17 +181,17 @@ def create(
             "backbone.name: missing; give a timm model name (for example resnet18), or backbone.weights: RUN"
         )
     spec = {"name": name, "args": dict(args), "size": size, "stem": stem or "default", "pooling": pooling}
-    model = _model(spec, channels, own, pretrained=weights == "timm")
+    model = build(spec, channels, own, pretrained=weights == "timm")
     config = getattr(model, "pretrained_cfg", None) or {}
     mean, std = described.get("mean", config.get("mean", HALF)), described.get("std", config.get("std", HALF))
     backbone = Backbone(model, spec, mean, std)
     if described:
-        _load(model, Path(described["path"]) / WEIGHTS, "backbone.weights")
+        load_file_strictly(model, Path(described["path"]) / WEIGHTS, "backbone.weights")
         backbone.provenance = described["provenance"]
-        seen = _read(Path(described["path"]) / SEEN, "backbone.weights")
+        seen = read_tensors(Path(described["path"]) / SEEN, "backbone.weights")
         backbone.seen = {stage: keys for stage, keys in seen.items() if stage != "none"}
     elif file:
-        _load(model, Path(weights), "backbone.weights", config.get("classifier"))
+        load_file_strictly(model, Path(weights), "backbone.weights", config.get("classifier"))
     if weights == "timm" or file:
         backbone.provenance = [{"task": "external", "weights": Path(weights).name}]
     if lora is not None:
@@ -230,120 +220,3 @@ def read_description(weights: str) -> dict[str, Any]:
     raise UserError(
         f"backbone.weights: {weights} {what}; expected none, timm, a .safetensors file or the folder of a run"
     )
-
-
-def _model(
-    spec: dict[str, Any], channels: int, own: Mapping[str, Callable[..., nn.Module]], pretrained: bool
-) -> nn.Module:
-    name, args, size = spec["name"], dict(spec["args"]), spec["size"]
-    if name in own:
-        if spec["stem"] != "default" or spec["pooling"] is not None:
-            raise UserError(
-                f"backbone: {name} has one stem and one pooling; leave backbone.stem and backbone.pooling out"
-            )
-        if pretrained:
-            raise UserError(
-                f"backbone.weights: timm has no weights for {name}, which is Rootstock's own; use none or a run"
-            )
-        try:
-            return own[name](size=size, channels=channels, **args)
-        except TypeError as error:
-            raise UserError(f"backbone.args: {name} does not take them ({error})") from error
-        except ValueError as error:
-            raise UserError(
-                f"backbone: {name} cannot be built for data.size {size} and backbone.args {args} ({error})"
-            ) from error
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, [*timm.list_models(), *own], n=3)
-        meant = f"; did you mean {' or '.join(near)}?" if near else ""
-        known = f"any of timm.list_models(), or {', '.join(sorted(own))}"
-        raise UserError(f"backbone.name: unknown backbone {name!r}{meant} ({known})")
-    config = timm.get_pretrained_cfg(name)
-    if args.get("img_size", size) not in (size, [size, size], (size, size)):
-        raise UserError(f"backbone.args.img_size: {args['img_size']} contradicts data.size: {size}; leave it out")
-    if config is not None and config.fixed_input_size:
-        args["img_size"] = size
-    if pretrained and spec["stem"] != "default":
-        raise UserError(
-            f"backbone.stem: {spec['stem']} has no weights at timm, whose stems are large; use stem: default or weights: none"
-        )
-    if spec["pooling"] is not None:
-        # The final norm comes before pooling, so that both poolings share one set of weights.
-        args.update(
-            {"token": {"global_pool": "token"}, "mean": {"global_pool": "avg", "fc_norm": False}}[spec["pooling"]]
-        )
-    try:
-        model = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=channels, **args)
-    except (TypeError, AssertionError, ValueError, RuntimeError, OSError) as error:
-        if pretrained and isinstance(error, OSError | RuntimeError):
-            raise UserError(
-                f"backbone.weights: timm's weights for {name} cannot be had ({error}); give a .safetensors file or none"
-            ) from error
-        remedy = "backbone.pooling is for ViTs" if spec["pooling"] else "see its documentation for the arguments"
-        raise UserError(f"backbone: timm cannot build {name} with {args} ({error or 'refused'}); {remedy}") from error
-    if spec["stem"] != "default":
-        _small_stem(model, channels, name, spec["stem"])
-    return model
-
-
-def _small_stem(model: nn.Module, channels: int, name: str, stem: str) -> None:
-    """Replace the stem by one of STEMS."""
-    if not isinstance(model, ResNet):
-        raise UserError(
-            f"backbone.stem: {stem} is for ResNets, {name} is a {type(model).__name__}; leave backbone.stem out"
-        )
-    width: Any = model.bn1.num_features
-    padding, activation = STEMS[stem]
-    model.conv1 = nn.Conv2d(channels, width, 3, stride=1, padding=padding, bias=False)
-    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-    model.maxpool = nn.Identity()
-    if not activation:
-        model.act1 = nn.Identity()
-
-
-def _load(model: nn.Module, path: Path, key: str, classifier: str | Sequence[str] | None = None) -> None:
-    """Strict: every weight fits or one sentence lists what does not. Position embeddings are resampled to the input size.
-
-    classifier: the layers of a classifier that files of others still have, and a backbone has not.
-    """
-    tensors = _read(path, key)
-    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
-    own = model.state_dict()
-    tensors = {k: v for k, v in tensors.items() if k in own or not k.startswith(tuple(f"{head}." for head in heads))}
-    load_strictly(model, tensors, f"{key}: {path}")
-
-
-def _read(path: Path, key: str) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{key}: {path} cannot be read ({error}); expected a safetensors file") from error
-
-
-def load_strictly(
-    model: nn.Module, tensors: dict[str, Tensor], what: str, remedy: str = "check backbone.name, stem and args"
-) -> None:
-    """Load or raise a UserError that lists the missing, unexpected and misshapen tensors."""
-    own = model.state_dict()
-    embedding = tensors.get("pos_embed")
-    if embedding is not None and "pos_embed" in own and embedding.shape[1] != own["pos_embed"].shape[1]:
-        grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
-        if grid is not None:
-            prefix = 0 if getattr(model, "no_embed_class", False) else int(getattr(model, "num_prefix_tokens", 1))
-            side = math.isqrt(max(0, embedding.shape[1] - prefix))
-            if side and side**2 + prefix == embedding.shape[1]:
-                tensors = {
-                    **tensors,
-                    "pos_embed": resample_abs_pos_embed(embedding, list(grid), num_prefix_tokens=prefix),
-                }
-    differences = {
-        "missing": sorted(own.keys() - tensors.keys()),
-        "unexpected": sorted(tensors.keys() - own.keys()),
-        "of another shape": sorted(k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape),
-    }
-    if any(differences.values()):
-        parts = [
-            f"{len(v)} {k} ({', '.join(v[:3])}{', ...' if len(v) > 3 else ''})" for k, v in differences.items() if v
-        ]
-        raise UserError(f"{what} does not fit this architecture: {'; '.join(parts)}; {remedy}")
-    model.load_state_dict(tensors)

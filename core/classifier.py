@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from . import checkpoint
-from .backbone import Backbone, load_strictly, read_description
+from .backbone import Backbone, read_description
 from .errors import UserError
 from .features import extract
 from .images.source import Images
 from .metrics import classification, cluster_bootstrap
 from .views import Evaluation
+from .weights import load_strictly
 
 HEAD, CLASSES = "head.safetensors", "classes.json"
 

@@ -18,20 +18,20 @@ ADAPTER = "default"
 BLOCK = re.compile(r"(?:^|\.)(?:blocks|stages|layers|layer)\.?(\d+)")
 
 
-def lora_options(*, rank: int = 8, alpha: float = 16.0, targets: list[str] = ["qkv"], unfreeze: int = 1) -> None:
+def lora_options(*, rank: int = 8, alpha: int = 16, targets: list[str] = ["qkv"], unfreeze: int = 1) -> None:
     """rank, alpha: of the adapters, whose product counts alpha / rank times. targets: the layers that get one, by the end of their
     names (timm's qkv holds queries, keys and values, the paper's holds queries and values). unfreeze: how many of the last blocks
     learn in full."""
 
 
-def add_lora(model: nn.Module, name: str, *, rank: int, alpha: float, targets: list[str], unfreeze: int) -> None:
+def add_lora(model: nn.Module, name: str, *, rank: int, alpha: int, targets: list[str], unfreeze: int) -> None:
     """Freeze `model` in place, all but adapters in `targets`, its normalisation layers and its last `unfreeze` blocks.
 
     name: the model's, for errors. Raises UserError: peft is missing, no layer is a target, numbers without meaning.
     """
-    if rank < 1 or alpha <= 0.0 or unfreeze < 0 or not targets:
+    if rank < 1 or alpha < 1 or unfreeze < 0 or not targets:
         raise UserError(
-            f"backbone.lora: expected rank of 1 or more, alpha above 0, targets and unfreeze of 0 or more, got rank {rank}, "
+            f"backbone.lora: expected rank of 1 or more, alpha of 1 or more, targets and unfreeze of 0 or more, got rank {rank}, "
             f"alpha {alpha}, targets {targets}, unfreeze {unfreeze}"
         )
     try:

@@ -1,5 +1,6 @@
 """Every command of the README runs, and what it says about folders, configs and verbs is so."""
 
+import argparse
 import json
 import os
 import re
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import timm
+import torch
 
 from rootstock.core.images.source import open_images
 from rootstock.launch import pipeline
@@ -75,8 +78,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draw: Callable[[Path, 
 
 
 def test_every_block_is_covered() -> None:
-    assert {block.kind for block in blocks()} == {"", "own", "processes", "pipeline"}
-    programs = {"own": {"rootstock"}, "processes": {"torchrun", "accelerate"}, "pipeline": {"rootstock"}}
+    assert {block.kind for block in blocks()} == {"", "own", "import", "processes", "pipeline"}
+    programs = {"own": {"rootstock"}, "import": {"rootstock"}, "processes": {"torchrun", "accelerate"}, "pipeline": {"rootstock"}}
     for block in blocks():
         assert {command[0] for command in block.commands} <= programs.get(block.kind, {"make", "."})
 
@@ -109,6 +112,21 @@ def test_commands_on_ones_own_images(here: Path, rootstock: Rootstock) -> None:
     assert result["seen_unlabelled"] == {"pretrain": 0, "adapt": 0}
     tests = {key.partition("/")[0] for key in result["metrics"]}
     assert tests == {"source", "target"}  # sketches has labels, which only the test reads
+
+
+def test_commands_on_weights_of_others(here: Path, rootstock: Rootstock) -> None:
+    """The file that it names, as its authors would have made it of a network of two blocks."""
+    (importing, probing) = commands("import")
+    torch.manual_seed(0)
+    vit = timm.create_model("vit_base_patch16_224", num_classes=0, depth=2)
+    torch.save({"model": vit.state_dict(), "epoch": 1599, "args": argparse.Namespace(model="mae_vit")}, importing[2])
+    done = rootstock(*importing[1:])
+    assert done.returncode == 0, done.stderr
+    words = [word for word in probing[1:] if not word.startswith("backbone.name=")]
+    done = rootstock(*words, "backbone.name=null", "data.size=32", "run.device=cpu")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((here / given(probing, "run.dir") / "result.json").read_text())
+    assert result["task"] == "probe" and result["metrics"]
 
 
 @pytest.mark.parametrize("command", commands("processes"), ids=lambda command: command[0])
@@ -152,7 +170,7 @@ def test_the_layout_is_the_repositorys() -> None:
 def test_configs_and_verbs_that_it_names_exist() -> None:
     for config in re.findall(r"\bconfigs/[\w/]+\.yaml", README):
         assert (ROOT / config).is_file(), config
-    verbs = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    verbs = {command.callback.__name__.rstrip("_") for command in app.registered_commands if command.callback}
     spoken = set(re.findall(r"(?:^|`|rootstock -m |-m )rootstock ([a-z]\w*)", README, re.MULTILINE))
     assert spoken and spoken <= verbs
 

@@ -9,8 +9,9 @@ import timm
 import torch
 from torch import Tensor
 
-from ..backbone import Backbone, create, load_strictly
+from ..backbone import Backbone, create
 from ..errors import UserError
+from ..weights import load_strictly
 from .file import Contents
 from .names import HEADS, find, listed, recognise
 from .shapes import architecture

@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 from timm.models import ResNet, VisionTransformer
 from torch import Tensor, nn
 
-from rootstock.core.backbone import Backbone, create, load_strictly, read_description
+from rootstock.core.backbone import Backbone, create, read_description
 from rootstock.core.errors import UserError
 from rootstock.core.optim import Optim, parameter_groups
+from rootstock.core.weights import load_strictly
 from rootstock.finetune.registry import BASELINES
 
 VIT = {"patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2}

@@ -11,7 +11,7 @@ from rootstock.core.errors import UserError
 from rootstock.core.lora import folded
 
 ARGS = {"patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2}
-LORA: dict[str, Any] = {"rank": 2, "alpha": 4.0, "targets": ["qkv"], "unfreeze": 1}
+LORA: dict[str, Any] = {"rank": 2, "alpha": 4, "targets": ["qkv"], "unfreeze": 1}
 
 
 @pytest.fixture
