@@ -79,7 +79,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draw: Callable[[Path, 
 
 def test_every_block_is_covered() -> None:
     assert {block.kind for block in blocks()} == {"", "own", "import", "processes", "pipeline"}
-    programs = {"own": {"rootstock"}, "import": {"rootstock"}, "processes": {"torchrun", "accelerate"}, "pipeline": {"rootstock"}}
+    programs = {
+        "own": {"rootstock"},
+        "import": {"rootstock"},
+        "processes": {"torchrun", "accelerate"},
+        "pipeline": {"rootstock"},
+    }
     for block in blocks():
         assert {command[0] for command in block.commands} <= programs.get(block.kind, {"make", "."})
 
