@@ -24,7 +24,7 @@ from ..core.multiview import Multiview
 from ..core.pictures import save_map
 from ..core.run import Run
 from ..core.sample import Sample
-from ..core.views import Evaluation
+from ..core.views import Evaluation, stack_pictures
 from . import spectrum
 
 WATCHED_AT_ONCE = 256
@@ -172,12 +172,10 @@ class Watch:
         """The evaluator that `fit` calls."""
         if len(self.images) < FEWEST:
             return {}
-        backbone = method.backbone
-        workers = self.run.options["workers"]
-        plain = extract(backbone, self.images, self.view, device=self.run.device, workers=workers)
-        views = self._augmented(backbone)
-        if not bool(plain.isfinite().all() and views.isfinite().all()):
+        features = self._features(method.backbone)
+        if not bool(features.isfinite().all()):
             return {}  # diverged: `fit` says so, and no decomposition would take it
+        plain, views = features[:, 0], features[:, 1:]
         found = {
             "rankme": spectrum.rankme(plain),
             "alpha_req": spectrum.alpha_req(plain),
@@ -187,8 +185,11 @@ class Watch:
         }
         return {name: value for name, value in found.items() if math.isfinite(value)}
 
-    def _augmented(self, backbone: nn.Module) -> Tensor:
-        """Features of augmented views, [n, views, D] on the CPU: each process encodes some images, all get all."""
+    def _features(self, backbone: nn.Module) -> Tensor:
+        """Of each image as it is and in augmented views, [n, 1 + views, D] on the CPU: each process encodes some, all get all.
+
+        Damaged pictures are replaced as in training; nothing here is a number about a test set.
+        """
         n = len(self.images)
         share = -(-n // world())
         own = [min(i, n - 1) for i in range(rank() * share, (rank() + 1) * share)]  # the last one again fills up
@@ -197,13 +198,15 @@ class Watch:
             for start in range(0, share, WATCHED_AT_ONCE):
                 few = own[start : start + WATCHED_AT_ONCE]
                 pictures = [read_or_neighbour(self.images, i)[0] for i in few]
-                parts.append(torch.stack([self._one_view(backbone, pictures, few, v) for v in range(self.views)], 1))
+                plain = self.view(stack_pictures([self.view.worker(p) for p in pictures]).to(self.run.device))
+                seen = [plain, *(self._augmented(pictures, few, v) for v in range(self.views))]
+                parts.append(torch.stack([backbone(images) for images in seen], 1))
         return gather(torch.cat(parts))[:n].float().cpu()
 
-    def _one_view(self, backbone: nn.Module, pictures: list[Tensor], numbers: list[int], view: int) -> Tensor:
-        """The first of the training views, with draws that training does not use."""
+    def _augmented(self, pictures: list[Tensor], numbers: list[int], view: int) -> Tensor:
+        """The first of the training views, with draws that training does not use: [len(pictures), C, size, size]."""
         augment = Multiview(self.augment.views[:1])
         on_host = Draws(self.run.seed, torch.tensor(numbers) * self.views + view, "watch/")
         crops = augment.crop_each(pictures, on_host)["images"].to(self.run.device)
         draws = Draws(self.run.seed, on_host.positions.to(self.run.device), "watch/")
-        return backbone(augment(Sample(crops, draws.positions, torch.empty(0)), draws).images[0])
+        return augment(Sample(crops, draws.positions, torch.empty(0)), draws).images[0]

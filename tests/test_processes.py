@@ -63,7 +63,8 @@ def config(folder: Path, name: str) -> str:
 
 
 def losses(run: Path) -> list[float]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in lines if "loss" in row]  # the others are evaluations
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     return [row["loss"] for row in rows]
 

@@ -117,3 +117,14 @@ def test_unlabelled_sets_are_named(tmp_path: Path, draw: Callable[..., Path]) ->
         UserError, match=r"evaluate.knn and evaluate.linear need labels; evaluate.bank: .* has no labels"
     ):
         pretrain(tmp_path / "run", {"linear": {}, "bank": f"folder:{folder}"})
+
+
+def test_a_damaged_picture_is_replaced_here_too(tmp_path: Path, draw: Callable[..., Path]) -> None:
+    folder = draw(tmp_path / "flat", [f"{i:02}.png" for i in range(24)])
+    (folder / "03.png").write_bytes((folder / "03.png").read_bytes()[:60])
+    path = config(tmp_path, {"every": 4})
+    execute(
+        "pretrain", path, [f"data.train=folder:{folder}", "run.damaged=0.5", f"run.dir={tmp_path / 'run'}"], quiet=True
+    )
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len([row for row in rows if "watch/rankme" in row]) == 3
