@@ -1,10 +1,12 @@
 """What every step reports of the representation, and when the alarm speaks."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
-from rootstock.ssl.health import CollapseAlarm, health
+from rootstock.ssl.health import CollapseAlarm, collapsed, health
 
 
 def rows(*shape: int) -> Tensor:
@@ -43,20 +45,47 @@ def test_positives_are_compared_across_views() -> None:
     assert health(z, opposite)["positive_cosine"].item() == pytest.approx(-1.0, abs=1e-6)
 
 
+def test_the_auc_counts_pairs() -> None:
+    generator = torch.Generator().manual_seed(3)
+    first, second = torch.randn(2, 6, 4, generator=generator)
+    a, b = (x / x.norm(dim=1, keepdim=True) for x in (first, second))
+    wins = [float(a[i] @ b[i] > a[i] @ b[j]) for i in range(6) for j in range(6) if j != i]
+    found = health(torch.stack([first, second]), torch.stack([first, second]))
+    assert found["positive_auc"].item() == pytest.approx(sum(wins) / len(wins))
+    same = torch.ones(2, 5, 3)
+    assert health(same, same)["positive_auc"].item() == 0.5
+    apart = torch.eye(5).expand(2, -1, -1)
+    assert health(apart, apart)["positive_auc"].item() == 1.0
+
+
+WELL = {"embedding_std": 0.9, "positive_cosine": 0.9, "positive_auc": 0.98}
+ILL = {"embedding_std": 0.4, "positive_cosine": 0.8, "positive_auc": 0.53}
+
+
 def test_the_alarm_waits_for_a_second_row_speaks_once_and_names_what_it_saw() -> None:
     alarm = CollapseAlarm()
-    well, ill = {"embedding_std": 0.9, "embedding_rank": 20.0}, {"embedding_std": 1e-3, "embedding_rank": 20.0}
-    assert [alarm(step, row) for step, row in ((1, ill), (2, well), (3, ill))] == [None] * 3
-    said = alarm(4, ill)
-    assert said is not None and "collapsed by step 4" in said and "embedding_std 0.001" in said
-    assert alarm(5, ill) is None
+    assert [alarm(step, row) for step, row in ((1, ILL), (2, WELL), (3, ILL))] == [None] * 3
+    said = alarm(4, ILL)
+    assert said is not None and "collapsed by step 4" in said and "cosine 0.80" in said and "53%" in said
+    assert alarm(5, ILL) is None
 
 
-def test_the_alarm_sees_one_direction_and_ignores_rows_without_health() -> None:
-    alarm = CollapseAlarm()
-    line = {"feature_std": 0.7, "feature_rank": 1.001}
-    assert alarm(1, line) is None
-    said = alarm(2, line)
-    assert said is not None and "one direction" in said
-    silent = CollapseAlarm()
-    assert [silent(step, {"loss": 0.0}) for step in (1, 2, 3)] == [None] * 3
+@pytest.mark.parametrize(
+    ("row", "word"),
+    [
+        ({"embedding_std": 1e-3}, "same embedding"),
+        ({"feature_std": 1e-3}, "same feature"),
+        ({**ILL, "positive_auc": 0.9}, None),  # views agree, others do not
+        ({**ILL, "positive_cosine": 0.1}, None),  # nothing learnt yet is no collapse
+        ({"prototypes_used": 1.01, "target_entropy": 0.0}, "same prototypes"),  # all get one
+        ({"prototypes_used": 99.0, "target_entropy": math.log(99.0) - 0.001}, "same prototypes"),  # all get all
+        (
+            {"prototypes_used": 40.0, "target_entropy": 2.0, **ILL},
+            None,
+        ),  # a head's bottleneck has a direction in common
+        ({"loss": 0.0}, None),
+    ],
+)
+def test_what_is_a_collapse_and_what_is_none(row: dict[str, float], word: str | None) -> None:
+    said = collapsed(row)
+    assert (said is None) if word is None else (said is not None and word in said)

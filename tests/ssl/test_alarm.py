@@ -1,0 +1,41 @@
+"""SimSiam with and without its stop-gradient: the second is named as collapsed before a tenth of its steps, the first never."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rootstock.launch.verbs import execute
+
+STEPS = 400
+
+
+@pytest.mark.parametrize("stop_gradient", [True, False])
+def test_a_collapse_is_named_before_a_tenth_of_the_steps(
+    stop_gradient: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = {
+        "data": {"train": "sklearn:digits-m?region=train&size=16#[:40%]", "size": 16, "views": "mocov3"},
+        "backbone": {"name": "smallconv", "args": {"widths": [8, 16, 16, 32]}},
+        "method": {
+            "name": "simsiam",
+            "projection": [32, 32, 32],
+            "prediction": [8, 32],
+            "stop_gradient": stop_gradient,
+        },
+        "optim": {"name": "adamw", "lr": 0.01, "batch_size": 64, "duration": STEPS, "warmup": 10},
+        "evaluate": {"every": None, "watch": None},
+        "run": {"log_every": 5, "workers": 0, "dir": str(tmp_path / "run")},
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    execute("pretrain", str(path), [], quiet=True)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    warned = [row["step"] for row in rows if "warning" in row]
+    said = capsys.readouterr().err
+    if stop_gradient:
+        assert not warned and "collapsed" not in said
+    else:
+        assert len(warned) == 1 and warned[0] < STEPS / 10
+        assert "WARNING: the representation has collapsed" in said
