@@ -34,6 +34,8 @@ class Damage:
 
     def note(self, images: Images, wanted: Tensor, read: Tensor) -> None:
         """Remember the pictures `wanted` that others were `read` for. Raises UserError if they are too many of this set."""
+        if read is wanted:  # as nearly always, and then there is nothing to compare
+            return
         replaced = wanted[wanted != read].tolist()
         if not replaced:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -44,11 +45,13 @@ class Loop:
     late: bool | None = None
 
     def __post_init__(self) -> None:
+        self.rank, self.world = rank(), world()  # asked once: torch takes microseconds to answer
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in self.method.named_parameters()}
         self.scaler = torch.amp.GradScaler(self.run.device.type, enabled=self.run.dtype == torch.float16)
         if self.late is None:  # fp16's scaler decides for itself, by the gradients alone
             self.late = self.run.device.type == "cuda" and not self.scaler.is_enabled()
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.constant = any(group["constant"] for group in self.optimizer.param_groups)
         self.layers = norm.layers(self.method)  # looked up once: a walk over the modules costs more than a small step
         self.after_step: Callable[[float], None] | None = getattr(self.method, "after_step", None)
         self.parallel: nn.Module = self.method  # or what shares its gradients between processes
@@ -61,10 +64,10 @@ class Loop:
     ) -> dict[str, Any]:
         """Forward, backward and update of one global batch; returns what is to be logged."""
         # Covers what lives inside foreign modules (dropout, drop path): keyed by the step, not by the order of calls.
-        seed_generators(step_seed(self.seed, rank(), step), self.run.device)
+        seed_generators(step_seed(self.seed, self.rank, step), self.run.device)
         progress = step / self.steps
         rate = self.optim.rate(step, self.steps, self.steps_per_epoch)
-        constant = self.optim.rate(step, self.steps, self.steps_per_epoch, constant=True)
+        constant = self.optim.rate(step, self.steps, self.steps_per_epoch, constant=True) if self.constant else None
         set_rate(self.optimizer, rate, self.optim.decay(step, self.steps), constant)
         total, losses = self._backward(wrapped, micro, prepare, progress)
         if self.scaler.is_enabled():
@@ -76,7 +79,8 @@ class Loop:
             self._update_late(losses, grad_norm, asked, positions, step, progress)
         else:
             self._update(losses, grad_norm, asked, positions, step, progress)
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters:  # optimizer.zero_grad does the same and takes a tenth of a small step
+            parameter.grad = None
         return {**total, "lr": rate}
 
     def _backward(
@@ -104,12 +108,6 @@ class Loop:
                 total[name] = total[name] + part if name in total else part
         return total, losses
 
-    def _bad(self, losses: list[Tensor], grad_norm: Tensor) -> Tensor:
-        """Whether a loss or the gradient is not finite, on this process; bool, on the device."""
-        bad = ~torch.stack(losses).isfinite().all()
-        # The scaler looks for overflowing gradients itself, and mends its scale.
-        return bad if self.scaler.is_enabled() else bad | ~grad_norm.isfinite()
-
     def _update(
         self,
         losses: list[Tensor],
@@ -120,8 +118,14 @@ class Loop:
         progress: float,
     ) -> None:
         """Update the weights, or not, as all processes decide together; learn whether any of them was asked to stop."""
-        flags = torch.tensor([bool(self._bad(losses, grad_norm)), bool(asked)], device=grad_norm.device)
-        bad, self.stop = any_process(flags).tolist() if world() > 1 else flags.tolist()
+        # Each number is waited for here anyway, and Python looks at it sooner than torch.
+        bad = not all(math.isfinite(loss.item()) for loss in losses)
+        if not self.scaler.is_enabled():  # which looks for overflowing gradients itself, and mends its scale
+            bad = bad or not math.isfinite(grad_norm.item())
+        self.stop = bool(asked)
+        if self.world > 1:
+            flags = torch.tensor([bad, self.stop], device=grad_norm.device)
+            bad, self.stop = any_process(flags).tolist()
         if not bad:
             self.scaler.step(self.optimizer) if self.scaler.is_enabled() else self.optimizer.step()
         if self.scaler.is_enabled():
@@ -145,9 +149,9 @@ class Loop:
         Weights, moments and running statistics are those of a skipped step; `after_step` is called all the same (an EMA teacher
         then takes one more step towards unchanged weights).
         """
-        bad = self._bad(losses, grad_norm)
+        bad = ~(torch.stack(losses).isfinite().all() & grad_norm.isfinite())
         flags = torch.stack([bad, asked_flag(bool(asked), bad.device)])
-        if world() > 1:
+        if self.world > 1:
             flags = any_process(flags)
         bad = flags[0]
         step_unless(self.optimizer, bad)

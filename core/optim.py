@@ -95,14 +95,20 @@ class Optim:
     def clip_gradients(self, parameters: list[nn.Parameter]) -> Tensor:
         """Clip in place; returns the global norm that the gradients had before."""
         gradients = [p.grad for p in parameters if p.grad is not None]
-        if self.clip is None:  # looked at in any case: one bad gradient would spoil the weights for good
-            return nn.utils.get_total_norm(gradients)
-        if self.clip_by == "global":
-            return nn.utils.clip_grad_norm_(parameters, self.clip)
+        if not gradients:
+            return torch.zeros(())
         norms = torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateImportUsage]
-        factors = (self.clip / (torch.stack(norms) + 1e-6)).clamp(max=1.0).unbind()
-        torch._foreach_mul_(gradients, list(factors))  # pyright: ignore[reportPrivateImportUsage]
-        return torch.linalg.vector_norm(torch.stack(norms))
+        whole = torch.linalg.vector_norm(torch.stack(norms))
+        if self.clip is None:  # looked at in any case: one bad gradient would spoil the weights for good
+            return whole
+        # Without a question to the host whether anything is to be clipped: a factor of 1 does nothing.
+        if self.clip_by == "global":
+            factor = (self.clip / (whole + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
+        else:
+            factors = list((self.clip / (torch.stack(norms) + 1e-6)).clamp(max=1.0).unbind())
+            torch._foreach_mul_(gradients, factors)  # pyright: ignore[reportPrivateImportUsage]
+        return whole
 
     def steps(self, steps_per_epoch: int) -> int:
         """The run's length in optimizer steps."""

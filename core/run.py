@@ -208,19 +208,23 @@ class Run:
             values = {k: v for k, v in row.items() if isinstance(v, int | float)}
             self.accelerator.log(values, step=row["step"])
 
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl so far, without a half-written last one."""
+        path = self.dir / "metrics.jsonl"
+        rows = []
+        for line in path.read_text().splitlines() if path.exists() else ():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:  # a kill in the middle of a write leaves half a line
+                continue
+        return rows
+
     def cut_metrics(self, step: int) -> None:
         """Drop the rows beyond the step that the run resumes from."""
         path = self.dir / "metrics.jsonl"
         if self.main and path.exists():
-            rows = []
-            for line in path.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                except ValueError:  # a kill in the middle of a write leaves half a line
-                    continue
-                if row["step"] <= step:
-                    rows.append(line)
-            checkpoint.write_text(path, "".join(f"{row}\n" for row in rows))
+            kept = [row for row in self.rows() if row["step"] <= step]
+            checkpoint.write_text(path, "".join(f"{json.dumps(row)}\n" for row in kept))
 
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Write result.json, atomically and last, and return it."""

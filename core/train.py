@@ -107,7 +107,7 @@ def fit(
             waited = time.perf_counter() - waiting
             row = loop.step(wrapped, micro, prepare, step, asked)
             done = step + 1
-            progress.advance(done, sum(len(s.positions) for raw in micro for s in samples(raw)) * world(), waited)
+            progress.advance(done, sum(len(s.positions) for raw in micro for s in samples(raw)) * loop.world, waited)
             due = done == steps or (every.save and done % every.save == 0)
             logged = done == steps or (every.log and done % every.log == 0)
             if due or logged or loop.stop:

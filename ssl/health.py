@@ -7,7 +7,8 @@ A collapsed method answers every image alike (standard deviation 0), or along on
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,15 +68,22 @@ def _spread(name: str, x: Tensor) -> dict[str, Tensor]:
 class CollapseAlarm:
     """Reads the logged rows of a run and says, once, in words, when the representation has collapsed.
 
-    It waits for two rows in a row: a single batch may be odd.
+    It waits for two rows in a row: a single batch may be odd. history: the rows that are there already, read before the first
+    one of this process, so that a resumed run says what a straight one does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, history: Callable[[], Iterable[Mapping[str, Any]]] = tuple) -> None:
+        self.history: Callable[[], Iterable[Mapping[str, Any]]] | None = history
         self.before: str | None = None
         self.told = False
 
     def __call__(self, step: int, row: Mapping[str, float]) -> str | None:
         """The sentence, or None while all is well or after it was said."""
+        if self.history is not None:
+            earlier, self.history = self.history(), None
+            for known in earlier:
+                if "loss" in known and known["step"] < step:
+                    self(known["step"], known)
         found = collapsed(row)
         certain = found is not None and self.before is not None
         self.before = found

@@ -106,7 +106,7 @@ def pretrain(
     fit(
         objective, batches, prepare,
         steps=steps, steps_per_epoch=order.steps_per_epoch, optim=settings, seed=seed, run=run,
-        evaluators=evaluators, every=Every.of(run, steps, order.steps_per_epoch, evaluate["every"]), alarm=CollapseAlarm(),
+        evaluators=evaluators, every=Every.of(run, steps, order.steps_per_epoch, evaluate["every"]), alarm=CollapseAlarm(run.rows),
     )  # fmt: skip
 
     model = objective.backbone  # a teacher, where the method exports one

@@ -164,7 +164,7 @@ def test_three_kills_change_nothing(case: str, rootstock: CommandLine, tmp_path:
         resumed_from = k // EVERY * EVERY
     outcome = rootstock(verb, path, f"run.dir={killed}")
     assert outcome.code == 0, outcome.output
-    assert f"resumed from step {resumed_from} of {STEPS}" in outcome.output and "WARNING" not in outcome.output
+    assert f"resumed from step {resumed_from} of {STEPS}" in outcome.output and "checkpoint" not in outcome.output
     assert weights(killed) == weights(straight)
     assert rows(killed) == rows(straight)
 

@@ -107,7 +107,7 @@ class Images:
         if uniform is None:
             return None
         if len(self._stores) == 1:
-            return self._stores[0].rows(self._index[indices])
+            return self._stores[0].rows(self._index.index_select(0, indices))
         which, index = self._which[indices], self._index[indices]
         pixels = torch.empty(len(indices), *uniform.shape, dtype=uniform.dtype)
         for s in which.unique().tolist():

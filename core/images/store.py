@@ -172,7 +172,9 @@ class ArrayStore:
         return Uniform((3 if channels == 1 else channels, height, width), self.pixels.dtype)
 
     def rows(self, indices: Tensor) -> Tensor:
-        return three_channels(self.pixels[indices])
+        if self.pixels.dtype == torch.uint8:
+            return three_channels(self.pixels.index_select(0, indices))
+        return three_channels(self.pixels[indices])  # torch has no index_select of uint16
 
     def layout(self, indices: Tensor) -> Tensor:
         return indices

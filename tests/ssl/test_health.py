@@ -70,6 +70,16 @@ def test_the_alarm_waits_for_a_second_row_speaks_once_and_names_what_it_saw() ->
     assert alarm(5, ILL) is None
 
 
+def test_a_resumed_alarm_says_what_a_straight_one_does() -> None:
+    rows = [{"step": step, "loss": 1.0, **row} for step, row in ((1, WELL), (2, ILL), (3, ILL), (4, ILL))]
+    straight = CollapseAlarm()
+    said = [straight(row["step"], row) for row in rows]
+    assert [one is not None for one in said] == [False, False, True, False]
+    for cut in range(1, 4):
+        resumed = CollapseAlarm(lambda cut=cut: [*rows[:cut], {"step": cut, "watch/rankme": 2.0}])
+        assert [resumed(row["step"], row) for row in rows[cut:]] == said[cut:]
+
+
 @pytest.mark.parametrize(
     ("row", "word"),
     [
