@@ -1,6 +1,6 @@
 """Two steps of every method, on one process or in a group of them: what test_exactness.py compares.
 
-As a program, `torchrun ... exact_steps.py OUT`: each process takes its share of the batch, and rank 0 writes what came out.
+As a program, `torchrun ... exact_steps.py OUT DTYPE ...`: each process takes its share of the batch, and rank 0 writes what came out.
 """
 
 from __future__ import annotations
@@ -103,11 +103,11 @@ def flat(results: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
     return {f"{key}|{name}": value.contiguous() for key, found in results.items() for name, value in found.items()}
 
 
-def main(out: str) -> None:
+def main(out: str, *dtypes: str) -> None:
     warnings.simplefilter("error")
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    results: dict[str, Any] = {trial.key: run(trial) for trial in trials()}
+    results: dict[str, Any] = {trial.key: run(trial) for trial in trials() if trial.key.endswith(dtypes)}
     if rank() == 0:
         save_file(flat(results), out)
     dist.barrier()
@@ -115,4 +115,4 @@ def main(out: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
