@@ -23,6 +23,11 @@ def encode(backbone: nn.Module, images: Tensor, chunk: int | None = None) -> Ten
     return in_chunks(partial(encode_together, backbone), images, chunk=chunk)
 
 
+def with_local(backbone: nn.Module, whole: Tensor, local: Tensor | None, chunk: int | None = None) -> Tensor:
+    """The features of whole views, [V, N, D], and after them those of local crops, [L, N, C, s, s], if there are any."""
+    return whole if local is None else torch.cat([whole, encode(backbone, local, chunk)])
+
+
 def in_chunks(encoder: Callable[..., Tensor], *batch: Tensor, chunk: int | None) -> Tensor:
     """encoder(*batch), `chunk` images at once. batch: tensors [V, N, ...], what the encoder needs of each image; [V, N, ...] comes
     out."""

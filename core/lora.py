@@ -40,24 +40,23 @@ def add_lora(model: nn.Module, name: str, *, rank: int, alpha: int, targets: lis
         raise UserError(
             "backbone.lora needs peft; `pip install peft`, or leave lora out to train all weights"
         ) from error
-    numbers = {key: int(found[1]) for key, _ in model.named_parameters() if (found := BLOCK.search(key))}
-    blocks = sorted(set(numbers.values()))
+    blocks = sorted({number for key, _ in model.named_parameters() if (number := _block(key)) is not None})
     if unfreeze > len(blocks):
         raise UserError(f"backbone.lora.unfreeze: {name} has {len(blocks)} blocks, got {unfreeze}")
     whole = set(blocks[len(blocks) - unfreeze :])
     layers = [
         key
         for key, module in model.named_modules()
-        if isinstance(module, nn.Linear) and key.rpartition(".")[2] in targets and not _within(key, whole)
+        if isinstance(module, nn.Linear) and key.rpartition(".")[2] in targets and _block(key) not in whole
     ]
     if not layers and not unfreeze:
         linear = sorted({key.rpartition(".")[2] for key, m in model.named_modules() if isinstance(m, nn.Linear)})
         raise UserError(
             f"backbone.lora.targets: {name} has no linear layers called {', '.join(targets)} (known: {', '.join(linear) or 'none'})"
         )
-    norms = {f"{key}." for key, module in model.named_modules() if "norm" in type(module).__name__.lower()}
+    norms = tuple(f"{key}." for key, module in model.named_modules() if "norm" in type(module).__name__.lower())
     for key, parameter in model.named_parameters():
-        learns = (key in numbers and numbers[key] in whole) or key.startswith(tuple(norms))
+        learns = _block(key) in whole or key.startswith(norms)
         parameter.requires_grad = parameter.requires_grad and learns
     if layers:
         # peft freezes what it finds trainable; what is to learn is told again afterwards.
@@ -67,9 +66,10 @@ def add_lora(model: nn.Module, name: str, *, rank: int, alpha: int, targets: lis
             parameter.requires_grad = True
 
 
-def _within(key: str, blocks: set[int]) -> bool:
+def _block(key: str) -> int | None:
+    """The number of the block that a layer is in."""
     found = BLOCK.search(key)
-    return found is not None and int(found[1]) in blocks
+    return None if found is None else int(found[1])
 
 
 @torch.no_grad()

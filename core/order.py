@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .draws import Indices, permute_array, stream_key
+from .draws import Indices, permute, permute_array, stream_key
 from .errors import UserError
 
 # Indices that one call of the permutation computes ahead: 32 KiB of them.
@@ -146,3 +146,14 @@ class Order:
 
     def _images(self, epoch: int, places: Indices) -> Indices:
         return self.shuffle.images(self.seed, f"{self.name}/order/{epoch}", self.n, places)
+
+
+def straddling(seed: int, name: str, n: int, batch_size: int, steps: int) -> Iterator[Tensor]:
+    """The places of each step's batch among n, int64 [batch_size]: a new order each epoch, and no batch smaller at its end.
+
+    For what trains on features in memory; unlike `Order`'s, a batch may reach into the next epoch.
+    """
+    for step in range(steps):
+        seen = torch.arange(step * batch_size, (step + 1) * batch_size)
+        epochs = range(int(seen[0]) // n, int(seen[-1]) // n + 1)
+        yield torch.cat([permute(seed, f"{name}/{e}", n, seen[seen // n == e] % n) for e in epochs])

@@ -49,10 +49,14 @@ def embed(vit: VisionTransformer, images: Tensor, hidden: Tensor | None = None, 
     return vit._pos_embed(x)
 
 
+def take(patches: Tensor, index: Tensor) -> Tensor:
+    """The patches at `index`: [..., L, D], int64 [..., K] -> [..., K, D]."""
+    return patches.gather(-2, index[..., None].expand(*index.shape, patches.shape[-1]))
+
+
 def keep_patches(tokens: Tensor, keep: Tensor, prefix: int) -> Tensor:
     """[N, prefix + L, D] -> [N, prefix + K, D]: the prefix tokens and the patches `keep`, int64 [N, K]."""
-    patches = tokens[:, prefix:].gather(1, keep[:, :, None].expand(-1, -1, tokens.shape[2]))
-    return torch.cat([tokens[:, :prefix], patches], 1)
+    return torch.cat([tokens[:, :prefix], take(tokens[:, prefix:], keep)], 1)
 
 
 def transform(vit: VisionTransformer, tokens: Tensor, seen: Tensor | None = None) -> Tensor:

@@ -8,7 +8,7 @@ arXiv:2202.03026). Rates and decays are candidates trained at once on the same b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, layer_norm
 
-from ..core.draws import Draws, permute
+from ..core.draws import Draws
 from ..core.errors import UserError
+from ..core.order import straddling
 from ..core.schedules import cosine
 from .logreg import stratified_slice
 
@@ -208,7 +209,7 @@ def _train(
     optimizer = torch.optim.AdamW(groups)
     batch_size = min(training.batch_size, len(rows))
     steps = math.ceil(training.epochs * len(rows) / batch_size)
-    for step, places in enumerate(_batches(len(rows), batch_size, steps, seed)):
+    for step, places in enumerate(straddling(seed, "attentive", len(rows), batch_size, steps)):
         few = rows[places]
         for group in optimizer.param_groups:
             group["lr"] = cosine(group["peak"], 0.0, step / steps)
@@ -218,14 +219,6 @@ def _train(
         (cross_entropy(found.flatten(0, 1), target.flatten()) * len(probes)).backward()
         optimizer.step()
     return fitted
-
-
-def _batches(n: int, batch_size: int, steps: int, seed: int) -> Iterator[Tensor]:
-    """The places of each step's batch, int64 [batch_size]: a new order each epoch, and no batch smaller at its end."""
-    for step in range(steps):
-        seen = torch.arange(step * batch_size, (step + 1) * batch_size)
-        epochs = range(int(seen[0]) // n, int(seen[-1]) // n + 1)
-        yield torch.cat([permute(seed, f"attentive/{e}", n, seen[seen // n == e] % n) for e in epochs])
 
 
 def _moments(tokens: Tensor, rows: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from ..core.sample import Views
 from ..core.train import Step
 from .heads import mlp, project
 from .health import health
+from .ranges import above_zero
 
 EPSILON = 1e-5  # of the BatchNorm, without scale and shift, that standardises embeddings in the authors' code
 
@@ -76,8 +77,7 @@ class BarlowTwins(nn.Module):
         super().__init__()
         if not lambd >= 0.0:
             raise UserError(f"method.lambd: must be 0 or more, got {lambd}; 0.0051 is the published weight")
-        if not scale_loss > 0.0:
-            raise UserError(f"method.scale_loss: must be above 0, got {scale_loss}; 0.024 is the published factor")
+        above_zero("scale_loss", scale_loss, "0.024 is the published factor")
         self.backbone, self.chunk, self.lambd, self.scale_loss = backbone, chunk, lambd, scale_loss
         self.projector = mlp([backbone.feature_dim, *projection], last="plain-linear", key="method.projection")
 

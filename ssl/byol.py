@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from ..core.backbone import Backbone
 from ..core.chunk import encode
 from ..core.ema import follow, teacher_of
-from ..core.errors import UserError
 from ..core.sample import Views
 from ..core.schedules import cosine
 from ..core.train import Step
-from .heads import mlp, project
+from .heads import mlp, predictor, project
 from .health import health
+from .ranges import fraction
 
 
 def byol_loss(predictions: Tensor, targets: Tensor) -> Tensor:
@@ -50,15 +50,10 @@ class BYOL(nn.Module):
         prediction: tuple[int, ...] = (4096, 256),
     ) -> None:
         super().__init__()
-        if not 0.0 <= momentum <= 1.0:
-            raise UserError(f"method.momentum: expected a number from 0 to 1, got {momentum}; 0.99 to 0.999 is usual")
+        fraction("momentum", momentum, "0.99 to 0.999 is usual")
         self.backbone, self.chunk, self.momentum = backbone, chunk, momentum
         self.projector = mlp([backbone.feature_dim, *projection], last="linear", key="method.projection")
-        self.predictor = mlp([projection[-1], *prediction], last="linear", key="method.prediction")
-        if prediction[-1] != projection[-1]:
-            raise UserError(
-                f"method.prediction: its last width {prediction[-1]} must be method.projection's {projection[-1]}"
-            )
+        self.predictor = predictor(projection, prediction, last="linear")
         self.target_backbone, self.target_projector = teacher_of(backbone), teacher_of(self.projector)
 
     def forward(self, batch: Views, progress: float) -> Step:

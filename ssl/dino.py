@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from ..core.backbone import Backbone
-from ..core.chunk import encode
+from ..core.chunk import encode, with_local
 from ..core.distributed import all_reduce_sum
 from ..core.ema import follow, teacher_of
-from ..core.errors import UserError
 from ..core.sample import Views
 from ..core.schedules import cosine, ramp
 from ..core.train import Step
 from .health import health
 from .prototypes import PrototypeHead, assignment_health, center_update, crops_loss
+from .ranges import above_zero, fraction
 
 
 def dino_targets(teacher_logits: Tensor, center: Tensor, temperature: float | Tensor) -> Tensor:
@@ -64,23 +64,13 @@ class DINO(nn.Module):
         freeze_last_layer: float = 0.01,
     ) -> None:
         super().__init__()
-        positive = {
-            "temperature": temperature,
-            "teacher_temperature": teacher_temperature,
-            "warmup_teacher_temperature": warmup_teacher_temperature,
-        }
-        for key, value in positive.items():
-            if not value > 0.0:
-                raise UserError(f"method.{key}: must be above 0, got {value}; 0.04 to 0.1 is usual")
-        parts = {
-            "teacher_temperature_warmup": (teacher_temperature_warmup, "0.1 is a tenth of the training"),
-            "center_momentum": (center_momentum, "0.9 is usual"),
-            "momentum": (momentum, "0.99 to 0.9995 is usual"),
-            "freeze_last_layer": (freeze_last_layer, "0.01 is a hundredth of the training"),
-        }
-        for key, (value, usual) in parts.items():
-            if not 0.0 <= value <= 1.0:
-                raise UserError(f"method.{key}: expected a number from 0 to 1, got {value}; {usual}")
+        above_zero("temperature", temperature, "0.04 to 0.1 is usual")
+        above_zero("teacher_temperature", teacher_temperature, "0.04 to 0.1 is usual")
+        above_zero("warmup_teacher_temperature", warmup_teacher_temperature, "0.04 to 0.1 is usual")
+        fraction("teacher_temperature_warmup", teacher_temperature_warmup, "0.1 is a tenth of the training")
+        fraction("center_momentum", center_momentum, "0.9 is usual")
+        fraction("momentum", momentum, "0.99 to 0.9995 is usual")
+        fraction("freeze_last_layer", freeze_last_layer, "0.01 is a hundredth of the training")
         backbone.take_any_size("dino")
         self.chunk, self.temperature, self.momentum = chunk, temperature, momentum
         self.teacher_temperature, self.warmup_teacher_temperature = teacher_temperature, warmup_teacher_temperature
@@ -101,9 +91,7 @@ class DINO(nn.Module):
     def forward(self, batch: Views, progress: float) -> Step:
         """batch.images: [2, N, C, h, w]; batch.local: [L, N, C, s, s] or None; N is this process's share."""
         features = encode(self.student, batch.images, self.chunk)  # [2, N, D]
-        crops = features
-        if batch.local is not None:
-            crops = torch.cat([features, encode(self.student, batch.local, self.chunk)])
+        crops = with_local(self.student, features, batch.local, self.chunk)
         embedded = self.head.embed(crops)  # of all crops in one forward, as one batch to a BatchNorm
         logits = self.head.compare(embedded, progress < self.freeze_last_layer)  # [2 + L, N, K]
         targets = self.targets(batch.images, progress)

@@ -10,19 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.backbone import Backbone
-from ..core.chunk import encode
+from ..core.chunk import with_local
 from ..core.distributed import all_reduce_sum, gather, own_rows, world
 from ..core.ema import follow, teacher_of
 from ..core.errors import UserError
 from ..core.sample import Views
 from ..core.schedules import cosine, ramp
-from ..core.tokens import plain_vit
+from ..core.tokens import plain_vit, take
 from ..core.train import Step
 from .blockwise import most_hidden, view_masks
 from .health import health
-from .ibot import check_numbers, patch_loss, take, view_tokens
+from .ibot import check_mask_ratio, patch_loss, view_tokens
 from .masks import listed
 from .prototypes import PrototypeHead, assignment_health, crops_loss, sinkhorn
+from .ranges import above_zero, fraction
 
 LEAST_BLOCK = 4  # patches: smaller blocks are drawn where fewer are left to hide
 
@@ -88,19 +89,15 @@ class DINOv2(nn.Module):
     ) -> None:
         super().__init__()
         vit = plain_vit(backbone, "dinov2")
-        positive = {
-            "temperature": (temperature, 0.1),
-            "teacher_temperature": (teacher_temperature, 0.07),
-            "warmup_teacher_temperature": (warmup_teacher_temperature, 0.04),
-            "patch_weight": (patch_weight, 1.0),
-        }
-        parts = {
-            "mask_probability": (mask_probability, 0.5),
-            "teacher_temperature_warmup": (teacher_temperature_warmup, 0.3),
-            "momentum": (momentum, 0.992),
-            "freeze_last_layer": (freeze_last_layer, 0.01),
-        }
-        check_numbers(positive, parts, mask_ratio)
+        above_zero("temperature", temperature, "0.1 is published")
+        above_zero("teacher_temperature", teacher_temperature, "0.07 is published")
+        above_zero("warmup_teacher_temperature", warmup_teacher_temperature, "0.04 is published")
+        above_zero("patch_weight", patch_weight, "1.0 is published")
+        fraction("mask_probability", mask_probability, "0.5 is published")
+        fraction("teacher_temperature_warmup", teacher_temperature_warmup, "0.3 is published")
+        fraction("momentum", momentum, "0.992 is published")
+        fraction("freeze_last_layer", freeze_last_layer, "0.01 is published")
+        check_mask_ratio(mask_ratio)
         if koleo_weight < 0.0:
             raise UserError(f"method.koleo_weight: expected 0 or more, got {koleo_weight}; 0.1 is published")
         if iterations < 1:
@@ -136,9 +133,7 @@ class DINOv2(nn.Module):
         masks = self.masks(batch)
         index, hidden = listed(masks, most_hidden(self.grid, self.mask_ratio))  # [2, N, M]
         features, patches = view_tokens(self.student, batch.images, self.chunk, masks, self.mask)
-        crops = features
-        if batch.local is not None:
-            crops = torch.cat([features, encode(self.student, batch.local, self.chunk)])
+        crops = with_local(self.student, features, batch.local, self.chunk)
         frozen = progress < self.freeze_last_layer
         embedded = self.head.embed(crops)
         logits = self.head.compare(embedded, frozen)  # [2 + L, N, K]

@@ -32,6 +32,17 @@ def mlp(widths: Sequence[int], *, last: Last, key: str) -> ProjectionHead:
     return ProjectionHead([*layers, (before, out, closing, None, last == "linear")])
 
 
+def predictor(projection: Sequence[int], prediction: Sequence[int], *, last: Last) -> ProjectionHead:
+    """The `mlp` of a prediction head, from projections to what is compared with projections. The widths are the config's
+    method.projection and method.prediction. Raises UserError."""
+    head = mlp([projection[-1], *prediction], last=last, key="method.prediction")
+    if prediction[-1] != projection[-1]:
+        raise UserError(
+            f"method.prediction: its last width {prediction[-1]} must be method.projection's {projection[-1]}"
+        )
+    return head
+
+
 def project(head: nn.Module, features: Tensor) -> Tensor:
     """[V, N, D] -> [V, N, D']: all views in one forward, position by position (see core/norm.py)."""
     return norm.encode(head, features)

@@ -10,19 +10,20 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..core.backbone import Backbone
-from ..core.chunk import encode, in_chunks
+from ..core.chunk import in_chunks, with_local
 from ..core.distributed import all_reduce_sum
 from ..core.ema import follow, teacher_of
 from ..core.errors import UserError
 from ..core.sample import Views
 from ..core.schedules import cosine, ramp
-from ..core.tokens import embed, plain_vit, transform
+from ..core.tokens import embed, plain_vit, take, transform
 from ..core.train import Step
 from .blockwise import most_hidden, view_masks
 from .dino import dino_targets
 from .health import health
 from .masks import listed
 from .prototypes import PrototypeHead, assignment_health, center_update, crops_loss, cross_entropy
+from .ranges import above_zero, fraction
 
 
 def patch_loss(targets: Tensor, logits: Tensor, hidden: Tensor, temperature: float) -> Tensor:
@@ -60,24 +61,8 @@ def _tokens(backbone: Backbone, mask: Tensor | None, images: Tensor, masks: Tens
     return together.unflatten(0, images.shape[:2])
 
 
-def take(patches: Tensor, index: Tensor) -> Tensor:
-    """The patches at `index`: [V, N, L, D], int64 [V, N, M] -> [V, N, M, D]."""
-    return patches.gather(2, index[..., None].expand(-1, -1, -1, patches.shape[-1]))
-
-
-def check_numbers(
-    positive: dict[str, tuple[float, float]], parts: dict[str, tuple[float, float]], mask_ratio: tuple[float, float]
-) -> None:
-    """Raises UserError unless all of `positive` are above 0, all of `parts` from 0 to 1, and mask_ratio is a range between.
-
-    Of each key the given value and the published one.
-    """
-    for key, (value, usual) in positive.items():
-        if not value > 0.0:
-            raise UserError(f"method.{key}: must be above 0, got {value}; {usual} is published")
-    for key, (value, usual) in parts.items():
-        if not 0.0 <= value <= 1.0:
-            raise UserError(f"method.{key}: expected a number from 0 to 1, got {value}; {usual} is published")
+def check_mask_ratio(mask_ratio: tuple[float, float]) -> None:
+    """Raises UserError unless it is a range of parts between 0 and 1."""
     if not 0.0 < mask_ratio[0] <= mask_ratio[1] < 1.0:
         raise UserError(
             f"method.mask_ratio: expected the smallest and the largest part of the patches, between 0 and 1, "
@@ -129,21 +114,17 @@ class IBOT(nn.Module):
     ) -> None:
         super().__init__()
         vit = plain_vit(backbone, "ibot")
-        positive = {
-            "temperature": (temperature, 0.1),
-            "teacher_temperature": (teacher_temperature, 0.07),
-            "teacher_patch_temperature": (teacher_patch_temperature, 0.07),
-            "warmup_teacher_temperature": (warmup_teacher_temperature, 0.04),
-            "patch_weight": (patch_weight, 1.0),
-        }
-        parts = {
-            "mask_probability": (mask_probability, 0.5),
-            "teacher_temperature_warmup": (teacher_temperature_warmup, 0.0375),
-            "center_momentum": (center_momentum, 0.9),
-            "momentum": (momentum, 0.996),
-            "freeze_last_layer": (freeze_last_layer, 0.00125),
-        }
-        check_numbers(positive, parts, mask_ratio)
+        above_zero("temperature", temperature, "0.1 is published")
+        above_zero("teacher_temperature", teacher_temperature, "0.07 is published")
+        above_zero("teacher_patch_temperature", teacher_patch_temperature, "0.07 is published")
+        above_zero("warmup_teacher_temperature", warmup_teacher_temperature, "0.04 is published")
+        above_zero("patch_weight", patch_weight, "1.0 is published")
+        fraction("mask_probability", mask_probability, "0.5 is published")
+        fraction("teacher_temperature_warmup", teacher_temperature_warmup, "0.0375 is published")
+        fraction("center_momentum", center_momentum, "0.9 is published")
+        fraction("momentum", momentum, "0.996 is published")
+        fraction("freeze_last_layer", freeze_last_layer, "0.00125 is published")
+        check_mask_ratio(mask_ratio)
         backbone.take_any_size("ibot")
         self.grid: tuple[int, int] = vit.patch_embed.grid_size
         self.chunk, self.mask_ratio, self.mask_probability = chunk, mask_ratio, mask_probability
@@ -174,9 +155,7 @@ class IBOT(nn.Module):
         masks = self.masks(batch)
         index, hidden = listed(masks, most_hidden(self.grid, self.mask_ratio))  # [2, N, M]
         features, patches = view_tokens(self.student, batch.images, self.chunk, masks, self.mask)
-        crops = features
-        if batch.local is not None:
-            crops = torch.cat([features, encode(self.student, batch.local, self.chunk)])
+        crops = with_local(self.student, features, batch.local, self.chunk)
         frozen = progress < self.freeze_last_layer
         embedded = self.head.embed(crops)
         logits = self.head.compare(embedded, frozen)  # [2 + L, N, K]

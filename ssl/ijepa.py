@@ -13,11 +13,12 @@ from ..core.ema import follow, teacher_of
 from ..core.errors import UserError
 from ..core.sample import Views
 from ..core.schedules import ramp
-from ..core.tokens import attend, embed, keep_patches, plain_vit, transform
+from ..core.tokens import attend, embed, keep_patches, plain_vit, take, transform
 from ..core.train import Step
 from .health import health
 from .masks import Grid, block_sizes, blocks, listed, without
 from .patches import fix_positions, sincos
+from .ranges import fraction, narrow_vit
 
 
 def ijepa_loss(prediction: Tensor, targets: Tensor, real: Tensor) -> Tensor:
@@ -115,16 +116,12 @@ class IJEPA(nn.Module):
                     f"method.{key}: expected the smallest and the largest, above 0{' and up to 1' if most == 1.0 else ''}, "
                     f"got {list(given)}"
                 )
-        if predictor_heads < 1 or predictor_dim < 4 or predictor_dim % predictor_heads or predictor_dim % 4:
-            raise UserError(
-                f"method.predictor_dim: {predictor_dim} must be a multiple of 4 and of predictor_heads ({predictor_heads})"
-            )
+        narrow_vit("predictor", predictor_dim, predictor_heads)
         if predictor_depth < 1:
             raise UserError(
                 f"method.predictor_depth: expected 1 block or more, got {predictor_depth}; without, nothing is predicted"
             )
-        if not 0.0 <= momentum <= 1.0:
-            raise UserError(f"method.momentum: expected a number from 0 to 1, got {momentum}; 0.996 is published")
+        fraction("momentum", momentum, "0.996 is published")
         self.grid: Grid = vit.patch_embed.grid_size
         self.targets, self.min_context, self.momentum = targets, min_context, momentum
         self.target_scale, self.target_aspect, self.context_scale = target_scale, target_aspect, context_scale
@@ -164,7 +161,7 @@ class IJEPA(nn.Module):
         with torch.no_grad():
             tokens, features = self.teach(images)
             there = tokens[:, None].expand(-1, self.targets, -1, -1)
-            answers = there.gather(2, wanted[..., None].expand(-1, -1, -1, tokens.shape[2]))
+            answers = take(there, wanted)
         prediction = self.predict(images, keep, seen, wanted, real)
         sizes = {"context_patches": context.sum(1), "target_patches": targets.sum(2)}
         return Step(

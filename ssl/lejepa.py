@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.backbone import Backbone
-from ..core.chunk import encode
+from ..core.chunk import encode, with_local
 from ..core.distributed import all_reduce_min, sum_with_gradient, world
 from ..core.draws import Draws
 from ..core.errors import UserError
@@ -19,6 +19,7 @@ from ..core.sample import Views
 from ..core.train import Step
 from .heads import mlp, project
 from .health import health
+from .ranges import above_zero, fraction
 
 
 def prediction_loss(z: Tensor, whole: int) -> Tensor:
@@ -87,16 +88,12 @@ class LeJEPA(nn.Module):
         projection: tuple[int, ...] = (2048, 2048, 64),
     ) -> None:
         super().__init__()
-        if not 0.0 <= sigreg_weight <= 1.0:
-            raise UserError(
-                f"method.sigreg_weight: expected a number from 0 to 1, got {sigreg_weight}; 0.02 to 0.1 is usual"
-            )
+        fraction("sigreg_weight", sigreg_weight, "0.02 to 0.1 is usual")
         if slices < 1:
             raise UserError(f"method.slices: needs at least 1 direction, got {slices}; 256 to 1024 is usual")
         if points < 2:
             raise UserError(f"method.points: needs at least 2 frequencies to integrate over, got {points}; 17 is usual")
-        if not t_max > 0.0:
-            raise UserError(f"method.t_max: must be above 0, got {t_max}; 3 to 5 is usual")
+        above_zero("t_max", t_max, "3 to 5 is usual")
         backbone.take_any_size("lejepa")
         self.backbone, self.chunk = backbone, chunk
         self.sigreg_weight, self.slices, self.points, self.t_max = sigreg_weight, slices, points, t_max
@@ -105,9 +102,7 @@ class LeJEPA(nn.Module):
     def forward(self, batch: Views, progress: float) -> Step:
         """batch.images: [2, N, C, h, w] and batch.local: [L, N, C, s, s] or None; N is this process's share."""
         whole = encode(self.backbone, batch.images, self.chunk)  # [2, N, D]
-        features = whole
-        if batch.local is not None:
-            features = torch.cat([whole, encode(self.backbone, batch.local, self.chunk)])
+        features = with_local(self.backbone, whole, batch.local, self.chunk)
         # All views through one head: its BatchNorm must not tell whole views from local crops.
         z = project(self.projector, features)  # [2 + L, N, E]
         t = torch.linspace(0.0, self.t_max, self.points, dtype=torch.float64, device=z.device)

@@ -12,9 +12,10 @@ from ..core.backbone import Backbone
 from ..core.draws import Draws
 from ..core.errors import UserError
 from ..core.sample import Views
-from ..core.tokens import embed, keep_patches, plain_vit, transform
+from ..core.tokens import embed, keep_patches, plain_vit, take, transform
 from ..core.train import Step
 from .patches import fix_positions, patchify, sincos, unpatchify
+from .ranges import narrow_vit
 
 
 def mae_loss(prediction: Tensor, images: Tensor, masked: Tensor, patch: int, norm_pix: bool) -> Tensor:
@@ -61,7 +62,7 @@ class Decoder(nn.Module):
         x = self.embed(tokens)
         prefix, visible = x[:, : self.prefix], x[:, self.prefix :]
         masks = self.mask_token.to(x.dtype).expand(len(x), restore.shape[1] - visible.shape[1], -1)
-        patches = torch.cat([visible, masks], 1).gather(1, restore[:, :, None].expand(-1, -1, x.shape[2]))
+        patches = take(torch.cat([visible, masks], 1), restore)
         x = torch.cat([prefix, patches + self.positions], 1)
         return self.predict(self.norm(self.blocks(x)))[:, self.prefix :]
 
@@ -92,10 +93,7 @@ class MAE(nn.Module):
         vit = plain_vit(backbone, "mae")
         if not 0.0 < mask_ratio < 1.0:
             raise UserError(f"method.mask_ratio: must lie between 0 and 1, got {mask_ratio}")
-        if decoder_heads < 1 or decoder_dim < 4 or decoder_dim % decoder_heads or decoder_dim % 4:
-            raise UserError(
-                f"method.decoder_dim: {decoder_dim} must be a multiple of 4 and of decoder_heads ({decoder_heads})"
-            )
+        narrow_vit("decoder", decoder_dim, decoder_heads)
         self.backbone, self.norm_pix = backbone, norm_pix
         grid = vit.patch_embed.grid_size
         self.patch = vit.patch_embed.patch_size[0]

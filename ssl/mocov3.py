@@ -19,9 +19,10 @@ from ..core.errors import UserError
 from ..core.sample import Views
 from ..core.schedules import cosine
 from ..core.train import Step
-from .heads import mlp, project
+from .heads import mlp, predictor, project
 from .health import health
 from .patches import fix_positions
+from .ranges import above_zero, fraction
 
 
 def cosines(queries: Tensor, keys: Tensor) -> Tensor:
@@ -70,18 +71,12 @@ class MoCoV3(nn.Module):
         stop_patch_embed: bool = False,
     ) -> None:
         super().__init__()
-        if not temperature > 0.0:
-            raise UserError(f"method.temperature: must be above 0, got {temperature}; 0.2 to 1 is usual")
-        if not 0.0 <= momentum <= 1.0:
-            raise UserError(f"method.momentum: expected a number from 0 to 1, got {momentum}; 0.99 to 0.999 is usual")
+        above_zero("temperature", temperature, "0.2 to 1 is usual")
+        fraction("momentum", momentum, "0.99 to 0.999 is usual")
         self.backbone, self.chunk, self.temperature, self.momentum = backbone, chunk, temperature, momentum
         self.projector = mlp([backbone.feature_dim, *projection], last="plain-norm", key="method.projection")
         last = "plain-norm" if prediction_norm else "plain-linear"
-        self.predictor = mlp([projection[-1], *prediction], last=last, key="method.prediction")
-        if prediction[-1] != projection[-1]:
-            raise UserError(
-                f"method.prediction: its last width {prediction[-1]} must be method.projection's {projection[-1]}"
-            )
+        self.predictor = predictor(projection, prediction, last=last)
         if not backbone.provenance and isinstance(backbone.model, VisionTransformer):
             _initialise(backbone.model)
         if stop_patch_embed:

@@ -14,6 +14,7 @@ from ..core.sample import Views
 from ..core.train import Step
 from .heads import mlp, project
 from .health import health
+from .ranges import above_zero
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float, rows: slice = slice(None)) -> Tensor:
@@ -56,8 +57,7 @@ class SimCLR(nn.Module):
         projection: tuple[int, ...] = (2048, 128),
     ) -> None:
         super().__init__()
-        if not temperature > 0.0:
-            raise UserError(f"method.temperature: must be above 0, got {temperature}; 0.1 to 0.5 is usual")
+        above_zero("temperature", temperature, "0.1 to 0.5 is usual")
         self.backbone, self.chunk, self.temperature = backbone, chunk, temperature
         self.projector = mlp([backbone.feature_dim, *projection], last="norm", key="method.projection")
 

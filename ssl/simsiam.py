@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from ..core.backbone import Backbone
 from ..core.chunk import encode
-from ..core.errors import UserError
 from ..core.sample import Views
 from ..core.train import Step
-from .heads import mlp, project
+from .heads import mlp, predictor, project
 from .health import health
 
 
@@ -54,11 +53,7 @@ class SimSiam(nn.Module):
         super().__init__()
         self.backbone, self.chunk, self.stop_gradient = backbone, chunk, stop_gradient
         self.projector = mlp([backbone.feature_dim, *projection], last="plain-norm", key="method.projection")
-        self.predictor = mlp([projection[-1], *prediction], last="linear", key="method.prediction")
-        if prediction[-1] != projection[-1]:
-            raise UserError(
-                f"method.prediction: its last width {prediction[-1]} must be method.projection's {projection[-1]}"
-            )
+        self.predictor = predictor(projection, prediction, last="linear")
         self.constant_rate = (self.predictor,) if constant_prediction_rate else ()
 
     def forward(self, batch: Views, progress: float) -> Step:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.backbone import Backbone
-from ..core.chunk import encode
+from ..core.chunk import encode, with_local
 from ..core.distributed import all_reduce_sum, gather, rank, world
 from ..core.errors import UserError
 from ..core.sample import Views
@@ -16,6 +16,7 @@ from ..core.train import Step
 from .heads import mlp, project
 from .health import health
 from .prototypes import assignment_health, crops_loss, hold, sinkhorn
+from .ranges import above_zero, fraction
 
 
 class SwAV(nn.Module):
@@ -50,16 +51,12 @@ class SwAV(nn.Module):
     ) -> None:
         super().__init__()
         for key, value in {"temperature": temperature, "epsilon": epsilon}.items():
-            if not value > 0.0:
-                raise UserError(f"method.{key}: must be above 0, got {value}; 0.03 to 0.1 is usual")
+            above_zero(key, value, "0.03 to 0.1 is usual")
         for key, value, least in (("prototypes", prototypes, 2), ("iterations", iterations, 1), ("queue", queue, 0)):
             if value < least:
                 raise UserError(f"method.{key}: expected {least} or more, got {value}")
         for key, value in {"freeze_prototypes": freeze_prototypes, "queue_from": queue_from}.items():
-            if not 0.0 <= value <= 1.0:
-                raise UserError(
-                    f"method.{key}: expected a number from 0 to 1, got {value}; 0.01 is a hundredth of the training"
-                )
+            fraction(key, value, "0.01 is a hundredth of the training")
         backbone.take_any_size("swav")
         self.backbone, self.chunk, self.temperature = backbone, chunk, temperature
         self.epsilon, self.iterations = epsilon, iterations
@@ -73,9 +70,7 @@ class SwAV(nn.Module):
     def forward(self, batch: Views, progress: float) -> Step:
         """batch.images: [2, N, C, h, w]; batch.local: [L, N, C, s, s] or None; N is this process's share."""
         features = encode(self.backbone, batch.images, self.chunk)  # [2, N, D]
-        crops = features
-        if batch.local is not None:
-            crops = torch.cat([features, encode(self.backbone, batch.local, self.chunk)])
+        crops = with_local(self.backbone, features, batch.local, self.chunk)
         projected = project(self.projector, crops)  # of all crops in one forward, as one batch to BatchNorm
         with torch.autocast(projected.device.type, enabled=False):
             z = F.normalize(projected.to(self.prototypes.dtype), dim=-1)

@@ -1,7 +1,7 @@
 """What a pretraining run is watched by: kNN and a linear probe on any labelled sets, and measures that need no label.
 
-All of it looks at frozen features that `extract` hands out without gradient, so nothing here can move the backbone; and all of it is a
-function of the weights and the seed, so a resumed run is told the same numbers.
+All of it looks at features of a frozen backbone in eval mode, without gradient, so nothing here can move it; and all of it is a function of
+the weights and the seed, so a resumed run is told the same numbers.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ..core.features import evaluating, extract
 from ..core.images.source import Images
 from ..core.knn import knn_predict
 from ..core.multiview import Multiview
+from ..core.order import straddling
 from ..core.pictures import save_map
 from ..core.run import Run
 from ..core.sample import Sample
@@ -61,19 +62,23 @@ class Probes:
     ) -> None:
         self.bank, self.tests, self.view, self.run = bank, tests, view, run
         self.knn, self.linear = knn, linear
+        self.last: tuple[dict[str, Tensor], dict[str, float]] | None = None
 
     def __call__(self, method: Any) -> dict[str, float]:
         """The evaluator that `fit` calls."""
-        return self._score(
-            method.backbone, {name: self._features(method.backbone, t) for name, t in self.tests.items()}
-        )
+        features = {name: self._features(method.backbone, t) for name, t in self.tests.items()}
+        self.last = features, self._score(method.backbone, features)
+        return self.last[1]
 
     def conclude(self, method: Any) -> dict[str, float]:
-        """The same at the end, and the map of the tests' features."""
-        features = {name: self._features(method.backbone, t) for name, t in self.tests.items()}
+        """What `fit`'s last evaluation, after its last step, found, and the map of the tests' features."""
+        if self.last is None:  # a run that resumes when all steps are done has not evaluated
+            self(method)
+        assert self.last is not None
+        features, scores = self.last
         if self.run.main:
             save_map(self.run.dir, features, self.tests, self.run.seed)
-        return self._score(method.backbone, features)
+        return scores
 
     def _features(self, backbone: nn.Module, images: Images) -> Tensor:
         return extract(backbone, images, self.view, device=self.run.device, workers=self.run.options["workers"])
@@ -132,13 +137,8 @@ def linear_probe(
     x, labels = x.detach().to(device), labels.to(device)
     model = _Linear(x, num_classes)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-4)
-    batch_size, n = min(batch_size, len(x)), len(x)
-    for step in range(steps):
-        seen = torch.arange(step * batch_size, (step + 1) * batch_size)
-        rows = torch.cat(
-            [permute(seed, f"linear/{epoch}", n, seen[seen // n == epoch] % n) for epoch in _epochs(seen, n)]
-        )
-        rows = rows.to(device)
+    for step, places in enumerate(straddling(seed, "linear", len(x), min(batch_size, len(x)), steps)):
+        rows = places.to(device)
         for group in optimizer.param_groups:
             group["lr"] = lr * (1.0 - step / steps)
         optimizer.zero_grad(set_to_none=True)
@@ -146,10 +146,6 @@ def linear_probe(
             nn.functional.cross_entropy(model(x[rows]), labels[rows]).backward()
         optimizer.step()
     return model.eval()
-
-
-def _epochs(seen: Tensor, n: int) -> range:
-    return range(int(seen[0]) // n, int(seen[-1]) // n + 1)
 
 
 class Watch:
@@ -165,8 +161,8 @@ class Watch:
             )
         n = min(images, len(train))
         chosen = permute(run.seed, "watch", len(train), torch.arange(n))
-        self.images, self.view, self.augment, self.run = train.select(chosen), view, augment, run
-        self.views = views
+        self.images, self.view, self.run, self.views = train.select(chosen), view, run, views
+        self.augment = Multiview(augment.views[:1])  # the first of the training views
 
     def __call__(self, method: Any) -> dict[str, float]:
         """The evaluator that `fit` calls."""
@@ -204,9 +200,8 @@ class Watch:
         return gather(torch.cat(parts))[:n].float().cpu()
 
     def _augmented(self, pictures: list[Tensor], numbers: list[int], view: int) -> Tensor:
-        """The first of the training views, with draws that training does not use: [len(pictures), C, size, size]."""
-        augment = Multiview(self.augment.views[:1])
+        """One view more, with draws that training does not use: [len(pictures), C, size, size]."""
         on_host = Draws(self.run.seed, torch.tensor(numbers) * self.views + view, "watch/")
-        crops = augment.crop_each(pictures, on_host)["images"].to(self.run.device)
+        crops = self.augment.crop_each(pictures, on_host)["images"].to(self.run.device)
         draws = Draws(self.run.seed, on_host.positions.to(self.run.device), "watch/")
-        return augment(Sample(crops, draws.positions, torch.empty(0)), draws).images[0]
+        return self.augment(Sample(crops, draws.positions, torch.empty(0)), draws).images[0]

@@ -16,9 +16,10 @@ from rootstock.core import hostmemory
 from rootstock.core.backbone import create
 from rootstock.core.errors import UserError
 from rootstock.core.images.source import Images, open_images
+from rootstock.core.order import straddling
 from rootstock.core.views import Evaluation
 from rootstock.finetune import tokens as tokens_module
-from rootstock.finetune.attentive import FLOOR, Probe, Training, _batches, _moments, _train, fit_choosing, logits
+from rootstock.finetune.attentive import FLOOR, Probe, Training, _moments, _train, fit_choosing, logits
 from rootstock.finetune.logreg import stratified_slice
 from rootstock.finetune.protocols import SCORES
 from rootstock.finetune.tokens import Tokens, extract_tokens
@@ -184,7 +185,7 @@ def test_training_is_adamw_with_a_cosine() -> None:
     probe = Probe(16, 4, 8, 1, seed=7)
     moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in probe.named_parameters()}
     steps = math.ceil(3 * 37 / 16)
-    for step, places in enumerate(_batches(37, 16, steps, 7)):
+    for step, places in enumerate(straddling(7, "attentive", 37, 16, steps)):
         lr = 1e-2 * (1 + math.cos(math.pi * step / steps)) / 2
         loss = cross_entropy(logits([probe], standard[rows[places]])[0], y[rows[places]])
         names, parameters = zip(*probe.named_parameters(), strict=True)
@@ -205,7 +206,7 @@ def test_a_diverged_candidate_is_not_chosen() -> None:
 
 
 def test_every_image_is_seen_once_an_epoch() -> None:
-    batches = list(_batches(10, 4, 5, seed=3))
+    batches = list(straddling(3, "attentive", 10, 4, 5))
     assert all(len(batch) == 4 for batch in batches)
     epochs = torch.cat(batches).view(2, 10)
     assert [sorted(epoch) for epoch in epochs.tolist()] == [list(range(10))] * 2
