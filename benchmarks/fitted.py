@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from rootstock.core import config, norm
-from rootstock.core.backbone import create
+from rootstock.core.backbone import HALF, create
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
 from rootstock.core.images.source import open_images
+from rootstock.core.multiview import Multiview
 from rootstock.core.optim import Optim
 from rootstock.core.order import Order
 from rootstock.core.presets import VIEWS
@@ -44,9 +45,18 @@ class Plan(NamedTuple):
         return self.windows * self.length
 
     @property
+    def begun(self) -> int:
+        """Steps up to the end of the last window."""
+        return self.warm + self.measured
+
+    @property
     def steps(self) -> int:
-        """One more than is looked at: `fit` ends its last step with a checkpoint, which is no part of a step."""
-        return self.warm + self.measured + 1
+        """One more, which is not taken: `fit` would end its last step with a checkpoint, which is no part of a step."""
+        return self.begun + 1
+
+
+class Enough(Exception):
+    """All windows are over."""
 
 
 class Figures(NamedTuple):
@@ -159,13 +169,15 @@ def opened(**options: Any) -> Iterator[Run]:
 
 
 class Setting(NamedTuple):
-    """A method on a backbone, as a config would name them. batch: source images."""
+    """A method on a backbone, as a config would name them. batch: source images. drawn: what the `views` section would say
+    beside the preset of the method's name, or another `name`."""
 
     size: int
     batch: int
     backbone: dict[str, Any]
     method: dict[str, Any]
     optim: dict[str, Any]
+    drawn: Mapping[str, Any] = {}
 
     @property
     def title(self) -> str:
@@ -188,21 +200,32 @@ class Setting(NamedTuple):
     def optimizer(self) -> Optim:
         return Optim(**self.optim, batch_size=self.batch, duration=1)  # pyright: ignore[reportArgumentType]
 
+    def augmentation(self, mean: tuple[float, ...] = HALF, std: tuple[float, ...] = HALF) -> Multiview:
+        """How its views and local crops are drawn."""
+        given = {"name": self.method["name"], **self.drawn}
+        return VIEWS[given.pop("name")](self.size, mean, std, self.views, **given)
+
     def ready(self, device: torch.device) -> Tensor:
         """What augmentation would have made, float [V, N, 3, size, size]."""
         return torch.randn(self.views, self.batch, 3, self.size, self.size, device=device)
 
+    def ready_local(self, device: torch.device) -> Tensor | None:
+        """The same of local crops, float [L, N, 3, s, s], where there are any."""
+        local = self.augmentation().local
+        return torch.randn(len(local), self.batch, 3, *[local[0].size] * 2, device=device) if local else None
+
 
 def of_ready_views(setting: Setting, plan: Plan, clock: Clock = time.perf_counter, **options: Any) -> Figures:
-    """The ceiling: the method through `fit` on views that lie on the device, the same at every step."""
+    """The ceiling: the method through `fit` on views that lie on the device, the same pixels at every step."""
     with opened(**options) as run:
-        sample = Sample(setting.ready(run.device), torch.arange(setting.batch, device=run.device), NO_LABELS)
+        first, local = torch.arange(setting.batch, device=run.device), setting.ready_local(run.device)
+        sample = Sample(setting.ready(run.device), first, NO_LABELS)
 
-        def batches(step: int) -> Iterator[list[Sample]]:
-            return ([sample] for _ in range(step, plan.steps))
+        def batches(step: int) -> Iterator[list[Sample]]:  # other positions at every step, for masks are drawn by them
+            return ([sample._replace(positions=first + at * setting.batch)] for at in range(step, plan.steps))
 
         def prepare(raw: Sample) -> Views:
-            return Views(raw.images, Draws(0, raw.positions))
+            return Views(raw.images, Draws(0, raw.positions), local)
 
         watch = Watch(plan, run.device, clock)
         _fit(setting, run, watch, batches, prepare)
@@ -224,7 +247,7 @@ def of_pictures(
         images = open_images(uri, role="unlabelled")
         order = Order(len(images), setting.batch, 0)
         network = setting.network()
-        views = VIEWS[setting.method["name"]](setting.size, network.mean, network.std, setting.views)
+        views = setting.augmentation(network.mean, network.std)
         batches = stream(
             images, order, views, steps=plan.steps, device=run.device, workers=workers, resident=resident
         )  # fmt: skip
@@ -238,11 +261,18 @@ def of_pictures(
 
 
 def _fit(setting: Setting, run: Run, watch: Watch, batches: Batches, prepare: Prepare) -> None:
-    fit(
-        setting.objective(), lambda step: watch.over(batches(step)), prepare,
-        steps=watch.plan.steps, steps_per_epoch=watch.plan.steps, optim=setting.optimizer(), seed=0, run=run,
-        every=Every(log=run.options["log_every"]),
-    )  # fmt: skip
+    def watched(step: int) -> Iterator[Any]:
+        for batch in watch.over(batches(step)):
+            if len(watch.ends) > watch.plan.windows:
+                raise Enough
+            yield batch
+
+    with suppress(Enough):
+        fit(
+            setting.objective(), watched, prepare,
+            steps=watch.plan.steps, steps_per_epoch=watch.plan.steps, optim=setting.optimizer(), seed=0, run=run,
+            every=Every(log=run.options["log_every"]),
+        )  # fmt: skip
 
 
 class Way(NamedTuple):

@@ -5,29 +5,25 @@ It gets the same backbone, optimizer, precision, memory format and torch.compile
 
 from __future__ import annotations
 
-import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from typing import Any
 
+import lightly_joint
+import lightly_masked
 import torch
-from fitted import Figures, Plan, Setting, Watch
+from fitted import Clock, Figures, Plan, Setting, Watch
 from lightly.loss import NTXentLoss
-from lightly.models import utils
-from lightly.models.modules import (
-    MaskedVisionTransformerDecoderTIMM,
-    MaskedVisionTransformerTIMM,
-    SimCLRProjectionHead,
-)
-from lightly.transforms.mae_transform import MAETransform
+from lightly.models.modules import SimCLRProjectionHead
 from lightly.transforms.simclr_transform import SimCLRTransform
+from lightly_joint import Example
 from peers import Transformed, loader, pil_picture
-from torch import Tensor, nn
+from torch import Tensor
 
 from rootstock.core.train import channels_last
 
 
-class LightlySimCLR(nn.Module):
+class LightlySimCLR(Example):
     """Both views through backbone and head one after the other, as lightly's example does."""
 
     def __init__(self, setting: Setting) -> None:
@@ -41,68 +37,81 @@ class LightlySimCLR(nn.Module):
         return self.criterion(*(self.head(self.backbone(view)) for view in (first, second)))
 
 
-class LightlyMAE(nn.Module):
-    """lightly's example on a timm ViT, with the decoder's size of the setting."""
-
-    def __init__(self, setting: Setting) -> None:
-        super().__init__()
-        method = setting.method
-        self.backbone = setting.network()
-        vit = self.backbone.model
-        self.ratio, self.patch = method["mask_ratio"], vit.patch_embed.patch_size[0]
-        self.encoder = MaskedVisionTransformerTIMM(vit=vit)
-        self.embed = nn.Linear(vit.embed_dim, method["decoder_dim"])
-        self.decoder = MaskedVisionTransformerDecoderTIMM(
-            vit.patch_embed.num_patches, method["decoder_dim"], method["decoder_depth"], method["decoder_heads"]
-        )
-        self.predict = nn.Linear(method["decoder_dim"], self.patch**2 * vit.patch_embed.proj.in_channels)
-        self.criterion = nn.MSELoss()
-
-    def forward(self, images: Tensor) -> Tensor:
-        size = (len(images), self.encoder.sequence_length)
-        keep, mask = utils.random_token_mask(size=size, mask_ratio=self.ratio, device=images.device)
-        seen = self.embed(self.encoder.encode(images=images, idx_keep=keep))
-        tokens = utils.repeat_token(self.decoder.mask_token, size)
-        tokens = utils.set_at_index(tokens, keep, seen.type_as(tokens))
-        painted = self.predict(utils.get_at_index(self.decoder.decode(tokens), mask))
-        return self.criterion(painted, utils.get_at_index(utils.patchify(images, self.patch), mask - 1))
+def simclr_views(setting: Setting) -> SimCLRTransform:
+    return SimCLRTransform(setting.size)
 
 
-METHODS: dict[str, tuple[Callable[[Setting], nn.Module], Callable[..., Any]]] = {
-    "simclr": (LightlySimCLR, SimCLRTransform),
-    "mae": (LightlyMAE, MAETransform),
+# What takes a step, and what draws its views. lightly has no example of MoCo v3.
+METHODS: dict[str, tuple[type[Example], Callable[[Setting], Any]]] = {
+    "simclr": (LightlySimCLR, simclr_views),
+    "byol": (lightly_joint.LightlyBYOL, lightly_joint.byol_views),
+    "simsiam": (lightly_joint.LightlySimSiam, lightly_joint.simsiam_views),
+    "barlow": (lightly_joint.LightlyBarlowTwins, lightly_joint.byol_views),
+    "vicreg": (lightly_joint.LightlyVICReg, lightly_joint.vicreg_views),
+    "swav": (lightly_joint.LightlySwAV, lightly_joint.swav_views),
+    "dino": (lightly_joint.LightlyDINO, lightly_joint.dino_views),
+    "ibot": (lightly_masked.LightlyIBOT, lightly_masked.ibot_views),
+    "dinov2": (lightly_masked.LightlyDINOv2, lightly_masked.dinov2_views),
+    "mae": (lightly_masked.LightlyMAE, lightly_masked.mae_views),
+    "simmim": (lightly_masked.LightlySimMIM, lightly_masked.mae_views),
+    "ijepa": (lightly_masked.LightlyIJEPA, lightly_masked.ijepa_views),
+    "lejepa": (lightly_joint.LightlyLeJEPA, lightly_joint.lejepa_views),
 }
 
 
-def of_ready_views(setting: Setting, plan: Plan, device: torch.device, dtype: torch.dtype, compiled: bool) -> Figures:
+def ready_views(setting: Setting, device: torch.device, count: int) -> Iterator[list[Any]]:
+    """As many batches of the views that ours gets at its ceiling, with masks of their own where its collator draws them."""
+    collate = METHODS[setting.method["name"]][0].collate(setting)
+    whole, local = setting.ready(device), setting.ready_local(device)
+    views: list[Any] = [*whole, *(() if local is None else local)]
+    return iter([list(collate(list(whole[0]))) if collate else views for _ in range(count)])
+
+
+def of_ready_views(
+    setting: Setting, plan: Plan, device: torch.device, dtype: torch.dtype, compiled: bool,
+    clock: Clock = time.perf_counter,
+) -> Figures:  # fmt: skip
     """The step alone, on the views that ours gets at its ceiling."""
-    return _train(setting, plan, device, dtype, compiled, itertools.repeat(setting.ready(device).unbind(0), plan.steps))
+    return _train(setting, plan, device, dtype, compiled, ready_views(setting, device, plan.begun), clock)
 
 
 def of_pictures(
-    setting: Setting, plan: Plan, device: torch.device, dtype: torch.dtype, compiled: bool, pictures: Any, workers: int
-) -> Figures:
+    setting: Setting, plan: Plan, device: torch.device, dtype: torch.dtype, compiled: bool, pictures: Any, workers: int,
+    clock: Clock = time.perf_counter,
+) -> Figures:  # fmt: skip
     """End to end: its transform in the workers of a DataLoader. pictures: paths, or uint8 [N, H, W, 3]."""
-    transform = METHODS[setting.method["name"]][1](input_size=setting.size)
-    dataset = Transformed(pictures, pil_picture, transform)
-    batches = loader(dataset, setting.batch, plan.steps, workers, pinned=device.type == "cuda")
-    return _train(setting, plan, device, dtype, compiled, batches)
+    build, transform = METHODS[setting.method["name"]]
+    dataset = Transformed(pictures, pil_picture, transform(setting))
+    batches = loader(dataset, setting.batch, plan.begun, workers, pinned=device.type == "cuda")
+    if (collate := build.collate(setting)) is not None:
+        batches.collate_fn = collate
+    return _train(setting, plan, device, dtype, compiled, batches, clock)
 
 
 def _train(
-    setting: Setting, plan: Plan, device: torch.device, dtype: torch.dtype, compiled: bool, batches: Iterable[Any]
-) -> Figures:
+    setting: Setting, plan: Plan, device: torch.device, dtype: torch.dtype, compiled: bool, batches: Iterable[Any],
+    clock: Clock,
+) -> Figures:  # fmt: skip
     method = METHODS[setting.method["name"]][0](setting).to(device).train()
     channels_last(method)
     optimizer = setting.optimizer().build(method)
-    step: Any = torch.compile(method, dynamic=False) if compiled else method
-    watch = Watch(plan, device)
-    to_device: Any = partial(Tensor.to, device=device, non_blocking=True)
+    forward: Any = torch.compile(method, dynamic=False) if compiled else method
+    watch = Watch(plan, device, clock)
     source: Iterator[Any] = iter(batches)
-    for views in watch.over(source):
+    for step, views in enumerate(watch.over(source)):
+        method.begin(step, plan.steps)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss = step(*map(to_device, views))
+            loss = forward(*on_device([views] if isinstance(views, Tensor) else views, device))
         loss.backward()
+        method.before_update(optimizer, step, plan.steps)
         optimizer.step()
         optimizer.zero_grad()
+        method.end(step, plan.steps)
     return watch.figures()
+
+
+def on_device(views: Any, device: torch.device) -> Any:
+    """Tensors, and lists of tensors, there."""
+    if isinstance(views, Tensor):
+        return views.to(device, non_blocking=True)
+    return [on_device(view, device) for view in views]

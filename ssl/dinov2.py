@@ -16,12 +16,12 @@ from ..core.ema import follow, teacher_of
 from ..core.errors import UserError
 from ..core.sample import Views
 from ..core.schedules import cosine, ramp
-from ..core.tokens import plain_vit, take
+from ..core.tokens import plain_vit
 from ..core.train import Step
 from .blockwise import most_hidden, view_masks
 from .health import health
 from .ibot import check_mask_ratio, patch_loss, view_tokens
-from .masks import listed
+from .masks import listed, picked, real_ones
 from .prototypes import PrototypeHead, assignment_health, crops_loss, sinkhorn
 from .ranges import above_zero, fraction
 
@@ -132,6 +132,7 @@ class DINOv2(nn.Module):
             raise UserError("optim.batch_size: dinov2 needs at least 2 images, koleo seeks neighbours among them")
         masks = self.masks(batch)
         index, hidden = listed(masks, most_hidden(self.grid, self.mask_ratio))  # [2, N, M]
+        index = real_ones(index, hidden, masks.shape[-1])
         features, patches = view_tokens(self.student, batch.images, self.chunk, masks, self.mask)
         crops = with_local(self.student, features, batch.local, self.chunk)
         frozen = progress < self.freeze_last_layer
@@ -139,7 +140,7 @@ class DINOv2(nn.Module):
         logits = self.head.compare(embedded, frozen)  # [2 + L, N, K]
         targets, patch_targets = self.targets(batch.images, index, hidden, progress)
         of_class = crops_loss(targets, logits, self.temperature)
-        patch_logits = self.patch_head(take(patches, index), frozen)  # [2, N, M, K]
+        patch_logits = self.patch_head(picked(patches, index), frozen)  # [2, N, M, K] or [R, K]
         of_patch = patch_loss(patch_targets, patch_logits, hidden, self.temperature)
         # View by view: the two class tokens of one image are to be near each other.
         spread = torch.stack([koleo(gather(view), own_rows(n)) for view in features]).sum()
@@ -166,13 +167,16 @@ class DINOv2(nn.Module):
 
     @torch.no_grad()
     def targets(self, images: Tensor, index: Tensor, hidden: Tensor, progress: float) -> tuple[Tensor, Tensor]:
-        """What the teacher says of the whole views, [2, N, K], and of the patches at `index`, [2, N, M, K], 0 where not `hidden`."""
+        """What the teacher says of the whole views, [2, N, K], and of the patches at `index`: [2, N, M, K], 0 where not `hidden`,
+        or [R, K]."""
         features, patches = view_tokens(self.backbone, images, self.chunk)
         start, end = self.warmup_teacher_temperature, self.teacher_temperature
         temperature = ramp(start, end, progress, self.teacher_temperature_warmup)
         logits = self.teacher_head(features)
         targets = sinkhorn(logits.flatten(0, 1), temperature, self.iterations, all_reduce_sum).view_as(logits)
-        patch_logits = self.teacher_patch_head(take(patches, index))
+        patch_logits = self.teacher_patch_head(picked(patches, index))
+        if index.ndim == 1:
+            return targets, sinkhorn(patch_logits, temperature, self.iterations, all_reduce_sum)
         found = sinkhorn(
             patch_logits.flatten(0, 2), temperature, self.iterations, all_reduce_sum, hidden.flatten()
         ).view_as(patch_logits)

@@ -16,12 +16,12 @@ from ..core.ema import follow, teacher_of
 from ..core.errors import UserError
 from ..core.sample import Views
 from ..core.schedules import cosine, ramp
-from ..core.tokens import embed, plain_vit, take, transform
+from ..core.tokens import embed, plain_vit, transform
 from ..core.train import Step
 from .blockwise import most_hidden, view_masks
 from .dino import dino_targets
 from .health import health
-from .masks import listed
+from .masks import listed, picked, real_ones
 from .prototypes import PrototypeHead, assignment_health, center_update, crops_loss, cross_entropy
 from .ranges import above_zero, fraction
 
@@ -30,9 +30,13 @@ def patch_loss(targets: Tensor, logits: Tensor, hidden: Tensor, temperature: flo
     """H(q, p) of hidden patches: the mean over those of each image, then over images (eq. 2 as in the authors' code).
 
     targets: probabilities [..., M, K]. logits: [..., M, K]. hidden: bool [..., M]; the others do not count, and an image that
-    hides nothing counts as 0. Returns a scalar.
+    hides nothing counts as 0. Targets and logits may be [R, K], of the hidden patches alone. Returns a scalar.
     """
-    entropy = cross_entropy(targets, logits, temperature) * hidden
+    entropy = cross_entropy(targets, logits, temperature)
+    if entropy.shape == hidden.shape:
+        entropy = entropy * hidden
+    else:
+        entropy = torch.zeros_like(hidden, dtype=entropy.dtype).masked_scatter(hidden, entropy)
     return (entropy.sum(-1) / hidden.sum(-1).clamp(min=1)).mean()
 
 
@@ -154,6 +158,7 @@ class IBOT(nn.Module):
         """batch.images: [2, N, C, h, w]; batch.local: [L, N, C, s, s] or None; N is this process's share."""
         masks = self.masks(batch)
         index, hidden = listed(masks, most_hidden(self.grid, self.mask_ratio))  # [2, N, M]
+        index = real_ones(index, hidden, masks.shape[-1])
         features, patches = view_tokens(self.student, batch.images, self.chunk, masks, self.mask)
         crops = with_local(self.student, features, batch.local, self.chunk)
         frozen = progress < self.freeze_last_layer
@@ -161,7 +166,7 @@ class IBOT(nn.Module):
         logits = self.head.compare(embedded, frozen)  # [2 + L, N, K]
         targets, patch_targets = self.targets(batch.images, index, progress)
         of_class = crops_loss(targets, logits, self.temperature)
-        patch_logits = (self.patch_head or self.head)(take(patches, index), frozen)  # [2, N, M, K]
+        patch_logits = (self.patch_head or self.head)(picked(patches, index), frozen)  # [2, N, M, K] or [R, K]
         of_patch = patch_loss(patch_targets, patch_logits, hidden, self.temperature)
         metrics = {
             "class_loss": of_class.detach(),
@@ -180,14 +185,14 @@ class IBOT(nn.Module):
 
     @torch.no_grad()
     def targets(self, images: Tensor, index: Tensor, progress: float) -> tuple[Tensor, Tensor]:
-        """What the teacher says of the whole views, [2, N, K], and of the patches at `index`, [2, N, M, K].
+        """What the teacher says of the whole views, [2, N, K], and of the patches at `index`, [2, N, M, K] or [R, K].
 
         By the centres of the steps before; then the centres' own step. The patches' centre is that of all patches.
         """
         head, patch_head = self.teacher_head, self.teacher_patch_head or self.teacher_head
         features, patches = view_tokens(self.backbone, images, self.chunk)
         logits, z = head(features), patch_head.embed(patches)
-        patch_logits = patch_head.compare(take(z, index))
+        patch_logits = patch_head.compare(picked(z, index))
         start, over = self.warmup_teacher_temperature, self.teacher_temperature_warmup
         targets = dino_targets(logits, self.center, ramp(start, self.teacher_temperature, progress, over))
         patch_targets = dino_targets(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from ..core.backbone import Backbone
+from ..core.colour import eager_cpu
 from ..core.draws import Draws
 from ..core.ema import follow, teacher_of
 from ..core.errors import UserError
@@ -20,6 +23,8 @@ from .masks import Grid, block_sizes, blocks, listed, without
 from .patches import fix_positions, sincos
 from .ranges import fraction, narrow_vit
 
+GROUPS, LEAST_GROUP = 4, 16  # of images whose contexts are about as large, on the CPU
+
 
 def ijepa_loss(prediction: Tensor, targets: Tensor, real: Tensor) -> Tensor:
     """Smooth L1 of predicted and normalised target tokens (the authors' code; the paper's section 3 has the squared error).
@@ -31,6 +36,18 @@ def ijepa_loss(prediction: Tensor, targets: Tensor, real: Tensor) -> Tensor:
         dtype = torch.promote_types(prediction.dtype, torch.float32)
         error = F.smooth_l1_loss(prediction.to(dtype), targets.to(dtype), reduction="none").mean(-1)
         return ((error * real).sum(-1) / real.sum(-1)).mean()
+
+
+def alike(context: Tensor) -> Sequence[Tensor | slice]:
+    """The rows of a batch of contexts, bool [N, L], in groups of much the same size where shapes may depend on what was drawn,
+    so that little is padded; else in one group."""
+    count = min(GROUPS, len(context) // LEAST_GROUP) if eager_cpu(context) else 1
+    return [slice(None)] if count < 2 else context.sum(1).argsort(stable=True).chunk(count)
+
+
+def longest(masks: Tensor, most: int) -> int:
+    """How long the lists of masks, bool [..., L], have to be: as long as the longest, or `most` where shapes must not depend on it."""
+    return int(masks.sum(-1).max()) if eager_cpu(masks) else most
 
 
 class Predictor(nn.Module):
@@ -156,18 +173,24 @@ class IJEPA(nn.Module):
         """batch.images: [1, N, C, H, W]."""
         images = batch.images[0]
         context, targets = self.masks(batch.draws)
-        keep, seen = listed(context, self.most_context)
-        wanted, real = listed(targets, self.most_target)
         with torch.no_grad():
             tokens, features = self.teach(images)
-            there = tokens[:, None].expand(-1, self.targets, -1, -1)
-            answers = take(there, wanted)
-        prediction = self.predict(images, keep, seen, wanted, real)
+        parts = [
+            self.compare(images[rows], tokens[rows], context[rows], targets[rows]) * (len(context[rows]) / len(images))
+            for rows in alike(context)
+        ]
         sizes = {"context_patches": context.sum(1), "target_patches": targets.sum(2)}
         return Step(
-            ijepa_loss(prediction, answers, real),
+            torch.stack(parts).sum(),
             {**health(features), **{name: count.float().mean() for name, count in sizes.items()}},
         )
+
+    def compare(self, images: Tensor, tokens: Tensor, context: Tensor, targets: Tensor) -> Tensor:
+        """The loss of images [N, C, H, W], of which the teacher made tokens [N, L, D], with these masks, [N, L] and [N, K, L]."""
+        keep, seen = listed(context, longest(context, self.most_context))
+        wanted, real = listed(targets, longest(targets, self.most_target))
+        answers = take(tokens[:, None].expand(-1, self.targets, -1, -1), wanted)
+        return ijepa_loss(self.predict(images, keep, seen, wanted, real), answers, real)
 
     def masks(self, draws: Draws) -> tuple[Tensor, Tensor]:
         """Which patches are context, bool [N, L], and which are in each target block, bool [N, K, L]."""

@@ -7,7 +7,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..core.colour import eager_cpu
 from ..core.draws import Draws
+from ..core.tokens import take
 
 Grid = tuple[int, int]  # rows, columns
 Range = tuple[float, float]
@@ -90,3 +92,22 @@ def listed(mask: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """The True places of each row of bool [..., L], in order, padded with others: int64 and bool [..., length], True if real."""
     index = (~mask).int().argsort(dim=-1, stable=True)[..., :length]
     return index, torch.arange(length, device=mask.device) < mask.sum(-1, keepdim=True)
+
+
+def real_ones(index: Tensor, real: Tensor, length: int) -> Tensor:
+    """Where shapes may depend on what was drawn, the places of `listed` that are real, among all rows one after the other.
+
+    index: int64 [..., K], into rows of `length`; real: bool [..., K]. Returns int64 [R], or the index as it is: elsewhere, and
+    where none is real.
+    """
+    if not eager_cpu(index) or not real.any():
+        return index
+    first = torch.arange(index[..., 0].numel()) * length
+    return (index + first.view(*index.shape[:-1], 1))[real]
+
+
+def picked(patches: Tensor, index: Tensor) -> Tensor:
+    """Patches [..., L, D] at an index of `listed`, [..., K] -> [..., K, D], or of `real_ones`, [R] -> [R, D]."""
+    if index.ndim == 1 < patches.ndim - 1:
+        return patches.flatten(0, -2)[index]
+    return take(patches, index)

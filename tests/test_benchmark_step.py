@@ -304,12 +304,12 @@ def test_lightlys_loop_trains_as_ours_does(
     monkeypatch.setattr(torch, "compile", lambda method, dynamic: (compiles.append(method), method)[1])
     plan = scripts.fitted.Plan(1, 1, 2)
     steps.of_ready_views(setting, plan, torch.device("cpu"), torch.float32, compiled)
-    assert len(weights) == plan.steps and all(not torch.equal(a, b) for a, b in itertools.pairwise(weights))
+    assert len(weights) == plan.begun and all(not torch.equal(a, b) for a, b in itertools.pairwise(weights))
     assert compiles == (made if compiled else [])
     if key == "mae":
         ours = setting.objective()
         patches = (setting.size // 4) ** 2
-        kept, _ = steps.utils.random_token_mask((2, made[0].encoder.sequence_length), made[0].ratio)
+        kept, _ = steps.lightly_masked.utils.random_token_mask((2, made[0].encoder.sequence_length), made[0].ratio)
         assert kept.shape[1] - 1 == patches - round(setting.method["mask_ratio"] * patches) == ours.visible
 
 
