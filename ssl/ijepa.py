@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +16,12 @@ from ..core.ema import follow, teacher_of
 from ..core.errors import UserError
 from ..core.sample import Views
 from ..core.schedules import ramp
-from ..core.tokens import attend, embed, keep_patches, plain_vit, take, transform
+from ..core.tokens import Pack, attend, embed, keep_patches, plain_vit, take, transform
 from ..core.train import Step
 from .health import health
 from .masks import Grid, block_sizes, blocks, listed, without
 from .patches import fix_positions, sincos
 from .ranges import fraction, narrow_vit
-
-GROUPS, LEAST_GROUP = 4, 16  # of images whose contexts are about as large, on the CPU
 
 
 def ijepa_loss(prediction: Tensor, targets: Tensor, real: Tensor) -> Tensor:
@@ -36,13 +34,6 @@ def ijepa_loss(prediction: Tensor, targets: Tensor, real: Tensor) -> Tensor:
         dtype = torch.promote_types(prediction.dtype, torch.float32)
         error = F.smooth_l1_loss(prediction.to(dtype), targets.to(dtype), reduction="none").mean(-1)
         return ((error * real).sum(-1) / real.sum(-1)).mean()
-
-
-def alike(context: Tensor) -> Sequence[Tensor | slice]:
-    """The rows of a batch of contexts, bool [N, L], in groups of much the same size where shapes may depend on what was drawn,
-    so that little is padded; else in one group."""
-    count = min(GROUPS, len(context) // LEAST_GROUP) if eager_cpu(context) else 1
-    return [slice(None)] if count < 2 else context.sum(1).argsort(stable=True).chunk(count)
 
 
 def longest(masks: Tensor, most: int) -> int:
@@ -79,11 +70,32 @@ class Predictor(nn.Module):
         n, k, t = wanted.shape
         x = self.embed(tokens)
         x = torch.cat([x[:, : self.prefix], x[:, self.prefix :] + self.positions[keep]], 1)
+        there = torch.cat([seen[:, None].expand(-1, k, -1), real], 2).flatten(0, 1)  # [N * K, prefix + C + T]
+        if eager_cpu(tokens):
+            return self.project(self.norm(self._packed(x, wanted, there))).view(n, k, t, -1)
         asked = self.mask_token + self.positions[wanted]  # [N, K, T, d]
         x = torch.cat([x[:, None].expand(-1, k, -1, -1).to(asked.dtype), asked], 2).flatten(0, 1)
-        there = torch.cat([seen[:, None].expand(-1, k, -1), real], 2).flatten(0, 1)
-        x = attend(self.blocks, x, there)[:, -t:]
-        return self.project(self.norm(x)).view(n, k, t, -1)
+        return self.project(self.norm(attend(self.blocks, x, there)[:, -t:])).view(n, k, t, -1)
+
+    def _packed(self, context: Tensor, wanted: Tensor, there: Tensor) -> Tensor:
+        """The blocks without what is padded or not used: [N, prefix + C, d] -> [N * K, T, d].
+
+        Before the first block, the context is the same for all K blocks and a mask token differs by its place alone, so both get
+        their queries, keys and values once. After the last one, nobody asks for the context.
+        """
+        (n, count, _), (_, k, _) = context.shape, wanted.shape
+        asking = F.pad(there[:, count:], (count, 0))
+        pack = Pack(there, asking)
+        table = torch.cat([context.flatten(0, 1), (self.mask_token + self.positions)[0, 0].to(context.dtype)])
+        own = torch.arange(n * count).view(n, 1, count).expand(-1, k, -1)
+        places = torch.cat([own, n * count + wanted], 2).flatten()[pack.index]
+        x, blocks = table.index_select(0, places), list(self.blocks)
+        if len(blocks) > 1:
+            first: Any = blocks[0]
+            x = pack.through(first, x, first.attn.qkv(first.norm1(table)).index_select(0, places))
+        for block in blocks[1:-1]:
+            x = pack.through(block, x)
+        return pack.padded(pack.ask(blocks[-1], x))[:, count:]
 
 
 class IJEPA(nn.Module):
@@ -175,22 +187,12 @@ class IJEPA(nn.Module):
         context, targets = self.masks(batch.draws)
         with torch.no_grad():
             tokens, features = self.teach(images)
-        parts = [
-            self.compare(images[rows], tokens[rows], context[rows], targets[rows]) * (len(context[rows]) / len(images))
-            for rows in alike(context)
-        ]
-        sizes = {"context_patches": context.sum(1), "target_patches": targets.sum(2)}
-        return Step(
-            torch.stack(parts).sum(),
-            {**health(features), **{name: count.float().mean() for name, count in sizes.items()}},
-        )
-
-    def compare(self, images: Tensor, tokens: Tensor, context: Tensor, targets: Tensor) -> Tensor:
-        """The loss of images [N, C, H, W], of which the teacher made tokens [N, L, D], with these masks, [N, L] and [N, K, L]."""
         keep, seen = listed(context, longest(context, self.most_context))
         wanted, real = listed(targets, longest(targets, self.most_target))
         answers = take(tokens[:, None].expand(-1, self.targets, -1, -1), wanted)
-        return ijepa_loss(self.predict(images, keep, seen, wanted, real), answers, real)
+        loss = ijepa_loss(self.predict(images, keep, seen, wanted, real), answers, real)
+        sizes = {"context_patches": context.sum(1), "target_patches": targets.sum(2)}
+        return Step(loss, {**health(features), **{name: count.float().mean() for name, count in sizes.items()}})
 
     def masks(self, draws: Draws) -> tuple[Tensor, Tensor]:
         """Which patches are context, bool [N, L], and which are in each target block, bool [N, K, L]."""

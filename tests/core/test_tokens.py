@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rootstock.core.backbone import create
 from rootstock.core.errors import UserError
-from rootstock.core.tokens import embed, keep_patches, last_attention, plain_vit, transform
+from rootstock.core.tokens import Pack, attend, embed, keep_patches, last_attention, packable, plain_vit, transform
 
 SIZE, COUNT, DIM = 16, 16, 16
 ARGS: dict[str, Any] = {"patch_size": 4, "embed_dim": DIM, "depth": 2, "num_heads": 2}
@@ -85,3 +85,51 @@ def test_what_is_no_plain_vit_is_refused() -> None:
         plain_vit(create(SIZE, name="smallconv"), "simmim")
     with pytest.raises(UserError, match=r"data.size: 18 px do not divide"):
         plain_vit(create(18, name="vit_tiny_patch16_224", args=ARGS), "mae")
+
+
+def shapes(n: int = 5) -> tuple[Tensor, Tensor]:
+    """Which of 12 tokens there are, bool [n, 12], two rows as many, and which of these ask."""
+    generator = torch.Generator().manual_seed(3)
+    seen = torch.rand(n, 12, generator=generator) < torch.tensor([0.3, 0.5, 0.9, 0.5, 1.1])[:, None]
+    seen[3] = seen[1].flip(0)
+    seen[:, 4] = True
+    asking = seen & (torch.rand(n, 12, generator=generator) < 0.4)
+    asking[:, 4] = True
+    return seen, asking
+
+
+@pytest.mark.parametrize("args", [{}, {"init_values": 0.3}, {"qk_norm": True}, {"qkv_bias": False}])
+def test_packed_blocks_do_what_timms_do_with_a_mask(args: dict[str, Any]) -> None:
+    model = vit(**args).double()
+    blocks: Any = model.blocks
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    seen, asking = shapes()
+    assert len(seen.sum(1).unique()) == 4 and seen.sum(1).max() == 12
+    tokens = torch.randn(5, 12, DIM, dtype=torch.float64, requires_grad=True)
+    masked = tokens
+    for block in blocks:
+        masked = block(masked, attn_mask=seen[:, None, None, :])
+    pack = Pack(seen, asking)
+    assert torch.equal(pack.padded(pack.rows(tokens))[seen], tokens[seen])
+    rows = pack.through(blocks[0], pack.rows(tokens))
+    found = pack.padded(pack.ask(blocks[1], rows))
+    torch.testing.assert_close(found[asking], masked[asking])
+    assert not found[~asking].any()
+    torch.testing.assert_close(attend(blocks, tokens, seen)[seen], masked[seen])
+    leaves = [tokens, *blocks.parameters()]
+    for one, other in zip(
+        torch.autograd.grad(found.square().sum(), leaves),
+        torch.autograd.grad(masked[asking].square().sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_blocks_that_drop_paths_are_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One rate is drawn for each image there, not for each token."""
+    assert all(map(packable, vit().blocks))
+    assert [packable(block) for block in vit(drop_path_rate=0.5).blocks] == [True, False]
+    monkeypatch.setattr(Pack, "through", None)
+    model, (seen, _) = vit(drop_path_rate=0.5), shapes()
+    assert attend(model.blocks, torch.randn(5, 12, DIM), seen).isfinite().all()

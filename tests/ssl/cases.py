@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from rootstock.core.backbone import Backbone, create
@@ -42,6 +44,40 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "simmim": ({"mask_patch": 8}, ("vit",)),
     "ijepa": ({"predictor_dim": 8, "predictor_depth": 1, "predictor_heads": 2, "min_context": 2}, ("vit",)),
 }
+
+
+# What a test of whole runs adds, so that in a dozen steps a queue of more than one batch fills and comes into use, prototypes stand
+# still and then do not, and temperatures rise.
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "swav": {"queue": 48, "queue_from": 0.25, "freeze_prototypes": 0.3},
+    "dino": {"freeze_last_layer": 0.3, "teacher_temperature": 0.07, "teacher_temperature_warmup": 0.8},
+    "ibot": {"freeze_last_layer": 0.3, "teacher_temperature_warmup": 0.8},
+    "dinov2": {"freeze_last_layer": 0.3, "teacher_temperature_warmup": 0.8},
+}
+# Of a published recipe: the kind of a step. Its rate, batch and length are not for tiny networks.
+STEP = ("name", "weight_decay", "weight_decay_end", "layer_decay", "betas", "clip", "clip_by")
+CONFIGS = Path(__file__).parents[2] / "configs" / "pretrain"
+
+
+def config(name: str, kind: str, images: str, clip: float, **optim: Any) -> dict[str, Any]:
+    """A config of `rootstock pretrain` for the method on a backbone of `kind`: views and kind of step of the config that ships.
+
+    clip: instead of the recipe's, where it has one: so small that it is felt. optim: further keys of that section.
+    """
+    recipe = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    preset = recipe["data"]["views"]
+    views = dict(preset) if isinstance(preset, dict) else {"name": preset}
+    if getattr(METHODS[name], "takes_local", False):
+        views |= {"local": LOCALS, "local_size": LOCAL_SIZE}
+    step = {key: recipe["optim"][key] for key in STEP if key in recipe["optim"]}
+    if "clip" in step:
+        step["clip"] = clip
+    return {
+        "data": {"train": images, "size": SIZE, "views": views},
+        "backbone": BACKBONES[kind],
+        "method": {"name": name, **CASES[name][0], **SCHEDULES.get(name, {})},
+        "optim": {**step, **optim},
+    }
 
 
 def backbone(kind: str) -> Backbone:

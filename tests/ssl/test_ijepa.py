@@ -134,6 +134,24 @@ def test_forward_is_each_image_and_block_for_itself_without_padding(args: dict[s
     assert step.loss.requires_grad and not any(metric.requires_grad for metric in step.metrics.values())
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_what_the_cpu_leaves_out_changes_nothing(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere, lists of patches have one length whatever was drawn, and padding is masked: the same loss and gradient."""
+    method, pictures = ijepa(target_scale=(0.05, 0.3), predictor_depth=depth).double(), images(5).double()
+    for parameter in method.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    leaves = [p for p in [*method.student.parameters(), *method.predictor.parameters()] if p.requires_grad]
+    results = []
+    for eager in (True, False):
+        for module in ("ssl.ijepa", "core.tokens"):
+            monkeypatch.setattr(f"rootstock.{module}.eager_cpu", lambda _x, eager=eager: eager)
+        loss = method(Views(pictures[None], draws(5)), 0.0).loss
+        results.append([loss, *torch.autograd.grad(loss, leaves)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    assert all(gradient.any() for gradient in results[0][1:])
+
+
 def test_the_predictor_is_lightlys() -> None:
     torch.manual_seed(0)
     ours = Predictor(16, (4, 4), 0, dim=8, depth=2, heads=2)
