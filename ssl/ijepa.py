@@ -19,7 +19,7 @@ from ..core.schedules import ramp
 from ..core.tokens import Pack, attend, embed, keep_patches, plain_vit, take, transform
 from ..core.train import Step
 from .health import health
-from .masks import Grid, block_sizes, blocks, listed, without
+from .masks import Grid, block_sizes, blocks, listed, some_of, without
 from .patches import fix_positions, sincos
 from .ranges import fraction, narrow_vit
 
@@ -103,12 +103,14 @@ class IJEPA(nn.Module):
 
     targets: how many blocks are predicted. target_scale, target_aspect, context_scale: the ranges of their area, of their height
     / width, and of the context block's area (a square), see ssl/masks.py. min_context: the fewest patches of context; where the
-    targets leave fewer, the last of them stay in it. predictor_*: its width, blocks and heads (the authors give it 6 blocks for
-    a ViT-B and 12 for larger ones, and the backbone's number of heads). momentum: the target encoder's, raised to 1 along a line.
+    targets leave fewer, the last of them stay in it. max_context: the most, drawn from those of the image; all by default.
+    predictor_*: its width, blocks and heads (the authors give it 6 blocks for a ViT-B and 12 for larger ones, and the backbone's
+    number of heads). momentum: the target encoder's, raised to 1 along a line.
 
     The authors draw one size of blocks for a whole batch and cut all to the batch's fewest patches. That would make an image's
     loss depend on its neighbours and on the number of processes; here each image draws its own size, shorter lists of patches are
-    padded, and no token attends to the padding. So nothing is cut off, and each image counts the same.
+    padded, and no token attends to the padding. So nothing is cut off, and each image counts the same. `max_context` gives what
+    the cut saves.
     Raises UserError for backbones without plain patch tokens, and for values that do not fit.
     """
 
@@ -126,6 +128,7 @@ class IJEPA(nn.Module):
         target_aspect: tuple[float, float] = (0.75, 1.5),
         context_scale: tuple[float, float] = (0.85, 1.0),
         min_context: int = 10,
+        max_context: int | None = None,
         predictor_dim: int = 384,
         predictor_depth: int = 6,
         predictor_heads: int = 12,
@@ -152,7 +155,8 @@ class IJEPA(nn.Module):
             )
         fraction("momentum", momentum, "0.996 is published")
         self.grid: Grid = vit.patch_embed.grid_size
-        self.targets, self.min_context, self.momentum = targets, min_context, momentum
+        self.targets, self.momentum = targets, momentum
+        self.min_context, self.max_context = min_context, max_context
         self.target_scale, self.target_aspect, self.context_scale = target_scale, target_aspect, context_scale
         self.most_context, self.most_target = self._lengths()
         if not backbone.provenance:
@@ -179,7 +183,13 @@ class IJEPA(nn.Module):
                 f"method.min_context: expected 1 to {least} patches, which is the smallest context block of {rows} x "
                 f"{columns} patches, got {self.min_context}; change it, or use smaller patches"
             )
-        return most, max(areas)
+        if self.max_context is None:
+            return most, max(areas)
+        if self.max_context < self.min_context:
+            raise UserError(
+                f"method.max_context: expected method.min_context ({self.min_context}) or more, got {self.max_context}"
+            )
+        return min(most, self.max_context), max(areas)
 
     def forward(self, batch: Views, progress: float) -> Step:
         """batch.images: [1, N, C, H, W]."""
@@ -198,7 +208,10 @@ class IJEPA(nn.Module):
         """Which patches are context, bool [N, L], and which are in each target block, bool [N, K, L]."""
         targets = blocks(draws.stream("target"), self.grid, self.targets, self.target_scale, self.target_aspect)
         block = blocks(draws.stream("context"), self.grid, 1, self.context_scale, (1.0, 1.0))[:, 0]
-        return without(block, targets, self.min_context).flatten(1), targets.flatten(2)
+        context = without(block, targets, self.min_context).flatten(1)
+        if self.max_context is not None:
+            context = some_of(context, draws.permutation("kept", context.shape[1]), self.max_context)
+        return context, targets.flatten(2)
 
     def teach(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Of whole images: the target encoder's patch tokens, normalised [N, L, D], and its features [N, D]."""

@@ -88,6 +88,13 @@ def without(block: Tensor, targets: Tensor, least: int) -> Tensor:
     return choices.gather(1, removed.view(-1, 1, 1, 1).expand(-1, 1, *block.shape[1:]))[:, 0]
 
 
+def some_of(mask: Tensor, order: Tensor, most: int) -> Tensor:
+    """Of the True places of each row of bool [N, L] the first `most` in an order of the places, int64 [N, L]; all if fewer."""
+    there = mask.gather(1, order)
+    kept = there & (there.cumsum(1) <= most)
+    return torch.zeros_like(mask).scatter(1, order, kept)
+
+
 def listed(mask: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """The True places of each row of bool [..., L], in order, padded with others: int64 and bool [..., length], True if real."""
     index = (~mask).int().argsort(dim=-1, stable=True)[..., :length]

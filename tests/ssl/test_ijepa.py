@@ -205,6 +205,18 @@ def test_the_context_of_small_grids_keeps_enough_patches() -> None:
     assert not (context & targets[:, 0]).any()  # the last ones stay in, not the first
 
 
+def test_a_large_context_is_thinned_out_evenly_for_each_image_by_itself() -> None:
+    whole, thinned = ijepa(), ijepa(max_context=12)
+    context, targets = whole.masks(draws(2000))
+    some, same = thinned.masks(draws(2000))
+    assert torch.equal(targets, same) and not (some & ~context).any() and thinned.most_context == 12
+    assert torch.equal(some.sum(1), context.sum(1).clamp(max=12)) and (context.sum(1) < 12).any()
+    large = context.sum(1) > 12
+    expected = (context[large] * (12 / context[large].sum(1, keepdim=True))).sum(0)
+    assert ((some[large].sum(0) - expected).abs() < 5 * expected.sqrt() + 1e-6).all()
+    assert torch.equal(thinned.masks(Draws(0, torch.arange(7, 9)))[0], some[7:9])
+
+
 @pytest.mark.parametrize("options", [{}, {"min_context": 45}, {"targets": 1, "context_scale": (0.3, 0.9)}])
 def test_no_list_of_patches_is_cut_off(options: dict[str, Any]) -> None:
     method = ijepa(**options)
@@ -304,6 +316,7 @@ def test_training_lowers_the_loss() -> None:
         ({"context_scale": (0.0, 1.0)}, r"method\.context_scale"),
         ({"min_context": 50}, r"method\.min_context: expected 1 to 49 patches, .* of 8 x 8 patches, got 50"),
         ({"min_context": 0}, r"method\.min_context"),
+        ({"max_context": 9}, r"method\.max_context: expected method\.min_context \(10\) or more, got 9"),
         ({"predictor_dim": 10}, r"method\.predictor_dim: 10 must be a multiple of 4 and of predictor_heads \(2\)"),
         ({"predictor_heads": 0}, r"method\.predictor_dim"),
         ({"predictor_depth": 0}, r"method\.predictor_depth: expected 1 block or more"),
