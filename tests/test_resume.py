@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from rootstock.ssl.registry import METHODS
+from rootstock.tests.ssl import cases
 
 STEPS, EVERY = 22, 4
 DATA = "sklearn:digits?size=16"
@@ -171,6 +173,21 @@ def test_three_kills_change_nothing(case: str, rootstock: CommandLine, tmp_path:
     before = weights(killed), rows(killed)
     assert "is finished" in rootstock(verb, path, f"run.dir={killed}").output
     assert (weights(killed), rows(killed)) == before
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_resumes_to_the_same_bits(method: str, rootstock: CommandLine, tmp_path: Path) -> None:
+    """With the views and kind of step of its config; queues, teachers, centres and schedules are in use on both sides of the kill."""
+    steps, killed_at = 12, random.Random(method).choice([5, 6, 7, 9, 10])
+    config = cases.config(method, cases.CASES[method][1][0], f"{DATA}#[:100]", 0.1, lr=0.003, batch_size=16, duration=steps)
+    path = write(tmp_path, {**config, "run": RUN})
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert rootstock("pretrain", path, f"run.dir={straight}").code == 0
+    assert rootstock("pretrain", path, f"run.dir={killed}", at=killed_at).code == -9
+    outcome = rootstock("pretrain", path, f"run.dir={killed}")
+    assert outcome.code == 0 and f"resumed from step {killed_at // EVERY * EVERY} of {steps}" in outcome.output
+    assert weights(killed) == weights(straight)
+    assert rows(killed) == rows(straight) and len(rows(straight)) >= steps
 
 
 @pytest.fixture(scope="module")
