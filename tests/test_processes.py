@@ -12,6 +12,8 @@ import yaml
 
 from rootstock.core.errors import UserError
 from rootstock.launch.verbs import execute
+from rootstock.ssl.registry import METHODS as PRETRAINING
+from rootstock.tests.ssl import cases
 
 STEPS, BATCH = 20, 32
 DATA = "sklearn:digits?size=16"
@@ -39,6 +41,8 @@ METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "dann": ("adapt", PAIR, {"name": "dann", "hidden": 16}),
     "mixed": ("finetune", LABELLED, {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1}),
 }
+FURTHER = sorted(set(PRETRAINING) - set(METHODS))
+FEW = 10  # steps of those
 
 # The command line, several times in one process of a group.
 COMMANDS = """
@@ -55,36 +59,44 @@ for argv in json.loads(sys.argv[1]):
 """
 
 
+def verb(name: str) -> str:
+    return METHODS[name][0] if name in METHODS else "pretrain"
+
+
 def config(folder: Path, name: str) -> str:
-    _, data, method = METHODS[name]
+    if name in METHODS:
+        _, data, method = METHODS[name]
+        written = {"data": data, "backbone": VIT, "method": method, "optim": OPTIM}
+    else:  # with the views and kind of step of the method's config
+        written = cases.config(name, "vit", f"{DATA}#[:100]", 0.1, lr=3e-4, batch_size=BATCH, duration=FEW)
     path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({"data": data, "backbone": VIT, "method": method, "optim": OPTIM, "run": RUN}))
+    path.write_text(yaml.safe_dump({**written, "run": RUN}))
     return str(path)
 
 
-def losses(run: Path) -> list[float]:
+def losses(name: str, run: Path) -> list[float]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in lines if "loss" in row]  # the others are evaluations
-    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert [row["step"] for row in rows] == list(range(1, (STEPS if name in METHODS else FEW) + 1))
     return [row["loss"] for row in rows]
 
 
 def train(folder: Path, name: str, run: Path, *overrides: str) -> list[float]:
-    execute(METHODS[name][0], config(folder, name), [f"run.dir={run}", *overrides], quiet=True)
-    return losses(run)
+    execute(verb(name), config(folder, name), [f"run.dir={run}", *overrides], quiet=True)
+    return losses(name, run)
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
     """Each method on one process with the whole batch at once."""
     folder = tmp_path_factory.mktemp("alone")
-    return {name: train(folder, name, folder / name) for name in METHODS}
+    return {name: train(folder, name, folder / name) for name in [*METHODS, *FURTHER]}
 
 
 def test_two_processes_train_as_one(alone: dict[str, list[float]], tmp_path: Path) -> None:
     script = tmp_path / "commands.py"
     script.write_text(COMMANDS)
-    jobs = [[METHODS[name][0], config(tmp_path, name), f"run.dir={tmp_path / name}"] for name in METHODS]
+    jobs = [[verb(name), config(tmp_path, name), f"run.dir={tmp_path / name}"] for name in alone]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
         [*torchrun, str(script), json.dumps(jobs)],
@@ -94,9 +106,10 @@ def test_two_processes_train_as_one(alone: dict[str, list[float]], tmp_path: Pat
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    for name in METHODS:
+    assert set(alone) >= set(PRETRAINING)
+    for name in alone:
         assert json.loads((tmp_path / name / "run.json").read_text())["processes"] == 2
-        assert losses(tmp_path / name) == pytest.approx(alone[name], rel=1e-5), name
+        assert losses(name, tmp_path / name) == pytest.approx(alone[name], rel=1e-5), name
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+
 from rootstock.ssl.registry import METHODS
 from rootstock.tests.ssl import cases
 
