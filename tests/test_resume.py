@@ -180,7 +180,9 @@ def test_three_kills_change_nothing(case: str, rootstock: CommandLine, tmp_path:
 def test_every_method_resumes_to_the_same_bits(method: str, rootstock: CommandLine, tmp_path: Path) -> None:
     """With the views and kind of step of its config; queues, teachers, centres and schedules are in use on both sides of the kill."""
     steps, killed_at = 12, random.Random(method).choice([5, 6, 7, 9, 10])
-    config = cases.config(method, cases.CASES[method][1][0], f"{DATA}#[:100]", 0.1, lr=0.003, batch_size=16, duration=steps)
+    config = cases.config(
+        method, cases.CASES[method][1][0], f"{DATA}#[:100]", 0.1, lr=0.003, batch_size=16, duration=steps
+    )
     path = write(tmp_path, {**config, "run": RUN})
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert rootstock("pretrain", path, f"run.dir={straight}").code == 0
