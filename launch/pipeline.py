@@ -88,6 +88,7 @@ def tabulate(report: Mapping[str, Any], results: Mapping[str, Sequence[Mapping[s
             stage=entry["stage"],
             metric=entry.get("metric"),
             tests=list(report["columns"]),
+            also=entry.get("also", {}),
         )
         rows.append(row | {key: entry[key] for key in ("group", "note", "emphasis") if entry.get(key)})
     comparisons = []
@@ -107,7 +108,8 @@ def _check_metrics(name: str, result: Mapping[str, Any], rows: Sequence[Mapping[
     """A row that asks for a metric its stage does not have is said as soon as that can be known."""
     for row in rows:
         if row["stage"] == name:
-            value_of(result, row["metric"] or main_metric(result))
+            for metric in (row["metric"] or main_metric(result), *row["also"].values()):
+                value_of(result, metric)
 
 
 def _printed(table: Mapping[str, Any]) -> Table:

@@ -58,9 +58,16 @@ def stage(*, verb: str, config: str, set: dict[str, Any] = {}) -> None:
 
 
 def row(
-    *, label: str, stage: str, metric: str | None = None, group: str = "", note: str = "", emphasis: bool = False
+    *,
+    label: str,
+    stage: str,
+    metric: str | None = None,
+    also: dict[str, str] = {},
+    group: str = "",
+    note: str = "",
+    emphasis: bool = False,
 ) -> None:
-    """One of `report.rows`. metric: TEST/PROTOCOL/METRIC, the stage's first by default."""
+    """One of `report.rows`. metric: TEST/PROTOCOL/METRIC, the stage's first by default. also: {heading: metric} of others beside it."""
 
 
 def comparison(*, label: str, a: str, b: str) -> None:
@@ -260,8 +267,12 @@ def _check_report(report: dict[str, Any], names: Sequence[str], problems: list[s
     for index, entry in enumerate(report["rows"]):
         if entry["stage"] not in names:
             problems.append(f"report.rows.{index}.stage: no stage {entry['stage']}{among(entry['stage'], names)}")
-        if entry["metric"] is not None and entry["metric"].count("/") < 2:
-            problems.append(f"report.rows.{index}.metric: expected TEST/PROTOCOL/METRIC, got {entry['metric']}")
+        for key, name in {
+            "metric": entry["metric"],
+            **{f"also.{key}": name for key, name in entry["also"].items()},
+        }.items():
+            if name is not None and name.count("/") < 2:
+                problems.append(f"report.rows.{index}.{key}: expected TEST/PROTOCOL/METRIC, got {name}")
     for index, entry in enumerate(report["comparisons"]):
         for side in ("a", "b"):
             found = rows_named(report["rows"], entry[side])

@@ -186,7 +186,7 @@ def test_every_mistake_at_once(project: Path, tmp_path: Path) -> None:
     broken["stages"]["ssl"] = {"verb": "pretrian", "config": "ssl.yaml", "set": {"weights": "@plain", "seed": 3}}
     broken["stages"]["grafted"]["set"]["weights"] = ["@sll"]
     broken["stages"]["plain"]["confg"] = "x"
-    broken["report"]["rows"][0] |= {"stage": "plane", "metric": "accuracy"}
+    broken["report"]["rows"][0] |= {"stage": "plane", "metric": "accuracy", "also": {"F1": "f1"}}
     broken["report"]["comparisons"][0]["a"] = "SLL"
     with pytest.raises(ConfigError) as caught:
         plan(write(tmp_path, broken), ["stages.sssl.lr=1", "stages.ssl"], resolve)
@@ -200,6 +200,7 @@ def test_every_mistake_at_once(project: Path, tmp_path: Path) -> None:
         "stages.grafted.set.weights: no stage sll; did you mean ssl?",
         "report.rows.0.stage: no stage plane",
         "report.rows.0.metric: expected TEST/PROTOCOL/METRIC, got accuracy",
+        "report.rows.0.also.F1: expected TEST/PROTOCOL/METRIC, got f1",
         "report.comparisons.0.a: no row SLL; did you mean SSL?",
     ]
     for line in expected:
@@ -231,6 +232,18 @@ def test_row_without_its_metric_fails_at_its_stage(project: Path, tmp_path: Path
     with pytest.raises(UserError, match=r"no metric target/knn/acuracy; did you mean target/knn/accuracy\?"):
         run_pipeline(write(tmp_path, wrong), ["seeds=5"], verbs, resolve)
     assert verbs.calls == [(0, "ssl"), (0, "plain")]
+
+
+def test_other_metrics_of_a_row_stand_beside_it(project: Path, tmp_path: Path) -> None:
+    config = changed(
+        report={"rows": [{"label": "Plain", "stage": "plain", "also": {"On source": "source/knn/accuracy"}}]}
+    )
+    (row,) = run_pipeline(write(tmp_path, config), ["seeds=3"], Verbs(), resolve)["rows"]
+    assert row["metric"] == "target/knn/accuracy" and row["beside"]["On source"]["values"] == [0.9] * 3
+    assert "On source" in Path("out/report.html").read_text()
+    config["report"]["rows"][0]["also"] = {"On source": "sorce/knn/accuracy"}
+    with pytest.raises(UserError, match=r"no metric sorce/knn/accuracy; did you mean source/knn/accuracy\?"):
+        run_pipeline(write(tmp_path, config), ["run.dir=other"], Verbs(), resolve)
 
 
 def test_rows_default_to_the_stages_that_measure(project: Path, tmp_path: Path) -> None:
