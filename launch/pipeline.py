@@ -79,7 +79,7 @@ def _make(folder: Path) -> None:
 def tabulate(report: Mapping[str, Any], results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """The pipeline's result.json from the resolved `report` section and each stage's results, one a seed."""
     measured = [name for name, found in results.items() if found[0].get("metrics")]
-    wanted = report["rows"] or [{"label": name, "stage": name} for name in measured]
+    wanted: list[Mapping[str, Any]] = report["rows"] or [{"label": name, "stage": name} for name in measured]
     rows = []
     for entry in wanted:
         row = summarise(
