@@ -141,10 +141,8 @@ class Pack:
     def ask(self, block: nn.Module, rows: Tensor) -> Tensor:
         """What `through` would make of the rows `asking`, which alone are worked out; all of them are attended to."""
         assert isinstance(block, Block) and isinstance(block.attn, Attention)
-        (weight, bias), x = _weights(block.attn.qkv), block.norm1(rows)
-        width = len(weight) // 3
-        queries = F.linear(x.index_select(0, self.asking), weight[:width], None if bias is None else bias[:width])
-        keys = F.linear(x, weight[width:], None if bias is None else bias[width:])
+        x = block.norm1(rows)
+        queries, keys = _projected(block.attn.qkv, x.index_select(0, self.asking), x)
         parts = [
             _attended(block.attn, q.view(count, asked, -1), *kv.view(count, length, 2, -1).unbind(2))
             for q, kv, (count, length, asked) in zip(
@@ -157,8 +155,21 @@ class Pack:
         return _after_attention(block, rows.index_select(0, self.asking), torch.cat(parts))
 
 
-def _weights(linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
-    return linear.weight, linear.bias
+def of_last(block: nn.Module, tokens: Tensor, count: int) -> Tensor:
+    """What a block of a ViT makes of the last `count` tokens, which attend to all: [N, T, D] -> [N, count, D]. Without drop path."""
+    assert isinstance(block, Block) and isinstance(block.attn, Attention)
+    x = block.norm1(tokens)
+    queries, keys = _projected(block.attn.qkv, x[:, -count:], x)
+    out = _attended(block.attn, queries, *keys.unflatten(-1, (2, -1)).unbind(2))
+    return _after_attention(block, tokens[:, -count:], out.view(len(x), count, -1))
+
+
+def _projected(qkv: nn.Linear, asking: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries of some tokens, [..., D], and keys and values of all, [..., 2 * D]."""
+    width = len(qkv.weight) // 3
+    q, kv = qkv.weight.split([width, 2 * width])
+    biases = (None, None) if qkv.bias is None else qkv.bias.split([width, 2 * width])  # pyright: ignore[reportUnnecessaryComparison]
+    return F.linear(asking, q, biases[0]), F.linear(asked, kv, biases[1])
 
 
 def _attended(attn: Attention, *qkv: Tensor) -> Tensor:

@@ -12,24 +12,23 @@ from ..core.backbone import Backbone
 from ..core.draws import Draws
 from ..core.errors import UserError
 from ..core.sample import Views
-from ..core.tokens import embed, keep_patches, plain_vit, take, transform
+from ..core.tokens import embed, keep_patches, of_last, plain_vit, take, transform
 from ..core.train import Step
 from .patches import fix_positions, patchify, sincos, unpatchify
 from .ranges import narrow_vit
 
 
-def mae_loss(prediction: Tensor, images: Tensor, masked: Tensor, patch: int, norm_pix: bool) -> Tensor:
-    """Mean squared error over the masked patches (section 3, "Reconstruction target").
+def mae_loss(prediction: Tensor, patches: Tensor, norm_pix: bool) -> Tensor:
+    """Mean squared error over the hidden patches (section 3, "Reconstruction target").
 
-    prediction: [N, L, patch * patch * C]. images: [N, C, H, W]. masked: bool [N, L], True where the encoder saw nothing.
-    norm_pix: each target patch is standardised by its own mean and (unbiased) variance + 1e-6. Returns a scalar.
+    prediction, patches: [..., patch * patch * C], of hidden patches alone. norm_pix: each patch is standardised by its own mean and
+    (unbiased) variance + 1e-6. Returns a scalar.
     """
     dtype = torch.promote_types(prediction.dtype, torch.float32)
-    target = patchify(images, patch).to(dtype)
+    target = patches.to(dtype)
     if norm_pix:
         target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
-    error = (prediction.to(dtype) - target).square().mean(-1)
-    return (error * masked).sum() / masked.sum()
+    return (prediction.to(dtype) - target).square().mean()
 
 
 class Reconstruction(NamedTuple):
@@ -65,6 +64,21 @@ class Decoder(nn.Module):
         patches = take(torch.cat([visible, masks], 1), restore)
         x = torch.cat([prefix, patches + self.positions], 1)
         return self.predict(self.norm(self.blocks(x)))[:, self.prefix :]
+
+    def hidden(self, tokens: Tensor, keep: Tensor, wanted: Tensor) -> Tensor:
+        """What `forward` predicts for the hidden patches, without what is not asked for: [N, H, patch * patch * C].
+
+        keep, wanted: int64 [N, visible] and [N, H], the places of the visible and of the hidden patches.
+        """
+        x, positions = self.embed(tokens), self.positions[0]
+        places = positions[torch.cat([keep, wanted], 1)]
+        masks = self.mask_token.to(x.dtype).expand(len(x), wanted.shape[1], -1)
+        patches = torch.cat([x[:, self.prefix :], masks], 1) + places
+        x, blocks = torch.cat([x[:, : self.prefix], patches], 1), list(self.blocks)
+        for block in blocks[:-1]:
+            x = block(x)
+        x = of_last(blocks[-1], x, wanted.shape[1]) if blocks else x[:, -wanted.shape[1] :]
+        return self.predict(self.norm(x))
 
 
 class MAE(nn.Module):
@@ -112,8 +126,9 @@ class MAE(nn.Module):
     def forward(self, batch: Views, progress: float) -> Step:
         """batch.images: [1, N, C, H, W]."""
         images = batch.images[0]
-        out = self.reconstruct(images, batch.draws)
-        return Step(mae_loss(out.prediction, images, out.masked, self.patch, self.norm_pix), {})
+        keep, wanted = batch.draws.permutation("mask", self.count).tensor_split([self.visible], 1)
+        prediction = self.decoder.hidden(self.encode(images, keep), keep, wanted)
+        return Step(mae_loss(prediction, take(patchify(images, self.patch), wanted), self.norm_pix), {})
 
     def reconstruct(self, images: Tensor, draws: Draws) -> Reconstruction:
         """Encode the visible patches of [N, C, H, W] and predict all of them."""
