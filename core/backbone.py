@@ -19,6 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from . import checkpoint
+from .blocks import asks_for_one, first_token
 from .errors import UserError
 from .lora import add_lora, folded, lora_options
 from .networks import OWN, build
@@ -56,6 +57,9 @@ class Backbone(nn.Module):
         return self.spec["size"]
 
     def forward(self, images: Tensor) -> Tensor:
+        if asks_for_one(self.model):
+            assert isinstance(self.model, VisionTransformer)
+            return first_token(self.model, images)
         return self.model(images)
 
     def tokens(self, images: Tensor) -> Tensor:

@@ -10,13 +10,14 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from ..core.backbone import Backbone
+from ..core.blocks import Pack
 from ..core.colour import eager_cpu
 from ..core.draws import Draws
 from ..core.ema import follow, teacher_of
 from ..core.errors import UserError
 from ..core.sample import Views
 from ..core.schedules import ramp
-from ..core.tokens import Pack, attend, embed, keep_patches, plain_vit, take, transform
+from ..core.tokens import attend, embed, keep_patches, plain_vit, take, transform
 from ..core.train import Step
 from .health import health
 from .masks import Grid, block_sizes, blocks, listed, some_of, without

@@ -9,10 +9,11 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from ..core.backbone import Backbone
+from ..core.blocks import of_last
 from ..core.draws import Draws
 from ..core.errors import UserError
 from ..core.sample import Views
-from ..core.tokens import embed, keep_patches, of_last, plain_vit, take, transform
+from ..core.tokens import embed, keep_patches, plain_vit, take, transform
 from ..core.train import Step
 from .patches import fix_positions, patchify, sincos, unpatchify
 from .ranges import narrow_vit

@@ -8,8 +8,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from rootstock.core.backbone import create
+from rootstock.core.blocks import Pack, asks_for_one, first_token, packable
 from rootstock.core.errors import UserError
-from rootstock.core.tokens import Pack, attend, embed, keep_patches, last_attention, packable, plain_vit, transform
+from rootstock.core.lora import add_lora
+from rootstock.core.tokens import attend, embed, keep_patches, last_attention, plain_vit, transform
 
 SIZE, COUNT, DIM = 16, 16, 16
 ARGS: dict[str, Any] = {"patch_size": 4, "embed_dim": DIM, "depth": 2, "num_heads": 2}
@@ -133,3 +135,43 @@ def test_blocks_that_drop_paths_are_not_packed(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Pack, "through", None)
     model, (seen, _) = vit(drop_path_rate=0.5), shapes()
     assert attend(model.blocks, torch.randn(5, 12, DIM), seen).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "args", [{}, {"init_values": 0.3}, {"qk_norm": True}, {"reg_tokens": 2}, {"pre_norm": True}, {"depth": 1}]
+)
+def test_features_are_timms_without_the_last_blocks_other_tokens(args: dict[str, Any]) -> None:
+    backbone = create(SIZE, name="vit_tiny_patch16_224", args={**ARGS, **args}).double()
+    model: Any = backbone.model
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    assert asks_for_one(model)
+    pictures, leaves = images().double(), list(model.parameters())
+    found, expected = backbone(pictures), model(pictures)
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(
+        torch.autograd.grad(found.square().sum(), leaves),
+        torch.autograd.grad(expected.square().sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_paths_are_dropped_for_the_same_images() -> None:
+    model: Any = create(SIZE, name="vit_tiny_patch16_224", args={**ARGS, "drop_path_rate": 0.5}).train().model
+    results = []
+    for forward in (lambda: first_token(model, images(8)), lambda: model(images(8))):
+        torch.manual_seed(3)
+        results.append(forward())
+    torch.testing.assert_close(*results)
+
+
+def test_other_poolings_and_adapted_layers_take_the_whole_way() -> None:
+    adapted = create(SIZE, name="vit_tiny_patch16_224", args=ARGS).model
+    add_lora(adapted, "a ViT", rank=2, alpha=4, targets=["qkv"], unfreeze=0)
+    assert not asks_for_one(adapted)
+    assert not asks_for_one(create(SIZE, name="vit_tiny_patch16_224", pooling="mean", args=ARGS).model)
+    assert not asks_for_one(create(SIZE, name="smallconv").model)
+    checkpointed: Any = create(SIZE, name="vit_tiny_patch16_224", args=ARGS).model
+    checkpointed.set_grad_checkpointing()
+    assert not asks_for_one(checkpointed)
