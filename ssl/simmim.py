@@ -9,6 +9,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
@@ -29,7 +30,7 @@ SWINS = (SwinTransformer, SwinTransformerV2)
 def simmim_loss(prediction: Tensor, images: Tensor, hidden: Tensor) -> Tensor:
     """The mean absolute error over hidden pixels (section 3.4), as in the authors' code: sum / (count + 1e-5) / channels.
 
-    prediction, images: [N, C, H, W]. hidden: bool [N, H, W]. The ratio is taken for each image and then averaged, where theirs
+    prediction, images: [N, C, H, W], the latter what is to be painted. hidden: bool [N, H, W]. The ratio is taken for each image and then averaged, where theirs
     takes it once a batch: the same, as all images hide equally many, but for where the 1e-5 counts.
     """
     with torch.autocast(prediction.device.type, enabled=False):
@@ -39,8 +40,22 @@ def simmim_loss(prediction: Tensor, images: Tensor, hidden: Tensor) -> Tensor:
         return ((error * weight).sum((1, 2)) / (weight.sum((1, 2)) + 1e-5)).mean()
 
 
+def local_statistics(images: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """Mean and deviation around each pixel, [N, C, H, W] both: of a window as far as it lies in the picture.
+
+    window: its side in pixels, odd. The deviation is the root of the unbiased variance + 1e-6 (norm_targets in the authors' code
+    for Swin V2).
+    """
+    options: dict[str, Any] = {"kernel_size": window, "stride": 1, "padding": window // 2}
+    x = images.to(torch.promote_types(images.dtype, torch.float32))
+    mean, square = (F.avg_pool2d(y, count_include_pad=False, **options) for y in (x, x.square()))
+    count = F.avg_pool2d(torch.ones_like(x[:1, :1]), **options) * window**2
+    variance = (square - mean.square()).clamp(min=0.0) * (count / (count - 1.0))
+    return mean, (variance + 1e-6).sqrt()
+
+
 class Painting(NamedTuple):
-    prediction: Tensor  # [N, C, H, W]
+    prediction: Tensor  # [N, C, H, W], standardised where targets are
     hidden: Tensor  # bool [N, H, W]
     features: Tensor  # [N, D], the mean over the last map
 
@@ -49,6 +64,8 @@ class SimMIM(nn.Module):
     """SimMIM's training objective on timm's ViTs and Swins.
 
     mask_ratio: fraction of the units hidden, rounded up. mask_patch: their side in pixels, a multiple of the backbone's patches.
+    norm_target: the side in pixels, odd, of the window by whose mean and deviation each target pixel is standardised (47 in the
+    authors' code for Swin V2 at 192 px); None for pixels as they are, as in the paper.
     A ViT keeps timm's learned positions; the authors' has relative ones, shared by its layers, and layer scale.
     Raises UserError for other backbones, and for sizes that do not fit.
     """
@@ -58,7 +75,13 @@ class SimMIM(nn.Module):
     couples_samples = False
 
     def __init__(
-        self, backbone: Backbone, chunk: int | None = None, *, mask_ratio: float = 0.6, mask_patch: int = 32
+        self,
+        backbone: Backbone,
+        chunk: int | None = None,
+        *,
+        mask_ratio: float = 0.6,
+        mask_patch: int = 32,
+        norm_target: int | None = None,
     ) -> None:
         super().__init__()
         model = backbone.model if isinstance(backbone.model, SWINS) else _vit(backbone)
@@ -80,6 +103,12 @@ class SimMIM(nn.Module):
             )
         if not 0.0 < mask_ratio < 1.0:
             raise UserError(f"method.mask_ratio: must lie between 0 and 1, got {mask_ratio}; 0.6 is published")
+        if norm_target is not None and (norm_target < 3 or norm_target % 2 == 0):
+            raise UserError(
+                f"method.norm_target: expected an odd number of pixels, 3 or more, got {norm_target}; 47 is published "
+                "for 192 px"
+            )
+        self.norm_target = norm_target
         self.units = (size // mask_patch, size // mask_patch)
         count = self.units[0] * self.units[1]
         self.count = math.ceil(mask_ratio * count)
@@ -97,7 +126,12 @@ class SimMIM(nn.Module):
         """batch.images: [1, N, C, H, W]."""
         images = batch.images[0]
         out = self.reconstruct(images, batch.draws)
-        return Step(simmim_loss(out.prediction, images, out.hidden), health(out.features.detach()))
+        target = images
+        if self.norm_target is not None:
+            with torch.autocast(images.device.type, enabled=False):
+                mean, deviation = local_statistics(images, self.norm_target)
+                target = (images - mean) / deviation
+        return Step(simmim_loss(out.prediction, target, out.hidden), health(out.features.detach()))
 
     def reconstruct(self, images: Tensor, draws: Draws) -> Painting:
         """Hide units of [N, C, H, W] and predict all pixels."""
@@ -121,9 +155,12 @@ class SimMIM(nn.Module):
     def paint(self, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """What the encoder saw (hidden pixels gray) and the painted image; both [N, C, H, W], in the inputs' normalisation."""
         out = self.reconstruct(images, draws)
-        hidden = out.hidden[:, None]
+        hidden, prediction = out.hidden[:, None], out.prediction.float()
+        if self.norm_target is not None:
+            mean, deviation = local_statistics(images, self.norm_target)
+            prediction = prediction * deviation + mean
         seen = torch.where(hidden, torch.zeros_like(images), images)
-        return seen, torch.where(hidden, out.prediction.to(images.dtype), images)
+        return seen, torch.where(hidden, prediction.to(images.dtype), images)
 
 
 def _vit(backbone: Backbone) -> VisionTransformer:

@@ -16,7 +16,7 @@ from rootstock.core.errors import UserError
 from rootstock.core.optim import Optim, parameter_groups
 from rootstock.core.sample import Views
 from rootstock.ssl.masks import enlarge
-from rootstock.ssl.simmim import SimMIM, simmim_loss
+from rootstock.ssl.simmim import SimMIM, local_statistics, simmim_loss
 
 SWIN: dict[str, Any] = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 2)}
 BACKBONES: dict[str, dict[str, Any]] = {
@@ -110,6 +110,29 @@ def test_forward_is_the_loss_of_its_reconstruction(kind: str) -> None:
     expected = (out.prediction - pictures).abs().mean(1)[out.hidden].mean()
     assert step.loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert step.loss.requires_grad and not any(metric.requires_grad for metric in step.metrics.values())
+
+
+def test_statistics_are_those_of_the_window_within_the_picture() -> None:
+    pictures = torch.randn(2, 3, 7, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    mean, deviation = local_statistics(pictures, 5)
+    for y in range(7):
+        for x in range(6):
+            window = pictures[:, :, max(0, y - 2) : y + 3, max(0, x - 2) : x + 3].flatten(2)
+            torch.testing.assert_close(mean[:, :, y, x], window.mean(-1))
+            torch.testing.assert_close(deviation[:, :, y, x], (window.var(-1) + 1e-6).sqrt())
+    flat = local_statistics(torch.full((1, 3, 8, 8), 0.7), 3)[1]
+    assert flat.isfinite().all() and (flat < 2e-3).all()
+
+
+def test_targets_are_standardised_and_painting_undoes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = simmim(norm_target=9)
+    pictures = images(method)
+    mean, deviation = local_statistics(pictures, 9)
+    out, standardised = method.reconstruct(pictures, draws()), (pictures - mean) / deviation
+    loss = method(Views(pictures[None], draws()), 0.0).loss
+    assert loss.item() == pytest.approx(slow_loss(out.prediction, standardised, out.hidden), rel=1e-5)
+    monkeypatch.setattr(SimMIM, "reconstruct", lambda *_: out._replace(prediction=standardised))
+    torch.testing.assert_close(method.paint(pictures, draws())[1], pictures)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -249,6 +272,8 @@ def test_training_lowers_the_loss() -> None:
         ({"mask_patch": 32}, r"method\.mask_ratio: 0\.6 of 1 units of 32 px hides all"),
         ({"mask_patch": 12}, r"method\.mask_patch: 12 px must be a multiple of .*\(8 px\) .*\(32 px\); 8 would do"),
         ({"mask_patch": 24}, r"method\.mask_patch: 24 px must .* divide data\.size \(32 px\); 16 would do"),
+        ({"norm_target": 8}, r"method\.norm_target: expected an odd number of pixels, 3 or more, got 8"),
+        ({"norm_target": 1}, r"method\.norm_target"),
         ({"mask_patch": 0}, r"method\.mask_patch: 0 px must be"),
     ],
 )
