@@ -30,8 +30,9 @@ SWINS = (SwinTransformer, SwinTransformerV2)
 def simmim_loss(prediction: Tensor, images: Tensor, hidden: Tensor) -> Tensor:
     """The mean absolute error over hidden pixels (section 3.4), as in the authors' code: sum / (count + 1e-5) / channels.
 
-    prediction, images: [N, C, H, W], the latter what is to be painted. hidden: bool [N, H, W]. The ratio is taken for each image and then averaged, where theirs
-    takes it once a batch: the same, as all images hide equally many, but for where the 1e-5 counts.
+    prediction, images: [N, C, H, W], the latter what is to be painted. hidden: bool [N, H, W]. The ratio is taken for each image
+    and then averaged, where theirs takes it once a batch: the same, as all images hide equally many, but for where the 1e-5
+    counts.
     """
     with torch.autocast(prediction.device.type, enabled=False):
         dtype = torch.promote_types(prediction.dtype, torch.float32)
