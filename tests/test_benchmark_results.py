@@ -95,6 +95,9 @@ def test_the_pipeline_has_every_method_with_all_protocols(methods: ModuleType) -
         section = stages[name].get("set", {}).get("method")
         base = yaml.safe_load((ROOT / "configs" / stages[name]["config"]).read_text())
         assert (section or base["method"])["name"] == name
-        assert set(rows[f"{name}_probe"]["also"]) == {"Linear", "Attentive"} and f"{name}_finetune" in rows
+        assert {heading.lower() for heading in rows[f"{name}_probe"]["also"]} < set(methods.PROTOCOLS)
+        assert (
+            set(rows[f"{name}_probe"]["also"]) == {"Linear", "Attentive", "Other parts"} and f"{name}_finetune" in rows
+        )
         for verb in ("probe", "finetune"):
             assert stages[f"{name}_{verb}"]["set"]["backbone.weights"] == f"@{name}"
