@@ -152,9 +152,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     _sync(path)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write and sync; never leaves a half-written file under the final name."""
-    draft = path.with_name(f".{path.name}.draft")
+def write_text(path: Path, text: str, shared: bool = False) -> None:
+    """Write and sync; never leaves a half-written file under the final name. shared: no lock keeps other processes from writing it."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft" if shared else f".{path.name}.draft")
     with open(draft, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -1,6 +1,7 @@
 """Pipelines: stages chained by name, over several seeds, each stage a run of its own under `DIR/seed-S/STAGE`.
 
-What is finished is not run again, so a pipeline resumes stage by stage and grows by seeds and by stages.
+What is finished is not run again, so a pipeline resumes stage by stage and grows by seeds and by stages. Several commands may run
+different seeds of one folder at once; one with all seeds then makes the table.
 """
 
 import json
@@ -45,7 +46,9 @@ def run_pipeline(
     console = Console(stderr=True, highlight=False, quiet=rank() != 0)
     if rank() == 0:
         _make(folder)
-        write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120))
+        write_text(
+            folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120), shared=True
+        )
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in config["stages"]}
     for count, job in enumerate(jobs):
         where = f"seed {job.seed}  {count % len(results) + 1:2d}/{len(results)}  [bold]{escape(job.name)}[/]  [dim]{job.verb}"
@@ -54,13 +57,13 @@ def run_pipeline(
         if result is None:
             if rank() == 0:
                 job.dir.parent.mkdir(parents=True, exist_ok=True)
-                write_text(inputs_file(job), json.dumps(note_inputs(job), indent=1) + "\n")
+                write_text(inputs_file(job), json.dumps(note_inputs(job), indent=1) + "\n", shared=True)
             result = execute(job.verb, job.config, job.overrides, quiet=True)
         _check_metrics(job.name, result, config["report"]["rows"])
         results[job.name].append({**result, "seed": job.seed})
     table = tabulate(config["report"], results)
     if rank() == 0:
-        write_text(folder / "result.json", json.dumps(table, indent=1) + "\n")
+        write_text(folder / "result.json", json.dumps(table, indent=1) + "\n", shared=True)
         page = write_report([folder], folder / "report.html")
         console.print(_printed(table))
         console.print(f"report: {escape(str(page))}", soft_wrap=True)

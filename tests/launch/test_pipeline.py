@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from rootstock.core import checkpoint
 from rootstock.core.config import ConfigError, load
 from rootstock.core.errors import UserError
 from rootstock.launch.pipeline import run_pipeline
@@ -87,6 +88,26 @@ def write(folder: Path, config: dict[str, Any], name: str = "pipeline.yaml") -> 
 def changed(**sections: Any) -> dict[str, Any]:
     """PIPELINE with sections replaced; a deep copy."""
     return json.loads(json.dumps({**PIPELINE, **sections}))
+
+
+def test_another_process_with_other_seeds_takes_no_drafts_away(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time that the one has written a draft, the other writes the same file from begin to end."""
+    replace = Path.replace
+    ids = iter(range(10**6, 2 * 10**6))
+
+    def late(self: Path, target: Path) -> Path:
+        if self.name.endswith(".draft") and self.parent.name in ("out", "seed-0"):
+            with monkeypatch.context() as other:
+                other.setattr(Path, "replace", replace)
+                other.setattr(checkpoint.os, "getpid", lambda: next(ids))
+                checkpoint.write_text(target, "other", shared=True)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", late)
+    run_pipeline(project, [], Verbs(), resolve)
+    assert json.loads(Path("out/result.json").read_text())["task"] == "pipeline"
+    assert yaml.safe_load(Path("out/config.yaml").read_text())["seeds"] == [0]
+    assert not list(Path("out").rglob("*.draft"))
 
 
 def test_stages_run_in_order_each_in_its_folder(project: Path) -> None:
