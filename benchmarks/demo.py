@@ -30,16 +30,27 @@ FLOORS = (
 
 
 def main(overrides: list[str]) -> int:
-    folder = next((o.partition("=")[2] for o in overrides if o.startswith("run.dir=")), "runs/demo")
-    seeds = [] if any(o.startswith("seeds=") for o in overrides) else ["seeds=5"]
-    command = ["-m", "rootstock", "demo", *seeds, *overrides]
-    subprocess.run([sys.executable, *command], check=True)
-    table = json.loads((Path(folder) / "result.json").read_text())
-    runs = sorted(Path(folder).glob("seed-*/*/run.json"))
-    (HERE / "demo.md").write_text(page(table, json.loads(runs[0].read_text()), "rootstock " + " ".join(command[2:])))
+    folder, command = run_to_its_end(["demo"], "runs/demo", 5, overrides)
+    table, run = made(folder)
+    (HERE / "demo.md").write_text(page(table, run, " ".join(command)))
     failed = [name for name, passed, _ in gates(table) if not passed]
     print("gates failed: " + ", ".join(failed) if failed else "all gates hold")
     return 1 if failed else 0
+
+
+def run_to_its_end(verb: list[str], folder: str, seeds: int, overrides: list[str]) -> tuple[Path, list[str]]:
+    """Run what is missing of a pipeline; returns its folder and the command. folder, seeds: where the overrides have none."""
+    chosen = next((o.partition("=")[2] for o in overrides if o.startswith("run.dir=")), folder)
+    given = [] if any(o.startswith("seeds=") for o in overrides) else [f"seeds={seeds}"]
+    words = [*verb, *given, *overrides]
+    subprocess.run([sys.executable, "-m", "rootstock", *words], check=True)
+    return Path(chosen), ["rootstock", *words]
+
+
+def made(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A finished pipeline's result.json, and the run.json of its first stage by name."""
+    first = min(folder.glob("seed-*/*/run.json"))
+    return json.loads((folder / "result.json").read_text()), json.loads(first.read_text())
 
 
 def gates(table: dict[str, Any]) -> list[tuple[str, bool, str]]:

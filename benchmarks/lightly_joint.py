@@ -55,6 +55,17 @@ class Example(nn.Module):
         """After the optimizer's step."""
 
 
+class Compared(Example):
+    """Both views through backbone and head one after the other, and a loss of both."""
+
+    backbone: Any
+    head: Any
+    criterion: Any
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        return self.criterion(*(self.head(self.backbone(view)) for view in (first, second)))
+
+
 def frozen_copy(module: nn.Module) -> Any:
     """What its examples make of a network for a teacher."""
     teacher = copy.deepcopy(module)
@@ -100,7 +111,7 @@ class LightlySimSiam(Example):
         return 0.5 * (self.criterion(z[0].detach(), p[1]) + self.criterion(z[1].detach(), p[0]))
 
 
-class LightlyBarlowTwins(Example):
+class LightlyBarlowTwins(Compared):
     """Barlow Twins, and with another loss VICReg: its examples give both the same head."""
 
     def __init__(self, setting: Setting, loss: Callable[[], nn.Module] = BarlowTwinsLoss) -> None:
@@ -109,9 +120,6 @@ class LightlyBarlowTwins(Example):
         hidden, _, out = setting.method["projection"]
         self.head = BarlowTwinsProjectionHead(self.backbone.feature_dim, hidden, out)
         self.criterion = loss()
-
-    def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        return self.criterion(*(self.head(self.backbone(view)) for view in (first, second)))
 
 
 class LightlyVICReg(LightlyBarlowTwins):

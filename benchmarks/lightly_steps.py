@@ -16,25 +16,20 @@ from fitted import Clock, Figures, Plan, Setting, Watch
 from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
 from lightly.transforms.simclr_transform import SimCLRTransform
-from lightly_joint import Example
+from lightly_joint import Compared, Example
 from peers import Transformed, loader, pil_picture
 from torch import Tensor
 
 from rootstock.core.train import channels_last
 
 
-class LightlySimCLR(Example):
-    """Both views through backbone and head one after the other, as lightly's example does."""
-
+class LightlySimCLR(Compared):
     def __init__(self, setting: Setting) -> None:
         super().__init__()
         self.backbone = setting.network()
         hidden, out = setting.method["projection"]
         self.head = SimCLRProjectionHead(self.backbone.feature_dim, hidden, out)
         self.criterion = NTXentLoss(setting.method["temperature"])
-
-    def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        return self.criterion(*(self.head(self.backbone(view)) for view in (first, second)))
 
 
 def simclr_views(setting: Setting) -> SimCLRTransform:

@@ -6,7 +6,6 @@ Command: python benchmarks/methods.py [key=value ...]   (seeds=3 by default; `ru
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 import page
 import yaml
-from demo import spread
+from demo import made, run_to_its_end, spread
 
 from rootstock.launch.results import compare
 
@@ -60,9 +59,9 @@ def rows(table: Mapping[str, Any], folder: Path) -> list[Row]:
         measured |= {"fine-tuned": tuned[stage]} if stage in tuned else {}
         numbers = {name: {"label": row["label"], "seeds": row["seeds"], **part} for name, part in measured.items()}
         trained = [folder / f"seed-{seed}" / stage for seed in row["seeds"]]
-        network = name_of_network(folder / f"seed-{row['seeds'][0]}" / row["stage"])
         if stage == row["stage"] or not trained[0].is_dir():  # handcrafted, or random
-            found.append(Row(row["label"], stage, network, numbers))
+            measuring = folder / f"seed-{row['seeds'][0]}" / row["stage"]
+            found.append(Row(row["label"], stage, name_of_network(measuring), numbers))
             continue
         results = [json.loads((run / "result.json").read_text()) for run in trained]
         logged = [json.loads(line) for run in trained for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -144,13 +143,9 @@ def text(every: Sequence[Row], run: Mapping[str, Any], command: str) -> tuple[st
 
 
 def main(overrides: list[str]) -> int:
-    folder = Path(next((o.partition("=")[2] for o in overrides if o.startswith("run.dir=")), "runs/methods"))
-    seeds = [] if any(o.startswith("seeds=") for o in overrides) else ["seeds=3"]
-    command = ["run", "configs/methods.yaml", *seeds, *overrides]
-    subprocess.run([sys.executable, "-m", "rootstock", *command], check=True)
-    table = json.loads((folder / "result.json").read_text())
-    run = json.loads(next(iter(sorted(folder.glob("seed-*/*/run.json")))).read_text())
-    written, held = text(rows(table, folder), run, " ".join(["rootstock", *map(page.shown, command)]))
+    folder, command = run_to_its_end(["run", "configs/methods.yaml"], "runs/methods", 3, overrides)
+    table, run = made(folder)
+    written, held = text(rows(table, folder), run, " ".join(map(page.shown, command)))
     (HERE / "methods.md").write_text(written)
     print("all gates hold" if held else "gates failed: see benchmarks/methods.md")
     return 0 if held else 1

@@ -25,7 +25,7 @@ def packable(block: nn.Module) -> bool:
 
 
 def asks_for_one(vit: nn.Module) -> bool:
-    """Whether a ViT's features are its first token and its last block is one that `of_first` knows."""
+    """Whether a ViT's features are its first token and its last block is one that `first_token` can take apart."""
     if type(vit) is not VisionTransformer or vit.global_pool != "token" or vit.attn_pool is not None:
         return False
     last: Any = vit.blocks[-1] if len(vit.blocks) else None

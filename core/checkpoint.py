@@ -155,11 +155,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 def write_text(path: Path, text: str, shared: bool = False) -> None:
     """Write and sync; never leaves a half-written file under the final name. shared: no lock keeps other processes from writing it."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft" if shared else f".{path.name}.draft")
-    with open(draft, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        with open(draft, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        if shared:  # a later process has another draft, and would not write over this one
+            draft.unlink(missing_ok=True)
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:

@@ -74,13 +74,13 @@ def transform(vit: VisionTransformer, tokens: Tensor, seen: Tensor | None = None
 
 def attend(blocks: nn.Module, tokens: Tensor, seen: Tensor) -> Tensor:
     """Blocks of a ViT on [N, T, D] where no token attends to those whose `seen`, bool [N, T], is False."""
-    x, visible = tokens, seen[:, None, None, :]  # [N, heads, queries, keys]
     if eager_cpu(tokens) and all(map(packable, blocks.children())):
         pack = Pack(seen)
         x = pack.rows(tokens)
         for block in blocks.children():
             x = pack.through(block, x)
         return pack.padded(x)
+    x, visible = tokens, seen[:, None, None, :]  # [N, heads, queries, keys]
     for block in blocks.children():
         assert isinstance(block, Block)
         x = block(x, attn_mask=visible)

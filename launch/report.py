@@ -5,7 +5,6 @@ The page is one file without scripts or links, so that it can be mailed, printed
 
 import base64
 import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from ..core.checkpoint import write_text
 from ..core.errors import UserError
 from .confusion import Confusion, confusions
 from .figures import Figure, curves, scatter
@@ -96,12 +96,7 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
     text = environment.get_template("report.html.j2").render(page=page)
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(out)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_text(out, text, shared=True)
     return out
 
 
