@@ -24,6 +24,7 @@ from .errors import UserError
 from .lora import add_lora, folded, lora_options
 from .networks import OWN, build
 from .schema import Section
+from .sincos import fix_positions
 from .weights import load_file_strictly, read_tensors
 
 WEIGHTS, DESCRIPTION, SEEN = "backbone.safetensors", "backbone.json", "seen.safetensors"
@@ -156,6 +157,7 @@ def create(
     weights: str = "none",
     stem: Literal["default", "small", "solo", "lightly"] | None = None,
     pooling: Literal["token", "mean"] | None = None,
+    positions: Literal["sincos"] | None = None,
     norm: str = "auto",
     lora: Annotated[dict[str, Any] | None, Section(lora_options)] = None,
     args: dict[str, Any] = {},
@@ -165,7 +167,8 @@ def create(
     name: a timm model or one of ours (`smallconv`); left out where weights is a run, which knows it. weights: none, timm (its
     hub), a .safetensors file, or an exported run. stem: `small` gives ResNets a 3x3 stride-1 stem without max-pooling, for
     small images; `solo` and `lightly` are those projects' variants of it, for their weights. pooling: token or mean of patches,
-    for ViTs. norm: see core/norm.py. args: the timm model's own arguments.
+    for ViTs. positions: `sincos` starts a ViT with positions that are not trained (MAE, MoCo v3 and I-JEPA do so anyhow), since a
+    short training hardly learns any. norm: see core/norm.py. args: the timm model's own arguments.
     Raises UserError for unknown names, contradictions with the run, and weights that do not fit.
     """
     described: dict[str, Any] = {}
@@ -189,6 +192,8 @@ def create(
     config = getattr(model, "pretrained_cfg", None) or {}
     mean, std = described.get("mean", config.get("mean", HALF)), described.get("std", config.get("std", HALF))
     backbone = Backbone(model, spec, mean, std)
+    if positions is not None:
+        _position(model, name, weights)
     if described:
         load_file_strictly(model, Path(described["path"]) / WEIGHTS, "backbone.weights")
         backbone.provenance = described["provenance"]
@@ -205,6 +210,18 @@ def create(
             )
         add_lora(model, name, **lora)
     return backbone
+
+
+def _position(model: nn.Module, name: str, weights: str) -> None:
+    """Sine-cosine positions for a ViT that starts anew. Raises UserError."""
+    if weights != "none":
+        raise UserError(f"backbone.positions: {weights} brings its own; leave positions out")
+    if not isinstance(model, VisionTransformer) or model.pos_embed is None or model.embed_dim % 4:
+        raise UserError(
+            f"backbone.positions: sincos is for ViTs with a position for each patch and a width that is a multiple of 4, which "
+            f"{name} is not; leave positions out"
+        )
+    fix_positions(model)
 
 
 def read_description(weights: str) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from ..core.ema import follow, teacher_of
 from ..core.errors import UserError
 from ..core.sample import Views
 from ..core.schedules import ramp
+from ..core.sincos import fix_positions, sincos
 from ..core.tokens import attend, embed, keep_patches, plain_vit, take, transform
 from ..core.train import Step
 from .health import health
 from .masks import Grid, block_sizes, blocks, listed, some_of, without
-from .patches import fix_positions, sincos
 from .ranges import fraction, narrow_vit
 
 

@@ -13,9 +13,10 @@ from ..core.blocks import of_last
 from ..core.draws import Draws
 from ..core.errors import UserError
 from ..core.sample import Views
+from ..core.sincos import fix_positions, sincos
 from ..core.tokens import embed, keep_patches, plain_vit, take, transform
 from ..core.train import Step
-from .patches import fix_positions, patchify, sincos, unpatchify
+from .patches import patchify, unpatchify
 from .ranges import narrow_vit
 
 

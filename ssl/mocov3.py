@@ -18,10 +18,10 @@ from ..core.ema import follow, teacher_of
 from ..core.errors import UserError
 from ..core.sample import Views
 from ..core.schedules import cosine
+from ..core.sincos import fix_positions
 from ..core.train import Step
 from .heads import mlp, predictor, project
 from .health import health
-from .patches import fix_positions
 from .ranges import above_zero, fraction
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rootstock.core.backbone import Backbone, create, read_description
 from rootstock.core.errors import UserError
 from rootstock.core.optim import Optim, parameter_groups
+from rootstock.core.sincos import sincos
 from rootstock.core.weights import load_strictly
 from rootstock.finetune.registry import BASELINES
 
@@ -334,3 +335,41 @@ def test_a_stage_that_looked_at_target_labels_is_remembered(tmp_path: Path) -> N
     later = create(16, weights=str(tmp_path))
     assert later.selection("last") == "tuned-on-target"
     assert later.selection("oracle") == "oracle"
+
+
+def test_positions_may_be_sine_cosine_from_the_start(tmp_path: Path) -> None:
+    """They stay as they are under training, and travel with the weights; the other weights are those without the key."""
+    torch.manual_seed(0)
+    own = vit().model
+    torch.manual_seed(0)
+    backbone = vit(positions="sincos")
+    net = backbone.model
+    assert isinstance(net, VisionTransformer) and isinstance(net.pos_embed, nn.Parameter)
+    torch.testing.assert_close(net.pos_embed[0, 1:], sincos((4, 4), net.embed_dim)[0])
+    assert not net.pos_embed[:, 0].any() and not net.pos_embed.requires_grad
+    same = {name for name, value in own.state_dict().items() if torch.equal(value, net.state_dict()[name])}
+    assert set(own.state_dict()) - same == {"pos_embed"}
+    backbone.export(tmp_path)
+    loaded = create(16, weights=str(tmp_path)).model
+    assert isinstance(loaded, VisionTransformer) and isinstance(loaded.pos_embed, nn.Parameter)
+    torch.testing.assert_close(loaded.pos_embed, net.pos_embed)
+    assert loaded.pos_embed.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"name": "resnet10t", "args": RESNET}, "sincos is for ViTs .* resnet10t is not; leave positions out"),
+        ({"name": "vit_tiny_patch16_224", "args": VIT | {"embed_dim": 18, "num_heads": 3}}, "multiple of 4"),
+        ({"name": "vit_tiny_patch16_224", "args": VIT | {"pos_embed": "none"}}, "sincos is for ViTs"),
+    ],
+)
+def test_positions_are_for_vits_that_have_some(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=rf"backbone\.positions: .*{words}"):
+        create(16, positions="sincos", **options)
+
+
+def test_positions_of_weights_stay(tmp_path: Path) -> None:
+    vit().export(tmp_path)
+    with pytest.raises(UserError, match=r"backbone\.positions: .* brings its own; leave positions out"):
+        create(16, weights=str(tmp_path), positions="sincos")

@@ -15,9 +15,9 @@ from rootstock.core.backbone import Backbone, create
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
 from rootstock.core.sample import Views
+from rootstock.core.sincos import sincos
 from rootstock.ssl.ijepa import IJEPA, Predictor, ijepa_loss
 from rootstock.ssl.masks import listed
-from rootstock.ssl.patches import sincos
 
 SIZE, PATCH, SIDE = 32, 4, 8
 

@@ -12,7 +12,8 @@ from rootstock.core.backbone import Backbone, create
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
 from rootstock.core.sample import Views
-from rootstock.ssl.mae import MAE, Decoder, mae_loss, patchify, sincos, unpatchify
+from rootstock.core.sincos import sincos
+from rootstock.ssl.mae import MAE, Decoder, mae_loss, patchify, unpatchify
 
 SIZE, PATCH, COUNT, VISIBLE = 16, 4, 16, 4
 
