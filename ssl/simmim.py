@@ -9,7 +9,6 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
@@ -47,12 +46,19 @@ def local_statistics(images: Tensor, window: int) -> tuple[Tensor, Tensor]:
     window: its side in pixels, odd. The deviation is the root of the unbiased variance + 1e-6 (norm_targets in the authors' code
     for Swin V2).
     """
-    options: dict[str, Any] = {"kernel_size": window, "stride": 1, "padding": window // 2}
     x = images.to(torch.promote_types(images.dtype, torch.float32))
-    mean, square = (F.avg_pool2d(y, count_include_pad=False, **options) for y in (x, x.square()))
-    count = F.avg_pool2d(torch.ones_like(x[:1, :1]), **options) * window**2
+    # Sums over a window as two products: a pooling layer would add up window^2 pixels for each one.
+    rows, columns = _windows(x, x.shape[-2], window), _windows(x, x.shape[-1], window)
+    count = rows.sum(1)[:, None] * columns.sum(1)
+    mean, square = (rows @ y @ columns / count for y in (x, x.square()))
     variance = (square - mean.square()).clamp(min=0.0) * (count / (count - 1.0))
     return mean, (variance + 1e-6).sqrt()
+
+
+def _windows(x: Tensor, side: int, window: int) -> Tensor:
+    """Which of `side` pixels in a row are in the window around each of them, 0 or 1 [side, side], of x's kind."""
+    places = torch.arange(side, device=x.device)
+    return ((places[:, None] - places).abs() <= window // 2).to(x.dtype)
 
 
 class Painting(NamedTuple):
