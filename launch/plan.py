@@ -78,7 +78,7 @@ def comparison(*, label: str, a: str, b: str) -> None:
 class Job:
     """One stage of one seed. inputs: fingerprints of the stages it is made from, by name.
 
-    fingerprint: a hash of its own resolved config without `run`, and of its inputs' fingerprints.
+    fingerprint: a hash of its own resolved config without `run` and what is null, and of its inputs' fingerprints.
     """
 
     seed: int
@@ -149,12 +149,19 @@ def _jobs(config: Mapping[str, Any], beside: Path, validate_stage: Validate, pro
                     problems += [f"stages.{name}: {line}" for line in lines]
             used = dict.fromkeys(references(list(section["set"].values())))
             inputs = {other: done[other].fingerprint for other in used}
-            science = {key: value for key, value in resolved.items() if key != "run"}
+            science = _given({key: value for key, value in resolved.items() if key != "run"})
             text = json.dumps([section["verb"], science, inputs], sort_keys=True, default=str)
             fingerprint = hashlib.sha256(text.encode()).hexdigest()
             done[name] = Job(seed, name, *given, folder / name, resolved, inputs, fingerprint)
         jobs += done.values()
     return jobs
+
+
+def _given(value: Any) -> Any:
+    """A config without its nulls: a key that is newer than a run, and null since, leaves what the run was made from."""
+    if isinstance(value, Mapping):
+        return {key: _given(item) for key, item in value.items() if item is not None}
+    return [_given(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _located(value: Any, folder: Path) -> Any:

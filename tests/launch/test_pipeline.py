@@ -202,6 +202,24 @@ def test_stage_made_from_another_input_is_refused(project: Path, tmp_path: Path)
     assert verbs.calls == [(0, "ssl")], "the same input made again leaves what was made from it valid"
 
 
+def newer(
+    *, lr: float = 1e-3, weights: str = "none", extra: dict[str, str] = {}, seed: int = 0, ema: float | None = None
+) -> None:
+    """The recipe of a later version: it knows one more key."""
+
+
+def test_a_key_that_is_new_and_null_leaves_earlier_runs_valid(project: Path) -> None:
+    def upgraded(verb: str, config: str, overrides: Sequence[str]) -> dict[str, Any]:
+        return load(config, newer, overrides, {"run": where})
+
+    run_pipeline(project, [], Verbs(), resolve)
+    verbs = Verbs()
+    run_pipeline(project, [], verbs, upgraded)
+    assert not verbs.calls
+    with pytest.raises(UserError, match="grafted was made from another ssl"):
+        run_pipeline(project, ["stages.ssl.ema=0.9"], verbs, upgraded)
+
+
 def test_every_mistake_at_once(project: Path, tmp_path: Path) -> None:
     broken = changed(seeds=[1, 1])
     broken["stages"]["ssl"] = {"verb": "pretrian", "config": "ssl.yaml", "set": {"weights": "@plain", "seed": 3}}
