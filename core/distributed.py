@@ -7,21 +7,36 @@ rows and DistributedDataParallel averages over processes, so backward passes her
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_planned = 0  # processes of a run that is only planned
+
 
 def world() -> int:
     """How many processes share this run."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return _planned or (dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1)
 
 
 def rank() -> int:
     """This process's number, 0..world()-1."""
-    return dist.get_rank() if world() > 1 else 0
+    return dist.get_rank() if world() > 1 and not _planned else 0
+
+
+@contextmanager
+def planned(processes: int) -> Iterator[None]:
+    """Within it, everything is set up as by the first of so many processes, and nothing may be sent: for `launch --dry-run`."""
+    global _planned
+    before, _planned = _planned, processes
+    try:
+        yield
+    finally:
+        _planned = before
 
 
 def own_rows(n: int) -> slice:

@@ -1,4 +1,4 @@
-"""Stopping on request: the first Ctrl-C or SIGTERM asks, and training ends after the step and a checkpoint."""
+"""Stopping on request: the first Ctrl-C, SIGTERM or SIGUSR1 asks, and training ends after the step and a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def stop_signals() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             before[number] = signal.signal(number, ask)
     except ValueError:  # not the main thread: whoever runs us there keeps the signals
         pass

@@ -5,6 +5,7 @@ Running the same command again resumes; a finished run is left alone. Only rank 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib.util
 import json
@@ -22,7 +23,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedTy
 from rich.console import Console
 from torch import nn
 
-from . import checkpoint
+from . import checkpoint, state
 from .config import Duration, Section
 from .distributed import barrier, broadcast_text, rank, world
 from .environment import environment
@@ -107,6 +108,7 @@ class Run:
         self.quiet = quiet
         self.console = Console(stderr=True, quiet=not self.main, highlight=False)
         self.recorded: dict[str, Any] = {}
+        self.steps: int | None = None
         self._lock: Any = None
 
     def open(self) -> Run:
@@ -119,12 +121,22 @@ class Run:
         if self.options["tracker"] != "none":
             # TensorBoard takes it as the name of its folder in run.dir, Weights & Biases as the project's.
             self.accelerator.init_trackers("tensorboard" if self.options["tracker"] == "tensorboard" else "rootstock")
+        self.plan(None)
         return self
+
+    def plan(self, steps: int | None, training: Any = None) -> None:
+        """How many steps the whole training takes, for those who watch (state.json); None where nothing is trained.
+
+        training: all that `fit` is about to train with (see `Training` in core/train.py), for a run that only plans.
+        """
+        self.steps = steps
+        if self.main and self.finished is None:
+            state.note(self.dir, "running", steps)
 
     def _take(self) -> str:
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.dir / ".lock", "w")  # noqa: SIM115 - held until close
+            self._lock = open(self.dir / state.LOCK, "w")  # noqa: SIM115 - held until close
             _open_runs.add(self)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -158,7 +170,10 @@ class Run:
         return json.loads(path.read_text()) if path.exists() else None
 
     def record(self, **facts: Any) -> None:
-        """Add facts to run.json: versions, host, data. Raises UserError if the data changed since the run began."""
+        """Add facts to run.json: versions, host, data, and under `history` where and on how many processes each part of the run ran.
+
+        Raises UserError if the data changed since the run began.
+        """
         path = self.dir / "run.json"
         before = json.loads(path.read_text()) if path.exists() else {}
         old, new = before.get("data", {}), facts.get("data", {})
@@ -168,14 +183,11 @@ class Run:
                 f"data.{changed[0]} changed since {self.dir} began (fingerprint {old[changed[0]][:12]} then, {new[changed[0]][:12]} now); "
                 "restore the data, choose another run.dir, or say run.changed_data=accept"
             )
-        self.recorded = {
-            **environment(),
-            "verb": self.verb,
-            "processes": world(),
-            "device": str(self.device),
-            **before,
-            **facts,
-        }
+        now = {**environment(), "verb": self.verb, "processes": world(), "device": str(self.device)}
+        if not self.recorded:
+            part = {key: now[key] for key in ("started", "host", "commit", "processes", "device")}
+            facts["history"] = [*before.get("history", []), part]
+        self.recorded = {**now, **before, **facts}
         barrier()
         if self.main:
             checkpoint.write_text(path, json.dumps(self.recorded, indent=1))
@@ -198,6 +210,11 @@ class Run:
         """One plain line for the person who watches; warnings are printed even when quiet."""
         if self.main and (not self.quiet or message.startswith("WARNING")):
             self.console.print(message, markup=False, soft_wrap=True)
+            if path := os.environ.get(
+                "ROOTSTOCK_LOG"
+            ):  # of `rootstock launch`, which leaves the console to this process
+                with open(path, "a", encoding="utf-8") as file:
+                    file.write(f"{message}\n")
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Append a row to metrics.jsonl and to the tracker."""
@@ -253,8 +270,21 @@ class Run:
     def __enter__(self) -> Run:
         return self.open()
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if self.main:
+            with contextlib.suppress(OSError):  # a full disk, say, which then is the error already
+                self._say_farewell(error)
         self.close()
+
+    def _say_farewell(self, error: BaseException | None) -> None:
+        """Leave in state.json how the run ended, unless an earlier command ended it."""
+        if error is None or self.finished is not None:
+            if state.look(self.dir)["state"] != "finished":
+                state.note(self.dir, "finished", self.steps)
+        elif isinstance(error, Interrupted | KeyboardInterrupt):
+            state.note(self.dir, "preempted", self.steps)
+        else:
+            state.note(self.dir, "failed", self.steps, (str(error).splitlines() or [type(error).__name__])[0])
 
     def unwrap(self, module: nn.Module) -> Any:
         return self.accelerator.unwrap_model(module)

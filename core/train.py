@@ -58,6 +58,19 @@ class Every:
         )
 
 
+class Training(NamedTuple):
+    """What `fit` was called with, and the optimizer that it made of it."""
+
+    method: nn.Module
+    batches: Batches
+    prepare: Callable[[Any], Any]
+    optim: Optim
+    optimizer: torch.optim.Optimizer
+    steps: int
+    steps_per_epoch: int
+    every: Every
+
+
 def fit(
     method: nn.Module,
     batches: Batches,
@@ -83,6 +96,7 @@ def fit(
     if run.options["channels_last"]:
         channels_last(method)
     optimizer = optim.build(method)
+    run.plan(steps, Training(method, batches, prepare, optim, optimizer, steps, steps_per_epoch, every))
     loop = Loop(method, optimizer, optim, run, steps, steps_per_epoch, seed)
     start = loop.resume()
     if steps == 0:

@@ -15,12 +15,14 @@ from .. import __doc__ as about
 from .. import __version__
 from ..core.errors import UserError
 from .exits import answer
+from .launcher import follow_launcher, places
+from .launcher import launch as launch_processes
 
 P = ParamSpec("P")
 
 app = typer.Typer(
     help=about,
-    epilog="N processes: torchrun --standalone --nproc_per_node=N -m rootstock VERB ...",
+    epilog="N processes: rootstock launch --nproc N VERB ..., or torchrun --nproc_per_node=N -m rootstock VERB ...",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -37,6 +39,7 @@ Overrides = Annotated[
 
 def main() -> None:
     """The entry point `rootstock`."""
+    follow_launcher()
     app(prog_name="rootstock")
 
 
@@ -100,6 +103,36 @@ def finetune(config: Config, overrides: Overrides = None) -> None:
 def adapt(config: Config, overrides: Overrides = None) -> None:
     """Adapt from labelled source images to an unlabelled domain."""
     _execute("adapt", config, overrides)
+
+
+@verb
+def launch(
+    name: Annotated[str, typer.Argument(metavar="VERB", help="pretrain, probe, finetune or adapt.")],
+    config: Config,
+    overrides: Overrides = None,
+    nproc: Annotated[
+        int | None, typer.Option(metavar="N", help="Processes on this node; one a GPU if left out.", show_default=False)
+    ] = None,
+    nodes: Annotated[int, typer.Option(metavar="M", help="Nodes, each of which runs this command.")] = 1,
+    rendezvous: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Of one of several nodes, the same on all.")
+    ] = None,
+    job: Annotated[
+        str | None, typer.Option(metavar="ID", help="Tells launches at one rendezvous apart; SLURM's job by default.")
+    ] = None,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and start nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print the plan as JSON.")] = False,
+) -> int:
+    """Run a verb on several processes, here and on other nodes."""
+    where = places(nproc, nodes, rendezvous, job)
+    if as_json and not dry:
+        raise UserError("--json is for --dry-run; add it")
+    if not dry:
+        return launch_processes(name, config, overrides or [], where)
+    from .dryrun import dry_run
+
+    dry_run(name, config, overrides or [], where, as_json)
+    return 0
 
 
 @verb
@@ -191,6 +224,17 @@ def report(
 
     page = out or (runs[0] / "report.html" if len(runs) == 1 else Path("comparison.html"))
     typer.echo(write_report(runs, page))
+
+
+@verb
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with runs below it.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+) -> None:
+    """List runs: state, step, headline metric, host and age."""
+    from .runs import list_runs
+
+    list_runs(folder, as_json)
 
 
 @verb

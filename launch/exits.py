@@ -9,9 +9,12 @@ import os
 import select
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 
 from ..core.errors import UserError
+
+STOPPED = 130  # on request, after saving
 
 
 def answer(work: Callable[[], int | None]) -> int:
@@ -29,7 +32,7 @@ def answer(work: Callable[[], int | None]) -> int:
         return 2
     except KeyboardInterrupt:
         _say("interrupted; run the same command to resume")
-        return 130
+        return STOPPED
     except BrokenPipeError:
         if not _reader_gone():
             raise
@@ -38,8 +41,9 @@ def answer(work: Callable[[], int | None]) -> int:
     except Exception as error:
         if _stopped_on_request(error):
             _say(str(error) or "interrupted; run the same command to resume")
-            return 130
+            return STOPPED
         if not _disk_full(error):
+            _tell_agent(traceback.format_exc())
             raise
         _say(f"error: the disk is full ({_first_line(error)}); free some space, then run the same command to resume")
         return 1
@@ -53,8 +57,14 @@ def _say(sentence: str) -> None:
     """
     if os.environ.get("RANK", "0") == "0":
         print(sentence, file=sys.stderr, flush=True)
-    elif path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        details = {"message": sentence, "extraInfo": {"py_callstack": sentence, "timestamp": str(int(time.time()))}}
+    else:
+        _tell_agent(sentence)
+
+
+def _tell_agent(text: str) -> None:
+    """Leave a text where torchrun's agent, if it started us, looks for it."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        details = {"message": text, "extraInfo": {"py_callstack": text, "timestamp": str(int(time.time()))}}
         with open(path, "w", encoding="utf-8") as file:
             json.dump({"message": details}, file)
 

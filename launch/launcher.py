@@ -1,0 +1,164 @@
+"""`rootstock launch`: a verb on several processes, by torchrun's elastic agent.
+
+What the agent does not do is done here: signals reach the workers, who save together and end; nobody is left behind when the launcher
+dies; and the exit code says how it ended.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..core.errors import UserError
+from .exits import STOPPED
+
+LAUNCHER, LOG = "ROOTSTOCK_LAUNCHER", "ROOTSTOCK_LOG"
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+PR_SET_PDEATHSIG = 1  # of prctl(2)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the processes run. nproc: on each node. rendezvous: HOST:PORT of one node, the same on all; None on a single one.
+    job: tells launches that share a rendezvous apart."""
+
+    nproc: int
+    nodes: int = 1
+    rendezvous: str | None = None
+    job: str = "rootstock"
+
+
+def places(nproc: int | None, nodes: int, rendezvous: str | None, job: str | None) -> Places:
+    """Check what the command line asks for. nproc: None for one a GPU, or one without. Raises UserError."""
+    if nproc is None:
+        import torch
+
+        nproc = max(1, torch.cuda.device_count())
+    for option, number in (("--nproc", nproc), ("--nodes", nodes)):
+        if number < 1:
+            raise UserError(f"{option} {number}: expected 1 or more")
+    if nodes > 1 and rendezvous is None:
+        raise UserError(
+            f"--nodes {nodes}: add --rendezvous HOST:PORT, one node's name and a free port, the same on all nodes"
+        )
+    if rendezvous is not None and not rendezvous.rpartition(":")[2].isdigit():
+        raise UserError(f"--rendezvous {rendezvous}: expected HOST:PORT, for example node1:29400")
+    return Places(nproc, nodes, rendezvous, job or os.environ.get("SLURM_JOB_ID") or "rootstock")
+
+
+def launch(verb: str, config: str, overrides: Sequence[str], where: Places) -> int:
+    """Run the verb on all processes and return the exit code: 0, 2, 130 (saved and stopped) or 1. Raises UserError."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import elastic_launch
+
+    from .verbs import VERBS, resolve
+
+    if verb not in VERBS:
+        raise UserError(f"launch {verb}: expected one of {', '.join(VERBS)}")
+    resolved = resolve(verb, config, overrides)
+    logs = Path(resolved["run"]["dir"]) / "logs"
+    command = ["-m", "rootstock", verb, config, *overrides]
+    with _environment({LAUNCHER: str(os.getpid()), LOG: str(logs.absolute() / "rank-0.log")}), _forwarding():
+        try:
+            elastic_launch(_settings(where, logs), sys.executable)(*command)
+        except ChildFailedError as error:
+            return _ended(error, logs)
+    return 0
+
+
+def _settings(where: Places, logs: Path):
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, Std
+    from torch.distributed.launcher.api import LaunchConfig
+
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise UserError(f"run.dir: {logs.parent} cannot hold the logs ({error}); choose another run.dir") from error
+    # The first process of a node speaks to whoever watches, the others to files.
+    quiet = dict.fromkeys(range(1, where.nproc), Std.ALL)
+    return LaunchConfig(
+        min_nodes=where.nodes,
+        max_nodes=where.nodes,
+        nproc_per_node=where.nproc,
+        logs_specs=DefaultLogsSpecs(str(logs), redirects=quiet),
+        run_id=where.job,
+        rdzv_backend="c10d",
+        rdzv_endpoint=where.rendezvous or "localhost:0",
+        max_restarts=0,
+        signals_to_handle="SIGUSR2",  # the agent would end the workers at once by others; those are forwarded
+    )
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """For the workers, who inherit it. One thread a process unless someone chose otherwise, as torchrun does."""
+    added = {"OMP_NUM_THREADS": "1"} | values
+    before = {name: os.environ.get(name) for name in added}
+    os.environ.update({name: value for name, value in added.items() if name in values or before[name] is None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _forwarding() -> Iterator[None]:
+    """Within it, a request to stop goes to every worker; without workers yet, it ends the launch."""
+
+    def forward(number: int, _: object) -> None:
+        if not (found := _workers()):
+            raise KeyboardInterrupt
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _workers() -> list[int]:
+    import psutil
+
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if "rootstock" in child.cmdline():
+                found.append(child.pid)
+    return found
+
+
+def _ended(error, logs: Path) -> int:
+    """The exit code of workers who did not all finish; what nobody foresaw is said first of the one who failed first."""
+    rank, failure = error.get_first_failure()
+    code = failure.exitcode
+    if code == STOPPED or -code in FORWARDED:
+        return STOPPED
+    if code == 2:
+        if rank != 0:  # the first has said its sentence itself
+            print(failure.message, file=sys.stderr)
+        return 2
+    if rank != 0 and code > 0:
+        print(failure.message, file=sys.stderr)
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
+    print(f"error: rank {rank} (process {failure.pid}) {how} before any other; the logs are in {logs}", file=sys.stderr)
+    return 1
+
+
+def follow_launcher() -> None:
+    """In a worker: should the launcher die, even of SIGKILL, stop as if asked to. Linux; elsewhere nothing."""
+    launcher = os.environ.get(LAUNCHER)
+    if launcher is None or not sys.platform.startswith("linux"):
+        return
+    if os.getppid() == int(launcher):
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,136 @@
+"""`rootstock runs`: what the runs under a folder are doing, or how they ended."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..core import state
+from ..core.errors import UserError
+from .records import Record, is_pipeline, read
+from .results import main_metric
+
+COLOURS = {"running": "cyan", "finished": "green", "preempted": "yellow", "failed": "red", "killed": "red"}
+
+
+class Row(NamedTuple):
+    """One run. step, steps: done and planned; None where nothing is trained. metric, value: what it is known by; of training, the
+    newest accuracy, or else the loss. age: seconds since it last wrote. why: what a failed run failed of."""
+
+    run: str
+    verb: str
+    seed: int | None
+    state: str
+    step: int | None
+    steps: int | None
+    metric: str | None
+    value: float | None
+    host: str | None
+    age: float
+    why: str
+
+
+def list_runs(folder: Path, as_json: bool) -> None:
+    """Print a row for each run under `folder`, the stages of pipelines among them. Raises UserError where there is none."""
+    rows = [row_of(path, folder) for path in find(folder)]
+    if not rows:
+        what = "holds no run" if folder.is_dir() else "is no folder" if folder.exists() else "does not exist"
+        raise UserError(f"{folder} {what}; expected a folder with runs below it, for example runs")
+    if as_json:
+        print(json.dumps([row._asdict() for row in rows], indent=1))
+        return
+    Console(highlight=False, width=None if os.isatty(1) else 200).print(table(rows))
+
+
+def find(folder: Path) -> Iterator[Path]:
+    """The folders of runs at and below `folder`, by name; what lies inside a run is not looked at."""
+    for path, below, files in os.walk(folder):
+        below.sort()
+        if "config.yaml" not in files:
+            continue
+        run = Path(path)
+        if is_pipeline(read(run)):
+            below[:] = [name for name in below if name.startswith("seed-")]
+            continue
+        below.clear()
+        yield run
+
+
+def row_of(path: Path, root: Path) -> Row:
+    record, said = read(path), state.look(path)
+    metric, value = headline(record)
+    trained = [row["step"] for row in record.rows if "step" in row]
+    steps = said.get("steps") or record.result.get("steps")
+    return Row(
+        run=str(path.relative_to(root)) if path != root else str(path),
+        verb=record.verb,
+        seed=record.seed,
+        state="finished" if record.finished else said["state"],
+        step=(record.result.get("steps") or max(trained, default=0)) if steps else None,
+        steps=steps,
+        metric=metric,
+        value=value,
+        host=said.get("host") or record.about.get("host"),
+        age=max(0.0, time.time() - newest(path)),
+        why=said.get("why", ""),
+    )
+
+
+def headline(record: Record) -> tuple[str | None, float | None]:
+    """The metric that a run is known by, and its value."""
+    if record.result.get("metrics"):
+        name = main_metric(record.result)
+        return name, record.result["metrics"][name]
+    for row in reversed(record.rows):
+        for name, value in row.items():
+            if name.endswith("/accuracy"):
+                return name, value
+    losses = [row["loss"] for row in record.rows if "loss" in row]
+    return ("loss", losses[-1]) if losses else (None, None)
+
+
+def newest(path: Path) -> float:
+    """When the run last wrote one of its own files, in seconds since the epoch."""
+    files = (path / name for name in ("metrics.jsonl", "result.json", state.FILE, "config.yaml"))
+    return max(file.stat().st_mtime for file in files if file.exists())
+
+
+def table(rows: list[Row]) -> Table:
+    printed = Table(box=None, header_style="dim", pad_edge=False)
+    for heading in ("run", "verb", "seed", "state", "step", "metric", "value", "host", "age"):
+        printed.add_column(heading, justify="right" if heading in ("seed", "step", "value", "age") else "left")
+    for row in rows:
+        shown: dict[str, Any] = row._asdict()
+        ended = f"[{COLOURS[row.state]}]{row.state}[/]" + (f": {escape(row.why)}" if row.why else "")
+        step = "" if row.steps is None else f"{row.step:,} of {row.steps:,}"
+        value = "" if row.value is None else f"{row.value:.4f}"
+        cells = [
+            escape(row.run),
+            row.verb,
+            _text(shown["seed"]),
+            ended,
+            step,
+            _text(row.metric),
+            value,
+            _text(row.host),
+        ]
+        printed.add_row(*cells, spoken(row.age))
+    return printed
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else escape(str(value))
+
+
+def spoken(seconds: float) -> str:
+    """`42 s`, `7 min`, `5 h` or `3 d`: the largest unit of which there is at least one."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit}"
+    return f"{seconds:.0f} s"

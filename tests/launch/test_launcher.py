@@ -1,0 +1,165 @@
+"""`rootstock launch`: the same numbers as one process, all save together when one is asked to stop, and nobody is left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from rootstock.core.errors import UserError
+from rootstock.launch.launcher import Places, places
+
+Rootstock = Callable[..., subprocess.CompletedProcess[str]]
+STEPS, ENDLESS = 60, "optim.duration=1000000"
+CONFIG: dict[str, Any] = {
+    "data": {"train": "sklearn:digits?size=16#[:64]", "size": 16, "views": "digits"},
+    "backbone": {"name": "smallconv", "args": {"widths": [4, 4, 8, 8]}},
+    "method": {"name": "simclr", "projection": [16, 8]},
+    "optim": {"name": "adamw", "lr": 1e-4, "batch_size": 16, "duration": STEPS},
+    "run": {"log_every": 1, "workers": 0, "checkpoint": {"every": "100%"}},
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(CONFIG))
+    return str(path)
+
+
+def command(nproc: int, config: str, run: Path, *more: str) -> list[str]:
+    start = [sys.executable, "-m", "rootstock", "launch", "--nproc", str(nproc)]
+    return [*start, "pretrain", config, f"run.dir={run}", *more]
+
+
+def launched(nproc: int, config: str, run: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(nproc, config, run, *more), capture_output=True, text=True, check=False)
+
+
+def losses(run: Path) -> dict[int, float]:
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def processes(run: Path) -> list[psutil.Process]:
+    """Those that are of a run, by their command; without zombies."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        words = process.info["cmdline"] or []
+        if f"run.dir={run}" in words and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
+
+
+@contextmanager
+def going(config: str, run: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
+    """A launch of two processes that has trained some steps."""
+    started = subprocess.Popen(command(2, config, run, *more), stderr=subprocess.PIPE, text=True)
+    try:
+        while len(losses(run)) < 3:
+            assert started.poll() is None, started.communicate()
+            os.sched_yield()
+        yield started
+    finally:
+        for process in processes(run):
+            process.kill()
+        started.wait()
+        assert started.stderr is not None
+        started.stderr.close()
+
+
+def workers(launcher: int) -> dict[int, psutil.Process]:
+    """By rank."""
+    return {int(child.environ()["RANK"]): child for child in psutil.Process(launcher).children()}
+
+
+def test_a_launch_is_one_run_whatever_its_processes(config: str, tmp_path: Path, rootstock: Rootstock) -> None:
+    """Asked by one rank, both save together; on four processes it goes on, and the losses are those of one all along."""
+    straight, run = tmp_path / "straight", tmp_path / "run"
+    assert rootstock("pretrain", config, f"run.dir={straight}").returncode == 0
+    with going(config, run) as started:
+        workers(started.pid)[1].send_signal(signal.SIGUSR1)
+        _, said = started.communicate()
+    assert started.returncode == 130, said
+    assert "interrupted; saved at step" in said and not processes(run)
+    done = max(losses(run))
+    assert done < STEPS and (run / "checkpoints" / f"step-{done:08d}").is_dir()
+    assert json.loads((run / "state.json").read_text())["state"] == "preempted"
+    further = launched(4, config, run)
+    assert further.returncode == 0, further.stderr
+    history = json.loads((run / "run.json").read_text())["history"]
+    assert [part["processes"] for part in history] == [2, 4]
+    assert losses(run) == pytest.approx(losses(straight), rel=1e-5)
+    logs = run / "logs"
+    assert (
+        "interrupted" not in (logs / "rank-0.log").read_text() and f"step {STEPS}" in (logs / "rank-0.log").read_text()
+    )
+    assert {path.parent.name for path in logs.rglob("stderr.log")} >= {"1", "2", "3"}
+
+
+def test_a_request_to_the_launcher_reaches_all(config: str, tmp_path: Path) -> None:
+    with going(config, tmp_path / "run", ENDLESS) as started:
+        started.send_signal(signal.SIGTERM)
+        _, said = started.communicate()
+    assert started.returncode == 130 and said.count("saved at step") == 1, said
+
+
+def test_who_fails_first_is_said_and_the_others_end(config: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with going(config, run, ENDLESS) as started:
+        first = workers(started.pid)[1]
+        first.kill()
+        _, said = started.communicate()
+        assert not processes(run)
+    assert started.returncode == 1
+    assert f"error: rank 1 (process {first.pid}) was killed by SIGKILL before any other" in said
+
+
+def test_nobody_outlives_the_launcher(config: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with going(config, run, ENDLESS) as started:
+        left = list(workers(started.pid).values())
+        started.kill()
+        started.wait()
+        _, alive = psutil.wait_procs(left, timeout=60)
+        assert not alive
+    assert json.loads((run / "state.json").read_text())["state"] == "preempted"
+
+
+def test_a_mistake_is_one_sentence_before_anything_starts(config: str, tmp_path: Path, rootstock: Rootstock) -> None:
+    done = rootstock("launch", "--nproc", "2", "pretrain", config, "optim.lrr=1", f"run.dir={tmp_path / 'run'}")
+    assert done.returncode == 2 and "optim.lrr" in done.stderr and not (tmp_path / "run").exists()
+    done = rootstock("launch", "demo", config)
+    assert done.returncode == 2 and "launch demo: expected one of pretrain" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ((0, 1, None, None), "--nproc 0: expected 1 or more"),
+        ((1, 0, None, None), "--nodes 0: expected 1 or more"),
+        ((1, 2, None, None), "--nodes 2: add --rendezvous HOST:PORT"),
+        ((1, 2, "node1", None), "--rendezvous node1: expected HOST:PORT"),
+    ],
+)
+def test_places_that_cannot_be_are_refused(asked: tuple[Any, ...], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        places(*asked)
+
+
+def test_places_are_one_node_by_default_and_take_the_scheduler_s_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert places(2, 1, None, None) == Places(2, 1, None, "rootstock")
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    assert places(2, 2, "node1:29400", None) == Places(2, 2, "node1:29400", "77")
+    assert places(2, 2, "node1:29400", "mine").job == "mine"

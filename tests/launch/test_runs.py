@@ -1,0 +1,130 @@
+"""`rootstock runs`: each way a run can end is told, from the files that it left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rootstock.core import state
+from rootstock.core.errors import UserError
+from rootstock.launch.runs import find, list_runs, row_of, spoken
+
+Rootstock = Callable[..., subprocess.CompletedProcess[str]]
+SMALL = ["data.train=sklearn:digits#[:64]", "optim.batch_size=16", "run.workers=0", "evaluate=null"]
+
+
+def listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, object]]:
+    list_runs(folder, as_json=True)
+    return {row["run"]: row for row in json.loads(capsys.readouterr().out)}
+
+
+def leave(run: Path, **files: object) -> Path:
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(yaml.safe_dump(files.get("config", {"seed": 3, "verb": "pretrain"})))
+    (run / "run.json").write_text(json.dumps({"verb": "pretrain", "host": "node7"}))
+    rows = files.get("rows", [])
+    assert isinstance(rows, list)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if "result" in files:
+        (run / "result.json").write_text(json.dumps(files["result"]))
+    return run
+
+
+def test_real_runs_end_in_each_way(tmp_path: Path, rootstock: Rootstock, capsys: pytest.CaptureFixture[str]) -> None:
+    """Finished, failed of the user's mistake with its sentence, and stopped; a finished run asked again stays as it was."""
+    config = "pretrain/digits_simclr.yaml"
+    common = [*SMALL, "optim.duration=3", "optim.warmup=0"]
+    assert rootstock("pretrain", config, *common, f"run.dir={tmp_path / 'good'}").returncode == 0
+    assert rootstock("pretrain", config, *common, f"run.dir={tmp_path / 'good'}").returncode == 0
+    bad = rootstock("pretrain", config, *common, "optim.batch_size=128", f"run.dir={tmp_path / 'bad'}")
+    assert bad.returncode == 2
+    rows = listed(tmp_path, capsys)
+    assert list(rows) == ["bad", "good"]
+    good, bad_row = rows["good"], rows["bad"]
+    assert (good["state"], good["step"], good["steps"], good["metric"]) == ("finished", 3, 3, "loss")
+    assert bad_row["state"] == "failed" and f"error: {bad_row['why']}" in bad.stderr
+    list_runs(tmp_path, as_json=False)
+    said = capsys.readouterr().out
+    assert "3 of 3" in said and str(bad_row["why"])[:40] in said
+
+
+def test_a_stopped_run_and_a_killed_one_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [sys.executable, "-m", "rootstock", "pretrain", "pretrain/digits_simclr.yaml", *SMALL]
+    command += ["optim.duration=100000", "optim.warmup=0", "run.log_every=1"]
+    for name, number in (("stopped", signal.SIGTERM), ("killed", signal.SIGKILL)):
+        run = tmp_path / name
+        started = subprocess.Popen([*command, f"run.dir={run}"], stderr=subprocess.DEVNULL)
+        try:
+            rows = run / "metrics.jsonl"
+            while not (rows.is_file() and rows.read_text()):
+                assert started.poll() is None
+                os.sched_yield()
+            assert listed(tmp_path, capsys)[name]["state"] == "running"
+            started.send_signal(number)
+            started.wait()
+        finally:
+            started.kill()
+            started.wait()
+    found = listed(tmp_path, capsys)
+    assert {name: row["state"] for name, row in found.items()} == {"stopped": "preempted", "killed": "killed"}
+    assert found["stopped"]["steps"] == 100000 == found["killed"]["steps"]
+
+
+def test_runs_of_pipelines_are_found_and_nothing_inside_a_run_is(tmp_path: Path) -> None:
+    leave(tmp_path / "alone")
+    leave(tmp_path / "alone" / "checkpoints" / "nested")
+    pipeline = tmp_path / "all"
+    pipeline.mkdir()
+    (pipeline / "config.yaml").write_text(yaml.safe_dump({"stages": {"a": {}}, "seeds": [0, 1]}))
+    for seed in (1, 0):
+        leave(pipeline / f"seed-{seed}" / "a")
+    leave(pipeline / "other" / "b")
+    assert [path.relative_to(tmp_path).as_posix() for path in find(tmp_path)] == [
+        "all/seed-0/a",
+        "all/seed-1/a",
+        "alone",
+    ]
+    assert list(find(tmp_path / "alone")) == [tmp_path / "alone"]
+
+
+def test_a_row_tells_the_newest_accuracy_or_else_the_loss(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"step": 1, "loss": 2.0, "accuracy": 0.1}, {"step": 2, "loss": 1.5}]
+    plain = row_of(leave(tmp_path / "plain", rows=rows), tmp_path)
+    assert (plain.metric, plain.value, plain.host, plain.seed) == ("loss", 1.5, "node7", 3)
+    assert plain.state == "killed" and plain.step is None  # of an earlier version, without state.json
+    watched = leave(tmp_path / "watched", rows=[*rows, {"step": 2, "test/knn/accuracy": 0.4}])
+    state.note(watched, "preempted", 8)
+    seen = row_of(watched, tmp_path)
+    assert (seen.metric, seen.value, seen.step, seen.steps) == ("test/knn/accuracy", 0.4, 2, 8)
+    result = {"task": "probe", "metrics": {"test/knn/accuracy": 0.7, "test/linear/accuracy": 0.8}}
+    measured = row_of(leave(tmp_path / "measured", result=result), tmp_path)
+    assert (measured.state, measured.metric, measured.value) == ("finished", "test/knn/accuracy", 0.7)
+    os.utime(tmp_path / "measured" / "config.yaml", (0, 0))
+    assert measured.age < time.time()
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"state"', '{"host": "a"}'])
+def test_a_damaged_state_is_no_state(tmp_path: Path, text: str) -> None:
+    (tmp_path / state.FILE).write_text(text)
+    assert state.look(tmp_path) == {"state": "killed"}
+
+
+@pytest.mark.parametrize(("name", "words"), [("empty", "holds no run"), ("missing", "does not exist")])
+def test_a_folder_without_runs_is_said(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=f"{name} {words}; expected a folder with runs below it"):
+        list_runs(tmp_path / name, as_json=False)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.4, "0 s"), (59.0, "59 s"), (61.0, "1 min"), (7300.0, "2 h"), (86400.0 * 3.9, "3 d")]
+)
+def test_ages_are_spoken(seconds: float, said: str) -> None:
+    assert spoken(seconds) == said
