@@ -96,7 +96,8 @@ def heading(arguments: list[str], asked: argparse.Namespace, scale: Scale, round
         "hidden patches. Ready views: forward, loss, backward, optimizer, teacher. End to end: from uint8 pictures in memory, "
         "lightly's through its own transform in its DataLoader. Ratio: how many times as many images a second ours trains, the "
         "median of the rounds' own ratios [95 % bootstrap interval]. A row holds where ours is not slower: the interval of the step "
-        "alone reaches 1, that of the whole lies at or above it. lightly has no example of MoCo v3.",
+        "alone reaches 1, that of the whole lies at or above it. lightly has no example of MoCo v3. I-JEPA: lightly cuts each context to "
+        "the batch's smallest, 13 of 64 patches here; ours is given method.max_context 13, for as many.",
         *(["", "Toy sizes: the numbers say nothing."] if asked.toy else []),
         "",
         page.machine(),
