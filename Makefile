@@ -7,6 +7,7 @@
 #   make bench-gpu    the training step on a GPU, against its ceiling and its peers
 #   make bench-methods  every method's step against lightly's own examples, on one CPU core
 #   make bench-digits  every method on digits-m over three seeds, beside random networks, raw pixels and HOG
+#   make bench-cifar10  four methods on a fifth of CIFAR-10 (JPEG), likewise; needs data/cifar10_jpeg.tar.gz
 #   make bench-demo   the demo over five seeds, the numbers of benchmarks/demo.md
 #   make clean    remove .venv and what tools left; runs/ stays
 
@@ -15,7 +16,7 @@ PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: demo test lint bench bench-gpu bench-methods bench-digits bench-demo clean
+.PHONY: demo test lint bench bench-gpu bench-methods bench-digits bench-cifar10 bench-demo clean
 
 demo: $(READY)
 	@$(PYTHON) -m rootstock demo $(ARGS)
@@ -42,7 +43,10 @@ bench-methods: $(READY)
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTHON) benchmarks/methods_speed.py --markdown benchmarks/methods_speed.md $(ARGS)
 
 bench-digits: $(READY)
-	@$(PYTHON) benchmarks/methods.py $(ARGS)
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTHON) benchmarks/methods.py $(ARGS)
+
+bench-cifar10: $(READY)
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTHON) benchmarks/methods.py configs/cifar10.yaml $(ARGS)
 
 bench-demo: $(READY)
 	@$(PYTHON) benchmarks/demo.py $(ARGS)

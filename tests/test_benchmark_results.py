@@ -63,7 +63,8 @@ def table(gains: dict[str, dict[str, float]], spread: float) -> dict[str, Any]:
         ("simclr", {"knn": 0.2}, 0.0, 1, False),  # an alarm in a healthy run
         ("mae", {"knn": -0.1, "tuned": 0.05}, 0.01, 0, True),
         ("mae", {"knn": -0.1, "attentive": 0.05}, 0.01, 0, True),
-        ("mae", {"knn": 0.3, "linear": 0.3}, 0.0, 0, False),
+        ("mae", {"knn": 0.2}, 0.0, 0, True),
+        ("mae", {"knn": 0.09, "linear": 0.3}, 0.0, 0, False),
         ("mae", {"tuned": 0.02}, 0.01, 0, False),
     ],
 )
@@ -79,8 +80,10 @@ def test_gates_are_those_of_the_kind_of_method(
         ("random_vit", None, None),
         (stage, 1200, 3 * warned),
     ]
-    said, held = methods.text(every, {"versions": {"rootstock": "0", "faiss-cpu": "1"}}, "rootstock run x.yaml")
+    versions = {"versions": {"rootstock": "0", "faiss-cpu": "1"}}
+    said, held = methods.text(every, versions, "rootstock run x.yaml", "x.yaml", "Methods on x")
     assert held == holds
+    assert said.startswith("# Methods on x\n\nCommand: `rootstock run x.yaml`") and "other parts" not in said
     assert f"| {stage.upper()} | vit | 1,200 | {100 * (0.3 + gained.get('knn', 0.0)):.1f} [" in said
     assert f" | 62 | {3 * warned} |" in said and f" | {'yes' if holds else 'no'} |" in said
     assert f"| {100 * gained.get('tuned', 0.0):+.1f} [" in said

@@ -30,7 +30,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, draw: Callable[[Path, Ite
     folder = tmp_path_factory.mktemp("pictures")
     classes = [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(5)]
     photos, sketches = draw(folder / "photos", classes), draw(folder / "sketches", classes)
-    return {"train": f"folder:{photos}", "source": f"folder:{photos}", "target": f"folder:{sketches}"}
+    return dict.fromkeys(("train", "test", "source"), f"folder:{photos}") | {"target": f"folder:{sketches}"}
 
 
 @pytest.mark.parametrize("config", STAGES)
@@ -40,7 +40,7 @@ def test_every_config_runs_for_two_steps(
     """Only data URIs, data.size, optim.batch_size, optim.duration and run.dir are overridden; never the model."""
     verb = config.partition("/")[0]
     written = resolve(verb, config)
-    own = [key for key, uri in written["data"].items() if str(uri).startswith("folder:data/")]
+    own = [key for key, uri in written["data"].items() if str(uri).startswith(("folder:data/", "tar:data/"))]
     overrides = [f"data.{key}={pictures[key]}" for key in own] + ([f"data.size={SIZES.get(config, 32)}"] if own else [])
     overrides += ["optim.batch_size=4", "optim.duration=2"] if "optim" in written else []
     if "digits-m" in str(written["data"].get("train")) and verb != "pretrain":  # the probes' time is their images
