@@ -166,7 +166,7 @@ def test_commands_of_pipelines_are_planned(
 
 def test_the_layout_is_the_repositorys() -> None:
     named = re.findall(r"^\| `(\w+)/` \|", README, re.MULTILINE)
-    ignored = {line.rstrip("/") for line in (ROOT / ".gitignore").read_text().splitlines()}
+    ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines()}
     folders = [path for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")]
     held = {path.name for path in folders if path.name not in ignored and path.suffix != ".egg-info"}
     assert set(named) == held and len(named) == len(held)
