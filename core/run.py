@@ -210,9 +210,8 @@ class Run:
         """One plain line for the person who watches; warnings are printed even when quiet."""
         if self.main and (not self.quiet or message.startswith("WARNING")):
             self.console.print(message, markup=False, soft_wrap=True)
-            if path := os.environ.get(
-                "ROOTSTOCK_LOG"
-            ):  # of `rootstock launch`, which leaves the console to this process
+            # Of `rootstock launch`, which leaves the console to this process.
+            if path := os.environ.get("ROOTSTOCK_LOG"):
                 with open(path, "a", encoding="utf-8") as file:
                     file.write(f"{message}\n")
 

@@ -23,8 +23,9 @@ from ..core.norm import layers
 from ..core.run import Run
 from ..core.stream import Share
 from ..core.train import Training
+from . import launcher
 from .launcher import Places
-from .verbs import VERBS, resolve
+from .verbs import VERBS
 
 MEASURED = (2, 4)  # images whose activations are measured, for the growth by one image
 PER_PARAMETER = {"adamw": 2, "sgd": 1, "lars": 1}  # numbers that the optimizer keeps beside each
@@ -73,7 +74,7 @@ class Memory(NamedTuple):
 
 def dry_run(verb: str, config: str, overrides: Sequence[str], where: Places, as_json: bool) -> None:
     """Print the plan. Raises UserError for what cannot work."""
-    resolved = resolve(verb, config, overrides)
+    resolved = launcher.resolved(verb, config, overrides)
     processes = where.nproc * where.nodes
     _check_devices(where, resolved["run"])
     with planned(processes):
@@ -162,7 +163,7 @@ def _training(training: Training, resolved: Mapping[str, Any], processes: int, m
     chunk = f", encoded {options['chunk']:,} at a time" if options["chunk"] else ""
     each = " of each domain" if "source" in resolved["data"] else ""
     parameters = list(training.method.parameters())
-    trained = sum(p.numel() for group in training.optimizer.param_groups for p in group["params"] if p.requires_grad)
+    trained = sum(p.numel() for p in _trained(training))
     return {
         "batch": f"{optim.batch_size:,} in all{each} = {processes} processes x {options['accumulate']} micro-batches x {micro:,}{chunk}",
         "steps": f"{training.steps:,} of {training.steps_per_epoch:,} an epoch, {training.steps / training.steps_per_epoch:.4g} epochs; "
@@ -172,6 +173,10 @@ def _training(training: Training, resolved: Mapping[str, Any], processes: int, m
     }
 
 
+def _trained(training: Training) -> list[Tensor]:
+    return [p for group in training.optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+
 def _bytes(tensors: Any) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
@@ -179,13 +184,13 @@ def _bytes(tensors: Any) -> int:
 def _memory(verb: str, resolved: Mapping[str, Any], training: Training, images: int) -> Memory:
     """Exact but for the activations, which are measured on few images and grow by each further one alike."""
     method = training.method
-    trained = [p for group in training.optimizer.param_groups for p in group["params"] if p.requires_grad]
+    trained = _bytes(_trained(training))
     small, large = (_activations(verb, resolved, n) for n in MEASURED)
     slope = (large - small) / (MEASURED[1] - MEASURED[0])
     return Memory(
         weights=_bytes(method.parameters()) + _bytes(method.buffers()),
-        gradients=_bytes(trained),
-        optimizer=PER_PARAMETER[training.optim.name] * _bytes(trained),
+        gradients=trained,
+        optimizer=PER_PARAMETER[training.optim.name] * trained,
         activations=round(small + slope * (images - MEASURED[0])),
     )
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..core.errors import UserError
 from .exits import STOPPED
@@ -55,12 +56,7 @@ def launch(verb: str, config: str, overrides: Sequence[str], where: Places) -> i
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
-    from .verbs import VERBS, resolve
-
-    if verb not in VERBS:
-        raise UserError(f"launch {verb}: expected one of {', '.join(VERBS)}")
-    resolved = resolve(verb, config, overrides)
-    logs = Path(resolved["run"]["dir"]) / "logs"
+    logs = Path(resolved(verb, config, overrides)["run"]["dir"]) / "logs"
     command = ["-m", "rootstock", verb, config, *overrides]
     with _environment({LAUNCHER: str(os.getpid()), LOG: str(logs.absolute() / "rank-0.log")}), _forwarding():
         try:
@@ -68,6 +64,15 @@ def launch(verb: str, config: str, overrides: Sequence[str], where: Places) -> i
         except ChildFailedError as error:
             return _ended(error, logs)
     return 0
+
+
+def resolved(verb: str, config: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The resolved config of a verb that can be launched. Raises UserError."""
+    from .verbs import VERBS, resolve
+
+    if verb not in VERBS:
+        raise UserError(f"launch {verb}: expected one of {', '.join(VERBS)}")
+    return resolve(verb, config, overrides)
 
 
 def _settings(where: Places, logs: Path):

@@ -106,14 +106,13 @@ def table(rows: list[Row]) -> Table:
     for heading in ("run", "verb", "seed", "state", "step", "metric", "value", "host", "age"):
         printed.add_column(heading, justify="right" if heading in ("seed", "step", "value", "age") else "left")
     for row in rows:
-        shown: dict[str, Any] = row._asdict()
         ended = f"[{COLOURS[row.state]}]{row.state}[/]" + (f": {escape(row.why)}" if row.why else "")
         step = "" if row.steps is None else f"{row.step:,} of {row.steps:,}"
         value = "" if row.value is None else f"{row.value:.4f}"
         cells = [
             escape(row.run),
             row.verb,
-            _text(shown["seed"]),
+            _text(row.seed),
             ended,
             step,
             _text(row.metric),

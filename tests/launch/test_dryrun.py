@@ -150,6 +150,11 @@ def test_the_table_says_the_same(config: Callable[[str], str], rootstock: Callab
     assert done.returncode == 2 and "--json is for --dry-run" in done.stderr
 
 
+def test_only_verbs_are_planned(config: Callable[[str], str], rootstock: Callable[..., Any]) -> None:
+    done = rootstock("launch", "--dry-run", "--nproc", "2", "demo", config("pretrain"))
+    assert done.returncode == 2 and "launch demo: expected one of pretrain" in done.stderr
+
+
 def test_planning_ends_with_its_block() -> None:
     with planned(8):
         assert (world(), rank()) == (8, 0)
