@@ -15,8 +15,16 @@ from torch import Tensor, nn
 
 
 def plain(block: nn.Module) -> bool:
-    """Whether it is timm's plain block, which does all but attention to each token by itself."""
-    return type(block) is Block and type(block.attn) is Attention and block.attn.gate is None
+    """Whether it is timm's plain block, which does all but attention to each token by itself.
+
+    One that is sharded has a class of its own, and one that is recomputed a forward of its own: both must be called as a whole.
+    """
+    return (
+        type(block) is Block
+        and "forward" not in vars(block)
+        and type(block.attn) is Attention
+        and block.attn.gate is None
+    )
 
 
 def packable(block: nn.Module) -> bool:
@@ -101,6 +109,8 @@ class Pack:
 
 def of_last(block: nn.Module, tokens: Tensor, count: int) -> Tensor:
     """What a block of a ViT makes of the last `count` tokens, which attend to all: [N, T, D] -> [N, count, D]."""
+    if not plain(block):
+        return block(tokens)[:, -count:]
     return _of(block, tokens, slice(tokens.shape[1] - count, None))
 
 

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .distributed import in_slices
 from .errors import UserError
 
 MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"
@@ -136,7 +137,9 @@ def restore_optimizer(
         name, _, slot = key.rpartition("//")
         parameter = by_name[name]
         if value.shape == parameter.shape:
-            value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+            value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(
+                in_slices(value, parameter)
+            )
         elif value.ndim == 0:
             # torch keeps the step counter of fused and capturable optimizers on the parameter's device.
             fused = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)

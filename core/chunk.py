@@ -7,7 +7,6 @@ couples all samples sees the true batch (gradient caching, Gao et al. 2021, arXi
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .norm import encode as encode_together
-from .norm import frozen_statistics
+from .norm import recomputation
 
 
 def encode(backbone: nn.Module, images: Tensor, chunk: int | None = None) -> Tensor:
@@ -36,10 +35,5 @@ def in_chunks(encoder: Callable[..., Tensor], *batch: Tensor, chunk: int | None)
     pieces = zip(*(tensor.split(chunk, dim=1) for tensor in batch), strict=True)
     if not torch.is_grad_enabled():  # a teacher: nothing to recompute
         return torch.cat([encoder(*piece) for piece in pieces], dim=1)
-    parts = [checkpoint(encoder, *piece, use_reentrant=False, context_fn=_contexts) for piece in pieces]
+    parts = [checkpoint(encoder, *piece, use_reentrant=False, context_fn=recomputation) for piece in pieces]
     return torch.cat(parts, dim=1)  # pyright: ignore[reportArgumentType, reportCallIssue]
-
-
-def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    # The recomputation sees the same rows again; BatchNorm must not count them twice.
-    return nullcontext(), frozen_statistics()

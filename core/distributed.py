@@ -7,8 +7,8 @@ rows and DistributedDataParallel averages over processes, so backward passes her
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -37,6 +37,11 @@ def planned(processes: int) -> Iterator[None]:
         yield
     finally:
         _planned = before
+
+
+def alone() -> AbstractContextManager[None]:
+    """Within it, this process works as if it were the only one: what all compute together is compared with that."""
+    return planned(1)
 
 
 def own_rows(n: int) -> slice:
@@ -100,6 +105,30 @@ def all_reduce_min(local: Tensor) -> Tensor:
     return least
 
 
+# Of tensors in slices, torch's DTensor (core/sharding.py). The class is not asked for by name: importing it takes a second, which only
+# sharded runs should spend.
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor in slices put together on every process; others as they are."""
+    return getattr(tensor, "full_tensor", lambda: tensor)()
+
+
+def own_slice(tensor: Tensor) -> Tensor:
+    """This process's slice of a tensor, sharing its memory; a whole one as it is."""
+    return getattr(tensor, "to_local", lambda: tensor)()
+
+
+def in_slices(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, which every process has, in slices as `like` is; as it is where `like` is whole."""
+    if not hasattr(like, "device_mesh"):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    place: Any = like
+    return distribute_tensor(value.to(like.device), place.device_mesh, place.placements, src_data_rank=None)
+
+
 def any_process(flags: Tensor) -> Tensor:
     """Elementwise: is the flag set on any process? flags: bool or number, small; all processes get the same answer."""
     return all_reduce_sum(flags.to(torch.float32)) > 0
@@ -112,6 +141,16 @@ def broadcast_text(text: str) -> str:
     box = [text]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def transfers(buffer: Tensor) -> Mapping[str, Callable[[], Any]]:
+    """The collectives of training by name, to be called and timed. buffer: [W * n], what each of them moves; its values are lost."""
+    own = buffer.chunk(world())[rank()].clone()
+    return {
+        "all_reduce": lambda: dist.all_reduce(buffer),
+        "all_gather": lambda: dist.all_gather_into_tensor(buffer, own),
+        "reduce_scatter": lambda: dist.reduce_scatter_tensor(own, buffer),
+    }
 
 
 def barrier() -> None:

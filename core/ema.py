@@ -16,6 +16,8 @@ from timm.layers.patch_dropout import PatchDropout
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from .distributed import own_slice
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -37,4 +39,5 @@ def teacher_of(student: Module) -> Module:
 @torch.no_grad()
 def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """teacher <- momentum * teacher + (1 - momentum) * student, for all parameters; both have the same architecture."""
-    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1.0 - momentum)  # pyright: ignore[reportPrivateImportUsage]
+    slow, fast = ([own_slice(p) for p in network.parameters()] for network in (teacher, student))
+    torch._foreach_lerp_(slow, fast, 1.0 - momentum)  # pyright: ignore[reportPrivateImportUsage]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint, norm
-from .distributed import all_reduce_sum, any_process, barrier, rank, world
+from .distributed import all_reduce_sum, any_process, barrier, in_slices, rank, whole, world
 from .errors import UserError
 from .optim import Optim, set_rate
 from .progress import Progress
@@ -29,7 +29,7 @@ class Loop:
 
     On a GPU nothing waits for the device between log steps: a non-finite update is skipped there, by a flag that stays there, and
     the host hears of it, and whether anyone was asked to stop, a step late. late: whether to do so (by default on a GPU, except in
-    fp16).
+    fp16 and where it is sharded).
     """
 
     method: nn.Module
@@ -43,18 +43,19 @@ class Loop:
     in_a_row: int = 0
     stop: bool = False  # someone asked, and all processes know
     late: bool | None = None
+    sliced: bool = False  # whether `method` is in slices
 
     def __post_init__(self) -> None:
         self.rank, self.world = rank(), world()  # asked once: torch takes microseconds to answer
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in self.method.named_parameters()}
         self.scaler = torch.amp.GradScaler(self.run.device.type, enabled=self.run.dtype == torch.float16)
         if self.late is None:  # fp16's scaler decides for itself, by the gradients alone
-            self.late = self.run.device.type == "cuda" and not self.scaler.is_enabled()
+            self.late = self.run.device.type == "cuda" and not self.scaler.is_enabled() and not self.sliced
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.constant = any(group["constant"] for group in self.optimizer.param_groups)
         self.layers = norm.layers(self.method)  # looked up once: a walk over the modules costs more than a small step
         self.after_step: Callable[[float], None] | None = getattr(self.method, "after_step", None)
-        self.parallel: nn.Module = self.method  # or what shares its gradients between processes
+        self.unsynced: Callable[[], AbstractContextManager[Any]] = nullcontext  # keeps gradients to each process
         self.verdict: Verdict | None = None
         if self.late:
             start_momentum(self.optimizer)
@@ -95,7 +96,7 @@ class Loop:
             last = i == len(micro) - 1
             with torch.no_grad():
                 batch = prepare(raw)
-            with nullcontext() if last else self.run.accelerator.no_sync(self.parallel):
+            with nullcontext() if last else self.unsynced():
                 with torch.autocast(self.run.device.type, self.run.dtype) if half else nullcontext():
                     out: Any = wrapped(batch, progress)
                 loss = out.loss if share == 1.0 else out.loss * share
@@ -199,6 +200,10 @@ class Loop:
 
     def save(self, done: int) -> None:
         """Rank 0 writes; everyone waits, so that nobody runs ahead of a checkpoint that may fail."""
+        # Sharded ones are put together by all processes, and then kept by the first alone.
+        model = {name: self._kept(tensor) for name, tensor in self.method.state_dict().items()}
+        moments = checkpoint.optimizer_tensors(self.optimizer, self.names)
+        moments = {name: self._kept(tensor) for name, tensor in moments.items()}
         if self.run.main:
             groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
             state = {
@@ -208,10 +213,16 @@ class Loop:
                 "in_a_row": self.in_a_row,
                 "seed": self.seed,
             }
-            moments = checkpoint.optimizer_tensors(self.optimizer, self.names)
-            whole = checkpoint.Checkpoint(done, self.method.state_dict(), moments, state)
-            checkpoint.save(self.run.checkpoints, whole, self.run.options["checkpoint"]["keep"])
+            saved = checkpoint.Checkpoint(done, model, moments, state)
+            checkpoint.save(self.run.checkpoints, saved, self.run.options["checkpoint"]["keep"])
         barrier()
+
+    def _kept(self, tensor: Tensor) -> Tensor:
+        """A tensor as it is saved: whole, and of what was in slices the first process's alone."""
+        if not self.sliced:
+            return tensor
+        put_together = whole(tensor)
+        return put_together.cpu() if self.run.main else put_together.new_empty(0)
 
     def resume(self) -> int:
         """Load the newest whole checkpoint; returns its step, 0 without one."""
@@ -228,7 +239,7 @@ class Loop:
             raise UserError(
                 f"{self.run.checkpoints} is of another architecture ({', '.join(odd[:3])}); choose another run.dir"
             )
-        self.method.load_state_dict(saved.model)
+        self.method.load_state_dict({name: in_slices(value, own[name]) for name, value in saved.model.items()})
         checkpoint.restore_optimizer(self.optimizer, self.names, saved.optimizer)
         self.scaler.load_state_dict(saved.state["scaler"])
         self.non_finite, self.in_a_row = saved.state["non_finite"], saved.state["in_a_row"]

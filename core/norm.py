@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -34,6 +34,11 @@ def frozen_statistics() -> Iterator[None]:
         yield
     finally:
         _recording = before
+
+
+def recomputation() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """The contexts of a forward pass and of its recomputation, which sees the same rows again and must not count them twice."""
+    return nullcontext(), frozen_statistics()
 
 
 class PositionBatchNorm(_BatchNorm):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .backbone import Backbone
 from .config import Duration
+from .distributed import all_reduce_sum, own_slice
 from .errors import UserError
 from .schedules import cosine
 
@@ -93,12 +94,15 @@ class Optim:
         return cosine(self.weight_decay, self.weight_decay_end, step / steps)
 
     def clip_gradients(self, parameters: list[nn.Parameter]) -> Tensor:
-        """Clip in place; returns the global norm that the gradients had before."""
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if not gradients:
+        """Clip in place; returns the global norm that the gradients had before. parameters: all whole, or all in slices."""
+        found = [p.grad for p in parameters if p.grad is not None]
+        if not found:
             return torch.zeros(())
-        norms = torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateImportUsage]
-        whole = torch.linalg.vector_norm(torch.stack(norms))
+        gradients = [own_slice(gradient) for gradient in found]
+        norms = torch.stack(torch._foreach_norm(gradients))  # pyright: ignore[reportPrivateImportUsage]
+        if gradients[0] is not found[0]:
+            norms = all_reduce_sum(norms.square()).sqrt()
+        whole = torch.linalg.vector_norm(norms)
         if self.clip is None:  # looked at in any case: one bad gradient would spoil the weights for good
             return whole
         # Without a question to the host whether anything is to be clipped: a factor of 1 does nothing.
@@ -106,7 +110,7 @@ class Optim:
             factor = (self.clip / (whole + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
         else:
-            factors = list((self.clip / (torch.stack(norms) + 1e-6)).clamp(max=1.0).unbind())
+            factors = list((self.clip / (norms + 1e-6)).clamp(max=1.0).unbind())
             torch._foreach_mul_(gradients, factors)  # pyright: ignore[reportPrivateImportUsage]
         return whole
 
@@ -141,7 +145,8 @@ class Optim:
         if self.name == "adamw":
             return torch.optim.AdamW(groups, lr=self.peak_lr, betas=self.betas, fused=True)
         if self.name == "sgd":
-            return torch.optim.SGD(groups, lr=self.peak_lr, momentum=self.momentum, nesterov=self.nesterov, fused=True)
+            fused = all(own_slice(p) is p for group in groups for p in group["params"])  # torch's is for whole ones
+            return torch.optim.SGD(groups, lr=self.peak_lr, momentum=self.momentum, nesterov=self.nesterov, fused=fused)
         momentum: Any = self.momentum  # timm's default 0 makes its annotation int
         return Lars(groups, lr=self.peak_lr, momentum=momentum, nesterov=self.nesterov, trust_coeff=self.trust)
 

@@ -53,6 +53,8 @@ def options(
     resident: Literal["auto", "on", "off"] = "auto",
     accumulate: int = 1,
     chunk: int | None = None,
+    sharding: Literal["none", "zero2", "fsdp2"] = "none",
+    activation_checkpointing: bool = False,
     log_every: int = 10,
     checkpoint: Annotated[dict[str, Any], Section(checkpoint_options)] = {},
     damaged: float = 0.01,
@@ -64,8 +66,9 @@ def options(
     dir: the run's folder. precision, compile: auto is bf16 and on with CUDA, fp32 and off on the CPU. workers: loader processes,
     at most one a core. resident: whether pictures that need no decoding and have one shape are kept on the device; auto does so
     on a GPU if a quarter of its free memory holds them. accumulate: micro-batches a step. chunk: images encoded at once by losses
-    that couple samples. damaged: the largest fraction of damaged pictures. changed_data: what to do when the data changed since
-    the run began.
+    that couple samples. sharding: how processes share out the weights, gradients and moments of a ViT, see core/sharding.py.
+    activation_checkpointing: blocks are worked out again in the backward pass, instead of keeping their activations. damaged: the
+    largest fraction of damaged pictures. changed_data: what to do when the data changed since the run began.
     """
 
 
@@ -101,7 +104,7 @@ class Run:
         if self.accelerator.num_processes != world() or self.accelerator.distributed_type not in SUPPORTED:
             raise UserError(
                 f"Accelerate set up {self.accelerator.distributed_type} for {self.accelerator.num_processes} of {world()} processes; "
-                "Rootstock trains data-parallel: use torchrun, or an `accelerate config` without FSDP or DeepSpeed"
+                "Rootstock trains data-parallel: use torchrun, or an `accelerate config` without FSDP or DeepSpeed, and run.sharding=fsdp2"
             )
         self.device: torch.device = self.accelerator.device
         self.main = rank() == 0

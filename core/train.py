@@ -11,15 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from .compile import compiled, compiled_method, wanted
+from .compile import compiled, wanted
 from .config import Duration
-from .distributed import world
 from .interrupt import stop_signals
 from .loop import Loop, samples
-from .optim import Optim
+from .optim import Optim, parameter_groups
+from .parallel import form_of
 from .progress import Progress
 from .run import Interrupted, Run
 from .stream import Batches
@@ -59,13 +58,13 @@ class Every:
 
 
 class Training(NamedTuple):
-    """What `fit` was called with, and the optimizer that it made of it."""
+    """What `fit` was called with. groups: the optimizer's."""
 
     method: nn.Module
     batches: Batches
     prepare: Callable[[Any], Any]
     optim: Optim
-    optimizer: torch.optim.Optimizer
+    groups: list[dict[str, Any]]
     steps: int
     steps_per_epoch: int
     every: Every
@@ -92,12 +91,12 @@ def fit(
     evaluators: called at every.evaluate steps and at the end with the method in eval mode. alarm: is shown each logged row, and
     what it says is warned of. Raises Interrupted after saving when asked to stop, UserError after repeated non-finite losses.
     """
-    method.to(run.device)
-    if run.options["channels_last"]:
-        channels_last(method)
-    optimizer = optim.build(method)
-    run.plan(steps, Training(method, batches, prepare, optim, optimizer, steps, steps_per_epoch, every))
-    loop = Loop(method, optimizer, optim, run, steps, steps_per_epoch, seed)
+    form = form_of(method, run)
+    groups = parameter_groups(method, optim)
+    run.plan(steps, Training(method, batches, prepare, optim, groups, steps, steps_per_epoch, every))
+    trained = form.place()
+    optimizer = optim.build(trained)
+    loop = Loop(trained, optimizer, optim, run, steps, steps_per_epoch, seed, sliced=form.sliced)
     start = loop.resume()
     if steps == 0:
         run.log("0 steps: the initial weights, as they are")
@@ -105,21 +104,17 @@ def fit(
         run.log(
             f"WARNING: optim.warmup takes {warmup} steps of {steps}, so the peak rate is never reached; try warmup: 10%"
         )
-    # The method inside DistributedDataParallel, and the augmentation beside it.
     fast = wanted(run)
-    loop.parallel = run.accelerator.prepare_model(method) if world() > 1 else method
-    wrapped: Callable[..., Any] = loop.parallel
-    if fast:
-        if run.options["chunk"] and loop.layers:
-            # Statistics leave the checkpointed function by its side effect, which torch.compile does not take.
-            run.log("run.chunk: an encoder with BatchNorm runs uncompiled in chunks; what follows it is compiled")
-        wrapped, prepare = compiled_method(loop.parallel, run), compiled(prepare, run, "the augmentation")
-    method.train()
+    forward = form.forward(fast)
+    loop.unsynced = form.unsynced
+    if fast:  # beside the method
+        prepare = compiled(prepare, run, "the augmentation")
+    trained.train()
     with stop_signals() as asked, Progress(run, steps, start) as progress:
         waiting = time.perf_counter()
         for step, micro in zip(range(start, steps), batches(start), strict=True):
             waited = time.perf_counter() - waiting
-            row = loop.step(wrapped, micro, prepare, step, asked)
+            row = loop.step(forward, micro, prepare, step, asked)
             done = step + 1
             progress.advance(done, sum(len(s.positions) for raw in micro for s in samples(raw)) * loop.world, waited)
             due = done == steps or (every.save and done % every.save == 0)
@@ -133,8 +128,9 @@ def fit(
                     run.metrics({"step": done, "epoch": done / steps_per_epoch, "warning": said})
             aside = time.perf_counter()
             if evaluators and (done == steps or (every.evaluate and done % every.evaluate == 0)):
-                evaluate(method, evaluators, done, done / steps_per_epoch, run)
-                method.train()
+                with form.lent() as whole:
+                    evaluate(whole, evaluators, done, done / steps_per_epoch, run)
+                trained.train()
             if loop.stop or due:
                 loop.save(done)
             if loop.stop and done < steps:
@@ -144,6 +140,7 @@ def fit(
             waiting = time.perf_counter()
             progress.leave_out(waiting - aside)
     optimizer.zero_grad(set_to_none=True)
+    form.conclude()
 
 
 def evaluate(method: nn.Module, evaluators: Mapping[str, Evaluator], step: int, epoch: float, run: Run) -> None:
@@ -154,9 +151,3 @@ def evaluate(method: nn.Module, evaluators: Mapping[str, Evaluator], step: int, 
     }
     run.metrics({"step": step, "epoch": epoch, **values})
     run.log("  ".join([f"step {step}", *(f"{key} {value:.4f}" for key, value in values.items())]))
-
-
-def channels_last(method: nn.Module) -> None:
-    """Convolution weights in channels_last memory format, where the model has convolutions."""
-    if any(isinstance(m, nn.Conv2d) and m.kernel_size != m.stride for m in method.modules()):
-        method.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

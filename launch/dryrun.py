@@ -8,13 +8,13 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from ..core.distributed import planned
 from ..core.errors import UserError
@@ -25,10 +25,8 @@ from ..core.stream import Share
 from ..core.train import Training
 from . import launcher
 from .launcher import Places
+from .memory import Memory, expected
 from .verbs import VERBS
-
-MEASURED = (2, 4)  # images whose activations are measured, for the growth by one image
-PER_PARAMETER = {"adamw": 2, "sgd": 1, "lars": 1}  # numbers that the optimizer keeps beside each
 
 
 class Planned(Exception):
@@ -59,19 +57,6 @@ class DryRun(Run):
         raise Planned(training)
 
 
-class Memory(NamedTuple):
-    """Bytes on each device. activations: of a forward pass in float32, what is kept for the backward pass."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int
-
-    @property
-    def total(self) -> int:
-        return sum(self)
-
-
 def dry_run(verb: str, config: str, overrides: Sequence[str], where: Places, as_json: bool) -> None:
     """Print the plan. Raises UserError for what cannot work."""
     resolved = launcher.resolved(verb, config, overrides)
@@ -84,7 +69,8 @@ def dry_run(verb: str, config: str, overrides: Sequence[str], where: Places, as_
     if training is not None:
         micro = _micro(training, resolved, processes)
         facts |= _training(training, resolved, processes, micro)
-        memory = _memory(verb, resolved, training, min(micro, resolved["run"]["chunk"] or micro))
+        images = min(micro, resolved["run"]["chunk"] or micro)
+        memory = expected(training, partial(_of_size, verb, resolved), images, resolved["run"]["sharding"], processes)
         facts |= _memory_facts(memory, resolved["run"]) | _checkpoints(training, memory, run)
     facts["will be written"] = _written(verb, run.dir)
     if run.said:
@@ -163,7 +149,7 @@ def _training(training: Training, resolved: Mapping[str, Any], processes: int, m
     chunk = f", encoded {options['chunk']:,} at a time" if options["chunk"] else ""
     each = " of each domain" if "source" in resolved["data"] else ""
     parameters = list(training.method.parameters())
-    trained = sum(p.numel() for p in _trained(training))
+    trained = sum(p.numel() for group in training.groups for p in group["params"])
     return {
         "batch": f"{optim.batch_size:,} in all{each} = {processes} processes x {options['accumulate']} micro-batches x {micro:,}{chunk}",
         "steps": f"{training.steps:,} of {training.steps_per_epoch:,} an epoch, {training.steps / training.steps_per_epoch:.4g} epochs; "
@@ -173,63 +159,29 @@ def _training(training: Training, resolved: Mapping[str, Any], processes: int, m
     }
 
 
-def _trained(training: Training) -> list[Tensor]:
-    return [p for group in training.optimizer.param_groups for p in group["params"] if p.requires_grad]
-
-
-def _bytes(tensors: Any) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
-
-
-def _memory(verb: str, resolved: Mapping[str, Any], training: Training, images: int) -> Memory:
-    """Exact but for the activations, which are measured on few images and grow by each further one alike."""
-    method = training.method
-    trained = _bytes(_trained(training))
-    small, large = (_activations(verb, resolved, n) for n in MEASURED)
-    slope = (large - small) / (MEASURED[1] - MEASURED[0])
-    return Memory(
-        weights=_bytes(method.parameters()) + _bytes(method.buffers()),
-        gradients=trained,
-        optimizer=PER_PARAMETER[training.optim.name] * trained,
-        activations=round(small + slope * (images - MEASURED[0])),
-    )
-
-
-def _activations(verb: str, resolved: Mapping[str, Any], images: int) -> int:
-    """Bytes that a forward pass of so many images keeps for the backward pass, besides the weights."""
+def _of_size(verb: str, resolved: Mapping[str, Any], images: int) -> Training:
+    """The training that steps of so many images would be, on one process."""
+    alone = {"workers": 0, "accumulate": 1, "chunk": None, "resident": "off", "sharding": "none"}
     changed = {
         **resolved,
         "optim": {**resolved["optim"], "batch_size": images},
-        "run": {**resolved["run"], "workers": 0, "accumulate": 1, "chunk": None, "resident": "off"},
+        "run": {**resolved["run"], **alone},
         "backbone": {**resolved["backbone"], "norm": "auto"},
     }
     _, training = _built(verb, changed)
     assert training is not None
-    own = {t.untyped_storage().data_ptr() for t in [*training.method.parameters(), *training.method.buffers()]}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    (sample,) = next(iter(training.batches(0)))
-    batch = training.prepare(sample)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        training.method(batch, 0.0)
-    return sum(kept.values())
+    return training
 
 
 def _memory_facts(memory: Memory, options: Mapping[str, Any]) -> dict[str, str]:
-    parts = ", ".join(f"{name} {spoken_bytes(size)}" for name, size in memory._asdict().items())
+    parts = ", ".join(f"{name} {spoken_bytes(size)}" for name, size in memory.parts().items())
     note = "" if options["precision"] == "fp32" else "; bf16 keeps about half of the activations"
     return {"memory a process": f"about {spoken_bytes(memory.total)} in float32: {parts}{note}"}
 
 
 def _checkpoints(training: Training, memory: Memory, run: Run) -> dict[str, str]:
     """Raises UserError where the disk does not hold them."""
-    size, keep = memory.weights + memory.optimizer, run.options["checkpoint"]["keep"]
+    size, keep = memory.saved, run.options["checkpoint"]["keep"]
     needed = size * (keep + 1)  # the newest is written before the oldest goes
     place = next(folder for folder in [run.dir.absolute(), *run.dir.absolute().parents] if folder.is_dir())
     free = shutil.disk_usage(place).free

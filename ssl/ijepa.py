@@ -10,7 +10,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from ..core.backbone import Backbone
-from ..core.blocks import Pack
+from ..core.blocks import Pack, packable
 from ..core.colour import eager_cpu
 from ..core.draws import Draws
 from ..core.ema import follow, teacher_of
@@ -72,7 +72,7 @@ class Predictor(nn.Module):
         x = self.embed(tokens)
         x = torch.cat([x[:, : self.prefix], x[:, self.prefix :] + self.positions[keep]], 1)
         there = torch.cat([seen[:, None].expand(-1, k, -1), real], 2).flatten(0, 1)  # [N * K, prefix + C + T]
-        if eager_cpu(tokens):
+        if eager_cpu(tokens) and all(map(packable, self.blocks)):
             return self.project(self.norm(self._packed(x, wanted, there))).view(n, k, t, -1)
         asked = self.mask_token + self.positions[wanted]  # [N, K, T, d]
         x = torch.cat([x[:, None].expand(-1, k, -1, -1).to(asked.dtype), asked], 2).flatten(0, 1)

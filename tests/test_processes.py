@@ -2,14 +2,18 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
+from rootstock.core.backbone import WEIGHTS
 from rootstock.core.errors import UserError
 from rootstock.launch.verbs import execute
 from rootstock.ssl.registry import METHODS as PRETRAINING
@@ -43,6 +47,21 @@ METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 FURTHER = sorted(set(PRETRAINING) - set(METHODS))
 FEW = 10  # steps of those
+# Of two processes, further runs in slices (core/sharding.py): whose losses they must have, and with what. The last goes on from a
+# checkpoint that one process left.
+HALFWAY = STEPS // 2
+SLICED: dict[str, tuple[str, list[str]]] = {
+    "simclr in chunks": ("simclr", ["run.sharding=fsdp2", f"run.chunk={BATCH // 4}"]),
+    "mae accumulated": ("mae", ["run.sharding=zero2", "run.accumulate=4"]),
+    "mae stopped": ("mae", ["run.sharding=fsdp2", f"run.checkpoint.every={HALFWAY}"]),
+    "mixed recomputed": ("mixed", ["run.sharding=fsdp2", "run.activation_checkpointing=true"]),
+    "dann": ("dann", ["run.sharding=fsdp2"]),
+    "dinov2": ("dinov2", ["run.sharding=fsdp2"]),
+    "ijepa": ("ijepa", ["run.sharding=fsdp2"]),
+    "byol by LARS": ("byol", ["run.sharding=fsdp2"]),
+    "simsiam by SGD": ("simsiam", ["run.sharding=fsdp2"]),
+    "mae resumed": ("mae", ["run.sharding=fsdp2"]),
+}
 
 # The command line, several times in one process of a group.
 COMMANDS = """
@@ -93,10 +112,16 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
     return {name: train(folder, name, folder / name) for name in [*METHODS, *FURTHER]}
 
 
-def test_two_processes_train_as_one(alone: dict[str, list[float]], tmp_path: Path) -> None:
-    script = tmp_path / "commands.py"
+@pytest.fixture(scope="module")
+def pair(alone: dict[str, list[float]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the runs of two processes, by name."""
+    folder = tmp_path_factory.mktemp("pair")
+    script = folder / "commands.py"
     script.write_text(COMMANDS)
-    jobs = [[verb(name), config(tmp_path, name), f"run.dir={tmp_path / name}"] for name in alone]
+    train(folder, "mae", folder / "mae resumed", f"run.checkpoint.every={HALFWAY}")
+    stopped_halfway(folder / "mae resumed")
+    runs = {name: (name, []) for name in alone} | SLICED
+    jobs = [[verb(name), config(folder, name), f"run.dir={folder / run}", *more] for run, (name, more) in runs.items()]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
         [*torchrun, str(script), json.dumps(jobs)],
@@ -106,10 +131,37 @@ def test_two_processes_train_as_one(alone: dict[str, list[float]], tmp_path: Pat
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    return folder
+
+
+def stopped_halfway(run: Path) -> None:
+    """Make a finished run one that was stopped after its first checkpoint."""
+    for name in ("result.json", "backbone", f"checkpoints/step-{STEPS:08d}"):
+        path = run / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{HALFWAY:08d}"]
+
+
+def test_two_processes_train_as_one(alone: dict[str, list[float]], pair: Path) -> None:
     assert set(alone) >= set(PRETRAINING)
     for name in alone:
-        assert json.loads((tmp_path / name / "run.json").read_text())["processes"] == 2
-        assert losses(name, tmp_path / name) == pytest.approx(alone[name], rel=1e-5), name
+        assert json.loads((pair / name / "run.json").read_text())["processes"] == 2
+        assert losses(name, pair / name) == pytest.approx(alone[name], rel=1e-5), name
+
+
+@pytest.mark.parametrize("run", SLICED)
+def test_slices_train_as_one(run: str, alone: dict[str, list[float]], pair: Path) -> None:
+    name, _ = SLICED[run]
+    assert losses(name, pair / run) == pytest.approx(alone[name], rel=1e-5)
+
+
+def test_what_was_trained_in_slices_is_whole_for_others(alone: dict[str, list[float]], pair: Path) -> None:
+    """Its export is that of one process, and its checkpoint goes on in one."""
+    weights, expected = (load_file(pair / run / "backbone" / WEIGHTS) for run in ("mae accumulated", "mae"))
+    assert {name: tensor.shape for name, tensor in weights.items()} == {k: v.shape for k, v in expected.items()}
+    torch.testing.assert_close(weights, expected, rtol=0.0, atol=1e-4)
+    stopped_halfway(pair / "mae stopped")
+    assert train(pair, "mae", pair / "mae stopped") == pytest.approx(alone["mae"], rel=1e-5)
 
 
 @pytest.mark.parametrize(

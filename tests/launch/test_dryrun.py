@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +13,9 @@ import torch
 import yaml
 
 from rootstock.core.distributed import planned, rank, world
-from rootstock.launch import dryrun
-from rootstock.launch.dryrun import MEASURED, spoken_bytes
+from rootstock.launch import dryrun, memory
+from rootstock.launch.dryrun import spoken_bytes
+from rootstock.launch.memory import MEASURED
 from rootstock.launch.verbs import resolve
 
 SMALLCONV = {"name": "smallconv"}
@@ -90,11 +92,35 @@ def test_the_plan_is_what_the_run_does(
 
 def test_activations_grow_alike_with_each_image(config: Callable[[str], str]) -> None:
     resolved = resolve("pretrain", config("pretrain"))
-    small, large, further = (dryrun._activations("pretrain", resolved, n) for n in (*MEASURED, 12))
+    small, large, further = (memory._activations(dryrun._of_size("pretrain", resolved, n)) for n in (*MEASURED, 12))
     slope = (large - small) / (MEASURED[1] - MEASURED[0])
     assert further == pytest.approx(small + slope * (12 - MEASURED[0]), rel=0.05)
     # A convolution's output is kept in float32 for at least its own backward: two views of 16 channels of 8 x 8 places.
     assert slope > 2 * 16 * 8 * 8 * 4
+
+
+def test_what_saves_memory_is_seen(config: Callable[[str], str]) -> None:
+    """A ViT of so many blocks that they are nearly all of it, on 4 processes."""
+    args = "backbone.args={patch_size: 4, embed_dim: 32, depth: 12, num_heads: 2}"
+    vit = ["backbone.name=vit_tiny_patch16_224", args]
+
+    def needed(*words: str) -> memory.Memory:
+        resolved = resolve("pretrain", config("pretrain"), [*vit, *words])
+        with planned(4):
+            _, training = dryrun._built("pretrain", resolved)
+        assert training is not None
+        of_size = partial(dryrun._of_size, "pretrain", resolved)
+        return memory.expected(training, of_size, 4, resolved["run"]["sharding"], 4)
+
+    whole, again = needed(), needed("run.activation_checkpointing=true")
+    assert again._replace(activations=0) == whole._replace(activations=0)
+    tokens = 2 * 4 * 17 * 32 * 4  # bytes of a block's input: two views of four images
+    assert 13 * tokens < again.activations < 0.4 * whole.activations
+    zero2, fsdp2 = needed("run.sharding=zero2"), needed("run.sharding=fsdp2")
+    assert zero2.saved == fsdp2.saved == whole.saved == whole.weights + whole.optimizer
+    assert zero2.optimizer == fsdp2.optimizer == whole.optimizer // 4
+    assert zero2.gradients == fsdp2.gradients < 0.45 * whole.gradients
+    assert fsdp2.weights < 0.55 * whole.weights < whole.weights < zero2.weights < 1.3 * whole.weights
 
 
 def test_parameters_are_counted_with_and_without_those_that_stand_still(ask: Callable[..., Any]) -> None:
