@@ -23,7 +23,7 @@ from rootstock.core.optim import Optim
 from rootstock.core.order import Order
 from rootstock.core.presets import VIEWS
 from rootstock.core.run import Run
-from rootstock.core.run import options as run_options
+from rootstock.core.run_options import options as run_options
 from rootstock.core.sample import Sample, Views
 from rootstock.core.stream import NO_LABELS, Batches, Resident, stream
 from rootstock.core.train import Every, fit

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib.util
 import json
 import os
 import time
@@ -15,61 +14,25 @@ import warnings
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
 from rich.console import Console
-from torch import nn
 
 from . import checkpoint, state
-from .config import Duration, Section
 from .distributed import barrier, broadcast_text, rank, world
 from .environment import environment
 from .errors import UserError
+from .run_options import check
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 _open_runs: weakref.WeakSet[Run] = weakref.WeakSet()
 
 
 class Interrupted(Exception):
     """Stopped on request after saving; the same command resumes."""
-
-
-def checkpoint_options(*, every: Duration = Duration(10, "%"), keep: int = 2) -> None:
-    """The `run.checkpoint` section. every: how often (steps, `5ep`, `10%`). keep: how many, two at least."""
-
-
-def options(
-    *,
-    dir: str,
-    precision: Precision = "auto",
-    compile: Literal["auto", "on", "off"] = "auto",
-    device: Literal["auto", "cpu"] = "auto",
-    channels_last: bool = True,
-    workers: int = 8,
-    resident: Literal["auto", "on", "off"] = "auto",
-    accumulate: int = 1,
-    chunk: int | None = None,
-    sharding: Literal["none", "zero2", "fsdp2"] = "none",
-    activation_checkpointing: bool = False,
-    log_every: int = 10,
-    checkpoint: Annotated[dict[str, Any], Section(checkpoint_options)] = {},
-    damaged: float = 0.01,
-    changed_data: Literal["refuse", "accept"] = "refuse",
-    tracker: Literal["none", "tensorboard", "wandb"] = "none",
-) -> None:
-    """The `run` section: where and how, never what (rounding aside).
-
-    dir: the run's folder. precision, compile: auto is bf16 and on with CUDA, fp32 and off on the CPU. workers: loader processes,
-    at most one a core. resident: whether pictures that need no decoding and have one shape are kept on the device; auto does so
-    on a GPU if a quarter of its free memory holds them. accumulate: micro-batches a step. chunk: images encoded at once by losses
-    that couple samples. sharding: how processes share out the weights, gradients and moments of a ViT, see core/sharding.py.
-    activation_checkpointing: blocks are worked out again in the backward pass, instead of keeping their activations. damaged: the
-    largest fraction of damaged pictures. changed_data: what to do when the data changed since the run began.
-    """
 
 
 class Run:
@@ -84,7 +47,7 @@ class Run:
         self.dir = Path(self.options["dir"])
         self.seed: int = config["seed"]
         self.started = time.time()
-        _check(self.options, self.seed)
+        check(self.options, self.seed)
         with warnings.catch_warnings():
             # Announced for a torch to come; until then Accelerate has no other way to say it.
             warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
@@ -287,22 +250,6 @@ class Run:
             state.note(self.dir, "preempted", self.steps)
         else:
             state.note(self.dir, "failed", self.steps, (str(error).splitlines() or [type(error).__name__])[0])
-
-    def unwrap(self, module: nn.Module) -> Any:
-        return self.accelerator.unwrap_model(module)
-
-
-def _check(options: Mapping[str, Any], seed: int) -> None:
-    """Raises UserError for numbers of the `run` section, and a seed, that nothing can be done with."""
-    least = {"workers": 0, "log_every": 0, "accumulate": 1, "chunk": 1, "damaged": 0}
-    given = [(f"run.{key}", options[key], low) for key, low in least.items()]
-    # Two checkpoints: the newest, and one to fall back to.
-    for key, value, low in [*given, ("run.checkpoint.keep", options["checkpoint"]["keep"], 2), ("seed", seed, 0)]:
-        if value is not None and value < low:
-            raise UserError(f"{key}: expected at least {low}, got {value}")
-    tracker = options["tracker"]
-    if tracker != "none" and importlib.util.find_spec(tracker) is None:
-        raise UserError(f"run.tracker: {tracker} is not installed; `pip install {tracker}`, or use run.tracker=none")
 
 
 def _leave_lock_to_parent() -> None:

@@ -55,8 +55,10 @@ class Sharded:
         options: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": self.run.options["sharding"] == "fsdp2"}
         half = MixedPrecisionPolicy(param_dtype=self.run.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for block in stacked(self.trained):
-            products = [m for m in block.modules() if type(m) is nn.Linear] if self.run.dtype != torch.float32 else []
-            if products:  # autocast would round these weights anyway: rounded before they travel they are half as long
+            products: list[nn.Module] = [m for m in block.modules() if type(m) is nn.Linear]
+            if (
+                products and self.run.dtype != torch.float32
+            ):  # autocast would round these weights anyway: rounded before they travel they are half as long
                 fully_shard(products, mp_policy=half, **options)
             fully_shard(block, **options)
         fully_shard(self.trained, mesh=mesh)

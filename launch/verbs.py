@@ -7,7 +7,8 @@ from typing import Any
 
 from ..adapt.recipe import adapt
 from ..core import config
-from ..core.run import Run, options
+from ..core.run import Run
+from ..core.run_options import options
 from ..finetune.recipe import finetune, probe
 from ..ssl.recipe import pretrain
 

@@ -16,7 +16,8 @@ from rootstock.core.images.source import open_images
 from rootstock.core.optim import Optim
 from rootstock.core.order import Order
 from rootstock.core.presets import VIEWS
-from rootstock.core.run import Run, options
+from rootstock.core.run import Run
+from rootstock.core.run_options import options
 from rootstock.core.sample import Sample, Views
 from rootstock.core.stream import stream
 from rootstock.core.train import Every, Step, fit

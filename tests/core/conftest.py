@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rootstock.core.config import validate
-from rootstock.core.run import Run, options
+from rootstock.core.run import Run
+from rootstock.core.run_options import options
 
 TwoProcesses = Callable[[str], list[dict[str, Tensor]]]
 
