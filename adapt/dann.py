@@ -53,7 +53,8 @@ class DANN(nn.Module):
             self.backbone, torch.stack([batch.source.images, batch.target.images]), self.chunk
         )  # [2, N, D]
         logits = self.classifier.head(features)  # [2, N, K]
-        loss = F.cross_entropy(logits[0].float(), batch.source.labels, label_smoothing=self.label_smoothing)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        loss = F.cross_entropy(logits[0].to(dtype), batch.source.labels, label_smoothing=self.label_smoothing)
         domain, guesses = self.domain_loss(features, logits, reversal_weight(progress, self.reversal))
         with torch.no_grad():
             metrics = {
@@ -65,7 +66,8 @@ class DANN(nn.Module):
 
     def domain_loss(self, features: Tensor, logits: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
         """Binary cross-entropy over both domains, and the discriminator's logits [2, N]."""
-        guesses = self.discriminator(reverse(features.flatten(0, 1), weight)).float().unflatten(0, (2, -1))
+        guesses = self.discriminator(reverse(features.flatten(0, 1), weight)).unflatten(0, (2, -1))
+        guesses = guesses.to(torch.promote_types(guesses.dtype, torch.float32))
         return F.binary_cross_entropy_with_logits(guesses, domains(guesses)), guesses
 
 

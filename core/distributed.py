@@ -145,7 +145,7 @@ def broadcast_text(text: str) -> str:
 
 def transfers(buffer: Tensor) -> Mapping[str, Callable[[], Any]]:
     """The collectives of training by name, to be called and timed. buffer: [W * n], what each of them moves; its values are lost."""
-    own = buffer.chunk(world())[rank()].clone()
+    own = buffer[: len(buffer) // world()].clone()
     return {
         "all_reduce": lambda: dist.all_reduce(buffer),
         "all_gather": lambda: dist.all_gather_into_tensor(buffer, own),

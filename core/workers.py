@@ -29,8 +29,8 @@ def at_most_cores(workers: int) -> int:
 def begin(_: int) -> None:
     """The `worker_init_fn` of every loader."""
     torch.set_num_threads(1)
-    # Ctrl-C and a scheduler's SIGTERM reach the whole group; the main process decides when to stop, and ends us.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    # Ctrl-C reaches the whole group, and SLURM's signals every process of a job; the main process decides when to stop, and ends us.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -5,6 +5,7 @@
 
 import functools
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, ParamSpec
@@ -34,6 +35,15 @@ Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, here
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Keys of the file, e.g. optim.lr=3e-4 seed=1.", show_default=False),
+]
+
+Nproc = Annotated[
+    int | None, typer.Option(metavar="N", help="Processes on this node; one a GPU if left out.", show_default=False)
+]
+Nodes = Annotated[int, typer.Option(metavar="M", help="Nodes, each of which runs this command.")]
+Rendezvous = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Of one of several nodes, the same on all.")]
+Job = Annotated[
+    str | None, typer.Option(metavar="ID", help="Tells launches at one rendezvous apart; SLURM's job by default.")
 ]
 
 
@@ -82,6 +92,18 @@ def run(pipeline: Config, overrides: Overrides = None) -> None:
 
 
 @verb
+def sweep(
+    config: Config,
+    overrides: Overrides = None,
+    workers: Annotated[int, typer.Option(metavar="N", help="Trials at one time, here.")] = 1,
+) -> int:
+    """Tune a config or a pipeline: many trials, resumable, on any number of machines."""
+    from .sweep.worker import run_sweep
+
+    return run_sweep(config, overrides or [], workers)
+
+
+@verb
 def pretrain(config: Config, overrides: Overrides = None) -> None:
     """Pretrain a backbone on unlabelled images."""
     _execute("pretrain", config, overrides)
@@ -105,25 +127,37 @@ def adapt(config: Config, overrides: Overrides = None) -> None:
     _execute("adapt", config, overrides)
 
 
+def _files(folder: Path | None) -> None:
+    if folder is not None:
+        from .files import copy_ready
+
+        raise typer.Exit(answer(lambda: copy_ready(folder)))
+
+
 @verb
 def launch(
     name: Annotated[str, typer.Argument(metavar="VERB", help="pretrain, probe, finetune or adapt.")],
     config: Config,
     overrides: Overrides = None,
-    nproc: Annotated[
-        int | None, typer.Option(metavar="N", help="Processes on this node; one a GPU if left out.", show_default=False)
-    ] = None,
-    nodes: Annotated[int, typer.Option(metavar="M", help="Nodes, each of which runs this command.")] = 1,
-    rendezvous: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Of one of several nodes, the same on all.")
-    ] = None,
-    job: Annotated[
-        str | None, typer.Option(metavar="ID", help="Tells launches at one rendezvous apart; SLURM's job by default.")
-    ] = None,
+    nproc: Nproc = None,
+    nodes: Nodes = 1,
+    rendezvous: Rendezvous = None,
+    job: Job = None,
     dry: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and start nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print the plan as JSON.")] = False,
+    files: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            callback=_files,
+            is_eager=True,
+            help="Copy ready files for Accelerate, SLURM, SkyPilot, Kubernetes and Docker there, and exit.",
+        ),
+    ] = None,
 ) -> int:
     """Run a verb on several processes, here and on other nodes."""
+    # PyTorchJob numbers its pods with RANK, by which the processes of a launch know who speaks; each pod's launcher does.
+    os.environ.pop("RANK", None)
     where = places(nproc, nodes, rendezvous, job)
     if as_json and not dry:
         raise UserError("--json is for --dry-run; add it")
@@ -238,11 +272,30 @@ def runs(
 
 
 @verb
-def doctor() -> int:
-    """Show versions and devices, and what is wrong with them."""
-    from .doctor import examine
+def doctor(
+    distributed: Annotated[
+        bool, typer.Option("--distributed", help="Examine several processes: reachability, bandwidth, and N == 1.")
+    ] = False,
+    nproc: Nproc = None,
+    nodes: Nodes = 1,
+    rendezvous: Rendezvous = None,
+    job: Job = None,
+    device: Annotated[str, typer.Option(metavar="auto|cpu", help="Of the processes.")] = "auto",
+    timeout: Annotated[int, typer.Option(metavar="S", help="Seconds that they wait for each other.")] = 120,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what is found as JSON.")] = False,
+) -> int:
+    """Show versions, devices and rates, and what is wrong with them."""
+    if not distributed:
+        if (nproc, nodes, rendezvous, job, device, timeout) != (None, 1, None, None, "auto", 120):
+            raise UserError("doctor examines several processes with --distributed; add it, or leave their options out")
+        from .doctor.examine import examine
 
-    return examine()
+        return examine(as_json)
+    # Silence is said in one sentence; torch, which reads this when it is imported, would add a stack trace for each try.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+    from .doctor.together import examine_together
+
+    return examine_together(nproc, nodes, rendezvous, job, device, timeout, as_json)
 
 
 @verb

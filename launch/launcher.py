@@ -1,4 +1,4 @@
-"""`rootstock launch`: a verb on several processes, by torchrun's elastic agent.
+"""`rootstock launch`: a verb on several processes, by torchrun's elastic agent; `rootstock doctor --distributed` starts its own so.
 
 What the agent does not do is done here: signals reach the workers, who save together and end; nobody is left behind when the launcher
 dies; and the exit code says how it ended.
@@ -9,7 +9,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,18 +51,40 @@ def places(nproc: int | None, nodes: int, rendezvous: str | None, job: str | Non
     return Places(nproc, nodes, rendezvous, job or os.environ.get("SLURM_JOB_ID") or "rootstock")
 
 
+class Apart(UserError):
+    """Nodes that did not meet at the rendezvous."""
+
+
 def launch(verb: str, config: str, overrides: Sequence[str], where: Places) -> int:
     """Run the verb on all processes and return the exit code: 0, 2, 130 (saved and stopped) or 1. Raises UserError."""
+    return start([verb, config, *overrides], where, Path(resolved(verb, config, overrides)["run"]["dir"]) / "logs")
+
+
+def start(
+    arguments: Sequence[str], where: Places, logs: Path, answers: Collection[int] = (), patience: int | None = None
+) -> int:
+    """Run `rootstock` with these arguments on all processes and return the exit code, as `launch` does, or one of `answers`.
+
+    logs: the folder for what they print. answers: exit codes of processes that say something and are no failure. patience: seconds
+    that nodes wait for each other, torch's ten minutes by default. Raises Apart.
+    """
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import elastic_launch
 
-    logs = Path(resolved(verb, config, overrides)["run"]["dir"]) / "logs"
-    command = ["-m", "rootstock", verb, config, *overrides]
+    command = ["-m", "rootstock", *arguments]
     with _environment({LAUNCHER: str(os.getpid()), LOG: str(logs.absolute() / "rank-0.log")}), _forwarding():
         try:
-            elastic_launch(_settings(where, logs), sys.executable)(*command)
+            elastic_launch(_settings(where, logs, patience), sys.executable)(*command)
         except ChildFailedError as error:
-            return _ended(error, logs)
+            return _ended(error, logs, answers)
+        except (RendezvousError, DistError) as error:
+            reason = (str(error.__cause__ or error) or "some did not come in time").splitlines()[0]
+            raise Apart(
+                f"--rendezvous {where.rendezvous}: not all of {where.nodes} nodes met there ({reason}); is the same HOST:PORT given on all "
+                f"of them, with --nodes {where.nodes} and the same --job, and does a firewall leave the port open?"
+            ) from error
     return 0
 
 
@@ -75,7 +97,7 @@ def resolved(verb: str, config: str, overrides: Sequence[str]) -> dict[str, Any]
     return resolve(verb, config, overrides)
 
 
-def _settings(where: Places, logs: Path):
+def _settings(where: Places, logs: Path, patience: int | None):
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, Std
     from torch.distributed.launcher.api import LaunchConfig
 
@@ -93,6 +115,7 @@ def _settings(where: Places, logs: Path):
         run_id=where.job,
         rdzv_backend="c10d",
         rdzv_endpoint=where.rendezvous or "localhost:0",
+        rdzv_configs={} if patience is None else {"join_timeout": patience, "read_timeout": patience},
         max_restarts=0,
         signals_to_handle="SIGUSR2",  # the agent would end the workers at once by others; those are forwarded
     )
@@ -143,10 +166,12 @@ def _workers() -> list[int]:
     return found
 
 
-def _ended(error, logs: Path) -> int:
+def _ended(error, logs: Path, answers: Collection[int]) -> int:
     """The exit code of workers who did not all finish; what nobody foresaw is said first of the one who failed first."""
     rank, failure = error.get_first_failure()
     code = failure.exitcode
+    if code in answers:
+        return code
     if code == STOPPED or -code in FORWARDED:
         return STOPPED
     if code == 2:
@@ -163,7 +188,14 @@ def _ended(error, logs: Path) -> int:
 def follow_launcher() -> None:
     """In a worker: should the launcher die, even of SIGKILL, stop as if asked to. Linux; elsewhere nothing."""
     launcher = os.environ.get(LAUNCHER)
-    if launcher is None or not sys.platform.startswith("linux"):
+    if launcher is not None and os.getppid() == int(launcher):
+        stop_with_parent(int(launcher))
+
+
+def stop_with_parent(parent: int) -> None:
+    """Have the system send us SIGTERM when our parent ends, however it does; at once if it has. Linux; elsewhere nothing."""
+    if not sys.platform.startswith("linux"):
         return
-    if os.getppid() == int(launcher):
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -211,7 +211,7 @@ def test_a_killed_worker_is_one_sentence_and_leaves_no_process(workers: int, stu
     assert not multiprocessing.active_children() and descriptors() == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_workers_leave_it_to_the_main_process_when_to_stop(number: int) -> None:
     columns = [(np.arange(k, k + 40),) for k in range(0, 800, 40)]
     found = list(load(Killing(number), columns, workers=2))

@@ -34,7 +34,8 @@ def shipped() -> set[str]:
     """Every file of the checkout that a user needs, as the wheel should name it."""
     files = [*ROOT.glob("*.py"), ROOT / "py.typed"]
     files += [path for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
-    files += [path for name in ("configs", "launch/templates") for path in (ROOT / name).rglob("*") if path.is_file()]
+    files += [path for path in (ROOT / "configs").rglob("*") if path.is_file()]
+    files += [path for path in (ROOT / "launch").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
     return {f"rootstock/{path.relative_to(ROOT).as_posix()}" for path in files}
 
 

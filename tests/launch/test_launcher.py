@@ -1,12 +1,11 @@
 """`rootstock launch`: the same numbers as one process, all save together when one is asked to stop, and nobody is left behind."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +60,20 @@ def processes(run: Path) -> list[psutil.Process]:
     return found
 
 
+def trained_some(started: subprocess.Popen[str], run: Path) -> None:
+    """Wait until a run has three rows; fails if it ends before."""
+    while len(losses(run)) < 3:
+        with suppress(subprocess.TimeoutExpired):
+            started.wait(0.05)
+            raise AssertionError(started.communicate())
+
+
 @contextmanager
 def going(config: str, run: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
     """A launch of two processes that has trained some steps."""
     started = subprocess.Popen(command(2, config, run, *more), stderr=subprocess.PIPE, text=True)
     try:
-        while len(losses(run)) < 3:
-            assert started.poll() is None, started.communicate()
-            os.sched_yield()
+        trained_some(started, run)
         yield started
     finally:
         for process in processes(run):

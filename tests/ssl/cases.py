@@ -7,22 +7,10 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
 
-from rootstock.core.backbone import Backbone, create
-from rootstock.core.draws import Draws
-from rootstock.core.sample import Views
+from rootstock.launch.doctor.exact import BACKBONES, LOCAL_SIZE, LOCALS, SIZE, backbone
+from rootstock.launch.doctor.exact import views as views
 from rootstock.ssl.registry import METHODS
-
-SIZE, LOCAL_SIZE, LOCALS = 16, 8, 2
-
-CONV: dict[str, Any] = {"name": "smallconv", "args": {"widths": [4, 4, 6, 8]}}
-VIT: dict[str, Any] = {
-    "name": "vit_tiny_patch16_224",
-    "pooling": "mean",
-    "args": {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
-}
-BACKBONES: dict[str, dict[str, Any]] = {"conv": CONV, "vit": VIT}
 
 # The method's keys, and the backbones that it is tried on.
 CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
@@ -80,23 +68,7 @@ def config(name: str, kind: str, images: str, clip: float, **optim: Any) -> dict
     }
 
 
-def backbone(kind: str) -> Backbone:
-    return create(SIZE, **BACKBONES[kind])
-
-
 def method(name: str, kind: str, chunk: int | None = None, seed: int = 0, **changed: Any) -> Any:
     """The method by its registered name, on a backbone of `kind`, the same weights for the same seed."""
     torch.manual_seed(seed)
     return METHODS[name](backbone(kind), chunk, **{**CASES[name][0], **changed})
-
-
-def views(made: Any, n: int, seed: int = 1, dtype: torch.dtype = torch.float32) -> Views:
-    """What a method is fed: its number of views, and local crops if it takes them."""
-
-    def picture(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
-    generator = torch.Generator().manual_seed(seed)
-    images = picture(1, n, 3, SIZE, SIZE) + 0.5 * picture(made.views, n, 3, SIZE, SIZE)
-    local = picture(LOCALS, n, 3, LOCAL_SIZE, LOCAL_SIZE) if getattr(made, "takes_local", False) else None
-    return Views(images, Draws(seed, torch.arange(n)), local)

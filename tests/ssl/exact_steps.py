@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rootstock.core import norm
-from rootstock.core.distributed import all_reduce_sum, rank, world
-from rootstock.core.sample import Views
-from rootstock.tests.ssl.cases import CASES, method, views
+from rootstock.core.distributed import rank
+from rootstock.launch.doctor.exact import share, steps, views
+from rootstock.tests.ssl.cases import CASES, method
 
-N, GROUP, STEPS, RATE = 16, 4, 2, 0.05
+N, GROUP, STEPS = 16, 4, 2
 
 
 class Trial(NamedTuple):
@@ -48,14 +48,6 @@ def trials() -> list[Trial]:
     ]
 
 
-def share(batch: Views) -> Views:
-    """This process's part of a batch."""
-    n = len(batch.draws.positions) // world()
-    rows = slice(rank() * n, (rank() + 1) * n)
-    draws = type(batch.draws)(batch.draws.seed, batch.draws.positions[rows])
-    return Views(batch.images[:, rows], draws, None if batch.local is None else batch.local[:, rows])
-
-
 def resampled(table: Tensor, new_size: tuple[int, int], old_size: tuple[int, int], num_prefix_tokens: int) -> Tensor:
     """A ViT's positions for images of another size, as timm's function has them, which rounds to float32 whatever the type."""
     if new_size == old_size:
@@ -70,33 +62,8 @@ def run(trial: Trial, chunk: int | None = None) -> dict[str, Tensor]:
     """Losses, the gradients of both steps, and all weights and buffers after them."""
     made = method(trial.name, trial.backbone, chunk).to(trial.dtype).train()
     norm.convert(made, "group" if trial.norm == "group" else "batch", GROUP, made.rows_per_position)
-    layers = norm.layers(made)
-    found: dict[str, Tensor] = {}
-    for step in range(STEPS):
-        batch = share(views(made, N, seed=step + 1, dtype=trial.dtype))
-        out = made(batch, step / STEPS)
-        out.loss.backward()
-        found[f"loss.{step}"] = all_reduce_sum(out.loss.detach()) / world()
-        for name, parameter in made.named_parameters():
-            if parameter.grad is None:
-                continue
-            gradient = all_reduce_sum(parameter.grad) / world()  # what DistributedDataParallel does
-            found[f"grad.{step}.{name}"] = gradient.clone()
-            with torch.no_grad():
-                parameter -= RATE * gradient
-            parameter.grad = None
-        norm.commit(layers)
-        if hasattr(made, "after_step"):
-            made.after_step(step / STEPS)
-    return found | {f"state.{name}": value.detach().clone() for name, value in made.state_dict().items()}
-
-
-def distance(found: dict[str, Tensor], right: dict[str, Tensor], part: str) -> float:
-    """The relative error of all tensors whose names begin with `part`, as one vector."""
-    names = [name for name in right if name.startswith(part)]
-    assert names and names == [name for name in found if name.startswith(part)]
-    ours, theirs = (torch.cat([tensors[name].double().flatten() for name in names]) for tensors in (found, right))
-    return float((ours - theirs).norm() / theirs.norm())
+    batches = [share(views(made, N, seed=step + 1, dtype=trial.dtype)) for step in range(STEPS)]
+    return steps(made, batches)
 
 
 def flat(results: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from rootstock.core import norm
 from rootstock.core.errors import UserError
+from rootstock.launch.doctor.exact import distance
 from rootstock.ssl.registry import METHODS
 from rootstock.tests.ssl.cases import CASES, method
-from rootstock.tests.ssl.exact_steps import GROUP, Trial, distance, run, trials
+from rootstock.tests.ssl.exact_steps import GROUP, Trial, run, trials
 
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-4}
 Results = dict[str, dict[str, Tensor]]

@@ -1,0 +1,135 @@
+"""What the machine has and whether it works: devices, processes, memory, disks."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from .findings import Finding, short
+
+GIB = 2**30
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def devices() -> Iterator[Finding]:
+    import torch
+
+    yield Finding("ok", "cpu", f"{usable_cores()} cores usable, {torch.get_num_threads()} torch threads")
+    for index in range(torch.cuda.device_count()):
+        device = torch.device("cuda", index)
+        properties = torch.cuda.get_device_properties(device)
+        what = f"{properties.name}, {properties.total_memory / GIB:.0f} GiB, capability {properties.major}.{properties.minor}"
+        try:
+            product = torch.ones(64, 64, device=device) @ torch.ones(64, 64, device=device)
+            right = bool((product == 64).all())
+        except RuntimeError as error:
+            yield Finding(
+                "wrong",
+                f"cuda:{index}",
+                f"{what} cannot compute ({short(error)}); is the driver as new as torch's CUDA?",
+            )
+            continue
+        bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: use run.precision=fp16"
+        yield Finding(
+            "ok" if right else "wrong", f"cuda:{index}", f"{what}, {bf16}" if right else f"{what} computes wrongly"
+        )
+    if not torch.cuda.is_available():
+        driver = Path("/proc/driver/nvidia/version").exists()
+        why = (
+            f"an NVIDIA driver is here, but torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use it; update the driver"
+            if driver
+            else "no GPU that torch can use; everything runs on the CPU"
+        )
+        yield Finding("wrong" if driver and torch.version.cuda else "ok", "gpu", why)
+
+
+def faiss() -> Iterator[Finding]:
+    import numpy
+    from faiss import IndexFlatIP
+
+    index = IndexFlatIP(2)
+    index.add(numpy.eye(2, dtype=numpy.float32))
+    _, nearest = index.search(numpy.array([[0.1, 0.9]], dtype=numpy.float32), 1)
+    right = nearest.tolist() == [[1]]
+    yield Finding(
+        "ok" if right else "wrong", "faiss", "finds the nearest of two" if right else "finds a wrong neighbour"
+    )
+
+
+def processes() -> Iterator[Finding]:
+    """Two processes of gloo, as torchrun starts them on a CPU, add up their ranks."""
+    import torch
+    from torch.multiprocessing.spawn import spawn
+
+    if "RANK" in os.environ:
+        world = f"rank {os.environ['RANK']} of {os.environ.get('WORLD_SIZE', '?')}"
+        yield Finding(
+            "note", "processes", f"started as {world}; call doctor without torchrun for the check of two processes"
+        )
+        return
+    if not torch.distributed.is_available():
+        yield Finding("note", "processes", "this torch is built without torch.distributed: one process only")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        pair = spawn(_add, args=(f"{folder}/meeting",), nprocs=2, join=False)
+        assert pair is not None  # with join=False
+        try:
+            deadline = time.monotonic() + 60
+            while not (done := pair.join(timeout=1)) and time.monotonic() < deadline:
+                pass
+            said = "two gloo processes add up" if done else "two gloo processes do not answer within 60 s"
+        except Exception as error:
+            done, said = False, f"two gloo processes fail ({short(error)})"
+        finally:
+            for process in filter(None, pair.processes):
+                process.kill()
+    remedy = "" if done else "; several processes won't work here: try GLOO_SOCKET_IFNAME=lo, or repair the host's name"
+    yield Finding("ok" if done else "note", "processes", said + remedy)
+
+
+def _add(rank: int, meeting: str) -> None:
+    """One of the two processes. meeting: the path of the file through which they find each other."""
+    import torch
+
+    from ...core.distributed import all_reduce_sum
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    total = all_reduce_sum(torch.tensor(rank + 1.0)).item()
+    torch.distributed.destroy_process_group()
+    if total != 3:
+        raise RuntimeError(f"1 + 2 gave {total}")
+
+
+def memory() -> Iterator[Finding]:
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    said = f"{whole / GIB:.0f} GiB"
+    if limit.exists() and (text := limit.read_text().strip()).isdigit() and int(text) < whole:
+        whole, said = int(text), f"{int(text) / GIB:.1f} GiB for this container"
+    few = whole < 4 * GIB
+    yield Finding(
+        "note" if few else "ok", "memory", said + ("; ImageNet-sized training wants 16 or more" if few else "")
+    )
+    if os.path.ismount("/dev/shm") and (shared := shutil.disk_usage("/dev/shm").free) < GIB:
+        remedy = "loader workers pass images through it; start the container with --shm-size=8g, or use run.workers=0"
+        yield Finding("note", "memory", f"only {shared / 2**20:.0f} MiB of shared memory in /dev/shm: {remedy}")
+
+
+def disk() -> Iterator[Finding]:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    for subject, folder in (("disk", Path.cwd()), ("cache", cache), ("temporary", Path(tempfile.gettempdir()))):
+        folder = next(place for place in (folder, *folder.parents) if place.exists())
+        free = shutil.disk_usage(folder).free
+        if not os.access(folder, os.W_OK):
+            yield Finding("wrong", subject, f"{folder} cannot be written")
+        elif free < 2 * GIB:
+            yield Finding(
+                "note", subject, f"only {free / GIB:.1f} GiB free in {folder}; a run stops when the disk is full"
+            )
+        else:
+            yield Finding("ok", subject, f"{free / GIB:.0f} GiB free in {folder}")
