@@ -21,9 +21,10 @@ ARGS ?=
 demo: $(READY)
 	@$(PYTHON) -m rootstock demo $(ARGS)
 
-# Two workers of one thread each: with more threads, tests on two cores wait for each other.
+# Two workers of one thread each: with more threads, tests on two cores wait for each other. A file stays on one worker, or both would
+# make what its tests share; the longest come first (tests/conftest.py).
 test: lint
-	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 $(ARGS)
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY)
 	@$(PYTHON) -m ruff check --quiet .

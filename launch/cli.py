@@ -97,7 +97,7 @@ def sweep(
     overrides: Overrides = None,
     workers: Annotated[int, typer.Option(metavar="N", help="Trials at one time, here.")] = 1,
 ) -> int:
-    """Tune a config or a pipeline: many trials, resumable, on any number of machines."""
+    """Tune a config or a pipeline by many trials."""
     from .sweep.worker import run_sweep
 
     return run_sweep(config, overrides or [], workers)

@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import AutoLocator, FuncFormatter, MaxNLocator, NullLocator
 
 COLOURS = 10  # series colours of the page's style: --c0 ... --c9
 _PLACEHOLDERS = {"#010101": "var(--ink)", "#020202": "var(--muted)", "#030303": "var(--rule)"} | {
@@ -43,6 +43,11 @@ class Figure:
 
 def colour(index: int) -> str:
     return f"var(--c{index % COLOURS})"
+
+
+def ink(index: int) -> str:
+    """The placeholder, for matplotlib, of what `colour` is to the page."""
+    return f"#0400{index % COLOURS:02x}"
 
 
 def curves(runs: Sequence[Sequence[Mapping[str, Any]]], owner: str = "") -> list[Figure]:
@@ -77,7 +82,7 @@ def _panel(title: str, keys: Sequence[str], runs: Sequence[Sequence[Mapping[str,
             axes.plot(
                 series[:, 0],
                 series[:, 1] * (100 if percent else 1),
-                color=f"#0400{index:02x}",
+                color=ink(index),
                 linewidth=1.6 if len(runs) == 1 else 1.1,
                 alpha=1 if len(runs) == 1 else 0.75,
                 marker="o" if few else "",
@@ -92,7 +97,7 @@ def _panel(title: str, keys: Sequence[str], runs: Sequence[Sequence[Mapping[str,
     )
     notes = ["accuracy, %" if percent else "", f"mean of {binned} logged steps a point" if binned > 1 else ""]
     caption = "; ".join(filter(None, notes))
-    return Figure(_render(draw, title, owner), title, caption, legend)
+    return Figure(render(draw, title, owner), title, caption, legend)
 
 
 def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[numpy.ndarray, int]:
@@ -113,7 +118,8 @@ def _short(key: str) -> str:
     return key.removeprefix("eval/").removesuffix("/accuracy").removeprefix("lr/").replace("/", " · ")
 
 
-def _render(draw: Callable[[Axes], None], title: str, owner: str) -> Markup:
+def render(draw: Callable[[Axes], None], title: str, owner: str) -> Markup:
+    """A panel as SVG in the page's style. draw: plots in placeholder colours (`ink`), with ticks of its own where it sets them."""
     style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "rootstock",
@@ -137,12 +143,13 @@ def _render(draw: Callable[[Axes], None], title: str, owner: str) -> Markup:
         axes.set_axisbelow(True)
         axes.tick_params(length=0, axis="y")
         axes.tick_params(length=3, width=0.8, axis="x")
-        if axes.get_yscale() == "linear":
+        if type(axes.yaxis.get_major_locator()) is AutoLocator:
             axes.yaxis.set_major_locator(MaxNLocator(5))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+        if type(axes.xaxis.get_major_locator()) is AutoLocator:
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
         out = io.StringIO()
         canvas.savefig(
             out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
@@ -150,7 +157,7 @@ def _render(draw: Callable[[Axes], None], title: str, owner: str) -> Markup:
     return _inline(out.getvalue(), title, owner)
 
 
-def _tick(value: float) -> str:
+def tick(value: float) -> str:
     if abs(value) >= 10_000:
         return f"{value / 1000:g}k"
     return (

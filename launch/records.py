@@ -95,6 +95,10 @@ def is_pipeline(record: Record) -> bool:
     return record.result.get("task") == "pipeline" or "stages" in record.config
 
 
+def is_sweep(record: Record) -> bool:
+    return record.result.get("task") == "sweep" or "search" in record.config
+
+
 def stages_of(pipeline: Record) -> list[Stage]:
     """The stages of a pipeline directory in the order of its config, each with the seeds that were begun."""
     folders = [pipeline.path / f"seed-{seed}" for seed in pipeline.config.get("seeds", [])]

@@ -18,7 +18,7 @@ from ..core.checkpoint import write_text
 from ..core.errors import UserError
 from .confusion import Confusion, confusions
 from .figures import Figure, curves, scatter
-from .records import Record, Stage, by_experiment, is_pipeline, read, stages_of
+from .records import Record, Stage, by_experiment, is_pipeline, is_sweep, read, stages_of
 from .results import compare, main_metric, summarise
 from .tables import Table, caveats, differences_table, duration, results_tables, selection_sentence
 
@@ -69,32 +69,40 @@ class Page:
 
 
 def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
-    """Write the page of a pipeline directory, of one run, or of several runs compared. Returns `out`.
+    """Write the page of a pipeline or sweep directory, of one run, or of several runs compared. Returns `out`.
 
     Runs whose configs differ only in the seed become one row. Raises UserError for a path that is no run, and where
-    pipelines are mixed with other runs.
+    pipelines or sweeps are mixed with other runs.
     """
     if not runs:
         raise UserError("no run given; name at least one directory of a run or of a pipeline")
     records = [read(Path(run)) for run in runs]
-    pipelines = [record for record in records if is_pipeline(record)]
-    if pipelines and len(records) > 1:
+    whole = [record for record in records if is_pipeline(record) or is_sweep(record)]
+    if whole and len(records) > 1:
+        kind, runs_of = ("sweep", "trial-*") if is_sweep(whole[0]) else ("pipeline", "seed-0/*")
         raise UserError(
-            f"{pipelines[0].path} is a pipeline and has a page of its own; report it alone, "
-            f"or compare its runs, e.g. {pipelines[0].path}/seed-0/*"
+            f"{whole[0].path} is a {kind} and has a page of its own; report it alone, "
+            f"or compare its runs, e.g. {whole[0].path}/{runs_of}"
         )
-    page = _pipeline_page(pipelines[0]) if pipelines else _runs_page(by_experiment(records))
-    folder = Path(__file__).parent / "templates"
+    if whole and is_sweep(whole[0]):
+        from .sweep.page import write_page
+
+        return write_page(whole[0].path, Path(out))
+    page = _pipeline_page(whole[0]) if whole else _runs_page(by_experiment(records))
+    return write_html("report.html.j2", page, Path(out))
+
+
+def write_html(template: str, page: Any, out: Path) -> Path:
+    """Render a page by a template of this folder into one file; returns it."""
     # Autoescape always: labels, class names and captions are the user's text.
     environment = Environment(
-        loader=FileSystemLoader(folder),
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    text = environment.get_template("report.html.j2").render(page=page)
-    out = Path(out)
+    text = environment.get_template(template).render(page=page)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, text, shared=True)
     return out
@@ -117,8 +125,8 @@ def _pipeline_page(pipeline: Record) -> Page:
         tables=results_tables(rows, report.get("columns") or {}) if rows else [],
         differences=differences_table(comparisons) if comparisons else None,
         stages=[_view(stage, label=labels.get(stage.name, stage.name), front=stage.name in front) for stage in stages],
-        facts=_provenance([record for stage in stages for record in stage.records]),
-        config=_yaml(pipeline.config),
+        facts=provenance([record for stage in stages for record in stage.records]),
+        config=yaml_text(pipeline.config),
     )
 
 
@@ -143,7 +151,7 @@ def _runs_page(stages: list[Stage]) -> Page:
         tables=results_tables(rows, {}) if rows else [],
         differences=differences,
         stages=[_view(stage, label=stage.name, front=len(stages) == 1) for stage in stages],
-        facts=_provenance([record for stage in stages for record in stage.records]),
+        facts=provenance([record for stage in stages for record in stage.records]),
     )
 
 
@@ -217,7 +225,7 @@ def _view(stage: Stage, *, label: str, front: bool) -> StageView:
         if chart
         else "",
         confusions=confusions(stage.results),
-        config=_yaml(stage.first.config),
+        config=yaml_text(stage.first.config),
         front=front,
     )
 
@@ -255,7 +263,7 @@ def _flat(value: Any) -> list[Any]:
     return list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, list) else [value]
 
 
-def _provenance(records: Sequence[Record]) -> list[tuple[str, str]]:
+def provenance(records: Sequence[Record]) -> list[tuple[str, str]]:
     """Versions, commit, host and date; where runs differ, all that occurred."""
     names = dict.fromkeys(name for record in records for name in record.about.get("versions") or {})
     versions = {
@@ -288,5 +296,5 @@ def _picture(path: Path, caption: str) -> Picture:
     )
 
 
-def _yaml(config: Mapping[str, Any]) -> str:
+def yaml_text(config: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=100) if config else ""

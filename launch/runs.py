@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ..core import state
 from ..core.errors import UserError
-from .records import Record, is_pipeline, read
+from .records import Record, is_pipeline, is_sweep, read
 from .results import main_metric
 
 COLOURS = {"running": "cyan", "finished": "green", "preempted": "yellow", "failed": "red", "killed": "red"}
@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
 
 def list_runs(folder: Path, as_json: bool) -> None:
-    """Print a row for each run under `folder`, the stages of pipelines among them. Raises UserError where there is none."""
+    """Print a row for each run under `folder`, stages of pipelines and trials of sweeps among them. Raises UserError where none is."""
     rows = [row_of(path, folder) for path in find(folder)]
     if not rows:
         what = "holds no run" if folder.is_dir() else "is no folder" if folder.exists() else "does not exist"
@@ -55,8 +55,8 @@ def find(folder: Path) -> Iterator[Path]:
         if "config.yaml" not in files:
             continue
         run = Path(path)
-        if is_pipeline(read(run)):
-            below[:] = [name for name in below if name.startswith("seed-")]
+        if is_pipeline(record := read(run)) or is_sweep(record):
+            below[:] = [name for name in below if name.startswith(("seed-", "trial-"))]
             continue
         below.clear()
         yield run

@@ -14,6 +14,22 @@ from PIL import Image
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+# Files that take longest, each of them on one worker: last, they would leave the other idle.
+LONG = (
+    "test_processes.py",
+    "test_launcher.py",
+    "test_configs.py",
+    "test_compile.py",
+    "test_slurm.py",
+    "test_readme.py",
+    "test_exactness.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Hashes and unpacked archives are cached for this session only, here and in the commands that tests start."""

@@ -14,10 +14,12 @@ import yaml
 
 from rootstock.core.images.source import open_images
 from rootstock.launch.plan import plan
+from rootstock.launch.sweep.plan import plan as plan_sweep
 from rootstock.launch.verbs import resolve
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-STAGES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob("*/*.yaml"))
+SWEEPS = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob("sweep/*.yaml"))
+STAGES = sorted({path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob("*/*.yaml")} - set(SWEEPS))
 PIPELINES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
 # Pixels at which a config is tried; masks need more than the two patches across that 32 px are to a ViT-B/16.
 SIZES = {"pretrain/simmim.yaml": 64, "pretrain/ijepa.yaml": 96}
@@ -65,14 +67,14 @@ def header(config: str) -> str:
     return "\n".join(lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
 
 
-@pytest.mark.parametrize("config", STAGES)
+@pytest.mark.parametrize("config", STAGES + SWEEPS)
 def test_every_header_says_what_the_experiment_is(config: str) -> None:
     """The paper, the command that runs this very file, the time with its machine, the number to expect."""
     verb, said = config.partition("/")[0], header(config)
     assert re.search(rf"^# Command +.*rootstock {verb} configs/{re.escape(config)}\b", said, re.MULTILINE), said
     for heading in ("Time", "Expected"):
         assert re.search(rf"^# {heading} +\S", said, re.MULTILINE), f"{config}: no {heading}"
-    if verb in ("pretrain", "adapt"):
+    if verb in ("pretrain", "adapt", "sweep"):
         assert re.search(r"\barXiv:\d{4}\.\d{5}\b|\barXiv:\d{4}\.\d{4}\b", said), f"{config}: no arXiv id"
 
 
@@ -82,6 +84,14 @@ def test_every_pipeline_is_checked_as_a_whole(config: str, tmp_path: Path) -> No
     assert len(jobs) == 5 * len(sections["stages"])
     assert {row["stage"] for row in sections["report"]["rows"]} <= set(sections["stages"])
     assert re.search(r"^# Command +rootstock ", header(config), re.MULTILINE)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("config", SWEEPS)
+def test_every_sweep_is_checked_as_a_whole(config: str, tmp_path: Path) -> None:
+    """With every value that its search names; and none is tuned on a test set."""
+    checked = plan_sweep(config, [f"run.dir={tmp_path / 'sweep'}"])
+    assert checked.selection in ("train-split", "source-val")
     assert not any(tmp_path.iterdir())
 
 

@@ -56,6 +56,7 @@ def test_help_names_every_verb() -> None:
         "adapt",
         "data",
         "import",
+        "sweep",
         "report",
         "doctor",
         "schema",

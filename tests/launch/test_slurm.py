@@ -178,11 +178,6 @@ def test_only_a_job_that_was_stopped_is_queued_again(
     assert ("submit it again to go on" in said) == (restarts == "50")
 
 
-def test_a_mistake_ends_the_job(cluster: Cluster, config: str, tmp_path: Path) -> None:
-    ended, said = cluster.ran("requeue.sh", "pretrain", config, "optim.lrr=1", f"run.dir={tmp_path / 'run'}")
-    assert ended == 2 and said.count("optim.lrr") == 1 and cluster.events() == ["step 2"]
-
-
 def test_nodes_meet(cluster: Cluster, config: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ["--nproc", "1", "pretrain", config, f"run.dir={run}", "optim.duration=3"]

@@ -1,0 +1,135 @@
+"""What a sweep comes to: result.json, and the table that the command line prints."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from ...core.checkpoint import write_text
+from ..tables import duration
+from .plan import Sweep
+
+if TYPE_CHECKING:
+    from .study import Study
+
+_ROWS = 30  # of the printed table
+_FEWEST = 6  # trials, of which importances are computed
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    path = folder / "result.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def write_result(study: Study) -> dict[str, Any]:
+    """Write result.json of a finished study and return it."""
+    sweep = study.sweep
+    trials = [_trial(sweep, frozen) for frozen in study.trials()]
+    complete = [trial for trial in trials if trial["state"] == "complete"]
+    best = (max if sweep.maximize else min)(complete, key=lambda trial: trial["value"], default=None)
+    result = {
+        "task": "sweep",
+        "run": str(sweep.dir),
+        "verb": sweep.verb,
+        "config": sweep.file,
+        "objective": "/".join(filter(None, sweep.objective)),
+        "direction": sweep.config["direction"],
+        "selection": sweep.selection,
+        "sampler": sweep.config["sampler"],
+        "best": best
+        and {
+            **{key: best[key] for key in ("number", "params", "value", "run")},
+            "command": sweep.command(best["params"], f"run.dir={sweep.dir}_best"),
+        },
+        "importance": _importance(study, len(complete)),
+        "trials": trials,
+        "seconds": round(sum(trial["seconds"] for trial in trials), 1),
+    }
+    write_text(sweep.dir / "result.json", json.dumps(result, indent=1) + "\n", shared=True)
+    return result
+
+
+def _trial(sweep: Sweep, frozen: Any) -> dict[str, Any]:
+    said = frozen.user_attrs
+    folder = sweep.folder(frozen.number)
+    return {
+        "number": frozen.number,
+        "state": "complete" if frozen.value is not None else "failed",
+        "params": {key: span.value(frozen.params[key]) for key, span in sweep.space.items() if key in frozen.params},
+        "value": frozen.value,
+        # Of a machine that shares no disk with this one: where it lies there.
+        "run": str(folder) if folder.is_dir() else f"{said.get('host')}:{said.get('dir')}/{folder.name}",
+        "seconds": said.get("seconds", 0.0),
+        "attempts": said.get("attempts", 0),
+        "host": said.get("host", ""),
+        **({"why": said["why"]} if said.get("why") else {}),
+    }
+
+
+def _importance(study: Study, complete: int) -> dict[str, float]:
+    """Each parameter's share of the objective's variance by fANOVA (Hutter et al. 2014); empty where that says nothing."""
+    if complete < _FEWEST or len(study.sweep.space) < 2:
+        return {}
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            found = get_param_importances(study.study, evaluator=FanovaImportanceEvaluator(seed=0))
+        except RuntimeError:  # all trials came out alike
+            return {}
+    return {key: round(float(share), 4) for key, share in found.items()}
+
+
+def best_first(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The trials by value, failed ones last."""
+    sign = -1 if result["direction"] == "maximize" else 1
+    return sorted(result["trials"], key=lambda t: (t["value"] is None, sign * (t["value"] or 0), t["number"]))
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """The last part of each dotted key, or as much as tells it from the others."""
+    names = {}
+    for key in keys:
+        parts = key.split(".")
+        ends = [".".join(parts[-depth:]) for depth in range(1, len(parts) + 1)]
+        names[key] = next(end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1)
+    return names
+
+
+def brief(value: Any) -> str:
+    """A value in few letters."""
+    if isinstance(value, float):
+        return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e+")
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def shown(params: Mapping[str, Any]) -> str:
+    names = short_names(list(params))
+    return "  ".join(f"{names[key]} {brief(value)}" for key, value in params.items())
+
+
+def printed(result: Mapping[str, Any]) -> Table:
+    """The trials, best first."""
+    keys = list(dict.fromkeys(key for trial in result["trials"] for key in trial["params"]))
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    headings = ["trial", *short_names(keys).values(), result["objective"], "time", "begun", ""]
+    for heading in headings:
+        table.add_column(escape(heading), justify="left" if heading == "" else "right")
+    trials = best_first(result)
+    for trial in trials[:_ROWS]:
+        value = "failed" if trial["value"] is None else f"{trial['value']:.4f}"
+        params = [escape(brief(trial["params"][key])) if key in trial["params"] else "" for key in keys]
+        times = f"{trial['attempts']} x"
+        table.add_row(
+            str(trial["number"]), *params, value, duration(trial["seconds"]), times, escape(trial.get("why", ""))
+        )
+    if len(trials) > _ROWS:
+        table.add_row(*[""] * (len(headings) - 1), f"and {len(trials) - _ROWS} more in result.json")
+    return table

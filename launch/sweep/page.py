@@ -1,0 +1,132 @@
+"""report.html of a sweep: its best trial, its plots and all its trials, from result.json and what the trials left."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import UserError
+from ..figures import Figure
+from ..records import Record, is_pipeline, read, stages_of
+from ..report import provenance, write_html, yaml_text
+from ..tables import CAVEATS, duration, selection_sentence
+from .figures import figures
+from .outcome import best_first, brief, read_result, short_names
+
+
+@dataclass(frozen=True)
+class SweepPage:
+    """best: (name, value) of the best trial, or nothing. columns, rows: of the table of trials, best first."""
+
+    title: str
+    summary: str
+    caveat: str
+    lead: str
+    best: list[tuple[str, str]]
+    command: str
+    figures: list[Figure]
+    columns: list[str]
+    rows: list[tuple[str, list[str], str]]
+    facts: list[tuple[str, str]]
+    config: str
+
+
+def write_page(folder: Path, out: Path | None = None) -> Path:
+    """Write the page of a finished sweep; `folder/report.html` unless `out` is given. Raises UserError where it has no result yet."""
+    result = read_result(folder)
+    if result is None:
+        raise UserError(
+            f"{folder} has no result.json yet; run the sweep to its end first, or list its trials by `rootstock runs {folder}`"
+        )
+    sweep = read(folder)
+    records = {trial["number"]: read(Path(trial["run"])) for trial in result["trials"] if _there(trial["run"])}
+    search = {
+        key: {kind: v for kind, v in span.items() if v is not None} for key, span in sweep.config["search"].items()
+    }
+    along = {number: _along(record, result["objective"]) for number, record in records.items()}
+    page = SweepPage(
+        title=f"Sweep: {folder.resolve().name}",
+        summary=_summary(result),
+        caveat=selection_sentence(result["selection"]) if result["selection"] in CAVEATS else "",
+        lead=_lead(result),
+        best=_best(result),
+        command=_in_lines(result["best"]["command"]) if result["best"] else "",
+        figures=figures(result, search, along),
+        columns=["trial", *short_names(list(search)).values(), result["objective"], "time", "begun"],
+        rows=[_row(trial, list(search)) for trial in best_first(result)],
+        facts=[*_facts(result), *provenance([run for record in records.values() for run in _runs(record)])],
+        config=yaml_text(sweep.config),
+    )
+    return write_html("sweep.html.j2", page, out or folder / "report.html")
+
+
+def _there(run: str) -> bool:
+    return (Path(run) / "config.yaml").is_file()
+
+
+def _runs(record: Record) -> list[Record]:
+    return [run for stage in stages_of(record) for run in stage.records] if is_pipeline(record) else [record]
+
+
+def _along(record: Record, objective: str) -> list[dict[str, float]]:
+    """The objective at each step at which it was measured during training; of one run alone."""
+    key = objective if objective.startswith("watch/") else f"eval/{objective}"
+    return [{"step": row["step"], "value": row[key]} for row in record.rows if key in row]
+
+
+def _summary(result: Mapping[str, Any]) -> str:
+    failed = sum(trial["value"] is None for trial in result["trials"])
+    count = f"{len(result['trials'])} trials" + (f", {failed} of them failed" if failed else "")
+    return " · ".join([count, result["sampler"]["name"], f"{duration(result['seconds'])} in all"])
+
+
+def _lead(result: Mapping[str, Any]) -> str:
+    """What the best value is, and is not."""
+    if result["best"] is None:
+        return "No trial finished, so there is nothing to compare."
+    looks = sum(trial["value"] is not None for trial in result["trials"])
+    sentence = "" if result["selection"] in CAVEATS else f"{selection_sentence(result['selection'])} "
+    return (
+        f"{sentence}The best of {looks} looks at the same images is an optimistic number: compare by it, and report the best trial on "
+        "images that took no part, over several seeds."
+    )
+
+
+def _best(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    best = result["best"]
+    if best is None:
+        return []
+    names = short_names(list(best["params"]))
+    params = [(names[key], brief(value)) for key, value in best["params"].items()]
+    return [(result["objective"], f"{best['value']:.4f}"), *params, ("trial", f"{best['number']}, in {best['run']}")]
+
+
+def _in_lines(command: str) -> str:
+    """A command with each override in a line of its own, as a shell takes it."""
+    words = [shlex.quote(word) for word in shlex.split(command)]
+    return " \\\n    ".join([" ".join(words[:3]), *words[3:]])
+
+
+def _row(trial: Mapping[str, Any], keys: list[str]) -> tuple[str, list[str], str]:
+    """Its number, its cells, and why it failed."""
+    value = "failed" if trial["value"] is None else f"{trial['value']:.4f}"
+    params = [brief(trial["params"][key]) if key in trial["params"] else "" for key in keys]
+    return (
+        str(trial["number"]),
+        [*params, value, duration(trial["seconds"]), f"{trial['attempts']} x"],
+        trial.get("why", ""),
+    )
+
+
+def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    sampler = ", ".join(f"{key} {value}" if key != "name" else str(value) for key, value in result["sampler"].items())
+    return [
+        ("each trial", f"rootstock {result['verb']} {result['config']}"),
+        ("objective", f"{result['objective']}, {result['direction']}"),
+        ("selection", f"{result['selection']}. {selection_sentence(result['selection'])}"),
+        ("sampler", sampler),
+        ("directory", result["run"]),
+    ]

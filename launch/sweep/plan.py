@@ -1,0 +1,211 @@
+"""What a sweep's file says, checked as a whole before anything starts.
+
+A trial is the command `rootstock VERB CONFIG set... search... run.dir=DIR/trial-0007`, nothing else; with `verb: run` it is a pipeline, so
+that pretraining can be tuned by the probe that follows it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from ...core.config import Choice, ConfigError, Section, find, load
+from ...core.wording import show
+from ..plan import plan as plan_pipeline
+from ..verbs import resolve
+from .held_out import LOOKED, Objective, admitted, chosen_by, read_objective
+from .space import SAMPLERS, Span, read_space
+
+# A folder that no trial has, wherever the sweep's own is: a pipeline's stages name each other by it, and nothing is written.
+_NOWHERE = Path("TRIAL")
+Stages = Mapping[str, tuple[str, Mapping[str, Any]]]  # verb and resolved config by name; of one run, ""
+
+
+def place(*, dir: str) -> None:
+    """The `run` section. dir: the folder of all trials, result.json and report.html."""
+
+
+def sweep(
+    *,
+    run: Annotated[dict[str, Any], Section(place)],
+    verb: Literal["pretrain", "probe", "finetune", "adapt", "run"],
+    config: str,
+    set: dict[str, Any] = {},
+    search: dict[str, dict[str, Any]],
+    trials: int | None = None,
+    objective: str | None = None,
+    direction: Literal["maximize", "minimize"] = "maximize",
+    selection: Literal["train-split", "source-val", "tuned-on-target", "oracle"] | None = None,
+    sampler: Annotated[dict[str, Any], Choice(SAMPLERS)] = {"name": "tpe"},
+    storage: str = "sqlite",
+    study: str | None = None,
+) -> None:
+    """A sweep's file. verb, config: what a trial runs; `run` is a pipeline. set: {dotted key: value} over the config, for all trials.
+
+    search: {dotted key: {log, uniform, int or choice: ...}}; keys of a pipeline are stages.NAME.KEY. trials: how many in all (a grid: all).
+    objective: TEST/PROTOCOL/METRIC or watch/MEASURE, of a pipeline with STAGE/ before it. selection: an explicit word where the objective
+    looks at a test set or at a target. storage: sqlite, journal (for network disks; both in run.dir), or a database URL. study: its name
+    there, that of run.dir by default.
+    """
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A checked sweep. config: the file, resolved. file: the config of a trial, as found. base: what every trial has in common.
+
+    identity: all of it that may not change while the sweep goes on.
+    """
+
+    config: dict[str, Any]
+    dir: Path
+    verb: str
+    file: str
+    base: list[str]
+    space: dict[str, Span]
+    trials: int
+    objective: Objective
+    selection: str
+    identity: dict[str, Any]
+
+    @property
+    def maximize(self) -> bool:
+        return self.config["direction"] == "maximize"
+
+    def folder(self, number: int) -> Path:
+        return self.dir / f"trial-{number:04d}"
+
+    def overrides(self, number: int, params: Mapping[str, Any]) -> list[str]:
+        """The trial's command line after the config."""
+        return [*self.base, *_overrides(params), _run_dir(self.folder(number))]
+
+    def command(self, params: Mapping[str, Any], *more: str) -> str:
+        """What repeats a trial by hand."""
+        return shlex.join(["rootstock", self.verb, self.file, *self.base, *_overrides(params), *more])
+
+
+def plan(path: str, overrides: Sequence[str]) -> Sweep:
+    """Read and check a sweep; nothing is written. Raises ConfigError with what is wrong with the file and its search keys, and UserError
+    for an objective that may not be tuned on.
+    """
+    config = load(path, sweep, overrides)
+    problems: list[str] = []
+    space = read_space(config["search"], problems)
+    for section, keys in (("set", config["set"]), ("search", config["search"])):
+        problems += [f"{section}.{key}: {why}" for key in keys if (why := _refused(section, key))]
+    trials = _trials(config, space, problems)
+    if problems:
+        raise ConfigError(problems, path)
+    beside = find(path, sweep.__name__).parent / config["config"]
+    file = str(beside) if beside.is_file() else config["config"]
+    base = _overrides(config["set"])
+
+    def stages(params: Mapping[str, Any]) -> Stages:
+        return _resolve(config["verb"], file, [*base, *_overrides(params), _run_dir(_NOWHERE)])
+
+    first = {key: span.values[0] for key, span in space.items()}
+    resolved = _check_space(space, first, stages, path)
+    objective = read_objective(config["objective"], config["verb"], resolved)
+    verb, measured = resolved[objective.stage]
+    chosen = chosen_by(objective, verb, measured, config["selection"])
+    selection = admitted(chosen, resolved)
+    base += _tell_selection(selection, resolved)
+    kept = ("verb", "search", "direction", "sampler")
+    identity = {key: config[key] for key in kept} | {
+        "objective": "/".join(filter(None, objective)),
+        "selection": selection,
+        # As resolved, so that an edit of the config that trials are made from is noticed.
+        "config": {name or verb: _without_run(section) for name, (verb, section) in stages(first).items()},
+    }
+    return Sweep(
+        config, Path(config["run"]["dir"]), config["verb"], file, base, space, trials, objective, selection, identity
+    )
+
+
+def _refused(section: str, key: str) -> str:
+    """Why a key may not be there; empty where it may."""
+    parts = key.split(".")
+    inner = parts[2:] if parts[0] == "stages" else parts  # of a pipeline's stage
+    if inner == ["run", "dir"]:
+        return "each trial gets a folder of its own; take it out"
+    if section == "search" and inner in (["seed"], ["seeds"]):
+        return "a seed is no hyper-parameter; the best of several seeds is luck"
+    if section == "search" and inner[:1] == ["run"]:
+        return "what is under run changes no result; put it under set"
+    return ""
+
+
+def _trials(config: Mapping[str, Any], space: Mapping[str, Span], problems: list[str]) -> int:
+    """How many; of a grid, all combinations by default."""
+    most = math.inf
+    if config["sampler"]["name"] == "grid":
+        counts = [len(span.points) if span.points is not None else 0 for span in space.values()]
+        without = [key for key, span in space.items() if span.points is None]
+        problems += [f"search.{key}: a grid needs a choice, or int, here" for key in without]
+        most = math.prod(counts) if not without else most
+    trials = config["trials"] if config["trials"] is not None else most
+    if trials == math.inf:
+        problems.append("trials: missing; say how many")
+    elif not 1 <= trials <= most:
+        problems.append(
+            f"trials: expected 1 or more{f', and at most the {most} points of the grid' if most < math.inf else ''}, got {trials}"
+        )
+    return 0 if trials == math.inf else int(trials)
+
+
+def _resolve(verb: str, file: str, overrides: list[str]) -> Stages:
+    if verb != "run":
+        return {"": (verb, resolve(verb, file, overrides))}
+    _, jobs = plan_pipeline(file, overrides, resolve)
+    return {job.name: (job.verb, job.resolved) for job in jobs if job.seed == jobs[0].seed}
+
+
+def _check_space(
+    space: Mapping[str, Span], first: Mapping[str, Any], stages: Callable[[Mapping[str, Any]], Stages], path: str
+) -> Stages:
+    """Resolve every value that is named: the ends or the choices of one key at a time, the others at their first; returns the first.
+
+    Raises ConfigError with all that are refused.
+    """
+    problems: list[str] = []
+    try:
+        resolved = stages(first)
+    except ConfigError as error:
+        where = f"{error.where}: " if error.where else ""
+        of_search = tuple(f"{key}{end}" for key in space for end in ".:")
+        lines = [f"search.{line}" if line.startswith(of_search) else where + line for line in error.problems]
+        raise ConfigError(lines, path) from None
+    for key, span in space.items():
+        for value in span.values[1:]:
+            try:
+                stages({**first, key: value})
+            except ConfigError as error:
+                problems += [f"search.{key}: with {show(value)}: {problem}" for problem in error.problems]
+    if problems:
+        raise ConfigError(problems, path)
+    return resolved
+
+
+def _tell_selection(word: str, stages: Stages) -> list[str]:
+    """So that each trial's result says how its hyper-parameters were chosen; what a config admits to already, it goes on saying."""
+    return [
+        f"{f'stages.{name}.' if name else ''}data.selection={word}"
+        for name, (_, section) in stages.items()
+        if "selection" in section["data"] and section["data"]["selection"] not in LOOKED
+    ]
+
+
+def _overrides(values: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+
+
+def _run_dir(folder: Path) -> str:
+    return f"run.dir={json.dumps(str(folder), ensure_ascii=False)}"
+
+
+def _without_run(section: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if key != "run"}

@@ -1,0 +1,263 @@
+"""A sweep's trials in Optuna's storage, and which of its workers owns which of them.
+
+Optuna knows parameters, states and values; who works on a trial is told by a lock on a file in its folder, which the system frees however
+the owner ends. So a trial that is running, but whose lock is free, is anyone's to take over: under its number, with its parameters, in
+its folder, from its checkpoint. Optuna's own heartbeat would instead fail it after a while and retry it as another trial.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import platform
+import uuid
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from ...core import config
+from ...core.checkpoint import write_text
+from ...core.errors import UserError
+from ...core.run import differing
+from .plan import Sweep
+from .space import SAMPLERS
+
+try:
+    import optuna
+    import sqlalchemy.exc
+except ImportError as error:
+    raise UserError("rootstock sweep needs Optuna; `pip install 'rootstock[sweep]'`") from error
+
+State = optuna.trial.TrialState
+StorageError = optuna.exceptions.StorageInternalError
+_LOCK, _PLACE, _OWNER = ".sweep.lock", ".place", ".owner"
+_PATIENCE = 60.0  # seconds for which a locked SQLite file is waited for
+
+
+@dataclass
+class Claim:
+    """A trial that this process owns until `free`. params: as its config takes them. before: how often it was begun before."""
+
+    number: int
+    params: dict[str, Any]
+    trial: optuna.Trial
+    lock: IO[str]
+    before: int
+
+    def free(self) -> None:
+        self.lock.close()
+
+
+class Study:
+    """The study of a sweep, created or joined.
+
+    Machines that share run.dir and storage take over from each other; those that share only a database take new trials beside each other,
+    and what one leaves is resumed where it lies.
+    """
+
+    def __init__(self, sweep: Sweep) -> None:
+        """Raises UserError: no such storage, or another sweep in run.dir or in the study."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.sweep = sweep
+        try:
+            sweep.dir.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(f"run.dir: {sweep.dir} is a file; choose another run.dir") from None
+        except PermissionError:
+            raise UserError(f"run.dir: {sweep.dir} cannot be written; choose another run.dir") from None
+        with self._alone():
+            _check_folder(sweep)
+            self.place = _place(sweep.dir)
+            # Of a database Optuna keeps a cache, which has to hear of the trials that we make.
+            self.storage = optuna.storages.get_storage(_open_storage(sweep))
+            self.name: str = sweep.config["study"] or sweep.dir.resolve().name
+            self.study = optuna.create_study(
+                storage=self.storage, study_name=self.name, direction=sweep.config["direction"], load_if_exists=True
+            )
+            self.id = self.storage.get_study_id_from_name(self.name)
+            self._check_identity()
+            told = sweep.config | {"trials": sweep.trials, "storage": _without_password(sweep.config["storage"])}
+            text = yaml.safe_dump(told, sort_keys=False, allow_unicode=True, width=120)
+            write_text(sweep.dir / "config.yaml", text, shared=True)
+
+    def trials(self) -> list[optuna.trial.FrozenTrial]:
+        """The sweep's trials so far, by number. Beyond `trials` are only those that machines without a common disk made at one moment."""
+        return [trial for trial in self.study.get_trials(deepcopy=False) if trial.number < self.sweep.trials]
+
+    @property
+    def finished(self) -> bool:
+        found = self.trials()
+        return len(found) == self.sweep.trials and all(trial.state.is_finished() for trial in found)
+
+    def claim(self) -> Claim | None:
+        """A trial that nobody works on any more, else a new one; None while the others have all that is left."""
+        with self._alone():
+            for frozen in self.trials():
+                if frozen.state == State.RUNNING and frozen.user_attrs.get("place") == self.place:
+                    lock = _own(self.sweep.folder(frozen.number))
+                    if lock is None:
+                        continue
+                    trial_id = self._id(frozen.number)
+                    # Its owner may have finished it between the reading and the locking.
+                    if self.storage.get_trial(trial_id).state == State.RUNNING:
+                        return self._draw(frozen.number, trial_id, lock)
+                    lock.close()
+            if len(self.trials()) >= self.sweep.trials:
+                return None
+            return self._new()
+
+    def _new(self) -> Claim | None:
+        # Not Study.ask: a kill behind it would leave a trial that is in no place.
+        attributes = {"place": self.place, "host": platform.node(), "dir": str(self.sweep.dir.resolve())}
+        template = optuna.trial.create_trial(state=State.RUNNING, user_attrs=attributes)
+        trial_id = self.storage.create_new_trial(self.id, template)
+        number = self.storage.get_trial(trial_id).number
+        if number >= self.sweep.trials:  # another machine was quicker
+            self.storage.set_trial_state_values(trial_id, State.FAIL)
+            return None
+        lock = _own(self.sweep.folder(number))
+        assert lock is not None, "a new trial has no owner"
+        return self._draw(number, trial_id, lock)
+
+    def _draw(self, number: int, trial_id: int, lock: IO[str]) -> Claim:
+        """The trial with its parameters: those that it has are kept, so this may be done again after a kill in the middle."""
+        try:
+            with _quietly():
+                self.study.sampler = config.build(self.sweep.config["sampler"], SAMPLERS, number, self.sweep.space)
+                trial = optuna.Trial(self.study, trial_id)
+                params = {key: span.draw(trial, key) for key, span in self.sweep.space.items()}
+            before = trial.user_attrs.get("attempts", 0)
+            trial.set_user_attr("attempts", before + 1)
+        except BaseException:
+            lock.close()
+            raise
+        return Claim(number, params, trial, lock, before)
+
+    def note(self, claim: Claim, **facts: Any) -> None:
+        """Keep facts with an unfinished trial; one that somebody finished from outside keeps what it has."""
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            for key, value in facts.items():
+                claim.trial.set_user_attr(key, value)
+
+    def tell(self, claim: Claim, value: float | None, why: str = "") -> None:
+        """Finish a trial: with its value, or as failed with why. Its lock stays with the claim."""
+        if value is None:
+            self.note(claim, why=why)
+        state = State.FAIL if value is None else State.COMPLETE
+        with _quietly():
+            self.study.tell(claim.trial, value, state=state, skip_if_finished=True)
+
+    def _id(self, number: int) -> int:
+        return self.storage.get_trial_id_from_study_id_trial_number(self.id, number)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Of all workers on this disk, one at a time."""
+        with open(self.sweep.dir / _LOCK, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _check_identity(self) -> None:
+        known = self.study.user_attrs.get("sweep")
+        if known is None:
+            if self.study.get_trials(deepcopy=False):
+                raise UserError(
+                    f"the study {self.name} holds trials of something else; choose another study (or run.dir)"
+                )
+            if left := sorted(self.sweep.dir.glob("trial-*")):
+                raise UserError(
+                    f"run.dir: {self.sweep.dir} holds {left[0].name}, but the storage knows nothing of it; restore the storage, or "
+                    "choose another run.dir"
+                )
+            self.study.set_user_attr("sweep", self.sweep.identity)
+            return
+        # As the storage gives it back: JSON.
+        changed = differing(known, json.loads(json.dumps(self.sweep.identity)))
+        if changed:
+            listed = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, old, new in changed)
+            raise UserError(
+                f"the study {self.name} is of another sweep ({listed}); choose another run.dir (and study), or restore these keys"
+            )
+
+
+def _own(folder: Path) -> IO[str] | None:
+    """The lock of a trial, if nobody holds it."""
+    folder.mkdir(exist_ok=True)
+    file = open(folder / _OWNER, "w")  # noqa: SIM115 - held by the claim
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def _place(folder: Path) -> str:
+    """What the folder is known by in the storage, wherever it is mounted."""
+    path = folder / _PLACE
+    if not path.exists():
+        write_text(path, uuid.uuid4().hex)
+    return path.read_text()
+
+
+def _check_folder(sweep: Sweep) -> None:
+    path = sweep.dir / "config.yaml"
+    if not path.exists():
+        return
+    try:
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        before = None
+    if not isinstance(before, dict) or "search" not in before:
+        raise UserError(f"run.dir: {sweep.dir} holds something else than a sweep; choose another run.dir")
+
+
+def _open_storage(sweep: Sweep) -> optuna.storages.BaseStorage:
+    where = sweep.config["storage"]
+    if where == "journal":
+        from optuna.storages.journal import JournalFileBackend
+
+        return optuna.storages.JournalStorage(JournalFileBackend(str(sweep.dir / "study.journal")))
+    url = f"sqlite:///{sweep.dir / 'study.db'}" if where == "sqlite" else where
+    patience = {"connect_args": {"timeout": _PATIENCE}} if url.startswith("sqlite:") else {}
+    try:
+        return optuna.storages.RDBStorage(url, engine_kwargs=patience)
+    except (
+        ImportError,
+        ValueError,
+        RuntimeError,
+        sqlalchemy.exc.SQLAlchemyError,
+        optuna.exceptions.OptunaError,
+    ) as error:
+        raise UserError(
+            f"storage: {_without_password(where)}: {cause(error)}; expected sqlite, journal, or a database URL such as "
+            "postgresql+psycopg://user@host/name whose driver is installed"
+        ) from error
+
+
+def cause(error: BaseException) -> str:
+    """What a database said, without what SQLAlchemy and Optuna put around it."""
+    inner = error.__cause__ or error
+    return (str(getattr(inner, "orig", None) or inner).splitlines() or [type(inner).__name__])[0]
+
+
+def _without_password(where: str) -> str:
+    from sqlalchemy.engine import make_url
+
+    try:
+        return make_url(where).render_as_string(hide_password=True)
+    except sqlalchemy.exc.ArgumentError:
+        return where
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """What we use of what Optuna calls experimental has been in it for years; the user can do nothing about it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield

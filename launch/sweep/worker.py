@@ -1,0 +1,211 @@
+"""`rootstock sweep`: one of its workers, which begins trials, resumes what others left, and writes the page when all are done.
+
+The same command in another terminal, or on another machine, is another worker of the same sweep.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from typing import Any
+
+from rich.console import Console
+
+from ...core.distributed import world
+from ...core.errors import UserError
+from ..exits import STOPPED
+from ..tables import selection_sentence
+from .outcome import printed, read_result, shown, write_result
+from .page import write_page
+from .plan import Sweep, plan
+from .study import Claim, State, StorageError, Study, cause
+from .trial import CRASHED, MISTAKE, REQUESTS, Attempt, reason, start
+
+_LOOK_AGAIN = 1.0  # seconds between looks at trials that other workers have
+_FAILURES = 3  # without one success: then something is wrong with all of them
+_DEATHS = 3  # of a trial that the system kills, before it counts as failed
+
+
+def run_sweep(path: str, overrides: Sequence[str], slots: int) -> int:
+    """Work on a sweep until all its trials are done; a finished one is told and left alone. slots: trials at one time.
+
+    Returns the exit code. Raises UserError, and KeyboardInterrupt where it was asked to stop, after the trials have saved.
+    """
+    if slots < 1:
+        raise UserError(f"--workers {slots}: expected 1 or more")
+    if world() > 1 or "RANK" in os.environ:
+        raise UserError(
+            "a sweep starts its trials itself; run it without torchrun or accelerate, with --workers N for several at once"
+        )
+    sweep = plan(path, overrides)
+    console = Console(stderr=True, highlight=False, width=None if os.isatty(2) else 160)
+    try:
+        study = Study(sweep)
+        before = read_result(sweep.dir)
+        if study.finished and before is not None and len(before["trials"]) >= sweep.trials:
+            console.print(f"{sweep.dir} is finished; raise trials to go on, or choose another run.dir", markup=False)
+            _tell(console, before)
+            return 0
+        Worker(sweep, study, slots, console).work()
+        if not study.finished:  # what is left belongs to machines that share no disk with this one
+            return 0
+        _tell(console, write_result(study))
+        console.print(f"report: {write_page(sweep.dir)}", markup=False, soft_wrap=True)
+        return 0
+    except StorageError as error:
+        raise UserError(f"storage: {cause(error)}; run the same command to go on when it answers again") from error
+
+
+def _tell(console: Console, result: Mapping[str, Any]) -> None:
+    console.print(printed(result))
+    console.print(selection_sentence(result["selection"]), markup=False, soft_wrap=True)
+    if result["best"] is not None:
+        console.print(f"best: {result['best']['command']}", markup=False, soft_wrap=True)
+
+
+class Worker:
+    """The loop, and what it says on the way."""
+
+    def __init__(self, sweep: Sweep, study: Study, slots: int, console: Console) -> None:
+        self.sweep, self.study, self.slots, self.console = sweep, study, slots, console
+        self.attempts: list[Attempt] = []
+        self.failures = 0  # one after the other, without a success
+        self.waiting: set[int] = set()
+
+    def work(self) -> None:
+        """Until nothing is left that this worker could do. Raises KeyboardInterrupt when asked to stop, UserError when all trials fail."""
+        found = self.study.trials()
+        done = sum(trial.state.is_finished() for trial in found)
+        objective = "/".join(filter(None, self.sweep.objective))
+        self.say(
+            f"sweep {self.sweep.dir}: {self.sweep.trials} trials ({done} done), {self.sweep.config['sampler']['name']}, "
+            f"{self.sweep.config['direction']} {objective} (selection: {self.sweep.selection})"
+        )
+        with _requests(self.attempts) as asked:
+            try:
+                while not asked and (self._begin() or self._others()):
+                    self._listen()
+            finally:
+                self._stop()
+        if asked:
+            raise KeyboardInterrupt
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def _begin(self) -> bool:
+        """Fill the free slots; whether any is filled then."""
+        while len(self.attempts) < self.slots and (claim := self.study.claim()) is not None:
+            slot = next(number for number in range(self.slots) if all(a.slot != number for a in self.attempts))
+            again = f", begun before ({claim.before} x)" if claim.before else ""
+            self.say(f"trial {claim.number:3d}  {shown(claim.params)}{again}")
+            self.attempts.append(start(self.sweep, claim, slot, self.slots, [a.claim for a in self.attempts]))
+        return bool(self.attempts)
+
+    def _others(self) -> bool:
+        """Whether others of this disk still work on trials, which this worker would take over should they be killed."""
+        running = [trial for trial in self.study.trials() if trial.state == State.RUNNING]
+        here = {trial.number for trial in running if trial.user_attrs.get("place") == self.study.place}
+        if here - self.waiting:
+            self.say(f"waiting for {_listed(sorted(here))}, which other workers have")
+        self.waiting = here
+        if running and not here:
+            places = ", ".join(sorted({f"{t.user_attrs.get('host')}:{t.user_attrs.get('dir')}" for t in running}))
+            self.say(
+                f"still to come: {_listed([t.number for t in running])} of {places}, where the same command goes on with them; if that is "
+                f"gone: optuna tell --storage URL --study-name {self.study.name} --trial-number N --state fail"
+            )
+        return bool(here)
+
+    def _listen(self) -> None:
+        """Wait for a trial to end, or for a while, and deal with those that have ended."""
+        wait([attempt.process.sentinel for attempt in self.attempts], _LOOK_AGAIN)
+        for attempt in [attempt for attempt in self.attempts if not attempt.process.is_alive()]:
+            self.attempts.remove(attempt)
+            self._ended(attempt)
+
+    def _ended(self, attempt: Attempt) -> None:
+        claim = attempt.claim
+        attempt.process.join()
+        code = attempt.process.exitcode
+        assert code is not None
+        earlier = claim.trial.user_attrs
+        self.study.note(claim, seconds=round(earlier.get("seconds", 0.0) + attempt.seconds, 1))
+        try:
+            if code == 0:
+                self._succeeded(claim, attempt.seconds)
+            elif code in (MISTAKE, CRASHED):
+                self._failed(claim, reason(self.sweep.folder(claim.number)))
+            elif code == STOPPED or -code in REQUESTS:
+                self.say(f"trial {claim.number:3d}  stopped; resumes with the same command")
+            elif code > 0:
+                raise UserError(f"trial {claim.number}: {reason(self.sweep.folder(claim.number))}")
+            else:
+                self._killed(claim, signal.Signals(-code).name, earlier.get("deaths", 0) + 1)
+        finally:
+            claim.free()
+
+    def _succeeded(self, claim: Claim, seconds: float) -> None:
+        try:
+            value = self.sweep.objective.of(self.sweep.folder(claim.number))
+        except UserError as error:
+            raise UserError(f"objective: {error}; mend it, and choose another run.dir") from error
+        if math.isnan(value):
+            self._failed(claim, f"{self.sweep.objective.name} is not a number")
+            return
+        self.study.tell(claim, value)
+        self.failures = 0
+        known = [(trial.value, trial.number) for trial in self.study.trials() if trial.value is not None]
+        best, number = (max if self.sweep.maximize else min)(known, key=lambda pair: pair[0])
+        self.say(f"trial {claim.number:3d}  {value:.4f} in {seconds:.0f} s; best {best:.4f} of trial {number}")
+
+    def _failed(self, claim: Claim, why: str) -> None:
+        self.study.tell(claim, None, why)
+        self.say(f"trial {claim.number:3d}  failed: {why}")
+        self.failures += 1
+        if self.failures >= _FAILURES and not any(t.state == State.COMPLETE for t in self.study.trials()):
+            raise UserError(
+                f"{self.failures} trials have failed and none has finished; the last, trial {claim.number}: {why} (its log is in "
+                f"{self.sweep.folder(claim.number)}/logs); mend that, and choose another run.dir"
+            )
+
+    def _killed(self, claim: Claim, by: str, deaths: int) -> None:
+        self.study.note(claim, deaths=deaths)
+        if deaths >= _DEATHS:
+            self._failed(claim, f"was killed by {by} {deaths} times, which is what happens where memory runs out")
+        else:
+            self.say(f"trial {claim.number:3d}  was killed by {by}; it is resumed")
+
+    def _stop(self) -> None:
+        """Leave no trial behind: each saves and ends; those that had just finished are told."""
+        for attempt in self.attempts:
+            attempt.ask(signal.SIGTERM)
+        while self.attempts:
+            self._listen()
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return f"trial {', '.join(map(str, numbers))}"
+
+
+@contextmanager
+def _requests(attempts: list[Attempt]) -> Iterator[list[int]]:
+    """The list fills when someone asks to stop. A second Ctrl-C has the trials leave at once."""
+    asked: list[int] = []
+
+    def ask(number: int, _: Any) -> None:
+        if asked and number == signal.SIGINT:
+            for attempt in attempts:
+                attempt.ask(signal.SIGINT)
+        asked.append(number)
+
+    before: Mapping[int, Any] = {number: signal.signal(number, ask) for number in REQUESTS}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
