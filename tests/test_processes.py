@@ -29,7 +29,7 @@ VIT = {
     "args": {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2},
 }
 OPTIM = {"name": "adamw", "lr": 3e-4, "batch_size": BATCH, "duration": STEPS, "warmup": "10%", "weight_decay": 0.05}
-RUN = {"log_every": 1, "workers": 0}
+RUN = {"log_every": 1, "workers": 0, "checkpoint": {"every": "100%"}}
 UNLABELLED = {"train": f"{DATA}#[:100]", "size": 16, "views": "digits"}
 PAIR = {
     "source": f"{DATA}#[:80]",
@@ -86,6 +86,8 @@ def config(folder: Path, name: str) -> str:
         written = {"data": data, "backbone": VIT, "method": method, "optim": OPTIM}
     else:  # with the views and kind of step of the method's config
         written = cases.config(name, "vit", f"{DATA}#[:100]", 0.1, lr=3e-4, batch_size=BATCH, duration=FEW)
+    if verb(name) == "pretrain":  # which would take longer to watch than to train
+        written["evaluate"] = {"watch": None}
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump({**written, "run": RUN}))
     return str(path)
