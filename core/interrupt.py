@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
@@ -19,7 +21,7 @@ def stop_signals() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in REQUESTS:
             before[number] = signal.signal(number, ask)
     except ValueError:  # not the main thread: whoever runs us there keeps the signals
         pass

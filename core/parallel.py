@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
@@ -15,7 +14,7 @@ from torch import nn
 from . import norm
 from .compile import compiled_method
 from .distributed import world
-from .run import Run
+from .run import Run, unannounced
 from .stacks import recompute
 
 
@@ -76,9 +75,7 @@ class Replicated:
 
     def forward(self, fast: bool) -> Callable[..., Any]:
         if world() > 1:
-            with warnings.catch_warnings():
-                # Announced for a torch to come; until then Accelerate has no other way to say it.
-                warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+            with unannounced():
                 self.wrapped = self.run.accelerator.prepare_model(self.method)
         if not fast:
             return self.wrapped

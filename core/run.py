@@ -12,7 +12,7 @@ import os
 import time
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,14 @@ class Interrupted(Exception):
     """Stopped on request after saving; the same command resumes."""
 
 
+@contextlib.contextmanager
+def unannounced() -> Iterator[None]:
+    """Within it, nothing is said of `broadcast_buffers`, announced for a torch to come; Accelerate has no other way to say it yet."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+        yield
+
+
 class Run:
     """One run of one verb, in its folder.
 
@@ -48,9 +56,7 @@ class Run:
         self.seed: int = config["seed"]
         self.started = time.time()
         check(self.options, self.seed)
-        with warnings.catch_warnings():
-            # Announced for a torch to come; until then Accelerate has no other way to say it.
-            warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+        with unannounced():
             buffers = DistributedDataParallelKwargs(broadcast_buffers=False)
         self.accelerator = Accelerator(
             # Without an accelerator, Accelerate would otherwise start the processes and then train each of them alone.

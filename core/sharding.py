@@ -56,9 +56,8 @@ class Sharded:
         half = MixedPrecisionPolicy(param_dtype=self.run.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for block in stacked(self.trained):
             products: list[nn.Module] = [m for m in block.modules() if type(m) is nn.Linear]
-            if (
-                products and self.run.dtype != torch.float32
-            ):  # autocast would round these weights anyway: rounded before they travel they are half as long
+            if products and self.run.dtype != torch.float32:
+                # Autocast would round these weights anyway; rounded before they travel they are half as long.
                 fully_shard(products, mp_policy=half, **options)
             fully_shard(block, **options)
         fully_shard(self.trained, mesh=mesh)
@@ -72,9 +71,9 @@ class Sharded:
 
     @contextmanager
     def unsynced(self) -> Iterator[None]:
-        whole = self.run.options["sharding"] == "zero2"  # then weights stay for all of a step's micro-batches
         self.trained.set_requires_gradient_sync(False)
-        self.trained.set_reshard_after_backward(not whole)
+        # Of zero2 weights stay for all of a step's micro-batches.
+        self.trained.set_reshard_after_backward(self.run.options["sharding"] != "zero2")
         try:
             yield
         finally:

@@ -58,16 +58,20 @@ class Every:
 
 
 class Training(NamedTuple):
-    """What `fit` was called with. groups: the optimizer's."""
+    """What `fit` was called with."""
 
     method: nn.Module
     batches: Batches
     prepare: Callable[[Any], Any]
     optim: Optim
-    groups: list[dict[str, Any]]
     steps: int
     steps_per_epoch: int
     every: Every
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """What the optimizer will be given. Raises UserError as it would."""
+        return [p for group in parameter_groups(self.method, self.optim) for p in group["params"]]
 
 
 def fit(
@@ -92,8 +96,7 @@ def fit(
     what it says is warned of. Raises Interrupted after saving when asked to stop, UserError after repeated non-finite losses.
     """
     form = form_of(method, run)
-    groups = parameter_groups(method, optim)
-    run.plan(steps, Training(method, batches, prepare, optim, groups, steps, steps_per_epoch, every))
+    run.plan(steps, Training(method, batches, prepare, optim, steps, steps_per_epoch, every))
     trained = form.place()
     optimizer = optim.build(trained)
     loop = Loop(trained, optimizer, optim, run, steps, steps_per_epoch, seed, sliced=form.sliced)

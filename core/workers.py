@@ -12,6 +12,7 @@ from multiprocessing.process import BaseProcess
 import torch
 
 from .errors import UserError
+from .interrupt import REQUESTS
 
 
 class WorkerLost(UserError):
@@ -30,7 +31,7 @@ def begin(_: int) -> None:
     """The `worker_init_fn` of every loader."""
     torch.set_num_threads(1)
     # Ctrl-C reaches the whole group, and SLURM's signals every process of a job; the main process decides when to stop, and ends us.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in REQUESTS:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -149,7 +149,7 @@ def _training(training: Training, resolved: Mapping[str, Any], processes: int, m
     chunk = f", encoded {options['chunk']:,} at a time" if options["chunk"] else ""
     each = " of each domain" if "source" in resolved["data"] else ""
     parameters = list(training.method.parameters())
-    trained = sum(p.numel() for group in training.groups for p in group["params"])
+    trained = sum(p.numel() for p in training.trained)
     return {
         "batch": f"{optim.batch_size:,} in all{each} = {processes} processes x {options['accumulate']} micro-batches x {micro:,}{chunk}",
         "steps": f"{training.steps:,} of {training.steps_per_epoch:,} an epoch, {training.steps / training.steps_per_epoch:.4g} epochs; "

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError
+from ..core.interrupt import REQUESTS
 from .exits import STOPPED
 
 LAUNCHER, LOG = "ROOTSTOCK_LAUNCHER", "ROOTSTOCK_LOG"
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
@@ -147,7 +147,7 @@ def _forwarding() -> Iterator[None]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
-    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    before = {number: signal.signal(number, forward) for number in REQUESTS}
     try:
         yield
     finally:
@@ -172,7 +172,7 @@ def _ended(error, logs: Path, answers: Collection[int]) -> int:
     code = failure.exitcode
     if code in answers:
         return code
-    if code == STOPPED or -code in FORWARDED:
+    if code == STOPPED or -code in REQUESTS:
         return STOPPED
     if code == 2:
         if rank != 0:  # the first has said its sentence itself

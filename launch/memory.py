@@ -43,7 +43,7 @@ def expected(
     of_size: the training with batches of so many images. images: those of a forward pass.
     """
     method = training.method
-    trained = _bytes(p for group in training.groups for p in group["params"])
+    trained = _bytes(training.trained)
     weights = _bytes([*method.parameters(), *method.buffers()])
     moments = PER_PARAMETER[training.optim.name] * trained
     small, large = (_activations(of_size(n)) for n in MEASURED)

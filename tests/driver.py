@@ -8,6 +8,8 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +41,10 @@ def command(job: dict[str, Any]) -> None:
     main()
 
 
-def answer(job: dict[str, Any]) -> int:
+def answer(work: Callable[[], None]) -> int:
     """In the child: the exit code that Python itself would end with."""
     try:
-        command(job)
+        work()
     except SystemExit as end:
         return int(end.code or 0)
     except BaseException:
@@ -55,7 +57,7 @@ if __name__ == "__main__":
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            code = answer(json.loads(line))
+            code = answer(partial(command, json.loads(line)))
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)

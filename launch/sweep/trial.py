@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
+from ...core.interrupt import REQUESTS
 from ..exits import answer
 from ..launcher import stop_with_parent
 from .plan import Sweep
@@ -24,7 +25,6 @@ from .study import Claim
 
 MISTAKE, CRASHED = 2, 70  # exit codes beside those of exits.py, which has none of its own for a traceback
 LOG = "logs/trial.log"
-REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,14 @@ from rich.console import Console
 
 from ...core.distributed import world
 from ...core.errors import UserError
+from ...core.interrupt import REQUESTS
 from ..exits import STOPPED
 from ..tables import selection_sentence
 from .outcome import printed, read_result, shown, write_result
 from .page import write_page
 from .plan import Sweep, plan
 from .study import Claim, State, StorageError, Study, cause
-from .trial import CRASHED, MISTAKE, REQUESTS, Attempt, reason, start
+from .trial import CRASHED, MISTAKE, Attempt, reason, start
 
 _LOOK_AGAIN = 1.0  # seconds between looks at trials that other workers have
 _FAILURES = 3  # without one success: then something is wrong with all of them

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-import traceback
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ import rootstock.launch.sweep.worker
 import rootstock.launch.verbs  # noqa: F401 - imported before forking
 from rootstock.core import loop
 from rootstock.launch.cli import main
+from rootstock.tests.driver import answer
 
 PATIENCE = 60.0
 
@@ -52,8 +53,7 @@ def forbid_gpus_to_workers() -> None:
         torch._C._cuda_getDeviceCount = counting  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def answer(job: dict[str, Any]) -> int:
-    """In the child: the exit code that Python itself would end with."""
+def command(job: dict[str, Any]) -> None:
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -61,21 +61,14 @@ def answer(job: dict[str, Any]) -> int:
     forbid_gpus_to_workers()
     if job["fault"] is not None:
         inject(job["fault"])
-    try:
-        main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    except BaseException:
-        traceback.print_exc()
-        return 1
-    return 0
+    main()
 
 
 def child(job: dict[str, Any]) -> int:
     pid = os.fork()
     if pid == 0:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        code = answer(job)
+        code = answer(partial(command, job))
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
