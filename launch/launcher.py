@@ -6,9 +6,11 @@ dies; and the exit code says how it ended.
 
 import contextlib
 import ctypes
+import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from .exits import STOPPED
 
 LAUNCHER, LOG = "ROOTSTOCK_LAUNCHER", "ROOTSTOCK_LOG"
 PR_SET_PDEATHSIG = 1  # of prctl(2)
+GRACE = 3.0  # seconds that processes have after a second Ctrl-C; one that waits for another in a collective hears no signal
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,14 @@ def start(
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import elastic_launch
 
+    # It tells of each process that ended or is told to end; how the launch ended is said once, by `_ended` or the processes.
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     command = ["-m", "rootstock", *arguments]
-    with _environment({LAUNCHER: str(os.getpid()), LOG: str(logs.absolute() / "rank-0.log")}), _forwarding():
+    with _environment({LAUNCHER: str(os.getpid()), LOG: str(logs.absolute() / "rank-0.log")}), _forwarding() as asked:
         try:
             elastic_launch(_settings(where, logs, patience), sys.executable)(*command)
         except ChildFailedError as error:
-            return _ended(error, logs, answers)
+            return STOPPED if _at_once(asked) else _ended(error, logs, answers)
         except (RendezvousError, DistError) as error:
             reason = (str(error.__cause__ or error) or "some did not come in time").splitlines()[0]
             raise Apart(
@@ -137,22 +142,46 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _forwarding() -> Iterator[None]:
-    """Within it, a request to stop goes to every worker; without workers yet, it ends the launch."""
+def _forwarding() -> Iterator[list[int]]:
+    """Within it, a request to stop goes to every worker and into the list; without workers yet, it ends the launch. After a second
+    Ctrl-C who has not left when GRACE is over is killed."""
+    asked: list[int] = []
+    impatience = threading.Timer(GRACE, _kill)
 
     def forward(number: int, _: object) -> None:
-        if not (found := _workers()):
+        if not _send(number):
             raise KeyboardInterrupt
-        for pid in found:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+        asked.append(number)
+        if _at_once(asked) and not impatience.is_alive():
+            with contextlib.suppress(RuntimeError):  # it has been
+                impatience.start()
 
     before = {number: signal.signal(number, forward) for number in REQUESTS}
     try:
-        yield
+        yield asked
     finally:
+        impatience.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _at_once(asked: Sequence[int]) -> bool:
+    """Whether someone wants to leave without saving: Ctrl-C after another request."""
+    return signal.SIGINT in asked[1:]
+
+
+def _kill() -> None:
+    if _send(signal.SIGKILL):
+        print(f"killed what still ran {GRACE:g} s after the second Ctrl-C; the same command resumes", file=sys.stderr)
+
+
+def _send(number: int) -> bool:
+    """Send a signal to every worker; False without any."""
+    found = _workers()
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+    return bool(found)
 
 
 def _workers() -> list[int]:

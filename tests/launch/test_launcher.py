@@ -13,6 +13,7 @@ import psutil
 import pytest
 import yaml
 
+from rootstock.core import checkpoint, state
 from rootstock.core.errors import UserError
 from rootstock.launch.launcher import Places, places
 
@@ -88,6 +89,12 @@ def workers(launcher: int) -> dict[int, psutil.Process]:
     return {int(child.environ()["RANK"]): child for child in psutil.Process(launcher).children()}
 
 
+def pending(process: psutil.Process, number: signal.Signals) -> bool:
+    """Whether a signal waits for a process."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return any(int(line.split()[1], 16) >> number - 1 & 1 for line in status.splitlines() if line.startswith("ShdPnd"))
+
+
 def test_a_launch_is_one_run_whatever_its_processes(config: str, tmp_path: Path, rootstock: Rootstock) -> None:
     """Asked by one rank, both save together; on four processes it goes on, and the losses are those of one all along."""
     straight, run = tmp_path / "straight", tmp_path / "run"
@@ -117,6 +124,26 @@ def test_a_request_to_the_launcher_reaches_all(config: str, tmp_path: Path) -> N
         started.send_signal(signal.SIGTERM)
         _, said = started.communicate()
     assert started.returncode == 130 and said.count("saved at step") == 1, said
+
+
+def test_a_second_ctrl_c_leaves_at_once_even_a_hanging_rank(config: str, tmp_path: Path) -> None:
+    """One rank is frozen, so the other waits for it in a collective, where no signal is heard; all checkpoints are whole."""
+    run = tmp_path / "run"
+    with going(config, run, ENDLESS, "run.checkpoint.every=1") as started:
+        frozen = workers(started.pid)[1]
+        frozen.suspend()
+        while frozen.status() != psutil.STATUS_STOPPED:  # until then it may hear what comes after
+            assert started.poll() is None
+        started.send_signal(signal.SIGINT)
+        while not pending(frozen, signal.SIGINT):  # the launcher has passed it on
+            assert started.poll() is None
+        started.send_signal(signal.SIGINT)
+        _, said = started.communicate(timeout=60)
+        assert not processes(run)
+    assert started.returncode == 130, said
+    assert "killed what still ran 3 s after the second Ctrl-C" in said
+    assert checkpoint.latest(run / "checkpoints", pytest.fail) is not None
+    assert state.look(run)["state"] in ("killed", "preempted")
 
 
 def test_who_fails_first_is_said_and_the_others_end(config: str, tmp_path: Path) -> None:
