@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..core.classifier import Classifier
 from ..core.distributed import all_reduce_sum, world
+from ..core.precision import wide
 from .dann import DANN, domains
 from .reversal import reverse
 
@@ -70,14 +71,14 @@ class CDAN(DANN):
 
     def domain_loss(self, features: Tensor, logits: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
         """The domains' mean of their weighted binary cross-entropies, and the discriminator's logits [2, N]."""
-        predictions = logits.float().softmax(-1)
+        predictions = wide(logits).softmax(-1)
         crossed = self.map(features.flatten(0, 1), predictions.detach().flatten(0, 1).to(features.dtype))
-        guesses = self.discriminator(reverse(crossed, weight)).float().unflatten(0, (2, -1))
+        guesses = wide(self.discriminator(reverse(crossed, weight))).unflatten(0, (2, -1))
         error = F.binary_cross_entropy_with_logits(guesses, domains(guesses), reduction="none")
         if not self.entropy:
             return error.mean(), guesses
         # H is computed from log-softmax: no log of 0.
-        uncertainty = -(predictions * logits.float().log_softmax(-1)).sum(-1)
+        uncertainty = -(predictions * wide(logits).log_softmax(-1)).sum(-1)
         certainty = 1.0 + torch.exp(-reverse(uncertainty, weight))
         total = all_reduce_sum(certainty.detach().sum(1)) / world()
         return ((certainty * error).sum(1) / total).mean(), guesses

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..core.backbone import Backbone
 from ..core.chunk import encode
 from ..core.classifier import Classifier
+from ..core.precision import wide
 from ..core.sample import Pair
 from ..core.train import Step
 from .reversal import Discriminator, reversal_weight, reverse
@@ -53,8 +54,7 @@ class DANN(nn.Module):
             self.backbone, torch.stack([batch.source.images, batch.target.images]), self.chunk
         )  # [2, N, D]
         logits = self.classifier.head(features)  # [2, N, K]
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        loss = F.cross_entropy(logits[0].to(dtype), batch.source.labels, label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(wide(logits[0]), batch.source.labels, label_smoothing=self.label_smoothing)
         domain, guesses = self.domain_loss(features, logits, reversal_weight(progress, self.reversal))
         with torch.no_grad():
             metrics = {
@@ -67,7 +67,7 @@ class DANN(nn.Module):
     def domain_loss(self, features: Tensor, logits: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
         """Binary cross-entropy over both domains, and the discriminator's logits [2, N]."""
         guesses = self.discriminator(reverse(features.flatten(0, 1), weight)).unflatten(0, (2, -1))
-        guesses = guesses.to(torch.promote_types(guesses.dtype, torch.float32))
+        guesses = wide(guesses)
         return F.binary_cross_entropy_with_logits(guesses, domains(guesses)), guesses
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..core.backbone import Backbone
 from ..core.classifier import Classifier
+from ..core.precision import wide
 from ..core.sample import Pair
 from ..core.train import Step
 
@@ -30,7 +31,7 @@ class SourceOnly(nn.Module):
 
     def forward(self, batch: Pair, progress: float) -> Step:
         logits = self.classifier(batch.source.images)
-        loss = F.cross_entropy(logits.float(), batch.source.labels, label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(wide(logits), batch.source.labels, label_smoothing=self.label_smoothing)
         with torch.no_grad():
             accuracy = (logits.argmax(1) == batch.source.labels).float().mean()
         return Step(loss, {"source_accuracy": accuracy})

@@ -24,6 +24,7 @@ from ..core.mixing import Mixing, mix
 from ..core.optim import Optim
 from ..core.order import SHUFFLES, Order
 from ..core.pictures import denormalise, save_map, save_sheet
+from ..core.precision import wide
 from ..core.presets import VIEWS
 from ..core.run import Run
 from ..core.sample import Labelled, Sample
@@ -139,7 +140,7 @@ class FineTune(nn.Module):
     def forward(self, batch: Labelled, progress: float) -> Step:
         """batch.images: [N, C, h, w]; labels of mixed images, [N, K], count as right what is most of the image."""
         logits = self.classifier(batch.images)
-        loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(wide(logits), batch.labels, label_smoothing=self.label_smoothing)
         labels = batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(1)
         return Step(loss, {"train_accuracy": (logits.argmax(1) == labels).float().mean()})
 

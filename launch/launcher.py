@@ -22,7 +22,9 @@ from .exits import STOPPED
 
 LAUNCHER, LOG = "ROOTSTOCK_LAUNCHER", "ROOTSTOCK_LOG"
 PR_SET_PDEATHSIG = 1  # of prctl(2)
-GRACE = 3.0  # seconds that processes have after a second Ctrl-C; one that waits for another in a collective hears no signal
+GRACE = (
+    3.0  # seconds that processes have after a second Ctrl-C; one that waits for another in a collective hears no signal
+)
 
 
 @dataclass(frozen=True)

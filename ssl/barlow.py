@@ -9,6 +9,7 @@ from ..core.backbone import Backbone
 from ..core.chunk import encode
 from ..core.distributed import gather, world
 from ..core.errors import UserError
+from ..core.precision import wide
 from ..core.sample import Views
 from ..core.train import Step
 from .heads import mlp, project
@@ -24,8 +25,7 @@ def cross_correlation(first: Tensor, second: Tensor) -> Tensor:
     first, second: [N, D] embeddings of two views of the same N images, row i with row i; standardised here.
     """
     with torch.autocast(first.device.type, enabled=False):
-        dtype = torch.promote_types(first.dtype, torch.float32)
-        a, b = (_standardised(z.to(dtype)) for z in (first, second))
+        a, b = (_standardised(wide(z)) for z in (first, second))
         return a.T @ b / len(first)
 
 

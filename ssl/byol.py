@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..core.backbone import Backbone
 from ..core.chunk import encode
 from ..core.ema import follow, teacher_of
+from ..core.precision import wide
 from ..core.sample import Views
 from ..core.schedules import cosine
 from ..core.train import Step
@@ -24,8 +25,7 @@ def byol_loss(predictions: Tensor, targets: Tensor) -> Tensor:
     predictions, targets: [2, N, D]; the prediction of each view meets the target of the other. Returns the mean over N.
     """
     with torch.autocast(predictions.device.type, enabled=False):
-        dtype = torch.promote_types(predictions.dtype, torch.float32)
-        cosines = F.cosine_similarity(predictions.to(dtype), targets.flip(0).to(dtype), dim=-1)
+        cosines = F.cosine_similarity(wide(predictions), wide(targets.flip(0)), dim=-1)
         return (2.0 - 2.0 * cosines).mean(1).sum()
 
 

@@ -10,6 +10,7 @@ from ..core.backbone import Backbone
 from ..core.chunk import encode, with_local
 from ..core.distributed import all_reduce_sum
 from ..core.ema import follow, teacher_of
+from ..core.precision import wide
 from ..core.sample import Views
 from ..core.schedules import cosine, ramp
 from ..core.train import Step
@@ -24,8 +25,7 @@ def dino_targets(teacher_logits: Tensor, center: Tensor, temperature: float | Te
     teacher_logits: [..., K]. center: [K]. Returns probabilities [..., K].
     """
     with torch.autocast(teacher_logits.device.type, enabled=False):
-        dtype = torch.promote_types(teacher_logits.dtype, torch.float32)
-        return ((teacher_logits.to(dtype) - center.to(dtype)) / temperature).softmax(-1)
+        return ((wide(teacher_logits) - center) / temperature).softmax(-1)
 
 
 class DINO(nn.Module):

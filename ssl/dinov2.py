@@ -14,6 +14,7 @@ from ..core.chunk import with_local
 from ..core.distributed import all_reduce_sum, gather, own_rows, world
 from ..core.ema import follow, teacher_of
 from ..core.errors import UserError
+from ..core.precision import wide
 from ..core.sample import Views
 from ..core.schedules import cosine, ramp
 from ..core.tokens import plain_vit
@@ -37,7 +38,7 @@ def koleo(z: Tensor, rows: slice = slice(None)) -> Tensor:
     if len(z) < 2:
         raise ValueError(f"koleo needs [N, D] with N >= 2, got {tuple(z.shape)}")
     with torch.autocast(z.device.type, enabled=False):
-        z = F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
+        z = F.normalize(wide(z), dim=1)
         own = torch.arange(len(z), device=z.device)[rows]
         with torch.no_grad():
             nearest = (z[own] @ z.T).scatter(1, own[:, None], float("-inf")).argmax(1)

@@ -15,6 +15,7 @@ from ..core.colour import eager_cpu
 from ..core.draws import Draws
 from ..core.ema import follow, teacher_of
 from ..core.errors import UserError
+from ..core.precision import wide
 from ..core.sample import Views
 from ..core.schedules import ramp
 from ..core.sincos import fix_positions, sincos
@@ -32,8 +33,7 @@ def ijepa_loss(prediction: Tensor, targets: Tensor, real: Tensor) -> Tensor:
     the real patches of each block, over blocks, and over images: each image counts the same, however large its blocks.
     """
     with torch.autocast(prediction.device.type, enabled=False):
-        dtype = torch.promote_types(prediction.dtype, torch.float32)
-        error = F.smooth_l1_loss(prediction.to(dtype), targets.to(dtype), reduction="none").mean(-1)
+        error = F.smooth_l1_loss(wide(prediction), wide(targets), reduction="none").mean(-1)
         return ((error * real).sum(-1) / real.sum(-1)).mean()
 
 
@@ -220,8 +220,7 @@ class IJEPA(nn.Module):
         assert isinstance(vit, VisionTransformer)
         tokens = transform(vit, embed(vit, images))
         with torch.autocast(images.device.type, enabled=False):
-            patches = tokens[:, vit.num_prefix_tokens :]
-            patches = patches.to(torch.promote_types(patches.dtype, torch.float32))
+            patches = wide(tokens[:, vit.num_prefix_tokens :])
             return F.layer_norm(patches, patches.shape[-1:]), vit.forward_head(tokens, pre_logits=True)
 
     def predict(self, images: Tensor, keep: Tensor, seen: Tensor, wanted: Tensor, real: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from ..core.chunk import encode, with_local
 from ..core.distributed import all_reduce_min, sum_with_gradient, world
 from ..core.draws import Draws
 from ..core.errors import UserError
+from ..core.precision import wide
 from ..core.sample import Views
 from ..core.train import Step
 from .heads import mlp, project
@@ -27,7 +28,7 @@ def prediction_loss(z: Tensor, whole: int) -> Tensor:
 
     z: [V, N, E], the first `whole` of them of whole views, the others of local crops. Returns the mean over V, N and E.
     """
-    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    z = wide(z)
     return (z - z[:whole].mean(0)).square().mean()
 
 
@@ -36,9 +37,9 @@ def characteristic_sums(z: Tensor, directions: Tensor, t: Tensor) -> Tensor:
 
     z: [V, N, E]. directions: [E, K]. t: [T] frequencies. Returns the sums over N of cos and sin, [2, V, K, T].
     """
-    dtype = torch.promote_types(z.dtype, torch.float32)
     with torch.autocast(z.device.type, enabled=False):
-        angles = (z.to(dtype) @ directions.to(dtype))[..., None] * t.to(dtype)  # [V, N, K, T]
+        z = wide(z)
+        angles = (z @ directions.to(z.dtype))[..., None] * t.to(z.dtype)  # [V, N, K, T]
         return torch.stack([angles.cos().sum(1), angles.sin().sum(1)])
 
 

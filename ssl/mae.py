@@ -12,6 +12,7 @@ from ..core.backbone import Backbone
 from ..core.blocks import of_last
 from ..core.draws import Draws
 from ..core.errors import UserError
+from ..core.precision import wide
 from ..core.sample import Views
 from ..core.sincos import fix_positions, sincos
 from ..core.tokens import embed, keep_patches, plain_vit, take, transform
@@ -26,11 +27,10 @@ def mae_loss(prediction: Tensor, patches: Tensor, norm_pix: bool) -> Tensor:
     prediction, patches: [..., patch * patch * C], of hidden patches alone. norm_pix: each patch is standardised by its own mean and
     (unbiased) variance + 1e-6. Returns a scalar.
     """
-    dtype = torch.promote_types(prediction.dtype, torch.float32)
-    target = patches.to(dtype)
+    target = wide(patches)
     if norm_pix:
         target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
-    return (prediction.to(dtype) - target).square().mean()
+    return (wide(prediction) - target).square().mean()
 
 
 class Reconstruction(NamedTuple):

@@ -16,6 +16,7 @@ from ..core.chunk import encode
 from ..core.distributed import gather, own_rows, world
 from ..core.ema import follow, teacher_of
 from ..core.errors import UserError
+from ..core.precision import wide
 from ..core.sample import Views
 from ..core.schedules import cosine
 from ..core.sincos import fix_positions
@@ -28,8 +29,7 @@ from .ranges import above_zero, fraction
 def cosines(queries: Tensor, keys: Tensor) -> Tensor:
     """[V, n, D] and [V, N, D] -> [V, n, N]: each query of a view against the keys of the other view."""
     with torch.autocast(queries.device.type, enabled=False):
-        dtype = torch.promote_types(queries.dtype, torch.float32)
-        return F.normalize(queries.to(dtype), dim=-1) @ F.normalize(keys.to(dtype), dim=-1).flip(0).mT
+        return F.normalize(wide(queries), dim=-1) @ F.normalize(wide(keys), dim=-1).flip(0).mT
 
 
 def info_nce(similarities: Tensor, own: Tensor, temperature: float) -> Tensor:
@@ -39,7 +39,7 @@ def info_nce(similarities: Tensor, own: Tensor, temperature: float) -> Tensor:
     are its negatives. Returns the mean over n, summed over the two directions.
     """
     with torch.autocast(similarities.device.type, enabled=False):
-        logits = similarities.to(torch.promote_types(similarities.dtype, torch.float32)) / temperature
+        logits = wide(similarities) / temperature
         return 2.0 * temperature * 2.0 * F.cross_entropy(logits.flatten(0, 1), own.repeat(2))
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.errors import UserError
+from ..core.precision import wide
 from .heads import project
 
 Reduce = Callable[[Tensor], Tensor]
@@ -71,7 +72,7 @@ class PrototypeHead(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """[..., D] -> the bottleneck, [..., bottleneck], of length 1."""
         z = project(self.mlp, x) if self.norm else self.mlp(x)
-        return F.normalize(z.float() if z.dtype in (torch.float16, torch.bfloat16) else z, dim=-1)
+        return F.normalize(wide(z), dim=-1)
 
     def compare(self, z: Tensor, frozen: bool | Tensor = False) -> Tensor:
         """The bottleneck, [..., bottleneck], with every prototype: [..., K]. The product is of the precision of the run."""
@@ -128,7 +129,7 @@ def sinkhorn(
     if iterations < 1:
         raise ValueError(f"sinkhorn needs at least one iteration, got {iterations}")
     with torch.autocast(logits.device.type, enabled=False):
-        x = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+        x = wide(logits) / temperature
         # A prototype's common factor cancels in its first scaling. Without this one its exponentials may overflow or all vanish.
         # The mean over processes of their largest is near the largest, and a sum is all that it takes: at least one term is 1
         # or more, and none exceeds exp(88) unless processes differ by 88 temperatures (two cosines never do from 0.023 on).
@@ -144,8 +145,7 @@ def sinkhorn(
 def cross_entropy(targets: Tensor, logits: Tensor, temperature: float | Tensor) -> Tensor:
     """-sum_k q_k log softmax(logits / temperature)_k. targets: probabilities [..., K]; logits: [..., K]. Returns [...]."""
     with torch.autocast(logits.device.type, enabled=False):
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        return -(targets.to(dtype) * F.log_softmax(logits.to(dtype) / temperature, dim=-1)).sum(-1)
+        return -(wide(targets) * F.log_softmax(wide(logits) / temperature, dim=-1)).sum(-1)
 
 
 def crops_loss(targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
@@ -158,8 +158,7 @@ def crops_loss(targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
     if s < 2 or s < v:
         raise ValueError(f"crops_loss needs two crops or more, the targets' among them; got {s} for {v} targets")
     with torch.autocast(logits.device.type, enabled=False):
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        q, x = targets.to(dtype), logits.to(dtype) / temperature
+        q, x = wide(targets), wide(logits) / temperature
         # H(q, p) = logsumexp(x) - q.x, and the sum over s of q_t.x_s is one product with the sum: no [V, V + L, N, K] is made.
         lse = x.logsumexp(-1)  # [V + L, N]
         others = lse.sum(0) - lse[:v] - (q * (x.sum(0) - x[:v])).sum(-1)  # [V, N]

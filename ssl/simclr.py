@@ -10,6 +10,7 @@ from ..core.backbone import Backbone
 from ..core.chunk import encode
 from ..core.distributed import gather, own_rows, world
 from ..core.errors import UserError
+from ..core.precision import wide
 from ..core.sample import Views
 from ..core.train import Step
 from .heads import mlp, project
@@ -27,9 +28,8 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float, rows: slice = sli
     if first.shape != second.shape or first.ndim != 2 or len(first) < 2:
         raise ValueError(f"nt_xent needs two [N, D] with N >= 2, got {tuple(first.shape)} and {tuple(second.shape)}")
     n = len(first)
-    dtype = torch.promote_types(first.dtype, torch.float32)
     with torch.autocast(first.device.type, enabled=False):
-        z = F.normalize(torch.cat([first, second]).to(dtype), dim=1)
+        z = F.normalize(wide(torch.cat([first, second])), dim=1)
         own = torch.arange(n, device=z.device)[rows]
         anchors = torch.cat([own, own + n])
         logits = z[anchors] @ z.T / temperature

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..core.backbone import Backbone
 from ..core.draws import Draws
 from ..core.errors import UserError
+from ..core.precision import wide
 from ..core.sample import Views
 from ..core.tokens import embed, plain_vit, transform
 from ..core.train import Step
@@ -34,9 +35,8 @@ def simmim_loss(prediction: Tensor, images: Tensor, hidden: Tensor) -> Tensor:
     counts.
     """
     with torch.autocast(prediction.device.type, enabled=False):
-        dtype = torch.promote_types(prediction.dtype, torch.float32)
-        error = (prediction.to(dtype) - images.to(dtype)).abs().mean(1)
-        weight = hidden.to(dtype)
+        error = (wide(prediction) - wide(images)).abs().mean(1)
+        weight = hidden.to(error.dtype)
         return ((error * weight).sum((1, 2)) / (weight.sum((1, 2)) + 1e-5)).mean()
 
 
@@ -46,7 +46,7 @@ def local_statistics(images: Tensor, window: int) -> tuple[Tensor, Tensor]:
     window: its side in pixels, odd. The deviation is the root of the unbiased variance + 1e-6 (norm_targets in the authors' code
     for Swin V2).
     """
-    x = images.to(torch.promote_types(images.dtype, torch.float32))
+    x = wide(images)
     # Sums over a window as two products: a pooling layer would add up window^2 pixels for each one.
     rows, columns = _windows(x, x.shape[-2], window), _windows(x, x.shape[-1], window)
     count = rows.sum(1)[:, None] * columns.sum(1)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..core.backbone import Backbone
 from ..core.chunk import encode
+from ..core.precision import wide
 from ..core.sample import Views
 from ..core.train import Step
 from .heads import mlp, predictor, project
@@ -21,8 +22,7 @@ def negative_cosine(predictions: Tensor, targets: Tensor) -> Tensor:
     to 1. Whether gradients reach the targets is the caller's to say.
     """
     with torch.autocast(predictions.device.type, enabled=False):
-        dtype = torch.promote_types(predictions.dtype, torch.float32)
-        return -F.cosine_similarity(predictions.to(dtype), targets.flip(0).to(dtype), dim=-1).mean()
+        return -F.cosine_similarity(wide(predictions), wide(targets.flip(0)), dim=-1).mean()
 
 
 class SimSiam(nn.Module):

@@ -10,6 +10,7 @@ from ..core.backbone import Backbone
 from ..core.chunk import encode
 from ..core.distributed import gather, world
 from ..core.errors import UserError
+from ..core.precision import wide
 from ..core.sample import Views
 from ..core.train import Step
 from .barlow import off_diagonal
@@ -25,21 +26,20 @@ def invariance(first: Tensor, second: Tensor) -> Tensor:
     Over rows and dimensions, as the authors' code has it; eq. 5 sums over dimensions, D times as much.
     """
     with torch.autocast(first.device.type, enabled=False):
-        dtype = torch.promote_types(first.dtype, torch.float32)
-        return F.mse_loss(first.to(dtype), second.to(dtype))
+        return F.mse_loss(wide(first), wide(second))
 
 
 def variance(z: Tensor) -> Tensor:
     """v(Z), eq. 1 and 2: by how much the standard deviation of each dimension of [N, D] falls short of 1, on average."""
     with torch.autocast(z.device.type, enabled=False):
-        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        z = wide(z)
         return F.relu(1.0 - (z.var(0) + EPSILON).sqrt()).mean()
 
 
 def covariance(z: Tensor) -> Tensor:
     """c(Z), eq. 3 and 4: the squared covariances of different dimensions of [N, D], summed and divided by D."""
     with torch.autocast(z.device.type, enabled=False):
-        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        z = wide(z)
         centred = z - z.mean(0)
         return off_diagonal(centred.T @ centred / (len(z) - 1)) / z.shape[1]
 

@@ -89,6 +89,17 @@ def workers(launcher: int) -> dict[int, psutil.Process]:
     return {int(child.environ()["RANK"]): child for child in psutil.Process(launcher).children()}
 
 
+def probed(run: Path, config: str, rootstock: Rootstock) -> dict[str, Any]:
+    """What a probe finds in the backbone that a run exported."""
+    probe, path = run / "probe", Path(config).with_name("probe.yaml")
+    digits = "sklearn:digits?size=16#"
+    data = {"train": f"{digits}[:400]", "test": f"{digits}[400:800]", "size": 16}
+    path.write_text(yaml.safe_dump({"data": data, "backbone": {}, "evaluate": {"knn": {}, "linear": {}}}))
+    done = rootstock("probe", str(path), f"backbone.weights={run}", f"run.dir={probe}")
+    assert done.returncode == 0, done.stderr
+    return json.loads((probe / "result.json").read_text())["metrics"]
+
+
 def pending(process: psutil.Process, number: signal.Signals) -> bool:
     """Whether a signal waits for a process."""
     status = Path(f"/proc/{process.pid}/status").read_text()
@@ -96,7 +107,8 @@ def pending(process: psutil.Process, number: signal.Signals) -> bool:
 
 
 def test_a_launch_is_one_run_whatever_its_processes(config: str, tmp_path: Path, rootstock: Rootstock) -> None:
-    """Asked by one rank, both save together; on four processes it goes on, and the losses are those of one all along."""
+    """Asked by one rank, both save together; on four processes it goes on, and the losses are those of one all along,
+    and so are the exported network's numbers in a probe, to the last digit."""
     straight, run = tmp_path / "straight", tmp_path / "run"
     assert rootstock("pretrain", config, f"run.dir={straight}").returncode == 0
     with going(config, run) as started:
@@ -112,6 +124,7 @@ def test_a_launch_is_one_run_whatever_its_processes(config: str, tmp_path: Path,
     history = json.loads((run / "run.json").read_text())["history"]
     assert [part["processes"] for part in history] == [2, 4]
     assert losses(run) == pytest.approx(losses(straight), rel=1e-5)
+    assert probed(straight, config, rootstock) == probed(run, config, rootstock)
     logs = run / "logs"
     assert (
         "interrupted" not in (logs / "rank-0.log").read_text() and f"step {STEPS}" in (logs / "rank-0.log").read_text()
