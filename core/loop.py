@@ -188,14 +188,19 @@ class Loop:
                 )
 
     def log(self, done: int, row: dict[str, Any], progress: Progress) -> dict[str, float]:
-        """Write a row of means over processes, and return them."""
+        """Write a row of means over processes, and return them; of the waits for data the longest counts, the others wait for it."""
         rate = row.pop("lr")
-        values = torch.tensor([float(value) for value in row.values()], device=self.run.device)
-        means = dict(zip(row, (all_reduce_sum(values) / world()).tolist(), strict=True))
+        numbers = [float(value) for value in row.values()]  # on a GPU what is under way ends here, and counts as time
         rates = progress.rates()
+        waits = [rates["data_wait"] if process == self.rank else 0.0 for process in range(self.world)]
+        values = torch.tensor([*numbers, *waits], device=self.run.device)
+        sums = all_reduce_sum(values).tolist()
+        means = {name: total / self.world for name, total in zip(row, sums, strict=False)}
+        waits = sums[len(row) :]
+        rates["data_wait"] = max(waits)
         epoch = done / self.steps_per_epoch
         self.run.metrics({"step": done, "epoch": epoch, **means, "lr": rate, **rates, "skipped": self.non_finite})
-        progress.show(done, means, rates)
+        progress.show(done, means, rates, waits.index(rates["data_wait"]))
         return means
 
     def save(self, done: int) -> None:

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from .distributed import world
 from .run import Run
 
 PLAIN_SECONDS = 5.0
+WORTH_NAMING = 0.05  # share of time that a process waits for data, from which it is named
 
 
 class Progress:
@@ -48,15 +50,18 @@ class Progress:
         self.since += seconds
 
     def rates(self) -> dict[str, float]:
-        """Images per second over all processes, and the fraction of time spent waiting for data, since the last call."""
+        """Images per second over all processes, and the fraction of time this one spent waiting for data, since the last call."""
         now = time.perf_counter()
         seconds = max(now - self.since, 1e-9)
         rates = {"images_per_s": self.images / seconds, "data_wait": min(1.0, self.waited / seconds)}
         self.images, self.waited, self.since = 0, 0.0, now
         return rates
 
-    def show(self, done: int, values: Mapping[str, float], rates: Mapping[str, float]) -> None:
+    def show(self, done: int, values: Mapping[str, float], rates: Mapping[str, float], slowest: int = 0) -> None:
+        """Where several processes train, slowest is the rank that waited longest for data."""
         facts = f"loss {values['loss']:.4f}  {rates['images_per_s']:.0f} images/s  data wait {rates['data_wait']:.0%}"
+        if world() > 1 and rates["data_wait"] >= WORTH_NAMING:
+            facts += f" (rank {slowest})"
         if self.bar is not None:
             self.bar.update(self.task, facts=facts)
             return

@@ -22,9 +22,9 @@ from .exits import STOPPED
 
 LAUNCHER, LOG = "ROOTSTOCK_LAUNCHER", "ROOTSTOCK_LOG"
 PR_SET_PDEATHSIG = 1  # of prctl(2)
-GRACE = (
-    3.0  # seconds that processes have after a second Ctrl-C; one that waits for another in a collective hears no signal
-)
+PATIENCE = 600  # seconds that nodes wait for each other
+# Seconds that processes have after a second Ctrl-C: one that waits for another in a collective hears no signal.
+GRACE = 3.0
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,12 @@ def launch(verb: str, config: str, overrides: Sequence[str], where: Places) -> i
 
 
 def start(
-    arguments: Sequence[str], where: Places, logs: Path, answers: Collection[int] = (), patience: int | None = None
+    arguments: Sequence[str], where: Places, logs: Path, answers: Collection[int] = (), patience: int = PATIENCE
 ) -> int:
     """Run `rootstock` with these arguments on all processes and return the exit code, as `launch` does, or one of `answers`.
 
     logs: the folder for what they print. answers: exit codes of processes that say something and are no failure. patience: seconds
-    that nodes wait for each other, torch's ten minutes by default. Raises Apart.
+    that nodes wait for each other. Raises Apart.
     """
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -104,7 +104,7 @@ def resolved(verb: str, config: str, overrides: Sequence[str]) -> dict[str, Any]
     return resolve(verb, config, overrides)
 
 
-def _settings(where: Places, logs: Path, patience: int | None):
+def _settings(where: Places, logs: Path, patience: int):
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, Std
     from torch.distributed.launcher.api import LaunchConfig
 
@@ -122,7 +122,8 @@ def _settings(where: Places, logs: Path, patience: int | None):
         run_id=where.job,
         rdzv_backend="c10d",
         rdzv_endpoint=where.rendezvous or "localhost:0",
-        rdzv_configs={} if patience is None else {"join_timeout": patience, "read_timeout": patience},
+        # By torch's default a node waits ten minutes for others, but one for the node of the rendezvous, which may start last.
+        rdzv_configs={"join_timeout": patience, "read_timeout": patience},
         max_restarts=0,
         signals_to_handle="SIGUSR2",  # the agent would end the workers at once by others; those are forwarded
     )

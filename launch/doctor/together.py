@@ -47,6 +47,8 @@ def examine_together(
     """
     if device not in ("auto", "cpu") or seconds < 1:
         raise UserError(f"doctor: expected --device auto or cpu and --timeout of 1 or more, got {device} and {seconds}")
+    if nodes > 1 and "LOCAL_RANK" not in os.environ:
+        os.environ.pop("RANK", None)  # PyTorchJob's number of the pod, see launch/cli.py
     if "RANK" in os.environ:
         if (nproc, nodes, rendezvous) != (None, 1, None):
             raise UserError("doctor: these processes are started already; leave --nproc, --nodes and --rendezvous out")

@@ -5,13 +5,16 @@ import math
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from rootstock.core import loop, progress
 from rootstock.core.errors import UserError
+from rootstock.core.loop import Loop
 from rootstock.core.norm import convert
 from rootstock.core.optim import Optim
 from rootstock.core.run import Interrupted, Run
@@ -222,6 +225,22 @@ def test_rows(opened: Callable[..., Run]) -> None:
         [0.1 * (1 + math.cos(math.pi * s / STEPS)) / 2 for s in (4, 9, 11)]
     )
     assert all(row["images_per_s"] > 0 and 0 <= row["data_wait"] <= 1 for row in found)
+
+
+def test_of_several_processes_the_longest_wait_for_data_is_told(
+    opened: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others wait for that one in the next collective, so the first one's own says nothing. The second process is made up."""
+    monkeypatch.setattr(loop, "all_reduce_sum", lambda mine: mine + torch.tensor([3.0, 0.0, 0.9]))
+    monkeypatch.setattr(progress, "world", lambda: 2)
+    run, said = opened(), list[str]()
+    monkeypatch.setattr(run, "log", said.append)
+    first: Any = SimpleNamespace(run=run, rank=0, world=2, steps_per_epoch=5, non_finite=0)
+    with progress.Progress(run, STEPS, 0) as shown:
+        Loop.log(first, STEPS, {"loss": torch.tensor(1.0), "lr": 0.1}, shown)
+    (row,) = rows(run)
+    assert row["loss"] == 2.0 and row["data_wait"] == pytest.approx(0.9)
+    assert "data wait 90% (rank 1)" in said[0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -263,7 +263,9 @@ def test_an_answer_is_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_nodes_that_do_not_meet_are_wrong(monkeypatch: pytest.MonkeyPatch, rootstock: Rootstock) -> None:
-    monkeypatch.delenv("RANK", raising=False)
+    # The number of a pod of a PyTorchJob: no process of torchrun's, which has a LOCAL_RANK.
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = f"127.0.0.1:{free.getsockname()[1]}"
