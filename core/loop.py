@@ -54,6 +54,7 @@ class Loop:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.constant = any(group["constant"] for group in self.optimizer.param_groups)
         self.layers = norm.layers(self.method)  # looked up once: a walk over the modules costs more than a small step
+        self.frozen: Callable[[float], list[nn.Parameter]] | None = getattr(self.method, "frozen", None)
         self.after_step: Callable[[float], None] | None = getattr(self.method, "after_step", None)
         self.unsynced: Callable[[], AbstractContextManager[Any]] = nullcontext  # keeps gradients to each process
         self.verdict: Verdict | None = None
@@ -71,6 +72,10 @@ class Loop:
         constant = self.optim.rate(step, self.steps, self.steps_per_epoch, constant=True) if self.constant else None
         set_rate(self.optimizer, rate, self.optim.decay(step, self.steps), constant)
         total, losses = self._backward(wrapped, micro, prepare, progress)
+        if self.frozen is not None:
+            for parameter in self.frozen(progress):
+                # Not zeros: by those the weights would decay, and moments that start at zero lose the correction of their bias.
+                parameter.grad = None
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         grad_norm = self.optim.clip_gradients(self.parameters)

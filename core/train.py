@@ -91,7 +91,8 @@ def fit(
     """Train `method` in place for `steps` optimizer steps, or for what is left of them after the newest checkpoint.
 
     method: forward(batch, progress) -> Step (progress in 0..1: a float, or a scalar tensor where compiled); optional
-    after_step(progress). batches(step): this process's micro-batches of each step from `step` on. prepare: raw sample -> batch.
+    frozen(progress), the parameters that the step leaves alone, and after_step(progress). batches(step): this process's
+    micro-batches of each step from `step` on. prepare: raw sample -> batch.
     evaluators: called at every.evaluate steps and at the end with the method in eval mode. alarm: is shown each logged row, and
     what it says is warned of. Raises Interrupted after saving when asked to stop, UserError after repeated non-finite losses.
     """

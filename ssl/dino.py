@@ -93,7 +93,7 @@ class DINO(nn.Module):
         features = encode(self.student, batch.images, self.chunk)  # [2, N, D]
         crops = with_local(self.student, features, batch.local, self.chunk)
         embedded = self.head.embed(crops)  # of all crops in one forward, as one batch to a BatchNorm
-        logits = self.head.compare(embedded, progress < self.freeze_last_layer)  # [2 + L, N, K]
+        logits = self.head.compare(embedded)  # [2 + L, N, K]
         targets = self.targets(batch.images, progress)
         loss = crops_loss(targets, logits, self.temperature)
         return Step(loss, health(features, embedded[: self.views]) | assignment_health(targets, loss))
@@ -106,6 +106,10 @@ class DINO(nn.Module):
         targets = dino_targets(logits, self.center, ramp(start, end, progress, self.teacher_temperature_warmup))
         self.center.copy_(center_update(self.center, logits, self.center_momentum, all_reduce_sum))
         return targets
+
+    def frozen(self, progress: float) -> list[nn.Parameter]:
+        """The prototypes, in the beginning, as in the authors' code."""
+        return [self.head.weight] if progress < self.freeze_last_layer else []
 
     def after_step(self, progress: float) -> None:
         """The teacher's step."""

@@ -136,12 +136,11 @@ class DINOv2(nn.Module):
         index = real_ones(index, hidden, masks.shape[-1])
         features, patches = view_tokens(self.student, batch.images, self.chunk, masks, self.mask)
         crops = with_local(self.student, features, batch.local, self.chunk)
-        frozen = progress < self.freeze_last_layer
         embedded = self.head.embed(crops)
-        logits = self.head.compare(embedded, frozen)  # [2 + L, N, K]
+        logits = self.head.compare(embedded)  # [2 + L, N, K]
         targets, patch_targets = self.targets(batch.images, index, hidden, progress)
         of_class = crops_loss(targets, logits, self.temperature)
-        patch_logits = self.patch_head(picked(patches, index), frozen)  # [2, N, M, K] or [R, K]
+        patch_logits = self.patch_head(picked(patches, index))  # [2, N, M, K] or [R, K]
         of_patch = patch_loss(patch_targets, patch_logits, hidden, self.temperature)
         # View by view: the two class tokens of one image are to be near each other.
         spread = torch.stack([koleo(gather(view), own_rows(n)) for view in features]).sum()
@@ -154,6 +153,10 @@ class DINOv2(nn.Module):
         }
         loss = of_class + self.patch_weight * of_patch + self.koleo_weight * spread
         return Step(loss, health(features, embedded[: self.views]) | metrics)
+
+    def frozen(self, progress: float) -> list[nn.Parameter]:
+        """The prototypes, in the beginning. The authors set their rate to 0 and let the moments grow; here those begin after it."""
+        return [self.head.weight, self.patch_head.weight] if progress < self.freeze_last_layer else []
 
     def masks(self, batch: Views) -> Tensor:
         """Which patches of the whole views the student does not see, bool [2, N, L]."""

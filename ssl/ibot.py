@@ -161,12 +161,11 @@ class IBOT(nn.Module):
         index = real_ones(index, hidden, masks.shape[-1])
         features, patches = view_tokens(self.student, batch.images, self.chunk, masks, self.mask)
         crops = with_local(self.student, features, batch.local, self.chunk)
-        frozen = progress < self.freeze_last_layer
         embedded = self.head.embed(crops)
-        logits = self.head.compare(embedded, frozen)  # [2 + L, N, K]
+        logits = self.head.compare(embedded)  # [2 + L, N, K]
         targets, patch_targets = self.targets(batch.images, index, progress)
         of_class = crops_loss(targets, logits, self.temperature)
-        patch_logits = (self.patch_head or self.head)(picked(patches, index), frozen)  # [2, N, M, K] or [R, K]
+        patch_logits = (self.patch_head or self.head)(picked(patches, index))  # [2, N, M, K] or [R, K]
         of_patch = patch_loss(patch_targets, patch_logits, hidden, self.temperature)
         metrics = {
             "class_loss": of_class.detach(),
@@ -175,6 +174,11 @@ class IBOT(nn.Module):
             **assignment_health(targets, of_class),
         }
         return Step(of_class + self.patch_weight * of_patch, health(features, embedded[: self.views]) | metrics)
+
+    def frozen(self, progress: float) -> list[nn.Parameter]:
+        """The prototypes, in the beginning, as in the authors' code."""
+        heads = [self.head] if self.patch_head is None else [self.head, self.patch_head]
+        return [head.weight for head in heads] if progress < self.freeze_last_layer else []
 
     def masks(self, batch: Views) -> Tensor:
         """Which patches of the whole views the student does not see, bool [2, N, L]."""

@@ -17,6 +17,7 @@ from ..core.sample import Views
 from ..core.sincos import fix_positions, sincos
 from ..core.tokens import embed, keep_patches, plain_vit, take, transform
 from ..core.train import Step
+from .health import health
 from .patches import patchify, unpatchify
 from .ranges import narrow_vit
 
@@ -129,8 +130,10 @@ class MAE(nn.Module):
         """batch.images: [1, N, C, H, W]."""
         images = batch.images[0]
         keep, wanted = batch.draws.permutation("mask", self.count).tensor_split([self.visible], 1)
-        prediction = self.decoder.hidden(self.encode(images, keep), keep, wanted)
-        return Step(mae_loss(prediction, take(patchify(images, self.patch), wanted), self.norm_pix), {})
+        tokens = self.encode(images, keep)
+        prediction = self.decoder.hidden(tokens, keep, wanted)
+        loss = mae_loss(prediction, take(patchify(images, self.patch), wanted), self.norm_pix)
+        return Step(loss, health(tokens[:, self.decoder.prefix :].mean(1)))
 
     def reconstruct(self, images: Tensor, draws: Draws) -> Reconstruction:
         """Encode the visible patches of [N, C, H, W] and predict all of them."""

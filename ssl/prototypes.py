@@ -65,44 +65,29 @@ class PrototypeHead(nn.Module):
         self.weight = nn.Parameter(nn.Linear(bottleneck, prototypes, bias=False).weight.detach())
         self.norm = norm
 
-    def forward(self, x: Tensor, frozen: bool | Tensor = False) -> Tensor:
-        """[..., D] -> logits [..., K] in -1..1; frozen: whether the prototypes get no gradient (zeros)."""
-        return self.compare(self.embed(x), frozen)
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> logits [..., K] in -1..1."""
+        return self.compare(self.embed(x))
 
     def embed(self, x: Tensor) -> Tensor:
         """[..., D] -> the bottleneck, [..., bottleneck], of length 1."""
         z = project(self.mlp, x) if self.norm else self.mlp(x)
         return F.normalize(wide(z), dim=-1)
 
-    def compare(self, z: Tensor, frozen: bool | Tensor = False) -> Tensor:
+    def compare(self, z: Tensor) -> Tensor:
         """The bottleneck, [..., bottleneck], with every prototype: [..., K]. The product is of the precision of the run."""
-        return F.linear(z, F.normalize(hold(self.weight, frozen), dim=-1))
-
-
-def hold(weight: Tensor, frozen: bool | Tensor) -> Tensor:
-    """The weight, with a gradient of zeros where it is frozen: none at all would have DistributedDataParallel wait for it.
-
-    frozen: a bool, or a bool scalar tensor on any device (a function of progress in a compiled method).
-    """
-    if isinstance(frozen, Tensor):
-        flag = frozen.to(weight.device, non_blocking=True)
-    else:
-        flag = torch.full((), frozen, dtype=torch.bool, device=weight.device)
-    return torch.where(flag, weight.detach(), weight)
+        return F.linear(z, F.normalize(self.weight, dim=-1))
 
 
 @torch.no_grad()
-def center_update(
-    center: Tensor, teacher_logits: Tensor, momentum: float, reduce: Reduce = alone, counted: Tensor | None = None
-) -> Tensor:
+def center_update(center: Tensor, teacher_logits: Tensor, momentum: float, reduce: Reduce = alone) -> Tensor:
     """The centre's next value, m c + (1 - m) times the mean logits (Caron et al. 2021, arXiv:2104.14294, eq. 4).
 
     center: [K]. teacher_logits: [..., K], of this process. reduce: sums tensors over processes, so that the mean is that of all.
-    counted: bool [...], the rows that count (all by default). Where the mean is not finite the centre stays: the step is skipped.
+    Where the mean is not finite the centre stays: the step is skipped.
     """
     rows = teacher_logits.flatten(0, -2).to(torch.promote_types(teacher_logits.dtype, center.dtype))
-    weights = torch.ones_like(rows[:, 0]) if counted is None else counted.flatten().to(rows.dtype)
-    total = reduce(torch.cat([(rows * weights[:, None]).sum(0), weights.sum()[None]]))
+    total = reduce(torch.cat([rows.sum(0), rows.new_full((1,), len(rows))]))
     mean = total[:-1] / total[-1]
     moved = center * momentum + mean.to(center.dtype) * (1.0 - momentum)
     return torch.where(moved.isfinite(), moved, center)

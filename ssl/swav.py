@@ -15,7 +15,7 @@ from ..core.sample import Views
 from ..core.train import Step
 from .heads import mlp, project
 from .health import health
-from .prototypes import assignment_health, crops_loss, hold, sinkhorn
+from .prototypes import assignment_health, crops_loss, sinkhorn
 from .ranges import above_zero, fraction
 
 
@@ -74,7 +74,7 @@ class SwAV(nn.Module):
         projected = project(self.projector, crops)  # of all crops in one forward, as one batch to BatchNorm
         with torch.autocast(projected.device.type, enabled=False):
             z = F.normalize(projected.to(self.prototypes.dtype), dim=-1)
-            logits = F.linear(z, hold(self.prototypes, progress < self.freeze_prototypes))  # cosines, [2 + L, N, K]
+            logits = F.linear(z, self.prototypes)  # cosines, [2 + L, N, K]
             codes = self.codes(z[: self.views].detach(), logits[: self.views].detach(), progress)
         loss = crops_loss(codes, logits, self.temperature)
         return Step(loss, health(features, z[: self.views]) | assignment_health(codes, loss))
@@ -99,6 +99,10 @@ class SwAV(nn.Module):
         # What is not finite stays out: that step is skipped, and the queue would keep it for many others.
         self.queue.copy_(torch.where(entering.isfinite().all(), moved, self.queue))
         return codes
+
+    def frozen(self, progress: float) -> list[nn.Parameter]:
+        """The prototypes, in the beginning, as in the authors' code."""
+        return [self.prototypes] if progress < self.freeze_prototypes else []
 
     def after_step(self, progress: float) -> None:
         """The prototypes' return to length 1, outside of the gradient as in the authors' code."""

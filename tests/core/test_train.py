@@ -227,6 +227,40 @@ def test_rows(opened: Callable[..., Run]) -> None:
     assert all(row["images_per_s"] > 0 and 0 <= row["data_wait"] <= 1 for row in found)
 
 
+class Late(Regression):
+    """Its weight does not learn in the first half."""
+
+    def frozen(self, progress: float) -> list[nn.Parameter]:
+        return [self.layer.weight] if progress < 0.5 else []
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
+def test_what_is_frozen_begins_afresh_when_it_thaws(name: str, opened: Callable[..., Run]) -> None:
+    """Nothing moves it before, not even weight decay; then its moments start as in the first step; resumed, to the same bits."""
+    given = {"name": name, "lr": 0.01, "weight_decay": 0.1, "schedule": "constant"}
+    method, start = Late(), Regression()
+    train(opened("straight"), method, given=given)
+    reference = optim(**given).build(start)
+    for step in range(STEPS):
+        x = data()[(torch.arange(BATCH) + step * BATCH) % N]
+        reference.zero_grad()
+        start(Sample(x, torch.arange(BATCH), torch.empty(0)), step / STEPS).loss.backward()
+        if step < STEPS // 2:
+            assert torch.equal(start.layer.weight, Regression().layer.weight)
+            start.layer.weight.grad = None
+        reference.step()
+    torch.testing.assert_close(method.layer.weight, start.layer.weight, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(method.layer.weight, Regression().layer.weight)
+    for stop in (4, 8):
+        cut = opened(f"cut{stop}")
+        with pytest.raises(Interrupted):
+            train(cut, Late(), given=given, stop_at=stop)
+        cut.close()
+        train(opened(f"cut{stop}"), resumed := Late(), given=given)
+        for key, value in method.state_dict().items():
+            assert torch.equal(resumed.state_dict()[key], value), key
+
+
 def test_of_several_processes_the_longest_wait_for_data_is_told(
     opened: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,8 +107,9 @@ def test_what_is_exported_is_the_teacher() -> None:
     after = [t for teacher, _ in pairs for t in teacher.parameters()]
     for (old, _), new in zip(before, after, strict=True):
         torch.testing.assert_close(new, old + 0.05, rtol=1e-5, atol=1e-6)
-    made.after_step(1.0)
-    assert all(torch.equal(x, y) for x, y in zip(after, made.backbone.parameters(), strict=False))
+    kept = [t.clone() for t in after]
+    made.after_step(1.0)  # momentum 1
+    assert all(torch.equal(x, y) for x, y in zip(kept, after, strict=True))
 
 
 @pytest.mark.parametrize("as_tensor", [False, True])
@@ -122,16 +123,11 @@ def test_the_teachers_temperature_rises(as_tensor: bool) -> None:
         torch.testing.assert_close(made.targets(given.images, clock), (known / temperature).softmax(-1))
 
 
-@pytest.mark.parametrize("as_tensor", [False, True])
-def test_the_last_layer_stands_still_at_first(as_tensor: bool) -> None:
+def test_the_last_layer_stands_still_at_first() -> None:
     made = dino(freeze_last_layer=0.25)
-    given = batch(made)
     for progress, frozen in ((0.0, True), (0.24, True), (0.25, False), (0.9, False)):
-        made.zero_grad()
-        made(given, torch.tensor(progress, dtype=torch.float64) if as_tensor else progress).loss.backward()
-        assert made.head.weight.grad is not None
-        assert made.head.weight.grad.any().item() != frozen
-        assert all(p.grad is not None and p.grad.any() for p in made.head.mlp.parameters())
+        held = made.frozen(progress)
+        assert [p is made.head.weight for p in held] == [True] * frozen
 
 
 def test_a_bad_batch_leaves_the_centre_finite() -> None:

@@ -22,7 +22,6 @@ from rootstock.ssl.prototypes import (
     center_update,
     crops_loss,
     cross_entropy,
-    hold,
     sinkhorn,
 )
 from rootstock.tests.ssl.slow_prototypes import slow_crops_loss, slow_sinkhorn
@@ -100,32 +99,6 @@ def test_logits_are_cosines_whatever_the_rows_lengths() -> None:
     torch.testing.assert_close(head(x), logits, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("as_tensor", [False, True])
-def test_frozen_prototypes_get_zeros_and_the_rest_its_gradient(as_tensor: bool) -> None:
-    torch.manual_seed(0)
-    head = PrototypeHead(5, prototypes=7, hidden=6, bottleneck=4)
-    x, aim = random(9, 5).float(), random(9, 7, seed=1).float()
-
-    def gradients(frozen: bool) -> tuple[Tensor, Tensor, Tensor]:
-        logits = head(x, torch.tensor(frozen) if as_tensor else frozen)
-        first = head.mlp[0]
-        assert isinstance(first, nn.Linear)
-        ours, below = torch.autograd.grad((logits * aim).sum(), (head.weight, first.weight))
-        return logits, ours, below
-
-    live, frozen = gradients(False), gradients(True)
-    torch.testing.assert_close(live[0], frozen[0], rtol=0, atol=0)
-    torch.testing.assert_close(live[2], frozen[2])
-    assert live[1].abs().max() > 1e-2
-    assert not frozen[1].any()
-
-
-def test_hold_is_the_weight_itself() -> None:
-    weight = random(3, 2).requires_grad_()
-    for frozen in (False, True, torch.tensor(False), torch.tensor(True)):
-        assert torch.equal(hold(weight, frozen), weight)
-
-
 def test_a_head_with_batchnorm_takes_all_crops_as_one_batch() -> None:
     torch.manual_seed(0)
     head = PrototypeHead(5, prototypes=7, hidden=6, bottleneck=4, norm=True).double()
@@ -147,11 +120,6 @@ def test_the_centre_moves_towards_the_mean() -> None:
         for k in range(4)
     ]
     assert center_update(center, logits, 0.9).tolist() == pytest.approx(expected, rel=1e-12)
-    counted = torch.tensor([[True, False, True], [False, False, True]])
-    rows = torch.stack([logits[0, 0], logits[0, 2], logits[1, 2]])
-    torch.testing.assert_close(
-        center_update(center, logits, 0.5, counted=counted), center_update(center, rows, 0.5), rtol=1e-12, atol=0
-    )
     found = in_processes([logits[:, :1], logits[:, 1:]], lambda part, reduce: center_update(center, part, 0.9, reduce))
     for value in found:
         assert value.tolist() == pytest.approx(expected, rel=1e-12)

@@ -135,16 +135,10 @@ def test_prototypes_have_length_one_from_the_start_and_after_each_step() -> None
     torch.testing.assert_close(made.prototypes.detach(), direction, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("as_tensor", [False, True])
-def test_the_prototypes_stand_still_at_first(as_tensor: bool) -> None:
+def test_the_prototypes_stand_still_at_first() -> None:
     made = swav(freeze_prototypes=0.25, queue=4, queue_from=0.1)
-    given = batch(made)
     for progress, frozen in ((0.0, True), (0.24, True), (0.25, False), (0.9, False)):
-        made.zero_grad()
-        made(given, torch.tensor(progress, dtype=torch.float64) if as_tensor else progress).loss.backward()
-        assert made.prototypes.grad is not None
-        assert made.prototypes.grad.any().item() != frozen
-        assert all(p.grad is not None for p in made.projector.parameters())
+        assert [p is made.prototypes for p in made.frozen(progress)] == [True] * frozen
 
 
 def test_the_heads_layers() -> None:
