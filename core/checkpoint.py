@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .distributed import in_slices
+from .distributed import any_process, broadcast_text, in_slices, rank
 from .errors import UserError
 
 MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"
@@ -91,6 +91,33 @@ def latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
             f"no whole checkpoint in {folder}: {'; '.join(complaints)}; choose another run.dir or delete that folder"
         )
     return None
+
+
+def agreed(folder: Path, warn: Callable[[str], None], device: torch.device) -> Checkpoint | None:
+    """`latest` as the first process finds it, on all processes; device: where they agree. Raises UserError, on all of them."""
+    saved, answer = None, ""
+    if rank() == 0:
+        try:
+            saved = latest(folder, warn)
+            answer = "" if saved is None else str(saved.step)
+        except UserError as error:
+            answer = str(error)
+    answer = broadcast_text(answer)
+    if answer and not answer.isdecimal():
+        raise UserError(answer)
+    lacking = torch.zeros(1, device=device)
+    if answer and saved is None:
+        try:
+            saved = load(folder / f"step-{int(answer):08d}")
+        except Damaged:
+            lacking += 1
+    # All come here after reading: nobody may save, and thereby delete, before.
+    if any_process(lacking).item():
+        raise UserError(
+            f"run.dir: the first process goes on from step {answer} in {folder}, which others do not find there; put run.dir on a "
+            "disk that all nodes share"
+        )
+    return saved
 
 
 def load(path: Path) -> Checkpoint:

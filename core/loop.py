@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +54,7 @@ class Loop:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.constant = any(group["constant"] for group in self.optimizer.param_groups)
         self.layers = norm.layers(self.method)  # looked up once: a walk over the modules costs more than a small step
-        self.frozen: Callable[[float], list[nn.Parameter]] | None = getattr(self.method, "frozen", None)
+        self.frozen: Callable[[float], Iterable[Tensor]] | None = getattr(self.method, "frozen", None)
         self.after_step: Callable[[float], None] | None = getattr(self.method, "after_step", None)
         self.unsynced: Callable[[], AbstractContextManager[Any]] = nullcontext  # keeps gradients to each process
         self.verdict: Verdict | None = None
@@ -234,10 +234,14 @@ class Loop:
         put_together = whole(tensor)
         return put_together.cpu() if self.run.main else put_together.new_empty(0)
 
+    def evaluated(self, done: int) -> bool:
+        """Whether evaluators have left their row of that step, by the first process's file. Their keys have slashes."""
+        found = self.run.main and any(row["step"] == done and any("/" in key for key in row) for row in self.run.rows())
+        return bool(any_process(torch.full((1,), float(found), device=self.run.device)).item())
+
     def resume(self) -> int:
         """Load the newest whole checkpoint; returns its step, 0 without one."""
-        saved = checkpoint.latest(self.run.checkpoints, self.run.log)
-        barrier()  # nobody may save, and thereby delete, while another still reads
+        saved = checkpoint.agreed(self.run.checkpoints, self.run.log, self.run.device)
         if saved is None:
             self.run.cut_metrics(0)
             return 0

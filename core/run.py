@@ -57,7 +57,7 @@ class Run:
         self.started = time.time()
         check(self.options, self.seed)
         with unannounced():
-            buffers = DistributedDataParallelKwargs(broadcast_buffers=False)
+            options = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         self.accelerator = Accelerator(
             # Without an accelerator, Accelerate would otherwise start the processes and then train each of them alone.
             cpu=self.options["device"] == "cpu" or not torch.accelerator.is_available(),
@@ -67,8 +67,9 @@ class Run:
             gradient_accumulation_steps=1,
             log_with=None if self.options["tracker"] == "none" else self.options["tracker"],
             project_dir=str(self.dir),
-            # Running statistics are reduced once a step by core/norm.py; broadcasting rank 0's would undo that.
-            kwargs_handlers=[buffers],
+            # Running statistics are reduced once a step by core/norm.py; broadcasting rank 0's would undo that. And gradients
+            # lie in what is sent, instead of beside it.
+            kwargs_handlers=[options],
         )
         if self.accelerator.num_processes != world() or self.accelerator.distributed_type not in SUPPORTED:
             raise UserError(
@@ -79,6 +80,7 @@ class Run:
         self.main = rank() == 0
         self.quiet = quiet
         self.console = Console(stderr=True, quiet=not self.main, highlight=False)
+        self.finished: dict[str, Any] | None = None  # the result, once there is one
         self.recorded: dict[str, Any] = {}
         self.steps: int | None = None
         self._lock: Any = None
@@ -90,6 +92,8 @@ class Run:
         if trouble := broadcast_text(trouble):
             self.close()
             raise UserError(trouble)
+        path = self.dir / "result.json"
+        self.finished = json.loads(broadcast_text(path.read_text() if self.main and path.exists() else "null"))
         if self.options["tracker"] != "none":
             # TensorBoard takes it as the name of its folder in run.dir, Weights & Biases as the project's.
             self.accelerator.init_trackers("tensorboard" if self.options["tracker"] == "tensorboard" else "rootstock")
@@ -134,12 +138,6 @@ class Run:
                 return f"{self.dir} holds a run of another config ({listed}); choose another run.dir, or restore these keys"
         checkpoint.write_text(path, yaml.safe_dump({"verb": self.verb, **self.config}, sort_keys=False, width=120))
         return ""
-
-    @property
-    def finished(self) -> dict[str, Any] | None:
-        """The result, once there is one."""
-        path = self.dir / "result.json"
-        return json.loads(path.read_text()) if path.exists() else None
 
     def record(self, **facts: Any) -> None:
         """Add facts to run.json: versions, host, data, and under `history` where and on how many processes each part of the run ran.
@@ -226,6 +224,7 @@ class Run:
         barrier()
         if self.main:
             checkpoint.write_text(self.dir / "result.json", json.dumps(whole, indent=1))
+        self.finished = json.loads(json.dumps(whole))
         return whole
 
     def close(self) -> None:
@@ -246,6 +245,10 @@ class Run:
             with contextlib.suppress(OSError):  # a full disk, say, which then is the error already
                 self._say_farewell(error)
         self.close()
+        if isinstance(
+            error, Interrupted
+        ):  # all come here together, and who ends first has the others ended by the launcher
+            barrier()
 
     def _say_farewell(self, error: BaseException | None) -> None:
         """Leave in state.json how the run ended, unless an earlier command ended it."""

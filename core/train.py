@@ -42,6 +42,10 @@ class Every:
     evaluate: int = 0
     save: int = 0
 
+    def evaluates(self, done: int, steps: int) -> bool:
+        """Whether evaluators are called after so many steps of all."""
+        return done == steps or bool(self.evaluate and done % self.evaluate == 0)
+
     @staticmethod
     def of(run: Run, steps: int, steps_per_epoch: int, evaluate: Any = None) -> Every:
         """Resolve the run's and the evaluators' durations."""
@@ -113,7 +117,15 @@ def fit(
     loop.unsynced = form.unsynced
     if fast:  # beside the method
         prepare = compiled(prepare, run, "the augmentation")
+
+    def score(done: int) -> None:
+        with form.lent() as whole:
+            evaluate(whole, evaluators, done, done / steps_per_epoch, run)
+        trained.train()
+
     trained.train()
+    if evaluators and start and every.evaluates(start, steps) and not loop.evaluated(start):
+        score(start)  # an earlier command ended between the checkpoint and its evaluation
     with stop_signals() as asked, Progress(run, steps, start) as progress:
         waiting = time.perf_counter()
         for step, micro in zip(range(start, steps), batches(start), strict=True):
@@ -131,16 +143,15 @@ def fit(
                     run.log(f"WARNING: {said}")
                     run.metrics({"step": done, "epoch": done / steps_per_epoch, "warning": said})
             aside = time.perf_counter()
-            if evaluators and (done == steps or (every.evaluate and done % every.evaluate == 0)):
-                with form.lent() as whole:
-                    evaluate(whole, evaluators, done, done / steps_per_epoch, run)
-                trained.train()
+            # Saved before it is evaluated, which may take longer than who asks to stop will wait.
             if loop.stop or due:
                 loop.save(done)
             if loop.stop and done < steps:
                 raise Interrupted(
                     f"interrupted; saved at step {done} of {steps} in {run.dir}; the same command resumes"
                 )
+            if evaluators and every.evaluates(done, steps):
+                score(done)
             waiting = time.perf_counter()
             progress.leave_out(waiting - aside)
     optimizer.zero_grad(set_to_none=True)

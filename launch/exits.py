@@ -3,6 +3,7 @@
 A user's mistake is one sentence and exit code 2; what nobody foresaw keeps its traceback.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from ..core.errors import UserError
 
 STOPPED = 130  # on request, after saving
+LOG = "ROOTSTOCK_LOG"  # where the first process of a launch also writes what it says; core/run.py reads it too
 
 
 def answer(work: Callable[[], int | None]) -> int:
@@ -43,6 +45,7 @@ def answer(work: Callable[[], int | None]) -> int:
             _say(str(error) or "interrupted; run the same command to resume")
             return STOPPED
         if not _disk_full(error):
+            _note(traceback.format_exc())
             _tell_agent(traceback.format_exc())
             raise
         _say(f"error: the disk is full ({_first_line(error)}); free some space, then run the same command to resume")
@@ -57,16 +60,27 @@ def _say(sentence: str) -> None:
     """
     if os.environ.get("RANK", "0") == "0":
         print(sentence, file=sys.stderr, flush=True)
+        _note(sentence)
     else:
         _tell_agent(sentence)
+
+
+def _note(text: str) -> None:
+    """In the log of the first process of a launch, whose console is the launcher's."""
+    if (path := os.environ.get(LOG)) and os.environ.get("RANK") == "0":
+        with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
+            file.write(f"{text}\n")
 
 
 def _tell_agent(text: str) -> None:
     """Leave a text where torchrun's agent, if it started us, looks for it."""
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         details = {"message": text, "extraInfo": {"py_callstack": text, "timestamp": str(int(time.time()))}}
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump({"message": details}, file)
+        with contextlib.suppress(OSError):  # a full disk, say: the exit code tells the agent enough
+            # Whole or not at all: the agent, which may end us at any time, stumbles over half a file.
+            with open(f"{path}.draft", "w", encoding="utf-8") as file:
+                json.dump({"message": details}, file)
+            os.replace(f"{path}.draft", path)
 
 
 def _stopped_on_request(error: Exception) -> bool:

@@ -8,20 +8,24 @@ import contextlib
 import ctypes
 import logging
 import os
+import platform
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Collection, Iterator, Sequence
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError
 from ..core.interrupt import REQUESTS
-from .exits import STOPPED
+from .exits import LOG, STOPPED
 
-LAUNCHER, LOG = "ROOTSTOCK_LAUNCHER", "ROOTSTOCK_LOG"
+LAUNCHER = "ROOTSTOCK_LAUNCHER"
 PR_SET_PDEATHSIG = 1  # of prctl(2)
+LOST = 131  # how a launch ends whose processes were well when the first node went
 PATIENCE = 600  # seconds that nodes wait for each other
 # Seconds that processes have after a second Ctrl-C: one that waits for another in a collective hears no signal.
 GRACE = 3.0
@@ -81,18 +85,64 @@ def start(
     # It tells of each process that ended or is told to end; how the launch ended is said once, by `_ended` or the processes.
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     command = ["-m", "rootstock", *arguments]
-    with _environment({LAUNCHER: str(os.getpid()), LOG: str(logs.absolute() / "rank-0.log")}), _forwarding() as asked:
+    with (
+        _environment({LAUNCHER: str(os.getpid()), LOG: str(logs.absolute() / "rank-0.log")}, where.nproc > 1),
+        _forwarding() as asked,
+    ):
+        earlier = _attempts(logs)
         try:
+            await_first_node(where, patience)
             elastic_launch(_settings(where, logs, patience), sys.executable)(*command)
         except ChildFailedError as error:
             return STOPPED if _at_once(asked) else _ended(error, logs, answers)
         except (RendezvousError, DistError) as error:
             reason = (str(error.__cause__ or error) or "some did not come in time").splitlines()[0]
-            raise Apart(
-                f"--rendezvous {where.rendezvous}: not all of {where.nodes} nodes met there ({reason}); is the same HOST:PORT given on all "
-                f"of them, with --nodes {where.nodes} and the same --job, and does a firewall leave the port open?"
-            ) from error
+            if _attempts(logs) == earlier:  # no process was started
+                raise _apart(where, reason) from error
+            if asked:
+                return STOPPED
+            print(f"error: lost the node at {where.rendezvous} ({reason}); its own words say why", file=sys.stderr)
+            return LOST
     return 0
+
+
+def _apart(where: Places, reason: str) -> Apart:
+    return Apart(
+        f"--rendezvous {where.rendezvous}: not all of {where.nodes} nodes met there ({reason}); is the same HOST:PORT given on all "
+        f"of them, with --nodes {where.nodes} and the same --job, and does a firewall leave the port open?"
+    )
+
+
+def _attempts(logs: Path) -> set[Path]:
+    """The folders in which torch's agent has begun the logs of processes."""
+    return set(logs.glob("**/attempt_*"))
+
+
+def await_first_node(where: Places, patience: float) -> None:
+    """Where another node keeps the rendezvous, wait until it does. torch would wait inside of C++, deaf to signals. Raises Apart."""
+    if where.nodes == 1 or where.rendezvous is None:
+        return
+    host, _, port = where.rendezvous.rpartition(":")
+    until, reason = time.monotonic() + patience, ""
+    while not _is_here(host):
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=1.0).close()
+            return
+        except OSError as error:  # its name, too, may be known only once it runs
+            reason = str(error)
+        if time.monotonic() > until:
+            raise _apart(where, reason)
+        time.sleep(0.2)
+
+
+def _is_here(host: str) -> bool:
+    """Whether a name or address is this machine's: only then can it be bound."""
+    with contextlib.suppress(OSError):
+        for family, kind, protocol, _, address in socket.getaddrinfo(host.strip("[]"), 0, type=socket.SOCK_STREAM):
+            with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as probe:
+                probe.bind(address)
+                return True
+    return False
 
 
 def resolved(verb: str, config: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -118,21 +168,21 @@ def _settings(where: Places, logs: Path, patience: int):
         min_nodes=where.nodes,
         max_nodes=where.nodes,
         nproc_per_node=where.nproc,
-        logs_specs=DefaultLogsSpecs(str(logs), redirects=quiet),
+        # Folders of theirs are named by the rank on the node.
+        logs_specs=DefaultLogsSpecs(str(logs if where.nodes == 1 else logs / platform.node()), redirects=quiet),
         run_id=where.job,
         rdzv_backend="c10d",
         rdzv_endpoint=where.rendezvous or "localhost:0",
-        # By torch's default a node waits ten minutes for others, but one for the node of the rendezvous, which may start last.
-        rdzv_configs={"join_timeout": patience, "read_timeout": patience},
+        rdzv_configs={"join_timeout": patience, "read_timeout": min(60, patience)},
         max_restarts=0,
         signals_to_handle="SIGUSR2",  # the agent would end the workers at once by others; those are forwarded
     )
 
 
 @contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """For the workers, who inherit it. One thread a process unless someone chose otherwise, as torchrun does."""
-    added = {"OMP_NUM_THREADS": "1"} | values
+def _environment(values: dict[str, str], several: bool) -> Iterator[None]:
+    """For the workers, who inherit it. Of several, each has one thread unless someone chose otherwise, as torchrun does."""
+    added = ({"OMP_NUM_THREADS": "1"} if several else {}) | values
     before = {name: os.environ.get(name) for name in added}
     os.environ.update({name: value for name, value in added.items() if name in values or before[name] is None})
     try:
@@ -200,21 +250,33 @@ def _workers() -> list[int]:
 
 def _ended(error, logs: Path, answers: Collection[int]) -> int:
     """The exit code of workers who did not all finish; what nobody foresaw is said first of the one who failed first."""
-    rank, failure = error.get_first_failure()
-    code = failure.exitcode
+    rank, failure = _first(error.failures)
+    code, said = failure.exitcode, failure.message
+    said = said["message"] if isinstance(said, dict) else said  # as launch/exits.py leaves it, and as torch makes it up
     if code in answers:
         return code
     if code == STOPPED or -code in REQUESTS:
         return STOPPED
     if code == 2:
         if rank != 0:  # the first has said its sentence itself
-            print(failure.message, file=sys.stderr)
+            print(said, file=sys.stderr)
         return 2
     if rank != 0 and code > 0:
-        print(failure.message, file=sys.stderr)
+        print(said, file=sys.stderr)
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
     print(f"error: rank {rank} (process {failure.pid}) {how} before any other; the logs are in {logs}", file=sys.stderr)
     return 1
+
+
+def _first(failures: Mapping[int, Any]) -> tuple[int, Any]:
+    """Who failed first, of those found to have failed, by rank, in the order in which they were found.
+
+    Their times are whole seconds. Who was killed has brought down those that failed within one; SIGTERM is the agent's own.
+    """
+    earliest = min(failure.timestamp for failure in failures.values())
+    near = [item for item in failures.items() if item[1].timestamp <= earliest + 1]
+    killed = [item for item in near if item[1].exitcode < 0 and item[1].exitcode != -signal.SIGTERM]
+    return (killed or near)[0]
 
 
 def follow_launcher() -> None:

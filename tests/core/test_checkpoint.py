@@ -54,6 +54,32 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     assert same(checkpoint.latest(folder, no_warning), example(7))
 
 
+def as_second(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    """This process is the second of two; the first has said so. No other lacks anything."""
+    monkeypatch.setattr(checkpoint, "rank", lambda: 1)
+    monkeypatch.setattr(checkpoint, "broadcast_text", lambda mine: answer)
+
+
+def test_all_processes_go_on_from_what_the_first_one_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cpu")
+    for step in (4, 7):
+        checkpoint.save(tmp_path, example(step), keep=2)
+    assert same(checkpoint.agreed(tmp_path, no_warning, device), example(7))
+    for answer, expected in (("4", 4), ("7", 7)):
+        as_second(monkeypatch, answer)
+        assert same(checkpoint.agreed(tmp_path, no_warning, device), example(expected))
+    as_second(monkeypatch, "")
+    assert checkpoint.agreed(tmp_path, no_warning, device) is None
+    as_second(monkeypatch, "9")
+    with pytest.raises(
+        UserError, match=r"step 9 .* which others do not find there; put run.dir on a disk that all nodes share"
+    ):
+        checkpoint.agreed(tmp_path, no_warning, device)
+    as_second(monkeypatch, "no whole checkpoint there")
+    with pytest.raises(UserError, match=r"^no whole checkpoint there$"):
+        checkpoint.agreed(tmp_path, no_warning, device)
+
+
 @pytest.mark.parametrize(("keep", "left"), [(0, [3, 4]), (1, [3, 4]), (2, [3, 4]), (3, [2, 3, 4])])
 def test_at_least_two_are_kept(keep: int, left: list[int], tmp_path: Path) -> None:
     for step in range(1, 5):

@@ -227,10 +227,34 @@ def test_rows(opened: Callable[..., Run]) -> None:
     assert all(row["images_per_s"] > 0 and 0 <= row["data_wait"] <= 1 for row in found)
 
 
+def test_asked_to_stop_where_it_would_evaluate_it_saves_and_evaluates_later(opened: Callable[..., Run]) -> None:
+    """Whoever asks may not wait for an evaluation. It is made up for, once, before training goes on."""
+    calls: list[int] = []
+
+    def evaluator(method: nn.Module) -> dict[str, float]:
+        calls.append(1)
+        return {"norm": float(method.get_parameter("layer.weight").detach().norm())}
+
+    options: dict[str, Any] = {"evaluators": {"eval": evaluator}, "every": Every(log=1, evaluate=4, save=4)}
+    straight = opened("straight")
+    train(straight, Regression(), **options)
+    del calls[:]
+    cut = opened("cut")
+    with pytest.raises(Interrupted, match="saved at step 4"):
+        train(cut, Regression(), stop_at=3, **options)
+    assert not calls
+    train(cut, Regression(), **options)
+    train(cut, Regression(), **options)  # all is there
+    assert len(calls) == 3
+    clocks = {"images_per_s", "data_wait"}
+    told = [[{k: v for k, v in row.items() if k not in clocks} for row in rows(run)] for run in (straight, cut)]
+    assert told[0] == told[1]
+
+
 class Late(Regression):
     """Its weight does not learn in the first half."""
 
-    def frozen(self, progress: float) -> list[nn.Parameter]:
+    def frozen(self, progress: float) -> list[Tensor]:
         return [self.layer.weight] if progress < 0.5 else []
 
 

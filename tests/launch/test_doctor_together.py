@@ -256,8 +256,8 @@ def test_the_exit_code_is_what_the_processes_found(
 
 
 def test_an_answer_is_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    failure = SimpleNamespace(exitcode=FOUND, pid=1, message="")
-    ended = SimpleNamespace(get_first_failure=lambda: (1, failure))
+    failure = SimpleNamespace(exitcode=FOUND, pid=1, message="", timestamp=0)
+    ended = SimpleNamespace(failures={1: failure})
     assert launcher._ended(ended, tmp_path, (FOUND,)) == FOUND and capsys.readouterr().err == ""
     assert launcher._ended(ended, tmp_path, ()) == 1 and "failed with exit code 3" in capsys.readouterr().err
 

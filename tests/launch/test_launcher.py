@@ -1,21 +1,28 @@
 """`rootstock launch`: the same numbers as one process, all save together when one is asked to stop, and nobody is left behind."""
 
 import json
+import platform
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 import yaml
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError
+from torch.distributed.launcher import api as elastic
 
 from rootstock.core import checkpoint, state
 from rootstock.core.errors import UserError
-from rootstock.launch.launcher import Places, places
+from rootstock.launch import exits, launcher
+from rootstock.launch.launcher import Apart, Places, places
 
 Rootstock = Callable[..., subprocess.CompletedProcess[str]]
 STEPS, ENDLESS = 60, "optim.duration=1000000"
@@ -127,7 +134,8 @@ def test_a_launch_is_one_run_whatever_its_processes(config: str, tmp_path: Path,
     assert probed(straight, config, rootstock) == probed(run, config, rootstock)
     logs = run / "logs"
     assert (
-        "interrupted" not in (logs / "rank-0.log").read_text() and f"step {STEPS}" in (logs / "rank-0.log").read_text()
+        "interrupted; saved" in (logs / "rank-0.log").read_text()
+        and f"step {STEPS}" in (logs / "rank-0.log").read_text()
     )
     assert {path.parent.name for path in logs.rglob("stderr.log")} >= {"1", "2", "3"}
 
@@ -168,6 +176,94 @@ def test_who_fails_first_is_said_and_the_others_end(config: str, tmp_path: Path)
         assert not processes(run)
     assert started.returncode == 1
     assert f"error: rank 1 (process {first.pid}) was killed by SIGKILL before any other" in said
+
+
+def failure(code: int, at: int, message: Any = "") -> SimpleNamespace:
+    return SimpleNamespace(exitcode=code, timestamp=at, pid=7, message=message)
+
+
+def test_what_another_rank_said_is_said_as_it_said_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The way from launch/exits.py through the file that torch reads."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file := tmp_path / "error.json"))
+
+    def fails(error: Exception) -> Callable[[], None]:
+        def work() -> None:
+            raise error
+
+        return work
+
+    def ended() -> SimpleNamespace:
+        code = 2 if "key" in file.read_text() else 1
+        return SimpleNamespace(failures={1: ProcessFailure(local_rank=1, pid=7, exitcode=code, error_file=str(file))})
+
+    assert exits.answer(fails(UserError("key: wrong\nin two lines"))) == 2
+    assert launcher._ended(ended(), tmp_path, ()) == 2
+    assert capsys.readouterr().err == "error: key: wrong\nin two lines\n"
+    with pytest.raises(ZeroDivisionError):
+        exits.answer(fails(ZeroDivisionError("no one foresaw it")))
+    assert launcher._ended(ended(), tmp_path, ()) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback (most recent call last):\n") and "\nerror: rank 1 (process 7) failed with" in said
+
+
+@pytest.mark.parametrize(
+    ("failures", "first"),
+    [
+        ({0: failure(1, 20), 1: failure(1, 10)}, 1),
+        ({0: failure(1, 10), 1: failure(-9, 11)}, 1),  # its peer noticed within a second, and before the agent
+        ({0: failure(1, 10), 1: failure(-15, 10)}, 0),  # by the agent, for rank 0 had failed
+        ({0: failure(1, 10), 1: failure(-9, 40)}, 0),  # by the agent, for it did not end
+    ],
+)
+def test_who_was_killed_failed_first(failures: dict[int, Any], first: int) -> None:
+    assert launcher._first(failures)[0] == first
+
+
+@pytest.mark.parametrize(
+    ("began", "asked", "code"), [(True, False, launcher.LOST), (True, True, 130), (False, False, None)]
+)
+def test_a_first_node_that_goes_is_no_mistake(
+    began: bool,
+    asked: bool,
+    code: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Once processes were started: then the run can go on. Before, somebody has mistyped something."""
+
+    def launching(*_: object) -> Callable[..., None]:
+        def run(*_: object) -> None:
+            if began:
+                (tmp_path / "node" / "job_x" / "attempt_0").mkdir(parents=True)
+            if asked:
+                signal.raise_signal(signal.SIGTERM)
+            raise RendezvousConnectionError("the connection to the C10d store has failed")
+
+        return run
+
+    monkeypatch.setattr(elastic, "elastic_launch", launching)
+    monkeypatch.setattr(launcher, "_workers", lambda: [10**9])  # nobody has that number
+    where = Places(1, 2, "localhost:29400")
+    if code is None:
+        with pytest.raises(Apart, match="not all of 2 nodes met there"):
+            launcher.start([], where, tmp_path)
+        return
+    assert launcher.start([], where, tmp_path) == code
+    assert ("lost the node at localhost:29400" in capsys.readouterr().err) == (code == launcher.LOST)
+
+
+def test_the_first_node_is_waited_for_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher.await_first_node(Places(1, 2, f"{platform.node()}:1"), 0.0)  # which is here
+    monkeypatch.setattr(launcher, "_is_here", lambda host: False)
+    with socket.create_server(("127.0.0.1", 0)) as first:
+        port = first.getsockname()[1]
+        launcher.await_first_node(Places(1, 2, f"127.0.0.1:{port}"), 0.0)
+    with pytest.raises(Apart, match=f"127.0.0.1:{port}: not all of 2 nodes met there .*refused"):
+        launcher.await_first_node(Places(1, 2, f"127.0.0.1:{port}"), 0.0)
 
 
 def test_nobody_outlives_the_launcher(config: str, tmp_path: Path) -> None:
