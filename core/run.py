@@ -27,6 +27,7 @@ from .environment import environment
 from .errors import UserError
 from .run_options import check
 
+CONFIG = "config.yaml"
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 _open_runs: weakref.WeakSet[Run] = weakref.WeakSet()
 
@@ -121,21 +122,11 @@ class Run:
             return f"run.dir: {self.dir} is a file; choose another run.dir"
         except PermissionError:
             return f"run.dir: {self.dir} cannot be written; choose another run.dir"
-        path = self.dir / "config.yaml"
-        # A run that a mistake ended before it had anything to lose: its config is not worth a new folder.
         if not begun(self.dir):
             (self.dir / "run.json").unlink(missing_ok=True)
-        elif path.exists():
-            try:
-                before = yaml.safe_load(path.read_text())
-            except (yaml.YAMLError, UnicodeDecodeError):
-                before = None
-            if not isinstance(before, dict):
-                return f"{path} is damaged, so it cannot be told what this run was; choose another run.dir, or delete {self.dir}"
-            changed = differing(before, {"verb": self.verb, **self.config})
-            if changed:
-                listed = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, old, new in changed)
-                return f"{self.dir} holds a run of another config ({listed}); choose another run.dir, or restore these keys"
+        elif trouble := of_another_config(self.dir, self.verb, self.config):
+            return trouble
+        path = self.dir / CONFIG
         checkpoint.write_text(path, yaml.safe_dump({"verb": self.verb, **self.config}, sort_keys=False, width=120))
         return ""
 
@@ -274,6 +265,25 @@ os.register_at_fork(after_in_child=_leave_lock_to_parent)
 def begun(folder: Path) -> bool:
     """Whether a run has left something of its own in its folder: rows, checkpoints or a result."""
     return any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints", "result.json"))
+
+
+def of_another_config(folder: Path, verb: str, config: Mapping[str, Any]) -> str:
+    """What keeps a run of this config out of the folder, in a sentence; "" for nothing."""
+    path = folder / CONFIG
+    # A run that a mistake ended before it had anything to lose: its config is not worth a new folder.
+    if not begun(folder) or not path.exists():
+        return ""
+    try:
+        before = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        before = None
+    if not isinstance(before, dict):
+        return f"{path} is damaged, so it cannot be told what this run was; choose another run.dir, or delete {folder}"
+    changed = differing(before, {"verb": verb, **config})
+    if changed:
+        listed = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, old, new in changed)
+        return f"{folder} holds a run of another config ({listed}); choose another run.dir, or restore these keys"
+    return ""
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[tuple[str, Any, Any]]:

@@ -20,7 +20,8 @@ from ..core.distributed import planned
 from ..core.errors import UserError
 from ..core.images.source import Images, open_images
 from ..core.norm import layers
-from ..core.run import Run
+from ..core.run import Run, of_another_config
+from ..core.run_options import check
 from ..core.stream import Share
 from ..core.train import Training
 from . import launcher
@@ -61,7 +62,10 @@ def dry_run(verb: str, config: str, overrides: Sequence[str], where: Places, as_
     """Print the plan. Raises UserError for what cannot work."""
     resolved = launcher.resolved(verb, config, overrides)
     processes = where.nproc * where.nodes
-    _check_devices(where, resolved["run"])
+    launcher.check_devices(where, resolved["run"])
+    check(resolved["run"], resolved["seed"])
+    if trouble := of_another_config(Path(resolved["run"]["dir"]), verb, resolved):
+        raise UserError(trouble)
     with planned(processes):
         run, training = _built(verb, resolved)
     facts: dict[str, Any] = {"run": str(run.dir), "verb": verb, "processes": _processes(where, resolved["run"])}
@@ -93,14 +97,6 @@ def _built(verb: str, resolved: Mapping[str, Any]) -> tuple[DryRun, Training | N
     except Planned as reached:
         return run, reached.training
     raise AssertionError(f"{verb} ended without training")
-
-
-def _check_devices(where: Places, options: Mapping[str, Any]) -> None:
-    gpus = torch.cuda.device_count()  # asks the driver, and starts nothing on a device
-    if options["device"] == "auto" and 0 < gpus < where.nproc:
-        raise UserError(
-            f"--nproc {where.nproc}: this node has {gpus} GPUs, one for each process; lower --nproc, or say run.device=cpu"
-        )
 
 
 def _processes(where: Places, options: Mapping[str, Any]) -> str:
@@ -176,6 +172,8 @@ def _of_size(verb: str, resolved: Mapping[str, Any], images: int) -> Training:
 def _memory_facts(memory: Memory, options: Mapping[str, Any]) -> dict[str, str]:
     parts = ", ".join(f"{name} {spoken_bytes(size)}" for name, size in memory.parts().items())
     note = "" if options["precision"] == "fp32" else "; bf16 keeps about half of the activations"
+    if memory.total == memory.evaluation:
+        note = "; that much for an evaluation, which has the whole network on each device"
     return {"memory a process": f"about {spoken_bytes(memory.total)} in float32: {parts}{note}"}
 
 

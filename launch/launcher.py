@@ -66,7 +66,20 @@ class Apart(UserError):
 
 def launch(verb: str, config: str, overrides: Sequence[str], where: Places) -> int:
     """Run the verb on all processes and return the exit code: 0, 2, 130 (saved and stopped) or 1. Raises UserError."""
-    return start([verb, config, *overrides], where, Path(resolved(verb, config, overrides)["run"]["dir"]) / "logs")
+    options = resolved(verb, config, overrides)["run"]
+    check_devices(where, options)
+    return start([verb, config, *overrides], where, Path(options["dir"]) / "logs")
+
+
+def check_devices(where: Places, options: Mapping[str, Any]) -> None:
+    """options: of the `run` section. Raises UserError for more processes than GPUs."""
+    import torch
+
+    gpus = torch.cuda.device_count()  # asks the driver, and starts nothing on a device
+    if options["device"] == "auto" and 0 < gpus < where.nproc:
+        raise UserError(
+            f"--nproc {where.nproc}: this node has {gpus} GPUs, one for each process; lower --nproc, or say run.device=cpu"
+        )
 
 
 def start(

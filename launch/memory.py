@@ -18,27 +18,31 @@ PER_PARAMETER = {"adamw": 2, "sgd": 1, "lars": 1}  # numbers that the optimizer 
 
 class Memory(NamedTuple):
     """Bytes on each device, and in a checkpoint. activations: of a forward pass in float32, what is kept for the backward pass, and
-    what is worked out again there at any one time."""
+    what is worked out again there at any one time. evaluation: of all, while a sharded training is evaluated, for which each device
+    gets the whole network beside its slices; 0 of others."""
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
     saved: int
+    evaluation: int
 
     @property
     def total(self) -> int:
-        return sum(self.parts().values())
+        """The most at any one time, in a step or an evaluation."""
+        return max(sum(self.parts().values()), self.evaluation)
 
     def parts(self) -> dict[str, int]:
-        """What is on the device."""
-        return {name: size for name, size in self._asdict().items() if name != "saved"}
+        """What is on the device in a step."""
+        return {name: size for name, size in self._asdict().items() if name not in ("saved", "evaluation")}
 
 
 def expected(
     training: Training, of_size: Callable[[int], Training], images: int, sharding: str, processes: int
 ) -> Memory:
-    """Exact but for the activations, which are measured on few images and grow by each further one alike.
+    """Weights, gradients and moments are counted. Activations are measured on few images, on one process, and grow by each further
+    one alike; BatchNorm of all processes keeps up to as much again of its layers' inputs.
 
     of_size: the training with batches of so many images. images: those of a forward pass.
     """
@@ -49,15 +53,21 @@ def expected(
     small, large = (_activations(of_size(n)) for n in MEASURED)
     slope = (large - small) / (MEASURED[1] - MEASURED[0])
     activations = round(small + slope * (images - MEASURED[0]))
-    saved = weights + moments
+    saved, evaluation = weights + moments, 0
+    if (
+        training.optim.name == "lars"
+    ):  # which a GPU does in many steps: what an update changes is kept until it is known to be good
+        moments += trained + moments
     if sharding != "none":
         whole = [_bytes(block.parameters()) for block in stacked(method)]
         rest = _bytes(method.parameters()) - sum(whole)
         # Of fsdp2 a block's weights are there while it computes, and the next one's on their way.
         borrowed = rest + (sum(whole) if sharding == "zero2" else 2 * max(whole))
         weights = _bytes(method.buffers()) + _bytes(method.parameters()) // processes + borrowed
+        slices = _bytes(method.parameters()) // processes + moments // processes
+        evaluation = slices + _bytes(method.parameters()) + 2 * _bytes(method.buffers())
         trained, moments = trained // processes + rest + max(whole), moments // processes
-    return Memory(weights, trained, moments, activations, saved)
+    return Memory(weights, trained, moments, activations, saved, evaluation)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

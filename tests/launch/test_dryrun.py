@@ -120,6 +120,9 @@ def test_what_saves_memory_is_seen(config: Callable[[str], str]) -> None:
     assert zero2.saved == fsdp2.saved == whole.saved == whole.weights + whole.optimizer
     assert zero2.optimizer == fsdp2.optimizer == whole.optimizer // 4
     assert zero2.gradients == fsdp2.gradients < 0.45 * whole.gradients
+    # Evaluated whole: beside the slices of weights and of two moments for each.
+    parameters = (fsdp2.evaluation - zero2.evaluation, whole.evaluation, fsdp2.evaluation / whole.weights)
+    assert parameters[:2] == (0, 0) and parameters[2] == pytest.approx(1 + 0.25 + 2 * 0.25, rel=0.02)
     assert fsdp2.weights < 0.55 * whole.weights < whole.weights < zero2.weights < 1.3 * whole.weights
 
 
@@ -144,6 +147,8 @@ def test_parameters_are_counted_with_and_without_those_that_stand_still(ask: Cal
         ("pretrain", ["run.chunk=2"], "run.chunk: cuts the batch, so BatchNorm cannot see the whole of it"),
         ("pretrain", ["data.train=folder:nowhere"], "nowhere"),
         ("pretrain", ["optim.lrr=1"], "optim.lrr"),
+        ("pretrain", ["run.accumulate=0"], "run.accumulate: expected at least 1, got 0"),
+        ("pretrain", ["run.checkpoint.keep=1"], "run.checkpoint.keep: expected at least 2"),
     ],
 )
 def test_what_cannot_work_is_refused(
@@ -161,8 +166,24 @@ def test_a_disk_that_is_too_small_is_refused(ask: Callable[..., Any], monkeypatc
     assert done.returncode == 2 and "has 2 kB free, and 3 checkpoints of" in done.stderr
 
 
-def test_more_processes_than_gpus_are_refused(ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_another_config_is_refused_and_of_this_one_goes_on(
+    ask: Callable[..., Any], config: Callable[[str], str], rootstock: Callable[..., Any], tmp_path: Path
+) -> None:
+    assert rootstock("probe", config("probe")).returncode == 0
+    done = ask("probe", "evaluate.knn.k=7")
+    assert done.returncode == 2 and "holds a run of another config (evaluate.knn.k: 5 there, 7 now)" in done.stderr
+    assert ask("probe").returncode == 0
+
+
+def test_more_processes_than_gpus_are_refused(
+    ask: Callable[..., Any],
+    config: Callable[[str], str],
+    rootstock: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    done = rootstock("launch", "--nproc", "4", "pretrain", config("pretrain"))
+    assert done.returncode == 2 and "--nproc 4: this node has 2 GPUs, one for each process" in done.stderr
     done = ask("pretrain")
     assert done.returncode == 2 and "--nproc 4: this node has 2 GPUs, one for each process" in done.stderr
     assert json.loads(ask("pretrain", nproc=2).stdout)["processes"] == "2 on 1 node, a GPU each (NCCL)"
