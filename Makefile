@@ -7,7 +7,7 @@
 #   make bench-gpu    the training step on a GPU, against its ceiling and its peers
 #   make bench-methods  every method's step against lightly's own examples, on one CPU core
 #   make bench-digits  every method on digits-m over three seeds, beside random networks, raw pixels and HOG
-#   make bench-cifar10  four methods on a fifth of CIFAR-10 (JPEG), likewise; needs data/cifar10_jpeg.tar.gz
+#   make bench-cifar10  five methods on a fifth of CIFAR-10 (JPEG), likewise; needs data/cifar10_jpeg.tar.gz
 #   make bench-demo   the demo over five seeds, the numbers of benchmarks/demo.md
 #   make clean    remove .venv and what tools left; runs/ stays
 

@@ -65,7 +65,7 @@ def ratio(found: Found, what: str) -> Interval | None:
 
 
 def holds(step: Interval | None, whole: Interval | None) -> bool:
-    """Never slower; a method that lightly has no example of has nothing to be slower than."""
+    """Never slower: a step within its noise, the whole beyond it. Where lightly has no example there is nothing to be slower than."""
     return (step is None or step.high >= 1.0) and (whole is None or whole.low >= 1.0)
 
 
@@ -79,7 +79,8 @@ def line(setting: Setting, found: Found) -> tuple[str, bool]:
         said = ratio(found, what)
         cells.append("–" if said is None else page.spoken(said))
     passed = holds(ratio(found, STEP), ratio(found, WHOLE))
-    return page.row([*cells, "yes" if passed else "no"]), passed
+    compared = ratio(found, STEP) is not None or ratio(found, WHOLE) is not None
+    return page.row([*cells, ("yes" if passed else "no") if compared else "–"]), passed
 
 
 def heading(arguments: list[str], asked: argparse.Namespace, scale: Scale, rounds: int) -> list[str]:

@@ -159,6 +159,8 @@ def create(
     pooling: Literal["token", "mean"] | None = None,
     positions: Literal["sincos"] | None = None,
     norm: str = "auto",
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     lora: Annotated[dict[str, Any] | None, Section(lora_options)] = None,
     args: dict[str, Any] = {},
 ) -> Backbone:
@@ -168,14 +170,17 @@ def create(
     hub), a .safetensors file, or an exported run. stem: `small` gives ResNets a 3x3 stride-1 stem without max-pooling, for
     small images; `solo` and `lightly` are those projects' variants of it, for their weights. pooling: token or mean of patches,
     for ViTs. positions: `sincos` starts a ViT with positions that are not trained (MAE, MoCo v3 and I-JEPA do so anyhow), since a
-    short training hardly learns any. norm: see core/norm.py. args: the timm model's own arguments.
+    short training hardly learns any. norm: see core/norm.py. mean, std: by which inputs of 0..1 are normalised, a number for each
+    channel; left out, those of the run, or of timm for this name (0.5 for its plain ViTs, ImageNet's for most others). args: the
+    timm model's own arguments.
     Raises UserError for unknown names, contradictions with the run, and weights that do not fit.
     """
     described: dict[str, Any] = {}
     file = weights.endswith(".safetensors")
     if weights not in ("none", "timm") and not file:
         described = read_description(weights)
-        for key, given in (("name", name), ("stem", stem), ("args", args or None)):
+        normalisation = [(key, given and list(given)) for key, given in (("mean", mean), ("std", std))]
+        for key, given in (("name", name), ("stem", stem), ("args", args or None), *normalisation):
             if given is not None and given != described[key]:
                 null = "" if key == "args" else f", or say backbone.{key}=null"
                 raise UserError(
@@ -190,8 +195,13 @@ def create(
     spec = {"name": name, "args": dict(args), "size": size, "stem": stem or "default", "pooling": pooling}
     model = build(spec, channels, own, pretrained=weights == "timm")
     config = getattr(model, "pretrained_cfg", None) or {}
-    mean, std = described.get("mean", config.get("mean", HALF)), described.get("std", config.get("std", HALF))
-    backbone = Backbone(model, spec, mean, std)
+    own_mean, own_std = (described.get(key, config.get(key, HALF)) for key in ("mean", "std"))
+    for key, given in (("mean", mean), ("std", std)):
+        if given is not None and (len(given) != channels or (key == "std" and min(given) <= 0.0)):
+            raise UserError(
+                f"backbone.{key}: expected {channels} numbers{' above 0' if key == 'std' else ''}, one a channel, got {list(given)}"
+            )
+    backbone = Backbone(model, spec, mean or own_mean, std or own_std)
     if positions is not None:
         _position(model, name, weights)
     if described:

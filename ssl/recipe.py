@@ -101,8 +101,9 @@ def pretrain(
     view = Evaluation(data["size"], mean=model.mean, std=model.std)
     probes = Probes(bank, tests, view, run, evaluate["knn"], evaluate["linear"])
     evaluators: dict[str, Evaluator] = {"eval": probes} if tests else {}
-    if evaluate["watch"] is not None:
-        evaluators["watch"] = Watch(train, view, views, run, **evaluate["watch"])
+    watch = None if evaluate["watch"] is None else Watch(train, view, views, run, **evaluate["watch"])
+    if watch is not None:
+        evaluators["watch"] = watch
     fit(
         objective, batches, prepare,
         steps=steps, steps_per_epoch=order.steps_per_epoch, optim=settings, seed=seed, run=run,
@@ -116,6 +117,8 @@ def pretrain(
     if run.main:
         model.export(run.dir)
         draw(run, objective, batches, prepare)
+    if watch is not None and not tests:
+        watch.conclude(objective)
     facts = describe({"train": train, **tests}, held_out=bool(tests) and evaluate["test"] is None)
     counts = {"steps": steps, "images_seen": steps * settings.batch_size, "damaged": list(damage.names.values())}
     found = {**exposure(model.seen, tests), "metrics": probes.conclude(objective)}

@@ -41,7 +41,7 @@ class SimCLR(nn.Module):
     """SimCLR's training objective on a backbone.
 
     temperature: tau of eq. 1. projection: widths of the projection head, hidden layers then output; BatchNorm after each
-    hidden layer, and after the output as in the authors' code. Raises UserError for values that make no loss.
+    hidden layer, and after the output as in the authors' code (theirs has no shift there). Raises UserError for values that make no loss.
     """
 
     views = 2

@@ -163,12 +163,14 @@ class Watch:
         chosen = permute(run.seed, "watch", len(train), torch.arange(n))
         self.images, self.view, self.run, self.views = train.select(chosen), view, run, views
         self.augment = Multiview(augment.views[:1])  # the first of the training views
+        self.last: Tensor | None = None
 
     def __call__(self, method: Any) -> dict[str, float]:
         """The evaluator that `fit` calls."""
         if len(self.images) < FEWEST:
             return {}
         features = self._features(method.backbone)
+        self.last = features[:, 0]
         if not bool(features.isfinite().all()):
             return {}  # diverged: `fit` says so, and no decomposition would take it
         plain, views = features[:, 0], features[:, 1:]
@@ -180,6 +182,13 @@ class Watch:
             "alignment": spectrum.alignment(views),
         }
         return {name: value for name, value in found.items() if math.isfinite(value)}
+
+    def conclude(self, method: Any) -> None:
+        """The map of the watched images' features, of which there may be no labels."""
+        if self.last is None:  # a run that resumes when all steps are done has not evaluated
+            self(method)
+        if self.run.main and self.last is not None:
+            save_map(self.run.dir, {"train": self.last}, {"train": self.images}, self.run.seed)
 
     def _features(self, backbone: nn.Module) -> Tensor:
         """Of each image as it is and in augmented views, [n, 1 + views, D] on the CPU: each process encodes some, all get all.

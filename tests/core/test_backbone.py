@@ -150,12 +150,23 @@ def test_pooling_may_differ_from_the_runs(tmp_path: Path) -> None:
         create(16, name="resnet10t", pooling="mean", args=RESNET)
 
 
-@pytest.mark.parametrize(("key", "value"), [("name", "resnet18"), ("stem", "small"), ("args", {"patch_size": 8})])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("name", "resnet18"),
+        ("stem", "small"),
+        ("args", {"patch_size": 8}),
+        ("mean", (0.1, 0.2, 0.3)),
+        ("std", (1.0,) * 3),
+    ],
+)
 def test_a_contradiction_with_the_run_is_refused(key: str, value: Any, tmp_path: Path) -> None:
     vit().export(tmp_path)
     with pytest.raises(UserError, match=rf"backbone\.{key}: .* contradicts .* of the run .*; leave the key out"):
         create(16, weights=str(tmp_path), **{key: value})
-    agreeing = {"name": "vit_tiny_patch16_224", "stem": "default", "args": VIT}[key]
+    agreeing = {"name": "vit_tiny_patch16_224", "stem": "default", "args": VIT, "mean": (0.5,) * 3, "std": (0.5,) * 3}[
+        key
+    ]
     create(16, weights=str(tmp_path), **{key: agreeing})
 
 
@@ -166,6 +177,23 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
         create(16, name="smalconv")
     with pytest.raises(UserError, match=r"backbone.name: missing"):
         create(16)
+
+
+def test_the_normalisation_is_timms_or_the_configs(tmp_path: Path) -> None:
+    """timm's plain ViTs have 0.5, which few papers have; what was trained with stays with the weights."""
+    assert vit().mean == vit().std == (0.5,) * 3
+    own = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    made = vit(**own)
+    assert {"mean": made.mean, "std": made.std} == own
+    made.export(tmp_path)
+    again = create(16, weights=str(tmp_path), mean=own["mean"])
+    assert {"mean": again.mean, "std": again.std} == own
+    for key, given, words in (
+        ("mean", (0.5,), "3 numbers, one a channel"),
+        ("std", (1.0, 0.0, 1.0), "3 numbers above 0"),
+    ):
+        with pytest.raises(UserError, match=rf"backbone\.{key}: expected {words}"):
+            vit(**{key: given})
 
 
 def test_arguments_that_timm_does_not_take_are_one_sentence() -> None:

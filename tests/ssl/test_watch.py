@@ -72,6 +72,14 @@ def clusters(n: int, seed: int) -> tuple[Tensor, Tensor]:
     return centres[labels] + torch.randn(n, 6, generator=generator) + 7.0, labels
 
 
+def test_what_is_watched_is_drawn_where_no_test_is(tmp_path: Path) -> None:
+    pretrain(tmp_path / "run", {"watch": {"images": 40}})
+    drawn = json.loads((tmp_path / "run" / "run" / "map.json").read_text())
+    assert len(drawn["x"]) == len(drawn["y"]) == 40 and drawn["domains"] == ["train"]
+    pretrain(tmp_path / "bare", {"watch": None})
+    assert not (tmp_path / "bare" / "run" / "map.json").exists()
+
+
 def test_the_probe_learns_what_a_line_can_tell() -> None:
     x, labels = clusters(200, 0)
     probe = linear_probe(x, labels, 5, seed=0, steps=100, batch_size=64)
