@@ -182,16 +182,17 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
 def test_the_normalisation_is_timms_or_the_configs(tmp_path: Path) -> None:
     """timm's plain ViTs have 0.5, which few papers have; what was trained with stays with the weights."""
     assert vit().mean == vit().std == (0.5,) * 3
-    own = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    own: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
     made = vit(**own)
     assert {"mean": made.mean, "std": made.std} == own
     made.export(tmp_path)
     again = create(16, weights=str(tmp_path), mean=own["mean"])
     assert {"mean": again.mean, "std": again.std} == own
-    for key, given, words in (
+    bad: list[tuple[str, Any, str]] = [
         ("mean", (0.5,), "3 numbers, one a channel"),
         ("std", (1.0, 0.0, 1.0), "3 numbers above 0"),
-    ):
+    ]
+    for key, given, words in bad:
         with pytest.raises(UserError, match=rf"backbone\.{key}: expected {words}"):
             vit(**{key: given})
 
