@@ -11,6 +11,7 @@ from multiprocessing.process import BaseProcess
 
 import torch
 
+from .environment import usable_cores
 from .errors import UserError
 from .interrupt import REQUESTS
 
@@ -21,10 +22,9 @@ class WorkerLost(UserError):
 
 def at_most_cores(workers: int) -> int:
     """`workers`, but no more than this process's part of the cores: beyond that they only wait for each other."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # torchrun and `accelerate launch` say how many processes share this machine; each of them starts its own workers.
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(workers, max(1, cores // processes))
+    return min(workers, max(1, usable_cores() // processes))
 
 
 def begin(_: int) -> None:

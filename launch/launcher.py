@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core.environment import usable_cores
 from ..core.errors import UserError
 from ..core.interrupt import REQUESTS
 from .exits import LOG, STOPPED
@@ -99,7 +100,7 @@ def start(
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     command = ["-m", "rootstock", *arguments]
     with (
-        _environment({LAUNCHER: str(os.getpid()), LOG: str(logs.absolute() / "rank-0.log")}, where.nproc > 1),
+        _environment({LAUNCHER: str(os.getpid()), LOG: str(logs.absolute() / "rank-0.log")}, where.nproc),
         _forwarding() as asked,
     ):
         earlier = _attempts(logs)
@@ -193,9 +194,9 @@ def _settings(where: Places, logs: Path, patience: int):
 
 
 @contextlib.contextmanager
-def _environment(values: dict[str, str], several: bool) -> Iterator[None]:
-    """For the workers, who inherit it. Of several, each has one thread unless someone chose otherwise, as torchrun does."""
-    added = ({"OMP_NUM_THREADS": "1"} if several else {}) | values
+def _environment(values: dict[str, str], nproc: int) -> Iterator[None]:
+    """For the workers, who inherit it. Of several, each has one thread unless someone chose otherwise, as torchrun does; one has all."""
+    added = {"OMP_NUM_THREADS": "1" if nproc > 1 else str(usable_cores())} | values
     before = {name: os.environ.get(name) for name in added}
     os.environ.update({name: value for name, value in added.items() if name in values or before[name] is None})
     try:

@@ -7,13 +7,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from ...core.environment import usable_cores
 from .findings import Finding, short
 
 GIB = 2**30
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def devices() -> Iterator[Finding]:

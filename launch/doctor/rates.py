@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ...core.environment import usable_cores
 from ...core.interrupt import stop_signals
 from .findings import Finding, short
-from .machine import GIB, usable_cores
+from .machine import GIB
 
 SIDES, QUALITY = (500, 375), 97  # at this quality, files about as large as ImageNet's
 ROUNDS, SECONDS = 5, 0.2  # of decoding
