@@ -161,8 +161,9 @@ def _renamed(place: str, prefix: str, inside: dict[str, Tensor], unused: list[st
     stem = None
     if sequential:
         inside, stem = _from_sequential(inside)
-    # The index is a function of the size, and timm computes it.
-    tensors = {_layer(name): t for name, t in inside.items() if not name.endswith("relative_position_index")}
+    # The index and the mask of shifted windows are functions of the size, and timm computes them.
+    computed = ("relative_position_index", "attn_mask")
+    tensors = {_layer(name): t for name, t in inside.items() if not name.endswith(computed)}
     if not any(name.endswith("relative_position_bias_table") for name in tensors):
         # Of DeiT III and iBOT; timm's BEiT, which has relative positions, keeps the names.
         tensors = {re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name): tensor for name, tensor in tensors.items()}
@@ -179,7 +180,9 @@ def _renamed(place: str, prefix: str, inside: dict[str, Tensor], unused: list[st
 
 
 def _layer(name: str) -> str:
-    """One layer's name in timm's words: blocks in chunks and SwiGLU (DINOv2), registers, shortcuts (lightly)."""
+    """One layer's name in timm's words: blocks in chunks and SwiGLU (DINOv2), registers, shortcuts (lightly), Swin's merging of
+    patches, which its authors have at the end of a stage and timm at the beginning of the next."""
+    name = re.sub(r"^layers\.(\d+)\.downsample\.", lambda stage: f"layers.{int(stage[1]) + 1}.downsample.", name)
     name = re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
     name = re.sub(r"\.mlp\.w12\.", ".mlp.fc1.", re.sub(r"\.mlp\.w3\.", ".mlp.fc2.", name))
     name = re.sub(r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample.", name)

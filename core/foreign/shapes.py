@@ -19,6 +19,13 @@ SIZES = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "
          (1536, 40): "giant"}  # fmt: skip
 # Attention heads by width in mae, dino, ibot, dinov2, moco v3, simmim and timm; for exceptions see `_attention_heads`.
 ATTENTION_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1536: 24}
+# (width, blocks of each stage) -> timm's word for a Swin.
+SWINS = {
+    (96, (2, 2, 6, 2)): "tiny",
+    (96, (2, 2, 18, 2)): "small",
+    (128, (2, 2, 18, 2)): "base",
+    (192, (2, 2, 18, 2)): "large",
+}
 RESNETS: Mapping[tuple[str, tuple[int, ...]], str] = {
     ("basic", (2, 2, 2, 2)): "resnet18",
     ("basic", (3, 4, 6, 3)): "resnet34",
@@ -58,13 +65,11 @@ def architecture(encoder: Encoder, project: str, path: str, name: str | None, ar
         return _vit(encoder, project, path, name, dict(args))
     if "conv1.weight" in tensors and "layer1.0.conv1.weight" in tensors:
         return _resnet(encoder, project, path, name, dict(args))
-    what = (
-        "a Swin"
-        if any(key.startswith("layers.0.blocks.") for key in tensors)
-        else "neither a plain ViT nor a plain ResNet"
-    )
+    if "layers.0.blocks.0.attn.relative_position_bias_table" in tensors and project != "timm":
+        return _swin(tensors, name, dict(args))
     raise UserError(
-        f"{path}: holds {what}, whose layers timm has otherwise; only weights in timm's own names (--from timm --name) can be had"
+        f"{path}: holds neither a plain ViT nor a plain ResNet nor a Swin, whose layers timm has otherwise; only weights in timm's own "
+        "names (--from timm --name) can be had"
     )
 
 
@@ -181,6 +186,28 @@ def _beit_args(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "global_pool": "avg",
         "use_fc_norm": "fc_norm.weight" in tensors,
     }
+
+
+def _swin(tensors: Mapping[str, Tensor], name: str | None, args: dict[str, Any]) -> Architecture:
+    """A Swin (v1) of its authors' code; at the size at which its last stage is one window, for which it is published."""
+    width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
+    blocks = [match for key in tensors if (match := re.match(r"layers\.(\d+)\.blocks\.(\d+)\.norm1\.weight", key))]
+    depths = [0] * (1 + max(int(found[1]) for found in blocks))
+    for found in blocks:
+        depths[int(found[1])] += 1
+    tables = [tensors[f"layers.{stage}.blocks.0.attn.relative_position_bias_table"] for stage in range(len(depths))]
+    window, heads = (math.isqrt(len(tables[0])) + 1) // 2, [table.shape[1] for table in tables]
+    wanted: dict[str, Any] = {}
+    if name is None:
+        known = SWINS.get((width, tuple(depths)))
+        name = f"swin_{known or 'tiny'}_patch4_window7_224"
+        wanted = {} if known and patch == 4 else {"patch_size": patch, "embed_dim": width, "depths": depths}
+        if heads != [width // 32 << stage for stage in range(len(depths))] or not known:
+            wanted["num_heads"] = heads
+        if window != 7:
+            wanted["window_size"] = window
+    size = patch * window << (len(depths) - 1)
+    return Architecture(name, {**wanted, **args}, size, "default", None, channels, [])
 
 
 def _built(name: str) -> dict[str, Any]:

@@ -322,6 +322,31 @@ def simmim() -> Case:
     return _vit(tree, "simmim", state, "mean", name="beit_base_patch16_224")
 
 
+def simmim_swin() -> Case:
+    """Another implementation's Swin, torchvision's, under the names of the authors' code."""
+    net = torchvision.models.SwinTransformer([PATCH, PATCH], 16, [2, 2], [2, 4], [2, 2], stochastic_depth_prob=0.0)
+    net.head = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+    names: State = {"mask_token": random(1, 1, 16)}
+    for theirs, tensor in net.state_dict().items():
+        tensor.copy_(tensor + random(*tensor.shape)) if tensor.is_floating_point() else None
+        part, number, *rest = theirs.split(".")
+        if part == "norm":
+            names[theirs] = tensor
+        elif number == "0":
+            names[f"patch_embed.{ {'0': 'proj', '2': 'norm'}[rest[0]] }.{rest[1]}"] = tensor
+        elif int(number) % 2 == 0:
+            names[".".join([f"layers.{int(number) // 2 - 1}.downsample", *rest])] = tensor
+        else:
+            layer = ".".join(rest[1:]).replace("mlp.0", "mlp.fc1").replace("mlp.3", "mlp.fc2")
+            table = tensor.view(4, 4) if layer.endswith("relative_position_index") else tensor
+            names[f"layers.{int(number) // 2}.blocks.{rest[0]}.{layer}"] = table
+    names["layers.0.blocks.1.attn_mask"] = torch.zeros(1, 4, 4)
+    tree = {"model": {**prefixed("encoder.", names), **linear_head("decoder.0")}, "max_accuracy": 0.0, **training()}
+    spec = {"name": "swin_tiny_patch4_window7_224"}
+    net.double().eval()
+    return Case(tree, "simmim", net, 2 * 2 * PATCH, {}, spec)
+
+
 def solo() -> Case:
     net, other = warmed(resnet(stem="solo"), 32), resnet(stem="solo")
     names = {**prefixed("backbone.", net.state_dict()), **prefixed("momentum_backbone.", other.state_dict()),
@@ -408,7 +433,7 @@ CASES: dict[str, Callable[[], Case]] = {
     case.__name__: case
     for case in (
         mae, mae_published, mae_finetuned, dino, dino_published, ibot, dinov2, dinov2_registers, dinov2_training, moco_v3, moco_v2,
-        simsiam, simmim, solo, solo_vit, lightly_torchvision, lightly_vit, lightly_benchmark, vissl, barlow, swav, ijepa,
+        simsiam, simmim, simmim_swin, solo, solo_vit, lightly_torchvision, lightly_vit, lightly_benchmark, vissl, barlow, swav, ijepa,
     )
 }  # fmt: skip
 
