@@ -20,7 +20,7 @@ SIZES = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "
 # Attention heads by width in mae, dino, ibot, dinov2, moco v3, simmim and timm; for exceptions see `_attention_heads`.
 ATTENTION_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1536: 24}
 # (width, blocks of each stage) -> timm's word for a Swin.
-SWINS = {
+SWINS: Mapping[tuple[int, tuple[int, ...]], str] = {
     (96, (2, 2, 6, 2)): "tiny",
     (96, (2, 2, 18, 2)): "small",
     (128, (2, 2, 18, 2)): "base",
