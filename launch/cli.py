@@ -16,8 +16,9 @@ from .. import __doc__ as about
 from .. import __version__
 from ..core.errors import UserError
 from .exits import answer
-from .launcher import follow_launcher, places
+from .launcher import follow_launcher
 from .launcher import launch as launch_processes
+from .places import places
 
 P = ParamSpec("P")
 

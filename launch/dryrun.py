@@ -25,8 +25,8 @@ from ..core.run_options import check
 from ..core.stream import Share
 from ..core.train import Training
 from . import launcher
-from .launcher import Places
 from .memory import Memory, expected
+from .places import Places, check_devices
 from .verbs import VERBS
 
 
@@ -62,7 +62,7 @@ def dry_run(verb: str, config: str, overrides: Sequence[str], where: Places, as_
     """Print the plan. Raises UserError for what cannot work."""
     resolved = launcher.resolved(verb, config, overrides)
     processes = where.nproc * where.nodes
-    launcher.check_devices(where, resolved["run"])
+    check_devices(where, resolved["run"])
     check(resolved["run"], resolved["seed"])
     if trouble := of_another_config(Path(resolved["run"]["dir"]), verb, resolved):
         raise UserError(trouble)

@@ -10,12 +10,9 @@ import logging
 import os
 import platform
 import signal
-import socket
 import sys
 import threading
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from ..core.environment import usable_cores
 from ..core.errors import UserError
 from ..core.interrupt import REQUESTS
 from .exits import LOG, STOPPED
+from .places import Places, apart, await_first_node, check_devices
 
 LAUNCHER = "ROOTSTOCK_LAUNCHER"
 PR_SET_PDEATHSIG = 1  # of prctl(2)
@@ -32,55 +30,11 @@ PATIENCE = 600  # seconds that nodes wait for each other
 GRACE = 3.0
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where the processes run. nproc: on each node. rendezvous: HOST:PORT of one node, the same on all; None on a single one.
-    job: tells launches that share a rendezvous apart."""
-
-    nproc: int
-    nodes: int = 1
-    rendezvous: str | None = None
-    job: str = "rootstock"
-
-
-def places(nproc: int | None, nodes: int, rendezvous: str | None, job: str | None) -> Places:
-    """Check what the command line asks for. nproc: None for one a GPU, or one without. Raises UserError."""
-    if nproc is None:
-        import torch
-
-        nproc = max(1, torch.cuda.device_count())
-    for option, number in (("--nproc", nproc), ("--nodes", nodes)):
-        if number < 1:
-            raise UserError(f"{option} {number}: expected 1 or more")
-    if nodes > 1 and rendezvous is None:
-        raise UserError(
-            f"--nodes {nodes}: add --rendezvous HOST:PORT, one node's name and a free port, the same on all nodes"
-        )
-    if rendezvous is not None and not rendezvous.rpartition(":")[2].isdigit():
-        raise UserError(f"--rendezvous {rendezvous}: expected HOST:PORT, for example node1:29400")
-    return Places(nproc, nodes, rendezvous, job or os.environ.get("SLURM_JOB_ID") or "rootstock")
-
-
-class Apart(UserError):
-    """Nodes that did not meet at the rendezvous."""
-
-
 def launch(verb: str, config: str, overrides: Sequence[str], where: Places) -> int:
-    """Run the verb on all processes and return the exit code: 0, 2, 130 (saved and stopped) or 1. Raises UserError."""
+    """Run the verb on all processes and return the exit code: 0, 2, 130 (saved and stopped), 131 (LOST) or 1. Raises UserError."""
     options = resolved(verb, config, overrides)["run"]
     check_devices(where, options)
     return start([verb, config, *overrides], where, Path(options["dir"]) / "logs")
-
-
-def check_devices(where: Places, options: Mapping[str, Any]) -> None:
-    """options: of the `run` section. Raises UserError for more processes than GPUs."""
-    import torch
-
-    gpus = torch.cuda.device_count()  # asks the driver, and starts nothing on a device
-    if options["device"] == "auto" and 0 < gpus < where.nproc:
-        raise UserError(
-            f"--nproc {where.nproc}: this node has {gpus} GPUs, one for each process; lower --nproc, or say run.device=cpu"
-        )
 
 
 def start(
@@ -112,7 +66,7 @@ def start(
         except (RendezvousError, DistError) as error:
             reason = (str(error.__cause__ or error) or "some did not come in time").splitlines()[0]
             if _attempts(logs) == earlier:  # no process was started
-                raise _apart(where, reason) from error
+                raise apart(where, reason) from error
             if asked:
                 return STOPPED
             print(f"error: lost the node at {where.rendezvous} ({reason}); its own words say why", file=sys.stderr)
@@ -120,43 +74,9 @@ def start(
     return 0
 
 
-def _apart(where: Places, reason: str) -> Apart:
-    return Apart(
-        f"--rendezvous {where.rendezvous}: not all of {where.nodes} nodes met there ({reason}); is the same HOST:PORT given on all "
-        f"of them, with --nodes {where.nodes} and the same --job, and does a firewall leave the port open?"
-    )
-
-
 def _attempts(logs: Path) -> set[Path]:
     """The folders in which torch's agent has begun the logs of processes."""
     return set(logs.glob("**/attempt_*"))
-
-
-def await_first_node(where: Places, patience: float) -> None:
-    """Where another node keeps the rendezvous, wait until it does. torch would wait inside of C++, deaf to signals. Raises Apart."""
-    if where.nodes == 1 or where.rendezvous is None:
-        return
-    host, _, port = where.rendezvous.rpartition(":")
-    until, reason = time.monotonic() + patience, ""
-    while not _is_here(host):
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=1.0).close()
-            return
-        except OSError as error:  # its name, too, may be known only once it runs
-            reason = str(error)
-        if time.monotonic() > until:
-            raise _apart(where, reason)
-        time.sleep(0.2)
-
-
-def _is_here(host: str) -> bool:
-    """Whether a name or address is this machine's: only then can it be bound."""
-    with contextlib.suppress(OSError):
-        for family, kind, protocol, _, address in socket.getaddrinfo(host.strip("[]"), 0, type=socket.SOCK_STREAM):
-            with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as probe:
-                probe.bind(address)
-                return True
-    return False
 
 
 def resolved(verb: str, config: str, overrides: Sequence[str]) -> dict[str, Any]:

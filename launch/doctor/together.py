@@ -24,7 +24,8 @@ from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 
 from ...core.distributed import all_reduce_sum, barrier
 from ...core.errors import UserError
-from ..launcher import LAUNCHER, STOPPED, Apart, Places, places, start
+from ..launcher import LAUNCHER, STOPPED, start
+from ..places import Apart, Places, places
 from . import bandwidth
 from .equality import equality
 from .findings import Finding, Report, short

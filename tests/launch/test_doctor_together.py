@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch.distributed import HashStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from rootstock.launch import launcher
+from rootstock.launch import launcher, places
 from rootstock.launch.doctor import bandwidth, exact, meeting, together
 from rootstock.launch.doctor.bandwidth import BUS
 from rootstock.launch.doctor.equality import TRIALS, equality
@@ -251,7 +251,7 @@ def test_the_exit_code_is_what_the_processes_found(
     assert rootstock("doctor", "--distributed", "--device", "cpu", "--timeout", "9").returncode == expected
     (((arguments, where, _), options),) = asked
     assert arguments == ["doctor", "--distributed", "--device", "cpu", "--timeout", "9"]
-    assert where == launcher.Places(2, 1, None, where.job) and options == {"answers": (FOUND,), "patience": 9}
+    assert where == places.Places(2, 1, None, where.job) and options == {"answers": (FOUND,), "patience": 9}
     assert (tmp_path / "rootstock-doctor-x").exists() == kept
 
 

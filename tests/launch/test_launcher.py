@@ -22,7 +22,8 @@ from torch.distributed.launcher import api as elastic
 from rootstock.core import checkpoint, state
 from rootstock.core.errors import UserError
 from rootstock.launch import exits, launcher
-from rootstock.launch.launcher import Apart, Places, places
+from rootstock.launch import places as placing
+from rootstock.launch.places import Apart, Places, places
 
 Rootstock = Callable[..., subprocess.CompletedProcess[str]]
 STEPS, ENDLESS = 60, "optim.duration=1000000"
@@ -257,13 +258,13 @@ def test_a_first_node_that_goes_is_no_mistake(
 
 
 def test_the_first_node_is_waited_for_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    launcher.await_first_node(Places(1, 2, f"{platform.node()}:1"), 0.0)  # which is here
-    monkeypatch.setattr(launcher, "_is_here", lambda host: False)
+    placing.await_first_node(Places(1, 2, f"{platform.node()}:1"), 0.0)  # which is here
+    monkeypatch.setattr(placing, "_is_here", lambda host: False)
     with socket.create_server(("127.0.0.1", 0)) as first:
         port = first.getsockname()[1]
-        launcher.await_first_node(Places(1, 2, f"127.0.0.1:{port}"), 0.0)
+        placing.await_first_node(Places(1, 2, f"127.0.0.1:{port}"), 0.0)
     with pytest.raises(Apart, match=f"127.0.0.1:{port}: not all of 2 nodes met there .*refused"):
-        launcher.await_first_node(Places(1, 2, f"127.0.0.1:{port}"), 0.0)
+        placing.await_first_node(Places(1, 2, f"127.0.0.1:{port}"), 0.0)
 
 
 def test_nobody_outlives_the_launcher(config: str, tmp_path: Path) -> None:
