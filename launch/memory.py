@@ -54,10 +54,8 @@ def expected(
     slope = (large - small) / (MEASURED[1] - MEASURED[0])
     activations = round(small + slope * (images - MEASURED[0]))
     saved, evaluation = weights + moments, 0
-    if (
-        training.optim.name == "lars"
-    ):  # which a GPU does in many steps: what an update changes is kept until it is known to be good
-        moments += trained + moments
+    # A GPU updates by LARS in many steps: what an update changes is kept until it is known to be good.
+    kept = trained + moments if training.optim.name == "lars" else 0
     if sharding != "none":
         whole = [_bytes(block.parameters()) for block in stacked(method)]
         rest = _bytes(method.parameters()) - sum(whole)
@@ -66,8 +64,8 @@ def expected(
         weights = _bytes(method.buffers()) + _bytes(method.parameters()) // processes + borrowed
         slices = _bytes(method.parameters()) // processes + moments // processes
         evaluation = slices + _bytes(method.parameters()) + 2 * _bytes(method.buffers())
-        trained, moments = trained // processes + rest + max(whole), moments // processes
-    return Memory(weights, trained, moments, activations, saved, evaluation)
+        trained, moments, kept = trained // processes + rest + max(whole), moments // processes, kept // processes
+    return Memory(weights, trained, moments + kept, activations, saved, evaluation)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
