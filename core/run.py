@@ -26,6 +26,7 @@ from .distributed import barrier, broadcast_text, rank, world
 from .environment import environment
 from .errors import UserError
 from .run_options import check
+from .told import note
 
 CONFIG = "config.yaml"
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -171,10 +172,7 @@ class Run:
         """One plain line for the person who watches; warnings are printed even when quiet."""
         if self.main and (not self.quiet or message.startswith("WARNING")):
             self.console.print(message, markup=False, soft_wrap=True)
-            # Of `rootstock launch`, which leaves the console to this process.
-            if path := os.environ.get("ROOTSTOCK_LOG"):
-                with open(path, "a", encoding="utf-8") as file:
-                    file.write(f"{message}\n")
+            note(message)
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Append a row to metrics.jsonl and to the tracker."""

@@ -14,9 +14,9 @@ import traceback
 from collections.abc import Callable, Iterator
 
 from ..core.errors import UserError
+from ..core.told import note
 
 STOPPED = 130  # on request, after saving
-LOG = "ROOTSTOCK_LOG"  # where the first process of a launch also writes what it says; core/run.py reads it too
 
 
 def answer(work: Callable[[], int | None]) -> int:
@@ -67,9 +67,9 @@ def _say(sentence: str) -> None:
 
 def _note(text: str) -> None:
     """In the log of the first process of a launch, whose console is the launcher's."""
-    if (path := os.environ.get(LOG)) and os.environ.get("RANK") == "0":
-        with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
-            file.write(f"{text}\n")
+    if os.environ.get("RANK") == "0":
+        with contextlib.suppress(OSError):
+            note(text)
 
 
 def _tell_agent(text: str) -> None:

@@ -19,7 +19,8 @@ from typing import Any
 from ..core.environment import usable_cores
 from ..core.errors import UserError
 from ..core.interrupt import REQUESTS
-from .exits import LOG, STOPPED
+from ..core.told import LOG
+from .exits import STOPPED
 from .places import Places, apart, await_first_node, check_devices
 
 LAUNCHER = "ROOTSTOCK_LAUNCHER"
