@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..core.classifier import Classifier
+from ..core.model.classifier import Classifier
 from ..core.errors import UserError
-from ..core.norm import Mode, PositionBatchNorm, frozen_statistics
+from ..core.model.norm import Mode, PositionBatchNorm, frozen_statistics
 from .source_only import SourceOnly
 
 

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.classifier import Classifier
+from ..core.model.classifier import Classifier
 from ..core.distributed import all_reduce_sum, world
-from ..core.precision import wide
+from ..core.numerics import wide
 from .dann import DANN, domains
-from .reversal import reverse
+from .parts.reversal import reverse
 
 
 class Multilinear(nn.Module):

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.backbone import Backbone
-from ..core.chunk import encode
-from ..core.classifier import Classifier
-from ..core.precision import wide
+from ..core.model.backbone import Backbone
+from ..core.model.encode import encode
+from ..core.model.classifier import Classifier
+from ..core.numerics import wide
 from ..core.sample import Pair
-from ..core.train import Step
-from .reversal import Discriminator, reversal_weight, reverse
+from ..core.train.fit import Step
+from .parts.reversal import Discriminator, reversal_weight, reverse
 
 
 class DANN(nn.Module):

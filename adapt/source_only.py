@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core.backbone import Backbone
-from ..core.classifier import Classifier
-from ..core.precision import wide
+from ..core.model.backbone import Backbone
+from ..core.model.classifier import Classifier
+from ..core.numerics import wide
 from ..core.sample import Pair
-from ..core.train import Step
+from ..core.train.fit import Step
 
 
 class SourceOnly(nn.Module):

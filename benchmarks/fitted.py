@@ -13,20 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rootstock.core import config, norm
-from rootstock.core.backbone import HALF, create
+from rootstock.core.config import resolve as config
+from rootstock.core.model import norm
+from rootstock.core.model.backbone import HALF, create
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
-from rootstock.core.images.source import open_images
-from rootstock.core.multiview import Multiview
-from rootstock.core.optim import Optim
-from rootstock.core.order import Order
-from rootstock.core.presets import VIEWS
-from rootstock.core.run import Run
-from rootstock.core.run_options import options as run_options
+from rootstock.core.images.open import open_images
+from rootstock.core.views.multiview import Multiview
+from rootstock.core.train.optim import Optim
+from rootstock.core.stream.order import Order
+from rootstock.core.views.presets import VIEWS
+from rootstock.core.run.directory import Run
+from rootstock.core.run.options import options as run_options
 from rootstock.core.sample import Sample, Views
-from rootstock.core.stream import NO_LABELS, Batches, Resident, stream
-from rootstock.core.train import Every, fit
+from rootstock.core.stream.batches import NO_LABELS, Batches, Resident, stream
+from rootstock.core.train.fit import Every, fit
 from rootstock.ssl.registry import METHODS
 
 Clock = Callable[[], float]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rootstock.core import norm
+from rootstock.core.model import norm
 
 PEAKS = (
     ("B200", 2250.0),

@@ -19,7 +19,7 @@ from pictures import jpeg_files, photographs
 from timing import Interval
 
 from rootstock.core.draws import Draws
-from rootstock.core.images.record import Packing
+from rootstock.core.images.pack.record import Packing
 from rootstock.core.sample import Views
 
 CEILING, STEP, WHOLE = "ours, ready views (the ceiling)", "lightly, ready views", "lightly, end to end"

@@ -20,7 +20,7 @@ from lightly_joint import Compared, Example
 from peers import Transformed, loader, pil_picture
 from torch import Tensor
 
-from rootstock.core.parallel import channels_last
+from rootstock.core.train.parallel import channels_last
 
 
 class LightlySimCLR(Compared):

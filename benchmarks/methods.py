@@ -16,7 +16,7 @@ import page
 import yaml
 from demo import made, run_to_its_end, spread
 
-from rootstock.launch.results import compare
+from rootstock.launch.report.results import compare
 
 HERE = Path(__file__).parent
 PROTOCOLS = {

@@ -13,12 +13,12 @@ from fitted import opened
 from timing import Interval
 from torch import Tensor, nn
 
-from rootstock.core.images.source import open_images
-from rootstock.core.optim import Optim
-from rootstock.core.order import Order
-from rootstock.core.presets import VIEWS
-from rootstock.core.stream import stream
-from rootstock.core.train import Every, Step, fit
+from rootstock.core.images.open import open_images
+from rootstock.core.train.optim import Optim
+from rootstock.core.stream.order import Order
+from rootstock.core.views.presets import VIEWS
+from rootstock.core.stream.batches import stream
+from rootstock.core.train.fit import Every, Step, fit
 
 COUNT, BATCH, SIDE = 512, 8, 8
 RATE = 1e-3

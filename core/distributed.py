@@ -105,7 +105,7 @@ def all_reduce_min(local: Tensor) -> Tensor:
     return least
 
 
-# Of tensors in slices, torch's DTensor (core/sharding.py). The class is not asked for by name: importing it takes a second, which only
+# Of tensors in slices, torch's DTensor (core/train/fsdp.py). The class is not asked for by name: importing it takes a second, which only
 # sharded runs should spend.
 
 

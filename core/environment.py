@@ -19,7 +19,7 @@ def usable_cores() -> int:
 def environment() -> dict[str, Any]:
     """What run.json says of the machine and the software; commit is "" outside of a git checkout."""
     packages = ("rootstock", "torch", "timm", "lightly", "accelerate", "faiss-cpu", "scikit-learn", "numpy")
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[1]
     versions = {"python": platform.python_version()}
     for name in packages:
         try:

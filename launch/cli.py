@@ -16,9 +16,9 @@ from .. import __doc__ as about
 from .. import __version__
 from ..core.errors import UserError
 from .exits import answer
-from .launcher import follow_launcher
-from .launcher import launch as launch_processes
-from .places import places
+from .cluster.launcher import follow_launcher
+from .cluster.launcher import launch as launch_processes
+from .cluster.placement import places
 
 P = ParamSpec("P")
 
@@ -130,7 +130,7 @@ def adapt(config: Config, overrides: Overrides = None) -> None:
 
 def _files(folder: Path | None) -> None:
     if folder is not None:
-        from .files import copy_ready
+        from .cluster.files import copy_ready
 
         raise typer.Exit(answer(lambda: copy_ready(folder)))
 
@@ -164,7 +164,7 @@ def launch(
         raise UserError("--json is for --dry-run; add it")
     if not dry:
         return launch_processes(name, config, overrides or [], where)
-    from .dryrun import dry_run
+    from .cluster.dryrun import dry_run
 
     dry_run(name, config, overrides or [], where, as_json)
     return 0
@@ -203,7 +203,7 @@ def data(
         return describe(uri, out)
     if out is not None:
         raise UserError("--out is where the contact sheet goes, and --pack draws none; give one of them")
-    from ..core.images.record import Packing
+    from ..core.images.pack.record import Packing
     from .pack import pack_set
 
     return pack_set(uri, pack, Packing(**given), skip_damaged)
@@ -255,7 +255,7 @@ def report(
     ] = None,
 ) -> None:
     """Make a page of a run, or one that compares several."""
-    from .report import write_report
+    from .report.page import write_report
 
     page = out or (runs[0] / "report.html" if len(runs) == 1 else Path("comparison.html"))
     typer.echo(write_report(runs, page))
@@ -294,7 +294,7 @@ def doctor(
         return examine(as_json)
     # Silence is said in one sentence; torch, which reads this when it is imported, would add a stack trace for each try.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
-    from .doctor.together import examine_together
+    from .doctor.distributed import examine_together
 
     return examine_together(nproc, nodes, rendezvous, job, device, timeout, as_json)
 
@@ -314,7 +314,7 @@ def _execute(name: str, config: str, overrides: list[str] | None) -> None:
 
 
 def _pipeline(path: str, overrides: list[str] | None) -> None:
-    from .pipeline import run_pipeline
+    from .pipeline.run import run_pipeline
     from .verbs import execute, resolve
 
     run_pipeline(path, overrides or [], execute, resolve)

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator
 
 from ..core.errors import UserError
-from ..core.told import note
+from ..core.launchlog import note
 
 STOPPED = 130  # on request, after saving
 
@@ -85,7 +85,7 @@ def _tell_agent(text: str) -> None:
 
 def _stopped_on_request(error: Exception) -> bool:
     """Whether `fit` stopped after saving; its module needs torch, so it is not imported for this."""
-    run = sys.modules.get(f"{__name__.rsplit('.', 2)[0]}.core.run")
+    run = sys.modules.get(f"{__name__.rsplit('.', 2)[0]}.core.run.directory")
     return run is not None and isinstance(error, run.Interrupted)
 
 

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core import checkpoint
-from ..core.backbone import Backbone
-from ..core.configfile import parse
+from ..core.train import checkpoint
+from ..core.model.backbone import Backbone
+from ..core.config.yaml_file import parse
 from ..core.errors import UserError
-from ..core.foreign.adopt import adopt
-from ..core.foreign.file import read
-from ..core.foreign.names import PROJECTS, listed
-from ..core.images.unfinished import writable
-from ..core.wording import among, show, spelt
+from ..core.convert.adopt import adopt
+from ..core.convert.file import read
+from ..core.convert.names import PROJECTS, listed
+from ..core.images.pack.unfinished import writable
+from ..core.config.wording import among, show, spelt
 
 REPORT = "import.json"
 

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..core import state
+from ..core.run import state
 from ..core.errors import UserError
-from .records import Record, is_pipeline, is_sweep, read
-from .results import main_metric
+from .report.records import Record, is_pipeline, is_sweep, read
+from .report.results import main_metric
 
 COLOURS = {"running": "cyan", "finished": "green", "preempted": "yellow", "failed": "red", "killed": "red"}
 

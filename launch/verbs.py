@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..adapt.recipe import adapt
-from ..core import config
-from ..core.run import Run
-from ..core.run_options import options
-from ..finetune.recipe import finetune, probe
-from ..ssl.recipe import pretrain
+from ..adapt.adapt import adapt
+from ..core.config import resolve as config
+from ..core.run.directory import Run
+from ..core.run.options import options
+from ..finetune.finetune import finetune, probe
+from ..ssl.pretrain import pretrain
 
 VERBS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "pretrain": pretrain,

@@ -7,16 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.backbone import Backbone
-from ..core.chunk import encode
-from ..core.ema import follow, teacher_of
-from ..core.precision import wide
+from ..core.model.backbone import Backbone
+from ..core.model.encode import encode
+from ..core.model.ema import follow, teacher_of
+from ..core.numerics import wide
 from ..core.sample import Views
-from ..core.schedules import cosine
-from ..core.train import Step
-from .heads import mlp, predictor, project
-from .health import health
-from .ranges import fraction
+from ..core.train.schedules import cosine
+from ..core.train.fit import Step
+from .parts.heads import mlp, predictor, project
+from .watch.collapse import health
+from .parts.checks import fraction
 
 
 def byol_loss(predictions: Tensor, targets: Tensor) -> Tensor:

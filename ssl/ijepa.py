@@ -9,21 +9,21 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from ..core.backbone import Backbone
-from ..core.blocks import Pack, packable
-from ..core.colour import eager_cpu
+from ..core.model.backbone import Backbone
+from ..core.model.vit_blocks import Pack, packable
+from ..core.views.colour import eager_cpu
 from ..core.draws import Draws
-from ..core.ema import follow, teacher_of
+from ..core.model.ema import follow, teacher_of
 from ..core.errors import UserError
-from ..core.precision import wide
+from ..core.numerics import wide
 from ..core.sample import Views
-from ..core.schedules import ramp
-from ..core.sincos import fix_positions, sincos
-from ..core.tokens import attend, embed, keep_patches, plain_vit, take, transform
-from ..core.train import Step
-from .health import health
-from .masks import Grid, block_sizes, blocks, listed, some_of, without
-from .ranges import fraction, narrow_vit
+from ..core.train.schedules import ramp
+from ..core.model.sincos import fix_positions, sincos
+from ..core.model.vit_tokens import attend, embed, keep_patches, plain_vit, take, transform
+from ..core.train.fit import Step
+from .watch.collapse import health
+from .parts.masks import Grid, block_sizes, blocks, listed, some_of, without
+from .parts.checks import fraction, narrow_vit
 
 
 def ijepa_loss(prediction: Tensor, targets: Tensor, real: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class IJEPA(nn.Module):
     """I-JEPA's training objective; what is exported is the target encoder, which the authors evaluate.
 
     targets: how many blocks are predicted. target_scale, target_aspect, context_scale: the ranges of their area, of their height
-    / width, and of the context block's area (a square), see ssl/masks.py. min_context: the fewest patches of context; where the
+    / width, and of the context block's area (a square), see ssl/parts/masks.py. min_context: the fewest patches of context; where the
     targets leave fewer, the last of them stay in it. max_context: the most, drawn from those of the image; all by default.
     predictor_*: its width, blocks and heads (the authors give it 6 blocks for a ViT-B and 12 for larger ones, and the backbone's
     number of heads). momentum: the target encoder's, raised to 1 along a line.

@@ -14,15 +14,15 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ..core.backbone import Backbone
+from ..core.model.backbone import Backbone
 from ..core.draws import Draws
 from ..core.errors import UserError
-from ..core.precision import wide
+from ..core.numerics import wide
 from ..core.sample import Views
-from ..core.tokens import embed, plain_vit, transform
-from ..core.train import Step
-from .health import health
-from .masks import enlarge, random_units
+from ..core.model.vit_tokens import embed, plain_vit, transform
+from ..core.train.fit import Step
+from .watch.collapse import health
+from .parts.masks import enlarge, random_units
 
 SWINS = (SwinTransformer, SwinTransformerV2)
 

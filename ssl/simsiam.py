@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.backbone import Backbone
-from ..core.chunk import encode
-from ..core.precision import wide
+from ..core.model.backbone import Backbone
+from ..core.model.encode import encode
+from ..core.numerics import wide
 from ..core.sample import Views
-from ..core.train import Step
-from .heads import mlp, predictor, project
-from .health import health
+from ..core.train.fit import Step
+from .parts.heads import mlp, predictor, project
+from .watch.collapse import health
 
 
 def negative_cosine(predictions: Tensor, targets: Tensor) -> Tensor:

@@ -7,16 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.backbone import Backbone
-from ..core.chunk import encode, with_local
+from ..core.model.backbone import Backbone
+from ..core.model.encode import encode, with_local
 from ..core.distributed import all_reduce_sum, gather, rank, world
 from ..core.errors import UserError
 from ..core.sample import Views
-from ..core.train import Step
-from .heads import mlp, project
-from .health import health
-from .prototypes import assignment_health, crops_loss, sinkhorn
-from .ranges import above_zero, fraction
+from ..core.train.fit import Step
+from .parts.heads import mlp, project
+from .watch.collapse import health
+from .parts.prototypes import assignment_health, crops_loss, sinkhorn
+from .parts.checks import above_zero, fraction
 
 
 class SwAV(nn.Module):

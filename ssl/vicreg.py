@@ -6,16 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.backbone import Backbone
-from ..core.chunk import encode
+from ..core.model.backbone import Backbone
+from ..core.model.encode import encode
 from ..core.distributed import gather, world
 from ..core.errors import UserError
-from ..core.precision import wide
+from ..core.numerics import wide
 from ..core.sample import Views
-from ..core.train import Step
+from ..core.train.fit import Step
 from .barlow import off_diagonal
-from .heads import mlp, project
-from .health import health
+from .parts.heads import mlp, project
+from .watch.collapse import health
 
 EPSILON = 1e-4  # of eq. 2
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rootstock.launch.results import summarise
+from rootstock.launch.report.results import summarise
 from rootstock.ssl.registry import METHODS
 
 ROOT = Path(__file__).parents[1]

@@ -12,9 +12,9 @@ import pytest
 import torch
 import yaml
 
-from rootstock.core.images.source import open_images
-from rootstock.core.loop import Loop
-from rootstock.launch.plan import plan
+from rootstock.core.images.open import open_images
+from rootstock.core.train.loop import Loop
+from rootstock.launch.pipeline.plan import plan
 from rootstock.launch.sweep.plan import plan as plan_sweep
 from rootstock.launch.verbs import resolve
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from rootstock.core.backbone import WEIGHTS
+from rootstock.core.model.backbone import WEIGHTS
 from rootstock.core.errors import UserError
 from rootstock.launch.verbs import execute
 from rootstock.ssl.registry import METHODS as PRETRAINING
@@ -47,7 +47,7 @@ METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 FURTHER = sorted(set(PRETRAINING) - set(METHODS))
 FEW = 10  # steps of those
-# Of two processes, further runs in slices (core/sharding.py): whose losses they must have, and with what. The last goes on from a
+# Of two processes, further runs in slices (core/train/fsdp.py): whose losses they must have, and with what. The last goes on from a
 # checkpoint that one process left.
 HALFWAY = STEPS // 2
 SLICED: dict[str, tuple[str, list[str]]] = {

@@ -15,10 +15,10 @@ import pytest
 import timm
 import torch
 
-from rootstock.core.images.source import open_images
-from rootstock.launch import pipeline
+from rootstock.core.images.open import open_images
+from rootstock.launch.pipeline import run as pipeline
 from rootstock.launch.cli import app
-from rootstock.launch.plan import plan
+from rootstock.launch.pipeline.plan import plan
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

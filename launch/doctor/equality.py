@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ...adapt.dann import DANN
-from ...core import norm
-from ...core.classifier import Classifier
+from ...core.model import norm
+from ...core.model.classifier import Classifier
 from ...core.distributed import all_reduce_min, alone, gather, own_rows, world
 from ...core.draws import Draws
 from ...core.sample import Labelled, Pair, Unlabelled
-from ...core.train import Step
+from ...core.train.fit import Step
 from ...ssl.dino import DINO
 from ...ssl.mae import MAE
 from ...ssl.simclr import SimCLR

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ...core import norm
-from ...core.backbone import Backbone, create
+from ...core.model import norm
+from ...core.model.backbone import Backbone, create
 from ...core.distributed import all_reduce_sum, own_rows, world
 from ...core.draws import Draws
 from ...core.sample import Views

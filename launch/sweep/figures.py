@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from ..figures import Figure, colour, ink, render, tick
+from ..report.figures import Figure, colour, ink, render, tick
 from .outcome import brief, short_names
 
 _MAIN, _BEST, _MUTED = ink(0), ink(1), ink(7)

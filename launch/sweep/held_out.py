@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...core.backbone import LOOKED
+from ...core.model.backbone import LOOKED
 from ...core.errors import UserError
-from ...core.wording import among
-from ..records import read
-from ..results import value_of
+from ...core.config.wording import among
+from ..report.records import read
+from ..report.results import value_of
 
 # What each verb is tuned by where the config does not say.
 DEFAULT = {

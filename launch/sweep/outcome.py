@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from ...core.checkpoint import write_text
-from ..tables import duration
+from ...core.train.checkpoint import write_text
+from ..report.tables import duration
 from .plan import Sweep
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import UserError
-from ..figures import Figure
-from ..records import Record, is_pipeline, read, stages_of
-from ..report import provenance, write_html, yaml_text
-from ..tables import CAVEATS, duration, selection_sentence
+from ..report.figures import Figure
+from ..report.records import Record, is_pipeline, read, stages_of
+from ..report.page import provenance, write_html, yaml_text
+from ..report.tables import CAVEATS, duration, selection_sentence
 from .figures import figures
 from .outcome import best_first, brief, read_result, short_names
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from ...core.config import Choice, ConfigError, Section, find, load
-from ...core.wording import show
-from ..plan import plan as plan_pipeline
+from ...core.config.resolve import Choice, ConfigError, Section, find, load
+from ...core.config.wording import show
+from ..pipeline.plan import plan as plan_pipeline
 from ..verbs import resolve
 from .held_out import LOOKED, Objective, admitted, chosen_by, read_objective
 from .space import SAMPLERS, Span, read_space

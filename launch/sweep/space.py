@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...core.config import ConfigError, validate
+from ...core.config.resolve import ConfigError, validate
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler

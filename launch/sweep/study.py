@@ -20,10 +20,10 @@ from typing import IO, Any
 
 import yaml
 
-from ...core import config
-from ...core.checkpoint import write_text
+from ...core.config import resolve as config
+from ...core.train.checkpoint import write_text
 from ...core.errors import UserError
-from ...core.run import differing
+from ...core.run.directory import differing
 from .plan import Sweep
 from .space import SAMPLERS
 

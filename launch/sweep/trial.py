@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ...core.interrupt import REQUESTS
 from ..exits import answer
-from ..launcher import stop_with_parent
+from ..cluster.launcher import stop_with_parent
 from .plan import Sweep
 from .study import Claim
 
@@ -93,7 +93,7 @@ def _work(
 
 
 def _answer(verb: str, file: str, overrides: list[str]) -> int:
-    from ..pipeline import run_pipeline
+    from ..pipeline.run import run_pipeline
     from ..verbs import execute, resolve
 
     def work() -> None:

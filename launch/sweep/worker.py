@@ -19,7 +19,7 @@ from ...core.distributed import world
 from ...core.errors import UserError
 from ...core.interrupt import REQUESTS
 from ..exits import STOPPED
-from ..tables import selection_sentence
+from ..report.tables import selection_sentence
 from .outcome import printed, read_result, shown, write_result
 from .page import write_page
 from .plan import Sweep, plan

@@ -16,9 +16,9 @@ from torch import Tensor
 
 import rootstock.adapt.recipe as adapt_recipe
 import rootstock.finetune.recipe as finetune_recipe
-from rootstock.adapt.recipe import open_sets
+from rootstock.adapt.adapt import open_sets
 from rootstock.core.errors import UserError
-from rootstock.core.images.source import open_images
+from rootstock.core.images.open import open_images
 from rootstock.core.sample import Labelled, Pair, PairSample, Unlabelled
 from rootstock.launch.verbs import execute
 

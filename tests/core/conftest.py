@@ -11,9 +11,9 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rootstock.core.config import validate
-from rootstock.core.run import Run
-from rootstock.core.run_options import options
+from rootstock.core.config.resolve import validate
+from rootstock.core.run.directory import Run
+from rootstock.core.run.options import options
 
 TwoProcesses = Callable[[str], list[dict[str, Tensor]]]
 

@@ -22,8 +22,8 @@ from lightly.models import ResNetGenerator
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from rootstock.core.foreign import load
-from rootstock.core.foreign.file import Contents
+from rootstock.core.convert import load
+from rootstock.core.convert.file import Contents
 
 WIDTH, DEPTH, HEADS, PATCH, GRID = 16, 2, 2, 4, 4
 SIDE = PATCH * GRID

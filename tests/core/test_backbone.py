@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 from timm.models import ResNet, VisionTransformer
 from torch import Tensor, nn
 
-from rootstock.core.backbone import Backbone, create, read_description
+from rootstock.core.model.backbone import Backbone, create, read_description
 from rootstock.core.errors import UserError
-from rootstock.core.optim import Optim, parameter_groups
-from rootstock.core.sincos import sincos
-from rootstock.core.weights import load_strictly
-from rootstock.finetune.registry import BASELINES
+from rootstock.core.train.optim import Optim, parameter_groups
+from rootstock.core.model.sincos import sincos
+from rootstock.core.model.weights import load_strictly
+from rootstock.finetune.baselines.registry import BASELINES
 
 VIT = {"patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2}
 RESNET = {"channels": [8, 8, 16, 16], "layers": [1, 1, 1, 1]}

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from rootstock.core import checkpoint
-from rootstock.core.checkpoint import Checkpoint
+from rootstock.core.train import checkpoint
+from rootstock.core.train.checkpoint import Checkpoint
 from rootstock.core.errors import UserError
 
 FILES = ["model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"]

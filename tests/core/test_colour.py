@@ -11,12 +11,14 @@ import torchvision.transforms.v2.functional as tv
 from scipy import stats
 from torch import Tensor
 
-from rootstock.core import blur, colour, views
-from rootstock.core.blur import blur_matrix, gaussian_blur
-from rootstock.core.colour import Colours, colour_jitter, grayscale, recolour, shift_hue
-from rootstock.core.compile import compiler_trouble
+from rootstock.core.views import blur
+from rootstock.core.views import colour
+from rootstock.core.views import view as views
+from rootstock.core.views.blur import blur_matrix, gaussian_blur
+from rootstock.core.views.colour import Colours, colour_jitter, grayscale, recolour, shift_hue
+from rootstock.core.train.compile import compiler_trouble
 from rootstock.core.draws import Draws
-from rootstock.core.views import View
+from rootstock.core.views.view import View
 
 LEVEL = 1 / 255
 OPERATIONS = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)

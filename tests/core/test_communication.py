@@ -11,9 +11,9 @@ import pytest
 import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rootstock.core import loop
+from rootstock.core.train import loop
 from rootstock.launch.verbs import execute
-from rootstock.ssl import recipe
+from rootstock.ssl import pretrain as recipe
 from rootstock.tests.ssl import cases
 
 WORLD, BATCH = 2, 16

@@ -15,20 +15,20 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from rootstock.adapt.cdan import CDAN
-from rootstock.core import compile as compiling
-from rootstock.core import norm
-from rootstock.core.backbone import Backbone, create
-from rootstock.core.classifier import Classifier
-from rootstock.core.config import Duration
+from rootstock.core.train import compile as compiling
+from rootstock.core.model import norm
+from rootstock.core.model.backbone import Backbone, create
+from rootstock.core.model.classifier import Classifier
+from rootstock.core.config.resolve import Duration
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
-from rootstock.core.optim import Optim
-from rootstock.core.presets import VIEWS
-from rootstock.core.run import Run
+from rootstock.core.train.optim import Optim
+from rootstock.core.views.presets import VIEWS
+from rootstock.core.run.directory import Run
 from rootstock.core.sample import Labelled, Pair, Sample, Unlabelled, Views
-from rootstock.core.stream import NO_LABELS
-from rootstock.core.train import Every, fit
-from rootstock.finetune.recipe import FineTune
+from rootstock.core.stream.batches import NO_LABELS
+from rootstock.core.train.fit import Every, fit
+from rootstock.finetune.finetune import FineTune
 from rootstock.ssl.mae import MAE
 from rootstock.ssl.simclr import SimCLR
 

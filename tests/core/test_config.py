@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import pytest
 import yaml
 
-from rootstock.core.config import Choice, ConfigError, Duration, Section, build, load, validate
+from rootstock.core.config.resolve import Choice, ConfigError, Duration, Section, build, load, validate
 from rootstock.core.errors import UserError
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from rootstock.core import configfile
-from rootstock.core.config import ConfigError, load, read
+from rootstock.core.config import yaml_file as configfile
+from rootstock.core.config.resolve import ConfigError, load, read
 
 
 def pretrain(*, seed: int = 0) -> None: ...

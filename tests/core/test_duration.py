@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import pytest
 
-from rootstock.core.config import Duration, validate
+from rootstock.core.config.resolve import Duration, validate
 from rootstock.core.errors import UserError
 
 

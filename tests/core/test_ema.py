@@ -4,8 +4,8 @@ import torch
 from timm.layers.drop import DropPath
 from torch import nn
 
-from rootstock.core.backbone import create
-from rootstock.core.ema import follow, teacher_of
+from rootstock.core.model.backbone import create
+from rootstock.core.model.ema import follow, teacher_of
 
 VIT = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
 

@@ -10,7 +10,7 @@ import torchvision.transforms.v2 as transforms
 from scipy import stats
 
 from rootstock.core.draws import Draws
-from rootstock.core.erasing import Fill, erasing_boxes, random_erasing, within
+from rootstock.core.views.erasing import Fill, erasing_boxes, random_erasing, within
 
 
 def draws_of(n: int, seed: int = 0) -> Draws:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rootstock.core.errors import UserError
-from rootstock.core.features import evaluating, extract
+from rootstock.core.evaluate.features import evaluating, extract
 
 SIZES = range(1, 34)
 # The processes of one set serve a world of 3 and then, without the last, one of 2.

@@ -18,13 +18,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rootstock.core.backbone import create
+from rootstock.core.model.backbone import create
 from rootstock.core.errors import UserError
-from rootstock.core.foreign import load
-from rootstock.core.foreign.adopt import IMAGENET_MEAN, IMAGENET_STD, adopt
-from rootstock.core.foreign.file import Contents, Limits, read
-from rootstock.core.foreign.names import Encoder, recognise
-from rootstock.core.foreign.shapes import architecture
+from rootstock.core.convert import load
+from rootstock.core.convert.adopt import IMAGENET_MEAN, IMAGENET_STD, adopt
+from rootstock.core.convert.file import Contents, Limits, read
+from rootstock.core.convert.names import Encoder, recognise
+from rootstock.core.convert.shapes import architecture
 from rootstock.tests.core import foreign_cases as cases
 from rootstock.tests.core.foreign_cases import opened
 
@@ -400,7 +400,7 @@ def test_a_child_that_dies_is_one_sentence(
     class Done:
         returncode, stderr = code, b"first\nlast words\n"
 
-    monkeypatch.setattr("rootstock.core.foreign.file.subprocess.run", lambda *_, **__: Done())
+    monkeypatch.setattr("rootstock.core.convert.file.subprocess.run", lambda *_, **__: Done())
     with pytest.raises(UserError, match=said):
         read(tmp_path / "w.pth")
 

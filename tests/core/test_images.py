@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from rootstock.core.errors import UserError
 from rootstock.core.images.images import Images
-from rootstock.core.images.source import open_images
+from rootstock.core.images.open import open_images
 
 NAMES = ["cat/1.png", "cat/deep/er/2.png", "dog/3.png", "dog/4.png", "eel/5.png"]
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from rootstock.core.errors import UserError
 from rootstock.core.images.images import Images
-from rootstock.core.images.source import open_images
+from rootstock.core.images.open import open_images
 
 
 def told(images: Images) -> list[str]:

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from rootstock.core.errors import UserError
-from rootstock.core.images import cache, files
-from rootstock.core.images.source import DamagedImage, open_images
+from rootstock.core.images import cache
+from rootstock.core.images.sources import files
+from rootstock.core.images.open import DamagedImage, open_images
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(
 def test_an_archive_is_unpacked_and_indexed_once_and_again_when_it_changes(
     tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rootstock.core.images import tar
+    from rootstock.core.images.sources import tar
 
     scans: list[Path] = []
     real = tar.scan

@@ -14,17 +14,8 @@ from PIL import Image
 
 from rootstock.core.errors import UserError
 from rootstock.core.images import decode as decoding
-from rootstock.core.images.decode import (
-    MAX_PIXELS,
-    Decoder,
-    decode,
-    decode_by_pillow,
-    decode_scaled,
-    fast_decoder,
-    is_picture,
-    plain_jpeg_size,
-)
-from rootstock.core.images.source import DamagedImage, open_images
+from rootstock.core.images.decode import MAX_PIXELS, Decoder, decode, decode_by_pillow, decode_scaled, fast_decoder, is_picture, plain_jpeg_size
+from rootstock.core.images.open import DamagedImage, open_images
 
 HEIGHT, WIDTH = 5, 7
 

@@ -12,8 +12,8 @@ from sklearn.datasets import load_digits, load_sample_image
 
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
-from rootstock.core.images.digits import CUTS, BlendStore, allowed
-from rootstock.core.images.source import open_images
+from rootstock.core.images.sources.digits import CUTS, BlendStore, allowed
+from rootstock.core.images.open import open_images
 
 
 def test_digits_are_scikit_learns_scans() -> None:
@@ -80,7 +80,7 @@ def test_patches_of_train_and_test_share_no_pixel() -> None:
 
 def test_a_patch_sees_nothing_outside_its_own_crop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Resizing must not blend in neighbours from the other region: blacking that one out changes no training blend."""
-    from rootstock.core.images import digits
+    from rootstock.core.images.sources import digits
 
     images = open_images("sklearn:digits-m?region=train&patch=200-208#[:40]")
     before = images.resident()

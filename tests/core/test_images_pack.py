@@ -22,14 +22,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rootstock.core.errors import UserError
-from rootstock.core.images import journal
+from rootstock.core.images.pack import journal
 from rootstock.core.images.images import Images
-from rootstock.core.images.journal import JOURNAL
+from rootstock.core.images.pack.journal import JOURNAL
 from rootstock.core.images.open_files import OpenFiles
-from rootstock.core.images.pack import ABOUT, INDEX, RECORDS
-from rootstock.core.images.pack_writer import PLAN, Packed, locked, pack
-from rootstock.core.images.record import Packing
-from rootstock.core.images.source import DamagedImage, open_images, open_with_splits
+from rootstock.core.images.pack.reader import ABOUT, INDEX, RECORDS
+from rootstock.core.images.pack.writer import PLAN, Packed, locked, pack
+from rootstock.core.images.pack.record import Packing
+from rootstock.core.images.open import DamagedImage, open_images, open_with_splits
 from rootstock.core.images.split import cut
 from rootstock.core.images.store import Uniform
 
@@ -309,7 +309,7 @@ def test_a_kill_at_the_end_is_mended(
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(f"rootstock.core.images.pack_writer.{step}", stopped)
+        patched.setattr(f"rootstock.core.images.pack.writer.{step}", stopped)
         with pytest.raises(Killed):
             packed(sets["folder"], tmp_path / "out")
     left = tmp_path / ("out" if step == "tidy" else "out.part")

@@ -14,14 +14,15 @@ import pytest
 import torch
 
 from rootstock.core.errors import UserError
-from rootstock.core.images import journal, pack_writer
-from rootstock.core.images.files import FileStore
+from rootstock.core.images.pack import journal
+from rootstock.core.images.pack import writer as pack_writer
+from rootstock.core.images.sources.files import FileStore
 from rootstock.core.images.images import Images
-from rootstock.core.images.journal import JOURNAL
-from rootstock.core.images.pack import ABOUT, INDEX, RECORDS
-from rootstock.core.images.pack_writer import PLAN, Packed, pack
-from rootstock.core.images.record import JPEG_SIDE, Packing, Record, record_of
-from rootstock.core.images.source import DamagedImage, open_images, open_with_splits
+from rootstock.core.images.pack.journal import JOURNAL
+from rootstock.core.images.pack.reader import ABOUT, INDEX, RECORDS
+from rootstock.core.images.pack.writer import PLAN, Packed, pack
+from rootstock.core.images.pack.record import JPEG_SIDE, Packing, Record, record_of
+from rootstock.core.images.open import DamagedImage, open_images, open_with_splits
 
 Draw = Callable[[Path, Iterable[str]], Path]
 ORIGINAL, RAW = Packing(), Packing("raw")

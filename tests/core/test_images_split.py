@@ -13,7 +13,7 @@ from PIL import Image
 
 from rootstock.core.errors import UserError
 from rootstock.core.images.images import Images
-from rootstock.core.images.source import holdout, open_images
+from rootstock.core.images.open import holdout, open_images
 from rootstock.core.images.split import cut, parse_fragment
 
 

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from rootstock.core.errors import UserError
-from rootstock.core.images import tar
+from rootstock.core.images.sources import tar
 from rootstock.core.images.images import Images
-from rootstock.core.images.shards import braces, pattern_name
-from rootstock.core.images.source import DamagedImage, open_images
+from rootstock.core.images.sources.shards import braces, pattern_name
+from rootstock.core.images.open import DamagedImage, open_images
 
 
 def picture(number: int) -> bytes:

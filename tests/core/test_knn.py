@@ -8,7 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from rootstock.core.errors import UserError
-from rootstock.core.knn import knn_predict, neighbours, vote
+from rootstock.core.evaluate.knn import knn_predict, neighbours, vote
 
 
 def clusters(n: int, seed: int, classes: int = 5, dim: int = 8) -> tuple[Tensor, Tensor]:

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.utils.data import _utils
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from rootstock.core import loader
+from rootstock.core.stream import loader
 from rootstock.core.errors import UserError
-from rootstock.core.loader import BATCHES_AHEAD, PART, _parts, joined, load, widened
-from rootstock.core.workers import WorkerLost
+from rootstock.core.stream.loader import BATCHES_AHEAD, PART, _parts, joined, load, widened
+from rootstock.core.stream.workers import WorkerLost
 
 SIZES = [5, 140, 1, 65, 128]
 

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from rootstock.core import train
+from rootstock.core.train import fit as train
 from rootstock.core.errors import UserError
-from rootstock.core.loop import Loop, seed_generators
-from rootstock.core.norm import convert
-from rootstock.core.optim import Optim
-from rootstock.core.run import Interrupted, Run
+from rootstock.core.train.loop import Loop, seed_generators
+from rootstock.core.model.norm import convert
+from rootstock.core.train.optim import Optim
+from rootstock.core.run.directory import Interrupted, Run
 from rootstock.core.sample import Sample
-from rootstock.core.train import Every, Step, fit
+from rootstock.core.train.fit import Every, Step, fit
 
 BATCH, STEPS = 8, 12
 OPTIMIZERS = [

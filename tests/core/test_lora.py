@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from rootstock.core.backbone import Backbone, create
+from rootstock.core.model.backbone import Backbone, create
 from rootstock.core.errors import UserError
-from rootstock.core.lora import folded
+from rootstock.core.model.lora import folded
 
 ARGS = {"patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2}
 LORA: dict[str, Any] = {"rank": 2, "alpha": 4, "targets": ["qkv"], "unfreeze": 1}

@@ -8,7 +8,7 @@ from scipy import stats
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
 from rootstock.core.errors import UserError
-from rootstock.core.metrics import classification, cluster_bootstrap, mean_interval, paired_interval
+from rootstock.core.evaluate.metrics import classification, cluster_bootstrap, mean_interval, paired_interval
 
 CLASSES = ["ant", "bee", "cat", "dog"]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
-from rootstock.core.mixing import Mixing, cutmix_boxes, mix
+from rootstock.core.views.mixup import Mixing, cutmix_boxes, mix
 
 CLASSES = 5
 BOTH = Mixing(0.8, 1.0)

@@ -13,7 +13,8 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rootstock.core import chunk, norm
+from rootstock.core.model import encode as chunk
+from rootstock.core.model import norm
 from rootstock.core.errors import UserError
 
 ROWS, GROUP = 12, 3

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rootstock.core.backbone import create
-from rootstock.core.ema import teacher_of
+from rootstock.core.model.backbone import create
+from rootstock.core.model.ema import teacher_of
 from rootstock.core.errors import UserError
-from rootstock.core.optim import Optim, parameter_groups, set_rate
+from rootstock.core.train.optim import Optim, parameter_groups, set_rate
 
 VIT = {"patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2}
 

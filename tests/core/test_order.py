@@ -9,11 +9,11 @@ import pytest
 import torch
 from scipy import stats
 
-from rootstock.core import order as module
-from rootstock.core.config import Choice, ConfigError, build, validate
+from rootstock.core.stream import order as module
+from rootstock.core.config.resolve import Choice, ConfigError, build, validate
 from rootstock.core.draws import permute, stream_key
 from rootstock.core.errors import UserError
-from rootstock.core.order import SHUFFLES, Blocks, Full, Order, Shuffle
+from rootstock.core.stream.order import SHUFFLES, Blocks, Full, Order, Shuffle
 
 SMALL = Blocks(size=4, mix=3)
 BOTH = pytest.mark.parametrize("shuffle", [Full(), SMALL, Blocks()], ids=["full", "small blocks", "blocks"])

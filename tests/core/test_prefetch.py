@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from rootstock.core.order import Order
-from rootstock.core.prefetch import in_blocks, in_thread, packed, to_device, unpacked
+from rootstock.core.stream.order import Order
+from rootstock.core.stream.prefetch import in_blocks, in_thread, packed, to_device, unpacked
 from rootstock.core.sample import Sample
 
 CPU = torch.device("cpu")

@@ -7,11 +7,11 @@ import torch
 from scipy import stats
 
 from rootstock.core.draws import Draws
-from rootstock.core.erasing import erasing_boxes, random_erasing
+from rootstock.core.views.erasing import erasing_boxes, random_erasing
 from rootstock.core.errors import UserError
-from rootstock.core.presets import VIEWS, multiview
-from rootstock.core.randaugment import rand_augment
-from rootstock.core.views import View
+from rootstock.core.views.presets import VIEWS, multiview
+from rootstock.core.views.randaugment import rand_augment
+from rootstock.core.views.view import View
 
 PLAIN: dict[str, Any] = {
     "scale": None, "ratio": (3 / 4, 4 / 3), "interpolation": "bilinear", "flip": 0.0, "rotate": 0.0, "shift": 0.0,
@@ -130,7 +130,7 @@ def test_the_signs_of_two_turns_are_independent(monkeypatch: pytest.MonkeyPatch)
         seen.append(sign)
         return x
 
-    monkeypatch.setattr("rootstock.core.randaugment.augment", noted)
+    monkeypatch.setattr("rootstock.core.views.randaugment.augment", noted)
     rand_augment(crops(1, 2).expand(n, -1, -1, -1), Draws(1, torch.arange(n)), 2, 9.0)
     pairs = torch.bincount(((seen[0] > 0) * 2 + (seen[1] > 0)).long(), minlength=4)
     assert stats.chisquare(pairs.numpy()).pvalue > 0.001

@@ -11,10 +11,10 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 from rootstock.core.draws import Draws
-from rootstock.core.erasing import random_erasing
+from rootstock.core.views.erasing import random_erasing
 from rootstock.core.errors import UserError
-from rootstock.core.mixing import Mixing, mix
-from rootstock.core.randaugment import COLOR, OPERATIONS, augment, rand_augment
+from rootstock.core.views.mixup import Mixing, mix
+from rootstock.core.views.randaugment import COLOR, OPERATIONS, augment, rand_augment
 
 PHOTO = torch.from_numpy(np.array(load_sample_image("flower.jpg"))).permute(2, 0, 1).contiguous()
 PLAIN = transforms.InterpolationMode.NEAREST

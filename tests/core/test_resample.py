@@ -12,16 +12,10 @@ import torchvision.transforms.v2.functional as tv
 from scipy import stats
 from torch import Tensor
 
-from rootstock.core import resample
-from rootstock.core.boxes import centre_boxes, random_boxes
+from rootstock.core.views import resample
+from rootstock.core.views.boxes import centre_boxes, random_boxes
 from rootstock.core.draws import Draws
-from rootstock.core.resample import (
-    Interpolation,
-    crop_resize,
-    crop_resize_each,
-    resize_centre,
-    resize_matrix,
-)
+from rootstock.core.views.resample import Interpolation, crop_resize, crop_resize_each, resize_centre, resize_matrix
 
 MODES = {"bilinear": transforms.InterpolationMode.BILINEAR, "bicubic": transforms.InterpolationMode.BICUBIC}
 KERNELS: list[Interpolation] = ["bilinear", "bicubic"]

@@ -9,10 +9,10 @@ import pytest
 import yaml
 from accelerate.utils.dataclasses import DynamoBackend
 
-from rootstock.core.checkpoint import Checkpoint, save
+from rootstock.core.train.checkpoint import Checkpoint, save
 from rootstock.core.errors import UserError
-from rootstock.core.run import Run, differing
-from rootstock.core.train import Every
+from rootstock.core.run.directory import Run, differing
+from rootstock.core.train.fit import Every
 
 
 @pytest.mark.parametrize(("key", "value"), [("accumulate", 0), ("chunk", 0), ("workers", -1), ("log_every", -1)])

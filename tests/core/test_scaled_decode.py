@@ -12,17 +12,17 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
-from rootstock.core.damage import Damage
+from rootstock.core.images.damage import Damage
 from rootstock.core.draws import Draws
 from rootstock.core.images.decode import decode, decode_scaled
-from rootstock.core.images.source import open_images
-from rootstock.core.multiview import Multiview
-from rootstock.core.order import Order
-from rootstock.core.presets import VIEWS
-from rootstock.core.resample import crop_resize_each
+from rootstock.core.images.open import open_images
+from rootstock.core.views.multiview import Multiview
+from rootstock.core.stream.order import Order
+from rootstock.core.views.presets import VIEWS
+from rootstock.core.views.resample import crop_resize_each
 from rootstock.core.sample import Sample
-from rootstock.core.scaled import WORTHWHILE, scaled_boxes, useful_scale, worthwhile
-from rootstock.core.stream import Decode, Share, stream
+from rootstock.core.views.scaled_decode import WORTHWHILE, scaled_boxes, useful_scale, worthwhile
+from rootstock.core.stream.batches import Decode, Share, stream
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -34,7 +34,7 @@ LARGEST = 5.0
 @pytest.fixture(autouse=True)
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small pictures are scaled too, though that takes longer."""
-    monkeypatch.setattr("rootstock.core.scaled.WORTHWHILE", 1)
+    monkeypatch.setattr("rootstock.core.views.scaled_decode.WORTHWHILE", 1)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -180,7 +180,7 @@ def test_the_scale_is_that_of_the_smallest_box_for_its_view(name: str) -> None:
 
 
 def test_small_pictures_are_decoded_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rootstock.core.scaled.WORTHWHILE", WORTHWHILE)
+    monkeypatch.setattr("rootstock.core.views.scaled_decode.WORTHWHILE", WORTHWHILE)
     views = VIEWS["none"](224, MEAN, STD, 2)  # the whole of the shorter side
     found = {side: views.scale(position(0), side, side) for side in (100, 448, 1000, 1500, 4000)}
     assert found == {100: 1, 448: 1, 1000: 4, 1500: 4, 4000: 8}
@@ -252,7 +252,7 @@ def test_every_row_is_decoded_and_cropped_by_its_own_draws(folder: Path, monkeyp
     """Against one picture after the other: decoded at the scale of its position's draws, and cropped by the same."""
     names = [path.name for path in sorted(folder.iterdir())]
     straight, damaged = batches(folder, "scaled")
-    monkeypatch.setattr("rootstock.core.stream.CROP_BLOCK", 50_000)
+    monkeypatch.setattr("rootstock.core.stream.batches.CROP_BLOCK", 50_000)
     bounded, _ = batches(folder, "scaled")
     order, scales = Order(len(names), 12, seed=5), list[int]()
     for step, (sample, other) in enumerate(zip(straight, bounded, strict=True)):
@@ -268,6 +268,6 @@ def test_every_row_is_decoded_and_cropped_by_its_own_draws(folder: Path, monkeyp
 
 def test_how_many_pictures_are_held_at_once_changes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     straight, _ = batches(folder, "scaled")
-    monkeypatch.setattr("rootstock.core.stream.CROP_BLOCK", 50_000)
+    monkeypatch.setattr("rootstock.core.stream.batches.CROP_BLOCK", 50_000)
     bounded, _ = batches(folder, "scaled")
     assert all(torch.equal(a.images, b.images) for a, b in zip(straight, bounded, strict=True))

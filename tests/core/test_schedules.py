@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rootstock.core.schedules import cosine, ramp
+from rootstock.core.train.schedules import cosine, ramp
 
 
 def test_a_cosine_ends_where_it_should_and_is_half_way_in_the_middle() -> None:

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
-from rootstock.core.config import Choice, ConfigError, Duration, Section, json_schema, validate
-from rootstock.core.schema import Value
+from rootstock.core.config.resolve import Choice, ConfigError, Duration, Section, json_schema, validate
+from rootstock.core.config.schema import Value
 
 FIVE_EPOCHS, TEN_EPOCHS = Duration(5, "ep"), Duration(10, "ep")
 

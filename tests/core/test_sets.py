@@ -9,19 +9,8 @@ import torch
 from PIL import Image
 
 from rootstock.core.errors import UserError
-from rootstock.core.images.source import Images, open_images
-from rootstock.core.sets import (
-    LABELLED,
-    add_seen,
-    align,
-    count_seen,
-    describe,
-    exposure,
-    fingerprints,
-    labelled,
-    open_tests,
-    train_and_tests,
-)
+from rootstock.core.images.open import Images, open_images
+from rootstock.core.images.sets import LABELLED, add_seen, align, count_seen, describe, exposure, fingerprints, labelled, open_tests, train_and_tests
 
 
 def draw(root: Path, classes: Sequence[str], each: int = 4, seed: int = 0) -> str:

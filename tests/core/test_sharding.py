@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from torch import nn
 
-from rootstock.core.backbone import create
+from rootstock.core.model.backbone import create
 from rootstock.core.distributed import in_slices, own_slice, planned, whole
 from rootstock.core.errors import UserError
-from rootstock.core.parallel import Replicated, form_of
-from rootstock.core.run import Run
-from rootstock.core.sharding import Sharded
+from rootstock.core.train.parallel import Replicated, form_of
+from rootstock.core.run.directory import Run
+from rootstock.core.train.fsdp import Sharded
 
 VIT: dict[str, Any] = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
 

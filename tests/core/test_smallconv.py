@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rootstock.core.backbone import create
+from rootstock.core.model.backbone import create
 from rootstock.core.errors import UserError
 
 

@@ -9,12 +9,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from rootstock.core import norm
-from rootstock.core.blocks import asks_for_one, of_last
+from rootstock.core.model import norm
+from rootstock.core.model.vit_blocks import asks_for_one, of_last
 from rootstock.core.errors import UserError
-from rootstock.core.parallel import form_of
-from rootstock.core.run import Run
-from rootstock.core.stacks import recompute, stacked
+from rootstock.core.train.parallel import form_of
+from rootstock.core.run.directory import Run
+from rootstock.core.model.recompute import recompute, stacked
 
 VIT: dict[str, Any] = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2, "num_classes": 0}
 NETWORKS: dict[str, tuple[str, dict[str, Any], str, int]] = {

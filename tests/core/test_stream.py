@@ -13,19 +13,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rootstock.core.damage import NEIGHBOUR_TRIES, Damage, read_or_neighbour
+from rootstock.core.images.damage import NEIGHBOUR_TRIES, Damage, read_or_neighbour
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
-from rootstock.core.images.pack import RECORDS
-from rootstock.core.images.pack_writer import pack
-from rootstock.core.images.record import Packing
-from rootstock.core.images.source import Images, open_images
-from rootstock.core.multiview import Multiview
-from rootstock.core.order import Blocks, Full, Order, Shuffle
-from rootstock.core.prefetch import in_thread
-from rootstock.core.presets import VIEWS
+from rootstock.core.images.pack.reader import RECORDS
+from rootstock.core.images.pack.writer import pack
+from rootstock.core.images.pack.record import Packing
+from rootstock.core.images.open import Images, open_images
+from rootstock.core.views.multiview import Multiview
+from rootstock.core.stream.order import Blocks, Full, Order, Shuffle
+from rootstock.core.stream.prefetch import in_thread
+from rootstock.core.views.presets import VIEWS
 from rootstock.core.sample import Sample
-from rootstock.core.stream import Batches, Resident, Share, _gathered, _to_reside, pairs, source_draws, stream
+from rootstock.core.stream.batches import Batches, Resident, Share, _gathered, _to_reside, pairs, source_draws, stream
 
 CPU = torch.device("cpu")
 N = 22
@@ -529,7 +529,7 @@ def test_large_pictures_are_cropped_before_the_next_ones_are_decoded(
             seen.append(len(pictures))
             return super().crop_each(pictures, draws, sizes)
 
-    monkeypatch.setattr("rootstock.core.stream.CROP_BLOCK", 5000)
+    monkeypatch.setattr("rootstock.core.stream.batches.CROP_BLOCK", 5000)
     bounded = list(stream(images, order, Counting(CROP.views), steps=3, device=CPU)(0))
     assert max(seen) <= 4 and sum(seen) == 48
     assert all(equal(a, b) for (a,), (b,) in zip(straight, bounded, strict=True))

@@ -7,11 +7,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from rootstock.core.backbone import create
-from rootstock.core.blocks import Pack, asks_for_one, first_token, packable
+from rootstock.core.model.backbone import create
+from rootstock.core.model.vit_blocks import Pack, asks_for_one, first_token, packable
 from rootstock.core.errors import UserError
-from rootstock.core.lora import add_lora
-from rootstock.core.tokens import attend, embed, keep_patches, last_attention, plain_vit, transform
+from rootstock.core.model.lora import add_lora
+from rootstock.core.model.vit_tokens import attend, embed, keep_patches, last_attention, plain_vit, transform
 
 SIZE, COUNT, DIM = 16, 16, 16
 ARGS: dict[str, Any] = {"patch_size": 4, "embed_dim": DIM, "depth": 2, "num_heads": 2}

@@ -12,14 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rootstock.core import loop, progress
+from rootstock.core.train import loop
+from rootstock.core.train import progress
 from rootstock.core.errors import UserError
-from rootstock.core.loop import Loop
-from rootstock.core.norm import convert
-from rootstock.core.optim import Optim
-from rootstock.core.run import Interrupted, Run
-from rootstock.core.stream import Sample
-from rootstock.core.train import Every, Step, fit
+from rootstock.core.train.loop import Loop
+from rootstock.core.model.norm import convert
+from rootstock.core.train.optim import Optim
+from rootstock.core.run.directory import Interrupted, Run
+from rootstock.core.stream.batches import Sample
+from rootstock.core.train.fit import Every, Step, fit
 
 N, BATCH, STEPS = 40, 8, 12
 

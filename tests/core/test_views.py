@@ -12,22 +12,14 @@ from scipy import stats
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
-from rootstock.core.boxes import random_boxes
+from rootstock.core.views.boxes import random_boxes
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
-from rootstock.core.multiview import Multiview
-from rootstock.core.presets import VIEWS
-from rootstock.core.resample import Interpolation, resize_centre
+from rootstock.core.views.multiview import Multiview
+from rootstock.core.views.presets import VIEWS
+from rootstock.core.views.resample import Interpolation, resize_centre
 from rootstock.core.sample import Sample
-from rootstock.core.views import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Evaluation,
-    View,
-    affine,
-    normalise,
-    stack_pictures,
-)
+from rootstock.core.views.view import IMAGENET_MEAN, IMAGENET_STD, Evaluation, View, affine, normalise, stack_pictures
 
 MODES = {"bilinear": transforms.InterpolationMode.BILINEAR, "bicubic": transforms.InterpolationMode.BICUBIC}
 PHOTO = torch.from_numpy(np.array(load_sample_image("china.jpg"))).permute(2, 0, 1).contiguous()

@@ -13,16 +13,16 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rootstock.core import hostmemory
-from rootstock.core.backbone import create
+from rootstock.core.model.backbone import create
 from rootstock.core.errors import UserError
-from rootstock.core.images.source import Images, open_images
-from rootstock.core.order import straddling
-from rootstock.core.views import Evaluation
-from rootstock.finetune import tokens as tokens_module
-from rootstock.finetune.attentive import FLOOR, Probe, Training, _moments, _train, fit_choosing, logits
-from rootstock.finetune.logreg import stratified_slice
-from rootstock.finetune.protocols import SCORES
-from rootstock.finetune.tokens import Tokens, extract_tokens
+from rootstock.core.images.open import Images, open_images
+from rootstock.core.stream.order import straddling
+from rootstock.core.views.view import Evaluation
+from rootstock.finetune.protocols import tokens as tokens_module
+from rootstock.finetune.protocols.attentive import FLOOR, Probe, Training, _moments, _train, fit_choosing, logits
+from rootstock.finetune.protocols.logreg import stratified_slice
+from rootstock.finetune.protocols.protocols import SCORES
+from rootstock.finetune.protocols.tokens import Tokens, extract_tokens
 from rootstock.launch.verbs import execute
 
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rootstock.core.errors import UserError
-from rootstock.finetune.baselines import Hog, Pixels
+from rootstock.finetune.baselines.hog import Hog, Pixels
 
 
 def slow_hog(image: np.ndarray, cell: int, orientations: int) -> np.ndarray:

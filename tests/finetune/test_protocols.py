@@ -6,23 +6,11 @@ import torch
 from torch import Tensor
 
 from rootstock.core.errors import UserError
-from rootstock.core.knn import knn_predict
-from rootstock.core.metrics import classification, mean_interval
-from rootstock.finetune.attentive import Training, fit_choosing
-from rootstock.finetune.logreg import logistic_regression, stratified_slice
-from rootstock.finetune.protocols import (
-    COARSE_GRID,
-    PROTOCOLS,
-    READ_TOKENS,
-    SCORES,
-    Outcome,
-    attentive,
-    fewshot,
-    knn,
-    knn_dino,
-    knn_lightly,
-    linear,
-)
+from rootstock.core.evaluate.knn import knn_predict
+from rootstock.core.evaluate.metrics import classification, mean_interval
+from rootstock.finetune.protocols.attentive import Training, fit_choosing
+from rootstock.finetune.protocols.logreg import logistic_regression, stratified_slice
+from rootstock.finetune.protocols.protocols import COARSE_GRID, PROTOCOLS, READ_TOKENS, SCORES, Outcome, attentive, fewshot, knn, knn_dino, knn_lightly, linear
 
 CLASSES = ["ant", "bee", "cat", "dog"]
 

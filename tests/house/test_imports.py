@@ -16,9 +16,9 @@ BELOW = {
     "adapt": {"core"},
     "launch": {"core", "ssl", "finetune", "adapt"},
 }
-MAY_IMPORT_ACCELERATE = {"core/train.py", "core/distributed.py", "core/features.py", "core/run.py"}
+MAY_IMPORT_ACCELERATE = {"core/train/fit.py", "core/distributed.py", "core/evaluate/features.py", "core/run/directory.py"}
 # The one place that reads pickles: with weights_only, in a process of its own.
-MAY_LOAD = "core/foreign/load.py"
+MAY_LOAD = "core/convert/load.py"
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
 
 
@@ -135,7 +135,7 @@ def test_tests_and_benchmarks_make_no_second_copy(path: Path) -> None:
         ("launch/x.py", "from rootstock.core.train import fit"),
         ("core/images/x.py", "import rootstock"),
         ("ssl/simclr.py", "from accelerate import Accelerator"),
-        ("core/views.py", "import accelerate.utils"),
+        ("core/views/view.py", "import accelerate.utils"),
     ],
 )
 def test_a_wrong_import_is_seen(path: str, line: str) -> None:
@@ -145,10 +145,10 @@ def test_a_wrong_import_is_seen(path: str, line: str) -> None:
 @pytest.mark.parametrize(
     ("path", "line"),
     [
-        ("core/train.py", "from accelerate import Accelerator"),
+        ("core/train/fit.py", "from accelerate import Accelerator"),
         ("launch/x.py", "from ..adapt.dann import DANN\nfrom .report import f\nimport accelerate"),
         ("core/images/x.py", "from ..draws import Draws\nfrom .tar import f\nimport ssl"),
-        ("ssl/recipe.py", "from .simclr import SimCLR\nfrom ..core.train import fit"),
+        ("ssl/pretrain.py", "from .simclr import SimCLR\nfrom ..core.train import fit"),
         ("__main__.py", "from .launch.cli import main"),
     ],
 )

@@ -17,7 +17,7 @@ import torch
 
 import rootstock.launch.sweep.worker
 import rootstock.launch.verbs  # noqa: F401 - imported before forking
-from rootstock.core import loop
+from rootstock.core.train import loop
 from rootstock.launch.cli import main
 from rootstock.tests.driver import answer
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from rootstock.core.errors import UserError
-from rootstock.core.images.source import open_images
+from rootstock.core.images.open import open_images
 from rootstock.launch.data import CAPTION, COLUMNS, MARGIN, THUMBNAIL, describe, thumbnail
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from rootstock.launch.doctor import examine, installed, machine
+from rootstock.launch.doctor import examine
+from rootstock.launch.doctor import installed
+from rootstock.launch.doctor import machine
 from rootstock.launch.doctor.findings import Finding
 
 

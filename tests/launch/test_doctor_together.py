@@ -19,13 +19,17 @@ import torch.distributed as dist
 from torch.distributed import HashStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from rootstock.launch import launcher, places
-from rootstock.launch.doctor import bandwidth, exact, meeting, together
+from rootstock.launch.cluster import launcher
+from rootstock.launch.cluster import placement as places
+from rootstock.launch.doctor import bandwidth
+from rootstock.launch.doctor import exact
+from rootstock.launch.doctor import rendezvous as meeting
+from rootstock.launch.doctor import distributed as together
 from rootstock.launch.doctor.bandwidth import BUS
 from rootstock.launch.doctor.equality import TRIALS, equality
-from rootstock.launch.doctor.meeting import Card, NotMet, compared, meet
+from rootstock.launch.doctor.rendezvous import Card, NotMet, compared, meet
 from rootstock.launch.doctor.nominal import Links
-from rootstock.launch.doctor.together import FOUND, Member, clocks, connected
+from rootstock.launch.doctor.distributed import FOUND, Member, clocks, connected
 
 Rootstock = Callable[..., subprocess.CompletedProcess[str]]
 VERSIONS = {"python": "3.11.9", "rootstock": "0.1.0", "torch": "2.15.0", "commit": "abc"}

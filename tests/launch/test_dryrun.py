@@ -13,9 +13,10 @@ import torch
 import yaml
 
 from rootstock.core.distributed import planned, rank, world
-from rootstock.launch import dryrun, memory
-from rootstock.launch.dryrun import spoken_bytes
-from rootstock.launch.memory import MEASURED
+from rootstock.launch.cluster import dryrun
+from rootstock.launch.cluster import memory
+from rootstock.launch.cluster.dryrun import spoken_bytes
+from rootstock.launch.cluster.memory import MEASURED
 from rootstock.launch.verbs import resolve
 
 SMALLCONV = {"name": "smallconv"}

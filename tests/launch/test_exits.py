@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rootstock.core.errors import UserError
-from rootstock.core.run import Interrupted
+from rootstock.core.run.directory import Interrupted
 from rootstock.launch.exits import answer
 
 

@@ -18,7 +18,7 @@ from accelerate.commands import launch as accelerate
 from accelerate.commands.config.config_args import load_config_from_file
 from packaging.specifiers import SpecifierSet
 
-from rootstock.launch.files import HERE, ready
+from rootstock.launch.cluster.files import HERE, ready
 from rootstock.launch.verbs import VERBS, resolve
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rootstock.core.backbone import Backbone
+from rootstock.core.model.backbone import Backbone
 from rootstock.launch import importing
 from rootstock.tests.core import foreign_cases as cases
 

@@ -19,11 +19,13 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 from torch.distributed.launcher import api as elastic
 
-from rootstock.core import checkpoint, state
+from rootstock.core.train import checkpoint
+from rootstock.core.run import state
 from rootstock.core.errors import UserError
-from rootstock.launch import exits, launcher
-from rootstock.launch import places as placing
-from rootstock.launch.places import Apart, Places, places
+from rootstock.launch import exits
+from rootstock.launch.cluster import launcher
+from rootstock.launch.cluster import placement as placing
+from rootstock.launch.cluster.placement import Apart, Places, places
 
 Rootstock = Callable[..., subprocess.CompletedProcess[str]]
 STEPS, ENDLESS = 60, "optim.duration=1000000"

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rootstock.core.images.files import FileStore
-from rootstock.core.images.source import open_images
+from rootstock.core.images.sources.files import FileStore
+from rootstock.core.images.open import open_images
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 Draw = Callable[[Path, Iterable[str]], Path]
@@ -80,7 +80,7 @@ def test_a_full_disk_is_one_sentence(rootstock: Command, draw: Draw, monkeypatch
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
-        patched.setattr("rootstock.core.images.journal.os.write", full)
+        patched.setattr("rootstock.core.images.pack.journal.os.write", full)
         done = rootstock("data", "folder:set", "--pack", "x")
     assert done.returncode == 1
     assert "the disk is full" in done.stderr and "run the same command to resume" in done.stderr

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from rootstock.core import checkpoint
-from rootstock.core.config import ConfigError, load
+from rootstock.core.train import checkpoint
+from rootstock.core.config.resolve import ConfigError, load
 from rootstock.core.errors import UserError
-from rootstock.launch.pipeline import run_pipeline
-from rootstock.launch.plan import plan, references
-from rootstock.launch.results import compare, summarise
+from rootstock.launch.pipeline.run import run_pipeline
+from rootstock.launch.pipeline.plan import plan, references
+from rootstock.launch.report.results import compare, summarise
 
 PIPELINE = {
     "run": {"dir": "out"},

@@ -17,12 +17,12 @@ import yaml
 from PIL import Image
 
 from rootstock.core.errors import UserError
-from rootstock.launch.confusion import confusions
-from rootstock.launch.figures import curves, heat, scatter
-from rootstock.launch.pipeline import tabulate
-from rootstock.launch.records import by_experiment, read
-from rootstock.launch.report import write_report
-from rootstock.launch.tables import differences_table, duration, results_tables
+from rootstock.launch.report.confusion import confusions
+from rootstock.launch.report.figures import curves, heat, scatter
+from rootstock.launch.pipeline.run import tabulate
+from rootstock.launch.report.records import by_experiment, read
+from rootstock.launch.report.page import write_report
+from rootstock.launch.report.tables import differences_table, duration, results_tables
 
 CLASSES = ["cat", "dog & <b>", "鳥", "$x_$"]
 VOID = {"meta", "link", "img", "wbr", "br"}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rootstock.core import state
+from rootstock.core.run import state
 from rootstock.core.errors import UserError
 from rootstock.launch.runs import find, list_runs, row_of, spoken
 

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from rootstock.core.errors import UserError
-from rootstock.launch.records import read
-from rootstock.launch.report import write_report
+from rootstock.launch.report.records import read
+from rootstock.launch.report.page import write_report
 from rootstock.launch.runs import find
 from rootstock.launch.sweep.outcome import short_names
 from rootstock.launch.sweep.page import write_page

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rootstock.core import norm
+from rootstock.core.model import norm
 from rootstock.core.distributed import rank
 from rootstock.launch.doctor.exact import share, steps, views
 from rootstock.tests.ssl.cases import CASES, method

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rootstock.core.draws import Draws
-from rootstock.ssl.blockwise import TRIES, blockwise, most_hidden, view_masks
+from rootstock.ssl.parts.blockwise import TRIES, blockwise, most_hidden, view_masks
 
 Try = tuple[float, float, float, float]  # in 0..1: area, aspect ratio, top, left
 

@@ -14,7 +14,7 @@ from rootstock.core.errors import UserError
 from rootstock.core.sample import Views
 from rootstock.ssl.dinov2 import DINOv2, koleo
 from rootstock.ssl.ibot import view_tokens
-from rootstock.ssl.masks import listed
+from rootstock.ssl.parts.masks import listed
 from rootstock.tests.ssl.cases import backbone, method, views
 from rootstock.tests.ssl.slow_prototypes import slow_crops_loss, slow_sinkhorn
 

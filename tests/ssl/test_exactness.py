@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rootstock.core import norm
+from rootstock.core.model import norm
 from rootstock.core.errors import UserError
 from rootstock.launch.doctor.exact import distance
 from rootstock.ssl.registry import METHODS

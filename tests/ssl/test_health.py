@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rootstock.ssl.health import CollapseAlarm, collapsed, health
+from rootstock.ssl.watch.collapse import CollapseAlarm, collapsed, health
 
 
 def rows(*shape: int) -> Tensor:

@@ -12,7 +12,7 @@ from lightly.data import IJEPAMaskCollator
 from torch import Tensor
 
 from rootstock.core.draws import Draws
-from rootstock.ssl.masks import Grid, Range, block_sizes, blocks, enlarge, listed, random_units, without
+from rootstock.ssl.parts.masks import Grid, Range, block_sizes, blocks, enlarge, listed, random_units, without
 
 TARGETS: tuple[Range, Range] = (0.15, 0.2), (0.75, 1.5)
 CONTEXT: tuple[Range, Range] = (0.85, 1.0), (1.0, 1.0)

@@ -16,14 +16,7 @@ from lightly.models.modules.heads import DINOProjectionHead
 from torch import Tensor, nn
 
 from rootstock.core.errors import UserError
-from rootstock.ssl.prototypes import (
-    PrototypeHead,
-    assignment_health,
-    center_update,
-    crops_loss,
-    cross_entropy,
-    sinkhorn,
-)
+from rootstock.ssl.parts.prototypes import PrototypeHead, assignment_health, center_update, crops_loss, cross_entropy, sinkhorn
 from rootstock.tests.ssl.slow_prototypes import slow_crops_loss, slow_sinkhorn
 
 

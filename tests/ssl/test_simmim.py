@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from rootstock.core.backbone import Backbone, create
+from rootstock.core.model.backbone import Backbone, create
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
-from rootstock.core.optim import Optim, parameter_groups
+from rootstock.core.train.optim import Optim, parameter_groups
 from rootstock.core.sample import Views
-from rootstock.ssl.masks import enlarge
+from rootstock.ssl.parts.masks import enlarge
 from rootstock.ssl.simmim import SimMIM, local_statistics, simmim_loss
 
 SWIN: dict[str, Any] = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 2)}

@@ -8,7 +8,7 @@ from lightly.loss import NegativeCosineSimilarity
 from torch import Tensor, nn
 
 from rootstock.core.errors import UserError
-from rootstock.core.optim import Optim
+from rootstock.core.train.optim import Optim
 from rootstock.ssl.simsiam import SimSiam, negative_cosine
 from rootstock.tests.ssl.cases import method, views
 

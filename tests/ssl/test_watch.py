@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rootstock.core.errors import UserError
 from rootstock.launch.verbs import execute
-from rootstock.ssl.watch import linear_probe
+from rootstock.ssl.watch.evaluators import linear_probe
 
 DATA = "sklearn:digits?size=16"
 TESTS = {"own": f"{DATA}#[150:200]", "other": "sklearn:digits-m?region=test#[:40]"}

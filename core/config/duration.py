@@ -1,0 +1,59 @@
+"""Durations: one notation for lengths of training, warm-ups and intervals, turned into steps once and by one rule."""
+
+import re
+from typing import Any, Literal, NamedTuple
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from ..errors import UserError
+from .wording import show
+
+_PATTERN = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ep|%)|\d+")
+
+
+class Duration(NamedTuple):
+    """A length of training in steps (`100`), epochs (`10ep`) or percent of the whole (`50%`).
+
+    As an annotation (`Duration`, or `Annotated[int | str, Duration]`) it admits these in a config, and a constructor
+    gets them as they were written.
+    """
+
+    value: float
+    unit: Literal["steps", "ep", "%"]
+
+    in_words = "a duration (100 for steps, 10ep for epochs, 50% for a part)"
+
+    @classmethod
+    def parse(cls, text: "int | str | Duration") -> "Duration":
+        """Read `100`, "10ep" or "50%"; anything else, negative or above 100 %, raises UserError."""
+        if isinstance(text, Duration):
+            return text
+        found = None if isinstance(text, bool) else _PATTERN.fullmatch(str(text))
+        if found is None or (found[2] == "%" and float(found[1]) > 100):
+            raise UserError(f"expected {cls.in_words}, got {show(text)}")
+        return cls(float(found[1]), found[2]) if found[2] else cls(int(found[0]), "steps")  # pyright: ignore[reportArgumentType]
+
+    def steps(self, steps_per_epoch: int, total: int | None = None) -> int:
+        """The duration in steps, rounded to the nearest; `total` is the whole that a percentage is of."""
+        if self.unit == "steps":
+            return int(self.value)
+        if self.unit == "ep":
+            return round(self.value * steps_per_epoch)
+        if total is None:
+            raise UserError(f"{self} is a part of no whole: give this duration in steps (100) or epochs (10ep)")
+        return round(self.value / 100 * total)
+
+    def __str__(self) -> str:
+        return repr(self.value).removesuffix(".0") + self.unit.removeprefix("steps")
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        def keep(value: Any) -> Any:
+            cls.parse(value)
+            return value
+
+        form = core_schema.union_schema(
+            [core_schema.int_schema(ge=0), core_schema.str_schema(pattern=f"^({_PATTERN.pattern})$")]
+        )
+        return core_schema.no_info_before_validator_function(keep, form)

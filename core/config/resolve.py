@@ -1,0 +1,192 @@
+"""Configs: from a YAML file and overrides to one plain dictionary with every default filled in, or to every mistake.
+
+No parameter is declared here: a recipe's signature is the schema of its verb's file (`schema.py`). What is resolved is
+plain JSON, so a run's own config.yaml says all that was chosen, and resolving it again changes nothing.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .yaml_file import ConfigError as ConfigError
+from .yaml_file import find as find
+from .yaml_file import parse, read_into
+from .yaml_file import read as read
+from .duration import Duration as Duration
+from .schema import REQUIRED, Key, Value, root_keys
+from .schema import Choice as Choice
+from .schema import Section as Section
+from .schema import json_schema as json_schema
+from .wording import among, nearest, show, spelt, words
+
+
+def load(
+    path: str | Path,
+    schema: Callable[..., Any],
+    overrides: Sequence[str] = (),
+    extra: Mapping[str, Callable[..., Any]] = {},
+) -> dict[str, Any]:
+    """Resolve a config file: merge what it `extends`, lay overrides (`a.b=VALUE`) over it, check it, fill in defaults.
+
+    schema: a recipe; its keyword-only parameters are the sections. extra: sections that every verb has, by name.
+    A path not found from here is looked up among the configs that ship. Raises ConfigError with all mistakes at once.
+    """
+    found = find(path, getattr(schema, "__name__", ""))
+    keys = root_keys(schema, extra)
+    problems: list[str] = []
+    tree = _extended(found, keys, problems, ())
+    tree = merge(tree, _overrides(overrides, keys, problems), keys)
+    return _resolve(tree, keys, problems, str(path))
+
+
+def validate(
+    config: Mapping[str, Any], schema: Callable[..., Any], extra: Mapping[str, Callable[..., Any]] = {}
+) -> dict[str, Any]:
+    """`load` without a file: the config checked, with every default filled in."""
+    return _resolve(config, root_keys(schema, extra), [], "")
+
+
+def build(section: Mapping[str, Any], registry: Mapping[str, Callable[..., Any]], *args: Any) -> Any:
+    """What a resolved `Choice` section describes: its name's constructor, called with args and its other keys."""
+    return registry[section["name"]](*args, **{key: value for key, value in section.items() if key != "name"})
+
+
+def _extended(path: Path, keys: Mapping[str, Key], problems: list[str], seen: tuple[Path, ...]) -> dict[str, Any]:
+    """A file merged over the one that it extends, that over its own, and so on."""
+    seen = (*seen, path.resolve())
+    tree = read_into(path, problems)
+    base = tree.pop("extends", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise ConfigError([*problems, f"extends: expected the path of one YAML file, got {show(base)}"], str(path))
+    beside = path.parent / base
+    try:
+        found = beside if beside.is_file() else find(base)
+    except ConfigError as error:
+        raise ConfigError([*problems, *(f"extends: {problem}" for problem in error.problems)], str(path)) from None
+    if found.resolve() in seen:
+        circle = " -> ".join(file.name for file in (*seen, found))
+        raise ConfigError([*problems, f"extends: {circle} is a circle; take one of these lines out"], str(path))
+    return merge(_extended(found, keys, problems, seen), tree, keys)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any], keys: Mapping[str, Key]) -> dict[str, Any]:
+    """`over` laid over `base`: mappings merge, all else is replaced.
+
+    Where a Choice changes its name, the other keys of the base belong to another constructor and go.
+    """
+    merged = dict(base)
+    for name, above in over.items():
+        node = keys[name].node if name in keys else None
+        below = merged.get(name)
+        if isinstance(node, Choice):
+            below, above = node.spread(below), node.spread(above)
+        if isinstance(below, Mapping) and isinstance(above, Mapping):
+            if isinstance(node, Choice) and "name" in above and below.get("name", above["name"]) != above["name"]:
+                below = {}
+            inner = {} if node is None or isinstance(node, Value) else node.keys({**below, **above})
+            above = merge(below, above, inner)
+        merged[name] = above
+    return merged
+
+
+def _overrides(overrides: Sequence[str], keys: Mapping[str, Key], problems: list[str]) -> dict[str, Any]:
+    """The overrides as one small config, to be laid over the file; so they may come in any order."""
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        place, equals, text = override.partition("=")
+        names = place.strip().split(".")
+        if not equals or not all(names):
+            problems.append(f"{show(override)}: expected an override KEY=VALUE, for example optim.lr=1e-3")
+            continue
+        try:
+            value = parse(text, place, problems)
+        except ConfigError as error:
+            if text.lstrip()[:1] in tuple("[{\"'"):
+                problems.append(f"{place}: {show(text)} is {error.problems[0].partition(': ')[2]}")
+                continue
+            value = text  # a text that YAML reserves a meaning for, such as `@run` or `*.png`
+        nested = functools.reduce(lambda inner, name: {name: inner}, reversed(names[1:]), value)
+        tree = merge(tree, {names[0]: nested}, keys)
+    return tree
+
+
+def _resolve(tree: Mapping[str, Any], keys: Mapping[str, Key], problems: list[str], where: str) -> dict[str, Any]:
+    check = _Check(tree, keys, problems)
+    resolved = check.keys(tree, keys, "")
+    if problems:
+        raise ConfigError(problems, where)
+    return resolved
+
+
+class _Check:
+    """One walk over a config, noting every problem with its path; what it returns counts only if there was none."""
+
+    def __init__(self, tree: Mapping[str, Any], keys: Mapping[str, Key], problems: list[str]) -> None:
+        self.problems = problems
+        self.places = list(_places(tree, keys))
+
+    def keys(self, given: Mapping[str, Any], keys: Mapping[str, Key], path: str) -> dict[str, Any]:
+        """The values of one section's keys, in the order of the signature."""
+        for name in given:
+            if name not in keys:
+                text = spelt(name)
+                elsewhere = next((place for place in self.places if place.split(".")[-1] == text), None)
+                self.problems.append(f"{path}{text}: unknown key{among(text, keys, guess=elsewhere)}")
+        resolved = {}
+        for name, key in keys.items():
+            if name not in given and key.default is REQUIRED:
+                self.problems.append(f"{path}{name}: missing; expected {_expected(key.node)}")
+            else:
+                resolved[name] = self.key(given.get(name, key.default), key, f"{path}{name}")
+        return resolved
+
+    def key(self, value: Any, key: Key, path: str) -> Any:
+        """The value of one key. An empty section (`evaluate:` and nothing under it) is one with its defaults."""
+        node = key.node
+        if isinstance(node, Value):
+            try:
+                return node.resolve(value)
+            except ValueError as error:
+                self.problems.append(f"{path}: {error}")
+                return None
+        if value is None and key.nullable:
+            return None
+        given = node.spread(value) if isinstance(node, Choice) else value
+        given = {} if given is None else given
+        if not isinstance(given, Mapping):
+            self.problems.append(f"{path}: expected {_expected(node)}, got {show(value)}")
+            return None
+        if isinstance(node, Choice):
+            name = node.name(given)
+            if name is None:
+                near = next((key for key in given if isinstance(key, str) and nearest(key, ["name"])), None)
+                instead = f"; did you mean name by {near}?" if near else ""
+                self.problems.append(f"{path}.name: missing{instead} (known: {', '.join(node.registry) or 'none'})")
+                return None
+            if not isinstance(name, str) or name not in node.registry:
+                place = f"{path}.name" if isinstance(value, Mapping) else path
+                text = spelt(name)
+                self.problems.append(f"{place}: unknown name {text}{among(text, node.registry)}")
+                return None
+        return self.keys(given, node.keys(given), f"{path}.")
+
+
+def _expected(node: Value | Section | Choice) -> str:
+    if isinstance(node, Value):
+        return words(node.annotation)
+    if isinstance(node, Section):
+        return f"a section with the keys {', '.join(node.keys())}"
+    names = ", ".join(node.registry)
+    return f"one of {names}" if node.shorthand else f"a section with its name, one of {names}"
+
+
+def _places(tree: Any, keys: Mapping[str, Key], path: str = "") -> Iterator[str]:
+    """The dotted path of every key that this config could hold, given the names it chose."""
+    for name, key in keys.items():
+        yield f"{path}{name}"
+        if not isinstance(key.node, Value):
+            inner = tree.get(name) if isinstance(tree, Mapping) else None
+            yield from _places(inner, key.node.keys(inner), f"{path}{name}.")

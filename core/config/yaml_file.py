@@ -1,0 +1,137 @@
+"""The YAML files of configs: where a path leads, and what a file holds, or in which line it is not well-formed."""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import UserError
+from .wording import nearest, show, spelt
+
+PACKAGE = Path(__file__).resolve().parents[2]
+CONFIGS = PACKAGE / "configs"
+
+
+class ConfigError(UserError):
+    """What is wrong with a config: `problems`, one line for each mistake, in the file `where` (empty: in none)."""
+
+    def __init__(self, problems: Iterable[str], where: str = "") -> None:
+        self.problems = tuple(problems)
+        self.where = where
+        if len(self.problems) == 1:
+            message = f"{where}: {self.problems[0]}" if where else self.problems[0]
+        else:
+            message = "\n  ".join([f"{where or 'the config'} has {len(self.problems)} mistakes:", *self.problems])
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.problems, self.where)
+
+
+def find(path: str | Path, verb: str = "") -> Path:
+    """The file that a config's path means: from here, else among those that ship (`demo.yaml`, `probe/digits.yaml`).
+
+    verb: the folder of shipped configs in which a bare file name is looked for as well.
+    """
+    path = Path(path).expanduser()
+    places = [path, CONFIGS / path, CONFIGS / verb / path]
+    if path.parts[:1] == ("configs",):
+        places.append(PACKAGE / path)
+    for place in places:
+        if os.path.exists(place) and not os.path.isdir(place):
+            return place
+    if os.path.isdir(path):
+        raise ConfigError([f"{path} is a folder; give one YAML file of it"])
+    shipped = sorted(file.relative_to(CONFIGS).as_posix() for file in CONFIGS.rglob("*.yaml"))
+    beside = sorted(str(path.parent / file.name) for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+    close = nearest(str(path), beside + shipped)
+    close = close or next((name for name in shipped if nearest(path.stem, [Path(name).stem])), None)
+    question = f"; did you mean {close}?" if close else ""
+    raise ConfigError(
+        [f"{path}: no such config here or among those that ship{question} (shipped: {', '.join(shipped) or 'none'})"]
+    )
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The mapping that one YAML file holds, nothing merged or checked; ConfigError names file, line and column."""
+    problems: list[str] = []
+    tree = read_into(Path(path), problems)
+    if problems:
+        raise ConfigError(problems)
+    return tree
+
+
+class _Loader(yaml.SafeLoader):
+    """The loader of yaml.safe_load, but as in YAML 1.2 `1e-3` is a number, `on` and dates are text; a doubled key is noted."""
+
+    def __init__(self, text: str, where: str) -> None:
+        super().__init__(text)
+        self.name = where
+        self.problems: list[str] = []
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        first: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            line, column = key.start_mark.line + 1, key.start_mark.column + 1
+            if key.value in first:
+                again = (
+                    f"the key {spelt(key.value)} is given twice (first in line {first[key.value]}); keep one of them"
+                )
+                self.problems.append(f"{self.name}:{line}:{column}: {again}")
+            first.setdefault(key.value, line)
+        return node
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("timestamp", "bool")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
+
+
+def parse(text: str, where: str, problems: list[str]) -> Any:
+    """What a YAML text holds. Keys given twice are added to `problems`; text that is not YAML raises ConfigError."""
+    loader = None
+    try:
+        loader = _Loader(text, where)
+        tree = loader.get_single_data()
+        json.dumps(tree, default=str, skipkeys=True)  # finds an alias inside what it stands for
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
+        begun = error.context_mark if error.context_mark and error.context_mark.line != (mark and mark.line) else None
+        opened = f" {error.context} begun in line {begun.line + 1}" if begun else ""
+        raise ConfigError([f"{place}: not valid YAML: {error.problem or error.context}{opened}"]) from None
+    except yaml.reader.ReaderError as error:
+        place = f"{where}:{text.count(chr(10), 0, error.position) + 1}"
+        raise ConfigError(
+            [f"{place}: not valid YAML: the character {error.character:#x} may not stand in it"]
+        ) from None
+    except (ValueError, LookupError, AttributeError, RecursionError) as error:  # PyYAML's, for `!!bool maybe` and such
+        raise ConfigError([f"{where}: not valid YAML: {error}"]) from None
+    finally:
+        problems.extend(loader.problems if loader else [])
+    return tree
+
+
+def read_into(path: Path, problems: list[str]) -> dict[str, Any]:
+    """`read`, with the keys given twice added to `problems` instead of raised."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file in UTF-8"
+        raise ConfigError([f"{path}: cannot be read: {reason}"]) from None
+    tree = parse(text, str(path), problems)
+    if not isinstance(tree, Mapping | None):
+        raise ConfigError([f"{path}: expected a mapping of sections, got {show(tree)}"])
+    return dict(tree or {})

@@ -1,0 +1,190 @@
+"""Frozen features of a set of images: each image exactly once, row i for image i, on any number of processes.
+
+The rows are cut into batches before they are dealt to processes, so a batch holds the same images however many
+processes there are and the features are the same bits; with few batches some processes stay idle, which costs less than
+numbers that move.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..distributed import all_reduce_sum, rank, world
+from ..errors import UserError
+from ..stream.loader import load
+from ..views.view import stack_pictures
+
+# Rows are summed over processes in blocks of this many numbers (256 MB), to bound what lies on the device at once.
+BLOCK = 1 << 26
+
+
+class Readable(Protocol):
+    """What is needed of `Images` here."""
+
+    def __len__(self) -> int: ...
+    def read(self, i: int, /) -> Tensor: ...
+    def uniform(self) -> object | None: ...
+    def rows(self, indices: Tensor, /) -> Tensor | None: ...
+
+
+class EvaluationView(Protocol):
+    """A deterministic transform: `worker` makes one picture a fixed size, the call makes a batch floats."""
+
+    def __call__(self, images: Tensor, /) -> Tensor: ...
+    def worker(self, image: Tensor, /) -> Tensor: ...
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """`model` in eval mode, so that no BatchNorm statistic moves; each submodule's own mode comes back afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            # Not train(mode): it would overrule submodules that are deliberately frozen in eval mode.
+            module.training = mode
+
+
+def extract(
+    model: nn.Module,
+    images: Readable,
+    view: EvaluationView,
+    *,
+    batch_size: int = 256,
+    device: torch.device | str,
+    workers: int = 0,
+    axes: int = 1,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The features of all images, [N, D] on the CPU, the same on every process. Each process holds them all, once.
+
+    model: maps view(...) [n, 3, s, s] to [n, D]; run in eval mode without gradient and left as it was.
+    images: uniform sets are cut as they lie; pictures of others are read and cropped by `workers` processes, at most one a core.
+    batch_size: images per forward pass on one process. device: where the model is.
+    axes: those of one image's features, 1 for [N, D], 2 for tokens, [N, L, D]. dtype: what they are kept in.
+    Raises what reading a damaged picture raises, on all processes (evaluation never skips), and UserError for an empty
+    set.
+    """
+    n = len(images)
+    if n == 0:
+        raise UserError("there are no images to extract features from; give a set with at least one")
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; features are extracted in batches of at least 1")
+    device = torch.device(device)
+    if isinstance(model, DistributedDataParallel):
+        # Its forward broadcasts buffers even in eval mode, and would wait for processes that have fewer batches.
+        model = model.module
+    starts = range(0, n, batch_size)
+    share = -(-len(starts) // world())
+    own = [range(start, min(start + batch_size, n)) for start in starts[rank() * share : (rank() + 1) * share]]
+    features = None
+    damaged = None
+    source = _pixels(images, view, own, workers, pinned=device.type == "cuda")
+    with closing(source), evaluating(model), torch.inference_mode():
+        for pixels, rows in zip(source, own, strict=False):  # `source` ends early at a damaged picture
+            if isinstance(pixels, int):
+                damaged = pixels
+                break
+            found = model(view(pixels.to(device, non_blocking=True)))
+            if found.ndim != 1 + axes or len(found) != len(pixels):
+                raise ValueError(
+                    f"a feature extractor maps {len(pixels)} images to as many rows of {axes} axes each, not {tuple(found.shape)}"
+                )
+            if features is None:
+                with torch.inference_mode(False):  # a probe is trained on them, which inference tensors refuse
+                    features = torch.zeros(n, *found.shape[1:], dtype=dtype)
+            features[rows.start : rows.stop] = found.to(dtype).cpu()
+    _agree_on_damage(images, view, damaged, device)
+    return _assemble(features, own, n, axes, dtype, device)
+
+
+def _pixels(
+    images: Readable, view: EvaluationView, own: Sequence[range], workers: int, *, pinned: bool
+) -> Generator[Tensor | int]:
+    """For each range of rows its pictures, uint8 [n, C, h, w], or the number of one that cannot be read."""
+    rows = iter(own)
+    if images.uniform() is not None:
+        batches = (images.rows(torch.arange(batch.start, batch.stop)) for batch in own)
+    else:
+        columns = ((np.arange(batch.start, batch.stop),) for batch in own)
+        batches = (batch["images"] for batch in load(_Cropped(images, view), columns, workers=workers, pinned=pinned))
+    try:
+        for pixels in batches:
+            assert pixels is not None
+            yield pixels
+            next(rows)
+    except UserError:
+        # Which one it was is told by reading them again: from its number every process raises the error anew.
+        yield _unreadable(images, view, next(rows))
+    finally:
+        batches.close()  # with it the workers, also where the model that was to get the pictures has failed
+
+
+def _unreadable(images: Readable, view: EvaluationView, rows: range) -> int:
+    """The first of `rows` that cannot be read."""
+    for index in rows:
+        try:
+            view.worker(images.read(index))
+        except UserError:
+            return index
+    return rows.start
+
+
+class _Cropped:
+    """Pictures at the view's size."""
+
+    def __init__(self, images: Readable, view: EvaluationView) -> None:
+        self.images, self.view = images, view
+
+    def __call__(self, indices: np.ndarray) -> dict[str, Tensor]:
+        """indices: int64 [n] -> {"images": uint8 or uint16 [n, C, h, w]}."""
+        return {"images": stack_pictures([self.view.worker(self.images.read(index)) for index in indices.tolist()])}
+
+
+def _agree_on_damage(images: Readable, view: EvaluationView, damaged: int | None, device: torch.device) -> None:
+    """Raise the same error on all processes if one met a damaged picture; else the others would wait for it forever."""
+    found = torch.zeros(world(), dtype=torch.int64, device=device)
+    if damaged is not None:
+        found[rank()] = damaged + 1
+    numbers = [number - 1 for number in all_reduce_sum(found).tolist() if number]
+    if numbers:
+        view.worker(images.read(min(numbers)))
+        raise UserError(f"picture {min(numbers)} could be read only at the second attempt; check the disk it is on")
+
+
+def _assemble(
+    features: Tensor | None, own: Sequence[range], n: int, axes: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Every process's rows at their places, [N, ...], after checking that each row was computed once.
+
+    features: [N, ...] with this process's rows and zeros in place of the others'; None where it has no rows.
+    """
+    # Process 0 always has the first batch; the others may have none and then don't know the shape.
+    shape = torch.zeros(axes, dtype=torch.int64, device=device)
+    if rank() == 0:
+        assert features is not None
+        shape += torch.tensor(features.shape[1:], device=device)
+    shape = [int(side) for side in all_reduce_sum(shape).tolist()]
+    if features is None:
+        features = torch.zeros(n, *shape, dtype=dtype)
+    seen = torch.zeros(n, dtype=torch.int64)
+    for rows in own:
+        seen[rows.start : rows.stop] += 1
+    if world() > 1:
+        seen = all_reduce_sum(seen.to(device)).cpu()
+        block = max(1, BLOCK // max(1, math.prod(shape)))
+        for start in range(0, n, block):
+            features[start : start + block] = all_reduce_sum(features[start : start + block].to(device)).cpu()
+    if not bool((seen == 1).all()):
+        raise RuntimeError(f"{int((seen != 1).sum())} of {n} images were not seen exactly once")
+    return features

@@ -1,0 +1,112 @@
+"""The k-nearest-neighbour classifier on frozen features (Wu et al. 2018, arXiv:1805.01978, section 3.4), exact, by
+faiss.
+
+Cosine similarity, each neighbour's vote weighted by exp(similarity / T). Exact search, because an approximate index
+would put its own error into a number that is compared with published ones.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..distributed import rank
+from ..errors import UserError
+
+log = logging.getLogger(__name__)
+
+# Votes are counted for this many test rows at a time: 4096 x 1000 classes in float64 are 32 MB.
+VOTE_ROWS = 4096
+
+
+def knn_predict(
+    train_x: Tensor,
+    train_y: Tensor,
+    test_x: Tensor,
+    num_classes: int,
+    *,
+    k: int = 20,
+    temperature: float | None = 0.07,
+) -> Tensor:
+    """Predicted classes, int64 [M].
+
+    train_x: [N, D], train_y: int64 [N] in 0..num_classes-1, test_x: [M, D]; any scale, normalised here.
+    k: neighbours; clipped to N, which is said once. temperature: T of the weights; None counts every neighbour the
+    same. A tie goes to the lower class number. Raises UserError for k < 1, T <= 0, an empty training set, labels out of
+    range or features that are not finite.
+    """
+    similarity, rows = neighbours(train_x, test_x, k)
+    return vote(similarity, _labels(train_y, len(train_x), num_classes)[rows], num_classes, temperature)
+
+
+def neighbours(train_x: Tensor, test_x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k nearest training rows of each test row, nearest first: cosine float32 [M, k], row int64 [M, k]."""
+    if len(train_x) == 0:
+        raise UserError("kNN needs at least one training image, got none")
+    if k < 1:
+        raise UserError(f"kNN needs k of at least 1, got {k}")
+    if k > len(train_x):
+        _say_clipped(k, len(train_x))
+        k = len(train_x)
+    train, test = _unit_rows(train_x, "training"), _unit_rows(test_x, "test")
+    if train.shape[1] != test.shape[1]:
+        raise ValueError(f"training features have {train.shape[1]} numbers an image, test features {test.shape[1]}")
+    # Any: faiss's Python signatures are swig's, which type checkers misread.
+    index: Any = faiss.IndexFlatIP(train.shape[1])
+    index.add(train)
+    similarity, rows = index.search(test, k)
+    return torch.from_numpy(similarity), torch.from_numpy(rows)
+
+
+def vote(similarity: Tensor, labels: Tensor, num_classes: int, temperature: float | None) -> Tensor:
+    """The class with most votes, int64 [M]; similarity, labels: [M, k], of each test row's neighbours."""
+    if temperature is not None and temperature <= 0:
+        raise UserError(f"kNN needs a temperature above 0 (or none, for equal votes), got {temperature}")
+    winners = []
+    for near, label in zip(similarity.split(VOTE_ROWS), labels.split(VOTE_ROWS), strict=True):
+        near = near.double()
+        if temperature is None:
+            weights = torch.ones_like(near)
+        else:
+            # Relative to the nearest, or exp(1 / T) overflows for a small T; a row's winner doesn't change.
+            weights = torch.exp((near - near.max(dim=1, keepdim=True).values) / temperature)
+        votes = torch.zeros(len(near), num_classes, dtype=torch.float64).scatter_add_(1, label, weights)
+        winners.append(votes.argmax(dim=1))
+    return torch.cat(winners)
+
+
+def _labels(train_y: Tensor, n: int, num_classes: int) -> Tensor:
+    train_y = train_y.detach().cpu().long()
+    if train_y.shape != (n,):
+        raise ValueError(f"{n} training features need as many labels, got {tuple(train_y.shape)}")
+    if int(train_y.min()) < 0 or int(train_y.max()) >= num_classes:
+        low, high = int(train_y.min()), int(train_y.max())
+        raise UserError(
+            f"training labels lie in {low}..{high}, expected 0..{num_classes - 1}; is a part of the set unlabelled?"
+        )
+    return train_y
+
+
+def _unit_rows(x: Tensor, name: str) -> np.ndarray:
+    """Rows of length 1 (all-zero rows stay), float32, contiguous, for faiss."""
+    x = x.detach().cpu().float()
+    if x.ndim != 2:
+        raise ValueError(f"{name} features must be [N, D], got {tuple(x.shape)}")
+    finite = x.isfinite().all(dim=1)
+    if not bool(finite.all()):
+        # faiss answers row -1 for them, which would silently index the last label.
+        raise UserError(f"{int((~finite).sum())} of {len(x)} {name} features are not finite; the model has diverged")
+    return np.ascontiguousarray(normalize(x, dim=1).numpy())
+
+
+@lru_cache
+def _say_clipped(k: int, n: int) -> None:
+    if rank() == 0:
+        log.warning("kNN: k = %d is more than the %d training images; all of them vote", k, n)

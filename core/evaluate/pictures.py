@@ -1,0 +1,87 @@
+"""Pictures that a run leaves for its page: contact sheets of views and reconstructions, and the map of its features."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from torch import Tensor
+
+from ..train import checkpoint
+from ..images.open import Images
+
+CELL = 64
+MAP_POINTS = 450
+
+
+def denormalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """The inverse of views.normalise, clamped to 0..1; float [..., C, H, W]."""
+    channels = x.shape[-3]
+    m = torch.tensor([mean[i % len(mean)] for i in range(channels)], device=x.device).view(-1, 1, 1)
+    s = torch.tensor([std[i % len(std)] for i in range(channels)], device=x.device).view(-1, 1, 1)
+    return (x * s + m).clamp(0.0, 1.0)
+
+
+def save_sheet(run: Path, name: str, rows: Tensor, caption: str) -> None:
+    """Write run/pictures/NAME.png: float [R, K, C, H, W] in 0..1 as R rows of K pictures, each at least CELL pixels wide."""
+    folder = run / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = (rows.detach().cpu().float() * 255.0).round().clamp(0, 255).to(torch.uint8)
+    pixels = pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, :1].expand(-1, -1, 3, -1, -1)
+    factor = -(-CELL // pixels.shape[-1])
+    pixels = pixels.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+    gap = 2
+    padded = torch.nn.functional.pad(pixels, (gap, gap, gap, gap), value=255)
+    sheet = padded.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
+    Image.fromarray(sheet.contiguous().numpy()).save(folder / f"{name}.png")
+    captions = folder / "captions.json"
+    known = json.loads(captions.read_text()) if captions.exists() else {}
+    checkpoint.write_text(captions, json.dumps({**known, f"{name}.png": caption}, indent=1))
+
+
+def spread(n: int, most: int) -> Tensor:
+    """At most `most` of 0..n-1, evenly spaced and each once: int64 [min(n, most)]."""
+    k = min(n, most)
+    return torch.arange(k) * n // max(1, k)
+
+
+def save_map(run: Path, features: Mapping[str, Tensor], sets: Mapping[str, Images], seed: int) -> None:
+    """Write run/map.json: t-SNE (van der Maaten & Hinton 2008) of up to MAP_POINTS features, by class and by domain.
+
+    features: [N, D] by the name of the set that they are of; each set counts as a domain. Fewer than 8 features, and features
+    that are not finite or all alike, have no map: a diverged run still ends with its numbers.
+    """
+    names = [name for name in features if len(features[name])]
+    chosen = {name: spread(len(features[name]), max(1, MAP_POINTS // len(names))) for name in names}
+    if sum(map(len, chosen.values())) < 8:
+        return
+    x = torch.nn.functional.normalize(torch.cat([features[name][chosen[name]] for name in names]).double(), dim=1)
+    if not bool(x.isfinite().all()) or bool((x == x[0]).all()):
+        return
+    x = x.numpy()
+    x = PCA(min(32, *x.shape), random_state=seed).fit_transform(x)
+    points = TSNE(perplexity=min(30.0, (len(x) - 1) / 3), init="pca", max_iter=500, random_state=seed).fit_transform(x)
+    classes = next((s.classes for s in sets.values() if s.classes), None)
+    labels: list[int] = []
+    for name in names:
+        own = sets[name].labels
+        labels += own[chosen[name]].tolist() if own is not None else [-1] * len(chosen[name])
+    checkpoint.write_text(
+        run / "map.json",
+        json.dumps(
+            {
+                "x": [round(float(v), 3) for v in points[:, 0]],
+                "y": [round(float(v), 3) for v in points[:, 1]],
+                "label": labels,
+                "domain": [i for i, name in enumerate(names) for _ in range(len(chosen[name]))],
+                "classes": list(classes or []),
+                "domains": names,
+                "method": f"t-SNE of {len(x)} normalised features",
+            }
+        ),
+    )

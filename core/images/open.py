@@ -1,0 +1,249 @@
+"""Opening pictures by URI: sources, splits, unions. The public entry to this folder.
+
+    folder:PATH  tar:PATH  tar:SHARDS-{000..127}.tar  pack:FOLDER  idx:PATH  npz:PATH  list:FILE  csv:FILE
+    torchvision:NAME?root=DIR  sklearn:digits  sklearn:digits-m   #train  #[:80%,seed=0]  #train[20%:60%,seed={seed}]
+
+Labels are dropped here, once, for the role `unlabelled`: what has no labels cannot leak them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .sources import digits
+from .sources.arrays import open_idx, open_npz
+from .sources.files import open_folder
+from .images import Images
+from .sources.listed import open_csv, open_list
+from .pack.reader import open_pack
+from .split import GENERIC, Fragment, cut, parse_fragment
+from .store import DamagedImage, Source, number_classes
+from .sources.tar import open_tar
+from .sources.torchvision_sets import open_torchvision
+from .uri import Uri, keyword_options, parse_uri, suggestion
+
+__all__ = ["DamagedImage", "Images", "holdout", "open_images", "open_with_splits"]
+
+Role = Literal["train", "test", "unlabelled"]
+
+# An opener takes the path, the split that the URI names first (or None), and its options as keyword-only parameters.
+SCHEMES: dict[str, Callable[..., Source]] = {
+    "folder": open_folder,
+    "tar": open_tar,
+    "pack": open_pack,
+    "idx": open_idx,
+    "npz": open_npz,
+    "torchvision": open_torchvision,
+    "list": open_list,
+    "csv": open_csv,
+}
+
+
+def open_images(uri: str | Sequence[str], *, seed: int = 0, role: Role = "train") -> Images:
+    """Open one URI, or several as a union with a domain each; `{seed}` inside a URI stands for `seed`.
+
+    role: `unlabelled` drops the labels and refuses `stratify`, so that no label can shape a split of such a set.
+    Raises UserError: what was given, what is expected, what to do.
+    """
+    texts = [uri] if isinstance(uri, str) else list(uri)
+    if not texts:
+        raise UserError("no image URI is given; expected for example folder:PATH")
+    uris = [parsed(text, seed) for text in texts]
+    repeated = [one.text for k, one in enumerate(uris) if one.text in [other.text for other in uris[:k]]]
+    if repeated:
+        raise UserError(f"{repeated[0]} is given twice in one union; its pictures would count double")
+    opened = [open_one(one, role) for one in uris]
+    images = opened[0][0] if len(opened) == 1 else union(uris, opened, role)
+    return images.unlabelled() if role == "unlabelled" else images
+
+
+def open_with_splits(uri: str | Sequence[str]) -> tuple[Images, Mapping[str, Tensor]]:
+    """What a copy of a set needs: its pictures, and its splits (name to int64 indices).
+
+    A set of which no split is named is opened as with #all and keeps its own. What comes from one split alone (#train, also
+    cut or of several sets) has that one, else the #test of its copy would be a part of the training pictures. Other parts and
+    unions have none.
+    """
+    uris = [parsed(text) for text in ([uri] if isinstance(uri, str) else uri)]
+    if len(uris) != 1 or uris[0].fragments not in ((), ("all",)):
+        images = open_images(uri)
+        names = {split_name(one) for one in uris}
+        name = names.pop() if len(names) == 1 else None
+        return images, {} if name is None else {name: torch.arange(len(images))}
+    (location,) = uris
+    source = open_source(location, "all")
+    if len(source.splits) > 1 and not location.fragments:
+        location = location._replace(text=f"{location.text}#all")
+    return whole(location, source), source.splits
+
+
+def split_name(uri: Uri) -> str | None:
+    """The last split that a URI names: #train, #train[:80%] and #all#train are of train."""
+    names = [parse_fragment(fragment).name for fragment in uri.fragments]
+    return next((name for name in reversed(names) if name not in (None, "all")), None)
+
+
+def parsed(text: str, seed: int = 0) -> Uri:
+    return parse_uri(text.replace("{seed}", str(seed)))
+
+
+def whole(uri: Uri, source: Source) -> Images:
+    """All pictures of a source."""
+    count = len(source.store)
+    return Images(
+        uri.text,
+        [source.store],
+        torch.zeros(count, dtype=torch.int64),
+        torch.arange(count),
+        labels=source.labels,
+        classes=source.classes,
+        domains=torch.zeros(count, dtype=torch.int64) if source.domains is None else source.domains,
+        domain_names=source.domain_names or (short_name(uri),),
+    )
+
+
+def open_one(uri: Uri, role: Role) -> tuple[Images, bool]:
+    """One URI with its splits applied, and whether the set itself tells domains apart."""
+    fragments = [fragment_of(uri, text, role) for text in uri.fragments]
+    first = fragments[0].name if fragments else None
+    source = open_source(uri, first)
+    images = whole(uri, source)
+    if source.splits:
+        images = images.select(natural_split(uri, source, first))
+        if fragments and "[" in uri.fragments[0] and not fragments[0].sliced:
+            raise UserError(f"{uri.text}: the set's own split has no seed; add a slice like :80%, or drop the brackets")
+        fragments = [fragments[0]._replace(name=None), *fragments[1:]] if fragments else []
+    for fragment in fragments:
+        images = apply_fragment(uri, images, fragment)
+    return images, source.domains is not None
+
+
+def fragment_of(uri: Uri, text: str, role: Role) -> Fragment:
+    try:
+        fragment = parse_fragment(text)
+    except UserError as error:
+        raise UserError(f"{uri.location}{error}") from None
+    if fragment.stratify and role == "unlabelled":
+        raise UserError(f"{uri.text}: stratify looks at labels, and these pictures serve as unlabelled; remove it")
+    return fragment
+
+
+def open_source(uri: Uri, split: str | None) -> Source:
+    """Call the scheme's opener with the URI's options."""
+    if uri.scheme == "sklearn":
+        if uri.path not in digits.SETS:
+            raise UserError(f"{uri.text}: unknown set sklearn:{uri.path}{suggestion(uri.path, digits.SETS)}")
+        opener = digits.SETS[uri.path]
+        return opener(**keyword_options(opener, uri))
+    if uri.scheme not in SCHEMES:
+        known = [*SCHEMES, "sklearn"]
+        raise UserError(f"{uri.text}: unknown scheme {uri.scheme}{suggestion(uri.scheme, known)}")
+    opener = SCHEMES[uri.scheme]
+    return opener(uri.path, split, **keyword_options(opener, uri))
+
+
+def natural_split(uri: Uri, source: Source, name: str | None) -> Tensor:
+    """Indices of the source's own split called `name`.
+
+    A source with several splits is not opened as a whole by oversight: its test pictures would be trained on.
+    """
+    names = ", ".join(source.splits)
+    if name == "all" or (name is None and len(source.splits) == 1):
+        return torch.arange(len(source.store))
+    if name is None:
+        raise UserError(
+            f"{uri.text} comes in splits ({names}): say which, as in {uri.location}#{next(iter(source.splits))}, "
+            f"or {uri.location}#all for everything"
+        )
+    if name not in source.splits:
+        raise UserError(f"{uri.text}: it has no split {name} (it has: {names}, all)")
+    return source.splits[name]
+
+
+def apply_fragment(uri: Uri, images: Images, fragment: Fragment) -> Images:
+    """Cut `images` by a fragment; `train` and `test` are here the first 80 % and the last 20 %."""
+    if fragment.name not in (None, "all", *GENERIC):
+        raise UserError(f"{uri.text}: it has no split {fragment.name} (it has: train, test, all)")
+    if fragment.stratify and images.labels is None:
+        raise UserError(f"{uri.text}: stratify needs labels, and these pictures have none; remove it")
+    cuts = [GENERIC[fragment.name]] if fragment.name in GENERIC else []
+    cuts += [(fragment.low, fragment.high)] if fragment.sliced else []
+    for low, high in cuts:
+        labels = images.labels if fragment.stratify else None
+        images = images.select(cut(images.keys(), low, high, fragment.seed, labels))
+        if not len(images):
+            raise UserError(f"{uri.text}: no picture is left after #{low or ''}:{high or ''}; widen the slice")
+    return images
+
+
+def holdout(images: Images, *, fraction: float = 0.2, seed: int, stratify: bool) -> tuple[Images, Images]:
+    """(kept, held out): the last `fraction` of the unique pictures in the hash order of `seed` is held out."""
+    if not 0 < fraction < 1:
+        raise UserError(f"a held-out fraction of {fraction} is given; expected a number between 0 and 1")
+    if stratify and images.labels is None:
+        raise UserError(f"{images.uri}: a stratified hold-out needs labels, and these pictures have none")
+    labels, bound = images.labels if stratify else None, f"{100 * (1 - fraction):.6f}%"
+    keys = images.keys()
+    kept = images.select(cut(keys, None, bound, seed, labels))
+    held = images.select(cut(keys, bound, None, seed, labels))
+    if not len(kept) or not len(held):
+        raise UserError(f"{images.uri}: {len(images)} pictures are too few to hold {fraction:.0%} of them out")
+    return kept, held
+
+
+def short_name(uri: Uri) -> str:
+    """A domain's name: the last part of the path (or of ?under=), without the endings of archives."""
+    name = Path(uri.options.get("under") or uri.path).name or uri.path
+    while Path(name).suffix in (".gz", ".bz2", ".xz", ".tar", ".tgz", ".npz", ".csv", ".tsv", ".txt"):
+        name = Path(name).stem
+    return name
+
+
+def union(uris: Sequence[Uri], opened: Sequence[tuple[Images, bool]], role: Role) -> Images:
+    """Several Images as one. Classes and domains merge by name; where short domain names clash, URIs are the names.
+
+    opened: what `open_one` says of each URI.
+    """
+    parts = [part for part, _ in opened]
+    labelled = [part.labels is not None for part in parts]
+    if role != "unlabelled" and len(set(labelled)) > 1:
+        with_labels, without = parts[labelled.index(True)].uri, parts[labelled.index(False)].uri
+        raise UserError(
+            f"{with_labels} has labels and {without} has none; a union needs them in all of its sets or in none"
+        )
+    names: list[tuple[str, ...]] = []
+    shorts = [part.domain_names[0] for part, own in opened if not own]
+    for uri, (part, own) in zip(uris, opened, strict=True):
+        clash = not own and shorts.count(part.domain_names[0]) > 1
+        names.append((uri.text,) if clash else part.domain_names)
+    domain_names = tuple(dict.fromkeys(name for group in names for name in group))
+    classes = tuple(dict.fromkeys(name for part in parts for name in part.classes or ()))
+    if any(part.classes and set(part.classes) != set(classes) for part in parts):
+        classes = number_classes(classes)[1]
+    stores = [store for part in parts for store in part._stores]
+    offsets = torch.tensor([0, *(len(part._stores) for part in parts)]).cumsum(0).tolist()
+    return Images(
+        " + ".join(part.uri for part in parts),
+        stores,
+        torch.cat([part._which + offset for part, offset in zip(parts, offsets, strict=False)]),
+        torch.cat([part._index for part in parts]),
+        labels=torch.cat(
+            [renamed(part.labels, part.classes or (), classes) for part in parts if part.labels is not None]
+        )
+        if all(labelled)
+        else None,
+        classes=classes or None,
+        domains=torch.cat(
+            [renamed(part.domains, group, domain_names) for part, group in zip(parts, names, strict=True)]
+        ),
+        domain_names=domain_names,
+    )
+
+
+def renamed(index: Tensor, names: Sequence[str], among: Sequence[str]) -> Tensor:
+    """Indices into `names` as indices into `among`."""
+    return torch.tensor([among.index(name) for name in names], dtype=torch.int64)[index]

@@ -1,0 +1,218 @@
+"""`pack:`: a set as one file of records and an index, for random access without a file system's help.
+
+A record is a picture's file as it was, or its decoded pixels. Every record carries a checksum that each reading verifies,
+and what else is known of the pictures (identities, labels, splits) is that of the set they came from.
+
+    PACK/pack.json           what it is, for people; and the sha256 of the index
+    PACK/index.safetensors   offsets, checksums, shapes; identities, labels, domains, splits, names, stamps
+    PACK/records.bin         the records, one after the other
+"""
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ...errors import UserError
+from ..decode import decode, decode_scaled
+from ..sources.files import Names, printable
+from ..open_files import Descriptor, OpenFiles
+from ..store import DamagedImage, Scale, Source, Uniform
+
+FORMAT = "rootstock pack 1"
+ABOUT, INDEX, RECORDS = "pack.json", "index.safetensors", "records.bin"
+
+ENCODED, BYTES, WORDS = 0, 1, 2
+"""Kinds of records: a picture's file; pixels uint8 [C, H, W]; pixels uint16 [C, H, W], little-endian."""
+PIXELS = {BYTES: (torch.uint8, np.dtype("u1")), WORDS: (torch.uint16, np.dtype("<u2"))}
+
+
+def checksum(content: bytes | bytearray | memoryview) -> int:
+    """CRC-32 (ISO 3309, as in PNG and gzip): finds any error of up to 32 bits in a row, at several GB/s."""
+    return zlib.crc32(content)
+
+
+def unusable(folder: Path, reason: str) -> UserError:
+    return UserError(f"pack:{printable(str(folder))}: {reason}; {remedy(folder)}")
+
+
+def remedy(folder: Path) -> str:
+    return f"remove {printable(str(folder))} and run the command that packed it again"
+
+
+class PackStore:
+    """The records of the pack in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.index, self.about = load_index(folder)
+        self.offsets: np.ndarray = self.index["offsets"].numpy()
+        self.checksums: np.ndarray = self.index["checksums"].numpy()
+        self.names = self._texts("names")
+        self.stamps = self._texts("stamps")
+        self._check_size(file_size(folder / RECORDS))
+        self._files = OpenFiles()
+        self._mapped: tuple[Descriptor, np.ndarray] | None = None
+        self._repeats: bool | None = None
+
+    def _texts(self, name: str) -> Names:
+        return Names.of_block(self.index[name].numpy().tobytes(), self.index[f"{name}.ends"].numpy())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PackStore, (self.folder,)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def where(self, i: int) -> str:
+        """The picture as an error names it."""
+        return printable(f"{self.folder}!{self.names[i]}")
+
+    def record(self, i: int) -> bytearray:
+        """The bytes of record i. Raises DamagedImage where they are not those that were written."""
+        start, end = int(self.offsets[i]), int(self.offsets[i + 1])
+        try:
+            content = self._files.read(str(self.folder / RECORDS), end - start, start)
+        except OSError as error:
+            raise DamagedImage(f"{self.where(i)}: cannot be read ({error.strerror or error})") from None
+        self._verify(i, content)
+        return content
+
+    def _verify(self, i: int, content: bytearray | memoryview) -> None:
+        if checksum(content) != self.checksums[i]:
+            raise DamagedImage(
+                f"{self.where(i)}: its bytes have changed since packing (checksum); {remedy(self.folder)}"
+            )
+
+    def read(self, i: int) -> Tensor:
+        record, kind = self.record(i), int(self.index["kinds"][i])
+        if kind == ENCODED:
+            return decode(record, self.where(i))
+        return torch.frombuffer(record, dtype=PIXELS[kind][0]).view(*self.index["shapes"][i].tolist())
+
+    def read_scaled(self, i: int, scale: Scale) -> tuple[Tensor, tuple[int, int]]:
+        if self.index["kinds"][i] == ENCODED:
+            return decode_scaled(self.record(i), self.where(i), scale)
+        picture = self.read(i)
+        return picture, (picture.shape[1], picture.shape[2])
+
+    def encoded(self, i: int) -> bytearray | None:
+        return self.record(i) if self.index["kinds"][i] == ENCODED else None
+
+    def name(self, i: int) -> str:
+        return self.names[i]
+
+    def full_name(self, i: int) -> str:
+        return f"{self.where(i)} (record {i})" if self.repeats() else self.where(i)
+
+    def repeats(self) -> bool:
+        if self._repeats is None:  # a pack of several folders or archives
+            self._repeats = len({self.names[i] for i in range(len(self))}) < len(self)
+        return self._repeats
+
+    def unreadable(self) -> Collection[int]:
+        return ()
+
+    def keys(self) -> Tensor:
+        return self.index["keys"]
+
+    def stamp(self, i: int) -> str:
+        return self.stamps[i]
+
+    def uniform(self) -> Uniform | None:
+        kinds, shapes = self.index["kinds"], self.index["shapes"]
+        if not len(self) or kinds[0] == ENCODED or (kinds != kinds[0]).any() or (shapes != shapes[0]).any():
+            return None
+        channels, height, width = shapes[0].tolist()
+        return Uniform((channels, height, width), PIXELS[int(kinds[0])][0])
+
+    def rows(self, indices: Tensor) -> Tensor | None:
+        if self._mapped is None:
+            uniform = self.uniform()
+            if uniform is None:
+                return None
+            self._mapped = self._map(uniform)
+        descriptor, mapped = self._mapped
+        # Touching what a mapped file has lost would end the process by SIGBUS, without a word.
+        self._check_size(os.fstat(descriptor.number).st_size)
+        pixels = np.asarray(mapped[indices.numpy()])
+        for i, row in zip(indices.tolist(), pixels, strict=True):
+            self._verify(i, row.data)
+        return torch.from_numpy(pixels)
+
+    def _map(self, uniform: Uniform) -> tuple[Descriptor, np.ndarray]:
+        """The records as pixels [N, C, H, W], and the file behind them, whose size is asked for before each reading."""
+        try:
+            descriptor = Descriptor(str(self.folder / RECORDS))
+        except OSError as error:
+            raise unusable(self.folder, f"{RECORDS} cannot be read ({error.strerror})") from None
+        self._check_size(os.fstat(descriptor.number).st_size)
+        dtype = PIXELS[int(self.index["kinds"][0])][1]
+        with open(descriptor.number, "rb", closefd=False) as file:
+            return descriptor, np.memmap(file, dtype, "r", shape=(len(self), *uniform.shape))
+
+    def _check_size(self, size: int) -> None:
+        if size != self.offsets[-1]:
+            raise unusable(self.folder, f"{RECORDS} has {size} bytes, and the index tells of {self.offsets[-1]}")
+
+    def layout(self, indices: Tensor) -> Tensor:
+        return self.index["offsets"][indices]
+
+
+def file_size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError as error:
+        raise unusable(file.parent, f"{file.name} cannot be read ({error.strerror})") from None
+
+
+def load_index(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The index's tensors and what it says besides. Raises UserError if pack.json or the index is damaged."""
+    try:
+        listed = json.loads((folder / ABOUT).read_bytes())
+        if listed["format"] != FORMAT:
+            raise unusable(folder, f"it is a {listed['format']!r}, and this program reads {FORMAT!r}")
+        expected = listed["index_sha256"]
+        content = (folder / INDEX).read_bytes()
+    except OSError as error:
+        raise unusable(folder, f"{Path(str(error.filename)).name} cannot be read ({error.strerror})") from None
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError):
+        raise unusable(folder, f"{ABOUT} is damaged") from None
+    if hashlib.sha256(content).hexdigest() != expected:
+        raise unusable(folder, f"{INDEX} is not the file that was written (sha256)")
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return safetensors.torch.load(content), json.loads(header["__metadata__"]["about"])
+
+
+def save_index(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
+    """The bytes of an index. One entry of metadata: safetensors does not keep the order of several."""
+    return safetensors.torch.save(dict(tensors), {"about": json.dumps(about)})
+
+
+def open_pack(path: str, split: str | None) -> Source:
+    """pack:FOLDER, made by `rootstock data URI --pack FOLDER`."""
+    title, folder = f"pack:{path}", Path(path).expanduser()
+    if not (folder / ABOUT).is_file():
+        if folder.with_name(folder.name + ".part").is_dir():
+            raise UserError(f"{title}: its packing is not finished; run the command that packed it again")
+        raise UserError(f"{title}: there is no pack; expected a folder made by rootstock data URI --pack FOLDER")
+    store = PackStore(folder.absolute())
+    index, about = store.index, store.about
+    return Source(
+        store,
+        labels=index.get("labels"),
+        classes=None if about["classes"] is None else tuple(about["classes"]),
+        splits={name: index[f"split.{k}"] for k, name in enumerate(about["splits"])},
+        domains=index.get("domains"),
+        domain_names=tuple(about["domain_names"]),
+    )

@@ -1,0 +1,100 @@
+"""The image sets of a stage: opened by role, aligned in classes, described for the result, and checked for what was seen."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .open import Images, holdout, open_images
+
+HELD_OUT = 0.2
+# Among the stages of `seen`: the images whose labels any stage was trained on.
+LABELLED = "labelled"
+
+
+def labelled(images: Images, key: str) -> Images:
+    """The images, if they carry labels. Raises UserError naming the key."""
+    if images.labels is None or images.classes is None:
+        raise UserError(
+            f"{key}: {images.uri} has no labels; give class folders (PATH/class/picture) or a list with labels"
+        )
+    return images
+
+
+def align(images: Images, classes: Sequence[str], key: str) -> Images:
+    """The same images with labels as indices into `classes`. Raises UserError where they hold a class that is not among them."""
+    images = labelled(images, key)
+    assert images.classes is not None and images.labels is not None
+    present = [images.classes[i] for i in images.labels.unique().tolist()]
+    unknown = [name for name in present if name not in classes]
+    if unknown:
+        raise UserError(
+            f"{key}: {images.uri} has classes that the training set lacks ({', '.join(unknown[:5])}); "
+            f"known there: {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}; rename the folders or leave them out"
+        )
+    table = torch.tensor([list(classes).index(name) if name in classes else -1 for name in images.classes])
+    aligned = images.select(torch.arange(len(images)))
+    aligned.labels, aligned.classes = table[images.labels], tuple(classes)
+    return aligned
+
+
+def open_tests(test: str | Mapping[str, str], seed: int, key: str = "data.test") -> dict[str, Images]:
+    """A test URI, or names to URIs, by name ("test" where there is one unnamed set)."""
+    named = {"test": test} if isinstance(test, str) else dict(test)
+    if odd := [name for name in named if "/" in name]:
+        raise UserError(
+            f"{key}: a set's name begins its metrics (NAME/knn/accuracy), so it may hold no '/'; rename {odd[0]}"
+        )
+    return {name: open_images(uri, seed=seed, role="test") for name, uri in named.items()}
+
+
+def train_and_tests(
+    train: str | Sequence[str], test: str | Mapping[str, str] | None, seed: int
+) -> tuple[Images, dict[str, Images]]:
+    """A labelled training set and its tests; without a test set a stratified 20 % of the training set is held out by seed."""
+    images = labelled(open_images(train, seed=seed), "data.train")
+    if test is not None:
+        assert images.classes is not None
+        keys = {"test": "data.test"} if isinstance(test, str) else {name: f"data.test.{name}" for name in test}
+        tests = open_tests(test, seed)
+        return images, {name: align(t, images.classes, keys[name]) for name, t in tests.items()}
+    kept, held = holdout(images, fraction=HELD_OUT, seed=seed, stratify=True)
+    return kept, {"test": held}
+
+
+def describe(sets: Mapping[str, Images], held_out: bool = False) -> dict[str, Any]:
+    """The `data` entry of a result: one fingerprint, and each set's size and split hash."""
+    prints = {name: images.fingerprint() for name, images in sets.items()}
+    return {
+        "fingerprint": hashlib.sha256("".join(prints[name] for name in sorted(prints)).encode()).hexdigest(),
+        "split": {name: images.split_hash() for name, images in sets.items()},
+        "n": {name: len(images) for name, images in sets.items()},
+        **({"test": f"held-out {HELD_OUT:.0%} by seed"} if held_out else {}),
+    }
+
+
+def fingerprints(sets: Mapping[str, Images]) -> dict[str, str]:
+    """What a run remembers of each set, to refuse a changed one."""
+    return {name: images.fingerprint() for name, images in sets.items()}
+
+
+def count_seen(seen: Mapping[str, Tensor], tests: Mapping[str, Images]) -> dict[str, int]:
+    """For each earlier stage the number of test images that it saw without labels; seen: sorted keys by stage."""
+    return {stage: sum(int(torch.isin(t.keys(), keys).sum()) for t in tests.values()) for stage, keys in seen.items()}
+
+
+def add_seen(seen: Mapping[str, Tensor], stage: str, images: Images) -> dict[str, Tensor]:
+    """`seen` and the keys of the images that this stage saw without labels."""
+    keys = torch.cat([seen.get(stage, torch.empty(0, dtype=torch.int64)), images.keys()]).unique()
+    return {**seen, stage: keys}
+
+
+def exposure(seen: Mapping[str, Tensor], tests: Mapping[str, Images]) -> dict[str, Any]:
+    """Two entries of a result: how many test images each stage saw without labels, and how many any stage had labels of."""
+    counts = count_seen({LABELLED: torch.empty(0, dtype=torch.int64), **seen}, tests)
+    return {"seen_labelled": counts.pop(LABELLED), "seen_unlabelled": counts}

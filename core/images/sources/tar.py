@@ -1,0 +1,244 @@
+"""`tar:`: pictures read in place out of archives, through indices of offsets that are made once.
+
+A compressed archive has no random access, so it is unpacked (to one .tar, not to files) into the cache, once.
+"""
+
+import bz2
+import dataclasses
+import errno
+import gzip
+import itertools
+import json
+import lzma
+import os
+import re
+import shutil
+import tarfile
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...errors import UserError
+from ..cache import cache_folder, entry_name, file_stamp, made_once, recall, remember
+from ..decode import is_picture
+from .files import FileStore, arrange, is_visible, printable
+from ..open_files import OpenFiles
+from .shards import archives_of, pattern_name
+from ..store import Source
+
+COMPRESSIONS: dict[bytes, Callable[[str], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+INDEXING_THREADS = 8
+
+SIDECAR, SIDECAR_BYTES = ".cls", 32
+"""A member that holds the class of the picture beside it as a whole number in text, and how much of it is read."""
+
+
+class TarStore(FileStore):
+    """Members of one or several archives: picture i lies at offsets[i] (bytes) of archives[shard[i]], int64 [N] each.
+
+    The names are those of the members, relative to a folder that all share. shown: the archives as errors name them, by
+    default as they are called; those that are read can be uncompressed copies.
+    """
+
+    kind = "tar"
+
+    def __init__(
+        self,
+        root: str,
+        archives: Sequence[str],
+        shown: Sequence[str],
+        names: list[str],
+        shard: np.ndarray,
+        offsets: np.ndarray,
+        stamps: np.ndarray,
+    ) -> None:
+        super().__init__(root, names, stamps)
+        self.archives, self.shown, self.shard, self.offsets = tuple(archives), tuple(shown), shard, offsets
+        self._files = OpenFiles()
+
+    def content(self, i: int) -> bytearray:
+        return self._files.read(self.archives[self.shard[i]], self.size(i), int(self.offsets[i]))
+
+    def where(self, i: int) -> str:
+        return printable(f"{self.shown[self.shard[i]]}!{self.names[i]}")
+
+    def repeats(self) -> bool:
+        return len(self.shown) > 1
+
+    def identity(self) -> str:
+        several = [] if len(self.shown) == 1 else [[os.path.abspath(one) for one in self.shown], self.shard.tolist()]
+        return entry_name(super().identity(), self.offsets.tolist(), *several)
+
+    def layout(self, indices: Tensor) -> Tensor:
+        """Offsets in the archives laid end to end."""
+        starts = np.cumsum([0, *(os.stat(archive).st_size for archive in self.archives)])
+        chosen = indices.numpy()
+        return torch.from_numpy(starts[self.shard[chosen]] + self.offsets[chosen])
+
+
+class Member(NamedTuple):
+    """A picture in archive number `shard`: name, offset and size in bytes, and what WebDataset says of its class."""
+
+    name: str
+    shard: int
+    offset: int
+    size: int
+    label: str | None
+
+
+class Members(NamedTuple):
+    """What an archive holds. pictures: name to (offset, size) in bytes. labels: sample to the text of its sidecar."""
+
+    pictures: dict[str, tuple[int, int]]
+    labels: dict[str, str]
+
+
+def open_tar(path: str, split: str | None, *, under: str = "", labels: str = "folders") -> Source:
+    """tar:PATH (.tar, .tar.gz, .tar.bz2, .tar.xz), or tar:PATTERN of several archives that make up one set.
+
+    `under` is a folder inside to stay in; otherwise like `folder:`, and labels beside the pictures (.cls, as WebDataset
+    writes them) count before those of folders.
+    """
+    title, archives = f"tar:{path}", archives_of(path, f"tar:{path}")
+    file_stamps = [file_stamp(archive) for archive in archives]
+    unpacked = [unpack(archive, stamp, title) for archive, stamp in zip(archives, file_stamps, strict=True)]
+    with ThreadPoolExecutor(INDEXING_THREADS) as threads:
+        indices = list(threads.map(index, unpacked, archives, file_stamps, itertools.repeat(title)))
+    inside = under.strip("/") + "/" if under.strip("/") else ""
+    members = members_below(inside, indices)
+    if labels == "folders" and (classes := sidecar_labels(members, title)) is not None:
+        layout = arrange((member.name for member in members), "none", title, f"{printable(path)}!{inside}")
+        layout = layout._replace(classes=classes)
+    else:
+        layout = arrange((member.name for member in members), labels, title, f"{printable(path)}!{inside}")
+    shard = np.array([member.shard for member in members], dtype=np.int64)
+    sizes = np.array([member.size for member in members], dtype=np.int64)
+    stamps = np.column_stack([sizes, np.array(file_stamps, dtype=np.int64)[shard, 1:]])
+    offsets = np.array([member.offset for member in members], dtype=np.int64)
+    root = str(archives[0]) if len(archives) == 1 else path
+    source = layout.source(
+        TarStore(
+            root, [str(one) for one in unpacked], [str(one) for one in archives], layout.names, shard, offsets, stamps
+        )
+    )
+    return source if len(archives) == 1 or inside else dataclasses.replace(source, domain_names=(pattern_name(path),))
+
+
+def members_below(inside: str, indices: Sequence[Members]) -> list[Member]:
+    """The visible pictures of the folder `inside` by name, of one name by archive: the order in which `arrange` puts them."""
+    members = [
+        Member(name[len(inside) :], shard, *span, found.labels.get(sample_of(name)))
+        for shard, found in enumerate(indices)
+        for name, span in found.pictures.items()
+        if name.startswith(inside) and is_visible(name[len(inside) :])
+    ]
+    return sorted(members, key=lambda member: (member.name, member.shard))
+
+
+def sample_of(name: str) -> str:
+    """What WebDataset calls a key: members that belong together share their name up to its last part's first dot."""
+    folder, slash, last = name.rpartition("/")
+    return folder + slash + last.partition(".")[0]
+
+
+def sidecar_labels(members: Sequence[Member], title: str) -> list[str] | None:
+    """The class that a sidecar gives each picture; None where there are no sidecars.
+
+    Raises UserError where only some pictures have one, or a class is not a whole number.
+    """
+    without = [member for member in members if member.label is None]
+    if len(without) == len(members):
+        return None
+    if without:
+        raise UserError(
+            f"{title}: {len(without)} pictures have no {SIDECAR} beside them ({printable(without[0].name)}), the others do; "
+            "add ?labels=none to use all without labels"
+        )
+    labels = [member.label or "" for member in members]
+    for label, member in zip(labels, members, strict=True):
+        if not re.fullmatch("-?[0-9]+", label):
+            raise UserError(
+                f"{title}: the {SIDECAR} beside {printable(member.name)} says {label!r}, which is no whole number; "
+                "mend it, or add ?labels=none"
+            )
+    return labels
+
+
+def unpack(archive: Path, stamp: tuple[int, int, int], title: str) -> Path:
+    """The archive itself, or its uncompressed copy in the cache."""
+    try:
+        with open(archive, "rb") as file:
+            start = file.read(6)
+    except OSError as error:
+        raise UserError(f"{title}: cannot be opened ({error.strerror}); check its permissions") from None
+    opener = next((opener for magic, opener in COMPRESSIONS.items() if start.startswith(magic)), None)
+    if opener is None:
+        return archive
+
+    def decompress(target: BinaryIO) -> None:
+        try:
+            with opener(str(archive)) as source:
+                shutil.copyfileobj(source, target, 1 << 20)
+        except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+            raise UserError(f"{title}: the archive is damaged or cut short ({error}); fetch it again") from None
+
+    name = entry_name(os.path.abspath(archive), stamp)
+    try:
+        return made_once(cache_folder("archives") / f"{name}.tar", decompress)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise UserError(
+            f"{title}: cannot be unpacked to {cache_folder('archives')} ({error.strerror}); "
+            "set XDG_CACHE_HOME to a folder that can be written, or unpack it by hand and open the .tar"
+        ) from None
+
+
+def index(unpacked: Path, archive: Path, stamp: tuple[int, int, int], title: str) -> Members:
+    """What an archive holds; from the cache if it is as it was."""
+    name = entry_name(os.path.abspath(archive), stamp, "labels")
+    remembered = recall("indices", name)
+    if remembered is not None:
+        tables = [
+            {os.fsdecode(key.encode("latin-1")): value for key, value in table.items()}
+            for table in json.loads(remembered)
+        ]
+        return Members(*tables)
+    members = scan(unpacked, title)
+    listed = [{os.fsencode(key).decode("latin-1"): value for key, value in table.items()} for table in members]
+    remember("indices", name, json.dumps(listed).encode(), max(stamp[1:]))
+    return members
+
+
+def scan(unpacked: Path, title: str) -> Members:
+    """Read the headers of an archive. Of several members of one name the last counts, as when unpacking."""
+    total = unpacked.stat().st_size
+    spans: dict[str, tuple[int, int]] = {}
+    labels: dict[str, str] = {}
+    try:
+        with tarfile.open(unpacked, "r:") as archive:
+            for member in archive:
+                name = os.path.normpath(member.name).replace(os.sep, "/").lstrip("/")
+                if member.islnk():  # a second name of an earlier member
+                    target = os.path.normpath(member.linkname).replace(os.sep, "/").lstrip("/")
+                    if is_picture(name) and target in spans:
+                        spans[name] = spans[target]
+                elif member.isreg() and is_picture(name):
+                    spans[name] = (member.offset_data, member.size)
+                    if member.offset_data + member.size > total:
+                        raise UserError(f"{title}: the archive is cut short in {printable(name)}; fetch it again")
+                elif member.isreg() and name.endswith(SIDECAR) and (content := archive.extractfile(member)):
+                    labels[sample_of(name)] = content.read(SIDECAR_BYTES).decode("utf-8", "replace").strip()
+                # tarfile keeps every header it has seen; a million of them would stay in memory
+                archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
+    except tarfile.TarError as error:
+        raise UserError(
+            f"{title}: not a readable archive ({error}); expected .tar, .tar.gz, .tar.bz2 or .tar.xz"
+        ) from None
+    return Members(spans, labels)

@@ -1,0 +1,253 @@
+"""Backbones: timm models by name as [N, C, H, W] -> [N, D] features, with strict loading and a readable export.
+
+An export is a folder `backbone/` with backbone.safetensors, backbone.json (name, arguments, input size, normalisation,
+provenance) and seen.safetensors (which images earlier stages saw), so that any stage can start from any other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from timm.layers.format import Format
+from timm.layers.patch_embed import PatchEmbed
+from timm.models import group_parameters
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ..train import checkpoint
+from .vit_blocks import asks_for_one, first_token
+from ..errors import UserError
+from .lora import add_lora, folded, lora_options
+from .networks import OWN, build
+from ..config.schema import Section
+from .sincos import fix_positions
+from .weights import load_file_strictly, read_tensors
+
+WEIGHTS, DESCRIPTION, SEEN = "backbone.safetensors", "backbone.json", "seen.safetensors"
+DESCRIBED = ("name", "args", "size", "stem", "pooling", "feature_dim", "mean", "std", "provenance")
+HALF = (0.5, 0.5, 0.5)
+LOOKED = ("tuned-on-target", "oracle")
+
+
+class Backbone(nn.Module):
+    """A model without its classifier, and what is needed to build it again.
+
+    forward: float [N, C, H, W] -> [N, feature_dim]. model: the timm model. spec: {name, args, size, stem, pooling}.
+    mean, std: the normalisation that its inputs must have. provenance: the stages whose training it carries, oldest first.
+    seen: for each of their kinds ("pretrain", "adapt") the keys of the images that they saw without labels, and under "labelled"
+    those of the images whose labels any stage was trained on.
+    """
+
+    def __init__(self, model: nn.Module, spec: dict[str, Any], mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.model, self.spec = model, spec
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.frozen = False
+        # timm's head_hidden_size is what the classifier would get: some models have layers between it and num_features.
+        widths = (getattr(model, name, None) for name in ("head_hidden_size", "num_features", "feature_dim"))
+        self.feature_dim = int(next(width for width in widths if width))
+        self.provenance: list[dict[str, Any]] = []
+        self.seen: dict[str, Tensor] = {}
+
+    @property
+    def size(self) -> int:
+        return self.spec["size"]
+
+    def forward(self, images: Tensor) -> Tensor:
+        if asks_for_one(self.model):
+            assert isinstance(self.model, VisionTransformer)
+            return first_token(self.model, images)
+        return self.model(images)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """float [N, C, H, W] -> [N, L, D]: what the model's own pooling pools.
+
+        A ViT's tokens, class token and registers among them; the places of a last map [N, D, h, w] (or [N, h, w, D], Swin's),
+        row by row; of models without either, one token, the features. Raises UserError where a model hands out several maps.
+        """
+        forward_features = getattr(self.model, "forward_features", None)
+        if forward_features is None:
+            return self.model(images)[:, None]
+        found = forward_features(images)
+        if not isinstance(found, Tensor) or found.ndim not in (2, 3, 4):
+            raise UserError(
+                f"backbone.name: {self.spec['name']} hands out no single map of features to take tokens from"
+            )
+        if found.ndim == 2:
+            return found[:, None]
+        if found.ndim == 4:
+            width = getattr(self.model, "num_features", None)
+            last = getattr(self.model, "output_fmt", "NCHW") == "NHWC" or width not in (None, found.shape[1])
+            return found.flatten(1, 2) if last else found.flatten(2).mT
+        return found
+
+    def layer_scales(self, decay: float | None) -> dict[str, float]:
+        """The rate's factor of each parameter of `model`: decay^(layers above it), 1 without decay. Raises UserError."""
+        names = [name for name, _ in self.model.named_parameters()]
+        if decay is None:
+            return dict.fromkeys(names, 1.0)
+        matcher = getattr(self.model, "group_matcher", None)
+        if matcher is None:
+            raise UserError(f"optim.layer_decay: {self.spec['name']} does not name its layers; leave layer_decay out")
+        layers: Any = group_parameters(self.model, matcher(coarse=False), reverse=True)
+        top: int = max(layers.values())
+        # timm numbers the stem 0; the head above the last layer keeps the full rate.
+        return {name: decay ** (top + 1 - layers[name]) for name in names}
+
+    def undecayed(self) -> set[Tensor]:
+        """Parameters that the model itself exempts from weight decay (position embeddings, class tokens)."""
+        names = getattr(self.model, "no_weight_decay", lambda: set())()
+        return {parameter for name, parameter in self.model.named_parameters() if name in names}
+
+    def take_any_size(self, who: str) -> None:
+        """From now on images of other sizes too, ViTs resample their positions. who: the method that asks. Raises UserError."""
+        if isinstance(self.model, VisionTransformer) and isinstance(self.model.patch_embed, PatchEmbed):
+            self.model.dynamic_img_size = True
+            self.model.patch_embed.strict_img_size = False
+            self.model.patch_embed.flatten = False
+            self.model.patch_embed.output_fmt = Format.NHWC
+        elif getattr(getattr(self.model, "patch_embed", None), "strict_img_size", False):
+            raise UserError(
+                f"data.views.local: {self.spec['name']} takes one size of image, so {who} cannot show it local crops; "
+                "set it to 0, or use a ViT or a convolutional network"
+            )
+
+    def freeze(self) -> None:
+        """No gradients, and eval mode for good: BatchNorm keeps its statistics whatever mode the method is put in."""
+        for parameter in self.model.parameters():
+            parameter.requires_grad = False
+        self.model.eval()
+        self.frozen = True
+
+    def train(self, mode: bool = True) -> Backbone:
+        super().train(mode and not self.frozen)
+        return self
+
+    def selection(self, own: str) -> str:
+        """How a result on this backbone was chosen: `own`, unless a stage that it comes from looked at more."""
+        looked = [stage["selection"] for stage in self.provenance if stage.get("selection") in LOOKED]
+        return own if own in LOOKED or not looked else looked[0]
+
+    def export(self, run: Path, folder: str = "backbone") -> None:
+        """Write run/backbone/."""
+        path = run / folder
+        path.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_tensors(path / WEIGHTS, folded(self.model))
+        checkpoint.write_tensors(path / SEEN, self.seen or {"none": torch.empty(0, dtype=torch.int64)})
+        described = {
+            **self.spec,
+            "feature_dim": self.feature_dim,
+            "mean": self.mean,
+            "std": self.std,
+            "provenance": self.provenance,
+        }
+        checkpoint.write_text(path / DESCRIPTION, json.dumps(described, indent=1))
+
+
+def create(
+    size: int,
+    channels: int = 3,
+    own: Mapping[str, Callable[..., nn.Module]] = OWN,
+    *,
+    name: str | None = None,
+    weights: str = "none",
+    stem: Literal["default", "small", "solo", "lightly"] | None = None,
+    pooling: Literal["token", "mean"] | None = None,
+    positions: Literal["sincos"] | None = None,
+    norm: str = "auto",
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    lora: Annotated[dict[str, Any] | None, Section(lora_options)] = None,
+    args: dict[str, Any] = {},
+) -> Backbone:
+    """Build a backbone for size x size inputs.
+
+    name: a timm model or one of ours (`smallconv`); left out where weights is a run, which knows it. weights: none, timm (its
+    hub), a .safetensors file, or an exported run. stem: `small` gives ResNets a 3x3 stride-1 stem without max-pooling, for
+    small images; `solo` and `lightly` are those projects' variants of it, for their weights. pooling: token or mean of patches,
+    for ViTs. positions: `sincos` starts a ViT with positions that are not trained (MAE, MoCo v3 and I-JEPA do so anyhow), since a
+    short training hardly learns any. norm: see core/model/norm.py. mean, std: by which inputs of 0..1 are normalised, a number for each
+    channel; left out, those of the run, or of timm for this name (0.5 for its plain ViTs, ImageNet's for most others). args: the
+    timm model's own arguments.
+    Raises UserError for unknown names, contradictions with the run, and weights that do not fit.
+    """
+    described: dict[str, Any] = {}
+    file = weights.endswith(".safetensors")
+    if weights not in ("none", "timm") and not file:
+        described = read_description(weights)
+        normalisation = [(key, given and list(given)) for key, given in (("mean", mean), ("std", std))]
+        for key, given in (("name", name), ("stem", stem), ("args", args or None), *normalisation):
+            if given is not None and given != described[key]:
+                null = "" if key == "args" else f", or say backbone.{key}=null"
+                raise UserError(
+                    f"backbone.{key}: {given!r} contradicts {described[key]!r} of the run {weights}; leave the key out{null}"
+                )
+        name, stem, args = described["name"], described["stem"], described["args"]
+        pooling = pooling or described["pooling"]
+    if name is None:
+        raise UserError(
+            "backbone.name: missing; give a timm model name (for example resnet18), or backbone.weights: RUN"
+        )
+    spec = {"name": name, "args": dict(args), "size": size, "stem": stem or "default", "pooling": pooling}
+    model = build(spec, channels, own, pretrained=weights == "timm")
+    config = getattr(model, "pretrained_cfg", None) or {}
+    own_mean, own_std = (described.get(key, config.get(key, HALF)) for key in ("mean", "std"))
+    for key, given in (("mean", mean), ("std", std)):
+        if given is not None and (len(given) != channels or (key == "std" and min(given) <= 0.0)):
+            raise UserError(
+                f"backbone.{key}: expected {channels} numbers{' above 0' if key == 'std' else ''}, one a channel, got {list(given)}"
+            )
+    backbone = Backbone(model, spec, mean or own_mean, std or own_std)
+    if positions is not None:
+        _position(model, name, weights)
+    if described:
+        load_file_strictly(model, Path(described["path"]) / WEIGHTS, "backbone.weights")
+        backbone.provenance = described["provenance"]
+        seen = read_tensors(Path(described["path"]) / SEEN, "backbone.weights")
+        backbone.seen = {stage: keys for stage, keys in seen.items() if stage != "none"}
+    elif file:
+        load_file_strictly(model, Path(weights), "backbone.weights", config.get("classifier"))
+    if weights == "timm" or file:
+        backbone.provenance = [{"task": "external", "weights": Path(weights).name}]
+    if lora is not None:
+        if weights == "none":
+            raise UserError(
+                "backbone.lora: adapts weights that are there, and backbone.weights is none; leave lora out"
+            )
+        add_lora(model, name, **lora)
+    return backbone
+
+
+def _position(model: nn.Module, name: str, weights: str) -> None:
+    """Sine-cosine positions for a ViT that starts anew. Raises UserError."""
+    if weights != "none":
+        raise UserError(f"backbone.positions: {weights} brings its own; leave positions out")
+    if not isinstance(model, VisionTransformer) or model.pos_embed is None or model.embed_dim % 4:
+        raise UserError(
+            f"backbone.positions: sincos is for ViTs with a position for each patch and a width that is a multiple of 4, which "
+            f"{name} is not; leave positions out"
+        )
+    fix_positions(model)
+
+
+def read_description(weights: str) -> dict[str, Any]:
+    """backbone.json of an exported run, with `path`: the folder that it was found in. Raises UserError."""
+    root = Path(weights)
+    for folder in (root / "backbone", root / "classifier", root):
+        if (folder / DESCRIPTION).is_file():
+            try:
+                described = json.loads((folder / DESCRIPTION).read_text())
+                return {**{key: described[key] for key in DESCRIBED}, "path": str(folder)}
+            except (OSError, ValueError, TypeError, KeyError) as error:
+                raise UserError(
+                    f"backbone.weights: {folder / DESCRIPTION} is damaged ({error!r}); export the run again"
+                ) from error
+    kinds = ("holds no finished backbone/ (is the run finished?)", "is no run's folder", "does not exist")
+    what = kinds[0] if root.is_dir() else kinds[1] if root.exists() else kinds[2]
+    raise UserError(
+        f"backbone.weights: {weights} {what}; expected none, timm, a .safetensors file or the folder of a run"
+    )

@@ -1,0 +1,43 @@
+"""Teachers: copies of a network that follow it as an exponential moving average (Tarvainen & Valpola 2017, arXiv:1703.01780).
+
+A teacher is part of its method's state, so checkpoints hold it; its momentum is a function of progress, so nothing else needs
+holding. Its BatchNorm layers normalise by their own batch and keep running statistics of their own forwards: those fit the
+averaged weights, where averaged statistics of the student would not.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+from timm.layers.drop import DropPath
+from timm.layers.patch_dropout import PatchDropout
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from ..distributed import own_slice
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def teacher_of(student: Module) -> Module:
+    """A copy with the same weights, without gradients, and without dropout or drop path: a target has no noise of its own."""
+    teacher = copy.deepcopy(student)
+    for parameter in teacher.parameters():
+        parameter.requires_grad = False
+    for module in teacher.modules():
+        if isinstance(module, _DropoutNd):
+            module.p = 0.0
+        elif isinstance(module, DropPath):
+            module.drop_prob = 0.0
+        elif isinstance(module, PatchDropout):
+            module.prob = 0.0
+    return teacher
+
+
+@torch.no_grad()
+def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """teacher <- momentum * teacher + (1 - momentum) * student, for all parameters; both have the same architecture."""
+    slow, fast = ([own_slice(p) for p in network.parameters()] for network in (teacher, student))
+    torch._foreach_lerp_(slow, fast, 1.0 - momentum)  # pyright: ignore[reportPrivateImportUsage]

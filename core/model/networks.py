@@ -1,0 +1,90 @@
+"""Networks by name: timm's, without their classifiers, and ours; with the stems that small images need."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import timm
+from timm.models import ResNet
+from torch import nn
+
+from ..errors import UserError
+from .smallconv import SmallConv
+
+OWN: Mapping[str, Callable[..., nn.Module]] = {"smallconv": SmallConv}
+# ResNets' stems for small images, 3x3 with stride 1 and no max-pooling: padding, and whether a ReLU follows. `small` is He et al.
+# 2016 (arXiv:1512.03385, section 4.2) for CIFAR and SimCLR's appendix B.9; solo-learn pads by 2 (a map of 34 x 34), and lightly's
+# ResNet taken apart into nn.Sequential loses the ReLU; with their weights, only their own stems give their own features.
+STEMS: Mapping[str, tuple[int, bool]] = {"small": (1, True), "solo": (2, True), "lightly": (1, False)}
+
+
+def build(
+    spec: dict[str, Any], channels: int, own: Mapping[str, Callable[..., nn.Module]], pretrained: bool
+) -> nn.Module:
+    """The network of a backbone's spec {name, args, size, stem, pooling}, [N, channels, size, size] -> [N, D]. Raises UserError."""
+    name, args, size = spec["name"], dict(spec["args"]), spec["size"]
+    if name in own:
+        if spec["stem"] != "default" or spec["pooling"] is not None:
+            raise UserError(
+                f"backbone: {name} has one stem and one pooling; leave backbone.stem and backbone.pooling out"
+            )
+        if pretrained:
+            raise UserError(
+                f"backbone.weights: timm has no weights for {name}, which is Rootstock's own; use none or a run"
+            )
+        try:
+            return own[name](size=size, channels=channels, **args)
+        except TypeError as error:
+            raise UserError(f"backbone.args: {name} does not take them ({error})") from error
+        except ValueError as error:
+            raise UserError(
+                f"backbone: {name} cannot be built for data.size {size} and backbone.args {args} ({error})"
+            ) from error
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, [*timm.list_models(), *own], n=3)
+        meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        known = f"any of timm.list_models(), or {', '.join(sorted(own))}"
+        raise UserError(f"backbone.name: unknown backbone {name!r}{meant} ({known})")
+    config = timm.get_pretrained_cfg(name)
+    if args.get("img_size", size) not in (size, [size, size], (size, size)):
+        raise UserError(f"backbone.args.img_size: {args['img_size']} contradicts data.size: {size}; leave it out")
+    if config is not None and config.fixed_input_size:
+        args["img_size"] = size
+    if pretrained and spec["stem"] != "default":
+        raise UserError(
+            f"backbone.stem: {spec['stem']} has no weights at timm, whose stems are large; use stem: default or weights: none"
+        )
+    if spec["pooling"] is not None:
+        # The final norm comes before pooling, so that both poolings share one set of weights.
+        args.update(
+            {"token": {"global_pool": "token"}, "mean": {"global_pool": "avg", "fc_norm": False}}[spec["pooling"]]
+        )
+    try:
+        model = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=channels, **args)
+    except (TypeError, AssertionError, ValueError, RuntimeError, OSError) as error:
+        if pretrained and isinstance(error, OSError | RuntimeError):
+            raise UserError(
+                f"backbone.weights: timm's weights for {name} cannot be had ({error}); give a .safetensors file or none"
+            ) from error
+        remedy = "backbone.pooling is for ViTs" if spec["pooling"] else "see its documentation for the arguments"
+        raise UserError(f"backbone: timm cannot build {name} with {args} ({error or 'refused'}); {remedy}") from error
+    if spec["stem"] != "default":
+        _small_stem(model, channels, name, spec["stem"])
+    return model
+
+
+def _small_stem(model: nn.Module, channels: int, name: str, stem: str) -> None:
+    """Replace the stem by one of STEMS."""
+    if not isinstance(model, ResNet):
+        raise UserError(
+            f"backbone.stem: {stem} is for ResNets, {name} is a {type(model).__name__}; leave backbone.stem out"
+        )
+    width: Any = model.bn1.num_features
+    padding, activation = STEMS[stem]
+    model.conv1 = nn.Conv2d(channels, width, 3, stride=1, padding=padding, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
+    if not activation:
+        model.act1 = nn.Identity()

@@ -1,0 +1,48 @@
+"""The blocks that a network repeats, a ViT's or a ResNet's: what is recomputed to save memory, and what is sharded one by one."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import UserError
+from .norm import recomputation
+
+
+def stacked(module: nn.Module) -> list[nn.Module]:
+    """Every block inside `module`: of each sequence of modules of one class the modules, where they hold no such sequence."""
+    found: list[nn.Module] = []
+    for child in module.children():
+        below = stacked(child)
+        found += below or (list(child.children()) if _repeats(child) else [])
+    return found
+
+
+def _repeats(module: nn.Module) -> bool:
+    """Whether it is a sequence of at least two blocks; layers, which hold nothing, are no blocks."""
+    if not isinstance(module, nn.Sequential | nn.ModuleList):
+        return False
+    parts = list(module.children())
+    return len(parts) > 1 and len({type(part) for part in parts}) == 1 and any(True for _ in parts[0].children())
+
+
+def recompute(method: nn.Module) -> int:
+    """Activation checkpointing (Chen et al. 2016, arXiv:1604.06174) of every block, in place; returns how many there are.
+
+    A block keeps its input alone and is worked out again in the backward pass, to the same bits. Raises UserError where nothing
+    repeats.
+    """
+    blocks = stacked(method)
+    if not blocks:
+        raise UserError(
+            "run.activation_checkpointing: this network repeats no blocks that could be recomputed; leave it out"
+        )
+    for block in blocks:
+        normed = any(isinstance(m, _BatchNorm) for m in block.modules())
+        contexts = {"context_fn": recomputation} if normed else {}
+        # On the instance, so that names and classes, and with them checkpoints, stay what they are.
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, **contexts)
+    return len(blocks)

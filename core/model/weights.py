@@ -1,0 +1,63 @@
+"""Weights from safetensors files into a network, strictly: all of them fit, or one sentence lists what does not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.layers.pos_embed import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+
+def load_file_strictly(model: nn.Module, path: Path, key: str, classifier: str | Sequence[str] | None = None) -> None:
+    """Strict: every weight fits or one sentence lists what does not. Position embeddings are resampled to the input size.
+
+    classifier: the layers of a classifier that files of others still have, and a backbone has not.
+    """
+    tensors = read_tensors(path, key)
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
+    own = model.state_dict()
+    tensors = {k: v for k, v in tensors.items() if k in own or not k.startswith(tuple(f"{head}." for head in heads))}
+    load_strictly(model, tensors, f"{key}: {path}")
+
+
+def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises UserError naming the key."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{key}: {path} cannot be read ({error}); expected a safetensors file") from error
+
+
+def load_strictly(
+    model: nn.Module, tensors: dict[str, Tensor], what: str, remedy: str = "check backbone.name, stem and args"
+) -> None:
+    """Load or raise a UserError that lists the missing, unexpected and misshapen tensors."""
+    own = model.state_dict()
+    embedding = tensors.get("pos_embed")
+    if embedding is not None and "pos_embed" in own and embedding.shape[1] != own["pos_embed"].shape[1]:
+        grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+        if grid is not None:
+            prefix = 0 if getattr(model, "no_embed_class", False) else int(getattr(model, "num_prefix_tokens", 1))
+            side = math.isqrt(max(0, embedding.shape[1] - prefix))
+            if side and side**2 + prefix == embedding.shape[1]:
+                tensors = {
+                    **tensors,
+                    "pos_embed": resample_abs_pos_embed(embedding, list(grid), num_prefix_tokens=prefix),
+                }
+    differences = {
+        "missing": sorted(own.keys() - tensors.keys()),
+        "unexpected": sorted(tensors.keys() - own.keys()),
+        "of another shape": sorted(k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape),
+    }
+    if any(differences.values()):
+        parts = [
+            f"{len(v)} {k} ({', '.join(v[:3])}{', ...' if len(v) > 3 else ''})" for k, v in differences.items() if v
+        ]
+        raise UserError(f"{what} does not fit this architecture: {'; '.join(parts)}; {remedy}")
+    model.load_state_dict(tensors)

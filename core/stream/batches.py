@@ -1,0 +1,275 @@
+"""The stream of global batches: for each step the micro-batches of this process, on the device.
+
+The order is a function of the step alone (core/stream/order.py): no sampler state, no counters. Process r of W reads its slice of each
+global batch and micro-batches are slices of that slice, so any number of processes, micro-batches and workers sees the same
+global batches. Three ways lead to the same views of the same positions, bit for bit:
+
+    resident   pictures of one shape lie on the device, and a batch is an index into them
+    gathered   pictures of one shape are taken out of memory or a mapped file, and sent; cropped on the device
+    loaded     all others are decoded and cropped by worker processes, and the crops are sent
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..images.damage import Damage, read_or_neighbour, read_scaled_or_neighbour, rows_or_neighbours
+from ..draws import Draws
+from ..errors import UserError
+from ..images.open import Images
+from .loader import joined, load
+from .order import Order
+from .prefetch import in_blocks, in_thread, to_device
+from ..sample import PairSample, Sample
+
+Resident = Literal["auto", "on", "off"]
+Decode = Literal["full", "scaled"]
+NO_LABELS = torch.empty(0, dtype=torch.int64)
+Batches = Callable[[int], Iterator[list[Any]]]
+INDEX_BLOCK = 8192  # numbers sent to the device at once
+COPY_BLOCK = 1 << 28  # bytes of a set that are copied to the device at once
+CROP_BLOCK = 1 << 25  # bytes of decoded pictures that a worker keeps before it crops them
+
+
+class Crop(Protocol):
+    """What a worker does to decoded pictures [C, H, W] and their draws: uint8 {"images": [N, V, C, h, w], ...}.
+
+    For decode=scaled, `scale` says at which 1 / s to decode one picture of a full size, and crop_each gets the full sizes.
+    """
+
+    def crop_each(
+        self, pictures: Sequence[Tensor], draws: Draws, sizes: Sequence[tuple[int, int]] | None = None, /
+    ) -> dict[str, Tensor]: ...
+
+    def scale(self, draws: Draws, height: int, width: int, /) -> int: ...
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process's part of each global batch: process `rank` of `world`, in `micro` equal micro-batches."""
+
+    rank: int = 0
+    world: int = 1
+    micro: int = 1
+
+    def slices(self, batch_size: int) -> list[slice]:
+        parts = self.world * self.micro
+        if batch_size % parts:
+            raise UserError(
+                f"optim.batch_size: {batch_size} does not divide into {self.world} processes x {self.micro} micro-batches "
+                f"(run.accumulate); choose a multiple of {parts}"
+            )
+        size = batch_size // parts
+        return [
+            slice((self.rank * self.micro + m) * size, (self.rank * self.micro + m + 1) * size)
+            for m in range(self.micro)
+        ]
+
+
+def source_draws(seed: int, positions: Tensor, name: str) -> Draws:
+    """The draws of a set's samples: under its own stream where there are several sets."""
+    draws = Draws(seed, positions)
+    return draws.stream(name) if name else draws
+
+
+def stream(
+    images: Images,
+    order: Order,
+    crop: Crop,
+    *,
+    steps: int,
+    device: torch.device,
+    share: Share = Share(),
+    workers: int = 0,
+    damage: Damage | None = None,
+    resident: Resident = "auto",
+    decode: Decode = "full",
+) -> Batches:
+    """`batches(step)`: from that step to the last, this process's list of micro-batches of Sample.
+
+    Sets whose pictures have one shape and need no decoding come raw; others are decoded and cropped by `workers` processes.
+    Labels are the set's own, empty where it has none. resident: whether a set of the first kind is copied to the device;
+    auto does so on a GPU, if that takes at most a quarter of its free memory. Raises UserError where `on` is not possible.
+    decode: scaled decodes large JPEGs only as large as their crops need: sooner, the same parts, but not quite the same pixels.
+    """
+    slices = share.slices(order.batch_size)
+    damage = damage or Damage()
+    if _to_reside(images, device, resident):
+        pixels, labels = _copied(images, device, damage)
+
+        def indexed(step: int) -> Generator[list[Sample]]:
+            numbers = order.steps(step, steps, slices)
+            for micro in in_blocks(numbers, device, max(1, INDEX_BLOCK // order.batch_size)):
+                yield [Sample(_picked(pixels, index), at, _of(labels, index)) for index, at in micro]
+
+        return indexed
+    pinned = device.type == "cuda"
+    if images.uniform() is None:
+        reader = _Reader(images, crop, order.seed, order.name, decode)
+        return lambda step: to_device(
+            _loaded(reader, order, slices, range(step, steps), workers, damage, pinned), device
+        )
+
+    def gathered(step: int) -> Generator[list[Sample]]:
+        source = _gathered(images, order, slices, range(step, steps), damage, pinned)
+        return to_device(in_thread(source) if pinned else source, device)
+
+    return gathered
+
+
+def _to_reside(images: Images, device: torch.device, resident: Resident) -> bool:
+    """Whether to copy the set to the device."""
+    uniform = images.uniform()
+    if resident == "on" and uniform is None:
+        raise UserError(
+            f"run.resident: on is given, but the pictures of {images.uri} differ in size or have to be decoded; "
+            "use run.resident=auto, or pack them by `rootstock data URI --pack OUT --format raw`"
+        )
+    if uniform is None or resident == "off" or (resident == "auto" and device.type != "cuda"):
+        return False
+    if device.type != "cuda":
+        return True
+    size = len(images) * int(np.prod(uniform.shape)) * uniform.dtype.itemsize
+    free, _ = torch.cuda.mem_get_info(device)
+    if resident == "on" and size > free:
+        raise UserError(
+            f"run.resident: on is given, but {images.uri} takes {size / 1e9:.1f} GB and {device} has {free / 1e9:.1f} GB free; "
+            "use run.resident=auto"
+        )
+    return resident == "on" or 4 * size <= free
+
+
+def _copied(images: Images, device: torch.device, damage: Damage) -> tuple[Tensor, Tensor]:
+    """All pictures and their labels on the device, block by block, so that the host never holds the set twice."""
+    uniform = images.uniform()
+    assert uniform is not None
+    pixels = torch.empty(len(images), *uniform.shape, dtype=uniform.dtype, device=device)
+    block = max(1, COPY_BLOCK // (pixels[0].nbytes or 1))
+    numbers = []
+    for wanted in torch.arange(len(images)).split(block):
+        rows, read = rows_or_neighbours(images, wanted)
+        damage.note(images, wanted, read)
+        pixels[int(wanted[0]) : int(wanted[-1]) + 1].copy_(rows)
+        numbers.append(read)
+    return pixels, _labels(images, torch.cat(numbers)).to(device)
+
+
+def _labels(images: Images, read: Tensor) -> Tensor:
+    return images.labels[read] if images.labels is not None else NO_LABELS
+
+
+def _of(labels: Tensor, index: Tensor) -> Tensor:
+    return labels[index] if len(labels) else labels
+
+
+def _picked(pixels: Tensor, index: Tensor) -> Tensor:
+    """pixels[index]; torch does not know uint16 in all its kernels, so those travel under another name."""
+    if pixels.dtype == torch.uint16:
+        return pixels.view(torch.int16).index_select(0, index).view(torch.uint16)
+    return pixels.index_select(0, index)
+
+
+def _gathered(
+    images: Images, order: Order, slices: list[slice], steps: range, damage: Damage, pinned: bool
+) -> Generator[list[Sample]]:
+    """Raw samples on the host, out of memory or of a mapped file."""
+    for numbers in order.steps(steps.start, steps.stop, slices):
+        micro = []
+        for wanted, positions in numbers:
+            pixels, read = rows_or_neighbours(images, wanted)
+            damage.note(images, wanted, read)
+            sample = Sample(pixels, positions, _labels(images, read))
+            micro.append(_pinned(sample) if pinned else sample)
+        yield micro
+
+
+def _loaded(
+    reader: _Reader,
+    order: Order,
+    slices: list[slice],
+    steps: range,
+    workers: int,
+    damage: Damage,
+    pinned: bool,
+) -> Generator[list[Sample]]:
+    """Cropped samples on the host, from worker processes."""
+    columns = (
+        (wanted.numpy(), positions.numpy())
+        for numbers in order.steps(steps.start, steps.stop, slices)
+        for wanted, positions in numbers
+    )
+    images = reader.images
+    micro: list[Sample] = []
+    found = load(reader, columns, workers=workers, micro=len(slices), pinned=pinned)
+    try:
+        for crops in found:
+            wanted, read, positions = (crops.pop(name) for name in ("wanted", "read", "positions"))
+            damage.note(images, wanted, read)
+            labels = _labels(images, read)
+            micro.append(
+                Sample(crops.pop("images"), positions, labels.pin_memory() if pinned and len(labels) else labels, crops)
+            )
+            if len(micro) == len(slices):
+                yield micro
+                micro = []
+    finally:
+        found.close()
+
+
+def _pinned(sample: Sample) -> Sample:
+    images, positions, labels = (value.pin_memory() for value in sample[:3])
+    return Sample(images, positions, labels)
+
+
+class _Reader:
+    """Decodes and crops: each row a function of its own (index, position), so the number of workers cannot matter."""
+
+    def __init__(self, images: Images, crop: Crop, seed: int, name: str, decode: Decode) -> None:
+        self.images, self.crop, self.seed, self.name, self.decode = images, crop, seed, name, decode
+
+    def __call__(self, wanted: np.ndarray, positions: np.ndarray) -> dict[str, Tensor]:
+        """wanted, positions: int64 [n] -> the crops, and "wanted", "positions" and the indices really "read", int64 [n]."""
+        read: list[int] = []
+        groups = list(self._groups(wanted, positions, read))
+        crops = dict(groups[0]) if len(groups) == 1 else joined(iter(groups), len(wanted))
+        numbers = {"wanted": wanted, "positions": positions, "read": np.array(read)}
+        return {**crops, **{name: torch.from_numpy(number) for name, number in numbers.items()}}
+
+    def _groups(self, wanted: np.ndarray, positions: np.ndarray, read: list[int]) -> Iterator[dict[str, Tensor]]:
+        """Crops of as many pictures at once as CROP_BLOCK allows; `read` gets their numbers."""
+        pictures: list[Tensor] = []
+        sizes: list[tuple[int, int]] = []
+        taken, first = 0, 0
+        for row, index in enumerate(wanted.tolist(), 1):
+            if self.decode == "scaled":
+                scale = partial(self.crop.scale, self._draws(positions[row - 1 : row]))
+                picture, size, number = read_scaled_or_neighbour(self.images, index, scale)
+                sizes.append(size)
+            else:
+                picture, number = read_or_neighbour(self.images, index)
+            pictures.append(picture)
+            read.append(number)
+            taken += picture.nbytes
+            if row == len(wanted) or taken >= CROP_BLOCK:
+                yield self.crop.crop_each(pictures, self._draws(positions[first:row]), sizes or None)
+                pictures, sizes, taken, first = [], [], 0, row
+
+    def _draws(self, positions: np.ndarray) -> Draws:
+        return source_draws(self.seed, torch.from_numpy(positions), self.name)
+
+
+def pairs(source: Batches, target: Batches) -> Batches:
+    """Zip a source and a target stream into PairSample micro-batches."""
+
+    def zipped(step: int) -> Iterator[list[PairSample]]:
+        for s, t in zip(source(step), target(step), strict=True):
+            yield [PairSample(a, b) for a, b in zip(s, t, strict=True)]
+
+    return zipped

@@ -1,0 +1,221 @@
+"""Loader processes: rows of a batch are read in parts, by several processes at once, and put together in order.
+
+Parts come back through memory that is mapped once and used again, not through DataLoader's own way (a new file in shared
+memory for each tensor, cleared, mapped twice and unmapped): that cost 75 us a source image with two views of 96 px, half of
+what decoding it costs, and fails where /dev/shm is small, as in a container.
+
+Memory, beside what `read` itself takes: (parts ahead + 1) slots of PART rows, and the batch that is put together.
+"""
+
+from __future__ import annotations
+
+import atexit
+import math
+import mmap
+import sys
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..errors import UserError
+from ..hostmemory import empty
+from .workers import at_most_cores, begin, death_waits, end, lost
+
+PART = 64
+"""Rows that a worker reads at once: few enough that a batch occupies several workers, enough that fixed costs vanish."""
+BATCHES_AHEAD = 2
+ALIGNMENT = 64
+
+Columns = tuple[np.ndarray, ...]
+Read = Callable[..., Mapping[str, Tensor]]
+
+
+def load(
+    read: Read, batches: Iterable[Columns], *, workers: int, micro: int = 1, pinned: bool = False
+) -> Generator[dict[str, Tensor]]:
+    """For each batch what `read` makes of its rows: CPU tensors [n, ...] by name, in the order of `batches`.
+
+    read(*columns) -> tensors [m, ...] of m rows, each row a function of its own numbers alone; raises UserError. batches:
+    columns int64 [n] each. workers: processes, at most one a core; 0 reads here. micro: batches that make a step, of which
+    BATCHES_AHEAD are read ahead. pinned: results lie in page-locked memory.
+    """
+    counts: deque[int] = deque()
+    workers = at_most_cores(workers)
+    remaining = iter(batches)
+    first = next(remaining, None)
+    if first is None:
+        return
+    remaining = chain([first], remaining)
+    if workers == 0:
+        for columns in remaining:
+            yield joined(iter([read(*columns)]), len(columns[0]), pinned) if pinned else dict(read(*columns))
+        return
+    ahead = BATCHES_AHEAD * micro * _pieces(len(first[0]))
+    results = _worked(read, first, _parts(remaining, counts), workers, max(2, math.ceil(ahead / workers)))
+    try:
+        for part in results:
+            yield joined(chain([part], results), counts.popleft(), pinned)
+    finally:
+        results.close()
+
+
+def _pieces(rows: int) -> int:
+    return max(1, math.ceil(rows / PART))
+
+
+def _parts(batches: Iterable[Columns], counts: deque[int]) -> Iterator[Columns]:
+    """Each batch in parts alike in size; `counts` gets the number of rows of each batch."""
+    for columns in batches:
+        rows = len(columns[0])
+        counts.append(rows)
+        yield from zip(*(np.array_split(column, _pieces(rows)) for column in columns), strict=True)
+
+
+def joined(parts: Iterator[Mapping[str, Tensor]], rows: int, pinned: bool = False) -> dict[str, Tensor]:
+    """The next parts, as many as make `rows` rows, copied into one tensor a name; each is done with before the next is taken."""
+    whole: dict[str, Tensor] = {}
+    start = 0
+    while start < rows:
+        part = next(parts)
+        stop = start + len(next(iter(part.values())))
+        for name, value in part.items():
+            if name not in whole:
+                shape = (rows, *value.shape[1:])
+                whole[name] = (
+                    torch.empty(shape, dtype=value.dtype, pin_memory=True)
+                    if pinned
+                    else empty(*shape, dtype=value.dtype)
+                )
+            elif value.dtype != whole[name].dtype:
+                whole[name], value = widened(whole[name]), widened(value)
+                whole[name] = whole[name].pin_memory() if pinned else whole[name]
+            whole[name][start:stop].copy_(value)
+        start = stop
+    return whole
+
+
+def widened(pixels: Tensor) -> Tensor:
+    """uint8 as uint16 where the two meet: v / 255 = 257 v / 65535 exactly."""
+    return pixels if pixels.dtype == torch.uint16 else (pixels.int() * 257).to(torch.uint16)
+
+
+class _Place(NamedTuple):
+    """Where in a slot a tensor lies."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int  # bytes from the start of all slots
+
+
+class _Slots:
+    """Memory that this process and those forked from it share: `count` slots of `size` bytes, without file or descriptor."""
+
+    def __init__(self, count: int, size: int) -> None:
+        self.count, self.size = count, size
+        self.bytes = torch.frombuffer(mmap.mmap(-1, count * size), dtype=torch.uint8)
+
+    def write(self, slot: int, tensors: Mapping[str, Tensor]) -> list[_Place] | None:
+        """Copy the tensors into a slot; None where they are too large for it."""
+        if sum(_aligned(value.nbytes) for value in tensors.values()) > self.size:
+            return None
+        places, offset = [], slot * self.size
+        for name, value in tensors.items():
+            places.append(_Place(name, value.dtype, tuple(value.shape), offset))
+            self._at(places[-1]).copy_(value)
+            offset += _aligned(value.nbytes)
+        return places
+
+    def read(self, places: list[_Place]) -> dict[str, Tensor]:
+        """The tensors as they lie in their slot, until it is written anew."""
+        return {place.name: self._at(place) for place in places}
+
+    def _at(self, place: _Place) -> Tensor:
+        size = math.prod(place.shape) * place.dtype.itemsize
+        return self.bytes[place.offset : place.offset + size].view(place.dtype).view(place.shape)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+class _Parts(Dataset[Any]):
+    """What a worker does with (slot, columns): read, write the slot, and tell what lies where; or the text of an error."""
+
+    def __init__(self, read: Read, slots: _Slots | None) -> None:
+        self.read, self.slots = read, slots
+
+    def __getitem__(self, task: tuple[int, Columns]) -> Any:
+        slot, columns = task
+        try:
+            tensors = self.read(*columns)
+        except UserError as error:
+            return str(error)  # an exception leaves a worker as the text of a traceback; this stays one sentence
+        places = None if self.slots is None else self.slots.write(slot, tensors)
+        return tensors if places is None else places
+
+
+def _worked(
+    read: Read, first: Columns, parts: Iterator[Columns], workers: int, factor: int
+) -> Generator[Mapping[str, Tensor]]:
+    """The parts' results in order, each to be used before the next is asked for."""
+    # DataLoader has `factor` tasks a worker underway when it hands out a result: with one slot more none is in use twice.
+    count = factor * workers + 1
+    slots = _slots(read, first, count)
+    tasks = ((i % count, part) for i, part in enumerate(parts))
+    loader = DataLoader(
+        _Parts(read, slots),
+        batch_size=None,
+        sampler=tasks,  # pyright: ignore[reportArgumentType]
+        collate_fn=_same,
+        num_workers=workers,
+        prefetch_factor=factor,
+        worker_init_fn=begin,
+        multiprocessing_context=None if slots is None else "fork",
+        generator=torch.Generator(),  # without one it would draw from the global stream
+    )
+    with death_waits():
+        results: Any = iter(loader)
+    processes = list(results._workers)
+    # Where something keeps this generator beyond the program's end: nothing else ends workers that ignore SIGTERM.
+    atexit.register(end, processes)
+    try:
+        while (result := _next(results, processes)) is not None:
+            if isinstance(result, str):
+                raise UserError(result)
+            yield result if slots is None or isinstance(result, dict) else slots.read(result)
+    finally:
+        # At once, not when the last reference goes: an error's traceback would keep the workers alive.
+        results._shutdown_workers()
+        end(processes)
+        atexit.unregister(end)
+
+
+def _next(results: Iterator[Any], processes: Sequence[BaseProcess]) -> Any:
+    """The next result, None after the last. Raises WorkerLost."""
+    try:
+        return next(results, None)
+    except RuntimeError:
+        if (error := lost(processes)) is None:
+            raise
+        raise error from None
+
+
+def _slots(read: Read, first: Columns, count: int) -> _Slots | None:
+    """Slots for PART rows like the very first one; None on systems where forking is not safe, and nothing is shared."""
+    if sys.platform != "linux":
+        return None
+    row = read(*(column[:1] for column in first))
+    rows = min(PART, len(first[0]))
+    return _Slots(count, sum(_aligned(rows * value.nbytes) for value in row.values()))
+
+
+def _same(result: Any) -> Any:
+    return result

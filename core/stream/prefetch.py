@@ -1,0 +1,139 @@
+"""Batches on their way to the device: gathered by a thread, copied on a side stream, a few ahead of the step in use.
+
+On the CPU there is nothing to send, so batches pass through. Nothing here waits for the device: copies are ordered by events.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..sample import Sample
+
+T = TypeVar("T")
+DEPTH = 2
+"""Batches ahead of the one in use: one that is complete and one on its way."""
+
+
+def in_thread(source: Generator[T], depth: int = DEPTH) -> Generator[T]:
+    """The items of `source`, made by a thread that is at most `depth` of them ahead.
+
+    What `source` raises is raised here, in its turn. Closing ends the thread and closes `source`.
+    """
+    made: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+    room, closing = threading.Semaphore(depth), threading.Event()
+
+    def work() -> None:
+        try:
+            room.acquire()
+            for item in source:
+                made.put((True, item))
+                room.acquire()  # before the next is begun, so that no more than `depth` ever exist
+                if closing.is_set():
+                    return
+            made.put((False, None))
+        except BaseException as error:
+            made.put((False, error))
+        finally:
+            source.close()
+
+    thread = threading.Thread(target=work, name="rootstock-gather", daemon=True)
+    thread.start()
+    try:
+        while True:
+            going, item = made.get()
+            if not going:
+                if item is not None:
+                    raise item
+                return
+            room.release()
+            yield item
+            del item  # or it would be held while the next is waited for
+    finally:
+        closing.set()
+        room.release()
+        thread.join()
+
+
+def to_device(source: Generator[list[Sample]], device: torch.device, depth: int = DEPTH) -> Generator[list[Sample]]:
+    """The micro-batches of each step on `device`, of which `depth` steps beside the one in use are copied ahead.
+
+    source: samples in page-locked memory where the device is a GPU.
+    """
+    if device.type != "cuda":
+        yield from source
+        return
+    side = torch.cuda.Stream(device)
+    waiting: deque[tuple[list[Sample], torch.cuda.Event]] = deque()
+    try:
+        for micro in source:
+            with torch.cuda.stream(side):
+                sent = [_sent(sample, device) for sample in micro]
+            ready = torch.cuda.Event()
+            ready.record(side)
+            waiting.append((sent, ready))
+            del micro, sent  # what lies in page-locked memory is free as soon as it is copied
+            if len(waiting) > depth:
+                yield _arrived(*waiting.popleft(), device)
+        while waiting:
+            yield _arrived(*waiting.popleft(), device)
+    finally:
+        source.close()
+
+
+def _sent(sample: Sample, device: torch.device) -> Sample:
+    def send(value: Tensor) -> Tensor:
+        return value.to(device, non_blocking=True)
+
+    extra = {name: send(value) for name, value in sample.extra.items()}
+    return Sample(send(sample.images), send(sample.positions), send(sample.labels), extra)
+
+
+def _arrived(micro: list[Sample], ready: torch.cuda.Event, device: torch.device) -> list[Sample]:
+    """The step's samples, to be used on the current stream: it waits for the copies, this process does not."""
+    stream = torch.cuda.current_stream(device)
+    stream.wait_event(ready)
+    for sample in micro:
+        for value in (sample.images, sample.positions, sample.labels, *sample.extra.values()):
+            # They were allocated on the side stream, which must not hand their memory out before this one is done with it.
+            value.record_stream(stream)
+    return micro
+
+
+def in_blocks(
+    source: Iterator[list[tuple[Tensor, Tensor]]], device: torch.device, block: int
+) -> Generator[list[tuple[Tensor, Tensor]]]:
+    """The numbers of each step on `device`: int64 pairs (indices, positions), sent for `block` steps at once.
+
+    A copy costs the same few microseconds however short it is, so they are not sent step by step.
+    """
+    if device.type != "cuda":
+        yield from source
+        return
+    while steps := list(islice(source, block)):
+        yield from unpacked(packed(steps).pin_memory().to(device, non_blocking=True), steps)
+
+
+def packed(steps: list[list[tuple[Tensor, Tensor]]]) -> Tensor:
+    """All pairs of all steps end to end, int64 [2, K]."""
+    pairs = [pair for step in steps for pair in step]
+    return torch.stack([torch.cat([pair[k] for pair in pairs]) for k in range(2)])
+
+
+def unpacked(numbers: Tensor, steps: list[list[tuple[Tensor, Tensor]]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """`numbers` cut as `steps` are; views, no copies."""
+    start = 0
+    for step in steps:
+        cut = []
+        for index, _ in step:
+            stop = start + len(index)
+            cut.append((numbers[0, start:stop], numbers[1, start:stop]))
+            start = stop
+        yield cut

@@ -1,0 +1,213 @@
+"""Atomic, verified, pickle-free checkpoints: safetensors for tensors, JSON for the rest, sha256 for both.
+
+A folder is written under a dotted name, synced and renamed, so a checkpoint either exists whole or not at all; older ones are
+deleted only after that. On load everything is verified, and a damaged checkpoint falls back to the one before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..distributed import any_process, broadcast_text, in_slices, rank
+from ..errors import UserError
+
+MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"
+
+
+class Checkpoint(NamedTuple):
+    step: int  # completed steps
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+class Damaged(Exception):
+    """A checkpoint that does not match its manifest; says which file and why."""
+
+
+def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write folder/step-NNNNNNNN whole or not at all, then delete all but the newest `keep` (at least two).
+
+    Later checkpoints than this one were found damaged on resuming; they go too, or they would count as kept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for abandoned in folder.glob(".step-*"):  # a kill in the middle of a save leaves its draft
+        shutil.rmtree(abandoned, ignore_errors=True)
+    final = folder / f"step-{checkpoint.step:08d}"
+    draft = folder / f".{final.name}"
+    draft.mkdir()
+    write_tensors(draft / MODEL, checkpoint.model)
+    write_tensors(draft / OPTIMIZER, checkpoint.optimizer)
+    write_text(draft / STATE, json.dumps({"step": checkpoint.step, **checkpoint.state}, indent=1))
+    digests = {name: sha256(draft / name) for name in (MODEL, OPTIMIZER, STATE)}
+    manifest = {"step": checkpoint.step, "sha256": digests}
+    write_text(draft / MANIFEST, json.dumps({**manifest, "own": _digest(manifest)}, indent=1))
+    _sync(draft)
+    shutil.rmtree(final, ignore_errors=True)
+    draft.rename(final)
+    _sync(folder)
+    earlier = [step for step in steps(folder) if step < checkpoint.step]
+    kept = {checkpoint.step, *earlier[-max(1, keep - 1) :]}
+    for old in steps(folder):
+        if old not in kept:
+            shutil.rmtree(folder / f"step-{old:08d}")
+    return final
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps of the finished checkpoints, ascending."""
+    names = [p.name.removeprefix("step-") for p in folder.glob("step-*")]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest whole checkpoint, or None where there is none; each damaged one is named in a warning.
+
+    Raises UserError when there are checkpoints and none of them is whole: starting over in silence would hide the loss.
+    """
+    found = steps(folder)
+    complaints: list[str] = []
+    for step in reversed(found):
+        try:
+            checkpoint = load(folder / f"step-{step:08d}")
+        except Damaged as error:
+            complaints.append(str(error))
+            continue
+        for complaint in complaints:
+            warn(f"WARNING: {complaint}; falling back to the checkpoint of step {step}")
+        return checkpoint
+    if complaints:
+        raise UserError(
+            f"no whole checkpoint in {folder}: {'; '.join(complaints)}; choose another run.dir or delete that folder"
+        )
+    return None
+
+
+def agreed(folder: Path, warn: Callable[[str], None], device: torch.device) -> Checkpoint | None:
+    """`latest` as the first process finds it, on all processes; device: where they agree. Raises UserError, on all of them."""
+    saved, answer = None, ""
+    if rank() == 0:
+        try:
+            saved = latest(folder, warn)
+            answer = "" if saved is None else str(saved.step)
+        except UserError as error:
+            answer = str(error)
+    answer = broadcast_text(answer)
+    if answer and not answer.isdecimal():
+        raise UserError(answer)
+    lacking = torch.zeros(1, device=device)
+    if answer and saved is None:
+        try:
+            saved = load(folder / f"step-{int(answer):08d}")
+        except Damaged:
+            lacking += 1
+    # All come here after reading: nobody may save, and thereby delete, before.
+    if any_process(lacking).item():
+        raise UserError(
+            f"run.dir: the first process goes on from step {answer} in {folder}, which others do not find there; put run.dir on a "
+            "disk that all nodes share"
+        )
+    return saved
+
+
+def load(path: Path) -> Checkpoint:
+    """Read and verify one checkpoint folder. Raises Damaged."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        # The manifest vouches for itself too: a flipped bit in a digest must not accuse the file that it is of.
+        if manifest.pop("own") != _digest(manifest) or f"step-{manifest['step']:08d}" != path.name:
+            raise ValueError("its contents are not those that were written")
+        digests = {name: manifest["sha256"][name] for name in (MODEL, OPTIMIZER, STATE)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"damaged checkpoint file {path / MANIFEST} ({error})") from error
+    for name, digest in digests.items():
+        try:
+            actual = sha256(path / name)
+        except OSError as error:
+            raise Damaged(f"damaged checkpoint file {path / name} ({error.strerror})") from error
+        if actual != digest:
+            raise Damaged(f"damaged checkpoint file {path / name} (its sha256 differs from the manifest's)")
+    state = json.loads((path / STATE).read_bytes())
+    return Checkpoint(state.pop("step"), load_file(path / MODEL), load_file(path / OPTIMIZER), state)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
+    """Optimizer state as flat tensors "parameter//key". names: each parameter's name in the model."""
+    return {
+        f"{names[parameter]}//{key}": value
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], tensors: Mapping[str, Tensor]
+) -> None:
+    """The inverse of `optimizer_tensors`, in place.
+
+    A tensor of its parameter's shape is copied into empty_like(parameter): fused optimizers ignore strides, and a contiguous
+    moment beside a channels_last weight would silently be applied in the wrong order.
+    """
+    by_name = {name: parameter for parameter, name in names.items()}
+    for key, value in tensors.items():
+        name, _, slot = key.rpartition("//")
+        parameter = by_name[name]
+        if value.shape == parameter.shape:
+            value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(
+                in_slices(value, parameter)
+            )
+        elif value.ndim == 0:
+            # torch keeps the step counter of fused and capturable optimizers on the parameter's device.
+            fused = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+            value = value.to(parameter.device) if fused else value
+        else:
+            value = value.to(parameter.device)
+        optimizer.state[parameter][slot] = value
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """safetensors, contiguous, synced to disk; tensors that share memory are written each in full."""
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path, metadata)
+    _sync(path)
+
+
+def write_text(path: Path, text: str, shared: bool = False) -> None:
+    """Write and sync; never leaves a half-written file under the final name. shared: no lock keeps other processes from writing it."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft" if shared else f".{path.name}.draft")
+    try:
+        with open(draft, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        if shared:  # a later process has another draft, and would not write over this one
+            draft.unlink(missing_ok=True)
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,93 @@
+"""Sharded training by FSDP2 (torch's fully_shard; Zhao et al. 2023, arXiv:2304.11277): each process keeps a slice of every weight,
+gradient and moment, and borrows a block's weights from the others for as long as it computes with them.
+
+What is sharded is a copy. The method that a recipe holds stays whole, on the host while the copy trains, and gets its weights for
+every evaluation and at the end: so evaluators, pictures and exports need not know of any of this.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..distributed import whole, world
+from ..errors import UserError
+from ..run.directory import Run
+from ..model.recompute import stacked
+
+
+def check(method: nn.Module, run: Run) -> None:
+    """Raises UserError for what cannot be sharded."""
+    sharding, backbone = run.options["sharding"], getattr(method, "backbone", method)
+    name, blocks = getattr(backbone, "spec", {}).get("name", "this network"), stacked(backbone)
+    if not blocks or any(isinstance(m, _BatchNorm) for m in backbone.modules()):
+        raise UserError(
+            f"run.sharding: {sharding} shards the blocks of ViTs; {name} {'has BatchNorm' if blocks else 'repeats no blocks'} and "
+            "trains whole on each process (DistributedDataParallel); use run.sharding=none"
+        )
+    if run.dtype == torch.float16:
+        raise UserError(
+            f"run.sharding: fp16's scaler looks at whole gradients, and {sharding} has slices; use run.precision=bf16"
+        )
+
+
+class Sharded:
+    """A method whose copy trains in slices. fsdp2: weights, gradients and moments; zero2: weights stay whole from the forward to the
+    backward pass (as in ZeRO-2, Rajbhandari et al. 2020, arXiv:1910.02054), which sends them once a step instead of twice."""
+
+    sliced = True
+
+    def __init__(self, method: nn.Module, run: Run) -> None:
+        self.method, self.run = method, run
+        self.trained: Any = None
+
+    def place(self) -> nn.Module:
+        self.trained = copy.deepcopy(self.method)
+        mesh = init_device_mesh(self.run.device.type, (world(),))
+        options: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": self.run.options["sharding"] == "fsdp2"}
+        half = MixedPrecisionPolicy(param_dtype=self.run.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        for block in stacked(self.trained):
+            products: list[nn.Module] = [m for m in block.modules() if type(m) is nn.Linear]
+            if products and self.run.dtype != torch.float32:
+                # Autocast would round these weights anyway; rounded before they travel they are half as long.
+                fully_shard(products, mp_policy=half, **options)
+            fully_shard(block, **options)
+        fully_shard(self.trained, mesh=mesh)
+        return self.trained.to(self.run.device)  # buffers are in no slice
+
+    def forward(self, fast: bool) -> Callable[..., Any]:
+        if fast:  # block by block, between which weights come and go
+            for block in stacked(self.trained):
+                block.compile(dynamic=False)
+        return self.trained
+
+    @contextmanager
+    def unsynced(self) -> Iterator[None]:
+        self.trained.set_requires_gradient_sync(False)
+        # Of zero2 weights stay for all of a step's micro-batches.
+        self.trained.set_reshard_after_backward(self.run.options["sharding"] != "zero2")
+        try:
+            yield
+        finally:
+            self.trained.set_requires_gradient_sync(True)
+            self.trained.set_reshard_after_backward(True)
+
+    @contextmanager
+    def lent(self) -> Iterator[nn.Module]:
+        self.conclude()
+        yield self.method
+        self.method.to("cpu")
+
+    def conclude(self) -> None:
+        self.method.to(self.run.device)
+        own = self.method.state_dict()
+        for name, tensor in self.trained.state_dict().items():
+            own[name].copy_(whole(tensor))

@@ -1,0 +1,295 @@
+"""What happens inside a step of `fit`, and what is kept of it: update, agreement of processes, rows, checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import checkpoint
+from ..model import norm
+from ..distributed import all_reduce_sum, any_process, barrier, in_slices, rank, whole, world
+from ..errors import UserError
+from .optim import Optim, set_rate
+from .progress import Progress
+from ..run.directory import Run
+from .nonfinite import Verdict, asked_flag, start_momentum, step_unless
+
+NON_FINITE_LIMIT = 5
+
+
+@dataclass
+class Loop:
+    """One run's moving parts, so that `fit` reads as the loop that it is.
+
+    On a GPU nothing waits for the device between log steps: a non-finite update is skipped there, by a flag that stays there, and
+    the host hears of it, and whether anyone was asked to stop, a step late. late: whether to do so (by default on a GPU, except in
+    fp16 and where it is sharded).
+    """
+
+    method: nn.Module
+    optimizer: torch.optim.Optimizer
+    optim: Optim
+    run: Run
+    steps: int
+    steps_per_epoch: int
+    seed: int
+    non_finite: int = 0
+    in_a_row: int = 0
+    stop: bool = False  # someone asked, and all processes know
+    late: bool | None = None
+    sliced: bool = False  # whether `method` is in slices
+
+    def __post_init__(self) -> None:
+        self.rank, self.world = rank(), world()  # asked once: torch takes microseconds to answer
+        self.names: dict[Tensor, str] = {parameter: name for name, parameter in self.method.named_parameters()}
+        self.scaler = torch.amp.GradScaler(self.run.device.type, enabled=self.run.dtype == torch.float16)
+        if self.late is None:  # fp16's scaler decides for itself, by the gradients alone
+            self.late = self.run.device.type == "cuda" and not self.scaler.is_enabled() and not self.sliced
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.constant = any(group["constant"] for group in self.optimizer.param_groups)
+        self.layers = norm.layers(self.method)  # looked up once: a walk over the modules costs more than a small step
+        self.frozen: Callable[[float], Iterable[Tensor]] | None = getattr(self.method, "frozen", None)
+        self.after_step: Callable[[float], None] | None = getattr(self.method, "after_step", None)
+        self.unsynced: Callable[[], AbstractContextManager[Any]] = nullcontext  # keeps gradients to each process
+        self.verdict: Verdict | None = None
+        if self.late:
+            start_momentum(self.optimizer)
+
+    def step(
+        self, wrapped: Callable[..., Any], micro: list[Any], prepare: Callable[[Any], Any], step: int, asked: list[int]
+    ) -> dict[str, Any]:
+        """Forward, backward and update of one global batch; returns what is to be logged."""
+        # Covers what lives inside foreign modules (dropout, drop path): keyed by the step, not by the order of calls.
+        seed_generators(step_seed(self.seed, self.rank, step), self.run.device)
+        progress = step / self.steps
+        rate = self.optim.rate(step, self.steps, self.steps_per_epoch)
+        constant = self.optim.rate(step, self.steps, self.steps_per_epoch, constant=True) if self.constant else None
+        set_rate(self.optimizer, rate, self.optim.decay(step, self.steps), constant)
+        total, losses = self._backward(wrapped, micro, prepare, progress)
+        if self.frozen is not None:
+            for parameter in self.frozen(progress):
+                # Not zeros: by those the weights would decay, and moments that start at zero lose the correction of their bias.
+                parameter.grad = None
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
+        grad_norm = self.optim.clip_gradients(self.parameters)
+        total["grad_norm"] = grad_norm
+        positions = [samples(raw)[0].positions for raw in micro]
+        if self.late:
+            self._update_late(losses, grad_norm, asked, positions, step, progress)
+        else:
+            self._update(losses, grad_norm, asked, positions, step, progress)
+        for parameter in self.parameters:  # optimizer.zero_grad does the same and takes a tenth of a small step
+            parameter.grad = None
+        return {**total, "lr": rate}
+
+    def _backward(
+        self, wrapped: Callable[..., Any], micro: list[Any], prepare: Callable[[Any], Any], progress: float
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Accumulate the gradients of all micro-batches; returns the mean of loss and metrics, and each loss."""
+        share = 1.0 / len(micro)
+        total: dict[str, Tensor] = {}
+        losses: list[Tensor] = []
+        half = self.run.dtype != torch.float32
+        for i, raw in enumerate(micro):
+            last = i == len(micro) - 1
+            with torch.no_grad():
+                batch = prepare(raw)
+            with nullcontext() if last else self.unsynced():
+                with torch.autocast(self.run.device.type, self.run.dtype) if half else nullcontext():
+                    out: Any = wrapped(batch, progress)
+                loss = out.loss if share == 1.0 else out.loss * share
+                (self.scaler.scale(loss) if self.scaler.is_enabled() else loss).backward()
+            if not last:
+                norm.set_aside(self.layers)
+            losses.append(out.loss.detach())
+            for name, value in {"loss": losses[-1], **out.metrics}.items():
+                part = value.detach() if share == 1.0 else value.detach() * share
+                total[name] = total[name] + part if name in total else part
+        return total, losses
+
+    def _update(
+        self,
+        losses: list[Tensor],
+        grad_norm: Tensor,
+        asked: list[int],
+        positions: list[Tensor],
+        step: int,
+        progress: float,
+    ) -> None:
+        """Update the weights, or not, as all processes decide together; learn whether any of them was asked to stop."""
+        # Each number is waited for here anyway, and Python looks at it sooner than torch.
+        bad = not all(math.isfinite(loss.item()) for loss in losses)
+        if not self.scaler.is_enabled():  # which looks for overflowing gradients itself, and mends its scale
+            bad = bad or not math.isfinite(grad_norm.item())
+        self.stop = bool(asked)
+        if self.world > 1:
+            flags = torch.tensor([bad, self.stop], device=grad_norm.device)
+            bad, self.stop = any_process(flags).tolist()
+        if not bad:
+            self.scaler.step(self.optimizer) if self.scaler.is_enabled() else self.optimizer.step()
+        if self.scaler.is_enabled():
+            self.scaler.update()
+        norm.commit(self.layers, keep=not bad)
+        if not bad and self.after_step is not None:
+            self.after_step(progress)
+        self._count(bad, losses, positions, step)
+
+    def _update_late(
+        self,
+        losses: list[Tensor],
+        grad_norm: Tensor,
+        asked: list[int],
+        positions: list[Tensor],
+        step: int,
+        progress: float,
+    ) -> None:
+        """The same without waiting: the device skips a bad update by itself, and the host hears of it after the next step.
+
+        Weights, moments and running statistics are those of a skipped step; `after_step` is called all the same (an EMA teacher
+        then takes one more step towards unchanged weights).
+        """
+        bad = ~(torch.stack(losses).isfinite().all() & grad_norm.isfinite())
+        flags = torch.stack([bad, asked_flag(bool(asked), bad.device)])
+        if self.world > 1:
+            flags = any_process(flags)
+        bad = flags[0]
+        step_unless(self.optimizer, bad)
+        norm.commit(self.layers, keep=~bad)
+        if self.after_step is not None:
+            self.after_step(progress)
+        before, self.verdict = self.verdict, Verdict.of(flags, losses, positions, step)
+        self._hear(before)
+
+    def settle(self) -> None:
+        """Hear the verdict on the last step, if it is still out: before saving, evaluating and ending."""
+        before, self.verdict = self.verdict, None
+        self._hear(before)
+
+    def _hear(self, verdict: Verdict | None) -> None:
+        if verdict is not None:
+            bad, self.stop = verdict.read()
+            self._count(bad, verdict.losses, verdict.positions, verdict.step)
+
+    def _count(self, bad: bool, losses: list[Tensor], positions: list[Tensor], step: int) -> None:
+        """Count skipped steps, say so, and give up after a few in a row."""
+        self.in_a_row = self.in_a_row + 1 if bad else 0
+        if bad:
+            self.non_finite += 1
+            self.run.log(
+                f"WARNING: non-finite loss or gradient at step {step + 1}, skipped on all processes "
+                f"(positions {', '.join(_suspects(losses, positions))})"
+            )
+            if self.in_a_row >= NON_FINITE_LIMIT:
+                raise UserError(
+                    f"{self.in_a_row} non-finite steps in a row up to step {step + 1}; the last checkpoint is whole; "
+                    "lower optim.lr, set optim.clip, or use run.precision=fp32"
+                )
+
+    def log(self, done: int, row: dict[str, Any], progress: Progress) -> dict[str, float]:
+        """Write a row of means over processes, and return them; of the waits for data the longest counts, the others wait for it."""
+        rate = row.pop("lr")
+        numbers = [float(value) for value in row.values()]  # on a GPU what is under way ends here, and counts as time
+        rates = progress.rates()
+        waits = [rates["data_wait"] if process == self.rank else 0.0 for process in range(self.world)]
+        values = torch.tensor([*numbers, *waits], device=self.run.device)
+        sums = all_reduce_sum(values).tolist()
+        means = {name: total / self.world for name, total in zip(row, sums, strict=False)}
+        waits = sums[len(row) :]
+        rates["data_wait"] = max(waits)
+        epoch = done / self.steps_per_epoch
+        self.run.metrics({"step": done, "epoch": epoch, **means, "lr": rate, **rates, "skipped": self.non_finite})
+        progress.show(done, means, rates, waits.index(rates["data_wait"]))
+        return means
+
+    def save(self, done: int) -> None:
+        """Rank 0 writes; everyone waits, so that nobody runs ahead of a checkpoint that may fail."""
+        # Sharded ones are put together by all processes, and then kept by the first alone.
+        model = {name: self._kept(tensor) for name, tensor in self.method.state_dict().items()}
+        moments = checkpoint.optimizer_tensors(self.optimizer, self.names)
+        moments = {name: self._kept(tensor) for name, tensor in moments.items()}
+        if self.run.main:
+            groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+            state = {
+                "groups": groups,
+                "scaler": self.scaler.state_dict(),
+                "non_finite": self.non_finite,
+                "in_a_row": self.in_a_row,
+                "seed": self.seed,
+            }
+            saved = checkpoint.Checkpoint(done, model, moments, state)
+            checkpoint.save(self.run.checkpoints, saved, self.run.options["checkpoint"]["keep"])
+        barrier()
+
+    def _kept(self, tensor: Tensor) -> Tensor:
+        """A tensor as it is saved: whole, and of what was in slices the first process's alone."""
+        if not self.sliced:
+            return tensor
+        put_together = whole(tensor)
+        return put_together.cpu() if self.run.main else put_together.new_empty(0)
+
+    def evaluated(self, done: int) -> bool:
+        """Whether evaluators have left their row of that step, by the first process's file. Their keys have slashes."""
+        found = self.run.main and any(row["step"] == done and any("/" in key for key in row) for row in self.run.rows())
+        return bool(any_process(torch.full((1,), float(found), device=self.run.device)).item())
+
+    def resume(self) -> int:
+        """Load the newest whole checkpoint; returns its step, 0 without one."""
+        saved = checkpoint.agreed(self.run.checkpoints, self.run.log, self.run.device)
+        if saved is None:
+            self.run.cut_metrics(0)
+            return 0
+        own = self.method.state_dict()
+        if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in saved.model.items()}:
+            odd = sorted(own.keys() ^ saved.model.keys()) or [
+                k for k, v in own.items() if v.shape != saved.model[k].shape
+            ]
+            raise UserError(
+                f"{self.run.checkpoints} is of another architecture ({', '.join(odd[:3])}); choose another run.dir"
+            )
+        self.method.load_state_dict({name: in_slices(value, own[name]) for name, value in saved.model.items()})
+        checkpoint.restore_optimizer(self.optimizer, self.names, saved.optimizer)
+        self.scaler.load_state_dict(saved.state["scaler"])
+        self.non_finite, self.in_a_row = saved.state["non_finite"], saved.state["in_a_row"]
+        self.run.cut_metrics(saved.step)
+        self.run.log(f"resumed from step {saved.step} of {self.steps}")
+        return saved.step
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """torch.manual_seed for the CPU and, where it is used, the GPU.
+
+    torch's own also seeds every accelerator it could have, and where CUDA was never used it notes the call stack for later: a
+    millisecond a step, and a list that only grows.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+def step_seed(seed: int, process: int, step: int) -> int:
+    """A 63-bit seed for torch's own generator."""
+    digest = hashlib.sha256(f"{seed}/{process}/{step}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def samples(raw: Any) -> list[Any]:
+    """The samples of a micro-batch: one, or a source's and a target's."""
+    return [raw] if hasattr(raw, "positions") else list(raw)
+
+
+def _suspects(losses: list[Tensor], positions: list[Tensor]) -> list[str]:
+    """The ranges of positions of the micro-batches, of all processes, whose loss is not finite; of all where each loss is."""
+    spans = torch.zeros(world(), len(losses), 3, dtype=torch.float64)
+    for i, (loss, rows_of) in enumerate(zip(losses, positions, strict=True)):
+        spans[rank(), i] = torch.tensor([not bool(loss.isfinite()), rows_of.min(), rows_of.max()], dtype=torch.float64)
+    rows = all_reduce_sum(spans.to(losses[0].device)).flatten(0, 1).tolist()
+    guilty = [row for row in rows if row[0]] or rows
+    return [f"{low:.0f}..{high:.0f}" for _, low, high in guilty]

@@ -1,0 +1,72 @@
+"""What a person sees while a run goes: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+from ..distributed import world
+from ..run.directory import Run
+
+PLAIN_SECONDS = 5.0
+WORTH_NAMING = 0.05  # share of time that a process waits for data, from which it is named
+
+
+class Progress:
+    """Counts images and waiting between log steps, and shows loss, images/s, data wait and time left."""
+
+    def __init__(self, run: Run, steps: int, start: int) -> None:
+        self.run, self.steps, self.start = run, steps, start
+        self.images, self.waited = 0, 0.0
+        self.since = self.began = time.perf_counter()
+        self.printed = float("-inf")
+        self.bar: RichProgress | None = None
+
+    def __enter__(self) -> Progress:
+        if self.run.console.is_terminal and self.run.main and not self.run.quiet:
+            columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TaskProgressColumn()]
+            self.bar = RichProgress(
+                *columns, TimeRemainingColumn(), TextColumn("{task.fields[facts]}"), console=self.run.console
+            )
+            self.task = self.bar.add_task(self.run.verb, total=self.steps, completed=self.start, facts="")
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def advance(self, done: int, images: int, waited: float) -> None:
+        self.images += images
+        self.waited += waited
+        if self.bar is not None:
+            self.bar.update(self.task, completed=done)
+
+    def leave_out(self, seconds: float) -> None:
+        """Time that went into evaluation and checkpoints: no part of the training's speed."""
+        self.since += seconds
+
+    def rates(self) -> dict[str, float]:
+        """Images per second over all processes, and the fraction of time this one spent waiting for data, since the last call."""
+        now = time.perf_counter()
+        seconds = max(now - self.since, 1e-9)
+        rates = {"images_per_s": self.images / seconds, "data_wait": min(1.0, self.waited / seconds)}
+        self.images, self.waited, self.since = 0, 0.0, now
+        return rates
+
+    def show(self, done: int, values: Mapping[str, float], rates: Mapping[str, float], slowest: int = 0) -> None:
+        """Where several processes train, slowest is the rank that waited longest for data."""
+        facts = f"loss {values['loss']:.4f}  {rates['images_per_s']:.0f} images/s  data wait {rates['data_wait']:.0%}"
+        if world() > 1 and rates["data_wait"] >= WORTH_NAMING:
+            facts += f" (rank {slowest})"
+        if self.bar is not None:
+            self.bar.update(self.task, facts=facts)
+            return
+        now = time.perf_counter()
+        if now - self.printed >= PLAIN_SECONDS or done == self.steps:
+            self.printed = now
+            left = (now - self.began) / max(1, done - self.start) * (self.steps - done)
+            self.run.log(f"step {done}/{self.steps}  {facts}  {left:.0f} s left")

@@ -1,0 +1,99 @@
+"""Several views of each image, cropped wherever the pictures are and finished on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .colour import eager_cpu
+from ..draws import Draws
+from ..errors import UserError
+from ..hostmemory import empty
+from ..sample import Sample, Views
+from .scaled_decode import useful_scale, worthwhile
+from .view import Sides, View
+
+
+class Multiview:
+    """Several views of each image, each under its own stream: "view0/", "view1/", ..., and small crops: "local0/", ...
+
+    Two halves as in `View`: `crop` or `crop_each` wherever the pictures are, then a call on the device.
+    """
+
+    def __init__(self, views: Sequence[View], local: Sequence[View] = ()) -> None:
+        self.views, self.local = list(views), list(local)
+
+    def crop(self, images: Tensor, draws: Draws) -> dict[str, Tensor]:
+        """uint8 [N, C, H, W] -> {"images": uint8 [N, V, C, size, size]} and, with local crops, "local" [N, L, C, s, s]."""
+        return {
+            key: torch.stack([view.crop(images, stream) for view, stream in self._streams(key, draws)], 1)
+            for key in self._keys()
+        }
+
+    def crop_each(self, pictures: Sequence[Tensor], draws: Draws, sizes: Sides | None = None) -> dict[str, Tensor]:
+        """`crop` of N pictures [C, H, W] of any sizes: what a worker sends. sizes: the full ones of scaled pictures."""
+        deep = any(picture.dtype == torch.uint16 for picture in pictures)
+        found: dict[str, Tensor] = {}
+        for key in self._keys():
+            streams = self._streams(key, draws)
+            shape = (len(pictures), len(streams), pictures[0].shape[0], *[streams[0][0].size] * 2)
+            found[key] = empty(*shape, dtype=torch.uint16 if deep else torch.uint8)
+            for v, (view, stream) in enumerate(streams):
+                view.crop_each(pictures, stream, sizes, found[key][:, v])
+        return found
+
+    def scale(self, draws: Draws, height: int, width: int) -> int:
+        """At which 1 / s, s of 1, 2, 4, 8, to decode the height x width picture of one position.
+
+        No view may have to enlarge its box then, and 1 it is where the picture is too small for that to save time.
+        """
+        scale = useful_scale(height, width, max(view.size for view in [*self.views, *self.local]))
+        for view, stream in (one for key in self._keys() for one in self._streams(key, draws)):
+            if not worthwhile(height, width, scale):
+                return 1
+            scale = min(scale, view.useful_scale(stream, height, width))
+        return scale if worthwhile(height, width, scale) else 1
+
+    def __call__(self, sample: Sample, draws: Draws) -> Views:
+        """Raw images [N, C, H, W], or what was cropped before, -> normalised float32 [V, N, C, size, size] and local crops."""
+        cropped = {"images": sample.images, **sample.extra}
+        if sample.images.ndim == 4:
+            cropped = self.crop(sample.images, draws)
+        local = self._finished("local", cropped["local"], draws) if self.local else None
+        return Views(self._finished("images", cropped["images"], draws), draws, local)
+
+    def without_local(self, who: str) -> Multiview:
+        """Itself. Raises UserError if there are local crops: `who` would not look at them."""
+        if self.local:
+            raise UserError(
+                f"data.views.local: {len(self.local)} local crops are given, but {who} uses none; set it to 0"
+            )
+        return self
+
+    def tell_left_out(self, channels: int, log: Callable[[str], None]) -> None:
+        """Say which operations do nothing on pictures of so many channels: those of colour need three."""
+        keys = ("jitter_p", "grayscale", "blur", "solarize", "invert")
+        used = [key for key in keys if any(getattr(view, key) for view in [*self.views, *self.local])]
+        if channels != 3 and used:
+            log(
+                f"WARNING: pictures of {channels} channel{'s' if channels > 1 else ''}: "
+                f"{', '.join(f'data.views.{key}' for key in used)} need three and are left out"
+            )
+
+    def _streams(self, key: str, draws: Draws) -> list[tuple[View, Draws]]:
+        views, name = (self.views, "view") if key == "images" else (self.local, "local")
+        return [(view, draws.stream(f"{name}{v}")) for v, view in enumerate(views)]
+
+    def _keys(self) -> tuple[str, ...]:
+        return ("images", "local") if self.local else ("images",)
+
+    def _finished(self, key: str, crops: Tensor, draws: Draws) -> Tensor:
+        streams = self._streams(key, draws)
+        if not eager_cpu(crops):
+            return torch.stack([view.finish(crops[:, v], stream) for v, (view, stream) in enumerate(streams)])
+        out = empty(len(streams), len(crops), *crops.shape[2:])
+        for v, (view, stream) in enumerate(streams):
+            view.finish(crops[:, v], stream, out[v])
+        return out

@@ -1,0 +1,239 @@
+"""Views of images: crops, affine jitter and colour, with one set of parameters per sample, batched on the device.
+
+Parameters come from Draws and follow torchvision's distributions. Crops are rounded to uint8, because that is what a loader's
+worker sends: a resident set and a folder give the same view at the same position.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .boxes import centre_boxes, random_boxes
+from .colour import Colours, chunks, constant, draw_jitter, eager_cpu, recolour
+from ..draws import Draws
+from .erasing import Fill, random_erasing
+from ..errors import UserError
+from ..hostmemory import empty
+from .randaugment import rand_augment
+from .resample import Interpolation, crop_resize, crop_resize_each, resize_centre
+from .scaled_decode import scaled_boxes, useful_scale
+
+Sides = Sequence[tuple[int, int]]  # (H, W) of each picture
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def affine(x: Tensor, draws: Draws, degrees: float, shift: float, zoom: tuple[float, float]) -> Tensor:
+    """Rotate, shift (fraction of the side) and scale about the centre, bilinear, edges repeated; float [N, C, H, W]."""
+    angle = draws.uniform("rotate", low=-degrees, high=degrees) * (math.pi / 180.0)
+    factor = draws.uniform("zoom", low=math.log(zoom[0]), high=math.log(zoom[1])).exp()
+    move = draws.uniform("shift", 2, low=-2.0 * shift, high=2.0 * shift)
+    cos, sin = torch.cos(angle) / factor, torch.sin(angle) / factor
+    theta = torch.stack([cos, -sin, move[:, 0], sin, cos, move[:, 1]], 1).view(-1, 2, 3)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+class View:
+    """One view of each image. Two halves: `crop` (uint8 to uint8, in a worker or on the device) and `finish` (on the device).
+
+    size: pixels of the square result. mean, std: normalisation, one number a channel (cycled over other channel counts).
+    scale, ratio: RandomResizedCrop; scale None takes the central square instead. flip: probability of mirroring. rotate
+    (degrees), shift (fraction), zoom (range): affine jitter. jitter: brightness, contrast, saturation, hue, applied with
+    probability jitter_p in a random order. grayscale, blur, solarize, invert: probabilities. blur_sigma: pixels at 224 px,
+    scaled with the size. Colour operations are left out for pictures that do not have three channels. centre: the part of
+    the shorter side that is taken where scale is None. randaugment: RandAugment operations a picture, at a magnitude of 0 to
+    30. erase: probability of random erasing of a part of the area in erase_scale, filled with the mean or with noise.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+        *,
+        scale: tuple[float, float] | None = None,
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        interpolation: Interpolation = "bilinear",
+        flip: float = 0.0,
+        rotate: float = 0.0,
+        shift: float = 0.0,
+        zoom: tuple[float, float] = (1.0, 1.0),
+        jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0),
+        jitter_p: float = 0.0,
+        grayscale: float = 0.0,
+        blur: float = 0.0,
+        blur_sigma: tuple[float, float] = (0.1, 2.0),
+        solarize: float = 0.0,
+        invert: float = 0.0,
+        centre: float = 1.0,
+        randaugment: int = 0,
+        magnitude: float = 9.0,
+        erase: float = 0.0,
+        erase_scale: tuple[float, float] = (0.02, 0.33),
+        erase_fill: Fill = "mean",
+    ) -> None:
+        self.size, self.mean, self.std = size, mean, std
+        self.scale, self.ratio, self.flip, self.centre = scale, ratio, flip, centre
+        self.interpolation: Interpolation = interpolation
+        self.rotate, self.shift, self.zoom = rotate, shift, zoom
+        self.jitter, self.jitter_p, self.grayscale = jitter, jitter_p, grayscale
+        self.blur, self.blur_sigma, self.solarize, self.invert = blur, blur_sigma, solarize, invert
+        self.randaugment, self.magnitude = randaugment, magnitude
+        self.erase, self.erase_scale = erase, erase_scale
+        self.erase_fill: Fill = erase_fill
+
+    def boxes(self, draws: Draws, height: int | Tensor, width: int | Tensor) -> tuple[Tensor, Tensor | None]:
+        """What is cut out of pictures of these sizes (one for all, or int64 [N]), int64 [N, 4], and which are mirrored, bool [N]."""
+        return self._places(draws, height, width), draws.bernoulli("flip", self.flip) if self.flip else None
+
+    def _places(self, draws: Draws, height: int | Tensor, width: int | Tensor) -> Tensor:
+        if self.scale is None:
+            return centre_boxes(len(draws.positions), height, width, self.centre, draws.positions.device)
+        return random_boxes(draws.stream("crop"), height, width, self.scale, self.ratio)
+
+    def crop(self, images: Tensor, draws: Draws) -> Tensor:
+        """uint8 [N, C, H, W] -> uint8 [N, C, size, size]: crop, resize, flip; uint16 likewise."""
+        boxes, flip = self.boxes(draws, *images.shape[2:])
+        return crop_resize(images, boxes, self.size, self.interpolation, flip)
+
+    def crop_each(
+        self, pictures: Sequence[Tensor], draws: Draws, sizes: Sides | None = None, out: Tensor | None = None
+    ) -> Tensor:
+        """`crop` of pictures [C, H, W] that differ in size, on the CPU: bit-equal to cropping each of them alone.
+
+        sizes: the full sizes of pictures that were decoded at a fraction of it, and of which the same part is cut out.
+        out: where the result is to be written, [N, C, size, size] of the deepest of the pictures' types.
+        """
+        if len({picture.dtype for picture in pictures}) > 1:  # each rounded at its own depth, whatever its neighbours'
+            alone = [None] * len(pictures) if sizes is None else [[size] for size in sizes]
+            rows = enumerate(zip(pictures, alone, strict=True))
+            mixed = stack_pictures([self.crop_each([p], _row(draws, n), size)[0] for n, (p, size) in rows])
+            return mixed if out is None else out.copy_(mixed)
+        stored = torch.tensor([picture.shape[1:] for picture in pictures])
+        full = stored if sizes is None else torch.tensor(sizes)
+        boxes, flip = self.boxes(draws, *full.unbind(1))
+        if sizes is not None:
+            boxes = scaled_boxes(boxes, full, stored)
+        return crop_resize_each(pictures, boxes, self.size, self.interpolation, flip, out)
+
+    def useful_scale(self, draws: Draws, height: int, width: int) -> int:
+        """The largest s of 1, 2, 4, 8 at which the box of `draws`, of one position, is no smaller than the view."""
+        _, _, box_height, box_width = self._places(draws, height, width)[0].tolist()
+        return useful_scale(box_height, box_width, self.size)
+
+    def finish(self, crops: Tensor, draws: Draws, out: Tensor | None = None) -> Tensor:
+        """uint8 [N, C, size, size] -> normalised float32 of the same shape: affine jitter, colour, normalisation, erasing.
+
+        out: where the result is to be written, contiguous; it spares the copy of stacking views.
+        """
+        crops = self._augment(crops, draws)
+        colours = self._colours(draws) if crops.shape[1] == 3 else Colours()
+        full = float(torch.iinfo(crops.dtype).max)
+        x = crops
+        if self.rotate or self.shift or self.zoom != (1.0, 1.0):
+            x = affine(crops.float().div_(full), draws.stream("affine"), self.rotate, self.shift, self.zoom)
+        if not eager_cpu(x):
+            x = self._erase(self.pixels(x, colours), draws)
+            return x if out is None else out.copy_(x)
+        out = empty(*crops.shape) if out is None else out
+        for rows in chunks(out):
+            part = out[rows].copy_(x[rows])
+            part = part.div_(full) if x is crops else part
+            part = recolour(part, colours.rows(rows), self.largest_sigma)
+            normalise(part, self.mean, self.std, out[rows])
+        return out if not self.erase else out.copy_(self._erase(out, draws))
+
+    def pixels(self, x: Tensor, colours: Colours) -> Tensor:
+        """Colours and normalisation with static shapes, of crops or floats in 0..1: the part of `finish` worth compiling."""
+        x = x if x.dtype == torch.float32 else x.float() / torch.iinfo(x.dtype).max
+        return normalise(recolour(x, colours, self.largest_sigma), self.mean, self.std)
+
+    @property
+    def largest_sigma(self) -> float:
+        """Of the blur, in pixels of the result."""
+        return self.blur_sigma[1] * self.size / 224.0
+
+    def _augment(self, crops: Tensor, draws: Draws) -> Tensor:
+        if not self.randaugment:
+            return crops
+        return rand_augment(crops, draws.stream("randaugment"), self.randaugment, self.magnitude)
+
+    def _erase(self, x: Tensor, draws: Draws) -> Tensor:
+        if not self.erase:
+            return x
+        return random_erasing(x, draws.stream("erase"), self.erase, self.erase_scale, self.erase_fill)
+
+    def _colours(self, draws: Draws) -> Colours:
+        jittered = self.jitter_p and any(self.jitter)
+        colours = draw_jitter(draws.stream("jitter"), self.jitter, self.jitter_p) if jittered else Colours()
+        low, high = self.blur_sigma
+        return colours._replace(
+            gray=draws.bernoulli("gray", self.grayscale) if self.grayscale else None,
+            blur=draws.bernoulli("blur", self.blur) if self.blur else None,
+            sigma=draws.uniform("sigma", low=low, high=high) * (self.size / 224.0) if self.blur else None,
+            solarize=draws.bernoulli("solarize", self.solarize) if self.solarize else None,
+            invert=draws.bernoulli("invert", self.invert) if self.invert else None,
+        )
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        return self.finish(self.crop(images, draws), draws)
+
+
+class Evaluation:
+    """The deterministic view: the shorter side is resized to size / crop (at 0.875: 256 for 224), then the centre is cut out.
+
+    As in timm, size / crop is rounded down. Pictures that already have the size are taken whole.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        crop: float = 1.0,
+        interpolation: Interpolation = "bilinear",
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+    ) -> None:
+        if not 0.0 < crop <= 1.0:
+            raise UserError(f"data.crop: {crop} is given; expected the part of the shorter side to keep, up to 1")
+        self.size, self.short = size, int(size / crop)
+        self.interpolation: Interpolation = interpolation
+        self.mean, self.std = mean, std
+
+    def worker(self, image: Tensor) -> Tensor:
+        """uint8 [C, H, W] of any size -> uint8 [C, size, size]."""
+        return self._crop(image[None])[0]
+
+    def _crop(self, images: Tensor) -> Tensor:
+        if images.shape[2:] == (self.size, self.size):
+            return images
+        return resize_centre(images, self.short, self.size, self.interpolation)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 [N, C, H, W] -> normalised float32 [N, C, size, size]; what `worker` returned is not cropped again."""
+        crops = self._crop(images)
+        return normalise(crops.float() / torch.iinfo(crops.dtype).max, self.mean, self.std)
+
+
+def stack_pictures(pictures: Sequence[Tensor]) -> Tensor:
+    """Pictures of one shape as one batch. Where 8 and 16 bits meet, 8 are widened by 257: v / 255 = 257 v / 65535 exactly."""
+    if len({picture.dtype for picture in pictures}) > 1:
+        pictures = [p if p.dtype == torch.uint16 else (p.int() * 257).to(torch.uint16) for p in pictures]
+    return torch.stack(list(pictures))
+
+
+def normalise(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...], out: Tensor | None = None) -> Tensor:
+    """(x - mean) / std by channel; x float in 0..1 [N, C, H, W]; the numbers are cycled over channels beyond their count."""
+    channels = range(x.shape[1])
+    m = constant(tuple(mean[i % len(mean)] for i in channels), x.device, 1)
+    s = constant(tuple(std[i % len(std)] for i in channels), x.device, 1)
+    return torch.sub(x, m, out=out).div_(s) if out is not None else (x - m).div_(s)
+
+
+def _row(draws: Draws, n: int) -> Draws:
+    return Draws(draws.seed, draws.positions[n : n + 1], draws.prefix)

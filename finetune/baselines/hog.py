@@ -1,0 +1,93 @@
+"""Features without learning, which a learned backbone has to beat: raw pixels and histograms of oriented gradients.
+
+They are modules like any backbone, so that the same recipe, extraction and protocols evaluate them. They want images in
+0..1, not normalised by a backbone's mean and deviation.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, pad
+
+from ...core.errors import UserError
+
+# Dalal & Triggs clip a normalised block's entries here before normalising again ("L2-Hys").
+CLIP = 0.2
+
+
+class Pixels(nn.Module):
+    """The image itself: [N, channels, size, size] -> [N, channels * size * size]."""
+
+    def __init__(self, size: int, channels: int = 3) -> None:
+        super().__init__()
+        self.shape = (channels, size, size)
+        self.feature_dim = channels * size * size
+
+    def forward(self, images: Tensor) -> Tensor:
+        _check_shape(images, self.shape)
+        return images.flatten(1)
+
+
+class Hog(nn.Module):
+    """Histograms of oriented gradients (Dalal & Triggs 2005, section 6), [N, channels, size, size] in 0..1 -> [N, D].
+
+    Gradient by [-1, 0, 1] (the border repeated) in the channel where it is largest; its length votes for the two
+    nearest of `orientations` unsigned directions, linearly; votes are summed in square cells without interpolation
+    between cells; each 2 x 2 cells, overlapping by one cell, are a block, L2-Hys normalised. D = (size / cell - 1)^2 *
+    4 * orientations, laid out as block row, block column, cell row, cell column, direction.
+
+    size: side of the images, a multiple of cell. cell: pixels; None is an eighth of the side, 4 at 32 px.
+    """
+
+    def __init__(self, size: int, channels: int = 3, *, cell: int | None = None, orientations: int = 9) -> None:
+        super().__init__()
+        if cell is None:
+            cell = max(1, size // 8)
+        if cell < 1 or size % cell or size // cell < 2:
+            raise UserError(
+                f"hog needs at least two whole cells a side: cells of {cell} px don't fit images of {size} px"
+            )
+        if orientations < 2:
+            raise UserError(f"hog needs at least 2 orientations, got {orientations}")
+        self.shape, self.cell, self.orientations = (channels, size, size), cell, orientations
+        self.feature_dim = (size // cell - 1) ** 2 * 4 * orientations
+
+    def forward(self, images: Tensor) -> Tensor:
+        _check_shape(images, self.shape)
+        length, angle = _gradient(images.float())
+        position = angle / math.pi * self.orientations - 0.5
+        below = position.floor()
+        share = position - below
+        first = below.long() % self.orientations
+        second = (first + 1) % self.orientations
+        n, _, height, width = length.shape
+        votes = length.new_zeros(n, self.orientations, height, width)
+        votes.scatter_add_(1, first, length * (1 - share)).scatter_add_(1, second, length * share)
+        cells = avg_pool2d(votes, self.cell) * self.cell**2
+        # [N, O, rows, columns, 2, 2] -> [N, rows, columns, 2, 2, O]
+        blocks = cells.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 4, 5, 1).flatten(3)
+        return _unit(_unit(blocks).clamp(max=CLIP)).flatten(1)
+
+
+def _gradient(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Length and unsigned angle in [0, pi] of the strongest channel's gradient, both [N, 1, H, W]."""
+    padded = pad(images, (1, 1, 1, 1), mode="replicate")
+    dx = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
+    dy = padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]
+    square = dx.square() + dy.square()
+    strongest = square.argmax(dim=1, keepdim=True)
+    dx, dy, square = (t.gather(1, strongest) for t in (dx, dy, square))
+    return square.sqrt(), torch.remainder(torch.atan2(dy, dx), math.pi)
+
+
+def _unit(blocks: Tensor, epsilon: float = 1e-5) -> Tensor:
+    """v / sqrt(|v|^2 + epsilon^2) along the last axis: an empty block stays 0."""
+    return blocks / torch.sqrt(blocks.square().sum(-1, keepdim=True) + epsilon**2)
+
+
+def _check_shape(images: Tensor, shape: tuple[int, int, int]) -> None:
+    if images.shape[1:] != shape:
+        raise ValueError(f"expected images [N, {', '.join(map(str, shape))}], got {tuple(images.shape)}")

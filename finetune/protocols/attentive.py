@@ -1,0 +1,240 @@
+"""An attentive probe of frozen tokens: learned queries attend to them, a linear classifier reads what they gather.
+
+Masked image modeling leaves to the reader which patches matter, so probes of pooled features underrate it (Chen et al. 2022, CAE,
+arXiv:2202.03026). Rates and decays are candidates trained at once on the same batches, and a held-out slice of the
+*training* set chooses among them: V-JEPA 2 (arXiv:2506.09985) trains its probes so, and reports the best of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, layer_norm
+
+from ...core.draws import Draws
+from ...core.errors import UserError
+from ...core.stream.order import straddling
+from ...core.train.schedules import cosine
+from .logreg import stratified_slice
+
+# Heads by default, where the width of the tokens allows so many.
+HEADS = 8
+# A channel that varies less than this part of the channels' root mean square is nearly dead: it is not blown up to the others'.
+FLOOR = 0.01
+# Tokens are looked at in blocks of this many numbers (64 MB in float32).
+BLOCK = 1 << 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How the probe is trained: by AdamW with a cosine to 0, one candidate for each pair of a rate and a decay.
+
+    heads: must divide a token's numbers; by default 8, or as many as do. queries: learned ones, whose answers are averaged.
+    V-JEPA's rate is 1e-3, for 20 epochs of ImageNet; sets of some thousand images have fewer steps and need higher ones.
+    """
+
+    epochs: int = 50
+    lr: float | tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+    weight_decay: float | tuple[float, ...] = 0.1
+    heads: int | None = None
+    queries: int = 1
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        """Raises UserError for numbers that mean nothing."""
+        for key in ("epochs", "heads", "queries", "batch_size"):
+            if (value := getattr(self, key)) is not None and value < 1:
+                raise UserError(f"evaluate.attentive.{key}: expected 1 or more, got {value}")
+        for key, low in (("lr", "above 0"), ("weight_decay", "of 0 or more")):
+            values = _several(getattr(self, key))
+            if not values or not all(math.isfinite(v) and v >= 0 and (v > 0 or key != "lr") for v in values):
+                raise UserError(f"evaluate.attentive.{key}: expected one or more finite numbers {low}, got {values}")
+
+    @property
+    def grid(self) -> list[tuple[float, float]]:
+        """(rate, decay) of each candidate, rising."""
+        return sorted(set(product(_several(self.lr), _several(self.weight_decay))))
+
+    def heads_of(self, width: int) -> int:
+        """The number of heads for tokens of `width` numbers. Raises UserError."""
+        heads = self.heads or math.gcd(width, HEADS)
+        if width % heads:
+            raise UserError(
+                f"evaluate.attentive.heads: {heads} do not divide the {width} numbers of a token; leave heads out, "
+                f"or take one of {', '.join(str(h) for h in range(1, 33) if width % h == 0)}"
+            )
+        return heads
+
+    def bytes(self, width: int, num_classes: int) -> int:
+        """What the candidates take while they are trained: parameters, gradients, AdamW's two moments and a copy, in float32."""
+        numbers = 2 * width**2 + (self.queries + num_classes) * width + num_classes
+        return len(self.grid) * numbers * 5 * 4
+
+
+def _several(values: float | Sequence[float]) -> list[float]:
+    return [float(value) for value in ([values] if isinstance(values, int | float) else values)]
+
+
+class Probe(nn.Module):
+    """One candidate, as in AIM (El-Nouby et al. 2024, arXiv:2401.08541): queries -> attention over tokens -> mean of queries -> linear.
+
+    Standardised tokens take the place of AIM's and CAE's BatchNorm without affine, and a LayerNorm (without affine, which the
+    linear layer would absorb) comes before it, after which the scale of values is free. V-JEPA (Bardes et al. 2024,
+    arXiv:2404.08471) has a whole block, with an MLP of 8 D^2 parameters, in its place; the probe here stays small.
+    Queries N(0, 0.02^2) as in both, so that it starts as the mean of the tokens; keys and values U(+-1/sqrt(D)), no bias; linear 0.
+    """
+
+    def __init__(self, width: int, num_classes: int, heads: int, queries: int, seed: int) -> None:
+        super().__init__()
+        draws, each = Draws(seed, torch.zeros(1, dtype=torch.int64), "attentive/"), width // heads
+        bound = 1 / math.sqrt(width)
+        self.query = nn.Parameter(0.02 * draws.normal("query", heads, queries, each)[0])
+        self.key = nn.Parameter(draws.uniform("key", heads, each, width, low=-bound, high=bound)[0])
+        self.value = nn.Parameter(draws.uniform("value", heads, each, width, low=-bound, high=bound)[0])
+        self.weight = nn.Parameter(torch.zeros(num_classes, width))
+        self.bias = nn.Parameter(torch.zeros(num_classes))
+
+
+def logits(probes: Sequence[Probe], x: Tensor) -> Tensor:
+    """Standardised tokens [N, L, D] -> [C, N, K], of C probes each its own.
+
+    Neither keys nor values of tokens are formed: q . (W x) = (W^T q) . x, and a mean of W x is W times the mean. That is the same
+    function for D / (heads * queries) times less work, and all candidates read the tokens in one matrix product.
+    """
+    query, key, value, weight, bias = (
+        torch.stack([getattr(probe, name) for probe in probes]) for name in ("query", "key", "value", "weight", "bias")
+    )
+    n, length, width = x.shape
+    c, heads, queries, each = query.shape
+    asked = (query @ key / math.sqrt(each)).reshape(-1, width)  # [C * H * Q, D]
+    attention = (asked @ x.mT).softmax(2).view(n, c * heads, queries, length).mean(2)
+    seen = (attention @ x).view(n, c, heads, width)
+    gathered = torch.einsum("nchd,ched->cnhe", seen, value).flatten(2)  # [C, N, D]
+    return torch.baddbmm(bias[:, None], layer_norm(gathered, [width]), weight.mT)
+
+
+class Fitted(NamedTuple):
+    """Trained candidates and how their tokens are standardised."""
+
+    probes: list[Probe]
+    grid: list[tuple[float, float]]  # (rate, decay) of each
+    mean: Tensor  # [D]
+    scale: Tensor  # [D]
+    selected: bool  # the one candidate was chosen on a held-out slice
+
+    @torch.no_grad()
+    def logits(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:
+        """[M, L, D] on the CPU, of them `rows` -> float32 [C, M, K] on the CPU."""
+        rows = torch.arange(len(tokens)) if rows is None else rows
+        parts = [logits(self.probes, self.standard(tokens, some)).cpu() for some in _blocks(tokens, rows)]
+        return torch.cat(parts, 1)
+
+    def predict(self, tokens: Tensor) -> Tensor:
+        """The first candidate's classes, int64 [M]."""
+        return self.logits(tokens)[0].argmax(1)
+
+    def standard(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        """The tokens of `rows`, int64 [M], standardised: float32 [M, L, D] on the device."""
+        # In the memory of the copy: fresh memory for each step would take longer than the arithmetic.
+        return tokens[rows].to(self.mean.device, torch.float32).sub_(self.mean).div_(self.scale)
+
+
+def fit_choosing(
+    tokens: Tensor, labels: Tensor, num_classes: int, training: Training, seed: int, device: torch.device | str = "cpu"
+) -> Fitted:
+    """Train each candidate on 80 % of the training set, take the best on the rest, and train it anew on the whole set.
+
+    tokens: float16 or float32 [N, L, D] on the CPU; labels: int64 [N] in 0..num_classes-1. device: where the training happens.
+    Best: the most held-out images right, then the lower held-out loss. With one candidate nothing is held out.
+    Raises UserError where no class has two images to choose on, for heads that do not divide D, and labels out of range.
+    """
+    if tokens.ndim != 3 or labels.shape != (len(tokens),):
+        raise ValueError(
+            f"expected tokens [N, L, D] and labels [N], got {tuple(tokens.shape)} and {tuple(labels.shape)}"
+        )
+    labels = labels.detach().cpu().long()
+    if len(labels) == 0 or int(labels.min()) < 0 or int(labels.max()) >= num_classes:
+        raise UserError(
+            f"evaluate.attentive: needs training images of classes 0..{num_classes - 1}, each labelled with one of them"
+        )
+    grid, everything = training.grid, torch.arange(len(tokens))
+    if len(grid) == 1:
+        return _train(tokens, labels, everything, num_classes, training, grid, seed, device)
+    held_out = stratified_slice(labels, fraction=0.2, seed=seed)
+    if not bool(held_out.any()):
+        raise UserError(
+            "evaluate.attentive: no class has two training images to choose on; give a single lr and weight_decay"
+        )
+    inner, outer = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
+    tried = _train(tokens, labels, inner, num_classes, training, grid, seed, device)
+    scores = []
+    for found in tried.logits(tokens, outer):
+        loss = float(cross_entropy(found, labels[outer]))
+        right = int((found.argmax(1) == labels[outer]).sum()) if math.isfinite(loss) else -1
+        scores.append((right, -loss if math.isfinite(loss) else -math.inf))
+    best = [grid[scores.index(max(scores))]]
+    return _train(tokens, labels, everything, num_classes, training, best, seed, device)._replace(selected=True)
+
+
+@torch.enable_grad()
+def _train(
+    tokens: Tensor,
+    labels: Tensor,
+    rows: Tensor,
+    num_classes: int,
+    training: Training,
+    grid: Sequence[tuple[float, float]],
+    seed: int,
+    device: torch.device | str,
+) -> Fitted:
+    """AdamW with the cosine to 0 on `rows` of the training set, every candidate on the same batches from the same start.
+
+    The sum of their losses gives each its own gradient. No decay of queries and bias, which vectors are commonly spared.
+    """
+    width = tokens.shape[2]
+    heads = training.heads_of(width)
+    probes = [Probe(width, num_classes, heads, training.queries, seed).to(device) for _ in grid]
+    fitted = Fitted(probes, list(grid), *_moments(tokens, rows, device), selected=False)
+    groups = []
+    for probe, (lr, decay) in zip(probes, grid, strict=True):
+        matrices, vectors = [probe.key, probe.value, probe.weight], [probe.query, probe.bias]
+        groups.append({"params": matrices, "lr": lr, "peak": lr, "weight_decay": decay})
+        groups.append({"params": vectors, "lr": lr, "peak": lr, "weight_decay": 0.0})
+    optimizer = torch.optim.AdamW(groups)
+    batch_size = min(training.batch_size, len(rows))
+    steps = math.ceil(training.epochs * len(rows) / batch_size)
+    for step, places in enumerate(straddling(seed, "attentive", len(rows), batch_size, steps)):
+        few = rows[places]
+        for group in optimizer.param_groups:
+            group["lr"] = cosine(group["peak"], 0.0, step / steps)
+        found = logits(probes, fitted.standard(tokens, few))
+        target = labels[few].to(device).expand(len(probes), -1)
+        optimizer.zero_grad(set_to_none=True)
+        (cross_entropy(found.flatten(0, 1), target.flatten()) * len(probes)).backward()
+        optimizer.step()
+    return fitted
+
+
+def _moments(tokens: Tensor, rows: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Each channel's mean and deviation over images and places, float32 [D] on the device; summed in float64."""
+    count, width = len(rows) * tokens.shape[1], tokens.shape[2]
+    total, square = (torch.zeros(width, dtype=torch.float64, device=device) for _ in range(2))
+    for some in _blocks(tokens, rows):
+        total += tokens[some].to(device, torch.float64).sum((0, 1))
+    mean = total / count
+    for some in _blocks(tokens, rows):
+        square += (tokens[some].to(device, torch.float64) - mean).square().sum((0, 1))
+    variance = square / count
+    scale = variance.sqrt().clamp(min=FLOOR * float(variance.mean().sqrt()))
+    return mean.float(), torch.where(scale > 0, scale, 1.0).float()
+
+
+def _blocks(tokens: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+    """`rows` in blocks of BLOCK numbers of tokens at most."""
+    return rows.split(max(1, BLOCK // max(1, tokens[0].numel())))

@@ -1,0 +1,218 @@
+"""`rootstock launch --dry-run`: what a launch will do, and in one sentence what it cannot, before any process starts.
+
+The recipe itself is asked: it opens the data and builds the method as the first of the planned processes would, up to the point where
+training begins. Nothing is written, and no GPU is touched.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ...core.distributed import planned
+from ...core.errors import UserError
+from ...core.images.open import Images, open_images
+from ...core.model.norm import layers
+from ...core.run.directory import Run, of_another_config
+from ...core.run.options import check
+from ...core.stream.batches import Share
+from ...core.train.fit import Training
+from . import launcher
+from .memory import Memory, expected
+from .placement import Places, check_devices
+from ..verbs import VERBS
+
+
+class Planned(Exception):
+    """The recipe has come to its training. training: None where it trains nothing."""
+
+    def __init__(self, training: Training | None) -> None:
+        super().__init__()
+        self.training = training
+
+
+class DryRun(Run):
+    """What a recipe needs of a run until it trains; writes nothing."""
+
+    def __init__(self, verb: str, config: dict[str, Any]) -> None:
+        self.verb, self.config, self.options = verb, config, config["run"]
+        self.dir, self.seed = Path(self.options["dir"]), config["seed"]
+        self.device, self.main, self.quiet, self.recorded, self.steps = torch.device("cpu"), True, True, {}, None
+        self.said: list[str] = []
+
+    def log(self, message: str) -> None:
+        self.said.append(message)
+
+    def record(self, **facts: Any) -> None:
+        if self.verb == "probe":
+            raise Planned(None)
+
+    def plan(self, steps: int | None, training: Training | None = None) -> None:
+        raise Planned(training)
+
+
+def dry_run(verb: str, config: str, overrides: Sequence[str], where: Places, as_json: bool) -> None:
+    """Print the plan. Raises UserError for what cannot work."""
+    resolved = launcher.resolved(verb, config, overrides)
+    processes = where.nproc * where.nodes
+    check_devices(where, resolved["run"])
+    check(resolved["run"], resolved["seed"])
+    if trouble := of_another_config(Path(resolved["run"]["dir"]), verb, resolved):
+        raise UserError(trouble)
+    with planned(processes):
+        run, training = _built(verb, resolved)
+    facts: dict[str, Any] = {"run": str(run.dir), "verb": verb, "processes": _processes(where, resolved["run"])}
+    facts |= _data(resolved)
+    if training is not None:
+        micro = _micro(training, resolved, processes)
+        facts |= _training(training, resolved, processes, micro)
+        images = min(micro, resolved["run"]["chunk"] or micro)
+        memory = expected(training, partial(_of_size, verb, resolved), images, resolved["run"]["sharding"], processes)
+        facts |= _memory_facts(memory, resolved["run"]) | _checkpoints(training, memory, run)
+    facts["will be written"] = _written(verb, run.dir)
+    if run.said:
+        facts["notes"] = run.said
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    shown = Table(show_header=False, box=None, pad_edge=False)
+    shown.add_column(style="bold")
+    shown.add_column(overflow="fold")
+    for name, value in facts.items():
+        shown.add_row(name, "\n".join(value) if isinstance(value, list) else str(value))
+    Console(highlight=False, markup=False, width=None if os.isatty(1) else 160).print(shown)
+
+
+def _built(verb: str, resolved: Mapping[str, Any]) -> tuple[DryRun, Training | None]:
+    run = DryRun(verb, dict(resolved))
+    try:
+        VERBS[verb](run, **{key: value for key, value in resolved.items() if key != "run"})
+    except Planned as reached:
+        return run, reached.training
+    raise AssertionError(f"{verb} ended without training")
+
+
+def _processes(where: Places, options: Mapping[str, Any]) -> str:
+    gpu = options["device"] == "auto" and torch.cuda.device_count() > 0
+    nodes = "1 node" if where.nodes == 1 else f"each of {where.nodes} nodes, rendezvous at {where.rendezvous}"
+    return f"{where.nproc} on {nodes}, {'a GPU each (NCCL)' if gpu else 'on the CPU (gloo)'}"
+
+
+def _data(resolved: Mapping[str, Any]) -> dict[str, str]:
+    """Of each training set: how many images, how large, and where they will live."""
+    options, facts = resolved["run"], {}
+    for key in ("train", "source", "target"):
+        if (uri := resolved["data"].get(key)) is not None:
+            images = open_images(uri, seed=resolved["seed"], role="unlabelled")
+            facts[f"data.{key}"] = f"{len(images):,} images, {_home(images, options)}"
+    return facts
+
+
+def _home(images: Images, options: Mapping[str, Any]) -> str:
+    uniform = images.uniform()
+    if uniform is None:
+        return f"decoded from their files by up to {options['workers']} workers a process"
+    size = spoken_bytes(len(images) * torch.Size(uniform.shape).numel() * uniform.dtype.itemsize)
+    if options["resident"] == "on":
+        return f"{size} of pixels, resident on the device"
+    packed = images.uri.startswith("pack:")
+    home = "mapped from their pack" if packed else "in each process's memory"
+    return f"{size} of pixels, {home}; resident on a GPU if a quarter of its free memory holds them"
+
+
+def _micro(training: Training, resolved: Mapping[str, Any], processes: int) -> int:
+    """Images of a micro-batch. Raises UserError for sizes that do not divide."""
+    rows = Share(0, processes, resolved["run"]["accumulate"]).slices(training.optim.batch_size)[0]
+    micro = rows.stop - rows.start
+    for layer in layers(training.method):
+        if layer.mode == "group" and micro % layer.group:
+            raise UserError(
+                f"backbone.norm: groups of {layer.group} do not divide the {micro} images of a process's micro-batch; choose a "
+                "group that divides optim.batch_size / (processes x run.accumulate)"
+            )
+    return micro
+
+
+def _training(training: Training, resolved: Mapping[str, Any], processes: int, micro: int) -> dict[str, str]:
+    optim, options = training.optim, resolved["run"]
+    chunk = f", encoded {options['chunk']:,} at a time" if options["chunk"] else ""
+    each = " of each domain" if "source" in resolved["data"] else ""
+    parameters = list(training.method.parameters())
+    trained = sum(p.numel() for p in training.trained)
+    return {
+        "batch": f"{optim.batch_size:,} in all{each} = {processes} processes x {options['accumulate']} micro-batches x {micro:,}{chunk}",
+        "steps": f"{training.steps:,} of {training.steps_per_epoch:,} an epoch, {training.steps / training.steps_per_epoch:.4g} epochs; "
+        f"warm-up {optim.warmup_steps(training.steps, training.steps_per_epoch):,}",
+        "rate": f"{optim.told_rate()}, {optim.name}, {optim.schedule}",
+        "parameters": f"{sum(p.numel() for p in parameters):,}, of which {trained:,} are trained",
+    }
+
+
+def _of_size(verb: str, resolved: Mapping[str, Any], images: int) -> Training:
+    """The training that steps of so many images would be, on one process."""
+    alone = {"workers": 0, "accumulate": 1, "chunk": None, "resident": "off", "sharding": "none"}
+    changed = {
+        **resolved,
+        "optim": {**resolved["optim"], "batch_size": images},
+        "run": {**resolved["run"], **alone},
+        "backbone": {**resolved["backbone"], "norm": "auto"},
+    }
+    _, training = _built(verb, changed)
+    assert training is not None
+    return training
+
+
+def _memory_facts(memory: Memory, options: Mapping[str, Any]) -> dict[str, str]:
+    parts = ", ".join(f"{name} {spoken_bytes(size)}" for name, size in memory.parts().items())
+    note = "" if options["precision"] == "fp32" else "; bf16 keeps about half of the activations"
+    if memory.total == memory.evaluation:
+        note = "; that much for an evaluation, which has the whole network on each device"
+    return {"memory a process": f"about {spoken_bytes(memory.total)} in float32: {parts}{note}"}
+
+
+def _checkpoints(training: Training, memory: Memory, run: Run) -> dict[str, str]:
+    """Raises UserError where the disk does not hold them."""
+    size, keep = memory.saved, run.options["checkpoint"]["keep"]
+    needed = size * (keep + 1)  # the newest is written before the oldest goes
+    place = next(folder for folder in [run.dir.absolute(), *run.dir.absolute().parents] if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise UserError(
+            f"run.dir: {place} has {spoken_bytes(free)} free, and {keep + 1} checkpoints of {spoken_bytes(size)} come there; free some "
+            "space, or choose another run.dir"
+        )
+    count = -(-training.steps // training.every.save) if training.every.save else 1
+    every = f"every {training.every.save:,} steps" if training.every.save else "at the end"
+    return {"checkpoints": f"{count} of {spoken_bytes(size)}, {every}, the last {keep} kept; {spoken_bytes(free)} free"}
+
+
+def _written(verb: str, folder: Path) -> str:
+    made = {"pretrain": ["backbone/"], "finetune": ["backbone/", "classifier/"], "adapt": ["backbone/", "classifier/"]}
+    files = [
+        "config.yaml",
+        "run.json",
+        "state.json",
+        "metrics.jsonl",
+        "result.json",
+        "checkpoints/",
+        "pictures/",
+        "logs/",
+    ]
+    kept = files if verb in made else [name for name in files if name not in ("metrics.jsonl", "checkpoints/")]
+    return f"{folder}/: {' '.join([*kept, *made.get(verb, [])])}"
+
+
+def spoken_bytes(size: float) -> str:
+    """`512 B`, `3.4 MB`, `12 GB`: powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3g} TB"

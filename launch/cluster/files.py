@@ -1,0 +1,33 @@
+"""`rootstock launch --files`: the files for Accelerate, SLURM, SkyPilot, Kubernetes and Docker that lie beside this module.
+
+They are there to be changed, so they are copied to where the user works.
+"""
+
+import shutil
+from pathlib import Path
+
+import typer
+
+from ...core.errors import UserError
+
+HERE = Path(__file__).parents[1]
+READY = ("Dockerfile", "accelerate/*.yaml", "cloud/*.yaml", "slurm/*.sh")
+
+
+def ready() -> list[Path]:
+    """Their paths below this folder."""
+    return sorted(path.relative_to(HERE) for pattern in READY for path in HERE.glob(pattern))
+
+
+def copy_ready(folder: Path) -> None:
+    """Copy them into `folder`, which is made, and print each one's path. Raises UserError where a file would be lost."""
+    taken = [path for path in ready() if (folder / path).exists()]
+    if taken:
+        raise UserError(f"--files {folder}: {folder / taken[0]} is there already; name another folder")
+    try:
+        for path in ready():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(HERE / path, folder / path)
+            typer.echo(folder / path)
+    except OSError as error:
+        raise UserError(f"--files {folder}: cannot be written ({error}); name another folder") from error

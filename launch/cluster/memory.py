@@ -1,0 +1,118 @@
+"""What a training takes of a device's memory, from its weights and from a few images' activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ...core.model.recompute import stacked
+from ...core.train.fit import Training
+
+MEASURED = (2, 4)  # images whose activations are measured, for the growth by one image
+PER_PARAMETER = {"adamw": 2, "sgd": 1, "lars": 1}  # numbers that the optimizer keeps beside each
+
+
+class Memory(NamedTuple):
+    """Bytes on each device, and in a checkpoint. activations: of a forward pass in float32, what is kept for the backward pass, and
+    what is worked out again there at any one time. evaluation: of all, while a sharded training is evaluated, for which each device
+    gets the whole network beside its slices; 0 of others."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    saved: int
+    evaluation: int
+
+    @property
+    def total(self) -> int:
+        """The most at any one time, in a step or an evaluation."""
+        return max(sum(self.parts().values()), self.evaluation)
+
+    def parts(self) -> dict[str, int]:
+        """What is on the device in a step."""
+        return {name: size for name, size in self._asdict().items() if name not in ("saved", "evaluation")}
+
+
+def expected(
+    training: Training, of_size: Callable[[int], Training], images: int, sharding: str, processes: int
+) -> Memory:
+    """Weights, gradients and moments are counted. Activations are measured on few images, on one process, and grow by each further
+    one alike; BatchNorm of all processes keeps up to as much again of its layers' inputs.
+
+    of_size: the training with batches of so many images. images: those of a forward pass.
+    """
+    method = training.method
+    trained = _bytes(training.trained)
+    weights = _bytes([*method.parameters(), *method.buffers()])
+    moments = PER_PARAMETER[training.optim.name] * trained
+    small, large = (_activations(of_size(n)) for n in MEASURED)
+    slope = (large - small) / (MEASURED[1] - MEASURED[0])
+    activations = round(small + slope * (images - MEASURED[0]))
+    saved, evaluation = weights + moments, 0
+    # A GPU updates by LARS in many steps: what an update changes is kept until it is known to be good.
+    kept = trained + moments if training.optim.name == "lars" else 0
+    if sharding != "none":
+        whole = [_bytes(block.parameters()) for block in stacked(method)]
+        rest = _bytes(method.parameters()) - sum(whole)
+        # Of fsdp2 a block's weights are there while it computes, and the next one's on their way.
+        borrowed = rest + (sum(whole) if sharding == "zero2" else 2 * max(whole))
+        weights = _bytes(method.buffers()) + _bytes(method.parameters()) // processes + borrowed
+        slices = _bytes(method.parameters()) // processes + moments // processes
+        evaluation = slices + _bytes(method.parameters()) + 2 * _bytes(method.buffers())
+        trained, moments, kept = trained // processes + rest + max(whole), moments // processes, kept // processes
+    return Memory(weights, trained, moments + kept, activations, saved, evaluation)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _activations(training: Training) -> int:
+    """Bytes that a forward pass keeps for the backward pass, besides the weights."""
+    method = training.method
+    own = {t.untyped_storage().data_ptr() for t in [*method.parameters(), *method.buffers()]}
+    again = 0
+
+    def entered(block: nn.Module, given: tuple[Any, ...]) -> None:
+        # A block that is recomputed keeps what it was given, and has the rest for as long as its own backward pass takes.
+        nonlocal again
+        within = _Kept(own)
+        with within, torch.enable_grad():
+            forward: Any = block.forward
+            forward.args[0](*given)
+        again = max(again, within.size())
+        for tensor in given:
+            kept.note(tensor)
+
+    kept = _Kept(own)
+    recomputed = [block for block in stacked(method) if isinstance(block.forward, partial)]
+    handles = [block.register_forward_pre_hook(entered) for block in recomputed]
+    (sample,) = next(iter(training.batches(0)))
+    batch = training.prepare(sample)
+    with kept:
+        training.method(batch, 0.0)
+    for handle in handles:
+        handle.remove()
+    return kept.size() + again
+
+
+class _Kept(torch.autograd.graph.saved_tensors_hooks):
+    """Counts what autograd keeps within it, each storage once. own: storages that are there anyway, by their address."""
+
+    def __init__(self, own: set[int]) -> None:
+        self.own, self.storages = own, dict[int, int]()
+        super().__init__(self.note, lambda tensor: tensor)
+
+    def note(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.own:
+            self.storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def size(self) -> int:
+        return sum(self.storages.values())

@@ -1,0 +1,91 @@
+"""Where the processes of a launch run, whether there are so many devices, and how nodes find the first one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the processes run. nproc: on each node. rendezvous: HOST:PORT of one node, the same on all; None on a single one.
+    job: tells launches that share a rendezvous apart."""
+
+    nproc: int
+    nodes: int = 1
+    rendezvous: str | None = None
+    job: str = "rootstock"
+
+
+def places(nproc: int | None, nodes: int, rendezvous: str | None, job: str | None) -> Places:
+    """Check what the command line asks for. nproc: None for one a GPU, or one without. Raises UserError."""
+    if nproc is None:
+        import torch
+
+        nproc = max(1, torch.cuda.device_count())
+    for option, number in (("--nproc", nproc), ("--nodes", nodes)):
+        if number < 1:
+            raise UserError(f"{option} {number}: expected 1 or more")
+    if nodes > 1 and rendezvous is None:
+        raise UserError(
+            f"--nodes {nodes}: add --rendezvous HOST:PORT, one node's name and a free port, the same on all nodes"
+        )
+    if rendezvous is not None and not rendezvous.rpartition(":")[2].isdigit():
+        raise UserError(f"--rendezvous {rendezvous}: expected HOST:PORT, for example node1:29400")
+    return Places(nproc, nodes, rendezvous, job or os.environ.get("SLURM_JOB_ID") or "rootstock")
+
+
+class Apart(UserError):
+    """Nodes that did not meet at the rendezvous."""
+
+
+def check_devices(where: Places, options: Mapping[str, Any]) -> None:
+    """options: of the `run` section. Raises UserError for more processes than GPUs."""
+    import torch
+
+    gpus = torch.cuda.device_count()  # asks the driver, and starts nothing on a device
+    if options["device"] == "auto" and 0 < gpus < where.nproc:
+        raise UserError(
+            f"--nproc {where.nproc}: this node has {gpus} GPUs, one for each process; lower --nproc, or say run.device=cpu"
+        )
+
+
+def apart(where: Places, reason: str) -> Apart:
+    return Apart(
+        f"--rendezvous {where.rendezvous}: not all of {where.nodes} nodes met there ({reason}); is the same HOST:PORT given on all "
+        f"of them, with --nodes {where.nodes} and the same --job, and does a firewall leave the port open?"
+    )
+
+
+def await_first_node(where: Places, patience: float) -> None:
+    """Where another node keeps the rendezvous, wait until it does. torch would wait inside of C++, deaf to signals. Raises Apart."""
+    if where.nodes == 1 or where.rendezvous is None:
+        return
+    host, _, port = where.rendezvous.rpartition(":")
+    until, reason = time.monotonic() + patience, ""
+    while not _is_here(host):
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=1.0).close()
+            return
+        except OSError as error:  # its name, too, may be known only once it runs
+            reason = str(error)
+        if time.monotonic() > until:
+            raise apart(where, reason)
+        time.sleep(0.2)
+
+
+def _is_here(host: str) -> bool:
+    """Whether a name or address is this machine's: only then can it be bound."""
+    with contextlib.suppress(OSError):
+        for family, kind, protocol, _, address in socket.getaddrinfo(host.strip("[]"), 0, type=socket.SOCK_STREAM):
+            with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as probe:
+                probe.bind(address)
+                return True
+    return False

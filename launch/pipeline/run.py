@@ -1,0 +1,136 @@
+"""Pipelines: stages chained by name, over several seeds, each stage a run of its own under `DIR/seed-S/STAGE`.
+
+What is finished is not run again, so a pipeline resumes stage by stage and grows by seeds and by stages. Several commands may run
+different seeds of one folder at once; one with all seeds then makes the table.
+"""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ...core.train.checkpoint import write_text
+from ...core.distributed import rank
+from ...core.errors import UserError
+from .plan import VERBS, Job, Validate, inputs_file, note_inputs, plan, rows_named
+from ..report.page import write_report
+from ..report.results import compare, main_metric, summarise, value_of
+from ..report.tables import interval, is_fraction, number
+
+
+class Execute(Protocol):
+    """Run one verb to its end, or resume it, and return its result.json."""
+
+    def __call__(self, verb: str, config: str, overrides: list[str], /, quiet: bool = ...) -> dict[str, Any]: ...
+
+
+def run_pipeline(
+    path: str | Path,
+    overrides: Sequence[str],
+    execute: Execute,
+    validate: Validate,
+    verbs: Collection[str] = VERBS,
+) -> dict[str, Any]:
+    """Run the stages that are not finished, seed by seed, then write `result.json` and `report.html`; returns the result.
+
+    overrides: `seeds=5`, `run.dir=...`, `stages.NAME.KEY=VALUE`. execute runs a verb; validate(verb, config, overrides)
+    resolves a stage's config or raises UserError. Raises ConfigError with every mistake at once before the first stage.
+    """
+    config, jobs = plan(path, overrides, validate, verbs)
+    folder = Path(config["run"]["dir"])
+    console = Console(stderr=True, highlight=False, quiet=rank() != 0)
+    if rank() == 0:
+        _make(folder)
+        write_text(
+            folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120), shared=True
+        )
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in config["stages"]}
+    for count, job in enumerate(jobs):
+        where = f"seed {job.seed}  {count % len(results) + 1:2d}/{len(results)}  [bold]{escape(job.name)}[/]  [dim]{job.verb}"
+        result = _finished(job)
+        console.print(where if result is None else f"{where}, finished before")
+        if result is None:
+            if rank() == 0:
+                job.dir.parent.mkdir(parents=True, exist_ok=True)
+                write_text(inputs_file(job), json.dumps(note_inputs(job), indent=1) + "\n", shared=True)
+            result = execute(job.verb, job.config, job.overrides, quiet=True)
+        _check_metrics(job.name, result, config["report"]["rows"])
+        results[job.name].append({**result, "seed": job.seed})
+    table = tabulate(config["report"], results)
+    if rank() == 0:
+        write_text(folder / "result.json", json.dumps(table, indent=1) + "\n", shared=True)
+        page = write_report([folder], folder / "report.html")
+        console.print(_printed(table))
+        console.print(f"report: {escape(str(page))}", soft_wrap=True)
+    return table
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"run.dir: {folder} is a file; choose another run.dir") from None
+    except PermissionError:
+        raise UserError(f"run.dir: {folder} cannot be written; choose another run.dir") from None
+
+
+def tabulate(report: Mapping[str, Any], results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """The pipeline's result.json from the resolved `report` section and each stage's results, one a seed."""
+    measured = [name for name, found in results.items() if found[0].get("metrics")]
+    wanted: list[Mapping[str, Any]] = report["rows"] or [{"label": name, "stage": name} for name in measured]
+    rows = []
+    for entry in wanted:
+        row = summarise(
+            results[entry["stage"]],
+            label=entry["label"],
+            stage=entry["stage"],
+            metric=entry.get("metric"),
+            tests=list(report["columns"]),
+            also=entry.get("also", {}),
+        )
+        rows.append(row | {key: entry[key] for key in ("group", "note", "emphasis") if entry.get(key)})
+    comparisons = []
+    for entry in report["comparisons"]:
+        (a,), (b,) = rows_named(rows, entry["a"]), rows_named(rows, entry["b"])
+        comparisons.append(compare(a, b, entry["label"]))
+    return {"task": "pipeline", "rows": rows, "comparisons": comparisons}
+
+
+def _finished(job: Job) -> dict[str, Any] | None:
+    """The job's result if it has one; `plan` has seen to it that it belongs to this config."""
+    path = job.dir / "result.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _check_metrics(name: str, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """A row that asks for a metric its stage does not have is said as soon as that can be known."""
+    for row in rows:
+        if row["stage"] == name:
+            for metric in (row["metric"] or main_metric(result), *row["also"].values()):
+                value_of(result, metric)
+
+
+def _printed(table: Mapping[str, Any]) -> Table:
+    printed = Table(box=None, header_style="dim", pad_edge=False)
+    for heading, side in (
+        ("", "left"),
+        ("metric", "left"),
+        ("mean", "right"),
+        ("95 % interval", "left"),
+        ("n", "right"),
+    ):
+        printed.add_column(heading, justify=side)  # pyright: ignore[reportArgumentType]
+    for row in table["rows"]:
+        scale = 100.0 if is_fraction(row["metric"], row["values"]) else 1.0
+        printed.add_row(
+            escape(row["label"]), row["metric"], number(row["mean"], scale), escape(interval(row, scale)), str(row["n"])
+        )
+    for row in table["comparisons"]:
+        bounds = escape(interval(row, 100, sign=True))
+        printed.add_row(escape(row["label"]), "difference", number(row["mean"], 100, sign=True), bounds, str(row["n"]))
+    return printed

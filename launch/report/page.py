@@ -1,0 +1,300 @@
+"""One self-contained page from run directories: what was run, the numbers with their spreads, and what to look at.
+
+The page is one file without scripts or links, so that it can be mailed, printed and kept beside the run.
+"""
+
+import base64
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from ...core.train.checkpoint import write_text
+from ...core.errors import UserError
+from .confusion import Confusion, confusions
+from .figures import Figure, curves, scatter
+from .records import Record, Stage, by_experiment, is_pipeline, is_sweep, read, stages_of
+from .results import compare, main_metric, summarise
+from .tables import Table, caveats, differences_table, duration, results_tables, selection_sentence
+
+_PICTURE_WIDTH = 1400
+_PICTURE_BYTES = 150_000
+
+
+@dataclass(frozen=True)
+class Picture:
+    source: str
+    caption: str
+    width: int
+
+
+@dataclass(frozen=True)
+class StageView:
+    """What the page shows of one stage.
+
+    label: of the first row that shows it. front: its map and first confusion matrix stand in the page's first part.
+    """
+
+    name: str
+    label: str
+    verb: str
+    summary: str
+    facts: list[tuple[str, str]]
+    table: Table | None
+    curves: list[Figure]
+    pictures: list[Picture]
+    maps: list[Figure]
+    map_caption: str
+    confusions: list[Confusion]
+    config: str
+    front: bool = False
+
+
+@dataclass
+class Page:
+    title: str
+    summary: str
+    text: list[str] = field(default_factory=list)
+    caveats: list[str] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    differences: Table | None = None
+    stages: list[StageView] = field(default_factory=list)
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    config: str = ""
+
+
+def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
+    """Write the page of a pipeline or sweep directory, of one run, or of several runs compared. Returns `out`.
+
+    Runs whose configs differ only in the seed become one row. Raises UserError for a path that is no run, and where
+    pipelines or sweeps are mixed with other runs.
+    """
+    if not runs:
+        raise UserError("no run given; name at least one directory of a run or of a pipeline")
+    records = [read(Path(run)) for run in runs]
+    whole = [record for record in records if is_pipeline(record) or is_sweep(record)]
+    if whole and len(records) > 1:
+        kind, runs_of = ("sweep", "trial-*") if is_sweep(whole[0]) else ("pipeline", "seed-0/*")
+        raise UserError(
+            f"{whole[0].path} is a {kind} and has a page of its own; report it alone, "
+            f"or compare its runs, e.g. {whole[0].path}/{runs_of}"
+        )
+    if whole and is_sweep(whole[0]):
+        from ..sweep.page import write_page
+
+        return write_page(whole[0].path, Path(out))
+    page = _pipeline_page(whole[0]) if whole else _runs_page(by_experiment(records))
+    return write_html("report.html.j2", page, Path(out))
+
+
+def write_html(template: str, page: Any, out: Path) -> Path:
+    """Render a page by a template of this folder into one file; returns it."""
+    # Autoescape always: labels, class names and captions are the user's text.
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = environment.get_template(template).render(page=page)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, text, shared=True)
+    return out
+
+
+def _pipeline_page(pipeline: Record) -> Page:
+    stages = stages_of(pipeline)
+    report = pipeline.config.get("report") or {}
+    rows = pipeline.result.get("rows") or []
+    comparisons = pipeline.result.get("comparisons") or []
+    strong = [row["stage"] for row in rows if row.get("emphasis")]
+    front = list(dict.fromkeys(strong or [row["stage"] for row in rows[:1] + rows[-1:]]))[:3]
+    labels = {row["stage"]: row["label"] for row in reversed(rows)}
+    text = report.get("text") or []
+    return Page(
+        title=report.get("title") or pipeline.path.resolve().name,
+        summary=_summary(stages, "stage"),
+        text=[text] if isinstance(text, str) else list(text),
+        caveats=caveats(rows),
+        tables=results_tables(rows, report.get("columns") or {}) if rows else [],
+        differences=differences_table(comparisons) if comparisons else None,
+        stages=[_view(stage, label=labels.get(stage.name, stage.name), front=stage.name in front) for stage in stages],
+        facts=provenance([record for stage in stages for record in stage.records]),
+        config=yaml_text(pipeline.config),
+    )
+
+
+def _runs_page(stages: list[Stage]) -> Page:
+    measured = [stage for stage in stages if any(result.get("metrics") for result in stage.results)]
+    rows, differences = [], None
+    if len(stages) > 1 and measured:
+        rows = [_experiment_row(stage) for stage in measured]
+        paired = [
+            row for row in rows[1:] if row["metric"] == rows[0]["metric"] and set(row["seeds"]) & set(rows[0]["seeds"])
+        ]
+        comparisons = [compare(row, rows[0], row["label"]) for row in paired]
+        differences = differences_table(comparisons) if comparisons else None
+    elif measured:
+        rows = _protocol_rows(measured[0])
+    first = stages[0].first
+    alone = f"{first.verb}: {stages[0].name}" if len(stages) == 1 else f"{len(stages)} experiments compared"
+    return Page(
+        title=alone,
+        summary=_summary(stages, "experiment"),
+        caveats=caveats(rows),
+        tables=results_tables(rows, {}) if rows else [],
+        differences=differences,
+        stages=[_view(stage, label=stage.name, front=len(stages) == 1) for stage in stages],
+        facts=provenance([record for stage in stages for record in stage.records]),
+    )
+
+
+def _experiment_row(stage: Stage) -> dict[str, Any]:
+    results = [result for result in stage.results if result.get("metrics")]
+    main = main_metric(results[0])
+    kind = main.rsplit("/", 1)[-1]
+    also = {
+        name.removesuffix(f"/{kind}"): name
+        for name in results[0]["metrics"]
+        if name != main and name.endswith(f"/{kind}")
+    }
+    return summarise(results, label=stage.name, stage=stage.name, metric=main, also=also)
+
+
+def _protocol_rows(stage: Stage) -> list[dict[str, Any]]:
+    """One row for each TEST/PROTOCOL of a single experiment, its other metrics beside the first."""
+    results = [result for result in stage.results if result.get("metrics")]
+    protocols: dict[str, list[str]] = {}
+    for name in results[0]["metrics"]:
+        protocols.setdefault(name.rpartition("/")[0] or name, []).append(name)
+    return [
+        summarise(
+            [result for result in results if names[0] in result["metrics"]],
+            label=protocol,
+            stage=stage.name,
+            metric=names[0],
+            also={name.rsplit("/", 1)[-1]: name for name in names[1:]},
+        )
+        for protocol, names in protocols.items()
+    ]
+
+
+def _summary(stages: Sequence[Stage], noun: str) -> str:
+    seeds = {record.seed for stage in stages for record in stage.records}
+    seconds = sum(float(result.get("seconds") or 0) for stage in stages for result in stage.results)
+    unfinished = sum(not record.finished for stage in stages for record in stage.records)
+    parts = [
+        _count(len(stages), noun) if len(stages) > 1 else "",
+        _count(len(seeds), "seed"),
+        f"{duration(seconds)} in all" if seconds else "",
+        f"{_count(unfinished, 'run')} unfinished" if unfinished else "",
+    ]
+    return " · ".join(filter(None, parts))
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def _view(stage: Stage, *, label: str, front: bool) -> StageView:
+    chart = next((record.map for record in stage.records if record.map), {})
+    seed = stage.first.seed
+    method = stage.first.config.get("method")
+    name = method.get("name") if isinstance(method, dict) else method
+    seconds = [float(result.get("seconds") or 0) for result in stage.results]
+    time = f"{duration(sum(seconds) / len(seconds))}{' a seed' if len(seconds) > 1 else ''}" if any(seconds) else ""
+    states = "" if all(record.finished for record in stage.records) else "unfinished"
+    measured = any(result.get("metrics") for result in stage.results)
+    return StageView(
+        name=stage.name,
+        label=label,
+        verb=stage.first.verb,
+        summary=" · ".join(filter(None, [stage.first.verb, str(name or ""), time, states])),
+        facts=_facts(stage),
+        table=results_tables(_protocol_rows(stage), {})[0] if measured else None,
+        curves=curves([record.rows for record in stage.records if record.rows], stage.name),
+        pictures=[_picture(path, caption) for path, caption in stage.first.pictures()],
+        maps=[scatter(chart, by) for by in ("label", "domain") if len(chart.get(by) or [])],
+        map_caption=f"{chart.get('method', 'map of features')}{f', seed {seed}' if seed is not None else ''}"
+        if chart
+        else "",
+        confusions=confusions(stage.results),
+        config=yaml_text(stage.first.config),
+        front=front,
+    )
+
+
+def _facts(stage: Stage) -> list[tuple[str, str]]:
+    first, config = stage.first, stage.first.config
+    data = config.get("data") if isinstance(config.get("data"), dict) else {}
+    uris = {key: value for key, value in (data or {}).items() if key in ("train", "test", "source", "target") and value}
+    facts = [
+        (key, value if isinstance(value, str) else ", ".join(map(str, _flat(value)))) for key, value in uris.items()
+    ]
+    backbone = config.get("backbone")
+    if isinstance(backbone, dict):
+        facts.append(("backbone", " · ".join(str(backbone[key]) for key in ("name", "weights") if backbone.get(key))))
+    rates = sorted(
+        float(row["images_per_s"]) for record in stage.records for row in record.rows if row.get("images_per_s")
+    )
+    if rates:
+        facts.append(("speed", f"{rates[len(rates) // 2]:,.0f} images/s (median)"))
+    seen = first.result.get("seen_unlabelled") or {}
+    if seen:
+        counts = ", ".join(f"{value} in {key}" for key, value in seen.items())
+        facts.append(("evaluation images seen unlabelled", counts if any(seen.values()) else "0 (inductive)"))
+    if first.result.get("selection"):
+        facts.append(("selection", f"{first.result['selection']}. {selection_sentence(first.result['selection'])}"))
+    splits = (first.result.get("data") or {}).get("split") or {}
+    if isinstance(splits, dict) and splits:
+        facts.append(("splits", ", ".join(f"{name} {str(digest)[:12]}" for name, digest in splits.items())))
+    facts.append(("seeds", ", ".join(str(record.seed) for record in stage.records)))
+    facts.append(("directory", str(first.path)))
+    return facts
+
+
+def _flat(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, list) else [value]
+
+
+def provenance(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """Versions, commit, host and date; where runs differ, all that occurred."""
+    names = dict.fromkeys(name for record in records for name in record.about.get("versions") or {})
+    versions = {
+        name: _different((record.about.get("versions") or {}).get(name) for record in records) for name in names
+    }
+    facts = [("versions", ", ".join(f"{name} {' and '.join(found)}" for name, found in versions.items() if found))]
+    facts += [(key, ", ".join(_different(record.about.get(key) for record in records))) for key in ("commit", "host")]
+    started = _different(record.about.get("started") for record in records)
+    facts.append(("started", " to ".join(dict.fromkeys([*started[:1], *started[-1:]]))))
+    return [(key, value) for key, value in facts if value]
+
+
+def _different(values: Iterable[Any]) -> list[str]:
+    return sorted({str(value) for value in values if value})
+
+
+def _picture(path: Path, caption: str) -> Picture:
+    """A picture as a data URI; large ones are re-encoded as WebP of at most 1400 pixels' width, to keep the page small."""
+    data, kind = path.read_bytes(), "png"
+    with Image.open(io.BytesIO(data)) as image:
+        width = image.width
+        if len(data) > _PICTURE_BYTES:
+            small = image.convert("RGBA" if "A" in image.getbands() else "RGB")
+            small.thumbnail((_PICTURE_WIDTH, 4 * _PICTURE_WIDTH))
+            buffer = io.BytesIO()
+            small.save(buffer, format="WEBP", quality=86)
+            data, kind = buffer.getvalue(), "webp"
+    return Picture(
+        f"data:image/{kind};base64,{base64.b64encode(data).decode()}", caption or path.stem.replace("_", " "), width
+    )
+
+
+def yaml_text(config: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=100) if config else ""

@@ -1,0 +1,167 @@
+"""Run directories read back for the report.
+
+Any file may be missing or cut short: a report of a run that was killed is worth having, so only a path that is
+no run at all is an error.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ...core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run directory: `config.yaml`, `run.json` (about), `metrics.jsonl` (rows), `result.json`, `map.json`."""
+
+    path: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    result: dict[str, Any] = field(default_factory=dict)
+    map: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.result)
+
+    @property
+    def verb(self) -> str:
+        return str(self.about.get("verb") or self.result.get("task") or "run")
+
+    @property
+    def seed(self) -> int | None:
+        return self.result.get("seed", self.config.get("seed"))
+
+    def pictures(self) -> list[tuple[Path, str]]:
+        """The pictures of the run with their captions, in the captions' order, then by name."""
+        folder = self.path / "pictures"
+        captions = _json(folder / "captions.json")
+        found = {path.name: path for path in sorted(folder.glob("*.png"))}
+        names = [name for name in captions if name in found] + [name for name in found if name not in captions]
+        return [(found[name], str(captions.get(name, ""))) for name in names]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One experiment over its seeds."""
+
+    name: str
+    records: list[Record]
+
+    @property
+    def first(self) -> Record:
+        return self.records[0]
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        return [record.result for record in self.records if record.finished]
+
+
+def read(path: Path) -> Record:
+    """Read one run directory. Raises UserError if `path` holds neither a config nor a result."""
+    if not ((path / "config.yaml").is_file() or (path / "result.json").is_file()):
+        what = (
+            "holds no config.yaml and no result.json"
+            if path.is_dir()
+            else "is a file"
+            if path.exists()
+            else "does not exist"
+        )
+        raise UserError(f"{path} {what}; expected the directory of a run or of a pipeline (a config's run.dir)")
+    config = path / "config.yaml"
+    try:
+        loaded = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{config} is not readable YAML; restore it or run again in another run.dir") from error
+    return Record(
+        path,
+        loaded if isinstance(loaded, dict) else {},
+        _json(path / "run.json"),
+        _lines(path / "metrics.jsonl"),
+        _json(path / "result.json"),
+        _json(path / "map.json"),
+    )
+
+
+def is_pipeline(record: Record) -> bool:
+    return record.result.get("task") == "pipeline" or "stages" in record.config
+
+
+def is_sweep(record: Record) -> bool:
+    return record.result.get("task") == "sweep" or "search" in record.config
+
+
+def stages_of(pipeline: Record) -> list[Stage]:
+    """The stages of a pipeline directory in the order of its config, each with the seeds that were begun."""
+    folders = [pipeline.path / f"seed-{seed}" for seed in pipeline.config.get("seeds", [])]
+    stages = []
+    for name in pipeline.config.get("stages", {}):
+        begun = [folder / name for folder in folders if (folder / name / "config.yaml").is_file()]
+        if begun:
+            stages.append(Stage(name, [read(path) for path in begun]))
+    return stages
+
+
+def by_experiment(records: Iterable[Record]) -> list[Stage]:
+    """Plain runs grouped into experiments: those whose configs differ only in the seed and in `run` belong together.
+
+    A second run of the same seed is no further evidence, so it stands apart.
+    """
+    groups: dict[tuple[str, int], list[Record]] = {}
+    seen: Counter[tuple[str, int | None]] = Counter()
+    for record in records:
+        identity = _identity(record)
+        groups.setdefault((identity, seen[identity, record.seed]), []).append(record)
+        seen[identity, record.seed] += 1
+    runs = [sorted(group, key=lambda record: (record.seed is None, record.seed or 0)) for group in groups.values()]
+    return [Stage(name, group) for name, group in zip(_names(runs), runs, strict=True)]
+
+
+def _identity(record: Record) -> str:
+    science = {key: value for key, value in record.config.items() if key not in ("run", "seed")}
+    text = json.dumps([record.verb, science], sort_keys=True, default=str) if science else str(record.path)
+    # A backbone that an earlier stage of the same seed made differs by the seed's folder alone.
+    return re.sub(r"seed-\d+", "seed-*", text)
+
+
+def _names(groups: list[list[Record]]) -> list[str]:
+    """The last folder of each group's run; as much of the path as it takes where two are the same."""
+    parts = [
+        [part for part in group[0].path.resolve().parts if not re.fullmatch(r"seed-\d+", part)] for group in groups
+    ]
+    depth = 1
+    while depth < max(map(len, parts)) and len({tuple(p[-depth:]) for p in parts}) < len(parts):
+        depth += 1
+    return ["/".join(part[-depth:]) for part in parts]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not readable JSON; delete the file or restore it") from error
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # a killed process leaves half a line behind
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows

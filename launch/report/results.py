@@ -1,0 +1,127 @@
+"""From the results of several seeds to the rows and paired differences of a table.
+
+Pipelines and reports share this file, so a number on the page is the number in `result.json`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from ...core.errors import UserError
+from ...core.evaluate.metrics import mean_interval, paired_interval
+
+
+def main_metric(result: Mapping[str, Any]) -> str:
+    """The metric a result is known by: the first of its `metrics`. Raises UserError if it has none."""
+    for name in result.get("metrics") or {}:
+        return name
+    raise UserError(
+        f"the {result.get('task', 'stage')} result of {result.get('run', 'this run')} has no metric; "
+        "a row needs a stage that evaluates (probe, finetune, adapt, or pretrain with data.test)"
+    )
+
+
+def value_of(result: Mapping[str, Any], metric: str) -> float:
+    """One metric of one result. Raises UserError that lists the metrics there are."""
+    metrics = result.get("metrics") or {}
+    if metric in metrics:
+        return float(metrics[metric])
+    near = get_close_matches(metric, metrics, 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    known = ", ".join(metrics) or "none"
+    raise UserError(f"{result.get('run', 'this run')} has no metric {metric}{hint} (known: {known})")
+
+
+def on_test(metric: str, test: str) -> str:
+    """The same measurement on another test set: `target/knn/accuracy` on `source` is `source/knn/accuracy`."""
+    return "/".join([test, *metric.rsplit("/", 2)[1:]])
+
+
+def test_of(metric: str) -> str:
+    """The test set of a metric named TEST/PROTOCOL/METRIC."""
+    return metric.rsplit("/", 2)[0]
+
+
+def kind_of(result: Mapping[str, Any]) -> str:
+    """`inductive` if no earlier stage saw an evaluation image without its label, `transductive` if one did."""
+    seen = result.get("seen_unlabelled")
+    if seen is None:
+        return "unrecorded"
+    return "transductive" if any(seen.values()) else "inductive"
+
+
+def summarise(
+    results: Sequence[Mapping[str, Any]],
+    *,
+    label: str,
+    stage: str,
+    metric: str | None = None,
+    tests: Sequence[str] = (),
+    also: Mapping[str, str] = {},
+) -> dict[str, Any]:
+    """One row of a table: one stage over its seeds.
+
+    results: the stage's result.json of each seed. metric: TEST/PROTOCOL/METRIC, the stage's main one by default.
+    tests: further tests on which the same measurement stands beside it; also: {heading: metric} of other measurements;
+    both only where every result has them.
+    `low` and `high` are the 95 % t-interval over seeds (None for one run); `bootstrap` is the interval that a single run
+    computed over its test images. Raises UserError if a result lacks the metric.
+    """
+    metric = metric or main_metric(results[0])
+    row: dict[str, Any] = {"label": label, "stage": stage, "metric": metric, **_spread(results, metric)}
+    row["seeds"] = [result.get("seed") for result in results]
+    kinds = {kind_of(result) for result in results}
+    row["kind"] = next(kind for kind in ("transductive", "unrecorded", "inductive") if kind in kinds)
+    row["selection"] = sorted({str(result.get("selection", "last")) for result in results})
+    wanted = {test: on_test(metric, test) for test in tests if test != test_of(metric)} | dict(also)
+    shared = {key: name for key, name in wanted.items() if all(name in (r.get("metrics") or {}) for r in results)}
+    if shared:
+        row["beside"] = {key: {"metric": name, **_spread(results, name)} for key, name in shared.items()}
+    return row
+
+
+def compare(a: Mapping[str, Any], b: Mapping[str, Any], label: str) -> dict[str, Any]:
+    """The difference a - b of two rows, paired by seed: what the seed changes in both cancels.
+
+    Raises UserError if the rows share no seed.
+    """
+    first, second = dict(zip(a["seeds"], a["values"], strict=True)), dict(zip(b["seeds"], b["values"], strict=True))
+    seeds = [seed for seed in first if seed in second]
+    if not seeds:
+        raise UserError(
+            f"{label}: {a['label']} and {b['label']} share no seed, so they cannot be paired; run both on the same seeds"
+        )
+    mean, low, high = paired_interval([first[s] for s in seeds], [second[s] for s in seeds])
+    values = [first[s] - second[s] for s in seeds]
+    return {
+        "label": label,
+        "a": a["label"],
+        "b": b["label"],
+        "n": len(seeds),
+        "mean": float(mean),
+        "low": _finite(low),
+        "high": _finite(high),
+        "values": values,
+        "seeds": seeds,
+    }
+
+
+def _spread(results: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
+    values = [value_of(result, metric) for result in results]
+    mean, low, high = mean_interval(values)
+    spread: dict[str, Any] = {
+        "n": len(values),
+        "mean": float(mean),
+        "low": _finite(low),
+        "high": _finite(high),
+        "values": values,
+    }
+    bootstrap = (results[0].get("intervals") or {}).get(metric)
+    if len(values) == 1 and bootstrap is not None and None not in bootstrap:
+        spread["bootstrap"] = [float(bound) for bound in bootstrap]
+    return spread
+
+
+def _finite(bound: float | None) -> float | None:
+    return None if bound is None or not math.isfinite(bound) else float(bound)

@@ -1,0 +1,48 @@
+"""Projection and prediction heads: the MLPs of the papers, and how stacked views go through them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+from lightly.models.modules.heads import ProjectionHead
+from torch import Tensor, nn
+
+from ...core.model import norm
+from ...core.errors import UserError
+
+Last = Literal["linear", "plain-linear", "norm", "plain-norm"]
+
+
+def mlp(widths: Sequence[int], *, last: Last, key: str) -> ProjectionHead:
+    """Linear, BatchNorm and ReLU from width to width, and a last layer as the paper has it. [N, widths[0]] -> [N, widths[-1]].
+
+    last: a linear layer; "plain-linear": without bias; "norm": BatchNorm after it; "plain-norm": BatchNorm without scale and
+    shift. No layer has a bias before BatchNorm.
+    key: the config's key that gives widths[1:]. Raises UserError for widths that make no head.
+    """
+    first, *given = widths
+    if not given or min(given) < 1:
+        raise UserError(f"{key}: expected widths such as [2048, 128], got {given}")
+    # lightly's heads of the papers know one number of layers each; the class below them takes any.
+    *hidden, (before, out) = pairwise([first, *given])
+    layers = [(a, b, nn.BatchNorm1d(b), nn.ReLU()) for a, b in hidden]
+    closing = nn.BatchNorm1d(out, affine=last == "norm") if last.endswith("norm") else None
+    return ProjectionHead([*layers, (before, out, closing, None, last == "linear")])
+
+
+def predictor(projection: Sequence[int], prediction: Sequence[int], *, last: Last) -> ProjectionHead:
+    """The `mlp` of a prediction head, from projections to what is compared with projections. The widths are the config's
+    method.projection and method.prediction. Raises UserError."""
+    head = mlp([projection[-1], *prediction], last=last, key="method.prediction")
+    if prediction[-1] != projection[-1]:
+        raise UserError(
+            f"method.prediction: its last width {prediction[-1]} must be method.projection's {projection[-1]}"
+        )
+    return head
+
+
+def project(head: nn.Module, features: Tensor) -> Tensor:
+    """[V, N, D] -> [V, N, D']: all views in one forward, position by position (see core/model/norm.py)."""
+    return norm.encode(head, features)

@@ -1,0 +1,216 @@
+"""What a pretraining run is watched by: kNN and a linear probe on any labelled sets, and measures that need no label.
+
+All of it looks at features of a frozen backbone in eval mode, without gradient, so nothing here can move it; and all of it is a function of
+the weights and the seed, so a resumed run is told the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core.images.damage import read_or_neighbour
+from ...core.distributed import gather, rank, world
+from ...core.draws import Draws, permute
+from ...core.errors import UserError
+from ...core.evaluate.features import evaluating, extract
+from ...core.images.open import Images
+from ...core.evaluate.knn import knn_predict
+from ...core.views.multiview import Multiview
+from ...core.stream.order import straddling
+from ...core.evaluate.pictures import save_map
+from ...core.run.directory import Run
+from ...core.sample import Sample
+from ...core.views.view import Evaluation, stack_pictures
+from . import spectrum
+
+WATCHED_AT_ONCE = 256
+FEWEST = 16  # images, below which a spectrum says nothing
+
+
+def knn_options(*, k: int = 20, temperature: float = 0.07) -> None:
+    """Weighted cosine kNN; k and temperature are fixed beforehand, nothing is selected."""
+
+
+def linear_options(*, steps: int = 300, lr: float = 0.01, batch_size: int = 1024) -> None:
+    """A linear classifier on frozen features, trained anew each time by an AdamW of its own: an indicator, the number is `probe`'s.
+
+    steps, lr (to 0 along a line), batch_size: of that training.
+    """
+
+
+def watch_options(*, images: int = 256, views: int = 4) -> None:
+    """RankMe, alpha-ReQ, LiDAR, uniformity and alignment of `images` training images, in `views` augmented views each for LiDAR
+    and alignment."""
+
+
+class Probes:
+    """ "TEST/knn/accuracy" and "TEST/linear/accuracy" of a method's frozen backbone, by the bank's labels."""
+
+    def __init__(
+        self,
+        bank: Images | None,
+        tests: Mapping[str, Images],
+        view: Evaluation,
+        run: Run,
+        knn: Mapping[str, Any] | None,
+        linear: Mapping[str, Any] | None,
+    ) -> None:
+        self.bank, self.tests, self.view, self.run = bank, tests, view, run
+        self.knn, self.linear = knn, linear
+        self.last: tuple[dict[str, Tensor], dict[str, float]] | None = None
+
+    def __call__(self, method: Any) -> dict[str, float]:
+        """The evaluator that `fit` calls."""
+        features = {name: self._features(method.backbone, t) for name, t in self.tests.items()}
+        self.last = features, self._score(method.backbone, features)
+        return self.last[1]
+
+    def conclude(self, method: Any) -> dict[str, float]:
+        """What `fit`'s last evaluation, after its last step, found, and the map of the tests' features."""
+        if self.last is None:  # a run that resumes when all steps are done has not evaluated
+            self(method)
+        assert self.last is not None
+        features, scores = self.last
+        if self.run.main:
+            save_map(self.run.dir, features, self.tests, self.run.seed)
+        return scores
+
+    def _features(self, backbone: nn.Module, images: Images) -> Tensor:
+        return extract(backbone, images, self.view, device=self.run.device, workers=self.run.options["workers"])
+
+    def _score(self, backbone: nn.Module, features: Mapping[str, Tensor]) -> dict[str, float]:
+        if self.bank is None:
+            return {}
+        labels, classes = self.bank.labels, self.bank.classes
+        assert labels is not None and classes is not None
+        known = self._features(backbone, self.bank)
+        predicted: dict[str, Tensor] = {}
+        if self.knn is not None:
+            for name, x in features.items():
+                predicted[f"{name}/knn"] = knn_predict(known, labels, x, len(classes), **self.knn)
+        if self.linear is not None:
+            probe = linear_probe(known, labels, len(classes), seed=self.run.seed, device=self.run.device, **self.linear)
+            for name, x in features.items():
+                predicted[f"{name}/linear"] = probe(x.to(self.run.device)).argmax(1).cpu()
+        truth = {name: images.labels for name, images in self.tests.items()}
+        return {
+            f"{key}/accuracy": float((found == truth[key.rpartition("/")[0]]).double().mean())
+            for key, found in predicted.items()
+        }
+
+
+class _Linear(nn.Module):
+    """Centred features, divided by one number (see finetune/protocols/logreg.py for why not each by its own), through a linear layer."""
+
+    def __init__(self, x: Tensor, num_classes: int) -> None:
+        super().__init__()
+        self.mean = x.mean(0)
+        self.scale = (x - self.mean).square().mean().sqrt().clamp(min=1e-12)
+        self.layer = nn.Linear(x.shape[1], num_classes, device=x.device)
+        nn.init.zeros_(self.layer.weight)
+        nn.init.zeros_(self.layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer((x - self.mean) / self.scale)
+
+
+def linear_probe(
+    x: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    steps: int = 300,
+    lr: float = 0.01,
+    batch_size: int = 1024,
+) -> nn.Module:
+    """A linear classifier of features float [N, D] with labels int64 [N], from zero weights, in an order that the seed gives.
+
+    Returns a module [M, D] -> logits [M, num_classes] on the device.
+    """
+    x, labels = x.detach().to(device), labels.to(device)
+    model = _Linear(x, num_classes)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-4)
+    for step, places in enumerate(straddling(seed, "linear", len(x), min(batch_size, len(x)), steps)):
+        rows = places.to(device)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * (1.0 - step / steps)
+        optimizer.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            nn.functional.cross_entropy(model(x[rows]), labels[rows]).backward()
+        optimizer.step()
+    return model.eval()
+
+
+class Watch:
+    """Measures of a backbone that need no label, on a fixed few of the training images; what they mean is in ssl/watch/spectrum.py."""
+
+    def __init__(
+        self, train: Images, view: Evaluation, augment: Multiview, run: Run, *, images: int = 256, views: int = 4
+    ) -> None:
+        """Raises UserError for numbers too small to measure anything."""
+        if images < FEWEST or views < 2:
+            raise UserError(
+                f"evaluate.watch: expected {FEWEST} images or more in 2 views or more, got {images} and {views}; null leaves it out"
+            )
+        n = min(images, len(train))
+        chosen = permute(run.seed, "watch", len(train), torch.arange(n))
+        self.images, self.view, self.run, self.views = train.select(chosen), view, run, views
+        self.augment = Multiview(augment.views[:1])  # the first of the training views
+        self.last: Tensor | None = None
+
+    def __call__(self, method: Any) -> dict[str, float]:
+        """The evaluator that `fit` calls."""
+        if len(self.images) < FEWEST:
+            return {}
+        features = self._features(method.backbone)
+        self.last = features[:, 0]
+        if not bool(features.isfinite().all()):
+            return {}  # diverged: `fit` says so, and no decomposition would take it
+        plain, views = features[:, 0], features[:, 1:]
+        found = {
+            "rankme": spectrum.rankme(plain),
+            "alpha_req": spectrum.alpha_req(plain),
+            "lidar": spectrum.lidar(views),
+            "uniformity": spectrum.uniformity(plain),
+            "alignment": spectrum.alignment(views),
+        }
+        return {name: value for name, value in found.items() if math.isfinite(value)}
+
+    def conclude(self, method: Any) -> None:
+        """The map of the watched images' features, of which there may be no labels."""
+        if self.last is None:  # a run that resumes when all steps are done has not evaluated
+            self(method)
+        if self.run.main and self.last is not None:
+            save_map(self.run.dir, {"train": self.last}, {"train": self.images}, self.run.seed)
+
+    def _features(self, backbone: nn.Module) -> Tensor:
+        """Of each image as it is and in augmented views, [n, 1 + views, D] on the CPU: each process encodes some, all get all.
+
+        Damaged pictures are replaced as in training; nothing here is a number about a test set.
+        """
+        n = len(self.images)
+        share = -(-n // world())
+        own = [min(i, n - 1) for i in range(rank() * share, (rank() + 1) * share)]  # the last one again fills up
+        parts = []
+        with evaluating(backbone), torch.inference_mode():
+            for start in range(0, share, WATCHED_AT_ONCE):
+                few = own[start : start + WATCHED_AT_ONCE]
+                pictures = [read_or_neighbour(self.images, i)[0] for i in few]
+                plain = self.view(stack_pictures([self.view.worker(p) for p in pictures]).to(self.run.device))
+                seen = [plain, *(self._augmented(pictures, few, v) for v in range(self.views))]
+                parts.append(torch.stack([backbone(images) for images in seen], 1))
+        return gather(torch.cat(parts))[:n].float().cpu()
+
+    def _augmented(self, pictures: list[Tensor], numbers: list[int], view: int) -> Tensor:
+        """One view more, with draws that training does not use: [len(pictures), C, size, size]."""
+        on_host = Draws(self.run.seed, torch.tensor(numbers) * self.views + view, "watch/")
+        crops = self.augment.crop_each(pictures, on_host)["images"].to(self.run.device)
+        draws = Draws(self.run.seed, on_host.positions.to(self.run.device), "watch/")
+        return self.augment(Sample(crops, draws.positions, torch.empty(0)), draws).images[0]

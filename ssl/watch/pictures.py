@@ -1,0 +1,68 @@
+"""Pictures of a finished pretraining: the views that the model was fed, what a masked model paints, where a ViT looks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from ...core.draws import Draws
+from ...core.evaluate.features import evaluating
+from ...core.evaluate.pictures import denormalise, save_sheet
+from ...core.run.directory import Run
+from ...core.sample import Views
+from ...core.stream.batches import Batches
+from ...core.model.vit_tokens import last_attention
+
+SHOWN = 12
+
+
+def draw(run: Run, objective: Any, batches: Batches, prepare: Callable[[Any], Views]) -> None:
+    """Write pictures/ of the run: views, local crops, reconstructions and attention of the first images, as far as there are such."""
+    first = next(iter(batches(0)), None)
+    if first is None:
+        return
+    model = objective.backbone
+    batch = prepare(first[0])
+    sheets = {"views": (batch.images, "Augmented views of the first images, one row a view.")}
+    if batch.local is not None:
+        sheets["local"] = (batch.local, "Local crops of the same images, one row a crop.")
+    for name, (views, caption) in sheets.items():
+        save_sheet(run.dir, name, denormalise(views[:, :SHOWN], model.mean, model.std), caption)
+    images = batch.images[0, :SHOWN]
+    with evaluating(objective), torch.no_grad():
+        if hasattr(objective, "paint"):
+            seen, painted = objective.paint(images, Draws(run.seed, batch.draws.positions[:SHOWN]))
+            rows = denormalise(torch.stack([images, seen, painted]), model.mean, model.std)
+            save_sheet(run.dir, "reconstructions", rows, "The image, the visible patches, and the painted image.")
+        if isinstance(model.model, VisionTransformer) and model.model.attn_pool is None:
+            shown = coloured(denormalise(images, model.mean, model.std))
+            rows = torch.stack([shown, overlay(shown, last_attention(model.model, images).mean(1))])
+            save_sheet(
+                run.dir, "attention", rows, f"Where the last block looks, over its heads: {_asked(model.model)}."
+            )
+
+
+def coloured(images: Tensor) -> Tensor:
+    """[N, C, H, W] -> [N, 3, H, W]: the first three channels, or the first one where there are fewer."""
+    return images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+
+
+def overlay(images: Tensor, maps: Tensor) -> Tensor:
+    """[N, C, H, W] in 0..1 as gray, with maps [N, h, w], each scaled to its own range, in red over them: [N, 3, H, W]."""
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    heat = ((maps - low) / (high - low).clamp(min=1e-12))[:, None]
+    heat = torch.nn.functional.interpolate(heat, images.shape[2:], mode="nearest")
+    gray = images[:, :3].mean(1, keepdim=True)
+    return torch.cat([gray + (1.0 - gray) * heat, gray * (1.0 - heat), gray * (1.0 - heat)], 1)
+
+
+def _asked(vit: VisionTransformer) -> str:
+    return (
+        "the attention of the class token"
+        if vit.global_pool == "token"
+        else "the attention that patches pay on average"
+    )
