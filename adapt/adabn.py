@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..core.model.classifier import Classifier
 from ..core.errors import UserError
+from ..core.model.classifier import Classifier
 from ..core.model.norm import Mode, PositionBatchNorm, frozen_statistics
 from .source_only import SourceOnly
 

@@ -11,24 +11,34 @@ import torch
 from torch import Tensor
 
 from ..core.config import resolve as config
+from ..core.config.resolve import Choice, Section
+from ..core.distributed import rank, world
+from ..core.evaluate.features import extract
+from ..core.evaluate.pictures import denormalise, save_map, save_sheet
+from ..core.images.damage import Damage, read_or_neighbour, rows_or_neighbours
+from ..core.images.open import Images, holdout, open_images
+from ..core.images.sets import (
+    HELD_OUT,
+    LABELLED,
+    add_seen,
+    align,
+    describe,
+    exposure,
+    fingerprints,
+    labelled,
+    open_tests,
+)
 from ..core.model import norm
 from ..core.model.backbone import create
 from ..core.model.classifier import Classifier, score
-from ..core.config.resolve import Choice, Section
-from ..core.images.damage import Damage, read_or_neighbour, rows_or_neighbours
-from ..core.distributed import rank, world
-from ..core.evaluate.features import extract
-from ..core.images.open import Images, holdout, open_images
-from ..core.views.multiview import Multiview
-from ..core.train.optim import Optim
-from ..core.stream.order import Order
-from ..core.evaluate.pictures import denormalise, save_map, save_sheet
-from ..core.views.presets import VIEWS
 from ..core.run.directory import Run
 from ..core.sample import Labelled, Pair, PairSample, Unlabelled
-from ..core.images.sets import HELD_OUT, LABELLED, add_seen, align, describe, exposure, fingerprints, labelled, open_tests
 from ..core.stream.batches import Batches, Decode, Share, pairs, source_draws, stream
+from ..core.stream.order import Order
 from ..core.train.fit import Every, fit
+from ..core.train.optim import Optim
+from ..core.views.multiview import Multiview
+from ..core.views.presets import VIEWS
 from ..core.views.view import Evaluation, stack_pictures
 from .registry import METHODS
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.model.classifier import Classifier
 from ..core.distributed import all_reduce_sum, world
+from ..core.model.classifier import Classifier
 from ..core.numerics import wide
 from .dann import DANN, domains
 from .parts.reversal import reverse

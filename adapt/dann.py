@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.model.backbone import Backbone
-from ..core.model.encode import encode
 from ..core.model.classifier import Classifier
+from ..core.model.encode import encode
 from ..core.numerics import wide
 from ..core.sample import Pair
 from ..core.train.fit import Step

@@ -14,20 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from rootstock.core.config import resolve as config
-from rootstock.core.model import norm
-from rootstock.core.model.backbone import HALF, create
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
 from rootstock.core.images.open import open_images
-from rootstock.core.views.multiview import Multiview
-from rootstock.core.train.optim import Optim
-from rootstock.core.stream.order import Order
-from rootstock.core.views.presets import VIEWS
+from rootstock.core.model import norm
+from rootstock.core.model.backbone import HALF, create
 from rootstock.core.run.directory import Run
 from rootstock.core.run.options import options as run_options
 from rootstock.core.sample import Sample, Views
 from rootstock.core.stream.batches import NO_LABELS, Batches, Resident, stream
+from rootstock.core.stream.order import Order
 from rootstock.core.train.fit import Every, fit
+from rootstock.core.train.optim import Optim
+from rootstock.core.views.multiview import Multiview
+from rootstock.core.views.presets import VIEWS
 from rootstock.ssl.registry import METHODS
 
 Clock = Callable[[], float]

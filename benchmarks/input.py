@@ -28,12 +28,12 @@ from timing import Contender, Costs, Interval, Timer, by_the_clock, interleaved,
 
 from rootstock.core.draws import Draws
 from rootstock.core.images.decode import decode
-from rootstock.core.images.pack.writer import pack
-from rootstock.core.images.pack.record import Packing
 from rootstock.core.images.open import open_images, open_with_splits
-from rootstock.core.views.presets import VIEWS
+from rootstock.core.images.pack.record import Packing
+from rootstock.core.images.pack.writer import pack
 from rootstock.core.sample import Sample
 from rootstock.core.stream.batches import Order, stream
+from rootstock.core.views.presets import VIEWS
 
 CPU = torch.device("cpu")
 

@@ -14,11 +14,11 @@ from timing import Interval
 from torch import Tensor, nn
 
 from rootstock.core.images.open import open_images
-from rootstock.core.train.optim import Optim
-from rootstock.core.stream.order import Order
-from rootstock.core.views.presets import VIEWS
 from rootstock.core.stream.batches import stream
+from rootstock.core.stream.order import Order
 from rootstock.core.train.fit import Every, Step, fit
+from rootstock.core.train.optim import Optim
+from rootstock.core.views.presets import VIEWS
 
 COUNT, BATCH, SIDE = 512, 8, 8
 RATE = 1e-3

@@ -11,31 +11,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.config import resolve as config
-from ..core.model import norm
-from ..core.model.backbone import OWN, Backbone, create
-from ..core.model.classifier import Classifier, Scores, add_scores, score
 from ..core.config.resolve import Choice, Section
-from ..core.images.damage import Damage, read_or_neighbour
 from ..core.distributed import rank, world
 from ..core.draws import Draws
 from ..core.errors import UserError
 from ..core.evaluate.features import extract
-from ..core.images.open import Images
-from ..core.views.mixup import Mixing, mix
-from ..core.train.optim import Optim
-from ..core.stream.order import SHUFFLES, Order
 from ..core.evaluate.pictures import denormalise, save_map, save_sheet
+from ..core.images.damage import Damage, read_or_neighbour
+from ..core.images.open import Images
+from ..core.images.sets import LABELLED, add_seen, describe, exposure, fingerprints, train_and_tests
+from ..core.model import norm
+from ..core.model.backbone import OWN, Backbone, create
+from ..core.model.classifier import Classifier, Scores, add_scores, score
 from ..core.numerics import wide
-from ..core.views.presets import VIEWS
 from ..core.run.directory import Run
 from ..core.sample import Labelled, Sample
-from ..core.images.sets import LABELLED, add_seen, describe, exposure, fingerprints, train_and_tests
 from ..core.stream.batches import Decode, Share, stream
+from ..core.stream.order import SHUFFLES, Order
 from ..core.train.fit import Every, Step, fit
+from ..core.train.optim import Optim
+from ..core.views.mixup import Mixing, mix
+from ..core.views.presets import VIEWS
 from ..core.views.view import Evaluation
+from .baselines.registry import BASELINES
 from .protocols import protocols
 from .protocols.attentive import Training
-from .baselines.registry import BASELINES
 from .protocols.tokens import extract_tokens
 
 
@@ -66,7 +66,7 @@ def evaluate_options(
     fewshot: Annotated[dict[str, Any] | None, Section(protocols.fewshot)] = None,
     presets: list[str] = [],
 ) -> None:
-    """Which protocols run on the frozen features, or tokens (attentive); presets: published ones by name (see finetune/protocols/protocols.py)."""
+    """Which protocols run on the frozen features, or tokens (attentive); presets: published ones by name."""
 
 
 def probe(

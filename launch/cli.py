@@ -15,10 +15,10 @@ import typer
 from .. import __doc__ as about
 from .. import __version__
 from ..core.errors import UserError
-from .exits import answer
 from .cluster.launcher import follow_launcher
 from .cluster.launcher import launch as launch_processes
 from .cluster.placement import places
+from .exits import answer
 
 P = ParamSpec("P")
 

@@ -16,8 +16,8 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from ..core.images.sources.files import printable
 from ..core.images.open import DamagedImage, Images, open_with_splits
+from ..core.images.sources.files import printable
 
 SHEET = Path("contact-sheet.png")
 THUMBNAIL, COLUMNS, ROWS, MARGIN, CAPTION = 64, 10, 20, 4, 110

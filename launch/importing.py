@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.train import checkpoint
-from ..core.model.backbone import Backbone
+from ..core.config.messages import among, show, spelt
 from ..core.config.yaml_file import parse
-from ..core.errors import UserError
 from ..core.convert.adopt import adopt
 from ..core.convert.file import read
 from ..core.convert.names import PROJECTS, listed
+from ..core.errors import UserError
 from ..core.images.pack.unfinished import writable
-from ..core.config.wording import among, show, spelt
+from ..core.model.backbone import Backbone
+from ..core.train import checkpoint
 
 REPORT = "import.json"
 

@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
-from ..core.images.sources.files import printable
-from ..core.images.pack.writer import pack
-from ..core.images.pack.record import Packing
 from ..core.images.open import open_images, open_with_splits
+from ..core.images.pack.record import Packing
+from ..core.images.pack.writer import pack
+from ..core.images.sources.files import printable
 from .data import LISTED, print_summary
 
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..core.run import state
 from ..core.errors import UserError
+from ..core.run import state
 from .report.records import Record, is_pipeline, is_sweep, read
 from .report.results import main_metric
 

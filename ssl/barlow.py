@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..core.model.backbone import Backbone
-from ..core.model.encode import encode
 from ..core.distributed import gather, world
 from ..core.errors import UserError
+from ..core.model.backbone import Backbone
+from ..core.model.encode import encode
 from ..core.numerics import wide
 from ..core.sample import Views
 from ..core.train.fit import Step
+from .parts.checks import above_zero
 from .parts.heads import mlp, project
 from .watch.collapse import health
-from .parts.checks import above_zero
 
 EPSILON = 1e-5  # of the BatchNorm, without scale and shift, that standardises embeddings in the authors' code
 

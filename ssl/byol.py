@@ -8,15 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.model.backbone import Backbone
-from ..core.model.encode import encode
 from ..core.model.ema import follow, teacher_of
+from ..core.model.encode import encode
 from ..core.numerics import wide
 from ..core.sample import Views
-from ..core.train.schedules import cosine
 from ..core.train.fit import Step
+from ..core.train.schedules import cosine
+from .parts.checks import fraction
 from .parts.heads import mlp, predictor, project
 from .watch.collapse import health
-from .parts.checks import fraction
 
 
 def byol_loss(predictions: Tensor, targets: Tensor) -> Tensor:

@@ -6,17 +6,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..core.model.backbone import Backbone
-from ..core.model.encode import encode, with_local
 from ..core.distributed import all_reduce_sum
+from ..core.model.backbone import Backbone
 from ..core.model.ema import follow, teacher_of
+from ..core.model.encode import encode, with_local
 from ..core.numerics import wide
 from ..core.sample import Views
-from ..core.train.schedules import cosine, ramp
 from ..core.train.fit import Step
-from .watch.collapse import health
-from .parts.prototypes import PrototypeHead, assignment_health, center_update, crops_loss
+from ..core.train.schedules import cosine, ramp
 from .parts.checks import above_zero, fraction
+from .parts.prototypes import PrototypeHead, assignment_health, center_update, crops_loss
+from .watch.collapse import health
 
 
 def dino_targets(teacher_logits: Tensor, center: Tensor, temperature: float | Tensor) -> Tensor:

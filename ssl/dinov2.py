@@ -9,22 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.model.backbone import Backbone
-from ..core.model.encode import with_local
 from ..core.distributed import all_reduce_sum, gather, own_rows, world
-from ..core.model.ema import follow, teacher_of
 from ..core.errors import UserError
+from ..core.model.backbone import Backbone
+from ..core.model.ema import follow, teacher_of
+from ..core.model.encode import with_local
+from ..core.model.vit_tokens import plain_vit
 from ..core.numerics import wide
 from ..core.sample import Views
-from ..core.train.schedules import cosine, ramp
-from ..core.model.vit_tokens import plain_vit
 from ..core.train.fit import Step
-from .parts.blockwise import most_hidden, view_masks
-from .watch.collapse import health
+from ..core.train.schedules import cosine, ramp
 from .ibot import check_mask_ratio, patch_loss, view_tokens
+from .parts.blockwise import most_hidden, view_masks
+from .parts.checks import above_zero, fraction
 from .parts.masks import listed, picked, real_ones
 from .parts.prototypes import PrototypeHead, assignment_health, crops_loss, sinkhorn
-from .parts.checks import above_zero, fraction
+from .watch.collapse import health
 
 LEAST_BLOCK = 4  # patches: smaller blocks are drawn where fewer are left to hide
 

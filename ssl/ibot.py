@@ -9,21 +9,21 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ..core.model.backbone import Backbone
-from ..core.model.encode import in_chunks, with_local
 from ..core.distributed import all_reduce_sum
-from ..core.model.ema import follow, teacher_of
 from ..core.errors import UserError
-from ..core.sample import Views
-from ..core.train.schedules import cosine, ramp
+from ..core.model.backbone import Backbone
+from ..core.model.ema import follow, teacher_of
+from ..core.model.encode import in_chunks, with_local
 from ..core.model.vit_tokens import embed, plain_vit, transform
+from ..core.sample import Views
 from ..core.train.fit import Step
-from .parts.blockwise import most_hidden, view_masks
+from ..core.train.schedules import cosine, ramp
 from .dino import dino_targets
-from .watch.collapse import health
+from .parts.blockwise import most_hidden, view_masks
+from .parts.checks import above_zero, fraction
 from .parts.masks import listed, picked, real_ones
 from .parts.prototypes import PrototypeHead, assignment_health, center_update, crops_loss, cross_entropy
-from .parts.checks import above_zero, fraction
+from .watch.collapse import health
 
 
 def patch_loss(targets: Tensor, logits: Tensor, hidden: Tensor, temperature: float) -> Tensor:

@@ -9,21 +9,21 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from ..core.model.backbone import Backbone
-from ..core.model.vit_blocks import Pack, packable
-from ..core.views.colour import eager_cpu
 from ..core.draws import Draws
-from ..core.model.ema import follow, teacher_of
 from ..core.errors import UserError
+from ..core.model.backbone import Backbone
+from ..core.model.ema import follow, teacher_of
+from ..core.model.sincos import fix_positions, sincos
+from ..core.model.vit_blocks import Pack, packable
+from ..core.model.vit_tokens import attend, embed, keep_patches, plain_vit, take, transform
 from ..core.numerics import wide
 from ..core.sample import Views
-from ..core.train.schedules import ramp
-from ..core.model.sincos import fix_positions, sincos
-from ..core.model.vit_tokens import attend, embed, keep_patches, plain_vit, take, transform
 from ..core.train.fit import Step
-from .watch.collapse import health
-from .parts.masks import Grid, block_sizes, blocks, listed, some_of, without
+from ..core.train.schedules import ramp
+from ..core.views.colour import eager_cpu
 from .parts.checks import fraction, narrow_vit
+from .parts.masks import Grid, block_sizes, blocks, listed, some_of, without
+from .watch.collapse import health
 
 
 def ijepa_loss(prediction: Tensor, targets: Tensor, real: Tensor) -> Tensor:

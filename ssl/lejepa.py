@@ -10,17 +10,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..core.model.backbone import Backbone
-from ..core.model.encode import encode, with_local
 from ..core.distributed import all_reduce_min, sum_with_gradient, world
 from ..core.draws import Draws
 from ..core.errors import UserError
+from ..core.model.backbone import Backbone
+from ..core.model.encode import encode, with_local
 from ..core.numerics import wide
 from ..core.sample import Views
 from ..core.train.fit import Step
+from .parts.checks import above_zero, fraction
 from .parts.heads import mlp, project
 from .watch.collapse import health
-from .parts.checks import above_zero, fraction
 
 
 def prediction_loss(z: Tensor, whole: int) -> Tensor:

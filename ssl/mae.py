@@ -8,18 +8,18 @@ import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from ..core.model.backbone import Backbone
-from ..core.model.vit_blocks import of_last
 from ..core.draws import Draws
 from ..core.errors import UserError
+from ..core.model.backbone import Backbone
+from ..core.model.sincos import fix_positions, sincos
+from ..core.model.vit_blocks import of_last
+from ..core.model.vit_tokens import embed, keep_patches, plain_vit, take, transform
 from ..core.numerics import wide
 from ..core.sample import Views
-from ..core.model.sincos import fix_positions, sincos
-from ..core.model.vit_tokens import embed, keep_patches, plain_vit, take, transform
 from ..core.train.fit import Step
-from .watch.collapse import health
-from .parts.patches import patchify, unpatchify
 from .parts.checks import narrow_vit
+from .parts.patches import patchify, unpatchify
+from .watch.collapse import health
 
 
 def mae_loss(prediction: Tensor, patches: Tensor, norm_pix: bool) -> Tensor:

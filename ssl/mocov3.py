@@ -11,19 +11,19 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ..core.model.backbone import Backbone
-from ..core.model.encode import encode
 from ..core.distributed import gather, own_rows, world
-from ..core.model.ema import follow, teacher_of
 from ..core.errors import UserError
+from ..core.model.backbone import Backbone
+from ..core.model.ema import follow, teacher_of
+from ..core.model.encode import encode
+from ..core.model.sincos import fix_positions
 from ..core.numerics import wide
 from ..core.sample import Views
-from ..core.train.schedules import cosine
-from ..core.model.sincos import fix_positions
 from ..core.train.fit import Step
+from ..core.train.schedules import cosine
+from .parts.checks import above_zero, fraction
 from .parts.heads import mlp, predictor, project
 from .watch.collapse import health
-from .parts.checks import above_zero, fraction
 
 
 def cosines(queries: Tensor, keys: Tensor) -> Tensor:

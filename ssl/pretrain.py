@@ -8,27 +8,27 @@ from typing import Annotated, Any
 import torch
 
 from ..core.config import resolve as config
-from ..core.model import norm
-from ..core.model.backbone import create
 from ..core.config.resolve import Choice, Duration, Section
-from ..core.images.damage import Damage, read_or_neighbour
 from ..core.distributed import rank, world
 from ..core.draws import Draws
 from ..core.errors import UserError
+from ..core.images.damage import Damage, read_or_neighbour
 from ..core.images.open import Images, holdout, open_images
-from ..core.train.optim import Optim
-from ..core.stream.order import SHUFFLES, Order
-from ..core.views.presets import VIEWS
+from ..core.images.sets import HELD_OUT, add_seen, align, describe, exposure, fingerprints, labelled, open_tests
+from ..core.model import norm
+from ..core.model.backbone import create
 from ..core.run.directory import Run
 from ..core.sample import Sample, Views
-from ..core.images.sets import HELD_OUT, add_seen, align, describe, exposure, fingerprints, labelled, open_tests
 from ..core.stream.batches import Decode, Share, stream
+from ..core.stream.order import SHUFFLES, Order
 from ..core.train.fit import Evaluator, Every, fit
+from ..core.train.optim import Optim
+from ..core.views.presets import VIEWS
 from ..core.views.view import Evaluation
-from .watch.collapse import CollapseAlarm
 from .registry import METHODS
-from .watch.pictures import draw
+from .watch.collapse import CollapseAlarm
 from .watch.evaluators import Probes, Watch, knn_options, linear_options, watch_options
+from .watch.pictures import draw
 
 
 def data_options(

@@ -6,16 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.model.backbone import Backbone
-from ..core.model.encode import encode
 from ..core.distributed import gather, own_rows, world
 from ..core.errors import UserError
+from ..core.model.backbone import Backbone
+from ..core.model.encode import encode
 from ..core.numerics import wide
 from ..core.sample import Views
 from ..core.train.fit import Step
+from .parts.checks import above_zero
 from .parts.heads import mlp, project
 from .watch.collapse import health
-from .parts.checks import above_zero
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float, rows: slice = slice(None)) -> Tensor:

@@ -14,15 +14,15 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ..core.model.backbone import Backbone
 from ..core.draws import Draws
 from ..core.errors import UserError
+from ..core.model.backbone import Backbone
+from ..core.model.vit_tokens import embed, plain_vit, transform
 from ..core.numerics import wide
 from ..core.sample import Views
-from ..core.model.vit_tokens import embed, plain_vit, transform
 from ..core.train.fit import Step
-from .watch.collapse import health
 from .parts.masks import enlarge, random_units
+from .watch.collapse import health
 
 SWINS = (SwinTransformer, SwinTransformerV2)
 

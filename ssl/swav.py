@@ -7,16 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.model.backbone import Backbone
-from ..core.model.encode import encode, with_local
 from ..core.distributed import all_reduce_sum, gather, rank, world
 from ..core.errors import UserError
+from ..core.model.backbone import Backbone
+from ..core.model.encode import encode, with_local
 from ..core.sample import Views
 from ..core.train.fit import Step
-from .parts.heads import mlp, project
-from .watch.collapse import health
-from .parts.prototypes import assignment_health, crops_loss, sinkhorn
 from .parts.checks import above_zero, fraction
+from .parts.heads import mlp, project
+from .parts.prototypes import assignment_health, crops_loss, sinkhorn
+from .watch.collapse import health
 
 
 class SwAV(nn.Module):

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.model.backbone import Backbone
-from ..core.model.encode import encode
 from ..core.distributed import gather, world
 from ..core.errors import UserError
+from ..core.model.backbone import Backbone
+from ..core.model.encode import encode
 from ..core.numerics import wide
 from ..core.sample import Views
 from ..core.train.fit import Step

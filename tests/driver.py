@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import rootstock.launch.verbs  # noqa: F401 - imported before forking
-from rootstock.core.train import checkpoint
-from rootstock.core.train import loop
+from rootstock.core.train import checkpoint, loop
 from rootstock.launch.cli import main
 
 

@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 from safetensors.torch import save_file
 
-from rootstock.core.train import checkpoint
-from rootstock.core.train import loop
 from rootstock.core.model.backbone import create
+from rootstock.core.train import checkpoint, loop
 
 STEPS, EVERY = 6, 2
 SMALL = ["data.size=16", "backbone.args={widths: [8, 8, 8, 16]}", "run.workers=0", "run.device=cpu"]

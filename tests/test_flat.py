@@ -13,14 +13,14 @@ from torch import nn
 from rootstock.core.config.resolve import Duration, validate
 from rootstock.core.draws import Draws
 from rootstock.core.images.open import open_images
-from rootstock.core.train.optim import Optim
-from rootstock.core.stream.order import Order
-from rootstock.core.views.presets import VIEWS
 from rootstock.core.run.directory import Run
 from rootstock.core.run.options import options
 from rootstock.core.sample import Sample, Views
 from rootstock.core.stream.batches import stream
+from rootstock.core.stream.order import Order
 from rootstock.core.train.fit import Every, Step, fit
+from rootstock.core.train.optim import Optim
+from rootstock.core.views.presets import VIEWS
 
 STEPS, WARM, BATCH = 10_000, 2_000, 2
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096

@@ -19,10 +19,10 @@ from torch import Tensor
 from rootstock.core.distributed import gather, rank, world
 from rootstock.core.draws import Draws
 from rootstock.core.images.open import Images, open_images
-from rootstock.core.stream.order import Order
-from rootstock.core.views.presets import VIEWS
 from rootstock.core.sample import Sample
 from rootstock.core.stream.batches import Share, stream
+from rootstock.core.stream.order import Order
+from rootstock.core.views.presets import VIEWS
 
 STEPS, BATCH, N, SEED = 50, 16, 40, 3
 WORLDS, WORKERS, MICRO = (1, 2, 4), (0, 1, 3), (1, 4)

@@ -13,8 +13,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from rootstock.core.model.backbone import WEIGHTS
 from rootstock.core.errors import UserError
+from rootstock.core.model.backbone import WEIGHTS
 from rootstock.launch.verbs import execute
 from rootstock.ssl.registry import METHODS as PRETRAINING
 from rootstock.tests.ssl import cases

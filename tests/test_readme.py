@@ -16,8 +16,8 @@ import timm
 import torch
 
 from rootstock.core.images.open import open_images
-from rootstock.launch.pipeline import run as pipeline
 from rootstock.launch.cli import app
+from rootstock.launch.pipeline import run as pipeline
 from rootstock.launch.pipeline.plan import plan
 
 ROOT = Path(__file__).parents[1]

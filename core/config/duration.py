@@ -7,7 +7,7 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from ..errors import UserError
-from .wording import show
+from .messages import show
 
 _PATTERN = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ep|%)|\d+")
 

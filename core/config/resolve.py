@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .yaml_file import ConfigError as ConfigError
-from .yaml_file import find as find
-from .yaml_file import parse, read_into
-from .yaml_file import read as read
 from .duration import Duration as Duration
+from .messages import among, nearest, show, spelt, words
 from .schema import REQUIRED, Key, Value, root_keys
 from .schema import Choice as Choice
 from .schema import Section as Section
 from .schema import json_schema as json_schema
-from .wording import among, nearest, show, spelt, words
+from .yaml_file import ConfigError as ConfigError
+from .yaml_file import find as find
+from .yaml_file import parse, read_into
+from .yaml_file import read as read
 
 
 def load(

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from .duration import Duration
-from .wording import literals, nearest, show, words
+from .messages import literals, nearest, show, words
 
 REQUIRED = inspect.Parameter.empty
 NUMBER = re.compile(r"[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)([eE][-+]?\d+)?")

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from ..errors import UserError
-from .wording import nearest, show, spelt
+from .messages import nearest, show, spelt
 
 PACKAGE = Path(__file__).resolve().parents[2]
 CONFIGS = PACKAGE / "configs"

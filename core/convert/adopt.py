@@ -9,8 +9,8 @@ import timm
 import torch
 from torch import Tensor
 
-from ..model.backbone import Backbone, create
 from ..errors import UserError
+from ..model.backbone import Backbone, create
 from ..model.weights import load_strictly
 from .file import Contents
 from .names import HEADS, find, listed, recognise

@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..train.checkpoint import sha256
+from ..config.messages import spelt
 from ..errors import UserError
-from ..config.wording import spelt
+from ..train.checkpoint import sha256
 from .load import INDEX, KINDS, REFUSED, TENSORS
 
 GIB = 2**30

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..config.messages import among, spelt
 from ..errors import UserError
-from ..config.wording import among, spelt
 from .file import Contents
 
 VISSL = "classy_state_dict/base_model/model/trunk"

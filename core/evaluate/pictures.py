@@ -12,8 +12,8 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from ..train import checkpoint
 from ..images.open import Images
+from ..train import checkpoint
 
 CELL = 64
 MAP_POINTS = 450

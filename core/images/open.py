@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from .images import Images
+from .pack.reader import open_pack
 from .sources import digits
 from .sources.arrays import open_idx, open_npz
 from .sources.files import open_folder
-from .images import Images
 from .sources.listed import open_csv, open_list
-from .pack.reader import open_pack
-from .split import GENERIC, Fragment, cut, parse_fragment
-from .store import DamagedImage, Source, number_classes
 from .sources.tar import open_tar
 from .sources.torchvision_sets import open_torchvision
+from .split import GENERIC, Fragment, cut, parse_fragment
+from .store import DamagedImage, Source, number_classes
 from .uri import Uri, keyword_options, parse_uri, suggestion
 
 __all__ = ["DamagedImage", "Images", "holdout", "open_images", "open_with_splits"]

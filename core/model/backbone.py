@@ -18,13 +18,13 @@ from timm.models import group_parameters
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ..train import checkpoint
-from .vit_blocks import asks_for_one, first_token
+from ..config.schema import Section
 from ..errors import UserError
+from ..train import checkpoint
 from .lora import add_lora, folded, lora_options
 from .networks import OWN, build
-from ..config.schema import Section
 from .sincos import fix_positions
+from .vit_blocks import asks_for_one, first_token
 from .weights import load_file_strictly, read_tensors
 
 WEIGHTS, DESCRIPTION, SEEN = "backbone.safetensors", "backbone.json", "seen.safetensors"

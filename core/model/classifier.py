@@ -12,13 +12,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..train import checkpoint
-from .backbone import Backbone, read_description
 from ..errors import UserError
 from ..evaluate.features import extract
-from ..images.open import Images
 from ..evaluate.metrics import classification, cluster_bootstrap
+from ..images.open import Images
+from ..train import checkpoint
 from ..views.view import Evaluation
+from .backbone import Backbone, read_description
 from .weights import load_strictly
 
 HEAD, CLASSES = "head.safetensors", "classes.json"

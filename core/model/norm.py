@@ -87,7 +87,9 @@ class PositionBatchNorm(_BatchNorm):
         x = input if input.dtype == torch.float64 else input.float()
         dims = [0, *range(2, x.ndim)]
         shape = (1, -1, *[1] * (x.ndim - 2))
-        count = x.numel() // x.shape[1] * world()  # processes hold equal parts of a batch (core/stream/batches.py, Share)
+        count = (
+            x.numel() // x.shape[1] * world()
+        )  # processes hold equal parts of a batch (core/stream/batches.py, Share)
         mean = sum_with_gradient(x.sum(dims)) / count
         centred = x - mean.view(shape)  # two passes: the sum of squares minus the square of sums cancels in fp32
         var = sum_with_gradient(centred.square().sum(dims)) / count

@@ -12,10 +12,10 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from ..errors import UserError
+from ..views.colour import eager_cpu
 from .backbone import Backbone
 from .vit_blocks import Pack, packable
-from ..views.colour import eager_cpu
-from ..errors import UserError
 
 
 def plain_vit(backbone: Backbone, who: str) -> VisionTransformer:

@@ -21,13 +21,13 @@ import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
 from rich.console import Console
 
-from ..train import checkpoint
-from . import state
 from ..distributed import barrier, broadcast_text, rank, world
 from ..environment import environment
 from ..errors import UserError
-from .options import check
 from ..launchlog import note
+from ..train import checkpoint
+from . import state
+from .options import check
 
 CONFIG = "config.yaml"
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)

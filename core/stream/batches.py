@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..images.damage import Damage, read_or_neighbour, read_scaled_or_neighbour, rows_or_neighbours
 from ..draws import Draws
 from ..errors import UserError
+from ..images.damage import Damage, read_or_neighbour, read_scaled_or_neighbour, rows_or_neighbours
 from ..images.open import Images
+from ..sample import PairSample, Sample
 from .loader import joined, load
 from .order import Order
 from .prefetch import in_blocks, in_thread, to_device
-from ..sample import PairSample, Sample
 
 Resident = Literal["auto", "on", "off"]
 Decode = Literal["full", "scaled"]

@@ -70,7 +70,7 @@ def compiled(plain: Callable[..., Any], run: Run, what: str) -> Callable[..., An
 def compiled_method(method: nn.Module, run: Run) -> Callable[[Any, float], Any]:
     """The method's forward, compiled. `progress` reaches it as a float64 scalar tensor.
 
-    As a Python float it would be a constant of the graph, and each step would compile another (tests/core/test_compile.py).
+    As a Python float it would be a constant of the graph, and each step would compile another (tests/core/train/test_compile.py).
     """
     fast = compiled(method, run, "the method")
     return lambda batch, progress: fast(batch, torch.tensor(progress, dtype=torch.float64))

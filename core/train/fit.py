@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from .compile import compiled, wanted
 from ..config.resolve import Duration
 from ..interrupt import stop_signals
+from ..run.directory import Interrupted, Run
+from ..stream.batches import Batches
+from .compile import compiled, wanted
 from .loop import Loop, samples
 from .optim import Optim, parameter_groups
 from .parallel import form_of
 from .progress import Progress
-from ..run.directory import Interrupted, Run
-from ..stream.batches import Batches
 
 
 class Step(NamedTuple):

@@ -20,8 +20,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..distributed import whole, world
 from ..errors import UserError
-from ..run.directory import Run
 from ..model.recompute import stacked
+from ..run.directory import Run
 
 
 def check(method: nn.Module, run: Run) -> None:

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint
-from ..model import norm
 from ..distributed import all_reduce_sum, any_process, barrier, in_slices, rank, whole, world
 from ..errors import UserError
+from ..model import norm
+from ..run.directory import Run
+from . import checkpoint
+from .nonfinite import Verdict, asked_flag, start_momentum, step_unless
 from .optim import Optim, set_rate
 from .progress import Progress
-from ..run.directory import Run
-from .nonfinite import Verdict, asked_flag, start_momentum, step_unless
 
 NON_FINITE_LIMIT = 5
 

@@ -10,10 +10,10 @@ import torch
 from timm.optim.lars import Lars
 from torch import Tensor, nn
 
-from ..model.backbone import Backbone
 from ..config.resolve import Duration
 from ..distributed import all_reduce_sum, own_slice
 from ..errors import UserError
+from ..model.backbone import Backbone
 from .schedules import cosine
 
 SCALED_BATCH = 256

@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ..model import norm
-from .compile import compiled_method
 from ..distributed import world
-from ..run.directory import Run, unannounced
+from ..model import norm
 from ..model.recompute import recompute
+from ..run.directory import Run, unannounced
+from .compile import compiled_method
 
 
 class Form(Protocol):

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .blur import gaussian_blur
 from ..draws import Draws
+from .blur import gaussian_blur
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 Strength = tuple[float, float, float, float]

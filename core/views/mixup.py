@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..draws import Draws
-from .erasing import within
 from ..errors import UserError
+from .erasing import within
 
 
 class Mixing(NamedTuple):

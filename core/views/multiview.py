@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .colour import eager_cpu
 from ..draws import Draws
 from ..errors import UserError
 from ..hostmemory import empty
 from ..sample import Sample, Views
+from .colour import eager_cpu
 from .scaled_decode import useful_scale, worthwhile
 from .view import Sides, View
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from .erasing import Fill
 from ..errors import UserError
+from .erasing import Fill
 from .multiview import Multiview
 from .resample import Interpolation
 from .view import View

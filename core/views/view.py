@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .boxes import centre_boxes, random_boxes
-from .colour import Colours, chunks, constant, draw_jitter, eager_cpu, recolour
 from ..draws import Draws
-from .erasing import Fill, random_erasing
 from ..errors import UserError
 from ..hostmemory import empty
+from .boxes import centre_boxes, random_boxes
+from .colour import Colours, chunks, constant, draw_jitter, eager_cpu, recolour
+from .erasing import Fill, random_erasing
 from .randaugment import rand_augment
 from .resample import Interpolation, crop_resize, crop_resize_each, resize_centre
 from .scaled_decode import scaled_boxes, useful_scale

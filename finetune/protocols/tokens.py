@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ...core import hostmemory
-from ...core.model.backbone import Backbone
-from ...core.images.damage import read_or_neighbour
 from ...core.distributed import all_reduce_min
 from ...core.errors import UserError
 from ...core.evaluate.features import evaluating, extract
+from ...core.images.damage import read_or_neighbour
 from ...core.images.open import Images
+from ...core.model.backbone import Backbone
 from ...core.views.view import Evaluation
 from .attentive import Training
 

@@ -24,10 +24,10 @@ from ...core.run.directory import Run, of_another_config
 from ...core.run.options import check
 from ...core.stream.batches import Share
 from ...core.train.fit import Training
+from ..verbs import VERBS
 from . import launcher
 from .memory import Memory, expected
 from .placement import Places, check_devices
-from ..verbs import VERBS
 
 
 class Planned(Exception):

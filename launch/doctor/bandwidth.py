@@ -13,7 +13,7 @@ from scipy.stats import quantile_test
 
 from ...core.distributed import all_reduce_min, barrier, transfers, world
 from .findings import Finding, Report
-from .nominal import Nominal
+from .link_rates import Nominal
 
 LATENCY, SIZES = 8, (2**20, 2**24, 2**26)  # bytes
 REPETITIONS = 9  # of which the median's 95 % interval leaves out the fastest and the slowest

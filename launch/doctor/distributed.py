@@ -29,8 +29,8 @@ from ..cluster.placement import Apart, Places, places
 from . import bandwidth
 from .equality import equality
 from .findings import Finding, Report, short
+from .link_rates import nominal
 from .rendezvous import Card, NotMet, backend_of, compared, meet, own_card
-from .nominal import nominal
 
 FOUND = 3  # how a process ends for its launcher when it found something wrong, and has said so
 LATER = 5  # seconds by which the others let the first process speak

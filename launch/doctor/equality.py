@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from ...adapt.dann import DANN
-from ...core.model import norm
-from ...core.model.classifier import Classifier
 from ...core.distributed import all_reduce_min, alone, gather, own_rows, world
 from ...core.draws import Draws
+from ...core.model import norm
+from ...core.model.classifier import Classifier
 from ...core.sample import Labelled, Pair, Unlabelled
 from ...core.train.fit import Step
 from ...ssl.dino import DINO
 from ...ssl.mae import MAE
 from ...ssl.simclr import SimCLR
-from .exact import SIZE, backbone, distance, share, steps, views
 from .findings import Finding
+from .trial_steps import SIZE, backbone, distance, share, steps, views
 
 IMAGES, STEPS, WIDTH, CLASSES = 4, 2, 6, 3  # images: of each process
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-4}

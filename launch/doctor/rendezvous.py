@@ -19,7 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from ...core.environment import environment
 from .findings import Finding, short
-from .nominal import Links, links
+from .link_rates import Links, links
 
 MUST_AGREE = ("rootstock", "torch", "nccl", "commit")  # others may differ, and are noted
 

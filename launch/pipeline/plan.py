@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 import yaml
 
+from ...core.config.messages import among
 from ...core.config.resolve import ConfigError, Section, find, load, validate
 from ...core.config.yaml_file import parse
 from ...core.errors import UserError
 from ...core.run.directory import begun, differing
-from ...core.config.wording import among
 
 VERBS = ("pretrain", "probe", "finetune", "adapt")
 _REFERENCE = re.compile(r"@([^/]+)(/.*)?")

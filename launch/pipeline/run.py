@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ...core.train.checkpoint import write_text
 from ...core.distributed import rank
 from ...core.errors import UserError
-from .plan import VERBS, Job, Validate, inputs_file, note_inputs, plan, rows_named
+from ...core.train.checkpoint import write_text
 from ..report.page import write_report
 from ..report.results import compare, main_metric, summarise, value_of
 from ..report.tables import interval, is_fraction, number
+from .plan import VERBS, Job, Validate, inputs_file, note_inputs, plan, rows_named
 
 
 class Execute(Protocol):

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from ..report.figures import Figure, colour, ink, render, tick
-from .outcome import brief, short_names
+from .result import brief, short_names
 
 _MAIN, _BEST, _MUTED = ink(0), ink(1), ink(7)
 _LEGEND = [(colour(0), "trial"), (colour(1), "best trial")]

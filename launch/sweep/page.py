@@ -10,11 +10,11 @@ from typing import Any
 
 from ...core.errors import UserError
 from ..report.figures import Figure
-from ..report.records import Record, is_pipeline, read, stages_of
 from ..report.page import provenance, write_html, yaml_text
+from ..report.records import Record, is_pipeline, read, stages_of
 from ..report.tables import CAVEATS, duration, selection_sentence
 from .figures import figures
-from .outcome import best_first, brief, read_result, short_names
+from .result import best_first, brief, read_result, short_names
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from ...core.config.messages import show
 from ...core.config.resolve import Choice, ConfigError, Section, find, load
-from ...core.config.wording import show
 from ..pipeline.plan import plan as plan_pipeline
 from ..verbs import resolve
-from .held_out import LOOKED, Objective, admitted, chosen_by, read_objective
-from .space import SAMPLERS, Span, read_space
+from .objective import LOOKED, Objective, admitted, chosen_by, read_objective
+from .search_space import SAMPLERS, Span, read_space
 
 # A folder that no trial has, wherever the sweep's own is: a pipeline's stages name each other by it, and nothing is written.
 _NOWHERE = Path("TRIAL")

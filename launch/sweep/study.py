@@ -21,11 +21,11 @@ from typing import IO, Any
 import yaml
 
 from ...core.config import resolve as config
-from ...core.train.checkpoint import write_text
 from ...core.errors import UserError
 from ...core.run.directory import differing
+from ...core.train.checkpoint import write_text
 from .plan import Sweep
-from .space import SAMPLERS
+from .search_space import SAMPLERS
 
 try:
     import optuna

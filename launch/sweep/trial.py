@@ -18,8 +18,8 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 from ...core.interrupt import REQUESTS
-from ..exits import answer
 from ..cluster.launcher import stop_with_parent
+from ..exits import answer
 from .plan import Sweep
 from .study import Claim
 

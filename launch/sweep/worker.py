@@ -20,9 +20,9 @@ from ...core.errors import UserError
 from ...core.interrupt import REQUESTS
 from ..exits import STOPPED
 from ..report.tables import selection_sentence
-from .outcome import printed, read_result, shown, write_result
 from .page import write_page
 from .plan import Sweep, plan
+from .result import printed, read_result, shown, write_result
 from .study import Claim, State, StorageError, Study, cause
 from .trial import CRASHED, MISTAKE, Attempt, reason, start
 

@@ -9,8 +9,8 @@ from typing import Literal
 from lightly.models.modules.heads import ProjectionHead
 from torch import Tensor, nn
 
-from ...core.model import norm
 from ...core.errors import UserError
+from ...core.model import norm
 
 Last = Literal["linear", "plain-linear", "norm", "plain-norm"]
 

@@ -7,9 +7,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ...core.views.colour import eager_cpu
 from ...core.draws import Draws
 from ...core.model.vit_tokens import take
+from ...core.views.colour import eager_cpu
 
 Grid = tuple[int, int]  # rows, columns
 Range = tuple[float, float]

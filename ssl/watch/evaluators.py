@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...core.images.damage import read_or_neighbour
 from ...core.distributed import gather, rank, world
 from ...core.draws import Draws, permute
 from ...core.errors import UserError
 from ...core.evaluate.features import evaluating, extract
-from ...core.images.open import Images
 from ...core.evaluate.knn import knn_predict
-from ...core.views.multiview import Multiview
-from ...core.stream.order import straddling
 from ...core.evaluate.pictures import save_map
+from ...core.images.damage import read_or_neighbour
+from ...core.images.open import Images
 from ...core.run.directory import Run
 from ...core.sample import Sample
+from ...core.stream.order import straddling
+from ...core.views.multiview import Multiview
 from ...core.views.view import Evaluation, stack_pictures
 from . import spectrum
 

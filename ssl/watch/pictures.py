@@ -12,10 +12,10 @@ from torch import Tensor
 from ...core.draws import Draws
 from ...core.evaluate.features import evaluating
 from ...core.evaluate.pictures import denormalise, save_sheet
+from ...core.model.vit_tokens import last_attention
 from ...core.run.directory import Run
 from ...core.sample import Views
 from ...core.stream.batches import Batches
-from ...core.model.vit_tokens import last_attention
 
 SHOWN = 12
 

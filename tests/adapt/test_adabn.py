@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from rootstock.adapt.adabn import AdaBN
+from rootstock.core.errors import UserError
 from rootstock.core.model import norm
 from rootstock.core.model.backbone import Backbone, create
 from rootstock.core.model.classifier import Classifier
-from rootstock.core.errors import UserError
 
 HALF = (0.5, 0.5, 0.5)
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from rootstock.adapt.cdan import CDAN, Multilinear
+from rootstock.core.draws import Draws
 from rootstock.core.model.backbone import Backbone
 from rootstock.core.model.classifier import Classifier
-from rootstock.core.draws import Draws
 from rootstock.core.sample import Labelled, Pair, Unlabelled
 
 HALF = (0.5, 0.5, 0.5)

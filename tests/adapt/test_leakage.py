@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-import rootstock.adapt.recipe as adapt_recipe
-import rootstock.finetune.recipe as finetune_recipe
+import rootstock.adapt.adapt as adapt_recipe
+import rootstock.finetune.finetune as finetune_recipe
 from rootstock.adapt.adapt import open_sets
 from rootstock.core.errors import UserError
 from rootstock.core.images.open import open_images

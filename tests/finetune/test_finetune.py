@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from rootstock.core.draws import Draws
 from rootstock.core.model.backbone import create
 from rootstock.core.model.classifier import Classifier
-from rootstock.core.draws import Draws
-from rootstock.core.views.mixup import Mixing, mix
 from rootstock.core.sample import Labelled
+from rootstock.core.views.mixup import Mixing, mix
 from rootstock.finetune.finetune import FineTune
 
 CLASSES = ["a", "b", "c"]

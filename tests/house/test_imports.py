@@ -16,7 +16,12 @@ BELOW = {
     "adapt": {"core"},
     "launch": {"core", "ssl", "finetune", "adapt"},
 }
-MAY_IMPORT_ACCELERATE = {"core/train/fit.py", "core/distributed.py", "core/evaluate/features.py", "core/run/directory.py"}
+MAY_IMPORT_ACCELERATE = {
+    "core/train/fit.py",
+    "core/distributed.py",
+    "core/evaluate/features.py",
+    "core/run/directory.py",
+}
 # The one place that reads pickles: with weights_only, in a process of its own.
 MAY_LOAD = "core/convert/load.py"
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}

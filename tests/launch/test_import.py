@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rootstock.core.model.backbone import Backbone
 from rootstock.launch import importing
-from rootstock.tests.core import foreign_cases as cases
+from rootstock.tests.core.convert import cases
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 HEADS = ("--args", f"num_heads={cases.HEADS}")

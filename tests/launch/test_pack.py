@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rootstock.core.images.sources.files import FileStore
 from rootstock.core.images.open import open_images
+from rootstock.core.images.sources.files import FileStore
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 Draw = Callable[[Path, Iterable[str]], Path]

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rootstock.core.run import state
 from rootstock.core.errors import UserError
+from rootstock.core.run import state
 from rootstock.launch.runs import find, list_runs, row_of, spoken
 
 Rootstock = Callable[..., subprocess.CompletedProcess[str]]

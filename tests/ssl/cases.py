@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import yaml
 
-from rootstock.launch.doctor.exact import BACKBONES, LOCAL_SIZE, LOCALS, SIZE, backbone
-from rootstock.launch.doctor.exact import views as views
+from rootstock.launch.doctor.trial_steps import BACKBONES, LOCAL_SIZE, LOCALS, SIZE, backbone
+from rootstock.launch.doctor.trial_steps import views as views
 from rootstock.ssl.registry import METHODS
 
 # The method's keys, and the backbones that it is tried on.

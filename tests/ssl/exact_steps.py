@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rootstock.core.model import norm
 from rootstock.core.distributed import rank
-from rootstock.launch.doctor.exact import share, steps, views
+from rootstock.core.model import norm
+from rootstock.launch.doctor.trial_steps import share, steps, views
 from rootstock.tests.ssl.cases import CASES, method
 
 N, GROUP, STEPS = 16, 4, 2

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from rootstock.core.errors import UserError
-from rootstock.core.train.schedules import cosine
 from rootstock.core.train.fit import Step
+from rootstock.core.train.schedules import cosine
 from rootstock.ssl.byol import BYOL, byol_loss
 from rootstock.tests.ssl.cases import backbone, method, views
 

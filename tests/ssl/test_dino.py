@@ -13,7 +13,7 @@ from rootstock.core.model.norm import PositionBatchNorm, convert
 from rootstock.core.sample import Views
 from rootstock.ssl.dino import DINO, dino_targets
 from rootstock.tests.ssl.cases import backbone, method, views
-from rootstock.tests.ssl.slow_prototypes import slow_crops_loss
+from rootstock.tests.ssl.parts.slow_prototypes import slow_crops_loss
 
 HEAD: dict[str, Any] = {"prototypes": 7, "hidden": 12, "bottleneck": 6, "head_norm": False}
 

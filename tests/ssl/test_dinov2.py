@@ -16,7 +16,7 @@ from rootstock.ssl.dinov2 import DINOv2, koleo
 from rootstock.ssl.ibot import view_tokens
 from rootstock.ssl.parts.masks import listed
 from rootstock.tests.ssl.cases import backbone, method, views
-from rootstock.tests.ssl.slow_prototypes import slow_crops_loss, slow_sinkhorn
+from rootstock.tests.ssl.parts.slow_prototypes import slow_crops_loss, slow_sinkhorn
 
 
 def dinov2(**options: Any) -> DINOv2:

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rootstock.core.model import norm
 from rootstock.core.errors import UserError
-from rootstock.launch.doctor.exact import distance
+from rootstock.core.model import norm
+from rootstock.launch.doctor.trial_steps import distance
 from rootstock.ssl.registry import METHODS
 from rootstock.tests.ssl.cases import CASES, method
 from rootstock.tests.ssl.exact_steps import GROUP, Trial, run, trials

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
-from rootstock.core.sample import Views
 from rootstock.core.model.vit_tokens import take, transform
+from rootstock.core.sample import Views
 from rootstock.ssl.ibot import IBOT, patch_loss, view_tokens
 from rootstock.ssl.parts.masks import listed
 from rootstock.tests.ssl.cases import backbone, method, views
-from rootstock.tests.ssl.slow_prototypes import slow_crops_loss
+from rootstock.tests.ssl.parts.slow_prototypes import slow_crops_loss
 
 K = 10
 

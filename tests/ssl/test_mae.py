@@ -8,11 +8,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from rootstock.core.model.backbone import Backbone, create
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
-from rootstock.core.sample import Views
+from rootstock.core.model.backbone import Backbone, create
 from rootstock.core.model.sincos import sincos
+from rootstock.core.sample import Views
 from rootstock.ssl.mae import MAE, Decoder, mae_loss, patchify, unpatchify
 
 SIZE, PATCH, COUNT, VISIBLE = 16, 4, 16, 4

@@ -9,10 +9,10 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from rootstock.core.model.backbone import Backbone
 from rootstock.core.errors import UserError
-from rootstock.core.train.optim import Optim
+from rootstock.core.model.backbone import Backbone
 from rootstock.core.sample import Views
+from rootstock.core.train.optim import Optim
 from rootstock.ssl.mocov3 import MoCoV3, cosines, info_nce
 from rootstock.tests.ssl.cases import backbone, method, views
 

@@ -7,9 +7,9 @@ import torch
 from lightly.loss import NTXentLoss
 from torch import Tensor, nn
 
-from rootstock.core.model.backbone import Backbone
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
+from rootstock.core.model.backbone import Backbone
 from rootstock.core.sample import Views
 from rootstock.ssl.simclr import SimCLR, nt_xent
 

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from rootstock.core.model.backbone import Backbone, create
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
-from rootstock.core.train.optim import Optim, parameter_groups
+from rootstock.core.model.backbone import Backbone, create
 from rootstock.core.sample import Views
+from rootstock.core.train.optim import Optim, parameter_groups
 from rootstock.ssl.parts.masks import enlarge
 from rootstock.ssl.simmim import SimMIM, local_statistics, simmim_loss
 

@@ -12,7 +12,7 @@ from rootstock.core.errors import UserError
 from rootstock.core.sample import Views
 from rootstock.ssl.swav import SwAV
 from rootstock.tests.ssl.cases import backbone, method, views
-from rootstock.tests.ssl.slow_prototypes import slow_crops_loss, slow_sinkhorn
+from rootstock.tests.ssl.parts.slow_prototypes import slow_crops_loss, slow_sinkhorn
 
 SMALL: dict[str, Any] = {"projection": [12, 8], "prototypes": 10, "queue": 0, "freeze_prototypes": 0.0}
 

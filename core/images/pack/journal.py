@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from ..images import Images
+from ..store import DamagedImage
 from .reader import RECORDS, checksum
 from .record import Packing, Record, record_of
-from ..store import DamagedImage
 
 JOURNAL = "journal.bin"
 DAMAGED = 255

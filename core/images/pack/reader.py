@@ -23,8 +23,8 @@ from torch import Tensor
 
 from ...errors import UserError
 from ..decode import decode, decode_scaled
-from ..sources.files import Names, printable
 from ..open_files import Descriptor, OpenFiles
+from ..sources.files import Names, printable
 from ..store import DamagedImage, Scale, Source, Uniform
 
 FORMAT = "rootstock pack 1"

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from ...errors import UserError
 from ..cache import replacing
-from ..sources.files import Names, printable
 from ..images import Images
+from ..sources.files import Names, printable
+from ..store import DamagedImage
 from .journal import DAMAGED, JOURNAL, append, end_of, read_again, trusted
 from .reader import ABOUT, FORMAT, INDEX, RECORDS, PackStore, save_index, unusable
 from .record import Packing
-from ..store import DamagedImage
 from .unfinished import locked, sync, withdraw, writable
 
 PLAN = "plan.json"

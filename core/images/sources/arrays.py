@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
-from .files import printable
 from ..store import ArrayStore, Source, number_classes
+from .files import printable
 
 IDX_IMAGES = re.compile(r"(.*?)[-_.]?images[-.]idx\d-ubyte(\.gz)?")
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "t10k": "test"}

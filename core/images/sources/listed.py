@@ -9,8 +9,8 @@ import torch
 
 from ...errors import UserError
 from ..decode import is_picture
-from .files import FileStore, printable, stamps_of
 from ..store import Source, number_classes
+from .files import FileStore, printable, stamps_of
 
 
 def open_list(path: str, split: str | None, *, root: str | None = None) -> Source:

@@ -27,10 +27,10 @@ from torch import Tensor
 from ...errors import UserError
 from ..cache import cache_folder, entry_name, file_stamp, made_once, recall, remember
 from ..decode import is_picture
-from .files import FileStore, arrange, is_visible, printable
 from ..open_files import OpenFiles
-from .shards import archives_of, pattern_name
 from ..store import Source
+from .files import FileStore, arrange, is_visible, printable
+from .shards import archives_of, pattern_name
 
 COMPRESSIONS: dict[bytes, Callable[[str], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 INDEXING_THREADS = 8

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
-from .arrays import array_source, as_nchw
-from .files import FileStore, stamps_of
 from ..store import Source, number_classes
 from ..uri import suggestion
+from .arrays import array_source, as_nchw
+from .files import FileStore, stamps_of
 
 TRAIN = {"train": {"train": True}, "test": {"train": False}}
 

@@ -1,0 +1,101 @@
+"""A few steps of a method on this process's share of each batch: what one process and N must agree about.
+
+The tests of all methods (tests/ssl/test_exactness.py) and the doctor, on a user's cluster, compute the same here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ...core.distributed import all_reduce_sum, own_rows, world
+from ...core.draws import Draws
+from ...core.model import norm
+from ...core.model.backbone import Backbone, create
+from ...core.sample import Views
+
+SIZE, LOCAL_SIZE, LOCALS, RATE = 16, 8, 2, 0.05
+BACKBONES: dict[str, dict[str, Any]] = {
+    "conv": {"name": "smallconv", "args": {"widths": [4, 4, 6, 8]}},
+    "vit": {
+        "name": "vit_tiny_patch16_224",
+        "pooling": "mean",
+        "args": {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
+    },
+}
+
+
+def backbone(kind: str) -> Backbone:
+    """A network of BACKBONES for pictures of SIZE pixels."""
+    return create(SIZE, **BACKBONES[kind])
+
+
+def views(method: Any, n: int, seed: int = 1, dtype: torch.dtype = torch.float32) -> Views:
+    """What a pretraining method is fed: its number of views of n pictures, and local crops if it takes them."""
+
+    def picture(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    generator = torch.Generator().manual_seed(seed)
+    images = picture(1, n, 3, SIZE, SIZE) + 0.5 * picture(method.views, n, 3, SIZE, SIZE)
+    local = picture(LOCALS, n, 3, LOCAL_SIZE, LOCAL_SIZE) if getattr(method, "takes_local", False) else None
+    return Views(images, Draws(seed, torch.arange(n)), local)
+
+
+def share(batch: Any) -> Any:
+    """This process's part of a batch: of tensors [N, ...], draws, views [V, N, ...], or tuples of such; processes divide N."""
+    if isinstance(batch, Tensor):
+        return batch[own_rows(len(batch) // world())]
+    if isinstance(batch, Draws):
+        return Draws(batch.seed, share(batch.positions), batch.prefix)
+    if isinstance(batch, Views):
+        local = None if batch.local is None else share(batch.local.transpose(0, 1)).transpose(0, 1)
+        return Views(share(batch.images.transpose(0, 1)).transpose(0, 1), share(batch.draws), local)
+    return type(batch)(*(share(part) for part in batch))
+
+
+def steps(method: nn.Module, batches: Sequence[Any]) -> dict[str, Tensor]:
+    """Train a method by plain gradient descent, a step for each of this process's shares.
+
+    Returns the mean losses over processes `loss.STEP`, gradients `grad.STEP.NAME`, and weights and buffers afterwards `state.NAME`.
+    """
+    parallel = _parallel(method) if world() > 1 else method
+    layers = norm.layers(method)
+    found: dict[str, Tensor] = {}
+    for step, batch in enumerate(batches):
+        progress = step / len(batches)
+        out = parallel(batch, progress)
+        out.loss.backward()
+        found[f"loss.{step}"] = all_reduce_sum(out.loss.detach()) / world()
+        for name, parameter in method.named_parameters():
+            if parameter.grad is None:
+                continue
+            found[f"grad.{step}.{name}"] = parameter.grad.clone()
+            with torch.no_grad():
+                parameter -= RATE * parameter.grad
+            parameter.grad = None
+        norm.commit(layers)
+        after_step: Any = getattr(method, "after_step", None)
+        if after_step is not None:
+            after_step(progress)
+    return found | {f"state.{name}": value.detach().clone() for name, value in method.state_dict().items()}
+
+
+def _parallel(method: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        # Announced for a torch to come, and the argument that takes its place is not in every torch yet.
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+        return DistributedDataParallel(method, broadcast_buffers=False)
+
+
+def distance(found: Mapping[str, Tensor], right: Mapping[str, Tensor], part: str) -> float:
+    """The relative error of all tensors whose names begin with `part`, as one vector."""
+    names = [name for name in right if name.startswith(part)]
+    assert names and names == [name for name in found if name.startswith(part)]
+    ours, theirs = (torch.cat([tensors[name].double().flatten() for name in names]) for tensors in (found, right))
+    return float((ours - theirs).norm() / theirs.norm())

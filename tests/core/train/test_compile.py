@@ -1,0 +1,200 @@
+"""`run.compile`: compiled and plain training agree, no step compiles anew, and a missing compiler is one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from rootstock.adapt.cdan import CDAN
+from rootstock.core.config.resolve import Duration
+from rootstock.core.draws import Draws
+from rootstock.core.errors import UserError
+from rootstock.core.model import norm
+from rootstock.core.model.backbone import Backbone, create
+from rootstock.core.model.classifier import Classifier
+from rootstock.core.run.directory import Run
+from rootstock.core.sample import Labelled, Pair, Sample, Unlabelled, Views
+from rootstock.core.stream.batches import NO_LABELS
+from rootstock.core.train import compile as compiling
+from rootstock.core.train.fit import Every, fit
+from rootstock.core.train.optim import Optim
+from rootstock.core.views.presets import VIEWS
+from rootstock.finetune.finetune import FineTune
+from rootstock.ssl.mae import MAE
+from rootstock.ssl.simclr import SimCLR
+
+Open = Callable[..., Run]
+N, STEPS = 8, 4
+SENTENCE = r"run\.compile: on needs a C\+\+ compiler .* that works \(.*\); install one, or use run\.compile=auto or off"
+
+
+def conv() -> Backbone:
+    return create(16, name="smallconv", args={"widths": [8, 8, 8, 16]})
+
+
+def simclr() -> nn.Module:
+    return SimCLR(conv(), None, projection=(16, 8))
+
+
+def mae() -> nn.Module:
+    args = {"patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2}
+    vit = create(16, name="vit_tiny_patch16_224", args=args)
+    return MAE(vit, None, decoder_dim=16, decoder_depth=1, decoder_heads=2)
+
+
+def batches(start: int) -> Iterator[list[Sample]]:
+    pictures = torch.randint(0, 256, (STEPS * N, 3, 16, 16), generator=torch.Generator().manual_seed(0)).byte()
+    for step in range(start, STEPS):
+        at = torch.arange(N) + step * N
+        yield [Sample(pictures[at], at, NO_LABELS)]
+
+
+def trained(run: Run, build: Callable[[], nn.Module], preset: str) -> tuple[list[float], dict[str, Tensor]]:
+    """The loss of each step, and the weights and running statistics at the end."""
+    torch.manual_seed(0)
+    method: Any = build()
+    norm.configure(method, "local", accumulate=1, chunk=None, log=run.log)
+    views = VIEWS[preset](16, (0.5,) * 3, (0.25,) * 3, method.views)
+
+    def prepare(raw: Sample) -> Views:
+        return views(raw, Draws(0, raw.positions))
+
+    optim = Optim(name="sgd", lr=1e-3, batch_size=N, duration=Duration(STEPS, "steps"))
+    fit(method, batches, prepare, steps=STEPS, steps_per_epoch=STEPS, optim=optim, seed=0, run=run, every=Every(log=1))
+    rows = [json.loads(line) for line in (run.dir / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows], method.state_dict()
+
+
+@pytest.mark.parametrize(("build", "preset"), [(simclr, "none"), (mae, "mae")], ids=["simclr", "mae"])
+def test_compiled_training_is_plain_training(opened: Open, build: Callable[[], nn.Module], preset: str) -> None:
+    """Augmentation and method, forward, backward and running statistics; within rounding."""
+    if (trouble := compiling.compiler_trouble("cpu")) is not None:
+        pytest.skip(f"torch.compile needs a C++ compiler here: {trouble}")
+    plain, weights = trained(opened("plain", compile="off"), build, preset)
+    fast, found = trained(opened("fast", compile="on"), build, preset)
+    assert fast == pytest.approx(plain, rel=1e-5)
+    for name, value in weights.items():
+        assert torch.allclose(found[name], value, rtol=1e-3, atol=1e-4), name
+
+
+def test_a_schedule_does_not_compile_each_step_anew(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CDAN+E's reversal is a function of progress; its losses and gradients are those of the plain method."""
+    counter, straight = CompileCounterWithBackend("aot_eager"), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda plain, dynamic: straight(plain, backend=counter, dynamic=dynamic))
+    torch.manual_seed(0)
+    method = CDAN(Classifier(conv(), ["a", "b", "c"]), None, hidden=8)
+    norm.configure(method, "local", accumulate=1, chunk=None, log=print)
+    fast, graphs = compiling.compiled_method(method, opened(compile="on")), []
+    for step in range(20):
+        at = torch.arange(N) + step * N
+        images = torch.randn(2, N, 3, 16, 16, generator=torch.Generator().manual_seed(step))
+        draws = Draws(0, at)
+        pair = Pair(Labelled(images[0], at % 3, draws), Unlabelled(images[1], draws))
+        grads, outs = [], []
+        for way in (method, fast):
+            out = way(pair, step / 20)
+            out.loss.backward()
+            norm.commit(norm.layers(method), keep=False)
+            grads.append(torch.cat([p.grad.flatten() for p in method.parameters() if p.grad is not None]))
+            outs.append(out.loss.item())
+            method.zero_grad()
+        assert outs[1] == pytest.approx(outs[0], rel=1e-5)
+        assert torch.allclose(grads[1], grads[0], rtol=1e-3, atol=1e-5)
+        graphs.append(counter.frame_count)
+    assert len(set(graphs)) == 1
+
+
+def counting(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
+    """torch.compile without a compiler, that counts graphs."""
+    counter, straight = CompileCounterWithBackend("eager"), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda plain, dynamic: straight(plain, backend=counter, dynamic=dynamic))
+    monkeypatch.setattr(compiling, "compiler_trouble", lambda device: None)
+    return counter
+
+
+@pytest.mark.parametrize(("mode", "graphs"), [("on", 2), ("off", 0)])
+def test_fit_compiles_method_and_augmentation_once(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, mode: str, graphs: int
+) -> None:
+    counter = counting(monkeypatch)
+    trained(opened(compile=mode), simclr, "none")
+    assert counter.frame_count == graphs
+
+
+def test_micro_batches_share_one_graph(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics of BatchNorm gather over a step, and no graph may depend on how many there are already."""
+    torch.manual_seed(0)
+    classifier = Classifier(conv(), ["a", "b"])
+    method = FineTune(classifier, 0.0)
+    norm.configure(method, "local", accumulate=6, chunk=None, log=print)
+    counter, run = counting(monkeypatch), opened(compile="on", accumulate=6)
+
+    def parts(start: int) -> Iterator[list[Sample]]:
+        for micro in batches(start):
+            yield [Sample(micro[0].images, micro[0].positions, micro[0].positions % 2)] * 6
+
+    def prepare(raw: Sample) -> Labelled:
+        return Labelled(raw.images.float() / 255.0, raw.labels, Draws(0, raw.positions))
+
+    optim = Optim(name="sgd", lr=1e-3, batch_size=6 * N, duration=Duration(STEPS, "steps"))
+    fit(method, parts, prepare, steps=STEPS, steps_per_epoch=STEPS, optim=optim, seed=0, run=run)
+    assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_convolutions_are_channels_last_where_the_run_says_so(opened: Open, given: bool) -> None:
+    network = conv()
+    torch.manual_seed(0)
+    method: Any = SimCLR(network, None, projection=(16, 8))
+    run = opened(compile="off", channels_last=given)
+    views = VIEWS["none"](16, (0.5,) * 3, (0.25,) * 3, 2)
+    optim = Optim(name="sgd", lr=1e-3, batch_size=N, duration=Duration(STEPS, "steps"))
+    fit(
+        method, batches, lambda raw: views(raw, Draws(0, raw.positions)),
+        steps=STEPS, steps_per_epoch=STEPS, optim=optim, seed=0, run=run,
+    )  # fmt: skip
+    wide = [m.weight for m in network.modules() if isinstance(m, nn.Conv2d) and m.in_channels > 3]
+    assert wide and all(w.is_contiguous(memory_format=torch.channels_last) == given for w in wide)
+
+
+def test_auto_compiles_nothing_on_the_cpu(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("torch.compile was called")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    assert not compiling.wanted(opened(compile="auto"))
+    trained(opened("auto", compile="auto"), simclr, "none")
+
+
+def test_auto_goes_on_where_compiling_fails(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(graph: Any, inputs: Any) -> None:
+        raise RuntimeError("no kernel for this")
+
+    straight = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda plain, dynamic: straight(plain, backend=broken, dynamic=dynamic))
+    run = opened(compile="auto")
+    twice = compiling.compiled(lambda x: x * 2, run, "doubling")
+    assert [twice(torch.ones(())).item() for _ in range(3)] == [2.0, 2.0, 2.0]
+    assert capsys.readouterr().err.count("WARNING: doubling cannot be compiled") == 1
+
+
+def test_on_without_a_compiler_is_one_sentence(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a machine without one says, asked in a process of its own."""
+    code = "from rootstock.core.compile import compiler_trouble; print(compiler_trouble('cpu'))"
+    environment = {**os.environ, "CXX": "/no/such/compiler", "OMP_NUM_THREADS": "1"}
+    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "/no/such/compiler" in told.stdout
+    monkeypatch.setattr(compiling, "compiler_trouble", lambda device: told.stdout.strip())
+    with pytest.raises(UserError, match=SENTENCE):
+        compiling.wanted(opened(compile="on"))

@@ -1,0 +1,309 @@
+"""`rootstock launch`: the same numbers as one process, all save together when one is asked to stop, and nobody is left behind."""
+
+import json
+import platform
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError
+from torch.distributed.launcher import api as elastic
+
+from rootstock.core.errors import UserError
+from rootstock.core.run import state
+from rootstock.core.train import checkpoint
+from rootstock.launch import exits
+from rootstock.launch.cluster import launcher
+from rootstock.launch.cluster import placement as placing
+from rootstock.launch.cluster.placement import Apart, Places, places
+
+Rootstock = Callable[..., subprocess.CompletedProcess[str]]
+STEPS, ENDLESS = 60, "optim.duration=1000000"
+CONFIG: dict[str, Any] = {
+    "data": {"train": "sklearn:digits?size=16#[:64]", "size": 16, "views": "digits"},
+    "backbone": {"name": "smallconv", "args": {"widths": [4, 4, 8, 8]}},
+    "method": {"name": "simclr", "projection": [16, 8]},
+    "optim": {"name": "adamw", "lr": 1e-4, "batch_size": 16, "duration": STEPS},
+    "run": {"log_every": 1, "workers": 0, "checkpoint": {"every": "100%"}},
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(CONFIG))
+    return str(path)
+
+
+def command(nproc: int, config: str, run: Path, *more: str) -> list[str]:
+    start = [sys.executable, "-m", "rootstock", "launch", "--nproc", str(nproc)]
+    return [*start, "pretrain", config, f"run.dir={run}", *more]
+
+
+def launched(nproc: int, config: str, run: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(nproc, config, run, *more), capture_output=True, text=True, check=False)
+
+
+def losses(run: Path) -> dict[int, float]:
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def processes(run: Path) -> list[psutil.Process]:
+    """Those that are of a run, by their command; without zombies."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        words = process.info["cmdline"] or []
+        if f"run.dir={run}" in words and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
+
+
+def trained_some(started: subprocess.Popen[str], run: Path) -> None:
+    """Wait until a run has three rows; fails if it ends before."""
+    while len(losses(run)) < 3:
+        with suppress(subprocess.TimeoutExpired):
+            started.wait(0.05)
+            raise AssertionError(started.communicate())
+
+
+@contextmanager
+def going(config: str, run: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
+    """A launch of two processes that has trained some steps."""
+    started = subprocess.Popen(command(2, config, run, *more), stderr=subprocess.PIPE, text=True)
+    try:
+        trained_some(started, run)
+        yield started
+    finally:
+        for process in processes(run):
+            process.kill()
+        started.wait()
+        assert started.stderr is not None
+        started.stderr.close()
+
+
+def workers(launcher: int) -> dict[int, psutil.Process]:
+    """By rank."""
+    return {int(child.environ()["RANK"]): child for child in psutil.Process(launcher).children()}
+
+
+def probed(run: Path, config: str, rootstock: Rootstock) -> dict[str, Any]:
+    """What a probe finds in the backbone that a run exported."""
+    probe, path = run / "probe", Path(config).with_name("probe.yaml")
+    digits = "sklearn:digits?size=16#"
+    data = {"train": f"{digits}[:400]", "test": f"{digits}[400:800]", "size": 16}
+    path.write_text(yaml.safe_dump({"data": data, "backbone": {}, "evaluate": {"knn": {}, "linear": {}}}))
+    done = rootstock("probe", str(path), f"backbone.weights={run}", f"run.dir={probe}")
+    assert done.returncode == 0, done.stderr
+    return json.loads((probe / "result.json").read_text())["metrics"]
+
+
+def pending(process: psutil.Process, number: signal.Signals) -> bool:
+    """Whether a signal waits for a process."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return any(int(line.split()[1], 16) >> number - 1 & 1 for line in status.splitlines() if line.startswith("ShdPnd"))
+
+
+def test_a_launch_is_one_run_whatever_its_processes(config: str, tmp_path: Path, rootstock: Rootstock) -> None:
+    """Asked by one rank, both save together; on four processes it goes on, and the losses are those of one all along,
+    and so are the exported network's numbers in a probe, to the last digit."""
+    straight, run = tmp_path / "straight", tmp_path / "run"
+    assert rootstock("pretrain", config, f"run.dir={straight}").returncode == 0
+    with going(config, run) as started:
+        workers(started.pid)[1].send_signal(signal.SIGUSR1)
+        _, said = started.communicate()
+    assert started.returncode == 130, said
+    assert "interrupted; saved at step" in said and not processes(run)
+    done = max(losses(run))
+    assert done < STEPS and (run / "checkpoints" / f"step-{done:08d}").is_dir()
+    assert json.loads((run / "state.json").read_text())["state"] == "preempted"
+    further = launched(4, config, run)
+    assert further.returncode == 0, further.stderr
+    history = json.loads((run / "run.json").read_text())["history"]
+    assert [part["processes"] for part in history] == [2, 4]
+    assert losses(run) == pytest.approx(losses(straight), rel=1e-5)
+    assert probed(straight, config, rootstock) == probed(run, config, rootstock)
+    logs = run / "logs"
+    assert (
+        "interrupted; saved" in (logs / "rank-0.log").read_text()
+        and f"step {STEPS}" in (logs / "rank-0.log").read_text()
+    )
+    assert {path.parent.name for path in logs.rglob("stderr.log")} >= {"1", "2", "3"}
+
+
+def test_a_request_to_the_launcher_reaches_all(config: str, tmp_path: Path) -> None:
+    with going(config, tmp_path / "run", ENDLESS) as started:
+        started.send_signal(signal.SIGTERM)
+        _, said = started.communicate()
+    assert started.returncode == 130 and said.count("saved at step") == 1, said
+
+
+def test_a_second_ctrl_c_leaves_at_once_even_a_hanging_rank(config: str, tmp_path: Path) -> None:
+    """One rank is frozen, so the other waits for it in a collective, where no signal is heard; all checkpoints are whole."""
+    run = tmp_path / "run"
+    with going(config, run, ENDLESS, "run.checkpoint.every=1") as started:
+        frozen = workers(started.pid)[1]
+        frozen.suspend()
+        while frozen.status() != psutil.STATUS_STOPPED:  # until then it may hear what comes after
+            assert started.poll() is None
+        started.send_signal(signal.SIGINT)
+        while not pending(frozen, signal.SIGINT):  # the launcher has passed it on
+            assert started.poll() is None
+        started.send_signal(signal.SIGINT)
+        _, said = started.communicate(timeout=60)
+        assert not processes(run)
+    assert started.returncode == 130, said
+    assert "killed what still ran 3 s after the second Ctrl-C" in said
+    assert checkpoint.latest(run / "checkpoints", pytest.fail) is not None
+    assert state.look(run)["state"] in ("killed", "preempted")
+
+
+def test_who_fails_first_is_said_and_the_others_end(config: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with going(config, run, ENDLESS) as started:
+        first = workers(started.pid)[1]
+        first.kill()
+        _, said = started.communicate()
+        assert not processes(run)
+    assert started.returncode == 1
+    assert f"error: rank 1 (process {first.pid}) was killed by SIGKILL before any other" in said
+
+
+def failure(code: int, at: int, message: Any = "") -> SimpleNamespace:
+    return SimpleNamespace(exitcode=code, timestamp=at, pid=7, message=message)
+
+
+def test_what_another_rank_said_is_said_as_it_said_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The way from launch/exits.py through the file that torch reads."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file := tmp_path / "error.json"))
+
+    def fails(error: Exception) -> Callable[[], None]:
+        def work() -> None:
+            raise error
+
+        return work
+
+    def ended() -> SimpleNamespace:
+        code = 2 if "key" in file.read_text() else 1
+        return SimpleNamespace(failures={1: ProcessFailure(local_rank=1, pid=7, exitcode=code, error_file=str(file))})
+
+    assert exits.answer(fails(UserError("key: wrong\nin two lines"))) == 2
+    assert launcher._ended(ended(), tmp_path, ()) == 2
+    assert capsys.readouterr().err == "error: key: wrong\nin two lines\n"
+    with pytest.raises(ZeroDivisionError):
+        exits.answer(fails(ZeroDivisionError("no one foresaw it")))
+    assert launcher._ended(ended(), tmp_path, ()) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback (most recent call last):\n") and "\nerror: rank 1 (process 7) failed with" in said
+
+
+@pytest.mark.parametrize(
+    ("failures", "first"),
+    [
+        ({0: failure(1, 20), 1: failure(1, 10)}, 1),
+        ({0: failure(1, 10), 1: failure(-9, 11)}, 1),  # its peer noticed within a second, and before the agent
+        ({0: failure(1, 10), 1: failure(-15, 10)}, 0),  # by the agent, for rank 0 had failed
+        ({0: failure(1, 10), 1: failure(-9, 40)}, 0),  # by the agent, for it did not end
+    ],
+)
+def test_who_was_killed_failed_first(failures: dict[int, Any], first: int) -> None:
+    assert launcher._first(failures)[0] == first
+
+
+@pytest.mark.parametrize(
+    ("began", "asked", "code"), [(True, False, launcher.LOST), (True, True, 130), (False, False, None)]
+)
+def test_a_first_node_that_goes_is_no_mistake(
+    began: bool,
+    asked: bool,
+    code: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Once processes were started: then the run can go on. Before, somebody has mistyped something."""
+
+    def launching(*_: object) -> Callable[..., None]:
+        def run(*_: object) -> None:
+            if began:
+                (tmp_path / "node" / "job_x" / "attempt_0").mkdir(parents=True)
+            if asked:
+                signal.raise_signal(signal.SIGTERM)
+            raise RendezvousConnectionError("the connection to the C10d store has failed")
+
+        return run
+
+    monkeypatch.setattr(elastic, "elastic_launch", launching)
+    monkeypatch.setattr(launcher, "_workers", lambda: [10**9])  # nobody has that number
+    where = Places(1, 2, "localhost:29400")
+    if code is None:
+        with pytest.raises(Apart, match="not all of 2 nodes met there"):
+            launcher.start([], where, tmp_path)
+        return
+    assert launcher.start([], where, tmp_path) == code
+    assert ("lost the node at localhost:29400" in capsys.readouterr().err) == (code == launcher.LOST)
+
+
+def test_the_first_node_is_waited_for_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    placing.await_first_node(Places(1, 2, f"{platform.node()}:1"), 0.0)  # which is here
+    monkeypatch.setattr(placing, "_is_here", lambda host: False)
+    with socket.create_server(("127.0.0.1", 0)) as first:
+        port = first.getsockname()[1]
+        placing.await_first_node(Places(1, 2, f"127.0.0.1:{port}"), 0.0)
+    with pytest.raises(Apart, match=f"127.0.0.1:{port}: not all of 2 nodes met there .*refused"):
+        placing.await_first_node(Places(1, 2, f"127.0.0.1:{port}"), 0.0)
+
+
+def test_nobody_outlives_the_launcher(config: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with going(config, run, ENDLESS) as started:
+        left = list(workers(started.pid).values())
+        started.kill()
+        started.wait()
+        _, alive = psutil.wait_procs(left, timeout=60)
+        assert not alive
+    assert json.loads((run / "state.json").read_text())["state"] == "preempted"
+
+
+def test_a_mistake_is_one_sentence_before_anything_starts(config: str, tmp_path: Path, rootstock: Rootstock) -> None:
+    done = rootstock("launch", "--nproc", "2", "pretrain", config, "optim.lrr=1", f"run.dir={tmp_path / 'run'}")
+    assert done.returncode == 2 and "optim.lrr" in done.stderr and not (tmp_path / "run").exists()
+    done = rootstock("launch", "demo", config)
+    assert done.returncode == 2 and "launch demo: expected one of pretrain" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ((0, 1, None, None), "--nproc 0: expected 1 or more"),
+        ((1, 0, None, None), "--nodes 0: expected 1 or more"),
+        ((1, 2, None, None), "--nodes 2: add --rendezvous HOST:PORT"),
+        ((1, 2, "node1", None), "--rendezvous node1: expected HOST:PORT"),
+    ],
+)
+def test_places_that_cannot_be_are_refused(asked: tuple[Any, ...], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        places(*asked)
+
+
+def test_places_are_one_node_by_default_and_take_the_scheduler_s_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert places(2, 1, None, None) == Places(2, 1, None, "rootstock")
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    assert places(2, 2, "node1:29400", None) == Places(2, 2, "node1:29400", "77")
+    assert places(2, 2, "node1:29400", "mine").job == "mine"

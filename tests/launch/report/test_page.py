@@ -1,0 +1,354 @@
+"""The report: what it says about runs, that it stands alone, and that nothing sticks out of it at 360 pixels."""
+
+import base64
+import json
+import math
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import yaml
+from PIL import Image
+
+from rootstock.core.errors import UserError
+from rootstock.launch.pipeline.run import tabulate
+from rootstock.launch.report.confusion import confusions
+from rootstock.launch.report.figures import curves, heat, scatter
+from rootstock.launch.report.page import write_report
+from rootstock.launch.report.records import by_experiment, read
+from rootstock.launch.report.tables import differences_table, duration, results_tables
+
+CLASSES = ["cat", "dog & <b>", "鳥", "$x_$"]
+VOID = {"meta", "link", "img", "wbr", "br"}
+
+
+def make_run(path: Path, seed: int = 0, accuracy: float = 0.8, verb: str = "adapt", **config: Any) -> Path:
+    """A finished run with everything a run can leave."""
+    (path / "pictures").mkdir(parents=True)
+    science = {"data": {"train": "folder:a&b"}, "method": {"name": "dann"}, "seed": seed, **config}
+    (path / "config.yaml").write_text(yaml.safe_dump({"verb": verb, **science, "run": {"dir": str(path)}}))
+    (path / "run.json").write_text(
+        json.dumps({"verb": verb, "versions": {"torch": "9.9"}, "commit": "abc", "host": "h"})
+    )
+    rows: list[dict[str, Any]] = [{"step": s, "loss": 5 / s, "lr": 1e-3, "images_per_s": 100.0} for s in range(1, 400)]
+    rows += [{"step": s, "eval/test/knn/accuracy": s / 500} for s in range(100, 400, 100)]
+    rows.append({"step": 400, "loss": math.nan})
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 401, "lo')
+    confusion = [[8, 1, 1, 0], [0, 9, 0, 1], [2, 0, 7, 1], [0, 0, 0, 10]]
+    result = {
+        "task": verb,
+        "run": str(path),
+        "seed": seed,
+        "data": {"split": {"target": "0123456789abcdef"}},
+        "seen_unlabelled": {"pretrain": 0},
+        "metrics": {
+            "target/classifier/accuracy": accuracy,
+            "target/classifier/f1": accuracy,
+            "source/knn/accuracy": 0.97,
+        },
+        "intervals": {"target/classifier/accuracy": [accuracy - 0.05, accuracy + 0.05]},
+        "details": {"target/classifier": {"classes": CLASSES, "confusion": confusion}},
+        "selection": "tuned-on-target",
+        "seconds": 90.0,
+    }
+    (path / "result.json").write_text(json.dumps(result))
+    Image.fromarray(numpy.zeros((64, 96, 3), numpy.uint8)).save(path / "pictures/views.png")
+    (path / "pictures/captions.json").write_text(json.dumps({"views.png": "Two views <each>"}))
+    random = numpy.random.default_rng(seed)
+    chart: dict[str, Any] = {axis: random.normal(size=60).tolist() for axis in ("x", "y")}
+    chart |= {"label": [i % 4 for i in range(60)], "domain": [i % 2 for i in range(60)], "classes": CLASSES}
+    (path / "map.json").write_text(json.dumps({**chart, "domains": ["plain", "photo"], "method": "t-SNE of features"}))
+    return path
+
+
+def make_pipeline(path: Path, seeds: int) -> Path:
+    """A pipeline's folder: a control and a method over `seeds` seeds."""
+    names = {"control": 0.7, "cdan": 0.8}
+    results: dict[str, list[Mapping[str, Any]]] = {name: [] for name in names}
+    for seed in range(seeds):
+        for name, accuracy in names.items():
+            folder = make_run(path / f"seed-{seed}" / name, seed, accuracy + 0.01 * seed, stage_of=name)
+            results[name].append(json.loads((folder / "result.json").read_text()))
+    rows = [
+        {"label": "Control", "stage": "control", "group": "Group <1>", "note": "weight 0"},
+        {"label": "A rather long name of a method, CDAN+E", "stage": "cdan", "emphasis": True},
+    ]
+    report = {"title": "Title & more", "text": "A paragraph.", "columns": {"target": "digits-m", "source": "Source"}}
+    report |= {"rows": rows, "comparisons": [{"label": "gain", "a": rows[1]["label"], "b": "Control"}]}
+    stages = {name: {"verb": "adapt", "config": "x.yaml", "set": {}} for name in names}
+    config = {"run": {"dir": str(path)}, "seeds": list(range(seeds)), "stages": stages, "report": report}
+    (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    (path / "result.json").write_text(json.dumps(tabulate(report, results)))
+    return path
+
+
+class Page(HTMLParser):
+    """Parses a page strictly enough to notice unclosed elements; keeps visible text, ids and what is referred to."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.tags: list[str] = []
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+def check_standing_alone(page: Page) -> None:
+    """No script, nothing fetched, no identifier twice, every reference inside the page found, no matplotlib placeholder."""
+    assert "script" not in page.tags
+    ids = [value for name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    for name, value in page.attributes:
+        assert name != "src" or value.startswith("data:image/")
+        assert name != "href" or value.startswith("data:") or value.removeprefix("#") in ids
+        assert name != "clip-path" or value.removeprefix("url(#").removesuffix(")") in ids
+        assert not name.startswith("on")
+    assert not re.search(r"url\((?!#)|@import|#0400\w\w|#010101|#020202|#030303", page.source)
+
+
+def test_page_of_a_pipeline(tmp_path: Path) -> None:
+    out = write_report([make_pipeline(tmp_path / "p", 3)], tmp_path / "out" / "report.html")
+    page = Page(out)
+    check_standing_alone(page)
+    for words in (
+        "Title & more",
+        "A paragraph.",
+        "2 stages · 3 seeds · 9 min 00 s in all",
+        "Group <1>",
+        "weight 0",
+        "accuracy on digits-m, %",
+        "71.0",
+        "81.0",
+        "+10.0",
+        "found while looking at labels of the target",
+        "95 % t-interval over 3 seeds",
+        "No evaluation image was seen in training",
+        "t-SNE of features, seed 0",
+        "dog & <b>",
+        "鳥",
+        "$x_$",
+        "Two views <each>",
+        "torch 9.9",
+        "target 0123456789ab",
+        "folder:a&b",
+    ):
+        assert words in page.text, words
+    assert out.stat().st_size < 3_000_000
+    assert [path.name for path in out.parent.iterdir()] == ["report.html"]
+
+
+def test_one_seed_is_written_as_one_run_with_its_bootstrap(tmp_path: Path) -> None:
+    page = Page(write_report([make_pipeline(tmp_path / "p", 1)], tmp_path / "r.html"))
+    assert "one run" in page.text and "[65.0, 75.0]" in page.text
+    assert "bootstrap intervals over its test images" in page.text and "t-interval" not in page.text
+    assert "One seed only" in page.text
+
+
+def test_page_of_one_run_shows_every_protocol(tmp_path: Path) -> None:
+    page = Page(write_report([make_run(tmp_path / "dann")], tmp_path / "r.html"))
+    check_standing_alone(page)
+    for words in (
+        "adapt: dann",
+        "target/classifier",
+        "source/knn",
+        "97.0",
+        "Training loss",
+        "Online evaluation",
+        "By domain",
+    ):
+        assert words in page.text, words
+
+
+def test_runs_that_differ_by_seed_become_one_row(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"a{s}", s, 0.7, lr=1) for s in range(2)]
+    runs += [make_run(tmp_path / f"seed-{s}" / "b", s, 0.8 + s / 10, weights=f"seed-{s}/ssl") for s in range(2)]
+    stages = by_experiment([read(run) for run in runs])
+    assert [[record.seed for record in stage.records] for stage in stages] == [[0, 1], [0, 1]]
+    assert [stage.name for stage in stages] == ["a0", "b"]
+    page = Page(write_report(runs, tmp_path / "r.html"))
+    assert "2 experiments compared" in page.text and "85.0" in page.text and "+15.0" in page.text
+
+
+def test_the_same_seed_again_is_no_further_evidence(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, 0) for name in ("first", "again")]
+    assert [stage.name for stage in by_experiment([read(run) for run in runs])] == ["first", "again"]
+
+
+def test_a_run_that_was_killed_has_a_page(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "result.json").unlink()
+    shutil.rmtree(run / "pictures")
+    (run / "map.json").unlink()
+    page = Page(write_report([run], tmp_path / "r.html"))
+    assert "1 run unfinished" in page.text and "Training loss" in page.text
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    pipeline, run = make_pipeline(tmp_path / "p", 1), make_run(tmp_path / "run")
+    with pytest.raises(UserError, match="nowhere does not exist; expected the directory of a run"):
+        write_report([tmp_path / "nowhere"], tmp_path / "r.html")
+    with pytest.raises(UserError, match="holds no config"):
+        write_report([tmp_path], tmp_path / "r.html")
+    with pytest.raises(UserError, match="p is a pipeline"):
+        write_report([run, pipeline], tmp_path / "r.html")
+    with pytest.raises(UserError, match="no run given"):
+        write_report([], tmp_path / "r.html")
+    (run / "result.json").write_text("{")
+    with pytest.raises(UserError, match=r"result\.json is not readable JSON"):
+        write_report([run], tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_large_pictures_are_made_smaller(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    noise = numpy.random.default_rng(0).integers(0, 256, (300, 2000, 3), numpy.uint8)
+    Image.fromarray(noise).save(run / "pictures/noise.png")
+    page = Page(write_report([run], tmp_path / "r.html"))
+    (source,) = [value for name, value in page.attributes if name == "src" and "webp" in value]
+    assert len(base64.b64decode(source.partition(",")[2])) < (run / "pictures/noise.png").stat().st_size / 3
+
+
+def row(values: Sequence[float], kind: str = "inductive", **more: Any) -> dict[str, Any]:
+    mean = sum(values) / len(values)
+    base = {
+        "label": "r",
+        "stage": "s",
+        "metric": "test/knn/accuracy",
+        "n": len(values),
+        "mean": mean,
+        "selection": ["last"],
+    }
+    return {**base, "low": None, "high": None, "values": list(values), "kind": kind, **more}
+
+
+def test_inductive_and_transductive_rows_are_never_in_one_table() -> None:
+    tables = results_tables([row([0.5]), row([0.6], "transductive"), row([0.7])], {})
+    assert [table.heading.split(":")[0] for table in tables] == ["Inductive", "Transductive"]
+    assert [len(table.groups[0][1]) for table in tables] == [2, 1]
+
+
+def test_marks_stand_where_the_axis_says() -> None:
+    (table,) = results_tables([row([0.4, 0.6], low=0.3, high=0.7), row([0.8])], {})
+    (a, lowest, _), (b, highest, _) = table.ticks[0], table.ticks[-1]
+    first, last = float(lowest), float(highest)
+    plot = table.groups[0][1][0].plot
+    marks = [plot.mean, plot.low, plot.high, *plot.values]
+    for position, value in zip(marks, [50, 30, 70, 40, 60], strict=True):
+        assert position == pytest.approx(a + (value - first) * (b - a) / (last - first), abs=0.02)
+        assert position is not None and 0 <= position <= 100
+
+
+def test_differences_are_signed_and_hold_zero() -> None:
+    entry = {
+        "label": "d",
+        "a": "x",
+        "b": "y",
+        "n": 2,
+        "mean": -0.025,
+        "low": -0.03,
+        "high": -0.02,
+        "values": [-0.02, -0.03],
+    }
+    table = differences_table([entry])
+    line = table.groups[0][1][0]
+    assert (line.mean, line.interval) == ("−2.5", "[−3.0, −2.0]")
+    assert any(zero for _, _, zero in table.ticks)
+
+
+def test_confusion_sums_seeds_and_scores_like_a_loop() -> None:
+    classes = ["a", "b", "c"]
+    matrices = [[[3, 1, 0], [0, 2, 0], [0, 0, 0]], [[1, 0, 0], [2, 2, 0], [1, 0, 0]]]
+    results = [{"details": {"t/knn": {"classes": classes, "confusion": m}}} for m in matrices]
+    (found,) = confusions(results)
+    total = [[matrices[0][i][j] + matrices[1][i][j] for j in range(3)] for i in range(3)]
+    assert [[cell[0] for cell in cells] for _, cells in found.rows] == total
+    for i, (_, (precision, recall, f1), support) in enumerate(found.scores):
+        true, predicted = sum(total[i]), sum(line[i] for line in total)
+        assert support == true
+        assert recall == f"{100 * total[i][i] / true:.1f}"
+        assert precision == (f"{100 * total[i][i] / predicted:.1f}" if predicted else "–")
+        assert f1 == f"{200 * total[i][i] / (true + predicted):.1f}"
+    assert found.mistakes[0] == ("b", "a", 2) and found.seeds == 2
+
+
+def test_many_classes_are_shown_as_shades() -> None:
+    matrix = numpy.eye(40, dtype=int).tolist()
+    details = {"classes": [f"class {i}" for i in range(40)], "confusion": matrix}
+    (found,) = confusions([{"details": {"t/knn": details}}])
+    assert found.figure is not None and not found.rows
+    assert heat(matrix, "m").svg.count("h1v1h-1z") == 40
+
+
+def test_curves_are_thinned_to_means_and_skip_what_is_not_finite() -> None:
+    rows = [{"step": s, "loss": float(s % 2), "lr": math.inf} for s in range(1000)]
+    (loss,) = curves([rows])
+    assert loss.title == "Training loss" and "mean of 7 logged steps" in loss.caption
+    assert loss.svg.count("L ") < 400
+
+
+def test_every_point_of_a_map_is_drawn_once_inside_the_frame() -> None:
+    random = numpy.random.default_rng(0)
+    chart = {"x": random.normal(size=500).tolist(), "y": (5 * random.normal(size=500)).tolist()}
+    chart |= {"label": random.integers(-1, 3, 500).tolist(), "classes": ["a", "b", "c"]}
+    figure = scatter(chart, "label")
+    points = [tuple(map(float, point)) for point in re.findall(r"M([\d.]+) ([\d.]+)h0", figure.svg)]
+    assert len(points) == 500
+    assert all(0 <= x <= 340 and 0 <= y <= 340 for x, y in points)
+    assert [name for _, name in figure.legend] == ["a", "b", "c"]
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (1.23, 59.6, 90, 3725)] == ["1.2 s", "60 s", "1 min 30 s", "1 h 02 min"]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is not installed")
+@pytest.mark.parametrize("width", [360, 1400])
+def test_chromium_renders_it_without_overflow(tmp_path: Path, width: int) -> None:
+    report = write_report([make_pipeline(tmp_path / "p", 2)], tmp_path / "r.html")
+    # Chromium's window is never narrower than 500 pixels, so the page stands in a frame, which reports its size.
+    opened = report.read_text(encoding="utf-8").replace("<details", "<details open")
+    probe = "<script>document.title = [document.documentElement.scrollWidth, innerWidth, document.images[0].naturalWidth]</script>"
+    (tmp_path / "inner.html").write_text(opened + probe, encoding="utf-8")
+    outer = (
+        f"<iframe id=f src=inner.html width={width} height=900 style='border:0'></iframe><p id=p></p>"
+        "<script>onload = () => { p.textContent = 'sizes ' + f.contentDocument.title }</script>"
+    )
+    (tmp_path / "outer.html").write_text(outer, encoding="utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files"]
+    options += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--window-size=1500,1000"]
+    command = ["chromium", *options, "--dump-dom", (tmp_path / "outer.html").as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    sizes = re.search(r"sizes (\d+),(\d+),(\d+)", shown)
+    assert sizes is not None, shown[-500:]
+    assert int(sizes[1]) <= int(sizes[2]) == width
+    assert int(sizes[3]) == 96, "the picture was decoded"
