@@ -15,6 +15,7 @@ from ..core.config.resolve import Choice, Section
 from ..core.distributed import rank, world
 from ..core.evaluate.features import extract
 from ..core.evaluate.pictures import denormalise, save_map, save_sheet
+from ..core.evaluate.scores import score
 from ..core.images.damage import Damage, read_or_neighbour, rows_or_neighbours
 from ..core.images.open import Images, holdout, open_images
 from ..core.images.sets import (
@@ -28,11 +29,11 @@ from ..core.images.sets import (
     labelled,
     open_tests,
 )
+from ..core.method import Labelled, Pair, RawPair, Unlabelled
 from ..core.model import norm
 from ..core.model.backbone import create
-from ..core.model.classifier import Classifier, score
+from ..core.model.classifier import Classifier
 from ..core.run.directory import Run
-from ..core.sample import Labelled, Pair, PairSample, Unlabelled
 from ..core.stream.batches import Batches, Decode, Share, pairs, source_draws, stream
 from ..core.stream.order import Order
 from ..core.train.fit import Every, fit
@@ -93,8 +94,8 @@ def adapt(
     run.record(data=fingerprints(sets.named()))
     objective = _objective(run, sets.source, data["size"], backbone, method)
     model = objective.backbone
-    views = config.build(data["views"], VIEWS, data["size"], model.mean, model.std, 1).without_local(method["name"])
-    views.tell_left_out(read_or_neighbour(sets.source, 0)[0].shape[0], run.log)
+    views = config.build(data["views"], VIEWS, data["size"], model.mean, model.std, 1).refuse_local(method["name"])
+    views.warn_unused(read_or_neighbour(sets.source, 0)[0].shape[0], run.log)
     view = Evaluation(data["size"], crop=data["crop"], mean=model.mean, std=model.std)
 
     damage = Damage(run.options["damaged"], report=run.log)
@@ -107,7 +108,7 @@ def adapt(
         f"{steps} steps of 2 x {settings.batch_size}"
     )
 
-    def prepare(raw: PairSample) -> Pair:
+    def prepare(raw: RawPair) -> Pair:
         source, target = (
             source_draws(seed, sample.positions, name) for name, sample in zip((SOURCE, TARGET), raw, strict=True)
         )
@@ -120,8 +121,7 @@ def adapt(
         objective, batches, prepare,
         steps=steps, steps_per_epoch=epoch, optim=settings, seed=seed, run=run, every=Every.of(run, steps, epoch),
     )  # fmt: skip
-    if hasattr(objective, "conclude"):
-        objective.conclude(whole(sets.target, view, run.device, run.options["workers"], damage))
+    objective.conclude(whole(sets.target, view, run.device, run.options["workers"], damage))
 
     if objective.sees_target:
         model.seen = add_seen(model.seen, "adapt", sets.target)

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..core.model.backbone import Backbone
+from ..core.method import AdaptMethod, Pair, Step
 from ..core.model.classifier import Classifier
 from ..core.model.encode import encode
 from ..core.numerics import wide
-from ..core.sample import Pair
-from ..core.train.fit import Step
 from .parts.reversal import Discriminator, reversal_weight, reverse
 
 
-class DANN(nn.Module):
+class DANN(AdaptMethod):
     """reversal: the limit of the reversal weight. hidden: the discriminator's width. trade_off: weight of its loss."""
 
     rows_per_position = 2  # one concatenated forward of source and target: BatchNorm sees both domains
     couples_samples = False
+    takes_chunk = True
     keeps_head = False
     sees_target = True
 
@@ -41,10 +40,6 @@ class DANN(nn.Module):
         self.classifier, self.chunk = classifier, chunk
         self.reversal, self.trade_off, self.label_smoothing = reversal, trade_off, label_smoothing
         self.discriminator = Discriminator(self.discriminator_input(), hidden)
-
-    @property
-    def backbone(self) -> Backbone:
-        return self.classifier.backbone
 
     def discriminator_input(self) -> int:
         return self.backbone.feature_dim

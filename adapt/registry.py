@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
-from torch import nn
-
+from ..core.method import AdaptMethod, register
 from .adabn import AdaBN
 from .cdan import CDAN
 from .dann import DANN
 from .source_only import SourceOnly
 
-METHODS: Mapping[str, Callable[..., nn.Module]] = {
-    "source_only": SourceOnly,
-    "adabn": AdaBN,
-    "dann": DANN,
-    "cdan": CDAN,
-}
+METHODS = register(
+    AdaptMethod,
+    {
+        "source_only": SourceOnly,
+        "adabn": AdaBN,
+        "dann": DANN,
+        "cdan": CDAN,
+    },
+)

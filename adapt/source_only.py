@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from ..core.model.backbone import Backbone
+from ..core.method import AdaptMethod, Pair, Step
 from ..core.model.classifier import Classifier
 from ..core.numerics import wide
-from ..core.sample import Pair
-from ..core.train.fit import Step
 
 
-class SourceOnly(nn.Module):
+class SourceOnly(AdaptMethod):
     """label_smoothing: of the cross-entropy."""
 
     rows_per_position = 1
@@ -24,10 +21,6 @@ class SourceOnly(nn.Module):
     def __init__(self, classifier: Classifier, chunk: int | None = None, *, label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.classifier, self.label_smoothing = classifier, label_smoothing
-
-    @property
-    def backbone(self) -> Backbone:
-        return self.classifier.backbone
 
     def forward(self, batch: Pair, progress: float) -> Step:
         logits = self.classifier(batch.source.images)

@@ -11,17 +11,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rootstock.core.config import resolve as config
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
 from rootstock.core.images.open import open_images
+from rootstock.core.method import PretrainMethod, RawBatch, Views
 from rootstock.core.model import norm
 from rootstock.core.model.backbone import HALF, create
 from rootstock.core.run.directory import Run
 from rootstock.core.run.options import options as run_options
-from rootstock.core.sample import Sample, Views
 from rootstock.core.stream.batches import NO_LABELS, Batches, Resident, stream
 from rootstock.core.stream.order import Order
 from rootstock.core.train.fit import Every, fit
@@ -186,13 +186,13 @@ class Setting(NamedTuple):
 
     @property
     def views(self) -> int:
-        return METHODS[self.method["name"]].views  # pyright: ignore[reportFunctionMemberAccess]
+        return METHODS[self.method["name"]].views
 
     def network(self) -> Any:
         torch.manual_seed(0)
         return create(self.size, **self.backbone)
 
-    def objective(self) -> nn.Module:
+    def objective(self) -> PretrainMethod:
         given = {key: value for key, value in self.method.items() if key != "name"}
         method = METHODS[self.method["name"]](self.network(), None, **given)
         norm.configure(method, "auto", accumulate=1, chunk=None, log=lambda _: None)
@@ -220,12 +220,14 @@ def of_ready_views(setting: Setting, plan: Plan, clock: Clock = time.perf_counte
     """The ceiling: the method through `fit` on views that lie on the device, the same pixels at every step."""
     with opened(**options) as run:
         first, local = torch.arange(setting.batch, device=run.device), setting.ready_local(run.device)
-        sample = Sample(setting.ready(run.device), first, NO_LABELS)
+        sample = RawBatch(setting.ready(run.device), first, NO_LABELS)
 
-        def batches(step: int) -> Iterator[list[Sample]]:  # other positions at every step, for masks are drawn by them
+        def batches(
+            step: int,
+        ) -> Iterator[list[RawBatch]]:  # other positions at every step, for masks are drawn by them
             return ([sample._replace(positions=first + at * setting.batch)] for at in range(step, plan.steps))
 
-        def prepare(raw: Sample) -> Views:
+        def prepare(raw: RawBatch) -> Views:
             return Views(raw.images, Draws(0, raw.positions), local)
 
         watch = Watch(plan, run.device, clock)
@@ -253,7 +255,7 @@ def of_pictures(
             images, order, views, steps=plan.steps, device=run.device, workers=workers, resident=resident
         )  # fmt: skip
 
-        def prepare(raw: Sample) -> Views:
+        def prepare(raw: RawBatch) -> Views:
             return views(raw, Draws(0, raw.positions))
 
         watch = Watch(plan, run.device, clock)

@@ -20,7 +20,7 @@ from timing import Interval
 
 from rootstock.core.draws import Draws
 from rootstock.core.images.pack.record import Packing
-from rootstock.core.sample import Views
+from rootstock.core.method import Views
 
 CEILING, STEP, WHOLE = "ours, ready views (the ceiling)", "lightly, ready views", "lightly, end to end"
 WAITING, SHARE, AUGMENTING = 0.05, 0.95, 0.05

@@ -31,7 +31,7 @@ from rootstock.core.images.decode import decode
 from rootstock.core.images.open import open_images, open_with_splits
 from rootstock.core.images.pack.record import Packing
 from rootstock.core.images.pack.writer import pack
-from rootstock.core.sample import Sample
+from rootstock.core.method import RawBatch
 from rootstock.core.stream.batches import Order, stream
 from rootstock.core.views.presets import VIEWS
 
@@ -88,12 +88,12 @@ class Ours:
         sigma = (SIGMA[0] * 224 / job.size, SIGMA[1] * 224 / job.size)
         self.views = VIEWS["simclr"](job.size, MEAN, STD, 2, blur_sigma=sigma)
 
-    def samples(self, batches: int, workers: int = 0) -> Iterator[Sample]:
+    def samples(self, batches: int, workers: int = 0) -> Iterator[RawBatch]:
         order = Order(len(self.images), self.job.batch, 0)
         for (sample,) in stream(self.images, order, self.views, steps=batches, device=CPU, workers=workers)(0):
             yield sample
 
-    def finished(self, sample: Sample) -> int:
+    def finished(self, sample: RawBatch) -> int:
         return counted(list(self.views(sample, Draws(0, sample.positions)).images), self.job.size)
 
     def whole(self, name: str = "ours", workers: int = 0) -> Contender:
@@ -103,7 +103,7 @@ class Ours:
         """What a loader's worker does: read, decode, crop."""
         return Contender(name + said(workers), lambda n: (self.cropped(sample) for sample in self.samples(n, workers)))
 
-    def cropped(self, sample: Sample) -> int:
+    def cropped(self, sample: RawBatch) -> int:
         """How many source images. Raises ValueError unless all that is left to do is photometry."""
         if sample.images.shape[1:] != (2, 3, self.job.size, self.job.size):
             raise ValueError(f"not two crops of {self.job.size} px: {tuple(sample.images.shape)}")

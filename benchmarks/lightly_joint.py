@@ -150,7 +150,7 @@ class LightlyDINO(Example):
     def __init__(self, setting: Setting) -> None:
         super().__init__()
         self.backbone = setting.network()
-        self.backbone.take_any_size("lightly")
+        self.backbone.allow_any_size("lightly")
         sizes = [setting.method[key] for key in ("hidden", "bottleneck", "prototypes")]
         self.head = DINOProjectionHead(self.backbone.feature_dim, *sizes, freeze_last_layer=1)
         self.teacher = frozen_copy(self.backbone)
@@ -175,7 +175,7 @@ class LightlyLeJEPA(Example):
     def __init__(self, setting: Setting) -> None:
         super().__init__()
         self.backbone = setting.network()
-        self.backbone.take_any_size("lightly")
+        self.backbone.allow_any_size("lightly")
         hidden, _, out = setting.method["projection"]
         self.head = LeJEPAProjectionHead(self.backbone.feature_dim, hidden, out)
         self.criterion = LeJEPALoss()

@@ -125,7 +125,7 @@ class LightlyIBOT(Example):
     def __init__(self, setting: Setting) -> None:
         super().__init__()
         self.backbone = setting.network()
-        self.backbone.take_any_size("lightly")
+        self.backbone.allow_any_size("lightly")
         self.student = MaskedVisionTransformerTIMM(
             vit=self.backbone.model, antialias=False, pos_embed_initialization="skip"
         )

@@ -14,9 +14,10 @@ from timing import Interval
 from torch import Tensor, nn
 
 from rootstock.core.images.open import open_images
+from rootstock.core.method import Method, Step
 from rootstock.core.stream.batches import stream
 from rootstock.core.stream.order import Order
-from rootstock.core.train.fit import Every, Step, fit
+from rootstock.core.train.fit import Every, fit
 from rootstock.core.train.optim import Optim
 from rootstock.core.views.presets import VIEWS
 
@@ -25,7 +26,7 @@ RATE = 1e-3
 CPU = torch.device("cpu")
 
 
-class OneLinear(nn.Module):
+class OneLinear(Method):
     """The smallest method."""
 
     def __init__(self) -> None:

@@ -2,11 +2,11 @@
 
 import os
 
-LOG = "ROOTSTOCK_LOG"  # the environment variable that names the file
+LOG_VARIABLE = "ROOTSTOCK_LOG"  # the environment variable that names the file
 
 
-def note(text: str) -> None:
+def append(text: str) -> None:
     """Append to the log, where there is one. Raises OSError."""
-    if path := os.environ.get(LOG):
+    if path := os.environ.get(LOG_VARIABLE):
         with open(path, "a", encoding="utf-8") as file:
             file.write(f"{text}\n")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.config import resolve as config
 from ..core.config.resolve import Choice, Section
@@ -17,18 +17,19 @@ from ..core.draws import Draws
 from ..core.errors import UserError
 from ..core.evaluate.features import extract
 from ..core.evaluate.pictures import denormalise, save_map, save_sheet
+from ..core.evaluate.scores import Scores, add_scores, score
 from ..core.images.damage import Damage, read_or_neighbour
 from ..core.images.open import Images
 from ..core.images.sets import LABELLED, add_seen, describe, exposure, fingerprints, train_and_tests
+from ..core.method import Labelled, Method, RawBatch, Step
 from ..core.model import norm
 from ..core.model.backbone import OWN, Backbone, create
-from ..core.model.classifier import Classifier, Scores, add_scores, score
+from ..core.model.classifier import Classifier
 from ..core.numerics import wide
 from ..core.run.directory import Run
-from ..core.sample import Labelled, Sample
 from ..core.stream.batches import Decode, Share, stream
 from ..core.stream.order import SHUFFLES, Order
-from ..core.train.fit import Every, Step, fit
+from ..core.train.fit import Every, fit
 from ..core.train.optim import Optim
 from ..core.views.mixup import Mixing, mix
 from ..core.views.presets import VIEWS
@@ -124,7 +125,7 @@ def probe(
     return run.finish(_result(scores, model, train, tests, data, extra))
 
 
-class FineTune(nn.Module):
+class FineTune(Method):
     """Cross-entropy on labelled images."""
 
     rows_per_position = 1
@@ -135,7 +136,7 @@ class FineTune(nn.Module):
         self.classifier, self.label_smoothing = classifier, label_smoothing
 
     @property
-    def backbone(self) -> Backbone:
+    def backbone(self) -> Backbone:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.classifier.backbone
 
     def forward(self, batch: Labelled, progress: float) -> Step:
@@ -177,8 +178,8 @@ def finetune(
         model.freeze()
     objective = FineTune(classifier, method["label_smoothing"])
     norm.configure(objective, backbone["norm"], accumulate=options["accumulate"], chunk=options["chunk"], log=run.log)
-    views = config.build(data["views"], VIEWS, data["size"], model.mean, model.std, 1).without_local("finetune")
-    views.tell_left_out(channels, run.log)
+    views = config.build(data["views"], VIEWS, data["size"], model.mean, model.std, 1).refuse_local("finetune")
+    views.warn_unused(channels, run.log)
 
     order = Order(len(train), settings.batch_size, seed, shuffle=config.build(data["shuffle"], SHUFFLES))
     steps = settings.steps(order.steps_per_epoch)
@@ -197,7 +198,7 @@ def finetune(
     mixing = Mixing(method["mixup"], method["cutmix"])
     mixing.check(settings.batch_size, share.world * share.micro)
 
-    def prepare(raw: Sample) -> Labelled:
+    def prepare(raw: RawBatch) -> Labelled:
         draws = Draws(seed, raw.positions)
         images = views(raw, draws).images[0]
         if not any(mixing):

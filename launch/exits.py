@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator
 
 from ..core.errors import UserError
-from ..core.launchlog import note
+from ..core.launchlog import append
 
 STOPPED = 130  # on request, after saving
 
@@ -69,7 +69,7 @@ def _note(text: str) -> None:
     """In the log of the first process of a launch, whose console is the launcher's."""
     if os.environ.get("RANK") == "0":
         with contextlib.suppress(OSError):
-            note(text)
+            append(text)
 
 
 def _tell_agent(text: str) -> None:

@@ -14,9 +14,9 @@ from ..core.convert.adopt import adopt
 from ..core.convert.file import read
 from ..core.convert.names import PROJECTS, listed
 from ..core.errors import UserError
+from ..core.files import write_text
 from ..core.images.pack.unfinished import writable
 from ..core.model.backbone import Backbone
-from ..core.train import checkpoint
 
 REPORT = "import.json"
 
@@ -85,7 +85,7 @@ def export(backbone: Backbone, report: dict[str, Any], to: Path) -> None:
         draft.mkdir(parents=True)
         try:
             backbone.export(draft)
-            checkpoint.write_text(draft / REPORT, json.dumps(report, indent=1))
+            write_text(draft / REPORT, json.dumps(report, indent=1))
             draft.rename(to)
         finally:
             shutil.rmtree(draft, ignore_errors=True)

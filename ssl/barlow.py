@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.distributed import gather, world
 from ..core.errors import UserError
+from ..core.method import PretrainMethod, Step, Views
 from ..core.model.backbone import Backbone
 from ..core.model.encode import encode
 from ..core.numerics import wide
-from ..core.sample import Views
-from ..core.train.fit import Step
 from .parts.checks import above_zero
 from .parts.heads import mlp, project
 from .watch.collapse import health
@@ -52,7 +51,7 @@ def off_diagonal(matrix: Tensor) -> Tensor:
     return matrix.square().sum() - _diagonal(matrix).square().sum()
 
 
-class BarlowTwins(nn.Module):
+class BarlowTwins(PretrainMethod):
     """Barlow Twins' training objective on a backbone.
 
     lambd: lambda of eq. 1 (0.005 in the paper, 0.0051 in the authors' code). projection: widths of the projector, BatchNorm after
@@ -64,6 +63,7 @@ class BarlowTwins(nn.Module):
     views = 2
     rows_per_position = 2
     couples_samples = True
+    takes_chunk = True
 
     def __init__(
         self,

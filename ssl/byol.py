@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..core.method import PretrainMethod, Step, Views
 from ..core.model.backbone import Backbone
 from ..core.model.ema import follow, teacher_of
 from ..core.model.encode import encode
 from ..core.numerics import wide
-from ..core.sample import Views
-from ..core.train.fit import Step
 from ..core.train.schedules import cosine
 from .parts.checks import fraction
 from .parts.heads import mlp, predictor, project
@@ -29,7 +28,7 @@ def byol_loss(predictions: Tensor, targets: Tensor) -> Tensor:
         return (2.0 - 2.0 * cosines).mean(1).sum()
 
 
-class BYOL(nn.Module):
+class BYOL(PretrainMethod):
     """BYOL's training objective; what is exported is the online backbone.
 
     momentum: tau_base of the target network, raised to 1 along a cosine (section 3.2). projection, prediction: widths of the two
@@ -39,6 +38,7 @@ class BYOL(nn.Module):
     views = 2
     rows_per_position = 2
     couples_samples = True  # through the heads' BatchNorm, without which it collapses
+    takes_chunk = True
 
     def __init__(
         self,

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from ..core.distributed import all_reduce_sum
+from ..core.method import PretrainMethod, Step, Views
 from ..core.model.backbone import Backbone
 from ..core.model.ema import follow, teacher_of
 from ..core.model.encode import encode, with_local
 from ..core.numerics import wide
-from ..core.sample import Views
-from ..core.train.fit import Step
 from ..core.train.schedules import cosine, ramp
 from .parts.checks import above_zero, fraction
 from .parts.prototypes import PrototypeHead, assignment_health, center_update, crops_loss
@@ -28,7 +27,7 @@ def dino_targets(teacher_logits: Tensor, center: Tensor, temperature: float | Te
         return ((wide(teacher_logits) - center) / temperature).softmax(-1)
 
 
-class DINO(nn.Module):
+class DINO(PretrainMethod):
     """DINO's training objective; what is exported is the teacher.
 
     prototypes, hidden, bottleneck, layers, head_norm: the head's (see PrototypeHead); head_norm is BatchNorm, for convolutional
@@ -43,6 +42,7 @@ class DINO(nn.Module):
     takes_local = True
     # The loss is each image's own, but the centre moves once a step, towards the mean of the whole batch.
     couples_samples = True
+    takes_chunk = True
     center: Tensor
 
     def __init__(
@@ -71,7 +71,7 @@ class DINO(nn.Module):
         fraction("center_momentum", center_momentum, "0.9 is usual")
         fraction("momentum", momentum, "0.99 to 0.9995 is usual")
         fraction("freeze_last_layer", freeze_last_layer, "0.01 is a hundredth of the training")
-        backbone.take_any_size("dino")
+        backbone.allow_any_size("dino")
         self.chunk, self.temperature, self.momentum = chunk, temperature, momentum
         self.teacher_temperature, self.warmup_teacher_temperature = teacher_temperature, warmup_teacher_temperature
         self.teacher_temperature_warmup, self.center_momentum = teacher_temperature_warmup, center_momentum

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from ..core.distributed import all_reduce_sum, gather, own_rows, world
 from ..core.errors import UserError
+from ..core.method import PretrainMethod, Step, Views
 from ..core.model.backbone import Backbone
 from ..core.model.ema import follow, teacher_of
 from ..core.model.encode import with_local
 from ..core.model.vit_tokens import plain_vit
 from ..core.numerics import wide
-from ..core.sample import Views
-from ..core.train.fit import Step
 from ..core.train.schedules import cosine, ramp
 from .ibot import check_mask_ratio, patch_loss, view_tokens
 from .parts.blockwise import most_hidden, view_masks
@@ -45,7 +44,7 @@ def koleo(z: Tensor, rows: slice = slice(None)) -> Tensor:
         return -(F.pairwise_distance(z[own], z[nearest], eps=1e-8) + 1e-8).log().mean()
 
 
-class DINOv2(nn.Module):
+class DINOv2(PretrainMethod):
     """DINOv2's training objective on a timm ViT; what is exported is the teacher.
 
     prototypes, bottleneck, patch_prototypes, patch_bottleneck, hidden, layers: of the heads of class tokens and of patches (see
@@ -64,6 +63,7 @@ class DINOv2(nn.Module):
     rows_per_position = 2
     takes_local = True
     couples_samples = True  # targets share the prototypes among all samples, and koleo seeks neighbours among them
+    takes_chunk = True
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class DINOv2(nn.Module):
         for key, value in {"patch_prototypes": patch_prototypes, "patch_bottleneck": patch_bottleneck}.items():
             if value < 2:
                 raise UserError(f"method.{key}: expected 2 or more, got {value}")
-        backbone.take_any_size("dinov2")
+        backbone.allow_any_size("dinov2")
         self.grid: tuple[int, int] = vit.patch_embed.grid_size
         self.chunk, self.mask_ratio, self.mask_probability = chunk, mask_ratio, mask_probability
         self.patch_weight, self.koleo_weight, self.iterations = patch_weight, koleo_weight, iterations

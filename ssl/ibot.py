@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from ..core.distributed import all_reduce_sum
 from ..core.errors import UserError
+from ..core.method import PretrainMethod, Step, Views
 from ..core.model.backbone import Backbone
 from ..core.model.ema import follow, teacher_of
 from ..core.model.encode import in_chunks, with_local
 from ..core.model.vit_tokens import embed, plain_vit, transform
-from ..core.sample import Views
-from ..core.train.fit import Step
 from ..core.train.schedules import cosine, ramp
 from .dino import dino_targets
 from .parts.blockwise import most_hidden, view_masks
@@ -74,7 +73,7 @@ def check_mask_ratio(mask_ratio: tuple[float, float]) -> None:
         )
 
 
-class IBOT(nn.Module):
+class IBOT(PretrainMethod):
     """iBOT's training objective on a timm ViT; what is exported is the teacher.
 
     prototypes, hidden, bottleneck, layers: the head's (see PrototypeHead). shared_head: whether one head serves class and patch
@@ -91,6 +90,7 @@ class IBOT(nn.Module):
     takes_local = True
     # The loss is each image's own, but the centres move once a step, towards the mean of the whole batch.
     couples_samples = True
+    takes_chunk = True
     center: Tensor
     patch_center: Tensor
 
@@ -129,7 +129,7 @@ class IBOT(nn.Module):
         fraction("momentum", momentum, "0.996 is published")
         fraction("freeze_last_layer", freeze_last_layer, "0.00125 is published")
         check_mask_ratio(mask_ratio)
-        backbone.take_any_size("ibot")
+        backbone.allow_any_size("ibot")
         self.grid: tuple[int, int] = vit.patch_embed.grid_size
         self.chunk, self.mask_ratio, self.mask_probability = chunk, mask_ratio, mask_probability
         self.patch_weight, self.temperature, self.teacher_temperature = patch_weight, temperature, teacher_temperature

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from ..core.draws import Draws
 from ..core.errors import UserError
+from ..core.method import PretrainMethod, Step, Views
 from ..core.model.backbone import Backbone
 from ..core.model.ema import follow, teacher_of
 from ..core.model.sincos import fix_positions, sincos
-from ..core.model.vit_blocks import Pack, packable
+from ..core.model.vit_blocks import PackedSequences, packable
 from ..core.model.vit_tokens import attend, embed, keep_patches, plain_vit, take, transform
 from ..core.numerics import wide
-from ..core.sample import Views
-from ..core.train.fit import Step
 from ..core.train.schedules import ramp
 from ..core.views.colour import eager_cpu
 from .parts.checks import fraction, narrow_vit
@@ -86,7 +85,7 @@ class Predictor(nn.Module):
         """
         (n, count, _), (_, k, _) = context.shape, wanted.shape
         asking = F.pad(there[:, count:], (count, 0))
-        pack = Pack(there, asking)
+        pack = PackedSequences(there, asking)
         table = torch.cat([context.flatten(0, 1), (self.mask_token + self.positions)[0, 0].to(context.dtype)])
         own = torch.arange(n * count).view(n, 1, count).expand(-1, k, -1)
         places = torch.cat([own, n * count + wanted], 2).flatten()[pack.index]
@@ -96,10 +95,10 @@ class Predictor(nn.Module):
             x = pack.through(first, x, first.attn.qkv(first.norm1(table)).index_select(0, places))
         for block in blocks[1:-1]:
             x = pack.through(block, x)
-        return pack.padded(pack.ask(blocks[-1], x))[:, count:]
+        return pack.padded(pack.attend_from(blocks[-1], x))[:, count:]
 
 
-class IJEPA(nn.Module):
+class IJEPA(PretrainMethod):
     """I-JEPA's training objective; what is exported is the target encoder, which the authors evaluate.
 
     targets: how many blocks are predicted. target_scale, target_aspect, context_scale: the ranges of their area, of their height

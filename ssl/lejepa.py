@@ -8,16 +8,15 @@ embeddings, and each does its own share of the cosines.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.distributed import all_reduce_min, sum_with_gradient, world
 from ..core.draws import Draws
 from ..core.errors import UserError
+from ..core.method import PretrainMethod, Step, Views
 from ..core.model.backbone import Backbone
 from ..core.model.encode import encode, with_local
 from ..core.numerics import wide
-from ..core.sample import Views
-from ..core.train.fit import Step
 from .parts.checks import above_zero, fraction
 from .parts.heads import mlp, project
 from .watch.collapse import health
@@ -63,7 +62,7 @@ def random_directions(draws: Draws, dim: int, count: int) -> Tensor:
     return directions / directions.norm(dim=0)
 
 
-class LeJEPA(nn.Module):
+class LeJEPA(PretrainMethod):
     """LeJEPA's training objective: sigreg_weight * SIGReg + (1 - sigreg_weight) * prediction.
 
     sigreg_weight: lambda. slices: random directions, others in each step. points, t_max: SIGReg's frequencies, equidistant from 0 to
@@ -75,6 +74,7 @@ class LeJEPA(nn.Module):
     views = 2
     rows_per_position = 2
     couples_samples = True
+    takes_chunk = True
     takes_local = True
 
     def __init__(
@@ -95,7 +95,7 @@ class LeJEPA(nn.Module):
         if points < 2:
             raise UserError(f"method.points: needs at least 2 frequencies to integrate over, got {points}; 17 is usual")
         above_zero("t_max", t_max, "3 to 5 is usual")
-        backbone.take_any_size("lejepa")
+        backbone.allow_any_size("lejepa")
         self.backbone, self.chunk = backbone, chunk
         self.sigreg_weight, self.slices, self.points, self.t_max = sigreg_weight, slices, points, t_max
         self.projector = mlp([backbone.feature_dim, *projection], last="linear", key="method.projection")

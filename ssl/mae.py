@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 from ..core.draws import Draws
 from ..core.errors import UserError
+from ..core.method import PretrainMethod, Step, Views
 from ..core.model.backbone import Backbone
 from ..core.model.sincos import fix_positions, sincos
-from ..core.model.vit_blocks import of_last
+from ..core.model.vit_blocks import last_tokens
 from ..core.model.vit_tokens import embed, keep_patches, plain_vit, take, transform
 from ..core.numerics import wide
-from ..core.sample import Views
-from ..core.train.fit import Step
 from .parts.checks import narrow_vit
 from .parts.patches import patchify, unpatchify
 from .watch.collapse import health
@@ -80,11 +79,11 @@ class Decoder(nn.Module):
         x, blocks = torch.cat([x[:, : self.prefix], patches], 1), list(self.blocks)
         for block in blocks[:-1]:
             x = block(x)
-        x = of_last(blocks[-1], x, wanted.shape[1]) if blocks else x[:, -wanted.shape[1] :]
+        x = last_tokens(blocks[-1], x, wanted.shape[1]) if blocks else x[:, -wanted.shape[1] :]
         return self.predict(self.norm(x))
 
 
-class MAE(nn.Module):
+class MAE(PretrainMethod):
     """MAE's training objective on a timm ViT.
 
     mask_ratio: fraction of patches hidden. norm_pix: standardise each target patch. decoder_*: its width, blocks and heads.

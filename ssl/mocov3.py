@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from ..core.distributed import gather, own_rows, world
 from ..core.errors import UserError
+from ..core.method import PretrainMethod, Step, Views
 from ..core.model.backbone import Backbone
 from ..core.model.ema import follow, teacher_of
 from ..core.model.encode import encode
 from ..core.model.sincos import fix_positions
 from ..core.numerics import wide
-from ..core.sample import Views
-from ..core.train.fit import Step
 from ..core.train.schedules import cosine
 from .parts.checks import above_zero, fraction
 from .parts.heads import mlp, predictor, project
@@ -43,7 +42,7 @@ def info_nce(similarities: Tensor, own: Tensor, temperature: float) -> Tensor:
         return 2.0 * temperature * 2.0 * F.cross_entropy(logits.flatten(0, 1), own.repeat(2))
 
 
-class MoCoV3(nn.Module):
+class MoCoV3(PretrainMethod):
     """MoCo v3's training objective; what is exported is the query encoder's backbone.
 
     temperature: tau of eq. 1 (the authors' 0.2 is for ViTs, 1.0 for ResNets). momentum: of the momentum encoder, raised to 1 along
@@ -57,6 +56,7 @@ class MoCoV3(nn.Module):
     views = 2
     rows_per_position = 2
     couples_samples = True
+    takes_chunk = True
 
     def __init__(
         self,

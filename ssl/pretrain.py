@@ -15,10 +15,10 @@ from ..core.errors import UserError
 from ..core.images.damage import Damage, read_or_neighbour
 from ..core.images.open import Images, holdout, open_images
 from ..core.images.sets import HELD_OUT, add_seen, align, describe, exposure, fingerprints, labelled, open_tests
+from ..core.method import RawBatch, Views
 from ..core.model import norm
 from ..core.model.backbone import create
 from ..core.run.directory import Run
-from ..core.sample import Sample, Views
 from ..core.stream.batches import Decode, Share, stream
 from ..core.stream.order import SHUFFLES, Order
 from ..core.train.fit import Evaluator, Every, fit
@@ -79,8 +79,8 @@ def pretrain(
     objective: Any = config.build(method, METHODS, model, options["chunk"])
     norm.configure(objective, backbone["norm"], accumulate=options["accumulate"], chunk=options["chunk"], log=run.log)
     views = config.build(data["views"], VIEWS, data["size"], model.mean, model.std, objective.views)
-    views = views if getattr(objective, "takes_local", False) else views.without_local(method["name"])
-    views.tell_left_out(channels, run.log)
+    views = views if objective.takes_local else views.refuse_local(method["name"])
+    views.warn_unused(channels, run.log)
 
     order = Order(len(train), settings.batch_size, seed, shuffle=config.build(data["shuffle"], SHUFFLES))
     steps = settings.steps(order.steps_per_epoch)
@@ -93,10 +93,10 @@ def pretrain(
     )  # fmt: skip
     run.log(
         f"pretrain {method['name']}: {len(train)} images, {steps} steps of {settings.batch_size}, "
-        f"{settings.told_rate()}"
+        f"{settings.rate_in_words()}"
     )
 
-    def prepare(raw: Sample) -> Views:
+    def prepare(raw: RawBatch) -> Views:
         return views(raw, Draws(seed, raw.positions))
 
     view = Evaluation(data["size"], mean=model.mean, std=model.std)

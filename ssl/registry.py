@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
-from torch import nn
-
+from ..core.method import PretrainMethod, register
 from .barlow import BarlowTwins
 from .byol import BYOL
 from .dino import DINO
@@ -21,19 +18,22 @@ from .simsiam import SimSiam
 from .swav import SwAV
 from .vicreg import VICReg
 
-METHODS: Mapping[str, Callable[..., nn.Module]] = {
-    "simclr": SimCLR,
-    "byol": BYOL,
-    "mocov3": MoCoV3,
-    "simsiam": SimSiam,
-    "barlow": BarlowTwins,
-    "vicreg": VICReg,
-    "swav": SwAV,
-    "dino": DINO,
-    "ibot": IBOT,
-    "dinov2": DINOv2,
-    "mae": MAE,
-    "simmim": SimMIM,
-    "ijepa": IJEPA,
-    "lejepa": LeJEPA,
-}
+METHODS = register(
+    PretrainMethod,
+    {
+        "simclr": SimCLR,
+        "byol": BYOL,
+        "mocov3": MoCoV3,
+        "simsiam": SimSiam,
+        "barlow": BarlowTwins,
+        "vicreg": VICReg,
+        "swav": SwAV,
+        "dino": DINO,
+        "ibot": IBOT,
+        "dinov2": DINOv2,
+        "mae": MAE,
+        "simmim": SimMIM,
+        "ijepa": IJEPA,
+        "lejepa": LeJEPA,
+    },
+)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.distributed import gather, own_rows, world
 from ..core.errors import UserError
+from ..core.method import PretrainMethod, Step, Views
 from ..core.model.backbone import Backbone
 from ..core.model.encode import encode
 from ..core.numerics import wide
-from ..core.sample import Views
-from ..core.train.fit import Step
 from .parts.checks import above_zero
 from .parts.heads import mlp, project
 from .watch.collapse import health
@@ -37,7 +36,7 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float, rows: slice = sli
         return F.cross_entropy(logits, torch.cat([own + n, own]))
 
 
-class SimCLR(nn.Module):
+class SimCLR(PretrainMethod):
     """SimCLR's training objective on a backbone.
 
     temperature: tau of eq. 1. projection: widths of the projection head, hidden layers then output; BatchNorm after each
@@ -47,6 +46,7 @@ class SimCLR(nn.Module):
     views = 2
     rows_per_position = 2
     couples_samples = True
+    takes_chunk = True
 
     def __init__(
         self,

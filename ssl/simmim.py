@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from ..core.draws import Draws
 from ..core.errors import UserError
+from ..core.method import PretrainMethod, Step, Views
 from ..core.model.backbone import Backbone
 from ..core.model.vit_tokens import embed, plain_vit, transform
 from ..core.numerics import wide
-from ..core.sample import Views
-from ..core.train.fit import Step
 from .parts.masks import enlarge, random_units
 from .watch.collapse import health
 
@@ -67,7 +66,7 @@ class Painting(NamedTuple):
     features: Tensor  # [N, D], the mean over the last map
 
 
-class SimMIM(nn.Module):
+class SimMIM(PretrainMethod):
     """SimMIM's training objective on timm's ViTs and Swins.
 
     mask_ratio: fraction of the units hidden, rounded up. mask_patch: their side in pixels, a multiple of the backbone's patches.

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..core.method import PretrainMethod, Step, Views
 from ..core.model.backbone import Backbone
 from ..core.model.encode import encode
 from ..core.numerics import wide
-from ..core.sample import Views
-from ..core.train.fit import Step
 from .parts.heads import mlp, predictor, project
 from .watch.collapse import health
 
@@ -25,7 +24,7 @@ def negative_cosine(predictions: Tensor, targets: Tensor) -> Tensor:
         return -F.cosine_similarity(wide(predictions), wide(targets.flip(0)), dim=-1).mean()
 
 
-class SimSiam(nn.Module):
+class SimSiam(PretrainMethod):
     """SimSiam's training objective on a backbone.
 
     projection: widths of the projection head; BatchNorm after every layer, without scale and shift after the last. prediction:
@@ -39,6 +38,7 @@ class SimSiam(nn.Module):
     views = 2
     rows_per_position = 2
     couples_samples = True  # through the heads' BatchNorm
+    takes_chunk = True
 
     def __init__(
         self,

@@ -9,17 +9,16 @@ from torch import Tensor, nn
 
 from ..core.distributed import all_reduce_sum, gather, rank, world
 from ..core.errors import UserError
+from ..core.method import PretrainMethod, Step, Views
 from ..core.model.backbone import Backbone
 from ..core.model.encode import encode, with_local
-from ..core.sample import Views
-from ..core.train.fit import Step
 from .parts.checks import above_zero, fraction
 from .parts.heads import mlp, project
 from .parts.prototypes import assignment_health, crops_loss, sinkhorn
 from .watch.collapse import health
 
 
-class SwAV(nn.Module):
+class SwAV(PretrainMethod):
     """SwAV's training objective on a backbone.
 
     projection: widths of the head, hidden layers (with BatchNorm) then output (without). prototypes: how many. temperature: tau
@@ -33,6 +32,7 @@ class SwAV(nn.Module):
     rows_per_position = 2
     takes_local = True
     couples_samples = True  # codes share the prototypes among all samples
+    takes_chunk = True
     queue: Tensor
 
     def __init__(
@@ -57,7 +57,7 @@ class SwAV(nn.Module):
                 raise UserError(f"method.{key}: expected {least} or more, got {value}")
         for key, value in {"freeze_prototypes": freeze_prototypes, "queue_from": queue_from}.items():
             fraction(key, value, "0.01 is a hundredth of the training")
-        backbone.take_any_size("swav")
+        backbone.allow_any_size("swav")
         self.backbone, self.chunk, self.temperature = backbone, chunk, temperature
         self.epsilon, self.iterations = epsilon, iterations
         self.freeze_prototypes, self.queue_from = freeze_prototypes, queue_from

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.distributed import gather, world
 from ..core.errors import UserError
+from ..core.method import PretrainMethod, Step, Views
 from ..core.model.backbone import Backbone
 from ..core.model.encode import encode
 from ..core.numerics import wide
-from ..core.sample import Views
-from ..core.train.fit import Step
 from .barlow import off_diagonal
 from .parts.heads import mlp, project
 from .watch.collapse import health
@@ -44,7 +43,7 @@ def covariance(z: Tensor) -> Tensor:
         return off_diagonal(centred.T @ centred / (len(z) - 1)) / z.shape[1]
 
 
-class VICReg(nn.Module):
+class VICReg(PretrainMethod):
     """VICReg's training objective on a backbone.
 
     invariance, variance, covariance: lambda, mu and nu of eq. 6. As in the authors' code the variance term is the mean of the two
@@ -55,6 +54,7 @@ class VICReg(nn.Module):
     views = 2
     rows_per_position = 2
     couples_samples = True
+    takes_chunk = True
 
     def __init__(
         self,

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import rootstock.launch.verbs  # noqa: F401 - imported before forking
-from rootstock.core.train import checkpoint, loop
+from rootstock.core import files
+from rootstock.core.train import loop
 from rootstock.launch.cli import main
 
 
@@ -23,7 +24,7 @@ def command(job: dict[str, Any]) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     sys.argv = ["rootstock", *job["argv"]]
-    straight, write = loop.Loop.step, checkpoint.write_text
+    straight, write = loop.Loop.step, files.write_text
 
     def stepping(
         self: loop.Loop, wrapped: Any, micro: Any, prepare: Any, step: int, asked: list[int]
@@ -37,7 +38,7 @@ def command(job: dict[str, Any]) -> None:
             os.kill(os.getpid(), job["signal"])
         write(path, text)
 
-    loop.Loop.step, checkpoint.write_text = stepping, writing
+    loop.Loop.step, files.write_text = stepping, writing
     main()
 
 

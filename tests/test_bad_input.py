@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from safetensors.torch import save_file
 
+from rootstock.core import files
 from rootstock.core.model.backbone import create
 from rootstock.core.train import checkpoint, loop
 
@@ -68,7 +69,7 @@ def straight(workplace: Path) -> Path:
 
 def contents(folder: Path) -> dict[str, str]:
     """The sha256 of every file, by path."""
-    return {str(p): checkpoint.sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {str(p): files.sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def weights(run: Path) -> str:
@@ -311,7 +312,7 @@ def test_a_full_disk_in_the_middle_of_a_checkpoint(
     rootstock: Rootstock, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second checkpoint does not fit: the first stays whole, and with space the same command ends with the same weights."""
-    write = checkpoint.write_tensors
+    write = files.write_tensors
 
     def full(path: Path, *given: Any, **named: Any) -> None:
         if f"step-{2 * EVERY:08d}" in str(path) and path.name == checkpoint.OPTIMIZER:
@@ -320,7 +321,7 @@ def test_a_full_disk_in_the_middle_of_a_checkpoint(
         write(path, *given, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "write_tensors", full)
+        patch.setattr(files, "write_tensors", full)
         done = rootstock(*PRETRAIN, f"run.dir={tmp_path}")
     assert done.returncode == 1
     assert sentence(done).startswith("error: the disk is full") and "run the same command to resume" in sentence(done)

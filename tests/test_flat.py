@@ -13,12 +13,12 @@ from torch import nn
 from rootstock.core.config.resolve import Duration, validate
 from rootstock.core.draws import Draws
 from rootstock.core.images.open import open_images
+from rootstock.core.method import Method, RawBatch, Step, Views
 from rootstock.core.run.directory import Run
 from rootstock.core.run.options import options
-from rootstock.core.sample import Sample, Views
 from rootstock.core.stream.batches import stream
 from rootstock.core.stream.order import Order
-from rootstock.core.train.fit import Every, Step, fit
+from rootstock.core.train.fit import Every, fit
 from rootstock.core.train.optim import Optim
 from rootstock.core.views.presets import VIEWS
 
@@ -42,7 +42,7 @@ class Usage:
         self.files = [len(os.listdir(f"/proc/{process}/fd")) for process in everyone]
 
 
-class Mean(nn.Module):
+class Mean(Method):
     """One linear layer that fits the mean brightness; notes the usage after the warm-up and near the end."""
 
     rows_per_position = 1
@@ -76,7 +76,7 @@ def test_memory_and_open_files_stay_flat(tmp_path: Path, draw: Callable[[Path, I
     given: dict[str, Any] = {"dir": str(tmp_path / "run"), "device": "cpu", "checkpoint": {"every": "50%"}}
     batches = stream(images, Order(len(images), BATCH, 0), VIEW, steps=STEPS, device=torch.device("cpu"), workers=2)
 
-    def prepare(raw: Sample) -> Views:
+    def prepare(raw: RawBatch) -> Views:
         # Less than a view's finish, which is not what this is about.
         return Views(raw.images.transpose(0, 1).float() / 255.0, Draws(0, raw.positions))
 

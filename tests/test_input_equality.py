@@ -19,7 +19,7 @@ from torch import Tensor
 from rootstock.core.distributed import gather, rank, world
 from rootstock.core.draws import Draws
 from rootstock.core.images.open import Images, open_images
-from rootstock.core.sample import Sample
+from rootstock.core.method import RawBatch
 from rootstock.core.stream.batches import Share, stream
 from rootstock.core.stream.order import Order
 from rootstock.core.views.presets import VIEWS
@@ -39,7 +39,7 @@ def numbered(uri: str) -> Images:
     return images
 
 
-def finished(sample: Sample) -> Tensor:
+def finished(sample: RawBatch) -> Tensor:
     """The view and the local crop of each row, float [n, ...] flat."""
     views = VIEW(sample, Draws(SEED, sample.positions))
     assert views.local is not None
@@ -54,7 +54,7 @@ def slow(images: Images) -> dict[str, Tensor]:
         at = torch.arange(step * BATCH, (step + 1) * BATCH)
         alone = [VIEW.crop_each([images.read(int(i))], Draws(SEED, at[k : k + 1])) for k, i in enumerate(row)]
         crops = {name: torch.cat([one[name] for one in alone]) for name in alone[0]}
-        views.append(finished(Sample(crops.pop("images"), at, row, crops)))
+        views.append(finished(RawBatch(crops.pop("images"), at, row, crops)))
     return {"numbers": numbers.flatten(), "views": torch.cat(views)}
 
 
@@ -76,9 +76,9 @@ def seen(images: Images, workers: int, micro: int) -> dict[str, Tensor]:
     return whole
 
 
-def merged(step: list[Sample]) -> Sample:
+def merged(step: list[RawBatch]) -> RawBatch:
     images, positions, labels = (torch.cat(values) for values in zip(*(part[:3] for part in step), strict=True))
-    return Sample(images, positions, labels, {"local": torch.cat([part.extra["local"] for part in step])})
+    return RawBatch(images, positions, labels, {"local": torch.cat([part.extra["local"] for part in step])})
 
 
 def process(folder: Path, number: int, count: int) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..config.messages import spelt
 from ..errors import UserError
-from ..train.checkpoint import sha256
+from ..files import sha256
 from .load import INDEX, KINDS, REFUSED, TENSORS
 
 GIB = 2**30

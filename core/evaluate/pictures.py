@@ -12,8 +12,8 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor
 
+from ..files import write_text
 from ..images.open import Images
-from ..train import checkpoint
 
 CELL = 64
 MAP_POINTS = 450
@@ -41,7 +41,7 @@ def save_sheet(run: Path, name: str, rows: Tensor, caption: str) -> None:
     Image.fromarray(sheet.contiguous().numpy()).save(folder / f"{name}.png")
     captions = folder / "captions.json"
     known = json.loads(captions.read_text()) if captions.exists() else {}
-    checkpoint.write_text(captions, json.dumps({**known, f"{name}.png": caption}, indent=1))
+    write_text(captions, json.dumps({**known, f"{name}.png": caption}, indent=1))
 
 
 def spread(n: int, most: int) -> Tensor:
@@ -71,7 +71,7 @@ def save_map(run: Path, features: Mapping[str, Tensor], sets: Mapping[str, Image
     for name in names:
         own = sets[name].labels
         labels += own[chosen[name]].tolist() if own is not None else [-1] * len(chosen[name])
-    checkpoint.write_text(
+    write_text(
         run / "map.json",
         json.dumps(
             {

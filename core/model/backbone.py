@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..config.schema import Section
 from ..errors import UserError
-from ..train import checkpoint
+from ..files import write_tensors, write_text
 from .lora import add_lora, folded, lora_options
 from .networks import OWN, build
 from .sincos import fix_positions
@@ -103,7 +103,7 @@ class Backbone(nn.Module):
         names = getattr(self.model, "no_weight_decay", lambda: set())()
         return {parameter for name, parameter in self.model.named_parameters() if name in names}
 
-    def take_any_size(self, who: str) -> None:
+    def allow_any_size(self, who: str) -> None:
         """From now on images of other sizes too, ViTs resample their positions. who: the method that asks. Raises UserError."""
         if isinstance(self.model, VisionTransformer) and isinstance(self.model.patch_embed, PatchEmbed):
             self.model.dynamic_img_size = True
@@ -136,8 +136,8 @@ class Backbone(nn.Module):
         """Write run/backbone/."""
         path = run / folder
         path.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_tensors(path / WEIGHTS, folded(self.model))
-        checkpoint.write_tensors(path / SEEN, self.seen or {"none": torch.empty(0, dtype=torch.int64)})
+        write_tensors(path / WEIGHTS, folded(self.model))
+        write_tensors(path / SEEN, self.seen or {"none": torch.empty(0, dtype=torch.int64)})
         described = {
             **self.spec,
             "feature_dim": self.feature_dim,
@@ -145,7 +145,7 @@ class Backbone(nn.Module):
             "std": self.std,
             "provenance": self.provenance,
         }
-        checkpoint.write_text(path / DESCRIPTION, json.dumps(described, indent=1))
+        write_text(path / DESCRIPTION, json.dumps(described, indent=1))
 
 
 def create(

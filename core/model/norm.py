@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..distributed import all_reduce_sum, sum_with_gradient, world
 from ..errors import UserError
+from ..method import Method
 
 Mode = Literal["batch", "group", "local"]
 _recording = True
@@ -225,15 +226,13 @@ def encode(backbone: nn.Module, images: Tensor) -> Tensor:
     return features.view(n, v, -1).transpose(0, 1)
 
 
-def configure(method: nn.Module, text: str, *, accumulate: int, chunk: int | None, log: Callable[[str], None]) -> None:
+def configure(method: Method, text: str, *, accumulate: int, chunk: int | None, log: Callable[[str], None]) -> None:
     """Resolve `backbone.norm` for a method and convert it, or refuse in one sentence what would not be what it says.
 
-    method: may say `couples_samples` and `rows_per_position` (see ssl/simclr.py). auto: "batch" where several processes train a
+    auto: "batch" where several processes train a
     method that looks at samples together, else "local". Raises UserError.
     """
-    couples = bool(getattr(method, "couples_samples", False))
-    rows = int(getattr(method, "rows_per_position", 1))
-    chunked = hasattr(method, "chunk")
+    couples, rows, chunked = method.couples_samples, method.rows_per_position, method.takes_chunk
     if accumulate > 1 and couples:
         remedy = "run.chunk (images encoded at once)" if chunked else "a smaller optim.batch_size"
         raise UserError(
@@ -247,9 +246,8 @@ def configure(method: nn.Module, text: str, *, accumulate: int, chunk: int | Non
     layers = sum(isinstance(m, _BatchNorm) for m in method.modules())
     together = couples or rows > 1
     mode, group = (("batch" if together and world() > 1 else "local"), 0) if text == "auto" else parse(text)
-    backbone = getattr(method, "backbone", nn.Identity())
     cut = (accumulate > 1 and "run.accumulate") or (chunk is not None and "run.chunk")
-    if cut and mode == "batch" and any(isinstance(m, _BatchNorm) for m in backbone.modules()):
+    if cut and mode == "batch" and any(isinstance(m, _BatchNorm) for m in method.backbone.modules()):
         raise UserError(
             f"{cut}: cuts the batch, so BatchNorm cannot see the whole of it (backbone.norm: batch); "
             "use backbone.norm=group:G, whose groups are the same however the batch is cut"

@@ -12,11 +12,11 @@ from ..errors import UserError
 from .norm import recomputation
 
 
-def stacked(module: nn.Module) -> list[nn.Module]:
+def repeated_blocks(module: nn.Module) -> list[nn.Module]:
     """Every block inside `module`: of each sequence of modules of one class the modules, where they hold no such sequence."""
     found: list[nn.Module] = []
     for child in module.children():
-        below = stacked(child)
+        below = repeated_blocks(child)
         found += below or (list(child.children()) if _repeats(child) else [])
     return found
 
@@ -35,7 +35,7 @@ def recompute(method: nn.Module) -> int:
     A block keeps its input alone and is worked out again in the backward pass, to the same bits. Raises UserError where nothing
     repeats.
     """
-    blocks = stacked(method)
+    blocks = repeated_blocks(method)
     if not blocks:
         raise UserError(
             "run.activation_checkpointing: this network repeats no blocks that could be recomputed; leave it out"

@@ -47,11 +47,11 @@ def first_token(vit: VisionTransformer, images: Tensor) -> Tensor:
     return vit.forward_head(vit.norm(x))
 
 
-class Pack:
+class PackedSequences:
     """Sequences of several lengths as rows, [R, D], one after the other, so that nothing is padded: attention is given those of
     one length at a time. For where shapes may depend on what was drawn, and for blocks that are `packable`.
 
-    index: int64 [R], for each row its token among N * T of padded sequences. asking: int64, the rows that `ask` is about.
+    index: int64 [R], for each row its token among N * T of padded sequences. asking: int64, the rows that `attend_from` is about.
     """
 
     def __init__(self, seen: Tensor, asking: Tensor | None = None) -> None:
@@ -74,7 +74,7 @@ class Pack:
         return tokens.flatten(0, 1).index_select(0, self.index)
 
     def padded(self, rows: Tensor) -> Tensor:
-        """[R, D], or what `ask` gave -> [N, T, D], zeros where nothing was given."""
+        """[R, D], or what `attend_from` gave -> [N, T, D], zeros where nothing was given."""
         index = self.index if len(rows) == len(self.index) else self.index[self.asking]
         return rows.new_zeros(self.shape.numel(), rows.shape[1]).index_copy(0, index, rows).view(*self.shape, -1)
 
@@ -90,7 +90,7 @@ class Pack:
         ]
         return _after_attention(block, rows, torch.cat(parts))
 
-    def ask(self, block: nn.Module, rows: Tensor) -> Tensor:
+    def attend_from(self, block: nn.Module, rows: Tensor) -> Tensor:
         """What `through` would make of the rows `asking`, which alone are worked out; all of them are attended to."""
         assert isinstance(block, Block) and isinstance(block.attn, Attention)
         x = block.norm1(rows)
@@ -107,7 +107,7 @@ class Pack:
         return _after_attention(block, rows.index_select(0, self.asking), torch.cat(parts))
 
 
-def of_last(block: nn.Module, tokens: Tensor, count: int) -> Tensor:
+def last_tokens(block: nn.Module, tokens: Tensor, count: int) -> Tensor:
     """What a block of a ViT makes of the last `count` tokens, which attend to all: [N, T, D] -> [N, count, D]."""
     if not plain(block):
         return block(tokens)[:, -count:]

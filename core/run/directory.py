@@ -24,8 +24,8 @@ from rich.console import Console
 from ..distributed import barrier, broadcast_text, rank, world
 from ..environment import environment
 from ..errors import UserError
-from ..launchlog import note
-from ..train import checkpoint
+from ..files import write_text
+from ..launchlog import append
 from . import state
 from .options import check
 
@@ -129,7 +129,7 @@ class Run:
         elif trouble := of_another_config(self.dir, self.verb, self.config):
             return trouble
         path = self.dir / CONFIG
-        checkpoint.write_text(path, yaml.safe_dump({"verb": self.verb, **self.config}, sort_keys=False, width=120))
+        write_text(path, yaml.safe_dump({"verb": self.verb, **self.config}, sort_keys=False, width=120))
         return ""
 
     def record(self, **facts: Any) -> None:
@@ -153,7 +153,7 @@ class Run:
         self.recorded = {**now, **before, **facts}
         barrier()
         if self.main:
-            checkpoint.write_text(path, json.dumps(self.recorded, indent=1))
+            write_text(path, json.dumps(self.recorded, indent=1))
 
     @property
     def checkpoints(self) -> Path:
@@ -173,7 +173,7 @@ class Run:
         """One plain line for the person who watches; warnings are printed even when quiet."""
         if self.main and (not self.quiet or message.startswith("WARNING")):
             self.console.print(message, markup=False, soft_wrap=True)
-            note(message)
+            append(message)
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Append a row to metrics.jsonl and to the tracker."""
@@ -200,7 +200,7 @@ class Run:
         path = self.dir / "metrics.jsonl"
         if self.main and path.exists():
             kept = [row for row in self.rows() if row["step"] <= step]
-            checkpoint.write_text(path, "".join(f"{json.dumps(row)}\n" for row in kept))
+            write_text(path, "".join(f"{json.dumps(row)}\n" for row in kept))
 
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Write result.json, atomically and last, and return it."""
@@ -213,7 +213,7 @@ class Run:
         }
         barrier()
         if self.main:
-            checkpoint.write_text(self.dir / "result.json", json.dumps(whole, indent=1))
+            write_text(self.dir / "result.json", json.dumps(whole, indent=1))
         self.finished = json.loads(json.dumps(whole))
         return whole
 

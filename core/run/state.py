@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from ..train import checkpoint
+from ..files import write_text
 
 FILE, LOCK = "state.json", ".lock"
 State = Literal["running", "finished", "preempted", "failed", "killed"]
@@ -19,7 +19,7 @@ State = Literal["running", "finished", "preempted", "failed", "killed"]
 def note(folder: Path, state: State, steps: int | None, why: str = "") -> None:
     """Write it. steps: of the whole training; None where nothing is trained. why: what a failed run failed of, in a line."""
     said = {"state": state, "steps": steps, "why": why, "host": platform.node(), "pid": os.getpid(), "at": time.time()}
-    checkpoint.write_text(folder / FILE, json.dumps(said, indent=1))
+    write_text(folder / FILE, json.dumps(said, indent=1))
 
 
 def look(folder: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from ..draws import Draws
 from ..errors import UserError
 from ..images.damage import Damage, read_or_neighbour, read_scaled_or_neighbour, rows_or_neighbours
 from ..images.open import Images
-from ..sample import PairSample, Sample
+from ..method import RawBatch, RawPair
 from .loader import joined, load
 from .order import Order
 from .prefetch import in_blocks, in_thread, to_device
@@ -92,7 +92,7 @@ def stream(
     resident: Resident = "auto",
     decode: Decode = "full",
 ) -> Batches:
-    """`batches(step)`: from that step to the last, this process's list of micro-batches of Sample.
+    """`batches(step)`: from that step to the last, this process's list of micro-batches of RawBatch.
 
     Sets whose pictures have one shape and need no decoding come raw; others are decoded and cropped by `workers` processes.
     Labels are the set's own, empty where it has none. resident: whether a set of the first kind is copied to the device;
@@ -104,10 +104,10 @@ def stream(
     if _to_reside(images, device, resident):
         pixels, labels = _copied(images, device, damage)
 
-        def indexed(step: int) -> Generator[list[Sample]]:
+        def indexed(step: int) -> Generator[list[RawBatch]]:
             numbers = order.steps(step, steps, slices)
             for micro in in_blocks(numbers, device, max(1, INDEX_BLOCK // order.batch_size)):
-                yield [Sample(_picked(pixels, index), at, _of(labels, index)) for index, at in micro]
+                yield [RawBatch(_picked(pixels, index), at, _of(labels, index)) for index, at in micro]
 
         return indexed
     pinned = device.type == "cuda"
@@ -117,7 +117,7 @@ def stream(
             _loaded(reader, order, slices, range(step, steps), workers, damage, pinned), device
         )
 
-    def gathered(step: int) -> Generator[list[Sample]]:
+    def gathered(step: int) -> Generator[list[RawBatch]]:
         source = _gathered(images, order, slices, range(step, steps), damage, pinned)
         return to_device(in_thread(source) if pinned else source, device)
 
@@ -178,14 +178,14 @@ def _picked(pixels: Tensor, index: Tensor) -> Tensor:
 
 def _gathered(
     images: Images, order: Order, slices: list[slice], steps: range, damage: Damage, pinned: bool
-) -> Generator[list[Sample]]:
+) -> Generator[list[RawBatch]]:
     """Raw samples on the host, out of memory or of a mapped file."""
     for numbers in order.steps(steps.start, steps.stop, slices):
         micro = []
         for wanted, positions in numbers:
             pixels, read = rows_or_neighbours(images, wanted)
             damage.note(images, wanted, read)
-            sample = Sample(pixels, positions, _labels(images, read))
+            sample = RawBatch(pixels, positions, _labels(images, read))
             micro.append(_pinned(sample) if pinned else sample)
         yield micro
 
@@ -198,7 +198,7 @@ def _loaded(
     workers: int,
     damage: Damage,
     pinned: bool,
-) -> Generator[list[Sample]]:
+) -> Generator[list[RawBatch]]:
     """Cropped samples on the host, from worker processes."""
     columns = (
         (wanted.numpy(), positions.numpy())
@@ -206,7 +206,7 @@ def _loaded(
         for wanted, positions in numbers
     )
     images = reader.images
-    micro: list[Sample] = []
+    micro: list[RawBatch] = []
     found = load(reader, columns, workers=workers, micro=len(slices), pinned=pinned)
     try:
         for crops in found:
@@ -214,7 +214,9 @@ def _loaded(
             damage.note(images, wanted, read)
             labels = _labels(images, read)
             micro.append(
-                Sample(crops.pop("images"), positions, labels.pin_memory() if pinned and len(labels) else labels, crops)
+                RawBatch(
+                    crops.pop("images"), positions, labels.pin_memory() if pinned and len(labels) else labels, crops
+                )
             )
             if len(micro) == len(slices):
                 yield micro
@@ -223,9 +225,9 @@ def _loaded(
         found.close()
 
 
-def _pinned(sample: Sample) -> Sample:
+def _pinned(sample: RawBatch) -> RawBatch:
     images, positions, labels = (value.pin_memory() for value in sample[:3])
-    return Sample(images, positions, labels)
+    return RawBatch(images, positions, labels)
 
 
 class _Reader:
@@ -266,10 +268,10 @@ class _Reader:
 
 
 def pairs(source: Batches, target: Batches) -> Batches:
-    """Zip a source and a target stream into PairSample micro-batches."""
+    """Zip a source and a target stream into RawPair micro-batches."""
 
-    def zipped(step: int) -> Iterator[list[PairSample]]:
+    def zipped(step: int) -> Iterator[list[RawPair]]:
         for s, t in zip(source(step), target(step), strict=True):
-            yield [PairSample(a, b) for a, b in zip(s, t, strict=True)]
+            yield [RawPair(a, b) for a, b in zip(s, t, strict=True)]
 
     return zipped

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..sample import Sample
+from ..method import RawBatch
 
 T = TypeVar("T")
 DEPTH = 2
@@ -62,7 +62,7 @@ def in_thread(source: Generator[T], depth: int = DEPTH) -> Generator[T]:
         thread.join()
 
 
-def to_device(source: Generator[list[Sample]], device: torch.device, depth: int = DEPTH) -> Generator[list[Sample]]:
+def to_device(source: Generator[list[RawBatch]], device: torch.device, depth: int = DEPTH) -> Generator[list[RawBatch]]:
     """The micro-batches of each step on `device`, of which `depth` steps beside the one in use are copied ahead.
 
     source: samples in page-locked memory where the device is a GPU.
@@ -71,7 +71,7 @@ def to_device(source: Generator[list[Sample]], device: torch.device, depth: int 
         yield from source
         return
     side = torch.cuda.Stream(device)
-    waiting: deque[tuple[list[Sample], torch.cuda.Event]] = deque()
+    waiting: deque[tuple[list[RawBatch], torch.cuda.Event]] = deque()
     try:
         for micro in source:
             with torch.cuda.stream(side):
@@ -88,15 +88,15 @@ def to_device(source: Generator[list[Sample]], device: torch.device, depth: int 
         source.close()
 
 
-def _sent(sample: Sample, device: torch.device) -> Sample:
+def _sent(sample: RawBatch, device: torch.device) -> RawBatch:
     def send(value: Tensor) -> Tensor:
         return value.to(device, non_blocking=True)
 
     extra = {name: send(value) for name, value in sample.extra.items()}
-    return Sample(send(sample.images), send(sample.positions), send(sample.labels), extra)
+    return RawBatch(send(sample.images), send(sample.positions), send(sample.labels), extra)
 
 
-def _arrived(micro: list[Sample], ready: torch.cuda.Event, device: torch.device) -> list[Sample]:
+def _arrived(micro: list[RawBatch], ready: torch.cuda.Event, device: torch.device) -> list[RawBatch]:
     """The step's samples, to be used on the current stream: it waits for the copies, this process does not."""
     stream = torch.cuda.current_stream(device)
     stream.wait_event(ready)

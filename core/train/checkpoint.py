@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from .. import files
 from ..distributed import any_process, broadcast_text, in_slices, rank
 from ..errors import UserError
 
@@ -46,16 +46,16 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     final = folder / f"step-{checkpoint.step:08d}"
     draft = folder / f".{final.name}"
     draft.mkdir()
-    write_tensors(draft / MODEL, checkpoint.model)
-    write_tensors(draft / OPTIMIZER, checkpoint.optimizer)
-    write_text(draft / STATE, json.dumps({"step": checkpoint.step, **checkpoint.state}, indent=1))
-    digests = {name: sha256(draft / name) for name in (MODEL, OPTIMIZER, STATE)}
+    files.write_tensors(draft / MODEL, checkpoint.model)
+    files.write_tensors(draft / OPTIMIZER, checkpoint.optimizer)
+    files.write_text(draft / STATE, json.dumps({"step": checkpoint.step, **checkpoint.state}, indent=1))
+    digests = {name: files.sha256(draft / name) for name in (MODEL, OPTIMIZER, STATE)}
     manifest = {"step": checkpoint.step, "sha256": digests}
-    write_text(draft / MANIFEST, json.dumps({**manifest, "own": _digest(manifest)}, indent=1))
-    _sync(draft)
+    files.write_text(draft / MANIFEST, json.dumps({**manifest, "own": _digest(manifest)}, indent=1))
+    files.sync(draft)
     shutil.rmtree(final, ignore_errors=True)
     draft.rename(final)
-    _sync(folder)
+    files.sync(folder)
     earlier = [step for step in steps(folder) if step < checkpoint.step]
     kept = {checkpoint.step, *earlier[-max(1, keep - 1) :]}
     for old in steps(folder):
@@ -132,7 +132,7 @@ def load(path: Path) -> Checkpoint:
         raise Damaged(f"damaged checkpoint file {path / MANIFEST} ({error})") from error
     for name, digest in digests.items():
         try:
-            actual = sha256(path / name)
+            actual = files.sha256(path / name)
         except OSError as error:
             raise Damaged(f"damaged checkpoint file {path / name} ({error.strerror})") from error
         if actual != digest:
@@ -176,38 +176,5 @@ def restore_optimizer(
         optimizer.state[parameter][slot] = value
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """safetensors, contiguous, synced to disk; tensors that share memory are written each in full."""
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path, metadata)
-    _sync(path)
-
-
-def write_text(path: Path, text: str, shared: bool = False) -> None:
-    """Write and sync; never leaves a half-written file under the final name. shared: no lock keeps other processes from writing it."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft" if shared else f".{path.name}.draft")
-    try:
-        with open(draft, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        if shared:  # a later process has another draft, and would not write over this one
-            draft.unlink(missing_ok=True)
-
-
 def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -11,25 +11,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..config.resolve import Duration
 from ..interrupt import stop_signals
+from ..method import Method
 from ..run.directory import Interrupted, Run
 from ..stream.batches import Batches
 from .compile import compiled, wanted
 from .loop import Loop, samples
 from .optim import Optim, parameter_groups
-from .parallel import form_of
+from .parallel import strategy_for
 from .progress import Progress
-
-
-class Step(NamedTuple):
-    """What a method returns for a batch."""
-
-    loss: Tensor  # scalar, to be minimised
-    metrics: dict[str, Tensor]  # scalars, detached; read only at log steps
-
 
 Evaluator = Callable[[nn.Module], Mapping[str, float]]
 
@@ -64,7 +57,7 @@ class Every:
 class Training(NamedTuple):
     """What `fit` was called with."""
 
-    method: nn.Module
+    method: Method
     batches: Batches
     prepare: Callable[[Any], Any]
     optim: Optim
@@ -79,7 +72,7 @@ class Training(NamedTuple):
 
 
 def fit(
-    method: nn.Module,
+    method: Method,
     batches: Batches,
     prepare: Callable[[Any], Any],
     *,
@@ -94,17 +87,16 @@ def fit(
 ) -> None:
     """Train `method` in place for `steps` optimizer steps, or for what is left of them after the newest checkpoint.
 
-    method: forward(batch, progress) -> Step (progress in 0..1: a float, or a scalar tensor where compiled); optional
-    frozen(progress), the parameters that the step leaves alone, and after_step(progress). batches(step): this process's
+    method: see core/method.py. batches(step): this process's
     micro-batches of each step from `step` on. prepare: raw sample -> batch.
     evaluators: called at every.evaluate steps and at the end with the method in eval mode. alarm: is shown each logged row, and
     what it says is warned of. Raises Interrupted after saving when asked to stop, UserError after repeated non-finite losses.
     """
-    form = form_of(method, run)
+    strategy = strategy_for(method, run)
     run.plan(steps, Training(method, batches, prepare, optim, steps, steps_per_epoch, every))
-    trained = form.place()
+    trained = strategy.wrap()
     optimizer = optim.build(trained)
-    loop = Loop(trained, optimizer, optim, run, steps, steps_per_epoch, seed, sliced=form.sliced)
+    loop = Loop(trained, optimizer, optim, run, steps, steps_per_epoch, seed, sliced=strategy.sliced)
     start = loop.resume()
     if steps == 0:
         run.log("0 steps: the initial weights, as they are")
@@ -113,13 +105,13 @@ def fit(
             f"WARNING: optim.warmup takes {warmup} steps of {steps}, so the peak rate is never reached; try warmup: 10%"
         )
     fast = wanted(run)
-    forward = form.forward(fast)
-    loop.unsynced = form.unsynced
+    forward = strategy.forward(fast)
+    loop.unsynced = strategy.unsynced
     if fast:  # beside the method
         prepare = compiled(prepare, run, "the augmentation")
 
     def score(done: int) -> None:
-        with form.lent() as whole:
+        with strategy.gathered() as whole:
             evaluate(whole, evaluators, done, done / steps_per_epoch, run)
         trained.train()
 
@@ -136,7 +128,7 @@ def fit(
             due = done == steps or (every.save and done % every.save == 0)
             logged = done == steps or (every.log and done % every.log == 0)
             if due or logged or loop.stop:
-                loop.settle()
+                loop.flush()
             if logged:
                 means = loop.log(done, row, progress)
                 if alarm is not None and (said := alarm(done, means)) is not None:
@@ -155,7 +147,7 @@ def fit(
             waiting = time.perf_counter()
             progress.leave_out(waiting - aside)
     optimizer.zero_grad(set_to_none=True)
-    form.conclude()
+    strategy.finish()
 
 
 def evaluate(method: nn.Module, evaluators: Mapping[str, Evaluator], step: int, epoch: float, run: Run) -> None:

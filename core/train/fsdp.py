@@ -20,14 +20,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..distributed import whole, world
 from ..errors import UserError
-from ..model.recompute import stacked
+from ..method import Method
+from ..model.recompute import repeated_blocks
 from ..run.directory import Run
 
 
-def check(method: nn.Module, run: Run) -> None:
+def check(method: Method, run: Run) -> None:
     """Raises UserError for what cannot be sharded."""
-    sharding, backbone = run.options["sharding"], getattr(method, "backbone", method)
-    name, blocks = getattr(backbone, "spec", {}).get("name", "this network"), stacked(backbone)
+    sharding, backbone = run.options["sharding"], method.backbone
+    name, blocks = backbone.spec["name"], repeated_blocks(backbone)
     if not blocks or any(isinstance(m, _BatchNorm) for m in backbone.modules()):
         raise UserError(
             f"run.sharding: {sharding} shards the blocks of ViTs; {name} {'has BatchNorm' if blocks else 'repeats no blocks'} and "
@@ -45,16 +46,16 @@ class Sharded:
 
     sliced = True
 
-    def __init__(self, method: nn.Module, run: Run) -> None:
+    def __init__(self, method: Method, run: Run) -> None:
         self.method, self.run = method, run
         self.trained: Any = None
 
-    def place(self) -> nn.Module:
+    def wrap(self) -> Method:
         self.trained = copy.deepcopy(self.method)
         mesh = init_device_mesh(self.run.device.type, (world(),))
         options: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": self.run.options["sharding"] == "fsdp2"}
         half = MixedPrecisionPolicy(param_dtype=self.run.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        for block in stacked(self.trained):
+        for block in repeated_blocks(self.trained):
             products: list[nn.Module] = [m for m in block.modules() if type(m) is nn.Linear]
             if products and self.run.dtype != torch.float32:
                 # Autocast would round these weights anyway; rounded before they travel they are half as long.
@@ -65,7 +66,7 @@ class Sharded:
 
     def forward(self, fast: bool) -> Callable[..., Any]:
         if fast:  # block by block, between which weights come and go
-            for block in stacked(self.trained):
+            for block in repeated_blocks(self.trained):
                 block.compile(dynamic=False)
         return self.trained
 
@@ -81,12 +82,12 @@ class Sharded:
             self.trained.set_reshard_after_backward(True)
 
     @contextmanager
-    def lent(self) -> Iterator[nn.Module]:
-        self.conclude()
+    def gathered(self) -> Iterator[nn.Module]:
+        self.finish()
         yield self.method
         self.method.to("cpu")
 
-    def conclude(self) -> None:
+    def finish(self) -> None:
         self.method.to(self.run.device)
         own = self.method.state_dict()
         for name, tensor in self.trained.state_dict().items():

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..distributed import all_reduce_sum, any_process, barrier, in_slices, rank, whole, world
 from ..errors import UserError
+from ..method import Method
 from ..model import norm
 from ..run.directory import Run
 from . import checkpoint
-from .nonfinite import Verdict, asked_flag, start_momentum, step_unless
+from .nonfinite import DeferredFlags, asked_flag, start_momentum, step_unless
 from .optim import Optim, set_rate
 from .progress import Progress
 
@@ -29,11 +30,11 @@ class Loop:
     """One run's moving parts, so that `fit` reads as the loop that it is.
 
     On a GPU nothing waits for the device between log steps: a non-finite update is skipped there, by a flag that stays there, and
-    the host hears of it, and whether anyone was asked to stop, a step late. late: whether to do so (by default on a GPU, except in
+    the host hears of it, and whether anyone was asked to stop, a step late. deferred: whether to do so (by default on a GPU, except in
     fp16 and where it is sharded).
     """
 
-    method: nn.Module
+    method: Method
     optimizer: torch.optim.Optimizer
     optim: Optim
     run: Run
@@ -43,23 +44,21 @@ class Loop:
     non_finite: int = 0
     in_a_row: int = 0
     stop: bool = False  # someone asked, and all processes know
-    late: bool | None = None
+    deferred: bool | None = None
     sliced: bool = False  # whether `method` is in slices
 
     def __post_init__(self) -> None:
         self.rank, self.world = rank(), world()  # asked once: torch takes microseconds to answer
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in self.method.named_parameters()}
         self.scaler = torch.amp.GradScaler(self.run.device.type, enabled=self.run.dtype == torch.float16)
-        if self.late is None:  # fp16's scaler decides for itself, by the gradients alone
-            self.late = self.run.device.type == "cuda" and not self.scaler.is_enabled() and not self.sliced
+        if self.deferred is None:  # fp16's scaler decides for itself, by the gradients alone
+            self.deferred = self.run.device.type == "cuda" and not self.scaler.is_enabled() and not self.sliced
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.constant = any(group["constant"] for group in self.optimizer.param_groups)
         self.layers = norm.layers(self.method)  # looked up once: a walk over the modules costs more than a small step
-        self.frozen: Callable[[float], Iterable[Tensor]] | None = getattr(self.method, "frozen", None)
-        self.after_step: Callable[[float], None] | None = getattr(self.method, "after_step", None)
         self.unsynced: Callable[[], AbstractContextManager[Any]] = nullcontext  # keeps gradients to each process
-        self.verdict: Verdict | None = None
-        if self.late:
+        self.pending: DeferredFlags | None = None
+        if self.deferred:
             start_momentum(self.optimizer)
 
     def step(
@@ -73,17 +72,16 @@ class Loop:
         constant = self.optim.rate(step, self.steps, self.steps_per_epoch, constant=True) if self.constant else None
         set_rate(self.optimizer, rate, self.optim.decay(step, self.steps), constant)
         total, losses = self._backward(wrapped, micro, prepare, progress)
-        if self.frozen is not None:
-            for parameter in self.frozen(progress):
-                # Not zeros: by those the weights would decay, and moments that start at zero lose the correction of their bias.
-                parameter.grad = None
+        for parameter in self.method.frozen(progress):
+            # Not zeros: by those the weights would decay, and moments that start at zero lose the correction of their bias.
+            parameter.grad = None
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         grad_norm = self.optim.clip_gradients(self.parameters)
         total["grad_norm"] = grad_norm
         positions = [samples(raw)[0].positions for raw in micro]
-        if self.late:
-            self._update_late(losses, grad_norm, asked, positions, step, progress)
+        if self.deferred:
+            self._update_deferred(losses, grad_norm, asked, positions, step, progress)
         else:
             self._update(losses, grad_norm, asked, positions, step, progress)
         for parameter in self.parameters:  # optimizer.zero_grad does the same and takes a tenth of a small step
@@ -138,11 +136,11 @@ class Loop:
         if self.scaler.is_enabled():
             self.scaler.update()
         norm.commit(self.layers, keep=not bad)
-        if not bad and self.after_step is not None:
-            self.after_step(progress)
+        if not bad:
+            self.method.after_step(progress)
         self._count(bad, losses, positions, step)
 
-    def _update_late(
+    def _update_deferred(
         self,
         losses: list[Tensor],
         grad_norm: Tensor,
@@ -163,20 +161,19 @@ class Loop:
         bad = flags[0]
         step_unless(self.optimizer, bad)
         norm.commit(self.layers, keep=~bad)
-        if self.after_step is not None:
-            self.after_step(progress)
-        before, self.verdict = self.verdict, Verdict.of(flags, losses, positions, step)
-        self._hear(before)
+        self.method.after_step(progress)
+        before, self.pending = self.pending, DeferredFlags.of(flags, losses, positions, step)
+        self._apply(before)
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Hear the verdict on the last step, if it is still out: before saving, evaluating and ending."""
-        before, self.verdict = self.verdict, None
-        self._hear(before)
+        before, self.pending = self.pending, None
+        self._apply(before)
 
-    def _hear(self, verdict: Verdict | None) -> None:
-        if verdict is not None:
-            bad, self.stop = verdict.read()
-            self._count(bad, verdict.losses, verdict.positions, verdict.step)
+    def _apply(self, flags: DeferredFlags | None) -> None:
+        if flags is not None:
+            bad, self.stop = flags.read()
+            self._count(bad, flags.losses, flags.positions, flags.step)
 
     def _count(self, bad: bool, losses: list[Tensor], positions: list[Tensor], step: int) -> None:
         """Count skipped steps, say so, and give up after a few in a row."""

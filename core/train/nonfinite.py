@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class Verdict(NamedTuple):
+class DeferredFlags(NamedTuple):
     """What all processes decided about a step, on its way to the host."""
 
     flags: Tensor  # bool [2] on the host: is the step bad; was anyone asked to stop
@@ -18,7 +18,7 @@ class Verdict(NamedTuple):
     step: int
 
     @classmethod
-    def of(cls, flags: Tensor, losses: list[Tensor], positions: list[Tensor], step: int) -> Verdict:
+    def of(cls, flags: Tensor, losses: list[Tensor], positions: list[Tensor], step: int) -> DeferredFlags:
         """flags: bool [2] on the device."""
         if not flags.is_cuda:
             return cls(flags, None, losses, positions, step)

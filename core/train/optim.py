@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..config.resolve import Duration
 from ..distributed import all_reduce_sum, own_slice
 from ..errors import UserError
+from ..method import Method
 from ..model.backbone import Backbone
 from .schedules import cosine
 
@@ -80,7 +81,7 @@ class Optim:
         ratio = self.batch_size / SCALED_BATCH
         return self.lr * {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[self.lr_scaling]
 
-    def told_rate(self) -> str:
+    def rate_in_words(self) -> str:
         """The peak rate in words, with the scaling behind it."""
         if self.lr_scaling == "none":
             return f"peak rate {self.peak_lr:g}"
@@ -164,7 +165,8 @@ def parameter_groups(method: nn.Module, optim: Optim) -> list[dict[str, Any]]:
         layer = backbone.layer_scales(optim.layer_decay)
         scales |= {p: optim.backbone_lr * layer[name] for name, p in backbone.model.named_parameters()}
         exempt |= backbone.undecayed()
-    constant = {p for module in getattr(method, "constant_rate", ()) for p in module.parameters()}
+    constant_modules = method.constant_rate if isinstance(method, Method) else ()
+    constant = {p for module in constant_modules for p in module.parameters()}
     groups: dict[tuple[bool, float, bool], dict[str, Any]] = {}
     for _, parameter in method.named_parameters():
         if not parameter.requires_grad:

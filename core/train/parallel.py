@@ -12,18 +12,19 @@ import torch
 from torch import nn
 
 from ..distributed import world
+from ..method import Method
 from ..model import norm
 from ..model.recompute import recompute
 from ..run.directory import Run, unannounced
 from .compile import compiled_method
 
 
-class Form(Protocol):
+class Strategy(Protocol):
     """One of the two. method: the one that `fit` was called with."""
 
     sliced: bool
 
-    def place(self) -> nn.Module:
+    def wrap(self) -> Method:
         """Put what trains on the device, and return it."""
         ...
 
@@ -35,16 +36,16 @@ class Form(Protocol):
         """Within it, gradients stay on each process; the next backward pass outside sums them once."""
         ...
 
-    def lent(self) -> AbstractContextManager[nn.Module]:
+    def gathered(self) -> AbstractContextManager[nn.Module]:
         """Within it, the method is whole and on the device, for evaluation."""
         ...
 
-    def conclude(self) -> None:
+    def finish(self) -> None:
         """Leave the method whole and on the device."""
         ...
 
 
-def form_of(method: nn.Module, run: Run) -> Form:
+def strategy_for(method: Method, run: Run) -> Strategy:
     """As `run.sharding` and `run.activation_checkpointing` say. Raises UserError for what cannot be."""
     if run.options["activation_checkpointing"]:
         recompute(method)
@@ -63,11 +64,11 @@ class Replicated:
 
     sliced = False
 
-    def __init__(self, method: nn.Module, run: Run) -> None:
+    def __init__(self, method: Method, run: Run) -> None:
         self.method, self.run = method, run
         self.wrapped = method
 
-    def place(self) -> nn.Module:
+    def wrap(self) -> Method:
         self.method.to(self.run.device)
         if self.run.options["channels_last"]:
             channels_last(self.method)
@@ -88,10 +89,10 @@ class Replicated:
         return self.run.accelerator.no_sync(self.wrapped) if world() > 1 else nullcontext()
 
     @contextmanager
-    def lent(self) -> Iterator[nn.Module]:
+    def gathered(self) -> Iterator[nn.Module]:
         yield self.method
 
-    def conclude(self) -> None:
+    def finish(self) -> None:
         pass
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..draws import Draws
 from ..errors import UserError
 from ..hostmemory import empty
-from ..sample import Sample, Views
+from ..method import RawBatch, Views
 from .colour import eager_cpu
 from .scaled_decode import useful_scale, worthwhile
 from .view import Sides, View
@@ -56,7 +56,7 @@ class Multiview:
             scale = min(scale, view.useful_scale(stream, height, width))
         return scale if worthwhile(height, width, scale) else 1
 
-    def __call__(self, sample: Sample, draws: Draws) -> Views:
+    def __call__(self, sample: RawBatch, draws: Draws) -> Views:
         """Raw images [N, C, H, W], or what was cropped before, -> normalised float32 [V, N, C, size, size] and local crops."""
         cropped = {"images": sample.images, **sample.extra}
         if sample.images.ndim == 4:
@@ -64,7 +64,7 @@ class Multiview:
         local = self._finished("local", cropped["local"], draws) if self.local else None
         return Views(self._finished("images", cropped["images"], draws), draws, local)
 
-    def without_local(self, who: str) -> Multiview:
+    def refuse_local(self, who: str) -> Multiview:
         """Itself. Raises UserError if there are local crops: `who` would not look at them."""
         if self.local:
             raise UserError(
@@ -72,7 +72,7 @@ class Multiview:
             )
         return self
 
-    def tell_left_out(self, channels: int, log: Callable[[str], None]) -> None:
+    def warn_unused(self, channels: int, log: Callable[[str], None]) -> None:
         """Say which operations do nothing on pictures of so many channels: those of colour need three."""
         keys = ("jitter_p", "grayscale", "blur", "solarize", "invert")
         used = [key for key in keys if any(getattr(view, key) for view in [*self.views, *self.local])]

@@ -150,7 +150,7 @@ def _training(training: Training, resolved: Mapping[str, Any], processes: int, m
         "batch": f"{optim.batch_size:,} in all{each} = {processes} processes x {options['accumulate']} micro-batches x {micro:,}{chunk}",
         "steps": f"{training.steps:,} of {training.steps_per_epoch:,} an epoch, {training.steps / training.steps_per_epoch:.4g} epochs; "
         f"warm-up {optim.warmup_steps(training.steps, training.steps_per_epoch):,}",
-        "rate": f"{optim.told_rate()}, {optim.name}, {optim.schedule}",
+        "rate": f"{optim.rate_in_words()}, {optim.name}, {optim.schedule}",
         "parameters": f"{sum(p.numel() for p in parameters):,}, of which {trained:,} are trained",
     }
 

@@ -19,7 +19,7 @@ from typing import Any
 from ...core.environment import usable_cores
 from ...core.errors import UserError
 from ...core.interrupt import REQUESTS
-from ...core.launchlog import LOG
+from ...core.launchlog import LOG_VARIABLE
 from ..exits import STOPPED
 from .placement import Places, apart, await_first_node, check_devices
 
@@ -55,7 +55,7 @@ def start(
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     command = ["-m", "rootstock", *arguments]
     with (
-        _environment({LAUNCHER: str(os.getpid()), LOG: str(logs.absolute() / "rank-0.log")}, where.nproc),
+        _environment({LAUNCHER: str(os.getpid()), LOG_VARIABLE: str(logs.absolute() / "rank-0.log")}, where.nproc),
         _forwarding() as asked,
     ):
         earlier = _attempts(logs)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...core.model.recompute import stacked
+from ...core.model.recompute import repeated_blocks
 from ...core.train.fit import Training
 
 MEASURED = (2, 4)  # images whose activations are measured, for the growth by one image
@@ -57,7 +57,7 @@ def expected(
     # A GPU updates by LARS in many steps: what an update changes is kept until it is known to be good.
     kept = trained + moments if training.optim.name == "lars" else 0
     if sharding != "none":
-        whole = [_bytes(block.parameters()) for block in stacked(method)]
+        whole = [_bytes(block.parameters()) for block in repeated_blocks(method)]
         rest = _bytes(method.parameters()) - sum(whole)
         # Of fsdp2 a block's weights are there while it computes, and the next one's on their way.
         borrowed = rest + (sum(whole) if sharding == "zero2" else 2 * max(whole))
@@ -90,7 +90,7 @@ def _activations(training: Training) -> int:
             kept.note(tensor)
 
     kept = _Kept(own)
-    recomputed = [block for block in stacked(method) if isinstance(block.forward, partial)]
+    recomputed = [block for block in repeated_blocks(method) if isinstance(block.forward, partial)]
     handles = [block.register_forward_pre_hook(entered) for block in recomputed]
     (sample,) = next(iter(training.batches(0)))
     batch = training.prepare(sample)

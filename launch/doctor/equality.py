@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from ...adapt.dann import DANN
 from ...core.distributed import all_reduce_min, alone, gather, own_rows, world
 from ...core.draws import Draws
+from ...core.method import Labelled, Pair, Step, Unlabelled
 from ...core.model import norm
 from ...core.model.classifier import Classifier
-from ...core.sample import Labelled, Pair, Unlabelled
-from ...core.train.fit import Step
 from ...ssl.dino import DINO
 from ...ssl.mae import MAE
 from ...ssl.simclr import SimCLR
@@ -136,7 +135,7 @@ def computed(trial: Trial, processes: int, device: torch.device, dtype: torch.dt
     """What `steps` finds for this process's shares of the batches for so many processes."""
     torch.manual_seed(0)
     method: Any = trial.build().to(device, dtype).train()
-    norm.convert(method, "batch", 0, getattr(method, "rows_per_position", 1))
+    norm.convert(method, "batch", 0, method.rows_per_position)
     batches = [trial.batch(method, IMAGES * processes, step + 1, dtype) for step in range(STEPS)]
     return steps(method, [_on(share(batch), device) for batch in batches])
 

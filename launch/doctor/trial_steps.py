@@ -15,9 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ...core.distributed import all_reduce_sum, own_rows, world
 from ...core.draws import Draws
+from ...core.method import Method, Views
 from ...core.model import norm
 from ...core.model.backbone import Backbone, create
-from ...core.sample import Views
 
 SIZE, LOCAL_SIZE, LOCALS, RATE = 16, 8, 2, 0.05
 BACKBONES: dict[str, dict[str, Any]] = {
@@ -43,7 +43,7 @@ def views(method: Any, n: int, seed: int = 1, dtype: torch.dtype = torch.float32
 
     generator = torch.Generator().manual_seed(seed)
     images = picture(1, n, 3, SIZE, SIZE) + 0.5 * picture(method.views, n, 3, SIZE, SIZE)
-    local = picture(LOCALS, n, 3, LOCAL_SIZE, LOCAL_SIZE) if getattr(method, "takes_local", False) else None
+    local = picture(LOCALS, n, 3, LOCAL_SIZE, LOCAL_SIZE) if method.takes_local else None
     return Views(images, Draws(seed, torch.arange(n)), local)
 
 
@@ -59,7 +59,7 @@ def share(batch: Any) -> Any:
     return type(batch)(*(share(part) for part in batch))
 
 
-def steps(method: nn.Module, batches: Sequence[Any]) -> dict[str, Tensor]:
+def steps(method: Method, batches: Sequence[Any]) -> dict[str, Tensor]:
     """Train a method by plain gradient descent, a step for each of this process's shares.
 
     Returns the mean losses over processes `loss.STEP`, gradients `grad.STEP.NAME`, and weights and buffers afterwards `state.NAME`.
@@ -80,9 +80,7 @@ def steps(method: nn.Module, batches: Sequence[Any]) -> dict[str, Tensor]:
                 parameter -= RATE * parameter.grad
             parameter.grad = None
         norm.commit(layers)
-        after_step: Any = getattr(method, "after_step", None)
-        if after_step is not None:
-            after_step(progress)
+        method.after_step(progress)
     return found | {f"state.{name}": value.detach().clone() for name, value in method.state_dict().items()}
 
 

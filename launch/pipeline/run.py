@@ -16,7 +16,7 @@ from rich.table import Table
 
 from ...core.distributed import rank
 from ...core.errors import UserError
-from ...core.train.checkpoint import write_text
+from ...core.files import write_text
 from ..report.page import write_report
 from ..report.results import compare, main_metric, summarise, value_of
 from ..report.tables import interval, is_fraction, number

@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from ...core.errors import UserError
-from ...core.train.checkpoint import write_text
+from ...core.files import write_text
 from .confusion import Confusion, confusions
 from .figures import Figure, curves, scatter
 from .records import Record, Stage, by_experiment, is_pipeline, is_sweep, read, stages_of

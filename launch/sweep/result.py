@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from ...core.train.checkpoint import write_text
+from ...core.files import write_text
 from ..report.tables import duration
 from .plan import Sweep
 

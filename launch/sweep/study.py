@@ -22,8 +22,8 @@ import yaml
 
 from ...core.config import resolve as config
 from ...core.errors import UserError
+from ...core.files import write_text
 from ...core.run.directory import differing
-from ...core.train.checkpoint import write_text
 from .plan import Sweep
 from .search_space import SAMPLERS
 

@@ -21,8 +21,8 @@ from ...core.evaluate.knn import knn_predict
 from ...core.evaluate.pictures import save_map
 from ...core.images.damage import read_or_neighbour
 from ...core.images.open import Images
+from ...core.method import RawBatch
 from ...core.run.directory import Run
-from ...core.sample import Sample
 from ...core.stream.order import straddling
 from ...core.views.multiview import Multiview
 from ...core.views.view import Evaluation, stack_pictures
@@ -213,4 +213,4 @@ class Watch:
         on_host = Draws(self.run.seed, torch.tensor(numbers) * self.views + view, "watch/")
         crops = self.augment.crop_each(pictures, on_host)["images"].to(self.run.device)
         draws = Draws(self.run.seed, on_host.positions.to(self.run.device), "watch/")
-        return self.augment(Sample(crops, draws.positions, torch.empty(0)), draws).images[0]
+        return self.augment(RawBatch(crops, draws.positions, torch.empty(0)), draws).images[0]

@@ -12,9 +12,9 @@ from torch import Tensor
 from ...core.draws import Draws
 from ...core.evaluate.features import evaluating
 from ...core.evaluate.pictures import denormalise, save_sheet
+from ...core.method import Views
 from ...core.model.vit_tokens import last_attention
 from ...core.run.directory import Run
-from ...core.sample import Views
 from ...core.stream.batches import Batches
 
 SHOWN = 12
@@ -34,9 +34,9 @@ def draw(run: Run, objective: Any, batches: Batches, prepare: Callable[[Any], Vi
         save_sheet(run.dir, name, denormalise(views[:, :SHOWN], model.mean, model.std), caption)
     images = batch.images[0, :SHOWN]
     with evaluating(objective), torch.no_grad():
-        if hasattr(objective, "paint"):
-            seen, painted = objective.paint(images, Draws(run.seed, batch.draws.positions[:SHOWN]))
-            rows = denormalise(torch.stack([images, seen, painted]), model.mean, model.std)
+        painting = objective.paint(images, Draws(run.seed, batch.draws.positions[:SHOWN]))
+        if painting is not None:
+            rows = denormalise(torch.stack([images, *painting]), model.mean, model.std)
             save_sheet(run.dir, "reconstructions", rows, "The image, the visible patches, and the painted image.")
         if isinstance(model.model, VisionTransformer) and model.model.attn_pool is None:
             shown = coloured(denormalise(images, model.mean, model.std))

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from rootstock.adapt.cdan import CDAN, Multilinear
 from rootstock.core.draws import Draws
+from rootstock.core.method import Labelled, Pair, Unlabelled
 from rootstock.core.model.backbone import Backbone
 from rootstock.core.model.classifier import Classifier
-from rootstock.core.sample import Labelled, Pair, Unlabelled
 
 HALF = (0.5, 0.5, 0.5)
 DIM, CLASSES, N = 5, 3, 6

@@ -9,9 +9,9 @@ from rootstock.adapt.dann import DANN
 from rootstock.adapt.parts.reversal import Discriminator, reversal_weight, reverse
 from rootstock.adapt.source_only import SourceOnly
 from rootstock.core.draws import Draws
+from rootstock.core.method import Labelled, Pair, Unlabelled
 from rootstock.core.model.backbone import Backbone
 from rootstock.core.model.classifier import Classifier
-from rootstock.core.sample import Labelled, Pair, Unlabelled
 
 HALF = (0.5, 0.5, 0.5)
 

@@ -19,7 +19,7 @@ import rootstock.finetune.finetune as finetune_recipe
 from rootstock.adapt.adapt import open_sets
 from rootstock.core.errors import UserError
 from rootstock.core.images.open import open_images
-from rootstock.core.sample import Labelled, Pair, PairSample, Unlabelled
+from rootstock.core.method import Labelled, Pair, RawPair, Unlabelled
 from rootstock.launch.verbs import execute
 
 SIZE = 12
@@ -117,7 +117,7 @@ def test_the_target_holds_no_label_anywhere(
     assert Labelled._fields == ("images", "labels", "draws")
     source = folder(tmp_path / "source", pictures[:16], labels_of(16, 0))
     target = folder(tmp_path / "target", pictures[16:36], labels_of(20, 0))
-    looked: list[PairSample] = []
+    looked: list[RawPair] = []
     original = adapt_recipe.fit
 
     def spy(method: Any, batches: Any, prepare: Any, **options: Any) -> None:

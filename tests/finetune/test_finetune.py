@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from rootstock.core.draws import Draws
+from rootstock.core.method import Labelled
 from rootstock.core.model.backbone import create
 from rootstock.core.model.classifier import Classifier
-from rootstock.core.sample import Labelled
 from rootstock.core.views.mixup import Mixing, mix
 from rootstock.finetune.finetune import FineTune
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rootstock.core.errors import UserError
-from rootstock.core.train.fit import Step
+from rootstock.core.method import Step
 from rootstock.core.train.schedules import cosine
 from rootstock.ssl.byol import BYOL, byol_loss
 from rootstock.tests.ssl.cases import backbone, method, views

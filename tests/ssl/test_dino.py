@@ -9,8 +9,8 @@ from lightly.loss import DINOLoss
 from torch import Tensor, nn
 
 from rootstock.core.errors import UserError
+from rootstock.core.method import Views
 from rootstock.core.model.norm import PositionBatchNorm, convert
-from rootstock.core.sample import Views
 from rootstock.ssl.dino import DINO, dino_targets
 from rootstock.tests.ssl.cases import backbone, method, views
 from rootstock.tests.ssl.parts.slow_prototypes import slow_crops_loss

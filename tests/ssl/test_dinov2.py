@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
-from rootstock.core.sample import Views
+from rootstock.core.method import Views
 from rootstock.ssl.dinov2 import DINOv2, koleo
 from rootstock.ssl.ibot import view_tokens
 from rootstock.ssl.parts.masks import listed

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
+from rootstock.core.method import Views
 from rootstock.core.model.vit_tokens import take, transform
-from rootstock.core.sample import Views
 from rootstock.ssl.ibot import IBOT, patch_loss, view_tokens
 from rootstock.ssl.parts.masks import listed
 from rootstock.tests.ssl.cases import backbone, method, views

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
+from rootstock.core.method import Views
 from rootstock.core.model.backbone import Backbone, create
 from rootstock.core.model.sincos import sincos
-from rootstock.core.sample import Views
 from rootstock.ssl.ijepa import IJEPA, Predictor, ijepa_loss
 from rootstock.ssl.parts.masks import listed
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
+from rootstock.core.method import Views
 from rootstock.core.model.backbone import Backbone, create
 from rootstock.core.model.sincos import sincos
-from rootstock.core.sample import Views
 from rootstock.ssl.mae import MAE, Decoder, mae_loss, patchify, unpatchify
 
 SIZE, PATCH, COUNT, VISIBLE = 16, 4, 16, 4

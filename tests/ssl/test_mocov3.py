@@ -10,8 +10,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from rootstock.core.errors import UserError
+from rootstock.core.method import Views
 from rootstock.core.model.backbone import Backbone
-from rootstock.core.sample import Views
 from rootstock.core.train.optim import Optim
 from rootstock.ssl.mocov3 import MoCoV3, cosines, info_nce
 from rootstock.tests.ssl.cases import backbone, method, views

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
+from rootstock.core.method import Views
 from rootstock.core.model.backbone import Backbone
-from rootstock.core.sample import Views
 from rootstock.ssl.simclr import SimCLR, nt_xent
 
 

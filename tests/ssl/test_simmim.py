@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
+from rootstock.core.method import Views
 from rootstock.core.model.backbone import Backbone, create
-from rootstock.core.sample import Views
 from rootstock.core.train.optim import Optim, parameter_groups
 from rootstock.ssl.parts.masks import enlarge
 from rootstock.ssl.simmim import SimMIM, local_statistics, simmim_loss

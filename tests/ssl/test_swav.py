@@ -9,7 +9,7 @@ from lightly.loss import SwaVLoss
 from torch import Tensor, nn
 
 from rootstock.core.errors import UserError
-from rootstock.core.sample import Views
+from rootstock.core.method import Views
 from rootstock.ssl.swav import SwAV
 from rootstock.tests.ssl.cases import backbone, method, views
 from rootstock.tests.ssl.parts.slow_prototypes import slow_crops_loss, slow_sinkhorn

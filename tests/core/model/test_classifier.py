@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from rootstock.core.errors import UserError
 from rootstock.core.evaluate.pictures import denormalise, save_map, save_sheet, spread
+from rootstock.core.evaluate.scores import Scores, add_scores, score
 from rootstock.core.images.open import Images, open_images
 from rootstock.core.model.backbone import Backbone, create
-from rootstock.core.model.classifier import Classifier, Scores, add_scores, score
+from rootstock.core.model.classifier import Classifier
 from rootstock.core.views.view import Evaluation, normalise
 
 RESNET = {"channels": [8, 8, 8, 8], "layers": [1, 1, 1, 1]}

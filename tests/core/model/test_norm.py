@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rootstock.core.errors import UserError
+from rootstock.core.method import Method
 from rootstock.core.model import encode as chunk
 from rootstock.core.model import norm
 
@@ -185,26 +186,28 @@ def test_unknown_modes_are_refused(text: str) -> None:
         norm.parse(text)
 
 
-class Couples(nn.Module):
+class Couples(Method):
+    couples_samples, rows_per_position, takes_chunk = True, 2, True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone: Any = network()
+
+
+class Whole(Method):
     couples_samples, rows_per_position = True, 2
 
     def __init__(self) -> None:
         super().__init__()
-        self.backbone, self.chunk = network(), None
+        self.backbone: Any = network()
 
 
-class Whole(nn.Module):
-    couples_samples, rows_per_position = True, 2
+class Plain(Method):
+    couples_samples, rows_per_position = False, 1
 
     def __init__(self) -> None:
         super().__init__()
-        self.backbone = network()
-
-
-class Plain(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = network()
+        self.backbone: Any = network()
 
 
 @pytest.mark.parametrize(
@@ -220,7 +223,7 @@ class Plain(nn.Module):
     ],
 )
 def test_what_would_not_be_what_it_says_is_refused(
-    method: type[nn.Module], text: str, options: dict[str, int], message: str
+    method: type[Method], text: str, options: dict[str, int], message: str
 ) -> None:
     said: list[str] = []
     with pytest.raises(UserError, match=message):

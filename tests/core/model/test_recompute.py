@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from rootstock.core.errors import UserError
+from rootstock.core.method import Method
 from rootstock.core.model import norm
-from rootstock.core.model.recompute import recompute, stacked
-from rootstock.core.model.vit_blocks import asks_for_one, of_last
+from rootstock.core.model.recompute import recompute, repeated_blocks
+from rootstock.core.model.vit_blocks import asks_for_one, last_tokens
 from rootstock.core.run.directory import Run
-from rootstock.core.train.parallel import form_of
+from rootstock.core.train.parallel import strategy_for
 
 VIT: dict[str, Any] = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2, "num_classes": 0}
 NETWORKS: dict[str, tuple[str, dict[str, Any], str, int]] = {
@@ -38,14 +39,14 @@ def network(kind: str, **changed: Any) -> nn.Module:
 
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_every_block_is_found_once(kind: str) -> None:
-    found = stacked(network(kind))
+    found = repeated_blocks(network(kind))
     _, _, name, count = NETWORKS[kind]
     assert [type(block).__name__ for block in found] == [name] * count and len(set(found)) == count
 
 
 def test_what_repeats_no_blocks_is_refused() -> None:
     layers = nn.Sequential(nn.ReLU(), nn.ReLU())
-    assert stacked(nn.ModuleList([layers])) == [] == stacked(layers)
+    assert repeated_blocks(nn.ModuleList([layers])) == [] == repeated_blocks(layers)
     with pytest.raises(UserError, match=r"run\.activation_checkpointing: this network repeats no blocks"):
         recompute(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
 
@@ -101,7 +102,7 @@ def test_recomputed_blocks_are_called_as_a_whole() -> None:
     recompute(other)
     tokens = torch.randn(2, 5, 16)
     assert asks_for_one(vit) and not asks_for_one(other)
-    torch.testing.assert_close(of_last(other.blocks[-1], tokens, 2), of_last(vit.blocks[-1], tokens, 2))
+    torch.testing.assert_close(last_tokens(other.blocks[-1], tokens, 2), last_tokens(vit.blocks[-1], tokens, 2))
 
 
 def test_a_copy_recomputes_itself() -> None:
@@ -115,9 +116,19 @@ def test_a_copy_recomputes_itself() -> None:
     assert copied(torch.randn(1, 3, 16, 16)).abs().sum() > 0
 
 
+class Holder(Method):
+    """A method that has a backbone and no more."""
+
+    rows_per_position, couples_samples = 1, False
+
+    def __init__(self, backbone: Any) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+
 def test_a_run_asks_for_it(opened: Callable[..., Run]) -> None:
-    run, method = opened(activation_checkpointing=True), network("vit")
-    form_of(method, run)
-    assert all("forward" in vars(block) for block in stacked(method))
+    run, method = opened(activation_checkpointing=True), Holder(network("vit"))
+    strategy_for(method, run)
+    assert all("forward" in vars(block) for block in repeated_blocks(method))
     with pytest.raises(UserError, match="repeats no blocks"):
-        form_of(nn.Linear(2, 2), run)
+        strategy_for(Holder(nn.Linear(2, 2)), run)

@@ -20,7 +20,7 @@ from rootstock.core.images.open import Images, open_images
 from rootstock.core.images.pack.reader import RECORDS
 from rootstock.core.images.pack.record import Packing
 from rootstock.core.images.pack.writer import pack
-from rootstock.core.sample import Sample
+from rootstock.core.method import RawBatch
 from rootstock.core.stream.batches import Batches, Resident, Share, _gathered, _to_reside, pairs, source_draws, stream
 from rootstock.core.stream.order import Blocks, Full, Order, Shuffle
 from rootstock.core.stream.prefetch import in_thread
@@ -72,15 +72,15 @@ def cropped(images: Images, index: int, draws: Draws) -> Tensor:
     return CROP.crop_each([images.read(index)], draws)["images"][0]
 
 
-def whole(parts: list[Sample]) -> Sample:
+def whole(parts: list[RawBatch]) -> RawBatch:
     """Micro-batches as one."""
     images, positions, labels, _ = zip(*parts, strict=True)
-    return Sample(torch.cat(images), torch.cat(positions), torch.cat(labels))
+    return RawBatch(torch.cat(images), torch.cat(positions), torch.cat(labels))
 
 
 def global_batches(
     images: Images, order: Order, world: int, micro: int, workers: int = 0, steps: int = 5
-) -> list[Sample]:
+) -> list[RawBatch]:
     """What all processes together see, put together by rank."""
     ranks = [
         list(batches_of(images, order, steps, share=Share(rank, world, micro), workers=workers)(0))
@@ -90,7 +90,7 @@ def global_batches(
     return [whole([part for rank in ranks for part in rank[step]]) for step in range(steps)]
 
 
-def equal(first: Sample, second: Sample) -> bool:
+def equal(first: RawBatch, second: RawBatch) -> bool:
     return all(torch.equal(a, b) for a, b in zip(first[:3], second[:3], strict=True))
 
 
@@ -333,7 +333,7 @@ def test_depths_that_meet_in_a_folder(tmp_path: Path, workers: int) -> None:
     assert together.images.dtype == torch.uint16
     assert {sample.images.dtype for sample in alone} == {torch.uint8, torch.uint16}
 
-    def finished(sample: Sample) -> Tensor:
+    def finished(sample: RawBatch) -> Tensor:
         return CROP(sample, Draws(0, sample.positions)).images
 
     separately = torch.cat([finished(sample) for sample in alone], 1)
@@ -368,7 +368,7 @@ def ways(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return uris
 
 
-def crops_of(sample: Sample) -> Tensor:
+def crops_of(sample: RawBatch) -> Tensor:
     """uint8 [N, V, C, h, w]: those that a worker sent, or those of raw pixels."""
     if sample.images.ndim == 5:
         return sample.images
@@ -543,7 +543,7 @@ def test_a_gpu_gets_the_same_samples(ways: dict[str, str], resident: Resident) -
         images, kind = open_images(ways[name]), "off" if name == "files" else resident
         on_gpu = stream(images, order, CROP, steps=5, device=torch.device("cuda"), resident=kind, workers=1)
         for (a,), (b,) in zip(on_gpu(0), batches_of(images, order)(0), strict=True):
-            assert a.images.is_cuda and equal(Sample(*(value.cpu() for value in a[:3])), b)
+            assert a.images.is_cuda and equal(RawBatch(*(value.cpu() for value in a[:3])), b)
             if a.images.ndim == 4:
                 crops = CROP.crop(a.images, Draws(3, a.positions))["images"]
                 assert torch.equal(crops.cpu(), crops_of(b))

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from rootstock.core.sample import Sample
+from rootstock.core.method import RawBatch
 from rootstock.core.stream.order import Order
 from rootstock.core.stream.prefetch import in_blocks, in_thread, packed, to_device, unpacked
 
@@ -89,10 +89,10 @@ def test_leaving_while_the_thread_waits_for_room_ends_it() -> None:
 
 
 def test_batches_pass_through_on_the_cpu() -> None:
-    batch = [Sample(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.arange(2), torch.arange(2))]
+    batch = [RawBatch(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.arange(2), torch.arange(2))]
     closed: list[int] = []
 
-    def source() -> Generator[list[Sample]]:
+    def source() -> Generator[list[RawBatch]]:
         try:
             yield batch
             yield batch
@@ -126,7 +126,7 @@ def test_samples_arrive_on_a_gpu_as_they_were_sent() -> None:
     device = torch.device("cuda")
     micro = [[_sample(10 * k + m) for m in range(2)] for k in range(7)]
 
-    def source() -> Generator[list[Sample]]:
+    def source() -> Generator[list[RawBatch]]:
         for step in micro:
             yield [pinned(sample) for sample in step]
 
@@ -143,12 +143,12 @@ def test_numbers_arrive_on_a_gpu() -> None:
         assert all(a.is_cuda and torch.equal(a.cpu(), b) for a, b in zip(sent[0], step[0], strict=True))
 
 
-def pinned(sample: Sample) -> Sample:
+def pinned(sample: RawBatch) -> RawBatch:
     images, positions, labels = (value.pin_memory() for value in sample[:3])
-    return Sample(images, positions, labels, {"local": sample.extra["local"].pin_memory()})
+    return RawBatch(images, positions, labels, {"local": sample.extra["local"].pin_memory()})
 
 
-def _sample(seed: int) -> Sample:
+def _sample(seed: int) -> RawBatch:
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8, generator=generator)
-    return Sample(pixels, torch.arange(4) + seed, torch.arange(4), {"local": pixels[:, None]})
+    return RawBatch(pixels, torch.arange(4) + seed, torch.arange(4), {"local": pixels[:, None]})

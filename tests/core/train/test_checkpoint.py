@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from rootstock.core import files
 from rootstock.core.errors import UserError
 from rootstock.core.train import checkpoint
 from rootstock.core.train.checkpoint import Checkpoint
@@ -119,7 +120,7 @@ def test_a_failure_in_the_middle_leaves_the_old_and_no_half(
         if when == "rename":
             patch.setattr(Path, "rename", full)
         else:
-            tensors, text = checkpoint.write_tensors, checkpoint.write_text
+            tensors, text = files.write_tensors, files.write_text
             patch.setattr(checkpoint, "write_tensors", lambda p, t: full() if p.name == when else tensors(p, t))
             patch.setattr(checkpoint, "write_text", lambda p, t: full() if p.name == when else text(p, t))
         with pytest.raises(OSError, match="No space left"):
@@ -231,12 +232,12 @@ def test_moments_get_back_the_strides_of_their_weights(name: str, tmp_path: Path
 
 def test_text_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "result.json"
-    checkpoint.write_text(path, json.dumps({"old": 1}))
+    files.write_text(path, json.dumps({"old": 1}))
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        checkpoint.write_text(path, json.dumps({"new": 2}))
+        files.write_text(path, json.dumps({"new": 2}))
     assert json.loads(path.read_text()) == {"old": 1}

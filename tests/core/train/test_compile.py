@@ -18,11 +18,11 @@ from rootstock.adapt.cdan import CDAN
 from rootstock.core.config.resolve import Duration
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
+from rootstock.core.method import Labelled, Pair, RawBatch, Unlabelled, Views
 from rootstock.core.model import norm
 from rootstock.core.model.backbone import Backbone, create
 from rootstock.core.model.classifier import Classifier
 from rootstock.core.run.directory import Run
-from rootstock.core.sample import Labelled, Pair, Sample, Unlabelled, Views
 from rootstock.core.stream.batches import NO_LABELS
 from rootstock.core.train import compile as compiling
 from rootstock.core.train.fit import Every, fit
@@ -51,11 +51,11 @@ def mae() -> nn.Module:
     return MAE(vit, None, decoder_dim=16, decoder_depth=1, decoder_heads=2)
 
 
-def batches(start: int) -> Iterator[list[Sample]]:
+def batches(start: int) -> Iterator[list[RawBatch]]:
     pictures = torch.randint(0, 256, (STEPS * N, 3, 16, 16), generator=torch.Generator().manual_seed(0)).byte()
     for step in range(start, STEPS):
         at = torch.arange(N) + step * N
-        yield [Sample(pictures[at], at, NO_LABELS)]
+        yield [RawBatch(pictures[at], at, NO_LABELS)]
 
 
 def trained(run: Run, build: Callable[[], nn.Module], preset: str) -> tuple[list[float], dict[str, Tensor]]:
@@ -65,7 +65,7 @@ def trained(run: Run, build: Callable[[], nn.Module], preset: str) -> tuple[list
     norm.configure(method, "local", accumulate=1, chunk=None, log=run.log)
     views = VIEWS[preset](16, (0.5,) * 3, (0.25,) * 3, method.views)
 
-    def prepare(raw: Sample) -> Views:
+    def prepare(raw: RawBatch) -> Views:
         return views(raw, Draws(0, raw.positions))
 
     optim = Optim(name="sgd", lr=1e-3, batch_size=N, duration=Duration(STEPS, "steps"))
@@ -138,11 +138,11 @@ def test_micro_batches_share_one_graph(opened: Open, monkeypatch: pytest.MonkeyP
     norm.configure(method, "local", accumulate=6, chunk=None, log=print)
     counter, run = counting(monkeypatch), opened(compile="on", accumulate=6)
 
-    def parts(start: int) -> Iterator[list[Sample]]:
+    def parts(start: int) -> Iterator[list[RawBatch]]:
         for micro in batches(start):
-            yield [Sample(micro[0].images, micro[0].positions, micro[0].positions % 2)] * 6
+            yield [RawBatch(micro[0].images, micro[0].positions, micro[0].positions % 2)] * 6
 
-    def prepare(raw: Sample) -> Labelled:
+    def prepare(raw: RawBatch) -> Labelled:
         return Labelled(raw.images.float() / 255.0, raw.labels, Draws(0, raw.positions))
 
     optim = Optim(name="sgd", lr=1e-3, batch_size=6 * N, duration=Duration(STEPS, "steps"))

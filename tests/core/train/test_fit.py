@@ -13,18 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from rootstock.core.errors import UserError
+from rootstock.core.method import Method, RawBatch, Step
 from rootstock.core.model.norm import convert
 from rootstock.core.run.directory import Interrupted, Run
-from rootstock.core.stream.batches import Sample
 from rootstock.core.train import loop, progress
-from rootstock.core.train.fit import Every, Step, fit
+from rootstock.core.train.fit import Every, fit
 from rootstock.core.train.loop import Loop
 from rootstock.core.train.optim import Optim
 
 N, BATCH, STEPS = 40, 8, 12
 
 
-class Regression(nn.Module):
+class Regression(Method):
     """Least squares with a BatchNorm to keep, a moving average after each step, and holes to fall into.
 
     bad: step -> what becomes of the loss in it.
@@ -39,7 +39,7 @@ class Regression(nn.Module):
         self.after: list[float] = []
         self.dtypes: set[torch.dtype] = set()
 
-    def forward(self, batch: Sample, progress: float) -> Step:
+    def forward(self, batch: RawBatch, progress: float) -> Step:
         out = self.layer(batch.images)
         self.dtypes.add(out.dtype)
         loss = (out.float() - batch.images.sum(1, keepdim=True)).square().mean()
@@ -57,13 +57,13 @@ def data() -> Tensor:
 
 def batches(
     micro: int = 1, stop_at: int | None = None, number: int = signal.SIGTERM
-) -> Callable[[int], Iterator[list[Sample]]]:
-    def read(start: int) -> Iterator[list[Sample]]:
+) -> Callable[[int], Iterator[list[RawBatch]]]:
+    def read(start: int) -> Iterator[list[RawBatch]]:
         for step in range(start, STEPS):
             if step == stop_at:
                 os.kill(os.getpid(), number)
             rows = (torch.arange(BATCH) + step * BATCH) % N
-            yield [Sample(data()[r], r + 0, torch.empty(0)) for r in rows.chunk(micro)]
+            yield [RawBatch(data()[r], r + 0, torch.empty(0)) for r in rows.chunk(micro)]
 
     return read
 
@@ -72,8 +72,8 @@ def optim(**given: Any) -> Optim:
     return Optim(**{"name": "sgd", "lr": 0.1, "batch_size": BATCH, "duration": STEPS, **given})
 
 
-def train(run: Run, method: nn.Module, *, micro: int = 1, stop_at: int | None = None, number: int = signal.SIGTERM,
-          given: Mapping[str, Any] = {}, **more: Any) -> nn.Module:  # fmt: skip
+def train(run: Run, method: Method, *, micro: int = 1, stop_at: int | None = None, number: int = signal.SIGTERM,
+          given: Mapping[str, Any] = {}, **more: Any) -> Method:  # fmt: skip
     fit(
         method, batches(micro, stop_at, number), lambda raw: raw, steps=STEPS, steps_per_epoch=5, optim=optim(**given), seed=0,
         run=run, **more,
@@ -104,7 +104,7 @@ def by_hand(steps: Iterator[int] | range = range(STEPS), clip: float | None = No
     return model.layer.weight.detach()
 
 
-def close(method: nn.Module, expected: Tensor) -> None:
+def close(method: Method, expected: Tensor) -> None:
     torch.testing.assert_close(method.get_parameter("layer.weight").detach(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -162,7 +162,7 @@ def test_a_skipped_step_leaves_no_trace_in_batchnorm(opened: Callable[..., Run])
             self.norm = nn.BatchNorm1d(5)
             convert(self, "local")
 
-        def forward(self, batch: Sample, progress: float) -> Step:
+        def forward(self, batch: RawBatch, progress: float) -> Step:
             return super().forward(batch._replace(images=self.norm(batch.images)), progress)
 
     method = Normalised(bad={3: nan})
@@ -177,7 +177,7 @@ def test_a_skipped_step_leaves_no_trace_in_batchnorm(opened: Callable[..., Run])
 def test_the_micro_batch_of_a_non_finite_loss_is_named(
     opened: Callable[..., Run], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def prepare(raw: Sample) -> Sample:
+    def prepare(raw: RawBatch) -> RawBatch:
         return raw._replace(images=raw.images.log()) if 28 in raw.positions else raw
 
     fit(Regression(), batches(2), prepare, steps=STEPS, steps_per_epoch=5, optim=optim(), seed=0, run=opened())
@@ -254,8 +254,8 @@ def test_asked_to_stop_where_it_would_evaluate_it_saves_and_evaluates_later(open
 class Late(Regression):
     """Its weight does not learn in the first half."""
 
-    def frozen(self, progress: float) -> list[Tensor]:
-        return [self.layer.weight] if progress < 0.5 else []
+    def frozen(self, progress: float) -> list[nn.Parameter]:
+        return [*self.layer.parameters()][:1] if progress < 0.5 else []
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
@@ -268,7 +268,7 @@ def test_what_is_frozen_begins_afresh_when_it_thaws(name: str, opened: Callable[
     for step in range(STEPS):
         x = data()[(torch.arange(BATCH) + step * BATCH) % N]
         reference.zero_grad()
-        start(Sample(x, torch.arange(BATCH), torch.empty(0)), step / STEPS).loss.backward()
+        start(RawBatch(x, torch.arange(BATCH), torch.empty(0)), step / STEPS).loss.backward()
         if step < STEPS // 2:
             assert torch.equal(start.layer.weight, Regression().layer.weight)
             start.layer.weight.grad = None

@@ -8,21 +8,32 @@ from torch import nn
 
 from rootstock.core.distributed import in_slices, own_slice, planned, whole
 from rootstock.core.errors import UserError
+from rootstock.core.method import Method
 from rootstock.core.model.backbone import create
 from rootstock.core.run.directory import Run
 from rootstock.core.train.fsdp import Sharded
-from rootstock.core.train.parallel import Replicated, form_of
+from rootstock.core.train.parallel import Replicated, strategy_for
 
 VIT: dict[str, Any] = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
 
 
+class Holder(Method):
+    """A method that has a backbone and no more."""
+
+    rows_per_position, couples_samples = 1, False
+
+    def __init__(self, backbone: Any) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+
 def test_a_vit_is_sharded_among_several_processes_alone(opened: Callable[..., Run]) -> None:
-    vit = create(16, name="vit_tiny_patch16_224", args=VIT)
+    vit = Holder(create(16, name="vit_tiny_patch16_224", args=VIT))
     run, whole_run = opened(sharding="fsdp2"), opened("whole")
-    assert isinstance(form_of(vit, run), Replicated)
+    assert isinstance(strategy_for(vit, run), Replicated)
     with planned(2):
-        assert isinstance(form_of(vit, run), Sharded)
-        assert isinstance(form_of(vit, whole_run), Replicated)
+        assert isinstance(strategy_for(vit, run), Sharded)
+        assert isinstance(strategy_for(vit, whole_run), Replicated)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +47,7 @@ def test_other_networks_stay_whole(opened: Callable[..., Run], name: str, args: 
     with pytest.raises(
         UserError, match=rf"run\.sharding: fsdp2 shards the blocks of ViTs; {why} .* use run\.sharding=none"
     ):
-        form_of(create(32 if name == "resnet18" else 16, name=name, args=args), opened(sharding="fsdp2"))
+        strategy_for(Holder(create(32 if name == "resnet18" else 16, name=name, args=args)), opened(sharding="fsdp2"))
 
 
 def test_whole_tensors_are_left_as_they_are() -> None:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from rootstock.core.errors import UserError
+from rootstock.core.method import Method, RawBatch, Step
 from rootstock.core.model.norm import convert
 from rootstock.core.run.directory import Interrupted, Run
-from rootstock.core.sample import Sample
 from rootstock.core.train import fit as train
-from rootstock.core.train.fit import Every, Step, fit
+from rootstock.core.train.fit import Every, fit
 from rootstock.core.train.loop import Loop, seed_generators
 from rootstock.core.train.optim import Optim
 
@@ -33,7 +33,7 @@ OPTIMIZERS = [
 Open = Callable[..., Run]
 
 
-class Regression(nn.Module):
+class Regression(Method):
     """Two layers around a BatchNorm. bad: the steps whose loss, and with it every gradient, is not a number."""
 
     def __init__(self, bad: tuple[int, ...] = ()) -> None:
@@ -43,20 +43,20 @@ class Regression(nn.Module):
         self.bad = bad
         convert(self, "local")
 
-    def forward(self, batch: Sample, progress: float) -> Step:
+    def forward(self, batch: RawBatch, progress: float) -> Step:
         loss = (self.layers(batch.images) - batch.images[:, :3]).square().mean()
         return Step(loss * (float("nan") if round(progress * STEPS) in self.bad else 1.0), {})
 
 
-def batches(stop_at: int | None = None) -> Callable[[int], Iterator[list[Sample]]]:
+def batches(stop_at: int | None = None) -> Callable[[int], Iterator[list[RawBatch]]]:
     data = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
 
-    def read(start: int) -> Iterator[list[Sample]]:
+    def read(start: int) -> Iterator[list[RawBatch]]:
         for step in range(start, STEPS):
             if step == stop_at:
                 os.kill(os.getpid(), signal.SIGTERM)
             rows = (torch.arange(BATCH) + step * BATCH) % len(data)
-            yield [Sample(data[half], half, torch.empty(0)) for half in rows.chunk(2)]
+            yield [RawBatch(data[half], half, torch.empty(0)) for half in rows.chunk(2)]
 
     return read
 
@@ -72,7 +72,7 @@ def trained(run: Run, bad: tuple[int, ...] = (), stop_at: int | None = None, **g
 @pytest.fixture
 def late(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Makes the runs after it decide as they would on a GPU."""
-    return lambda: monkeypatch.setattr(train, "Loop", functools.partial(Loop, late=True))
+    return lambda: monkeypatch.setattr(train, "Loop", functools.partial(Loop, deferred=True))
 
 
 @pytest.mark.parametrize("given", OPTIMIZERS, ids=lambda given: f"{given['name']}-{given.get('momentum')}")
@@ -152,14 +152,14 @@ class Waits(TorchFunctionMode):
 def test_a_step_reads_one_thing_and_that_of_the_step_before(opened: Open, given: dict[str, Any]) -> None:
     method = Regression()
     optim = Optim(**{"lr": 0.1, "batch_size": BATCH, "duration": STEPS, **given})
-    loop = Loop(method, optim.build(method), optim, opened(), STEPS, 5, 0, late=True)
+    loop = Loop(method, optim.build(method), optim, opened(), STEPS, 5, 0, deferred=True)
     for step, micro in enumerate(batches()(0)):
         with Waits() as waits:
             loop.step(method, micro, lambda raw: raw, step, [])
         assert waits.seen == ([] if step == 0 else ["tolist"]), f"step {step}"
-    assert loop.verdict is not None and loop.verdict.step == STEPS - 1
-    loop.settle()
-    assert loop.verdict is None
+    assert loop.pending is not None and loop.pending.step == STEPS - 1
+    loop.flush()
+    assert loop.pending is None
 
 
 def test_the_generators_are_seeded_as_torch_does() -> None:

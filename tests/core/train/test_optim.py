@@ -237,9 +237,9 @@ def test_a_teacher_is_exported_and_its_student_trained() -> None:
 
 
 def test_the_rate_is_told_with_its_scaling() -> None:
-    assert optim().told_rate() == "peak rate 0.1"
-    assert optim(batch_size=1024, lr_scaling="linear").told_rate() == "peak rate 0.4 (0.1 x 1024/256)"
-    assert "square root of 1024/256" in optim(batch_size=1024, lr_scaling="sqrt").told_rate()
+    assert optim().rate_in_words() == "peak rate 0.1"
+    assert optim(batch_size=1024, lr_scaling="linear").rate_in_words() == "peak rate 0.4 (0.1 x 1024/256)"
+    assert "square root of 1024/256" in optim(batch_size=1024, lr_scaling="sqrt").rate_in_words()
 
 
 @pytest.mark.parametrize("given", [{"weight_decay_end": -1.0}, {"clip_by": "parameter"}])

@@ -16,7 +16,7 @@ from rootstock.core.draws import Draws
 from rootstock.core.images.damage import Damage
 from rootstock.core.images.decode import decode, decode_scaled
 from rootstock.core.images.open import open_images
-from rootstock.core.sample import Sample
+from rootstock.core.method import RawBatch
 from rootstock.core.stream.batches import Decode, Share, stream
 from rootstock.core.stream.order import Order
 from rootstock.core.views.multiview import Multiview
@@ -204,7 +204,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, photographs: list[bytes]) -
     return root
 
 
-def batches(folder: Path, decode: Decode, start: int = 0, **options: int) -> tuple[list[Sample], list[str]]:
+def batches(folder: Path, decode: Decode, start: int = 0, **options: int) -> tuple[list[RawBatch], list[str]]:
     """Steps `start` to 3, each joined over its micro-batches, and the damaged pictures."""
     images = open_images(f"folder:{folder}")
     damage = Damage(0.2, report=lambda _: None)
@@ -225,7 +225,7 @@ def batches(folder: Path, decode: Decode, start: int = 0, **options: int) -> tup
     for parts in zip(*ranks, strict=True):
         flat = [part for rank in parts for part in rank]
         joined.append(
-            Sample(torch.cat([p.images for p in flat]), torch.cat([p.positions for p in flat]), flat[0].labels)
+            RawBatch(torch.cat([p.images for p in flat]), torch.cat([p.positions for p in flat]), flat[0].labels)
         )
     return joined, sorted(damage.names.values())
 

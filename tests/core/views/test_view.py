@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
-from rootstock.core.sample import Sample
+from rootstock.core.method import RawBatch
 from rootstock.core.views.boxes import random_boxes
 from rootstock.core.views.multiview import Multiview
 from rootstock.core.views.presets import VIEWS
@@ -114,8 +114,8 @@ def test_a_view_does_not_depend_on_the_batch(preset: str) -> None:
     assert torch.allclose(shuffled, floats[order], atol=1e-5)
 
 
-def sample_of(images: Tensor, draws: Draws, **extra: Tensor) -> Sample:
-    return Sample(images, draws.positions, torch.empty(0, dtype=torch.int64), extra)
+def sample_of(images: Tensor, draws: Draws, **extra: Tensor) -> RawBatch:
+    return RawBatch(images, draws.positions, torch.empty(0, dtype=torch.int64), extra)
 
 
 @pytest.mark.parametrize("preset", ["simclr", "byol", "dino"])
@@ -187,7 +187,7 @@ def test_local_crops_as_in_dino_and_swav() -> None:
     assert (low * 96 / 224, high * 96 / 224) == pytest.approx((0.1, 2.0))
     assert VIEWS["dino"](32, (0.5,), (0.25,), 2).local[0].size == 16
     with pytest.raises(UserError, match=r"data\.views\.local: 8 local crops are given, but finetune uses none"):
-        dino.without_local("finetune")
+        dino.refuse_local("finetune")
     with pytest.raises(UserError, match=r"data\.views\.local"):
         VIEWS["dino"](32, (0.5,), (0.25,), 2, local=-1)
 
@@ -291,10 +291,10 @@ def test_the_probabilities_of_a_preset_are_met() -> None:
 def test_what_needs_three_channels_is_told() -> None:
     said: list[str] = []
     views = VIEWS["simclr"](16, (0.5,), (0.25,), 2)
-    views.tell_left_out(3, said.append)
-    VIEWS["mae"](16, (0.5,), (0.25,), 1).tell_left_out(1, said.append)
+    views.warn_unused(3, said.append)
+    VIEWS["mae"](16, (0.5,), (0.25,), 1).warn_unused(1, said.append)
     assert said == []
-    views.tell_left_out(1, said.append)
+    views.warn_unused(1, said.append)
     assert said == [
         "WARNING: pictures of 1 channel: data.views.jitter_p, data.views.grayscale, data.views.blur need three and are left out"
     ]

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from rootstock.core import files
 from rootstock.core.config.resolve import ConfigError, load
 from rootstock.core.errors import UserError
-from rootstock.core.train import checkpoint
 from rootstock.launch.pipeline.plan import plan, references
 from rootstock.launch.pipeline.run import run_pipeline
 from rootstock.launch.report.results import compare, summarise
@@ -99,8 +99,8 @@ def test_another_process_with_other_seeds_takes_no_drafts_away(project: Path, mo
         if self.name.endswith(".draft") and self.parent.name in ("out", "seed-0"):
             with monkeypatch.context() as other:
                 other.setattr(Path, "replace", replace)
-                other.setattr(checkpoint.os, "getpid", lambda: next(ids))
-                checkpoint.write_text(target, "other", shared=True)
+                other.setattr(files.os, "getpid", lambda: next(ids))
+                files.write_text(target, "other", shared=True)
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", late)

@@ -1,0 +1,187 @@
+"""What a method gets and what it gives: the page to read before writing one.
+
+A method is an `nn.Module` with a backbone. The recipe builds it, `fit` trains it: each step calls the method with one batch and
+minimises `Step.loss`. The classes below list every attribute that recipes, the training loop, normalisation, the optimizer, the doctor
+and the pictures read. An attribute without a value here is required: `register` refuses a class that leaves it out. All others have the
+default that stands here.
+
+This file imports no other part of Rootstock besides random draws and errors, so a method's file loads in a second.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from torch import Tensor, nn
+
+from .draws import Draws
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from .model.backbone import Backbone
+    from .model.classifier import Classifier
+
+
+class RawBatch(NamedTuple):
+    """Images as the stream yields them, on the device, before augmentation."""
+
+    images: Tensor  # uint8 or uint16 [N, C, H, W]; [N, V, C, h, w] where a loader process already cropped V views
+    positions: Tensor  # int64 [N]: position of each image in the whole training, the key of all randomness
+    labels: Tensor  # int64 [N]; empty where there are none, or where the method must not see them
+    extra: Mapping[str, Tensor] = {}  # more that a loader process cropped: "local", uint8 or uint16 [N, L, C, s, s]
+
+
+class RawPair(NamedTuple):
+    """A raw batch of the labelled source and one of the target, whose labels are always empty."""
+
+    source: RawBatch
+    target: RawBatch
+
+
+class Views(NamedTuple):
+    """The batch of a pretraining method: V augmented views of the same N images, and L local crops of them if it takes any."""
+
+    images: Tensor  # float [V, N, C, h, w], normalised; N is this process's share of the batch
+    draws: Draws  # random numbers for these N images: the same on any number of processes, and after a resume
+    local: Tensor | None = None  # float [L, N, C, s, s]
+
+
+class Labelled(NamedTuple):
+    """Augmented images with their labels."""
+
+    images: Tensor  # float [N, C, h, w], normalised
+    labels: Tensor  # int64 [N]; float [N, K] where images were mixed, rows summing to 1
+    draws: Draws
+
+
+class Unlabelled(NamedTuple):
+    """Augmented images without labels."""
+
+    images: Tensor  # float [N, C, h, w], normalised
+    draws: Draws
+
+
+class Pair(NamedTuple):
+    """The batch of an adaptation method. There is no field for a target label, so none can leak."""
+
+    source: Labelled
+    target: Unlabelled
+
+
+class Step(NamedTuple):
+    """What a method returns for a batch."""
+
+    loss: Tensor  # scalar, float32: minimised
+    metrics: dict[str, Tensor]  # scalars, detached: written to metrics.jsonl at log steps
+
+
+class Method(nn.Module):
+    """What every method has, whichever recipe trains it.
+
+    The constructor takes what the recipe gives it by position, `(backbone, chunk)` in pretraining and `(classifier, chunk)` in
+    adaptation; its keyword-only parameters are the keys of the config's `method` section, each explained in the class docstring on a
+    line of its own.
+    """
+
+    # Required. `backbone` (an attribute or a property) is what is trained, evaluated and exported; where there is a teacher that is
+    # exported, it is the teacher.
+    backbone: Backbone
+    # Required. Rows that one image contributes to one forward of the backbone: 2 if two views are encoded together, 1 if one is.
+    # Fixed groups of BatchNorm (`backbone.norm: group:G`) hold whole images by it.
+    rows_per_position: int
+    # Required. Whether the loss of an image depends on the other images of the batch (negatives, batch statistics of a head, an
+    # entropy over the batch). Such a method sees the whole batch of all processes, so `run.accumulate` is refused for it.
+    couples_samples: bool
+
+    # Whether `forward` obeys `chunk`: the number of images that the encoder takes at once, of a batch that the loss sees as a whole
+    # (`core.model.encode.encode`). Without it `run.chunk` is refused.
+    takes_chunk: bool = False
+    # Modules whose learning rate stays at its peak after the warm-up, whatever the schedule (SimSiam's predictor).
+    constant_rate: tuple[nn.Module, ...] = ()
+
+    def forward(self, batch: Any, progress: float) -> Step:
+        """The loss of one batch. progress: completed part of the training, 0 to 1 (a scalar tensor where compiled).
+
+        Everything random comes from `batch.draws`, never from a generator, so that any number of processes and a resumed run compute
+        the same.
+        """
+        raise NotImplementedError(f"{type(self).__name__} needs a forward(batch, progress) that returns a Step")
+
+    def frozen(self, progress: float) -> Iterable[nn.Parameter]:
+        """Parameters that rest in this step. Their gradient becomes None, so the optimizer neither moves nor decays them."""
+        return ()
+
+    def after_step(self, progress: float) -> None:
+        """Called after each update: EMA teachers, queues. On a GPU it is also called after a skipped step."""
+
+
+class PretrainMethod(Method):
+    """A method of `rootstock pretrain`, built as `Class(backbone, chunk, **keys)`; its batch is `Views`."""
+
+    # Required. How many whole views of each image are drawn: `batch.images` is [views, N, C, h, w].
+    views: int
+
+    # Whether the method uses local crops, `batch.local`. Without it `data.views.local` is refused.
+    takes_local: bool = False
+
+    def paint(self, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor] | None:
+        """For the run's pictures: [N, C, H, W] normalised -> (what the method sees, what it predicts), both [N, C, H, W].
+
+        None, the default, where a method predicts no pixels.
+        """
+        return None
+
+
+class AdaptMethod(Method):
+    """A method of `rootstock adapt`, built as `Class(classifier, chunk, **keys)`; its batch is `Pair`."""
+
+    # Required. The classifier of the source's classes that is trained, exported and tested.
+    classifier: Classifier
+    # Required. Whether the method uses target images. The result then counts them among the images seen without labels.
+    sees_target: bool
+
+    # Whether the head of `backbone.weights` is kept instead of a new one.
+    keeps_head: bool = False
+
+    @property
+    def backbone(self) -> Backbone:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The classifier's backbone."""
+        return self.classifier.backbone
+
+    def conclude(self, target: Iterable[Tensor]) -> None:
+        """Called once after the last step. target: every target image once, in evaluation's view, as batches float [n, C, h, w]."""
+
+
+MEANING: Mapping[str, str] = {
+    "rows_per_position": "the rows that one image contributes to a forward: 2 where two views are encoded together, else 1",
+    "couples_samples": "True if the loss of an image depends on the other images of its batch, else False",
+    "views": "how many whole views of each image are drawn",
+    "sees_target": "True if it uses target images, else False",
+    "forward": "(batch, progress) -> Step",
+}
+REQUIRED: Mapping[type[Method], tuple[str, ...]] = {
+    PretrainMethod: ("rows_per_position", "couples_samples", "views", "forward"),
+    AdaptMethod: ("rows_per_position", "couples_samples", "sees_target", "forward"),
+}
+# An instance may also set such an attribute, where a key of the config decides it: `self.couples_samples = entropy`. The class then still
+# says what holds by default.
+
+Kind = TypeVar("Kind", bound=Method)
+
+
+def register(kind: type[Kind], methods: Mapping[str, type[Kind]]) -> Mapping[str, type[Kind]]:
+    """The registry of a recipe, {name in configs: class}, checked. kind: PretrainMethod or AdaptMethod.
+
+    Raises UserError, one sentence, for a class that is not of this kind, lacks a required attribute, or gives one a wrong type.
+    """
+    for name, method in methods.items():
+        who = f"method {name} ({method.__module__.removeprefix('rootstock.')}.{method.__qualname__})"
+        if not issubclass(method, kind):
+            raise UserError(f"{who} is no {kind.__name__}: derive it from core.method.{kind.__name__}")
+        for attribute in REQUIRED[kind]:
+            own = inspect.getattr_static(method, attribute, None)
+            if own is None or own is inspect.getattr_static(kind, attribute, None):
+                raise UserError(f"{who} lacks {attribute}: {MEANING[attribute]}; see core/method.py")
+    return dict(methods)
