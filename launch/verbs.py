@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ..adapt.adapt import adapt
@@ -26,10 +27,15 @@ def resolve(verb: str, path: str, overrides: Sequence[str] = ()) -> dict[str, An
     return config.load(path, VERBS[verb], overrides, EXTRA)
 
 
+def completed(verb: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A config of this verb, its keys checked and every default filled in. Raises ConfigError."""
+    return config.validate(given, VERBS[verb], EXTRA)
+
+
 def execute(verb: str, path: str, overrides: Sequence[str] = (), quiet: bool = False) -> dict[str, Any]:
     """Run one verb, or return the result of a run that is finished."""
     resolved = resolve(verb, path, overrides)
-    with Run(verb, resolved, quiet) as run:
+    with Run(verb, resolved, quiet, partial(completed, verb)) as run:
         if (result := run.finished) is not None:
             run.log(f"{run.dir} is finished; see {run.dir / 'result.json'}, or choose another run.dir")
             return result

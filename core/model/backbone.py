@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..config.schema import Section
 from ..errors import UserError
 from ..files import write_tensors, write_text
+from ..formats import FORMAT, check_format
 from .lora import add_lora, folded, lora_options
 from .networks import OWN, build
 from .sincos import fix_positions
@@ -139,6 +140,7 @@ class Backbone(nn.Module):
         write_tensors(path / WEIGHTS, folded(self.model))
         write_tensors(path / SEEN, self.seen or {"none": torch.empty(0, dtype=torch.int64)})
         described = {
+            "format": FORMAT,
             **self.spec,
             "feature_dim": self.feature_dim,
             "mean": self.mean,
@@ -240,12 +242,14 @@ def read_description(weights: str) -> dict[str, Any]:
     for folder in (root / "backbone", root / "classifier", root):
         if (folder / DESCRIPTION).is_file():
             try:
-                described = json.loads((folder / DESCRIPTION).read_text())
-                return {**{key: described[key] for key in DESCRIBED}, "path": str(folder)}
+                content = json.loads((folder / DESCRIPTION).read_text())
+                described = {**{key: content[key] for key in DESCRIBED}, "path": str(folder)}
             except (OSError, ValueError, TypeError, KeyError) as error:
                 raise UserError(
                     f"backbone.weights: {folder / DESCRIPTION} is damaged ({error!r}); export the run again"
                 ) from error
+            check_format(content, str(folder / DESCRIPTION))
+            return described
     kinds = ("holds no finished backbone/ (is the run finished?)", "is no run's folder", "does not exist")
     what = kinds[0] if root.is_dir() else kinds[1] if root.exists() else kinds[2]
     raise UserError(

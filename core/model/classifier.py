@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..files import write_tensors, write_text
+from ..formats import current_names
 from .backbone import Backbone, read_description
 from .weights import load_strictly
 
@@ -50,7 +51,7 @@ class Classifier(nn.Module):
                 f"backbone.weights: {weights} holds no classifier/; give the folder of a finetune or adapt run"
             )
         try:
-            classes, tensors = json.loads((folder / CLASSES).read_text()), load_file(folder / HEAD)
+            classes, tensors = json.loads((folder / CLASSES).read_text()), current_names(load_file(folder / HEAD))
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"backbone.weights: {folder} is damaged ({error}); export the run again") from error
         if classes != self.classes:

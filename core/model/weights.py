@@ -12,6 +12,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..formats import current_names
 
 
 def load_file_strictly(model: nn.Module, path: Path, key: str, classifier: str | Sequence[str] | None = None) -> None:
@@ -29,7 +30,7 @@ def load_file_strictly(model: nn.Module, path: Path, key: str, classifier: str |
 def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises UserError naming the key."""
     try:
-        return load_file(path)
+        return current_names(load_file(path))
     except (OSError, SafetensorError) as error:
         raise UserError(f"{key}: {path} cannot be read ({error}); expected a safetensors file") from error
 

@@ -12,7 +12,7 @@ import os
 import time
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,18 @@ import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
 from rich.console import Console
 
+from ..config.yaml_file import ConfigError
 from ..distributed import barrier, broadcast_text, rank, world
 from ..environment import environment
 from ..errors import UserError
 from ..files import write_text
+from ..formats import FORMAT, check_format, current_keys
 from ..launchlog import append
 from . import state
 from .options import check
 
 CONFIG = "config.yaml"
+Complete = Callable[[Mapping[str, Any]], dict[str, Any]]
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 _open_runs: weakref.WeakSet[Run] = weakref.WeakSet()
 
@@ -49,11 +52,14 @@ def unannounced() -> Iterator[None]:
 class Run:
     """One run of one verb, in its folder.
 
-    config: the resolved config. resumed: the folder held an unfinished run of the same config.
+    config: the resolved config. complete: fills in the defaults of a config of this verb, for comparing it with the config of an earlier
+    version, which lacks the keys that are new since.
     """
 
-    def __init__(self, verb: str, config: dict[str, Any], quiet: bool = False) -> None:
-        self.verb, self.config = verb, config
+    def __init__(
+        self, verb: str, config: dict[str, Any], quiet: bool = False, complete: Complete | None = None
+    ) -> None:
+        self.verb, self.config, self.complete = verb, config, complete
         self.options: dict[str, Any] = config["run"]
         self.dir = Path(self.options["dir"])
         self.seed: int = config["seed"]
@@ -126,7 +132,7 @@ class Run:
             return f"run.dir: {self.dir} cannot be written; choose another run.dir"
         if not begun(self.dir):
             (self.dir / "run.json").unlink(missing_ok=True)
-        elif trouble := of_another_config(self.dir, self.verb, self.config):
+        elif trouble := of_another_config(self.dir, self.verb, self.config, self.complete):
             return trouble
         path = self.dir / CONFIG
         write_text(path, yaml.safe_dump({"verb": self.verb, **self.config}, sort_keys=False, width=120))
@@ -146,7 +152,8 @@ class Run:
                 f"data.{changed[0]} changed since {self.dir} began (fingerprint {old[changed[0]][:12]} then, {new[changed[0]][:12]} now); "
                 "restore the data, choose another run.dir, or say run.changed_data=accept"
             )
-        now = {**environment(), "verb": self.verb, "processes": world(), "device": str(self.device)}
+        check_format(before, str(path))
+        now = {"format": FORMAT, **environment(), "verb": self.verb, "processes": world(), "device": str(self.device)}
         if not self.recorded:
             part = {key: now[key] for key in ("started", "host", "commit", "processes", "device")}
             facts["history"] = [*before.get("history", []), part]
@@ -266,8 +273,8 @@ def begun(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints", "result.json"))
 
 
-def of_another_config(folder: Path, verb: str, config: Mapping[str, Any]) -> str:
-    """What keeps a run of this config out of the folder, in a sentence; "" for nothing."""
+def of_another_config(folder: Path, verb: str, config: Mapping[str, Any], complete: Complete | None = None) -> str:
+    """Why a run of this config cannot use the folder, in one sentence; "" if it can."""
     path = folder / CONFIG
     # A run that a mistake ended before it had anything to lose: its config is not worth a new folder.
     if not begun(folder) or not path.exists():
@@ -278,11 +285,24 @@ def of_another_config(folder: Path, verb: str, config: Mapping[str, Any]) -> str
         before = None
     if not isinstance(before, dict):
         return f"{path} is damaged, so it cannot be told what this run was; choose another run.dir, or delete {folder}"
-    changed = differing(before, {"verb": verb, **config})
+    changed = differing(completed(before, config, complete), {"verb": verb, **config})
     if changed:
         listed = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, old, new in changed)
         return f"{folder} holds a run of another config ({listed}); choose another run.dir, or restore these keys"
     return ""
+
+
+def completed(before: Mapping[str, Any], config: Mapping[str, Any], complete: Complete | None) -> dict[str, Any]:
+    """The config.yaml of a run, as this version would have written it: keys under their present names, new ones with their defaults.
+
+    config: the present config, whose `run` section is taken; complete: fills in defaults, of a config without `verb`.
+    """
+    known = {key: value for key, value in current_keys(before).items() if key not in ("verb", "run")}
+    if complete is not None:
+        # A key that no version knows stays as it is: the comparison names it.
+        with contextlib.suppress(ConfigError):
+            known = complete({**known, **({"run": config["run"]} if "run" in config else {})})
+    return {**({"verb": before["verb"]} if "verb" in before else {}), **known}
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[tuple[str, Any, Any]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..files import write_text
+from ..formats import FORMAT
 
 FILE, LOCK = "state.json", ".lock"
 State = Literal["running", "finished", "preempted", "failed", "killed"]
@@ -18,7 +19,15 @@ State = Literal["running", "finished", "preempted", "failed", "killed"]
 
 def note(folder: Path, state: State, steps: int | None, why: str = "") -> None:
     """Write it. steps: of the whole training; None where nothing is trained. why: what a failed run failed of, in a line."""
-    said = {"state": state, "steps": steps, "why": why, "host": platform.node(), "pid": os.getpid(), "at": time.time()}
+    said = {
+        "format": FORMAT,
+        "state": state,
+        "steps": steps,
+        "why": why,
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "at": time.time(),
+    }
     write_text(folder / FILE, json.dumps(said, indent=1))
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from .. import files
 from ..distributed import any_process, broadcast_text, in_slices, rank
 from ..errors import UserError
+from ..formats import FORMAT, check_format, current_names
 
 MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"
 
@@ -48,7 +49,9 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     draft.mkdir()
     files.write_tensors(draft / MODEL, checkpoint.model)
     files.write_tensors(draft / OPTIMIZER, checkpoint.optimizer)
-    files.write_text(draft / STATE, json.dumps({"step": checkpoint.step, **checkpoint.state}, indent=1))
+    files.write_text(
+        draft / STATE, json.dumps({"format": FORMAT, "step": checkpoint.step, **checkpoint.state}, indent=1)
+    )
     digests = {name: files.sha256(draft / name) for name in (MODEL, OPTIMIZER, STATE)}
     manifest = {"step": checkpoint.step, "sha256": digests}
     files.write_text(draft / MANIFEST, json.dumps({**manifest, "own": _digest(manifest)}, indent=1))
@@ -138,7 +141,10 @@ def load(path: Path) -> Checkpoint:
         if actual != digest:
             raise Damaged(f"damaged checkpoint file {path / name} (its sha256 differs from the manifest's)")
     state = json.loads((path / STATE).read_bytes())
-    return Checkpoint(state.pop("step"), load_file(path / MODEL), load_file(path / OPTIMIZER), state)
+    check_format(state, str(path / STATE))
+    state.pop("format", None)
+    model, optimizer = (current_names(load_file(path / name)) for name in (MODEL, OPTIMIZER))
+    return Checkpoint(state.pop("step"), model, optimizer, state)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:

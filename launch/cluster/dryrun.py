@@ -24,7 +24,7 @@ from ...core.run.directory import Run, of_another_config
 from ...core.run.options import check
 from ...core.stream.batches import Share
 from ...core.train.fit import Training
-from ..verbs import VERBS
+from ..verbs import VERBS, completed
 from . import launcher
 from .memory import Memory, expected
 from .placement import Places, check_devices
@@ -64,7 +64,7 @@ def dry_run(verb: str, config: str, overrides: Sequence[str], where: Places, as_
     processes = where.nproc * where.nodes
     check_devices(where, resolved["run"])
     check(resolved["run"], resolved["seed"])
-    if trouble := of_another_config(Path(resolved["run"]["dir"]), verb, resolved):
+    if trouble := of_another_config(Path(resolved["run"]["dir"]), verb, resolved, partial(completed, verb)):
         raise UserError(trouble)
     with planned(processes):
         run, training = _built(verb, resolved)

@@ -121,8 +121,8 @@ def test_a_failure_in_the_middle_leaves_the_old_and_no_half(
             patch.setattr(Path, "rename", full)
         else:
             tensors, text = files.write_tensors, files.write_text
-            patch.setattr(checkpoint, "write_tensors", lambda p, t: full() if p.name == when else tensors(p, t))
-            patch.setattr(checkpoint, "write_text", lambda p, t: full() if p.name == when else text(p, t))
+            patch.setattr(files, "write_tensors", lambda p, t: full() if p.name == when else tensors(p, t))
+            patch.setattr(files, "write_text", lambda p, t: full() if p.name == when else text(p, t))
         with pytest.raises(OSError, match="No space left"):
             checkpoint.save(tmp_path, example(3), keep=2)
     assert checkpoint.steps(tmp_path) == [1, 2] and same(checkpoint.latest(tmp_path, no_warning), example(2))
