@@ -1,4 +1,4 @@
-"""Losses and statistics are computed in float32 at least, whatever autocast made of their input."""
+"""How numbers are computed: the precision of losses, and where shapes may depend on the data."""
 
 from __future__ import annotations
 
@@ -7,5 +7,10 @@ from torch import Tensor
 
 
 def wide(x: Tensor) -> Tensor:
-    """In float32; in float64 if it is, so that a loss can be checked in it."""
+    """x in float32, or unchanged if it is float64. Losses and statistics use it, whatever autocast made of their input."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def eager_cpu(x: Tensor) -> bool:
+    """Whether shapes may depend on the values in x: true on the CPU without torch.compile, where nothing waits for a device."""
+    return x.is_cpu and not torch.compiler.is_compiling()

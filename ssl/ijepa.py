@@ -17,9 +17,8 @@ from ..core.model.ema import follow, teacher_of
 from ..core.model.sincos import fix_positions, sincos
 from ..core.model.vit_blocks import PackedSequences, packable
 from ..core.model.vit_tokens import attend, embed, keep_patches, plain_vit, take, transform
-from ..core.numerics import wide
+from ..core.numerics import eager_cpu, wide
 from ..core.train.schedules import ramp
-from ..core.views.colour import eager_cpu
 from .parts.checks import fraction, narrow_vit
 from .parts.masks import Grid, block_sizes, blocks, listed, some_of, without
 from .watch.collapse import health

@@ -13,7 +13,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..views.colour import eager_cpu
+from ..numerics import eager_cpu
 from .backbone import Backbone
 from .vit_blocks import PackedSequences, packable
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..draws import Draws
+from ..numerics import eager_cpu
 from .blur import gaussian_blur
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
@@ -225,11 +226,6 @@ def jitter_turn(x: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
     own = _column(torch.where(turns, 1.0, factor))
     blended = (x * own + other * (1.0 - own)).clamp(0.0, 1.0)
     return torch.where(_column(turns), shift_hue(x.clone(), _column(torch.where(turns, factor, 0.0))), blended)
-
-
-def eager_cpu(x: Tensor) -> bool:
-    """Whether shapes may depend on what was drawn."""
-    return x.is_cpu and not torch.compiler.is_compiling()
 
 
 def chunks(x: Tensor) -> Iterable[slice]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,9 +12,31 @@ from ..draws import Draws
 from ..errors import UserError
 from ..hostmemory import empty
 from ..method import RawBatch, Views
-from .colour import eager_cpu
+from ..numerics import eager_cpu
 from .scaled_decode import useful_scale, worthwhile
 from .view import Sides, View
+
+
+def multiview(
+    augmentation: Augmentation, size: int, mean: tuple[float, ...], std: tuple[float, ...], count: int
+) -> Multiview:
+    """`count` views of each image, of `size` pixels, and the augmentation's local crops.
+
+    Raises UserError where a key of the augmentation lists probabilities for another number of views.
+    """
+    augmentation.check_counts(count)
+    views = [View(size, mean, std, augmentation, v) for v in range(count)]
+    small = augmentation.local_size if augmentation.local_size is not None else max(8, 8 * round(size * 3 / 56))
+    # In DINO's and SwAV's code local crops are blurred by as many pixels as the whole views; View scales them by its size.
+    low, high = augmentation.blur_sigma
+    of_local = replace(
+        augmentation,
+        scale=augmentation.local_scale,
+        blur_sigma=(low * size / small, high * size / small),
+        blur=augmentation.local_blur,
+        solarize=augmentation.local_solarize,
+    )
+    return Multiview(views, [View(small, mean, std, of_local)] * augmentation.local)
 
 
 class Multiview:
@@ -74,8 +97,7 @@ class Multiview:
 
     def warn_unused(self, channels: int, log: Callable[[str], None]) -> None:
         """Say which operations do nothing on pictures of so many channels: those of colour need three."""
-        keys = ("jitter_p", "grayscale", "blur", "solarize", "invert")
-        used = [key for key in keys if any(getattr(view, key) for view in [*self.views, *self.local])]
+        used = [key for key in PER_VIEW if any(getattr(view, key) for view in [*self.views, *self.local])]
         if channels != 3 and used:
             log(
                 f"WARNING: pictures of {channels} channel{'s' if channels > 1 else ''}: "

@@ -16,9 +16,11 @@ from torch import Tensor
 from ..draws import Draws
 from ..errors import UserError
 from ..hostmemory import empty
+from ..numerics import eager_cpu
+from .augmentation import Augmentation, probability
 from .boxes import centre_boxes, random_boxes
-from .colour import Colours, chunks, constant, draw_jitter, eager_cpu, recolour
-from .erasing import Fill, random_erasing
+from .colour import Colours, chunks, constant, draw_jitter, recolour
+from .erasing import random_erasing
 from .randaugment import rand_augment
 from .resample import Interpolation, crop_resize, crop_resize_each, resize_centre
 from .scaled_decode import scaled_boxes, useful_scale
@@ -39,15 +41,10 @@ def affine(x: Tensor, draws: Draws, degrees: float, shift: float, zoom: tuple[fl
 
 
 class View:
-    """One view of each image. Two halves: `crop` (uint8 to uint8, in a worker or on the device) and `finish` (on the device).
+    """One view of each image, in two halves: `crop` (uint8 to uint8, in a worker or on the device) and `finish` (on the device).
 
     size: pixels of the square result. mean, std: normalisation, one number a channel (cycled over other channel counts).
-    scale, ratio: RandomResizedCrop; scale None takes the central square instead. flip: probability of mirroring. rotate
-    (degrees), shift (fraction), zoom (range): affine jitter. jitter: brightness, contrast, saturation, hue, applied with
-    probability jitter_p in a random order. grayscale, blur, solarize, invert: probabilities. blur_sigma: pixels at 224 px,
-    scaled with the size. Colour operations are left out for pictures that do not have three channels. centre: the part of
-    the shorter side that is taken where scale is None. randaugment: RandAugment operations a picture, at a magnitude of 0 to
-    30. erase: probability of random erasing of a part of the area in erase_scale, filled with the mean or with noise.
+    index: which view this is, counted from 0; picks its number of the keys that hold one a view.
     """
 
     def __init__(
@@ -55,51 +52,31 @@ class View:
         size: int,
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
-        *,
-        scale: tuple[float, float] | None = None,
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        interpolation: Interpolation = "bilinear",
-        flip: float = 0.0,
-        rotate: float = 0.0,
-        shift: float = 0.0,
-        zoom: tuple[float, float] = (1.0, 1.0),
-        jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0),
-        jitter_p: float = 0.0,
-        grayscale: float = 0.0,
-        blur: float = 0.0,
-        blur_sigma: tuple[float, float] = (0.1, 2.0),
-        solarize: float = 0.0,
-        invert: float = 0.0,
-        centre: float = 1.0,
-        randaugment: int = 0,
-        magnitude: float = 9.0,
-        erase: float = 0.0,
-        erase_scale: tuple[float, float] = (0.02, 0.33),
-        erase_fill: Fill = "mean",
+        augmentation: Augmentation = Augmentation(),
+        index: int = 0,
     ) -> None:
-        self.size, self.mean, self.std = size, mean, std
-        self.scale, self.ratio, self.flip, self.centre = scale, ratio, flip, centre
-        self.interpolation: Interpolation = interpolation
-        self.rotate, self.shift, self.zoom = rotate, shift, zoom
-        self.jitter, self.jitter_p, self.grayscale = jitter, jitter_p, grayscale
-        self.blur, self.blur_sigma, self.solarize, self.invert = blur, blur_sigma, solarize, invert
-        self.randaugment, self.magnitude = randaugment, magnitude
-        self.erase, self.erase_scale = erase, erase_scale
-        self.erase_fill: Fill = erase_fill
+        self.size, self.mean, self.std, self.augmentation = size, mean, std, augmentation
+        self.jitter_p = probability(augmentation.jitter_p, index)
+        self.grayscale = probability(augmentation.grayscale, index)
+        self.blur = probability(augmentation.blur, index)
+        self.solarize = probability(augmentation.solarize, index)
+        self.invert = probability(augmentation.invert, index)
 
     def boxes(self, draws: Draws, height: int | Tensor, width: int | Tensor) -> tuple[Tensor, Tensor | None]:
         """What is cut out of pictures of these sizes (one for all, or int64 [N]), int64 [N, 4], and which are mirrored, bool [N]."""
-        return self._places(draws, height, width), draws.bernoulli("flip", self.flip) if self.flip else None
+        return self._places(draws, height, width), draws.bernoulli(
+            "flip", self.augmentation.flip
+        ) if self.augmentation.flip else None
 
     def _places(self, draws: Draws, height: int | Tensor, width: int | Tensor) -> Tensor:
-        if self.scale is None:
-            return centre_boxes(len(draws.positions), height, width, self.centre, draws.positions.device)
-        return random_boxes(draws.stream("crop"), height, width, self.scale, self.ratio)
+        if self.augmentation.scale is None:
+            return centre_boxes(len(draws.positions), height, width, self.augmentation.centre, draws.positions.device)
+        return random_boxes(draws.stream("crop"), height, width, self.augmentation.scale, self.augmentation.ratio)
 
     def crop(self, images: Tensor, draws: Draws) -> Tensor:
         """uint8 [N, C, H, W] -> uint8 [N, C, size, size]: crop, resize, flip; uint16 likewise."""
         boxes, flip = self.boxes(draws, *images.shape[2:])
-        return crop_resize(images, boxes, self.size, self.interpolation, flip)
+        return crop_resize(images, boxes, self.size, self.augmentation.interpolation, flip)
 
     def crop_each(
         self, pictures: Sequence[Tensor], draws: Draws, sizes: Sides | None = None, out: Tensor | None = None
@@ -119,7 +96,7 @@ class View:
         boxes, flip = self.boxes(draws, *full.unbind(1))
         if sizes is not None:
             boxes = scaled_boxes(boxes, full, stored)
-        return crop_resize_each(pictures, boxes, self.size, self.interpolation, flip, out)
+        return crop_resize_each(pictures, boxes, self.size, self.augmentation.interpolation, flip, out)
 
     def useful_scale(self, draws: Draws, height: int, width: int) -> int:
         """The largest s of 1, 2, 4, 8 at which the box of `draws`, of one position, is no smaller than the view."""
@@ -135,8 +112,14 @@ class View:
         colours = self._colours(draws) if crops.shape[1] == 3 else Colours()
         full = float(torch.iinfo(crops.dtype).max)
         x = crops
-        if self.rotate or self.shift or self.zoom != (1.0, 1.0):
-            x = affine(crops.float().div_(full), draws.stream("affine"), self.rotate, self.shift, self.zoom)
+        if self.augmentation.rotate or self.augmentation.shift or self.augmentation.zoom != (1.0, 1.0):
+            x = affine(
+                crops.float().div_(full),
+                draws.stream("affine"),
+                self.augmentation.rotate,
+                self.augmentation.shift,
+                self.augmentation.zoom,
+            )
         if not eager_cpu(x):
             x = self._erase(self.pixels(x, colours), draws)
             return x if out is None else out.copy_(x)
@@ -146,7 +129,7 @@ class View:
             part = part.div_(full) if x is crops else part
             part = recolour(part, colours.rows(rows), self.largest_sigma)
             normalise(part, self.mean, self.std, out[rows])
-        return out if not self.erase else out.copy_(self._erase(out, draws))
+        return out if not self.augmentation.erase else out.copy_(self._erase(out, draws))
 
     def pixels(self, x: Tensor, colours: Colours) -> Tensor:
         """Colours and normalisation with static shapes, of crops or floats in 0..1: the part of `finish` worth compiling."""
@@ -156,22 +139,32 @@ class View:
     @property
     def largest_sigma(self) -> float:
         """Of the blur, in pixels of the result."""
-        return self.blur_sigma[1] * self.size / 224.0
+        return self.augmentation.blur_sigma[1] * self.size / 224.0
 
     def _augment(self, crops: Tensor, draws: Draws) -> Tensor:
-        if not self.randaugment:
+        if not self.augmentation.randaugment:
             return crops
-        return rand_augment(crops, draws.stream("randaugment"), self.randaugment, self.magnitude)
+        return rand_augment(
+            crops, draws.stream("randaugment"), self.augmentation.randaugment, self.augmentation.magnitude
+        )
 
     def _erase(self, x: Tensor, draws: Draws) -> Tensor:
-        if not self.erase:
+        if not self.augmentation.erase:
             return x
-        return random_erasing(x, draws.stream("erase"), self.erase, self.erase_scale, self.erase_fill)
+        return random_erasing(
+            x,
+            draws.stream("erase"),
+            self.augmentation.erase,
+            self.augmentation.erase_scale,
+            self.augmentation.erase_fill,
+        )
 
     def _colours(self, draws: Draws) -> Colours:
-        jittered = self.jitter_p and any(self.jitter)
-        colours = draw_jitter(draws.stream("jitter"), self.jitter, self.jitter_p) if jittered else Colours()
-        low, high = self.blur_sigma
+        jittered = self.jitter_p and any(self.augmentation.jitter)
+        colours = (
+            draw_jitter(draws.stream("jitter"), self.augmentation.jitter, self.jitter_p) if jittered else Colours()
+        )
+        low, high = self.augmentation.blur_sigma
         return colours._replace(
             gray=draws.bernoulli("gray", self.grayscale) if self.grayscale else None,
             blur=draws.bernoulli("blur", self.blur) if self.blur else None,

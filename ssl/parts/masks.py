@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...core.draws import Draws
 from ...core.model.vit_tokens import take
-from ...core.views.colour import eager_cpu
+from ...core.numerics import eager_cpu
 
 Grid = tuple[int, int]  # rows, columns
 Range = tuple[float, float]

@@ -143,7 +143,7 @@ def test_what_the_cpu_leaves_out_changes_nothing(depth: int, monkeypatch: pytest
     leaves = [p for p in [*method.student.parameters(), *method.predictor.parameters()] if p.requires_grad]
     results = []
     for eager in (True, False):
-        for module in ("ssl.ijepa", "core.tokens"):
+        for module in ("ssl.ijepa", "core.model.vit_tokens"):
             monkeypatch.setattr(f"rootstock.{module}.eager_cpu", lambda _x, eager=eager: eager)
         loss = method(Views(pictures[None], draws(5)), 0.0).loss
         results.append([loss, *torch.autograd.grad(loss, leaves)])
