@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..core import stage
 from ..core.config import resolve as config
 from ..core.config.resolve import Choice, Section
-from ..core.distributed import rank, world
 from ..core.evaluate.features import extract
-from ..core.evaluate.pictures import denormalise, save_map, save_sheet
+from ..core.evaluate.pictures import save_map
 from ..core.evaluate.scores import score
 from ..core.images.damage import Damage, read_or_neighbour, rows_or_neighbours
 from ..core.images.open import Images, holdout, open_images
@@ -29,19 +29,16 @@ from ..core.images.sets import (
     labelled,
     open_tests,
 )
-from ..core.method import Labelled, Pair, RawPair, Unlabelled
-from ..core.model import norm
+from ..core.method import AdaptMethod, Labelled, Pair, RawPair, Unlabelled
 from ..core.model.backbone import create
 from ..core.model.classifier import Classifier
 from ..core.run.directory import Run
-from ..core.stream.batches import Batches, Decode, Share, pairs, source_draws, stream
-from ..core.stream.order import Order
-from ..core.train.fit import Every, fit
+from ..core.stream.batches import Decode
+from ..core.train.fit import Training
 from ..core.train.optim import Optim
-from ..core.views.multiview import Multiview
 from ..core.views.presets import VIEWS
 from ..core.views.view import Evaluation, stack_pictures
-from .registry import METHODS
+from .registry import ADAPT_METHODS
 
 SOURCE, TARGET = "source", "target"
 
@@ -57,11 +54,19 @@ def data_options(
     decode: Decode = "full",
     selection: str = "last",
 ) -> None:
-    """source: labelled images. target: images whose labels, if any, are dropped on opening. test: a labelled set or several by
-    name; without it 20 % of the source, and of the target where it has labels, are held out by seed. size: pixels. views:
-    augmentation of both domains. decode: JPEGs in full, or scaled: large ones only as large as their crops need, sooner but
-    with slightly other pixels; evaluation always decodes in full. selection: how the hyper-parameters of this config were
-    chosen, said in the result.
+    """The `data` section of `rootstock adapt`.
+
+    source: URI of the labelled source images, or a list of URIs whose union is taken.
+    target: URI of the target images, or a list of URIs. Their labels, if any, are dropped when they are opened.
+    test: URI of a labelled test set, or a mapping of names to URIs; null holds out 20 % of the source, and of the target where it has
+        labels, by seed.
+    size: Side of the network's input in pixels.
+    crop: Part of the shorter side that evaluation keeps, above 0 and up to 1 (0.875 takes 224 of 256 pixels).
+    views: How training images of both domains are augmented: a preset's name, or a mapping with its name and changed numbers.
+    decode: How JPEG files are decoded: full, or scaled, which decodes a large file only as large as its crops need. Scaled is faster
+        and gives slightly other pixels; evaluation always decodes in full.
+    selection: How the hyper-parameters of this config were chosen, as the result says it: last, train-split, source-val,
+        tuned-on-target or oracle.
     """
 
 
@@ -79,62 +84,90 @@ class Sets(NamedTuple):
         return {**self.training(), **{f"test.{name}": images for name, images in self.tests.items()}}
 
 
-def adapt(
+class Adaptation(NamedTuple):
+    """An adaptation, ready to run."""
+
+    plan: Training
+    fed: stage.Feed
+    sets: Sets
+    view: Evaluation
+
+
+def build_adaptation(
     run: Run,
-    *,
-    data: Annotated[dict[str, Any], Section(data_options)],
-    backbone: Annotated[dict[str, Any], Section(create)],
-    method: Annotated[dict[str, Any], Choice(METHODS)],
-    optim: Annotated[dict[str, Any], Section(Optim)],
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Adapt, export, and return the result of the last iterate."""
+    data: Mapping[str, Any],
+    backbone: Mapping[str, Any],
+    method: Mapping[str, Any],
+    optim: Mapping[str, Any],
+    seed: int,
+) -> Adaptation:
+    """Open the sets and build network, method, augmentation and batches. Raises UserError."""
     torch.manual_seed(seed)
     settings, sets = Optim(**optim), open_sets(data, seed)
     run.record(data=fingerprints(sets.named()))
-    objective = _objective(run, sets.source, data["size"], backbone, method)
-    model = objective.backbone
-    views = config.build(data["views"], VIEWS, data["size"], model.mean, model.std, 1).refuse_local(method["name"])
-    views.warn_unused(read_or_neighbour(sets.source, 0)[0].shape[0], run.log)
-    view = Evaluation(data["size"], crop=data["crop"], mean=model.mean, std=model.std)
 
-    damage = Damage(run.options["damaged"], report=run.log)
-    orders = {name: Order(len(s), settings.batch_size, seed, name) for name, s in sets.training().items()}
-    epoch = orders[SOURCE].steps_per_epoch
-    steps = settings.steps(epoch)
-    batches = _batches(run, sets, orders, views, steps, damage, data["decode"])
+    assert sets.source.classes is not None
+    model = stage.network(backbone, data["size"], sets.source)
+    classifier = Classifier(model, sets.source.classes)
+    objective: AdaptMethod = config.build(method, ADAPT_METHODS, classifier, run.options["chunk"])
+    if objective.keeps_head:
+        classifier.load_head(backbone["weights"])
+    stage.set_norm(run, objective, backbone["norm"])
+    views = stage.augmentation(run, data["views"], objective, method["name"], sets.source)
+    view = Evaluation(data["size"], crop=data["crop"], mean=model.mean, std=model.std)
+    fed = stage.feed(run, sets.training(), views, data, settings, seed)
     run.log(
         f"adapt {method['name']}: {len(sets.source)} source and {len(sets.target)} target images, "
-        f"{steps} steps of 2 x {settings.batch_size}"
+        f"{fed.steps} steps of 2 x {settings.batch_size}"
     )
 
     def prepare(raw: RawPair) -> Pair:
-        source, target = (
-            source_draws(seed, sample.positions, name) for name, sample in zip((SOURCE, TARGET), raw, strict=True)
-        )
+        named = zip(sets.training(), raw, strict=True)
+        source, target = (stage.draws_of(part.positions, name, sets.training(), seed) for name, part in named)
         return Pair(
             Labelled(views(raw.source, source).images[0], raw.source.labels, source),
             Unlabelled(views(raw.target, target).images[0], target),
         )
 
-    fit(
-        objective, batches, prepare,
-        steps=steps, steps_per_epoch=epoch, optim=settings, seed=seed, run=run, every=Every.of(run, steps, epoch),
-    )  # fmt: skip
-    objective.conclude(whole(sets.target, view, run.device, run.options["workers"], damage))
+    return Adaptation(stage.training(run, objective, fed, prepare, settings), fed, sets, view)
 
+
+def adapt(
+    run: Run,
+    *,
+    data: Annotated[dict[str, Any], Section(data_options)],
+    backbone: Annotated[dict[str, Any], Section(create)],
+    method: Annotated[dict[str, Any], Choice(ADAPT_METHODS)],
+    optim: Annotated[dict[str, Any], Section(Optim)],
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Adapt a classifier from a labelled source to an unlabelled target, export it, and return the result of the last step.
+
+    data: Source, target and test images, and how they are drawn.
+    backbone: The network under the classifier.
+    method: The adaptation method by name, with its keys.
+    optim: Optimizer, learning rate and length of the training.
+    seed: Seed of everything random, 0 or more.
+    """
+    plan, fed, sets, view = build_adaptation(run, data, backbone, method, optim, seed)
+    stage.train(run, plan)
+    objective: Any = plan.method
+    objective.conclude(whole(sets.target, view, run.device, run.options["workers"], fed.damage))
+
+    model, classifier = objective.backbone, objective.classifier
     if objective.sees_target:
         model.seen = add_seen(model.seen, "adapt", sets.target)
     model.seen = add_seen(model.seen, LABELLED, sets.source)
-    told = {"task": "adapt", "method": method["name"], "steps": steps, "seed": seed, "selection": data["selection"]}
-    model.provenance.append({**told, "data": describe(sets.training())})
+    stage.trace(run, model, sets.training(), data, method=method["name"], steps=fed.steps)
     if run.main:
-        objective.classifier.export(run.dir)
-        _draw(run, batches, prepare, objective.classifier)
-    outcome = _test(run, objective.classifier, sets.tests, view)
-    counts = {"steps": steps, "images_seen": 2 * steps * settings.batch_size, "damaged": list(damage.names.values())}
+        classifier.export(run.dir)
+        caption = "Augmented training images: source above, target below."
+        stage.save_first(
+            run, plan, model, lambda pair: torch.stack([part.images[: stage.SHOWN] for part in pair]), caption
+        )
+    outcome = _test(run, classifier, sets.tests, view)
     facts = describe(sets.named(), held_out=data["test"] is None)
-    return run.finish({"data": facts, **outcome, **counts, "selection": model.selection(data["selection"])})
+    return run.finish({"data": facts, **outcome, **fed.counts(), "selection": model.selection(data["selection"])})
 
 
 def open_sets(data: Mapping[str, Any], seed: int) -> Sets:
@@ -193,34 +226,6 @@ def _by_content(images: Images) -> Images:
     return images.select(images.keys().argsort(stable=True))
 
 
-def _objective(run: Run, source: Images, size: int, backbone: Mapping[str, Any], method: Mapping[str, Any]) -> Any:
-    """The method around a classifier of the source's classes."""
-    assert source.classes is not None
-    model = create(size, channels=read_or_neighbour(source, 0)[0].shape[0], **backbone)
-    classifier = Classifier(model, source.classes)
-    objective: Any = config.build(method, METHODS, classifier, run.options["chunk"])
-    if objective.keeps_head:
-        classifier.load_head(backbone["weights"])
-    accumulate, chunk = run.options["accumulate"], run.options["chunk"]
-    norm.configure(objective, backbone["norm"], accumulate=accumulate, chunk=chunk, log=run.log)
-    return objective
-
-
-def _batches(
-    run: Run, sets: Sets, orders: Mapping[str, Order], views: Multiview, steps: int, damage: Damage, decode: Decode
-) -> Batches:
-    share = Share(rank(), world(), run.options["accumulate"])
-    source, target = (
-        stream(
-            images, orders[name], views,
-            steps=steps, device=run.device, share=share, workers=run.options["workers"], damage=damage,
-            resident=run.options["resident"], decode=decode,
-        )
-        for name, images in sets.training().items()
-    )  # fmt: skip
-    return pairs(source, target)
-
-
 def _test(run: Run, classifier: Classifier, tests: Mapping[str, Images], view: Evaluation) -> dict[str, Any]:
     """What a result says about the tests, each image once."""
     workers = run.options["workers"]
@@ -230,14 +235,3 @@ def _test(run: Run, classifier: Classifier, tests: Mapping[str, Images], view: E
     if run.main:
         save_map(run.dir, features, tests, run.seed)
     return {**exposure(model.seen, tests), **scores._asdict()}
-
-
-def _draw(run: Run, batches: Batches, prepare: Callable[[Any], Pair], classifier: Classifier) -> None:
-    """The first augmented images of both domains."""
-    first = next(iter(batches(0)), None)
-    if first is None:
-        return
-    pair = prepare(first[0])
-    rows = torch.stack([pair.source.images[:12], pair.target.images[:12]])
-    shown = denormalise(rows, classifier.backbone.mean, classifier.backbone.std)
-    save_sheet(run.dir, "views", shown, "Augmented training images: source above, target below.")

@@ -6,18 +6,26 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from ..adapt.adapt import adapt
+from ..adapt.adapt import adapt, build_adaptation
 from ..core.config import resolve as config
 from ..core.run.directory import Run
 from ..core.run.options import options
-from ..finetune.finetune import finetune, probe
-from ..ssl.pretrain import pretrain
+from ..finetune.finetune import build_finetuning, finetune
+from ..finetune.probe import build_probe, probe
+from ..ssl.pretrain import build_pretraining, pretrain
 
 VERBS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "pretrain": pretrain,
     "probe": probe,
     "finetune": finetune,
     "adapt": adapt,
+}
+# The first part of each recipe, before anything is trained or scored: what a dry run looks at.
+BUILDERS: Mapping[str, Callable[..., Any]] = {
+    "pretrain": build_pretraining,
+    "probe": build_probe,
+    "finetune": build_finetuning,
+    "adapt": build_adaptation,
 }
 EXTRA: Mapping[str, Callable[..., Any]] = {"run": options}
 

@@ -3,43 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 
+from ..core import stage
 from ..core.config import resolve as config
 from ..core.config.resolve import Choice, Duration, Section
-from ..core.distributed import rank, world
 from ..core.draws import Draws
 from ..core.errors import UserError
-from ..core.images.damage import Damage, read_or_neighbour
 from ..core.images.open import Images, holdout, open_images
 from ..core.images.sets import HELD_OUT, add_seen, align, describe, exposure, fingerprints, labelled, open_tests
-from ..core.method import RawBatch, Views
-from ..core.model import norm
+from ..core.method import PretrainMethod, RawBatch, Views
 from ..core.model.backbone import create
 from ..core.run.directory import Run
-from ..core.stream.batches import Decode, Share, stream
-from ..core.stream.order import SHUFFLES, Order
-from ..core.train.fit import Evaluator, Every, fit
+from ..core.stream.batches import Decode
+from ..core.stream.order import SHUFFLES
+from ..core.train.fit import Evaluator, Training
 from ..core.train.optim import Optim
 from ..core.views.presets import VIEWS
 from ..core.views.view import Evaluation
-from .registry import METHODS
+from .registry import PRETRAIN_METHODS
 from .watch.collapse import CollapseAlarm
 from .watch.evaluators import Probes, Watch, knn_options, linear_options, watch_options
-from .watch.pictures import draw
+from .watch.pictures import save_pictures
 
 
 def data_options(
-    *, train: str | list[str], size: int, views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "simclr"},
-    shuffle: Annotated[dict[str, Any], Choice(SHUFFLES)] = {"name": "full"}, decode: Decode = "full",
+    *,
+    train: str | list[str],
+    size: int,
+    views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "simclr"},
+    shuffle: Annotated[dict[str, Any], Choice(SHUFFLES)] = {"name": "full"},
+    decode: Decode = "full",
     selection: str = "last",
-) -> None:  # fmt: skip
-    """train: a URI, or several as a union of domains; labels are not used. size: pixels of a view. views: how they are drawn.
-    shuffle: the order of an epoch, full or in blocks of neighbours on the disk. decode: JPEGs in full, or scaled: large ones
-    only as large as their crops need, sooner but with slightly other pixels; evaluation always decodes in full.
-    selection: how the hyper-parameters of this config were chosen, said in its result and in those of later stages.
+) -> None:
+    """The `data` section of `rootstock pretrain`.
+
+    train: URI of the training images, or a list of URIs whose union is taken. Labels are not used.
+    size: Side of a view in pixels.
+    views: How views of an image are drawn: a preset's name, or a mapping with its name and changed numbers.
+    shuffle: Order of an epoch: full, or blocks of images that are neighbours on the disk.
+    decode: How JPEG files are decoded: full, or scaled, which decodes a large file only as large as its crops need. Scaled is faster
+        and gives slightly other pixels; evaluation always decodes in full.
+    selection: How the hyper-parameters of this config were chosen, as this result and those of later stages say it: last,
+        train-split, source-val, tuned-on-target or oracle.
     """
 
 
@@ -52,47 +60,51 @@ def evaluate_options(
     bank: str | list[str] | None = None,
     test: str | dict[str, str] | None = None,
 ) -> None:
-    """What is measured during training. watch: without labels. knn, linear: by the labels of `bank`, labelled images (data.train by
-    default), on `test`, a labelled set or several by name, of any domain (a held-out 20 % of the bank by default). every: how
-    often, beside the end; null is only then."""
+    """The `evaluate` section of `rootstock pretrain`: what is measured during training and at its end.
+
+    knn: A kNN classifier on the frozen features, by the labels of `bank`; null for none.
+    linear: A linear probe on the frozen features, by the labels of `bank`; null for none.
+    watch: Measures of the features that need no labels; null for none.
+    every: How often the measures are taken besides at the end: steps, `10ep` or `10%`; null for the end alone.
+    bank: URI, or list of URIs, of the labelled images for kNN and linear probe; null takes data.train.
+    test: URI of the labelled test set, or a mapping of names to URIs; null holds out 20 % of the bank by seed.
+    """
 
 
-def pretrain(
+class Pretraining(NamedTuple):
+    """A pretraining, ready to run."""
+
+    plan: Training
+    fed: stage.Feed
+    train: Images
+    tests: dict[str, Images]  # labelled sets of the probes; empty without probes
+    probes: Probes
+    watch: Watch | None
+
+
+def build_pretraining(
     run: Run,
-    *,
-    data: Annotated[dict[str, Any], Section(data_options)],
-    backbone: Annotated[dict[str, Any], Section(create)],
-    method: Annotated[dict[str, Any], Choice(METHODS)],
-    optim: Annotated[dict[str, Any], Section(Optim)],
-    evaluate: Annotated[dict[str, Any], Section(evaluate_options)] = {},
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Pretrain, export, and return the result."""
+    data: Mapping[str, Any],
+    backbone: Mapping[str, Any],
+    method: Mapping[str, Any],
+    optim: Mapping[str, Any],
+    evaluate: Mapping[str, Any],
+    seed: int,
+) -> Pretraining:
+    """Open the sets and build network, method, augmentation, batches and evaluators. Raises UserError."""
     torch.manual_seed(seed)
-    options, settings = run.options, Optim(**optim)
+    settings = Optim(**optim)
     train = open_images(data["train"], seed=seed, role="unlabelled")
     bank, tests = _evaluation_sets(evaluate, data, seed)
     run.record(data=fingerprints({"train": train, **tests}))
 
-    channels = read_or_neighbour(train, 0)[0].shape[0]
-    model = create(data["size"], channels=channels, **backbone)
-    objective: Any = config.build(method, METHODS, model, options["chunk"])
-    norm.configure(objective, backbone["norm"], accumulate=options["accumulate"], chunk=options["chunk"], log=run.log)
-    views = config.build(data["views"], VIEWS, data["size"], model.mean, model.std, objective.views)
-    views = views if objective.takes_local else views.refuse_local(method["name"])
-    views.warn_unused(channels, run.log)
-
-    order = Order(len(train), settings.batch_size, seed, shuffle=config.build(data["shuffle"], SHUFFLES))
-    steps = settings.steps(order.steps_per_epoch)
-    damage = Damage(options["damaged"], report=run.log)
-    share = Share(rank(), world(), options["accumulate"])
-    batches = stream(
-        train.in_storage_order() if data["shuffle"]["name"] == "blocks" else train, order, views,
-        steps=steps, device=run.device, share=share, workers=options["workers"], damage=damage,
-        resident=options["resident"], decode=data["decode"],
-    )  # fmt: skip
+    model = stage.network(backbone, data["size"], train)
+    objective: PretrainMethod = config.build(method, PRETRAIN_METHODS, model, run.options["chunk"])
+    stage.set_norm(run, objective, backbone["norm"])
+    views = stage.augmentation(run, data["views"], objective, method["name"], train)
+    fed = stage.feed(run, {"train": train}, views, data, settings, seed)
     run.log(
-        f"pretrain {method['name']}: {len(train)} images, {steps} steps of {settings.batch_size}, "
+        f"pretrain {method['name']}: {len(train)} images, {fed.steps} steps of {settings.batch_size}, "
         f"{settings.rate_in_words()}"
     )
 
@@ -101,29 +113,46 @@ def pretrain(
 
     view = Evaluation(data["size"], mean=model.mean, std=model.std)
     probes = Probes(bank, tests, view, run, evaluate["knn"], evaluate["linear"])
-    evaluators: dict[str, Evaluator] = {"eval": probes} if tests else {}
     watch = None if evaluate["watch"] is None else Watch(train, view, views, run, **evaluate["watch"])
-    if watch is not None:
-        evaluators["watch"] = watch
-    fit(
-        objective, batches, prepare,
-        steps=steps, steps_per_epoch=order.steps_per_epoch, optim=settings, seed=seed, run=run,
-        evaluators=evaluators, every=Every.of(run, steps, order.steps_per_epoch, evaluate["every"]), alarm=CollapseAlarm(run.rows),
-    )  # fmt: skip
+    plan = stage.training(run, objective, fed, prepare, settings, evaluate["every"])
+    return Pretraining(plan, fed, train, tests, probes, watch)
 
+
+def pretrain(
+    run: Run,
+    *,
+    data: Annotated[dict[str, Any], Section(data_options)],
+    backbone: Annotated[dict[str, Any], Section(create)],
+    method: Annotated[dict[str, Any], Choice(PRETRAIN_METHODS)],
+    optim: Annotated[dict[str, Any], Section(Optim)],
+    evaluate: Annotated[dict[str, Any], Section(evaluate_options)] = {},
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Pretrain a backbone without labels, export it, and return the result.
+
+    data: Training images and how they are drawn.
+    backbone: The network that is trained.
+    method: The pretraining method by name, with its keys.
+    optim: Optimizer, learning rate and length of the training.
+    evaluate: What is measured during training.
+    seed: Seed of everything random, 0 or more.
+    """
+    plan, fed, train, tests, probes, watch = build_pretraining(run, data, backbone, method, optim, evaluate, seed)
+    evaluators: dict[str, Evaluator] = {"eval": probes} if tests else {}
+    stage.train(run, plan, evaluators if watch is None else {**evaluators, "watch": watch}, CollapseAlarm(run.rows))
+
+    objective = plan.method
     model = objective.backbone  # a teacher, where the method exports one
     model.seen = add_seen(model.seen, "pretrain", train)
-    told = {"task": "pretrain", "method": method["name"], "steps": steps, "seed": seed, "selection": data["selection"]}
-    model.provenance.append({**told, "data": describe({"train": train})})
+    stage.trace(run, model, {"train": train}, data, method=method["name"], steps=fed.steps)
     if run.main:
         model.export(run.dir)
-        draw(run, objective, batches, prepare)
+        save_pictures(run, objective, plan.batches, plan.prepare)
     if watch is not None and not tests:
-        watch.conclude(objective)
+        watch.save_map(objective)
     facts = describe({"train": train, **tests}, held_out=bool(tests) and evaluate["test"] is None)
-    counts = {"steps": steps, "images_seen": steps * settings.batch_size, "damaged": list(damage.names.values())}
-    found = {**exposure(model.seen, tests), "metrics": probes.conclude(objective)}
-    return run.finish({"data": facts, **found, **counts, "selection": model.selection("last")})
+    found = {**exposure(model.seen, tests), "metrics": probes.final_scores(objective)}
+    return run.finish({"data": facts, **found, **fed.counts(), "selection": model.selection("last")})
 
 
 def _evaluation_sets(

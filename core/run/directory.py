@@ -109,11 +109,8 @@ class Run:
         self.plan(None)
         return self
 
-    def plan(self, steps: int | None, training: Any = None) -> None:
-        """How many steps the whole training takes, for those who watch (state.json); None where nothing is trained.
-
-        training: all that `fit` is about to train with (see `Training` in core/train/fit.py), for a run that only plans.
-        """
+    def plan(self, steps: int | None) -> None:
+        """Write into state.json how many steps the whole training takes; None where nothing is trained."""
         self.steps = steps
         if self.main and self.finished is None:
             state.note(self.dir, "running", steps)

@@ -93,7 +93,7 @@ def fit(
     what it says is warned of. Raises Interrupted after saving when asked to stop, UserError after repeated non-finite losses.
     """
     strategy = strategy_for(method, run)
-    run.plan(steps, Training(method, batches, prepare, optim, steps, steps_per_epoch, every))
+    run.plan(steps)
     trained = strategy.wrap()
     optimizer = optim.build(trained)
     loop = Loop(trained, optimizer, optim, run, steps, steps_per_epoch, seed, sliced=strategy.sliced)

@@ -24,22 +24,15 @@ from ...core.run.directory import Run, of_another_config
 from ...core.run.options import check
 from ...core.stream.batches import Share
 from ...core.train.fit import Training
-from ..verbs import VERBS, completed
+from ...core.train.parallel import strategy_for
+from ..verbs import BUILDERS, completed
 from . import launcher
 from .memory import Memory, expected
 from .placement import Places, check_devices
 
 
-class Planned(Exception):
-    """The recipe has come to its training. training: None where it trains nothing."""
-
-    def __init__(self, training: Training | None) -> None:
-        super().__init__()
-        self.training = training
-
-
 class DryRun(Run):
-    """What a recipe needs of a run until it trains; writes nothing."""
+    """What a recipe needs of a run before it trains. It writes nothing."""
 
     def __init__(self, verb: str, config: dict[str, Any]) -> None:
         self.verb, self.config, self.options = verb, config, config["run"]
@@ -51,11 +44,7 @@ class DryRun(Run):
         self.said.append(message)
 
     def record(self, **facts: Any) -> None:
-        if self.verb == "probe":
-            raise Planned(None)
-
-    def plan(self, steps: int | None, training: Training | None = None) -> None:
-        raise Planned(training)
+        """A dry run leaves no record."""
 
 
 def dry_run(verb: str, config: str, overrides: Sequence[str], where: Places, as_json: bool) -> None:
@@ -91,12 +80,13 @@ def dry_run(verb: str, config: str, overrides: Sequence[str], where: Places, as_
 
 
 def _built(verb: str, resolved: Mapping[str, Any]) -> tuple[DryRun, Training | None]:
+    """What the recipe builds before it trains; None for a probe, which trains nothing. Raises UserError as the recipe would."""
     run = DryRun(verb, dict(resolved))
-    try:
-        VERBS[verb](run, **{key: value for key, value in resolved.items() if key != "run"})
-    except Planned as reached:
-        return run, reached.training
-    raise AssertionError(f"{verb} ended without training")
+    built = BUILDERS[verb](run, **{key: value for key, value in resolved.items() if key != "run"})
+    if verb == "probe":
+        return run, None
+    strategy_for(built.plan.method, run)  # refuses what cannot be sharded or recomputed
+    return run, built.plan
 
 
 def _processes(where: Places, options: Mapping[str, Any]) -> str:

@@ -1,0 +1,158 @@
+"""What pretrain, finetune and adapt do alike around their method: network, augmentation, feed, training, and the entries of a result.
+
+Each recipe reads the same: open the sets, build the network and the method, feed them, `train`, export, and finish with a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .config import resolve as config
+from .distributed import rank, world
+from .draws import Draws
+from .evaluate.pictures import denormalise, save_sheet
+from .images.damage import Damage, read_or_neighbour
+from .images.open import Images
+from .images.sets import describe
+from .method import Method, PretrainMethod
+from .model import norm
+from .model.backbone import Backbone, create
+from .run.directory import Run
+from .stream.batches import Batches, Share, pairs, source_draws, stream
+from .stream.order import SHUFFLES, Order
+from .train.fit import Evaluator, Every, Training, fit
+from .train.optim import Optim
+from .views.multiview import Multiview
+from .views.presets import VIEWS
+
+SHOWN = 12  # images in a picture of augmented images
+
+
+class Feed(NamedTuple):
+    """The training images on their way to the method."""
+
+    batches: Batches  # batches(step): this process's micro-batches of each step from `step` on
+    steps: int  # of the whole training
+    steps_per_epoch: int  # of the first set
+    images_per_step: int  # of all sets and processes
+    damage: Damage  # the damaged pictures so far
+
+    def counts(self) -> dict[str, Any]:
+        """The entries of a result that say how long the training was and which pictures were damaged."""
+        return {
+            "steps": self.steps,
+            "images_seen": self.steps * self.images_per_step,
+            "damaged": list(self.damage.names.values()),
+        }
+
+
+def named_sets(train: Images, tests: Mapping[str, Images]) -> dict[str, Images]:
+    """Training and test sets by name; a test set that is called "train" becomes "test.train"."""
+    return {"train": train, **{"test.train" if name == "train" else name: images for name, images in tests.items()}}
+
+
+def channels_of(images: Images) -> int:
+    """The number of channels of a set's pictures, read off the first one."""
+    return read_or_neighbour(images, 0)[0].shape[0]
+
+
+def network(backbone: Mapping[str, Any], size: int, images: Images) -> Backbone:
+    """The network of the `backbone` section for pictures like these, size x size pixels. Raises UserError."""
+    return create(size, channels=channels_of(images), **backbone)
+
+
+def set_norm(run: Run, method: Method, mode: str) -> None:
+    """Give the method's BatchNorm the mode of `backbone.norm`. Raises UserError if the mode cannot be honoured."""
+    norm.configure(method, mode, accumulate=run.options["accumulate"], chunk=run.options["chunk"], log=run.log)
+
+
+def augmentation(run: Run, views: Mapping[str, Any], method: Method, name: str, images: Images) -> Multiview:
+    """The `data.views` section for a method's backbone. name: the method's, for messages. Raises UserError."""
+    model, count, local = method.backbone, 1, False
+    if isinstance(method, PretrainMethod):
+        count, local = method.views, method.takes_local
+    made: Multiview = config.build(views, VIEWS, model.size, model.mean, model.std, count)
+    made = made if local else made.refuse_local(name)
+    made.warn_unused(channels_of(images), run.log)
+    return made
+
+
+def feed(
+    run: Run, sets: Mapping[str, Images], views: Multiview, data: Mapping[str, Any], optim: Optim, seed: int
+) -> Feed:
+    """The batches of one training set, or the pairs of two; each set has its own order.
+
+    sets: by name, the first one's epochs count. data: the section, of which `shuffle` and `decode` are read.
+    Raises UserError for a batch larger than a set.
+    """
+    options, shuffle = run.options, data.get("shuffle", {"name": "full"})
+    orders = {
+        name: Order(len(s), optim.batch_size, seed, _stream_name(name, sets), config.build(shuffle, SHUFFLES))
+        for name, s in sets.items()
+    }
+    epoch = next(iter(orders.values())).steps_per_epoch
+    steps, damage = optim.steps(epoch), Damage(options["damaged"], report=run.log)
+    streams = [
+        stream(
+            images.in_storage_order() if shuffle["name"] == "blocks" else images, orders[name], views,
+            steps=steps, device=run.device, share=Share(rank(), world(), options["accumulate"]), workers=options["workers"],
+            damage=damage, resident=options["resident"], decode=data["decode"],
+        )
+        for name, images in sets.items()
+    ]  # fmt: skip
+    batches = streams[0] if len(streams) == 1 else pairs(*streams)
+    return Feed(batches, steps, epoch, len(sets) * optim.batch_size, damage)
+
+
+def pieces(run: Run) -> int:
+    """Into how many pieces processes and micro-batches cut a global batch."""
+    return world() * run.options["accumulate"]
+
+
+def draws_of(positions: Tensor, name: str, sets: Mapping[str, Images], seed: int) -> Draws:
+    """The random draws of a set's images at these positions, int64 [N]."""
+    return source_draws(seed, positions, _stream_name(name, sets))
+
+
+def _stream_name(name: str, sets: Mapping[str, Images]) -> str:
+    """The name under which a set's order and draws are random: its own where there are several sets."""
+    return name if len(sets) > 1 else ""
+
+
+def training(
+    run: Run, method: Method, fed: Feed, prepare: Callable[[Any], Any], optim: Optim, evaluate_every: Any = None
+) -> Training:
+    """All that `train` needs. evaluate_every: a duration, or None for the end alone."""
+    every = Every.of(run, fed.steps, fed.steps_per_epoch, evaluate_every)
+    return Training(method, fed.batches, prepare, optim, fed.steps, fed.steps_per_epoch, every)
+
+
+def train(
+    run: Run,
+    plan: Training,
+    evaluators: Mapping[str, Evaluator] = {},
+    alarm: Callable[[int, Mapping[str, float]], str | None] | None = None,
+) -> None:
+    """`fit`, with the run's seed."""
+    fit(
+        plan.method, plan.batches, plan.prepare,
+        steps=plan.steps, steps_per_epoch=plan.steps_per_epoch, optim=plan.optim, seed=run.seed, run=run,
+        evaluators=evaluators, every=plan.every, alarm=alarm,
+    )  # fmt: skip
+
+
+def trace(run: Run, model: Backbone, sets: Mapping[str, Images], data: Mapping[str, Any], **facts: Any) -> None:
+    """Add this stage to the history of the backbone. facts: what else the entry says, such as method and steps."""
+    entry = {"task": run.verb, **facts, "seed": run.seed, "selection": data["selection"]}
+    model.provenance.append({**entry, "data": describe(sets)})
+
+
+def save_first(run: Run, plan: Training, model: Backbone, rows_of: Callable[[Any], Tensor], caption: str) -> None:
+    """Write pictures/views.png: the first images as the method sees them. rows_of: batch -> float [rows, N, C, h, w]."""
+    first = next(iter(plan.batches(0)), None)
+    if first is not None:
+        rows = rows_of(plan.prepare(first[0]))[:, :SHOWN]
+        save_sheet(run.dir, "views", denormalise(rows, model.mean, model.std), caption)
