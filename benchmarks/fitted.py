@@ -26,9 +26,9 @@ from rootstock.core.stream.batches import NO_LABELS, Batches, Resident, stream
 from rootstock.core.stream.order import Order
 from rootstock.core.train.fit import Every, fit
 from rootstock.core.train.optim import Optim
-from rootstock.core.views.multiview import Multiview
+from rootstock.core.views.multiview import Multiview, multiview
 from rootstock.core.views.presets import VIEWS
-from rootstock.ssl.registry import METHODS
+from rootstock.ssl.registry import PRETRAIN_METHODS
 
 Clock = Callable[[], float]
 Prepare = Callable[[Any], Any]
@@ -186,7 +186,7 @@ class Setting(NamedTuple):
 
     @property
     def views(self) -> int:
-        return METHODS[self.method["name"]].views
+        return PRETRAIN_METHODS[self.method["name"]].views
 
     def network(self) -> Any:
         torch.manual_seed(0)
@@ -194,7 +194,7 @@ class Setting(NamedTuple):
 
     def objective(self) -> PretrainMethod:
         given = {key: value for key, value in self.method.items() if key != "name"}
-        method = METHODS[self.method["name"]](self.network(), None, **given)
+        method = PRETRAIN_METHODS[self.method["name"]](self.network(), None, **given)
         norm.configure(method, "auto", accumulate=1, chunk=None, log=lambda _: None)
         return method
 
@@ -204,7 +204,7 @@ class Setting(NamedTuple):
     def augmentation(self, mean: tuple[float, ...] = HALF, std: tuple[float, ...] = HALF) -> Multiview:
         """How its views and local crops are drawn."""
         given = {"name": self.method["name"], **self.drawn}
-        return VIEWS[given.pop("name")](self.size, mean, std, self.views, **given)
+        return multiview(VIEWS[given.pop("name")](**given), self.size, mean, std, self.views)
 
     def ready(self, device: torch.device) -> Tensor:
         """What augmentation would have made, float [V, N, 3, size, size]."""

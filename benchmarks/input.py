@@ -33,6 +33,7 @@ from rootstock.core.images.pack.record import Packing
 from rootstock.core.images.pack.writer import pack
 from rootstock.core.method import RawBatch
 from rootstock.core.stream.batches import Order, stream
+from rootstock.core.views.multiview import multiview
 from rootstock.core.views.presets import VIEWS
 
 CPU = torch.device("cpu")
@@ -86,7 +87,7 @@ class Ours:
     def __init__(self, uri: str, job: Job) -> None:
         self.images, self.job = open_images(uri, role="unlabelled"), job
         sigma = (SIGMA[0] * 224 / job.size, SIGMA[1] * 224 / job.size)
-        self.views = VIEWS["simclr"](job.size, MEAN, STD, 2, blur_sigma=sigma)
+        self.views = multiview(VIEWS["simclr"](blur_sigma=sigma), job.size, MEAN, STD, 2)
 
     def samples(self, batches: int, workers: int = 0) -> Iterator[RawBatch]:
         order = Order(len(self.images), self.job.batch, 0)

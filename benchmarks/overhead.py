@@ -19,6 +19,7 @@ from rootstock.core.stream.batches import stream
 from rootstock.core.stream.order import Order
 from rootstock.core.train.fit import Every, fit
 from rootstock.core.train.optim import Optim
+from rootstock.core.views.multiview import multiview
 from rootstock.core.views.presets import VIEWS
 
 COUNT, BATCH, SIDE = 512, 8, 8
@@ -57,7 +58,7 @@ def by_fit(folder: Path, steps: int) -> float:
     with opened(device="cpu", compile="off", checkpoint={"every": 0}) as run:
         images, method = open_images(uri, role="unlabelled"), OneLinear()
         order = Order(len(images), BATCH, 0)
-        views = VIEWS["none"](SIDE, (0.5,), (0.5,), 1)  # not called: `prepare` does without
+        views = multiview(VIEWS["none"](), SIDE, (0.5,), (0.5,), 1)  # not called: `prepare` does without
         batches = stream(images, order, views, steps=steps, device=CPU)
         optim = Optim(name="adamw", lr=RATE, batch_size=BATCH, duration=steps)  # pyright: ignore[reportArgumentType]
         start = time.process_time()

@@ -20,12 +20,13 @@ from rootstock.core.stream.batches import stream
 from rootstock.core.stream.order import Order
 from rootstock.core.train.fit import Every, fit
 from rootstock.core.train.optim import Optim
+from rootstock.core.views.multiview import multiview
 from rootstock.core.views.presets import VIEWS
 
 STEPS, WARM, BATCH = 10_000, 2_000, 2
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 MEGABYTE = 1 << 20
-VIEW = VIEWS["none"](2, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 1)
+VIEW = multiview(VIEWS["none"](), 2, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 1)
 
 
 def resident_bytes(process: int) -> int:

@@ -22,14 +22,14 @@ from rootstock.core.images.open import Images, open_images
 from rootstock.core.method import RawBatch
 from rootstock.core.stream.batches import Share, stream
 from rootstock.core.stream.order import Order
-from rootstock.core.views.presets import VIEWS
+from rootstock.core.views.augmentation import Augmentation
+from rootstock.core.views.multiview import multiview
 
 STEPS, BATCH, N, SEED = 50, 16, 40, 3
 WORLDS, WORKERS, MICRO = (1, 2, 4), (0, 1, 3), (1, 4)
 # Crop, mirror and gray, each with draws of its own; what else a view can do is tested where it lives.
-VIEW = VIEWS["none"](
-    12, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 1, scale=(0.2, 1.0), flip=0.5, grayscale=0.3, local=1, local_blur=0.0
-)  # fmt: skip
+DRAWN = Augmentation(scale=(0.2, 1.0), flip=0.5, grayscale=0.3, local=1, local_blur=0.0)
+VIEW = multiview(DRAWN, 12, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 1)
 
 
 def numbered(uri: str) -> Images:

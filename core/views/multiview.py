@@ -13,6 +13,7 @@ from ..errors import UserError
 from ..hostmemory import empty
 from ..method import RawBatch, Views
 from ..numerics import eager_cpu
+from .augmentation import PER_VIEW, Augmentation
 from .scaled_decode import useful_scale, worthwhile
 from .view import Sides, View
 

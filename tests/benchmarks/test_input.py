@@ -198,18 +198,19 @@ def test_ours_has_lightlys_parameters(scripts: Scripts, tmp_path: Path) -> None:
     job = scripts.peers.Job(np.zeros((8, 32, 32, 3), np.uint8), 32, 4)
     first, second = scripts.input.Ours(f"npz:{tmp_path / 'pictures.npz'}", job).views.views
     assert vars(first) == vars(second)
+    drawn = first.augmentation
     theirs = scripts.peers.SimCLRTransform(input_size=32).transforms[0].transform.transforms
     crop, flip, vertical, rotate, jitter, gray, blur, _, normalise = theirs
-    assert (first.scale, first.ratio, first.size) == (crop.scale, pytest.approx(crop.ratio), crop.size[0])
-    assert getattr(crop.interpolation, "value", crop.interpolation) == first.interpolation and crop.antialias
-    assert (first.flip, vertical.p, rotate.prob) == (flip.p, 0.0, 0.0)
+    assert (drawn.scale, drawn.ratio, first.size) == (crop.scale, pytest.approx(crop.ratio), crop.size[0])
+    assert getattr(crop.interpolation, "value", crop.interpolation) == drawn.interpolation and crop.antialias
+    assert (drawn.flip, vertical.p, rotate.prob) == (flip.p, 0.0, 0.0)
     (colour,) = jitter.transforms
     spans = (colour.brightness, colour.contrast, colour.saturation, colour.hue)
-    assert first.jitter == pytest.approx([(high - low) / 2 for low, high in spans])
+    assert drawn.jitter == pytest.approx([(high - low) / 2 for low, high in spans])
     assert (first.jitter_p, first.grayscale, first.blur) == (jitter.p, gray.p, blur.prob)
-    assert [sigma * first.size / 224 for sigma in first.blur_sigma] == pytest.approx(blur.sigmas)
+    assert [sigma * first.size / 224 for sigma in drawn.blur_sigma] == pytest.approx(blur.sigmas)
     assert (list(first.mean), list(first.std)) == (normalise.mean, normalise.std)
-    assert not (first.solarize or first.invert or first.rotate or first.shift or first.erase or first.randaugment)
+    assert not (first.solarize or first.invert or drawn.rotate or drawn.shift or drawn.erase or drawn.randaugment)
 
 
 @pytest.mark.parametrize(

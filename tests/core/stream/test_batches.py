@@ -24,12 +24,12 @@ from rootstock.core.method import RawBatch
 from rootstock.core.stream.batches import Batches, Resident, Share, _gathered, _to_reside, pairs, source_draws, stream
 from rootstock.core.stream.order import Blocks, Full, Order, Shuffle
 from rootstock.core.stream.prefetch import in_thread
-from rootstock.core.views.multiview import Multiview
+from rootstock.core.views.multiview import Multiview, multiview
 from rootstock.core.views.presets import VIEWS
 
 CPU = torch.device("cpu")
 N = 22
-CROP = VIEWS["simclr"](12, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 2)
+CROP = multiview(VIEWS["simclr"](), 12, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 2)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -27,6 +27,7 @@ from rootstock.core.stream.batches import NO_LABELS
 from rootstock.core.train import compile as compiling
 from rootstock.core.train.fit import Every, fit
 from rootstock.core.train.optim import Optim
+from rootstock.core.views.multiview import multiview
 from rootstock.core.views.presets import VIEWS
 from rootstock.finetune.finetune import FineTune
 from rootstock.ssl.mae import MAE
@@ -63,7 +64,7 @@ def trained(run: Run, build: Callable[[], nn.Module], preset: str) -> tuple[list
     torch.manual_seed(0)
     method: Any = build()
     norm.configure(method, "local", accumulate=1, chunk=None, log=run.log)
-    views = VIEWS[preset](16, (0.5,) * 3, (0.25,) * 3, method.views)
+    views = multiview(VIEWS[preset](), 16, (0.5,) * 3, (0.25,) * 3, method.views)
 
     def prepare(raw: RawBatch) -> Views:
         return views(raw, Draws(0, raw.positions))
@@ -156,7 +157,7 @@ def test_convolutions_are_channels_last_where_the_run_says_so(opened: Open, give
     torch.manual_seed(0)
     method: Any = SimCLR(network, None, projection=(16, 8))
     run = opened(compile="off", channels_last=given)
-    views = VIEWS["none"](16, (0.5,) * 3, (0.25,) * 3, 2)
+    views = multiview(VIEWS["none"](), 16, (0.5,) * 3, (0.25,) * 3, 2)
     optim = Optim(name="sgd", lr=1e-3, batch_size=N, duration=Duration(STEPS, "steps"))
     fit(
         method, batches, lambda raw: views(raw, Draws(0, raw.positions)),

@@ -15,6 +15,7 @@ from rootstock.core.draws import Draws
 from rootstock.core.train.compile import compiler_trouble
 from rootstock.core.views import blur, colour
 from rootstock.core.views import view as views
+from rootstock.core.views.augmentation import Augmentation
 from rootstock.core.views.blur import blur_matrix, gaussian_blur
 from rootstock.core.views.colour import Colours, colour_jitter, grayscale, recolour, shift_hue
 from rootstock.core.views.view import View
@@ -111,7 +112,12 @@ def test_static_shapes_give_the_same(pictures: Tensor, monkeypatch: pytest.Monke
     """Off the CPU every sample goes through one fixed sequence, so that nothing waits for the device; here with the flag turned."""
     draws = Draws(3, torch.arange(400))
     many = pictures.repeat(50, 1, 1, 1)
-    view = View(20, jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=0.7, grayscale=0.3, blur=0.5, solarize=0.3, invert=0.3)
+    view = View(
+        20,
+        augmentation=Augmentation(
+            jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=0.7, grayscale=0.3, blur=0.5, solarize=0.3, invert=0.3
+        ),
+    )
     crops = (many[:, :, :, :20] * 255).to(torch.uint8)
     eager = view.finish(crops, draws)
     jittered = colour_jitter(many, draws, (0.8, 0.8, 0.8, 0.2), 0.7)
@@ -132,17 +138,24 @@ def test_gray_then_inverted_is_each_sample_alone(size: int) -> None:
     solarized, inverted = (draws.bernoulli(name, 0.5).tolist() for name in ("solarize", "invert"))
     assert len(set(zip(solarized, inverted, strict=True))) > 2
     for jitter_p in (0.0, 0.5):
-        view = View(size, jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=jitter_p, grayscale=1.0, solarize=0.5, invert=0.5)
+        view = View(
+            size,
+            augmentation=Augmentation(
+                jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=jitter_p, grayscale=1.0, solarize=0.5, invert=0.5
+            ),
+        )
         found = view.finish(crops, draws)
         expected = crops / 255
         if jitter_p:
-            expected = colour_jitter(expected, draws.stream("jitter"), view.jitter, jitter_p)
+            expected = colour_jitter(expected, draws.stream("jitter"), view.augmentation.jitter, jitter_p)
         for n, x in enumerate(expected):
             x = tv.rgb_to_grayscale(x, num_output_channels=3)
             x = tv.solarize(x, 0.5) if solarized[n] else x
             x = tv.invert(x) if inverted[n] else x
             assert torch.allclose(found[n], tv.normalize(x, list(view.mean), list(view.std)), atol=1e-5)
-    always = View(size, (0.0,), (1.0,), grayscale=1.0, solarize=1.0, invert=1.0).finish(crops, draws)
+    always = View(size, (0.0,), (1.0,), augmentation=Augmentation(grayscale=1.0, solarize=1.0, invert=1.0)).finish(
+        crops, draws
+    )
     slow = tv.invert(tv.solarize(tv.rgb_to_grayscale(crops / 255, num_output_channels=3), 0.5))
     assert torch.allclose(always, slow, atol=1e-6)
 
@@ -150,7 +163,12 @@ def test_gray_then_inverted_is_each_sample_alone(size: int) -> None:
 def test_traces_whole(pictures: Tensor) -> None:
     """Draws and pixels without a graph break, by the tracer alone, which needs no compiler."""
     draws = Draws(5, torch.arange(len(pictures)))
-    view = View(20, (0.0,), (1.0,), jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=0.7, grayscale=0.3, blur=0.5, solarize=0.3)
+    view = View(
+        20,
+        (0.0,),
+        (1.0,),
+        augmentation=Augmentation(jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=0.7, grayscale=0.3, blur=0.5, solarize=0.3),
+    )
     crops = (pictures[:, :, :, :20] * 255).to(torch.uint8)
     traced = torch.compile(lambda c, p: view.finish(c, Draws(5, p)), backend="eager", fullgraph=True, dynamic=False)
     assert torch.allclose(traced(crops, draws.positions), view.finish(crops, draws), atol=1e-6)
@@ -175,7 +193,12 @@ def test_compiled_is_eager(pictures: Tensor) -> None:
 
 @pytest.mark.parametrize("rows", [1, 3, 8])
 def test_chunks_of_any_length_give_the_same(pictures: Tensor, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    view = View(20, jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=0.7, grayscale=0.3, blur=0.5, solarize=0.3, invert=0.3)
+    view = View(
+        20,
+        augmentation=Augmentation(
+            jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=0.7, grayscale=0.3, blur=0.5, solarize=0.3, invert=0.3
+        ),
+    )
     crops, draws = (pictures[:, :, :, :20] * 255).to(torch.uint8), Draws(5, torch.arange(len(pictures)))
     whole = view.finish(crops, draws)
     monkeypatch.setattr(colour, "CHUNK", rows * crops[0].numel())
@@ -186,7 +209,7 @@ def test_chunks_of_any_length_give_the_same(pictures: Tensor, rows: int, monkeyp
 def test_spare_memory_is_nobodys_result() -> None:
     """Neither a later call nor one of another thread at the same time writes into what was returned."""
     crops = torch.randint(256, (48, 3, 32, 32), generator=torch.Generator().manual_seed(5)).to(torch.uint8)
-    view = View(32, jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=0.8, grayscale=0.2, blur=0.5)
+    view = View(32, augmentation=Augmentation(jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=0.8, grayscale=0.2, blur=0.5))
     streams = [Draws(seed, torch.arange(48)) for seed in range(16)]
     one_by_one = [view.finish(crops, draws) for draws in streams]
     copies = [result.clone() for result in one_by_one]
@@ -214,7 +237,7 @@ def test_parameters_follow_torchvisions() -> None:
     result = stats.chi2_contingency([[sample.count(c) for c in codes] for sample in (orders, expected)])
     assert result.pvalue > 0.001
     gaussian = transforms.GaussianBlur(9, (0.1, 2.0))
-    view = View(224, jitter=strength, jitter_p=0.8, blur=0.5, blur_sigma=(0.1, 2.0))
+    view = View(224, augmentation=Augmentation(jitter=strength, jitter_p=0.8, blur=0.5, blur_sigma=(0.1, 2.0)))
     sigma = view._colours(Draws(0, torch.arange(n))).sigma
     assert sigma is not None
     found: Any = stats.ks_2samp(sigma.numpy(), [gaussian.make_params([])["sigma"][0] for _ in range(n)])
@@ -266,13 +289,16 @@ def test_switches(pictures: Tensor, name: str) -> None:
     }[name]
     always: dict[str, Any] = {name: 1.0}
     sometimes: dict[str, Any] = {name: 0.5}
-    view = View(20, (0.0,), (1.0,), **always)
+    view = View(20, (0.0,), (1.0,), augmentation=Augmentation(**always))
     assert torch.allclose(view.finish(crops, draws), expected, atol=1e-6)
-    half = View(20, (0.0,), (1.0,), **sometimes).finish(crops, draws)
+    half = View(20, (0.0,), (1.0,), augmentation=Augmentation(**sometimes)).finish(crops, draws)
     kept, turned = (half - plain).flatten(1).abs().amax(1) < 1e-6, (half - expected).flatten(1).abs().amax(1) < 1e-6
     assert (kept | turned).all() and (~kept).any() and (~turned).any()
     # the threshold of solarize is 128, as torchvision's on uint8
     if name == "solarize":
         levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
-        found = View(16, (0.0,), (1.0,), solarize=1.0).finish(levels, Draws(0, torch.arange(1))) * 255
+        found = (
+            View(16, (0.0,), (1.0,), augmentation=Augmentation(solarize=1.0)).finish(levels, Draws(0, torch.arange(1)))
+            * 255
+        )
         assert torch.equal(found.round().to(torch.uint8), tv.solarize(levels, 128.0))

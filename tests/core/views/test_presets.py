@@ -8,8 +8,10 @@ from scipy import stats
 
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
+from rootstock.core.views.augmentation import PER_VIEW, Augmentation
 from rootstock.core.views.erasing import erasing_boxes, random_erasing
-from rootstock.core.views.presets import VIEWS, multiview
+from rootstock.core.views.multiview import multiview
+from rootstock.core.views.presets import VIEWS
 from rootstock.core.views.randaugment import rand_augment
 from rootstock.core.views.view import View
 
@@ -53,13 +55,13 @@ PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any], int, dict[str, Any]]]
 
 
 def told(view: View) -> dict[str, Any]:
-    return {key: getattr(view, key) for key in PLAIN}
+    return {key: getattr(view if key in PER_VIEW else view.augmentation, key) for key in PLAIN}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_preset_has_the_published_numbers(name: str) -> None:
     first, second, count, local = PUBLISHED[name]
-    made = VIEWS[name](224, (0.5,), (0.25,), 2)
+    made = multiview(VIEWS[name](), 224, (0.5,), (0.25,), 2)
     assert [told(view) for view in made.views] == [{**PLAIN, **first}, {**PLAIN, **second}]
     assert len(made.local) == count
     for view in made.local:
@@ -83,15 +85,17 @@ OTHER: dict[str, Any] = {
 
 @pytest.mark.parametrize("key", OTHER)
 def test_a_key_reaches_the_view_and_nothing_else(key: str) -> None:
-    (view,) = multiview(224, (0.5,), (0.25,), 1, **{key: OTHER[key]}).views
+    (view,) = multiview(Augmentation(**{key: OTHER[key]}), 224, (0.5,), (0.25,), 1).views
     assert told(view) == {**PLAIN, key: OTHER[key]}
 
 
 def test_local_keys_reach_the_local_crops() -> None:
     given: dict[str, Any] = {"local_scale": (0.1, 0.2), "local_blur": 0.4, "local_solarize": 0.3}
-    made = multiview(64, (0.5,), (0.25,), 2, local=3, local_size=20, blur=0.9, solarize=(0.1, 0.2), **given)
+    made = multiview(
+        Augmentation(local=3, local_size=20, blur=0.9, solarize=(0.1, 0.2), **given), 64, (0.5,), (0.25,), 2
+    )
     assert [view.size for view in made.local] == [20] * 3
-    assert {(view.scale, view.blur, view.solarize) for view in made.local} == {((0.1, 0.2), 0.4, 0.3)}
+    assert {(view.augmentation.scale, view.blur, view.solarize) for view in made.local} == {((0.1, 0.2), 0.4, 0.3)}
 
 
 def crops(n: int, size: int = 24) -> torch.Tensor:
@@ -100,7 +104,7 @@ def crops(n: int, size: int = 24) -> torch.Tensor:
 
 def test_a_view_passes_its_numbers_to_randaugment() -> None:
     images, draws = crops(40), Draws(3, torch.arange(40))
-    view = View(24, (0.0,), (1.0,), randaugment=3, magnitude=24.0)
+    view = View(24, (0.0,), (1.0,), augmentation=Augmentation(randaugment=3, magnitude=24.0))
     expected = rand_augment(images, draws.stream("randaugment"), 3, 24.0)
     assert torch.allclose(view.finish(images, draws), expected / 255.0, atol=1e-6)
 
@@ -108,7 +112,7 @@ def test_a_view_passes_its_numbers_to_randaugment() -> None:
 @pytest.mark.parametrize("fill", ["mean", "noise"])
 def test_a_view_passes_its_numbers_to_erasing(fill: Any) -> None:
     images, draws = crops(40), Draws(3, torch.arange(40))
-    view = View(24, (0.5,), (0.25,), erase=0.6, erase_scale=(0.1, 0.3), erase_fill=fill)
+    view = View(24, (0.5,), (0.25,), augmentation=Augmentation(erase=0.6, erase_scale=(0.1, 0.3), erase_fill=fill))
     plain = View(24, (0.5,), (0.25,)).finish(images, draws)
     assert torch.equal(view.finish(images, draws), random_erasing(plain, draws.stream("erase"), 0.6, (0.1, 0.3), fill))
 
@@ -117,7 +121,7 @@ def test_two_views_are_erased_in_different_places() -> None:
     draws = Draws(0, torch.arange(50))
     first, second = (erasing_boxes(draws.stream(f"view{v}").stream("erase"), 64, 64, (0.02, 0.33)) for v in (0, 1))
     assert (first != second).any(1).sum() > 45
-    views = multiview(16, (0.5,), (0.25,), 2, erase=1.0).views
+    views = multiview(Augmentation(erase=1.0), 16, (0.5,), (0.25,), 2).views
     images = torch.full((50, 3, 16, 16), 200, dtype=torch.uint8)
     gone = [view.finish(images, draws.stream(f"view{v}"))[:, 0] == 0 for v, view in enumerate(views)]
     assert (gone[0] != gone[1]).flatten(1).any(1).sum() > 45
@@ -140,7 +144,7 @@ def test_blur_reaches_four_of_the_largest_sigma() -> None:
     """One white pixel: what is 17 px wide at a sigma of 2 px, and nothing beyond."""
     image = torch.zeros(1, 3, 224, 224, dtype=torch.uint8)
     image[:, :, 112, 112] = 255
-    view = View(224, (0.0,), (1.0,), blur=1.0, blur_sigma=(1.999, 2.0))
+    view = View(224, (0.0,), (1.0,), augmentation=Augmentation(blur=1.0, blur_sigma=(1.999, 2.0)))
     row = view.finish(image, Draws(0, torch.arange(1)))[0, 0, 112]
     assert (row > 0).nonzero().flatten().tolist() == list(range(104, 121))
 
@@ -160,4 +164,4 @@ WRONG: list[tuple[str, Any]] = [
 @pytest.mark.parametrize(("key", "value"), WRONG)
 def test_a_number_out_of_its_range_is_one_sentence(key: str, value: Any) -> None:
     with pytest.raises(UserError, match=rf"^data\.views\.{key}: .* is given; expected [^\n]+$"):
-        multiview(32, (0.5,), (0.25,), 2, **{key: value})
+        multiview(Augmentation(**{key: value}), 32, (0.5,), (0.25,), 2)

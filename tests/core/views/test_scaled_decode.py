@@ -19,14 +19,14 @@ from rootstock.core.images.open import open_images
 from rootstock.core.method import RawBatch
 from rootstock.core.stream.batches import Decode, Share, stream
 from rootstock.core.stream.order import Order
-from rootstock.core.views.multiview import Multiview
+from rootstock.core.views.multiview import Multiview, multiview
 from rootstock.core.views.presets import VIEWS
 from rootstock.core.views.resample import crop_resize_each
 from rootstock.core.views.scaled_decode import WORTHWHILE, scaled_boxes, useful_scale, worthwhile
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-CROP = VIEWS["simclr"](32, MEAN, STD, 2)
+CROP = multiview(VIEWS["simclr"](), 32, MEAN, STD, 2)
 LARGEST = 5.0
 """Of 255, the mean absolute difference of a view after a full and after a scaled decode: most of it a shift of half a pixel."""
 
@@ -78,7 +78,7 @@ def both_ways(content: bytes, views: Multiview, draws: Draws) -> tuple[dict[str,
 
 @pytest.mark.parametrize("name", ["simclr", "byol", "dino", "none"])
 def test_views_are_nearly_those_of_a_full_decode(photographs: list[bytes], name: str) -> None:
-    views = VIEWS[name](48, MEAN, STD, 2)
+    views = multiview(VIEWS[name](), 48, MEAN, STD, 2)
     differences: dict[int, list[float]] = {1: [], 2: [], 4: [], 8: []}
     for p in range(40):
         full, scaled, scale = both_ways(photographs[p % len(photographs)], views, position(p))
@@ -166,7 +166,7 @@ def test_useful_scale_keeps_the_crop_as_large_as_the_view() -> None:
 @pytest.mark.parametrize("name", ["simclr", "dino"])
 def test_the_scale_is_that_of_the_smallest_box_for_its_view(name: str) -> None:
     """Against all boxes of each position, local ones too; drawn for many positions at once."""
-    views = VIEWS[name](48, MEAN, STD, 2)
+    views = multiview(VIEWS[name](), 48, MEAN, STD, 2)
     draws = Draws(0, torch.arange(64))
     sides = []
     for prefix, group in (("view", views.views), ("local", views.local)):
@@ -181,7 +181,7 @@ def test_the_scale_is_that_of_the_smallest_box_for_its_view(name: str) -> None:
 
 def test_small_pictures_are_decoded_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rootstock.core.views.scaled_decode.WORTHWHILE", WORTHWHILE)
-    views = VIEWS["none"](224, MEAN, STD, 2)  # the whole of the shorter side
+    views = multiview(VIEWS["none"](), 224, MEAN, STD, 2)  # the whole of the shorter side
     found = {side: views.scale(position(0), side, side) for side in (100, 448, 1000, 1500, 4000)}
     assert found == {100: 1, 448: 1, 1000: 4, 1500: 4, 4000: 8}
     assert not worthwhile(1400, 1400, 2) and worthwhile(1500, 1500, 2) and not worthwhile(9000, 9000, 1)

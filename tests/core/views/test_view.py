@@ -15,8 +15,9 @@ from torch import Tensor
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
 from rootstock.core.method import RawBatch
+from rootstock.core.views.augmentation import Augmentation
 from rootstock.core.views.boxes import random_boxes
-from rootstock.core.views.multiview import Multiview
+from rootstock.core.views.multiview import Multiview, multiview
 from rootstock.core.views.presets import VIEWS
 from rootstock.core.views.resample import Interpolation, resize_centre
 from rootstock.core.views.view import IMAGENET_MEAN, IMAGENET_STD, Evaluation, View, affine, normalise, stack_pictures
@@ -34,7 +35,7 @@ def single(preset: str, size: int, *normalisation: tuple[float, ...]) -> View:
     """A preset's last view."""
     mean, std = normalisation or (IMAGENET_MEAN, IMAGENET_STD)
     count = 2 if preset in ("byol", "barlow", "mocov3", "dino") else 1
-    return VIEWS[preset](size, mean, std, count).views[-1]
+    return multiview(VIEWS[preset](), size, mean, std, count).views[-1]
 
 
 def draws_of(n: int, seed: int = 0) -> Draws:
@@ -122,7 +123,7 @@ def sample_of(images: Tensor, draws: Draws, **extra: Tensor) -> RawBatch:
 def test_a_worker_and_the_resident_path_give_the_same_views(preset: str) -> None:
     """Raw pictures on the device; a worker's list of them in two parts; and one after the other."""
     images, draws = pictures(12), draws_of(12, seed=3)
-    views = VIEWS[preset](24, (0.5,), (0.25,), 2)
+    views = multiview(VIEWS[preset](), 24, (0.5,), (0.25,), 2)
     resident = views(sample_of(images, draws), draws)
     parts = [slice(0, 5), slice(5, 12)]
     by_worker = [views.crop_each(list(images[part]), Draws(3, draws.positions[part])) for part in parts]
@@ -142,11 +143,11 @@ def test_a_worker_and_the_resident_path_give_the_same_views(preset: str) -> None
 
 def test_each_view_has_a_stream_of_its_own() -> None:
     images, draws = pictures(12), draws_of(12, seed=3)
-    found = VIEWS["dino"](24, (0.5,), (0.25,), 2, local=2)(sample_of(images, draws), draws)
+    found = multiview(VIEWS["dino"](local=2), 24, (0.5,), (0.25,), 2)(sample_of(images, draws), draws)
     assert found.local is not None
     for rows in (found.images, found.local):
         assert (rows[0] - rows[1]).flatten(1).abs().amax(1).min() > 0
-    alone = View(24, (0.5,), (0.25,), scale=(0.08, 1.0), flip=0.5)
+    alone = View(24, (0.5,), (0.25,), augmentation=Augmentation(scale=(0.08, 1.0), flip=0.5))
     views = Multiview([alone, View(24)], [alone])(sample_of(images, draws), draws)
     assert views.local is not None
     assert torch.equal(alone(images, draws.stream("view0")), views.images[0])
@@ -169,27 +170,27 @@ def test_pictures_of_many_sizes_are_cropped_as_each_alone() -> None:
 
 
 def test_numbers_of_a_view_each() -> None:
-    views = VIEWS["byol"](224, (0.5,), (0.25,), 2, blur=[0.9, 0.2], jitter_p=0.3)
+    views = multiview(VIEWS["byol"](blur=[0.9, 0.2], jitter_p=0.3), 224, (0.5,), (0.25,), 2)
     assert [(view.blur, view.solarize, view.jitter_p) for view in views.views] == [(0.9, 0.0, 0.3), (0.2, 0.2, 0.3)]
     assert not views.local
     for count, given in ((1, "1 view;"), (3, "3 views;")):
         with pytest.raises(UserError, match=rf"data\.views\.blur: 2 numbers are given for {given}"):
-            VIEWS["byol"](224, (0.5,), (0.25,), count)
+            multiview(VIEWS["byol"](), 224, (0.5,), (0.25,), count)
 
 
 def test_local_crops_as_in_dino_and_swav() -> None:
-    dino, swav = (VIEWS[name](224, (0.5,), (0.25,), 2) for name in ("dino", "swav"))
+    dino, swav = (multiview(VIEWS[name](), 224, (0.5,), (0.25,), 2) for name in ("dino", "swav"))
     assert (len(dino.local), len(swav.local)) == (8, 6)
     assert {view.size for view in dino.local + swav.local} == {96}
-    assert dino.local[0].scale == (0.05, 0.4) and swav.local[0].scale == (0.05, 0.14)
+    assert dino.local[0].augmentation.scale == (0.05, 0.4) and swav.local[0].augmentation.scale == (0.05, 0.14)
     # blurred by 0.1 to 2 pixels at 96 px as at 224 px, as both codes do
-    low, high = dino.local[0].blur_sigma
+    low, high = dino.local[0].augmentation.blur_sigma
     assert (low * 96 / 224, high * 96 / 224) == pytest.approx((0.1, 2.0))
-    assert VIEWS["dino"](32, (0.5,), (0.25,), 2).local[0].size == 16
+    assert multiview(VIEWS["dino"](), 32, (0.5,), (0.25,), 2).local[0].size == 16
     with pytest.raises(UserError, match=r"data\.views\.local: 8 local crops are given, but finetune uses none"):
         dino.refuse_local("finetune")
     with pytest.raises(UserError, match=r"data\.views\.local"):
-        VIEWS["dino"](32, (0.5,), (0.25,), 2, local=-1)
+        multiview(VIEWS["dino"](local=-1), 32, (0.5,), (0.25,), 2)
 
 
 @pytest.mark.parametrize("preset", VIEWS)
@@ -208,9 +209,10 @@ def test_simclr_against_a_loop_over_torchvision() -> None:
     """The whole recipe, one picture and one operation after the other, with the parameters that the draws give."""
     n, size = 24, 32
     images, draws = pictures(n, 60, 80), draws_of(n, seed=5)
-    view = View(
-        size, (0.0,), (1.0,), scale=(0.2, 1.0), flip=0.5, grayscale=0.3, blur=0.5, blur_sigma=(3.5, 14.0), solarize=0.3, invert=0.3
-    )  # fmt: skip
+    augmentation = Augmentation(
+        scale=(0.2, 1.0), flip=0.5, grayscale=0.3, blur=0.5, blur_sigma=(3.5, 14.0), solarize=0.3, invert=0.3
+    )
+    view = View(size, (0.0,), (1.0,), augmentation)
     found = view(images, draws)
     boxes = random_boxes(draws.stream("crop"), 60, 80, (0.2, 1.0), (3 / 4, 4 / 3)).tolist()
     chances = {"flip": 0.5, "gray": 0.3, "blur": 0.5, "solarize": 0.3, "invert": 0.3}
@@ -283,23 +285,23 @@ def test_the_probabilities_of_a_preset_are_met() -> None:
     image = torch.zeros(n, 3, 2, 2, dtype=torch.uint8)
     image[..., 0] = 255
     options: dict[str, Any] = {"flip": 0.25}
-    crops = View(2, **options).crop(image, draws_of(n))
+    crops = View(2, augmentation=Augmentation(**options)).crop(image, draws_of(n))
     flipped = int((crops[:, 0, 0, 0] == 0).sum())
     assert stats.binomtest(flipped, n, 0.25).pvalue > 0.001
 
 
 def test_what_needs_three_channels_is_told() -> None:
     said: list[str] = []
-    views = VIEWS["simclr"](16, (0.5,), (0.25,), 2)
+    views = multiview(VIEWS["simclr"](), 16, (0.5,), (0.25,), 2)
     views.warn_unused(3, said.append)
-    VIEWS["mae"](16, (0.5,), (0.25,), 1).warn_unused(1, said.append)
+    multiview(VIEWS["mae"](), 16, (0.5,), (0.25,), 1).warn_unused(1, said.append)
     assert said == []
     views.warn_unused(1, said.append)
     assert said == [
         "WARNING: pictures of 1 channel: data.views.jitter_p, data.views.grayscale, data.views.blur need three and are left out"
     ]
     deep = pictures(4, channels=5)
-    plain = View(16, (0.0,), (1.0,), scale=(0.08, 1.0), flip=0.5)
+    plain = View(16, (0.0,), (1.0,), augmentation=Augmentation(scale=(0.08, 1.0), flip=0.5))
     draws = draws_of(4).stream("view0")
     found = views(sample_of(deep, draws_of(4)), draws_of(4)).images[0] * 0.25 + 0.5
     assert torch.allclose(found, plain(deep, draws), atol=1e-6)
