@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from ..core.distributed import all_reduce_sum, world
 from ..core.model.classifier import Classifier
 from ..core.numerics import wide
-from .dann import DANN, domains
-from .parts.reversal import reverse
+from .dann import DANN, domain_labels
+from .parts.reversal import reverse_gradient
 
 
-class Multilinear(nn.Module):
+class MultilinearMap(nn.Module):
     """T(f, g) = f x g flattened (eq. 5), or its random sketch (R_f f) * (R_g g) / sqrt(d) where the product exceeds `largest` (eq. 6).
 
     E over the sketches of <T(f, g), T(f', g')> is <f, f'> <g, g'>. The matrices are buffers: saved, and the same everywhere.
@@ -63,7 +63,7 @@ class CDAN(DANN):
         )
         self.entropy = entropy
         self.couples_samples = entropy  # the weights are normalised over the batch
-        self.map = Multilinear(*self._map_size)
+        self.map = MultilinearMap(*self._map_size)
 
     def discriminator_input(self) -> int:
         dim, classes, largest = self._map_size
@@ -73,12 +73,12 @@ class CDAN(DANN):
         """The domains' mean of their weighted binary cross-entropies, and the discriminator's logits [2, N]."""
         predictions = wide(logits).softmax(-1)
         crossed = self.map(features.flatten(0, 1), predictions.detach().flatten(0, 1).to(features.dtype))
-        guesses = wide(self.discriminator(reverse(crossed, weight))).unflatten(0, (2, -1))
-        error = F.binary_cross_entropy_with_logits(guesses, domains(guesses), reduction="none")
+        guesses = wide(self.discriminator(reverse_gradient(crossed, weight))).unflatten(0, (2, -1))
+        error = F.binary_cross_entropy_with_logits(guesses, domain_labels(guesses), reduction="none")
         if not self.entropy:
             return error.mean(), guesses
         # H is computed from log-softmax: no log of 0.
         uncertainty = -(predictions * wide(logits).log_softmax(-1)).sum(-1)
-        certainty = 1.0 + torch.exp(-reverse(uncertainty, weight))
+        certainty = 1.0 + torch.exp(-reverse_gradient(uncertainty, weight))
         total = all_reduce_sum(certainty.detach().sum(1)) / world()
         return ((certainty * error).sum(1) / total).mean(), guesses

@@ -14,7 +14,7 @@ from ..core.method import AdaptMethod, Pair, Step
 from ..core.model.classifier import Classifier
 from ..core.model.encode import encode
 from ..core.numerics import wide
-from .parts.reversal import Discriminator, reversal_weight, reverse
+from .parts.reversal import Discriminator, reversal_weight, reverse_gradient
 
 
 class DANN(AdaptMethod):
@@ -61,11 +61,11 @@ class DANN(AdaptMethod):
 
     def domain_loss(self, features: Tensor, logits: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
         """Binary cross-entropy over both domains, and the discriminator's logits [2, N]."""
-        guesses = self.discriminator(reverse(features.flatten(0, 1), weight)).unflatten(0, (2, -1))
+        guesses = self.discriminator(reverse_gradient(features.flatten(0, 1), weight)).unflatten(0, (2, -1))
         guesses = wide(guesses)
-        return F.binary_cross_entropy_with_logits(guesses, domains(guesses)), guesses
+        return F.binary_cross_entropy_with_logits(guesses, domain_labels(guesses)), guesses
 
 
-def domains(guesses: Tensor) -> Tensor:
+def domain_labels(guesses: Tensor) -> Tensor:
     """1 for the source's row, 0 for the target's, shaped like [2, N]."""
     return torch.stack([torch.ones_like(guesses[0]), torch.zeros_like(guesses[1])])

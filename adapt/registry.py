@@ -8,7 +8,7 @@ from .cdan import CDAN
 from .dann import DANN
 from .source_only import SourceOnly
 
-METHODS = register(
+ADAPT_METHODS = register(
     AdaptMethod,
     {
         "source_only": SourceOnly,

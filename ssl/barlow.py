@@ -11,11 +11,11 @@ from ..core.method import PretrainMethod, Step, Views
 from ..core.model.backbone import Backbone
 from ..core.model.encode import encode
 from ..core.numerics import wide
-from .parts.checks import above_zero
+from .parts.checks import check_positive
 from .parts.heads import mlp, project
-from .watch.collapse import health
+from .watch.collapse import collapse_metrics
 
-EPSILON = 1e-5  # of the BatchNorm, without scale and shift, that standardises embeddings in the authors' code
+BATCHNORM_EPSILON = 1e-5  # of the BatchNorm, without scale and shift, that standardises embeddings in the authors' code
 
 
 def cross_correlation(first: Tensor, second: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def cross_correlation(first: Tensor, second: Tensor) -> Tensor:
 
 def _standardised(z: Tensor) -> Tensor:
     variance, mean = torch.var_mean(z, 0, correction=0)
-    return (z - mean) * torch.rsqrt(variance + EPSILON)
+    return (z - mean) * torch.rsqrt(variance + BATCHNORM_EPSILON)
 
 
 def _diagonal(matrix: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class BarlowTwins(PretrainMethod):
         super().__init__()
         if not lambd >= 0.0:
             raise UserError(f"method.lambd: must be 0 or more, got {lambd}; 0.0051 is the published weight")
-        above_zero("scale_loss", scale_loss, "0.024 is the published factor")
+        check_positive("scale_loss", scale_loss, "0.024 is the published factor")
         self.backbone, self.chunk, self.lambd, self.scale_loss = backbone, chunk, lambd, scale_loss
         self.projector = mlp([backbone.feature_dim, *projection], last="plain-linear", key="method.projection")
 
@@ -91,4 +91,4 @@ class BarlowTwins(PretrainMethod):
         terms = {"on_diagonal": on_diagonal(correlation), "off_diagonal": off_diagonal(correlation)}
         loss = self.scale_loss * (terms["on_diagonal"] + self.lambd * terms["off_diagonal"])
         watched = {name: term.detach() for name, term in terms.items()}
-        return Step(loss, {**health(features, torch.stack([first, second])), **watched})
+        return Step(loss, {**collapse_metrics(features, torch.stack([first, second])), **watched})

@@ -13,9 +13,9 @@ from ..core.model.ema import follow, teacher_of
 from ..core.model.encode import encode
 from ..core.numerics import wide
 from ..core.train.schedules import cosine
-from .parts.checks import fraction
+from .parts.checks import check_fraction
 from .parts.heads import mlp, predictor, project
-from .watch.collapse import health
+from .watch.collapse import collapse_metrics
 
 
 def byol_loss(predictions: Tensor, targets: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class BYOL(PretrainMethod):
         prediction: tuple[int, ...] = (4096, 256),
     ) -> None:
         super().__init__()
-        fraction("momentum", momentum, "0.99 to 0.999 is usual")
+        check_fraction("momentum", momentum, "0.99 to 0.999 is usual")
         self.backbone, self.chunk, self.momentum = backbone, chunk, momentum
         self.projector = mlp([backbone.feature_dim, *projection], last="linear", key="method.projection")
         self.predictor = predictor(projection, prediction, last="linear")
@@ -63,7 +63,7 @@ class BYOL(PretrainMethod):
         predictions = project(self.predictor, projections)
         with torch.no_grad():
             targets = project(self.target_projector, encode(self.target_backbone, batch.images, self.chunk))
-        return Step(byol_loss(predictions, targets), health(features, projections))
+        return Step(byol_loss(predictions, targets), collapse_metrics(features, projections))
 
     def after_step(self, progress: float) -> None:
         """The target network's step."""

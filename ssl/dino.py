@@ -13,9 +13,9 @@ from ..core.model.ema import follow, teacher_of
 from ..core.model.encode import encode, with_local
 from ..core.numerics import wide
 from ..core.train.schedules import cosine, ramp
-from .parts.checks import above_zero, fraction
-from .parts.prototypes import PrototypeHead, assignment_health, center_update, crops_loss
-from .watch.collapse import health
+from .parts.checks import check_fraction, check_positive
+from .parts.prototypes import PrototypeHead, assignment_metrics, center_update, crops_loss
+from .watch.collapse import collapse_metrics
 
 
 def dino_targets(teacher_logits: Tensor, center: Tensor, temperature: float | Tensor) -> Tensor:
@@ -64,13 +64,13 @@ class DINO(PretrainMethod):
         freeze_last_layer: float = 0.01,
     ) -> None:
         super().__init__()
-        above_zero("temperature", temperature, "0.04 to 0.1 is usual")
-        above_zero("teacher_temperature", teacher_temperature, "0.04 to 0.1 is usual")
-        above_zero("warmup_teacher_temperature", warmup_teacher_temperature, "0.04 to 0.1 is usual")
-        fraction("teacher_temperature_warmup", teacher_temperature_warmup, "0.1 is a tenth of the training")
-        fraction("center_momentum", center_momentum, "0.9 is usual")
-        fraction("momentum", momentum, "0.99 to 0.9995 is usual")
-        fraction("freeze_last_layer", freeze_last_layer, "0.01 is a hundredth of the training")
+        check_positive("temperature", temperature, "0.04 to 0.1 is usual")
+        check_positive("teacher_temperature", teacher_temperature, "0.04 to 0.1 is usual")
+        check_positive("warmup_teacher_temperature", warmup_teacher_temperature, "0.04 to 0.1 is usual")
+        check_fraction("teacher_temperature_warmup", teacher_temperature_warmup, "0.1 is a tenth of the training")
+        check_fraction("center_momentum", center_momentum, "0.9 is usual")
+        check_fraction("momentum", momentum, "0.99 to 0.9995 is usual")
+        check_fraction("freeze_last_layer", freeze_last_layer, "0.01 is a hundredth of the training")
         backbone.allow_any_size("dino")
         self.chunk, self.temperature, self.momentum = chunk, temperature, momentum
         self.teacher_temperature, self.warmup_teacher_temperature = teacher_temperature, warmup_teacher_temperature
@@ -96,7 +96,7 @@ class DINO(PretrainMethod):
         logits = self.head.compare(embedded)  # [2 + L, N, K]
         targets = self.targets(batch.images, progress)
         loss = crops_loss(targets, logits, self.temperature)
-        return Step(loss, health(features, embedded[: self.views]) | assignment_health(targets, loss))
+        return Step(loss, collapse_metrics(features, embedded[: self.views]) | assignment_metrics(targets, loss))
 
     @torch.no_grad()
     def targets(self, images: Tensor, progress: float) -> Tensor:

@@ -19,11 +19,11 @@ from ..core.model.vit_tokens import plain_vit
 from ..core.numerics import wide
 from ..core.train.schedules import cosine, ramp
 from .ibot import check_mask_ratio, patch_loss, view_tokens
-from .parts.blockwise import most_hidden, view_masks
-from .parts.checks import above_zero, fraction
-from .parts.masks import listed, picked, real_ones
-from .parts.prototypes import PrototypeHead, assignment_health, crops_loss, sinkhorn
-from .watch.collapse import health
+from .parts.blockwise import max_hidden, view_masks
+from .parts.checks import check_fraction, check_positive
+from .parts.masks import drop_padding, gather_patches, true_indices
+from .parts.prototypes import PrototypeHead, assignment_metrics, crops_loss, sinkhorn
+from .watch.collapse import collapse_metrics
 
 LEAST_BLOCK = 4  # patches: smaller blocks are drawn where fewer are left to hide
 
@@ -90,14 +90,14 @@ class DINOv2(PretrainMethod):
     ) -> None:
         super().__init__()
         vit = plain_vit(backbone, "dinov2")
-        above_zero("temperature", temperature, "0.1 is published")
-        above_zero("teacher_temperature", teacher_temperature, "0.07 is published")
-        above_zero("warmup_teacher_temperature", warmup_teacher_temperature, "0.04 is published")
-        above_zero("patch_weight", patch_weight, "1.0 is published")
-        fraction("mask_probability", mask_probability, "0.5 is published")
-        fraction("teacher_temperature_warmup", teacher_temperature_warmup, "0.3 is published")
-        fraction("momentum", momentum, "0.992 is published")
-        fraction("freeze_last_layer", freeze_last_layer, "0.01 is published")
+        check_positive("temperature", temperature, "0.1 is published")
+        check_positive("teacher_temperature", teacher_temperature, "0.07 is published")
+        check_positive("warmup_teacher_temperature", warmup_teacher_temperature, "0.04 is published")
+        check_positive("patch_weight", patch_weight, "1.0 is published")
+        check_fraction("mask_probability", mask_probability, "0.5 is published")
+        check_fraction("teacher_temperature_warmup", teacher_temperature_warmup, "0.3 is published")
+        check_fraction("momentum", momentum, "0.992 is published")
+        check_fraction("freeze_last_layer", freeze_last_layer, "0.01 is published")
         check_mask_ratio(mask_ratio)
         if koleo_weight < 0.0:
             raise UserError(f"method.koleo_weight: expected 0 or more, got {koleo_weight}; 0.1 is published")
@@ -132,15 +132,15 @@ class DINOv2(PretrainMethod):
         if n * world() < 2:
             raise UserError("optim.batch_size: dinov2 needs at least 2 images, koleo seeks neighbours among them")
         masks = self.masks(batch)
-        index, hidden = listed(masks, most_hidden(self.grid, self.mask_ratio))  # [2, N, M]
-        index = real_ones(index, hidden, masks.shape[-1])
+        index, hidden = true_indices(masks, max_hidden(self.grid, self.mask_ratio))  # [2, N, M]
+        index = drop_padding(index, hidden, masks.shape[-1])
         features, patches = view_tokens(self.student, batch.images, self.chunk, masks, self.mask)
         crops = with_local(self.student, features, batch.local, self.chunk)
         embedded = self.head.embed(crops)
         logits = self.head.compare(embedded)  # [2 + L, N, K]
         targets, patch_targets = self.targets(batch.images, index, hidden, progress)
         of_class = crops_loss(targets, logits, self.temperature)
-        patch_logits = self.patch_head(picked(patches, index))  # [2, N, M, K] or [R, K]
+        patch_logits = self.patch_head(gather_patches(patches, index))  # [2, N, M, K] or [R, K]
         of_patch = patch_loss(patch_targets, patch_logits, hidden, self.temperature)
         # View by view: the two class tokens of one image are to be near each other.
         spread = torch.stack([koleo(gather(view), own_rows(n)) for view in features]).sum()
@@ -149,10 +149,10 @@ class DINOv2(PretrainMethod):
             "patch_loss": of_patch.detach(),
             "koleo": spread.detach(),
             "masked": masks.float().mean(),
-            **assignment_health(targets, of_class),
+            **assignment_metrics(targets, of_class),
         }
         loss = of_class + self.patch_weight * of_patch + self.koleo_weight * spread
-        return Step(loss, health(features, embedded[: self.views]) | metrics)
+        return Step(loss, collapse_metrics(features, embedded[: self.views]) | metrics)
 
     def frozen(self, progress: float) -> list[nn.Parameter]:
         """The prototypes, in the beginning. The authors set their rate to 0 and let the moments grow; here those begin after it."""
@@ -178,7 +178,7 @@ class DINOv2(PretrainMethod):
         temperature = ramp(start, end, progress, self.teacher_temperature_warmup)
         logits = self.teacher_head(features)
         targets = sinkhorn(logits.flatten(0, 1), temperature, self.iterations, all_reduce_sum).view_as(logits)
-        patch_logits = self.teacher_patch_head(picked(patches, index))
+        patch_logits = self.teacher_patch_head(gather_patches(patches, index))
         if index.ndim == 1:
             return targets, sinkhorn(patch_logits, temperature, self.iterations, all_reduce_sum)
         found = sinkhorn(

@@ -18,11 +18,11 @@ from ..core.model.encode import in_chunks, with_local
 from ..core.model.vit_tokens import embed, plain_vit, transform
 from ..core.train.schedules import cosine, ramp
 from .dino import dino_targets
-from .parts.blockwise import most_hidden, view_masks
-from .parts.checks import above_zero, fraction
-from .parts.masks import listed, picked, real_ones
-from .parts.prototypes import PrototypeHead, assignment_health, center_update, crops_loss, cross_entropy
-from .watch.collapse import health
+from .parts.blockwise import max_hidden, view_masks
+from .parts.checks import check_fraction, check_positive
+from .parts.masks import drop_padding, gather_patches, true_indices
+from .parts.prototypes import PrototypeHead, assignment_metrics, center_update, crops_loss, cross_entropy
+from .watch.collapse import collapse_metrics
 
 
 def patch_loss(targets: Tensor, logits: Tensor, hidden: Tensor, temperature: float) -> Tensor:
@@ -118,16 +118,16 @@ class IBOT(PretrainMethod):
     ) -> None:
         super().__init__()
         vit = plain_vit(backbone, "ibot")
-        above_zero("temperature", temperature, "0.1 is published")
-        above_zero("teacher_temperature", teacher_temperature, "0.07 is published")
-        above_zero("teacher_patch_temperature", teacher_patch_temperature, "0.07 is published")
-        above_zero("warmup_teacher_temperature", warmup_teacher_temperature, "0.04 is published")
-        above_zero("patch_weight", patch_weight, "1.0 is published")
-        fraction("mask_probability", mask_probability, "0.5 is published")
-        fraction("teacher_temperature_warmup", teacher_temperature_warmup, "0.0375 is published")
-        fraction("center_momentum", center_momentum, "0.9 is published")
-        fraction("momentum", momentum, "0.996 is published")
-        fraction("freeze_last_layer", freeze_last_layer, "0.00125 is published")
+        check_positive("temperature", temperature, "0.1 is published")
+        check_positive("teacher_temperature", teacher_temperature, "0.07 is published")
+        check_positive("teacher_patch_temperature", teacher_patch_temperature, "0.07 is published")
+        check_positive("warmup_teacher_temperature", warmup_teacher_temperature, "0.04 is published")
+        check_positive("patch_weight", patch_weight, "1.0 is published")
+        check_fraction("mask_probability", mask_probability, "0.5 is published")
+        check_fraction("teacher_temperature_warmup", teacher_temperature_warmup, "0.0375 is published")
+        check_fraction("center_momentum", center_momentum, "0.9 is published")
+        check_fraction("momentum", momentum, "0.996 is published")
+        check_fraction("freeze_last_layer", freeze_last_layer, "0.00125 is published")
         check_mask_ratio(mask_ratio)
         backbone.allow_any_size("ibot")
         self.grid: tuple[int, int] = vit.patch_embed.grid_size
@@ -157,23 +157,25 @@ class IBOT(PretrainMethod):
     def forward(self, batch: Views, progress: float) -> Step:
         """batch.images: [2, N, C, h, w]; batch.local: [L, N, C, s, s] or None; N is this process's share."""
         masks = self.masks(batch)
-        index, hidden = listed(masks, most_hidden(self.grid, self.mask_ratio))  # [2, N, M]
-        index = real_ones(index, hidden, masks.shape[-1])
+        index, hidden = true_indices(masks, max_hidden(self.grid, self.mask_ratio))  # [2, N, M]
+        index = drop_padding(index, hidden, masks.shape[-1])
         features, patches = view_tokens(self.student, batch.images, self.chunk, masks, self.mask)
         crops = with_local(self.student, features, batch.local, self.chunk)
         embedded = self.head.embed(crops)
         logits = self.head.compare(embedded)  # [2 + L, N, K]
         targets, patch_targets = self.targets(batch.images, index, progress)
         of_class = crops_loss(targets, logits, self.temperature)
-        patch_logits = (self.patch_head or self.head)(picked(patches, index))  # [2, N, M, K] or [R, K]
+        patch_logits = (self.patch_head or self.head)(gather_patches(patches, index))  # [2, N, M, K] or [R, K]
         of_patch = patch_loss(patch_targets, patch_logits, hidden, self.temperature)
         metrics = {
             "class_loss": of_class.detach(),
             "patch_loss": of_patch.detach(),
             "masked": masks.float().mean(),
-            **assignment_health(targets, of_class),
+            **assignment_metrics(targets, of_class),
         }
-        return Step(of_class + self.patch_weight * of_patch, health(features, embedded[: self.views]) | metrics)
+        return Step(
+            of_class + self.patch_weight * of_patch, collapse_metrics(features, embedded[: self.views]) | metrics
+        )
 
     def frozen(self, progress: float) -> list[nn.Parameter]:
         """The prototypes, in the beginning, as in the authors' code."""
@@ -196,7 +198,7 @@ class IBOT(PretrainMethod):
         head, patch_head = self.teacher_head, self.teacher_patch_head or self.teacher_head
         features, patches = view_tokens(self.backbone, images, self.chunk)
         logits, z = head(features), patch_head.embed(patches)
-        patch_logits = patch_head.compare(picked(z, index))
+        patch_logits = patch_head.compare(gather_patches(z, index))
         start, over = self.warmup_teacher_temperature, self.teacher_temperature_warmup
         targets = dino_targets(logits, self.center, ramp(start, self.teacher_temperature, progress, over))
         patch_targets = dino_targets(

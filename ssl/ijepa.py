@@ -19,9 +19,9 @@ from ..core.model.vit_blocks import PackedSequences, packable
 from ..core.model.vit_tokens import attend, embed, keep_patches, plain_vit, take, transform
 from ..core.numerics import eager_cpu, wide
 from ..core.train.schedules import ramp
-from .parts.checks import fraction, narrow_vit
-from .parts.masks import Grid, block_sizes, blocks, listed, some_of, without
-from .watch.collapse import health
+from .parts.checks import check_fraction, check_vit_width
+from .parts.masks import Grid, block_sizes, keep_first, random_blocks, remove_targets, true_indices
+from .watch.collapse import collapse_metrics
 
 
 def ijepa_loss(prediction: Tensor, targets: Tensor, real: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def ijepa_loss(prediction: Tensor, targets: Tensor, real: Tensor) -> Tensor:
         return ((error * real).sum(-1) / real.sum(-1)).mean()
 
 
-def longest(masks: Tensor, most: int) -> int:
+def list_length(masks: Tensor, most: int) -> int:
     """How long the lists of masks, bool [..., L], have to be: as long as the longest, or `most` where shapes must not depend on it."""
     return int(masks.sum(-1).max()) if eager_cpu(masks) else most
 
@@ -147,12 +147,12 @@ class IJEPA(PretrainMethod):
                     f"method.{key}: expected the smallest and the largest, above 0{' and up to 1' if most == 1.0 else ''}, "
                     f"got {list(given)}"
                 )
-        narrow_vit("predictor", predictor_dim, predictor_heads)
+        check_vit_width("predictor", predictor_dim, predictor_heads)
         if predictor_depth < 1:
             raise UserError(
                 f"method.predictor_depth: expected 1 block or more, got {predictor_depth}; without, nothing is predicted"
             )
-        fraction("momentum", momentum, "0.996 is published")
+        check_fraction("momentum", momentum, "0.996 is published")
         self.grid: Grid = vit.patch_embed.grid_size
         self.targets, self.momentum = targets, momentum
         self.min_context, self.max_context = min_context, max_context
@@ -196,20 +196,22 @@ class IJEPA(PretrainMethod):
         context, targets = self.masks(batch.draws)
         with torch.no_grad():
             tokens, features = self.teach(images)
-        keep, seen = listed(context, longest(context, self.most_context))
-        wanted, real = listed(targets, longest(targets, self.most_target))
+        keep, seen = true_indices(context, list_length(context, self.most_context))
+        wanted, real = true_indices(targets, list_length(targets, self.most_target))
         answers = take(tokens[:, None].expand(-1, self.targets, -1, -1), wanted)
         loss = ijepa_loss(self.predict(images, keep, seen, wanted, real), answers, real)
         sizes = {"context_patches": context.sum(1), "target_patches": targets.sum(2)}
-        return Step(loss, {**health(features), **{name: count.float().mean() for name, count in sizes.items()}})
+        return Step(
+            loss, {**collapse_metrics(features), **{name: count.float().mean() for name, count in sizes.items()}}
+        )
 
     def masks(self, draws: Draws) -> tuple[Tensor, Tensor]:
         """Which patches are context, bool [N, L], and which are in each target block, bool [N, K, L]."""
-        targets = blocks(draws.stream("target"), self.grid, self.targets, self.target_scale, self.target_aspect)
-        block = blocks(draws.stream("context"), self.grid, 1, self.context_scale, (1.0, 1.0))[:, 0]
-        context = without(block, targets, self.min_context).flatten(1)
+        targets = random_blocks(draws.stream("target"), self.grid, self.targets, self.target_scale, self.target_aspect)
+        block = random_blocks(draws.stream("context"), self.grid, 1, self.context_scale, (1.0, 1.0))[:, 0]
+        context = remove_targets(block, targets, self.min_context).flatten(1)
         if self.max_context is not None:
-            context = some_of(context, draws.permutation("kept", context.shape[1]), self.max_context)
+            context = keep_first(context, draws.permutation("kept", context.shape[1]), self.max_context)
         return context, targets.flatten(2)
 
     def teach(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,9 +17,9 @@ from ..core.method import PretrainMethod, Step, Views
 from ..core.model.backbone import Backbone
 from ..core.model.encode import encode, with_local
 from ..core.numerics import wide
-from .parts.checks import above_zero, fraction
+from .parts.checks import check_fraction, check_positive
 from .parts.heads import mlp, project
-from .watch.collapse import health
+from .watch.collapse import collapse_metrics
 
 
 def prediction_loss(z: Tensor, whole: int) -> Tensor:
@@ -89,12 +89,12 @@ class LeJEPA(PretrainMethod):
         projection: tuple[int, ...] = (2048, 2048, 64),
     ) -> None:
         super().__init__()
-        fraction("sigreg_weight", sigreg_weight, "0.02 to 0.1 is usual")
+        check_fraction("sigreg_weight", sigreg_weight, "0.02 to 0.1 is usual")
         if slices < 1:
             raise UserError(f"method.slices: needs at least 1 direction, got {slices}; 256 to 1024 is usual")
         if points < 2:
             raise UserError(f"method.points: needs at least 2 frequencies to integrate over, got {points}; 17 is usual")
-        above_zero("t_max", t_max, "3 to 5 is usual")
+        check_positive("t_max", t_max, "3 to 5 is usual")
         backbone.allow_any_size("lejepa")
         self.backbone, self.chunk = backbone, chunk
         self.sigreg_weight, self.slices, self.points, self.t_max = sigreg_weight, slices, points, t_max
@@ -115,4 +115,4 @@ class LeJEPA(PretrainMethod):
         prediction = prediction_loss(z, len(whole))
         loss = self.sigreg_weight * sigreg + (1.0 - self.sigreg_weight) * prediction
         metrics = {"sigreg": sigreg.detach(), "prediction": prediction.detach()}
-        return Step(loss, metrics | health(whole, z))
+        return Step(loss, metrics | collapse_metrics(whole, z))

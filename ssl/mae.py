@@ -16,9 +16,9 @@ from ..core.model.sincos import fix_positions, sincos
 from ..core.model.vit_blocks import last_tokens
 from ..core.model.vit_tokens import embed, keep_patches, plain_vit, take, transform
 from ..core.numerics import wide
-from .parts.checks import narrow_vit
+from .parts.checks import check_vit_width
 from .parts.patches import patchify, unpatchify
-from .watch.collapse import health
+from .watch.collapse import collapse_metrics
 
 
 def mae_loss(prediction: Tensor, patches: Tensor, norm_pix: bool) -> Tensor:
@@ -38,7 +38,7 @@ class Reconstruction(NamedTuple):
     masked: Tensor  # bool [N, L]
 
 
-class Decoder(nn.Module):
+class MAEDecoder(nn.Module):
     """Visible tokens and mask tokens, put back in place, through a few ViT blocks to pixels."""
 
     positions: Tensor
@@ -109,7 +109,7 @@ class MAE(PretrainMethod):
         vit = plain_vit(backbone, "mae")
         if not 0.0 < mask_ratio < 1.0:
             raise UserError(f"method.mask_ratio: must lie between 0 and 1, got {mask_ratio}")
-        narrow_vit("decoder", decoder_dim, decoder_heads)
+        check_vit_width("decoder", decoder_dim, decoder_heads)
         self.backbone, self.norm_pix = backbone, norm_pix
         grid = vit.patch_embed.grid_size
         self.patch = vit.patch_embed.patch_size[0]
@@ -121,7 +121,7 @@ class MAE(PretrainMethod):
             )
         out = self.patch**2 * vit.patch_embed.proj.in_channels
         prefix = vit.num_prefix_tokens
-        self.decoder = Decoder(vit.embed_dim, grid, prefix, out, decoder_dim, decoder_depth, decoder_heads)
+        self.decoder = MAEDecoder(vit.embed_dim, grid, prefix, out, decoder_dim, decoder_depth, decoder_heads)
         if not backbone.provenance:
             _initialise(vit)
 
@@ -132,7 +132,7 @@ class MAE(PretrainMethod):
         tokens = self.encode(images, keep)
         prediction = self.decoder.hidden(tokens, keep, wanted)
         loss = mae_loss(prediction, take(patchify(images, self.patch), wanted), self.norm_pix)
-        return Step(loss, health(tokens[:, self.decoder.prefix :].mean(1)))
+        return Step(loss, collapse_metrics(tokens[:, self.decoder.prefix :].mean(1)))
 
     def reconstruct(self, images: Tensor, draws: Draws) -> Reconstruction:
         """Encode the visible patches of [N, C, H, W] and predict all of them."""

@@ -20,9 +20,9 @@ from ..core.model.encode import encode
 from ..core.model.sincos import fix_positions
 from ..core.numerics import wide
 from ..core.train.schedules import cosine
-from .parts.checks import above_zero, fraction
+from .parts.checks import check_fraction, check_positive
 from .parts.heads import mlp, predictor, project
-from .watch.collapse import health
+from .watch.collapse import collapse_metrics
 
 
 def cosines(queries: Tensor, keys: Tensor) -> Tensor:
@@ -71,8 +71,8 @@ class MoCoV3(PretrainMethod):
         stop_patch_embed: bool = False,
     ) -> None:
         super().__init__()
-        above_zero("temperature", temperature, "0.2 to 1 is usual")
-        fraction("momentum", momentum, "0.99 to 0.999 is usual")
+        check_positive("temperature", temperature, "0.2 to 1 is usual")
+        check_fraction("momentum", momentum, "0.99 to 0.999 is usual")
         self.backbone, self.chunk, self.temperature, self.momentum = backbone, chunk, temperature, momentum
         self.projector = mlp([backbone.feature_dim, *projection], last="plain-norm", key="method.projection")
         last = "plain-norm" if prediction_norm else "plain-linear"
@@ -98,7 +98,7 @@ class MoCoV3(PretrainMethod):
         own = torch.arange(keys.shape[1], device=keys.device)[own_rows(n)]
         loss = info_nce(similarities, own, self.temperature)
         found = (similarities.detach().argmax(-1) == own).float().mean()
-        return Step(loss, {**health(features, projections), "accuracy": found})
+        return Step(loss, {**collapse_metrics(features, projections), "accuracy": found})
 
     def after_step(self, progress: float) -> None:
         """The momentum encoder's step; in the authors' code it comes first in the next step, with the same weights."""

@@ -18,7 +18,7 @@ from .simsiam import SimSiam
 from .swav import SwAV
 from .vicreg import VICReg
 
-METHODS = register(
+PRETRAIN_METHODS = register(
     PretrainMethod,
     {
         "simclr": SimCLR,

@@ -12,9 +12,9 @@ from ..core.method import PretrainMethod, Step, Views
 from ..core.model.backbone import Backbone
 from ..core.model.encode import encode
 from ..core.numerics import wide
-from .parts.checks import above_zero
+from .parts.checks import check_positive
 from .parts.heads import mlp, project
-from .watch.collapse import health
+from .watch.collapse import collapse_metrics
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float, rows: slice = slice(None)) -> Tensor:
@@ -57,7 +57,7 @@ class SimCLR(PretrainMethod):
         projection: tuple[int, ...] = (2048, 128),
     ) -> None:
         super().__init__()
-        above_zero("temperature", temperature, "0.1 to 0.5 is usual")
+        check_positive("temperature", temperature, "0.1 to 0.5 is usual")
         self.backbone, self.chunk, self.temperature = backbone, chunk, temperature
         self.projector = mlp([backbone.feature_dim, *projection], last="norm", key="method.projection")
 
@@ -68,4 +68,4 @@ class SimCLR(PretrainMethod):
         features = encode(self.backbone, batch.images, self.chunk)  # [2, N, D]
         first, second = (gather(z) for z in project(self.projector, features))
         loss = nt_xent(first, second, self.temperature, own_rows(batch.images.shape[1]))
-        return Step(loss, health(features, torch.stack([first, second])))
+        return Step(loss, collapse_metrics(features, torch.stack([first, second])))

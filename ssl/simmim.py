@@ -21,9 +21,9 @@ from ..core.model.backbone import Backbone
 from ..core.model.vit_tokens import embed, plain_vit, transform
 from ..core.numerics import wide
 from .parts.masks import enlarge, random_units
-from .watch.collapse import health
+from .watch.collapse import collapse_metrics
 
-SWINS = (SwinTransformer, SwinTransformerV2)
+SWIN_CLASSES = (SwinTransformer, SwinTransformerV2)
 
 
 def simmim_loss(prediction: Tensor, images: Tensor, hidden: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class SimMIM(PretrainMethod):
         norm_target: int | None = None,
     ) -> None:
         super().__init__()
-        model = backbone.model if isinstance(backbone.model, SWINS) else _vit(backbone)
+        model = backbone.model if isinstance(backbone.model, SWIN_CLASSES) else _vit(backbone)
         if isinstance(model, VisionTransformer):
             stride, width = int(model.patch_embed.patch_size[0]), model.embed_dim
         else:
@@ -137,7 +137,7 @@ class SimMIM(PretrainMethod):
             with torch.autocast(images.device.type, enabled=False):
                 mean, deviation = local_statistics(images, self.norm_target)
                 target = (images - mean) / deviation
-        return Step(simmim_loss(out.prediction, target, out.hidden), health(out.features.detach()))
+        return Step(simmim_loss(out.prediction, target, out.hidden), collapse_metrics(out.features.detach()))
 
     def reconstruct(self, images: Tensor, draws: Draws) -> Painting:
         """Hide units of [N, C, H, W] and predict all pixels."""
@@ -152,7 +152,7 @@ class SimMIM(PretrainMethod):
             tokens = transform(model, embed(model, images, hidden.flatten(1), self.mask_token))
             tokens = tokens[:, model.num_prefix_tokens :]
             return tokens.transpose(1, 2).unflatten(2, hidden.shape[1:])
-        assert isinstance(model, SWINS)
+        assert isinstance(model, SWIN_CLASSES)
         x = model.patch_embed(images)  # [N, h, w, D]
         x = torch.where(hidden[..., None], self.mask_token.to(x.dtype), x)
         return model.norm(model.layers(x)).permute(0, 3, 1, 2)

@@ -11,7 +11,7 @@ from ..core.model.backbone import Backbone
 from ..core.model.encode import encode
 from ..core.numerics import wide
 from .parts.heads import mlp, predictor, project
-from .watch.collapse import health
+from .watch.collapse import collapse_metrics
 
 
 def negative_cosine(predictions: Tensor, targets: Tensor) -> Tensor:
@@ -62,4 +62,4 @@ class SimSiam(PretrainMethod):
         projections = project(self.projector, features)
         predictions = project(self.predictor, projections)
         targets = projections.detach() if self.stop_gradient else projections
-        return Step(negative_cosine(predictions, targets), health(features, projections))
+        return Step(negative_cosine(predictions, targets), collapse_metrics(features, projections))

@@ -12,10 +12,10 @@ from ..core.errors import UserError
 from ..core.method import PretrainMethod, Step, Views
 from ..core.model.backbone import Backbone
 from ..core.model.encode import encode, with_local
-from .parts.checks import above_zero, fraction
+from .parts.checks import check_fraction, check_positive
 from .parts.heads import mlp, project
-from .parts.prototypes import assignment_health, crops_loss, sinkhorn
-from .watch.collapse import health
+from .parts.prototypes import assignment_metrics, crops_loss, sinkhorn
+from .watch.collapse import collapse_metrics
 
 
 class SwAV(PretrainMethod):
@@ -51,12 +51,12 @@ class SwAV(PretrainMethod):
     ) -> None:
         super().__init__()
         for key, value in {"temperature": temperature, "epsilon": epsilon}.items():
-            above_zero(key, value, "0.03 to 0.1 is usual")
+            check_positive(key, value, "0.03 to 0.1 is usual")
         for key, value, least in (("prototypes", prototypes, 2), ("iterations", iterations, 1), ("queue", queue, 0)):
             if value < least:
                 raise UserError(f"method.{key}: expected {least} or more, got {value}")
         for key, value in {"freeze_prototypes": freeze_prototypes, "queue_from": queue_from}.items():
-            fraction(key, value, "0.01 is a hundredth of the training")
+            check_fraction(key, value, "0.01 is a hundredth of the training")
         backbone.allow_any_size("swav")
         self.backbone, self.chunk, self.temperature = backbone, chunk, temperature
         self.epsilon, self.iterations = epsilon, iterations
@@ -77,7 +77,7 @@ class SwAV(PretrainMethod):
             logits = F.linear(z, self.prototypes)  # cosines, [2 + L, N, K]
             codes = self.codes(z[: self.views].detach(), logits[: self.views].detach(), progress)
         loss = crops_loss(codes, logits, self.temperature)
-        return Step(loss, health(features, z[: self.views]) | assignment_health(codes, loss))
+        return Step(loss, collapse_metrics(features, z[: self.views]) | assignment_metrics(codes, loss))
 
     @torch.no_grad()
     def codes(self, z: Tensor, logits: Tensor, progress: float) -> Tensor:

@@ -14,9 +14,9 @@ from ..core.model.encode import encode
 from ..core.numerics import wide
 from .barlow import off_diagonal
 from .parts.heads import mlp, project
-from .watch.collapse import health
+from .watch.collapse import collapse_metrics
 
-EPSILON = 1e-4  # of eq. 2
+VARIANCE_EPSILON = 1e-4  # of eq. 2
 
 
 def invariance(first: Tensor, second: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def variance(z: Tensor) -> Tensor:
     """v(Z), eq. 1 and 2: by how much the standard deviation of each dimension of [N, D] falls short of 1, on average."""
     with torch.autocast(z.device.type, enabled=False):
         z = wide(z)
-        return F.relu(1.0 - (z.var(0) + EPSILON).sqrt()).mean()
+        return F.relu(1.0 - (z.var(0) + VARIANCE_EPSILON).sqrt()).mean()
 
 
 def covariance(z: Tensor) -> Tensor:
@@ -87,4 +87,4 @@ class VICReg(PretrainMethod):
         }
         loss = torch.stack([weight * terms[name] for name, weight in self.weights.items()]).sum()
         watched = {name: term.detach() for name, term in terms.items()}
-        return Step(loss, {**health(features, torch.stack([first, second])), **watched})
+        return Step(loss, {**collapse_metrics(features, torch.stack([first, second])), **watched})

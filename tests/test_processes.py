@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from rootstock.core.errors import UserError
 from rootstock.core.model.backbone import WEIGHTS
 from rootstock.launch.verbs import execute
-from rootstock.ssl.registry import METHODS as PRETRAINING
+from rootstock.ssl.registry import PRETRAIN_METHODS as PRETRAINING
 from rootstock.tests.ssl import cases
 
 STEPS, BATCH = 20, 32

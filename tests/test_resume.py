@@ -17,7 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from rootstock.ssl.registry import METHODS
+from rootstock.ssl.registry import PRETRAIN_METHODS
 from rootstock.tests.ssl import cases
 
 STEPS, EVERY = 22, 4
@@ -176,7 +176,7 @@ def test_three_kills_change_nothing(case: str, rootstock: CommandLine, tmp_path:
     assert (weights(killed), rows(killed)) == before
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(PRETRAIN_METHODS))
 def test_every_method_resumes_to_the_same_bits(method: str, rootstock: CommandLine, tmp_path: Path) -> None:
     """With the views and kind of step of its config; queues, teachers, centres and schedules are in use on both sides of the kill."""
     steps, killed_at = 12, random.Random(method).choice([5, 6, 7, 9, 10])

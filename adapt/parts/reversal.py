@@ -20,7 +20,7 @@ class _Reverse(torch.autograd.Function):
         return -ctx.weight * grads[0], None
 
 
-def reverse(x: Tensor, weight: float | Tensor) -> Tensor:
+def reverse_gradient(x: Tensor, weight: float | Tensor) -> Tensor:
     """The identity forward; backward multiplies the gradient by -weight."""
     return _Reverse.apply(x, weight)  # pyright: ignore[reportReturnType]
 

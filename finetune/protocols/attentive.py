@@ -24,15 +24,15 @@ from ...core.train.schedules import cosine
 from .logreg import stratified_slice
 
 # Heads by default, where the width of the tokens allows so many.
-HEADS = 8
+MAX_HEADS = 8
 # A channel that varies less than this part of the channels' root mean square is nearly dead: it is not blown up to the others'.
-FLOOR = 0.01
+SCALE_FLOOR = 0.01
 # Tokens are looked at in blocks of this many numbers (64 MB in float32).
-BLOCK = 1 << 24
+TOKEN_BLOCK = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class AttentiveTraining:
     """How the probe is trained: by AdamW with a cosine to 0, one candidate for each pair of a rate and a decay.
 
     heads: must divide a token's numbers; by default 8, or as many as do. queries: learned ones, whose answers are averaged.
@@ -63,7 +63,7 @@ class Training:
 
     def heads_of(self, width: int) -> int:
         """The number of heads for tokens of `width` numbers. Raises UserError."""
-        heads = self.heads or math.gcd(width, HEADS)
+        heads = self.heads or math.gcd(width, MAX_HEADS)
         if width % heads:
             raise UserError(
                 f"evaluate.attentive.heads: {heads} do not divide the {width} numbers of a token; leave heads out, "
@@ -101,7 +101,7 @@ class Probe(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_classes))
 
 
-def logits(probes: Sequence[Probe], x: Tensor) -> Tensor:
+def probe_logits(probes: Sequence[Probe], x: Tensor) -> Tensor:
     """Standardised tokens [N, L, D] -> [C, N, K], of C probes each its own.
 
     Neither keys nor values of tokens are formed: q . (W x) = (W^T q) . x, and a mean of W x is W times the mean. That is the same
@@ -119,7 +119,7 @@ def logits(probes: Sequence[Probe], x: Tensor) -> Tensor:
     return torch.baddbmm(bias[:, None], layer_norm(gathered, [width]), weight.mT)
 
 
-class Fitted(NamedTuple):
+class FittedProbes(NamedTuple):
     """Trained candidates and how their tokens are standardised."""
 
     probes: list[Probe]
@@ -132,7 +132,7 @@ class Fitted(NamedTuple):
     def logits(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:
         """[M, L, D] on the CPU, of them `rows` -> float32 [C, M, K] on the CPU."""
         rows = torch.arange(len(tokens)) if rows is None else rows
-        parts = [logits(self.probes, self.standard(tokens, some)).cpu() for some in _blocks(tokens, rows)]
+        parts = [probe_logits(self.probes, self.standard(tokens, some)).cpu() for some in _blocks(tokens, rows)]
         return torch.cat(parts, 1)
 
     def predict(self, tokens: Tensor) -> Tensor:
@@ -146,8 +146,13 @@ class Fitted(NamedTuple):
 
 
 def fit_choosing(
-    tokens: Tensor, labels: Tensor, num_classes: int, training: Training, seed: int, device: torch.device | str = "cpu"
-) -> Fitted:
+    tokens: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    training: AttentiveTraining,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> FittedProbes:
     """Train each candidate on 80 % of the training set, take the best on the rest, and train it anew on the whole set.
 
     tokens: float16 or float32 [N, L, D] on the CPU; labels: int64 [N] in 0..num_classes-1. device: where the training happens.
@@ -188,11 +193,11 @@ def _train(
     labels: Tensor,
     rows: Tensor,
     num_classes: int,
-    training: Training,
+    training: AttentiveTraining,
     grid: Sequence[tuple[float, float]],
     seed: int,
     device: torch.device | str,
-) -> Fitted:
+) -> FittedProbes:
     """AdamW with the cosine to 0 on `rows` of the training set, every candidate on the same batches from the same start.
 
     The sum of their losses gives each its own gradient. No decay of queries and bias, which vectors are commonly spared.
@@ -200,7 +205,7 @@ def _train(
     width = tokens.shape[2]
     heads = training.heads_of(width)
     probes = [Probe(width, num_classes, heads, training.queries, seed).to(device) for _ in grid]
-    fitted = Fitted(probes, list(grid), *_moments(tokens, rows, device), selected=False)
+    fitted = FittedProbes(probes, list(grid), *_moments(tokens, rows, device), selected=False)
     groups = []
     for probe, (lr, decay) in zip(probes, grid, strict=True):
         matrices, vectors = [probe.key, probe.value, probe.weight], [probe.query, probe.bias]
@@ -213,7 +218,7 @@ def _train(
         few = rows[places]
         for group in optimizer.param_groups:
             group["lr"] = cosine(group["peak"], 0.0, step / steps)
-        found = logits(probes, fitted.standard(tokens, few))
+        found = probe_logits(probes, fitted.standard(tokens, few))
         target = labels[few].to(device).expand(len(probes), -1)
         optimizer.zero_grad(set_to_none=True)
         (cross_entropy(found.flatten(0, 1), target.flatten()) * len(probes)).backward()
@@ -231,10 +236,10 @@ def _moments(tokens: Tensor, rows: Tensor, device: torch.device | str) -> tuple[
     for some in _blocks(tokens, rows):
         square += (tokens[some].to(device, torch.float64) - mean).square().sum((0, 1))
     variance = square / count
-    scale = variance.sqrt().clamp(min=FLOOR * float(variance.mean().sqrt()))
+    scale = variance.sqrt().clamp(min=SCALE_FLOOR * float(variance.mean().sqrt()))
     return mean.float(), torch.where(scale > 0, scale, 1.0).float()
 
 
 def _blocks(tokens: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
     """`rows` in blocks of BLOCK numbers of tokens at most."""
-    return rows.split(max(1, BLOCK // max(1, tokens[0].numel())))
+    return rows.split(max(1, TOKEN_BLOCK // max(1, tokens[0].numel())))

@@ -20,11 +20,11 @@ from torch.nn.functional import cross_entropy, one_hot
 from ...core.draws import Draws
 from ...core.errors import UserError
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 # The grid of DINOv2's evaluation (Oquab et al. 2023, arXiv:2304.07193): 45 values from 1e-6 to 1e5.
-GRID: tuple[float, ...] = tuple(float(c) for c in np.logspace(-6, 5, 45))
-ITERATIONS = 1000
+C_GRID: tuple[float, ...] = tuple(float(c) for c in np.logspace(-6, 5, 45))
+MAX_ITERATIONS = 1000
 # The largest entry of the mean loss's gradient that counts as converged. At scikit-learn's 1e-4 the weak penalties stop
 # where the next stronger one ended, and the grid has nothing to choose from.
 TOLERANCE = 1e-5
@@ -59,7 +59,7 @@ def logistic_regression(
     num_classes: int,
     *,
     seed: int,
-    values_of_C: Sequence[float] = GRID,
+    values_of_C: Sequence[float] = C_GRID,
 ) -> tuple[Tensor, float]:
     """(predictions int64 [M], the chosen C); see `fit_choosing_C`."""
     model = fit_choosing_C(train_x, train_y, num_classes, seed=seed, values_of_C=values_of_C)
@@ -72,7 +72,7 @@ def fit_choosing_C(
     num_classes: int,
     *,
     seed: int,
-    values_of_C: Sequence[float] = GRID,
+    values_of_C: Sequence[float] = C_GRID,
     fraction: float = 0.2,
 ) -> LogisticRegression:
     """Fit on 1 - fraction of train for each C, take the best on the rest, and refit on all of train.
@@ -90,7 +90,7 @@ def fit_choosing_C(
         return _fit_path(x, y, grid)[0]
     held_out = stratified_slice(y, fraction=fraction, seed=seed).to(x.device)
     if not bool(held_out.any()):
-        log.warning("logistic regression: too few images to hold any out; C = %g is taken, not chosen", DEFAULT_C)
+        _log.warning("logistic regression: too few images to hold any out; C = %g is taken, not chosen", DEFAULT_C)
         return _fit_path(x, y, [DEFAULT_C])[0]
     best = _best(x, y, held_out, grid)
     # It starts from what was chosen, to be the same estimator where the iterations end before convergence.
@@ -166,7 +166,12 @@ def _minimise(x: Tensor, target: Tensor, k: int, c: float, start: np.ndarray) ->
         gradient = torch.cat([error.T @ x + weight / (c * n), error.sum(dim=0)[:, None]], dim=1)
         return float(loss), gradient.flatten().cpu().numpy()
 
-    options = {"maxiter": ITERATIONS, "maxfun": 2 * ITERATIONS, "gtol": TOLERANCE, "ftol": 64 * np.finfo(float).eps}
+    options = {
+        "maxiter": MAX_ITERATIONS,
+        "maxfun": 2 * MAX_ITERATIONS,
+        "gtol": TOLERANCE,
+        "ftol": 64 * np.finfo(float).eps,
+    }
     return minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x
 
 

@@ -20,8 +20,8 @@ from ...core.draws import Draws
 from ...core.errors import UserError
 from ...core.evaluate.knn import knn_predict, neighbours, vote
 from ...core.evaluate.metrics import classification, mean_interval
-from .attentive import Training, fit_choosing
-from .logreg import GRID, fit_choosing_C, stratified_slice
+from .attentive import AttentiveTraining, fit_choosing
+from .logreg import C_GRID, fit_choosing_C, stratified_slice
 
 # `linear` tries these C by default: one a decade.
 COARSE_GRID: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1e0, 1e1, 1e2, 1e3)
@@ -84,7 +84,7 @@ def linear(
 
 def logreg(train_x: Tensor, train_y: Tensor, tests: Tests, classes: Sequence[str], seed: int) -> Outcome:
     """DINOv2's logistic regression (Oquab et al. 2023, arXiv:2304.07193): 45 values of C, 1e-6 to 1e5."""
-    return _linear("logreg", train_x, train_y, tests, classes, seed, GRID)
+    return _linear("logreg", train_x, train_y, tests, classes, seed, C_GRID)
 
 
 def attentive(
@@ -100,7 +100,7 @@ def attentive(
 
     train_x: [N, L, D] on the CPU and tests the same; device: where the probe is trained.
     """
-    training = Training(**options)
+    training = AttentiveTraining(**options)
     model = fit_choosing(train_x, train_y, len(classes), training, seed, device)
     outcome = _empty("train-split" if model.selected else "last")
     if model.selected:

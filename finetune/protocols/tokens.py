@@ -19,10 +19,10 @@ from ...core.images.damage import read_or_neighbour
 from ...core.images.open import Images
 from ...core.model.backbone import Backbone
 from ...core.views.view import Evaluation
-from .attentive import Training
+from .attentive import AttentiveTraining
 
 # Rows that are looked through at once for numbers that are not finite.
-ROWS = 4096
+ROWS_PER_CHECK = 4096
 
 
 class Tokens(nn.Module):
@@ -40,7 +40,7 @@ def extract_tokens(
     backbone: Backbone,
     sets: Sequence[Images],
     view: Evaluation,
-    training: Training,
+    training: AttentiveTraining,
     *,
     device: torch.device,
     workers: int,
@@ -62,7 +62,7 @@ def extract_tokens(
             extract(Tokens(backbone), images, view, device=device, workers=workers, axes=2, dtype=dtype)
             for images in sets
         ]
-        if all(bool(part.isfinite().all()) for found in tokens for part in found.split(ROWS)):
+        if all(bool(part.isfinite().all()) for found in tokens for part in found.split(ROWS_PER_CHECK)):
             return tokens
         if dtype == torch.float16:
             log("attentive probe: some tokens are beyond float16; they are extracted again in float32")

@@ -15,12 +15,12 @@ from torch import Tensor
 from ...core.draws import Draws
 
 ASPECT = 0.3  # the smallest height / width of a block; the largest is its inverse
-PATIENCE = 10  # tries in a row that may fail
+MAX_FAILURES = 10  # tries in a row that may fail
 # Of the authors' loops 99 % end within 31 tries (iBOT's; 23 in DINOv2's); the others lose the last patches at most.
 TRIES = 32
 
 
-def blockwise(draws: Draws, grid: tuple[int, int], wanted: Tensor, least: int) -> Tensor:
+def blockwise_masks(draws: Draws, grid: tuple[int, int], wanted: Tensor, least: int) -> Tensor:
     """Masks of rectangles, bool [N, V, rows, columns], True where hidden.
 
     wanted: int64 [N, V], how many patches to hide; that many or, where no more block fits, a few less are hidden. least: the
@@ -45,7 +45,7 @@ def blockwise(draws: Draws, grid: tuple[int, int], wanted: Tensor, least: int) -
         added = inside_rows[..., :, None] & inside_columns[..., None, :] & ~mask
         gain = added.sum((-2, -1))
         # A block is smaller than the grid, and hides something but not more than is wanted.
-        fits = (extent < sides).all(-1) & (gain > 0) & (gain <= left) & (failed < PATIENCE)
+        fits = (extent < sides).all(-1) & (gain > 0) & (gain <= left) & (failed < MAX_FAILURES)
         mask = mask | (added & fits[..., None, None])
         left = left - gain * fits
         failed = torch.where(fits, 0, failed + 1)
@@ -53,10 +53,10 @@ def blockwise(draws: Draws, grid: tuple[int, int], wanted: Tensor, least: int) -
 
 
 # Unrolled, the loop would take a compiler minutes.
-_uncompiled: Callable[[Draws, tuple[int, int], Tensor, int], Tensor] = torch.compiler.disable(blockwise)  # pyright: ignore[reportAssignmentType]
+_uncompiled: Callable[[Draws, tuple[int, int], Tensor, int], Tensor] = torch.compiler.disable(blockwise_masks)  # pyright: ignore[reportAssignmentType]
 
 
-def most_hidden(grid: tuple[int, int], ratio: tuple[float, float]) -> int:
+def max_hidden(grid: tuple[int, int], ratio: tuple[float, float]) -> int:
     """The most patches that a mask of `view_masks` hides, 1 at least."""
     return max(1, math.floor(grid[0] * grid[1] * ratio[1]))
 
@@ -70,6 +70,6 @@ def view_masks(
     """
     count = grid[0] * grid[1]
     part = draws.uniform("mask/ratio", views, low=ratio[0], high=ratio[1]).double()
-    wanted = (part * count).floor().long().clamp(max=most_hidden(grid, ratio))
+    wanted = (part * count).floor().long().clamp(max=max_hidden(grid, ratio))
     wanted = torch.where(draws.bernoulli("mask/used", probability, views), wanted, 0)
     return _uncompiled(draws.stream("mask"), grid, wanted, least).flatten(2).transpose(0, 1)

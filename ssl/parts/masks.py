@@ -27,7 +27,7 @@ def enlarge(mask: Tensor, factor: int) -> Tensor:
     return mask.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
 
 
-def blocks(draws: Draws, grid: Grid, count: int, scale: Range, aspect: Range) -> Tensor:
+def random_blocks(draws: Draws, grid: Grid, count: int, scale: Range, aspect: Range) -> Tensor:
     """`count` rectangles of one size, at places of their own: bool [N, count, rows, columns], True inside.
 
     scale: the range of their area, as a part of the grid's. aspect: that of height / width. As in the code of Assran et al. 2023
@@ -45,7 +45,7 @@ def blocks(draws: Draws, grid: Grid, count: int, scale: Range, aspect: Range) ->
 
 
 def block_sizes(grid: Grid, scale: Range, aspect: Range) -> list[Grid]:
-    """Every (height, width) that `blocks` draws: what a method has to know to have static shapes."""
+    """Every (height, width) that `random_blocks` draws: what a method has to know to have static shapes."""
     cells, steps = grid[0] * grid[1], {0.0, 1.0}
     for area in range(1, cells + 1):
         steps.add(_reaches(area / cells, scale))
@@ -76,7 +76,7 @@ def _between(index: Tensor, start: Tensor, length: Tensor) -> Tensor:
     return (index >= start[..., None]) & (index < (start + length)[..., None])
 
 
-def without(block: Tensor, targets: Tensor, least: int) -> Tensor:
+def remove_targets(block: Tensor, targets: Tensor, least: int) -> Tensor:
     """What the targets leave of a block, bool [N, rows, columns].
 
     block: bool [N, rows, columns]. targets: bool [N, K, rows, columns]. Where fewer than `least` cells would be left, the last
@@ -88,21 +88,21 @@ def without(block: Tensor, targets: Tensor, least: int) -> Tensor:
     return choices.gather(1, removed.view(-1, 1, 1, 1).expand(-1, 1, *block.shape[1:]))[:, 0]
 
 
-def some_of(mask: Tensor, order: Tensor, most: int) -> Tensor:
+def keep_first(mask: Tensor, order: Tensor, most: int) -> Tensor:
     """Of the True places of each row of bool [N, L] the first `most` in an order of the places, int64 [N, L]; all if fewer."""
     there = mask.gather(1, order)
     kept = there & (there.cumsum(1) <= most)
     return torch.zeros_like(mask).scatter(1, order, kept)
 
 
-def listed(mask: Tensor, length: int) -> tuple[Tensor, Tensor]:
+def true_indices(mask: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """The True places of each row of bool [..., L], in order, padded with others: int64 and bool [..., length], True if real."""
     index = (~mask).int().argsort(dim=-1, stable=True)[..., :length]
     return index, torch.arange(length, device=mask.device) < mask.sum(-1, keepdim=True)
 
 
-def real_ones(index: Tensor, real: Tensor, length: int) -> Tensor:
-    """Where shapes may depend on what was drawn, the places of `listed` that are real, among all rows one after the other.
+def drop_padding(index: Tensor, real: Tensor, length: int) -> Tensor:
+    """Where shapes may depend on what was drawn, the places of `true_indices` that are real, among all rows one after the other.
 
     index: int64 [..., K], into rows of `length`; real: bool [..., K]. Returns int64 [R], or the index as it is: elsewhere, and
     where none is real.
@@ -113,8 +113,8 @@ def real_ones(index: Tensor, real: Tensor, length: int) -> Tensor:
     return (index + first.view(*index.shape[:-1], 1))[real]
 
 
-def picked(patches: Tensor, index: Tensor) -> Tensor:
-    """Patches [..., L, D] at an index of `listed`, [..., K] -> [..., K, D], or of `real_ones`, [R] -> [R, D]."""
+def gather_patches(patches: Tensor, index: Tensor) -> Tensor:
+    """Patches [..., L, D] at an index of `true_indices`, [..., K] -> [..., K, D], or of `drop_padding`, [R] -> [R, D]."""
     if index.ndim == 1 < patches.ndim - 1:
         return patches.flatten(0, -2)[index]
     return take(patches, index)

@@ -18,7 +18,7 @@ from .heads import project
 Reduce = Callable[[Tensor], Tensor]
 
 
-def alone(local: Tensor) -> Tensor:
+def no_reduction(local: Tensor) -> Tensor:
     """The sum over processes, of one process."""
     return local
 
@@ -80,7 +80,7 @@ class PrototypeHead(nn.Module):
 
 
 @torch.no_grad()
-def center_update(center: Tensor, teacher_logits: Tensor, momentum: float, reduce: Reduce = alone) -> Tensor:
+def center_update(center: Tensor, teacher_logits: Tensor, momentum: float, reduce: Reduce = no_reduction) -> Tensor:
     """The centre's next value, m c + (1 - m) times the mean logits (Caron et al. 2021, arXiv:2104.14294, eq. 4).
 
     center: [K]. teacher_logits: [..., K], of this process. reduce: sums tensors over processes, so that the mean is that of all.
@@ -98,7 +98,7 @@ def sinkhorn(
     logits: Tensor,
     temperature: float | Tensor,
     iterations: int = 3,
-    reduce: Reduce = alone,
+    reduce: Reduce = no_reduction,
     counted: Tensor | None = None,
 ) -> Tensor:
     """Assignments that use every prototype equally (Cuturi 2013, arXiv:1306.0895; Caron et al. 2020, arXiv:2006.09882, eq. 3-5).
@@ -151,7 +151,7 @@ def crops_loss(targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
 
 
 @torch.no_grad()
-def assignment_health(targets: Tensor, loss: Tensor) -> dict[str, Tensor]:
+def assignment_metrics(targets: Tensor, loss: Tensor) -> dict[str, Tensor]:
     """Scalars for `Step.metrics`: do targets collapse, to one prototype or to all of them evenly (DINO, section 5.3 and figure 7)?
 
     targets: probabilities [..., K] of this process. loss: the mean cross-entropy with them. target_entropy: the mean entropy of a

@@ -15,15 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # A fresh ViT on small pictures, mean-pooled, has a feature_std of 0.06; methods that learn have 0.1 to 1.
-LEAST_STD = 0.005
+MIN_STD = 0.005
 # Where SimSiam lacks its stop-gradient, cosines pass 0.7 within tens of steps while views stay at chance, 0.5 to 0.56.
-AGREEING, TOLD_APART = 0.7, 0.65
+HIGH_COSINE, LOW_AUC = 0.7, 0.65
 # DINO in training: 0.1 to 2; a SwAV whose codes had become even: 0.003 to 0.02.
-LEAST_INFORMATION = 0.02
+MIN_INFORMATION = 0.02
 
 
 @torch.no_grad()
-def health(features: Tensor, embeddings: Tensor | None = None) -> dict[str, Tensor]:
+def collapse_metrics(features: Tensor, embeddings: Tensor | None = None) -> dict[str, Tensor]:
     """Scalars for `Step.metrics`.
 
     features: [V, N, D] or [N, D] of the backbone. embeddings: [V, N, E], what the loss compares, of all processes or of this one.
@@ -84,7 +84,7 @@ class CollapseAlarm:
             for known in earlier:
                 if "loss" in known and known["step"] < step:
                     self(known["step"], known)
-        found = collapsed(row)
+        found = describe_collapse(row)
         certain = found is not None and self.before is not None
         self.before = found
         if not certain or self.told:
@@ -96,19 +96,19 @@ class CollapseAlarm:
         )
 
 
-def collapsed(row: Mapping[str, float]) -> str | None:
+def describe_collapse(row: Mapping[str, float]) -> str | None:
     """What has collapsed, in words, by the metrics of one row; None if nothing has, or nothing is told of it."""
     if "prototypes_used" in row:
         # What a target tells of its image, in nats: nothing if all get one prototype, and nothing if all get all of them evenly.
         information = math.log(max(1.0, row["prototypes_used"])) - row["target_entropy"]
-        if information < LEAST_INFORMATION:
+        if information < MIN_INFORMATION:
             return f"all images get the same prototypes (targets tell {max(0.0, information):.2g} nats of their image)"
     elif "positive_auc" in row:
         # Without prototypes, views agree for one of two reasons: they are of one image, or all images are one.
         cosine, auc = row["positive_cosine"], row["positive_auc"]
-        if cosine > AGREEING and auc < TOLD_APART:
+        if cosine > HIGH_COSINE and auc < LOW_AUC:
             return f"views of an image agree (cosine {cosine:.2f}), but so do all others (told apart {auc:.0%} of the time, chance is 50%)"
     for name in ("embedding", "feature"):
-        if (spread := row.get(f"{name}_std")) is not None and spread < LEAST_STD:
+        if (spread := row.get(f"{name}_std")) is not None and spread < MIN_STD:
             return f"all images get nearly the same {name} ({name}_std {spread:.2g})"
     return None

@@ -28,8 +28,8 @@ from ...core.views.multiview import Multiview
 from ...core.views.view import Evaluation, stack_pictures
 from . import spectrum
 
-WATCHED_AT_ONCE = 256
-FEWEST = 16  # images, below which a spectrum says nothing
+WATCH_BATCH = 256
+MIN_IMAGES = 16  # images, below which a spectrum says nothing
 
 
 def knn_options(*, k: int = 20, temperature: float = 0.07) -> None:
@@ -70,7 +70,7 @@ class Probes:
         self.last = features, self._score(method.backbone, features)
         return self.last[1]
 
-    def conclude(self, method: Any) -> dict[str, float]:
+    def final_scores(self, method: Any) -> dict[str, float]:
         """What `fit`'s last evaluation, after its last step, found, and the map of the tests' features."""
         if self.last is None:  # a run that resumes when all steps are done has not evaluated
             self(method)
@@ -155,9 +155,9 @@ class Watch:
         self, train: Images, view: Evaluation, augment: Multiview, run: Run, *, images: int = 256, views: int = 4
     ) -> None:
         """Raises UserError for numbers too small to measure anything."""
-        if images < FEWEST or views < 2:
+        if images < MIN_IMAGES or views < 2:
             raise UserError(
-                f"evaluate.watch: expected {FEWEST} images or more in 2 views or more, got {images} and {views}; null leaves it out"
+                f"evaluate.watch: expected {MIN_IMAGES} images or more in 2 views or more, got {images} and {views}; null leaves it out"
             )
         n = min(images, len(train))
         chosen = permute(run.seed, "watch", len(train), torch.arange(n))
@@ -167,7 +167,7 @@ class Watch:
 
     def __call__(self, method: Any) -> dict[str, float]:
         """The evaluator that `fit` calls."""
-        if len(self.images) < FEWEST:
+        if len(self.images) < MIN_IMAGES:
             return {}
         features = self._features(method.backbone)
         self.last = features[:, 0]
@@ -183,7 +183,7 @@ class Watch:
         }
         return {name: value for name, value in found.items() if math.isfinite(value)}
 
-    def conclude(self, method: Any) -> None:
+    def save_map(self, method: Any) -> None:
         """The map of the watched images' features, of which there may be no labels."""
         if self.last is None:  # a run that resumes when all steps are done has not evaluated
             self(method)
@@ -200,8 +200,8 @@ class Watch:
         own = [min(i, n - 1) for i in range(rank() * share, (rank() + 1) * share)]  # the last one again fills up
         parts = []
         with evaluating(backbone), torch.inference_mode():
-            for start in range(0, share, WATCHED_AT_ONCE):
-                few = own[start : start + WATCHED_AT_ONCE]
+            for start in range(0, share, WATCH_BATCH):
+                few = own[start : start + WATCH_BATCH]
                 pictures = [read_or_neighbour(self.images, i)[0] for i in few]
                 plain = self.view(stack_pictures([self.view.worker(p) for p in pictures]).to(self.run.device))
                 seen = [plain, *(self._augmented(pictures, few, v) for v in range(self.views))]

@@ -17,10 +17,10 @@ from ...core.model.vit_tokens import last_attention
 from ...core.run.directory import Run
 from ...core.stream.batches import Batches
 
-SHOWN = 12
+MAX_IMAGES = 12
 
 
-def draw(run: Run, objective: Any, batches: Batches, prepare: Callable[[Any], Views]) -> None:
+def save_pictures(run: Run, objective: Any, batches: Batches, prepare: Callable[[Any], Views]) -> None:
     """Write pictures/ of the run: views, local crops, reconstructions and attention of the first images, as far as there are such."""
     first = next(iter(batches(0)), None)
     if first is None:
@@ -31,27 +31,27 @@ def draw(run: Run, objective: Any, batches: Batches, prepare: Callable[[Any], Vi
     if batch.local is not None:
         sheets["local"] = (batch.local, "Local crops of the same images, one row a crop.")
     for name, (views, caption) in sheets.items():
-        save_sheet(run.dir, name, denormalise(views[:, :SHOWN], model.mean, model.std), caption)
-    images = batch.images[0, :SHOWN]
+        save_sheet(run.dir, name, denormalise(views[:, :MAX_IMAGES], model.mean, model.std), caption)
+    images = batch.images[0, :MAX_IMAGES]
     with evaluating(objective), torch.no_grad():
-        painting = objective.paint(images, Draws(run.seed, batch.draws.positions[:SHOWN]))
+        painting = objective.paint(images, Draws(run.seed, batch.draws.positions[:MAX_IMAGES]))
         if painting is not None:
             rows = denormalise(torch.stack([images, *painting]), model.mean, model.std)
             save_sheet(run.dir, "reconstructions", rows, "The image, the visible patches, and the painted image.")
         if isinstance(model.model, VisionTransformer) and model.model.attn_pool is None:
-            shown = coloured(denormalise(images, model.mean, model.std))
-            rows = torch.stack([shown, overlay(shown, last_attention(model.model, images).mean(1))])
+            shown = to_rgb(denormalise(images, model.mean, model.std))
+            rows = torch.stack([shown, overlay_heatmap(shown, last_attention(model.model, images).mean(1))])
             save_sheet(
                 run.dir, "attention", rows, f"Where the last block looks, over its heads: {_asked(model.model)}."
             )
 
 
-def coloured(images: Tensor) -> Tensor:
+def to_rgb(images: Tensor) -> Tensor:
     """[N, C, H, W] -> [N, 3, H, W]: the first three channels, or the first one where there are fewer."""
     return images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
 
 
-def overlay(images: Tensor, maps: Tensor) -> Tensor:
+def overlay_heatmap(images: Tensor, maps: Tensor) -> Tensor:
     """[N, C, H, W] in 0..1 as gray, with maps [N, h, w], each scaled to its own range, in red over them: [N, 3, H, W]."""
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     heat = ((maps - low) / (high - low).clamp(min=1e-12))[:, None]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Of the papers' own code: added to each share of the spectrum, so that an empty direction has a logarithm.
-EPSILON = 1e-7
+SHARE_EPSILON = 1e-7
 
 
 def rankme(features: Tensor) -> float:
@@ -72,5 +72,5 @@ def alignment(features: Tensor) -> float:
 
 def _effective_rank(spectrum: Tensor) -> float:
     """exp of the entropy of a spectrum's shares (Roy & Vetterli 2007)."""
-    share = spectrum / spectrum.sum().clamp(min=1e-30) + EPSILON
+    share = spectrum / spectrum.sum().clamp(min=1e-30) + SHARE_EPSILON
     return float(torch.exp(-(share * share.log()).sum()))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rootstock.adapt.cdan import CDAN, Multilinear
+from rootstock.adapt.cdan import CDAN, MultilinearMap
 from rootstock.core.draws import Draws
 from rootstock.core.method import Labelled, Pair, Unlabelled
 from rootstock.core.model.backbone import Backbone
@@ -128,7 +128,7 @@ def test_the_control_trains_the_classifier_on_the_source_alone() -> None:
 
 def test_the_map_is_the_outer_product() -> None:
     f, g = torch.randn(4, DIM), torch.rand(4, CLASSES)
-    crossed = Multilinear(DIM, CLASSES, 4096)(f, g)
+    crossed = MultilinearMap(DIM, CLASSES, 4096)(f, g)
     for i in range(4):
         expected = [float(g[i, k] * f[i, d]) for k in range(CLASSES) for d in range(DIM)]
         assert crossed[i].tolist() == pytest.approx(expected)
@@ -138,7 +138,7 @@ def test_the_sketch_keeps_inner_products_in_expectation() -> None:
     generator = torch.Generator().manual_seed(3)
     f, g = torch.randn(2, 16, generator=generator), torch.rand(2, 8, generator=generator)
     f, g = nn.functional.normalize(f, dim=1), nn.functional.normalize(g, dim=1)
-    sketch = Multilinear(16, 8, 100)
+    sketch = MultilinearMap(16, 8, 100)
     assert sketch.randomized and sketch.out == 100
     products = []
     for _ in range(2000):

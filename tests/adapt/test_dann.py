@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rootstock.adapt.dann import DANN
-from rootstock.adapt.parts.reversal import Discriminator, reversal_weight, reverse
+from rootstock.adapt.parts.reversal import Discriminator, reversal_weight, reverse_gradient
 from rootstock.adapt.source_only import SourceOnly
 from rootstock.core.draws import Draws
 from rootstock.core.method import Labelled, Pair, Unlabelled
@@ -62,9 +62,9 @@ def test_the_weight_is_the_papers_at_the_start_half_way_and_the_end() -> None:
 @pytest.mark.parametrize("weight", [0.0, 0.4, 1.0, -0.5])
 def test_reversal_is_the_identity_forward_and_minus_the_weight_backward(weight: float) -> None:
     x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.equal(reverse(x, weight), x)
+    assert torch.equal(reverse_gradient(x, weight), x)
     plain = torch.autograd.grad((x**3).sum(), x)[0]
-    torch.testing.assert_close(torch.autograd.grad((reverse(x, weight) ** 3).sum(), x)[0], -weight * plain)
+    torch.testing.assert_close(torch.autograd.grad((reverse_gradient(x, weight) ** 3).sum(), x)[0], -weight * plain)
 
 
 def test_the_discriminator_has_no_normalisation_and_answers_with_logits() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from rootstock.ssl.registry import METHODS
+from rootstock.ssl.registry import PRETRAIN_METHODS
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,7 +38,7 @@ def test_it_runs_at_toy_size(speed: ModuleType, tmp_path: Path, capsys: pytest.C
 
 def test_every_method_is_measured(speed: ModuleType) -> None:
     for scale in (speed.FULL, speed.TOY):
-        assert {setting.method["name"] for setting in speed.settings(scale)} == METHODS.keys()
+        assert {setting.method["name"] for setting in speed.settings(scale)} == PRETRAIN_METHODS.keys()
 
 
 def test_what_does_not_exist_is_said(speed: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

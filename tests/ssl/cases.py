@@ -10,7 +10,7 @@ import yaml
 
 from rootstock.launch.doctor.trial_steps import BACKBONES, LOCAL_SIZE, LOCALS, SIZE, backbone
 from rootstock.launch.doctor.trial_steps import views as views
-from rootstock.ssl.registry import METHODS
+from rootstock.ssl.registry import PRETRAIN_METHODS
 
 # The method's keys, and the backbones that it is tried on.
 CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
@@ -55,7 +55,7 @@ def config(name: str, kind: str, images: str, clip: float, **optim: Any) -> dict
     recipe = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     preset = recipe["data"]["views"]
     views = dict(preset) if isinstance(preset, dict) else {"name": preset}
-    if getattr(METHODS[name], "takes_local", False):
+    if getattr(PRETRAIN_METHODS[name], "takes_local", False):
         views |= {"local": LOCALS, "local_size": LOCAL_SIZE}
     step = {key: recipe["optim"][key] for key in STEP if key in recipe["optim"]}
     if "clip" in step:
@@ -71,4 +71,4 @@ def config(name: str, kind: str, images: str, clip: float, **optim: Any) -> dict
 def method(name: str, kind: str, chunk: int | None = None, seed: int = 0, **changed: Any) -> Any:
     """The method by its registered name, on a backbone of `kind`, the same weights for the same seed."""
     torch.manual_seed(seed)
-    return METHODS[name](backbone(kind), chunk, **{**CASES[name][0], **changed})
+    return PRETRAIN_METHODS[name](backbone(kind), chunk, **{**CASES[name][0], **changed})

@@ -14,7 +14,7 @@ from rootstock.core.errors import UserError
 from rootstock.core.method import Views
 from rootstock.ssl.dinov2 import DINOv2, koleo
 from rootstock.ssl.ibot import view_tokens
-from rootstock.ssl.parts.masks import listed
+from rootstock.ssl.parts.masks import true_indices
 from rootstock.tests.ssl.cases import backbone, method, views
 from rootstock.tests.ssl.parts.slow_prototypes import slow_crops_loss, slow_sinkhorn
 
@@ -148,7 +148,7 @@ def test_the_step_is_the_papers_view_by_view(with_local: bool) -> None:
 def test_targets_use_all_prototypes_equally() -> None:
     made = dinov2(iterations=60)
     given = batch(made, 12)
-    index, hidden = listed(made.masks(given), 8)
+    index, hidden = true_indices(made.masks(given), 8)
     targets, patch_targets = made.targets(given.images, index, hidden, 0.5)
     for found, count in ((targets.flatten(0, 1), 24), (patch_targets[hidden], int(hidden.sum()))):
         torch.testing.assert_close(found.sum(1), torch.ones(count, dtype=torch.float64))
@@ -171,7 +171,7 @@ def test_temperatures_rise_and_both_heads_prototypes_thaw() -> None:
         warmup_teacher_temperature=0.04, teacher_temperature=0.08, teacher_temperature_warmup=0.4, freeze_last_layer=0.2
     )
     given = batch(made)
-    index, hidden = listed(made.masks(given), 8)
+    index, hidden = true_indices(made.masks(given), 8)
     features, _ = view_tokens(made.backbone, given.images, None)
     known = made.teacher_head(features).detach().flatten(0, 1)
     for progress, temperature in ((0.0, 0.04), (0.2, 0.06), (0.4, 0.08), (0.9, 0.08)):

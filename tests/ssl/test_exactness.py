@@ -18,7 +18,7 @@ from torch import Tensor
 from rootstock.core.errors import UserError
 from rootstock.core.model import norm
 from rootstock.launch.doctor.trial_steps import distance
-from rootstock.ssl.registry import METHODS
+from rootstock.ssl.registry import PRETRAIN_METHODS
 from rootstock.tests.ssl.cases import CASES, method
 from rootstock.tests.ssl.exact_steps import GROUP, Trial, run, trials
 
@@ -62,12 +62,12 @@ def check(trial: Trial, found: dict[str, Tensor], right: dict[str, Tensor], what
 
 
 def test_every_method_has_a_case() -> None:
-    assert CASES.keys() == METHODS.keys()
+    assert CASES.keys() == PRETRAIN_METHODS.keys()
 
 
 def test_several_processes_are_one(alone: Results, together: Results) -> None:
     compared = [trial for trial in trials() if trial.key in together]
-    assert {trial.name for trial in compared} == METHODS.keys()
+    assert {trial.name for trial in compared} == PRETRAIN_METHODS.keys()
     for trial in compared:
         right = alone[trial.key]
         # safetensors sorts names
@@ -79,7 +79,7 @@ def cut() -> list[Trial]:
     return [
         trial
         for trial in trials()
-        if METHODS[trial.name].couples_samples and not (trial.backbone == "conv" and trial.norm == "batch")  # pyright: ignore[reportFunctionMemberAccess]
+        if PRETRAIN_METHODS[trial.name].couples_samples and not (trial.backbone == "conv" and trial.norm == "batch")  # pyright: ignore[reportFunctionMemberAccess]
     ]
 
 

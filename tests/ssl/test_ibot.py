@@ -14,7 +14,7 @@ from rootstock.core.errors import UserError
 from rootstock.core.method import Views
 from rootstock.core.model.vit_tokens import take, transform
 from rootstock.ssl.ibot import IBOT, patch_loss, view_tokens
-from rootstock.ssl.parts.masks import listed
+from rootstock.ssl.parts.masks import true_indices
 from rootstock.tests.ssl.cases import backbone, method, views
 from rootstock.tests.ssl.parts.slow_prototypes import slow_crops_loss
 
@@ -124,7 +124,7 @@ def test_a_mask_hides_its_patches_and_no_others() -> None:
 def test_take_finds_the_hidden_patches() -> None:
     patches = logits_of(2, 3, 6, 4)
     hidden = torch.rand(2, 3, 6, generator=torch.Generator().manual_seed(0)) < 0.4
-    index, real = listed(hidden, 6)
+    index, real = true_indices(hidden, 6)
     found = take(patches, index)
     for v in range(2):
         for n in range(3):
@@ -208,7 +208,7 @@ def test_temperatures_rise_and_prototypes_thaw() -> None:
         teacher_temperature_warmup=0.4, freeze_last_layer=0.2,
     )  # fmt: skip
     given = batch(made)
-    index, _ = listed(made.masks(given), 8)
+    index, _ = true_indices(made.masks(given), 8)
     features, patches = view_tokens(made.backbone, given.images, None)
     known, of_patches = made.teacher_head(features).detach(), made.teacher_head(take(patches, index)).detach()
     for progress, class_t, patch_t in ((0.0, 0.04, 0.04), (0.2, 0.06, 0.05), (0.4, 0.08, 0.06), (0.9, 0.08, 0.06)):

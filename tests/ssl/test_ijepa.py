@@ -17,7 +17,7 @@ from rootstock.core.method import Views
 from rootstock.core.model.backbone import Backbone, create
 from rootstock.core.model.sincos import sincos
 from rootstock.ssl.ijepa import IJEPA, Predictor, ijepa_loss
-from rootstock.ssl.parts.masks import listed
+from rootstock.ssl.parts.masks import true_indices
 
 SIZE, PATCH, SIDE = 32, 4, 8
 
@@ -185,8 +185,8 @@ def test_the_context_never_shows_what_is_to_be_predicted() -> None:
     method, pictures = ijepa(), images()
     context, targets = method.masks(draws())
     assert not (context & targets.any(1)).any()
-    keep, seen = listed(context, method.most_context)
-    wanted, real = listed(targets, method.most_target)
+    keep, seen = true_indices(context, method.most_context)
+    wanted, real = true_indices(targets, method.most_target)
     before = method.predict(pictures, keep, seen, wanted, real)
     shown = context.view(3, 1, SIDE, SIDE).repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)
     other = torch.where(shown, pictures, pictures + 7.0)

@@ -13,7 +13,7 @@ from rootstock.core.errors import UserError
 from rootstock.core.method import Views
 from rootstock.core.model.backbone import Backbone, create
 from rootstock.core.model.sincos import sincos
-from rootstock.ssl.mae import MAE, Decoder, mae_loss, patchify, unpatchify
+from rootstock.ssl.mae import MAE, MAEDecoder, mae_loss, patchify, unpatchify
 
 SIZE, PATCH, COUNT, VISIBLE = 16, 4, 16, 4
 
@@ -139,7 +139,7 @@ def test_all_patches_visible_is_the_vit_itself() -> None:
 
 def test_the_decoder_puts_tokens_back_in_place() -> None:
     torch.manual_seed(0)
-    decoder = Decoder(8, (2, 3), prefix=1, out=8, dim=8, depth=0, heads=2)
+    decoder = MAEDecoder(8, (2, 3), prefix=1, out=8, dim=8, depth=0, heads=2)
     decoder.embed = decoder.norm = decoder.predict = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     order = Draws(0, torch.arange(4)).permutation("mask", 6)
     tokens = torch.randn(4, 1 + 2, 8)

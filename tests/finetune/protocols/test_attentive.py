@@ -19,7 +19,15 @@ from rootstock.core.model.backbone import create
 from rootstock.core.stream.order import straddling
 from rootstock.core.views.view import Evaluation
 from rootstock.finetune.protocols import tokens as tokens_module
-from rootstock.finetune.protocols.attentive import FLOOR, Probe, Training, _moments, _train, fit_choosing, logits
+from rootstock.finetune.protocols.attentive import (
+    SCALE_FLOOR,
+    AttentiveTraining,
+    Probe,
+    _moments,
+    _train,
+    fit_choosing,
+    probe_logits,
+)
 from rootstock.finetune.protocols.logreg import stratified_slice
 from rootstock.finetune.protocols.protocols import SCORES
 from rootstock.finetune.protocols.tokens import Tokens, extract_tokens
@@ -68,7 +76,7 @@ def slow_logits(probe: Probe, tokens: Tensor) -> list[float]:
 def test_logits_of_several_candidates_against_loops(heads: int, queries: int) -> None:
     probes = [filled(heads, queries, seed) for seed in (1, 2)]
     x = torch.randn(3, LENGTH, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    found = logits(probes, x)
+    found = probe_logits(probes, x)
     assert found.shape == (2, 3, 3)
     expected = torch.tensor([[slow_logits(probe, image) for image in x] for probe in probes], dtype=torch.float64)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
@@ -78,10 +86,10 @@ def test_logits_of_several_candidates_against_loops(heads: int, queries: int) ->
 def test_the_order_of_tokens_does_not_matter() -> None:
     probe, x = filled(3, 2, 1), torch.randn(4, LENGTH, WIDTH, dtype=torch.float64)
     shuffled = x[:, torch.randperm(LENGTH, generator=torch.Generator().manual_seed(0))]
-    torch.testing.assert_close(logits([probe], shuffled), logits([probe], x))
+    torch.testing.assert_close(probe_logits([probe], shuffled), probe_logits([probe], x))
     changed = x.clone()
     changed[:, 3] += 1
-    assert not torch.allclose(logits([probe], changed), logits([probe], x))
+    assert not torch.allclose(probe_logits([probe], changed), probe_logits([probe], x))
 
 
 @torch.no_grad()
@@ -89,10 +97,12 @@ def test_it_starts_near_the_mean_of_tokens_and_says_nothing() -> None:
     generator = torch.Generator().manual_seed(0)
     x = 3 * torch.randn(4, 1, WIDTH, generator=generator) + torch.randn(4, LENGTH, WIDTH, generator=generator)
     probe = Probe(WIDTH, 3, 4, 1, seed=0)
-    assert not logits([probe], x).any()
+    assert not probe_logits([probe], x).any()
     probe.weight.normal_(generator=generator)
-    torch.testing.assert_close(logits([probe], x), logits([probe], x.mean(1, keepdim=True)), atol=0.05, rtol=0)
-    assert not torch.allclose(logits([probe], x), logits([probe], x[:, :1]), atol=0.5)
+    torch.testing.assert_close(
+        probe_logits([probe], x), probe_logits([probe], x.mean(1, keepdim=True)), atol=0.05, rtol=0
+    )
+    assert not torch.allclose(probe_logits([probe], x), probe_logits([probe], x[:, :1]), atol=0.5)
     again, other = Probe(WIDTH, 3, 4, 1, seed=0), Probe(WIDTH, 3, 4, 1, seed=1)
     assert torch.equal(again.key, probe.key) and not torch.equal(other.key, probe.key)
     assert not torch.equal(probe.key, probe.value)
@@ -114,7 +124,7 @@ def needles(n: int, seed: int, length: int = 16, width: int = 16) -> tuple[Tenso
 def test_it_finds_a_label_that_the_mean_of_tokens_hides() -> None:
     x, y = needles(300, seed=0)
     test_x, test_y = needles(200, seed=1)
-    training = Training(epochs=25, lr=(1e-5, 1e-2), batch_size=64)
+    training = AttentiveTraining(epochs=25, lr=(1e-5, 1e-2), batch_size=64)
     model = fit_choosing(x.half(), y, 4, training, seed=0)
     assert model.selected and model.grid == [(1e-2, 0.1)]  # with 1e-5 nothing is learned
     assert float((model.predict(test_x.half()) == test_y).float().mean()) > 0.95
@@ -123,7 +133,7 @@ def test_it_finds_a_label_that_the_mean_of_tokens_hides() -> None:
 
 
 def trained(x: Tensor, y: Tensor, grid: Sequence[float], seed: int = 0) -> Any:
-    return fit_choosing(x, y, 4, Training(epochs=2, lr=tuple(grid), batch_size=16), seed=seed)
+    return fit_choosing(x, y, 4, AttentiveTraining(epochs=2, lr=tuple(grid), batch_size=16), seed=seed)
 
 
 def test_the_same_seed_trains_the_same_probe() -> None:
@@ -144,7 +154,7 @@ def test_a_candidate_is_trained_as_if_it_were_alone() -> None:
     rows, grid, training = (
         torch.arange(5, 55),
         [(1e-3, 0.0), (1e-2, 0.0), (1e-2, 20.0)],
-        Training(epochs=2, batch_size=16),
+        AttentiveTraining(epochs=2, batch_size=16),
     )
     together = _train(x, y, rows, 4, training, grid, 0, CPU).logits(x)
     alone = [_train(x, y, rows, 4, training, [candidate], 0, CPU).logits(x)[0] for candidate in grid]
@@ -160,7 +170,7 @@ def test_the_choice_is_the_best_on_the_held_out_slice(kind: str) -> None:
     x = torch.randn(100, 2, 16, generator=generator)
     x[:, :, :4] += {"clear": 9.0, "noisy": 0.9}[kind] * torch.eye(4)[y][:, None]
     held_out = stratified_slice(y, fraction=0.2, seed=0)
-    training = Training(epochs=20, lr=(1e-3, 1e-2, 1e-1), batch_size=16)
+    training = AttentiveTraining(epochs=20, lr=(1e-3, 1e-2, 1e-1), batch_size=16)
     scores = []
     for lr, _ in training.grid:
         alone = fit_choosing(x[~held_out], y[~held_out], 4, replace(training, lr=lr), 0)
@@ -178,7 +188,7 @@ def test_the_choice_is_the_best_on_the_held_out_slice(kind: str) -> None:
 
 def test_training_is_adamw_with_a_cosine() -> None:
     x, y = needles(40, seed=0)
-    rows, training = torch.arange(3, 40), Training(epochs=3, batch_size=16)
+    rows, training = torch.arange(3, 40), AttentiveTraining(epochs=3, batch_size=16)
     fitted = _train(x, y, rows, 4, training, [(1e-2, 2.0)], 7, CPU)
     known = x[rows].flatten(0, 1)
     standard = (x - known.mean(0)) / known.std(0, correction=0)
@@ -187,7 +197,7 @@ def test_training_is_adamw_with_a_cosine() -> None:
     steps = math.ceil(3 * 37 / 16)
     for step, places in enumerate(straddling(7, "attentive", 37, 16, steps)):
         lr = 1e-2 * (1 + math.cos(math.pi * step / steps)) / 2
-        loss = cross_entropy(logits([probe], standard[rows[places]])[0], y[rows[places]])
+        loss = cross_entropy(probe_logits([probe], standard[rows[places]])[0], y[rows[places]])
         names, parameters = zip(*probe.named_parameters(), strict=True)
         for name, p, g in zip(names, parameters, torch.autograd.grad(loss, parameters), strict=True):
             first, second = moments[name]
@@ -220,7 +230,7 @@ def test_tokens_are_standardised_by_the_rows_trained_on() -> None:
     known = x[rows].double().flatten(0, 1)
     torch.testing.assert_close(mean, known.mean(0).float())
     deviation = ((known - known.mean(0)) ** 2).mean(0).sqrt()
-    least = FLOOR * float((deviation**2).mean().sqrt())
+    least = SCALE_FLOOR * float((deviation**2).mean().sqrt())
     torch.testing.assert_close(scale, deviation.clamp(min=least).float())
     assert float(scale[2]) == float(scale[3]) == pytest.approx(least)  # nearly dead and dead: not blown up
     assert _moments(torch.ones(2, 3, 4), torch.arange(2), CPU)[1].tolist() == [1, 1, 1, 1]
@@ -241,20 +251,20 @@ def test_tokens_are_standardised_by_the_rows_trained_on() -> None:
 )
 def test_bad_values_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Training(**options)
+        AttentiveTraining(**options)
 
 
 def test_what_cannot_be_trained_is_named() -> None:
     x, y = needles(20, seed=0)
     with pytest.raises(UserError, match=r"heads: 3 do not divide the 16 numbers of a token; .* 1, 2, 4, 8, 16$"):
-        fit_choosing(x, y, 4, Training(heads=3), 0)
+        fit_choosing(x, y, 4, AttentiveTraining(heads=3), 0)
     with pytest.raises(UserError, match="no class has two training images"):
-        fit_choosing(x[:1], y[:1], 4, Training(), 0)
+        fit_choosing(x[:1], y[:1], 4, AttentiveTraining(), 0)
     with pytest.raises(UserError, match=r"training images of classes 0\.\.1"):
-        fit_choosing(x, y, 2, Training(), 0)
+        fit_choosing(x, y, 2, AttentiveTraining(), 0)
     with pytest.raises(ValueError, match=r"\[N, L, D\]"):
-        fit_choosing(x[:, 0], y, 4, Training(), 0)
-    assert [Training().heads_of(width) for width in (768, 1764, 3, 20)] == [8, 4, 1, 4]
+        fit_choosing(x[:, 0], y, 4, AttentiveTraining(), 0)
+    assert [AttentiveTraining().heads_of(width) for width in (768, 1764, 3, 20)] == [8, 4, 1, 4]
 
 
 def digits() -> Images:
@@ -263,7 +273,7 @@ def digits() -> Images:
 
 def read_tokens(model: Any, images: Images, told: list[str]) -> Tensor:
     view = Evaluation(16, crop=1.0, mean=model.mean, std=model.std)
-    return extract_tokens(model, [images], view, Training(), device=CPU, workers=0, log=told.append)[0]
+    return extract_tokens(model, [images], view, AttentiveTraining(), device=CPU, workers=0, log=told.append)[0]
 
 
 def test_extraction_leaves_the_backbone_as_it_was() -> None:
@@ -272,7 +282,7 @@ def test_extraction_leaves_the_backbone_as_it_was() -> None:
     found = read_tokens(model, images, told)
     assert found.shape == (len(images), 4, 128) and found.dtype == torch.float16
     assert told == [f"attentive probe: 4 tokens of 128 numbers for {len(images)} images, 0.1 MB in float16"]
-    fit_choosing(found, cast(Tensor, images.labels), 10, Training(epochs=1, lr=1e-3), 0)
+    fit_choosing(found, cast(Tensor, images.labels), 10, AttentiveTraining(epochs=1, lr=1e-3), 0)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(module.training for module in model.modules()) and all(p.grad is None for p in model.parameters())
 
@@ -292,7 +302,7 @@ def test_numbers_beyond_float16_are_kept_in_float32(monkeypatch: pytest.MonkeyPa
 
 def test_more_than_half_of_the_memory_is_refused_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
     model, images = create(16, name="smallconv"), digits()
-    need = len(images) * 4 * 128 * 2 + Training().bytes(128, 10)
+    need = len(images) * 4 * 128 * 2 + AttentiveTraining().bytes(128, 10)
     monkeypatch.setattr(hostmemory, "available", lambda: 2 * need)
     read_tokens(model, images, [])
     monkeypatch.setattr(hostmemory, "available", lambda: 2 * need - 1)

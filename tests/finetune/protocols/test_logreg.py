@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from rootstock.core.errors import UserError
-from rootstock.finetune.protocols.logreg import DEFAULT_C, GRID, fit_choosing_C, logistic_regression, stratified_slice
+from rootstock.finetune.protocols.logreg import C_GRID, DEFAULT_C, fit_choosing_C, logistic_regression, stratified_slice
 
 
 def blobs(n: int, seed: int, classes: int = 4, dim: int = 6) -> tuple[Tensor, Tensor]:
@@ -121,8 +121,8 @@ def test_equal_features_give_the_majority() -> None:
 
 
 def test_the_grid_is_the_published_one() -> None:
-    assert len(GRID) == 45
-    assert (GRID[0], GRID[-1]) == pytest.approx((1e-6, 1e5))
+    assert len(C_GRID) == 45
+    assert (C_GRID[0], C_GRID[-1]) == pytest.approx((1e-6, 1e5))
 
 
 def test_bad_input_is_named() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from rootstock.core.errors import UserError
 from rootstock.core.evaluate.knn import knn_predict
 from rootstock.core.evaluate.metrics import classification, mean_interval
-from rootstock.finetune.protocols.attentive import Training, fit_choosing
+from rootstock.finetune.protocols.attentive import AttentiveTraining, fit_choosing
 from rootstock.finetune.protocols.logreg import logistic_regression, stratified_slice
 from rootstock.finetune.protocols.protocols import (
     COARSE_GRID,
@@ -137,7 +137,7 @@ def test_attentive(train: tuple[Tensor, Tensor], tests: dict[str, tuple[Tensor, 
     x, y = train[0].view(-1, 2, 3), train[1]
     tokens = {test: (features.view(-1, 2, 3), labels) for test, (features, labels) in tests.items()}
     outcome = attentive(x, y, tokens, CLASSES, 4, epochs=3, lr=[1e-3, 1e-2])
-    model = fit_choosing(x, y, 4, Training(epochs=3, lr=(1e-3, 1e-2)), 4)
+    model = fit_choosing(x, y, 4, AttentiveTraining(epochs=3, lr=(1e-3, 1e-2)), 4)
     assert torch.equal(outcome.predictions["near/attentive"], model.predict(tokens["near"][0]))
     assert outcome.chosen == {"attentive/lr": model.grid[0][0], "attentive/weight_decay": 0.1}
     single = attentive(x, y, tokens, CLASSES, 4, epochs=1, lr=1e-2)

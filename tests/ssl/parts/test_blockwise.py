@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rootstock.core.draws import Draws
-from rootstock.ssl.parts.blockwise import TRIES, blockwise, most_hidden, view_masks
+from rootstock.ssl.parts.blockwise import TRIES, blockwise_masks, max_hidden, view_masks
 
 Try = tuple[float, float, float, float]  # in 0..1: area, aspect ratio, top, left
 
@@ -58,7 +58,7 @@ def wanted_of(n: int, views: int, count: int) -> Tensor:
 @pytest.mark.parametrize(("grid", "least"), [((14, 14), 16), ((16, 16), 4), ((4, 4), 1), ((5, 9), 4), ((2, 2), 1)])
 def test_masks_are_those_of_the_authors_loop_with_the_same_numbers(grid: tuple[int, int], least: int) -> None:
     draws, wanted = Draws(3, torch.arange(40)), wanted_of(40, 2, grid[0] * grid[1])
-    ours = blockwise(draws, grid, wanted, least)
+    ours = blockwise_masks(draws, grid, wanted, least)
     assert ours.shape == (40, 2, *grid) and ours.dtype == torch.bool
     numbers = draws.uniform("blocks", 2, TRIES, 4).tolist()
     for n in range(40):
@@ -87,7 +87,7 @@ def test_the_distribution_is_the_authors(least: int) -> None:
     """iBOT's masks (least 16) and DINOv2's (4) of 14 x 14 patches; the loops are not cut after a number of tries."""
     n = 600
     wanted = wanted_of(n, 1, 196).clamp(min=19)
-    ours = blockwise(Draws(0, torch.arange(n)), (14, 14), wanted, least)[:, 0]
+    ours = blockwise_masks(Draws(0, torch.arange(n)), (14, 14), wanted, least)[:, 0]
     # iBOT's loop ends at a number that is not whole; DINOv2's at a whole one.
     fraction = 0.5 if least == 16 else 0.0
     theirs = torch.tensor([by_hand(14, 14, int(wanted[i, 0]) + fraction, least, pythons(i)) for i in range(n)])
@@ -136,6 +136,6 @@ def test_masks_belong_to_positions_and_differ_between_views() -> None:
 
 @pytest.mark.parametrize(("grid", "ratio", "most"), [((14, 14), 0.5, 98), ((4, 4), 0.3, 4), ((2, 2), 0.1, 1)])
 def test_no_mask_hides_more_than_the_most(grid: tuple[int, int], ratio: float, most: int) -> None:
-    assert most_hidden(grid, (0.05, ratio)) == most
+    assert max_hidden(grid, (0.05, ratio)) == most
     found = view_masks(Draws(0, torch.arange(300)), grid, 1, ratio=(ratio, ratio), probability=1.0, least=1)
     assert found.sum(-1).max() <= most

@@ -12,7 +12,16 @@ from lightly.data import IJEPAMaskCollator
 from torch import Tensor
 
 from rootstock.core.draws import Draws
-from rootstock.ssl.parts.masks import Grid, Range, block_sizes, blocks, enlarge, listed, random_units, without
+from rootstock.ssl.parts.masks import (
+    Grid,
+    Range,
+    block_sizes,
+    enlarge,
+    random_blocks,
+    random_units,
+    remove_targets,
+    true_indices,
+)
 
 TARGETS: tuple[Range, Range] = (0.15, 0.2), (0.75, 1.5)
 CONTEXT: tuple[Range, Range] = (0.85, 1.0), (1.0, 1.0)
@@ -60,7 +69,7 @@ def slow_size(number: float, grid: Grid, scale: Range, aspect: Range) -> Grid:
 )
 def test_blocks_equal_a_loop(grid: Grid, kind: tuple[Range, Range]) -> None:
     some = draws(300)
-    masks = blocks(some, grid, 3, *kind)
+    masks = random_blocks(some, grid, 3, *kind)
     assert masks.shape == (300, 3, *grid)
     numbers, down, across = (
         some.uniform(name, *n).tolist() for name, n in (("size", ()), ("top", (3,)), ("left", (3,)))
@@ -81,12 +90,12 @@ def test_blocks_equal_a_loop(grid: Grid, kind: tuple[Range, Range]) -> None:
 def test_the_sizes_listed_are_those_that_are_drawn(grid: Grid, kind: tuple[Range, Range]) -> None:
     found = {slow_size(number / 20000, grid, *kind) for number in range(20000)}
     assert set(block_sizes(grid, *kind)) == found
-    drawn = {sides(mask[0]) for mask in blocks(draws(300), grid, 1, *kind)}
+    drawn = {sides(mask[0]) for mask in random_blocks(draws(300), grid, 1, *kind)}
     assert drawn <= found
 
 
 def test_blocks_of_an_image_share_a_size_and_have_places_of_their_own() -> None:
-    masks = blocks(draws(200), (14, 14), 4, *TARGETS)
+    masks = random_blocks(draws(200), (14, 14), 4, *TARGETS)
     for image in masks:
         assert len({sides(block) for block in image}) == 1
     assert len({sides(image[0]) for image in masks}) > 2
@@ -94,7 +103,7 @@ def test_blocks_of_an_image_share_a_size_and_have_places_of_their_own() -> None:
 
 
 def test_blocks_are_as_large_and_as_far_spread_as_the_papers() -> None:
-    masks = blocks(draws(4000), (14, 14), 4, *TARGETS)
+    masks = random_blocks(draws(4000), (14, 14), 4, *TARGETS)
     area = masks.sum((2, 3)).float() / 196
     assert area.min() > 0.14 and area.max() < 0.21  # whole patches
     assert area.mean().item() == pytest.approx(0.175, abs=0.005)
@@ -107,9 +116,9 @@ def test_blocks_are_as_large_and_as_far_spread_as_the_papers() -> None:
 
 def test_targets_and_context_are_distributed_as_lightlys() -> None:
     n = 1200
-    targets = blocks(draws(n).stream("target"), (14, 14), 4, *TARGETS)
-    block = blocks(draws(n).stream("context"), (14, 14), 1, *CONTEXT)[:, 0]
-    context = without(block, targets, 10)
+    targets = random_blocks(draws(n).stream("target"), (14, 14), 4, *TARGETS)
+    block = random_blocks(draws(n).stream("context"), (14, 14), 1, *CONTEXT)[:, 0]
+    context = remove_targets(block, targets, 10)
     collator = IJEPAMaskCollator(
         enc_mask_scale=CONTEXT[0], pred_mask_scale=TARGETS[0], aspect_ratio=TARGETS[1], nenc=1, npred=4, min_keep=10
     )
@@ -131,8 +140,8 @@ def test_targets_and_context_are_distributed_as_lightlys() -> None:
 def test_the_context_is_the_block_without_targets_as_long_as_enough_is_left(least: int) -> None:
     block = torch.ones(50, 4, 4, dtype=torch.bool)
     block[:, 3] = False  # 12 cells
-    targets = blocks(draws(50), (4, 4), 5, (0.2, 0.4), (0.75, 1.5))
-    found = without(block, targets, least)
+    targets = random_blocks(draws(50), (4, 4), 5, (0.2, 0.4), (0.75, 1.5))
+    found = remove_targets(block, targets, least)
     kept = set[int]()
     for n in range(50):
         choices = [block[n] & ~targets[n, :removed].any(0) for removed in range(6)]
@@ -145,7 +154,7 @@ def test_the_context_is_the_block_without_targets_as_long_as_enough_is_left(leas
 
 def test_lists_hold_the_places_in_order_and_are_padded() -> None:
     mask = torch.tensor([[[False, True, True, False], [False, False, False, True]], [[True] * 4, [False] * 4]])
-    index, real = listed(mask, 3)
+    index, real = true_indices(mask, 3)
     assert index.shape == real.shape == (2, 2, 3)
     assert real.tolist() == [[[True, True, False], [True, False, False]], [[True] * 3, [False] * 3]]
     assert index[0, 0, :2].tolist() == [1, 2] and index[0, 1, :1].tolist() == [3] and index[1, 0].tolist() == [0, 1, 2]
@@ -156,8 +165,8 @@ def test_lists_hold_the_places_in_order_and_are_padded() -> None:
     "make",
     [
         lambda some: random_units(some, (4, 4), 8),
-        lambda some: blocks(some, (8, 8), 4, *TARGETS),
-        lambda some: blocks(some, (8, 8), 1, (0.3, 0.9), (1.0, 1.0)),
+        lambda some: random_blocks(some, (8, 8), 4, *TARGETS),
+        lambda some: random_blocks(some, (8, 8), 1, (0.3, 0.9), (1.0, 1.0)),
     ],
 )
 def test_masks_belong_to_positions(make: Callable[[Draws], Tensor]) -> None:

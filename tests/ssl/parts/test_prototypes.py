@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rootstock.core.errors import UserError
 from rootstock.ssl.parts.prototypes import (
     PrototypeHead,
-    assignment_health,
+    assignment_metrics,
     center_update,
     crops_loss,
     cross_entropy,
@@ -261,15 +261,15 @@ def test_crops_without_pairs_are_refused(v: int, s: int) -> None:
 
 def test_health_tells_both_collapses() -> None:
     uniform = torch.full((2, 6, 8), 0.125)
-    found = assignment_health(uniform, torch.tensor(3.0))
+    found = assignment_metrics(uniform, torch.tensor(3.0))
     assert found["target_entropy"].item() == pytest.approx(math.log(8), rel=1e-6)
     assert found["target_kl"].item() == pytest.approx(3.0 - math.log(8), rel=1e-6)
     assert found["prototypes_used"].item() == pytest.approx(8.0, rel=1e-5)
     one = torch.eye(8)[torch.full((2, 6), 3)]
-    found = assignment_health(one, torch.tensor(0.0))
+    found = assignment_metrics(one, torch.tensor(0.0))
     assert found["target_entropy"].item() == 0.0
     assert found["prototypes_used"].item() == pytest.approx(1.0)
     each = torch.eye(8)
-    found = assignment_health(each, torch.tensor(0.0))
+    found = assignment_metrics(each, torch.tensor(0.0))
     assert found["target_entropy"].item() == 0.0
     assert found["prototypes_used"].item() == pytest.approx(8.0, rel=1e-5)

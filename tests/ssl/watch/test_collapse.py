@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rootstock.ssl.watch.collapse import CollapseAlarm, collapsed, health
+from rootstock.ssl.watch.collapse import CollapseAlarm, collapse_metrics, describe_collapse
 
 
 def rows(*shape: int) -> Tensor:
@@ -14,7 +14,7 @@ def rows(*shape: int) -> Tensor:
 
 
 def test_an_even_representation_has_deviation_one_and_full_rank() -> None:
-    found = health(rows(2, 4000, 16), rows(2, 4000, 8))
+    found = collapse_metrics(rows(2, 4000, 16), rows(2, 4000, 8))
     assert found["feature_std"].item() == pytest.approx(1.0, abs=0.02)
     assert found["feature_rank"].item() == pytest.approx(16.0, rel=0.02)
     assert found["embedding_rank"].item() == pytest.approx(8.0, rel=0.02)
@@ -27,22 +27,22 @@ def test_the_rank_is_the_participation_ratio_whichever_matrix_is_smaller() -> No
         unit = x / x.norm(dim=1, keepdim=True)
         values = torch.linalg.eigvalsh(torch.cov(unit.T.double()))
         slow = float(values.sum() ** 2 / values.square().sum())
-        assert health(x)["feature_rank"].item() == pytest.approx(slow, rel=1e-4)
+        assert collapse_metrics(x)["feature_rank"].item() == pytest.approx(slow, rel=1e-4)
 
 
 def test_collapse_shows_as_no_deviation_or_one_direction() -> None:
     point = torch.ones(2, 64, 8) + 1e-4 * rows(2, 64, 8)
-    assert health(point)["feature_std"].item() < 1e-3
-    assert health(torch.ones(64, 8))["feature_rank"].isfinite()
+    assert collapse_metrics(point)["feature_std"].item() < 1e-3
+    assert collapse_metrics(torch.ones(64, 8))["feature_rank"].isfinite()
     line = rows(64, 1) * torch.ones(8) + 1e-3 * rows(64, 8)
-    assert health(line)["feature_rank"].item() == pytest.approx(1.0, abs=0.01)
+    assert collapse_metrics(line)["feature_rank"].item() == pytest.approx(1.0, abs=0.01)
 
 
 def test_positives_are_compared_across_views() -> None:
     z = rows(1, 32, 8).expand(2, -1, -1)
-    assert health(z, z)["positive_cosine"].item() == pytest.approx(1.0, abs=1e-6)
+    assert collapse_metrics(z, z)["positive_cosine"].item() == pytest.approx(1.0, abs=1e-6)
     opposite = torch.stack([z[0], -z[0]])
-    assert health(z, opposite)["positive_cosine"].item() == pytest.approx(-1.0, abs=1e-6)
+    assert collapse_metrics(z, opposite)["positive_cosine"].item() == pytest.approx(-1.0, abs=1e-6)
 
 
 def test_the_auc_counts_pairs() -> None:
@@ -50,12 +50,12 @@ def test_the_auc_counts_pairs() -> None:
     first, second = torch.randn(2, 6, 4, generator=generator)
     a, b = (x / x.norm(dim=1, keepdim=True) for x in (first, second))
     wins = [float(a[i] @ b[i] > a[i] @ b[j]) for i in range(6) for j in range(6) if j != i]
-    found = health(torch.stack([first, second]), torch.stack([first, second]))
+    found = collapse_metrics(torch.stack([first, second]), torch.stack([first, second]))
     assert found["positive_auc"].item() == pytest.approx(sum(wins) / len(wins))
     same = torch.ones(2, 5, 3)
-    assert health(same, same)["positive_auc"].item() == 0.5
+    assert collapse_metrics(same, same)["positive_auc"].item() == 0.5
     apart = torch.eye(5).expand(2, -1, -1)
-    assert health(apart, apart)["positive_auc"].item() == 1.0
+    assert collapse_metrics(apart, apart)["positive_auc"].item() == 1.0
 
 
 WELL = {"embedding_std": 0.9, "positive_cosine": 0.9, "positive_auc": 0.98}
@@ -97,5 +97,5 @@ def test_a_resumed_alarm_says_what_a_straight_one_does() -> None:
     ],
 )
 def test_what_is_a_collapse_and_what_is_none(row: dict[str, float], word: str | None) -> None:
-    said = collapsed(row)
+    said = describe_collapse(row)
     assert (said is None) if word is None else (said is not None and word in said)
