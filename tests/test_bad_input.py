@@ -348,7 +348,7 @@ def test_a_full_disk_at_the_result(rootstock: Rootstock, straight: Path, tmp_pat
 
 DRIVER = """
 import os, signal, sys
-from rootstock.core import loop
+from rootstock.core.train import loop
 from rootstock.launch.cli import main
 step, at = loop.Loop.step, int(sys.argv.pop(1))
 def stepping(self, wrapped, micro, prepare, number, asked):

@@ -1,13 +1,12 @@
 """House rules that can be read off the source: who imports whom, and what nobody may call."""
 
 import ast
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-PACKAGES = ("core", "ssl", "finetune", "adapt", "launch")
+from rootstock.tests.house.source import PACKAGES, ROOT, imported, sources
+
 # What each package may import of ours, besides the root and itself.
 BELOW = {
     "core": set(),
@@ -25,27 +24,6 @@ MAY_IMPORT_ACCELERATE = {
 # The one place that reads pickles: with weights_only, in a process of its own.
 MAY_LOAD = "core/convert/load.py"
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
-
-
-def sources() -> list[Path]:
-    """Every module that ships, relative to the checkout."""
-    return sorted(
-        path.relative_to(ROOT)
-        for path in (*ROOT.glob("*.py"), *(p for name in PACKAGES for p in (ROOT / name).rglob("*.py")))
-    )
-
-
-def imported(tree: ast.AST, path: Path) -> Iterator[tuple[str, bool]]:
-    """The dotted names that a module imports, and whether relatively; relative ones are resolved from the checkout's root."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, False) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level:
-            start = path.parent.parts[: len(path.parent.parts) - node.level + 1]
-            base = ".".join((*start, *(node.module or "").split("."))).strip(".")
-            yield from ((f"{base}.{alias.name}".strip("."), True) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield from ((f"{node.module}.{alias.name}", False) for alias in node.names)
 
 
 def misplaced_imports(source: str, path: Path) -> list[str]:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-PACKAGES = ("core", "ssl", "finetune", "adapt", "launch")
+from rootstock.tests.house.source import PACKAGES, ROOT
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +61,7 @@ def test_the_wheel_works_in_any_folder(wheel: Path, tmp_path: Path) -> None:
         archive.extractall(tmp_path / "site")
     (tmp_path / "elsewhere").mkdir()
     code = (
-        "import ssl, rootstock, rootstock.launch.cli; from rootstock.core.config import find;"
+        "import ssl, rootstock, rootstock.launch.cli; from rootstock.core.config.yaml_file import find;"
         "print(rootstock.__file__, find('demo.yaml', 'run'), ssl.OPENSSL_VERSION, sep='\\n')"
     )
     done = subprocess.run(
