@@ -25,7 +25,7 @@ from .stream.batches import Batches, Share, pairs, source_draws, stream
 from .stream.order import SHUFFLES, Order
 from .train.fit import Evaluator, Every, Training, fit
 from .train.optim import Optim
-from .views.multiview import Multiview
+from .views.multiview import Multiview, multiview
 from .views.presets import VIEWS
 
 SHOWN = 12  # images in a picture of augmented images
@@ -74,7 +74,7 @@ def augmentation(run: Run, views: Mapping[str, Any], method: Method, name: str, 
     model, count, local = method.backbone, 1, False
     if isinstance(method, PretrainMethod):
         count, local = method.views, method.takes_local
-    made: Multiview = config.build(views, VIEWS, model.size, model.mean, model.std, count)
+    made = multiview(config.build(views, VIEWS), model.size, model.mean, model.std, count)
     made = made if local else made.refuse_local(name)
     made.warn_unused(channels_of(images), run.log)
     return made
