@@ -1,7 +1,7 @@
-"""The endless, seekable order of one set: which image, under which global position, is sample k of a step.
+"""The order of one set: which image is sample k of a step, and what its global position is.
 
-Everything is a function of the step: no sampler state, no array of the set's length. It is computed on the host, in numpy, for
-many steps at a time: a step's own share of that work is a few microseconds.
+Both are functions of the step, so a run can start at any step without sampler state, and no array as long as the set is kept.
+numpy computes many steps at once on the host, which costs a few microseconds a step.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from torch import Tensor
 from ..draws import Indices, permute, permute_array, stream_key
 from ..errors import UserError
 
-# Indices that one call of the permutation computes ahead: 32 KiB of them.
+# Indices that one call of the permutation computes ahead: 32 KiB.
 AHEAD = 4096
 
 
 class Shuffle(Protocol):
-    """A bijection of 0..n-1 for each epoch: place in the epoch -> image. `name` is the stream of set and epoch."""
+    """A permutation of 0..n-1 for each epoch: place in the epoch -> image. `name` is the draw stream of the set and the epoch."""
 
     def images(self, seed: int, name: str, n: int, places: Indices) -> Indices: ...
 
 
 @dataclass(frozen=True)
 class Full:
-    """Any image anywhere: a keyed permutation of the whole set."""
+    """A random permutation of the whole set."""
 
     def images(self, seed: int, name: str, n: int, places: Indices) -> Indices:
         return permute_array(seed, name, n, places)
@@ -37,16 +37,21 @@ class Full:
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """A shuffle that reads runs of neighbours, for tar shards, spinning disks and file systems far away.
+    """A shuffle within runs of neighbouring images, for tar shards, spinning disks and network file systems.
 
-    Each epoch turns the storage order by a random offset (the set is a ring), cuts it into runs of `size` consecutive images,
-    permutes the runs, and shuffles all images of `mix` runs, a group, together. What a last, shorter run would hold joins the
-    last group; groups share out the runs evenly, so none has fewer than `mix` where the set has so many.
+    Each epoch rotates the storage order by a random offset, cuts it into runs of `size` consecutive images, permutes the runs,
+    and shuffles together all images of a group of `mix` runs. A shorter run at the end joins the last group. Runs are divided
+    evenly among groups, so each group has at least `mix` runs if the set has that many.
 
-    Locality: a group has at most mix + ceil(mix / groups) runs and the short one, and any size * mix consecutive samples of an
-    epoch lie in at most two groups; a run lies in at most two shards of `size` images or more. So at a time 2 * mix + 3 runs are
-    open (of sets of mix^2 runs or more; never over 3 * mix + 1). Because the offset is uniform, so is the place of every image in
-    the epoch: none is left out at its end more often than another.
+    Locality: a group has at most mix + ceil(mix / groups) runs and the shorter one, and any size * mix consecutive samples of an
+    epoch lie in at most two groups; a run lies in at most two shards of `size` images or more. So at most 2 * mix + 3 runs are
+    read from at a time (in sets of mix^2 runs or more; never more than 3 * mix + 1). The uniform offset makes the place of
+    every image in the epoch uniform too, so no image is left out at the end of an epoch more often than another.
+
+    size: Length of a run in images, 1 or more; longer runs make reading more sequential.
+    mix: Number of runs whose images are shuffled together, 1 or more; more runs shuffle better and keep more files open.
+
+    Raises UserError for a number below 1.
     """
 
     size: int = 256
@@ -61,7 +66,7 @@ class Blocks:
         size = min(self.size, n)
         runs = n // size
         groups = max(1, runs // self.mix)
-        # Group g holds the runs from g * runs // groups on; this is that formula turned around.
+        # Group g starts at run g * runs // groups; this is the inverse of that formula.
         group = ((np.minimum(places // size, runs - 1) + 1) * groups - 1) // runs
         turned = np.empty_like(places)
         for g in np.unique(group).tolist():
@@ -82,10 +87,11 @@ SHUFFLES: Mapping[str, Callable[..., Shuffle]] = {"full": Full, "blocks": Blocks
 
 @dataclass(frozen=True)
 class Order:
-    """The order of one set: which image, under which global position, is sample k of a step.
+    """The order of one set: which image is sample k of a step, and what its global position is.
 
-    n: images. batch_size: the global batch. name: the set's stream ("source", "target"; "" for a single set). shuffle: how
-    an epoch is ordered. A batch never holds an image twice; an epoch leaves out n % batch_size images, others each time.
+    n: number of images. batch_size: the global batch. name: the set's draw stream ("source", "target"; "" for a single set).
+    shuffle: the order within an epoch. A batch never holds an image twice; an epoch leaves out n % batch_size images, different
+    ones each time.
     """
 
     n: int
@@ -122,7 +128,7 @@ class Order:
     ) -> Iterator[list[tuple[Tensor, Tensor]]]:
         """For each step from start to stop - 1, `(indices, positions)` of each slice of its batch, int64 [len(slice)] each.
 
-        The tensors are views into those of up to AHEAD samples; clone what is kept for long or sent elsewhere.
+        The tensors are views into larger ones of up to AHEAD samples; clone what you keep for long or send elsewhere.
         """
         parts = [self._rows(rows) for rows in slices]
         rows, sizes = np.concatenate(parts), [len(part) for part in parts]
@@ -149,9 +155,10 @@ class Order:
 
 
 def straddling(seed: int, name: str, n: int, batch_size: int, steps: int) -> Iterator[Tensor]:
-    """The places of each step's batch among n, int64 [batch_size]: a new order each epoch, and no batch smaller at its end.
+    """Batches of indices into n samples, int64 [batch_size] for each step, in a new order each epoch.
 
-    For what trains on features in memory; unlike `Order`'s, a batch may reach into the next epoch.
+    For training on features in memory. Unlike in `Order`, a batch may reach into the next epoch, so all batches are full and no
+    sample is left out.
     """
     for step in range(steps):
         seen = torch.arange(step * batch_size, (step + 1) * batch_size)
