@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from rootstock.core.config import resolve as config
 from rootstock.core.draws import Draws
-from rootstock.core.errors import UserError
 from rootstock.core.images.open import open_images
 from rootstock.core.method import PretrainMethod, RawBatch, Views
 from rootstock.core.model import norm
@@ -276,47 +274,3 @@ def _fit(setting: Setting, run: Run, watch: Watch, batches: Batches, prepare: Pr
             steps=watch.plan.steps, steps_per_epoch=watch.plan.steps, optim=setting.optimizer(), seed=0, run=run,
             every=Every(log=run.options["log_every"]),
         )  # fmt: skip
-
-
-class Way(NamedTuple):
-    """One way to train. compiled: whether torch.compile takes part. ours: whether it goes through `fit`."""
-
-    name: str
-    compiled: bool
-    train: Callable[[], Figures]
-
-
-Found = dict[tuple[str, bool], Figures]
-
-
-def in_rounds(ways: Sequence[Way], rounds: int, failures: dict[str, str] | None = None) -> Found:
-    """Every way once a round, each round in another order.
-
-    failures: where given, a way that fails is left out from then on, and what went wrong is noted here under its name.
-    """
-    seen: dict[tuple[str, bool], list[Figures]] = {(way.name, way.compiled): [] for way in ways}
-    lost: set[int] = set()
-    shuffled = np.random.default_rng(0)
-    for _ in range(rounds):
-        for k in shuffled.permutation(len(ways)):
-            if k in lost:
-                continue
-            way = ways[k]
-            _clean(way)
-            try:
-                seen[way.name, way.compiled].append(way.train())
-            except (RuntimeError, UserError) as error:  # no memory, no graph, a worker that died
-                if failures is None:
-                    raise
-                lost.add(k)
-                failures[way.name + (", compiled" if way.compiled else "")] = str(error).strip().partition("\n")[0]
-    return {key: Figures.joined(figures) for key, figures in seen.items() if figures}
-
-
-def _clean(way: Way) -> None:
-    """As if this way were the first."""
-    gc.collect()
-    if way.compiled:
-        torch.compiler.reset()  # or the ways share one limit of graphs, beyond which torch goes on uncompiled
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -13,9 +13,10 @@ import lightly_steps
 import numpy as np
 import page
 import torch
-from fitted import Found, Plan, Setting, Way, in_rounds, of_pictures, of_ready_views, opened
+from fitted import Plan, Setting, of_pictures, of_ready_views, opened
 from input import packed
 from pictures import jpeg_files, photographs
+from rounds import Found, Way, in_rounds
 from timing import Interval
 
 from rootstock.core.draws import Draws

@@ -24,9 +24,10 @@ import lightly_steps
 import numpy as np
 import page
 import torch
-from fitted import Found, Plan, Setting, Way, in_rounds, of_pictures, of_ready_views
+from fitted import Plan, Setting, of_pictures, of_ready_views
 from method_settings import FULL, TOY, Scale, settings
 from pictures import photographs
+from rounds import Found, Way, in_rounds
 from timing import Interval
 
 OURS, THEIRS = "ours", "lightly"

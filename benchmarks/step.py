@@ -23,9 +23,10 @@ import gpu
 import numpy as np
 import page
 import torch
-from fitted import Plan, Way, in_rounds, of_pictures, of_ready_views
+from fitted import Plan, of_pictures, of_ready_views
 from overhead import BATCH, pairs
 from pictures import photographs
+from rounds import Way, in_rounds
 from timing import Interval
 
 LIMIT = 300.0  # microseconds a step

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = ("fitted", "flops", "gpu", "lightly_steps", "overhead", "step", "timing")
+SCRIPTS = ("fitted", "flops", "gpu", "lightly_steps", "overhead", "rounds", "step", "timing")
 
 
 class Scripts:
@@ -25,6 +25,7 @@ class Scripts:
     gpu: ModuleType
     lightly_steps: ModuleType
     overhead: ModuleType
+    rounds: ModuleType
     step: ModuleType
     timing: ModuleType
 
@@ -204,7 +205,7 @@ def test_rounds_are_joined(scripts: Scripts) -> None:
 
 
 def test_a_way_that_fails_is_told_where_that_is_wanted(scripts: Scripts) -> None:
-    Way, figures = scripts.fitted.Way, scripts.fitted.Figures([1.0], 0.0)
+    Way, figures = scripts.rounds.Way, scripts.fitted.Figures([1.0], 0.0)
     calls: list[int] = []
 
     def fails() -> Any:
@@ -213,10 +214,10 @@ def test_a_way_that_fails_is_told_where_that_is_wanted(scripts: Scripts) -> None
 
     ways = [Way("whole", False, lambda: figures), Way("broken", False, fails)]
     failures: dict[str, str] = {}
-    assert scripts.fitted.in_rounds(ways, 3, failures) == {("whole", False): figures._replace(seconds=[1.0] * 3)}
+    assert scripts.rounds.in_rounds(ways, 3, failures) == {("whole", False): figures._replace(seconds=[1.0] * 3)}
     assert failures == {"broken": "no memory"} and calls == [1]
     with pytest.raises(torch.OutOfMemoryError):
-        scripts.fitted.in_rounds(ways, 1)
+        scripts.rounds.in_rounds(ways, 1)
 
 
 def test_operations_are_those_of_the_products(scripts: Scripts) -> None:
