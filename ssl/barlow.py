@@ -15,11 +15,12 @@ from .parts.checks import check_positive
 from .parts.heads import mlp, project
 from .watch.collapse import collapse_metrics
 
-BATCHNORM_EPSILON = 1e-5  # of the BatchNorm, without scale and shift, that standardises embeddings in the authors' code
+# Epsilon of the BatchNorm without scale and shift that standardises embeddings in the authors' code.
+BATCHNORM_EPSILON = 1e-5
 
 
 def cross_correlation(first: Tensor, second: Tensor) -> Tensor:
-    """C of eq. 2, [D, D]: the correlation of each dimension of one view with each of the other, over the batch.
+    """The cross-correlation matrix C of eq. 2, [D, D]: each dimension of one view against each of the other, over the batch.
 
     first, second: [N, D] embeddings of two views of the same N images, row i with row i; standardised here.
     """
@@ -34,7 +35,7 @@ def _standardised(z: Tensor) -> Tensor:
 
 
 def _diagonal(matrix: Tensor) -> Tensor:
-    # Not torch.diagonal, of which torch.compile (2.15) warns.
+    # torch.diagonal makes torch.compile (2.15) warn.
     return matrix.flatten()[:: len(matrix) + 1]
 
 
@@ -46,18 +47,21 @@ def on_diagonal(correlation: Tensor) -> Tensor:
 def off_diagonal(matrix: Tensor) -> Tensor:
     """The redundancy term of eq. 1, without its weight: the sum of C_ij^2 over i != j, of any square matrix.
 
-    As a difference: at the published width each copy of the matrix would be a quarter of a gigabyte.
+    Computed as a difference, because at the published width each copy of the matrix takes a quarter of a gigabyte.
     """
     return matrix.square().sum() - _diagonal(matrix).square().sum()
 
 
 class BarlowTwins(PretrainMethod):
-    """Barlow Twins' training objective on a backbone.
+    """Barlow Twins' training objective on a backbone: scale_loss * (invariance + lambd * redundancy), eq. 1.
 
-    lambd: lambda of eq. 1 (0.005 in the paper, 0.0051 in the authors' code). projection: widths of the projector, BatchNorm after
-    each hidden layer, a linear last layer without bias. scale_loss: factor of the whole loss, 0.024 in the authors' code;
-    LARS undoes it for weights, so it sets the rate of biases and norms: their later code has 0.0048 = 0.024 * 0.2 for these.
-    Raises UserError for values that make no loss.
+    lambd: Weight of the redundancy term, 0 or more (lambda of eq. 1): 0.005 in the paper, 0.0051 in the authors' code.
+    projection: Widths of the projector, hidden layers first, output last. BatchNorm follows each hidden layer; the last layer is linear
+        without bias.
+    scale_loss: Factor of the whole loss, above 0: 0.024 in the authors' code. LARS is blind to it for weights, so it only sets the
+        learning rate of biases and norms; their later code has 0.0048 = 0.024 * 0.2 for these.
+
+    Raises UserError for values outside of these ranges.
     """
 
     views = 2

@@ -1,5 +1,6 @@
-"""BYOL: the online network predicts what a slowly following target network says of the other view (Grill et al. 2020,
-arXiv:2006.07733)."""
+"""BYOL: the online network predicts the target network's projection of the other view; the target is a moving average of the online
+network (Grill et al. 2020, arXiv:2006.07733).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from .watch.collapse import collapse_metrics
 def byol_loss(predictions: Tensor, targets: Tensor) -> Tensor:
     """2 - 2 cos(q, z'), the squared distance of the normalised vectors, summed over both directions (eq. 2 and section 3.1).
 
-    predictions, targets: [2, N, D]; the prediction of each view meets the target of the other. Returns the mean over N.
+    predictions, targets: [2, N, D]; the prediction of each view is compared with the target of the other. Returns the mean over N.
     """
     with torch.autocast(predictions.device.type, enabled=False):
         cosines = F.cosine_similarity(wide(predictions), wide(targets.flip(0)), dim=-1)
@@ -29,15 +30,19 @@ def byol_loss(predictions: Tensor, targets: Tensor) -> Tensor:
 
 
 class BYOL(PretrainMethod):
-    """BYOL's training objective; what is exported is the online backbone.
+    """BYOL's training objective. The online backbone is exported.
 
-    momentum: tau_base of the target network, raised to 1 along a cosine (section 3.2). projection, prediction: widths of the two
-    heads, hidden layers (with BatchNorm) then output (without). Raises UserError for values that make no method.
+    momentum: Momentum of the target network's moving average at the start, from 0 to 1; it rises to 1 along a cosine (tau_base in
+        section 3.2). 0.99 to 0.999 is usual.
+    projection: Widths of the projection head, hidden layers first, output last. BatchNorm follows each hidden layer.
+    prediction: Widths of the prediction head, built alike; the last must equal the last of projection.
+
+    Raises UserError for values outside of these ranges.
     """
 
     views = 2
     rows_per_position = 2
-    couples_samples = True  # through the heads' BatchNorm, without which it collapses
+    couples_samples = True  # through the heads' BatchNorm, without which BYOL collapses
     takes_chunk = True
 
     def __init__(
@@ -66,7 +71,7 @@ class BYOL(PretrainMethod):
         return Step(byol_loss(predictions, targets), collapse_metrics(features, projections))
 
     def after_step(self, progress: float) -> None:
-        """The target network's step."""
+        """Update the target network's moving average."""
         momentum = cosine(self.momentum, 1.0, progress)
         follow(self.target_backbone, self.backbone, momentum)
         follow(self.target_projector, self.projector, momentum)

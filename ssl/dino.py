@@ -1,5 +1,6 @@
-"""DINO: a student names the prototypes that its slowly following teacher sees in the whole view, from other crops of the image
-(Caron et al. 2021, arXiv:2104.14294)."""
+"""DINO: from each crop of an image the student predicts the prototypes that its teacher, a moving average, assigns to the other whole
+views (Caron et al. 2021, arXiv:2104.14294).
+"""
 
 from __future__ import annotations
 
@@ -19,8 +20,9 @@ from .watch.collapse import collapse_metrics
 
 
 def dino_targets(teacher_logits: Tensor, center: Tensor, temperature: float | Tensor) -> Tensor:
-    """softmax((g_t - c) / tau_t): centred, so that no prototype takes all, and sharpened, so that not all take the same (eq. 1).
+    """The teacher's probabilities softmax((g_t - c) / tau_t) (eq. 1 and section 3.1).
 
+    Centring keeps one prototype from taking all images, sharpening keeps all prototypes from taking equal shares of each.
     teacher_logits: [..., K]. center: [K]. Returns probabilities [..., K].
     """
     with torch.autocast(teacher_logits.device.type, enabled=False):
@@ -28,13 +30,23 @@ def dino_targets(teacher_logits: Tensor, center: Tensor, temperature: float | Te
 
 
 class DINO(PretrainMethod):
-    """DINO's training objective; what is exported is the teacher.
+    """DINO's training objective: cross-entropy of crops with the teacher's whole views (eq. 3). The teacher is exported.
 
-    prototypes, hidden, bottleneck, layers, head_norm: the head's (see PrototypeHead); head_norm is BatchNorm, for convolutional
-    networks. temperature: tau_s. teacher_temperature: tau_t, reached linearly from warmup_teacher_temperature over the fraction
-    teacher_temperature_warmup of the training. center_momentum: m of the centre. momentum: lambda of the teacher, raised to 1
-    along a cosine. freeze_last_layer: the fraction of the training in which the prototypes stand still, one epoch of 100 by
-    default. Raises UserError for values that make no method.
+    prototypes: Number of prototypes K, the head's output, 2 or more.
+    hidden: Width of the head's hidden layers.
+    bottleneck: Width of the head's bottleneck, in which features are compared with prototypes, 2 or more.
+    layers: Number of linear layers in the head's MLP, the one to the bottleneck included, 1 or more.
+    head_norm: Whether BatchNorm follows the head's hidden layers; the authors use it with convolutional networks.
+    temperature: Temperature of the student's softmax, above 0 (tau_s).
+    teacher_temperature: Temperature of the teacher's softmax after its warm-up, above 0 (tau_t).
+    warmup_teacher_temperature: Teacher temperature at the start, above 0; it changes linearly to its final value.
+    teacher_temperature_warmup: Fraction of the training, from 0 to 1, over which the teacher's temperature changes.
+    center_momentum: Momentum of the running mean of the teacher's logits that is subtracted from them, from 0 to 1 (m in eq. 4).
+    momentum: Momentum of the teacher's moving average at the start, from 0 to 1; it rises to 1 along a cosine (lambda).
+    freeze_last_layer: Fraction of the training, from 0 to 1, at the start of which the prototypes are not trained. The default is one
+        epoch of 100.
+
+    Raises UserError for values outside of these ranges.
     """
 
     views = 2
@@ -92,7 +104,7 @@ class DINO(PretrainMethod):
         """batch.images: [2, N, C, h, w]; batch.local: [L, N, C, s, s] or None; N is this process's share."""
         features = encode(self.student, batch.images, self.chunk)  # [2, N, D]
         crops = with_local(self.student, features, batch.local, self.chunk)
-        embedded = self.head.embed(crops)  # of all crops in one forward, as one batch to a BatchNorm
+        embedded = self.head.embed(crops)  # one forward: a BatchNorm sees all crops as one batch
         logits = self.head.compare(embedded)  # [2 + L, N, K]
         targets = self.targets(batch.images, progress)
         loss = crops_loss(targets, logits, self.temperature)
@@ -100,7 +112,7 @@ class DINO(PretrainMethod):
 
     @torch.no_grad()
     def targets(self, images: Tensor, progress: float) -> Tensor:
-        """What the teacher says of the whole views, [2, N, K], by the centre of the steps before; then the centre's own step."""
+        """The teacher's probabilities for the whole views, [2, N, K], with the centre of earlier steps; then the centre is updated."""
         logits = self.teacher_head(encode(self.backbone, images, self.chunk))
         start, end = self.warmup_teacher_temperature, self.teacher_temperature
         targets = dino_targets(logits, self.center, ramp(start, end, progress, self.teacher_temperature_warmup))
@@ -108,11 +120,11 @@ class DINO(PretrainMethod):
         return targets
 
     def frozen(self, progress: float) -> list[nn.Parameter]:
-        """The prototypes, in the beginning, as in the authors' code."""
+        """The prototypes, at the start of the training, as in the authors' code."""
         return [self.head.weight] if progress < self.freeze_last_layer else []
 
     def after_step(self, progress: float) -> None:
-        """The teacher's step."""
+        """Update the teacher's moving average."""
         momentum = cosine(self.momentum, 1.0, progress)
         follow(self.backbone, self.student, momentum)
         follow(self.teacher_head, self.head, momentum)

@@ -1,8 +1,8 @@
-"""LeJEPA: views predict the mean of the whole ones, and embeddings are kept isotropic Gaussian; no teacher, no stop-gradient
+"""LeJEPA: views predict the mean of the whole views, and SIGReg keeps embeddings isotropic Gaussian; without a teacher or stop-gradient
 (Balestriero & LeCun 2025, arXiv:2511.08544).
 
-SIGReg looks at the whole batch through sums over images alone, so that processes exchange [V, slices, points] numbers instead of
-embeddings, and each does its own share of the cosines.
+SIGReg depends on the batch through sums over images only. So processes exchange sums of [V, slices, points] numbers instead of
+embeddings, and each computes its own share of the cosines.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .watch.collapse import collapse_metrics
 def prediction_loss(z: Tensor, whole: int) -> Tensor:
     """Mean squared difference of every view's embedding from the mean of the image's whole views (section 5.1, "L_pred").
 
-    z: [V, N, E], the first `whole` of them of whole views, the others of local crops. Returns the mean over V, N and E.
+    z: [V, N, E]; the first `whole` views are whole ones, the others are local crops. Returns the mean over V, N and E.
     """
     z = wide(z)
     return (z - z[:whole].mean(0)).square().mean()
@@ -57,18 +57,23 @@ def epps_pulley(sums: Tensor, n: int, t: Tensor) -> Tensor:
 
 
 def random_directions(draws: Draws, dim: int, count: int) -> Tensor:
-    """Random directions on the unit sphere, float32 [dim, count]: those of draws' first position alone."""
+    """Random directions on the unit sphere, float32 [dim, count], drawn for the first position of `draws`."""
     directions = draws.normal("slices", dim, count)[0]
     return directions / directions.norm(dim=0)
 
 
 class LeJEPA(PretrainMethod):
-    """LeJEPA's training objective: sigreg_weight * SIGReg + (1 - sigreg_weight) * prediction.
+    """LeJEPA's training objective: sigreg_weight * SIGReg + (1 - sigreg_weight) * prediction (section 5.1).
 
-    sigreg_weight: lambda. slices: random directions, others in each step. points, t_max: SIGReg's frequencies, equidistant from 0 to
-    t_max (the authors' code; the paper's listing has 17 from -5 to 5). projection: widths of the projection head, hidden layers
-    (with BatchNorm) then output (without). Local crops are predictions and samples like whole views, but no targets. Raises
-    UserError for values that make no loss.
+    Local crops predict and count as samples like whole views, but they are no targets.
+
+    sigreg_weight: Weight of SIGReg, from 0 to 1 (lambda); the prediction loss has the rest. 0.02 to 0.1 is usual.
+    slices: Number of random directions along which SIGReg tests the embeddings, 1 or more; each step draws new ones.
+    points: Number of frequencies over which SIGReg integrates, 2 or more.
+    t_max: Largest frequency, above 0; they are equidistant from 0 to it, as in the authors' code (the paper's listing has 17 from -5 to 5).
+    projection: Widths of the projection head, hidden layers first, output last. BatchNorm follows each hidden layer.
+
+    Raises UserError for values outside of these ranges.
     """
 
     views = 2
@@ -104,10 +109,10 @@ class LeJEPA(PretrainMethod):
         """batch.images: [2, N, C, h, w] and batch.local: [L, N, C, s, s] or None; N is this process's share."""
         whole = encode(self.backbone, batch.images, self.chunk)  # [2, N, D]
         features = with_local(self.backbone, whole, batch.local, self.chunk)
-        # All views through one head: its BatchNorm must not tell whole views from local crops.
+        # One forward for all views: the head's BatchNorm must not normalise whole views and local crops apart.
         z = project(self.projector, features)  # [2 + L, N, E]
         t = torch.linspace(0.0, self.t_max, self.points, dtype=torch.float64, device=z.device)
-        # The directions of a step are those of its batch's first position, whatever process holds it.
+        # The directions of a step are drawn for the first position of its batch, which any process may hold.
         first = all_reduce_min(batch.draws.positions.min()[None])
         directions = random_directions(Draws(batch.draws.seed, first, batch.draws.prefix), z.shape[2], self.slices)
         sums = sum_with_gradient(characteristic_sums(z, directions, t))

@@ -1,6 +1,7 @@
-"""MoCo v3: queries find the keys of a momentum encoder among those of the whole batch (Chen, Xie & He 2021, arXiv:2104.02057).
+"""MoCo v3: a query finds the key of its own image, made by a momentum encoder, among those of the whole batch (Chen, Xie & He 2021,
+arXiv:2104.02057).
 
-Without a queue: the batch is large. A momentum encoder's keys carry no gradient, so gathering them costs no backward traffic.
+There is no queue, because the batch is large. Keys carry no gradient, so gathering them costs no communication in the backward pass.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def cosines(queries: Tensor, keys: Tensor) -> Tensor:
 def info_nce(similarities: Tensor, own: Tensor, temperature: float) -> Tensor:
     """InfoNCE (section 3, eq. 1) of both directions, each scaled by 2 tau as in algorithm 1.
 
-    similarities: [2, n, N] cosines of queries and keys. own: int64 [n], the key that belongs to each query; the other N - 1
+    similarities: [2, n, N] cosines of queries and keys. own: int64 [n], index of the key that belongs to each query; the other N - 1 keys
     are its negatives. Returns the mean over n, summed over the two directions.
     """
     with torch.autocast(similarities.device.type, enabled=False):
@@ -43,14 +44,19 @@ def info_nce(similarities: Tensor, own: Tensor, temperature: float) -> Tensor:
 
 
 class MoCoV3(PretrainMethod):
-    """MoCo v3's training objective; what is exported is the query encoder's backbone.
+    """MoCo v3's training objective (eq. 1, algorithm 1). The query encoder's backbone is exported.
 
-    temperature: tau of eq. 1 (the authors' 0.2 is for ViTs, 1.0 for ResNets). momentum: of the momentum encoder, raised to 1 along
-    a cosine. projection, prediction: widths of the two heads; BatchNorm after every layer, without scale and shift after the
-    last, and no biases. The defaults are the authors' for ViTs; for ResNets they have projection [4096, 256] and
-    prediction_norm false, a predictor whose last layer is linear.
-    stop_patch_embed: leave a ViT's patch projection as it was drawn, which keeps large batches stable (section 4.2).
-    A ViT without trained weights starts as the authors' does. Raises UserError for values that make no method.
+    A ViT without trained weights is initialised as in the authors' code. The heads have no biases.
+
+    temperature: Temperature of the softmax over similarities, above 0 (tau in eq. 1). The authors use 0.2 for ViTs and 1.0 for ResNets.
+    momentum: Momentum of the momentum encoder's moving average at the start, from 0 to 1; it rises to 1 along a cosine.
+    projection: Widths of the projection head, hidden layers first, output last. BatchNorm follows every layer, the last one without
+        scale and shift. The default is the authors' for ViTs; for ResNets they use [4096, 256].
+    prediction: Widths of the prediction head, built alike; the last must equal the last of projection.
+    prediction_norm: Whether BatchNorm follows the prediction head's last layer: true for the authors' ViTs, false for their ResNets.
+    stop_patch_embed: Whether a ViT's patch projection stays at its random initial values, which keeps large batches stable (section 4.2).
+
+    Raises UserError for values outside of these ranges, and for stop_patch_embed without a patch projection.
     """
 
     views = 2
@@ -101,7 +107,7 @@ class MoCoV3(PretrainMethod):
         return Step(loss, {**collapse_metrics(features, projections), "accuracy": found})
 
     def after_step(self, progress: float) -> None:
-        """The momentum encoder's step; in the authors' code it comes first in the next step, with the same weights."""
+        """Update the momentum encoder. The authors' code does it at the start of the next step, with the same weights."""
         momentum = cosine(self.momentum, 1.0, progress)
         follow(self.momentum_backbone, self.backbone, momentum)
         follow(self.momentum_projector, self.projector, momentum)
@@ -112,15 +118,16 @@ def _stop(backbone: Backbone) -> None:
     patches = getattr(backbone.model, "patch_embed", None)
     if not isinstance(patches, PatchEmbed):
         raise UserError(
-            f"method.stop_patch_embed: {backbone.spec['name']} projects no patches; set it to false, or use a ViT"
+            f"method.stop_patch_embed: {backbone.spec['name']} has no patch projection; set it to false, or use a ViT"
         )
     patches.proj.requires_grad_(False)
 
 
 @torch.no_grad()
 def _initialise(vit: VisionTransformer) -> None:
-    """The authors' start (section 4.1, "Position embedding"; vits.py): Xavier, fixed sine-cosine positions, queries, keys and values
-    each as a layer of its own, and a patch projection drawn like a linear layer."""
+    """The authors' initialisation (section 4.1, "Position embedding"; vits.py): Xavier-uniform linear layers, with queries, keys and values
+    each as a layer of its own; fixed sine-cosine positions; a patch projection initialised like a linear layer.
+    """
     for name, layer in vit.named_modules():
         if isinstance(layer, nn.Linear):
             for part in layer.weight.chunk(3 if name.endswith("qkv") else 1):

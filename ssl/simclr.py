@@ -1,4 +1,4 @@
-"""SimCLR: two views of an image attract, all others in the batch repel (Chen et al. 2020, arXiv:2002.05709)."""
+"""SimCLR: two views of an image attract each other and repel all other images of the batch (Chen et al. 2020, arXiv:2002.05709)."""
 
 from __future__ import annotations
 
@@ -37,10 +37,13 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float, rows: slice = sli
 
 
 class SimCLR(PretrainMethod):
-    """SimCLR's training objective on a backbone.
+    """SimCLR's training objective on a backbone: NT-Xent on projections (eq. 1).
 
-    temperature: tau of eq. 1. projection: widths of the projection head, hidden layers then output; BatchNorm after each
-    hidden layer, and after the output as in the authors' code (theirs has no shift there). Raises UserError for values that make no loss.
+    temperature: Temperature of the softmax over similarities, above 0; 0.1 to 0.5 is usual (tau in eq. 1).
+    projection: Widths of the projection head, hidden layers first, output last. BatchNorm follows each hidden layer and, as in the
+        authors' code, the output (theirs has no shift there).
+
+    Raises UserError for values outside of these ranges.
     """
 
     views = 2

@@ -1,4 +1,4 @@
-"""SimSiam: each view predicts the other; a stopped gradient alone keeps it from collapse (Chen & He 2021, arXiv:2011.10566)."""
+"""SimSiam: each view predicts the other, and a stopped gradient alone prevents collapse (Chen & He 2021, arXiv:2011.10566)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .watch.collapse import collapse_metrics
 def negative_cosine(predictions: Tensor, targets: Tensor) -> Tensor:
     """D(p1, z2) / 2 + D(p2, z1) / 2, where D is minus the cosine (eq. 1 and 2).
 
-    predictions, targets: [2, N, D]; the prediction of each view meets the target of the other. Returns the mean over N, from -1
-    to 1. Whether gradients reach the targets is the caller's to say.
+    predictions, targets: [2, N, D]; the prediction of each view is compared with the target of the other. The caller detaches the targets
+    where no gradient shall reach them. Returns the mean over N, from -1 to 1.
     """
     with torch.autocast(predictions.device.type, enabled=False):
         return -F.cosine_similarity(wide(predictions), wide(targets.flip(0)), dim=-1).mean()
@@ -27,12 +27,16 @@ def negative_cosine(predictions: Tensor, targets: Tensor) -> Tensor:
 class SimSiam(PretrainMethod):
     """SimSiam's training objective on a backbone.
 
-    projection: widths of the projection head; BatchNorm after every layer, without scale and shift after the last. prediction:
-    widths of the predictor, a bottleneck; BatchNorm after its hidden layers alone.
-    stop_gradient: false is the paper's ablation (section 4.1, figure 2): both sides chase each other, the loss falls towards -1 and
-    the embeddings lose their spread; it is there to show collapse, never to train. constant_prediction_rate: the predictor's
-    learning rate does not decay, as in the authors' recipe (table 1, "lr not decayed"; --fix-pred-lr in their code).
-    Raises UserError for values that make no method.
+    projection: Widths of the projection head, hidden layers first, output last. BatchNorm follows every layer, the last one without
+        scale and shift.
+    prediction: Widths of the prediction head, a bottleneck. BatchNorm follows its hidden layers; the last width must equal the last of
+        projection.
+    stop_gradient: Whether targets are detached. false is the paper's ablation (section 4.1, figure 2): it shows collapse and is no way to
+        train.
+    constant_prediction_rate: Whether the prediction head's learning rate stays constant, as in the authors' recipe (table 1, "lr not
+        decayed"; --fix-pred-lr in their code).
+
+    Raises UserError for widths that make no head.
     """
 
     views = 2

@@ -1,5 +1,6 @@
-"""SwAV: each crop predicts to which prototypes the whole views of its image are assigned, all prototypes being used equally
-(Caron et al. 2020, arXiv:2006.09882)."""
+"""SwAV: each crop predicts the prototypes that the other whole views of its image are assigned to; the assignments use all prototypes
+equally (Caron et al. 2020, arXiv:2006.09882).
+"""
 
 from __future__ import annotations
 
@@ -19,13 +20,20 @@ from .watch.collapse import collapse_metrics
 
 
 class SwAV(PretrainMethod):
-    """SwAV's training objective on a backbone.
+    """SwAV's training objective on a backbone: swapped prediction of codes (eq. 1 and 2).
 
-    projection: widths of the head, hidden layers (with BatchNorm) then output (without). prototypes: how many. temperature: tau
-    of the predictions (eq. 2). epsilon, iterations: of Sinkhorn-Knopp's codes (eq. 3). freeze_prototypes: the fraction of the
-    training in which the prototypes stand still; the default is the authors' 313 steps of 100 epochs. queue: features of earlier
-    steps, of each whole view, that take part in the assignment of a small batch; used from the fraction queue_from of the
-    training on, once it is full. Raises UserError for values that make no method.
+    projection: Widths of the projection head, hidden layers first, output last. BatchNorm follows each hidden layer.
+    prototypes: Number of prototypes, 2 or more.
+    temperature: Temperature of the predictions' softmax, above 0 (tau in eq. 2).
+    epsilon: Smoothness of the codes in Sinkhorn-Knopp, above 0 (epsilon in eq. 3).
+    iterations: Sinkhorn-Knopp iterations, 1 or more.
+    freeze_prototypes: Fraction of the training, from 0 to 1, at the start of which the prototypes are not trained. The default is the
+        authors' 313 steps out of 100 epochs.
+    queue: Number of features of earlier steps, for each whole view, that join the assignment when batches are small (section 4.1). 0 is
+        without a queue.
+    queue_from: Fraction of the training, from 0 to 1, after which the queue is used, once it is full.
+
+    Raises UserError for values outside of these ranges.
     """
 
     views = 2
@@ -64,14 +72,14 @@ class SwAV(PretrainMethod):
         self.projector = mlp([backbone.feature_dim, *projection], last="linear", key="method.projection")
         self.prototypes = nn.Parameter(nn.Linear(projection[-1], prototypes, bias=False).weight.detach())
         self._normalise_prototypes()
-        # The same on all processes, so that a checkpoint of any of them holds it.
+        # All processes hold the same queue, so any of them can write it to a checkpoint.
         self.register_buffer("queue", torch.zeros(self.views, queue, projection[-1]), persistent=queue > 0)
 
     def forward(self, batch: Views, progress: float) -> Step:
         """batch.images: [2, N, C, h, w]; batch.local: [L, N, C, s, s] or None; N is this process's share."""
         features = encode(self.backbone, batch.images, self.chunk)  # [2, N, D]
         crops = with_local(self.backbone, features, batch.local, self.chunk)
-        projected = project(self.projector, crops)  # of all crops in one forward, as one batch to BatchNorm
+        projected = project(self.projector, crops)  # one forward: BatchNorm sees all crops as one batch
         with torch.autocast(projected.device.type, enabled=False):
             z = F.normalize(projected.to(self.prototypes.dtype), dim=-1)
             logits = F.linear(z, self.prototypes)  # cosines, [2 + L, N, K]
@@ -81,14 +89,14 @@ class SwAV(PretrainMethod):
 
     @torch.no_grad()
     def codes(self, z: Tensor, logits: Tensor, progress: float) -> Tensor:
-        """The assignments of the whole views, [2, N, K], each view's among all processes' samples and the queue's; then its step.
+        """The codes of the whole views, [2, N, K]; then the new features enter the queue.
 
-        z: [2, N, E], of length 1. logits: [2, N, K].
+        Each view is assigned by itself, among the samples of all processes and the queue. z: [2, N, E], of length 1. logits: [2, N, K].
         """
         n, length = logits.shape[1], self.queue.shape[1]
         if not length:
             return sinkhorn(logits, self.epsilon, self.iterations, all_reduce_sum)
-        # Each process takes its part of the queue, so that each sample of it counts once.
+        # Each process takes its part of the queue, so that each queued sample counts once.
         mine = self.queue[:, length * rank() // world() : length * (rank() + 1) // world()]
         used = self.queue[:, -1].any() & (progress >= self.queue_from)
         counted = torch.cat([torch.ones_like(z[..., 0]), used.expand(mine.shape[:2]).to(z.dtype)], 1)
@@ -96,16 +104,16 @@ class SwAV(PretrainMethod):
         codes = sinkhorn(samples, self.epsilon, self.iterations, all_reduce_sum, counted)[:, :n]
         entering = gather(z.transpose(0, 1)).transpose(0, 1)
         moved = torch.cat([entering, self.queue], 1)[:, :length]
-        # What is not finite stays out: that step is skipped, and the queue would keep it for many others.
+        # Non-finite features do not enter: their step is skipped, but the queue would keep them for many more.
         self.queue.copy_(torch.where(entering.isfinite().all(), moved, self.queue))
         return codes
 
     def frozen(self, progress: float) -> list[nn.Parameter]:
-        """The prototypes, in the beginning, as in the authors' code."""
+        """The prototypes, at the start of the training, as in the authors' code."""
         return [self.prototypes] if progress < self.freeze_prototypes else []
 
     def after_step(self, progress: float) -> None:
-        """The prototypes' return to length 1, outside of the gradient as in the authors' code."""
+        """Scale the prototypes back to length 1, outside of the gradient as in the authors' code."""
         self._normalise_prototypes()
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""VICReg: views agree while each dimension keeps its variance and none repeats another (Bardes et al. 2022, arXiv:2105.04906)."""
+"""VICReg: views agree, while each dimension keeps its variance and no two correlate (Bardes et al. 2022, arXiv:2105.04906)."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from .barlow import off_diagonal
 from .parts.heads import mlp, project
 from .watch.collapse import collapse_metrics
 
-VARIANCE_EPSILON = 1e-4  # of eq. 2
+VARIANCE_EPSILON = 1e-4  # epsilon of eq. 2
 
 
 def invariance(first: Tensor, second: Tensor) -> Tensor:
     """s(Z, Z'), eq. 5: the mean squared difference of [N, D] and [N, D].
 
-    Over rows and dimensions, as the authors' code has it; eq. 5 sums over dimensions, D times as much.
+    The mean is over rows and dimensions, as in the authors' code; eq. 5 sums over dimensions, which is D times as much.
     """
     with torch.autocast(first.device.type, enabled=False):
         return F.mse_loss(wide(first), wide(second))
 
 
 def variance(z: Tensor) -> Tensor:
-    """v(Z), eq. 1 and 2: by how much the standard deviation of each dimension of [N, D] falls short of 1, on average."""
+    """v(Z), eq. 1 and 2: by how much the standard deviation of a dimension of [N, D] falls short of 1, averaged over dimensions."""
     with torch.autocast(z.device.type, enabled=False):
         z = wide(z)
         return F.relu(1.0 - (z.var(0) + VARIANCE_EPSILON).sqrt()).mean()
@@ -44,11 +44,17 @@ def covariance(z: Tensor) -> Tensor:
 
 
 class VICReg(PretrainMethod):
-    """VICReg's training objective on a backbone.
+    """VICReg's training objective on a backbone: the weighted sum of three terms (eq. 6).
 
-    invariance, variance, covariance: lambda, mu and nu of eq. 6. As in the authors' code the variance term is the mean of the two
-    views' and the covariance term their sum. projection: widths of the expander, BatchNorm after each hidden layer, a linear
-    last layer without bias. Raises UserError for values that make no loss.
+    As in the authors' code the variance term is the mean of both views' and the covariance term their sum.
+
+    invariance: Weight of the invariance term, 0 or more (lambda in eq. 6).
+    variance: Weight of the variance term, 0 or more (mu in eq. 6).
+    covariance: Weight of the covariance term, 0 or more (nu in eq. 6).
+    projection: Widths of the expander, hidden layers first, output last. BatchNorm follows each hidden layer; the last layer is linear
+        without bias.
+
+    Raises UserError for values outside of these ranges.
     """
 
     views = 2

@@ -13,7 +13,7 @@ from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
 from rootstock.core.method import Views
 from rootstock.ssl.dinov2 import DINOv2, koleo
-from rootstock.ssl.ibot import view_tokens
+from rootstock.ssl.parts.masked_teacher import view_tokens
 from rootstock.ssl.parts.masks import true_indices
 from rootstock.tests.ssl.cases import backbone, method, views
 from rootstock.tests.ssl.parts.slow_prototypes import slow_crops_loss, slow_sinkhorn

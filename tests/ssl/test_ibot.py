@@ -13,7 +13,8 @@ from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
 from rootstock.core.method import Views
 from rootstock.core.model.vit_tokens import take, transform
-from rootstock.ssl.ibot import IBOT, patch_loss, view_tokens
+from rootstock.ssl.ibot import IBOT
+from rootstock.ssl.parts.masked_teacher import patch_loss, view_tokens
 from rootstock.ssl.parts.masks import true_indices
 from rootstock.tests.ssl.cases import backbone, method, views
 from rootstock.tests.ssl.parts.slow_prototypes import slow_crops_loss
@@ -208,13 +209,13 @@ def test_temperatures_rise_and_prototypes_thaw() -> None:
         teacher_temperature_warmup=0.4, freeze_last_layer=0.2,
     )  # fmt: skip
     given = batch(made)
-    index, _ = true_indices(made.masks(given), 8)
+    index, hidden = true_indices(made.masks(given), 8)
     features, patches = view_tokens(made.backbone, given.images, None)
     known, of_patches = made.teacher_head(features).detach(), made.teacher_head(take(patches, index)).detach()
     for progress, class_t, patch_t in ((0.0, 0.04, 0.04), (0.2, 0.06, 0.05), (0.4, 0.08, 0.06), (0.9, 0.08, 0.06)):
         made.center.zero_()
         made.patch_center.zero_()
-        targets, patch_targets = made.targets(given.images, index, progress)
+        targets, patch_targets = made.targets(given.images, index, hidden, progress)
         torch.testing.assert_close(targets, (known / class_t).softmax(-1))
         torch.testing.assert_close(patch_targets, (of_patches / patch_t).softmax(-1))
     for progress, frozen in ((0.0, True), (0.19, True), (0.2, False)):
