@@ -23,7 +23,7 @@ from ..core.images.sets import (
     LABELLED,
     add_seen,
     align,
-    describe,
+    describe_sets,
     exposure,
     fingerprints,
     labelled,
@@ -166,7 +166,7 @@ def adapt(
             run, plan, model, lambda pair: torch.stack([part.images[: stage.SHOWN] for part in pair]), caption
         )
     outcome = _test(run, classifier, sets.tests, view)
-    facts = describe(sets.named(), held_out=data["test"] is None)
+    facts = describe_sets(sets.named(), held_out=data["test"] is None)
     return run.finish({"data": facts, **outcome, **fed.counts(), "selection": model.selection(data["selection"])})
 
 

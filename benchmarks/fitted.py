@@ -20,7 +20,7 @@ from rootstock.core.model import norm
 from rootstock.core.model.backbone import HALF, create
 from rootstock.core.run.directory import Run
 from rootstock.core.run.options import options as run_options
-from rootstock.core.stream.batches import NO_LABELS, Batches, Resident, stream
+from rootstock.core.stream.batches import NO_LABELS, MicroBatches, Resident, stream
 from rootstock.core.stream.order import Order
 from rootstock.core.train.fit import Every, fit
 from rootstock.core.train.optim import Optim
@@ -261,7 +261,7 @@ def of_pictures(
         return watch.figures()
 
 
-def _fit(setting: Setting, run: Run, watch: Watch, batches: Batches, prepare: Prepare) -> None:
+def _fit(setting: Setting, run: Run, watch: Watch, batches: MicroBatches, prepare: Prepare) -> None:
     def watched(step: int) -> Iterator[Any]:
         for batch in watch.over(batches(step)):
             if len(watch.ends) > watch.plan.windows:

@@ -52,7 +52,7 @@ def stream_key(seed: int, name: str) -> int:
     return _hashed_name(seed, name)
 
 
-def mix(x: Tensor) -> Tensor:
+def splitmix64(x: Tensor) -> Tensor:
     """The splitmix64 finaliser, elementwise on int64: a bijection in which every input bit moves every output bit."""
     # torch shifts int64 arithmetically; the mask makes the shift logical.
     x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * MIX_FIRST
@@ -60,8 +60,8 @@ def mix(x: Tensor) -> Tensor:
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
-def mix_words(x: Words) -> Words:
-    """`mix` of an array with one dimension or more, in its own memory."""
+def splitmix64_words(x: Words) -> Words:
+    """`splitmix64` of an array with one dimension or more, in its own memory."""
     spare = np.right_shift(x, _SHIFTS[0])
     for shift, factor in zip(_SHIFTS[1:], (_FIRST, _SECOND), strict=True):
         np.bitwise_xor(x, spare, out=x)
@@ -91,9 +91,9 @@ class Draws:
         self.seed, self.positions, self.prefix = seed, positions, prefix
         if hashed is None:
             if self.on_host:
-                hashed = torch.from_numpy(mix_words(np.multiply(words_of(positions), _GOLDEN)).view(np.int64))
+                hashed = torch.from_numpy(splitmix64_words(np.multiply(words_of(positions), _GOLDEN)).view(np.int64))
             else:
-                hashed = mix(positions * GOLDEN)
+                hashed = splitmix64(positions * GOLDEN)
         self.hashed = hashed
 
     @property
@@ -108,18 +108,18 @@ class Draws:
     def words(self, name: str, shape: Sequence[int]) -> Words:
         """`bits` on the host, uint64 [N, *shape]."""
         key = stream_key(self.seed, self.prefix + name)
-        row = mix_words(np.bitwise_xor(words_of(self.hashed), np.array(key).view(np.uint64)))
+        row = splitmix64_words(np.bitwise_xor(words_of(self.hashed), np.array(key).view(np.uint64)))
         index = np.arange(1, math.prod(shape) + 1, dtype=np.uint64) * _GOLDEN
-        return mix_words(row[:, None] + index).reshape(len(row), *shape)
+        return splitmix64_words(row[:, None] + index).reshape(len(row), *shape)
 
     def bits(self, name: str, *shape: int) -> Tensor:
         """64 random bits each, int64 [N, *shape]."""
         if self.on_host:
             return torch.from_numpy(self.words(name, shape).view(np.int64))
-        row = mix(self.hashed ^ stream_key(self.seed, self.prefix + name))
+        row = splitmix64(self.hashed ^ stream_key(self.seed, self.prefix + name))
         # Inductor multiplies indices as symbols, in integers without end, and fails where one leaves 64 bits; xor is no such symbol.
         index = torch.arange(1, math.prod(shape) + 1, device=self.positions.device) ^ 0
-        return mix(row[:, None] + index * GOLDEN).view(len(row), *shape)
+        return splitmix64(row[:, None] + index * GOLDEN).view(len(row), *shape)
 
     def uniform(self, name: str, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Uniform on [low, high), float32 [N, *shape]: 24 bits, so that each of them is exact in float32.
@@ -281,8 +281,8 @@ def _walk(rounds: Rounds, half: int, n: int, value: int) -> int:
 
 
 def _round(right: Indices, keys: Indices) -> Indices:
-    hashed = mix_words(right.view(np.uint64) * _GOLDEN)
-    return mix_words(hashed ^ keys.view(np.uint64)).view(np.int64)
+    hashed = splitmix64_words(right.view(np.uint64) * _GOLDEN)
+    return splitmix64_words(hashed ^ keys.view(np.uint64)).view(np.int64)
 
 
 @functools.lru_cache(maxsize=64)

@@ -16,12 +16,12 @@ from .draws import Draws
 from .evaluate.pictures import denormalise, save_sheet
 from .images.damage import Damage, read_or_neighbour
 from .images.open import Images
-from .images.sets import describe
+from .images.sets import describe_sets
 from .method import Method, PretrainMethod
 from .model import norm
 from .model.backbone import Backbone, create
 from .run.directory import Run
-from .stream.batches import Batches, Share, pairs, source_draws, stream
+from .stream.batches import MicroBatches, Share, source_draws, stream, zip_pairs
 from .stream.order import SHUFFLES, Order
 from .train.fit import Evaluator, Every, Training, fit
 from .train.optim import Optim
@@ -34,7 +34,7 @@ SHOWN = 12  # images in a picture of augmented images
 class Feed(NamedTuple):
     """The training images on their way to the method."""
 
-    batches: Batches  # batches(step): this process's micro-batches of each step from `step` on
+    batches: MicroBatches  # batches(step): this process's micro-batches of each step from `step` on
     steps: int  # of the whole training
     steps_per_epoch: int  # of the first set
     images_per_step: int  # of all sets and processes
@@ -103,7 +103,7 @@ def feed(
         )
         for name, images in sets.items()
     ]  # fmt: skip
-    batches = streams[0] if len(streams) == 1 else pairs(*streams)
+    batches = streams[0] if len(streams) == 1 else zip_pairs(*streams)
     return Feed(batches, steps, epoch, len(sets) * optim.batch_size, damage)
 
 
@@ -147,7 +147,7 @@ def train(
 def trace(run: Run, model: Backbone, sets: Mapping[str, Images], data: Mapping[str, Any], **facts: Any) -> None:
     """Add this stage to the history of the backbone. facts: what else the entry says, such as method and steps."""
     entry = {"task": run.verb, **facts, "seed": run.seed, "selection": data["selection"]}
-    model.provenance.append({**entry, "data": describe(sets)})
+    model.provenance.append({**entry, "data": describe_sets(sets)})
 
 
 def save_first(run: Run, plan: Training, model: Backbone, rows_of: Callable[[Any], Tensor], caption: str) -> None:

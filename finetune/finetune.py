@@ -14,7 +14,7 @@ from ..core.draws import Draws
 from ..core.errors import UserError
 from ..core.evaluate.scores import score
 from ..core.images.open import Images
-from ..core.images.sets import LABELLED, add_seen, describe, exposure, fingerprints, train_and_tests
+from ..core.images.sets import LABELLED, add_seen, describe_sets, exposure, fingerprints, train_and_tests
 from ..core.method import Labelled, Method, RawBatch, Step
 from ..core.model.backbone import Backbone, create
 from ..core.model.classifier import Classifier
@@ -24,7 +24,7 @@ from ..core.stream.batches import Decode
 from ..core.stream.order import SHUFFLES
 from ..core.train.fit import Training
 from ..core.train.optim import Optim
-from ..core.views.mixup import Mixing, mix
+from ..core.views.mixup import Mixing, mix_images
 from ..core.views.presets import VIEWS
 from ..core.views.view import Evaluation
 
@@ -135,7 +135,7 @@ def build_finetuning(
         draws = Draws(seed, raw.positions)
         images, labels = views(raw, draws).images[0], raw.labels
         if any(mixing):
-            images, labels = mix(images, labels, draws.stream("mix"), classes, mixing)
+            images, labels = mix_images(images, labels, draws.stream("mix"), classes, mixing)
         return Labelled(images, labels, draws)
 
     return FineTuning(stage.training(run, objective, fed, prepare, settings), fed, train, tests, view)
@@ -169,7 +169,7 @@ def finetune(
     if run.main:
         classifier.export(run.dir)
         stage.save_first(run, plan, model, lambda batch: batch.images[None], "Augmented training images.")
-    facts = describe(stage.named_sets(train, tests), held_out=data["test"] is None)
+    facts = describe_sets(stage.named_sets(train, tests), held_out=data["test"] is None)
     found = {**exposure(model.seen, tests), **scores._asdict(), **fed.counts()}
     return run.finish({"data": facts, **found, "selection": model.selection(data["selection"])})
 

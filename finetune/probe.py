@@ -16,7 +16,7 @@ from ..core.evaluate.features import extract
 from ..core.evaluate.pictures import save_map
 from ..core.evaluate.scores import Scores, add_scores
 from ..core.images.open import Images
-from ..core.images.sets import LABELLED, add_seen, describe, exposure, fingerprints, train_and_tests
+from ..core.images.sets import LABELLED, add_seen, describe_sets, exposure, fingerprints, train_and_tests
 from ..core.model.backbone import OWN, Backbone, create
 from ..core.run.directory import Run
 from ..core.views.view import Evaluation
@@ -110,7 +110,7 @@ def probe(
     if run.main:
         save_map(run.dir, inputs.features, tests, seed)
     model.seen = add_seen(model.seen, LABELLED, train)
-    facts = describe(stage.named_sets(train, tests), held_out=data["test"] is None)
+    facts = describe_sets(stage.named_sets(train, tests), held_out=data["test"] is None)
     found = {**exposure(model.seen, tests), **scores._asdict(), "chosen": picked}
     return run.finish({"data": facts, **found, "selection": model.selection(selection)})
 

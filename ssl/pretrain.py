@@ -13,7 +13,7 @@ from ..core.config.resolve import Choice, Duration, Section
 from ..core.draws import Draws
 from ..core.errors import UserError
 from ..core.images.open import Images, holdout, open_images
-from ..core.images.sets import HELD_OUT, add_seen, align, describe, exposure, fingerprints, labelled, open_tests
+from ..core.images.sets import HELD_OUT, add_seen, align, describe_sets, exposure, fingerprints, labelled, open_tests
 from ..core.method import PretrainMethod, RawBatch, Views
 from ..core.model.backbone import create
 from ..core.run.directory import Run
@@ -150,7 +150,7 @@ def pretrain(
         save_pictures(run, objective, plan.batches, plan.prepare)
     if watch is not None and not tests:
         watch.save_map(objective)
-    facts = describe({"train": train, **tests}, held_out=bool(tests) and evaluate["test"] is None)
+    facts = describe_sets({"train": train, **tests}, held_out=bool(tests) and evaluate["test"] is None)
     found = {**exposure(model.seen, tests), "metrics": probes.final_scores(objective)}
     return run.finish({"data": facts, **found, **fed.counts(), "selection": model.selection("last")})
 

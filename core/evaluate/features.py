@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..distributed import all_reduce_sum, rank, world
 from ..errors import UserError
-from ..stream.loader import load
+from ..stream.loader import read_in_workers
 from ..views.view import stack_pictures
 
 # Rows are summed over processes in blocks of this many numbers (256 MB), to bound what lies on the device at once.
@@ -117,7 +117,10 @@ def _pixels(
         batches = (images.rows(torch.arange(batch.start, batch.stop)) for batch in own)
     else:
         columns = ((np.arange(batch.start, batch.stop),) for batch in own)
-        batches = (batch["images"] for batch in load(_Cropped(images, view), columns, workers=workers, pinned=pinned))
+        batches = (
+            batch["images"]
+            for batch in read_in_workers(_Cropped(images, view), columns, workers=workers, pinned=pinned)
+        )
     try:
         for pixels in batches:
             assert pixels is not None

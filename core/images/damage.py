@@ -17,7 +17,7 @@ from .open import DamagedImage, Images
 from .store import Scale
 
 NEIGHBOUR_TRIES = 16
-Read = TypeVar("Read")
+_Read = TypeVar("_Read")
 
 
 @dataclass
@@ -63,7 +63,7 @@ def read_scaled_or_neighbour(images: Images, index: int, scale: Scale) -> tuple[
     return picture, size, read
 
 
-def _first_readable(images: Images, index: int, read: Callable[[int], Read]) -> tuple[Read, int]:
+def _first_readable(images: Images, index: int, read: Callable[[int], _Read]) -> tuple[_Read, int]:
     tries = min(NEIGHBOUR_TRIES, len(images))
     last = None
     for offset in range(tries):

@@ -97,7 +97,7 @@ def decode_by_pillow(content: bytes | bytearray, where: str, factor: int = 1) ->
                 raise Image.DecompressionBombError
             if picture.format == "PNG" and picture.tile and (rawmode := picture.tile[0].args) in DEEP_COLOUR:
                 return deep_colour(content, str(rawmode))
-            return pixels(upright(picture))
+            return pixels_of(upright(picture))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DamagedImage(
             f"{where}: more than {MAX_PIXELS // 1_000_000} million pixels, perhaps a decompression bomb; "
@@ -151,17 +151,17 @@ def turned(segment: bytes) -> bool:
         return True
 
 
-Decoder = Callable[[bytes | bytearray], Tensor]
+JpegDecoder = Callable[[bytes | bytearray], Tensor]
 """A plain JPEG -> uint8 [3, H, W]; raises RuntimeError or ValueError for what is damaged."""
 
 
 @functools.cache
-def fast_decoder() -> Decoder | None:
+def fast_decoder() -> JpegDecoder | None:
     """The first of simplejpeg and torchvision that is there and decodes samples as Pillow does; None without one."""
     return next((decoder for load in (_simplejpeg, _torchvision) if _as_pillow(decoder := load())), None)
 
 
-def _simplejpeg() -> Decoder | None:
+def _simplejpeg() -> JpegDecoder | None:
     try:
         from simplejpeg import decode_jpeg
     except ImportError:
@@ -169,7 +169,7 @@ def _simplejpeg() -> Decoder | None:
     return lambda content: torch.from_numpy(decode_jpeg(content)).permute(2, 0, 1)
 
 
-def _torchvision() -> Decoder | None:
+def _torchvision() -> JpegDecoder | None:
     """Called below its Python function, which warns since 0.29 that it will move to another package some day."""
     try:
         import torchvision.io  # noqa: F401  # pyright: ignore[reportUnusedImport]
@@ -186,7 +186,7 @@ def _torchvision() -> Decoder | None:
     return decoder
 
 
-def _as_pillow(decoder: Decoder | None) -> bool:
+def _as_pillow(decoder: JpegDecoder | None) -> bool:
     """Whether a decoder gives Pillow's pixels: of whole and of halved colour, and of gray."""
     if decoder is None:
         return False
@@ -214,7 +214,7 @@ def upright(picture: Image.Image) -> Image.Image:
     return picture if turn is None else picture.transpose(turn)
 
 
-def pixels(picture: Image.Image) -> Tensor:
+def pixels_of(picture: Image.Image) -> Tensor:
     """A loaded picture as uint8 or uint16 [3, H, W]."""
     if picture.mode.startswith("I"):
         deep = np.asarray(picture).astype(np.int64)
@@ -237,13 +237,13 @@ def deep_colour(content: bytes | bytearray, rawmode: str) -> Tensor:
     so unpacking twice gives both.
     """
     if rawmode == "LA;16B":  # four bytes a pixel: high and low byte of gray, then of alpha
-        four = unpacked(content, "RGBA")
-        return three_channels(joined(four[..., :1], four[..., 1:2]))
+        four = unpack_rows(content, "RGBA")
+        return three_channels(join_bytes(four[..., :1], four[..., 1:2]))
     low = rawmode.replace("16B", "16L")
-    return joined(unpacked(content, rawmode)[..., :3], unpacked(content, low)[..., :3])
+    return join_bytes(unpack_rows(content, rawmode)[..., :3], unpack_rows(content, low)[..., :3])
 
 
-def unpacked(content: bytes | bytearray, rawmode: str) -> np.ndarray:
+def unpack_rows(content: bytes | bytearray, rawmode: str) -> np.ndarray:
     """The bytes [H, W, bands] that Pillow takes out of a PNG's rows when told that they are in `rawmode`."""
     with Image.open(io.BytesIO(content)) as picture:
         assert isinstance(picture, ImageFile.ImageFile)
@@ -251,7 +251,7 @@ def unpacked(content: bytes | bytearray, rawmode: str) -> np.ndarray:
         return np.array(upright(picture))
 
 
-def joined(high: np.ndarray, low: np.ndarray) -> Tensor:
+def join_bytes(high: np.ndarray, low: np.ndarray) -> Tensor:
     """uint16 [C, H, W] from the two bytes of each value, uint8 [H, W, C] each."""
     values = (high.astype(np.uint16) << 8) | low
     return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))

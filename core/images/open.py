@@ -78,7 +78,7 @@ def open_with_splits(uri: str | Sequence[str]) -> tuple[Images, Mapping[str, Ten
     source = open_source(location, "all")
     if len(source.splits) > 1 and not location.fragments:
         location = location._replace(text=f"{location.text}#all")
-    return whole(location, source), source.splits
+    return images_of_source(location, source), source.splits
 
 
 def split_name(uri: Uri) -> str | None:
@@ -91,7 +91,7 @@ def parsed(text: str, seed: int = 0) -> Uri:
     return parse_uri(text.replace("{seed}", str(seed)))
 
 
-def whole(uri: Uri, source: Source) -> Images:
+def images_of_source(uri: Uri, source: Source) -> Images:
     """All pictures of a source."""
     count = len(source.store)
     return Images(
@@ -111,7 +111,7 @@ def open_one(uri: Uri, role: Role) -> tuple[Images, bool]:
     fragments = [fragment_of(uri, text, role) for text in uri.fragments]
     first = fragments[0].name if fragments else None
     source = open_source(uri, first)
-    images = whole(uri, source)
+    images = images_of_source(uri, source)
     if source.splits:
         images = images.select(natural_split(uri, source, first))
         if fragments and "[" in uri.fragments[0] and not fragments[0].sliced:
@@ -135,9 +135,9 @@ def fragment_of(uri: Uri, text: str, role: Role) -> Fragment:
 def open_source(uri: Uri, split: str | None) -> Source:
     """Call the scheme's opener with the URI's options."""
     if uri.scheme == "sklearn":
-        if uri.path not in digits.SETS:
-            raise UserError(f"{uri.text}: unknown set sklearn:{uri.path}{suggestion(uri.path, digits.SETS)}")
-        opener = digits.SETS[uri.path]
+        if uri.path not in digits.DIGIT_SETS:
+            raise UserError(f"{uri.text}: unknown set sklearn:{uri.path}{suggestion(uri.path, digits.DIGIT_SETS)}")
+        opener = digits.DIGIT_SETS[uri.path]
         return opener(**keyword_options(opener, uri))
     if uri.scheme not in SCHEMES:
         known = [*SCHEMES, "sklearn"]

@@ -67,7 +67,7 @@ def train_and_tests(
     return kept, {"test": held}
 
 
-def describe(sets: Mapping[str, Images], held_out: bool = False) -> dict[str, Any]:
+def describe_sets(sets: Mapping[str, Images], held_out: bool = False) -> dict[str, Any]:
     """The `data` entry of a result: one fingerprint, and each set's size and split hash."""
     prints = {name: images.fingerprint() for name, images in sets.items()}
     return {

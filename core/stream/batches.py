@@ -25,14 +25,14 @@ from ..errors import UserError
 from ..images.damage import Damage, read_or_neighbour, read_scaled_or_neighbour, rows_or_neighbours
 from ..images.open import Images
 from ..method import RawBatch, RawPair
-from .loader import joined, load
+from .loader import join_parts, read_in_workers
 from .order import Order
 from .prefetch import in_blocks, in_thread, to_device
 
 Resident = Literal["auto", "on", "off"]
 Decode = Literal["full", "scaled"]
 NO_LABELS = torch.empty(0, dtype=torch.int64)
-Batches = Callable[[int], Iterator[list[Any]]]
+MicroBatches = Callable[[int], Iterator[list[Any]]]
 INDEX_BLOCK = 8192  # numbers sent to the device at once
 COPY_BLOCK = 1 << 28  # bytes of a set that are copied to the device at once
 CROP_BLOCK = 1 << 25  # bytes of decoded pictures that a worker keeps before it crops them
@@ -91,7 +91,7 @@ def stream(
     damage: Damage | None = None,
     resident: Resident = "auto",
     decode: Decode = "full",
-) -> Batches:
+) -> MicroBatches:
     """`batches(step)`: from that step to the last, this process's list of micro-batches of RawBatch.
 
     Sets whose pictures have one shape and need no decoding come raw; others are decoded and cropped by `workers` processes.
@@ -207,7 +207,7 @@ def _loaded(
     )
     images = reader.images
     micro: list[RawBatch] = []
-    found = load(reader, columns, workers=workers, micro=len(slices), pinned=pinned)
+    found = read_in_workers(reader, columns, workers=workers, micro=len(slices), pinned=pinned)
     try:
         for crops in found:
             wanted, read, positions = (crops.pop(name) for name in ("wanted", "read", "positions"))
@@ -240,7 +240,7 @@ class _Reader:
         """wanted, positions: int64 [n] -> the crops, and "wanted", "positions" and the indices really "read", int64 [n]."""
         read: list[int] = []
         groups = list(self._groups(wanted, positions, read))
-        crops = dict(groups[0]) if len(groups) == 1 else joined(iter(groups), len(wanted))
+        crops = dict(groups[0]) if len(groups) == 1 else join_parts(iter(groups), len(wanted))
         numbers = {"wanted": wanted, "positions": positions, "read": np.array(read)}
         return {**crops, **{name: torch.from_numpy(number) for name, number in numbers.items()}}
 
@@ -267,7 +267,7 @@ class _Reader:
         return source_draws(self.seed, torch.from_numpy(positions), self.name)
 
 
-def pairs(source: Batches, target: Batches) -> Batches:
+def zip_pairs(source: MicroBatches, target: MicroBatches) -> MicroBatches:
     """Zip a source and a target stream into RawPair micro-batches."""
 
     def zipped(step: int) -> Iterator[list[RawPair]]:

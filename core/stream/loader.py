@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
 from ..hostmemory import empty
-from .workers import at_most_cores, begin, death_waits, end, lost
+from .workers import at_most_cores, death_waits, init_worker, kill_workers, worker_lost
 
 PART = 64
 """Rows that a worker reads at once: few enough that a batch occupies several workers, enough that fixed costs vanish."""
@@ -34,11 +34,11 @@ BATCHES_AHEAD = 2
 ALIGNMENT = 64
 
 Columns = tuple[np.ndarray, ...]
-Read = Callable[..., Mapping[str, Tensor]]
+ReadRows = Callable[..., Mapping[str, Tensor]]
 
 
-def load(
-    read: Read, batches: Iterable[Columns], *, workers: int, micro: int = 1, pinned: bool = False
+def read_in_workers(
+    read: ReadRows, batches: Iterable[Columns], *, workers: int, micro: int = 1, pinned: bool = False
 ) -> Generator[dict[str, Tensor]]:
     """For each batch what `read` makes of its rows: CPU tensors [n, ...] by name, in the order of `batches`.
 
@@ -55,13 +55,13 @@ def load(
     remaining = chain([first], remaining)
     if workers == 0:
         for columns in remaining:
-            yield joined(iter([read(*columns)]), len(columns[0]), pinned) if pinned else dict(read(*columns))
+            yield join_parts(iter([read(*columns)]), len(columns[0]), pinned) if pinned else dict(read(*columns))
         return
     ahead = BATCHES_AHEAD * micro * _pieces(len(first[0]))
     results = _worked(read, first, _parts(remaining, counts), workers, max(2, math.ceil(ahead / workers)))
     try:
         for part in results:
-            yield joined(chain([part], results), counts.popleft(), pinned)
+            yield join_parts(chain([part], results), counts.popleft(), pinned)
     finally:
         results.close()
 
@@ -78,7 +78,7 @@ def _parts(batches: Iterable[Columns], counts: deque[int]) -> Iterator[Columns]:
         yield from zip(*(np.array_split(column, _pieces(rows)) for column in columns), strict=True)
 
 
-def joined(parts: Iterator[Mapping[str, Tensor]], rows: int, pinned: bool = False) -> dict[str, Tensor]:
+def join_parts(parts: Iterator[Mapping[str, Tensor]], rows: int, pinned: bool = False) -> dict[str, Tensor]:
     """The next parts, as many as make `rows` rows, copied into one tensor a name; each is done with before the next is taken."""
     whole: dict[str, Tensor] = {}
     start = 0
@@ -149,7 +149,7 @@ def _aligned(size: int) -> int:
 class _Parts(Dataset[Any]):
     """What a worker does with (slot, columns): read, write the slot, and tell what lies where; or the text of an error."""
 
-    def __init__(self, read: Read, slots: _Slots | None) -> None:
+    def __init__(self, read: ReadRows, slots: _Slots | None) -> None:
         self.read, self.slots = read, slots
 
     def __getitem__(self, task: tuple[int, Columns]) -> Any:
@@ -163,7 +163,7 @@ class _Parts(Dataset[Any]):
 
 
 def _worked(
-    read: Read, first: Columns, parts: Iterator[Columns], workers: int, factor: int
+    read: ReadRows, first: Columns, parts: Iterator[Columns], workers: int, factor: int
 ) -> Generator[Mapping[str, Tensor]]:
     """The parts' results in order, each to be used before the next is asked for."""
     # DataLoader has `factor` tasks a worker underway when it hands out a result: with one slot more none is in use twice.
@@ -177,7 +177,7 @@ def _worked(
         collate_fn=_same,
         num_workers=workers,
         prefetch_factor=factor,
-        worker_init_fn=begin,
+        worker_init_fn=init_worker,
         multiprocessing_context=None if slots is None else "fork",
         generator=torch.Generator(),  # without one it would draw from the global stream
     )
@@ -185,7 +185,7 @@ def _worked(
         results: Any = iter(loader)
     processes = list(results._workers)
     # Where something keeps this generator beyond the program's end: nothing else ends workers that ignore SIGTERM.
-    atexit.register(end, processes)
+    atexit.register(kill_workers, processes)
     try:
         while (result := _next(results, processes)) is not None:
             if isinstance(result, str):
@@ -194,8 +194,8 @@ def _worked(
     finally:
         # At once, not when the last reference goes: an error's traceback would keep the workers alive.
         results._shutdown_workers()
-        end(processes)
-        atexit.unregister(end)
+        kill_workers(processes)
+        atexit.unregister(kill_workers)
 
 
 def _next(results: Iterator[Any], processes: Sequence[BaseProcess]) -> Any:
@@ -203,12 +203,12 @@ def _next(results: Iterator[Any], processes: Sequence[BaseProcess]) -> Any:
     try:
         return next(results, None)
     except RuntimeError:
-        if (error := lost(processes)) is None:
+        if (error := worker_lost(processes)) is None:
             raise
         raise error from None
 
 
-def _slots(read: Read, first: Columns, count: int) -> _Slots | None:
+def _slots(read: ReadRows, first: Columns, count: int) -> _Slots | None:
     """Slots for PART rows like the very first one; None on systems where forking is not safe, and nothing is shared."""
     if sys.platform != "linux":
         return None

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from ..method import RawBatch
 
-T = TypeVar("T")
+Item = TypeVar("Item")
 DEPTH = 2
 """Batches ahead of the one in use: one that is complete and one on its way."""
 
 
-def in_thread(source: Generator[T], depth: int = DEPTH) -> Generator[T]:
+def in_thread(source: Generator[Item], depth: int = DEPTH) -> Generator[Item]:
     """The items of `source`, made by a thread that is at most `depth` of them ahead.
 
     What `source` raises is raised here, in its turn. Closing ends the thread and closes `source`.
@@ -118,16 +118,16 @@ def in_blocks(
         yield from source
         return
     while steps := list(islice(source, block)):
-        yield from unpacked(packed(steps).pin_memory().to(device, non_blocking=True), steps)
+        yield from unpack_indices(pack_indices(steps).pin_memory().to(device, non_blocking=True), steps)
 
 
-def packed(steps: list[list[tuple[Tensor, Tensor]]]) -> Tensor:
+def pack_indices(steps: list[list[tuple[Tensor, Tensor]]]) -> Tensor:
     """All pairs of all steps end to end, int64 [2, K]."""
     pairs = [pair for step in steps for pair in step]
     return torch.stack([torch.cat([pair[k] for pair in pairs]) for k in range(2)])
 
 
-def unpacked(numbers: Tensor, steps: list[list[tuple[Tensor, Tensor]]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def unpack_indices(numbers: Tensor, steps: list[list[tuple[Tensor, Tensor]]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """`numbers` cut as `steps` are; views, no copies."""
     start = 0
     for step in steps:

@@ -27,7 +27,7 @@ def at_most_cores(workers: int) -> int:
     return min(workers, max(1, usable_cores() // processes))
 
 
-def begin(_: int) -> None:
+def init_worker(_: int) -> None:
     """The `worker_init_fn` of every loader."""
     torch.set_num_threads(1)
     # Ctrl-C reaches the whole group, and SLURM's signals every process of a job; the main process decides when to stop, and ends us.
@@ -35,7 +35,7 @@ def begin(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def end(workers: Sequence[BaseProcess]) -> None:
+def kill_workers(workers: Sequence[BaseProcess]) -> None:
     """End at once those that still live."""
     for worker in workers:
         if worker.is_alive():
@@ -59,7 +59,7 @@ def death_waits() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
 
 
-def lost(workers: Sequence[BaseProcess]) -> WorkerLost | None:
+def worker_lost(workers: Sequence[BaseProcess]) -> WorkerLost | None:
     """What to say if one of them is no more."""
     codes = [worker.exitcode for worker in workers if worker.exitcode is not None]
     if not codes:

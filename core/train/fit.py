@@ -17,7 +17,7 @@ from ..config.resolve import Duration
 from ..interrupt import stop_signals
 from ..method import Method
 from ..run.directory import Interrupted, Run
-from ..stream.batches import Batches
+from ..stream.batches import MicroBatches
 from .compile import compiled, wanted
 from .loop import Loop, samples
 from .optim import Optim, parameter_groups
@@ -58,7 +58,7 @@ class Training(NamedTuple):
     """What `fit` was called with."""
 
     method: Method
-    batches: Batches
+    batches: MicroBatches
     prepare: Callable[[Any], Any]
     optim: Optim
     steps: int
@@ -73,7 +73,7 @@ class Training(NamedTuple):
 
 def fit(
     method: Method,
-    batches: Batches,
+    batches: MicroBatches,
     prepare: Callable[[Any], Any],
     *,
     steps: int,

@@ -12,7 +12,7 @@ from torch import Tensor
 # Up to this side a product with the whole [size, size] matrix costs less than cutting the picture into blocks.
 DENSE_SIDE = 64
 # Outputs a block: with radius r each block is a product with an [r + BLOCK + r, BLOCK] matrix, so small blocks waste less.
-BLOCK = 16
+BLUR_BLOCK = 16
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor, largest: float) -> Tensor:
@@ -26,7 +26,7 @@ def gaussian_blur(x: Tensor, sigma: Tensor, largest: float) -> Tensor:
         return _convolve(x, sigma, radius)
     if radius == 1:
         return _three_taps(x, sigma)
-    if min(height, width) <= max(DENSE_SIDE, radius + BLOCK):
+    if min(height, width) <= max(DENSE_SIDE, radius + BLUR_BLOCK):
         rows = blur_matrix(sigma, height, min(radius, height - 1))
         columns = rows if width == height else blur_matrix(sigma, width, min(radius, width - 1))
         return rows[:, None] @ x @ columns.transpose(1, 2)[:, None]
@@ -87,12 +87,12 @@ def _blocks(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
     """Sample by sample; rows, then columns, in blocks of outputs that all share one small Toeplitz matrix."""
     height, width = x.shape[2:]
     # Padded to whole blocks; what lies beyond the picture's own side is cut off at the end.
-    below, right = -height % BLOCK, -width % BLOCK
-    reach = 2 * radius + BLOCK
-    where = torch.arange(reach)[None, :] - torch.arange(BLOCK)[:, None]
+    below, right = -height % BLUR_BLOCK, -width % BLUR_BLOCK
+    reach = 2 * radius + BLUR_BLOCK
+    where = torch.arange(reach)[None, :] - torch.arange(BLUR_BLOCK)[:, None]
     inside = (where >= 0) & (where <= 2 * radius)
     matrices = taps(sigma, radius)[:, where.clamp(0, 2 * radius)] * inside  # [N, BLOCK, reach]
-    down, across = (height + below) // BLOCK, (width + right) // BLOCK
+    down, across = (height + below) // BLUR_BLOCK, (width + right) // BLUR_BLOCK
     wide = width + right + 2 * radius
     channels = x.shape[1]
     out = torch.empty(x.shape[0], channels, height + below, width + right)
@@ -100,11 +100,11 @@ def _blocks(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
     for picture, matrix, result in zip(x, matrices, out, strict=True):
         padded = F.pad(picture[None], (radius, radius + right, radius, radius + below), mode="reflect")[0]
         for plane, target in zip(padded, tall, strict=True):
-            blocks = plane.as_strided((down, reach, wide), (BLOCK * wide, wide, 1))
-            torch.bmm(matrix.expand(down, -1, -1), blocks, out=target.view(down, BLOCK, wide))
-        lines = tall.as_strided((across, channels * (height + below), reach), (BLOCK, wide, 1))
+            blocks = plane.as_strided((down, reach, wide), (BLUR_BLOCK * wide, wide, 1))
+            torch.bmm(matrix.expand(down, -1, -1), blocks, out=target.view(down, BLUR_BLOCK, wide))
+        lines = tall.as_strided((across, channels * (height + below), reach), (BLUR_BLOCK, wide, 1))
         columns = torch.bmm(lines, matrix.t().expand(across, -1, -1))
-        result.view(-1, across, BLOCK).copy_(columns.transpose(0, 1))
+        result.view(-1, across, BLUR_BLOCK).copy_(columns.transpose(0, 1))
     return out[:, :, :height, :width]
 
 

@@ -26,7 +26,7 @@ from .blur import gaussian_blur
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 Strength = tuple[float, float, float, float]
 # Floats in a chunk: its samples, and the temporaries of an operation on some of them, stay in a core's cache.
-CHUNK = 1 << 20
+CACHED_FLOATS = 1 << 20
 # Floats of the samples that one operation copies out at a time.
 SLICE = 1 << 18
 # Samples of more floats than this are worked on one at a time.
@@ -159,7 +159,7 @@ def shift_hue(x: Tensor, amount: Tensor) -> Tensor:
     return torch.add(weight.clamp_(0.0, 1.0).mul_(chroma.unsqueeze(1)), value, out=x)
 
 
-OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (brighten, blend_mean, blend_gray, shift_hue)
+JITTER_OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (brighten, blend_mean, blend_gray, shift_hue)
 
 
 def _jitter_some(x: Tensor, colours: Colours) -> None:
@@ -181,7 +181,7 @@ def _jitter_some(x: Tensor, colours: Colours) -> None:
         for operation, (start, stop) in enumerate(pairwise(ends)):
             if start < stop and not idle[operation]:
                 numbers = torch.from_numpy(factor[start:stop, operation, None, None, None])
-                OPERATIONS[operation](now[start:stop], numbers)
+                JITTER_OPERATIONS[operation](now[start:stop], numbers)
     if not alone:
         x.numpy()[rows] = now.numpy()
 
@@ -198,7 +198,7 @@ class _Spare(threading.local):
         if len(flat) < 2 * floats:
             with torch.inference_mode(False):
                 flat = torch.empty(2 * floats)
-            if floats <= CHUNK:
+            if floats <= CACHED_FLOATS:
                 self.flat = flat
         return tuple(flat[k * floats : (k + 1) * floats].view(count, *x.shape[1:]) for k in range(2))
 
@@ -228,10 +228,10 @@ def jitter_turn(x: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
     return torch.where(_column(turns), shift_hue(x.clone(), _column(torch.where(turns, factor, 0.0))), blended)
 
 
-def chunks(x: Tensor) -> Iterable[slice]:
+def cache_slices(x: Tensor) -> Iterable[slice]:
     """Slices of the batch for the CPU's cache, of much the same length: a short one costs as many calls as a long one."""
     floats = x[0].numel() if len(x) else 1
-    most = 1 if floats > LARGE else max(1, CHUNK // floats)
+    most = 1 if floats > LARGE else max(1, CACHED_FLOATS // floats)
     step = max(1, math.ceil(len(x) / max(1, math.ceil(len(x) / most))))
     return (slice(start, start + step) for start in range(0, len(x), step))
 

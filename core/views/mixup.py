@@ -18,7 +18,7 @@ from .erasing import within
 
 
 class Mixing(NamedTuple):
-    """What `mix` does: the parameters of Beta(a, a) for mixup and for cutmix, 0 for none; with both, half of the pictures each."""
+    """What `mix_images` does: the parameters of Beta(a, a) for mixup and for cutmix, 0 for none; with both, half of the pictures each."""
 
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -37,7 +37,7 @@ class Mixing(NamedTuple):
             )
 
 
-def mix(images: Tensor, labels: Tensor, draws: Draws, classes: int, mixing: Mixing) -> tuple[Tensor, Tensor]:
+def mix_images(images: Tensor, labels: Tensor, draws: Draws, classes: int, mixing: Mixing) -> tuple[Tensor, Tensor]:
     """images float [N, C, H, W] and labels int64 [N] -> mixed images and labels, float [N, classes] with rows summing to 1.
 
     Mixup (Zhang et al. 2018, arXiv:1710.09412, eq. 1-2): lambda x + (1 - lambda) x', labels likewise. Cutmix (Yun et al. 2019,

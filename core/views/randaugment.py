@@ -17,7 +17,7 @@ from torch import Tensor
 from ..draws import Draws
 from ..errors import UserError
 
-OPERATIONS = (
+RANDAUGMENT_OPERATIONS = (
     "Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast", "Sharpness",
     "Posterize", "Solarize", "AutoContrast", "Equalize",
 )  # fmt: skip
@@ -25,7 +25,7 @@ IDENTITY, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE, BRIGHTNESS, COLOR,
 POSTERIZE, SOLARIZE, AUTOCONTRAST, EQUALIZE = range(10, 14)
 STRONGEST = 30.0  # the last of torchvision's 31 magnitudes
 THRESHOLDS: list[float] = torch.linspace(1.0, 0.0, 31).tolist()
-CHUNK = 1 << 18  # values that a step takes at once on the CPU, so that its temporaries stay in the cache
+CACHED_LEVELS = 1 << 18  # values that a step takes at once on the CPU, so that its temporaries stay in the cache
 
 
 def rand_augment(x: Tensor, draws: Draws, count: int, magnitude: float) -> Tensor:
@@ -38,7 +38,7 @@ def rand_augment(x: Tensor, draws: Draws, count: int, magnitude: float) -> Tenso
     if x.dtype != torch.uint8:
         raise UserError(f"data.views.randaugment: works on 8-bit pictures, these are {x.dtype}; set it to 0")
     for turn in range(count):
-        operation = draws.integers(f"operation{turn}", len(OPERATIONS))
+        operation = draws.integers(f"operation{turn}", len(RANDAUGMENT_OPERATIONS))
         sign = 1.0 - 2.0 * draws.bernoulli(f"sign{turn}", 0.5)
         x = augment(x, operation, sign, magnitude / STRONGEST)
     return x
@@ -52,7 +52,7 @@ def augment(x: Tensor, operation: Tensor, sign: Tensor, strength: float) -> Tens
             x = step(x, operation, sign, strength)
         return x
     x, kind = x.clone(), operation.tolist()
-    few = max(1, CHUNK // x[0].numel())
+    few = max(1, CACHED_LEVELS // x[0].numel())
     for step, members in STEPS:
         chosen = [n for n, k in enumerate(kind) if k in members]
         for first in range(0, len(chosen), few):
@@ -94,7 +94,7 @@ def _where_from(height: int, width: int, strength: float) -> list[list[list[floa
     shear, radians = 0.3 * strength, math.radians(30.0 * strength)
     across, down = (float(int(150.0 / 331.0 * side * strength)) for side in (width, height))
     same = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
-    found = [[same, same] for _ in OPERATIONS]
+    found = [[same, same] for _ in RANDAUGMENT_OPERATIONS]
     for k, sign in enumerate((1.0, -1.0)):
         s, sine, cosine = sign * shear, math.sin(sign * radians), math.cos(radians)
         found[SHEAR_X][k] = [1.0, s, s * height / 2, 0.0, 1.0, 0.0]

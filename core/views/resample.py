@@ -28,7 +28,7 @@ MOST_BITS, DEEP_BITS = 22, 30
 # On the CPU, matrices are faster than a call of aten for each picture up to about these many pixels a side.
 SMALL = 48
 # Samples at a time there: what lies between two products stays in the cache.
-CHUNK = 64
+SAMPLES_AT_ONCE = 64
 # Of a picture resized to more than this many times the cut, only the cut is computed.
 LONGEST, MOST_ROWS = 8, 8192
 # Beyond this many pixels in for one pixel out, sums of 8-bit halves of the weights may pass 2^24.
@@ -203,8 +203,8 @@ def _crop_small(images: Tensor, boxes: Tensor, size: int, kernel: Interpolation,
     if flip is not None:
         column = column + flip * (len(columns) // 2)
     found = empty(len(images), images.shape[1], size, size, dtype=images.dtype)
-    for start in range(0, len(images), CHUNK):
-        part = slice(start, start + CHUNK)
+    for start in range(0, len(images), SAMPLES_AT_ONCE):
+        part = slice(start, start + SAMPLES_AT_ONCE)
         found[part] = _resample(
             images[part], (rows.index_select(0, row[part]), None), (columns.index_select(0, column[part]), None)
         )

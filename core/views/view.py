@@ -19,7 +19,7 @@ from ..hostmemory import empty
 from ..numerics import eager_cpu
 from .augmentation import Augmentation, probability
 from .boxes import centre_boxes, random_boxes
-from .colour import Colours, chunks, constant, draw_jitter, recolour
+from .colour import Colours, cache_slices, constant, draw_jitter, recolour
 from .erasing import random_erasing
 from .randaugment import rand_augment
 from .resample import Interpolation, crop_resize, crop_resize_each, resize_centre
@@ -124,7 +124,7 @@ class View:
             x = self._erase(self.pixels(x, colours), draws)
             return x if out is None else out.copy_(x)
         out = empty(*crops.shape) if out is None else out
-        for rows in chunks(out):
+        for rows in cache_slices(out):
             part = out[rows].copy_(x[rows])
             part = part.div_(full) if x is crops else part
             part = recolour(part, colours.rows(rows), self.largest_sigma)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from rootstock.core.draws import Draws, mix, permute, stream_key
+from rootstock.core.draws import Draws, permute, splitmix64, stream_key
 
 WORD = (1 << 64) - 1
 
@@ -203,7 +203,7 @@ def test_avalanche(bit: int) -> None:
 
 
 def test_mix_is_a_bijection_on_what_it_is_given() -> None:
-    assert len(mix(torch.arange(-50_000, 50_000)).unique()) == 100_000
+    assert len(splitmix64(torch.arange(-50_000, 50_000)).unique()) == 100_000
 
 
 @pytest.mark.parametrize("n", [*range(1, 20), 63, 64, 65, 100, 255, 256, 257, 1023, 1025, 1797, 4096, 4097])

@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from rootstock.core import draws as module
-from rootstock.core.draws import Draws, mix, mix_words, permute, words_of
+from rootstock.core.draws import Draws, permute, splitmix64, splitmix64_words, words_of
 
 
 def positions(n: int, start: int = 0) -> Tensor:
@@ -73,7 +73,7 @@ def test_avalanche_of_the_key(what: str) -> None:
 def test_every_bit_of_the_position_moves_every_bit_of_the_result() -> None:
     """The whole 64 x 64 matrix of strict avalanche, each cell over a thousand positions."""
     n = 1_000
-    where = mix(positions(n))
+    where = splitmix64(positions(n))
     before = Draws(0, where).bits("x")
     for bit in range(64):
         changed = before ^ Draws(0, where ^ module.signed(1 << bit)).bits("x")
@@ -186,8 +186,8 @@ def test_numpy_and_torch_draw_the_same_bits(what: str, monkeypatch: pytest.Monke
 
 
 def test_both_finalisers_are_one() -> None:
-    x = torch.cat([positions(1000, -500), mix(positions(1000)), torch.tensor([2**63 - 1, -(2**63)])])
-    assert torch.equal(torch.from_numpy(mix_words(words_of(x.clone())).view(np.int64)), mix(x))
+    x = torch.cat([positions(1000, -500), splitmix64(positions(1000)), torch.tensor([2**63 - 1, -(2**63)])])
+    assert torch.equal(torch.from_numpy(splitmix64_words(words_of(x.clone())).view(np.int64)), splitmix64(x))
 
 
 def test_drawing_does_not_write_into_positions() -> None:

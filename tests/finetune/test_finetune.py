@@ -8,7 +8,7 @@ from rootstock.core.draws import Draws
 from rootstock.core.method import Labelled
 from rootstock.core.model.backbone import create
 from rootstock.core.model.classifier import Classifier
-from rootstock.core.views.mixup import Mixing, mix
+from rootstock.core.views.mixup import Mixing, mix_images
 from rootstock.finetune.finetune import FineTune
 
 CLASSES = ["a", "b", "c"]
@@ -33,7 +33,7 @@ def test_loss_of_classes_and_of_mixed_labels(smoothing: float) -> None:
     step = objective(Labelled(images, labels, draws), 0.0)
     one_hot = torch.eye(3)[labels]
     assert float(step.loss) == pytest.approx(smoothed_cross_entropy(logits, one_hot, smoothing), rel=1e-5)
-    mixed, soft = mix(images, labels, draws.stream("mix"), len(CLASSES), Mixing(0.8, 1.0))
+    mixed, soft = mix_images(images, labels, draws.stream("mix"), len(CLASSES), Mixing(0.8, 1.0))
     logits = objective.classifier(mixed)
     step = objective(Labelled(mixed, soft, draws), 0.0)
     assert float(step.loss) == pytest.approx(smoothed_cross_entropy(logits, soft, smoothing), rel=1e-5)

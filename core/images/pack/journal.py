@@ -14,7 +14,7 @@ import numpy as np
 from ..images import Images
 from ..store import DamagedImage
 from .reader import RECORDS, checksum
-from .record import Packing, Record, record_of
+from .record import Packing, PackRecord, record_of
 
 JOURNAL = "journal.bin"
 DAMAGED = 255
@@ -27,7 +27,7 @@ THREADS, AT_ONCE = 4, 64
 """Pictures are decoded by so many threads, so many at a time: what is in memory stays bounded."""
 
 
-def trusted(part: Path) -> np.ndarray:
+def trusted_entries(part: Path) -> np.ndarray:
     """The journal's entries (ENTRY [K]) up to the first that is torn or wrong, or whose record is not what was written."""
     content = (part / JOURNAL).read_bytes()
     entries = np.frombuffer(content[: len(content) // ENTRY.itemsize * ENTRY.itemsize], ENTRY)
@@ -49,7 +49,7 @@ def end_of(entries: np.ndarray) -> int:
     return int(entries["end"][-1]) if len(entries) else 0
 
 
-def append(
+def append_pictures(
     images: Images, packing: Packing, numbers: Iterable[int], entries: np.ndarray, records: int, journal: int
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Pack the pictures `numbers` behind those of `entries` (ENTRY [K]).
@@ -59,25 +59,25 @@ def append(
     """
     made, damaged, end = [entries], {}, end_of(entries)
 
-    def look(i: int) -> Record | str:
+    def look(i: int) -> PackRecord | str:
         try:
             return record_of(images, i, packing)
         except DamagedImage as error:
             return str(error)
 
     with ThreadPoolExecutor(THREADS) as threads:
-        for chunk in chunks(numbers, AT_ONCE):
+        for chunk in in_groups(numbers, AT_ONCE):
             contents, new = [], np.zeros(len(chunk), ENTRY)
             for k, (i, found) in enumerate(zip(chunk, threads.map(look, chunk), strict=True)):
                 if isinstance(found, str):
                     damaged[i] = found
-                    found = Record(b"", DAMAGED, (0, 0, 0))
+                    found = PackRecord(b"", DAMAGED, (0, 0, 0))
                 end += len(found.content)
                 contents.append(found.content)
                 new[k] = (end, checksum(found.content), found.kind, found.shape, 0)
                 new[k]["entry"] = checksum(new[k].tobytes()[:-4])
-            write(records, b"".join(contents))
-            write(journal, new.tobytes())
+            write_all(records, b"".join(contents))
+            write_all(journal, new.tobytes())
             made.append(new)
     return np.concatenate(made), damaged
 
@@ -98,7 +98,7 @@ def read_again(images: Images, entries: np.ndarray) -> tuple[np.ndarray, dict[in
     return entries, sentences
 
 
-def chunks(numbers: Iterable[int], size: int) -> Iterator[list[int]]:
+def in_groups(numbers: Iterable[int], size: int) -> Iterator[list[int]]:
     chunk: list[int] = []
     for number in numbers:
         chunk.append(number)
@@ -109,7 +109,7 @@ def chunks(numbers: Iterable[int], size: int) -> Iterator[list[int]]:
         yield chunk
 
 
-def write(descriptor: int, content: bytes) -> None:
+def write_all(descriptor: int, content: bytes) -> None:
     """Append all of `content`. Raises OSError."""
     view = memoryview(content)
     while view:

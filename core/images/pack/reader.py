@@ -27,7 +27,7 @@ from ..open_files import Descriptor, OpenFiles
 from ..sources.files import Names, printable
 from ..store import DamagedImage, Scale, Source, Uniform
 
-FORMAT = "rootstock pack 1"
+PACK_FORMAT = "rootstock pack 1"
 ABOUT, INDEX, RECORDS = "pack.json", "index.safetensors", "records.bin"
 
 ENCODED, BYTES, WORDS = 0, 1, 2
@@ -178,8 +178,8 @@ def load_index(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The index's tensors and what it says besides. Raises UserError if pack.json or the index is damaged."""
     try:
         listed = json.loads((folder / ABOUT).read_bytes())
-        if listed["format"] != FORMAT:
-            raise unusable(folder, f"it is a {listed['format']!r}, and this program reads {FORMAT!r}")
+        if listed["format"] != PACK_FORMAT:
+            raise unusable(folder, f"it is a {listed['format']!r}, and this program reads {PACK_FORMAT!r}")
         expected = listed["index_sha256"]
         content = (folder / INDEX).read_bytes()
     except OSError as error:

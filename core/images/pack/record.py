@@ -60,7 +60,7 @@ class Packing:
         return ", ".join(resized + encoded) or None
 
 
-class Record(NamedTuple):
+class PackRecord(NamedTuple):
     """Bytes, their kind (ENCODED, BYTES or WORDS), and the picture's shape (C, H, W)."""
 
     content: bytes | bytearray
@@ -68,16 +68,16 @@ class Record(NamedTuple):
     shape: tuple[int, ...]
 
 
-def record_of(images: Images, i: int, packing: Packing) -> Record:
+def record_of(images: Images, i: int, packing: Packing) -> PackRecord:
     """Picture i as a record; it is decoded in any case, so that a pack holds nothing damaged. Raises DamagedImage."""
     picture = images.read(i)
     if packing.format == "original" and (content := images.encoded(i)) is not None:
-        return Record(content, ENCODED, tuple(picture.shape))
+        return PackRecord(content, ENCODED, tuple(picture.shape))
     picture = scaled_down(picture, packing.short)
     if packing.format != "jpeg":
         kind = WORDS if picture.dtype == torch.uint16 else BYTES
         pixels = np.ascontiguousarray(picture.numpy()).astype(PIXELS[kind][1], copy=False)
-        return Record(pixels.tobytes(), kind, tuple(picture.shape))
+        return PackRecord(pixels.tobytes(), kind, tuple(picture.shape))
     if picture.dtype != torch.uint8 or len(picture) != 3:
         shown = f"{len(picture)} of {8 * picture.element_size()}"
         raise UserError(f"{images.name(i)}: a JPEG holds 3 channels of 8 bits, not {shown}; use --format raw")
@@ -89,7 +89,7 @@ def record_of(images: Images, i: int, packing: Packing) -> Record:
         )
     stream = io.BytesIO()
     Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(stream, "JPEG", quality=packing.jpeg_quality)
-    return Record(stream.getvalue(), ENCODED, tuple(picture.shape))
+    return PackRecord(stream.getvalue(), ENCODED, tuple(picture.shape))
 
 
 def scaled_down(picture: Tensor, short: int | None) -> Tensor:

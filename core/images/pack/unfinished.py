@@ -44,12 +44,3 @@ def withdraw(part: Path, journal: int) -> None:
         with suppress(OSError):
             (part / JOURNAL).unlink(missing_ok=True)
             part.rmdir()
-
-
-def sync(folder: Path) -> None:
-    """Make the names in `folder` outlast a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
+from ...files import sync
 from ..cache import replacing
 from ..images import Images
 from ..sources.files import Names, printable
 from ..store import DamagedImage
-from .journal import DAMAGED, JOURNAL, append, end_of, read_again, trusted
-from .reader import ABOUT, FORMAT, INDEX, RECORDS, PackStore, save_index, unusable
+from .journal import DAMAGED, JOURNAL, append_pictures, end_of, read_again, trusted_entries
+from .reader import ABOUT, INDEX, PACK_FORMAT, RECORDS, PackStore, save_index, unusable
 from .record import Packing
-from .unfinished import locked, sync, withdraw, writable
+from .unfinished import locked, withdraw, writable
 
 PLAN = "plan.json"
 
@@ -73,34 +74,34 @@ def pack(
     plan = plan_of(task)
     with writable(task.part):
         if task.folder.exists():
-            return finished(task.folder, plan, follow)
+            return read_finished(task.folder, plan, follow)
         task.part.mkdir(parents=True, exist_ok=True)
         with locked(task.part / JOURNAL) as journal:
             if task.folder.exists():  # another process finished it just now
                 withdraw(task.part, journal)
-                return finished(task.folder, plan, follow)
-            begin(task, plan)
+                return read_finished(task.folder, plan, follow)
+            begin_packing(task, plan)
             made, damaged, resumed = records_of(task, journal, follow)
             if damaged and not skip_damaged:
-                raise UserError(refusal(damaged, task.part))
+                raise UserError(damage_message(damaged, task.part))
             if len(damaged) == len(images):
                 raise UserError(
                     f"{images.uri}: none of its pictures can be read, so there is nothing to pack; mend them, and remove "
                     f"{task.part}, which stays"
                 )
-            finish(task, plan, made, damaged)
+            finish_packing(task, plan, made, damaged)
     return Packed(len(images) - len(damaged), end_of(made), damaged, resumed)
 
 
 def records_of(task: Task, journal: int, follow: Follow) -> tuple[np.ndarray, list[tuple[int, str]], int]:
     """Go on from what the part holds: all entries, (number, sentence) of the damaged, and how many were found packed."""
     with open(task.part / RECORDS, "ab") as records:
-        entries, known = read_again(task.images, trusted(task.part))
+        entries, known = read_again(task.images, trusted_entries(task.part))
         os.truncate(journal, entries.nbytes)
         os.truncate(records.fileno(), end_of(entries))
         numbers = follow(range(len(entries), len(task.images)), len(task.images) - len(entries))
         try:
-            made, found = append(task.images, task.packing, numbers, entries, records.fileno(), journal)
+            made, found = append_pictures(task.images, task.packing, numbers, entries, records.fileno(), journal)
         except UserError as error:
             raise UserError(f"{error}; {task.part} stays, remove it before packing in another way") from None
         os.fsync(records.fileno())
@@ -122,7 +123,7 @@ def plan_of(task: Task, unreadable: list[int] | None = None) -> dict[str, Any]:
         digest.update(f"{images.name(i)}\n{images.stamp(i)}\n".encode("utf-8", "surrogateescape"))
     digest.update(json.dumps(about_of(images, task.splits)).encode())
     return {
-        "format": FORMAT,
+        "format": PACK_FORMAT,
         "pictures": digest.hexdigest(),
         "options": task.packing.options(),
         # another version may decode, encode or resample to other pixels
@@ -132,7 +133,7 @@ def plan_of(task: Task, unreadable: list[int] | None = None) -> dict[str, Any]:
     }
 
 
-def differing(found: Mapping[str, Any], plan: Mapping[str, Any]) -> str | None:
+def plan_difference(found: Mapping[str, Any], plan: Mapping[str, Any]) -> str | None:
     """What makes the plan that was found another one, in words; None where it is the same."""
     options = found["options"] if isinstance(found.get("options"), dict) else {}
     words = {
@@ -145,7 +146,7 @@ def differing(found: Mapping[str, Any], plan: Mapping[str, Any]) -> str | None:
     return next((words[key] for key in plan if found.get(key) != plan[key]), None)
 
 
-def finished(folder: Path, plan: Mapping[str, Any], follow: Follow) -> Packed:
+def read_finished(folder: Path, plan: Mapping[str, Any], follow: Follow) -> Packed:
     """What stands in `folder` already, if it is this very pack and whole."""
     try:
         about = json.loads((folder / ABOUT).read_bytes())
@@ -155,7 +156,7 @@ def finished(folder: Path, plan: Mapping[str, Any], follow: Follow) -> Packed:
         if (folder / RECORDS).is_file():
             raise unusable(folder, f"its {ABOUT} is damaged or missing") from None
         raise UserError(f"{folder} exists and is no finished pack; name another folder, or remove it") from None
-    difference = differing(found, plan)
+    difference = plan_difference(found, plan)
     if difference is not None:
         raise UserError(f"{folder} is a pack that was made {difference}; name another folder, or remove it")
     store = PackStore(folder)
@@ -179,15 +180,15 @@ def verify(store: PackStore, follow: Follow) -> None:
         )
 
 
-def begin(task: Task, plan: Mapping[str, Any]) -> None:
+def begin_packing(task: Task, plan: Mapping[str, Any]) -> None:
     """Write the plan, or compare it with that of the packing begun."""
     file = task.part / PLAN
     try:
         found = json.loads(file.read_bytes()) if file.is_file() else plan
-        difference = differing(found, plan)
+        difference = plan_difference(found, plan)
         # what could not be read at first, and can be now, is what the journal goes on from
         if difference is not None and found.get("unreadable"):
-            difference = differing(found, plan_of(task, found["unreadable"]))
+            difference = plan_difference(found, plan_of(task, found["unreadable"]))
     except (ValueError, TypeError, AttributeError, IndexError):
         difference = f"with a {PLAN} that is damaged by now"
     if difference is not None:
@@ -199,7 +200,7 @@ def begin(task: Task, plan: Mapping[str, Any]) -> None:
         new.write(json.dumps(plan, indent=2).encode())
 
 
-def refusal(damaged: list[tuple[int, str]], part: Path) -> str:
+def damage_message(damaged: list[tuple[int, str]], part: Path) -> str:
     more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
     return (
         f"{len(damaged)} damaged: {damaged[0][1]}{more}; mend what is damaged and remove {part}, "
@@ -207,7 +208,7 @@ def refusal(damaged: list[tuple[int, str]], part: Path) -> str:
     )
 
 
-def finish(task: Task, plan: Mapping[str, Any], entries: np.ndarray, damaged: list[tuple[int, str]]) -> None:
+def finish_packing(task: Task, plan: Mapping[str, Any], entries: np.ndarray, damaged: list[tuple[int, str]]) -> None:
     """Write the index and what the pack is, then let the part become the folder."""
     kept = torch.from_numpy(entries["kind"] != DAMAGED)
     images, entries = task.images.select(kept.nonzero().flatten()), entries[kept.numpy()]
@@ -218,7 +219,7 @@ def finish(task: Task, plan: Mapping[str, Any], entries: np.ndarray, damaged: li
         file.write(content)
     changes = task.packing.changes()
     about = {
-        "format": FORMAT,
+        "format": PACK_FORMAT,
         "source": images.uri,
         "pixels": "those of the source" if changes is None else f"not those of the source: {changes}",
         "pictures": len(images),

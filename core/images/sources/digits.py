@@ -80,7 +80,7 @@ class BlendStore:
         draws = Draws(seed, positions).stream("digits-m").stream(region)
         self.photograph = draws.integers("photograph", len(PHOTOGRAPHS))
         self.side = patch[0] + draws.integers("side", patch[1] - patch[0] + 1)
-        bounds = torch.tensor([allowed(region, k) for k in range(len(PHOTOGRAPHS))])[self.photograph]
+        bounds = torch.tensor([patch_region(region, k) for k in range(len(PHOTOGRAPHS))])[self.photograph]
         left, right, height = bounds.unbind(1)
         # floor(u * choices), u < 1: each corner that keeps the patch inside the region is as likely as any other
         self.x = left + (draws.uniform("x").double() * (right - left - self.side + 1)).long()
@@ -160,7 +160,7 @@ def photographs_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def allowed(region: str, photograph: int) -> tuple[int, int, int]:
+def patch_region(region: str, photograph: int) -> tuple[int, int, int]:
     """(left, right, height) of the part of a photograph that patches may touch, in pixels; right is exclusive.
 
     `test` is what lies left of the photograph's cut and `train` the rest, so a test patch shares no pixel with a training patch.
@@ -187,7 +187,7 @@ def open_digits_m(
     if not 1 <= blends <= 1000:
         raise UserError(f"sklearn:digits-m: blends={blends} is not a number of blends a digit; expected 1 to 1000")
     low, dash, high = patch.partition("-")
-    bounds = [allowed(region, k) for k in range(len(PHOTOGRAPHS))]
+    bounds = [patch_region(region, k) for k in range(len(PHOTOGRAPHS))]
     largest = min(min(right - left, height) for left, right, height in bounds)
     if not (low.isdecimal() and (not dash or high.isdecimal())):
         raise UserError(f"sklearn:digits-m: patch={patch} is not a range of pixels; expected for example 32-160")
@@ -200,4 +200,4 @@ def open_digits_m(
     return Source(BlendStore(size, region, blends, sides, seed), labels, CLASSES)
 
 
-SETS = {"digits": open_digits, "digits-m": open_digits_m}
+DIGIT_SETS = {"digits": open_digits, "digits-m": open_digits_m}

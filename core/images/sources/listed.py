@@ -18,9 +18,9 @@ def open_list(path: str, split: str | None, *, root: str | None = None) -> Sourc
 
     Paths are relative to `root`, by default the folder of the list.
     """
-    title, listing = f"list:{path}", existing(path, "list")
+    title, listing = f"list:{path}", existing_file(path, "list")
     names, labels, first = [], [], ""
-    for number, line in enumerate(lines(listing, title), start=1):
+    for number, line in enumerate(read_lines(listing, title), start=1):
         if not line.strip():
             continue
         name, label = split_line(line)
@@ -29,7 +29,7 @@ def open_list(path: str, split: str | None, *, root: str | None = None) -> Sourc
         first = first or f"line {number}"
         names.append(name)
         labels += [] if label is None else [label]
-    return listed(title, root, listing, names, labels)
+    return source_of_names(title, root, listing, names, labels)
 
 
 def split_line(line: str) -> tuple[str, str | None]:
@@ -53,8 +53,8 @@ def open_csv(
     domain: str | None = None,
 ) -> Source:
     """csv:FILE with a header: columns path[,label[,domain]], or those that the options name; tabs in a .tsv."""
-    title, table = f"csv:{file}", existing(file, "csv")
-    rows = csv.reader(lines(table, title), delimiter="\t" if table.suffix == ".tsv" else ",", strict=True)
+    title, table = f"csv:{file}", existing_file(file, "csv")
+    rows = csv.reader(read_lines(table, title), delimiter="\t" if table.suffix == ".tsv" else ",", strict=True)
     try:
         header, *body = list(rows) or [[]]
     except csv.Error as error:
@@ -82,14 +82,14 @@ def open_csv(
             raise UserError(
                 f"{title}: row {values.index('') + 2} has no {kind}, others have; fill it in or leave the column out"
             )
-    source = listed(title, root, table, column(path, True), labels if any(labels) else [])
+    source = source_of_names(title, root, table, column(path, True), labels if any(labels) else [])
     if not any(domains):
         return source
     index, names = number_classes(domains)
     return Source(source.store, source.labels, source.classes, domains=index, domain_names=names)
 
 
-def existing(path: str, scheme: str) -> Path:
+def existing_file(path: str, scheme: str) -> Path:
     file = Path(path).expanduser()
     if not file.is_file():
         remedy = f"it is a folder: open it as folder:{path}" if file.is_dir() else "check the path"
@@ -97,7 +97,7 @@ def existing(path: str, scheme: str) -> Path:
     return file
 
 
-def lines(file: Path, title: str) -> list[str]:
+def read_lines(file: Path, title: str) -> list[str]:
     try:
         # not splitlines: a file's name may hold a form feed or another sign that Unicode counts as the end of a line
         return [line.removesuffix("\r") for line in file.read_text(encoding="utf-8-sig").split("\n")]
@@ -107,7 +107,7 @@ def lines(file: Path, title: str) -> list[str]:
         raise UserError(f"{title}: not a text in UTF-8 (byte {error.start}); save it as UTF-8") from None
 
 
-def listed(title: str, root: str | None, file: Path, names: Sequence[str], labels: Sequence[str]) -> Source:
+def source_of_names(title: str, root: str | None, file: Path, names: Sequence[str], labels: Sequence[str]) -> Source:
     """The pictures `names` under `root`, with their labels if there are any."""
     if not names:
         raise UserError(f"{title}: no pictures are named in {printable(str(file))}; expected one a line")

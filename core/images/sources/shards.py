@@ -17,7 +17,7 @@ def archives_of(path: str, title: str) -> list[Path]:
     """
     whole = Path(path).expanduser()
     if whole.exists() or not is_pattern(path):
-        return [existing(whole, path, title)]
+        return [existing_archive(whole, path, title)]
     spelled = [str(Path(one).expanduser()) for one in braces(path)]
     found = []
     for one in spelled:
@@ -39,7 +39,7 @@ def is_pattern(path: str) -> bool:
     return re.search(r"[*\[{]", path) is not None
 
 
-def existing(archive: Path, path: str, title: str) -> Path:
+def existing_archive(archive: Path, path: str, title: str) -> Path:
     if not archive.is_file():
         remedy = f"it is a folder: open it as folder:{path}" if archive.is_dir() else "check the path"
         raise UserError(f"{title}: there is no such archive; {remedy}")

@@ -82,7 +82,7 @@ class TarStore(FileStore):
         return torch.from_numpy(starts[self.shard[chosen]] + self.offsets[chosen])
 
 
-class Member(NamedTuple):
+class TarMember(NamedTuple):
     """A picture in archive number `shard`: name, offset and size in bytes, and what WebDataset says of its class."""
 
     name: str
@@ -92,7 +92,7 @@ class Member(NamedTuple):
     label: str | None
 
 
-class Members(NamedTuple):
+class TarContents(NamedTuple):
     """What an archive holds. pictures: name to (offset, size) in bytes. labels: sample to the text of its sidecar."""
 
     pictures: dict[str, tuple[int, int]]
@@ -109,7 +109,7 @@ def open_tar(path: str, split: str | None, *, under: str = "", labels: str = "fo
     file_stamps = [file_stamp(archive) for archive in archives]
     unpacked = [unpack(archive, stamp, title) for archive, stamp in zip(archives, file_stamps, strict=True)]
     with ThreadPoolExecutor(INDEXING_THREADS) as threads:
-        indices = list(threads.map(index, unpacked, archives, file_stamps, itertools.repeat(title)))
+        indices = list(threads.map(read_index, unpacked, archives, file_stamps, itertools.repeat(title)))
     inside = under.strip("/") + "/" if under.strip("/") else ""
     members = members_below(inside, indices)
     if labels == "folders" and (classes := sidecar_labels(members, title)) is not None:
@@ -130,10 +130,10 @@ def open_tar(path: str, split: str | None, *, under: str = "", labels: str = "fo
     return source if len(archives) == 1 or inside else dataclasses.replace(source, domain_names=(pattern_name(path),))
 
 
-def members_below(inside: str, indices: Sequence[Members]) -> list[Member]:
+def members_below(inside: str, indices: Sequence[TarContents]) -> list[TarMember]:
     """The visible pictures of the folder `inside` by name, of one name by archive: the order in which `arrange` puts them."""
     members = [
-        Member(name[len(inside) :], shard, *span, found.labels.get(sample_of(name)))
+        TarMember(name[len(inside) :], shard, *span, found.labels.get(sample_of(name)))
         for shard, found in enumerate(indices)
         for name, span in found.pictures.items()
         if name.startswith(inside) and is_visible(name[len(inside) :])
@@ -147,7 +147,7 @@ def sample_of(name: str) -> str:
     return folder + slash + last.partition(".")[0]
 
 
-def sidecar_labels(members: Sequence[Member], title: str) -> list[str] | None:
+def sidecar_labels(members: Sequence[TarMember], title: str) -> list[str] | None:
     """The class that a sidecar gives each picture; None where there are no sidecars.
 
     Raises UserError where only some pictures have one, or a class is not a whole number.
@@ -200,7 +200,7 @@ def unpack(archive: Path, stamp: tuple[int, int, int], title: str) -> Path:
         ) from None
 
 
-def index(unpacked: Path, archive: Path, stamp: tuple[int, int, int], title: str) -> Members:
+def read_index(unpacked: Path, archive: Path, stamp: tuple[int, int, int], title: str) -> TarContents:
     """What an archive holds; from the cache if it is as it was."""
     name = entry_name(os.path.abspath(archive), stamp, "labels")
     remembered = recall("indices", name)
@@ -209,14 +209,14 @@ def index(unpacked: Path, archive: Path, stamp: tuple[int, int, int], title: str
             {os.fsdecode(key.encode("latin-1")): value for key, value in table.items()}
             for table in json.loads(remembered)
         ]
-        return Members(*tables)
-    members = scan(unpacked, title)
+        return TarContents(*tables)
+    members = scan_headers(unpacked, title)
     listed = [{os.fsencode(key).decode("latin-1"): value for key, value in table.items()} for table in members]
     remember("indices", name, json.dumps(listed).encode(), max(stamp[1:]))
     return members
 
 
-def scan(unpacked: Path, title: str) -> Members:
+def scan_headers(unpacked: Path, title: str) -> TarContents:
     """Read the headers of an archive. Of several members of one name the last counts, as when unpacking."""
     total = unpacked.stat().st_size
     spans: dict[str, tuple[int, int]] = {}
@@ -241,4 +241,4 @@ def scan(unpacked: Path, title: str) -> Members:
         raise UserError(
             f"{title}: not a readable archive ({error}); expected .tar, .tar.gz, .tar.bz2 or .tar.xz"
         ) from None
-    return Members(spans, labels)
+    return TarContents(spans, labels)

@@ -25,7 +25,7 @@ def named(*splits: str) -> dict[str, dict[str, Any]]:
     return {split: {"split": split} for split in splits}
 
 
-SETS: dict[str, Mapping[str, Mapping[str, Any]]] = {
+TORCHVISION_SETS: dict[str, Mapping[str, Mapping[str, Any]]] = {
     "MNIST": TRAIN,
     "FashionMNIST": TRAIN,
     "KMNIST": TRAIN,
@@ -49,12 +49,12 @@ SETS: dict[str, Mapping[str, Mapping[str, Any]]] = {
 def open_torchvision(name: str, split: str | None, *, root: str, download: bool = False) -> Source:
     """torchvision:NAME under `root`; without `download=true` nothing is fetched. Only the split asked for is loaded."""
     title = f"torchvision:{name}"
-    if name not in SETS:
-        raise UserError(f"{title}: unknown set{suggestion(name, SETS)}")
+    if name not in TORCHVISION_SETS:
+        raise UserError(f"{title}: unknown set{suggestion(name, TORCHVISION_SETS)}")
     import torchvision.datasets
 
     constructor: Callable[..., Any] = getattr(torchvision.datasets, name)
-    splits = SETS[name]
+    splits = TORCHVISION_SETS[name]
     if "" not in splits and split not in (*splits, "all"):
         known = ", ".join(splits)
         raise UserError(f"{title} comes in splits: name one of {known}, or all, after '#' (given: {split or 'none'})")

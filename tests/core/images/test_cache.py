@@ -137,8 +137,8 @@ def test_an_archive_is_unpacked_and_indexed_once_and_again_when_it_changes(
     from rootstock.core.images.sources import tar
 
     scans: list[Path] = []
-    real = tar.scan
-    monkeypatch.setattr(tar, "scan", lambda unpacked, title: (scans.append(unpacked), real(unpacked, title))[1])
+    real = tar.scan_headers
+    monkeypatch.setattr(tar, "scan_headers", lambda unpacked, title: (scans.append(unpacked), real(unpacked, title))[1])
     folder, archive = drawn(tmp_path / "set"), tmp_path / "set.tar.gz"
 
     def pack() -> None:

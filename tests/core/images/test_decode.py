@@ -16,7 +16,7 @@ from rootstock.core.errors import UserError
 from rootstock.core.images import decode as decoding
 from rootstock.core.images.decode import (
     MAX_PIXELS,
-    Decoder,
+    JpegDecoder,
     decode,
     decode_by_pillow,
     decode_scaled,
@@ -241,7 +241,7 @@ def test_every_jpeg_has_pillows_pixels(kind: str) -> None:
 
 
 @pytest.mark.parametrize("load", [decoding._simplejpeg, decoding._torchvision], ids=["simplejpeg", "torchvision"])
-def test_each_fast_decoder_has_pillows_pixels(load: Callable[[], Decoder | None]) -> None:
+def test_each_fast_decoder_has_pillows_pixels(load: Callable[[], JpegDecoder | None]) -> None:
     decoder = load()
     if not decoding._as_pillow(decoder):
         pytest.skip("it is not here, or has other pixels than Pillow, and so is not used")

@@ -15,7 +15,7 @@ from rootstock.core.images.sets import (
     add_seen,
     align,
     count_seen,
-    describe,
+    describe_sets,
     exposure,
     fingerprints,
     labelled,
@@ -113,13 +113,13 @@ def test_without_a_test_a_stratified_fifth_is_held_out_by_seed(tmp_path: Path) -
 def test_describe(tmp_path: Path) -> None:
     kept, tests = train_and_tests(draw(tmp_path / "a", ["x", "y"], each=10), None, 0)
     sets = {"train": kept, **tests}
-    entry = describe(sets, held_out=True)
+    entry = describe_sets(sets, held_out=True)
     assert entry["n"] == {"train": 16, "test": 4} and entry["test"] == "held-out 20% by seed"
     assert entry["split"] == {"train": kept.split_hash(), "test": tests["test"].split_hash()}
     # one fingerprint of all, whatever their order; it follows the pictures
-    assert describe(dict(reversed(sets.items())))["fingerprint"] == entry["fingerprint"]
-    assert describe({"train": kept})["fingerprint"] != entry["fingerprint"]
-    assert "test" not in describe(sets)
+    assert describe_sets(dict(reversed(sets.items())))["fingerprint"] == entry["fingerprint"]
+    assert describe_sets({"train": kept})["fingerprint"] != entry["fingerprint"]
+    assert "test" not in describe_sets(sets)
     assert fingerprints(sets) == {name: images.fingerprint() for name, images in sets.items()}
 
 

@@ -21,7 +21,16 @@ from rootstock.core.images.pack.reader import RECORDS
 from rootstock.core.images.pack.record import Packing
 from rootstock.core.images.pack.writer import pack
 from rootstock.core.method import RawBatch
-from rootstock.core.stream.batches import Batches, Resident, Share, _gathered, _to_reside, pairs, source_draws, stream
+from rootstock.core.stream.batches import (
+    MicroBatches,
+    Resident,
+    Share,
+    _gathered,
+    _to_reside,
+    source_draws,
+    stream,
+    zip_pairs,
+)
 from rootstock.core.stream.order import Blocks, Full, Order, Shuffle
 from rootstock.core.stream.prefetch import in_thread
 from rootstock.core.views.multiview import Multiview, multiview
@@ -63,7 +72,7 @@ def digits() -> Images:
     return open_images("sklearn:digits")
 
 
-def batches_of(images: Images, order: Order, steps: int = 5, **options: Any) -> Batches:
+def batches_of(images: Images, order: Order, steps: int = 5, **options: Any) -> MicroBatches:
     return stream(images, order, CROP, steps=steps, device=CPU, **options)
 
 
@@ -303,7 +312,7 @@ def test_pairs(images: Images, digits: Images) -> None:
     """Each domain has its own order and its own draws; a target's labels are empty."""
     source = batches_of(digits, Order(len(digits), 8, 0, "source"), share=Share(micro=2))
     target = batches_of(images.unlabelled(), Order(N, 4, 0, "target"), share=Share(micro=2))
-    zipped = pairs(source, target)
+    zipped = zip_pairs(source, target)
     everything = list(zipped(0))
     assert len(everything) == 5 and len(everything[0]) == 2
     pair = everything[0][1]

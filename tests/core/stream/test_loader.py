@@ -18,7 +18,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from rootstock.core.errors import UserError
 from rootstock.core.stream import loader
-from rootstock.core.stream.loader import BATCHES_AHEAD, PART, _parts, joined, load, widened
+from rootstock.core.stream.loader import BATCHES_AHEAD, PART, _parts, join_parts, read_in_workers, widened
 from rootstock.core.stream.workers import WorkerLost
 
 SIZES = [5, 140, 1, 65, 128]
@@ -64,19 +64,19 @@ def same(found: list[dict[str, Tensor]], expected: list[dict[str, Tensor]]) -> b
 @pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.parametrize("micro", [1, 4])
 def test_batches_come_whole_and_in_order(workers: int, micro: int) -> None:
-    found = list(load(rows, batches(), workers=workers, micro=micro))
+    found = list(read_in_workers(rows, batches(), workers=workers, micro=micro))
     assert same(found, [rows(*columns) for columns in batches()])
 
 
 def test_a_slot_is_written_again_only_when_it_was_read() -> None:
     """More parts than there are slots, each of its own content, and every one of them kept."""
     many = [(np.full(PART, k), np.ones(PART, dtype=np.int64)) for k in range(200)]
-    found = list(load(rows, many, workers=3))
+    found = list(read_in_workers(rows, many, workers=3))
     assert [int(batch["number"].unique()) for batch in found] == list(range(200))
 
 
 def test_no_batches() -> None:
-    assert list(load(rows, [], workers=2)) == []
+    assert list(read_in_workers(rows, [], workers=2)) == []
 
 
 def test_parts_are_small_enough_for_several_workers() -> None:
@@ -99,7 +99,7 @@ class Growing:
 
 def test_what_does_not_fit_into_a_slot_comes_all_the_same() -> None:
     columns = [(np.arange(k, k + 10),) for k in (0, 200, 10, 300)]
-    found = list(load(Growing(), columns, workers=2))
+    found = list(read_in_workers(Growing(), columns, workers=2))
     assert same(found, [Growing()(*part) for part in columns])
 
 
@@ -113,14 +113,14 @@ class Deep:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_depths_that_meet_in_a_batch(workers: int) -> None:
-    (found,) = load(Deep(), [(np.arange(96),)], workers=workers)
+    (found,) = read_in_workers(Deep(), [(np.arange(96),)], workers=workers)
     assert found["pixels"].dtype == torch.uint16
     assert found["pixels"].int().tolist() == [257 * k for k in range(96)]
 
 
 def test_joined_takes_no_more_than_its_rows() -> None:
     parts = iter([{"x": torch.arange(3)}, {"x": torch.arange(4)}, {"x": torch.arange(5)}])
-    assert joined(parts, 7)["x"].tolist() == [0, 1, 2, 0, 1, 2, 3]
+    assert join_parts(parts, 7)["x"].tolist() == [0, 1, 2, 0, 1, 2, 3]
     assert next(parts)["x"].tolist() == [0, 1, 2, 3, 4]
 
 
@@ -136,7 +136,7 @@ class Refusing:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_comes_in_its_turn_and_ends_the_workers(workers: int) -> None:
     before = descriptors()
-    found = load(Refusing(), [(np.arange(k, k + 40),) for k in (0, 40)], workers=workers)
+    found = read_in_workers(Refusing(), [(np.arange(k, k + 40),) for k in (0, 40)], workers=workers)
     assert next(found)["x"].tolist() == list(range(40))
     with pytest.raises(UserError, match=r"^picture 70 is gone; bring it back$"):
         next(found)
@@ -146,14 +146,14 @@ def test_an_error_comes_in_its_turn_and_ends_the_workers(workers: int) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_mistake_of_ours_keeps_its_type(workers: int) -> None:
     with pytest.raises(ArithmeticError, match="a mistake of ours"):
-        list(load(Refusing(), [(np.arange(80, 100),)], workers=workers))
+        list(read_in_workers(Refusing(), [(np.arange(80, 100),)], workers=workers))
     assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("end", ["close", "interrupt"])
 def test_leaving_early_ends_the_workers_and_closes_their_files(end: str) -> None:
     before = descriptors()
-    found = load(rows, (batches()[1] for _ in range(100)), workers=2)
+    found = read_in_workers(rows, (batches()[1] for _ in range(100)), workers=2)
     next(found)
     assert len(multiprocessing.active_children()) == 2
     if end == "close":
@@ -169,7 +169,7 @@ def test_a_lost_worker_does_not_interrupt_the_main_process(monkeypatch: pytest.M
     monkeypatch.setattr(_utils.signal_handling, "_SIGCHLD_handler_set", False)
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
-        found = load(rows, batches(), workers=1)
+        found = read_in_workers(rows, batches(), workers=1)
         next(found)
         assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
         found.close()
@@ -203,7 +203,9 @@ class Killing:
 def test_a_killed_worker_is_one_sentence_and_leaves_no_process(workers: int, stuck: int) -> None:
     """Nor where another worker is stuck: all are deaf to SIGTERM."""
     before = descriptors()
-    found = load(Killing(signal.SIGKILL, stuck), ((np.arange(k, k + 40),) for k in range(0, 4000, 40)), workers=workers)
+    found = read_in_workers(
+        Killing(signal.SIGKILL, stuck), ((np.arange(k, k + 40),) for k in range(0, 4000, 40)), workers=workers
+    )
     with pytest.raises(
         WorkerLost, match=r"^a loader process was killed by SIGKILL, which is what happens where memory"
     ):
@@ -214,7 +216,7 @@ def test_a_killed_worker_is_one_sentence_and_leaves_no_process(workers: int, stu
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_workers_leave_it_to_the_main_process_when_to_stop(number: int) -> None:
     columns = [(np.arange(k, k + 40),) for k in range(0, 800, 40)]
-    found = list(load(Killing(number), columns, workers=2))
+    found = list(read_in_workers(Killing(number), columns, workers=2))
     assert [batch["x"].tolist() for batch in found] == [index.tolist() for (index,) in columns]
 
 
@@ -239,7 +241,7 @@ def test_no_more_is_read_ahead_than_there_are_slots_for(
     monkeypatch.setattr(loader, "_slots", counted)
     pieces = max(1, rows_each // PART)
     ahead = max(2 * workers, BATCHES_AHEAD * micro * pieces + workers - 1)  # parts
-    for used, batch in enumerate(load(rows, columns(), workers=workers, micro=micro), 1):
+    for used, batch in enumerate(read_in_workers(rows, columns(), workers=workers, micro=micro), 1):
         assert int(batch["number"][0]) == used - 1
         assert len(given) * pieces <= used * pieces + ahead + pieces - 1
     assert slots[0] - 1 <= ahead and len(given) == 60
@@ -248,7 +250,7 @@ def test_no_more_is_read_ahead_than_there_are_slots_for(
 def test_the_global_generator_is_left_alone() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    list(load(rows, batches(), workers=1))
+    list(read_in_workers(rows, batches(), workers=1))
     assert torch.equal(torch.get_rng_state(), before)
 
 

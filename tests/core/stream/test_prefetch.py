@@ -9,7 +9,7 @@ import torch
 
 from rootstock.core.method import RawBatch
 from rootstock.core.stream.order import Order
-from rootstock.core.stream.prefetch import in_blocks, in_thread, packed, to_device, unpacked
+from rootstock.core.stream.prefetch import in_blocks, in_thread, pack_indices, to_device, unpack_indices
 
 CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="a side stream needs a GPU")
@@ -112,9 +112,9 @@ def test_numbers_sent_in_blocks_are_those_of_the_steps(micro: int) -> None:
     steps = list(order.steps(3, 30, slices))
     for first in range(0, len(steps), 8):
         block = steps[first : first + 8]
-        numbers = packed(block)
+        numbers = pack_indices(block)
         assert numbers.shape == (2, 12 * len(block))
-        for cut, step in zip(unpacked(numbers, block), block, strict=True):
+        for cut, step in zip(unpack_indices(numbers, block), block, strict=True):
             assert all(
                 torch.equal(a, b) for one, two in zip(cut, step, strict=True) for a, b in zip(one, two, strict=True)
             )

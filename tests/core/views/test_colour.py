@@ -55,7 +55,7 @@ def test_a_whole_turn_of_hue_changes_nothing(pictures: Tensor) -> None:
 def test_each_operation_at_each_factor(pictures: Tensor, operation: int) -> None:
     factors = torch.rand(len(pictures), 4, generator=torch.Generator().manual_seed(operation)) * 1.8
     factors[:, colour.HUE] = factors[:, colour.HUE] / 1.8 - 0.5
-    found = colour.OPERATIONS[operation](pictures.clone(), factors[:, operation, None, None, None])
+    found = colour.JITTER_OPERATIONS[operation](pictures.clone(), factors[:, operation, None, None, None])
     for x, y, factor in zip(pictures, found, factors[:, operation].tolist(), strict=True):
         assert (OPERATIONS[operation](x, factor) - y).abs().max() < 1e-4
 
@@ -184,7 +184,7 @@ def test_compiled_is_eager(pictures: Tensor) -> None:
     factor[operation == colour.HUE] = 0.2
     turn = torch.compile(colour.jitter_turn, fullgraph=True, dynamic=False)
     samples = zip(operation.tolist(), pictures.clone().split(1), factor.view(-1, 1, 1, 1, 1), strict=True)
-    expected = torch.cat([colour.OPERATIONS[k](x, f) for k, x, f in samples])
+    expected = torch.cat([colour.JITTER_OPERATIONS[k](x, f) for k, x, f in samples])
     assert torch.allclose(turn(pictures, operation, factor), expected, atol=1e-6)
     colours = Colours(gray=some, blur=some.roll(1), sigma=torch.linspace(0.1, 0.25, n), solarize=some.roll(2))
     rest = torch.compile(recolour, fullgraph=True, dynamic=False)
@@ -201,7 +201,7 @@ def test_chunks_of_any_length_give_the_same(pictures: Tensor, rows: int, monkeyp
     )
     crops, draws = (pictures[:, :, :, :20] * 255).to(torch.uint8), Draws(5, torch.arange(len(pictures)))
     whole = view.finish(crops, draws)
-    monkeypatch.setattr(colour, "CHUNK", rows * crops[0].numel())
+    monkeypatch.setattr(colour, "CACHED_FLOATS", rows * crops[0].numel())
     assert torch.allclose(view.finish(crops, draws), whole, atol=1e-6)
     assert torch.equal(view.finish(crops, draws, torch.empty(crops.shape)), view.finish(crops, draws))
 

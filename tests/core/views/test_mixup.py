@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
-from rootstock.core.views.mixup import Mixing, cutmix_boxes, mix
+from rootstock.core.views.mixup import Mixing, cutmix_boxes, mix_images
 
 CLASSES = 5
 BOTH = Mixing(0.8, 1.0)
@@ -24,7 +24,7 @@ def batch(n: int, seed: int = 0) -> tuple[Tensor, Tensor, Draws]:
 def test_pair_by_pair(mixing: Mixing) -> None:
     n = 60
     images, labels, draws = batch(n)
-    mixed, soft = mix(images, labels, draws, CLASSES, mixing)
+    mixed, soft = mix_images(images, labels, draws, CLASSES, mixing)
     shares = draws.beta("mixup", 0.8, 0.8).tolist()
     boxes = cutmix_boxes(draws, 12, 16, draws.beta("cutmix", 1.0, 1.0)).tolist()
     by_box = draws.bernoulli("which", 0.5).tolist() if all(mixing) else [mixing.cutmix > 0] * n
@@ -48,7 +48,7 @@ def test_pair_by_pair(mixing: Mixing) -> None:
 
 def test_no_mixing_is_one_hot() -> None:
     images, labels, draws = batch(3)
-    mixed, soft = mix(images, labels, draws, CLASSES, Mixing())
+    mixed, soft = mix_images(images, labels, draws, CLASSES, Mixing())
     assert torch.equal(mixed, images) and torch.equal(soft.argmax(1), labels)
     logits = torch.randn(3, CLASSES)
     assert torch.allclose(F.cross_entropy(logits, soft), F.cross_entropy(logits, labels))
@@ -57,9 +57,9 @@ def test_no_mixing_is_one_hot() -> None:
 @pytest.mark.parametrize("parts", [2, 4, 8])
 def test_parts_of_a_batch_mix_as_the_whole(parts: int) -> None:
     images, labels, draws = batch(32)
-    whole = mix(images, labels, draws, CLASSES, BOTH)
+    whole = mix_images(images, labels, draws, CLASSES, BOTH)
     found = [
-        mix(images[rows], labels[rows], Draws(0, draws.positions[rows]), CLASSES, BOTH)
+        mix_images(images[rows], labels[rows], Draws(0, draws.positions[rows]), CLASSES, BOTH)
         for rows in torch.arange(32).chunk(parts)
     ]
     for a, b in zip(whole, zip(*found, strict=True), strict=True):
@@ -84,7 +84,7 @@ def test_shares_are_beta() -> None:
     n = 4_000
     images, labels = torch.zeros(n, 1, 1, 1), torch.arange(n) % 2  # partners are of the other class
     images[::2] = 1.0
-    mixed, soft = mix(images, labels, Draws(0, torch.arange(n)), 2, Mixing(0.8))
+    mixed, soft = mix_images(images, labels, Draws(0, torch.arange(n)), 2, Mixing(0.8))
     assert stats.kstest(mixed[::2].flatten().numpy(), stats.beta(0.8, 0.8).cdf).pvalue > 0.001
     assert torch.allclose(soft[::2, 0], mixed[::2].flatten(), atol=1e-6)
 
@@ -99,4 +99,4 @@ def test_pairs_must_stay_together() -> None:
     with pytest.raises(UserError, match=r"method\.mixup"):
         Mixing(-0.1).check(64, 1)
     with pytest.raises(ValueError, match="pairs"):
-        mix(*batch(3), CLASSES, BOTH)
+        mix_images(*batch(3), CLASSES, BOTH)

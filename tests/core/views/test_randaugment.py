@@ -13,8 +13,8 @@ from torch import Tensor
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
 from rootstock.core.views.erasing import random_erasing
-from rootstock.core.views.mixup import Mixing, mix
-from rootstock.core.views.randaugment import COLOR, OPERATIONS, augment, rand_augment
+from rootstock.core.views.mixup import Mixing, mix_images
+from rootstock.core.views.randaugment import COLOR, RANDAUGMENT_OPERATIONS, augment, rand_augment
 
 PHOTO = torch.from_numpy(np.array(load_sample_image("flower.jpg"))).permute(2, 0, 1).contiguous()
 PLAIN = transforms.InterpolationMode.NEAREST
@@ -41,12 +41,12 @@ def torchvisions(image: Tensor, name: str, magnitude: int, sign: float) -> Tenso
     return transform._apply_image_or_video_transform(image, name, value, PLAIN, transform._fill)
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("name", RANDAUGMENT_OPERATIONS)
 @pytest.mark.parametrize("magnitude", [0, 3, 9, 27, 30])
 @pytest.mark.parametrize("size", [48, 224])
 def test_an_operation_is_torchvisions(name: str, magnitude: int, size: int) -> None:
     images = crops(size) if size == 48 else crops(size)[::3]
-    operation = torch.full((len(images),), OPERATIONS.index(name))
+    operation = torch.full((len(images),), RANDAUGMENT_OPERATIONS.index(name))
     for sign in (1.0, -1.0):
         found = augment(images, operation, torch.full((len(images),), sign), magnitude / 30)
         assert found.dtype == torch.uint8
@@ -65,7 +65,7 @@ def test_tables_of_levels_are_torchvisions_at_every_magnitude() -> None:
     image = torch.arange(256, dtype=torch.uint8).view(1, 16, 16).expand(3, -1, -1).contiguous()
     for name in ("Brightness", "Contrast", "Posterize", "Solarize"):
         for magnitude in range(31):
-            kind = torch.tensor([OPERATIONS.index(name)])
+            kind = torch.tensor([RANDAUGMENT_OPERATIONS.index(name)])
             found = augment(image[None], kind, torch.ones(1), magnitude / 30)[0]
             off = (found.int() - torchvisions(image, name, magnitude, 1.0).int()).abs().max()
             assert off <= (0 if name in ("Posterize", "Solarize") else 1), (name, magnitude)
@@ -74,15 +74,15 @@ def test_tables_of_levels_are_torchvisions_at_every_magnitude() -> None:
 @pytest.mark.parametrize("channels", [1, 4])
 def test_pictures_of_other_channels(channels: int) -> None:
     images = crops()[:, :1].repeat(1, channels, 1, 1)
-    for k, name in enumerate(OPERATIONS):
+    for k, name in enumerate(RANDAUGMENT_OPERATIONS):
         found = augment(images, torch.full((len(images),), k), torch.ones(len(images)), 0.5)
         expected = torch.stack([torchvisions(image[:1], name, 15, 1.0) for image in images])
         off = (found[:, :1].int() - expected.int()).abs()
         assert ((off > 1).float().mean() < 0.002) and (off > 0).float().mean() < 0.05
         if k == COLOR:
             assert torch.equal(found, images)
-    assert len(OPERATIONS) == len(transforms.RandAugment._AUGMENTATION_SPACE)
-    assert tuple(transforms.RandAugment._AUGMENTATION_SPACE) == OPERATIONS
+    assert len(RANDAUGMENT_OPERATIONS) == len(transforms.RandAugment._AUGMENTATION_SPACE)
+    assert tuple(transforms.RandAugment._AUGMENTATION_SPACE) == RANDAUGMENT_OPERATIONS
 
 
 def test_a_batch_of_all_operations_is_each_alone_and_the_static_form_is_the_same(
@@ -107,7 +107,7 @@ def test_it_traces_as_one_graph_with_erasing_and_mixing() -> None:
         draws = Draws(0, positions)
         x = rand_augment(images, draws, 1, 9.0).float() / 255
         x = random_erasing(x, draws.stream("erase"), 0.5, (0.1, 0.3), "noise")
-        return mix(x, positions % 3, draws.stream("mix"), 3, Mixing(0.8, 1.0))
+        return mix_images(x, positions % 3, draws.stream("mix"), 3, Mixing(0.8, 1.0))
 
     images, positions = crops(16), torch.arange(8)
     graph = torch.compile(run, backend="eager", fullgraph=True, dynamic=False)
@@ -120,7 +120,7 @@ def test_operations_and_signs_are_uniform_and_independent() -> None:
     n = 4_000
     image = PHOTO[:, 300:320, 50:70]
     table = {}
-    for k in range(len(OPERATIONS)):
+    for k in range(len(RANDAUGMENT_OPERATIONS)):
         for sign in (1.0, -1.0):
             out = augment(image[None], torch.tensor([k]), torch.tensor([sign]), 0.8)
             table.setdefault(out.numpy().tobytes(), (k, sign))

@@ -20,7 +20,7 @@ from rootstock.core.images.pack import journal
 from rootstock.core.images.pack import writer as pack_writer
 from rootstock.core.images.pack.journal import JOURNAL
 from rootstock.core.images.pack.reader import ABOUT, INDEX, RECORDS
-from rootstock.core.images.pack.record import JPEG_SIDE, Packing, Record, record_of
+from rootstock.core.images.pack.record import JPEG_SIDE, Packing, PackRecord, record_of
 from rootstock.core.images.pack.writer import PLAN, Packed, pack
 from rootstock.core.images.sources.files import FileStore
 
@@ -131,7 +131,7 @@ def test_an_error_that_passes_leaves_no_trace(
     for name in ("a/2.png", "b/2.png"):
         (folder / name).write_bytes(b"no picture")
 
-    def failing(images: Images, i: int, packing: Packing) -> Record:
+    def failing(images: Images, i: int, packing: Packing) -> PackRecord:
         if i == 5:
             raise DamagedImage("5: cannot be read (Input/output error)")
         return record_of(images, i, packing)

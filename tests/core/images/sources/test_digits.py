@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits, load_sample_image
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
 from rootstock.core.images.open import open_images
-from rootstock.core.images.sources.digits import CUTS, BlendStore, allowed
+from rootstock.core.images.sources.digits import CUTS, BlendStore, patch_region
 
 
 def test_digits_are_scikit_learns_scans() -> None:
@@ -75,7 +75,7 @@ def test_patches_of_train_and_test_share_no_pixel() -> None:
     for photograph, cut in enumerate(CUTS):
         assert reach["test", photograph] == (0, cut)
         assert reach["train", photograph] == (cut, width)
-        assert allowed("all", photograph)[:2] == (0, width)
+        assert patch_region("all", photograph)[:2] == (0, width)
 
 
 def test_a_patch_sees_nothing_outside_its_own_crop(monkeypatch: pytest.MonkeyPatch) -> None:
