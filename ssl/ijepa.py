@@ -1,4 +1,4 @@
-"""I-JEPA: from one part of an image, predict what a teacher sees in other parts (Assran et al. 2023, arXiv:2301.08243)."""
+"""I-JEPA: from a part of an image, predict a teacher's features of other parts (Assran et al. 2023, arXiv:2301.08243)."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from .watch.collapse import collapse_metrics
 
 
 def ijepa_loss(prediction: Tensor, targets: Tensor, real: Tensor) -> Tensor:
-    """Smooth L1 of predicted and normalised target tokens (the authors' code; the paper's section 3 has the squared error).
+    """Smooth L1 between predicted and normalised target tokens (the authors' code; section 3 of the paper has the squared error).
 
-    prediction, targets: [N, K, T, D], K blocks of T patches. real: bool [N, K, T], False where a block is padded. The mean over
-    the real patches of each block, over blocks, and over images: each image counts the same, however large its blocks.
+    prediction, targets: [N, K, T, D], K blocks of T patches. real: bool [N, K, T], False where a block is padded. The loss is averaged over
+    the real patches of each block, then over blocks, then over images: each image counts the same, however large its blocks are.
     """
     with torch.autocast(prediction.device.type, enabled=False):
         error = F.smooth_l1_loss(wide(prediction), wide(targets), reduction="none").mean(-1)
@@ -36,12 +36,12 @@ def ijepa_loss(prediction: Tensor, targets: Tensor, real: Tensor) -> Tensor:
 
 
 def list_length(masks: Tensor, most: int) -> int:
-    """How long the lists of masks, bool [..., L], have to be: as long as the longest, or `most` where shapes must not depend on it."""
+    """Length of the index lists of masks, bool [..., L]: that of the longest, or `most` where shapes must not depend on the data."""
     return int(masks.sum(-1).max()) if eager_cpu(masks) else most
 
 
 class Predictor(nn.Module):
-    """A narrow ViT over the context's tokens and, for one target block at a time, a mask token for each of its patches."""
+    """A narrow ViT over the context's tokens and a mask token for each patch of one target block at a time (section 3)."""
 
     positions: Tensor
 
@@ -61,10 +61,10 @@ class Predictor(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, tokens: Tensor, keep: Tensor, seen: Tensor, wanted: Tensor, real: Tensor) -> Tensor:
-        """Tokens of the context [N, prefix + C, D] -> tokens of K target blocks [N, K, T, D].
+        """Tokens of the context [N, prefix + C, D] -> predicted tokens of K target blocks [N, K, T, D].
 
-        keep, wanted: int64 [N, C] and [N, K, T], the places of the context's and the blocks' patches. seen: bool
-        [N, prefix + C] and real: bool [N, K, T], False where they are padded: no token attends to padding.
+        keep, wanted: int64 [N, C] and [N, K, T], positions of the context's and the blocks' patches. seen: bool [N, prefix + C] and
+        real: bool [N, K, T], False where these lists are padded: no token attends to padding.
         """
         n, k, t = wanted.shape
         x = self.embed(tokens)
@@ -77,10 +77,10 @@ class Predictor(nn.Module):
         return self.project(self.norm(attend(self.blocks, x, there)[:, -t:])).view(n, k, t, -1)
 
     def _packed(self, context: Tensor, wanted: Tensor, there: Tensor) -> Tensor:
-        """The blocks without what is padded or not used: [N, prefix + C, d] -> [N * K, T, d].
+        """The blocks' output without computing what is padded or unused: [N, prefix + C, d] -> [N * K, T, d].
 
-        Before the first block, the context is the same for all K blocks and a mask token differs by its place alone, so both get
-        their queries, keys and values once. After the last one, nobody asks for the context.
+        Before the first block the context is the same for all K target blocks, and mask tokens differ by position only, so their queries,
+        keys and values are computed once. After the last block the context's output is not needed.
         """
         (n, count, _), (_, k, _) = context.shape, wanted.shape
         asking = F.pad(there[:, count:], (count, 0))
@@ -98,19 +98,24 @@ class Predictor(nn.Module):
 
 
 class IJEPA(PretrainMethod):
-    """I-JEPA's training objective; what is exported is the target encoder, which the authors evaluate.
+    """I-JEPA's training objective. The target encoder is exported, which the authors evaluate.
 
-    targets: how many blocks are predicted. target_scale, target_aspect, context_scale: the ranges of their area, of their height
-    / width, and of the context block's area (a square), see ssl/parts/masks.py. min_context: the fewest patches of context; where the
-    targets leave fewer, the last of them stay in it. max_context: the most, drawn from those of the image; all by default.
-    predictor_*: its width, blocks and heads (the authors give it 6 blocks for a ViT-B and 12 for larger ones, and the backbone's
-    number of heads). momentum: the target encoder's, raised to 1 along a line.
+    The authors draw one block size for a whole batch and cut all lists to the batch's fewest patches. An image's loss would then depend
+    on its neighbours and on the number of processes. Here each image draws its own block size, shorter lists are padded, and no token
+    attends to padding: nothing is cut off, and each image counts the same. `max_context` saves the time that the cut saves.
 
-    The authors draw one size of blocks for a whole batch and cut all to the batch's fewest patches. That would make an image's
-    loss depend on its neighbours and on the number of processes; here each image draws its own size, shorter lists of patches are
-    padded, and no token attends to the padding. So nothing is cut off, and each image counts the same. `max_context` gives what
-    the cut saves.
-    Raises UserError for backbones without plain patch tokens, and for values that do not fit.
+    targets: Number of target blocks that are predicted, 1 or more.
+    target_scale: Smallest and largest area of a target block, as fractions of the image above 0 and up to 1.
+    target_aspect: Smallest and largest height / width of a target block, above 0.
+    context_scale: Smallest and largest area of the square context block, as fractions of the image above 0 and up to 1.
+    min_context: Smallest number of context patches. Where the targets leave fewer, the last targets stay in the context.
+    max_context: Largest number of context patches, min_context or more, chosen at random from those of the image; null keeps all.
+    predictor_dim: Width of the predictor, a multiple of 4 and of predictor_heads.
+    predictor_depth: Number of the predictor's transformer blocks, 1 or more. The authors use 6 for a ViT-B and 12 for larger ViTs.
+    predictor_heads: Number of attention heads in a block of the predictor. The authors use the backbone's.
+    momentum: Momentum of the target encoder's moving average at the start, from 0 to 1; it rises linearly to 1.
+
+    Raises UserError for a backbone that is no plain ViT, and for values that do not fit.
     """
 
     views = 1
@@ -150,7 +155,7 @@ class IJEPA(PretrainMethod):
         check_vit_width("predictor", predictor_dim, predictor_heads)
         if predictor_depth < 1:
             raise UserError(
-                f"method.predictor_depth: expected 1 block or more, got {predictor_depth}; without, nothing is predicted"
+                f"method.predictor_depth: expected 1 block or more, got {predictor_depth}; 6 is published for a ViT-B"
             )
         check_fraction("momentum", momentum, "0.996 is published")
         self.grid: Grid = vit.patch_embed.grid_size
@@ -166,21 +171,21 @@ class IJEPA(PretrainMethod):
         )
 
     def _lengths(self) -> tuple[int, int]:
-        """The most patches that a context and a target can have. Raises UserError if a context can be too small."""
+        """The largest numbers of patches of a context and of a target block. Raises UserError if a context can be too small."""
         rows, columns = self.grid
         wanted = block_sizes(self.grid, self.target_scale, self.target_aspect)
         areas = [height * width for height, width in wanted]
         most, least = 0, rows * columns
         for height, width in block_sizes(self.grid, self.context_scale, (1.0, 1.0)):
-            # All blocks lie in the same rows and columns, so a context block as large as these holds every target whole.
+            # All blocks lie in the same (rows - 1) x (columns - 1) cells, so context and target overlap by at least this much.
             overlap = min(max(0, h + height - rows + 1) * max(0, w + width - columns + 1) for h, w in wanted)
             stays_whole = height * width - max(areas) < self.min_context
             most = max(most, height * width - (0 if stays_whole else overlap))
             least = min(least, height * width)
         if self.min_context < 1 or least < self.min_context:
             raise UserError(
-                f"method.min_context: expected 1 to {least} patches, which is the smallest context block of {rows} x "
-                f"{columns} patches, got {self.min_context}; change it, or use smaller patches"
+                f"method.min_context: expected 1 to {least} patches (the smallest context block has {least} of {rows} x "
+                f"{columns}), got {self.min_context}; change it, or use smaller patches"
             )
         if self.max_context is None:
             return most, max(areas)
@@ -215,7 +220,7 @@ class IJEPA(PretrainMethod):
         return context, targets.flatten(2)
 
     def teach(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Of whole images: the target encoder's patch tokens, normalised [N, L, D], and its features [N, D]."""
+        """The target encoder's normalised patch tokens [N, L, D] and features [N, D], of whole images."""
         vit = self.backbone.model
         assert isinstance(vit, VisionTransformer)
         tokens = transform(vit, embed(vit, images))
@@ -224,21 +229,21 @@ class IJEPA(PretrainMethod):
             return F.layer_norm(patches, patches.shape[-1:]), vit.forward_head(tokens, pre_logits=True)
 
     def predict(self, images: Tensor, keep: Tensor, seen: Tensor, wanted: Tensor, real: Tensor) -> Tensor:
-        """What the student and the predictor make of the patches `keep` for the patches `wanted`: [N, K, T, D]."""
+        """The predictor's tokens for the patches `wanted`, from the student's encoding of the patches `keep`: [N, K, T, D]."""
         vit = self.student.model
         assert isinstance(vit, VisionTransformer)
         prefix = vit.num_prefix_tokens
-        seen = F.pad(seen, (prefix, 0), value=True)  # prefix tokens go along with the context
+        seen = F.pad(seen, (prefix, 0), value=True)  # prefix tokens belong to the context
         tokens = transform(vit, keep_patches(embed(vit, images), keep, prefix), seen)
         return self.predictor(tokens, keep, seen, wanted, real)
 
     def after_step(self, progress: float) -> None:
-        """The target encoder's step."""
+        """Update the target encoder."""
         follow(self.backbone, self.student, ramp(self.momentum, 1.0, progress, over=1.0))
 
 
 def _initialise(vit: VisionTransformer) -> None:
-    """The authors' start, beyond timm's: fixed sine-cosine positions, and a patch embedding drawn like the linear layers."""
+    """What the authors' initialisation changes of timm's: fixed sine-cosine positions, a patch embedding like the linear layers."""
     fix_positions(vit)
     nn.init.trunc_normal_(vit.patch_embed.proj.weight, std=0.02)
     if vit.patch_embed.proj.bias is not None:

@@ -1,4 +1,4 @@
-"""MAE: a ViT sees a quarter of the patches and a light decoder paints the rest (He et al. 2022, arXiv:2111.06377)."""
+"""MAE: a ViT encodes a quarter of the patches, and a light decoder reconstructs the others (He et al. 2022, arXiv:2111.06377)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .watch.collapse import collapse_metrics
 def mae_loss(prediction: Tensor, patches: Tensor, norm_pix: bool) -> Tensor:
     """Mean squared error over the hidden patches (section 3, "Reconstruction target").
 
-    prediction, patches: [..., patch * patch * C], of hidden patches alone. norm_pix: each patch is standardised by its own mean and
+    prediction, patches: [..., patch * patch * C], of the hidden patches only. norm_pix: standardise each patch by its own mean and
     (unbiased) variance + 1e-6. Returns a scalar.
     """
     target = wide(patches)
@@ -39,7 +39,7 @@ class Reconstruction(NamedTuple):
 
 
 class MAEDecoder(nn.Module):
-    """Visible tokens and mask tokens, put back in place, through a few ViT blocks to pixels."""
+    """A narrow ViT from visible tokens and mask tokens, each at its own position, to pixels."""
 
     positions: Tensor
 
@@ -59,7 +59,7 @@ class MAEDecoder(nn.Module):
         _xavier(self)
 
     def forward(self, tokens: Tensor, restore: Tensor) -> Tensor:
-        """tokens: [N, prefix + visible, D]. restore: int64 [N, L], where each patch stands among visible + masked ones."""
+        """tokens: [N, prefix + visible, D]. restore: int64 [N, L], index of each patch in the list of visible, then masked patches."""
         x = self.embed(tokens)
         prefix, visible = x[:, : self.prefix], x[:, self.prefix :]
         masks = self.mask_token.to(x.dtype).expand(len(x), restore.shape[1] - visible.shape[1], -1)
@@ -68,9 +68,9 @@ class MAEDecoder(nn.Module):
         return self.predict(self.norm(self.blocks(x)))[:, self.prefix :]
 
     def hidden(self, tokens: Tensor, keep: Tensor, wanted: Tensor) -> Tensor:
-        """What `forward` predicts for the hidden patches, without what is not asked for: [N, H, patch * patch * C].
+        """The prediction of `forward` for the hidden patches only, [N, H, patch * patch * C]; the other outputs are not computed.
 
-        keep, wanted: int64 [N, visible] and [N, H], the places of the visible and of the hidden patches.
+        keep, wanted: int64 [N, visible] and [N, H], positions of the visible and of the hidden patches.
         """
         x, positions = self.embed(tokens), self.positions[0]
         places = positions[torch.cat([keep, wanted], 1)]
@@ -84,10 +84,17 @@ class MAEDecoder(nn.Module):
 
 
 class MAE(PretrainMethod):
-    """MAE's training objective on a timm ViT.
+    """MAE's training objective on a timm ViT: mean squared error of the hidden patches' pixels (section 3).
 
-    mask_ratio: fraction of patches hidden. norm_pix: standardise each target patch. decoder_*: its width, blocks and heads.
-    Raises UserError for backbones without plain patch tokens, and for sizes that do not fit.
+    A ViT without trained weights is initialised as in the authors' code.
+
+    mask_ratio: Fraction of the patches that is hidden, between 0 and 1.
+    norm_pix: Whether each target patch is standardised by its own mean and variance.
+    decoder_dim: Width of the decoder, a multiple of 4 and of decoder_heads.
+    decoder_depth: Number of the decoder's transformer blocks.
+    decoder_heads: Number of attention heads in a block of the decoder.
+
+    Raises UserError for a backbone that is no plain ViT, and for sizes that do not fit.
     """
 
     views = 1
@@ -143,14 +150,14 @@ class MAE(PretrainMethod):
         return Reconstruction(self.decoder(tokens, order.argsort(1)), masked)
 
     def encode(self, images: Tensor, keep: Tensor) -> Tensor:
-        """The ViT on the patches `keep` (int64 [N, visible]) alone: [N, prefix + visible, D]."""
+        """The ViT's tokens, [N, prefix + visible, D], of the patches `keep` (int64 [N, visible]) only."""
         vit = self.backbone.model
         assert isinstance(vit, VisionTransformer)
         return transform(vit, keep_patches(embed(vit, images), keep, vit.num_prefix_tokens))
 
     @torch.no_grad()
     def paint(self, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """What the encoder saw (hidden patches gray) and the painted image; both [N, C, H, W], in the inputs' normalisation."""
+        """What the encoder saw (hidden patches gray) and the reconstruction; both [N, C, H, W], in the inputs' normalisation."""
         out = self.reconstruct(images, draws)
         target = patchify(images, self.patch)
         pixels = out.prediction.float()
@@ -172,7 +179,7 @@ def _xavier(module: nn.Module) -> None:
 
 
 def _initialise(vit: VisionTransformer) -> None:
-    """The authors' start: Xavier, fixed sine-cosine positions, a patch embedding initialised like a linear layer."""
+    """The authors' initialisation: Xavier, fixed sine-cosine positions, a patch embedding initialised like a linear layer."""
     _xavier(vit)
     if vit.cls_token is not None:
         nn.init.normal_(vit.cls_token, std=0.02)

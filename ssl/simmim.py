@@ -1,6 +1,6 @@
-"""SimMIM: mask tokens in place of patches, and one layer that paints what they hide (Xie et al. 2022, arXiv:2111.09886).
+"""SimMIM: mask tokens replace patches, and one layer reconstructs the pixels below them (Xie et al. 2022, arXiv:2111.09886).
 
-Unlike MAE the encoder sees all places, hidden ones too, so that networks with windows or stages learn as well as ViTs.
+Unlike MAE's, the encoder processes mask tokens too, so networks with windows or stages can be trained like ViTs.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ SWIN_CLASSES = (SwinTransformer, SwinTransformerV2)
 def simmim_loss(prediction: Tensor, images: Tensor, hidden: Tensor) -> Tensor:
     """The mean absolute error over hidden pixels (section 3.4), as in the authors' code: sum / (count + 1e-5) / channels.
 
-    prediction, images: [N, C, H, W], the latter what is to be painted. hidden: bool [N, H, W]. The ratio is taken for each image
-    and then averaged, where theirs takes it once a batch: the same, as all images hide equally many, but for where the 1e-5
-    counts.
+    prediction, images: [N, C, H, W], the latter the target. hidden: bool [N, H, W]. The ratio is computed for each image and then averaged;
+    theirs is computed once for the batch. Both are equal up to the 1e-5, as all images hide equally many pixels.
     """
     with torch.autocast(prediction.device.type, enabled=False):
         error = (wide(prediction) - wide(images)).abs().mean(1)
@@ -40,13 +39,12 @@ def simmim_loss(prediction: Tensor, images: Tensor, hidden: Tensor) -> Tensor:
 
 
 def local_statistics(images: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """Mean and deviation around each pixel, [N, C, H, W] both: of a window as far as it lies in the picture.
+    """Mean and standard deviation of the window around each pixel, both [N, C, H, W]; the part of the window inside the picture counts.
 
-    window: its side in pixels, odd. The deviation is the root of the unbiased variance + 1e-6 (norm_targets in the authors' code
-    for Swin V2).
+    window: Side in pixels, odd. The deviation is the root of the unbiased variance + 1e-6 (norm_targets in the authors' code for Swin V2).
     """
     x = wide(images)
-    # Sums over a window as two products: a pooling layer would add up window^2 pixels for each one.
+    # Window sums by two matrix products; a pooling layer would add window^2 pixels for each output.
     rows, columns = _windows(x, x.shape[-2], window), _windows(x, x.shape[-1], window)
     count = rows.sum(1)[:, None] * columns.sum(1)
     mean, square = (rows @ y @ columns / count for y in (x, x.square()))
@@ -55,7 +53,7 @@ def local_statistics(images: Tensor, window: int) -> tuple[Tensor, Tensor]:
 
 
 def _windows(x: Tensor, side: int, window: int) -> Tensor:
-    """Which of `side` pixels in a row are in the window around each of them, 0 or 1 [side, side], of x's kind."""
+    """Whether each of `side` pixels in a row lies in the window around each other one: 0 or 1, [side, side], with x's dtype."""
     places = torch.arange(side, device=x.device)
     return ((places[:, None] - places).abs() <= window // 2).to(x.dtype)
 
@@ -63,16 +61,19 @@ def _windows(x: Tensor, side: int, window: int) -> Tensor:
 class Painting(NamedTuple):
     prediction: Tensor  # [N, C, H, W], standardised where targets are
     hidden: Tensor  # bool [N, H, W]
-    features: Tensor  # [N, D], the mean over the last map
+    features: Tensor  # [N, D], mean over the last feature map
 
 
 class SimMIM(PretrainMethod):
-    """SimMIM's training objective on timm's ViTs and Swins.
+    """SimMIM's training objective on timm's ViTs and Swins: mean absolute error of the hidden pixels (section 3.4).
 
-    mask_ratio: fraction of the units hidden, rounded up. mask_patch: their side in pixels, a multiple of the backbone's patches.
-    norm_target: the side in pixels, odd, of the window by whose mean and deviation each target pixel is standardised (47 in the
-    authors' code for Swin V2 at 192 px); None for pixels as they are, as in the paper.
-    A ViT keeps timm's learned positions; the authors' has relative ones, shared by its layers, and layer scale.
+    A ViT keeps timm's learned positions; the authors' ViT has relative positions, shared by its layers, and layer scale.
+
+    mask_ratio: Fraction of the image that is hidden, between 0 and 1, in units of mask_patch; the number of units is rounded up.
+    mask_patch: Side of a masked unit in pixels: a multiple of the backbone's patch size that divides data.size.
+    norm_target: Side in pixels, odd and 3 or more, of the window whose mean and deviation standardise each target pixel: 47 in the authors'
+        code for Swin V2 at 192 px. null leaves pixels as they are, as in the paper.
+
     Raises UserError for other backbones, and for sizes that do not fit.
     """
 
@@ -99,8 +100,8 @@ class SimMIM(PretrainMethod):
         size, patch = backbone.size, int(embedding.patch_size[0])
         if size % stride:
             raise UserError(
-                f"data.size: {size} px are not a multiple of the {stride} px that {backbone.spec['name']} makes one place "
-                "of; choose a size that is"
+                f"data.size: {size} px are not a multiple of {stride} px, the stride of {backbone.spec['name']}'s last feature "
+                "map; choose a size that is"
             )
         if mask_patch < 1 or mask_patch % patch or size % mask_patch:
             raise UserError(
@@ -123,7 +124,7 @@ class SimMIM(PretrainMethod):
                 f"method.mask_ratio: {mask_ratio} of {count} units of {mask_patch} px hides all; lower it or method.mask_patch"
             )
         self.backbone, self.patch, self.mask_patch = backbone, patch, mask_patch
-        # One number for each dimension: without weight decay, as the authors exempt Swin's.
+        # A vector, so it gets no weight decay; the authors exempt Swin's too.
         self.mask_token = nn.Parameter(torch.empty(embedding.proj.out_channels))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.head = nn.Sequential(nn.Conv2d(width, stride**2 * embedding.proj.in_channels, 1), nn.PixelShuffle(stride))
@@ -146,7 +147,7 @@ class SimMIM(PretrainMethod):
         return Painting(self.head(features), enlarge(units, self.mask_patch), features.mean((2, 3)))
 
     def encode(self, images: Tensor, hidden: Tensor) -> Tensor:
-        """The backbone's last map, [N, D, h, w], with mask tokens where `hidden`, bool [N, H / patch, W / patch]."""
+        """The backbone's last feature map, [N, D, h, w], with mask tokens where `hidden`, bool [N, H / patch, W / patch]."""
         model = self.backbone.model
         if isinstance(model, VisionTransformer):
             tokens = transform(model, embed(model, images, hidden.flatten(1), self.mask_token))
@@ -159,7 +160,7 @@ class SimMIM(PretrainMethod):
 
     @torch.no_grad()
     def paint(self, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """What the encoder saw (hidden pixels gray) and the painted image; both [N, C, H, W], in the inputs' normalisation."""
+        """What the encoder saw (hidden pixels gray) and the reconstruction; both [N, C, H, W], in the inputs' normalisation."""
         out = self.reconstruct(images, draws)
         hidden, prediction = out.hidden[:, None], out.prediction.float()
         if self.norm_target is not None:
@@ -179,6 +180,6 @@ def _vit(backbone: Backbone) -> VisionTransformer:
 
 
 def _fitting(size: int, patch: int, wanted: int) -> int:
-    """The possible unit that is nearest to the one wanted."""
+    """The possible unit size that is nearest to the wanted one."""
     units = [unit for unit in range(patch, size + 1, patch) if size % unit == 0]
     return min(units, key=lambda unit: abs(unit - wanted))

@@ -1,7 +1,7 @@
 """Block-wise masks (Bao et al. 2022, BEiT, arXiv:2106.08254, algorithm 1), as iBOT and DINOv2 draw them, as a function of `Draws`.
 
-The authors add blocks to one image in a loop that ends when it is full or ten tries in a row failed. Here all images go through
-that loop together, a fixed number of times: shapes stay static, and a mask belongs to its position alone.
+The authors add blocks to one image in a loop until it is full or ten tries in a row have failed. Here one loop of a fixed number of
+tries serves all images, so shapes are static and a mask depends only on its image's position.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from torch import Tensor
 from ...core.draws import Draws
 
 ASPECT = 0.3  # the smallest height / width of a block; the largest is its inverse
-MAX_FAILURES = 10  # tries in a row that may fail
-# Of the authors' loops 99 % end within 31 tries (iBOT's; 23 in DINOv2's); the others lose the last patches at most.
+MAX_FAILURES = 10  # failed tries in a row that end an image's mask
+# 99 % of the authors' loops end within 31 tries (iBOT) or 23 (DINOv2); the others hide a few patches less here.
 TRIES = 32
 
 
 def blockwise_masks(draws: Draws, grid: tuple[int, int], wanted: Tensor, least: int) -> Tensor:
     """Masks of rectangles, bool [N, V, rows, columns], True where hidden.
 
-    wanted: int64 [N, V], how many patches to hide; that many or, where no more block fits, a few less are hidden. least: the
-    area in patches from which blocks are drawn, up to what is still wanted (or down to it, where that is less).
+    wanted: int64 [N, V], number of patches to hide; a few less are hidden where no more block fits. least: the area of a block, in patches,
+    is drawn between this and what is still wanted.
     """
     rows, columns = grid
-    # float64: rounded alike on every device, but for ties.
+    # float64, so that all devices round alike (except for ties).
     size, ratio, *place = draws.uniform("blocks", wanted.shape[1], TRIES, 4).double().unbind(-1)
     stretch = ((2.0 * ratio - 1.0) * (-0.5 * math.log(ASPECT))).exp()  # the root of height / width, log-uniform
     stretch, place = torch.stack([stretch, 1.0 / stretch], -1), torch.stack(place, -1)
@@ -44,7 +44,7 @@ def blockwise_masks(draws: Draws, grid: tuple[int, int], wanted: Tensor, least: 
         inside_columns = (across >= start[..., 1:]) & (across < end[..., 1:])
         added = inside_rows[..., :, None] & inside_columns[..., None, :] & ~mask
         gain = added.sum((-2, -1))
-        # A block is smaller than the grid, and hides something but not more than is wanted.
+        # A block must be smaller than the grid and hide something, but not more than is still wanted.
         fits = (extent < sides).all(-1) & (gain > 0) & (gain <= left) & (failed < MAX_FAILURES)
         mask = mask | (added & fits[..., None, None])
         left = left - gain * fits
@@ -52,12 +52,12 @@ def blockwise_masks(draws: Draws, grid: tuple[int, int], wanted: Tensor, least: 
     return mask
 
 
-# Unrolled, the loop would take a compiler minutes.
+# torch.compile would unroll the loop, which takes minutes.
 _uncompiled: Callable[[Draws, tuple[int, int], Tensor, int], Tensor] = torch.compiler.disable(blockwise_masks)  # pyright: ignore[reportAssignmentType]
 
 
 def max_hidden(grid: tuple[int, int], ratio: tuple[float, float]) -> int:
-    """The most patches that a mask of `view_masks` hides, 1 at least."""
+    """The largest number of patches that a mask of `view_masks` hides, at least 1."""
     return max(1, math.floor(grid[0] * grid[1] * ratio[1]))
 
 
@@ -66,7 +66,7 @@ def view_masks(
 ) -> Tensor:
     """A mask for each view of each image, bool [views, N, rows * columns], True where hidden.
 
-    A view is masked with `probability`, each independently; then a part of its patches, uniform in `ratio`, is wanted.
+    Each view is masked with `probability`, independently; the fraction of its patches to hide is uniform in `ratio`.
     """
     count = grid[0] * grid[1]
     part = draws.uniform("mask/ratio", views, low=ratio[0], high=ratio[1]).double()

@@ -1,4 +1,4 @@
-"""Checks that methods share of the numbers they are given. Each names the key, what was expected, and what is usual."""
+"""Checks of config values that several methods share. Each error names the key, what is expected and a usual value."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ def check_fraction(key: str, value: float, usual: str) -> None:
 
 
 def check_vit_width(part: str, dim: int, heads: int) -> None:
-    """Raises UserError unless method.PART_dim suits PART_heads and sine-cosine positions in two dimensions."""
+    """Raises UserError unless method.PART_dim is a multiple of method.PART_heads and of 4, for 2-D sine-cosine positions."""
     if heads < 1 or dim < 4 or dim % heads or dim % 4:
         raise UserError(f"method.{part}_dim: {dim} must be a multiple of 4 and of {part}_heads ({heads})")

@@ -1,4 +1,4 @@
-"""Projection and prediction heads: the MLPs of the papers, and how stacked views go through them."""
+"""Projection and prediction heads: the MLPs of the papers."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Last = Literal["linear", "plain-linear", "norm", "plain-norm"]
 
 
 def mlp(widths: Sequence[int], *, last: Last, key: str) -> ProjectionHead:
-    """Linear, BatchNorm and ReLU from width to width, and a last layer as the paper has it. [N, widths[0]] -> [N, widths[-1]].
+    """Linear, BatchNorm and ReLU for each hidden width, then the last layer. [N, widths[0]] -> [N, widths[-1]].
 
-    last: a linear layer; "plain-linear": without bias; "norm": BatchNorm after it; "plain-norm": BatchNorm without scale and
-    shift. No layer has a bias before BatchNorm.
+    last: "linear"; "plain-linear", without bias; "norm", linear and BatchNorm; "plain-norm", linear and BatchNorm without scale and
+    shift. No layer before a BatchNorm has a bias.
     key: the config's key that gives widths[1:]. Raises UserError for widths that make no head.
     """
     first, *given = widths
     if not given or min(given) < 1:
         raise UserError(f"{key}: expected widths such as [2048, 128], got {given}")
-    # lightly's heads of the papers know one number of layers each; the class below them takes any.
+    # lightly's heads of the papers have a fixed number of layers each; their base class takes any.
     *hidden, (before, out) = pairwise([first, *given])
     layers = [(a, b, nn.BatchNorm1d(b), nn.ReLU()) for a, b in hidden]
     closing = nn.BatchNorm1d(out, affine=last == "norm") if last.endswith("norm") else None
@@ -33,16 +33,18 @@ def mlp(widths: Sequence[int], *, last: Last, key: str) -> ProjectionHead:
 
 
 def predictor(projection: Sequence[int], prediction: Sequence[int], *, last: Last) -> ProjectionHead:
-    """The `mlp` of a prediction head, from projections to what is compared with projections. The widths are the config's
-    method.projection and method.prediction. Raises UserError."""
+    """The `mlp` of a prediction head: it maps projections to vectors that are compared with projections.
+
+    projection, prediction: the widths of the config's keys. Raises UserError if their last widths differ.
+    """
     head = mlp([projection[-1], *prediction], last=last, key="method.prediction")
     if prediction[-1] != projection[-1]:
         raise UserError(
-            f"method.prediction: its last width {prediction[-1]} must be method.projection's {projection[-1]}"
+            f"method.prediction: its last width {prediction[-1]} must equal method.projection's, {projection[-1]}"
         )
     return head
 
 
 def project(head: nn.Module, features: Tensor) -> Tensor:
-    """[V, N, D] -> [V, N, D']: all views in one forward, position by position (see core/model/norm.py)."""
+    """[V, N, D] -> [V, N, D']: all views in one forward, ordered by position (see core/model/norm.py)."""
     return norm.encode(head, features)

@@ -1,6 +1,6 @@
-"""What methods that compare images with prototypes share: the head, the centre, Sinkhorn-Knopp, and the loss over pairs of crops.
+"""Parts of methods that compare images with prototypes: the head, the centre, Sinkhorn-Knopp, and the loss over pairs of crops.
 
-DINO, iBOT and DINOv2 use all of it, SwAV all but the head. Nothing here knows of processes: who needs the sum over them passes it.
+DINO, iBOT and DINOv2 use all of it, SwAV all except the head. Functions that need sums over processes take them as an argument.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ Reduce = Callable[[Tensor], Tensor]
 
 
 def no_reduction(local: Tensor) -> Tensor:
-    """The sum over processes, of one process."""
+    """The sum over processes if there is only one: the input itself."""
     return local
 
 
 class PrototypeHead(nn.Module):
     """DINO's projection head (Caron et al. 2021, arXiv:2104.14294, section 3.1 and appendix C): [..., D] -> [..., K] cosines.
 
-    An MLP with GELU to a bottleneck that is scaled to length 1, and its products with `prototypes` directions of length 1. Those
-    are rows of a weight, normalised in each forward: the official norm_last_layer=True, without magnitudes that learn. layers:
-    of the MLP. norm: BatchNorm after its hidden layers; x must then be [V, N, D]. Raises UserError for sizes that make no head.
+    An MLP with GELU maps to a bottleneck, which is scaled to length 1 and multiplied with `prototypes` directions of length 1. These are
+    the rows of a weight, normalised in each forward: the official norm_last_layer=True, where lengths are not learned.
+
+    layers: linear layers of the MLP, the one to the bottleneck included. norm: BatchNorm after its hidden layers; x must then be
+    [V, N, D]. Raises UserError for sizes that make no head.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class PrototypeHead(nn.Module):
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
-        # As the official last layer, a linear one, starts: its lengths, which the forward ignores, set how far a step turns it.
+        # Initialised like the official linear layer. The forward ignores the rows' lengths, but they set how far a step turns them.
         self.weight = nn.Parameter(nn.Linear(bottleneck, prototypes, bias=False).weight.detach())
         self.norm = norm
 
@@ -75,7 +77,7 @@ class PrototypeHead(nn.Module):
         return F.normalize(wide(z), dim=-1)
 
     def compare(self, z: Tensor) -> Tensor:
-        """The bottleneck, [..., bottleneck], with every prototype: [..., K]. The product is of the precision of the run."""
+        """Cosines of the bottleneck [..., bottleneck] with every prototype, [..., K], in the run's precision."""
         return F.linear(z, F.normalize(self.weight, dim=-1))
 
 
@@ -83,8 +85,8 @@ class PrototypeHead(nn.Module):
 def center_update(center: Tensor, teacher_logits: Tensor, momentum: float, reduce: Reduce = no_reduction) -> Tensor:
     """The centre's next value, m c + (1 - m) times the mean logits (Caron et al. 2021, arXiv:2104.14294, eq. 4).
 
-    center: [K]. teacher_logits: [..., K], of this process. reduce: sums tensors over processes, so that the mean is that of all.
-    Where the mean is not finite the centre stays: the step is skipped.
+    center: [K]. teacher_logits: [..., K] of this process. reduce: sums tensors over processes, so that the mean is over all of them.
+    Where the mean is not finite the centre keeps its value, because the step is skipped.
     """
     rows = teacher_logits.flatten(0, -2).to(torch.promote_types(teacher_logits.dtype, center.dtype))
     total = reduce(torch.cat([rows.sum(0), rows.new_full((1,), len(rows))]))
@@ -103,21 +105,21 @@ def sinkhorn(
 ) -> Tensor:
     """Assignments that use every prototype equally (Cuturi 2013, arXiv:1306.0895; Caron et al. 2020, arXiv:2006.09882, eq. 3-5).
 
-    Q = exp(logits / temperature) scaled in turn, so that each prototype gets the same share of all samples and then each sample's
-    row sums to 1, as often as `iterations` says: the end is the rows.
+    Each of `iterations` scales Q = exp(logits / temperature) twice: first so that each prototype gets the same share of all samples, then
+    so that each sample's row sums to 1.
 
-    logits: [..., N, K] of this process's N samples; each leading index is a problem of its own. reduce: sums tensors over
-    processes, K numbers an iteration and K + 1 once, so that the shares are those of all processes' samples; N may differ between
-    them. counted: bool [..., N], the samples that take a share (all by default); others are assigned without. Returns
-    probabilities [..., N, K]. Raises ValueError for less than one iteration.
+    logits: [..., N, K] of this process's N samples; each leading index is a problem of its own. reduce: sums tensors over processes (K
+    numbers an iteration, K + 1 once), so that shares are over all processes' samples; N may differ between processes. counted: bool
+    [..., N], the samples that count for the shares (all by default); the others are assigned only. Returns probabilities [..., N, K].
+    Raises ValueError for less than one iteration.
     """
     if iterations < 1:
         raise ValueError(f"sinkhorn needs at least one iteration, got {iterations}")
     with torch.autocast(logits.device.type, enabled=False):
         x = wide(logits) / temperature
-        # A prototype's common factor cancels in its first scaling. Without this one its exponentials may overflow or all vanish.
-        # The mean over processes of their largest is near the largest, and a sum is all that it takes: at least one term is 1
-        # or more, and none exceeds exp(88) unless processes differ by 88 temperatures (two cosines never do from 0.023 on).
+        # Subtracting one number per prototype changes nothing, as the first scaling cancels it, but keeps exponentials in range.
+        # We subtract the mean over processes of the largest logit, since that needs only a sum. At least one term is then 1 or more,
+        # and none exceeds exp(88) unless processes differ by 88 temperatures (cosines cannot from a temperature of 0.023 on).
         largest = x.amax(-2)
         shift = reduce(torch.cat([largest, torch.ones_like(largest[..., :1])], -1))
         x = x - (shift[..., :-1] / shift[..., -1:]).unsqueeze(-2)
@@ -137,7 +139,7 @@ def crops_loss(targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
     """The mean of H(q_t, p_s) over all pairs of a target t and another crop s, and over images (DINO, eq. 3; SwAV, section 3.3).
 
     targets: probabilities [V, N, K] of the whole views. logits: [V + L, N, K] of all crops, the same whole views first.
-    Returns a scalar. Raises ValueError where no pair is left.
+    Returns a scalar. Raises ValueError if there is no pair.
     """
     v, s = len(targets), len(logits)
     if s < 2 or s < v:
@@ -152,11 +154,12 @@ def crops_loss(targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
 
 @torch.no_grad()
 def assignment_metrics(targets: Tensor, loss: Tensor) -> dict[str, Tensor]:
-    """Scalars for `Step.metrics`: do targets collapse, to one prototype or to all of them evenly (DINO, section 5.3 and figure 7)?
+    """Scalars for `Step.metrics` that show whether targets collapse to one prototype or to all evenly (DINO, section 5.3 and figure 7).
 
-    targets: probabilities [..., K] of this process. loss: the mean cross-entropy with them. target_entropy: the mean entropy of a
-    target in nats; ln K says nothing of its image. target_kl: the mean divergence of predictions from targets. prototypes_used:
-    exp of the entropy of the mean target, in 1..K; near 1 every image gets the same prototype.
+    targets: probabilities [..., K] of this process. loss: the mean cross-entropy with them. Returned:
+    target_entropy: mean entropy of a target in nats; at ln K it carries no information about its image.
+    target_kl: mean divergence of predictions from targets.
+    prototypes_used: exp of the entropy of the mean target, in 1..K; near 1 every image gets the same prototype.
     """
     q = targets.flatten(0, -2).float()
     entropy = torch.special.entr(q).sum(-1).mean()

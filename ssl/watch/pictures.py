@@ -15,12 +15,12 @@ from ...core.evaluate.pictures import denormalise, save_sheet
 from ...core.method import Views
 from ...core.model.vit_tokens import last_attention
 from ...core.run.directory import Run
-from ...core.stream.batches import Batches
+from ...core.stream.batches import MicroBatches
 
 MAX_IMAGES = 12
 
 
-def save_pictures(run: Run, objective: Any, batches: Batches, prepare: Callable[[Any], Views]) -> None:
+def save_pictures(run: Run, objective: Any, batches: MicroBatches, prepare: Callable[[Any], Views]) -> None:
     """Write pictures/ of the run: views, local crops, reconstructions and attention of the first images, as far as there are such."""
     first = next(iter(batches(0)), None)
     if first is None:
