@@ -1,35 +1,48 @@
 # Needs python3 (3.11 or newer), make and git; everything else goes into .venv, in the versions of constraints.txt.
 #
 #   make demo     the whole story on real images (about five minutes on two cores); ARGS="seeds=5" for intervals
-#   make test     lint, type checker and tests
+#   make check    lint, types, and the tests of what differs from the last commit (under a minute)
+#   make test     lint, types and tests: every method, in one process and in two (8 minutes on two free cores)
+#   make test-all the long tests, four processes, lowest and latest versions of torch, timm, accelerate (an hour; benchmarks/test-all.md)
+#   make soak     runs killed at random steps, thousands of steps (benchmarks/soak.md)
 #   make lint     ruff and basedpyright alone
+#   make schema   configs/schema.json anew, after a key, a method or a docstring of one has changed
 #   make bench    speed: the input pipeline against its peers, the training step; ARGS="--gate" fails below the floors
 #   make bench-gpu    the training step on a GPU, against its ceiling and its peers
 #   make bench-methods  every method's step against lightly's own examples, on one CPU core
 #   make bench-digits  every method on digits-m over three seeds, beside random networks, raw pixels and HOG
 #   make bench-cifar10  five methods on a fifth of CIFAR-10 (JPEG), likewise; needs data/cifar10_jpeg.tar.gz
 #   make bench-demo   the demo over five seeds, the numbers of benchmarks/demo.md
-#   make clean    remove .venv and what tools left; runs/ stays
+#   make clean    remove .venv, .venvs and what tools left; runs/ stays
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: demo test lint bench bench-gpu bench-methods bench-digits bench-cifar10 bench-demo clean
+.PHONY: demo check test test-all soak lint schema bench bench-gpu bench-methods bench-digits bench-cifar10 bench-demo clean
 
 demo: $(READY)
 	@$(PYTHON) -m rootstock demo $(ARGS)
 
-# Two workers of one thread each: with more threads, tests on two cores wait for each other. A file stays on one worker, or both would
-# make what its tests share; the longest come first (tests/conftest.py).
+check: $(READY)
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTHON) -m rootstock.tests.check
+
+# Two workers of one thread each: with more threads, tests on two cores wait for each other. A file stays on one worker, or both workers
+# would build what its tests share; the longest files come first (tests/conftest.py).
 test: lint
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-all soak: $(READY)
+	@$(PYTHON) -m rootstock.tests.tiers $@
 
 lint: $(READY)
 	@$(PYTHON) -m ruff check --quiet .
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m basedpyright
+
+schema: $(READY)
+	@$(PYTHON) -m rootstock.launch.schema_file
 
 # One thread a process, as in a loader's worker. Both tables are made, also where a gate of the first fails.
 bench: $(READY)
@@ -53,7 +66,7 @@ bench-demo: $(READY)
 	@$(PYTHON) benchmarks/demo.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venvs build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp comes last, so an interrupted set-up starts again. pip is as quiet as it can be while still saying errors.

@@ -1,8 +1,9 @@
-"""What every test stands on: a cache of its own, and no network."""
+"""For every test: a cache of its own, no network, and the load of the machine beside pytest's closing line."""
 
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -10,11 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rootstock.core.environment import usable_cores
+
+BEGAN = time.monotonic()
 # huggingface_hub reads it once, at import: a test that would download weights fails instead.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-# Files that take longest, each of them on one worker: last, they would leave the other idle.
+# The files that take longest come first. Each runs on one worker, so at the end they would leave the other idle.
 LONG = (
     "test_processes.py",
     "test_launcher.py",
@@ -28,6 +32,13 @@ LONG = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Other work on the machine makes the tests take longer, so the load stands beside the time."""
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    minutes = (time.monotonic() - BEGAN) / 60.0
+    terminalreporter.write_line(f"{minutes:.1f} minutes; load {load} (1, 5, 15 minutes) on {usable_cores()} cores")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -56,7 +67,7 @@ def draw() -> Callable[[Path, Iterable[str]], Path]:
 def rootstock(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """rootstock(*arguments): the command in this process, which has to import torch only once; what nobody foresaw is raised."""
+    """rootstock(*arguments): the command in this process, which has to import torch only once; an unexpected exception is raised here."""
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         from rootstock.launch.cli import main
