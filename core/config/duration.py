@@ -10,6 +10,7 @@ from ..errors import UserError
 from .messages import show
 
 _PATTERN = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ep|%)|\d+")
+TEXT_PATTERN = f"^({_PATTERN.pattern})$"
 
 
 class Duration(NamedTuple):
@@ -53,7 +54,5 @@ class Duration(NamedTuple):
             cls.parse(value)
             return value
 
-        form = core_schema.union_schema(
-            [core_schema.int_schema(ge=0), core_schema.str_schema(pattern=f"^({_PATTERN.pattern})$")]
-        )
+        form = core_schema.union_schema([core_schema.int_schema(ge=0), core_schema.str_schema(pattern=TEXT_PATTERN)])
         return core_schema.no_info_before_validator_function(keep, form)

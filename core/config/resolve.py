@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from .duration import Duration as Duration
+from .json_schema import json_schema as json_schema
 from .messages import among, nearest, show, spelt, words
 from .schema import REQUIRED, Key, Value, root_keys
 from .schema import Choice as Choice
 from .schema import Section as Section
-from .schema import json_schema as json_schema
 from .yaml_file import ConfigError as ConfigError
 from .yaml_file import find as find
 from .yaml_file import parse, read_into

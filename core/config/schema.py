@@ -100,7 +100,7 @@ class Value:
             raise ValueError(self._complaint(value, error)) from None
 
     def _read(self, value: Any) -> Any:
-        return to_jsonable_python(self.adapter.validate_json(json.dumps(_plain(value), allow_nan=False), strict=True))
+        return to_jsonable_python(self.adapter.validate_json(json.dumps(plain(value), allow_nan=False), strict=True))
 
     def _complaint(self, value: Any, error: Exception) -> str:
         if isinstance(error, ValidationError) and error.error_count() == 1:
@@ -118,8 +118,11 @@ class Value:
 def keys_of(constructor: Callable[..., Any]) -> dict[str, Key]:
     """What a constructor reads from a config: its keyword-only parameters; of a dataclass without any, its fields.
 
-    Raises TypeError (ours to mend, not the user's) for a parameter without a usable annotation.
+    A constructor with a method `config_keys` is asked for its keys instead: `stored.StoredSection` stands for a constructor that is
+    not imported. Raises TypeError (ours to mend, not the user's) for a parameter without a usable annotation.
     """
+    if (own := getattr(constructor, "config_keys", None)) is not None:
+        return own()
     signature = inspect.signature(constructor).parameters.values()
     parameters = [parameter for parameter in signature if parameter.kind is parameter.KEYWORD_ONLY]
     factories: dict[str, Any] = {}
@@ -183,56 +186,11 @@ def _numbers(value: Any) -> Any:
     return value
 
 
-def json_schema(
-    verbs: Mapping[str, Callable[..., Any]], extra: Mapping[str, Callable[..., Any]] = {}
-) -> dict[str, Any]:
-    """The JSON schema (draft 2020-12) of complete configs, each verb's under `$defs`; editors check files by it."""
-    sections = {name: _object(root_keys(verb, extra), verb) for name, verb in verbs.items()}
-    for section in sections.values():
-        section["properties"]["extends"] = {
-            "type": "string",
-            "description": "another file, which this one is merged over",
-        }
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "rootstock",
-        "anyOf": [{"$ref": f"#/$defs/{name}"} for name in sections],
-        "$defs": sections,
-    }
-
-
 def root_keys(schema: Callable[..., Any], extra: Mapping[str, Callable[..., Any]]) -> dict[str, Key]:
     """The sections of a verb's config: its recipe's keyword-only parameters, then the extra sections, all optional."""
     return {**keys_of(schema), **{name: Key(Section(constructor), {}) for name, constructor in extra.items()}}
 
 
-def _object(keys: Mapping[str, Key], constructor: Callable[..., Any] | None = None) -> dict[str, Any]:
-    described = inspect.getdoc(constructor) if constructor else None
-    return {
-        **({"description": described.split("\n\n")[0]} if described else {}),
-        "type": "object",
-        "properties": {name: _property(key) for name, key in keys.items()},
-        "required": [name for name, key in keys.items() if key.default is REQUIRED],
-        "additionalProperties": False,
-    }
-
-
-def _property(key: Key) -> dict[str, Any]:
-    node = key.node
-    if isinstance(node, Value):
-        schema = node.adapter.json_schema()
-    elif isinstance(node, Section):
-        schema = _object(node.keys(), node.constructor)
-    else:
-        options = [_object(node.keys({"name": name}), node.registry[name]) for name in node.registry]
-        for name, option in zip(node.registry, options, strict=True):
-            option["properties"]["name"] = {"const": name}
-        bare = [{"enum": list(node.registry)}] if node.shorthand else []
-        schema = {"anyOf": [*bare, *options]}
-    if key.nullable:
-        schema = {"anyOf": [schema, {"type": "null"}]}
-    return schema if key.default is REQUIRED else {**schema, "default": _plain(key.default)}
-
-
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as JSON holds it."""
     return to_jsonable_python(str(value) if isinstance(value, Duration) else value)

@@ -35,7 +35,8 @@ class ConfigError(UserError):
 def find(path: str | Path, verb: str = "") -> Path:
     """The file that a config's path means: from here, else among those that ship (`demo.yaml`, `probe/digits.yaml`).
 
-    verb: the folder of shipped configs in which a bare file name is looked for as well.
+    verb: the folder of shipped configs in which a bare file name is looked for as well. Of these configs a bare name may leave out its
+    `.yaml`: `simclr` is pretrain/simclr.yaml for the verb pretrain. Raises ConfigError.
     """
     path = Path(path).expanduser()
     places = [path, CONFIGS / path, CONFIGS / verb / path]
@@ -46,10 +47,16 @@ def find(path: str | Path, verb: str = "") -> Path:
             return place
     if os.path.isdir(path):
         raise ConfigError([f"{path} is a folder; give one YAML file of it"])
+    if len(path.parts) == 1 and not path.suffix:
+        for place in (CONFIGS / verb / f"{path}.yaml", CONFIGS / f"{path}.yaml"):
+            if place.is_file():
+                return place
     shipped = sorted(file.relative_to(CONFIGS).as_posix() for file in CONFIGS.rglob("*.yaml"))
     beside = sorted(str(path.parent / file.name) for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
     close = nearest(str(path), beside + shipped)
-    close = close or next((name for name in shipped if nearest(path.stem, [Path(name).stem])), None)
+    if close is None and (stem := nearest(path.stem, [Path(name).stem for name in shipped])):
+        same = [name for name in shipped if Path(name).stem == stem]
+        close = next((name for name in same if name.startswith(f"{verb}/")), same[0])
     question = f"; did you mean {close}?" if close else ""
     raise ConfigError(
         [f"{path}: no such config here or among those that ship{question} (shipped: {', '.join(shipped) or 'none'})"]

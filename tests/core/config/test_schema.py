@@ -203,10 +203,23 @@ def test_the_json_schema_mentions_every_key_with_its_default() -> None:
     schema = json.loads(json.dumps(json_schema({"pretrain": pretrain, "knn": knn}, EXTRA), allow_nan=False))
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     verb = schema["$defs"]["pretrain"]
-    assert set(schema["$defs"]) == {"pretrain", "knn"}
+    assert set(schema["$defs"]) == {
+        "pretrain",
+        "knn",
+        "run",
+        "save",
+        "method.simclr",
+        "method.mae",
+        "optim.sgd",
+    }
     assert (verb["description"], verb["required"]) == ("Learn a backbone.", ["method"])
     assert list(verb["properties"]) == ["method", "optim", "betas", "test", "duration", "seed", "run", "extends"]
-    bare, simclr, mae_section = verb["properties"]["method"]["anyOf"]
+
+    def referred(part: dict[str, Any]) -> dict[str, Any]:
+        return schema["$defs"][part["$ref"].removeprefix("#/$defs/")]
+
+    bare, *options = verb["properties"]["method"]["anyOf"]
+    simclr, mae_section = map(referred, options)
     assert bare == {"enum": ["simclr", "mae"]}
     assert simclr["description"] == "Two views of an image, drawn together."
     assert [list(section["properties"]) for section in (simclr, mae_section)] == [
@@ -216,4 +229,26 @@ def test_the_json_schema_mentions_every_key_with_its_default() -> None:
     assert (simclr["required"], mae_section["required"]) == (["name"], ["name", "mask"])
     assert simclr["properties"]["projection"]["default"] == [512, 128]
     assert verb["properties"]["duration"]["default"] == "10ep"
-    assert verb["properties"]["run"]["properties"]["save"]["anyOf"][0]["properties"]["every"]["default"] == "5ep"
+    save = referred(referred(verb["properties"]["run"])["properties"]["save"]["anyOf"][0])
+    assert save["properties"]["every"]["default"] == "5ep"
+
+
+def test_equal_sections_are_defined_once() -> None:
+    def twice(
+        *, knn: Annotated[Mapping, Section(knn)] = {}, other: Annotated[Mapping | None, Section(knn)] = None
+    ) -> None: ...
+
+    schema = json_schema({"twice": twice})
+    assert set(schema["$defs"]) == {"twice", "knn"}
+    properties = schema["$defs"]["twice"]["properties"]
+    assert properties["knn"] == {"$ref": "#/$defs/knn", "default": {}}
+    assert properties["other"] == {"anyOf": [{"$ref": "#/$defs/knn"}, {"type": "null"}], "default": None}
+
+
+def test_only_the_default_option_may_leave_out_its_name() -> None:
+    def chosen(
+        *, optim: Annotated[Mapping, Choice({"sgd": knn, "other": mae}, default="sgd", shorthand=False)] = {}
+    ) -> None: ...
+
+    options = json_schema({"chosen": chosen})["$defs"]
+    assert (options["optim.sgd"]["required"], options["optim.other"]["required"]) == ([], ["name", "mask"])

@@ -1,0 +1,107 @@
+"""The typer application, and the arguments and options that several verbs have."""
+
+import functools
+from collections.abc import Callable
+from typing import Annotated, ParamSpec
+
+import typer
+
+from .. import __doc__ as about
+from .. import __version__
+from .exits import answer
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    help=about,
+    epilog="N processes: rootstock launch --nproc N VERB ..., or torchrun --nproc_per_node=N -m rootstock VERB ...",
+    # The shell can complete without the two options that typer would add; see `launch/completion.py`.
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    # Plain help: rich would double the time of `--help`.
+    rich_markup_mode=None,
+)
+
+
+def complete_config(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Configs for the shell; imported when asked, like all that takes time."""
+    from . import completion
+
+    return completion.configs(ctx, incomplete)
+
+
+def complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Keys for the shell."""
+    from . import completion
+
+    return completion.overrides(ctx, incomplete)
+
+
+def complete_key(incomplete: str) -> list[str]:
+    """Keys to explain, for the shell."""
+    from . import completion
+
+    return completion.keys(incomplete)
+
+
+def complete_verb(incomplete: str) -> list[str]:
+    """Verbs to launch, for the shell."""
+    from . import completion
+
+    return completion.verbs(incomplete)
+
+
+ConfigArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="CONFIG",
+        help="A YAML file, here or among the configs that ship; for example `simclr`.",
+        autocompletion=complete_config,
+    ),
+]
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Keys of the file, e.g. optim.lr=3e-4 seed=1.",
+        show_default=False,
+        autocompletion=complete_override,
+    ),
+]
+NprocOption = Annotated[
+    int | None, typer.Option(metavar="N", help="Processes on this node; one a GPU if left out.", show_default=False)
+]
+NodesOption = Annotated[int, typer.Option(metavar="M", help="Nodes. The same command runs on each.")]
+RendezvousOption = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="Address of one of several nodes, the same on all.")
+]
+JobOption = Annotated[
+    str | None,
+    typer.Option(metavar="ID", help="Tells launches at one rendezvous apart; SLURM's job number by default."),
+]
+
+
+def verb(work: Callable[P, int | None]) -> Callable[P, None]:
+    """Make `NAME_command` the verb NAME: its errors become sentences, and what it returns becomes the exit code."""
+
+    @functools.wraps(work)
+    def answered(*args: P.args, **kwargs: P.kwargs) -> None:
+        raise typer.Exit(answer(lambda: work(*args, **kwargs)))
+
+    return app.command(work.__name__.removesuffix("_command"))(answered)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rootstock {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the command itself, before the verb."""
