@@ -1,7 +1,7 @@
-"""What a pretraining run is watched by: kNN and a linear probe on any labelled sets, and measures that need no label.
+"""Evaluations during a pretraining run: kNN and a linear probe on labelled sets, and measures that need no labels.
 
-All of it looks at features of a frozen backbone in eval mode, without gradient, so nothing here can move it; and all of it is a function of
-the weights and the seed, so a resumed run is told the same numbers.
+They look at features of a frozen backbone in eval mode, without gradients, so they change nothing; and they depend only on the weights
+and the seed, so a resumed run gets the same numbers.
 """
 
 from __future__ import annotations
@@ -29,27 +29,37 @@ from ...core.views.view import Evaluation, stack_pictures
 from . import spectrum
 
 WATCH_BATCH = 256
-MIN_IMAGES = 16  # images, below which a spectrum says nothing
+MIN_IMAGES = 16  # fewer give no meaningful spectrum
 
 
 def knn_options(*, k: int = 20, temperature: float = 0.07) -> None:
-    """Weighted cosine kNN; k and temperature are fixed beforehand, nothing is selected."""
+    """Weighted cosine kNN of frozen features (Wu et al. 2018, arXiv:1805.01978). Nothing is chosen by its result.
+
+    k: Number of neighbours that vote, 1 or more.
+    temperature: Temperature of the weights exp(cosine / temperature) of their votes, above 0.
+    """
 
 
 def linear_options(*, steps: int = 300, lr: float = 0.01, batch_size: int = 1024) -> None:
-    """A linear classifier on frozen features, trained anew each time by an AdamW of its own: an indicator, the number is `probe`'s.
+    """A linear classifier on frozen features, trained anew at each evaluation by its own AdamW. It only indicates progress: the number to
+    report is that of `rootstock probe`.
 
-    steps, lr (to 0 along a line), batch_size: of that training.
+    steps: Optimizer steps of its training, 1 or more.
+    lr: Learning rate at its start, above 0; it falls linearly to 0.
+    batch_size: Features in one step, 1 or more; all of them if there are fewer.
     """
 
 
 def watch_options(*, images: int = 256, views: int = 4) -> None:
-    """RankMe, alpha-ReQ, LiDAR, uniformity and alignment of `images` training images, in `views` augmented views each for LiDAR
-    and alignment."""
+    """Measures without labels on some training images: RankMe, alpha-ReQ, LiDAR, uniformity and alignment (see ssl/watch/spectrum.py).
+
+    images: Number of training images, 16 or more.
+    views: Number of augmented views of each, 2 or more, for LiDAR and alignment.
+    """
 
 
 class Probes:
-    """ "TEST/knn/accuracy" and "TEST/linear/accuracy" of a method's frozen backbone, by the bank's labels."""
+    """ "TEST/knn/accuracy" and "TEST/linear/accuracy" of a method's frozen backbone, trained on the features and labels of the bank."""
 
     def __init__(
         self,
@@ -65,14 +75,14 @@ class Probes:
         self.last: tuple[dict[str, Tensor], dict[str, float]] | None = None
 
     def __call__(self, method: Any) -> dict[str, float]:
-        """The evaluator that `fit` calls."""
+        """Called by `fit` at each evaluation."""
         features = {name: self._features(method.backbone, t) for name, t in self.tests.items()}
         self.last = features, self._score(method.backbone, features)
         return self.last[1]
 
     def final_scores(self, method: Any) -> dict[str, float]:
-        """What `fit`'s last evaluation, after its last step, found, and the map of the tests' features."""
-        if self.last is None:  # a run that resumes when all steps are done has not evaluated
+        """The scores of `fit`'s last evaluation, after the last step. Also saves a map of the tests' features."""
+        if self.last is None:  # a run that resumes after its last step has not evaluated
             self(method)
         assert self.last is not None
         features, scores = self.last
@@ -105,7 +115,7 @@ class Probes:
 
 
 class _Linear(nn.Module):
-    """Centred features, divided by one number (see finetune/protocols/logreg.py for why not each by its own), through a linear layer."""
+    """A linear layer on features that are centred and divided by one number (for the reason, see finetune/protocols/logreg.py)."""
 
     def __init__(self, x: Tensor, num_classes: int) -> None:
         super().__init__()
@@ -130,7 +140,7 @@ def linear_probe(
     lr: float = 0.01,
     batch_size: int = 1024,
 ) -> nn.Module:
-    """A linear classifier of features float [N, D] with labels int64 [N], from zero weights, in an order that the seed gives.
+    """A linear classifier of features float [N, D] with labels int64 [N], trained from zero weights in an order drawn from the seed.
 
     Returns a module [M, D] -> logits [M, num_classes] on the device.
     """
@@ -149,15 +159,15 @@ def linear_probe(
 
 
 class Watch:
-    """Measures of a backbone that need no label, on a fixed few of the training images; what they mean is in ssl/watch/spectrum.py."""
+    """Measures of a backbone that need no labels, on a fixed set of training images; ssl/watch/spectrum.py defines them."""
 
     def __init__(
         self, train: Images, view: Evaluation, augment: Multiview, run: Run, *, images: int = 256, views: int = 4
     ) -> None:
-        """Raises UserError for numbers too small to measure anything."""
+        """Raises UserError for fewer than 16 images or 2 views."""
         if images < MIN_IMAGES or views < 2:
             raise UserError(
-                f"evaluate.watch: expected {MIN_IMAGES} images or more in 2 views or more, got {images} and {views}; null leaves it out"
+                f"evaluate.watch: expected {MIN_IMAGES} images or more in 2 views or more, got {images} and {views}; null turns it off"
             )
         n = min(images, len(train))
         chosen = permute(run.seed, "watch", len(train), torch.arange(n))
@@ -166,13 +176,13 @@ class Watch:
         self.last: Tensor | None = None
 
     def __call__(self, method: Any) -> dict[str, float]:
-        """The evaluator that `fit` calls."""
+        """Called by `fit` at each evaluation."""
         if len(self.images) < MIN_IMAGES:
             return {}
         features = self._features(method.backbone)
         self.last = features[:, 0]
         if not bool(features.isfinite().all()):
-            return {}  # diverged: `fit` says so, and no decomposition would take it
+            return {}  # diverged: `fit` reports it, and no decomposition is defined
         plain, views = features[:, 0], features[:, 1:]
         found = {
             "rankme": spectrum.rankme(plain),
@@ -184,20 +194,22 @@ class Watch:
         return {name: value for name, value in found.items() if math.isfinite(value)}
 
     def save_map(self, method: Any) -> None:
-        """The map of the watched images' features, of which there may be no labels."""
-        if self.last is None:  # a run that resumes when all steps are done has not evaluated
+        """Save a map of the watched images' features, for runs without labelled tests."""
+        if self.last is None:  # a run that resumes after its last step has not evaluated
             self(method)
         if self.run.main and self.last is not None:
             save_map(self.run.dir, {"train": self.last}, {"train": self.images}, self.run.seed)
 
     def _features(self, backbone: nn.Module) -> Tensor:
-        """Of each image as it is and in augmented views, [n, 1 + views, D] on the CPU: each process encodes some, all get all.
+        """Features of each image without and with augmentation, [n, 1 + views, D] on the CPU. Processes share the encoding, all get all.
 
-        Damaged pictures are replaced as in training; nothing here is a number about a test set.
+        Damaged pictures are replaced as in training, which is allowed because these are no test scores.
         """
         n = len(self.images)
         share = -(-n // world())
-        own = [min(i, n - 1) for i in range(rank() * share, (rank() + 1) * share)]  # the last one again fills up
+        own = [
+            min(i, n - 1) for i in range(rank() * share, (rank() + 1) * share)
+        ]  # the last image fills up the last share
         parts = []
         with evaluating(backbone), torch.inference_mode():
             for start in range(0, share, WATCH_BATCH):
@@ -209,7 +221,7 @@ class Watch:
         return gather(torch.cat(parts))[:n].float().cpu()
 
     def _augmented(self, pictures: list[Tensor], numbers: list[int], view: int) -> Tensor:
-        """One view more, with draws that training does not use: [len(pictures), C, size, size]."""
+        """One more augmented view, with draws that training does not use: [len(pictures), C, size, size]."""
         on_host = Draws(self.run.seed, torch.tensor(numbers) * self.views + view, "watch/")
         crops = self.augment.crop_each(pictures, on_host)["images"].to(self.run.device)
         draws = Draws(self.run.seed, on_host.positions.to(self.run.device), "watch/")

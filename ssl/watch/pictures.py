@@ -1,4 +1,4 @@
-"""Pictures of a finished pretraining: the views that the model was fed, what a masked model paints, where a ViT looks."""
+"""Pictures of a finished pretraining: augmented views, reconstructions of a masked model, attention of a ViT."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_IMAGES = 12
 
 
 def save_pictures(run: Run, objective: Any, batches: MicroBatches, prepare: Callable[[Any], Views]) -> None:
-    """Write pictures/ of the run: views, local crops, reconstructions and attention of the first images, as far as there are such."""
+    """Write the run's pictures/: views, local crops, reconstructions and attention of the first images, where the method has them."""
     first = next(iter(batches(0)), None)
     if first is None:
         return
@@ -37,12 +37,15 @@ def save_pictures(run: Run, objective: Any, batches: MicroBatches, prepare: Call
         painting = objective.paint(images, Draws(run.seed, batch.draws.positions[:MAX_IMAGES]))
         if painting is not None:
             rows = denormalise(torch.stack([images, *painting]), model.mean, model.std)
-            save_sheet(run.dir, "reconstructions", rows, "The image, the visible patches, and the painted image.")
+            save_sheet(run.dir, "reconstructions", rows, "The image, its visible patches, and the reconstruction.")
         if isinstance(model.model, VisionTransformer) and model.model.attn_pool is None:
             shown = to_rgb(denormalise(images, model.mean, model.std))
             rows = torch.stack([shown, overlay_heatmap(shown, last_attention(model.model, images).mean(1))])
             save_sheet(
-                run.dir, "attention", rows, f"Where the last block looks, over its heads: {_asked(model.model)}."
+                run.dir,
+                "attention",
+                rows,
+                f"Attention of the last block, averaged over its heads: {_attention_of(model.model)}.",
             )
 
 
@@ -52,7 +55,7 @@ def to_rgb(images: Tensor) -> Tensor:
 
 
 def overlay_heatmap(images: Tensor, maps: Tensor) -> Tensor:
-    """[N, C, H, W] in 0..1 as gray, with maps [N, h, w], each scaled to its own range, in red over them: [N, 3, H, W]."""
+    """Images [N, C, H, W] in 0..1 as gray, maps [N, h, w] in red over them, each scaled to its own range: [N, 3, H, W]."""
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     heat = ((maps - low) / (high - low).clamp(min=1e-12))[:, None]
     heat = torch.nn.functional.interpolate(heat, images.shape[2:], mode="nearest")
@@ -60,9 +63,6 @@ def overlay_heatmap(images: Tensor, maps: Tensor) -> Tensor:
     return torch.cat([gray + (1.0 - gray) * heat, gray * (1.0 - heat), gray * (1.0 - heat)], 1)
 
 
-def _asked(vit: VisionTransformer) -> str:
-    return (
-        "the attention of the class token"
-        if vit.global_pool == "token"
-        else "the attention that patches pay on average"
-    )
+def _attention_of(vit: VisionTransformer) -> str:
+    """Which queries `last_attention` shows, for the caption."""
+    return "from the class token" if vit.global_pool == "token" else "from all patches, averaged"

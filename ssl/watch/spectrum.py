@@ -1,7 +1,7 @@
-"""How good are these features, without a label? Published measures of frozen features, as plain functions of them.
+"""Published measures of frozen features that need no labels, as plain functions of the features.
 
-All are computed in float64. They rank checkpoints of one method on one set of images; across methods, widths or numbers of images
-their values are not comparable.
+All are computed in float64. They rank checkpoints of one method on one set of images; their values are not comparable across methods,
+feature dimensions or numbers of images.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Of the papers' own code: added to each share of the spectrum, so that an empty direction has a logarithm.
+# Added to each share of the spectrum, so that an empty direction has a logarithm; the value of the papers' code.
 SHARE_EPSILON = 1e-7
 
 
@@ -20,10 +20,11 @@ def rankme(features: Tensor) -> float:
 
 
 def alpha_req(features: Tensor) -> float:
-    """The exponent a of the eigenvalues i^-a of the covariance of [N, D] (Agrawal et al. 2022, alpha-ReQ, section 3).
+    """The exponent a of a power law i^-a for the eigenvalues of the covariance of [N, D] (Agrawal et al. 2022, alpha-ReQ, section 3).
 
-    As in the authors' code (after Stringer et al. 2019): the line through the logarithms of eigenvalues 4 to 100, weighted by 1/i. About
-    1 is called good; where it is much larger, a few directions hold everything. nan with fewer than 6 eigenvalues above rounding.
+    As in the authors' code (after Stringer et al. 2019): a line is fitted to the logarithms of eigenvalues 4 to 100, weighted by 1/i.
+    About 1 is called good; a much larger exponent means that a few directions hold all variance. nan with fewer than 6 eigenvalues above
+    rounding.
     """
     x = features.double()
     eigenvalues = torch.linalg.svdvals(x - x.mean(0)).square()
@@ -38,10 +39,10 @@ def alpha_req(features: Tensor) -> float:
 
 
 def lidar(features: Tensor, delta: float = 1e-4) -> float:
-    """The effective rank of linear discriminants that tell images apart (Thilak et al. 2023, arXiv:2312.04000, eqs. 3 to 6).
+    """The effective rank of the linear discriminants of images (Thilak et al. 2023, arXiv:2312.04000, eqs. 3 to 6).
 
-    features: [N, q, D], q augmented views of each of N images, which count as N classes. delta: added to the diagonal of the
-    covariance within images.
+    features: [N, q, D], q augmented views of each of N images, which are the N classes. delta: added to the diagonal of the covariance
+    within images.
     """
     n, q, dim = features.shape
     x = features.double()
@@ -58,14 +59,18 @@ def lidar(features: Tensor, delta: float = 1e-4) -> float:
 
 
 def uniformity(features: Tensor) -> float:
-    """log mean exp(-2 |x - y|^2) over pairs of normalised features [N, D] (Wang & Isola 2020, arXiv:2005.10242, eq. 4); 0 if all
-    are the same, about -4 if they cover the sphere."""
+    """log mean exp(-2 |x - y|^2) over pairs of normalised features [N, D] (Wang & Isola 2020, arXiv:2005.10242, eq. 4).
+
+    0 if all are the same, about -4 if they cover the sphere.
+    """
     return float(torch.pdist(F.normalize(features.double(), dim=1)).square().mul(-2.0).exp().mean().log())
 
 
 def alignment(features: Tensor) -> float:
-    """The mean squared distance between normalised features of two views of an image (the same, eq. 3), over all pairs of the q
-    views of [N, q, D]; 0 is perfect."""
+    """The mean squared distance between normalised features of two views of an image (Wang & Isola 2020, eq. 3); 0 is perfect.
+
+    features: [N, q, D], averaged over all pairs of the q views.
+    """
     x = F.normalize(features.double(), dim=2)
     return float(torch.stack([torch.pdist(views).square().mean() for views in x]).mean())
 
