@@ -1,4 +1,4 @@
-"""AdaBN: a trained classifier, with BatchNorm's statistics re-estimated on the target (Li et al. 2016, arXiv:1603.04779)."""
+"""AdaBN: a trained classifier whose BatchNorm statistics are re-estimated on the target (Li et al. 2016, arXiv:1603.04779)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from .source_only import SourceOnly
 
 
 class AdaBN(SourceOnly):
-    """Keeps the classifier of `backbone.weights`; usually run for 0 steps. The target's labels play no part.
+    """AdaBN on the classifier of `backbone.weights`; usually run for 0 steps. Target labels are not used.
+
+    Replaces each BatchNorm's mean and variance by those of its inputs over the target (algorithm 1).
+
+    label_smoothing: Label smoothing of the cross-entropy on the source, from 0 to below 1; it matters only if steps are trained.
 
     Raises UserError if the network has no BatchNorm.
     """
@@ -37,8 +41,8 @@ class AdaBN(SourceOnly):
     def conclude(self, target: Iterable[Tensor]) -> None:
         """Set every BatchNorm's statistics to those of its inputs over the whole target (section 3.3).
 
-        target: batches of float [n, C, h, w], each image once. The inputs of deeper layers are normalised by their own batch,
-        as in training, so batches should be large and alike in size; with one batch this is the paper's algorithm exactly.
+        target: batches of float [n, C, h, w], each image once. The inputs of deeper layers are normalised by their own batch, as in
+        training, so batches should be large and of similar size; with a single batch this is the paper's algorithm exactly.
         """
         layers = _layers(self.classifier)
         moments = {layer: Moments() for layer in layers}
@@ -49,7 +53,7 @@ class AdaBN(SourceOnly):
             for layer in layers:
                 layer.train()
             for layer in modes:
-                layer.mode = "local"  # every process sees the whole target, and evaluation batches have any size
+                layer.mode = "local"  # every process gets the whole target, in batches of any size
             with frozen_statistics():
                 for images in target:
                     self.classifier(images)

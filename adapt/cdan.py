@@ -1,4 +1,4 @@
-"""CDAN+E: the discriminator sees features crossed with predictions, certain samples first (Long et al. 2018, arXiv:1705.10667)."""
+"""CDAN+E: a discriminator sees features times predictions, weighted by certainty (Long et al. 2018, arXiv:1705.10667)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from .parts.reversal import reverse_gradient
 
 
 class MultilinearMap(nn.Module):
-    """T(f, g) = f x g flattened (eq. 5), or its random sketch (R_f f) * (R_g g) / sqrt(d) where the product exceeds `largest` (eq. 6).
+    """T(f, g) = f x g, flattened (eq. 5). Above `largest` numbers: the random sketch (R_f f) * (R_g g) / sqrt(d) (eq. 6).
 
-    E over the sketches of <T(f, g), T(f', g')> is <f, f'> <g, g'>. The matrices are buffers: saved, and the same everywhere.
+    Over random sketches the expectation of <T(f, g), T(f', g')> is <f, f'> <g, g'>. The matrices are buffers: they are saved and are the
+    same on all processes.
     """
 
     features: Tensor
@@ -39,10 +40,14 @@ class MultilinearMap(nn.Module):
 
 
 class CDAN(DANN):
-    """DANN's keys; entropy: weight samples by 1 + exp(-H) (the "+E"); randomized_above: size from which the map is sketched.
+    """Cross-entropy on the source plus the adversarial loss of a discriminator on T(features, predictions).
 
-    The authors' variant: predictions are detached in the map; the entropy passes through a reversal of its own; weights are
-    normalised within each domain, over all processes.
+    As in the authors' code, predictions are detached in the map, the entropy passes through a gradient reversal of its own, and weights are
+    normalised within each domain, here over all processes.
+
+    entropy: Whether samples are weighted by 1 + exp(-H), H the entropy of their prediction (the paper's entropy conditioning, "+E").
+    randomized_above: Largest size of the map, feature dimension times number of classes; a larger map is replaced by a random sketch of
+        this size.
     """
 
     def __init__(
@@ -66,18 +71,19 @@ class CDAN(DANN):
         self.map = MultilinearMap(*self._map_size)
 
     def discriminator_input(self) -> int:
+        """Size of the map, or of its sketch."""
         dim, classes, largest = self._map_size
         return min(dim * classes, largest)
 
     def domain_loss(self, features: Tensor, logits: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
-        """The domains' mean of their weighted binary cross-entropies, and the discriminator's logits [2, N]."""
+        """The mean over both domains of their weighted binary cross-entropy, and the discriminator's logits [2, N]."""
         predictions = wide(logits).softmax(-1)
         crossed = self.map(features.flatten(0, 1), predictions.detach().flatten(0, 1).to(features.dtype))
         guesses = wide(self.discriminator(reverse_gradient(crossed, weight))).unflatten(0, (2, -1))
         error = F.binary_cross_entropy_with_logits(guesses, domain_labels(guesses), reduction="none")
         if not self.entropy:
             return error.mean(), guesses
-        # H is computed from log-softmax: no log of 0.
+        # H is computed from log-softmax, which avoids the logarithm of 0.
         uncertainty = -(predictions * wide(logits).log_softmax(-1)).sum(-1)
         certainty = 1.0 + torch.exp(-reverse_gradient(uncertainty, weight))
         total = all_reduce_sum(certainty.detach().sum(1)) / world()

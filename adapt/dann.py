@@ -1,7 +1,7 @@
-"""DANN: features that a domain discriminator cannot tell apart (Ganin et al. 2016, arXiv:1505.07818).
+"""DANN: a domain discriminator is trained, and the features are trained to confuse it (Ganin et al. 2016, arXiv:1505.07818).
 
-With `reversal: 0` this is DANN's own control: the discriminator still trains and BatchNorm still sees both domains, but
-no gradient of it reaches the features. An adversarial gain is counted from there.
+`reversal: 0` is DANN's control: the discriminator still trains and BatchNorm still sees both domains, but the discriminator's gradient
+does not reach the features. The gain of an adversarial method is its difference from this control.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from .parts.reversal import Discriminator, reversal_weight, reverse_gradient
 
 
 class DANN(AdaptMethod):
-    """reversal: the limit of the reversal weight. hidden: the discriminator's width. trade_off: weight of its loss."""
+    """Cross-entropy on the source plus the adversarial loss of a domain discriminator, by gradient reversal (section 4.2).
+
+    reversal: Limit of the reversal weight, 0 or more; the weight rises from 0 along limit * (2 / (1 + exp(-10 progress)) - 1) (lambda_p in
+        the paper's training procedure). 0 is the control: the discriminator does not change the features.
+    trade_off: Weight of the discriminator's loss beside the cross-entropy, 0 or more.
+    hidden: Width of the discriminator's two hidden layers.
+    label_smoothing: Label smoothing of the cross-entropy on the source, from 0 to below 1.
+    """
 
     rows_per_position = 2  # one concatenated forward of source and target: BatchNorm sees both domains
     couples_samples = False
@@ -42,9 +49,11 @@ class DANN(AdaptMethod):
         self.discriminator = Discriminator(self.discriminator_input(), hidden)
 
     def discriminator_input(self) -> int:
+        """Number of inputs of the discriminator."""
         return self.backbone.feature_dim
 
     def forward(self, batch: Pair, progress: float) -> Step:
+        """batch.source.images, batch.target.images: [N, C, h, w]; N is this process's share."""
         features = encode(
             self.backbone, torch.stack([batch.source.images, batch.target.images]), self.chunk
         )  # [2, N, D]
@@ -60,12 +69,12 @@ class DANN(AdaptMethod):
         return Step(loss + self.trade_off * domain, metrics)
 
     def domain_loss(self, features: Tensor, logits: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
-        """Binary cross-entropy over both domains, and the discriminator's logits [2, N]."""
+        """Binary cross-entropy over both domains, and the discriminator's logits [2, N]. weight: the reversal weight now."""
         guesses = self.discriminator(reverse_gradient(features.flatten(0, 1), weight)).unflatten(0, (2, -1))
         guesses = wide(guesses)
         return F.binary_cross_entropy_with_logits(guesses, domain_labels(guesses)), guesses
 
 
 def domain_labels(guesses: Tensor) -> Tensor:
-    """1 for the source's row, 0 for the target's, shaped like [2, N]."""
+    """Labels for logits [2, N]: 1 in the source's row, 0 in the target's."""
     return torch.stack([torch.ones_like(guesses[0]), torch.zeros_like(guesses[1])])

@@ -1,4 +1,4 @@
-"""Source-only: the lower bound. Cross-entropy on the labelled source; the target is not looked at, not even by BatchNorm."""
+"""Source-only: the lower bound. Cross-entropy on the labelled source; no target image is used, not even by BatchNorm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from ..core.numerics import wide
 
 
 class SourceOnly(AdaptMethod):
-    """label_smoothing: of the cross-entropy."""
+    """Cross-entropy on the labelled source.
+
+    label_smoothing: Label smoothing of the cross-entropy, from 0 to below 1.
+    """
 
     rows_per_position = 1
     couples_samples = False
@@ -23,6 +26,7 @@ class SourceOnly(AdaptMethod):
         self.classifier, self.label_smoothing = classifier, label_smoothing
 
     def forward(self, batch: Pair, progress: float) -> Step:
+        """batch.source.images: [N, C, h, w]; N is this process's share."""
         logits = self.classifier(batch.source.images)
         loss = F.cross_entropy(wide(logits), batch.source.labels, label_smoothing=self.label_smoothing)
         with torch.no_grad():

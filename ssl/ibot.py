@@ -22,7 +22,7 @@ from .watch.collapse import collapse_metrics
 class IBOT(MaskedTeacher):
     """iBOT's training objective on a timm ViT. The teacher is exported.
 
-    Loss: L_[CLS] + patch_weight * L_MIM (section 3.2, eq. 2 and 3). Defaults are those of the published ViT-S/16 after 800 epochs.
+    Loss: L_[CLS] + patch_weight * L_MIM (section 3.2). Defaults are those of the published ViT-S/16 after 800 epochs.
 
     shared_head: Whether one head serves class and patch tokens, as in all published models. false gives patches a head of their own.
     teacher_patch_temperature: Temperature of the teacher's softmax for patches after the same warm-up as teacher_temperature, above 0.

@@ -29,8 +29,7 @@ class SwAV(PretrainMethod):
     iterations: Sinkhorn-Knopp iterations, 1 or more.
     freeze_prototypes: Fraction of the training, from 0 to 1, at the start of which the prototypes are not trained. The default is the
         authors' 313 steps out of 100 epochs.
-    queue: Number of features of earlier steps, for each whole view, that join the assignment when batches are small (section 4.1). 0 is
-        without a queue.
+    queue: Number of features of earlier steps, for each whole view, that join the assignment, for small batches. 0 is without a queue.
     queue_from: Fraction of the training, from 0 to 1, after which the queue is used, once it is full.
 
     Raises UserError for values outside of these ranges.

@@ -1,4 +1,4 @@
-"""Gradient reversal (Ganin & Lempitsky 2015, arXiv:1409.7495), its schedule, and the domain discriminator that it trains against."""
+"""Gradient reversal (Ganin & Lempitsky 2015, arXiv:1409.7495), its schedule, and the domain discriminator."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ class _Reverse(torch.autograd.Function):
 
 
 def reverse_gradient(x: Tensor, weight: float | Tensor) -> Tensor:
-    """The identity forward; backward multiplies the gradient by -weight."""
+    """The identity in the forward pass; the backward pass multiplies the gradient by -weight."""
     return _Reverse.apply(x, weight)  # pyright: ignore[reportReturnType]
 
 
 def reversal_weight(progress: float | Tensor, limit: float = 1.0) -> float | Tensor:
-    """limit * (2 / (1 + exp(-10 p)) - 1): 0 at the start, 0.987 of the limit half-way; progress p in 0..1 (their lambda_p)."""
+    """limit * (2 / (1 + exp(-10 p)) - 1): 0 at progress p = 0, 0.987 of the limit at p = 0.5 (lambda_p of DANN)."""
     decay = torch.exp(-10.0 * progress) if isinstance(progress, Tensor) else math.exp(-10.0 * progress)
     return limit * (2.0 / (1.0 + decay) - 1.0)
 
 
 class Discriminator(nn.Module):
-    """Which domain? [N, D] -> logits [N], positive for the source. Two hidden layers, no BatchNorm.
+    """Predicts the domain: [N, D] -> logits [N], positive for the source. Two hidden layers, no BatchNorm.
 
-    BatchNorm here would normalise away the very difference between domains when they are fed apart.
+    BatchNorm would remove the difference between domains if they were passed in separate batches.
     """
 
     def __init__(self, dim: int, hidden: int) -> None:
