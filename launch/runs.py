@@ -1,4 +1,4 @@
-"""`rootstock runs`: what the runs under a folder are doing, or how they ended."""
+"""`rootstock runs`: state, progress and headline metric of all runs under a folder."""
 
 import json
 import os
@@ -13,15 +13,18 @@ from rich.table import Table
 
 from ..core.errors import UserError
 from ..core.run import state
-from .report.records import Record, is_pipeline, is_sweep, read
+from .report.records import RunRecord, is_pipeline, is_sweep, read_run
 from .report.results import main_metric
 
-COLOURS = {"running": "cyan", "finished": "green", "preempted": "yellow", "failed": "red", "killed": "red"}
+STATE_COLOURS = {"running": "cyan", "finished": "green", "preempted": "yellow", "failed": "red", "killed": "red"}
 
 
 class Row(NamedTuple):
-    """One run. step, steps: done and planned; None where nothing is trained. metric, value: what it is known by; of training, the
-    newest accuracy, or else the loss. age: seconds since it last wrote. why: what a failed run failed of."""
+    """One run.
+
+    step, steps: done and planned; None if nothing is trained. metric, value: its headline metric; before the end the newest
+    accuracy, otherwise the loss. age: seconds since it last wrote a file. why: why it failed.
+    """
 
     run: str
     verb: str
@@ -37,25 +40,25 @@ class Row(NamedTuple):
 
 
 def list_runs(folder: Path, as_json: bool) -> None:
-    """Print a row for each run under `folder`, stages of pipelines and trials of sweeps among them. Raises UserError where none is."""
-    rows = [row_of(path, folder) for path in find(folder)]
+    """Print a row for each run under `folder`, with stages of pipelines and trials of sweeps. Raises UserError if there is none."""
+    rows = [row_of(path, folder) for path in find_runs(folder)]
     if not rows:
-        what = "holds no run" if folder.is_dir() else "is no folder" if folder.exists() else "does not exist"
+        what = "holds no run" if folder.is_dir() else "is not a folder" if folder.exists() else "does not exist"
         raise UserError(f"{folder} {what}; expected a folder with runs below it, for example runs")
     if as_json:
         print(json.dumps([row._asdict() for row in rows], indent=1))
         return
-    Console(highlight=False, width=None if os.isatty(1) else 200).print(table(rows))
+    Console(highlight=False, width=None if os.isatty(1) else 200).print(runs_table(rows))
 
 
-def find(folder: Path) -> Iterator[Path]:
-    """The folders of runs at and below `folder`, by name; what lies inside a run is not looked at."""
+def find_runs(folder: Path) -> Iterator[Path]:
+    """The folders of runs at and below `folder`, by name; it does not look inside a run."""
     for path, below, files in os.walk(folder):
         below.sort()
         if "config.yaml" not in files:
             continue
         run = Path(path)
-        if is_pipeline(record := read(run)) or is_sweep(record):
+        if is_pipeline(record := read_run(run)) or is_sweep(record):
             below[:] = [name for name in below if name.startswith(("seed-", "trial-"))]
             continue
         below.clear()
@@ -63,27 +66,27 @@ def find(folder: Path) -> Iterator[Path]:
 
 
 def row_of(path: Path, root: Path) -> Row:
-    record, said = read(path), state.look(path)
+    record, status = read_run(path), state.look(path)
     metric, value = headline(record)
     trained = [row["step"] for row in record.rows if "step" in row]
-    steps = said.get("steps") or record.result.get("steps")
+    steps = status.get("steps") or record.result.get("steps")
     return Row(
         run=str(path.relative_to(root)) if path != root else str(path),
         verb=record.verb,
         seed=record.seed,
-        state="finished" if record.finished else said["state"],
+        state="finished" if record.finished else status["state"],
         step=(record.result.get("steps") or max(trained, default=0)) if steps else None,
         steps=steps,
         metric=metric,
         value=value,
-        host=said.get("host") or record.about.get("host"),
+        host=status.get("host") or record.about.get("host"),
         age=max(0.0, time.time() - newest(path)),
-        why=said.get("why", ""),
+        why=status.get("why", ""),
     )
 
 
-def headline(record: Record) -> tuple[str | None, float | None]:
-    """The metric that a run is known by, and its value."""
+def headline(record: RunRecord) -> tuple[str | None, float | None]:
+    """The headline metric of a run, and its value."""
     if record.result.get("metrics"):
         name = main_metric(record.result)
         return name, record.result["metrics"][name]
@@ -96,30 +99,30 @@ def headline(record: Record) -> tuple[str | None, float | None]:
 
 
 def newest(path: Path) -> float:
-    """When the run last wrote one of its own files, in seconds since the epoch."""
+    """Time of the run's last write to one of its own files, in seconds since 1970."""
     files = (path / name for name in ("metrics.jsonl", "result.json", state.FILE, "config.yaml"))
     return max(file.stat().st_mtime for file in files if file.exists())
 
 
-def table(rows: list[Row]) -> Table:
+def runs_table(rows: list[Row]) -> Table:
     printed = Table(box=None, header_style="dim", pad_edge=False)
     for heading in ("run", "verb", "seed", "state", "step", "metric", "value", "host", "age"):
         printed.add_column(heading, justify="right" if heading in ("seed", "step", "value", "age") else "left")
     for row in rows:
-        ended = f"[{COLOURS[row.state]}]{row.state}[/]" + (f": {escape(row.why)}" if row.why else "")
+        state_text = f"[{STATE_COLOURS[row.state]}]{row.state}[/]" + (f": {escape(row.why)}" if row.why else "")
         step = "" if row.steps is None else f"{row.step:,} of {row.steps:,}"
         value = "" if row.value is None else f"{row.value:.4f}"
         cells = [
             escape(row.run),
             row.verb,
             _text(row.seed),
-            ended,
+            state_text,
             step,
             _text(row.metric),
             value,
             _text(row.host),
         ]
-        printed.add_row(*cells, spoken(row.age))
+        printed.add_row(*cells, age_in_words(row.age))
     return printed
 
 
@@ -127,8 +130,8 @@ def _text(value: Any) -> str:
     return "" if value is None else escape(str(value))
 
 
-def spoken(seconds: float) -> str:
-    """`42 s`, `7 min`, `5 h` or `3 d`: the largest unit of which there is at least one."""
+def age_in_words(seconds: float) -> str:
+    """`42 s`, `7 min`, `5 h` or `3 d`: in the largest unit that gives at least 1."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
             return f"{seconds // length:.0f} {unit}"

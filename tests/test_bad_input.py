@@ -154,7 +154,7 @@ MISTAKES = {
         "no stage simclrr; did you mean simclr?",
     ),
     "a set that is not there": (["data", "folder:nowhere"], "there is no folder nowhere; check the path"),
-    "a report of nothing": (["report", "runs/none"], "runs/none does not exist; expected the directory of a run"),
+    "a report of nothing": (["report", "runs/none"], "runs/none does not exist; expected the folder of a run"),
 }
 
 

@@ -14,8 +14,8 @@ import yaml
 
 from rootstock.core.images.open import open_images
 from rootstock.core.train.loop import Loop
-from rootstock.launch.pipeline.plan import plan
-from rootstock.launch.sweep.plan import plan as plan_sweep
+from rootstock.launch.pipeline.plan import plan_pipeline
+from rootstock.launch.sweep.plan import plan_sweep
 from rootstock.launch.verbs import resolve
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -85,7 +85,7 @@ def test_every_header_says_what_the_experiment_is(config: str) -> None:
 
 @pytest.mark.parametrize("config", PIPELINES)
 def test_every_pipeline_is_checked_as_a_whole(config: str, tmp_path: Path) -> None:
-    sections, jobs = plan(config, ["seeds=5", f"run.dir={tmp_path}"], resolve)
+    sections, jobs = plan_pipeline(config, ["seeds=5", f"run.dir={tmp_path}"], resolve)
     assert len(jobs) == 5 * len(sections["stages"])
     assert {row["stage"] for row in sections["report"]["rows"]} <= set(sections["stages"])
     assert re.search(r"^# Command +rootstock ", header(config), re.MULTILINE)

@@ -18,7 +18,7 @@ import torch
 from rootstock.core.images.open import open_images
 from rootstock.launch.cli import app
 from rootstock.launch.pipeline import run as pipeline
-from rootstock.launch.pipeline.plan import plan
+from rootstock.launch.pipeline.plan import plan_pipeline
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -154,7 +154,7 @@ def test_commands_of_pipelines_are_planned(
     planned: list[Any] = []
 
     def only_plan(path: str, overrides: list[str], execute: object, validate: Any) -> None:
-        planned.append(plan(path, overrides, validate))
+        planned.append(plan_pipeline(path, overrides, validate))
 
     monkeypatch.setattr(pipeline, "run_pipeline", only_plan)
     done = rootstock(*command[1:])

@@ -1,7 +1,7 @@
-"""Pipelines: stages chained by name, over several seeds, each stage a run of its own under `DIR/seed-S/STAGE`.
+"""Pipelines: stages that use each other's results, over several seeds; each stage is a run in `DIR/seed-S/STAGE`.
 
-What is finished is not run again, so a pipeline resumes stage by stage and grows by seeds and by stages. Several commands may run
-different seeds of one folder at once; one with all seeds then makes the table.
+Finished stages are not run again, so an interrupted pipeline resumes, and seeds and stages can be added later. Several commands may
+run different seeds in one folder at the same time; a last command with all seeds then writes the table.
 """
 
 import json
@@ -20,11 +20,12 @@ from ...core.files import write_text
 from ..report.page import write_report
 from ..report.results import compare, main_metric, summarise, value_of
 from ..report.tables import interval, is_fraction, number
-from .plan import VERBS, Job, Validate, inputs_file, note_inputs, plan, rows_named
+from .checks import rows_named
+from .plan import STAGE_VERBS, StageJob, Validate, inputs_file, plan_pipeline, recorded_inputs
 
 
 class Execute(Protocol):
-    """Run one verb to its end, or resume it, and return its result.json."""
+    """Run or resume one verb and return its result.json."""
 
     def __call__(self, verb: str, config: str, overrides: list[str], /, quiet: bool = ...) -> dict[str, Any]: ...
 
@@ -34,18 +35,18 @@ def run_pipeline(
     overrides: Sequence[str],
     execute: Execute,
     validate: Validate,
-    verbs: Collection[str] = VERBS,
+    verbs: Collection[str] = STAGE_VERBS,
 ) -> dict[str, Any]:
-    """Run the stages that are not finished, seed by seed, then write `result.json` and `report.html`; returns the result.
+    """Run the unfinished stages, seed by seed, then write `result.json` and `report.html`; returns the result.
 
-    overrides: `seeds=5`, `run.dir=...`, `stages.NAME.KEY=VALUE`. execute runs a verb; validate(verb, config, overrides)
-    resolves a stage's config or raises UserError. Raises ConfigError with every mistake at once before the first stage.
+    overrides: `seeds=5`, `run.dir=...`, `stages.NAME.KEY=VALUE`. validate(verb, config, overrides): resolves a stage's config or
+    raises UserError. Raises ConfigError with all mistakes at once, before the first stage runs.
     """
-    config, jobs = plan(path, overrides, validate, verbs)
+    config, jobs = plan_pipeline(path, overrides, validate, verbs)
     folder = Path(config["run"]["dir"])
     console = Console(stderr=True, highlight=False, quiet=rank() != 0)
     if rank() == 0:
-        _make(folder)
+        _make_folder(folder)
         write_text(
             folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120), shared=True
         )
@@ -57,7 +58,7 @@ def run_pipeline(
         if result is None:
             if rank() == 0:
                 job.dir.parent.mkdir(parents=True, exist_ok=True)
-                write_text(inputs_file(job), json.dumps(note_inputs(job), indent=1) + "\n", shared=True)
+                write_text(inputs_file(job), json.dumps(recorded_inputs(job), indent=1) + "\n", shared=True)
             result = execute(job.verb, job.config, job.overrides, quiet=True)
         _check_metrics(job.name, result, config["report"]["rows"])
         results[job.name].append({**result, "seed": job.seed})
@@ -65,12 +66,12 @@ def run_pipeline(
     if rank() == 0:
         write_text(folder / "result.json", json.dumps(table, indent=1) + "\n", shared=True)
         page = write_report([folder], folder / "report.html")
-        console.print(_printed(table))
+        console.print(_printed_table(table))
         console.print(f"report: {escape(str(page))}", soft_wrap=True)
     return table
 
 
-def _make(folder: Path) -> None:
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -80,7 +81,7 @@ def _make(folder: Path) -> None:
 
 
 def tabulate(report: Mapping[str, Any], results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """The pipeline's result.json from the resolved `report` section and each stage's results, one a seed."""
+    """The pipeline's result.json. report: the resolved section. results: of each stage, one result per seed."""
     measured = [name for name, found in results.items() if found[0].get("metrics")]
     wanted: list[Mapping[str, Any]] = report["rows"] or [{"label": name, "stage": name} for name in measured]
     rows = []
@@ -101,21 +102,21 @@ def tabulate(report: Mapping[str, Any], results: Mapping[str, Sequence[Mapping[s
     return {"task": "pipeline", "rows": rows, "comparisons": comparisons}
 
 
-def _finished(job: Job) -> dict[str, Any] | None:
-    """The job's result if it has one; `plan` has seen to it that it belongs to this config."""
+def _finished(job: StageJob) -> dict[str, Any] | None:
+    """The job's result if it has one; `plan_pipeline` has checked that it belongs to this config."""
     path = job.dir / "result.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _check_metrics(name: str, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """A row that asks for a metric its stage does not have is said as soon as that can be known."""
+    """Raise UserError, as early as possible, if a row wants a metric that its stage does not have."""
     for row in rows:
         if row["stage"] == name:
             for metric in (row["metric"] or main_metric(result), *row["also"].values()):
                 value_of(result, metric)
 
 
-def _printed(table: Mapping[str, Any]) -> Table:
+def _printed_table(table: Mapping[str, Any]) -> Table:
     printed = Table(box=None, header_style="dim", pad_edge=False)
     for heading, side in (
         ("", "left"),

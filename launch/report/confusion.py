@@ -8,12 +8,16 @@ import numpy
 
 from .figures import Figure, heat, shade
 
-_NUMBERED = 20  # up to this many classes a matrix is set as a table of numbers; above it as shades
+_NUMBERED = 20  # most classes of a matrix that is shown as numbers; larger ones are shown as shades
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """name: TEST/PROTOCOL. rows: (true class, [(count, shade in percent, is it right)]). scores: (class, [P, R, F1], support)."""
+    """One confusion matrix of the page.
+
+    name: TEST/PROTOCOL. rows: (true class, [(count, shade in percent, is it the diagonal)]). mistakes: (true class, predicted
+    class, count). scores: (class, [precision, recall, F1], number of images).
+    """
 
     name: str
     seeds: int
@@ -25,7 +29,7 @@ class Confusion:
 
 
 def confusions(results: Sequence[Mapping[str, Any]]) -> list[Confusion]:
-    """One for each TEST/PROTOCOL in the results' details; seeds whose classes differ from the first's are left out."""
+    """One matrix for each TEST/PROTOCOL in the results' details. Seeds with other classes than the first are left out."""
     found = []
     for name, first in (results[0].get("details") or {}).items() if results else ():
         if not isinstance(first, Mapping) or "confusion" not in first:
@@ -62,7 +66,7 @@ def _confusion(name: str, details: Sequence[Mapping[str, Any]]) -> Confusion:
 
 
 def _scores(counts: numpy.ndarray, classes: Sequence[str]) -> list[tuple[str, list[str], int]]:
-    """Precision, recall and F1 of each class from the summed counts, in percent; a dash where nothing was predicted."""
+    """Precision, recall and F1 of each class from the summed counts, in percent; a dash where they are undefined."""
     hits, true, predicted = numpy.diag(counts), counts.sum(1), counts.sum(0)
     lines = []
     for i, label in enumerate(classes):

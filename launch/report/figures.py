@@ -1,7 +1,7 @@
-"""The report's figures: SVG that sits inside the page, takes its colours from the page's style and so follows light and dark.
+"""The figures of a page: inline SVG in the colours of the page's style, so that light and dark mode both work.
 
-matplotlib draws axes with placeholder colours which are then replaced by CSS variables; maps of thousands of points are
-written by hand, because one path per colour is a fifth of the size.
+matplotlib draws with placeholder colours, which are then replaced by CSS variables. Maps of thousands of points are written
+by hand: with one path per colour they take a fifth of the space.
 """
 
 import hashlib
@@ -21,19 +21,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import AutoLocator, FuncFormatter, MaxNLocator, NullLocator
 
-COLOURS = 10  # series colours of the page's style: --c0 ... --c9
+SERIES_COLOURS = 10  # number of series colours in the page's style: --c0 ... --c9
 _PLACEHOLDERS = {"#010101": "var(--ink)", "#020202": "var(--muted)", "#030303": "var(--rule)"} | {
-    f"#0400{index:02x}": f"var(--c{index})" for index in range(COLOURS)
+    f"#0400{index:02x}": f"var(--c{index})" for index in range(SERIES_COLOURS)
 }
 _NOT_CURVES = {"step", "epoch", "data_wait", "images_per_s", "seconds", "time"}
 _POINTS_OF_CURVE = 160
 _POINTS_OF_MAP = 3000
+_MAP_SIDE, _MAP_MARGIN = 340.0, 12.0  # pixels
 _PANELS = 8
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One panel: its SVG, what it shows, and the legend, which the page sets as text."""
+    """One panel. legend: (colour, name) pairs, which the page prints as text."""
 
     svg: Markup
     title: str
@@ -42,18 +43,18 @@ class Figure:
 
 
 def colour(index: int) -> str:
-    return f"var(--c{index % COLOURS})"
+    return f"var(--c{index % SERIES_COLOURS})"
 
 
 def ink(index: int) -> str:
-    """The placeholder, for matplotlib, of what `colour` is to the page."""
-    return f"#0400{index % COLOURS:02x}"
+    """The placeholder colour to give matplotlib for `colour(index)`."""
+    return f"#0400{index % SERIES_COLOURS:02x}"
 
 
 def curves(runs: Sequence[Sequence[Mapping[str, Any]]], owner: str = "") -> list[Figure]:
-    """Loss, learning rate, online evaluation and whatever else was logged; one thin line for each run (seed).
+    """Panels of loss, online evaluation, learning rate and everything else that was logged; one line for each run (seed).
 
-    owner: whose curves they are; makes the figures' inner identifiers differ from those of another's on the same page.
+    owner: name of the stage; keeps the identifiers inside the SVGs unique on the page.
     """
     keys = dict.fromkeys(key for rows in runs for row in rows for key in row if key not in _NOT_CURVES)
     accuracies = [key for key in keys if key.startswith("eval/") and key.endswith("/accuracy")]
@@ -61,7 +62,11 @@ def curves(runs: Sequence[Sequence[Mapping[str, Any]]], owner: str = "") -> list
     rates = [key for key in keys if key == "lr" or key.startswith("lr/")]
     rest = [key for key in keys if key not in rates and key != "loss" and not key.startswith("eval/")]
     rest = [key for key in rest if key != "skipped" or any(row.get(key) for rows in runs for row in rows)]
-    panels = [("Training loss", ["loss"]), ("Online evaluation", online[:COLOURS]), ("Learning rate", rates[:COLOURS])]
+    panels = [
+        ("Training loss", ["loss"]),
+        ("Online evaluation", online[:SERIES_COLOURS]),
+        ("Learning rate", rates[:SERIES_COLOURS]),
+    ]
     panels += [(key.replace("_", " "), [key]) for key in rest]
     drawn = (_panel(title, names, runs, owner) for title, names in panels)
     return [figure for figure in drawn if figure is not None][:_PANELS]
@@ -101,7 +106,7 @@ def _panel(title: str, keys: Sequence[str], runs: Sequence[Sequence[Mapping[str,
 
 
 def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[numpy.ndarray, int]:
-    """[T, 2] of step and value, thinned to means of bins; and the bin's size. Rows without a finite value are left out."""
+    """([T, 2] of step and value, averaged over bins; steps per bin). Rows without a finite value are left out."""
     pairs = [
         (row["step"], float(row[key]))
         for row in rows
@@ -119,7 +124,7 @@ def _short(key: str) -> str:
 
 
 def render(draw: Callable[[Axes], None], title: str, owner: str) -> Markup:
-    """A panel as SVG in the page's style. draw: plots in placeholder colours (`ink`), with ticks of its own where it sets them."""
+    """A panel as SVG in the page's style. draw: plots in placeholder colours (`ink`); ticks that it sets are kept."""
     style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "rootstock",
@@ -133,7 +138,7 @@ def render(draw: Callable[[Axes], None], title: str, owner: str) -> Markup:
         "axes.linewidth": 0.8,
     }
     with rc_context(style), warnings.catch_warnings():
-        # The browser sets the text, so a glyph that matplotlib's font lacks does not matter.
+        # The browser renders the text, so a glyph missing from matplotlib's font does not matter.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         canvas = Canvas(figsize=(340 / 72, 210 / 72), layout="constrained")
         axes = canvas.add_subplot()
@@ -166,9 +171,9 @@ def tick(value: float) -> str:
 
 
 def _inline(svg: str, title: str, owner: str) -> Markup:
-    """matplotlib's SVG document as an element of the page: no prolog, no fixed size, no own fonts, the page's colours."""
+    """matplotlib's SVG document as an element of the page: without prolog, fixed size and fonts, in the page's colours."""
     svg = svg[svg.index("<svg") :]
-    # The style element is a rule for `*`, which would reach the whole page.
+    # The style element has a rule for `*`, which would apply to the whole page.
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     box = re.search(r'viewBox="[^"]*"', svg)
     assert box is not None
@@ -185,54 +190,63 @@ def _inline(svg: str, title: str, owner: str) -> Markup:
 
 
 def scatter(chart: Mapping[str, Any], by: str) -> Figure:
-    """A map of features (`map.json`) coloured by `label` or by `domain`; class names stand at the median of their points."""
-    x, y, groups = (numpy.asarray(chart[key], dtype=float) for key in ("x", "y", by))
-    names = [str(name) for name in chart.get({"label": "classes", "domain": "domains"}[by]) or []]
-    keep = numpy.isfinite(x) & numpy.isfinite(y)
-    keep &= numpy.arange(len(x)) % max(1, -(-len(x) // _POINTS_OF_MAP)) == 0
-    x, y, groups = x[keep], y[keep], groups[keep].astype(int)
-    side, margin = 340.0, 12.0
-    span = max(float(numpy.ptp(x)), float(numpy.ptp(y)), 1e-9) if len(x) else 1.0
-    scale = (side - 2 * margin) / span
-    px = side / 2 + (x - (x.max() + x.min()) / 2) * scale if len(x) else x
-    py = side / 2 - (y - (y.max() + y.min()) / 2) * scale if len(y) else y
+    """A map of features (map.json), coloured by `label` or by `domain`; a class's name stands at the median of its points."""
+    x, y, groups = _placed(chart, by)
     present = sorted(set(groups.tolist()))
-    paths, labels = [], []
-    # In four layers, so that no class lies wholly on top of the others.
-    for layer in range(4):
-        for group in present:
-            chosen = (groups == group) & (numpy.arange(len(groups)) % 4 == layer)
-            dots = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(px[chosen], py[chosen], strict=True))
-            stroke = colour(group) if group >= 0 else "var(--muted)"
-            paths.append(f'<path d="{dots}" stroke="{stroke}"/>' if dots else "")
-    named = {
-        group: names[group] if 0 <= group < len(names) else ("unlabelled" if group < 0 else str(group))
+    given = [str(name) for name in chart.get({"label": "classes", "domain": "domains"}[by]) or []]
+    names = {
+        group: given[group] if 0 <= group < len(given) else ("unlabelled" if group < 0 else str(group))
         for group in present
     }
-    if by == "label" and len(present) <= 2 * COLOURS:
-        labels = [
-            f'<text x="{median(px[groups == g]):.1f}" y="{median(py[groups == g]):.1f}">{escape(named[g])}</text>'
-            for g in present
-        ]
-    legend = [(colour(group), named[group]) for group in present if group >= 0] if len(present) <= 2 * COLOURS else []
+    few = len(present) <= 2 * SERIES_COLOURS
+    texts = [
+        f'<text x="{median(x[groups == group]):.1f}" y="{median(y[groups == group]):.1f}">{escape(names[group])}</text>'
+        for group in (present if by == "label" and few else [])
+    ]
+    legend = [(colour(group), names[group]) for group in present if group >= 0] if few else []
     title = {"label": "By class", "domain": "By domain"}[by]
+    label = f"{escape(chart.get('method', 'map of features'))}, {title.lower()}"
     svg = (
-        f'<svg viewBox="0 0 {side:g} {side:g}" role="img" aria-label="{escape(chart.get("method", "map of features"))}, {title.lower()}"'
-        f' class="map"><g class="dots">{"".join(paths)}</g><g class="names">{"".join(labels)}</g></svg>'
+        f'<svg viewBox="0 0 {_MAP_SIDE:g} {_MAP_SIDE:g}" role="img" aria-label="{label}" class="map">'
+        f'<g class="dots">{_dots(x, y, groups)}</g><g class="names">{"".join(texts)}</g></svg>'
     )
-    note = f"{len(present)} classes; colours repeat" if len(present) > COLOURS and by == "label" else ""
+    note = f"{len(present)} classes; colours repeat" if len(present) > SERIES_COLOURS and by == "label" else ""
     return Figure(Markup(svg), title, note, legend if by == "domain" or len(present) > 1 else [])
 
 
+def _placed(chart: Mapping[str, Any], by: str) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
+    """(x, y, group) of the finite points, thinned to about _POINTS_OF_MAP; x and y in pixels of the figure."""
+    x, y, groups = (numpy.asarray(chart[key], dtype=float) for key in ("x", "y", by))
+    keep = numpy.isfinite(x) & numpy.isfinite(y)
+    keep &= numpy.arange(len(x)) % max(1, -(-len(x) // _POINTS_OF_MAP)) == 0
+    x, y, groups = x[keep], y[keep], groups[keep].astype(int)
+    if not len(x):
+        return x, y, groups
+    scale = (_MAP_SIDE - 2 * _MAP_MARGIN) / max(float(numpy.ptp(x)), float(numpy.ptp(y)), 1e-9)
+    across = _MAP_SIDE / 2 + (x - (x.max() + x.min()) / 2) * scale
+    down = _MAP_SIDE / 2 - (y - (y.max() + y.min()) / 2) * scale
+    return across, down, groups
+
+
+def _dots(x: numpy.ndarray, y: numpy.ndarray, groups: numpy.ndarray) -> str:
+    """The points as SVG paths, in four layers, so that no class completely covers the others."""
+    paths = []
+    for layer in range(4):
+        for group in sorted(set(groups.tolist())):
+            chosen = (groups == group) & (numpy.arange(len(groups)) % 4 == layer)
+            dots = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(x[chosen], y[chosen], strict=True))
+            stroke = colour(group) if group >= 0 else "var(--muted)"
+            paths.append(f'<path d="{dots}" stroke="{stroke}"/>' if dots else "")
+    return "".join(paths)
+
+
 def shade(counts: numpy.ndarray) -> numpy.ndarray:
-    """How dark each cell of a confusion matrix [K, K] is, 0..1: the square root of its share of the row, so that rare mistakes
-    show.
-    """
+    """Darkness 0..1 of each cell of a confusion matrix [K, K]: the square root of its share of the row, so that rare mistakes show."""
     return numpy.sqrt(counts / numpy.maximum(counts.sum(1, keepdims=True), 1))
 
 
 def heat(matrix: Sequence[Sequence[float]], title: str) -> Figure:
-    """A large confusion matrix [K, K] as shades without numbers: rows are the true class, columns the predicted one."""
+    """A large confusion matrix [K, K] as shades without numbers; rows: true class, columns: predicted class."""
     shades = shade(numpy.asarray(matrix, dtype=float))
     size = len(shades)
     cells = []

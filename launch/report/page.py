@@ -1,26 +1,25 @@
-"""One self-contained page from run directories: what was run, the numbers with their spreads, and what to look at.
+"""The page of a run, of several runs compared, or of a pipeline: results with intervals, curves, pictures and configs.
 
 The page is one file without scripts or links, so that it can be mailed, printed and kept beside the run.
 """
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from ...core.errors import UserError
-from ...core.files import write_text
+from ..sweep.page import write_sweep_page
 from .confusion import Confusion, confusions
 from .figures import Figure, curves, scatter
-from .records import Record, Stage, by_experiment, is_pipeline, is_sweep, read, stages_of
+from .html import provenance, write_html, yaml_text
+from .records import RunRecord, StageRuns, by_experiment, is_pipeline, is_sweep, read_run, stages_of
 from .results import compare, main_metric, summarise
-from .tables import Table, caveats, differences_table, duration, results_tables, selection_sentence
+from .tables import ResultTable, caveats, differences_table, duration, results_tables, selection_sentence
 
 _PICTURE_WIDTH = 1400
 _PICTURE_BYTES = 150_000
@@ -37,7 +36,7 @@ class Picture:
 class StageView:
     """What the page shows of one stage.
 
-    label: of the first row that shows it. front: its map and first confusion matrix stand in the page's first part.
+    label: of the first row that shows it. front: whether its map and first confusion matrix stand in the page's first part.
     """
 
     name: str
@@ -45,7 +44,7 @@ class StageView:
     verb: str
     summary: str
     facts: list[tuple[str, str]]
-    table: Table | None
+    table: ResultTable | None
     curves: list[Figure]
     pictures: list[Picture]
     maps: list[Figure]
@@ -61,60 +60,42 @@ class Page:
     summary: str
     text: list[str] = field(default_factory=list)
     caveats: list[str] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    differences: Table | None = None
+    tables: list[ResultTable] = field(default_factory=list)
+    differences: ResultTable | None = None
     stages: list[StageView] = field(default_factory=list)
     facts: list[tuple[str, str]] = field(default_factory=list)
     config: str = ""
 
 
 def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
-    """Write the page of a pipeline or sweep directory, of one run, or of several runs compared. Returns `out`.
+    """Write the page of a pipeline, of a sweep, of one run, or of several runs compared. Returns `out`.
 
-    Runs whose configs differ only in the seed become one row. Raises UserError for a path that is no run, and where
-    pipelines or sweeps are mixed with other runs.
+    Runs whose configs differ only in the seed become one row. Raises UserError for a path that is not a run, and if a
+    pipeline or sweep is given together with other runs.
     """
     if not runs:
-        raise UserError("no run given; name at least one directory of a run or of a pipeline")
-    records = [read(Path(run)) for run in runs]
-    whole = [record for record in records if is_pipeline(record) or is_sweep(record)]
-    if whole and len(records) > 1:
-        kind, runs_of = ("sweep", "trial-*") if is_sweep(whole[0]) else ("pipeline", "seed-0/*")
+        raise UserError("no run given; give at least one folder of a run or of a pipeline")
+    records = [read_run(Path(run)) for run in runs]
+    collections = [record for record in records if is_pipeline(record) or is_sweep(record)]
+    if collections and len(records) > 1:
+        kind, runs_of = ("sweep", "trial-*") if is_sweep(collections[0]) else ("pipeline", "seed-0/*")
         raise UserError(
-            f"{whole[0].path} is a {kind} and has a page of its own; report it alone, "
-            f"or compare its runs, e.g. {whole[0].path}/{runs_of}"
+            f"{collections[0].path} is a {kind}, which has its own page; report it alone, "
+            f"or compare its runs, for example {collections[0].path}/{runs_of}"
         )
-    if whole and is_sweep(whole[0]):
-        from ..sweep.page import write_page
-
-        return write_page(whole[0].path, Path(out))
-    page = _pipeline_page(whole[0]) if whole else _runs_page(by_experiment(records))
+    if collections and is_sweep(collections[0]):
+        return write_sweep_page(collections[0].path, Path(out))
+    page = _pipeline_page(collections[0]) if collections else _runs_page(by_experiment(records))
     return write_html("report.html.j2", page, Path(out))
 
 
-def write_html(template: str, page: Any, out: Path) -> Path:
-    """Render a page by a template of this folder into one file; returns it."""
-    # Autoescape always: labels, class names and captions are the user's text.
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    text = environment.get_template(template).render(page=page)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, text, shared=True)
-    return out
-
-
-def _pipeline_page(pipeline: Record) -> Page:
+def _pipeline_page(pipeline: RunRecord) -> Page:
     stages = stages_of(pipeline)
     report = pipeline.config.get("report") or {}
     rows = pipeline.result.get("rows") or []
     comparisons = pipeline.result.get("comparisons") or []
-    strong = [row["stage"] for row in rows if row.get("emphasis")]
-    front = list(dict.fromkeys(strong or [row["stage"] for row in rows[:1] + rows[-1:]]))[:3]
+    emphasised = [row["stage"] for row in rows if row.get("emphasis")]
+    front = list(dict.fromkeys(emphasised or [row["stage"] for row in rows[:1] + rows[-1:]]))[:3]
     labels = {row["stage"]: row["label"] for row in reversed(rows)}
     text = report.get("text") or []
     return Page(
@@ -130,7 +111,7 @@ def _pipeline_page(pipeline: Record) -> Page:
     )
 
 
-def _runs_page(stages: list[Stage]) -> Page:
+def _runs_page(stages: list[StageRuns]) -> Page:
     measured = [stage for stage in stages if any(result.get("metrics") for result in stage.results)]
     rows, differences = [], None
     if len(stages) > 1 and measured:
@@ -143,9 +124,9 @@ def _runs_page(stages: list[Stage]) -> Page:
     elif measured:
         rows = _protocol_rows(measured[0])
     first = stages[0].first
-    alone = f"{first.verb}: {stages[0].name}" if len(stages) == 1 else f"{len(stages)} experiments compared"
+    title = f"{first.verb}: {stages[0].name}" if len(stages) == 1 else f"{len(stages)} experiments compared"
     return Page(
-        title=alone,
+        title=title,
         summary=_summary(stages, "experiment"),
         caveats=caveats(rows),
         tables=results_tables(rows, {}) if rows else [],
@@ -155,7 +136,7 @@ def _runs_page(stages: list[Stage]) -> Page:
     )
 
 
-def _experiment_row(stage: Stage) -> dict[str, Any]:
+def _experiment_row(stage: StageRuns) -> dict[str, Any]:
     results = [result for result in stage.results if result.get("metrics")]
     main = main_metric(results[0])
     kind = main.rsplit("/", 1)[-1]
@@ -167,8 +148,8 @@ def _experiment_row(stage: Stage) -> dict[str, Any]:
     return summarise(results, label=stage.name, stage=stage.name, metric=main, also=also)
 
 
-def _protocol_rows(stage: Stage) -> list[dict[str, Any]]:
-    """One row for each TEST/PROTOCOL of a single experiment, its other metrics beside the first."""
+def _protocol_rows(stage: StageRuns) -> list[dict[str, Any]]:
+    """One row for each TEST/PROTOCOL of one experiment: its first metric, the others beside it."""
     results = [result for result in stage.results if result.get("metrics")]
     protocols: dict[str, list[str]] = {}
     for name in results[0]["metrics"]:
@@ -185,7 +166,7 @@ def _protocol_rows(stage: Stage) -> list[dict[str, Any]]:
     ]
 
 
-def _summary(stages: Sequence[Stage], noun: str) -> str:
+def _summary(stages: Sequence[StageRuns], noun: str) -> str:
     seeds = {record.seed for stage in stages for record in stage.records}
     seconds = sum(float(result.get("seconds") or 0) for stage in stages for result in stage.results)
     unfinished = sum(not record.finished for stage in stages for record in stage.records)
@@ -202,7 +183,7 @@ def _count(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
-def _view(stage: Stage, *, label: str, front: bool) -> StageView:
+def _view(stage: StageRuns, *, label: str, front: bool) -> StageView:
     chart = next((record.map for record in stage.records if record.map), {})
     seed = stage.first.seed
     method = stage.first.config.get("method")
@@ -230,7 +211,7 @@ def _view(stage: Stage, *, label: str, front: bool) -> StageView:
     )
 
 
-def _facts(stage: Stage) -> list[tuple[str, str]]:
+def _facts(stage: StageRuns) -> list[tuple[str, str]]:
     first, config = stage.first, stage.first.config
     data = config.get("data") if isinstance(config.get("data"), dict) else {}
     uris = {key: value for key, value in (data or {}).items() if key in ("train", "test", "source", "target") and value}
@@ -263,25 +244,8 @@ def _flat(value: Any) -> list[Any]:
     return list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, list) else [value]
 
 
-def provenance(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """Versions, commit, host and date; where runs differ, all that occurred."""
-    names = dict.fromkeys(name for record in records for name in record.about.get("versions") or {})
-    versions = {
-        name: _different((record.about.get("versions") or {}).get(name) for record in records) for name in names
-    }
-    facts = [("versions", ", ".join(f"{name} {' and '.join(found)}" for name, found in versions.items() if found))]
-    facts += [(key, ", ".join(_different(record.about.get(key) for record in records))) for key in ("commit", "host")]
-    started = _different(record.about.get("started") for record in records)
-    facts.append(("started", " to ".join(dict.fromkeys([*started[:1], *started[-1:]]))))
-    return [(key, value) for key, value in facts if value]
-
-
-def _different(values: Iterable[Any]) -> list[str]:
-    return sorted({str(value) for value in values if value})
-
-
 def _picture(path: Path, caption: str) -> Picture:
-    """A picture as a data URI; large ones are re-encoded as WebP of at most 1400 pixels' width, to keep the page small."""
+    """A picture as a data URI; large ones become WebP, at most 1400 pixels wide, to keep the page small."""
     data, kind = path.read_bytes(), "png"
     with Image.open(io.BytesIO(data)) as image:
         width = image.width
@@ -294,7 +258,3 @@ def _picture(path: Path, caption: str) -> Picture:
     return Picture(
         f"data:image/{kind};base64,{base64.b64encode(data).decode()}", caption or path.stem.replace("_", " "), width
     )
-
-
-def yaml_text(config: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=100) if config else ""

@@ -1,7 +1,6 @@
-"""Run directories read back for the report.
+"""Run folders, read for the report.
 
-Any file may be missing or cut short: a report of a run that was killed is worth having, so only a path that is
-no run at all is an error.
+Any file may be missing or cut short, since a killed run is worth a report too; only a path that is no run is an error.
 """
 
 import json
@@ -18,8 +17,8 @@ from ...core.errors import UserError
 
 
 @dataclass(frozen=True)
-class Record:
-    """One run directory: `config.yaml`, `run.json` (about), `metrics.jsonl` (rows), `result.json`, `map.json`."""
+class RunRecord:
+    """One run folder: config.yaml, run.json (about), metrics.jsonl (rows), result.json, map.json."""
 
     path: Path
     config: dict[str, Any] = field(default_factory=dict)
@@ -41,7 +40,7 @@ class Record:
         return self.result.get("seed", self.config.get("seed"))
 
     def pictures(self) -> list[tuple[Path, str]]:
-        """The pictures of the run with their captions, in the captions' order, then by name."""
+        """(path, caption) of the run's pictures: in the order of captions.json, the rest by name."""
         folder = self.path / "pictures"
         captions = _json(folder / "captions.json")
         found = {path.name: path for path in sorted(folder.glob("*.png"))}
@@ -50,14 +49,14 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One experiment over its seeds."""
+class StageRuns:
+    """The runs of one experiment, or of one stage of a pipeline: one for each seed."""
 
     name: str
-    records: list[Record]
+    records: list[RunRecord]
 
     @property
-    def first(self) -> Record:
+    def first(self) -> RunRecord:
         return self.records[0]
 
     @property
@@ -65,8 +64,8 @@ class Stage:
         return [record.result for record in self.records if record.finished]
 
 
-def read(path: Path) -> Record:
-    """Read one run directory. Raises UserError if `path` holds neither a config nor a result."""
+def read_run(path: Path) -> RunRecord:
+    """Read one run folder. Raises UserError if `path` holds neither a config nor a result."""
     if not ((path / "config.yaml").is_file() or (path / "result.json").is_file()):
         what = (
             "holds no config.yaml and no result.json"
@@ -75,13 +74,13 @@ def read(path: Path) -> Record:
             if path.exists()
             else "does not exist"
         )
-        raise UserError(f"{path} {what}; expected the directory of a run or of a pipeline (a config's run.dir)")
+        raise UserError(f"{path} {what}; expected the folder of a run or of a pipeline (run.dir of its config)")
     config = path / "config.yaml"
     try:
         loaded = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{config} is not readable YAML; restore it or run again in another run.dir") from error
-    return Record(
+    return RunRecord(
         path,
         loaded if isinstance(loaded, dict) else {},
         _json(path / "run.json"),
@@ -91,49 +90,49 @@ def read(path: Path) -> Record:
     )
 
 
-def is_pipeline(record: Record) -> bool:
+def is_pipeline(record: RunRecord) -> bool:
     return record.result.get("task") == "pipeline" or "stages" in record.config
 
 
-def is_sweep(record: Record) -> bool:
+def is_sweep(record: RunRecord) -> bool:
     return record.result.get("task") == "sweep" or "search" in record.config
 
 
-def stages_of(pipeline: Record) -> list[Stage]:
-    """The stages of a pipeline directory in the order of its config, each with the seeds that were begun."""
+def stages_of(pipeline: RunRecord) -> list[StageRuns]:
+    """The stages of a pipeline in the order of its config, each with the seeds that were begun."""
     folders = [pipeline.path / f"seed-{seed}" for seed in pipeline.config.get("seeds", [])]
     stages = []
     for name in pipeline.config.get("stages", {}):
         begun = [folder / name for folder in folders if (folder / name / "config.yaml").is_file()]
         if begun:
-            stages.append(Stage(name, [read(path) for path in begun]))
+            stages.append(StageRuns(name, [read_run(path) for path in begun]))
     return stages
 
 
-def by_experiment(records: Iterable[Record]) -> list[Stage]:
-    """Plain runs grouped into experiments: those whose configs differ only in the seed and in `run` belong together.
+def by_experiment(records: Iterable[RunRecord]) -> list[StageRuns]:
+    """Group runs into experiments: runs whose configs differ only in `seed` and `run` belong together.
 
-    A second run of the same seed is no further evidence, so it stands apart.
+    A second run of the same seed is no further evidence, so it becomes an experiment of its own.
     """
-    groups: dict[tuple[str, int], list[Record]] = {}
+    groups: dict[tuple[str, int], list[RunRecord]] = {}
     seen: Counter[tuple[str, int | None]] = Counter()
     for record in records:
         identity = _identity(record)
         groups.setdefault((identity, seen[identity, record.seed]), []).append(record)
         seen[identity, record.seed] += 1
     runs = [sorted(group, key=lambda record: (record.seed is None, record.seed or 0)) for group in groups.values()]
-    return [Stage(name, group) for name, group in zip(_names(runs), runs, strict=True)]
+    return [StageRuns(name, group) for name, group in zip(_names(runs), runs, strict=True)]
 
 
-def _identity(record: Record) -> str:
+def _identity(record: RunRecord) -> str:
     science = {key: value for key, value in record.config.items() if key not in ("run", "seed")}
     text = json.dumps([record.verb, science], sort_keys=True, default=str) if science else str(record.path)
-    # A backbone that an earlier stage of the same seed made differs by the seed's folder alone.
+    # Backbones from the same stage of a pipeline differ only in the seed's folder.
     return re.sub(r"seed-\d+", "seed-*", text)
 
 
-def _names(groups: list[list[Record]]) -> list[str]:
-    """The last folder of each group's run; as much of the path as it takes where two are the same."""
+def _names(groups: list[list[RunRecord]]) -> list[str]:
+    """The last folder of each group's run; with as many parent folders as make the names unique."""
     parts = [
         [part for part in group[0].path.resolve().parts if not re.fullmatch(r"seed-\d+", part)] for group in groups
     ]

@@ -1,6 +1,6 @@
-"""From the results of several seeds to the rows and paired differences of a table.
+"""Rows and paired differences of a table, computed from the results of several seeds.
 
-Pipelines and reports share this file, so a number on the page is the number in `result.json`.
+Pipelines and reports share this file, so a number on the page equals the one in result.json.
 """
 
 import math
@@ -13,7 +13,7 @@ from ...core.evaluate.metrics import mean_interval, paired_interval
 
 
 def main_metric(result: Mapping[str, Any]) -> str:
-    """The metric a result is known by: the first of its `metrics`. Raises UserError if it has none."""
+    """The headline metric of a result: the first of its `metrics`. Raises UserError if it has none."""
     for name in result.get("metrics") or {}:
         return name
     raise UserError(
@@ -23,7 +23,7 @@ def main_metric(result: Mapping[str, Any]) -> str:
 
 
 def value_of(result: Mapping[str, Any], metric: str) -> float:
-    """One metric of one result. Raises UserError that lists the metrics there are."""
+    """One metric of one result. Raises UserError, with the known metrics, if it is missing."""
     metrics = result.get("metrics") or {}
     if metric in metrics:
         return float(metrics[metric])
@@ -44,7 +44,7 @@ def test_of(metric: str) -> str:
 
 
 def kind_of(result: Mapping[str, Any]) -> str:
-    """`inductive` if no earlier stage saw an evaluation image without its label, `transductive` if one did."""
+    """`transductive` if training saw evaluation images, without their labels; otherwise `inductive`."""
     seen = result.get("seen_unlabelled")
     if seen is None:
         return "unrecorded"
@@ -62,11 +62,11 @@ def summarise(
 ) -> dict[str, Any]:
     """One row of a table: one stage over its seeds.
 
-    results: the stage's result.json of each seed. metric: TEST/PROTOCOL/METRIC, the stage's main one by default.
-    tests: further tests on which the same measurement stands beside it; also: {heading: metric} of other measurements;
-    both only where every result has them.
-    `low` and `high` are the 95 % t-interval over seeds (None for one run); `bootstrap` is the interval that a single run
-    computed over its test images. Raises UserError if a result lacks the metric.
+    results: result.json of each seed. metric: TEST/PROTOCOL/METRIC, by default the headline metric.
+    tests: further test sets on which the same metric is shown. also: {heading: metric} of further metrics. Both are left out
+    unless every result has them.
+    In the row, `low` and `high` are the 95 % t-interval over seeds (None for one run); `bootstrap` is the interval over test
+    images that a single run computed. Raises UserError if a result lacks the metric.
     """
     metric = metric or main_metric(results[0])
     row: dict[str, Any] = {"label": label, "stage": stage, "metric": metric, **_spread(results, metric)}
@@ -82,7 +82,7 @@ def summarise(
 
 
 def compare(a: Mapping[str, Any], b: Mapping[str, Any], label: str) -> dict[str, Any]:
-    """The difference a - b of two rows, paired by seed: what the seed changes in both cancels.
+    """The difference a - b of two rows, paired by seed, so that the seed's effect on both cancels.
 
     Raises UserError if the rows share no seed.
     """

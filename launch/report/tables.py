@@ -1,4 +1,4 @@
-"""Rows and differences as tables of a page: texts, and positions of the marks in the plot beside each number."""
+"""Tables of results and of differences: the texts, and the positions of the marks in the small plot of each row."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,14 +10,14 @@ from .results import test_of
 
 SELECTION = {
     "last": "The last iterate is reported; nothing was chosen by a result.",
-    "train-split": "Hyper-parameters were chosen on a held-out slice of the training data.",
+    "train-split": "Hyper-parameters were chosen on a held-out part of the training data.",
     "source-val": "Chosen on held-out labelled images of the source domain.",
     "tuned-on-target": "Hyper-parameters were found while looking at labels of the target, so these numbers are "
     "optimistic for a new domain.",
     "oracle": "Chosen with the labels of the test set: an upper bound, not a result.",
 }
 CAVEATS = ("tuned-on-target", "oracle")
-KINDS = {
+KIND_HEADINGS = {
     "inductive": "Inductive: no evaluation image was seen in training, with or without its label",
     "transductive": "Transductive: evaluation images were seen in training, without their labels",
     "unrecorded": "Not recorded whether training saw evaluation images",
@@ -25,7 +25,7 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Plot:
+class IntervalPlot:
     """Positions in percent of the plot's width."""
 
     mean: float
@@ -35,28 +35,29 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Line:
+class TableLine:
     label: str
     mean: str
     interval: str
     n: int
-    plot: Plot
+    plot: IntervalPlot
     note: str = ""
     beside: list[str] = field(default_factory=list)
     emphasis: bool = False
 
 
 @dataclass(frozen=True)
-class Table:
-    """groups: (heading or "", lines). ticks: (position in percent, text, is it zero). foot: sentences below.
+class ResultTable:
+    """One table of the page.
 
-    intervals: has any line one. several: is any line of more than one run; otherwise the foot says so once.
+    groups: (heading or "", lines). ticks: (position in percent, text, is it zero). foot: sentences under the table.
+    intervals: whether any line has one. several: whether any line has more than one run; if not, the foot says so.
     """
 
     heading: str
     unit: str
     columns: list[str]
-    groups: list[tuple[str, list[Line]]]
+    groups: list[tuple[str, list[TableLine]]]
     ticks: list[tuple[float, str, bool]]
     foot: list[str]
     intervals: bool
@@ -64,7 +65,7 @@ class Table:
 
 
 def caveats(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a reader must know before the numbers, with the rows that it concerns where it is not all of them."""
+    """Warnings about how numbers were chosen; each names its rows unless it concerns all of them."""
     sentences = []
     for selection in CAVEATS:
         concerned = [row["label"] for row in rows if selection in row["selection"]]
@@ -85,30 +86,31 @@ def selection_sentence(selection: str) -> str:
     return SELECTION.get(selection, f"Chosen by the label-free validator {selection}.")
 
 
-def results_tables(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> list[Table]:
-    """One table for each kind of result, since inductive and transductive numbers are never compared in one.
+def results_tables(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> list[ResultTable]:
+    """One table for each kind of result, since inductive and transductive numbers must not be compared.
 
-    columns: headings of test sets, {TEST: heading}; tests besides a row's own become columns of their own.
+    columns: {TEST: heading}; each test set other than a row's own gets a column.
     """
-    kinds = [kind for kind in KINDS if any(row["kind"] == kind for row in rows)]
+    kinds = [kind for kind in KIND_HEADINGS if any(row["kind"] == kind for row in rows)]
     chosen = ([row for row in rows if row["kind"] == kind] for kind in kinds)
-    alone = kinds == ["inductive"]
+    only_inductive = kinds == ["inductive"]
     return [
-        _results_table(part, columns, "" if alone else KINDS[kind]) for kind, part in zip(kinds, chosen, strict=True)
+        _results_table(part, columns, "" if only_inductive else KIND_HEADINGS[kind])
+        for kind, part in zip(kinds, chosen, strict=True)
     ]
 
 
-def _results_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], heading: str) -> Table:
+def _results_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], heading: str) -> ResultTable:
     percent = all(is_fraction(row["metric"], row["values"]) for row in rows)
     scale = 100.0 if percent else 1.0
     low, high, ticks = _axis([x * scale for row in rows for x in _extent(row)])
     tests = list(dict.fromkeys(test for row in rows for test in row.get("beside", {})))
-    # Where the rows measure different things, each says which; labels that are the metric's name need not.
+    # If the rows show different metrics, each row names its own, unless its label already does.
     mixed = len({row["metric"] for row in rows if row["label"] != row["metric"].rsplit("/", 1)[0]}) > 1
     mixed = mixed and len({(test_of(row["metric"]), row["metric"].rsplit("/", 1)[-1]) for row in rows}) > 1
-    groups: dict[str, list[Line]] = {}
+    groups: dict[str, list[TableLine]] = {}
     for row in rows:
-        line = Line(
+        line = TableLine(
             label=row["label"],
             mean=number(row["mean"], scale),
             interval=interval(row, scale),
@@ -119,7 +121,7 @@ def _results_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]
             emphasis=bool(row.get("emphasis")),
         )
         groups.setdefault(row.get("group") or "", []).append(line)
-    return Table(
+    return ResultTable(
         heading=heading,
         unit=_unit(rows, columns, percent),
         columns=[columns.get(test, "F1" if test == "f1" else test) for test in tests],
@@ -132,11 +134,11 @@ def _results_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]
     )
 
 
-def differences_table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
-    """Differences a - b in percentage points, around zero."""
+def differences_table(comparisons: Sequence[Mapping[str, Any]]) -> ResultTable:
+    """Table of the differences a - b, in percentage points."""
     low, high, ticks = _axis([0.0, *(x * 100 for row in comparisons for x in _extent(row))])
     lines = [
-        Line(
+        TableLine(
             label=row["label"],
             mean=number(row["mean"], 100, sign=True),
             interval=interval(row, 100, sign=True),
@@ -147,13 +149,13 @@ def differences_table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
         for row in comparisons
     ]
     several = max(row["n"] for row in comparisons) > 1
-    foot = "Differences are paired: each seed's runs share data splits and order. "
+    foot = "Differences are paired by seed: both runs of a seed have the same data splits and order. "
     foot += (
         "Intervals are 95 % t-intervals of the mean difference over seeds."
         if several
-        else "One seed only, so a difference has no interval; more seeds give one."
+        else "There is only one seed, so the differences have no interval; run more seeds to get one."
     )
-    return Table(
+    return ResultTable(
         "", "percentage points", [], [("", lines)], ticks, [foot], any(line.interval for line in lines), several
     )
 
@@ -180,7 +182,7 @@ def duration(seconds: float) -> str:
 
 
 def _bounds(row: Mapping[str, Any]) -> tuple[float, float] | None:
-    """The t-interval over seeds; for a single run, its bootstrap over test images."""
+    """The t-interval over seeds; for a single run, its bootstrap interval over test images."""
     low, high = (
         (row.get("low"), row.get("high")) if row.get("low") is not None else row.get("bootstrap") or (None, None)
     )
@@ -192,27 +194,27 @@ def _extent(row: Mapping[str, Any]) -> list[float]:
 
 
 def _axis(values: Sequence[float]) -> tuple[float, float, list[tuple[float, str, bool]]]:
-    """The ends of the plots' axis, and its ticks as (percent of the width, text, is it zero)."""
+    """(low end, high end, ticks) of the plots' axis; a tick is (percent of the width, text, is it zero)."""
     low, high = min(values), max(values)
     room = max((high - low) * 0.04, 1e-3 * max(abs(high), 1e-3))
     low, high = low - room, high + room
     ticks = [tick for tick in MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= high]
-    return low, high, [(_at(tick, low, high), f"{tick:g}".replace("-", "−"), abs(tick) < 1e-12) for tick in ticks]
+    return low, high, [(_percent(tick, low, high), f"{tick:g}".replace("-", "−"), abs(tick) < 1e-12) for tick in ticks]
 
 
-def _at(value: float, low: float, high: float) -> float:
+def _percent(value: float, low: float, high: float) -> float:
     return round(100 * (value - low) / (high - low), 2)
 
 
-def _plot(row: Mapping[str, Any], scale: float, low: float, high: float) -> Plot:
+def _plot(row: Mapping[str, Any], scale: float, low: float, high: float) -> IntervalPlot:
     bounds = _bounds(row)
-    ends = (None, None) if bounds is None else tuple(_at(bound * scale, low, high) for bound in bounds)
-    values = [_at(value * scale, low, high) for value in row["values"]] if row["n"] > 1 else []
-    return Plot(_at(row["mean"] * scale, low, high), ends[0], ends[1], values)
+    ends = (None, None) if bounds is None else tuple(_percent(bound * scale, low, high) for bound in bounds)
+    values = [_percent(value * scale, low, high) for value in row["values"]] if row["n"] > 1 else []
+    return IntervalPlot(_percent(row["mean"] * scale, low, high), ends[0], ends[1], values)
 
 
 def _unit(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], percent: bool) -> str:
-    """The heading of the main column, e.g. `accuracy on digits-m, %`, as far as the rows agree."""
+    """The heading of the main column, e.g. `accuracy on digits-m, %`, for what all rows share."""
     names = {row["metric"].rsplit("/", 1)[-1] for row in rows}
     tests = {test_of(row["metric"]) for row in rows}
     text = names.pop() if len(names) == 1 else "value"
@@ -228,12 +230,12 @@ def _foot(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if counts == [1]:
         foot.append("Every number is one run.")
     elif single:
-        foot.append("n: runs, each with its own seed; 1 is one run.")
+        foot.append("n is the number of runs, each with its own seed.")
     if counts[-1] > 1:
         seeds = f"{counts[-1]} seeds" if len(counts) == 1 else "seeds"
         foot.append(f"Mean and 95 % t-interval over {seeds}; small dots are single seeds.")
     if any(row.get("bootstrap") for row in single):
         foot.append(
-            "Intervals of a single run are 95 % bootstrap intervals over its test images; they do not hold the spread between seeds."
+            "Intervals of a single run are 95 % bootstrap intervals over its test images; they leave out the spread between seeds."
         )
     return foot

@@ -1,4 +1,4 @@
-"""The plots of a sweep's page, in the report's style."""
+"""The plots of a sweep's page, in the style of the report."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ _LEGEND = [(colour(0), "trial"), (colour(1), "best trial")]
 def figures(
     result: Mapping[str, Any], search: Mapping[str, Any], rows: Mapping[int, Sequence[Mapping[str, Any]]]
 ) -> list[Figure]:
-    """All that can be drawn of a finished sweep. search: as in its config. rows: the objective along the training, by trial, where it
-    was measured.
-    """
+    """All plots of a finished sweep. search: of its config. rows: by trial, the objective during training, if it was measured."""
     done = [trial for trial in result["trials"] if trial["value"] is not None]
     if not done:
         return []
@@ -31,7 +29,7 @@ def figures(
     if result["importance"]:
         drawn.append(_importance(result["importance"], owner, len(done)))
     if any(rows.values()):
-        drawn.append(_along(rows, result, owner))
+        drawn.append(_training_curves(rows, result, owner))
     names = short_names(list(search))
     drawn += [_slice(done, key, names[key], search[key], result, owner) for key in search]
     if len(search) > 1:
@@ -49,10 +47,10 @@ def _history(done: Sequence[Mapping[str, Any]], result: Mapping[str, Any], owner
         axes.set_xlabel("trial", loc="right")
 
     legend = [(colour(0), "trial"), (colour(1), "best so far")]
-    return Figure(render(draw, "History", owner), "History", _told(result), legend)
+    return Figure(render(draw, "History", owner), "History", _direction_in_words(result), legend)
 
 
-def _told(result: Mapping[str, Any]) -> str:
+def _direction_in_words(result: Mapping[str, Any]) -> str:
     return f"{result['objective']}, {'higher' if result['direction'] == 'maximize' else 'lower'} is better"
 
 
@@ -67,12 +65,10 @@ def _importance(shares: Mapping[str, float], owner: str, trials: int) -> Figure:
         axes.set_ylim(-0.6, len(labels) - 0.4)
         axes.set_xlabel("% of the variance", loc="right")
 
-    return Figure(
-        render(draw, "Importance", owner), "Importance", f"fANOVA of {trials} trials; rough where they are few"
-    )
+    return Figure(render(draw, "Importance", owner), "Importance", f"fANOVA of {trials} trials; rough if they are few")
 
 
-def _along(rows: Mapping[int, Sequence[Mapping[str, Any]]], result: Mapping[str, Any], owner: str) -> Figure:
+def _training_curves(rows: Mapping[int, Sequence[Mapping[str, Any]]], result: Mapping[str, Any], owner: str) -> Figure:
     best = result["best"]["number"]
 
     def draw(axes: Axes) -> None:
@@ -86,9 +82,7 @@ def _along(rows: Mapping[int, Sequence[Mapping[str, Any]]], result: Mapping[str,
             axes.plot(steps, values, marker="o" if len(points) < 4 else "", markersize=3, **own)
         axes.set_xlabel("step", loc="right")
 
-    return Figure(
-        render(draw, "While training", owner), "While training", "the objective as it was measured on the way", _LEGEND
-    )
+    return Figure(render(draw, "While training", owner), "While training", "the objective during training", _LEGEND)
 
 
 def _slice(
@@ -99,14 +93,14 @@ def _slice(
     result: Mapping[str, Any],
     owner: str,
 ) -> Figure:
-    """The objective over one parameter."""
+    """The objective against one parameter."""
     best = result["best"]["number"]
-    places = {trial["number"]: _place(trial["params"][key], span) for trial in done}
+    positions = {trial["number"]: _position(trial["params"][key], span) for trial in done}
 
     def draw(axes: Axes) -> None:
         for trial in sorted(done, key=lambda t: t["number"] == best):
             own = {"color": _BEST, "markersize": 7} if trial["number"] == best else {"color": _MAIN, "markersize": 4.5}
-            axes.plot(places[trial["number"]], trial["value"], "o", **own)
+            axes.plot(positions[trial["number"]], trial["value"], "o", **own)
         if span.get("log"):
             axes.set_xscale("log")
             axes.set_xlim(span["log"][0] / 1.1, span["log"][1] * 1.1)
@@ -128,7 +122,7 @@ def _slice(
 def _parallel(
     done: Sequence[Mapping[str, Any]], search: Mapping[str, Any], result: Mapping[str, Any], owner: str
 ) -> Figure:
-    """One line a trial through all parameters; the better half strong, the best in its colour."""
+    """Parallel coordinates: one line per trial through all parameters; the better half in colour, the best one highlighted."""
     sign = -1 if result["direction"] == "maximize" else 1
     ranked = sorted(done, key=lambda t: sign * t["value"])
     names = short_names(list(search))
@@ -163,7 +157,7 @@ def _parallel(
     )
 
 
-def _place(value: Any, span: Mapping[str, Any]) -> float:
+def _position(value: Any, span: Mapping[str, Any]) -> float:
     return float(span["choice"].index(value)) if span.get("choice") else float(value)
 
 

@@ -1,7 +1,7 @@
-"""What an objective looks at, so that tuning never looks at a test set unnoticed.
+"""Which images an objective is measured on, so that nobody tunes on a test set by accident.
 
-Where a recipe holds a part of its training data out by itself, tuning on that part is honest; a set that the config names as a test
-is refused, until the user says what the result then is (`selection`, see DESIGN section 5).
+Tuning on a part that the recipe holds out of the training data is fair. A set that the config names as a test set is refused
+until the user says with `selection` how the result was chosen.
 """
 
 from __future__ import annotations
@@ -13,33 +13,37 @@ from typing import Any, NamedTuple
 from ...core.config.messages import among
 from ...core.errors import UserError
 from ...core.model.backbone import LOOKED
-from ..report.records import read
+from ..report.records import read_run
 from ..report.results import value_of
 
-# What each verb is tuned by where the config does not say.
+# The objective of each verb where the file gives none.
 DEFAULT = {
     "pretrain": "test/knn/accuracy",
     "probe": "test/knn/accuracy",
     "finetune": "test/classifier/accuracy",
     "adapt": "source/classifier/accuracy",
 }
-WATCHED = "watch/"  # of pretraining: measures that need no label, of training images
+WATCHED = "watch/"  # prefix of the measures of pretraining that need no labels; taken on training images
 
 
 class Objective(NamedTuple):
-    """stage: of a pipeline; empty for one run. name: a metric of its result, or a column `watch/...` of metrics.jsonl."""
+    """What a sweep tunes.
+
+    stage: stage of a pipeline that measures it; empty for a single run.
+    name: metric of result.json, or a column `watch/...` of metrics.jsonl.
+    """
 
     stage: str
     name: str
 
     def of(self, trial: Path) -> float:
-        """Its value in a finished trial's folder: of a pipeline, the mean over seeds. Raises UserError where it was not measured."""
+        """Its value in the folder of a finished trial; the mean over the seeds of a pipeline. Raises UserError if it was not measured."""
         runs = sorted(trial.glob(f"seed-*/{self.stage}")) if self.stage else [trial]
-        values = [self._of(run) for run in runs]
+        values = [self._of_run(run) for run in runs]
         return sum(values) / len(values)
 
-    def _of(self, run: Path) -> float:
-        record = read(run)
+    def _of_run(self, run: Path) -> float:
+        record = read_run(run)
         if not self.name.startswith(WATCHED):
             return value_of(record.result, self.name)
         for row in reversed(record.rows):
@@ -50,29 +54,31 @@ class Objective(NamedTuple):
 
 
 def read_objective(given: str | None, verb: str, stages: Mapping[str, tuple[str, Mapping[str, Any]]]) -> Objective:
-    """stages: verb and resolved config of each stage by name; of one run, "". Raises UserError for a stage that is not there."""
+    """The objective of the file. stages: (verb, resolved config) by name, "" for a single run. Raises UserError for an unknown stage."""
     if verb != "run":
         return Objective("", given or DEFAULT[verb])
     stage, _, name = (given or "").partition("/")
     if stage not in stages or not name:
-        said = f"no stage {stage}{among(stage, stages)}" if name else f"expected STAGE/METRIC, got {given or 'nothing'}"
-        raise UserError(f"objective: {said}; of a pipeline it is for example {list(stages)[-1]}/test/knn/accuracy")
+        wrong = (
+            f"no stage {stage}{among(stage, stages)}" if name else f"expected STAGE/METRIC, got {given or 'nothing'}"
+        )
+        raise UserError(f"objective: {wrong}; for this pipeline it is for example {list(stages)[-1]}/test/knn/accuracy")
     return Objective(stage, name)
 
 
-def chosen_by(objective: Objective, verb: str, config: Mapping[str, Any], said: str | None) -> str:
-    """The word of `selection` for what is tuned by this objective.
+def selection_word(objective: Objective, verb: str, config: Mapping[str, Any], given: str | None) -> str:
+    """The word of `selection` that describes tuning by this objective.
 
-    verb, config: of the run that measures it. said: the sweep's own word. Raises UserError where the objective is on a named test set or
-    on labels of a target and the user has not said so, and where no such set is measured.
+    verb, config: of the run that measures it. given: `selection` of the sweep's file. Raises UserError if nothing measures the
+    objective, or if it is measured on a named test set or uses labels of a target and `given` does not admit that.
     """
     name = objective.name
     if name.startswith(WATCHED):
         if verb != "pretrain" or config["evaluate"]["watch"] is None:
             raise UserError(
-                f"objective: {name} is measured by pretraining alone, with evaluate.watch: {{}}; name another"
+                f"objective: {name} is measured only by pretraining with evaluate.watch: {{}}; choose another objective"
             )
-        return _agreeing(name.removeprefix(WATCHED), said, name)
+        return _agreed(name.removeprefix(WATCHED), given, name)
     key = "evaluate.test" if verb == "pretrain" else "data.test"
     if verb == "pretrain" and config["evaluate"]["knn"] is None and config["evaluate"]["linear"] is None:
         raise UserError(
@@ -80,43 +86,43 @@ def chosen_by(objective: Objective, verb: str, config: Mapping[str, Any], said: 
             "use a measure without labels such as watch/rankme"
         )
     section, _, last = key.partition(".")
-    given = config[section][last]
+    tests = config[section][last]
     test = name.partition("/")[0]
     held_out = ["source", "target"] if verb == "adapt" else ["test"]
-    known = held_out if given is None else ["test"] if isinstance(given, str) else list(given)
+    known = held_out if tests is None else ["test"] if isinstance(tests, str) else list(tests)
     if test not in known:
-        raise UserError(f"objective: {name} is on no set that is measured{among(test, known)}")
+        raise UserError(f"objective: {name} names no set that is measured{among(test, known)}")
     prefix = f"stages.{objective.stage}." if objective.stage else ""
-    if given is not None:
-        if said is not None:
-            return said
+    if tests is not None:
+        if given is not None:
+            return given
         part = "held-out labelled images of the source" if verb == "adapt" else "a held-out part of the training data"
         raise UserError(
-            f"objective: {name} is on a set that {prefix}{key} names, and what is tuned on a test set is no test of it any more; add "
-            f"set: {{{prefix}{key}: null}} to tune on {part}, or say selection: (train-split where that set was cut from the training "
+            f"objective: {name} is measured on a set that {prefix}{key} names, and a test set that was used for tuning tests nothing; add "
+            f"set: {{{prefix}{key}: null}} to tune on {part}, or give selection: (train-split where that set was cut from the training "
             "data, source-val, tuned-on-target or oracle)"
         )
     if verb != "adapt":
-        return _agreeing("train-split", said, name)
+        return _agreed("train-split", given, name)
     if test == "source":
-        return _agreeing("source-val", said, name)
-    if said not in LOOKED:
+        return _agreed("source-val", given, name)
+    if given not in LOOKED:
         raise UserError(
-            f"objective: {name} looks at labels of the target; use source/classifier/accuracy, or say selection: tuned-on-target"
+            f"objective: {name} uses labels of the target; take source/classifier/accuracy, or give selection: tuned-on-target"
         )
-    return said
+    return given
 
 
-def _agreeing(word: str, said: str | None, name: str) -> str:
-    """The word, or a user's that admits to more."""
-    if said is None or said in LOOKED:
-        return said or word
-    if said != word:
-        raise UserError(f"selection: {said} is not how {name} chooses; leave it out ({word})")
+def _agreed(word: str, given: str | None, name: str) -> str:
+    """The given word if it admits that labels of the target or of a test set were used, otherwise `word`."""
+    if given is None or given in LOOKED:
+        return given or word
+    if given != word:
+        raise UserError(f"selection: {given} does not describe a choice by {name}; leave it out ({word})")
     return word
 
 
-def admitted(word: str, stages: Mapping[str, tuple[str, Mapping[str, Any]]]) -> str:
-    """The word, unless the config of a stage says that it looked at more already."""
+def stricter_selection(word: str, stages: Mapping[str, tuple[str, Mapping[str, Any]]]) -> str:
+    """The word, or that of a stage whose own config admits that labels of the target or of a test set were used."""
     own = [config["data"].get("selection") for _, config in stages.values()]
     return next((looked for looked in own if looked in LOOKED), word) if word not in LOOKED else word

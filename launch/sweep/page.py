@@ -1,4 +1,4 @@
-"""report.html of a sweep: its best trial, its plots and all its trials, from result.json and what the trials left."""
+"""report.html of a sweep: best trial, plots and all trials, from result.json and the trials' folders."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 from ...core.errors import UserError
 from ..report.figures import Figure
-from ..report.page import provenance, write_html, yaml_text
-from ..report.records import Record, is_pipeline, read, stages_of
+from ..report.html import provenance, write_html, yaml_text
+from ..report.records import RunRecord, is_pipeline, read_run, stages_of
 from ..report.tables import CAVEATS, duration, selection_sentence
 from .figures import figures
 from .result import best_first, brief, read_result, short_names
@@ -19,7 +19,10 @@ from .result import best_first, brief, read_result, short_names
 
 @dataclass(frozen=True)
 class SweepPage:
-    """best: (name, value) of the best trial, or nothing. columns, rows: of the table of trials, best first."""
+    """What the page shows.
+
+    best: (name, value) pairs about the best trial; empty if all failed. rows: (number, cells, why it failed), best first.
+    """
 
     title: str
     summary: str
@@ -34,19 +37,19 @@ class SweepPage:
     config: str
 
 
-def write_page(folder: Path, out: Path | None = None) -> Path:
-    """Write the page of a finished sweep; `folder/report.html` unless `out` is given. Raises UserError where it has no result yet."""
+def write_sweep_page(folder: Path, out: Path | None = None) -> Path:
+    """Write the page of a finished sweep to `out`, by default `folder/report.html`. Raises UserError if it has no result yet."""
     result = read_result(folder)
     if result is None:
         raise UserError(
-            f"{folder} has no result.json yet; run the sweep to its end first, or list its trials by `rootstock runs {folder}`"
+            f"{folder} has no result.json yet; finish the sweep first, or list its trials by `rootstock runs {folder}`"
         )
-    sweep = read(folder)
-    records = {trial["number"]: read(Path(trial["run"])) for trial in result["trials"] if _there(trial["run"])}
+    sweep = read_run(folder)
+    records = {trial["number"]: read_run(Path(trial["run"])) for trial in result["trials"] if _is_here(trial["run"])}
     search = {
         key: {kind: v for kind, v in span.items() if v is not None} for key, span in sweep.config["search"].items()
     }
-    along = {number: _along(record, result["objective"]) for number, record in records.items()}
+    curves = {number: _curve(record, result["objective"]) for number, record in records.items()}
     page = SweepPage(
         title=f"Sweep: {folder.resolve().name}",
         summary=_summary(result),
@@ -54,7 +57,7 @@ def write_page(folder: Path, out: Path | None = None) -> Path:
         lead=_lead(result),
         best=_best(result),
         command=_in_lines(result["best"]["command"]) if result["best"] else "",
-        figures=figures(result, search, along),
+        figures=figures(result, search, curves),
         columns=["trial", *short_names(list(search)).values(), result["objective"], "time", "begun"],
         rows=[_row(trial, list(search)) for trial in best_first(result)],
         facts=[*_facts(result), *provenance([run for record in records.values() for run in _runs(record)])],
@@ -63,16 +66,16 @@ def write_page(folder: Path, out: Path | None = None) -> Path:
     return write_html("sweep.html.j2", page, out or folder / "report.html")
 
 
-def _there(run: str) -> bool:
+def _is_here(run: str) -> bool:
     return (Path(run) / "config.yaml").is_file()
 
 
-def _runs(record: Record) -> list[Record]:
+def _runs(record: RunRecord) -> list[RunRecord]:
     return [run for stage in stages_of(record) for run in stage.records] if is_pipeline(record) else [record]
 
 
-def _along(record: Record, objective: str) -> list[dict[str, float]]:
-    """The objective at each step at which it was measured during training; of one run alone."""
+def _curve(record: RunRecord, objective: str) -> list[dict[str, float]]:
+    """The objective at each step at which it was measured during training; empty for a pipeline."""
     key = objective if objective.startswith("watch/") else f"eval/{objective}"
     return [{"step": row["step"], "value": row[key]} for row in record.rows if key in row]
 
@@ -84,14 +87,14 @@ def _summary(result: Mapping[str, Any]) -> str:
 
 
 def _lead(result: Mapping[str, Any]) -> str:
-    """What the best value is, and is not."""
+    """What the best value means, and what it does not."""
     if result["best"] is None:
-        return "No trial finished, so there is nothing to compare."
+        return "No trial has succeeded, so there is nothing to compare."
     looks = sum(trial["value"] is not None for trial in result["trials"])
     sentence = "" if result["selection"] in CAVEATS else f"{selection_sentence(result['selection'])} "
     return (
-        f"{sentence}The best of {looks} looks at the same images is an optimistic number: compare by it, and report the best trial on "
-        "images that took no part, over several seeds."
+        f"{sentence}The best of {looks} values measured on the same images is optimistic: use it to compare trials, and report the best "
+        "trial on images that the sweep did not use, over several seeds."
     )
 
 
@@ -105,13 +108,13 @@ def _best(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _in_lines(command: str) -> str:
-    """A command with each override in a line of its own, as a shell takes it."""
+    """A shell command with one override per line."""
     words = [shlex.quote(word) for word in shlex.split(command)]
     return " \\\n    ".join([" ".join(words[:3]), *words[3:]])
 
 
 def _row(trial: Mapping[str, Any], keys: list[str]) -> tuple[str, list[str], str]:
-    """Its number, its cells, and why it failed."""
+    """(number, cells, why it failed)."""
     value = "failed" if trial["value"] is None else f"{trial['value']:.4f}"
     params = [brief(trial["params"][key]) if key in trial["params"] else "" for key in keys]
     return (

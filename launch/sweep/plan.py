@@ -1,6 +1,6 @@
-"""What a sweep's file says, checked as a whole before anything starts.
+"""A sweep's file, checked as a whole before anything starts.
 
-A trial is the command `rootstock VERB CONFIG set... search... run.dir=DIR/trial-0007`, nothing else; with `verb: run` it is a pipeline, so
+A trial is exactly the command `rootstock VERB CONFIG set... search... run.dir=DIR/trial-0007`. With `verb: run` a trial is a pipeline, so
 that pretraining can be tuned by the probe that follows it.
 """
 
@@ -12,53 +12,27 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from ...core.config.messages import show
-from ...core.config.resolve import Choice, ConfigError, Section, find, load
-from ..pipeline.plan import plan as plan_pipeline
+from ...core.config.resolve import ConfigError, find, load
+from ..pipeline.plan import plan_pipeline
 from ..verbs import resolve
-from .objective import LOOKED, Objective, admitted, chosen_by, read_objective
-from .search_space import SAMPLERS, Span, read_space
+from .objective import LOOKED, Objective, read_objective, selection_word, stricter_selection
+from .search_space import Span, read_space
+from .sections import sweep
 
-# A folder that no trial has, wherever the sweep's own is: a pipeline's stages name each other by it, and nothing is written.
+# run.dir of the configs that are only checked: the stages of a pipeline refer to each other by it, and nothing is written there.
 _NOWHERE = Path("TRIAL")
-Stages = Mapping[str, tuple[str, Mapping[str, Any]]]  # verb and resolved config by name; of one run, ""
-
-
-def place(*, dir: str) -> None:
-    """The `run` section. dir: the folder of all trials, result.json and report.html."""
-
-
-def sweep(
-    *,
-    run: Annotated[dict[str, Any], Section(place)],
-    verb: Literal["pretrain", "probe", "finetune", "adapt", "run"],
-    config: str,
-    set: dict[str, Any] = {},
-    search: dict[str, dict[str, Any]],
-    trials: int | None = None,
-    objective: str | None = None,
-    direction: Literal["maximize", "minimize"] = "maximize",
-    selection: Literal["train-split", "source-val", "tuned-on-target", "oracle"] | None = None,
-    sampler: Annotated[dict[str, Any], Choice(SAMPLERS)] = {"name": "tpe"},
-    storage: str = "sqlite",
-    study: str | None = None,
-) -> None:
-    """A sweep's file. verb, config: what a trial runs; `run` is a pipeline. set: {dotted key: value} over the config, for all trials.
-
-    search: {dotted key: {log, uniform, int or choice: ...}}; keys of a pipeline are stages.NAME.KEY. trials: how many in all (a grid: all).
-    objective: TEST/PROTOCOL/METRIC or watch/MEASURE, of a pipeline with STAGE/ before it. selection: an explicit word where the objective
-    looks at a test set or at a target. storage: sqlite, journal (for network disks; both in run.dir), or a database URL. study: its name
-    there, that of run.dir by default.
-    """
+Stages = Mapping[str, tuple[str, Mapping[str, Any]]]  # (verb, resolved config) by stage; a single run has the name ""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A checked sweep. config: the file, resolved. file: the config of a trial, as found. base: what every trial has in common.
+    """A checked sweep.
 
-    identity: all of it that may not change while the sweep goes on.
+    config: the resolved file. file: path of the trials' config. base: overrides that all trials share.
+    identity: the part that must not change when the sweep is continued.
     """
 
     config: dict[str, Any]
@@ -84,13 +58,14 @@ class Sweep:
         return [*self.base, *_overrides(params), _run_dir(self.folder(number))]
 
     def command(self, params: Mapping[str, Any], *more: str) -> str:
-        """What repeats a trial by hand."""
+        """The command that repeats a trial by hand."""
         return shlex.join(["rootstock", self.verb, self.file, *self.base, *_overrides(params), *more])
 
 
-def plan(path: str, overrides: Sequence[str]) -> Sweep:
-    """Read and check a sweep; nothing is written. Raises ConfigError with what is wrong with the file and its search keys, and UserError
-    for an objective that may not be tuned on.
+def plan_sweep(path: str, overrides: Sequence[str]) -> Sweep:
+    """Read and check a sweep; writes nothing.
+
+    Raises ConfigError with the mistakes of the file and of its search keys, and UserError for an objective that must not be tuned.
     """
     config = load(path, sweep, overrides)
     problems: list[str] = []
@@ -111,14 +86,14 @@ def plan(path: str, overrides: Sequence[str]) -> Sweep:
     resolved = _check_space(space, first, stages, path)
     objective = read_objective(config["objective"], config["verb"], resolved)
     verb, measured = resolved[objective.stage]
-    chosen = chosen_by(objective, verb, measured, config["selection"])
-    selection = admitted(chosen, resolved)
-    base += _tell_selection(selection, resolved)
+    word = selection_word(objective, verb, measured, config["selection"])
+    selection = stricter_selection(word, resolved)
+    base += _selection_overrides(selection, resolved)
     kept = ("verb", "search", "direction", "sampler")
     identity = {key: config[key] for key in kept} | {
         "objective": "/".join(filter(None, objective)),
         "selection": selection,
-        # As resolved, so that an edit of the config that trials are made from is noticed.
+        # Resolved, so that an edit of the trials' config is noticed.
         "config": {name or verb: _without_run(section) for name, (verb, section) in stages(first).items()},
     }
     return Sweep(
@@ -127,25 +102,25 @@ def plan(path: str, overrides: Sequence[str]) -> Sweep:
 
 
 def _refused(section: str, key: str) -> str:
-    """Why a key may not be there; empty where it may."""
+    """Why `section` must not have this key; empty if it may."""
     parts = key.split(".")
-    inner = parts[2:] if parts[0] == "stages" else parts  # of a pipeline's stage
+    inner = parts[2:] if parts[0] == "stages" else parts  # stages.NAME.KEY belongs to a pipeline
     if inner == ["run", "dir"]:
         return "each trial gets a folder of its own; take it out"
     if section == "search" and inner in (["seed"], ["seeds"]):
-        return "a seed is no hyper-parameter; the best of several seeds is luck"
+        return "a seed is no hyper-parameter; the best of several seeds is chance"
     if section == "search" and inner[:1] == ["run"]:
-        return "what is under run changes no result; put it under set"
+        return "keys under run change no result; put this one under set"
     return ""
 
 
 def _trials(config: Mapping[str, Any], space: Mapping[str, Span], problems: list[str]) -> int:
-    """How many; of a grid, all combinations by default."""
+    """The number of trials; all combinations of a grid by default."""
     most = math.inf
     if config["sampler"]["name"] == "grid":
         counts = [len(span.points) if span.points is not None else 0 for span in space.values()]
         without = [key for key, span in space.items() if span.points is None]
-        problems += [f"search.{key}: a grid needs a choice, or int, here" for key in without]
+        problems += [f"search.{key}: a grid needs choice or int here" for key in without]
         most = math.prod(counts) if not without else most
     trials = config["trials"] if config["trials"] is not None else most
     if trials == math.inf:
@@ -167,9 +142,9 @@ def _resolve(verb: str, file: str, overrides: list[str]) -> Stages:
 def _check_space(
     space: Mapping[str, Span], first: Mapping[str, Any], stages: Callable[[Mapping[str, Any]], Stages], path: str
 ) -> Stages:
-    """Resolve every value that is named: the ends or the choices of one key at a time, the others at their first; returns the first.
+    """Resolve the trials' config with each end or choice of one key, the other keys at their first value.
 
-    Raises ConfigError with all that are refused.
+    Returns the stages at the first values. Raises ConfigError with all values that are refused.
     """
     problems: list[str] = []
     try:
@@ -190,8 +165,8 @@ def _check_space(
     return resolved
 
 
-def _tell_selection(word: str, stages: Stages) -> list[str]:
-    """So that each trial's result says how its hyper-parameters were chosen; what a config admits to already, it goes on saying."""
+def _selection_overrides(word: str, stages: Stages) -> list[str]:
+    """Overrides that record in each trial's result how its hyper-parameters were chosen; a config that already says more keeps its word."""
     return [
         f"{f'stages.{name}.' if name else ''}data.selection={word}"
         for name, (_, section) in stages.items()

@@ -1,4 +1,4 @@
-"""What a sweep comes to: result.json, and the table that the command line prints."""
+"""The result of a sweep: result.json, and the table on the command line."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rich.table import Table
 
 from ...core.files import write_text
 from ..report.tables import duration
-from .plan import Sweep
 
 if TYPE_CHECKING:
+    from .plan import Sweep
     from .study import Study
 
-_ROWS = 30  # of the printed table
-_FEWEST = 6  # trials, of which importances are computed
+_ROWS = 30  # rows of the printed table
+_FEWEST = 6  # trials needed to compute importances
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -56,24 +56,24 @@ def write_result(study: Study) -> dict[str, Any]:
 
 
 def _trial(sweep: Sweep, frozen: Any) -> dict[str, Any]:
-    said = frozen.user_attrs
+    facts = frozen.user_attrs
     folder = sweep.folder(frozen.number)
     return {
         "number": frozen.number,
         "state": "complete" if frozen.value is not None else "failed",
         "params": {key: span.value(frozen.params[key]) for key, span in sweep.space.items() if key in frozen.params},
         "value": frozen.value,
-        # Of a machine that shares no disk with this one: where it lies there.
-        "run": str(folder) if folder.is_dir() else f"{said.get('host')}:{said.get('dir')}/{folder.name}",
-        "seconds": said.get("seconds", 0.0),
-        "attempts": said.get("attempts", 0),
-        "host": said.get("host", ""),
-        **({"why": said["why"]} if said.get("why") else {}),
+        # A trial of a machine that shares no disk with this one: its place there.
+        "run": str(folder) if folder.is_dir() else f"{facts.get('host')}:{facts.get('dir')}/{folder.name}",
+        "seconds": facts.get("seconds", 0.0),
+        "attempts": facts.get("attempts", 0),
+        "host": facts.get("host", ""),
+        **({"why": facts["why"]} if facts.get("why") else {}),
     }
 
 
 def _importance(study: Study, complete: int) -> dict[str, float]:
-    """Each parameter's share of the objective's variance by fANOVA (Hutter et al. 2014); empty where that says nothing."""
+    """Each parameter's share of the objective's variance by fANOVA (Hutter et al. 2014); empty if it cannot be computed."""
     if complete < _FEWEST or len(study.sweep.space) < 2:
         return {}
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
@@ -82,7 +82,7 @@ def _importance(study: Study, complete: int) -> dict[str, float]:
         warnings.simplefilter("ignore")
         try:
             found = get_param_importances(study.study, evaluator=FanovaImportanceEvaluator(seed=0))
-        except RuntimeError:  # all trials came out alike
+        except RuntimeError:  # all trials have the same value
             return {}
     return {key: round(float(share), 4) for key, share in found.items()}
 
@@ -94,7 +94,7 @@ def best_first(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """The last part of each dotted key, or as much as tells it from the others."""
+    """The last part of each dotted key, with as many parts before it as make it unique."""
     names = {}
     for key in keys:
         parts = key.split(".")
@@ -104,19 +104,19 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 
 
 def brief(value: Any) -> str:
-    """A value in few letters."""
+    """A value as short text."""
     if isinstance(value, float):
         return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e+")
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def shown(params: Mapping[str, Any]) -> str:
+def params_in_words(params: Mapping[str, Any]) -> str:
     names = short_names(list(params))
     return "  ".join(f"{names[key]} {brief(value)}" for key, value in params.items())
 
 
-def printed(result: Mapping[str, Any]) -> Table:
-    """The trials, best first."""
+def trials_table(result: Mapping[str, Any]) -> Table:
+    """The table of trials for the terminal, best first."""
     keys = list(dict.fromkeys(key for trial in result["trials"] for key in trial["params"]))
     table = Table(box=None, header_style="dim", pad_edge=False)
     headings = ["trial", *short_names(keys).values(), result["objective"], "time", "begun", ""]

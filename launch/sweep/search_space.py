@@ -1,7 +1,7 @@
-"""What a sweep searches: the values that each key may take, and who chooses among them.
+"""The search space of a sweep: the values that each key may take, and the samplers that choose among them.
 
-Parameters of trial k are a function of (sampler.seed, k) and of the results known when it begins: so a resumed sweep draws what a
-straight one draws, and two workers never draw the same.
+The parameters of trial k depend only on (sampler.seed, k) and on the results known when it begins: so a resumed sweep draws the same
+values as an uninterrupted one, and two workers never draw the same.
 """
 
 from __future__ import annotations
@@ -26,29 +26,35 @@ def span(
     int: tuple[int, int] | None = None,
     choice: list[Any] | None = None,
 ) -> None:
-    """One key of `search`, exactly one of: log, uniform (numbers between two, ends included), int (whole ones), choice (any values)."""
+    """One key of `search`; exactly one of the following has to be given.
+
+    log: Lowest and highest number, both above 0 and included, sampled on a logarithmic scale.
+    uniform: Lowest and highest number, both included, sampled on a linear scale.
+    int: Lowest and highest integer, both included.
+    choice: List of values of any kind.
+    """
 
 
 @dataclass(frozen=True)
 class Span:
-    """kind: log, uniform, int or choice. values: the two ends, or all that can be chosen."""
+    """The values of one key. kind: log, uniform, int or choice. values: the two ends, or all choices."""
 
     kind: str
     values: list[Any]
 
     @property
     def points(self) -> list[Any] | None:
-        """Every value there is; None between two real numbers."""
+        """All values; None for a range of real numbers."""
         if self.kind == "int":
             return list(range(self.values[0], self.values[1] + 1))
         return self.values if self.kind == "choice" else None
 
     def label(self, value: Any) -> Any:
-        """The value as the storage knows it, which holds no lists or mappings: JSON stands for those."""
+        """The value as Optuna stores it: lists and mappings as JSON text."""
         return json.dumps(value, sort_keys=True) if isinstance(value, list | dict) else value
 
     def value(self, label: Any) -> Any:
-        """The value of a label."""
+        """The value that has this label."""
         return (
             next((value for value in self.values if self.label(value) == label), label)
             if self.kind == "choice"
@@ -56,7 +62,7 @@ class Span:
         )
 
     def draw(self, trial: Trial, key: str) -> Any:
-        """The trial's value: the one it has, or a new one by the study's sampler."""
+        """The value that the trial already has, or a new one from the study's sampler."""
         if self.kind == "choice":
             labels = [self.label(value) for value in self.values]
             return self.value(trial.suggest_categorical(key, labels))
@@ -70,7 +76,7 @@ Space = Mapping[str, Span]
 
 
 def read_space(search: Mapping[str, Any], problems: list[str]) -> dict[str, Span]:
-    """The `search` section; what is wrong with it is added to problems."""
+    """Read the `search` section; its mistakes are added to `problems`."""
     if not search:
         problems.append("search: expected at least one key, for example optim.lr: {log: [1e-4, 1e-2]}")
     space = {}
@@ -82,8 +88,8 @@ def read_space(search: Mapping[str, Any], problems: list[str]) -> dict[str, Span
             problems += [f"{where}.{problem}" for problem in error.problems]
             continue
         if len(given) != 1:
-            said = " and ".join(given) or "nothing"
-            problems.append(f"{where}: expected one of log, uniform, int and choice, got {said}")
+            kinds = " and ".join(given) or "nothing"
+            problems.append(f"{where}: expected one of log, uniform, int and choice, got {kinds}")
             continue
         ((kind, values),) = given.items()
         if wrong := _wrong(kind, values):
@@ -103,22 +109,29 @@ def _wrong(kind: str, values: list[Any]) -> str:
 
 
 def tpe(number: int, space: Space, *, seed: int = 0, startup: int = 10) -> BaseSampler:
-    """Tree-structured Parzen estimator (Bergstra et al. 2011); the first `startup` trials are random."""
+    """Tree-structured Parzen estimator (Bergstra et al. 2011).
+
+    seed: Seed of the sampler.
+    startup: Number of random trials at the beginning.
+    """
     from optuna.samplers import TPESampler
 
-    # Without the constant liar, workers that begin at one time would all try the same promising place.
-    return TPESampler(seed=_own(seed, number), n_startup_trials=startup, constant_liar=True)
+    # Without the constant liar, workers that begin at the same time would all try similar parameters.
+    return TPESampler(seed=_trial_seed(seed, number), n_startup_trials=startup, constant_liar=True)
 
 
 def random(number: int, space: Space, *, seed: int = 0) -> BaseSampler:
-    """Independent draws."""
+    """Independent random draws.
+
+    seed: Seed of the sampler.
+    """
     from optuna.samplers import RandomSampler
 
-    return RandomSampler(seed=_own(seed, number))
+    return RandomSampler(seed=_trial_seed(seed, number))
 
 
 def grid(number: int, space: Space) -> BaseSampler:
-    """Every combination once, in order, the last key fastest; for choice and int."""
+    """Every combination once, in order, the last key changing fastest; for choice and int only."""
     from optuna.samplers import PartialFixedSampler, RandomSampler
 
     values = [[span.label(value) for value in span.points or ()] for span in space.values()]
@@ -129,6 +142,6 @@ def grid(number: int, space: Space) -> BaseSampler:
 SAMPLERS: Mapping[str, Callable[..., BaseSampler]] = {"tpe": tpe, "random": random, "grid": grid}
 
 
-def _own(seed: int, number: int) -> int:
-    """A seed for each trial: optuna's samplers keep a generator, which in every new worker would begin anew."""
+def _trial_seed(seed: int, number: int) -> int:
+    """A seed for each trial: the generator inside an Optuna sampler would start again from the same state in every new worker."""
     return (seed * 1_000_003 + number) % 2**32

@@ -1,8 +1,8 @@
-"""A sweep's trials in Optuna's storage, and which of its workers owns which of them.
+"""A sweep's trials in Optuna's storage, and which worker owns which trial.
 
-Optuna knows parameters, states and values; who works on a trial is told by a lock on a file in its folder, which the system frees however
-the owner ends. So a trial that is running, but whose lock is free, is anyone's to take over: under its number, with its parameters, in
-its folder, from its checkpoint. Optuna's own heartbeat would instead fail it after a while and retry it as another trial.
+Optuna stores parameters, states and values. The owner of a trial holds a lock on a file in its folder; the operating system frees it
+however the owner ends. A trial that is running, but whose lock is free, can be taken over by any worker: same number, parameters,
+folder and checkpoint. Optuna's own heartbeat would fail it after a while and retry it as a new trial.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ try:
 except ImportError as error:
     raise UserError("rootstock sweep needs Optuna; `pip install 'rootstock[sweep]'`") from error
 
-State = optuna.trial.TrialState
+TrialState = optuna.trial.TrialState
 StorageError = optuna.exceptions.StorageInternalError
 _LOCK, _PLACE, _OWNER = ".sweep.lock", ".place", ".owner"
-_PATIENCE = 60.0  # seconds for which a locked SQLite file is waited for
+_PATIENCE = 60.0  # seconds to wait for a locked SQLite file
 
 
 @dataclass
 class Claim:
-    """A trial that this process owns until `free`. params: as its config takes them. before: how often it was begun before."""
+    """A trial that this process owns until `free`. params: overrides of its config. before: number of earlier attempts."""
 
     number: int
     params: dict[str, Any]
@@ -56,12 +56,12 @@ class Claim:
 class Study:
     """The study of a sweep, created or joined.
 
-    Machines that share run.dir and storage take over from each other; those that share only a database take new trials beside each other,
-    and what one leaves is resumed where it lies.
+    Machines that share run.dir and the storage can take over each other's trials. Machines that share only a database take different
+    trials; an unfinished trial is then resumed on the machine that holds its folder.
     """
 
     def __init__(self, sweep: Sweep) -> None:
-        """Raises UserError: no such storage, or another sweep in run.dir or in the study."""
+        """Raises UserError if the storage cannot be opened, or if run.dir or the study holds another sweep."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.sweep = sweep
         try:
@@ -70,10 +70,10 @@ class Study:
             raise UserError(f"run.dir: {sweep.dir} is a file; choose another run.dir") from None
         except PermissionError:
             raise UserError(f"run.dir: {sweep.dir} cannot be written; choose another run.dir") from None
-        with self._alone():
+        with self._locked():
             _check_folder(sweep)
             self.place = _place(sweep.dir)
-            # Of a database Optuna keeps a cache, which has to hear of the trials that we make.
+            # get_storage adds Optuna's cache of a database; trials that we create have to go through it too.
             self.storage = optuna.storages.get_storage(_open_storage(sweep))
             self.name: str = sweep.config["study"] or sweep.dir.resolve().name
             self.study = optuna.create_study(
@@ -81,12 +81,12 @@ class Study:
             )
             self.id = self.storage.get_study_id_from_name(self.name)
             self._check_identity()
-            told = sweep.config | {"trials": sweep.trials, "storage": _without_password(sweep.config["storage"])}
-            text = yaml.safe_dump(told, sort_keys=False, allow_unicode=True, width=120)
+            written = sweep.config | {"trials": sweep.trials, "storage": _without_password(sweep.config["storage"])}
+            text = yaml.safe_dump(written, sort_keys=False, allow_unicode=True, width=120)
             write_text(sweep.dir / "config.yaml", text, shared=True)
 
     def trials(self) -> list[optuna.trial.FrozenTrial]:
-        """The sweep's trials so far, by number. Beyond `trials` are only those that machines without a common disk made at one moment."""
+        """The trials so far, by number; without surplus ones that machines without a common disk created at the same moment."""
         return [trial for trial in self.study.get_trials(deepcopy=False) if trial.number < self.sweep.trials]
 
     @property
@@ -95,37 +95,37 @@ class Study:
         return len(found) == self.sweep.trials and all(trial.state.is_finished() for trial in found)
 
     def claim(self) -> Claim | None:
-        """A trial that nobody works on any more, else a new one; None while the others have all that is left."""
-        with self._alone():
+        """A trial that has lost its owner, otherwise a new one; None if other workers own all that are left."""
+        with self._locked():
             for frozen in self.trials():
-                if frozen.state == State.RUNNING and frozen.user_attrs.get("place") == self.place:
-                    lock = _own(self.sweep.folder(frozen.number))
+                if frozen.state == TrialState.RUNNING and frozen.user_attrs.get("place") == self.place:
+                    lock = _lock_trial(self.sweep.folder(frozen.number))
                     if lock is None:
                         continue
                     trial_id = self._id(frozen.number)
                     # Its owner may have finished it between the reading and the locking.
-                    if self.storage.get_trial(trial_id).state == State.RUNNING:
-                        return self._draw(frozen.number, trial_id, lock)
+                    if self.storage.get_trial(trial_id).state == TrialState.RUNNING:
+                        return self._claimed(frozen.number, trial_id, lock)
                     lock.close()
             if len(self.trials()) >= self.sweep.trials:
                 return None
             return self._new()
 
     def _new(self) -> Claim | None:
-        # Not Study.ask: a kill behind it would leave a trial that is in no place.
+        # Not Study.ask: a kill right after it would leave a trial without a place, which nobody could take over.
         attributes = {"place": self.place, "host": platform.node(), "dir": str(self.sweep.dir.resolve())}
-        template = optuna.trial.create_trial(state=State.RUNNING, user_attrs=attributes)
+        template = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=attributes)
         trial_id = self.storage.create_new_trial(self.id, template)
         number = self.storage.get_trial(trial_id).number
-        if number >= self.sweep.trials:  # another machine was quicker
-            self.storage.set_trial_state_values(trial_id, State.FAIL)
+        if number >= self.sweep.trials:  # another machine was faster
+            self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
             return None
-        lock = _own(self.sweep.folder(number))
+        lock = _lock_trial(self.sweep.folder(number))
         assert lock is not None, "a new trial has no owner"
-        return self._draw(number, trial_id, lock)
+        return self._claimed(number, trial_id, lock)
 
-    def _draw(self, number: int, trial_id: int, lock: IO[str]) -> Claim:
-        """The trial with its parameters: those that it has are kept, so this may be done again after a kill in the middle."""
+    def _claimed(self, number: int, trial_id: int, lock: IO[str]) -> Claim:
+        """Claim a locked trial and draw its parameters; those already drawn are kept, so this can be repeated after a kill."""
         try:
             with _quietly():
                 self.study.sampler = config.build(self.sweep.config["sampler"], SAMPLERS, number, self.sweep.space)
@@ -139,16 +139,16 @@ class Study:
         return Claim(number, params, trial, lock, before)
 
     def note(self, claim: Claim, **facts: Any) -> None:
-        """Keep facts with an unfinished trial; one that somebody finished from outside keeps what it has."""
+        """Store facts with a trial, unless somebody has finished it from outside (`optuna tell`)."""
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             for key, value in facts.items():
                 claim.trial.set_user_attr(key, value)
 
     def tell(self, claim: Claim, value: float | None, why: str = "") -> None:
-        """Finish a trial: with its value, or as failed with why. Its lock stays with the claim."""
+        """Finish a trial with its value, or as failed for the reason `why`. The claim keeps its lock."""
         if value is None:
             self.note(claim, why=why)
-        state = State.FAIL if value is None else State.COMPLETE
+        state = TrialState.FAIL if value is None else TrialState.COMPLETE
         with _quietly():
             self.study.tell(claim.trial, value, state=state, skip_if_finished=True)
 
@@ -156,8 +156,8 @@ class Study:
         return self.storage.get_trial_id_from_study_id_trial_number(self.id, number)
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Of all workers on this disk, one at a time."""
+    def _locked(self) -> Iterator[None]:
+        """Only one worker of this folder at a time is inside."""
         with open(self.sweep.dir / _LOCK, "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -167,16 +167,16 @@ class Study:
         if known is None:
             if self.study.get_trials(deepcopy=False):
                 raise UserError(
-                    f"the study {self.name} holds trials of something else; choose another study (or run.dir)"
+                    f"the study {self.name} holds trials that are not of a sweep; choose another study (or run.dir)"
                 )
             if left := sorted(self.sweep.dir.glob("trial-*")):
                 raise UserError(
-                    f"run.dir: {self.sweep.dir} holds {left[0].name}, but the storage knows nothing of it; restore the storage, or "
+                    f"run.dir: {self.sweep.dir} holds {left[0].name}, which is not in the storage; restore the storage, or "
                     "choose another run.dir"
                 )
             self.study.set_user_attr("sweep", self.sweep.identity)
             return
-        # As the storage gives it back: JSON.
+        # The storage returns JSON.
         changed = differing(known, json.loads(json.dumps(self.sweep.identity)))
         if changed:
             listed = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, old, new in changed)
@@ -185,10 +185,10 @@ class Study:
             )
 
 
-def _own(folder: Path) -> IO[str] | None:
-    """The lock of a trial, if nobody holds it."""
+def _lock_trial(folder: Path) -> IO[str] | None:
+    """Take the lock of a trial; None if another process holds it."""
     folder.mkdir(exist_ok=True)
-    file = open(folder / _OWNER, "w")  # noqa: SIM115 - held by the claim
+    file = open(folder / _OWNER, "w")  # noqa: SIM115 - the claim holds it
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -198,7 +198,7 @@ def _own(folder: Path) -> IO[str] | None:
 
 
 def _place(folder: Path) -> str:
-    """What the folder is known by in the storage, wherever it is mounted."""
+    """The identifier of the folder in the storage, the same wherever the disk is mounted."""
     path = folder / _PLACE
     if not path.exists():
         write_text(path, uuid.uuid4().hex)
@@ -214,7 +214,7 @@ def _check_folder(sweep: Sweep) -> None:
     except (yaml.YAMLError, UnicodeDecodeError):
         before = None
     if not isinstance(before, dict) or "search" not in before:
-        raise UserError(f"run.dir: {sweep.dir} holds something else than a sweep; choose another run.dir")
+        raise UserError(f"run.dir: {sweep.dir} holds something other than a sweep; choose another run.dir")
 
 
 def _open_storage(sweep: Sweep) -> optuna.storages.BaseStorage:
@@ -241,7 +241,7 @@ def _open_storage(sweep: Sweep) -> optuna.storages.BaseStorage:
 
 
 def cause(error: BaseException) -> str:
-    """What a database said, without what SQLAlchemy and Optuna put around it."""
+    """The database's own message, without the text that SQLAlchemy and Optuna add."""
     inner = error.__cause__ or error
     return (str(getattr(inner, "orig", None) or inner).splitlines() or [type(inner).__name__])[0]
 
@@ -257,7 +257,7 @@ def _without_password(where: str) -> str:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """What we use of what Optuna calls experimental has been in it for years; the user can do nothing about it."""
+    """Silence Optuna's warnings about experimental features: those used here are years old, and the user cannot act on them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield

@@ -1,7 +1,7 @@
-"""A trial as a process of its own: its memory goes back when it ends, and what kills it kills no other.
+"""A trial in a process of its own: its memory is freed when it ends, and a crash ends no other trial.
 
-It is forked from the worker, which has paid for the imports and has used neither torch's threads nor a GPU (importing and checking configs
-asks no driver), so that nothing is copied halfway through. Terminal and signals are the worker's; the trial hears from it alone.
+It is forked from the worker, so imports are paid for once. The worker uses neither torch's threads nor a GPU, whose state a fork would
+break. Terminal signals reach only the worker, which passes them on to its trials.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from ..exits import answer
 from .plan import Sweep
 from .study import Claim
 
-MISTAKE, CRASHED = 2, 70  # exit codes beside those of exits.py, which has none of its own for a traceback
+MISTAKE, CRASHED = 2, 70  # exit codes: 2 as in exits.py; 70 for a traceback, which exits.py has no code for
 LOG = "logs/trial.log"
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One process that works on a trial. slot: its number among those at one time in this worker, from 0."""
+    """One process that works on a trial. slot: index of its place among this worker's parallel trials, from 0."""
 
     claim: Claim
     slot: int
@@ -45,15 +45,15 @@ class Attempt:
             os.kill(self.process.pid, number)
 
 
-def start(sweep: Sweep, claim: Claim, slot: int, slots: int, others: Sequence[Claim]) -> Attempt:
-    """Begin or resume the trial. slots: how many run at one time. others: this worker's claims on others, not the trial's to hold."""
+def start_trial(sweep: Sweep, claim: Claim, slot: int, slots: int, others: Sequence[Claim]) -> Attempt:
+    """Begin or resume the trial. slots: trials at the same time. others: this worker's other claims, which the trial must not hold."""
     folder = sweep.folder(claim.number)
     (folder / LOG).parent.mkdir(exist_ok=True)
     arguments = (sweep.verb, sweep.file, sweep.overrides(claim.number, claim.params), folder / LOG)
     process = multiprocessing.get_context("fork").Process(
         target=_work, args=(*arguments, claim, others, slot, slots, os.getpid()), name=folder.name
     )
-    # Held back until the trial has handlers of its own: with the worker's it would not hear a request to stop.
+    # Blocked until the trial has its own handlers: with the worker's, a request to stop would be lost.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)
     try:
         process.start()
@@ -62,10 +62,10 @@ def start(sweep: Sweep, claim: Claim, slot: int, slots: int, others: Sequence[Cl
     return Attempt(claim, slot, process)
 
 
-def reason(folder: Path) -> str:
-    """The last thing that a trial said."""
+def failure_reason(folder: Path) -> str:
+    """The last line of a trial's log."""
     lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1].removeprefix("error: ") if lines else "it said nothing"
+    return lines[-1].removeprefix("error: ") if lines else "its log is empty"
 
 
 def _work(
@@ -79,20 +79,22 @@ def _work(
     slots: int,
     worker: int,
 ) -> None:
-    _speak_to(log)
-    os.setsid()  # the terminal's Ctrl-C goes to the worker, which asks once
-    for number in REQUESTS:  # outside of `fit`, which saves before it stops
+    _redirect_output(log)
+    os.setsid()  # the terminal's Ctrl-C then goes to the worker only, which forwards it
+    for number in REQUESTS:  # these hold outside of `fit`, whose own handlers save first
         signal.signal(number, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, REQUESTS)
     stop_with_parent(worker)
     for other in others:
         other.free()
-    os.register_at_fork(after_in_child=claim.free)  # a loader process may outlive us by seconds
+    os.register_at_fork(
+        after_in_child=claim.free
+    )  # a loader process may outlive us by seconds and must not hold the lock
     _share_machine(slot, slots)
-    sys.exit(_answer(verb, file, overrides))
+    sys.exit(_exit_code(verb, file, overrides))
 
 
-def _answer(verb: str, file: str, overrides: list[str]) -> int:
+def _exit_code(verb: str, file: str, overrides: list[str]) -> int:
     from ..pipeline.run import run_pipeline
     from ..verbs import execute, resolve
 
@@ -109,14 +111,14 @@ def _answer(verb: str, file: str, overrides: list[str]) -> int:
         return CRASHED
 
 
-def _speak_to(log: Path) -> None:
-    sys.stdout = sys.stderr = open(log, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - as long as we live
+def _redirect_output(log: Path) -> None:
+    sys.stdout = sys.stderr = open(log, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - open until the process ends
     for descriptor in (1, 2):
         os.dup2(sys.stdout.fileno(), descriptor)
 
 
 def _share_machine(slot: int, slots: int) -> None:
-    """Trials at one time take the GPUs in turn, and each its part of the cores."""
+    """Give each parallel trial one GPU, in turn, and its share of the CPU cores."""
     import torch
 
     given = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -1,6 +1,6 @@
-"""`rootstock sweep`: one of its workers, which begins trials, resumes what others left, and writes the page when all are done.
+"""`rootstock sweep`: a worker that begins trials, resumes those that other workers left, and writes the page when all are done.
 
-The same command in another terminal, or on another machine, is another worker of the same sweep.
+The same command in another terminal, or on another machine, starts another worker of the same sweep.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from ...core.errors import UserError
 from ...core.interrupt import REQUESTS
 from ..exits import STOPPED
 from ..report.tables import selection_sentence
-from .page import write_page
-from .plan import Sweep, plan
-from .result import printed, read_result, shown, write_result
-from .study import Claim, State, StorageError, Study, cause
-from .trial import CRASHED, MISTAKE, Attempt, reason, start
+from .page import write_sweep_page
+from .plan import Sweep, plan_sweep
+from .result import params_in_words, read_result, trials_table, write_result
+from .study import Claim, StorageError, Study, TrialState, cause
+from .trial import CRASHED, MISTAKE, Attempt, failure_reason, start_trial
 
-_LOOK_AGAIN = 1.0  # seconds between looks at trials that other workers have
-_FAILURES = 3  # without one success: then something is wrong with all of them
-_DEATHS = 3  # of a trial that the system kills, before it counts as failed
+_LOOK_AGAIN = 1.0  # seconds between two looks at the trials of other workers
+_FAILURES = 3  # failed trials without a success, after which the sweep stops: the cause is probably common to all
+_DEATHS = 3  # times that the system may kill a trial before it counts as failed
 
 
 def run_sweep(path: str, overrides: Sequence[str], slots: int) -> int:
-    """Work on a sweep until all its trials are done; a finished one is told and left alone. slots: trials at one time.
+    """Work on a sweep until all its trials are done; of a finished sweep only print the result. slots: trials at the same time.
 
-    Returns the exit code. Raises UserError, and KeyboardInterrupt where it was asked to stop, after the trials have saved.
+    Returns the exit code. Raises UserError, and KeyboardInterrupt if asked to stop, after the trials have saved.
     """
     if slots < 1:
         raise UserError(f"--workers {slots}: expected 1 or more")
@@ -42,43 +42,43 @@ def run_sweep(path: str, overrides: Sequence[str], slots: int) -> int:
         raise UserError(
             "a sweep starts its trials itself; run it without torchrun or accelerate, with --workers N for several at once"
         )
-    sweep = plan(path, overrides)
+    sweep = plan_sweep(path, overrides)
     console = Console(stderr=True, highlight=False, width=None if os.isatty(2) else 160)
     try:
         study = Study(sweep)
         before = read_result(sweep.dir)
         if study.finished and before is not None and len(before["trials"]) >= sweep.trials:
             console.print(f"{sweep.dir} is finished; raise trials to go on, or choose another run.dir", markup=False)
-            _tell(console, before)
+            _print_result(console, before)
             return 0
         Worker(sweep, study, slots, console).work()
-        if not study.finished:  # what is left belongs to machines that share no disk with this one
+        if not study.finished:  # the other trials belong to machines that share no disk with this one
             return 0
-        _tell(console, write_result(study))
-        console.print(f"report: {write_page(sweep.dir)}", markup=False, soft_wrap=True)
+        _print_result(console, write_result(study))
+        console.print(f"report: {write_sweep_page(sweep.dir)}", markup=False, soft_wrap=True)
         return 0
     except StorageError as error:
-        raise UserError(f"storage: {cause(error)}; run the same command to go on when it answers again") from error
+        raise UserError(f"storage: {cause(error)}; run the same command to go on once it answers again") from error
 
 
-def _tell(console: Console, result: Mapping[str, Any]) -> None:
-    console.print(printed(result))
+def _print_result(console: Console, result: Mapping[str, Any]) -> None:
+    console.print(trials_table(result))
     console.print(selection_sentence(result["selection"]), markup=False, soft_wrap=True)
     if result["best"] is not None:
         console.print(f"best: {result['best']['command']}", markup=False, soft_wrap=True)
 
 
 class Worker:
-    """The loop, and what it says on the way."""
+    """The main loop of a worker and its messages."""
 
     def __init__(self, sweep: Sweep, study: Study, slots: int, console: Console) -> None:
         self.sweep, self.study, self.slots, self.console = sweep, study, slots, console
         self.attempts: list[Attempt] = []
-        self.failures = 0  # one after the other, without a success
+        self.failures = 0  # since the last success
         self.waiting: set[int] = set()
 
     def work(self) -> None:
-        """Until nothing is left that this worker could do. Raises KeyboardInterrupt when asked to stop, UserError when all trials fail."""
+        """Run trials until nothing is left for this worker. Raises KeyboardInterrupt if asked to stop, UserError if all trials fail."""
         found = self.study.trials()
         done = sum(trial.state.is_finished() for trial in found)
         objective = "/".join(filter(None, self.sweep.objective))
@@ -88,7 +88,7 @@ class Worker:
         )
         with _requests(self.attempts) as asked:
             try:
-                while not asked and (self._begin() or self._others()):
+                while not asked and (self._begin() or self._others_work()):
                     self._listen()
             finally:
                 self._stop()
@@ -99,31 +99,31 @@ class Worker:
         self.console.print(text, markup=False, soft_wrap=True)
 
     def _begin(self) -> bool:
-        """Fill the free slots; whether any is filled then."""
+        """Start trials in the free slots. Returns whether any trial is running."""
         while len(self.attempts) < self.slots and (claim := self.study.claim()) is not None:
             slot = next(number for number in range(self.slots) if all(a.slot != number for a in self.attempts))
             again = f", begun before ({claim.before} x)" if claim.before else ""
-            self.say(f"trial {claim.number:3d}  {shown(claim.params)}{again}")
-            self.attempts.append(start(self.sweep, claim, slot, self.slots, [a.claim for a in self.attempts]))
+            self.say(f"trial {claim.number:3d}  {params_in_words(claim.params)}{again}")
+            self.attempts.append(start_trial(self.sweep, claim, slot, self.slots, [a.claim for a in self.attempts]))
         return bool(self.attempts)
 
-    def _others(self) -> bool:
-        """Whether others of this disk still work on trials, which this worker would take over should they be killed."""
-        running = [trial for trial in self.study.trials() if trial.state == State.RUNNING]
+    def _others_work(self) -> bool:
+        """Whether other workers in this folder still run trials; this worker takes a trial over if its owner is killed."""
+        running = [trial for trial in self.study.trials() if trial.state == TrialState.RUNNING]
         here = {trial.number for trial in running if trial.user_attrs.get("place") == self.study.place}
         if here - self.waiting:
-            self.say(f"waiting for {_listed(sorted(here))}, which other workers have")
+            self.say(f"waiting for {_listed(sorted(here))}, which other workers run")
         self.waiting = here
         if running and not here:
             places = ", ".join(sorted({f"{t.user_attrs.get('host')}:{t.user_attrs.get('dir')}" for t in running}))
             self.say(
-                f"still to come: {_listed([t.number for t in running])} of {places}, where the same command goes on with them; if that is "
-                f"gone: optuna tell --storage URL --study-name {self.study.name} --trial-number N --state fail"
+                f"unfinished: {_listed([t.number for t in running])} in {places}; the same command continues there. If they are lost: "
+                f"optuna tell --storage URL --study-name {self.study.name} --trial-number N --state fail"
             )
         return bool(here)
 
     def _listen(self) -> None:
-        """Wait for a trial to end, or for a while, and deal with those that have ended."""
+        """Wait until a trial ends, for _LOOK_AGAIN seconds at most, and handle those that have ended."""
         wait([attempt.process.sentinel for attempt in self.attempts], _LOOK_AGAIN)
         for attempt in [attempt for attempt in self.attempts if not attempt.process.is_alive()]:
             self.attempts.remove(attempt)
@@ -140,11 +140,11 @@ class Worker:
             if code == 0:
                 self._succeeded(claim, attempt.seconds)
             elif code in (MISTAKE, CRASHED):
-                self._failed(claim, reason(self.sweep.folder(claim.number)))
+                self._failed(claim, failure_reason(self.sweep.folder(claim.number)))
             elif code == STOPPED or -code in REQUESTS:
                 self.say(f"trial {claim.number:3d}  stopped; resumes with the same command")
             elif code > 0:
-                raise UserError(f"trial {claim.number}: {reason(self.sweep.folder(claim.number))}")
+                raise UserError(f"trial {claim.number}: {failure_reason(self.sweep.folder(claim.number))}")
             else:
                 self._killed(claim, signal.Signals(-code).name, earlier.get("deaths", 0) + 1)
         finally:
@@ -154,7 +154,7 @@ class Worker:
         try:
             value = self.sweep.objective.of(self.sweep.folder(claim.number))
         except UserError as error:
-            raise UserError(f"objective: {error}; mend it, and choose another run.dir") from error
+            raise UserError(f"objective: {error}; correct it, and choose another run.dir") from error
         if math.isnan(value):
             self._failed(claim, f"{self.sweep.objective.name} is not a number")
             return
@@ -168,21 +168,21 @@ class Worker:
         self.study.tell(claim, None, why)
         self.say(f"trial {claim.number:3d}  failed: {why}")
         self.failures += 1
-        if self.failures >= _FAILURES and not any(t.state == State.COMPLETE for t in self.study.trials()):
+        if self.failures >= _FAILURES and not any(t.state == TrialState.COMPLETE for t in self.study.trials()):
             raise UserError(
                 f"{self.failures} trials have failed and none has finished; the last, trial {claim.number}: {why} (its log is in "
-                f"{self.sweep.folder(claim.number)}/logs); mend that, and choose another run.dir"
+                f"{self.sweep.folder(claim.number)}/logs); correct the cause, and choose another run.dir"
             )
 
     def _killed(self, claim: Claim, by: str, deaths: int) -> None:
         self.study.note(claim, deaths=deaths)
         if deaths >= _DEATHS:
-            self._failed(claim, f"was killed by {by} {deaths} times, which is what happens where memory runs out")
+            self._failed(claim, f"was killed by {by} {deaths} times; the usual cause is too little memory")
         else:
-            self.say(f"trial {claim.number:3d}  was killed by {by}; it is resumed")
+            self.say(f"trial {claim.number:3d}  was killed by {by}; resuming it")
 
     def _stop(self) -> None:
-        """Leave no trial behind: each saves and ends; those that had just finished are told."""
+        """Ask all trials to save and end, and wait for them; those that just finished are recorded."""
         for attempt in self.attempts:
             attempt.ask(signal.SIGTERM)
         while self.attempts:
@@ -195,7 +195,7 @@ def _listed(numbers: Sequence[int]) -> str:
 
 @contextmanager
 def _requests(attempts: list[Attempt]) -> Iterator[list[int]]:
-    """The list fills when someone asks to stop. A second Ctrl-C has the trials leave at once."""
+    """Yields a list of the signals that asked to stop. A second Ctrl-C ends the trials without saving."""
     asked: list[int] = []
 
     def ask(number: int, _: Any) -> None:

@@ -15,7 +15,7 @@ import yaml
 
 from rootstock.core.errors import UserError
 from rootstock.core.run import state
-from rootstock.launch.runs import find, list_runs, row_of, spoken
+from rootstock.launch.runs import age_in_words, find_runs, list_runs, row_of
 
 Rootstock = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = ["data.train=sklearn:digits#[:64]", "optim.batch_size=16", "run.workers=0", "evaluate=null"]
@@ -88,12 +88,12 @@ def test_runs_of_pipelines_are_found_and_nothing_inside_a_run_is(tmp_path: Path)
     for seed in (1, 0):
         leave(pipeline / f"seed-{seed}" / "a")
     leave(pipeline / "other" / "b")
-    assert [path.relative_to(tmp_path).as_posix() for path in find(tmp_path)] == [
+    assert [path.relative_to(tmp_path).as_posix() for path in find_runs(tmp_path)] == [
         "all/seed-0/a",
         "all/seed-1/a",
         "alone",
     ]
-    assert list(find(tmp_path / "alone")) == [tmp_path / "alone"]
+    assert list(find_runs(tmp_path / "alone")) == [tmp_path / "alone"]
 
 
 def test_a_row_tells_the_newest_accuracy_or_else_the_loss(tmp_path: Path) -> None:
@@ -129,4 +129,4 @@ def test_a_folder_without_runs_is_said(tmp_path: Path, name: str, words: str) ->
     ("seconds", "said"), [(0.4, "0 s"), (59.0, "59 s"), (61.0, "1 min"), (7300.0, "2 h"), (86400.0 * 3.9, "3 d")]
 )
 def test_ages_are_spoken(seconds: float, said: str) -> None:
-    assert spoken(seconds) == said
+    assert age_in_words(seconds) == said

@@ -12,7 +12,8 @@ import yaml
 from rootstock.core import files
 from rootstock.core.config.resolve import ConfigError, load
 from rootstock.core.errors import UserError
-from rootstock.launch.pipeline.plan import plan, references
+from rootstock.launch.pipeline.checks import references
+from rootstock.launch.pipeline.plan import plan_pipeline
 from rootstock.launch.pipeline.run import run_pipeline
 from rootstock.launch.report.results import compare, summarise
 
@@ -228,7 +229,7 @@ def test_every_mistake_at_once(project: Path, tmp_path: Path) -> None:
     broken["report"]["rows"][0] |= {"stage": "plane", "metric": "accuracy", "also": {"F1": "f1"}}
     broken["report"]["comparisons"][0]["a"] = "SLL"
     with pytest.raises(ConfigError) as caught:
-        plan(write(tmp_path, broken), ["stages.sssl.lr=1", "stages.ssl"], resolve)
+        plan_pipeline(write(tmp_path, broken), ["stages.sssl.lr=1", "stages.ssl"], resolve)
     expected = [
         r"seeds: expected how many",
         "stages.plain.confg: unknown key; did you mean config?",
@@ -251,7 +252,7 @@ def test_a_stage_uses_only_those_above_it(project: Path, tmp_path: Path, target:
     circle = changed()
     circle["stages"]["plain"]["set"] = {"weights": target}
     with pytest.raises(ConfigError, match=f"stages.plain.set.weights: {target} does not come before plain"):
-        plan(write(tmp_path, circle), [], resolve)
+        plan_pipeline(write(tmp_path, circle), [], resolve)
 
 
 def test_stage_configs_are_checked_before_the_first_runs(project: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from rootstock.launch.pipeline.run import tabulate
 from rootstock.launch.report.confusion import confusions
 from rootstock.launch.report.figures import curves, heat, scatter
 from rootstock.launch.report.page import write_report
-from rootstock.launch.report.records import by_experiment, read
+from rootstock.launch.report.records import by_experiment, read_run
 from rootstock.launch.report.tables import differences_table, duration, results_tables
 
 CLASSES = ["cat", "dog & <b>", "鳥", "$x_$"]
@@ -171,7 +171,7 @@ def test_one_seed_is_written_as_one_run_with_its_bootstrap(tmp_path: Path) -> No
     page = Page(write_report([make_pipeline(tmp_path / "p", 1)], tmp_path / "r.html"))
     assert "one run" in page.text and "[65.0, 75.0]" in page.text
     assert "bootstrap intervals over its test images" in page.text and "t-interval" not in page.text
-    assert "One seed only" in page.text
+    assert "There is only one seed" in page.text
 
 
 def test_page_of_one_run_shows_every_protocol(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_page_of_one_run_shows_every_protocol(tmp_path: Path) -> None:
 def test_runs_that_differ_by_seed_become_one_row(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"a{s}", s, 0.7, lr=1) for s in range(2)]
     runs += [make_run(tmp_path / f"seed-{s}" / "b", s, 0.8 + s / 10, weights=f"seed-{s}/ssl") for s in range(2)]
-    stages = by_experiment([read(run) for run in runs])
+    stages = by_experiment([read_run(run) for run in runs])
     assert [[record.seed for record in stage.records] for stage in stages] == [[0, 1], [0, 1]]
     assert [stage.name for stage in stages] == ["a0", "b"]
     page = Page(write_report(runs, tmp_path / "r.html"))
@@ -201,7 +201,7 @@ def test_runs_that_differ_by_seed_become_one_row(tmp_path: Path) -> None:
 
 def test_the_same_seed_again_is_no_further_evidence(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name, 0) for name in ("first", "again")]
-    assert [stage.name for stage in by_experiment([read(run) for run in runs])] == ["first", "again"]
+    assert [stage.name for stage in by_experiment([read_run(run) for run in runs])] == ["first", "again"]
 
 
 def test_a_run_that_was_killed_has_a_page(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_run_that_was_killed_has_a_page(tmp_path: Path) -> None:
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     pipeline, run = make_pipeline(tmp_path / "p", 1), make_run(tmp_path / "run")
-    with pytest.raises(UserError, match="nowhere does not exist; expected the directory of a run"):
+    with pytest.raises(UserError, match="nowhere does not exist; expected the folder of a run"):
         write_report([tmp_path / "nowhere"], tmp_path / "r.html")
     with pytest.raises(UserError, match="holds no config"):
         write_report([tmp_path], tmp_path / "r.html")

@@ -15,13 +15,13 @@ import yaml
 
 from rootstock.core.errors import UserError
 from rootstock.launch.report.page import write_report
-from rootstock.launch.report.records import read
-from rootstock.launch.runs import find
-from rootstock.launch.sweep.page import write_page
-from rootstock.launch.sweep.plan import Sweep, plan
+from rootstock.launch.report.records import read_run
+from rootstock.launch.runs import find_runs
+from rootstock.launch.sweep.page import write_sweep_page
+from rootstock.launch.sweep.plan import Sweep, plan_sweep
 from rootstock.launch.sweep.result import short_names
 from rootstock.launch.sweep.search_space import Span
-from rootstock.launch.sweep.study import Claim, State, Study
+from rootstock.launch.sweep.study import Claim, Study, TrialState
 
 Run = Callable[..., list[int]]
 STEPS = 8
@@ -76,7 +76,7 @@ def sweep(**sections: Any) -> str:
 
 
 def planned(**sections: Any) -> Sweep:
-    return plan(sweep(**sections), [])
+    return plan_sweep(sweep(**sections), [])
 
 
 @pytest.fixture(scope="module")
@@ -124,11 +124,11 @@ def test_twelve_trials_over_two_workers_of_which_one_is_killed(run: Run) -> None
     assert run(at(5, signal.SIGKILL, "worker"), None) == [-signal.SIGKILL, 0]
     outcome, trials = result(), stored()
     assert [trial.number for trial in trials] == list(range(12)) == [trial["number"] for trial in outcome["trials"]]
-    assert {trial.state for trial in trials} == {State.COMPLETE}
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
     assert len({tuple(trial.params.items()) for trial in trials}) == 12
     assert sorted(path.name for path in Path("sweep").glob("trial-*")) == [f"trial-{n:04d}" for n in range(12)]
     for trial in outcome["trials"]:
-        record = read(Path(trial["run"]))
+        record = read_run(Path(trial["run"]))
         assert [row["step"] for row in record.rows if "loss" in row] == list(range(1, STEPS + 1))
         assert record.config["optim"]["lr"] == trial["params"]["optim.lr"] == trials[trial["number"]].params["optim.lr"]
         method = trial["params"]["method"]
@@ -137,18 +137,18 @@ def test_twelve_trials_over_two_workers_of_which_one_is_killed(run: Run) -> None
         assert record.config["data"]["selection"] == outcome["selection"] == "train-split"
     (twice,) = (trial for trial in outcome["trials"] if trial["attempts"] > 1)
     assert twice["attempts"] == 2
-    history = read(Path(twice["run"])).about["history"]
+    history = read_run(Path(twice["run"])).about["history"]
     assert len(history) == 2
     log = (Path(twice["run"]) / "logs" / "trial.log").read_text()
     assert "saved at step 6" in log and "resumed from step 6" in log
     assert outcome["best"]["value"] == max(trial["value"] for trial in outcome["trials"])
 
-    assert [path.name for path in find(Path("sweep"))] == [f"trial-{n:04d}" for n in range(12)]
+    assert [path.name for path in find_runs(Path("sweep"))] == [f"trial-{n:04d}" for n in range(12)]
     page = Path("sweep/report.html").read_text()
     for words in ("History", "Importance", "While training", "By lr", "All together", "12 trials", "2 x"):
         assert words in page
     assert write_report(["sweep"], "again.html").read_text() == page
-    with pytest.raises(UserError, match="sweep is a sweep and has a page of its own"):
+    with pytest.raises(UserError, match="sweep is a sweep, which has its own page"):
         write_report(["sweep", "sweep/trial-0000"], "both.html")
 
 
@@ -156,12 +156,12 @@ def test_a_worker_that_is_asked_to_stop_saves_and_goes_on_later(run: Run) -> Non
     sweep()
     assert run(at(5, signal.SIGTERM, "worker"), more=("trials=1",)) == [130]
     (stopped,) = stored()
-    assert stopped.state == State.RUNNING and not Path("sweep/result.json").exists()
+    assert stopped.state == TrialState.RUNNING and not Path("sweep/result.json").exists()
     assert json.loads(Path("sweep/trial-0000/state.json").read_text())["state"] == "preempted"
     with pytest.raises(UserError, match=r"sweep has no result.json yet; run the sweep to its end first"):
-        write_page(Path("sweep"))
+        write_sweep_page(Path("sweep"))
     assert run(None, more=("trials=1",)) == [0]
-    assert stored()[0].params == stopped.params and stored()[0].state == State.COMPLETE
+    assert stored()[0].params == stopped.params and stored()[0].state == TrialState.COMPLETE
     before = {path: path.read_bytes() for path in Path("sweep").rglob("*.json")}
     assert run(None, more=("trials=1",)) == [0]
     assert "sweep is finished; raise trials to go on, or choose another run.dir" in said()
@@ -193,7 +193,7 @@ def test_trials_that_all_fail_end_the_sweep(run: Run) -> None:
     sweep(sampler="grid", trials=None, search={"optim.batch_size": {"choice": [256, 257, 258, 259]}})
     assert run(None) == [2]
     assert "error: 3 trials have failed and none has finished; the last, trial 2: " in said()
-    assert [trial.state for trial in stored()] == [State.FAIL] * 3
+    assert [trial.state for trial in stored()] == [TrialState.FAIL] * 3
 
 
 def test_an_objective_that_was_not_measured_is_said_at_once(run: Run) -> None:
@@ -210,14 +210,14 @@ def test_a_pipeline_is_tuned_by_its_last_stage(run: Run) -> None:
     sweep(**sections, search=search, set={"stages.probe.data.test": None})
     assert run(None) == [0]
     for trial in result()["trials"]:
-        runs = [read(Path(trial["run"]) / f"seed-{seed}" / "probe") for seed in (0, 1)]
+        runs = [read_run(Path(trial["run"]) / f"seed-{seed}" / "probe") for seed in (0, 1)]
         values = [one.result["metrics"]["test/knn/accuracy"] for one in runs]
         assert trial["value"] == pytest.approx(sum(values) / 2)
         assert runs[0].result["data"]["test"] == "held-out 20% by seed"
-        ssl = read(Path(trial["run"]) / "seed-0" / "ssl").config
+        ssl = read_run(Path(trial["run"]) / "seed-0" / "ssl").config
         assert ssl["optim"]["lr"] == trial["params"]["stages.ssl.optim.lr"]
         assert ssl["data"]["selection"] == "train-split"
-    assert len(list(find(Path("sweep")))) == 4
+    assert len(list(find_runs(Path("sweep")))) == 4
 
 
 @pytest.fixture
@@ -260,7 +260,7 @@ def test_a_trial_that_ends_between_the_look_and_the_lock_is_not_taken_over(
     claim, before = take(claims, first), second.trials()
     first.tell(claim, 0.5)
     claim.free()
-    assert before[0].state == State.RUNNING
+    assert before[0].state == TrialState.RUNNING
     monkeypatch.setattr(second, "trials", lambda: before)
     assert second.claim() is None
 
@@ -335,7 +335,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"search": {"optim.name": {"choice": ["adamw", "sgdd"]}}}, r'search.optim.name: with "sgdd": .*did you mean sgd\?'),
     ({"search": {"optim.name": {"choice": ["sgd", "sgd"]}}}, "search.optim.name.choice: expected different values"),
     ({"search": {"seed": {"int": [0, 5]}}}, "search.seed: a seed is no hyper-parameter"),
-    ({"search": {"run.workers": {"int": [0, 5]}}}, "search.run.workers: what is under run changes no result"),
+    ({"search": {"run.workers": {"int": [0, 5]}}}, "search.run.workers: keys under run change no result"),
     ({"search": {}}, "search: expected at least one key"),
     ({"set": {"run.dir": "x"}}, "set.run.dir: each trial gets a folder of its own"),
     ({"set": {"optim.lrr": 1}}, r"tiny.yaml: optim.lrr: unknown key; did you mean lr\?"),
@@ -343,14 +343,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"verb": "pretrian"}, r"verb: expected .*did you mean pretrain\?"),
     ({"trials": None}, "trials: missing; say how many"),
     ({"trials": 0}, "trials: expected 1 or more, got 0"),
-    ({"sampler": "grid"}, "search.optim.lr: a grid needs a choice, or int, here"),
+    ({"sampler": "grid"}, "search.optim.lr: a grid needs choice or int here"),
     ({"sampler": "tpee"}, r"sampler: unknown name tpee; did you mean tpe\?"),
-    ({"objective": "tset/knn/accuracy"}, r"objective: tset/knn/accuracy is on no set that is measured; did you mean test\?"),
-    ({"objective": "loss"}, "objective: loss is on no set that is measured"),
-    ({"objective": "watch/rankme"}, "objective: watch/rankme is measured by pretraining alone, with evaluate.watch"),
+    ({"objective": "tset/knn/accuracy"}, r"objective: tset/knn/accuracy names no set that is measured; did you mean test\?"),
+    ({"objective": "loss"}, "objective: loss names no set that is measured"),
+    ({"objective": "watch/rankme"}, "objective: watch/rankme is measured only by pretraining with evaluate.watch"),
     ({"set": {"evaluate.knn": None}}, "objective: test/knn/accuracy is not measured by this pretraining; set evaluate.knn"),
-    ({"set": {"evaluate.test": "sklearn:digits"}}, "is on a set that evaluate.test names.*add set: {evaluate.test: null}"),
-    ({"selection": "source-val"}, r"selection: source-val is not how test/knn/accuracy chooses; leave it out"),
+    ({"set": {"evaluate.test": "sklearn:digits"}}, "is measured on a set that evaluate.test names.*add set: {evaluate.test: null}"),
+    ({"selection": "source-val"}, r"selection: source-val does not describe a choice by test/knn/accuracy; leave it out"),
 ]  # fmt: skip
 
 
@@ -377,14 +377,14 @@ FREE = {"data.test": None, "data.selection": "last"}
         ({"set": {"evaluate.watch": {}}, "objective": "watch/rankme"}, "rankme"),
         ({"set": {"data.selection": "tuned-on-target"}}, "tuned-on-target"),
         ({**ADAPT, "set": FREE, "objective": None}, "source-val"),
-        ({**ADAPT, "set": FREE, "objective": "target/classifier/accuracy"}, "looks at labels of the target"),
+        ({**ADAPT, "set": FREE, "objective": "target/classifier/accuracy"}, "uses labels of the target"),
         (
             {**ADAPT, "set": FREE, "objective": "target/classifier/accuracy", "selection": "tuned-on-target"},
             "tuned-on-target",
         ),
         (
             {**ADAPT, "set": FREE, "objective": "target/classifier/accuracy", "selection": "train-split"},
-            "looks at labels of the target",
+            "uses labels of the target",
         ),
         ({**ADAPT, "set": {"data.test": None}, "objective": None}, "tuned-on-target"),
         ({**ADAPT, "objective": None}, "a set that data.test names"),
@@ -429,14 +429,14 @@ def test_another_sweep_in_the_folder_or_the_study_is_refused(tmp_path: Path) -> 
 
     Path("sweep/trial-0000").mkdir()
     Path("sweep/study.db").unlink()
-    with pytest.raises(UserError, match="holds trial-0000, but the storage knows nothing of it; restore the storage"):
+    with pytest.raises(UserError, match="holds trial-0000, which is not in the storage; restore the storage"):
         Study(planned(set={"seed": 0}))
     Path("plain").mkdir()
     Path("plain/config.yaml").write_text("verb: pretrain\n")
-    with pytest.raises(UserError, match=r"plain holds something else than a sweep; choose another run.dir"):
+    with pytest.raises(UserError, match=r"plain holds something other than a sweep; choose another run.dir"):
         Study(planned(run={"dir": "plain"}))
     optuna.create_study(study_name="taken", storage="sqlite:///other.db").add_trial(optuna.create_trial(value=1.0))
-    with pytest.raises(UserError, match="the study taken holds trials of something else"):
+    with pytest.raises(UserError, match="the study taken holds trials that are not of a sweep"):
         Study(planned(run={"dir": "new"}, storage="sqlite:///other.db", study="taken"))
 
 

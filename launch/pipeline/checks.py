@@ -1,0 +1,116 @@
+"""The checks of a pipeline's file that need no stage's config: names, references between stages, rows and comparisons."""
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from ...core.config.messages import among
+from ...core.config.resolve import ConfigError, validate
+from ...core.config.yaml_file import parse
+from .sections import comparison, row
+
+REFERENCE = re.compile(r"@([^/]+)(/.*)?")
+_SET_BY_PIPELINE = {"seed": "seeds", "run.dir": "run.dir"}  # key of a stage: key of the pipeline
+
+
+def read_seeds(given: int | list[int], problems: list[str]) -> list[int]:
+    """The list of seeds that `seeds` stands for."""
+    seeds = list(range(given)) if isinstance(given, int) else given
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        problems.append(f"seeds: expected how many (1 or more), or a list of different seeds, got {given}")
+    return seeds
+
+
+def validate_each(
+    path: str, sections: Mapping[str, Any], schema: Callable[..., Any], problems: list[str]
+) -> dict[str, Any]:
+    """Resolve sections that share one schema, by name; each problem gets the path of its section."""
+    resolved = {}
+    for name, section in sections.items():
+        try:
+            resolved[name] = validate(section, schema)
+        except ConfigError as error:
+            problems += [f"{path}.{name}.{problem}" for problem in error.problems]
+    return resolved
+
+
+def add_overrides(stages: dict[str, Any], overrides: Sequence[str], names: Sequence[str], problems: list[str]) -> None:
+    """Append each override `stages.NAME.KEY=VALUE` to the `set` of its stage."""
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        _, name, key = (*path.split(".", 2), "", "")[:3]
+        if not equals or not key:
+            problems.append(f"{override}: expected stages.NAME.KEY=VALUE, for example stages.simclr.optim.lr=1e-3")
+        elif name not in names:
+            problems.append(f"{path}: no stage {name}{among(name, names)}")
+        elif name in stages:
+            stages[name]["set"].pop(key, None)
+            try:
+                # YAML reserves the @ at the start of a stage reference, so such text is not parsed.
+                stages[name]["set"][key] = text if text.startswith("@") else parse(text, path, problems)
+            except ConfigError as error:
+                problems += error.problems
+
+
+def check_stages(stages: Mapping[str, Any], verbs: Collection[str], names: Sequence[str], problems: list[str]) -> None:
+    """Check names, verbs and references. names: of all stages of the file, those with mistakes included."""
+    if not names:
+        problems.append("stages: expected at least one stage")
+    for name, section in stages.items():
+        above = names[: names.index(name)]
+        if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name):
+            problems.append(f"stages.{name}: a stage's name is its folder; use letters, digits, - and _")
+        if section["verb"] not in verbs:
+            problems.append(f"stages.{name}.verb: unknown verb {section['verb']}{among(section['verb'], verbs)}")
+        for key, value in section["set"].items():
+            where = f"stages.{name}.set.{key}"
+            if key in _SET_BY_PIPELINE:
+                problems.append(
+                    f"{where}: the pipeline gives each stage its {key}; set {_SET_BY_PIPELINE[key]} of the pipeline"
+                )
+            for other in references(value):
+                if other not in names:
+                    problems.append(f"{where}: no stage {other}{among(other, above)}")
+                elif other not in above:
+                    problems.append(f"{where}: @{other} does not come before {name}; a stage may use those above it")
+
+
+def check_report(report: dict[str, Any], names: Sequence[str], problems: list[str]) -> None:
+    """Resolve the rows and comparisons of the `report` section in place. names: of all stages."""
+    for key, schema in (("rows", row), ("comparisons", comparison)):
+        numbered = {str(index): section for index, section in enumerate(report[key])}
+        report[key] = list(validate_each(f"report.{key}", numbered, schema, problems).values())
+    for index, entry in enumerate(report["rows"]):
+        if entry["stage"] not in names:
+            problems.append(f"report.rows.{index}.stage: no stage {entry['stage']}{among(entry['stage'], names)}")
+        for key, name in {
+            "metric": entry["metric"],
+            **{f"also.{key}": name for key, name in entry["also"].items()},
+        }.items():
+            if name is not None and name.count("/") < 2:
+                problems.append(f"report.rows.{index}.{key}: expected TEST/PROTOCOL/METRIC, got {name}")
+    for index, entry in enumerate(report["comparisons"]):
+        for side in ("a", "b"):
+            found = rows_named(report["rows"], entry[side])
+            if len(found) != 1:
+                labels = [entry["label"] for entry in report["rows"]]
+                wrong = (
+                    f"no row {entry[side]}{among(entry[side], labels)}"
+                    if not found
+                    else f"{len(found)} rows show {entry[side]}; name one by its label"
+                )
+                problems.append(f"report.comparisons.{index}.{side}: {wrong}")
+
+
+def rows_named(rows: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
+    """The rows that a side of a comparison names: by label, otherwise by stage."""
+    return [entry for entry in rows if entry["label"] == name] or [entry for entry in rows if entry["stage"] == name]
+
+
+def references(value: Any) -> list[str]:
+    """The stages that a value of `set` names by "@NAME" or "@NAME/file", at any depth."""
+    if isinstance(value, str):
+        match = REFERENCE.fullmatch(value)
+        return [match[1]] if match else []
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return [name for item in inner for name in references(item)]

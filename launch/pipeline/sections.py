@@ -1,0 +1,86 @@
+"""The sections of a pipeline's file: each function's keyword-only parameters are the keys of one section."""
+
+from typing import Annotated, Any
+
+from ...core.config.resolve import Section
+
+
+def pipeline_folder(*, dir: str) -> None:
+    """The `run` section of a pipeline.
+
+    dir: Folder of all stages, of result.json and of report.html.
+    """
+
+
+def report_page(
+    *,
+    title: str = "",
+    text: str | list[str] = "",
+    columns: dict[str, str] = {},
+    rows: list[dict[str, Any]] = [],
+    comparisons: list[dict[str, Any]] = [],
+) -> None:
+    """The `report` section of a pipeline.
+
+    title: Title of the page; the folder's name by default.
+    text: Paragraph, or list of paragraphs, under the title.
+    columns: Test sets shown beside a row's own, {TEST: heading}.
+    rows: Rows of the table of results; by default one for each stage that measures something.
+    comparisons: Differences between two rows, paired by seed.
+    """
+
+
+def pipeline(
+    *,
+    run: Annotated[dict[str, Any], Section(pipeline_folder)],
+    seeds: int | list[int] = 1,
+    stages: dict[str, dict[str, Any]],
+    report: Annotated[dict[str, Any], Section(report_page)] = {},
+) -> None:
+    """The file of a pipeline.
+
+    run: Where the pipeline writes.
+    seeds: Number of seeds N (seeds 0 to N-1), or a list of different seeds; each stage runs once per seed.
+    stages: Stages by name, in the order in which they run; a name is also the stage's folder.
+    report: What result.json and report.html show.
+    """
+
+
+def stage(*, verb: str, config: str, set: dict[str, Any] = {}) -> None:
+    """One entry of `stages`.
+
+    verb: Command of the stage: pretrain, probe, finetune or adapt.
+    config: Config file of the stage, beside the pipeline's file or among the shipped ones.
+    set: Overrides of the config, {dotted key: value}; the value "@NAME" is the run folder of stage NAME with the same seed.
+    """
+
+
+def row(
+    *,
+    label: str,
+    stage: str,
+    metric: str | None = None,
+    also: dict[str, str] = {},
+    group: str = "",
+    note: str = "",
+    emphasis: bool = False,
+) -> None:
+    """One entry of `report.rows`.
+
+    label: Text of the row.
+    stage: Stage whose results the row shows.
+    metric: Metric of the row, TEST/PROTOCOL/METRIC; null takes the first one of the stage's result.
+    also: Further metrics shown beside it, {heading: TEST/PROTOCOL/METRIC}.
+    group: Heading under which the row stands; rows of one heading stand together.
+    note: Text in small letters under the label.
+    emphasis: Whether the row is printed in bold and its stage's map and errors stand in the page's first part.
+    """
+
+
+def comparison(*, label: str, a: str, b: str) -> None:
+    """One entry of `report.comparisons`: row a minus row b.
+
+    label: Text of the row.
+    a: First row, by its label or its stage.
+    b: Row that is subtracted, by its label or its stage.
+    """
