@@ -24,8 +24,8 @@ from .app import (
     verb,
 )
 from .cluster.launcher import follow_launcher
-from .cluster.launcher import launch as launch_processes
-from .cluster.placement import places
+from .cluster.launcher import launch_verb as launch_processes
+from .cluster.placement import read_placement
 from .exits import answer
 
 
@@ -85,9 +85,9 @@ def adapt_command(config: ConfigArgument, overrides: OverridesArgument = None) -
 
 def _files(folder: Path | None) -> None:
     if folder is not None:
-        from .cluster.files import copy_ready
+        from .cluster.files import copy_ready_files
 
-        raise typer.Exit(answer(lambda: copy_ready(folder)))
+        raise typer.Exit(answer(lambda: copy_ready_files(folder)))
 
 
 @verb
@@ -117,7 +117,7 @@ def launch_command(
     """Run a verb on several processes, here and on other nodes."""
     # PyTorchJob numbers its pods with RANK, which would silence every launcher but the first pod's (`exits.py` reads it).
     os.environ.pop("RANK", None)
-    where = places(nproc, nodes, rendezvous, job)
+    where = read_placement(nproc, nodes, rendezvous, job)
     if as_json and not dry:
         raise UserError("--json is for --dry-run; add it")
     from .early import check_early

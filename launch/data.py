@@ -27,14 +27,14 @@ LISTED = 20
 READERS = 4
 
 
-def describe(uri: str | Sequence[str], out: Path | None = None) -> int:
+def describe_set(uri: str | Sequence[str], out: Path | None = None) -> int:
     """Print what `uri` (or the union of several) holds and save a contact sheet (`contact-sheet.png` here, or `out`).
 
     Returns the exit status: 0, or 1 if a picture is damaged. Raises UserError if the URI cannot be opened.
     """
     console = Console(highlight=False)
     images, _ = open_with_splits(uri)
-    shapes, damaged = check(images, console)
+    shapes, damaged = check_pictures(images, console)
     print_summary(console, images, shapes)
     if images.labels is not None and images.classes is not None:
         print_counts(console, "class", images.classes, images.labels)
@@ -51,7 +51,7 @@ def describe(uri: str | Sequence[str], out: Path | None = None) -> int:
     return 1 if damaged else 0
 
 
-def check(images: Images, console: Console) -> tuple[Counter[tuple[int, ...]], list[tuple[int, str]]]:
+def check_pictures(images: Images, console: Console) -> tuple[Counter[tuple[int, ...]], list[tuple[int, str]]]:
     """Read every picture: how often each shape (C, H, W) occurs, and what is wrong with each damaged one."""
 
     def look(i: int) -> tuple[int, ...] | str:

@@ -43,18 +43,18 @@ def import_weights(
         raise UserError(f"--size: expected pixels, got {size}")
     if to.exists() and not (to.is_dir() and not any(to.iterdir())):
         raise UserError(f"--to: {to} exists already; name a new folder, or delete that one")
-    args = pairs(arguments)
+    args = parse_pairs(arguments)
     normalisation = {"mean": numbers("--mean", mean), "std": numbers("--std", std)}
     backbone, report = adopt(read(path), project, name=name, size=size, args=args, **normalisation)
-    export(backbone, report, to)
+    write_backbone(backbone, report, to)
     if as_json:
         print(json.dumps(report, indent=1))
     else:
-        print("\n".join(lines(report, to)))
+        print("\n".join(report_lines(report, to)))
     return 0
 
 
-def pairs(arguments: Sequence[str]) -> dict[str, Any]:
+def parse_pairs(arguments: Sequence[str]) -> dict[str, Any]:
     """{"depth": 6} of ["depth=6"], values as in YAML. Raises UserError."""
     args: dict[str, Any] = {}
     for argument in arguments:
@@ -77,7 +77,7 @@ def numbers(option: str, text: str | None) -> list[float] | None:
         ) from None
 
 
-def export(backbone: Backbone, report: dict[str, Any], to: Path) -> None:
+def write_backbone(backbone: Backbone, report: dict[str, Any], to: Path) -> None:
     """Write the folder under a dotted name, then rename it."""
     draft = to.with_name(f".{to.name}.import")
     with writable(to):
@@ -91,7 +91,7 @@ def export(backbone: Backbone, report: dict[str, Any], to: Path) -> None:
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def lines(report: dict[str, Any], to: Path) -> list[str]:
+def report_lines(report: dict[str, Any], to: Path) -> list[str]:
     """The report for a person: counts and first names; all names stand in import.json."""
     spec, where = report["backbone"], report["place"] or "the top of the file"
     told = f"recognised by {report['recognised_by']}" if report["recognised_by"] else "as --from says"

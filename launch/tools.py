@@ -38,9 +38,9 @@ def data_command(
     if pack is None:
         if given or skip_damaged:
             raise UserError(f"--{next(iter(given), 'skip-damaged')} is for packing; add --pack FOLDER")
-        from .data import describe
+        from .data import describe_set
 
-        return describe(uri, out)
+        return describe_set(uri, out)
     if out is not None:
         raise UserError("--out is where the contact sheet goes, and --pack draws none; give one of them")
     from ..core.images.pack.record import Packing
@@ -130,9 +130,9 @@ def doctor_command(
         return examine(as_json)
     # Silence is said in one sentence; torch, which reads this when it is imported, would add a stack trace for each try.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
-    from .doctor.distributed import examine_together
+    from .doctor.distributed import examine_distributed
 
-    return examine_together(nproc, nodes, rendezvous, job, device, timeout, as_json)
+    return examine_distributed(nproc, nodes, rendezvous, job, device, timeout, as_json)
 
 
 def schema_command() -> None:

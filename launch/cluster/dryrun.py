@@ -27,8 +27,8 @@ from ...core.train.fit import Training
 from ...core.train.parallel import strategy_for
 from ..verbs import BUILDERS, completed
 from . import launcher
-from .memory import Memory, expected
-from .placement import Places, check_devices
+from .memory import Memory, expected_memory
+from .placement import Placement, check_devices
 
 
 class DryRun(Run):
@@ -47,9 +47,9 @@ class DryRun(Run):
         """A dry run leaves no record."""
 
 
-def dry_run(verb: str, config: str, overrides: Sequence[str], where: Places, as_json: bool) -> None:
+def dry_run(verb: str, config: str, overrides: Sequence[str], where: Placement, as_json: bool) -> None:
     """Print the plan. Raises UserError for what cannot work."""
-    resolved = launcher.resolved(verb, config, overrides)
+    resolved = launcher.resolve_launch(verb, config, overrides)
     processes = where.nproc * where.nodes
     check_devices(where, resolved["run"])
     check(resolved["run"], resolved["seed"])
@@ -63,7 +63,9 @@ def dry_run(verb: str, config: str, overrides: Sequence[str], where: Places, as_
         micro = _micro(training, resolved, processes)
         facts |= _training(training, resolved, processes, micro)
         images = min(micro, resolved["run"]["chunk"] or micro)
-        memory = expected(training, partial(_of_size, verb, resolved), images, resolved["run"]["sharding"], processes)
+        memory = expected_memory(
+            training, partial(_of_size, verb, resolved), images, resolved["run"]["sharding"], processes
+        )
         facts |= _memory_facts(memory, resolved["run"]) | _checkpoints(training, memory, run)
     facts["will be written"] = _written(verb, run.dir)
     if run.said:
@@ -89,7 +91,7 @@ def _built(verb: str, resolved: Mapping[str, Any]) -> tuple[DryRun, Training | N
     return run, built.plan
 
 
-def _processes(where: Places, options: Mapping[str, Any]) -> str:
+def _processes(where: Placement, options: Mapping[str, Any]) -> str:
     gpu = options["device"] == "auto" and torch.cuda.device_count() > 0
     nodes = "1 node" if where.nodes == 1 else f"each of {where.nodes} nodes, rendezvous at {where.rendezvous}"
     return f"{where.nproc} on {nodes}, {'a GPU each (NCCL)' if gpu else 'on the CPU (gloo)'}"
@@ -109,7 +111,7 @@ def _home(images: Images, options: Mapping[str, Any]) -> str:
     uniform = images.uniform()
     if uniform is None:
         return f"decoded from their files by up to {options['workers']} workers a process"
-    size = spoken_bytes(len(images) * torch.Size(uniform.shape).numel() * uniform.dtype.itemsize)
+    size = bytes_in_words(len(images) * torch.Size(uniform.shape).numel() * uniform.dtype.itemsize)
     if options["resident"] == "on":
         return f"{size} of pixels, resident on the device"
     packed = images.uri.startswith("pack:")
@@ -160,11 +162,11 @@ def _of_size(verb: str, resolved: Mapping[str, Any], images: int) -> Training:
 
 
 def _memory_facts(memory: Memory, options: Mapping[str, Any]) -> dict[str, str]:
-    parts = ", ".join(f"{name} {spoken_bytes(size)}" for name, size in memory.parts().items())
+    parts = ", ".join(f"{name} {bytes_in_words(size)}" for name, size in memory.parts().items())
     note = "" if options["precision"] == "fp32" else "; bf16 keeps about half of the activations"
     if memory.total == memory.evaluation:
         note = "; that much for an evaluation, which has the whole network on each device"
-    return {"memory a process": f"about {spoken_bytes(memory.total)} in float32: {parts}{note}"}
+    return {"memory a process": f"about {bytes_in_words(memory.total)} in float32: {parts}{note}"}
 
 
 def _checkpoints(training: Training, memory: Memory, run: Run) -> dict[str, str]:
@@ -175,12 +177,14 @@ def _checkpoints(training: Training, memory: Memory, run: Run) -> dict[str, str]
     free = shutil.disk_usage(place).free
     if needed > free:
         raise UserError(
-            f"run.dir: {place} has {spoken_bytes(free)} free, and {keep + 1} checkpoints of {spoken_bytes(size)} come there; free some "
+            f"run.dir: {place} has {bytes_in_words(free)} free, and {keep + 1} checkpoints of {bytes_in_words(size)} come there; free some "
             "space, or choose another run.dir"
         )
     count = -(-training.steps // training.every.save) if training.every.save else 1
     every = f"every {training.every.save:,} steps" if training.every.save else "at the end"
-    return {"checkpoints": f"{count} of {spoken_bytes(size)}, {every}, the last {keep} kept; {spoken_bytes(free)} free"}
+    return {
+        "checkpoints": f"{count} of {bytes_in_words(size)}, {every}, the last {keep} kept; {bytes_in_words(free)} free"
+    }
 
 
 def _written(verb: str, folder: Path) -> str:
@@ -199,7 +203,7 @@ def _written(verb: str, folder: Path) -> str:
     return f"{folder}/: {' '.join([*kept, *made.get(verb, [])])}"
 
 
-def spoken_bytes(size: float) -> str:
+def bytes_in_words(size: float) -> str:
     """`512 B`, `3.4 MB`, `12 GB`: powers of 1000."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:

@@ -14,18 +14,18 @@ HERE = Path(__file__).parents[1]
 READY = ("Dockerfile", "accelerate/*.yaml", "cloud/*.yaml", "slurm/*.sh")
 
 
-def ready() -> list[Path]:
+def ready_files() -> list[Path]:
     """Their paths below this folder."""
     return sorted(path.relative_to(HERE) for pattern in READY for path in HERE.glob(pattern))
 
 
-def copy_ready(folder: Path) -> None:
+def copy_ready_files(folder: Path) -> None:
     """Copy them into `folder`, which is made, and print each one's path. Raises UserError where a file would be lost."""
-    taken = [path for path in ready() if (folder / path).exists()]
+    taken = [path for path in ready_files() if (folder / path).exists()]
     if taken:
         raise UserError(f"--files {folder}: {folder / taken[0]} is there already; name another folder")
     try:
-        for path in ready():
+        for path in ready_files():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(HERE / path, folder / path)
             typer.echo(folder / path)

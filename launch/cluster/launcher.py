@@ -21,27 +21,27 @@ from ...core.errors import UserError
 from ...core.interrupt import REQUESTS
 from ...core.launchlog import LOG_VARIABLE
 from ..exits import STOPPED
-from .placement import Places, apart, await_first_node, check_devices
+from .placement import Placement, await_first_node, check_devices, rendezvous_failed
 
 LAUNCHER = "ROOTSTOCK_LAUNCHER"
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 LOST = 131  # how a launch ends whose processes were well when the first node went
-PATIENCE = 600  # seconds that nodes wait for each other
+JOIN_TIMEOUT = 600  # seconds that nodes wait for each other
 # Seconds that processes have after a second Ctrl-C: one that waits for another in a collective hears no signal.
 GRACE = 3.0
 
 
-def launch(verb: str, config: str, overrides: Sequence[str], where: Places) -> int:
+def launch_verb(verb: str, config: str, overrides: Sequence[str], where: Placement) -> int:
     """Run the verb on all processes and return the exit code: 0, 2, 130 (saved and stopped), 131 (LOST) or 1. Raises UserError."""
-    options = resolved(verb, config, overrides)["run"]
+    options = resolve_launch(verb, config, overrides)["run"]
     check_devices(where, options)
-    return start([verb, config, *overrides], where, Path(options["dir"]) / "logs")
+    return start_processes([verb, config, *overrides], where, Path(options["dir"]) / "logs")
 
 
-def start(
-    arguments: Sequence[str], where: Places, logs: Path, answers: Collection[int] = (), patience: int = PATIENCE
+def start_processes(
+    arguments: Sequence[str], where: Placement, logs: Path, answers: Collection[int] = (), patience: int = JOIN_TIMEOUT
 ) -> int:
-    """Run `rootstock` with these arguments on all processes and return the exit code, as `launch` does, or one of `answers`.
+    """Run `rootstock` with these arguments on all processes and return the exit code, as `launch_verb` does, or one of `answers`.
 
     logs: the folder for what they print. answers: exit codes of processes that say something and are no failure. patience: seconds
     that nodes wait for each other. Raises Apart.
@@ -67,7 +67,7 @@ def start(
         except (RendezvousError, DistError) as error:
             reason = (str(error.__cause__ or error) or "some did not come in time").splitlines()[0]
             if _attempts(logs) == earlier:  # no process was started
-                raise apart(where, reason) from error
+                raise rendezvous_failed(where, reason) from error
             if asked:
                 return STOPPED
             print(f"error: lost the node at {where.rendezvous} ({reason}); its own words say why", file=sys.stderr)
@@ -80,7 +80,7 @@ def _attempts(logs: Path) -> set[Path]:
     return set(logs.glob("**/attempt_*"))
 
 
-def resolved(verb: str, config: str, overrides: Sequence[str]) -> dict[str, Any]:
+def resolve_launch(verb: str, config: str, overrides: Sequence[str]) -> dict[str, Any]:
     """The resolved config of a verb that can be launched. Raises UserError."""
     from ..verbs import VERBS, resolve
 
@@ -89,7 +89,7 @@ def resolved(verb: str, config: str, overrides: Sequence[str]) -> dict[str, Any]
     return resolve(verb, config, overrides)
 
 
-def _settings(where: Places, logs: Path, patience: int):
+def _settings(where: Placement, logs: Path, patience: int):
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, Std
     from torch.distributed.launcher.api import LaunchConfig
 

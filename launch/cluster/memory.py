@@ -38,7 +38,7 @@ class Memory(NamedTuple):
         return {name: size for name, size in self._asdict().items() if name not in ("saved", "evaluation")}
 
 
-def expected(
+def expected_memory(
     training: Training, of_size: Callable[[int], Training], images: int, sharding: str, processes: int
 ) -> Memory:
     """Weights, gradients and moments are counted. Activations are measured on few images, on one process, and grow by each further

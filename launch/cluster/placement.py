@@ -14,7 +14,7 @@ from ...core.errors import UserError
 
 
 @dataclass(frozen=True)
-class Places:
+class Placement:
     """Where the processes run. nproc: on each node. rendezvous: HOST:PORT of one node, the same on all; None on a single one.
     job: tells launches that share a rendezvous apart."""
 
@@ -24,7 +24,7 @@ class Places:
     job: str = "rootstock"
 
 
-def places(nproc: int | None, nodes: int, rendezvous: str | None, job: str | None) -> Places:
+def read_placement(nproc: int | None, nodes: int, rendezvous: str | None, job: str | None) -> Placement:
     """Check what the command line asks for. nproc: None for one a GPU, or one without. Raises UserError."""
     if nproc is None:
         import torch
@@ -39,14 +39,14 @@ def places(nproc: int | None, nodes: int, rendezvous: str | None, job: str | Non
         )
     if rendezvous is not None and not rendezvous.rpartition(":")[2].isdigit():
         raise UserError(f"--rendezvous {rendezvous}: expected HOST:PORT, for example node1:29400")
-    return Places(nproc, nodes, rendezvous, job or os.environ.get("SLURM_JOB_ID") or "rootstock")
+    return Placement(nproc, nodes, rendezvous, job or os.environ.get("SLURM_JOB_ID") or "rootstock")
 
 
-class Apart(UserError):
+class RendezvousFailed(UserError):
     """Nodes that did not meet at the rendezvous."""
 
 
-def check_devices(where: Places, options: Mapping[str, Any]) -> None:
+def check_devices(where: Placement, options: Mapping[str, Any]) -> None:
     """options: of the `run` section. Raises UserError for more processes than GPUs."""
     import torch
 
@@ -57,14 +57,14 @@ def check_devices(where: Places, options: Mapping[str, Any]) -> None:
         )
 
 
-def apart(where: Places, reason: str) -> Apart:
-    return Apart(
+def rendezvous_failed(where: Placement, reason: str) -> RendezvousFailed:
+    return RendezvousFailed(
         f"--rendezvous {where.rendezvous}: not all of {where.nodes} nodes met there ({reason}); is the same HOST:PORT given on all "
         f"of them, with --nodes {where.nodes} and the same --job, and does a firewall leave the port open?"
     )
 
 
-def await_first_node(where: Places, patience: float) -> None:
+def await_first_node(where: Placement, patience: float) -> None:
     """Where another node keeps the rendezvous, wait until it does. torch would wait inside of C++, deaf to signals. Raises Apart."""
     if where.nodes == 1 or where.rendezvous is None:
         return
@@ -77,7 +77,7 @@ def await_first_node(where: Places, patience: float) -> None:
         except OSError as error:  # its name, too, may be known only once it runs
             reason = str(error)
         if time.monotonic() > until:
-            raise apart(where, reason)
+            raise rendezvous_failed(where, reason)
         time.sleep(0.2)
 
 

@@ -13,7 +13,7 @@ from scipy.stats import quantile_test
 
 from ...core.distributed import all_reduce_min, barrier, transfers, world
 from .findings import Finding, Report
-from .link_rates import Nominal
+from .link_rates import LinkRate
 
 LATENCY, SIZES = 8, (2**20, 2**24, 2**26)  # bytes
 REPETITIONS = 9  # of which the median's 95 % interval leaves out the fastest and the slowest
@@ -28,7 +28,7 @@ BUS: dict[str, Callable[[int], float]] = {
 }
 
 
-class Timed(NamedTuple):
+class CollectiveTime(NamedTuple):
     """A collective on so many bytes (all processes' together): the median of a call's seconds with its 95 % interval."""
 
     collective: str
@@ -42,18 +42,18 @@ class Timed(NamedTuple):
         return self.bytes / self.seconds * BUS[self.collective](processes) / 1e9
 
 
-def measure(device: torch.device) -> Iterator[Timed]:
+def measure_collectives(device: torch.device) -> Iterator[CollectiveTime]:
     """The latency of an all-reduce, and each collective at all sizes that do not take too long. All processes see the same."""
-    yield timed("all_reduce", LATENCY, device)
+    yield time_collective("all_reduce", LATENCY, device)
     for collective in BUS:
         found = None
         for size in SIZES:
             if found is not None and found.seconds * size / found.bytes > SLOWEST:
                 break
-            yield (found := timed(collective, size, device))
+            yield (found := time_collective(collective, size, device))
 
 
-def timed(collective: str, size: int, device: torch.device) -> Timed:
+def time_collective(collective: str, size: int, device: torch.device) -> CollectiveTime:
     """Time it; of each repetition the slowest process counts. size: in bytes, cut to a multiple of the processes' numbers."""
     buffer = torch.zeros(max(2, size // 4 // world() * world()), device=device)
     call = transfers(buffer)[collective]
@@ -64,7 +64,7 @@ def timed(collective: str, size: int, device: torch.device) -> Timed:
     barrier()
     seconds = _slowest([_seconds(call, calls, device) / calls for _ in range(REPETITIONS)], device)
     low, high = quantile_test(seconds).confidence_interval(0.95)
-    return Timed(collective, buffer.numel() * 4, statistics.median(seconds), float(low), float(high))
+    return CollectiveTime(collective, buffer.numel() * 4, statistics.median(seconds), float(low), float(high))
 
 
 def _seconds(call: Callable[[], Any], calls: int, device: torch.device) -> float:
@@ -86,16 +86,16 @@ def _slowest(seconds: Sequence[float], device: torch.device) -> list[float]:
     return (-all_reduce_min(-torch.tensor(seconds, dtype=torch.float64, device=device))).tolist()
 
 
-def copying(device: torch.device) -> Nominal:
+def memory_copy_rate(device: torch.device) -> LinkRate:
     """What takes a link's place between processes of one machine: bytes that each copies in memory, all at once, measured."""
     source = torch.zeros(SIZES[-1] // 4)
     target = torch.empty_like(source)
     target.copy_(source)
     (seconds,) = _slowest([min(_seconds(lambda: target.copy_(source), 1, device) for _ in range(REPETITIONS))], device)
-    return Nominal("memory copy, measured", source.numel() * 4 / seconds / 1e9)
+    return LinkRate("memory copy, measured", source.numel() * 4 / seconds / 1e9)
 
 
-def tell(found: Sequence[Timed], link: Nominal, processes: int, report: Report) -> None:
+def report_bandwidth(found: Sequence[CollectiveTime], link: LinkRate, processes: int, report: Report) -> None:
     """The table, and in words how much of the link the largest all-reduce uses."""
     rate = link.rate
     rows = [
@@ -107,22 +107,22 @@ def tell(found: Sequence[Timed], link: Nominal, processes: int, report: Report) 
         rows,
         {
             "bandwidth": lambda row: row["collective"].replace("_", "-"),
-            "size": lambda row: spoken_size(row["bytes"]),
+            "size": lambda row: size_in_words(row["bytes"]),
             "median [95 %]": lambda row: " ".join(
-                [spoken_time(row["seconds"]), f"[{spoken_time(row['low'])}, {spoken_time(row['high'])}]"]
+                [time_in_words(row["seconds"]), f"[{time_in_words(row['low'])}, {time_in_words(row['high'])}]"]
             ),
             "bus GB/s": lambda row: f"{row['bus_gb_per_s']:.3g}" if row["bytes"] > LATENCY else "",
             "of nominal": lambda row: f"{100 * row['of_nominal']:.0f} %" if rate and row["bytes"] > LATENCY else "",
         },
     )
-    report.add(judged(found, link, processes))
+    report.add(bandwidth_finding(found, link, processes))
 
 
-def judged(found: Sequence[Timed], link: Nominal, processes: int) -> Finding:
-    latency = spoken_time(found[0].seconds)
+def bandwidth_finding(found: Sequence[CollectiveTime], link: LinkRate, processes: int) -> Finding:
+    latency = time_in_words(found[0].seconds)
     best = max((row for row in found if row.collective == "all_reduce"), key=lambda row: row.bytes)
     facts = {"link": link.link, "nominal_gb_per_s": link.rate, "latency_s": found[0].seconds}
-    said = f"latency {latency}; {spoken_size(best.bytes)} are all-reduced at {best.bus(processes):.3g} GB/s of bus bandwidth"
+    said = f"latency {latency}; {size_in_words(best.bytes)} are all-reduced at {best.bus(processes):.3g} GB/s of bus bandwidth"
     said += ", larger ones would take too long; " if best.bytes < 0.9 * SIZES[-1] else "; "
     if link.rate is None:
         return Finding("ok", "bandwidth", f"{said}nominal unknown ({link.link})", facts)
@@ -134,9 +134,9 @@ def judged(found: Sequence[Timed], link: Nominal, processes: int) -> Finding:
     return Finding("ok", "bandwidth", said, facts)
 
 
-def spoken_size(size: int) -> str:
+def size_in_words(size: int) -> str:
     return f"{size} B" if size < 2**19 else f"{round(size / 2**20)} MiB"
 
 
-def spoken_time(seconds: float) -> str:
+def time_in_words(seconds: float) -> str:
     return f"{seconds * 1e6:.3g} us" if seconds < 1e-3 else f"{seconds * 1e3:.3g} ms"

@@ -24,21 +24,21 @@ from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 
 from ...core.distributed import all_reduce_sum, barrier
 from ...core.errors import UserError
-from ..cluster.launcher import LAUNCHER, STOPPED, start
-from ..cluster.placement import Apart, Places, places
+from ..cluster.launcher import LAUNCHER, STOPPED, start_processes
+from ..cluster.placement import Placement, RendezvousFailed, read_placement
 from . import bandwidth
 from .equality import equality
-from .findings import Finding, Report, short
-from .link_rates import nominal
-from .rendezvous import Card, NotMet, backend_of, compared, meet, own_card
+from .findings import Finding, Report, short_message
+from .link_rates import slowest_link
+from .rendezvous import ProcessesMissing, ProcessInfo, backend_of, compare_processes, exchange_info, own_info
 
-FOUND = 3  # how a process ends for its launcher when it found something wrong, and has said so
+WRONG_FOUND = 3  # how a process ends for its launcher when it found something wrong, and has said so
 LATER = 5  # seconds by which the others let the first process speak
 SKEW = 1.0  # seconds between clocks
-T = TypeVar("T")
+Item = TypeVar("T")
 
 
-def examine_together(
+def examine_distributed(
     nproc: int | None, nodes: int, rendezvous: str | None, job: str | None, device: str, seconds: int, as_json: bool
 ) -> int:
     """Start processes, or be one of those that are started already. Returns the exit code: 1 if something is wrong. Raises UserError.
@@ -53,19 +53,19 @@ def examine_together(
     if "RANK" in os.environ:
         if (nproc, nodes, rendezvous) != (None, 1, None):
             raise UserError("doctor: these processes are started already; leave --nproc, --nodes and --rendezvous out")
-        return Member(device, seconds, as_json).examine()
+        return Participant(device, seconds, as_json).examine()
     if nproc is None:
         nproc = (torch.cuda.device_count() if device == "auto" else 0) or 2
-    return _start(places(nproc, nodes, rendezvous, job), device, seconds, as_json)
+    return _start(read_placement(nproc, nodes, rendezvous, job), device, seconds, as_json)
 
 
-def _start(where: Places, device: str, seconds: int, as_json: bool) -> int:
+def _start(where: Placement, device: str, seconds: int, as_json: bool) -> int:
     arguments = ["doctor", "--distributed", "--device", device, "--timeout", str(seconds), *["--json"] * as_json]
     logs = Path(tempfile.mkdtemp(prefix="rootstock-doctor-"))
     try:
-        code = start(arguments, where, logs, answers=(FOUND,), patience=seconds)
-    except Apart as error:
-        report, code = Report(as_json), FOUND
+        code = start_processes(arguments, where, logs, answers=(WRONG_FOUND,), patience=seconds)
+    except RendezvousFailed as error:
+        report, code = Report(as_json), WRONG_FOUND
         report.add(Finding("wrong", "rendezvous", str(error)))
         report.conclude()
     if code != 1:  # of which the logs may tell more, and they were named
@@ -73,11 +73,11 @@ def _start(where: Places, device: str, seconds: int, as_json: bool) -> int:
     return code if code in (0, STOPPED) else 1
 
 
-class Failed(Exception):
+class ExaminationFailed(Exception):
     """Why the processes cannot go on, in a sentence."""
 
 
-class Member:
+class Participant:
     """One of the processes. seconds: how long it waits for the others at each stage."""
 
     def __init__(self, device: str, seconds: int, as_json: bool) -> None:
@@ -87,17 +87,17 @@ class Member:
         on_gpu = device == "auto" and torch.cuda.is_available()
         self.device = torch.device("cuda", self.local) if on_gpu else torch.device("cpu")
         self.backend = backend_of(self.device)
-        self.found = FOUND if LAUNCHER in os.environ else 1
+        self.found = WRONG_FOUND if LAUNCHER in os.environ else 1
         self.report = Report(as_json, quiet=self.rank != 0)
 
     def examine(self) -> int:
         """Returns the exit code. Raises UserError for what only this process can tell, if it is not the first."""
         try:
-            store, cards = meet(own_card(self.rank, self.device), self.patience)
-            self._add(compared(cards))
+            store, cards = exchange_info(own_info(self.rank, self.device), self.patience)
+            self._add(compare_processes(cards))
             if not self.report.wrong:
                 self._examine(store, cards)
-        except (NotMet, Failed) as error:
+        except (ProcessesMissing, ExaminationFailed) as error:
             if self.rank != 0:
                 raise UserError(str(error)) from error
             self.report.add(Finding("wrong", "reachable", str(error)))
@@ -111,7 +111,7 @@ class Member:
             store.wait(others if self.rank == 0 else ["said"], timedelta(seconds=LATER))
         return self.found if self.report.wrong else 0
 
-    def _examine(self, store: Store, cards: Sequence[Card]) -> None:
+    def _examine(self, store: Store, cards: Sequence[ProcessInfo]) -> None:
         """What needs connections."""
         with self._stage("connecting"):
             if self.device.type == "cuda":
@@ -124,8 +124,8 @@ class Member:
                 timeout=timedelta(seconds=2 * self.seconds),  # beyond that of the stage, which says more
                 device_id=self.device if self.backend == "nccl" else None,
             )
-            self._add(connected(self.backend, self.device))
-            self._add(clocks(store, self.rank, len(cards)))
+            self._add(check_connection(self.backend, self.device))
+            self._add(check_clocks(store, self.rank, len(cards)))
         if len(cards) > 1:
             self._measure(cards)
             self._add(self._in_time("computing together", equality(self.device)))
@@ -135,21 +135,21 @@ class Member:
             )
         dist.destroy_process_group()
 
-    def _measure(self, cards: Sequence[Card]) -> None:
-        found = list(self._in_time("measuring bandwidth", bandwidth.measure(self.device)))
-        link = nominal(
+    def _measure(self, cards: Sequence[ProcessInfo]) -> None:
+        found = list(self._in_time("measuring bandwidth", bandwidth.measure_collectives(self.device)))
+        link = slowest_link(
             [card.machine for card in cards], [card.gpu or "" for card in cards], [card.links for card in cards]
         )
         if link is None:
             with self._stage("measuring memory"):
-                link = bandwidth.copying(self.device)
-        bandwidth.tell(found, link, len(cards), self.report)
+                link = bandwidth.memory_copy_rate(self.device)
+        bandwidth.report_bandwidth(found, link, len(cards), self.report)
 
     def _add(self, findings: Iterator[Finding]) -> None:
         for finding in findings:
             self.report.add(finding)
 
-    def _in_time(self, doing: str, items: Iterator[T]) -> Iterator[T]:
+    def _in_time(self, doing: str, items: Iterator[Item]) -> Iterator[Item]:
         """The items, of which each must come in time."""
         while True:
             with self._stage(doing):
@@ -172,7 +172,9 @@ class Member:
         try:
             yield
         except RuntimeError as error:
-            raise Failed(f"{doing} by {self.backend} failed on rank {self.rank} ({short(error)}); {check}") from error
+            raise ExaminationFailed(
+                f"{doing} by {self.backend} failed on rank {self.rank} ({short_message(error)}); {check}"
+            ) from error
         finally:
             silence.cancel()
 
@@ -187,7 +189,7 @@ class Member:
         os._exit(self.found)
 
 
-def connected(backend: str, device: torch.device) -> Iterator[Finding]:
+def check_connection(backend: str, device: torch.device) -> Iterator[Finding]:
     """Whether a sum is what it must be."""
     count = dist.get_world_size()
     total, right = (
@@ -198,7 +200,7 @@ def connected(backend: str, device: torch.device) -> Iterator[Finding]:
     yield Finding("ok" if total == right else "wrong", "reachable", said, {"backend": backend, "processes": count})
 
 
-def clocks(store: Store, rank: int, count: int, now: Callable[[], float] = time.time) -> Iterator[Finding]:
+def check_clocks(store: Store, rank: int, count: int, now: Callable[[], float] = time.time) -> Iterator[Finding]:
     """How far the clocks are apart, but for the time that a barrier takes to let all go."""
     barrier()
     store.set(f"clock/{rank}", repr(now()))

@@ -19,7 +19,7 @@ from ...ssl.dino import DINO
 from ...ssl.mae import MAE
 from ...ssl.simclr import SimCLR
 from .findings import Finding
-from .trial_steps import SIZE, backbone, distance, share, steps, views
+from .trial_steps import SIZE, backbone, distance, run_steps, share, views
 
 IMAGES, STEPS, WIDTH, CLASSES = 4, 2, 6, 3  # images: of each process
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -51,18 +51,18 @@ class Normalised(nn.Module):
         return Step((self.norm(self.layer(rows)) * rows).sigmoid().mean(), {})
 
 
-def rows(method: Any, n: int, seed: int, dtype: torch.dtype) -> Tensor:
+def random_rows(method: Any, n: int, seed: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(n, WIDTH, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def pair(method: Any, n: int, seed: int, dtype: torch.dtype) -> Pair:
+def domain_pair(method: Any, n: int, seed: int, dtype: torch.dtype) -> Pair:
     generator = torch.Generator().manual_seed(seed)
     source, target = torch.randn(2, n, 3, SIZE, SIZE, generator=generator, dtype=torch.float64).to(dtype)
     labels, draws = torch.randint(CLASSES, (n,), generator=generator), Draws(seed, torch.arange(n))
     return Pair(Labelled(source, labels, draws), Unlabelled(target + 1, draws))
 
 
-class Trial(NamedTuple):
+class Case(NamedTuple):
     """One computation. batch: of a method, how many images, by which seed, in which type."""
 
     name: str
@@ -78,23 +78,23 @@ def dann() -> nn.Module:
     return DANN(Classifier(backbone("conv"), [str(k) for k in range(CLASSES)]), hidden=8)
 
 
-TRIALS = (
-    Trial("gather with gradient", Coupled, rows),
-    Trial("BatchNorm of all processes", Normalised, rows),
-    Trial(
+CASES = (
+    Case("gather with gradient", Coupled, random_rows),
+    Case("BatchNorm of all processes", Normalised, random_rows),
+    Case(
         "SimCLR, convolutions, BatchNorm", lambda: SimCLR(backbone("conv"), projection=(12, 8), temperature=0.5), views
     ),
-    Trial("DINO, convolutions, centring", dino, views),
-    Trial("MAE, ViT", lambda: MAE(backbone("vit"), decoder_dim=16, decoder_depth=1, decoder_heads=2), views),
-    Trial("DANN, convolutions, BatchNorm", dann, pair),
+    Case("DINO, convolutions, centring", dino, views),
+    Case("MAE, ViT", lambda: MAE(backbone("vit"), decoder_dim=16, decoder_depth=1, decoder_heads=2), views),
+    Case("DANN, convolutions, BatchNorm", dann, domain_pair),
 )
 
 
 def equality(device: torch.device) -> Iterator[Finding]:
     """Each trial's largest relative difference between all processes together and one alone, on whichever process it is largest."""
     every = True
-    for trial in TRIALS:
-        errors = {dtype: difference(trial, device, dtype) for dtype in types(device)}
+    for trial in CASES:
+        errors = {dtype: difference(trial, device, dtype) for dtype in device_types(device)}
         right = all(error <= BOUNDS[dtype] for dtype, error in errors.items())
         every = every and right
         said = ", ".join(
@@ -111,18 +111,18 @@ def equality(device: torch.device) -> Iterator[Finding]:
         )
 
 
-def types(device: torch.device) -> list[torch.dtype]:
+def device_types(device: torch.device) -> list[torch.dtype]:
     """What the device computes in: Apple's has no float64."""
     return [dtype for dtype in BOUNDS if dtype == torch.float32 or device.type != "mps"]
 
 
-def difference(trial: Trial, device: torch.device, dtype: torch.dtype) -> float:
+def difference(trial: Case, device: torch.device, dtype: torch.dtype) -> float:
     """The largest relative difference of losses, gradients, weights and buffers; infinite where anything is no number."""
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # by default it rounds float32 to 11 bits
-        together = computed(trial, world(), device, dtype)
+        together = run_case(trial, world(), device, dtype)
         n = world()
         with alone():
-            right = computed(trial, n, device, dtype)
+            right = run_case(trial, n, device, dtype)
     worst = max(distance(together, right, part) for part in PARTS)
     # the smallest of the negated: not-a-numbers would be lost on the way
     least = all_reduce_min(
@@ -131,13 +131,13 @@ def difference(trial: Trial, device: torch.device, dtype: torch.dtype) -> float:
     return -float(least)
 
 
-def computed(trial: Trial, processes: int, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+def run_case(trial: Case, processes: int, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
     """What `steps` finds for this process's shares of the batches for so many processes."""
     torch.manual_seed(0)
     method: Any = trial.build().to(device, dtype).train()
     norm.convert(method, "batch", 0, method.rows_per_position)
     batches = [trial.batch(method, IMAGES * processes, step + 1, dtype) for step in range(STEPS)]
-    return steps(method, [_on(share(batch), device) for batch in batches])
+    return run_steps(method, [_on(share(batch), device) for batch in batches])
 
 
 def _on(batch: Any, device: torch.device) -> Any:

@@ -6,7 +6,7 @@ and what works differ exactly on the machines where one calls the doctor.
 
 from collections.abc import Callable, Iterator
 
-from .findings import Finding, Report, tried
+from .findings import Finding, Report, guarded
 from .installed import compiler, packages, python, torchvision
 from .machine import devices, disk, faiss, memory, processes
 from .rates import rates
@@ -29,7 +29,7 @@ def examine(as_json: bool = False) -> int:
     """Print what every check finds. Returns the exit code: 1 if something essential is broken."""
     report = Report(as_json)
     for check in CHECKS:
-        for finding in tried(check):
+        for finding in guarded(check):
             report.add(finding)
     report.conclude()
     return 1 if report.wrong else 0

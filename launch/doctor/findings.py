@@ -63,15 +63,15 @@ class Report:
         self.console.print(f"\n{last}", style="bold")
 
 
-def tried(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+def guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     """A check's findings; one that cannot even finish is itself a finding, so the others are still made."""
     try:
         yield from check()
     except Exception as error:
-        yield Finding("wrong", check.__name__, f"the check stopped at {type(error).__name__}: {short(error)}")
+        yield Finding("wrong", check.__name__, f"the check stopped at {type(error).__name__}: {short_message(error)}")
 
 
-def short(error: Exception) -> str:
+def short_message(error: Exception) -> str:
     """The last line of an error that says something: of a child's traceback, that is its message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:200] if lines else type(error).__name__

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 
-from .findings import Finding, short
+from .findings import Finding, short_message
 
 
 def python() -> Iterator[Finding]:
@@ -46,7 +46,7 @@ def packages() -> Iterator[Finding]:
         try:
             importlib.import_module(name)
         except Exception as error:
-            yield Finding("wrong", name, f"cannot be imported ({short(error)}); install it anew")
+            yield Finding("wrong", name, f"cannot be imported ({short_message(error)}); install it anew")
 
 
 def torchvision() -> Iterator[Finding]:
@@ -59,7 +59,7 @@ def torchvision() -> Iterator[Finding]:
         right = nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2), torch.tensor([0.1, 0.9]), 0.5).tolist() == [1]
         said = "its compiled operations work" if right else "a compiled operation computes wrongly"
     except (RuntimeError, AttributeError, NotImplementedError) as error:
-        right, said = False, f"its compiled operations do not work ({short(error)}); install the matching pair"
+        right, said = False, f"its compiled operations do not work ({short_message(error)}); install the matching pair"
     yield Finding("ok" if right else "wrong", "torchvision", f"{pair}: {said}")
 
 

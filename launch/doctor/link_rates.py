@@ -26,29 +26,29 @@ class Links(NamedTuple):
     network_name: str = ""
 
 
-class Nominal(NamedTuple):
+class LinkRate(NamedTuple):
     """The link that bounds a group of processes. rate: None where it is unknown."""
 
     link: str
     rate: float | None
 
 
-def links(gpu: str, backend: str, master: str) -> Links:
+def own_links(gpu: str, backend: str, master: str) -> Links:
     """Ask the machine. gpu: its UUID, or "" for a process without one. backend: nccl or gloo. master: the host where all meet."""
     name, network = fabric(backend, master)
     if not gpu:
         return Links(network=network, network_name=name)
-    indices, buses = gpus(smi(*GPU_QUERY))
-    ways = topology(smi("topo", "-m"))
+    indices, buses = gpus(nvidia_smi(*GPU_QUERY))
+    ways = topology(nvidia_smi("topo", "-m"))
     peers = {
         other: ways.get((indices[gpu], index), "")
         for other, index in indices.items()
         if gpu in indices and other != gpu
     }
-    return Links(nvlinks(smi("nvlink", "-s")).get(gpu), buses.get(gpu), peers, network, name)
+    return Links(nvlinks(nvidia_smi("nvlink", "-s")).get(gpu), buses.get(gpu), peers, network, name)
 
 
-def smi(*arguments: str) -> str:
+def nvidia_smi(*arguments: str) -> str:
     """What nvidia-smi prints; "" where there is none, or it fails."""
     try:
         done = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, check=False, timeout=60)
@@ -143,22 +143,22 @@ def routed(master: str) -> str:
     return next((name for name, addresses in found if own in [a.address.partition("%")[0] for a in addresses]), "")
 
 
-def nominal(machines: Sequence[str], gpu: Sequence[str], known: Sequence[Links]) -> Nominal | None:
+def slowest_link(machines: Sequence[str], gpu: Sequence[str], known: Sequence[Links]) -> LinkRate | None:
     """The link that bounds these processes, of each of which are given its machine, its GPU's UUID or "", and its links.
 
     None for processes on one machine without GPUs: they pass memory. NVLink only where it joins every pair of GPUs.
     """
     if len(set(machines)) > 1:
         names = sorted({each.network_name or "?" for each in known})
-        return Nominal(f"network, {', '.join(names)}", _least([each.network for each in known]))
+        return LinkRate(f"network, {', '.join(names)}", _least([each.network for each in known]))
     if not all(gpu):
         return None
     ways = {each.peers.get(other, "") for own, each in zip(gpu, known, strict=True) for other in gpu if other != own}
     if "" in ways:
-        return Nominal("way between the GPUs unknown", None)
+        return LinkRate("way between the GPUs unknown", None)
     if all(way.startswith("NV") for way in ways):
-        return Nominal("NVLink", _least([each.nvlink for each in known]))
-    return Nominal("PCIe", _least([each.pcie for each in known]))
+        return LinkRate("NVLink", _least([each.nvlink for each in known]))
+    return LinkRate("PCIe", _least([each.pcie for each in known]))
 
 
 def _least(rates: Sequence[float | None]) -> float | None:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...core.environment import usable_cores
-from .findings import Finding, short
+from .findings import Finding, short_message
 
-GIB = 2**30
+BYTES_PER_GIB = 2**30
 
 
 def devices() -> Iterator[Finding]:
@@ -20,7 +20,7 @@ def devices() -> Iterator[Finding]:
     for index in range(torch.cuda.device_count()):
         device = torch.device("cuda", index)
         properties = torch.cuda.get_device_properties(device)
-        what = f"{properties.name}, {properties.total_memory / GIB:.0f} GiB, capability {properties.major}.{properties.minor}"
+        what = f"{properties.name}, {properties.total_memory / BYTES_PER_GIB:.0f} GiB, capability {properties.major}.{properties.minor}"
         try:
             product = torch.ones(64, 64, device=device) @ torch.ones(64, 64, device=device)
             right = bool((product == 64).all())
@@ -28,7 +28,7 @@ def devices() -> Iterator[Finding]:
             yield Finding(
                 "wrong",
                 f"cuda:{index}",
-                f"{what} cannot compute ({short(error)}); is the driver as new as torch's CUDA?",
+                f"{what} cannot compute ({short_message(error)}); is the driver as new as torch's CUDA?",
             )
             continue
         bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: use run.precision=fp16"
@@ -81,7 +81,7 @@ def processes() -> Iterator[Finding]:
                 pass
             said = "two gloo processes add up" if done else "two gloo processes do not answer within 60 s"
         except Exception as error:
-            done, said = False, f"two gloo processes fail ({short(error)})"
+            done, said = False, f"two gloo processes fail ({short_message(error)})"
         finally:
             for process in filter(None, pair.processes):
                 process.kill()
@@ -105,14 +105,14 @@ def _add(rank: int, meeting: str) -> None:
 def memory() -> Iterator[Finding]:
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = Path("/sys/fs/cgroup/memory.max")
-    said = f"{whole / GIB:.0f} GiB"
+    said = f"{whole / BYTES_PER_GIB:.0f} GiB"
     if limit.exists() and (text := limit.read_text().strip()).isdigit() and int(text) < whole:
-        whole, said = int(text), f"{int(text) / GIB:.1f} GiB for this container"
-    few = whole < 4 * GIB
+        whole, said = int(text), f"{int(text) / BYTES_PER_GIB:.1f} GiB for this container"
+    few = whole < 4 * BYTES_PER_GIB
     yield Finding(
         "note" if few else "ok", "memory", said + ("; ImageNet-sized training wants 16 or more" if few else "")
     )
-    if os.path.ismount("/dev/shm") and (shared := shutil.disk_usage("/dev/shm").free) < GIB:
+    if os.path.ismount("/dev/shm") and (shared := shutil.disk_usage("/dev/shm").free) < BYTES_PER_GIB:
         remedy = "loader workers pass images through it; start the container with --shm-size=8g, or use run.workers=0"
         yield Finding("note", "memory", f"only {shared / 2**20:.0f} MiB of shared memory in /dev/shm: {remedy}")
 
@@ -124,9 +124,11 @@ def disk() -> Iterator[Finding]:
         free = shutil.disk_usage(folder).free
         if not os.access(folder, os.W_OK):
             yield Finding("wrong", subject, f"{folder} cannot be written")
-        elif free < 2 * GIB:
+        elif free < 2 * BYTES_PER_GIB:
             yield Finding(
-                "note", subject, f"only {free / GIB:.1f} GiB free in {folder}; a run stops when the disk is full"
+                "note",
+                subject,
+                f"only {free / BYTES_PER_GIB:.1f} GiB free in {folder}; a run stops when the disk is full",
             )
         else:
-            yield Finding("ok", subject, f"{free / GIB:.0f} GiB free in {folder}")
+            yield Finding("ok", subject, f"{free / BYTES_PER_GIB:.0f} GiB free in {folder}")

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from ...core.environment import usable_cores
 from ...core.interrupt import stop_signals
-from .findings import Finding, short
-from .machine import GIB
+from .findings import Finding, short_message
+from .machine import BYTES_PER_GIB
 
 SIDES, QUALITY = (500, 375), 97  # at this quality, files about as large as ImageNet's
 ROUNDS, SECONDS = 5, 0.2  # of decoding
@@ -43,7 +43,7 @@ class Rate(NamedTuple):
 def rates() -> Iterator[Finding]:
     """Decoding, and reading, which is judged by whether decoding would wait for it."""
     files = photographs(8)
-    decoded, size = decoding(files), round(statistics.mean(len(file) for file in files))
+    decoded, size = measure_decoding(files), round(statistics.mean(len(file) for file in files))
     cores = usable_cores()
     yield Finding(
         "ok",
@@ -58,7 +58,7 @@ def rates() -> Iterator[Finding]:
             "bytes": size,
         },
     )
-    yield reading(Path.cwd(), decoded.mean, size)
+    yield measure_reading(Path.cwd(), decoded.mean, size)
 
 
 def photographs(count: int) -> list[bytes]:
@@ -77,7 +77,7 @@ def photographs(count: int) -> list[bytes]:
     return files
 
 
-def decoding(files: Sequence[bytes]) -> Rate:
+def measure_decoding(files: Sequence[bytes]) -> Rate:
     """Images a second of CPU time, decoded as loader workers do it."""
     from ...core.images.decode import decode
 
@@ -96,14 +96,14 @@ def decoding(files: Sequence[bytes]) -> Rate:
     return Rate.of(found)
 
 
-def reading(folder: Path, decoded: float, size: int) -> Finding:
+def measure_reading(folder: Path, decoded: float, size: int) -> Finding:
     """Small files in random order, and one large one from end to end, out of the page cache where that can be emptied.
 
     decoded: images/s that a core decodes. size: bytes of such an image.
     """
     free = shutil.disk_usage(folder).free
-    if free < GIB or not os.access(folder, os.W_OK):
-        why = f"only {free / GIB:.1f} GiB are free in" if free < GIB else "one cannot write in"
+    if free < BYTES_PER_GIB or not os.access(folder, os.W_OK):
+        why = f"only {free / BYTES_PER_GIB:.1f} GiB are free in" if free < BYTES_PER_GIB else "one cannot write in"
         return Finding("note", "reading", f"not measured: {why} {folder}")
     try:
         with stop_signals() as asked:
@@ -116,11 +116,11 @@ def reading(folder: Path, decoded: float, size: int) -> Finding:
                 gone, files, large = _measured(Path(scratch), go_on)
             go_on()
     except OSError as error:  # a quota, say
-        return Finding("note", "reading", f"not measured: files cannot be written in {folder} ({short(error)})")
-    return judged(gone, files, large, decoded, size)
+        return Finding("note", "reading", f"not measured: files cannot be written in {folder} ({short_message(error)})")
+    return reading_finding(gone, files, large, decoded, size)
 
 
-def judged(gone: bool | None, files: Rate, large: Rate, decoded: float, size: int) -> Finding:
+def reading_finding(gone: bool | None, files: Rate, large: Rate, decoded: float, size: int) -> Finding:
     """What the rates mean. gone: whether the page cache was empty of what was read; None where that cannot be told. files: small
     files/s. large: bytes/s of a large one."""
     megabytes = Rate(*(value / 1e6 for value in large))
@@ -152,7 +152,7 @@ def _measured(folder: Path, go_on: Callable[[], None]) -> tuple[bool | None, Rat
     for path in paths:
         _write(path, content, SMALL)
     _write(large, content, LARGE)
-    gone = emptied(paths[0], content)
+    gone = leaves_page_cache(paths[0], content)
     drawn, small_rates, large_rates = random.Random(0), [], []
     for _ in range(READ_ROUNDS):
         for path in (*paths, large):
@@ -186,7 +186,7 @@ def _drop(path: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def emptied(path: Path, content: bytes) -> bool | None:
+def leaves_page_cache(path: Path, content: bytes) -> bool | None:
     """Whether a file in this folder leaves the page cache when asked to; None where the kernel does not tell (not Linux, some mounts).
 
     The file is written anew, so that looking at it disturbs no measurement: asking for what is not in memory may fetch it.

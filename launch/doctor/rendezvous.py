@@ -18,17 +18,17 @@ from torch.distributed import DistError, PrefixStore, Store  # pyright: ignore[r
 from torch.distributed.rendezvous import rendezvous
 
 from ...core.environment import environment
-from .findings import Finding, short
-from .link_rates import Links, links
+from .findings import Finding, short_message
+from .link_rates import Links, own_links
 
 MUST_AGREE = ("rootstock", "torch", "nccl", "commit")  # others may differ, and are noted
 
 
-class NotMet(Exception):
+class ProcessesMissing(Exception):
     """In a sentence, who did not come."""
 
 
-class Card(NamedTuple):
+class ProcessInfo(NamedTuple):
     """What a process says of itself. machine: tells computers apart that have one name. device: the one it would train on. gpu: its
     UUID, "" without one, and None where the device that it should have is not there."""
 
@@ -38,15 +38,15 @@ class Card(NamedTuple):
     device: str
     gpu: str | None
     versions: dict[str, str]
-    links: Links
+    own_links: Links
 
     @staticmethod
-    def read(text: str) -> Card:
+    def read(text: str) -> ProcessInfo:
         *fields, way = json.loads(text)
-        return Card._make([*fields, Links._make(way)])
+        return ProcessInfo._make([*fields, Links._make(way)])
 
 
-def own_card(rank: int, device: torch.device) -> Card:
+def own_info(rank: int, device: torch.device) -> ProcessInfo:
     """This process's card. device: cpu, or the GPU that it would have."""
     about = environment()
     versions = {**about["versions"], "commit": about["commit"] or "unknown"}
@@ -57,15 +57,15 @@ def own_card(rank: int, device: torch.device) -> Card:
         versions["nccl"] = ".".join(map(str, nccl.version()))
     boot = Path("/proc/sys/kernel/random/boot_id")
     machine = boot.read_text().strip() if boot.exists() else platform.node()
-    way = links(gpu or "", backend_of(device), os.environ.get("MASTER_ADDR", "localhost"))
-    return Card(rank, about["host"], machine, str(device), gpu, versions, way)
+    way = own_links(gpu or "", backend_of(device), os.environ.get("MASTER_ADDR", "localhost"))
+    return ProcessInfo(rank, about["host"], machine, str(device), gpu, versions, way)
 
 
 def backend_of(device: torch.device) -> str:
     return "nccl" if device.type == "cuda" else "gloo"
 
 
-def meet(card: Card, seconds: float) -> tuple[Store, list[Card]]:
+def exchange_info(card: ProcessInfo, seconds: float) -> tuple[Store, list[ProcessInfo]]:
     """The store of a process that was started by torchrun or its like, and all cards by rank. Raises NotMet after so many seconds."""
     place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
     wait = timedelta(seconds=seconds)
@@ -73,7 +73,9 @@ def meet(card: Card, seconds: float) -> tuple[Store, list[Card]]:
     try:
         store, _, size = next(rendezvous("env://", timeout=wait))
     except (DistError, ValueError) as error:
-        raise NotMet(f"not everybody reached {place} within {seconds:g} s ({short(error)}); {check}") from error
+        raise ProcessesMissing(
+            f"not everybody reached {place} within {seconds:g} s ({short_message(error)}); {check}"
+        ) from error
     own = PrefixStore("rootstock-doctor", store)
     own.set(f"card/{card.rank}", json.dumps(card))
     keys = [f"card/{rank}" for rank in range(size)]
@@ -82,11 +84,13 @@ def meet(card: Card, seconds: float) -> tuple[Store, list[Card]]:
     except DistError as error:
         missing = [str(rank) for rank, key in enumerate(keys) if not own.check([key])]
         late = ", ".join(missing)
-        raise NotMet(f"rank {late} of {size} did not come to {place} within {seconds:g} s; {check}") from error
-    return own, [Card.read(own.get(key).decode()) for key in keys]
+        raise ProcessesMissing(
+            f"rank {late} of {size} did not come to {place} within {seconds:g} s; {check}"
+        ) from error
+    return own, [ProcessInfo.read(own.get(key).decode()) for key in keys]
 
 
-def compared(cards: Sequence[Card]) -> Iterator[Finding]:
+def compare_processes(cards: Sequence[ProcessInfo]) -> Iterator[Finding]:
     """Who is there, on which device, and whether their versions agree."""
     for machine in dict.fromkeys(card.machine for card in cards):
         there = [card for card in cards if card.machine == machine]
@@ -97,7 +101,7 @@ def compared(cards: Sequence[Card]) -> Iterator[Finding]:
     yield from _versions(cards)
 
 
-def _devices(cards: Sequence[Card]) -> Iterator[Finding]:
+def _devices(cards: Sequence[ProcessInfo]) -> Iterator[Finding]:
     kinds = _by(cards, lambda card: card.device.partition(":")[0])
     if len(kinds) > 1:
         yield Finding("wrong", "devices", f"{_listed(kinds)}; give every process a GPU, or say --device cpu")
@@ -116,7 +120,7 @@ def _devices(cards: Sequence[Card]) -> Iterator[Finding]:
         yield Finding("wrong", "devices", f"{_ranks(those)} are on one GPU, {gpu}; NCCL needs one for each process")
 
 
-def _versions(cards: Sequence[Card]) -> Iterator[Finding]:
+def _versions(cards: Sequence[ProcessInfo]) -> Iterator[Finding]:
     agreed = True
     for name in dict.fromkeys(name for card in cards for name in card.versions):
         found = _by(cards, lambda card, name=name: card.versions.get(name, "unknown"))
@@ -130,18 +134,18 @@ def _versions(cards: Sequence[Card]) -> Iterator[Finding]:
         yield Finding("ok", "versions", f"the same on all processes ({said})", {"versions": cards[0].versions})
 
 
-def _by(cards: Sequence[Card], key: Callable[[Card], Any]) -> dict[Any, list[Card]]:
-    found: dict[Any, list[Card]] = {}
+def _by(cards: Sequence[ProcessInfo], key: Callable[[ProcessInfo], Any]) -> dict[Any, list[ProcessInfo]]:
+    found: dict[Any, list[ProcessInfo]] = {}
     for card in cards:
         found.setdefault(key(card), []).append(card)
     return found
 
 
-def _listed(found: dict[Any, list[Card]]) -> str:
+def _listed(found: dict[Any, list[ProcessInfo]]) -> str:
     return ", ".join(f"{value} on {_ranks(those)}" for value, those in found.items())
 
 
-def _ranks(cards: Sequence[Card]) -> str:
+def _ranks(cards: Sequence[ProcessInfo]) -> str:
     """`ranks 0 and 1 (node1), rank 2 (node2)`."""
     hosts = _by(cards, lambda card: card.host)
     return ", ".join(

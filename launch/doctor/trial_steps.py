@@ -59,7 +59,7 @@ def share(batch: Any) -> Any:
     return type(batch)(*(share(part) for part in batch))
 
 
-def steps(method: Method, batches: Sequence[Any]) -> dict[str, Tensor]:
+def run_steps(method: Method, batches: Sequence[Any]) -> dict[str, Tensor]:
     """Train a method by plain gradient descent, a step for each of this process's shares.
 
     Returns the mean losses over processes `loss.STEP`, gradients `grad.STEP.NAME`, and weights and buffers afterwards `state.NAME`.

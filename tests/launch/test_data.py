@@ -8,7 +8,7 @@ from PIL import Image
 
 from rootstock.core.errors import UserError
 from rootstock.core.images.open import open_images
-from rootstock.launch.data import CAPTION, COLUMNS, MARGIN, THUMBNAIL, describe, thumbnail
+from rootstock.launch.data import CAPTION, COLUMNS, MARGIN, THUMBNAIL, describe_set, thumbnail
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def drawn(folder: Path, counts: dict[str, int]) -> Path:
 
 def test_a_whole_set_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = drawn(tmp_path / "set", {"cat": 30, "doggy": 10})
-    assert describe(f"folder:{folder}", tmp_path / "sheet.png") == 0
+    assert describe_set(f"folder:{folder}", tmp_path / "sheet.png") == 0
     said = capsys.readouterr().out
     images = open_images(f"folder:{folder}")
     for expected in ("40", "2 classes", "75.0%", "8 to 9", images.fingerprint(), images.split_hash(), "no picture is"):
@@ -48,7 +48,7 @@ def test_every_file_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str
     broken = folder / "dog" / "7.png"
     broken.write_bytes(broken.read_bytes()[:60])
     (folder / "cat" / "3.png").write_bytes(b"")
-    assert describe(f"folder:{folder}") == 1
+    assert describe_set(f"folder:{folder}") == 1
     said = capsys.readouterr().out
     assert str(broken) in said
     assert "3.png: the file is empty" in said
@@ -58,14 +58,14 @@ def test_every_file_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_flat_sets_unions_of_splits_and_arrays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     drawn(tmp_path / "flat", {".": 7})
-    assert describe(f"folder:{tmp_path}/flat") == 0
+    assert describe_set(f"folder:{tmp_path}/flat") == 0
     drawn(tmp_path / "split", {"train/a": 3, "val/a": 2})
-    assert describe(f"folder:{tmp_path}/split") == 0
+    assert describe_set(f"folder:{tmp_path}/split") == 0
     assert "#all" in capsys.readouterr().out
-    assert describe("sklearn:digits-m?blends=2#[:4]") == 0
+    assert describe_set("sklearn:digits-m?blends=2#[:4]") == 0
     assert "8, 4 different" in capsys.readouterr().out
     with pytest.raises(UserError, match="there is no"):
-        describe(f"folder:{tmp_path}/nowhere")
+        describe_set(f"folder:{tmp_path}/nowhere")
 
 
 def test_thumbnails_of_deep_and_many_channels(tmp_path: Path) -> None:

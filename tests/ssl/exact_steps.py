@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rootstock.core.distributed import rank
 from rootstock.core.model import norm
-from rootstock.launch.doctor.trial_steps import share, steps, views
+from rootstock.launch.doctor.trial_steps import share, run_steps, views
 from rootstock.tests.ssl.cases import CASES, method
 
 N, GROUP, STEPS = 16, 4, 2
@@ -63,7 +63,7 @@ def run(trial: Trial, chunk: int | None = None) -> dict[str, Tensor]:
     made = method(trial.name, trial.backbone, chunk).to(trial.dtype).train()
     norm.convert(made, "group" if trial.norm == "group" else "batch", GROUP, made.rows_per_position)
     batches = [share(views(made, N, seed=step + 1, dtype=trial.dtype)) for step in range(STEPS)]
-    return steps(made, batches)
+    return run_steps(made, batches)
 
 
 def flat(results: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ import yaml
 
 from rootstock.core.distributed import planned, rank, world
 from rootstock.launch.cluster import dryrun, memory
-from rootstock.launch.cluster.dryrun import spoken_bytes
+from rootstock.launch.cluster.dryrun import bytes_in_words
 from rootstock.launch.cluster.memory import MEASURED
 from rootstock.launch.verbs import resolve
 
@@ -110,7 +110,7 @@ def test_what_saves_memory_is_seen(config: Callable[[str], str]) -> None:
             _, training = dryrun._built("pretrain", resolved)
         assert training is not None
         of_size = partial(dryrun._of_size, "pretrain", resolved)
-        return memory.expected(training, of_size, 4, resolved["run"]["sharding"], 4)
+        return memory.expected_memory(training, of_size, 4, resolved["run"]["sharding"], 4)
 
     whole, again = needed(), needed("run.activation_checkpointing=true")
     assert again._replace(activations=0) == whole._replace(activations=0)
@@ -212,4 +212,4 @@ def test_planning_ends_with_its_block() -> None:
     ("size", "said"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.5e9, "2.5 GB"), (4e12, "4 TB")]
 )
 def test_bytes_are_spoken(size: float, said: str) -> None:
-    assert spoken_bytes(size) == said
+    assert bytes_in_words(size) == said

@@ -18,7 +18,7 @@ from accelerate.commands import launch as accelerate
 from accelerate.commands.config.config_args import load_config_from_file
 from packaging.specifiers import SpecifierSet
 
-from rootstock.launch.cluster.files import HERE, ready
+from rootstock.launch.cluster.files import HERE, ready_files
 from rootstock.launch.verbs import VERBS, resolve
 
 ROOT = Path(__file__).parents[3]
@@ -49,10 +49,10 @@ def test_every_file_is_checked_and_handed_out() -> None:
     here = {path.relative_to(HERE) for path in HERE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
     files = {path for path in here if path.parts[:2] != ("report", "templates")}
     checked = [*(f"accelerate/{name}" for name in ACCELERATE), *(f"slurm/{name}" for name in SLURM), *OTHERS]
-    assert files == set(map(Path, checked)) == set(ready())
+    assert files == set(map(Path, checked)) == set(ready_files())
 
 
-@pytest.mark.parametrize("path", ready(), ids=str)
+@pytest.mark.parametrize("path", ready_files(), ids=str)
 def test_the_first_lines_say_when_how_and_what_to_change(path: Path) -> None:
     said = head(HERE / path)
     assert list(said) == ["When", "Command", "Change"]
@@ -68,8 +68,8 @@ def test_the_first_lines_say_when_how_and_what_to_change(path: Path) -> None:
 def test_they_are_copied_and_nothing_is_overwritten(tmp_path: Path, rootstock: Rootstock) -> None:
     folder = tmp_path / "mine"
     done = rootstock("launch", "--files", str(folder))
-    assert done.returncode == 0 and done.stdout.split() == [str(folder / path) for path in ready()]
-    assert all((folder / path).read_bytes() == (HERE / path).read_bytes() for path in ready())
+    assert done.returncode == 0 and done.stdout.split() == [str(folder / path) for path in ready_files()]
+    assert all((folder / path).read_bytes() == (HERE / path).read_bytes() for path in ready_files())
     changed = folder / "slurm" / "node.sh"
     changed.write_text("mine")
     (folder / "Dockerfile").unlink()

@@ -25,7 +25,7 @@ from rootstock.core.train import checkpoint
 from rootstock.launch import exits
 from rootstock.launch.cluster import launcher
 from rootstock.launch.cluster import placement as placing
-from rootstock.launch.cluster.placement import Apart, Places, places
+from rootstock.launch.cluster.placement import Placement, RendezvousFailed, read_placement
 
 Rootstock = Callable[..., subprocess.CompletedProcess[str]]
 STEPS, ENDLESS = 60, "optim.duration=1000000"
@@ -250,23 +250,23 @@ def test_a_first_node_that_goes_is_no_mistake(
 
     monkeypatch.setattr(elastic, "elastic_launch", launching)
     monkeypatch.setattr(launcher, "_workers", lambda: [10**9])  # nobody has that number
-    where = Places(1, 2, "localhost:29400")
+    where = Placement(1, 2, "localhost:29400")
     if code is None:
-        with pytest.raises(Apart, match="not all of 2 nodes met there"):
-            launcher.start([], where, tmp_path)
+        with pytest.raises(RendezvousFailed, match="not all of 2 nodes met there"):
+            launcher.start_processes([], where, tmp_path)
         return
-    assert launcher.start([], where, tmp_path) == code
+    assert launcher.start_processes([], where, tmp_path) == code
     assert ("lost the node at localhost:29400" in capsys.readouterr().err) == (code == launcher.LOST)
 
 
 def test_the_first_node_is_waited_for_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    placing.await_first_node(Places(1, 2, f"{platform.node()}:1"), 0.0)  # which is here
+    placing.await_first_node(Placement(1, 2, f"{platform.node()}:1"), 0.0)  # which is here
     monkeypatch.setattr(placing, "_is_here", lambda host: False)
     with socket.create_server(("127.0.0.1", 0)) as first:
         port = first.getsockname()[1]
-        placing.await_first_node(Places(1, 2, f"127.0.0.1:{port}"), 0.0)
-    with pytest.raises(Apart, match=f"127.0.0.1:{port}: not all of 2 nodes met there .*refused"):
-        placing.await_first_node(Places(1, 2, f"127.0.0.1:{port}"), 0.0)
+        placing.await_first_node(Placement(1, 2, f"127.0.0.1:{port}"), 0.0)
+    with pytest.raises(RendezvousFailed, match=f"127.0.0.1:{port}: not all of 2 nodes met there .*refused"):
+        placing.await_first_node(Placement(1, 2, f"127.0.0.1:{port}"), 0.0)
 
 
 def test_nobody_outlives_the_launcher(config: str, tmp_path: Path) -> None:
@@ -298,12 +298,12 @@ def test_a_mistake_is_one_sentence_before_anything_starts(config: str, tmp_path:
 )
 def test_places_that_cannot_be_are_refused(asked: tuple[Any, ...], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        places(*asked)
+        read_placement(*asked)
 
 
 def test_places_are_one_node_by_default_and_take_the_scheduler_s_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    assert places(2, 1, None, None) == Places(2, 1, None, "rootstock")
+    assert read_placement(2, 1, None, None) == Placement(2, 1, None, "rootstock")
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    assert places(2, 2, "node1:29400", None) == Places(2, 2, "node1:29400", "77")
-    assert places(2, 2, "node1:29400", "mine").job == "mine"
+    assert read_placement(2, 2, "node1:29400", None) == Placement(2, 2, "node1:29400", "77")
+    assert read_placement(2, 2, "node1:29400", "mine").job == "mine"

@@ -26,10 +26,10 @@ from rootstock.launch.doctor import distributed as together
 from rootstock.launch.doctor import rendezvous as meeting
 from rootstock.launch.doctor import trial_steps as exact
 from rootstock.launch.doctor.bandwidth import BUS
-from rootstock.launch.doctor.distributed import FOUND, Member, clocks, connected
-from rootstock.launch.doctor.equality import TRIALS, equality
+from rootstock.launch.doctor.distributed import WRONG_FOUND, Participant, check_clocks, check_connection
+from rootstock.launch.doctor.equality import CASES, equality
 from rootstock.launch.doctor.link_rates import Links
-from rootstock.launch.doctor.rendezvous import Card, NotMet, compared, meet
+from rootstock.launch.doctor.rendezvous import ProcessesMissing, ProcessInfo, compare_processes, exchange_info
 
 Rootstock = Callable[..., subprocess.CompletedProcess[str]]
 VERSIONS = {"python": "3.11.9", "rootstock": "0.1.0", "torch": "2.15.0", "commit": "abc"}
@@ -41,12 +41,12 @@ def own_log_level(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "FATAL")
 
 
-def card(rank: int, host: str = "node1", device: str = "cpu", gpu: str | None = "", **versions: str) -> Card:
-    return Card(rank, host, f"machine of {host}", device, gpu, {**VERSIONS, **versions}, Links())
+def card(rank: int, host: str = "node1", device: str = "cpu", gpu: str | None = "", **versions: str) -> ProcessInfo:
+    return ProcessInfo(rank, host, f"machine of {host}", device, gpu, {**VERSIONS, **versions}, Links())
 
 
-def wrong(cards: list[Card]) -> list[str]:
-    return [finding.said for finding in compared(cards) if finding.verdict == "wrong"]
+def wrong(cards: list[ProcessInfo]) -> list[str]:
+    return [finding.said for finding in compare_processes(cards) if finding.verdict == "wrong"]
 
 
 def test_two_processes_are_well(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_two_processes_are_well(tmp_path: Path) -> None:
     assert all(0 < row["low"] <= row["seconds"] <= row["high"] and row["bus_gb_per_s"] > 0 for row in rates)
     assert all(row["of_nominal"] > 0 for row in rates)  # of copying in memory
     equal = [finding for finding in found["findings"] if finding["subject"] == "N == 1"]
-    assert [finding["trial"] for finding in equal] == [trial.name for trial in TRIALS]
+    assert [finding["trial"] for finding in equal] == [trial.name for trial in CASES]
     for finding in equal:
         errors = finding["relative_difference"]
         assert 0 <= errors["float64"] <= 1e-10 and 0 < errors["float32"] <= 1e-4
@@ -105,7 +105,7 @@ def test_collectives_of_any_number_of_processes_move_what_is_said(
     monkeypatch.setattr(bandwidth, "SLOWEST", float("inf"))
     monkeypatch.setattr(bandwidth, "SIZES", (2**10, 2**12))
     with faulty(rank, processes):
-        latency, *found = bandwidth.measure(torch.device("cpu"))
+        latency, *found = bandwidth.measure_collectives(torch.device("cpu"))
     assert (latency.collective, latency.bytes) == ("all_reduce", 8)
     sizes = [size // 4 // processes * processes * 4 for size in bandwidth.SIZES]
     assert [(row.collective, row.bytes) for row in found] == [(name, size) for name in BUS for size in sizes]
@@ -114,17 +114,17 @@ def test_collectives_of_any_number_of_processes_move_what_is_said(
 @pytest.mark.usefixtures("nothing_moves")
 def test_collectives_that_lose_data_are_wrong() -> None:
     *found, remedy = equality(torch.device("cpu"))
-    assert [finding.facts["trial"] for finding in found] == [trial.name for trial in TRIALS]
+    assert [finding.facts["trial"] for finding in found] == [trial.name for trial in CASES]
     assert {finding.verdict for finding in found} == {"wrong"}
     assert all("in float64 (at most 1e-10)" in finding.said for finding in found)
     assert "2 processes do not compute what one does" in remedy.said
-    (sums,) = connected("gloo", torch.device("cpu"))
+    (sums,) = check_connection("gloo", torch.device("cpu"))
     assert sums.verdict == "wrong" and "sum is 1, not 3" in sums.said
 
 
 def test_who_is_there_is_said_by_host() -> None:
     cards = [card(0), card(1), card(2, "node2")]
-    hosts = [finding.said for finding in compared(cards) if finding.subject == "host"]
+    hosts = [finding.said for finding in compare_processes(cards) if finding.subject == "host"]
     assert hosts == ["node1: rank 0 on cpu, rank 1 on cpu", "node2: rank 2 on cpu"]
     assert not wrong(cards) and not wrong(
         [card(0, device="cuda:0", gpu="GPU-a"), card(1, device="cuda:1", gpu="GPU-b")]
@@ -160,15 +160,15 @@ def test_who_is_there_is_said_by_host() -> None:
         ),
     ],
 )
-def test_processes_that_do_not_fit_are_wrong(cards: list[Card], sentence: str) -> None:
+def test_processes_that_do_not_fit_are_wrong(cards: list[ProcessInfo], sentence: str) -> None:
     (said,) = wrong(cards)
     assert said.startswith(sentence)
 
 
 def test_other_versions_may_differ() -> None:
-    found = list(compared([card(0), card(1, python="3.12.1")]))
+    found = list(compare_processes([card(0), card(1, python="3.12.1")]))
     assert [(finding.verdict, finding.subject) for finding in found] == [("ok", "host"), ("note", "versions")]
-    (same,) = [finding for finding in compared([card(0), card(1)]) if finding.subject == "versions"]
+    (same,) = [finding for finding in compare_processes([card(0), card(1)]) if finding.subject == "versions"]
     assert same.said == "the same on all processes (rootstock 0.1.0, torch 2.15.0, commit abc)"
 
 
@@ -189,14 +189,14 @@ def started(monkeypatch: pytest.MonkeyPatch) -> TCPStore:
 def test_cards_come_through_the_store(started: TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:
     other = card(1, "node2", "cuda:0", "GPU-b")._replace(links=Links(450.0, 63.0, {"GPU-a": "NV18"}, None, "eth0"))
     started.set("rootstock-doctor/card/1", json.dumps(other))
-    _, found = meet(card(0), 30)
+    _, found = exchange_info(card(0), 30)
     assert found == [card(0), other]
 
 
 @pytest.mark.usefixtures("started")
 def test_who_did_not_come_is_named(monkeypatch: pytest.MonkeyPatch, rootstock: Rootstock) -> None:
-    with pytest.raises(NotMet, match=r"rank 1 of 2 did not come to 127.0.0.1:\d+ within 0.1 s"):
-        meet(card(0), 0.1)
+    with pytest.raises(ProcessesMissing, match=r"rank 1 of 2 did not come to 127.0.0.1:\d+ within 0.1 s"):
+        exchange_info(card(0), 0.1)
     done = rootstock("doctor", "--distributed", "--device", "cpu", "--timeout", "1")
     assert done.returncode == 1 and "WRONG reachable    rank 1 of 2 did not come" in done.stdout
     monkeypatch.setenv("RANK", "1")
@@ -210,8 +210,8 @@ def test_a_store_that_nobody_keeps_is_one_sentence(started: TCPStore, monkeypatc
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
-        with pytest.raises(NotMet, match=r"not everybody reached 127.0.0.1:\d+ within 0.5 s"):
-            meet(card(0), 0.5)
+        with pytest.raises(ProcessesMissing, match=r"not everybody reached 127.0.0.1:\d+ within 0.5 s"):
+            exchange_info(card(0), 0.5)
 
 
 def test_silence_ends_in_a_sentence(
@@ -219,14 +219,16 @@ def test_silence_ends_in_a_sentence(
 ) -> None:
     ended, codes = threading.Event(), []
     monkeypatch.setattr(os, "_exit", lambda code: (codes.append(code), ended.set()))
-    member = Member("cpu", 1, as_json=False)
+    member = Participant("cpu", 1, as_json=False)
     member.patience = 0
     with member._stage("connecting"):
         assert ended.wait(60)
     said = capsys.readouterr().out
     assert codes == [1] and "no answer within 1 s while connecting by gloo; check that GLOO_SOCKET_IFNAME" in said
     with (
-        pytest.raises(together.Failed, match=r"failed on rank 0 .*gloo says no.*; check that GLOO_SOCKET_IFNAME"),
+        pytest.raises(
+            together.ExaminationFailed, match=r"failed on rank 0 .*gloo says no.*; check that GLOO_SOCKET_IFNAME"
+        ),
         member._stage("x"),
     ):
         raise RuntimeError("gloo says no")
@@ -235,14 +237,15 @@ def test_silence_ends_in_a_sentence(
 def test_clocks_that_differ_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     store = HashStore()
     store.set("clock/1", "1000.0")
-    (finding,) = clocks(store, 0, 2, now=lambda: 1007.5)
+    (finding,) = check_clocks(store, 0, 2, now=lambda: 1007.5)
     assert finding.verdict == "note" and "7.5 s apart, rank 1's is behind" in finding.said
     store.set("clock/1", "1007.0")
-    assert not list(clocks(store, 0, 2, now=lambda: 1007.5))
+    assert not list(check_clocks(store, 0, 2, now=lambda: 1007.5))
 
 
 @pytest.mark.parametrize(
-    ("code", "expected", "kept"), [(0, 0, False), (FOUND, 1, False), (1, 1, True), (2, 1, False), (130, 130, False)]
+    ("code", "expected", "kept"),
+    [(0, 0, False), (WRONG_FOUND, 1, False), (1, 1, True), (2, 1, False), (130, 130, False)],
 )
 def test_the_exit_code_is_what_the_processes_found(
     code: int, expected: int, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rootstock: Rootstock
@@ -255,14 +258,14 @@ def test_the_exit_code_is_what_the_processes_found(
     assert rootstock("doctor", "--distributed", "--device", "cpu", "--timeout", "9").returncode == expected
     (((arguments, where, _), options),) = asked
     assert arguments == ["doctor", "--distributed", "--device", "cpu", "--timeout", "9"]
-    assert where == places.Places(2, 1, None, where.job) and options == {"answers": (FOUND,), "patience": 9}
+    assert where == places.Placement(2, 1, None, where.job) and options == {"answers": (WRONG_FOUND,), "patience": 9}
     assert (tmp_path / "rootstock-doctor-x").exists() == kept
 
 
 def test_an_answer_is_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    failure = SimpleNamespace(exitcode=FOUND, pid=1, message="", timestamp=0)
+    failure = SimpleNamespace(exitcode=WRONG_FOUND, pid=1, message="", timestamp=0)
     ended = SimpleNamespace(failures={1: failure})
-    assert launcher._ended(ended, tmp_path, (FOUND,)) == FOUND and capsys.readouterr().err == ""
+    assert launcher._ended(ended, tmp_path, (WRONG_FOUND,)) == WRONG_FOUND and capsys.readouterr().err == ""
     assert launcher._ended(ended, tmp_path, ()) == 1 and "failed with exit code 3" in capsys.readouterr().err
 
 

@@ -9,9 +9,15 @@ import psutil
 import pytest
 
 from rootstock.launch.doctor import link_rates as nominal
-from rootstock.launch.doctor.bandwidth import Timed, judged, spoken_size, spoken_time, tell
+from rootstock.launch.doctor.bandwidth import (
+    CollectiveTime,
+    bandwidth_finding,
+    report_bandwidth,
+    size_in_words,
+    time_in_words,
+)
 from rootstock.launch.doctor.findings import Report
-from rootstock.launch.doctor.link_rates import Links, Nominal
+from rootstock.launch.doctor.link_rates import LinkRate, Links
 
 A, B = "GPU-5a1b2c3d-0000-1111-2222-333344445555", "GPU-9f8e7d6c-0000-1111-2222-333344445555"
 LISTED = f"0, {A}, 4, 16\n1, {B}, [N/A], 16\n"
@@ -54,22 +60,22 @@ def test_the_topology_says_the_way_between_gpus_alone() -> None:
 
 def test_a_process_asks_for_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {nominal.GPU_QUERY[0]: LISTED, "topo": TOPOLOGY, "nvlink": NVLINK}
-    monkeypatch.setattr(nominal, "smi", lambda first, *_: answers[first])
+    monkeypatch.setattr(nominal, "nvidia_smi", lambda first, *_: answers[first])
     monkeypatch.setattr(nominal, "fabric", lambda *_: ("eth0", 1.25))
-    assert nominal.links(A, "nccl", "node1") == Links(2 * 26.562, 16 * 1.969, {B: "NV18"}, 1.25, "eth0")
-    assert nominal.links("", "gloo", "node1") == Links(network=1.25, network_name="eth0")
-    assert nominal.links("GPU-of-a-MIG-slice", "nccl", "node1") == Links(None, None, {}, 1.25, "eth0")
+    assert nominal.own_links(A, "nccl", "node1") == Links(2 * 26.562, 16 * 1.969, {B: "NV18"}, 1.25, "eth0")
+    assert nominal.own_links("", "gloo", "node1") == Links(network=1.25, network_name="eth0")
+    assert nominal.own_links("GPU-of-a-MIG-slice", "nccl", "node1") == Links(None, None, {}, 1.25, "eth0")
 
 
 def test_without_nvidia_smi_nothing_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert nominal.smi("topo", "-m") == ""
+    assert nominal.nvidia_smi("topo", "-m") == ""
     script = tmp_path / "nvidia-smi"
     script.write_text('#!/bin/sh\necho "$@"; exit ${CODE:-0}\n')
     script.chmod(0o755)
-    assert nominal.smi("topo", "-m") == "topo -m\n"
+    assert nominal.nvidia_smi("topo", "-m") == "topo -m\n"
     monkeypatch.setenv("CODE", "9")
-    assert nominal.smi("topo", "-m") == ""
+    assert nominal.nvidia_smi("topo", "-m") == ""
 
 
 def test_infiniband_is_the_sum_of_active_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,49 +135,49 @@ QUICK = Links(nvlink=480, pcie=31.5, peers={A: "NV18"}, network=25, network_name
 @pytest.mark.parametrize(
     ("machines", "gpu", "known", "expected"),
     [
-        (["m", "m"], [A, B], [SLOW, QUICK], Nominal("NVLink", 450)),
-        (["m", "m"], [A, B], [SLOW._replace(peers={B: "SYS"}), QUICK], Nominal("PCIe", 31.5)),
-        (["m", "m"], [A, B], [SLOW._replace(peers={}), QUICK], Nominal("way between the GPUs unknown", None)),
-        (["m", "n"], [A, B], [SLOW, QUICK], Nominal("network, eth0, eth1", 12.5)),
-        (["m", "n"], ["", ""], [SLOW, QUICK._replace(network=None)], Nominal("network, eth0, eth1", None)),
+        (["m", "m"], [A, B], [SLOW, QUICK], LinkRate("NVLink", 450)),
+        (["m", "m"], [A, B], [SLOW._replace(peers={B: "SYS"}), QUICK], LinkRate("PCIe", 31.5)),
+        (["m", "m"], [A, B], [SLOW._replace(peers={}), QUICK], LinkRate("way between the GPUs unknown", None)),
+        (["m", "n"], [A, B], [SLOW, QUICK], LinkRate("network, eth0, eth1", 12.5)),
+        (["m", "n"], ["", ""], [SLOW, QUICK._replace(network=None)], LinkRate("network, eth0, eth1", None)),
         (["m", "m"], ["", ""], [SLOW, QUICK], None),
     ],
 )
 def test_the_slowest_link_bounds_all(
-    machines: Sequence[str], gpu: Sequence[str], known: Sequence[Links], expected: Nominal | None
+    machines: Sequence[str], gpu: Sequence[str], known: Sequence[Links], expected: LinkRate | None
 ) -> None:
-    assert nominal.nominal(machines, gpu, known) == expected
+    assert nominal.slowest_link(machines, gpu, known) == expected
 
 
 def test_bus_bandwidth_is_that_of_nccl_tests() -> None:
     """By hand: 1 GB in 0.5 s is 2 GB/s; of 4 processes an all-reduce moves 2 * 3/4 of it over each link, the halves of it 3/4."""
-    assert Timed("all_reduce", 10**9, 0.5, 0, 1).bus(4) == pytest.approx(3.0)
-    assert Timed("all_gather", 10**9, 0.5, 0, 1).bus(4) == pytest.approx(1.5)
-    assert Timed("reduce_scatter", 10**9, 0.5, 0, 1).bus(4) == pytest.approx(1.5)
-    assert Timed("all_reduce", 10**9, 0.5, 0, 1).bus(2) == pytest.approx(2.0)
+    assert CollectiveTime("all_reduce", 10**9, 0.5, 0, 1).bus(4) == pytest.approx(3.0)
+    assert CollectiveTime("all_gather", 10**9, 0.5, 0, 1).bus(4) == pytest.approx(1.5)
+    assert CollectiveTime("reduce_scatter", 10**9, 0.5, 0, 1).bus(4) == pytest.approx(1.5)
+    assert CollectiveTime("all_reduce", 10**9, 0.5, 0, 1).bus(2) == pytest.approx(2.0)
 
 
-FOUND = [Timed("all_reduce", 8, 2e-5, 1e-5, 3e-5), Timed("all_reduce", 2**26, 0.01, 0.009, 0.012)]
+FOUND = [CollectiveTime("all_reduce", 8, 2e-5, 1e-5, 3e-5), CollectiveTime("all_reduce", 2**26, 0.01, 0.009, 0.012)]
 
 
 @pytest.mark.parametrize(
     ("link", "verdict", "words"),
     [
-        (Nominal("NVLink", 10.0), "ok", "67 % of 10 GB/s (NVLink)"),
-        (Nominal("PCIe", 31.5), "note", "21 % of 31.5 GB/s (PCIe); less than half: NCCL_DEBUG=INFO"),
-        (Nominal("memory copy, measured", 31.5), "ok", "21 % of 31.5 GB/s (memory copy, measured)"),
-        (Nominal("network, eth0", None), "ok", "nominal unknown (network, eth0)"),
+        (LinkRate("NVLink", 10.0), "ok", "67 % of 10 GB/s (NVLink)"),
+        (LinkRate("PCIe", 31.5), "note", "21 % of 31.5 GB/s (PCIe); less than half: NCCL_DEBUG=INFO"),
+        (LinkRate("memory copy, measured", 31.5), "ok", "21 % of 31.5 GB/s (memory copy, measured)"),
+        (LinkRate("network, eth0", None), "ok", "nominal unknown (network, eth0)"),
     ],
 )
-def test_bandwidth_is_judged_by_the_link(link: Nominal, verdict: str, words: str) -> None:
-    finding = judged(FOUND, link, 2)
+def test_bandwidth_is_judged_by_the_link(link: LinkRate, verdict: str, words: str) -> None:
+    finding = bandwidth_finding(FOUND, link, 2)
     assert finding.verdict == verdict and words in finding.said
     assert "latency 20 us; 64 MiB are all-reduced at 6.71 GB/s" in finding.said and "too long" not in finding.said
 
 
 def test_the_table_says_what_was_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     report = Report()
-    tell([FOUND[0], FOUND[1]._replace(bytes=2**20)], Nominal("NVLink", 10.0), 2, report)
+    report_bandwidth([FOUND[0], FOUND[1]._replace(bytes=2**20)], LinkRate("NVLink", 10.0), 2, report)
     said = capsys.readouterr().out
     rows = [" ".join(line.split()) for line in said.splitlines()]
     assert rows[1:3] == ["all-reduce 8 B 20 us [10 us, 30 us]", "all-reduce 1 MiB 10 ms [9 ms, 12 ms] 0.105 1 %"]
@@ -180,5 +186,5 @@ def test_the_table_says_what_was_left_out(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_sizes_and_times_are_spoken() -> None:
-    assert [spoken_size(size) for size in (8, 2**20 - 4, 2**26)] == ["8 B", "1 MiB", "64 MiB"]
-    assert [spoken_time(t) for t in (2.5e-6, 9.99e-4, 0.0123)] == ["2.5 us", "999 us", "12.3 ms"]
+    assert [size_in_words(size) for size in (8, 2**20 - 4, 2**26)] == ["8 B", "1 MiB", "64 MiB"]
+    assert [time_in_words(t) for t in (2.5e-6, 9.99e-4, 0.0123)] == ["2.5 us", "999 us", "12.3 ms"]

@@ -11,7 +11,7 @@ import torch
 
 from rootstock.core.images.decode import decode, decode_by_pillow, plain_jpeg_size
 from rootstock.launch.doctor import rates
-from rootstock.launch.doctor.rates import Rate, judged
+from rootstock.launch.doctor.rates import Rate, reading_finding
 
 DECODED, SIZE = 1000.0, 100_000
 SLOW, QUICK, LARGE = Rate(400, 390, 410), Rate(4000, 3900, 4100), Rate(2e9, 1e9, 3e9)
@@ -44,7 +44,7 @@ def test_reading_measures_files_under_the_folder_and_leaves_none(
 
     monkeypatch.setattr(Path, "read_bytes", reading)
     monkeypatch.setattr(rates, "_drop", dropping)
-    finding = rates.reading(tmp_path, decoded=1e-9, size=SIZE)
+    finding = rates.measure_reading(tmp_path, decoded=1e-9, size=SIZE)
     small = [f"{k:04}" for k in range(4)]
     assert sorted(read) == sorted(small * rates.READ_ROUNDS)
     assert sorted(dropped[-5 * rates.READ_ROUNDS :]) == sorted([*small, "large"] * rates.READ_ROUNDS)
@@ -56,10 +56,10 @@ def test_reading_measures_files_under_the_folder_and_leaves_none(
 
 @pytest.mark.usefixtures("few")
 def test_a_cache_that_stays_full_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if rates.emptied(tmp_path / "file", b"0" * rates.BLOCK) is None:
+    if rates.leaves_page_cache(tmp_path / "file", b"0" * rates.BLOCK) is None:
         pytest.skip("this file system does not tell what is in the page cache")
     monkeypatch.setattr(rates, "_drop", lambda path: None)
-    finding = rates.reading(tmp_path, DECODED, SIZE)
+    finding = rates.measure_reading(tmp_path, DECODED, SIZE)
     assert finding.verdict == "note" and "this is memory, not the disk" in finding.said
     assert finding.facts["page_cache_avoided"] is False
 
@@ -87,9 +87,9 @@ def test_the_kernel_is_asked_whether_pages_are_in_memory(
     monkeypatch.setattr(rates, "_drop", dropped.append)
     monkeypatch.setattr(os, "preadv", preadv)
     monkeypatch.setattr(os, "RWF_NOWAIT", 8, raising=False)
-    assert rates.emptied(tmp_path / "file", b"0" * rates.BLOCK) is expected
+    assert rates.leaves_page_cache(tmp_path / "file", b"0" * rates.BLOCK) is expected
     monkeypatch.delattr(os, "RWF_NOWAIT")
-    assert rates.emptied(tmp_path / "file", b"") is None
+    assert rates.leaves_page_cache(tmp_path / "file", b"") is None
 
 
 @pytest.mark.usefixtures("few")
@@ -102,21 +102,21 @@ def test_a_request_to_stop_leaves_no_files(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(rates, "_write", asking)
     monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path))
     with pytest.raises(KeyboardInterrupt):
-        rates.reading(tmp_path, DECODED, SIZE)
+        rates.measure_reading(tmp_path, DECODED, SIZE)
     assert len(read) == 1 and not list(tmp_path.iterdir())
 
 
 def test_a_disk_without_room_or_rights_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 2**29}))
-        finding = rates.reading(tmp_path, DECODED, SIZE)
+        finding = rates.measure_reading(tmp_path, DECODED, SIZE)
     assert finding.verdict == "note" and "only 0.5 GiB are free" in finding.said
 
     def full(*_: object) -> None:
         raise OSError(122, "Disk quota exceeded")
 
     monkeypatch.setattr(rates, "_write", full)
-    finding = rates.reading(tmp_path, DECODED, SIZE)
+    finding = rates.measure_reading(tmp_path, DECODED, SIZE)
     assert finding.verdict == "note" and "Disk quota exceeded" in finding.said and not list(tmp_path.iterdir())
 
 
@@ -130,7 +130,7 @@ def test_a_disk_without_room_or_rights_is_left_alone(tmp_path: Path, monkeypatch
     ],
 )
 def test_what_rates_mean(gone: bool | None, files: Rate, verdict: str, words: str) -> None:
-    finding = judged(gone, files, LARGE, DECODED, SIZE)
+    finding = reading_finding(gone, files, LARGE, DECODED, SIZE)
     assert finding.verdict == verdict and words in finding.said
     assert "2,000 MB/s (1,000 to 3,000)" in finding.said
 
@@ -148,5 +148,5 @@ def test_decoding_is_that_of_loader_workers(monkeypatch: pytest.MonkeyPatch) -> 
     decoded: list[bytes] = []
     monkeypatch.setattr("rootstock.core.images.decode.decode", lambda file, _: decoded.append(file))
     # A round by this clock: 0.15 s after its start, below 0.2, the two files are decoded, and at 0.30 it ends.
-    assert rates.decoding(files) == pytest.approx((2 / 0.3,) * 3)
+    assert rates.measure_decoding(files) == pytest.approx((2 / 0.3,) * 3)
     assert len(decoded) == 2 * (1 + 3)
