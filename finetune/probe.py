@@ -21,12 +21,16 @@ from ..core.model.backbone import OWN, Backbone, create
 from ..core.run.directory import Run
 from ..core.views.view import Evaluation
 from .baselines.registry import BASELINES
-from .protocols import protocols
 from .protocols.attentive import AttentiveTraining
+from .protocols.fewshot import fewshot as fewshot_protocol
+from .protocols.knn import knn as knn_protocol
+from .protocols.linear import linear as linear_protocol
+from .protocols.outcome import Outcome
+from .protocols.registry import PROTOCOLS, READ_TOKENS
 from .protocols.tokens import extract_tokens
 
 CONFIGURED = ("knn", "linear", "attentive", "fewshot")
-Protocol = Callable[..., protocols.Outcome]
+Protocol = Callable[..., Outcome]
 
 
 def probe_data_options(
@@ -43,10 +47,10 @@ def probe_data_options(
 
 def protocol_options(
     *,
-    knn: Annotated[dict[str, Any] | None, Section(protocols.knn)] = None,
-    linear: Annotated[dict[str, Any] | None, Section(protocols.linear)] = None,
+    knn: Annotated[dict[str, Any] | None, Section(knn_protocol)] = None,
+    linear: Annotated[dict[str, Any] | None, Section(linear_protocol)] = None,
     attentive: Annotated[dict[str, Any] | None, Section(AttentiveTraining)] = None,
-    fewshot: Annotated[dict[str, Any] | None, Section(protocols.fewshot)] = None,
+    fewshot: Annotated[dict[str, Any] | None, Section(fewshot_protocol)] = None,
     presets: list[str] = [],
 ) -> None:
     """The `evaluate` section of `rootstock probe`: which protocols run; kNN where none is given.
@@ -103,7 +107,7 @@ def probe(
     run.log(f"probe {model.spec['name']}: features of {len(train)} training and {count} test images")
 
     view = Evaluation(data["size"], crop=data["crop"], mean=model.mean, std=model.std)
-    reads_tokens = any(name in protocols.READ_TOKENS for name, _ in chosen)
+    reads_tokens = any(name in READ_TOKENS for name, _ in chosen)
     inputs = _extracted(run, model, view, train, tests, attentive if reads_tokens else None)
     scores, picked, selection = _scored(run, chosen, inputs, train, tests)
 
@@ -153,7 +157,7 @@ def _scored(
     assert train.labels is not None and train.classes is not None
     scores, picked, selection = Scores({}, {}, {}), {}, "last"
     for name, protocol in chosen:
-        tokens = name in protocols.READ_TOKENS
+        tokens = name in READ_TOKENS
         known, features = (inputs.train_tokens, inputs.tokens) if tokens else (inputs.train, inputs.features)
         pairs = {test: (features[test], t.labels) for test, t in tests.items() if t.labels is not None}
         place = (run.device,) if tokens else ()  # where a protocol that trains does so
@@ -174,11 +178,11 @@ def _chosen_protocols(evaluate: Mapping[str, Any]) -> list[tuple[str, Protocol]]
     chosen: list[tuple[str, Protocol]] = []
     for name in CONFIGURED:
         if evaluate[name] is not None:
-            chosen.append((name, partial(protocols.PROTOCOLS[name], **evaluate[name])))
+            chosen.append((name, partial(PROTOCOLS[name], **evaluate[name])))
     for name in evaluate["presets"]:
-        if name not in protocols.PROTOCOLS:
+        if name not in PROTOCOLS:
             raise UserError(
-                f"evaluate.presets: unknown preset {name!r} (known: {', '.join(sorted(protocols.PROTOCOLS))})"
+                f"evaluate.presets: unknown preset {name!r} (known: {', '.join(sorted(PROTOCOLS))})"
             )
-        chosen.append((name, protocols.PROTOCOLS[name]))
-    return chosen or [("knn", protocols.knn)]
+        chosen.append((name, PROTOCOLS[name]))
+    return chosen or [("knn", knn_protocol)]

@@ -185,7 +185,7 @@ class IJEPA(PretrainMethod):
         if self.min_context < 1 or least < self.min_context:
             raise UserError(
                 f"method.min_context: expected 1 to {least} patches (the smallest context block has {least} of {rows} x "
-                f"{columns}), got {self.min_context}; change it, or use smaller patches"
+                f"{columns} patches), got {self.min_context}; change it, or use smaller patches"
             )
         if self.max_context is None:
             return most, max(areas)

@@ -1,8 +1,4 @@
-"""Features without learning, which a learned backbone has to beat: raw pixels and histograms of oriented gradients.
-
-They are modules like any backbone, so that the same recipe, extraction and protocols evaluate them. They want images in
-0..1, not normalised by a backbone's mean and deviation.
-"""
+"""Histograms of oriented gradients as features: what a learned backbone has to beat."""
 
 from __future__ import annotations
 
@@ -13,33 +9,24 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad
 
 from ...core.errors import UserError
+from .inputs import check_shape
 
-# Dalal & Triggs clip a normalised block's entries here before normalising again ("L2-Hys").
+# Dalal & Triggs clip a normalised block's entries at this value, then normalise again ("L2-Hys").
 CLIP = 0.2
-
-
-class Pixels(nn.Module):
-    """The image itself: [N, channels, size, size] -> [N, channels * size * size]."""
-
-    def __init__(self, size: int, channels: int = 3) -> None:
-        super().__init__()
-        self.shape = (channels, size, size)
-        self.feature_dim = channels * size * size
-
-    def forward(self, images: Tensor) -> Tensor:
-        _check_shape(images, self.shape)
-        return images.flatten(1)
 
 
 class Hog(nn.Module):
     """Histograms of oriented gradients (Dalal & Triggs 2005, section 6), [N, channels, size, size] in 0..1 -> [N, D].
 
-    Gradient by [-1, 0, 1] (the border repeated) in the channel where it is largest; its length votes for the two
-    nearest of `orientations` unsigned directions, linearly; votes are summed in square cells without interpolation
-    between cells; each 2 x 2 cells, overlapping by one cell, are a block, L2-Hys normalised. D = (size / cell - 1)^2 *
-    4 * orientations, laid out as block row, block column, cell row, cell column, direction.
+    The gradient is that of [-1, 0, 1], with the border repeated, in the channel where it is largest. Its length is shared linearly between
+    the two nearest of `orientations` unsigned directions, and summed in square cells without interpolation between cells. Each 2 x 2 cells,
+    overlapping by one cell, are a block, which is L2-Hys normalised. D = (size / cell - 1)^2 * 4 * orientations, laid out as block row,
+    block column, cell row, cell column, direction. size: side of the images in pixels, a multiple of cell.
 
-    size: side of the images, a multiple of cell. cell: pixels; None is an eighth of the side, 4 at 32 px.
+    cell: Side of a cell in pixels, which divides the image's side at least twice; null is an eighth of the side, 4 at 32 px.
+    orientations: Number of directions in 0 to 180 degrees, 2 or more.
+
+    Raises UserError for cells that do not fit, and for fewer than 2 orientations.
     """
 
     def __init__(self, size: int, channels: int = 3, *, cell: int | None = None, orientations: int = 9) -> None:
@@ -56,7 +43,7 @@ class Hog(nn.Module):
         self.feature_dim = (size // cell - 1) ** 2 * 4 * orientations
 
     def forward(self, images: Tensor) -> Tensor:
-        _check_shape(images, self.shape)
+        check_shape(images, self.shape)
         length, angle = _gradient(images.float())
         position = angle / math.pi * self.orientations - 0.5
         below = position.floor()
@@ -86,8 +73,3 @@ def _gradient(images: Tensor) -> tuple[Tensor, Tensor]:
 def _unit(blocks: Tensor, epsilon: float = 1e-5) -> Tensor:
     """v / sqrt(|v|^2 + epsilon^2) along the last axis: an empty block stays 0."""
     return blocks / torch.sqrt(blocks.square().sum(-1, keepdim=True) + epsilon**2)
-
-
-def _check_shape(images: Tensor, shape: tuple[int, int, int]) -> None:
-    if images.shape[1:] != shape:
-        raise ValueError(f"expected images [N, {', '.join(map(str, shape))}], got {tuple(images.shape)}")

@@ -1,4 +1,7 @@
-"""Handcrafted features by the names that configs use for backbones: what learned ones have to beat."""
+"""Handcrafted features by the names that configs use for backbones. Learned features have to beat them.
+
+They are modules like any backbone, so the same recipe, extraction and protocols evaluate them.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,19 @@ from typing import Any
 
 from torch import nn
 
-from .hog import Hog, Pixels
+from .hog import Hog
+from .inputs import without_normalisation
+from .pixels import Pixels
 
 
-def pixels(size: int, channels: int) -> nn.Module:
+def build_pixels(size: int, channels: int) -> nn.Module:
     """Raw pixels in 0..1."""
-    return _unnormalised(Pixels(size))
+    return without_normalisation(Pixels(size))
 
 
-def hog(size: int, channels: int, **args: Any) -> nn.Module:
-    """Histograms of oriented gradients; args: cell, orientations."""
-    return _unnormalised(Hog(size, **args))
+def build_hog(size: int, channels: int, **args: Any) -> nn.Module:
+    """Histograms of oriented gradients; args: the keys of `Hog`."""
+    return without_normalisation(Hog(size, **args))
 
 
-def _unnormalised(model: nn.Module) -> nn.Module:
-    """Marked like a timm model that wants its pixels as they are."""
-    config: Any = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    model.pretrained_cfg = config
-    return model
-
-
-BASELINES: Mapping[str, Callable[..., nn.Module]] = {"pixels": pixels, "hog": hog}
+BASELINES: Mapping[str, Callable[..., nn.Module]] = {"pixels": build_pixels, "hog": build_hog}

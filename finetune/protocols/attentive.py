@@ -1,8 +1,8 @@
-"""An attentive probe of frozen tokens: learned queries attend to them, a linear classifier reads what they gather.
+"""An attentive probe of frozen tokens: learned queries attend to the tokens, and a linear classifier reads the result.
 
-Masked image modeling leaves to the reader which patches matter, so probes of pooled features underrate it (Chen et al. 2022, CAE,
-arXiv:2202.03026). Rates and decays are candidates trained at once on the same batches, and a held-out slice of the
-*training* set chooses among them: V-JEPA 2 (arXiv:2506.09985) trains its probes so, and reports the best of them.
+After masked image modeling the useful patches have to be found, so probes of pooled features underrate it (Chen et al. 2022, CAE,
+arXiv:2202.03026). Learning rates and weight decays are candidates that are trained at once on the same batches, and a held-out slice of
+the *training* set chooses among them. V-JEPA 2 (arXiv:2506.09985) also trains its probes at once, and reports the best.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,21 +22,27 @@ from ...core.errors import UserError
 from ...core.stream.order import straddling
 from ...core.train.schedules import cosine
 from .logreg import stratified_slice
+from .outcome import Outcome, Tests, empty_outcome, record_scores
 
-# Heads by default, where the width of the tokens allows so many.
+# Number of heads by default, if the width of the tokens is a multiple of it.
 MAX_HEADS = 8
-# A channel that varies less than this part of the channels' root mean square is nearly dead: it is not blown up to the others'.
+# A channel's deviation is taken as at least this fraction of the channels' root mean square, so that dead channels are not amplified.
 SCALE_FLOOR = 0.01
-# Tokens are looked at in blocks of this many numbers (64 MB in float32).
+# Tokens are processed in blocks of this many numbers (64 MB in float32).
 TOKEN_BLOCK = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentiveTraining:
-    """How the probe is trained: by AdamW with a cosine to 0, one candidate for each pair of a rate and a decay.
+    """How the attentive probe is trained: AdamW with a cosine to 0; each pair of lr and weight_decay is a candidate.
 
-    heads: must divide a token's numbers; by default 8, or as many as do. queries: learned ones, whose answers are averaged.
-    V-JEPA's rate is 1e-3, for 20 epochs of ImageNet; sets of some thousand images have fewer steps and need higher ones.
+    epochs: Passes over the training set, 1 or more.
+    lr: Learning rate at the start, above 0, or a list of them to choose from. V-JEPA uses 1e-3 for 20 epochs of ImageNet; sets of some
+        thousand images give fewer steps and need higher ones.
+    weight_decay: Weight decay, 0 or more, or a list of them to choose from. Queries and biases have none.
+    heads: Number of attention heads, which must divide the width of a token; null takes 8, or the largest number that divides both.
+    queries: Number of learned queries, 1 or more, whose results are averaged.
+    batch_size: Images in a step, 1 or more; all of them if there are fewer.
     """
 
     epochs: int = 50
@@ -47,7 +53,7 @@ class AttentiveTraining:
     batch_size: int = 128
 
     def __post_init__(self) -> None:
-        """Raises UserError for numbers that mean nothing."""
+        """Raises UserError for numbers out of range."""
         for key in ("epochs", "heads", "queries", "batch_size"):
             if (value := getattr(self, key)) is not None and value < 1:
                 raise UserError(f"evaluate.attentive.{key}: expected 1 or more, got {value}")
@@ -58,11 +64,11 @@ class AttentiveTraining:
 
     @property
     def grid(self) -> list[tuple[float, float]]:
-        """(rate, decay) of each candidate, rising."""
+        """(learning rate, weight decay) of each candidate, ascending."""
         return sorted(set(product(_several(self.lr), _several(self.weight_decay))))
 
     def heads_of(self, width: int) -> int:
-        """The number of heads for tokens of `width` numbers. Raises UserError."""
+        """The number of heads for tokens of `width` numbers. Raises UserError if it does not divide them."""
         heads = self.heads or math.gcd(width, MAX_HEADS)
         if width % heads:
             raise UserError(
@@ -72,7 +78,7 @@ class AttentiveTraining:
         return heads
 
     def bytes(self, width: int, num_classes: int) -> int:
-        """What the candidates take while they are trained: parameters, gradients, AdamW's two moments and a copy, in float32."""
+        """Memory of all candidates during training: parameters, gradients, AdamW's two moments and a copy, in float32."""
         numbers = 2 * width**2 + (self.queries + num_classes) * width + num_classes
         return len(self.grid) * numbers * 5 * 4
 
@@ -82,12 +88,12 @@ def _several(values: float | Sequence[float]) -> list[float]:
 
 
 class Probe(nn.Module):
-    """One candidate, as in AIM (El-Nouby et al. 2024, arXiv:2401.08541): queries -> attention over tokens -> mean of queries -> linear.
+    """One candidate, as in AIM (El-Nouby et al. 2024, arXiv:2401.08541): queries, attention over tokens, mean of queries, linear layer.
 
-    Standardised tokens take the place of AIM's and CAE's BatchNorm without affine, and a LayerNorm (without affine, which the
-    linear layer would absorb) comes before it, after which the scale of values is free. V-JEPA (Bardes et al. 2024,
-    arXiv:2404.08471) has a whole block, with an MLP of 8 D^2 parameters, in its place; the probe here stays small.
-    Queries N(0, 0.02^2) as in both, so that it starts as the mean of the tokens; keys and values U(+-1/sqrt(D)), no bias; linear 0.
+    Tokens are standardised, where AIM and CAE have BatchNorm without scale and shift. A LayerNorm, also without (the linear layer would
+    absorb them), precedes the linear layer, so the scale of values is free. V-JEPA (Bardes et al. 2024, arXiv:2404.08471) has a whole block
+    instead, with an MLP of 8 D^2 parameters; this probe stays small. Initialisation: queries N(0, 0.02^2) as in both, so that the probe
+    starts as the mean of the tokens; keys and values U(+-1/sqrt(D)) without bias; linear layer 0.
     """
 
     def __init__(self, width: int, num_classes: int, heads: int, queries: int, seed: int) -> None:
@@ -102,10 +108,10 @@ class Probe(nn.Module):
 
 
 def probe_logits(probes: Sequence[Probe], x: Tensor) -> Tensor:
-    """Standardised tokens [N, L, D] -> [C, N, K], of C probes each its own.
+    """Logits of C probes, [C, N, K], for standardised tokens [N, L, D].
 
-    Neither keys nor values of tokens are formed: q . (W x) = (W^T q) . x, and a mean of W x is W times the mean. That is the same
-    function for D / (heads * queries) times less work, and all candidates read the tokens in one matrix product.
+    Keys and values of tokens are not computed: q . (W x) = (W^T q) . x, and a mean of W x is W times the mean. This is the same function
+    for D / (heads * queries) times less work, and all candidates read the tokens in one matrix product.
     """
     query, key, value, weight, bias = (
         torch.stack([getattr(probe, name) for probe in probes]) for name in ("query", "key", "value", "weight", "bias")
@@ -120,28 +126,28 @@ def probe_logits(probes: Sequence[Probe], x: Tensor) -> Tensor:
 
 
 class FittedProbes(NamedTuple):
-    """Trained candidates and how their tokens are standardised."""
+    """Trained candidates, with the mean and scale that standardise tokens."""
 
     probes: list[Probe]
-    grid: list[tuple[float, float]]  # (rate, decay) of each
+    grid: list[tuple[float, float]]  # (learning rate, weight decay) of each
     mean: Tensor  # [D]
     scale: Tensor  # [D]
     selected: bool  # the one candidate was chosen on a held-out slice
 
     @torch.no_grad()
     def logits(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:
-        """[M, L, D] on the CPU, of them `rows` -> float32 [C, M, K] on the CPU."""
+        """Tokens [M, L, D] on the CPU, or their `rows` only -> float32 [C, M, K] on the CPU."""
         rows = torch.arange(len(tokens)) if rows is None else rows
         parts = [probe_logits(self.probes, self.standard(tokens, some)).cpu() for some in _blocks(tokens, rows)]
         return torch.cat(parts, 1)
 
     def predict(self, tokens: Tensor) -> Tensor:
-        """The first candidate's classes, int64 [M]."""
+        """Classes by the first candidate, int64 [M]."""
         return self.logits(tokens)[0].argmax(1)
 
     def standard(self, tokens: Tensor, rows: Tensor) -> Tensor:
-        """The tokens of `rows`, int64 [M], standardised: float32 [M, L, D] on the device."""
-        # In the memory of the copy: fresh memory for each step would take longer than the arithmetic.
+        """Standardised tokens of `rows`, int64 [M]: float32 [M, L, D] on the device."""
+        # In place: allocating memory in each step would take longer than the arithmetic.
         return tokens[rows].to(self.mean.device, torch.float32).sub_(self.mean).div_(self.scale)
 
 
@@ -153,11 +159,11 @@ def fit_choosing(
     seed: int,
     device: torch.device | str = "cpu",
 ) -> FittedProbes:
-    """Train each candidate on 80 % of the training set, take the best on the rest, and train it anew on the whole set.
+    """Train all candidates on 80 % of the training set, choose the best on the rest, and train it anew on the whole set.
 
     tokens: float16 or float32 [N, L, D] on the CPU; labels: int64 [N] in 0..num_classes-1. device: where the training happens.
-    Best: the most held-out images right, then the lower held-out loss. With one candidate nothing is held out.
-    Raises UserError where no class has two images to choose on, for heads that do not divide D, and labels out of range.
+    Best means most held-out images right, then lowest held-out loss. With one candidate nothing is held out.
+    Raises UserError if no class has two images to choose on, if heads do not divide D, and for labels out of range.
     """
     if tokens.ndim != 3 or labels.shape != (len(tokens),):
         raise ValueError(
@@ -198,9 +204,9 @@ def _train(
     seed: int,
     device: torch.device | str,
 ) -> FittedProbes:
-    """AdamW with the cosine to 0 on `rows` of the training set, every candidate on the same batches from the same start.
+    """Train every candidate on `rows` of the training set, with the same batches from the same start: AdamW with a cosine to 0.
 
-    The sum of their losses gives each its own gradient. No decay of queries and bias, which vectors are commonly spared.
+    The losses are summed, so each candidate gets its own gradient. Queries and biases have no weight decay, as is usual for vectors.
     """
     width = tokens.shape[2]
     heads = training.heads_of(width)
@@ -227,7 +233,7 @@ def _train(
 
 
 def _moments(tokens: Tensor, rows: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Each channel's mean and deviation over images and places, float32 [D] on the device; summed in float64."""
+    """Mean and standard deviation of each channel over images and tokens, float32 [D] on the device; summed in float64."""
     count, width = len(rows) * tokens.shape[1], tokens.shape[2]
     total, square = (torch.zeros(width, dtype=torch.float64, device=device) for _ in range(2))
     for some in _blocks(tokens, rows):
@@ -241,5 +247,29 @@ def _moments(tokens: Tensor, rows: Tensor, device: torch.device | str) -> tuple[
 
 
 def _blocks(tokens: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
-    """`rows` in blocks of BLOCK numbers of tokens at most."""
+    """`rows` in blocks of at most TOKEN_BLOCK numbers of tokens."""
     return rows.split(max(1, TOKEN_BLOCK // max(1, tokens[0].numel())))
+
+
+def attentive(
+    train_x: Tensor,
+    train_y: Tensor,
+    tests: Tests,
+    classes: Sequence[str],
+    seed: int,
+    device: torch.device | str = "cpu",
+    **options: Any,
+) -> Outcome:
+    """The attentive probe as a protocol; its section of a config is `AttentiveTraining`, whose fields are `options`.
+
+    train_x: [N, L, D] on the CPU and tests the same. device: where the probe is trained.
+    """
+    training = AttentiveTraining(**options)
+    model = fit_choosing(train_x, train_y, len(classes), training, seed, device)
+    outcome = empty_outcome("train-split" if model.selected else "last")
+    if model.selected:
+        rate, decay = model.grid[0]
+        outcome.chosen.update({"attentive/lr": rate, "attentive/weight_decay": decay})
+    for test, (x, labels) in tests.items():
+        record_scores(outcome, f"{test}/attentive", labels, model.predict(x), classes)
+    return outcome

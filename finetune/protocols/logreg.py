@@ -1,7 +1,7 @@
-"""Multinomial logistic regression on frozen features by L-BFGS, its C chosen on a held-out slice of the training set.
+"""Multinomial logistic regression on frozen features by L-BFGS, with C chosen on a held-out slice of the training set.
 
-scipy's L-BFGS-B walks, torch computes loss and gradient wherever the features are (float64): scikit-learn's objective,
-also on a GPU. Choosing C on test data, the field's habit, isn't possible here: no test label comes in.
+scipy's L-BFGS-B takes the steps; torch computes loss and gradient in float64 on the features' device. So the objective is scikit-learn's,
+also on a GPU. C cannot be chosen on test data, as is often done, because no test label enters here.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _log = logging.getLogger(__name__)
 # The grid of DINOv2's evaluation (Oquab et al. 2023, arXiv:2304.07193): 45 values from 1e-6 to 1e5.
 C_GRID: tuple[float, ...] = tuple(float(c) for c in np.logspace(-6, 5, 45))
 MAX_ITERATIONS = 1000
-# The largest entry of the mean loss's gradient that counts as converged. At scikit-learn's 1e-4 the weak penalties stop
-# where the next stronger one ended, and the grid has nothing to choose from.
+# Largest entry of the mean loss's gradient that counts as converged. With scikit-learn's 1e-4, weak penalties would stop at the
+# solution of the next stronger one, and the candidates would not differ.
 TOLERANCE = 1e-5
-# Where nothing can be held out (one image a class), scikit-learn's default C.
+# Used where nothing can be held out (one image a class): scikit-learn's default.
 DEFAULT_C = 1.0
 
 
@@ -75,12 +75,12 @@ def fit_choosing_C(
     values_of_C: Sequence[float] = C_GRID,
     fraction: float = 0.2,
 ) -> LogisticRegression:
-    """Fit on 1 - fraction of train for each C, take the best on the rest, and refit on all of train.
+    """Fit on 1 - fraction of the training set for each C, choose the best on the rest, and refit on the whole set.
 
     train_x: [N, D], train_y: int64 [N] in 0..num_classes-1. C: as in scikit-learn, C * sum of losses + |weight|^2 / 2.
-    Best: the most held-out images right, then the lower held-out loss. With one C, or no class of two images or more,
-    nothing is held out (C is then DEFAULT_C, unless only one is given).
-    Raises UserError for an empty training set, labels out of range, values of C not above 0, or features not finite.
+    Best means most held-out images right, then lowest held-out loss. With a single C nothing is held out; nor if no class has two images,
+    where DEFAULT_C is used.
+    Raises UserError for an empty training set, labels out of range, values of C not above 0, or features that are not finite.
     """
     x, y = _checked(train_x, train_y, num_classes)
     grid = sorted({float(c) for c in values_of_C})
@@ -90,17 +90,19 @@ def fit_choosing_C(
         return _fit_path(x, y, grid)[0]
     held_out = stratified_slice(y, fraction=fraction, seed=seed).to(x.device)
     if not bool(held_out.any()):
-        _log.warning("logistic regression: too few images to hold any out; C = %g is taken, not chosen", DEFAULT_C)
+        _log.warning(
+            "logistic regression: too few images to hold some out, so C = %g is used without choosing", DEFAULT_C
+        )
         return _fit_path(x, y, [DEFAULT_C])[0]
     best = _best(x, y, held_out, grid)
-    # It starts from what was chosen, to be the same estimator where the iterations end before convergence.
+    # Starting from the chosen solution gives the same estimator where the iterations end before convergence.
     return _fit_path(x, y, [best.C], start=best)[0]._replace(selected=True)
 
 
 def stratified_slice(labels: Tensor, *, fraction: float, seed: int) -> Tensor:
     """Which training images to hold out, bool [N] on the CPU: `fraction` of each class, rounded, but at least one.
 
-    Which ones depends on the seed and the rows of the class; a class of a single image stays in training.
+    The choice depends on the seed and on the rows of the class; a class with a single image stays in training.
     """
     labels = labels.detach().cpu()
     order = Draws(seed, torch.arange(len(labels))).bits("train-split/held-out", 1)[:, 0]
@@ -113,7 +115,7 @@ def stratified_slice(labels: Tensor, *, fraction: float, seed: int) -> Tensor:
 
 
 def _best(x: Tensor, y: Tensor, held_out: Tensor, grid: Sequence[float]) -> LogisticRegression:
-    """The classifier, of those fitted on the other rows, that does best on the held-out ones."""
+    """The classifier that does best on the held-out rows, among those fitted on the other rows."""
     best, best_score = None, (-1, 0.0)
     for model in _fit_path(x[~held_out], y[~held_out], grid):
         logits = model.logits(x[held_out])
@@ -129,16 +131,16 @@ def _best(x: Tensor, y: Tensor, held_out: Tensor, grid: Sequence[float]) -> Logi
 def _fit_path(
     x: Tensor, y: Tensor, grid: Sequence[float], start: LogisticRegression | None = None
 ) -> list[LogisticRegression]:
-    """One classifier for each C, in rising order, each starting from the one before: the weaker penalties need it.
+    """One classifier for each C, ascending. Each starts at the solution of the one before, without which weak penalties converge slowly.
 
-    Features are centred and divided by one number, so that one grid of C suits every backbone. Not each by its own
-    deviation: that blows up nearly dead features, and on another domain, where they are not dead, they drown the rest.
+    Features are centred and divided by one number, so that one grid of C suits every backbone. Dividing each by its own deviation would
+    amplify nearly dead features, which dominate the others on another domain where they are not dead.
     """
     mean = x.mean(dim=0)
     scale = (x - mean).square().mean().sqrt()
     scale = torch.where(scale > 0, scale, 1.0)
     standard = (x - mean) / scale
-    # Only classes with images: the bias of another would be pushed down without end.
+    # Only classes with images: the bias of a class without images would fall without limit.
     classes, target = y.unique(return_inverse=True)
     k, dim = len(classes), x.shape[1]
     solution = np.zeros(k * (dim + 1))

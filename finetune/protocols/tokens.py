@@ -1,7 +1,7 @@
-"""Tokens of frozen backbones, kept in memory: extracted once, and refused beforehand where they would not fit.
+"""Tokens of frozen backbones, kept in memory: extracted once, and refused before extraction if they would not fit.
 
-They are L times as much as features, so they are kept in float16, whose 11 bits are more than a probe can tell apart; only where a
-backbone's numbers lie beyond its range, in float32.
+They take L times the memory of features, so they are stored in float16, which is precise enough for a probe, or in float32 if a
+backbone's numbers exceed its range.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ...core.model.backbone import Backbone
 from ...core.views.view import Evaluation
 from .attentive import AttentiveTraining
 
-# Rows that are looked through at once for numbers that are not finite.
+# Rows that are checked at once for numbers that are not finite.
 ROWS_PER_CHECK = 4096
 
 
 class Tokens(nn.Module):
-    """A backbone whose output are its tokens, [N, C, H, W] -> [N, L, D]."""
+    """A backbone whose output is its tokens, [N, C, H, W] -> [N, L, D]."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -46,10 +46,10 @@ def extract_tokens(
     workers: int,
     log: Callable[[str], None],
 ) -> list[Tensor]:
-    """The tokens of each set (the first is what `training` will be of), float16 or float32 [N, L, D] on the CPU of every process.
+    """The tokens of each set, float16 or float32 [N, L, D] on the CPU of every process; the first set is the training set.
 
-    Raises UserError, before anything is extracted and on all processes, where tokens and probe need more than half of the memory
-    that any of them has left or heads do not divide D; and for tokens that are not finite.
+    Raises UserError on all processes and before extraction if tokens and probe need more than half of any process's free memory, or if
+    heads do not divide D; and for tokens that are not finite.
     """
     channels, classes = read_or_neighbour(sets[0], 0)[0].shape[0], sets[0].classes or ()
     with evaluating(backbone), torch.inference_mode():
@@ -65,12 +65,12 @@ def extract_tokens(
         if all(bool(part.isfinite().all()) for found in tokens for part in found.split(ROWS_PER_CHECK)):
             return tokens
         if dtype == torch.float16:
-            log("attentive probe: some tokens are beyond float16; they are extracted again in float32")
+            log("attentive probe: some tokens exceed float16; they are extracted again in float32")
     raise UserError("evaluate.attentive: tokens are not finite; the model has diverged")
 
 
 def _check_room(n: int, one: Tensor, dtype: torch.dtype, beside: int, log: Callable[[str], None]) -> None:
-    """Say what the tokens will take. Raises UserError where they and the probe are more than half of what is free.
+    """Log how much memory the tokens take. Raises UserError if they and the probe take more than half of the free memory.
 
     one: the tokens of one image, [1, L, D]. beside: bytes of the probe.
     """
@@ -79,7 +79,7 @@ def _check_room(n: int, one: Tensor, dtype: torch.dtype, beside: int, log: Calla
     need = n * length * width * dtype.itemsize
     log(f"attentive probe: {length} tokens of {width} numbers for {n} images, {_size(need)} in {name}")
     free = hostmemory.available()
-    # All processes refuse together, or the others would wait for one that has.
+    # All processes must refuse together; otherwise the others would wait for one that stopped.
     least = int(all_reduce_min(torch.tensor(-1 if free is None else free, device=one.device)))
     if least >= 0 and need + beside > least / 2:
         raise UserError(

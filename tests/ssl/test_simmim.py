@@ -287,5 +287,5 @@ def test_other_backbones_and_sizes_are_refused() -> None:
         SimMIM(create(32, name="resnet10t"))
     with pytest.raises(UserError, match=r"backbone.pooling: .*simmim would not train; set pooling to mean or token"):
         SimMIM(backbone(global_pool="map", class_token=False))
-    with pytest.raises(UserError, match=r"data.size: 48 px are not a multiple of the 32 px that swin_tiny"):
+    with pytest.raises(UserError, match=r"data.size: 48 px are not a multiple of 32 px, the stride of swin_tiny"):
         SimMIM(create(48, name="swin_tiny_patch4_window7_224", args=BACKBONES["swin"]["args"]), mask_patch=8)

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from rootstock.core.errors import UserError
-from rootstock.finetune.baselines.hog import Hog, Pixels
+from rootstock.finetune.baselines.hog import Hog
+from rootstock.finetune.baselines.pixels import Pixels
 
 
 def slow_hog(image: np.ndarray, cell: int, orientations: int) -> np.ndarray:

@@ -29,7 +29,7 @@ from rootstock.finetune.protocols.attentive import (
     probe_logits,
 )
 from rootstock.finetune.protocols.logreg import stratified_slice
-from rootstock.finetune.protocols.protocols import SCORES
+from rootstock.finetune.protocols.outcome import SCORES
 from rootstock.finetune.protocols.tokens import Tokens, extract_tokens
 from rootstock.launch.verbs import execute
 
