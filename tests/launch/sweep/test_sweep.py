@@ -158,7 +158,7 @@ def test_a_worker_that_is_asked_to_stop_saves_and_goes_on_later(run: Run) -> Non
     (stopped,) = stored()
     assert stopped.state == TrialState.RUNNING and not Path("sweep/result.json").exists()
     assert json.loads(Path("sweep/trial-0000/state.json").read_text())["state"] == "preempted"
-    with pytest.raises(UserError, match=r"sweep has no result.json yet; run the sweep to its end first"):
+    with pytest.raises(UserError, match=r"sweep has no result.json yet; finish the sweep first"):
         write_sweep_page(Path("sweep"))
     assert run(None, more=("trials=1",)) == [0]
     assert stored()[0].params == stopped.params and stored()[0].state == TrialState.COMPLETE
@@ -186,7 +186,7 @@ def test_a_trial_that_the_system_kills_is_given_up_after_a_while(run: Run) -> No
     assert run(at(3, signal.SIGKILL, "trial"), more=("trials=1",)) == [0]
     (killed,) = result()["trials"]
     assert killed["attempts"] == 3 and "was killed by SIGKILL 3 times" in killed["why"]
-    assert result()["best"] is None and "No trial finished" in Path("sweep/report.html").read_text()
+    assert result()["best"] is None and "No trial has succeeded" in Path("sweep/report.html").read_text()
 
 
 def test_trials_that_all_fail_end_the_sweep(run: Run) -> None:
