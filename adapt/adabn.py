@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..core.errors import UserError
-from ..core.model.classifier import Classifier
 from ..core.model.norm import Mode, PositionBatchNorm, frozen_statistics
 from .source_only import SourceOnly
+
+if TYPE_CHECKING:
+    from ..core.model.classifier import Classifier
 
 
 class AdaBN(SourceOnly):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.distributed import all_reduce_sum, world
-from ..core.model.classifier import Classifier
 from ..core.numerics import wide
 from .dann import DANN, domain_labels
 from .parts.reversal import reverse_gradient
+
+if TYPE_CHECKING:
+    from ..core.model.classifier import Classifier
 
 
 class MultilinearMap(nn.Module):

@@ -6,15 +6,19 @@ does not reach the features. The gain of an adversarial method is its difference
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.method import AdaptMethod, Pair, Step
-from ..core.model.classifier import Classifier
 from ..core.model.encode import encode
 from ..core.numerics import wide
 from .parts.reversal import Discriminator, reversal_weight, reverse_gradient
+
+if TYPE_CHECKING:
+    from ..core.model.classifier import Classifier
 
 
 class DANN(AdaptMethod):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 
 from ..core.method import AdaptMethod, Pair, Step
-from ..core.model.classifier import Classifier
 from ..core.numerics import wide
+
+if TYPE_CHECKING:
+    from ..core.model.classifier import Classifier
 
 
 class SourceOnly(AdaptMethod):

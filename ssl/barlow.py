@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from ..core.distributed import gather, world
 from ..core.errors import UserError
 from ..core.method import PretrainMethod, Step, Views
-from ..core.model.backbone import Backbone
 from ..core.model.encode import encode
 from ..core.numerics import wide
 from .parts.checks import check_positive
 from .parts.heads import mlp, project
 from .watch.collapse import collapse_metrics
+
+if TYPE_CHECKING:
+    from ..core.model.backbone import Backbone
 
 # Epsilon of the BatchNorm without scale and shift that standardises embeddings in the authors' code.
 BATCHNORM_EPSILON = 1e-5

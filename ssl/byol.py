@@ -4,12 +4,13 @@ network (Grill et al. 2020, arXiv:2006.07733).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.method import PretrainMethod, Step, Views
-from ..core.model.backbone import Backbone
 from ..core.model.ema import follow, teacher_of
 from ..core.model.encode import encode
 from ..core.numerics import wide
@@ -17,6 +18,9 @@ from ..core.train.schedules import cosine
 from .parts.checks import check_fraction
 from .parts.heads import mlp, predictor, project
 from .watch.collapse import collapse_metrics
+
+if TYPE_CHECKING:
+    from ..core.model.backbone import Backbone
 
 
 def byol_loss(predictions: Tensor, targets: Tensor) -> Tensor:

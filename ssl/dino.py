@@ -4,12 +4,13 @@ views (Caron et al. 2021, arXiv:2104.14294).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from ..core.distributed import all_reduce_sum
 from ..core.method import PretrainMethod, Step, Views
-from ..core.model.backbone import Backbone
 from ..core.model.ema import follow, teacher_of
 from ..core.model.encode import encode, with_local
 from ..core.numerics import wide
@@ -17,6 +18,9 @@ from ..core.train.schedules import cosine, ramp
 from .parts.checks import check_fraction, check_positive
 from .parts.prototypes import PrototypeHead, assignment_metrics, center_update, crops_loss
 from .watch.collapse import collapse_metrics
+
+if TYPE_CHECKING:
+    from ..core.model.backbone import Backbone
 
 
 def dino_targets(teacher_logits: Tensor, center: Tensor, temperature: float | Tensor) -> Tensor:

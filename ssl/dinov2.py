@@ -4,6 +4,7 @@ regulariser that keeps class tokens apart (Oquab et al. 2023, arXiv:2304.07193).
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +13,14 @@ from torch import Tensor
 from ..core.distributed import all_reduce_sum, gather, own_rows, world
 from ..core.errors import UserError
 from ..core.method import Step, Views
-from ..core.model.backbone import Backbone
 from ..core.numerics import wide
 from .parts.masked_teacher import MaskedTeacher, view_tokens
 from .parts.masks import gather_patches
 from .parts.prototypes import PrototypeHead, assignment_metrics, sinkhorn
 from .watch.collapse import collapse_metrics
+
+if TYPE_CHECKING:
+    from ..core.model.backbone import Backbone
 
 
 def koleo(z: Tensor, rows: slice = slice(None)) -> Tensor:

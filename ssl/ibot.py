@@ -4,19 +4,22 @@ assigns to it (Zhou et al. 2022, arXiv:2111.07832)."""
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..core.distributed import all_reduce_sum
 from ..core.method import Step, Views
-from ..core.model.backbone import Backbone
 from .dino import dino_targets
 from .parts.checks import check_fraction, check_positive
 from .parts.masked_teacher import MaskedTeacher, view_tokens
 from .parts.masks import gather_patches
 from .parts.prototypes import PrototypeHead, assignment_metrics, center_update
 from .watch.collapse import collapse_metrics
+
+if TYPE_CHECKING:
+    from ..core.model.backbone import Backbone
 
 
 class IBOT(MaskedTeacher):

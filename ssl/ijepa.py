@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -12,16 +12,18 @@ from torch import Tensor, nn
 from ..core.draws import Draws
 from ..core.errors import UserError
 from ..core.method import PretrainMethod, Step, Views
-from ..core.model.backbone import Backbone
 from ..core.model.ema import follow, teacher_of
 from ..core.model.sincos import fix_positions, sincos
-from ..core.model.vit_blocks import PackedSequences, packable
+from ..core.model.vit_blocks import PackedSequences, is_packable
 from ..core.model.vit_tokens import attend, embed, keep_patches, plain_vit, take, transform
 from ..core.numerics import eager_cpu, wide
 from ..core.train.schedules import ramp
 from .parts.checks import check_fraction, check_vit_width
 from .parts.masks import Grid, block_sizes, keep_first, random_blocks, remove_targets, true_indices
 from .watch.collapse import collapse_metrics
+
+if TYPE_CHECKING:
+    from ..core.model.backbone import Backbone
 
 
 def ijepa_loss(prediction: Tensor, targets: Tensor, real: Tensor) -> Tensor:
@@ -70,7 +72,7 @@ class Predictor(nn.Module):
         x = self.embed(tokens)
         x = torch.cat([x[:, : self.prefix], x[:, self.prefix :] + self.positions[keep]], 1)
         there = torch.cat([seen[:, None].expand(-1, k, -1), real], 2).flatten(0, 1)  # [N * K, prefix + C + T]
-        if eager_cpu(tokens) and all(map(packable, self.blocks)):
+        if eager_cpu(tokens) and all(map(is_packable, self.blocks)):
             return self.project(self.norm(self._packed(x, wanted, there))).view(n, k, t, -1)
         asked = self.mask_token + self.positions[wanted]  # [N, K, T, d]
         x = torch.cat([x[:, None].expand(-1, k, -1, -1).to(asked.dtype), asked], 2).flatten(0, 1)

@@ -7,6 +7,8 @@ embeddings, and each computes its own share of the cosines.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -14,12 +16,14 @@ from ..core.distributed import all_reduce_min, sum_with_gradient, world
 from ..core.draws import Draws
 from ..core.errors import UserError
 from ..core.method import PretrainMethod, Step, Views
-from ..core.model.backbone import Backbone
 from ..core.model.encode import encode, with_local
 from ..core.numerics import wide
 from .parts.checks import check_fraction, check_positive
 from .parts.heads import mlp, project
 from .watch.collapse import collapse_metrics
+
+if TYPE_CHECKING:
+    from ..core.model.backbone import Backbone
 
 
 def prediction_loss(z: Tensor, whole: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ..core.draws import Draws
 from ..core.errors import UserError
 from ..core.method import PretrainMethod, Step, Views
-from ..core.model.backbone import Backbone
 from ..core.model.sincos import fix_positions, sincos
 from ..core.model.vit_blocks import last_tokens
 from ..core.model.vit_tokens import embed, keep_patches, plain_vit, take, transform
@@ -19,6 +18,9 @@ from ..core.numerics import wide
 from .parts.checks import check_vit_width
 from .parts.patches import patchify, unpatchify
 from .watch.collapse import collapse_metrics
+
+if TYPE_CHECKING:
+    from ..core.model.backbone import Backbone
 
 
 def mae_loss(prediction: Tensor, patches: Tensor, norm_pix: bool) -> Tensor:

@@ -6,6 +6,8 @@ There is no queue, because the batch is large. Keys carry no gradient, so gather
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from timm.layers.patch_embed import PatchEmbed
@@ -15,7 +17,6 @@ from torch import Tensor, nn
 from ..core.distributed import gather, own_rows, world
 from ..core.errors import UserError
 from ..core.method import PretrainMethod, Step, Views
-from ..core.model.backbone import Backbone
 from ..core.model.ema import follow, teacher_of
 from ..core.model.encode import encode
 from ..core.model.sincos import fix_positions
@@ -24,6 +25,9 @@ from ..core.train.schedules import cosine
 from .parts.checks import check_fraction, check_positive
 from .parts.heads import mlp, predictor, project
 from .watch.collapse import collapse_metrics
+
+if TYPE_CHECKING:
+    from ..core.model.backbone import Backbone
 
 
 def cosines(queries: Tensor, keys: Tensor) -> Tensor:

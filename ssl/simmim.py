@@ -6,7 +6,7 @@ Unlike MAE's, the encoder processes mask tokens too, so networks with windows or
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from timm.models.swin_transformer import SwinTransformer
@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from ..core.draws import Draws
 from ..core.errors import UserError
 from ..core.method import PretrainMethod, Step, Views
-from ..core.model.backbone import Backbone
 from ..core.model.vit_tokens import embed, plain_vit, transform
 from ..core.numerics import wide
 from .parts.masks import enlarge, random_units
 from .watch.collapse import collapse_metrics
+
+if TYPE_CHECKING:
+    from ..core.model.backbone import Backbone
 
 SWIN_CLASSES = (SwinTransformer, SwinTransformerV2)
 

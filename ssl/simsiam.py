@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.method import PretrainMethod, Step, Views
-from ..core.model.backbone import Backbone
 from ..core.model.encode import encode
 from ..core.numerics import wide
 from .parts.heads import mlp, predictor, project
 from .watch.collapse import collapse_metrics
+
+if TYPE_CHECKING:
+    from ..core.model.backbone import Backbone
 
 
 def negative_cosine(predictions: Tensor, targets: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ equally (Caron et al. 2020, arXiv:2006.09882).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,12 +13,14 @@ from torch import Tensor, nn
 from ..core.distributed import all_reduce_sum, gather, rank, world
 from ..core.errors import UserError
 from ..core.method import PretrainMethod, Step, Views
-from ..core.model.backbone import Backbone
 from ..core.model.encode import encode, with_local
 from .parts.checks import check_fraction, check_positive
 from .parts.heads import mlp, project
 from .parts.prototypes import assignment_metrics, crops_loss, sinkhorn
 from .watch.collapse import collapse_metrics
+
+if TYPE_CHECKING:
+    from ..core.model.backbone import Backbone
 
 
 class SwAV(PretrainMethod):

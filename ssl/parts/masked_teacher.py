@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ...core.errors import UserError
 from ...core.method import PretrainMethod, Views
-from ...core.model.backbone import Backbone
 from ...core.model.ema import follow, teacher_of
 from ...core.model.encode import in_chunks, with_local
 from ...core.model.vit_tokens import embed, plain_vit, transform
@@ -21,6 +20,9 @@ from .blockwise import max_hidden, view_masks
 from .checks import check_fraction, check_positive
 from .masks import drop_padding, gather_patches, true_indices
 from .prototypes import PrototypeHead, crops_loss, cross_entropy
+
+if TYPE_CHECKING:
+    from ...core.model.backbone import Backbone
 
 POSITIVE = ("temperature", "teacher_temperature", "warmup_teacher_temperature", "patch_weight")
 FRACTIONS = ("mask_probability", "teacher_temperature_warmup", "momentum", "freeze_last_layer")

@@ -61,7 +61,7 @@ def resampled(table: Tensor, new_size: tuple[int, int], old_size: tuple[int, int
 def run(trial: Trial, chunk: int | None = None) -> dict[str, Tensor]:
     """Losses, the gradients of both steps, and all weights and buffers after them."""
     made = method(trial.name, trial.backbone, chunk).to(trial.dtype).train()
-    norm.convert(made, "group" if trial.norm == "group" else "batch", GROUP, made.rows_per_position)
+    norm.convert_batch_norms(made, "group" if trial.norm == "group" else "batch", GROUP, made.rows_per_position)
     batches = [share(views(made, N, seed=step + 1, dtype=trial.dtype)) for step in range(STEPS)]
     return run_steps(made, batches)
 

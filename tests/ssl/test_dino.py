@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rootstock.core.errors import UserError
 from rootstock.core.method import Views
-from rootstock.core.model.norm import PositionBatchNorm, convert
+from rootstock.core.model.norm import PositionBatchNorm, convert_batch_norms
 from rootstock.ssl.dino import DINO, dino_targets
 from rootstock.tests.ssl.cases import backbone, method, views
 from rootstock.tests.ssl.parts.slow_prototypes import slow_crops_loss
@@ -153,7 +153,7 @@ def test_the_heads_batchnorm_sees_all_crops_together() -> None:
 def test_groups_of_batchnorm_hold_their_images_with_all_crops() -> None:
     """The first group's images get the same targets whatever comes after them."""
     made = dino("conv", head_norm=True)
-    convert(made, "group", 2, made.rows_per_position)
+    convert_batch_norms(made, "group", 2, made.rows_per_position)
     given = batch(made)
 
     def embedded(rows: slice) -> Tensor:

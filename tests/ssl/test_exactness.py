@@ -26,13 +26,29 @@ BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-4}
 Results = dict[str, dict[str, Tensor]]
 
 
+class Alone(Results):
+    """The results of one process by the key of the trial, each computed when it is asked for first."""
+
+    def __missing__(self, key: str) -> dict[str, Tensor]:
+        (trial,) = (trial for trial in trials() if trial.key == key)
+        self[key] = run(trial)
+        return self[key]
+
+
 @pytest.fixture(scope="module")
 def alone() -> Results:
-    return {trial.key: run(trial) for trial in trials()}
+    return Alone()
 
 
-# What float32 adds to float64 is a figure, and two processes give it.
-@pytest.fixture(scope="module", params=[(2, "float64", "float32"), (4, "float64")], ids=["2", "4"])
+# float64 shows that the mathematics is the same; float32, in the long tests, how much rounding adds.
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((2, "float64"), id="2"),
+        pytest.param((2, "float32"), id="2-float32", marks=pytest.mark.slow),
+        pytest.param((4, "float64"), id="4", marks=pytest.mark.slow),
+    ],
+)
 def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Results:
     """The same on several processes."""
     out = tmp_path_factory.mktemp("exact") / "out.safetensors"
@@ -83,7 +99,13 @@ def cut() -> list[Trial]:
     ]
 
 
-@pytest.mark.parametrize("trial", cut(), ids=lambda trial: trial.key)
+@pytest.mark.parametrize(
+    "trial",
+    [
+        pytest.param(trial, id=trial.key, marks=[pytest.mark.slow] if trial.dtype is torch.float32 else [])
+        for trial in cut()
+    ],
+)
 def test_chunks_are_the_whole_batch(trial: Trial, alone: Results) -> None:
     check(trial, run(trial, chunk=GROUP), alone[trial.key], "chunks")
 

@@ -11,7 +11,7 @@ from rootstock.launch.verbs import execute
 STEPS = 400
 
 
-@pytest.mark.parametrize("stop_gradient", [True, False])
+@pytest.mark.parametrize("stop_gradient", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_collapse_is_named_before_a_tenth_of_the_steps(
     stop_gradient: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
