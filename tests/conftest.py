@@ -20,12 +20,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 # The files that take longest come first. Each runs on one worker, so at the end they would leave the other idle.
 LONG = (
+    "test_resume.py",
+    "test_configs.py",
     "test_processes.py",
     "test_launcher.py",
-    "test_configs.py",
+    "test_sweep.py",
     "test_compile.py",
-    "test_slurm.py",
     "test_readme.py",
+    "test_communication.py",
+    "test_loader.py",
     "test_exactness.py",
 )
 

@@ -69,6 +69,7 @@ def no_section(run: Run, *, seed: int = 0) -> None:
     """The smallest recipe: all that its config has is a seed and `run`."""
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="what a process takes is read from /proc")
 def test_memory_and_open_files_stay_flat(tmp_path: Path, draw: Callable[[Path, Iterable[str]], Path]) -> None:
     threads = torch.get_num_threads()

@@ -6,6 +6,7 @@ Against a plain loop that reads and crops one picture after the other. Run as a 
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from rootstock.core.views.multiview import multiview
 
 STEPS, BATCH, N, SEED = 50, 16, 40, 3
 WORLDS, WORKERS, MICRO = (1, 2, 4), (0, 1, 3), (1, 4)
+QUICK = ((1, 2), (0, 3), (4,))  # of the same, by `make test`
 # Crop, mirror and gray, each with draws of its own; what else a view can do is tested where it lives.
 DRAWN = Augmentation(scale=(0.2, 1.0), flip=0.5, grayscale=0.3, local=1, local_blur=0.0)
 VIEW = multiview(DRAWN, 12, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 1)
@@ -81,14 +83,14 @@ def merged(step: list[RawBatch]) -> RawBatch:
     return RawBatch(images, positions, labels, {"local": torch.cat([part.extra["local"] for part in step])})
 
 
-def process(folder: Path, number: int, count: int) -> None:
+def process(folder: Path, number: int, count: int, workers_tried: Sequence[int], micro_tried: Sequence[int]) -> None:
     """One of `count` processes: compares every way of reading with what the plain loop saw."""
     os.sched_getaffinity = lambda _: set(range(16))  # three workers, however few cores there are
     dist.init_process_group("gloo", init_method=f"file://{folder}/store{count}", rank=number, world_size=count)
     for name in ("files", "rows"):
         images, expected = numbered((folder / name).read_text()), load_file(folder / f"{name}.safetensors")
-        for workers in WORKERS if name == "files" else (0,):
-            for micro in MICRO:
+        for workers in workers_tried if name == "files" else (0,):
+            for micro in micro_tried:
                 found, what = (
                     seen(images, workers, micro),
                     f"{name}: {count} processes, {workers} workers, {micro} parts",
@@ -99,15 +101,16 @@ def process(folder: Path, number: int, count: int) -> None:
     dist.destroy_process_group()
 
 
-def main(folder: Path) -> int:
+def main(folder: Path, which: str) -> int:
     """All worlds one after the other, forked from one interpreter: importing torch costs more than the test."""
     torch.set_num_threads(1)
-    for count in WORLDS:
+    worlds, workers, micro = (WORLDS, WORKERS, MICRO) if which == "all" else QUICK
+    for count in worlds:
         children = []
         for number in range(count):
             if (child := os.fork()) == 0:
                 try:
-                    process(folder, number, count)
+                    process(folder, number, count, workers, micro)
                 except BaseException:
                     sys.excepthook(*sys.exc_info())  # pyright: ignore[reportArgumentType]
                     os._exit(1)
@@ -134,11 +137,12 @@ def sets(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_processes_workers_and_micro_batches_change_nothing(sets: Path) -> None:
+@pytest.mark.parametrize("which", ["quick", pytest.param("all", marks=pytest.mark.slow)])
+def test_processes_workers_and_micro_batches_change_nothing(which: str, sets: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, __file__, str(sets)], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, __file__, str(sets), which], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))

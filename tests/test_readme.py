@@ -134,7 +134,14 @@ def test_commands_on_weights_of_others(here: Path, rootstock: Rootstock) -> None
     assert result["task"] == "probe" and result["metrics"]
 
 
-@pytest.mark.parametrize("command", commands("processes"), ids=lambda command: command[0])
+# `rootstock launch` and Accelerate's launcher have tests of their own; here they are among the long ones.
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, id=command[0], marks=[] if command[0] == "torchrun" else [pytest.mark.slow])
+        for command in commands("processes")
+    ],
+)
 def test_commands_of_several_processes(command: list[str], here: Path) -> None:
     """Real processes; away from what an `accelerate config` of this machine's user says."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -150,7 +150,11 @@ def checkpoints(run: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*"))
 
 
-@pytest.mark.parametrize("case", CASES)
+# MAE and LARS are killed once below, among all methods.
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[pytest.mark.slow] if case in ("mae", "simclr-lars") else []) for case in CASES],
+)
 def test_three_kills_change_nothing(case: str, rootstock: CommandLine, tmp_path: Path) -> None:
     verb, config = CASES[case]
     path = write(tmp_path, config)

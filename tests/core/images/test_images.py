@@ -205,7 +205,7 @@ class Reader(Dataset[Tensor]):
         return self.images.read(i)
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_read_what_the_parent_reads(tmp_path: Path, start: str) -> None:
     folder = drawn(tmp_path / "set", [f"{c}/{i}.png" for c in "ab" for i in range(8)])
     images = open_images([f"folder:{folder}", f"tar:{packed(folder, tmp_path / 'archive.tar.gz', 'w:gz')}"])

@@ -75,7 +75,10 @@ def trained(run: Run, build: Callable[[], nn.Module], preset: str) -> tuple[list
     return [row["loss"] for row in rows], method.state_dict()
 
 
-@pytest.mark.parametrize(("build", "preset"), [(simclr, "none"), (mae, "mae")], ids=["simclr", "mae"])
+@pytest.mark.parametrize(
+    ("build", "preset"),
+    [pytest.param(simclr, "none", id="simclr"), pytest.param(mae, "mae", id="mae", marks=pytest.mark.slow)],
+)
 def test_compiled_training_is_plain_training(opened: Open, build: Callable[[], nn.Module], preset: str) -> None:
     """Augmentation and method, forward, backward and running statistics; within rounding."""
     if (trouble := compiling.compiler_trouble("cpu")) is not None:
@@ -172,7 +175,7 @@ def test_auto_compiles_nothing_on_the_cpu(opened: Open, monkeypatch: pytest.Monk
         raise AssertionError("torch.compile was called")
 
     monkeypatch.setattr(torch, "compile", refuse)
-    assert not compiling.wanted(opened(compile="auto"))
+    assert not compiling.should_compile(opened(compile="auto"))
     trained(opened("auto", compile="auto"), simclr, "none")
 
 
@@ -192,10 +195,10 @@ def test_auto_goes_on_where_compiling_fails(
 
 def test_on_without_a_compiler_is_one_sentence(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a machine without one says, asked in a process of its own."""
-    code = "from rootstock.core.compile import compiler_trouble; print(compiler_trouble('cpu'))"
+    code = "from rootstock.core.train.compile import compiler_trouble; print(compiler_trouble('cpu'))"
     environment = {**os.environ, "CXX": "/no/such/compiler", "OMP_NUM_THREADS": "1"}
     told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert "/no/such/compiler" in told.stdout
     monkeypatch.setattr(compiling, "compiler_trouble", lambda device: told.stdout.strip())
     with pytest.raises(UserError, match=SENTENCE):
-        compiling.wanted(opened(compile="on"))
+        compiling.should_compile(opened(compile="on"))

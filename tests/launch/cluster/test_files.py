@@ -113,6 +113,7 @@ def test_accelerate_would_start_these_processes(name: str, monkeypatch: pytest.M
         assert f"run.sharding={Path(name).stem}" in args.training_script_args
 
 
+@pytest.mark.slow
 def test_accelerate_starts_two_processes_on_the_cpu(tmp_path: Path) -> None:
     path = HERE / "accelerate" / "cpu.yaml"
     words = [word.replace(f"launch/accelerate/{path.name}", str(path)) for word in shlex.split(head(path)["Command"])]

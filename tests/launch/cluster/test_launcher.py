@@ -116,6 +116,7 @@ def pending(process: psutil.Process, number: signal.Signals) -> bool:
     return any(int(line.split()[1], 16) >> number - 1 & 1 for line in status.splitlines() if line.startswith("ShdPnd"))
 
 
+@pytest.mark.slow
 def test_a_launch_is_one_run_whatever_its_processes(config: str, tmp_path: Path, rootstock: Rootstock) -> None:
     """Asked by one rank, both save together; on four processes it goes on, and the losses are those of one all along,
     and so are the exported network's numbers in a probe, to the last digit."""
@@ -165,7 +166,7 @@ def test_a_second_ctrl_c_leaves_at_once_even_a_hanging_rank(config: str, tmp_pat
         _, said = started.communicate(timeout=60)
         assert not processes(run)
     assert started.returncode == 130, said
-    assert "killed what still ran 3 s after the second Ctrl-C" in said
+    assert "killed the processes that still ran 3 s after the second Ctrl-C" in said
     assert checkpoint.latest(run / "checkpoints", pytest.fail) is not None
     assert state.look(run)["state"] in ("killed", "preempted")
 
@@ -252,7 +253,7 @@ def test_a_first_node_that_goes_is_no_mistake(
     monkeypatch.setattr(launcher, "_workers", lambda: [10**9])  # nobody has that number
     where = Placement(1, 2, "localhost:29400")
     if code is None:
-        with pytest.raises(RendezvousFailed, match="not all of 2 nodes met there"):
+        with pytest.raises(RendezvousFailed, match="not all of the 2 nodes joined"):
             launcher.start_processes([], where, tmp_path)
         return
     assert launcher.start_processes([], where, tmp_path) == code
@@ -265,7 +266,7 @@ def test_the_first_node_is_waited_for_in_python(monkeypatch: pytest.MonkeyPatch)
     with socket.create_server(("127.0.0.1", 0)) as first:
         port = first.getsockname()[1]
         placing.await_first_node(Placement(1, 2, f"127.0.0.1:{port}"), 0.0)
-    with pytest.raises(RendezvousFailed, match=f"127.0.0.1:{port}: not all of 2 nodes met there .*refused"):
+    with pytest.raises(RendezvousFailed, match=f"127.0.0.1:{port}: not all of the 2 nodes joined .*refused"):
         placing.await_first_node(Placement(1, 2, f"127.0.0.1:{port}"), 0.0)
 
 

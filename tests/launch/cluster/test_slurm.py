@@ -124,6 +124,7 @@ def test_scripts_are_clean_and_ask_sbatch_for_what_it_knows(script: Path) -> Non
         assert option and option[1] in OPTIONS and re.fullmatch(OPTIONS[option[1]], option[2] or ""), line
 
 
+@pytest.mark.slow
 def test_a_job_asked_to_stop_is_queued_again_and_goes_on(
     cluster: Cluster, config: str, tmp_path: Path, rootstock: Rootstock
 ) -> None:
@@ -178,6 +179,7 @@ def test_only_a_job_that_was_stopped_is_queued_again(
     assert ("submit it again to go on" in said) == (restarts == "50")
 
 
+@pytest.mark.slow
 def test_nodes_meet(cluster: Cluster, config: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ["--nproc", "1", "pretrain", config, f"run.dir={run}", "optim.duration=3"]

@@ -46,9 +46,10 @@ def card(rank: int, host: str = "node1", device: str = "cpu", gpu: str | None = 
 
 
 def wrong(cards: list[ProcessInfo]) -> list[str]:
-    return [finding.said for finding in compare_processes(cards) if finding.verdict == "wrong"]
+    return [finding.message for finding in compare_processes(cards) if finding.verdict == "wrong"]
 
 
+@pytest.mark.slow
 def test_two_processes_are_well(tmp_path: Path) -> None:
     command = [
         sys.executable,
@@ -116,15 +117,15 @@ def test_collectives_that_lose_data_are_wrong() -> None:
     *found, remedy = equality(torch.device("cpu"))
     assert [finding.facts["trial"] for finding in found] == [trial.name for trial in CASES]
     assert {finding.verdict for finding in found} == {"wrong"}
-    assert all("in float64 (at most 1e-10)" in finding.said for finding in found)
-    assert "2 processes do not compute what one does" in remedy.said
+    assert all("in float64 (at most 1e-10)" in finding.message for finding in found)
+    assert "2 processes do not compute the same as one" in remedy.message
     (sums,) = check_connection("gloo", torch.device("cpu"))
-    assert sums.verdict == "wrong" and "sum is 1, not 3" in sums.said
+    assert sums.verdict == "wrong" and "sum is 1, not 3" in sums.message
 
 
 def test_who_is_there_is_said_by_host() -> None:
     cards = [card(0), card(1), card(2, "node2")]
-    hosts = [finding.said for finding in compare_processes(cards) if finding.subject == "host"]
+    hosts = [finding.message for finding in compare_processes(cards) if finding.subject == "host"]
     assert hosts == ["node1: rank 0 on cpu, rank 1 on cpu", "node2: rank 2 on cpu"]
     assert not wrong(cards) and not wrong(
         [card(0, device="cuda:0", gpu="GPU-a"), card(1, device="cuda:1", gpu="GPU-b")]
@@ -140,11 +141,11 @@ def test_who_is_there_is_said_by_host() -> None:
         ),
         (
             [card(0, device="cuda:0", gpu="GPU-a"), card(1, device="cuda:1", gpu=None)],
-            "rank 1 (node1): cuda:1 is not there; start one process a GPU, or say --device cpu",
+            "rank 1 (node1): cuda:1 does not exist; start one process per GPU, or use --device cpu",
         ),
         (
             [card(0, device="cuda:0", gpu="GPU-a"), card(1, "node2")],
-            "cuda on rank 0 (node1), cpu on rank 1 (node2); give every process a GPU, or say --device cpu",
+            "cuda on rank 0 (node1), cpu on rank 1 (node2); give every process a GPU, or use --device cpu",
         ),
         (
             [card(0), card(1, "node2", torch="2.14.0"), card(2, "node2", torch="2.14.0")],
@@ -169,7 +170,7 @@ def test_other_versions_may_differ() -> None:
     found = list(compare_processes([card(0), card(1, python="3.12.1")]))
     assert [(finding.verdict, finding.subject) for finding in found] == [("ok", "host"), ("note", "versions")]
     (same,) = [finding for finding in compare_processes([card(0), card(1)]) if finding.subject == "versions"]
-    assert same.said == "the same on all processes (rootstock 0.1.0, torch 2.15.0, commit abc)"
+    assert same.message == "the same on all processes (rootstock 0.1.0, torch 2.15.0, commit abc)"
 
 
 @pytest.fixture
@@ -188,17 +189,17 @@ def started(monkeypatch: pytest.MonkeyPatch) -> TCPStore:
 
 def test_cards_come_through_the_store(started: TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:
     other = card(1, "node2", "cuda:0", "GPU-b")._replace(links=Links(450.0, 63.0, {"GPU-a": "NV18"}, None, "eth0"))
-    started.set("rootstock-doctor/card/1", json.dumps(other))
+    started.set("rootstock-doctor/info/1", json.dumps(other))
     _, found = exchange_info(card(0), 30)
     assert found == [card(0), other]
 
 
 @pytest.mark.usefixtures("started")
 def test_who_did_not_come_is_named(monkeypatch: pytest.MonkeyPatch, rootstock: Rootstock) -> None:
-    with pytest.raises(ProcessesMissing, match=r"rank 1 of 2 did not come to 127.0.0.1:\d+ within 0.1 s"):
+    with pytest.raises(ProcessesMissing, match=r"rank 1 of 2 did not join at 127.0.0.1:\d+ within 0.1 s"):
         exchange_info(card(0), 0.1)
     done = rootstock("doctor", "--distributed", "--device", "cpu", "--timeout", "1")
-    assert done.returncode == 1 and "WRONG reachable    rank 1 of 2 did not come" in done.stdout
+    assert done.returncode == 1 and "WRONG reachable    rank 1 of 2 did not join" in done.stdout
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(together, "LATER", 0)
     monkeypatch.setattr(meeting, "rendezvous", lambda *_, **__: iter([(HashStore(), 1, 2)]))
@@ -210,7 +211,7 @@ def test_a_store_that_nobody_keeps_is_one_sentence(started: TCPStore, monkeypatc
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
-        with pytest.raises(ProcessesMissing, match=r"not everybody reached 127.0.0.1:\d+ within 0.5 s"):
+        with pytest.raises(ProcessesMissing, match=r"not all processes reached 127.0.0.1:\d+ within 0.5 s"):
             exchange_info(card(0), 0.5)
 
 
@@ -220,11 +221,11 @@ def test_silence_ends_in_a_sentence(
     ended, codes = threading.Event(), []
     monkeypatch.setattr(os, "_exit", lambda code: (codes.append(code), ended.set()))
     member = Participant("cpu", 1, as_json=False)
-    member.patience = 0
+    member.timeout = 0
     with member._stage("connecting"):
         assert ended.wait(60)
     said = capsys.readouterr().out
-    assert codes == [1] and "no answer within 1 s while connecting by gloo; check that GLOO_SOCKET_IFNAME" in said
+    assert codes == [1] and "no answer within 1 s while connecting with gloo; check that GLOO_SOCKET_IFNAME" in said
     with (
         pytest.raises(
             together.ExaminationFailed, match=r"failed on rank 0 .*gloo says no.*; check that GLOO_SOCKET_IFNAME"
@@ -238,7 +239,7 @@ def test_clocks_that_differ_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     store = HashStore()
     store.set("clock/1", "1000.0")
     (finding,) = check_clocks(store, 0, 2, now=lambda: 1007.5)
-    assert finding.verdict == "note" and "7.5 s apart, rank 1's is behind" in finding.said
+    assert finding.verdict == "note" and "7.5 s apart, rank 1's is behind" in finding.message
     store.set("clock/1", "1007.0")
     assert not list(check_clocks(store, 0, 2, now=lambda: 1007.5))
 
@@ -258,7 +259,7 @@ def test_the_exit_code_is_what_the_processes_found(
     assert rootstock("doctor", "--distributed", "--device", "cpu", "--timeout", "9").returncode == expected
     (((arguments, where, _), options),) = asked
     assert arguments == ["doctor", "--distributed", "--device", "cpu", "--timeout", "9"]
-    assert where == places.Placement(2, 1, None, where.job) and options == {"answers": (WRONG_FOUND,), "patience": 9}
+    assert where == places.Placement(2, 1, None, where.job) and options == {"answers": (WRONG_FOUND,), "timeout": 9}
     assert (tmp_path / "rootstock-doctor-x").exists() == kept
 
 
@@ -279,7 +280,7 @@ def test_nodes_that_do_not_meet_are_wrong(monkeypatch: pytest.MonkeyPatch, roots
     options = ["--device", "cpu", "--nproc", "1", "--nodes", "2", "--rendezvous", place, "--timeout", "1"]
     done = rootstock("doctor", "--distributed", *options)
     assert done.returncode == 1
-    assert f"WRONG rendezvous   --rendezvous {place}: not all of 2 nodes met there" in done.stdout
+    assert f"WRONG rendezvous   --rendezvous {place}: not all of the 2 nodes joined" in done.stdout
 
 
 @pytest.mark.parametrize(

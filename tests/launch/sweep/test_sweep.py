@@ -118,6 +118,7 @@ def said(log: str = "0.log") -> str:
     return " ".join(Path(log).read_text().split())
 
 
+@pytest.mark.slow
 def test_twelve_trials_over_two_workers_of_which_one_is_killed(run: Run) -> None:
     """The killed worker's trial is resumed by the other, as the same trial, from where it was; the page shows all twelve."""
     sweep()
