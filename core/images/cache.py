@@ -1,7 +1,7 @@
-"""What is remembered between runs: hashes of files, indices of archives, archives without their gzip.
+"""The cache between runs: hashes of files, indices of archives, uncompressed archives.
 
-Everything here can be deleted at any time. An entry is named by a hash of all that it depends on (paths, sizes, times
-of change), so a changed file finds no entry; each entry carries its own checksum, so a damaged one is made anew.
+The cache can be deleted at any time. An entry is named by a hash of everything it depends on (paths, sizes, times of change),
+so a changed file has no entry. Each entry carries a checksum, so a damaged one is made again.
 """
 
 import contextlib
@@ -16,28 +16,28 @@ from pathlib import Path
 from typing import BinaryIO
 
 SETTLED_SECONDS = 2.0
-"""Clocks of file systems are coarse: a file written a moment ago could change again without a new time of change."""
+"""File systems have coarse clocks: a file written so recently could change again without a new time of change."""
 
 
 def cache_folder(kind: str) -> Path:
-    """XDG_CACHE_HOME/rootstock/KIND (~/.cache by default); not made here."""
+    """XDG_CACHE_HOME/rootstock/KIND (~/.cache/rootstock/KIND by default); it may not exist."""
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "rootstock" / kind
 
 
 def entry_name(*parts: object) -> str:
-    """A file name for what depends on `parts` (anything that JSON can hold)."""
+    """The file name of an entry that depends on `parts` (JSON values)."""
     return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()
 
 
 def file_stamp(path: str | Path) -> tuple[int, int, int]:
-    """(size, mtime, ctime) of a file, times in ns; the ctime because a copy can keep the mtime of the original."""
+    """(size, mtime, ctime) of a file, times in ns. The ctime is needed since a copy can keep the mtime of the original."""
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def recall(kind: str, name: str) -> bytes | None:
-    """The remembered bytes, or None where there are none or they are damaged."""
+    """The cached bytes, or None if there are none or they are damaged."""
     try:
         content = (cache_folder(kind) / name).read_bytes()
     except OSError:
@@ -47,9 +47,9 @@ def recall(kind: str, name: str) -> bytes | None:
 
 
 def remember(kind: str, name: str, content: bytes, newest_ns: int) -> None:
-    """Keep bytes under a name. newest_ns: the latest time of change of the files that they were made from.
+    """Cache bytes under a name. newest_ns: the latest time of change of the files that they were made from.
 
-    A cache that cannot be written (read-only home, full disk) costs time on the next run, never the run.
+    If the cache cannot be written (read-only home, full disk), the next run is slower, but this one goes on.
     """
     if time.time_ns() - newest_ns < SETTLED_SECONDS * 1e9:
         return
@@ -59,7 +59,7 @@ def remember(kind: str, name: str, content: bytes, newest_ns: int) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Write a file that appears under its name whole or not at all."""
+    """Write a file that appears under its name only when complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
     try:
@@ -75,10 +75,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def made_once(path: Path, make: Callable[[BinaryIO], None]) -> Path:
-    """`path`, made by `make` if it is not there; of several processes that ask at once one works, the others wait."""
+    """`path`, made by `make` if it doesn't exist; if several processes call this at once, one makes it and the others wait."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        # flock is freed by the kernel however the owner ends, so a killed process leaves no stale lock
+        # the kernel releases an flock however its owner ends, so a killed process leaves no stale lock
         with open(path.with_name(path.name + ".lock"), "wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.exists():

@@ -1,6 +1,6 @@
-"""Damaged pictures in training: replaced by a deterministic neighbour, counted, listed, and fatal when they are too many.
+"""Damaged images in training: each is replaced by the next readable one and reported; too many end the run.
 
-Whichever way a set is read, a damaged picture is replaced by the same one, so the ways still agree.
+Every way of reading a set replaces a damaged image by the same one, so that all ways give the same batches.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _Read = TypeVar("_Read")
 
 @dataclass
 class Damage:
-    """Damaged pictures met in training: each replaced by a neighbour, counted, listed; too many end the run.
+    """The damaged images found in training so far.
 
-    limit: the tolerated fraction of a set; 0 tolerates none, any other number at least one. names: by (set, store, number in
-    it), so that two sets may share one Damage, and that two pictures of one name are two.
+    limit: the tolerated fraction of a set; 0 tolerates none, any other number at least one image. names: full name by (set, store,
+    number in the store), so that several sets can share one Damage and images with equal names count separately.
     """
 
     limit: float = 0.01
@@ -33,8 +33,8 @@ class Damage:
     report: Callable[[str], None] = print
 
     def note(self, images: Images, wanted: Tensor, read: Tensor) -> None:
-        """Remember the pictures `wanted` that others were `read` for. Raises UserError if they are too many of this set."""
-        if read is wanted:  # as nearly always, and then there is nothing to compare
+        """Note the images of `wanted` that were replaced (`read` differs). Raises UserError if this set has too many."""
+        if read is wanted:  # the usual case: nothing was replaced
             return
         replaced = wanted[wanted != read].tolist()
         if not replaced:
@@ -53,12 +53,12 @@ class Damage:
 
 
 def read_or_neighbour(images: Images, index: int) -> tuple[Tensor, int]:
-    """The picture and the index that it was read from: `index` itself, or the next one that is not damaged."""
+    """Read an image, or the next one that is not damaged: (image, index that was read)."""
     return _first_readable(images, index, images.read)
 
 
 def read_scaled_or_neighbour(images: Images, index: int, scale: Scale) -> tuple[Tensor, tuple[int, int], int]:
-    """What `Images.read_scaled` says of `read_or_neighbour`'s picture, its full size (H, W) too, and that index."""
+    """As `read_or_neighbour`, decoded scaled: (image, full size (H, W), index that was read)."""
     (picture, size), read = _first_readable(images, index, lambda candidate: images.read_scaled(candidate, scale))
     return picture, size, read
 
@@ -76,11 +76,11 @@ def _first_readable(images: Images, index: int, read: Callable[[int], _Read]) ->
 
 
 def rows_or_neighbours(images: Images, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """The pictures `wanted` (int64 [N]) of a uniform set, [N, C, H, W], and the indices that they were read from, int64 [N]."""
+    """The images `wanted` (int64 [N]) of a uniform set, [N, C, H, W], and the indices that were read, int64 [N]."""
     try:
         pixels, read = images.rows(wanted), wanted
-    except DamagedImage:  # one of them at least; the others are read again, which is rare enough
+    except DamagedImage:  # at least one; reading the others again is rare enough
         pictures, numbers = zip(*(read_or_neighbour(images, index) for index in wanted.tolist()), strict=True)
         pixels, read = torch.stack(pictures), torch.tensor(numbers)
-    assert pixels is not None, "rows are asked of uniform sets alone"
+    assert pixels is not None, "only uniform sets have rows"
     return pixels, read

@@ -1,9 +1,9 @@
 """Bytes of a picture file -> uint8 or uint16 [3, H, W].
 
-Pillow says what a picture's pixels are. Plain JPEGs go through simplejpeg, the fastest inside a loader's worker (benchmarks/input.md),
-or else torchvision, where it is there and gives Pillow's pixels to the last bit; whatever is unusual or fails goes to Pillow.
-16-bit PNGs keep their depth, 16-bit gray of other formats too. Transparency is dropped, as torchvision's and timm's folders
-do it, so that numbers compare.
+Pillow is the reference for pixels. Plain JPEGs are decoded by simplejpeg, the fastest in a loader's worker (benchmarks/input.md),
+or else by torchvision, if these are installed and agree with Pillow in every bit; unusual files and failures go to Pillow. 16-bit
+PNGs and 16-bit gray images of other formats keep their depth. Transparency is dropped as in torchvision's and timm's folders,
+so that results are comparable.
 """
 
 import functools
@@ -33,7 +33,7 @@ EXTENSIONS = (
     ".avif",
 )
 MAX_PIXELS = 89_478_485
-"""Pillow's own limit (a quarter of a GiB in RGB), where it only warns: beyond it a small file can fill the memory."""
+"""Pillow's limit (a quarter of a GiB in RGB); Pillow only warns, but a larger image from a small file can fill the memory."""
 
 ORIENTATION = 0x0112
 TURNS = {
@@ -45,30 +45,30 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF 2.32, section 4.6.4, tag Orientation: what turns the stored picture upright."""
+"""How to turn a stored image upright, by its Orientation tag (EXIF 2.32, section 4.6.4)."""
 
 DEEP_COLOUR = ("RGB;16B", "RGBA;16B", "LA;16B")
-"""Pillow's names of what it would cut to 8 bits."""
+"""Pillow's names of 16-bit PNG modes that it would reduce to 8 bits."""
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file's name says that it is a picture; hidden files (also macOS's ._ copies) are not."""
+    """Whether a file name has an image's extension; hidden files (also macOS's ._ copies) don't count."""
     last = name.rpartition("/")[2].lower()
     return not last.startswith(".") and last.endswith(EXTENSIONS)
 
 
 def decode(content: bytes | bytearray, where: str) -> Tensor:
-    """uint8 [3, H, W], or uint16 for 16-bit files. Upright by its EXIF tag. `where` names the file in errors.
+    """Decode an image to uint8 [3, H, W], or uint16 for 16-bit files, upright by its EXIF tag. where: the file's name in errors.
 
-    The channels lie together in memory ([H, W, 3]), as decoders write them and as cropping reads them fastest.
-    Raises DamagedImage for what is empty, cut short, no picture at all, or larger than MAX_PIXELS.
+    In memory it is [H, W, 3], the layout that decoders write and that is cropped fastest. Raises DamagedImage if the file is
+    empty, cut short, no image, or has more than MAX_PIXELS pixels.
     """
     if not content:
         raise DamagedImage(f"{where}: the file is empty (0 bytes); replace or remove it")
     if plain_jpeg_size(content) is not None and (decoder := fast_decoder()) is not None:
         try:
             return decoder(content)
-        except (RuntimeError, ValueError):  # damaged: Pillow says how, or reads it nevertheless
+        except (RuntimeError, ValueError):  # damaged: Pillow explains it, or can still read it
             pass
     return decode_by_pillow(content, where)
 
@@ -76,7 +76,7 @@ def decode(content: bytes | bytearray, where: str) -> Tensor:
 def decode_scaled(content: bytes | bytearray, where: str, scale: Scale) -> tuple[Tensor, tuple[int, int]]:
     """The picture decoded at 1/s of its sides (rounded up), s = scale(H, W) in 1, 2, 4, 8, and its full size (H, W).
 
-    Only plain JPEGs, upright as they are stored, can be scaled by their DCT; others are decoded whole, as by `decode`.
+    Only plain JPEGs that are stored upright can be scaled by their DCT; others are decoded in full, as by `decode`.
     """
     size = plain_jpeg_size(content)
     factor = 1 if size is None else scale(*size)
@@ -88,7 +88,7 @@ def decode_scaled(content: bytes | bytearray, where: str, scale: Scale) -> tuple
 
 
 def decode_by_pillow(content: bytes | bytearray, where: str, factor: int = 1) -> Tensor:
-    """`decode` without a short cut; factor: by what a JPEG's sides are divided."""
+    """`decode` by Pillow. factor: a JPEG's sides are divided by it."""
     try:
         with Image.open(io.BytesIO(content)) as picture:
             if factor > 1:
@@ -108,17 +108,17 @@ def decode_by_pillow(content: bytes | bytearray, where: str, factor: int = 1) ->
     except MemoryError:
         raise
     except Exception as error:
-        # decoders raise anything on damaged bytes: OSError, SyntaxError, struct.error, IndexError
+        # on damaged bytes decoders raise anything: OSError, SyntaxError, struct.error, IndexError
         reason = "not a picture that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise DamagedImage(f"{where}: cannot be decoded ({reason}); replace or remove it") from None
 
 
 FRAMES = (0xC0, 0xC1, 0xC2)
-"""JPEG markers (ITU-T T.81, table B.1) of baseline, extended and progressive Huffman frames: what every decoder reads."""
+"""JPEG markers (ITU-T T.81, table B.1) of baseline, extended and progressive Huffman frames, which every decoder can read."""
 
 
 def plain_jpeg_size(content: bytes | bytearray) -> tuple[int, int] | None:
-    """(H, W) of a JPEG of 8 bits, gray or of three components, that is upright as stored and not too large; else None."""
+    """(H, W) if this is an 8-bit JPEG with one or three components, stored upright and not too large; else None."""
     if content[:2] != b"\xff\xd8":
         return None
     at, tagged = 2, False
@@ -134,7 +134,7 @@ def plain_jpeg_size(content: bytes | bytearray) -> tuple[int, int] | None:
                 return None
             tagged = True
         elif marker not in (0xC4, 0xDB, 0xDD, 0xFE) and not 0xE0 <= marker <= 0xEF:
-            return None  # neither tables, nor a comment, nor an application's own
+            return None  # neither tables, nor a comment, nor application data
         at += 2 + length
     return None
 
@@ -147,17 +147,17 @@ def turned(segment: bytes) -> bool:
     try:
         tags.load(segment)
         return tags.get(ORIENTATION, 1) != 1
-    except Exception:  # Pillow shall judge what it cannot read
+    except Exception:  # unreadable EXIF: let Pillow decide
         return True
 
 
 JpegDecoder = Callable[[bytes | bytearray], Tensor]
-"""A plain JPEG -> uint8 [3, H, W]; raises RuntimeError or ValueError for what is damaged."""
+"""A plain JPEG -> uint8 [3, H, W]; raises RuntimeError or ValueError if it is damaged."""
 
 
 @functools.cache
 def fast_decoder() -> JpegDecoder | None:
-    """The first of simplejpeg and torchvision that is there and decodes samples as Pillow does; None without one."""
+    """The first of simplejpeg and torchvision that is installed and decodes samples exactly as Pillow does; None if neither does."""
     return next((decoder for load in (_simplejpeg, _torchvision) if _as_pillow(decoder := load())), None)
 
 
@@ -170,7 +170,7 @@ def _simplejpeg() -> JpegDecoder | None:
 
 
 def _torchvision() -> JpegDecoder | None:
-    """Called below its Python function, which warns since 0.29 that it will move to another package some day."""
+    """torchvision's operator, called directly: its Python function warns since 0.29 that it will move to another package."""
     try:
         import torchvision.io  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
@@ -179,7 +179,7 @@ def _torchvision() -> JpegDecoder | None:
         return None
 
     def decoder(content: bytes | bytearray) -> Tensor:
-        # a writable buffer: torch warns of others
+        # torch warns about buffers that are not writable
         buffer = content if isinstance(content, bytearray) else bytearray(content)
         return decode_jpeg(torch.frombuffer(buffer, dtype=torch.uint8), 3, False)
 
@@ -187,7 +187,7 @@ def _torchvision() -> JpegDecoder | None:
 
 
 def _as_pillow(decoder: JpegDecoder | None) -> bool:
-    """Whether a decoder gives Pillow's pixels: of whole and of halved colour, and of gray."""
+    """Whether a decoder gives exactly Pillow's pixels, for full and subsampled colour and for gray."""
     if decoder is None:
         return False
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 43, 3), dtype=np.uint8))
@@ -197,7 +197,7 @@ def _as_pillow(decoder: JpegDecoder | None) -> bool:
         content = sample.getvalue()
         try:
             same = torch.equal(decoder(content), decode_by_pillow(content, "sample"))
-        except (RuntimeError, TypeError, ValueError):  # built without libjpeg, or called with other arguments
+        except (RuntimeError, TypeError, ValueError):  # built without libjpeg, or with another signature
             same = False
         if not same:
             return False
@@ -205,17 +205,17 @@ def _as_pillow(decoder: JpegDecoder | None) -> bool:
 
 
 def upright(picture: Image.Image) -> Image.Image:
-    """The loaded picture, turned by its EXIF tag."""
-    picture.load()  # first: on loading, Pillow turns TIFFs by itself and takes their tag away
+    """The image, loaded and turned upright by its EXIF tag."""
+    picture.load()  # before reading the tag: on loading, Pillow turns TIFFs itself and removes the tag
     try:
         turn = TURNS.get(picture.getexif().get(ORIENTATION, 1))
-    except Exception:  # unreadable EXIF does not make the pixels unreadable
+    except Exception:  # the pixels may be fine even if the EXIF is unreadable
         turn = None
     return picture if turn is None else picture.transpose(turn)
 
 
 def pixels_of(picture: Image.Image) -> Tensor:
-    """A loaded picture as uint8 or uint16 [3, H, W]."""
+    """The pixels of a loaded Pillow image as uint8 or uint16 [3, H, W]."""
     if picture.mode.startswith("I"):
         deep = np.asarray(picture).astype(np.int64)
         if deep.min() < 0 or deep.max() > 65535:
@@ -231,10 +231,10 @@ def pixels_of(picture: Image.Image) -> Tensor:
 
 
 def deep_colour(content: bytes | bytearray, rawmode: str) -> Tensor:
-    """A 16-bit PNG in colour or with alpha as uint16 [3, H, W]; alpha is dropped.
+    """Decode a 16-bit PNG with colour or alpha to uint16 [3, H, W]; alpha is dropped.
 
-    Pillow keeps the first of each value's two bytes. Asked for little-endian values it takes the second one for the first,
-    so unpacking twice gives both.
+    Pillow keeps only the high byte of each value, the first of two. If it assumes little-endian values, it keeps the second byte
+    instead, so decoding twice gives both bytes.
     """
     if rawmode == "LA;16B":  # four bytes a pixel: high and low byte of gray, then of alpha
         four = unpack_rows(content, "RGBA")
@@ -244,7 +244,7 @@ def deep_colour(content: bytes | bytearray, rawmode: str) -> Tensor:
 
 
 def unpack_rows(content: bytes | bytearray, rawmode: str) -> np.ndarray:
-    """The bytes [H, W, bands] that Pillow takes out of a PNG's rows when told that they are in `rawmode`."""
+    """The bytes [H, W, bands] that Pillow extracts from a PNG's rows if it assumes that they are in `rawmode`."""
     with Image.open(io.BytesIO(content)) as picture:
         assert isinstance(picture, ImageFile.ImageFile)
         picture.tile = [tile._replace(args=rawmode) for tile in picture.tile]

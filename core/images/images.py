@@ -1,7 +1,7 @@
-"""Images: what every stage reads pictures from, whatever they come from.
+"""Images: the image set that every stage reads, whatever its source.
 
-An Images is a selection out of one or several stores; selecting copies indices, never pixels. Labels are an attribute
-that can be absent, and are dropped once, at the opening: what has no labels cannot leak them.
+An Images is a selection from one or several stores; selecting copies indices, never pixels. Labels can be absent: for unlabelled
+roles they are dropped when the set is opened, so that they cannot leak.
 """
 
 import hashlib
@@ -15,10 +15,10 @@ from .store import Scale, Store, Uniform
 
 
 class Images:
-    """N pictures out of one or several stores.
+    """N images from one or several stores.
 
-    uri: what was opened. classes: names by label, where known. labels: int64 [N], or None where there are none or they
-    must not be seen. domains: int64 [N], indices into domain_names (one a URI of a union, or what the source says).
+    uri: the opened URI. classes: class names by label, if known. labels: int64 [N], or None if there are none or they must not be
+    used. domains: int64 [N], indices into domain_names (one domain for each URI of a union, or the source's own domains).
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Images:
         domains: Tensor,
         domain_names: tuple[str, ...],
     ) -> None:
-        """Picture i is number index[i] (int64 [N]) of stores[which[i]]."""
+        """Image i is number index[i] of stores[which[i]]; which, index: int64 [N]."""
         self.uri, self.classes, self.labels = uri, classes, labels
         self.domains, self.domain_names = domains, domain_names
         self._stores, self._which, self._index = tuple(stores), which, index
@@ -51,7 +51,7 @@ class Images:
         return self._stores[int(self._which[i])], int(self._index[i])
 
     def read(self, i: int) -> Tensor:
-        """uint8 or uint16 [C, H, W]; gray as three equal channels. Raises DamagedImage, which names the file."""
+        """uint8 or uint16 [C, H, W]; gray as three equal channels. Raises DamagedImage, naming the file."""
         store, k = self._at(i)
         return store.read(k)
 
@@ -61,35 +61,35 @@ class Images:
         return store.name(k)
 
     def full_name(self, i: int) -> str:
-        """`name`, or where several folders, archives or packs may hold one of that name, one that tells which it is."""
+        """`name`; with its folder, archive or pack if several of them may hold an image of this name."""
         store, k = self._at(i)
         return store.full_name(k) if len(self._stores) > 1 or store.repeats() else store.name(k)
 
     def place(self, i: int) -> tuple[int, int]:
-        """(number of its store, number in it): another one for each picture, whatever the pictures are called."""
+        """(number of the store, number within the store): unique for each image, also if names are equal."""
         return int(self._which[i]), int(self._index[i])
 
     def read_scaled(self, i: int, scale: Scale) -> tuple[Tensor, tuple[int, int]]:
-        """Picture i decoded at 1/s, and its full size (H, W), where scale(H, W) = s is 1, 2, 4 or 8 and the file is a JPEG.
+        """A JPEG decoded at 1/s of its sides, s = scale(H, W) in 1, 2, 4, 8, and its full size (H, W).
 
-        libjpeg then computes 8/s of each block's 8 pixels (sides round up): cheaper, but not the pixels of a resize.
-        Whatever else is read as by `read`. Raises DamagedImage, which names the file.
+        libjpeg computes 8/s of each block's 8 pixels (sides round up), which is cheaper, but gives other pixels than resizing.
+        Images of other formats are read as by `read`. Raises DamagedImage, naming the file.
         """
         store, k = self._at(i)
         return store.read_scaled(k, scale)
 
     def encoded(self, i: int) -> bytes | bytearray | None:
-        """The bytes of picture i's file; None where it lies there as bare pixels. Raises DamagedImage."""
+        """The bytes of image i's file; None if the source holds pixels instead of files. Raises DamagedImage."""
         store, k = self._at(i)
         return store.encoded(k)
 
     def stamp(self, i: int) -> str:
-        """What `fingerprint` hashes of picture i, besides its class."""
+        """What `fingerprint` hashes for image i, beside its class."""
         store, k = self._at(i)
         return store.stamp(k)
 
     def uniform(self) -> Uniform | None:
-        """(shape (C, H, W), dtype) if all pictures have one and their pixels lie ready without decoding; else None."""
+        """The shape (C, H, W) and dtype of all images if they are equal and no image needs decoding; else None."""
         if not self._shared:
             used = (
                 set(self._which.unique().tolist()) if len(self._stores) > 1 and len(self) else range(len(self._stores))
@@ -99,9 +99,9 @@ class Images:
         return self._shared[0]
 
     def rows(self, indices: Tensor) -> Tensor | None:
-        """The pictures at `indices` (int64 [M]), uint8 or uint16 [M, C, H, W], where `uniform` is not None; else None.
+        """The images at `indices` (int64 [M]), uint8 or uint16 [M, C, H, W]; None if `uniform` is None.
 
-        The same pixels as `read`. Raises DamagedImage where a pack's record is not what was written.
+        The same pixels as `read`. Raises DamagedImage if a record of a pack has changed.
         """
         uniform = self.uniform()
         if uniform is None:
@@ -114,16 +114,16 @@ class Images:
             mine = (which == s).nonzero().flatten()
             part = self._stores[s].rows(index[mine])
             assert part is not None
-            # through numpy: torch cannot put uint16 by index
+            # by numpy: torch has no index assignment for uint16
             pixels.numpy()[mine.numpy()] = part.numpy()
         return pixels
 
     def resident(self) -> Tensor | None:
-        """All pictures, uint8 or uint16 [N, C, H, W], where `uniform` is not None; else None."""
+        """All images, uint8 or uint16 [N, C, H, W]; None if `uniform` is None."""
         return self.rows(torch.arange(len(self)))
 
     def in_storage_order(self) -> "Images":
-        """The same pictures in the order in which they lie on the disk, one store after the other."""
+        """The same images in the order in which they are stored on disk, one store after the other."""
         place = torch.empty(len(self), dtype=torch.int64)
         for s, store in enumerate(self._stores):
             mine = self._which == s
@@ -131,9 +131,9 @@ class Images:
         return self.select(torch.from_numpy(np.lexsort((place.numpy(), self._which.numpy()))))
 
     def keys(self) -> Tensor:
-        """int64 [N]: the identity of each picture, the first 8 bytes of the sha256 of its file or array.
+        """int64 [N]: the identity of each image, the first 8 bytes of the sha256 of its file or array.
 
-        Copies share one; blends of a digit share that of the digit. Files are hashed once and remembered in the cache.
+        Copies have equal identities; a blend of a digit has the digit's. Files are hashed once, then cached.
         """
         keys = torch.empty(len(self), dtype=torch.int64)
         for s, store in enumerate(self._stores):
@@ -142,7 +142,7 @@ class Images:
         return keys
 
     def unreadable(self) -> list[int]:
-        """The pictures whose files could not be read when their identities were taken: these are made up."""
+        """Indices of the images whose files could not be read for their identity, which is a substitute then."""
         found: list[int] = []
         for s, store in enumerate(self._stores):
             if numbers := store.unreadable():
@@ -151,7 +151,7 @@ class Images:
         return sorted(found)
 
     def fingerprint(self) -> str:
-        """sha256 (hex) over sorted paths, sizes (arrays: contents) and class names: the data set as it is now."""
+        """sha256 (hex) over sorted paths, sizes (for arrays: contents) and class names: identifies the current state of the set."""
         labels = [""] * len(self)
         if self.labels is not None and self.classes is not None:
             labels = [self.classes[label] for label in self.labels.tolist()]
@@ -160,12 +160,12 @@ class Images:
         return hashlib.sha256(b"".join(sorted(lines))).hexdigest()
 
     def split_hash(self) -> str:
-        """sha256 (hex) over the sorted identities: which pictures these are, wherever they lie."""
+        """sha256 (hex) over the sorted identities: identifies the images, independent of their location."""
         ordered = self.keys().sort().values
         return hashlib.sha256(ordered.numpy().astype(">i8").tobytes()).hexdigest()
 
     def select(self, indices: Tensor) -> "Images":
-        """The pictures at `indices` (int64 [M]), in that order."""
+        """The images at `indices` (int64 [M]), in that order."""
         return Images(
             self.uri,
             self._stores,
@@ -178,7 +178,7 @@ class Images:
         )
 
     def unlabelled(self) -> "Images":
-        """The same pictures without labels. The names of the classes stay: they give no picture's label away."""
+        """The same images without labels. Class names stay, since they reveal no image's label."""
         everything = self.select(torch.arange(len(self)))
         everything.labels = None
         return everything

@@ -1,12 +1,12 @@
-"""The stream of global batches: for each step the micro-batches of this process, on the device.
+"""The stream of batches: for each step the micro-batches of this process, on the device.
 
-The order is a function of the step alone (core/stream/order.py): no sampler state, no counters. Process r of W reads its slice of each
-global batch and micro-batches are slices of that slice, so any number of processes, micro-batches and workers sees the same
-global batches. Three ways lead to the same views of the same positions, bit for bit:
+The order is a function of the step (core/stream/order.py), without sampler state or counters. Process r of W reads its slice of each
+global batch, and micro-batches are slices of that slice, so global batches don't depend on the number of processes, micro-batches
+and workers. Data comes in one of three ways, which give the same views of the same positions, bit for bit:
 
-    resident   pictures of one shape lie on the device, and a batch is an index into them
-    gathered   pictures of one shape are taken out of memory or a mapped file, and sent; cropped on the device
-    loaded     all others are decoded and cropped by worker processes, and the crops are sent
+    resident   images of one shape are kept on the device; a batch is an index into them
+    gathered   images of one shape are copied from memory or a memory-mapped file to the device, and cropped there
+    loaded     all other images are decoded and cropped by worker processes, and the crops are copied to the device
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ Resident = Literal["auto", "on", "off"]
 Decode = Literal["full", "scaled"]
 NO_LABELS = torch.empty(0, dtype=torch.int64)
 MicroBatches = Callable[[int], Iterator[list[Any]]]
-INDEX_BLOCK = 8192  # numbers sent to the device at once
+INDEX_BLOCK = 8192  # indices sent to the device at once
 COPY_BLOCK = 1 << 28  # bytes of a set that are copied to the device at once
-CROP_BLOCK = 1 << 25  # bytes of decoded pictures that a worker keeps before it crops them
+CROP_BLOCK = 1 << 25  # bytes of decoded images that a worker collects before it crops them
 
 
 class Crop(Protocol):
-    """What a worker does to decoded pictures [C, H, W] and their draws: uint8 {"images": [N, V, C, h, w], ...}.
+    """How a worker crops decoded images [C, H, W] with their draws: uint8 {"images": [N, V, C, h, w], ...}.
 
-    For decode=scaled, `scale` says at which 1 / s to decode one picture of a full size, and crop_each gets the full sizes.
+    With decode=scaled, `scale` chooses the s at which to decode an image of a given full size (at 1 / s of its sides), and
+    `crop_each` also gets the full sizes.
     """
 
     def crop_each(
@@ -74,7 +75,7 @@ class Share:
 
 
 def source_draws(seed: int, positions: Tensor, name: str) -> Draws:
-    """The draws of a set's samples: under its own stream where there are several sets."""
+    """The draws of a set's samples; each of several sets has its own stream, called `name`."""
     draws = Draws(seed, positions)
     return draws.stream(name) if name else draws
 
@@ -92,12 +93,15 @@ def stream(
     resident: Resident = "auto",
     decode: Decode = "full",
 ) -> MicroBatches:
-    """`batches(step)`: from that step to the last, this process's list of micro-batches of RawBatch.
+    """`batches(step)`: this process's list of micro-batches (RawBatch) of every step, from the given one to the last.
 
-    Sets whose pictures have one shape and need no decoding come raw; others are decoded and cropped by `workers` processes.
-    Labels are the set's own, empty where it has none. resident: whether a set of the first kind is copied to the device;
-    auto does so on a GPU, if that takes at most a quarter of its free memory. Raises UserError where `on` is not possible.
-    decode: scaled decodes large JPEGs only as large as their crops need: sooner, the same parts, but not quite the same pixels.
+    Images of one shape that need no decoding come uncropped; others are decoded and cropped by `workers` processes. Labels are
+    those of the set, empty if it has none.
+
+    resident: whether images of the first kind are copied to the device; auto copies them to a GPU if they take at most a
+        quarter of its free memory. Raises UserError if `on` is not possible.
+    decode: full, or scaled: large JPEGs are decoded only as large as their crops need. Faster, with the same crop boxes, but
+        slightly different pixels.
     """
     slices = share.slices(order.batch_size)
     damage = damage or Damage()
@@ -147,7 +151,7 @@ def _to_reside(images: Images, device: torch.device, resident: Resident) -> bool
 
 
 def _copied(images: Images, device: torch.device, damage: Damage) -> tuple[Tensor, Tensor]:
-    """All pictures and their labels on the device, block by block, so that the host never holds the set twice."""
+    """Copy all images and their labels to the device, block by block, so that the host never holds the set twice."""
     uniform = images.uniform()
     assert uniform is not None
     pixels = torch.empty(len(images), *uniform.shape, dtype=uniform.dtype, device=device)
@@ -170,7 +174,7 @@ def _of(labels: Tensor, index: Tensor) -> Tensor:
 
 
 def _picked(pixels: Tensor, index: Tensor) -> Tensor:
-    """pixels[index]; torch does not know uint16 in all its kernels, so those travel under another name."""
+    """pixels[index]; torch has no index_select of uint16, so those are viewed as int16."""
     if pixels.dtype == torch.uint16:
         return pixels.view(torch.int16).index_select(0, index).view(torch.uint16)
     return pixels.index_select(0, index)
@@ -179,7 +183,7 @@ def _picked(pixels: Tensor, index: Tensor) -> Tensor:
 def _gathered(
     images: Images, order: Order, slices: list[slice], steps: range, damage: Damage, pinned: bool
 ) -> Generator[list[RawBatch]]:
-    """Raw samples on the host, out of memory or of a mapped file."""
+    """Uncropped samples on the host, from memory or a memory-mapped file."""
     for numbers in order.steps(steps.start, steps.stop, slices):
         micro = []
         for wanted, positions in numbers:
@@ -231,13 +235,13 @@ def _pinned(sample: RawBatch) -> RawBatch:
 
 
 class _Reader:
-    """Decodes and crops: each row a function of its own (index, position), so the number of workers cannot matter."""
+    """Decodes and crops. Each row depends only on its own (index, position), so the number of workers doesn't matter."""
 
     def __init__(self, images: Images, crop: Crop, seed: int, name: str, decode: Decode) -> None:
         self.images, self.crop, self.seed, self.name, self.decode = images, crop, seed, name, decode
 
     def __call__(self, wanted: np.ndarray, positions: np.ndarray) -> dict[str, Tensor]:
-        """wanted, positions: int64 [n] -> the crops, and "wanted", "positions" and the indices really "read", int64 [n]."""
+        """wanted, positions: int64 [n] -> the crops, "wanted", "positions", and "read": the indices that were read, int64 [n]."""
         read: list[int] = []
         groups = list(self._groups(wanted, positions, read))
         crops = dict(groups[0]) if len(groups) == 1 else join_parts(iter(groups), len(wanted))
@@ -245,7 +249,7 @@ class _Reader:
         return {**crops, **{name: torch.from_numpy(number) for name, number in numbers.items()}}
 
     def _groups(self, wanted: np.ndarray, positions: np.ndarray, read: list[int]) -> Iterator[dict[str, Tensor]]:
-        """Crops of as many pictures at once as CROP_BLOCK allows; `read` gets their numbers."""
+        """Crops of groups of images, each of about CROP_BLOCK bytes; appends the indices that were read to `read`."""
         pictures: list[Tensor] = []
         sizes: list[tuple[int, int]] = []
         taken, first = 0, 0
@@ -268,7 +272,7 @@ class _Reader:
 
 
 def zip_pairs(source: MicroBatches, target: MicroBatches) -> MicroBatches:
-    """Zip a source and a target stream into RawPair micro-batches."""
+    """Zip a source and a target stream into micro-batches of RawPair."""
 
     def zipped(step: int) -> Iterator[list[RawPair]]:
         for s, t in zip(source(step), target(step), strict=True):

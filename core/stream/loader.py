@@ -1,10 +1,10 @@
-"""Loader processes: rows of a batch are read in parts, by several processes at once, and put together in order.
+"""Loader processes: the rows of a batch are read in parts by several processes and joined in order.
 
-Parts come back through memory that is mapped once and used again, not through DataLoader's own way (a new file in shared
-memory for each tensor, cleared, mapped twice and unmapped): that cost 75 us a source image with two views of 96 px, half of
-what decoding it costs, and fails where /dev/shm is small, as in a container.
+Parts come back through shared memory that is mapped once and reused. DataLoader's own way (a new file in shared memory for each
+tensor, cleared, mapped twice and unmapped) cost 75 us for an image with two views of 96 px, half of the cost of decoding it, and
+fails if /dev/shm is small, as in many containers.
 
-Memory, beside what `read` itself takes: (parts ahead + 1) slots of PART rows, and the batch that is put together.
+Memory beside what `read` itself takes: (parts ahead + 1) slots of PART rows, and the batch that is being joined.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ..hostmemory import empty
 from .workers import at_most_cores, death_waits, init_worker, kill_workers, worker_lost
 
 PART = 64
-"""Rows that a worker reads at once: few enough that a batch occupies several workers, enough that fixed costs vanish."""
+"""Rows that a worker reads at once: few, so that several workers share a batch, but enough to make fixed costs small."""
 BATCHES_AHEAD = 2
 ALIGNMENT = 64
 
@@ -40,11 +40,13 @@ ReadRows = Callable[..., Mapping[str, Tensor]]
 def read_in_workers(
     read: ReadRows, batches: Iterable[Columns], *, workers: int, micro: int = 1, pinned: bool = False
 ) -> Generator[dict[str, Tensor]]:
-    """For each batch what `read` makes of its rows: CPU tensors [n, ...] by name, in the order of `batches`.
+    """The rows of each batch as `read` returns them: CPU tensors [n, ...] by name, in the order of `batches`.
 
-    read(*columns) -> tensors [m, ...] of m rows, each row a function of its own numbers alone; raises UserError. batches:
-    columns int64 [n] each. workers: processes, at most one a core; 0 reads here. micro: batches that make a step, of which
-    BATCHES_AHEAD are read ahead. pinned: results lie in page-locked memory.
+    read: read(*columns) -> tensors [m, ...] for m rows, where each row depends only on its own numbers; may raise UserError.
+    batches: for each batch its columns, int64 [n] each.
+    workers: number of processes, at most one for each core; 0 reads in this process.
+    micro: batches of a step; BATCHES_AHEAD steps are read ahead.
+    pinned: return tensors in page-locked memory.
     """
     counts: deque[int] = deque()
     workers = at_most_cores(workers)
@@ -71,7 +73,7 @@ def _pieces(rows: int) -> int:
 
 
 def _parts(batches: Iterable[Columns], counts: deque[int]) -> Iterator[Columns]:
-    """Each batch in parts alike in size; `counts` gets the number of rows of each batch."""
+    """Split each batch into parts of nearly equal size; appends the number of rows of each batch to `counts`."""
     for columns in batches:
         rows = len(columns[0])
         counts.append(rows)
@@ -79,7 +81,7 @@ def _parts(batches: Iterable[Columns], counts: deque[int]) -> Iterator[Columns]:
 
 
 def join_parts(parts: Iterator[Mapping[str, Tensor]], rows: int, pinned: bool = False) -> dict[str, Tensor]:
-    """The next parts, as many as make `rows` rows, copied into one tensor a name; each is done with before the next is taken."""
+    """Copy the next parts, `rows` rows in all, into one tensor for each name; each part is copied before the next one is requested."""
     whole: dict[str, Tensor] = {}
     start = 0
     while start < rows:
@@ -102,12 +104,12 @@ def join_parts(parts: Iterator[Mapping[str, Tensor]], rows: int, pinned: bool = 
 
 
 def widened(pixels: Tensor) -> Tensor:
-    """uint8 as uint16 where the two meet: v / 255 = 257 v / 65535 exactly."""
+    """uint8 as uint16, for batches that mix both: v / 255 = 257 v / 65535 exactly."""
     return pixels if pixels.dtype == torch.uint16 else (pixels.int() * 257).to(torch.uint16)
 
 
 class _Place(NamedTuple):
-    """Where in a slot a tensor lies."""
+    """Where a tensor is stored in a slot."""
 
     name: str
     dtype: torch.dtype
@@ -116,14 +118,14 @@ class _Place(NamedTuple):
 
 
 class _Slots:
-    """Memory that this process and those forked from it share: `count` slots of `size` bytes, without file or descriptor."""
+    """Memory shared with forked processes: `count` slots of `size` bytes, without a file or descriptor."""
 
     def __init__(self, count: int, size: int) -> None:
         self.count, self.size = count, size
         self.bytes = torch.frombuffer(mmap.mmap(-1, count * size), dtype=torch.uint8)
 
     def write(self, slot: int, tensors: Mapping[str, Tensor]) -> list[_Place] | None:
-        """Copy the tensors into a slot; None where they are too large for it."""
+        """Copy the tensors into a slot. Returns their places, or None if they are too large."""
         if sum(_aligned(value.nbytes) for value in tensors.values()) > self.size:
             return None
         places, offset = [], slot * self.size
@@ -134,7 +136,7 @@ class _Slots:
         return places
 
     def read(self, places: list[_Place]) -> dict[str, Tensor]:
-        """The tensors as they lie in their slot, until it is written anew."""
+        """The tensors of a slot, as views; valid until the slot is written again."""
         return {place.name: self._at(place) for place in places}
 
     def _at(self, place: _Place) -> Tensor:
@@ -147,7 +149,7 @@ def _aligned(size: int) -> int:
 
 
 class _Parts(Dataset[Any]):
-    """What a worker does with (slot, columns): read, write the slot, and tell what lies where; or the text of an error."""
+    """A worker's task for (slot, columns): read, write the result to the slot, return its places; or the text of a UserError."""
 
     def __init__(self, read: ReadRows, slots: _Slots | None) -> None:
         self.read, self.slots = read, slots
@@ -157,7 +159,7 @@ class _Parts(Dataset[Any]):
         try:
             tensors = self.read(*columns)
         except UserError as error:
-            return str(error)  # an exception leaves a worker as the text of a traceback; this stays one sentence
+            return str(error)  # DataLoader would turn the exception into a traceback
         places = None if self.slots is None else self.slots.write(slot, tensors)
         return tensors if places is None else places
 
@@ -165,8 +167,8 @@ class _Parts(Dataset[Any]):
 def _worked(
     read: ReadRows, first: Columns, parts: Iterator[Columns], workers: int, factor: int
 ) -> Generator[Mapping[str, Tensor]]:
-    """The parts' results in order, each to be used before the next is asked for."""
-    # DataLoader has `factor` tasks a worker underway when it hands out a result: with one slot more none is in use twice.
+    """The parts' results in order; each is valid until the next one is requested."""
+    # DataLoader has `factor` tasks per worker in progress when it returns a result, so one more slot prevents overwriting it.
     count = factor * workers + 1
     slots = _slots(read, first, count)
     tasks = ((i % count, part) for i, part in enumerate(parts))
@@ -179,12 +181,12 @@ def _worked(
         prefetch_factor=factor,
         worker_init_fn=init_worker,
         multiprocessing_context=None if slots is None else "fork",
-        generator=torch.Generator(),  # without one it would draw from the global stream
+        generator=torch.Generator(),  # without it, DataLoader would draw from torch's global generator
     )
     with death_waits():
         results: Any = iter(loader)
     processes = list(results._workers)
-    # Where something keeps this generator beyond the program's end: nothing else ends workers that ignore SIGTERM.
+    # If something keeps this generator alive until the program ends, nothing else ends the workers, which ignore SIGTERM.
     atexit.register(kill_workers, processes)
     try:
         while (result := _next(results, processes)) is not None:
@@ -192,14 +194,14 @@ def _worked(
                 raise UserError(result)
             yield result if slots is None or isinstance(result, dict) else slots.read(result)
     finally:
-        # At once, not when the last reference goes: an error's traceback would keep the workers alive.
+        # Now, not when the last reference is dropped: an error's traceback would keep the workers alive.
         results._shutdown_workers()
         kill_workers(processes)
         atexit.unregister(kill_workers)
 
 
 def _next(results: Iterator[Any], processes: Sequence[BaseProcess]) -> Any:
-    """The next result, None after the last. Raises WorkerLost."""
+    """The next result; None after the last. Raises WorkerLost."""
     try:
         return next(results, None)
     except RuntimeError:
@@ -209,7 +211,7 @@ def _next(results: Iterator[Any], processes: Sequence[BaseProcess]) -> Any:
 
 
 def _slots(read: ReadRows, first: Columns, count: int) -> _Slots | None:
-    """Slots for PART rows like the very first one; None on systems where forking is not safe, and nothing is shared."""
+    """Slots for PART rows of the size of the first row; None on systems where forking is not safe, so that nothing is shared."""
     if sys.platform != "linux":
         return None
     row = read(*(column[:1] for column in first))

@@ -1,6 +1,6 @@
-"""Batches on their way to the device: gathered by a thread, copied on a side stream, a few ahead of the step in use.
+"""Prefetching to the device: a thread gathers batches and a side stream copies them, a few ahead of the current step.
 
-On the CPU there is nothing to send, so batches pass through. Nothing here waits for the device: copies are ordered by events.
+On the CPU batches pass through unchanged. Nothing here waits for the device: copies are ordered by events.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ..method import RawBatch
 
 Item = TypeVar("Item")
 DEPTH = 2
-"""Batches ahead of the one in use: one that is complete and one on its way."""
+"""Batches ahead of the current one: one that is complete and one that is being copied."""
 
 
 def in_thread(source: Generator[Item], depth: int = DEPTH) -> Generator[Item]:
-    """The items of `source`, made by a thread that is at most `depth` of them ahead.
+    """The items of `source`, produced by a thread that is at most `depth` items ahead.
 
-    What `source` raises is raised here, in its turn. Closing ends the thread and closes `source`.
+    An exception of `source` is raised here, after the items before it. Closing ends the thread and closes `source`.
     """
     made: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
     room, closing = threading.Semaphore(depth), threading.Event()
@@ -35,7 +35,7 @@ def in_thread(source: Generator[Item], depth: int = DEPTH) -> Generator[Item]:
             room.acquire()
             for item in source:
                 made.put((True, item))
-                room.acquire()  # before the next is begun, so that no more than `depth` ever exist
+                room.acquire()  # before the next item is begun, so that never more than `depth` exist
                 if closing.is_set():
                     return
             made.put((False, None))
@@ -55,7 +55,7 @@ def in_thread(source: Generator[Item], depth: int = DEPTH) -> Generator[Item]:
                 return
             room.release()
             yield item
-            del item  # or it would be held while the next is waited for
+            del item  # so that it isn't kept while this waits for the next item
     finally:
         closing.set()
         room.release()
@@ -63,9 +63,9 @@ def in_thread(source: Generator[Item], depth: int = DEPTH) -> Generator[Item]:
 
 
 def to_device(source: Generator[list[RawBatch]], device: torch.device, depth: int = DEPTH) -> Generator[list[RawBatch]]:
-    """The micro-batches of each step on `device`, of which `depth` steps beside the one in use are copied ahead.
+    """The micro-batches of each step on `device`; `depth` steps beyond the current one are copied ahead.
 
-    source: samples in page-locked memory where the device is a GPU.
+    source: micro-batches on the host, in page-locked memory if the device is a GPU.
     """
     if device.type != "cuda":
         yield from source
@@ -79,7 +79,7 @@ def to_device(source: Generator[list[RawBatch]], device: torch.device, depth: in
             ready = torch.cuda.Event()
             ready.record(side)
             waiting.append((sent, ready))
-            del micro, sent  # what lies in page-locked memory is free as soon as it is copied
+            del micro, sent  # so that page-locked memory is free as soon as it is copied
             if len(waiting) > depth:
                 yield _arrived(*waiting.popleft(), device)
         while waiting:
@@ -97,12 +97,12 @@ def _sent(sample: RawBatch, device: torch.device) -> RawBatch:
 
 
 def _arrived(micro: list[RawBatch], ready: torch.cuda.Event, device: torch.device) -> list[RawBatch]:
-    """The step's samples, to be used on the current stream: it waits for the copies, this process does not."""
+    """The step's samples, safe to use on the current stream: the stream waits for the copies, this process doesn't."""
     stream = torch.cuda.current_stream(device)
     stream.wait_event(ready)
     for sample in micro:
         for value in (sample.images, sample.positions, sample.labels, *sample.extra.values()):
-            # They were allocated on the side stream, which must not hand their memory out before this one is done with it.
+            # They were allocated on the side stream, which must not reuse their memory before the current stream has finished with it.
             value.record_stream(stream)
     return micro
 
@@ -110,9 +110,9 @@ def _arrived(micro: list[RawBatch], ready: torch.cuda.Event, device: torch.devic
 def in_blocks(
     source: Iterator[list[tuple[Tensor, Tensor]]], device: torch.device, block: int
 ) -> Generator[list[tuple[Tensor, Tensor]]]:
-    """The numbers of each step on `device`: int64 pairs (indices, positions), sent for `block` steps at once.
+    """The (indices, positions) of each step on `device`, int64, sent for `block` steps at once.
 
-    A copy costs the same few microseconds however short it is, so they are not sent step by step.
+    A copy costs the same few microseconds however short it is, so they aren't sent step by step.
     """
     if device.type != "cuda":
         yield from source
@@ -122,13 +122,13 @@ def in_blocks(
 
 
 def pack_indices(steps: list[list[tuple[Tensor, Tensor]]]) -> Tensor:
-    """All pairs of all steps end to end, int64 [2, K]."""
+    """Concatenate the pairs of all steps, int64 [2, K]."""
     pairs = [pair for step in steps for pair in step]
     return torch.stack([torch.cat([pair[k] for pair in pairs]) for k in range(2)])
 
 
 def unpack_indices(numbers: Tensor, steps: list[list[tuple[Tensor, Tensor]]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """`numbers` cut as `steps` are; views, no copies."""
+    """Split `numbers` into the pairs of `steps`, as views."""
     start = 0
     for step in steps:
         cut = []

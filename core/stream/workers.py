@@ -1,4 +1,4 @@
-"""Loader processes: how many there can be, how each of them begins, and what is said when one is lost."""
+"""Loader processes: their number, how each one starts, and the error when one is lost."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from ..interrupt import REQUESTS
 
 
 class WorkerLost(UserError):
-    """A loader process has ended by itself, or the system has ended it."""
+    """A loader process has exited or was killed."""
 
 
 def at_most_cores(workers: int) -> int:
-    """`workers`, but no more than this process's part of the cores: beyond that they only wait for each other."""
-    # torchrun and `accelerate launch` say how many processes share this machine; each of them starts its own workers.
+    """`workers`, but at most this process's share of the cores; more would only wait for each other."""
+    # torchrun and `accelerate launch` set how many processes share this machine; each starts its own workers.
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return min(workers, max(1, usable_cores() // processes))
 
 
 def init_worker(_: int) -> None:
-    """The `worker_init_fn` of every loader."""
+    """The `worker_init_fn` of every DataLoader here."""
     torch.set_num_threads(1)
-    # Ctrl-C reaches the whole group, and SLURM's signals every process of a job; the main process decides when to stop, and ends us.
+    # Ctrl-C reaches the whole process group, and SLURM signals every process of a job. The main process decides when to stop and ends
+    # the workers.
     for number in REQUESTS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def kill_workers(workers: Sequence[BaseProcess]) -> None:
-    """End at once those that still live."""
+    """Kill the workers that are still alive."""
     for worker in workers:
         if worker.is_alive():
             worker.kill()
@@ -45,9 +46,9 @@ def kill_workers(workers: Sequence[BaseProcess]) -> None:
 
 @contextmanager
 def death_waits() -> Iterator[None]:
-    """Within it DataLoader cannot take over SIGCHLD: its handler raises wherever the main process happens to be.
+    """Keep DataLoader from installing its SIGCHLD handler, which raises at an arbitrary place of the main process.
 
-    A lost worker is found all the same, where its part of a batch is waited for, within five seconds.
+    A lost worker is still noticed within five seconds, where the main process waits for its part of a batch.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -60,14 +61,14 @@ def death_waits() -> Iterator[None]:
 
 
 def worker_lost(workers: Sequence[BaseProcess]) -> WorkerLost | None:
-    """What to say if one of them is no more."""
+    """The error to raise if one of the workers has ended, else None."""
     codes = [worker.exitcode for worker in workers if worker.exitcode is not None]
     if not codes:
         return None
     killed = next((-code for code in codes if code < 0), 0)
     how = f"was killed by {signal.Signals(killed).name}" if killed else "ended by itself"
-    why = ", which is what happens where memory runs out" if killed == signal.SIGKILL else ""
+    why = ", which happens when memory runs out" if killed == signal.SIGKILL else ""
     return WorkerLost(
-        f"a loader process {how}{why}; run with fewer run.workers or more memory, or find out what ended it "
-        "(the system's log may tell)"
+        f"a loader process {how}{why}; run with fewer run.workers or more memory, or look in the system's log for "
+        "the cause"
     )

@@ -9,16 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Up to this side a product with the whole [size, size] matrix costs less than cutting the picture into blocks.
+# Up to this side in pixels one product with the whole [size, size] matrix costs less than many with blocks of the image.
 DENSE_SIDE = 64
-# Outputs a block: with radius r each block is a product with an [r + BLOCK + r, BLOCK] matrix, so small blocks waste less.
+# Outputs of a block. With radius r a block is a product with a [BLUR_BLOCK, 2 * r + BLUR_BLOCK] matrix, so small blocks waste less.
 BLUR_BLOCK = 16
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor, largest: float) -> Tensor:
-    """Blur each sample by its own sigma [N] (pixels), reflecting at the edges; kernels reach four of the largest sigma.
+    """Blur each sample with its own sigma [N] (pixels), edges reflected.
 
-    On the CPU as matrix products; elsewhere, and where torch.compile traces, as a depthwise convolution.
+    largest: the largest possible sigma; the kernel's radius is four times as large. Matrix products on the CPU; a depthwise
+    convolution on other devices and under torch.compile.
     """
     radius = largest_reach(largest)
     height, width = x.shape[2:]
@@ -34,8 +35,8 @@ def gaussian_blur(x: Tensor, sigma: Tensor, largest: float) -> Tensor:
 
 
 def largest_reach(largest: float) -> int:
-    """The radius of the kernels, pixels: four sigma, or less where what lies beyond is lost in rounding anyway."""
-    # At a distance of 5.9 sigma a tap is below 2^-25 of the middle one.
+    """The radius of the kernel in pixels: four sigma, or less where the outer taps would be lost in rounding."""
+    # At a distance of 5.9 sigma a tap is below 2^-25 of the middle tap.
     return max(1, min(math.ceil(4.0 * largest), math.ceil(5.9 * largest) - 1))
 
 
@@ -47,15 +48,15 @@ def taps(sigma: Tensor, radius: int) -> Tensor:
 
 
 def blur_matrix(sigma: Tensor, size: int, radius: int) -> Tensor:
-    """The Gaussian of 2 * radius + 1 taps as matrices, float32 [N, size, size], with reflected edges; radius < size."""
+    """The blur along one axis as matrices, float32 [N, size, size]: 2 * radius + 1 taps, edges reflected; radius < size."""
     weight = taps(sigma, radius)
-    # A product with zeros and ones adds up the taps that reflection brings together.
+    # The product with zeros and ones adds the taps that reflection maps to the same pixel.
     return (weight @ _unfolding(size, radius)).view(len(sigma), size, size)
 
 
 @lru_cache(maxsize=16)
 def _unfolding(size: int, radius: int) -> Tensor:
-    """Which tap stands where in a blur matrix: zeros and ones, float32 [2 * radius + 1, size * size], on the CPU."""
+    """Which tap belongs to which entry of a blur matrix: zeros and ones, float32 [2 * radius + 1, size * size], on the CPU."""
     offset = torch.arange(-radius, radius + 1)
     index = (torch.arange(size)[:, None] + offset[None]).abs()
     index = torch.where(index >= size, 2 * (size - 1) - index, index)
@@ -64,7 +65,7 @@ def _unfolding(size: int, radius: int) -> Tensor:
 
 
 def _three_taps(x: Tensor, sigma: Tensor) -> Tensor:
-    """Radius 1: the middle and the sum of the two beside it, along either axis; elementwise over runs as long as they come."""
+    """Three-tap blur (radius 1) by shifted additions, along both axes."""
     side, middle = taps(sigma, 1)[:, :2, None, None, None].unbind(1)
     x = x.contiguous()
     for axis in (2, 3):
@@ -73,7 +74,7 @@ def _three_taps(x: Tensor, sigma: Tensor) -> Tensor:
         beside = torch.empty_like(x)
         if axis == 2:
             torch.add(x[:, :, :-2], x[:, :, 2:], out=beside[:, :, 1:-1])
-        else:  # as if all rows were one: what is wrong at their ends is overwritten
+        else:  # all rows as one long row, which is fast; the wrong values at the rows' ends are overwritten below
             flat = x.flatten(1)
             torch.add(flat[:, :-2], flat[:, 2:], out=beside.flatten(1)[:, 1:-1])
         for edge, inner in ((0, 1), (-1, -2)):
@@ -84,9 +85,9 @@ def _three_taps(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _blocks(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Sample by sample; rows, then columns, in blocks of outputs that all share one small Toeplitz matrix."""
+    """Blur large images one by one, rows before columns: all blocks of outputs share one small Toeplitz matrix."""
     height, width = x.shape[2:]
-    # Padded to whole blocks; what lies beyond the picture's own side is cut off at the end.
+    # Padded to whole blocks; the padding is cut off at the end.
     below, right = -height % BLUR_BLOCK, -width % BLUR_BLOCK
     reach = 2 * radius + BLUR_BLOCK
     where = torch.arange(reach)[None, :] - torch.arange(BLUR_BLOCK)[:, None]
@@ -109,7 +110,7 @@ def _blocks(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
 
 
 def _convolve(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """The same as a depthwise convolution over N * C channels, in float32 whatever autocast says; shapes are static."""
+    """The blur as a depthwise convolution over N * C channels, in float32 even under autocast; shapes are static."""
     n, channels, height, width = x.shape
     with torch.autocast(x.device.type, enabled=False):
         x = x.reshape(1, n * channels, height, width)

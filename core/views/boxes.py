@@ -1,4 +1,4 @@
-"""Which part of a picture a view shows: random and central boxes, int64 [N, 4] as top, left, height, width."""
+"""Crop boxes of views, random and central, int64 [N, 4] as top, left, height, width."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ CROP_TRIES = 10
 def random_boxes(
     draws: Draws, height: int | Tensor, width: int | Tensor, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Tensor:
-    """RandomResizedCrop's boxes, int64 [N, 4]: ten tries of (area, aspect), then the central fall-back, as torchvision does.
+    """The boxes of torchvision's RandomResizedCrop, int64 [N, 4]: ten tries of (area, aspect), else a central box.
 
-    height, width: of all pictures, or int64 [N]. scale: parts of the area. ratio: width / height.
+    height, width: one size for all images, or int64 [N]. scale: range of the part of the area. ratio: range of width / height.
     """
     height, width = _column(height, draws), _column(width, draws)
     area = height * width * draws.uniform("area", CROP_TRIES, low=scale[0], high=scale[1]).double()
@@ -38,7 +38,7 @@ def random_boxes(
 
 
 def centre_boxes(n: int, height: int | Tensor, width: int | Tensor, fraction: float, device: torch.device) -> Tensor:
-    """The central square of side fraction * min(height, width), int64 [n, 4]; height, width: of all, or int64 [n]."""
+    """Central squares of side fraction * min(height, width), int64 [n, 4]; height, width: one size for all, or int64 [n]."""
     height, width = (_on_device(side, device) for side in (height, width))
     side = (torch.minimum(height, width).double() * fraction).round().long().clamp(min=1)
     return torch.stack([(height - side) // 2, (width - side) // 2, side, side], -1).expand(n, 4)
@@ -50,5 +50,5 @@ def _column(side: int | Tensor, draws: Draws) -> Tensor:
 
 
 def _on_device(side: int | Tensor, device: torch.device) -> Tensor:
-    """A number is filled in there: copying it from the host would wait."""
+    """The side as a tensor. A number is filled in on the device, since a copy from the host would wait for the device."""
     return side.to(device) if isinstance(side, Tensor) else torch.full((), side, dtype=torch.int64, device=device)

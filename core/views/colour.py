@@ -1,9 +1,9 @@
-"""Photometric operations with one set of parameters per sample: float [N, 3, H, W] in 0..1, formulas as in torchvision's v2.
+"""Colour operations with one set of parameters per sample: float [N, 3, H, W] in 0..1, formulas as in torchvision's v2.
 
-Two ways through the same formulas. Eagerly on the CPU each operation touches only the samples that it is drawn for, in place,
-in chunks that stay in the cache, and without torch.where or torch.remainder, which cost as much as twenty other operations
-there. Elsewhere, and where torch.compile traces, shapes are static and every sample goes through every operation, which
-changes nothing where it is not drawn: nothing waits for the device.
+The same formulas run in two ways. Eagerly on the CPU, an operation changes only the samples that it was drawn for, in place, in
+slices that fit the cache, and without torch.where and torch.remainder, which cost as much as twenty other operations there.
+On other devices and under torch.compile, shapes are static: every sample passes every operation, with no effect where it was
+not drawn, so that nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from .blur import gaussian_blur
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 Strength = tuple[float, float, float, float]
-# Floats in a chunk: its samples, and the temporaries of an operation on some of them, stay in a core's cache.
+# Floats of the samples in a slice, so that they and the temporaries of an operation stay in a core's cache.
 CACHED_FLOATS = 1 << 20
 # Floats of the samples that one operation copies out at a time.
 SLICE = 1 << 18
-# Samples of more floats than this are worked on one at a time.
+# Samples with more floats than this are processed one at a time.
 LARGE = 1 << 16
 TINY, FAR = 1e-30, 2.0**40
 
 
 class Colours(NamedTuple):
-    """What is drawn for each of N samples; None where an operation is off."""
+    """The drawn parameters of N samples; None for an operation that is off."""
 
     jitter: Tensor | None = None  # bool [N]
     order: Tensor | None = None  # int64 [N, 4]: the operation of each turn
     factor: Tensor | None = None  # float [N, 4]: brightness, contrast, saturation; hue in turns
-    gray: Tensor | None = None  # bool [N], as are the next, but for sigma
+    gray: Tensor | None = None  # bool [N], like blur, solarize and invert
     blur: Tensor | None = None
     sigma: Tensor | None = None  # float [N], pixels
     solarize: Tensor | None = None
@@ -59,7 +59,7 @@ def draw_jitter(draws: Draws, strength: Strength, p: float) -> Colours:
 
 
 def recolour(x: Tensor, colours: Colours, largest_sigma: float) -> Tensor:
-    """Colour jitter, grayscale, blur, solarize and invert, in this order; may overwrite x, which holds 0..1."""
+    """Colour jitter, grayscale, blur, solarize and invert, in this order; may overwrite x (values in 0..1)."""
     if not eager_cpu(x):
         return _recolour_all(x, colours, largest_sigma)
     if colours.jitter is not None:
@@ -108,43 +108,44 @@ def luma(x: Tensor) -> Tensor:
 
 
 def solarize(x: Tensor) -> Tensor:
-    """Invert what is 0.5 and more: there, and only there, 1 - x is the smaller."""
+    """Invert values of 0.5 and more; for exactly these 1 - x is the smaller of the two."""
     (one,) = scalars((1.0,), x)
     return torch.minimum(x, one - x)
 
 
 def brighten(x: Tensor, factor: Tensor) -> Tensor:
-    """factor: [N, 1, 1, 1], here and below. Overwrites x, as the next three do."""
+    """Brightness. factor: [N, 1, 1, 1]. Overwrites x, as the next three functions do."""
     return x.mul_(factor).clamp_(0.0, 1.0)
 
 
 def blend_mean(x: Tensor, factor: Tensor) -> Tensor:
-    """Contrast: blend with the mean gray of each picture."""
-    # The mean as it is over three equal channels, whose sum is rounded once more.
+    """Contrast: blend with the mean gray of each image."""
+    # The mean over three equal channels, as torchvision takes it: their sum is rounded once more.
     one, three, count = scalars((1.0, 3.0, 3.0 * x.shape[2] * x.shape[3]), x)
     mean = luma(x).sum((1, 2, 3), keepdim=True).mul_(three).div_(count)
     return x.mul_(factor).add_(mean.mul_(one - factor)).clamp_(0.0, 1.0)
 
 
 def blend_gray(x: Tensor, factor: Tensor) -> Tensor:
-    """Saturation: blend with the gray picture."""
+    """Saturation: blend with the gray image."""
     (one,) = scalars((1.0,), x)
     gray = luma(x).mul_(one - factor)
     return x.mul_(factor).add_(gray).clamp_(0.0, 1.0)
 
 
 def shift_hue(x: Tensor, amount: Tensor) -> Tensor:
-    """Rotate the hue by `amount` turns, [N, 1, 1, 1], at least -0.8: RGB -> HSV, shift, -> RGB."""
+    """Shift the hue by `amount` [N, 1, 1, 1], a part of a full turn and at least -0.8: RGB -> HSV, shift, -> RGB."""
     one, two, four, six = scalars((1.0, 2.0, 4.0, 6.0), x)
     red, green, blue = x.unbind(1)
     top = torch.maximum(torch.maximum(red, green), blue)
-    # Negative throughout, which spares a pass at the end. Where a divisor is 0, so is what it divides.
+    # Negative everywhere, which saves a pass at the end. Where a divisor is 0, its dividend is 0 too.
     fall = torch.minimum(torch.minimum(red, green), blue).sub_(top)
     value = top.unsqueeze(1)
     away = (x - value).div_(fall.clamp_max(-TINY).unsqueeze(1))
     r, g, b = away.unbind(1)
-    # b - g where red is on top, else 2 + r - b where green is, else 4 + g - r: whose channel is not on top is moved far
-    # up, and where two are on top the first is not the larger. A difference from the top is 0 or at least 2^-24 of it.
+    # b - g where red is the largest, else 2 + r - b where green is, else 4 + g - r. The candidates of smaller channels are raised by
+    # a huge number, so that the minimum picks the right one; in a tie it picks the first. The difference from the largest channel
+    # is either 0 or at least 2^-24 of it.
     hue = (g + four).sub_(r)
     hue = torch.minimum(hue, (r + two).sub_(b).add_(g, alpha=FAR))
     hue = torch.minimum(hue, (b - g).add_(r, alpha=FAR))
@@ -163,7 +164,7 @@ JITTER_OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (brighten, b
 
 
 def _jitter_some(x: Tensor, colours: Colours) -> None:
-    """Overwrites the jittered samples. In each turn they lie sorted by the operation whose turn it is, so each has one slice."""
+    """Jitter the drawn samples in place. In each turn they are sorted by their operation, so that each operation gets one slice."""
     assert colours.jitter is not None and colours.order is not None and colours.factor is not None
     rows = np.flatnonzero(colours.jitter.numpy())
     if not len(rows):
@@ -187,12 +188,12 @@ def _jitter_some(x: Tensor, colours: Colours) -> None:
 
 
 class _Spare(threading.local):
-    """Memory for two copies of samples, kept from call to call: fresh memory costs more than the operations on it."""
+    """Memory for two copies of the samples, kept between calls: fresh memory costs more than the operations on it."""
 
     flat: Tensor = torch.empty(0)
 
     def two(self, count: int, x: Tensor) -> tuple[Tensor, ...]:
-        """Two tensors [count, C, H, W], which the next call overwrites."""
+        """Two tensors [count, C, H, W]; the next call overwrites them."""
         floats = count * x[0].numel()
         flat = self.flat
         if len(flat) < 2 * floats:
@@ -207,9 +208,9 @@ _SPARE = _Spare()
 
 
 def _jitter_all(x: Tensor, colours: Colours) -> Tensor:
-    """The same with static shapes: four times the one turn, in which each sample has its own operation."""
+    """Jitter with static shapes: four turns, in each of which every sample has its own operation."""
     assert colours.jitter is not None and colours.order is not None and colours.factor is not None
-    # Brightness by 1 leaves a sample as it is.
+    # Brightness by 1 changes nothing.
     order = torch.where(colours.jitter[:, None], colours.order, BRIGHTNESS)
     factor = torch.where(colours.jitter[:, None], colours.factor.gather(1, colours.order), 1.0)
     for turn in range(4):
@@ -218,7 +219,7 @@ def _jitter_all(x: Tensor, colours: Colours) -> Tensor:
 
 
 def jitter_turn(x: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
-    """Every sample through its own operation, int64 [N], at its own factor [N]; for torch.compile, a graph of one fixed size."""
+    """Apply to every sample its own operation, int64 [N], with its own factor [N], as one graph of fixed size for torch.compile."""
     gray = luma(x)
     other = torch.where(_column(operation == SATURATION), gray, 0.0)
     other = torch.where(_column(operation == CONTRAST), gray.mean((1, 2, 3), keepdim=True), other)
@@ -229,7 +230,7 @@ def jitter_turn(x: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
 
 
 def cache_slices(x: Tensor) -> Iterable[slice]:
-    """Slices of the batch for the CPU's cache, of much the same length: a short one costs as many calls as a long one."""
+    """Slices of the batch that fit the CPU's cache, of nearly equal length: a short one needs as many calls as a long one."""
     floats = x[0].numel() if len(x) else 1
     most = 1 if floats > LARGE else max(1, CACHED_FLOATS // floats)
     step = max(1, math.ceil(len(x) / max(1, math.ceil(len(x) / most))))
@@ -237,19 +238,19 @@ def cache_slices(x: Tensor) -> Iterable[slice]:
 
 
 def scalars(numbers: tuple[float, ...], x: Tensor) -> Sequence[Tensor | float]:
-    """Numbers to calculate with x: tensors where that spares a conversion, which takes longer than the call itself."""
+    """Numbers for arithmetic with x: as tensors on the CPU, where converting a number takes longer than the operation."""
     return _kept_apart(numbers) if eager_cpu(x) else numbers
 
 
 def constant(numbers: tuple[float, ...], device: torch.device, trailing: int = 0) -> Tensor:
-    """Numbers as a tensor, with one more axis of size 1 in front and two behind where `trailing`; made once per device."""
+    """Numbers as a tensor [K], or [1, K, 1, 1] with `trailing`; made once per device."""
     made = torch.tensor(numbers, device=device) if torch.compiler.is_compiling() else _kept(numbers, device)
     return made.view(1, -1, 1, 1) if trailing else made
 
 
 @lru_cache(maxsize=64)
 def _kept(numbers: tuple[float, ...], device: torch.device) -> Tensor:
-    """A copy to a device waits for it, so it happens once."""
+    """Made once, since a copy to a device waits for the device."""
     with torch.inference_mode(False):
         return torch.tensor(numbers, device=device)
 
@@ -260,7 +261,7 @@ def _kept_apart(numbers: tuple[float, ...]) -> tuple[Tensor, ...]:
 
 
 def _on(x: Tensor, flag: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """Overwrites the flagged samples with apply(a copy of some of them, their rows), which may have one channel."""
+    """Overwrite the flagged samples with apply(copies of some, their rows); the result may have one channel."""
     rows = np.flatnonzero(flag.numpy())
     if len(x) == 1:
         if len(rows) and (made := apply(x, torch.from_numpy(rows))) is not x:

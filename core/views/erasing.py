@@ -1,4 +1,4 @@
-"""Random erasing: a box of each picture is overwritten, as torchvision draws it, with one box per sample, batched."""
+"""Random erasing, batched: one box of each image is overwritten, drawn as in torchvision."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ TRIES, RATIO = 10, (0.3, 3.3)
 def random_erasing(x: Tensor, draws: Draws, p: float, scale: tuple[float, float], fill: Fill) -> Tensor:
     """Random erasing (Zhong et al. 2020, arXiv:1708.04896) with probability p; x: normalised float [N, C, H, W].
 
-    scale: the box's part of the area. fill: zeros, which normalisation makes the mean, or a standard normal number for each
-    value. On the CPU x itself is changed.
+    scale: range of the box's part of the area. fill: mean (zeros, since x is normalised) or noise (standard normal values).
+    Changes x itself on the CPU.
     """
     channels, height, width = x.shape[1:]
     boxes = erasing_boxes(draws, height, width, scale)
@@ -36,7 +36,7 @@ def random_erasing(x: Tensor, draws: Draws, p: float, scale: tuple[float, float]
 
 
 def erasing_boxes(draws: Draws, height: int, width: int, scale: tuple[float, float]) -> Tensor:
-    """int64 [N, 4] as top, left, height, width: the first of ten tries that is smaller than the picture; else an empty box.
+    """int64 [N, 4] as top, left, height, width: the first of ten tries that is smaller than the image, else an empty box.
 
     The area is uniform in `scale`, height by width log-uniform in RATIO.
     """
@@ -52,7 +52,7 @@ def erasing_boxes(draws: Draws, height: int, width: int, scale: tuple[float, flo
 
 
 def within(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Which pixels lie in each picture's box (top, left, height, width), bool [N, 1, height, width]."""
+    """Which pixels lie in each image's box (top, left, height, width), bool [N, 1, height, width]."""
     top, left, h, w = boxes[:, :, None].unbind(1)
     row, column = torch.arange(height, device=boxes.device), torch.arange(width, device=boxes.device)
     rows, columns = (row >= top) & (row < top + h), (column >= left) & (column < left + w)

@@ -1,7 +1,7 @@
-"""Mixup and cutmix: pictures and labels of neighbouring positions are mixed.
+"""Mixup and cutmix: images and labels of neighbouring positions are mixed.
 
-The partner of position p is p xor 1. The order of a batch is random, so that is a uniform other picture; and both lie in the same
-micro-batch of every process wherever its size is even, so the mix does not depend on how a batch is split.
+The partner of position p is p xor 1. The order of a batch is random, so the partner is a random other image. Both are in the same
+micro-batch if its size is even, so the result does not depend on how the batch is split.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from .erasing import within
 
 
 class Mixing(NamedTuple):
-    """What `mix_images` does: the parameters of Beta(a, a) for mixup and for cutmix, 0 for none; with both, half of the pictures each."""
+    """Parameters of Beta(a, a) for mixup and for cutmix; 0 is off. If both are on, each is applied to half of the images."""
 
     mixup: float = 0.0
     cutmix: float = 0.0
 
     def check(self, batch_size: int, parts: int) -> None:
-        """Raises UserError for parameters below 0, and for a batch whose parts (processes x micro-batches) tear pairs apart."""
+        """Raises UserError for parameters below 0, and if some of the parts (processes x micro-batches) of a batch have odd sizes."""
         for key in ("mixup", "cutmix"):
             if getattr(self, key) < 0:
                 raise UserError(
@@ -41,8 +41,8 @@ def mix_images(images: Tensor, labels: Tensor, draws: Draws, classes: int, mixin
     """images float [N, C, H, W] and labels int64 [N] -> mixed images and labels, float [N, classes] with rows summing to 1.
 
     Mixup (Zhang et al. 2018, arXiv:1710.09412, eq. 1-2): lambda x + (1 - lambda) x', labels likewise. Cutmix (Yun et al. 2019,
-    arXiv:1905.04899, section 3.1): a box of area 1 - lambda about a uniform centre, cut at the border, comes from the partner;
-    the labels' lambda is what is left of the picture. N is even and positions come in pairs (2k, 2k + 1).
+    arXiv:1905.04899, section 3.1): a box of area 1 - lambda with a uniform centre, clipped at the border, comes from the partner; the
+    labels' lambda is the share of the area that stays. N must be even, and positions come in pairs (2k, 2k + 1).
     """
     n, _, height, width = images.shape
     one_hot = F.one_hot(labels, classes).to(images.dtype)
@@ -61,7 +61,7 @@ def mix_images(images: Tensor, labels: Tensor, draws: Draws, classes: int, mixin
         boxes = cutmix_boxes(draws, height, width, draws.beta("cutmix", mixing.cutmix, mixing.cutmix))
         outside = 1.0 - within(boxes, height, width).to(images.dtype)
         left = 1.0 - boxes[:, 2] * boxes[:, 3] / (height * width)
-        # Weights instead of torch.where, which is slow on the CPU; lerp is exact at 0 and 1.
+        # lerp by weights instead of torch.where, which is slow on the CPU; lerp is exact at 0 and 1.
         chosen = by_box.to(images.dtype)[:, None, None, None]
         kept = chosen * outside + (1.0 - chosen) * kept
         share = torch.where(by_box, left.to(images.dtype), share)

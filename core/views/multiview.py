@@ -1,4 +1,4 @@
-"""Several views of each image, cropped wherever the pictures are and finished on the device."""
+"""Several views of each image: cropped where the images are (in a worker or on the device), finished on the device."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from .view import Sides, View
 def multiview(
     augmentation: Augmentation, size: int, mean: tuple[float, ...], std: tuple[float, ...], count: int
 ) -> Multiview:
-    """`count` views of each image, of `size` pixels, and the augmentation's local crops.
+    """Build `count` views of each image, `size` pixels a side, and the augmentation's local crops.
 
     Raises UserError where a key of the augmentation lists probabilities for another number of views.
     """
     augmentation.check_counts(count)
     views = [View(size, mean, std, augmentation, v) for v in range(count)]
     small = augmentation.local_size if augmentation.local_size is not None else max(8, 8 * round(size * 3 / 56))
-    # In DINO's and SwAV's code local crops are blurred by as many pixels as the whole views; View scales them by its size.
+    # In DINO's and SwAV's code local crops are blurred by as many pixels as the full views, but View scales sigma with its size.
     low, high = augmentation.blur_sigma
     of_local = replace(
         augmentation,
@@ -41,9 +41,9 @@ def multiview(
 
 
 class Multiview:
-    """Several views of each image, each under its own stream: "view0/", "view1/", ..., and small crops: "local0/", ...
+    """Several views of each image, each with its own draw stream: "view0/", "view1/", ..., and "local0/", ... for small crops.
 
-    Two halves as in `View`: `crop` or `crop_each` wherever the pictures are, then a call on the device.
+    Two halves as in `View`: `crop` or `crop_each` where the images are, then a call on the device.
     """
 
     def __init__(self, views: Sequence[View], local: Sequence[View] = ()) -> None:
@@ -57,7 +57,7 @@ class Multiview:
         }
 
     def crop_each(self, pictures: Sequence[Tensor], draws: Draws, sizes: Sides | None = None) -> dict[str, Tensor]:
-        """`crop` of N pictures [C, H, W] of any sizes: what a worker sends. sizes: the full ones of scaled pictures."""
+        """`crop` of N images [C, H, W] of any sizes, in a worker. sizes: the full sizes of images that were decoded scaled."""
         deep = any(picture.dtype == torch.uint16 for picture in pictures)
         found: dict[str, Tensor] = {}
         for key in self._keys():
@@ -69,9 +69,9 @@ class Multiview:
         return found
 
     def scale(self, draws: Draws, height: int, width: int) -> int:
-        """At which 1 / s, s of 1, 2, 4, 8, to decode the height x width picture of one position.
+        """The largest s of 1, 2, 4, 8 such that no view enlarges its box if the image of one position is decoded at 1 / s.
 
-        No view may have to enlarge its box then, and 1 it is where the picture is too small for that to save time.
+        height, width: the image's full size. Returns 1 if the image is too small for scaling to save time.
         """
         scale = useful_scale(height, width, max(view.size for view in [*self.views, *self.local]))
         for view, stream in (one for key in self._keys() for one in self._streams(key, draws)):
@@ -81,7 +81,7 @@ class Multiview:
         return scale if worthwhile(height, width, scale) else 1
 
     def __call__(self, sample: RawBatch, draws: Draws) -> Views:
-        """Raw images [N, C, H, W], or what was cropped before, -> normalised float32 [V, N, C, size, size] and local crops."""
+        """Raw images [N, C, H, W], or crops made by a worker, -> normalised float32 [V, N, C, size, size] and local crops."""
         cropped = {"images": sample.images, **sample.extra}
         if sample.images.ndim == 4:
             cropped = self.crop(sample.images, draws)
@@ -89,7 +89,7 @@ class Multiview:
         return Views(self._finished("images", cropped["images"], draws), draws, local)
 
     def refuse_local(self, who: str) -> Multiview:
-        """Itself. Raises UserError if there are local crops: `who` would not look at them."""
+        """Returns self. Raises UserError if there are local crops, which `who` (a method or stage) doesn't use."""
         if self.local:
             raise UserError(
                 f"data.views.local: {len(self.local)} local crops are given, but {who} uses none; set it to 0"
@@ -97,7 +97,7 @@ class Multiview:
         return self
 
     def warn_unused(self, channels: int, log: Callable[[str], None]) -> None:
-        """Say which operations do nothing on pictures of so many channels: those of colour need three."""
+        """Log a warning if colour operations are on but the images don't have three channels."""
         used = [key for key in PER_VIEW if any(getattr(view, key) for view in [*self.views, *self.local])]
         if channels != 3 and used:
             log(

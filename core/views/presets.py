@@ -10,7 +10,8 @@ from functools import partial
 
 from .augmentation import Augmentation
 
-# The two views of Grill et al. 2020 (arXiv:2006.07733), appendix B: blurred almost always and almost never, one solarized.
+# The two views of Grill et al. 2020 (arXiv:2006.07733), appendix B: the first is always blurred; the second is blurred rarely and
+# sometimes solarized.
 _BYOL = partial(
     Augmentation,
     scale=(0.08, 1.0),
@@ -65,7 +66,7 @@ VIEWS: Mapping[str, Callable[..., Augmentation]] = {
     "randaugment": partial(
         Augmentation, scale=(0.08, 1.0), flip=0.5, randaugment=2, magnitude=9.0, erase=0.25, erase_fill="noise"
     ),
-    # Digits: mirrored they are other signs, inverted they are the same.
+    # Digits: mirroring would change what they mean, inverting doesn't.
     "digits": partial(
         Augmentation,
         rotate=10.0,

@@ -1,7 +1,7 @@
-"""RandAugment, batched: a few operations drawn per picture out of torchvision's fourteen, all at one magnitude.
+"""RandAugment, batched: a few of torchvision's fourteen operations are drawn for each image, all at one magnitude.
 
-A batch in which each picture has its own operation takes five steps: pixels move; each channel's 256 levels are mapped by a
-table; by a table from the channel's histogram; the picture is blended with its gray self; or with its smoothed self.
+Each image of a batch has its own operation, so a batch passes five steps, each for one kind of operation: move pixels; map levels by
+a table; map levels by a table made from the histogram; blend with the gray image; blend with the smoothed image.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ IDENTITY, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE, BRIGHTNESS, COLOR,
 POSTERIZE, SOLARIZE, AUTOCONTRAST, EQUALIZE = range(10, 14)
 STRONGEST = 30.0  # the last of torchvision's 31 magnitudes
 THRESHOLDS: list[float] = torch.linspace(1.0, 0.0, 31).tolist()
-CACHED_LEVELS = 1 << 18  # values that a step takes at once on the CPU, so that its temporaries stay in the cache
+CACHED_LEVELS = 1 << 18  # values that a step processes at once on the CPU, so that its temporaries stay in the cache
 
 
 def rand_augment(x: Tensor, draws: Draws, count: int, magnitude: float) -> Tensor:
     """RandAugment (Cubuk et al. 2020, arXiv:1909.13719) with torchvision's operations; uint8 [N, C, H, W] -> the same.
 
-    count: operations a picture, drawn with replacement. magnitude: 0 to 30; signed operations take either sign evenly.
-    Moved pixels are the nearest ones, black from outside. Color leaves pictures alone that do not have three channels.
-    Raises UserError for pictures of other depths: the operations are defined on 256 levels.
+    count: operations for each image, drawn with replacement. magnitude: 0 to 30; signed operations get a random sign. Pixels move
+    by nearest neighbour, black from outside. Color has no effect on images without three channels. Raises UserError for images
+    that are not 8-bit, since the operations are defined on 256 levels.
     """
     if x.dtype != torch.uint8:
-        raise UserError(f"data.views.randaugment: works on 8-bit pictures, these are {x.dtype}; set it to 0")
+        raise UserError(f"data.views.randaugment: works on 8-bit pictures, but these are {x.dtype}; set it to 0")
     for turn in range(count):
         operation = draws.integers(f"operation{turn}", len(RANDAUGMENT_OPERATIONS))
         sign = 1.0 - 2.0 * draws.bernoulli(f"sign{turn}", 0.5)
@@ -45,9 +45,9 @@ def rand_augment(x: Tensor, draws: Draws, count: int, magnitude: float) -> Tenso
 
 
 def augment(x: Tensor, operation: Tensor, sign: Tensor, strength: float) -> Tensor:
-    """Each picture's own operation, int64 [N] into OPERATIONS, with its sign, +1 or -1 [N]; strength: magnitude in 0..1."""
+    """Apply to each image its own operation, int64 [N] into RANDAUGMENT_OPERATIONS, with its sign, +1 or -1 [N]; strength: 0..1."""
     if not x.is_cpu or torch.compiler.is_compiling():
-        # Static shapes: each step leaves other kinds' pictures as they are, and nothing waits for the device.
+        # Static shapes: every image passes every step, unchanged if its operation is of another kind; nothing waits for the device.
         for step, _ in STEPS:
             x = step(x, operation, sign, strength)
         return x
@@ -62,7 +62,7 @@ def augment(x: Tensor, operation: Tensor, sign: Tensor, strength: float) -> Tens
 
 
 def _move(x: Tensor, operation: Tensor, sign: Tensor, strength: float) -> Tensor:
-    """Shear about the corner, shift, rotate about the centre: nearest neighbours."""
+    """Shear about the corner, translate, or rotate about the centre, by nearest neighbours."""
     height, width = x.shape[2:]
     matrices = _matrices(height, width, strength, x.device)
     about = matrices[operation, (sign < 0).long(), :, None, None].unbind(1)
@@ -77,7 +77,7 @@ def _move(x: Tensor, operation: Tensor, sign: Tensor, strength: float) -> Tensor
 
 
 def _matrices(height: int, width: int, strength: float, device: torch.device) -> Tensor:
-    """Where a pixel of the result comes from: [operation, positive or negative, 2 x 3 about the centre]."""
+    """Affine maps from pixels of the result to pixels of the image, about the centre: [operation, positive or negative, 6]."""
     if torch.compiler.is_compiling():
         return torch.tensor(_where_from(height, width, strength), device=device)
     return _kept_matrices(height, width, strength, device)
@@ -85,7 +85,7 @@ def _matrices(height: int, width: int, strength: float, device: torch.device) ->
 
 @lru_cache(maxsize=64)
 def _kept_matrices(height: int, width: int, strength: float, device: torch.device) -> Tensor:
-    """A copy to a device waits for it, so it happens once."""
+    """Made once, since a copy to a device waits for the device."""
     with torch.inference_mode(False):
         return torch.tensor(_where_from(height, width, strength), device=device)
 
@@ -121,7 +121,7 @@ def _map_levels(x: Tensor, operation: Tensor, sign: Tensor, strength: float) -> 
 
 
 def _threshold(strength: float) -> float:
-    """From which level on to solarize. At whole magnitudes as in torchvision's float32 table: at some its rounding decides."""
+    """The lowest level to invert. Whole magnitudes take it from torchvision's float32 table, whose rounding matters at some of them."""
     magnitude = strength * STRONGEST
     whole = round(magnitude)
     return 255.0 * (THRESHOLDS[whole] if abs(magnitude - whole) < 1e-6 else 1.0 - strength)
@@ -137,7 +137,7 @@ def _map_histogram(x: Tensor, operation: Tensor, sign: Tensor, strength: float) 
 
 
 def _looked_up(pixels: Tensor, mapped: Mapping[int, Tensor], operation: Tensor) -> Tensor:
-    """Pixels, int64 [N, C, H * W], through the table of their picture's operation; uint8 of that shape."""
+    """Map pixels, int64 [N, C, H * W], by the table of their image's operation; uint8 of the same shape."""
     n, channels = pixels.shape[:2]
     table = torch.arange(256, device=pixels.device).expand(n, channels, 256)
     for name, levels in mapped.items():
@@ -146,7 +146,7 @@ def _looked_up(pixels: Tensor, mapped: Mapping[int, Tensor], operation: Tensor) 
 
 
 def _stretched(count: Tensor, levels: Tensor) -> Tensor:
-    """Autocontrast: the darkest level becomes 0 and the brightest 255; a channel of one level stays."""
+    """Autocontrast: the darkest level becomes 0 and the brightest 255; a channel with one level is unchanged."""
     seen = (count > 0).long()
     low, high = seen.argmax(2, keepdim=True), 255 - seen.flip(2).argmax(2, keepdim=True)
     flat = low == high
@@ -155,7 +155,7 @@ def _stretched(count: Tensor, levels: Tensor) -> Tensor:
 
 
 def _equalized(count: Tensor, levels: Tensor) -> Tensor:
-    """Histogram equalisation in whole numbers as Pillow does it: 255 steps of equal count, the brightest level left out."""
+    """Histogram equalisation in integers as in Pillow: 255 steps of equal count, without the brightest level."""
     up_to = count.cumsum(2)
     total = up_to[..., -1:]
     brightest = up_to.argmax(2, keepdim=True)
@@ -167,14 +167,14 @@ def _equalized(count: Tensor, levels: Tensor) -> Tensor:
 
 
 def _saturate(x: Tensor, operation: Tensor, sign: Tensor, strength: float) -> Tensor:
-    """Towards or away from the gray picture (Color)."""
+    """Color: blend with the gray image, or away from it."""
     original = x.float()
     gray = _gray(x) if x.shape[1] == 3 else original
     return _blend(original, gray, (operation == COLOR) * 0.9 * strength * sign)
 
 
 def _sharpen(x: Tensor, operation: Tensor, sign: Tensor, strength: float) -> Tensor:
-    """Towards or away from the smoothed picture, within the border: the kernel is 1 and in its middle 5, over 13."""
+    """Sharpness: blend with the smoothed image, or away from it, except at the border; kernel of ones with 5 in the middle, over 13."""
     if min(x.shape[2:]) < 3:
         return x
     original = x.float()
@@ -186,12 +186,12 @@ def _sharpen(x: Tensor, operation: Tensor, sign: Tensor, strength: float) -> Ten
 
 
 def _blend(original: Tensor, other: Tensor, away: Tensor) -> Tensor:
-    """original + away (original - other): this form leaves pixels alone that are equal, whatever `away` [N] is."""
+    """original + away * (original - other), away [N]; in this form, equal pixels stay exactly unchanged."""
     return (original + away[:, None, None, None] * (original - other)).clamp_(0, 255).to(torch.uint8)
 
 
 def _gray(x: Tensor) -> Tensor:
-    """Luma in whole levels, float [N, 1, H, W]; without three channels the picture itself."""
+    """Luma in whole levels, float [N, 1, H, W]; the image itself if it doesn't have three channels."""
     if x.shape[1] != 3:
         return x.float()
     red, green, blue = x.float().split(1, 1)

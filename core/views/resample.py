@@ -1,9 +1,9 @@
-"""Antialiased crop, resize and flip in integers: the same bits on every device, in a batch and picture by picture.
+"""Antialiased crop, resize and flip in integers: the same bits on every device, for a batch or image by image.
 
-A resized crop is linear and separable, so a batch of crops is two batched matrix products with per-sample matrices. Matrices
-and sums are aten's uint8 resampling to the bit, which is Pillow's algorithm (ATen/native/cpu/UpSampleKernel.cpp, note "Weights
-computation for uint8_t"): float64 weights rounded to 16-bit integers of a common power of two, columns first, rounded to uint8
-and clamped, then rows. So a worker that crops one picture by aten and a device that crops a resident batch give the same view.
+A resized crop is linear and separable, so a batch of crops is two batched matrix products with a matrix for each sample. Matrices
+and sums equal aten's uint8 resampling in every bit, which is Pillow's algorithm (ATen/native/cpu/UpSampleKernel.cpp, note
+"Weights computation for uint8_t"): float64 weights rounded to 16-bit integers with a common power of two; columns first, rounded
+to uint8 and clamped, then rows. So a worker that crops one image by aten and a device that crops a batch give the same view.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 # Half the width of a kernel, in pixels of the coarser side.
 SUPPORT: dict[Interpolation, float] = {"bilinear": 1.0, "bicubic": 2.0}
-# Fraction bits of aten's 16-bit weights are at most this; 16-bit pictures have no such kernel and take 30 bits.
+# aten's 16-bit weights have at most 22 fraction bits. It has no kernel for 16-bit images, whose weights have 30 here.
 MOST_BITS, DEEP_BITS = 22, 30
-# On the CPU, matrices are faster than a call of aten for each picture up to about these many pixels a side.
+# On the CPU, matrices are faster than one aten call for each image up to about so many pixels a side.
 SMALL = 48
-# Samples at a time there: what lies between two products stays in the cache.
+# Samples at a time there, so that results between the two products stay in the cache.
 SAMPLES_AT_ONCE = 64
-# Of a picture resized to more than this many times the cut, only the cut is computed.
+# If an image is resized to more than LONGEST times the cut, only the cut is computed.
 LONGEST, MOST_ROWS = 8, 8192
-# Beyond this many pixels in for one pixel out, sums of 8-bit halves of the weights may pass 2^24.
+# If more input pixels than this make one output pixel, sums of 8-bit halves of the weights may exceed 2^24.
 STEEPEST = 120
 
 
 def crop_resize(images: Tensor, boxes: Tensor, size: int, kernel: Interpolation, flip: Tensor | None = None) -> Tensor:
     """Crop each image to its box and resize to size x size; uint8 (or uint16) [N, C, H, W] -> the same dtype [N, C, size, size].
 
-    boxes: int64 [N, 4] as top, left, height, width, within the image. flip: bool [N], mirrors left and right. On uint8 equal
-    to torchvision's resized_crop(antialias=True), then horizontal_flip, in every bit. Nothing waits for the device.
+    boxes: int64 [N, 4] as top, left, height, width, within the image. flip: bool [N], mirrors left and right. For uint8 it
+    equals torchvision's resized_crop(antialias=True), then horizontal_flip, in every bit. Nothing waits for the device.
     """
     if _by_aten(images):
         small = max(size, *images.shape[2:]) <= SMALL
@@ -58,9 +58,9 @@ def crop_resize_each(
     flip: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """`crop_resize` of pictures [C, H_i, W_i] of one type and any sizes, on the CPU: the same bits, [N, C, size, size].
+    """`crop_resize` of images [C, H_i, W_i] of one dtype and any sizes, on the CPU: the same bits, [N, C, size, size].
 
-    Fastest where the channels of a pixel lie side by side in memory, as decoders leave them. out: where to write the result.
+    Fastest if the channels of a pixel are adjacent in memory, as decoders write them. out: where to write the result.
     """
     mirrored = [False] * len(pictures) if flip is None else flip.tolist()
     found = empty(len(pictures), pictures[0].shape[0], size, size, dtype=pictures[0].dtype) if out is None else out
@@ -73,8 +73,8 @@ def crop_resize_each(
 def resize_centre(images: Tensor, short: int, size: int, kernel: Interpolation) -> Tensor:
     """Resize the shorter side to `short`, then cut the central size x size; [N, C, H, W] -> the same dtype [N, C, size, size].
 
-    On uint8 equal to torchvision's resize(antialias=True) and center_crop in every bit. A picture that has that size already
-    is returned as it is. Of long strips only the rows and columns that the cut keeps are computed.
+    For uint8 it equals torchvision's resize(antialias=True) and center_crop in every bit. An image that already has the size is
+    returned unchanged. For long strips only the rows and columns of the cut are computed.
     """
     height, width = images.shape[2:]
     resized = int(short * height / min(height, width)), int(short * width / min(height, width))
@@ -88,7 +88,7 @@ def resize_centre(images: Tensor, short: int, size: int, kernel: Interpolation) 
 
 def resize(images: Tensor, size: tuple[int, int], kernel: Interpolation) -> Tensor:
     """Antialiased resizing, [N, C, H, W] -> [N, C, *size], the same dtype; uint8: torchvision's bits."""
-    # To a width of one pixel, aten mistakes planes for interleaved channels or the reverse, or fails an assertion.
+    # At a width of one pixel aten confuses planar and interleaved channels, or fails an assertion.
     if not _by_aten(images) or size[1] == 1:
         return _cut_of_resized(images, size, (0, 0), size, kernel)
     op: Any = torch.ops.aten._upsample_bilinear2d_aa if kernel == "bilinear" else torch.ops.aten._upsample_bicubic2d_aa
@@ -98,7 +98,7 @@ def resize(images: Tensor, size: tuple[int, int], kernel: Interpolation) -> Tens
 def _cut_of_resized(
     images: Tensor, resized: tuple[int, int], first: tuple[int, int], kept: tuple[int, int], kernel: Interpolation
 ) -> Tensor:
-    """Resize to `resized`, but compute only `kept` rows and columns from `first` on, on any device."""
+    """Resize to `resized`, but compute only `kept` rows and columns starting at `first`; on any device."""
     rows, columns = (
         _whole_matrix(side, out, start, count, kernel, _most_bits(images))
         for side, out, start, count in zip(images.shape[2:], resized, first, kept, strict=True)
@@ -120,11 +120,11 @@ def resize_matrix(
     most_bits: int = MOST_BITS,
     flip: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The resampling of [start, start + length) to size_out: integers as float64 [N, size_out, size_in], and bits, int64 [N].
+    """Weights that resample [start, start + length) to size_out: integers as float64 [N, size_out, size_in], and bits, int64 [N].
 
-    start, length: int64 [N]. An output is the sum over size_in of integer times pixel, plus 2^(bits - 1), shifted right by
-    bits. The kernel (bilinear, or bicubic with a = -0.5) is stretched by the scale when shrinking; weights outside of the
-    crop are dropped before normalising. Coordinates are relative to the crop: the same weights as if it had been cut out.
+    start, length: int64 [N]. An output is the sum over size_in of weight times pixel, plus 2^(bits - 1), shifted right by bits.
+    The kernel (bilinear, or bicubic with a = -0.5) is stretched by the scale when shrinking; weights outside the crop are dropped
+    before normalising. Coordinates are relative to the crop, so the weights are those of a crop that was cut out first.
     """
     scale = (length.double() / size_out)[:, None, None]
     column = (torch.arange(size_in, device=start.device) - start[:, None])[:, None]
@@ -136,7 +136,10 @@ def resize_matrix(
     if kernel == "bilinear":
         weight = (1.0 - x).clamp_(min=0.0)
     else:
-        near, far = x.clamp(max=1.0), x.clamp(1.0, 2.0)  # each is zero at its end, so that one of the two is left
+        near, far = (
+            x.clamp(max=1.0),
+            x.clamp(1.0, 2.0),
+        )  # each polynomial is zero at the end of its range, so only one of the two counts
         weight = ((1.5 * near - 2.5) * near).mul_(near).add_(1.0)
         weight += ((-0.5 * far + 2.5) * far - 4.0).mul_(far).add_(2.0)
     weight = weight.mul_(inside)
@@ -147,7 +150,7 @@ def resize_matrix(
         bits = ((largest[:, None] * powers + 0.5).floor() < 2**15).sum(1)
     else:
         bits = torch.full_like(length, most_bits)
-    # Half away from zero.
+    # Round half away from zero.
     weight = weight.mul_(torch.exp2(bits.double())[:, None, None])
     weight = (weight + 0.5 * weight.sign()).trunc_()
     if flip is not None:
@@ -160,9 +163,9 @@ def resize_matrix(
 def _whole_matrix(
     size_in: int, resized: int, first: int, kept: int, kernel: Interpolation, most_bits: int
 ) -> tuple[np.ndarray, int]:
-    """Rows first to first + kept of `resize_matrix` of a whole side to `resized`, float64 [kept, size_in], and its bits.
+    """Rows first to first + kept of the `resize_matrix` that resizes a whole side, float64 [kept, size_in], and its bits.
 
-    Only weights within the kernel are computed. The number of bits depends on all rows; of a strip's, on the first MOST_ROWS.
+    Only weights within the kernel are computed. The number of bits depends on the first MOST_ROWS rows.
     """
     scale = size_in / resized
     stretch = max(scale, 1.0)
@@ -191,9 +194,9 @@ def _whole_matrix(
 
 
 def _crop_small(images: Tensor, boxes: Tensor, size: int, kernel: Interpolation, flip: Tensor | None) -> Tensor:
-    """`crop_resize` of small uint8 images on the CPU, by tables of all matrices: a third of the time of a call for each."""
+    """`crop_resize` of small uint8 images on the CPU by tables of all matrices: a third of the time of one aten call for each image."""
     top, left, height, width = boxes.unbind(1)
-    # Where nothing shrinks weights have at most 15 bits, and sums stay below 2^24; a lower precision would lose some.
+    # If no crop shrinks, weights have at most 15 bits and sums stay below 2^24, exact in float32 unless products are less precise.
     exact = max(images.shape[2:]) <= size and torch.get_float32_matmul_precision() == "highest"
     dtype = torch.float32 if exact else torch.float64
     in_height, in_width = images.shape[2:]
@@ -213,7 +216,7 @@ def _crop_small(images: Tensor, boxes: Tensor, size: int, kernel: Interpolation,
 
 @functools.lru_cache(maxsize=16)
 def _table(side: int, size: int, kernel: Interpolation, dtype: torch.dtype) -> Tensor:
-    """`resize_matrix` of every (start, length) within a side, then of each flipped, as `_prepared` gives them; 4 MB at 32 px."""
+    """`resize_matrix`, prepared, of every (start, length) within a side, then of each flipped; 4 MB at 32 px."""
     pairs = torch.tensor([(start, length) for length in range(1, side + 1) for start in range(side - length + 1)])
     weights = _prepared(*resize_matrix(pairs[:, 0], pairs[:, 1], side, size, kernel), dtype)
     return torch.cat([weights, weights.flip(1)])
@@ -229,15 +232,15 @@ def _most_bits(images: Tensor) -> int:
 
 
 def _by_aten(images: Tensor) -> bool:
-    """Whether aten's kernel can be called: it wants uint8 on the CPU, and a compiled graph has matrices instead."""
+    """Whether aten's kernel can be called: it needs uint8 on the CPU, and compiled graphs use matrices."""
     return images.is_cpu and images.dtype == torch.uint8 and not torch.compiler.is_compiling()
 
 
 def _resample(images: Tensor, rows: tuple[Tensor, Tensor | None], columns: tuple[Tensor, Tensor | None]) -> Tensor:
-    """Columns, then rows; weights [N or 1, size, H or W] and bits [N or 1] as `resize_matrix` gives them."""
+    """Resample columns, then rows, by the weights [N or 1, size, H or W] and bits [N or 1] of `resize_matrix`."""
     n, channels, height, width = images.shape
     (out_height, out_width), top = (rows[0].shape[1], columns[0].shape[1]), torch.iinfo(images.dtype).max
-    # The picture's rows come first, so that each pass is one product a sample for all channels.
+    # Rows come before channels, so that each pass is one product for all channels of a sample.
     x = images.permute(0, 2, 1, 3).reshape(n, height * channels, width)
     x = _weighted(x, *columns, images.dtype, from_right=True).clamp_(0, top)
     x = _weighted(x.view(n, height, channels * out_width), *rows, images.dtype, from_right=False).clamp_(0, top)
@@ -246,10 +249,10 @@ def _resample(images: Tensor, rows: tuple[Tensor, Tensor | None], columns: tuple
 
 
 def _weighted(x: Tensor, weights: Tensor, bits: Tensor | None, depth: torch.dtype, *, from_right: bool) -> Tensor:
-    """(weights @ x + half) >> bits, or (x @ weights^T + half) >> bits, in numbers that hold integers; x [N, ., .].
+    """(weights @ x + half) >> bits, or (x @ weights^T + half) >> bits, in floats that hold integers; x [N, ., .].
 
-    Exact whatever the order of the sum, so equal everywhere. bits None: weights as `_prepared` gives them. Autocast, which
-    would round the result, is off.
+    Exact in any order of summation, so equal on every device. bits None: the weights come from `_prepared`. Autocast is off,
+    since it would round the result.
     """
     with torch.autocast(x.device.type, enabled=False):
         if bits is None:
@@ -262,8 +265,8 @@ def _weighted(x: Tensor, weights: Tensor, bits: Tensor | None, depth: torch.dtyp
 def _weighted_in_halves(x: Tensor, weights: Tensor, bits: Tensor, from_right: bool) -> Tensor:
     """`_weighted` for accelerators, where float64 is slow: 16-bit weights in halves of 8 bits.
 
-    Halves and 8-bit pixels are exact in TF32 and bfloat16 as well, and their sums in float32 stay below 2^24: no precision
-    setting moves a bit. Only the sum of the halves is taken in integers, as aten takes all of it.
+    Halves and 8-bit pixels are exact even in TF32 and bfloat16, and their float32 sums stay below 2^24, so no precision setting
+    changes a bit. The halves are added in integers, as aten adds everything.
     """
     high = (weights * 2.0**-8).round_()
     halves = torch.cat([high, weights - high * 2.0**8], 1).float()
@@ -273,7 +276,7 @@ def _weighted_in_halves(x: Tensor, weights: Tensor, bits: Tensor, from_right: bo
 
 
 def _prepared(weights: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor:
-    """Integers times 2^-bits, so that a sum needs no shift: still exact, in float64 below 2^53 units, in float32 below 2^24."""
+    """Weights times 2^-bits, so that sums need no shift; still exact, below 2^53 units in float64 and 2^24 in float32."""
     return (weights * torch.exp2(-bits.double())[:, None, None]).to(dtype)
 
 

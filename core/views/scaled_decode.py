@@ -1,7 +1,7 @@
-"""Crops out of JPEGs that were decoded at 1/2, 1/4 or 1/8 of their size: at which, and where a box then lies.
+"""Crops from JPEGs decoded at 1/2, 1/4 or 1/8 of their size: choose the scale, and move boxes to the smaller image.
 
-libjpeg then computes only the low frequencies of each block. What is left, above all reading the Huffman codes, still takes
-two thirds of the time, so this pays for large pictures alone.
+Scaled, libjpeg computes only the low frequencies of each block. The rest, mostly reading Huffman codes, still takes two thirds of
+the time, so this is worthwhile only for large images.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 SCALES = (1, 2, 4, 8)
 WORTHWHILE = 4_000_000
-"""Pixels times s from which on decoding at 1/s, by Pillow and after drawing boxes, is quicker than the fastest full decoder."""
+"""From so many pixels times s on, drawing boxes and decoding at 1/s with Pillow is faster than the fastest full decoder."""
 
 
 def useful_scale(height: int, width: int, size: int) -> int:
@@ -25,18 +25,18 @@ def worthwhile(height: int, width: int, scale: int) -> bool:
 
 
 def scaled_boxes(boxes: Tensor, full: Tensor, stored: Tensor) -> Tensor:
-    """Boxes in pictures of sizes `full` -> the same parts of those pictures as they are `stored`, decoded at 1 / s.
+    """Boxes in images of sizes `full` -> boxes of the same parts in the images of sizes `stored`, decoded at 1 / s.
 
-    boxes: int64 [N, 4]; full, stored: int64 [N, 2] as H, W. libjpeg makes one pixel of s and rounds sides up, so a coordinate
-    is divided by s whatever the sides are. A box's sides and its centre are rounded: both move by at most half a pixel of the
-    smaller picture, which is at most half a pixel of a view that `useful_scale` was asked for. At s = 1 nothing moves.
+    boxes: int64 [N, 4]; full, stored: int64 [N, 2] as H, W. libjpeg makes one pixel of s and rounds sides up, so every coordinate
+    is divided by s. A box's sides and centre are rounded, so they move by at most half a pixel of the smaller image, which is at
+    most half a pixel of the view if s came from `useful_scale`. At s = 1 nothing changes.
     """
     factors = torch.tensor(SCALES)[:, None, None]
     rounded_up = (full + factors - 1) // factors  # [4, N, 2]
-    # A picture has at least s pixels a side if it was scaled by s, so no smaller s gives the same sides.
+    # An image that was scaled by s has at least s pixels a side, so no smaller s gives the same sides.
     scale = torch.tensor(SCALES)[(rounded_up == stored).all(2).int().argmax(0)][:, None]
     corners, sides = boxes.double().div(scale).split(2, 1)
     rounded = sides.round().clamp(min=1)
-    # A half goes to the even neighbour: over many boxes views are shifted to no side.
+    # Halves are rounded to even, so that views have no bias to one side.
     corners = (corners + (sides - rounded) / 2).round().clamp(min=0).minimum(stored - rounded)
     return torch.cat([corners, rounded], 1).long()

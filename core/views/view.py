@@ -1,7 +1,7 @@
-"""Views of images: crops, affine jitter and colour, with one set of parameters per sample, batched on the device.
+"""One view of each image: crop, affine jitter, colour and erasing, with parameters for each sample, batched on the device.
 
-Parameters come from Draws and follow torchvision's distributions. Crops are rounded to uint8, because that is what a loader's
-worker sends: a resident set and a folder give the same view at the same position.
+Parameters come from Draws, with torchvision's distributions. Crops are rounded to uint8, since loader workers send uint8: so a set
+that is resident on the device and a folder give the same view at the same position.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class View:
         self.invert = probability(augmentation.invert, index)
 
     def boxes(self, draws: Draws, height: int | Tensor, width: int | Tensor) -> tuple[Tensor, Tensor | None]:
-        """What is cut out of pictures of these sizes (one for all, or int64 [N]), int64 [N, 4], and which are mirrored, bool [N]."""
+        """The crop boxes, int64 [N, 4], and which views are mirrored, bool [N]; height, width: one size for all images, or int64 [N]."""
         return self._places(draws, height, width), draws.bernoulli(
             "flip", self.augmentation.flip
         ) if self.augmentation.flip else None
@@ -81,12 +81,12 @@ class View:
     def crop_each(
         self, pictures: Sequence[Tensor], draws: Draws, sizes: Sides | None = None, out: Tensor | None = None
     ) -> Tensor:
-        """`crop` of pictures [C, H, W] that differ in size, on the CPU: bit-equal to cropping each of them alone.
+        """`crop` of images [C, H, W] of different sizes, on the CPU: bit-equal to cropping each image alone.
 
-        sizes: the full sizes of pictures that were decoded at a fraction of it, and of which the same part is cut out.
-        out: where the result is to be written, [N, C, size, size] of the deepest of the pictures' types.
+        sizes: the full sizes of images that were decoded scaled; the same parts of the images are cut out.
+        out: where to write the result, [N, C, size, size], in the deepest dtype of the images.
         """
-        if len({picture.dtype for picture in pictures}) > 1:  # each rounded at its own depth, whatever its neighbours'
+        if len({picture.dtype for picture in pictures}) > 1:  # each image is rounded at its own depth
             alone = [None] * len(pictures) if sizes is None else [[size] for size in sizes]
             rows = enumerate(zip(pictures, alone, strict=True))
             mixed = stack_pictures([self.crop_each([p], _row(draws, n), size)[0] for n, (p, size) in rows])
@@ -99,14 +99,14 @@ class View:
         return crop_resize_each(pictures, boxes, self.size, self.augmentation.interpolation, flip, out)
 
     def useful_scale(self, draws: Draws, height: int, width: int) -> int:
-        """The largest s of 1, 2, 4, 8 at which the box of `draws`, of one position, is no smaller than the view."""
+        """The largest s of 1, 2, 4, 8 such that the box that `draws` (one position) gives is at least as large as the view at 1 / s."""
         _, _, box_height, box_width = self._places(draws, height, width)[0].tolist()
         return useful_scale(box_height, box_width, self.size)
 
     def finish(self, crops: Tensor, draws: Draws, out: Tensor | None = None) -> Tensor:
         """uint8 [N, C, size, size] -> normalised float32 of the same shape: affine jitter, colour, normalisation, erasing.
 
-        out: where the result is to be written, contiguous; it spares the copy of stacking views.
+        out: where to write the result, contiguous; saves the copy when views are stacked.
         """
         crops = self._augment(crops, draws)
         colours = self._colours(draws) if crops.shape[1] == 3 else Colours()
@@ -132,13 +132,13 @@ class View:
         return out if not self.augmentation.erase else out.copy_(self._erase(out, draws))
 
     def pixels(self, x: Tensor, colours: Colours) -> Tensor:
-        """Colours and normalisation with static shapes, of crops or floats in 0..1: the part of `finish` worth compiling."""
+        """Colour and normalisation with static shapes, of crops or floats in 0..1: the part of `finish` that is worth compiling."""
         x = x if x.dtype == torch.float32 else x.float() / torch.iinfo(x.dtype).max
         return normalise(recolour(x, colours, self.largest_sigma), self.mean, self.std)
 
     @property
     def largest_sigma(self) -> float:
-        """Of the blur, in pixels of the result."""
+        """The largest sigma of the blur, in pixels of the view."""
         return self.augmentation.blur_sigma[1] * self.size / 224.0
 
     def _augment(self, crops: Tensor, draws: Draws) -> Tensor:
@@ -178,9 +178,12 @@ class View:
 
 
 class Evaluation:
-    """The deterministic view: the shorter side is resized to size / crop (at 0.875: 256 for 224), then the centre is cut out.
+    """The view for evaluation, without randomness: resize the shorter side to size / crop, then cut out the centre.
 
-    As in timm, size / crop is rounded down. Pictures that already have the size are taken whole.
+    At a crop of 0.875, 224 px are cut from 256. size / crop is rounded down, as in timm. Images that already have the size are
+    taken whole.
+
+    crop: Part of the resized shorter side that the view keeps, above 0 and up to 1.
     """
 
     def __init__(
@@ -193,7 +196,9 @@ class Evaluation:
         std: tuple[float, ...] = IMAGENET_STD,
     ) -> None:
         if not 0.0 < crop <= 1.0:
-            raise UserError(f"data.crop: {crop} is given; expected the part of the shorter side to keep, up to 1")
+            raise UserError(
+                f"data.crop: {crop} is given; expected the part of the shorter side to keep, above 0 and up to 1"
+            )
         self.size, self.short = size, int(size / crop)
         self.interpolation: Interpolation = interpolation
         self.mean, self.std = mean, std
@@ -208,20 +213,20 @@ class Evaluation:
         return resize_centre(images, self.short, self.size, self.interpolation)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 [N, C, H, W] -> normalised float32 [N, C, size, size]; what `worker` returned is not cropped again."""
+        """uint8 [N, C, H, W] -> normalised float32 [N, C, size, size]; crops that `worker` made are not cropped again."""
         crops = self._crop(images)
         return normalise(crops.float() / torch.iinfo(crops.dtype).max, self.mean, self.std)
 
 
 def stack_pictures(pictures: Sequence[Tensor]) -> Tensor:
-    """Pictures of one shape as one batch. Where 8 and 16 bits meet, 8 are widened by 257: v / 255 = 257 v / 65535 exactly."""
+    """Stack images of one shape. If 8 and 16 bits are mixed, 8-bit values are widened by 257: v / 255 = 257 v / 65535 exactly."""
     if len({picture.dtype for picture in pictures}) > 1:
         pictures = [p if p.dtype == torch.uint16 else (p.int() * 257).to(torch.uint16) for p in pictures]
     return torch.stack(list(pictures))
 
 
 def normalise(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...], out: Tensor | None = None) -> Tensor:
-    """(x - mean) / std by channel; x float in 0..1 [N, C, H, W]; the numbers are cycled over channels beyond their count."""
+    """(x - mean) / std for each channel; x: float [N, C, H, W] in 0..1; mean and std are repeated if there are more channels."""
     channels = range(x.shape[1])
     m = constant(tuple(mean[i % len(mean)] for i in channels), x.device, 1)
     s = constant(tuple(std[i % len(std)] for i in channels), x.device, 1)

@@ -207,7 +207,7 @@ def test_a_killed_worker_is_one_sentence_and_leaves_no_process(workers: int, stu
         Killing(signal.SIGKILL, stuck), ((np.arange(k, k + 40),) for k in range(0, 4000, 40)), workers=workers
     )
     with pytest.raises(
-        WorkerLost, match=r"^a loader process was killed by SIGKILL, which is what happens where memory"
+        WorkerLost, match=r"^a loader process was killed by SIGKILL, which happens when memory"
     ):
         list(found)
     assert not multiprocessing.active_children() and descriptors() == before
