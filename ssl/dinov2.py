@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def koleo(z: Tensor, rows: slice = slice(None)) -> Tensor:
     """Minus the mean logarithm of the distance to the nearest neighbour (Sablayrolles et al. 2019, arXiv:1806.03198, eq. 2).
 
-    z: [N, D], normalised here. rows: the rows that this process owns (all by default); neighbours are sought among all N rows.
+    z: [N, D], normalised here. rows: the rows that this process owns (all by default); the neighbour may be any of the N rows.
     Returns a scalar. Raises ValueError if N < 2 (no neighbours).
     """
     if len(z) < 2:
@@ -44,8 +44,8 @@ class DINOv2(MaskedTeacher):
 
     Loss: class-token loss + patch_weight * patch loss + koleo_weight * KoLeo (section 4). Defaults are those of the authors'
     ssl_default_config.yaml, except that it centres with a running mean and shares one head. Differences from the authors' code, which keep
-    results independent of the number of processes: KoLeo seeks neighbours in the whole batch, theirs in a process's part of it; each view
-    is masked independently, while they mask an exact fraction of a process's views, with evenly spread ratios. Frozen prototypes are left
+    results independent of the number of processes: KoLeo finds neighbours in the whole batch, theirs in one process's part; each view is
+    masked independently, while they mask an exact fraction of a process's views, with evenly spread ratios. Frozen prototypes are left
     out of the optimizer's update, while the authors set their learning rate to 0 and let the optimizer's moments grow.
 
     patch_prototypes: Number of prototypes of the patches' head, 2 or more.
@@ -57,7 +57,7 @@ class DINOv2(MaskedTeacher):
     Raises UserError for a backbone that is no plain ViT, and for values outside of these ranges.
     """
 
-    couples_samples = True  # targets share the prototypes among all samples, and koleo seeks neighbours among them
+    couples_samples = True  # targets share the prototypes among all samples, and koleo finds neighbours among them
     least_block = 4  # smaller blocks are drawn where fewer patches are left to hide
 
     def __init__(
@@ -118,7 +118,9 @@ class DINOv2(MaskedTeacher):
         """
         n = batch.images.shape[1]
         if n * world() < 2:
-            raise UserError("optim.batch_size: dinov2 needs at least 2 images, koleo seeks neighbours among them")
+            raise UserError(
+                "optim.batch_size: dinov2 needs at least 2 images, because koleo compares each image with another one"
+            )
         found = self.compare(batch, progress)
         # View by view: the two class tokens of one image are to be near each other.
         spread = torch.stack([koleo(gather(view), own_rows(n)) for view in found.features]).sum()

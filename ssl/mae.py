@@ -117,7 +117,7 @@ class MAE(PretrainMethod):
         super().__init__()
         vit = plain_vit(backbone, "mae")
         if not 0.0 < mask_ratio < 1.0:
-            raise UserError(f"method.mask_ratio: must lie between 0 and 1, got {mask_ratio}")
+            raise UserError(f"method.mask_ratio: must lie between 0 and 1, got {mask_ratio}; 0.75 is published")
         check_vit_width("decoder", decoder_dim, decoder_heads)
         self.backbone, self.norm_pix = backbone, norm_pix
         grid = vit.patch_embed.grid_size

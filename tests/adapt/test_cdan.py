@@ -46,7 +46,7 @@ def tensors(scale: float = 1.0) -> tuple[Tensor, Tensor]:
 
 
 def slow(cdan: CDAN, features: Tensor, logits: Tensor, reverse_by: float | None = None) -> Tensor:
-    """The authors' loss one sample at a time; reverse_by None leaves gradients as they come (nothing reversed)."""
+    """The authors' loss one sample at a time; reverse_by None reverses no gradient."""
     domains = []
     for domain in range(2):
         weights, errors = [], []
@@ -76,7 +76,7 @@ def test_one_domain_entirely_uncertain_weighs_as_much_as_the_other() -> None:
     flat = torch.stack([100.0 * logits[0], 0.0 * logits[1]])
     loss, guesses = cdan.domain_loss(features, flat, 1.0)
     guesses = guesses.double()
-    # With all weights equal inside each domain, both domains count by halves however certain they are.
+    # With all weights equal inside each domain, each domain has half of the loss, however certain its predictions are.
     expected = (nn.functional.softplus(-guesses[0]).mean() + nn.functional.softplus(guesses[1]).mean()) / 2
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
 

@@ -1,4 +1,4 @@
-"""Every pretraining method at a size for tests, with its published kind of head: one place that all tests of all methods share."""
+"""Every pretraining method in a small size, with its published kind of head. The tests of all methods share this file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rootstock.launch.doctor.trial_steps import BACKBONES, LOCAL_SIZE, LOCALS, S
 from rootstock.launch.doctor.trial_steps import views as views
 from rootstock.ssl.registry import PRETRAIN_METHODS
 
-# The method's keys, and the backbones that it is tried on.
+# The method's keys, and the backbones that tests use with it.
 CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "simclr": ({"projection": [12, 8], "temperature": 0.5}, ("conv", "vit")),
     "byol": ({"projection": [12, 6], "prediction": [10, 6]}, ("conv", "vit")),
@@ -34,15 +34,15 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 }
 
 
-# What a test of whole runs adds, so that in a dozen steps a queue of more than one batch fills and comes into use, prototypes stand
-# still and then do not, and temperatures rise.
+# Keys that tests of whole runs add, so that within a dozen steps a queue of several batches fills and is used, prototypes are frozen
+# and then trained, and temperatures rise.
 SCHEDULES: dict[str, dict[str, Any]] = {
     "swav": {"queue": 48, "queue_from": 0.25, "freeze_prototypes": 0.3},
     "dino": {"freeze_last_layer": 0.3, "teacher_temperature": 0.07, "teacher_temperature_warmup": 0.8},
     "ibot": {"freeze_last_layer": 0.3, "teacher_temperature_warmup": 0.8},
     "dinov2": {"freeze_last_layer": 0.3, "teacher_temperature_warmup": 0.8},
 }
-# Of a published recipe: the kind of a step. Its rate, batch and length are not for tiny networks.
+# Taken from a published recipe: the kind of step. Its learning rate, batch size and length do not suit tiny networks.
 STEP = ("name", "weight_decay", "weight_decay_end", "layer_decay", "betas", "clip", "clip_by")
 CONFIGS = Path(__file__).parents[2] / "configs" / "pretrain"
 
@@ -50,7 +50,7 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "pretrain"
 def config(name: str, kind: str, images: str, clip: float, **optim: Any) -> dict[str, Any]:
     """A config of `rootstock pretrain` for the method on a backbone of `kind`: views and kind of step of the config that ships.
 
-    clip: instead of the recipe's, where it has one: so small that it is felt. optim: further keys of that section.
+    clip: replaces the recipe's gradient clipping, if it has one, by a value that takes effect. optim: more keys of that section.
     """
     recipe = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     preset = recipe["data"]["views"]

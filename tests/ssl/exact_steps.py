@@ -1,6 +1,6 @@
-"""Two steps of every method, on one process or in a group of them: what test_exactness.py compares.
+"""Two steps of every method, on one process or in a group of them: the results that test_exactness.py compares.
 
-As a program, `torchrun ... exact_steps.py OUT DTYPE ...`: each process takes its share of the batch, and rank 0 writes what came out.
+As a program, `torchrun ... exact_steps.py OUT DTYPE ...`: each process takes its share of the batch, and rank 0 writes the results.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rootstock.core.distributed import rank
 from rootstock.core.model import norm
-from rootstock.launch.doctor.trial_steps import share, run_steps, views
+from rootstock.launch.doctor.trial_steps import run_steps, share, views
 from rootstock.tests.ssl.cases import CASES, method
 
 N, GROUP, STEPS = 16, 4, 2
@@ -38,7 +38,7 @@ class Trial(NamedTuple):
 
 
 def trials() -> list[Trial]:
-    """All of them; float32 for the figure that users will see."""
+    """All trials; float32 shows the difference that users see."""
     return [
         Trial(name, kind, mode, dtype)
         for name, (_, kinds) in CASES.items()
@@ -49,7 +49,7 @@ def trials() -> list[Trial]:
 
 
 def resampled(table: Tensor, new_size: tuple[int, int], old_size: tuple[int, int], num_prefix_tokens: int) -> Tensor:
-    """A ViT's positions for images of another size, as timm's function has them, which rounds to float32 whatever the type."""
+    """A ViT's positions for images of another size, as timm's function has them, which rounds to float32 for every dtype."""
     if new_size == old_size:
         return table
     grid = table[:, num_prefix_tokens:].unflatten(1, old_size).permute(0, 3, 1, 2)

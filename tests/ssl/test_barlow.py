@@ -16,7 +16,7 @@ from rootstock.tests.ssl.cases import method, views
 def pair(n: int, dim: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     first, second = torch.randn(2, n, dim, generator=generator, dtype=torch.float64)
-    second = 0.5 * first + second  # or all correlations would be small
+    second = 0.5 * first + second  # otherwise all correlations would be small
     return first.requires_grad_(), second.detach().requires_grad_()
 
 
@@ -63,7 +63,7 @@ def test_off_diagonal_leaves_out_the_diagonal_alone() -> None:
 
 
 def test_limits_and_symmetries_of_the_loss() -> None:
-    """Equal views with uncorrelated dimensions are the optimum; all dimensions alike are as redundant as can be."""
+    """Equal views with uncorrelated dimensions are the optimum; equal dimensions are the most redundant case."""
     signs = torch.tensor(
         [[1.0, 1.0, 1.0], [1.0, -1.0, -1.0], [-1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]], dtype=torch.float64
     )

@@ -1,4 +1,4 @@
-"""BYOL's loss against a loop, its target network's steps, and the predictor that only the online side has."""
+"""BYOL's loss against a loop, the updates of its target network, and the predictor that only the online network has."""
 
 import math
 from typing import Any
@@ -60,7 +60,7 @@ def test_forward_puts_the_parts_together() -> None:
             x = head(x)
         return x.unflatten(0, (-1, 2)).transpose(0, 1).double()
 
-    fresh: BYOL = method("byol", "vit")  # the forward above moved no weight, but running statistics
+    fresh: BYOL = method("byol", "vit")  # the forward above changed running statistics, but no weight
     predictions = seen(fresh.backbone, fresh.projector, fresh.predictor)
     targets = seen(fresh.target_backbone, fresh.target_projector)
     assert step.loss.item() == pytest.approx(slow_loss(predictions, targets).item(), rel=1e-5)

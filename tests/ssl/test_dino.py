@@ -39,7 +39,7 @@ def test_targets_are_centred_and_sharpened() -> None:
         for n in range(3):
             raised = [((logits[v, n, k] - center[k]) / 0.2).exp().item() for k in range(5)]
             assert found[v, n].tolist() == pytest.approx([value / sum(raised) for value in raised], rel=1e-10)
-    # What is added to all images' logits alike is what centring takes away.
+    # Centring removes what is added to the logits of all images.
     shift = torch.arange(5.0)
     torch.testing.assert_close(dino_targets(logits + shift, center + shift, 0.2), found)
     assert dino_targets(logits.bfloat16(), center.float(), 0.02).dtype == torch.float32
@@ -151,7 +151,7 @@ def test_the_heads_batchnorm_sees_all_crops_together() -> None:
 
 
 def test_groups_of_batchnorm_hold_their_images_with_all_crops() -> None:
-    """The first group's images get the same targets whatever comes after them."""
+    """The targets of the first group's images do not depend on the images after them."""
     made = dino("conv", head_norm=True)
     convert_batch_norms(made, "group", 2, made.rows_per_position)
     given = batch(made)

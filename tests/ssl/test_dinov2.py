@@ -82,7 +82,7 @@ def test_koleo_of_half_precision_is_computed_in_float32() -> None:
 
 
 def slow_patch_loss(targets: Tensor, logits: list[Tensor], hidden: Tensor, temperature: float) -> Tensor:
-    """targets: those of the hidden patches of all views and images in order, [M, K]. logits: of all patches, [N, L, K] a view."""
+    """targets: of the hidden patches of all views and images, in order, [M, K]. logits: of all patches, [N, L, K] for each view."""
     images, used = [], 0
     for v, of_view in enumerate(logits):
         for n in range(len(of_view)):

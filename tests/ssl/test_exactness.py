@@ -27,7 +27,7 @@ Results = dict[str, dict[str, Tensor]]
 
 
 class Alone(Results):
-    """The results of one process by the key of the trial, each computed when it is asked for first."""
+    """The results of one process by the trial's key, each computed at its first use."""
 
     def __missing__(self, key: str) -> dict[str, Tensor]:
         (trial,) = (trial for trial in trials() if trial.key == key)
@@ -40,7 +40,7 @@ def alone() -> Results:
     return Alone()
 
 
-# float64 shows that the mathematics is the same; float32, in the long tests, how much rounding adds.
+# float64 shows that the mathematics is the same; float32, in the long tests, shows the effect of rounding.
 @pytest.fixture(
     scope="module",
     params=[
@@ -91,7 +91,7 @@ def test_several_processes_are_one(alone: Results, together: Results) -> None:
 
 
 def cut() -> list[Trial]:
-    """The trials in which chunks give the whole batch's gradient: not BatchNorm of the whole batch in a chunked encoder."""
+    """The trials in which chunking does not change the gradient: all except BatchNorm over the whole batch in a chunked encoder."""
     return [
         trial
         for trial in trials()
@@ -112,6 +112,6 @@ def test_chunks_are_the_whole_batch(trial: Trial, alone: Results) -> None:
 
 @pytest.mark.parametrize("name", [name for name, (_, kinds) in CASES.items() if "conv" in kinds])
 def test_a_chunked_encoder_refuses_batchnorm_of_the_whole_batch(name: str) -> None:
-    """Its layers would have to see the whole batch one by one, which saves no memory."""
-    with pytest.raises(UserError, match=r"run\.chunk: cuts the batch.*group:G"):
+    """Each layer would need the whole batch before the next one starts, which saves no memory."""
+    with pytest.raises(UserError, match=r"run\.chunk: divides the batch.*group:G"):
         norm.configure(method(name, "conv", 2), "batch", accumulate=1, chunk=2, log=print)

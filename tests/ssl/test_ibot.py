@@ -1,4 +1,4 @@
-"""iBOT's losses against loops and lightly's, its step against a plain one view by view, and who sees which patch."""
+"""iBOT's losses against loops and lightly's, its step against a plain one view by view, and which patches student and teacher see."""
 
 import math
 from typing import Any
@@ -51,7 +51,7 @@ def masked_by_hand(images: Tensor, mask: Tensor, hidden: Tensor, vit: VisionTran
 
 
 def slow_patch_loss(known: list[Tensor], said: Tensor, hidden: Tensor, temperature: float) -> Tensor:
-    """Patch by patch; known: targets of all patches, [N, L, K] a view. Averaged over an image's hidden patches, then images."""
+    """Patch by patch; known: targets of all patches, [N, L, K] for each view. Averaged over an image's hidden patches, then images."""
     images = []
     for v in range(len(said)):
         for n in range(said.shape[1]):

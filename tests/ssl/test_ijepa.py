@@ -1,4 +1,4 @@
-"""I-JEPA's loss against a loop over patches, padding that nothing hears of, and a second opinion of the predictor by lightly."""
+"""I-JEPA's loss against a loop over patches, padding that changes nothing, and lightly's implementation of the predictor."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_the_loss_of_bfloat16_is_computed_in_float32() -> None:
 
 
 def slow_forward(method: IJEPA, pictures: Tensor, some: Draws) -> float:
-    """One image at a time, one block at a time, with nothing padded: what the paper says, in the words of timm's own forward."""
+    """One image at a time, one block at a time, without padding: the paper's method by timm's own forward."""
     context, targets = method.masks(some)
     student, teacher = model_of(method.student), model_of(method.backbone)
     predictor, prefix = method.predictor, student.num_prefix_tokens
@@ -123,7 +123,7 @@ def slow_forward(method: IJEPA, pictures: Tensor, some: Draws) -> float:
 )
 def test_forward_is_each_image_and_block_for_itself_without_padding(args: dict[str, Any]) -> None:
     method, pictures = ijepa(vit(**args), target_scale=(0.05, 0.3)), images(5)
-    for parameter in method.parameters():  # a teacher that is not the student, and attention that makes a difference
+    for parameter in method.parameters():  # makes the teacher differ from the student, and attention matter
         parameter.data += 0.2 * torch.randn_like(parameter)
     context, targets = method.masks(draws(5))
     assert len(context.sum(1).unique()) > 1 and len(targets.sum(2).unique()) > 1
@@ -136,7 +136,7 @@ def test_forward_is_each_image_and_block_for_itself_without_padding(args: dict[s
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_what_the_cpu_leaves_out_changes_nothing(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Elsewhere, lists of patches have one length whatever was drawn, and padding is masked: the same loss and gradient."""
+    """On other devices lists of patches have a fixed length and padding is masked; loss and gradient are the same."""
     method, pictures = ijepa(target_scale=(0.05, 0.3), predictor_depth=depth).double(), images(5).double()
     for parameter in method.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
@@ -201,7 +201,7 @@ def test_the_context_of_small_grids_keeps_enough_patches() -> None:
     counts = context.sum(1)
     assert counts.min() >= 30 and counts.max() <= method.most_context
     shared = (context & targets.any(1)).any(1)
-    assert 0.5 < shared.float().mean() < 1  # 49 patches without four blocks of 9 to 12
+    assert 0.5 < shared.float().mean() < 1  # 49 patches minus four blocks of 9 to 12
     assert not (context & targets[:, 0]).any()  # the last ones stay in, not the first
 
 

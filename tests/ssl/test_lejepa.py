@@ -75,7 +75,7 @@ def test_sigreg_equals_lightlys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_quadrature_is_close_to_epps_and_pulleys_closed_form() -> None:
-    """Over the whole line and with this weight the statistic has a closed form; beyond |t| = 5 almost nothing is left."""
+    """Over the whole line and with this weight the statistic has a closed form; almost nothing of it lies beyond |t| = 5."""
     x = sample(6)
     n = len(x)
     pairs = (-0.5 * (x[:, None] - x).square()).exp().sum() / n
@@ -100,7 +100,7 @@ def test_a_gaussian_is_better_than_anything_else() -> None:
 
 @pytest.mark.parametrize("n", [4, 32])
 def test_under_the_null_the_mean_is_the_same_for_any_batch(n: int) -> None:
-    """Of a Gaussian sample, n E|phi_n - phi|^2 = 1 - exp(-t^2), so small batches are not punished for being small."""
+    """Of a Gaussian sample, n E|phi_n - phi|^2 = 1 - exp(-t^2), so small batches have no larger loss for their size."""
     expected = math.sqrt(2 * math.pi) * (1 - 1 / math.sqrt(3))
     assert sigreg(sample(500, n, 4), directions(4, 8), t_max=5.0).item() == pytest.approx(expected, rel=0.06)
 

@@ -1,4 +1,4 @@
-"""Importing a method loads little of Rootstock, and no Accelerate: who reads or tests a method need not wait for the training loop."""
+"""Importing a method loads little of Rootstock, and no Accelerate, so that it takes about a second."""
 
 from __future__ import annotations
 

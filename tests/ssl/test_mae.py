@@ -1,4 +1,4 @@
-"""MAE's loss against a loop over patches, and who sees which patch."""
+"""MAE's loss against a loop over patches, and which patches encoder and decoder see."""
 
 import math
 from typing import Any

@@ -71,7 +71,7 @@ def test_the_loss_ignores_lengths_and_the_order_of_views() -> None:
 def test_limits_of_the_loss() -> None:
     same = torch.ones(2, 5, 4)
     assert loss_of(same, same, 0.2).item() == pytest.approx(4 * 0.2 * math.log(5), rel=1e-6)
-    # Hot: chance, minus by how much each query prefers its own key, whatever tau is. That is what the factor 2 tau is for.
+    # At high temperature the loss is chance level minus each query's preference for its own key, for any tau: hence the factor 2 tau.
     queries, keys = stacks(5, 4)
     s = cosines(queries, keys)
     preferred = (s.diagonal(dim1=1, dim2=2) - s.mean(2)).mean(1).sum()
@@ -89,7 +89,7 @@ def test_half_precision_is_computed_in_float32() -> None:
 
 
 def test_the_step_is_that_of_the_parts() -> None:
-    """Own heads and encoders, both views in one BatchNorm; the other view's keys; without gradient for the momentum encoder."""
+    """Heads and encoders are applied by hand: both views in one BatchNorm, keys of the other view, no gradient in the momentum encoder."""
     made: MoCoV3 = method("mocov3", "conv").double()
     with torch.no_grad():  # so that encoder and momentum encoder differ
         for parameter in made.momentum_backbone.parameters():
@@ -130,7 +130,7 @@ def test_the_momentum_encoder_follows_along_a_cosine() -> None:
 
 
 def layers(head: nn.Module) -> list[tuple[Any, ...]]:
-    """Each layer by its widths, and whether it has a bias or scale and shift."""
+    """Each layer's widths, and whether it has a bias, or scale and shift."""
     found: list[tuple[Any, ...]] = []
     for layer in head.modules():
         if isinstance(layer, nn.Linear):

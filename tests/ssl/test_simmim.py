@@ -160,7 +160,7 @@ def test_with_nothing_hidden_the_encoder_is_the_backbone_itself(kind: str) -> No
 
 
 def test_the_mask_token_stands_where_the_patch_would() -> None:
-    """Before positions are added, and not for prefix tokens: the ViT's own path on an embedding that was replaced by hand."""
+    """It replaces patches, not prefix tokens, before positions are added: as the ViT's forward on an embedding replaced by hand."""
     method = simmim()
     pictures, model = images(method, 1), method.backbone.model
     assert isinstance(model, VisionTransformer)

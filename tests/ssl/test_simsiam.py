@@ -75,7 +75,7 @@ def test_the_gradient_reaches_targets_only_without_the_stop(stop: bool) -> None:
 
 
 def test_without_the_stop_the_representation_collapses() -> None:
-    """Section 4.1, figure 2: the loss nears its least value, and the outputs, scaled to length 1, lose their spread."""
+    """Section 4.1, figure 2: the loss approaches its minimum, and the normalised outputs lose their spread."""
 
     def trained(stop: bool) -> tuple[float, float]:
         made = method("simsiam", "conv", projection=[32, 32, 32], prediction=[8, 32], stop_gradient=stop)

@@ -1,4 +1,4 @@
-"""SwAV's step against loops and lightly's loss, and what its queue holds."""
+"""SwAV's step against loops and lightly's loss, and the content of its queue."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def batch(made: SwAV, n: int = 4, seed: int = 1) -> Views:
 
 
 def embedded(made: SwAV, given: Views) -> Tensor:
-    """[V + L, N, E] of length 1: whole views and local crops in a forward each, all of them in one through the head."""
+    """[V + L, N, E] of length 1: whole views and local crops are encoded in one forward each, then all go through the head in one."""
     crops = [given.images] if given.local is None else [given.images, given.local]
     features = torch.cat([made.backbone(images.flatten(0, 1)).unflatten(0, images.shape[:2]) for images in crops])
     return F.normalize(made.projector(features.flatten(0, 1)), dim=1).unflatten(0, features.shape[:2])

@@ -1,4 +1,4 @@
-"""VICReg's three terms against loops, and its whole against lightly's."""
+"""VICReg's three terms against loops, and its loss against lightly's."""
 
 import math
 from typing import Any
@@ -86,7 +86,7 @@ def test_the_whole_equals_lightly(weights: tuple[float, float, float]) -> None:
 
 
 def test_limits_and_symmetries() -> None:
-    """Spread and uncorrelated dimensions cost nothing; points that are all one cost the variance term alone."""
+    """Spread and uncorrelated dimensions cost nothing; identical points cost only the variance term."""
     signs = torch.tensor(
         [[1.0, 1.0, 1.0], [1.0, -1.0, -1.0], [-1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]], dtype=torch.float64
     )

@@ -1,4 +1,4 @@
-"""The attentive probe against loops over images, heads, queries and tokens, and what its training must be."""
+"""The attentive probe against loops over images, heads, queries and tokens, and properties of its training."""
 
 import math
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ WIDTH, LENGTH = 12, 9
 
 
 def filled(heads: int, queries: int, seed: int, num_classes: int = 3) -> Probe:
-    """A probe in float64 with nothing at 0."""
+    """A probe in float64 whose parameters are all nonzero."""
     probe = Probe(WIDTH, num_classes, heads, queries, seed).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -109,7 +109,7 @@ def test_it_starts_near_the_mean_of_tokens_and_says_nothing() -> None:
 
 
 def needles(n: int, seed: int, length: int = 16, width: int = 16) -> tuple[Tensor, Tensor]:
-    """Tokens with the code of a random class each; the label is that of the one which also carries a mark, at a random place."""
+    """Each token carries the code of a random class. One token, at a random place, also carries a mark; its class is the label."""
     fixed = torch.Generator().manual_seed(9)
     codes, mark = torch.randn(4, width, generator=fixed), torch.randn(width, generator=fixed)
     generator = torch.Generator().manual_seed(seed)
@@ -146,7 +146,7 @@ def test_the_same_seed_trains_the_same_probe() -> None:
     assert torch.equal(first.logits(x), again.logits(x)) and first.grid == again.grid
     assert not torch.equal(first.logits(x), other.logits(x))
     torch.manual_seed(1)
-    assert torch.equal(torch.get_rng_state(), state)  # nothing was drawn from torch's own
+    assert torch.equal(torch.get_rng_state(), state)  # torch's own generator was not used
 
 
 def test_a_candidate_is_trained_as_if_it_were_alone() -> None:
@@ -164,7 +164,7 @@ def test_a_candidate_is_trained_as_if_it_were_alone() -> None:
 
 @pytest.mark.parametrize("kind", ["clear", "noisy"])
 def test_the_choice_is_the_best_on_the_held_out_slice(kind: str) -> None:
-    """By a loop over candidates. Clear: all get all right, and the loss decides. Noisy: who learns by heart is the worst."""
+    """Against a loop over candidates. Clear data: all are right everywhere, so the loss decides. Noisy data: memorising is worst."""
     generator = torch.Generator().manual_seed(0)
     y = torch.randint(4, (100,), generator=generator)
     x = torch.randn(100, 2, 16, generator=generator)
@@ -232,7 +232,7 @@ def test_tokens_are_standardised_by_the_rows_trained_on() -> None:
     deviation = ((known - known.mean(0)) ** 2).mean(0).sqrt()
     least = SCALE_FLOOR * float((deviation**2).mean().sqrt())
     torch.testing.assert_close(scale, deviation.clamp(min=least).float())
-    assert float(scale[2]) == float(scale[3]) == pytest.approx(least)  # nearly dead and dead: not blown up
+    assert float(scale[2]) == float(scale[3]) == pytest.approx(least)  # nearly dead and dead channels are not amplified
     assert _moments(torch.ones(2, 3, 4), torch.arange(2), CPU)[1].tolist() == [1, 1, 1, 1]
 
 
@@ -310,7 +310,7 @@ def test_more_than_half_of_the_memory_is_refused_beforehand(monkeypatch: pytest.
     with pytest.raises(UserError, match=r"evaluate\.attentive: 4 x 128 tokens .* 0\.1 MB in float16 .* data\.train"):
         read_tokens(model, images, [])
     monkeypatch.setattr(hostmemory, "available", lambda: None)
-    with pytest.raises(TypeError):  # where the system does not say, it goes ahead
+    with pytest.raises(TypeError):  # where the free memory is unknown, nothing is refused
         read_tokens(model, images, [])
 
 

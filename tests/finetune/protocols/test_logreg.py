@@ -46,7 +46,7 @@ def test_the_optimum_is_scikit_learns(c: float) -> None:
 def test_choice_of_C_against_a_loop(dim: int) -> None:
     """The held-out slice decides, then all of train is fitted; features are standardised by the rows fitted on.
 
-    In 120 dimensions every C from 1 on fits the training rows perfectly, so a choice that saw them would differ.
+    In 120 dimensions every C from 1 on fits the training rows perfectly, so a choice made on them would differ.
     """
     x, y = blobs(150, seed=0, dim=dim)
     x = x + 150 * torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
@@ -98,7 +98,7 @@ def test_stratified_slice() -> None:
     assert torch.bincount(y[held_out], minlength=5).tolist() == [10, 4, 1, 1, 0]
     assert torch.equal(stratified_slice(y, fraction=0.2, seed=0), held_out)
     assert not torch.equal(stratified_slice(y, fraction=0.2, seed=1), held_out)
-    # Every image is held out by some seed: none is favoured for its place.
+    # Every image is held out by some seed: no place is preferred.
     ever = torch.stack([stratified_slice(y, fraction=0.2, seed=s) for s in range(60)]).any(dim=0)
     assert ever[:-1].all()
 

@@ -27,7 +27,7 @@ def blobs(n: int, seed: int, dim: int = 6) -> tuple[Tensor, Tensor]:
 
 
 def run(name: str, train: tuple[Tensor, Tensor], tests: dict[str, tuple[Tensor, Tensor]], seed: int = 0) -> Outcome:
-    """A protocol by its name; those that read tokens get one for each image, its features."""
+    """Run a protocol by name. Those that read tokens get one token for each image: its features."""
     if name in READ_TOKENS:
         tokens = {test: (x[:, None], y) for test, (x, y) in tests.items()}
         return PROTOCOLS[name](train[0][:, None], train[1], tokens, CLASSES, seed, epochs=10)
@@ -46,7 +46,7 @@ def tests() -> dict[str, tuple[Tensor, Tensor]]:
 
 @pytest.mark.parametrize("name", sorted(PROTOCOLS))
 def test_outcome(name: str, train: tuple[Tensor, Tensor], tests: dict[str, tuple[Tensor, Tensor]]) -> None:
-    """What a recipe writes: TEST/PROTOCOL/METRIC with accuracy first, details that are JSON, one key for all."""
+    """Metrics are TEST/PROTOCOL/METRIC with accuracy first, details are JSON, and both share their keys."""
     outcome = run(name, train, tests)
     assert list(outcome.metrics) == [f"{test}/{name}/{score}" for test in tests for score in SCORES]
     assert list(outcome.details) == list(outcome.predictions) == [f"{test}/{name}" for test in tests]
@@ -73,7 +73,7 @@ def test_test_labels_only_score(
 def test_positional_arguments_are_built_and_the_rest_is_config(name: str) -> None:
     parameters = inspect.signature(PROTOCOLS[name]).parameters.values()
     positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    # Tokens stay on the CPU, so what reads them is told where to train.
+    # Tokens stay on the CPU, so their protocol takes the device to train on.
     assert positional == [
         "train_x",
         "train_y",

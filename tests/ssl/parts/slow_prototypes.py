@@ -1,4 +1,4 @@
-"""Sinkhorn-Knopp and the loss over pairs of crops one number at a time: what the tests of DINO and SwAV compare with."""
+"""Sinkhorn-Knopp and the loss over pairs of crops one number at a time: the reference of the tests of DINO and SwAV."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def slow_sinkhorn(logits: Tensor, temperature: float, iterations: int) -> Tensor:
-    """[N, K] -> [N, K]: each prototype gets 1/K of everything, then each sample has 1/N, in turn; times N at the end."""
+    """[N, K] -> [N, K]: scaled alternately so that each prototype has 1/K of the total, then each sample 1/N; times N at the end."""
     n, k = logits.shape
     q = [[math.exp(float(logits[i, j]) / temperature) for j in range(k)] for i in range(n)]
     for _ in range(iterations):

@@ -1,4 +1,4 @@
-"""Block-wise masks against the authors' loop, fed with the same numbers, and with Python's own."""
+"""Block-wise masks against the authors' loop, with the same random numbers, and with Python's."""
 
 import math
 import random
@@ -69,7 +69,7 @@ def test_masks_are_those_of_the_authors_loop_with_the_same_numbers(grid: tuple[i
 
 
 def measures(masks: Tensor, wanted: Tensor) -> dict[str, Tensor]:
-    """Of each mask: the part of what was wanted that is hidden, and the part of hidden cells whose right neighbour is hidden."""
+    """For each mask: hidden cells as a fraction of those wanted, and the fraction of hidden cells whose right neighbour is hidden."""
     count = masks.sum((1, 2))
     pairs = (masks[:, :, 1:] & masks[:, :, :-1]).sum((1, 2))
     return {"filled": count / wanted, "together": pairs / count.clamp(min=1)}
@@ -93,9 +93,9 @@ def test_the_distribution_is_the_authors(least: int) -> None:
     theirs = torch.tensor([by_hand(14, 14, int(wanted[i, 0]) + fraction, least, pythons(i)) for i in range(n)])
     for name, found in measures(ours, wanted[:, 0]).items():
         expected = measures(theirs, wanted[:, 0])[name]
-        assert largest_gap(found, expected) < 2.2 * math.sqrt(2 / n), name  # passed by chance but once in 10^4
+        assert largest_gap(found, expected) < 2.2 * math.sqrt(2 / n), name  # fails by chance once in 10^4
         assert found.mean().item() == pytest.approx(expected.mean().item(), rel=0.02)
-    # Where in the image: more often in its middle, alike in both.
+    # Both hide the middle of the image more often, and equally so.
     gap = ours.float().mean(0) - theirs.float().mean(0)
     assert gap.abs().max() < 5 * math.sqrt(2 * 0.25 / n)
     assert ours[:, 6:8, 6:8].float().mean() > 1.5 * ours[:, ::13, ::13].float().mean()

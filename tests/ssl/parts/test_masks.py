@@ -1,4 +1,4 @@
-"""Masks: their shapes and places against loops, their distribution, and what they are functions of."""
+"""Masks: shapes and places against loops, their distribution, and that they depend on seed and position only."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def draws(n: int, seed: int = 0) -> Draws:
 
 
 def sides(mask: Tensor) -> Grid:
-    """The height and width of a rectangle, bool [rows, columns]; fails if it is none."""
+    """The height and width of a rectangle, bool [rows, columns]; fails if it is no rectangle."""
     rows, columns = (mask.any(axis).nonzero().flatten().tolist() for axis in (1, 0))
     assert rows == list(range(rows[0], rows[-1] + 1)) and columns == list(range(columns[0], columns[-1] + 1))
     assert mask.sum().item() == len(rows) * len(columns)

@@ -36,7 +36,7 @@ def cosines(*shape: int, seed: int = 0) -> Tensor:
 
 
 def in_processes(parts: list[Any], work: Callable[[Any, Callable[[Tensor], Tensor]], Tensor]) -> list[Tensor]:
-    """work(part, reduce) of all parts at once, `reduce` summing over them as processes do."""
+    """work(part, reduce) of all parts at once; `reduce` sums over the parts as over processes."""
     turn, box = threading.Barrier(len(parts), timeout=20), [torch.empty(0)] * len(parts)
 
     def run(rank: int) -> Tensor:
@@ -58,7 +58,7 @@ def test_the_head_is_the_authors() -> None:
     torch.manual_seed(0)
     ours = PrototypeHead(5, prototypes=7, hidden=6, bottleneck=4).double()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's, of the weight_norm that lightly uses
+        warnings.simplefilter("ignore", FutureWarning)  # torch's warning about the weight_norm that lightly uses
         theirs = DINOProjectionHead(5, 6, 4, 7).double()
     linear = [layer for layer in theirs.layers if isinstance(layer, nn.Linear)]
     mine = [layer for layer in ours.mlp if isinstance(layer, nn.Linear)]

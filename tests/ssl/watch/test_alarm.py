@@ -1,4 +1,4 @@
-"""SimSiam with and without its stop-gradient: the second is named as collapsed before a tenth of its steps, the first never."""
+"""SimSiam with and without its stop-gradient: without it, collapse is reported within a tenth of the steps; with it, never."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What every step reports of the representation, and when the alarm speaks."""
+"""The collapse metrics of a step, and when the alarm warns."""
 
 import math
 
@@ -86,9 +86,12 @@ def test_a_resumed_alarm_says_what_a_straight_one_does() -> None:
         ({"embedding_std": 1e-3}, "same embedding"),
         ({"feature_std": 1e-3}, "same feature"),
         ({**ILL, "positive_auc": 0.9}, None),  # views agree, others do not
-        ({**ILL, "positive_cosine": 0.1}, None),  # nothing learnt yet is no collapse
-        ({"prototypes_used": 1.01, "target_entropy": 0.0}, "same prototypes"),  # all get one
-        ({"prototypes_used": 99.0, "target_entropy": math.log(99.0) - 0.001}, "same prototypes"),  # all get all
+        ({**ILL, "positive_cosine": 0.1}, None),  # an untrained network has not collapsed
+        ({"prototypes_used": 1.01, "target_entropy": 0.0}, "same prototypes"),  # all images get one prototype
+        (
+            {"prototypes_used": 99.0, "target_entropy": math.log(99.0) - 0.001},
+            "same prototypes",
+        ),  # all images get all prototypes evenly
         (
             {"prototypes_used": 40.0, "target_entropy": 2.0, **ILL},
             None,

@@ -1,4 +1,4 @@
-"""The probes and measures of a running pretraining: right, repeatable, and unable to touch the backbone."""
+"""The probes and measures during pretraining are right and repeatable, and do not change the backbone."""
 
 import hashlib
 import json
@@ -92,7 +92,7 @@ def test_the_probe_learns_what_a_line_can_tell() -> None:
 
 
 def test_the_probe_goes_through_every_image_of_an_epoch() -> None:
-    """Batches that straddle epochs: with one image a class, each must have been seen."""
+    """Batches may span two epochs; with one image a class, each must have been used."""
     x = torch.eye(7)
     probe = linear_probe(x, torch.arange(7), 7, seed=1, steps=60, batch_size=3)
     assert probe(x).argmax(1).tolist() == list(range(7))

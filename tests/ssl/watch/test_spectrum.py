@@ -1,4 +1,4 @@
-"""The label-free measures against their formulas written out, and on features whose answer is known."""
+"""The label-free measures against their formulas written out, and on features with a known result."""
 
 import math
 
