@@ -314,7 +314,7 @@ def test_training_lowers_the_loss() -> None:
         ({"target_scale": (0.2, 1.5)}, r"method\.target_scale"),
         ({"target_aspect": (0.0, 1.5)}, r"method\.target_aspect: expected the smallest and the largest, above 0, got"),
         ({"context_scale": (0.0, 1.0)}, r"method\.context_scale"),
-        ({"min_context": 50}, r"method\.min_context: expected 1 to 49 patches, .* of 8 x 8 patches\), got 50"),
+        ({"min_context": 50}, r"method\.min_context: expected 1 to 49 patches .* of 8 x 8 patches\), got 50"),
         ({"min_context": 0}, r"method\.min_context"),
         ({"max_context": 9}, r"method\.max_context: expected method\.min_context \(10\) or more, got 9"),
         ({"predictor_dim": 10}, r"method\.predictor_dim: 10 must be a multiple of 4 and of predictor_heads \(2\)"),
