@@ -3,7 +3,7 @@
     folder:PATH  tar:PATH  tar:SHARDS-{000..127}.tar  pack:FOLDER  idx:PATH  npz:PATH  list:FILE  csv:FILE
     torchvision:NAME?root=DIR  sklearn:digits  sklearn:digits-m   #train  #[:80%,seed=0]  #train[20%:60%,seed={seed}]
 
-Labels are dropped here, once, for the role `unlabelled`: what has no labels cannot leak them.
+Labels are dropped here for the role `unlabelled`, so that they cannot leak.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ __all__ = ["DamagedImage", "Images", "holdout", "open_images", "open_with_splits
 
 Role = Literal["train", "test", "unlabelled"]
 
-# An opener takes the path, the split that the URI names first (or None), and its options as keyword-only parameters.
+# An opener takes the path, the first split that the URI names (or None), and the URI's options as keyword-only parameters.
 SCHEMES: dict[str, Callable[..., Source]] = {
     "folder": open_folder,
     "tar": open_tar,
@@ -44,10 +44,10 @@ SCHEMES: dict[str, Callable[..., Source]] = {
 
 
 def open_images(uri: str | Sequence[str], *, seed: int = 0, role: Role = "train") -> Images:
-    """Open one URI, or several as a union with a domain each; `{seed}` inside a URI stands for `seed`.
+    """Open one URI, or several as a union with one domain each; `{seed}` inside a URI stands for `seed`.
 
-    role: `unlabelled` drops the labels and refuses `stratify`, so that no label can shape a split of such a set.
-    Raises UserError: what was given, what is expected, what to do.
+    role: `unlabelled` drops the labels and refuses `stratify`, so that labels cannot influence a split.
+    Raises UserError for a URI that cannot be opened.
     """
     texts = [uri] if isinstance(uri, str) else list(uri)
     if not texts:
@@ -62,11 +62,11 @@ def open_images(uri: str | Sequence[str], *, seed: int = 0, role: Role = "train"
 
 
 def open_with_splits(uri: str | Sequence[str]) -> tuple[Images, Mapping[str, Tensor]]:
-    """What a copy of a set needs: its pictures, and its splits (name to int64 indices).
+    """The images and the splits (name to int64 indices) that a copy of a set needs.
 
-    A set of which no split is named is opened as with #all and keeps its own. What comes from one split alone (#train, also
-    cut or of several sets) has that one, else the #test of its copy would be a part of the training pictures. Other parts and
-    unions have none.
+    If the URI names no split, all images are opened, with the source's own splits. If all images come from one split (#train, also
+    sliced or from several sets), that is the only split: otherwise #test of the copy would be a part of the training images.
+    Other parts and unions have no splits.
     """
     uris = [parsed(text) for text in ([uri] if isinstance(uri, str) else uri)]
     if len(uris) != 1 or uris[0].fragments not in ((), ("all",)):
@@ -82,7 +82,7 @@ def open_with_splits(uri: str | Sequence[str]) -> tuple[Images, Mapping[str, Ten
 
 
 def split_name(uri: Uri) -> str | None:
-    """The last split that a URI names: #train, #train[:80%] and #all#train are of train."""
+    """The last split that a URI names: train for #train, #train[:80%] and #all#train."""
     names = [parse_fragment(fragment).name for fragment in uri.fragments]
     return next((name for name in reversed(names) if name not in (None, "all")), None)
 
@@ -92,7 +92,7 @@ def parsed(text: str, seed: int = 0) -> Uri:
 
 
 def images_of_source(uri: Uri, source: Source) -> Images:
-    """All pictures of a source."""
+    """All images of a source."""
     count = len(source.store)
     return Images(
         uri.text,
@@ -107,7 +107,7 @@ def images_of_source(uri: Uri, source: Source) -> Images:
 
 
 def open_one(uri: Uri, role: Role) -> tuple[Images, bool]:
-    """One URI with its splits applied, and whether the set itself tells domains apart."""
+    """Open one URI and apply its splits. Also returns whether the source itself has domains."""
     fragments = [fragment_of(uri, text, role) for text in uri.fragments]
     first = fragments[0].name if fragments else None
     source = open_source(uri, first)
@@ -128,7 +128,7 @@ def fragment_of(uri: Uri, text: str, role: Role) -> Fragment:
     except UserError as error:
         raise UserError(f"{uri.location}{error}") from None
     if fragment.stratify and role == "unlabelled":
-        raise UserError(f"{uri.text}: stratify looks at labels, and these pictures serve as unlabelled; remove it")
+        raise UserError(f"{uri.text}: stratify reads labels, but these pictures are used as unlabelled; remove it")
     return fragment
 
 
@@ -147,9 +147,9 @@ def open_source(uri: Uri, split: str | None) -> Source:
 
 
 def natural_split(uri: Uri, source: Source, name: str | None) -> Tensor:
-    """Indices of the source's own split called `name`.
+    """Indices of the source's own split `name`.
 
-    A source with several splits is not opened as a whole by oversight: its test pictures would be trained on.
+    Raises UserError if there are several splits and none is named: test images would be used for training by mistake.
     """
     names = ", ".join(source.splits)
     if name == "all" or (name is None and len(source.splits) == 1):
@@ -165,7 +165,7 @@ def natural_split(uri: Uri, source: Source, name: str | None) -> Tensor:
 
 
 def apply_fragment(uri: Uri, images: Images, fragment: Fragment) -> Images:
-    """Cut `images` by a fragment; `train` and `test` are here the first 80 % and the last 20 %."""
+    """Apply a fragment of the URI; `train` and `test` mean the first 80 % and the last 20 % here."""
     if fragment.name not in (None, "all", *GENERIC):
         raise UserError(f"{uri.text}: it has no split {fragment.name} (it has: train, test, all)")
     if fragment.stratify and images.labels is None:
@@ -181,7 +181,7 @@ def apply_fragment(uri: Uri, images: Images, fragment: Fragment) -> Images:
 
 
 def holdout(images: Images, *, fraction: float = 0.2, seed: int, stratify: bool) -> tuple[Images, Images]:
-    """(kept, held out): the last `fraction` of the unique pictures in the hash order of `seed` is held out."""
+    """(kept, held out): the last `fraction` of the unique images in the hash order of `seed` is held out."""
     if not 0 < fraction < 1:
         raise UserError(f"a held-out fraction of {fraction} is given; expected a number between 0 and 1")
     if stratify and images.labels is None:
@@ -196,7 +196,7 @@ def holdout(images: Images, *, fraction: float = 0.2, seed: int, stratify: bool)
 
 
 def short_name(uri: Uri) -> str:
-    """A domain's name: the last part of the path (or of ?under=), without the endings of archives."""
+    """A domain's name: the last part of the path (or of ?under=) without file extensions."""
     name = Path(uri.options.get("under") or uri.path).name or uri.path
     while Path(name).suffix in (".gz", ".bz2", ".xz", ".tar", ".tgz", ".npz", ".csv", ".tsv", ".txt"):
         name = Path(name).stem
@@ -204,38 +204,25 @@ def short_name(uri: Uri) -> str:
 
 
 def union(uris: Sequence[Uri], opened: Sequence[tuple[Images, bool]], role: Role) -> Images:
-    """Several Images as one. Classes and domains merge by name; where short domain names clash, URIs are the names.
+    """Several Images as one. Classes and domains with equal names are merged; equal short names of domains become URIs.
 
-    opened: what `open_one` says of each URI.
+    opened: the result of `open_one` for each URI.
     """
     parts = [part for part, _ in opened]
-    labelled = [part.labels is not None for part in parts]
-    if role != "unlabelled" and len(set(labelled)) > 1:
-        with_labels, without = parts[labelled.index(True)].uri, parts[labelled.index(False)].uri
-        raise UserError(
-            f"{with_labels} has labels and {without} has none; a union needs them in all of its sets or in none"
-        )
-    names: list[tuple[str, ...]] = []
-    shorts = [part.domain_names[0] for part, own in opened if not own]
-    for uri, (part, own) in zip(uris, opened, strict=True):
-        clash = not own and shorts.count(part.domain_names[0]) > 1
-        names.append((uri.text,) if clash else part.domain_names)
+    labelled = all_or_none_labelled(parts, role)
+    names = names_of_domains(uris, opened)
     domain_names = tuple(dict.fromkeys(name for group in names for name in group))
     classes = tuple(dict.fromkeys(name for part in parts for name in part.classes or ()))
     if any(part.classes and set(part.classes) != set(classes) for part in parts):
         classes = number_classes(classes)[1]
-    stores = [store for part in parts for store in part._stores]
     offsets = torch.tensor([0, *(len(part._stores) for part in parts)]).cumsum(0).tolist()
+    labels = [renamed(part.labels, part.classes or (), classes) for part in parts if part.labels is not None]
     return Images(
         " + ".join(part.uri for part in parts),
-        stores,
+        [store for part in parts for store in part._stores],
         torch.cat([part._which + offset for part, offset in zip(parts, offsets, strict=False)]),
         torch.cat([part._index for part in parts]),
-        labels=torch.cat(
-            [renamed(part.labels, part.classes or (), classes) for part in parts if part.labels is not None]
-        )
-        if all(labelled)
-        else None,
+        labels=torch.cat(labels) if labelled else None,
         classes=classes or None,
         domains=torch.cat(
             [renamed(part.domains, group, domain_names) for part, group in zip(parts, names, strict=True)]
@@ -244,6 +231,27 @@ def union(uris: Sequence[Uri], opened: Sequence[tuple[Images, bool]], role: Role
     )
 
 
+def all_or_none_labelled(parts: Sequence[Images], role: Role) -> bool:
+    """Whether all parts of a union have labels. Raises UserError if only some have them, unless the role drops labels."""
+    labelled = [part.labels is not None for part in parts]
+    if role != "unlabelled" and len(set(labelled)) > 1:
+        with_labels, without = parts[labelled.index(True)].uri, parts[labelled.index(False)].uri
+        raise UserError(
+            f"{with_labels} has labels and {without} has none; a union needs them in all of its sets or in none"
+        )
+    return all(labelled)
+
+
+def names_of_domains(uris: Sequence[Uri], opened: Sequence[tuple[Images, bool]]) -> list[tuple[str, ...]]:
+    """The domain names of each part of a union; where the short names of two parts are equal, their URIs."""
+    shorts = [part.domain_names[0] for part, has_domains in opened if not has_domains]
+    names: list[tuple[str, ...]] = []
+    for uri, (part, has_domains) in zip(uris, opened, strict=True):
+        clash = not has_domains and shorts.count(part.domain_names[0]) > 1
+        names.append((uri.text,) if clash else part.domain_names)
+    return names
+
+
 def renamed(index: Tensor, names: Sequence[str], among: Sequence[str]) -> Tensor:
-    """Indices into `names` as indices into `among`."""
+    """Indices into `names` -> indices of the same names into `among`."""
     return torch.tensor([among.index(name) for name in names], dtype=torch.int64)[index]

@@ -1,4 +1,4 @@
-"""Reading parts of a few large files: archives and packs. Descriptors are opened when needed, and not too many at once."""
+"""Reads parts of large files (archives and packs). Files are opened when needed, and only a limited number stays open."""
 
 import contextlib
 import os
@@ -6,10 +6,10 @@ from typing import Any
 
 
 class Descriptor:
-    """A file open for reading, closed when nobody refers to it any more."""
+    """A file open for reading, closed when the last reference is dropped."""
 
     def __init__(self, path: str) -> None:
-        self.number = -1  # where opening fails, there is nothing to close
+        self.number = -1  # if opening fails, there is nothing to close
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def __del__(self) -> None:
@@ -18,10 +18,10 @@ class Descriptor:
 
 
 class OpenFiles:
-    """Files by path, of which at most `limit` stay open: the ones read last.
+    """Files by path; at most `limit` stay open, those read last.
 
-    Threads may share it without a lock (a lock held while the process forks would never open in the child), and so may
-    forked processes: positions are given with each read, none is kept. Pickles without the files.
+    Threads can share it without a lock (a lock held during a fork would stay locked in the child). Forked processes can share it
+    too, since every read gives its position. Pickling leaves out the open files.
     """
 
     def __init__(self, limit: int = 64) -> None:
@@ -29,8 +29,8 @@ class OpenFiles:
         self._open: dict[str, Descriptor] = {}
 
     def read(self, path: str, size: int, offset: int) -> bytearray:
-        """`size` bytes of a file from `offset` on. Raises OSError, also where the file ends before them."""
-        descriptor = self._descriptor(path)  # this reference keeps it open while another thread drops it from the table
+        """Read `size` bytes of a file from `offset` on. Raises OSError, also if the file is too short."""
+        descriptor = self._descriptor(path)  # this reference keeps it open if another thread drops it from the table
         content = bytearray(size)
         view, done = memoryview(content), 0
         while done < size:
@@ -42,8 +42,8 @@ class OpenFiles:
 
     def _descriptor(self, path: str) -> Descriptor:
         descriptor = self._open.pop(path, None) or Descriptor(path)
-        self._open[path] = descriptor  # the last one of a dict is the youngest
-        # another thread may change the table between two calls here; the next read tidies up then
+        self._open[path] = descriptor  # dicts keep insertion order: the last one was used last
+        # another thread may change the table meanwhile; then the next read closes what is too many
         with contextlib.suppress(RuntimeError, StopIteration):
             while len(self._open) > self.limit:
                 self._open.pop(next(iter(self._open)), None)

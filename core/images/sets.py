@@ -1,4 +1,4 @@
-"""The image sets of a stage: opened by role, aligned in classes, described for the result, and checked for what was seen."""
+"""The image sets of a stage: opened by role, with aligned class labels, described for the result, and compared with earlier stages."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..errors import UserError
 from .open import Images, holdout, open_images
 
 HELD_OUT = 0.2
-# Among the stages of `seen`: the images whose labels any stage was trained on.
+# The entry of `seen` for images whose labels any stage was trained on.
 LABELLED = "labelled"
 
 
 def labelled(images: Images, key: str) -> Images:
-    """The images, if they carry labels. Raises UserError naming the key."""
+    """Returns the images. Raises UserError, naming the key, if they have no labels."""
     if images.labels is None or images.classes is None:
         raise UserError(
             f"{key}: {images.uri} has no labels; give class folders (PATH/class/picture) or a list with labels"
@@ -27,7 +27,7 @@ def labelled(images: Images, key: str) -> Images:
 
 
 def align(images: Images, classes: Sequence[str], key: str) -> Images:
-    """The same images with labels as indices into `classes`. Raises UserError where they hold a class that is not among them."""
+    """The same images with labels as indices into `classes`. Raises UserError if a label's class is not one of them."""
     images = labelled(images, key)
     assert images.classes is not None and images.labels is not None
     present = [images.classes[i] for i in images.labels.unique().tolist()]
@@ -44,11 +44,11 @@ def align(images: Images, classes: Sequence[str], key: str) -> Images:
 
 
 def open_tests(test: str | Mapping[str, str], seed: int, key: str = "data.test") -> dict[str, Images]:
-    """A test URI, or names to URIs, by name ("test" where there is one unnamed set)."""
+    """Open one test URI (named "test"), or several by name. Returns them by name."""
     named = {"test": test} if isinstance(test, str) else dict(test)
     if odd := [name for name in named if "/" in name]:
         raise UserError(
-            f"{key}: a set's name begins its metrics (NAME/knn/accuracy), so it may hold no '/'; rename {odd[0]}"
+            f"{key}: metrics begin with a set's name (NAME/knn/accuracy), so it cannot contain '/'; rename {odd[0]}"
         )
     return {name: open_images(uri, seed=seed, role="test") for name, uri in named.items()}
 
@@ -56,7 +56,7 @@ def open_tests(test: str | Mapping[str, str], seed: int, key: str = "data.test")
 def train_and_tests(
     train: str | Sequence[str], test: str | Mapping[str, str] | None, seed: int
 ) -> tuple[Images, dict[str, Images]]:
-    """A labelled training set and its tests; without a test set a stratified 20 % of the training set is held out by seed."""
+    """A labelled training set and its test sets; without a test set, a stratified 20 % of the training set is held out by seed."""
     images = labelled(open_images(train, seed=seed), "data.train")
     if test is not None:
         assert images.classes is not None
@@ -68,7 +68,7 @@ def train_and_tests(
 
 
 def describe_sets(sets: Mapping[str, Images], held_out: bool = False) -> dict[str, Any]:
-    """The `data` entry of a result: one fingerprint, and each set's size and split hash."""
+    """The `data` entry of a result: one fingerprint for all sets, and the size and split hash of each set."""
     prints = {name: images.fingerprint() for name, images in sets.items()}
     return {
         "fingerprint": hashlib.sha256("".join(prints[name] for name in sorted(prints)).encode()).hexdigest(),
@@ -79,22 +79,22 @@ def describe_sets(sets: Mapping[str, Images], held_out: bool = False) -> dict[st
 
 
 def fingerprints(sets: Mapping[str, Images]) -> dict[str, str]:
-    """What a run remembers of each set, to refuse a changed one."""
+    """The fingerprint of each set; a run stores them, to refuse changed sets when it resumes."""
     return {name: images.fingerprint() for name, images in sets.items()}
 
 
 def count_seen(seen: Mapping[str, Tensor], tests: Mapping[str, Images]) -> dict[str, int]:
-    """For each earlier stage the number of test images that it saw without labels; seen: sorted keys by stage."""
+    """The number of test images that each earlier stage saw without labels; seen: sorted image keys by stage."""
     return {stage: sum(int(torch.isin(t.keys(), keys).sum()) for t in tests.values()) for stage, keys in seen.items()}
 
 
 def add_seen(seen: Mapping[str, Tensor], stage: str, images: Images) -> dict[str, Tensor]:
-    """`seen` and the keys of the images that this stage saw without labels."""
+    """`seen` with the keys of the images that this stage saw without labels added."""
     keys = torch.cat([seen.get(stage, torch.empty(0, dtype=torch.int64)), images.keys()]).unique()
     return {**seen, stage: keys}
 
 
 def exposure(seen: Mapping[str, Tensor], tests: Mapping[str, Images]) -> dict[str, Any]:
-    """Two entries of a result: how many test images each stage saw without labels, and how many any stage had labels of."""
+    """Two entries of a result: how many test images each stage saw without labels, and how many were trained on with labels."""
     counts = count_seen({LABELLED: torch.empty(0, dtype=torch.int64), **seen}, tests)
     return {"seen_labelled": counts.pop(LABELLED), "seen_unlabelled": counts}

@@ -1,7 +1,7 @@
-"""Splits by content: the order is a hash of (seed, identity of the image), so neither names nor labels shape it.
+"""Splits by content: images are ordered by a hash of (seed, identity), which depends neither on names nor on labels.
 
-Cuts are made between *unique* identities: copies of one picture, or several blends of one digit, stay on one side. Two
-slices that meet (`:80%` and `80%:`, or `:60%` and `60%:80%`) with one seed never overlap and leave nothing out.
+Cuts are made between *unique* identities, so copies of one image, or several blends of one digit, stay on one side. Adjacent
+slices with the same seed (`:80%` and `80%:`, or `:60%` and `60%:80%`) never overlap and leave nothing out.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ GRAMMAR = "NAME, [SLICE,seed=S,stratify] or NAME[SLICE,seed=S,stratify] with a S
 
 
 class Fragment(NamedTuple):
-    """One `#...` of a URI: a name, a slice of what it names, or both. Bounds are texts like '80%' or '500'."""
+    """One `#...` of a URI: a name, a slice, or both (a slice of the named split). Bounds are texts like '80%' or '500'."""
 
     name: str | None
     low: str | None
@@ -30,7 +30,7 @@ class Fragment(NamedTuple):
 
 
 def parse_fragment(text: str) -> Fragment:
-    """Take `NAME[SLICE,seed=S,stratify]` apart. Raises UserError with the grammar."""
+    """Parse `NAME[SLICE,seed=S,stratify]`. Raises UserError with the grammar."""
     match = re.fullmatch(r"([^\[\]]*)(?:\[([^\[\]]*)\])?", text)
     if not match or not text:
         raise UserError(f"#{text} is not a split; expected {GRAMMAR}")
@@ -53,7 +53,7 @@ def parse_fragment(text: str) -> Fragment:
         raise UserError(f"#{text} has no slice, so its seed would do nothing; expected {GRAMMAR}")
     for bound in (low, high):
         if bound and bound.endswith("%") and Fraction(bound[:-1]) > 100:
-            raise UserError(f"#{text}: {bound} is more than everything")
+            raise UserError(f"#{text}: {bound} is more than 100 %")
     return Fragment(name or None, low, high, sliced, seed, stratify)
 
 
@@ -75,10 +75,10 @@ def hash_order(keys: Tensor, seed: int) -> list[int]:
 
 
 def cut(keys: Tensor, low: str | None, high: str | None, seed: int, labels: Tensor | None = None) -> Tensor:
-    """Indices (int64, ascending) of the pictures whose identity lies between the bounds in the hash order.
+    """Indices (int64, ascending) of the images whose identity lies between the bounds in the hash order.
 
-    keys: int64 [N]. labels: int64 [N] to cut within each class, None not to look at labels at all. An identity that
-    occurs under several labels counts under the smallest, so that even then it is never torn apart.
+    keys: int64 [N]. labels: int64 [N] to cut within each class; None ignores labels. An identity with several labels counts
+    as the smallest of them, so that it always stays on one side.
     """
     chosen: set[int] = set()
     for group in [keys] if labels is None else keys_by_class(keys, labels):

@@ -1,7 +1,7 @@
-"""What a source of pictures has to offer, whatever lies underneath: arrays, files, members of an archive.
+"""The interface of every source of images: arrays, files, members of an archive.
 
-A Store knows pixels and identities and nothing of labels; a Source adds what its layout says about them. Selection,
-unions and roles happen above (source.py), so that no store has to implement them.
+A Store has pixels and identities, but no labels; a Source adds the labels and splits that its layout defines. Selections, unions and
+roles are done above (open.py), so that no store has to implement them.
 """
 
 import hashlib
@@ -18,22 +18,22 @@ from ..errors import UserError
 
 
 class DamagedImage(UserError):
-    """A picture that cannot be read; the message names the file and says why."""
+    """An image that cannot be read; the message names the file and the reason."""
 
 
 Scale = Callable[[int, int], int]
-"""(H, W) of a whole picture -> 1, 2, 4 or 8: into how many parts its sides may be scaled down on decoding."""
+"""Full size (H, W) of an image -> s in 1, 2, 4, 8: the image may be decoded at 1/s of its sides."""
 
 
 class Uniform(NamedTuple):
-    """What all pictures of a set share: (C, H, W), and uint8 or uint16."""
+    """The shape (C, H, W) and dtype (uint8 or uint16) that all images of a set share."""
 
     shape: tuple[int, int, int]
     dtype: torch.dtype
 
 
 class Store(Protocol):
-    """N pictures with random access. Must pickle, and must work in several processes at once."""
+    """N images with random access. Must be picklable and usable in several processes at once."""
 
     def __len__(self) -> int: ...
 
@@ -44,56 +44,56 @@ class Store(Protocol):
     def name(self, i: int) -> str: ...
 
     def full_name(self, i: int) -> str:
-        """A name that tells the folder, archive or pack, and that no other picture of this store or of other stores has."""
+        """A name that includes the folder, archive or pack, unique among all images of all stores."""
         ...
 
     def repeats(self) -> bool:
-        """Whether several of its pictures may have one `name`."""
+        """Whether several images may have the same `name`."""
         ...
 
     def keys(self) -> Tensor:
-        """int64 [N]: identity of each picture, the first 8 bytes of a sha256."""
+        """int64 [N]: the identity of each image, the first 8 bytes of a sha256."""
         ...
 
     def unreadable(self) -> Collection[int]:
-        """The pictures whose identity `keys` had to make up, for want of their bytes."""
+        """The images whose bytes could not be read, so that `keys` has a substitute for their identity."""
         ...
 
     def stamp(self, i: int) -> str:
-        """What `fingerprint` hashes: path and size, or the contents where they are cheap."""
+        """What `fingerprint` hashes: path and size, or the content if that is cheap."""
         ...
 
     def read_scaled(self, i: int, scale: Scale) -> tuple[Tensor, tuple[int, int]]:
-        """Like `read`, decoded at 1/scale(H, W) where the format can; with the full size (H, W). Raises DamagedImage."""
+        """Like `read`, decoded at 1/scale(H, W) if the format can; and the full size (H, W). Raises DamagedImage."""
         ...
 
     def encoded(self, i: int) -> bytes | bytearray | None:
-        """The bytes of the picture's file; None where it lies there as bare pixels. Raises DamagedImage."""
+        """The bytes of the image's file; None if the store holds pixels instead. Raises DamagedImage."""
         ...
 
     def uniform(self) -> Uniform | None:
-        """The shape and type that all pictures share, where their pixels lie ready, without decoding; else None."""
+        """The shape and dtype of all images, if they are equal and no image needs decoding; else None."""
         ...
 
     def rows(self, indices: Tensor) -> Tensor | None:
-        """[len(indices), C, H, W] with the pixels of `read`, where `uniform` is not None; else None.
+        """[len(indices), C, H, W] with the pixels of `read`; None if `uniform` is None.
 
-        Raises DamagedImage where a stored picture is not what was written.
+        Raises DamagedImage if a stored image has changed.
         """
         ...
 
     def layout(self, indices: Tensor) -> Tensor:
-        """int64 [len(indices)]: where each picture lies; reading in ascending order reads the disk forwards."""
+        """int64 [len(indices)]: the place of each image on disk; reading in ascending order reads forwards."""
         ...
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a scheme's opener returns.
+    """What the opener of a URI scheme returns.
 
-    labels: int64 [N], indices into `classes`. splits: the source's own splits, name to int64 indices.
-    domains: int64 [N] into `domain_names`, only where the source itself tells domains apart; else `domain_names` may hold
-    the one name that all pictures go by, instead of one made from the URI.
+    labels: int64 [N], indices into `classes`. splits: the source's own splits, name to int64 indices. domains: int64 [N], indices
+    into `domain_names`, only if the source itself has domains; else `domain_names` may hold one name for all images, which
+    replaces the name made from the URI.
     """
 
     store: Store
@@ -110,12 +110,12 @@ def sha256_key(content: bytes | bytearray | memoryview) -> int:
 
 
 def three_channels(image: Tensor) -> Tensor:
-    """[..., 1, H, W] -> [..., 3, H, W] with equal channels; any other number of channels stays."""
+    """[..., 1, H, W] -> [..., 3, H, W] with equal channels; other numbers of channels stay."""
     return image.expand(*image.shape[:-3], 3, *image.shape[-2:]).contiguous() if image.shape[-3] == 1 else image
 
 
 def number_classes(names: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
-    """Class names, one an image -> (int64 [N], the sorted classes). Whole numbers sort as numbers."""
+    """The class name of each image -> (labels int64 [N], sorted class names). Whole numbers are sorted as numbers."""
     unique = set(names)
     as_numbers = all(re.fullmatch("-?[0-9]+", name) for name in unique)
     classes = tuple(sorted(unique, key=lambda name: (int(name), name)) if as_numbers else sorted(unique))
@@ -124,9 +124,9 @@ def number_classes(names: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
 
 
 class ArrayStore:
-    """Pictures of one shape in memory: uint8 or uint16 [N, C, H, W].
+    """Images of one shape in memory: uint8 or uint16 [N, C, H, W].
 
-    An identity is the hash of one picture's own bytes in that layout, before gray becomes three channels.
+    An image's identity is the hash of its bytes in that layout, before gray becomes three channels.
     """
 
     def __init__(self, pixels: Tensor, title: str) -> None:

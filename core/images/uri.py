@@ -17,7 +17,7 @@ ESCAPES = {"%23": "#", "%3f": "?", "%25": "%"}
 
 
 class Uri(NamedTuple):
-    """A URI taken apart; `text` is the whole of it and `path` has its escapes undone."""
+    """A parsed URI; `text` is the whole URI, and `path` is unescaped."""
 
     text: str
     scheme: str
@@ -32,16 +32,16 @@ class Uri(NamedTuple):
 
 
 def parse_uri(text: str) -> Uri:
-    """Take a URI apart. Raises UserError if it has no scheme or its options are not key=value, each once."""
+    """Parse a URI. Raises UserError if it has no scheme, or if its options are not key=value, each given once."""
     location, *fragments = text.strip().split("#")
     scheme, colon, rest = location.partition(":")
     if not colon:
         raise UserError(f"{text!r} is not an image URI: it has no scheme; write for example folder:{text}")
     path, mark, query = rest.partition("?")
     if not path:
-        raise UserError(f"{text}: nothing stands after '{scheme}:'; expected {scheme}:PATH")
+        raise UserError(f"{text}: the path is missing after '{scheme}:'; expected {scheme}:PATH")
     if mark and not query:
-        raise UserError(f"{text}: no option stands after '?'")
+        raise UserError(f"{text}: no option is given after '?'; remove it, or write ?key=value")
     options: dict[str, str] = {}
     for pair in query.split("&") if query else ():
         key, equals, value = pair.partition("=")
@@ -51,7 +51,7 @@ def parse_uri(text: str) -> Uri:
             raise UserError(f"{text}: the option {key} is given twice")
         options[key] = unescaped(value)
     if "" in fragments:
-        raise UserError(f"{text}: no split stands after '#'; write for example #train or #[:80%,seed=0]")
+        raise UserError(f"{text}: no split is given after '#'; write for example #train or #[:80%,seed=0]")
     return Uri(text.strip(), scheme, unescaped(path), options, tuple(fragments))
 
 

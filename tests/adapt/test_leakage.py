@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-import rootstock.adapt.adapt as adapt_recipe
-import rootstock.finetune.finetune as finetune_recipe
+import rootstock.finetune.probe as probe_recipe
 from rootstock.adapt.adapt import open_sets
+from rootstock.core import stage
 from rootstock.core.errors import UserError
 from rootstock.core.images.open import open_images
 from rootstock.core.method import Labelled, Pair, RawPair, Unlabelled
@@ -118,7 +118,7 @@ def test_the_target_holds_no_label_anywhere(
     source = folder(tmp_path / "source", pictures[:16], labels_of(16, 0))
     target = folder(tmp_path / "target", pictures[16:36], labels_of(20, 0))
     looked: list[RawPair] = []
-    original = adapt_recipe.fit
+    original = stage.fit
 
     def spy(method: Any, batches: Any, prepare: Any, **options: Any) -> None:
         for micro in batches(0):
@@ -126,7 +126,7 @@ def test_the_target_holds_no_label_anywhere(
             assert prepare(micro[0])._fields == Pair._fields
         original(method, batches, prepare, **options)
 
-    monkeypatch.setattr(adapt_recipe, "fit", spy)
+    monkeypatch.setattr(stage, "fit", spy)
     start(
         "adapt", tmp_path / "run", data={"source": source, "target": target, "size": SIZE}, backbone=NET, method="dann"
     )
@@ -143,7 +143,7 @@ def test_a_stratified_target_is_refused_with_and_without_a_test(pictures: list[P
     source = folder(tmp_path / "source", pictures[:16], labels_of(16, 0))
     target = folder(tmp_path / "target", pictures[16:36], labels_of(20, 0)) + "#[:80%,stratify]"
     for test in (None, {"x": source}):
-        with pytest.raises(UserError, match="stratify looks at labels"):
+        with pytest.raises(UserError, match="stratify reads labels"):
             open_sets({"source": source, "target": target, "test": test}, 0)
 
 
@@ -221,14 +221,14 @@ def test_a_frozen_backbone_keeps_every_number(
     assert digest(tmp_path / "frozen", *heads) != digest(tmp_path / "trained", *heads)
 
     made: list[tuple[Any, dict[str, Tensor]]] = []
-    create = finetune_recipe.create
+    create = probe_recipe.create
 
     def spy(*args: Any, **options: Any) -> Any:
         model = create(*args, **options)
         made.append((model, {name: value.clone() for name, value in model.state_dict().items()}))
         return model
 
-    monkeypatch.setattr(finetune_recipe, "create", spy)
+    monkeypatch.setattr(probe_recipe, "create", spy)
     result = start("probe", tmp_path / "probe", data=data, backbone=weights, evaluate={"knn": {"k": 3}})
     ((model, before),) = made
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

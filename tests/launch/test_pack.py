@@ -118,7 +118,7 @@ def test_an_unreadable_file_is_listed_and_can_be_left_out(
         assert "damaged set/3.png: cannot be read (Permission denied)" in done.stdout
     done = rootstock("data", "folder:set", "--pack", "x")
     assert done.returncode == 2 and "3.png: cannot be read (Permission denied)" in done.stderr
-    assert f"remove {Path('x.part').absolute()}, which stays, or add --skip-damaged" in done.stderr
+    assert f"remove {Path('x.part').absolute()}, which is kept, or add --skip-damaged" in done.stderr
     done = rootstock("data", "folder:set", "--pack", "x", "--skip-damaged")
     assert done.returncode == 0 and "packed 4 pictures" in done.stdout
 

@@ -1,7 +1,7 @@
-"""The records of a pack that is being made, and the journal that says how far they are good.
+"""The records of an unfinished pack, and the journal that tells which of them are complete.
 
-An entry is written after its record, and carries checksums of both: whatever an interruption leaves behind (half a record, half an
-entry, holes after a power failure) ends the part that is trusted.
+An entry is written after its record and has checksums of both, so whatever an interruption leaves (half a record, half an entry,
+holes after a power failure) is recognised, and everything from there on is written again.
 """
 
 import os
@@ -18,17 +18,17 @@ from .record import Packing, PackRecord, record_of
 
 JOURNAL = "journal.bin"
 DAMAGED = 255
-"""The kind of an entry for a picture that cannot be read; it has no record."""
+"""The kind of an entry for an image that cannot be read; it has no record."""
 
 ENTRY = np.dtype([("end", "<i8"), ("record", "<u4"), ("kind", "<u4"), ("shape", "<i4", 3), ("entry", "<u4")])
-"""One picture: where its record ends, the record's checksum, its kind, (C, H, W), and the checksum of the entry itself."""
+"""One image: the end of its record in bytes, the record's checksum, its kind, (C, H, W), and the checksum of the entry itself."""
 
 THREADS, AT_ONCE = 4, 64
-"""Pictures are decoded by so many threads, so many at a time: what is in memory stays bounded."""
+"""Number of decoding threads, and of images decoded at a time, which bounds the memory."""
 
 
 def trusted_entries(part: Path) -> np.ndarray:
-    """The journal's entries (ENTRY [K]) up to the first that is torn or wrong, or whose record is not what was written."""
+    """The journal's entries (ENTRY [K]) before the first one that is incomplete or wrong, or whose record is."""
     content = (part / JOURNAL).read_bytes()
     entries = np.frombuffer(content[: len(content) // ENTRY.itemsize * ENTRY.itemsize], ENTRY)
     with open(part / RECORDS, "rb") as records:
@@ -45,17 +45,17 @@ def trusted_entries(part: Path) -> np.ndarray:
 
 
 def end_of(entries: np.ndarray) -> int:
-    """How many bytes the records of `entries` take."""
+    """The size in bytes of the records of `entries`."""
     return int(entries["end"][-1]) if len(entries) else 0
 
 
 def append_pictures(
     images: Images, packing: Packing, numbers: Iterable[int], entries: np.ndarray, records: int, journal: int
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Pack the pictures `numbers` behind those of `entries` (ENTRY [K]).
+    """Pack the images `numbers` after those of `entries` (ENTRY [K]).
 
-    records, journal: descriptors, cut to `entries` and open for appending. Returns all entries, and what is wrong with the
-    damaged among `numbers`. Raises OSError, as on a full disk; what is written until then stays good.
+    records, journal: descriptors, truncated to `entries` and open for appending. Returns all entries, and the error of each damaged
+    image of `numbers`. Raises OSError, as on a full disk; what was written before stays valid.
     """
     made, damaged, end = [entries], {}, end_of(entries)
 
@@ -83,9 +83,9 @@ def append_pictures(
 
 
 def read_again(images: Images, entries: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
-    """`entries` up to the first damaged picture that can be read by now, and what is wrong with the damaged before it.
+    """`entries` before the first damaged image that can be read now, and the error of each damaged image before it.
 
-    An error of a network or a cable would stay in the pack for good if the journal were believed in this.
+    Damaged images are tried again, since otherwise a temporary error (of a network, say) would stay in the pack.
     """
     sentences: dict[int, str] = {}
     for i in (entries["kind"] == DAMAGED).nonzero()[0].tolist():

@@ -1,9 +1,9 @@
-"""`pack:`: a set as one file of records and an index, for random access without a file system's help.
+"""`pack:`: a set as one file of records and an index, for fast random access without one file for each image.
 
-A record is a picture's file as it was, or its decoded pixels. Every record carries a checksum that each reading verifies,
-and what else is known of the pictures (identities, labels, splits) is that of the set they came from.
+A record is an image's original file, or its decoded pixels. Every record has a checksum, verified on each read. Identities, labels
+and splits are those of the original set.
 
-    PACK/pack.json           what it is, for people; and the sha256 of the index
+    PACK/pack.json           a description for people, and the sha256 of the index
     PACK/index.safetensors   offsets, checksums, shapes; identities, labels, domains, splits, names, stamps
     PACK/records.bin         the records, one after the other
 """
@@ -31,7 +31,7 @@ PACK_FORMAT = "rootstock pack 1"
 ABOUT, INDEX, RECORDS = "pack.json", "index.safetensors", "records.bin"
 
 ENCODED, BYTES, WORDS = 0, 1, 2
-"""Kinds of records: a picture's file; pixels uint8 [C, H, W]; pixels uint16 [C, H, W], little-endian."""
+"""Kinds of records: an image file; pixels uint8 [C, H, W]; pixels uint16 [C, H, W], little-endian."""
 PIXELS = {BYTES: (torch.uint8, np.dtype("u1")), WORDS: (torch.uint16, np.dtype("<u2"))}
 
 
@@ -73,11 +73,11 @@ class PackStore:
         return len(self.offsets) - 1
 
     def where(self, i: int) -> str:
-        """The picture as an error names it."""
+        """The image's name in errors."""
         return printable(f"{self.folder}!{self.names[i]}")
 
     def record(self, i: int) -> bytearray:
-        """The bytes of record i. Raises DamagedImage where they are not those that were written."""
+        """The bytes of record i. Raises DamagedImage if they have changed since packing."""
         start, end = int(self.offsets[i]), int(self.offsets[i + 1])
         try:
             content = self._files.read(str(self.folder / RECORDS), end - start, start)
@@ -141,7 +141,7 @@ class PackStore:
                 return None
             self._mapped = self._map(uniform)
         descriptor, mapped = self._mapped
-        # Touching what a mapped file has lost would end the process by SIGBUS, without a word.
+        # If the file has been truncated, reading the mapped memory would kill the process by SIGBUS without a message.
         self._check_size(os.fstat(descriptor.number).st_size)
         pixels = np.asarray(mapped[indices.numpy()])
         for i, row in zip(indices.tolist(), pixels, strict=True):
@@ -149,7 +149,7 @@ class PackStore:
         return torch.from_numpy(pixels)
 
     def _map(self, uniform: Uniform) -> tuple[Descriptor, np.ndarray]:
-        """The records as pixels [N, C, H, W], and the file behind them, whose size is asked for before each reading."""
+        """The records as pixels [N, C, H, W], and the file behind them, whose size is checked before each read."""
         try:
             descriptor = Descriptor(str(self.folder / RECORDS))
         except OSError as error:
@@ -161,7 +161,7 @@ class PackStore:
 
     def _check_size(self, size: int) -> None:
         if size != self.offsets[-1]:
-            raise unusable(self.folder, f"{RECORDS} has {size} bytes, and the index tells of {self.offsets[-1]}")
+            raise unusable(self.folder, f"{RECORDS} has {size} bytes, but the index expects {self.offsets[-1]}")
 
     def layout(self, indices: Tensor) -> Tensor:
         return self.index["offsets"][indices]
@@ -175,11 +175,11 @@ def file_size(file: Path) -> int:
 
 
 def load_index(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The index's tensors and what it says besides. Raises UserError if pack.json or the index is damaged."""
+    """The tensors and texts of the index. Raises UserError if pack.json or the index is damaged."""
     try:
         listed = json.loads((folder / ABOUT).read_bytes())
         if listed["format"] != PACK_FORMAT:
-            raise unusable(folder, f"it is a {listed['format']!r}, and this program reads {PACK_FORMAT!r}")
+            raise unusable(folder, f"its format is {listed['format']!r}, but this program reads {PACK_FORMAT!r}")
         expected = listed["index_sha256"]
         content = (folder / INDEX).read_bytes()
     except OSError as error:
@@ -189,13 +189,13 @@ def load_index(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (ValueError, KeyError, TypeError):
         raise unusable(folder, f"{ABOUT} is damaged") from None
     if hashlib.sha256(content).hexdigest() != expected:
-        raise unusable(folder, f"{INDEX} is not the file that was written (sha256)")
+        raise unusable(folder, f"{INDEX} has changed since packing (sha256)")
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     return safetensors.torch.load(content), json.loads(header["__metadata__"]["about"])
 
 
 def save_index(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
-    """The bytes of an index. One entry of metadata: safetensors does not keep the order of several."""
+    """The bytes of an index, with a single metadata entry, since safetensors does not keep the order of several."""
     return safetensors.torch.save(dict(tensors), {"about": json.dumps(about)})
 
 

@@ -1,4 +1,4 @@
-"""What a picture becomes in a pack: its file as it is, its pixels, or a JPEG made anew."""
+"""The record of an image in a pack: its original file, its pixels, or a newly encoded JPEG."""
 
 import io
 from dataclasses import dataclass
@@ -17,15 +17,16 @@ from .reader import BYTES, ENCODED, PIXELS, WORDS
 Format = Literal["original", "raw", "jpeg"]
 JPEG_QUALITY = 95
 JPEG_SIDE = 65_500
-"""libjpeg's own limit (JPEG_MAX_DIMENSION), a little below the 65,535 of the format."""
+"""libjpeg's limit (JPEG_MAX_DIMENSION), slightly below the format's 65,535."""
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How pictures are packed. format: their files as they are, decoded pixels, or JPEGs made anew.
+    """How images are packed.
 
-    short: the shorter side in pixels to which larger pictures are scaled down (antialiased, bilinear). quality: of JPEGs
-    (JPEG_QUALITY by default).
+    format: original (the files as they are), raw (decoded pixels) or jpeg (newly encoded).
+    short: shorter side in pixels to which larger images are scaled down (antialiased, bilinear); None keeps the size.
+    quality: JPEG quality from 1 to 100; None is JPEG_QUALITY.
     """
 
     format: Format = "original"
@@ -40,7 +41,7 @@ class Packing:
         if self.short is not None and self.format == "original":
             raise UserError("--short makes new pictures, which --format original does not; add --format raw or jpeg")
         if self.quality is not None and self.format != "jpeg":
-            raise UserError(f"--quality is for JPEGs made anew, not for --format {self.format}; add --format jpeg")
+            raise UserError(f"--quality applies to --format jpeg, not to --format {self.format}; add --format jpeg")
         if not 1 <= self.jpeg_quality <= 100:
             raise UserError(f"--quality {self.quality} is not a JPEG quality; expected 1 to 100")
 
@@ -49,19 +50,19 @@ class Packing:
         return JPEG_QUALITY if self.quality is None else self.quality
 
     def options(self) -> dict[str, str | int]:
-        """All that shapes a record, with its default spelled out."""
+        """All options that affect a record, with defaults filled in."""
         short = {} if self.short is None else {"short": self.short}
         return {"format": self.format, **short, **({"quality": self.jpeg_quality} if self.format == "jpeg" else {})}
 
     def changes(self) -> str | None:
-        """How the pixels differ from those of the source, in words; None where they don't."""
+        """How the pixels differ from the source's, in words; None if they don't."""
         resized = [f"shorter side at most {self.short} pixels"] if self.short else []
         encoded = [f"JPEG of quality {self.jpeg_quality}"] if self.format == "jpeg" else []
         return ", ".join(resized + encoded) or None
 
 
 class PackRecord(NamedTuple):
-    """Bytes, their kind (ENCODED, BYTES or WORDS), and the picture's shape (C, H, W)."""
+    """Bytes, their kind (ENCODED, BYTES or WORDS), and the image's shape (C, H, W)."""
 
     content: bytes | bytearray
     kind: int
@@ -69,7 +70,7 @@ class PackRecord(NamedTuple):
 
 
 def record_of(images: Images, i: int, packing: Packing) -> PackRecord:
-    """Picture i as a record; it is decoded in any case, so that a pack holds nothing damaged. Raises DamagedImage."""
+    """Image i as a record. It is always decoded, so that a pack has no damaged images. Raises DamagedImage."""
     picture = images.read(i)
     if packing.format == "original" and (content := images.encoded(i)) is not None:
         return PackRecord(content, ENCODED, tuple(picture.shape))
@@ -93,7 +94,7 @@ def record_of(images: Images, i: int, packing: Packing) -> PackRecord:
 
 
 def scaled_down(picture: Tensor, short: int | None) -> Tensor:
-    """[C, H, W] with a shorter side of at most `short`; the longer one rounds down, as torchvision's Resize does it."""
+    """[C, H, W] with a shorter side of at most `short`; the longer side is rounded down, as in torchvision's Resize."""
     height, width = picture.shape[1:]
     if short is None or min(height, width) <= short:
         return picture

@@ -1,4 +1,4 @@
-"""The folder in which a pack is made: one process at a time writes it, and what keeps it from being written is one sentence."""
+"""The folder of an unfinished pack: one process at a time writes it, and errors of writing become one sentence."""
 
 import errno
 import fcntl
@@ -13,20 +13,20 @@ from .journal import JOURNAL
 
 @contextmanager
 def writable(part: Path) -> Iterator[None]:
-    """Within it, what keeps files from being written is one sentence; a full disk has its own, and its own exit code."""
+    """Turn errors of writing into UserError; a full disk passes as OSError, since it has its own message and exit code."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE) or error.strerror is None:
             raise
         raise UserError(
-            f"{part} cannot be written ({error.strerror}); name another folder, or see to it that this one can be"
+            f"{part} cannot be written ({error.strerror}); name another folder, or make this one writable"
         ) from None
 
 
 @contextmanager
 def locked(journal: Path) -> Iterator[int]:
-    """A descriptor for appending to the journal, locked against other processes; the kernel lets go however this one ends."""
+    """A descriptor for appending to the journal, locked against other processes; the kernel releases it however this process ends."""
     descriptor = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
     try:
         try:
@@ -39,7 +39,7 @@ def locked(journal: Path) -> Iterator[int]:
 
 
 def withdraw(part: Path, journal: int) -> None:
-    """Take away the folder that was made in vain; what somebody began in it stays."""
+    """Remove the folder if nothing was packed into it."""
     if os.fstat(journal).st_size == 0:
         with suppress(OSError):
             (part / JOURNAL).unlink(missing_ok=True)

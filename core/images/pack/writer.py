@@ -1,6 +1,6 @@
-"""Packing a set: into `FOLDER.part`, which becomes FOLDER when all is there.
+"""Packing a set: into `FOLDER.part`, which is renamed to FOLDER when it is complete.
 
-The same command goes on where it was interrupted, however that came about, and ends in the same bytes as without.
+After any interruption, the same command continues where it stopped, and the result has the same bytes as without interruption.
 """
 
 import hashlib
@@ -30,11 +30,11 @@ from .unfinished import locked, withdraw, writable
 PLAN = "plan.json"
 
 Follow = Callable[[Iterable[int], int], Iterable[int]]
-"""(numbers, how many) -> the numbers, perhaps showing how far they are."""
+"""(numbers, how many there are) -> the same numbers, perhaps with a progress display."""
 
 
 class Packed(NamedTuple):
-    """What a pack holds. damaged: (number in the source, sentence) of what was left out. resumed: found packed already."""
+    """The contents of a pack. damaged: (number in the source, error) of images left out. resumed: images that were packed before."""
 
     pictures: int
     size: int
@@ -44,7 +44,7 @@ class Packed(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """What is packed, how, and where. splits: the source's own, name to int64 indices."""
+    """A set to pack, how, and where. splits: the source's own splits, name to int64 indices."""
 
     images: Images
     splits: Mapping[str, Tensor]
@@ -67,8 +67,8 @@ def pack(
 ) -> Packed:
     """Pack `images` into `folder`.
 
-    Raises UserError where `folder` or its unfinished packing is of another set or other options, where it is damaged or cannot
-    be written, and where pictures are damaged and are not to be skipped. Raises OSError on a full disk.
+    Raises UserError if `folder` or its unfinished packing has another set or other options, if it is damaged or cannot be written,
+    or if images are damaged and skip_damaged is off. Raises OSError on a full disk.
     """
     task = Task(images, splits, packing, folder.expanduser().absolute())
     plan = plan_of(task)
@@ -86,15 +86,15 @@ def pack(
                 raise UserError(damage_message(damaged, task.part))
             if len(damaged) == len(images):
                 raise UserError(
-                    f"{images.uri}: none of its pictures can be read, so there is nothing to pack; mend them, and remove "
-                    f"{task.part}, which stays"
+                    f"{images.uri}: none of its pictures can be read, so there is nothing to pack; repair them, and remove "
+                    f"{task.part}, which is kept"
                 )
             finish_packing(task, plan, made, damaged)
     return Packed(len(images) - len(damaged), end_of(made), damaged, resumed)
 
 
 def records_of(task: Task, journal: int, follow: Follow) -> tuple[np.ndarray, list[tuple[int, str]], int]:
-    """Go on from what the part holds: all entries, (number, sentence) of the damaged, and how many were found packed."""
+    """Pack what is missing: all entries, (number, error) of damaged images, and how many images were packed before."""
     with open(task.part / RECORDS, "ab") as records:
         entries, known = read_again(task.images, trusted_entries(task.part))
         os.truncate(journal, entries.nbytes)
@@ -103,15 +103,15 @@ def records_of(task: Task, journal: int, follow: Follow) -> tuple[np.ndarray, li
         try:
             made, found = append_pictures(task.images, task.packing, numbers, entries, records.fileno(), journal)
         except UserError as error:
-            raise UserError(f"{error}; {task.part} stays, remove it before packing in another way") from None
+            raise UserError(f"{error}; {task.part} is kept; remove it before packing in another way") from None
         os.fsync(records.fileno())
     return made, sorted({**known, **found}.items()), len(entries)
 
 
 def plan_of(task: Task, unreadable: list[int] | None = None) -> dict[str, Any]:
-    """All that the bytes of a pack depend on; an unfinished packing goes on only under the same.
+    """Everything that the bytes of a pack depend on; an unfinished packing continues only with an equal plan.
 
-    unreadable: the pictures whose identities do not count, by default those that cannot be read now.
+    unreadable: the images whose identities are ignored, by default those that cannot be read now.
     """
     images, keys = task.images, task.images.keys()
     unreadable = images.unreadable() if unreadable is None else unreadable
@@ -126,7 +126,7 @@ def plan_of(task: Task, unreadable: list[int] | None = None) -> dict[str, Any]:
         "format": PACK_FORMAT,
         "pictures": digest.hexdigest(),
         "options": task.packing.options(),
-        # another version may decode, encode or resample to other pixels
+        # other versions may decode, encode or resample to other pixels
         "pillow": None if task.packing.format == "original" else PIL.__version__,
         "torch": None if task.packing.short is None else str(torch.__version__),
         **({"unreadable": unreadable} if unreadable else {}),
@@ -134,7 +134,7 @@ def plan_of(task: Task, unreadable: list[int] | None = None) -> dict[str, Any]:
 
 
 def plan_difference(found: Mapping[str, Any], plan: Mapping[str, Any]) -> str | None:
-    """What makes the plan that was found another one, in words; None where it is the same."""
+    """The first difference of a stored plan from the current one, in words; None if they are equal."""
     options = found["options"] if isinstance(found.get("options"), dict) else {}
     words = {
         "format": "by another version of this program",
@@ -147,7 +147,7 @@ def plan_difference(found: Mapping[str, Any], plan: Mapping[str, Any]) -> str | 
 
 
 def read_finished(folder: Path, plan: Mapping[str, Any], follow: Follow) -> Packed:
-    """What stands in `folder` already, if it is this very pack and whole."""
+    """The existing pack in `folder`, if it has this plan and is complete. Raises UserError otherwise."""
     try:
         about = json.loads((folder / ABOUT).read_bytes())
         found = dict(about["plan"])
@@ -155,7 +155,7 @@ def read_finished(folder: Path, plan: Mapping[str, Any], follow: Follow) -> Pack
     except (OSError, ValueError, KeyError, TypeError):
         if (folder / RECORDS).is_file():
             raise unusable(folder, f"its {ABOUT} is damaged or missing") from None
-        raise UserError(f"{folder} exists and is no finished pack; name another folder, or remove it") from None
+        raise UserError(f"{folder} exists, but is not a finished pack; name another folder, or remove it") from None
     difference = plan_difference(found, plan)
     if difference is not None:
         raise UserError(f"{folder} is a pack that was made {difference}; name another folder, or remove it")
@@ -166,7 +166,7 @@ def read_finished(folder: Path, plan: Mapping[str, Any], follow: Follow) -> Pack
 
 
 def verify(store: PackStore, follow: Follow) -> None:
-    """Read every record. Raises UserError if one is not what was written; of the index, opening the store has made sure."""
+    """Read every record. Raises UserError if one has changed; the index was checked when the store was opened."""
     wrong = []
     for i in follow(range(len(store)), len(store)):
         try:
@@ -181,16 +181,16 @@ def verify(store: PackStore, follow: Follow) -> None:
 
 
 def begin_packing(task: Task, plan: Mapping[str, Any]) -> None:
-    """Write the plan, or compare it with that of the packing begun."""
+    """Write the plan, or compare it with the plan of the unfinished packing."""
     file = task.part / PLAN
     try:
         found = json.loads(file.read_bytes()) if file.is_file() else plan
         difference = plan_difference(found, plan)
-        # what could not be read at first, and can be now, is what the journal goes on from
+        # images that could not be read before, and can be now: the journal continues from the first of them
         if difference is not None and found.get("unreadable"):
             difference = plan_difference(found, plan_of(task, found["unreadable"]))
     except (ValueError, TypeError, AttributeError, IndexError):
-        difference = f"with a {PLAN} that is damaged by now"
+        difference = f"with a {PLAN} that is damaged now"
     if difference is not None:
         raise UserError(
             f"{task.part} is an unfinished packing that was begun {difference}; remove it to begin anew, or name another folder"
@@ -203,16 +203,16 @@ def begin_packing(task: Task, plan: Mapping[str, Any]) -> None:
 def damage_message(damaged: list[tuple[int, str]], part: Path) -> str:
     more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
     return (
-        f"{len(damaged)} damaged: {damaged[0][1]}{more}; mend what is damaged and remove {part}, "
-        "which stays, or add --skip-damaged to leave it out"
+        f"{len(damaged)} damaged: {damaged[0][1]}{more}; repair what is damaged and remove {part}, "
+        "which is kept, or add --skip-damaged to leave it out"
     )
 
 
 def finish_packing(task: Task, plan: Mapping[str, Any], entries: np.ndarray, damaged: list[tuple[int, str]]) -> None:
-    """Write the index and what the pack is, then let the part become the folder."""
+    """Write the index and the description of the pack, then rename the part to the folder."""
     kept = torch.from_numpy(entries["kind"] != DAMAGED)
     images, entries = task.images.select(kept.nonzero().flatten()), entries[kept.numpy()]
-    # a picture's new number is how many kept ones stand before it
+    # an image's new number is the count of kept images before it
     splits = {name: (kept.cumsum(0) - 1)[indices[kept[indices]]] for name, indices in task.splits.items()}
     content = save_index(index_of(images, splits, task.packing, entries), about_of(images, splits))
     with replacing(task.part / INDEX) as file:
@@ -232,27 +232,27 @@ def finish_packing(task: Task, plan: Mapping[str, Any], entries: np.ndarray, dam
     }
     with replacing(task.part / ABOUT) as file:
         file.write(json.dumps(about, indent=2).encode())
-    for name in (INDEX, ABOUT):  # made for this user's eyes only, as temporary files are
+    for name in (INDEX, ABOUT):  # as temporary files, they are readable by this user only
         os.chmod(task.part / name, (task.part / RECORDS).stat().st_mode)
     sync(task.part)
     os.rename(task.part, task.folder)
     sync(task.folder.parent)
-    # only now: until the folder has its name, the journal is what packing goes on from
+    # not earlier: until the folder has its name, packing continues from the journal
     tidy(task.folder)
 
 
 def tidy(folder: Path) -> None:
-    """Leave in a finished pack only what it consists of."""
+    """Remove the journal, the plan and temporary files from a finished pack."""
     for leftover in folder.iterdir():
         if leftover.name in (JOURNAL, PLAN) or leftover.suffix == ".part":
             leftover.unlink()
 
 
 def index_of(images: Images, splits: Mapping[str, Tensor], packing: Packing, entries: np.ndarray) -> dict[str, Tensor]:
-    """The tensors of the index: what reading needs, then what is known of the pictures."""
+    """The tensors of the index: what reading needs, then identities, names, labels, domains and splits."""
     changes = packing.changes()
     stamps = [images.stamp(i) for i in range(len(images))]
-    if changes is not None:  # other pixels, so another fingerprint than the source's
+    if changes is not None:  # the pixels differ, so the fingerprint must differ from the source's
         stamps = [f"{stamp}\t{changes}\t{record}" for stamp, record in zip(stamps, entries["record"], strict=True)]
     index = {
         "offsets": torch.from_numpy(np.concatenate([[0], entries["end"]]).astype(np.int64)),
@@ -273,7 +273,7 @@ def index_of(images: Images, splits: Mapping[str, Tensor], packing: Packing, ent
 
 
 def about_of(images: Images, splits: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the index says in words."""
+    """The texts of the index: names of classes, domains and splits."""
     return {
         "classes": None if images.classes is None else list(images.classes),
         "domain_names": list(images.domain_names),

@@ -1,4 +1,4 @@
-"""Pictures in arrays: `idx:` (the format of MNIST) and `npz:` (NumPy). Read whole: these sets are small."""
+"""Images in arrays: `idx:` (the format of MNIST) and `npz:` (NumPy). Read into memory as a whole, since these sets are small."""
 
 import gzip
 import re
@@ -23,7 +23,7 @@ LAYOUTS = {"NHW": (0, 1, 2), "NHWC": (0, 3, 1, 2), "NCHW": (0, 1, 2, 3)}
 
 
 def array_source(title: str, parts: Mapping[str, tuple[Tensor, Tensor | None]]) -> Source:
-    """Parts (split name to pixels [N, C, H, W] and labels [N], '' for a set without splits) as one Source.
+    """One Source from parts: split name ('' if there are no splits) to pixels [N, C, H, W] and labels [N].
 
     Class names are the labels as text. Raises UserError if counts or shapes differ, or only some parts have labels.
     """
@@ -66,7 +66,7 @@ def open_idx(path: str, split: str | None) -> Source:
 
 
 def idx_files(folder: Path, title: str) -> dict[str, Path]:
-    """The images files of a folder by split; of a file and its .gz the plain one counts."""
+    """The image files of a folder by split; if a file also exists as .gz, the uncompressed one is used."""
     files: dict[str, Path] = {}
     for file in sorted(folder.iterdir()):
         if not (match := IDX_IMAGES.fullmatch(file.name)) or file.name.startswith("."):
@@ -123,8 +123,8 @@ def open_npz(
 ) -> Source:
     """npz:FILE with x or images (y or labels) or, by split, train_images, x_test and the like.
 
-    images, labels: the keys, where they are called otherwise. layout: NHW, NHWC or NCHW, by default told from the
-    shape. Pixels are uint8 or uint16.
+    images, labels: the names of the arrays, if they have other names. layout: NHW, NHWC or NCHW; auto infers it from the shape.
+    Pixels are uint8 or uint16.
     """
     title, file = f"npz:{path}", Path(path).expanduser()
     if not file.is_file():
@@ -132,7 +132,7 @@ def open_npz(
     if layout not in ("auto", *LAYOUTS):
         raise UserError(f"{title}: layout={layout} is unknown (known: auto, {', '.join(LAYOUTS)})")
     try:
-        # opened here: np.load leaves a file open that it cannot make sense of
+        # opened here, since np.load leaves files open that it cannot read
         with open(file, "rb") as content:
             archive = np.load(content, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -142,7 +142,7 @@ def open_npz(
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, UserError):
             raise
-        # of anything but an archive numpy says that it may be a pickle, to be loaded if trusted: bad advice
+        # for a file that is no archive, numpy suggests loading it as a pickle if it is trusted, which is bad advice
         reason = error if zipfile.is_zipfile(file) else "it is no .npz file"
         raise UserError(
             f"{title}: cannot be read ({reason}); expected arrays of numbers saved by numpy.savez"
@@ -157,7 +157,7 @@ def open_npz(
 def npz_keys(
     keys: Iterable[str], images: str | None, labels: str | None, title: str
 ) -> dict[str, tuple[str, str | None]]:
-    """Split name ('' for none) to the keys of its pictures and labels."""
+    """Split name ('' for none) to the names of its arrays of images and labels."""
     listed = list(keys)
     for key in (images, labels):
         if key is not None and key not in listed:
@@ -173,22 +173,22 @@ def npz_keys(
             if len(rest) == 1 and rest[0] in known:
                 if name in found[role]:
                     raise UserError(
-                        f"{title}: both {found[role][name]} and {key} may be its {role}s; say ?images=KEY&labels=KEY"
+                        f"{title}: both {found[role][name]} and {key} may be its {role}s; add ?images=KEY&labels=KEY"
                     )
                 found[role][name] = key
     if not found["image"]:
         raise UserError(
-            f"{title}: which of its arrays are the pictures? (it has: {', '.join(listed)}); say ?images=KEY&labels=KEY"
+            f"{title}: no array is called like images (it has: {', '.join(listed)}); add ?images=KEY&labels=KEY"
         )
     if "" in found["image"] and len(found["image"]) > 1:
         raise UserError(
-            f"{title}: it has pictures with and without a split ({', '.join(found['image'].values())}); say ?images=KEY"
+            f"{title}: it has pictures with and without a split ({', '.join(found['image'].values())}); add ?images=KEY"
         )
     return {name: (key, labels or found["label"].get(name)) for name, key in found["image"].items()}
 
 
 def as_nchw(array: np.ndarray, layout: str, where: str) -> Tensor:
-    """uint8 or uint16 [N, C, H, W] from any of LAYOUTS. UserError for other types, or if the layout is open."""
+    """uint8 or uint16 [N, C, H, W] from any of LAYOUTS. Raises UserError for other dtypes, or if the layout is ambiguous."""
     if array.dtype not in (np.dtype(np.uint8), np.dtype(np.uint16)):
         raise UserError(
             f"{where} holds {array.dtype}; expected uint8 or uint16; save for example (255 * x).round().astype('uint8')"
@@ -197,7 +197,7 @@ def as_nchw(array: np.ndarray, layout: str, where: str) -> Tensor:
         few_first, few_last = (array.ndim == 4 and array.shape[axis] <= 4 for axis in (1, -1))
         if array.ndim not in (3, 4) or (array.ndim == 4 and few_first == few_last):
             raise UserError(
-                f"{where} has the shape {list(array.shape)}: where are its channels? Say ?layout=NCHW or ?layout=NHWC"
+                f"{where} has the shape {list(array.shape)}: the axis of the channels is ambiguous; add ?layout=NCHW or ?layout=NHWC"
             )
         layout = "NHW" if array.ndim == 3 else "NCHW" if few_first else "NHWC"
     if array.ndim != len(layout):
@@ -211,5 +211,7 @@ def as_labels(array: np.ndarray, where: str) -> Tensor:
     """int64 [N] from whole numbers [N] or [N, 1]."""
     flat = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
     if flat.ndim != 1 or not np.issubdtype(flat.dtype, np.integer):
-        raise UserError(f"{where} holds {array.dtype} {list(array.shape)}; expected one whole number a picture, [N]")
+        raise UserError(
+            f"{where} holds {array.dtype} {list(array.shape)}; expected one whole number for each picture, [N]"
+        )
     return torch.from_numpy(flat.astype(np.int64))

@@ -1,8 +1,8 @@
 """Two domains of real digits that need no download: scikit-learn's 1,797 scans, and the same blended into photographs.
 
 `digits-m` is the recipe of MNIST-M (Ganin & Lempitsky 2015, arXiv:1409.7495, section 4): |digit - colour patch|. The
-patches come from the two photographs that ship with scikit-learn. A blend keeps the identity of its digit, so no split
-can put a digit on one side and its blend on the other.
+patches come from the two photographs that ship with scikit-learn. A blend has the identity of its digit, so no split
+separates a digit from its blends.
 """
 
 import functools
@@ -20,8 +20,8 @@ from ...errors import UserError
 from ..store import ArrayStore, Scale, Source, Uniform, sha256_key
 
 PHOTOGRAPHS = ("china.jpg", "flower.jpg")
-# The column at which each photograph is cut into a test and a training region: through the middle of the temple and of the flower,
-# so that neither region is the easy one (cut in the middle, all of the temple and none of the lake fell to one side).
+# The column that divides each photograph into a test and a training region: through the middle of the temple and of the flower, so
+# that neither region is easier (at the middle of the image, one side would have all of the temple and none of the lake).
 CUTS = (208, 308)
 CLASSES = tuple("0123456789")
 
@@ -60,7 +60,7 @@ def enlarged(size: int) -> Tensor:
 
 
 class DigitStore(ArrayStore):
-    """The plain digits at one size; identities are those of the 8x8 scans, the same at every size."""
+    """The plain digits at one size. Identities are those of the 8x8 scans, so they are equal at every size."""
 
     def __init__(self, size: int) -> None:
         super().__init__(enlarged(size)[:, None], "digits")
@@ -72,7 +72,7 @@ class DigitStore(ArrayStore):
 
 
 class BlendStore:
-    """`blends` blends of every digit, made when they are asked for; item digit * blends + b."""
+    """`blends` blends of every digit, made on demand; blend b of a digit is item digit * blends + b."""
 
     def __init__(self, size: int, region: str, blends: int, patch: tuple[int, int], seed: int) -> None:
         self.size, self.region, self.blends, self.patch, self.seed = size, region, blends, patch, seed
@@ -82,7 +82,7 @@ class BlendStore:
         self.side = patch[0] + draws.integers("side", patch[1] - patch[0] + 1)
         bounds = torch.tensor([patch_region(region, k) for k in range(len(PHOTOGRAPHS))])[self.photograph]
         left, right, height = bounds.unbind(1)
-        # floor(u * choices), u < 1: each corner that keeps the patch inside the region is as likely as any other
+        # floor(u * choices), u < 1: uniform over all corners that keep the patch inside the region
         self.x = left + (draws.uniform("x").double() * (right - left - self.side + 1)).long()
         self.y = (draws.uniform("y").double() * (height - self.side + 1)).long()
         self._made: Tensor | None = None
@@ -99,7 +99,7 @@ class BlendStore:
     def read(self, i: int) -> Tensor:
         """uint8 [3, size, size]: |digit - patch|."""
         photograph, left, top, right, bottom = self.box(i)
-        # cut before resizing: a resize with a box would let the filter see pixels of the other region
+        # cut before resizing: resizing with a box would let the filter read pixels of the other region
         patch = Image.fromarray(_photographs()[photograph][top:bottom, left:right])
         patch = np.asarray(patch.resize((self.size, self.size), Image.Resampling.BILINEAR)).astype(np.int16)
         digit = enlarged(self.size)[i // self.blends].numpy().astype(np.int16)
@@ -135,9 +135,9 @@ class BlendStore:
         return Uniform((3, self.size, self.size), torch.uint8)
 
     def rows(self, indices: Tensor) -> Tensor:
-        """Every blend is made once and kept: a training run asks for each of them in every epoch."""
+        """Every blend is made once and kept, since training reads it in every epoch."""
         if self._made is None:
-            # memory is taken only as rows are written
+            # the system allocates memory only when rows are written
             self._made = torch.empty(len(self), 3, self.size, self.size, dtype=torch.uint8)
             self._ready = torch.zeros(len(self), dtype=torch.bool)
         for i in indices[~self._ready[indices]].tolist():
@@ -161,9 +161,9 @@ def photographs_hash() -> str:
 
 
 def patch_region(region: str, photograph: int) -> tuple[int, int, int]:
-    """(left, right, height) of the part of a photograph that patches may touch, in pixels; right is exclusive.
+    """(left, right, height) of the region of a photograph that patches come from, in pixels; right is exclusive.
 
-    `test` is what lies left of the photograph's cut and `train` the rest, so a test patch shares no pixel with a training patch.
+    `test` is the part left of the photograph's cut and `train` the rest, so test and training patches share no pixel.
     """
     height, width = _photographs()[photograph].shape[:2]
     cut = CUTS[photograph]
@@ -180,7 +180,7 @@ def open_digits(*, size: int = 32) -> Source:
 def open_digits_m(
     *, size: int = 32, region: str = "all", blends: int = 1, patch: str = "32-160", seed: int = 0
 ) -> Source:
-    """sklearn:digits-m; patch: the range of the square patches' side, in pixels of the photograph, ends included."""
+    """sklearn:digits-m. patch: range of the side of the square patches, in pixels of the photograph, both ends included."""
     _check_size(size)
     if region not in ("all", "train", "test"):
         raise UserError(f"sklearn:digits-m: region={region} is unknown (known: all, train, test)")

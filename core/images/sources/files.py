@@ -1,7 +1,7 @@
-"""Pictures in files: the store that folders, lists and archives share, and `folder:`.
+"""Images in files: `folder:`, and the store that folders, lists and archives share.
 
-Names live in one block of bytes instead of a list of strings: the reference counts of a million strings would copy them
-page by page into every worker.
+Names are kept in one block of bytes instead of a list of strings: updating the reference counts of a million strings would copy
+their memory, page by page, into every forked worker.
 """
 
 import os
@@ -33,7 +33,7 @@ class Names:
 
     @classmethod
     def of_block(cls, block: bytes, ends: np.ndarray) -> "Names":
-        """Names out of one block of bytes; ends: int64 [N + 1], name i is block[ends[i] : ends[i + 1]]."""
+        """Names from one block of bytes. ends: int64 [N + 1]; name i is block[ends[i] : ends[i + 1]]."""
         names = cls(())
         names.block, names.ends = block, ends
         return names
@@ -46,12 +46,12 @@ class Names:
 
 
 def printable(path: str) -> str:
-    """A path that any terminal takes: bytes that are no UTF-8 are shown as escapes."""
+    """A path that any terminal can print: bytes that are not UTF-8 become escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 class FileStore:
-    """Picture files under `root`, by relative names with '/'. stamps: int64 [N, 3], what `file_stamp` says of each."""
+    """Image files under `root`, by relative names with '/'. stamps: int64 [N, 3], the `file_stamp` of each file."""
 
     kind = "folder"
 
@@ -69,7 +69,7 @@ class FileStore:
             return file.read()
 
     def where(self, i: int) -> str:
-        """The file as an error names it."""
+        """The file's name in errors."""
         return printable(os.path.join(self.root, self.names[i]))
 
     def name(self, i: int) -> str:
@@ -88,8 +88,8 @@ class FileStore:
         return decode_scaled(self.encoded(i), self.where(i), scale)
 
     def encoded(self, i: int) -> bytes | bytearray:
-        # What had no bytes when identities were taken has a made-up one, which may stand on the wrong side of a split: it stays
-        # damaged for as long as this store lives.
+        # A file that could not be read for its identity has a substitute identity, which may be on the wrong side of a split: so
+        # it counts as damaged as long as this store exists.
         if i in self._unreadable:
             raise DamagedImage(self._unreadable[i])
         try:
@@ -105,7 +105,7 @@ class FileStore:
         return int(self.stamps[i, 0])
 
     def identity(self) -> str:
-        """What the remembered hashes depend on: every path, size and time of change."""
+        """The name of the cached hashes, which depend on every path, size and time of change."""
         listed = [self.names[i] for i in range(len(self))]
         return entry_name(self.kind, os.path.abspath(self.root), listed, self.stamps.tolist())
 
@@ -115,7 +115,7 @@ class FileStore:
             remembered = recall("keys", name)
             if remembered is None or len(remembered) != 8 * count:
                 remembered = self.hashed().astype("<i8").tobytes()
-                if not self._unreadable:  # or the next run would not look whether they can be read again
+                if not self._unreadable:  # otherwise the next run would not try to read them again
                     remember("keys", name, remembered, int(self.stamps[:, 1:].max(initial=0)))
             self._keys = torch.from_numpy(np.frombuffer(remembered, dtype="<i8").astype(np.int64))
         return self._keys
@@ -125,7 +125,7 @@ class FileStore:
         return self._unreadable
 
     def hashed(self) -> np.ndarray:
-        """int64 [N]: the keys, from the files themselves; that of a file that cannot be read from its name and size."""
+        """int64 [N]: the keys, hashed from the files; from name and size if a file cannot be read."""
         unreadable: dict[int, str] = {}
 
         def key(i: int) -> int:
@@ -138,7 +138,7 @@ class FileStore:
         def chunk(start: int) -> list[int]:
             return [key(i) for i in range(start, min(start + HASHING_CHUNK, len(self)))]
 
-        # hashlib and read let go of the interpreter's lock, so threads do work at once
+        # hashlib and read release the GIL, so threads run in parallel
         with ThreadPoolExecutor(HASHING_THREADS) as threads:
             chunks = list(threads.map(chunk, range(0, len(self), HASHING_CHUNK)))
         self._unreadable = unreadable
@@ -155,7 +155,7 @@ class FileStore:
 
 
 def open_folder(path: str, split: str | None, *, under: str = "", labels: str = "folders") -> Source:
-    """folder:PATH. `under` is a folder inside PATH to stay in; `labels=none` takes no notice of class folders."""
+    """folder:PATH. under: use only this folder inside PATH. labels: folders, or none to ignore class folders."""
     title, root = f"folder:{path}", Path(path).expanduser() / under
     if not root.exists():
         raise UserError(f"{title}: there is no folder {printable(str(root))}; check the path")
@@ -168,19 +168,21 @@ def open_folder(path: str, split: str | None, *, under: str = "", labels: str = 
 
 
 def stamps_of(root: str, names: Iterable[str], title: str) -> np.ndarray:
-    """int64 [N, 3]: size and times of every file. Raises UserError that names the first one missing."""
+    """int64 [N, 3]: size and times of every file. Raises UserError, naming the first file that is missing."""
     stamps = []
     for name in names:
         try:
             stamps.append(file_stamp(os.path.join(root, name)))
         except OSError as error:
             file = printable(os.path.join(root, name))
-            raise UserError(f"{title}: {file} cannot be opened ({error.strerror}); restore it or take it out") from None
+            raise UserError(
+                f"{title}: {file} cannot be opened ({error.strerror}); restore it, or remove it from the set"
+            ) from None
     return np.array(stamps, dtype=np.int64).reshape(-1, 3)
 
 
 def pictures_below(root: str) -> Iterable[str]:
-    """Relative paths of all picture files, any depth; links are followed, each folder once, so loops end."""
+    """Relative paths of all image files at any depth. Links are followed, but each folder is visited once, so loops end."""
 
     def unreadable(error: OSError) -> None:
         raise UserError(f"{printable(str(error.filename))}: cannot be listed ({error.strerror}); check its permissions")
@@ -192,19 +194,19 @@ def pictures_below(root: str) -> Iterable[str]:
             below.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        # sorted, so that of two links to one folder always the same one is followed
+        # sorted, so that if two links lead to one folder, always the same one is followed
         below[:] = sorted(name for name in below if is_visible(name))
         inner = os.path.relpath(folder, root).replace(os.sep, "/")
         yield from (file if inner == "." else f"{inner}/{file}" for file in files if is_picture(file))
 
 
 def is_visible(path: str) -> bool:
-    """Whether no part of a relative path is hidden or macOS's own."""
+    """Whether no part of a relative path is hidden or macOS metadata."""
     return not any(part.startswith((".", "__MACOSX")) for part in path.split("/") if part != ".")
 
 
 class Layout(NamedTuple):
-    """What folders mean. names: sorted, relative to prefix. classes: the class of each picture, None if unlabelled."""
+    """The meaning of a set's folders. names: sorted, relative to prefix. classes: the class of each image; None if unlabelled."""
 
     prefix: str
     names: list[str]
@@ -218,11 +220,11 @@ class Layout(NamedTuple):
 
 
 def arrange(paths: Iterable[str], labels: str, title: str, place: str) -> Layout:
-    """Read the layout of relative picture paths, the same for folders and archives.
+    """Infer splits and classes from relative image paths, in the same way for folders and archives.
 
-    Folders that hold nothing but one folder are passed through. If all top-level folders are called like splits, they
-    are the splits. Below that the first folder is the class, at any depth; pictures without folders are unlabelled.
-    Raises UserError if there are no pictures, or some lie beside the class folders.
+    A folder that contains nothing but one folder is skipped. If all top-level folders have names of splits, they are the splits.
+    Below them the first folder is the class, at any depth; images without folders are unlabelled. Raises UserError if there are
+    no images, or if some are outside the class folders.
     """
     if labels not in ("folders", "none"):
         raise UserError(f"{title}: labels={labels} is unknown (known: folders, none)")

@@ -1,4 +1,4 @@
-"""`list:` and `csv:`: pictures named one by one in a text file."""
+"""`list:` and `csv:`: images listed in a text file."""
 
 import csv
 import os
@@ -14,7 +14,7 @@ from .files import FileStore, printable, stamps_of
 
 
 def open_list(path: str, split: str | None, *, root: str | None = None) -> Source:
-    """list:FILE with lines `PATH LABEL` (a tab or the last space between) or `PATH`; empty lines are skipped.
+    """list:FILE with lines `PATH LABEL` (separated by a tab, or by the last space) or `PATH`; empty lines are skipped.
 
     Paths are relative to `root`, by default the folder of the list.
     """
@@ -33,7 +33,7 @@ def open_list(path: str, split: str | None, *, root: str | None = None) -> Sourc
 
 
 def split_line(line: str) -> tuple[str, str | None]:
-    """(path, label or None). A path may hold spaces: what ends like a picture's name as a whole is a path alone."""
+    """(path, label or None). A path may contain spaces: a line that ends with an image's extension is a path without label."""
     if "\t" in line:
         name, _, label = line.rpartition("\t")
         return name.strip(), label.strip()
@@ -52,7 +52,7 @@ def open_csv(
     label: str | None = None,
     domain: str | None = None,
 ) -> Source:
-    """csv:FILE with a header: columns path[,label[,domain]], or those that the options name; tabs in a .tsv."""
+    """csv:FILE with a header: columns path[,label[,domain]], or the columns that the options name; a .tsv is separated by tabs."""
     title, table = f"csv:{file}", existing_file(file, "csv")
     rows = csv.reader(read_lines(table, title), delimiter="\t" if table.suffix == ".tsv" else ",", strict=True)
     try:
@@ -99,7 +99,7 @@ def existing_file(path: str, scheme: str) -> Path:
 
 def read_lines(file: Path, title: str) -> list[str]:
     try:
-        # not splitlines: a file's name may hold a form feed or another sign that Unicode counts as the end of a line
+        # not splitlines: a file name may contain a form feed or another character that Unicode counts as a line break
         return [line.removesuffix("\r") for line in file.read_text(encoding="utf-8-sig").split("\n")]
     except OSError as error:
         raise UserError(f"{title}: cannot be read ({error.strerror}); check its permissions") from None
@@ -108,7 +108,7 @@ def read_lines(file: Path, title: str) -> list[str]:
 
 
 def source_of_names(title: str, root: str | None, file: Path, names: Sequence[str], labels: Sequence[str]) -> Source:
-    """The pictures `names` under `root`, with their labels if there are any."""
+    """The images `names` under `root`, with their labels if there are any."""
     if not names:
         raise UserError(f"{title}: no pictures are named in {printable(str(file))}; expected one a line")
     if "" in names:

@@ -1,4 +1,4 @@
-"""Names of the archives that a set is cut into, by a pattern."""
+"""Expands patterns that name the several archives (shards) of one set."""
 
 import glob
 import itertools
@@ -11,9 +11,9 @@ from .files import printable
 
 
 def archives_of(path: str, title: str) -> list[Path]:
-    """The archive at `path`, or all that its pattern names: {000..127} and {a,b} as a shell expands them, * and [..] too.
+    """The archive at `path`, or all archives that its pattern names: {000..127}, {a,b}, * and [..], as in a shell.
 
-    Raises UserError where one of them is not there.
+    Raises UserError if one of them is missing.
     """
     whole = Path(path).expanduser()
     if whole.exists() or not is_pattern(path):
@@ -31,7 +31,7 @@ def archives_of(path: str, title: str) -> list[Path]:
             f"{title}: {len(missing)} of its {len(found)} archives are not there ({printable(missing[0])}); fetch them"
         )
     if len(set(found)) < len(found):
-        raise UserError(f"{title}: it names an archive twice, whose pictures would count double")
+        raise UserError(f"{title}: it names an archive twice, so its pictures would count double")
     return [Path(one) for one in found]
 
 
@@ -47,7 +47,7 @@ def existing_archive(archive: Path, path: str, title: str) -> Path:
 
 
 def braces(pattern: str) -> list[str]:
-    """All names that {000..127} (with leading zeros as in the first number) and {a,b} stand for, in that order."""
+    """All names that a pattern with {000..127} (leading zeros as in the first number) and {a,b} stands for, in order."""
     parts: list[list[str]] = []
     for text, inside in re.findall(r"([^{}]+)|\{([^{}]*)\}", pattern):
         if text:
@@ -62,6 +62,6 @@ def braces(pattern: str) -> list[str]:
 
 
 def pattern_name(path: str) -> str:
-    """What the pictures of a pattern go by: `a/train-{00..99}.tar` is train, and `a/*.tar` is a."""
+    """The domain name of a pattern's images: train for `a/train-{00..99}.tar`, a for `a/*.tar`."""
     start = re.split(r"[*\[{]", Path(path).name)[0].rstrip("-_.")
     return start or Path(path).absolute().parent.name or path

@@ -1,6 +1,6 @@
-"""`tar:`: pictures read in place out of archives, through indices of offsets that are made once.
+"""`tar:`: images read directly from archives, by an index of offsets that is made once.
 
-A compressed archive has no random access, so it is unpacked (to one .tar, not to files) into the cache, once.
+A compressed archive has no random access, so it is decompressed once (to a .tar, not to files) into the cache.
 """
 
 import bz2
@@ -36,14 +36,14 @@ COMPRESSIONS: dict[bytes, Callable[[str], Any]] = {b"\x1f\x8b": gzip.open, b"BZh
 INDEXING_THREADS = 8
 
 SIDECAR, SIDECAR_BYTES = ".cls", 32
-"""A member that holds the class of the picture beside it as a whole number in text, and how much of it is read."""
+"""A member that holds the class of the image beside it, a whole number as text; and how many bytes of it are read."""
 
 
 class TarStore(FileStore):
-    """Members of one or several archives: picture i lies at offsets[i] (bytes) of archives[shard[i]], int64 [N] each.
+    """Members of one or several archives: image i starts at byte offsets[i] of archives[shard[i]]; shard, offsets: int64 [N].
 
-    The names are those of the members, relative to a folder that all share. shown: the archives as errors name them, by
-    default as they are called; those that are read can be uncompressed copies.
+    names: the members' names, relative to a folder that all share. shown: the archives' names in errors, since `archives` can be
+    uncompressed copies in the cache.
     """
 
     kind = "tar"
@@ -76,14 +76,14 @@ class TarStore(FileStore):
         return entry_name(super().identity(), self.offsets.tolist(), *several)
 
     def layout(self, indices: Tensor) -> Tensor:
-        """Offsets in the archives laid end to end."""
+        """Offsets in the concatenated archives."""
         starts = np.cumsum([0, *(os.stat(archive).st_size for archive in self.archives)])
         chosen = indices.numpy()
         return torch.from_numpy(starts[self.shard[chosen]] + self.offsets[chosen])
 
 
 class TarMember(NamedTuple):
-    """A picture in archive number `shard`: name, offset and size in bytes, and what WebDataset says of its class."""
+    """An image in archive number `shard`: name, offset and size in bytes, and its class in WebDataset's sidecar file."""
 
     name: str
     shard: int
@@ -93,17 +93,17 @@ class TarMember(NamedTuple):
 
 
 class TarContents(NamedTuple):
-    """What an archive holds. pictures: name to (offset, size) in bytes. labels: sample to the text of its sidecar."""
+    """The contents of an archive. pictures: name to (offset, size) in bytes. labels: sample to the text of its sidecar."""
 
     pictures: dict[str, tuple[int, int]]
     labels: dict[str, str]
 
 
 def open_tar(path: str, split: str | None, *, under: str = "", labels: str = "folders") -> Source:
-    """tar:PATH (.tar, .tar.gz, .tar.bz2, .tar.xz), or tar:PATTERN of several archives that make up one set.
+    """tar:PATH (.tar, .tar.gz, .tar.bz2, .tar.xz), or tar:PATTERN for several archives that form one set.
 
-    `under` is a folder inside to stay in; otherwise like `folder:`, and labels beside the pictures (.cls, as WebDataset
-    writes them) count before those of folders.
+    under: use only this folder inside. Otherwise like `folder:`, but labels beside the images (.cls, as WebDataset writes them) take
+    precedence over class folders.
     """
     title, archives = f"tar:{path}", archives_of(path, f"tar:{path}")
     file_stamps = [file_stamp(archive) for archive in archives]
@@ -131,7 +131,7 @@ def open_tar(path: str, split: str | None, *, under: str = "", labels: str = "fo
 
 
 def members_below(inside: str, indices: Sequence[TarContents]) -> list[TarMember]:
-    """The visible pictures of the folder `inside` by name, of one name by archive: the order in which `arrange` puts them."""
+    """The visible images of the folder `inside`, sorted by name, then by archive, which is the order of `arrange`."""
     members = [
         TarMember(name[len(inside) :], shard, *span, found.labels.get(sample_of(name)))
         for shard, found in enumerate(indices)
@@ -142,15 +142,15 @@ def members_below(inside: str, indices: Sequence[TarContents]) -> list[TarMember
 
 
 def sample_of(name: str) -> str:
-    """What WebDataset calls a key: members that belong together share their name up to its last part's first dot."""
+    """WebDataset's key: members of one sample have the same name up to the first dot of its last part."""
     folder, slash, last = name.rpartition("/")
     return folder + slash + last.partition(".")[0]
 
 
 def sidecar_labels(members: Sequence[TarMember], title: str) -> list[str] | None:
-    """The class that a sidecar gives each picture; None where there are no sidecars.
+    """The class in each image's sidecar; None if there are no sidecars.
 
-    Raises UserError where only some pictures have one, or a class is not a whole number.
+    Raises UserError if only some images have a sidecar, or if a class is not a whole number.
     """
     without = [member for member in members if member.label is None]
     if len(without) == len(members):
@@ -164,14 +164,14 @@ def sidecar_labels(members: Sequence[TarMember], title: str) -> list[str] | None
     for label, member in zip(labels, members, strict=True):
         if not re.fullmatch("-?[0-9]+", label):
             raise UserError(
-                f"{title}: the {SIDECAR} beside {printable(member.name)} says {label!r}, which is no whole number; "
+                f"{title}: the {SIDECAR} beside {printable(member.name)} says {label!r}, which is not a whole number; "
                 "mend it, or add ?labels=none"
             )
     return labels
 
 
 def unpack(archive: Path, stamp: tuple[int, int, int], title: str) -> Path:
-    """The archive itself, or its uncompressed copy in the cache."""
+    """The archive itself if it is uncompressed, else its uncompressed copy in the cache."""
     try:
         with open(archive, "rb") as file:
             start = file.read(6)
@@ -201,7 +201,7 @@ def unpack(archive: Path, stamp: tuple[int, int, int], title: str) -> Path:
 
 
 def read_index(unpacked: Path, archive: Path, stamp: tuple[int, int, int], title: str) -> TarContents:
-    """What an archive holds; from the cache if it is as it was."""
+    """The contents of an archive; from the cache if the archive is unchanged."""
     name = entry_name(os.path.abspath(archive), stamp, "labels")
     remembered = recall("indices", name)
     if remembered is not None:
@@ -217,7 +217,7 @@ def read_index(unpacked: Path, archive: Path, stamp: tuple[int, int, int], title
 
 
 def scan_headers(unpacked: Path, title: str) -> TarContents:
-    """Read the headers of an archive. Of several members of one name the last counts, as when unpacking."""
+    """Read the headers of an archive. If several members have one name, the last one counts, as in unpacking."""
     total = unpacked.stat().st_size
     spans: dict[str, tuple[int, int]] = {}
     labels: dict[str, str] = {}
@@ -225,7 +225,7 @@ def scan_headers(unpacked: Path, title: str) -> TarContents:
         with tarfile.open(unpacked, "r:") as archive:
             for member in archive:
                 name = os.path.normpath(member.name).replace(os.sep, "/").lstrip("/")
-                if member.islnk():  # a second name of an earlier member
+                if member.islnk():  # another name of an earlier member
                     target = os.path.normpath(member.linkname).replace(os.sep, "/").lstrip("/")
                     if is_picture(name) and target in spans:
                         spans[name] = spans[target]
@@ -235,7 +235,7 @@ def scan_headers(unpacked: Path, title: str) -> TarContents:
                         raise UserError(f"{title}: the archive is cut short in {printable(name)}; fetch it again")
                 elif member.isreg() and name.endswith(SIDECAR) and (content := archive.extractfile(member)):
                     labels[sample_of(name)] = content.read(SIDECAR_BYTES).decode("utf-8", "replace").strip()
-                # tarfile keeps every header it has seen; a million of them would stay in memory
+                # tarfile keeps every header in memory, which is too much for a million members
                 archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
     except tarfile.TarError as error:
         raise UserError(

@@ -1,6 +1,6 @@
-"""`torchvision:NAME?root=DIR`: the sets that torchvision knows how to find (and, if asked, to download).
+"""`torchvision:NAME?root=DIR`: sets that torchvision can find, and download with `download=true`.
 
-Only sets whose pictures are one array or one file each are here: their bytes give the identities that splits need.
+Only sets stored as one array or as one file for each image are supported: splits need the identities that come from their bytes.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ TRAIN = {"train": {"train": True}, "test": {"train": False}}
 
 
 def named(*splits: str) -> dict[str, dict[str, Any]]:
-    """Splits that the constructor knows by name."""
+    """Splits that the constructor takes by name."""
     return {split: {"split": split} for split in splits}
 
 
@@ -47,7 +47,7 @@ TORCHVISION_SETS: dict[str, Mapping[str, Mapping[str, Any]]] = {
 
 
 def open_torchvision(name: str, split: str | None, *, root: str, download: bool = False) -> Source:
-    """torchvision:NAME under `root`; without `download=true` nothing is fetched. Only the split asked for is loaded."""
+    """torchvision:NAME under `root`; nothing is downloaded without `download=true`. Only the requested split is loaded."""
     title = f"torchvision:{name}"
     if name not in TORCHVISION_SETS:
         raise UserError(f"{title}: unknown set{suggestion(name, TORCHVISION_SETS)}")
@@ -86,7 +86,7 @@ def from_arrays(title: str, opened: Mapping[str, Any]) -> Source:
     names = getattr(next(iter(opened.values())), "classes", None)
     if source.classes is None or names is None:
         return source
-    # "0 - zero" is the class "0" of every other set of digits, and classes meet by name
+    # "0 - zero" becomes "0", as in the other digit sets, since unions merge classes by name
     classes = tuple(names[int(number)].partition(" - ")[0] for number in source.classes)
     return Source(source.store, source.labels, classes, source.splits)
 

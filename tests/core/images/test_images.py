@@ -225,8 +225,8 @@ def test_images_pickle_without_open_files(tmp_path: Path) -> None:
     [
         ("fodler:x", "did you mean folder?"),
         ("pictures", "it has no scheme; write for example folder:pictures"),
-        ("folder:", "nothing stands after"),
-        ("folder:x?", "no option stands after"),
+        ("folder:", "the path is missing after"),
+        ("folder:x?", "no option is given after"),
         ("folder:x?under", "'under' is not an option"),
         ("folder:x?udner=y", "did you mean under?"),
         ("folder:/no/such/place", "there is no folder /no/such/place; check the path"),

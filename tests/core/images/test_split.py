@@ -144,14 +144,14 @@ def test_natural_splits_are_named_never_guessed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fragment", "sentence"),
     [
-        ("#", "no split stands after '#'"),
+        ("#", "no split is given after '#'"),
         ("#val", r"no split val \(it has: train, test, all\)"),
         ("#[:80", "is not a split"),
         ("#[80]", "'80' is not understood"),
         ("#[:80%,sed=1]", "'sed=1' is not understood"),
         ("#[:50%,50%:]", "two slices"),
         ("#[seed=1]", "no slice"),
-        ("#[:120%]", "more than everything"),
+        ("#[:120%]", "more than 100 %"),
         ("#[50%:50%]", "no picture is left"),
     ],
 )
@@ -163,7 +163,7 @@ def test_mistakes_are_one_sentence(fragment: str, sentence: str) -> None:
 
 def test_labels_cannot_shape_an_unlabelled_split(tmp_path: Path) -> None:
     uri = npz(tmp_path / "x.npz", [0, 1] * 10)
-    with pytest.raises(UserError, match="serve as unlabelled"):
+    with pytest.raises(UserError, match="are used as unlabelled"):
         open_images(f"{uri}#[:50%,stratify]", role="unlabelled")
     unlabelled = open_images(uri, role="unlabelled")
     assert unlabelled.labels is None

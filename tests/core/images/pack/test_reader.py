@@ -363,7 +363,7 @@ def test_every_flipped_bit_is_seen(tmp_path: Path) -> None:
             content = bytearray(good[INDEX])
             content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
             (tmp_path / name / INDEX).write_bytes(content)
-            with pytest.raises(UserError, match=r"index\.safetensors is not the file that was written"):
+            with pytest.raises(UserError, match=r"index\.safetensors has changed since packing"):
                 open_images(f"pack:{tmp_path}/{name}")
         (tmp_path / name / INDEX).write_bytes(good[INDEX])
         for at in range(0, len(good[ABOUT]), 7):
@@ -382,7 +382,7 @@ def test_missing_and_shortened_files_are_one_sentence(tmp_path: Path, sets: dict
     good = contents(tmp_path / "out")
     opened = open_images(f"pack:{tmp_path}/out")
     (tmp_path / "out" / RECORDS).write_bytes(good[RECORDS][:-1])
-    with pytest.raises(UserError, match=r"records\.bin has 3839 bytes, and the index tells of 3840"):
+    with pytest.raises(UserError, match=r"records\.bin has 3839 bytes, but the index expects 3840"):
         open_images(f"pack:{tmp_path}/out")
     with pytest.raises(DamagedImage, match=r"digits\[.*cannot be read .*ends 1 bytes too early"):
         opened.read(19)
@@ -392,7 +392,7 @@ def test_missing_and_shortened_files_are_one_sentence(tmp_path: Path, sets: dict
             open_images(f"pack:{tmp_path}/out")
     about = json.loads(good[ABOUT])
     (tmp_path / "out" / ABOUT).write_text(json.dumps({**about, "format": "rootstock pack 9"}))
-    with pytest.raises(UserError, match=r"it is a 'rootstock pack 9', and this program reads 'rootstock pack 1'"):
+    with pytest.raises(UserError, match=r"its format is 'rootstock pack 9', but this program reads 'rootstock pack 1'"):
         open_images(f"pack:{tmp_path}/out")
 
 
@@ -420,7 +420,7 @@ def test_other_sets_and_options_are_refused(
         packed(f"folder:{folder}", out)
     with pytest.raises(UserError, match="is a pack that was made from other pictures"):
         packed(sets["folder"], out, RAW)
-    with pytest.raises(UserError, match="exists and is no finished pack"):
+    with pytest.raises(UserError, match="exists, but is not a finished pack"):
         packed(f"folder:{folder}", folder)
     assert packed(f"folder:{folder}", out, RAW).resumed == 2
     assert not part.exists()
@@ -432,7 +432,9 @@ def test_damaged_pictures_are_refused_or_left_out_and_counted(tmp_path: Path) ->
     for name in ("train/a/1.png", "test/b/0.png"):
         (folder / name).write_bytes((folder / name).read_bytes()[:50])
     for _ in range(2):  # the second time the journal knows of them
-        with pytest.raises(UserError, match=r"2 damaged: .*test/b/0\.png.* and 1 more; mend .* or add --skip-damaged"):
+        with pytest.raises(
+            UserError, match=r"2 damaged: .*test/b/0\.png.* and 1 more; repair .* or add --skip-damaged"
+        ):
             packed(f"folder:{folder}", out)
     result = packed(f"folder:{folder}", out, skip=True)
     assert (result.pictures, [i for i, _ in result.damaged], result.resumed) == (6, [2, 5], 8)

@@ -119,7 +119,7 @@ def test_a_damaged_plan_is_a_sentence(
     killed_at_write(monkeypatch, 2, f"folder:{folder}", tmp_path / "out")
     (tmp_path / "out.part" / PLAN).write_bytes(content)
     with pytest.raises(
-        UserError, match=r"out\.part is an unfinished packing .*plan\.json that is damaged by now; remove it"
+        UserError, match=r"out\.part is an unfinished packing .*plan\.json that is damaged now; remove it"
     ):
         packed(f"folder:{folder}", tmp_path / "out")
 
@@ -140,7 +140,7 @@ def test_an_error_that_passes_leaves_no_trace(
     with monkeypatch.context() as patched:
         patched.setattr(journal, "record_of", failing)
         with pytest.raises(
-            UserError, match=r"^3 damaged: .*a/2\.png.* and 2 more; mend .*out\.part, which stays, or add"
+            UserError, match=r"^3 damaged: .*a/2\.png.* and 2 more; repair .*out\.part, which is kept, or add"
         ):
             packed(uri, out)
     result = packed(uri, out, skip=True)
@@ -202,8 +202,8 @@ def test_a_damaged_pack_is_not_packed_already(tmp_path: Path, folder: Path, pack
         (RECORDS, flipped(RECORDS, 0), r"1 of its 12 records are damaged, the first is that of a/0\.png"),
         (RECORDS, flipped(RECORDS, size - 1), r"1 of its 12 records are damaged, the first is that of b/5\.png"),
         (RECORDS, bytes(size), r"12 of its 12 records are damaged"),
-        (RECORDS, good[RECORDS][:-1], rf"records\.bin has {size - 1} bytes, and the index tells of {size}"),
-        (INDEX, flipped(INDEX, len(good[INDEX]) // 2), r"index\.safetensors is not the file that was written"),
+        (RECORDS, good[RECORDS][:-1], rf"records\.bin has {size - 1} bytes, but the index expects {size}"),
+        (INDEX, flipped(INDEX, len(good[INDEX]) // 2), r"index\.safetensors has changed since packing"),
         (INDEX, None, r"index\.safetensors cannot be read \(No such file"),
         (ABOUT, good[ABOUT][:-9], r"its pack\.json is damaged or missing"),
         (ABOUT, good[ABOUT].replace(b'"plan": {', b'"plan": 7, "x": {'), r"its pack\.json is damaged"),
@@ -230,7 +230,7 @@ def cut_while_mapped(records: Path, images: Images, mapped_before: bool) -> None
     if mapped_before:
         assert images.rows(torch.arange(4)) is not None
     os.truncate(records, 0)
-    with pytest.raises(UserError, match=r"records\.bin has 0 bytes, and the index tells of .*; remove .*raw and run"):
+    with pytest.raises(UserError, match=r"records\.bin has 0 bytes, but the index expects .*; remove .*raw and run"):
         images.rows(torch.arange(4))
 
 
@@ -338,7 +338,7 @@ def test_pictures_too_wide_for_a_jpeg_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         UserError,
         match=r"wide.*\[0\]: a JPEG holds at most 65500 pixels a side, not 65501 x 2; use --format raw, or scale down by "
-        r"--short; .*no\.part stays, remove it before packing in another way",
+        r"--short; .*no\.part is kept; remove it before packing in another way",
     ):
         packed(f"npz:{tmp_path}/wide.npz?layout=NHWC", tmp_path / "no", Packing("jpeg"))
     assert (tmp_path / "no.part").is_dir()
@@ -349,5 +349,5 @@ def test_pictures_too_wide_for_a_jpeg_are_refused(tmp_path: Path) -> None:
 def test_when_nothing_can_be_read_the_part_is_named(tmp_path: Path, draw: Draw) -> None:
     folder = draw(tmp_path / "set", ["a.png"])
     (folder / "a.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"none of its pictures can be read, .*remove .*out\.part, which stays$"):
+    with pytest.raises(UserError, match=r"none of its pictures can be read, .*remove .*out\.part, which is kept$"):
         packed(f"folder:{folder}", tmp_path / "out", skip=True)

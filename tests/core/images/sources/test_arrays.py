@@ -82,9 +82,9 @@ def test_damaged_arrays_are_refused(tmp_path: Path) -> None:
     for uri, sentence in (
         (lambda: npz(x=pixels / 2), "holds float64; expected uint8"),
         (lambda: npz(x=pixels, y=np.zeros(3, int)), "4 pictures and 3 labels"),
-        (lambda: npz(x=pixels, y=np.zeros((4, 2), int)), "one whole number a picture"),
+        (lambda: npz(x=pixels, y=np.zeros((4, 2), int)), "one whole number for each picture"),
         (lambda: npz(x=pixels, y=np.array([{}] * 4)), "cannot be read"),
-        (lambda: npz(first=pixels), "which of its arrays are the pictures"),
+        (lambda: npz(first=pixels), "no array is called like images"),
         (lambda: npz(x=pixels, images=pixels), "both x and images"),
         (lambda: npz(x=pixels) + "?images=z", r"no array z \(it has: x\)"),
     ):

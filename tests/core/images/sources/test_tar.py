@@ -138,7 +138,7 @@ def test_labels_that_make_no_sense_are_refused(tmp_path: Path) -> None:
         open_images(uri)
     assert open_images(f"{uri}?labels=none").labels is None
     uri = f"tar:{archive(tmp_path / 'y.tar', {'0.png': picture(0), '0.cls': b'cat'})}"
-    with pytest.raises(UserError, match=r"the \.cls beside 0\.png says 'cat', which is no whole number"):
+    with pytest.raises(UserError, match=r"the \.cls beside 0\.png says 'cat', which is not a whole number"):
         open_images(uri)
 
 
