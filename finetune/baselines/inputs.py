@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 
-def without_normalisation(model: nn.Module) -> nn.Module:
+def without_normalisation(model: nn.Module, channels: int) -> nn.Module:
     """Mark a model like a timm model whose inputs are not normalised."""
-    config: Any = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    config: Any = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
     model.pretrained_cfg = config
     return model
 

@@ -17,12 +17,12 @@ from .pixels import Pixels
 
 def build_pixels(size: int, channels: int) -> nn.Module:
     """Raw pixels in 0..1."""
-    return without_normalisation(Pixels(size))
+    return without_normalisation(Pixels(size, channels), channels)
 
 
 def build_hog(size: int, channels: int, **args: Any) -> nn.Module:
     """Histograms of oriented gradients; args: the keys of `Hog`."""
-    return without_normalisation(Hog(size, **args))
+    return without_normalisation(Hog(size, channels, **args), channels)
 
 
 BASELINES: Mapping[str, Callable[..., nn.Module]] = {"pixels": build_pixels, "hog": build_hog}
