@@ -1,10 +1,10 @@
 """Stateless random numbers: every draw is a pure function of (seed, stream name, global position, index).
 
-Why not torch.Generator: its numbers depend on the order of calls, on the device and on the number of processes, so a run could
-neither resume nor be split over processes exactly. Here the bits come from the splitmix64 finaliser (Steele, Lea & Flood 2014,
-"Fast splittable pseudorandom number generators") in 64-bit arithmetic, which wraps identically in numpy (used on the CPU, where
-a call costs a quarter of torch's), in torch on CUDA and under torch.compile. The values are pinned by a table in
-tests/core/test_draws.py: a change would re-run every committed number.
+torch.Generator isn't used, since its numbers depend on the order of calls, on the device and on the number of processes, so a run
+could neither resume nor be split over processes exactly. Here the bits come from the splitmix64 finaliser (Steele, Lea & Flood
+2014, "Fast splittable pseudorandom number generators") in 64-bit integers, which overflow identically in numpy (used on the CPU,
+where a call costs a quarter of torch's), in torch on CUDA and under torch.compile. A table in tests/core/test_draws.py pins the
+values: a change would invalidate every committed result.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 Words = NDArray[np.uint64]
 
-# Tries of the gamma sampler: each succeeds with probability 0.95 or more, so all fail once in 10^10.
+# Tries of the gamma sampler: each is accepted with probability 0.95 or more, so all fail once in 10^10.
 GAMMA_TRIES = 8
 
 
@@ -35,7 +35,7 @@ GOLDEN = signed(0x9E3779B97F4A7C15)
 MIX_FIRST = signed(0xBF58476D1CE4E5B9)
 MIX_SECOND = signed(0x94D049BB133111EB)
 
-# numpy reads a constant fastest from an array of its own type, several times faster than from an integer of Python.
+# Arithmetic with an array of the same dtype is several times faster in numpy than with a Python integer.
 _GOLDEN, _FIRST, _SECOND = (np.array(value).view(np.uint64) for value in (GOLDEN, MIX_FIRST, MIX_SECOND))
 _SHIFTS = tuple(np.array(shift, dtype=np.uint64) for shift in (30, 27, 31))
 _24_BITS, _32_BITS = np.array(40, dtype=np.uint64), np.array(32, dtype=np.uint64)
@@ -48,7 +48,7 @@ def _hashed_name(seed: int, name: str) -> int:
 
 @torch.compiler.assume_constant_result
 def stream_key(seed: int, name: str) -> int:
-    """The 64-bit key of a named stream: the first eight bytes of sha256("seed/name"). A constant to torch.compile."""
+    """The 64-bit key of a named stream: the first eight bytes of sha256("seed/name"). torch.compile treats it as a constant."""
     return _hashed_name(seed, name)
 
 
@@ -61,7 +61,7 @@ def splitmix64(x: Tensor) -> Tensor:
 
 
 def splitmix64_words(x: Words) -> Words:
-    """`splitmix64` of an array with one dimension or more, in its own memory."""
+    """`splitmix64` of an array with at least one dimension, in place."""
     spare = np.right_shift(x, _SHIFTS[0])
     for shift, factor in zip(_SHIFTS[1:], (_FIRST, _SECOND), strict=True):
         np.bitwise_xor(x, spare, out=x)
@@ -71,21 +71,21 @@ def splitmix64_words(x: Words) -> Words:
 
 
 def words_of(x: Tensor) -> Words:
-    """The memory of an int64 tensor on the CPU as unsigned words."""
+    """An int64 tensor on the CPU as uint64 words that share its memory."""
     return x.numpy().view(np.uint64)
 
 
 class Draws:
     """Random numbers keyed by global positions: row i of every result belongs to positions[i] alone.
 
-    seed: the run's seed. positions: int64 [N]. prefix: the stream that all names are under, e.g. "source/".
-    Two calls with the same name give the same numbers; name each decision once ("crop", "flip", "mask"). Bits, uniforms,
-    integers and permutations are the same bits on every device and under torch.compile; normals, gammas and betas are within
-    the rounding of the device's logarithms.
+    seed: the run's seed. positions: int64 [N]. prefix: precedes every stream name, e.g. "source/".
+    Two calls with the same name give the same numbers, so each decision needs its own name ("crop", "flip", "mask"). Bits,
+    uniforms, integers and permutations are bit-equal on every device and under torch.compile; normals, gammas and betas differ
+    by the rounding of the device's logarithms.
     """
 
     def __init__(self, seed: int, positions: Tensor, prefix: str = "", *, hashed: Tensor | None = None) -> None:
-        """hashed: mix(positions * GOLDEN) where it is already known, int64 [N]."""
+        """hashed: splitmix64(positions * GOLDEN), int64 [N], if already known."""
         if positions.dtype != torch.int64 or positions.ndim != 1:
             raise ValueError(f"positions must be int64 [N], got {positions.dtype} {tuple(positions.shape)}")
         self.seed, self.positions, self.prefix = seed, positions, prefix
@@ -98,7 +98,7 @@ class Draws:
 
     @property
     def on_host(self) -> bool:
-        """Whether numpy draws: on the CPU outside of torch.compile."""
+        """Whether numpy draws: on the CPU, outside torch.compile."""
         return self.positions.is_cpu and not torch.compiler.is_compiling()
 
     def stream(self, name: str) -> Draws:
@@ -117,18 +117,18 @@ class Draws:
         if self.on_host:
             return torch.from_numpy(self.words(name, shape).view(np.int64))
         row = splitmix64(self.hashed ^ stream_key(self.seed, self.prefix + name))
-        # Inductor multiplies indices as symbols, in integers without end, and fails where one leaves 64 bits; xor is no such symbol.
+        # Inductor multiplies index symbols as unbounded integers and fails beyond 64 bits; the xor keeps it from treating these as symbols.
         index = torch.arange(1, math.prod(shape) + 1, device=self.positions.device) ^ 0
         return splitmix64(row[:, None] + index * GOLDEN).view(len(row), *shape)
 
     def uniform(self, name: str, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """Uniform on [low, high), float32 [N, *shape]: 24 bits, so that each of them is exact in float32.
+        """Uniform on [low, high), float32 [N, *shape], from 24 bits, which float32 holds exactly.
 
-        With other bounds than 0 and 1 the sum is rounded to float32, which may give `high` itself.
+        With bounds other than 0 and 1 the sum is rounded to float32, which can give `high` itself.
         """
         plain = (low, high) == (0.0, 1.0)
-        # With bounds, product and sum are rounded apart, the product from float64: a compiler that fused them would change
-        # the last bit.
+        # With bounds, the product is rounded from float64 before the sum: a compiler that fused both in float32 would change the
+        # last bit.
         if self.on_host:
             whole = self.words(name, shape) >> _24_BITS
             if plain:
@@ -159,13 +159,13 @@ class Draws:
 
     def beta(self, name: str, a: float, b: float, *shape: int) -> Tensor:
         """Beta(a, b) on [0, 1], float32 [N, *shape]: G_a / (G_a + G_b) of two gammas. Raises ValueError unless a, b > 0."""
-        # Of small a both gammas may be too small for a float; their logarithms are not.
+        # For small a both gammas can underflow; their logarithms don't.
         return torch.sigmoid(self._log_gamma(f"{name}/a", a, shape) - self._log_gamma(f"{name}/b", b, shape))
 
     def _log_gamma(self, name: str, a: float, shape: Sequence[int]) -> Tensor:
         """The logarithm of `gamma`: Marsaglia & Tsang (2000), "A simple method for generating gamma variables".
 
-        Of a fixed number of tries, so that shapes are static, the first accepted one counts.
+        Takes the first accepted one of a fixed number of tries, so that shapes are static.
         """
         if not 0.0 < a < math.inf:
             raise ValueError(f"a gamma or beta distribution needs shapes above 0, got {a}")
@@ -175,8 +175,8 @@ class Draws:
         root = 1.0 + x / math.sqrt(9.0 * d)
         log_v = 3.0 * torch.log(root.clamp(min=1e-30))
         accepted = (root > 0.0) & (accept < 0.5 * x * x + d * (1.0 - root**3 + log_v))
-        # Elementwise, from the last try to the first: torch.compile has a fused argmax and gather read out of bounds on the CPU.
-        # Where none was accepted: v = 1, near the mode.
+        # Elementwise, from the last try to the first, since torch.compile's fused argmax and gather read out of bounds on the CPU.
+        # If no try was accepted: v = 1, near the mode.
         chosen = torch.zeros_like(log_v[..., 0])
         for turn in reversed(range(GAMMA_TRIES)):
             chosen = torch.where(accepted[..., turn], log_v[..., turn], chosen)
@@ -210,20 +210,20 @@ class Draws:
 
 
 FEISTEL_ROUNDS = 8
-# Rounds on halves of up to this many bits (sets of up to 2^24 images) are looked up: 8 x 4096 words at most.
+# Rounds on halves of up to so many bits (sets of up to 2^24 images) are tabulated: at most 8 x 4096 words.
 TABLE_BITS = 12
-# Of so few indices or less Python's integers are faster than arrays.
+# For at most so many indices Python integers are faster than arrays.
 FEW = 8
 
 Indices = NDArray[np.int64]
-Rounds = Sequence[Indices] | Sequence[int]  # tables of what a round makes of each half, or the rounds' keys
+Rounds = Sequence[Indices] | Sequence[int]  # each round as a table over all halves, or its key
 
 
 def permute(seed: int, name: str, n: int, index: Tensor) -> Tensor:
-    """The images of `index` (int64 on the CPU, values in 0..n-1) under a keyed bijection of 0..n-1, in O(1) memory.
+    """Apply a keyed permutation of 0..n-1 to `index` (int64 on the CPU), in O(1) memory.
 
-    A balanced Feistel network (Luby & Rackoff 1988) on the smallest even number of bits that holds n, walked until it
-    lands below n again (Black & Rogaway 2002): fewer than four rounds of walking on average.
+    A balanced Feistel network (Luby & Rackoff 1988) on the smallest even number of bits that holds n - 1, repeated until the value
+    is below n (cycle walking, Black & Rogaway 2002): fewer than four passes on average.
     """
     return torch.from_numpy(permute_array(seed, name, n, index.numpy()))
 
@@ -235,7 +235,7 @@ def permute_array(seed: int, name: str, n: int, index: Indices) -> Indices:
     half = max(1, math.ceil((n - 1).bit_length() / 2))
     rounds = _round_tables(seed, name, half) if half <= TABLE_BITS else _round_keys(seed, name)
     out = index.ravel().copy()
-    outside = np.arange(out.size)  # what has not come to rest below n
+    outside = np.arange(out.size)  # the values that are not below n yet
     while len(outside) > FEW:
         again = _feistel(rounds, half, out[outside])
         out[outside] = again
@@ -246,7 +246,7 @@ def permute_array(seed: int, name: str, n: int, index: Indices) -> Indices:
 
 
 def _feistel(rounds: Rounds, half: int, x: Indices) -> Indices:
-    """One pass of the network over numbers of 2 * half bits."""
+    """One pass of the network on numbers of 2 * half bits."""
     bits, mask = np.int64(half), np.int64((1 << half) - 1)
     left, right = x >> bits, x & mask
     for this in rounds:
@@ -259,7 +259,7 @@ def _feistel(rounds: Rounds, half: int, x: Indices) -> Indices:
 
 
 def _walk(rounds: Rounds, half: int, n: int, value: int) -> int:
-    """Passes of the same network over one number until it is below n, on integers of Python."""
+    """Passes of the network on one number until it is below n, in Python integers."""
     word, mask = 0xFFFFFFFFFFFFFFFF, (1 << half) - 1
 
     def mixed(x: int) -> int:
@@ -292,6 +292,6 @@ def _round_keys(seed: int, name: str) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=16)
 def _round_tables(seed: int, name: str, half: int) -> tuple[Indices, ...]:
-    """What each round makes of each half, int64 [2^half] each."""
+    """Each round as a table over all halves, int64 [2^half]."""
     images = _round(np.arange(1 << half)[None], np.array(_round_keys(seed, name))[:, None])
     return tuple(images & ((1 << half) - 1))

@@ -48,7 +48,7 @@ class Damage:
         if len(of_this_set) > (max(1.0, self.limit * len(images)) if self.limit else 0.0):
             raise UserError(
                 f"{len(of_this_set)} damaged pictures of {len(images)}, more than run.damaged allows ({self.limit:.1%}): "
-                f"{', '.join(of_this_set[:5])}; `rootstock data URI` lists them all; mend or remove them, or raise run.damaged"
+                f"{', '.join(of_this_set[:5])}; `rootstock data URI` lists them all; repair or remove them, or raise run.damaged"
             )
 
 
