@@ -1,6 +1,6 @@
-"""`rootstock data`: look at a set before training on it.
+"""`rootstock data`: describe and check a set of images before training on it.
 
-Every picture is read once, so that damage is found now and not in the seventh epoch.
+Every image is read once, so that damage is found now and not during the training.
 """
 
 from collections import Counter
@@ -21,16 +21,16 @@ from ..core.images.sources.files import printable
 
 SHEET = Path("contact-sheet.png")
 THUMBNAIL, COLUMNS, ROWS, MARGIN, CAPTION = 64, 10, 20, 4, 110
-"""The contact sheet: sides in pixels, pictures a row, at most so many rows, and the width of a row's caption."""
+"""The contact sheet: side of a thumbnail in pixels, images per row, most rows, margin and width of a row's caption in pixels."""
 
 LISTED = 20
 READERS = 4
 
 
 def describe_set(uri: str | Sequence[str], out: Path | None = None) -> int:
-    """Print what `uri` (or the union of several) holds and save a contact sheet (`contact-sheet.png` here, or `out`).
+    """Print a summary of `uri` (or of the union of several) and save a contact sheet to `out` (contact-sheet.png by default).
 
-    Returns the exit status: 0, or 1 if a picture is damaged. Raises UserError if the URI cannot be opened.
+    Returns the exit code: 0, or 1 if an image is damaged. Raises UserError if the URI cannot be opened.
     """
     console = Console(highlight=False)
     images, _ = open_with_splits(uri)
@@ -52,9 +52,9 @@ def describe_set(uri: str | Sequence[str], out: Path | None = None) -> int:
 
 
 def check_pictures(images: Images, console: Console) -> tuple[Counter[tuple[int, ...]], list[tuple[int, str]]]:
-    """Read every picture: how often each shape (C, H, W) occurs, and what is wrong with each damaged one."""
+    """Read every image. Returns how often each shape (C, H, W) occurs, and (index, message) of the damaged images."""
 
-    def look(i: int) -> tuple[int, ...] | str:
+    def read_shape(i: int) -> tuple[int, ...] | str:
         try:
             return tuple(images.read(i).shape)
         except DamagedImage as error:
@@ -63,7 +63,7 @@ def check_pictures(images: Images, console: Console) -> tuple[Counter[tuple[int,
     shapes: Counter[tuple[int, ...]] = Counter()
     damaged: list[tuple[int, str]] = []
     with ThreadPoolExecutor(READERS) as readers:
-        results = chunked(readers, look, len(images))
+        results = chunked(readers, read_shape, len(images))
         quiet = not console.is_terminal
         for i, found in enumerate(
             track(results, "reading every picture", total=len(images), console=console, disable=quiet, transient=True)
@@ -78,13 +78,13 @@ def check_pictures(images: Images, console: Console) -> tuple[Counter[tuple[int,
 def chunked(
     readers: ThreadPoolExecutor, look: Callable[[int], tuple[int, ...] | str], count: int, size: int = 1024
 ) -> Iterator[tuple[int, ...] | str]:
-    """`look` of 0..count-1 in order; a chunk at a time, so that a large set does not queue millions of calls."""
+    """The results of `look(0)` to `look(count - 1)` in order; in chunks, so that a large set does not queue millions of calls."""
     for start in range(0, count, size):
         yield from readers.map(look, range(start, min(start + size, count)))
 
 
 def print_summary(console: Console, images: Images, shapes: Counter[tuple[int, ...]] | None = None) -> None:
-    """Count, copies, fingerprint, split hash, and sizes where `shapes` says how often each occurs."""
+    """Print count, copies, fingerprint and split hash, and the sizes if `shapes` (number of images by shape) is given."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -104,7 +104,7 @@ def print_summary(console: Console, images: Images, shapes: Counter[tuple[int, .
 
 
 def add_sizes(table: Table, shapes: Counter[tuple[int, ...]]) -> None:
-    """Rows about channels, widths and heights; shapes: how often each (C, H, W) occurs."""
+    """Add rows about channels, widths and heights. shapes: number of images by (C, H, W)."""
     heights = sorted(shape[1] for shape in shapes.elements())
     widths = sorted(shape[2] for shape in shapes.elements())
     table.add_row("channels", ", ".join(str(channels) for channels in sorted({shape[0] for shape in shapes})))
@@ -117,7 +117,7 @@ def add_sizes(table: Table, shapes: Counter[tuple[int, ...]]) -> None:
 
 
 def print_counts(console: Console, kind: str, names: tuple[str, ...], index: Tensor) -> None:
-    """How many pictures each class or domain has; the long tail of many classes in one line."""
+    """Print how many images each class or domain has; those after the first LISTED in one line."""
     counts = torch.bincount(index, minlength=len(names)).tolist()
     table = Table(kind, "pictures", "share", box=None, pad_edge=False)
     for column in table.columns[1:]:
@@ -130,7 +130,7 @@ def print_counts(console: Console, kind: str, names: tuple[str, ...], index: Ten
 
 
 def contact_sheet(images: Images, damaged: set[int]) -> Image.Image:
-    """Some pictures, a row a class (a domain where there are several, or no classes); spread evenly over each row's."""
+    """A sheet of thumbnails: one row per class, or per domain if there are several or no classes; evenly spaced images of each."""
     by_domain = len(images.domain_names) > 1 or images.labels is None or images.classes is None
     index = images.domains if by_domain or images.labels is None else images.labels
     names = images.domain_names if by_domain else images.classes or ()
@@ -160,18 +160,18 @@ def shortened(name: str) -> str:
 
 
 def thumbnail(image: Tensor) -> Image.Image:
-    """uint8 or uint16 [C, H, W] as a small RGB picture; of other than three channels the first."""
+    """uint8 or uint16 [C, H, W] as a small RGB image; the first channel only, unless there are three."""
     first = image if len(image) == 3 else image[:1].expand(3, -1, -1)
     eight = (first.to(torch.int64) >> 8).to(torch.uint8) if first.dtype == torch.uint16 else first
     picture = Image.fromarray(eight.permute(1, 2, 0).contiguous().numpy())
     scale = THUMBNAIL / max(picture.size)
     side = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    # small pictures keep their hard pixels: a blurred enlargement would hide what the network sees
+    # Small images are enlarged without interpolation, to show the pixels that the network sees.
     return picture.resize(side, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS)
 
 
 def cross() -> Image.Image:
-    """What stands for a damaged picture."""
+    """The placeholder for a damaged image."""
     picture = Image.new("RGB", (THUMBNAIL, THUMBNAIL), "#dddddd")
     draw = ImageDraw.Draw(picture)
     for line in ((0, 0, THUMBNAIL, THUMBNAIL), (0, THUMBNAIL, THUMBNAIL, 0)):

@@ -1,4 +1,4 @@
-"""`rootstock import`: somebody else's weights become a run's backbone/, and a person is told what was made of every tensor."""
+"""`rootstock import`: convert published weights to a run's backbone/, with a report about every tensor."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 from ..core.config.messages import among, show, spelt
 from ..core.config.yaml_file import parse
 from ..core.convert.adopt import adopt
-from ..core.convert.file import read
-from ..core.convert.names import PROJECTS, listed
+from ..core.convert.file import read_weights
+from ..core.convert.names import PROJECTS, count_with_examples
 from ..core.errors import UserError
 from ..core.files import write_text
 from ..core.images.pack.unfinished import writable
@@ -33,9 +33,9 @@ def import_weights(
     std: str | None = None,
     as_json: bool = False,
 ) -> int:
-    """Read `path`, write to/backbone/ and to/import.json (whole or not at all), and print the report. Returns the exit status 0.
+    """Convert `path` into to/backbone/ and to/import.json, both or neither, and print the report. Returns the exit code 0.
 
-    arguments: KEY=VALUE, the timm model's own. mean, std: numbers joined by commas. Raises UserError for what cannot be imported.
+    arguments: KEY=VALUE, of the timm model. mean, std: numbers joined by commas. Raises UserError if it cannot be imported.
     """
     if project != "auto" and project not in PROJECTS:
         raise UserError(f"--from: unknown project {spelt(project)}{among(project, [*PROJECTS, 'auto'])}")
@@ -45,7 +45,7 @@ def import_weights(
         raise UserError(f"--to: {to} exists already; name a new folder, or delete that one")
     args = parse_pairs(arguments)
     normalisation = {"mean": numbers("--mean", mean), "std": numbers("--std", std)}
-    backbone, report = adopt(read(path), project, name=name, size=size, args=args, **normalisation)
+    backbone, report = adopt(read_weights(path), project, name=name, size=size, args=args, **normalisation)
     write_backbone(backbone, report, to)
     if as_json:
         print(json.dumps(report, indent=1))
@@ -55,7 +55,7 @@ def import_weights(
 
 
 def parse_pairs(arguments: Sequence[str]) -> dict[str, Any]:
-    """{"depth": 6} of ["depth=6"], values as in YAML. Raises UserError."""
+    """["depth=6"] -> {"depth": 6}, with values as in YAML. Raises UserError."""
     args: dict[str, Any] = {}
     for argument in arguments:
         key, equals, text = argument.partition("=")
@@ -78,10 +78,10 @@ def numbers(option: str, text: str | None) -> list[float] | None:
 
 
 def write_backbone(backbone: Backbone, report: dict[str, Any], to: Path) -> None:
-    """Write the folder under a dotted name, then rename it."""
+    """Write the folder under a hidden name, then rename it, so that it is never incomplete."""
     draft = to.with_name(f".{to.name}.import")
     with writable(to):
-        shutil.rmtree(draft, ignore_errors=True)  # of an import that was killed
+        shutil.rmtree(draft, ignore_errors=True)  # left by an import that was killed
         draft.mkdir(parents=True)
         try:
             backbone.export(draft)
@@ -92,23 +92,23 @@ def write_backbone(backbone: Backbone, report: dict[str, Any], to: Path) -> None
 
 
 def report_lines(report: dict[str, Any], to: Path) -> list[str]:
-    """The report for a person: counts and first names; all names stand in import.json."""
+    """The report as text: counts and the first names; import.json has all names."""
     spec, where = report["backbone"], report["place"] or "the top of the file"
-    told = f"recognised by {report['recognised_by']}" if report["recognised_by"] else "as --from says"
-    made = [f"{key} {spec[key]}" for key in ("stem", "pooling") if spec[key] not in (None, "default")]
-    made += [f"{key}={show(value)}" for key, value in spec["args"].items()]
-    said = [
-        f"project   {report['from']} ({told}), weights in {where}"
+    reason = f"recognised by {report['recognised_by']}" if report["recognised_by"] else "as --from says"
+    options = [f"{key} {spec[key]}" for key in ("stem", "pooling") if spec[key] not in (None, "default")]
+    options += [f"{key}={show(value)}" for key, value in spec["args"].items()]
+    report_text = [
+        f"project   {report['from']} ({reason}), weights in {where}"
         + (f" under {report['prefix']}" if report["prefix"] else ""),
         f"backbone  {spec['name']} for {spec['size']} px, {report['parameters']:,} parameters"
-        + (f" ({', '.join(made)})" if made else ""),
-        f"used      {listed(report['used'])} tensors",
+        + (f" ({', '.join(options)})" if options else ""),
+        f"used      {count_with_examples(report['used'])} tensors",
     ]
     for key, what in (("filled", "filled    {} missing counts of batches, with 0"), ("heads", "dropped   {} of heads, decoders and masks"),
                       ("unused", "unused    {} elsewhere in the file")):  # fmt: skip
         if report[key]:
-            said.append(what.format(listed(report[key])))
+            report_text.append(what.format(count_with_examples(report[key])))
     mean, std = (",".join(f"{number:g}" for number in spec[key]) for key in ("mean", "std"))
-    said.append(f"pictures  normalised with mean {mean} and std {std}")
-    said += [f"note      {note}" for note in report["notes"]]
-    return [*said, f"imported; use it as backbone.weights={to} backbone.name=null"]
+    report_text.append(f"pictures  normalised with mean {mean} and std {std}")
+    report_text += [f"note      {note}" for note in report["notes"]]
+    return [*report_text, f"imported; use it as backbone.weights={to} backbone.name=null"]

@@ -1,4 +1,4 @@
-"""`rootstock data URI --pack FOLDER`: copy a set into one file of checked records, and say what came of it."""
+"""`rootstock data URI --pack FOLDER`: copy a set into one file of records with checksums, and report the result."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,15 +15,15 @@ from .data import LISTED, print_summary
 
 
 def pack_set(uris: Sequence[str], folder: Path, packing: Packing, skip_damaged: bool) -> int:
-    """Pack one set, or several as a union. Returns the exit status 0; whatever prevents it is raised."""
+    """Pack one set, or the union of several. Returns the exit code 0; errors are raised."""
     console = Console(highlight=False)
     images, splits = open_with_splits(uris)
 
-    def follow(numbers: Iterable[int], count: int) -> Iterable[int]:
+    def progress_bar(numbers: Iterable[int], count: int) -> Iterable[int]:
         quiet = not console.is_terminal
         return track(numbers, "records", total=count, console=console, disable=quiet, transient=True)
 
-    packed = pack(images, splits, folder, packing, skip_damaged=skip_damaged, follow=follow)
+    packed = pack(images, splits, folder, packing, skip_damaged=skip_damaged, follow=progress_bar)
     for _, sentence in packed.damaged[:LISTED]:
         console.print(f"[red]left out[/] {escape(sentence)}", soft_wrap=True)
     if len(packed.damaged) > LISTED:
@@ -48,5 +48,5 @@ def pack_set(uris: Sequence[str], folder: Path, packing: Packing, skip_damaged: 
 
 
 def uri_path(folder: Path) -> str:
-    """A path as it is written in a URI."""
+    """A path with the characters escaped that have a meaning in a URI."""
     return str(folder).replace("%", "%25").replace("#", "%23").replace("?", "%3F")

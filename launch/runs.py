@@ -66,7 +66,7 @@ def find_runs(folder: Path) -> Iterator[Path]:
 
 
 def row_of(path: Path, root: Path) -> Row:
-    record, status = read_run(path), state.look(path)
+    record, status = read_run(path), state.read_state(path)
     metric, value = headline(record)
     trained = [row["step"] for row in record.rows if "step" in row]
     steps = status.get("steps") or record.result.get("steps")

@@ -1,7 +1,7 @@
-"""`rootstock launch --dry-run`: what a launch will do, and in one sentence what it cannot, before any process starts.
+"""`rootstock launch --dry-run`: prints what a launch would do, or the error that would stop it, before any process starts.
 
-The recipe itself is asked: it opens the data and builds the method as the first of the planned processes would, up to the point where
-training begins. Nothing is written, and no GPU is touched.
+It runs the recipe's own first half, which opens the data and builds the method as rank 0 of the planned processes would, and stops
+before training. It writes nothing and uses no GPU.
 """
 
 import json
@@ -16,12 +16,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ...core.distributed import planned
+from ...core.distributed import planned_processes
 from ...core.errors import UserError
 from ...core.images.open import Images, open_images
 from ...core.model.norm import layers
 from ...core.run.directory import Run, of_another_config
-from ...core.run.options import check
+from ...core.run.options import check_run_options
 from ...core.stream.batches import Share
 from ...core.train.fit import Training
 from ...core.train.parallel import strategy_for
@@ -32,30 +32,30 @@ from .placement import Placement, check_devices
 
 
 class DryRun(Run):
-    """What a recipe needs of a run before it trains. It writes nothing."""
+    """A run as a recipe needs it before training, which writes nothing."""
 
     def __init__(self, verb: str, config: dict[str, Any]) -> None:
         self.verb, self.config, self.options = verb, config, config["run"]
         self.dir, self.seed = Path(self.options["dir"]), config["seed"]
         self.device, self.main, self.quiet, self.recorded, self.steps = torch.device("cpu"), True, True, {}, None
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     def log(self, message: str) -> None:
-        self.said.append(message)
+        self.messages.append(message)
 
     def record(self, **facts: Any) -> None:
         """A dry run leaves no record."""
 
 
 def dry_run(verb: str, config: str, overrides: Sequence[str], where: Placement, as_json: bool) -> None:
-    """Print the plan. Raises UserError for what cannot work."""
+    """Print the plan. Raises UserError if the launch would fail."""
     resolved = launcher.resolve_launch(verb, config, overrides)
     processes = where.nproc * where.nodes
     check_devices(where, resolved["run"])
-    check(resolved["run"], resolved["seed"])
+    check_run_options(resolved["run"], resolved["seed"])
     if trouble := of_another_config(Path(resolved["run"]["dir"]), verb, resolved, partial(completed, verb)):
         raise UserError(trouble)
-    with planned(processes):
+    with planned_processes(processes):
         run, training = _built(verb, resolved)
     facts: dict[str, Any] = {"run": str(run.dir), "verb": verb, "processes": _processes(where, resolved["run"])}
     facts |= _data(resolved)
@@ -68,21 +68,21 @@ def dry_run(verb: str, config: str, overrides: Sequence[str], where: Placement, 
         )
         facts |= _memory_facts(memory, resolved["run"]) | _checkpoints(training, memory, run)
     facts["will be written"] = _written(verb, run.dir)
-    if run.said:
-        facts["notes"] = run.said
+    if run.messages:
+        facts["notes"] = run.messages
     if as_json:
         print(json.dumps(facts, indent=1))
         return
-    shown = Table(show_header=False, box=None, pad_edge=False)
-    shown.add_column(style="bold")
-    shown.add_column(overflow="fold")
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
     for name, value in facts.items():
-        shown.add_row(name, "\n".join(value) if isinstance(value, list) else str(value))
-    Console(highlight=False, markup=False, width=None if os.isatty(1) else 160).print(shown)
+        table.add_row(name, "\n".join(value) if isinstance(value, list) else str(value))
+    Console(highlight=False, markup=False, width=None if os.isatty(1) else 160).print(table)
 
 
 def _built(verb: str, resolved: Mapping[str, Any]) -> tuple[DryRun, Training | None]:
-    """What the recipe builds before it trains; None for a probe, which trains nothing. Raises UserError as the recipe would."""
+    """Build what the recipe builds before it trains; None for a probe, which trains nothing. Raises UserError as the recipe would."""
     run = DryRun(verb, dict(resolved))
     built = BUILDERS[verb](run, **{key: value for key, value in resolved.items() if key != "run"})
     if verb == "probe":
@@ -98,16 +98,17 @@ def _processes(where: Placement, options: Mapping[str, Any]) -> str:
 
 
 def _data(resolved: Mapping[str, Any]) -> dict[str, str]:
-    """Of each training set: how many images, how large, and where they will live."""
+    """Number, size and later place (files, memory, device) of the images of each training set."""
     options, facts = resolved["run"], {}
     for key in ("train", "source", "target"):
         if (uri := resolved["data"].get(key)) is not None:
             images = open_images(uri, seed=resolved["seed"], role="unlabelled")
-            facts[f"data.{key}"] = f"{len(images):,} images, {_home(images, options)}"
+            facts[f"data.{key}"] = f"{len(images):,} images, {_storage(images, options)}"
     return facts
 
 
-def _home(images: Images, options: Mapping[str, Any]) -> str:
+def _storage(images: Images, options: Mapping[str, Any]) -> str:
+    """Where the images are read from during training, and their size if it is known."""
     uniform = images.uniform()
     if uniform is None:
         return f"decoded from their files by up to {options['workers']} workers a process"
@@ -115,12 +116,12 @@ def _home(images: Images, options: Mapping[str, Any]) -> str:
     if options["resident"] == "on":
         return f"{size} of pixels, resident on the device"
     packed = images.uri.startswith("pack:")
-    home = "mapped from their pack" if packed else "in each process's memory"
-    return f"{size} of pixels, {home}; resident on a GPU if a quarter of its free memory holds them"
+    where = "mapped from their pack" if packed else "in each process's memory"
+    return f"{size} of pixels, {where}; resident on a GPU if they fit into a quarter of its free memory"
 
 
 def _micro(training: Training, resolved: Mapping[str, Any], processes: int) -> int:
-    """Images of a micro-batch. Raises UserError for sizes that do not divide."""
+    """Number of images in a micro-batch. Raises UserError for sizes that do not divide."""
     rows = Share(0, processes, resolved["run"]["accumulate"]).slices(training.optim.batch_size)[0]
     micro = rows.stop - rows.start
     for layer in layers(training.method):
@@ -148,12 +149,12 @@ def _training(training: Training, resolved: Mapping[str, Any], processes: int, m
 
 
 def _of_size(verb: str, resolved: Mapping[str, Any], images: int) -> Training:
-    """The training that steps of so many images would be, on one process."""
-    alone = {"workers": 0, "accumulate": 1, "chunk": None, "resident": "off", "sharding": "none"}
+    """The same training with steps of this many images, on one process."""
+    single = {"workers": 0, "accumulate": 1, "chunk": None, "resident": "off", "sharding": "none"}
     changed = {
         **resolved,
         "optim": {**resolved["optim"], "batch_size": images},
-        "run": {**resolved["run"], **alone},
+        "run": {**resolved["run"], **single},
         "backbone": {**resolved["backbone"], "norm": "auto"},
     }
     _, training = _built(verb, changed)
@@ -165,19 +166,19 @@ def _memory_facts(memory: Memory, options: Mapping[str, Any]) -> dict[str, str]:
     parts = ", ".join(f"{name} {bytes_in_words(size)}" for name, size in memory.parts().items())
     note = "" if options["precision"] == "fp32" else "; bf16 keeps about half of the activations"
     if memory.total == memory.evaluation:
-        note = "; that much for an evaluation, which has the whole network on each device"
+        note = "; the peak is an evaluation, which holds the whole network on each device"
     return {"memory a process": f"about {bytes_in_words(memory.total)} in float32: {parts}{note}"}
 
 
 def _checkpoints(training: Training, memory: Memory, run: Run) -> dict[str, str]:
-    """Raises UserError where the disk does not hold them."""
+    """Number, size and interval of the checkpoints. Raises UserError if they do not fit on the disk."""
     size, keep = memory.saved, run.options["checkpoint"]["keep"]
-    needed = size * (keep + 1)  # the newest is written before the oldest goes
+    needed = size * (keep + 1)  # the newest is written before the oldest is deleted
     place = next(folder for folder in [run.dir.absolute(), *run.dir.absolute().parents] if folder.is_dir())
     free = shutil.disk_usage(place).free
     if needed > free:
         raise UserError(
-            f"run.dir: {place} has {bytes_in_words(free)} free, and {keep + 1} checkpoints of {bytes_in_words(size)} come there; free some "
+            f"run.dir: {place} has {bytes_in_words(free)} free, but {keep + 1} checkpoints of {bytes_in_words(size)} need space; free some "
             "space, or choose another run.dir"
         )
     count = -(-training.steps // training.every.save) if training.every.save else 1
@@ -204,7 +205,7 @@ def _written(verb: str, folder: Path) -> str:
 
 
 def bytes_in_words(size: float) -> str:
-    """`512 B`, `3.4 MB`, `12 GB`: powers of 1000."""
+    """`512 B`, `3.4 MB` or `12 GB`; units are powers of 1000."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

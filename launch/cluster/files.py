@@ -1,6 +1,6 @@
-"""`rootstock launch --files`: the files for Accelerate, SLURM, SkyPilot, Kubernetes and Docker that lie beside this module.
+"""`rootstock launch --files`: copies the ready-made files for Accelerate, SLURM, SkyPilot, Kubernetes and Docker.
 
-They are there to be changed, so they are copied to where the user works.
+Users are meant to change them, so they are copied to where the user works.
 """
 
 import shutil
@@ -15,12 +15,12 @@ READY = ("Dockerfile", "accelerate/*.yaml", "cloud/*.yaml", "slurm/*.sh")
 
 
 def ready_files() -> list[Path]:
-    """Their paths below this folder."""
+    """The paths of the ready-made files, relative to launch/."""
     return sorted(path.relative_to(HERE) for pattern in READY for path in HERE.glob(pattern))
 
 
 def copy_ready_files(folder: Path) -> None:
-    """Copy them into `folder`, which is made, and print each one's path. Raises UserError where a file would be lost."""
+    """Copy the files into `folder`, which is created, and print their paths. Raises UserError rather than overwrite a file."""
     taken = [path for path in ready_files() if (folder / path).exists()]
     if taken:
         raise UserError(f"--files {folder}: {folder / taken[0]} is there already; name another folder")

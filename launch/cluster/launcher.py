@@ -1,7 +1,7 @@
-"""`rootstock launch`: a verb on several processes, by torchrun's elastic agent; `rootstock doctor --distributed` starts its own so.
+"""`rootstock launch`: a verb on several processes, started by torchrun's elastic agent. `rootstock doctor --distributed` uses it too.
 
-What the agent does not do is done here: signals reach the workers, who save together and end; nobody is left behind when the launcher
-dies; and the exit code says how it ended.
+This file adds what the agent lacks: signals reach the workers, which save together and end; no worker survives the launcher; and the
+exit code says how the launch ended.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ from .placement import Placement, await_first_node, check_devices, rendezvous_fa
 
 LAUNCHER = "ROOTSTOCK_LAUNCHER"
 PR_SET_PDEATHSIG = 1  # of prctl(2)
-LOST = 131  # how a launch ends whose processes were well when the first node went
+LOST = 131  # exit code when the first node was lost while the processes here were fine
 JOIN_TIMEOUT = 600  # seconds that nodes wait for each other
-# Seconds that processes have after a second Ctrl-C: one that waits for another in a collective hears no signal.
+# Seconds until workers are killed after a second Ctrl-C: a process inside a collective cannot handle signals.
 GRACE = 3.0
 
 
@@ -39,44 +39,46 @@ def launch_verb(verb: str, config: str, overrides: Sequence[str], where: Placeme
 
 
 def start_processes(
-    arguments: Sequence[str], where: Placement, logs: Path, answers: Collection[int] = (), patience: int = JOIN_TIMEOUT
+    arguments: Sequence[str], where: Placement, logs: Path, answers: Collection[int] = (), timeout: int = JOIN_TIMEOUT
 ) -> int:
-    """Run `rootstock` with these arguments on all processes and return the exit code, as `launch_verb` does, or one of `answers`.
+    """Run `rootstock` with these arguments on all processes. Returns the exit code, as `launch_verb` does, or one of `answers`.
 
-    logs: the folder for what they print. answers: exit codes of processes that say something and are no failure. patience: seconds
-    that nodes wait for each other. Raises Apart.
+    logs: folder for the output of the processes. answers: exit codes of processes that are results and no failures.
+    timeout: seconds that nodes wait for each other. Raises RendezvousFailed.
     """
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import elastic_launch
 
-    # It tells of each process that ended or is told to end; how the launch ended is said once, by `_ended` or the processes.
+    # It logs each process that ends; `_ended` or the processes themselves already say how the launch ended.
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     command = ["-m", "rootstock", *arguments]
     with (
         _environment({LAUNCHER: str(os.getpid()), LOG_VARIABLE: str(logs.absolute() / "rank-0.log")}, where.nproc),
-        _forwarding() as asked,
+        _forward_signals() as requests,
     ):
         earlier = _attempts(logs)
         try:
-            await_first_node(where, patience)
-            elastic_launch(_settings(where, logs, patience), sys.executable)(*command)
+            await_first_node(where, timeout)
+            elastic_launch(_settings(where, logs, timeout), sys.executable)(*command)
         except ChildFailedError as error:
-            return STOPPED if _at_once(asked) else _ended(error, logs, answers)
+            return STOPPED if _without_saving(requests) else _ended(error, logs, answers)
         except (RendezvousError, DistError) as error:
-            reason = (str(error.__cause__ or error) or "some did not come in time").splitlines()[0]
+            reason = (str(error.__cause__ or error) or "some did not join in time").splitlines()[0]
             if _attempts(logs) == earlier:  # no process was started
                 raise rendezvous_failed(where, reason) from error
-            if asked:
+            if requests:
                 return STOPPED
-            print(f"error: lost the node at {where.rendezvous} ({reason}); its own words say why", file=sys.stderr)
+            print(
+                f"error: lost the node at {where.rendezvous} ({reason}); see the output of that node", file=sys.stderr
+            )
             return LOST
     return 0
 
 
 def _attempts(logs: Path) -> set[Path]:
-    """The folders in which torch's agent has begun the logs of processes."""
+    """The log folders that torch's agent has made so far, one for each start."""
     return set(logs.glob("**/attempt_*"))
 
 
@@ -89,7 +91,7 @@ def resolve_launch(verb: str, config: str, overrides: Sequence[str]) -> dict[str
     return resolve(verb, config, overrides)
 
 
-def _settings(where: Placement, logs: Path, patience: int):
+def _settings(where: Placement, logs: Path, timeout: int):
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, Std
     from torch.distributed.launcher.api import LaunchConfig
 
@@ -97,26 +99,29 @@ def _settings(where: Placement, logs: Path, patience: int):
         logs.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise UserError(f"run.dir: {logs.parent} cannot hold the logs ({error}); choose another run.dir") from error
-    # The first process of a node speaks to whoever watches, the others to files.
-    quiet = dict.fromkeys(range(1, where.nproc), Std.ALL)
+    # The first process of a node writes to the console, the others to files.
+    redirects = dict.fromkeys(range(1, where.nproc), Std.ALL)
     return LaunchConfig(
         min_nodes=where.nodes,
         max_nodes=where.nodes,
         nproc_per_node=where.nproc,
-        # Folders of theirs are named by the rank on the node.
-        logs_specs=DefaultLogsSpecs(str(logs if where.nodes == 1 else logs / platform.node()), redirects=quiet),
+        # The agent names the folders in it by the rank on the node, so each node needs its own.
+        logs_specs=DefaultLogsSpecs(str(logs if where.nodes == 1 else logs / platform.node()), redirects=redirects),
         run_id=where.job,
         rdzv_backend="c10d",
         rdzv_endpoint=where.rendezvous or "localhost:0",
-        rdzv_configs={"join_timeout": patience, "read_timeout": min(60, patience)},
+        rdzv_configs={"join_timeout": timeout, "read_timeout": min(60, timeout)},
         max_restarts=0,
-        signals_to_handle="SIGUSR2",  # the agent would end the workers at once by others; those are forwarded
+        signals_to_handle="SIGUSR2",  # the agent would kill the workers at once; we forward the other signals
     )
 
 
 @contextlib.contextmanager
 def _environment(values: dict[str, str], nproc: int) -> Iterator[None]:
-    """For the workers, who inherit it. Of several, each has one thread unless someone chose otherwise, as torchrun does; one has all."""
+    """Set environment variables that the workers inherit.
+
+    OMP_NUM_THREADS, unless it is set: 1 for several workers, as in torchrun, or all cores for one.
+    """
     added = {"OMP_NUM_THREADS": "1" if nproc > 1 else str(usable_cores())} | values
     before = {name: os.environ.get(name) for name in added}
     os.environ.update({name: value for name, value in added.items() if name in values or before[name] is None})
@@ -130,41 +135,46 @@ def _environment(values: dict[str, str], nproc: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _forwarding() -> Iterator[list[int]]:
-    """Within it, a request to stop goes to every worker and into the list; without workers yet, it ends the launch. After a second
-    Ctrl-C who has not left when GRACE is over is killed."""
-    asked: list[int] = []
-    impatience = threading.Timer(GRACE, _kill)
+def _forward_signals() -> Iterator[list[int]]:
+    """Forward each request to stop to all workers, and yield the list of requests; without workers, a request ends the launch.
+
+    After a second Ctrl-C, workers still alive after GRACE seconds are killed.
+    """
+    requests: list[int] = []
+    kill_timer = threading.Timer(GRACE, _kill)
 
     def forward(number: int, _: object) -> None:
         if not _send(number):
             raise KeyboardInterrupt
-        asked.append(number)
-        if _at_once(asked) and not impatience.is_alive():
-            with contextlib.suppress(RuntimeError):  # it has been
-                impatience.start()
+        requests.append(number)
+        if _without_saving(requests) and not kill_timer.is_alive():
+            with contextlib.suppress(RuntimeError):  # it was started before
+                kill_timer.start()
 
     before = {number: signal.signal(number, forward) for number in REQUESTS}
     try:
-        yield asked
+        yield requests
     finally:
-        impatience.cancel()
+        kill_timer.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _at_once(asked: Sequence[int]) -> bool:
-    """Whether someone wants to leave without saving: Ctrl-C after another request."""
-    return signal.SIGINT in asked[1:]
+def _without_saving(requests: Sequence[int]) -> bool:
+    """Whether to end without saving: Ctrl-C after another request."""
+    return signal.SIGINT in requests[1:]
 
 
 def _kill() -> None:
     if _send(signal.SIGKILL):
-        print(f"killed what still ran {GRACE:g} s after the second Ctrl-C; the same command resumes", file=sys.stderr)
+        print(
+            f"killed the processes that still ran {GRACE:g} s after the second Ctrl-C; the same command resumes",
+            file=sys.stderr,
+        )
 
 
 def _send(number: int) -> bool:
-    """Send a signal to every worker; False without any."""
+    """Send a signal to every worker. Returns whether there is any."""
     found = _workers()
     for pid in found:
         with contextlib.suppress(ProcessLookupError):
@@ -184,29 +194,29 @@ def _workers() -> list[int]:
 
 
 def _ended(error, logs: Path, answers: Collection[int]) -> int:
-    """The exit code of workers who did not all finish; what nobody foresaw is said first of the one who failed first."""
+    """The exit code when a worker has failed; prints what went wrong in the one that failed first."""
     rank, failure = _first(error.failures)
-    code, said = failure.exitcode, failure.message
-    said = said["message"] if isinstance(said, dict) else said  # as launch/exits.py leaves it, and as torch makes it up
+    code, message = failure.exitcode, failure.message
+    message = message["message"] if isinstance(message, dict) else message  # written by launch/exits.py, or by torch
     if code in answers:
         return code
     if code == STOPPED or -code in REQUESTS:
         return STOPPED
     if code == 2:
-        if rank != 0:  # the first has said its sentence itself
-            print(said, file=sys.stderr)
+        if rank != 0:  # rank 0 has printed its own message
+            print(message, file=sys.stderr)
         return 2
     if rank != 0 and code > 0:
-        print(said, file=sys.stderr)
+        print(message, file=sys.stderr)
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
     print(f"error: rank {rank} (process {failure.pid}) {how} before any other; the logs are in {logs}", file=sys.stderr)
     return 1
 
 
 def _first(failures: Mapping[int, Any]) -> tuple[int, Any]:
-    """Who failed first, of those found to have failed, by rank, in the order in which they were found.
+    """(rank, failure) of the worker that failed first. failures: by rank, in the order in which they were noticed.
 
-    Their times are whole seconds. Who was killed has brought down those that failed within one; SIGTERM is the agent's own.
+    Times are whole seconds. Within one second, a killed worker is taken for the cause of the others; SIGTERM comes from the agent.
     """
     earliest = min(failure.timestamp for failure in failures.values())
     near = [item for item in failures.items() if item[1].timestamp <= earliest + 1]
@@ -215,14 +225,14 @@ def _first(failures: Mapping[int, Any]) -> tuple[int, Any]:
 
 
 def follow_launcher() -> None:
-    """In a worker: should the launcher die, even of SIGKILL, stop as if asked to. Linux; elsewhere nothing."""
+    """In a worker: stop as on request when the launcher dies, even by SIGKILL. On Linux only."""
     launcher = os.environ.get(LAUNCHER)
     if launcher is not None and os.getppid() == int(launcher):
         stop_with_parent(int(launcher))
 
 
 def stop_with_parent(parent: int) -> None:
-    """Have the system send us SIGTERM when our parent ends, however it does; at once if it has. Linux; elsewhere nothing."""
+    """Let the kernel send this process SIGTERM when its parent ends, at once if it already has. On Linux only."""
     if not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

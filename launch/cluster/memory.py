@@ -1,4 +1,4 @@
-"""What a training takes of a device's memory, from its weights and from a few images' activations."""
+"""Estimate of the device memory that a training needs, from its weights and the measured activations of a few images."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from torch import Tensor, nn
 from ...core.model.recompute import repeated_blocks
 from ...core.train.fit import Training
 
-MEASURED = (2, 4)  # images whose activations are measured, for the growth by one image
-PER_PARAMETER = {"adamw": 2, "sgd": 1, "lars": 1}  # numbers that the optimizer keeps beside each
+MEASURED = (2, 4)  # batch sizes at which activations are measured; their difference gives the growth per image
+PER_PARAMETER = {"adamw": 2, "sgd": 1, "lars": 1}  # numbers that the optimizer stores for each parameter
 
 
 class Memory(NamedTuple):
-    """Bytes on each device, and in a checkpoint. activations: of a forward pass in float32, what is kept for the backward pass, and
-    what is worked out again there at any one time. evaluation: of all, while a sharded training is evaluated, for which each device
-    gets the whole network beside its slices; 0 of others."""
+    """Bytes on each device, and in a checkpoint.
+
+    activations: what a float32 forward pass keeps for the backward pass, and the most that is recomputed there at once.
+    saved: size of a checkpoint. evaluation: total during an evaluation of a sharded training, when each device holds the whole
+    network beside its shards; 0 without sharding.
+    """
 
     weights: int
     gradients: int
@@ -30,21 +33,23 @@ class Memory(NamedTuple):
 
     @property
     def total(self) -> int:
-        """The most at any one time, in a step or an evaluation."""
+        """The peak, in a step or in an evaluation."""
         return max(sum(self.parts().values()), self.evaluation)
 
     def parts(self) -> dict[str, int]:
-        """What is on the device in a step."""
+        """The parts that are on the device during a step."""
         return {name: size for name, size in self._asdict().items() if name not in ("saved", "evaluation")}
 
 
 def expected_memory(
     training: Training, of_size: Callable[[int], Training], images: int, sharding: str, processes: int
 ) -> Memory:
-    """Weights, gradients and moments are counted. Activations are measured on few images, on one process, and grow by each further
-    one alike; BatchNorm of all processes keeps up to as much again of its layers' inputs.
+    """Estimate the memory of a training.
 
-    of_size: the training with batches of so many images. images: those of a forward pass.
+    Weights, gradients and moments are counted. Activations are measured on a few images in one process and extrapolated
+    linearly; synchronised BatchNorm may keep as much again of its layers' inputs.
+
+    of_size: builds the training with a given batch size. images: number of images in a forward pass.
     """
     method = training.method
     trained = _bytes(training.trained)
@@ -54,12 +59,12 @@ def expected_memory(
     slope = (large - small) / (MEASURED[1] - MEASURED[0])
     activations = round(small + slope * (images - MEASURED[0]))
     saved, evaluation = weights + moments, 0
-    # A GPU updates by LARS in many steps: what an update changes is kept until it is known to be good.
+    # LARS on a GPU: old weights and moments are kept until the update is known to be finite.
     kept = trained + moments if training.optim.name == "lars" else 0
     if sharding != "none":
         whole = [_bytes(block.parameters()) for block in repeated_blocks(method)]
         rest = _bytes(method.parameters()) - sum(whole)
-        # Of fsdp2 a block's weights are there while it computes, and the next one's on their way.
+        # fsdp2 holds the weights of the block that computes and of the next one, which is being gathered.
         borrowed = rest + (sum(whole) if sharding == "zero2" else 2 * max(whole))
         weights = _bytes(method.buffers()) + _bytes(method.parameters()) // processes + borrowed
         slices = _bytes(method.parameters()) // processes + moments // processes
@@ -73,13 +78,13 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def _activations(training: Training) -> int:
-    """Bytes that a forward pass keeps for the backward pass, besides the weights."""
+    """Bytes that a forward pass keeps for the backward pass, without the weights."""
     method = training.method
     own = {t.untyped_storage().data_ptr() for t in [*method.parameters(), *method.buffers()]}
     again = 0
 
     def entered(block: nn.Module, given: tuple[Any, ...]) -> None:
-        # A block that is recomputed keeps what it was given, and has the rest for as long as its own backward pass takes.
+        # A recomputed block keeps only its inputs; its other activations exist during its own backward pass.
         nonlocal again
         within = _Kept(own)
         with within, torch.enable_grad():
@@ -102,7 +107,7 @@ def _activations(training: Training) -> int:
 
 
 class _Kept(torch.autograd.graph.saved_tensors_hooks):
-    """Counts what autograd keeps within it, each storage once. own: storages that are there anyway, by their address."""
+    """Counts the bytes that autograd saves inside this context, each storage once. own: addresses of storages not to count."""
 
     def __init__(self, own: set[int]) -> None:
         self.own, self.storages = own, dict[int, int]()

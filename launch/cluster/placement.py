@@ -1,4 +1,4 @@
-"""Where the processes of a launch run, whether there are so many devices, and how nodes find the first one."""
+"""Placement of a launch's processes: how many on how many nodes, enough devices, and how nodes find the first one."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from ...core.errors import UserError
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the processes run. nproc: on each node. rendezvous: HOST:PORT of one node, the same on all; None on a single one.
-    job: tells launches that share a rendezvous apart."""
+    """Where the processes run.
+
+    nproc: processes on each node. rendezvous: HOST:PORT of one node, the same on all; None for a single node.
+    job: identifier that separates launches that share a rendezvous.
+    """
 
     nproc: int
     nodes: int = 1
@@ -25,7 +28,7 @@ class Placement:
 
 
 def read_placement(nproc: int | None, nodes: int, rendezvous: str | None, job: str | None) -> Placement:
-    """Check what the command line asks for. nproc: None for one a GPU, or one without. Raises UserError."""
+    """Check the options of the command line. nproc: None for one process per GPU, or one without a GPU. Raises UserError."""
     if nproc is None:
         import torch
 
@@ -43,38 +46,41 @@ def read_placement(nproc: int | None, nodes: int, rendezvous: str | None, job: s
 
 
 class RendezvousFailed(UserError):
-    """Nodes that did not meet at the rendezvous."""
+    """Not all nodes joined the rendezvous."""
 
 
 def check_devices(where: Placement, options: Mapping[str, Any]) -> None:
-    """options: of the `run` section. Raises UserError for more processes than GPUs."""
+    """Raise UserError if there are more processes than GPUs. options: the `run` section."""
     import torch
 
-    gpus = torch.cuda.device_count()  # asks the driver, and starts nothing on a device
+    gpus = torch.cuda.device_count()  # asks the driver only; no CUDA context is created
     if options["device"] == "auto" and 0 < gpus < where.nproc:
         raise UserError(
-            f"--nproc {where.nproc}: this node has {gpus} GPUs, one for each process; lower --nproc, or say run.device=cpu"
+            f"--nproc {where.nproc}: this node has {gpus} GPUs, one for each process; lower --nproc, or set run.device=cpu"
         )
 
 
 def rendezvous_failed(where: Placement, reason: str) -> RendezvousFailed:
     return RendezvousFailed(
-        f"--rendezvous {where.rendezvous}: not all of {where.nodes} nodes met there ({reason}); is the same HOST:PORT given on all "
+        f"--rendezvous {where.rendezvous}: not all of the {where.nodes} nodes joined ({reason}); is the same HOST:PORT given on all "
         f"of them, with --nodes {where.nodes} and the same --job, and does a firewall leave the port open?"
     )
 
 
-def await_first_node(where: Placement, patience: float) -> None:
-    """Where another node keeps the rendezvous, wait until it does. torch would wait inside of C++, deaf to signals. Raises Apart."""
+def await_first_node(where: Placement, timeout: float) -> None:
+    """Wait until the node of the rendezvous, if it is another one, accepts connections. Raises RendezvousFailed.
+
+    torch would wait in C++, where signals are not handled.
+    """
     if where.nodes == 1 or where.rendezvous is None:
         return
     host, _, port = where.rendezvous.rpartition(":")
-    until, reason = time.monotonic() + patience, ""
+    until, reason = time.monotonic() + timeout, ""
     while not _is_here(host):
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=1.0).close()
             return
-        except OSError as error:  # its name, too, may be known only once it runs
+        except OSError as error:  # the name of the host may also resolve only once it runs
             reason = str(error)
         if time.monotonic() > until:
             raise rendezvous_failed(where, reason)
@@ -82,7 +88,7 @@ def await_first_node(where: Placement, patience: float) -> None:
 
 
 def _is_here(host: str) -> bool:
-    """Whether a name or address is this machine's: only then can it be bound."""
+    """Whether a name or address belongs to this machine: only then a socket can be bound to it."""
     with contextlib.suppress(OSError):
         for family, kind, protocol, _, address in socket.getaddrinfo(host.strip("[]"), 0, type=socket.SOCK_STREAM):
             with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as probe:

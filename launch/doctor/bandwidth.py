@@ -1,4 +1,4 @@
-"""How fast the collectives of training are, as bus bandwidth, which a link's nominal rate bounds whatever the number of processes."""
+"""Speed of the collectives used in training, as bus bandwidth: it is comparable with a link's rate for any number of processes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from .findings import Finding, Report
 from .link_rates import LinkRate
 
 LATENCY, SIZES = 8, (2**20, 2**24, 2**26)  # bytes
-REPETITIONS = 9  # of which the median's 95 % interval leaves out the fastest and the slowest
-SECONDS, MOST_CALLS, SLOWEST = 0.02, 50, 0.1  # of a repetition; and of a call, above which larger sizes are left out
-WORTH_A_NOTE = 0.5  # of the nominal
-# NVIDIA's nccl-tests, doc/PERFORMANCE.md: what each rank's link carries of the whole, for n ranks. In-network reduction (NVLink SHARP)
-# moves less, so that all-reduce may come out above the nominal.
+REPETITIONS = 9  # the 95 % interval of their median leaves out the fastest and the slowest
+SECONDS, MOST_CALLS = 0.02, 50  # length of a repetition, and most calls in it
+SLOWEST = 0.1  # expected seconds of a call above which larger sizes are skipped
+WORTH_A_NOTE = 0.5  # share of the nominal rate below which the doctor says so
+# Part of the bytes that each rank's link carries, for n ranks (NVIDIA's nccl-tests, doc/PERFORMANCE.md). In-network reduction
+# (NVLink SHARP) moves less, so all-reduce may exceed the nominal rate.
 BUS: dict[str, Callable[[int], float]] = {
     "all_reduce": lambda n: 2 * (n - 1) / n,
     "all_gather": lambda n: (n - 1) / n,
@@ -29,7 +30,7 @@ BUS: dict[str, Callable[[int], float]] = {
 
 
 class CollectiveTime(NamedTuple):
-    """A collective on so many bytes (all processes' together): the median of a call's seconds with its 95 % interval."""
+    """Time of a collective. bytes: of all processes together. seconds: median of a call; low, high: its 95 % interval."""
 
     collective: str
     bytes: int
@@ -38,12 +39,12 @@ class CollectiveTime(NamedTuple):
     high: float
 
     def bus(self, processes: int) -> float:
-        """GB/s."""
+        """Bus bandwidth in GB/s."""
         return self.bytes / self.seconds * BUS[self.collective](processes) / 1e9
 
 
 def measure_collectives(device: torch.device) -> Iterator[CollectiveTime]:
-    """The latency of an all-reduce, and each collective at all sizes that do not take too long. All processes see the same."""
+    """Latency of an all-reduce, then each collective at all sizes that are fast enough. All processes get the same numbers."""
     yield time_collective("all_reduce", LATENCY, device)
     for collective in BUS:
         found = None
@@ -54,10 +55,10 @@ def measure_collectives(device: torch.device) -> Iterator[CollectiveTime]:
 
 
 def time_collective(collective: str, size: int, device: torch.device) -> CollectiveTime:
-    """Time it; of each repetition the slowest process counts. size: in bytes, cut to a multiple of the processes' numbers."""
+    """Time a collective; in each repetition the slowest process counts. size: bytes, rounded down to a multiple of the processes."""
     buffer = torch.zeros(max(2, size // 4 // world() * world()), device=device)
     call = transfers(buffer)[collective]
-    for _ in range(2):  # connections are made by the first
+    for _ in range(2):  # the first call makes the connections
         call()
     (once,) = _slowest([_seconds(call, 1, device)], device)
     calls = min(MOST_CALLS, math.ceil(SECONDS / max(once, 1e-9)))
@@ -82,12 +83,12 @@ def _wait(device: torch.device) -> None:
 
 
 def _slowest(seconds: Sequence[float], device: torch.device) -> list[float]:
-    """Of each number, the largest of all processes."""
+    """The largest value over all processes, for each number."""
     return (-all_reduce_min(-torch.tensor(seconds, dtype=torch.float64, device=device))).tolist()
 
 
 def memory_copy_rate(device: torch.device) -> LinkRate:
-    """What takes a link's place between processes of one machine: bytes that each copies in memory, all at once, measured."""
+    """The measured rate at which all processes copy memory at the same time: the bound for CPU processes on one machine."""
     source = torch.zeros(SIZES[-1] // 4)
     target = torch.empty_like(source)
     target.copy_(source)
@@ -96,7 +97,7 @@ def memory_copy_rate(device: torch.device) -> LinkRate:
 
 
 def report_bandwidth(found: Sequence[CollectiveTime], link: LinkRate, processes: int, report: Report) -> None:
-    """The table, and in words how much of the link the largest all-reduce uses."""
+    """Report the table of times, and how much of the link's rate the largest all-reduce uses."""
     rate = link.rate
     rows = [
         {**row._asdict(), "bus_gb_per_s": row.bus(processes), "of_nominal": row.bus(processes) / rate if rate else None}
@@ -119,19 +120,20 @@ def report_bandwidth(found: Sequence[CollectiveTime], link: LinkRate, processes:
 
 
 def bandwidth_finding(found: Sequence[CollectiveTime], link: LinkRate, processes: int) -> Finding:
+    """How much of the link's rate the largest all-reduce uses."""
     latency = time_in_words(found[0].seconds)
     best = max((row for row in found if row.collective == "all_reduce"), key=lambda row: row.bytes)
     facts = {"link": link.link, "nominal_gb_per_s": link.rate, "latency_s": found[0].seconds}
-    said = f"latency {latency}; {size_in_words(best.bytes)} are all-reduced at {best.bus(processes):.3g} GB/s of bus bandwidth"
-    said += ", larger ones would take too long; " if best.bytes < 0.9 * SIZES[-1] else "; "
+    text = f"latency {latency}; all-reduce of {size_in_words(best.bytes)} at {best.bus(processes):.3g} GB/s of bus bandwidth"
+    text += ", larger sizes would take too long; " if best.bytes < 0.9 * SIZES[-1] else "; "
     if link.rate is None:
-        return Finding("ok", "bandwidth", f"{said}nominal unknown ({link.link})", facts)
+        return Finding("ok", "bandwidth", f"{text}nominal rate unknown ({link.link})", facts)
     share = best.bus(processes) / link.rate
-    said += f"{100 * share:.0f} % of {link.rate:.3g} GB/s ({link.link})"
+    text += f"{100 * share:.0f} % of {link.rate:.3g} GB/s ({link.link})"
     if share < WORTH_A_NOTE and not link.link.startswith("memory"):
-        remedy = "less than half: NCCL_DEBUG=INFO tells which way it goes (interface, InfiniBand, peer-to-peer)"
-        return Finding("note", "bandwidth", f"{said}; {remedy}", facts)
-    return Finding("ok", "bandwidth", said, facts)
+        remedy = "less than half: NCCL_DEBUG=INFO shows the connection it takes (interface, InfiniBand, peer-to-peer)"
+        return Finding("note", "bandwidth", f"{text}; {remedy}", facts)
+    return Finding("ok", "bandwidth", text, facts)
 
 
 def size_in_words(size: int) -> str:

@@ -1,4 +1,4 @@
-"""Do N processes compute what one does? A few methods, each a few steps together and once more by every process alone."""
+"""Do N processes compute the same as one? Each case trains a few steps on all processes, and again on every process alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...adapt.dann import DANN
 from ...core.distributed import all_reduce_min, alone, gather, own_rows, world
 from ...core.draws import Draws
-from ...core.method import Labelled, Pair, Step, Unlabelled
+from ...core.method import Labelled, Method, Pair, Step, Unlabelled
 from ...core.model import norm
 from ...core.model.classifier import Classifier
 from ...ssl.dino import DINO
@@ -21,34 +21,38 @@ from ...ssl.simclr import SimCLR
 from .findings import Finding
 from .trial_steps import SIZE, backbone, distance, run_steps, share, views
 
-IMAGES, STEPS, WIDTH, CLASSES = 4, 2, 6, 3  # images: of each process
+IMAGES, STEPS, WIDTH, CLASSES = 4, 2, 6, 3  # IMAGES: per process
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-4}
 PARTS = ("loss", "grad", "state")
 
 
-class Coupled(nn.Module):
-    """A loss in which each row meets all others: a gather with gradient, and nothing else."""
+class Coupled(Method):
+    """A loss that compares each row with all others: tests the gather with gradient."""
+
+    rows_per_position, couples_samples = 1, True
 
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(WIDTH, WIDTH)
 
-    def forward(self, rows: Tensor, progress: float) -> Step:
-        local = self.layer(rows)
+    def forward(self, batch: Tensor, progress: float) -> Step:
+        local = self.layer(batch)
         everyone = gather(local)
         similarity = everyone @ everyone.T / everyone.norm(dim=1)
-        return Step(similarity.logsumexp(1)[own_rows(len(rows))].mean(), {})
+        return Step(similarity.logsumexp(1)[own_rows(len(batch))].mean(), {})
 
 
-class Normalised(nn.Module):
-    """A layer below BatchNorm, whose statistics are those of all rows."""
+class Normalised(Method):
+    """A layer below BatchNorm over all processes: tests the global statistics."""
+
+    rows_per_position, couples_samples = 1, True
 
     def __init__(self) -> None:
         super().__init__()
         self.layer, self.norm = nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH)
 
-    def forward(self, rows: Tensor, progress: float) -> Step:
-        return Step((self.norm(self.layer(rows)) * rows).sigmoid().mean(), {})
+    def forward(self, batch: Tensor, progress: float) -> Step:
+        return Step((self.norm(self.layer(batch)) * batch).sigmoid().mean(), {})
 
 
 def random_rows(method: Any, n: int, seed: int, dtype: torch.dtype) -> Tensor:
@@ -63,7 +67,7 @@ def domain_pair(method: Any, n: int, seed: int, dtype: torch.dtype) -> Pair:
 
 
 class Case(NamedTuple):
-    """One computation. batch: of a method, how many images, by which seed, in which type."""
+    """One method to check. batch: (method, number of images, seed, dtype) -> a batch."""
 
     name: str
     build: Callable[[], nn.Module]
@@ -91,52 +95,52 @@ CASES = (
 
 
 def equality(device: torch.device) -> Iterator[Finding]:
-    """Each trial's largest relative difference between all processes together and one alone, on whichever process it is largest."""
-    every = True
-    for trial in CASES:
-        errors = {dtype: difference(trial, device, dtype) for dtype in device_types(device)}
+    """The largest relative difference of each case between N processes and one, over all processes."""
+    all_equal = True
+    for case in CASES:
+        errors = {dtype: difference(case, device, dtype) for dtype in device_types(device)}
         right = all(error <= BOUNDS[dtype] for dtype, error in errors.items())
-        every = every and right
-        said = ", ".join(
+        all_equal = all_equal and right
+        text = ", ".join(
             f"{error:.1e} in {_name(dtype)} (at most {BOUNDS[dtype]:.0e})" for dtype, error in errors.items()
         )
-        facts = {"trial": trial.name, "relative_difference": {_name(dtype): _number(e) for dtype, e in errors.items()}}
-        yield Finding("ok" if right else "wrong", "N == 1", f"{trial.name}: {said}", facts)
-    if not every:
-        remedy = "look for differing drivers or libraries (NCCL, MPI, OFI plugins), and try NCCL_ALGO=Ring and NCCL_P2P_DISABLE=1"
+        facts = {"trial": case.name, "relative_difference": {_name(dtype): _number(e) for dtype, e in errors.items()}}
+        yield Finding("ok" if right else "wrong", "N == 1", f"{case.name}: {text}", facts)
+    if not all_equal:
+        remedy = "look for different drivers or libraries (NCCL, MPI, OFI plugins), and try NCCL_ALGO=Ring and NCCL_P2P_DISABLE=1"
         yield Finding(
             "note",
             "N == 1",
-            f"{world()} processes do not compute what one does, so runs here cannot be trusted; {remedy}",
+            f"{world()} processes do not compute the same as one, so runs with several processes here cannot be trusted; {remedy}",
         )
 
 
 def device_types(device: torch.device) -> list[torch.dtype]:
-    """What the device computes in: Apple's has no float64."""
+    """The types that the device supports: Apple's GPUs have no float64."""
     return [dtype for dtype in BOUNDS if dtype == torch.float32 or device.type != "mps"]
 
 
-def difference(trial: Case, device: torch.device, dtype: torch.dtype) -> float:
-    """The largest relative difference of losses, gradients, weights and buffers; infinite where anything is no number."""
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # by default it rounds float32 to 11 bits
-        together = run_case(trial, world(), device, dtype)
+def difference(case: Case, device: torch.device, dtype: torch.dtype) -> float:
+    """The largest relative difference of losses, gradients, weights and buffers; infinite if any is not a number."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32, the default, rounds float32 to 11 bits
+        distributed = run_case(case, world(), device, dtype)
         n = world()
         with alone():
-            right = run_case(trial, n, device, dtype)
-    worst = max(distance(together, right, part) for part in PARTS)
-    # the smallest of the negated: not-a-numbers would be lost on the way
+            reference = run_case(case, n, device, dtype)
+    worst = max(distance(distributed, reference, part) for part in PARTS)
+    # The minimum of the negated values is the maximum. NaN becomes infinity first: a minimum over processes could lose it.
     least = all_reduce_min(
         torch.tensor(-worst if math.isfinite(worst) else -math.inf, dtype=torch.float64, device=device)
     )
     return -float(least)
 
 
-def run_case(trial: Case, processes: int, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What `steps` finds for this process's shares of the batches for so many processes."""
+def run_case(case: Case, processes: int, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The result of `run_steps` on this process's shares of batches for `processes` processes."""
     torch.manual_seed(0)
-    method: Any = trial.build().to(device, dtype).train()
-    norm.convert(method, "batch", 0, method.rows_per_position)
-    batches = [trial.batch(method, IMAGES * processes, step + 1, dtype) for step in range(STEPS)]
+    method: Any = case.build().to(device, dtype).train()
+    norm.convert_batch_norms(method, "batch", 0, method.rows_per_position)
+    batches = [case.batch(method, IMAGES * processes, step + 1, dtype) for step in range(STEPS)]
     return run_steps(method, [_on(share(batch), device) for batch in batches])
 
 

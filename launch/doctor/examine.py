@@ -1,7 +1,7 @@
-"""`rootstock doctor`: what is installed and connected, tried rather than looked up, and what is wrong with it in words.
+"""`rootstock doctor`: checks what is installed by trying it, and says in words what is wrong.
 
-Each check does the smallest real thing (a product on the device, two processes that add a number), because what is installed
-and what works differ exactly on the machines where one calls the doctor.
+Each check does the smallest real operation (a product on the device, two processes that add a number), because something can be
+installed and still not work.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
 
 
 def examine(as_json: bool = False) -> int:
-    """Print what every check finds. Returns the exit code: 1 if something essential is broken."""
+    """Run all checks and print their findings. Returns the exit code: 1 if something essential is broken."""
     report = Report(as_json)
     for check in CHECKS:
         for finding in guarded(check):

@@ -1,4 +1,4 @@
-"""What the doctor says: findings, printed as they come or as JSON at the end."""
+"""The doctor's findings, printed one by one or as JSON at the end."""
 
 import json
 import os
@@ -13,17 +13,20 @@ MARKS = {"ok": "[green]ok   [/]", "note": "[yellow]note [/]", "wrong": "[red]WRO
 
 
 class Finding(NamedTuple):
-    """verdict: `wrong` is an essential part that is broken, `note` what one may want to mend. said: one sentence. facts: its figures,
-    for scripts."""
+    """The result of one check.
+
+    verdict: `wrong`: an essential part is broken; `note`: something could be better. message: one sentence.
+    facts: its numbers, for scripts.
+    """
 
     verdict: Literal["ok", "note", "wrong"]
     subject: str
-    said: str
+    message: str
     facts: Mapping[str, Any] = {}
 
 
 class Report:
-    """Where findings go. as_json: print nothing before `conclude`, and that as JSON. quiet: print nothing at all."""
+    """Collects and prints findings. as_json: print everything as JSON in `conclude`, nothing before. quiet: print nothing."""
 
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json, self.quiet = as_json, quiet
@@ -33,12 +36,12 @@ class Report:
 
     def add(self, finding: Finding) -> None:
         self.findings.append(finding)
-        self.console.print(f"{MARKS[finding.verdict]} {finding.subject:<12} {escape(finding.said)}")
+        self.console.print(f"{MARKS[finding.verdict]} {finding.subject:<12} {escape(finding.message)}")
 
     def tabulate(
         self, name: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any], str]]
     ) -> None:
-        """Keep rows under a name, and print their `columns`: of each heading, what stands there of a row."""
+        """Store rows under a name and print them. columns: heading -> how to format a row's cell."""
         self.tables[name] = [dict(row) for row in rows]
         table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
         for heading in columns:
@@ -54,24 +57,24 @@ class Report:
     def conclude(self) -> None:
         """Print how many findings are wrong, or everything as JSON."""
         if self.as_json and not self.quiet:
-            said = [
-                {"verdict": finding.verdict, "subject": finding.subject, "said": finding.said, **finding.facts}
+            findings = [
+                {"verdict": finding.verdict, "subject": finding.subject, "said": finding.message, **finding.facts}
                 for finding in self.findings
             ]
-            print(json.dumps({"wrong": self.wrong, "findings": said, **self.tables}, indent=1), flush=True)
-        last = f"{self.wrong} wrong: mend these first" if self.wrong else "nothing essential is wrong"
+            print(json.dumps({"wrong": self.wrong, "findings": findings, **self.tables}, indent=1), flush=True)
+        last = f"{self.wrong} wrong: repair these first" if self.wrong else "nothing essential is wrong"
         self.console.print(f"\n{last}", style="bold")
 
 
 def guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """A check's findings; one that cannot even finish is itself a finding, so the others are still made."""
+    """A check's findings; an exception in it becomes a finding too, so that the other checks still run."""
     try:
         yield from check()
     except Exception as error:
-        yield Finding("wrong", check.__name__, f"the check stopped at {type(error).__name__}: {short_message(error)}")
+        yield Finding("wrong", check.__name__, f"the check stopped with {type(error).__name__}: {short_message(error)}")
 
 
 def short_message(error: Exception) -> str:
-    """The last line of an error that says something: of a child's traceback, that is its message."""
+    """The last non-empty line of an error; for a child process's traceback that is its message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:200] if lines else type(error).__name__

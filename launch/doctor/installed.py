@@ -1,4 +1,4 @@
-"""What is installed: Python, packages, and whether what was compiled works."""
+"""Checks of the installation: Python, packages, compiled operations, compiler."""
 
 import importlib
 import os
@@ -20,7 +20,7 @@ def python() -> Iterator[Finding]:
 
 
 def packages() -> Iterator[Finding]:
-    """Every package that setup.cfg asks for: there, new enough, and importable where a broken build is common."""
+    """Every package that setup.cfg requires is installed and new enough; those with compiled parts can be imported."""
     from packaging.requirements import Requirement
 
     try:
@@ -46,21 +46,21 @@ def packages() -> Iterator[Finding]:
         try:
             importlib.import_module(name)
         except Exception as error:
-            yield Finding("wrong", name, f"cannot be imported ({short_message(error)}); install it anew")
+            yield Finding("wrong", name, f"cannot be imported ({short_message(error)}); reinstall it")
 
 
 def torchvision() -> Iterator[Finding]:
-    """torch and torchvision are compiled for each other; a wrong pair imports well and fails at its first operation."""
+    """torch and torchvision must be compiled for each other; a wrong pair imports without error and fails at its first operation."""
     import torch
     from torchvision.ops import nms
 
     pair = f"torchvision {version('torchvision')} with torch {version('torch')}"
     try:
         right = nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2), torch.tensor([0.1, 0.9]), 0.5).tolist() == [1]
-        said = "its compiled operations work" if right else "a compiled operation computes wrongly"
+        text = "its compiled operations work" if right else "a compiled operation computes wrongly"
     except (RuntimeError, AttributeError, NotImplementedError) as error:
-        right, said = False, f"its compiled operations do not work ({short_message(error)}); install the matching pair"
-    yield Finding("ok" if right else "wrong", "torchvision", f"{pair}: {said}")
+        right, text = False, f"its compiled operations do not work ({short_message(error)}); install the matching pair"
+    yield Finding("ok" if right else "wrong", "torchvision", f"{pair}: {text}")
 
 
 def compiler() -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""What a link should carry, by the driver and the kernel: NVLink, PCIe, InfiniBand, Ethernet. Rates are GB/s (10^9 bytes) one way."""
+"""Nominal rates of links (NVLink, PCIe, InfiniBand, Ethernet), as driver and kernel report them: GB/s (10^9 bytes) in one direction."""
 
 import os
 import re
@@ -8,16 +8,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-# A lane's GB/s one way by generation, after line coding (PCI-SIG: 2.5 and 5 GT/s with 8b/10b, 8 to 32 GT/s with 128b/130b, then
-# 64 GT/s in flits of 242 bytes out of 256).
+# GB/s of one PCIe lane in one direction by generation, after line coding (PCI-SIG: 2.5 and 5 GT/s with 8b/10b, 8 to 32 GT/s with
+# 128b/130b, 64 GT/s in flits that carry 242 of 256 bytes).
 LANES = {1: 0.25, 2: 0.5, 3: 0.985, 4: 1.969, 5: 3.938, 6: 7.563}
 GPU_QUERY = ("--query-gpu=index,uuid,pcie.link.gen.max,pcie.link.width.max", "--format=csv,noheader")
-UNKNOWN_SPEED = 65535  # what ethtool's -1 becomes in some versions of psutil, Mb/s
+UNKNOWN_SPEED = 65535  # Mb/s; ethtool's -1 in some versions of psutil
 
 
 class Links(NamedTuple):
-    """What one process can say of its own. nvlink, pcie: of its GPU. peers: for the other GPUs of its node, by UUID, what
-    `nvidia-smi topo` calls the way to them. network: of the interface to the other nodes. Rates are None where nothing says them."""
+    """The links of one process; unknown rates are None.
+
+    nvlink, pcie: rates of its GPU. peers: connection to each other GPU of the node, by UUID, in the words of `nvidia-smi topo`.
+    network: rate of the interface to the other nodes.
+    """
 
     nvlink: float | None = None
     pcie: float | None = None
@@ -27,14 +30,14 @@ class Links(NamedTuple):
 
 
 class LinkRate(NamedTuple):
-    """The link that bounds a group of processes. rate: None where it is unknown."""
+    """A link and its rate; None if unknown."""
 
     link: str
     rate: float | None
 
 
 def own_links(gpu: str, backend: str, master: str) -> Links:
-    """Ask the machine. gpu: its UUID, or "" for a process without one. backend: nccl or gloo. master: the host where all meet."""
+    """The links of this process. gpu: UUID of its GPU, or "". backend: nccl or gloo. master: host of the rendezvous."""
     name, network = fabric(backend, master)
     if not gpu:
         return Links(network=network, network_name=name)
@@ -49,7 +52,7 @@ def own_links(gpu: str, backend: str, master: str) -> Links:
 
 
 def nvidia_smi(*arguments: str) -> str:
-    """What nvidia-smi prints; "" where there is none, or it fails."""
+    """The output of nvidia-smi; "" if it is missing or fails."""
     try:
         done = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, check=False, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
@@ -58,7 +61,7 @@ def nvidia_smi(*arguments: str) -> str:
 
 
 def gpus(listed: str) -> tuple[dict[str, int], dict[str, float]]:
-    """Of GPU_QUERY's lines: each GPU's index, and its PCIe rate where generation and width are known; by UUID."""
+    """Read the output for GPU_QUERY: by UUID, the index of each GPU, and its PCIe rate if generation and width are known."""
     indices, rates = {}, {}
     for line in listed.splitlines():
         if len(fields := [field.strip() for field in line.split(",")]) != 4 or not fields[0].isdigit():
@@ -71,7 +74,7 @@ def gpus(listed: str) -> tuple[dict[str, int], dict[str, float]]:
 
 
 def nvlinks(listed: str) -> dict[str, float]:
-    """Of `nvidia-smi nvlink -s`: the sum of each GPU's active links, by UUID; GPUs without any are left out."""
+    """Read the output of `nvidia-smi nvlink -s`: by UUID, the total rate of a GPU's active links; GPUs without links are left out."""
     rates: dict[str, float] = {}
     uuid = ""
     for line in listed.splitlines():
@@ -83,8 +86,10 @@ def nvlinks(listed: str) -> dict[str, float]:
 
 
 def topology(matrix: str) -> dict[tuple[int, int], str]:
-    """Of `nvidia-smi topo -m`: the way between two GPUs by index, `NV18` for 18 NVLinks, `PIX`, `PHB`, `SYS` and so on for PCIe."""
-    lines = [line.split() for line in re.sub(r"\x1b\[\d*m", "", matrix).splitlines()]  # headings come underlined
+    """Read the output of `nvidia-smi topo -m`: (index, index) -> connection: `NV18` for 18 NVLinks, `PIX`, `PHB`, `SYS` ... for PCIe."""
+    lines = [
+        line.split() for line in re.sub(r"\x1b\[\d*m", "", matrix).splitlines()
+    ]  # headings are underlined by escape codes
     rows = {line[0]: line[1:] for line in lines if line and re.fullmatch(r"GPU\d+", line[0]) and "X" in line}
     numbers = [int(name.removeprefix("GPU")) for name in rows]
     return {
@@ -96,14 +101,14 @@ def topology(matrix: str) -> dict[tuple[int, int], str]:
 
 
 def fabric(backend: str, master: str) -> tuple[str, float | None]:
-    """The network to the other nodes, by name, and what it carries: NCCL's is all active InfiniBand ports, if there are any."""
+    """(name, rate) of the network to the other nodes. NCCL uses all active InfiniBand ports, if there are any."""
     if backend == "nccl" and os.environ.get("NCCL_IB_DISABLE", "0") == "0" and (ports := infiniband()):
         return f"{len(ports)} InfiniBand port{'s' * (len(ports) > 1)}", sum(ports)
     return interface(os.environ.get(f"{backend.upper()}_SOCKET_IFNAME", ""), master)
 
 
 def infiniband(root: Path = Path("/sys/class/infiniband")) -> list[float]:
-    """The rates of all active ports."""
+    """The rates of all active InfiniBand ports."""
     found = []
     for port in sorted(root.glob("*/ports/*")):
         try:
@@ -116,7 +121,7 @@ def infiniband(root: Path = Path("/sys/class/infiniband")) -> list[float]:
 
 
 def interface(wanted: str, master: str) -> tuple[str, float | None]:
-    """An interface by its name (or its beginning, or `=name`, as NCCL reads them), or else that of the route to `master`."""
+    """(name, rate) of the interface `wanted` (a name, prefixes or `=name`, as in NCCL), otherwise of the one that routes to `master`."""
     import psutil
 
     states = psutil.net_if_stats()
@@ -129,13 +134,13 @@ def interface(wanted: str, master: str) -> tuple[str, float | None]:
 
 
 def routed(master: str) -> str:
-    """The interface whose address a packet to `master` would carry; "" where it cannot be told."""
+    """The interface from which a packet to `master` would leave; "" if unknown."""
     import psutil
 
     try:
         family, _, _, _, address = socket.getaddrinfo(master, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, socket.SOCK_DGRAM) as asked:
-            asked.connect(address)  # of a datagram socket: looks up the route, and sends nothing
+            asked.connect(address)  # a datagram socket only looks up the route and sends nothing
             own = asked.getsockname()[0]
     except OSError:
         return ""
@@ -144,24 +149,26 @@ def routed(master: str) -> str:
 
 
 def slowest_link(machines: Sequence[str], gpu: Sequence[str], known: Sequence[Links]) -> LinkRate | None:
-    """The link that bounds these processes, of each of which are given its machine, its GPU's UUID or "", and its links.
+    """The slowest link among these processes. machines, gpu, known: machine, GPU's UUID or "", and links of each process.
 
-    None for processes on one machine without GPUs: they pass memory. NVLink only where it joins every pair of GPUs.
+    None for processes on one machine without GPUs, which communicate through memory. NVLink only if it joins every pair of GPUs.
     """
     if len(set(machines)) > 1:
         names = sorted({each.network_name or "?" for each in known})
         return LinkRate(f"network, {', '.join(names)}", _least([each.network for each in known]))
     if not all(gpu):
         return None
-    ways = {each.peers.get(other, "") for own, each in zip(gpu, known, strict=True) for other in gpu if other != own}
-    if "" in ways:
-        return LinkRate("way between the GPUs unknown", None)
-    if all(way.startswith("NV") for way in ways):
+    connections = {
+        each.peers.get(other, "") for own, each in zip(gpu, known, strict=True) for other in gpu if other != own
+    }
+    if "" in connections:
+        return LinkRate("connection between the GPUs unknown", None)
+    if all(way.startswith("NV") for way in connections):
         return LinkRate("NVLink", _least([each.nvlink for each in known]))
     return LinkRate("PCIe", _least([each.pcie for each in known]))
 
 
 def _least(rates: Sequence[float | None]) -> float | None:
-    """The slowest decides; one that is unknown might be it."""
+    """The lowest rate; None if any is unknown, since that one might be the lowest."""
     given = [rate for rate in rates if rate is not None]
     return min(given) if len(given) == len(rates) else None

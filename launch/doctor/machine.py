@@ -1,4 +1,4 @@
-"""What the machine has and whether it works: devices, processes, memory, disks."""
+"""Checks of the machine: devices, faiss, processes, memory, disks."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ def devices() -> Iterator[Finding]:
             yield Finding(
                 "wrong",
                 f"cuda:{index}",
-                f"{what} cannot compute ({short_message(error)}); is the driver as new as torch's CUDA?",
+                f"{what} cannot compute ({short_message(error)}); is the driver too old for torch's CUDA?",
             )
             continue
         bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: use run.precision=fp16"
@@ -59,43 +59,45 @@ def faiss() -> Iterator[Finding]:
 
 
 def processes() -> Iterator[Finding]:
-    """Two processes of gloo, as torchrun starts them on a CPU, add up their ranks."""
+    """Two gloo processes, as torchrun starts them on a CPU, add up their ranks."""
     import torch
     from torch.multiprocessing.spawn import spawn
 
     if "RANK" in os.environ:
         world = f"rank {os.environ['RANK']} of {os.environ.get('WORLD_SIZE', '?')}"
-        yield Finding(
-            "note", "processes", f"started as {world}; call doctor without torchrun for the check of two processes"
-        )
+        yield Finding("note", "processes", f"started as {world}; run doctor without torchrun to check two processes")
         return
     if not torch.distributed.is_available():
         yield Finding("note", "processes", "this torch is built without torch.distributed: one process only")
         return
     with tempfile.TemporaryDirectory() as folder:
-        pair = spawn(_add, args=(f"{folder}/meeting",), nprocs=2, join=False)
+        pair = spawn(_add, args=(f"{folder}/rendezvous",), nprocs=2, join=False)
         assert pair is not None  # with join=False
         try:
             deadline = time.monotonic() + 60
             while not (done := pair.join(timeout=1)) and time.monotonic() < deadline:
                 pass
-            said = "two gloo processes add up" if done else "two gloo processes do not answer within 60 s"
+            text = "two gloo processes add up" if done else "two gloo processes do not answer within 60 s"
         except Exception as error:
-            done, said = False, f"two gloo processes fail ({short_message(error)})"
+            done, text = False, f"two gloo processes fail ({short_message(error)})"
         finally:
             for process in filter(None, pair.processes):
                 process.kill()
-    remedy = "" if done else "; several processes won't work here: try GLOO_SOCKET_IFNAME=lo, or repair the host's name"
-    yield Finding("ok" if done else "note", "processes", said + remedy)
+    remedy = (
+        ""
+        if done
+        else "; several processes will not work here: try GLOO_SOCKET_IFNAME=lo, or make the host's name resolvable"
+    )
+    yield Finding("ok" if done else "note", "processes", text + remedy)
 
 
-def _add(rank: int, meeting: str) -> None:
-    """One of the two processes. meeting: the path of the file through which they find each other."""
+def _add(rank: int, rendezvous: str) -> None:
+    """One of the two processes. rendezvous: path of the file through which they find each other."""
     import torch
 
     from ...core.distributed import all_reduce_sum
 
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     total = all_reduce_sum(torch.tensor(rank + 1.0)).item()
     torch.distributed.destroy_process_group()
     if total != 3:
@@ -105,13 +107,11 @@ def _add(rank: int, meeting: str) -> None:
 def memory() -> Iterator[Finding]:
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = Path("/sys/fs/cgroup/memory.max")
-    said = f"{whole / BYTES_PER_GIB:.0f} GiB"
-    if limit.exists() and (text := limit.read_text().strip()).isdigit() and int(text) < whole:
-        whole, said = int(text), f"{int(text) / BYTES_PER_GIB:.1f} GiB for this container"
+    text = f"{whole / BYTES_PER_GIB:.0f} GiB"
+    if limit.exists() and (limited := limit.read_text().strip()).isdigit() and int(limited) < whole:
+        whole, text = int(limited), f"{int(limited) / BYTES_PER_GIB:.1f} GiB for this container"
     few = whole < 4 * BYTES_PER_GIB
-    yield Finding(
-        "note" if few else "ok", "memory", said + ("; ImageNet-sized training wants 16 or more" if few else "")
-    )
+    yield Finding("note" if few else "ok", "memory", text + ("; training on ImageNet needs 16 or more" if few else ""))
     if os.path.ismount("/dev/shm") and (shared := shutil.disk_usage("/dev/shm").free) < BYTES_PER_GIB:
         remedy = "loader workers pass images through it; start the container with --shm-size=8g, or use run.workers=0"
         yield Finding("note", "memory", f"only {shared / 2**20:.0f} MiB of shared memory in /dev/shm: {remedy}")
@@ -128,7 +128,7 @@ def disk() -> Iterator[Finding]:
             yield Finding(
                 "note",
                 subject,
-                f"only {free / BYTES_PER_GIB:.1f} GiB free in {folder}; a run stops when the disk is full",
+                f"only {free / BYTES_PER_GIB:.1f} GiB free in {folder}; a run stops if the disk is full",
             )
         else:
             yield Finding("ok", subject, f"{free / BYTES_PER_GIB:.0f} GiB free in {folder}")

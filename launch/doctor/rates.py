@@ -1,6 +1,6 @@
-"""How fast pictures can be had here: decoded on a core, and read from the disk under the current folder.
+"""Speed of decoding images on a core, and of reading them from the disk under the current folder.
 
-Short measurements that tell which of the two a training would wait for; what a whole pipeline delivers is benchmarks/input.py's.
+Short measurements that show which of the two would limit a training; benchmarks/input.py measures the whole input pipeline.
 """
 
 import io
@@ -19,14 +19,19 @@ from ...core.interrupt import stop_signals
 from .findings import Finding, short_message
 from .machine import BYTES_PER_GIB
 
-SIDES, QUALITY = (500, 375), 97  # at this quality, files about as large as ImageNet's
-ROUNDS, SECONDS = 5, 0.2  # of decoding
-SMALL_FILES, SMALL, LARGE, BLOCK = 128, 112 * 2**10, 48 * 2**20, 2**20  # bytes on the disk: 62 MiB in all
+SIDES, QUALITY = (500, 375), 97  # files at this quality are about as large as ImageNet's
+ROUNDS, SECONDS = 5, 0.2  # decoding: number of measurements, and CPU time of each
+SMALL_FILES = 128
+SMALL, LARGE, BLOCK = (
+    112 * 2**10,
+    48 * 2**20,
+    2**20,
+)  # bytes of a small file, of the large one, of one read; 62 MiB in all
 READ_ROUNDS = 3
 
 
 class Rate(NamedTuple):
-    """Of repeated measurements, in whatever a second."""
+    """A rate per second, from repeated measurements."""
 
     mean: float
     low: float
@@ -36,20 +41,20 @@ class Rate(NamedTuple):
     def of(cls, values: Sequence[float]) -> "Rate":
         return cls(statistics.mean(values), min(values), max(values))
 
-    def spoken(self, unit: str) -> str:
+    def in_words(self, unit: str) -> str:
         return f"{self.mean:,.0f} {unit} ({self.low:,.0f} to {self.high:,.0f})"
 
 
 def rates() -> Iterator[Finding]:
-    """Decoding, and reading, which is judged by whether decoding would wait for it."""
+    """Check decoding, then reading, which should not be slower than decoding."""
     files = photographs(8)
     decoded, size = measure_decoding(files), round(statistics.mean(len(file) for file in files))
     cores = usable_cores()
     yield Finding(
         "ok",
         "decoding",
-        f"{decoded.spoken('images/s per core')} of JPEGs of {SIDES[0]} x {SIDES[1]} pixels and {size / 1000:.0f} kB, alone; "
-        f"{cores} cores feed up to {cores * decoded.mean:,.0f} images/s, crops not counted",
+        f"{decoded.in_words('images/s per core')} of JPEGs of {SIDES[0]} x {SIDES[1]} pixels and {size / 1000:.0f} kB; "
+        f"{cores} cores decode up to {cores * decoded.mean:,.0f} images/s, without crops",
         {
             "images_per_s_per_core": decoded._asdict(),
             "cores": cores,
@@ -78,14 +83,14 @@ def photographs(count: int) -> list[bytes]:
 
 
 def measure_decoding(files: Sequence[bytes]) -> Rate:
-    """Images a second of CPU time, decoded as loader workers do it."""
+    """Images per second of CPU time, decoded as the loader's workers do it."""
     from ...core.images.decode import decode
 
     def once() -> None:
         for file in files:
             decode(file, "a photograph")
 
-    once()  # the first call also chooses the decoder
+    once()  # the first call also selects the decoder
     found = []
     for _ in range(ROUNDS):
         count, start = 0, time.process_time()
@@ -97,62 +102,68 @@ def measure_decoding(files: Sequence[bytes]) -> Rate:
 
 
 def measure_reading(folder: Path, decoded: float, size: int) -> Finding:
-    """Small files in random order, and one large one from end to end, out of the page cache where that can be emptied.
+    """Read small files in random order and a large one sequentially, after dropping them from the page cache where possible.
 
     decoded: images/s that a core decodes. size: bytes of such an image.
     """
     free = shutil.disk_usage(folder).free
     if free < BYTES_PER_GIB or not os.access(folder, os.W_OK):
-        why = f"only {free / BYTES_PER_GIB:.1f} GiB are free in" if free < BYTES_PER_GIB else "one cannot write in"
+        why = (
+            f"only {free / BYTES_PER_GIB:.1f} GiB are free in" if free < BYTES_PER_GIB else "no permission to write in"
+        )
         return Finding("note", "reading", f"not measured: {why} {folder}")
     try:
         with stop_signals() as asked:
 
             def go_on() -> None:
                 if asked:
-                    raise KeyboardInterrupt  # leaves through the folder's removal
+                    raise KeyboardInterrupt  # so that the temporary folder is removed on the way out
 
             with tempfile.TemporaryDirectory(dir=folder, prefix=".rootstock-doctor-") as scratch:
-                gone, files, large = _measured(Path(scratch), go_on)
+                uncached, files, large = _measured(Path(scratch), go_on)
             go_on()
-    except OSError as error:  # a quota, say
-        return Finding("note", "reading", f"not measured: files cannot be written in {folder} ({short_message(error)})")
-    return reading_finding(gone, files, large, decoded, size)
+    except OSError as error:  # for example a quota
+        return Finding("note", "reading", f"not measured: no file can be written in {folder} ({short_message(error)})")
+    return reading_finding(uncached, files, large, decoded, size)
 
 
-def reading_finding(gone: bool | None, files: Rate, large: Rate, decoded: float, size: int) -> Finding:
-    """What the rates mean. gone: whether the page cache was empty of what was read; None where that cannot be told. files: small
-    files/s. large: bytes/s of a large one."""
+def reading_finding(uncached: bool | None, files: Rate, large: Rate, decoded: float, size: int) -> Finding:
+    """What the rates mean. uncached: whether the disk was read and not the page cache; None if unknown. files: small files/s.
+    large: bytes/s of a large file.
+    """
     megabytes = Rate(*(value / 1e6 for value in large))
-    said = (
-        f"{files.spoken('small files/s')} of {SMALL // 1024} KiB in random order by one reader, {megabytes.spoken('MB/s')} from end "
-        f"to end, {large.mean / size:,.0f} images/s of a pack"
+    text = (
+        f"{files.in_words('small files/s')} of {SMALL // 1024} KiB in random order by one reader, {megabytes.in_words('MB/s')} read "
+        f"sequentially, {large.mean / size:,.0f} images/s of a pack"
     )
-    facts = {"files_per_s": files._asdict(), "bytes_per_s": large._asdict(), "page_cache_avoided": gone}
-    if gone is False:
+    facts = {"files_per_s": files._asdict(), "bytes_per_s": large._asdict(), "page_cache_avoided": uncached}
+    if uncached is False:
         return Finding(
-            "note", "reading", f"{said}; the page cache could not be emptied, so this is memory, not the disk", facts
+            "note",
+            "reading",
+            f"{text}; the page cache could not be emptied, so this is the speed of memory, not of the disk",
+            facts,
         )
-    if gone is None:
-        said += "; whether the page cache was avoided cannot be told here"
+    if uncached is None:
+        text += "; whether the page cache was avoided is unknown here"
     if files.mean < decoded:
         remedy = (
-            f"slower than a core decodes ({decoded:,.0f} images/s): pack the set (`rootstock data URI --pack FOLDER`) and read it in "
+            f"slower than one core decodes ({decoded:,.0f} images/s): pack the set (`rootstock data URI --pack FOLDER`) and read it in "
             "order (data.shuffle={name: blocks}), or use more run.workers"
         )
-        return Finding("note", "reading", f"{said}; {remedy}", facts)
-    return Finding("ok", "reading", said, facts)
+        return Finding("note", "reading", f"{text}; {remedy}", facts)
+    return Finding("ok", "reading", text, facts)
 
 
 def _measured(folder: Path, go_on: Callable[[], None]) -> tuple[bool | None, Rate, Rate]:
-    """Whether the page cache was avoided, small files/s, and bytes/s of a large one. go_on: called between reads."""
-    content = os.urandom(BLOCK)  # what no disk compresses
+    """(page cache avoided, small files/s, bytes/s of a large file). go_on: called between reads; raises to stop."""
+    content = os.urandom(BLOCK)  # random bytes, which no disk compresses
     paths = [folder / f"{k:04}" for k in range(SMALL_FILES)]
     large = folder / "large"
     for path in paths:
         _write(path, content, SMALL)
     _write(large, content, LARGE)
-    gone = leaves_page_cache(paths[0], content)
+    uncached = leaves_page_cache(paths[0], content)
     drawn, small_rates, large_rates = random.Random(0), [], []
     for _ in range(READ_ROUNDS):
         for path in (*paths, large):
@@ -168,11 +179,11 @@ def _measured(folder: Path, go_on: Callable[[], None]) -> tuple[bool | None, Rat
             while file.read(BLOCK):
                 go_on()
         large_rates.append(LARGE / (time.perf_counter() - start))
-    return gone, Rate.of(small_rates), Rate.of(large_rates)
+    return uncached, Rate.of(small_rates), Rate.of(large_rates)
 
 
 def _write(path: Path, content: bytes, size: int) -> None:
-    """`size` bytes of `content` again and again, down to the disk, as only clean pages leave the cache."""
+    """Write `content` repeatedly, `size` bytes in all, and flush to the disk: only clean pages can be dropped from the cache."""
     with open(path, "wb", buffering=0) as file:
         for at in range(0, size, len(content)):
             file.write(content[: size - at])
@@ -180,16 +191,16 @@ def _write(path: Path, content: bytes, size: int) -> None:
 
 
 def _drop(path: Path) -> None:
-    """Ask the kernel to forget a file's pages; where it cannot be asked (macOS), nothing."""
+    """Ask the kernel to drop a file's pages from the cache; does nothing where it cannot (macOS)."""
     if hasattr(os, "posix_fadvise"):
         with open(path, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def leaves_page_cache(path: Path, content: bytes) -> bool | None:
-    """Whether a file in this folder leaves the page cache when asked to; None where the kernel does not tell (not Linux, some mounts).
+    """Whether the kernel drops a file of this folder from the page cache; None if unknown (not Linux, some mounts).
 
-    The file is written anew, so that looking at it disturbs no measurement: asking for what is not in memory may fetch it.
+    The file is rewritten first, so that this test, which may load the file into memory, disturbs no measurement.
     """
     if not hasattr(os, "RWF_NOWAIT"):
         return None

@@ -1,5 +1,7 @@
-"""Do the processes find each other, and do they fit together? Each leaves a card in the store where all meet, before any collective
-needs a connection between two of them: so it can be said who did not come, and what is wrong with those who did.
+"""Do all processes join, and do their devices and versions match?
+
+Each process writes its information into the rendezvous store, before any collective needs a connection between two processes. So the
+doctor can name the processes that are missing, and what is wrong with the others.
 """
 
 from __future__ import annotations
@@ -21,16 +23,19 @@ from ...core.environment import environment
 from .findings import Finding, short_message
 from .link_rates import Links, own_links
 
-MUST_AGREE = ("rootstock", "torch", "nccl", "commit")  # others may differ, and are noted
+MUST_AGREE = ("rootstock", "torch", "nccl", "commit")  # differences in other versions are only noted
 
 
 class ProcessesMissing(Exception):
-    """In a sentence, who did not come."""
+    """Which processes did not join, in one sentence."""
 
 
 class ProcessInfo(NamedTuple):
-    """What a process says of itself. machine: tells computers apart that have one name. device: the one it would train on. gpu: its
-    UUID, "" without one, and None where the device that it should have is not there."""
+    """What a process reports about itself.
+
+    machine: identifier of the computer, since two may have the same host name. device: the one it would train on.
+    gpu: UUID of its GPU; "" on a CPU; None if the GPU that it should have does not exist.
+    """
 
     rank: int
     host: str
@@ -38,16 +43,16 @@ class ProcessInfo(NamedTuple):
     device: str
     gpu: str | None
     versions: dict[str, str]
-    own_links: Links
+    links: Links
 
     @staticmethod
-    def read(text: str) -> ProcessInfo:
-        *fields, way = json.loads(text)
-        return ProcessInfo._make([*fields, Links._make(way)])
+    def from_json(text: str) -> ProcessInfo:
+        *fields, own = json.loads(text)
+        return ProcessInfo._make([*fields, Links._make(own)])
 
 
 def own_info(rank: int, device: torch.device) -> ProcessInfo:
-    """This process's card. device: cpu, or the GPU that it would have."""
+    """The information of this process. device: cpu, or the GPU that it would use."""
     about = environment()
     versions = {**about["versions"], "commit": about["commit"] or "unknown"}
     gpu: str | None = ""
@@ -57,87 +62,89 @@ def own_info(rank: int, device: torch.device) -> ProcessInfo:
         versions["nccl"] = ".".join(map(str, nccl.version()))
     boot = Path("/proc/sys/kernel/random/boot_id")
     machine = boot.read_text().strip() if boot.exists() else platform.node()
-    way = own_links(gpu or "", backend_of(device), os.environ.get("MASTER_ADDR", "localhost"))
-    return ProcessInfo(rank, about["host"], machine, str(device), gpu, versions, way)
+    found = own_links(gpu or "", backend_of(device), os.environ.get("MASTER_ADDR", "localhost"))
+    return ProcessInfo(rank, about["host"], machine, str(device), gpu, versions, found)
 
 
 def backend_of(device: torch.device) -> str:
     return "nccl" if device.type == "cuda" else "gloo"
 
 
-def exchange_info(card: ProcessInfo, seconds: float) -> tuple[Store, list[ProcessInfo]]:
-    """The store of a process that was started by torchrun or its like, and all cards by rank. Raises NotMet after so many seconds."""
-    place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+def exchange_info(own: ProcessInfo, seconds: float) -> tuple[Store, list[ProcessInfo]]:
+    """(store, information of all processes by rank), after all have joined. Raises ProcessesMissing after `seconds`."""
+    address = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
     wait = timedelta(seconds=seconds)
-    check = "check that every process runs, and that its host reaches that address (name, route, firewall)"
+    check = "check that every process runs, and that its host can reach that address (name, route, firewall)"
     try:
         store, _, size = next(rendezvous("env://", timeout=wait))
     except (DistError, ValueError) as error:
         raise ProcessesMissing(
-            f"not everybody reached {place} within {seconds:g} s ({short_message(error)}); {check}"
+            f"not all processes reached {address} within {seconds:g} s ({short_message(error)}); {check}"
         ) from error
-    own = PrefixStore("rootstock-doctor", store)
-    own.set(f"card/{card.rank}", json.dumps(card))
-    keys = [f"card/{rank}" for rank in range(size)]
+    shared = PrefixStore("rootstock-doctor", store)
+    shared.set(f"info/{own.rank}", json.dumps(own))
+    keys = [f"info/{rank}" for rank in range(size)]
     try:
-        own.wait(keys, wait)
+        shared.wait(keys, wait)
     except DistError as error:
-        missing = [str(rank) for rank, key in enumerate(keys) if not own.check([key])]
+        missing = [str(rank) for rank, key in enumerate(keys) if not shared.check([key])]
         late = ", ".join(missing)
         raise ProcessesMissing(
-            f"rank {late} of {size} did not come to {place} within {seconds:g} s; {check}"
+            f"rank {late} of {size} did not join at {address} within {seconds:g} s; {check}"
         ) from error
-    return own, [ProcessInfo.read(own.get(key).decode()) for key in keys]
+    return shared, [ProcessInfo.from_json(shared.get(key).decode()) for key in keys]
 
 
-def compare_processes(cards: Sequence[ProcessInfo]) -> Iterator[Finding]:
-    """Who is there, on which device, and whether their versions agree."""
-    for machine in dict.fromkeys(card.machine for card in cards):
-        there = [card for card in cards if card.machine == machine]
-        said = ", ".join(f"rank {card.rank} on {card.device}" for card in there)
-        facts = {"host": there[0].host, "ranks": {card.rank: card.device for card in there}}
-        yield Finding("ok", "host", f"{there[0].host}: {said}", facts)
-    yield from _devices(cards)
-    yield from _versions(cards)
+def compare_processes(processes: Sequence[ProcessInfo]) -> Iterator[Finding]:
+    """Which processes run where, on which device, and whether devices and versions fit."""
+    for machine in dict.fromkeys(each.machine for each in processes):
+        there = [each for each in processes if each.machine == machine]
+        text = ", ".join(f"rank {each.rank} on {each.device}" for each in there)
+        facts = {"host": there[0].host, "ranks": {each.rank: each.device for each in there}}
+        yield Finding("ok", "host", f"{there[0].host}: {text}", facts)
+    yield from _devices(processes)
+    yield from _versions(processes)
 
 
-def _devices(cards: Sequence[ProcessInfo]) -> Iterator[Finding]:
-    kinds = _by(cards, lambda card: card.device.partition(":")[0])
+def _devices(processes: Sequence[ProcessInfo]) -> Iterator[Finding]:
+    kinds = _by(processes, lambda each: each.device.partition(":")[0])
     if len(kinds) > 1:
-        yield Finding("wrong", "devices", f"{_listed(kinds)}; give every process a GPU, or say --device cpu")
-    if missing := [card for card in cards if card.gpu is None]:
+        yield Finding("wrong", "devices", f"{_listed(kinds)}; give every process a GPU, or use --device cpu")
+    if missing := [each for each in processes if each.gpu is None]:
         yield Finding(
             "wrong",
             "devices",
-            f"{_ranks(missing)}: {missing[0].device} is not there; start one process a GPU, or say --device cpu",
+            f"{_ranks(missing)}: {missing[0].device} does not exist; start one process per GPU, or use --device cpu",
         )
     shared = {
         gpu: those
-        for gpu, those in _by([card for card in cards if card.gpu], lambda card: card.gpu).items()
+        for gpu, those in _by([each for each in processes if each.gpu], lambda each: each.gpu).items()
         if len(those) > 1
     }
     for gpu, those in shared.items():
-        yield Finding("wrong", "devices", f"{_ranks(those)} are on one GPU, {gpu}; NCCL needs one for each process")
+        yield Finding("wrong", "devices", f"{_ranks(those)} share one GPU, {gpu}; NCCL needs one for each process")
 
 
-def _versions(cards: Sequence[ProcessInfo]) -> Iterator[Finding]:
+def _versions(processes: Sequence[ProcessInfo]) -> Iterator[Finding]:
     agreed = True
-    for name in dict.fromkeys(name for card in cards for name in card.versions):
-        found = _by(cards, lambda card, name=name: card.versions.get(name, "unknown"))
+    for name in dict.fromkeys(name for each in processes for name in each.versions):
+        found = _by(processes, lambda each, name=name: each.versions.get(name, "unknown"))
         if len(found) > 1:
             agreed = False
             must = name in MUST_AGREE
-            remedy = "install the same everywhere" if must else "the same everywhere is safer"
+            remedy = "install the same version everywhere" if must else "the same version everywhere is safer"
             yield Finding("wrong" if must else "note", "versions", f"{name} differs: {_listed(found)}; {remedy}")
     if agreed:
-        said = ", ".join(f"{name} {cards[0].versions[name]}" for name in MUST_AGREE if name in cards[0].versions)
-        yield Finding("ok", "versions", f"the same on all processes ({said})", {"versions": cards[0].versions})
+        text = ", ".join(
+            f"{name} {processes[0].versions[name]}" for name in MUST_AGREE if name in processes[0].versions
+        )
+        yield Finding("ok", "versions", f"the same on all processes ({text})", {"versions": processes[0].versions})
 
 
-def _by(cards: Sequence[ProcessInfo], key: Callable[[ProcessInfo], Any]) -> dict[Any, list[ProcessInfo]]:
+def _by(processes: Sequence[ProcessInfo], key: Callable[[ProcessInfo], Any]) -> dict[Any, list[ProcessInfo]]:
     found: dict[Any, list[ProcessInfo]] = {}
-    for card in cards:
-        found.setdefault(key(card), []).append(card)
+    for each in processes:
+        found.setdefault(key(each), []).append(each)
     return found
 
 
@@ -145,10 +152,10 @@ def _listed(found: dict[Any, list[ProcessInfo]]) -> str:
     return ", ".join(f"{value} on {_ranks(those)}" for value, those in found.items())
 
 
-def _ranks(cards: Sequence[ProcessInfo]) -> str:
+def _ranks(processes: Sequence[ProcessInfo]) -> str:
     """`ranks 0 and 1 (node1), rank 2 (node2)`."""
-    hosts = _by(cards, lambda card: card.host)
+    hosts = _by(processes, lambda each: each.host)
     return ", ".join(
-        f"rank{'s' * (len(those) > 1)} {' and '.join(str(card.rank) for card in those)} ({host})"
+        f"rank{'s' * (len(those) > 1)} {' and '.join(str(each.rank) for each in those)} ({host})"
         for host, those in hosts.items()
     )

@@ -1,6 +1,6 @@
-"""A few steps of a method on this process's share of each batch: what one process and N must agree about.
+"""A few training steps of a method on this process's share of each batch; one process and N must get the same result.
 
-The tests of all methods (tests/ssl/test_exactness.py) and the doctor, on a user's cluster, compute the same here.
+The tests of all methods (tests/ssl/test_exactness.py) use the same steps as the doctor on a user's cluster.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ BACKBONES: dict[str, dict[str, Any]] = {
 
 
 def backbone(kind: str) -> Backbone:
-    """A network of BACKBONES for pictures of SIZE pixels."""
+    """A network of BACKBONES for images of SIZE pixels."""
     return create(SIZE, **BACKBONES[kind])
 
 
 def views(method: Any, n: int, seed: int = 1, dtype: torch.dtype = torch.float32) -> Views:
-    """What a pretraining method is fed: its number of views of n pictures, and local crops if it takes them."""
+    """A random batch for a pretraining method: its number of views of n images, and local crops if it takes them."""
 
     def picture(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
@@ -48,7 +48,7 @@ def views(method: Any, n: int, seed: int = 1, dtype: torch.dtype = torch.float32
 
 
 def share(batch: Any) -> Any:
-    """This process's part of a batch: of tensors [N, ...], draws, views [V, N, ...], or tuples of such; processes divide N."""
+    """This process's part of a batch of tensors [N, ...], draws, views [V, N, ...], or tuples of these; N must be divisible."""
     if isinstance(batch, Tensor):
         return batch[own_rows(len(batch) // world())]
     if isinstance(batch, Draws):
@@ -60,9 +60,9 @@ def share(batch: Any) -> Any:
 
 
 def run_steps(method: Method, batches: Sequence[Any]) -> dict[str, Tensor]:
-    """Train a method by plain gradient descent, a step for each of this process's shares.
+    """Train a method by plain gradient descent, one step per batch. batches: this process's shares.
 
-    Returns the mean losses over processes `loss.STEP`, gradients `grad.STEP.NAME`, and weights and buffers afterwards `state.NAME`.
+    Returns `loss.STEP` (mean over processes), `grad.STEP.NAME`, and the final weights and buffers as `state.NAME`.
     """
     parallel = _parallel(method) if world() > 1 else method
     layers = norm.layers(method)
@@ -86,7 +86,7 @@ def run_steps(method: Method, batches: Sequence[Any]) -> dict[str, Tensor]:
 
 def _parallel(method: nn.Module) -> nn.Module:
     with warnings.catch_warnings():
-        # Announced for a torch to come, and the argument that takes its place is not in every torch yet.
+        # Deprecated, but its replacement does not exist in all supported versions of torch.
         warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
         return DistributedDataParallel(method, broadcast_buffers=False)
 

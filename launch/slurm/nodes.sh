@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# When: several nodes of a SLURM cluster, with one launcher each; run.dir has to lie on a disk that all of them share.
+# When: several nodes of a SLURM cluster, with one launcher each; run.dir must be on a disk that all of them share.
 # Command: sbatch --nodes=4 launch/slurm/nodes.sh pretrain simclr.yaml data.train=folder:PATH
 # Change: partition, nodes, GPUs, CPUs and time below; activate the environment first. Without GPUs, write --nproc N before the verb.
 #SBATCH --job-name=rootstock
@@ -14,7 +14,7 @@
 set -euo pipefail
 
 read -r first < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-# Of the job's own, since two jobs may share a node; below the ports that Linux gives away.
+# A port for each job, since two jobs may share a node; below the range from which Linux assigns ports.
 port=$((10000 + SLURM_JOB_ID % 20000))
 
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 \

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# When: a job longer than the time limit, or one that may be preempted, on one node or several: it saves, is queued again and goes on.
+# When: a job longer than the time limit, or one that may be preempted, on one node or several: it saves, is queued again and resumes.
 # Command: sbatch launch/slurm/requeue.sh pretrain simclr.yaml data.train=folder:PATH
 # Change: partition, nodes, GPUs, CPUs and time below; `most`; the seconds after USR1@, if a checkpoint takes longer to write.
 #SBATCH --job-name=rootstock
@@ -16,13 +16,13 @@ set -euo pipefail
 
 most=50
 read -r first < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-# Of the job's own, since two jobs may share a node; below the ports that Linux gives away.
+# A port for each job, since two jobs may share a node; below the range from which Linux assigns ports.
 port=$((10000 + SLURM_JOB_ID % 20000))
 
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 \
     rootstock launch --nodes "$SLURM_JOB_NUM_NODES" --rendezvous "$first:$port" "$@" &
 step=$!
-# The time limit's USR1 comes to this shell alone; TERM may come to it too, and must not end it before the step has saved.
+# SLURM sends USR1 before the time limit to this shell only; TERM may come too, and must not end it before the step has saved.
 trap 'kill -USR1 "$step" 2>/dev/null || true' USR1 TERM
 
 # A signal ends `wait` before the step has ended.
@@ -36,7 +36,7 @@ case $code in
 130 | 138 | 143) ;; # saved and stopped; or ended by USR1 or TERM itself, before there was anything to save
 *) exit "$code" ;;
 esac
-# RUNNING, or else SLURM has decided: it requeues the job itself (PreemptMode=REQUEUE without grace), or someone has cancelled it.
+# If the job is not RUNNING any more, SLURM requeues it itself (PreemptMode=REQUEUE without grace), or someone has cancelled it.
 if [[ $(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) != RUNNING ]]; then
     exit "$code"
 fi

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # When: the same experiment over several seeds, one GPU each, as a job array; then rootstock report runs/NAME/seed-*.
 # Command: sbatch --job-name=NAME launch/slurm/seeds.sh pretrain simclr.yaml data.train=folder:PATH
-# Change: the seeds after --array=, partition, CPUs and time below. The same command again goes on with seeds that are not finished.
+# Change: the seeds after --array=, partition, CPUs and time below. The same command again resumes the seeds that are not finished.
 #SBATCH --job-name=seeds
 #SBATCH --array=0-4
 #SBATCH --nodes=1

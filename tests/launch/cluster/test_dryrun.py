@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from rootstock.core.distributed import planned, rank, world
+from rootstock.core.distributed import planned_processes, rank, world
 from rootstock.launch.cluster import dryrun, memory
 from rootstock.launch.cluster.dryrun import bytes_in_words
 from rootstock.launch.cluster.memory import MEASURED
@@ -106,7 +106,7 @@ def test_what_saves_memory_is_seen(config: Callable[[str], str]) -> None:
 
     def needed(*words: str) -> memory.Memory:
         resolved = resolve("pretrain", config("pretrain"), [*vit, *words])
-        with planned(4):
+        with planned_processes(4):
             _, training = dryrun._built("pretrain", resolved)
         assert training is not None
         of_size = partial(dryrun._of_size, "pretrain", resolved)
@@ -144,7 +144,7 @@ def test_parameters_are_counted_with_and_without_those_that_stand_still(ask: Cal
         ("finetune", ["run.accumulate=3"], "optim.batch_size: 16 does not divide into 4 processes x 3"),
         ("pretrain", ["backbone.norm=group:8"], "backbone.norm: groups of 8 do not divide the 4 images"),
         ("pretrain", ["run.accumulate=2"], "run.accumulate: 2 would change this method"),
-        ("pretrain", ["run.chunk=2"], "run.chunk: cuts the batch, so BatchNorm cannot see the whole of it"),
+        ("pretrain", ["run.chunk=2"], "run.chunk: divides the batch, so BatchNorm cannot see the whole of it"),
         ("pretrain", ["data.train=folder:nowhere"], "nowhere"),
         ("pretrain", ["optim.lrr=1"], "optim.lrr"),
         ("pretrain", ["run.accumulate=0"], "run.accumulate: expected at least 1, got 0"),
@@ -163,7 +163,7 @@ def test_what_cannot_work_is_refused(
 def test_a_disk_that_is_too_small_is_refused(ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2000))
     done = ask("pretrain")
-    assert done.returncode == 2 and "has 2 kB free, and 3 checkpoints of" in done.stderr
+    assert done.returncode == 2 and "has 2 kB free, but 3 checkpoints of" in done.stderr
 
 
 def test_a_folder_of_another_config_is_refused_and_of_this_one_goes_on(
@@ -203,7 +203,7 @@ def test_only_verbs_are_planned(config: Callable[[str], str], rootstock: Callabl
 
 
 def test_planning_ends_with_its_block() -> None:
-    with planned(8):
+    with planned_processes(8):
         assert (world(), rank()) == (8, 0)
     assert (world(), rank()) == (1, 0)
 

@@ -23,8 +23,7 @@ from rootstock.core.errors import UserError
 from rootstock.core.run import state
 from rootstock.core.train import checkpoint
 from rootstock.launch import exits
-from rootstock.launch.cluster import launcher
-from rootstock.launch.cluster import placement as placing
+from rootstock.launch.cluster import launcher, placement
 from rootstock.launch.cluster.placement import Placement, RendezvousFailed, read_placement
 
 Rootstock = Callable[..., subprocess.CompletedProcess[str]]
@@ -168,7 +167,7 @@ def test_a_second_ctrl_c_leaves_at_once_even_a_hanging_rank(config: str, tmp_pat
     assert started.returncode == 130, said
     assert "killed the processes that still ran 3 s after the second Ctrl-C" in said
     assert checkpoint.latest(run / "checkpoints", pytest.fail) is not None
-    assert state.look(run)["state"] in ("killed", "preempted")
+    assert state.read_state(run)["state"] in ("killed", "preempted")
 
 
 def test_who_fails_first_is_said_and_the_others_end(config: str, tmp_path: Path) -> None:
@@ -261,13 +260,13 @@ def test_a_first_node_that_goes_is_no_mistake(
 
 
 def test_the_first_node_is_waited_for_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    placing.await_first_node(Placement(1, 2, f"{platform.node()}:1"), 0.0)  # which is here
-    monkeypatch.setattr(placing, "_is_here", lambda host: False)
+    placement.await_first_node(Placement(1, 2, f"{platform.node()}:1"), 0.0)  # which is here
+    monkeypatch.setattr(placement, "_is_here", lambda host: False)
     with socket.create_server(("127.0.0.1", 0)) as first:
         port = first.getsockname()[1]
-        placing.await_first_node(Placement(1, 2, f"127.0.0.1:{port}"), 0.0)
+        placement.await_first_node(Placement(1, 2, f"127.0.0.1:{port}"), 0.0)
     with pytest.raises(RendezvousFailed, match=f"127.0.0.1:{port}: not all of the 2 nodes joined .*refused"):
-        placing.await_first_node(Placement(1, 2, f"127.0.0.1:{port}"), 0.0)
+        placement.await_first_node(Placement(1, 2, f"127.0.0.1:{port}"), 0.0)
 
 
 def test_nobody_outlives_the_launcher(config: str, tmp_path: Path) -> None:

@@ -19,12 +19,8 @@ import torch.distributed as dist
 from torch.distributed import HashStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from rootstock.launch.cluster import launcher
-from rootstock.launch.cluster import placement as places
-from rootstock.launch.doctor import bandwidth
-from rootstock.launch.doctor import distributed as together
-from rootstock.launch.doctor import rendezvous as meeting
-from rootstock.launch.doctor import trial_steps as exact
+from rootstock.launch.cluster import launcher, placement
+from rootstock.launch.doctor import bandwidth, distributed, rendezvous, trial_steps
 from rootstock.launch.doctor.bandwidth import BUS
 from rootstock.launch.doctor.distributed import WRONG_FOUND, Participant, check_clocks, check_connection
 from rootstock.launch.doctor.equality import CASES, equality
@@ -94,7 +90,7 @@ def faulty(rank: int, processes: int) -> Iterator[None]:
 
 @pytest.fixture
 def nothing_moves(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(exact, "_parallel", lambda method: method)  # whose own collective waits for an answer
+    monkeypatch.setattr(trial_steps, "_parallel", lambda method: method)  # whose own collective waits for an answer
     with faulty(0, 2):
         yield
 
@@ -137,7 +133,7 @@ def test_who_is_there_is_said_by_host() -> None:
     [
         (
             [card(0, device="cuda:0", gpu="GPU-a"), card(1, device="cuda:0", gpu="GPU-a")],
-            "ranks 0 and 1 (node1) are on one GPU, GPU-a; NCCL needs one for each process",
+            "ranks 0 and 1 (node1) share one GPU, GPU-a; NCCL needs one for each process",
         ),
         (
             [card(0, device="cuda:0", gpu="GPU-a"), card(1, device="cuda:1", gpu=None)],
@@ -149,11 +145,11 @@ def test_who_is_there_is_said_by_host() -> None:
         ),
         (
             [card(0), card(1, "node2", torch="2.14.0"), card(2, "node2", torch="2.14.0")],
-            "torch differs: 2.15.0 on rank 0 (node1), 2.14.0 on ranks 1 and 2 (node2); install the same everywhere",
+            "torch differs: 2.15.0 on rank 0 (node1), 2.14.0 on ranks 1 and 2 (node2); install the same version everywhere",
         ),
         (
             [card(0), card(1, commit="abd")],
-            "commit differs: abc on rank 0 (node1), abd on rank 1 (node1); install the same everywhere",
+            "commit differs: abc on rank 0 (node1), abd on rank 1 (node1); install the same version everywhere",
         ),
         (
             [card(0, nccl="2.30.7"), card(1, nccl="2.29.3")],
@@ -201,8 +197,8 @@ def test_who_did_not_come_is_named(monkeypatch: pytest.MonkeyPatch, rootstock: R
     done = rootstock("doctor", "--distributed", "--device", "cpu", "--timeout", "1")
     assert done.returncode == 1 and "WRONG reachable    rank 1 of 2 did not join" in done.stdout
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(together, "LATER", 0)
-    monkeypatch.setattr(meeting, "rendezvous", lambda *_, **__: iter([(HashStore(), 1, 2)]))
+    monkeypatch.setattr(distributed, "LATER", 0)
+    monkeypatch.setattr(rendezvous, "rendezvous", lambda *_, **__: iter([(HashStore(), 1, 2)]))
     done = rootstock("doctor", "--distributed", "--device", "cpu", "--timeout", "1")
     assert done.returncode == 2 and done.stdout == ""  # torchrun's agent hears it of the others
 
@@ -228,7 +224,7 @@ def test_silence_ends_in_a_sentence(
     assert codes == [1] and "no answer within 1 s while connecting with gloo; check that GLOO_SOCKET_IFNAME" in said
     with (
         pytest.raises(
-            together.ExaminationFailed, match=r"failed on rank 0 .*gloo says no.*; check that GLOO_SOCKET_IFNAME"
+            distributed.ExaminationFailed, match=r"failed on rank 0 .*gloo says no.*; check that GLOO_SOCKET_IFNAME"
         ),
         member._stage("x"),
     ):
@@ -253,13 +249,15 @@ def test_the_exit_code_is_what_the_processes_found(
 ) -> None:
     asked: list[Any] = []
     monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.setattr(together, "start", lambda *words, **options: (asked.append((words, options)), code)[1])
-    monkeypatch.setattr(together.tempfile, "mkdtemp", lambda prefix: str(tmp_path / f"{prefix}x"))
+    monkeypatch.setattr(
+        distributed, "start_processes", lambda *words, **options: (asked.append((words, options)), code)[1]
+    )
+    monkeypatch.setattr(distributed.tempfile, "mkdtemp", lambda prefix: str(tmp_path / f"{prefix}x"))
     (tmp_path / "rootstock-doctor-x").mkdir()
     assert rootstock("doctor", "--distributed", "--device", "cpu", "--timeout", "9").returncode == expected
     (((arguments, where, _), options),) = asked
     assert arguments == ["doctor", "--distributed", "--device", "cpu", "--timeout", "9"]
-    assert where == places.Placement(2, 1, None, where.job) and options == {"answers": (WRONG_FOUND,), "timeout": 9}
+    assert where == placement.Placement(2, 1, None, where.job) and options == {"answers": (WRONG_FOUND,), "timeout": 9}
     assert (tmp_path / "rootstock-doctor-x").exists() == kept
 
 

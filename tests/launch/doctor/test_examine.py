@@ -49,7 +49,7 @@ def test_a_missing_and_an_old_package_are_named(monkeypatch: pytest.MonkeyPatch)
         return "2.0.0" if name == "torch" else real(name)
 
     monkeypatch.setattr(installed, "version", version)
-    wrong = [finding.said for finding in installed.packages() if finding.verdict == "wrong"]
+    wrong = [finding.message for finding in installed.packages() if finding.verdict == "wrong"]
     assert any("lightly is missing" in said for said in wrong)
     assert any("torch 2.0.0 is not >=2.11" in said for said in wrong)
     assert len(wrong) == 2
@@ -74,9 +74,9 @@ def test_a_wrong_pair_of_torch_and_torchvision_is_said(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("torchvision.ops.nms", missing)
     (finding,) = installed.torchvision()
-    assert finding.verdict == "wrong" and "matching pair" in finding.said
+    assert finding.verdict == "wrong" and "matching pair" in finding.message
 
 
 def test_a_full_disk_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 2**20}))
-    assert all(finding.verdict == "note" and "only 0.0 GiB free" in finding.said for finding in machine.disk())
+    assert all(finding.verdict == "note" and "only 0.0 GiB free" in finding.message for finding in machine.disk())

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from rootstock.launch.doctor import link_rates as nominal
+from rootstock.launch.doctor import link_rates
 from rootstock.launch.doctor.bandwidth import (
     CollectiveTime,
     bandwidth_finding,
@@ -43,39 +43,39 @@ Legend:
 
 
 def test_pcie_is_lanes_of_a_generation() -> None:
-    assert nominal.gpus(LISTED) == ({A: 0, B: 1}, {A: pytest.approx(31.5, rel=1e-2)})
-    assert nominal.gpus("No devices were found\n") == ({}, {})
+    assert link_rates.gpus(LISTED) == ({A: 0, B: 1}, {A: pytest.approx(31.5, rel=1e-2)})
+    assert link_rates.gpus("No devices were found\n") == ({}, {})
 
 
 def test_nvlink_is_the_sum_of_active_links() -> None:
-    assert nominal.nvlinks(NVLINK) == {A: pytest.approx(2 * 26.562), B: pytest.approx(26.562)}
-    assert nominal.nvlinks("") == {}
+    assert link_rates.nvlinks(NVLINK) == {A: pytest.approx(2 * 26.562), B: pytest.approx(26.562)}
+    assert link_rates.nvlinks("") == {}
 
 
 def test_the_topology_says_the_way_between_gpus_alone() -> None:
-    ways = nominal.topology(TOPOLOGY)
+    ways = link_rates.topology(TOPOLOGY)
     assert ways[0, 1] == ways[1, 0] == "NV18" and ways[0, 2] == "SYS" and ways[1, 2] == "PHB"
     assert set(ways) == {(a, b) for a in range(3) for b in range(3) if a != b}
 
 
 def test_a_process_asks_for_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = {nominal.GPU_QUERY[0]: LISTED, "topo": TOPOLOGY, "nvlink": NVLINK}
-    monkeypatch.setattr(nominal, "nvidia_smi", lambda first, *_: answers[first])
-    monkeypatch.setattr(nominal, "fabric", lambda *_: ("eth0", 1.25))
-    assert nominal.own_links(A, "nccl", "node1") == Links(2 * 26.562, 16 * 1.969, {B: "NV18"}, 1.25, "eth0")
-    assert nominal.own_links("", "gloo", "node1") == Links(network=1.25, network_name="eth0")
-    assert nominal.own_links("GPU-of-a-MIG-slice", "nccl", "node1") == Links(None, None, {}, 1.25, "eth0")
+    answers = {link_rates.GPU_QUERY[0]: LISTED, "topo": TOPOLOGY, "nvlink": NVLINK}
+    monkeypatch.setattr(link_rates, "nvidia_smi", lambda first, *_: answers[first])
+    monkeypatch.setattr(link_rates, "fabric", lambda *_: ("eth0", 1.25))
+    assert link_rates.own_links(A, "nccl", "node1") == Links(2 * 26.562, 16 * 1.969, {B: "NV18"}, 1.25, "eth0")
+    assert link_rates.own_links("", "gloo", "node1") == Links(network=1.25, network_name="eth0")
+    assert link_rates.own_links("GPU-of-a-MIG-slice", "nccl", "node1") == Links(None, None, {}, 1.25, "eth0")
 
 
 def test_without_nvidia_smi_nothing_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert nominal.nvidia_smi("topo", "-m") == ""
+    assert link_rates.nvidia_smi("topo", "-m") == ""
     script = tmp_path / "nvidia-smi"
     script.write_text('#!/bin/sh\necho "$@"; exit ${CODE:-0}\n')
     script.chmod(0o755)
-    assert nominal.nvidia_smi("topo", "-m") == "topo -m\n"
+    assert link_rates.nvidia_smi("topo", "-m") == "topo -m\n"
     monkeypatch.setenv("CODE", "9")
-    assert nominal.nvidia_smi("topo", "-m") == ""
+    assert link_rates.nvidia_smi("topo", "-m") == ""
 
 
 def test_infiniband_is_the_sum_of_active_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,15 +87,15 @@ def test_infiniband_is_the_sum_of_active_ports(tmp_path: Path, monkeypatch: pyte
         port.mkdir(parents=True)
         (port / "state").write_text(f"{state}\n")
         (port / "rate").write_text(f"{rate}\n")
-    assert nominal.infiniband(tmp_path) == [50.0]
-    assert nominal.infiniband(tmp_path / "nowhere") == []
-    monkeypatch.setattr(nominal, "infiniband", lambda: [50.0, 50.0])
-    monkeypatch.setattr(nominal, "interface", lambda *_: ("eth0", 1.25))
+    assert link_rates.infiniband(tmp_path) == [50.0]
+    assert link_rates.infiniband(tmp_path / "nowhere") == []
+    monkeypatch.setattr(link_rates, "infiniband", lambda: [50.0, 50.0])
+    monkeypatch.setattr(link_rates, "interface", lambda *_: ("eth0", 1.25))
     monkeypatch.delenv("NCCL_IB_DISABLE", raising=False)
-    assert nominal.fabric("nccl", "node1") == ("2 InfiniBand ports", 100.0)
-    assert nominal.fabric("gloo", "node1") == ("eth0", 1.25)
+    assert link_rates.fabric("nccl", "node1") == ("2 InfiniBand ports", 100.0)
+    assert link_rates.fabric("gloo", "node1") == ("eth0", 1.25)
     monkeypatch.setenv("NCCL_IB_DISABLE", "1")
-    assert nominal.fabric("nccl", "node1") == ("eth0", 1.25)
+    assert link_rates.fabric("nccl", "node1") == ("eth0", 1.25)
 
 
 @pytest.mark.parametrize(
@@ -114,8 +114,8 @@ def test_the_interface_is_the_named_one_or_the_route_s(
 ) -> None:
     speeds = {"lo": 0, "eth0": 10_000, "eth1": 25_000, "wlan0": 65535}
     monkeypatch.setattr(psutil, "net_if_stats", lambda: {name: SimpleNamespace(speed=s) for name, s in speeds.items()})
-    monkeypatch.setattr(nominal, "routed", lambda _: "wlan0")
-    assert nominal.interface(wanted, "node1") == expected
+    monkeypatch.setattr(link_rates, "routed", lambda _: "wlan0")
+    assert link_rates.interface(wanted, "node1") == expected
 
 
 def test_the_route_is_that_of_the_address() -> None:
@@ -124,8 +124,8 @@ def test_the_route_is_that_of_the_address() -> None:
         for name, addresses in psutil.net_if_addrs().items()
         if any(a.family == socket.AF_INET and a.address == "127.0.0.1" for a in addresses)
     )
-    assert nominal.routed("127.0.0.1") == loopback
-    assert nominal.routed("no.such.host.invalid") == ""
+    assert link_rates.routed("127.0.0.1") == loopback
+    assert link_rates.routed("no.such.host.invalid") == ""
 
 
 SLOW = Links(nvlink=450, pcie=63, peers={B: "NV18"}, network=12.5, network_name="eth0")
@@ -137,7 +137,7 @@ QUICK = Links(nvlink=480, pcie=31.5, peers={A: "NV18"}, network=25, network_name
     [
         (["m", "m"], [A, B], [SLOW, QUICK], LinkRate("NVLink", 450)),
         (["m", "m"], [A, B], [SLOW._replace(peers={B: "SYS"}), QUICK], LinkRate("PCIe", 31.5)),
-        (["m", "m"], [A, B], [SLOW._replace(peers={}), QUICK], LinkRate("way between the GPUs unknown", None)),
+        (["m", "m"], [A, B], [SLOW._replace(peers={}), QUICK], LinkRate("connection between the GPUs unknown", None)),
         (["m", "n"], [A, B], [SLOW, QUICK], LinkRate("network, eth0, eth1", 12.5)),
         (["m", "n"], ["", ""], [SLOW, QUICK._replace(network=None)], LinkRate("network, eth0, eth1", None)),
         (["m", "m"], ["", ""], [SLOW, QUICK], None),
@@ -146,7 +146,7 @@ QUICK = Links(nvlink=480, pcie=31.5, peers={A: "NV18"}, network=25, network_name
 def test_the_slowest_link_bounds_all(
     machines: Sequence[str], gpu: Sequence[str], known: Sequence[Links], expected: LinkRate | None
 ) -> None:
-    assert nominal.slowest_link(machines, gpu, known) == expected
+    assert link_rates.slowest_link(machines, gpu, known) == expected
 
 
 def test_bus_bandwidth_is_that_of_nccl_tests() -> None:
@@ -166,13 +166,13 @@ FOUND = [CollectiveTime("all_reduce", 8, 2e-5, 1e-5, 3e-5), CollectiveTime("all_
         (LinkRate("NVLink", 10.0), "ok", "67 % of 10 GB/s (NVLink)"),
         (LinkRate("PCIe", 31.5), "note", "21 % of 31.5 GB/s (PCIe); less than half: NCCL_DEBUG=INFO"),
         (LinkRate("memory copy, measured", 31.5), "ok", "21 % of 31.5 GB/s (memory copy, measured)"),
-        (LinkRate("network, eth0", None), "ok", "nominal unknown (network, eth0)"),
+        (LinkRate("network, eth0", None), "ok", "nominal rate unknown (network, eth0)"),
     ],
 )
 def test_bandwidth_is_judged_by_the_link(link: LinkRate, verdict: str, words: str) -> None:
     finding = bandwidth_finding(FOUND, link, 2)
-    assert finding.verdict == verdict and words in finding.said
-    assert "latency 20 us; 64 MiB are all-reduced at 6.71 GB/s" in finding.said and "too long" not in finding.said
+    assert finding.verdict == verdict and words in finding.message
+    assert "latency 20 us; all-reduce of 64 MiB at 6.71 GB/s" in finding.message and "too long" not in finding.message
 
 
 def test_the_table_says_what_was_left_out(capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,7 +181,7 @@ def test_the_table_says_what_was_left_out(capsys: pytest.CaptureFixture[str]) ->
     said = capsys.readouterr().out
     rows = [" ".join(line.split()) for line in said.splitlines()]
     assert rows[1:3] == ["all-reduce 8 B 20 us [10 us, 30 us]", "all-reduce 1 MiB 10 ms [9 ms, 12 ms] 0.105 1 %"]
-    assert "larger ones would take too long" in said
+    assert "larger sizes would take too long" in said
     assert report.tables["bandwidth"][1]["of_nominal"] == pytest.approx(2**20 / 0.01 / 1e10)
 
 

@@ -50,7 +50,7 @@ def test_reading_measures_files_under_the_folder_and_leaves_none(
     assert sorted(dropped[-5 * rates.READ_ROUNDS :]) == sorted([*small, "large"] * rates.READ_ROUNDS)
     assert finding.facts["files_per_s"]["mean"] > 0 and finding.facts["bytes_per_s"]["mean"] > 0
     # A file system in memory is said to be one.
-    assert finding.verdict == ("note" if finding.facts["page_cache_avoided"] is False else "ok"), finding.said
+    assert finding.verdict == ("note" if finding.facts["page_cache_avoided"] is False else "ok"), finding.message
     assert not list(tmp_path.iterdir())
 
 
@@ -60,7 +60,7 @@ def test_a_cache_that_stays_full_is_noticed(tmp_path: Path, monkeypatch: pytest.
         pytest.skip("this file system does not tell what is in the page cache")
     monkeypatch.setattr(rates, "_drop", lambda path: None)
     finding = rates.measure_reading(tmp_path, DECODED, SIZE)
-    assert finding.verdict == "note" and "this is memory, not the disk" in finding.said
+    assert finding.verdict == "note" and "this is the speed of memory, not of the disk" in finding.message
     assert finding.facts["page_cache_avoided"] is False
 
 
@@ -110,29 +110,29 @@ def test_a_disk_without_room_or_rights_is_left_alone(tmp_path: Path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 2**29}))
         finding = rates.measure_reading(tmp_path, DECODED, SIZE)
-    assert finding.verdict == "note" and "only 0.5 GiB are free" in finding.said
+    assert finding.verdict == "note" and "only 0.5 GiB are free" in finding.message
 
     def full(*_: object) -> None:
         raise OSError(122, "Disk quota exceeded")
 
     monkeypatch.setattr(rates, "_write", full)
     finding = rates.measure_reading(tmp_path, DECODED, SIZE)
-    assert finding.verdict == "note" and "Disk quota exceeded" in finding.said and not list(tmp_path.iterdir())
+    assert finding.verdict == "note" and "Disk quota exceeded" in finding.message and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("gone", "files", "verdict", "words"),
     [
         (True, QUICK, "ok", "20,000 images/s of a pack"),
-        (True, SLOW, "note", "slower than a core decodes (1,000 images/s): pack the set"),
-        (None, QUICK, "ok", "cannot be told"),
+        (True, SLOW, "note", "slower than one core decodes (1,000 images/s): pack the set"),
+        (None, QUICK, "ok", "is unknown here"),
         (False, SLOW, "note", "could not be emptied"),
     ],
 )
 def test_what_rates_mean(gone: bool | None, files: Rate, verdict: str, words: str) -> None:
     finding = reading_finding(gone, files, LARGE, DECODED, SIZE)
-    assert finding.verdict == verdict and words in finding.said
-    assert "2,000 MB/s (1,000 to 3,000)" in finding.said
+    assert finding.verdict == verdict and words in finding.message
+    assert "2,000 MB/s (1,000 to 3,000)" in finding.message
 
 
 def test_decoding_is_that_of_loader_workers(monkeypatch: pytest.MonkeyPatch) -> None:
