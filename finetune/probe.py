@@ -181,8 +181,6 @@ def _chosen_protocols(evaluate: Mapping[str, Any]) -> list[tuple[str, Protocol]]
             chosen.append((name, partial(PROTOCOLS[name], **evaluate[name])))
     for name in evaluate["presets"]:
         if name not in PROTOCOLS:
-            raise UserError(
-                f"evaluate.presets: unknown preset {name!r} (known: {', '.join(sorted(PROTOCOLS))})"
-            )
+            raise UserError(f"evaluate.presets: unknown preset {name!r} (known: {', '.join(sorted(PROTOCOLS))})")
         chosen.append((name, PROTOCOLS[name]))
     return chosen or [("knn", knn_protocol)]
