@@ -21,7 +21,7 @@ GATES = (
     ("SSL over control, the interval's lower end", "comparisons", "SSL: SimCLR -> control over control", "low", 0.0),
 )
 
-# One seed says little: these only tell a broken run from a whole one.
+# One seed says little: these floors only show that a run is broken.
 FLOORS = (
     ("SimCLR -> CDAN+E", None, 0.78, 1.0),
     ("SimCLR -> CDAN+E", "source", 0.93, 1.0),
@@ -39,7 +39,7 @@ def main(overrides: list[str]) -> int:
 
 
 def run_to_its_end(verb: list[str], folder: str, seeds: int, overrides: list[str]) -> tuple[Path, list[str]]:
-    """Run what is missing of a pipeline; returns its folder and the command. folder, seeds: where the overrides have none."""
+    """Run what is missing of a pipeline; returns its folder and the command. folder, seeds: used unless the overrides name them."""
     chosen = next((o.partition("=")[2] for o in overrides if o.startswith("run.dir=")), folder)
     given = [] if any(o.startswith("seeds=") for o in overrides) else [f"seeds={seeds}"]
     words = [*verb, *given, *overrides]
@@ -54,7 +54,7 @@ def made(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def gates(table: dict[str, Any]) -> list[tuple[str, bool, str]]:
-    """(what, whether it holds, its figure and the floor); of a single seed only the floors against breakage."""
+    """(name, whether it holds, its value and the floor); for a single seed only the floors that show a broken run."""
     checked = []
     if table["rows"][0]["n"] == 1:
         for label, test, low, high in FLOORS:

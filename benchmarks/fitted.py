@@ -1,4 +1,4 @@
-"""Training through `fit`, watched from outside: how long a step takes, and how much of that is waiting and augmentation."""
+"""Measures training through `fit`: how long a step takes, and how much of it is waiting and augmentation."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Prepare = Callable[[Any], Any]
 
 
 class Plan(NamedTuple):
-    """How long to look: `windows` of `length` steps each, after `warm` steps (graphs are compiled in the first)."""
+    """What to measure: `windows` of `length` steps each, after `warm` steps (the first ones compile graphs)."""
 
     warm: int = 10
     windows: int = 4
@@ -50,7 +50,7 @@ class Plan(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """One more, which is not taken: `fit` would end its last step with a checkpoint, which is no part of a step."""
+        """One more than is measured, and never taken: `fit` ends its last step with a checkpoint."""
         return self.begun + 1
 
 
@@ -59,11 +59,11 @@ class Enough(Exception):
 
 
 class Figures(NamedTuple):
-    """What was seen of one way to train."""
+    """The measurements of one way to train."""
 
     seconds: list[float]  # a step, by window
-    waited: float  # part of the time that the loop waited for data
-    prepared: float | None = None  # part of the time between the begin and the end of `prepare`
+    waited: float  # share of the time in which the loop waited for data
+    prepared: float | None = None  # share of the time spent in `prepare`
     memory: int | None = None  # most bytes of the device in use; None on the CPU
 
     @property
@@ -72,7 +72,7 @@ class Figures(NamedTuple):
 
     @classmethod
     def joined(cls, rounds: Sequence[Figures]) -> Figures:
-        """Of several rounds: all windows, mean parts, the most memory."""
+        """Merge the figures of several rounds: all windows, the mean of the parts, the largest memory."""
         prepared = [one.prepared for one in rounds if one.prepared is not None]
         return cls(
             [seconds for one in rounds for seconds in one.seconds],
@@ -83,7 +83,7 @@ class Figures(NamedTuple):
 
 
 class Watch:
-    """Stands between a stream and a training loop, and looks at the clock when a batch is asked for.
+    """Sits between a stream and a training loop, and reads the clock when the loop asks for a batch.
 
     On a GPU it waits for the device at the windows' ends only. `prepare` is timed by events there, which cost nothing; they
     count the time in which the device waits for the host's launches, too.
@@ -97,7 +97,7 @@ class Watch:
         self.spent: list[float] = []  # seconds within `prepare`
 
     def over(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The same batches."""
+        """The batches of the stream, unchanged."""
         asked = 0
         while True:
             since = asked - self.plan.warm
@@ -127,7 +127,7 @@ class Watch:
         return start.elapsed_time(end) / 1000.0 if self.device.type == "cuda" else end - start
 
     def _mark(self) -> None:
-        """The begin or the end of a `prepare`."""
+        """Record the time at the start or the end of `prepare`."""
         if self.device.type != "cuda":
             self.marks.append(self.clock())
             return
@@ -136,7 +136,7 @@ class Watch:
         self.marks.append(event)
 
     def preparing(self, prepare: Prepare) -> Prepare:
-        """The same `prepare`, timed."""
+        """`prepare`, timed."""
         outside: Any = torch.compiler.disable  # `prepare` may be compiled: its two ends stay outside of the graph
         mark = outside(self._mark)
 
@@ -155,12 +155,12 @@ class Watch:
 
 
 def _no_recipe(run: Any, *, seed: int = 0) -> None:
-    """A run of the `run` section alone."""
+    """A recipe whose config has the `run` section alone."""
 
 
 @contextmanager
 def opened(**options: Any) -> Iterator[Run]:
-    """A run in a folder that is gone afterwards. options: of the `run` section."""
+    """A run in a temporary folder. options: keys of the `run` section."""
     with tempfile.TemporaryDirectory() as folder:
         given = {"run": {"dir": f"{folder}/run", **options}}
         with Run("pretrain", config.validate(given, _no_recipe, {"run": run_options}), quiet=True) as run:
@@ -205,24 +205,24 @@ class Setting(NamedTuple):
         return multiview(VIEWS[given.pop("name")](**given), self.size, mean, std, self.views)
 
     def ready(self, device: torch.device) -> Tensor:
-        """What augmentation would have made, float [V, N, 3, size, size]."""
+        """Random views in place of augmented ones, float [V, N, 3, size, size]."""
         return torch.randn(self.views, self.batch, 3, self.size, self.size, device=device)
 
     def ready_local(self, device: torch.device) -> Tensor | None:
-        """The same of local crops, float [L, N, 3, s, s], where there are any."""
+        """Random local crops, float [L, N, 3, s, s]; None if the method takes none."""
         local = self.augmentation().local
         return torch.randn(len(local), self.batch, 3, *[local[0].size] * 2, device=device) if local else None
 
 
 def of_ready_views(setting: Setting, plan: Plan, clock: Clock = time.perf_counter, **options: Any) -> Figures:
-    """The ceiling: the method through `fit` on views that lie on the device, the same pixels at every step."""
+    """The ceiling: the method through `fit` on views that are on the device already, the same pixels at every step."""
     with opened(**options) as run:
         first, local = torch.arange(setting.batch, device=run.device), setting.ready_local(run.device)
         sample = RawBatch(setting.ready(run.device), first, NO_LABELS)
 
         def batches(
             step: int,
-        ) -> Iterator[list[RawBatch]]:  # other positions at every step, for masks are drawn by them
+        ) -> Iterator[list[RawBatch]]:  # masks are drawn by position, so each step has its own
             return ([sample._replace(positions=first + at * setting.batch)] for at in range(step, plan.steps))
 
         def prepare(raw: RawBatch) -> Views:

@@ -1,4 +1,4 @@
-"""Floating-point operations of a training step, and how many a GPU could do at best."""
+"""Floating-point operations of a training step, and the peak rate of a GPU."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PEAKS = (
 
 
 def peak(device: str) -> float | None:
-    """FLOP/s at best of a device of this name in bf16; None where the table does not know it."""
+    """Peak FLOP/s of the named device in bf16; None if the table does not list it."""
     words = f" {device.replace('-', ' ')} "
     return next((tera * 1e12 for name, tera in PEAKS if f" {name} " in words), None)
 
@@ -38,7 +38,7 @@ def peak(device: str) -> float | None:
 def of_step(method: nn.Module, batch: Any, device: torch.device, dtype: torch.dtype) -> int:
     """Counted forward and backward: two for each multiply-add of matrix products, convolutions and attention, none for the rest.
 
-    method: left as it was, apart from its gradients, which are dropped.
+    method: unchanged afterwards, but its gradients are dropped.
     """
     with FlopCounterMode(display=False) as counter, norm.frozen_statistics():
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):

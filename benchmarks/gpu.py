@@ -29,18 +29,18 @@ WAITING, SHARE, AUGMENTING = 0.05, 0.95, 0.05
 
 
 class Job(NamedTuple):
-    """A setting, where its pictures come from, how fast it should be on an H200, and the length of a window."""
+    """A setting, its sources of pictures, its target rates on an H200, and the length of a window."""
 
     key: str
     setting: Setting
-    sources: tuple[str, ...]  # "memory", or packs by their format; the first is what the targets are about
+    sources: tuple[str, ...]  # "memory", or a pack by its format; the targets are for the first
     floor: float  # a second
     unit: str  # "views" or "source images"
     length: int = 1  # steps
 
 
 class Amounts(NamedTuple):
-    """How much of it all; a window's length is the job's."""
+    """How much to measure; the job sets the length of a window."""
 
     plan: Plan
     files: int
@@ -103,7 +103,7 @@ class Machine(NamedTuple):
         return sorted(folder.iterdir())
 
     def pictures(self, side: int) -> np.ndarray:
-        """uint8 [N, side, side, 3], some of them several times."""
+        """uint8 [N, side, side, 3], repeated where there are too few."""
         few = min(500, self.amounts.memory)
         drawn = np.stack([np.asarray(picture) for picture in photographs(side, side, few)])
         return drawn[np.arange(self.amounts.memory) % few]
@@ -121,13 +121,13 @@ class Machine(NamedTuple):
 
 
 def ways(job: Job, machine: Machine, compiled: bool, whole: bool) -> Iterator[Way]:
-    """Ours at the ceiling and from a source, and lightly's step; as a whole, from all sources, and lightly end to end."""
+    """Our step on ready views and from a source, and lightly's step. With `whole`: from all sources, and lightly end to end."""
     plan, setting = machine.amounts.plan._replace(length=job.length), job.setting
     options = {**machine.options, "compile": "on" if compiled else "off"}
     yield Way(CEILING, compiled, partial(of_ready_views, setting, plan, **options))
     for source in job.sources if whole else job.sources[:1]:
         uri = machine.uri(source, setting.size)
-        resident = "on" if source == "memory" else "off"  # else a small pack would lie on the device, too
+        resident = "on" if source == "memory" else "off"  # otherwise a small pack would be kept on the device, too
         train = partial(of_pictures, setting, plan, uri, workers=machine.workers, resident=resident, **options)
         yield Way(named(source), compiled, train)
     with opened(**options) as run:
@@ -143,7 +143,7 @@ def named(source: str) -> str:
 
 
 def counted(job: Job, machine: Machine) -> int | None:
-    """FLOPs of a step; None where it does not fit into the device's memory uncompiled."""
+    """FLOPs of a step; None if the uncompiled step does not fit into the device's memory."""
     with opened(**machine.options) as run:
         views = Views(job.setting.ready(run.device), Draws(0, torch.arange(job.setting.batch, device=run.device)))
         try:
@@ -157,7 +157,7 @@ def said_flops(operations: int | None) -> str:
 
 
 def section(job: Job, machine: Machine, rounds: int) -> tuple[list[str], Found]:
-    """The table of a job. On a GPU a way that fails becomes a line below it: there is seldom a second chance."""
+    """The table of a job. On a GPU a way that fails becomes a line below the table, and the others go on."""
     before, setting, on_gpu = os.getloadavg()[0], job.setting, machine.device.type == "cuda"
     modes = (True, False) if on_gpu else (False,)
     chosen = [way for mode in modes for way in ways(job, machine, mode, whole=mode == modes[0])]
@@ -173,7 +173,7 @@ def section(job: Job, machine: Machine, rounds: int) -> tuple[list[str], Found]:
 def table(
     title: str, setting: Setting, found: Found, operations: int | None = None, best: float | None = None
 ) -> list[str]:
-    """A row a way. operations: FLOPs of a step of ours. best: FLOP/s that the device could do."""
+    """One row for each way. operations: FLOPs of our step. best: peak FLOP/s of the device."""
     lines = ["", f"## {title}", ""]
     lines += [
         "| way | compile | ms a step | source images/s | views/s | of the ceiling | data_wait | augmentation | MFU | memory |"
@@ -195,7 +195,7 @@ def table(
 
 
 def targets(job: Job, found: Found, compiled: bool) -> list[tuple[str, str, str, bool]]:
-    """(what, measured, target, met) for the job's first source; what failed is not met."""
+    """(what, measured, target, met) for the job's first source. A way that failed misses its target."""
     aims = (
         (f"{job.unit}/s", f">= {job.floor:,.0f}"),
         ("of the ceiling", f">= {SHARE:.0%}"),
@@ -229,7 +229,7 @@ def described(device: torch.device) -> str:
 
 
 def measured(machine: Machine, rounds: int, only: list[str], toy: bool) -> Iterator[tuple[list[str], list[Any]]]:
-    """For each job that is wanted, its table and its targets."""
+    """The table and the targets of each chosen job."""
     for job in jobs(toy):
         if not only or job.key in only:
             lines, found = section(job, machine, rounds)

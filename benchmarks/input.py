@@ -2,8 +2,8 @@
 
     python benchmarks/input.py [--files96 URI] [--files224 URI] [--markdown benchmarks/input.md] [--gate]
 
-Interleaved trials of one thread a process. Without URIs it draws its own JPEG files from two photographs that scikit-learn
-brings, so that it runs anywhere. `--gate` ends with 1 where a gate does not hold; `--toy` only tries whether everything runs.
+Interleaved trials of one thread a process. Without URIs it makes its own JPEG files from two photographs that come with
+scikit-learn, so it runs anywhere. `--gate` exits with 1 if a gate fails; `--toy` only checks that everything runs.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CPU = torch.device("cpu")
 
 
 class Measures(NamedTuple):
-    """Sides and numbers of pictures, and how long a trial is to take."""
+    """Sizes and numbers of pictures, and the length of a trial."""
 
     small: int = 32
     middle: int = 96
@@ -82,7 +82,7 @@ GATES = (
 
 
 class Ours:
-    """The pipeline as a run has it: order, stream, crops, photometry. Blur is as wide in pixels as that of the peers."""
+    """Our pipeline as in a run: order, stream, crops, photometry. The blur is as wide in pixels as the peers' blur."""
 
     def __init__(self, uri: str, job: Job) -> None:
         self.images, self.job = open_images(uri, role="unlabelled"), job
@@ -101,17 +101,17 @@ class Ours:
         return Contender(name + said(workers), lambda n: (self.finished(sample) for sample in self.samples(n, workers)))
 
     def crops(self, name: str = "ours", workers: int = 0) -> Contender:
-        """What a loader's worker does: read, decode, crop."""
+        """The work of a loader process: read, decode, crop."""
         return Contender(name + said(workers), lambda n: (self.cropped(sample) for sample in self.samples(n, workers)))
 
     def cropped(self, sample: RawBatch) -> int:
-        """How many source images. Raises ValueError unless all that is left to do is photometry."""
+        """The number of source images. Raises ValueError unless only photometry is left to do."""
         if sample.images.shape[1:] != (2, 3, self.job.size, self.job.size):
             raise ValueError(f"not two crops of {self.job.size} px: {tuple(sample.images.shape)}")
         return len(sample.images)
 
     def photometry(self, name: str) -> Contender:
-        """What is left for the device, here the CPU."""
+        """The work that is left for the device, here the CPU."""
         (cropped,) = self.samples(1)
         return Contender(name, lambda n: (self.finished(cropped) for _ in range(n)))
 
@@ -126,7 +126,7 @@ def packed(source: str, target: Path, packing: Packing) -> str:
 def sections(
     measures: Measures, folder: Path, uris: tuple[str | None, str | None], wanted: Callable[[str], bool]
 ) -> Iterator[Section]:
-    """Those that are wanted; each is measured before the next is built."""
+    """The chosen sections; each is measured before the next is built."""
     if wanted("memory"):
         yield memory(measures, folder)
     small, large = (measures.middle, measures.middle), measures.picture
@@ -199,7 +199,7 @@ def decoding(job: Job) -> Section:
 
 
 def checked(costs: dict[str, Costs]) -> list[tuple[str, str, bool]]:
-    """Of each gate that was measured: what, the figure with its floor, and whether the median reaches it."""
+    """For each measured gate: its name, its value with the floor, and whether the median reaches the floor."""
     rows = []
     for gate in GATES:
         if gate.section in costs:
@@ -267,7 +267,7 @@ def main(arguments: list[str]) -> int:
     print("\n".join(rest))
     if asked.markdown:
         asked.markdown.write_text("\n".join(lines + rest) + "\n")
-    failed = not gates or not all(holds for _, _, holds in gates)  # what was not measured does not hold
+    failed = not gates or not all(holds for _, _, holds in gates)  # a gate that was not measured fails
     return 1 if asked.gate and failed else 0
 
 

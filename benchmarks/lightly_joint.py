@@ -1,6 +1,6 @@
-"""lightly's training steps of methods that compare views: what its examples do in a step, with its heads and losses.
+"""Training steps of lightly's examples for methods that compare views, with its heads and losses.
 
-The widths are those of the setting. Views go through the networks one after the other where its example does so.
+The setting gives the widths. Views go through the networks one after another if the example does so.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from torch import Tensor, nn
 
 
 class Example(nn.Module):
-    """A step of one of lightly's examples: forward gives the loss of its views, the rest is what happens around it.
+    """A step of one of lightly's examples: forward computes the loss of the views; the other methods do what the example does around it.
 
-    step: how many are behind it. steps: how many there will be.
+    step: completed steps. steps: all steps.
     """
 
     @staticmethod
     def collate(setting: Setting) -> Callable[[list[Any]], Any] | None:
-        """What makes a batch of transformed pictures, if not torch's default."""
+        """The function that makes a batch of transformed pictures; None for torch's default."""
         return None
 
     def begin(self, step: int, steps: int) -> None:
@@ -56,7 +56,7 @@ class Example(nn.Module):
 
 
 class Compared(Example):
-    """Both views through backbone and head one after the other, and a loss of both."""
+    """Both views go through backbone and head one after another; one loss compares them."""
 
     backbone: Any
     head: Any
@@ -67,7 +67,7 @@ class Compared(Example):
 
 
 def frozen_copy(module: nn.Module) -> Any:
-    """What its examples make of a network for a teacher."""
+    """A frozen copy of a network, as lightly's examples make for a teacher."""
     teacher = copy.deepcopy(module)
     deactivate_requires_grad(teacher)
     return teacher
@@ -112,7 +112,7 @@ class LightlySimSiam(Example):
 
 
 class LightlyBarlowTwins(Compared):
-    """Barlow Twins, and with another loss VICReg: its examples give both the same head."""
+    """Barlow Twins, or VICReg with another loss: lightly's examples give both the same head."""
 
     def __init__(self, setting: Setting, loss: Callable[[], nn.Module] = BarlowTwinsLoss) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class LightlyDINO(Example):
         return self.criterion(known, [self.head(self.backbone(crop)) for crop in crops], epoch=1)
 
     def before_update(self, optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
-        self.head.cancel_last_layer_gradients(current_epoch=1)  # of the first epoch alone
+        self.head.cancel_last_layer_gradients(current_epoch=1)  # in the first epoch only
 
     def end(self, step: int, steps: int) -> None:
         momentum = cosine_schedule(step, steps, 0.996, 1.0)
@@ -189,7 +189,7 @@ class LightlyLeJEPA(Example):
 
 
 def byol_views(setting: Setting) -> BYOLTransform:
-    """BYOL's, which its example of Barlow Twins has, too."""
+    """The views of lightly's BYOL example; its Barlow Twins example has them, too."""
     return BYOLTransform(BYOLView1Transform(setting.size), BYOLView2Transform(setting.size))
 
 
@@ -207,7 +207,7 @@ def swav_views(setting: Setting) -> SwaVTransform:
 
 
 def dino_views(setting: Setting, **changed: Any) -> DINOTransform:
-    """DINO's and LeJEPA's. changed: what its examples change."""
+    """The views of DINO and LeJEPA. changed: arguments that lightly's example changes."""
     return DINOTransform(**crop_sizes(setting), **changed)
 
 

@@ -1,4 +1,4 @@
-"""lightly's training steps of methods that hide patches: what its examples do in a step, on timm's ViTs.
+"""Training steps of lightly's examples for methods that mask patches, on timm's ViTs.
 
 Its examples of SimMIM and I-JEPA have torchvision's ViT; here they get the same modules for timm's, as its MAE has them.
 """
@@ -77,7 +77,7 @@ class LightlySimMIM(Example):
 
 
 class LightlyIJEPA(Example):
-    """Masks come from its collator, which cuts all of a batch to the fewest patches of any image."""
+    """Masks come from lightly's collator, which cuts the masks of a batch to the size of the smallest one."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class LightlyIBOT(Example):
         self.temperature = 0.07
 
     def _heads(self, setting: Setting) -> nn.ModuleList:
-        """Of class tokens and of patches."""
+        """The heads of class tokens and of patches."""
         sizes = [setting.method[key] for key in ("hidden", "bottleneck", "prototypes")]
         head = DINOProjectionHead(self.backbone.feature_dim, *sizes)
         return nn.ModuleList([head, head])
@@ -171,7 +171,7 @@ class LightlyIBOT(Example):
         return loss + self.spread(seen[:, 0])
 
     def spread(self, classes: Tensor) -> Tensor | float:
-        """What else is added to the loss, by the class tokens of both whole views."""
+        """A further term of the loss, from the class tokens of both global views."""
         return 0.0
 
     def before_update(self, optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
@@ -187,7 +187,7 @@ class LightlyIBOT(Example):
 
 
 class LightlyDINOv2(LightlyIBOT):
-    """With a head for patches of its own, which its example leaves to be chosen."""
+    """With a separate head for patches, which lightly's example offers as an option."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
@@ -206,7 +206,7 @@ class LightlyDINOv2(LightlyIBOT):
 
 
 def mae_views(setting: Setting) -> MAETransform:
-    """MAE's, which its example of SimMIM has, too."""
+    """The views of lightly's MAE example; its SimMIM example has them, too."""
     return MAETransform(setting.size)
 
 

@@ -1,4 +1,4 @@
-"""lightly's training steps of the same methods, in the loop of its documentation: its head, its loss, its transform.
+"""lightly's training step of each method, in the loop of its documentation: its head, its loss, its transform.
 
 It gets the same backbone, optimizer, precision, memory format and torch.compile as ours.
 """
@@ -36,7 +36,7 @@ def simclr_views(setting: Setting) -> SimCLRTransform:
     return SimCLRTransform(setting.size)
 
 
-# What takes a step, and what draws its views. lightly has no example of MoCo v3.
+# The class of the step, and the function that makes the views. lightly has no example of MoCo v3.
 METHODS: dict[str, tuple[type[Example], Callable[[Setting], Any]]] = {
     "simclr": (LightlySimCLR, simclr_views),
     "byol": (lightly_joint.LightlyBYOL, lightly_joint.byol_views),
@@ -55,7 +55,7 @@ METHODS: dict[str, tuple[type[Example], Callable[[Setting], Any]]] = {
 
 
 def ready_views(setting: Setting, device: torch.device, count: int) -> Iterator[list[Any]]:
-    """As many batches of the views that ours gets at its ceiling, with masks of their own where its collator draws them."""
+    """Batches of the ready views that our step gets, with masks of their own where lightly's collator draws them."""
     collate = METHODS[setting.method["name"]][0].collate(setting)
     whole, local = setting.ready(device), setting.ready_local(device)
     views: list[Any] = [*whole, *(() if local is None else local)]
@@ -66,7 +66,7 @@ def of_ready_views(
     setting: Setting, plan: Plan, device: torch.device, dtype: torch.dtype, compiled: bool,
     clock: Clock = time.perf_counter,
 ) -> Figures:  # fmt: skip
-    """The step alone, on the views that ours gets at its ceiling."""
+    """The step alone, on the ready views that our step gets."""
     return _train(setting, plan, device, dtype, compiled, ready_views(setting, device, plan.begun), clock)
 
 
@@ -106,7 +106,7 @@ def _train(
 
 
 def on_device(views: Any, device: torch.device) -> Any:
-    """Tensors, and lists of tensors, there."""
+    """Move a tensor, or a list of tensors, to the device."""
     if isinstance(views, Tensor):
         return views.to(device, non_blocking=True)
     return [on_device(view, device) for view in views]

@@ -15,7 +15,7 @@ MASKS: dict[str, Any] = {"target_scale": (0.15, 0.2), "target_aspect": (0.75, 1.
 
 
 class Scale(NamedTuple):
-    """size: pixels. wide, narrow: hidden widths and outputs of heads. prototypes: of every head that has any."""
+    """size: pixels. wide, narrow: hidden widths and outputs of heads. prototypes: of every head with prototypes."""
 
     size: int
     batch: int
@@ -36,10 +36,10 @@ TOY = Scale(
 
 
 def settings(scale: Scale) -> Iterable[Setting]:
-    """In the registry's order."""
+    """The settings of all methods, in the order of the registry."""
     wide, narrow = scale.wide, scale.narrow
     head: dict[str, Any] = {"prototypes": scale.prototypes, "hidden": wide, "bottleneck": narrow}
-    # lightly blurs by as many pixels whatever the size of a picture; ours are given for 224 pixels.
+    # lightly's blur has the same width in pixels for every picture size; ours is given for 224 pixels.
     drawn: dict[str, Any] = {"blur_sigma": tuple(sigma * 224 / scale.size for sigma in (0.1, 2.0))}
     crops: dict[str, Any] = {**drawn, "local": 6}
 

@@ -1,4 +1,4 @@
-"""Pretraining methods beside random networks over three seeds: run what is missing of a pipeline, check the gates, write its table.
+"""Compares pretraining methods with random networks over three seeds: runs what is missing of a pipeline, checks gates, writes a table.
 
 Command: python benchmarks/methods.py [configs/NAME.yaml] [key=value ...]   (configs/methods.yaml and seeds=3 by default; `run.dir=` as
 for `rootstock run`). Writes benchmarks/NAME.md.
@@ -26,7 +26,7 @@ PROTOCOLS = {
     "fine-tuned": "fine-tuned at 10 % of labels",
     "other parts": "kNN, other parts of the photographs",
 }
-# A method has to beat a random network by so much in kNN. kNN underrates masked methods: for these it is also enough to beat it
+# A method must beat a random network by this much in kNN. kNN underrates masked methods: for these it is also enough to beat it
 # beyond the seeds' spread by the attentive probe or fine-tuned.
 POINTS = 0.10
 MASKED = ("mae", "simmim", "ijepa", "ibot", "dinov2")
@@ -49,7 +49,7 @@ class Row(NamedTuple):
 
 
 def rows(table: Mapping[str, Any], folder: Path) -> list[Row]:
-    """From the pipeline's result.json and what its stages left."""
+    """Read from the pipeline's result.json and the folders of its stages."""
     found = []
     tuned = {row["stage"].removesuffix(TUNED): row for row in table["rows"] if row["stage"].endswith(TUNED)}
     for row in table["rows"]:
@@ -60,7 +60,7 @@ def rows(table: Mapping[str, Any], folder: Path) -> list[Row]:
         measured |= {"fine-tuned": tuned[stage]} if stage in tuned else {}
         numbers = {name: {"label": row["label"], "seeds": row["seeds"], **part} for name, part in measured.items()}
         trained = [folder / f"seed-{seed}" / stage for seed in row["seeds"]]
-        if stage == row["stage"] or not trained[0].is_dir():  # handcrafted, or random
+        if stage == row["stage"] or not trained[0].is_dir():  # handcrafted features, or a random network
             measuring = folder / f"seed-{row['seeds'][0]}" / row["stage"]
             found.append(Row(row["label"], stage, name_of_network(measuring), numbers))
             continue
@@ -92,16 +92,16 @@ def gains(row: Row, every: Sequence[Row]) -> Numbers:
 
 
 def beats(stage: str, gained: Numbers) -> bool:
-    """Whether it learned. A difference of one seed has no interval, and is only asked to be there."""
+    """Whether the method learned. One seed gives no interval, so then any difference passes."""
     above = {name: (part["mean"] if part["low"] is None else part["low"]) > 0.0 for name, part in gained.items()}
     by_knn = above["kNN"] and gained["kNN"]["mean"] >= POINTS
     return by_knn or (stage in MASKED and (above["attentive"] or above.get("fine-tuned", False)))
 
 
 def text(every: Sequence[Row], run: Mapping[str, Any], command: str, config: str, title: str) -> tuple[str, bool]:
-    """The tables as Markdown, with command, protocol, machine and versions, and whether every gate holds.
+    """The tables as Markdown, with command, protocol, machine and versions; and whether every gate holds.
 
-    config, title: the pipeline's file and what it calls itself.
+    config, title: file and title of the pipeline.
     """
     n = every[0].numbers["kNN"]["n"]
     shown = {name: words for name, words in PROTOCOLS.items() if any(name in row.numbers for row in every)}

@@ -1,10 +1,10 @@
-"""What a training step of each method costs beside lightly's own example of it, on one CPU core.
+"""Compares the training step of each method with lightly's example of it, on one CPU core.
 
     python benchmarks/methods_speed.py [--only NAME,...] [--markdown benchmarks/methods_speed.md] [--gate]
 
 Two measurements, each interleaved with lightly's: the step alone on ready views (forward, loss, backward, optimizer, teacher), and
-end to end from uint8 pictures in memory, with the augmentation. `--gate` ends with 1 where ours is slower; `--toy` only tries
-whether everything runs.
+end to end from uint8 pictures in memory, with the augmentation. `--gate` exits with 1 if ours is slower; `--toy` only checks
+that everything runs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from timing import Interval
 
 OURS, THEIRS = "ours", "lightly"
 STEP, WHOLE = "ready views", "end to end"
-# A step that does the same arithmetic differs by noise alone: it is slower where its whole interval says so. End to end, ours has
+# A step that does the same arithmetic differs by noise alone: it is slower if its whole interval is below 1. End to end, ours has
 # to be faster beyond noise.
 ROUNDS, PLAN, TOY_PLAN = 7, Plan(1, 1, 3), Plan(1, 1, 1)
 
@@ -45,7 +45,7 @@ class Pictures(NamedTuple):
 
 
 def ways(setting: Setting, plan: Plan, pictures: Pictures) -> Iterator[Way]:
-    """Ours on ready views and end to end, and lightly's where it has an example."""
+    """Our step on ready views and end to end, and lightly's if it has an example."""
     clock, options = time.process_time, {"device": "cpu", "compile": "off"}
     yield Way(f"{OURS}, {STEP}", False, partial(of_ready_views, setting, plan, clock=clock, **options))
     yield Way(f"{OURS}, {WHOLE}", False, partial(of_pictures, setting, plan, pictures.uri, clock=clock, **options))
@@ -58,7 +58,7 @@ def ways(setting: Setting, plan: Plan, pictures: Pictures) -> Iterator[Way]:
 
 
 def ratio(found: Found, what: str) -> Interval | None:
-    """How many times as many images a second ours trains: the median of the rounds' own ratios; None without a peer."""
+    """Our images per second divided by lightly's: the median of the rounds' ratios; None if lightly has no example."""
     ours, theirs = found[f"{OURS}, {what}", False], found.get((f"{THEIRS}, {what}", False))
     if theirs is None:
         return None
@@ -66,7 +66,7 @@ def ratio(found: Found, what: str) -> Interval | None:
 
 
 def holds(step: Interval | None, whole: Interval | None) -> bool:
-    """Never slower: a step within its noise, the whole beyond it. Where lightly has no example there is nothing to be slower than."""
+    """Whether ours is not slower: the step within noise, end to end beyond noise. True if lightly has no example."""
     return (step is None or step.high >= 1.0) and (whole is None or whole.low >= 1.0)
 
 
@@ -110,7 +110,7 @@ def heading(arguments: list[str], asked: argparse.Namespace, scale: Scale, round
 
 
 def options(arguments: list[str], known: list[str]) -> argparse.Namespace:
-    """Ends with 2 and one sentence where what is asked cannot be done."""
+    """Exits with 2 and one sentence if the options cannot be met."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", metavar="NAME,...", help="methods (all by default)")
     parser.add_argument("--trials", type=int, help=f"interleaved rounds ({ROUNDS})")
@@ -145,7 +145,7 @@ def main(arguments: list[str]) -> int:
             print(row, flush=True)
             lines.append(row)
             held = held and passed
-            if asked.markdown:  # what is measured is kept, also where a later part fails
+            if asked.markdown:  # keep what is measured even if a later part fails
                 asked.markdown.write_text("\n".join(lines) + "\n")
     lines += ["", f"Load average {before:.1f} before, {os.getloadavg()[0]:.1f} after."]
     print("\n".join(lines[-2:]), flush=True)

@@ -1,4 +1,4 @@
-"""What `fit` costs a step beyond a PyTorch loop by one's own hand: one linear layer, eight tiny pictures, the same work."""
+"""The cost of a step of `fit` above that of a hand-written PyTorch loop: one linear layer, eight tiny pictures."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def by_fit(folder: Path, steps: int) -> float:
     with opened(device="cpu", compile="off", checkpoint={"every": 0}) as run:
         images, method = open_images(uri, role="unlabelled"), OneLinear()
         order = Order(len(images), BATCH, 0)
-        views = multiview(VIEWS["none"](), SIDE, (0.5,), (0.5,), 1)  # not called: `prepare` does without
+        views = multiview(VIEWS["none"](), SIDE, (0.5,), (0.5,), 1)  # not called: `prepare` needs no view
         batches = stream(images, order, views, steps=steps, device=CPU)
         optim = Optim(name="adamw", lr=RATE, batch_size=BATCH, duration=steps)  # pyright: ignore[reportArgumentType]
         start = time.process_time()
@@ -70,7 +70,7 @@ def by_fit(folder: Path, steps: int) -> float:
 
 
 def by_hand(steps: int) -> float:
-    """CPU seconds of the loop that one would write: gather by a random permutation, forward, backward, fused AdamW."""
+    """CPU seconds of a hand-written loop: gather by a random permutation, forward, backward, fused AdamW."""
     data, method = torch.from_numpy(pictures()).permute(0, 3, 1, 2).contiguous(), OneLinear()
     start = time.process_time()
     optimizer = torch.optim.AdamW(method.parameters(), lr=RATE, fused=True)
@@ -86,7 +86,7 @@ def by_hand(steps: int) -> float:
 
 
 class Overhead(NamedTuple):
-    """Microseconds a step, pair by pair."""
+    """Overhead in microseconds per step, for each pair of runs."""
 
     fit: list[float]
     bare: list[float]
@@ -98,7 +98,7 @@ class Overhead(NamedTuple):
 
 
 def pairs(folder: Path, count: int, steps: int) -> Overhead:
-    """`count` pairs, first one then the other way round, after an untimed one."""
+    """`count` pairs of runs in alternating order, after one that is not timed."""
     ways: list[Callable[[int], Any]] = [lambda n: by_fit(folder, n), by_hand]
     spent: tuple[list[float], list[float]] = ([], [])
     for way in ways:

@@ -1,4 +1,4 @@
-"""Measurements as Markdown: what a number needs to be trusted, and tables of interleaved trials."""
+"""Writes measurements as Markdown: machine, versions, and tables of interleaved trials."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VERSIONS = (
 
 
 def machine(accelerator: str = "no accelerator used") -> str:
-    """Processor, cores, accelerator and the versions of whatever takes part."""
+    """Processor, cores, accelerator and the versions of the packages that are measured."""
     cpu = platform.machine()
     if (info := Path("/proc/cpuinfo")).exists():
         named = [
@@ -37,7 +37,7 @@ def machine(accelerator: str = "no accelerator used") -> str:
 
 
 def table(title: str, load: str, costs: Costs, against: str, loaders: bool) -> list[str]:
-    """A section: each way's cost, and how many times that of `against` it is. loaders: wall clock, with the workers' CPU time."""
+    """A section: the cost of each way, and its ratio to that of `against`. loaders: wall clock, with the workers' CPU time."""
     unit = "µs, wall clock" if loaders else "µs, CPU"
     extra = " workers: µs, CPU |" if loaders else ""
     lines = ["", f"## {title}", "", f"Load average {load}.", ""]
@@ -54,7 +54,7 @@ def table(title: str, load: str, costs: Costs, against: str, loaders: bool) -> l
 
 
 def check_options(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> None:
-    """What both scripts are asked, before anything is measured: ends with 2 and one sentence where it cannot be done."""
+    """Check the options before anything is measured. Exits with 2 and one sentence if they cannot be met."""
     if asked.trials is not None and asked.trials < 1:
         parser.error(f"--trials {asked.trials}: expected 1 or more")
     if asked.markdown and not asked.markdown.absolute().parent.is_dir():
@@ -80,5 +80,5 @@ def spoken(ratio: Interval) -> str:
 
 
 def shown(word: str) -> str:
-    """An argument of the command without the folders of this machine: an absolute path is cut to its last name."""
+    """An argument of the command without this machine's folders: the last name of an absolute path."""
     return re.sub(r"(^|[:=])/\S*/", r"\1", word)

@@ -1,4 +1,4 @@
-"""What others do with the same pictures: two SimCLR views, normalised floats, stacked into batches.
+"""Other libraries' pipelines on the same pictures: two SimCLR views, normalised floats, stacked into batches.
 
 Parameters are lightly's defaults everywhere (they are those of SimCLR's paper). Optional peers that are not installed are left
 out, and `missing` says so.
@@ -38,7 +38,7 @@ FFCV = (
 
 
 class Job(NamedTuple):
-    """The pictures and what is to become of them: uint8 [N, H, W, 3] in memory, or JPEG files of one folder."""
+    """The pictures and the views to make: uint8 [N, H, W, 3] in memory, or JPEG files of one folder."""
 
     pictures: np.ndarray | list[Path]
     size: int
@@ -58,7 +58,7 @@ def has(module: str) -> bool:
 
 
 def missing() -> dict[str, str]:
-    """Peers without a row, and why."""
+    """Peers that cannot be measured here, and why."""
     return {"FFCV": FFCV, **{name: why for name, why in OPTIONAL.items() if not has(name)}}
 
 
@@ -84,7 +84,7 @@ def tensor_picture(item: Any) -> Tensor:
 
 
 class Transformed(Dataset[Any]):
-    """A data set as most code writes it: open a picture, transform it."""
+    """The usual data set: open a picture, transform it."""
 
     def __init__(self, items: Any, opened: Callable[[Any], Any], transform: Callable[[Any], Any]) -> None:
         self.items, self.opened, self.transform = items, opened, transform
@@ -243,7 +243,7 @@ def dali(job: Job) -> Contender:
 
 
 def ceiling(job: Job) -> Contender:
-    """No pictures at all: handing over a batch that lies ready costs as much as copying it."""
+    """No pictures: copies a batch that is ready, which no pipeline can beat."""
     ready = torch.randn(2, job.batch, 3, job.size, job.size)
 
     def run(batches: int) -> Iterator[int]:
@@ -254,7 +254,7 @@ def ceiling(job: Job) -> Contender:
 
 
 def whole(job: Job) -> list[Contender]:
-    """Every peer that is here, on one core."""
+    """Every installed peer, on one core."""
     found = [lightly(job), torchvision_pil(job), torchvision_tensor(job)]
     found += [kornia(job)] if has("kornia") else []
     found += [dali(job)] if has("nvidia.dali") else []

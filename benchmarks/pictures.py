@@ -1,4 +1,4 @@
-"""JPEG files to measure with: the user's own, or parts of scikit-learn's two photographs, so that it runs anywhere."""
+"""JPEG files for measurements: the user's own, or parts of scikit-learn's two photographs, so that benchmarks run anywhere."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def photographs(width: int, height: int, count: int) -> Iterator[Image.Image]:
 
 
 def jpeg_files(uri: str | None, folder: Path, sides: tuple[int, int], count: int) -> list[Path]:
-    """`count` JPEG files in `folder`: those of folder:PATH or tar:PATH, evenly chosen or again and again, or drawn ones."""
+    """`count` JPEG files in `folder`: chosen evenly from folder:PATH or tar:PATH, repeated if too few, or made from photographs."""
     folder.mkdir()
     paths = [folder / f"{i:05}.jpg" for i in range(count)]
     if uri is None:

@@ -14,7 +14,7 @@ from rootstock.core.errors import UserError
 
 
 class Way(NamedTuple):
-    """One way to train. compiled: whether torch.compile takes part. ours: whether it goes through `fit`."""
+    """One way to train. compiled: whether torch.compile takes part. ours: whether it trains through `fit`."""
 
     name: str
     compiled: bool
@@ -27,7 +27,7 @@ Found = dict[tuple[str, bool], Figures]
 def in_rounds(ways: Sequence[Way], rounds: int, failures: dict[str, str] | None = None) -> Found:
     """Every way once a round, each round in another order.
 
-    failures: where given, a way that fails is left out from then on, and what went wrong is noted here under its name.
+    failures: if given, a way that fails is left out from then on, and its error is put here under its name.
     """
     seen: dict[tuple[str, bool], list[Figures]] = {(way.name, way.compiled): [] for way in ways}
     lost: set[int] = set()

@@ -1,4 +1,4 @@
-"""What a training step costs: `fit` beyond a bare loop, and real methods against their ceilings.
+"""Measures a training step: the overhead of `fit`, and real methods against their ceilings.
 
     python benchmarks/step.py [--markdown benchmarks/step.md] [--gate]            on one CPU core
     python benchmarks/step.py --gpu [--only resnet50,resnet18,mae] [--files URI]  on one GPU, with lightly beside it
@@ -36,7 +36,7 @@ TOY_SMALL = gpu.simclr(16, 4, {"name": "smallconv"}, [8, 8], {"name": "adamw", "
 
 
 def overhead(folder: Path, trials: int, toy: bool) -> tuple[list[str], bool]:
-    """The table of `fit` against a loop by hand, and whether the limit holds."""
+    """The table of `fit` against a hand-written loop, and whether the limit holds."""
     steps = TOY_STEPS if toy else STEPS
     before = os.getloadavg()[0]
     found = pairs(folder, trials, steps)
@@ -74,7 +74,7 @@ def small_simclr(folder: Path, rounds: int, toy: bool) -> list[str]:
 
 
 def on_the_cpu(asked: argparse.Namespace, folder: Path) -> Iterator[tuple[list[str], bool]]:
-    """Tables, and whether what they gate holds."""
+    """The tables, and whether their gates hold."""
     yield overhead(folder, asked.trials or 10, asked.toy)
     yield small_simclr(folder, min(asked.trials or 5, 5), asked.toy), True
 
@@ -117,7 +117,7 @@ def heading(arguments: list[str], asked: argparse.Namespace) -> list[str]:
 
 
 def options(arguments: list[str]) -> argparse.Namespace:
-    """Ends with 2 and one sentence where no GPU is found that is asked for."""
+    """Exits with 2 and one sentence if a GPU is needed and none is found."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--gpu", action="store_true", help="ResNet-50, ResNet-18 and ViT-B/16 on one GPU")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="of --gpu; cpu only with --toy")
@@ -171,7 +171,7 @@ def main(arguments: list[str]) -> int:
             print("\n".join(part), flush=True)
             lines += part
             held = held and holds
-            if asked.markdown:  # what is measured is kept, also where a later part fails
+            if asked.markdown:  # keep what is measured even if a later part fails
                 asked.markdown.write_text("\n".join(lines) + "\n")
     return 1 if asked.gate and not held else 0
 

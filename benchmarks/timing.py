@@ -1,4 +1,4 @@
-"""Interleaved trials and what is said of them: every round times each contender once, so that all meet the same machine."""
+"""Interleaved trials and their statistics: each round times each contender once, so all share the machine's conditions."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SKIP, FEWEST = 3, 8
 
 
 class Contender(NamedTuple):
-    """One way to do the work. open(batches) yields how many source images each of that many batches holds."""
+    """One way to do the work. open(batches) yields, for that many batches, the number of source images in each."""
 
     name: str
     open: Callable[[int], Iterator[int]]
 
 
 class Cost(NamedTuple):
-    """Of one trial, in microseconds a source image."""
+    """The cost of one trial, in microseconds per source image."""
 
     main: float  # what is compared
     images: int
@@ -37,7 +37,7 @@ Timer = Callable[[Contender, int], Cost]
 
 
 def on_one_core(contender: Contender, batches: int) -> Cost:
-    """CPU time of this process, all threads, from opening to the last batch: what else the machine runs hardly matters."""
+    """CPU time of this process, all threads, from opening to the last batch; other work on the machine hardly matters."""
     start = time.process_time()
     images = sum(contender.open(batches))
     return Cost((time.process_time() - start) / images * 1e6, images)
@@ -70,7 +70,7 @@ def _children_seconds() -> float:
 def interleaved(contenders: Sequence[Contender], timer: Timer, trials: int, seconds: float) -> Costs:
     """`trials` rounds, each in another order, after a first run of each contender that fills caches and sets its length.
 
-    seconds: how long a trial should take, at least a batch; by the clock, which is less exact, three times that and FEWEST batches.
+    seconds: length of a trial, at least one batch. By wall clock, which is less exact, three times as long and at least FEWEST batches.
     """
     least = 1
     if timer is by_the_clock:
@@ -90,7 +90,7 @@ def interleaved(contenders: Sequence[Contender], timer: Timer, trials: int, seco
 
 
 class Interval(NamedTuple):
-    """A median with what surrounds it."""
+    """A median with its interval."""
 
     median: float
     low: float
@@ -103,7 +103,7 @@ class Interval(NamedTuple):
 
     @classmethod
     def ratio(cls, numerator: Sequence[Cost], denominator: Sequence[Cost]) -> Interval:
-        """Median of the rounds' own ratios, with its 95 % percentile bootstrap interval over rounds."""
+        """Median of the rounds' ratios, with its 95 % percentile bootstrap interval over rounds."""
         return cls.of_median([above.main / below.main for above, below in zip(numerator, denominator, strict=True)])
 
     @classmethod
