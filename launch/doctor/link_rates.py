@@ -42,9 +42,9 @@ def own_links(gpu: str, backend: str, master: str) -> Links:
     if not gpu:
         return Links(network=network, network_name=name)
     indices, buses = gpus(nvidia_smi(*GPU_QUERY))
-    ways = topology(nvidia_smi("topo", "-m"))
+    connections = topology(nvidia_smi("topo", "-m"))
     peers = {
-        other: ways.get((indices[gpu], index), "")
+        other: connections.get((indices[gpu], index), "")
         for other, index in indices.items()
         if gpu in indices and other != gpu
     }
@@ -93,10 +93,10 @@ def topology(matrix: str) -> dict[tuple[int, int], str]:
     rows = {line[0]: line[1:] for line in lines if line and re.fullmatch(r"GPU\d+", line[0]) and "X" in line}
     numbers = [int(name.removeprefix("GPU")) for name in rows]
     return {
-        (int(name.removeprefix("GPU")), other): way
-        for name, ways in rows.items()
-        for other, way in zip(numbers, ways, strict=False)
-        if way != "X"
+        (int(name.removeprefix("GPU")), other): connection
+        for name, connections in rows.items()
+        for other, connection in zip(numbers, connections, strict=False)
+        if connection != "X"
     }
 
 
@@ -139,9 +139,9 @@ def routed(master: str) -> str:
 
     try:
         family, _, _, _, address = socket.getaddrinfo(master, 9, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, socket.SOCK_DGRAM) as asked:
-            asked.connect(address)  # a datagram socket only looks up the route and sends nothing
-            own = asked.getsockname()[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)  # a datagram socket only looks up the route and sends nothing
+            own = probe.getsockname()[0]
     except OSError:
         return ""
     found = psutil.net_if_addrs().items()
@@ -163,7 +163,7 @@ def slowest_link(machines: Sequence[str], gpu: Sequence[str], known: Sequence[Li
     }
     if "" in connections:
         return LinkRate("connection between the GPUs unknown", None)
-    if all(way.startswith("NV") for way in connections):
+    if all(connection.startswith("NV") for connection in connections):
         return LinkRate("NVLink", _least([each.nvlink for each in known]))
     return LinkRate("PCIe", _least([each.pcie for each in known]))
 

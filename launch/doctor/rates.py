@@ -113,10 +113,10 @@ def measure_reading(folder: Path, decoded: float, size: int) -> Finding:
         )
         return Finding("note", "reading", f"not measured: {why} {folder}")
     try:
-        with stop_signals() as asked:
+        with stop_signals() as requests:
 
             def go_on() -> None:
-                if asked:
+                if requests:
                     raise KeyboardInterrupt  # so that the temporary folder is removed on the way out
 
             with tempfile.TemporaryDirectory(dir=folder, prefix=".rootstock-doctor-") as scratch:

@@ -144,7 +144,7 @@ class Study:
             for key, value in facts.items():
                 claim.trial.set_user_attr(key, value)
 
-    def tell(self, claim: Claim, value: float | None, why: str = "") -> None:
+    def finish(self, claim: Claim, value: float | None, why: str = "") -> None:
         """Finish a trial with its value, or as failed for the reason `why`. The claim keeps its lock."""
         if value is None:
             self.note(claim, why=why)

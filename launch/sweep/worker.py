@@ -86,13 +86,13 @@ class Worker:
             f"sweep {self.sweep.dir}: {self.sweep.trials} trials ({done} done), {self.sweep.config['sampler']['name']}, "
             f"{self.sweep.config['direction']} {objective} (selection: {self.sweep.selection})"
         )
-        with _requests(self.attempts) as asked:
+        with _collect_requests(self.attempts) as requests:
             try:
-                while not asked and (self._begin() or self._others_work()):
+                while not requests and (self._begin() or self._others_work()):
                     self._listen()
             finally:
                 self._stop()
-        if asked:
+        if requests:
             raise KeyboardInterrupt
 
     def say(self, text: str) -> None:
@@ -158,14 +158,14 @@ class Worker:
         if math.isnan(value):
             self._failed(claim, f"{self.sweep.objective.name} is not a number")
             return
-        self.study.tell(claim, value)
+        self.study.finish(claim, value)
         self.failures = 0
         known = [(trial.value, trial.number) for trial in self.study.trials() if trial.value is not None]
         best, number = (max if self.sweep.maximize else min)(known, key=lambda pair: pair[0])
         self.say(f"trial {claim.number:3d}  {value:.4f} in {seconds:.0f} s; best {best:.4f} of trial {number}")
 
     def _failed(self, claim: Claim, why: str) -> None:
-        self.study.tell(claim, None, why)
+        self.study.finish(claim, None, why)
         self.say(f"trial {claim.number:3d}  failed: {why}")
         self.failures += 1
         if self.failures >= _FAILURES and not any(t.state == TrialState.COMPLETE for t in self.study.trials()):
@@ -194,19 +194,19 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 @contextmanager
-def _requests(attempts: list[Attempt]) -> Iterator[list[int]]:
+def _collect_requests(attempts: list[Attempt]) -> Iterator[list[int]]:
     """Yields a list of the signals that asked to stop. A second Ctrl-C ends the trials without saving."""
-    asked: list[int] = []
+    requests: list[int] = []
 
     def ask(number: int, _: Any) -> None:
-        if asked and number == signal.SIGINT:
+        if requests and number == signal.SIGINT:
             for attempt in attempts:
                 attempt.ask(signal.SIGINT)
-        asked.append(number)
+        requests.append(number)
 
     before: Mapping[int, Any] = {number: signal.signal(number, ask) for number in REQUESTS}
     try:
-        yield asked
+        yield requests
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

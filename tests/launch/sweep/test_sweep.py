@@ -249,7 +249,7 @@ def test_two_workers_never_have_the_same_trial(claims: list[Claim]) -> None:
     again = take(claims, second)
     assert (again.number, again.params, again.before) == (4, claims[4].params, 1)
     assert first.claim() is None
-    second.tell(again, 0.5)
+    second.finish(again, 0.5)
     again.free()
     assert first.claim() is None, "a finished trial is nobody's"
 
@@ -259,7 +259,7 @@ def test_a_trial_that_ends_between_the_look_and_the_lock_is_not_taken_over(
 ) -> None:
     first, second = Study(planned(trials=1)), Study(planned(trials=1))
     claim, before = take(claims, first), second.trials()
-    first.tell(claim, 0.5)
+    first.finish(claim, 0.5)
     claim.free()
     assert before[0].state == TrialState.RUNNING
     monkeypatch.setattr(second, "trials", lambda: before)
