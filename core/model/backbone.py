@@ -23,7 +23,7 @@ from ..errors import UserError
 from ..files import write_tensors, write_text
 from ..formats import FORMAT, check_format
 from .lora import add_lora, folded, lora_options
-from .networks import OWN, build
+from .networks import OWN, build_network
 from .sincos import fix_positions
 from .vit_blocks import asks_for_one, first_token
 from .weights import load_file_strictly, read_tensors
@@ -38,9 +38,9 @@ class Backbone(nn.Module):
     """A model without its classifier, and what is needed to build it again.
 
     forward: float [N, C, H, W] -> [N, feature_dim]. model: the timm model. spec: {name, args, size, stem, pooling}.
-    mean, std: the normalisation that its inputs must have. provenance: the stages whose training it carries, oldest first.
-    seen: for each of their kinds ("pretrain", "adapt") the keys of the images that they saw without labels, and under "labelled"
-    those of the images whose labels any stage was trained on.
+    mean, std: the normalisation that its inputs must have. provenance: the stages that trained it, oldest first.
+    seen: keys of the images that these stages trained on: without labels by kind of stage ("pretrain", "adapt"), with labels under
+    "labelled".
     """
 
     def __init__(self, model: nn.Module, spec: dict[str, Any], mean: Sequence[float], std: Sequence[float]) -> None:
@@ -48,7 +48,7 @@ class Backbone(nn.Module):
         self.model, self.spec = model, spec
         self.mean, self.std = tuple(mean), tuple(std)
         self.frozen = False
-        # timm's head_hidden_size is what the classifier would get: some models have layers between it and num_features.
+        # head_hidden_size is the width of the classifier's input: in some timm models layers follow those of num_features.
         widths = (getattr(model, name, None) for name in ("head_hidden_size", "num_features", "feature_dim"))
         self.feature_dim = int(next(width for width in widths if width))
         self.provenance: list[dict[str, Any]] = []
@@ -65,10 +65,10 @@ class Backbone(nn.Module):
         return self.model(images)
 
     def tokens(self, images: Tensor) -> Tensor:
-        """float [N, C, H, W] -> [N, L, D]: what the model's own pooling pools.
+        """The tokens before pooling, float [N, C, H, W] -> [N, L, D]; one token if the model has none.
 
-        A ViT's tokens, class token and registers among them; the places of a last map [N, D, h, w] (or [N, h, w, D], Swin's),
-        row by row; of models without either, one token, the features. Raises UserError where a model hands out several maps.
+        Of a ViT all tokens, class token and registers included; of other networks the places of the last map, row by row, from
+        [N, D, h, w] (or [N, h, w, D], as Swin has it). Raises UserError if the model returns several maps.
         """
         forward_features = getattr(self.model, "forward_features", None)
         if forward_features is None:
@@ -76,7 +76,7 @@ class Backbone(nn.Module):
         found = forward_features(images)
         if not isinstance(found, Tensor) or found.ndim not in (2, 3, 4):
             raise UserError(
-                f"backbone.name: {self.spec['name']} hands out no single map of features to take tokens from"
+                f"backbone.name: {self.spec['name']} returns no single feature map to take tokens from; choose another model"
             )
         if found.ndim == 2:
             return found[:, None]
@@ -87,7 +87,7 @@ class Backbone(nn.Module):
         return found
 
     def layer_scales(self, decay: float | None) -> dict[str, float]:
-        """The rate's factor of each parameter of `model`: decay^(layers above it), 1 without decay. Raises UserError."""
+        """The learning rate's factor for each parameter of `model`: decay^(layers above it), 1 without decay. Raises UserError."""
         names = [name for name, _ in self.model.named_parameters()]
         if decay is None:
             return dict.fromkeys(names, 1.0)
@@ -105,7 +105,7 @@ class Backbone(nn.Module):
         return {parameter for name, parameter in self.model.named_parameters() if name in names}
 
     def allow_any_size(self, who: str) -> None:
-        """From now on images of other sizes too, ViTs resample their positions. who: the method that asks. Raises UserError."""
+        """Accept any image size; ViTs interpolate positions. who: the method's name, for the error. Raises UserError."""
         if isinstance(self.model, VisionTransformer) and isinstance(self.model.patch_embed, PatchEmbed):
             self.model.dynamic_img_size = True
             self.model.patch_embed.strict_img_size = False
@@ -118,7 +118,7 @@ class Backbone(nn.Module):
             )
 
     def freeze(self) -> None:
-        """No gradients, and eval mode for good: BatchNorm keeps its statistics whatever mode the method is put in."""
+        """No gradients, and eval mode whatever mode the method is put in, so BatchNorm keeps its statistics."""
         for parameter in self.model.parameters():
             parameter.requires_grad = False
         self.model.eval()
@@ -129,7 +129,7 @@ class Backbone(nn.Module):
         return self
 
     def selection(self, own: str) -> str:
-        """How a result on this backbone was chosen: `own`, unless a stage that it comes from looked at more."""
+        """How a result on this backbone was selected: `own`, or an earlier stage's selection if that one looked at target labels."""
         looked = [stage["selection"] for stage in self.provenance if stage.get("selection") in LOOKED]
         return own if own in LOOKED or not looked else looked[0]
 
@@ -166,36 +166,66 @@ def create(
     lora: Annotated[dict[str, Any] | None, Section(lora_options)] = None,
     args: dict[str, Any] = {},
 ) -> Backbone:
-    """Build a backbone for size x size inputs.
+    """Build a backbone for inputs of size x size pixels.
 
-    name: a timm model or one of ours (`smallconv`); left out where weights is a run, which knows it. weights: none, timm (its
-    hub), a .safetensors file, or an exported run. stem: `small` gives ResNets a 3x3 stride-1 stem without max-pooling, for
-    small images; `solo` and `lightly` are those projects' variants of it, for their weights. pooling: token or mean of patches,
-    for ViTs. positions: `sincos` starts a ViT with positions that are not trained (MAE, MoCo v3 and I-JEPA do so anyhow), since a
-    short training hardly learns any. norm: see core/model/norm.py. mean, std: by which inputs of 0..1 are normalised, a number for each
-    channel; left out, those of the run, or of timm for this name (0.5 for its plain ViTs, ImageNet's for most others). args: the
-    timm model's own arguments.
+    own: networks of ours by name, beside timm's.
+
+    name: Name of a timm model or of one of ours (`smallconv`). Leave it out where `weights` is a run: the run knows it.
+    weights: Weights to start from: none (random), timm (its hub), a .safetensors file, or the folder of an exported run.
+    stem: First layers of a ResNet. `small`, for small images, is a 3x3 convolution of stride 1 without max-pooling; `solo` and
+        `lightly` are those projects' variants of it, for weights of theirs. null: the run's, or timm's own.
+    pooling: Features of a ViT: its class token (`token`) or the mean over its patches (`mean`). null: the run's, or the model's own.
+    positions: `sincos` gives a new ViT fixed sine-cosine positions, since a short training hardly learns any. null: learned ones,
+        except in methods that always fix them (MAE, MoCo v3, I-JEPA).
+    norm: Which images share BatchNorm statistics: `batch` (the whole batch of all processes), `group:G` (each G consecutive images) or
+        `local` (each process's own). auto: batch if several processes train a method that compares images, else local.
+    mean: Mean that is subtracted from inputs in 0..1, one number a channel. null: the run's, or timm's for this model.
+    std: Standard deviation that inputs are then divided by, above 0, one number a channel. null: as for `mean`.
+    lora: Low-rank adapters: train few parameters of given weights. null: train all.
+    args: Further arguments of the model, as timm's create_model takes them.
+
     Raises UserError for unknown names, contradictions with the run, and weights that do not fit.
     """
     described: dict[str, Any] = {}
-    file = weights.endswith(".safetensors")
-    if weights not in ("none", "timm") and not file:
+    if weights not in ("none", "timm") and not weights.endswith(".safetensors"):
         described = read_description(weights)
-        normalisation = [(key, given and list(given)) for key, given in (("mean", mean), ("std", std))]
-        for key, given in (("name", name), ("stem", stem), ("args", args or None), *normalisation):
-            if given is not None and given != described[key]:
-                null = "" if key == "args" else f", or say backbone.{key}=null"
-                raise UserError(
-                    f"backbone.{key}: {given!r} contradicts {described[key]!r} of the run {weights}; leave the key out{null}"
-                )
+        _refuse_contradictions(described, weights, name=name, stem=stem, args=args or None, mean=mean, std=std)
         name, stem, args = described["name"], described["stem"], described["args"]
         pooling = pooling or described["pooling"]
     if name is None:
-        raise UserError(
-            "backbone.name: missing; give a timm model name (for example resnet18), or backbone.weights: RUN"
-        )
+        raise UserError("backbone.name: missing; give a timm model (for example resnet18), or backbone.weights: RUN")
     spec = {"name": name, "args": dict(args), "size": size, "stem": stem or "default", "pooling": pooling}
-    model = build(spec, channels, own, pretrained=weights == "timm")
+    model = build_network(spec, channels, own, pretrained=weights == "timm")
+    backbone = Backbone(model, spec, *_normalisation(model, described, channels, mean, std))
+    if positions is not None:
+        _fix_positions(model, name, weights)
+    _load_weights(backbone, weights, described)
+    if lora is not None:
+        if weights == "none":
+            raise UserError("backbone.lora: adapters need trained weights; set backbone.weights, or leave lora out")
+        add_lora(model, name, **lora)
+    return backbone
+
+
+def _refuse_contradictions(described: Mapping[str, Any], weights: str, **given: Any) -> None:
+    """Raises UserError if a given value (not None) differs from the run's."""
+    for key, value in given.items():
+        value = list(value) if key in ("mean", "std") and value is not None else value
+        if value is not None and value != described[key]:
+            null = "" if key == "args" else f", or say backbone.{key}=null"
+            raise UserError(
+                f"backbone.{key}: {value!r} contradicts {described[key]!r} of the run {weights}; leave the key out{null}"
+            )
+
+
+def _normalisation(
+    model: nn.Module,
+    described: Mapping[str, Any],
+    channels: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> tuple[Sequence[float], Sequence[float]]:
+    """(mean, std) of the inputs: as given, else the run's, else timm's for the model, else 0.5. Raises UserError."""
     config = getattr(model, "pretrained_cfg", None) or {}
     own_mean, own_std = (described.get(key, config.get(key, HALF)) for key in ("mean", "std"))
     for key, given in (("mean", mean), ("std", std)):
@@ -203,37 +233,34 @@ def create(
             raise UserError(
                 f"backbone.{key}: expected {channels} numbers{' above 0' if key == 'std' else ''}, one a channel, got {list(given)}"
             )
-    backbone = Backbone(model, spec, mean or own_mean, std or own_std)
-    if positions is not None:
-        _position(model, name, weights)
-    if described:
-        load_file_strictly(model, Path(described["path"]) / WEIGHTS, "backbone.weights")
-        backbone.provenance = described["provenance"]
-        seen = read_tensors(Path(described["path"]) / SEEN, "backbone.weights")
-        backbone.seen = {stage: keys for stage, keys in seen.items() if stage != "none"}
-    elif file:
-        load_file_strictly(model, Path(weights), "backbone.weights", config.get("classifier"))
-    if weights == "timm" or file:
-        backbone.provenance = [{"task": "external", "weights": Path(weights).name}]
-    if lora is not None:
-        if weights == "none":
-            raise UserError(
-                "backbone.lora: adapts weights that are there, and backbone.weights is none; leave lora out"
-            )
-        add_lora(model, name, **lora)
-    return backbone
+    return mean or own_mean, std or own_std
 
 
-def _position(model: nn.Module, name: str, weights: str) -> None:
-    """Sine-cosine positions for a ViT that starts anew. Raises UserError."""
+def _fix_positions(model: nn.Module, name: str, weights: str) -> None:
+    """Sine-cosine positions for a ViT with random weights. Raises UserError."""
     if weights != "none":
-        raise UserError(f"backbone.positions: {weights} brings its own; leave positions out")
+        raise UserError(f"backbone.positions: {weights} has its own positions; leave positions out")
     if not isinstance(model, VisionTransformer) or model.pos_embed is None or model.embed_dim % 4:
         raise UserError(
             f"backbone.positions: sincos is for ViTs with a position for each patch and a width that is a multiple of 4, which "
             f"{name} is not; leave positions out"
         )
     fix_positions(model)
+
+
+def _load_weights(backbone: Backbone, weights: str, described: Mapping[str, Any]) -> None:
+    """Load a run's or a file's weights, and note where they come from. described: backbone.json of the run. Raises UserError."""
+    model = backbone.model
+    if described:
+        load_file_strictly(model, Path(described["path"]) / WEIGHTS, "backbone.weights")
+        backbone.provenance = described["provenance"]
+        seen = read_tensors(Path(described["path"]) / SEEN, "backbone.weights")
+        backbone.seen = {stage: keys for stage, keys in seen.items() if stage != "none"}
+    elif weights.endswith(".safetensors"):
+        config = getattr(model, "pretrained_cfg", None) or {}
+        load_file_strictly(model, Path(weights), "backbone.weights", config.get("classifier"))
+    if weights == "timm" or weights.endswith(".safetensors"):
+        backbone.provenance = [{"task": "external", "weights": Path(weights).name}]
 
 
 def read_description(weights: str) -> dict[str, Any]:

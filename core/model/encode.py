@@ -1,7 +1,7 @@
 """Encoding a batch chunk by chunk: the memory of one chunk, the gradient of the whole batch.
 
-Non-reentrant activation checkpointing of the encoder: each chunk's activations are recomputed in its backward, so a loss that
-couples all samples sees the true batch (gradient caching, Gao et al. 2021, arXiv:2101.06983, without a second pass of our own).
+Each chunk's activations are recomputed in the backward pass (non-reentrant activation checkpointing), so a loss that compares all
+images still gets the whole batch. Gradient caching (Gao et al. 2021, arXiv:2101.06983) has the same effect.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .norm import encode as encode_together
-from .norm import recomputation
+from .norm import encode_together, recomputation
 
 
 def encode(backbone: nn.Module, images: Tensor, chunk: int | None = None) -> Tensor:
-    """[V, N, C, H, W] -> [V, N, D], `chunk` images (with all their views) at once; all at once by default."""
+    """[V, N, C, H, W] -> [V, N, D], with `chunk` images (all views of each) at once; None: all images."""
     return in_chunks(partial(encode_together, backbone), images, chunk=chunk)
 
 
@@ -28,8 +27,7 @@ def with_local(backbone: nn.Module, whole: Tensor, local: Tensor | None, chunk: 
 
 
 def in_chunks(encoder: Callable[..., Tensor], *batch: Tensor, chunk: int | None) -> Tensor:
-    """encoder(*batch), `chunk` images at once. batch: tensors [V, N, ...], what the encoder needs of each image; [V, N, ...] comes
-    out."""
+    """encoder(*batch) with `chunk` images at once. batch: tensors [V, N, ...]. Returns [V, N, ...]."""
     if chunk is None or chunk >= batch[0].shape[1]:
         return encoder(*batch)
     pieces = zip(*(tensor.split(chunk, dim=1) for tensor in batch), strict=True)

@@ -1,7 +1,7 @@
-"""Continued pretraining of few parameters: low-rank adapters in a frozen ViT, and a block or two that learn in full.
+"""Continued pretraining of few parameters: low-rank adapters in a frozen ViT, and a block or two that are trained in full.
 
 LoRA (Hu et al. 2022, arXiv:2106.09685) by peft, placed as ExPLoRA does for new domains (Khanna et al. 2024, arXiv:2406.10973, section 4).
-Adapters are folded into the weights on export, so that nobody who uses a backbone has to know of them.
+Adapters are folded into the weights on export, so an exported backbone is a plain one.
 """
 
 from __future__ import annotations
@@ -15,19 +15,24 @@ from torch import Tensor, nn
 from ..errors import UserError
 
 ADAPTER = "default"
-BLOCK = re.compile(r"(?:^|\.)(?:blocks|stages|layers|layer)\.?(\d+)")
+BLOCK_NUMBER = re.compile(r"(?:^|\.)(?:blocks|stages|layers|layer)\.?(\d+)")
 
 
 def lora_options(*, rank: int = 8, alpha: int = 16, targets: list[str] = ["qkv"], unfreeze: int = 1) -> None:
-    """rank, alpha: of the adapters, whose product counts alpha / rank times. targets: the layers that get one, by the end of their
-    names (timm's qkv holds queries, keys and values, the paper's holds queries and values). unfreeze: how many of the last blocks
-    learn in full."""
+    """Low-rank adapters in a frozen backbone (Hu et al. 2022, arXiv:2106.09685).
+
+    rank: Rank of the adapters' matrices B and A, 1 or more.
+    alpha: Scale of the adapters, 1 or more: the weights become W + (alpha / rank) B A.
+    targets: Linear layers that get an adapter, by the last part of their names. timm's `qkv` holds queries, keys and values; the
+        paper adapts queries and values.
+    unfreeze: How many of the last blocks are trained in full, 0 or more (ExPLoRA: 1 or 2).
+    """
 
 
 def add_lora(model: nn.Module, name: str, *, rank: int, alpha: int, targets: list[str], unfreeze: int) -> None:
-    """Freeze `model` in place, all but adapters in `targets`, its normalisation layers and its last `unfreeze` blocks.
+    """Freeze `model` in place, except for new adapters in `targets`, normalisation layers and the last `unfreeze` blocks.
 
-    name: the model's, for errors. Raises UserError: peft is missing, no layer is a target, numbers without meaning.
+    name: the model's, for errors. Raises UserError if peft is missing, no layer is a target, or a number is out of range.
     """
     if rank < 1 or alpha < 1 or unfreeze < 0 or not targets:
         raise UserError(
@@ -59,7 +64,7 @@ def add_lora(model: nn.Module, name: str, *, rank: int, alpha: int, targets: lis
         learns = _block(key) in whole or key.startswith(norms)
         parameter.requires_grad = parameter.requires_grad and learns
     if layers:
-        # peft freezes what it finds trainable; what is to learn is told again afterwards.
+        # peft freezes every parameter that is not an adapter's, so what is trained in full is unfrozen afterwards.
         learning = [p for p in model.parameters() if p.requires_grad]
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers), model, ADAPTER)
         for parameter in learning:
@@ -67,14 +72,14 @@ def add_lora(model: nn.Module, name: str, *, rank: int, alpha: int, targets: lis
 
 
 def _block(key: str) -> int | None:
-    """The number of the block that a layer is in."""
-    found = BLOCK.search(key)
+    """The number of the block that a layer is in; None outside blocks."""
+    found = BLOCK_NUMBER.search(key)
     return None if found is None else int(found[1])
 
 
 @torch.no_grad()
 def folded(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of the model without adapters that computes the same: W + (alpha / rank) B A."""
+    """The state dict without adapters: each adapted weight becomes W + (alpha / rank) B A, which computes the same."""
     state = {key: value for key, value in model.state_dict().items() if ".lora_" not in key}
     for key, module in model.named_modules():
         weight = f"{key}.base_layer.weight"

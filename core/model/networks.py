@@ -14,16 +14,16 @@ from ..errors import UserError
 from .smallconv import SmallConv
 
 OWN: Mapping[str, Callable[..., nn.Module]] = {"smallconv": SmallConv}
-# ResNets' stems for small images, 3x3 with stride 1 and no max-pooling: padding, and whether a ReLU follows. `small` is He et al.
-# 2016 (arXiv:1512.03385, section 4.2) for CIFAR and SimCLR's appendix B.9; solo-learn pads by 2 (a map of 34 x 34), and lightly's
-# ResNet taken apart into nn.Sequential loses the ReLU; with their weights, only their own stems give their own features.
+# ResNet stems for small images, 3x3 with stride 1 and no max-pooling: (padding, whether a ReLU follows). `small` is He et al.
+# 2016 (arXiv:1512.03385, section 4.2) for CIFAR and SimCLR's appendix B.9. solo-learn pads by 2 (a map of 34 x 34), and lightly's
+# ResNet, taken apart into nn.Sequential, loses the ReLU. Weights of these projects give their features only with their stems.
 STEMS: Mapping[str, tuple[int, bool]] = {"small": (1, True), "solo": (2, True), "lightly": (1, False)}
 
 
-def build(
+def build_network(
     spec: dict[str, Any], channels: int, own: Mapping[str, Callable[..., nn.Module]], pretrained: bool
 ) -> nn.Module:
-    """The network of a backbone's spec {name, args, size, stem, pooling}, [N, channels, size, size] -> [N, D]. Raises UserError."""
+    """The network of a backbone's spec {name, args, size, stem, pooling}: [N, channels, size, size] -> [N, D]. Raises UserError."""
     name, args, size = spec["name"], dict(spec["args"]), spec["size"]
     if name in own:
         if spec["stem"] != "default" or spec["pooling"] is not None:
@@ -37,7 +37,7 @@ def build(
         try:
             return own[name](size=size, channels=channels, **args)
         except TypeError as error:
-            raise UserError(f"backbone.args: {name} does not take them ({error})") from error
+            raise UserError(f"backbone.args: {name} does not take {args} ({error}); leave them out") from error
         except ValueError as error:
             raise UserError(
                 f"backbone: {name} cannot be built for data.size {size} and backbone.args {args} ({error})"
@@ -66,10 +66,17 @@ def build(
     except (TypeError, AssertionError, ValueError, RuntimeError, OSError) as error:
         if pretrained and isinstance(error, OSError | RuntimeError):
             raise UserError(
-                f"backbone.weights: timm's weights for {name} cannot be had ({error}); give a .safetensors file or none"
+                f"backbone.weights: timm's weights for {name} cannot be loaded ({error}); give a .safetensors file or none"
             ) from error
-        remedy = "backbone.pooling is for ViTs" if spec["pooling"] else "see its documentation for the arguments"
-        raise UserError(f"backbone: timm cannot build {name} with {args} ({error or 'refused'}); {remedy}") from error
+        if spec["pooling"]:
+            raise UserError(
+                f"backbone: timm cannot build {name} with pooling {spec['pooling']} and args {spec['args']} ({error or 'refused'}); "
+                "backbone.pooling is for ViTs, which masked methods such as mae need: set backbone.name to a ViT "
+                "(vit_small_patch16_224), or leave backbone.pooling out"
+            ) from error
+        raise UserError(
+            f"backbone: timm cannot build {name} with {args} ({error or 'refused'}); see its documentation for the arguments"
+        ) from error
     if spec["stem"] != "default":
         _small_stem(model, channels, name, spec["stem"])
     return model

@@ -1,8 +1,8 @@
-"""BatchNorm that knows positions: statistics over the whole global batch, over fixed groups, or per process.
+"""BatchNorm whose statistics are of the whole global batch, of fixed groups of images, or of each process.
 
-torch's BatchNorm normalises by whatever a process happens to hold, so its result depends on the number of processes; its
-SyncBatchNorm refuses the CPU. Here the mode is named in the config (`backbone.norm`), and the running statistics are updated once
-a step by `commit`, from all micro-batches and processes, so that they too do not depend on how the batch was cut.
+torch's BatchNorm uses the rows of one process, so its result depends on the number of processes; its SyncBatchNorm does not run on
+the CPU. Here the config names the mode (`backbone.norm`), and `commit` updates the running statistics once a step, from all
+micro-batches and processes, so they do not depend on how the batch was divided either.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _recording = True
 
 @contextmanager
 def frozen_statistics() -> Iterator[None]:
-    """Within it, forward passes leave no trace in running statistics: for recomputation under activation checkpointing."""
+    """Within it, forward passes do not change running statistics: for recomputation under activation checkpointing."""
     global _recording
     before, _recording = _recording, False
     try:
@@ -38,25 +38,24 @@ def frozen_statistics() -> Iterator[None]:
 
 
 def recomputation() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """The contexts of a forward pass and of its recomputation, which sees the same rows again and must not count them twice."""
+    """Contexts for a forward pass and for its recomputation, which must not count the same rows twice."""
     return nullcontext(), frozen_statistics()
 
 
 class PositionBatchNorm(_BatchNorm):
     """BatchNorm (Ioffe & Szegedy 2015, arXiv:1502.03167) over [N, C, ...] with the statistics of `mode`.
 
-    "batch": over all processes, differentiable; "group": over each `group` consecutive positions, with all their rows; "local":
+    "batch": over the rows of all processes, differentiable; "group": over all rows of each `group` consecutive positions; "local":
     over this process's rows.
-    Parameters, buffers and evaluation are those of torch's BatchNorm; made from one by `convert`, never built directly.
+    Parameters, buffers and evaluation are those of torch's BatchNorm. `convert_batch_norms` makes it from one; never build it directly.
     """
 
     mode: Mode = "local"
     group: int = 0  # positions
     rows_per_position: int = 1
-    pending: list[
-        tuple[Tensor, Tensor]
-    ]  # (mean, unbiased variance) of forwards, each [groups, C], to be set aside or committed
-    aside: list[tuple[Tensor, Tensor]]  # those of the step's earlier micro-batches
+    # (mean, unbiased variance), each [groups, C], of the forwards of this micro-batch, and of the step's earlier micro-batches
+    pending: list[tuple[Tensor, Tensor]]
+    aside: list[tuple[Tensor, Tensor]]
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
@@ -73,7 +72,7 @@ class PositionBatchNorm(_BatchNorm):
         x = input
         if groups > 1:  # each group's channels become channels of their own: [rows, groups * C, ...]
             x = x.unflatten(0, (groups, -1)).transpose(0, 1).flatten(1, 2)
-        # With momentum 1 the scratch buffers receive the statistics of this batch, at no extra pass.
+        # With momentum 1 these buffers receive the statistics of this batch, without another pass over it.
         mean = torch.zeros(groups * channels, dtype=self.running_mean.dtype, device=x.device)
         var = torch.zeros_like(mean)
         weight = None if self.weight is None else self.weight.repeat(groups)
@@ -88,11 +87,11 @@ class PositionBatchNorm(_BatchNorm):
         x = input if input.dtype == torch.float64 else input.float()
         dims = [0, *range(2, x.ndim)]
         shape = (1, -1, *[1] * (x.ndim - 2))
-        count = (
-            x.numel() // x.shape[1] * world()
-        )  # processes hold equal parts of a batch (core/stream/batches.py, Share)
+        # All processes hold equally many rows of a batch (core/stream/batches.py, Share).
+        count = x.numel() // x.shape[1] * world()
         mean = sum_with_gradient(x.sum(dims)) / count
-        centred = x - mean.view(shape)  # two passes: the sum of squares minus the square of sums cancels in fp32
+        # Two passes: E[x^2] - E[x]^2 loses its digits in fp32.
+        centred = x - mean.view(shape)
         var = sum_with_gradient(centred.square().sum(dims)) / count
         self._record(mean.detach()[None], var.detach()[None] * (count / (count - 1)))
         out = centred * torch.rsqrt(var + self.eps).view(shape)
@@ -126,7 +125,7 @@ class PositionBatchNormAct(PositionBatchNorm):
         return self.act(self.drop(super().forward(input)))
 
 
-def parse(text: str) -> tuple[Mode, int]:
+def parse_mode(text: str) -> tuple[Mode, int]:
     """`batch`, `local` or `group:G` (images a group) -> (mode, G). Raises UserError."""
     if text in ("batch", "local"):
         return text, 0
@@ -135,11 +134,11 @@ def parse(text: str) -> tuple[Mode, int]:
     raise UserError(f"backbone.norm: {text!r} is not a mode; use auto, batch, local or group:G with G >= 2 images")
 
 
-def convert(module: nn.Module, mode: Mode, group: int = 0, rows_per_position: int = 1) -> int:
+def convert_batch_norms(module: nn.Module, mode: Mode, group: int = 0, rows_per_position: int = 1) -> int:
     """Give every BatchNorm inside `module` the mode, in place (weights and state-dict keys stay); returns how many there are.
 
-    group: images a group. rows_per_position: rows that one position contributes to a forward (2 for two views encoded
-    together, position by position), so that a group always holds all views of its images.
+    group: images a group. rows_per_position: rows of one image in a forward (2 for two views encoded together), so that a group
+    holds all views of its images. Raises UserError for a kind of BatchNorm that cannot be converted.
     """
     count = 0
     for name, child in module.named_modules():
@@ -153,7 +152,8 @@ def convert(module: nn.Module, mode: Mode, group: int = 0, rows_per_position: in
                 child.__class__ = PositionBatchNorm
             else:
                 raise UserError(
-                    f"{name}: {type(child).__name__} has no form that knows positions; use a model with plain BatchNorm"
+                    f"backbone.norm: {name} is a {type(child).__name__}, which cannot normalise by batch or by group; choose a "
+                    "backbone with torch's or timm's plain BatchNorm"
                 )
         assert isinstance(child, PositionBatchNorm)
         child.mode, child.group, child.rows_per_position = mode, group, rows_per_position
@@ -163,19 +163,19 @@ def convert(module: nn.Module, mode: Mode, group: int = 0, rows_per_position: in
 
 
 def set_rows(module: nn.Module, rows_per_position: int) -> None:
-    """Before a forward of another number of rows a position (local crops, say): its groups hold the same positions all the same."""
+    """Set the rows per image before a forward with another number of views (local crops, say); groups keep the same images."""
     for layer in layers(module):
         if layer.mode == "group":
             layer.rows_per_position = rows_per_position
 
 
 def layers(module: nn.Module) -> list[PositionBatchNorm]:
-    """Every BatchNorm inside `module` that `commit` has to do with."""
+    """Every converted BatchNorm inside `module`: what `commit` takes."""
     return [m for m in module.modules() if isinstance(m, PositionBatchNorm)]
 
 
 def set_aside(norms: Sequence[PositionBatchNorm]) -> None:
-    """Between micro-batches: a compiled graph holds for one length of `pending` alone, so each forward begins with none."""
+    """Empty `pending` between micro-batches: a compiled forward would be compiled again for every length of it."""
     for layer in norms:
         layer.aside += layer.pending
         layer.pending = []
@@ -185,7 +185,7 @@ def set_aside(norms: Sequence[PositionBatchNorm]) -> None:
 def commit(norms: Sequence[PositionBatchNorm], keep: bool | Tensor = True) -> None:
     """Once a step: move running statistics towards the mean over all groups, forwards and processes since the last commit.
 
-    keep: False throws the step's statistics away (the step was skipped); a bool scalar on the device decides there.
+    keep: False discards the statistics of a skipped step; a bool scalar on the device decides without a wait for it.
     """
     set_aside(norms)
     layers = [layer for layer in norms if layer.aside]
@@ -208,17 +208,17 @@ def commit(norms: Sequence[PositionBatchNorm], keep: bool | Tensor = True) -> No
             )
         layer.num_batches_tracked += 1 if keep is True else keep
         momentum: Any = layer.momentum
-        if momentum is None:  # a running mean, kept on the device
+        if momentum is None:  # a cumulative average, computed on the device
             momentum = (1.0 / layer.num_batches_tracked.clamp(min=1)).to(layer.running_mean.dtype)
         layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), momentum)
         layer.running_var.lerp_(var.to(layer.running_var.dtype), momentum)
 
 
-def encode(backbone: nn.Module, images: Tensor) -> Tensor:
-    """Encode V stacked sets of images in ONE forward: [V, N, C, H, W] -> [V, N, D]; also heads, [V, N, D] -> [V, N, D'].
+def encode_together(backbone: nn.Module, images: Tensor) -> Tensor:
+    """Encode V views in one forward: [V, N, C, H, W] -> [V, N, D]; also for heads, [V, N, D] -> [V, N, D'].
 
-    One forward, or BatchNorm would tell the sets apart (lightly PR #1175); rows go position by position, so that the fixed
-    groups of mode "group" hold all V rows of their images.
+    In separate forwards BatchNorm would normalise each view by its own statistics (lightly PR #1175). The V rows of an image are
+    consecutive, so that the fixed groups of mode "group" hold whole images.
     """
     v, n = images.shape[:2]
     set_rows(backbone, v)
@@ -227,37 +227,50 @@ def encode(backbone: nn.Module, images: Tensor) -> Tensor:
 
 
 def configure(method: Method, text: str, *, accumulate: int, chunk: int | None, log: Callable[[str], None]) -> None:
-    """Resolve `backbone.norm` for a method and convert it, or refuse in one sentence what would not be what it says.
+    """Resolve `backbone.norm` for a method and convert its BatchNorms, or raise UserError if the mode cannot be honoured.
 
-    auto: "batch" where several processes train a
-    method that looks at samples together, else "local". Raises UserError.
+    auto: "batch" where several processes train a method that compares images or encodes several views, else "local".
     """
-    couples, rows, chunked = method.couples_samples, method.rows_per_position, method.takes_chunk
-    if accumulate > 1 and couples:
-        remedy = "run.chunk (images encoded at once)" if chunked else "a smaller optim.batch_size"
+    _refuse_unsuited(method, accumulate, chunk)
+    couples, rows = method.couples_samples, method.rows_per_position
+    mode, group = (
+        parse_mode(text) if text != "auto" else ("batch" if world() > 1 and (couples or rows > 1) else "local", 0)
+    )
+    divided_by = "run.accumulate" if accumulate > 1 else "run.chunk" if chunk is not None else None
+    if divided_by and mode == "batch" and _has_batch_norm(method.backbone):
         raise UserError(
-            f"run.accumulate: {accumulate} would change this method, whose loss couples all samples of a batch; "
-            f"use {remedy} to save memory instead"
-        )
-    if chunk is not None and not couples:
-        raise UserError("run.chunk: is for losses that couple samples; use run.accumulate for this method")
-    if chunk is not None and not chunked:
-        raise UserError("run.chunk: this method cannot cut its encoder's batch; leave run.chunk out")
-    layers = sum(isinstance(m, _BatchNorm) for m in method.modules())
-    together = couples or rows > 1
-    mode, group = (("batch" if together and world() > 1 else "local"), 0) if text == "auto" else parse(text)
-    cut = (accumulate > 1 and "run.accumulate") or (chunk is not None and "run.chunk")
-    if cut and mode == "batch" and any(isinstance(m, _BatchNorm) for m in method.backbone.modules()):
-        raise UserError(
-            f"{cut}: cuts the batch, so BatchNorm cannot see the whole of it (backbone.norm: batch); "
-            "use backbone.norm=group:G, whose groups are the same however the batch is cut"
+            f"{divided_by}: divides the batch, so BatchNorm cannot see the whole of it (backbone.norm: batch); "
+            "use backbone.norm=group:G, whose groups are the same however the batch is divided"
         )
     if chunk is not None and mode == "group" and chunk % group:
         raise UserError(
             f"run.chunk: {chunk} is not a multiple of backbone.norm's groups of {group}; choose one that is"
         )
-    convert(method, mode, group, rows)
-    if layers and mode == "local" and (world() > 1 or cut):
+    normalised = _has_batch_norm(method)
+    convert_batch_norms(method, mode, group, rows)
+    if normalised and mode == "local" and (world() > 1 or divided_by):
         log(
-            "BatchNorm statistics are those of each process's micro-batch (backbone.norm: local); they depend on how the batch is cut"
+            "BatchNorm statistics are those of each process's micro-batch (backbone.norm: local); they depend on the number of "
+            "processes and micro-batches"
         )
+
+
+def _refuse_unsuited(method: Method, accumulate: int, chunk: int | None) -> None:
+    """Raises UserError if the method's batch cannot be divided by run.accumulate or run.chunk."""
+    if accumulate > 1 and method.couples_samples:
+        remedy = "run.chunk (images encoded at once)" if method.takes_chunk else "a smaller optim.batch_size"
+        raise UserError(
+            f"run.accumulate: {accumulate} would change this method, whose loss compares the images of a batch with each other; "
+            f"use {remedy} to save memory instead"
+        )
+    if chunk is not None and not method.couples_samples:
+        raise UserError(
+            "run.chunk: this method's loss does not compare the images of a batch, so it needs no chunks; use run.accumulate to save "
+            "memory"
+        )
+    if chunk is not None and not method.takes_chunk:
+        raise UserError("run.chunk: this method cannot encode its batch in chunks; leave run.chunk out")
+
+
+def _has_batch_norm(module: nn.Module) -> bool:
+    return any(isinstance(m, _BatchNorm) for m in module.modules())

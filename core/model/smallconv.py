@@ -8,10 +8,13 @@ from torch import Tensor, nn
 
 
 class SmallConv(nn.Module):
-    """Four blocks of a 3x3 convolution, BatchNorm and ReLU; the first has a stride of 2, pooling follows the next two.
+    """Four blocks of a 3x3 convolution, BatchNorm and ReLU; the first has stride 2, max-pooling follows the second and third.
 
-    [N, channels, size, size] -> [N, widths[-1]], the mean over the last map. size must be at least 8. About 0.1 M parameters at
-    the default widths.
+    [N, channels, size, size] -> [N, widths[-1]], the mean over the last map. About 0.1 M parameters at the default widths.
+
+    size: Side of the images in pixels, at least 8.
+    channels: Channels of the images.
+    widths: Channels of the four blocks.
     """
 
     def __init__(self, *, size: int, channels: int = 3, widths: tuple[int, int, int, int] = (16, 32, 64, 128)) -> None:
@@ -28,12 +31,12 @@ class SmallConv(nn.Module):
         self.num_features = widths[-1]
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """The last map, [N, widths[-1], size / 8, size / 8], as timm's models name it."""
+        """The last map, [N, widths[-1], size / 8, size / 8]; timm's models have a method of this name."""
         return self.blocks(images)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_features(images).mean((2, 3))
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's naming of layers, for layer-wise rates: a block is a layer."""
+        """Layers as timm's `group_matcher` names them, for layer-wise learning rates: a block is a layer."""
         return {"stem": r"^blocks\.0", "blocks": [(r"^blocks\.(\d+)", None)]}

@@ -14,7 +14,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 
-def plain(block: nn.Module) -> bool:
+def is_plain(block: nn.Module) -> bool:
     """Whether it is timm's plain block, which does all but attention to each token by itself.
 
     One that is sharded has a class of its own, and one that is recomputed a forward of its own: both must be called as a whole.
@@ -27,9 +27,9 @@ def plain(block: nn.Module) -> bool:
     )
 
 
-def packable(block: nn.Module) -> bool:
+def is_packable(block: nn.Module) -> bool:
     """Whether it is plain and draws nothing for a whole image, as drop path does."""
-    return plain(block) and isinstance(block.drop_path1, nn.Identity) and isinstance(block.drop_path2, nn.Identity)
+    return is_plain(block) and isinstance(block.drop_path1, nn.Identity) and isinstance(block.drop_path2, nn.Identity)
 
 
 def asks_for_one(vit: nn.Module) -> bool:
@@ -37,7 +37,7 @@ def asks_for_one(vit: nn.Module) -> bool:
     if type(vit) is not VisionTransformer or vit.global_pool != "token" or vit.attn_pool is not None:
         return False
     last: Any = vit.blocks[-1] if len(vit.blocks) else None
-    return not vit.grad_checkpointing and plain(last) and type(last.attn.qkv) is nn.Linear
+    return not vit.grad_checkpointing and is_plain(last) and type(last.attn.qkv) is nn.Linear
 
 
 def first_token(vit: VisionTransformer, images: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def first_token(vit: VisionTransformer, images: Tensor) -> Tensor:
 
 class PackedSequences:
     """Sequences of several lengths as rows, [R, D], one after the other, so that nothing is padded: attention is given those of
-    one length at a time. For where shapes may depend on what was drawn, and for blocks that are `packable`.
+    one length at a time. For where shapes may depend on what was drawn, and for blocks that are `is_packable`.
 
     index: int64 [R], for each row its token among N * T of padded sequences. asking: int64, the rows that `attend_from` is about.
     """
@@ -109,7 +109,7 @@ class PackedSequences:
 
 def last_tokens(block: nn.Module, tokens: Tensor, count: int) -> Tensor:
     """What a block of a ViT makes of the last `count` tokens, which attend to all: [N, T, D] -> [N, count, D]."""
-    if not plain(block):
+    if not is_plain(block):
         return block(tokens)[:, -count:]
     return _of(block, tokens, slice(tokens.shape[1] - count, None))
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..numerics import eager_cpu
 from .backbone import Backbone
-from .vit_blocks import PackedSequences, packable
+from .vit_blocks import PackedSequences, is_packable
 
 
 def plain_vit(backbone: Backbone, who: str) -> VisionTransformer:
@@ -74,7 +74,7 @@ def transform(vit: VisionTransformer, tokens: Tensor, seen: Tensor | None = None
 
 def attend(blocks: nn.Module, tokens: Tensor, seen: Tensor) -> Tensor:
     """Blocks of a ViT on [N, T, D] where no token attends to those whose `seen`, bool [N, T], is False."""
-    if eager_cpu(tokens) and all(map(packable, blocks.children())):
+    if eager_cpu(tokens) and all(map(is_packable, blocks.children())):
         pack = PackedSequences(seen)
         x = pack.rows(tokens)
         for block in blocks.children():

@@ -47,4 +47,4 @@ def predictor(projection: Sequence[int], prediction: Sequence[int], *, last: Las
 
 def project(head: nn.Module, features: Tensor) -> Tensor:
     """[V, N, D] -> [V, N, D']: all views in one forward, ordered by position (see core/model/norm.py)."""
-    return norm.encode(head, features)
+    return norm.encode_together(head, features)

@@ -103,7 +103,7 @@ def test_models_without_a_map_give_one_token() -> None:
 def test_several_maps_are_refused() -> None:
     made = vit()
     made.model.forward_features = lambda images: [images, images]  # pyright: ignore[reportArgumentType]
-    with pytest.raises(UserError, match=r"backbone.name: vit_tiny_patch16_224 hands out no single map"):
+    with pytest.raises(UserError, match=r"backbone.name: vit_tiny_patch16_224 returns no single feature map"):
         made.tokens(pictures(16))
 
 
@@ -200,14 +200,14 @@ def test_the_normalisation_is_timms_or_the_configs(tmp_path: Path) -> None:
 def test_arguments_that_timm_does_not_take_are_one_sentence() -> None:
     with pytest.raises(UserError, match=r"timm cannot build resnet10t with .*breadth"):
         create(16, name="resnet10t", args={"breadth": 3})
-    with pytest.raises(UserError, match=r"backbone.args: smallconv does not take them"):
+    with pytest.raises(UserError, match=r"backbone.args: smallconv does not take \{'breadth': 3\}"):
         create(16, name="smallconv", args={"breadth": 3})
     with pytest.raises(UserError, match=r"backbone.args.img_size: 64 contradicts data.size: 16"):
         create(16, name="vit_tiny_patch16_224", args={**VIT, "img_size": 64})
 
 
 def test_weights_that_cannot_be_had_are_one_sentence() -> None:
-    with pytest.raises(UserError, match=r"backbone.weights: timm's weights for resnet18 cannot be had"):
+    with pytest.raises(UserError, match=r"backbone.weights: timm's weights for resnet18 cannot be loaded"):
         create(16, name="resnet18", weights="timm")
     with pytest.raises(UserError, match=r"timm has no weights for smallconv"):
         create(16, name="smallconv", weights="timm")
@@ -400,5 +400,5 @@ def test_positions_are_for_vits_that_have_some(options: dict[str, Any], words: s
 
 def test_positions_of_weights_stay(tmp_path: Path) -> None:
     vit().export(tmp_path)
-    with pytest.raises(UserError, match=r"backbone\.positions: .* brings its own; leave positions out"):
+    with pytest.raises(UserError, match=r"backbone\.positions: .* has its own positions; leave positions out"):
         create(16, weights=str(tmp_path), positions="sincos")

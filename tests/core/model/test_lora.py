@@ -89,5 +89,5 @@ def test_what_cannot_be_adapted_is_refused(run: str, changed: dict[str, Any], sa
 
 
 def test_a_new_network_has_nothing_to_adapt() -> None:
-    with pytest.raises(UserError, match=r"backbone\.lora: adapts weights that are there"):
+    with pytest.raises(UserError, match=r"backbone\.lora: adapters need trained weights"):
         create(16, name="vit_tiny_patch16_224", args=ARGS, lora=LORA)

@@ -76,7 +76,7 @@ def steps(
 
 def converted(mode: Any) -> nn.Sequential:
     model = network()
-    assert norm.convert(model, mode, GROUP) == 3
+    assert norm.convert_batch_norms(model, mode, GROUP) == 3
     return model
 
 
@@ -158,10 +158,12 @@ def test_chunks_change_nothing_and_recomputation_does_not_count(size: int) -> No
 def test_chunks_hold_all_views_of_their_images() -> None:
     views = torch.stack([batch(), batch().flip(3)])
     backbone = nn.Sequential(*network()[:6])
-    norm.convert(backbone, "group", GROUP, rows_per_position=2)
+    norm.convert_batch_norms(backbone, "group", GROUP, rows_per_position=2)
     together = chunk.encode(backbone, views)
     torch.testing.assert_close(chunk.encode(backbone, views, GROUP), together, rtol=EXACT, atol=EXACT)
-    torch.testing.assert_close(together[:, :GROUP], norm.encode(backbone, views[:, :GROUP]), rtol=EXACT, atol=EXACT)
+    torch.testing.assert_close(
+        together[:, :GROUP], norm.encode_together(backbone, views[:, :GROUP]), rtol=EXACT, atol=EXACT
+    )
 
 
 def test_a_skipped_step_leaves_no_trace() -> None:
@@ -183,7 +185,7 @@ def test_evaluation_and_state_dict_are_torchs_own() -> None:
 @pytest.mark.parametrize("text", ["sync", "group", "group:1", "group:x", "group:0"])
 def test_unknown_modes_are_refused(text: str) -> None:
     with pytest.raises(UserError, match=r"backbone\.norm: .* use auto, batch, local or group:G"):
-        norm.parse(text)
+        norm.parse_mode(text)
 
 
 class Couples(Method):
@@ -218,7 +220,7 @@ class Plain(Method):
         (Couples, "batch", {"chunk": 4}, r"run\.chunk: .*=group:G"),
         (Plain, "batch", {"accumulate": 2}, r"run\.accumulate: .*=group:G"),
         (Whole, "auto", {"accumulate": 4}, r"run\.accumulate: 4 .* smaller optim\.batch_size"),
-        (Whole, "auto", {"chunk": 4}, r"run\.chunk: .* cannot cut"),
+        (Whole, "auto", {"chunk": 4}, r"run\.chunk: .* cannot encode its batch in chunks"),
         (Couples, "group:3", {"chunk": 4}, r"run\.chunk: 4 is not a multiple .* 3"),
     ],
 )
@@ -243,9 +245,9 @@ def test_local_statistics_of_a_cut_batch_are_said() -> None:
     assert len(said) == 1 and "backbone.norm: local" in said[0]
 
 
-def test_kinds_without_a_form_that_knows_positions_are_refused() -> None:
-    with pytest.raises(UserError, match=r"SyncBatchNorm has no form that knows positions"):
-        norm.convert(nn.Sequential(nn.SyncBatchNorm(3)), "batch")
+def test_kinds_of_batch_norm_that_cannot_be_converted_are_refused() -> None:
+    with pytest.raises(UserError, match=r"SyncBatchNorm, which cannot normalise by batch or by group"):
+        norm.convert_batch_norms(nn.Sequential(nn.SyncBatchNorm(3)), "batch")
 
 
 def work(rank: int, folder: Path) -> None:

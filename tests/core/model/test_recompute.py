@@ -74,7 +74,7 @@ def kept_by(forward: Callable[[], Tensor]) -> tuple[Tensor, int]:
 )
 def test_recomputed_blocks_give_the_same_bits_and_keep_less(kind: str, changed: dict[str, Any], share: float) -> None:
     plain = network(kind, **changed)
-    norm.convert(plain, "local")
+    norm.convert_batch_norms(plain, "local")
     other = copy.deepcopy(plain)
     assert recompute(other) == NETWORKS[kind][3]
     side = 32 if kind == "resnet" else 16

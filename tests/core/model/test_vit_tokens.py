@@ -10,7 +10,7 @@ from torch import Tensor
 from rootstock.core.errors import UserError
 from rootstock.core.model.backbone import create
 from rootstock.core.model.lora import add_lora
-from rootstock.core.model.vit_blocks import PackedSequences, asks_for_one, first_token, packable
+from rootstock.core.model.vit_blocks import PackedSequences, asks_for_one, first_token, is_packable
 from rootstock.core.model.vit_tokens import attend, embed, keep_patches, last_attention, plain_vit, transform
 
 SIZE, COUNT, DIM = 16, 16, 16
@@ -130,8 +130,8 @@ def test_packed_blocks_do_what_timms_do_with_a_mask(args: dict[str, Any]) -> Non
 
 def test_blocks_that_drop_paths_are_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     """One rate is drawn for each image there, not for each token."""
-    assert all(map(packable, vit().blocks))
-    assert [packable(block) for block in vit(drop_path_rate=0.5).blocks] == [True, False]
+    assert all(map(is_packable, vit().blocks))
+    assert [is_packable(block) for block in vit(drop_path_rate=0.5).blocks] == [True, False]
     monkeypatch.setattr(PackedSequences, "through", None)
     model, (seen, _) = vit(drop_path_rate=0.5), shapes()
     assert attend(model.blocks, torch.randn(5, 12, DIM), seen).isfinite().all()
