@@ -29,7 +29,7 @@ def rank() -> int:
 
 
 @contextmanager
-def planned(processes: int) -> Iterator[None]:
+def planned_processes(processes: int) -> Iterator[None]:
     """Within it, everything is set up as by the first of so many processes, and nothing may be sent: for `launch --dry-run`."""
     global _planned
     before, _planned = _planned, processes
@@ -41,7 +41,7 @@ def planned(processes: int) -> Iterator[None]:
 
 def alone() -> AbstractContextManager[None]:
     """Within it, this process works as if it were the only one: what all compute together is compared with that."""
-    return planned(1)
+    return planned_processes(1)
 
 
 def own_rows(n: int) -> slice:
@@ -109,7 +109,7 @@ def all_reduce_min(local: Tensor) -> Tensor:
 # sharded runs should spend.
 
 
-def whole(tensor: Tensor) -> Tensor:
+def unsharded(tensor: Tensor) -> Tensor:
     """A tensor in slices put together on every process; others as they are."""
     return getattr(tensor, "full_tensor", lambda: tensor)()
 

@@ -98,7 +98,7 @@ MISTAKES = {
         [*PRETRAIN, "optim.duration=soon"],
         "expected a duration (100 for steps, 10ep for epochs",
     ),
-    "a part of no whole": ([*PRETRAIN, "optim.duration=50%"], "optim.duration: 50% is a part of no whole"),
+    "a percentage of itself": ([*PRETRAIN, "optim.duration=50%"], "optim.duration: 50% would be a percentage of itself"),
     "a missing folder": ([*PRETRAIN, "data.train=folder:nowhere"], "there is no folder nowhere; check the path"),
     "an empty folder": (
         [*PRETRAIN, "data.train=folder:empty"],
@@ -326,7 +326,7 @@ def test_a_full_disk_in_the_middle_of_a_checkpoint(
     assert done.returncode == 1
     assert sentence(done).startswith("error: the disk is full") and "run the same command to resume" in sentence(done)
     assert checkpoint.steps(tmp_path / "checkpoints") == [EVERY]
-    assert checkpoint.load(tmp_path / "checkpoints" / f"step-{EVERY:08d}").step == EVERY
+    assert checkpoint.read_checkpoint(tmp_path / "checkpoints" / f"step-{EVERY:08d}").step == EVERY
     again = rootstock(*PRETRAIN, f"run.dir={tmp_path}")
     assert again.returncode == 0 and f"resumed from step {EVERY}" in again.stderr
     assert weights(tmp_path) == weights(straight)

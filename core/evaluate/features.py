@@ -23,7 +23,7 @@ from ..stream.loader import read_in_workers
 from ..views.view import stack_pictures
 
 # Rows are summed over processes in blocks of this many numbers (256 MB), to bound what lies on the device at once.
-BLOCK = 1 << 26
+NUMBERS_AT_ONCE = 1 << 26
 
 
 class Readable(Protocol):
@@ -185,7 +185,7 @@ def _assemble(
         seen[rows.start : rows.stop] += 1
     if world() > 1:
         seen = all_reduce_sum(seen.to(device)).cpu()
-        block = max(1, BLOCK // max(1, math.prod(shape)))
+        block = max(1, NUMBERS_AT_ONCE // max(1, math.prod(shape)))
         for start in range(0, n, block):
             features[start : start + block] = all_reduce_sum(features[start : start + block].to(device)).cpu()
     if not bool((seen == 1).all()):

@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from ..distributed import rank
 from ..errors import UserError
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # Votes are counted for this many test rows at a time: 4096 x 1000 classes in float64 are 32 MB.
 VOTE_ROWS = 4096
@@ -109,4 +109,4 @@ def _unit_rows(x: Tensor, name: str) -> np.ndarray:
 @lru_cache
 def _say_clipped(k: int, n: int) -> None:
     if rank() == 0:
-        log.warning("kNN: k = %d is more than the %d training images; all of them vote", k, n)
+        logger.warning("kNN: k = %d is more than the %d training images; all of them vote", k, n)

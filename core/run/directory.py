@@ -29,7 +29,7 @@ from ..files import write_text
 from ..formats import FORMAT, check_format, current_keys
 from ..launchlog import append
 from . import state
-from .options import check
+from .options import check_run_options
 
 CONFIG = "config.yaml"
 Complete = Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -64,7 +64,7 @@ class Run:
         self.dir = Path(self.options["dir"])
         self.seed: int = config["seed"]
         self.started = time.time()
-        check(self.options, self.seed)
+        check_run_options(self.options, self.seed)
         with unannounced():
             options = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         self.accelerator = Accelerator(
@@ -113,7 +113,7 @@ class Run:
         """Write into state.json how many steps the whole training takes; None where nothing is trained."""
         self.steps = steps
         if self.main and self.finished is None:
-            state.note(self.dir, "running", steps)
+            state.write_state(self.dir, "running", steps)
 
     def _take(self) -> str:
         try:
@@ -247,12 +247,12 @@ class Run:
     def _say_farewell(self, error: BaseException | None) -> None:
         """Leave in state.json how the run ended, unless an earlier command ended it."""
         if error is None or self.finished is not None:
-            if state.look(self.dir)["state"] != "finished":
-                state.note(self.dir, "finished", self.steps)
+            if state.read_state(self.dir)["state"] != "finished":
+                state.write_state(self.dir, "finished", self.steps)
         elif isinstance(error, Interrupted | KeyboardInterrupt):
-            state.note(self.dir, "preempted", self.steps)
+            state.write_state(self.dir, "preempted", self.steps)
         else:
-            state.note(self.dir, "failed", self.steps, (str(error).splitlines() or [type(error).__name__])[0])
+            state.write_state(self.dir, "failed", self.steps, (str(error).splitlines() or [type(error).__name__])[0])
 
 
 def _leave_lock_to_parent() -> None:

@@ -1,4 +1,4 @@
-"""The `run` section of a config: where and how, never what."""
+"""The `run` section of a config: where and how a training runs, never what it computes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def checkpoint_options(*, every: Duration = Duration(10, "%"), keep: int = 2) -> None:
-    """The `run.checkpoint` section. every: how often (steps, `5ep`, `10%`). keep: how many, two at least."""
+    """The `run.checkpoint` section.
+
+    every: How often a checkpoint is saved: in steps, epochs (`5ep`) or a part of the training (`10%`). 0: only at the end.
+    keep: How many checkpoints are kept, at least 2: the newest, and one to fall back to if that is damaged.
+    """
 
 
 def options(
@@ -35,19 +39,32 @@ def options(
     changed_data: Literal["refuse", "accept"] = "refuse",
     tracker: Literal["none", "tensorboard", "wandb"] = "none",
 ) -> None:
-    """The `run` section: where and how, never what (rounding aside).
+    """The `run` section: where and how a training runs. Besides rounding, it changes no result.
 
-    dir: the run's folder. precision, compile: auto is bf16 and on with CUDA, fp32 and off on the CPU. workers: loader processes,
-    at most one a core. resident: whether pictures that need no decoding and have one shape are kept on the device; auto does so
-    on a GPU if a quarter of its free memory holds them. accumulate: micro-batches a step. chunk: images encoded at once by losses
-    that couple samples. sharding: how processes share out the weights, gradients and moments of a ViT, see core/train/fsdp.py.
-    activation_checkpointing: blocks are worked out again in the backward pass, instead of keeping their activations. damaged: the
-    largest fraction of damaged pictures. changed_data: what to do when the data changed since the run began.
+    dir: Folder of the run. The same command in the same folder resumes it.
+    precision: Number format of forward and backward passes. auto: bf16 on CUDA, fp32 on the CPU. fp16 needs a GPU.
+    compile: Whether torch.compile is used. auto: on CUDA, and without it where compiling fails; on: or else an error.
+    device: The device. auto: the GPU if there is one.
+    channels_last: Whether convolution weights have the channels_last memory format, which is faster on GPUs.
+    workers: Processes that load pictures, 0 or more; at most one a CPU core is started.
+    resident: Whether pictures of one shape that need no decoding stay on the device. auto: on a GPU, if they fit into a quarter of
+        its free memory.
+    accumulate: Micro-batches a step, 1 or more; `optim.batch_size` is their sum. For methods that compare images, see `chunk`.
+    chunk: Images that the encoder takes at once, to save memory in methods whose loss compares the images of a batch. null: all.
+    sharding: How processes share a ViT's weights, gradients and moments. none: each has all; fsdp2: each keeps a part of all three;
+        zero2: likewise, but weights stay whole between the forward and the backward pass.
+    activation_checkpointing: Whether blocks are computed again in the backward pass instead of keeping their activations: less
+        memory, more time.
+    log_every: Steps between rows of metrics.jsonl. 0: only the last step.
+    checkpoint: When checkpoints are saved and how many are kept.
+    damaged: Largest fraction of damaged pictures, 0 to 1, before a run stops. Others are replaced by a neighbour.
+    changed_data: What to do if the data changed since the run began: refuse to resume, or accept it.
+    tracker: Where metrics go besides metrics.jsonl: none, tensorboard or wandb.
     """
 
 
-def check(options: Mapping[str, Any], seed: int) -> None:
-    """Raises UserError for numbers of the `run` section, and a seed, that nothing can be done with."""
+def check_run_options(options: Mapping[str, Any], seed: int) -> None:
+    """Check the numbers of the `run` section, the tracker and the seed. Raises UserError."""
     least = {"workers": 0, "log_every": 0, "accumulate": 1, "chunk": 1, "damaged": 0}
     given = [(f"run.{key}", options[key], low) for key, low in least.items()]
     # Two checkpoints: the newest, and one to fall back to.

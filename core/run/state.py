@@ -14,10 +14,10 @@ from ..files import write_text
 from ..formats import FORMAT
 
 FILE, LOCK = "state.json", ".lock"
-State = Literal["running", "finished", "preempted", "failed", "killed"]
+RunState = Literal["running", "finished", "preempted", "failed", "killed"]
 
 
-def note(folder: Path, state: State, steps: int | None, why: str = "") -> None:
+def write_state(folder: Path, state: RunState, steps: int | None, why: str = "") -> None:
     """Write it. steps: of the whole training; None where nothing is trained. why: what a failed run failed of, in a line."""
     said = {
         "format": FORMAT,
@@ -31,7 +31,7 @@ def note(folder: Path, state: State, steps: int | None, why: str = "") -> None:
     write_text(folder / FILE, json.dumps(said, indent=1))
 
 
-def look(folder: Path) -> dict[str, Any]:
+def read_state(folder: Path) -> dict[str, Any]:
     """What was written last; `state` alone where nothing legible was. A run that should be running, but holds no lock, was killed."""
     try:
         said = json.loads((folder / FILE).read_text(encoding="utf-8"))

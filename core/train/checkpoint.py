@@ -82,7 +82,7 @@ def latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     complaints: list[str] = []
     for step in reversed(found):
         try:
-            checkpoint = load(folder / f"step-{step:08d}")
+            checkpoint = read_checkpoint(folder / f"step-{step:08d}")
         except Damaged as error:
             complaints.append(str(error))
             continue
@@ -111,7 +111,7 @@ def agreed(folder: Path, warn: Callable[[str], None], device: torch.device) -> C
     lacking = torch.zeros(1, device=device)
     if answer and saved is None:
         try:
-            saved = load(folder / f"step-{int(answer):08d}")
+            saved = read_checkpoint(folder / f"step-{int(answer):08d}")
         except Damaged:
             lacking += 1
     # All come here after reading: nobody may save, and thereby delete, before.
@@ -123,7 +123,7 @@ def agreed(folder: Path, warn: Callable[[str], None], device: torch.device) -> C
     return saved
 
 
-def load(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path) -> Checkpoint:
     """Read and verify one checkpoint folder. Raises Damaged."""
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())

@@ -42,7 +42,7 @@ class _Fallback:
         return result
 
 
-def wanted(run: Run) -> bool:
+def should_compile(run: Run) -> bool:
     """Whether this run compiles. Raises UserError for `on` where nothing can be compiled."""
     mode, device = run.options["compile"], run.device.type
     if mode == "off" or (mode == "auto" and device != "cuda"):

@@ -1,7 +1,7 @@
 """`fit`: the only training loop in the project.
 
-Its only clock is the integer step; everything random in it is a function of (seed, step, position), so a checkpoint holds
-weights, moments and numbers, and a resumed run repeats a straight one to the last bit.
+Its only clock is the integer step, and everything random is a function of (seed, step, position). So a checkpoint holds only weights,
+moments and counters, and a resumed run gives the same bits as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -18,10 +19,10 @@ from ..interrupt import stop_signals
 from ..method import Method
 from ..run.directory import Interrupted, Run
 from ..stream.batches import MicroBatches
-from .compile import compiled, wanted
-from .loop import Loop, samples
+from .compile import compiled, should_compile
+from .loop import Alarm, Loop, raw_batches
 from .optim import Optim, parameter_groups
-from .parallel import strategy_for
+from .parallel import Strategy, strategy_for
 from .progress import Progress
 
 Evaluator = Callable[[nn.Module], Mapping[str, float]]
@@ -29,19 +30,27 @@ Evaluator = Callable[[nn.Module], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Every:
-    """How often, in steps; 0 is never."""
+    """How often `fit` logs, evaluates and saves, in steps. 0: only after the last step."""
 
     log: int = 10
     evaluate: int = 0
     save: int = 0
 
+    def logs(self, done: int, steps: int) -> bool:
+        """Whether a row is logged after `done` of `steps` steps."""
+        return done == steps or bool(self.log and done % self.log == 0)
+
     def evaluates(self, done: int, steps: int) -> bool:
-        """Whether evaluators are called after so many steps of all."""
+        """Whether evaluators are called after `done` of `steps` steps."""
         return done == steps or bool(self.evaluate and done % self.evaluate == 0)
+
+    def saves(self, done: int, steps: int) -> bool:
+        """Whether a checkpoint is saved after `done` of `steps` steps."""
+        return done == steps or bool(self.save and done % self.save == 0)
 
     @staticmethod
     def of(run: Run, steps: int, steps_per_epoch: int, evaluate: Any = None) -> Every:
-        """Resolve the run's and the evaluators' durations."""
+        """From the run's options and `evaluate`, the duration between evaluations (None: only at the end)."""
 
         def resolve(duration: Any) -> int:
             parsed = Duration.parse(duration)
@@ -55,7 +64,7 @@ class Every:
 
 
 class Training(NamedTuple):
-    """What `fit` was called with."""
+    """The arguments of a call of `fit`."""
 
     method: Method
     batches: MicroBatches
@@ -67,7 +76,7 @@ class Training(NamedTuple):
 
     @property
     def trained(self) -> list[nn.Parameter]:
-        """What the optimizer will be given. Raises UserError as it would."""
+        """The parameters that the optimizer gets. Raises UserError as building it would."""
         return [p for group in parameter_groups(self.method, self.optim) for p in group["params"]]
 
 
@@ -83,75 +92,84 @@ def fit(
     run: Run,
     evaluators: Mapping[str, Evaluator] = {},
     every: Every = Every(),
-    alarm: Callable[[int, Mapping[str, float]], str | None] | None = None,
+    alarm: Alarm | None = None,
 ) -> None:
-    """Train `method` in place for `steps` optimizer steps, or for what is left of them after the newest checkpoint.
+    """Train `method` in place for `steps` optimizer steps, from the newest checkpoint if there is one.
 
-    method: see core/method.py. batches(step): this process's
-    micro-batches of each step from `step` on. prepare: raw sample -> batch.
-    evaluators: called at every.evaluate steps and at the end with the method in eval mode. alarm: is shown each logged row, and
-    what it says is warned of. Raises Interrupted after saving when asked to stop, UserError after repeated non-finite losses.
+    method: see core/method.py. batches(step): this process's micro-batches of each step from `step` on. prepare: raw batch -> batch of
+    the method. evaluators: called every `every.evaluate` steps and at the end, with the method in eval mode. alarm: (step, logged row)
+    -> a warning or None. Raises Interrupted, after saving, if asked to stop; UserError after repeated non-finite losses.
     """
     strategy = strategy_for(method, run)
     run.plan(steps)
     trained = strategy.wrap()
-    optimizer = optim.build(trained)
-    loop = Loop(trained, optimizer, optim, run, steps, steps_per_epoch, seed, sliced=strategy.sliced)
+    loop = Loop(trained, optim.build(trained), optim, run, steps, steps_per_epoch, seed, sliced=strategy.sliced)
     start = loop.resume()
-    if steps == 0:
-        run.log("0 steps: the initial weights, as they are")
-    elif (warmup := optim.warmup_steps(steps, steps_per_epoch)) >= steps:
-        run.log(
-            f"WARNING: optim.warmup takes {warmup} steps of {steps}, so the peak rate is never reached; try warmup: 10%"
-        )
-    fast = wanted(run)
-    forward = strategy.forward(fast)
-    loop.unsynced = strategy.unsynced
-    if fast:  # beside the method
-        prepare = compiled(prepare, run, "the augmentation")
-
-    def score(done: int) -> None:
-        with strategy.gathered() as whole:
-            evaluate(whole, evaluators, done, done / steps_per_epoch, run)
-        trained.train()
-
+    _note_length(optim, steps, steps_per_epoch, run)
+    fast = should_compile(run)
+    prepare = compiled(prepare, run, "the augmentation") if fast else prepare
+    forward, loop.unsynced = strategy.forward(fast), strategy.unsynced
+    score = partial(_score, strategy, trained, evaluators, steps_per_epoch, run)
     trained.train()
     if evaluators and start and every.evaluates(start, steps) and not loop.evaluated(start):
-        score(start)  # an earlier command ended between the checkpoint and its evaluation
+        score(start)  # an earlier command ended after saving and before evaluating
     with stop_signals() as asked, Progress(run, steps, start) as progress:
         waiting = time.perf_counter()
         for step, micro in zip(range(start, steps), batches(start), strict=True):
             waited = time.perf_counter() - waiting
             row = loop.step(forward, micro, prepare, step, asked)
             done = step + 1
-            progress.advance(done, sum(len(s.positions) for raw in micro for s in samples(raw)) * loop.world, waited)
-            due = done == steps or (every.save and done % every.save == 0)
-            logged = done == steps or (every.log and done % every.log == 0)
-            if due or logged or loop.stop:
+            progress.advance(
+                done, sum(len(s.positions) for raw in micro for s in raw_batches(raw)) * loop.world, waited
+            )
+            if every.saves(done, steps) or every.logs(done, steps) or loop.stop:
                 loop.flush()
-            if logged:
-                means = loop.log(done, row, progress)
-                if alarm is not None and (said := alarm(done, means)) is not None:
-                    run.log(f"WARNING: {said}")
-                    run.metrics({"step": done, "epoch": done / steps_per_epoch, "warning": said})
+            if every.logs(done, steps):
+                loop.log(done, row, progress, alarm)
             aside = time.perf_counter()
-            # Saved before it is evaluated, which may take longer than who asks to stop will wait.
-            if loop.stop or due:
+            # Save before evaluating: an evaluation may outlast the time that a scheduler gives a run to stop.
+            if loop.stop or every.saves(done, steps):
                 loop.save(done)
             if loop.stop and done < steps:
-                raise Interrupted(
-                    f"interrupted; saved at step {done} of {steps} in {run.dir}; the same command resumes"
-                )
+                raise _interrupted(done, steps, run)
             if evaluators and every.evaluates(done, steps):
                 score(done)
             waiting = time.perf_counter()
             progress.leave_out(waiting - aside)
-    optimizer.zero_grad(set_to_none=True)
+    loop.optimizer.zero_grad(set_to_none=True)
     strategy.finish()
 
 
+def _note_length(optim: Optim, steps: int, steps_per_epoch: int, run: Run) -> None:
+    """Say so if nothing is trained, or if the warm-up takes the whole training."""
+    if steps == 0:
+        run.log("0 steps: the initial weights are kept as they are")
+    elif (warmup := optim.warmup_steps(steps, steps_per_epoch)) >= steps:
+        run.log(
+            f"WARNING: optim.warmup takes {warmup} steps of {steps}, so the peak rate is never reached; try warmup: 10%"
+        )
+
+
+def _interrupted(done: int, steps: int, run: Run) -> Interrupted:
+    return Interrupted(f"interrupted; saved at step {done} of {steps} in {run.dir}; the same command resumes")
+
+
+def _score(
+    strategy: Strategy,
+    trained: nn.Module,
+    evaluators: Mapping[str, Evaluator],
+    steps_per_epoch: int,
+    run: Run,
+    done: int,
+) -> None:
+    """Evaluate the gathered method after `done` steps, and return to training mode."""
+    with strategy.gathered() as whole:
+        evaluate(whole, evaluators, done, done / steps_per_epoch, run)
+    trained.train()
+
+
 def evaluate(method: nn.Module, evaluators: Mapping[str, Evaluator], step: int, epoch: float, run: Run) -> None:
-    """Run the evaluators in eval mode and write their numbers as one row."""
+    """Run the evaluators in eval mode and write their numbers as one row of metrics.jsonl."""
     method.eval()
     values = {
         f"{name}/{key}": value for name, evaluator in evaluators.items() for key, value in evaluator(method).items()

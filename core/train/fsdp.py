@@ -18,14 +18,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..distributed import whole, world
+from ..distributed import unsharded, world
 from ..errors import UserError
 from ..method import Method
 from ..model.recompute import repeated_blocks
 from ..run.directory import Run
 
 
-def check(method: Method, run: Run) -> None:
+def check_shardable(method: Method, run: Run) -> None:
     """Raises UserError for what cannot be sharded."""
     sharding, backbone = run.options["sharding"], method.backbone
     name, blocks = backbone.spec["name"], repeated_blocks(backbone)
@@ -91,4 +91,4 @@ class Sharded:
         self.method.to(self.run.device)
         own = self.method.state_dict()
         for name, tensor in self.trained.state_dict().items():
-            own[name].copy_(whole(tensor))
+            own[name].copy_(unsharded(tensor))

@@ -1,10 +1,10 @@
-"""What happens inside a step of `fit`, and what is kept of it: update, agreement of processes, rows, checkpoints."""
+"""One step of `fit`: forward, backward, update, the processes' agreement on it, logged rows and checkpoints."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed import all_reduce_sum, any_process, barrier, in_slices, rank, whole, world
+from ..distributed import all_reduce_sum, any_process, barrier, in_slices, rank, unsharded, world
 from ..errors import UserError
 from ..method import Method
 from ..model import norm
@@ -22,16 +22,16 @@ from .nonfinite import DeferredFlags, asked_flag, start_momentum, step_unless
 from .optim import Optim, set_rate
 from .progress import Progress
 
-NON_FINITE_LIMIT = 5
+NON_FINITE_LIMIT = 5  # skipped steps in a row that end a training
+Alarm = Callable[[int, Mapping[str, float]], str | None]  # (step, logged row) -> a warning, or None
 
 
 @dataclass
 class Loop:
-    """One run's moving parts, so that `fit` reads as the loop that it is.
+    """The state of a training: method, optimizer and counters.
 
-    On a GPU nothing waits for the device between log steps: a non-finite update is skipped there, by a flag that stays there, and
-    the host hears of it, and whether anyone was asked to stop, a step late. deferred: whether to do so (by default on a GPU, except in
-    fp16 and where it is sharded).
+    On a GPU nothing waits for the device between log steps. A non-finite update is skipped on the device, and the host learns of it,
+    and of a request to stop, one step later. deferred: whether to do so; by default on a GPU, except in fp16 or if sharded.
     """
 
     method: Method
@@ -43,20 +43,20 @@ class Loop:
     seed: int
     non_finite: int = 0
     in_a_row: int = 0
-    stop: bool = False  # someone asked, and all processes know
+    stop: bool = False  # some process was asked to stop, and all processes know it
     deferred: bool | None = None
-    sliced: bool = False  # whether `method` is in slices
+    sliced: bool = False  # whether the parameters of `method` are sharded
 
     def __post_init__(self) -> None:
-        self.rank, self.world = rank(), world()  # asked once: torch takes microseconds to answer
+        self.rank, self.world = rank(), world()  # looked up once: a call takes torch microseconds
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in self.method.named_parameters()}
         self.scaler = torch.amp.GradScaler(self.run.device.type, enabled=self.run.dtype == torch.float16)
-        if self.deferred is None:  # fp16's scaler decides for itself, by the gradients alone
+        if self.deferred is None:  # fp16's scaler itself skips steps with non-finite gradients
             self.deferred = self.run.device.type == "cuda" and not self.scaler.is_enabled() and not self.sliced
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.constant = any(group["constant"] for group in self.optimizer.param_groups)
         self.layers = norm.layers(self.method)  # looked up once: a walk over the modules costs more than a small step
-        self.unsynced: Callable[[], AbstractContextManager[Any]] = nullcontext  # keeps gradients to each process
+        self.unsynced: Callable[[], AbstractContextManager[Any]] = nullcontext  # see core/train/parallel.py
         self.pending: DeferredFlags | None = None
         if self.deferred:
             start_momentum(self.optimizer)
@@ -64,8 +64,8 @@ class Loop:
     def step(
         self, wrapped: Callable[..., Any], micro: list[Any], prepare: Callable[[Any], Any], step: int, asked: list[int]
     ) -> dict[str, Any]:
-        """Forward, backward and update of one global batch; returns what is to be logged."""
-        # Covers what lives inside foreign modules (dropout, drop path): keyed by the step, not by the order of calls.
+        """Forward, backward and update of one global batch; returns the values to be logged."""
+        # For random layers of timm's and torch's (dropout, drop path): they depend on the step, not on the order of calls.
         seed_generators(step_seed(self.seed, self.rank, step), self.run.device)
         progress = step / self.steps
         rate = self.optim.rate(step, self.steps, self.steps_per_epoch)
@@ -73,25 +73,27 @@ class Loop:
         set_rate(self.optimizer, rate, self.optim.decay(step, self.steps), constant)
         total, losses = self._backward(wrapped, micro, prepare, progress)
         for parameter in self.method.frozen(progress):
-            # Not zeros: by those the weights would decay, and moments that start at zero lose the correction of their bias.
+            # None, not zeros: with zeros the optimizer would decay the weights and count a step in Adam's bias correction.
             parameter.grad = None
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         grad_norm = self.optim.clip_gradients(self.parameters)
         total["grad_norm"] = grad_norm
-        positions = [samples(raw)[0].positions for raw in micro]
+        positions = [raw_batches(raw)[0].positions for raw in micro]
         if self.deferred:
             self._update_deferred(losses, grad_norm, asked, positions, step, progress)
         else:
             self._update(losses, grad_norm, asked, positions, step, progress)
-        for parameter in self.parameters:  # optimizer.zero_grad does the same and takes a tenth of a small step
+        for (
+            parameter
+        ) in self.parameters:  # as optimizer.zero_grad does, which takes a tenth of the time of a small step
             parameter.grad = None
         return {**total, "lr": rate}
 
     def _backward(
         self, wrapped: Callable[..., Any], micro: list[Any], prepare: Callable[[Any], Any], progress: float
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """Accumulate the gradients of all micro-batches; returns the mean of loss and metrics, and each loss."""
+        """Accumulate the gradients of all micro-batches; returns the means of loss and metrics, and each micro-batch's loss."""
         share = 1.0 / len(micro)
         total: dict[str, Tensor] = {}
         losses: list[Tensor] = []
@@ -122,10 +124,10 @@ class Loop:
         step: int,
         progress: float,
     ) -> None:
-        """Update the weights, or not, as all processes decide together; learn whether any of them was asked to stop."""
-        # Each number is waited for here anyway, and Python looks at it sooner than torch.
+        """Update the weights unless some process has a non-finite loss or gradient; learn whether any was asked to stop."""
+        # Each number is needed on the host here anyway, where Python's isfinite is faster than torch's.
         bad = not all(math.isfinite(loss.item()) for loss in losses)
-        if not self.scaler.is_enabled():  # which looks for overflowing gradients itself, and mends its scale
+        if not self.scaler.is_enabled():  # the scaler checks gradients itself, and lowers its scale
             bad = bad or not math.isfinite(grad_norm.item())
         self.stop = bool(asked)
         if self.world > 1:
@@ -149,10 +151,10 @@ class Loop:
         step: int,
         progress: float,
     ) -> None:
-        """The same without waiting: the device skips a bad update by itself, and the host hears of it after the next step.
+        """As `_update`, without waiting for the device: it skips a bad update, and the host learns of it after the next step.
 
-        Weights, moments and running statistics are those of a skipped step; `after_step` is called all the same (an EMA teacher
-        then takes one more step towards unchanged weights).
+        A skipped step leaves weights, moments and running statistics unchanged. `after_step` is called all the same: an EMA teacher
+        then moves once more towards unchanged weights.
         """
         bad = ~(torch.stack(losses).isfinite().all() & grad_norm.isfinite())
         flags = torch.stack([bad, asked_flag(bool(asked), bad.device)])
@@ -166,7 +168,7 @@ class Loop:
         self._apply(before)
 
     def flush(self) -> None:
-        """Hear the verdict on the last step, if it is still out: before saving, evaluating and ending."""
+        """Wait for the last step's flags and apply them; called before logging, saving and stopping."""
         before, self.pending = self.pending, None
         self._apply(before)
 
@@ -176,7 +178,7 @@ class Loop:
             self._count(bad, flags.losses, flags.positions, flags.step)
 
     def _count(self, bad: bool, losses: list[Tensor], positions: list[Tensor], step: int) -> None:
-        """Count skipped steps, say so, and give up after a few in a row."""
+        """Count and log skipped steps. Raises UserError after NON_FINITE_LIMIT in a row."""
         self.in_a_row = self.in_a_row + 1 if bad else 0
         if bad:
             self.non_finite += 1
@@ -190,10 +192,10 @@ class Loop:
                     "lower optim.lr, set optim.clip, or use run.precision=fp32"
                 )
 
-    def log(self, done: int, row: dict[str, Any], progress: Progress) -> dict[str, float]:
-        """Write a row of means over processes, and return them; of the waits for data the longest counts, the others wait for it."""
+    def log(self, done: int, row: dict[str, Any], progress: Progress, alarm: Alarm | None = None) -> None:
+        """Write a row of means over processes, and what `alarm` warns of in it. `data_wait` is the slowest process's."""
         rate = row.pop("lr")
-        numbers = [float(value) for value in row.values()]  # on a GPU what is under way ends here, and counts as time
+        numbers = [float(value) for value in row.values()]  # waits for the GPU, so that its work counts in `rates`
         rates = progress.rates()
         waits = [rates["data_wait"] if process == self.rank else 0.0 for process in range(self.world)]
         values = torch.tensor([*numbers, *waits], device=self.run.device)
@@ -204,11 +206,13 @@ class Loop:
         epoch = done / self.steps_per_epoch
         self.run.metrics({"step": done, "epoch": epoch, **means, "lr": rate, **rates, "skipped": self.non_finite})
         progress.show(done, means, rates, waits.index(rates["data_wait"]))
-        return means
+        if alarm is not None and (warning := alarm(done, means)) is not None:
+            self.run.log(f"WARNING: {warning}")
+            self.run.metrics({"step": done, "epoch": epoch, "warning": warning})
 
     def save(self, done: int) -> None:
-        """Rank 0 writes; everyone waits, so that nobody runs ahead of a checkpoint that may fail."""
-        # Sharded ones are put together by all processes, and then kept by the first alone.
+        """Rank 0 writes a checkpoint, and all processes wait for it: writing may fail."""
+        # Gathering sharded tensors takes all processes.
         model = {name: self._kept(tensor) for name, tensor in self.method.state_dict().items()}
         moments = checkpoint.optimizer_tensors(self.optimizer, self.names)
         moments = {name: self._kept(tensor) for name, tensor in moments.items()}
@@ -226,19 +230,19 @@ class Loop:
         barrier()
 
     def _kept(self, tensor: Tensor) -> Tensor:
-        """A tensor as it is saved: whole, and of what was in slices the first process's alone."""
+        """A tensor as it is saved: gathered if sharded; then only rank 0 keeps the data."""
         if not self.sliced:
             return tensor
-        put_together = whole(tensor)
-        return put_together.cpu() if self.run.main else put_together.new_empty(0)
+        gathered = unsharded(tensor)
+        return gathered.cpu() if self.run.main else gathered.new_empty(0)
 
     def evaluated(self, done: int) -> bool:
-        """Whether evaluators have left their row of that step, by the first process's file. Their keys have slashes."""
+        """Whether rank 0's metrics.jsonl holds the evaluators' row of that step: one whose keys have slashes."""
         found = self.run.main and any(row["step"] == done and any("/" in key for key in row) for row in self.run.rows())
         return bool(any_process(torch.full((1,), float(found), device=self.run.device)).item())
 
     def resume(self) -> int:
-        """Load the newest whole checkpoint; returns its step, 0 without one."""
+        """Load the newest undamaged checkpoint; returns its step, 0 without one. Raises UserError."""
         saved = checkpoint.agreed(self.run.checkpoints, self.run.log, self.run.device)
         if saved is None:
             self.run.cut_metrics(0)
@@ -263,8 +267,8 @@ class Loop:
 def seed_generators(seed: int, device: torch.device) -> None:
     """torch.manual_seed for the CPU and, where it is used, the GPU.
 
-    torch's own also seeds every accelerator it could have, and where CUDA was never used it notes the call stack for later: a
-    millisecond a step, and a list that only grows.
+    torch.manual_seed also seeds every other accelerator, and before CUDA is first used it stores the call stack: a millisecond a step,
+    and a list that only grows.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -272,18 +276,18 @@ def seed_generators(seed: int, device: torch.device) -> None:
 
 
 def step_seed(seed: int, process: int, step: int) -> int:
-    """A 63-bit seed for torch's own generator."""
+    """A 63-bit seed for torch's generators, different for each process and step."""
     digest = hashlib.sha256(f"{seed}/{process}/{step}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def samples(raw: Any) -> list[Any]:
-    """The samples of a micro-batch: one, or a source's and a target's."""
+def raw_batches(raw: Any) -> list[Any]:
+    """The raw batches of a micro-batch: one, or the source's and the target's."""
     return [raw] if hasattr(raw, "positions") else list(raw)
 
 
 def _suspects(losses: list[Tensor], positions: list[Tensor]) -> list[str]:
-    """The ranges of positions of the micro-batches, of all processes, whose loss is not finite; of all where each loss is."""
+    """Position ranges of the micro-batches with a non-finite loss, on all processes; all ranges if none has one."""
     spans = torch.zeros(world(), len(losses), 3, dtype=torch.float64)
     for i, (loss, rows_of) in enumerate(zip(losses, positions, strict=True)):
         spans[rank(), i] = torch.tensor([not bool(loss.isfinite()), rows_of.min(), rows_of.max()], dtype=torch.float64)

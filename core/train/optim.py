@@ -22,15 +22,30 @@ SCALED_BATCH = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    """The `optim` section.
+    """The `optim` section: the optimizer, its schedules, the batch and the length of the training.
 
-    lr: the peak rate, as given or per 256 images where lr_scaling says so (linear: lr * batch_size / 256; sqrt: lr *
-    sqrt(batch_size / 256)). batch_size: the global batch; in adaptation that many of each domain. duration: steps or `10ep`.
-    warmup: linear from 0, in steps, `10ep` or `5%` of the duration. schedule: cosine to min_lr, constant, or inverse: the
-    annealing (1 + 10 p)^-0.75 of Ganin & Lempitsky (2015, arXiv:1409.7495). backbone_lr: factor of the backbone's rate.
-    layer_decay: factor of the rate from each layer to the one below it. weight_decay_end: where weight decay goes along a
-    cosine, if it is not to stay. clip: largest gradient norm, of all parameters together or, with clip_by: parameter, of each
-    for itself. trust: LARS's eta.
+    name: The optimizer: adamw (Loshchilov & Hutter 2019, arXiv:1711.05101), sgd with momentum, or lars (You et al. 2017,
+        arXiv:1708.03888).
+    lr: Peak learning rate, 0 or more; with `lr_scaling` the rate for 256 images.
+    batch_size: Images a step, over all processes and micro-batches together. In adaptation so many of each domain.
+    duration: Length of the training, in steps (`1000`) or epochs (`10ep`).
+    warmup: Linear rise of the rate from 0, in steps, epochs (`10ep`) or a part of the duration (`5%`).
+    schedule: The rate after the warm-up. `cosine` falls to min_lr, `constant` stays at the peak, `inverse` is
+        (1 + 10 p)^-0.75 with p from 0 to 1 (Ganin & Lempitsky 2015, arXiv:1409.7495).
+    min_lr: Rate at the end of the cosine schedule, 0 or more.
+    lr_scaling: How the peak rate follows the batch size: none, linear (lr * batch_size / 256) or sqrt (lr * sqrt(batch_size / 256)).
+    weight_decay: Weight decay, 0 or more. Biases, normalisation layers and position embeddings are exempt.
+    weight_decay_end: Weight decay at the end; it moves there along a cosine (Caron et al. 2021, section 3.2). null: it stays the same.
+    momentum: Momentum of sgd and lars, from 0 to below 1.
+    nesterov: Whether sgd and lars use Nesterov's momentum.
+    betas: Decay rates of AdamW's two moments, from 0 to below 1.
+    trust: Trust coefficient of LARS (eta in the paper), above 0.
+    clip: Largest norm of the gradient, above 0; longer gradients are scaled down to it. null: no clipping.
+    clip_by: Whose norm `clip` limits: that of all parameters together (global) or of each by itself (parameter).
+    backbone_lr: Factor of the backbone's learning rate, 0 or more.
+    layer_decay: Factor of the rate from each layer of the backbone to the one below it, above 0 and at most 1. null: no difference.
+
+    Raises UserError for a number out of range.
     """
 
     name: Literal["adamw", "sgd", "lars"] = "adamw"
@@ -53,7 +68,7 @@ class Optim:
     layer_decay: float | None = None
 
     def __post_init__(self) -> None:
-        """Raises UserError for numbers that no optimizer can use."""
+        """Raises UserError for a number out of range."""
         wrong = {
             "lr": (self.lr < 0, "0 or more"),
             "min_lr": (self.min_lr < 0, "0 or more"),
@@ -82,20 +97,20 @@ class Optim:
         return self.lr * {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[self.lr_scaling]
 
     def rate_in_words(self) -> str:
-        """The peak rate in words, with the scaling behind it."""
+        """The peak rate as a log line shows it, with the scaling behind it."""
         if self.lr_scaling == "none":
             return f"peak rate {self.peak_lr:g}"
         by = {"linear": "", "sqrt": "the square root of "}[self.lr_scaling]
         return f"peak rate {self.peak_lr:g} ({self.lr:g} x {by}{self.batch_size}/{SCALED_BATCH})"
 
     def decay(self, step: int, steps: int) -> float:
-        """The weight decay of the step that follows `step` completed ones; with a cosine as in Caron et al. 2021, section 3.2."""
+        """The weight decay of the step that follows `step` completed ones; the cosine is that of Caron et al. 2021, section 3.2."""
         if self.weight_decay_end is None:
             return self.weight_decay
         return cosine(self.weight_decay, self.weight_decay_end, step / steps)
 
     def clip_gradients(self, parameters: list[nn.Parameter]) -> Tensor:
-        """Clip in place; returns the global norm that the gradients had before. parameters: all whole, or all in slices."""
+        """Clip gradients in place; returns their global norm from before. parameters: either none or all of them are sharded."""
         found = [p.grad for p in parameters if p.grad is not None]
         if not found:
             return torch.zeros(())
@@ -103,24 +118,24 @@ class Optim:
         norms = torch.stack(torch._foreach_norm(gradients))  # pyright: ignore[reportPrivateImportUsage]
         if gradients[0] is not found[0]:
             norms = all_reduce_sum(norms.square()).sqrt()
-        whole = torch.linalg.vector_norm(norms)
-        if self.clip is None:  # looked at in any case: one bad gradient would spoil the weights for good
-            return whole
-        # Without a question to the host whether anything is to be clipped: a factor of 1 does nothing.
+        total = torch.linalg.vector_norm(norms)
+        if self.clip is None:  # the norm is needed all the same: a non-finite one makes the loop skip the update
+            return total
+        # Gradients below the limit are multiplied by 1: asking whether to clip would wait for the device.
         if self.clip_by == "global":
-            factor = (self.clip / (whole + 1e-6)).clamp(max=1.0)
+            factor = (self.clip / (total + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
         else:
             factors = list((self.clip / (norms + 1e-6)).clamp(max=1.0).unbind())
             torch._foreach_mul_(gradients, factors)  # pyright: ignore[reportPrivateImportUsage]
-        return whole
+        return total
 
     def steps(self, steps_per_epoch: int) -> int:
         """The run's length in optimizer steps."""
         duration = Duration.parse(self.duration)
         if duration.unit == "%":
             raise UserError(
-                f"optim.duration: {duration} is a part of no whole; give it in steps (100) or epochs (10ep)"
+                f"optim.duration: {duration} would be a percentage of itself; give it in steps (100) or epochs (10ep)"
             )
         return duration.steps(steps_per_epoch)
 
@@ -129,7 +144,7 @@ class Optim:
         return Duration.parse(self.warmup).steps(steps_per_epoch, steps)
 
     def rate(self, step: int, steps: int, steps_per_epoch: int, *, constant: bool = False) -> float:
-        """The learning rate of the step that follows `step` completed ones; constant: of what stays at the peak after the warm-up."""
+        """The learning rate of the step that follows `step` completed ones. constant: for modules in `Method.constant_rate`."""
         warmup = self.warmup_steps(steps, steps_per_epoch)
         if step < warmup:
             return self.peak_lr * (step + 1) / warmup
@@ -160,7 +175,7 @@ def parameter_groups(method: nn.Module, optim: Optim) -> list[dict[str, Any]]:
     """
     scales: dict[Tensor, float] = {}
     exempt: set[Tensor] = set()
-    # All of them: where a teacher is exported, the backbone that learns is another.
+    # Every backbone inside, since `method.backbone` may be a teacher, which is not trained.
     for backbone in (module for module in method.modules() if isinstance(module, Backbone)):
         layer = backbone.layer_scales(optim.layer_decay)
         scales |= {p: optim.backbone_lr * layer[name] for name, p in backbone.model.named_parameters()}
@@ -192,9 +207,9 @@ def parameter_groups(method: nn.Module, optim: Optim) -> list[dict[str, Any]]:
 def set_rate(
     optimizer: torch.optim.Optimizer, rate: float, decay: float | None = None, constant: float | None = None
 ) -> None:
-    """Give every group its share of the rate, and those that are decayed the weight decay where it changes.
+    """Set each group's learning rate, and the weight decay of decayed groups if `decay` is given.
 
-    constant: the rate of the groups that do not follow the schedule; the same by default.
+    constant: the rate of groups that do not follow the schedule; `rate` by default.
     """
     for group in optimizer.param_groups:
         group["lr"] = (constant if constant is not None and group["constant"] else rate) * group["lr_scale"]

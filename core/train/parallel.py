@@ -50,9 +50,9 @@ def strategy_for(method: Method, run: Run) -> Strategy:
     if run.options["activation_checkpointing"]:
         recompute(method)
     if run.options["sharding"] != "none":
-        from .fsdp import Sharded, check
+        from .fsdp import Sharded, check_shardable
 
-        check(method, run)
+        check_shardable(method, run)
         if world() > 1:
             return Sharded(method, run)
         run.log(f"run.sharding: {run.options['sharding']} has nothing to do on one process")

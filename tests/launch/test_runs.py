@@ -102,7 +102,7 @@ def test_a_row_tells_the_newest_accuracy_or_else_the_loss(tmp_path: Path) -> Non
     assert (plain.metric, plain.value, plain.host, plain.seed) == ("loss", 1.5, "node7", 3)
     assert plain.state == "killed" and plain.step is None  # of an earlier version, without state.json
     watched = leave(tmp_path / "watched", rows=[*rows, {"step": 2, "test/knn/accuracy": 0.4}])
-    state.note(watched, "preempted", 8)
+    state.write_state(watched, "preempted", 8)
     seen = row_of(watched, tmp_path)
     assert (seen.metric, seen.value, seen.step, seen.steps) == ("test/knn/accuracy", 0.4, 2, 8)
     result = {"task": "probe", "metrics": {"test/knn/accuracy": 0.7, "test/linear/accuracy": 0.8}}
@@ -115,7 +115,7 @@ def test_a_row_tells_the_newest_accuracy_or_else_the_loss(tmp_path: Path) -> Non
 @pytest.mark.parametrize("text", ["", "[]", '{"state"', '{"host": "a"}'])
 def test_a_damaged_state_is_no_state(tmp_path: Path, text: str) -> None:
     (tmp_path / state.FILE).write_text(text)
-    assert state.look(tmp_path) == {"state": "killed"}
+    assert state.read_state(tmp_path) == {"state": "killed"}
 
 
 @pytest.mark.parametrize(("name", "words"), [("empty", "holds no run"), ("missing", "does not exist")])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rootstock.core.errors import UserError
 from rootstock.core.method import Method, RawBatch, Step
-from rootstock.core.model.norm import convert
+from rootstock.core.model.norm import convert_batch_norms
 from rootstock.core.run.directory import Interrupted, Run
 from rootstock.core.train import loop, progress
 from rootstock.core.train.fit import Every, fit
@@ -160,7 +160,7 @@ def test_a_skipped_step_leaves_no_trace_in_batchnorm(opened: Callable[..., Run])
         def __init__(self, **holes: Any) -> None:
             super().__init__(**holes)
             self.norm = nn.BatchNorm1d(5)
-            convert(self, "local")
+            convert_batch_norms(self, "local")
 
         def forward(self, batch: RawBatch, progress: float) -> Step:
             return super().forward(batch._replace(images=self.norm(batch.images)), progress)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from rootstock.core.distributed import in_slices, own_slice, planned, whole
+from rootstock.core.distributed import in_slices, own_slice, planned_processes, unsharded
 from rootstock.core.errors import UserError
 from rootstock.core.method import Method
 from rootstock.core.model.backbone import create
@@ -31,7 +31,7 @@ def test_a_vit_is_sharded_among_several_processes_alone(opened: Callable[..., Ru
     vit = Holder(create(16, name="vit_tiny_patch16_224", args=VIT))
     run, whole_run = opened(sharding="fsdp2"), opened("whole")
     assert isinstance(strategy_for(vit, run), Replicated)
-    with planned(2):
+    with planned_processes(2):
         assert isinstance(strategy_for(vit, run), Sharded)
         assert isinstance(strategy_for(vit, whole_run), Replicated)
 
@@ -52,4 +52,4 @@ def test_other_networks_stay_whole(opened: Callable[..., Run], name: str, args: 
 
 def test_whole_tensors_are_left_as_they_are() -> None:
     tensor = nn.Linear(2, 2).weight
-    assert whole(tensor) is tensor and own_slice(tensor) is tensor and in_slices(tensor, tensor) is tensor
+    assert unsharded(tensor) is tensor and own_slice(tensor) is tensor and in_slices(tensor, tensor) is tensor

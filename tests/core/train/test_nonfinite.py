@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from rootstock.core.errors import UserError
 from rootstock.core.method import Method, RawBatch, Step
-from rootstock.core.model.norm import convert
+from rootstock.core.model.norm import convert_batch_norms
 from rootstock.core.run.directory import Interrupted, Run
 from rootstock.core.train import fit as train
 from rootstock.core.train.fit import Every, fit
@@ -41,7 +41,7 @@ class Regression(Method):
         torch.manual_seed(0)
         self.layers = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
         self.bad = bad
-        convert(self, "local")
+        convert_batch_norms(self, "local")
 
     def forward(self, batch: RawBatch, progress: float) -> Step:
         loss = (self.layers(batch.images) - batch.images[:, :3]).square().mean()
