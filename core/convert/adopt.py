@@ -1,4 +1,4 @@
-"""Somebody else's weights as a Backbone: strict, and with a report of every tensor that was used, filled in, dropped or left."""
+"""Published weights as a Backbone: loaded strictly, with a report of every tensor that was used, filled in, dropped or not used."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ..errors import UserError
 from ..model.backbone import Backbone, create
 from ..model.weights import load_strictly
 from .file import Contents
-from .names import HEADS, find, listed, recognise
-from .shapes import architecture
+from .names import HEADS, Encoder, count_with_examples, find_encoder, recognise
+from .shapes import Architecture, architecture
 
-# Every project here but timm normalises with these.
+# All projects here except timm normalise with these.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -30,51 +30,26 @@ def adopt(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> tuple[Backbone, dict[str, Any]]:
-    """Build the backbone that a file's weights are of, load them, and report.
+    """Build the backbone that a file's weights belong to, load them, and report.
 
-    project: a name of PROJECTS, or auto. name, args: the timm model and its arguments, told by the shapes where name is None.
-    size: pixels; positions are resampled where the weights are for another. mean, std: of the normalisation they were trained
-    with, ImageNet's (timm's own for timm) by default. Raises UserError where a weight is missing, unknown or misshapen.
+    project: a name of PROJECTS, or auto. name, args: the timm model and its arguments; None: found by the tensors' shapes.
+    size: side of the images in pixels; position embeddings are resampled if the weights have another. mean, std: the normalisation
+    that the weights were trained with; None: ImageNet's, for timm the model's own. Raises UserError if a weight is missing, unknown or
+    has another shape.
     """
     evidence = None
     if project == "auto":
         project, evidence = recognise(contents)
-    if project == "timm" and name is None and contents.arch and timm.is_model(contents.arch):
-        name = contents.arch
     path = str(contents.path)
-    try:
-        encoder = find(contents, project, named=name is not None)
-        built = architecture(encoder, project, path, name, args)
-    except UserError:
-        raise
-    except (LookupError, ValueError, RuntimeError) as error:
-        # A layer that every such network has is missing or misshapen.
-        raise UserError(
-            f"{path}: no whole network of {project} ({error!r}); the file is damaged, or of another project"
-        ) from error
-    relative = [key for key in encoder.tensors if key.endswith("relative_position_bias_table")]
-    if relative and size not in (None, built.size):
-        raise UserError(
-            f"--size: {path} has relative positions for {built.size} px, which are not resampled; leave --size out"
-        )
-    stem: Any = built.stem
-    pooling: Any = built.pooling
-    backbone = create(size or built.size, built.channels, name=built.name, stem=stem, pooling=pooling, args=built.args)
-    if project != "timm":
-        backbone.mean, backbone.std = IMAGENET_MEAN, IMAGENET_STD
-    backbone.mean, backbone.std = tuple(mean or backbone.mean), tuple(std or backbone.std)
+    encoder, built = _encoder(contents, project, name, args)
+    backbone = _empty_backbone(built, encoder, path, size)
+    own_mean, own_std = (backbone.mean, backbone.std) if project == "timm" else (IMAGENET_MEAN, IMAGENET_STD)
+    backbone.mean, backbone.std = tuple(mean or own_mean), tuple(std or own_std)
     if not len(backbone.mean) == len(backbone.std) == built.channels:
         raise UserError(f"--mean and --std: expected {built.channels} numbers each, one a channel")
-
     own = backbone.model.state_dict()
     tensors, heads = _without_heads(encoder.tensors, own, built.name)
-    # Counts of batches, which torch before 0.4.1 did not keep, are no weights.
-    filled = [key for key in own if key.endswith("num_batches_tracked") and key not in tensors]
-    tensors |= {key: torch.zeros_like(own[key]) for key in filled}
-    if broken := [key for key, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]:
-        raise UserError(
-            f"{path}: numbers that are none (NaN or infinite) in {listed(broken)} tensors; the file is damaged"
-        )
+    filled = _fill_in(tensors, own, path)
     resampled = "pos_embed" in own and "pos_embed" in tensors and own["pos_embed"].shape != tensors["pos_embed"].shape
     load_strictly(backbone.model, tensors, path, remedy="check --from, --name and --args")
     backbone.provenance = [
@@ -102,10 +77,53 @@ def adopt(
     }
 
 
+def _encoder(
+    contents: Contents, project: str, name: str | None, args: Mapping[str, Any]
+) -> tuple[Encoder, Architecture]:
+    """The encoder in a file and its architecture. Raises UserError."""
+    if project == "timm" and name is None and contents.arch and timm.is_model(contents.arch):
+        name = contents.arch
+    path = str(contents.path)
+    try:
+        encoder = find_encoder(contents, project, named=name is not None)
+        return encoder, architecture(encoder, project, path, name, args)
+    except UserError:
+        raise
+    except (LookupError, ValueError, RuntimeError) as error:
+        # A layer that every such network has is missing, or has another shape.
+        raise UserError(
+            f"{path}: no complete network of {project} ({error!r}); the file is damaged, or of another project"
+        ) from error
+
+
+def _empty_backbone(built: Architecture, encoder: Encoder, path: str, size: int | None) -> Backbone:
+    """A backbone of that architecture with random weights. Raises UserError if it cannot have that size."""
+    relative = any(key.endswith("relative_position_bias_table") for key in encoder.tensors)
+    if relative and size not in (None, built.size):
+        raise UserError(
+            f"--size: {path} has relative positions for {built.size} px, which are not resampled; leave --size out"
+        )
+    stem: Any = built.stem
+    pooling: Any = built.pooling
+    return create(size or built.size, built.channels, name=built.name, stem=stem, pooling=pooling, args=built.args)
+
+
+def _fill_in(tensors: dict[str, Tensor], own: Mapping[str, Tensor], path: str) -> list[str]:
+    """Add zeros for missing batch counters, and return their names. Raises UserError for tensors with NaN or infinity."""
+    # torch before 0.4.1 did not save BatchNorm's batch counters; they are no weights.
+    filled = [key for key in own if key.endswith("num_batches_tracked") and key not in tensors]
+    tensors |= {key: torch.zeros_like(own[key]) for key in filled}
+    if broken := [key for key, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]:
+        raise UserError(
+            f"{path}: NaN or infinite numbers in {count_with_examples(broken)} tensors; the file is damaged"
+        )
+    return filled
+
+
 def _without_heads(
     tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors without classifiers, decoders and mask tokens, which a backbone has not; and the names of those."""
+    """The tensors without classifiers, decoders and mask tokens, which no backbone has; and the names of these."""
     config = timm.get_pretrained_cfg(name)
     classifier = config.classifier if config else None
     layers = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())

@@ -1,7 +1,6 @@
-"""Somebody else's weights as plain tensors, read by a child process with limits; every way to fail is one sentence.
+"""Published weights as plain tensors, read by a child process with limits; every failure is one sentence.
 
-The child (foreign/load.py) may be killed, crash or run out of memory; here nothing of the file is interpreted but JSON and
-safetensors.
+The child (core/convert/load.py) may be killed, crash or run out of memory. This process itself reads only JSON and safetensors.
 """
 
 from __future__ import annotations
@@ -24,16 +23,16 @@ from torch import Tensor
 from ..config.messages import spelt
 from ..errors import UserError
 from ..files import sha256
-from .load import INDEX, KINDS, REFUSED, TENSORS
+from .load import INDEX, NUMBER_TYPES, REFUSED, TENSORS
 
 GIB = 2**30
 
 
 class Limits(NamedTuple):
-    """What reading one file may take.
+    """Limits of reading one file.
 
-    memory: GiB beyond three times the file (mapped, copied, written). cpu, wall: seconds beyond one for every so many MiB, which a
-    slow network disk needs.
+    memory: GiB, besides three times the file's size (mapped, copied, written). cpu, wall: seconds of processor and of real time, besides
+    one second for each cpu_rate and wall_rate MiB of the file, since network disks are slow.
     """
 
     memory: float = 1.0
@@ -44,9 +43,10 @@ class Limits(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """groups: the tensors by place in the file ("state_dict", "classy_state_dict/base_model/model/trunk", "" for the top).
+    """What a file of weights holds.
 
-    keys: the topmost keys. arch: the architecture that the file names. sha256: of the whole file.
+    groups: tensors by name, for each place in the file ("state_dict", "classy_state_dict/base_model/model/trunk", "" for the top).
+    keys: keys at the top level. arch: the architecture that the file names, if it does. sha256: digest of the file.
     """
 
     path: Path
@@ -56,12 +56,12 @@ class Contents(NamedTuple):
     sha256: str
 
 
-def read(path: Path, limits: Limits = Limits()) -> Contents:
-    """Read a file of torch.save or safetensors. Raises UserError with the reason and the remedy; leaves nothing behind."""
+def read_weights(path: Path, limits: Limits = Limits()) -> Contents:
+    """Read a file of torch.save or safetensors; leaves no temporary files. Raises UserError with the reason and a remedy."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{path}: no file; expected weights as .pth, .pth.tar, .pt, .ckpt, .bin or .safetensors")
+            raise UserError(f"{path}: not a file; expected weights as .pth, .pth.tar, .pt, .ckpt, .bin or .safetensors")
         if status.st_size == 0:
             raise UserError(f"{path}: the file is empty; download it again")
         digest = sha256(path)
@@ -72,9 +72,11 @@ def read(path: Path, limits: Limits = Limits()) -> Contents:
             tensors = load_file(path)
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise UserError(
-                f"{path}: no safetensors file, or a damaged one ({_line(error)}); download it again"
+                f"{path}: not a safetensors file, or a damaged one ({_line(error)}); download it again"
             ) from None
-        if odd := next((f"{spelt(name)} is {t.dtype}" for name, t in tensors.items() if t.dtype not in KINDS), None):
+        if odd := next(
+            (f"{spelt(name)} is {t.dtype}" for name, t in tensors.items() if t.dtype not in NUMBER_TYPES), None
+        ):
             raise UserError(_sentence(path, "odd", odd, 0))
         return Contents(path, {"": tensors}, list(tensors), None, digest)
     with tempfile.TemporaryDirectory(prefix="rootstock-import-") as scratch:
@@ -94,7 +96,7 @@ def _run_child(path: Path, folder: Path, limits: Limits, size: int) -> None:
     cpu = limits.cpu + size / 2**20 / limits.cpu_rate
     wall = limits.wall + size / 2**20 / limits.wall_rate
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TORCH_FORCE_")}
-    # The child imports what this process does, and nothing from the folder that it happens to be in.
+    # The child imports from the same folders as this process, and not from its working directory (-P).
     environment.update(PYTHONPATH=os.pathsep.join(p or os.getcwd() for p in sys.path), OMP_NUM_THREADS="1")
     module = f"{__package__}.load"
     command = [sys.executable, "-P", "-m", module, str(path.resolve()), str(folder), str(memory), str(max(1, int(cpu)))]
@@ -105,7 +107,7 @@ def _run_child(path: Path, folder: Path, limits: Limits, size: int) -> None:
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise UserError(
-            f"{path}: not read within {wall:.0f} s, so it was given up; is the disk slow, or the file damaged?"
+            f"{path}: reading took more than {wall:.0f} s and was stopped; is the disk slow, or the file damaged?"
         ) from None
     if (folder / REFUSED).is_file():
         refused = json.loads((folder / REFUSED).read_text())
@@ -115,11 +117,11 @@ def _run_child(path: Path, folder: Path, limits: Limits, size: int) -> None:
     if done.returncode < 0:
         if -done.returncode == signal.SIGXCPU:
             raise UserError(
-                f"{path}: not read within {cpu:.0f} s of processor time, so it was given up; the file is damaged or hostile"
+                f"{path}: reading took more than {cpu:.0f} s of processor time and was stopped; the file is damaged or hostile"
             )
         name = signal.Signals(-done.returncode).name
         raise UserError(
-            f"{path}: reading it ended the process that read it ({name}); the file is damaged or hostile, download it again"
+            f"{path}: the process that read it crashed ({name}); the file is damaged or hostile, download it again"
         )
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
@@ -128,14 +130,14 @@ def _run_child(path: Path, folder: Path, limits: Limits, size: int) -> None:
 
 def _sentence(path: Path, kind: str, detail: str, memory: int) -> str:
     return f"{path}: " + {
-        "unsafe": f"holds more than weights ({detail}), and reading that could run code from the file, so it was not read; where you "
-        "trust its origin, load it with its own project, save the state_dict alone with torch.save, and import that",
+        "unsafe": f"holds more than weights ({detail}), and reading that could run code from the file, so it was not read; if you "
+        "trust its origin, load it with its own project, save only the state_dict with torch.save, and import that",
         "memory": f"asks for more than the {memory / GIB:.1f} GiB that a file of its size may need; it is damaged or hostile, "
         "download it again",
-        "script": "is a TorchScript program, which only running it would open; import the state_dict that it was made of",
-        "empty": f"holds no tensors in dictionaries (its top is {detail}); expected a state_dict or a checkpoint with one",
-        "odd": f"holds tensors that are no plain numbers ({detail}); import the weights from before quantising or pruning",
-        "damaged": f"is no whole file of torch.save ({detail}); download it again",
+        "script": "is a TorchScript program, which can only be opened by running it; import the state_dict that it was made from",
+        "empty": f"holds no tensors in dictionaries (its top level is {detail}); expected a state_dict or a checkpoint with one",
+        "odd": f"holds tensors that are not plain numbers ({detail}); import the weights from before quantising or pruning",
+        "damaged": f"is not a complete file of torch.save ({detail}); download it again",
     }[kind]  # fmt: skip
 
 

@@ -1,8 +1,8 @@
-"""The one place where pickles are read: a child process that makes plain tensors of somebody else's checkpoint.
+"""The only place where pickles are read: a child process that turns a published checkpoint into plain tensors.
 
-`python -m PACKAGE.core.foreign.load FILE FOLDER MEMORY SECONDS`. torch's weights_only unpickler builds tensors and plain
-containers and calls nothing that a file names; a file can still ask for memory and time without end, so the process limits
-itself before it reads, and hands on nothing but a safetensors file and an index in JSON.
+`python -m PACKAGE.core.convert.load FILE FOLDER MEMORY SECONDS`. torch's weights_only unpickler builds only tensors and plain
+containers, and calls nothing that the file names. A file can still demand endless memory and time, so the process limits itself
+before it reads. Its output is a safetensors file and an index in JSON.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 TENSORS, INDEX, REFUSED = "tensors.safetensors", "index.json", "refused.json"
-KINDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool,
+NUMBER_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool,
          torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)  # fmt: skip
-# What a checkpoint keeps for resuming; of an optimizer's state that is twice the weights.
+# Keys of what a checkpoint keeps only for resuming; an optimizer's state alone is twice the weights. Skipped.
 RESUMING = ("opt", "scaler", "amp", "lr_sched", "callbacks", "loops")
 DEEPEST = 8
 
 
-class Record:
-    """Stands in for an object beside the weights (the arguments of a training, a numpy number); keeps nothing."""
+class Discarded:
+    """Replaces an object that is not weights (the arguments of a training, a numpy number); keeps nothing of it."""
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -42,15 +42,15 @@ class Record:
         pass
 
 
-class Table:
-    """Stands in for a class of dictionaries: the unpickler fills the plain one that it makes."""
+class PlainDictionary:
+    """Replaces a subclass of dict: the unpickler fills a plain dictionary instead."""
 
     def __new__(cls, *_: Any) -> Any:
         return OrderedDict()
 
 
-# What published checkpoints hold beside tensors. The names are never looked up: their stand-ins are built in their place, so
-# nothing of argparse, numpy, yacs or Lightning runs, nor need they be installed. Any other name is refused by torch.
+# Classes that published checkpoints hold besides tensors. They are never imported: the classes above are built instead, so no code of
+# argparse, numpy, yacs or Lightning runs, and they need not be installed. torch refuses any other name.
 RECORDS = (
     "argparse.Namespace",  # mae, dino, ibot, timm
     "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype",  # dino's learning rates
@@ -67,11 +67,11 @@ TABLES = (
     "vissl.utils.hydra_config.AttrDict",
     "collections.defaultdict",
 )
-STAND_INS: list[Any] = [*((Record, name) for name in RECORDS), *((Table, name) for name in TABLES)]
+STAND_INS: list[Any] = [*((Discarded, name) for name in RECORDS), *((PlainDictionary, name) for name in TABLES)]
 
 
 def limit(memory: int, seconds: int) -> None:
-    """From here on at most `memory` more bytes (on Linux), files no larger, and `seconds` more of processor time."""
+    """Limit this process to `memory` more bytes (on Linux), files of that size, and `seconds` more of processor time."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     _lower(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + seconds)
     _lower(resource.RLIMIT_FSIZE, memory)
@@ -87,17 +87,17 @@ def _lower(what: int, value: int) -> None:
     resource.setrlimit(what, (value, value))
 
 
-def load(path: str) -> Any:
-    """What torch.save wrote there. Raises whatever torch says of a file that is none, or that holds more than data."""
+def unpickle(path: str) -> Any:
+    """The object that torch.save wrote. Raises torch's own errors if it is no such file, or holds more than data."""
     with open(path, "rb") as file:
         archive = file.read(4) == b"PK\x03\x04"
     if archive:
         with zipfile.ZipFile(path) as entries:
-            # A mapped file is read as it lies on the disk.
+            # Only uncompressed entries can be memory-mapped.
             archive = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries.infolist())
-            # torch itself does not look at the checksums.
+            # torch itself does not verify the checksums.
             if damaged := entries.testzip():
-                raise ValueError(f"{damaged} has not the checksum that it was written with")
+                raise ValueError(f"the checksum of {damaged} is wrong")
     with warnings.catch_warnings(), torch.serialization.safe_globals(STAND_INS):
         warnings.simplefilter("ignore")
         return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
@@ -119,8 +119,8 @@ def collect(tree: Any) -> Iterator[tuple[str, str, Tensor]]:
                 waiting.append(((*above, key), value))
 
 
-def describe(tree: Any) -> dict[str, Any]:
-    """What the file says of itself: its topmost keys, and the architecture's name where there is one (moco, timm)."""
+def top_level(tree: Any) -> dict[str, Any]:
+    """The file's keys at the top level, and the architecture that it names, if it does (moco's and timm's do)."""
     top = tree if isinstance(tree, Mapping) else {}
     arch = top.get("arch")
     return {
@@ -129,8 +129,8 @@ def describe(tree: Any) -> dict[str, Any]:
     }
 
 
-def refusal(error: BaseException) -> tuple[str, str]:
-    """(kind, detail) of what kept a file from being read; foreign/file.py makes the sentence."""
+def failure(error: BaseException) -> tuple[str, str]:
+    """(kind, detail) of why a file could not be read; core/convert/file.py words the message."""
     said = str(error)
     if unsafe := re.search(r"GLOBAL ([\w.]+)", said):
         return "unsafe", unsafe[1]
@@ -145,10 +145,10 @@ def refusal(error: BaseException) -> tuple[str, str]:
     return "damaged", line.partition(". ")[0][:200]
 
 
-def write(path: str, folder: Path) -> None:
+def write_plain(path: str, folder: Path) -> None:
     """Read the file at `path` and write TENSORS and INDEX, or REFUSED with the reason."""
     try:
-        tree = load(path)
+        tree = unpickle(path)
         found = list(collect(tree))
         odd = next((f"{name} is {t.layout} {t.dtype}" for _, name, t in found if not _plain(t)), None)
         if odd or not found:
@@ -156,14 +156,14 @@ def write(path: str, folder: Path) -> None:
             return _refuse(folder, kind, odd or type(tree).__name__)
         # Cloned: safetensors takes no tensors that share memory, and tied weights do.
         save_file({str(i): t.contiguous().clone() for i, (_, _, t) in enumerate(found)}, folder / TENSORS)
-        index = {"tensors": [(place, name) for place, name, _ in found], **describe(tree)}
+        index = {"tensors": [(place, name) for place, name, _ in found], **top_level(tree)}
         (folder / INDEX).write_text(json.dumps(index))
     except Exception as error:
-        _refuse(folder, *refusal(error))
+        _refuse(folder, *failure(error))
 
 
 def _plain(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and tensor.dtype in KINDS and not tensor.is_meta
+    return tensor.layout == torch.strided and tensor.dtype in NUMBER_TYPES and not tensor.is_meta
 
 
 def _refuse(folder: Path, kind: str, detail: str) -> None:
@@ -173,4 +173,4 @@ def _refuse(folder: Path, kind: str, detail: str) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     limit(int(sys.argv[3]), int(sys.argv[4]))
-    write(sys.argv[1], Path(sys.argv[2]))
+    write_plain(sys.argv[1], Path(sys.argv[2]))

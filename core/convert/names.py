@@ -1,6 +1,6 @@
 """Where each project keeps its encoder in a checkpoint, how it names the layers, and what timm calls them.
 
-Nothing here looks at an architecture's sizes (foreign/shapes.py does); what is renamed, dropped and left is all reported.
+Sizes of the architecture are core/convert/shapes.py's. All that is renamed, dropped or not used is reported.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ VISSL = "classy_state_dict/base_model/model/trunk"
 
 
 class Project(NamedTuple):
-    """places: where in the file its encoder may be, best first. prefixes: of the encoder's names there, best first."""
+    """places: where in the file the encoder may be, best first. prefixes: what its tensors' names may begin with, best first."""
 
     places: tuple[str, ...]
     prefixes: tuple[str, ...]
@@ -28,12 +28,12 @@ class Project(NamedTuple):
 
 PROJECTS: Mapping[str, Project] = {
     "timm": Project(("state_dict_ema", "model_ema", "state_dict", "model", ""), ("",)),
-    # Of Barlow Twins, VICReg, SwAV, DINO's ResNets and many more: plain, or an encoder under `backbone.`.
+    # Barlow Twins, VICReg, SwAV, DINO's ResNets and many more: plain names, or names under `backbone.`.
     "torchvision": Project(("state_dict", "model_state_dict", "model", ""), ("backbone.", "")),
     "mae": Project(("model", "state_dict", ""), ("", "encoder.")),
     "dino": Project(("teacher", "state_dict", "student", "model", ""), ("backbone.", "")),
     "dinov2": Project(("teacher", "model", "state_dict", ""), ("backbone.", "")),
-    # MoCo tests the query encoder, MoCo v3 the base encoder, SimSiam (of the same code) its encoder.
+    # MoCo evaluates the query encoder, MoCo v3 the base encoder, SimSiam (same code) its encoder.
     "moco": Project(("state_dict", "model", ""), ("encoder_q.", "base_encoder.", "encoder.", "")),
     "solo": Project(("state_dict", ""), ("backbone.", "encoder.", "")),
     "lightly": Project(
@@ -43,9 +43,9 @@ PROJECTS: Mapping[str, Project] = {
     "simmim": Project(("model", "state_dict", ""), ("encoder.", "")),
     "ijepa": Project(("target_encoder", "encoder", ""), ("",)),
 }
-# Tensors by which an encoder is recognised: a ViT's patches, a ResNet's stem (plain, deep, as the first of nn.Sequential).
+# Tensors by which an encoder is recognised: a ViT's patch embedding, a ResNet's stem (plain, deep, or the first of nn.Sequential).
 ANCHORS = ("patch_embed.proj.weight", "patch_embed.proj.0.weight", "conv1.weight", "conv1.0.weight", "0.weight")
-# Beside an encoder's layers under the same prefix: classifiers, projections, predictors, decoders and what stands for masked patches.
+# Not part of an encoder, though under the same prefix: classifiers, projections, predictors, decoders and mask tokens.
 HEADS = (
     "fc.", "head.", "linear.", "classifier.", "projector.", "projection_head.", "prediction_head.", "predictor.", "prototypes.",
     "head_dist.", "dino_head.", "ibot_head.", "decoder", "mask_token", "masked_embed", "pre_logits.",
@@ -54,10 +54,10 @@ WRAPPERS = ("module.", "_orig_mod.")
 
 
 class Encoder(NamedTuple):
-    """An encoder in timm's names, and what became of the rest of the file.
+    """An encoder in timm's names, and the rest of the file.
 
-    unused: the names elsewhere in the file, with their places. stem: which of backbone.stem it was trained with, where the
-    names tell. notes: what a person should know.
+    unused: names of the file's other tensors, with their places. stem: the value of backbone.stem that it was trained with, if the names
+    show it. notes: remarks for the user.
     """
 
     place: str
@@ -69,7 +69,7 @@ class Encoder(NamedTuple):
 
 
 def recognise(contents: Contents) -> tuple[str, str]:
-    """The project that a file is of, and by what it was recognised. Raises UserError where no rule fits."""
+    """The project that a file comes from, and the name by which it was recognised. Raises UserError if no rule fits."""
     names = {_unwrapped(name) for group in contents.groups.values() for name in group}
     places, lightning = contents.groups.keys(), "pytorch-lightning_version" in contents.keys
 
@@ -93,7 +93,7 @@ def recognise(contents: Contents) -> tuple[str, str]:
         ("solo", "pytorch-lightning_version" if lightning and first(r"^(backbone|encoder)\.") else None),
         ("moco", first(r"^encoder\.conv1\.weight$") and first(r"^predictor\.")),
         ("timm", f"arch: {contents.arch}" if contents.arch and first(r"^(conv1|patch_embed|stem)") else None),
-        # MAE's published files and DeiT's, whose code it is; timm saves under state_dict or at the top.
+        # MAE's published files, and DeiT's, on whose code it builds; timm saves under state_dict or at the top.
         ("mae", "cls_token under model" if "cls_token" in contents.groups.get("model", {}) else None),
         ("timm", first(r"^head\.weight$") if first(r"^patch_embed\.proj\.weight$") else None),
         ("dino", "cls_token at the top, no head" if "cls_token" in contents.groups.get("", {}) else None),
@@ -104,15 +104,16 @@ def recognise(contents: Contents) -> tuple[str, str]:
             return project, spelt(evidence)
     shown = ", ".join(spelt(name) for name in sorted(names)[:3])
     raise UserError(
-        f"{contents.path}: its names ({shown}, ...) are of no project known here; say --from ({', '.join(PROJECTS)}), and --name for timm"
+        f"{contents.path}: its tensors ({shown}, ...) have names of no known project; give --from ({', '.join(PROJECTS)}), and --name for "
+        "timm"
     )
 
 
-def find(contents: Contents, project: str, named: bool = False) -> Encoder:
+def find_encoder(contents: Contents, project: str, named: bool = False) -> Encoder:
     """The project's encoder in a file, in timm's names.
 
-    named: the architecture is given, so that of timm's files any may be meant, not only ViTs and ResNets. Raises UserError where
-    the file holds none, naming the project that it looks like.
+    named: the architecture is given, so a file of timm's may hold any model, not only a ViT or a ResNet. Raises UserError if the file
+    holds no encoder; it names the project that the file looks like.
     """
     if project not in PROJECTS:
         raise UserError(f"--from: unknown project {spelt(project)}{among(project, [*PROJECTS, 'auto'])}")
@@ -143,7 +144,7 @@ def _places(contents: Contents, project: str) -> Iterator[str]:
 
 
 def _unwrapped(name: str) -> str:
-    """Without what DistributedDataParallel and torch.compile put before every name."""
+    """The name without the prefixes of DistributedDataParallel and torch.compile."""
     while name.startswith(WRAPPERS):
         name = name.partition(".")[2]
     return name
@@ -156,19 +157,19 @@ def _is_anchor(tensor: Tensor | None) -> bool:
 def _renamed(place: str, prefix: str, inside: dict[str, Tensor], unused: list[str]) -> Encoder:
     notes: list[str] = []
     inside = {name.removeprefix("_feature_blocks."): tensor for name, tensor in inside.items()}
-    # _is_anchor: a layer called 0 that is no convolution is a head's.
+    # A layer called 0 that is no convolution belongs to a head.
     sequential = _is_anchor(inside.get("0.weight"))
     stem = None
     if sequential:
         inside, stem = _from_sequential(inside)
-    # The index and the mask of shifted windows are functions of the size, and timm computes them.
+    # Index and mask of shifted windows follow from the size; timm computes them.
     computed = ("relative_position_index", "attn_mask")
     tensors = {_layer(name): t for name, t in inside.items() if not name.endswith(computed)}
     if not any(name.endswith("relative_position_bias_table") for name in tensors):
-        # Of DeiT III and iBOT; timm's BEiT, which has relative positions, keeps the names.
+        # DeiT III and iBOT; timm's BEiT, which has relative positions, has these names too.
         tensors = {re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name): tensor for name, tensor in tensors.items()}
     if "reg_token" in tensors and "cls_token" in tensors and "pos_embed" in tensors:
-        # DINOv2 has a position for the class token and none for its registers; timm then has positions for patches alone.
+        # DINOv2 has a position for the class token and none for registers; timm's model with registers has positions for patches only.
         patches = tensors["pos_embed"].shape[1] - 1
         if math.isqrt(patches) ** 2 == patches:
             tensors["cls_token"] = tensors["cls_token"] + tensors["pos_embed"][:, :1]
@@ -180,8 +181,8 @@ def _renamed(place: str, prefix: str, inside: dict[str, Tensor], unused: list[st
 
 
 def _layer(name: str) -> str:
-    """One layer's name in timm's words: blocks in chunks and SwiGLU (DINOv2), registers, shortcuts (lightly), Swin's merging of
-    patches, which its authors have at the end of a stage and timm at the beginning of the next."""
+    """timm's name of a layer: blocks in chunks and SwiGLU (DINOv2), registers, shortcuts (lightly), and Swin's patch merging, which its
+    authors place at the end of a stage and timm at the start of the next."""
     name = re.sub(r"^layers\.(\d+)\.downsample\.", lambda stage: f"layers.{int(stage[1]) + 1}.downsample.", name)
     name = re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
     name = re.sub(r"\.mlp\.w12\.", ".mlp.fc1.", re.sub(r"\.mlp\.w3\.", ".mlp.fc2.", name))
@@ -190,10 +191,10 @@ def _layer(name: str) -> str:
 
 
 def _from_sequential(inside: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
-    """The children of a ResNet in nn.Sequential, which have numbers for names, and the stem that the numbers tell.
+    """Rename the numbered children of a ResNet in nn.Sequential; returns also its stem, if the numbers show it.
 
-    torchvision's are conv1 bn1 relu maxpool layer1..4. lightly's own ResNet has no module for the ReLU and no pooling, so its
-    layers begin at 2, and taken apart (as in lightly's CIFAR benchmarks) nothing applies that ReLU any more.
+    torchvision's children are conv1 bn1 relu maxpool layer1..4. lightly's own ResNet has no module for the ReLU and no pooling, so its
+    layers begin at 2; in nn.Sequential (as in lightly's CIFAR benchmarks) that ReLU is lost.
     """
     own = any(name.startswith("2.") for name in inside)
     first = 2 if own else 4
@@ -206,7 +207,10 @@ def _from_sequential(inside: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], s
 
 
 def _merge_splits(tensors: dict[str, Tensor]) -> int:
-    """lightly's SplitBatchNorm keeps statistics for each of k splits, [k * C]; evaluated, it uses their mean, [C]."""
+    """Average the statistics of lightly's SplitBatchNorm over its k splits, [k * C] -> [C], as it does in evaluation.
+
+    Changes `tensors`; returns how many BatchNorms were merged.
+    """
     merged = 0
     for name in [name for name in tensors if name.endswith(("running_mean", "running_var"))]:
         weight = tensors.get(name.rpartition(".")[0] + ".weight")
@@ -221,8 +225,8 @@ def _merge_splits(tensors: dict[str, Tensor]) -> int:
     return merged
 
 
-def listed(names: Iterable[str], most: int = 3) -> str:
-    """`12 (a, b, c, ...)`: how many there are, and the first of them."""
+def count_with_examples(names: Iterable[str], most: int = 3) -> str:
+    """`12 (a, b, c, ...)`: how many names there are, and the first `most` of them."""
     names = list(names)
     shown = ", ".join(spelt(name) for name in names[:most])
     return f"{len(names)} ({shown}{', ...' if len(names) > most else ''})"

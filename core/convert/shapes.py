@@ -1,4 +1,4 @@
-"""Which timm model weights belong to, told by their shapes; what shapes cannot tell (attention heads) by the project."""
+"""The timm model that weights belong to, found by their shapes; attention heads, which have no shape, by the project."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import Tensor
 from ..errors import UserError
 from .names import Encoder
 
-# (width, depth) -> timm's word for it.
+# (width, depth) -> timm's name for the size of a ViT.
 SIZES = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large", (1280, 32): "huge", (1408, 40): "giant",
          (1536, 40): "giant"}  # fmt: skip
 # Attention heads by width in mae, dino, ibot, dinov2, moco v3, simmim and timm; for exceptions see `_attention_heads`.
 ATTENTION_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1536: 24}
-# (width, blocks of each stage) -> timm's word for a Swin.
-SWINS: Mapping[tuple[int, tuple[int, ...]], str] = {
+# (width, blocks of each stage) -> timm's name for the size of a Swin.
+SWIN_SIZES: Mapping[tuple[int, tuple[int, ...]], str] = {
     (96, (2, 2, 6, 2)): "tiny",
     (96, (2, 2, 18, 2)): "small",
     (128, (2, 2, 18, 2)): "base",
@@ -39,7 +39,7 @@ GROUPED = {("resnet50", 32, 4): "resnext50_32x4d", ("resnet101", 32, 8): "resnex
 
 
 class Architecture(NamedTuple):
-    """What core.backbone.create needs. size: pixels that the weights are for."""
+    """The arguments of core.model.backbone.create. size: side of the images that the weights were trained on, in pixels."""
 
     name: str
     args: dict[str, Any]
@@ -51,7 +51,7 @@ class Architecture(NamedTuple):
 
 
 def architecture(encoder: Encoder, project: str, path: str, name: str | None, args: Mapping[str, Any]) -> Architecture:
-    """The timm model of an encoder. name: given by the user, then only `args` are its arguments. Raises UserError with the remedy."""
+    """The timm model of an encoder. name: as the user gave it; then `args` are its only arguments. Raises UserError."""
     tensors = encoder.tensors
     if "patch_embed.proj.0.weight" in tensors:
         raise UserError(
@@ -68,13 +68,13 @@ def architecture(encoder: Encoder, project: str, path: str, name: str | None, ar
     if "layers.0.blocks.0.attn.relative_position_bias_table" in tensors and project != "timm":
         return _swin(tensors, name, dict(args))
     raise UserError(
-        f"{path}: holds neither a plain ViT nor a plain ResNet nor a Swin, whose layers timm has otherwise; only weights in timm's own "
-        "names (--from timm --name) can be had"
+        f"{path}: holds no plain ViT, ResNet or Swin; timm builds the layers of others differently, so only weights with timm's own names "
+        "can be imported (--from timm --name NAME)"
     )
 
 
 def _named(encoder: Encoder, name: str, args: dict[str, Any]) -> Architecture:
-    """Any model of timm's, in timm's names."""
+    """Any timm model, from weights with timm's names."""
     config = timm.get_pretrained_cfg(name)
     size = config.input_size[-1] if config else 224
     patches = encoder.tensors.get("patch_embed.proj.weight")
@@ -92,7 +92,7 @@ def _vit(encoder: Encoder, project: str, path: str, name: str | None, args: dict
     grid = _grid(tensors)
     if not grid:
         raise UserError(
-            f"{path}: a ViT whose positions (pos_embed) are of no square of patches; import weights of square pictures"
+            f"{path}: a ViT whose positions (pos_embed) do not form a square of patches; import weights for square images"
         )
     heads, notes = _attention_heads(tensors, project, width)
     heads = args.get("num_heads", heads)
@@ -100,7 +100,7 @@ def _vit(encoder: Encoder, project: str, path: str, name: str | None, args: dict
     if name is None:
         if heads is None:
             raise UserError(
-                f"{path}: shapes do not tell how many attention heads {width} channels are for; give --args num_heads=N"
+                f"{path}: the shapes do not show how many attention heads share {width} channels; give --args num_heads=N"
             )
         name = _vit_name(tensors, width, depth, patch, relative)
         base = _built(name)
@@ -109,7 +109,7 @@ def _vit(encoder: Encoder, project: str, path: str, name: str | None, args: dict
         wanted = {key: value for key, value in wanted.items() if value != base.get(key)}
         mlp = tensors["blocks.0.mlp.fc1.weight"].shape[0]
         if mlp != int(width * base["mlp_ratio"]):
-            # timm truncates width * ratio, which a rounded quotient may leave one short.
+            # timm truncates width * ratio, so a rounded quotient may give one channel too few.
             wanted["mlp_ratio"] = mlp / width if int(width * (mlp / width)) == mlp else (mlp + 0.5) / width
     pooling = None
     if not relative and "fc_norm.weight" not in tensors:
@@ -118,12 +118,12 @@ def _vit(encoder: Encoder, project: str, path: str, name: str | None, args: dict
 
 
 def _grid(tensors: Mapping[str, Tensor]) -> int:
-    """Patches on a side, from the positions (absolute, or the table of relative ones: (2g - 1)^2 + 3 rows); 0 if they are no square."""
+    """Patches on a side, from absolute positions or a table of relative ones ((2g - 1)^2 + 3 rows); 0 if they form no square."""
     table = next((t for name, t in tensors.items() if name.endswith("relative_position_bias_table")), None)
     if "pos_embed" not in tensors:
         return 0 if table is None else (math.isqrt(max(0, len(table) - 3)) + 1) // 2
     count = tensors["pos_embed"].shape[1]
-    for prefix in (1, 0):  # with a position for the class token, or for patches alone; no number is both
+    for prefix in (1, 0):  # with a position for the class token, or without; no count fits both
         side = math.isqrt(count - prefix)
         if side and side**2 + prefix == count:
             return side
@@ -139,7 +139,7 @@ def _attention_heads(tensors: Mapping[str, Tensor], project: str, width: int) ->
     if width in (192, 384) and project in ("moco", "solo") and fixed:
         # moco-v3's vits.py and solo-learn's ViTs of MoCo v3 and MAE, which have fixed sine positions.
         return 12, [
-            "12 attention heads, as in the project's code (timm's of this width have fewer); shapes do not tell"
+            "12 attention heads, as in the project's code (timm's models of this width have fewer); shapes do not show it"
         ]
     if width in (192, 384) and project == "mae":
         return None, []
@@ -162,7 +162,7 @@ def _vit_name(tensors: Mapping[str, Tensor], width: int, depth: int, patch: int,
 
 
 def _vit_args(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """timm's arguments that the names tell; a value is only what is needed for the layer to exist."""
+    """timm's arguments that follow from the tensors' names; init_values only makes the layer exist."""
     token, registers = "cls_token" in tensors, tensors.get("reg_token")
     return {
         "class_token": token,
@@ -176,7 +176,7 @@ def _vit_args(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _beit_args(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """SimMIM never trains its class token, so the features are the mean of the patches."""
+    """As `_vit_args`, for BEiT. SimMIM never trains its class token, so the features are the mean of the patches."""
     return {
         "use_abs_pos_emb": "pos_embed" in tensors,
         "use_shared_rel_pos_bias": "rel_pos_bias.relative_position_bias_table" in tensors,
@@ -189,7 +189,7 @@ def _beit_args(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _swin(tensors: Mapping[str, Tensor], name: str | None, args: dict[str, Any]) -> Architecture:
-    """A Swin (v1) of its authors' code; at the size at which its last stage is one window, for which it is published."""
+    """A Swin (v1) of its authors' code. Its size is the one at which the last stage is one window, as in the published models."""
     width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
     blocks = [match for key in tensors if (match := re.match(r"layers\.(\d+)\.blocks\.(\d+)\.norm1\.weight", key))]
     depths = [0] * (1 + max(int(found[1]) for found in blocks))
@@ -199,7 +199,7 @@ def _swin(tensors: Mapping[str, Tensor], name: str | None, args: dict[str, Any])
     window, heads = (math.isqrt(len(tables[0])) + 1) // 2, [table.shape[1] for table in tables]
     wanted: dict[str, Any] = {}
     if name is None:
-        known = SWINS.get((width, tuple(depths)))
+        known = SWIN_SIZES.get((width, tuple(depths)))
         name = f"swin_{known or 'tiny'}_patch4_window7_224"
         wanted = {} if known and patch == 4 else {"patch_size": patch, "embed_dim": width, "depths": depths}
         if heads != [width // 32 << stage for stage in range(len(depths))] or not known:
@@ -211,7 +211,7 @@ def _swin(tensors: Mapping[str, Tensor], name: str | None, args: dict[str, Any])
 
 
 def _built(name: str) -> dict[str, Any]:
-    """What timm's entry of that name (a plain ViT's or BEiT's) sets, read off a model without memory."""
+    """The arguments that timm sets for the plain ViT or BEiT of that name, read from a model on the meta device."""
     with torch.device("meta"):
         model: Any = timm.create_model(name, num_classes=0)
     block = model.blocks[0]
@@ -239,7 +239,7 @@ def _resnet(encoder: Encoder, project: str, path: str, name: str | None, args: d
     out, channels, kernel, _ = tensors["conv1.weight"].shape
     if out != 64:
         raise UserError(
-            f"{path}: a ResNet with {out} channels in its stem (widened, as SwAV's RN50-w2), and timm's have 64; it cannot be imported"
+            f"{path}: a ResNet with {out} channels in its stem (widened, as SwAV's RN50-w2); timm's have 64, so it cannot be imported"
         )
     if kernel not in (3, 7):
         raise UserError(

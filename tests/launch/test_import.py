@@ -96,7 +96,7 @@ def test_code_in_a_file_is_one_sentence_and_never_runs(rootstock: Command, scrat
     done = rootstock("import", "weights.pth", "--from", "mae", "--to", "runs/mae")
     assert done.returncode == 2
     assert done.stderr.startswith("error: weights.pth: holds more than weights (")
-    assert "where you trust its origin" in done.stderr and done.stderr.count("\n") == 1
+    assert "if you trust its origin" in done.stderr and done.stderr.count("\n") == 1
     assert not Path("executed").exists() and not Path("runs").exists() and list(scratch.iterdir()) == []
 
 

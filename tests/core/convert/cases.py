@@ -449,8 +449,8 @@ def save(name: str, path: Path, seed: int = 0) -> Case:
 
 def opened(path: Path) -> Contents:
     """What `read` gives, without its child process, which takes seconds to import torch."""
-    tree = load.load(str(path))
+    tree = load.unpickle(str(path))
     groups: dict[str, dict[str, Tensor]] = {}
     for place, name, tensor in load.collect(tree):
         groups.setdefault(place, {})[name] = tensor
-    return Contents(path, groups, **load.describe(tree), sha256="0" * 64)
+    return Contents(path, groups, **load.top_level(tree), sha256="0" * 64)
