@@ -28,28 +28,28 @@ from rootstock.core.views.multiview import multiview
 
 STEPS, BATCH, N, SEED = 50, 16, 40, 3
 WORLDS, WORKERS, MICRO = (1, 2, 4), (0, 1, 3), (1, 4)
-QUICK = ((1, 2), (0, 3), (4,))  # of the same, by `make test`
-# Crop, mirror and gray, each with draws of its own; what else a view can do is tested where it lives.
+QUICK = ((1, 2), (0, 3), (4,))  # a subset, for `make test`
+# Crop, mirror and gray, each with its own draws; the other operations are tested in tests/core/views.
 DRAWN = Augmentation(scale=(0.2, 1.0), flip=0.5, grayscale=0.3, local=1, local_blur=0.0)
 VIEW = multiview(DRAWN, 12, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 1)
 
 
 def numbered(uri: str) -> Images:
-    """A set whose labels are its pictures' numbers, so that a sample says which picture it is."""
+    """A set whose labels are the images' numbers, so that each sample identifies its image."""
     images = open_images(uri)
     images.labels = torch.arange(len(images))
     return images
 
 
 def finished(sample: RawBatch) -> Tensor:
-    """The view and the local crop of each row, float [n, ...] flat."""
+    """The view and the local crop of each row, flattened, float [n, ...]."""
     views = VIEW(sample, Draws(SEED, sample.positions))
     assert views.local is not None
     return torch.cat([part.transpose(0, 1).flatten(1) for part in (views.images, views.local)], 1)
 
 
 def slow(images: Images) -> dict[str, Tensor]:
-    """One picture after the other, finished by whole batches."""
+    """Slow version: one image at a time, finished in whole batches."""
     order, views = Order(len(images), BATCH, SEED), []
     numbers = torch.stack([order.indices(step) for step in range(STEPS)])
     for step, row in enumerate(numbers):
@@ -61,18 +61,18 @@ def slow(images: Images) -> dict[str, Tensor]:
 
 
 def seen(images: Images, workers: int, micro: int) -> dict[str, Tensor]:
-    """What all processes see together, in the order of positions."""
+    """The samples of all processes, in the order of positions."""
     order, share = Order(len(images), BATCH, SEED), Share(rank(), world(), micro)
     batches = stream(images, order, VIEW, steps=STEPS, device=torch.device("cpu"), share=share, workers=workers)
     found: dict[str, list[Tensor]] = {"numbers": [], "positions": [], "views": []}
     for step in batches(0):
         assert len(step) == micro
-        # Finished as in training where nothing else is tested, and by steps elsewhere: that takes less time.
+        # Finished as in training in one case, and for several steps at once in the others, which takes less time.
         parts = step if workers == 0 else [merged(step)]
         found["numbers"].append(torch.cat([part.labels for part in parts]))
         found["positions"].append(torch.cat([part.positions for part in parts]))
         found["views"].append(torch.cat([finished(part) for part in parts]))
-    # [rows here, STEPS, ...]: processes follow one another within a step
+    # [rows of this process, STEPS, ...]: within a step, processes come one after the other
     whole = {name: gather(torch.stack(steps, 1)).transpose(0, 1).flatten(0, 1) for name, steps in found.items()}
     assert torch.equal(whole.pop("positions"), torch.arange(STEPS * BATCH))
     return whole
@@ -84,8 +84,8 @@ def merged(step: list[RawBatch]) -> RawBatch:
 
 
 def process(folder: Path, number: int, count: int, workers_tried: Sequence[int], micro_tried: Sequence[int]) -> None:
-    """One of `count` processes: compares every way of reading with what the plain loop saw."""
-    os.sched_getaffinity = lambda _: set(range(16))  # three workers, however few cores there are
+    """One of `count` processes: compares every way of reading with the plain loop."""
+    os.sched_getaffinity = lambda _: set(range(16))  # so that three workers start even on few cores
     dist.init_process_group("gloo", init_method=f"file://{folder}/store{count}", rank=number, world_size=count)
     for name in ("files", "rows"):
         images, expected = numbered((folder / name).read_text()), load_file(folder / f"{name}.safetensors")
@@ -102,7 +102,7 @@ def process(folder: Path, number: int, count: int, workers_tried: Sequence[int],
 
 
 def main(folder: Path, which: str) -> int:
-    """All worlds one after the other, forked from one interpreter: importing torch costs more than the test."""
+    """All process counts in turn, forked from one interpreter, since importing torch takes longer than the test."""
     torch.set_num_threads(1)
     worlds, workers, micro = (WORLDS, WORKERS, MICRO) if which == "all" else QUICK
     for count in worlds:
@@ -124,7 +124,7 @@ def main(folder: Path, which: str) -> int:
 
 @pytest.fixture
 def sets(tmp_path: Path) -> Path:
-    """Files of all sizes, and pictures of one shape that need no decoding; beside each what the plain loop saw of it."""
+    """Files of all sizes, and images of one shape that need no decoding; each with the samples of the plain loop."""
     random = np.random.default_rng(0)
     (tmp_path / "pictures").mkdir()
     for i in range(N):

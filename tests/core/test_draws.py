@@ -1,4 +1,4 @@
-"""Draws against integers of Python, their distributions and independence, and the keyed permutation."""
+"""Draws compared with Python integers; their distributions and independence; the keyed permutation."""
 
 import hashlib
 import math
@@ -12,7 +12,7 @@ from rootstock.core.draws import Draws, permute, splitmix64, stream_key
 
 WORD = (1 << 64) - 1
 
-# (seed, stream, position, index) -> the 64 bits. A change of any of these values re-runs every committed number: they are
+# (seed, stream, position, index) -> the 64 bits. A change of any of these values invalidates every committed result: they are
 # the order and the augmentation of all experiments.
 PINNED_BITS = {
     (0, "p", 0, 0): 0x833FF593C811E4AF,
@@ -148,7 +148,7 @@ def test_uniformity_along_each_axis(axis: str) -> None:
     for shift in (0, 8, 24, 56):
         counts = torch.bincount((bits >> shift) & 255, minlength=256)
         assert stats.chisquare(counts.numpy()).pvalue > 0.001
-    # each of the 64 bits is fair, and no two of them go together
+    # each of the 64 bits is fair, and no two are correlated
     ones = torch.stack([(bits >> k) & 1 for k in range(64)]).double() * 2 - 1
     correlation = ones @ ones.T / n
     assert (ones.mean(1).abs() * math.sqrt(n)).max() < 4.5
@@ -169,7 +169,7 @@ def test_distributions() -> None:
 
 
 def neighbours(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two arrays of bits that a weak hash would couple."""
+    """Two arrays of bits that a weak hash would correlate."""
     n, here = 20_000, Draws(0, positions(20_000))
     return {
         "position": (here.bits("x"), Draws(0, positions(n, 1)).bits("x")),
@@ -226,7 +226,7 @@ def test_permute_sends_each_index_anywhere(n: int) -> None:
     images = torch.stack([permute(1, f"/order/{epoch}", n, torch.arange(n)) for epoch in range(400)])
     for index in (0, 1, n - 1):
         assert stats.chisquare(torch.bincount(images[:, index], minlength=n).numpy()).pvalue > 0.001
-    # neighbours do not stay neighbours: the step between them is 1 no more often than by chance
+    # neighbours don't stay neighbours: their difference is 1 no more often than by chance
     step = (images[:, 1:] - images[:, :-1]) % n
     assert abs(float((step == 1).double().mean()) - 1 / (n - 1)) < 5 * math.sqrt(1 / (n - 1) / step.numel())
 

@@ -18,7 +18,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="compares 
 
 
 class Exact(NamedTuple):
-    """What must be the same bits everywhere."""
+    """Draws that must be bit-equal everywhere."""
 
     bits: Tensor
     bounded: Tensor
@@ -37,7 +37,7 @@ def exact(seed: int, positions: Tensor) -> Exact:
 
 
 def rounded(draws: Draws) -> tuple[Tensor, ...]:
-    """What goes through logarithms, and the rest."""
+    """Draws that use logarithms, and the others."""
     return draws.normal("n", 3), draws.gamma("g", 0.3, 2), draws.beta("b", 0.8, 0.8), draws.bernoulli("p", 0.3, 7)
 
 
@@ -54,7 +54,7 @@ def forget_what_was_compiled() -> None:
 
 
 def test_draws_trace_whole() -> None:
-    """Without a graph break, for draws made inside of the compiled function and for draws given to it."""
+    """Without a graph break, for Draws made inside the compiled function and for Draws passed to it."""
     inside = torch.compile(exact, backend="eager", fullgraph=True, dynamic=False)
     given = torch.compile(rounded, backend="eager", fullgraph=True, dynamic=False)
     for seed, start in ((3, 0), (3, 10**12), (4, 10**12)):

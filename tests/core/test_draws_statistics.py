@@ -40,7 +40,7 @@ def test_no_serial_correlation(axis: str, lag: int) -> None:
 
 
 def test_no_correlation_across_streams_seeds_and_views() -> None:
-    """All pairs of forty streams whose names and seeds differ in little."""
+    """All pairs of forty streams with similar names and seeds."""
     n, where = 20_000, positions(20_000)
     names = [f"{prefix}view{view}/{name}" for prefix in ("", "source/") for view in (0, 1) for name in "abcde"]
     unit = torch.stack([Draws(seed, where).uniform(name).double() for seed in (0, 1) for name in names])
@@ -54,7 +54,7 @@ def test_no_correlation_across_streams_seeds_and_views() -> None:
 
 @pytest.mark.parametrize("shift", [0, 8, 16, 32, 48])
 def test_pairs_of_bytes_are_independent(shift: int) -> None:
-    """Any byte of a position against the same byte of the next: all 65,536 pairs equally often."""
+    """A byte of one position and the same byte of the next: all 65,536 pairs are equally frequent."""
     byte = (Draws(2, positions(400_001)).bits("x") >> shift) & 255
     counts = torch.bincount(byte[:-1] * 256 + byte[1:], minlength=65_536)
     assert stats.chisquare(counts.numpy()).pvalue > 1e-4
@@ -62,7 +62,7 @@ def test_pairs_of_bytes_are_independent(shift: int) -> None:
 
 @pytest.mark.parametrize("what", ["seed", "name"])
 def test_avalanche_of_the_key(what: str) -> None:
-    """One more in the seed, or one letter in the name, flips each of the 64 bits half of the time."""
+    """Adding 1 to the seed, or changing one letter of the name, flips each of the 64 bits half of the time."""
     where = positions(2_000)
     other = Draws(1, where).bits("x") if what == "seed" else Draws(0, where).bits("y")
     changed = Draws(0, where).bits("x") ^ other
@@ -71,7 +71,7 @@ def test_avalanche_of_the_key(what: str) -> None:
 
 
 def test_every_bit_of_the_position_moves_every_bit_of_the_result() -> None:
-    """The whole 64 x 64 matrix of strict avalanche, each cell over a thousand positions."""
+    """The full 64 x 64 matrix of the strict avalanche criterion, each cell over a thousand positions."""
     n = 1_000
     where = splitmix64(positions(n))
     before = Draws(0, where).bits("x")
@@ -117,7 +117,7 @@ def test_beta_of_small_shapes_is_finite_and_right(a: float) -> None:
 
 
 def test_gamma_takes_the_first_accepted_of_its_tries() -> None:
-    """Against a loop over the tries of one position after the other, of Marsaglia & Tsang's figure."""
+    """Compared with a loop over positions and tries, as in Marsaglia & Tsang's figure."""
     a, draws = 1.2, Draws(6, positions(300))
     d, found = a - 1 / 3, draws.gamma("g", a)
     x, u = draws.normal("g/normal", module.GAMMA_TRIES), 1 - draws.uniform("g/accept", module.GAMMA_TRIES)
@@ -176,7 +176,7 @@ DRAWN: dict[str, Callable[[Draws], Tensor]] = {
 
 @pytest.mark.parametrize("what", DRAWN)
 def test_numpy_and_torch_draw_the_same_bits(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host's path against the one of other devices and of torch.compile."""
+    """The host's path equals that of other devices and of torch.compile."""
     for start, n in itertools.product((0, -5, 10**12, 2**63 - 60), (0, 1, 50)):
         host = DRAWN[what](Draws(3, positions(n, start)).stream("source"))
         with monkeypatch.context() as patch:

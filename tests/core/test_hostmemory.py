@@ -1,4 +1,4 @@
-"""Fresh memory has the shape, type and layout of torch's own; what is left of it is the least that anyone says."""
+"""`empty` has the shape, dtype and layout of torch.empty; `available` is the smallest of all limits."""
 
 from pathlib import Path
 

@@ -165,7 +165,7 @@ def sidecar_labels(members: Sequence[TarMember], title: str) -> list[str] | None
         if not re.fullmatch("-?[0-9]+", label):
             raise UserError(
                 f"{title}: the {SIDECAR} beside {printable(member.name)} says {label!r}, which is not a whole number; "
-                "mend it, or add ?labels=none"
+                "correct it, or add ?labels=none"
             )
     return labels
 

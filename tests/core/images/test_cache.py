@@ -1,4 +1,4 @@
-"""What is remembered between runs, and when it must not be believed."""
+"""The cache between runs, and when its entries must not be used."""
 
 import errno
 import hashlib
@@ -20,7 +20,7 @@ from rootstock.core.images.sources import files
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of one's own that believes files written a moment ago."""
+    """A separate cache that accepts files written a moment ago."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(cache, "SETTLED_SECONDS", -1.0)
     return tmp_path / "cache" / "rootstock"
@@ -88,7 +88,7 @@ def test_a_set_written_a_moment_ago_is_not_remembered(
 def test_a_set_with_an_unreadable_file_is_not_remembered(
     tmp_path: Path, home: Path, hashed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its made-up identity depends on the name and size alone, and the true one is found as soon as the file can be read."""
+    """Its substitute identity depends only on name and size; the true one is computed once the file can be read."""
     folder, real = drawn(tmp_path / "set"), files.FileStore.content
 
     def content(store: files.FileStore, i: int) -> bytes | bytearray:
@@ -165,7 +165,7 @@ def test_a_failed_unpacking_leaves_nothing_behind(tmp_path: Path, home: Path) ->
 
 
 def test_of_several_that_ask_at_once_one_makes(tmp_path: Path) -> None:
-    """flock holds between open files, so threads stand for processes here."""
+    """flock works between open files, so threads can replace processes here."""
     made: list[int] = []
     together = threading.Barrier(4)
 

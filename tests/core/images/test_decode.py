@@ -113,7 +113,7 @@ def test_transparency_is_dropped_and_cmyk_converted() -> None:
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_undone(kind: str, orientation: int) -> None:
-    """The stored picture is made from the upright one by numpy, by the tag's definition: where row 0 and column 0 are."""
+    """numpy turns the upright image into the stored one, by the tag's definition of row 0 and column 0."""
     upright = colours(HEIGHT, WIDTH, 3).astype(np.uint8)
     stored = {
         1: upright,
@@ -179,12 +179,12 @@ def test_a_file_that_vanishes_is_damage_that_names_it(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "here.png")
     assert open_images(f"folder:{tmp_path}").keys().tolist() != [key]
     with pytest.raises(DamagedImage, match=r"here\.png: cannot be read \(No such file"):
-        images.read(0)  # its identity was made up, so it stays out of use
+        images.read(0)  # its identity is a substitute, so it stays unusable
 
 
 @pytest.mark.parametrize("side", [9_460, 12_000, 20_000])
 def test_a_decompression_bomb_is_refused(side: int) -> None:
-    """A few bytes that announce more pixels than the limit: Pillow lets the first pass with a warning."""
+    """A few bytes that declare more pixels than the limit; Pillow accepts the first file with a warning."""
     assert side * side > MAX_PIXELS
     with pytest.raises(DamagedImage, match=r"bomb\.png: more than 89 million pixels"):
         decode(png(side, side, 1, 0, b"\0"), "bomb.png")
@@ -198,7 +198,7 @@ def test_names_of_pictures() -> None:
 
 
 def photo(height: int, width: int) -> Image.Image:
-    """Smooth colours under some noise: what a JPEG is made for."""
+    """Smooth colours with some noise, typical for a JPEG."""
     coarse = Image.fromarray(colours(4, 4, 3).astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
     noise = np.random.default_rng(1).integers(0, 32, (height, width, 3))
     return Image.fromarray((np.asarray(coarse) * 0.8 + noise).astype(np.uint8))
@@ -224,7 +224,7 @@ def jpegs() -> dict[str, tuple[bytes, bool]]:
         "exif upright": (encoded(picture, "JPEG", exif=upright), True),
         "exif turned": (encoded(picture, "JPEG", exif=exif.tobytes()), False),
         "xmp turned": (encoded(picture, "JPEG", xmp=xmp), False),
-        # readers differ in which of several segments they believe
+        # decoders differ in which of several segments they use
         "exif and xmp upright": (encoded(picture, "JPEG", exif=upright, xmp=b"<x:xmpmeta/>"), False),
         "cmyk": (encoded(picture.convert("CMYK"), "JPEG"), False),
     }

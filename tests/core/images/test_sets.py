@@ -1,4 +1,4 @@
-"""The sets of a stage: classes aligned by name, held-out parts, what a result says of them, and what was seen before."""
+"""The sets of a stage: classes aligned by name, held-out parts, their entry in the result, and images that earlier stages saw."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ from rootstock.core.images.sets import (
 
 
 def draw(root: Path, classes: Sequence[str], each: int = 4, seed: int = 0) -> str:
-    """A folder of random pictures in class folders, or flat where there are none; its URI."""
+    """The URI of a folder of random images, in class folders if classes are given."""
     random = np.random.default_rng(seed)
     for name in classes or [""]:
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def draw(root: Path, classes: Sequence[str], each: int = 4, seed: int = 0) -> st
 
 
 def named(images: Images) -> list[tuple[str, str]]:
-    """(picture, class name) of all."""
+    """(image, class name) of all images."""
     assert images.labels is not None and images.classes is not None
     return [(images.name(i), images.classes[label]) for i, label in enumerate(images.labels.tolist())]
 
@@ -57,7 +57,7 @@ def test_align_goes_by_name(tmp_path: Path) -> None:
     assert aligned.classes == ("ant", "bee", "cat", "dog") and images.classes == ("bee", "dog")
     assert named(aligned) == named(images)
     assert aligned.labels is not None and aligned.labels.unique().tolist() == [1, 3]
-    # the given set is left alone
+    # the given set is unchanged
     assert images.labels is not None and images.labels.unique().tolist() == [0, 1]
 
 
@@ -68,7 +68,7 @@ def test_align_refuses_an_unknown_class(tmp_path: Path) -> None:
         match=r"^data\.target: folder:.* has classes that the training set lacks \(bee, eel\); known there: ant, cat; rename",
     ):
         align(images, ["ant", "cat"], "data.target")
-    # a class without a picture in this selection is no contradiction
+    # a class without images in this selection is accepted
     assert images.labels is not None
     only = images.select((images.labels == 0).nonzero()[:, 0])
     assert named(align(only, ["cat", "ant"], "data.target")) == named(only)
@@ -116,7 +116,7 @@ def test_describe(tmp_path: Path) -> None:
     entry = describe_sets(sets, held_out=True)
     assert entry["n"] == {"train": 16, "test": 4} and entry["test"] == "held-out 20% by seed"
     assert entry["split"] == {"train": kept.split_hash(), "test": tests["test"].split_hash()}
-    # one fingerprint of all, whatever their order; it follows the pictures
+    # one fingerprint of all sets, independent of their order, that depends on the images
     assert describe_sets(dict(reversed(sets.items())))["fingerprint"] == entry["fingerprint"]
     assert describe_sets({"train": kept})["fingerprint"] != entry["fingerprint"]
     assert "test" not in describe_sets(sets)

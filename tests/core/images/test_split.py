@@ -1,4 +1,4 @@
-"""Splits: by content and seed alone, without overlap, and never through copies of one picture."""
+"""Splits depend only on content and seed, don't overlap, and never separate copies of one image."""
 
 import hashlib
 import random
@@ -37,7 +37,7 @@ def hashes(images: Images) -> set[int]:
 
 
 def npz(path: Path, labels: list[int], copies: int = 1) -> str:
-    """An .npz of len(labels) pictures of which each occurs `copies` times."""
+    """An .npz of len(labels) images, each `copies` times."""
     rows = [np.random.default_rng(i // copies).integers(0, 256, (4, 4), dtype=np.uint8) for i in range(len(labels))]
     np.savez(path, x=np.stack(rows), y=np.array(labels))
     return f"npz:{path}"
@@ -77,7 +77,7 @@ def test_copies_never_straddle(tmp_path: Path) -> None:
         assert not hashes(low) & hashes(high)
         assert len(low) + len(high) == 120
         assert set(Counter(low.keys().tolist()).values()) == {4}
-        # each picture occurs under several labels here: even a stratified cut must not tear it apart
+        # each image has several labels here; even a stratified cut must keep its copies together
         kept, held = holdout(open_images(uri), seed=seed, stratify=True)
         assert not hashes(kept) & hashes(held)
         assert len(kept) + len(held) == 120
@@ -92,7 +92,7 @@ def test_slices_that_meet_are_a_partition() -> None:
 
 
 def test_the_order_is_sha256_of_seed_and_identity(tmp_path: Path) -> None:
-    """The slow version: the identity from the array's bytes, the order from a string of seed and identity."""
+    """Slow version: identities from the arrays' bytes, the order from a string of seed and identity."""
     labels = [0] * 25
     uri = npz(tmp_path / "x.npz", labels)
     pixels = np.load(tmp_path / "x.npz")["x"]

@@ -1,4 +1,4 @@
-"""The stream of global batches: the same on any number of processes, micro-batches and workers, and whichever way a set is read."""
+"""The stream of batches is equal for any number of processes, micro-batches and workers, and for every way of reading a set."""
 
 import shutil
 import tarfile
@@ -90,7 +90,7 @@ def whole(parts: list[RawBatch]) -> RawBatch:
 def global_batches(
     images: Images, order: Order, world: int, micro: int, workers: int = 0, steps: int = 5
 ) -> list[RawBatch]:
-    """What all processes together see, put together by rank."""
+    """The batches of all processes, joined by rank."""
     ranks = [
         list(batches_of(images, order, steps, share=Share(rank, world, micro), workers=workers)(0))
         for rank in range(world)
@@ -123,7 +123,7 @@ def test_loaded_batches_are_the_same_on_any_number_of_processes_and_workers(
 
 
 def test_samples_are_the_pictures_of_the_order(images: Images) -> None:
-    """Against a loop that reads, crops and labels one picture after the other."""
+    """Compared with a loop that reads, crops and labels one image at a time."""
     order = Order(N, 6, seed=1)
     for step, (sample,) in enumerate(batches_of(images, order)(0)):
         assert sample.positions.tolist() == [step * 6 + k for k in range(6)]
@@ -250,7 +250,7 @@ def test_a_damaged_picture_is_replaced_by_its_neighbour(copies: Path) -> None:
         damage = Damage(0.2, report=lines.append)
         found.append(list(batches_of(images, order, steps=2, workers=workers, damage=damage)(0)))
         assert sorted(damage.names.values()) == sorted(images.name(i) for i in broken)
-        # told once, not once an epoch
+        # reported once, not in every epoch
         assert len(lines) == 2 and all("replaced by its neighbour" in line for line in lines)
     for (first,), (second,) in zip(*found, strict=True):
         assert equal(first, second)
@@ -281,7 +281,7 @@ def test_one_damaged_picture_of_few_is_tolerated_unless_none_is(copies: Path) ->
 
 
 def test_two_sets_may_share_the_list_of_damage(copies: Path, folder: Path) -> None:
-    """The same number, and the same name, in another set is another picture."""
+    """Images with equal numbers and names in different sets are different images."""
     first, second = open_images(f"folder:{copies}"), open_images(f"folder:{folder}")
     damage = Damage(report=lambda _: None)
     for images in (first, second):
@@ -378,7 +378,7 @@ def ways(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def crops_of(sample: RawBatch) -> Tensor:
-    """uint8 [N, V, C, h, w]: those that a worker sent, or those of raw pixels."""
+    """The crops, uint8 [N, V, C, h, w]: sent by a worker, or cropped here from uncropped images."""
     if sample.images.ndim == 5:
         return sample.images
     return CROP.crop(sample.images, Draws(3, sample.positions))["images"]
@@ -418,7 +418,7 @@ def test_a_gathering_thread_changes_nothing(ways: dict[str, str]) -> None:
 def test_a_damaged_record_is_replaced_by_its_neighbour_too(
     ways: dict[str, str], tmp_path: Path, resident: Resident, broken: int
 ) -> None:
-    """The neighbour of record 9 has another label, and the label is that of the picture which is read."""
+    """The neighbour of record 9 has another label; the label must belong to the image that is read."""
     shutil.copytree(ways["raw"].removeprefix("pack:"), tmp_path / "raw")
     with open(tmp_path / "raw" / RECORDS, "r+b") as file:
         file.seek(broken * 19 * 17 * 3)
@@ -526,7 +526,7 @@ def test_pictures_that_differ_in_size_cannot_be_resident(images: Images) -> None
 def test_large_pictures_are_cropped_before_the_next_ones_are_decoded(
     images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker's memory is bounded by bytes, not by pictures; how it cuts its part changes nothing."""
+    """A worker's memory is bounded in bytes, not in images; how it divides its part changes no result."""
     order = Order(N, 16, seed=0)
     straight = list(batches_of(images, order, steps=3)(0))
     seen: list[int] = []

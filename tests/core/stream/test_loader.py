@@ -1,4 +1,4 @@
-"""The loader against a plain loop, and what it leaves behind when it ends early."""
+"""The loader compared with a plain loop, and its clean-up when it ends early."""
 
 import gc
 import multiprocessing
@@ -35,7 +35,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def rows(index: np.ndarray, weight: np.ndarray) -> dict[str, Tensor]:
-    """Row i of pixels all index, and a number."""
+    """Images whose pixels all equal their index, and a number for each row."""
     pixels = torch.from_numpy(index % 251).to(torch.uint8)[:, None, None].expand(-1, 3, 5).contiguous()
     return {"pixels": pixels, "number": torch.from_numpy(index * weight)}
 
@@ -46,7 +46,7 @@ def batches() -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def descriptors() -> set[str]:
-    """The open files, once the threads that feed DataLoader's queues have seen that these are closed."""
+    """The open files, after the threads that feed DataLoader's queues have closed theirs."""
     for thread in threading.enumerate():
         if thread.name.startswith("QueueFeeder"):
             thread.join()
@@ -69,7 +69,7 @@ def test_batches_come_whole_and_in_order(workers: int, micro: int) -> None:
 
 
 def test_a_slot_is_written_again_only_when_it_was_read() -> None:
-    """More parts than there are slots, each of its own content, and every one of them kept."""
+    """More parts than slots, with different contents; all results are kept."""
     many = [(np.full(PART, k), np.ones(PART, dtype=np.int64)) for k in range(200)]
     found = list(read_in_workers(rows, many, workers=3))
     assert [int(batch["number"].unique()) for batch in found] == list(range(200))
@@ -89,7 +89,7 @@ def test_parts_are_small_enough_for_several_workers() -> None:
 
 
 class Growing:
-    """Rows that become too large for the slots that the first one's size was measured for, and deeper."""
+    """Rows that become deeper, and too large for slots of the first row's size."""
 
     def __call__(self, index: np.ndarray) -> dict[str, Tensor]:
         deep = bool((index >= 100).any())
@@ -104,7 +104,7 @@ def test_what_does_not_fit_into_a_slot_comes_all_the_same() -> None:
 
 
 class Deep:
-    """8 and 16 bits by the row's number: a part with any deep picture is deep as a whole."""
+    """8 or 16 bits, by the row's number: a part with one 16-bit image is 16-bit as a whole."""
 
     def __call__(self, index: np.ndarray) -> dict[str, Tensor]:
         pixels = torch.from_numpy(index % 256).to(torch.uint8)
@@ -165,7 +165,7 @@ def test_leaving_early_ends_the_workers_and_closes_their_files(end: str) -> None
 
 
 def test_a_lost_worker_does_not_interrupt_the_main_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DataLoader would have SIGCHLD raise an error wherever that is."""
+    """DataLoader's SIGCHLD handler would raise an error at an arbitrary place."""
     monkeypatch.setattr(_utils.signal_handling, "_SIGCHLD_handler_set", False)
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
@@ -179,13 +179,13 @@ def test_a_lost_worker_does_not_interrupt_the_main_process(monkeypatch: pytest.M
 
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DataLoader looks after its workers every few milliseconds, not every five seconds."""
+    """DataLoader checks its workers every few milliseconds instead of every five seconds."""
     monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.02)
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.02,))
 
 
 class Killing:
-    """Row 470 ends the process that reads it, by a signal; the row `stuck` is never read to its end."""
+    """Row 470 kills the process that reads it; reading the row `stuck` never ends."""
 
     def __init__(self, number: int, stuck: int = -1) -> None:
         self.number, self.stuck = number, stuck
@@ -201,14 +201,12 @@ class Killing:
 @pytest.mark.usefixtures("_impatient")
 @pytest.mark.parametrize(("workers", "stuck"), [(1, -1), (3, -1), (3, 430)])
 def test_a_killed_worker_is_one_sentence_and_leaves_no_process(workers: int, stuck: int) -> None:
-    """Nor where another worker is stuck: all are deaf to SIGTERM."""
+    """Also if another worker is stuck; all workers ignore SIGTERM."""
     before = descriptors()
     found = read_in_workers(
         Killing(signal.SIGKILL, stuck), ((np.arange(k, k + 40),) for k in range(0, 4000, 40)), workers=workers
     )
-    with pytest.raises(
-        WorkerLost, match=r"^a loader process was killed by SIGKILL, which happens when memory"
-    ):
+    with pytest.raises(WorkerLost, match=r"^a loader process was killed by SIGKILL, which happens when memory"):
         list(found)
     assert not multiprocessing.active_children() and descriptors() == before
 
@@ -226,7 +224,7 @@ def test_workers_leave_it_to_the_main_process_when_to_stop(number: int) -> None:
 def test_no_more_is_read_ahead_than_there_are_slots_for(
     workers: int, micro: int, rows_each: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """BATCHES_AHEAD of a step's micro-batches, rounded up to as many parts for each worker, of which each has two at least."""
+    """BATCHES_AHEAD steps of micro-batches, rounded up to equally many parts for each worker, at least two."""
     slots, given, real = list[int](), list[int](), loader._slots
 
     def counted(read: Any, first: Any, count: int) -> Any:

@@ -1,4 +1,4 @@
-"""The order of global batches: against loops, by its properties, and the locality of the one that reads blocks."""
+"""The order of batches: compared with loops, its properties, and the locality of shuffling in blocks."""
 
 import math
 from itertools import islice, pairwise
@@ -18,7 +18,7 @@ from rootstock.core.stream.order import SHUFFLES, Blocks, Full, Order, Shuffle
 SMALL = Blocks(size=4, mix=3)
 BOTH = pytest.mark.parametrize("shuffle", [Full(), SMALL, Blocks()], ids=["full", "small blocks", "blocks"])
 
-# (n, batch size, seed, name, step) -> the first four images. A change of any of these re-runs every committed number.
+# (n, batch size, seed, name, step) -> the first four images. A change of any of these invalidates every committed result.
 Key = tuple[int, int, int, str, int]
 PINNED: dict[Key, list[int]] = {
     (1797, 64, 0, "", 0): [581, 1047, 668, 1255],
@@ -33,13 +33,13 @@ PINNED_BLOCKS: dict[Key, list[int]] = {
 
 
 def epoch_of(order: Order, epoch: int = 0) -> list[int]:
-    """The whole epoch, with what its batches leave out."""
+    """The whole epoch, with the images that its batches leave out."""
     name = f"{order.name}/order/{epoch}"
     return order.shuffle.images(order.seed, name, order.n, np.arange(order.n)).tolist()
 
 
 def slow_blocks(seed: int, name: str, n: int, shuffle: Blocks) -> list[int]:
-    """The same by lists: turn the ring, cut it, permute the runs, shuffle the groups."""
+    """Slow version with lists: rotate the set, cut it into runs, permute the runs, shuffle the groups."""
 
     def permuted(what: list[Any], stream: str) -> list[Any]:
         return [what[i] for i in permute(seed, f"{name}/{stream}", len(what), torch.arange(len(what))).tolist()]
@@ -108,7 +108,7 @@ def test_an_epoch_holds_no_image_twice_and_leaves_out_others_each_time(
 def test_steps_are_the_indices_and_positions_of_each(
     start: int, stop: int, shuffle: Shuffle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever is computed ahead: a part of an epoch, exactly one, or less than a step."""
+    """For every amount computed ahead: a part of an epoch, exactly one, or less than a step."""
     order = Order(100, 8, seed=1, shuffle=shuffle)
     slices = [slice(2, 4), slice(4, 7), slice(0, 1)]
     for ahead in (1, 20, 72, 4096):
@@ -157,7 +157,7 @@ def test_epochs_names_and_seeds_have_their_own_orders() -> None:
 
 @BOTH
 def test_every_image_is_as_often_anywhere_in_the_epoch(shuffle: Shuffle) -> None:
-    """In particular in what the epoch's end leaves out, and in the ring's short run."""
+    """Also for the images left out at the end of an epoch, and for the shorter run."""
     n, epochs = 30, 2_000
     order = Order(n, 7, seed=0, shuffle=shuffle)
     place = np.array([np.argsort(epoch_of(order, epoch)) for epoch in range(epochs)])  # [epochs, images]
@@ -190,7 +190,7 @@ def test_blocks_touch_few_runs_and_shards_at_a_time(n: int, size: int, mix: int)
 
 
 def test_blocks_mix_what_lies_together() -> None:
-    """A batch of a set sorted by class holds many classes, as many runs take part in each group."""
+    """A batch of a set sorted by class has many classes, since each group mixes many runs."""
     order = Order(20_000, 256, seed=0, shuffle=Blocks(size=64, mix=32))
     classes = [len((order.indices(step) // 200).unique()) for step in range(order.steps_per_epoch)]
     assert min(classes) > 25

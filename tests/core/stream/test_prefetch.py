@@ -1,4 +1,4 @@
-"""Batches made by a thread and sent ahead: in order, no more of them than said, and nothing left behind."""
+"""Prefetched batches come in order, never more than `depth` ahead, and everything is cleaned up."""
 
 import threading
 from collections.abc import Generator
@@ -36,7 +36,7 @@ def test_a_thread_keeps_the_order() -> None:
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
 def test_a_thread_is_never_further_ahead_than_said(depth: int) -> None:
-    """`made` grows before an item is handed over, and every item that was taken makes room for one."""
+    """`made` grows before an item is handed over; each consumed item makes room for another one."""
     made: list[int] = []
     ahead = in_thread(counted(50, made), depth)
     most = 0
@@ -77,7 +77,7 @@ def test_leaving_while_the_thread_waits_for_room_ends_it() -> None:
     def source() -> Generator[int]:
         for k in range(1000):
             made.append(k)
-            if k == 2:  # one was taken, two lie ready: there is no room for a fourth
+            if k == 2:  # one is consumed and two are ready, so there is no room for a fourth
                 full.set()
             yield k
 

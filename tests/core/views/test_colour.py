@@ -1,4 +1,4 @@
-"""Every colour operation against torchvision's at the same parameters, and ColorJitter's factors, order and probability."""
+"""Every colour operation compared with torchvision's at equal parameters; ColorJitter's factors, order and probability."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +26,7 @@ OPERATIONS = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv
 
 @pytest.fixture(scope="module")
 def pictures() -> Tensor:
-    """Random colours, and among them the ones where hue and saturation are at their edges; float [8, 3, 20, 24]."""
+    """Random colours and edge cases of hue and saturation; float [8, 3, 20, 24]."""
     x = torch.rand(8, 3, 20, 24, generator=torch.Generator().manual_seed(0))
     x[1] = x[1, :1]  # gray
     x[2] = (x[2] > 0.5).float()  # the corners of the colour cube
@@ -86,7 +86,7 @@ def test_colour_jitter_is_the_loop_over_torchvision(
 
 
 def test_factors_follow_torchvisions_ranges() -> None:
-    """Read off from constant pictures: brightness of gray 0.4 is its factor, hue of pure red its angle."""
+    """Measured on constant images: gray 0.4 shows the brightness factor, pure red the hue's angle."""
     n = 3_000
     gray = torch.full((n, 3, 1, 1), 0.4)
     factor = colour_jitter(gray, Draws(0, torch.arange(n)), (0.8, 0.0, 0.0, 0.0), 1.0)[:, 0, 0, 0] / 0.4
@@ -109,7 +109,7 @@ def test_jitter_is_applied_with_its_probability() -> None:
 
 
 def test_static_shapes_give_the_same(pictures: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Off the CPU every sample goes through one fixed sequence, so that nothing waits for the device; here with the flag turned."""
+    """On a GPU every sample passes one fixed sequence, so that nothing waits for the device; forced on the CPU here."""
     draws = Draws(3, torch.arange(400))
     many = pictures.repeat(50, 1, 1, 1)
     view = View(
@@ -125,13 +125,13 @@ def test_static_shapes_give_the_same(pictures: Tensor, monkeypatch: pytest.Monke
     monkeypatch.setattr(colour, "eager_cpu", lambda x: False)
     monkeypatch.setattr(views, "eager_cpu", lambda x: False)
     assert torch.allclose(colour_jitter(many, draws, (0.8, 0.8, 0.8, 0.2), 0.7), jittered, atol=1e-6)
-    # solarize has a step of slope only, so rounding stays rounding; normalising enlarges it by 1 / std
+    # solarize is continuous, so differences stay as small as rounding; normalisation enlarges them by 1 / std
     assert torch.allclose(view.finish(crops, draws), eager, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [32, 224])
 def test_gray_then_inverted_is_each_sample_alone(size: int) -> None:
-    """Where a whole chunk is gray, what follows must not write into channels that share their memory; one sample is a chunk too."""
+    """If a whole slice is gray, later operations must not write into channels that share memory; also for a slice of one sample."""
     n = 5
     crops = torch.randint(256, (n, 3, size, size), generator=torch.Generator().manual_seed(2)).to(torch.uint8)
     draws = Draws(4, torch.arange(n))
@@ -161,7 +161,7 @@ def test_gray_then_inverted_is_each_sample_alone(size: int) -> None:
 
 
 def test_traces_whole(pictures: Tensor) -> None:
-    """Draws and pixels without a graph break, by the tracer alone, which needs no compiler."""
+    """Draws and pixels without a graph break; only traced, which needs no compiler."""
     draws = Draws(5, torch.arange(len(pictures)))
     view = View(
         20,
@@ -175,7 +175,7 @@ def test_traces_whole(pictures: Tensor) -> None:
 
 
 def test_compiled_is_eager(pictures: Tensor) -> None:
-    """The two graphs that the pixels of a view come to: one turn of jitter with each operation in it, and the rest."""
+    """The two compiled graphs of a view: one turn of jitter with every operation, and the rest."""
     if trouble := compiler_trouble("cpu"):
         pytest.skip(f"torch.compile on the CPU needs a C++ compiler that works: {trouble}")
     n = len(pictures)
@@ -207,7 +207,7 @@ def test_chunks_of_any_length_give_the_same(pictures: Tensor, rows: int, monkeyp
 
 
 def test_spare_memory_is_nobodys_result() -> None:
-    """Neither a later call nor one of another thread at the same time writes into what was returned."""
+    """Neither a later call nor one in another thread overwrites a result."""
     crops = torch.randint(256, (48, 3, 32, 32), generator=torch.Generator().manual_seed(5)).to(torch.uint8)
     view = View(32, augmentation=Augmentation(jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=0.8, grayscale=0.2, blur=0.5))
     streams = [Draws(seed, torch.arange(48)) for seed in range(16)]
@@ -220,7 +220,7 @@ def test_spare_memory_is_nobodys_result() -> None:
 
 
 def test_parameters_follow_torchvisions() -> None:
-    """ColorJitter's factors and order, and GaussianBlur's sigma, against what torchvision's make_params draws."""
+    """ColorJitter's factors and order and GaussianBlur's sigma have the distribution of torchvision's make_params."""
     n, strength = 3_000, (0.8, 0.4, 1.2, 0.2)
     ours = colour.draw_jitter(Draws(0, torch.arange(n)), strength, 0.8)
     torch.manual_seed(0)
@@ -249,7 +249,7 @@ def test_parameters_follow_torchvisions() -> None:
     [(80, 97, 0.7), (96, 96, 1.0), (65, 130, 3.0), (224, 70, 5.0), (32, 20, 0.3), (2, 3, 0.2)],
 )
 def test_blur_is_the_product_with_whole_matrices(height: int, width: int, largest: float) -> None:
-    """In blocks, with three taps, and as a convolution."""
+    """The blur in blocks, with three taps, and as a convolution."""
     x = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(1))
     sigma, radius = torch.tensor([0.1, largest]), min(math.ceil(4 * largest), height - 1, width - 1)
     matrices = [blur_matrix(sigma, side, radius).double() for side in (height, width)]
@@ -278,7 +278,7 @@ def test_blur_keeps_constants_and_tiny_pictures() -> None:
 
 @pytest.mark.parametrize("name", ["solarize", "invert", "grayscale"])
 def test_switches(pictures: Tensor, name: str) -> None:
-    """With probability 1 the whole batch is torchvision's, with a half some of it, chosen by position."""
+    """With probability 1 the whole batch equals torchvision's; with 0.5 a part of it, chosen by position."""
     crops = (pictures * 255).round().to(torch.uint8)[:, :, :20, :20]
     draws = Draws(0, torch.arange(len(crops)))
     plain = crops / 255

@@ -1,4 +1,4 @@
-"""Random erasing against torchvision's distribution, and box by box."""
+"""Random erasing: torchvision's distribution, and each box."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ def draws_of(n: int, seed: int = 0) -> Draws:
 
 
 def torchvisions(n: int, height: int, width: int, scale: tuple[float, float]) -> np.ndarray:
-    """Its boxes; empty where nothing is erased."""
+    """torchvision's boxes; empty if nothing is erased."""
     torch.manual_seed(0)
     erase = transforms.RandomErasing(p=1.0, scale=scale)
     image, found = torch.empty(3, height, width), []

@@ -1,4 +1,4 @@
-"""Mixup and cutmix pair by pair, their distributions, and their independence of how a batch is split."""
+"""Mixup and cutmix for each pair, their distributions, and independence of how a batch is split."""
 
 import pytest
 import torch
@@ -63,11 +63,13 @@ def test_parts_of_a_batch_mix_as_the_whole(parts: int) -> None:
         for rows in torch.arange(32).chunk(parts)
     ]
     for a, b in zip(whole, zip(*found, strict=True), strict=True):
-        assert torch.allclose(a, torch.cat(b), atol=1e-6)  # a logarithm's last bit depends on its place in a vector
+        assert torch.allclose(
+            a, torch.cat(b), atol=1e-6
+        )  # the last bit of a logarithm depends on its place in the vector
 
 
 def test_boxes_are_torchvisions() -> None:
-    """Its CutMix.make_params, line by line, at our centres and shares: half sides rounded down, cut at the border."""
+    """torchvision's CutMix.make_params with our centres and shares: half sides rounded down, clipped at the border."""
     n, height, width = 300, 30, 47
     draws = Draws(1, torch.arange(n))
     share = draws.uniform("share")
@@ -82,7 +84,7 @@ def test_boxes_are_torchvisions() -> None:
 
 def test_shares_are_beta() -> None:
     n = 4_000
-    images, labels = torch.zeros(n, 1, 1, 1), torch.arange(n) % 2  # partners are of the other class
+    images, labels = torch.zeros(n, 1, 1, 1), torch.arange(n) % 2  # partners have the other class
     images[::2] = 1.0
     mixed, soft = mix_images(images, labels, Draws(0, torch.arange(n)), 2, Mixing(0.8))
     assert stats.kstest(mixed[::2].flatten().numpy(), stats.beta(0.8, 0.8).cdf).pvalue > 0.001

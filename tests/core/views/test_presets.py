@@ -1,4 +1,4 @@
-"""The presets hold the published numbers, every key of `views` reaches its view, and a number out of its range is one sentence."""
+"""Presets have the published numbers, every key of data.views reaches its view, and a number out of range raises UserError."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ BYOL = {
 FIRST, SECOND = {"blur": 1.0}, {"blur": 0.1, "solarize": 0.2}
 DINO = {**BYOL, "scale": (0.4, 1.0)}
 
-# preset -> what its two views have beside PLAIN, how many local crops it takes, and what those have.
+# preset -> differences of its two views from PLAIN, number of local crops, and their differences.
 PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any], int, dict[str, Any]]] = {
     "simclr": (SIMCLR, SIMCLR, 0, {}),
     "moco": (m := {**SIMCLR, "scale": (0.2, 1.0), "jitter": (0.4, 0.4, 0.4, 0.1)}, m, 0, {}),
@@ -54,7 +54,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any], int, dict[str, Any]]]
 }
 
 
-def told(view: View) -> dict[str, Any]:
+def numbers_of(view: View) -> dict[str, Any]:
     return {key: getattr(view if key in PER_VIEW else view.augmentation, key) for key in PLAIN}
 
 
@@ -62,11 +62,11 @@ def told(view: View) -> dict[str, Any]:
 def test_a_preset_has_the_published_numbers(name: str) -> None:
     first, second, count, local = PUBLISHED[name]
     made = multiview(VIEWS[name](), 224, (0.5,), (0.25,), 2)
-    assert [told(view) for view in made.views] == [{**PLAIN, **first}, {**PLAIN, **second}]
+    assert [numbers_of(view) for view in made.views] == [{**PLAIN, **first}, {**PLAIN, **second}]
     assert len(made.local) == count
     for view in made.local:
-        found = told(view)
-        # As many pixels of blur as the whole views have: sigma is given at 224 px.
+        found = numbers_of(view)
+        # Blurred by as many pixels as the full views: sigma is given at 224 px.
         assert found.pop("blur_sigma") == pytest.approx((0.1 * 224 / 96, 2.0 * 224 / 96))
         assert found == {key: value for key, value in {**PLAIN, **local}.items() if key != "blur_sigma"}
 
@@ -86,7 +86,7 @@ OTHER: dict[str, Any] = {
 @pytest.mark.parametrize("key", OTHER)
 def test_a_key_reaches_the_view_and_nothing_else(key: str) -> None:
     (view,) = multiview(Augmentation(**{key: OTHER[key]}), 224, (0.5,), (0.25,), 1).views
-    assert told(view) == {**PLAIN, key: OTHER[key]}
+    assert numbers_of(view) == {**PLAIN, key: OTHER[key]}
 
 
 def test_local_keys_reach_the_local_crops() -> None:
@@ -141,7 +141,7 @@ def test_the_signs_of_two_turns_are_independent(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_blur_reaches_four_of_the_largest_sigma() -> None:
-    """One white pixel: what is 17 px wide at a sigma of 2 px, and nothing beyond."""
+    """One white pixel becomes 17 px wide at a sigma of 2 px."""
     image = torch.zeros(1, 3, 224, 224, dtype=torch.uint8)
     image[:, :, 112, 112] = 255
     view = View(224, (0.0,), (1.0,), augmentation=Augmentation(blur=1.0, blur_sigma=(1.999, 2.0)))

@@ -1,4 +1,4 @@
-"""Every operation against torchvision's, what is drawn, and the batch that mixes all operations."""
+"""Every operation compared with torchvision's, the drawn operations, and a batch that mixes all of them."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ PLAIN = transforms.InterpolationMode.NEAREST
 
 
 def crops(size: int = 48) -> Tensor:
-    """A photograph's parts, noise, a dark ramp, one level, and two levels."""
+    """Parts of a photograph, noise, a dark ramp, an image of one level and one of two levels."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=generator)
     ramp = torch.arange(size, dtype=torch.uint8).expand(3, size, size).contiguous()
@@ -33,7 +33,7 @@ def crops(size: int = 48) -> Tensor:
 
 
 def torchvisions(image: Tensor, name: str, magnitude: int, sign: float) -> Tensor:
-    """One operation through torchvision's own table of magnitudes."""
+    """One operation, by torchvision's table of magnitudes."""
     transform: Any = transforms.RandAugment()
     levels, signed = transform._AUGMENTATION_SPACE[name]
     levels = levels(31, *image.shape[1:])
@@ -54,14 +54,14 @@ def test_an_operation_is_torchvisions(name: str, magnitude: int, size: int) -> N
             expected = torchvisions(image, name, magnitude, sign)
             off = (out.int() - expected.int()).abs()
             if name in ("ShearX", "ShearY", "Rotate"):
-                # Where a source point lies between two pixels, the last bit of the grid chooses; nowhere else.
+                # Only if a source point is exactly between two pixels, the grid's last bit decides.
                 assert (off > 0).float().mean() < 0.002
             else:
                 assert off.max() <= 1
 
 
 def test_tables_of_levels_are_torchvisions_at_every_magnitude() -> None:
-    """Each of the 256 levels, where a threshold may round to either side."""
+    """All 256 levels, since a threshold may round to either side."""
     image = torch.arange(256, dtype=torch.uint8).view(1, 16, 16).expand(3, -1, -1).contiguous()
     for name in ("Brightness", "Contrast", "Posterize", "Solarize"):
         for magnitude in range(31):
@@ -95,13 +95,13 @@ def test_a_batch_of_all_operations_is_each_alone_and_the_static_form_is_the_same
         alone = rand_augment(images[n : n + 1], Draws(3, draws.positions[n : n + 1]), 3, 9.0)
         assert torch.equal(alone[0], found[n])
     assert torch.equal(rand_augment(images[:, :, :31], draws, 0, 9.0), images[:, :, :31])
-    # as on a device: every step over the whole batch
+    # as on a GPU: every step on the whole batch
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert torch.equal(rand_augment(images, draws, 3, 9.0), found)
 
 
 def test_it_traces_as_one_graph_with_erasing_and_mixing() -> None:
-    """Static shapes without a break: what torch.compile takes, against the row by row form of the CPU."""
+    """The form for torch.compile, with static shapes and no graph break, equals the CPU's row by row form."""
 
     def run(images: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         draws = Draws(0, positions)
@@ -116,7 +116,7 @@ def test_it_traces_as_one_graph_with_erasing_and_mixing() -> None:
 
 
 def test_operations_and_signs_are_uniform_and_independent() -> None:
-    """Which operation was used is read off one picture that each of them changes in its own way, for either sign."""
+    """The operation is recognised on an image that each operation and sign changes differently."""
     n = 4_000
     image = PHOTO[:, 300:320, 50:70]
     table = {}
@@ -124,7 +124,7 @@ def test_operations_and_signs_are_uniform_and_independent() -> None:
         for sign in (1.0, -1.0):
             out = augment(image[None], torch.tensor([k]), torch.tensor([sign]), 0.8)
             table.setdefault(out.numpy().tobytes(), (k, sign))
-    assert len(table) == 9 * 2 + 5  # nine are signed
+    assert len(table) == 9 * 2 + 5  # nine operations have a sign
     found = rand_augment(image.expand(n, -1, -1, -1), Draws(5, torch.arange(n)), 1, 24.0)
     counts: dict[tuple[int, float], int] = {}
     for out in found:
@@ -133,7 +133,7 @@ def test_operations_and_signs_are_uniform_and_independent() -> None:
     expected = [n / 14 if not 1 <= k <= 9 else n / 28 for k, _ in counts]
     assert len(counts) == 23
     assert stats.chisquare(list(counts.values()), expected).pvalue > 0.001
-    # turns are drawn apart from each other
+    # turns are drawn independently
     draws = Draws(5, torch.arange(n))
     first, second = (draws.integers(f"operation{turn}", 14) for turn in range(2))
     pairs = torch.bincount(first * 14 + second, minlength=196).numpy()

@@ -1,4 +1,4 @@
-"""Resampling against torchvision and aten in every bit, by each path, and the boxes' distributions."""
+"""Resampling equals torchvision and aten in every bit on each path; the distributions of boxes."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from rootstock.core.views.resample import Interpolation, crop_resize, crop_resiz
 
 MODES = {"bilinear": transforms.InterpolationMode.BILINEAR, "bicubic": transforms.InterpolationMode.BICUBIC}
 KERNELS: list[Interpolation] = ["bilinear", "bicubic"]
-# Without these instructions torchvision resizes bilinearly in floats; aten's integers are the same everywhere.
+# Without these CPU instructions torchvision's bilinear resizing uses floats; aten's integers are equal everywhere.
 NATIVE = "AVX" in torch.backends.cpu.get_cpu_capability()
 
 
@@ -43,7 +43,7 @@ class Case:
         return int(self.numbers.integers(low, high + 1))
 
     def side(self) -> int:
-        """Often tiny, often the size itself, else up to 30 times it."""
+        """Often tiny, often the size itself, else up to 30 times the size."""
         choices = [self.number(1, 3), self.size, self.number(1, 48), self.number(1, min(400, 30 * self.size))]
         return choices[self.number(0, 3)]
 
@@ -53,7 +53,7 @@ class Case:
 
 
 def resized(image: Tensor, size: list[int], kernel: Interpolation) -> Tensor:
-    """aten plane by plane: it errs or mixes planes up where the result is one pixel wide and there are several."""
+    """aten for each plane alone: with several planes and a result one pixel wide, it fails or confuses them."""
     op: Any = torch.ops.aten._upsample_bilinear2d_aa if kernel == "bilinear" else torch.ops.aten._upsample_bicubic2d_aa
     planes = [plane.clone(memory_format=torch.contiguous_format)[None, None] for plane in image]
     return torch.cat([op(plane, size, False, None, None)[0] for plane in planes])
@@ -78,7 +78,7 @@ def without_aten(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def in_halves(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    """What an accelerator computes; dtype: what it may round the operands of a product to."""
+    """The computation of an accelerator; dtype: the precision to which it may round the operands of a product."""
     without_aten(monkeypatch)
 
     def weighted(x: Tensor, weights: Tensor, bits: Tensor, _: torch.dtype, *, from_right: bool) -> Tensor:
@@ -138,7 +138,7 @@ def test_small_images_in_more_than_one_chunk_under_a_low_precision_and_autocast(
 
 
 def test_one_graph_under_compile() -> None:
-    """Traced whole, which needs no C++ compiler: no call that waits for a value."""
+    """Traced as a whole, which needs no C++ compiler: no call waits for a value."""
     case = Case(3)
     torch.compiler.reset()
     compiled: Any = torch.compile(crop_resize, backend="eager", fullgraph=True, dynamic=False)
@@ -160,7 +160,7 @@ def test_16_bits_are_exact_to_half_a_level_and_the_same_by_each_path(kernel: Int
         cut = level[:, top : top + height, left : left + width].double()
         slow = tv.resize(cut, [14, 14], MODES[kernel], antialias=True)
         slow = slow.flip(2) if mirror else slow
-        assert (slow - out.double()).abs().max() < 1.4  # each pass rounds once; bicubic's weights add up to 1.3 in size
+        assert (slow - out.double()).abs().max() < 1.4  # each pass rounds once; the absolute bicubic weights sum to 1.3
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
@@ -175,7 +175,7 @@ def test_a_whole_picture_of_the_size_is_that_picture(dtype: torch.dtype) -> None
 
 
 def test_weights_are_those_of_a_cut_picture() -> None:
-    """Rows sum to a power of two up to rounding, and do not know where the crop lies."""
+    """Rows sum to a power of two up to rounding, independent of the place of the crop."""
     start, length = torch.tensor([0, 7, 30]), torch.tensor([20, 20, 20])
     for kernel in KERNELS:
         weights, bits = resize_matrix(start, length, 50, 9, kernel)
@@ -196,7 +196,7 @@ def test_resize_centre_is_torchvisions_to_the_bit(monkeypatch: pytest.MonkeyPatc
             continue
         if (
             not NATIVE and int(short * width / min(height, width)) == 1
-        ):  # aten's other kernel errs on a result one pixel wide
+        ):  # aten's other kernel fails for a result one pixel wide
             continue
         whole = [int(short * side / min(height, width)) for side in (height, width)]
         expected = torch.stack(
@@ -247,7 +247,7 @@ def test_random_boxes_follow_torchvisions(height: int, width: int) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(10, 400), (400, 10), (3, 1000), (1000, 1), (1, 1), (30, 41)])
 def test_the_fall_back_is_torchvisions(height: int, width: int) -> None:
-    """No try of full area and its aspect fits a strip: then the largest central box within the aspects."""
+    """If no try fits, as in a strip at full area, the box is the largest central one within the aspect range."""
     ours = random_boxes(Draws(0, torch.arange(50)), height, width, (1.0, 1.0), (3 / 4, 4 / 3))
     torch.manual_seed(0)
     crop = transforms.RandomResizedCrop(8, (1.0, 1.0))
@@ -258,7 +258,7 @@ def test_the_fall_back_is_torchvisions(height: int, width: int) -> None:
 
 
 def test_each_try_is_used_when_the_ones_before_it_fail() -> None:
-    """The same draws by a loop over tries, as torchvision's code reads."""
+    """Slow version with the same draws: a loop over tries, as in torchvision's code."""
     height, width, scale, ratio, n = 60, 200, (0.08, 1.0), (3 / 4, 4 / 3), 400
     draws = Draws(0, torch.arange(n))
     area = draws.uniform("area", 10, low=scale[0], high=scale[1])

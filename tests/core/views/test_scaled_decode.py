@@ -1,4 +1,4 @@
-"""data.decode: scaled. The same boxes as after a full decode, hence nearly the same views; and where there is nothing to gain, the same."""
+"""data.decode=scaled: the same boxes as after a full decode, so nearly the same views; equal ones where scaling saves no time."""
 
 import io
 from collections.abc import Iterator
@@ -28,12 +28,12 @@ CPU = torch.device("cpu")
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 CROP = multiview(VIEWS["simclr"](), 32, MEAN, STD, 2)
 LARGEST = 5.0
-"""Of 255, the mean absolute difference of a view after a full and after a scaled decode: most of it a shift of half a pixel."""
+"""Mean absolute difference, of 255, between views after a full and a scaled decode; mostly a shift of half a pixel."""
 
 
 @pytest.fixture(autouse=True)
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small pictures are scaled too, though that takes longer."""
+    """Scale small images too, although that saves no time."""
     monkeypatch.setattr("rootstock.core.views.scaled_decode.WORTHWHILE", 1)
 
 
@@ -54,7 +54,7 @@ def jpeg(picture: Image.Image, **options: object) -> bytes:
 
 @pytest.fixture(scope="module")
 def photographs() -> list[bytes]:
-    """Two photographs, whole (427 x 640) and cut to sides that no block divides; with colour at half the resolution and at all of it."""
+    """Two photographs, whole (427 x 640) and cut to sides that aren't multiples of a block; with subsampled and full colour."""
     pictures = [Image.fromarray(pixels) for pixels in load_sample_images().images]
     cut = [picture.crop((31, 17, 31 + 531, 17 + 377)) for picture in pictures]
     return [jpeg(picture, subsampling=2 * k) for k in (0, 1) for picture in (*pictures, *cut)]
@@ -65,7 +65,7 @@ def position(p: int) -> Draws:
 
 
 def both_ways(content: bytes, views: Multiview, draws: Draws) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
-    """The crops of one picture after a full decode and after a scaled one, and the scale."""
+    """The crops of one image after a full and after a scaled decode, and the scale."""
     scales: list[int] = []
 
     def scale(height: int, width: int) -> int:
@@ -92,7 +92,7 @@ def test_views_are_nearly_those_of_a_full_decode(photographs: list[bytes], name:
 
 @pytest.mark.parametrize("scale", [2, 4, 8])
 def test_where_nothing_is_rounded_only_the_decoding_differs(photographs: list[bytes], scale: int) -> None:
-    """Boxes on the grid of the smaller picture: what is left is libjpeg's filter instead of the resampling's."""
+    """With boxes on the grid of the smaller image, the only difference is libjpeg's filter."""
     random, size, found = np.random.default_rng(0), 32, []
     for content in photographs:
         picture, full = decode_scaled(content, "x", lambda height, width: scale)
@@ -108,7 +108,7 @@ def test_where_nothing_is_rounded_only_the_decoding_differs(photographs: list[by
 
 
 def test_views_are_not_shifted(photographs: list[bytes]) -> None:
-    """Over many boxes: of all small shifts of the scaled views, none comes nearer to the full ones than no shift."""
+    """Over many boxes, no small shift makes the scaled views more similar to the full ones."""
     errors = torch.zeros(3, 3)
     seen = 0
     for p in range(96):
@@ -123,13 +123,13 @@ def test_views_are_not_shifted(photographs: list[bytes]) -> None:
     assert seen > 30
     best = errors[1, 1]
     assert (errors.flatten()[[0, 1, 2, 3, 5, 6, 7, 8]] > 2 * best).all()
-    # a parabola through the errors of the shifts has its lowest point where the views really lie
+    # the minimum of a parabola through the errors of the shifts shows the bias
     for before, after in ((errors[0, 1], errors[2, 1]), (errors[1, 0], errors[1, 2])):
         assert abs(float((before - after) / (2 * (before + after - 2 * best)))) < 0.1
 
 
 def test_a_scaled_box_is_the_same_place() -> None:
-    """Its centre and sides within half a small pixel, inside the picture, and no smaller than the view."""
+    """Centre and sides are exact within half a pixel of the smaller image, inside it, and not smaller than the view."""
     random = np.random.default_rng(0)
     shifts = []
     for _ in range(2000):
@@ -142,7 +142,7 @@ def test_a_scaled_box_is_the_same_place() -> None:
         corners, sides = found.numpy()[:2], found.numpy()[2:]
         assert (corners >= 0).all() and (corners + sides <= stored).all() and (sides >= size).all()
         shift = corners + sides / 2 - (corner + box / 2) / scale
-        # where the last block is cut off, the picture's edge may keep a box from going further
+        # if the last block is incomplete, the image's edge may limit a box
         assert (np.abs(shift) <= 0.5).all() and (np.abs(sides - box / scale) <= 0.5).all()
         shifts.append(shift)
         assert scale > 1 or found.tolist() == [*corner, *box]
@@ -165,7 +165,7 @@ def test_useful_scale_keeps_the_crop_as_large_as_the_view() -> None:
 
 @pytest.mark.parametrize("name", ["simclr", "dino"])
 def test_the_scale_is_that_of_the_smallest_box_for_its_view(name: str) -> None:
-    """Against all boxes of each position, local ones too; drawn for many positions at once."""
+    """Compared with all boxes of each position, also local ones, drawn for many positions at once."""
     views = multiview(VIEWS[name](), 48, MEAN, STD, 2)
     draws = Draws(0, torch.arange(64))
     sides = []
@@ -189,7 +189,7 @@ def test_small_pictures_are_decoded_in_full(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, photographs: list[bytes]) -> Path:
-    """JPEGs in colour and gray, a turned one, a small one, a damaged one, and a PNG."""
+    """JPEGs in colour and gray, a rotated one, a small one, a damaged one, and a PNG."""
     root = tmp_path_factory.mktemp("pictures")
     for k, content in enumerate(photographs):
         (root / f"{k}.jpg").write_bytes(content)
@@ -205,7 +205,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, photographs: list[bytes]) -
 
 
 def batches(folder: Path, decode: Decode, start: int = 0, **options: int) -> tuple[list[RawBatch], list[str]]:
-    """Steps `start` to 3, each joined over its micro-batches, and the damaged pictures."""
+    """Steps `start` to 3, each with its micro-batches joined, and the damaged images."""
     images = open_images(f"folder:{folder}")
     damage = Damage(0.2, report=lambda _: None)
     world, micro, workers = (
@@ -231,7 +231,7 @@ def batches(folder: Path, decode: Decode, start: int = 0, **options: int) -> tup
 
 
 def test_views_depend_on_nothing_but_the_position(folder: Path) -> None:
-    """Processes, micro-batches, workers and the step begun at change no bit, as with full decoding."""
+    """Processes, micro-batches, workers and the first step change no bit, as with full decoding."""
     straight, damaged = batches(folder, "scaled")
     assert damaged == ["damaged.jpg"]
     full, found = batches(folder, "full")
@@ -249,7 +249,7 @@ def test_views_depend_on_nothing_but_the_position(folder: Path) -> None:
 
 
 def test_every_row_is_decoded_and_cropped_by_its_own_draws(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against one picture after the other: decoded at the scale of its position's draws, and cropped by the same."""
+    """Compared with one image at a time, decoded at the scale of its position's draws and cropped by the same draws."""
     names = [path.name for path in sorted(folder.iterdir())]
     straight, damaged = batches(folder, "scaled")
     monkeypatch.setattr("rootstock.core.stream.batches.CROP_BLOCK", 50_000)

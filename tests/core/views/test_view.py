@@ -1,4 +1,4 @@
-"""Views against torchvision's functional API at the same parameters, their distributions, and their independence of the batch."""
+"""Views compared with torchvision's functional API at equal parameters; their distributions; independence of the batch."""
 
 import math
 from typing import Any
@@ -43,7 +43,7 @@ def draws_of(n: int, seed: int = 0) -> Draws:
 
 
 def resized_crop(image: Tensor, box: list[int], size: int, kernel: str) -> Tensor:
-    """torchvision's, on uint8."""
+    """torchvision's result on uint8."""
     top, left, height, width = box
     return tv.resized_crop(image, top, left, height, width, [size, size], MODES[kernel], antialias=True)
 
@@ -58,11 +58,11 @@ def test_channels_and_depths(channels: int, dtype: torch.dtype) -> None:
     assert crops.dtype == dtype and crops.shape == (4, channels, 16, 16)
     found = view(deep, draws_of(4))
     assert found.shape == (4, channels, 16, 16) and found.isfinite().all()
-    # 257 v of 65535 is v of 255, up to the roundings of the crop: uint8 is rounded between columns and rows as well
+    # 257 v of 65535 equals v of 255, except for the crop's rounding: uint8 is also rounded between columns and rows
     of_bytes = view.crop(images, draws_of(4)).double() / 255
     assert (crops.double() / torch.iinfo(dtype).max - of_bytes).abs().max() < 1.01 / 255
-    assert (found - view(images, draws_of(4))).abs().max() < 0.12  # contrast, hue and 1 / std magnify it
-    # each channel is cropped alike, whatever their number
+    assert (found - view(images, draws_of(4))).abs().max() < 0.12  # contrast, hue and 1 / std enlarge the difference
+    # every channel is cropped equally, for any number of channels
     alone = torch.cat([view.crop(deep[:, c : c + 1], draws_of(4)) for c in range(channels)], 1)
     assert (alone.int() - crops.int()).abs().max() <= 1
     assert Evaluation(16)(deep).shape == (4, channels, 16, 16)
@@ -121,7 +121,7 @@ def sample_of(images: Tensor, draws: Draws, **extra: Tensor) -> RawBatch:
 
 @pytest.mark.parametrize("preset", ["simclr", "byol", "dino"])
 def test_a_worker_and_the_resident_path_give_the_same_views(preset: str) -> None:
-    """Raw pictures on the device; a worker's list of them in two parts; and one after the other."""
+    """Uncropped images on the device, a worker's list in two parts, and one image at a time give equal views."""
     images, draws = pictures(12), draws_of(12, seed=3)
     views = multiview(VIEWS[preset](), 24, (0.5,), (0.25,), 2)
     resident = views(sample_of(images, draws), draws)
@@ -159,7 +159,7 @@ def test_pictures_of_many_sizes_are_cropped_as_each_alone() -> None:
     images = [pictures(1, *size)[0] for size in sizes]
     images[2] = (images[2].int() * 257).to(
         torch.uint16
-    )  # of other depth: the rounding of its neighbours does not change
+    )  # an image of another depth doesn't change the rounding of the others
     draws = draws_of(len(images), seed=1)
     for preset in ("simclr", "none"):
         view = single(preset, 16)
@@ -183,7 +183,7 @@ def test_local_crops_as_in_dino_and_swav() -> None:
     assert (len(dino.local), len(swav.local)) == (8, 6)
     assert {view.size for view in dino.local + swav.local} == {96}
     assert dino.local[0].augmentation.scale == (0.05, 0.4) and swav.local[0].augmentation.scale == (0.05, 0.14)
-    # blurred by 0.1 to 2 pixels at 96 px as at 224 px, as both codes do
+    # blurred by 0.1 to 2 pixels at 96 px as at 224 px, as in both papers' code
     low, high = dino.local[0].augmentation.blur_sigma
     assert (low * 96 / 224, high * 96 / 224) == pytest.approx((0.1, 2.0))
     assert multiview(VIEWS["dino"](), 32, (0.5,), (0.25,), 2).local[0].size == 16
@@ -201,12 +201,12 @@ def test_presets_build_and_vary_with_the_position(preset: str) -> None:
     assert found.shape == (6, 3, 16, 16) and found.dtype == torch.float32 and found.isfinite().all()
     differs = (found[1:] != found[:1]).flatten(1).any(1)
     assert bool(differs.any()) == (preset != "none")
-    if preset != "randaugment":  # erased boxes hold normal noise
+    if preset != "randaugment":  # erased boxes contain normal noise
         assert found.min() >= -2 - 1e-5 and found.max() <= 2 + 1e-5
 
 
 def test_simclr_against_a_loop_over_torchvision() -> None:
-    """The whole recipe, one picture and one operation after the other, with the parameters that the draws give."""
+    """The whole recipe, one image and one operation at a time, with the drawn parameters."""
     n, size = 24, 32
     images, draws = pictures(n, 60, 80), draws_of(n, seed=5)
     augmentation = Augmentation(
@@ -241,7 +241,7 @@ def test_affine_is_torchvisions() -> None:
     factor = draws.uniform("zoom", low=math.log(zoom[0]), high=math.log(zoom[1])).exp().tolist()
     move = draws.uniform("shift", 2, low=-2 * shift, high=2 * shift)
     for k in range(n):
-        # The sampling grid is turned by the angle and then moved; torchvision moves the picture before it turns it.
+        # Here the sampling grid is rotated, then shifted; torchvision shifts the image before rotating it.
         cos, sin = math.cos(math.radians(angle[k])) / factor[k], math.sin(math.radians(angle[k])) / factor[k]
         mx, my = (move[k] * x.shape[-1] / 2).tolist()
         det = cos * cos + sin * sin
@@ -249,12 +249,12 @@ def test_affine_is_torchvisions() -> None:
         expected = tv.affine(x[k], -angle[k], translate, factor[k], [0.0, 0.0], transforms.InterpolationMode.BILINEAR)
         assert (found[k] - expected).abs().max() < 1e-4
         assert max(abs(t) for t in translate) > 0
-    # nothing to do is the identity
+    # without rotation, shift and zoom it is the identity
     assert torch.allclose(affine(x, draws, 0.0, 0.0, (1.0, 1.0)), x, atol=1e-5)
 
 
 def test_affine_draws_are_uniform_within_their_ranges() -> None:
-    """The moment of a dot tells the shift: uniform within the fraction of the side."""
+    """The centre of mass of a dot shows the shift: uniform within the fraction of the side."""
     n, side = 2_000, 41
     x = torch.zeros(n, 1, side, side)
     x[:, :, 15:26, 15:26] = 1.0
@@ -280,7 +280,7 @@ def test_depths_that_meet_in_a_batch_keep_their_values() -> None:
 
 
 def test_the_probabilities_of_a_preset_are_met() -> None:
-    """Flips of a half-black picture; a large sample, one position a row."""
+    """Flips of a half-black image; a large sample, one position for each row."""
     n = 3_000
     image = torch.zeros(n, 3, 2, 2, dtype=torch.uint8)
     image[..., 0] = 255

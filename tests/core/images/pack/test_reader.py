@@ -1,4 +1,4 @@
-"""Packs: the same set as the source, whatever interrupts the packing, and damage that is seen."""
+"""Packs equal their source after any interruption, and damage is detected."""
 
 import contextlib
 import errno
@@ -37,7 +37,7 @@ ORIGINAL, RAW = Packing(), Packing("raw")
 
 
 def drawn(folder: Path, names: list[str], *, side: int | None = None) -> Path:
-    """Pictures whose contents depend on their names; of one side, or of different sizes."""
+    """Images whose contents depend on their names, of one size or of different sizes."""
     for k, name in enumerate(names):
         generator = np.random.default_rng(list(name.encode()))
         shape = (side, side, 3) if side else (9 + k % 5, 8 + k % 7, 3)
@@ -74,7 +74,7 @@ def equal_pixels(first: Images, second: Images) -> bool:
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | list[str]]:
-    """Sets of every kind, by what they are."""
+    """Sets of every kind, by name."""
     place = tmp_path_factory.mktemp("sets")
     endings = ("png", "jpg", "bmp")
     names = [f"{split}/{c}/{i}.{e}" for split in ("train", "val") for c in "xy" for i, e in enumerate(endings)]
@@ -202,11 +202,11 @@ def test_options_that_make_no_sense_are_refused(packing: dict[str, object], sent
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing handles it."""
+    """Plays the role of SIGKILL: nothing catches it."""
 
 
 def allowing(amount: int, error: BaseException) -> Callable[[int, bytes], int]:
-    """os.write that takes so many bytes in all, perhaps a part of what is asked for, and then raises."""
+    """An os.write that accepts so many bytes in total (perhaps a part of one call's) and then raises."""
     left, real = [amount], os.write
 
     def write(descriptor: int, content: bytes) -> int:
@@ -245,7 +245,7 @@ def test_packing_killed_at_any_byte_ends_in_the_same_bytes(
 def test_what_an_interruption_left_is_checked_before_it_is_believed(
     tmp_path: Path, sets: dict[str, str | list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A power failure can leave holes anywhere: both files are cut, and bits of them flipped, at random."""
+    """A power failure can leave holes anywhere: both files are truncated and bits are flipped at random."""
     images, splits = open_with_splits(sets["folder"])
     pack(images, splits, tmp_path / "straight", ORIGINAL)
     expected = contents(tmp_path / "straight")
@@ -274,7 +274,7 @@ def test_what_an_interruption_left_is_checked_before_it_is_believed(
 
 
 def pack_until_killed(uri: str, out: Path) -> None:
-    """The target of a process of its own: it takes its life at the sixth write."""
+    """Runs in a separate process, which kills itself at the sixth write."""
     real, calls, journal.AT_ONCE = os.write, [], 2
 
     def write(descriptor: int, content: bytes) -> int:
@@ -370,7 +370,7 @@ def test_every_flipped_bit_is_seen(tmp_path: Path) -> None:
             content = bytearray(good[ABOUT])
             content[at] ^= 1 << chance.randrange(8)
             (tmp_path / name / ABOUT).write_bytes(content)
-            # what pack.json says for people only may change; all else is in the index
+            # texts in pack.json that only people read may change; everything else is in the index
             with contextlib.suppress(UserError):
                 the_same(open_images(f"pack:{tmp_path}/{name}"), source)
 
@@ -431,7 +431,7 @@ def test_damaged_pictures_are_refused_or_left_out_and_counted(tmp_path: Path) ->
     folder, out = drawn(tmp_path / "set", names), tmp_path / "out"
     for name in ("train/a/1.png", "test/b/0.png"):
         (folder / name).write_bytes((folder / name).read_bytes()[:50])
-    for _ in range(2):  # the second time the journal knows of them
+    for _ in range(2):  # the second time they are in the journal
         with pytest.raises(
             UserError, match=r"2 damaged: .*test/b/0\.png.* and 1 more; repair .* or add --skip-damaged"
         ):

@@ -1,4 +1,4 @@
-"""What a packing does when something is in its way: errors that pass, packs that are damaged, other processes, other options."""
+"""Obstacles to packing: temporary errors, damaged packs, other processes, other options."""
 
 import contextlib
 import errno
@@ -50,7 +50,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def unreadable(monkeypatch: pytest.MonkeyPatch, name: str, number: int = errno.EACCES) -> None:
-    """Opening the file `name` fails, as for want of permission (which root never lacks) or on a bad disk."""
+    """Make opening the file `name` fail, as without permission (which root always has) or on a bad disk."""
     real = FileStore.content
 
     def content(store: FileStore, i: int) -> bytes | bytearray:
@@ -71,7 +71,7 @@ def test_an_unreadable_file_is_left_out_like_any_other_damage(
             packed(f"folder:{folder}", tmp_path / "out")
         result = packed(f"folder:{folder}", tmp_path / "out", skip=True)
         assert (result.pictures, [i for i, _ in result.damaged]) == (N - 1, [3])
-        # what is packed already is found again, the same file being unreadable still
+        # packed images are found again while the same file is still unreadable
         assert packed(f"folder:{folder}", tmp_path / "out", skip=True).resumed == N - 1
     others = torch.tensor([i for i in range(N) if i != 3])
     source, copy = open_images(f"folder:{folder}").select(others), open_images(f"pack:{tmp_path}/out")
@@ -82,7 +82,7 @@ def test_an_unreadable_file_is_left_out_like_any_other_damage(
 def test_packing_goes_on_when_a_file_can_be_read_again(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, mended: int
 ) -> None:
-    """One or both of two that could neither be hashed nor packed at first."""
+    """Two files could be neither hashed nor packed at first; one or both of them become readable."""
     uri, out = f"folder:{folder}", tmp_path / "out"
     with monkeypatch.context() as patched:
         unreadable(patched, "a/3.png")
@@ -127,7 +127,7 @@ def test_a_damaged_plan_is_a_sentence(
 def test_an_error_that_passes_leaves_no_trace(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, small_chunks: None
 ) -> None:
-    """Picture 5 cannot be read when it is packed, and can be when packing goes on; 2 and 8 are damaged for good."""
+    """Image 5 cannot be read at first, but can be when packing continues; 2 and 8 stay damaged."""
     for name in ("a/2.png", "b/2.png"):
         (folder / name).write_bytes(b"no picture")
 
@@ -151,11 +151,11 @@ def test_an_error_that_passes_leaves_no_trace(
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing handles it."""
+    """Plays the role of SIGKILL: nothing catches it."""
 
 
 def killed_at_write(monkeypatch: pytest.MonkeyPatch, number: int, uri: str, out: Path) -> None:
-    """A packing that ends at its write of this number."""
+    """Pack, and stop at the write of this number."""
     real, calls = os.write, list[int]()
 
     def write(descriptor: int, content: bytes) -> int:
@@ -173,7 +173,7 @@ def killed_at_write(monkeypatch: pytest.MonkeyPatch, number: int, uri: str, out:
 def test_a_second_interruption_loses_nothing(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, small_chunks: None
 ) -> None:
-    """What the first one left torn is cut off, or all that is written behind it could not be believed."""
+    """An incomplete entry is truncated first; otherwise nothing written after it would be valid."""
     uri, out, part = f"folder:{folder}", tmp_path / "out", tmp_path / "out.part"
     killed_at_write(monkeypatch, 5, uri, out)  # after two chunks, each a write of records and one of entries
     for name in (RECORDS, JOURNAL):
@@ -226,7 +226,7 @@ def test_a_damaged_pack_is_not_packed_already(tmp_path: Path, folder: Path, pack
 
 
 def cut_while_mapped(records: Path, images: Images, mapped_before: bool) -> None:
-    """The target of a process of its own: it ends with 0 if reading what the file has lost is a sentence."""
+    """Runs in a separate process, which exits with 0 if reading a truncated file raises UserError."""
     if mapped_before:
         assert images.rows(torch.arange(4)) is not None
     os.truncate(records, 0)
@@ -236,7 +236,7 @@ def cut_while_mapped(records: Path, images: Images, mapped_before: bool) -> None
 
 @pytest.mark.parametrize("mapped_before", [False, True])
 def test_a_mapped_file_that_shrinks_is_a_sentence(tmp_path: Path, mapped_before: bool) -> None:
-    """It would be SIGBUS, which no handler outlives: hence the process."""
+    """In a separate process, since a failure would be SIGBUS, which kills it."""
     np.savez(tmp_path / "x.npz", x=np.zeros((4, 64, 64), np.uint8))
     packed(f"npz:{tmp_path}/x.npz", tmp_path / "raw", RAW)
     images = open_images(f"pack:{tmp_path}/raw")
@@ -248,7 +248,7 @@ def test_a_mapped_file_that_shrinks_is_a_sentence(tmp_path: Path, mapped_before:
 
 
 def test_a_part_keeps_the_name_of_its_split(tmp_path: Path, draw: Draw) -> None:
-    """Or the #test of its copy would be a fifth of the training pictures."""
+    """Otherwise #test of the copy would be a fifth of the training images."""
     names = [f"{split}/{c}/{i}.png" for split in ("train", "val") for c in "xy" for i in range(5)]
     draw(tmp_path / "set", names)
     draw(tmp_path / "flat", [f"{i}.png" for i in range(10)])
@@ -283,7 +283,7 @@ def test_a_part_keeps_the_name_of_its_split(tmp_path: Path, draw: Draw) -> None:
 def test_the_plan_knows_all_that_a_pack_depends_on(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each in turn changes alone: splits, domains, labels, and the versions that decode and resample."""
+    """One thing changes at a time: splits, domains, labels, and the versions of Pillow and torch."""
     images, other = open_images(f"folder:{folder}"), r"is a pack that was made from other pictures or labels"
     pack(images, {"train": torch.arange(6)}, tmp_path / "splits", ORIGINAL)
     pack(images, {"train": torch.arange(6)}, tmp_path / "splits", ORIGINAL)
@@ -314,7 +314,7 @@ def test_the_plan_knows_all_that_a_pack_depends_on(
 def test_of_two_that_pack_at_once_the_later_leaves_nothing(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other one ends between the first look and the making of the part's folder."""
+    """The other process finishes between the first check and the creation of the part's folder."""
     uri, out, part, real = f"folder:{folder}", tmp_path / "out", tmp_path / "out.part", pack_writer.locked
     packed(uri, tmp_path / "others")
 

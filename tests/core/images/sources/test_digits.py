@@ -40,7 +40,7 @@ def test_digits_are_resident_and_equal_to_reading_one_by_one() -> None:
 
 @pytest.mark.parametrize("region", ["train", "test", "all"])
 def test_a_blend_is_the_absolute_difference_to_a_patch(region: str) -> None:
-    """|digit - patch|, with the draws, the crop and the loop over pixels written out once more."""
+    """Slow version of |digit - patch|: its own draws and crop, and a loop over pixels."""
     digit, blend, blends, seed = 321, 2, 3, 5
     images = open_images(f"sklearn:digits-m?size=16&region={region}&blends={blends}&patch=40-90&seed={seed}")
     draws = Draws(seed, torch.tensor([digit * blends + blend])).stream("digits-m").stream(region)
@@ -79,7 +79,7 @@ def test_patches_of_train_and_test_share_no_pixel() -> None:
 
 
 def test_a_patch_sees_nothing_outside_its_own_crop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Resizing must not blend in neighbours from the other region: blacking that one out changes no training blend."""
+    """Resizing must not read pixels of the other region: if that is black, no training blend changes."""
     from rootstock.core.images.sources import digits
 
     images = open_images("sklearn:digits-m?region=train&patch=200-208#[:40]")

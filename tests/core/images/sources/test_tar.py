@@ -1,4 +1,4 @@
-"""Sets cut into several archives: patterns, labels beside the pictures, and the order in which they lie on the disk."""
+"""Sets of several archives: patterns, labels beside the images, and the order on disk."""
 
 import io
 import os
@@ -43,7 +43,7 @@ def told(images: Images) -> list[str]:
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """Three archives of two classes, in an order that is not that of the names; the same again as a folder."""
+    """Three archives of two classes, not in the order of the names; and the same images as a folder."""
     for k in range(3):
         members = {f"{c}/{10 * k + i}.png": picture(100 * ord(c) + 10 * k + i) for c in "ba" for i in (3, 1, 2)}
         archive(tmp_path / "shards" / f"set-{k:03d}.tar", members)
