@@ -1,4 +1,4 @@
-"""`rootstock data`: what it says, what it draws, and that it finds the one damaged picture."""
+"""`rootstock data`: its summary and contact sheet, and that it finds the one damaged image."""
 
 from pathlib import Path
 

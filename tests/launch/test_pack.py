@@ -1,4 +1,4 @@
-"""`rootstock data URI --pack FOLDER`: what it says, and how it ends."""
+"""`rootstock data URI --pack FOLDER`: its messages and exit codes."""
 
 import errno
 import os

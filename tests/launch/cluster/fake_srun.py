@@ -1,4 +1,4 @@
-"""srun as far as the scripts under launch/slurm/ need it: the command on each of SLURM_JOB_NUM_NODES nodes, all of them here.
+"""A fake srun for the scripts under launch/slurm/: runs the command once for each of SLURM_JOB_NUM_NODES nodes, all on this machine.
 
 As SLURM's own, it hands signals to every process of the step, loaders included, and returns the highest exit code, which it also notes
 in FAKES/events.

@@ -1,4 +1,4 @@
-"""`rootstock launch --dry-run`: what it says is what a run then does, nothing is written, and what cannot work is one sentence."""
+"""`rootstock launch --dry-run`: the plan is what a run then does, nothing is written, and what cannot work is refused in one sentence."""
 
 import json
 import shutil
@@ -100,7 +100,7 @@ def test_activations_grow_alike_with_each_image(config: Callable[[str], str]) ->
 
 
 def test_what_saves_memory_is_seen(config: Callable[[str], str]) -> None:
-    """A ViT of so many blocks that they are nearly all of it, on 4 processes."""
+    """A ViT with so many blocks that they hold nearly all parameters, on 4 processes."""
     args = "backbone.args={patch_size: 4, embed_dim: 32, depth: 12, num_heads: 2}"
     vit = ["backbone.name=vit_tiny_patch16_224", args]
 

@@ -1,4 +1,4 @@
-"""The ready files under launch/: each says when, how and what to change, and would start what it says (SLURM's: test_slurm.py)."""
+"""The ready-made files under launch/: the header says when, how and what to change; the file starts just that (SLURM: test_slurm.py)."""
 
 import configparser
 import json
@@ -38,7 +38,7 @@ Rootstock = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def head(path: Path) -> dict[str, str]:
-    """What the comment at the top of a file says, by its first words."""
+    """The header of a file: {When, Command, Change: text}."""
     lines = [line for line in path.read_text().splitlines() if not line.startswith("#!")]
     said = [re.fullmatch(r"# (When|Command|Change): (\S.*)", line) for line in lines[:3]]
     assert not lines[3].startswith("# ") and max(map(len, lines[:3])) <= 140
@@ -131,7 +131,7 @@ def test_accelerate_starts_two_processes_on_the_cpu(tmp_path: Path) -> None:
 
 
 def planned(rootstock: Rootstock, words: list[str], images: Path) -> dict[str, Any]:
-    """What a launch in one of the files would do with small pictures, as the dry run tells it."""
+    """The dry run of a launch command from one of the files, with small images."""
     small = [*SMALL, f"data.train=folder:{images}", f"run.dir={images.parent / 'run'}"]
     done = rootstock("launch", "--nproc", "2", *words, *small, "--dry-run", "--json")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""`rootstock launch`: the same numbers as one process, all save together when one is asked to stop, and nobody is left behind."""
+"""`rootstock launch`: same numbers as one process; all processes save when one is asked to stop; none survives the launcher."""
 
 import json
 import platform
@@ -61,7 +61,7 @@ def losses(run: Path) -> dict[int, float]:
 
 
 def processes(run: Path) -> list[psutil.Process]:
-    """Those that are of a run, by their command; without zombies."""
+    """The processes of a run, found by their command; without zombies."""
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):
         words = process.info["cmdline"] or []
@@ -99,7 +99,7 @@ def workers(launcher: int) -> dict[int, psutil.Process]:
 
 
 def probed(run: Path, config: str, rootstock: Rootstock) -> dict[str, Any]:
-    """What a probe finds in the backbone that a run exported."""
+    """The metrics of a probe on the backbone that a run exported."""
     probe, path = run / "probe", Path(config).with_name("probe.yaml")
     digits = "sklearn:digits?size=16#"
     data = {"train": f"{digits}[:400]", "test": f"{digits}[400:800]", "size": 16}
@@ -116,9 +116,10 @@ def pending(process: psutil.Process, number: signal.Signals) -> bool:
 
 
 @pytest.mark.slow
-def test_a_launch_is_one_run_whatever_its_processes(config: str, tmp_path: Path, rootstock: Rootstock) -> None:
-    """Asked by one rank, both save together; on four processes it goes on, and the losses are those of one all along,
-    and so are the exported network's numbers in a probe, to the last digit."""
+def test_a_launch_is_one_run_on_any_number_of_processes(config: str, tmp_path: Path, rootstock: Rootstock) -> None:
+    """A request to one rank stops both, after saving; the run resumes on four processes. Its losses equal those of one process throughout,
+    and so do the probe's numbers of the exported network, to the last digit.
+    """
     straight, run = tmp_path / "straight", tmp_path / "run"
     assert rootstock("pretrain", config, f"run.dir={straight}").returncode == 0
     with going(config, run) as started:
@@ -150,8 +151,8 @@ def test_a_request_to_the_launcher_reaches_all(config: str, tmp_path: Path) -> N
     assert started.returncode == 130 and said.count("saved at step") == 1, said
 
 
-def test_a_second_ctrl_c_leaves_at_once_even_a_hanging_rank(config: str, tmp_path: Path) -> None:
-    """One rank is frozen, so the other waits for it in a collective, where no signal is heard; all checkpoints are whole."""
+def test_a_second_ctrl_c_kills_even_a_hanging_rank(config: str, tmp_path: Path) -> None:
+    """One rank is frozen, so the other hangs in a collective, where signals are not handled; all checkpoints are complete."""
     run = tmp_path / "run"
     with going(config, run, ENDLESS, "run.checkpoint.every=1") as started:
         frozen = workers(started.pid)[1]
@@ -170,7 +171,7 @@ def test_a_second_ctrl_c_leaves_at_once_even_a_hanging_rank(config: str, tmp_pat
     assert state.read_state(run)["state"] in ("killed", "preempted")
 
 
-def test_who_fails_first_is_said_and_the_others_end(config: str, tmp_path: Path) -> None:
+def test_the_first_failure_is_reported_and_the_others_end(config: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with going(config, run, ENDLESS) as started:
         first = workers(started.pid)[1]
@@ -185,10 +186,10 @@ def failure(code: int, at: int, message: Any = "") -> SimpleNamespace:
     return SimpleNamespace(exitcode=code, timestamp=at, pid=7, message=message)
 
 
-def test_what_another_rank_said_is_said_as_it_said_it(
+def test_errors_of_other_ranks_are_printed_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The way from launch/exits.py through the file that torch reads."""
+    """From launch/exits.py through the file that torch reads."""
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file := tmp_path / "error.json"))
 
@@ -221,14 +222,14 @@ def test_what_another_rank_said_is_said_as_it_said_it(
         ({0: failure(1, 10), 1: failure(-9, 40)}, 0),  # by the agent, for it did not end
     ],
 )
-def test_who_was_killed_failed_first(failures: dict[int, Any], first: int) -> None:
+def test_a_killed_worker_counts_as_the_first_failure(failures: dict[int, Any], first: int) -> None:
     assert launcher._first(failures)[0] == first
 
 
 @pytest.mark.parametrize(
     ("began", "asked", "code"), [(True, False, launcher.LOST), (True, True, 130), (False, False, None)]
 )
-def test_a_first_node_that_goes_is_no_mistake(
+def test_a_lost_first_node_is_no_mistake_of_the_user(
     began: bool,
     asked: bool,
     code: int | None,
@@ -236,7 +237,7 @@ def test_a_first_node_that_goes_is_no_mistake(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Once processes were started: then the run can go on. Before, somebody has mistyped something."""
+    """After processes were started the run can be resumed. Before that, an option is probably wrong."""
 
     def launching(*_: object) -> Callable[..., None]:
         def run(*_: object) -> None:
@@ -269,7 +270,7 @@ def test_the_first_node_is_waited_for_in_python(monkeypatch: pytest.MonkeyPatch)
         placement.await_first_node(Placement(1, 2, f"127.0.0.1:{port}"), 0.0)
 
 
-def test_nobody_outlives_the_launcher(config: str, tmp_path: Path) -> None:
+def test_no_process_outlives_the_launcher(config: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with going(config, run, ENDLESS) as started:
         left = list(workers(started.pid).values())
@@ -296,12 +297,12 @@ def test_a_mistake_is_one_sentence_before_anything_starts(config: str, tmp_path:
         ((1, 2, "node1", None), "--rendezvous node1: expected HOST:PORT"),
     ],
 )
-def test_places_that_cannot_be_are_refused(asked: tuple[Any, ...], words: str) -> None:
+def test_impossible_placements_are_refused(asked: tuple[Any, ...], words: str) -> None:
     with pytest.raises(UserError, match=words):
         read_placement(*asked)
 
 
-def test_places_are_one_node_by_default_and_take_the_scheduler_s_job(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_placement_is_one_node_by_default_and_takes_the_scheduler_s_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert read_placement(2, 1, None, None) == Placement(2, 1, None, "rootstock")
     monkeypatch.setenv("SLURM_JOB_ID", "77")

@@ -1,4 +1,4 @@
-"""launch/slurm/: each script is a script, and does for real what it says, with a srun, scontrol and squeue of the test's own."""
+"""launch/slurm/: each script runs for real and does what its header says, with a fake srun, scontrol and squeue."""
 
 import json
 import os
@@ -31,7 +31,7 @@ OPTIONS = {
     "signal": r"(B:)?USR1@\d+",
     "time": r"\d+:\d\d:\d\d",
 }
-"""Of sbatch (its manual page), with what their values look like."""
+"""Options of sbatch (its manual page), with a pattern of their values."""
 SCONTROL = """#!/bin/sh
 case "$1 $2" in
 "show hostnames") printf 'localhost\\nlocalhost\\n' ;;
@@ -47,7 +47,7 @@ Rootstock = Callable[..., subprocess.CompletedProcess[str]]
 
 
 class Cluster:
-    """A folder of commands that a batch script finds first, and what became of them. The job is RUNNING, for squeue."""
+    """A folder of fake commands that come first in PATH, and a record of their calls. squeue says that the job is RUNNING."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.job = folder, free_job()
@@ -79,7 +79,7 @@ class Cluster:
         )
 
     def ran(self, script: str, *arguments: str, **variables: str) -> tuple[int, str]:
-        """Its exit code and what it said, once it has ended."""
+        """The exit code and output, after it has ended."""
         job = self.batch(script, *arguments, **variables)
         _, said = job.communicate()
         return job.returncode, said
@@ -90,7 +90,7 @@ class Cluster:
 
 
 def free_job() -> int:
-    """The number of a job whose port, as the scripts work it out, nobody has."""
+    """A job number whose port, computed as in the scripts, is free."""
     for job in range(os.getpid(), os.getpid() + 1000):
         with socket.socket() as tried:
             if tried.connect_ex(("localhost", 10000 + job % 20000)):
@@ -128,7 +128,7 @@ def test_scripts_are_clean_and_ask_sbatch_for_what_it_knows(script: Path) -> Non
 def test_a_job_asked_to_stop_is_queued_again_and_goes_on(
     cluster: Cluster, config: str, tmp_path: Path, rootstock: Rootstock
 ) -> None:
-    """As at its time limit: SLURM signals the batch shell, and starts the same script again."""
+    """At the time limit: SLURM signals the batch shell, then starts the same script again."""
     straight, run = tmp_path / "straight", tmp_path / "run"
     assert rootstock("pretrain", config, f"run.dir={straight}").returncode == 0
     words = ["requeue.sh", "--nproc", "2", "pretrain", config, f"run.dir={run}"]
@@ -171,7 +171,7 @@ def test_a_job_asked_to_stop_is_queued_again_and_goes_on(
 def test_only_a_job_that_was_stopped_is_queued_again(
     code: int, state: str, restarts: str, again: bool, cluster: Cluster
 ) -> None:
-    """Not one that finished or failed, that someone cancelled, that SLURM has queued again itself, or that comes for ever."""
+    """Not a job that finished, failed, was cancelled, was requeued by SLURM itself, or was requeued too often."""
     cluster.command("srun", RECORDER)
     cluster.command("squeue", f"#!/bin/sh\necho {state}\n")
     ended, said = cluster.ran("requeue.sh", "pretrain", "x.yaml", CODE=str(code), SLURM_RESTART_COUNT=restarts)

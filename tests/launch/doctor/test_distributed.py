@@ -1,4 +1,4 @@
-"""`rootstock doctor --distributed`: well processes are found well, and what is wrong between them is said in a sentence."""
+"""`rootstock doctor --distributed`: it finds nothing wrong between healthy processes, and reports a fault in one sentence."""
 
 import json
 import os
@@ -33,7 +33,7 @@ VERSIONS = {"python": "3.11.9", "rootstock": "0.1.0", "torch": "2.15.0", "commit
 
 @pytest.fixture(autouse=True)
 def own_log_level(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command sets it for its processes; this one goes on."""
+    """The command sets this variable for its own processes; restore it here."""
     monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "FATAL")
 
 
@@ -46,7 +46,7 @@ def wrong(cards: list[ProcessInfo]) -> list[str]:
 
 
 @pytest.mark.slow
-def test_two_processes_are_well(tmp_path: Path) -> None:
+def test_two_processes_are_healthy(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -80,7 +80,7 @@ def test_two_processes_are_well(tmp_path: Path) -> None:
 
 @contextmanager
 def faulty(rank: int, processes: int) -> Iterator[None]:
-    """One of several processes between which nothing moves, whatever they ask for."""
+    """One of several processes whose collectives move no data."""
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=processes)
     try:
         yield
@@ -90,7 +90,9 @@ def faulty(rank: int, processes: int) -> Iterator[None]:
 
 @pytest.fixture
 def nothing_moves(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(trial_steps, "_parallel", lambda method: method)  # whose own collective waits for an answer
+    monkeypatch.setattr(
+        trial_steps, "_parallel", lambda method: method
+    )  # DDP's own collective would wait for an answer
     with faulty(0, 2):
         yield
 
@@ -119,7 +121,7 @@ def test_collectives_that_lose_data_are_wrong() -> None:
     assert sums.verdict == "wrong" and "sum is 1, not 3" in sums.message
 
 
-def test_who_is_there_is_said_by_host() -> None:
+def test_processes_are_listed_by_host() -> None:
     cards = [card(0), card(1), card(2, "node2")]
     hosts = [finding.message for finding in compare_processes(cards) if finding.subject == "host"]
     assert hosts == ["node1: rank 0 on cpu, rank 1 on cpu", "node2: rank 2 on cpu"]
@@ -171,7 +173,7 @@ def test_other_versions_may_differ() -> None:
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> TCPStore:
-    """As torchrun's agent starts the first of two processes: it keeps the store."""
+    """Rank 0 of two processes, as torchrun's agent starts it; the agent keeps the store."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=30))
     environment = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
     for name, value in {
@@ -183,7 +185,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> TCPStore:
     return store
 
 
-def test_cards_come_through_the_store(started: TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_information_is_exchanged_through_the_store(started: TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:
     other = card(1, "node2", "cuda:0", "GPU-b")._replace(links=Links(450.0, 63.0, {"GPU-a": "NV18"}, None, "eth0"))
     started.set("rootstock-doctor/info/1", json.dumps(other))
     _, found = exchange_info(card(0), 30)
@@ -191,7 +193,7 @@ def test_cards_come_through_the_store(started: TCPStore, monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("started")
-def test_who_did_not_come_is_named(monkeypatch: pytest.MonkeyPatch, rootstock: Rootstock) -> None:
+def test_missing_processes_are_named(monkeypatch: pytest.MonkeyPatch, rootstock: Rootstock) -> None:
     with pytest.raises(ProcessesMissing, match=r"rank 1 of 2 did not join at 127.0.0.1:\d+ within 0.1 s"):
         exchange_info(card(0), 0.1)
     done = rootstock("doctor", "--distributed", "--device", "cpu", "--timeout", "1")
@@ -203,7 +205,7 @@ def test_who_did_not_come_is_named(monkeypatch: pytest.MonkeyPatch, rootstock: R
     assert done.returncode == 2 and done.stdout == ""  # torchrun's agent hears it of the others
 
 
-def test_a_store_that_nobody_keeps_is_one_sentence(started: TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_store_is_one_sentence(started: TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
@@ -211,7 +213,7 @@ def test_a_store_that_nobody_keeps_is_one_sentence(started: TCPStore, monkeypatc
             exchange_info(card(0), 0.5)
 
 
-def test_silence_ends_in_a_sentence(
+def test_a_missing_answer_is_one_sentence(
     started: TCPStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ended, codes = threading.Event(), []
@@ -268,7 +270,7 @@ def test_an_answer_is_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert launcher._ended(ended, tmp_path, ()) == 1 and "failed with exit code 3" in capsys.readouterr().err
 
 
-def test_nodes_that_do_not_meet_are_wrong(monkeypatch: pytest.MonkeyPatch, rootstock: Rootstock) -> None:
+def test_nodes_that_do_not_join_are_wrong(monkeypatch: pytest.MonkeyPatch, rootstock: Rootstock) -> None:
     # The number of a pod of a PyTorchJob: no process of torchrun's, which has a LOCAL_RANK.
     monkeypatch.setenv("RANK", "1")
     monkeypatch.delenv("LOCAL_RANK", raising=False)

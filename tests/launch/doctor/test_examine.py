@@ -1,4 +1,4 @@
-"""The doctor finds this machine well, and says what is wrong where something is made wrong."""
+"""The doctor finds nothing wrong on this machine, and names what is wrong where a test breaks something."""
 
 import json
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""What links should carry, read from what nvidia-smi and the kernel print, and what of it collectives use."""
+"""Nominal rates of links from the output of nvidia-smi and the kernel, and the share of them that collectives use."""
 
 import socket
 from collections.abc import Sequence
@@ -150,7 +150,7 @@ def test_the_slowest_link_bounds_all(
 
 
 def test_bus_bandwidth_is_that_of_nccl_tests() -> None:
-    """By hand: 1 GB in 0.5 s is 2 GB/s; of 4 processes an all-reduce moves 2 * 3/4 of it over each link, the halves of it 3/4."""
+    """By hand: 1 GB in 0.5 s is 2 GB/s. With 4 processes, an all-reduce moves 2 * 3/4 of it over each link; its two halves 3/4 each."""
     assert CollectiveTime("all_reduce", 10**9, 0.5, 0, 1).bus(4) == pytest.approx(3.0)
     assert CollectiveTime("all_gather", 10**9, 0.5, 0, 1).bus(4) == pytest.approx(1.5)
     assert CollectiveTime("reduce_scatter", 10**9, 0.5, 0, 1).bus(4) == pytest.approx(1.5)

@@ -1,4 +1,4 @@
-"""Rates that the doctor measures: of real reads and pictures, from the disk and not from memory, and nothing is left behind."""
+"""Rates that the doctor measures: real reads and images, from the disk and not from memory; no file is left behind."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ SLOW, QUICK, LARGE = Rate(400, 390, 410), Rate(4000, 3900, 4100), Rate(2e9, 1e9,
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few and small files, for tests that look at the ways and not at the rates."""
+    """Few and small files, for tests in which the rates do not matter."""
     monkeypatch.setattr(rates, "SMALL_FILES", 4)
     monkeypatch.setattr(rates, "LARGE", 2 * rates.BLOCK)
 
@@ -136,7 +136,7 @@ def test_what_rates_mean(gone: bool | None, files: Rate, verdict: str, words: st
 
 
 def test_decoding_is_that_of_loader_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Photographs of the size that is said, through `decode`; every decoded one counts."""
+    """Photographs of the stated size are decoded by `decode`, and each one is counted."""
     files = rates.photographs(2)
     for file in files:
         assert plain_jpeg_size(file) == rates.SIDES[::-1]

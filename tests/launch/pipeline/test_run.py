@@ -48,7 +48,7 @@ def resolve(verb: str, config: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 class Verbs:
-    """Runs nothing, but leaves what a run leaves; keeps the calls. `killed`: the stage in which it dies."""
+    """Runs nothing, but writes the files of a run and records the calls. `killed`: the stage in which it dies."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, str]] = []
@@ -92,7 +92,7 @@ def changed(**sections: Any) -> dict[str, Any]:
 
 
 def test_another_process_with_other_seeds_takes_no_drafts_away(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each time that the one has written a draft, the other writes the same file from begin to end."""
+    """Each time one process has written a draft, another writes the same file completely."""
     replace = Path.replace
     ids = iter(range(10**6, 2 * 10**6))
 
@@ -206,7 +206,7 @@ def test_stage_made_from_another_input_is_refused(project: Path, tmp_path: Path)
 def newer(
     *, lr: float = 1e-3, weights: str = "none", extra: dict[str, str] = {}, seed: int = 0, ema: float | None = None
 ) -> None:
-    """The recipe of a later version: it knows one more key."""
+    """The recipe of a later version, with one more key."""
 
 
 def test_a_key_that_is_new_and_null_leaves_earlier_runs_valid(project: Path) -> None:

@@ -1,4 +1,4 @@
-"""The report: what it says about runs, that it stands alone, and that nothing sticks out of it at 360 pixels."""
+"""The report: its content, that the page needs no other file, and that nothing overflows at 360 pixels."""
 
 import base64
 import json
@@ -29,7 +29,7 @@ VOID = {"meta", "link", "img", "wbr", "br"}
 
 
 def make_run(path: Path, seed: int = 0, accuracy: float = 0.8, verb: str = "adapt", **config: Any) -> Path:
-    """A finished run with everything a run can leave."""
+    """A finished run with every file that a run can have."""
     (path / "pictures").mkdir(parents=True)
     science = {"data": {"train": "folder:a&b"}, "method": {"name": "dann"}, "seed": seed, **config}
     (path / "config.yaml").write_text(yaml.safe_dump({"verb": verb, **science, "run": {"dir": str(path)}}))
@@ -89,7 +89,7 @@ def make_pipeline(path: Path, seeds: int) -> Path:
 
 
 class Page(HTMLParser):
-    """Parses a page strictly enough to notice unclosed elements; keeps visible text, ids and what is referred to."""
+    """Parses a page strictly enough to notice unclosed elements; collects visible text, ids and references."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class Page(HTMLParser):
 
 
 def check_standing_alone(page: Page) -> None:
-    """No script, nothing fetched, no identifier twice, every reference inside the page found, no matplotlib placeholder."""
+    """No script, nothing fetched, unique ids, all references resolved, no matplotlib placeholder left."""
     assert "script" not in page.tags
     ids = [value for name, value in page.attributes if name == "id"]
     assert len(ids) == len(set(ids))

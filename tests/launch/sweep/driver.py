@@ -1,8 +1,8 @@
-"""Commands without their imports' seconds: imports once, then forks a child for each job of a line of input, all at one time.
+"""Runs commands without paying for imports each time: imports once, then forks a child for each job of an input line, in parallel.
 
 A job is {"argv", "log", "fault"}; a fault is {"at", "signal", "to"}: a trial that is about to begin the step after `at` completed ones
-sends the signal to itself ("trial") or to the worker that began it ("worker"), and goes on when it has heard that it is to stop.
-The answer is the exit codes.
+sends the signal to itself ("trial") or to the worker that began it ("worker"), and continues once the request to stop has arrived.
+The answer is the list of exit codes.
 """
 
 import json
@@ -41,11 +41,11 @@ def inject(fault: dict[str, Any]) -> None:
 
 
 def forbid_gpus_to_workers() -> None:
-    """A worker that asked CUDA's driver would leave its trials, which are forked from it, without a GPU."""
+    """A worker that initialised CUDA would leave its forked trials without a GPU."""
     asks, worker = getattr(torch._C, "_cuda_getDeviceCount", None), os.getpid()
 
     def counting() -> int:
-        assert os.getpid() != worker, "the worker asked for GPUs"
+        assert os.getpid() != worker, "the worker initialised CUDA"
         assert asks is not None
         return asks()
 

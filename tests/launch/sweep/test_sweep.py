@@ -1,4 +1,4 @@
-"""`rootstock sweep`: no trial is lost or doubled, whatever becomes of its workers, and nothing is tuned on a test set unnoticed."""
+"""`rootstock sweep`: no trial is lost or run twice when workers die, and nobody tunes on a test set by accident."""
 
 import json
 import math
@@ -69,7 +69,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def sweep(**sections: Any) -> str:
-    """The path of SWEEP with sections replaced; None takes one out."""
+    """Write SWEEP with some sections replaced, None removes one; returns its path."""
     config = {key: value for key, value in {**SWEEP, **sections}.items() if value is not None}
     Path("sweep.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     return "sweep.yaml"
@@ -89,7 +89,7 @@ def driver() -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def run(driver: subprocess.Popen[str], tmp_path: Path) -> Run:
-    """run(fault, ...): a worker for each fault (None: without one), all at one time; returns their exit codes. Logs are 0.log, ..."""
+    """run(fault, ...): one worker for each fault (None: no fault), in parallel; returns their exit codes. Logs are 0.log, ..."""
 
     def workers(*faults: dict[str, Any] | None, more: tuple[str, ...] = ()) -> list[int]:
         argv = ["sweep", str(tmp_path / "sweep.yaml"), f"run.dir={tmp_path / 'sweep'}", *more]
@@ -120,7 +120,7 @@ def said(log: str = "0.log") -> str:
 
 @pytest.mark.slow
 def test_twelve_trials_over_two_workers_of_which_one_is_killed(run: Run) -> None:
-    """The killed worker's trial is resumed by the other, as the same trial, from where it was; the page shows all twelve."""
+    """The killed worker's trial is resumed by the other, as the same trial, from its checkpoint; the page shows all twelve."""
     sweep()
     assert run(at(5, signal.SIGKILL, "worker"), None) == [-signal.SIGKILL, 0]
     outcome, trials = result(), stored()
@@ -172,7 +172,7 @@ def test_a_worker_that_is_asked_to_stop_saves_and_goes_on_later(run: Run) -> Non
 
 
 def test_a_failed_trial_is_said_and_is_no_end(run: Run) -> None:
-    """A grid of a rate that diverges and one that does not; a trial that was stopped by someone else goes on."""
+    """A grid of a learning rate that diverges and one that does not; a trial that another worker stopped is resumed."""
     sweep(sampler="grid", trials=None, search={"optim.lr": {"choice": [1e30, 1e-3]}})
     assert run(at(6, signal.SIGTERM, "trial")) == [0]
     failed, complete = result()["trials"]
@@ -223,7 +223,7 @@ def test_a_pipeline_is_tuned_by_its_last_stage(run: Run) -> None:
 
 @pytest.fixture
 def claims() -> Iterator[list[Claim]]:
-    """Fills with the trials that `take` has taken, and frees them in the end."""
+    """Collects the claims made by `take`, and frees them at the end."""
     taken: list[Claim] = []
     yield taken
     for claim in taken:
@@ -251,7 +251,7 @@ def test_two_workers_never_have_the_same_trial(claims: list[Claim]) -> None:
     assert first.claim() is None
     second.finish(again, 0.5)
     again.free()
-    assert first.claim() is None, "a finished trial is nobody's"
+    assert first.claim() is None, "a finished trial cannot be claimed"
 
 
 def test_a_trial_that_ends_between_the_look_and_the_lock_is_not_taken_over(
@@ -287,7 +287,7 @@ def test_a_kill_between_the_parameters_loses_nothing(claims: list[Claim], monkey
 
 
 def test_parameters_are_a_function_of_seed_and_number(claims: list[Claim]) -> None:
-    """Whoever draws them, and whatever was drawn in the same process before."""
+    """Independent of the worker that draws them and of earlier draws in its process."""
     one = Study(planned(run={"dir": "one"}, storage="journal"))
     alone = [take(claims, one).params for _ in range(4)]
     by_turns = [take(claims, Study(planned(run={"dir": "two"}, storage="journal"))).params for _ in range(4)]
@@ -396,7 +396,7 @@ FREE = {"data.test": None, "data.selection": "last"}
     ],
 )
 def test_how_it_was_chosen_is_told_or_refused(sections: dict[str, Any], expected: str) -> None:
-    """A config that admits to having looked at a target goes on doing so; a word says what the result is, where it is known."""
+    """A config that admits the use of target labels keeps its word; otherwise the word says how the result was chosen."""
     if " " in expected:
         with pytest.raises(UserError, match=expected):
             planned(**sections)
