@@ -1,6 +1,7 @@
 """The typer application, and the arguments and options that several verbs have."""
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Annotated, ParamSpec
 
@@ -15,8 +16,8 @@ P = ParamSpec("P")
 app = typer.Typer(
     help=about,
     epilog="N processes: rootstock launch --nproc N VERB ..., or torchrun --nproc_per_node=N -m rootstock VERB ...",
-    # The shell can complete without the two options that typer would add; see `launch/completion.py`.
-    add_completion=False,
+    # Only where a shell asks for completions (`completion.py`): otherwise typer would add two options to the help.
+    add_completion="_ROOTSTOCK_COMPLETE" in os.environ,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     # Plain help: rich would double the time of `--help`.

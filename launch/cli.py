@@ -54,6 +54,9 @@ def sweep_command(
     workers: Annotated[int, typer.Option(metavar="N", help="Trials at one time, here.")] = 1,
 ) -> int:
     """Tune a config or a pipeline by many trials."""
+    from .early import check_sweep_early
+
+    check_sweep_early(config, overrides or [])
     from .sweep.worker import run_sweep
 
     return run_sweep(config, overrides or [], workers)
@@ -120,9 +123,6 @@ def launch_command(
     where = read_placement(nproc, nodes, rendezvous, job)
     if as_json and not dry:
         raise UserError("--json is for --dry-run; add it")
-    from .early import check_early
-
-    check_early(name, config, overrides or [])
     if not dry:
         return launch_processes(name, config, overrides or [], where)
     from .cluster.dryrun import dry_run
@@ -131,28 +131,28 @@ def launch_command(
     return 0
 
 
-for tool in (
-    tools.data_command,
-    tools.import_command,
-    tools.report_command,
-    tools.runs_command,
-    tools.doctor_command,
-    tools.schema_command,
-    tools.help_command,
-):
-    verb(tool)
+verb(tools.data_command)
+verb(tools.import_command)
+verb(tools.report_command)
+verb(tools.runs_command)
+verb(tools.doctor_command)
+verb(tools.schema_command)
+verb(tools.help_command)
 
 
 def _execute(name: str, config: str, overrides: list[str] | None) -> None:
-    from .early import check_early
+    from .early import check_config_early
 
-    check_early(name, config, overrides or [])
+    check_config_early(name, config, overrides or [])
     from .verbs import execute
 
     execute(name, config, overrides or [])
 
 
 def _pipeline(path: str, overrides: list[str] | None) -> None:
+    from .early import check_pipeline_early
+
+    check_pipeline_early(path, overrides or [])
     from .pipeline.run import run_pipeline
     from .verbs import execute, resolve
 

@@ -9,13 +9,12 @@ import typer
 
 from ..core.config.yaml_file import CONFIGS
 from .keys import every_key
-from .schema_file import stored_schema
+from .schema_file import stored_schema, verbs_of
 
 
 def verbs(incomplete: str) -> list[str]:
     """The verbs that take a config of their own."""
-    names = [part["$ref"].removeprefix("#/$defs/") for part in (stored_schema() or {"anyOf": []})["anyOf"]]
-    return [name for name in names if name.startswith(incomplete)]
+    return [name for name in verbs_of(stored_schema() or {"anyOf": []}) if name.startswith(incomplete)]
 
 
 def configs(ctx: typer.Context, incomplete: str) -> list[str]:

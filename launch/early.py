@@ -1,32 +1,48 @@
 """Configs checked before torch is imported, which takes seconds: a typo is answered at once, by configs/schema.json alone."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..core.config.resolve import load
+from ..core.config.stored import stored_recipe
 from ..core.errors import UserError
-from .schema_file import is_current, stored_schema
+from .schema_file import is_current, stored_schema, verbs_of
 
 
-def check_early(verb: str, path: str, overrides: Sequence[str]) -> None:
-    """Raise the ConfigError of the full check if the schema that ships shows a mistake.
+def check_config_early(verb: str, path: str, overrides: Sequence[str]) -> None:
+    """Raise the ConfigError of the full check for a mistake that the schema shows; likewise the two functions below."""
+    _check(lambda: resolve_early(verb, path, overrides))
 
-    Does nothing if torch is imported already, for then the full check is as quick, or if the sources have changed since the schema was
-    written.
-    """
-    if "torch" in sys.modules or (schema := stored_schema()) is None:
-        return
-    try:
-        resolve_early(verb, path, overrides)
-    except UserError:
-        if is_current(schema):
-            raise
+
+def check_pipeline_early(path: str, overrides: Sequence[str]) -> None:
+    """Of a pipeline and all its stages."""
+    from .pipeline.plan import check_pipeline
+
+    _check(lambda: check_pipeline(path, overrides, resolve_early))
+
+
+def check_sweep_early(path: str, overrides: Sequence[str]) -> None:
+    """Of a sweep's own file; the configs of its trials are left to the full check."""
+    from .sweep.sections import sweep
+
+    _check(lambda: load(path, sweep, overrides))
 
 
 def resolve_early(verb: str, path: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """The config of a verb as the schema that ships resolves it. Raises ConfigError."""
-    # pydantic, which the check needs, would double the time of `rootstock --help`.
-    from ..core.config.resolve import load
-    from ..core.config.stored import stored_recipe
+    """The config of a verb, resolved by the schema that ships. Raises UserError."""
+    schema = stored_schema() or {"anyOf": []}
+    if verb not in verbs_of(schema):
+        raise UserError(f"launch {verb}: expected one of {', '.join(verbs_of(schema))}")
+    return load(path, stored_recipe(verb, schema), overrides)
 
-    return load(path, stored_recipe(verb, stored_schema() or {}), overrides)
+
+def _check(check: Callable[[], object]) -> None:
+    """Do nothing if torch is imported already, for then the full check is as quick, or if the sources are newer than the schema."""
+    if "torch" in sys.modules or (schema := stored_schema()) is None:
+        return
+    try:
+        check()
+    except UserError:
+        if is_current(schema):
+            raise

@@ -9,7 +9,7 @@ from typing import Any
 from ..core.config.messages import among, show, words
 from ..core.config.stored import annotation_of, chosen_name, referred
 from ..core.errors import UserError
-from .schema_file import SCHEMA_FILE, stored_schema
+from .schema_file import SCHEMA_FILE, stored_schema, verbs_of
 
 HOW = """rootstock help KEY says what a key of a config means, for example:
 
@@ -98,7 +98,7 @@ def explain(key: str | None) -> str:
     schema = stored_schema()
     if schema is None:
         raise UserError(f"{SCHEMA_FILE} is missing or damaged; run `make schema`, or install rootstock again")
-    verbs = [part["$ref"].removeprefix("#/$defs/") for part in schema["anyOf"]]
+    verbs = verbs_of(schema)
     if key in verbs:
         return f"{key} is a verb; see rootstock {key} --help. Keys of its configs: {', '.join(schema['$defs'][key]['properties'])}"
     every = [found for verb in verbs for found in every_key(schema, verb)]

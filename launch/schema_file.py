@@ -23,6 +23,11 @@ def stored_schema() -> dict[str, Any] | None:
         return None
 
 
+def verbs_of(schema: Mapping[str, Any]) -> list[str]:
+    """The verbs whose configs a schema describes."""
+    return [part["$ref"].removeprefix("#/$defs/") for part in schema["anyOf"]]
+
+
 def schema_text() -> str:
     """What the file has to hold, from the constructors. Imports torch."""
     from .verbs import schema

@@ -25,6 +25,10 @@ class StoredSection:
         self.definitions = definitions
         self.__name__ = name
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises TypeError: the constructor itself is not imported."""
+        raise TypeError(f"{self.__name__} is a stored schema, which builds nothing")
+
     def config_keys(self) -> dict[str, Key]:
         """As `keys_of`. The `name` of a Choice's option is no key of its constructor."""
         keys = {}

@@ -11,7 +11,6 @@ import yaml
 
 from ...core.config.resolve import ConfigError, find, load
 from ...core.errors import UserError
-from ...core.run.directory import begun, differing
 from .checks import REFERENCE, add_overrides, check_report, check_stages, read_seeds, references, validate_each
 from .sections import pipeline, stage
 
@@ -46,8 +45,23 @@ def plan_pipeline(
 ) -> tuple[dict[str, Any], list[StageJob]]:
     """The resolved pipeline and its jobs in order, seed by seed. Checks everything and writes nothing.
 
-    Raises ConfigError with every mistake of the pipeline, its stages and its rows, and UserError if the folder holds results
-    of an earlier run that do not match.
+    Raises ConfigError as `check_pipeline`, and UserError if the folder holds results of an earlier run that do not match.
+    """
+    config, jobs = check_pipeline(path, overrides, validate_stage, verbs)
+    changed = [line for job in jobs for line in _changes(job)]
+    if changed:
+        raise UserError(
+            "\n  ".join(["an earlier run in this folder does not fit:", *changed] if changed[1:] else changed)
+        )
+    return config, jobs
+
+
+def check_pipeline(
+    path: str | Path, overrides: Sequence[str], validate_stage: Validate, verbs: Collection[str] = STAGE_VERBS
+) -> tuple[dict[str, Any], list[StageJob]]:
+    """The resolved pipeline and its jobs, whatever its folder holds; imports no torch.
+
+    Raises ConfigError with every mistake of the pipeline, its stages and its rows.
     """
     inner = [override for override in overrides if override.startswith("stages.")]
     config = load(path, pipeline, [override for override in overrides if override not in inner])
@@ -64,11 +78,6 @@ def plan_pipeline(
     jobs = _jobs(config, find(path).parent, validate_stage, problems)
     if problems:
         raise ConfigError(problems, str(path))
-    changed = [line for job in jobs for line in _changes(job)]
-    if changed:
-        raise UserError(
-            "\n  ".join(["an earlier run in this folder does not fit:", *changed] if changed[1:] else changed)
-        )
     return config, jobs
 
 
@@ -125,6 +134,8 @@ def _with_folders(value: Any, folder: Path) -> Any:
 
 def _changes(job: StageJob) -> list[str]:
     """Why the run in the job's folder was not made by this job; empty if it was, or if there is none."""
+    from ...core.run.directory import begun, differing  # imports torch, which `check_pipeline` does without
+
     path = job.dir / "config.yaml"
     if not path.is_file() or not begun(job.dir):
         return []

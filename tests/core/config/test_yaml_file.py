@@ -81,6 +81,39 @@ def test_shipped_configs_are_found_from_anywhere(tmp_path: Path, monkeypatch: py
         )
 
 
+def test_a_bare_name_is_a_config_that_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("demo.yaml", "simclr.yaml", "pretrain/simclr.yaml", "probe/digits.yaml", "finetune/digits.yaml"):
+        written(tmp_path, f"where: {name}", f"package/configs/{name}")
+    monkeypatch.setattr(configfile, "CONFIGS", tmp_path / "package/configs")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    found = {
+        (name, verb): configfile.find(name, verb).relative_to(tmp_path / "package/configs").as_posix()
+        for name, verb in [
+            ("simclr", "pretrain"),
+            ("simclr", "probe"),
+            ("digits", "probe"),
+            ("digits", "finetune"),
+            ("demo", ""),
+        ]
+    }
+    assert list(found.values()) == [
+        "pretrain/simclr.yaml", "simclr.yaml", "probe/digits.yaml", "finetune/digits.yaml", "demo.yaml",
+    ]  # fmt: skip
+    for name in ("digits", "pretrain/simclr", "simclr.yml"):
+        with pytest.raises(ConfigError, match="no such config here or among those that ship"):
+            configfile.find(name, "pretrain")
+    with pytest.raises(ConfigError, match=r"did you mean probe/digits\.yaml\?"):
+        configfile.find("digit", "probe")
+    written(tmp_path, "here: 1", "here/simclr.yaml")
+    assert configfile.find("simclr", "pretrain").parent.name == "pretrain"
+    written(tmp_path, "here: 1", "here/simclr")
+    assert configfile.find("simclr", "pretrain") == Path("simclr")
+    (tmp_path / "here/demo").mkdir()
+    with pytest.raises(ConfigError, match="demo is a folder; give one YAML file of it"):
+        configfile.find("demo")
+
+
 def test_extends_leads_somewhere_and_not_in_a_circle(tmp_path: Path) -> None:
     written(tmp_path, "extends: ../a.yaml", "far/b.yaml")
     with pytest.raises(ConfigError, match=r"b\.yaml: extends: a\.yaml -> b\.yaml -> a\.yaml is a circle"):
