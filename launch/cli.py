@@ -120,6 +120,9 @@ def launch_command(
     """Run a verb on several processes, here and on other nodes."""
     # PyTorchJob numbers its pods with RANK, which would silence every launcher but the first pod's (`exits.py` reads it).
     os.environ.pop("RANK", None)
+    from .early import check_config_early
+
+    check_config_early(name, config, overrides or [])
     where = read_placement(nproc, nodes, rendezvous, job)
     if as_json and not dry:
         raise UserError("--json is for --dry-run; add it")

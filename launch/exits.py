@@ -1,6 +1,6 @@
-"""How work ends: every error becomes a sentence and an exit code here, and nowhere else.
+"""How a command ends: every error becomes a sentence and an exit code here, and nowhere else.
 
-A user's mistake is one sentence and exit code 2; what nobody foresaw keeps its traceback.
+A user's mistake is one sentence and exit code 2. An unexpected error keeps its traceback.
 """
 
 import contextlib
@@ -20,13 +20,13 @@ STOPPED = 130  # on request, after saving
 
 
 def answer(work: Callable[[], int | None]) -> int:
-    """Do the work and return its exit code, 0 where it returns None. Errors that nobody foresaw are raised on.
+    """Do the work and return its exit code, 0 if it returns None. Unexpected errors are raised again.
 
-    2: a user's mistake (UserError). 130: stopped by Ctrl-C or a signal. 1: a full disk, or nobody reads what we print.
+    2: a user's mistake (UserError). 130: stopped by Ctrl-C or a signal. 1: the disk is full, or stdout was closed.
     """
     try:
         code = work()
-        # Flushed here: at the interpreter's end a reader that has gone would be a traceback of Python's own.
+        # Flushed here: if stdout was closed, a flush at interpreter exit would print a traceback.
         sys.stdout.flush()
         return code or 0
     except UserError as error:
@@ -53,10 +53,10 @@ def answer(work: Callable[[], int | None]) -> int:
 
 
 def _say(sentence: str) -> None:
-    """Print for the person, once: of several processes only the first prints, the others tell torchrun.
+    """Print a sentence once: rank 0 prints it, other ranks leave it for torchrun.
 
-    torchrun ends all processes as soon as one has failed, perhaps before the first could speak; its own summary shows the
-    file named by TORCHELASTIC_ERROR_FILE, so that the sentence is never lost.
+    torchrun ends all processes as soon as one fails, perhaps before rank 0 could print. Its summary shows the file named by
+    TORCHELASTIC_ERROR_FILE, so the sentence is never lost.
     """
     if os.environ.get("RANK", "0") == "0":
         print(sentence, file=sys.stderr, flush=True)
@@ -66,31 +66,31 @@ def _say(sentence: str) -> None:
 
 
 def _note(text: str) -> None:
-    """In the log of the first process of a launch, whose console is the launcher's."""
+    """Append a text to the log of rank 0, if several processes run."""
     if os.environ.get("RANK") == "0":
         with contextlib.suppress(OSError):
             append(text)
 
 
 def _tell_agent(text: str) -> None:
-    """Leave a text where torchrun's agent, if it started us, looks for it."""
+    """Write a text to the file that torchrun reads, if torchrun started this process."""
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         details = {"message": text, "extraInfo": {"py_callstack": text, "timestamp": str(int(time.time()))}}
-        with contextlib.suppress(OSError):  # a full disk, say: the exit code tells the agent enough
-            # Whole or not at all: the agent, which may end us at any time, stumbles over half a file.
+        with contextlib.suppress(OSError):  # for example a full disk; the exit code is enough
+            # Renamed when complete: torchrun may kill this process at any time, and fails on half a file.
             with open(f"{path}.draft", "w", encoding="utf-8") as file:
                 json.dump({"message": details}, file)
             os.replace(f"{path}.draft", path)
 
 
 def _stopped_on_request(error: Exception) -> bool:
-    """Whether `fit` stopped after saving; its module needs torch, so it is not imported for this."""
+    """Whether `fit` stopped on request, after saving. The class is looked up, not imported: its module imports torch."""
     run = sys.modules.get(f"{__name__.rsplit('.', 2)[0]}.core.run.directory")
     return run is not None and isinstance(error, run.Interrupted)
 
 
 def _disk_full(error: BaseException) -> bool:
-    """Whether a full disk is behind the error; libraries written in Rust and C++ say so only in their words."""
+    """Whether a full disk caused the error. Libraries written in Rust and C++ say it only in the message."""
     return any(
         getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(cause)
         for cause in _causes(error)
@@ -108,7 +108,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _reader_gone() -> bool:
-    """Whether stdout is a pipe whose reader has left, as in `rootstock schema | head`; other pipes breaking are faults."""
+    """Whether the reader of stdout has closed it, as in `rootstock schema | head`. Any other broken pipe is an error."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))

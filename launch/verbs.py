@@ -1,4 +1,4 @@
-"""What a verb of the command line does: load the config, open the run, call the recipe; in-process, so that pipelines can too."""
+"""What a verb does: resolve the config, open the run, call the recipe. Pipelines call it in the same process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VERBS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "finetune": finetune,
     "adapt": adapt,
 }
-# The first part of each recipe, before anything is trained or scored: what a dry run looks at.
+# The first part of each recipe, before anything is trained or scored. A dry run calls only this.
 BUILDERS: Mapping[str, Callable[..., Any]] = {
     "pretrain": build_pretraining,
     "probe": build_probe,
@@ -31,17 +31,17 @@ EXTRA: Mapping[str, Callable[..., Any]] = {"run": options}
 
 
 def resolve(verb: str, path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The verb's resolved config. Raises ConfigError with everything that is wrong with it."""
+    """The verb's resolved config. Raises ConfigError with every mistake."""
     return config.load(path, VERBS[verb], overrides, EXTRA)
 
 
 def completed(verb: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """A config of this verb, its keys checked and every default filled in. Raises ConfigError."""
+    """A config of this verb, checked, with every default filled in. Raises ConfigError."""
     return config.validate(given, VERBS[verb], EXTRA)
 
 
 def execute(verb: str, path: str, overrides: Sequence[str] = (), quiet: bool = False) -> dict[str, Any]:
-    """Run one verb, or return the result of a run that is finished."""
+    """Run one verb and return its result; if the run is finished, return the result that it has."""
     resolved = resolve(verb, path, overrides)
     with Run(verb, resolved, quiet, partial(completed, verb)) as run:
         if (result := run.finished) is not None:

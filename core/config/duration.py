@@ -1,4 +1,4 @@
-"""Durations: one notation for lengths of training, warm-ups and intervals, turned into steps once and by one rule."""
+"""Durations: one notation for lengths of training, warm-ups and intervals, converted to steps in one place."""
 
 import re
 from typing import Any, Literal, NamedTuple
@@ -16,8 +16,8 @@ TEXT_PATTERN = f"^({_PATTERN.pattern})$"
 class Duration(NamedTuple):
     """A length of training in steps (`100`), epochs (`10ep`) or percent of the whole (`50%`).
 
-    As an annotation (`Duration`, or `Annotated[int | str, Duration]`) it admits these in a config, and a constructor
-    gets them as they were written.
+    As an annotation (`Duration`, or `Annotated[int | str, Duration]`) it allows these in a config. The constructor gets the value as it
+    was written.
     """
 
     value: float
@@ -36,7 +36,7 @@ class Duration(NamedTuple):
         return cls(float(found[1]), found[2]) if found[2] else cls(int(found[0]), "steps")  # pyright: ignore[reportArgumentType]
 
     def steps(self, steps_per_epoch: int, total: int | None = None) -> int:
-        """The duration in steps, rounded to the nearest; `total` is the whole that a percentage is of."""
+        """The duration in steps, rounded to the nearest. total: steps that are 100 %. Raises UserError for a percentage without it."""
         if self.unit == "steps":
             return int(self.value)
         if self.unit == "ep":

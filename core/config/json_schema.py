@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from .descriptions import described_keys, first_sentence, summary
-from .schema import REQUIRED, Choice, Key, Section, Value, plain, root_keys
+from .schema import NO_DEFAULT, Choice, Key, Section, Value, plain, root_keys
 
 Constructor = Callable[..., Any]
 
@@ -76,13 +76,13 @@ class _Definitions:
             schema = {"anyOf": [schema, {"type": "null"}]}
         if description:
             schema = {**schema, "description": description}
-        return schema if key.default is REQUIRED else {**schema, "default": plain(key.default)}
+        return schema if key.default is NO_DEFAULT else {**schema, "default": plain(key.default)}
 
     def option(self, node: Choice, name: str, path: str) -> dict[str, Any]:
         """The section that one name of a Choice stands for. Only the default's may leave the name out."""
         constructor, about = node.registry[name], summary(node.registry[name])
         keys = dict(node.keys({"name": name}))
-        keys["name"] = keys["name"]._replace(default=name if name == node.default else REQUIRED)
+        keys["name"] = keys["name"]._replace(default=name if name == node.default else NO_DEFAULT)
         properties = self.properties(keys, constructor, f"{path}.{name}")
         properties["name"] = {"const": name, "description": f"Chooses {name}. {first_sentence(about)}".strip()}
         return self.shared(_object(properties, keys, about), f"{path}.{name}", least=2)
@@ -103,6 +103,6 @@ def _object(properties: dict[str, Any], keys: Mapping[str, Key], description: st
         **({"description": description} if description else {}),
         "type": "object",
         "properties": properties,
-        "required": [name for name, key in keys.items() if key.default is REQUIRED],
+        "required": [name for name, key in keys.items() if key.default is NO_DEFAULT],
         "additionalProperties": False,
     }

@@ -1,4 +1,4 @@
-"""The words of messages about configs: types, values, and the name that was probably meant."""
+"""Wording of messages about configs: types, values, and the name that was probably meant."""
 
 import difflib
 import json
@@ -52,12 +52,12 @@ def show(value: Any) -> str:
 
 
 def spelt(name: Any) -> str:
-    """A key or name as it reads in a sentence: as it is where that is one plain word, else as JSON writes it."""
+    """A key or name in a sentence: unchanged if it is printable text, else as JSON writes it."""
     return name if isinstance(name, str) and name.isprintable() and name else show(name)
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known name that a misspelt one was probably meant to be."""
+    """The known name closest to a misspelt one; None if none is close."""
     plain = {name.lower().replace("-", "_"): name for name in known}
     word = word.lower().replace("-", "_")
     close = difflib.get_close_matches(word, plain, n=1)
@@ -68,7 +68,7 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 def among(word: str, known: Iterable[str], kind: str = "known", guess: str | None = None, most: int = 30) -> str:
     """The tail of a message about a name that is not known: `; did you mean b? (known: a, b, c)`.
 
-    guess: what to propose where no known name is near. Long lists are cut after `most` names.
+    guess: proposed if no known name is close. Lists are cut after `most` names.
     """
     names = list(known)
     close = nearest(word, names) or guess

@@ -1,7 +1,7 @@
-"""Configs: from a YAML file and overrides to one plain dictionary with every default filled in, or to every mistake.
+"""From a YAML file and overrides to one dictionary with every default filled in, or to a list of all mistakes.
 
-No parameter is declared here: a recipe's signature is the schema of its verb's file (`schema.py`). What is resolved is
-plain JSON, so a run's own config.yaml says all that was chosen, and resolving it again changes nothing.
+No key is declared here: the signature of a recipe is the schema of its configs (`schema.py`). A resolved config is plain JSON. A run's
+own config.yaml therefore holds every choice, and resolving it again changes nothing.
 """
 
 import functools
@@ -12,7 +12,7 @@ from typing import Any
 from .duration import Duration as Duration
 from .json_schema import json_schema as json_schema
 from .messages import among, nearest, show, spelt, words
-from .schema import REQUIRED, Key, Value, root_keys
+from .schema import NO_DEFAULT, Key, Value, root_keys
 from .schema import Choice as Choice
 from .schema import Section as Section
 from .yaml_file import ConfigError as ConfigError
@@ -27,10 +27,10 @@ def load(
     overrides: Sequence[str] = (),
     extra: Mapping[str, Callable[..., Any]] = {},
 ) -> dict[str, Any]:
-    """Resolve a config file: merge what it `extends`, lay overrides (`a.b=VALUE`) over it, check it, fill in defaults.
+    """Resolve a config file: merge it over what it `extends`, apply overrides (`a.b=VALUE`), check it, fill in defaults.
 
     schema: a recipe; its keyword-only parameters are the sections. extra: sections that every verb has, by name.
-    A path not found from here is looked up among the configs that ship. Raises ConfigError with all mistakes at once.
+    A path that doesn't exist is looked up among the shipped configs. Raises ConfigError with all mistakes at once.
     """
     found = find(path, getattr(schema, "__name__", ""))
     keys = root_keys(schema, extra)
@@ -48,12 +48,12 @@ def validate(
 
 
 def build(section: Mapping[str, Any], registry: Mapping[str, Callable[..., Any]], *args: Any) -> Any:
-    """What a resolved `Choice` section describes: its name's constructor, called with args and its other keys."""
+    """Call the constructor that a resolved `Choice` section names, with args and the other keys of the section."""
     return registry[section["name"]](*args, **{key: value for key, value in section.items() if key != "name"})
 
 
 def _extended(path: Path, keys: Mapping[str, Key], problems: list[str], seen: tuple[Path, ...]) -> dict[str, Any]:
-    """A file merged over the one that it extends, that over its own, and so on."""
+    """A file merged over the file that it `extends`, and so on up the chain. Raises ConfigError."""
     seen = (*seen, path.resolve())
     tree = read_into(path, problems)
     base = tree.pop("extends", None)
@@ -73,9 +73,9 @@ def _extended(path: Path, keys: Mapping[str, Key], problems: list[str], seen: tu
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any], keys: Mapping[str, Key]) -> dict[str, Any]:
-    """`over` laid over `base`: mappings merge, all else is replaced.
+    """`over` merged over `base`: mappings merge, all else is replaced.
 
-    Where a Choice changes its name, the other keys of the base belong to another constructor and go.
+    If `over` changes the name of a Choice, the other keys of `base` are dropped: they belong to another constructor.
     """
     merged = dict(base)
     for name, above in over.items():
@@ -93,7 +93,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], keys: Mapping[str, K
 
 
 def _overrides(overrides: Sequence[str], keys: Mapping[str, Key], problems: list[str]) -> dict[str, Any]:
-    """The overrides as one small config, to be laid over the file; so they may come in any order."""
+    """The overrides as one small config, which is merged over the file. Their order therefore doesn't matter."""
     tree: dict[str, Any] = {}
     for override in overrides:
         place, equals, text = override.partition("=")
@@ -107,7 +107,7 @@ def _overrides(overrides: Sequence[str], keys: Mapping[str, Key], problems: list
             if text.lstrip()[:1] in tuple("[{\"'"):
                 problems.append(f"{place}: {show(text)} is {error.problems[0].partition(': ')[2]}")
                 continue
-            value = text  # a text that YAML reserves a meaning for, such as `@run` or `*.png`
+            value = text  # a text with a special meaning in YAML, such as `@run` or `*.png`
         nested = functools.reduce(lambda inner, name: {name: inner}, reversed(names[1:]), value)
         tree = merge(tree, {names[0]: nested}, keys)
     return tree
@@ -122,7 +122,7 @@ def _resolve(tree: Mapping[str, Any], keys: Mapping[str, Key], problems: list[st
 
 
 class _Check:
-    """One walk over a config, noting every problem with its path; what it returns counts only if there was none."""
+    """One walk over a config that collects every problem with its path. The values returned are valid only if there is none."""
 
     def __init__(self, tree: Mapping[str, Any], keys: Mapping[str, Key], problems: list[str]) -> None:
         self.problems = problems
@@ -137,7 +137,7 @@ class _Check:
                 self.problems.append(f"{path}{text}: unknown key{among(text, keys, guess=elsewhere)}")
         resolved = {}
         for name, key in keys.items():
-            if name not in given and key.default is REQUIRED:
+            if name not in given and key.default is NO_DEFAULT:
                 self.problems.append(f"{path}{name}: missing; expected {_expected(key.node)}")
             else:
                 resolved[name] = self.key(given.get(name, key.default), key, f"{path}{name}")
@@ -184,7 +184,7 @@ def _expected(node: Value | Section | Choice) -> str:
 
 
 def _places(tree: Any, keys: Mapping[str, Key], path: str = "") -> Iterator[str]:
-    """The dotted path of every key that this config could hold, given the names it chose."""
+    """The dotted path of every key that this config could hold, with the names that it chooses."""
     for name, key in keys.items():
         yield f"{path}{name}"
         if not isinstance(key.node, Value):

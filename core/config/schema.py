@@ -1,7 +1,7 @@
-"""What a config may say, read from the signatures of what it builds: keyword-only parameters are keys.
+"""The keys of configs, read from constructors: each keyword-only parameter is a key.
 
-The tree of sections is walked by us, so that every message knows its place, its neighbours and their names; each value
-in it is checked by pydantic in strict JSON mode, where lists become tuples but booleans and texts never become numbers.
+`resolve.py` walks the tree of sections, so every message can name its key and the keys beside it. pydantic checks each value, in strict
+JSON mode: lists become tuples, but booleans and texts never become numbers.
 """
 
 import dataclasses
@@ -20,15 +20,15 @@ from pydantic_core import to_jsonable_python
 from .duration import Duration
 from .messages import literals, nearest, show, words
 
-REQUIRED = inspect.Parameter.empty
+NO_DEFAULT = inspect.Parameter.empty
 NUMBER = re.compile(r"[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)([eE][-+]?\d+)?")
 
 
 class Key(NamedTuple):
-    """One key of a section: what may stand there, its default (REQUIRED without one), and whether null may."""
+    """One key of a section: what may stand there, its default (NO_DEFAULT if it is required), and whether null may."""
 
     node: "Section | Choice | Value"
-    default: Any = REQUIRED
+    default: Any = NO_DEFAULT
     nullable: bool = False
 
 
@@ -54,17 +54,17 @@ class Choice:
     shorthand: bool = True
 
     def spread(self, value: Any) -> Any:
-        """A bare name as the section that it stands for; anything else as it is."""
+        """Expand a bare name to its section; return anything else unchanged."""
         return {"name": value} if self.shorthand and isinstance(value, str) else value
 
     def name(self, value: Any) -> Any:
-        """The name that a section gives, or the default; None where there is neither."""
+        """The name that a section gives, or the default; None if there is neither."""
         value = self.spread(value)
         given = value.get("name") if isinstance(value, Mapping) else None
         return self.default if given is None else given
 
     def keys(self, value: Any = None) -> Mapping[str, Key]:
-        """The keys of the section that `value` names; only `name` while it names none that is known."""
+        """The keys of the section that `value` names; only `name` if it names no known one."""
         name = self.name(value)
         known = isinstance(name, str) and name in self.registry
         keys = keys_of(self.registry[name]) if known else {}
@@ -72,7 +72,7 @@ class Choice:
             raise TypeError(
                 f"{name}: a constructor in a registry has no parameter called name; the config's `name` chooses it"
             )
-        return {"name": Key(Value(str), self.default or REQUIRED), **keys}
+        return {"name": Key(Value(str), self.default or NO_DEFAULT), **keys}
 
 
 @dataclasses.dataclass(eq=False)
@@ -86,11 +86,11 @@ class Value:
         return TypeAdapter(self.annotation)
 
     def resolve(self, value: Any) -> Any:
-        """The value as JSON holds it; ValueError says what was expected and what was given."""
+        """The value as JSON holds it. Raises ValueError, which says what was expected and what was given."""
         try:
             return self._read(value)
         except (ValueError, TypeError) as error:
-            # "1e-3" in quotes, or from YAML 1.1 readers; only where text as such is not what is wanted.
+            # "1e-3" in quotes is a number, but only where text is not allowed.
             numbers = _numbers(value)
             if numbers is not value:
                 try:
@@ -116,10 +116,10 @@ class Value:
 
 @functools.cache
 def keys_of(constructor: Callable[..., Any]) -> dict[str, Key]:
-    """What a constructor reads from a config: its keyword-only parameters; of a dataclass without any, its fields.
+    """The keys of a constructor: its keyword-only parameters, or the fields of a dataclass that has none.
 
     A constructor with a method `config_keys` is asked for its keys instead: `stored.StoredSection` stands for a constructor that is
-    not imported. Raises TypeError (ours to mend, not the user's) for a parameter without a usable annotation.
+    not imported. Raises TypeError (a bug, not a user's mistake) for a parameter without a usable annotation.
     """
     if (own := getattr(constructor, "config_keys", None)) is not None:
         return own()
@@ -142,9 +142,9 @@ def keys_of(constructor: Callable[..., Any]) -> dict[str, Key]:
 
 
 def _hints(constructor: Any, parameters: list[inspect.Parameter]) -> dict[str, Any]:
-    """The annotations of these parameters alone: those of the positional ones need not even exist at run time."""
+    """The annotations of these parameters only. Positional ones may be annotated with names that don't exist at run time."""
     for parameter in parameters:
-        if parameter.annotation is REQUIRED:
+        if parameter.annotation is NO_DEFAULT:
             raise TypeError(
                 f"{constructor}: the parameter {parameter.name} needs an annotation, for configs are checked by it"
             )
@@ -156,7 +156,7 @@ def _hints(constructor: Any, parameters: list[inspect.Parameter]) -> dict[str, A
 
 
 def _node(annotation: Any) -> tuple[Section | Choice | Value, bool]:
-    """What an annotation admits, and whether it admits null beside a section."""
+    """The node of an annotation, and whether null may stand in place of its section."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         marks = [mark for mark in arguments[1:] if isinstance(mark, Section | Choice)]
@@ -174,7 +174,7 @@ def _node(annotation: Any) -> tuple[Section | Choice | Value, bool]:
 
 
 def _numbers(value: Any) -> Any:
-    """The value with every text that spells a number made one; the same object where there is none."""
+    """The value with every text that spells a number converted to it; the same object if there is none."""
     if isinstance(value, str):
         return float(value.replace("_", "")) if NUMBER.fullmatch(value) else value
     if isinstance(value, list):

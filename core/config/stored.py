@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Union
 
 from .duration import TEXT_PATTERN, Duration
-from .schema import REQUIRED, Choice, Key, Section, Value
+from .schema import NO_DEFAULT, Choice, Key, Section, Value
 
 Schema = Mapping[str, Any]
 
@@ -36,7 +36,7 @@ class StoredSection:
             if name == "name" and "const" in schema:
                 continue
             node, nullable = self._node(schema)
-            keys[name] = Key(node, REQUIRED if name in self.required else schema["default"], nullable)
+            keys[name] = Key(node, NO_DEFAULT if name in self.required else schema["default"], nullable)
         return keys
 
     def _node(self, schema: Schema) -> tuple[Section | Choice | Value, bool]:

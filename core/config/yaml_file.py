@@ -1,4 +1,4 @@
-"""The YAML files of configs: where a path leads, and what a file holds, or in which line it is not well-formed."""
+"""YAML files of configs: find one by its path, read it, and name the line of a syntax error."""
 
 import json
 import os
@@ -17,7 +17,7 @@ CONFIGS = PACKAGE / "configs"
 
 
 class ConfigError(UserError):
-    """What is wrong with a config: `problems`, one line for each mistake, in the file `where` (empty: in none)."""
+    """Mistakes in a config: `problems`, one line for each, in the file `where` (empty if there is no file)."""
 
     def __init__(self, problems: Iterable[str], where: str = "") -> None:
         self.problems = tuple(problems)
@@ -33,7 +33,7 @@ class ConfigError(UserError):
 
 
 def find(path: str | Path, verb: str = "") -> Path:
-    """The file that a config's path means: from here, else among those that ship (`demo.yaml`, `probe/digits.yaml`).
+    """The file of a config: the path itself, else one of the shipped configs (`demo.yaml`, `probe/digits.yaml`).
 
     verb: the folder of shipped configs in which a bare file name is looked for as well. Of these configs a bare name may leave out its
     `.yaml`: `simclr` is pretrain/simclr.yaml for the verb pretrain. Raises ConfigError.
@@ -64,7 +64,7 @@ def find(path: str | Path, verb: str = "") -> Path:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The mapping that one YAML file holds, nothing merged or checked; ConfigError names file, line and column."""
+    """The mapping in one YAML file, neither merged nor checked. Raises ConfigError with file, line and column."""
     problems: list[str] = []
     tree = read_into(Path(path), problems)
     if problems:
@@ -107,12 +107,12 @@ _Loader.add_implicit_resolver(
 
 
 def parse(text: str, where: str, problems: list[str]) -> Any:
-    """What a YAML text holds. Keys given twice are added to `problems`; text that is not YAML raises ConfigError."""
+    """Parse a YAML text. Keys given twice are added to `problems`; invalid YAML raises ConfigError."""
     loader = None
     try:
         loader = _Loader(text, where)
         tree = loader.get_single_data()
-        json.dumps(tree, default=str, skipkeys=True)  # finds an alias inside what it stands for
+        json.dumps(tree, default=str, skipkeys=True)  # raises ValueError if an alias contains itself
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
@@ -132,7 +132,7 @@ def parse(text: str, where: str, problems: list[str]) -> Any:
 
 
 def read_into(path: Path, problems: list[str]) -> dict[str, Any]:
-    """`read`, with the keys given twice added to `problems` instead of raised."""
+    """As `read`, but keys given twice are added to `problems` instead of raised."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -8,7 +8,7 @@ import pytest
 
 from rootstock.core.config.messages import words
 from rootstock.core.config.resolve import ConfigError, Section, json_schema, validate
-from rootstock.core.config.schema import REQUIRED, Key, Value, plain, root_keys
+from rootstock.core.config.schema import NO_DEFAULT, Key, Value, plain, root_keys
 from rootstock.core.config.stored import annotation_of, stored_recipe
 from rootstock.launch.verbs import EXTRA, VERBS
 
@@ -32,7 +32,7 @@ def described(keys: Mapping[str, Key], path: str = "") -> Iterator[tuple[str, An
             says = (list(node.registry), node.default, node.shorthand)
             for option in node.registry:
                 yield from described(node.keys({"name": option}), f"{path}{name}.{option}.")
-        default = REQUIRED if key.default is REQUIRED else plain(key.default)
+        default = NO_DEFAULT if key.default is NO_DEFAULT else plain(key.default)
         yield f"{path}{name}", (says, default, key.nullable)
 
 
