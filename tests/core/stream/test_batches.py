@@ -266,7 +266,7 @@ def test_too_many_damaged_pictures_end_the_run(copies: Path, workers: int) -> No
     images = open_images(f"folder:{copies}")
     damage_files(copies, images, [2, 5, 9])
     with pytest.raises(
-        UserError, match=r"^\d damaged pictures of 22, more than run\.damaged allows \(10\.0%\): .*png.*; .*mend"
+        UserError, match=r"^\d damaged pictures of 22, more than run\.damaged allows \(10\.0%\): .*png.*; .*repair"
     ) as caught:
         list(batches_of(images, Order(N, N, 0), steps=1, workers=workers, damage=Damage(0.1, report=lambda _: None))(0))
     assert "\n" not in str(caught.value)
