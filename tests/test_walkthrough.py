@@ -10,10 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"<!-- test: (file|line) (\S+)(?: (.*?))? -->\n```\w+\n(.*?)```", re.DOTALL)
-FAST = ["optim.batch_size=16", "optim.duration=2", "run.device=cpu", "run.workers=0", "run.checkpoint.every=100"]
+BLOCK = re.compile(r"<!-- test: (file|line) (\S+)(?: ([^\n]*?))? -->\n```\w+\n(.*?)```", re.DOTALL)
+# SGD, because the first steps of AdamW divide rounding errors by gradients that are nearly zero.
+FAST = [
+    "optim.name=sgd",
+    "optim.lr=1e-3",
+    "optim.batch_size=16",
+    "run.device=cpu",
+    "run.workers=0",
+    "backbone.norm=batch",
+]
 CLASSES = {"ssl": ("uniform", "Uniform"), "adapt": ("mean_matching", "MeanMatching")}
 
 
@@ -56,7 +65,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     written = {path.relative_to(copied).as_posix() for path in follow(copied)}
     assert written == {
         "ssl/uniform.py",
-        "configs/pretrain/digits_uniform.yaml",
+        "configs/pretrain/uniform.yaml",
         "tests/ssl/test_uniform.py",
         "adapt/mean_matching.py",
     }
@@ -72,18 +81,21 @@ def test_its_test_passes(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("verb", "arguments"),
     [
-        ("pretrain", ["pretrain/digits_uniform.yaml"]),
+        ("pretrain", ["pretrain/uniform.yaml"]),
         ("adapt", ["adapt/digits_dann.yaml", "method={name: mean_matching, trade_off: 0.5}", "backbone.weights=none"]),
     ],
 )
 def test_the_methods_train_alike_on_one_and_two_processes(copy: Path, verb: str, arguments: list[str]) -> None:
-    one, two = copy.parent / f"{verb}-one", copy.parent / f"{verb}-two"
-    run(copy, "rootstock", verb, *arguments, *FAST, f"run.dir={one}", "backbone.norm=batch")
-    run(copy, "rootstock", "launch", "--nproc", "2", verb, *arguments, *FAST, f"run.dir={two}", "backbone.norm=batch")
-    weights = [load_file(folder / "backbone" / "backbone.safetensors") for folder in (one, two)]
-    for name, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-5, msg=name)
-    initial = copy.parent / f"{verb}-initial"
-    run(copy, "rootstock", verb, *arguments, *FAST, "optim.duration=0", f"run.dir={initial}", "backbone.norm=batch")
-    before = load_file(initial / "backbone" / "backbone.safetensors")
-    assert any(not torch.equal(before[name], tensor) for name, tensor in weights[0].items())
+    def weights(processes: int = 1, steps: int = 2) -> Tensor:
+        folder = copy.parent / f"{verb}-{processes}-{steps}"
+        start = [] if processes == 1 else ["launch", "--nproc", str(processes)]
+        run(copy, "rootstock", *start, verb, *arguments, *FAST, f"optim.duration={steps}", f"run.dir={folder}")
+        tensors = load_file(folder / "backbone" / "backbone.safetensors")
+        return torch.cat(
+            [t.flatten().double() for name, t in sorted(tensors.items()) if name.endswith(("weight", "bias"))]
+        )
+
+    initial, one, two = weights(steps=0), weights(), weights(processes=2)
+    assert (one - initial).norm() > 0
+    # Rounding flips a few ReLUs; a mean over the wrong number of images would be off by its half.
+    assert (two - one).norm() < 0.02 * (one - initial).norm()
