@@ -1,8 +1,8 @@
 """The only place with collectives: gather and reduce with gradient, and small agreements between processes.
 
-Everything here is the identity on one process, so that methods read the same for one process and for many. Losses never call
-these: a method gathers its projections and hands a loss plain tensors. Gradient convention: each process averages over its own
-rows and DistributedDataParallel averages over processes, so backward passes here *sum* over processes (no factor of W).
+On one process every function here returns its argument, so methods have the same code for one process and for many. Losses never
+call these: a method gathers its projections and passes plain tensors. Gradient convention: each process averages over its own rows
+and DistributedDataParallel averages over processes, so backward passes here *sum* over processes (no factor of W).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_planned = 0  # processes of a run that is only planned
+_planned = 0  # number of processes to pretend, see planned_processes; 0: the real number
 
 
 def world() -> int:
@@ -30,7 +30,7 @@ def rank() -> int:
 
 @contextmanager
 def planned_processes(processes: int) -> Iterator[None]:
-    """Within it, everything is set up as by the first of so many processes, and nothing may be sent: for `launch --dry-run`."""
+    """Within it, this process acts as rank 0 of `processes`; collectives fail. For `launch --dry-run`."""
     global _planned
     before, _planned = _planned, processes
     try:
@@ -40,12 +40,12 @@ def planned_processes(processes: int) -> Iterator[None]:
 
 
 def alone() -> AbstractContextManager[None]:
-    """Within it, this process works as if it were the only one: what all compute together is compared with that."""
+    """Within it, this process acts as the only one: for results to compare with those of several processes."""
     return planned_processes(1)
 
 
 def own_rows(n: int) -> slice:
-    """The rows of a gathered batch that this process contributed; n: rows on each process."""
+    """This process's rows in a gathered batch. n: rows of each process."""
     return slice(rank() * n, (rank() + 1) * n)
 
 
@@ -105,22 +105,22 @@ def all_reduce_min(local: Tensor) -> Tensor:
     return least
 
 
-# Of tensors in slices, torch's DTensor (core/train/fsdp.py). The class is not asked for by name: importing it takes a second, which only
-# sharded runs should spend.
+# For sharded tensors, torch's DTensor (core/train/fsdp.py). They are recognised by their attributes: importing the class takes a second,
+# which only sharded runs should spend.
 
 
 def unsharded(tensor: Tensor) -> Tensor:
-    """A tensor in slices put together on every process; others as they are."""
+    """A sharded tensor gathered on every process; other tensors unchanged."""
     return getattr(tensor, "full_tensor", lambda: tensor)()
 
 
-def own_slice(tensor: Tensor) -> Tensor:
-    """This process's slice of a tensor, sharing its memory; a whole one as it is."""
+def own_shard(tensor: Tensor) -> Tensor:
+    """This process's shard of a tensor, sharing its memory; a tensor that is not sharded unchanged."""
     return getattr(tensor, "to_local", lambda: tensor)()
 
 
-def in_slices(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, which every process has, in slices as `like` is; as it is where `like` is whole."""
+def sharded_like(value: Tensor, like: Tensor) -> Tensor:
+    """A tensor that every process has, sharded as `like` is; unchanged if `like` is not sharded."""
     if not hasattr(like, "device_mesh"):
         return value
     from torch.distributed.tensor import distribute_tensor
@@ -130,7 +130,7 @@ def in_slices(value: Tensor, like: Tensor) -> Tensor:
 
 
 def any_process(flags: Tensor) -> Tensor:
-    """Elementwise: is the flag set on any process? flags: bool or number, small; all processes get the same answer."""
+    """Elementwise, whether a flag is set on any process; the same answer on all. flags: bool or small numbers."""
     return all_reduce_sum(flags.to(torch.float32)) > 0
 
 
@@ -144,7 +144,7 @@ def broadcast_text(text: str) -> str:
 
 
 def transfers(buffer: Tensor) -> Mapping[str, Callable[[], Any]]:
-    """The collectives of training by name, to be called and timed. buffer: [W * n], what each of them moves; its values are lost."""
+    """The collectives of training by name, as functions to be timed. buffer: [W * n], the data of each; its values are lost."""
     own = buffer[: len(buffer) // world()].clone()
     return {
         "all_reduce": lambda: dist.all_reduce(buffer),

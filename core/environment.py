@@ -1,4 +1,4 @@
-"""Versions, commit and host: what a number needs to be trusted."""
+"""Versions, commit and host, which are recorded with every result."""
 
 from __future__ import annotations
 
@@ -17,16 +17,14 @@ def usable_cores() -> int:
 
 
 def environment() -> dict[str, Any]:
-    """What run.json says of the machine and the software; commit is "" outside of a git checkout."""
+    """What run.json records of machine and software; commit is "" outside a git checkout."""
     packages = ("rootstock", "torch", "timm", "lightly", "accelerate", "faiss-cpu", "scikit-learn", "numpy")
     root = Path(__file__).resolve().parents[1]
     versions = {"python": platform.python_version()}
     for name in packages:
         try:
             versions[name] = version(name)
-        except (
-            PackageNotFoundError
-        ):  # not installed under this name (conda's faiss), or a checkout that is not installed
+        except PackageNotFoundError:  # installed under another name (conda's faiss), or not installed
             versions[name] = "unknown"
     commit = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else ""
     commit += "+changes" if commit and _git(root, "status", "--porcelain") else ""
@@ -39,7 +37,7 @@ def environment() -> dict[str, Any]:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    """What git prints, stripped; "" where it fails or is not there."""
+    """git's output, stripped; "" if git fails or is missing."""
     try:
         done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
     except OSError:

@@ -1,5 +1,5 @@
-"""The one error that is the user's to mend: the command line prints it as one sentence and exits with 2."""
+"""The error for mistakes of the user: the command line prints it as one sentence and exits with 2."""
 
 
 class UserError(ValueError):
-    """A mistake in what was given (a config, a path, a picture), said in one sentence with its remedy."""
+    """A mistake in a config, a path or a picture. The message is one sentence that names the mistake and its remedy."""

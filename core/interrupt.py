@@ -1,4 +1,4 @@
-"""Stopping on request: the first Ctrl-C, SIGTERM or SIGUSR1 asks, and training ends after the step and a checkpoint."""
+"""Stopping on request: after the first Ctrl-C, SIGTERM or SIGUSR1, training finishes its step, saves a checkpoint and ends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """The list fills when someone asks. A second Ctrl-C leaves at once (checkpoints are atomic, so nothing is lost)."""
+    """Yields a list that receives the signals. A second Ctrl-C ends the process at once; checkpoints are atomic, so none is damaged."""
     asked: list[int] = []
     before: dict[int, Any] = {}
 
@@ -23,7 +23,7 @@ def stop_signals() -> Iterator[list[int]]:
     try:
         for number in REQUESTS:
             before[number] = signal.signal(number, ask)
-    except ValueError:  # not the main thread: whoever runs us there keeps the signals
+    except ValueError:  # only the main thread can set signal handlers
         pass
     try:
         yield asked

@@ -1,8 +1,7 @@
 """Frozen features of a set of images: each image exactly once, row i for image i, on any number of processes.
 
-The rows are cut into batches before they are dealt to processes, so a batch holds the same images however many
-processes there are and the features are the same bits; with few batches some processes stay idle, which costs less than
-numbers that move.
+Rows are grouped into batches before batches are given to processes, so a batch holds the same images on any number of processes and
+the features are the same bits. If there are few batches, some processes stay idle.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from ..errors import UserError
 from ..stream.loader import read_in_workers
 from ..views.view import stack_pictures
 
-# Rows are summed over processes in blocks of this many numbers (256 MB), to bound what lies on the device at once.
+# Rows are summed over processes in blocks of this many numbers (256 MB), to bound the memory on the device.
 NUMBERS_AT_ONCE = 1 << 26
 
 
 class Readable(Protocol):
-    """What is needed of `Images` here."""
+    """The part of `Images` that this file uses."""
 
     def __len__(self) -> int: ...
     def read(self, i: int, /) -> Tensor: ...
@@ -36,7 +35,7 @@ class Readable(Protocol):
 
 
 class EvaluationView(Protocol):
-    """A deterministic transform: `worker` makes one picture a fixed size, the call makes a batch floats."""
+    """A deterministic transform: `worker` crops one picture to a fixed size, the call makes a batch of floats."""
 
     def __call__(self, images: Tensor, /) -> Tensor: ...
     def worker(self, image: Tensor, /) -> Tensor: ...
@@ -44,14 +43,14 @@ class EvaluationView(Protocol):
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """`model` in eval mode, so that no BatchNorm statistic moves; each submodule's own mode comes back afterwards."""
+    """Within it, `model` is in eval mode, so BatchNorm statistics stay; afterwards each submodule has its earlier mode."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         yield
     finally:
         for module, mode in modes.items():
-            # Not train(mode): it would overrule submodules that are deliberately frozen in eval mode.
+            # Not train(mode), which would also change submodules that are frozen in eval mode.
             module.training = mode
 
 
@@ -66,14 +65,13 @@ def extract(
     axes: int = 1,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The features of all images, [N, D] on the CPU, the same on every process. Each process holds them all, once.
+    """The features of all images, [N, D] on the CPU, complete and equal on every process.
 
-    model: maps view(...) [n, 3, s, s] to [n, D]; run in eval mode without gradient and left as it was.
-    images: uniform sets are cut as they lie; pictures of others are read and cropped by `workers` processes, at most one a core.
+    model: maps view(...) [n, 3, s, s] to [n, D]; runs in eval mode without gradient, and keeps its mode.
+    images: uniform sets are read directly; pictures of others are read and cropped by `workers` processes, at most one a core.
     batch_size: images per forward pass on one process. device: where the model is.
-    axes: those of one image's features, 1 for [N, D], 2 for tokens, [N, L, D]. dtype: what they are kept in.
-    Raises what reading a damaged picture raises, on all processes (evaluation never skips), and UserError for an empty
-    set.
+    axes: axes of one image's features, 1 for [N, D], 2 for tokens, [N, L, D]. dtype: of the returned features.
+    Raises the error of a damaged picture on all processes (evaluation never skips one), and UserError for an empty set.
     """
     n = len(images)
     if n == 0:
@@ -111,7 +109,7 @@ def extract(
 def _pixels(
     images: Readable, view: EvaluationView, own: Sequence[range], workers: int, *, pinned: bool
 ) -> Generator[Tensor | int]:
-    """For each range of rows its pictures, uint8 [n, C, h, w], or the number of one that cannot be read."""
+    """For each range of rows its pictures, uint8 [n, C, h, w], or the index of one that cannot be read."""
     rows = iter(own)
     if images.uniform() is not None:
         batches = (images.rows(torch.arange(batch.start, batch.stop)) for batch in own)
@@ -127,10 +125,10 @@ def _pixels(
             yield pixels
             next(rows)
     except UserError:
-        # Which one it was is told by reading them again: from its number every process raises the error anew.
+        # Reading them again finds the damaged one; given its index, every process raises the same error.
         yield _unreadable(images, view, next(rows))
     finally:
-        batches.close()  # with it the workers, also where the model that was to get the pictures has failed
+        batches.close()  # ends the workers too, also after an error in the model
 
 
 def _unreadable(images: Readable, view: EvaluationView, rows: range) -> int:
@@ -155,7 +153,7 @@ class _Cropped:
 
 
 def _agree_on_damage(images: Readable, view: EvaluationView, damaged: int | None, device: torch.device) -> None:
-    """Raise the same error on all processes if one met a damaged picture; else the others would wait for it forever."""
+    """Raise the same error on all processes if one met a damaged picture; otherwise the others would wait for it forever."""
     found = torch.zeros(world(), dtype=torch.int64, device=device)
     if damaged is not None:
         found[rank()] = damaged + 1
@@ -168,11 +166,11 @@ def _agree_on_damage(images: Readable, view: EvaluationView, damaged: int | None
 def _assemble(
     features: Tensor | None, own: Sequence[range], n: int, axes: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Every process's rows at their places, [N, ...], after checking that each row was computed once.
+    """The rows of all processes, [N, ...], after checking that each row was computed once.
 
-    features: [N, ...] with this process's rows and zeros in place of the others'; None where it has no rows.
+    features: [N, ...] with this process's rows, zeros elsewhere; None if it has no rows.
     """
-    # Process 0 always has the first batch; the others may have none and then don't know the shape.
+    # Process 0 always has the first batch; others may have none, and then do not know the shape.
     shape = torch.zeros(axes, dtype=torch.int64, device=device)
     if rank() == 0:
         assert features is not None

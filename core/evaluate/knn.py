@@ -38,9 +38,9 @@ def knn_predict(
     """Predicted classes, int64 [M].
 
     train_x: [N, D], train_y: int64 [N] in 0..num_classes-1, test_x: [M, D]; any scale, normalised here.
-    k: neighbours; clipped to N, which is said once. temperature: T of the weights; None counts every neighbour the
-    same. A tie goes to the lower class number. Raises UserError for k < 1, T <= 0, an empty training set, labels out of
-    range or features that are not finite.
+    k: neighbours; at most N, with one warning. temperature: T of the weights; None: every neighbour has the same weight. The
+    lower class number wins a tie. Raises UserError for k < 1, T <= 0, an empty training set, labels out of range or features
+    that are not finite.
     """
     similarity, rows = neighbours(train_x, test_x, k)
     return vote(similarity, _labels(train_y, len(train_x), num_classes)[rows], num_classes, temperature)
@@ -75,7 +75,7 @@ def vote(similarity: Tensor, labels: Tensor, num_classes: int, temperature: floa
         if temperature is None:
             weights = torch.ones_like(near)
         else:
-            # Relative to the nearest, or exp(1 / T) overflows for a small T; a row's winner doesn't change.
+            # Relative to the nearest, since exp(1 / T) overflows for a small T; a row's winner stays the same.
             weights = torch.exp((near - near.max(dim=1, keepdim=True).values) / temperature)
         votes = torch.zeros(len(near), num_classes, dtype=torch.float64).scatter_add_(1, label, weights)
         winners.append(votes.argmax(dim=1))
@@ -101,7 +101,7 @@ def _unit_rows(x: Tensor, name: str) -> np.ndarray:
         raise ValueError(f"{name} features must be [N, D], got {tuple(x.shape)}")
     finite = x.isfinite().all(dim=1)
     if not bool(finite.all()):
-        # faiss answers row -1 for them, which would silently index the last label.
+        # faiss returns row -1 for them, which would silently index the last label.
         raise UserError(f"{int((~finite).sum())} of {len(x)} {name} features are not finite; the model has diverged")
     return np.ascontiguousarray(normalize(x, dim=1).numpy())
 

@@ -1,8 +1,7 @@
 """Classification metrics and intervals, as plain numbers that go into result.json.
 
-Fractions in 0..1. A class without test images has no recall, so its per-class numbers are None and macro averages are
-over the classes that the test set holds; a class that is there but never predicted has precision and F1 of 0, as in
-scikit-learn.
+Fractions in 0..1. A class without test images has no recall, so its per-class numbers are None and macro averages leave it out; a
+class that is never predicted has precision and F1 of 0, as in scikit-learn.
 """
 
 from __future__ import annotations
@@ -100,8 +99,8 @@ def cluster_bootstrap(
 
     correct: bool [N]; groups: int64 [N], e.g. the key of the digit that an image was made from: images of one group are
     not independent, so resampling images would make the interval too narrow (Davison & Hinkley 1997, section 3.8). The
-    order of images doesn't matter. (None, None) for a single group, which says nothing about spread; where every image
-    is right (or wrong) the interval has no width, as always with the bootstrap.
+    order of images doesn't matter. Returns (None, None) for a single group, which shows no spread. If all images are right (or
+    wrong) the interval has width 0, as always with the bootstrap.
     """
     hit, group = correct.detach().cpu().numpy().astype(np.int64), groups.detach().cpu().numpy()
     if hit.shape != group.shape or hit.ndim != 1 or len(hit) == 0:

@@ -1,4 +1,4 @@
-"""Pictures that a run leaves for its page: contact sheets of views and reconstructions, and the map of its features."""
+"""Pictures for the report of a run: contact sheets of views and reconstructions, and a map of its features."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def spread(n: int, most: int) -> Tensor:
 def save_map(run: Path, features: Mapping[str, Tensor], sets: Mapping[str, Images], seed: int) -> None:
     """Write run/map.json: t-SNE (van der Maaten & Hinton 2008) of up to MAP_POINTS features, by class and by domain.
 
-    features: [N, D] by the name of the set that they are of; each set counts as a domain. Fewer than 8 features, and features
-    that are not finite or all alike, have no map: a diverged run still ends with its numbers.
+    features: [N, D] by name of the set; each set is one domain. Writes nothing for fewer than 8 features, or if they are not finite
+    or all equal, so a diverged run still ends with its numbers.
     """
     names = [name for name in features if len(features[name])]
     chosen = {name: spread(len(features[name]), max(1, MAP_POINTS // len(names))) for name in names}

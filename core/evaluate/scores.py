@@ -1,4 +1,4 @@
-"""The scores of a classifier on labelled test sets, as a result file holds them."""
+"""The scores of a classifier on labelled test sets, in the form of result.json."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .metrics import classification, cluster_bootstrap
 
 
 class Scores(NamedTuple):
-    """metrics: "TEST/classifier/METRIC" -> fraction. intervals: 95 % by bootstrap over images. details: per class, confusion."""
+    """metrics: "TEST/PROTOCOL/METRIC" -> fraction. intervals: 95 % intervals by bootstrap. details: per class, and confusion."""
 
     metrics: dict[str, float]
     intervals: dict[str, list[float]]
@@ -43,7 +43,7 @@ def score(
 def add_scores(
     scores: Scores, key: str, images: Images, predictions: Tensor, classes: Sequence[str], seed: int
 ) -> None:
-    """Add one test's numbers under "TEST/PROTOCOL". Copies and blends of one picture are resampled together."""
+    """Add one test's numbers under key = "TEST/PROTOCOL". The bootstrap draws copies and blends of one picture together."""
     assert images.labels is not None
     found = classification(images.labels, predictions, classes)
     scores.details[key] = {**found, "classes": list(classes)}

@@ -39,7 +39,7 @@ class Classifier(nn.Module):
         write_text(run / "classifier" / CLASSES, json.dumps(self.classes))
 
     def load_head(self, weights: str) -> None:
-        """Take over the head of an exported classifier. Raises UserError if there is none, or of other classes."""
+        """Load the head of an exported classifier. Raises UserError if there is none, or if it has other classes."""
         if weights in ("none", "timm") or weights.endswith(".safetensors"):
             raise UserError(
                 f"backbone.weights: {weights} holds no classifier; give the folder of a finetune or adapt run"
@@ -55,5 +55,7 @@ class Classifier(nn.Module):
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"backbone.weights: {folder} is damaged ({error}); export the run again") from error
         if classes != self.classes:
-            raise UserError(f"backbone.weights: {weights} knows the classes {classes}, the data has {self.classes}")
+            raise UserError(
+                f"backbone.weights: {weights} has the classes {classes}, the data has {self.classes}; give data of the same classes"
+            )
         load_strictly(self.head, tensors, f"backbone.weights: {folder / HEAD}")

@@ -1,8 +1,8 @@
 """Teachers: copies of a network that follow it as an exponential moving average (Tarvainen & Valpola 2017, arXiv:1703.01780).
 
-A teacher is part of its method's state, so checkpoints hold it; its momentum is a function of progress, so nothing else needs
-holding. Its BatchNorm layers normalise by their own batch and keep running statistics of their own forwards: those fit the
-averaged weights, where averaged statistics of the student would not.
+A teacher is part of its method's state, so checkpoints hold it; its momentum is a function of progress and need not be stored. Its
+BatchNorm layers use the statistics of their own batch and keep running statistics of their own: these fit the averaged weights, which
+an average of the student's statistics would not.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from timm.layers.patch_dropout import PatchDropout
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..distributed import own_slice
+from ..distributed import own_shard
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def teacher_of(student: Module) -> Module:
-    """A copy with the same weights, without gradients, and without dropout or drop path: a target has no noise of its own."""
+    """A copy with the same weights, without gradients, dropout or drop path, since targets should have no noise."""
     teacher = copy.deepcopy(student)
     for parameter in teacher.parameters():
         parameter.requires_grad = False
@@ -39,5 +39,5 @@ def teacher_of(student: Module) -> Module:
 @torch.no_grad()
 def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """teacher <- momentum * teacher + (1 - momentum) * student, for all parameters; both have the same architecture."""
-    slow, fast = ([own_slice(p) for p in network.parameters()] for network in (teacher, student))
+    slow, fast = ([own_shard(p) for p in network.parameters()] for network in (teacher, student))
     torch._foreach_lerp_(slow, fast, 1.0 - momentum)  # pyright: ignore[reportPrivateImportUsage]

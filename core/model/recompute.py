@@ -1,4 +1,4 @@
-"""The blocks that a network repeats, a ViT's or a ResNet's: what is recomputed to save memory, and what is sharded one by one."""
+"""The repeated blocks of a network (ViT, ResNet), which are recomputed to save memory or sharded one by one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .norm import recomputation
 
 
 def repeated_blocks(module: nn.Module) -> list[nn.Module]:
-    """Every block inside `module`: of each sequence of modules of one class the modules, where they hold no such sequence."""
+    """The innermost repeated blocks: the members of sequences of modules of one class that hold no such sequence themselves."""
     found: list[nn.Module] = []
     for child in module.children():
         below = repeated_blocks(child)
@@ -22,7 +22,7 @@ def repeated_blocks(module: nn.Module) -> list[nn.Module]:
 
 
 def _repeats(module: nn.Module) -> bool:
-    """Whether it is a sequence of at least two blocks; layers, which hold nothing, are no blocks."""
+    """Whether it is a sequence of at least two blocks of one class; modules without children are layers, not blocks."""
     if not isinstance(module, nn.Sequential | nn.ModuleList):
         return False
     parts = list(module.children())
@@ -32,17 +32,17 @@ def _repeats(module: nn.Module) -> bool:
 def recompute(method: nn.Module) -> int:
     """Activation checkpointing (Chen et al. 2016, arXiv:1604.06174) of every block, in place; returns how many there are.
 
-    A block keeps its input alone and is worked out again in the backward pass, to the same bits. Raises UserError where nothing
-    repeats.
+    A block keeps only its input and is computed again in the backward pass, to the same bits. Raises UserError if the network has no
+    repeated blocks.
     """
     blocks = repeated_blocks(method)
     if not blocks:
         raise UserError(
-            "run.activation_checkpointing: this network repeats no blocks that could be recomputed; leave it out"
+            "run.activation_checkpointing: this network repeats no blocks that could be recomputed; set it to false"
         )
     for block in blocks:
         normed = any(isinstance(m, _BatchNorm) for m in block.modules())
         contexts = {"context_fn": recomputation} if normed else {}
-        # On the instance, so that names and classes, and with them checkpoints, stay what they are.
+        # Set on the instance, not by a wrapper module: names, and with them the keys of checkpoints, stay the same.
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, **contexts)
     return len(blocks)

@@ -1,4 +1,4 @@
-"""Sine-cosine positions of ViTs, that need no training: MAE, MoCo v3 and I-JEPA start with them, other methods by a key."""
+"""Fixed sine-cosine positions of ViTs: always in MAE, MoCo v3 and I-JEPA, in other methods by `backbone.positions`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ def sincos(grid: tuple[int, int], dim: int) -> Tensor:
 
 
 def fix_positions(vit: VisionTransformer) -> None:
-    """Give the ViT sine-cosine positions that are not trained, and zeros to its prefix tokens; a width that is no multiple of 4
-    keeps its own."""
+    """Give the ViT sine-cosine positions that are not trained, zeros for its prefix tokens.
+
+    Does nothing if its width is not a multiple of 4.
+    """
     if vit.pos_embed is None or vit.embed_dim % 4:
         return
     rows, columns = vit.patch_embed.grid_size

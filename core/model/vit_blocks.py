@@ -1,6 +1,6 @@
-"""Blocks of a ViT that work out only the tokens that are asked for, and of sequences of several lengths no padding.
+"""Blocks of a ViT that compute only the tokens that are needed, and take sequences of several lengths without padding.
 
-What they compute is timm's own to the rounding of another order of sums; the tests compare both.
+They give timm's results up to rounding (sums in another order); tests compare both.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 
 def is_plain(block: nn.Module) -> bool:
-    """Whether it is timm's plain block, which does all but attention to each token by itself.
+    """Whether it is timm's plain block, which treats each token separately except in attention.
 
-    One that is sharded has a class of its own, and one that is recomputed a forward of its own: both must be called as a whole.
+    Sharded blocks have another class, and recomputed blocks another forward: both must be called as a whole.
     """
     return (
         type(block) is Block
@@ -28,12 +28,12 @@ def is_plain(block: nn.Module) -> bool:
 
 
 def is_packable(block: nn.Module) -> bool:
-    """Whether it is plain and draws nothing for a whole image, as drop path does."""
+    """Whether it is a plain block without drop path, which draws one number for a whole image."""
     return is_plain(block) and isinstance(block.drop_path1, nn.Identity) and isinstance(block.drop_path2, nn.Identity)
 
 
 def asks_for_one(vit: nn.Module) -> bool:
-    """Whether a ViT's features are its first token and its last block is one that `first_token` can take apart."""
+    """Whether a ViT's features are its first token, and its last block is one that `first_token` can compute for it only."""
     if type(vit) is not VisionTransformer or vit.global_pool != "token" or vit.attn_pool is not None:
         return False
     last: Any = vit.blocks[-1] if len(vit.blocks) else None
@@ -48,14 +48,15 @@ def first_token(vit: VisionTransformer, images: Tensor) -> Tensor:
 
 
 class PackedSequences:
-    """Sequences of several lengths as rows, [R, D], one after the other, so that nothing is padded: attention is given those of
-    one length at a time. For where shapes may depend on what was drawn, and for blocks that are `is_packable`.
+    """Sequences of several lengths as rows, [R, D], one after the other, without padding: attention takes the sequences of one length
+    together. Shapes depend on the lengths, so it is not for compiled code; only for blocks that are `is_packable`.
 
-    index: int64 [R], for each row its token among N * T of padded sequences. asking: int64, the rows that `attend_from` is about.
+    index: int64 [R], each row's place among the N * T tokens of the padded sequences. asking: int64, the rows that `attend_from`
+    computes.
     """
 
     def __init__(self, seen: Tensor, asking: Tensor | None = None) -> None:
-        """seen: bool [N, T], the tokens that there are. asking: bool [N, T], some of these."""
+        """seen: bool [N, T], False for padding. asking: bool [N, T], the tokens that `attend_from` computes; None: all."""
         self.shape = seen.shape
         asking = seen if asking is None else asking
         lengths, asked = seen.sum(1), asking.sum(1)
@@ -74,12 +75,12 @@ class PackedSequences:
         return tokens.flatten(0, 1).index_select(0, self.index)
 
     def padded(self, rows: Tensor) -> Tensor:
-        """[R, D], or what `attend_from` gave -> [N, T, D], zeros where nothing was given."""
+        """[R, D], or the output of `attend_from`, -> [N, T, D] with zeros elsewhere."""
         index = self.index if len(rows) == len(self.index) else self.index[self.asking]
         return rows.new_zeros(self.shape.numel(), rows.shape[1]).index_copy(0, index, rows).view(*self.shape, -1)
 
     def through(self, block: nn.Module, rows: Tensor, qkv: Tensor | None = None) -> Tensor:
-        """A block of a ViT: [R, D] -> [R, D]. qkv: its queries, keys and values, [R, 3 * D], where they are known."""
+        """A block of a ViT: [R, D] -> [R, D]. qkv: its queries, keys and values, [R, 3 * D]; None: computed from `rows`."""
         assert isinstance(block, Block) and isinstance(block.attn, Attention)
         projected: Tensor = block.attn.qkv(block.norm1(rows)) if qkv is None else qkv
         parts = [
@@ -91,7 +92,7 @@ class PackedSequences:
         return _after_attention(block, rows, torch.cat(parts))
 
     def attend_from(self, block: nn.Module, rows: Tensor) -> Tensor:
-        """What `through` would make of the rows `asking`, which alone are worked out; all of them are attended to."""
+        """The block's output for the `asking` rows only; keys and values come from all rows."""
         assert isinstance(block, Block) and isinstance(block.attn, Attention)
         x = block.norm1(rows)
         queries, keys = _projected(block.attn.qkv, x.index_select(0, self.asking), x)
@@ -108,7 +109,7 @@ class PackedSequences:
 
 
 def last_tokens(block: nn.Module, tokens: Tensor, count: int) -> Tensor:
-    """What a block of a ViT makes of the last `count` tokens, which attend to all: [N, T, D] -> [N, count, D]."""
+    """A ViT block's output for the last `count` tokens only; keys and values come from all: [N, T, D] -> [N, count, D]."""
     if not is_plain(block):
         return block(tokens)[:, -count:]
     return _of(block, tokens, slice(tokens.shape[1] - count, None))
@@ -123,7 +124,7 @@ def _of(block: nn.Module, tokens: Tensor, some: slice) -> Tensor:
 
 
 def _projected(qkv: nn.Linear, asking: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries of some tokens, [..., D], and keys and values of all, [..., 2 * D]."""
+    """Queries of the tokens `asking`, [..., D]; keys and values of the tokens `asked`, [..., 2 * D]."""
     width = len(qkv.weight) // 3
     q, kv = qkv.weight.split([width, 2 * width])
     biases = (None, None) if qkv.bias is None else qkv.bias.split([width, 2 * width])  # pyright: ignore[reportUnnecessaryComparison]
@@ -140,7 +141,7 @@ def _attended(attn: Attention, *qkv: Tensor) -> Tensor:
 
 
 def _after_attention(block: Block, rows: Tensor, attended: Tensor) -> Tensor:
-    """The rest of a block, [..., D] -> [..., D]."""
+    """The part of a block after attention, [..., D] -> [..., D]."""
     assert isinstance(block.attn, Attention)
     x = rows + block.drop_path1(block.ls1(block.attn.proj_drop(block.attn.proj(block.attn.norm(attended)))))
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))

@@ -1,6 +1,6 @@
 """The tokens of timm's ViTs: with patches left out, replaced by a mask token, or hidden from attention.
 
-timm's forward takes whole images; masked image modeling needs its parts, and several methods the same ones.
+timm's forward takes whole images; methods of masked image modeling need its parts.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from .vit_blocks import PackedSequences, is_packable
 
 
 def plain_vit(backbone: Backbone, who: str) -> VisionTransformer:
-    """The backbone's ViT, if its tokens are square patches of the image and all of it takes part. who: the method's name.
+    """The backbone's ViT. who: the method's name, for errors.
 
-    Raises UserError.
+    Raises UserError if it is no ViT with square patches, or has pooling layers that the method would not train.
     """
     vit, name = backbone.model, backbone.spec["name"]
     if not isinstance(vit, VisionTransformer) or not isinstance(vit.patch_embed, PatchEmbed):
@@ -34,7 +34,7 @@ def plain_vit(backbone: Backbone, who: str) -> VisionTransformer:
     height, width = (int(side) for side in vit.patch_embed.patch_size)
     if height != width or backbone.size % height:
         raise UserError(
-            f"data.size: {backbone.size} px do not divide into square patches of {name} ({height}x{width} px)"
+            f"data.size: {backbone.size} px do not divide into square patches of {name} ({height}x{width} px); choose a multiple"
         )
     return vit
 
@@ -64,7 +64,7 @@ def keep_patches(tokens: Tensor, keep: Tensor, prefix: int) -> Tensor:
 def transform(vit: VisionTransformer, tokens: Tensor, seen: Tensor | None = None) -> Tensor:
     """The ViT's blocks and final norm on embedded tokens, [N, T, D] -> [N, T, D].
 
-    seen: bool [N, T]; tokens that are False are padding: no token attends to them, and what stands in their place means nothing.
+    seen: bool [N, T], False for padding: no token attends to it, and its output has no meaning.
     """
     x = vit.norm_pre(tokens)
     if seen is None:
@@ -89,10 +89,10 @@ def attend(blocks: nn.Module, tokens: Tensor, seen: Tensor) -> Tensor:
 
 @torch.no_grad()
 def last_attention(vit: VisionTransformer, images: Tensor) -> Tensor:
-    """How much of the last block's attention each patch gets, [N, heads, h, w], as the network is.
+    """The last block's attention to each patch, [N, heads, h, w], in the model's current mode.
 
-    From the class token where the features are that token's, else on average over all patches (Caron et al. 2021,
-    arXiv:2104.14294, figure 1, shows the first).
+    Attention of the class token if that is the feature (as in Caron et al. 2021, arXiv:2104.14294, figure 1), else the mean over all
+    patches.
     """
     inputs: list[Tensor] = []
     block: Any = vit.blocks[-1]

@@ -1,4 +1,4 @@
-"""Weights from safetensors files into a network, strictly: all of them fit, or one sentence lists what does not."""
+"""Strict loading of safetensors files: all weights fit, or one sentence lists those that do not."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ..formats import current_names
 
 
 def load_file_strictly(model: nn.Module, path: Path, key: str, classifier: str | Sequence[str] | None = None) -> None:
-    """Strict: every weight fits or one sentence lists what does not. Position embeddings are resampled to the input size.
+    """Load a safetensors file; position embeddings are resampled to the input size. Raises UserError naming `key`.
 
-    classifier: the layers of a classifier that files of others still have, and a backbone has not.
+    classifier: layers of a classifier, which are dropped: published files have them, backbones do not.
     """
     tensors = read_tensors(path, key)
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())

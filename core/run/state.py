@@ -1,4 +1,4 @@
-"""What became of a run: state.json, for whoever looks after many of them."""
+"""The state of a run, in state.json: read by everything that lists or supervises runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RunState = Literal["running", "finished", "preempted", "failed", "killed"]
 
 
 def write_state(folder: Path, state: RunState, steps: int | None, why: str = "") -> None:
-    """Write it. steps: of the whole training; None where nothing is trained. why: what a failed run failed of, in a line."""
+    """Write state.json. steps: length of the training, None if nothing is trained. why: the error of a failed run, in one line."""
     said = {
         "format": FORMAT,
         "state": state,
@@ -32,7 +32,7 @@ def write_state(folder: Path, state: RunState, steps: int | None, why: str = "")
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What was written last; `state` alone where nothing legible was. A run that should be running, but holds no lock, was killed."""
+    """state.json; only `state` if it is missing or unreadable. State `running` without a lock is reported as `killed`."""
     try:
         said = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -43,7 +43,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def _locked(folder: Path) -> bool:
-    """Whether a process holds the run."""
+    """Whether a process holds the run's lock."""
     try:
         with open(folder / LOCK) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

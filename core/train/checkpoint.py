@@ -1,7 +1,7 @@
 """Atomic, verified, pickle-free checkpoints: safetensors for tensors, JSON for the rest, sha256 for both.
 
-A folder is written under a dotted name, synced and renamed, so a checkpoint either exists whole or not at all; older ones are
-deleted only after that. On load everything is verified, and a damaged checkpoint falls back to the one before it.
+A folder is written under a dotted name, synced and renamed, so a checkpoint is complete or does not exist; older ones are deleted only
+after that. Loading verifies everything, and falls back from a damaged checkpoint to the one before it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .. import files
-from ..distributed import any_process, broadcast_text, in_slices, rank
+from ..distributed import any_process, broadcast_text, rank, sharded_like
 from ..errors import UserError
 from ..formats import FORMAT, check_format, current_names
 
@@ -33,16 +33,16 @@ class Checkpoint(NamedTuple):
 
 
 class Damaged(Exception):
-    """A checkpoint that does not match its manifest; says which file and why."""
+    """A checkpoint does not match its manifest; the message names the file and the reason."""
 
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write folder/step-NNNNNNNN whole or not at all, then delete all but the newest `keep` (at least two).
+    """Write folder/step-NNNNNNNN completely or not at all, then delete all but the newest `keep` (at least two).
 
-    Later checkpoints than this one were found damaged on resuming; they go too, or they would count as kept.
+    Checkpoints of later steps are deleted too: they were found damaged on resuming, and would count among those kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for abandoned in folder.glob(".step-*"):  # a kill in the middle of a save leaves its draft
+    for abandoned in folder.glob(".step-*"):  # left by a process that was killed while saving
         shutil.rmtree(abandoned, ignore_errors=True)
     final = folder / f"step-{checkpoint.step:08d}"
     draft = folder / f".{final.name}"
@@ -74,9 +74,9 @@ def steps(folder: Path) -> list[int]:
 
 
 def latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest whole checkpoint, or None where there is none; each damaged one is named in a warning.
+    """The newest undamaged checkpoint, or None if there are none; each damaged one is named in a warning.
 
-    Raises UserError when there are checkpoints and none of them is whole: starting over in silence would hide the loss.
+    Raises UserError if all checkpoints are damaged: starting over silently would hide the loss.
     """
     found = steps(folder)
     complaints: list[str] = []
@@ -91,13 +91,13 @@ def latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
         return checkpoint
     if complaints:
         raise UserError(
-            f"no whole checkpoint in {folder}: {'; '.join(complaints)}; choose another run.dir or delete that folder"
+            f"no undamaged checkpoint in {folder}: {'; '.join(complaints)}; choose another run.dir or delete that folder"
         )
     return None
 
 
 def agreed(folder: Path, warn: Callable[[str], None], device: torch.device) -> Checkpoint | None:
-    """`latest` as the first process finds it, on all processes; device: where they agree. Raises UserError, on all of them."""
+    """Rank 0's `latest`, on all processes. device: of the collectives. Raises UserError on all of them."""
     saved, answer = None, ""
     if rank() == 0:
         try:
@@ -114,10 +114,10 @@ def agreed(folder: Path, warn: Callable[[str], None], device: torch.device) -> C
             saved = read_checkpoint(folder / f"step-{int(answer):08d}")
         except Damaged:
             lacking += 1
-    # All come here after reading: nobody may save, and thereby delete, before.
+    # Also waits until all have read it: saving deletes older checkpoints.
     if any_process(lacking).item():
         raise UserError(
-            f"run.dir: the first process goes on from step {answer} in {folder}, which others do not find there; put run.dir on a "
+            f"run.dir: rank 0 resumes from step {answer} in {folder}, which other processes do not find there; put run.dir on a "
             "disk that all nodes share"
         )
     return saved
@@ -127,7 +127,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read and verify one checkpoint folder. Raises Damaged."""
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
-        # The manifest vouches for itself too: a flipped bit in a digest must not accuse the file that it is of.
+        # The manifest has a digest of itself, so that a flipped bit in it does not make an intact file look damaged.
         if manifest.pop("own") != _digest(manifest) or f"step-{manifest['step']:08d}" != path.name:
             raise ValueError("its contents are not those that were written")
         digests = {name: manifest["sha256"][name] for name in (MODEL, OPTIMIZER, STATE)}
@@ -171,7 +171,7 @@ def restore_optimizer(
         parameter = by_name[name]
         if value.shape == parameter.shape:
             value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(
-                in_slices(value, parameter)
+                sharded_like(value, parameter)
             )
         elif value.ndim == 0:
             # torch keeps the step counter of fused and capturable optimizers on the parameter's device.

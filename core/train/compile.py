@@ -1,6 +1,6 @@
 """`run.compile`: torch.compile of the method and of the augmentation, with static shapes.
 
-Only speed may depend on it: `auto` compiles where that pays (CUDA) and goes on without where it fails; `on` says what is missing.
+It changes only speed. `auto` compiles on CUDA and continues uncompiled if that fails; `on` raises an error that says what is missing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..run.directory import Run
 
 
 class _Fallback:
-    """A compiled function that becomes the plain one if its first call fails: what `auto` means."""
+    """A compiled function that is replaced by the plain one if its first call fails, for `run.compile: auto`."""
 
     def __init__(self, plain: Callable[..., Any], fast: Callable[..., Any], run: Run, what: str) -> None:
         self.plain, self.fast, self.run, self.what, self.tried = plain, fast, run, what, False
@@ -26,7 +26,7 @@ class _Fallback:
     def __call__(self, *arguments: Any) -> Any:
         if self.tried:
             return self.fast(*arguments)
-        from torch._dynamo.exc import TorchDynamoException  # two seconds that only those pay who compile
+        from torch._dynamo.exc import TorchDynamoException  # imported here: it takes two seconds
         from torch._inductor.exc import InductorError
 
         try:
@@ -43,7 +43,7 @@ class _Fallback:
 
 
 def should_compile(run: Run) -> bool:
-    """Whether this run compiles. Raises UserError for `on` where nothing can be compiled."""
+    """Whether this run compiles. Raises UserError if `run.compile` is `on` and compiling does not work."""
     mode, device = run.options["compile"], run.device.type
     if mode == "off" or (mode == "auto" and device != "cuda"):
         return False
@@ -82,9 +82,9 @@ def compiler_trouble(device: str) -> str | None:
     import torch._inductor.config as inductor
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some compilers' versions are warned of; what counts is whether they work
+        warnings.simplefilter("ignore")  # about compiler versions; only whether they work matters
         try:
-            # Without the caches: what an earlier process compiled would hide that there is no compiler any more.
+            # Without caches: an earlier process's result would hide that the compiler is gone.
             with inductor.patch(force_disable_caches=True):
                 torch.compile(_probe, dynamic=False)(torch.ones(8, device=device))
         except Exception as error:  # whatever a missing or broken tool chain raises

@@ -103,7 +103,7 @@ def fit(
     strategy = strategy_for(method, run)
     run.plan(steps)
     trained = strategy.wrap()
-    loop = Loop(trained, optim.build(trained), optim, run, steps, steps_per_epoch, seed, sliced=strategy.sliced)
+    loop = Loop(trained, optim.build(trained), optim, run, steps, steps_per_epoch, seed, sharded=strategy.sharded)
     start = loop.resume()
     _note_length(optim, steps, steps_per_epoch, run)
     fast = should_compile(run)

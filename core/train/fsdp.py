@@ -1,8 +1,8 @@
-"""Sharded training by FSDP2 (torch's fully_shard; Zhao et al. 2023, arXiv:2304.11277): each process keeps a slice of every weight,
-gradient and moment, and borrows a block's weights from the others for as long as it computes with them.
+"""Sharded training by FSDP2 (torch's fully_shard; Zhao et al. 2023, arXiv:2304.11277): each process keeps a shard of every weight,
+gradient and moment, and gathers a block's weights only while it computes with them.
 
-What is sharded is a copy. The method that a recipe holds stays whole, on the host while the copy trains, and gets its weights for
-every evaluation and at the end: so evaluators, pictures and exports need not know of any of this.
+A copy of the method is sharded. The recipe's own method stays complete, on the CPU while the copy trains, and receives the copy's
+weights for every evaluation and at the end. So evaluators, pictures and exports see a plain module.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from ..run.directory import Run
 
 
 def check_shardable(method: Method, run: Run) -> None:
-    """Raises UserError for what cannot be sharded."""
+    """Raises UserError if the method cannot be sharded."""
     sharding, backbone = run.options["sharding"], method.backbone
     name, blocks = backbone.spec["name"], repeated_blocks(backbone)
     if not blocks or any(isinstance(m, _BatchNorm) for m in backbone.modules()):
         raise UserError(
             f"run.sharding: {sharding} shards the blocks of ViTs; {name} {'has BatchNorm' if blocks else 'repeats no blocks'} and "
-            "trains whole on each process (DistributedDataParallel); use run.sharding=none"
+            "can only be replicated (DistributedDataParallel); use run.sharding=none"
         )
     if run.dtype == torch.float16:
         raise UserError(
-            f"run.sharding: fp16's scaler looks at whole gradients, and {sharding} has slices; use run.precision=bf16"
+            f"run.sharding: {sharding} does not work with fp16, whose loss scaler needs complete gradients; use run.precision=bf16"
         )
 
 
 class Sharded:
-    """A method whose copy trains in slices. fsdp2: weights, gradients and moments; zero2: weights stay whole from the forward to the
-    backward pass (as in ZeRO-2, Rajbhandari et al. 2020, arXiv:1910.02054), which sends them once a step instead of twice."""
+    """A method of which a sharded copy trains. fsdp2 shards weights, gradients and moments. zero2 keeps gathered weights from the forward
+    to the backward pass (as in ZeRO-2, Rajbhandari et al. 2020, arXiv:1910.02054), so they are sent once a step instead of twice."""
 
-    sliced = True
+    sharded = True
 
     def __init__(self, method: Method, run: Run) -> None:
         self.method, self.run = method, run
@@ -58,14 +58,14 @@ class Sharded:
         for block in repeated_blocks(self.trained):
             products: list[nn.Module] = [m for m in block.modules() if type(m) is nn.Linear]
             if products and self.run.dtype != torch.float32:
-                # Autocast would round these weights anyway; rounded before they travel they are half as long.
+                # Autocast would round these weights anyway; rounding before sending them halves the traffic.
                 fully_shard(products, mp_policy=half, **options)
             fully_shard(block, **options)
         fully_shard(self.trained, mesh=mesh)
-        return self.trained.to(self.run.device)  # buffers are in no slice
+        return self.trained.to(self.run.device)  # for buffers, which are not sharded
 
     def forward(self, fast: bool) -> Callable[..., Any]:
-        if fast:  # block by block, between which weights come and go
+        if fast:  # block by block, since weights are gathered and freed between blocks
             for block in repeated_blocks(self.trained):
                 block.compile(dynamic=False)
         return self.trained
@@ -73,7 +73,7 @@ class Sharded:
     @contextmanager
     def unsynced(self) -> Iterator[None]:
         self.trained.set_requires_gradient_sync(False)
-        # Of zero2 weights stay for all of a step's micro-batches.
+        # With zero2, weights stay gathered for all micro-batches of a step.
         self.trained.set_reshard_after_backward(self.run.options["sharding"] != "zero2")
         try:
             yield

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed import all_reduce_sum, any_process, barrier, in_slices, rank, unsharded, world
+from ..distributed import all_reduce_sum, any_process, barrier, rank, sharded_like, unsharded, world
 from ..errors import UserError
 from ..method import Method
 from ..model import norm
@@ -45,14 +45,14 @@ class Loop:
     in_a_row: int = 0
     stop: bool = False  # some process was asked to stop, and all processes know it
     deferred: bool | None = None
-    sliced: bool = False  # whether the parameters of `method` are sharded
+    sharded: bool = False  # whether the parameters of `method` are sharded
 
     def __post_init__(self) -> None:
         self.rank, self.world = rank(), world()  # looked up once: a call takes torch microseconds
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in self.method.named_parameters()}
         self.scaler = torch.amp.GradScaler(self.run.device.type, enabled=self.run.dtype == torch.float16)
         if self.deferred is None:  # fp16's scaler itself skips steps with non-finite gradients
-            self.deferred = self.run.device.type == "cuda" and not self.scaler.is_enabled() and not self.sliced
+            self.deferred = self.run.device.type == "cuda" and not self.scaler.is_enabled() and not self.sharded
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.constant = any(group["constant"] for group in self.optimizer.param_groups)
         self.layers = norm.layers(self.method)  # looked up once: a walk over the modules costs more than a small step
@@ -231,7 +231,7 @@ class Loop:
 
     def _kept(self, tensor: Tensor) -> Tensor:
         """A tensor as it is saved: gathered if sharded; then only rank 0 keeps the data."""
-        if not self.sliced:
+        if not self.sharded:
             return tensor
         gathered = unsharded(tensor)
         return gathered.cpu() if self.run.main else gathered.new_empty(0)
@@ -255,7 +255,7 @@ class Loop:
             raise UserError(
                 f"{self.run.checkpoints} is of another architecture ({', '.join(odd[:3])}); choose another run.dir"
             )
-        self.method.load_state_dict({name: in_slices(value, own[name]) for name, value in saved.model.items()})
+        self.method.load_state_dict({name: sharded_like(value, own[name]) for name, value in saved.model.items()})
         checkpoint.restore_optimizer(self.optimizer, self.names, saved.optimizer)
         self.scaler.load_state_dict(saved.state["scaler"])
         self.non_finite, self.in_a_row = saved.state["non_finite"], saved.state["in_a_row"]

@@ -1,4 +1,4 @@
-"""Skipping a bad update without asking the device: the decision stays where the gradients are, and the host reads it later."""
+"""Skipping a non-finite update on the device: the host does not wait for the decision, and reads it one step later."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 class DeferredFlags(NamedTuple):
-    """What all processes decided about a step, on its way to the host."""
+    """A step's flags, agreed between processes, on their way from the device to the host."""
 
-    flags: Tensor  # bool [2] on the host: is the step bad; was anyone asked to stop
+    flags: Tensor  # bool [2] on the host: is the step non-finite; was any process asked to stop
     arrived: torch.Event | None  # on a GPU: when `flags` may be read
     losses: list[Tensor]
     positions: list[Tensor]
@@ -29,7 +29,7 @@ class DeferredFlags(NamedTuple):
         return cls(host, arrived, losses, positions, step)
 
     def read(self) -> tuple[bool, bool]:
-        """(bad, stop). Waits for that step alone, not for what was sent to the device after it."""
+        """(bad, stop). Waits for that step only, not for later work on the device."""
         if self.arrived is not None:
             self.arrived.synchronize()
         bad, stop = self.flags.tolist()
@@ -37,14 +37,14 @@ class DeferredFlags(NamedTuple):
 
 
 def asked_flag(asked: bool, device: torch.device) -> Tensor:
-    """A bool scalar on the device, filled there: copying it from the host would wait."""
+    """A bool scalar, filled on the device: a copy from the host would wait."""
     return torch.full((), asked, dtype=torch.bool, device=device)
 
 
 def start_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Give SGD its momentum buffers before the first step: torch leaves them unwritten if that one is skipped on the device.
+    """Create SGD's momentum buffers before the first step: torch leaves them uninitialised if that step is skipped on the device.
 
-    From zeros the first update is the same: momentum * 0 + gradient.
+    Zeros give the same first update: momentum * 0 + gradient.
     """
     if isinstance(optimizer, torch.optim.SGD):
         for group in optimizer.param_groups:
@@ -53,9 +53,9 @@ def start_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 
 def step_unless(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
-    """optimizer.step() that leaves weights and state alone where `bad` (bool scalar on the device) says so.
+    """optimizer.step(), without effect on weights and state if `bad` (bool scalar on the device) is True.
 
-    torch's fused optimizers take the flag themselves; for others what they changed is put back.
+    torch's fused optimizers take the flag themselves; for others, weights and state are restored.
     """
     if getattr(optimizer, "_step_supports_amp_scaling", False):
         optimizer.found_inf = bad.float()  # pyright: ignore[reportAttributeAccessIssue]
@@ -65,7 +65,7 @@ def step_unless(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
     optimizer.step()
     with torch.no_grad():
         for tensor in _tensors(optimizer):
-            # What this step began, a first momentum, begins at zero: the next step then writes what it would have begun with.
+            # State that this step created (a first momentum) becomes zero, so the next step computes what a first step would.
             old = kept[tensor] if tensor in kept else torch.zeros_like(tensor)
             tensor.copy_(torch.where(bad, old, tensor))
 

@@ -11,7 +11,7 @@ from timm.optim.lars import Lars
 from torch import Tensor, nn
 
 from ..config.resolve import Duration
-from ..distributed import all_reduce_sum, own_slice
+from ..distributed import all_reduce_sum, own_shard
 from ..errors import UserError
 from ..method import Method
 from ..model.backbone import Backbone
@@ -114,7 +114,7 @@ class Optim:
         found = [p.grad for p in parameters if p.grad is not None]
         if not found:
             return torch.zeros(())
-        gradients = [own_slice(gradient) for gradient in found]
+        gradients = [own_shard(gradient) for gradient in found]
         norms = torch.stack(torch._foreach_norm(gradients))  # pyright: ignore[reportPrivateImportUsage]
         if gradients[0] is not found[0]:
             norms = all_reduce_sum(norms.square()).sqrt()
@@ -161,7 +161,7 @@ class Optim:
         if self.name == "adamw":
             return torch.optim.AdamW(groups, lr=self.peak_lr, betas=self.betas, fused=True)
         if self.name == "sgd":
-            fused = all(own_slice(p) is p for group in groups for p in group["params"])  # torch's is for whole ones
+            fused = all(own_shard(p) is p for group in groups for p in group["params"])  # torch's is for whole ones
             return torch.optim.SGD(groups, lr=self.peak_lr, momentum=self.momentum, nesterov=self.nesterov, fused=fused)
         momentum: Any = self.momentum  # timm's default 0 makes its annotation int
         return Lars(groups, lr=self.peak_lr, momentum=momentum, nesterov=self.nesterov, trust_coeff=self.trust)

@@ -1,5 +1,5 @@
-"""How a method lies on the devices while it trains: whole on each process, which DistributedDataParallel keeps alike, or in slices
-(core/train/fsdp.py). `fit` is the same for both.
+"""How processes share a method while it trains: each holds all of it (DistributedDataParallel), or a shard (core/train/fsdp.py). `fit`
+is the same for both.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from .compile import compiled_method
 
 
 class Strategy(Protocol):
-    """One of the two. method: the one that `fit` was called with."""
+    """How a method is distributed: Replicated or Sharded."""
 
-    sliced: bool
+    sharded: bool
 
     def wrap(self) -> Method:
-        """Put what trains on the device, and return it."""
+        """Move the module that is trained to the device, and return it."""
         ...
 
     def forward(self, fast: bool) -> Callable[..., Any]:
-        """What is called for a step, once the weights are loaded; compiled where `fast`."""
+        """The function that a step calls, to be built after the weights are loaded. fast: compile it."""
         ...
 
     def unsynced(self) -> AbstractContextManager[Any]:
-        """Within it, gradients stay on each process; the next backward pass outside sums them once."""
+        """Within it, backward passes do not exchange gradients; the next one outside does, for all of them."""
         ...
 
     def gathered(self) -> AbstractContextManager[nn.Module]:
-        """Within it, the method is whole and on the device, for evaluation."""
+        """Within it, the complete method is on the device, for evaluation."""
         ...
 
     def finish(self) -> None:
-        """Leave the method whole and on the device."""
+        """Leave the complete method on the device, at the end of training."""
         ...
 
 
 def strategy_for(method: Method, run: Run) -> Strategy:
-    """As `run.sharding` and `run.activation_checkpointing` say. Raises UserError for what cannot be."""
+    """The strategy that `run.sharding` names; applies `run.activation_checkpointing`. Raises UserError if the method cannot have it."""
     if run.options["activation_checkpointing"]:
         recompute(method)
     if run.options["sharding"] != "none":
@@ -60,9 +60,9 @@ def strategy_for(method: Method, run: Run) -> Strategy:
 
 
 class Replicated:
-    """Whole on each process."""
+    """Each process holds the complete method; DistributedDataParallel keeps the copies equal."""
 
-    sliced = False
+    sharded = False
 
     def __init__(self, method: Method, run: Run) -> None:
         self.method, self.run = method, run
@@ -81,7 +81,7 @@ class Replicated:
         if not fast:
             return self.wrapped
         if self.run.options["chunk"] and norm.layers(self.method):
-            # Statistics leave the checkpointed function by its side effect, which torch.compile does not take.
+            # BatchNorm records statistics as a side effect inside the checkpointed function, which torch.compile does not support.
             self.run.log("run.chunk: an encoder with BatchNorm runs uncompiled in chunks; what follows it is compiled")
         return compiled_method(self.wrapped, self.run)
 

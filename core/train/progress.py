@@ -1,4 +1,4 @@
-"""What a person sees while a run goes: a live bar on a terminal, plain lines elsewhere."""
+"""Progress of a training: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..distributed import world
 from ..run.directory import Run
 
 PLAIN_SECONDS = 5.0
-WORTH_NAMING = 0.05  # share of time that a process waits for data, from which it is named
+WORTH_NAMING = 0.05  # data_wait from which the slowest process is named
 
 
 class Progress:
@@ -46,7 +46,7 @@ class Progress:
             self.bar.update(self.task, completed=done)
 
     def leave_out(self, seconds: float) -> None:
-        """Time that went into evaluation and checkpoints: no part of the training's speed."""
+        """Exclude time of evaluation and checkpoints from the training's speed."""
         self.since += seconds
 
     def rates(self) -> dict[str, float]:
@@ -58,7 +58,7 @@ class Progress:
         return rates
 
     def show(self, done: int, values: Mapping[str, float], rates: Mapping[str, float], slowest: int = 0) -> None:
-        """Where several processes train, slowest is the rank that waited longest for data."""
+        """Update the bar, or print a line. slowest: the rank that waited longest for data."""
         facts = f"loss {values['loss']:.4f}  {rates['images_per_s']:.0f} images/s  data wait {rates['data_wait']:.0%}"
         if world() > 1 and rates["data_wait"] >= WORTH_NAMING:
             facts += f" (rank {slowest})"

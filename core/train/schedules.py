@@ -1,6 +1,6 @@
 """Schedules as functions of progress, 0 at the first step and 1 at the end: what methods use for momenta and temperatures.
 
-Progress is a float, or a float64 scalar tensor inside a compiled method (core/train/compile.py), and so is the answer.
+Progress is a float, or a float64 scalar tensor inside a compiled method (core/train/compile.py); the result has the same type.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def ramp(start: float, end: float, progress: float, over: float) -> float: ...
 @overload
 def ramp(start: float, end: float, progress: Tensor, over: float) -> Tensor: ...
 def ramp(start: float, end: float, progress: float | Tensor, over: float) -> float | Tensor:
-    """Linear from start to end over the first `over` of the training, end from there on; over = 0 is end throughout."""
+    """Linear from start to end during the first fraction `over` of the training, then end. over = 0: always end."""
     if isinstance(progress, Tensor):
         part = (progress / over).clamp(max=1.0) if over > 0.0 else torch.ones_like(progress)
     else:

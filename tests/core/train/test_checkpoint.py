@@ -73,7 +73,8 @@ def test_all_processes_go_on_from_what_the_first_one_finds(tmp_path: Path, monke
     assert checkpoint.agreed(tmp_path, no_warning, device) is None
     as_second(monkeypatch, "9")
     with pytest.raises(
-        UserError, match=r"step 9 .* which others do not find there; put run.dir on a disk that all nodes share"
+        UserError,
+        match=r"step 9 .* which other processes do not find there; put run.dir on a disk that all nodes share",
     ):
         checkpoint.agreed(tmp_path, no_warning, device)
     as_second(monkeypatch, "no whole checkpoint there")
@@ -177,7 +178,7 @@ def test_without_a_whole_one_it_says_so(tmp_path: Path) -> None:
         checkpoint.save(tmp_path, example(step), keep=2)
         flip(tmp_path / f"step-{step:08d}" / "state.json", 3)
     with pytest.raises(
-        UserError, match=r"no whole checkpoint in .*step-00000020.*step-00000010.*choose another run\.dir"
+        UserError, match=r"no undamaged checkpoint in .*step-00000020.*step-00000010.*choose another run\.dir"
     ):
         checkpoint.latest(tmp_path, no_warning)
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from rootstock.core.distributed import in_slices, own_slice, planned_processes, unsharded
+from rootstock.core.distributed import own_shard, planned_processes, sharded_like, unsharded
 from rootstock.core.errors import UserError
 from rootstock.core.method import Method
 from rootstock.core.model.backbone import create
@@ -52,4 +52,4 @@ def test_other_networks_stay_whole(opened: Callable[..., Run], name: str, args: 
 
 def test_whole_tensors_are_left_as_they_are() -> None:
     tensor = nn.Linear(2, 2).weight
-    assert unsharded(tensor) is tensor and own_slice(tensor) is tensor and in_slices(tensor, tensor) is tensor
+    assert unsharded(tensor) is tensor and own_shard(tensor) is tensor and sharded_like(tensor, tensor) is tensor

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rootstock.core import method as method_page
 from rootstock.core.errors import UserError
 from rootstock.core.model.backbone import create
 from rootstock.core.model.ema import teacher_of
@@ -19,7 +20,7 @@ def optim(**given: Any) -> Optim:
     return Optim(**{"lr": 0.1, "batch_size": 64, "duration": 100, **given})
 
 
-class Method(nn.Module):
+class Method(method_page.Method):
     def __init__(self, name: str = "vit_tiny_patch16_224", args: dict[str, Any] = VIT) -> None:
         super().__init__()
         torch.manual_seed(0)
@@ -98,7 +99,7 @@ def test_the_backbones_rate_is_scaled_and_reaches_the_optimizer() -> None:
 
 def test_modules_of_constant_rate_keep_their_own() -> None:
     method = Method()
-    method.constant_rate = (method.head,)  # pyright: ignore[reportArgumentType]
+    method.constant_rate = (method.head,)
     optimizer = optim(backbone_lr=0.5).build(method)
     set_rate(optimizer, 0.2, constant=0.3)
     rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
