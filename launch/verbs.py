@@ -35,7 +35,7 @@ def resolve(verb: str, path: str, overrides: Sequence[str] = ()) -> dict[str, An
     return config.load(path, VERBS[verb], overrides, EXTRA)
 
 
-def completed(verb: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def fill_defaults(verb: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """A config of this verb, checked, with every default filled in. Raises ConfigError."""
     return config.validate(given, VERBS[verb], EXTRA)
 
@@ -43,7 +43,7 @@ def completed(verb: str, given: Mapping[str, Any]) -> dict[str, Any]:
 def execute(verb: str, path: str, overrides: Sequence[str] = (), quiet: bool = False) -> dict[str, Any]:
     """Run one verb and return its result; if the run is finished, return the result that it has."""
     resolved = resolve(verb, path, overrides)
-    with Run(verb, resolved, quiet, partial(completed, verb)) as run:
+    with Run(verb, resolved, quiet, partial(fill_defaults, verb)) as run:
         if (result := run.finished) is not None:
             run.log(f"{run.dir} is finished; see {run.dir / 'result.json'}, or choose another run.dir")
             return result
