@@ -98,7 +98,10 @@ MISTAKES = {
         [*PRETRAIN, "optim.duration=soon"],
         "expected a duration (100 for steps, 10ep for epochs",
     ),
-    "a percentage of itself": ([*PRETRAIN, "optim.duration=50%"], "optim.duration: 50% would be a percentage of itself"),
+    "a percentage of itself": (
+        [*PRETRAIN, "optim.duration=50%"],
+        "optim.duration: 50% would be a percentage of itself",
+    ),
     "a missing folder": ([*PRETRAIN, "data.train=folder:nowhere"], "there is no folder nowhere; check the path"),
     "an empty folder": (
         [*PRETRAIN, "data.train=folder:empty"],

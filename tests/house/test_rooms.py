@@ -53,9 +53,7 @@ CONTRACT = {
 }
 # Names that may live in several files, and why.
 SHARED_NAMES = {
-    "T": "a type variable",
     "data_options": "the keys of a recipe's section `data`; each recipe has its own",
-    "evaluate_options": "the keys of a recipe's section `evaluate`; each recipe has its own",
 }
 # launch/cli.py defines a function for each verb, and that is named as what does the verb's work.
 COMMAND_LINE = Path("launch/cli.py")
