@@ -34,7 +34,7 @@ def scratch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.fixture
 def no_child(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read in this process: the child takes seconds to import torch, and tests of its own."""
-    monkeypatch.setattr(importing, "read", cases.opened)
+    monkeypatch.setattr(importing, "read_weights", cases.opened)
 
 
 def test_an_imported_run_is_probed_and_pretrained_on(
