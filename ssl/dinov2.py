@@ -60,6 +60,9 @@ class DINOv2(MaskedTeacher):
     couples_samples = True  # targets share the prototypes among all samples, and koleo finds neighbours among them
     least_block = 4  # smaller blocks are drawn where fewer patches are left to hide
 
+    patch_head: PrototypeHead  # pyright: ignore[reportIncompatibleVariableOverride]
+    teacher_patch_head: PrototypeHead  # pyright: ignore[reportIncompatibleVariableOverride]
+
     def __init__(
         self,
         backbone: Backbone,
@@ -141,7 +144,6 @@ class DINOv2(MaskedTeacher):
         temperature = self.teacher_temperature_at(progress, self.teacher_temperature)
         logits = self.teacher_head(features)
         targets = sinkhorn(logits.flatten(0, 1), temperature, self.iterations, all_reduce_sum).view_as(logits)
-        assert self.teacher_patch_head is not None
         patch_logits = self.teacher_patch_head(gather_patches(patches, index))
         if index.ndim == 1:
             return targets, sinkhorn(patch_logits, temperature, self.iterations, all_reduce_sum)

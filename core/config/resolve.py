@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..formats import current_keys
 from .duration import Duration as Duration
 from .json_schema import json_schema as json_schema
 from .messages import among, nearest, show, spelt, words
@@ -32,10 +33,15 @@ def load(
     schema: a recipe; its keyword-only parameters are the sections. extra: sections that every verb has, by name.
     A path that doesn't exist is looked up among the shipped configs. Raises ConfigError with all mistakes at once.
     """
-    found = find(path, getattr(schema, "__name__", ""))
+    verb = getattr(schema, "__name__", "")
+    found = find(path, verb)
     keys = root_keys(schema, extra)
     problems: list[str] = []
-    tree = _extended(found, keys, problems, ())
+    tree = current_keys(_extended(found, keys, problems, ()))
+    if "verb" not in keys and (written := tree.pop("verb", verb)) != verb:  # a run's own config.yaml names its verb
+        raise ConfigError(
+            [f"verb: this is a config of rootstock {spelt(written)}; give one of rootstock {verb}"], str(path)
+        )
     tree = merge(tree, _overrides(overrides, keys, problems), keys)
     return _resolve(tree, keys, problems, str(path))
 

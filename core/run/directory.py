@@ -12,7 +12,7 @@ import os
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,16 @@ import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
 from rich.console import Console
 
-from ..config.yaml_file import ConfigError
 from ..distributed import barrier, broadcast_text, rank, world
 from ..environment import environment
 from ..errors import UserError
 from ..files import write_text
-from ..formats import FORMAT, check_format, current_keys
+from ..formats import FORMAT, check_format
 from ..launchlog import append
 from . import state
+from .compare import CONFIG, Complete, begun, of_another_config
 from .options import check_run_options
 
-CONFIG = "config.yaml"
-Complete = Callable[[Mapping[str, Any]], dict[str, Any]]
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 _open_runs: weakref.WeakSet[Run] = weakref.WeakSet()
 
@@ -263,56 +261,3 @@ def _leave_lock_to_parent() -> None:
 
 
 os.register_at_fork(after_in_child=_leave_lock_to_parent)
-
-
-def begun(folder: Path) -> bool:
-    """Whether a run has left something of its own in its folder: rows, checkpoints or a result."""
-    return any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints", "result.json"))
-
-
-def of_another_config(folder: Path, verb: str, config: Mapping[str, Any], complete: Complete | None = None) -> str:
-    """Why a run of this config cannot use the folder, in one sentence; "" if it can."""
-    path = folder / CONFIG
-    # A run that a mistake ended before it had anything to lose: its config is not worth a new folder.
-    if not begun(folder) or not path.exists():
-        return ""
-    try:
-        before = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError):
-        before = None
-    if not isinstance(before, dict):
-        return f"{path} is damaged, so it cannot be told what this run was; choose another run.dir, or delete {folder}"
-    changed = differing(completed(before, config, complete), {"verb": verb, **config})
-    if changed:
-        listed = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, old, new in changed)
-        return f"{folder} holds a run of another config ({listed}); choose another run.dir, or restore these keys"
-    return ""
-
-
-def completed(before: Mapping[str, Any], config: Mapping[str, Any], complete: Complete | None) -> dict[str, Any]:
-    """The config.yaml of a run, as this version would have written it: keys under their present names, new ones with their defaults.
-
-    config: the present config, whose `run` section is taken; complete: fills in defaults, of a config without `verb`.
-    """
-    known = {key: value for key, value in current_keys(before).items() if key not in ("verb", "run")}
-    if complete is not None:
-        # A key that no version knows stays as it is: the comparison names it.
-        with contextlib.suppress(ConfigError):
-            known = complete({**known, **({"run": config["run"]} if "run" in config else {})})
-    return {**({"verb": before["verb"]} if "verb" in before else {}), **known}
-
-
-def differing(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[tuple[str, Any, Any]]:
-    """The dotted keys outside `run` whose values differ, with both values."""
-    rows: list[tuple[str, Any, Any]] = []
-    # Configs are compared as JSON would write them, so that a tuple equals the list that YAML reads back.
-    for key in [*before, *(k for k in now if k not in before)]:
-        if not path and key == "run":
-            continue
-        old, new = before.get(key), now.get(key)
-        where = f"{path}.{key}" if path else str(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            rows += differing(old, new, where)
-        elif json.dumps(old) != json.dumps(new):
-            rows.append((where, old, new))
-    return rows

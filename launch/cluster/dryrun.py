@@ -20,12 +20,13 @@ from ...core.distributed import planned_processes
 from ...core.errors import UserError
 from ...core.images.open import Images, open_images
 from ...core.model.norm import layers
-from ...core.run.directory import Run, of_another_config
+from ...core.run.compare import of_another_config
+from ...core.run.directory import Run
 from ...core.run.options import check_run_options
 from ...core.stream.batches import Share
 from ...core.train.fit import Training
 from ...core.train.parallel import strategy_for
-from ..verbs import BUILDERS, completed
+from ..verbs import BUILDERS, fill_defaults
 from . import launcher
 from .memory import Memory, expected_memory
 from .placement import Placement, check_devices
@@ -53,7 +54,7 @@ def dry_run(verb: str, config: str, overrides: Sequence[str], where: Placement, 
     processes = where.nproc * where.nodes
     check_devices(where, resolved["run"])
     check_run_options(resolved["run"], resolved["seed"])
-    if trouble := of_another_config(Path(resolved["run"]["dir"]), verb, resolved, partial(completed, verb)):
+    if trouble := of_another_config(Path(resolved["run"]["dir"]), verb, resolved, partial(fill_defaults, verb)):
         raise UserError(trouble)
     with planned_processes(processes):
         run, training = _built(verb, resolved)

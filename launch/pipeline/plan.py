@@ -1,5 +1,6 @@
 """A pipeline's file, checked as a whole before anything runs, and the list of its jobs."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -11,6 +12,7 @@ import yaml
 
 from ...core.config.resolve import ConfigError, find, load
 from ...core.errors import UserError
+from ...core.run.compare import begun, differing
 from .checks import REFERENCE, add_overrides, check_report, check_stages, read_seeds, references, validate_each
 from .sections import pipeline, stage
 
@@ -48,7 +50,13 @@ def plan_pipeline(
     Raises ConfigError as `check_pipeline`, and UserError if the folder holds results of an earlier run that do not match.
     """
     config, jobs = check_pipeline(path, overrides, validate_stage, verbs)
-    changed = [line for job in jobs for line in _changes(job)]
+    changed: list[str] = []
+    unchanged: set[Path] = set()  # folders of stages whose run fits
+    for job in jobs:
+        lines = _changes(job, validate_stage, unchanged)
+        changed += lines
+        if not lines:
+            unchanged.add(job.dir)
     if changed:
         raise UserError(
             "\n  ".join(["an earlier run in this folder does not fit:", *changed] if changed[1:] else changed)
@@ -107,9 +115,7 @@ def _jobs(config: Mapping[str, Any], beside: Path, validate_stage: Validate, pro
                     problems += [f"stages.{name}: {line}" for line in lines]
             used = dict.fromkeys(references(list(section["set"].values())))
             inputs = {other: done[other].fingerprint for other in used}
-            science = _without_nulls({key: value for key, value in resolved.items() if key != "run"})
-            text = json.dumps([section["verb"], science, inputs], sort_keys=True, default=str)
-            fingerprint = hashlib.sha256(text.encode()).hexdigest()
+            fingerprint = _fingerprint(section["verb"], resolved, inputs)
             done[name] = StageJob(seed, name, *given, folder / name, resolved, inputs, fingerprint)
         jobs += done.values()
     return jobs
@@ -132,26 +138,50 @@ def _with_folders(value: Any, folder: Path) -> Any:
     return [_with_folders(item, folder) for item in value] if isinstance(value, list) else value
 
 
-def _changes(job: StageJob) -> list[str]:
-    """Why the run in the job's folder was not made by this job; empty if it was, or if there is none."""
-    from ...core.run.directory import begun, differing  # imports torch, which `check_pipeline` does without
+def _changes(job: StageJob, validate_stage: Validate, unchanged: Collection[Path]) -> list[str]:
+    """Why the run in the job's folder was not made by this job; empty if it was, or if there is none.
 
+    unchanged: folders of earlier stages whose run fits, where the fingerprint that an earlier version computed is valid too.
+    """
     path = job.dir / "config.yaml"
     if not path.is_file() or not begun(job.dir):
         return []
     before = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    # Keys that are newer than the run take their defaults. A config that no longer resolves is compared as it is.
+    with contextlib.suppress(UserError):
+        before = validate_stage(job.verb, str(path), [])
     keys = differing({**before, "verb": before.get("verb", job.verb)}, {"verb": job.verb, **job.resolved})
     remedy = f"restore it, delete {job.dir}, or choose another run.dir"
     if keys:
         listed = ", ".join(f"{key} ({old!r} there, {new!r} now)" for key, old, new in keys)
         return [f"{job.dir} was run with another {listed}; {remedy}"]
     recorded = _recorded(job).get(job.name, job.inputs)
-    others = [name for name in job.inputs if recorded.get(name) != job.inputs[name]]
+    valid = {name: {now} for name, now in job.inputs.items()}
+    for name in valid:
+        if job.dir.parent / name in unchanged:
+            valid[name].add(_stored_fingerprint(job, name))
+    others = [name for name in valid if recorded.get(name) not in valid[name]]
     return (
         [f"{job.dir} was made from another {', '.join(others)}; delete {job.dir}, or choose another run.dir"]
         if others
         else []
     )
+
+
+def _stored_fingerprint(job: StageJob, name: str) -> str:
+    """The fingerprint of an input stage as the version that ran it computed it: of its config.yaml, without the keys added since."""
+    path = job.dir.parent / name / "config.yaml"
+    if not path.is_file():
+        return ""
+    config = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    return _fingerprint(config.pop("verb", ""), config, _recorded(job).get(name, {}))
+
+
+def _fingerprint(verb: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """A hash of a stage's config without `run` and nulls, and of the fingerprints of its inputs."""
+    science = _without_nulls({key: value for key, value in config.items() if key != "run"})
+    text = json.dumps([verb, science, inputs], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def recorded_inputs(job: StageJob) -> dict[str, Any]:

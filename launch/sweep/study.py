@@ -23,7 +23,7 @@ import yaml
 from ...core.config import resolve as config
 from ...core.errors import UserError
 from ...core.files import write_text
-from ...core.run.directory import differing
+from ...core.run.compare import differing
 from .plan import Sweep
 from .search_space import SAMPLERS
 

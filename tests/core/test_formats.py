@@ -11,7 +11,8 @@ import yaml
 from rootstock.core import formats
 from rootstock.core.config.resolve import validate
 from rootstock.core.errors import UserError
-from rootstock.core.run.directory import Run, of_another_config
+from rootstock.core.run.compare import of_another_config
+from rootstock.core.run.directory import Run
 from rootstock.core.run.options import options
 from rootstock.core.train import checkpoint
 

@@ -308,3 +308,16 @@ def test_one_mistake_is_one_line_with_the_file(tmp_path: Path) -> None:
         f"{tmp_path / 'a.yaml'}: method.temprature: unknown key; did you mean temperature? "
         "(known: name, temperature, projection)"
     )
+
+
+def test_a_runs_own_config_is_a_config_again(tmp_path: Path) -> None:
+    """The config.yaml in a run's folder names its verb, which is checked and left out."""
+
+    def pretrain(*, seed: int = 0) -> None: ...
+
+    path = tmp_path / "config.yaml"
+    path.write_text("verb: pretrain\nseed: 3\n")
+    assert load(path, pretrain) == {"seed": 3}
+    path.write_text("verb: adapt\nseed: 3\n")
+    with pytest.raises(ConfigError, match="verb: this is a config of rootstock adapt; give one of rootstock pretrain"):
+        load(path, pretrain)

@@ -10,7 +10,8 @@ import yaml
 from accelerate.utils.dataclasses import DynamoBackend
 
 from rootstock.core.errors import UserError
-from rootstock.core.run.directory import Run, differing
+from rootstock.core.run.compare import differing
+from rootstock.core.run.directory import Run
 from rootstock.core.train.checkpoint import Checkpoint, save
 from rootstock.core.train.fit import Every
 

@@ -209,9 +209,17 @@ def newer(
     """The recipe of a later version, with one more key."""
 
 
-def test_a_key_that_is_new_and_null_leaves_earlier_runs_valid(project: Path) -> None:
+def newer_default(
+    *, lr: float = 1e-3, weights: str = "none", extra: dict[str, str] = {}, seed: int = 0, ema: float | None = 0.5
+) -> None:
+    """The same, and the key has a default."""
+
+
+@pytest.mark.parametrize("later", [newer, newer_default])
+def test_a_key_that_is_new_leaves_earlier_runs_valid(project: Path, later: Any) -> None:
     def upgraded(verb: str, config: str, overrides: Sequence[str]) -> dict[str, Any]:
-        return load(config, newer, overrides, {"run": where})
+        later.__name__ = verb  # a recipe is called as its verb
+        return load(config, later, overrides, {"run": where})
 
     run_pipeline(project, [], Verbs(), resolve)
     verbs = Verbs()
