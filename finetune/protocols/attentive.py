@@ -19,9 +19,9 @@ from torch.nn.functional import cross_entropy, layer_norm
 
 from ...core.draws import Draws
 from ...core.errors import UserError
+from ...core.evaluate.logreg import stratified_slice
 from ...core.stream.order import straddling
 from ...core.train.schedules import cosine
-from .logreg import stratified_slice
 from .outcome import Outcome, Tests, empty_outcome, record_scores
 
 # Number of heads by default, if the width of the tokens is a multiple of it.

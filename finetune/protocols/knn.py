@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...core.errors import UserError
 from ...core.evaluate.knn import knn_predict, neighbours, vote
-from .logreg import stratified_slice
+from ...core.evaluate.logreg import stratified_slice
 from .outcome import Outcome, Tests, empty_outcome, record_scores
 
 

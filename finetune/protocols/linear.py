@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .logreg import C_GRID, fit_choosing_C
+from ...core.evaluate.logreg import C_GRID, fit_choosing_C
 from .outcome import Outcome, Tests, empty_outcome, record_scores
 
 # `linear` tries these C by default: one a decade.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...core.distributed import gather, rank, world
 from ...core.draws import Draws, permute
 from ...core.errors import UserError
+from ...core.evaluate import spectrum
 from ...core.evaluate.features import evaluating, extract
 from ...core.evaluate.knn import knn_predict
 from ...core.evaluate.pictures import save_map
@@ -26,7 +27,6 @@ from ...core.run.directory import Run
 from ...core.stream.order import straddling
 from ...core.views.multiview import Multiview
 from ...core.views.view import Evaluation, stack_pictures
-from . import spectrum
 
 WATCH_BATCH = 256
 MIN_IMAGES = 16  # fewer give no meaningful spectrum
@@ -51,7 +51,7 @@ def linear_options(*, steps: int = 300, lr: float = 0.01, batch_size: int = 1024
 
 
 def watch_options(*, images: int = 256, views: int = 4) -> None:
-    """Measures without labels on some training images: RankMe, alpha-ReQ, LiDAR, uniformity and alignment (see ssl/watch/spectrum.py).
+    """Measures without labels on some training images: RankMe, alpha-ReQ, LiDAR, uniformity and alignment (see core/evaluate/spectrum.py).
 
     images: Number of training images, 16 or more.
     views: Number of augmented views of each, 2 or more, for LiDAR and alignment.
@@ -115,7 +115,7 @@ class Probes:
 
 
 class _Linear(nn.Module):
-    """A linear layer on features that are centred and divided by one number (for the reason, see finetune/protocols/logreg.py)."""
+    """A linear layer on features that are centred and divided by one number (for the reason, see core/evaluate/logreg.py)."""
 
     def __init__(self, x: Tensor, num_classes: int) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ def linear_probe(
 
 
 class Watch:
-    """Measures of a backbone that need no labels, on a fixed set of training images; ssl/watch/spectrum.py defines them."""
+    """Measures of a backbone that need no labels, on a fixed set of training images; core/evaluate/spectrum.py defines them."""
 
     def __init__(
         self, train: Images, view: Evaluation, augment: Multiview, run: Run, *, images: int = 256, views: int = 4

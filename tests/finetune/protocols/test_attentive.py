@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from rootstock.core import hostmemory
 from rootstock.core.errors import UserError
+from rootstock.core.evaluate.logreg import stratified_slice
 from rootstock.core.images.open import Images, open_images
 from rootstock.core.model.backbone import create
 from rootstock.core.stream.order import straddling
@@ -28,7 +29,6 @@ from rootstock.finetune.protocols.attentive import (
     fit_choosing,
     probe_logits,
 )
-from rootstock.finetune.protocols.logreg import stratified_slice
 from rootstock.finetune.protocols.outcome import SCORES
 from rootstock.finetune.protocols.tokens import Tokens, extract_tokens
 from rootstock.launch.verbs import execute

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from rootstock.core.errors import UserError
 from rootstock.core.evaluate.knn import knn_predict
+from rootstock.core.evaluate.logreg import logistic_regression, stratified_slice
 from rootstock.core.evaluate.metrics import classification, mean_interval
 from rootstock.finetune.protocols.attentive import AttentiveTraining, attentive, fit_choosing
 from rootstock.finetune.protocols.fewshot import fewshot
 from rootstock.finetune.protocols.knn import knn, knn_dino, knn_lightly
 from rootstock.finetune.protocols.linear import COARSE_GRID, linear
-from rootstock.finetune.protocols.logreg import logistic_regression, stratified_slice
 from rootstock.finetune.protocols.outcome import SCORES, Outcome
 from rootstock.finetune.protocols.registry import PROTOCOLS, READ_TOKENS
 

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from rootstock.core.errors import UserError
-from rootstock.finetune.protocols.logreg import C_GRID, DEFAULT_C, fit_choosing_C, logistic_regression, stratified_slice
+from rootstock.core.evaluate.logreg import C_GRID, DEFAULT_C, fit_choosing_C, logistic_regression, stratified_slice
 
 
 def blobs(n: int, seed: int, classes: int = 4, dim: int = 6) -> tuple[Tensor, Tensor]:

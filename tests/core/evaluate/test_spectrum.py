@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rootstock.ssl.watch.spectrum import alignment, alpha_req, lidar, rankme, uniformity
+from rootstock.core.evaluate.spectrum import alignment, alpha_req, lidar, rankme, uniformity
 
 
 def rows(*shape: int, seed: int = 0) -> Tensor:

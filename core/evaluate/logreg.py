@@ -17,8 +17,8 @@ from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
-from ...core.draws import Draws
-from ...core.errors import UserError
+from ..draws import Draws
+from ..errors import UserError
 
 _log = logging.getLogger(__name__)
 
