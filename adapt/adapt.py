@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..core import stage
-from ..core.config import resolve as config
 from ..core.config.resolve import Choice, Section
 from ..core.evaluate.features import extract
 from ..core.evaluate.pictures import save_map
@@ -109,7 +108,7 @@ def build_adaptation(
     assert sets.source.classes is not None
     model = stage.network(backbone, data["size"], sets.source)
     classifier = Classifier(model, sets.source.classes)
-    objective: AdaptMethod = config.build(method, ADAPT_METHODS, classifier, run.options["chunk"])
+    objective: AdaptMethod = stage.build_method(method, ADAPT_METHODS, classifier, run)
     if objective.keeps_head:
         classifier.load_head(backbone["weights"])
     stage.set_norm(run, objective, backbone["norm"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import resolve as config
 from .distributed import rank, world
@@ -17,7 +17,7 @@ from .evaluate.pictures import denormalise, save_sheet
 from .images.damage import Damage, read_or_neighbour
 from .images.open import Images
 from .images.sets import describe_sets
-from .method import Method, PretrainMethod
+from .method import Method, PretrainMethod, check_built
 from .model import norm
 from .model.backbone import Backbone, create
 from .run.directory import Run
@@ -62,6 +62,15 @@ def channels_of(images: Images) -> int:
 def network(backbone: Mapping[str, Any], size: int, images: Images) -> Backbone:
     """The network of the `backbone` section for pictures like these, size x size pixels. Raises UserError."""
     return create(size, channels=channels_of(images), **backbone)
+
+
+def build_method(
+    section: Mapping[str, Any], registry: Mapping[str, Callable[..., Any]], network: nn.Module, run: Run
+) -> Any:
+    """The method that the `method` section names. network: the backbone, or in adaptation the classifier. Raises UserError."""
+    method = config.build(section, registry, network, run.options["chunk"])
+    check_built(method, section["name"])
+    return method
 
 
 def set_norm(run: Run, method: Method, mode: str) -> None:

@@ -8,7 +8,6 @@ from typing import Annotated, Any, NamedTuple
 import torch
 
 from ..core import stage
-from ..core.config import resolve as config
 from ..core.config.resolve import Choice, Duration, Section
 from ..core.draws import Draws
 from ..core.errors import UserError
@@ -99,7 +98,7 @@ def build_pretraining(
     run.record(data=fingerprints({"train": train, **tests}))
 
     model = stage.network(backbone, data["size"], train)
-    objective: PretrainMethod = config.build(method, PRETRAIN_METHODS, model, run.options["chunk"])
+    objective: PretrainMethod = stage.build_method(method, PRETRAIN_METHODS, model, run)
     stage.set_norm(run, objective, backbone["norm"])
     views = stage.augmentation(run, data["views"], objective, method["name"], train)
     fed = stage.feed(run, {"train": train}, views, data, settings, seed)
