@@ -2,7 +2,8 @@
 
 On one process every function here returns its argument, so methods have the same code for one process and for many. Losses never
 call these: a method gathers its projections and passes plain tensors. Gradient convention: each process averages over its own rows
-and DistributedDataParallel averages over processes, so backward passes here *sum* over processes (no factor of W).
+and DistributedDataParallel averages over processes, so backward passes here *sum* over processes (no factor of W). A method may equally
+compute the loss of the whole batch on every process, from gathered tensors or global means: its gradient comes out the same.
 """
 
 from __future__ import annotations

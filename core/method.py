@@ -52,7 +52,7 @@ class Labelled(NamedTuple):
     """Augmented images with their labels."""
 
     images: Tensor  # float [N, C, h, w], normalised
-    labels: Tensor  # int64 [N]; float [N, K] where images were mixed, rows summing to 1
+    labels: Tensor  # int64 [N]; in fine-tuning with mixup or CutMix float [N, K], rows summing to 1
     draws: Draws
 
 
@@ -74,7 +74,7 @@ class Step(NamedTuple):
     """What a method returns for a batch."""
 
     loss: Tensor  # scalar, float32: minimised
-    metrics: dict[str, Tensor]  # scalars, detached: written to metrics.jsonl at log steps
+    metrics: dict[str, Tensor]  # scalars, detached: averaged over processes, and written to metrics.jsonl at log steps
 
 
 class Method(nn.Module):
@@ -114,7 +114,10 @@ class Method(nn.Module):
         return ()
 
     def after_step(self, progress: float) -> None:
-        """Called after each update: EMA teachers, queues. On a GPU it is also called after a skipped step."""
+        """Called after each update: EMA teachers, queues. On a GPU it is also called after a skipped step.
+
+        It gets no batch: what it needs of one, `forward` keeps in an attribute. What must survive a resume is a buffer or a parameter.
+        """
 
 
 class PretrainMethod(Method):

@@ -7,7 +7,11 @@ from torch import Tensor
 
 
 def wide(x: Tensor) -> Tensor:
-    """x in float32, or unchanged if it is float64. Losses and statistics use it, whatever autocast made of their input."""
+    """x in float32, or unchanged if it is float64. Losses and statistics begin with it.
+
+    Autocast still computes products of matrices in half precision: a loss that multiplies matrices does so under
+    `torch.autocast(x.device.type, enabled=False)`.
+    """
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ..core.config.messages import among, show, words
 from ..core.config.stored import annotation_of, chosen_name, referred
 from ..core.errors import UserError
-from .schema_file import SCHEMA_FILE, stored_schema, verbs_of
+from .schema_file import SCHEMA_FILE, is_outdated, stored_schema, verbs_of
 
 HOW = """rootstock help KEY says what a key of a config means, for example:
 
@@ -105,7 +105,8 @@ def explain(key: str | None) -> str:
     matches = [found for found in every if key in found.spellings]
     if not matches:
         known = dict.fromkeys(spelling for found in every for spelling in sorted(found.spellings, key=len))
-        raise UserError(_unknown(key, list(known)))
+        newer = "; a key that you have just added is known after `make schema`" if is_outdated(schema) else ""
+        raise UserError(_unknown(key, list(known)) + newer)
     texts: dict[str, list[str]] = {}
     for found in matches:
         texts.setdefault(_text(found), []).append(found.where)

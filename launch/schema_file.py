@@ -40,6 +40,11 @@ def is_current(schema: Mapping[str, Any]) -> bool:
     return schema.get(_SOURCES) == _interfaces()
 
 
+def is_outdated(schema: Mapping[str, Any]) -> bool:
+    """Whether sources changed since the schema was written; False for a schema that names no sources."""
+    return _SOURCES in schema and not is_current(schema)
+
+
 def _interfaces() -> dict[str, str]:
     """A hash of what each source file adds to the schema: keyword-only parameters, fields of classes, constants and registries."""
     found = {}

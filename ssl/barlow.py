@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..core.checks import check_positive
 from ..core.distributed import gather, world
 from ..core.errors import UserError
 from ..core.method import PretrainMethod, Step, Views
 from ..core.model.encode import encode
 from ..core.numerics import wide
-from .parts.checks import check_positive
 from .parts.heads import mlp, project
 from .watch.collapse import collapse_metrics
 

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.checks import check_fraction
 from ..core.method import PretrainMethod, Step, Views
 from ..core.model.ema import follow, teacher_of
 from ..core.model.encode import encode
 from ..core.numerics import wide
 from ..core.train.schedules import cosine
-from .parts.checks import check_fraction
 from .parts.heads import mlp, predictor, project
 from .watch.collapse import collapse_metrics
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..core.checks import check_fraction, check_positive
 from ..core.distributed import all_reduce_sum
 from ..core.method import PretrainMethod, Step, Views
 from ..core.model.ema import follow, teacher_of
 from ..core.model.encode import encode, with_local
 from ..core.numerics import wide
 from ..core.train.schedules import cosine, ramp
-from .parts.checks import check_fraction, check_positive
 from .parts.prototypes import PrototypeHead, assignment_metrics, center_update, crops_loss
 from .watch.collapse import collapse_metrics
 

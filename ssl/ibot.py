@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..core.checks import check_fraction, check_positive
 from ..core.distributed import all_reduce_sum
 from ..core.method import Step, Views
 from .dino import dino_targets
-from .parts.checks import check_fraction, check_positive
 from .parts.masked_teacher import MaskedTeacher, view_tokens
 from .parts.masks import gather_patches
 from .parts.prototypes import PrototypeHead, assignment_metrics, center_update

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from ..core.checks import check_fraction, check_vit_width
 from ..core.draws import Draws
 from ..core.errors import UserError
 from ..core.method import PretrainMethod, Step, Views
@@ -18,7 +19,6 @@ from ..core.model.vit_blocks import PackedSequences, is_packable
 from ..core.model.vit_tokens import attend, embed, keep_patches, plain_vit, take, transform
 from ..core.numerics import eager_cpu, wide
 from ..core.train.schedules import ramp
-from .parts.checks import check_fraction, check_vit_width
 from .parts.masks import Grid, block_sizes, keep_first, random_blocks, remove_targets, true_indices
 from .watch.collapse import collapse_metrics
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..core.checks import check_fraction, check_positive
 from ..core.distributed import all_reduce_min, sum_with_gradient, world
 from ..core.draws import Draws
 from ..core.errors import UserError
 from ..core.method import PretrainMethod, Step, Views
 from ..core.model.encode import encode, with_local
 from ..core.numerics import wide
-from .parts.checks import check_fraction, check_positive
 from .parts.heads import mlp, project
 from .watch.collapse import collapse_metrics
 

@@ -8,6 +8,7 @@ import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from ..core.checks import check_vit_width
 from ..core.draws import Draws
 from ..core.errors import UserError
 from ..core.method import PretrainMethod, Step, Views
@@ -15,7 +16,6 @@ from ..core.model.sincos import fix_positions, sincos
 from ..core.model.vit_blocks import last_tokens
 from ..core.model.vit_tokens import embed, keep_patches, plain_vit, take, transform
 from ..core.numerics import wide
-from .parts.checks import check_vit_width
 from .parts.patches import patchify, unpatchify
 from .watch.collapse import collapse_metrics
 

@@ -14,6 +14,7 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from ..core.checks import check_fraction, check_positive
 from ..core.distributed import gather, own_rows, world
 from ..core.errors import UserError
 from ..core.method import PretrainMethod, Step, Views
@@ -22,7 +23,6 @@ from ..core.model.encode import encode
 from ..core.model.sincos import fix_positions
 from ..core.numerics import wide
 from ..core.train.schedules import cosine
-from .parts.checks import check_fraction, check_positive
 from .parts.heads import mlp, predictor, project
 from .watch.collapse import collapse_metrics
 

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.checks import check_fraction, check_positive
 from ..core.distributed import all_reduce_sum, gather, rank, world
 from ..core.errors import UserError
 from ..core.method import PretrainMethod, Step, Views
 from ..core.model.encode import encode, with_local
-from .parts.checks import check_fraction, check_positive
 from .parts.heads import mlp, project
 from .parts.prototypes import assignment_metrics, crops_loss, sinkhorn
 from .watch.collapse import collapse_metrics

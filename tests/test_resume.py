@@ -17,6 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from rootstock.adapt.registry import ADAPT_METHODS
 from rootstock.ssl.registry import PRETRAIN_METHODS
 from rootstock.tests.ssl import cases
 
@@ -195,6 +196,25 @@ def test_every_method_resumes_to_the_same_bits(method: str, rootstock: CommandLi
     assert outcome.code == 0 and f"resumed from step {killed_at // EVERY * EVERY} of {steps}" in outcome.output
     assert weights(killed) == weights(straight)
     assert rows(killed) == rows(straight) and len(rows(straight)) >= steps
+
+
+@pytest.mark.parametrize("method", sorted(ADAPT_METHODS))
+def test_every_adaptation_method_resumes_to_the_same_bits(method: str, rootstock: CommandLine, tmp_path: Path) -> None:
+    verb, config = CASES["dann"]
+    steps, killed_at = 10, random.Random(method).choice([5, 6, 7, 9])
+    config = {**config, "method": {"name": method}, "optim": optim("adamw", duration=steps)}
+    if ADAPT_METHODS[method].keeps_head:
+        trained = tmp_path / "trained"
+        source = write(tmp_path, {**config, "method": {"name": "source_only"}})
+        assert rootstock(verb, source, f"run.dir={trained}").code == 0
+        config = {**config, "backbone": {"weights": str(trained)}}
+    path = write(tmp_path, config)
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert rootstock(verb, path, f"run.dir={straight}").code == 0
+    assert rootstock(verb, path, f"run.dir={killed}", at=killed_at).code == -9
+    outcome = rootstock(verb, path, f"run.dir={killed}")
+    assert outcome.code == 0 and f"resumed from step {killed_at // EVERY * EVERY} of {steps}" in outcome.output
+    assert weights(killed) == weights(straight) and rows(killed) == rows(straight)
 
 
 @pytest.fixture(scope="module")

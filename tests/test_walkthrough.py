@@ -61,28 +61,29 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ".git", ".venv", "runs", "__pycache__", "tests", "benchmarks", "*.egg-info", "build"
     )
     shutil.copytree(ROOT, copied, ignore=ignored)
-    (copied / "tests" / "ssl").mkdir(parents=True)
+    for folder in ("ssl", "adapt"):
+        (copied / "tests" / folder).mkdir(parents=True)
     written = {path.relative_to(copied).as_posix() for path in follow(copied)}
     assert written == {
         "ssl/uniform.py",
         "configs/pretrain/uniform.yaml",
         "tests/ssl/test_uniform.py",
         "adapt/mean_matching.py",
+        "configs/adapt/digits_mean_matching.yaml",
+        "tests/adapt/test_mean_matching.py",
     }
     return copied
 
 
-def test_its_test_passes(copy: Path) -> None:
-    run(
-        copy, "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", "rootstock/tests/ssl/test_uniform.py"
-    )
+def test_its_tests_pass(copy: Path) -> None:
+    run(copy, "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", "rootstock/tests")
 
 
 @pytest.mark.parametrize(
     ("verb", "arguments"),
     [
         ("pretrain", ["pretrain/uniform.yaml"]),
-        ("adapt", ["adapt/digits_dann.yaml", "method={name: mean_matching, trade_off: 0.5}", "backbone.weights=none"]),
+        pytest.param("adapt", ["adapt/digits_mean_matching.yaml"], marks=pytest.mark.slow),
     ],
 )
 def test_the_methods_train_alike_on_one_and_two_processes(copy: Path, verb: str, arguments: list[str]) -> None:

@@ -10,6 +10,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from ...core.checks import check_fraction, check_positive
 from ...core.errors import UserError
 from ...core.method import PretrainMethod, Views
 from ...core.model.ema import follow, teacher_of
@@ -17,7 +18,6 @@ from ...core.model.encode import in_chunks, with_local
 from ...core.model.vit_tokens import embed, plain_vit, transform
 from ...core.train.schedules import cosine, ramp
 from .blockwise import max_hidden, view_masks
-from .checks import check_fraction, check_positive
 from .masks import drop_padding, gather_patches, true_indices
 from .prototypes import PrototypeHead, crops_loss, cross_entropy
 

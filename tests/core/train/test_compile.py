@@ -77,7 +77,10 @@ def trained(run: Run, build: Callable[[], nn.Module], preset: str) -> tuple[list
 
 @pytest.mark.parametrize(
     ("build", "preset"),
-    [pytest.param(simclr, "none", id="simclr"), pytest.param(mae, "mae", id="mae", marks=pytest.mark.slow)],
+    [
+        pytest.param(simclr, "none", id="simclr", marks=pytest.mark.slow),
+        pytest.param(mae, "mae", id="mae", marks=pytest.mark.slow),
+    ],
 )
 def test_compiled_training_is_plain_training(opened: Open, build: Callable[[], nn.Module], preset: str) -> None:
     """Augmentation and method, forward, backward and running statistics; within rounding."""

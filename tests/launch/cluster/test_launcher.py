@@ -151,6 +151,7 @@ def test_a_request_to_the_launcher_reaches_all(config: str, tmp_path: Path) -> N
     assert started.returncode == 130 and said.count("saved at step") == 1, said
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_kills_even_a_hanging_rank(config: str, tmp_path: Path) -> None:
     """One rank is frozen, so the other hangs in a collective, where signals are not handled; all checkpoints are complete."""
     run = tmp_path / "run"
@@ -270,6 +271,7 @@ def test_the_first_node_is_waited_for_in_python(monkeypatch: pytest.MonkeyPatch)
         placement.await_first_node(Placement(1, 2, f"127.0.0.1:{port}"), 0.0)
 
 
+@pytest.mark.slow
 def test_no_process_outlives_the_launcher(config: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with going(config, run, ENDLESS) as started:

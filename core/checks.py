@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...core.errors import UserError
+from .errors import UserError
 
 
 def check_positive(key: str, value: float, usual: str) -> None:
