@@ -13,6 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from rootstock.adapt.registry import ADAPT_METHODS
 from rootstock.core.errors import UserError
 from rootstock.core.model.backbone import WEIGHTS
 from rootstock.launch.verbs import execute
@@ -44,6 +45,13 @@ METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "mae": ("pretrain", UNLABELLED, {"name": "mae", "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}),
     "dann": ("adapt", PAIR, {"name": "dann", "hidden": 16}),
     "mixed": ("finetune", LABELLED, {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1}),
+}
+# Every other adaptation method with its default keys. One that keeps the head of a trained run needs such a run first, and adapts
+# without a gradient: it has tests of its own.
+METHODS |= {
+    name: ("adapt", PAIR, {"name": name})
+    for name, method in ADAPT_METHODS.items()
+    if name not in METHODS and not method.keeps_head
 }
 FEW = 10  # steps of the other methods
 # Runs of two processes that share parameters and optimizer state (core/train/fsdp.py): the method whose losses they must have, and

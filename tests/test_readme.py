@@ -79,7 +79,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draw: Callable[[Path, 
 
 
 def test_every_block_is_covered() -> None:
-    assert {block.kind for block in blocks()} == {"", "own", "import", "processes", "pipeline"}
+    # "method" is what tests/test_walkthrough.py runs.
+    assert {block.kind for block in blocks()} == {"", "own", "import", "processes", "pipeline", "method"}
     programs = {
         "own": {"rootstock"},
         "import": {"rootstock"},

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -37,19 +38,25 @@ def follow(copy: Path) -> list[Path]:
             target.write_text(text)
             written.append(target)
             continue
-        registry, (module, name) = target.read_text(), CLASSES[target.parent.name]
-        lines = registry.splitlines(keepends=True)
+        lines = target.read_text().splitlines(keepends=True)
         (at,) = (i for i, line in enumerate(lines) if line.strip() == anchor)
-        first = next(i for i, line in enumerate(lines) if line.startswith("from ."))
-        target.write_text(
-            "".join([*lines[:first], f"from .{module} import {name}\n", *lines[first : at + 1], text, *lines[at + 1 :]])
-        )
+        lines.insert(at + 1, text)
+        if target.name == "registry.py":
+            module, name = CLASSES[target.parent.name]
+            first = next(i for i, line in enumerate(lines) if line.startswith("from ."))
+            lines.insert(first, f"from .{module} import {name}\n")
+        target.write_text("".join(lines))
     return written
 
 
 def run(copy: Path, *arguments: str) -> None:
+    execute(copy, "-m", *arguments)
+
+
+def execute(copy: Path, *arguments: str) -> None:
+    """Python with these arguments, which imports the copy and fails the test if it fails."""
     environment = {**os.environ, "PYTHONPATH": str(copy.parent), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", *arguments]
+    command = [sys.executable, *arguments]
     done = subprocess.run(command, cwd=copy.parent, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -63,6 +70,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT, copied, ignore=ignored)
     for folder in ("ssl", "adapt"):
         (copied / "tests" / folder).mkdir(parents=True)
+    shutil.copy(ROOT / "tests" / "ssl" / "cases.py", copied / "tests" / "ssl")
     written = {path.relative_to(copied).as_posix() for path in follow(copied)}
     assert written == {
         "ssl/uniform.py",
@@ -77,20 +85,27 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_its_tests_pass(copy: Path) -> None:
     run(copy, "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", "rootstock/tests")
+    script = "from rootstock.tests.ssl.cases import method; print(method('uniform', 'conv'))"
+    execute(copy, "-c", script)
 
 
 @pytest.mark.parametrize(
-    ("verb", "arguments"),
+    ("verb", "config"),
     [
-        ("pretrain", ["pretrain/uniform.yaml"]),
-        pytest.param("adapt", ["adapt/digits_mean_matching.yaml"], marks=pytest.mark.slow),
+        ("pretrain", "pretrain/uniform"),
+        pytest.param("adapt", "adapt/digits_mean_matching", marks=pytest.mark.slow),
     ],
 )
-def test_the_methods_train_alike_on_one_and_two_processes(copy: Path, verb: str, arguments: list[str]) -> None:
+def test_the_methods_train_alike_on_one_and_two_processes(copy: Path, verb: str, config: str) -> None:
+    (commands,) = re.findall(r"<!-- test: method -->\n```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    start = [
+        shlex.split(line.replace("pretrain pretrain/uniform", f"{verb} {config}")) for line in commands.splitlines()
+    ]
+    assert [line[:2] for line in start] == [["rootstock", verb], ["rootstock", "launch"]]
+
     def weights(processes: int = 1, steps: int = 2) -> Tensor:
         folder = copy.parent / f"{verb}-{processes}-{steps}"
-        start = [] if processes == 1 else ["launch", "--nproc", str(processes)]
-        run(copy, "rootstock", *start, verb, *arguments, *FAST, f"optim.duration={steps}", f"run.dir={folder}")
+        run(copy, *start[processes - 1], *FAST, f"optim.duration={steps}", f"run.dir={folder}")
         tensors = load_file(folder / "backbone" / "backbone.safetensors")
         return torch.cat(
             [t.flatten().double() for name, t in sorted(tensors.items()) if name.endswith(("weight", "bias"))]

@@ -35,8 +35,8 @@ class ConfigError(UserError):
 def find(path: str | Path, verb: str = "") -> Path:
     """The file of a config: the path itself, else one of the shipped configs (`demo.yaml`, `probe/digits.yaml`).
 
-    verb: the folder of shipped configs in which a bare file name is looked for as well. Of these configs a bare name may leave out its
-    `.yaml`: `simclr` is pretrain/simclr.yaml for the verb pretrain. Raises ConfigError.
+    verb: the folder of shipped configs in which a bare file name is looked for as well. A shipped config may be called without its
+    `.yaml`: `simclr` and `pretrain/simclr` are pretrain/simclr.yaml for the verb pretrain. Raises ConfigError.
     """
     path = Path(path).expanduser()
     places = [path, CONFIGS / path, CONFIGS / verb / path]
@@ -47,8 +47,8 @@ def find(path: str | Path, verb: str = "") -> Path:
             return place
     if os.path.isdir(path):
         raise ConfigError([f"{path} is a folder; give one YAML file of it"])
-    if len(path.parts) == 1 and not path.suffix:
-        for place in (CONFIGS / verb / f"{path}.yaml", CONFIGS / f"{path}.yaml"):
+    if path.suffix != ".yaml":
+        for place in (place.with_name(f"{place.name}.yaml") for place in reversed(places[1:])):
             if place.is_file():
                 return place
     shipped = sorted(file.relative_to(CONFIGS).as_posix() for file in CONFIGS.rglob("*.yaml"))
@@ -58,8 +58,9 @@ def find(path: str | Path, verb: str = "") -> Path:
         same = [name for name in shipped if Path(name).stem == stem]
         close = next((name for name in same if name.startswith(f"{verb}/")), same[0])
     question = f"; did you mean {close}?" if close else ""
+    own = [name for name in shipped if name.startswith(f"{verb}/")] or shipped
     raise ConfigError(
-        [f"{path}: no such config here or among those that ship{question} (shipped: {', '.join(shipped) or 'none'})"]
+        [f"{path}: no such config here or among those that ship{question} (shipped: {', '.join(own) or 'none'})"]
     )
 
 

@@ -93,6 +93,8 @@ def test_the_pipeline_has_every_method_with_all_protocols(methods: ModuleType) -
     config = yaml.safe_load((ROOT / "configs" / "methods.yaml").read_text())
     stages, rows = config["stages"], {row["stage"]: row for row in config["report"]["rows"]}
     trained = [name for name, stage in stages.items() if stage["verb"] == "pretrain"]
+    missing = PRETRAIN_METHODS.keys() - set(trained)
+    assert not missing, f"add stages that pretrain, probe and fine-tune {', '.join(missing)} to configs/methods.yaml"
     assert sorted(trained) == sorted(PRETRAIN_METHODS) and set(methods.MASKED) < set(trained)
     for name in trained:
         section = stages[name].get("set", {}).get("method")

@@ -111,7 +111,10 @@ def test_chunks_are_the_whole_batch(trial: Trial, alone: Results) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, (_, kinds) in CASES.items() if "conv" in kinds])
-def test_a_chunked_encoder_refuses_batchnorm_of_the_whole_batch(name: str) -> None:
+def test_a_divided_batch_refuses_batchnorm_of_the_whole(name: str) -> None:
     """Each layer would need the whole batch before the next one starts, which saves no memory."""
-    with pytest.raises(UserError, match=r"run\.chunk: divides the batch.*group:G"):
-        norm.configure(method(name, "conv", 2), "batch", accumulate=1, chunk=2, log=print)
+    built = method(name, "conv", 2)
+    key = "chunk" if built.couples_samples else "accumulate"
+    divided = {"accumulate": 1, "chunk": None, key: 2}
+    with pytest.raises(UserError, match=rf"run\.{key}: divides the batch.*group:G"):
+        norm.configure(built, "batch", **divided, log=print)
