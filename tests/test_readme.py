@@ -86,6 +86,7 @@ def test_every_block_is_covered() -> None:
         "import": {"rootstock"},
         "processes": {"rootstock", "torchrun", "accelerate"},
         "pipeline": {"rootstock"},
+        "method": {"rootstock"},
     }
     for block in blocks():
         assert {command[0] for command in block.commands} <= programs.get(block.kind, {"make", "."})
