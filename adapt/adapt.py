@@ -117,7 +117,7 @@ def build_adaptation(
     fed = stage.feed(run, sets.training(), views, data, settings, seed)
     run.log(
         f"adapt {method['name']}: {len(sets.source)} source and {len(sets.target)} target images, "
-        f"{fed.steps} steps of 2 x {settings.batch_size}"
+        f"{fed.steps} steps of {settings.batch_size} images of each"
     )
 
     def prepare(raw: RawPair) -> Pair:

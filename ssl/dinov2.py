@@ -3,8 +3,7 @@ regulariser that keeps class tokens apart (Oquab et al. 2023, arXiv:2304.07193).
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -69,22 +68,14 @@ class DINOv2(MaskedTeacher):
         chunk: int | None = None,
         *,
         prototypes: int = 65536,
-        bottleneck: int = 256,
         patch_prototypes: int = 65536,
         patch_bottleneck: int = 256,
-        hidden: int = 2048,
-        layers: int = 3,
         iterations: int = 3,
         koleo_weight: float = 0.1,
-        mask_ratio: tuple[float, float] = (0.1, 0.5),
-        mask_probability: float = 0.5,
-        patch_weight: float = 1.0,
-        temperature: float = 0.1,
-        teacher_temperature: float = 0.07,
-        warmup_teacher_temperature: float = 0.04,
         teacher_temperature_warmup: float = 0.3,
         momentum: float = 0.992,
         freeze_last_layer: float = 0.01,
+        **keys: Any,
     ) -> None:
         if koleo_weight < 0.0:
             raise UserError(f"method.koleo_weight: expected 0 or more, got {koleo_weight}; 0.1 is published")
@@ -95,22 +86,16 @@ class DINOv2(MaskedTeacher):
         for key, value in {"patch_prototypes": patch_prototypes, "patch_bottleneck": patch_bottleneck}.items():
             if value < 2:
                 raise UserError(f"method.{key}: expected 2 or more, got {value}")
-        build = partial(PrototypeHead, backbone.feature_dim, hidden=hidden, layers=layers)
         super().__init__(
             backbone,
             chunk,
             "dinov2",
-            head=build(prototypes=prototypes, bottleneck=bottleneck),
-            patch_head=build(prototypes=patch_prototypes, bottleneck=patch_bottleneck),
-            mask_ratio=mask_ratio,
-            mask_probability=mask_probability,
-            patch_weight=patch_weight,
-            temperature=temperature,
-            teacher_temperature=teacher_temperature,
-            warmup_teacher_temperature=warmup_teacher_temperature,
+            {"prototypes": patch_prototypes, "bottleneck": patch_bottleneck},
+            prototypes=prototypes,
             teacher_temperature_warmup=teacher_temperature_warmup,
             momentum=momentum,
             freeze_last_layer=freeze_last_layer,
+            **keys,
         )
         self.koleo_weight, self.iterations = koleo_weight, iterations
 

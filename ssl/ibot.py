@@ -3,8 +3,7 @@ assigns to it (Zhou et al. 2022, arXiv:2111.07832)."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from ..core.method import Step, Views
 from .dino import dino_targets
 from .parts.masked_teacher import MaskedTeacher, view_tokens
 from .parts.masks import gather_patches
-from .parts.prototypes import PrototypeHead, assignment_metrics, center_update
+from .parts.prototypes import assignment_metrics, center_update
 from .watch.collapse import collapse_metrics
 
 if TYPE_CHECKING:
@@ -45,53 +44,18 @@ class IBOT(MaskedTeacher):
         backbone: Backbone,
         chunk: int | None = None,
         *,
-        prototypes: int = 8192,
-        hidden: int = 2048,
-        bottleneck: int = 256,
-        layers: int = 3,
         shared_head: bool = True,
-        mask_ratio: tuple[float, float] = (0.1, 0.5),
-        mask_probability: float = 0.5,
-        patch_weight: float = 1.0,
-        temperature: float = 0.1,
-        teacher_temperature: float = 0.07,
         teacher_patch_temperature: float = 0.07,
-        warmup_teacher_temperature: float = 0.04,
-        teacher_temperature_warmup: float = 0.0375,
         center_momentum: float = 0.9,
-        momentum: float = 0.996,
-        freeze_last_layer: float = 0.00125,
+        **keys: Any,
     ) -> None:
         check_positive("teacher_patch_temperature", teacher_patch_temperature, "0.07 is published")
         check_fraction("center_momentum", center_momentum, "0.9 is published")
-        build = partial(
-            PrototypeHead,
-            backbone.feature_dim,
-            prototypes=prototypes,
-            hidden=hidden,
-            bottleneck=bottleneck,
-            layers=layers,
-        )
-        super().__init__(
-            backbone,
-            chunk,
-            "ibot",
-            head=build(),
-            patch_head=None if shared_head else build(),
-            mask_ratio=mask_ratio,
-            mask_probability=mask_probability,
-            patch_weight=patch_weight,
-            temperature=temperature,
-            teacher_temperature=teacher_temperature,
-            warmup_teacher_temperature=warmup_teacher_temperature,
-            teacher_temperature_warmup=teacher_temperature_warmup,
-            momentum=momentum,
-            freeze_last_layer=freeze_last_layer,
-        )
+        super().__init__(backbone, chunk, "ibot", None if shared_head else {}, **keys)
         self.teacher_patch_temperature, self.center_momentum = teacher_patch_temperature, center_momentum
         self.least_block = max(1, (min(self.grid) // 3) ** 2)
-        self.register_buffer("center", torch.zeros(prototypes))
-        self.register_buffer("patch_center", torch.zeros(prototypes))
+        self.register_buffer("center", torch.zeros(len(self.head.weight)))
+        self.register_buffer("patch_center", torch.zeros(len(self.head.weight)))
 
     def forward(self, batch: Views, progress: float) -> Step:
         """batch.images: [2, N, C, h, w]; batch.local: [L, N, C, s, s] or None; N is this process's share."""

@@ -95,7 +95,8 @@ def test_every_header_says_what_the_experiment_is(config: str) -> None:
     for heading in ("Time", "Expected"):
         assert re.search(rf"^# {heading} +\S", said, re.MULTILINE), f"{config}: no {heading}"
     if verb in ("pretrain", "adapt", "sweep"):
-        assert re.search(r"\barXiv:\d{4}\.\d{5}\b|\barXiv:\d{4}\.\d{4}\b", said), f"{config}: no arXiv id"
+        paper = r"\barXiv:\d{4}\.\d{4,5}\b|\bdoi:10\.\d{4,}/\S+|\bhttps://\S+"
+        assert re.search(paper, said), f"{config}: the header names no paper by its arXiv id, doi: or https:// address"
 
 
 @pytest.mark.parametrize("config", PIPELINES)

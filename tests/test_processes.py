@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from rootstock.adapt.registry import ADAPT_METHODS
 from rootstock.core.errors import UserError
-from rootstock.core.model.backbone import WEIGHTS
+from rootstock.core.model.backbone import WEIGHTS, create
+from rootstock.core.model.classifier import Classifier
 from rootstock.launch.verbs import execute
 from rootstock.ssl.registry import PRETRAIN_METHODS as PRETRAINING
 from rootstock.tests.ssl import cases
@@ -201,13 +202,21 @@ def test_what_was_trained_in_slices_is_whole_for_others(alone: Losses, pair: Pat
     assert train(pair, "mae", pair / "mae stopped") == pytest.approx(alone["mae"], rel=1e-5)
 
 
+def division(name: str) -> str:
+    """The key by which an adaptation method's batch is divided; empty where it takes none."""
+    built = ADAPT_METHODS[name](Classifier(create(16, **VIT), ["a", "b"]), None)
+    if built.couples_samples:
+        return f"run.chunk={BATCH // 4}" if built.takes_chunk else ""
+    return "run.accumulate=4"
+
+
 @pytest.mark.parametrize(
     ("name", "override"),
     [
         ("mae", "run.accumulate=4"),
-        ("dann", "run.accumulate=4"),
         ("mixed", "run.accumulate=4"),
         ("simclr", f"run.chunk={BATCH // 4}"),
+        *((name, key) for name in sorted(ADAPT_METHODS) if name in METHODS and (key := division(name))),
     ],
 )
 def test_cutting_the_batch_changes_nothing(name: str, override: str, alone: Losses, tmp_path: Path) -> None:

@@ -118,16 +118,15 @@ class Value:
 def keys_of(constructor: Callable[..., Any]) -> dict[str, Key]:
     """The keys of a constructor: its keyword-only parameters, or the fields of a dataclass that has none.
 
-    A constructor with a method `config_keys` is asked for its keys instead: `stored.StoredSection` stands for a constructor that is
-    not imported. Raises TypeError (a bug, not a user's mistake) for a parameter without a usable annotation.
+    A class whose `__init__` ends in `**keys` passes them on to its base class, so the keys of the base class follow. A constructor with
+    a method `config_keys` is asked for its keys instead: `stored.StoredSection` stands for a constructor that is not imported. Raises
+    TypeError (a bug, not a user's mistake) for a parameter without a usable annotation.
     """
     if (own := getattr(constructor, "config_keys", None)) is not None:
         return own()
-    signature = inspect.signature(constructor).parameters.values()
-    parameters = [parameter for parameter in signature if parameter.kind is parameter.KEYWORD_ONLY]
+    parameters, passes_on = _parameters(constructor)
     factories: dict[str, Any] = {}
     if dataclasses.is_dataclass(constructor):
-        parameters = parameters or list(signature)
         factories = {field.name: field.default_factory for field in dataclasses.fields(constructor)}
     hints = _hints(constructor, parameters)
     keys = {}
@@ -138,7 +137,19 @@ def keys_of(constructor: Callable[..., Any]) -> dict[str, Key]:
             default = dataclasses.asdict(default)
         node, nullable = _node(hints[parameter.name])
         keys[parameter.name] = Key(node, default, nullable)
+    if passes_on and isinstance(constructor, type):
+        base = next(base for base in constructor.__mro__[1:] if "__init__" in base.__dict__)
+        keys |= {name: key for name, key in keys_of(base).items() if name not in keys}
     return keys
+
+
+def _parameters(constructor: Callable[..., Any]) -> tuple[list[inspect.Parameter], bool]:
+    """The keyword-only parameters of a constructor (of a dataclass without any, all), and whether it takes others by `**keys`."""
+    signature = inspect.signature(constructor).parameters.values()
+    named = [parameter for parameter in signature if parameter.kind is parameter.KEYWORD_ONLY]
+    if not named and dataclasses.is_dataclass(constructor):
+        named = list(signature)
+    return named, any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature)
 
 
 def _hints(constructor: Any, parameters: list[inspect.Parameter]) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -108,21 +109,29 @@ class MaskedTeacher(PretrainMethod):
         backbone: Backbone,
         chunk: int | None,
         name: str,
+        patch_head: Mapping[str, Any] | None,
         *,
-        head: PrototypeHead,
-        patch_head: PrototypeHead | None,
-        mask_ratio: tuple[float, float],
-        mask_probability: float,
-        patch_weight: float,
-        temperature: float,
-        teacher_temperature: float,
-        warmup_teacher_temperature: float,
-        teacher_temperature_warmup: float,
-        momentum: float,
-        freeze_last_layer: float,
+        prototypes: int = 8192,
+        hidden: int = 2048,
+        bottleneck: int = 256,
+        layers: int = 3,
+        mask_ratio: tuple[float, float] = (0.1, 0.5),
+        mask_probability: float = 0.5,
+        patch_weight: float = 1.0,
+        temperature: float = 0.1,
+        teacher_temperature: float = 0.07,
+        warmup_teacher_temperature: float = 0.04,
+        teacher_temperature_warmup: float = 0.0375,
+        momentum: float = 0.996,
+        freeze_last_layer: float = 0.00125,
     ) -> None:
-        """name: the method's name in configs. patch_head: None if `head` serves class and patch tokens. Raises UserError."""
+        """name: the method's name in configs. patch_head: how the patches' head differs from `head`, e.g. {"prototypes": 64}; None if
+        `head` serves class and patch tokens. Defaults: iBOT's; a subclass declares a key again where its default differs. Raises UserError.
+        """
         super().__init__()
+        sizes: dict[str, Any] = {"prototypes": prototypes, "hidden": hidden, "bottleneck": bottleneck, "layers": layers}
+        head = PrototypeHead(backbone.feature_dim, **sizes)
+        own_head = None if patch_head is None else PrototypeHead(backbone.feature_dim, **sizes | dict(patch_head))
         vit = plain_vit(backbone, name)
         self.chunk, self.mask_ratio, self.mask_probability = chunk, mask_ratio, mask_probability
         self.patch_weight, self.temperature, self.teacher_temperature = patch_weight, temperature, teacher_temperature
@@ -141,14 +150,17 @@ class MaskedTeacher(PretrainMethod):
         backbone.allow_any_size(name)
         self.grid: tuple[int, int] = vit.patch_embed.grid_size
         self.student, self.mask = backbone, nn.Parameter(torch.zeros(vit.embed_dim))
-        self.head, self.patch_head = head, patch_head
+        self.head, self.patch_head = head, own_head
         self.backbone, self.teacher_head = teacher_of(backbone), teacher_of(head)
-        self.teacher_patch_head = None if patch_head is None else teacher_of(patch_head)
+        self.teacher_patch_head = None if own_head is None else teacher_of(own_head)
 
     @classmethod
     def published(cls, key: str) -> str:
         """The published value of a key, which is its default, for error messages."""
-        default = inspect.signature(cls).parameters[key].default
+        signatures = (
+            inspect.signature(base.__dict__["__init__"]) for base in cls.__mro__ if "__init__" in base.__dict__
+        )
+        default = next(found.parameters[key].default for found in signatures if key in found.parameters)
         return f"{list(default) if isinstance(default, tuple) else default} is published"
 
     def compare(self, batch: Views, progress: float) -> Comparison:
