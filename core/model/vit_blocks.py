@@ -23,7 +23,7 @@ def is_plain(block: nn.Module) -> bool:
         type(block) is Block
         and "forward" not in vars(block)
         and type(block.attn) is Attention
-        and block.attn.gate is None
+        and getattr(block.attn, "gate", None) is None  # older timm has no gates
     )
 
 
