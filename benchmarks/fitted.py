@@ -169,7 +169,7 @@ def opened(**options: Any) -> Iterator[Run]:
 
 class Setting(NamedTuple):
     """A method on a backbone, as a config would name them. batch: source images. drawn: what the `views` section would say
-    beside the preset of the method's name, or another `name`."""
+    beside the preset of the method's name (SimCLR's where there is none), or another `name`."""
 
     size: int
     batch: int
@@ -201,7 +201,8 @@ class Setting(NamedTuple):
 
     def augmentation(self, mean: tuple[float, ...] = HALF, std: tuple[float, ...] = HALF) -> Multiview:
         """How its views and local crops are drawn."""
-        given = {"name": self.method["name"], **self.drawn}
+        own = self.method["name"]
+        given = {"name": own if own in VIEWS else "simclr", **self.drawn}
         return multiview(VIEWS[given.pop("name")](**given), self.size, mean, std, self.views)
 
     def ready(self, device: torch.device) -> Tensor:

@@ -42,6 +42,7 @@ def test_every_method_is_measured(speed: ModuleType) -> None:
         missing = PRETRAIN_METHODS.keys() - measured
         assert not missing, f"add {', '.join(missing)} to benchmarks/method_settings.py"
         assert measured <= PRETRAIN_METHODS.keys()
+        assert all(len(setting.augmentation().views) == setting.views for setting in speed.settings(scale))
 
 
 def test_what_does_not_exist_is_said(speed: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
