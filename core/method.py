@@ -73,7 +73,9 @@ class Pair(NamedTuple):
 class Step(NamedTuple):
     """What a method returns for a batch."""
 
-    loss: Tensor  # scalar, float32: minimised
+    # Scalar, float32, minimised: the mean over this process's images, the same loss of the whole batch computed on every process, or a sum
+    # of both. The gradient is the mean over processes either way.
+    loss: Tensor
     metrics: dict[str, Tensor]  # scalars, detached: averaged over processes, and written to metrics.jsonl at log steps
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from rootstock.tests.conftest import LONG
 from rootstock.tests.house.source import PACKAGES, ROOT, imported
 
-HOUSE = [Path("tests/house/test_rooms.py"), Path("tests/house/test_imports.py")]
+HOUSE = [Path("tests", name) for name in ("house/test_rooms.py", "house/test_imports.py", "launch/test_schema_file.py")]
 
 
 def changed() -> list[Path]:
