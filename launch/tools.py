@@ -136,7 +136,7 @@ def doctor_command(
 
 
 def schema_command() -> None:
-    """Print the JSON schema of the configs of pretrain, probe, finetune and adapt."""
+    """Print the JSON schema of the configs of the four training verbs."""
     from . import verbs
 
     typer.echo(json.dumps(verbs.schema(), indent=2))
