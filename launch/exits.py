@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 
-from ..core.errors import UserError
+from ..core.errors import MachineError, UserError
 from ..core.launchlog import append
 
 STOPPED = 130  # on request, after saving
@@ -22,7 +22,8 @@ STOPPED = 130  # on request, after saving
 def answer(work: Callable[[], int | None]) -> int:
     """Do the work and return its exit code, 0 if it returns None. Unexpected errors are raised again.
 
-    2: a user's mistake (UserError). 130: stopped by Ctrl-C or a signal. 1: the disk is full, or stdout was closed.
+    2: a user's mistake (UserError). 130: stopped by Ctrl-C or a signal. 1: a fault of the machine (MachineError, a full disk), or a closed
+    stdout.
     """
     try:
         code = work()
@@ -31,7 +32,7 @@ def answer(work: Callable[[], int | None]) -> int:
         return code or 0
     except UserError as error:
         _say(f"error: {error}")
-        return 2
+        return 1 if isinstance(error, MachineError) else 2
     except KeyboardInterrupt:
         _say("interrupted; run the same command to resume")
         return STOPPED

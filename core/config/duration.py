@@ -9,6 +9,7 @@ from pydantic_core import CoreSchema, core_schema
 from ..errors import UserError
 from .messages import show
 
+MINUTES_PATTERN = r"^(\d+(?:\.\d+)?|\.\d+)min$"
 _PATTERN = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ep|%)|\d+")
 TEXT_PATTERN = f"^({_PATTERN.pattern})$"
 
@@ -56,3 +57,22 @@ class Duration(NamedTuple):
 
         form = core_schema.union_schema([core_schema.int_schema(ge=0), core_schema.str_schema(pattern=TEXT_PATTERN)])
         return core_schema.no_info_before_validator_function(keep, form)
+
+
+class Minutes(str):
+    """A time in minutes, such as `30min`: an annotation beside Duration or int, where a config may name a time of the clock."""
+
+    in_words = "minutes (30min)"
+
+    @property
+    def seconds(self) -> float:
+        return 60.0 * float(self.removesuffix("min"))
+
+    @classmethod
+    def read(cls, value: Any) -> "Minutes | None":
+        """The value as minutes if it is written so, else None."""
+        return cls(value) if isinstance(value, str) and re.fullmatch(MINUTES_PATTERN, value) else None
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.str_schema(pattern=MINUTES_PATTERN)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..formats import current_keys
 from .duration import Duration as Duration
+from .duration import Minutes as Minutes
 from .json_schema import json_schema as json_schema
 from .messages import among, nearest, show, spelt, words
 from .schema import NO_DEFAULT, Key, Value, root_keys

@@ -7,7 +7,7 @@ the same sentences. A type that the schema doesn't express becomes Any: the full
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Union
 
-from .duration import TEXT_PATTERN, Duration
+from .duration import MINUTES_PATTERN, TEXT_PATTERN, Duration, Minutes
 from .schema import NO_DEFAULT, Choice, Key, Section, Value
 
 Schema = Mapping[str, Any]
@@ -92,6 +92,8 @@ def annotation_of(schema: Schema) -> Any:
             return dict[str, Any]
         case {"type": "object", "additionalProperties": {**values}}:
             return dict[str, annotation_of(values)]
+        case {"type": "string", "pattern": pattern} if pattern == MINUTES_PATTERN:
+            return Minutes
         case {"type": kind} if len(schema) == 1 and kind in _SIMPLE:
             return _SIMPLE[kind]
     return Any

@@ -6,17 +6,19 @@ import importlib.util
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from ..config.resolve import Duration, Section
+from ..config.resolve import Duration, Minutes, Section
 from ..errors import UserError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
-def checkpoint_options(*, every: Duration = Duration(10, "%"), keep: int = 2) -> None:
+def checkpoint_options(*, every: Duration | Minutes = Duration(10, "%"), keep: int | Minutes = 2) -> None:
     """The `run.checkpoint` section.
 
-    every: How often a checkpoint is saved: in steps, epochs (`5ep`) or a part of the training (`10%`). 0: only at the end.
-    keep: How many checkpoints are kept, at least 2: the newest, and one to fall back to if that is damaged.
+    every: How often a checkpoint is saved: in steps, epochs (`5ep`), a part of the training (`10%`) or minutes (`30min`). 0: only at
+        the end.
+    keep: How many checkpoints are kept, at least 2: the newest, and one to fall back to if that is damaged. Or minutes: `120min` keeps
+        those of the last two hours, and at least 2.
     """
 
 
@@ -69,7 +71,7 @@ def check_run_options(options: Mapping[str, Any], seed: int) -> None:
     given = [(f"run.{key}", options[key], low) for key, low in least.items()]
     # Two checkpoints: the newest, and one to fall back to.
     for key, value, low in [*given, ("run.checkpoint.keep", options["checkpoint"]["keep"], 2), ("seed", seed, 0)]:
-        if value is not None and value < low:
+        if isinstance(value, int | float) and value < low:
             raise UserError(f"{key}: expected at least {low}, got {value}")
     tracker = options["tracker"]
     if tracker != "none" and importlib.util.find_spec(tracker) is None:

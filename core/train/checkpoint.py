@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .. import files
+from ..config.resolve import Minutes
 from ..distributed import any_process, broadcast_text, rank, sharded_like
 from ..errors import UserError
 from ..formats import FORMAT, check_format, current_names
@@ -36,16 +38,32 @@ class Damaged(Exception):
     """A checkpoint does not match its manifest; the message names the file and the reason."""
 
 
-def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write folder/step-NNNNNNNN completely or not at all, then delete all but the newest `keep` (at least two).
+def save(folder: Path, checkpoint: Checkpoint, keep: int | str) -> Path:
+    """Write folder/step-NNNNNNNN completely or not at all, then delete old ones. Raises OSError or SafetensorError; then none is deleted.
 
-    Checkpoints of later steps are deleted too: they were found damaged on resuming, and would count among those kept.
+    keep: how many of the newest stay, or minutes (`30min`), whose checkpoints stay; at least two. Those of later steps are deleted too:
+    they were found damaged on resuming, and would count among those kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for abandoned in folder.glob(".step-*"):  # left by a process that was killed while saving
         shutil.rmtree(abandoned, ignore_errors=True)
     final = folder / f"step-{checkpoint.step:08d}"
     draft = folder / f".{final.name}"
+    try:
+        _write(draft, checkpoint)
+    except BaseException:  # half a checkpoint would take space that the next one may need
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    shutil.rmtree(final, ignore_errors=True)
+    draft.rename(final)
+    files.sync(folder)
+    for old in set(steps(folder)) - _kept(folder, checkpoint.step, keep):
+        shutil.rmtree(folder / f"step-{old:08d}")
+    return final
+
+
+def _write(draft: Path, checkpoint: Checkpoint) -> None:
+    """Write the files of a checkpoint into a new folder, and sync them."""
     draft.mkdir()
     files.write_tensors(draft / MODEL, checkpoint.model)
     files.write_tensors(draft / OPTIMIZER, checkpoint.optimizer)
@@ -56,15 +74,20 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     manifest = {"step": checkpoint.step, "sha256": digests}
     files.write_text(draft / MANIFEST, json.dumps({**manifest, "own": _digest(manifest)}, indent=1))
     files.sync(draft)
-    shutil.rmtree(final, ignore_errors=True)
-    draft.rename(final)
-    files.sync(folder)
-    earlier = [step for step in steps(folder) if step < checkpoint.step]
-    kept = {checkpoint.step, *earlier[-max(1, keep - 1) :]}
-    for old in steps(folder):
-        if old not in kept:
-            shutil.rmtree(folder / f"step-{old:08d}")
-    return final
+
+
+def _kept(folder: Path, step: int, keep: int | str) -> set[int]:
+    """Which checkpoints stay once that of `step` is written."""
+    earlier = [other for other in steps(folder) if other < step]
+    minutes = Minutes.read(keep)
+    if minutes is None:
+        return {step, *earlier[-max(1, int(keep) - 1) :]}
+    since = time.time() - minutes.seconds
+    return {
+        step,
+        *earlier[-1:],
+        *(other for other in earlier if (folder / f"step-{other:08d}").stat().st_mtime >= since),
+    }
 
 
 def steps(folder: Path) -> list[int]:

@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..config.resolve import Duration
+from ..config.resolve import Duration, Minutes
 from ..interrupt import stop_signals
 from ..method import Method
 from ..run.directory import Interrupted, Run
 from ..stream.batches import MicroBatches
 from .compile import compiled, should_compile
-from .loop import Alarm, Loop, raw_batches
+from .loop import Alarm, Loop
+from .memory import step_in_memory
 from .optim import Optim, parameter_groups
 from .parallel import Strategy, strategy_for
 from .progress import Progress
@@ -35,6 +36,7 @@ class Every:
     log: int = 10
     evaluate: int = 0
     save: int = 0
+    save_seconds: float = 0.0  # of the clock, after which a checkpoint is due; 0: never
 
     def logs(self, done: int, steps: int) -> bool:
         """Whether a row is logged after `done` of `steps` steps."""
@@ -56,10 +58,13 @@ class Every:
             parsed = Duration.parse(duration)
             return max(1, parsed.steps(steps_per_epoch, steps)) if parsed.value else 0
 
+        save = run.options["checkpoint"]["every"]
+        minutes = Minutes.read(save)
         return Every(
             log=run.options["log_every"],
             evaluate=resolve(evaluate) if evaluate is not None else 0,
-            save=resolve(run.options["checkpoint"]["every"]),
+            save=0 if minutes else resolve(save),
+            save_seconds=minutes.seconds if minutes else 0.0,
         )
 
 
@@ -104,6 +109,7 @@ def fit(
     run.plan(steps)
     trained = strategy.wrap()
     loop = Loop(trained, optim.build(trained), optim, run, steps, steps_per_epoch, seed, sharded=strategy.sharded)
+    loop.saving.seconds = every.save_seconds
     start = loop.resume()
     _note_length(optim, steps, steps_per_epoch, run)
     fast = should_compile(run)
@@ -117,18 +123,17 @@ def fit(
         waiting = time.perf_counter()
         for step, micro in zip(range(start, steps), batches(start), strict=True):
             waited = time.perf_counter() - waiting
-            row = loop.step(forward, micro, prepare, step, asked)
+            row = step_in_memory(loop, forward, micro, prepare, step, asked)
             done = step + 1
-            progress.advance(
-                done, sum(len(s.positions) for raw in micro for s in raw_batches(raw)) * loop.world, waited
-            )
-            if every.saves(done, steps) or every.logs(done, steps) or loop.stop:
+            progress.advance(done, loop.images(micro), waited)
+            saves, logs = every.saves(done, steps), every.logs(done, steps)
+            if saves or logs or loop.stop or loop.due:
                 loop.flush()
-            if every.logs(done, steps):
+            if logs:
                 loop.log(done, row, progress, alarm)
             aside = time.perf_counter()
             # Save before evaluating: an evaluation may outlast the time that a scheduler gives a run to stop.
-            if loop.stop or every.saves(done, steps):
+            if saves or loop.stop or loop.due:
                 loop.save(done)
             if loop.stop and done < steps:
                 raise _interrupted(done, steps, run)
@@ -137,6 +142,7 @@ def fit(
             waiting = time.perf_counter()
             progress.leave_out(waiting - aside)
     loop.optimizer.zero_grad(set_to_none=True)
+    loop.saving.report()
     strategy.finish()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -12,15 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed import all_reduce_sum, any_process, barrier, rank, sharded_like, unsharded, world
+from ..distributed import all_reduce_sum, any_process, rank, sharded_like, unsharded, world
 from ..errors import UserError
 from ..method import Method
 from ..model import norm
 from ..run.directory import Run
 from . import checkpoint
-from .nonfinite import DeferredFlags, asked_flag, start_momentum, step_unless
+from .nonfinite import DeferredFlags, flag_on, start_momentum, step_unless
 from .optim import Optim, set_rate
 from .progress import Progress
+from .saving import Saving
+from .seeds import seed_generators, step_seed
 
 NON_FINITE_LIMIT = 5  # skipped steps in a row that end a training
 Alarm = Callable[[int, Mapping[str, float]], str | None]  # (step, logged row) -> a warning, or None
@@ -44,6 +45,7 @@ class Loop:
     non_finite: int = 0
     in_a_row: int = 0
     stop: bool = False  # some process was asked to stop, and all processes know it
+    due: bool = False  # a checkpoint is due by rank 0's clock, and all processes know it
     deferred: bool | None = None
     sharded: bool = False  # whether the parameters of `method` are sharded
 
@@ -58,6 +60,7 @@ class Loop:
         self.layers = norm.layers(self.method)  # looked up once: a walk over the modules costs more than a small step
         self.unsynced: Callable[[], AbstractContextManager[Any]] = nullcontext  # see core/train/parallel.py
         self.pending: DeferredFlags | None = None
+        self.saving = Saving(self.run)
         if self.deferred:
             start_momentum(self.optimizer)
 
@@ -71,7 +74,7 @@ class Loop:
         rate = self.optim.rate(step, self.steps, self.steps_per_epoch)
         constant = self.optim.rate(step, self.steps, self.steps_per_epoch, constant=True) if self.constant else None
         set_rate(self.optimizer, rate, self.optim.decay(step, self.steps), constant)
-        total, losses = self._backward(wrapped, micro, prepare, progress)
+        total, losses = self.backward(wrapped, micro, prepare, progress)
         for parameter in self.method.frozen(progress):
             # None, not zeros: with zeros the optimizer would decay the weights and count a step in Adam's bias correction.
             parameter.grad = None
@@ -90,7 +93,7 @@ class Loop:
             parameter.grad = None
         return {**total, "lr": rate}
 
-    def _backward(
+    def backward(
         self, wrapped: Callable[..., Any], micro: list[Any], prepare: Callable[[Any], Any], progress: float
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
         """Accumulate the gradients of all micro-batches; returns the means of loss and metrics, and each micro-batch's loss."""
@@ -129,10 +132,10 @@ class Loop:
         bad = not all(math.isfinite(loss.item()) for loss in losses)
         if not self.scaler.is_enabled():  # the scaler checks gradients itself, and lowers its scale
             bad = bad or not math.isfinite(grad_norm.item())
-        self.stop = bool(asked)
+        self.stop, self.due = bool(asked), self.saving.due()
         if self.world > 1:
-            flags = torch.tensor([bad, self.stop], device=grad_norm.device)
-            bad, self.stop = any_process(flags).tolist()
+            flags = torch.tensor([bad, self.stop, self.due], device=grad_norm.device)
+            bad, self.stop, self.due = any_process(flags).tolist()
         if not bad:
             self.scaler.step(self.optimizer) if self.scaler.is_enabled() else self.optimizer.step()
         if self.scaler.is_enabled():
@@ -157,7 +160,8 @@ class Loop:
         then moves once more towards unchanged weights.
         """
         bad = ~(torch.stack(losses).isfinite().all() & grad_norm.isfinite())
-        flags = torch.stack([bad, asked_flag(bool(asked), bad.device)])
+        said = [flag_on(value, bad.device) for value in (bool(asked), self.saving.due())]
+        flags = torch.stack([bad, *said])
         if self.world > 1:
             flags = any_process(flags)
         bad = flags[0]
@@ -167,6 +171,10 @@ class Loop:
         before, self.pending = self.pending, DeferredFlags.of(flags, losses, positions, step)
         self._apply(before)
 
+    def images(self, micro: list[Any]) -> int:
+        """How many images a step takes, of all processes."""
+        return sum(len(part.positions) for raw in micro for part in raw_batches(raw)) * self.world
+
     def flush(self) -> None:
         """Wait for the last step's flags and apply them; called before logging, saving and stopping."""
         before, self.pending = self.pending, None
@@ -174,7 +182,7 @@ class Loop:
 
     def _apply(self, flags: DeferredFlags | None) -> None:
         if flags is not None:
-            bad, self.stop = flags.read()
+            bad, self.stop, self.due = flags.read()
             self._count(bad, flags.losses, flags.positions, flags.step)
 
     def _count(self, bad: bool, losses: list[Tensor], positions: list[Tensor], step: int) -> None:
@@ -188,9 +196,14 @@ class Loop:
             )
             if self.in_a_row >= NON_FINITE_LIMIT:
                 raise UserError(
-                    f"{self.in_a_row} non-finite steps in a row up to step {step + 1}; the last checkpoint is whole; "
-                    "lower optim.lr, set optim.clip, or use run.precision=fp32"
+                    f"{self.in_a_row} non-finite steps in a row up to step {step + 1}; {self._after_non_finite()}"
                 )
+
+    def _after_non_finite(self) -> str:
+        """A remedy that works: this run's folder takes no other optim.lr."""
+        fresh = "begin anew with a lower optim.lr, or with optim.clip, in another run.dir"
+        narrow = self.run.dtype != torch.float32
+        return f"go on with run.precision=fp32, or {fresh}" if narrow else fresh
 
     def log(self, done: int, row: dict[str, Any], progress: Progress, alarm: Alarm | None = None) -> None:
         """Write a row of means over processes, and what `alarm` warns of in it. `data_wait` is the slowest process's."""
@@ -211,11 +224,12 @@ class Loop:
             self.run.metrics({"step": done, "epoch": epoch, "warning": warning})
 
     def save(self, done: int) -> None:
-        """Rank 0 writes a checkpoint, and all processes wait for it: writing may fail."""
+        """Rank 0 writes a checkpoint, and all processes wait for it. Raises MachineError if it is the last one and cannot be written."""
         # Gathering sharded tensors takes all processes.
         model = {name: self._kept(tensor) for name, tensor in self.method.state_dict().items()}
         moments = checkpoint.optimizer_tensors(self.optimizer, self.names)
         moments = {name: self._kept(tensor) for name, tensor in moments.items()}
+        saved = None
         if self.run.main:
             groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
             state = {
@@ -226,8 +240,8 @@ class Loop:
                 "seed": self.seed,
             }
             saved = checkpoint.Checkpoint(done, model, moments, state)
-            checkpoint.save(self.run.checkpoints, saved, self.run.options["checkpoint"]["keep"])
-        barrier()
+        self.saving.write(saved, done, last=self.stop or done == self.steps)
+        self.due = False
 
     def _kept(self, tensor: Tensor) -> Tensor:
         """A tensor as it is saved: gathered if sharded; then only rank 0 keeps the data."""
@@ -262,23 +276,6 @@ class Loop:
         self.run.cut_metrics(saved.step)
         self.run.log(f"resumed from step {saved.step} of {self.steps}")
         return saved.step
-
-
-def seed_generators(seed: int, device: torch.device) -> None:
-    """torch.manual_seed for the CPU and, where it is used, the GPU.
-
-    torch.manual_seed also seeds every other accelerator, and before CUDA is first used it stores the call stack: a millisecond a step,
-    and a list that only grows.
-    """
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
-
-
-def step_seed(seed: int, process: int, step: int) -> int:
-    """A 63-bit seed for torch's generators, different for each process and step."""
-    digest = hashlib.sha256(f"{seed}/{process}/{step}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def raw_batches(raw: Any) -> list[Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 class DeferredFlags(NamedTuple):
     """A step's flags, agreed between processes, on their way from the device to the host."""
 
-    flags: Tensor  # bool [2] on the host: is the step non-finite; was any process asked to stop
+    flags: Tensor  # bool [3] on the host: is the step non-finite; was any process asked to stop; is a checkpoint due by the clock
     arrived: torch.Event | None  # on a GPU: when `flags` may be read
     losses: list[Tensor]
     positions: list[Tensor]
@@ -19,26 +19,26 @@ class DeferredFlags(NamedTuple):
 
     @classmethod
     def of(cls, flags: Tensor, losses: list[Tensor], positions: list[Tensor], step: int) -> DeferredFlags:
-        """flags: bool [2] on the device."""
+        """flags: bool [3] on the device."""
         if not flags.is_cuda:
             return cls(flags, None, losses, positions, step)
-        host = torch.empty(2, dtype=torch.bool, pin_memory=True)
+        host = torch.empty(3, dtype=torch.bool, pin_memory=True)
         host.copy_(flags, non_blocking=True)
         arrived = torch.Event(flags.device)
         arrived.record()
         return cls(host, arrived, losses, positions, step)
 
-    def read(self) -> tuple[bool, bool]:
-        """(bad, stop). Waits for that step only, not for later work on the device."""
+    def read(self) -> tuple[bool, bool, bool]:
+        """(bad, stop, due). Waits for that step only, not for later work on the device."""
         if self.arrived is not None:
             self.arrived.synchronize()
-        bad, stop = self.flags.tolist()
-        return bad, stop
+        bad, stop, due = self.flags.tolist()
+        return bad, stop, due
 
 
-def asked_flag(asked: bool, device: torch.device) -> Tensor:
+def flag_on(value: bool, device: torch.device) -> Tensor:
     """A bool scalar, filled on the device: a copy from the host would wait."""
-    return torch.full((), asked, dtype=torch.bool, device=device)
+    return torch.full((), value, dtype=torch.bool, device=device)
 
 
 def start_momentum(optimizer: torch.optim.Optimizer) -> None:

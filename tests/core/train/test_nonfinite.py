@@ -20,8 +20,9 @@ from rootstock.core.model.norm import convert_batch_norms
 from rootstock.core.run.directory import Interrupted, Run
 from rootstock.core.train import fit as train
 from rootstock.core.train.fit import Every, fit
-from rootstock.core.train.loop import Loop, seed_generators
+from rootstock.core.train.loop import Loop
 from rootstock.core.train.optim import Optim
+from rootstock.core.train.seeds import seed_generators
 
 BATCH, STEPS = 8, 12
 OPTIMIZERS = [
