@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -14,6 +15,15 @@ from typing import Any
 def usable_cores() -> int:
     """CPU cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """The processor's name: results of different ones differ in their last bits."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def environment() -> dict[str, Any]:
@@ -32,6 +42,7 @@ def environment() -> dict[str, Any]:
         "versions": versions,
         "commit": commit,
         "host": platform.node(),
+        "processor": processor(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 

@@ -134,7 +134,7 @@ class Run:
         return ""
 
     def record(self, **facts: Any) -> None:
-        """Add facts to run.json: versions, host, data, and under `history` where and on how many processes each part of the run ran.
+        """Add facts to run.json: versions, host, data, and under `history` where each part of the run ran.
 
         Raises UserError if the data changed since the run began.
         """
@@ -148,9 +148,10 @@ class Run:
                 "restore the data, choose another run.dir, or say run.changed_data=accept"
             )
         check_format(before, str(path))
-        now = {"format": FORMAT, **environment(), "verb": self.verb, "processes": world(), "device": str(self.device)}
+        where = {"processes": world(), "device": str(self.device), "threads": torch.get_num_threads()}
+        now = {"format": FORMAT, **environment(), "verb": self.verb, **where}
         if not self.recorded:
-            part = {key: now[key] for key in ("started", "host", "commit", "processes", "device")}
+            part = {key: now[key] for key in ("started", "host", "processor", "commit", *where)}
             facts["history"] = [*before.get("history", []), part]
         self.recorded = {**now, **before, **facts}
         barrier()

@@ -7,16 +7,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...core.environment import usable_cores
+from ...core.environment import processor, usable_cores
 from .findings import Finding, short_message
 
 BYTES_PER_GIB = 2**30
+BUSY = 0.75  # load average a core, from which the doctor says so
 
 
 def devices() -> Iterator[Finding]:
     import torch
 
-    yield Finding("ok", "cpu", f"{usable_cores()} cores usable, {torch.get_num_threads()} torch threads")
+    yield cpu(usable_cores(), torch.get_num_threads(), os.getloadavg()[0])
     for index in range(torch.cuda.device_count()):
         device = torch.device("cuda", index)
         properties = torch.cuda.get_device_properties(device)
@@ -43,6 +44,18 @@ def devices() -> Iterator[Finding]:
             else "no GPU that torch can use; everything runs on the CPU"
         )
         yield Finding("wrong" if driver and torch.version.cuda else "ok", "gpu", why)
+
+
+def cpu(cores: int, threads: int, load: float) -> Finding:
+    """The processor. load: processes that ran or waited for a core in the last minute, on average."""
+    said = f"{processor()}, {cores} cores usable, {threads} torch threads"
+    facts = {"cores": cores, "threads": threads, "load": load}
+    if load < BUSY * cores:
+        return Finding("ok", "cpu", said, facts)
+    return Finding(
+        "note", "cpu", f"{said}; the machine is busy (load average {load:.1f}): rates below are too low, and OMP_NUM_THREADS=1 may be "
+        "faster than several threads that wait for each other", facts,
+    )  # fmt: skip
 
 
 def faiss() -> Iterator[Finding]:

@@ -134,6 +134,7 @@ def test_a_launch_is_one_run_on_any_number_of_processes(config: str, tmp_path: P
     assert further.returncode == 0, further.stderr
     history = json.loads((run / "run.json").read_text())["history"]
     assert [part["processes"] for part in history] == [2, 4]
+    assert all(part["threads"] == 1 and part["processor"] for part in history)
     assert losses(run) == pytest.approx(losses(straight), rel=1e-5)
     assert probed(straight, config, rootstock) == probed(run, config, rootstock)
     logs = run / "logs"

@@ -80,3 +80,10 @@ def test_a_wrong_pair_of_torch_and_torchvision_is_said(monkeypatch: pytest.Monke
 def test_a_full_disk_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 2**20}))
     assert all(finding.verdict == "note" and "only 0.0 GiB free" in finding.message for finding in machine.disk())
+
+
+def test_a_busy_machine_is_noted() -> None:
+    quiet, busy = machine.cpu(2, 2, 0.4), machine.cpu(2, 2, 3.1)
+    assert (quiet.verdict, busy.verdict) == ("ok", "note")
+    assert "load average 3.1" in busy.message and "OMP_NUM_THREADS=1" in busy.message
+    assert busy.facts == {"cores": 2, "threads": 2, "load": 3.1}
