@@ -1,7 +1,9 @@
 """The command line without its imports' seconds: imports once, then runs it in a forked child for each line of input.
 
-A line is {"argv", "log", "at", "signal", "save"}: the child sends itself the signal when it is about to begin the step after
-`at` completed ones, or, with `save`, in the middle of writing the checkpoint of step `at`. The answer is its exit code.
+A line is {"argv", "log", "at", "signal", "save", "event", "under"}: the child sends itself the signal when it is about to begin the step
+after `at` completed ones, or, with `save`, in the middle of writing the checkpoint of step `at`, or, with `event`, right before it
+changes the disk below the folder `under` for that many times (a file opened for writing, renamed or removed, a folder made or
+removed). The answer is its exit code and, where it ends by itself, how many such changes there were.
 """
 
 import json
@@ -18,6 +20,25 @@ from rootstock.core import files
 from rootstock.core.train import loop
 from rootstock.launch.cli import main
 
+CHANGES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
+
+
+class Changes:
+    """Counts what changes the disk below a folder, and kills the process right before the change number `event`, from 1 on."""
+
+    def __init__(self, under: str, event: int) -> None:
+        self.under, self.event, self.count = under, event, 0
+
+    def __call__(self, name: str, arguments: tuple[Any, ...]) -> None:
+        if name not in CHANGES or not isinstance(arguments[0], str | bytes | os.PathLike):
+            return
+        if name == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            return
+        if os.path.abspath(os.fsdecode(arguments[0])).startswith(self.under):
+            self.count += 1
+            if self.count == self.event:
+                os.kill(os.getpid(), 9)
+
 
 def command(job: dict[str, Any]) -> None:
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -33,13 +54,21 @@ def command(job: dict[str, Any]) -> None:
             os.kill(os.getpid(), job["signal"])
         return straight(self, wrapped, micro, prepare, step, asked)
 
-    def writing(path: Path, text: str) -> None:
+    def writing(path: Path, text: str, **how: Any) -> None:
         if job["save"] and path.parent.name == f".step-{job['at']:08d}":
             os.kill(os.getpid(), job["signal"])
-        write(path, text)
+        write(path, text, **how)
 
     loop.Loop.step, files.write_text = stepping, writing
     main()
+
+
+def watched(job: dict[str, Any]) -> Changes | None:
+    if not job["under"]:
+        return None
+    changes = Changes(job["under"], job["event"])
+    sys.addaudithook(changes)
+    return changes
 
 
 def answer(work: Callable[[], None]) -> int:
@@ -58,8 +87,12 @@ if __name__ == "__main__":
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            code = answer(partial(command, json.loads(line)))
+            job = json.loads(line)
+            changes = watched(job)
+            code = answer(partial(command, job))
             sys.stdout.flush()
             sys.stderr.flush()
+            if changes is not None:
+                Path(job["log"]).with_suffix(".changes").write_text(str(changes.count))
             os._exit(code)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

@@ -48,13 +48,29 @@ class CommandLine:
             env=environment,
         )
 
-    def __call__(self, *argv: str, at: int = -1, signal: int = 9, save: bool = False) -> Outcome:
+    def __call__(
+        self, *argv: str, at: int = -1, signal: int = 9, save: bool = False, event: int = 0, under: Path | None = None
+    ) -> Outcome:
+        """under: the folder below which changes of the disk are counted; event: the change right before which it is killed."""
         assert self.process.stdin is not None and self.process.stdout is not None
-        job = {"argv": argv, "log": str(self.log), "at": at, "signal": signal, "save": save}
+        folder = "" if under is None else str(under)
+        job = {
+            "argv": argv,
+            "log": str(self.log),
+            "at": at,
+            "signal": signal,
+            "save": save,
+            "event": event,
+            "under": folder,
+        }
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         code = int(self.process.stdout.readline())
         return Outcome(code, self.log.read_text())
+
+    def changes(self) -> int:
+        """How often the last command, which ended by itself, changed the disk below `under`."""
+        return int(self.log.with_suffix(".changes").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -151,10 +167,9 @@ def checkpoints(run: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*"))
 
 
-# MAE and LARS are killed once below, among all methods.
+# Other cases are killed in tests/test_soak.py, and every method below.
 @pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, marks=[pytest.mark.slow] if case in ("mae", "simclr-lars") else []) for case in CASES],
+    "case", [pytest.param(case, marks=[pytest.mark.slow] if case != "finetune-sgd" else []) for case in CASES]
 )
 def test_three_kills_change_nothing(case: str, rootstock: CommandLine, tmp_path: Path) -> None:
     verb, config = CASES[case]

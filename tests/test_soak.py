@@ -1,17 +1,27 @@
-"""Runs killed at random steps, again and again, end with the weights of straight ones: a case for each feature of the loop."""
+"""200 kills by seed over everything that writes, half of them between two changes of the disk: nothing is lost.
 
+Every life is a forked child of one driver (tests/driver.py), killed at a step or right before a change of the disk: a file opened for
+writing, renamed or removed, a folder made. ROOTSTOCK_SOAK_SEED gives other kills.
+"""
+
+import hashlib
+import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+import yaml
+from safetensors.torch import load_file
 
 from rootstock.tests import test_resume
 from rootstock.tests.ssl import cases
 from rootstock.tests.test_resume import CASES, CommandLine, checkpoints, rows, weights, write
 
-STEPS, EVERY, KILLS = 60, 4, 12
+STEPS, EVERY, KILLS = 60, 4, 29  # seven kinds of work, 203 kills
+FEW_STEPS, FEW = 16, 3  # in `make test`: 21 kills
+SEED = int(os.environ.get("ROOTSTOCK_SOAK_SEED", "0"))
 # What each method brings into the loop.
 METHODS = {
     "swav": "a queue and local crops",
@@ -21,8 +31,15 @@ METHODS = {
     "simsiam": "a predictor of constant rate",
     "barlow": "statistics of the whole batch",
 }
-# Evaluations meanwhile, LARS, clipping, accumulation with mixed images, two domains.
-FEATURES = {**dict.fromkeys(CASES, ""), **METHODS}
+
+
+class Work(NamedTuple):
+    """Something that is killed and begun again."""
+
+    argv: Callable[[Path], list[str]]  # the command, of the folder that it writes
+    outcome: Callable[[Path], Any]  # what must not depend on kills
+    steps: int = 0  # of its training
+    tail: float = 1.0  # part of its changes of the disk, the last ones, in which it is killed
 
 
 @pytest.fixture(scope="module")
@@ -32,37 +49,125 @@ def rootstock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]
     line.process.communicate()
 
 
-def config(name: str) -> tuple[str, dict[str, Any]]:
-    """The verb and the config of a case, longer than in test_resume.py."""
+def trained(run: Path) -> Any:
+    for folder in (run / "checkpoints").iterdir():
+        assert not folder.name.startswith("."), "an unfinished checkpoint is left"
+        load_file(folder / "model.safetensors")
+    return weights(run), rows(run)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def config(name: str, steps: int) -> tuple[str, dict[str, Any]]:
+    """The verb and the config of a case or method."""
     if name in CASES:
         verb, tree = CASES[name]
-        return verb, {**tree, "optim": {**tree["optim"], "duration": STEPS}}
+        return verb, {**tree, "optim": {**tree["optim"], "duration": steps}}
     kind = cases.CASES[name][1][0]
-    tree = cases.config(name, kind, f"{test_resume.DATA}#[:100]", 0.1, lr=0.003, batch_size=16, duration=STEPS)
+    tree = cases.config(name, kind, f"{test_resume.DATA}#[:100]", 0.1, lr=0.003, batch_size=16, duration=steps)
     return "pretrain", {**tree, "run": test_resume.RUN}
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("name", FEATURES)
-def test_kills_at_random_change_nothing(name: str, rootstock: CommandLine, tmp_path: Path) -> None:
-    """Some kills come in the middle of writing a checkpoint. The seed is new each time, and stands in the failure."""
-    seed = random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
-    draw = random.Random(seed)
-    verb, tree = config(name)
-    path = write(tmp_path, tree)
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
-    assert rootstock(verb, path, f"run.dir={straight}").code == 0
-    for _ in range(KILLS):
+def training(name: str, folder: Path, steps: int, tail: float = 1.0) -> Work:
+    verb, tree = config(name, steps)
+    path = write(folder, tree)
+    return Work(lambda run: [verb, path, f"run.dir={run}"], trained, steps, tail)
+
+
+def export(name: str, folder: Path, steps: int) -> Work:
+    """The end of a run: its last checkpoint, its export, ledger and result."""
+    work = training(name, folder, steps, tail=0.3)
+    return work._replace(outcome=lambda run: (weights(run), digests(run / "backbone").keys()), steps=0)
+
+
+def pack(_: str, folder: Path, steps: int) -> Work:
+    uri = f"{test_resume.DATA}#[:{20 * steps}]"
+    return Work(lambda out: ["data", uri, "--pack", str(out)], digests)
+
+
+def sweep(name: str, folder: Path, steps: int) -> Work:
+    verb, tree = config(name, 4)
+    tree["evaluate"] = {"knn": {"k": 5}, "watch": None, "every": None}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tree))
+    study = {
+        "verb": verb,
+        "config": "tiny.yaml",
+        "search": {"optim.lr": {"log": [1e-4, 1e-2]}},
+        "trials": 3,
+        "objective": "test/knn/accuracy",
+        "run": {"dir": "sweep"},
+    }
+    path = folder / "sweep.yaml"
+    path.write_text(yaml.safe_dump(study))
+
+    def outcome(run: Path) -> Any:
+        found = sorted(path.parent for path in run.glob("**/result.json") if path.parent != run)
+        assert len(found) == 3, "each trial is there once"
+        return [weights(trial) for trial in found]
+
+    return Work(lambda run: ["sweep", str(path), f"run.dir={run}"], outcome)
+
+
+KINDS: dict[str, tuple[Callable[[str, Path, int], Work], str]] = {
+    "simclr": (training, "simclr-adamw"),
+    "mae": (training, "mae"),
+    "finetune": (training, "finetune-sgd"),
+    "dann": (training, "dann"),
+    "export": (export, "finetune-sgd"),
+    "pack": (pack, ""),
+    "sweep": (sweep, "simclr-adamw"),
+}
+
+
+def kill_and_compare(rootstock: CommandLine, work: Work, folder: Path, kills: int, name: str) -> int:
+    """Do the work once straight and once killed again and again; returns how many kills there were."""
+    draw = random.Random(f"{SEED}/{name}")
+    straight, killed = folder / "straight", folder / "killed"
+    outcome = rootstock(*work.argv(straight), under=straight)
+    assert outcome.code == 0, outcome.output
+    changes, done = rootstock.changes(), 0
+    assert changes > 3, "this work changes nothing that is watched"
+    for number in range(kills):
         begun = max(checkpoints(killed), default=0)
-        if begun + EVERY >= STEPS - 1:
-            break
-        save = draw.random() < 0.3
-        # A checkpoint further at most, so that all kills find a run that is not finished.
-        at = begun + EVERY if save else draw.randrange(begun, begun + EVERY + 2)
-        outcome = rootstock(verb, path, f"run.dir={killed}", at=at, save=save)
-        assert outcome.code == -9, (seed, at, save, outcome.output)
-    outcome = rootstock(verb, path, f"run.dir={killed}")
-    assert outcome.code == 0, (seed, outcome.output)
-    assert weights(killed) == weights(straight), seed
-    assert rows(killed) == rows(straight), seed
+        if work.steps and number % 2 == 0:
+            at = draw.randrange(begun, min(begun + EVERY + 2, work.steps))
+            outcome = rootstock(*work.argv(killed), at=at, under=killed)
+        else:
+            left = changes * (work.steps - begun) // work.steps if work.steps else changes
+            event = draw.randrange(max(1, round((1.0 - work.tail) * left)), max(2, left) + 1)
+            # The first third of what is left, mostly: else few kills reach the end.
+            event = event if work.tail < 1.0 or draw.random() < 0.2 else max(1, event // 3)
+            outcome = rootstock(*work.argv(killed), event=event, under=killed)
+        if outcome.code == 0:  # it ended before its kill: once more from the start, with the kills that are left
+            assert work.outcome(killed) == work.outcome(straight), (name, SEED, number)
+            killed = folder / f"killed-{number}"
+            continue
+        assert outcome.code == -9, (name, SEED, number, outcome.output)
+        done += 1
+    outcome = rootstock(*work.argv(killed))
+    assert outcome.code == 0, (name, SEED, outcome.output)
+    assert work.outcome(killed) == work.outcome(straight), (name, SEED)
+    return done
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_few_kills_lose_nothing(kind: str, rootstock: CommandLine, tmp_path: Path) -> None:
+    make, name = KINDS[kind]
+    assert kill_and_compare(rootstock, make(name, tmp_path, FEW_STEPS), tmp_path, FEW, kind) >= 1
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_kills_lose_nothing(kind: str, rootstock: CommandLine, tmp_path: Path) -> None:
+    make, name = KINDS[kind]
+    done = kill_and_compare(rootstock, make(name, tmp_path, STEPS), tmp_path, KILLS, kind)
+    print(f"{kind}: {done} kills of {KILLS}")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", METHODS)
+def test_kills_of_every_feature_of_the_loop(name: str, rootstock: CommandLine, tmp_path: Path) -> None:
+    kill_and_compare(rootstock, training(name, tmp_path, STEPS), tmp_path, 12, name)
