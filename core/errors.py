@@ -1,4 +1,13 @@
-"""Errors that the command line prints as one sentence: mistakes of the user (exit code 2) and faults of the machine (1)."""
+"""Errors that the command line prints as one sentence, and the place that every other error is given on its way to the command line.
+
+The command line exits with 2 for a mistake of the user and with 1 for a fault of the machine. What the operating system, a decoder or a parser raises becomes a
+sentence too (launch/sentences.py), which names the places that it came through.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_PLACE = "at "  # begins a note that names a place
 
 
 class UserError(ValueError):
@@ -7,3 +16,21 @@ class UserError(ValueError):
 
 class MachineError(UserError):
     """A fault of the machine, such as a full disk or too little memory, that no config causes. One sentence with a remedy."""
+
+
+@contextmanager
+def at(place: str) -> Iterator[None]:
+    """Within it, an error that is no UserError is noted to come from `place`: a key with its value, a file, a picture."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        error.add_note(f"{_PLACE}{place}")
+        raise
+
+
+def places(error: BaseException) -> list[str]:
+    """The places that `at` noted, outermost first."""
+    notes = [note for note in getattr(error, "__notes__", ()) if note.startswith(_PLACE)]
+    return [note.removeprefix(_PLACE) for note in reversed(notes)]

@@ -1,7 +1,9 @@
 """The typer application, and the arguments and options that several verbs have."""
 
 import functools
+import io
 import os
+import sys
 from collections.abc import Callable
 from typing import Annotated, ParamSpec
 
@@ -106,3 +108,6 @@ def _options(
     ] = False,
 ) -> None:
     """Options of the command itself, before the verb."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name may hold what the terminal's encoding lacks
+            stream.reconfigure(errors="backslashreplace")

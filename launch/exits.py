@@ -1,75 +1,116 @@
 """How a command ends: every error becomes a sentence and an exit code here, and nowhere else.
 
-A user's mistake is one sentence and exit code 2. An unexpected error keeps its traceback.
+A user's mistake is one sentence and exit code 2; what the machine could not do, one sentence and 1. Only a bug of ours prints a
+traceback, and says that it is one.
 """
 
 import contextlib
-import errno
 import json
 import os
 import select
 import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import TextIO
 
-from ..core.errors import MachineError, UserError
+from ..core.interrupt import StoppedBySignal, signals_as_errors
 from ..core.launchlog import append
+from .sentences import first_line, sentence_of, without_controls
 
 STOPPED = 130  # on request, after saving
 
 
 def answer(work: Callable[[], int | None]) -> int:
-    """Do the work and return its exit code, 0 if it returns None. Unexpected errors are raised again.
+    """Do the work and return its exit code, 0 if it returns None. Errors end here; only those of the command line's parser pass.
 
-    2: a user's mistake (UserError). 130: stopped by Ctrl-C or a signal. 1: a fault of the machine (MachineError, a full disk), or a closed
-    stdout.
+    2: a user's mistake. 130: stopped by Ctrl-C or a signal. 1: the machine could not do it (a full disk or memory, a damaged file, a
+    missing package), stdout was closed, or a bug, whose traceback is printed and kept in a file.
     """
     try:
-        code = work()
+        with signals_as_errors():
+            code = work()
         # Flushed here: if stdout was closed, a flush at interpreter exit would print a traceback.
         sys.stdout.flush()
         return code or 0
-    except UserError as error:
-        _say(f"error: {error}")
-        return 1 if isinstance(error, MachineError) else 2
-    except KeyboardInterrupt:
-        _say("interrupted; run the same command to resume")
+    except KeyboardInterrupt as error:
+        _say(_interrupted(error))
         return STOPPED
-    except BrokenPipeError:
+    except BrokenPipeError as error:
         if not _reader_gone():
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return _bug(error)
         return 1
     except Exception as error:
-        if _stopped_on_request(error):
-            _say(str(error) or "interrupted; run the same command to resume")
-            return STOPPED
-        if not _disk_full(error):
-            _note(traceback.format_exc())
-            _tell_agent(traceback.format_exc())
+        if type(error).__module__.partition(".")[0] in ("click", "typer"):  # how the parser of the command line ends
             raise
-        _say(f"error: the disk is full ({_first_line(error)}); free some space, then run the same command to resume")
-        return 1
+        if _stopped_on_request(error):
+            _say(str(error) or _interrupted(error))
+            return STOPPED
+        if (found := sentence_of(error)) is None:
+            return _bug(error)
+        _say(f"error: {found[0]}")
+        return found[1]
+    finally:
+        _drop_what_cannot_be_written(sys.stdout)
 
 
-def _say(sentence: str) -> None:
-    """Print a sentence once: rank 0 prints it, other ranks leave it for torchrun.
+def _interrupted(error: BaseException) -> str:
+    by = f" by {error}" if isinstance(error, StoppedBySignal) else ""
+    hint = next(iter(getattr(error, "__notes__", ())), "run the same command to resume")
+    return f"interrupted{by}; {hint}"
+
+
+def _bug(error: BaseException) -> int:
+    """Print the traceback of an error that nobody foresaw and keep it in a file; returns the exit code."""
+    trace = "".join(traceback.format_exception(error))
+    with contextlib.suppress(OSError, ValueError):
+        print(without_controls(trace), file=sys.stderr, end="", flush=True)
+    kept = ""
+    with contextlib.suppress(OSError):
+        handle, name = tempfile.mkstemp(".txt", "rootstock-bug-")
+        with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(trace)
+        kept = f" and in {name}"
+    name = type(error).__name__
+    _tell_agent(trace)
+    _note(trace)
+    _say(
+        f"error: this is a bug of Rootstock ({name}: {first_line(error)}), not a mistake of yours; the traceback is above{kept}; "
+        "please report it",
+        tell=False,
+    )
+    return 1
+
+
+def _drop_what_cannot_be_written(stream: TextIO) -> None:
+    """If a stream's reader or disk is gone, send the rest nowhere: Python's own flush at the end would print a traceback."""
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _say(sentence: str, tell: bool = True) -> None:
+    """Print a sentence once: rank 0 prints it, other ranks leave it for torchrun. tell: whether torchrun doesn't know yet.
 
     torchrun ends all processes as soon as one fails, perhaps before rank 0 could print. Its summary shows the file named by
     TORCHELASTIC_ERROR_FILE, so the sentence is never lost.
     """
-    if os.environ.get("RANK", "0") == "0":
-        print(sentence, file=sys.stderr, flush=True)
+    sentence = without_controls(sentence)
+    if os.environ.get("RANK", "0") == "0" or "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        with contextlib.suppress(OSError, ValueError):  # stderr is closed, or its disk is full: the exit code is enough
+            print(sentence, file=sys.stderr, flush=True)
         _note(sentence)
-    else:
+    elif tell:
         _tell_agent(sentence)
 
 
 def _note(text: str) -> None:
     """Append a text to the log of rank 0, if several processes run."""
     if os.environ.get("RANK") == "0":
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, UnicodeError):
             append(text)
 
 
@@ -77,7 +118,7 @@ def _tell_agent(text: str) -> None:
     """Write a text to the file that torchrun reads, if torchrun started this process."""
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         details = {"message": text, "extraInfo": {"py_callstack": text, "timestamp": str(int(time.time()))}}
-        with contextlib.suppress(OSError):  # for example a full disk; the exit code is enough
+        with contextlib.suppress(OSError, UnicodeError):  # for example a full disk; the exit code is enough
             # Renamed when complete: torchrun may kill this process at any time, and fails on half a file.
             with open(f"{path}.draft", "w", encoding="utf-8") as file:
                 json.dump({"message": details}, file)
@@ -88,24 +129,6 @@ def _stopped_on_request(error: Exception) -> bool:
     """Whether `fit` stopped on request, after saving. The class is looked up, not imported: its module imports torch."""
     run = sys.modules.get(f"{__name__.rsplit('.', 2)[0]}.core.run.directory")
     return run is not None and isinstance(error, run.Interrupted)
-
-
-def _disk_full(error: BaseException) -> bool:
-    """Whether a full disk caused the error. Libraries written in Rust and C++ say it only in the message."""
-    return any(
-        getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(cause)
-        for cause in _causes(error)
-    )
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _reader_gone() -> bool:

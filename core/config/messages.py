@@ -53,7 +53,7 @@ def show(value: Any) -> str:
 
 def spelt(name: Any) -> str:
     """A key or name in a sentence: unchanged if it is printable text, else as JSON writes it."""
-    return name if isinstance(name, str) and name.isprintable() and name else show(name)
+    return name if isinstance(name, str) and name.isprintable() and 0 < len(name) <= 300 else show(name)
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -5,10 +5,12 @@ own config.yaml therefore holds every choice, and resolving it again changes not
 """
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..documents import DEEPEST
 from ..formats import current_keys
 from .duration import Duration as Duration
 from .duration import Minutes as Minutes
@@ -62,6 +64,8 @@ def build(section: Mapping[str, Any], registry: Mapping[str, Callable[..., Any]]
 def _extended(path: Path, keys: Mapping[str, Key], problems: list[str], seen: tuple[Path, ...]) -> dict[str, Any]:
     """A file merged over the file that it `extends`, and so on up the chain. Raises ConfigError."""
     seen = (*seen, path.resolve())
+    if len(seen) > DEEPEST:
+        raise ConfigError([*problems, f"extends: a chain of more than {DEEPEST} files; shorten it"], str(path))
     tree = read_into(path, problems)
     base = tree.pop("extends", None)
     if base is None:
@@ -70,7 +74,7 @@ def _extended(path: Path, keys: Mapping[str, Key], problems: list[str], seen: tu
         raise ConfigError([*problems, f"extends: expected the path of one YAML file, got {show(base)}"], str(path))
     beside = path.parent / base
     try:
-        found = beside if beside.is_file() else find(base)
+        found = beside if os.path.isfile(beside) else find(base)
     except ConfigError as error:
         raise ConfigError([*problems, *(f"extends: {problem}" for problem in error.problems)], str(path)) from None
     if found.resolve() in seen:
@@ -105,7 +109,7 @@ def _overrides(overrides: Sequence[str], keys: Mapping[str, Key], problems: list
     for override in overrides:
         place, equals, text = override.partition("=")
         names = place.strip().split(".")
-        if not equals or not all(names):
+        if not equals or not all(names) or len(names) > DEEPEST:
             problems.append(f"{show(override)}: expected an override KEY=VALUE, for example optim.lr=1e-3")
             continue
         try:

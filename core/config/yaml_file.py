@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from ..documents import LARGEST_YAML, BoundedLoader, Excess, Unreadable, read_text
 from ..errors import UserError
 from .messages import nearest, show, spelt
 
@@ -38,7 +39,7 @@ def find(path: str | Path, verb: str = "") -> Path:
     verb: the folder of shipped configs in which a bare file name is looked for as well. A shipped config may be called without its
     `.yaml`: `simclr` and `pretrain/simclr` are pretrain/simclr.yaml for the verb pretrain. Raises ConfigError.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     places = [path, CONFIGS / path, CONFIGS / verb / path]
     if path.parts[:1] == ("configs",):
         places.append(PACKAGE / path)
@@ -49,10 +50,10 @@ def find(path: str | Path, verb: str = "") -> Path:
         raise ConfigError([f"{path} is a folder; give one YAML file of it"])
     if path.suffix != ".yaml":
         for place in (place.with_name(f"{place.name}.yaml") for place in reversed(places[1:])):
-            if place.is_file():
+            if os.path.isfile(place):
                 return place
     shipped = sorted(file.relative_to(CONFIGS).as_posix() for file in CONFIGS.rglob("*.yaml"))
-    beside = sorted(str(path.parent / file.name) for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+    beside = [str(path.parent / name) for name in _listed(path.parent) if name.endswith(".yaml")]
     close = nearest(str(path), beside + shipped)
     if close is None and (stem := nearest(path.stem, [Path(name).stem for name in shipped])):
         same = [name for name in shipped if Path(name).stem == stem]
@@ -60,8 +61,18 @@ def find(path: str | Path, verb: str = "") -> Path:
     question = f"; did you mean {close}?" if close else ""
     own = [name for name in shipped if name.startswith(f"{verb}/")] or shipped
     raise ConfigError(
-        [f"{path}: no such config here or among those that ship{question} (shipped: {', '.join(own) or 'none'})"]
+        [
+            f"{spelt(str(path))}: no such config here or among those that ship{question} (shipped: {', '.join(own) or 'none'})"
+        ]
     )
+
+
+def _listed(folder: Path) -> list[str]:
+    """The names in a folder, sorted; none if it cannot be listed."""
+    try:
+        return sorted(os.listdir(folder))
+    except (OSError, ValueError):
+        return []
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -73,8 +84,8 @@ def read(path: str | Path) -> dict[str, Any]:
     return tree
 
 
-class _Loader(yaml.SafeLoader):
-    """The loader of yaml.safe_load, but as in YAML 1.2 `1e-3` is a number, `on` and dates are text; a doubled key is noted."""
+class _Loader(BoundedLoader):
+    """A bounded loader, but as in YAML 1.2 `1e-3` is a number, `on` and dates are text; a doubled key is noted."""
 
     def __init__(self, text: str, where: str) -> None:
         super().__init__(text)
@@ -113,7 +124,12 @@ def parse(text: str, where: str, problems: list[str]) -> Any:
     try:
         loader = _Loader(text, where)
         tree = loader.get_single_data()
-        json.dumps(tree, default=str, skipkeys=True)  # raises ValueError if an alias contains itself
+        json.dumps(tree, default=str, skipkeys=True)  # raises ValueError for integers of thousands of digits
+    except Excess as error:
+        mark: Any = error.problem_mark
+        raise ConfigError(
+            [f"{where}:{mark.line + 1}:{mark.column + 1}: {error.problem}; write it out, and shorter"]
+        ) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
@@ -125,20 +141,21 @@ def parse(text: str, where: str, problems: list[str]) -> Any:
         raise ConfigError(
             [f"{place}: not valid YAML: the character {error.character:#x} may not stand in it"]
         ) from None
-    except (ValueError, LookupError, AttributeError, RecursionError) as error:  # PyYAML's, for `!!bool maybe` and such
+    except (ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, TypeError) as error:
+        # PyYAML's, for `!!bool maybe` and such
         raise ConfigError([f"{where}: not valid YAML: {error}"]) from None
     finally:
-        problems.extend(loader.problems if loader else [])
+        if loader is not None:
+            problems.extend(loader.problems)
     return tree
 
 
 def read_into(path: Path, problems: list[str]) -> dict[str, Any]:
     """As `read`, but keys given twice are added to `problems` instead of raised."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text file in UTF-8"
-        raise ConfigError([f"{path}: cannot be read: {reason}"]) from None
+        text = read_text(path, LARGEST_YAML)
+    except Unreadable as error:
+        raise ConfigError([f"{path}: cannot be read: {error}; give a config, a YAML file"]) from None
     tree = parse(text, str(path), problems)
     if not isinstance(tree, Mapping | None):
         raise ConfigError([f"{path}: expected a mapping of sections, got {show(tree)}"])

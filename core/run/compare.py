@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..config.yaml_file import ConfigError
+from ..documents import Unreadable, read_yaml
 from ..formats import current_keys
 
 CONFIG = "config.yaml"
@@ -30,11 +29,11 @@ def of_another_config(folder: Path, verb: str, config: Mapping[str, Any], comple
     if not begun(folder) or not path.exists():
         return ""
     try:
-        before = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError):
-        before = None
+        before, why = read_yaml(path), "no mapping"
+    except Unreadable as error:
+        before, why = None, str(error)
     if not isinstance(before, dict):
-        return f"{path} is damaged, so it cannot be told what this run was; choose another run.dir, or delete {folder}"
+        return f"{path} is damaged ({why}), so it cannot be told what this run was; choose another run.dir, or delete {folder}"
     changed = differing(as_written_now(before, config, complete), {"verb": verb, **config})
     if changed:
         listed = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, old, new in changed)

@@ -238,10 +238,18 @@ class Run:
             with contextlib.suppress(OSError):  # a full disk, say, which then is the error already
                 self._say_farewell(error)
         self.close()
+        if isinstance(error, KeyboardInterrupt):
+            error.add_note(self._what_is_kept())
         if isinstance(
             error, Interrupted
         ):  # all come here together, and who ends first has the others ended by the launcher
             barrier()
+
+    def _what_is_kept(self) -> str:
+        """What a run that was stopped outside of its training leaves, and what to do."""
+        if any(self.checkpoints.glob("step-*")):
+            return f"the checkpoints in {self.dir} are whole; the same command resumes"
+        return f"the {self.verb} in {self.dir} saved nothing yet; the same command begins it anew"
 
     def _say_farewell(self, error: BaseException | None) -> None:
         """Leave in state.json how the run ended, unless an earlier command ended it."""

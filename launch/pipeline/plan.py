@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ...core.config.resolve import ConfigError, find, load
+from ...core.documents import read_mapping
 from ...core.errors import UserError
 from ...core.run.compare import begun, differing
 from .checks import REFERENCE, add_overrides, check_report, check_stages, read_seeds, references, validate_each
@@ -146,7 +145,7 @@ def _changes(job: StageJob, validate_stage: Validate, unchanged: Collection[Path
     path = job.dir / "config.yaml"
     if not path.is_file() or not begun(job.dir):
         return []
-    before = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    before = read_mapping(path)
     # Keys that are newer than the run take their defaults. A config that no longer resolves is compared as it is.
     with contextlib.suppress(UserError):
         before = validate_stage(job.verb, str(path), [])
@@ -173,7 +172,7 @@ def _stored_fingerprint(job: StageJob, name: str) -> str:
     path = job.dir.parent / name / "config.yaml"
     if not path.is_file():
         return ""
-    config = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    config = read_mapping(path)
     return _fingerprint(config.pop("verb", ""), config, _recorded(job).get(name, {}))
 
 
@@ -195,4 +194,4 @@ def inputs_file(job: StageJob) -> Path:
 
 def _recorded(job: StageJob) -> dict[str, Any]:
     path = inputs_file(job)
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_mapping(path) if path.exists() else {}

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ...core.distributed import rank
+from ...core.documents import read_mapping
 from ...core.errors import UserError
 from ...core.files import write_text
 from ..report.page import write_report
@@ -105,7 +106,7 @@ def tabulate(report: Mapping[str, Any], results: Mapping[str, Sequence[Mapping[s
 def _finished(job: StageJob) -> dict[str, Any] | None:
     """The job's result if it has one; `plan_pipeline` has checked that it belongs to this config."""
     path = job.dir / "result.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_mapping(path) if path.exists() else None
 
 
 def _check_metrics(name: str, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ...core.documents import Unreadable, read_json, read_yaml
 from ...core.errors import UserError
 
 
@@ -77,9 +76,11 @@ def read_run(path: Path) -> RunRecord:
         raise UserError(f"{path} {what}; expected the folder of a run or of a pipeline (run.dir of its config)")
     config = path / "config.yaml"
     try:
-        loaded = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{config} is not readable YAML; restore it or run again in another run.dir") from error
+        loaded = read_yaml(config) if config.exists() else {}
+    except Unreadable as error:
+        raise UserError(
+            f"{config} is not readable YAML ({error}); restore it or run again in another run.dir"
+        ) from error
     return RunRecord(
         path,
         loaded if isinstance(loaded, dict) else {},
@@ -143,12 +144,12 @@ def _names(groups: list[list[RunRecord]]) -> list[str]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not readable JSON; delete the file or restore it") from error
+        loaded = read_json(path)
+    except Unreadable as error:
+        raise UserError(f"{path} is not readable JSON ({error}); delete the file or restore it") from error
     return loaded if isinstance(loaded, dict) else {}
 
 
@@ -159,7 +160,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # a killed process leaves half a line behind
         if isinstance(row, dict):
             rows.append(row)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
+from ...core.documents import read_mapping
 from ...core.files import write_text
 from ..report.tables import duration
 
@@ -24,7 +25,7 @@ _FEWEST = 6  # trials needed to compute importances
 
 def read_result(folder: Path) -> dict[str, Any] | None:
     path = folder / "result.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_mapping(path) if path.exists() else None
 
 
 def write_result(study: Study) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import IO, Any
 import yaml
 
 from ...core.config import resolve as config
+from ...core.documents import Unreadable, read_yaml
 from ...core.errors import UserError
 from ...core.files import write_text
 from ...core.run.compare import differing
@@ -210,8 +211,8 @@ def _check_folder(sweep: Sweep) -> None:
     if not path.exists():
         return
     try:
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        before = read_yaml(path)
+    except Unreadable:
         before = None
     if not isinstance(before, dict) or "search" not in before:
         raise UserError(f"run.dir: {sweep.dir} holds something other than a sweep; choose another run.dir")

@@ -1,11 +1,17 @@
 """The files of configs: not YAML, not text, not there; each in one sentence with its place."""
 
+import itertools
+import os
 from pathlib import Path
 
 import pytest
 
 from rootstock.core.config import yaml_file as configfile
 from rootstock.core.config.resolve import ConfigError, load, read
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in itertools.pairwise("abcdefghi")
+)  # stands for 9^9 values
 
 
 def pretrain(*, seed: int = 0) -> None: ...
@@ -25,9 +31,21 @@ def written(folder: Path, text: str, name: str = "a.yaml") -> Path:
         ("data:\n\ttrain: x\n", "a.yaml:2:1: not valid YAML: found character"),
         ("seed: 1\n---\nseed: 2\n", "a.yaml:2:1: not valid YAML: but found another document"),
         ("seed: *nothing\n", "a.yaml:1:7: not valid YAML: found undefined alias"),
-        ("args: &a\n  b: *a\n", "a.yaml: not valid YAML: Circular reference"),
+        ("args: &a\n  b: *a\n", "a.yaml:2:6: an alias stands for something that contains itself"),
         ("seed: !!python/object/apply:os.getcwd []\n", "a.yaml:1:7: not valid YAML: could not determine a constructor"),
         ("seed: !!bool maybe\n", "a.yaml: not valid YAML: 'maybe'"),
+        ("a: " + "[" * 10_000, "a.yaml:1:67: nested in more than 64 levels"),
+        (
+            "a0: &a0 [1]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}]\n" for i in range(100)),
+            "a.yaml:64:6: nested in more than 64",
+        ),
+        (BOMB, "a.yaml:6:4: stands for more than 100,000 values; write it out, and shorter"),
+        (
+            "a: &a " + "x" * 100_000 + "\nb: [" + ",".join(["*a"] * 100) + "]\n",
+            "a.yaml:2:4: stands for more than 100,000",
+        ),
+        ("x: 1" + ":1" * 3000 + ".0\n", "a.yaml: not valid YAML: int too large"),
+        ("x: 0x" + "f" * 5000 + "\n", "a.yaml: not valid YAML: Exceeds the limit"),
         ("seed: 1\nrun: \x01\n", "a.yaml:2: not valid YAML: the character 0x1"),
         ("- 1\n", "a.yaml: expected a mapping of sections, got [1]"),
         ("a: 1\nb: {c: 1, d: 2, c: 3}\n", "a.yaml:2:17: the key c is given twice (first in line 2); keep one of them"),
@@ -47,6 +65,30 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load(tmp_path / "picture.yaml", pretrain)
     with pytest.raises(ConfigError, match=r"is a folder; give one YAML file of it"):
         load(tmp_path, pretrain)
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(ConfigError, match=r"pipe\.yaml: cannot be read: a folder, a pipe or a device, not a file"):
+        load(tmp_path / "pipe.yaml", pretrain)
+    with pytest.raises(ConfigError, match=r"/dev/zero: cannot be read: a folder, a pipe or a device, not a file"):
+        load("/dev/zero", pretrain)
+    (tmp_path / "long.yaml").write_text(f"# {'x' * 2**20}")
+    with pytest.raises(ConfigError, match=r"long\.yaml: cannot be read: larger than 1 MiB"):
+        load(tmp_path / "long.yaml", pretrain)
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 5000, "a\0b", "~nobody-is-called-so/a.yaml", "a" * 300 + "/b.yaml", "\ud800.yaml", "a\x1b[31m"]
+)
+def test_names_that_no_file_can_have(name: str) -> None:
+    with pytest.raises(ConfigError, match="no such config here or among those that ship") as caught:
+        load(name, pretrain)
+    assert len(str(caught.value)) < 2500 and "\x1b" not in str(caught.value)
+
+
+def test_a_chain_of_files_has_an_end(tmp_path: Path) -> None:
+    for i in range(70):
+        written(tmp_path, f"extends: {i + 1}.yaml\n", f"{i}.yaml")
+    with pytest.raises(ConfigError, match="extends: a chain of more than 64 files; shorten it"):
+        load(tmp_path / "0.yaml", pretrain)
 
 
 def test_merge_keys_and_anchors_are_no_doubled_keys(tmp_path: Path) -> None:
