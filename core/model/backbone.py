@@ -24,6 +24,7 @@ from ..files import write_tensors, write_text
 from ..formats import FORMAT, check_format
 from .lora import add_lora, folded, lora_options
 from .networks import OWN, build_network
+from .plain_timm import timm_entry
 from .sincos import fix_positions
 from .vit_blocks import asks_for_one, first_token
 from .weights import load_file_strictly, read_tensors
@@ -37,15 +38,17 @@ LOOKED = ("tuned-on-target", "oracle")
 class Backbone(nn.Module):
     """A model without its classifier, and what is needed to build it again.
 
-    forward: float [N, C, H, W] -> [N, feature_dim]. model: the timm model. spec: {name, args, size, stem, pooling}.
+    forward: float [N, channels, H, W] -> [N, feature_dim]. model: the timm model. spec: {name, args, size, stem, pooling}.
     mean, std: the normalisation that its inputs must have. provenance: the stages that trained it, oldest first.
     seen: keys of the images that these stages trained on: without labels by kind of stage ("pretrain", "adapt"), with labels under
     "labelled".
     """
 
-    def __init__(self, model: nn.Module, spec: dict[str, Any], mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, model: nn.Module, spec: dict[str, Any], mean: Sequence[float], std: Sequence[float], channels: int = 3
+    ) -> None:
         super().__init__()
-        self.model, self.spec = model, spec
+        self.model, self.spec, self.channels = model, spec, channels
         self.mean, self.std = tuple(mean), tuple(std)
         self.frozen = False
         # head_hidden_size is the width of the classifier's input: in some timm models layers follow those of num_features.
@@ -59,7 +62,8 @@ class Backbone(nn.Module):
         return self.spec["size"]
 
     def forward(self, images: Tensor) -> Tensor:
-        if asks_for_one(self.model):
+        # In eval mode timm's own forward, so that timm alone gives the same bits.
+        if (self.training or self.frozen) and asks_for_one(self.model):
             assert isinstance(self.model, VisionTransformer)
             return first_token(self.model, images)
         return self.model(images)
@@ -137,7 +141,8 @@ class Backbone(nn.Module):
         """Write run/backbone/."""
         path = run / folder
         path.mkdir(parents=True, exist_ok=True)
-        write_tensors(path / WEIGHTS, folded(self.model))
+        weights = folded(self.model)
+        write_tensors(path / WEIGHTS, weights)
         write_tensors(path / SEEN, self.seen or {"none": torch.empty(0, dtype=torch.int64)})
         described = {
             "format": FORMAT,
@@ -145,6 +150,8 @@ class Backbone(nn.Module):
             "feature_dim": self.feature_dim,
             "mean": self.mean,
             "std": self.std,
+            "channels": self.channels,
+            "timm": timm_entry(self.spec, self.channels, weights),
             "provenance": self.provenance,
         }
         write_text(path / DESCRIPTION, json.dumps(described, indent=1))
@@ -196,7 +203,7 @@ def create(
         raise UserError("backbone.name: missing; give a timm model (for example resnet18), or backbone.weights: RUN")
     spec = {"name": name, "args": dict(args), "size": size, "stem": stem or "default", "pooling": pooling}
     model = build_network(spec, channels, own, pretrained=weights == "timm")
-    backbone = Backbone(model, spec, *_normalisation(model, described, channels, mean, std))
+    backbone = Backbone(model, spec, *_normalisation(model, described, channels, mean, std), channels)
     if positions is not None:
         _fix_positions(model, name, weights)
     _load_weights(backbone, weights, described)

@@ -19,12 +19,18 @@ OWN: Mapping[str, Callable[..., nn.Module]] = {"smallconv": SmallConv}
 # ResNet, taken apart into nn.Sequential, loses the ReLU. Weights of these projects give their features only with their stems.
 STEMS: Mapping[str, tuple[int, bool]] = {"small": (1, True), "solo": (2, True), "lightly": (1, False)}
 
+# Arguments of create_model that load weights from elsewhere (checkpoint_path unpickles them) or change how timm works.
+NOT_OF_THE_NETWORK = (
+    "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "cache_dir", "scriptable",
+    "exportable", "no_jit", "features_only",
+)  # fmt: skip
+
 
 def build_network(
     spec: dict[str, Any], channels: int, own: Mapping[str, Callable[..., nn.Module]], pretrained: bool
 ) -> nn.Module:
     """The network of a backbone's spec {name, args, size, stem, pooling}: [N, channels, size, size] -> [N, D]. Raises UserError."""
-    name, args, size = spec["name"], dict(spec["args"]), spec["size"]
+    name, args = spec["name"], spec["args"]
     if name in own:
         if spec["stem"] != "default" or spec["pooling"] is not None:
             raise UserError(
@@ -35,34 +41,25 @@ def build_network(
                 f"backbone.weights: timm has no weights for {name}, which is Rootstock's own; use none or a run"
             )
         try:
-            return own[name](size=size, channels=channels, **args)
+            return own[name](size=spec["size"], channels=channels, **args)
         except TypeError as error:
             raise UserError(f"backbone.args: {name} does not take {args} ({error}); leave them out") from error
         except ValueError as error:
             raise UserError(
-                f"backbone: {name} cannot be built for data.size {size} and backbone.args {args} ({error})"
+                f"backbone: {name} cannot be built for data.size {spec['size']} and backbone.args {args} ({error})"
             ) from error
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, [*timm.list_models(), *own], n=3)
         meant = f"; did you mean {' or '.join(near)}?" if near else ""
         known = f"any of timm.list_models(), or {', '.join(sorted(own))}"
         raise UserError(f"backbone.name: unknown backbone {name!r}{meant} ({known})")
-    config = timm.get_pretrained_cfg(name)
-    if args.get("img_size", size) not in (size, [size, size], (size, size)):
-        raise UserError(f"backbone.args.img_size: {args['img_size']} contradicts data.size: {size}; leave it out")
-    if config is not None and config.fixed_input_size:
-        args["img_size"] = size
+    kwargs = timm_arguments(spec, channels)
     if pretrained and spec["stem"] != "default":
         raise UserError(
             f"backbone.stem: {spec['stem']} has no weights at timm, whose stems are large; use stem: default or weights: none"
         )
-    if spec["pooling"] is not None:
-        # The final norm comes before pooling, so that both poolings share one set of weights.
-        args.update(
-            {"token": {"global_pool": "token"}, "mean": {"global_pool": "avg", "fc_norm": False}}[spec["pooling"]]
-        )
     try:
-        model = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=channels, **args)
+        model = timm.create_model(name, pretrained=pretrained, **kwargs)
     except (TypeError, AssertionError, ValueError, RuntimeError, OSError) as error:
         if pretrained and isinstance(error, OSError | RuntimeError):
             raise UserError(
@@ -75,23 +72,60 @@ def build_network(
                 "(vit_small_patch16_224), or leave backbone.pooling out"
             ) from error
         raise UserError(
-            f"backbone: timm cannot build {name} with {args} ({error or 'refused'}); see its documentation for the arguments"
+            f"backbone: timm cannot build {name} with {kwargs} ({error or 'refused'}); see its documentation for the arguments"
         ) from error
     if spec["stem"] != "default":
-        _small_stem(model, channels, name, spec["stem"])
+        if not isinstance(model, ResNet):
+            raise UserError(
+                f"backbone.stem: {spec['stem']} is for ResNets, {name} is a {type(model).__name__}; leave backbone.stem out"
+            )
+        replace_layers(model, stem_layers(model, channels, spec["stem"]))
+        stem: Any = model.conv1
+        nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
     return model
 
 
-def _small_stem(model: nn.Module, channels: int, name: str, stem: str) -> None:
-    """Replace the stem by one of STEMS."""
-    if not isinstance(model, ResNet):
-        raise UserError(
-            f"backbone.stem: {stem} is for ResNets, {name} is a {type(model).__name__}; leave backbone.stem out"
+def timm_arguments(spec: Mapping[str, Any], channels: int) -> dict[str, Any]:
+    """The keyword arguments of timm's create_model for a backbone's spec; plain JSON. Raises UserError."""
+    args, size, config = dict(spec["args"]), spec["size"], timm.get_pretrained_cfg(spec["name"])
+    if args.get("img_size", size) not in (size, [size, size], (size, size)):
+        raise UserError(f"backbone.args.img_size: {args['img_size']} contradicts data.size: {size}; leave it out")
+    if config is not None and config.fixed_input_size:
+        args["img_size"] = size
+    if spec["pooling"] is not None:
+        # The final norm comes before pooling, so that both poolings share one set of weights.
+        args.update(
+            {"token": {"global_pool": "token"}, "mean": {"global_pool": "avg", "fc_norm": False}}[spec["pooling"]]
         )
-    width: Any = model.bn1.num_features
+    if foreign := [key for key in NOT_OF_THE_NETWORK if key in args]:
+        raise UserError(
+            f"backbone.args.{foreign[0]}: args are those of the network, and its weights come from backbone.weights alone; leave it out"
+        )
+    for key, value in {"num_classes": 0, "in_chans": channels}.items():
+        if key in args and args[key] != value:
+            why = "backbones have no classifier" if key == "num_classes" else "the pictures have so many channels"
+            raise UserError(f"backbone.args.{key}: {args[key]} contradicts {value}, since {why}; leave it out")
+        args[key] = value
+    return args
+
+
+def stem_layers(model: ResNet, channels: int, stem: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The layers of a ResNet that one of STEMS replaces: name -> (class of torch.nn, its arguments), plain JSON."""
+    width = len(model.bn1.weight)  # BatchNorm or GroupNorm
     padding, activation = STEMS[stem]
-    model.conv1 = nn.Conv2d(channels, width, 3, stride=1, padding=padding, bias=False)
-    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-    model.maxpool = nn.Identity()
-    if not activation:
-        model.act1 = nn.Identity()
+    convolution = {
+        "in_channels": channels,
+        "out_channels": width,
+        "kernel_size": 3,
+        "stride": 1,
+        "padding": padding,
+        "bias": False,
+    }
+    layers: dict[str, tuple[str, dict[str, Any]]] = {"conv1": ("Conv2d", convolution), "maxpool": ("Identity", {})}
+    return layers if activation else {**layers, "act1": ("Identity", {})}
+
+
+def replace_layers(model: nn.Module, layers: Mapping[str, tuple[str, dict[str, Any]]]) -> None:
+    """Put new layers in the place of a model's own. layers: as `stem_layers` gives them."""
+    for name, (kind, kwargs) in layers.items():
+        setattr(model, name, getattr(nn, kind)(**kwargs))

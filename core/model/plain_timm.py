@@ -1,0 +1,49 @@
+"""How timm alone builds an exported network: the `timm` entry of backbone.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from timm.models import ResNet
+from torch import Tensor
+
+from .networks import replace_layers, stem_layers, timm_arguments
+
+
+def timm_entry(spec: Mapping[str, Any], channels: int, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """`{name, kwargs, layers}` of a network with these weights, or `{reason}` where timm alone cannot build it.
+
+    name, kwargs: of timm.create_model. layers: what is then replaced, {name: [class of torch.nn, its arguments]}; empty for most.
+    Loading `state` strictly into that gives the features of the backbone in eval mode, bit for bit.
+    """
+    name = spec["name"]
+    if not timm.is_model(name):
+        return {"reason": f"{name} is a network of Rootstock's own, which timm does not have; load it with Rootstock"}
+    kwargs = timm_arguments(spec, channels)
+    try:
+        json.dumps(kwargs)
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):  # no memory, no random numbers, little time
+            model = timm.create_model(name, **kwargs)
+            layers = (
+                stem_layers(model, channels, spec["stem"])
+                if isinstance(model, ResNet) and spec["stem"] != "default"
+                else {}
+            )
+            replace_layers(model, layers)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        return {
+            "reason": f"timm could not build it again from its name and arguments ({error}); load it with Rootstock"
+        }
+    built = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    odd = [
+        key
+        for key in built.keys() | state.keys()
+        if key not in built or key not in state or built[key] != state[key].shape
+    ]
+    if odd:
+        return {"reason": f"timm builds it with other layers ({sorted(odd)[0]}, ...); load it with Rootstock"}
+    return {"name": name, "kwargs": kwargs, "layers": layers}
