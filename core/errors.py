@@ -34,3 +34,9 @@ def places(error: BaseException) -> list[str]:
     """The places that `at` noted, outermost first."""
     notes = [note for note in getattr(error, "__notes__", ()) if note.startswith(_PLACE)]
     return [note.removeprefix(_PLACE) for note in reversed(notes)]
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 300 characters; its class if it has none."""
+    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line if len(line) <= 300 else f"{line[:296]} ..."

@@ -15,9 +15,10 @@ import traceback
 from collections.abc import Callable
 from typing import TextIO
 
+from ..core.errors import first_line
 from ..core.interrupt import StoppedBySignal, signals_as_errors
 from ..core.launchlog import append
-from .sentences import first_line, sentence_of, without_controls
+from .sentences import sentence_of, without_controls
 
 STOPPED = 130  # on request, after saving
 

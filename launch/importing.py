@@ -31,6 +31,7 @@ def import_weights(
     arguments: Sequence[str] = (),
     mean: str | None = None,
     std: str | None = None,
+    prefix: str | None = None,
     as_json: bool = False,
 ) -> int:
     """Convert `path` into to/backbone/ and to/import.json, both or neither, and print the report. Returns the exit code 0.
@@ -45,7 +46,9 @@ def import_weights(
         raise UserError(f"--to: {to} exists already; name a new folder, or delete that one")
     args = parse_pairs(arguments)
     normalisation = {"mean": numbers("--mean", mean), "std": numbers("--std", std)}
-    backbone, report = adopt(read_weights(path), project, name=name, size=size, args=args, **normalisation)
+    backbone, report = adopt(
+        read_weights(path), project, name=name, size=size, args=args, prefix=prefix, **normalisation
+    )
     write_backbone(backbone, report, to)
     if as_json:
         print(json.dumps(report, indent=1))

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..core.errors import MachineError, UserError, places
+from ..core.errors import MachineError, UserError, first_line, places
 
 MISTAKE, FAILURE = 2, 1  # exit codes: of a user's mistake, and of what the machine could not do
 
@@ -164,12 +164,6 @@ def _path_in_hand(error: BaseException) -> list[str]:
             found = next(([str(value)] for value in values if isinstance(value, Path)), found)
         trace = trace.tb_next
     return found
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, at most 300 characters; its class if it has none."""
-    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return line if len(line) <= 300 else f"{line[:296]} ..."
 
 
 def without_controls(text: str) -> str:

@@ -65,6 +65,9 @@ def import_command(
     name: Annotated[
         str | None, typer.Option(metavar="TIMM_MODEL", help="The architecture; told by the shapes if left out.")
     ] = None,
+    prefix: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What stands before the names of the layers; found if left out.")
+    ] = None,
     size: Annotated[int | None, typer.Option(metavar="N", help="Pixels, if other than the weights'.")] = None,
     args: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="An argument of the timm model; may be repeated.")
@@ -81,7 +84,16 @@ def import_command(
     from .importing import import_weights
 
     return import_weights(
-        path, project, to, name=name, size=size, arguments=args or [], mean=mean, std=std, as_json=as_json
+        path,
+        project,
+        to,
+        name=name,
+        size=size,
+        arguments=args or [],
+        mean=mean,
+        std=std,
+        prefix=prefix,
+        as_json=as_json,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,8 @@ from ..errors import UserError
 from ..model.backbone import Backbone, create
 from ..model.weights import load_strictly
 from .file import Contents
-from .names import HEADS, Encoder, count_with_examples, find_encoder, recognise
+from .names import HEADS, PROJECTS, Encoder, count_with_examples, find_encoder, recognise
+from .prefixes import only_prefix, without_prefix
 from .shapes import Architecture, architecture
 
 # All projects here except timm normalise with these.
@@ -29,17 +31,20 @@ def adopt(
     args: Mapping[str, Any] = {},
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    prefix: str | None = None,
 ) -> tuple[Backbone, dict[str, Any]]:
     """Build the backbone that a file's weights belong to, load them, and report.
 
     project: a name of PROJECTS, or auto. name, args: the timm model and its arguments; None: found by the tensors' shapes.
     size: side of the images in pixels; position embeddings are resampled if the weights have another. mean, std: the normalisation
-    that the weights were trained with; None: ImageNet's, for timm the model's own. Raises UserError if a weight is missing, unknown or
+    that the weights were trained with; None: ImageNet's, for timm the model's own. prefix: what stands before the names of the network's
+    tensors; None: found. Raises UserError if a weight is missing, unknown or
     has another shape.
     """
+    contents, prefix, others = _below_prefix(contents, project, name, prefix)
     evidence = None
     if project == "auto":
-        project, evidence = recognise(contents)
+        project, evidence = _recognised(contents, name)
     path = str(contents.path)
     encoder, built = _encoder(contents, project, name, args)
     backbone = _empty_backbone(built, encoder, path, size)
@@ -66,15 +71,40 @@ def adopt(
         "from": project,
         "recognised_by": evidence,
         "place": encoder.place,
-        "prefix": encoder.prefix,
+        "prefix": prefix + encoder.prefix,
         "backbone": {**backbone.spec, "mean": backbone.mean, "std": backbone.std, "feature_dim": backbone.feature_dim},
         "parameters": sum(parameter.numel() for parameter in backbone.model.parameters()),
         "used": sorted(tensors.keys() - set(filled)),
         "filled": filled,
         "heads": heads,
-        "unused": encoder.unused,
+        "unused": sorted([*encoder.unused, *others]),
         "notes": notes,
     }
+
+
+def _below_prefix(
+    contents: Contents, project: str, name: str | None, prefix: str | None
+) -> tuple[Contents, str, list[str]]:
+    """(contents, prefix, other tensors): the file below a prefix that is given, or that no project uses; as it is without one."""
+    if prefix is None:
+        with contextlib.suppress(UserError):
+            recognise(contents)
+            return contents, "", []
+        prefix = only_prefix(contents, name, PROJECTS[project].prefixes if project in PROJECTS else ())
+    if not prefix:
+        return contents, "", []
+    below, others = without_prefix(contents, prefix)
+    return below, prefix, others
+
+
+def _recognised(contents: Contents, name: str | None) -> tuple[str, str]:
+    """The project of a file and the evidence; timm where only --name tells what it is. Raises UserError."""
+    try:
+        return recognise(contents)
+    except UserError:
+        if name is None:
+            raise
+        return "timm", "--name"
 
 
 def _encoder(

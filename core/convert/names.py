@@ -70,7 +70,7 @@ class Encoder(NamedTuple):
 
 def recognise(contents: Contents) -> tuple[str, str]:
     """The project that a file comes from, and the name by which it was recognised. Raises UserError if no rule fits."""
-    names = {_unwrapped(name) for group in contents.groups.values() for name in group}
+    names = {unwrapped(name) for group in contents.groups.values() for name in group}
     places, lightning = contents.groups.keys(), "pytorch-lightning_version" in contents.keys
 
     def first(pattern: str) -> str | None:
@@ -94,9 +94,9 @@ def recognise(contents: Contents) -> tuple[str, str]:
         ("moco", first(r"^encoder\.conv1\.weight$") and first(r"^predictor\.")),
         ("timm", f"arch: {contents.arch}" if contents.arch and first(r"^(conv1|patch_embed|stem)") else None),
         # MAE's published files, and DeiT's, on whose code it builds; timm saves under state_dict or at the top.
-        ("mae", "cls_token under model" if "cls_token" in contents.groups.get("model", {}) else None),
+        ("mae", "cls_token under model" if _holds(contents, "model", "cls_token") else None),
         ("timm", first(r"^head\.weight$") if first(r"^patch_embed\.proj\.weight$") else None),
-        ("dino", "cls_token at the top, no head" if "cls_token" in contents.groups.get("", {}) else None),
+        ("dino", "cls_token at the top, no head" if _holds(contents, "", "cls_token") else None),
         ("torchvision", first(r"^(backbone\.)?layer1\.0\.conv1\.weight$")),
     ]  # fmt: skip
     for project, evidence in rules:
@@ -104,8 +104,8 @@ def recognise(contents: Contents) -> tuple[str, str]:
             return project, spelt(evidence)
     shown = ", ".join(spelt(name) for name in sorted(names)[:3])
     raise UserError(
-        f"{contents.path}: its tensors ({shown}, ...) have names of no known project; give --from ({', '.join(PROJECTS)}), and --name for "
-        "timm"
+        f"{contents.path}: its tensors ({shown}, ...) have names of no known project; give --from ({', '.join(PROJECTS)}), --name "
+        "with the timm model that it is, or --prefix with what stands before the names of its layers"
     )
 
 
@@ -118,7 +118,7 @@ def find_encoder(contents: Contents, project: str, named: bool = False) -> Encod
     if project not in PROJECTS:
         raise UserError(f"--from: unknown project {spelt(project)}{among(project, [*PROJECTS, 'auto'])}")
     for place in _places(contents, project):
-        group = {_unwrapped(name): tensor for name, tensor in contents.groups[place].items()}
+        group = {unwrapped(name): tensor for name, tensor in contents.groups[place].items()}
         for prefix in PROJECTS[project].prefixes:
             whole = project == "timm" and named
             if whole or any(_is_anchor(group.get(prefix + anchor)) for anchor in ANCHORS):
@@ -133,7 +133,9 @@ def find_encoder(contents: Contents, project: str, named: bool = False) -> Encod
         other, _ = recognise(contents)
     except UserError:
         other = project
-    hint = f"; it looks like {other}'s: say --from {other}" if other != project else "; timm's other models need --name"
+    hint = "; with --name, any model of timm is read by --from timm" if named else "; timm's other models need --name"
+    if other != project:
+        hint = f"; it looks like {other}'s: say --from {other}"
     raise UserError(f"{contents.path}: holds no ViT or ResNet where {project} keeps its encoder{hint}")
 
 
@@ -143,7 +145,11 @@ def _places(contents: Contents, project: str) -> Iterator[str]:
     yield from (place for place in contents.groups if place not in known)
 
 
-def _unwrapped(name: str) -> str:
+def _holds(contents: Contents, place: str, name: str) -> bool:
+    return any(unwrapped(key) == name for key in contents.groups.get(place, ()))
+
+
+def unwrapped(name: str) -> str:
     """The name without the prefixes of DistributedDataParallel and torch.compile."""
     while name.startswith(WRAPPERS):
         name = name.partition(".")[2]

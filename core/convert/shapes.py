@@ -237,9 +237,15 @@ def _built(name: str) -> dict[str, Any]:
 def _resnet(encoder: Encoder, project: str, path: str, name: str | None, args: dict[str, Any]) -> Architecture:
     tensors = encoder.tensors
     out, channels, kernel, _ = tensors["conv1.weight"].shape
-    if out != 64:
+    if out < 64:
         raise UserError(
-            f"{path}: a ResNet with {out} channels in its stem (widened, as SwAV's RN50-w2); timm's have 64, so it cannot be imported"
+            f"{path}: a ResNet with {out} channels in its stem (as He et al.'s for CIFAR: ResNet-20, -32, -44, -56, -110), and timm's have "
+            "64, so it cannot be imported; use weights of a ResNet-18 or larger"
+        )
+    if out > 64:
+        raise UserError(
+            f"{path}: a ResNet with {out} channels in its stem (widened, as SwAV's RN50-w2), and timm's have 64, so it cannot be imported; "
+            "use weights of the plain width"
         )
     if kernel not in (3, 7):
         raise UserError(

@@ -27,7 +27,7 @@ from .networks import OWN, build_network
 from .plain_timm import timm_entry
 from .sincos import fix_positions
 from .vit_blocks import asks_for_one, first_token
-from .weights import load_file_strictly, read_tensors
+from .weights import import_command, import_options, load_file_strictly, read_tensors
 
 WEIGHTS, DESCRIPTION, SEEN = "backbone.safetensors", "backbone.json", "seen.safetensors"
 DESCRIBED = ("name", "args", "size", "stem", "pooling", "feature_dim", "mean", "std", "provenance")
@@ -265,7 +265,9 @@ def _load_weights(backbone: Backbone, weights: str, described: Mapping[str, Any]
         backbone.seen = {stage: keys for stage, keys in seen.items() if stage != "none"}
     elif weights.endswith(".safetensors"):
         config = getattr(model, "pretrained_cfg", None) or {}
-        load_file_strictly(model, Path(weights), "backbone.weights", config.get("classifier"))
+        load_file_strictly(
+            model, Path(weights), "backbone.weights", config.get("classifier"), import_options(backbone.spec)
+        )
     if weights == "timm" or weights.endswith(".safetensors"):
         backbone.provenance = [{"task": "external", "weights": Path(weights).name}]
 
@@ -284,8 +286,9 @@ def read_description(weights: str) -> dict[str, Any]:
                 ) from error
             check_format(content, str(folder / DESCRIPTION))
             return described
-    kinds = ("holds no finished backbone/ (is the run finished?)", "is no run's folder", "does not exist")
-    what = kinds[0] if root.is_dir() else kinds[1] if root.exists() else kinds[2]
+    if root.is_file():
+        raise UserError(f"backbone.weights: {weights} is a file that others published; {import_command(root)}")
+    what = "holds no finished backbone/ (is the run finished?)" if root.is_dir() else "does not exist"
     raise UserError(
         f"backbone.weights: {weights} {what}; expected none, timm, a .safetensors file or the folder of a run"
     )

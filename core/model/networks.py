@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import timm
 from timm.models import ResNet
 from torch import nn
 
-from ..errors import UserError
+from ..errors import UserError, first_line
+from .hub import without_retries
 from .smallconv import SmallConv
 
 OWN: Mapping[str, Callable[..., nn.Module]] = {"smallconv": SmallConv}
@@ -42,11 +44,13 @@ def build_network(
             )
         try:
             return own[name](size=spec["size"], channels=channels, **args)
+        except (UserError, MemoryError):
+            raise
         except TypeError as error:
             raise UserError(f"backbone.args: {name} does not take {args} ({error}); leave them out") from error
-        except ValueError as error:
+        except Exception as error:
             raise UserError(
-                f"backbone: {name} cannot be built for data.size {spec['size']} and backbone.args {args} ({error})"
+                f"backbone: {name} cannot be built for data.size {spec['size']} and backbone.args {args} ({error}); change one of them"
             ) from error
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, [*timm.list_models(), *own], n=3)
@@ -58,22 +62,7 @@ def build_network(
         raise UserError(
             f"backbone.stem: {spec['stem']} has no weights at timm, whose stems are large; use stem: default or weights: none"
         )
-    try:
-        model = timm.create_model(name, pretrained=pretrained, **kwargs)
-    except (TypeError, AssertionError, ValueError, RuntimeError, OSError) as error:
-        if pretrained and isinstance(error, OSError | RuntimeError):
-            raise UserError(
-                f"backbone.weights: timm's weights for {name} cannot be loaded ({error}); give a .safetensors file or none"
-            ) from error
-        if spec["pooling"]:
-            raise UserError(
-                f"backbone: timm cannot build {name} with pooling {spec['pooling']} and args {spec['args']} ({error or 'refused'}); "
-                "backbone.pooling is for ViTs, which masked methods such as mae need: set backbone.name to a ViT "
-                "(vit_small_patch16_224), or leave backbone.pooling out"
-            ) from error
-        raise UserError(
-            f"backbone: timm cannot build {name} with {kwargs} ({error or 'refused'}); see its documentation for the arguments"
-        ) from error
+    model = _timm_model(spec, kwargs, pretrained)
     if spec["stem"] != "default":
         if not isinstance(model, ResNet):
             raise UserError(
@@ -83,6 +72,33 @@ def build_network(
         stem: Any = model.conv1
         nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
     return model
+
+
+def _timm_model(spec: Mapping[str, Any], kwargs: Mapping[str, Any], pretrained: bool) -> nn.Module:
+    """timm's model. Raises UserError for whatever timm raises: the arguments are the user's."""
+    name = spec["name"]
+    try:
+        with without_retries() if pretrained else nullcontext():
+            return timm.create_model(name, pretrained=pretrained, **kwargs)
+    except MemoryError:
+        raise
+    except Exception as error:
+        said = first_line(error)
+        if pretrained and isinstance(error, OSError | RuntimeError):
+            raise UserError(
+                f"backbone.weights: timm's weights for {name} cannot be loaded ({said}); where there is a network, "
+                f"`python -c \"import timm; timm.create_model('{name}', pretrained=True)\"` puts them into the cache (HF_HOME); or give a "
+                ".safetensors file or none"
+            ) from error
+        if spec["pooling"]:
+            raise UserError(
+                f"backbone: timm cannot build {name} with pooling {spec['pooling']} and args {spec['args']} ({said}); "
+                "backbone.pooling is for ViTs, which masked methods such as mae need: set backbone.name to a ViT "
+                "(vit_small_patch16_224), or leave backbone.pooling out"
+            ) from error
+        raise UserError(
+            f"backbone: timm cannot build {name} with {dict(kwargs)} ({said}); see its documentation for the arguments"
+        ) from error
 
 
 def timm_arguments(spec: Mapping[str, Any], channels: int) -> dict[str, Any]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import timm
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.layers.pos_embed import resample_abs_pos_embed
@@ -15,16 +19,56 @@ from ..errors import UserError
 from ..formats import current_names
 
 
-def load_file_strictly(model: nn.Module, path: Path, key: str, classifier: str | Sequence[str] | None = None) -> None:
+def load_file_strictly(
+    model: nn.Module, path: Path, key: str, classifier: str | Sequence[str] | None = None, options: str = ""
+) -> None:
     """Load a safetensors file; position embeddings are resampled to the input size. Raises UserError naming `key`.
 
-    classifier: layers of a classifier, which are dropped: published files have them, backbones do not.
+    classifier: layers of a classifier, which are dropped: published files have them, backbones do not. options: of `rootstock import`, by
+    which it builds this very network, for the remedy.
     """
     tensors = read_tensors(path, key)
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
     own = model.state_dict()
     tensors = {k: v for k, v in tensors.items() if k in own or not k.startswith(tuple(f"{head}." for head in heads))}
+    if tensors and not own.keys() & tensors.keys():
+        raise UserError(f"{key}: {path} holds {_names_of_others(own, tensors)}; {import_command(path, options)}")
     load_strictly(model, tensors, f"{key}: {path}")
+
+
+def import_command(path: Path, options: str = "") -> str:
+    """What to do with a file that others published."""
+    to = f"runs/{path.name.partition('.')[0] or 'imported'}"
+    return f"run `rootstock import {path}{options} --to {to}`, then set backbone.weights={to} backbone.name=null"
+
+
+def import_options(spec: Mapping[str, Any]) -> str:
+    """Options of `rootstock import` that build the network of a backbone's spec; none where it tells the network by its weights alone."""
+    if spec["stem"] != "default" or not timm.is_model(spec["name"]):
+        return ""
+    args = "".join(f" --args {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in spec["args"].items())
+    return f" --name {spec['name']}{args}"
+
+
+def _names_of_others(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
+    first = sorted(tensors)[0]
+    prefix = next((first.removesuffix(name) for name in own if first.endswith(name)), "")
+    below = f", all below {prefix}" if prefix and all(name.startswith(prefix) for name in tensors) else ""
+    return f"no tensor under its name in this network ({first}, ...{below})"
+
+
+def _refuse_other_channels(
+    own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], differences: Mapping[str, Sequence[str]], what: str
+) -> None:
+    """Raises UserError if the only difference is that the first convolution takes another number of channels."""
+    odd = [(own[name].shape, tensors[name].shape) for name in differences["of another shape"]]
+    if len(odd) == 1 and not differences["missing"] and not differences["unexpected"]:
+        (here, there) = odd[0]
+        if len(here) == len(there) == 4 and (here[0], here[2:]) == (there[0], there[2:]):
+            raise UserError(
+                f"{what} is for pictures of {there[1]} channels, and these have {here[1]}; give pictures of {there[1]} channels, or other "
+                "weights"
+            )
 
 
 def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
@@ -57,6 +101,7 @@ def load_strictly(
         "of another shape": sorted(k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape),
     }
     if any(differences.values()):
+        _refuse_other_channels(own, tensors, differences, what)
         parts = [
             f"{len(v)} {k} ({', '.join(v[:3])}{', ...' if len(v) > 3 else ''})" for k, v in differences.items() if v
         ]

@@ -34,11 +34,13 @@ class Hog(nn.Module):
         if cell is None:
             cell = max(1, size // 8)
         if cell < 1 or size % cell or size // cell < 2:
+            fitting = [str(side) for side in range(1, size // 2 + 1) if not size % side]
             raise UserError(
-                f"hog needs at least two whole cells a side: cells of {cell} px don't fit images of {size} px"
+                f"backbone.args.cell: hog needs at least two whole cells a side, and cells of {cell} px don't fit images of {size} px; "
+                f"give cell as {' or '.join(fitting[-3:]) or 'a part of a larger data.size'}"
             )
         if orientations < 2:
-            raise UserError(f"hog needs at least 2 orientations, got {orientations}")
+            raise UserError(f"backbone.args.orientations: expected 2 or more, got {orientations}; 9 is usual")
         self.shape, self.cell, self.orientations = (channels, size, size), cell, orientations
         self.feature_dim = (size // cell - 1) ** 2 * 4 * orientations
 
