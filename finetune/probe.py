@@ -22,6 +22,7 @@ from ..core.run.directory import Run
 from ..core.views.view import Evaluation
 from .baselines.registry import BASELINES
 from .protocols.attentive import AttentiveTraining
+from .protocols.fewshot import check_shots
 from .protocols.fewshot import fewshot as fewshot_protocol
 from .protocols.knn import knn as knn_protocol
 from .protocols.linear import linear as linear_protocol
@@ -64,23 +65,28 @@ def protocol_options(
 
 
 class Probing(NamedTuple):
-    """The sets and protocols of a probe."""
+    """A probe, ready to score."""
 
     chosen: list[tuple[str, Protocol]]
     attentive: AttentiveTraining
     train: Images
     tests: dict[str, Images]
+    model: Backbone
 
 
 def build_probe(
     run: Run, data: Mapping[str, Any], backbone: Mapping[str, Any], evaluate: Mapping[str, Any], seed: int
 ) -> Probing:
-    """Choose the protocols and open the sets. Raises UserError."""
+    """Choose the protocols, open the sets and build the network. Raises UserError."""
     torch.manual_seed(seed)
     chosen, attentive = _chosen_protocols(evaluate), AttentiveTraining(**(evaluate["attentive"] or {}))
     train, tests = train_and_tests(data["train"], data["test"], seed)
     run.record(data=fingerprints(stage.named_sets(train, tests)))
-    return Probing(chosen, attentive, train, tests)
+    if evaluate["fewshot"] is not None:
+        assert train.labels is not None and train.classes is not None
+        check_shots(train.labels, train.classes, evaluate["fewshot"]["shots"], evaluate["fewshot"]["draws"])
+    model = create(data["size"], stage.channels_of(train), {**OWN, **BASELINES}, **backbone)
+    return Probing(chosen, attentive, train, tests, model)
 
 
 def probe(
@@ -98,9 +104,8 @@ def probe(
     evaluate: The protocols.
     seed: Seed of held-out images and random draws, 0 or more.
     """
-    chosen, attentive, train, tests = build_probe(run, data, backbone, evaluate, seed)
-    channels = stage.channels_of(train)
-    model = create(data["size"], channels, {**OWN, **BASELINES}, **backbone).to(run.device)
+    chosen, attentive, train, tests, model = build_probe(run, data, backbone, evaluate, seed)
+    model = model.to(run.device)
     if backbone["weights"] == "none" and model.spec["name"] not in BASELINES:
         run.log("WARNING: backbone.weights is none: these are features of a network that nothing has trained")
     count = sum(map(len, tests.values()))

@@ -156,7 +156,8 @@ def _pipeline(path: str, overrides: list[str] | None) -> None:
     from .early import check_pipeline_early
 
     check_pipeline_early(path, overrides or [])
+    from .dry import build_untrained
     from .pipeline.run import run_pipeline
     from .verbs import execute, resolve
 
-    run_pipeline(path, overrides or [], execute, resolve)
+    run_pipeline(path, overrides or [], execute, resolve, build=build_untrained)

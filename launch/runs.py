@@ -75,7 +75,7 @@ def row_of(path: Path, root: Path) -> Row:
         verb=record.verb,
         seed=record.seed,
         state="finished" if record.finished else status["state"],
-        step=(record.result.get("steps") or max(trained, default=0)) if steps else None,
+        step=(record.result.get("steps") or max(*trained, saved_step(path), 0)) if steps else None,
         steps=steps,
         metric=metric,
         value=value,
@@ -83,6 +83,12 @@ def row_of(path: Path, root: Path) -> Row:
         age=max(0.0, time.time() - newest(path)),
         why=status.get("why", ""),
     )
+
+
+def saved_step(path: Path) -> int:
+    """The step of a run's newest checkpoint, from which it resumes; -1 without one."""
+    names = (found.name.removeprefix("step-") for found in (path / "checkpoints").glob("step-*"))
+    return max((int(name) for name in names if name.isdecimal()), default=-1)
 
 
 def headline(record: RunRecord) -> tuple[str | None, float | None]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from huggingface_hub import constants
 
-PATIENCE = 5.0  # seconds that the hub may take to answer at all
+PATIENCE = 3.0  # seconds that the hub may take to answer at all
 
 
 def reachable(address: str, seconds: float = PATIENCE) -> bool:

@@ -127,7 +127,8 @@ def timm_arguments(spec: Mapping[str, Any], channels: int) -> dict[str, Any]:
 
 def stem_layers(model: ResNet, channels: int, stem: str) -> dict[str, tuple[str, dict[str, Any]]]:
     """The layers of a ResNet that one of STEMS replaces: name -> (class of torch.nn, its arguments), plain JSON."""
-    width = len(model.bn1.weight)  # BatchNorm or GroupNorm
+    norm: Any = model.bn1  # BatchNorm or GroupNorm
+    width = len(norm.weight)
     padding, activation = STEMS[stem]
     convolution = {
         "in_channels": channels,

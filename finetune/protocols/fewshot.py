@@ -33,8 +33,7 @@ def fewshot(
     shots: Training images a class, 1 or more; each class needs as many.
     draws: Number of random choices of these images over which the score is averaged, 1 or more.
     """
-    if shots < 1 or draws < 1:
-        raise UserError(f"fewshot needs shots and draws of at least 1, got {shots} and {draws}")
+    check_shots(train_y, classes, shots, draws)
     train_x, train_y = train_x.float().cpu(), train_y.cpu()
     centre = train_x.mean(dim=0)
     means = _class_means(normalize(train_x - centre, dim=1), train_y, classes, seed, shots, draws)
@@ -50,12 +49,22 @@ def fewshot(
     return outcome
 
 
+def check_shots(labels: Tensor, classes: Sequence[str], shots: int, draws: int) -> None:
+    """Raises UserError unless each class has `shots` training images. labels: int64 [N], label i is classes[i]."""
+    if shots < 1 or draws < 1:
+        raise UserError(f"evaluate.fewshot: expected shots and draws of 1 or more, got {shots} and {draws}")
+    counts = torch.bincount(labels.cpu(), minlength=len(classes)).tolist()
+    name, fewest = min(zip(classes, counts, strict=True), key=lambda pair: pair[1])
+    if fewest < shots:
+        raise UserError(
+            f"evaluate.fewshot.shots: class {name} has {fewest} training images, fewer than shots = {shots}; "
+            + (f"set it to {fewest} or less" if fewest else "leave this class out, or add images of it")
+        )
+
+
 def _class_means(x: Tensor, y: Tensor, classes: Sequence[str], seed: int, shots: int, draws: int) -> Tensor:
-    """Mean of `shots` random images of each class, float [draws, K, D]. Raises UserError for a class with fewer images."""
+    """Mean of `shots` random images of each class, float [draws, K, D]."""
     members = [(y == label).nonzero()[:, 0] for label in range(len(classes))]
-    for name, rows in zip(classes, members, strict=True):
-        if len(rows) < shots:
-            raise UserError(f"fewshot: class {name} has {len(rows)} training images, fewer than shots = {shots}")
     order = Draws(seed, torch.arange(len(y))).bits("fewshot", draws)
     chosen = [[rows[order[rows, i].argsort(stable=True)[:shots]] for rows in members] for i in range(draws)]
     return torch.stack([torch.stack([x[rows].mean(dim=0) for rows in picked]) for picked in chosen])

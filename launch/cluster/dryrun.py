@@ -21,31 +21,15 @@ from ...core.errors import UserError
 from ...core.images.open import Images, open_images
 from ...core.model.norm import layers
 from ...core.run.compare import of_another_config
-from ...core.run.directory import Run
 from ...core.run.options import check_run_options
 from ...core.stream.batches import Share
 from ...core.train.fit import Training
 from ...core.train.parallel import strategy_for
-from ..verbs import BUILDERS, fill_defaults
+from ..dry import DryRun, build_dry
+from ..verbs import fill_defaults
 from . import launcher
 from .memory import Memory, expected_memory
 from .placement import Placement, check_devices
-
-
-class DryRun(Run):
-    """A run as a recipe needs it before training, which writes nothing."""
-
-    def __init__(self, verb: str, config: dict[str, Any]) -> None:
-        self.verb, self.config, self.options = verb, config, config["run"]
-        self.dir, self.seed = Path(self.options["dir"]), config["seed"]
-        self.device, self.main, self.quiet, self.recorded, self.steps = torch.device("cpu"), True, True, {}, None
-        self.messages: list[str] = []
-
-    def log(self, message: str) -> None:
-        self.messages.append(message)
-
-    def record(self, **facts: Any) -> None:
-        """A dry run leaves no record."""
 
 
 def dry_run(verb: str, config: str, overrides: Sequence[str], where: Placement, as_json: bool) -> None:
@@ -84,8 +68,7 @@ def dry_run(verb: str, config: str, overrides: Sequence[str], where: Placement, 
 
 def _built(verb: str, resolved: Mapping[str, Any]) -> tuple[DryRun, Training | None]:
     """Build what the recipe builds before it trains; None for a probe, which trains nothing. Raises UserError as the recipe would."""
-    run = DryRun(verb, dict(resolved))
-    built = BUILDERS[verb](run, **{key: value for key, value in resolved.items() if key != "run"})
+    run, built = build_dry(verb, resolved)
     if verb == "probe":
         return run, None
     strategy_for(built.plan.method, run)  # refuses what cannot be sharded or recomputed
@@ -171,7 +154,7 @@ def _memory_facts(memory: Memory, options: Mapping[str, Any]) -> dict[str, str]:
     return {"memory a process": f"about {bytes_in_words(memory.total)} in float32: {parts}{note}"}
 
 
-def _checkpoints(training: Training, memory: Memory, run: Run) -> dict[str, str]:
+def _checkpoints(training: Training, memory: Memory, run: DryRun) -> dict[str, str]:
     """Number, size and interval of the checkpoints. Raises UserError if they do not fit on the disk."""
     size, keep = memory.saved, run.options["checkpoint"]["keep"]
     needed = size * (keep + 1)  # the newest is written before the oldest is deleted

@@ -23,6 +23,7 @@ from ..report.results import compare, main_metric, summarise, value_of
 from ..report.tables import interval, is_fraction, number
 from .checks import rows_named
 from .plan import STAGE_VERBS, StageJob, Validate, inputs_file, plan_pipeline, recorded_inputs
+from .preflight import Build, check_buildable
 
 
 class Execute(Protocol):
@@ -37,13 +38,17 @@ def run_pipeline(
     execute: Execute,
     validate: Validate,
     verbs: Collection[str] = STAGE_VERBS,
+    build: Build | None = None,
 ) -> dict[str, Any]:
     """Run the unfinished stages, seed by seed, then write `result.json` and `report.html`; returns the result.
 
     overrides: `seeds=5`, `run.dir=...`, `stages.NAME.KEY=VALUE`. validate(verb, config, overrides): resolves a stage's config or
-    raises UserError. Raises ConfigError with all mistakes at once, before the first stage runs.
+    raises UserError. build: builds a stage without running it, so that all are checked first. Raises ConfigError with all mistakes at
+    once, before the first stage runs.
     """
     config, jobs = plan_pipeline(path, overrides, validate, verbs)
+    if build is not None:
+        check_buildable(path, jobs, build)
     folder = Path(config["run"]["dir"])
     console = Console(stderr=True, highlight=False, quiet=rank() != 0)
     if rank() == 0:

@@ -1,0 +1,45 @@
+"""Recipes built as for a training, and then not trained: for `launch --dry-run` and for the checks before a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.run.directory import Run
+from .verbs import BUILDERS
+
+
+class DryRun(Run):
+    """A run as a recipe needs it before training, which writes nothing."""
+
+    def __init__(self, verb: str, config: dict[str, Any]) -> None:
+        self.verb, self.config, self.options = verb, config, config["run"]
+        self.dir, self.seed = Path(self.options["dir"]), config["seed"]
+        self.device, self.main, self.quiet, self.recorded, self.steps = torch.device("cpu"), True, True, {}, None
+        self.messages: list[str] = []
+
+    def log(self, message: str) -> None:
+        self.messages.append(message)
+
+    def record(self, **facts: Any) -> None:
+        """A dry run leaves no record."""
+
+
+def build_dry(verb: str, resolved: Mapping[str, Any]) -> tuple[DryRun, Any]:
+    """What the recipe builds before it trains or scores, and the run that it was built for. Raises UserError as the recipe would."""
+    run = DryRun(verb, dict(resolved))
+    return run, BUILDERS[verb](run, **{key: value for key, value in resolved.items() if key != "run"})
+
+
+def build_untrained(verb: str, resolved: Mapping[str, Any], export: Path | None) -> None:
+    """Build a stage of a pipeline. export: folder for the backbone/ and classifier/ that it will have, untrained; None: not needed.
+
+    Raises UserError as the recipe would.
+    """
+    _, built = build_dry(verb, resolved)
+    if export is not None and verb != "probe":
+        method = built.plan.method
+        (method.backbone if verb == "pretrain" else method.classifier).export(export)
