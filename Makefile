@@ -66,7 +66,7 @@ bench-demo: $(READY)
 	@$(PYTHON) benchmarks/demo.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) .venvs build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venvs build dist *.egg-info .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp comes last, so an interrupted set-up starts again. pip is as quiet as it can be while still saying errors.
