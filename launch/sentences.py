@@ -166,6 +166,14 @@ def _path_in_hand(error: BaseException) -> list[str]:
     return found
 
 
+def shortened(text: str, most: int = 2000) -> str:
+    """A text whose lines have at most `most` characters: of a longer one the begin and the end, where the remedy stands."""
+    lines = [
+        line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 4 :]}" for line in text.split("\n")
+    ]
+    return "\n".join(lines)
+
+
 def without_controls(text: str) -> str:
     """A text without what a terminal would obey: control characters, such as the ESC of a colour, are spelt out."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)

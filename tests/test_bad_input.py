@@ -19,6 +19,8 @@ from safetensors.torch import save_file
 from rootstock.core import files
 from rootstock.core.model.backbone import create
 from rootstock.core.train import checkpoint, loop
+from rootstock.finetune import probe
+from rootstock.launch.runs import row_of
 
 STEPS, EVERY = 6, 2
 SMALL = ["data.size=16", "backbone.args={widths: [8, 8, 8, 16]}", "run.workers=0", "run.device=cpu"]
@@ -373,12 +375,29 @@ def test_ctrl_c_saves_and_the_same_command_resumes(rootstock: Rootstock, straigh
     assert done.returncode == 130, done.stderr
     assert sentence(done) == f"interrupted; saved at step 4 of {STEPS} in {tmp_path}; the same command resumes"
     assert not (tmp_path / "result.json").exists()
+    assert row_of(tmp_path, tmp_path).step == 4
     again = rootstock(*command)
     assert again.returncode == 0 and "resumed from step 4" in again.stderr
     assert weights(tmp_path) == weights(straight)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in lines if "loss" in row]  # the others are evaluations
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+
+
+def test_a_probe_that_is_told_to_stop_says_so(
+    rootstock: Rootstock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has nothing to save in between; the next command does it from the beginning."""
+    with monkeypatch.context() as patch:
+        patch.setattr(probe, "extract", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+        done = rootstock(*PROBE, f"run.dir={tmp_path}")
+    assert done.returncode == 130
+    assert (
+        sentence(done)
+        == f"interrupted by SIGTERM; the probe in {tmp_path} saved nothing yet; the same command begins it anew"
+    )
+    assert json.loads((tmp_path / "state.json").read_text())["state"] == "preempted"
+    assert rootstock(*PROBE, f"run.dir={tmp_path}").returncode == 0
 
 
 def test_a_second_ctrl_c_leaves_at_once(
@@ -398,7 +417,7 @@ def test_a_second_ctrl_c_leaves_at_once(
         patch.setattr(loop.Loop, "step", stepping)
         done = rootstock(*PRETRAIN, f"run.dir={tmp_path}")
     assert done.returncode == 130
-    assert sentence(done) == "interrupted; run the same command to resume"
+    assert sentence(done) == f"interrupted; the checkpoints in {tmp_path} are whole; the same command resumes"
     assert signal.getsignal(signal.SIGINT) is handler
     assert checkpoint.steps(tmp_path / "checkpoints") == [EVERY]
     assert rootstock(*PRETRAIN, f"run.dir={tmp_path}").returncode == 0

@@ -96,6 +96,16 @@ def test_runs_of_pipelines_are_found_and_nothing_inside_a_run_is(tmp_path: Path)
     assert list(find_runs(tmp_path / "alone")) == [tmp_path / "alone"]
 
 
+def test_the_step_is_that_of_the_newest_checkpoint_or_row(tmp_path: Path) -> None:
+    """Rows are logged every ten steps; a run that is stopped saves at the very step, and says so."""
+    run = leave(tmp_path / "run", rows=[{"step": 40, "loss": 2.0}, {"step": 50, "loss": 1.5}])
+    state.write_state(run, "preempted", 100)
+    assert row_of(run, tmp_path).step == 50
+    for name in ("step-00000020", "step-00000051", "step-odd", ".step-00000090"):
+        (run / "checkpoints" / name).mkdir(parents=True)
+    assert row_of(run, tmp_path).step == 51
+
+
 def test_a_row_tells_the_newest_accuracy_or_else_the_loss(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [{"step": 1, "loss": 2.0, "accuracy": 0.1}, {"step": 2, "loss": 1.5}]
     plain = row_of(leave(tmp_path / "plain", rows=rows), tmp_path)
