@@ -1,7 +1,7 @@
 """Errors that the command line prints as one sentence, and the place that every other error is given on its way to the command line.
 
-The command line exits with 2 for a mistake of the user and with 1 for a fault of the machine. What the operating system, a decoder or a parser raises becomes a
-sentence too (launch/sentences.py), which names the places that it came through.
+The command line exits with 2 for a mistake of the user and with 1 for a fault of the machine. What the operating system, a decoder or a
+parser raises becomes a sentence too (launch/sentences.py), which names the places that it came through.
 """
 
 from collections.abc import Iterator

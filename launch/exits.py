@@ -18,7 +18,7 @@ from typing import TextIO
 from ..core.errors import first_line
 from ..core.interrupt import StoppedBySignal, signals_as_errors
 from ..core.launchlog import append
-from .sentences import sentence_of, shortened, without_controls
+from .sentences import abbreviated, sentence_of, without_controls
 
 STOPPED = 130  # on request, after saving
 
@@ -99,7 +99,7 @@ def _say(sentence: str, tell: bool = True) -> None:
     torchrun ends all processes as soon as one fails, perhaps before rank 0 could print. Its summary shows the file named by
     TORCHELASTIC_ERROR_FILE, so the sentence is never lost.
     """
-    sentence = shortened(without_controls(sentence))
+    sentence = abbreviated(without_controls(sentence))
     if os.environ.get("RANK", "0") == "0" or "TORCHELASTIC_ERROR_FILE" not in os.environ:
         with contextlib.suppress(OSError, ValueError):  # stderr is closed, or its disk is full: the exit code is enough
             print(sentence, file=sys.stderr, flush=True)

@@ -166,7 +166,7 @@ def _path_in_hand(error: BaseException) -> list[str]:
     return found
 
 
-def shortened(text: str, most: int = 2000) -> str:
+def abbreviated(text: str, most: int = 2000) -> str:
     """A text whose lines have at most `most` characters: of a longer one the begin and the end, where the remedy stands."""
     lines = [
         line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 4 :]}" for line in text.split("\n")

@@ -29,7 +29,7 @@ NUMBER_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, tor
          torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)  # fmt: skip
 # Keys of what a checkpoint keeps only for resuming; an optimizer's state alone is twice the weights. Skipped.
 RESUMING = ("opt", "scaler", "amp", "lr_sched", "callbacks", "loops")
-DEEPEST = 8
+DEEPEST_PLACE = 8
 
 
 class Discarded:
@@ -109,7 +109,7 @@ def collect(tree: Any) -> Iterator[tuple[str, str, Tensor]]:
     waiting: deque[tuple[tuple[str, ...], Mapping[Any, Any]]] = deque([((), tree)] if isinstance(tree, Mapping) else [])
     while waiting:
         above, found = waiting.popleft()
-        if id(found) in seen or len(above) > DEEPEST:
+        if id(found) in seen or len(above) > DEEPEST_PLACE:
             continue
         seen.add(id(found))
         for key, value in found.items():

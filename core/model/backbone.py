@@ -27,7 +27,7 @@ from .networks import OWN, build_network
 from .plain_timm import timm_entry
 from .sincos import fix_positions
 from .vit_blocks import asks_for_one, first_token
-from .weights import import_command, import_options, load_file_strictly, read_tensors
+from .weights import conversion_command, import_options, load_file_strictly, read_tensors
 
 WEIGHTS, DESCRIPTION, SEEN = "backbone.safetensors", "backbone.json", "seen.safetensors"
 DESCRIBED = ("name", "args", "size", "stem", "pooling", "feature_dim", "mean", "std", "provenance")
@@ -287,7 +287,7 @@ def read_description(weights: str) -> dict[str, Any]:
             check_format(content, str(folder / DESCRIPTION))
             return described
     if root.is_file():
-        raise UserError(f"backbone.weights: {weights} is a file that others published; {import_command(root)}")
+        raise UserError(f"backbone.weights: {weights} is a file that others published; {conversion_command(root)}")
     what = "holds no finished backbone/ (is the run finished?)" if root.is_dir() else "does not exist"
     raise UserError(
         f"backbone.weights: {weights} {what}; expected none, timm, a .safetensors file or the folder of a run"

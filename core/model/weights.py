@@ -32,11 +32,11 @@ def load_file_strictly(
     own = model.state_dict()
     tensors = {k: v for k, v in tensors.items() if k in own or not k.startswith(tuple(f"{head}." for head in heads))}
     if tensors and not own.keys() & tensors.keys():
-        raise UserError(f"{key}: {path} holds {_names_of_others(own, tensors)}; {import_command(path, options)}")
+        raise UserError(f"{key}: {path} holds {_names_of_others(own, tensors)}; {conversion_command(path, options)}")
     load_strictly(model, tensors, f"{key}: {path}")
 
 
-def import_command(path: Path, options: str = "") -> str:
+def conversion_command(path: Path, options: str = "") -> str:
     """What to do with a file that others published."""
     to = f"runs/{path.name.partition('.')[0] or 'imported'}"
     return f"run `rootstock import {path}{options} --to {to}`, then set backbone.weights={to} backbone.name=null"
