@@ -24,7 +24,6 @@ from ..core.images.sets import (
     align,
     describe_sets,
     exposure,
-    fingerprints,
     labelled,
     open_tests,
 )
@@ -103,7 +102,7 @@ def build_adaptation(
     """Open the sets and build network, method, augmentation and batches. Raises UserError."""
     torch.manual_seed(seed)
     settings, sets = Optim(**optim), open_sets(data, seed)
-    run.record(data=fingerprints(sets.named()))
+    stage.record_sets(run, sets.named())
 
     assert sets.source.classes is not None
     model = stage.network(backbone, data["size"], sets.source)

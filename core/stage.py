@@ -15,8 +15,10 @@ from .distributed import rank, world
 from .draws import Draws
 from .evaluate.pictures import denormalise, save_sheet
 from .images.damage import Damage, read_or_neighbour
+from .images.notes import line_of
 from .images.open import Images
-from .images.sets import describe_sets
+from .images.sets import describe_sets, fingerprints, refuse_run_as_data
+from .images.survey import sampled_notes
 from .method import Method, PretrainMethod, check_built
 from .model import norm
 from .model.backbone import Backbone, create
@@ -52,6 +54,20 @@ class Feed(NamedTuple):
 def named_sets(train: Images, tests: Mapping[str, Images]) -> dict[str, Images]:
     """Training and test sets by name; a test set that is called "train" becomes "test.train"."""
     return {"train": train, **{"test.train" if name == "train" else name: images for name, images in tests.items()}}
+
+
+def record_sets(run: Run, sets: Mapping[str, Images]) -> None:
+    """Record the sets' fingerprints in run.json, and say in one line for each set what it holds that is not read.
+
+    Raises UserError if a set has changed since the run began, or if the run's folder is one.
+    """
+    refuse_run_as_data(run.dir, sets)
+    run.record(data=fingerprints(sets))
+    if not run.main:
+        return
+    for images in {images.uri: images for images in sets.values()}.values():
+        if line := line_of(images.uri, [*images.notes, *sampled_notes(images)]):
+            run.log(line)
 
 
 def channels_of(images: Images) -> int:

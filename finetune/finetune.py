@@ -14,7 +14,7 @@ from ..core.draws import Draws
 from ..core.errors import UserError
 from ..core.evaluate.scores import score
 from ..core.images.open import Images
-from ..core.images.sets import LABELLED, add_seen, describe_sets, exposure, fingerprints, train_and_tests
+from ..core.images.sets import LABELLED, add_seen, describe_sets, exposure, train_and_tests
 from ..core.method import Labelled, Method, RawBatch, Step
 from ..core.model.backbone import Backbone, create
 from ..core.model.classifier import Classifier
@@ -115,7 +115,7 @@ def build_finetuning(
     _check(method)
     settings = Optim(**optim)
     train, tests = train_and_tests(data["train"], data["test"], seed)
-    run.record(data=fingerprints(stage.named_sets(train, tests)))
+    stage.record_sets(run, stage.named_sets(train, tests))
 
     assert train.classes is not None
     model = stage.network(backbone, data["size"], train)

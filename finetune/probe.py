@@ -16,7 +16,7 @@ from ..core.evaluate.features import extract
 from ..core.evaluate.pictures import save_map
 from ..core.evaluate.scores import Scores, add_scores
 from ..core.images.open import Images
-from ..core.images.sets import LABELLED, add_seen, describe_sets, exposure, fingerprints, train_and_tests
+from ..core.images.sets import LABELLED, add_seen, describe_sets, exposure, train_and_tests
 from ..core.model.backbone import OWN, Backbone, create
 from ..core.run.directory import Run
 from ..core.views.view import Evaluation
@@ -81,7 +81,7 @@ def build_probe(
     torch.manual_seed(seed)
     chosen, attentive = _chosen_protocols(evaluate), AttentiveTraining(**(evaluate["attentive"] or {}))
     train, tests = train_and_tests(data["train"], data["test"], seed)
-    run.record(data=fingerprints(stage.named_sets(train, tests)))
+    stage.record_sets(run, stage.named_sets(train, tests))
     if evaluate["fewshot"] is not None:
         assert train.labels is not None and train.classes is not None
         check_shots(train.labels, train.classes, evaluate["fewshot"]["shots"], evaluate["fewshot"]["draws"])

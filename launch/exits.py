@@ -18,7 +18,8 @@ from typing import TextIO
 from ..core.errors import first_line
 from ..core.interrupt import StoppedBySignal, signals_as_errors
 from ..core.launchlog import append
-from .sentences import abbreviated, sentence_of, without_controls
+from ..core.printable import printable_lines
+from .sentences import abbreviated, sentence_of
 
 STOPPED = 130  # on request, after saving
 
@@ -66,7 +67,7 @@ def _bug(error: BaseException) -> int:
     """Print the traceback of an error that nobody foresaw and keep it in a file; returns the exit code."""
     trace = "".join(traceback.format_exception(error))
     with contextlib.suppress(OSError, ValueError):
-        print(without_controls(trace), file=sys.stderr, end="", flush=True)
+        print(printable_lines(trace), file=sys.stderr, end="", flush=True)
     kept = ""
     with contextlib.suppress(OSError):
         handle, name = tempfile.mkstemp(".txt", "rootstock-bug-")
@@ -99,7 +100,7 @@ def _say(sentence: str, tell: bool = True) -> None:
     torchrun ends all processes as soon as one fails, perhaps before rank 0 could print. Its summary shows the file named by
     TORCHELASTIC_ERROR_FILE, so the sentence is never lost.
     """
-    sentence = abbreviated(without_controls(sentence))
+    sentence = abbreviated(printable_lines(sentence))
     if os.environ.get("RANK", "0") == "0" or "TORCHELASTIC_ERROR_FILE" not in os.environ:
         with contextlib.suppress(OSError, ValueError):  # stderr is closed, or its disk is full: the exit code is enough
             print(sentence, file=sys.stderr, flush=True)

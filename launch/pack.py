@@ -10,7 +10,8 @@ from rich.progress import track
 from ..core.images.open import open_images, open_with_splits
 from ..core.images.pack.record import Packing
 from ..core.images.pack.writer import pack
-from ..core.images.sources.files import printable
+from ..core.images.sets import refuse_inside
+from ..core.printable import printable
 from .data import LISTED, print_summary
 
 
@@ -18,6 +19,7 @@ def pack_set(uris: Sequence[str], folder: Path, packing: Packing, skip_damaged: 
     """Pack one set, or the union of several. Returns the exit code 0; errors are raised."""
     console = Console(highlight=False)
     images, splits = open_with_splits(uris)
+    refuse_inside(images, folder, "--pack")
 
     def progress_bar(numbers: Iterable[int], count: int) -> Iterable[int]:
         quiet = not console.is_terminal
@@ -25,7 +27,7 @@ def pack_set(uris: Sequence[str], folder: Path, packing: Packing, skip_damaged: 
 
     packed = pack(images, splits, folder, packing, skip_damaged=skip_damaged, follow=progress_bar)
     for _, sentence in packed.damaged[:LISTED]:
-        console.print(f"[red]left out[/] {escape(sentence)}", soft_wrap=True)
+        console.print(f"[red]left out[/] {escape(printable(sentence))}", soft_wrap=True)
     if len(packed.damaged) > LISTED:
         console.print(f"and {len(packed.damaged) - LISTED} more")
     if packed.resumed:

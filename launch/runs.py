@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..core.errors import UserError
+from ..core.printable import printable
 from ..core.run import state
 from .report.records import RunRecord, is_pipeline, is_sweep, read_run
 from .report.results import main_metric
@@ -115,12 +116,12 @@ def runs_table(rows: list[Row]) -> Table:
     for heading in ("run", "verb", "seed", "state", "step", "metric", "value", "host", "age"):
         printed.add_column(heading, justify="right" if heading in ("seed", "step", "value", "age") else "left")
     for row in rows:
-        state_text = f"[{STATE_COLOURS[row.state]}]{row.state}[/]" + (f": {escape(row.why)}" if row.why else "")
+        state_text = f"[{STATE_COLOURS[row.state]}]{row.state}[/]" + (f": {_text(row.why)}" if row.why else "")
         step = "" if row.steps is None else f"{row.step:,} of {row.steps:,}"
         value = "" if row.value is None else f"{row.value:.4f}"
         cells = [
-            escape(row.run),
-            row.verb,
+            _text(row.run),
+            _text(row.verb),
             _text(row.seed),
             state_text,
             step,
@@ -133,7 +134,7 @@ def runs_table(rows: list[Row]) -> Table:
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else escape(str(value))
+    return "" if value is None else escape(printable(str(value)))
 
 
 def age_in_words(seconds: float) -> str:

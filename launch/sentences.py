@@ -172,8 +172,3 @@ def abbreviated(text: str, most: int = 2000) -> str:
         line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 4 :]}" for line in text.split("\n")
     ]
     return "\n".join(lines)
-
-
-def without_controls(text: str) -> str:
-    """A text without what a terminal would obey: control characters, such as the ESC of a colour, are spelt out."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)

@@ -18,7 +18,9 @@ def data_command(
             metavar="URI", help="folder:PATH, tar:PATH, csv:FILE, sklearn:digits, ...; several: their union."
         ),
     ],
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to save the contact sheet (PNG).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to save the contact sheet; in the cache if left out.")
+    ] = None,
     pack: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Copy the set there, into one file that pack:FOLDER opens.")
     ] = None,
@@ -31,6 +33,7 @@ def data_command(
     ] = None,
     quality: Annotated[int | None, typer.Option(metavar="Q", help="Of JPEGs made anew, 95 by default.")] = None,
     skip_damaged: Annotated[bool, typer.Option("--skip-damaged", help="Leave damaged pictures out of a pack.")] = False,
+    anew: Annotated[bool, typer.Option("--anew", help="Read all pictures, even if no file has changed.")] = False,
 ) -> int:
     """Count, hash, check and draw a set of images; or pack it."""
     options = {"format": format, "short": short, "quality": quality}
@@ -40,7 +43,9 @@ def data_command(
             raise UserError(f"--{next(iter(given), 'skip-damaged')} is for packing; add --pack FOLDER")
         from .data import describe_set
 
-        return describe_set(uri, out)
+        return describe_set(uri, out, anew)
+    if anew:
+        raise UserError("--anew is for describing a set, and --pack always reads all pictures; leave it out")
     if out is not None:
         raise UserError("--out is where the contact sheet goes, and --pack draws none; give one of them")
     from ..core.images.pack.record import Packing

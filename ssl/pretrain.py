@@ -12,7 +12,7 @@ from ..core.config.resolve import Choice, Duration, Section
 from ..core.draws import Draws
 from ..core.errors import UserError
 from ..core.images.open import Images, holdout, open_images
-from ..core.images.sets import HELD_OUT, add_seen, align, describe_sets, exposure, fingerprints, labelled, open_tests
+from ..core.images.sets import HELD_OUT, add_seen, align, describe_sets, exposure, labelled, open_tests
 from ..core.method import PretrainMethod, RawBatch, Views
 from ..core.model.backbone import create
 from ..core.run.directory import Run
@@ -95,7 +95,7 @@ def build_pretraining(
     settings = Optim(**optim)
     train = open_images(data["train"], seed=seed, role="unlabelled")
     bank, tests = _evaluation_sets(evaluate, data, seed)
-    run.record(data=fingerprints({"train": train, **tests}))
+    stage.record_sets(run, {"train": train, **tests})
 
     model = stage.network(backbone, data["size"], train)
     objective: PretrainMethod = stage.build_method(method, PRETRAIN_METHODS, model, run)

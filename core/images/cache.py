@@ -32,7 +32,11 @@ def entry_name(*parts: object) -> str:
 
 def file_stamp(path: str | Path) -> tuple[int, int, int]:
     """(size, mtime, ctime) of a file, times in ns. The ctime is needed since a copy can keep the mtime of the original."""
-    status = os.stat(path)
+    return stamp_of(os.stat(path))
+
+
+def stamp_of(status: os.stat_result) -> tuple[int, int, int]:
+    """`file_stamp` of a status that is known already."""
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 

@@ -12,10 +12,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile
+from PIL import Image
 from torch import Tensor
 
-from .store import DamagedImage, Scale, three_channels
+from .pixels import DEEP_COLOUR, ORIENTATION, deep_colour, pixels_of, upright
+from .store import DamagedImage, Scale
 
 EXTENSIONS = (
     ".jpg",
@@ -34,21 +35,6 @@ EXTENSIONS = (
 )
 MAX_PIXELS = 89_478_485
 """Pillow's limit (a quarter of a GiB in RGB); Pillow only warns, but a larger image from a small file can fill the memory."""
-
-ORIENTATION = 0x0112
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""How to turn a stored image upright, by its Orientation tag (EXIF 2.32, section 4.6.4)."""
-
-DEEP_COLOUR = ("RGB;16B", "RGBA;16B", "LA;16B")
-"""Pillow's names of 16-bit PNG modes that it would reduce to 8 bits."""
 
 
 def is_picture(name: str) -> bool:
@@ -202,56 +188,3 @@ def _as_pillow(decoder: JpegDecoder | None) -> bool:
         if not same:
             return False
     return True
-
-
-def upright(picture: Image.Image) -> Image.Image:
-    """The image, loaded and turned upright by its EXIF tag."""
-    picture.load()  # before reading the tag: on loading, Pillow turns TIFFs itself and removes the tag
-    try:
-        turn = TURNS.get(picture.getexif().get(ORIENTATION, 1))
-    except Exception:  # the pixels may be fine even if the EXIF is unreadable
-        turn = None
-    return picture if turn is None else picture.transpose(turn)
-
-
-def pixels_of(picture: Image.Image) -> Tensor:
-    """The pixels of a loaded Pillow image as uint8 or uint16 [3, H, W]."""
-    if picture.mode.startswith("I"):
-        deep = np.asarray(picture).astype(np.int64)
-        if deep.min() < 0 or deep.max() > 65535:
-            raise DamagedImage("its pixels need 32 bits; save it with 8 or 16")
-        return three_channels(torch.from_numpy(deep.astype(np.uint16))[None])
-    if picture.mode == "F":
-        raise DamagedImage("its pixels are floating-point numbers; save it with 8 or 16 bits")
-    if picture.mode == "P" and "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-    if picture.mode in ("1", "L", "LA", "La"):
-        return three_channels(torch.from_numpy(np.array(picture.convert("L")))[None])
-    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
-
-
-def deep_colour(content: bytes | bytearray, rawmode: str) -> Tensor:
-    """Decode a 16-bit PNG with colour or alpha to uint16 [3, H, W]; alpha is dropped.
-
-    Pillow keeps only the high byte of each value, the first of two. If it assumes little-endian values, it keeps the second byte
-    instead, so decoding twice gives both bytes.
-    """
-    if rawmode == "LA;16B":  # four bytes a pixel: high and low byte of gray, then of alpha
-        four = unpack_rows(content, "RGBA")
-        return three_channels(join_bytes(four[..., :1], four[..., 1:2]))
-    low = rawmode.replace("16B", "16L")
-    return join_bytes(unpack_rows(content, rawmode)[..., :3], unpack_rows(content, low)[..., :3])
-
-
-def unpack_rows(content: bytes | bytearray, rawmode: str) -> np.ndarray:
-    """The bytes [H, W, bands] that Pillow extracts from a PNG's rows if it assumes that they are in `rawmode`."""
-    with Image.open(io.BytesIO(content)) as picture:
-        assert isinstance(picture, ImageFile.ImageFile)
-        picture.tile = [tile._replace(args=rawmode) for tile in picture.tile]
-        return np.array(upright(picture))
-
-
-def join_bytes(high: np.ndarray, low: np.ndarray) -> Tensor:
-    """uint16 [C, H, W] from the two bytes of each value, uint8 [H, W, C] each."""
-    values = (high.astype(np.uint16) << 8) | low
-    return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))

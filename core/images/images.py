@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .notes import Note
 from .store import Scale, Store, Uniform
 
 
@@ -19,6 +20,7 @@ class Images:
 
     uri: the opened URI. classes: class names by label, if known. labels: int64 [N], or None if there are none or they must not be
     used. domains: int64 [N], indices into domain_names (one domain for each URI of a union, or the source's own domains).
+    notes: what the sources hold beside the images that are read. folders: the folders that were listed.
     """
 
     def __init__(
@@ -32,10 +34,13 @@ class Images:
         classes: tuple[str, ...] | None,
         domains: Tensor,
         domain_names: tuple[str, ...],
+        notes: tuple[Note, ...] = (),
+        folders: tuple[str, ...] = (),
     ) -> None:
         """Image i is number index[i] of stores[which[i]]; which, index: int64 [N]."""
         self.uri, self.classes, self.labels = uri, classes, labels
         self.domains, self.domain_names = domains, domain_names
+        self.notes, self.folders = notes, folders
         self._stores, self._which, self._index = tuple(stores), which, index
         self._shared: tuple[Uniform | None] | tuple[()] = ()
 
@@ -45,24 +50,41 @@ class Images:
     def __repr__(self) -> str:
         return f"Images({self.uri!r}, {len(self)} pictures)"
 
-    def _at(self, i: int) -> tuple[Store, int]:
+    def at(self, i: int) -> tuple[Store, int]:
+        """The store of image i, and its number there."""
         if not 0 <= i < len(self):
             raise IndexError(f"picture {i} of {len(self)}")
         return self._stores[int(self._which[i])], int(self._index[i])
 
+    @property
+    def stores(self) -> tuple[Store, ...]:
+        """The stores that images come from."""
+        return self._stores
+
+    def is_whole(self) -> bool:
+        """Whether these are all images of all stores, one store after the other."""
+        sizes = [len(store) for store in self._stores]
+        which = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+        index = torch.cat([torch.arange(size) for size in sizes])
+        return torch.equal(which, self._which) and torch.equal(index, self._index)
+
+    def places(self) -> list[list[int]]:
+        """[numbers of the stores, numbers within them], for each image."""
+        return [self._which.tolist(), self._index.tolist()]
+
     def read(self, i: int) -> Tensor:
         """uint8 or uint16 [C, H, W]; gray as three equal channels. Raises DamagedImage, naming the file."""
-        store, k = self._at(i)
+        store, k = self.at(i)
         return store.read(k)
 
     def name(self, i: int) -> str:
         """Path inside the source (files), or the source's name with an index (arrays)."""
-        store, k = self._at(i)
+        store, k = self.at(i)
         return store.name(k)
 
     def full_name(self, i: int) -> str:
         """`name`; with its folder, archive or pack if several of them may hold an image of this name."""
-        store, k = self._at(i)
+        store, k = self.at(i)
         return store.full_name(k) if len(self._stores) > 1 or store.repeats() else store.name(k)
 
     def place(self, i: int) -> tuple[int, int]:
@@ -75,17 +97,17 @@ class Images:
         libjpeg computes 8/s of each block's 8 pixels (sides round up), which is cheaper, but gives other pixels than resizing.
         Images of other formats are read as by `read`. Raises DamagedImage, naming the file.
         """
-        store, k = self._at(i)
+        store, k = self.at(i)
         return store.read_scaled(k, scale)
 
     def encoded(self, i: int) -> bytes | bytearray | None:
         """The bytes of image i's file; None if the source holds pixels instead of files. Raises DamagedImage."""
-        store, k = self._at(i)
+        store, k = self.at(i)
         return store.encoded(k)
 
     def stamp(self, i: int) -> str:
         """What `fingerprint` hashes for image i, beside its class."""
-        store, k = self._at(i)
+        store, k = self.at(i)
         return store.stamp(k)
 
     def uniform(self) -> Uniform | None:
@@ -175,6 +197,8 @@ class Images:
             classes=self.classes,
             domains=self.domains[indices],
             domain_names=self.domain_names,
+            notes=self.notes,
+            folders=self.folders,
         )
 
     def unlabelled(self) -> "Images":

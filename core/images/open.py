@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .images import Images
+from .notes import merged
 from .pack.reader import open_pack
 from .sources import digits
 from .sources.arrays import open_idx, open_npz
@@ -103,6 +104,8 @@ def images_of_source(uri: Uri, source: Source) -> Images:
         classes=source.classes,
         domains=torch.zeros(count, dtype=torch.int64) if source.domains is None else source.domains,
         domain_names=source.domain_names or (short_name(uri),),
+        notes=source.notes,
+        folders=() if source.folder is None else (source.folder,),
     )
 
 
@@ -228,6 +231,8 @@ def union(uris: Sequence[Uri], opened: Sequence[tuple[Images, bool]], role: Role
             [renamed(part.domains, group, domain_names) for part, group in zip(parts, names, strict=True)]
         ),
         domain_names=domain_names,
+        notes=merged(part.notes for part in parts),
+        folders=tuple(folder for part in parts for folder in part.folders),
     )
 
 

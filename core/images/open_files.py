@@ -2,7 +2,42 @@
 
 import contextlib
 import os
+import stat
 from typing import Any
+
+MAX_BYTES = 1 << 30
+"""A picture's file has at most 1 GiB: more than the pixels of the largest picture that is decoded (`MAX_PIXELS`), in any format."""
+
+
+def open_regular(path: str) -> int:
+    """A descriptor of a regular file, open for reading. Raises OSError, also for a pipe, a socket, a device or a folder.
+
+    Opening a pipe would wait for a writer, and a device may never end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{path} is not a regular file")
+    return descriptor
+
+
+def read_whole(path: str) -> bytes:
+    """The bytes of a regular file. Raises OSError, also if it has more than MAX_BYTES."""
+    descriptor = open_regular(path)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size > MAX_BYTES:
+            raise OSError(f"{size:,} bytes, more than a picture's file may have ({MAX_BYTES:,})")
+        content = os.read(descriptor, size + 1)  # one more, to see the end in the same call
+        if len(content) == size:
+            return content
+        parts, total = [content], len(content)
+        while (part := os.read(descriptor, 1 << 20)) and total <= MAX_BYTES:  # it grows, or is read in pieces
+            parts.append(part)
+            total += len(part)
+        return b"".join(parts)
+    finally:
+        os.close(descriptor)
 
 
 class Descriptor:
@@ -10,7 +45,7 @@ class Descriptor:
 
     def __init__(self, path: str) -> None:
         self.number = -1  # if opening fails, there is nothing to close
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.number = open_regular(path)
 
     def __del__(self) -> None:
         if self.number >= 0:

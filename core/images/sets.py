@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .open import Images, holdout, open_images
+from .sources.files import FileStore
 
 HELD_OUT = 0.2
 # The entry of `seen` for images whose labels any stage was trained on.
@@ -35,7 +38,8 @@ def align(images: Images, classes: Sequence[str], key: str) -> Images:
     if unknown:
         raise UserError(
             f"{key}: {images.uri} has classes that the training set lacks ({', '.join(unknown[:5])}); "
-            f"known there: {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}; rename the folders or leave them out"
+            f"known there: {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}; rename the folders or leave them out; "
+            "if they are no classes, add ?labels=none"
         )
     table = torch.tensor([list(classes).index(name) if name in classes else -1 for name in images.classes])
     aligned = images.select(torch.arange(len(images)))
@@ -76,6 +80,32 @@ def describe_sets(sets: Mapping[str, Images], held_out: bool = False) -> dict[st
         "n": {name: len(images) for name, images in sets.items()},
         **({"test": f"held-out {HELD_OUT:.0%} by seed"} if held_out else {}),
     }
+
+
+def refuse_inside(images: Images, path: Path, option: str) -> None:
+    """Raises UserError if an output would lie in a folder that is read, or replace a file of the set."""
+    place = Path(os.path.realpath(path.expanduser()))
+    for folder in images.folders:
+        if place.is_relative_to(os.path.realpath(folder)):
+            raise UserError(
+                f"{option}: {path} lies in {folder}, which is read as data, so it would become data itself; choose a place outside"
+            )
+    if not os.path.isfile(place):
+        return
+    for store in images.stores:
+        if isinstance(store, FileStore) and store.holds(place):
+            raise UserError(
+                f"{option}: {path} is a file of {images.uri}; choose another name, so that it isn't overwritten"
+            )
+
+
+def refuse_run_as_data(folder: Path, sets: Mapping[str, Images]) -> None:
+    """Raises UserError if the run's folder is itself a set that is read; inside one it is passed over."""
+    for name, images in sets.items():
+        if os.path.realpath(folder) in [os.path.realpath(read) for read in images.folders]:
+            raise UserError(
+                f"run.dir: {folder} is itself read as data.{name}; choose a folder of its own, for example {folder / 'runs' / name}"
+            )
 
 
 def fingerprints(sets: Mapping[str, Images]) -> dict[str, str]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from .notes import Note
 
 
 class DamagedImage(UserError):
@@ -93,7 +94,7 @@ class Source:
 
     labels: int64 [N], indices into `classes`. splits: the source's own splits, name to int64 indices. domains: int64 [N], indices
     into `domain_names`, only if the source itself has domains; else `domain_names` may hold one name for all images, which
-    replaces the name made from the URI.
+    replaces the name made from the URI. notes: what was passed over. folder: the folder that was listed, if one was.
     """
 
     store: Store
@@ -102,6 +103,8 @@ class Source:
     splits: Mapping[str, Tensor] = field(default_factory=dict)
     domains: Tensor | None = None
     domain_names: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
+    folder: str | None = None
 
 
 def sha256_key(content: bytes | bytearray | memoryview) -> int:

@@ -27,6 +27,7 @@ from ..errors import UserError
 from ..files import write_text
 from ..formats import FORMAT, check_format
 from ..launchlog import append
+from ..printable import printable_lines
 from . import state
 from .compare import CONFIG, Complete, begun, of_another_config
 from .options import check_run_options
@@ -174,6 +175,7 @@ class Run:
 
     def log(self, message: str) -> None:
         """One plain line for the person who watches; warnings are printed even when quiet."""
+        message = printable_lines(message)
         if self.main and (not self.quiet or message.startswith("WARNING")):
             self.console.print(message, markup=False, soft_wrap=True)
             append(message)

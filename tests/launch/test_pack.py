@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rootstock.core.errors import UserError
 from rootstock.core.images.open import open_images
+from rootstock.core.images.pack.record import Packing
 from rootstock.core.images.sources.files import FileStore
+from rootstock.launch.pack import pack_set
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 Draw = Callable[[Path, Iterable[str]], Path]
@@ -156,3 +159,10 @@ def test_options_that_make_no_sense_are_refused(rootstock: Command, options: lis
     assert done.returncode == 2
     assert sentence in done.stderr and done.stderr.count("\n") == 1
     assert not Path("x").exists()
+
+
+def test_a_pack_inside_the_set_is_refused(draw: Draw) -> None:
+    draw(Path("set"), ["a/1.png", "b/2.png"])
+    with pytest.raises(UserError, match=r"--pack: set/a/pack lies in set, which is read as data"):
+        pack_set(["folder:set"], Path("set/a/pack"), Packing(), skip_damaged=False)
+    assert not Path("set/a/pack.part").exists()

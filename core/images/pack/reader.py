@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
+from ...printable import printable
 from ..decode import decode, decode_scaled
 from ..open_files import Descriptor, OpenFiles
-from ..sources.files import Names, printable
+from ..sources.files import Names
 from ..store import DamagedImage, Scale, Source, Uniform
 
 PACK_FORMAT = "rootstock pack 1"

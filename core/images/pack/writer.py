@@ -18,9 +18,10 @@ from torch import Tensor
 
 from ...errors import UserError
 from ...files import sync
+from ...printable import printable
 from ..cache import replacing
 from ..images import Images
-from ..sources.files import Names, printable
+from ..sources.files import Names
 from ..store import DamagedImage
 from .journal import DAMAGED, JOURNAL, append_pictures, end_of, read_again, trusted_entries
 from .reader import ABOUT, INDEX, PACK_FORMAT, RECORDS, PackStore, save_index, unusable

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
+from ...printable import printable
+from ..pixels import full_range
 from ..store import ArrayStore, Source, number_classes
-from .files import printable
+from .files import checked_bits
 
 IDX_IMAGES = re.compile(r"(.*?)[-_.]?images[-.]idx\d-ubyte(\.gz)?")
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "t10k": "test"}
@@ -119,12 +121,18 @@ def read_idx(file: Path) -> np.ndarray:
 
 
 def open_npz(
-    path: str, split: str | None, *, images: str | None = None, labels: str | None = None, layout: str = "auto"
+    path: str,
+    split: str | None,
+    *,
+    images: str | None = None,
+    labels: str | None = None,
+    layout: str = "auto",
+    bits: int | None = None,
 ) -> Source:
     """npz:FILE with x or images (y or labels) or, by split, train_images, x_test and the like.
 
     images, labels: the names of the arrays, if they have other names. layout: NHW, NHWC or NCHW; auto infers it from the shape.
-    Pixels are uint8 or uint16.
+    Pixels are uint8 or uint16. bits: how many bits of uint16 are used, as of `folder:`.
     """
     title, file = f"npz:{path}", Path(path).expanduser()
     if not file.is_file():
@@ -149,7 +157,8 @@ def open_npz(
         ) from None
     parts = {}
     for name, (image_key, label_key) in chosen.items():
-        pixels = as_nchw(arrays[image_key], layout, f"{title}: {image_key}")
+        where = f"{title}: {image_key}"
+        pixels = full_range(as_nchw(arrays[image_key], layout, where), checked_bits(bits, title) or 16, where)
         parts[name] = pixels, as_labels(arrays[label_key], f"{title}: {label_key}") if label_key else None
     return array_source(title, parts)
 

@@ -4,22 +4,27 @@ Names are kept in one block of bytes instead of a list of strings: updating the 
 their memory, page by page, into every forked worker.
 """
 
+import dataclasses
 import os
+import stat
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...errors import UserError
-from ..cache import entry_name, file_stamp, recall, remember
-from ..decode import EXTENSIONS, decode, decode_scaled, is_picture
-from ..store import DamagedImage, Scale, Source, Uniform, number_classes, sha256_key
+from ...printable import printable
+from ..cache import entry_name, recall, remember, stamp_of
+from ..decode import decode, decode_scaled
+from ..open_files import read_whole
+from ..pixels import full_range
+from ..store import DamagedImage, Scale, Source, Uniform, sha256_key
+from .layout import arrange
+from .walk import listing_of, unusable_file, unusable_kind
 
-SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing", "unlabelled", "unlabeled")
 HASHING_THREADS, HASHING_CHUNK = 8, 256
 
 
@@ -45,18 +50,16 @@ class Names:
         return os.fsdecode(self.block[self.ends[i] : self.ends[i + 1]])
 
 
-def printable(path: str) -> str:
-    """A path that any terminal can print: bytes that are not UTF-8 become escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
 class FileStore:
-    """Image files under `root`, by relative names with '/'. stamps: int64 [N, 3], the `file_stamp` of each file."""
+    """Image files under `root`, by relative names with '/'. stamps: int64 [N, 3], the `file_stamp` of each file.
+
+    bits: the used bits of 16-bit files, None for all. unstamped: how many letters of each name its stamps leave out.
+    """
 
     kind = "folder"
 
-    def __init__(self, root: str, names: Sequence[str], stamps: np.ndarray) -> None:
-        self.root, self.names, self.stamps = root, Names(names), stamps
+    def __init__(self, root: str, names: Sequence[str], stamps: np.ndarray, bits: int | None = None) -> None:
+        self.root, self.names, self.stamps, self.bits, self.unstamped = root, Names(names), stamps, bits, 0
         self._keys: Tensor | None = None
         self._unreadable: dict[int, str] = {}
 
@@ -65,8 +68,7 @@ class FileStore:
 
     def content(self, i: int) -> bytes | bytearray:
         """The file's bytes. Raises OSError."""
-        with open(os.path.join(self.root, self.names[i]), "rb") as file:
-            return file.read()
+        return read_whole(os.path.join(self.root, self.names[i]))
 
     def where(self, i: int) -> str:
         """The file's name in errors."""
@@ -82,12 +84,24 @@ class FileStore:
         return False
 
     def read(self, i: int) -> Tensor:
-        return decode(self.encoded(i), self.where(i))
+        return self.decoded(i, self.file(i))
+
+    def decoded(self, i: int, content: bytes | bytearray) -> Tensor:
+        """The image in the bytes of file i. Raises DamagedImage."""
+        where = self.where(i)
+        picture = decode(content, where)
+        return picture if self.bits is None else full_range(picture, self.bits, where)
 
     def read_scaled(self, i: int, scale: Scale) -> tuple[Tensor, tuple[int, int]]:
-        return decode_scaled(self.encoded(i), self.where(i), scale)
+        picture, size = decode_scaled(self.file(i), self.where(i), scale)
+        return (picture if self.bits is None else full_range(picture, self.bits, self.where(i))), size
 
-    def encoded(self, i: int) -> bytes | bytearray:
+    def encoded(self, i: int) -> bytes | bytearray | None:
+        # with `bits`, the pixels are not those of the file
+        return self.file(i) if self.bits is None else None
+
+    def file(self, i: int) -> bytes | bytearray:
+        """The bytes of file i. Raises DamagedImage."""
         # A file that could not be read for its identity has a substitute identity, which may be on the wrong side of a split: so
         # it counts as damaged as long as this store exists.
         if i in self._unreadable:
@@ -98,31 +112,57 @@ class FileStore:
             raise DamagedImage(f"{self.where(i)}: cannot be read ({error.strerror or error})") from None
 
     def stamp(self, i: int) -> str:
-        return f"{self.names[i]}\t{self.size(i)}"
+        used = "" if self.bits is None else f"\tbits={self.bits}"
+        return f"{self.names[i][self.unstamped :]}\t{self.size(i)}{used}"
 
     def size(self, i: int) -> int:
         """Bytes of the file."""
         return int(self.stamps[i, 0])
+
+    def holds(self, file: Path) -> bool:
+        """Whether this is one of the files. file: without links."""
+        root = os.path.realpath(self.root)
+        return any(os.path.normpath(os.path.join(root, self.names[i])) == str(file) for i in range(len(self)))
 
     def identity(self) -> str:
         """The name of the cached hashes, which depend on every path, size and time of change."""
         listed = [self.names[i] for i in range(len(self))]
         return entry_name(self.kind, os.path.abspath(self.root), listed, self.stamps.tolist())
 
+    def newest(self) -> int:
+        """The latest time of change of a file, in ns."""
+        return int(self.stamps[:, 1:].max(initial=0))
+
     def keys(self) -> Tensor:
         if self._keys is None:
             name, count = self.identity(), len(self)
             remembered = recall("keys", name)
             if remembered is None or len(remembered) != 8 * count:
-                remembered = self.hashed().astype("<i8").tobytes()
-                if not self._unreadable:  # otherwise the next run would not try to read them again
-                    remember("keys", name, remembered, int(self.stamps[:, 1:].max(initial=0)))
-            self._keys = torch.from_numpy(np.frombuffer(remembered, dtype="<i8").astype(np.int64))
+                self.adopt_keys(self.hashed(), self._unreadable, name)
+            else:
+                self._keys = torch.from_numpy(np.frombuffer(remembered, dtype="<i8").astype(np.int64))
+        assert self._keys is not None
         return self._keys
+
+    def knows_keys(self) -> bool:
+        return self._keys is not None
+
+    def adopt_keys(self, hashed: np.ndarray, unreadable: dict[int, str], name: str) -> None:
+        """Take the keys that were hashed, int64 [N], and cache them. unreadable: the error of each file that has a substitute instead.
+
+        name: `identity`.
+        """
+        self._keys, self._unreadable = torch.from_numpy(hashed), unreadable
+        if not unreadable:  # otherwise the next run would not try to read them again
+            remember("keys", name, hashed.astype("<i8").tobytes(), self.newest())
 
     def unreadable(self) -> Collection[int]:
         self.keys()
         return self._unreadable
+
+    def substitute_key(self, i: int) -> int:
+        """The key of a file that cannot be read, from its name and size."""
+        return sha256_key(b"unreadable\0" + self.stamp(i).encode("utf-8", "surrogateescape"))
 
     def hashed(self) -> np.ndarray:
         """int64 [N]: the keys, hashed from the files; from name and size if a file cannot be read."""
@@ -130,10 +170,10 @@ class FileStore:
 
         def key(i: int) -> int:
             try:
-                return sha256_key(self.encoded(i))
+                return sha256_key(self.file(i))
             except DamagedImage as error:
                 unreadable[i] = str(error)
-                return sha256_key(b"unreadable\0" + self.stamp(i).encode("utf-8", "surrogateescape"))
+                return self.substitute_key(i)
 
         def chunk(start: int) -> list[int]:
             return [key(i) for i in range(start, min(start + HASHING_CHUNK, len(self)))]
@@ -154,102 +194,59 @@ class FileStore:
         return indices
 
 
-def open_folder(path: str, split: str | None, *, under: str = "", labels: str = "folders") -> Source:
-    """folder:PATH. under: use only this folder inside PATH. labels: folders, or none to ignore class folders."""
+def open_folder(
+    path: str, split: str | None, *, under: str = "", labels: str = "folders", bits: int | None = None
+) -> Source:
+    """folder:PATH. The folders right below PATH are the classes; those named train, test and the like are splits.
+
+    under: use only this folder inside PATH. labels: folders, or none to ignore class folders. bits: how many bits of 16-bit files are
+    used, 8 to 16, for example 12: the greatest value of so many bits becomes the brightest.
+    """
     title, root = f"folder:{path}", Path(path).expanduser() / under
+    check_folder(root, path, title)
+    listing = listing_of(str(root))
+    layout = arrange(
+        listing.names, labels, title, printable(str(root)), archive=False, empty=listing.empty, beside=listing.notes
+    )
+    store = FileStore(os.path.join(root, layout.prefix), layout.names, listing.stamps, checked_bits(bits, title))
+    return dataclasses.replace(layout.source(store), folder=str(root))
+
+
+def check_folder(root: Path, path: str, title: str) -> None:
+    """Raises UserError unless there is a folder."""
+    if root.is_dir():
+        return
+    if root.is_symlink() and not root.exists():
+        target = printable(os.readlink(root))
+        raise UserError(f"{title}: {printable(str(root))} is a dangling link ({target} does not exist); check the path")
     if not root.exists():
         raise UserError(f"{title}: there is no folder {printable(str(root))}; check the path")
-    if not root.is_dir():
-        kind = "tar" if ".tar" in root.name or root.suffix == ".tgz" else "list"
-        raise UserError(f"{title}: this is a file, not a folder; an archive or a list opens as {kind}:{path}")
-    layout = arrange(pictures_below(str(root)), labels, title, printable(str(root)))
-    top = os.path.join(root, layout.prefix)
-    return layout.source(FileStore(top, layout.names, stamps_of(top, layout.names, title)))
+    kind = "tar" if ".tar" in root.name or root.suffix == ".tgz" else "list"
+    raise UserError(f"{title}: this is a file, not a folder; an archive or a list opens as {kind}:{path}")
+
+
+def checked_bits(bits: int | None, title: str) -> int | None:
+    """Raises UserError for a number of bits that 16-bit files cannot use."""
+    if bits is not None and not 8 <= bits <= 16:
+        raise UserError(f"{title}: bits={bits} is not possible; expected 8 to 16, the used bits of 16-bit files")
+    return bits
 
 
 def stamps_of(root: str, names: Iterable[str], title: str) -> np.ndarray:
-    """int64 [N, 3]: size and times of every file. Raises UserError, naming the first file that is missing."""
+    """int64 [N, 3]: size and times of every file. Raises UserError, naming the first that is missing or no regular file."""
     stamps = []
     for name in names:
+        file = os.path.join(root, name)
         try:
-            stamps.append(file_stamp(os.path.join(root, name)))
+            status = os.stat(file)
         except OSError as error:
-            file = printable(os.path.join(root, name))
-            raise UserError(
-                f"{title}: {file} cannot be opened ({error.strerror}); restore it, or remove it from the set"
-            ) from None
+            raise UserError(f"{title}: {unusable_file(file, error)}") from None
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{title}: {unusable_kind(file, status.st_mode)}")
+        stamps.append(stamp_of(status))
     return np.array(stamps, dtype=np.int64).reshape(-1, 3)
-
-
-def pictures_below(root: str) -> Iterable[str]:
-    """Relative paths of all image files at any depth. Links are followed, but each folder is visited once, so loops end."""
-
-    def unreadable(error: OSError) -> None:
-        raise UserError(f"{printable(str(error.filename))}: cannot be listed ({error.strerror}); check its permissions")
-
-    seen = set()
-    for folder, below, files in os.walk(root, followlinks=True, onerror=unreadable):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            below.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        # sorted, so that if two links lead to one folder, always the same one is followed
-        below[:] = sorted(name for name in below if is_visible(name))
-        inner = os.path.relpath(folder, root).replace(os.sep, "/")
-        yield from (file if inner == "." else f"{inner}/{file}" for file in files if is_picture(file))
 
 
 def is_visible(path: str) -> bool:
     """Whether no part of a relative path is hidden or macOS metadata."""
     return not any(part.startswith((".", "__MACOSX")) for part in path.split("/") if part != ".")
-
-
-class Layout(NamedTuple):
-    """The meaning of a set's folders. names: sorted, relative to prefix. classes: the class of each image; None if unlabelled."""
-
-    prefix: str
-    names: list[str]
-    splits: dict[str, list[int]]
-    classes: list[str] | None
-
-    def source(self, store: FileStore) -> Source:
-        labels, classes = number_classes(self.classes) if self.classes is not None else (None, None)
-        splits = {name: torch.tensor(indices, dtype=torch.int64) for name, indices in self.splits.items()}
-        return Source(store, labels, classes, splits)
-
-
-def arrange(paths: Iterable[str], labels: str, title: str, place: str) -> Layout:
-    """Infer splits and classes from relative image paths, in the same way for folders and archives.
-
-    A folder that contains nothing but one folder is skipped. If all top-level folders have names of splits, they are the splits.
-    Below them the first folder is the class, at any depth; images without folders are unlabelled. Raises UserError if there are
-    no images, or if some are outside the class folders.
-    """
-    if labels not in ("folders", "none"):
-        raise UserError(f"{title}: labels={labels} is unknown (known: folders, none)")
-    names = sorted(paths)
-    if not names:
-        raise UserError(f"{title}: no pictures under {place}; expected files ending in {', '.join(EXTENSIONS)}")
-    prefix = ""
-    while len(tops := {name.partition("/")[0] for name in names}) == 1 and "/" in names[0]:
-        if (top := tops.pop()).lower() in SPLIT_NAMES:
-            break
-        prefix, names = f"{prefix}{top}/", [name[len(top) + 1 :] for name in names]
-    tops = {name.partition("/")[0] for name in names}
-    splits: dict[str, list[int]] = {}
-    below = names
-    if all("/" in name for name in names) and all(top.lower() in SPLIT_NAMES for top in tops):
-        splits = {top: [] for top in sorted(tops, key=lambda top: SPLIT_NAMES.index(top.lower()))}
-        for i, name in enumerate(names):
-            splits[name.partition("/")[0]].append(i)
-        below = [name.partition("/")[2] for name in names]
-    loose = [i for i, name in enumerate(below) if "/" not in name]
-    if labels == "none" or len(loose) == len(below):
-        return Layout(prefix, names, splits, None)
-    if loose:
-        raise UserError(
-            f"{title}: {len(loose)} pictures lie in no class folder ({printable(names[loose[0]])}), the others do; "
-            "move them, or add ?labels=none to use all without labels"
-        )
-    return Layout(prefix, names, splits, [name.partition("/")[0] for name in below])

@@ -8,15 +8,16 @@ from pathlib import Path
 import torch
 
 from ...errors import UserError
+from ...printable import printable
 from ..decode import is_picture
 from ..store import Source, number_classes
-from .files import FileStore, printable, stamps_of
+from .files import FileStore, checked_bits, stamps_of
 
 
-def open_list(path: str, split: str | None, *, root: str | None = None) -> Source:
+def open_list(path: str, split: str | None, *, root: str | None = None, bits: int | None = None) -> Source:
     """list:FILE with lines `PATH LABEL` (separated by a tab, or by the last space) or `PATH`; empty lines are skipped.
 
-    Paths are relative to `root`, by default the folder of the list.
+    Paths are relative to `root`, by default the folder of the list. bits: as of `folder:`.
     """
     title, listing = f"list:{path}", existing_file(path, "list")
     names, labels, first = [], [], ""
@@ -29,7 +30,7 @@ def open_list(path: str, split: str | None, *, root: str | None = None) -> Sourc
         first = first or f"line {number}"
         names.append(name)
         labels += [] if label is None else [label]
-    return source_of_names(title, root, listing, names, labels)
+    return source_of_names(title, root, listing, names, labels, bits)
 
 
 def split_line(line: str) -> tuple[str, str | None]:
@@ -51,6 +52,7 @@ def open_csv(
     path: str = "path",
     label: str | None = None,
     domain: str | None = None,
+    bits: int | None = None,
 ) -> Source:
     """csv:FILE with a header: columns path[,label[,domain]], or the columns that the options name; a .tsv is separated by tabs."""
     title, table = f"csv:{file}", existing_file(file, "csv")
@@ -82,7 +84,7 @@ def open_csv(
             raise UserError(
                 f"{title}: row {values.index('') + 2} has no {kind}, others have; fill it in or leave the column out"
             )
-    source = source_of_names(title, root, table, column(path, True), labels if any(labels) else [])
+    source = source_of_names(title, root, table, column(path, True), labels if any(labels) else [], bits)
     if not any(domains):
         return source
     index, names = number_classes(domains)
@@ -107,14 +109,16 @@ def read_lines(file: Path, title: str) -> list[str]:
         raise UserError(f"{title}: not a text in UTF-8 (byte {error.start}); save it as UTF-8") from None
 
 
-def source_of_names(title: str, root: str | None, file: Path, names: Sequence[str], labels: Sequence[str]) -> Source:
+def source_of_names(
+    title: str, root: str | None, file: Path, names: Sequence[str], labels: Sequence[str], bits: int | None = None
+) -> Source:
     """The images `names` under `root`, with their labels if there are any."""
     if not names:
         raise UserError(f"{title}: no pictures are named in {printable(str(file))}; expected one a line")
     if "" in names:
         raise UserError(f"{title}: picture {names.index('') + 1} has no path")
     top = os.path.join(file.parent, Path(root).expanduser()) if root else str(file.parent)
-    store = FileStore(top, names, stamps_of(top, names, title))
+    store = FileStore(top, names, stamps_of(top, names, title), checked_bits(bits, title))
     if not labels:
         return Source(store)
     indices, classes = number_classes(labels)

@@ -77,16 +77,16 @@ def test_layouts_of_folders(tmp_path: Path) -> None:
     flat = open_images(f"folder:{drawn(tmp_path / 'flat', ['a.png', 'b.png'])}")
     assert (len(flat), flat.labels, flat.classes) == (2, None, None)
     wrapped = open_images(f"folder:{drawn(tmp_path / 'wrapped', [f'in/side/{name}' for name in NAMES])}")
-    assert told(wrapped) == ["cat", "cat", "dog", "dog", "eel"]
-    assert wrapped.name(0) == "cat/1.png"
+    assert told(wrapped) == ["in"] * 5
     inner = open_images(f"folder:{tmp_path}/wrapped?under=in/side")
-    assert inner.fingerprint() == wrapped.fingerprint()
+    assert told(inner) == ["cat", "cat", "dog", "dog", "eel"]
+    assert inner.name(0) == "cat/1.png"
     assert inner.domain_names == ("side",)
     plain = open_images(f"folder:{tmp_path}/wrapped?labels=none")
     assert plain.labels is None
     drawn(tmp_path / "wrapped", ["in/side/loose.png"], first=9)
     with pytest.raises(UserError, match=r"1 pictures lie in no class folder \(loose.png\)"):
-        open_images(f"folder:{tmp_path}/wrapped")
+        open_images(f"folder:{tmp_path}/wrapped?under=in/side")
     assert len(open_images(f"folder:{tmp_path}/wrapped?labels=none")) == 6
 
 
@@ -96,7 +96,7 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
     (folder / "a" / "loop").symlink_to(folder)
     assert told(open_images(f"folder:{folder}")) == ["a", "a", "b"]
     (folder / "a" / "gone.png").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"gone\.png cannot be opened"):
+    with pytest.raises(UserError, match=r"gone\.png cannot be opened: it is a dangling link"):
         open_images(f"folder:{folder}")
 
 
