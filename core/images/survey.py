@@ -32,7 +32,7 @@ CONSIDERED, SAMPLED, SAMPLED_PAGES, SAMPLED_DEEP = 20_000, 64, 256, 8
 """Before a training: among how many files, evenly spaced, some are looked at; how many of them; how many of the formats that often
 hold pages; and how many 16-bit pictures are decoded."""
 
-Progress = Callable[[Iterable[int], int], Iterable[int]]
+ShowProgress = Callable[[Iterable[int], int], Iterable[int]]
 """(numbers of pictures that are done, one after the other; how many there are) -> the same, perhaps with a progress display."""
 
 
@@ -55,7 +55,7 @@ class Seen(NamedTuple):
     unreadable: bool = False
 
 
-def survey(images: Images, follow: Progress = lambda numbers, count: numbers, anew: bool = False) -> Survey:
+def survey(images: Images, follow: ShowProgress = lambda numbers, count: numbers, anew: bool = False) -> Survey:
     """Look at every picture, or recall what was found if no file has changed since. anew: don't recall it."""
     files = [store for store in images.stores if isinstance(store, FileStore)]
     identities, whole, name = [store.identity() for store in files], images.is_whole(), None
@@ -75,7 +75,7 @@ def survey(images: Images, follow: Progress = lambda numbers, count: numbers, an
     return made
 
 
-def look_at_all(images: Images, follow: Progress, hashed: bool) -> list[Seen]:
+def look_at_all(images: Images, follow: ShowProgress, hashed: bool) -> list[Seen]:
     stores, (which, index) = images.stores, images.places()
 
     def chunk(start: int) -> list[Seen]:
