@@ -82,7 +82,7 @@ def _of_system(error: BaseException, where: str) -> tuple[str, int] | None:
     if number is None or isinstance(error, BrokenPipeError | ConnectionError):
         return None
     if number in _FULL:
-        return f"{where}the disk is full ({first_line(error)}); {_FAILURES[number]}", FAILURE
+        return f"the disk is full ({where}{first_line(error)}); {_FAILURES[number]}", FAILURE
     name = getattr(error, "filename", None)
     file = "" if name is None else f"{os.fsdecode(name) if isinstance(name, bytes) else name}: "
     if file and where.endswith(file):

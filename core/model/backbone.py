@@ -287,7 +287,10 @@ def read_description(weights: str) -> dict[str, Any]:
             check_format(content, str(folder / DESCRIPTION))
             return described
     if root.is_file():
-        raise UserError(f"backbone.weights: {weights} is a file that others published; {conversion_command(root)}")
+        raise UserError(
+            f"backbone.weights: {weights} is no run's folder; expected none, timm, a .safetensors file or the folder of a run; if others "
+            f"published this file, {conversion_command(root)}"
+        )
     what = "holds no finished backbone/ (is the run finished?)" if root.is_dir() else "does not exist"
     raise UserError(
         f"backbone.weights: {weights} {what}; expected none, timm, a .safetensors file or the folder of a run"
