@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
@@ -13,6 +13,7 @@ from ..core import stage
 from ..core.config.resolve import Section
 from ..core.errors import UserError
 from ..core.evaluate.features import extract
+from ..core.evaluate.held_out import describe_slice, distinct_rows
 from ..core.evaluate.pictures import save_map
 from ..core.evaluate.scores import Scores, add_scores
 from ..core.images.open import Images
@@ -22,12 +23,11 @@ from ..core.run.directory import Run
 from ..core.views.view import Evaluation
 from .baselines.registry import BASELINES
 from .protocols.attentive import AttentiveTraining
-from .protocols.fewshot import check_shots
 from .protocols.fewshot import fewshot as fewshot_protocol
 from .protocols.knn import knn as knn_protocol
 from .protocols.linear import linear as linear_protocol
 from .protocols.outcome import Outcome
-from .protocols.registry import PROTOCOLS, READ_TOKENS
+from .protocols.registry import PROTOCOLS, READ_TOKENS, check_protocol
 from .protocols.tokens import extract_tokens
 
 CONFIGURED = ("knn", "linear", "attentive", "fewshot")
@@ -70,6 +70,7 @@ class Probing(NamedTuple):
     chosen: list[tuple[str, Protocol]]
     attentive: AttentiveTraining
     train: Images
+    distinct: Images  # the training images without copies: what the protocols see
     tests: dict[str, Images]
     model: Backbone
 
@@ -77,16 +78,20 @@ class Probing(NamedTuple):
 def build_probe(
     run: Run, data: Mapping[str, Any], backbone: Mapping[str, Any], evaluate: Mapping[str, Any], seed: int
 ) -> Probing:
-    """Choose the protocols, open the sets and build the network. Raises UserError."""
+    """Choose the protocols, open the sets and build the network. Raises UserError, also for what a protocol cannot do on this set."""
     torch.manual_seed(seed)
-    chosen, attentive = _chosen_protocols(evaluate), AttentiveTraining(**(evaluate["attentive"] or {}))
+    options, attentive = _chosen_protocols(evaluate), AttentiveTraining(**(evaluate["attentive"] or {}))
     train, tests = train_and_tests(data["train"], data["test"], seed)
     stage.record_sets(run, stage.named_sets(train, tests))
-    if evaluate["fewshot"] is not None:
-        assert train.labels is not None and train.classes is not None
-        check_shots(train.labels, train.classes, evaluate["fewshot"]["shots"], evaluate["fewshot"]["draws"])
+    distinct = train.select(distinct_rows(train))
+    assert distinct.labels is not None and distinct.classes is not None
+    if copies := len(train) - len(distinct):
+        run.log(f"{copies} of {len(train)} training images are copies of others; each counts once")
+    for name, given in options.items():
+        check_protocol(name, given, distinct.keys(), distinct.labels, distinct.classes)
+    chosen = [(name, partial(PROTOCOLS[name], **given)) for name, given in options.items()]
     model = create(data["size"], stage.channels_of(train), {**OWN, **BASELINES}, **backbone)
-    return Probing(chosen, attentive, train, tests, model)
+    return Probing(chosen, attentive, train, distinct, tests, model)
 
 
 def probe(
@@ -104,24 +109,35 @@ def probe(
     evaluate: The protocols.
     seed: Seed of held-out images and random draws, 0 or more.
     """
-    chosen, attentive, train, tests, model = build_probe(run, data, backbone, evaluate, seed)
+    chosen, attentive, train, distinct, tests, model = build_probe(run, data, backbone, evaluate, seed)
     model = model.to(run.device)
     if backbone["weights"] == "none" and model.spec["name"] not in BASELINES:
         run.log("WARNING: backbone.weights is none: these are features of a network that nothing has trained")
     count = sum(map(len, tests.values()))
-    run.log(f"probe {model.spec['name']}: features of {len(train)} training and {count} test images")
+    run.log(f"probe {model.spec['name']}: features of {len(distinct)} training and {count} test images")
 
     view = Evaluation(data["size"], crop=data["crop"], mean=model.mean, std=model.std)
     reads_tokens = any(name in READ_TOKENS for name, _ in chosen)
-    inputs = _extracted(run, model, view, train, tests, attentive if reads_tokens else None)
-    scores, picked, selection = _scored(run, chosen, inputs, train, tests)
+    inputs = _extracted(run, model, view, distinct, tests, attentive if reads_tokens else None)
+    scores, outcomes = _scored(run, chosen, inputs, distinct, tests)
 
     if run.main:
         save_map(run.dir, inputs.features, tests, seed)
     model.seen = add_seen(model.seen, LABELLED, train)
     facts = describe_sets(stage.named_sets(train, tests), held_out=data["test"] is None)
-    found = {**exposure(model.seen, tests), **scores._asdict(), "chosen": picked}
+    if copies := len(train) - len(distinct):
+        facts["copies"] = {"train": copies}
+    found = {**exposure(model.seen, tests), **scores._asdict(), **_choices(outcomes, distinct, seed)}
+    selection = next((o.selection for o in outcomes if o.selection != "last"), "last")
     return run.finish({"data": facts, **found, "selection": model.selection(selection)})
+
+
+def _choices(outcomes: Sequence[Outcome], train: Images, seed: int) -> dict[str, Any]:
+    """What the protocols chose, how the slice of the training images was drawn on which they did, and how solvers ended."""
+    chosen = {key: value for outcome in outcomes for key, value in outcome.chosen.items()}
+    fits = {key: value for outcome in outcomes for key, value in outcome.fits.items()}
+    drawn = {"held_out": describe_slice(train, seed)} if chosen else {}
+    return {"chosen": chosen, **drawn, **({"fits": fits} if fits else {})}
 
 
 class _Inputs(NamedTuple):
@@ -157,35 +173,33 @@ def _extracted(
 
 def _scored(
     run: Run, chosen: list[tuple[str, Protocol]], inputs: _Inputs, train: Images, tests: Mapping[str, Images]
-) -> tuple[Scores, dict[str, float], str]:
-    """The scores of all protocols, what they chose on held-out training images, and how the result was selected."""
+) -> tuple[Scores, list[Outcome]]:
+    """The scores of all protocols, and their outcomes."""
     assert train.labels is not None and train.classes is not None
-    scores, picked, selection = Scores({}, {}, {}), {}, "last"
+    scores, outcomes, keys = Scores({}, {}, {}), list[Outcome](), train.keys()
     for name, protocol in chosen:
         tokens = name in READ_TOKENS
         known, features = (inputs.train_tokens, inputs.tokens) if tokens else (inputs.train, inputs.features)
         pairs = {test: (features[test], t.labels) for test, t in tests.items() if t.labels is not None}
         place = (run.device,) if tokens else ()  # where a protocol that trains does so
-        outcome = protocol(known, train.labels, pairs, train.classes, run.seed, *place)
+        outcome = protocol(known, train.labels, keys, pairs, train.classes, run.seed, *place)
         for key, predictions in outcome.predictions.items():
             if predictions.ndim == 1:
                 add_scores(scores, key, tests[key.split("/")[0]], predictions, train.classes, run.seed)
         scores.metrics.update(outcome.metrics)
         scores.details.update(outcome.details)
         scores.intervals.update({k: [v for v in pair if v is not None] for k, pair in outcome.intervals.items()})
-        picked.update(outcome.chosen)
-        selection = outcome.selection if outcome.selection != "last" else selection
-    return scores, picked, selection
+        outcomes.append(outcome)
+    return scores, outcomes
 
 
-def _chosen_protocols(evaluate: Mapping[str, Any]) -> list[tuple[str, Protocol]]:
-    """The protocols that a config asks for, by name and in its order; kNN where it asks for none. Raises UserError."""
-    chosen: list[tuple[str, Protocol]] = []
-    for name in CONFIGURED:
-        if evaluate[name] is not None:
-            chosen.append((name, partial(PROTOCOLS[name], **evaluate[name])))
+def _chosen_protocols(evaluate: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The protocols that a config asks for with their options, in its order; kNN where it asks for none. Raises UserError."""
+    chosen: dict[str, dict[str, Any]] = {
+        name: dict(evaluate[name]) for name in CONFIGURED if evaluate[name] is not None
+    }
     for name in evaluate["presets"]:
         if name not in PROTOCOLS:
             raise UserError(f"evaluate.presets: unknown preset {name!r} (known: {', '.join(sorted(PROTOCOLS))})")
-        chosen.append((name, PROTOCOLS[name]))
-    return chosen or [("knn", knn_protocol)]
+        chosen.setdefault(name, {})
+    return chosen or {"knn": {}}

@@ -23,6 +23,8 @@ from ..views.view import stack_pictures
 
 # Rows are summed over processes in blocks of this many numbers (256 MB), to bound the memory on the device.
 NUMBERS_AT_ONCE = 1 << 26
+# A message about images names the first of them.
+NAMED = 5
 
 
 class Readable(Protocol):
@@ -32,6 +34,7 @@ class Readable(Protocol):
     def read(self, i: int, /) -> Tensor: ...
     def uniform(self) -> object | None: ...
     def rows(self, indices: Tensor, /) -> Tensor | None: ...
+    def full_name(self, i: int, /) -> str: ...
 
 
 class EvaluationView(Protocol):
@@ -71,7 +74,8 @@ def extract(
     images: uniform sets are read directly; pictures of others are read and cropped by `workers` processes, at most one a core.
     batch_size: images per forward pass on one process. device: where the model is.
     axes: axes of one image's features, 1 for [N, D], 2 for tokens, [N, L, D]. dtype: of the returned features.
-    Raises the error of a damaged picture on all processes (evaluation never skips one), and UserError for an empty set.
+    Raises the error of a damaged picture on all processes (evaluation never skips one), UserError for an empty set, and for features
+    that are not finite, naming the images.
     """
     n = len(images)
     if n == 0:
@@ -87,6 +91,7 @@ def extract(
     own = [range(start, min(start + batch_size, n)) for start in starts[rank() * share : (rank() + 1) * share]]
     features = None
     damaged = None
+    broken = torch.zeros(n, dtype=torch.int32)
     source = _pixels(images, view, own, workers, pinned=device.type == "cuda")
     with closing(source), evaluating(model), torch.inference_mode():
         for pixels, rows in zip(source, own, strict=False):  # `source` ends early at a damaged picture
@@ -101,8 +106,11 @@ def extract(
             if features is None:
                 with torch.inference_mode(False):  # a probe is trained on them, which inference tensors refuse
                     features = torch.zeros(n, *found.shape[1:], dtype=dtype)
+            # Before the conversion: a number may be too large for the dtype alone, which is the caller's matter.
+            broken[rows.start : rows.stop] = (~found.isfinite().flatten(1).all(1)).cpu()
             features[rows.start : rows.stop] = found.to(dtype).cpu()
     _agree_on_damage(images, view, damaged, device)
+    _refuse_broken(images, all_reduce_sum(broken.to(device)).nonzero()[:, 0].tolist())
     return _assemble(features, own, n, axes, dtype, device)
 
 
@@ -161,6 +169,21 @@ def _agree_on_damage(images: Readable, view: EvaluationView, damaged: int | None
     if numbers:
         view.worker(images.read(min(numbers)))
         raise UserError(f"picture {min(numbers)} could be read only at the second attempt; check the disk it is on")
+
+
+def _refuse_broken(images: Readable, rows: list[int]) -> None:
+    """Raise UserError if there are images, int `rows`, whose features are not finite: they would get scores that mean nothing."""
+    if len(rows) == len(images):
+        raise UserError(
+            f"the features of all {len(rows)} images are not finite: the network has diverged, or its weights hold such numbers; "
+            "take an earlier checkpoint or other weights"
+        )
+    if rows:
+        names = ", ".join(images.full_name(i) for i in rows[:NAMED])
+        raise UserError(
+            f"the features of {len(rows)} of {len(images)} images are not finite ({names}{', ...' if len(rows) > NAMED else ''}); "
+            "leave these pictures out, or take an earlier checkpoint or other weights, because the network may have diverged"
+        )
 
 
 def _assemble(

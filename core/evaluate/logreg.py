@@ -1,7 +1,7 @@
-"""Multinomial logistic regression on frozen features by L-BFGS, with C chosen on a held-out slice of the training set.
+"""Multinomial logistic regression on frozen features, with C chosen on a held-out slice of the training set.
 
-scipy's L-BFGS-B takes the steps; torch computes loss and gradient in float64 on the features' device. So the objective is scikit-learn's,
-also on a GPU. C cannot be chosen on test data, as is often done, because no test label enters here.
+The objective is scikit-learn's; newton.py finds its minimum, on the features' device. C cannot be chosen on test data, as is often done,
+because no test label enters here.
 """
 
 from __future__ import annotations
@@ -13,23 +13,27 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import cross_entropy
 
-from ..draws import Draws
 from ..errors import UserError
+from .held_out import held_out_rows
+from .newton import minimise, rotated
 
 _log = logging.getLogger(__name__)
 
 # The grid of DINOv2's evaluation (Oquab et al. 2023, arXiv:2304.07193): 45 values from 1e-6 to 1e5.
 C_GRID: tuple[float, ...] = tuple(float(c) for c in np.logspace(-6, 5, 45))
-MAX_ITERATIONS = 1000
-# Largest entry of the mean loss's gradient that counts as converged. With scikit-learn's 1e-4, weak penalties would stop at the
-# solution of the next stronger one, and the candidates would not differ.
-TOLERANCE = 1e-5
 # Used where nothing can be held out (one image a class): scikit-learn's default.
 DEFAULT_C = 1.0
+
+
+class Fit(NamedTuple):
+    """How one minimum was found."""
+
+    C: float
+    iterations: int  # steps of Newton's method
+    converged: bool
 
 
 class LogisticRegression(NamedTuple):
@@ -41,7 +45,13 @@ class LogisticRegression(NamedTuple):
     scale: Tensor  # float64, one number: the training features' root mean square deviation
     classes: Tensor  # int64 [K]: the class of each row of weight; only those with training images
     C: float
-    selected: bool  # C was chosen on a held-out slice
+    fit: Fit  # on the whole training set
+    choice: tuple[Fit, ...]  # of each C that was tried, ascending; empty if C was not chosen on a held-out slice
+
+    @property
+    def selected(self) -> bool:
+        """Whether C was chosen on a held-out slice."""
+        return bool(self.choice)
 
     def logits(self, x: Tensor) -> Tensor:
         """[M, D] -> float64 [M, K], on the device of the weights."""
@@ -52,86 +62,64 @@ class LogisticRegression(NamedTuple):
         return self.classes[self.logits(x).argmax(dim=1)].cpu()
 
 
-def logistic_regression(
-    train_x: Tensor,
-    train_y: Tensor,
-    test_x: Tensor,
-    num_classes: int,
-    *,
-    seed: int,
-    values_of_C: Sequence[float] = C_GRID,
-) -> tuple[Tensor, float]:
-    """(predictions int64 [M], the chosen C); see `fit_choosing_C`."""
-    model = fit_choosing_C(train_x, train_y, num_classes, seed=seed, values_of_C=values_of_C)
-    return model.predict(test_x), model.C
+def check_C(values_of_C: Sequence[float], key: str = "logistic regression") -> list[float]:
+    """The different values, ascending. Raises UserError, beginning with `key`, unless all are finite and above 0."""
+    grid = sorted({float(c) for c in values_of_C})
+    if not grid or not grid[0] > 0 or not all(map(math.isfinite, grid)):
+        raise UserError(f"{key} needs one or more finite values of C above 0, got {list(values_of_C)}")
+    return grid
 
 
 def fit_choosing_C(
     train_x: Tensor,
     train_y: Tensor,
+    train_keys: Tensor,
     num_classes: int,
     *,
     seed: int,
     values_of_C: Sequence[float] = C_GRID,
-    fraction: float = 0.2,
 ) -> LogisticRegression:
-    """Fit on 1 - fraction of the training set for each C, choose the best on the rest, and refit on the whole set.
+    """Fit on 80 % of the training set for each C, choose the best on the rest (`held_out_rows`), and refit on the whole set.
 
-    train_x: [N, D], train_y: int64 [N] in 0..num_classes-1. C: as in scikit-learn, C * sum of losses + |weight|^2 / 2.
-    Best means most held-out images right, then lowest held-out loss. With a single C nothing is held out; nor if no class has two images,
-    where DEFAULT_C is used.
+    train_x: [N, D]; train_y: int64 [N] in 0..num_classes-1; train_keys: int64 [N], identities. C: as in scikit-learn, C * sum of losses +
+    |weight|^2 / 2. Best means most held-out images right, then lowest held-out loss. With a single C nothing is held out; nor if no class
+    has two identities, where DEFAULT_C is used.
     Raises UserError for an empty training set, labels out of range, values of C not above 0, or features that are not finite.
     """
     x, y = _checked(train_x, train_y, num_classes)
-    grid = sorted({float(c) for c in values_of_C})
-    if not grid or grid[0] <= 0 or not math.isfinite(grid[-1]):
-        raise UserError(f"logistic regression needs finite values of C above 0, got {list(values_of_C)}")
+    grid = check_C(values_of_C)
     if len(grid) == 1:
         return _fit_path(x, y, grid)[0]
-    held_out = stratified_slice(y, fraction=fraction, seed=seed).to(x.device)
+    held_out = held_out_rows(train_keys, y, seed=seed).to(x.device)
     if not bool(held_out.any()):
         _log.warning(
             "logistic regression: too few images to hold some out, so C = %g is used without choosing", DEFAULT_C
         )
         return _fit_path(x, y, [DEFAULT_C])[0]
-    best = _best(x, y, held_out, grid)
-    # Starting from the chosen solution gives the same estimator where the iterations end before convergence.
-    return _fit_path(x, y, [best.C], start=best)[0]._replace(selected=True)
+    tried = _fit_path(x[~held_out], y[~held_out], grid)
+    best = _best(tried, x[held_out], y[held_out])
+    return _fit_path(x, y, [best.C], start=best)[0]._replace(choice=tuple(model.fit for model in tried))
 
 
-def stratified_slice(labels: Tensor, *, fraction: float, seed: int) -> Tensor:
-    """Which training images to hold out, bool [N] on the CPU: `fraction` of each class, rounded, but at least one.
+def _best(tried: Sequence[LogisticRegression], x: Tensor, y: Tensor) -> LogisticRegression:
+    """The classifier with most of the held-out rows right, then with the lowest loss on them; of equals the smallest C.
 
-    The choice depends on the seed and on the rows of the class; a class with a single image stays in training.
+    A held-out copy may have a label that no image of the fitted part has; no classifier can be right there, so it has no part in the loss.
     """
-    labels = labels.detach().cpu()
-    order = Draws(seed, torch.arange(len(labels))).bits("train-split/held-out", 1)[:, 0]
-    held_out = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique():
-        rows = (labels == label).nonzero()[:, 0]
-        count = min(max(1, round(fraction * len(rows))), len(rows) - 1)
-        held_out[rows[order[rows].argsort(stable=True)[:count]]] = True
-    return held_out
+    known = torch.isin(y, tried[0].classes)
+    column = torch.searchsorted(tried[0].classes, y[known])
 
+    def score(model: LogisticRegression) -> tuple[int, float]:
+        logits = model.logits(x[known])
+        return int((logits.argmax(dim=1) == column).sum()), -float(cross_entropy(logits, column, reduction="sum"))
 
-def _best(x: Tensor, y: Tensor, held_out: Tensor, grid: Sequence[float]) -> LogisticRegression:
-    """The classifier that does best on the held-out rows, among those fitted on the other rows."""
-    best, best_score = None, (-1, 0.0)
-    for model in _fit_path(x[~held_out], y[~held_out], grid):
-        logits = model.logits(x[held_out])
-        # Every class of the held-out slice also has rows in training, so its column exists.
-        column = torch.searchsorted(model.classes, y[held_out])
-        score = (int((logits.argmax(dim=1) == column).sum()), -float(cross_entropy(logits, column)))
-        if best is None or score > best_score:
-            best, best_score = model, score
-    assert best is not None
-    return best
+    return max(tried, key=score)
 
 
 def _fit_path(
     x: Tensor, y: Tensor, grid: Sequence[float], start: LogisticRegression | None = None
 ) -> list[LogisticRegression]:
-    """One classifier for each C, ascending. Each starts at the solution of the one before, without which weak penalties converge slowly.
+    """One classifier for each C, ascending. Each starts where the two before point to, since the solution moves steadily with log C.
 
     Features are centred and divided by one number, so that one grid of C suits every backbone. Dividing each by its own deviation would
     amplify nearly dead features, which dominate the others on another domain where they are not dead.
@@ -139,42 +127,26 @@ def _fit_path(
     mean = x.mean(dim=0)
     scale = (x - mean).square().mean().sqrt()
     scale = torch.where(scale > 0, scale, 1.0)
-    standard = (x - mean) / scale
+    rows = rotated((x - mean) / scale)
     # Only classes with images: the bias of a class without images would fall without limit.
     classes, target = y.unique(return_inverse=True)
-    k, dim = len(classes), x.shape[1]
-    solution = np.zeros(k * (dim + 1))
-    if start is not None:
-        solution = torch.cat([start.weight, start.bias[:, None]], dim=1).flatten().cpu().numpy()
-    models = []
-    for c in grid:
-        solution = _minimise(standard, target, k, c, solution)
-        weight, bias = torch.from_numpy(solution.copy()).to(x.device).view(k, dim + 1).split([dim, 1], dim=1)
-        models.append(LogisticRegression(weight, bias[:, 0], mean, scale, classes, c, False))
+    weight, bias = x.new_zeros(len(classes), rows.x.shape[1]), x.new_zeros(len(classes))
+    if start is not None and torch.equal(start.classes, classes):
+        weight, bias = start.weight @ rows.basis, start.bias
+    before, models = (weight, bias), []
+    for i, c in enumerate(grid):
+        starts = [(weight, bias)]
+        if i > 1:
+            ratio = math.log(c / grid[i - 1]) / math.log(grid[i - 1] / grid[i - 2])
+            starts.append((weight + ratio * (weight - before[0]), bias + ratio * (bias - before[1])))
+        before = weight, bias
+        found = minimise(rows, target, c, starts)
+        weight, bias = found.weight, found.bias
+        fit = Fit(c, found.iterations, found.converged)
+        if not found.converged:
+            _log.warning("logistic regression: C = %g did not converge in %d iterations", c, found.iterations)
+        models.append(LogisticRegression(weight @ rows.basis.T, bias, mean, scale, classes, c, fit, ()))
     return models
-
-
-def _minimise(x: Tensor, target: Tensor, k: int, c: float, start: np.ndarray) -> np.ndarray:
-    """The minimum over (weight | bias), flat [K * (D + 1)], of mean cross-entropy + |weight|^2 / (2 C N)."""
-    n, dim = x.shape
-    truth = one_hot(target, k).to(x)
-
-    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        parameters = torch.from_numpy(flat).to(x).view(k, dim + 1)
-        weight, bias = parameters[:, :-1], parameters[:, -1]
-        log_p = torch.log_softmax(x @ weight.T + bias, dim=1)
-        error = (log_p.exp() - truth) / n
-        loss = -(log_p * truth).sum() / n + weight.square().sum() / (2 * c * n)
-        gradient = torch.cat([error.T @ x + weight / (c * n), error.sum(dim=0)[:, None]], dim=1)
-        return float(loss), gradient.flatten().cpu().numpy()
-
-    options = {
-        "maxiter": MAX_ITERATIONS,
-        "maxfun": 2 * MAX_ITERATIONS,
-        "gtol": TOLERANCE,
-        "ftol": 64 * np.finfo(float).eps,
-    }
-    return minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x
 
 
 def _checked(train_x: Tensor, train_y: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

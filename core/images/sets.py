@@ -78,7 +78,7 @@ def describe_sets(sets: Mapping[str, Images], held_out: bool = False) -> dict[st
         "fingerprint": hashlib.sha256("".join(prints[name] for name in sorted(prints)).encode()).hexdigest(),
         "split": {name: images.split_hash() for name, images in sets.items()},
         "n": {name: len(images) for name, images in sets.items()},
-        **({"test": f"held-out {HELD_OUT:.0%} by seed"} if held_out else {}),
+        **({"test": f"held-out {HELD_OUT:.0%} by seed, over content keys"} if held_out else {}),
     }
 
 

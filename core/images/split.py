@@ -9,6 +9,7 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,23 +78,28 @@ def hash_order(keys: Tensor, seed: int) -> list[int]:
 def cut(keys: Tensor, low: str | None, high: str | None, seed: int, labels: Tensor | None = None) -> Tensor:
     """Indices (int64, ascending) of the images whose identity lies between the bounds in the hash order.
 
-    keys: int64 [N]. labels: int64 [N] to cut within each class; None ignores labels. An identity with several labels counts
-    as the smallest of them, so that it always stays on one side.
+    keys: int64 [N]. labels: int64 [N] to cut within each class; None ignores labels. An identity with several labels counts as the
+    most frequent of them (see `keys_by_class`), so that it always stays on one side.
     """
     chosen: set[int] = set()
-    for group in [keys] if labels is None else keys_by_class(keys, labels):
+    for group in [keys] if labels is None else keys_by_class(keys, labels).values():
         order = hash_order(group, seed)
         chosen.update(order[cut_point(low, len(order), 0) : cut_point(high, len(order), len(order))])
     inside = torch.tensor([key in chosen for key in keys.tolist()], dtype=torch.bool)
     return inside.nonzero().flatten()
 
 
-def keys_by_class(keys: Tensor, labels: Tensor) -> list[Tensor]:
-    """The identities of each class, each identity in one class only."""
-    owner: dict[int, int] = {}
-    for key, label in zip(keys.tolist(), labels.tolist(), strict=True):
-        owner[key] = min(int(label), owner.get(key, int(label)))
-    classes: dict[int, list[int]] = {}
-    for key, label in owner.items():
-        classes.setdefault(label, []).append(key)
-    return [torch.tensor(classes[label], dtype=torch.int64) for label in sorted(classes)]
+def keys_by_class(keys: Tensor, labels: Tensor) -> dict[int, Tensor]:
+    """The identities of each class that has some, ascending. An identity's class is that of most of its images, of equals the smallest.
+
+    keys, labels: int64 [N]. So any number of copies of all images gives the same classes.
+    """
+    pairs, counts = torch.stack([keys, labels.long()]).unique(
+        dim=1, return_counts=True
+    )  # ascending by key, then by label
+    order = np.lexsort((pairs[1].numpy(), -counts.numpy(), pairs[0].numpy()))
+    key, label = pairs[:, torch.from_numpy(order)]
+    first = torch.ones(len(key), dtype=torch.bool)
+    first[1:] = key[1:] != key[:-1]
+    key, label = key[first], label[first]
+    return {int(one): key[label == one] for one in label.unique()}

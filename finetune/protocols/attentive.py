@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, layer_norm
 
 from ...core.draws import Draws
 from ...core.errors import UserError
-from ...core.evaluate.logreg import stratified_slice
+from ...core.evaluate.held_out import held_out_rows, nothing_to_choose_on
 from ...core.stream.order import straddling
 from ...core.train.schedules import cosine
 from .outcome import Outcome, Tests, empty_outcome, record_scores
@@ -154,6 +154,7 @@ class FittedProbes(NamedTuple):
 def fit_choosing(
     tokens: Tensor,
     labels: Tensor,
+    keys: Tensor,
     num_classes: int,
     training: AttentiveTraining,
     seed: int,
@@ -161,9 +162,10 @@ def fit_choosing(
 ) -> FittedProbes:
     """Train all candidates on 80 % of the training set, choose the best on the rest, and train it anew on the whole set.
 
-    tokens: float16 or float32 [N, L, D] on the CPU; labels: int64 [N] in 0..num_classes-1. device: where the training happens.
+    tokens: float16 or float32 [N, L, D] on the CPU; labels: int64 [N] in 0..num_classes-1; keys: int64 [N], identities.
+    device: where the training happens.
     Best means most held-out images right, then lowest held-out loss. With one candidate nothing is held out.
-    Raises UserError if no class has two images to choose on, if heads do not divide D, and for labels out of range.
+    Raises UserError if no class has two identities to choose on, if heads do not divide D, and for labels out of range.
     """
     if tokens.ndim != 3 or labels.shape != (len(tokens),):
         raise ValueError(
@@ -177,11 +179,8 @@ def fit_choosing(
     grid, everything = training.grid, torch.arange(len(tokens))
     if len(grid) == 1:
         return _train(tokens, labels, everything, num_classes, training, grid, seed, device)
-    held_out = stratified_slice(labels, fraction=0.2, seed=seed)
-    if not bool(held_out.any()):
-        raise UserError(
-            "evaluate.attentive: no class has two training images to choose on; give a single lr and weight_decay"
-        )
+    check_attentive(training, keys, labels)
+    held_out = held_out_rows(keys, labels, seed=seed)
     inner, outer = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
     tried = _train(tokens, labels, inner, num_classes, training, grid, seed, device)
     scores = []
@@ -191,6 +190,14 @@ def fit_choosing(
         scores.append((right, -loss if math.isfinite(loss) else -math.inf))
     best = [grid[scores.index(max(scores))]]
     return _train(tokens, labels, everything, num_classes, training, best, seed, device)._replace(selected=True)
+
+
+def check_attentive(training: AttentiveTraining, keys: Tensor, labels: Tensor) -> None:
+    """Raises UserError if there is something to choose and nothing to choose on. keys, labels: int64 [N]."""
+    if len(training.grid) > 1 and nothing_to_choose_on(keys, labels):
+        raise UserError(
+            "evaluate.attentive: no class has two different training images to choose on; give a single lr and weight_decay"
+        )
 
 
 @torch.enable_grad()
@@ -254,6 +261,7 @@ def _blocks(tokens: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
 def attentive(
     train_x: Tensor,
     train_y: Tensor,
+    train_keys: Tensor,
     tests: Tests,
     classes: Sequence[str],
     seed: int,
@@ -262,10 +270,11 @@ def attentive(
 ) -> Outcome:
     """The attentive probe as a protocol; its section of a config is `AttentiveTraining`, whose fields are `options`.
 
-    train_x: [N, L, D] on the CPU and tests the same. device: where the probe is trained.
+    train_x: [N, L, D] on the CPU and tests the same; train_y, train_keys: int64 [N], labels and identities.
+    device: where the probe is trained.
     """
     training = AttentiveTraining(**options)
-    model = fit_choosing(train_x, train_y, len(classes), training, seed, device)
+    model = fit_choosing(train_x, train_y, train_keys, len(classes), training, seed, device)
     outcome = empty_outcome("train-split" if model.selected else "last")
     if model.selected:
         rate, decay = model.grid[0]

@@ -21,12 +21,15 @@ class Outcome(NamedTuple):
     predictions: dict[str, Tensor]  # "TEST/PROTOCOL": int64 [M], or [draws, M] for few-shot
     intervals: dict[str, list[float | None]]  # "TEST/PROTOCOL/METRIC": [low, high], where the protocol itself repeats
     chosen: dict[str, float]  # "PROTOCOL/k", "PROTOCOL/C", "PROTOCOL/lr": values chosen on a held-out training slice
+    fits: dict[
+        str, Any
+    ]  # "PROTOCOL": iterations and convergence of the solver, for each C of the "choice" and for the "refit"
     selection: str  # "train-split" if something was chosen, else "last"
 
 
 def empty_outcome(selection: str) -> Outcome:
     """An outcome without scores. selection: "train-split" or "last"."""
-    return Outcome({}, {}, {}, {}, {}, selection)
+    return Outcome({}, {}, {}, {}, {}, {}, selection)
 
 
 def record_scores(outcome: Outcome, key: str, labels: Tensor, predictions: Tensor, classes: Sequence[str]) -> None:

@@ -35,7 +35,7 @@ MIN_IMAGES = 16  # fewer give no meaningful spectrum
 def knn_options(*, k: int = 20, temperature: float = 0.07) -> None:
     """Weighted cosine kNN of frozen features (Wu et al. 2018, arXiv:1805.01978). Nothing is chosen by its result.
 
-    k: Number of neighbours that vote, 1 or more.
+    k: Number of neighbours that vote, 1 or more. A copy of a picture in the bank is one more neighbour; `rootstock probe` counts it once.
     temperature: Temperature of the weights exp(cosine / temperature) of their votes, above 0.
     """
 

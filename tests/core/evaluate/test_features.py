@@ -1,5 +1,6 @@
 """Run as a script, this file is one of the processes of test_exact_over_processes."""
 
+import math
 import os
 import subprocess
 import sys
@@ -33,6 +34,9 @@ class Pictures:
             raise UserError(f"picture-{i}.png is damaged; remove it")
         self.reads.append(i)
         return torch.full((3, 4, 4 + i % 2), i, dtype=torch.uint8)
+
+    def full_name(self, i: int) -> str:
+        return f"picture-{i}.png"
 
     def uniform(self) -> object | None:
         return (3, 4, 4) if self.uniformly else None
@@ -150,6 +154,46 @@ def test_bad_arguments_are_named() -> None:
         extract(Numbers(), Pictures(3), View(), device="cpu", axes=2)
 
 
+class Broken(Numbers):
+    """The features of some pictures are not finite."""
+
+    def __init__(self, values: dict[int, float], tokens: bool = False) -> None:
+        super().__init__()
+        self.values, self.tokens = values, tokens
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = super().forward(x)
+        for row, number in enumerate(found[:, 0].tolist()):
+            found[row, 1] = self.values.get(int(number), found[row, 1])
+        return found[:, None].expand(-1, 3, -1) if self.tokens else found
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        (
+            {2: math.nan},
+            r"^the features of 1 of 9 images are not finite \(picture-2.png\); leave these pictures out, or take",
+        ),
+        ({7: -math.inf, 1: math.inf}, r"of 2 of 9 images are not finite \(picture-1.png, picture-7.png\); leave"),
+        (dict.fromkeys(range(1, 8), math.nan), r"7 of 9 .*picture-1.png, .*picture-5.png, \.\.\.\); leave"),
+        (
+            dict.fromkeys(range(9), math.nan),
+            r"all 9 images are not finite: the network has diverged.*; take an earlier",
+        ),
+    ],
+)
+@pytest.mark.parametrize("tokens", [False, True])
+def test_features_that_are_not_finite_are_refused(values: dict[int, float], sentence: str, tokens: bool) -> None:
+    with pytest.raises(UserError, match=sentence):
+        extract(Broken(values, tokens), Pictures(9), View(), batch_size=4, device="cpu", axes=1 + tokens)
+
+
+def test_a_number_too_large_for_the_dtype_alone_is_the_callers_matter() -> None:
+    found = extract(Broken({3: 1e30}), Pictures(9), View(), batch_size=4, device="cpu", dtype=torch.float16)
+    assert found[3].tolist() == [3.0, math.inf] and bool(found[4:].isfinite().all())
+
+
 def test_exact_over_processes(tmp_path: Path) -> None:
     """1..33 samples over 1, 2 and 3 gloo processes: the same bits, nothing missing, nothing twice, in order."""
     children = [
@@ -194,6 +238,8 @@ def one_process(rank: int, folder: Path) -> None:
         # Only the last process meets the picture; all of them name it, and none waits for another.
         with pytest.raises(UserError, match=r"^picture-30.png is damaged; remove it$"):
             extract(Numbers(), Pictures(33, damaged=30), View(), batch_size=4, device="cpu")
+        with pytest.raises(UserError, match=r"of 2 of 33 images .*\(picture-0.png, picture-32.png\); leave"):
+            extract(Broken({0: math.nan, 32: math.inf}), Pictures(33), View(), batch_size=4, device="cpu")
         dist.barrier()
         dist.destroy_process_group()
     print(f"{rank}: exact")

@@ -1,14 +1,16 @@
 import logging
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression as Theirs
 from torch import Tensor
 
 from rootstock.core.errors import UserError
-from rootstock.core.evaluate.logreg import C_GRID, DEFAULT_C, fit_choosing_C, logistic_regression, stratified_slice
+from rootstock.core.evaluate.held_out import held_out_rows
+from rootstock.core.evaluate.logreg import C_GRID, DEFAULT_C, LogisticRegression, fit_choosing_C
 
 
 def blobs(n: int, seed: int, classes: int = 4, dim: int = 6) -> tuple[Tensor, Tensor]:
@@ -26,15 +28,20 @@ def standardised(x: Tensor, train: Tensor) -> np.ndarray:
     return (x.double().numpy() - centre) / math.sqrt(float(((reference - centre) ** 2).mean()))
 
 
-def theirs(x: Tensor, y: Tensor, c: float) -> LogisticRegression:
-    return LogisticRegression(C=c, tol=1e-8, max_iter=10000).fit(standardised(x, x), y)
+def fitted(x: Tensor, y: Tensor, num_classes: int, seed: int = 0, **options: Any) -> LogisticRegression:
+    """Each image has an identity of its own."""
+    return fit_choosing_C(x, y, torch.arange(len(y)), num_classes, seed=seed, **options)
+
+
+def theirs(x: Tensor, y: Tensor, c: float) -> Theirs:
+    return Theirs(C=c, tol=1e-8, max_iter=10000).fit(standardised(x, x), y)
 
 
 @pytest.mark.parametrize("c", [1e-3, 0.1, 10.0])
 def test_the_optimum_is_scikit_learns(c: float) -> None:
     x, y = blobs(120, seed=0)
     test_x, _ = blobs(200, seed=1)
-    model = fit_choosing_C(x, y, 4, seed=0, values_of_C=[c])
+    model = fitted(x, y, 4, seed=0, values_of_C=[c])
     expected = theirs(x, y, c)
     assert not model.selected
     found = torch.softmax(model.logits(test_x), dim=1).numpy()
@@ -52,7 +59,7 @@ def test_choice_of_C_against_a_loop(dim: int) -> None:
     x = x + 150 * torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
     test_x, _ = blobs(100, seed=1, dim=dim)
     grid = [1e-4, 1e-2, 1.0, 100.0]
-    held_out = stratified_slice(y, fraction=0.2, seed=5)
+    held_out = held_out_rows(torch.arange(len(y)), y, seed=5)
     scores = []
     for c in grid:
         inner = theirs(x[~held_out], y[~held_out], c)
@@ -60,18 +67,17 @@ def test_choice_of_C_against_a_loop(dim: int) -> None:
         truth = y[held_out].numpy()
         scores.append((int((p.argmax(axis=1) == truth).sum()), float(np.log(p[np.arange(len(p)), truth]).mean())))
     best = grid[scores.index(max(scores))]
-    predictions, chosen = logistic_regression(x, y, test_x, 4, seed=5, values_of_C=grid)
-    assert chosen == best
+    model = fitted(x, y, 4, seed=5, values_of_C=grid)
+    assert model.C == model.fit.C == best and [fit.C for fit in model.choice] == grid
     expected = theirs(x, y, best).predict(standardised(test_x, x))
-    assert float((predictions.numpy() == expected).mean()) >= 0.99
-    _, from_falling_grid = logistic_regression(x, y, test_x, 4, seed=5, values_of_C=grid[::-1])
-    assert from_falling_grid == best
+    assert float((model.predict(test_x).numpy() == expected).mean()) >= 0.99
+    assert best == fitted(x, y, 4, seed=5, values_of_C=grid[::-1]).C
 
 
 def test_scale_and_offset_of_the_features_dont_matter() -> None:
     x, y = blobs(120, seed=0)
-    model = fit_choosing_C(x, y, 4, seed=0, values_of_C=[0.01, 1.0])
-    moved = fit_choosing_C(x.double() * 1e-3 - 5, y, 4, seed=0, values_of_C=[0.01, 1.0])
+    model = fitted(x, y, 4, seed=0, values_of_C=[0.01, 1.0])
+    moved = fitted(x.double() * 1e-3 - 5, y, 4, seed=0, values_of_C=[0.01, 1.0])
     assert moved.C == model.C
     torch.testing.assert_close(moved.logits(x.double() * 1e-3 - 5), model.logits(x), atol=1e-4, rtol=1e-4)
 
@@ -79,34 +85,32 @@ def test_scale_and_offset_of_the_features_dont_matter() -> None:
 def test_a_dead_feature_that_wakes_up_on_test_changes_nothing() -> None:
     x, y = blobs(120, seed=0)
     test_x, _ = blobs(50, seed=1)
-    model = fit_choosing_C(torch.cat([x, torch.zeros(120, 1)], dim=1), y, 4, seed=0, values_of_C=[1.0])
+    model = fitted(torch.cat([x, torch.zeros(120, 1)], dim=1), y, 4, seed=0, values_of_C=[1.0])
     asleep = model.predict(torch.cat([test_x, torch.zeros(50, 1)], dim=1))
     assert torch.equal(model.predict(torch.cat([test_x, torch.full((50, 1), 1e4)], dim=1)), asleep)
 
 
 def test_classes_without_training_images_are_never_predicted() -> None:
     x, y = blobs(120, seed=0)
-    predictions, _ = logistic_regression(x, 2 * y + 1, x, 10, seed=0, values_of_C=[0.1, 1.0])
-    alone, _ = logistic_regression(x, y, x, 4, seed=0, values_of_C=[0.1, 1.0])
-    assert torch.equal(predictions, 2 * alone + 1)
-    assert logistic_regression(x[:5], torch.full((5,), 3), x, 10, seed=0)[0].unique().tolist() == [3]
+    every, alone = fitted(x, 2 * y + 1, 10, values_of_C=[0.1, 1.0]), fitted(x, y, 4, values_of_C=[0.1, 1.0])
+    assert torch.equal(every.predict(x), 2 * alone.predict(x) + 1)
+    assert fitted(x[:5], torch.full((5,), 3), 10).predict(x).unique().tolist() == [3]
 
 
-def test_stratified_slice() -> None:
-    y = torch.tensor([0] * 50 + [1] * 20 + [2] * 3 + [3] * 2 + [4])
-    held_out = stratified_slice(y, fraction=0.2, seed=0)
-    assert torch.bincount(y[held_out], minlength=5).tolist() == [10, 4, 1, 1, 0]
-    assert torch.equal(stratified_slice(y, fraction=0.2, seed=0), held_out)
-    assert not torch.equal(stratified_slice(y, fraction=0.2, seed=1), held_out)
-    # Every image is held out by some seed: no place is preferred.
-    ever = torch.stack([stratified_slice(y, fraction=0.2, seed=s) for s in range(60)]).any(dim=0)
-    assert ever[:-1].all()
+def test_a_held_out_copy_may_have_a_label_that_the_fitted_part_lacks() -> None:
+    """The only images of class 4 are wrongly labelled copies; whichever side they are on, a choice is made."""
+    x, y = blobs(40, seed=0)
+    keys = torch.cat([torch.arange(40), torch.arange(40)])
+    for seed in range(6):
+        odd = torch.full((40,), 4).where(torch.arange(40) == seed, y)
+        model = fit_choosing_C(torch.cat([x, x]), torch.cat([y, odd]), keys, 5, seed=seed, values_of_C=[1e-3, 1.0])
+        assert model.selected and model.classes.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_one_image_a_class_leaves_nothing_to_choose_on(caplog: pytest.LogCaptureFixture) -> None:
     x, _ = blobs(4, seed=0)
     with caplog.at_level(logging.WARNING):
-        model = fit_choosing_C(x, torch.arange(4), 4, seed=0)
+        model = fitted(x, torch.arange(4), 4, seed=0)
     assert (model.C, model.selected) == (DEFAULT_C, False)
     assert model.predict(x).tolist() == [0, 1, 2, 3]
     assert "too few images" in caplog.text
@@ -114,10 +118,7 @@ def test_one_image_a_class_leaves_nothing_to_choose_on(caplog: pytest.LogCapture
 
 def test_equal_features_give_the_majority() -> None:
     y = torch.tensor([0, 1, 1, 1, 2])
-    assert logistic_regression(torch.ones(5, 3), y, torch.ones(2, 3), 3, seed=0, values_of_C=[1.0])[0].tolist() == [
-        1,
-        1,
-    ]
+    assert fitted(torch.ones(5, 3), y, 3, values_of_C=[1.0]).predict(torch.ones(2, 3)).tolist() == [1, 1]
 
 
 def test_the_grid_is_the_published_one() -> None:
@@ -127,15 +128,15 @@ def test_the_grid_is_the_published_one() -> None:
 
 def test_bad_input_is_named() -> None:
     x, y = blobs(10, seed=0)
-    with pytest.raises(UserError, match="values of C above 0"):
-        logistic_regression(x, y, x, 4, seed=0, values_of_C=[0.0, 1.0])
-    with pytest.raises(UserError, match="values of C above 0"):
-        logistic_regression(x, y, x, 4, seed=0, values_of_C=[])
+    with pytest.raises(UserError, match="finite values of C above 0"):
+        fitted(x, y, 4, values_of_C=[0.0, 1.0])
+    with pytest.raises(UserError, match="finite values of C above 0"):
+        fitted(x, y, 4, values_of_C=[])
     with pytest.raises(UserError, match="is a part of the set unlabelled"):
-        logistic_regression(x, y - 5, x, 4, seed=0)
+        fitted(x, y - 5, 4)
     with pytest.raises(UserError, match="not finite"):
-        logistic_regression(x * math.nan, y, x, 4, seed=0)
+        fitted(x * math.nan, y, 4)
     with pytest.raises(UserError, match="at least one training image"):
-        logistic_regression(x[:0], y[:0], x, 4, seed=0)
+        fitted(x[:0], y[:0], 4)
     with pytest.raises(ValueError, match="labels"):
-        logistic_regression(x, y[:3], x, 4, seed=0)
+        fitted(x, y[:3], 4)

@@ -114,7 +114,7 @@ def test_describe(tmp_path: Path) -> None:
     kept, tests = train_and_tests(draw(tmp_path / "a", ["x", "y"], each=10), None, 0)
     sets = {"train": kept, **tests}
     entry = describe_sets(sets, held_out=True)
-    assert entry["n"] == {"train": 16, "test": 4} and entry["test"] == "held-out 20% by seed"
+    assert entry["n"] == {"train": 16, "test": 4} and entry["test"] == "held-out 20% by seed, over content keys"
     assert entry["split"] == {"train": kept.split_hash(), "test": tests["test"].split_hash()}
     # one fingerprint of all sets, independent of their order, that depends on the images
     assert describe_sets(dict(reversed(sets.items())))["fingerprint"] == entry["fingerprint"]

@@ -214,7 +214,7 @@ def test_a_pipeline_is_tuned_by_its_last_stage(run: Run) -> None:
         runs = [read_run(Path(trial["run"]) / f"seed-{seed}" / "probe") for seed in (0, 1)]
         values = [one.result["metrics"]["test/knn/accuracy"] for one in runs]
         assert trial["value"] == pytest.approx(sum(values) / 2)
-        assert runs[0].result["data"]["test"] == "held-out 20% by seed"
+        assert runs[0].result["data"]["test"] == "held-out 20% by seed, over content keys"
         ssl = read_run(Path(trial["run"]) / "seed-0" / "ssl").config
         assert ssl["optim"]["lr"] == trial["params"]["stages.ssl.optim.lr"]
         assert ssl["data"]["selection"] == "train-split"

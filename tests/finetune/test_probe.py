@@ -1,0 +1,108 @@
+"""What a probe chooses does not depend on copies, its result says how, and what it cannot do is said before features are extracted."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from rootstock.core.errors import UserError
+from rootstock.core.evaluate.held_out import HOW_DRAWN
+from rootstock.core.images.open import open_images
+from rootstock.finetune import probe as module
+from rootstock.launch.verbs import execute
+
+
+def noisy_digits(folder: Path, copies: int) -> str:
+    """An .npz with `copies` copies of 60 digits at 16 px, one set of copies after the other; noisy, so that choices matter."""
+    digits = open_images("sklearn:digits?size=16#[:6,seed=0,stratify]")
+    pixels, labels = digits.resident(), digits.labels
+    assert pixels is not None and labels is not None
+    noise = np.random.default_rng(0).integers(-90, 90, pixels.shape)
+    gray = np.clip(pixels.numpy() + noise, 0, 255).astype(np.uint8)[:, 0]
+    np.savez(folder / f"{copies}.npz", x=np.tile(gray, (copies, 1, 1)), y=np.tile(labels.numpy(), copies))
+    return f"npz:{folder / f'{copies}.npz'}"
+
+
+def probe(folder: Path, name: str, train: str, **evaluate: Any) -> dict[str, Any]:
+    config = {
+        "data": {"train": train, "test": "sklearn:digits?size=16#[95%:,seed=0]", "size": 16},
+        "backbone": {"name": "pixels" if "attentive" not in evaluate else "smallconv"},
+        "evaluate": evaluate,
+        "run": {"dir": str(folder / name), "device": "cpu", "workers": 0},
+    }
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    return execute("probe", str(folder / f"{name}.yaml"), quiet=True)
+
+
+def test_copies_of_all_images_change_no_choice_and_no_score(tmp_path: Path) -> None:
+    asked = {
+        "knn": {"k": [1, 3, 10, 30]},
+        "linear": {"C": [1e-5, 1e-4, 1e-3, 1e-2, 1.0, 100.0]},
+        "fewshot": {"shots": 2, "draws": 4},
+    }
+    one, *others = (probe(tmp_path, str(n), noisy_digits(tmp_path, n), **asked) for n in (1, 2, 5, 10))
+    assert one["chosen"].keys() == {"knn/k", "linear/C"} and one["selection"] == "train-split"
+    assert one["held_out"]["drawn"] == HOW_DRAWN and one["held_out"]["of_images"] == 60
+    assert [fit["C"] for fit in one["fits"]["linear"]["choice"]] == asked["linear"]["C"]
+    assert "copies" not in one["data"]
+    for n, other in zip((2, 5, 10), others, strict=True):
+        for key in ("chosen", "held_out", "fits", "metrics", "details", "intervals"):
+            assert json.dumps(other[key]) == json.dumps(one[key]), (n, key)
+        assert other["data"]["copies"] == {"train": 60 * (n - 1)} and other["data"]["n"]["train"] == 60 * n
+
+
+def test_copies_change_no_attentive_probe(tmp_path: Path) -> None:
+    asked = {"attentive": {"epochs": 2, "lr": [1e-3, 1e-2]}, "knn": {"k": 3}}
+    one, three = (probe(tmp_path, str(n), noisy_digits(tmp_path, n), **asked) for n in (1, 3))
+    assert one["chosen"].keys() == {"attentive/lr", "attentive/weight_decay"}
+    assert one["chosen"] == three["chosen"] and one["metrics"] == three["metrics"]
+
+
+def test_nothing_chosen_needs_no_slice(tmp_path: Path) -> None:
+    found = probe(tmp_path, "run", "sklearn:digits?size=16#[:5%,seed=0]", knn={"k": 3}, linear={"C": [1.0]})
+    assert found["chosen"] == {} and "held_out" not in found and found["selection"] == "last"
+    assert found["fits"]["linear"]["choice"] == [] and found["fits"]["linear"]["refit"]["converged"]
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "sentence"),
+    [
+        ({"knn": {"k": 0}}, "knn needs k of at least 1, got 0"),
+        ({"knn": {"k": [5, -1]}}, "knn needs k of at least 1, got -1"),
+        ({"knn": {"k": []}}, "knn needs at least one k"),
+        (
+            {"knn": {"k": 61}},
+            "knn needs 61 different training images .* and there are 60; give evaluate.knn.k of at most 60",
+        ),
+        ({"presets": ["knn-lightly"]}, "knn-lightly needs 200 different training images"),
+        ({"presets": ["knn-dino"]}, "knn-dino needs 200 different training images"),
+        ({"knn": {"temperature": -0.1}}, "knn needs a temperature above 0"),
+        ({"linear": {"C": [1.0, 0.0]}}, "linear needs one or more finite values of C above 0, got"),
+        ({"linear": {"C": []}}, "linear needs one or more finite values of C above 0"),
+        (
+            {"fewshot": {"shots": 99}},
+            "fewshot: class . has . different training images, fewer than shots = 99; give .* at most",
+        ),
+        ({"fewshot": {"draws": 0}}, "fewshot needs shots and draws of at least 1"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_extraction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluate: dict[str, Any], sentence: str
+) -> None:
+    monkeypatch.setattr(module, "extract", None)
+    with pytest.raises(UserError, match=sentence):
+        probe(tmp_path, "run", noisy_digits(tmp_path, 2), **evaluate)
+
+
+def test_one_image_a_class_leaves_nothing_to_choose_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies are no second image."""
+    monkeypatch.setattr(module, "extract", None)
+    pixels = torch.arange(10 * 16, dtype=torch.uint8).view(10, 4, 4).numpy()
+    np.savez(tmp_path / "x.npz", x=np.tile(pixels, (4, 1, 1)), y=np.tile(np.arange(10), 4))
+    for evaluate in ({"knn": {"k": [1, 2]}}, {"attentive": {"lr": [1e-3, 1e-2]}}):
+        with pytest.raises(UserError, match="no class has two different training images to choose"):
+            probe(tmp_path, "run", f"npz:{tmp_path / 'x.npz'}", **evaluate)
