@@ -316,11 +316,11 @@ def test_a_broken_picture_in_evaluation_is_named(
 def test_a_full_disk_in_the_middle_of_a_checkpoint(
     rootstock: Rootstock, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second checkpoint does not fit: the first stays whole, and with space the same command ends with the same weights."""
+    """No checkpoint but the first fits: it stays whole, and with space the same command ends with the same weights."""
     write = files.write_tensors
 
     def full(path: Path, *given: Any, **named: Any) -> None:
-        if f"step-{2 * EVERY:08d}" in str(path) and path.name == checkpoint.OPTIMIZER:
+        if f"step-{EVERY:08d}" not in str(path) and path.name == checkpoint.OPTIMIZER:
             path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         write(path, *given, **named)
@@ -329,7 +329,9 @@ def test_a_full_disk_in_the_middle_of_a_checkpoint(
         patch.setattr(files, "write_tensors", full)
         done = rootstock(*PRETRAIN, f"run.dir={tmp_path}")
     assert done.returncode == 1
-    assert sentence(done).startswith("error: the disk is full") and "run the same command to resume" in sentence(done)
+    said = sentence(done)
+    assert said.startswith(f"error: the checkpoint of step {STEPS} cannot be written") and "run the same command" in said
+    assert "WARNING: the checkpoint of step" in done.stderr and os.strerror(errno.ENOSPC) in said
     assert checkpoint.steps(tmp_path / "checkpoints") == [EVERY]
     assert checkpoint.read_checkpoint(tmp_path / "checkpoints" / f"step-{EVERY:08d}").step == EVERY
     again = rootstock(*PRETRAIN, f"run.dir={tmp_path}")
