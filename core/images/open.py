@@ -6,6 +6,7 @@
 Labels are dropped here for the role `unlabelled`, so that they cannot leak.
 """
 
+import errno
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,10 +18,12 @@ from ..errors import UserError
 from .images import Images
 from .notes import merged
 from .pack.reader import open_pack
+from .places import abridged, reason_of
 from .sources import digits
-from .sources.arrays import open_idx, open_npz
 from .sources.files import open_folder
+from .sources.idx import open_idx
 from .sources.listed import open_csv, open_list
+from .sources.npz import open_npz
 from .sources.tar import open_tar
 from .sources.torchvision_sets import open_torchvision
 from .split import GENERIC, Fragment, cut, parse_fragment
@@ -139,14 +142,32 @@ def open_source(uri: Uri, split: str | None) -> Source:
     """Call the scheme's opener with the URI's options."""
     if uri.scheme == "sklearn":
         if uri.path not in digits.DIGIT_SETS:
-            raise UserError(f"{uri.text}: unknown set sklearn:{uri.path}{suggestion(uri.path, digits.DIGIT_SETS)}")
+            near = suggestion(uri.path[:100], digits.DIGIT_SETS)
+            raise UserError(f"{abridged(uri.text)}: unknown set sklearn:{abridged(uri.path, 40)}{near}")
         opener = digits.DIGIT_SETS[uri.path]
         return opener(**keyword_options(opener, uri))
     if uri.scheme not in SCHEMES:
         known = [*SCHEMES, "sklearn"]
-        raise UserError(f"{uri.text}: unknown scheme {uri.scheme}{suggestion(uri.scheme, known)}")
+        raise UserError(
+            f"{abridged(uri.text)}: unknown scheme {abridged(uri.scheme, 40)}{suggestion(uri.scheme[:100], known)}"
+        )
     opener = SCHEMES[uri.scheme]
-    return opener(uri.path, split, **keyword_options(opener, uri))
+    options = keyword_options(opener, uri)
+    try:
+        return opener(uri.path, split, **options)
+    except OSError as error:
+        if error.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EPIPE,
+        ):  # they have a message and an exit code of their own
+            raise
+        place = f"{abridged(str(error.filename))} " if error.filename else ""
+        raise UserError(
+            f"{abridged(uri.text)}: {place}cannot be opened ({reason_of(error)}); check the path and its permissions"
+        ) from None
+    except MemoryError:
+        raise UserError(f"{abridged(uri.text)}: it needs more memory than there is; make parts of the set") from None
 
 
 def natural_split(uri: Uri, source: Source, name: str | None) -> Tensor:
@@ -163,7 +184,7 @@ def natural_split(uri: Uri, source: Source, name: str | None) -> Tensor:
             f"or {uri.location}#all for everything"
         )
     if name not in source.splits:
-        raise UserError(f"{uri.text}: it has no split {name} (it has: {names}, all)")
+        raise UserError(f"{abridged(uri.text)}: it has no split {abridged(name, 60)} (it has: {names}, all)")
     return source.splits[name]
 
 

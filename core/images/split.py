@@ -14,9 +14,13 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from .places import abridged
 
 GENERIC = {"train": (None, "80%"), "test": ("80%", None)}
 GRAMMAR = "NAME, [SLICE,seed=S,stratify] or NAME[SLICE,seed=S,stratify] with a SLICE like :80%, 80%:, 20%:60% or :500"
+
+
+BOUND = r"[0-9]{1,18}(?:\.[0-9]{1,18})?%|[0-9]{1,18}"
 
 
 class Fragment(NamedTuple):
@@ -34,27 +38,27 @@ def parse_fragment(text: str) -> Fragment:
     """Parse `NAME[SLICE,seed=S,stratify]`. Raises UserError with the grammar."""
     match = re.fullmatch(r"([^\[\]]*)(?:\[([^\[\]]*)\])?", text)
     if not match or not text:
-        raise UserError(f"#{text} is not a split; expected {GRAMMAR}")
+        raise UserError(f"#{abridged(text)} is not a split; expected {GRAMMAR}")
     name, inside = match.groups()
     low = high = None
     sliced, stratify, seed = False, False, 0
     for term in inside.split(",") if inside is not None else ():
         term = term.strip()
-        if found := re.fullmatch(r"(\d+(?:\.\d+)?%|\d+)?:(\d+(?:\.\d+)?%|\d+)?", term):
+        if found := re.fullmatch(f"({BOUND})?:({BOUND})?", term):
             if sliced:
-                raise UserError(f"#{text} has two slices; expected {GRAMMAR}")
+                raise UserError(f"#{abridged(text)} has two slices; expected {GRAMMAR}")
             (low, high), sliced = found.groups(), True
-        elif found := re.fullmatch(r"seed=(\d+)", term):
+        elif found := re.fullmatch("seed=([0-9]{1,30})", term):
             seed = int(found.group(1))
         elif term == "stratify":
             stratify = True
         else:
-            raise UserError(f"#{text}: {term!r} is not understood; expected {GRAMMAR}")
+            raise UserError(f"#{abridged(text)}: '{abridged(term)}' is not understood; expected {GRAMMAR}")
     if inside is not None and not sliced and name not in GENERIC:
-        raise UserError(f"#{text} has no slice, so its seed would do nothing; expected {GRAMMAR}")
+        raise UserError(f"#{abridged(text)} has no slice, so its seed would do nothing; expected {GRAMMAR}")
     for bound in (low, high):
         if bound and bound.endswith("%") and Fraction(bound[:-1]) > 100:
-            raise UserError(f"#{text}: {bound} is more than 100 %")
+            raise UserError(f"#{abridged(text)}: {bound} is more than 100 %")
     return Fragment(name or None, low, high, sliced, seed, stratify)
 
 

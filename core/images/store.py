@@ -120,7 +120,7 @@ def three_channels(image: Tensor) -> Tensor:
 def number_classes(names: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
     """The class name of each image -> (labels int64 [N], sorted class names). Whole numbers are sorted as numbers."""
     unique = set(names)
-    as_numbers = all(re.fullmatch("-?[0-9]+", name) for name in unique)
+    as_numbers = all(re.fullmatch("-?[0-9]{1,1000}", name) for name in unique)
     classes = tuple(sorted(unique, key=lambda name: (int(name), name)) if as_numbers else sorted(unique))
     position = {name: k for k, name in enumerate(classes)}
     return torch.tensor([position[name] for name in names], dtype=torch.int64), classes

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from ..errors import UserError
+from .places import abridged
 
+MAX_CHARACTERS = 100_000
 ESCAPES = {"%23": "#", "%3f": "?", "%25": "%"}
 
 
@@ -33,25 +35,31 @@ class Uri(NamedTuple):
 
 def parse_uri(text: str) -> Uri:
     """Parse a URI. Raises UserError if it has no scheme, or if its options are not key=value, each given once."""
+    if "\0" in text or len(text) > MAX_CHARACTERS:
+        wrong = "it holds a NUL" if "\0" in text else f"a URI has at most {MAX_CHARACTERS:,} characters"
+        raise UserError(f"{abridged(text)}: {wrong}; check how it was made")
+    shown = abridged(text)
     location, *fragments = text.strip().split("#")
     scheme, colon, rest = location.partition(":")
     if not colon:
-        raise UserError(f"{text!r} is not an image URI: it has no scheme; write for example folder:{text}")
+        raise UserError(f"'{shown}' is not an image URI: it has no scheme; write for example folder:{shown}")
     path, mark, query = rest.partition("?")
     if not path:
-        raise UserError(f"{text}: the path is missing after '{scheme}:'; expected {scheme}:PATH")
+        raise UserError(
+            f"{shown}: the path is missing after '{abridged(scheme, 40)}:'; expected {abridged(scheme, 40)}:PATH"
+        )
     if mark and not query:
-        raise UserError(f"{text}: no option is given after '?'; remove it, or write ?key=value")
+        raise UserError(f"{shown}: no option is given after '?'; remove it, or write ?key=value")
     options: dict[str, str] = {}
     for pair in query.split("&") if query else ():
         key, equals, value = pair.partition("=")
         if not (key and equals):
-            raise UserError(f"{text}: {pair!r} is not an option; expected ?key=value&key=value")
+            raise UserError(f"{shown}: '{abridged(pair)}' is not an option; expected ?key=value&key=value")
         if key in options:
-            raise UserError(f"{text}: the option {key} is given twice")
+            raise UserError(f"{shown}: the option {abridged(key, 40)} is given twice")
         options[key] = unescaped(value)
     if "" in fragments:
-        raise UserError(f"{text}: no split is given after '#'; write for example #train or #[:80%,seed=0]")
+        raise UserError(f"{shown}: no split is given after '#'; write for example #train or #[:80%,seed=0]")
     return Uri(text.strip(), scheme, unescaped(path), options, tuple(fragments))
 
 
@@ -69,11 +77,13 @@ def keyword_options(opener: Callable[..., Any], uri: Uri) -> dict[str, Any]:
     arguments = {}
     for key, text in uri.options.items():
         if key not in parameters:
-            raise UserError(f"{uri.text}: unknown option {key}{suggestion(key, parameters)}")
+            raise UserError(
+                f"{abridged(uri.text)}: unknown option {abridged(key, 40)}{suggestion(key[:100], parameters)}"
+            )
         arguments[key] = converted(uri, key, text, parameters[key].annotation)
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and name not in arguments:
-            raise UserError(f"{uri.text}: the option {name} is needed; write ?{name}=...")
+            raise UserError(f"{abridged(uri.text)}: the option {name} is needed; write ?{name}=...")
     return arguments
 
 
@@ -83,11 +93,11 @@ def converted(uri: Uri, key: str, text: str, annotation: Any) -> str | int | boo
         annotation = next(choice for choice in annotation.__args__ if choice is not types.NoneType)
     if annotation is bool:
         if text.lower() not in ("true", "false", "1", "0"):
-            raise UserError(f"{uri.text}: {key}={text} is neither true nor false")
+            raise UserError(f"{abridged(uri.text)}: {key}={abridged(text, 40)} is neither true nor false")
         return text.lower() in ("true", "1")
     if annotation is int:
-        if not re.fullmatch(r"-?[0-9]+", text):
-            raise UserError(f"{uri.text}: {key}={text} is not a whole number")
+        if not re.fullmatch(r"-?[0-9]{1,18}", text):
+            raise UserError(f"{abridged(uri.text)}: {key}={abridged(text, 40)} is not a whole number")
         return int(text)
     return text
 

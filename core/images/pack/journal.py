@@ -4,6 +4,7 @@ An entry is written after its record and has checksums of both, so whatever an i
 holes after a power failure) is recognised, and everything from there on is written again.
 """
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from ..images import Images
 from ..store import DamagedImage
 from .reader import RECORDS, checksum
 from .record import Packing, PackRecord, record_of
+from .validate import ENCODED, ITEM_BYTES
 
 JOURNAL = "journal.bin"
 DAMAGED = 255
@@ -27,21 +29,31 @@ THREADS, AT_ONCE = 4, 64
 """Number of decoding threads, and of images decoded at a time, which bounds the memory."""
 
 
-def trusted_entries(part: Path) -> np.ndarray:
-    """The journal's entries (ENTRY [K]) before the first one that is incomplete or wrong, or whose record is."""
+def trusted_entries(part: Path, most: int) -> np.ndarray:
+    """The journal's entries (ENTRY [K]) before the first one that is incomplete or wrong, or whose record is; K is at most `most`."""
     content = (part / JOURNAL).read_bytes()
-    entries = np.frombuffer(content[: len(content) // ENTRY.itemsize * ENTRY.itemsize], ENTRY)
+    whole = min(len(content) // ENTRY.itemsize, most)
+    entries = np.frombuffer(content[: whole * ENTRY.itemsize], ENTRY)
+    total = (part / RECORDS).stat().st_size
     with open(part / RECORDS, "rb") as records:
         start = 0
         for k, entry in enumerate(entries):
-            if checksum(entry.tobytes()[:-4]) != entry["entry"] or entry["end"] < start:
+            end = int(entry["end"])
+            if checksum(entry.tobytes()[:-4]) != entry["entry"] or not start <= end <= total:
                 return entries[:k]
-            size = int(entry["end"]) - start
-            record = records.read(size)
-            if len(record) < size or checksum(record) != entry["record"]:
+            record = records.read(end - start)
+            if len(record) < end - start or checksum(record) != entry["record"] or not possible(entry, end - start):
                 return entries[:k]
-            start += size
+            start = end
     return entries
+
+
+def possible(entry: np.void, size: int) -> bool:
+    """Whether a record of `size` bytes can be of the kind and shape of its entry."""
+    kind, shape = int(entry["kind"]), entry["shape"].tolist()
+    if kind == DAMAGED:
+        return size == 0
+    return min(shape) > 0 and (kind == ENCODED or (kind in ITEM_BYTES and math.prod(shape) * ITEM_BYTES[kind] == size))
 
 
 def end_of(entries: np.ndarray) -> int:

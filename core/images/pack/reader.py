@@ -11,6 +11,7 @@ and splits are those of the original set.
 import hashlib
 import json
 import os
+import stat
 import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -24,15 +25,16 @@ from torch import Tensor
 from ...errors import UserError
 from ...printable import printable
 from ..decode import decode, decode_scaled
+from ..foreign import parsing
 from ..open_files import Descriptor, OpenFiles
+from ..places import abridged, place_named, titled
 from ..sources.files import Names
 from ..store import DamagedImage, Scale, Source, Uniform
+from .validate import BYTES, ENCODED, WORDS, WrongField, check_index
 
 PACK_FORMAT = "rootstock pack 1"
 ABOUT, INDEX, RECORDS = "pack.json", "index.safetensors", "records.bin"
 
-ENCODED, BYTES, WORDS = 0, 1, 2
-"""Kinds of records: an image file; pixels uint8 [C, H, W]; pixels uint16 [C, H, W], little-endian."""
 PIXELS = {BYTES: (torch.uint8, np.dtype("u1")), WORDS: (torch.uint16, np.dtype("<u2"))}
 
 
@@ -169,30 +171,46 @@ class PackStore:
 
 
 def file_size(file: Path) -> int:
+    """The size of a regular file of a pack. Raises UserError if it is missing or something else."""
     try:
-        return file.stat().st_size
+        status = file.stat()
+    except OSError as error:
+        raise unusable(file.parent, f"{file.name} cannot be read ({error.strerror})") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise unusable(file.parent, f"{file.name} is no file")
+    return status.st_size
+
+
+def bytes_of(file: Path) -> bytes:
+    file_size(file)
+    try:
+        return file.read_bytes()
     except OSError as error:
         raise unusable(file.parent, f"{file.name} cannot be read ({error.strerror})") from None
 
 
 def load_index(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and texts of the index. Raises UserError if pack.json or the index is damaged."""
+    """The tensors and texts of the index. Raises UserError if pack.json or the index is damaged, or if a field is wrong."""
     try:
-        listed = json.loads((folder / ABOUT).read_bytes())
-        if listed["format"] != PACK_FORMAT:
-            raise unusable(folder, f"its format is {listed['format']!r}, but this program reads {PACK_FORMAT!r}")
-        expected = listed["index_sha256"]
-        content = (folder / INDEX).read_bytes()
-    except OSError as error:
-        raise unusable(folder, f"{Path(str(error.filename)).name} cannot be read ({error.strerror})") from None
+        listed = json.loads(bytes_of(folder / ABOUT))
+        form, expected = listed["format"], listed["index_sha256"]
     except UserError:
         raise
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise unusable(folder, f"{ABOUT} is damaged") from None
+    if form != PACK_FORMAT:
+        raise unusable(folder, f"its format is {abridged(repr(form), 60)}, but this program reads {PACK_FORMAT!r}")
+    content = bytes_of(folder / INDEX)
     if hashlib.sha256(content).hexdigest() != expected:
         raise unusable(folder, f"{INDEX} has changed since packing (sha256)")
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return safetensors.torch.load(content), json.loads(header["__metadata__"]["about"])
+    with parsing(f"pack:{printable(str(folder))}: {INDEX}", remedy(folder)):
+        tensors = safetensors.torch.load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        about = json.loads(header["__metadata__"]["about"])
+    try:
+        return tensors, check_index(tensors, about)
+    except WrongField as error:
+        raise unusable(folder, f"{INDEX} is not as packing writes it ({error})") from None
 
 
 def save_index(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
@@ -202,7 +220,8 @@ def save_index(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes
 
 def open_pack(path: str, split: str | None) -> Source:
     """pack:FOLDER, made by `rootstock data URI --pack FOLDER`."""
-    title, folder = f"pack:{path}", Path(path).expanduser()
+    title = titled("pack", path)
+    folder = place_named(path, title)
     if not (folder / ABOUT).is_file():
         if folder.with_name(folder.name + ".part").is_dir():
             raise UserError(f"{title}: its packing is not finished; run the command that packed it again")

@@ -12,7 +12,8 @@ from torch.nn.functional import interpolate
 
 from ...errors import UserError
 from ..images import Images
-from .reader import BYTES, ENCODED, PIXELS, WORDS
+from .reader import PIXELS
+from .validate import BYTES, ENCODED, WORDS
 
 Format = Literal["original", "raw", "jpeg"]
 JPEG_QUALITY = 95

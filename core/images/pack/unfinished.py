@@ -8,7 +8,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ...errors import UserError
+from ..places import kind_of_place
 from .journal import JOURNAL
+from .reader import RECORDS
+
+PLAN = "plan.json"
 
 
 @contextmanager
@@ -27,6 +31,12 @@ def writable(part: Path) -> Iterator[None]:
 @contextmanager
 def locked(journal: Path) -> Iterator[int]:
     """A descriptor for appending to the journal, locked against other processes; the kernel releases it however this process ends."""
+    for name in (JOURNAL, RECORDS, PLAN):  # opening a pipe would wait for its other end
+        file = journal.with_name(name)
+        if file.exists() and not file.is_file():
+            raise UserError(
+                f"{file} is {kind_of_place(file.stat().st_mode)}, and no file; remove {journal.parent} to begin anew"
+            )
     descriptor = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
     try:
         try:

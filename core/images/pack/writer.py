@@ -26,9 +26,8 @@ from ..store import DamagedImage
 from .journal import DAMAGED, JOURNAL, append_pictures, end_of, read_again, trusted_entries
 from .reader import ABOUT, INDEX, PACK_FORMAT, RECORDS, PackStore, save_index, unusable
 from .record import Packing
-from .unfinished import locked, withdraw, writable
-
-PLAN = "plan.json"
+from .unfinished import PLAN, locked, withdraw, writable
+from .validate import check_numbers
 
 Follow = Callable[[Iterable[int], int], Iterable[int]]
 """(numbers, how many there are) -> the same numbers, perhaps with a progress display."""
@@ -97,7 +96,7 @@ def pack(
 def records_of(task: Task, journal: int, follow: Follow) -> tuple[np.ndarray, list[tuple[int, str]], int]:
     """Pack what is missing: all entries, (number, error) of damaged images, and how many images were packed before."""
     with open(task.part / RECORDS, "ab") as records:
-        entries, known = read_again(task.images, trusted_entries(task.part))
+        entries, known = read_again(task.images, trusted_entries(task.part, len(task.images)))
         os.truncate(journal, entries.nbytes)
         os.truncate(records.fileno(), end_of(entries))
         numbers = follow(range(len(entries), len(task.images)), len(task.images) - len(entries))
@@ -153,7 +152,7 @@ def read_finished(folder: Path, plan: Mapping[str, Any], follow: Follow) -> Pack
         about = json.loads((folder / ABOUT).read_bytes())
         found = dict(about["plan"])
         damaged = [(int(i), str(sentence)) for i, sentence in about["skipped"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         if (folder / RECORDS).is_file():
             raise unusable(folder, f"its {ABOUT} is damaged or missing") from None
         raise UserError(f"{folder} exists, but is not a finished pack; name another folder, or remove it") from None
@@ -185,12 +184,14 @@ def begin_packing(task: Task, plan: Mapping[str, Any]) -> None:
     """Write the plan, or compare it with the plan of the unfinished packing."""
     file = task.part / PLAN
     try:
-        found = json.loads(file.read_bytes()) if file.is_file() else plan
+        found = dict(json.loads(file.read_bytes())) if file.is_file() else plan
         difference = plan_difference(found, plan)
         # images that could not be read before, and can be now: the journal continues from the first of them
         if difference is not None and found.get("unreadable"):
-            difference = plan_difference(found, plan_of(task, found["unreadable"]))
-    except (ValueError, TypeError, AttributeError, IndexError):
+            difference = plan_difference(
+                found, plan_of(task, check_numbers(found["unreadable"], range(len(task.images))))
+            )
+    except (ValueError, TypeError, AttributeError, RecursionError):
         difference = f"with a {PLAN} that is damaged now"
     if difference is not None:
         raise UserError(

@@ -2,35 +2,45 @@
 
 import csv
 import os
+import stat
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ...errors import UserError
-from ...printable import printable
+from ..cache import stamp_of
 from ..decode import is_picture
+from ..notes import Note
+from ..places import abridged, file_named, kind_of_place, place_named, reason_of, titled
 from ..store import Source, number_classes
-from .files import FileStore, checked_bits, stamps_of
+from .files import FileStore
+
+SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
+NAMED = 5
+"""How many missing files an error names."""
 
 
-def open_list(path: str, split: str | None, *, root: str | None = None, bits: int | None = None) -> Source:
+def open_list(path: str, split: str | None, *, root: str | None = None, encoding: str = "utf-8") -> Source:
     """list:FILE with lines `PATH LABEL` (separated by a tab, or by the last space) or `PATH`; empty lines are skipped.
 
-    Paths are relative to `root`, by default the folder of the list. bits: as of `folder:`.
+    Paths are relative to `root`, by default the folder of the list. encoding: of the text, such as utf-16 or latin-1.
     """
-    title, listing = f"list:{path}", existing_file(path, "list")
-    names, labels, first = [], [], ""
-    for number, line in enumerate(read_lines(listing, title), start=1):
+    title = titled("list", path)
+    listing = file_named(path, title)
+    names, labels, lines = [], [], []
+    for number, line in enumerate(read_lines(listing, title, encoding), start=1):
         if not line.strip():
             continue
         name, label = split_line(line)
         if names and (label is None) != (not labels):
-            raise UserError(f"{title}: {first} and line {number} differ: give every picture a label, or none")
-        first = first or f"line {number}"
+            raise UserError(f"{title}: line {lines[0]} and line {number} differ: give every picture a label, or none")
         names.append(name)
+        lines.append(number)
         labels += [] if label is None else [label]
-    return source_of_names(title, root, listing, names, labels, bits)
+    return source_of_names(title, root, listing, names, labels, lines)
 
 
 def split_line(line: str) -> tuple[str, str | None]:
@@ -52,74 +62,146 @@ def open_csv(
     path: str = "path",
     label: str | None = None,
     domain: str | None = None,
-    bits: int | None = None,
+    separator: str | None = None,
+    encoding: str = "utf-8",
 ) -> Source:
-    """csv:FILE with a header: columns path[,label[,domain]], or the columns that the options name; a .tsv is separated by tabs."""
-    title, table = f"csv:{file}", existing_file(file, "csv")
-    rows = csv.reader(read_lines(table, title), delimiter="\t" if table.suffix == ".tsv" else ",", strict=True)
-    try:
-        header, *body = list(rows) or [[]]
-    except csv.Error as error:
-        raise UserError(f"{title}: line {rows.line_num} is not readable as a table ({error})") from None
-    header, body = [name.strip() for name in header], [row for row in body if row]
-    for number, row in enumerate(body, start=2):
-        if len(row) != len(header):
-            raise UserError(
-                f"{title}: row {number} has {len(row)} columns and the header {len(header)}; quote commas in a field"
-            )
+    """csv:FILE with a header: columns path[,label[,domain]], or the columns that the options name; a .tsv is separated by tabs.
+
+    separator: comma, semicolon, tab or pipe, between the columns. encoding: of the text, such as utf-16 or latin-1.
+    """
+    title = titled("csv", file)
+    table = file_named(file, title)
+    if separator is not None and separator not in (*SEPARATORS, *SEPARATORS.values()):
+        raise UserError(f"{title}: separator={abridged(separator, 40)} is unknown (known: {', '.join(SEPARATORS)})")
+    between = SEPARATORS.get(separator or "", separator) or ("\t" if table.suffix == ".tsv" else ",")
+    header, body, lines = rows_of(read_lines(table, title, encoding), between, title)
 
     def column(name: str, needed: bool) -> list[str]:
         if name not in header:
             if needed:
-                raise UserError(
-                    f"{title}: there is no column {name} (there are: {', '.join(header) or 'none'}); name it in the URI"
-                )
+                raise UserError(f"{title}: there is no column {abridged(name, 60)}{no_column(header, name, between)}")
             return []
+        if header.count(name) > 1:
+            raise UserError(
+                f"{title}: {header.count(name)} columns are called {abridged(name, 60)}; rename those that are not meant, or remove them"
+            )
         return [row[header.index(name)].strip() for row in body]
 
+    paths = column(path, True)
+    for number, row in zip(lines, body, strict=True):
+        if len(row) != len(header):
+            raise UserError(
+                f"{title}: line {number} has {len(row)} columns and the header {len(header)}; quote a {between!r} that is in a field"
+            )
     labels = column(label or "label", label is not None)
     domains = column(domain or "domain", domain is not None)
     for kind, values in ("label", labels), ("domain", domains):
         if "" in values and any(values):
-            raise UserError(
-                f"{title}: row {values.index('') + 2} has no {kind}, others have; fill it in or leave the column out"
-            )
-    source = source_of_names(title, root, table, column(path, True), labels if any(labels) else [], bits)
+            line = lines[values.index("")]
+            raise UserError(f"{title}: line {line} has no {kind}, others have; fill it in or leave the column out")
+    source = source_of_names(title, root, table, paths, labels if any(labels) else [], lines)
     if not any(domains):
         return source
     index, names = number_classes(domains)
-    return Source(source.store, source.labels, source.classes, domains=index, domain_names=names)
+    return Source(source.store, source.labels, source.classes, domains=index, domain_names=names, notes=source.notes)
 
 
-def existing_file(path: str, scheme: str) -> Path:
-    file = Path(path).expanduser()
-    if not file.is_file():
-        remedy = f"it is a folder: open it as folder:{path}" if file.is_dir() else "check the path"
-        raise UserError(f"{scheme}:{path}: there is no such file; {remedy}")
-    return file
-
-
-def read_lines(file: Path, title: str) -> list[str]:
+def rows_of(text: Sequence[str], separator: str, title: str) -> tuple[list[str], list[list[str]], list[int]]:
+    """(header, rows, the line on which each row begins) of a table; empty lines are skipped. Rows may be longer or shorter."""
+    reader = csv.reader(text, delimiter=separator, strict=True)
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    begin = 1
     try:
-        # not splitlines: a file name may contain a form feed or another character that Unicode counts as a line break
-        return [line.removesuffix("\r") for line in file.read_text(encoding="utf-8-sig").split("\n")]
+        for row in reader:
+            if row:
+                rows.append(row)
+                lines.append(begin)
+            begin = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{title}: line {begin} is not readable as a table ({error}); correct it") from None
+    header = [name.strip() for name in rows[0]] if rows else []
+    return header, rows[1:], lines[1:]
+
+
+def no_column(header: Sequence[str], name: str, separator: str) -> str:
+    """What to do if there is no column of this name."""
+    for word, other in SEPARATORS.items():
+        if other != separator and name in (part.strip() for part in separator.join(header).split(other)):
+            return f" between {separator!r}, but there is one between {other!r}: add ?separator={word}"
+    if any(is_picture(cell) for cell in header):
+        return (
+            f" in its first line ({abridged(separator.join(header), 60)}), which names a picture, so the table has no header; "
+            f"add a first line such as {separator.join((name, 'label')[: len(header)])}"
+        )
+    return f" (there are: {abridged(', '.join(header)) or 'none'}); name it in the URI: ?path=COLUMN, ?label=COLUMN"
+
+
+def read_lines(file: Path, title: str, encoding: str) -> list[str]:
+    """The lines of a text. Raises UserError if it has another encoding, naming the option that reads it."""
+    content = b""
+    try:
+        content = file.read_bytes()
+        # with the mark that some editors put in front
+        text = content.decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)
     except OSError as error:
-        raise UserError(f"{title}: cannot be read ({error.strerror}); check its permissions") from None
+        raise UserError(f"{title}: cannot be read ({reason_of(error)}); check its permissions") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{title}: not a text in UTF-8 (byte {error.start}); save it as UTF-8") from None
+        guess = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin-1"
+        advice = f"save it as UTF-8, or add ?encoding={guess}" if encoding != guess else "save it as UTF-8"
+        raise UserError(f"{title}: not a text in {encoding.upper()} (byte {error.start}); {advice}") from None
+    except (LookupError, ValueError, AssertionError):
+        raise UserError(
+            f"{title}: encoding={abridged(encoding, 40)} is unknown; expected for example utf-8, utf-16 or latin-1"
+        ) from None
+    # not splitlines: a file name may contain a form feed or another character that Unicode counts as a line break
+    return [line.removesuffix("\r") for line in text.split("\n")]
 
 
 def source_of_names(
-    title: str, root: str | None, file: Path, names: Sequence[str], labels: Sequence[str], bits: int | None = None
+    title: str, root: str | None, file: Path, names: Sequence[str], labels: Sequence[str], lines: Sequence[int]
 ) -> Source:
-    """The images `names` under `root`, with their labels if there are any."""
+    """The images `names` under `root`, with their labels if there are any. lines: where each is named."""
     if not names:
-        raise UserError(f"{title}: no pictures are named in {printable(str(file))}; expected one a line")
+        raise UserError(f"{title}: it names no pictures; expected one a line")
     if "" in names:
-        raise UserError(f"{title}: picture {names.index('') + 1} has no path")
-    top = os.path.join(file.parent, Path(root).expanduser()) if root else str(file.parent)
-    store = FileStore(top, names, stamps_of(top, names, title), checked_bits(bits, title))
+        raise UserError(f"{title}: line {lines[names.index('')]} has no path; fill it in, or remove the line")
+    top = os.path.join(file.parent, place_named(root, f"{title}: root")) if root else str(file.parent)
+    store = FileStore(top, names, stamps_of_listed(top, names, lines, title))
+    most, count = Counter(names).most_common(1)[0]
+    notes = (
+        (Note(len(names) - len(set(names)), "pictures listed again, which count double", most),) if count > 1 else ()
+    )
     if not labels:
-        return Source(store)
+        return Source(store, notes=notes)
     indices, classes = number_classes(labels)
-    return Source(store, indices.to(torch.int64), classes)
+    return Source(store, indices.to(torch.int64), classes, notes=notes)
+
+
+def stamps_of_listed(top: str, names: Sequence[str], lines: Sequence[int], title: str) -> np.ndarray:
+    """int64 [N, 3]: the `file_stamp` of each file. Raises UserError with the number of all that cannot be used, and the first of them."""
+    stamps, wrong = [], []
+    for name, line in zip(names, lines, strict=True):
+        file = os.path.join(top, name)
+        try:
+            status = os.stat(file)
+            if stat.S_ISREG(status.st_mode):
+                stamps.append(stamp_of(status))
+                continue
+            reason = f"it is {kind_of_place(status.st_mode)}, and no file"
+        except OSError as error:
+            reason = reason_of(error)
+        except ValueError:
+            reason = "its path holds a NUL"
+        wrong.append(f"line {line}: {abridged(name)} ({reason})")
+    if not wrong:
+        return np.array(stamps, dtype=np.int64).reshape(-1, 3)
+    hint = "restore them, or remove their lines"
+    if any("\\" in name and os.path.exists(os.path.join(top, name.replace("\\", "/"))) for name in names[:1]):
+        hint = "write the paths with / instead of \\"
+    elif root_hint := next((name for name in names if not os.path.dirname(name)), None):
+        hint += f"; or add ?root=FOLDER if {abridged(root_hint, 60)} lies in another folder than {abridged(top)}"
+    more = "; ..." if len(wrong) > NAMED else ""
+    raise UserError(
+        f"{title}: {len(wrong):,} of its {len(names):,} pictures cannot be opened, {'; '.join(wrong[:NAMED])}{more}; {hint}"
+    )

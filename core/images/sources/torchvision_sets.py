@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
+from ..foreign import parsing
+from ..places import abridged, place_named, titled
 from ..store import Source, number_classes
 from ..uri import suggestion
 from .arrays import array_source, as_nchw
@@ -48,9 +50,10 @@ TORCHVISION_SETS: dict[str, Mapping[str, Mapping[str, Any]]] = {
 
 def open_torchvision(name: str, split: str | None, *, root: str, download: bool = False) -> Source:
     """torchvision:NAME under `root`; nothing is downloaded without `download=true`. Only the requested split is loaded."""
-    title = f"torchvision:{name}"
+    title = titled("torchvision", name)
+    place = place_named(root, f"{title}: root")
     if name not in TORCHVISION_SETS:
-        raise UserError(f"{title}: unknown set{suggestion(name, TORCHVISION_SETS)}")
+        raise UserError(f"{title}: unknown set{suggestion(name[:100], TORCHVISION_SETS)}")
     import torchvision.datasets
 
     constructor: Callable[..., Any] = getattr(torchvision.datasets, name)
@@ -61,13 +64,11 @@ def open_torchvision(name: str, split: str | None, *, root: str, download: bool 
     wanted = [split] if split is not None and split in splits else list(splits)
     opened = {}
     for one in wanted:
-        try:
-            opened[one] = constructor(root=str(Path(root).expanduser()), download=download, **splits[one])
-        except (RuntimeError, OSError) as error:
-            remedy = "the download failed; try again" if download else "add &download=true to fetch it"
-            raise UserError(
-                f"{title}: not usable under {root} ({str(error).strip().splitlines()[0]}); {remedy}"
-            ) from None
+        remedy = "the download failed; try again" if download else "add &download=true to fetch it"
+        with parsing(
+            f"{title}: not usable under {abridged(root)}", remedy
+        ):  # its readers raise what their formats raise
+            opened[one] = constructor(root=str(place), download=download, **splits[one])
     first = next(iter(opened.values()))
     return from_arrays(title, opened) if hasattr(first, "data") else from_files(title, opened)
 

@@ -15,7 +15,7 @@ from PIL import Image
 from rootstock.core.errors import UserError
 from rootstock.core.images import cache
 from rootstock.core.images.open import DamagedImage, open_images
-from rootstock.core.images.sources import files
+from rootstock.core.images.sources import files, tar_index
 
 
 @pytest.fixture
@@ -134,11 +134,9 @@ def test_a_cache_that_cannot_be_written_costs_only_time(
 def test_an_archive_is_unpacked_and_indexed_once_and_again_when_it_changes(
     tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rootstock.core.images.sources import tar
-
     scans: list[Path] = []
-    real = tar.scan_headers
-    monkeypatch.setattr(tar, "scan_headers", lambda unpacked, title: (scans.append(unpacked), real(unpacked, title))[1])
+    real = tar_index.scan
+    monkeypatch.setattr(tar_index, "scan", lambda unpacked, *rest: (scans.append(unpacked), real(unpacked, *rest))[1])
     folder, archive = drawn(tmp_path / "set"), tmp_path / "set.tar.gz"
 
     def pack() -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,97 @@ def test_damaged_arrays_are_refused(tmp_path: Path) -> None:
     write_idx(tmp_path / "images-idx3-ubyte", pixels)
     (tmp_path / "images-idx3-ubyte").write_bytes((tmp_path / "images-idx3-ubyte").read_bytes()[:-1])
     with pytest.raises(UserError, match="115 bytes where 116 are announced"):
+        open_images(f"idx:{tmp_path}")
+
+
+def npz_of(path: Path, name: str, content: bytes, method: int = zipfile.ZIP_STORED) -> str:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr(name, content)
+    return f"npz:{path}"
+
+
+def npy(header: str, content: bytes, version: int = 1) -> bytes:
+    """An .npy file whose header says anything."""
+    text = header.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY" + bytes([version, 0]) + struct.pack("<H" if version == 1 else "<I", len(text)) + text + content
+
+
+ARRAY = "{'descr': '|u1', 'fortran_order': False, 'shape': %s}"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (
+            npy(ARRAY % "(1000000, 1000000, 1000000)", b"x"),
+            r"announces \[1000000, 1000000, 1000000\] of uint8, which are 1,000",
+        ),
+        (npy(ARRAY % "(4, 2, 2)", bytes(15)), "which are 16 bytes, and holds 15"),
+        (npy(ARRAY % "(4, 2, 2)", bytes(17)), "which are 16 bytes, and holds 17"),
+        (npy(ARRAY % "(-4, -2, 2)", bytes(16)), r"it holds uint8 \[-4, -2, 2\]"),
+        (npy(ARRAY % ("(" + "1," * 40 + ")"), b"x"), "it holds uint8"),
+        (npy(ARRAY % "(0, 2, 2)", b""), "it holds no pictures"),
+        (npy(ARRAY % "(2, 0, 2)", b""), "its pictures have no pixels"),
+        (npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", b"x"), "holds objects of Python"),
+        (npy("{'descr': [('a', '|u1')], 'fortran_order': False, 'shape': (1,)}", b"x"), "expected arrays of numbers"),
+        (npy("[" * 100, b"x"), "cannot be read"),
+        (npy("{'descr': '|u1'", b"x"), "cannot be read"),
+        (npy(ARRAY % "(1,)", b"x", 9), "its format is 9.0"),
+        (b"no array", "cannot be read"),
+    ],
+)
+def test_an_array_that_announces_anything_is_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        open_images(npz_of(tmp_path / "x.npz", "x.npy", content))
+
+
+def test_an_encrypted_a_misnamed_and_a_doubled_npz_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    np.savez(path, x=np.zeros((2, 3, 3), np.uint8))
+    content = bytearray(path.read_bytes())
+    for mark, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        content[content.index(mark) + place] |= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="x is encrypted; save it again without a password"):
+        open_images(f"npz:{path}")
+    with pytest.raises(UserError, match=r"no array is called like images \(it has: pictures/x\)"):
+        open_images(npz_of(path, "pictures/x.npy", b""))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", b"")
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("x.npy", b"")
+    with pytest.raises(UserError, match="it holds two arrays x"):
+        open_images(f"npz:{path}")
+    path.write_bytes(b"\x80\x04K\x01.")
+    with pytest.raises(UserError, match=r"it is no \.npz file"):
+        open_images(f"npz:{path}")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (
+            b"\0\0\x08" + bytes([200]) + b"\0\0\0\1" * 200 + b"x",
+            r"its values have 200 dimensions; expected \[N, H, W\]",
+        ),
+        (b"\0\0\x08\3" + struct.pack(">3I", 0, 2**32 - 1, 2**32 - 1), "so it holds no values"),
+        (b"\0\0\x08\3" + struct.pack(">3I", *[2**32 - 1] * 3), "more than 32GB, which is its limit"),
+        (b"\0\0\x08\3\0\0", "the file ends within its header"),
+        (b"\0\0\x0d\3" + bytes(12), "its values are not bytes"),
+        (b"", "not an IDX file"),
+    ],
+)
+def test_idx_headers_that_announce_anything_are_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
+    for name, packed in (("images-idx3-ubyte", content), ("images-idx3-ubyte.gz", gzip.compress(content))):
+        (tmp_path / name).write_bytes(packed)
+        with pytest.raises(UserError, match=sentence):
+            open_images(f"idx:{tmp_path / name}")
+
+
+def test_idx_labels_have_one_dimension(tmp_path: Path) -> None:
+    write_idx(tmp_path / "train-images-idx3-ubyte", np.zeros((2, 3, 3), np.uint8))
+    write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros((2, 1), np.uint8))
+    with pytest.raises(UserError, match=r"labels-idx1-ubyte: its values have 2 dimensions; expected \[N\]"):
         open_images(f"idx:{tmp_path}")
 
 

@@ -1,6 +1,7 @@
 """Sets of several archives: patterns, labels beside the images, and the order on disk."""
 
 import io
+import json
 import os
 import pickle
 import tarfile
@@ -17,6 +18,7 @@ from rootstock.core.images.images import Images
 from rootstock.core.images.open import DamagedImage, open_images
 from rootstock.core.images.sources import tar
 from rootstock.core.images.sources.shards import braces, pattern_name
+from rootstock.core.images.sources.tar import open_tar
 
 
 def picture(number: int) -> bytes:
@@ -113,10 +115,10 @@ def test_labels_beside_the_pictures_are_read(tmp_path: Path) -> None:
     archive(tmp_path / "a-1.tar.gz", {"000.cls": b"3", "000.seg.png": picture(9), "000.png": picture(8)}, "w:gz")
     images = open_images(f"tar:{tmp_path}/a-0.tar")
     assert (told(images), images.classes) == (["7", "12", "7"], ("7", "12"))
-    both = open_images(f"tar:{tmp_path}/{{a-0.tar,a-1.tar.gz}}")
-    assert [both.name(i) for i in range(5)] == ["000.png", "000.png", "000.seg.png", "001.png", "002.png"]
-    assert told(both) == ["7", "3", "3", "12", "7"]
-    again = open_images(f"tar:{tmp_path}/{{a-0.tar,a-1.tar.gz}}")
+    both = open_images(f"tar:{tmp_path}/{{a-0.tar,a-1.tar.gz}}?image=png")
+    assert [both.name(i) for i in range(4)] == ["000.png", "000.png", "001.png", "002.png"]
+    assert told(both) == ["7", "3", "12", "7"]
+    again = open_images(f"tar:{tmp_path}/{{a-0.tar,a-1.tar.gz}}?image=png")
     assert told(again) == told(both)
     assert open_images(f"tar:{tmp_path}/a-0.tar?labels=none").labels is None
 
@@ -138,8 +140,207 @@ def test_labels_that_make_no_sense_are_refused(tmp_path: Path) -> None:
         open_images(uri)
     assert open_images(f"{uri}?labels=none").labels is None
     uri = f"tar:{archive(tmp_path / 'y.tar', {'0.png': picture(0), '0.cls': b'cat'})}"
-    with pytest.raises(UserError, match=r"the \.cls beside 0\.png says 'cat', which is not a whole number"):
+    with pytest.raises(
+        UserError, match=r"the \.cls beside 0\.png says 'cat', which is not a whole number.*\?label=cls"
+    ):
         open_images(uri)
+    assert told(open_images(f"{uri}?label=cls")) == ["cat"]
+    for content, fault in (
+        (b"1" * 5000, "has 5,000 bytes, more than"),
+        (b"\xff", "is no text in UTF-8"),
+        (b" \n", "is empty"),
+        (b"1\n2", "has several lines"),
+    ):
+        uri = f"tar:{archive(tmp_path / 'z.tar', {'0.png': picture(0), '0.cls': content})}"
+        with pytest.raises(UserError, match=rf"the \.cls beside 0\.png {fault}"):
+            open_images(uri)
+        assert open_images(f"{uri}?labels=none").labels is None
+
+
+def dotted(tmp_path: Path) -> str:
+    """Eight samples whose names have a dot before their last one."""
+    members = {f"IMG_2.{k}.{e}": c for k in range(8) for e, c in (("png", picture(k)), ("cls", str(k % 2).encode()))}
+    return f"tar:{archive(tmp_path / 'dots.tar', members)}"
+
+
+def masked(tmp_path: Path) -> str:
+    """Four pictures and their masks, with one label for both, and one in JSON."""
+    members = {}
+    for k in range(4):
+        members |= {f"00{k}.png": picture(k), f"00{k}.seg.png": picture(10 + k), f"00{k}.cls": str(k % 2).encode()}
+        members[f"00{k}.json"] = json.dumps({"label": "ab"[k % 2], "n": k, "odd": [k]}).encode()
+    return f"tar:{archive(tmp_path / 'two.tar', members)}"
+
+
+def test_each_picture_gets_its_own_label_or_an_error_names_the_sample(tmp_path: Path) -> None:
+    uri = dotted(tmp_path)
+    with pytest.raises(
+        UserError,
+        match=r"the sample IMG_2 has 8 pictures \(IMG_2\.0\.png, IMG_2\.1\.png, \.\.\.\) and 8 \.cls .*\?key=last-dot",
+    ):
+        open_images(uri)
+    assert told(open_images(f"{uri}?key=last-dot")) == ["0", "1"] * 4
+    assert told(open_images(f"{uri}?image=3.png&label=3.cls")) == ["1"]
+    assert len(open_images(f"{uri}?labels=none")) == 8
+
+
+def test_a_picture_or_a_label_of_each_sample_can_be_chosen(tmp_path: Path) -> None:
+    uri = masked(tmp_path)
+    with pytest.raises(
+        UserError, match=r"the sample 000 has 2 pictures .* and 1 \.cls.*3 more .*\?image=png or \?image=seg\.png"
+    ):
+        open_images(uri)
+    for image, first in (("png", 0), ("seg.png", 10)):
+        images = open_images(f"{uri}?image={image}")
+        assert told(images) == ["0", "1", "0", "1"]
+        same = archive(tmp_path / "same.tar", {f"{k}.png": picture(first + k) for k in range(4)})
+        assert all(images.read(i).equal(open_images(f"tar:{same}").read(i)) for i in range(4))
+    assert told(open_images(f"{uri}?image=png&label=json:label")) == ["a", "b", "a", "b"]
+    assert told(open_images(f"{uri}?image=png&label=json:n")) == ["0", "1", "2", "3"]
+    several = archive(tmp_path / "s.tar", {"0.png": picture(0), "0.a.cls": b"1", "0.cls": b"2"})
+    with pytest.raises(UserError, match=r"1 picture and 2 \.cls \(0\.a\.cls, 0\.cls\).*\?label=cls or \?label=a\.cls"):
+        open_images(f"tar:{several}")
+    assert told(open_images(f"tar:{several}?label=cls")) == ["2"]
+    assert told(open_images(f"tar:{several}?label=a.cls")) == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            "image=png&label=json:odd",
+            r"the \.json beside 000\.png has \[0\] as odd, which is neither a text nor a whole",
+        ),
+        ("image=png&label=json:x", r"the \.json beside 000\.png has no key x \(it has: label, n, odd\)"),
+        ("image=png&label=json", "label=json is not understood; expected cls, txt or json:KEY"),
+        ("image=png&label=cls:n", "label=cls:n is not understood"),
+        ("image=png&label=txt", r"no picture has a \.txt beside it"),
+        ("image=jpg", r"no picture has the ending image=jpg \(there are: png, seg\.png\)"),
+        ("image=", "image= names no ending"),
+        ("key=middle", "key=middle is unknown .known: first-dot, last-dot"),
+    ],
+)
+def test_choices_that_make_no_sense_are_refused(tmp_path: Path, options: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        open_images(f"{masked(tmp_path)}?{options}")
+
+
+def test_what_is_not_read_is_said(tmp_path: Path) -> None:
+    members = {"0.png": picture(0), "0.seg.png": picture(1), "0.json": b"{}", "a.heic": b"x", ".DS_Store": b"x"}
+    said = [note.sentence() for note in open_tar(str(archive(tmp_path / "x.tar", members)), None).notes]
+    assert (
+        "1 samples with several pictures, all of which are read; ?image=ENDING would choose one of each (0.png, 0.seg.png)"
+        in said
+    )
+    assert "1 files ending in .json, which are not read; ?label=json:KEY would read a label from them (0.json)" in said
+    assert "1 files ending in .heic, which are not read (a.heic)" in said
+    labelled = archive(tmp_path / "y.tar", {"0.png": picture(0), "0.cls": b"1", "1.cls": b"1"})
+    said = [note.sentence() for note in open_tar(str(labelled), None).notes]
+    assert said == ["1 .cls without a picture beside them (1.cls)"]
+
+
+def test_links_in_an_archive_are_read_as_in_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    (folder / "a").mkdir(parents=True)
+    (folder / "b").mkdir()
+    (folder / "a" / "1.png").write_bytes(picture(1))
+    (folder / "b" / "2.png").symlink_to("../a/1.png")
+    (folder / "b" / "3.png").symlink_to("2.png")
+    (folder / "data").write_bytes(picture(4))
+    os.link(folder / "data", folder / "b" / "4.png")
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(folder / "data", arcname="data")
+        for name in ("b/3.png", "b/2.png", "b/4.png", "a/1.png"):
+            tar.add(folder / name, arcname=name)
+        for name, target in (
+            ("b/5.png", "6.png"),
+            ("b/6.png", "5.png"),
+            ("b/7.png", "/etc/x.png"),
+            ("b/8.png", "9.png"),
+        ):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = tarfile.SYMTYPE, target
+            tar.addfile(link)
+        pipe = tarfile.TarInfo("b/9.png")
+        pipe.type = tarfile.FIFOTYPE
+        tar.addfile(pipe)
+    images, same = open_images(f"tar:{tmp_path}/x.tar"), open_images(f"folder:{folder}")
+    assert [images.name(i) for i in range(4)] == [same.name(i) for i in range(4)]
+    assert (len(images), told(images)) == (4, told(same))
+    assert all(images.read(i).equal(same.read(i)) for i in range(4))
+    (note,) = open_tar(f"{tmp_path}/x.tar", None).notes[:1]
+    assert (note.number, note.example) == (5, "b/5.png")
+
+
+def sparse(path: Path, form: int) -> Path:
+    """An archive with a sparse picture, as GNU tar writes it: form 0 is the old GNU format, 1 that of pax, version 1.0."""
+    content = picture(3)
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT if form else tarfile.GNU_FORMAT) as tar:
+        if form:
+            member = tarfile.TarInfo("GNUSparseFile.0/0.png")
+            member.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "0.png"}
+            member.pax_headers["GNU.sparse.realsize"] = "100000"
+            body = f"1\n0\n{len(content)}\n".encode().ljust(512, b"\0") + content
+            member.size = len(body)
+            tar.addfile(member, io.BytesIO(body))
+    if not form:
+        member = tarfile.TarInfo("0.png")
+        member.type, member.size = tarfile.GNUTYPE_SPARSE, len(content)
+        block = bytearray(member.tobuf(tarfile.GNU_FORMAT)[:512])
+        block[386:410] = b"%011o\0%011o\0" % (0, len(content))
+        block[483:495] = b"%011o\0" % 100000
+        block[148:156] = b" " * 8
+        block[148:156] = b"%06o\0 " % sum(block)
+        path.write_bytes(bytes(block) + content.ljust(-(-len(content) // 512) * 512, b"\0") + bytes(1024))
+    return path
+
+
+@pytest.mark.parametrize("form", [0, 1])
+def test_a_sparse_picture_is_refused(tmp_path: Path, form: int) -> None:
+    with pytest.raises(UserError, match=r"0\.png is stored as a sparse file.*without --sparse"):
+        open_images(f"tar:{sparse(tmp_path / 'x.tar', form)}")
+
+
+def with_size(path: Path, size: bytes) -> Path:
+    """Two pictures, the first of which claims another size."""
+    archive(path, {"0.png": picture(0), "1.png": picture(1)})
+    content = bytearray(path.read_bytes())
+    content[124:136] = size
+    content[148:156] = b" " * 8
+    content[148:156] = b"%06o\0 " % sum(content[:512])
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("size", "sentence"),
+    [
+        (b"\xff" * 11 + b"\0", "damaged"),  # -256 in the base 256 of GNU tar
+        (b"\xff" * 10 + b"\xfe\0", "damaged"),  # -512: the header itself again, for ever
+        (b"\x80" + b"\x7f" * 11, "cut short in 0.png"),
+        (b"%011o\0" % (1 << 30), "cut short in 0.png|not a readable archive"),
+        (b"%011o\0" % 600, "damaged after 0.png: [0-9,]+ bytes behind it"),
+    ],
+)
+def test_a_size_that_lies_is_refused(tmp_path: Path, size: bytes, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        open_images(f"tar:{with_size(tmp_path / 'x.tar', size)}")
+
+
+def test_a_damaged_header_does_not_end_an_archive_silently(tmp_path: Path) -> None:
+    path = archive(tmp_path / "x.tar", {f"{k}.png": picture(k) for k in range(5)})
+    with tarfile.open(path) as whole:
+        place = whole.getmember("2.png").offset
+    content = bytearray(path.read_bytes())
+    content[place + 10] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"the archive is damaged after 1\.png: [0-9,]+ bytes behind it cannot be read"):
+        open_images(f"tar:{path}")
+    joined = archive(tmp_path / "y.tar", {"0.png": picture(0)}).read_bytes() + path.read_bytes()
+    (tmp_path / "y.tar").write_bytes(joined)
+    assert "data behind its end mark" in open_tar(f"{tmp_path}/y.tar", None).notes[0].what
+    (tmp_path / "y.tar").write_bytes(joined[:1024])
+    assert "without an end mark" in open_tar(f"{tmp_path}/y.tar", None).notes[0].what
 
 
 @pytest.mark.parametrize("lost", [1, 512])
@@ -159,6 +360,12 @@ def test_an_archive_that_ends_within_a_picture_names_it(tmp_path: Path, lost: in
         ("other-*.tar", r"no archive is called .*other-\*\.tar"),
         ("{set-000,set-00*}.tar", "names an archive twice"),
         ("set-9.tar", "there is no such archive; check the path"),
+        ("set-{0..3000000}.tar", r"stands for 3,000,001 archives, more than a set may have \(100,000\)"),
+        ("{0..999}-{0..999}.tar", "stands for 1,000,000 archives"),
+        ("{0..99999999999999999999999}.tar", "1 of its 1 archives are not there"),
+        ("{9..0}.tar", r"the range \{9\.\.0\} is empty"),
+        ("{a,{b,c}}.tar", "nested or have no partner"),
+        ("set-{000.tar", "nested or have no partner"),
     ],
 )
 def test_patterns_that_match_too_little_or_too_much_are_refused(shards: Path, pattern: str, sentence: str) -> None:

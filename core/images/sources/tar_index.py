@@ -1,0 +1,256 @@
+"""The index of an archive: where its pictures lie, what their sidecars say, and what else it holds. Made once, then cached."""
+
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...errors import UserError
+from ..cache import entry_name, recall, remember
+from ..decode import is_picture
+from ..notes import Note
+from ..places import abridged
+
+BLOCK = 512
+HEADER_BYTES = 1 << 20
+"""The longest header that is read: names and attributes in the pax and GNU formats have some hundred bytes."""
+
+LABEL_BYTES = {"json": 1 << 20}
+TEXT_BYTES = 4096
+"""The largest sidecars that are read, by their ending; TEXT_BYTES for the others."""
+
+TAIL_BYTES = 64 << 20
+"""How far is looked for data behind the end mark of an archive."""
+
+
+class Reading(NamedTuple):
+    """Which sidecars are read: their ending without what comes before its last dot, and the key of a .json."""
+
+    suffix: str
+    field: str | None
+
+
+class TarContents(NamedTuple):
+    """The contents of an archive.
+
+    pictures: name to (offset, size) in bytes. labels: name of a sidecar to its text. faults: name of a sidecar to what is wrong with
+    it. others: ending to (number, first name) of the files that are neither. notes: what else is worth saying.
+    """
+
+    pictures: dict[str, tuple[int, int]]
+    labels: dict[str, str]
+    faults: dict[str, str]
+    others: dict[str, tuple[int, str]]
+    notes: list[Note]
+
+
+def read_index(unpacked: Path, archive: Path, stamp: tuple[int, int, int], title: str, reading: Reading) -> TarContents:
+    """The contents of an archive; from the cache if the archive is unchanged."""
+    name = entry_name(os.path.abspath(archive), stamp, "members", reading)
+    remembered = recall("indices", name)
+    if remembered is not None:
+        pictures, labels, faults, others, notes = json.loads(remembered)
+        return TarContents(pictures, labels, faults, others, [Note(*note) for note in notes])
+    contents = scan(unpacked, title, reading)
+    remember("indices", name, json.dumps(contents).encode(), max(stamp[1:]))
+    return contents
+
+
+class _Headers:
+    """A file from which tarfile reads headers, and never a long or a harmful one."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        self.file = file
+        self.seek, self.tell = file.seek, file.tell
+        self.mode = "rb"
+
+    def read(self, count: int = -1) -> bytes:
+        if not 0 <= count <= HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {count:,} bytes")
+        content = self.file.read(count)
+        # tarfile searches the headers by patterns whose time grows with the square of a number's digits
+        if count > BLOCK and re.search(rb"[0-9]{100}", content):
+            raise tarfile.ReadError("a header with a number of 100 digits")
+        return content
+
+
+def headers(file: io.BufferedReader, total: int, title: str, ends: list[int]) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    """(name, header) of all members, in their order; the place of the archive's end mark is appended to `ends`.
+
+    Raises UserError for what is no archive, and where a header is damaged: the members behind it would be lost without a word.
+    """
+    archive, last, name = None, -1, ""
+    while True:
+        try:
+            archive = archive or tarfile.TarFile(fileobj=_Headers(file))  # type: ignore[arg-type]
+            member = archive.next()
+        except tarfile.TarError as error:
+            after = f" after {abridged(name)}" if name else ""
+            raise UserError(
+                f"{title}: not a readable archive ({error}{after}); expected .tar, .tar.gz, .tar.bz2 or .tar.xz"
+            ) from None
+        except (ValueError, OverflowError, IndexError, RecursionError, MemoryError, OSError) as error:
+            raise UserError(
+                f"{title}: the archive is damaged after {abridged(name) or 'its beginning'} ({abridged(str(error))}); fetch it again"
+            ) from None
+        if member is None:
+            break
+        # tarfile keeps every header in memory, which is too much for a million members
+        archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
+        name = os.path.normpath(member.name).replace(os.sep, "/").lstrip("/")
+        if member.size < 0 or archive.offset <= last:
+            raise UserError(f"{title}: the archive is damaged: {abridged(name)} has a negative size; fetch it again")
+        last = archive.offset
+        yield name, member
+    file.seek(archive.offset)
+    if (block := file.read(BLOCK)).strip(b"\0"):
+        left = total - archive.offset
+        raise UserError(
+            f"{title}: the archive is damaged after {abridged(name)}: {left:,} bytes behind it cannot be read; fetch it again"
+        )
+    ends.append(archive.offset + len(block) if block else -1)
+
+
+def scan(unpacked: Path, title: str, reading: Reading) -> TarContents:
+    """Read the headers of an archive and its sidecars. If several members have one name, the last one counts, as in unpacking."""
+    total, ends = unpacked.stat().st_size, list[int]()
+    files: dict[str, tuple[int, int]] = {}
+    links: dict[str, str] = {}
+    lost: list[str] = []
+    with open(unpacked, "rb") as file:
+        for name, member in headers(file, total, title, ends):
+            links.pop(name, None)
+            before = files.pop(name, None)
+            if member.islnk():  # another name of an earlier member
+                target = os.path.normpath(member.linkname).replace(os.sep, "/").lstrip("/")
+                span = before if target == name else files.get(target)
+                if span is not None:
+                    files[name] = span
+                elif is_picture(name):
+                    lost.append(name)
+            elif member.issym():
+                links[name] = member.linkname
+            elif member.isreg():
+                files[name] = (member.offset_data, member.size)
+                if is_picture(name) or name.endswith(f".{reading.suffix}"):
+                    check_member(name, member, total, title)
+            elif is_picture(name) and not member.isdir():
+                lost.append(name)
+        for name in [name for name in links if is_picture(name) or name.endswith(f".{reading.suffix}")]:
+            span = files.get(followed(name, links))
+            if span is not None:
+                files[name] = span
+            elif is_picture(name):
+                lost.append(name)
+        notes = [*notes_of_end(file, ends[0], total), *notes_of_lost(lost)]
+        return sorted_out(file, files, reading, notes)
+
+
+def check_member(name: str, member: tarfile.TarInfo, total: int, title: str) -> None:
+    """Raises UserError if the bytes of a member don't lie in the archive as they are."""
+    if member.issparse():
+        raise UserError(
+            f"{title}: {abridged(name)} is stored as a sparse file, without its zeros, which cannot be read in place; "
+            "pack the archive again without --sparse, or unpack it and open the folder"
+        )
+    if member.offset_data + member.size > total:
+        raise UserError(f"{title}: the archive is cut short in {abridged(name)}; fetch it again")
+
+
+def followed(name: str, links: dict[str, str]) -> str:
+    """The name that symbolic links inside the archive lead to from `name`; '' if they lead outside or in a circle."""
+    for _ in range(40):  # as in Linux
+        if name not in links:
+            return name
+        if links[name].startswith("/"):
+            return ""
+        name = os.path.normpath(os.path.join(os.path.dirname(name), links[name]))
+    return ""
+
+
+def notes_of_end(file: io.BufferedReader, end: int, total: int) -> list[Note]:
+    """end: where the end mark has been read; -1 if the archive ends without one."""
+    if end < 0:
+        return [Note(1, "archive without an end mark, so it may be cut short", "", "say")]
+    file.seek(end)
+    for at in range(end, min(total, end + TAIL_BYTES), HEADER_BYTES):
+        if file.read(HEADER_BYTES).strip(b"\0"):
+            what = (
+                "archive with data behind its end mark, which are not read; two archives were joined, or it is damaged"
+            )
+            return [Note(1, what, f"{total - at:,} bytes")]
+    return []
+
+
+def notes_of_lost(lost: list[str]) -> list[Note]:
+    if not lost:
+        return []
+    return [
+        Note(
+            len(lost),
+            "things with the name of a picture that are links to nothing in the archive, or no files",
+            min(lost),
+        )
+    ]
+
+
+def sorted_out(
+    file: io.BufferedReader, files: dict[str, tuple[int, int]], reading: Reading, notes: list[Note]
+) -> TarContents:
+    """Pictures, sidecars and others among the members. files: name to (offset, size)."""
+    found = TarContents({}, {}, {}, {}, notes)
+    for name, (offset, size) in files.items():
+        last = name.rpartition("/")[2]
+        if is_picture(name):
+            found.pictures[name] = (offset, size)
+        elif last.startswith("."):
+            continue
+        elif name.endswith(f".{reading.suffix}"):
+            try:
+                found.labels[name] = label_text(file, offset, size, reading)
+            except UserError as error:
+                found.faults[name] = str(error)
+        else:
+            ending = os.path.splitext(last)[1].lower()
+            number, example = found.others.get(ending, (0, name))
+            found.others[ending] = (number + 1, min(example, name))
+    return found
+
+
+def label_text(file: io.BufferedReader, offset: int, size: int, reading: Reading) -> str:
+    """The label in a sidecar, as a text. Raises UserError with the part of a sentence that says what is wrong."""
+    most = LABEL_BYTES.get(reading.suffix, TEXT_BYTES)
+    if size > most:
+        raise UserError(f"has {size:,} bytes, more than a label's file may have ({most:,})")
+    file.seek(offset)
+    try:
+        text = file.read(size).decode("utf-8").strip()
+    except UnicodeDecodeError:
+        raise UserError("is no text in UTF-8") from None
+    label = text if reading.field is None else json_label(text, reading.field)
+    if not label or "\n" in label or "\0" in label:
+        raise UserError("is empty" if not label else "has several lines")
+    return label
+
+
+def json_label(text: str, field: str) -> str:
+    """The value of a key of a .json, as a text."""
+    try:
+        values: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        raise UserError("is no JSON") from None
+    if not isinstance(values, dict):
+        raise UserError("holds no keys")
+    if field not in values:
+        raise UserError(f"has no key {abridged(field)} (it has: {abridged(', '.join(map(str, values))) or 'none'})")
+    value = values[field]
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise UserError(f"has {abridged(json.dumps(value), 40)} as {field}, which is neither a text nor a whole number")
+    try:
+        return str(value).strip()
+    except ValueError:  # a number of more than 4,300 digits
+        raise UserError(f"has a number as {field} that is too long") from None
