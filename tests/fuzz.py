@@ -16,16 +16,19 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import hypothesis
 import pytest
 from hypothesis import HealthCheck, Phase
+from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from rootstock.core.errors import UserError
+from rootstock.core.images.images import Images
+from rootstock.core.images.store import DamagedImage
 
 SECONDS = "ROOTSTOCK_FUZZ_SECONDS"
 DEPTHS = [pytest.param("short", id="short"), pytest.param("long", id="long", marks=pytest.mark.soak)]
@@ -36,12 +39,19 @@ Input = TypeVar("Input")
 
 
 def fuzz(
-    name: str, inputs: SearchStrategy[Input], attempt: Callable[[Input], object], depth: str, *, examples: int
+    name: str,
+    inputs: SearchStrategy[Input],
+    attempt: Callable[[Input], object],
+    depth: str,
+    *,
+    examples: int,
+    share: float = 1.0,
 ) -> Counter[str]:
     """Call `attempt` with drawn inputs. Returns how many were `read` and how many were `refused`; prints it, too.
 
     attempt: reads an input; it returns, or raises UserError. inputs: a strategy of hypothesis. depth: short or long, of DEPTHS.
-    examples: number of inputs of the short run, and of each round of the long one.
+    examples: number of inputs of the short run, and of each round of the long one. share: of the long run's seconds, for kinds of one
+    target that share them.
     Any other exception, an empty message, or an endless loop fails; hypothesis then reports the smallest input that does it.
     """
     tally: Counter[str] = Counter()
@@ -58,7 +68,7 @@ def fuzz(
         assert message.strip(), "an error without a message"
         tally["refused"] += 1
 
-    end = time.monotonic() + float(os.environ.get(SECONDS, "600"))
+    end = time.monotonic() + share * float(os.environ.get(SECONDS, "600"))
     rounds = 0
     while rounds == 0 or (depth == "long" and time.monotonic() < end):
         search = hypothesis.settings(
@@ -76,6 +86,34 @@ def fuzz(
         rounds += 1
     print(f"fuzzing {name}: {tally.total():,} inputs, {tally['read']:,} read, {tally['refused']:,} refused")
     return tally
+
+
+def read_all(images: Images) -> None:
+    """Everything that a training asks of a set. Images that are damaged may say so."""
+    for i in range(len(images)):
+        with suppress(DamagedImage):
+            images.read(i)
+            images.read_scaled(i, lambda height, width: 2)
+        images.full_name(i)
+    images.keys()
+    images.fingerprint()
+    images.in_storage_order()
+    with suppress(DamagedImage):
+        images.resident()
+
+
+def changed(content: bytes) -> SearchStrategy[bytes]:
+    """A file with bytes changed, put in, taken out or cut off, at one to three places."""
+
+    def change(edits: Sequence[tuple[int, int, bytes]]) -> bytes:
+        made = bytearray(content)
+        for at, length, new in edits:
+            start = at % (len(made) + 1)
+            made[start : start + length] = new
+        return bytes(made)
+
+    edit = st.tuples(st.integers(0, 1 << 20), st.sampled_from((0, 1, 1, 2, 8, 1 << 20)), st.binary(max_size=8))
+    return st.lists(edit, min_size=1, max_size=3).map(change)
 
 
 @contextmanager

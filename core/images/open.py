@@ -18,7 +18,7 @@ from ..errors import UserError
 from .images import Images
 from .notes import merged
 from .pack.reader import open_pack
-from .places import abridged, reason_of
+from .places import abridged, place_named, reason_of, titled
 from .sources import digits
 from .sources.files import open_folder
 from .sources.idx import open_idx
@@ -153,6 +153,8 @@ def open_source(uri: Uri, split: str | None) -> Source:
         )
     opener = SCHEMES[uri.scheme]
     options = keyword_options(opener, uri)
+    if uri.scheme == "folder":
+        place_named(uri.path, titled(uri.scheme, uri.path))
     try:
         return opener(uri.path, split, **options)
     except OSError as error:
@@ -166,7 +168,11 @@ def open_source(uri: Uri, split: str | None) -> Source:
         raise UserError(
             f"{abridged(uri.text)}: {place}cannot be opened ({reason_of(error)}); check the path and its permissions"
         ) from None
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(
+            error
+        ):  # torch has no class of its own for it
+            raise
         raise UserError(f"{abridged(uri.text)}: it needs more memory than there is; make parts of the set") from None
 
 

@@ -30,7 +30,8 @@ def array_source(title: str, parts: Mapping[str, tuple[Tensor, Tensor | None]]) 
     shapes = {tuple(pixels.shape[1:]) for pixels, _ in parts.values()}
     if len(shapes) > 1:
         raise UserError(f"{title}: its splits hold pictures of different shapes {sorted(shapes)}; make a set of each")
-    pixels = torch.cat([part for part, _ in parts.values()])
+    arrays = [part for part, _ in parts.values()]
+    pixels = arrays[0] if len(arrays) == 1 else torch.cat(arrays)
     if not len(pixels):
         raise UserError(f"{title}: it holds no pictures")
     if 0 in pixels.shape:

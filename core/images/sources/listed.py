@@ -85,14 +85,10 @@ def open_csv(
             raise UserError(
                 f"{title}: {header.count(name)} columns are called {abridged(name, 60)}; rename those that are not meant, or remove them"
             )
+        check_lengths(header, body, lines, between, title)
         return [row[header.index(name)].strip() for row in body]
 
     paths = column(path, True)
-    for number, row in zip(lines, body, strict=True):
-        if len(row) != len(header):
-            raise UserError(
-                f"{title}: line {number} has {len(row)} columns and the header {len(header)}; quote a {between!r} that is in a field"
-            )
     labels = column(label or "label", label is not None)
     domains = column(domain or "domain", domain is not None)
     for kind, values in ("label", labels), ("domain", domains):
@@ -104,6 +100,17 @@ def open_csv(
         return source
     index, names = number_classes(domains)
     return Source(source.store, source.labels, source.classes, domains=index, domain_names=names, notes=source.notes)
+
+
+def check_lengths(
+    header: Sequence[str], body: Sequence[Sequence[str]], lines: Sequence[int], separator: str, title: str
+) -> None:
+    """Raises UserError for a row of more or fewer columns than the header."""
+    for number, row in zip(lines, body, strict=True):
+        if len(row) != len(header):
+            raise UserError(
+                f"{title}: line {number} has {len(row)} columns and the header {len(header)}; quote a {separator!r} that is in a field"
+            )
 
 
 def rows_of(text: Sequence[str], separator: str, title: str) -> tuple[list[str], list[list[str]], list[int]]:

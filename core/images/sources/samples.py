@@ -88,8 +88,8 @@ def members_below(inside: str, indices: Sequence[TarContents], rule: LabelRule) 
     kept = [member for member in members if rule.split(member.name)[1] in rule.image]
     chosen = {(member.name, member.shard) for member in kept}
     left = [member.name for member in members if (member.name, member.shard) not in chosen]
-    notes = [Note(len(left), f"pictures with another ending than ?image={','.join(rule.image)}", left[0], "list")]
-    return kept, notes if left else []
+    what = f"pictures with another ending than ?image={','.join(rule.image)}"
+    return kept, [Note(len(left), what, left[0], "list")] if left else []
 
 
 def endings_of(members: Sequence[TarMember], rule: LabelRule) -> list[str]:
