@@ -156,7 +156,8 @@ def refuse_several(members: Sequence[TarMember], named: Sequence[Sequence[str]],
     key, of = several[0]
     pictures, sidecars = [members[i].name for i in of], sorted(named[of[0]])
     remedies = []
-    if rule.key == "first-dot" and {stem(name) for name in pictures} == {stem(name) for name in sidecars}:
+    stems = {stem(name) for name in sidecars}
+    if rule.key == "first-dot" and stems != {key} and stems <= {stem(name) for name in pictures}:
         remedies.append("add ?key=last-dot if each is a sample of its own")
     elif len(pictures) > 1:
         remedies.append(f"add {choosing('image', [rule.split(name)[1] for name in pictures])} to choose a picture")

@@ -181,6 +181,9 @@ def test_each_picture_gets_its_own_label_or_an_error_names_the_sample(tmp_path: 
         open_images(uri)
     assert told(open_images(f"{uri}?key=last-dot")) == ["0", "1"] * 4
     assert told(open_images(f"{uri}?image=3.png&label=3.cls")) == ["1"]
+    lacking = {"a.0.png": picture(0), "a.0.cls": b"1", "a.1.png": picture(1)}
+    with pytest.raises(UserError, match=r"the sample a has 2 pictures .* and 1 \.cls.*\?key=last-dot"):
+        open_images(f"tar:{archive(tmp_path / 'lacking.tar', lacking)}")
     assert len(open_images(f"{uri}?labels=none")) == 8
 
 
