@@ -64,7 +64,9 @@ class OpenFiles:
         self._open: dict[str, Descriptor] = {}
 
     def read(self, path: str, size: int, offset: int) -> bytearray:
-        """Read `size` bytes of a file from `offset` on. Raises OSError, also if the file is too short."""
+        """Read `size` bytes of a file from `offset` on. Raises OSError, also if the file is too short, or if these are too many."""
+        if size > MAX_BYTES:
+            raise OSError(f"{size:,} bytes, more than a picture's file may have ({MAX_BYTES:,})")
         descriptor = self._descriptor(path)  # this reference keeps it open if another thread drops it from the table
         content = bytearray(size)
         view, done = memoryview(content), 0

@@ -16,17 +16,20 @@ from ..decode import is_picture
 from ..notes import Note
 from ..places import abridged, file_named, kind_of_place, place_named, reason_of, titled
 from ..store import Source, number_classes
-from .files import FileStore
+from .files import FileStore, checked_bits
 
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 NAMED = 5
 """How many missing files an error names."""
 
 
-def open_list(path: str, split: str | None, *, root: str | None = None, encoding: str = "utf-8") -> Source:
+def open_list(
+    path: str, split: str | None, *, root: str | None = None, encoding: str = "utf-8", bits: int | None = None
+) -> Source:
     """list:FILE with lines `PATH LABEL` (separated by a tab, or by the last space) or `PATH`; empty lines are skipped.
 
-    Paths are relative to `root`, by default the folder of the list. encoding: of the text, such as utf-16 or latin-1.
+    Paths are relative to `root`, by default the folder of the list. encoding: of the text, such as utf-16 or latin-1. bits: as of
+    `folder:`.
     """
     title = titled("list", path)
     listing = file_named(path, title)
@@ -40,7 +43,7 @@ def open_list(path: str, split: str | None, *, root: str | None = None, encoding
         names.append(name)
         lines.append(number)
         labels += [] if label is None else [label]
-    return source_of_names(title, root, listing, names, labels, lines)
+    return source_of_names(title, root, listing, names, labels, lines, bits)
 
 
 def split_line(line: str) -> tuple[str, str | None]:
@@ -64,10 +67,12 @@ def open_csv(
     domain: str | None = None,
     separator: str | None = None,
     encoding: str = "utf-8",
+    bits: int | None = None,
 ) -> Source:
     """csv:FILE with a header: columns path[,label[,domain]], or the columns that the options name; a .tsv is separated by tabs.
 
     separator: comma, semicolon, tab or pipe, between the columns. encoding: of the text, such as utf-16 or latin-1.
+    bits: as of `folder:`.
     """
     title = titled("csv", file)
     table = file_named(file, title)
@@ -95,7 +100,7 @@ def open_csv(
         if "" in values and any(values):
             line = lines[values.index("")]
             raise UserError(f"{title}: line {line} has no {kind}, others have; fill it in or leave the column out")
-    source = source_of_names(title, root, table, paths, labels if any(labels) else [], lines)
+    source = source_of_names(title, root, table, paths, labels if any(labels) else [], lines, bits)
     if not any(domains):
         return source
     index, names = number_classes(domains)
@@ -166,7 +171,13 @@ def read_lines(file: Path, title: str, encoding: str) -> list[str]:
 
 
 def source_of_names(
-    title: str, root: str | None, file: Path, names: Sequence[str], labels: Sequence[str], lines: Sequence[int]
+    title: str,
+    root: str | None,
+    file: Path,
+    names: Sequence[str],
+    labels: Sequence[str],
+    lines: Sequence[int],
+    bits: int | None,
 ) -> Source:
     """The images `names` under `root`, with their labels if there are any. lines: where each is named."""
     if not names:
@@ -174,7 +185,7 @@ def source_of_names(
     if "" in names:
         raise UserError(f"{title}: line {lines[names.index('')]} has no path; fill it in, or remove the line")
     top = os.path.join(file.parent, place_named(root, f"{title}: root")) if root else str(file.parent)
-    store = FileStore(top, names, stamps_of_listed(top, names, lines, title))
+    store = FileStore(top, names, stamps_of_listed(top, names, lines, title), checked_bits(bits, title))
     most, count = Counter(names).most_common(1)[0]
     notes = (
         (Note(len(names) - len(set(names)), "pictures listed again, which count double", most),) if count > 1 else ()
@@ -195,12 +206,12 @@ def stamps_of_listed(top: str, names: Sequence[str], lines: Sequence[int], title
             if stat.S_ISREG(status.st_mode):
                 stamps.append(stamp_of(status))
                 continue
-            reason = f"it is {kind_of_place(status.st_mode)}, and no file"
+            reason = f"is {kind_of_place(status.st_mode)}, not a file"
         except OSError as error:
-            reason = reason_of(error)
+            reason = "is a dangling link" if os.path.islink(file) else f"({reason_of(error)})"
         except ValueError:
-            reason = "its path holds a NUL"
-        wrong.append(f"line {line}: {abridged(name)} ({reason})")
+            reason = "(its path holds a NUL)"
+        wrong.append(f"line {line}: {abridged(name)} {reason}")
     if not wrong:
         return np.array(stamps, dtype=np.int64).reshape(-1, 3)
     hint = "restore them, or remove their lines"

@@ -13,9 +13,11 @@ import numpy as np
 from ...errors import UserError
 from ..foreign import parsing
 from ..limits import RATIO, UnpackLimits, limits_of
+from ..pixels import full_range
 from ..places import abridged, file_named, titled
 from ..store import Source
 from .arrays import ARRAY_BYTES, IMAGE_WORDS, LABEL_WORDS, LAYOUTS, SPLITS, array_source, as_labels, as_nchw
+from .files import checked_bits
 
 MADE_BY = "expected arrays of numbers saved by numpy.savez"
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -30,13 +32,15 @@ def open_npz(
     images: str | None = None,
     labels: str | None = None,
     layout: str = "auto",
+    bits: int | None = None,
     max_size: str = ARRAY_BYTES,
     max_ratio: int = RATIO,
 ) -> Source:
     """npz:FILE with x or images (y or labels) or, by split, train_images, x_test and the like.
 
     images, labels: the names of the arrays, if they have other names. layout: NHW, NHWC or NCHW; auto infers it from the shape.
-    Pixels are uint8 or uint16. max_size, max_ratio: how large the arrays may be, in bytes and in times the file's size.
+    Pixels are uint8 or uint16. bits: how many bits of uint16 are used, as of `folder:`. max_size, max_ratio: how large the arrays may
+    be, in bytes and in times the file's size.
     """
     title = titled("npz", path)
     file, limits = file_named(path, title), limits_of(max_size, max_ratio, title)
@@ -59,7 +63,8 @@ def open_npz(
         arrays = {key: read_array(archive, member, f"{title}: {key}") for key, member in wanted.items()}
     parts = {}
     for name, (image_key, label_key) in chosen.items():
-        pixels = as_nchw(arrays[image_key], layout, f"{title}: {image_key}")
+        where = f"{title}: {abridged(image_key)}"
+        pixels = full_range(as_nchw(arrays[image_key], layout, where), checked_bits(bits, title) or 16, where)
         parts[name] = pixels, as_labels(arrays[label_key], f"{title}: {label_key}") if label_key else None
     return array_source(title, parts)
 

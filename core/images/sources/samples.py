@@ -10,6 +10,7 @@ from ..notes import Note
 from ..places import abridged
 from .files import is_visible
 from .tar_index import Reading, TarContents
+from .walk import note_of_ending
 
 KEYS = ("first-dot", "last-dot")
 TEXTS = (".json", ".txt")
@@ -209,12 +210,11 @@ def notes_about(
         what = "samples with several pictures, all of which are read; ?image=ENDING would choose one of each"
         notes.append(Note(len(several), what, ", ".join(several[0])))
     for ending, (number, example) in others(indices).items():
-        ask = f"; ?label={'json:KEY' if ending == '.json' else ending[1:]} would read a label from them"
-        quiet = labelled or ending not in TEXTS
-        what = (
-            f"files ending in {ending}, which are not read" if ending else "files without an ending, which are not read"
-        )
-        notes.append(Note(number, what + ("" if quiet else ask), example, "list" if quiet else "say"))
+        note = note_of_ending(ending, number, example)
+        if not labelled and ending in TEXTS:
+            ask = f"; ?label={'json:KEY' if ending == '.json' else ending[1:]} would read a label from them"
+            note = note._replace(what=note.what + ask, level="say")
+        notes.append(note)
     return notes
 
 

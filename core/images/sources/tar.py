@@ -20,7 +20,8 @@ from ..limits import RATIO, limits_of
 from ..open_files import OpenFiles
 from ..places import abridged, titled
 from ..store import Source
-from .files import FileStore, arrange
+from .files import FileStore
+from .layout import arrange
 from .samples import classes_beside, endings_of, members_below, notes_about, rule_of
 from .shards import archives_of, pattern_name
 from .tar_index import read_index

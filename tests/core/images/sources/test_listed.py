@@ -23,6 +23,7 @@ def place(tmp_path: Path) -> Path:
     for k in range(4):
         Image.new("L", (4, 4), 9 * k).save(tmp_path / "imgs" / f"{k}.png")
     os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "dangling.png").symlink_to("nowhere.png")
     return tmp_path
 
 
@@ -58,8 +59,8 @@ HEADED = ["path,label", *ROWS]
             r"line 2: n+\.\.\.n*\.png \(5,004 characters\) .*longer than the file system allows",
         ),
         (["path,label", "im\0gs.png,1"], "line 2: .*its path holds a NUL"),
-        (["path,label", "pipe.png,1"], "line 2: pipe.png .it is a pipe, and no file"),
-        (["path,label", "imgs,1"], "line 2: imgs .it is a folder, and no file"),
+        (["path,label", "pipe.png,1"], "line 2: pipe.png is a pipe, not a file"),
+        (["path,label", "imgs,1"], "line 2: imgs is a folder, not a file"),
         (["path,label", "imgs\\0.png,1"], r"write the paths with / instead of \\"),
         (["path,label"], "it names no pictures"),
         ([], r"there is no column path \(there are: none\)"),
@@ -101,7 +102,8 @@ def test_the_remedies_for_tables_work(place: Path) -> None:
         ),
         (["\0.png"], "line 1: .*its path holds a NUL"),
         (["n" * 5000], "line 1: .*longer than the file system allows"),
-        (["pipe.png"], "it is a pipe"),
+        (["pipe.png"], "line 1: pipe.png is a pipe, not a file"),
+        (["dangling.png"], "line 1: dangling.png is a dangling link"),
     ],
 )
 def test_a_list_that_cannot_be_read_says_where(place: Path, lines: list[str], sentence: str) -> None:
