@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# Longer than any run: what waits too long is found by core/heartbeat.py, which knows a long evaluation from a process that is lost.
+UNLIMITED = timedelta(days=1000)
 _planned = 0  # number of processes to pretend, see planned_processes; 0: the real number
 
 
@@ -27,6 +30,11 @@ def world() -> int:
 def rank() -> int:
     """This process's number, 0..world()-1."""
     return dist.get_rank() if world() > 1 and not _planned else 0
+
+
+def connected() -> bool:
+    """Whether there are other processes to talk to; not where they are only planned."""
+    return world() > 1 and not _planned
 
 
 @contextmanager
@@ -106,6 +114,24 @@ def all_reduce_min(local: Tensor) -> Tensor:
     return least
 
 
+def all_reduce_max(local: Tensor) -> Tensor:
+    """The elementwise maximum over processes, without gradient; the argument is left alone."""
+    if world() == 1:
+        return local
+    most = local.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return most
+
+
+def gather_equal(local: Tensor) -> Tensor:
+    """[...] on each process -> [W, ...], without gradient; the shape is the same on all."""
+    if world() == 1:
+        return local[None]
+    parts = [torch.empty_like(local) for _ in range(world())]
+    dist.all_gather(parts, local.detach().contiguous())
+    return torch.stack(parts)
+
+
 # For sharded tensors, torch's DTensor (core/train/fsdp.py). They are recognised by their attributes: importing the class takes a second,
 # which only sharded runs should spend.
 
@@ -142,6 +168,35 @@ def broadcast_text(text: str) -> str:
     box = [text]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def gather_texts(text: str) -> list[str]:
+    """The text of each process, on all processes, in the order of ranks."""
+    if world() == 1:
+        return [text]
+    texts = [""] * world()
+    dist.all_gather_object(texts, text)
+    return texts
+
+
+def shared_store() -> Any:
+    """A new connection to the store in which the processes found each other, for another thread than the main one.
+
+    It has a socket of its own: the main thread may wait inside the first one, which is locked meanwhile.
+    """
+    store: Any = dist.distributed_c10d._get_default_store()  # torch has no public name for it
+    while hasattr(store, "underlying_store"):  # it only puts a prefix before each key
+        store = store.underlying_store
+    return dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+        store.host, store.port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=30)
+    )
+
+
+def wait_without_limit(group: dist.ProcessGroup | None = None) -> None:
+    """Let the collectives of a group (None: of all processes) wait as long as the others take."""
+    # Older versions of torch have it under a private name.
+    change: Any = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+    change(UNLIMITED, group)
 
 
 def transfers(buffer: Tensor) -> Mapping[str, Callable[[], Any]]:

@@ -18,6 +18,19 @@ class MachineError(UserError):
     """A fault of the machine, such as a full disk or too little memory, that no config causes. One sentence with a remedy."""
 
 
+class ProcessesFailed(RuntimeError):
+    """Several processes cannot go on together, though the user made no mistake. The message is one sentence.
+
+    code: the exit code. 1: their weights differ. LOST: one is lost or stuck.
+    """
+
+    LOST = 132
+
+    def __init__(self, sentence: str, code: int = 1) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
 @contextmanager
 def at(place: str) -> Iterator[None]:
     """Within it, an error that is no UserError is noted to come from `place`: a key with its value, a file, a picture."""

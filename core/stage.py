@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from .agree import same_everywhere
 from .config import resolve as config
-from .distributed import rank, world
+from .distributed import connected, rank, world
 from .draws import Draws
 from .evaluate.pictures import denormalise, save_sheet
 from .images.damage import Damage, read_or_neighbour
@@ -59,9 +60,15 @@ def named_sets(train: Images, tests: Mapping[str, Images]) -> dict[str, Images]:
 def record_sets(run: Run, sets: Mapping[str, Images]) -> None:
     """Record the sets' fingerprints in run.json, and say in one line for each set what it holds that is not read.
 
-    Raises UserError if a set has changed since the run began, or if the run's folder is one.
+    Raises UserError if processes see different images, if a set has changed since the run began, or if the run's folder is one.
     """
     refuse_run_as_data(run.dir, sets)
+    if connected():
+        seen = {
+            name: {"images": len(s), "fingerprint": s.fingerprint()[:12], "split": s.split_hash()[:12]}
+            for name, s in sets.items()
+        }
+        same_everywhere({"data": seen}, "data", "give all of them the same files, on a shared disk or as equal copies")
     run.record(data=fingerprints(sets))
     if not run.main:
         return

@@ -28,7 +28,8 @@ def answer(work: Callable[[], int | None]) -> int:
     """Do the work and return its exit code, 0 if it returns None. Errors end here; only those of the command line's parser pass.
 
     2: a user's mistake. 130: stopped by Ctrl-C or a signal. 1: the machine could not do it (a full disk or memory, a damaged file, a
-    missing package), stdout was closed, or a bug, whose traceback is printed and kept in a file.
+    missing package), stdout was closed, or a bug, whose traceback is printed and kept in a file. 132: another process of this run is
+    lost or stuck.
     """
     try:
         with signals_as_errors():
@@ -95,18 +96,25 @@ def _drop_what_cannot_be_written(stream: TextIO) -> None:
 
 
 def _say(sentence: str, tell: bool = True) -> None:
-    """Print a sentence once: rank 0 prints it, other ranks leave it for torchrun. tell: whether torchrun doesn't know yet.
+    """Print a sentence once: rank 0 prints it, other ranks leave it for torchrun, or print it where there is none (srun).
 
     torchrun ends all processes as soon as one fails, perhaps before rank 0 could print. Its summary shows the file named by
-    TORCHELASTIC_ERROR_FILE, so the sentence is never lost.
+    TORCHELASTIC_ERROR_FILE, so the sentence is never lost. tell: whether torchrun doesn't know yet.
     """
-    sentence = abbreviated(printable_lines(sentence))
-    if os.environ.get("RANK", "0") == "0" or "TORCHELASTIC_ERROR_FILE" not in os.environ:
-        with contextlib.suppress(OSError, ValueError):  # stderr is closed, or its disk is full: the exit code is enough
-            print(sentence, file=sys.stderr, flush=True)
-        _note(sentence)
-    elif tell:
-        _tell_agent(sentence)
+    sentence, rank = abbreviated(printable_lines(sentence)), os.environ.get("RANK", "0")
+    if rank != "0" and "TORCHELASTIC_ERROR_FILE" in os.environ:
+        if tell:
+            _tell_agent(sentence)
+        return
+    with contextlib.suppress(OSError, ValueError):  # stderr is closed, or its disk is full: the exit code is enough
+        print(sentence if rank == "0" else f"rank {rank}: {sentence}", file=sys.stderr, flush=True)
+    _note(sentence)
+
+
+def last_words(sentence: str) -> None:
+    """Print the sentence of a process that is about to be ended from a thread. Never raises an error."""
+    with contextlib.suppress(OSError, ValueError):
+        _say(f"error: {sentence}")
 
 
 def _note(text: str) -> None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..core.errors import MachineError, UserError, first_line, places
+from ..core.errors import MachineError, ProcessesFailed, UserError, first_line, places
 
 MISTAKE, FAILURE = 2, 1  # exit codes: of a user's mistake, and of what the machine could not do
 
@@ -65,6 +65,8 @@ def sentence_of(error: BaseException) -> tuple[str, int] | None:
     """(sentence, exit code) of an error that has a cause outside of Rootstock; None for a bug."""
     if isinstance(error, UserError):
         return str(error), FAILURE if isinstance(error, MachineError) else MISTAKE
+    if isinstance(error, ProcessesFailed):
+        return str(error), error.code
     for cause in _causes(error):
         where = _where(error, cause)
         if (found := _of_system(cause, where)) or (found := _of_memory(cause, where)) or (found := _of_import(cause)):

@@ -13,6 +13,7 @@ from ..core.run.options import options
 from ..finetune.finetune import build_finetuning, finetune
 from ..finetune.probe import build_probe, probe
 from ..ssl.pretrain import build_pretraining, pretrain
+from .processes import opened
 
 VERBS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "pretrain": pretrain,
@@ -43,7 +44,7 @@ def fill_defaults(verb: str, given: Mapping[str, Any]) -> dict[str, Any]:
 def execute(verb: str, path: str, overrides: Sequence[str] = (), quiet: bool = False) -> dict[str, Any]:
     """Run one verb and return its result; if the run is finished, return the result that it has."""
     resolved = resolve(verb, path, overrides)
-    with Run(verb, resolved, quiet, partial(fill_defaults, verb)) as run:
+    with opened(Run(verb, resolved, quiet, partial(fill_defaults, verb))) as run:
         if (result := run.finished) is not None:
             run.log(f"{run.dir} is finished; see {run.dir / 'result.json'}, or choose another run.dir")
             return result

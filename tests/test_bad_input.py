@@ -330,7 +330,9 @@ def test_a_full_disk_in_the_middle_of_a_checkpoint(
         done = rootstock(*PRETRAIN, f"run.dir={tmp_path}")
     assert done.returncode == 1
     said = sentence(done)
-    assert said.startswith(f"error: the checkpoint of step {STEPS} cannot be written") and "run the same command" in said
+    assert (
+        said.startswith(f"error: the checkpoint of step {STEPS} cannot be written") and "run the same command" in said
+    )
     assert "WARNING: the checkpoint of step" in done.stderr and os.strerror(errno.ENOSPC) in said
     assert checkpoint.steps(tmp_path / "checkpoints") == [EVERY]
     assert checkpoint.read_checkpoint(tmp_path / "checkpoints" / f"step-{EVERY:08d}").step == EVERY

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..distributed import all_reduce_sum, rank, world
 from ..errors import UserError
+from ..phase import note_progress
 from ..stream.loader import read_in_workers
 from ..views.view import stack_pictures
 
@@ -109,6 +110,7 @@ def extract(
             # Before the conversion: a number may be too large for the dtype alone, which is the caller's matter.
             broken[rows.start : rows.stop] = (~found.isfinite().flatten(1).all(1)).cpu()
             features[rows.start : rows.stop] = found.to(dtype).cpu()
+            note_progress(rows.stop - own[0].start, own[-1].stop - own[0].start)
     _agree_on_damage(images, view, damaged, device)
     _refuse_broken(images, all_reduce_sum(broken.to(device)).nonzero()[:, 0].tolist())
     return _assemble(features, own, n, axes, dtype, device)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from rich.console import Console
 
 from ..distributed import barrier, broadcast_text, rank, world
@@ -30,6 +30,7 @@ from ..launchlog import append
 from ..printable import printable_lines
 from . import state
 from .compare import CONFIG, Complete, begun, of_another_config
+from .join import JOINED_WITHIN, joining
 from .options import check_run_options
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -66,19 +67,20 @@ class Run:
         check_run_options(self.options, self.seed)
         with unannounced():
             options = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-        self.accelerator = Accelerator(
-            # Without an accelerator, Accelerate would otherwise start the processes and then train each of them alone.
-            cpu=self.options["device"] == "cpu" or not torch.accelerator.is_available(),
-            # Named, or environment variables (an `accelerate config` made for something else) would decide.
-            mixed_precision="no",
-            dynamo_backend="no",
-            gradient_accumulation_steps=1,
-            log_with=None if self.options["tracker"] == "none" else self.options["tracker"],
-            project_dir=str(self.dir),
-            # Running statistics are reduced once a step by core/model/norm.py; broadcasting rank 0's would undo that. And gradients
-            # lie in what is sent, instead of beside it.
-            kwargs_handlers=[options],
-        )
+        with joining():
+            self.accelerator = Accelerator(
+                # Without an accelerator, Accelerate would otherwise start the processes and then train each of them alone.
+                cpu=self.options["device"] == "cpu" or not torch.accelerator.is_available(),
+                # Named, or environment variables (an `accelerate config` made for something else) would decide.
+                mixed_precision="no",
+                dynamo_backend="no",
+                gradient_accumulation_steps=1,
+                log_with=None if self.options["tracker"] == "none" else self.options["tracker"],
+                project_dir=str(self.dir),
+                # Running statistics are reduced once a step by core/model/norm.py; broadcasting rank 0's would undo that. And gradients
+                # lie in what is sent, instead of beside it.
+                kwargs_handlers=[options, InitProcessGroupKwargs(timeout=JOINED_WITHIN)],
+            )
         if self.accelerator.num_processes != world() or self.accelerator.distributed_type not in SUPPORTED:
             raise UserError(
                 f"Accelerate set up {self.accelerator.distributed_type} for {self.accelerator.num_processes} of {world()} processes; "

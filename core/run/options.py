@@ -40,6 +40,9 @@ def options(
     damaged: float = 0.01,
     changed_data: Literal["refuse", "accept"] = "refuse",
     tracker: Literal["none", "tensorboard", "wandb"] = "none",
+    timeout: float = 120.0,
+    phase_timeout: float = 1800.0,
+    verify_replicas: Duration | None = None,
 ) -> None:
     """The `run` section: where and how a training runs. Besides rounding, it changes no result.
 
@@ -62,12 +65,20 @@ def options(
     damaged: Largest fraction of damaged pictures, 0 to 1, before a run stops. Others are replaced by a neighbour.
     changed_data: What to do if the data changed since the run began: refuse to resume, or accept it.
     tracker: Where metrics go besides metrics.jsonl: none, tensorboard or wandb.
+    timeout: Seconds, at least 1, without a sign of life after which one of several processes counts as lost, and without progress of
+        any process after which a training counts as stuck. The run then ends with exit code 132.
+    phase_timeout: Seconds without progress after which another phase than training counts as stuck: opening data, compiling, an
+        evaluation, a checkpoint. At least 1.
+    verify_replicas: How often the weights of several processes are compared bit for bit: steps, `5ep` or `10%`, and at the end; null:
+        before each checkpoint; 0: never, for machines of different kinds, which round differently.
     """
 
 
 def check_run_options(options: Mapping[str, Any], seed: int) -> None:
     """Check the numbers of the `run` section, the tracker and the seed. Raises UserError."""
-    least = {"workers": 0, "log_every": 0, "accumulate": 1, "chunk": 1, "damaged": 0}
+    least = {
+        "workers": 0, "log_every": 0, "accumulate": 1, "chunk": 1, "damaged": 0, "timeout": 1, "phase_timeout": 1
+    }  # fmt: skip
     given = [(f"run.{key}", options[key], low) for key, low in least.items()]
     # Two checkpoints: the newest, and one to fall back to.
     for key, value, low in [*given, ("run.checkpoint.keep", options["checkpoint"]["keep"], 2), ("seed", seed, 0)]:

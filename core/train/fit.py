@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from .. import phase
 from ..config.resolve import Duration, Minutes
 from ..interrupt import stop_signals
 from ..method import Method
@@ -25,18 +26,20 @@ from .memory import step_in_memory
 from .optim import Optim, parameter_groups
 from .parallel import Strategy, strategy_for
 from .progress import Progress
+from .replicas import check_replicas
 
 Evaluator = Callable[[nn.Module], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
 class Every:
-    """How often `fit` logs, evaluates and saves, in steps. 0: only after the last step."""
+    """How often `fit` logs, evaluates, saves and compares replicas, in steps. 0: only after the last step."""
 
     log: int = 10
     evaluate: int = 0
     save: int = 0
     save_seconds: float = 0.0  # of the clock, after which a checkpoint is due; 0: never
+    verify: int | None = None  # None: before each checkpoint; 0: never
 
     def logs(self, done: int, steps: int) -> bool:
         """Whether a row is logged after `done` of `steps` steps."""
@@ -49,6 +52,12 @@ class Every:
     def saves(self, done: int, steps: int) -> bool:
         """Whether a checkpoint is saved after `done` of `steps` steps."""
         return done == steps or bool(self.save and done % self.save == 0)
+
+    def verifies(self, done: int, steps: int, saves: bool) -> bool:
+        """Whether the processes compare their weights after `done` of `steps` steps. saves: whether a checkpoint follows."""
+        if self.verify is None:
+            return saves
+        return self.verify > 0 and (done == steps or done % self.verify == 0)
 
     @staticmethod
     def of(run: Run, steps: int, steps_per_epoch: int, evaluate: Any = None) -> Every:
@@ -65,6 +74,7 @@ class Every:
             evaluate=resolve(evaluate) if evaluate is not None else 0,
             save=0 if minutes else resolve(save),
             save_seconds=minutes.seconds if minutes else 0.0,
+            verify=None if (verify := run.options["verify_replicas"]) is None else resolve(verify),
         )
 
 
@@ -119,12 +129,14 @@ def fit(
     trained.train()
     if evaluators and start and every.evaluates(start, steps) and not loop.evaluated(start):
         score(start)  # an earlier command ended after saving and before evaluating
+    phase.begin(phase.FIRST_STEP, start)
     with stop_signals() as asked, Progress(run, steps, start) as progress:
         waiting = time.perf_counter()
         for step, micro in zip(range(start, steps), batches(start), strict=True):
             waited = time.perf_counter() - waiting
             row = step_in_memory(loop, forward, micro, prepare, step, asked)
             done = step + 1
+            phase.begin(phase.TRAINING, done)
             progress.advance(done, loop.images(micro), waited)
             saves, logs = every.saves(done, steps), every.logs(done, steps)
             if saves or logs or loop.stop or loop.due:
@@ -133,14 +145,14 @@ def fit(
                 loop.log(done, row, progress, alarm)
             aside = time.perf_counter()
             # Save before evaluating: an evaluation may outlast the time that a scheduler gives a run to stop.
-            if saves or loop.stop or loop.due:
-                loop.save(done)
+            _secure(loop, every, done)
             if loop.stop and done < steps:
                 raise _interrupted(done, steps, run)
             if evaluators and every.evaluates(done, steps):
                 score(done)
             waiting = time.perf_counter()
             progress.leave_out(waiting - aside)
+    phase.begin(phase.CLOSING, steps)
     loop.optimizer.zero_grad(set_to_none=True)
     loop.saving.report()
     strategy.finish()
@@ -156,6 +168,17 @@ def _note_length(optim: Optim, steps: int, steps_per_epoch: int, run: Run) -> No
         )
 
 
+def _secure(loop: Loop, every: Every, done: int) -> None:
+    """Compare the weights of the processes and save them, where one of both is due: weights that have come apart are not saved."""
+    saves = every.saves(done, loop.steps) or loop.stop or loop.due
+    if every.verifies(done, loop.steps, saves):
+        loop.flush()
+        check_replicas(loop.method, done, loop.run.checkpoints)
+    if saves:
+        with phase.during(phase.CHECKPOINT):
+            loop.save(done)
+
+
 def _interrupted(done: int, steps: int, run: Run) -> Interrupted:
     return Interrupted(f"interrupted; saved at step {done} of {steps} in {run.dir}; the same command resumes")
 
@@ -169,7 +192,7 @@ def _score(
     done: int,
 ) -> None:
     """Evaluate the gathered method after `done` steps, and return to training mode."""
-    with strategy.gathered() as whole:
+    with phase.during(phase.EVALUATION), strategy.gathered() as whole:
         evaluate(whole, evaluators, done, done / steps_per_epoch, run)
     trained.train()
 

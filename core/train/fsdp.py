@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..distributed import unsharded, world
+from ..distributed import unsharded, wait_without_limit, world
 from ..errors import UserError
 from ..method import Method
 from ..model.recompute import repeated_blocks
@@ -53,6 +53,7 @@ class Sharded:
     def wrap(self) -> Method:
         self.trained = copy.deepcopy(self.method)
         mesh = init_device_mesh(self.run.device.type, (world(),))
+        wait_without_limit(mesh.get_group())
         options: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": self.run.options["sharding"] == "fsdp2"}
         half = MixedPrecisionPolicy(param_dtype=self.run.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for block in repeated_blocks(self.trained):

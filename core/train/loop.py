@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import phase
 from ..distributed import all_reduce_sum, any_process, rank, sharded_like, unsharded, world
 from ..errors import UserError
 from ..method import Method
@@ -113,6 +114,7 @@ class Loop:
             if not last:
                 norm.set_aside(self.layers)
             losses.append(out.loss.detach())
+            phase.note_progress(i + 1, len(micro))
             for name, value in {"loss": losses[-1], **out.metrics}.items():
                 part = value.detach() if share == 1.0 else value.detach() * share
                 total[name] = total[name] + part if name in total else part

@@ -6,6 +6,7 @@ exit code says how the launch ended.
 
 import contextlib
 import ctypes
+import json
 import logging
 import os
 import platform
@@ -17,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from ...core.environment import usable_cores
-from ...core.errors import UserError
+from ...core.errors import ProcessesFailed, UserError
 from ...core.interrupt import REQUESTS
 from ...core.launchlog import LOG_VARIABLE
 from ..exits import STOPPED
 from .placement import Placement, await_first_node, check_devices, rendezvous_failed
+from .stopped import stopped_workers_end
 
 LAUNCHER = "ROOTSTOCK_LAUNCHER"
 PR_SET_PDEATHSIG = 1  # of prctl(2)
@@ -32,19 +34,28 @@ GRACE = 3.0
 
 
 def launch_verb(verb: str, config: str, overrides: Sequence[str], where: Placement) -> int:
-    """Run the verb on all processes and return the exit code: 0, 2, 130 (saved and stopped), 131 (LOST) or 1. Raises UserError."""
+    """Run the verb on all processes. Returns the exit code: 0, 2, 130 (saved and stopped), 131 (the first node is lost), 132 (a process is
+    lost or stuck) or 1. Raises UserError.
+    """
     options = resolve_launch(verb, config, overrides)["run"]
     check_devices(where, options)
-    return start_processes([verb, config, *overrides], where, Path(options["dir"]) / "logs")
+    patience = options["timeout"] if where.nproc * where.nodes > 1 else None
+    return start_processes([verb, config, *overrides], where, Path(options["dir"]) / "logs", patience=patience)
 
 
 def start_processes(
-    arguments: Sequence[str], where: Placement, logs: Path, answers: Collection[int] = (), timeout: int = JOIN_TIMEOUT
+    arguments: Sequence[str],
+    where: Placement,
+    logs: Path,
+    answers: Collection[int] = (),
+    timeout: int = JOIN_TIMEOUT,
+    patience: float | None = None,
 ) -> int:
     """Run `rootstock` with these arguments on all processes. Returns the exit code, as `launch_verb` does, or one of `answers`.
 
     logs: folder for the output of the processes. answers: exit codes of processes that are results and no failures.
-    timeout: seconds that nodes wait for each other. Raises RendezvousFailed.
+    timeout: seconds that nodes wait for each other. patience: seconds after which a process that was stopped is ended, None for never.
+    Raises RendezvousFailed.
     """
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -57,6 +68,7 @@ def start_processes(
     with (
         _environment({LAUNCHER: str(os.getpid()), LOG_VARIABLE: str(logs.absolute() / "rank-0.log")}, where.nproc),
         _forward_signals() as requests,
+        stopped_workers_end(patience, _workers),
     ):
         earlier = _attempts(logs)
         try:
@@ -202,10 +214,14 @@ def _ended(error, logs: Path, answers: Collection[int]) -> int:
         return code
     if code == STOPPED or -code in REQUESTS:
         return STOPPED
-    if code == 2:
+    if code == -signal.SIGUSR2:  # ended by other workers, which found that it was lost (core/heartbeat.py)
+        if rank == 0:
+            print(_judgement(logs), file=sys.stderr)
+        return ProcessesFailed.LOST
+    if code in (2, ProcessesFailed.LOST):
         if rank != 0:  # rank 0 has printed its own message
             print(message, file=sys.stderr)
-        return 2
+        return code
     if rank != 0 and code > 0:
         print(message, file=sys.stderr)
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
@@ -213,14 +229,26 @@ def _ended(error, logs: Path, answers: Collection[int]) -> int:
     return 1
 
 
+def _judgement(logs: Path) -> str:
+    """What the worker that ended another one has left in its file for torch's agent; rank 0 has printed its own."""
+    found = sorted(logs.glob("**/error.json"), key=lambda path: path.stat().st_mtime)
+    for path in reversed(found):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return str(json.loads(path.read_text(encoding="utf-8"))["message"]["message"])
+    return ""
+
+
 def _first(failures: Mapping[int, Any]) -> tuple[int, Any]:
     """(rank, failure) of the worker that failed first. failures: by rank, in the order in which they were noticed.
 
-    Times are whole seconds. Within one second, a killed worker is taken for the cause of the others; SIGTERM comes from the agent.
+    Times are whole seconds. Within one second, a killed worker is taken for the cause of the others; SIGTERM comes from the agent, and
+    SIGUSR2 from a worker that ends with LOST.
     """
     earliest = min(failure.timestamp for failure in failures.values())
     near = [item for item in failures.items() if item[1].timestamp <= earliest + 1]
-    killed = [item for item in near if item[1].exitcode < 0 and item[1].exitcode != -signal.SIGTERM]
+    killed = [
+        item for item in near if item[1].exitcode < 0 and -item[1].exitcode not in (signal.SIGTERM, signal.SIGUSR2)
+    ]
     return (killed or near)[0]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from rootstock.core.errors import UserError, at
+from rootstock.core.errors import ProcessesFailed, UserError, at
 from rootstock.core.interrupt import StoppedBySignal
 from rootstock.core.run.directory import Interrupted
 from rootstock.launch.exits import answer
@@ -208,11 +208,13 @@ def test_other_processes_tell_torchrun(
     assert json.loads(path.read_text())["message"]["message"] == "error: b.png is damaged"
 
 
-def test_other_processes_speak_where_no_torchrun_listens(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("error", "code"), [(UserError("b.png is damaged"), 2), (ProcessesFailed("rank 0 is lost", 132), 132)]
+)
+def test_without_torchrun_other_processes_speak_for_themselves(
+    error: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As under srun with RANK and WORLD_SIZE alone: only the process whose pictures are damaged knows of it."""
     monkeypatch.setenv("RANK", "1")
     monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
-    assert answer(raising(UserError("b.png is damaged"))) == 2
-    assert capsys.readouterr().err == "error: b.png is damaged\n"
+    assert answer(raising(error)) == code
+    assert capsys.readouterr().err == f"rank 1: error: {error}\n"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
+from ...phase import note_progress
 from ...printable import printable
 from ..cache import entry_name, recall, remember, stamp_of
 from ..decode import decode, decode_scaled
@@ -176,7 +177,9 @@ class FileStore:
                 return self.substitute_key(i)
 
         def chunk(start: int) -> list[int]:
-            return [key(i) for i in range(start, min(start + HASHING_CHUNK, len(self)))]
+            found = [key(i) for i in range(start, min(start + HASHING_CHUNK, len(self)))]
+            note_progress(start + len(found), len(self))
+            return found
 
         # hashlib and read release the GIL, so threads run in parallel
         with ThreadPoolExecutor(HASHING_THREADS) as threads:

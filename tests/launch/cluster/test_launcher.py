@@ -184,6 +184,24 @@ def test_the_first_failure_is_reported_and_the_others_end(config: str, tmp_path:
     assert f"error: rank 1 (process {first.pid}) was killed by SIGKILL before any other" in said
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stopped_rank_ends_the_launch(config: str, tmp_path: Path, rank: int) -> None:
+    run = tmp_path / "run"
+    with going(config, run, ENDLESS, "run.timeout=3") as started:
+        workers(started.pid)[rank].suspend()
+        _, said = started.communicate()
+        assert not processes(run)
+    assert started.returncode == 132, said
+    assert (
+        said.count(f"error: rank {rank} gave no sign of life for") == 1
+        and "(stopped), " in said
+        and " after step " in said
+    )
+    assert state.read_state(run)["state"] == "failed"
+    assert (run / "logs" / f"stacks-rank-{rank}.txt").stat().st_size
+
+
 def failure(code: int, at: int, message: Any = "") -> SimpleNamespace:
     return SimpleNamespace(exitcode=code, timestamp=at, pid=7, message=message)
 
@@ -226,6 +244,27 @@ def test_errors_of_other_ranks_are_printed_unchanged(
 )
 def test_a_killed_worker_counts_as_the_first_failure(failures: dict[int, Any], first: int) -> None:
     assert launcher._first(failures)[0] == first
+
+
+@pytest.mark.parametrize(
+    ("failures", "code", "words"),
+    [
+        ({0: failure(132, 10, "error: rank 1 is lost")}, 132, ""),  # rank 0 has printed it
+        ({1: failure(132, 10, "error: rank 0 is lost")}, 132, "error: rank 0 is lost"),
+        ({1: failure(-12, 10)}, 132, ""),
+        ({0: failure(-12, 10)}, 132, "error: what rank 1 said"),
+        ({1: failure(-12, 10), 0: failure(132, 11)}, 132, ""),
+        ({1: failure(-9, 10), 0: failure(132, 10)}, 1, "rank 1 (process 7) was killed by SIGKILL before any other"),
+    ],
+)
+def test_a_worker_that_others_ended_counts_as_lost(
+    failures: dict[int, Any], code: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "error.json").write_text('{"message": {"message": "error: what rank 1 said"}}')
+    assert launcher._ended(SimpleNamespace(failures=failures), tmp_path, ()) == code
+    said = capsys.readouterr().err
+    assert (words in said) if words else said == ""
 
 
 @pytest.mark.parametrize(
