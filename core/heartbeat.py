@@ -33,7 +33,7 @@ INTERVAL = 5.0  # seconds between beats
 BEATS = 4
 GLANCE = 1.0  # seconds between two looks for a verdict of another process
 SAID_EVERY = 30.0  # seconds between two lines that say what a long phase does
-BUSY = 0.1  # part of one core's time from which a process counts as computing
+COMPUTES = 0.1  # part of one core's time from which a process counts as computing
 PARTING = 1.0  # seconds, after a beat's, that the process with the store waits at its end for those that still read it
 AGAIN = "the same command resumes from the last checkpoint"
 _begun = 0  # heartbeats of this process so far: each has its own keys in the store
@@ -178,7 +178,7 @@ class Heartbeat:
 
     def _own_beat(self) -> dict[str, Any]:
         at, spent, now = whereabouts(self.main), time.process_time(), phase.NOW
-        busy = not at.collective and spent - self.spent > BUSY * self.interval
+        busy = not at.collective and spent - self.spent > COMPUTES * self.interval
         self.spent = spent
         return {
             "count": self.count, "state": self.state, "error": self.error, "code": self.code, "heard": self.heard,

@@ -144,7 +144,6 @@ def fit(
             if logs:
                 loop.log(done, row, progress, alarm)
             aside = time.perf_counter()
-            # Save before evaluating: an evaluation may outlast the time that a scheduler gives a run to stop.
             _secure(loop, every, done)
             if loop.stop and done < steps:
                 raise _interrupted(done, steps, run)
@@ -170,6 +169,7 @@ def _note_length(optim: Optim, steps: int, steps_per_epoch: int, run: Run) -> No
 
 def _secure(loop: Loop, every: Every, done: int) -> None:
     """Compare the weights of the processes and save them, where one of both is due: weights that have come apart are not saved."""
+    # Before an evaluation, which may outlast the time that a scheduler gives a run to stop.
     saves = every.saves(done, loop.steps) or loop.stop or loop.due
     if every.verifies(done, loop.steps, saves):
         loop.flush()
