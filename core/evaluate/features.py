@@ -25,7 +25,7 @@ from ..views.view import stack_pictures
 # Rows are summed over processes in blocks of this many numbers (256 MB), to bound the memory on the device.
 NUMBERS_AT_ONCE = 1 << 26
 # A message about images names the first of them.
-NAMED = 5
+NAMED_IMAGES = 5
 
 
 class Readable(Protocol):
@@ -181,9 +181,9 @@ def _refuse_broken(images: Readable, rows: list[int]) -> None:
             "take an earlier checkpoint or other weights"
         )
     if rows:
-        names = ", ".join(images.full_name(i) for i in rows[:NAMED])
+        names = ", ".join(images.full_name(i) for i in rows[:NAMED_IMAGES])
         raise UserError(
-            f"the features of {len(rows)} of {len(images)} images are not finite ({names}{', ...' if len(rows) > NAMED else ''}); "
+            f"the features of {len(rows)} of {len(images)} images are not finite ({names}{', ...' if len(rows) > NAMED_IMAGES else ''}); "
             "leave these pictures out, or take an earlier checkpoint or other weights, because the network may have diverged"
         )
 

@@ -18,7 +18,7 @@ from ..distributed import all_reduce_max, all_reduce_min, gather_equal, world
 from ..errors import ProcessesFailed
 from .checkpoint import steps
 
-BLOCK = 1 << 16  # numbers that are weighted at once
+CHUNK_OF_NUMBERS = 1 << 16  # numbers that are weighted at once
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers by size in bytes
 TENSORS_NAMED = 3  # tensors that a message names
 
@@ -69,14 +69,14 @@ def _digest(tensor: Tensor) -> Tensor:
     numbers = numbers.view(INTEGERS[numbers.element_size()])
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
     weights = _weights(str(tensor.device))
-    for i, part in enumerate(numbers.split(BLOCK)):
+    for i, part in enumerate(numbers.split(CHUNK_OF_NUMBERS)):
         total += (part.to(torch.int64) * weights[: len(part)]).sum() * (2 * i + 1)
     return total
 
 
 @cache
 def _weights(device: str) -> Tensor:
-    """int64 [BLOCK] odd numbers, the same on every process."""
-    position = torch.arange(1, BLOCK + 1, dtype=torch.int64, device=device)
+    """int64 [CHUNK_OF_NUMBERS] odd numbers, the same on every process."""
+    position = torch.arange(1, CHUNK_OF_NUMBERS + 1, dtype=torch.int64, device=device)
     mixed = position * -7046029254386353131  # 2^64 divided by the golden ratio, as a signed number
     return (mixed ^ (mixed >> 29)) * 2 + 1

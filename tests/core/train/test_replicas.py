@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rootstock.core.train.fit import Every
-from rootstock.core.train.replicas import BLOCK, check_replicas, describe, digests
+from rootstock.core.train.replicas import CHUNK_OF_NUMBERS, check_replicas, describe, digests
 
 KINDS = [
     torch.float32,
@@ -27,12 +27,12 @@ def digest(tensor: Tensor) -> int:
 
 @pytest.mark.parametrize("dtype", KINDS, ids=str)
 def test_any_single_bit_counts(dtype: torch.dtype) -> None:
-    tensor = (torch.rand(2 * BLOCK + 3, generator=torch.Generator().manual_seed(0)) * 200).to(dtype)
+    tensor = (torch.rand(2 * CHUNK_OF_NUMBERS + 3, generator=torch.Generator().manual_seed(0)) * 200).to(dtype)
     before = digest(tensor)
     assert digest(tensor.clone()) == before
     raw = torch.view_as_real(tensor).view(torch.uint8) if dtype.is_complex else tensor.view(torch.uint8)
     bits, found = raw.view(-1), set()
-    places = [0, 1, BLOCK, len(bits) // 2, len(bits) - 1]
+    places = [0, 1, CHUNK_OF_NUMBERS, len(bits) // 2, len(bits) - 1]
     for place in places:
         bits[place] ^= 1
         found.add(digest(tensor))
