@@ -108,7 +108,7 @@ class Judge:
         return rank not in self.last or self.last[rank]["state"] == ALIVE
 
     def _places(self, ranks: Sequence[int]) -> str:
-        return whereabouts(ranks, self.last, self.how)
+        return where_each_is(ranks, self.last, self.how)
 
     def _others(self, ranks: Sequence[int]) -> str:
         others = [rank for rank in range(self.world) if rank not in ranks]
@@ -134,7 +134,7 @@ def absent(beats: Mapping[int, Beat]) -> list[int]:
     return sorted(away)
 
 
-def whereabouts(ranks: Sequence[int], beats: Mapping[int, Beat], how: Mapping[int, str] = {}) -> str:
+def where_each_is(ranks: Sequence[int], beats: Mapping[int, Beat], how: Mapping[int, str] = {}) -> str:
     """Where processes were at their last beats, in words. how: the condition of some of them."""
     found = []
     for rank in ranks[:PLACES_SHOWN]:
