@@ -20,7 +20,7 @@ WORLD, BATCH = 2, 16
 OWN = BATCH // WORLD
 MICRO = 4  # batches a step, where they are cut
 STEPS = 3  # the last is looked at: the first ones also set DistributedDataParallel up
-FLAGS = 2  # is the step bad, and was anyone asked to stop
+FLAGS = 3  # is the step bad, was anyone asked to stop, and is a checkpoint due by the clock
 
 
 class Sent(NamedTuple):
