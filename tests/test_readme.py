@@ -163,7 +163,7 @@ def test_commands_of_pipelines_are_planned(
     """All but the training, which takes minutes: tests/test_configs.py runs a small pipeline of the same shape."""
     planned: list[Any] = []
 
-    def only_plan(path: str, overrides: list[str], execute: object, validate: Any) -> None:
+    def only_plan(path: str, overrides: list[str], execute: object, validate: Any, **_: object) -> None:
         planned.append(plan_pipeline(path, overrides, validate))
 
     monkeypatch.setattr(pipeline, "run_pipeline", only_plan)

@@ -128,9 +128,9 @@ def classes_beside(
         if fault is None and rule.given is None and not re.fullmatch("-?[0-9]{1,1000}", label):
             fault = f"says {abridged(label, 60)!r}, which is not a whole number"
         if fault is not None:
-            texts = ", ?label=cls if it is the name of a class" if rule.given is None and label else ""
+            as_name = "add ?label=cls if it is the name of a class, " if rule.given is None and label else ""
             raise UserError(
-                f"{title}: the .{rule.ending} beside {abridged(member.name)} {fault}; correct it, or add ?labels=none{texts}"
+                f"{title}: the .{rule.ending} beside {abridged(member.name)} {fault}; correct it, {as_name}or add ?labels=none"
             )
         labels.append(label)
     return labels
