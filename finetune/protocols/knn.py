@@ -95,8 +95,8 @@ def check_knn(
         raise UserError(f"{protocol} needs at least one k, got an empty list")
     if candidates[0] < 1:
         raise UserError(f"{protocol} needs k of at least 1, got {candidates[0]}")
-    # A single k above n is the vote of all training images: shipped configs run on a handful of pictures.
-    if len(candidates) > 1 and candidates[-1] > n:
+    # A single k above n is the vote of all training images, as configs that ship need it on a handful of pictures; a preset is its k.
+    if candidates[-1] > n and (len(candidates) > 1 or protocol != "knn"):
         raise UserError(
             f"{protocol} needs {candidates[-1]} different training images for k = {candidates[-1]}, and there are {n}; "
             f"give evaluate.knn.k of at most {n}, or more images"

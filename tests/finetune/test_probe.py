@@ -75,7 +75,7 @@ def test_nothing_chosen_needs_no_slice(tmp_path: Path) -> None:
         ({"knn": {"k": [5, -1]}}, "knn needs k of at least 1, got -1"),
         ({"knn": {"k": []}}, "knn needs at least one k"),
         (
-            {"knn": {"k": 61}},
+            {"knn": {"k": [5, 61]}},
             "knn needs 61 different training images .* and there are 60; give evaluate.knn.k of at most 60",
         ),
         ({"presets": ["knn-lightly"]}, "knn-lightly needs 200 different training images"),
