@@ -80,7 +80,7 @@ def test_what_can_be_built_is_built_once_and_leaves_nothing(here: Path) -> None:
     [
         ("probe", {"data.train": "folder:nowhere"}, "nowhere"),
         ("probe", {"data.test": {"a": "list:missing.txt"}}, "missing.txt"),
-        ("probe", {"evaluate.fewshot": {"shots": 6}}, "fewshot: class cat has 5 different training images, fewer than shots = 6; give evaluate"),
+        ("probe", {"evaluate.fewshot": {"shots": 6}}, "fewshot: class cat has 5 different training images, fewer than shots = 6"),
         ("probe", {"backbone.args": {"widths": [1, 1, 1, 1]}}, "backbone.args: {'widths': [1, 1, 1, 1]} contradicts"),
         ("ssl", {"backbone.args": {"widths": [0, 8, 8, 8]}}, "backbone: smallconv cannot be built for data.size 16"),
         ("ssl", {"backbone.name": "resnet19", "backbone.args": {}}, "backbone.name: unknown backbone 'resnet19'"),
