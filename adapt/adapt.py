@@ -27,6 +27,7 @@ from ..core.images.sets import (
     labelled,
     open_tests,
 )
+from ..core.images.store import Stamp
 from ..core.method import AdaptMethod, Labelled, Pair, RawPair, Unlabelled
 from ..core.model.backbone import create
 from ..core.model.classifier import Classifier
@@ -50,6 +51,7 @@ def data_options(
     crop: float = 1.0,
     views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "supervised"},
     decode: Decode = "full",
+    stamp: Stamp = "mtime",
     selection: str = "last",
 ) -> None:
     """The `data` section of `rootstock adapt`.
@@ -63,6 +65,8 @@ def data_options(
     views: How training images of both domains are augmented: a preset's name, or a mapping with its name and changed numbers.
     decode: How JPEG files are decoded: full, or scaled, which decodes a large file only as large as its crops need. Scaled is faster
         and gives slightly other pixels; evaluation always decodes in full.
+    stamp: How a changed picture is noticed when the run resumes, in files and archives: size (another name or size), mtime (also another
+        time of change) or content (also other bytes; reads every file at each start).
     selection: How the hyper-parameters of this config were chosen, as the result says it: last, train-split, source-val,
         tuned-on-target or oracle.
     """
@@ -102,7 +106,7 @@ def build_adaptation(
     """Open the sets and build network, method, augmentation and batches. Raises UserError."""
     torch.manual_seed(seed)
     settings, sets = Optim(**optim), open_sets(data, seed)
-    stage.record_sets(run, sets.named())
+    stage.record_sets(run, sets.named(), data["stamp"])
 
     assert sets.source.classes is not None
     model = stage.network(backbone, data["size"], sets.source)

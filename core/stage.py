@@ -18,7 +18,8 @@ from .evaluate.pictures import denormalise, save_sheet
 from .images.damage import Damage, read_or_neighbour
 from .images.notes import line_of
 from .images.open import Images
-from .images.sets import describe_sets, fingerprints, refuse_run_as_data
+from .images.sets import describe_sets, refuse_run_as_data, watch_sets
+from .images.store import Stamp
 from .images.survey import sampled_notes
 from .method import Method, PretrainMethod, check_built
 from .model import norm
@@ -57,10 +58,11 @@ def named_sets(train: Images, tests: Mapping[str, Images]) -> dict[str, Images]:
     return {"train": train, **{"test.train" if name == "train" else name: images for name, images in tests.items()}}
 
 
-def record_sets(run: Run, sets: Mapping[str, Images]) -> None:
+def record_sets(run: Run, sets: Mapping[str, Images], stamp: Stamp) -> None:
     """Record the sets' fingerprints in run.json, and say in one line for each set what it holds that is not read.
 
-    Raises UserError if processes see different images, if a set has changed since the run began, or if the run's folder is one.
+    stamp: how the sets are watched for changes. Raises UserError if processes see different images, if a set has changed since the run
+    began, or if the run's folder is one.
     """
     refuse_run_as_data(run.dir, sets)
     if connected():
@@ -69,7 +71,7 @@ def record_sets(run: Run, sets: Mapping[str, Images]) -> None:
             for name, s in sets.items()
         }
         same_everywhere({"data": seen}, "data", "give all of them the same files, on a shared disk or as equal copies")
-    run.record(data=fingerprints(sets))
+    run.record(**watch_sets(sets, stamp))
     if not run.main:
         return
     for images in {images.uri: images for images in sets.values()}.values():

@@ -15,6 +15,7 @@ from ..core.errors import UserError
 from ..core.evaluate.scores import score
 from ..core.images.open import Images
 from ..core.images.sets import LABELLED, add_seen, describe_sets, exposure, train_and_tests
+from ..core.images.store import Stamp
 from ..core.method import Labelled, Method, RawBatch, Step
 from ..core.model.backbone import Backbone, create
 from ..core.model.classifier import Classifier
@@ -38,6 +39,7 @@ def data_options(
     views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "supervised"},
     shuffle: Annotated[dict[str, Any], Choice(SHUFFLES)] = {"name": "full"},
     decode: Decode = "full",
+    stamp: Stamp = "mtime",
     selection: str = "last",
 ) -> None:
     """The `data` section of `rootstock finetune`.
@@ -50,6 +52,8 @@ def data_options(
     shuffle: Order of an epoch: full, or blocks of images that are neighbours on the disk.
     decode: How JPEG files are decoded: full, or scaled, which decodes a large file only as large as its crops need. Scaled is faster
         and gives slightly other pixels; evaluation always decodes in full.
+    stamp: How a changed picture is noticed when the run resumes, in files and archives: size (another name or size), mtime (also another
+        time of change) or content (also other bytes; reads every file at each start).
     selection: How the hyper-parameters of this config were chosen, as the result says it: last, train-split, source-val,
         tuned-on-target or oracle.
     """
@@ -115,7 +119,7 @@ def build_finetuning(
     _check(method)
     settings = Optim(**optim)
     train, tests = train_and_tests(data["train"], data["test"], seed)
-    stage.record_sets(run, stage.named_sets(train, tests))
+    stage.record_sets(run, stage.named_sets(train, tests), data["stamp"])
 
     assert train.classes is not None
     model = stage.network(backbone, data["size"], train)

@@ -18,6 +18,7 @@ from ..core.evaluate.pictures import save_map
 from ..core.evaluate.scores import Scores, add_scores
 from ..core.images.open import Images
 from ..core.images.sets import LABELLED, add_seen, describe_sets, exposure, train_and_tests
+from ..core.images.store import Stamp
 from ..core.model.backbone import OWN, Backbone, create
 from ..core.run.directory import Run
 from ..core.views.view import Evaluation
@@ -35,7 +36,12 @@ Protocol = Callable[..., Outcome]
 
 
 def probe_data_options(
-    *, train: str | list[str], test: str | dict[str, str] | None = None, size: int, crop: float = 1.0
+    *,
+    train: str | list[str],
+    test: str | dict[str, str] | None = None,
+    size: int,
+    crop: float = 1.0,
+    stamp: Stamp = "mtime",
 ) -> None:
     """The `data` section of `rootstock probe`.
 
@@ -43,6 +49,8 @@ def probe_data_options(
     test: URI of a labelled test set, or a mapping of names to URIs; null holds out a stratified 20 % of the training images by seed.
     size: Side of the network's input in pixels.
     crop: Part of the shorter side that is kept, above 0 and up to 1 (0.875 takes 224 of 256 pixels).
+    stamp: How a changed picture is noticed when the run resumes, in files and archives: size (another name or size), mtime (also another
+        time of change) or content (also other bytes; reads every file at each start).
     """
 
 
@@ -82,7 +90,7 @@ def build_probe(
     torch.manual_seed(seed)
     options, attentive = _chosen_protocols(evaluate), AttentiveTraining(**(evaluate["attentive"] or {}))
     train, tests = train_and_tests(data["train"], data["test"], seed)
-    stage.record_sets(run, stage.named_sets(train, tests))
+    stage.record_sets(run, stage.named_sets(train, tests), data["stamp"])
     distinct = train.select(distinct_rows(train))
     assert distinct.labels is not None and distinct.classes is not None
     if copies := len(train) - len(distinct):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..core.run.directory import Run
+from ..core.run.folder import run_folder
 from .verbs import BUILDERS
 
 
@@ -17,14 +18,14 @@ class DryRun(Run):
 
     def __init__(self, verb: str, config: dict[str, Any]) -> None:
         self.verb, self.config, self.options = verb, config, config["run"]
-        self.dir, self.seed = Path(self.options["dir"]), config["seed"]
+        self.dir, self.seed = run_folder(self.options["dir"]), config["seed"]
         self.device, self.main, self.quiet, self.recorded, self.steps = torch.device("cpu"), True, True, {}, None
         self.messages: list[str] = []
 
     def log(self, message: str) -> None:
         self.messages.append(message)
 
-    def record(self, **facts: Any) -> None:
+    def record(self, watched: Mapping[str, Any] | None = None, **facts: Any) -> None:
         """A dry run leaves no record."""
 
 

@@ -1,7 +1,9 @@
 """`rootstock runs`: state, progress and headline metric of all runs under a folder."""
 
+import contextlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +16,18 @@ from rich.table import Table
 from ..core.errors import UserError
 from ..core.printable import printable
 from ..core.run import state
-from .report.records import RunRecord, is_pipeline, is_sweep, read_run
-from .report.results import main_metric
+from ..core.run.folder import ABOUT, CONFIG, RESULT, read_result
+from ..core.run.rows import METRICS
+from .report.folder import Parts, config_words
 
-STATE_COLOURS = {"running": "cyan", "finished": "green", "preempted": "yellow", "failed": "red", "killed": "red"}
+STATE_COLOURS = {
+    "running": "cyan",
+    "finished": "green",
+    "preempted": "yellow",
+    "failed": "red",
+    "killed": "red",
+    "damaged": "red",
+}
 
 
 class Row(NamedTuple):
@@ -41,7 +51,10 @@ class Row(NamedTuple):
 
 
 def list_runs(folder: Path, as_json: bool) -> None:
-    """Print a row for each run under `folder`, with stages of pipelines and trials of sweeps. Raises UserError if there is none."""
+    """Print a row for each run under `folder`, with stages of pipelines and trials of sweeps. Raises UserError if there is none.
+
+    A damaged run has a row that says what is damaged.
+    """
     rows = [row_of(path, folder) for path in find_runs(folder)]
     if not rows:
         what = "holds no run" if folder.is_dir() else "is not a folder" if folder.exists() else "does not exist"
@@ -56,33 +69,52 @@ def find_runs(folder: Path) -> Iterator[Path]:
     """The folders of runs at and below `folder`, by name; it does not look inside a run."""
     for path, below, files in os.walk(folder):
         below.sort()
-        if "config.yaml" not in files:
+        # Either is enough: the other may be lost. Checkpoints and the like lie inside of runs.
+        if CONFIG not in files and not {RESULT, ABOUT} & {*files}:
             continue
         run = Path(path)
-        if is_pipeline(record := read_run(run)) or is_sweep(record):
+        if is_collection(run):
             below[:] = [name for name in below if name.startswith(("seed-", "trial-"))]
             continue
         below.clear()
         yield run
 
 
+def is_collection(path: Path) -> bool:
+    """Whether it is the folder of a pipeline or a sweep."""
+    with contextlib.suppress(UserError):
+        if (words := config_words(path)).keys() & {"stages", "search"}:
+            return True
+        if words:
+            return False
+    return (read_result(path, lambda _: None) or {}).get("task") in ("pipeline", "sweep")
+
+
 def row_of(path: Path, root: Path) -> Row:
-    record, status = read_run(path), state.read_state(path)
-    metric, value = headline(record)
-    trained = [row["step"] for row in record.rows if "step" in row]
-    steps = status.get("steps") or record.result.get("steps")
+    parts, status = Parts(path, METRICS), state.read_state(path)
+    damage = list(parts.damage)
+    if parts.about.get("manifest") and not os.path.lexists(path / state.FILE):
+        damage.append(f"{path / state.FILE} is missing")
+    try:
+        words = config_words(path)
+    except UserError as error:
+        words, damage = {}, [str(error), *damage]
+    metric, value = headline(parts)
+    trained = [row["step"] for row in parts.rows]
+    steps = status.get("steps") or parts.result.get("steps")
+    why = "; ".join(filter(None, [str(status.get("why") or ""), *damage]))
     return Row(
         run=str(path.relative_to(root)) if path != root else str(path),
-        verb=record.verb,
-        seed=record.seed,
-        state="finished" if record.finished else status["state"],
-        step=(record.result.get("steps") or max(*trained, saved_step(path), 0)) if steps else None,
+        verb=str(parts.about.get("verb") or parts.result.get("task") or words.get("verb") or "run"),
+        seed=parts.result.get("seed", whole_number(words.get("seed", ""))),
+        state="damaged" if damage and status["state"] != "running" else "finished" if parts.result else status["state"],
+        step=(parts.result.get("steps") or max([*trained, saved_step(path), 0])) if steps else None,
         steps=steps,
         metric=metric,
         value=value,
-        host=status.get("host") or record.about.get("host"),
+        host=status.get("host") or parts.about.get("host"),
         age=max(0.0, time.time() - newest(path)),
-        why=status.get("why", ""),
+        why=why,
     )
 
 
@@ -92,23 +124,26 @@ def saved_step(path: Path) -> int:
     return max((int(name) for name in names if name.isdecimal()), default=-1)
 
 
-def headline(record: RunRecord) -> tuple[str | None, float | None]:
+def whole_number(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"\d{1,19}", text) else None
+
+
+def headline(parts: Parts) -> tuple[str | None, float | None]:
     """The headline metric of a run, and its value."""
-    if record.result.get("metrics"):
-        name = main_metric(record.result)
-        return name, record.result["metrics"][name]
-    for row in reversed(record.rows):
+    for name, value in (parts.result.get("metrics") or {}).items():
+        return name, value
+    for row in reversed(parts.rows):
         for name, value in row.items():
-            if name.endswith("/accuracy"):
+            if name.endswith("/accuracy") and isinstance(value, int | float):
                 return name, value
-    losses = [row["loss"] for row in record.rows if "loss" in row]
+    losses = [row["loss"] for row in parts.rows if isinstance(row.get("loss"), int | float)]
     return ("loss", losses[-1]) if losses else (None, None)
 
 
 def newest(path: Path) -> float:
     """Time of the run's last write to one of its own files, in seconds since 1970."""
     files = (path / name for name in ("metrics.jsonl", "result.json", state.FILE, "config.yaml"))
-    return max(file.stat().st_mtime for file in files if file.exists())
+    return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
 
 
 def runs_table(rows: list[Row]) -> Table:

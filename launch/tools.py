@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..core.errors import UserError
+from ..core.files import check_output
 from .app import JobOption, NodesOption, NprocOption, RendezvousOption, complete_key
 
 
@@ -112,6 +113,8 @@ def report_command(
     """Make a page of a run, or one that compares several."""
     from .report.page import write_report
 
+    if out is not None:
+        check_output(out, "--out", make=True)
     page = out or (runs[0] / "report.html" if len(runs) == 1 else Path("comparison.html"))
     typer.echo(write_report(runs, page))
 
@@ -124,6 +127,17 @@ def runs_command(
     from .runs import list_runs
 
     list_runs(folder, as_json)
+
+
+def verify_command(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER", help="Of a run, an export or a pack, or with some below it.")
+    ],
+) -> int:
+    """Compare every file of runs, exports and packs with its digest."""
+    from .verify import verify_folders
+
+    return verify_folders(folders)
 
 
 def doctor_command(

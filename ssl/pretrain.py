@@ -13,6 +13,7 @@ from ..core.draws import Draws
 from ..core.errors import UserError
 from ..core.images.open import Images, holdout, open_images
 from ..core.images.sets import HELD_OUT, add_seen, align, describe_sets, exposure, labelled, open_tests
+from ..core.images.store import Stamp
 from ..core.method import PretrainMethod, RawBatch, Views
 from ..core.model.backbone import create
 from ..core.run.directory import Run
@@ -35,6 +36,7 @@ def data_options(
     views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "simclr"},
     shuffle: Annotated[dict[str, Any], Choice(SHUFFLES)] = {"name": "full"},
     decode: Decode = "full",
+    stamp: Stamp = "mtime",
     selection: str = "last",
 ) -> None:
     """The `data` section of `rootstock pretrain`.
@@ -45,6 +47,8 @@ def data_options(
     shuffle: Order of an epoch: full, or blocks of images that are neighbours on the disk.
     decode: How JPEG files are decoded: full, or scaled, which decodes a large file only as large as its crops need. Scaled is faster
         and gives slightly other pixels; evaluation always decodes in full.
+    stamp: How a changed picture is noticed when the run resumes, in files and archives: size (another name or size), mtime (also another
+        time of change) or content (also other bytes; reads every file at each start).
     selection: How the hyper-parameters of this config were chosen, as this result and those of later stages say it: last,
         train-split, source-val, tuned-on-target or oracle.
     """
@@ -95,7 +99,7 @@ def build_pretraining(
     settings = Optim(**optim)
     train = open_images(data["train"], seed=seed, role="unlabelled")
     bank, tests = _evaluation_sets(evaluate, data, seed)
-    stage.record_sets(run, {"train": train, **tests})
+    stage.record_sets(run, {"train": train, **tests}, data["stamp"])
 
     model = stage.network(backbone, data["size"], train)
     objective: PretrainMethod = stage.build_method(method, PRETRAIN_METHODS, model, run)

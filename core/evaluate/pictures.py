@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ..files import write_text
 from ..images.open import Images
+from ..launchlog import warn
+from ..manifest import DamagedFile, read_object
 
 CELL = 64
 MAP_POINTS = 450
@@ -39,8 +41,13 @@ def save_sheet(run: Path, name: str, rows: Tensor, caption: str) -> None:
     padded = torch.nn.functional.pad(pixels, (gap, gap, gap, gap), value=255)
     sheet = padded.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
     Image.fromarray(sheet.contiguous().numpy()).save(folder / f"{name}.png")
-    captions = folder / "captions.json"
-    known = json.loads(captions.read_text()) if captions.exists() else {}
+    captions, known = folder / "captions.json", dict[str, str]()
+    try:
+        known = read_object(captions)
+    except FileNotFoundError:
+        pass
+    except DamagedFile as error:
+        warn(f"WARNING: {error}; it is made anew")
     write_text(captions, json.dumps({**known, f"{name}.png": caption}, indent=1))
 
 
@@ -64,6 +71,7 @@ def save_map(run: Path, features: Mapping[str, Tensor], sets: Mapping[str, Image
     if not bool(x.isfinite().all()) or bool((x == x[0]).all()):
         return
     x = x.numpy()
+    seed %= 2**32  # scikit-learn takes no larger ones
     x = PCA(min(32, *x.shape), random_state=seed).fit_transform(x)
     points = TSNE(perplexity=min(30.0, (len(x) - 1) / 3), init="pca", max_iter=500, random_state=seed).fit_transform(x)
     classes = next((s.classes for s in sets.values() if s.classes), None)

@@ -5,6 +5,7 @@ so a changed file has no entry. Each entry carries a checksum, so a damaged one 
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -13,7 +14,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
+
+from ..files import read_regular
+from ..launchlog import warn
+from .sums import SummingWriter, sums_file
 
 SETTLED_SECONDS = 2.0
 """File systems have coarse clocks: a file written so recently could change again without a new time of change."""
@@ -42,12 +47,24 @@ def stamp_of(status: os.stat_result) -> tuple[int, int, int]:
 
 def recall(kind: str, name: str) -> bytes | None:
     """The cached bytes, or None if there are none or they are damaged."""
+    path = cache_folder(kind) / name
     try:
-        content = (cache_folder(kind) / name).read_bytes()
-    except OSError:
+        content = read_entry(path)
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        warn(f"WARNING: {path} is not used ({error.strerror}); it is made again")
+        return None
+    return content
+
+
+def read_entry(path: Path) -> bytes:
+    """The bytes of an entry of the cache. Raises OSError, also if they differ from their checksum."""
+    content = read_regular(path)
     checksum, content = content[:32], content[32:]
-    return content if hashlib.sha256(content).digest() == checksum else None
+    if hashlib.sha256(content).digest() != checksum:
+        raise OSError(errno.EIO, "its content differs from its digest", str(path))
+    return content
 
 
 def remember(kind: str, name: str, content: bytes, newest_ns: int) -> None:
@@ -79,13 +96,22 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def made_once(path: Path, make: Callable[[BinaryIO], None]) -> Path:
-    """`path`, made by `make` if it doesn't exist; if several processes call this at once, one makes it and the others wait."""
-    if not path.exists():
+    """`path`, made by `make` if it doesn't exist; if several processes call this at once, one makes it and the others wait.
+
+    Its checksums lie beside it (`Sums`); a file without them, as earlier versions left it, is made again.
+    """
+    for one in (path, sums_file(path)):
+        if one.is_dir():
+            raise IsADirectoryError(errno.EISDIR, f"{one} is a folder; delete it", str(one))
+    if not (path.exists() and sums_file(path).exists()):
         path.parent.mkdir(parents=True, exist_ok=True)
         # the kernel releases an flock however its owner ends, so a killed process leaves no stale lock
         with open(path.with_name(path.name + ".lock"), "wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.exists():
+            if not (path.exists() and sums_file(path).exists()):
                 with replacing(path) as file:
-                    make(file)
+                    writer = SummingWriter(file)
+                    make(cast("BinaryIO", writer))
+                    with replacing(sums_file(path)) as sums:
+                        sums.write(writer.packed())
     return path

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .notes import Note
-from .store import Scale, Store, Uniform
+from .store import Scale, Stamp, Store, Uniform
 
 
 class Images:
@@ -172,13 +172,20 @@ class Images:
                 found += mine.nonzero().flatten().tolist()
         return sorted(found)
 
-    def fingerprint(self) -> str:
-        """sha256 (hex) over sorted paths, sizes (for arrays: contents) and class names: identifies the current state of the set."""
+    def fingerprint(self, watch: Stamp = "size") -> str:
+        """sha256 (hex) over sorted paths, sizes (for arrays: contents) and class names: identifies the current state of the set.
+
+        watch: what else of each file counts: nothing (`size`), its time of change (`mtime`), or its bytes, all read anew (`content`).
+        """
         labels = [""] * len(self)
         if self.labels is not None and self.classes is not None:
             labels = [self.classes[label] for label in self.labels.tolist()]
         places = zip(self._which.tolist(), self._index.tolist(), labels, strict=True)
-        lines = [f"{self._stores[s].stamp(k)}\t{label}\n".encode("utf-8", "surrogateescape") for s, k, label in places]
+        more = {s: store.watched(watch) for s, store in enumerate(self._stores)} if watch != "size" else {}
+        lines = [
+            f"{self._stores[s].stamp(k)}\t{label}{more[s][k] if more else ''}\n".encode("utf-8", "surrogateescape")
+            for s, k, label in places
+        ]
         return hashlib.sha256(b"".join(sorted(lines))).hexdigest()
 
     def split_hash(self) -> str:

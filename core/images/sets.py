@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import UserError
 from .open import Images, holdout, open_images
 from .sources.files import FileStore
+from .store import Stamp
 
 HELD_OUT = 0.2
 # The entry of `seen` for images whose labels any stage was trained on.
@@ -111,6 +112,12 @@ def refuse_run_as_data(folder: Path, sets: Mapping[str, Images]) -> None:
 def fingerprints(sets: Mapping[str, Images]) -> dict[str, str]:
     """The fingerprint of each set; a run stores them, to refuse changed sets when it resumes."""
     return {name: images.fingerprint() for name, images in sets.items()}
+
+
+def watch_sets(sets: Mapping[str, Images], stamp: Stamp) -> dict[str, Any]:
+    """The entries `data` and `watched` of run.json: the fingerprints, and what a watch by `stamp` sees beside names and sizes."""
+    seen = {name: images.fingerprint(stamp) for name, images in sets.items()}
+    return {"data": fingerprints(sets), "watched": {"stamp": stamp, "sets": seen}}
 
 
 def count_seen(seen: Mapping[str, Tensor], tests: Mapping[str, Images]) -> dict[str, int]:

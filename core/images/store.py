@@ -8,7 +8,7 @@ import hashlib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from .notes import Note
 class DamagedImage(UserError):
     """An image that cannot be read; the message names the file and the reason."""
 
+
+Stamp = Literal["size", "mtime", "content"]
+"""How a set is watched for changes: by names and sizes, by times of change too, or by the bytes."""
 
 Scale = Callable[[int, int], int]
 """Full size (H, W) of an image -> s in 1, 2, 4, 8: the image may be decoded at 1/s of its sides."""
@@ -62,6 +65,10 @@ class Store(Protocol):
 
     def stamp(self, i: int) -> str:
         """What `fingerprint` hashes: path and size, or the content if that is cheap."""
+        ...
+
+    def watched(self, watch: Stamp) -> Sequence[str]:
+        """[N] what a watch by time of change or by content sees of each image beside its `stamp`; "" where nothing is added to it."""
         ...
 
     def read_scaled(self, i: int, scale: Scale) -> tuple[Tensor, tuple[int, int]]:
@@ -163,6 +170,9 @@ class ArrayStore:
 
     def stamp(self, i: int) -> str:
         return f"{i}\t{self.keys()[i].item()}"
+
+    def watched(self, watch: Stamp) -> Sequence[str]:
+        return [""] * len(self)  # the stamp has the content already
 
     def read_scaled(self, i: int, scale: Scale) -> tuple[Tensor, tuple[int, int]]:
         return self.read(i), (self.pixels.shape[2], self.pixels.shape[3])

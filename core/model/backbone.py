@@ -22,6 +22,7 @@ from ..config.schema import Section
 from ..errors import UserError
 from ..files import write_tensors, write_text
 from ..formats import FORMAT, check_format
+from ..manifest import MANIFEST, guard, write_manifest
 from .lora import add_lora, folded, lora_options
 from .networks import OWN, build_network
 from .plain_timm import timm_entry
@@ -155,6 +156,7 @@ class Backbone(nn.Module):
             "provenance": self.provenance,
         }
         write_text(path / DESCRIPTION, json.dumps(described, indent=1))
+        write_manifest(path, (WEIGHTS, SEEN, DESCRIPTION))
 
 
 def create(
@@ -259,6 +261,7 @@ def _load_weights(backbone: Backbone, weights: str, described: Mapping[str, Any]
     """Load a run's or a file's weights, and note where they come from. described: backbone.json of the run. Raises UserError."""
     model = backbone.model
     if described:
+        guard(Path(described["path"]), (WEIGHTS, SEEN), "backbone.weights")
         load_file_strictly(model, Path(described["path"]) / WEIGHTS, "backbone.weights")
         backbone.provenance = described["provenance"]
         seen = read_tensors(Path(described["path"]) / SEEN, "backbone.weights")
@@ -266,7 +269,11 @@ def _load_weights(backbone: Backbone, weights: str, described: Mapping[str, Any]
     elif weights.endswith(".safetensors"):
         config = getattr(model, "pretrained_cfg", None) or {}
         load_file_strictly(
-            model, Path(weights), "backbone.weights", config.get("classifier"), import_options(backbone.spec)
+            model,
+            Path(weights).expanduser(),
+            "backbone.weights",
+            config.get("classifier"),
+            import_options(backbone.spec),
         )
     if weights == "timm" or weights.endswith(".safetensors"):
         backbone.provenance = [{"task": "external", "weights": Path(weights).name}]
@@ -274,13 +281,15 @@ def _load_weights(backbone: Backbone, weights: str, described: Mapping[str, Any]
 
 def read_description(weights: str) -> dict[str, Any]:
     """backbone.json of an exported run, with `path`: the folder that it was found in. Raises UserError."""
-    root = Path(weights)
+    root = Path(weights).expanduser()
     for folder in (root / "backbone", root / "classifier", root):
-        if (folder / DESCRIPTION).is_file():
+        # The manifest of `root` itself may be that of a run, which has no description there.
+        if (folder / DESCRIPTION).is_file() or (folder != root and (folder / MANIFEST).exists()):
+            guard(folder, (DESCRIPTION,), "backbone.weights")
             try:
                 content = json.loads((folder / DESCRIPTION).read_text())
                 described = {**{key: content[key] for key in DESCRIBED}, "path": str(folder)}
-            except (OSError, ValueError, TypeError, KeyError) as error:
+            except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
                 raise UserError(
                     f"backbone.weights: {folder / DESCRIPTION} is damaged ({error!r}); export the run again"
                 ) from error

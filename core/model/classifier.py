@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..files import write_tensors, write_text
 from ..formats import current_names
-from .backbone import Backbone, read_description
+from ..manifest import MANIFEST, guard, write_manifest
+from .backbone import DESCRIPTION, SEEN, WEIGHTS, Backbone, read_description
 from .weights import load_strictly
 
 HEAD, CLASSES = "head.safetensors", "classes.json"
@@ -37,6 +38,7 @@ class Classifier(nn.Module):
         self.backbone.export(run, "classifier")
         write_tensors(run / "classifier" / HEAD, self.head.state_dict())
         write_text(run / "classifier" / CLASSES, json.dumps(self.classes))
+        write_manifest(run / "classifier", (WEIGHTS, SEEN, DESCRIPTION, HEAD, CLASSES))
 
     def load_head(self, weights: str) -> None:
         """Load the head of an exported classifier. Raises UserError if there is none, or if it has other classes."""
@@ -46,6 +48,8 @@ class Classifier(nn.Module):
             )
         found = Path(read_description(weights)["path"])
         folder = found if (found / HEAD).is_file() else found.parent / "classifier"
+        if (folder / MANIFEST).is_file() or (folder / HEAD).is_file():
+            guard(folder, (HEAD, CLASSES), "backbone.weights")
         if not (folder / HEAD).is_file():
             raise UserError(
                 f"backbone.weights: {weights} holds no classifier/; give the folder of a finetune or adapt run"

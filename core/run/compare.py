@@ -11,15 +11,15 @@ from typing import Any
 from ..config.yaml_file import ConfigError
 from ..documents import Unreadable, read_yaml
 from ..formats import current_keys
+from .folder import CONFIG, RESULT
 
-CONFIG = "config.yaml"
 # Checks a config of one verb and fills in its defaults.
 Complete = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
 def begun(folder: Path) -> bool:
     """Whether a run has left something of its own in its folder: rows, checkpoints or a result."""
-    return any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints", "result.json"))
+    return any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints", RESULT))
 
 
 def of_another_config(folder: Path, verb: str, config: Mapping[str, Any], complete: Complete | None = None) -> str:
@@ -29,15 +29,18 @@ def of_another_config(folder: Path, verb: str, config: Mapping[str, Any], comple
     if not begun(folder) or not path.exists():
         return ""
     try:
-        before, why = read_yaml(path), "no mapping"
+        before, why = read_yaml(path), "it holds no mapping"
     except Unreadable as error:
         before, why = None, str(error)
     if not isinstance(before, dict):
-        return f"{path} is damaged ({why}), so it cannot be told what this run was; choose another run.dir, or delete {folder}"
+        return (
+            f"{path} is damaged ({why}), so it cannot be told what this run was; restore it, or delete it if the run was of this config, "
+            "or choose another run.dir"
+        )
     changed = differing(as_written_now(before, config, complete), {"verb": verb, **config})
     if changed:
         listed = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, old, new in changed)
-        return f"{folder} holds a run of another config ({listed}); choose another run.dir, or restore these keys"
+        return f"{folder} holds a run of another config ({listed}); choose another run.dir, or restore these keys (there: {path})"
     return ""
 
 

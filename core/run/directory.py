@@ -6,19 +6,17 @@ Running the same command again resumes; a finished run is left alone. Only rank 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import time
-import warnings
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from rich.console import Console
 
 from ..distributed import barrier, broadcast_text, rank, world
@@ -27,26 +25,33 @@ from ..errors import UserError
 from ..files import write_text
 from ..formats import FORMAT, check_format
 from ..launchlog import append
+from ..manifest import write_record
 from ..printable import printable_lines
 from . import state
-from .compare import CONFIG, Complete, begun, of_another_config
-from .join import JOINED_WITHIN, joining
+from .accelerator import build_accelerator
+from .compare import Complete, begun, of_another_config
+from .folder import (
+    ABOUT,
+    ELSEWHERE,
+    folder_trouble,
+    keep_damaged,
+    make_folder,
+    read_about,
+    read_result,
+    run_folder,
+    write_config,
+    write_result,
+)  # fmt: skip
+from .mend import file_for_folder, find_damage, put_aside
 from .options import check_run_options
+from .rows import METRICS, differs, digest_of_rows, guarded_files, read_rows
+from .watched import changed_set
 
-SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 _open_runs: weakref.WeakSet[Run] = weakref.WeakSet()
 
 
 class Interrupted(Exception):
     """Stopped on request after saving; the same command resumes."""
-
-
-@contextlib.contextmanager
-def unannounced() -> Iterator[None]:
-    """Within it, nothing is said of `broadcast_buffers`, announced for a torch to come; Accelerate has no other way to say it yet."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
-        yield
 
 
 class Run:
@@ -61,31 +66,11 @@ class Run:
     ) -> None:
         self.verb, self.config, self.complete = verb, config, complete
         self.options: dict[str, Any] = config["run"]
-        self.dir = Path(self.options["dir"])
+        self.dir = run_folder(self.options["dir"])
         self.seed: int = config["seed"]
         self.started = time.time()
         check_run_options(self.options, self.seed)
-        with unannounced():
-            options = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-        with joining():
-            self.accelerator = Accelerator(
-                # Without an accelerator, Accelerate would otherwise start the processes and then train each of them alone.
-                cpu=self.options["device"] == "cpu" or not torch.accelerator.is_available(),
-                # Named, or environment variables (an `accelerate config` made for something else) would decide.
-                mixed_precision="no",
-                dynamo_backend="no",
-                gradient_accumulation_steps=1,
-                log_with=None if self.options["tracker"] == "none" else self.options["tracker"],
-                project_dir=str(self.dir),
-                # Running statistics are reduced once a step by core/model/norm.py; broadcasting rank 0's would undo that. And gradients
-                # lie in what is sent, instead of beside it.
-                kwargs_handlers=[options, InitProcessGroupKwargs(timeout=JOINED_WITHIN)],
-            )
-        if self.accelerator.num_processes != world() or self.accelerator.distributed_type not in SUPPORTED:
-            raise UserError(
-                f"Accelerate set up {self.accelerator.distributed_type} for {self.accelerator.num_processes} of {world()} processes; "
-                "Rootstock trains data-parallel: use torchrun, or an `accelerate config` without FSDP or DeepSpeed, and run.sharding=fsdp2"
-            )
+        self.accelerator = build_accelerator(self.options, self.dir)
         self.device: torch.device = self.accelerator.device
         self.main = rank() == 0
         self.quiet = quiet
@@ -93,17 +78,17 @@ class Run:
         self.finished: dict[str, Any] | None = None  # the result, once there is one
         self.recorded: dict[str, Any] = {}
         self.steps: int | None = None
+        self._rows: dict[str, Any] | None = None  # what metrics.jsonl was at the last checkpoint
         self._lock: Any = None
 
     def open(self) -> Run:
-        """Create or take over the folder. Raises UserError: locked by another process, or of another config."""
+        """Create or take over the folder; of a finished run nothing is written. Raises UserError: locked, or of another config."""
         # Only rank 0 decides, all learn of it: an exception on one process alone would leave the others waiting.
-        trouble = self._take() if self.main else ""
+        trouble, found = self._decide() if self.main else ("", None)
         if trouble := broadcast_text(trouble):
             self.close()
             raise UserError(trouble)
-        path = self.dir / "result.json"
-        self.finished = json.loads(broadcast_text(path.read_text() if self.main and path.exists() else "null"))
+        self.finished = json.loads(broadcast_text(json.dumps(found)))
         if self.options["tracker"] != "none":
             # TensorBoard takes it as the name of its folder in run.dir, Weights & Biases as the project's.
             self.accelerator.init_trackers("tensorboard" if self.options["tracker"] == "tensorboard" else "rootstock")
@@ -114,52 +99,80 @@ class Run:
         """Write into state.json how many steps the whole training takes; None where nothing is trained."""
         self.steps = steps
         if self.main and self.finished is None:
-            state.write_state(self.dir, "running", steps)
+            state.write_state(self.dir, "running", steps, rows=self._rows)
 
-    def _take(self) -> str:
+    def _decide(self) -> tuple[str, dict[str, Any] | None]:
+        """Why the folder cannot be used ("" if it can), and the result of the finished run in it."""
+        complaints: list[str] = []
         try:
-            self.dir.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.dir / state.LOCK, "w")  # noqa: SIM115 - held until close
-            _open_runs.add(self)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found = read_result(self.dir, complaints.append)
+            if found is not None:
+                self._complain(complaints)
+                return of_another_config(self.dir, self.verb, self.config, self.complete), found
+            make_folder(self.dir)
+            return self._take(complaints), None
+        except UserError as error:
+            return str(error), None
         except BlockingIOError:
-            return f"run.dir: {self.dir} belongs to a run that is still going; wait for it, or choose another run.dir"
-        except (FileExistsError, NotADirectoryError):
-            return f"run.dir: {self.dir} is a file; choose another run.dir"
-        except PermissionError:
-            return f"run.dir: {self.dir} cannot be written; choose another run.dir"
+            return f"run.dir: {self.dir} belongs to a run that is still going; wait for it, or {ELSEWHERE}", None
+        except IsADirectoryError as error:
+            return (
+                f"run.dir: {error.filename} is a folder, where a file of the run belongs; move it away, or {ELSEWHERE}",
+                None,
+            )
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise  # another run.dir on the same disk would not help
+            return f"run.dir: {folder_trouble(self.dir, error)}; {ELSEWHERE}", None
+
+    def _take(self, complaints: list[str]) -> str:
+        """Lock the folder, put aside what is damaged in it, and write config.yaml. Returns why it cannot be used."""
+        self._lock = open(self.dir / state.LOCK, "w")  # noqa: SIM115 - held until close
+        _open_runs.add(self)
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not begun(self.dir):
-            (self.dir / "run.json").unlink(missing_ok=True)
+            (self.dir / ABOUT).unlink(missing_ok=True)
         elif trouble := of_another_config(self.dir, self.verb, self.config, self.complete):
             return trouble
-        path = self.dir / CONFIG
-        write_text(path, yaml.safe_dump({"verb": self.verb, **self.config}, sort_keys=False, width=120))
+        else:
+            complaints = [*complaints, *find_damage(self.dir)]
+            self._rows = state.read_state(self.dir).get("rows")
+        if blocked := file_for_folder(self.dir):
+            return f"run.dir: {blocked} is a file, where a folder of the run belongs; move it away, or {ELSEWHERE}"
+        self._complain(complaints)
+        put_aside(self.dir, complaints)
+        write_config(self.dir, {"verb": self.verb, **self.config})
         return ""
 
-    def record(self, **facts: Any) -> None:
+    def _complain(self, complaints: list[str]) -> None:
+        """Say what is damaged; what was there keeps its content as NAME.damaged, and a new file is written."""
+        for complaint in complaints:
+            self.log(
+                f"WARNING: {complaint}; it is made anew" if "unchecked" not in complaint else f"WARNING: {complaint}"
+            )
+
+    def record(self, watched: Mapping[str, Any] | None = None, **facts: Any) -> None:
         """Add facts to run.json: versions, host, data, and under `history` where each part of the run ran.
 
-        Raises UserError if the data changed since the run began.
+        watched: how the data was watched for changes, and what was seen (`watch_sets`). Raises UserError if the data changed since
+        the run began.
         """
-        path = self.dir / "run.json"
-        before = json.loads(path.read_text()) if path.exists() else {}
-        old, new = before.get("data", {}), facts.get("data", {})
-        changed = [name for name in new if name in old and old[name] != new[name]]
-        if changed and self.options["changed_data"] == "refuse":
-            raise UserError(
-                f"data.{changed[0]} changed since {self.dir} began (fingerprint {old[changed[0]][:12]} then, {new[changed[0]][:12]} now); "
-                "restore the data, choose another run.dir, or say run.changed_data=accept"
-            )
+        path = self.dir / ABOUT
+        before = read_about(self.dir, lambda _: None)
         check_format(before, str(path))
+        # Other nodes may have copies of the files with other times of change, so rank 0 alone compares.
+        changed = changed_set(self.dir, before, facts.get("data", {}), watched or {}) if self.main else ""
+        if (changed := broadcast_text(changed)) and self.options["changed_data"] == "refuse":
+            raise UserError(f"{changed}; restore the data, {ELSEWHERE}, or say run.changed_data=accept")
         where = {"processes": world(), "device": str(self.device), "threads": torch.get_num_threads()}
         now = {"format": FORMAT, **environment(), "verb": self.verb, **where}
         if not self.recorded:
             part = {key: now[key] for key in ("started", "host", "processor", "commit", *where)}
             facts["history"] = [*before.get("history", []), part]
-        self.recorded = {**now, **before, **facts}
+        self.recorded = {**now, **before, **facts, **({"watched": watched} if watched else {}), "manifest": True}
         barrier()
         if self.main:
-            write_text(path, json.dumps(self.recorded, indent=1))
+            write_record(path, self.recorded)
 
     @property
     def checkpoints(self) -> Path:
@@ -185,7 +198,7 @@ class Run:
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Append a row to metrics.jsonl and to the tracker."""
         if self.main:
-            with open(self.dir / "metrics.jsonl", "a") as file:
+            with open(self.dir / METRICS, "a") as file:
                 file.write(json.dumps(row) + "\n")
         if self.options["tracker"] != "none":
             values = {k: v for k, v in row.items() if isinstance(v, int | float)}
@@ -193,24 +206,33 @@ class Run:
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl so far, without a half-written last one."""
-        path = self.dir / "metrics.jsonl"
-        rows = []
-        for line in path.read_text().splitlines() if path.exists() else ():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:  # a kill in the middle of a write leaves half a line
-                continue
-        return rows
+        return read_rows(self.dir / METRICS, lambda _: None)
 
     def cut_metrics(self, step: int) -> None:
-        """Drop the rows beyond the step that the run resumes from."""
-        path = self.dir / "metrics.jsonl"
-        if self.main and path.exists():
-            kept = [row for row in self.rows() if row["step"] <= step]
+        """Drop the rows beyond the step that the run resumes from, and those that cannot be read, which a warning counts."""
+        if not self.main:
+            return
+        path, complaints = self.dir / METRICS, list[str]()
+        kept = [row for row in read_rows(path, complaints.append) if row["step"] <= step]
+        if not complaints and differs(path, self._rows):
+            complaints.append(f"{path} is damaged (it differs from what it was at the last checkpoint)")
+        if not kept and not complaints and 0 < self.options["log_every"] <= step:
+            self.log(f"WARNING: {path} holds none of the rows up to step {step}; it goes on without them")
+        for complaint in complaints:
+            self.log(
+                f"WARNING: {complaint}; it is kept as {keep_damaged(path)}, and goes on with the rows that can be read"
+            )
+        if kept or os.path.lexists(path):
             write_text(path, "".join(f"{json.dumps(row)}\n" for row in kept))
+        self.note_rows()
+
+    def note_rows(self) -> None:
+        """Leave in state.json what metrics.jsonl is now, at a checkpoint, so that later damage is noticed on resuming."""
+        self._rows = digest_of_rows(self.dir / METRICS)
+        state.write_state(self.dir, "running", self.steps, rows=self._rows)
 
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
-        """Write result.json, atomically and last, and return it."""
+        """Write MANIFEST.json with the digests of the run's files, then result.json, atomically and last, and return it."""
         whole = {
             "task": self.verb,
             "run": str(self.dir),
@@ -220,7 +242,7 @@ class Run:
         }
         barrier()
         if self.main:
-            write_text(self.dir / "result.json", json.dumps(whole, indent=1))
+            write_result(self.dir, whole, guarded_files(self.dir))
         self.finished = json.loads(json.dumps(whole))
         return whole
 
@@ -239,7 +261,7 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if self.main:
-            with contextlib.suppress(OSError):  # a full disk, say, which then is the error already
+            with contextlib.suppress(OSError, UserError):  # a full disk, say, which then is the error already
                 self._say_farewell(error)
         self.close()
         if isinstance(error, KeyboardInterrupt):
@@ -259,11 +281,13 @@ class Run:
         """Leave in state.json how the run ended, unless an earlier command ended it."""
         if error is None or self.finished is not None:
             if state.read_state(self.dir)["state"] != "finished":
-                state.write_state(self.dir, "finished", self.steps)
+                state.write_state(self.dir, "finished", self.steps, rows=self._rows)
         elif isinstance(error, Interrupted | KeyboardInterrupt):
-            state.write_state(self.dir, "preempted", self.steps)
+            state.write_state(self.dir, "preempted", self.steps, rows=self._rows)
         else:
-            state.write_state(self.dir, "failed", self.steps, (str(error).splitlines() or [type(error).__name__])[0])
+            state.write_state(
+                self.dir, "failed", self.steps, (str(error).splitlines() or [type(error).__name__])[0], self._rows
+            )
 
 
 def _leave_lock_to_parent() -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from ..config.resolve import Duration, Minutes, Section
 from ..errors import UserError
 
+LARGEST_SEED = 2**63 - 1  # torch's generators take signed numbers of 64 bits
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
@@ -84,6 +85,8 @@ def check_run_options(options: Mapping[str, Any], seed: int) -> None:
     for key, value, low in [*given, ("run.checkpoint.keep", options["checkpoint"]["keep"], 2), ("seed", seed, 0)]:
         if isinstance(value, int | float) and value < low:
             raise UserError(f"{key}: expected at least {low}, got {value}")
+    if seed > LARGEST_SEED:
+        raise UserError(f"seed: expected at most {LARGEST_SEED} (63 bits), got {seed}")
     tracker = options["tracker"]
     if tracker != "none" and importlib.util.find_spec(tracker) is None:
         raise UserError(f"run.tracker: {tracker} is not installed; `pip install {tracker}`, or use run.tracker=none")

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import platform
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from ..files import write_text
 from ..formats import FORMAT
+from ..manifest import DamagedFile, read_record, write_record
 
 FILE, LOCK = "state.json", ".lock"
 RunState = Literal["running", "finished", "preempted", "failed", "killed"]
 
 
-def write_state(folder: Path, state: RunState, steps: int | None, why: str = "") -> None:
-    """Write state.json. steps: length of the training, None if nothing is trained. why: the error of a failed run, in one line."""
+def write_state(
+    folder: Path, state: RunState, steps: int | None, why: str = "", rows: Mapping[str, Any] | None = None
+) -> None:
+    """Write state.json. steps: length of the training, None if nothing is trained. why: the error of a failed run, in one line.
+
+    rows: the digest of metrics.jsonl at the last checkpoint.
+    """
     said = {
         "format": FORMAT,
         "state": state,
@@ -27,19 +32,30 @@ def write_state(folder: Path, state: RunState, steps: int | None, why: str = "")
         "host": platform.node(),
         "pid": os.getpid(),
         "at": time.time(),
+        **({"rows": rows} if rows else {}),
     }
-    write_text(folder / FILE, json.dumps(said, indent=1))
+    write_record(folder / FILE, said)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """state.json; only `state` if it is missing or unreadable. State `running` without a lock is reported as `killed`."""
+    """state.json; only `state` and `why` if it is missing or damaged. State `running` without a lock is reported as `killed`."""
     try:
-        said = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        said = None
-    if not isinstance(said, dict) or "state" not in said:
+        said = read_record(folder / FILE)
+        if said.get("state") not in get_args(RunState):
+            raise DamagedFile(f"{folder / FILE} is damaged (it names no state)")
+    except FileNotFoundError:
         said = {"state": "running"}
+    except DamagedFile as error:
+        said = {"state": "running", "why": str(error)}
     return said | {"state": "killed"} if said["state"] == "running" and not _locked(folder) else said
+
+
+def check_state(folder: Path, complain: Callable[[str], None]) -> None:
+    """complain: gets a sentence if state.json is missing or damaged."""
+    if not os.path.lexists(folder / FILE):
+        complain(f"{folder / FILE} is missing")
+    elif str(folder / FILE) in (why := read_state(folder).get("why", "")):
+        complain(why)
 
 
 def _locked(folder: Path) -> bool:

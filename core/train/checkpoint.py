@@ -6,7 +6,6 @@ after that. Loading verifies everything, and falls back from a damaged checkpoin
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -23,8 +22,9 @@ from ..config.resolve import Minutes
 from ..distributed import any_process, broadcast_text, rank, sharded_like
 from ..errors import UserError
 from ..formats import FORMAT, check_format, current_names
+from ..manifest import MANIFEST, own_digest
 
-MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 
 
 class Checkpoint(NamedTuple):
@@ -72,7 +72,7 @@ def _write(draft: Path, checkpoint: Checkpoint) -> None:
     )
     digests = {name: files.sha256(draft / name) for name in (MODEL, OPTIMIZER, STATE)}
     manifest = {"step": checkpoint.step, "sha256": digests}
-    files.write_text(draft / MANIFEST, json.dumps({**manifest, "own": _digest(manifest)}, indent=1))
+    files.write_text(draft / MANIFEST, json.dumps({**manifest, "own": own_digest(manifest)}, indent=1))
     files.sync(draft)
 
 
@@ -149,9 +149,9 @@ def agreed(folder: Path, warn: Callable[[str], None], device: torch.device) -> C
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read and verify one checkpoint folder. Raises Damaged."""
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
+        manifest = json.loads(files.read_regular(path / MANIFEST))
         # The manifest has a digest of itself, so that a flipped bit in it does not make an intact file look damaged.
-        if manifest.pop("own") != _digest(manifest) or f"step-{manifest['step']:08d}" != path.name:
+        if manifest.pop("own") != own_digest(manifest) or f"step-{manifest['step']:08d}" != path.name:
             raise ValueError("its contents are not those that were written")
         digests = {name: manifest["sha256"][name] for name in (MODEL, OPTIMIZER, STATE)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -203,7 +203,3 @@ def restore_optimizer(
         else:
             value = value.to(parameter.device)
         optimizer.state[parameter][slot] = value
-
-
-def _digest(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -15,7 +15,8 @@ from ..distributed import world
 from ..method import Method
 from ..model import norm
 from ..model.recompute import recompute
-from ..run.directory import Run, unannounced
+from ..run.accelerator import unannounced
+from ..run.directory import Run
 from .compile import compiled_method
 
 

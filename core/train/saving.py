@@ -44,6 +44,7 @@ class Saving:
         if saved is not None:
             try:
                 checkpoint.save(self.run.checkpoints, saved, self.run.options["checkpoint"]["keep"])
+                self.run.note_rows()
             except (OSError, SafetensorError) as error:
                 reason = _reason(error)
         self.last = time.monotonic()

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from ...core.draws import Draws
 from ...core.errors import UserError
-from ...core.evaluate.metrics import mean_interval
+from ...core.evaluate.intervals import mean_interval
 from ...core.images.split import keys_by_class
 from .outcome import Outcome, Tests, empty_outcome, record_scores
 

@@ -21,6 +21,7 @@ from ...core.errors import UserError
 from ...core.images.open import Images, open_images
 from ...core.model.norm import layers
 from ...core.run.compare import of_another_config
+from ...core.run.folder import run_folder
 from ...core.run.options import check_run_options
 from ...core.stream.batches import Share
 from ...core.train.fit import Training
@@ -38,7 +39,7 @@ def dry_run(verb: str, config: str, overrides: Sequence[str], where: Placement, 
     processes = where.nproc * where.nodes
     check_devices(where, resolved["run"])
     check_run_options(resolved["run"], resolved["seed"])
-    if trouble := of_another_config(Path(resolved["run"]["dir"]), verb, resolved, partial(fill_defaults, verb)):
+    if trouble := of_another_config(run_folder(resolved["run"]["dir"]), verb, resolved, partial(fill_defaults, verb)):
         raise UserError(trouble)
     with planned_processes(processes):
         run, training = _built(verb, resolved)

@@ -21,6 +21,7 @@ from ...core.environment import usable_cores
 from ...core.errors import ProcessesFailed, UserError
 from ...core.interrupt import REQUESTS
 from ...core.launchlog import LOG_VARIABLE
+from ...core.run.folder import make_folder, run_folder
 from ..exits import STOPPED
 from .placement import Placement, await_first_node, check_devices, rendezvous_failed
 from .stopped import stopped_workers_end
@@ -40,7 +41,7 @@ def launch_verb(verb: str, config: str, overrides: Sequence[str], where: Placeme
     options = resolve_launch(verb, config, overrides)["run"]
     check_devices(where, options)
     patience = options["timeout"] if where.nproc * where.nodes > 1 else None
-    return start_processes([verb, config, *overrides], where, Path(options["dir"]) / "logs", patience=patience)
+    return start_processes([verb, config, *overrides], where, run_folder(options["dir"]) / "logs", patience=patience)
 
 
 def start_processes(
@@ -107,10 +108,7 @@ def _settings(where: Placement, logs: Path, timeout: int):
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, Std
     from torch.distributed.launcher.api import LaunchConfig
 
-    try:
-        logs.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise UserError(f"run.dir: {logs.parent} cannot hold the logs ({error}); choose another run.dir") from error
+    make_folder(logs)
     # The first process of a node writes to the console, the others to files.
     redirects = dict.fromkeys(range(1, where.nproc), Std.ALL)
     return LaunchConfig(

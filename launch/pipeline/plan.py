@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import Any
 from ...core.config.resolve import ConfigError, find, load
 from ...core.documents import read_mapping
 from ...core.errors import UserError
+from ...core.launchlog import warn
+from ...core.manifest import DamagedFile, read_record
 from ...core.run.compare import begun, differing
+from ...core.run.folder import run_folder
 from .checks import REFERENCE, add_overrides, check_report, check_stages, read_seeds, references, validate_each
 from .sections import pipeline, stage
 
@@ -92,7 +96,7 @@ def _jobs(config: Mapping[str, Any], beside: Path, validate_stage: Validate, pro
     jobs: list[StageJob] = []
     for seed in config["seeds"]:
         done: dict[str, StageJob] = {}
-        folder = Path(config["run"]["dir"]) / f"seed-{seed}"
+        folder = run_folder(config["run"]["dir"]) / f"seed-{seed}"
         for name, section in config["stages"].items():
             file = beside / section["config"]
             overrides = [
@@ -154,6 +158,10 @@ def _changes(job: StageJob, validate_stage: Validate, unchanged: Collection[Path
     if keys:
         listed = ", ".join(f"{key} ({old!r} there, {new!r} now)" for key, old, new in keys)
         return [f"{job.dir} was run with another {listed}; {remedy}"]
+    if not os.path.lexists(inputs_file(job)):
+        warn(
+            f"WARNING: {inputs_file(job)} is missing, so the stages beside it are taken to be of this pipeline; it is made anew"
+        )
     recorded = _recorded(job).get(job.name, job.inputs)
     valid = {name: {now} for name, now in job.inputs.items()}
     for name in valid:
@@ -194,4 +202,11 @@ def inputs_file(job: StageJob) -> Path:
 
 def _recorded(job: StageJob) -> dict[str, Any]:
     path = inputs_file(job)
-    return read_mapping(path) if path.exists() else {}
+    try:
+        return read_record(path)
+    except FileNotFoundError:
+        return {}
+    except DamagedFile as error:
+        raise UserError(
+            f"{error}; restore it, or delete it if the stages in {path.parent} are of this pipeline"
+        ) from None

@@ -4,20 +4,17 @@ Finished stages are not run again, so an interrupted pipeline resumes, and seeds
 run different seeds in one folder at the same time; a last command with all seeds then writes the table.
 """
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from ...core.distributed import rank
-from ...core.documents import read_mapping
-from ...core.errors import UserError
-from ...core.files import write_text
+from ...core.manifest import write_record
+from ...core.run.folder import make_folder, read_result, run_folder, write_config
 from ..report.page import write_report
 from ..report.results import compare, main_metric, summarise, value_of
 from ..report.tables import interval, is_fraction, number
@@ -49,41 +46,32 @@ def run_pipeline(
     config, jobs = plan_pipeline(path, overrides, validate, verbs)
     if build is not None:
         check_buildable(path, jobs, build)
-    folder = Path(config["run"]["dir"])
+    folder = run_folder(config["run"]["dir"])
     console = Console(stderr=True, highlight=False, quiet=rank() != 0)
     if rank() == 0:
-        _make_folder(folder)
-        write_text(
-            folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120), shared=True
-        )
+        make_folder(folder)
+        write_config(folder, config, shared=True)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in config["stages"]}
     for count, job in enumerate(jobs):
         where = f"seed {job.seed}  {count % len(results) + 1:2d}/{len(results)}  [bold]{escape(job.name)}[/]  [dim]{job.verb}"
         result = _finished(job)
         console.print(where if result is None else f"{where}, finished before")
+        if result is not None and rank() == 0 and not inputs_file(job).exists():
+            write_record(inputs_file(job), recorded_inputs(job), shared=True)
         if result is None:
             if rank() == 0:
                 job.dir.parent.mkdir(parents=True, exist_ok=True)
-                write_text(inputs_file(job), json.dumps(recorded_inputs(job), indent=1) + "\n", shared=True)
+                write_record(inputs_file(job), recorded_inputs(job), shared=True)
             result = execute(job.verb, job.config, job.overrides, quiet=True)
         _check_metrics(job.name, result, config["report"]["rows"])
         results[job.name].append({**result, "seed": job.seed})
     table = tabulate(config["report"], results)
     if rank() == 0:
-        write_text(folder / "result.json", json.dumps(table, indent=1) + "\n", shared=True)
+        write_record(folder / "result.json", table, shared=True)
         page = write_report([folder], folder / "report.html")
         console.print(_printed_table(table))
         console.print(f"report: {escape(str(page))}", soft_wrap=True)
     return table
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"run.dir: {folder} is a file; choose another run.dir") from None
-    except PermissionError:
-        raise UserError(f"run.dir: {folder} cannot be written; choose another run.dir") from None
 
 
 def tabulate(report: Mapping[str, Any], results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
@@ -110,8 +98,7 @@ def tabulate(report: Mapping[str, Any], results: Mapping[str, Sequence[Mapping[s
 
 def _finished(job: StageJob) -> dict[str, Any] | None:
     """The job's result if it has one; `plan_pipeline` has checked that it belongs to this config."""
-    path = job.dir / "result.json"
-    return read_mapping(path) if path.exists() else None
+    return read_result(job.dir, lambda _: None)  # what is damaged is named by the run itself, which makes it anew
 
 
 def _check_metrics(name: str, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,35 +1,32 @@
 """The figures of a page: inline SVG in the colours of the page's style, so that light and dark mode both work.
 
-matplotlib draws with placeholder colours, which are then replaced by CSS variables. Maps of thousands of points are written
-by hand: with one path per colour they take a fifth of the space.
+matplotlib draws the plots of a sweep with placeholder colours, which are then replaced by CSS variables. It is imported when it draws.
+Maps of thousands of points are written by hand: with one path per colour they take a fifth of the space.
 """
+
+from __future__ import annotations
 
 import hashlib
 import io
-import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 from markupsafe import Markup, escape
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import AutoLocator, FuncFormatter, MaxNLocator, NullLocator
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SERIES_COLOURS = 10  # number of series colours in the page's style: --c0 ... --c9
 _PLACEHOLDERS = {"#010101": "var(--ink)", "#020202": "var(--muted)", "#030303": "var(--rule)"} | {
     f"#0400{index:02x}": f"var(--c{index})" for index in range(SERIES_COLOURS)
 }
-_NOT_CURVES = {"step", "epoch", "data_wait", "images_per_s", "seconds", "time"}
-_POINTS_OF_CURVE = 160
 _POINTS_OF_MAP = 3000
 _MAP_SIDE, _MAP_MARGIN = 340.0, 12.0  # pixels
-_PANELS = 8
 
 
 @dataclass(frozen=True)
@@ -51,80 +48,12 @@ def ink(index: int) -> str:
     return f"#0400{index % SERIES_COLOURS:02x}"
 
 
-def curves(runs: Sequence[Sequence[Mapping[str, Any]]], owner: str = "") -> list[Figure]:
-    """Panels of loss, online evaluation, learning rate and everything else that was logged; one line for each run (seed).
-
-    owner: name of the stage; keeps the identifiers inside the SVGs unique on the page.
-    """
-    keys = dict.fromkeys(key for rows in runs for row in rows for key in row if key not in _NOT_CURVES)
-    accuracies = [key for key in keys if key.startswith("eval/") and key.endswith("/accuracy")]
-    online = accuracies or [key for key in keys if key.startswith("eval/")]
-    rates = [key for key in keys if key == "lr" or key.startswith("lr/")]
-    rest = [key for key in keys if key not in rates and key != "loss" and not key.startswith("eval/")]
-    rest = [key for key in rest if key != "skipped" or any(row.get(key) for rows in runs for row in rows)]
-    panels = [
-        ("Training loss", ["loss"]),
-        ("Online evaluation", online[:SERIES_COLOURS]),
-        ("Learning rate", rates[:SERIES_COLOURS]),
-    ]
-    panels += [(key.replace("_", " "), [key]) for key in rest]
-    drawn = (_panel(title, names, runs, owner) for title, names in panels)
-    return [figure for figure in drawn if figure is not None][:_PANELS]
-
-
-def _panel(title: str, keys: Sequence[str], runs: Sequence[Sequence[Mapping[str, Any]]], owner: str) -> Figure | None:
-    lines = [(index, series) for index, key in enumerate(keys) for rows in runs if len(series := _series(rows, key)[0])]
-    if not lines:
-        return None
-    percent = title == "Online evaluation" and all(
-        series[:, 1].min() >= 0 and series[:, 1].max() <= 1 for _, series in lines
-    )
-    binned = max((_series(rows, key)[1] for key in keys for rows in runs), default=1)
-
-    def draw(axes: Axes) -> None:
-        for index, series in lines:
-            few = len(series) <= 25
-            axes.plot(
-                series[:, 0],
-                series[:, 1] * (100 if percent else 1),
-                color=ink(index),
-                linewidth=1.6 if len(runs) == 1 else 1.1,
-                alpha=1 if len(runs) == 1 else 0.75,
-                marker="o" if few else "",
-                markersize=3.2,
-            )
-        axes.set_xlabel("step", loc="right")
-
-    legend = (
-        [(colour(i), _short(key)) for i, key in enumerate(keys)]
-        if len(keys) > 1 or title == "Online evaluation"
-        else []
-    )
-    notes = ["accuracy, %" if percent else "", f"mean of {binned} logged steps a point" if binned > 1 else ""]
-    caption = "; ".join(filter(None, notes))
-    return Figure(render(draw, title, owner), title, caption, legend)
-
-
-def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[numpy.ndarray, int]:
-    """([T, 2] of step and value, averaged over bins; steps per bin). Rows without a finite value are left out."""
-    pairs = [
-        (row["step"], float(row[key]))
-        for row in rows
-        if isinstance(row.get(key), (int, float))
-        and math.isfinite(row[key])
-        and isinstance(row.get("step"), (int, float))
-    ]
-    size = -(-len(pairs) // _POINTS_OF_CURVE) or 1
-    bins = [pairs[start : start + size] for start in range(0, len(pairs), size)]
-    return numpy.array([numpy.mean(part, axis=0) for part in bins]).reshape(-1, 2), size
-
-
-def _short(key: str) -> str:
-    return key.removeprefix("eval/").removesuffix("/accuracy").removeprefix("lr/").replace("/", " · ")
-
-
 def render(draw: Callable[[Axes], None], title: str, owner: str) -> Markup:
     """A panel as SVG in the page's style. draw: plots in placeholder colours (`ink`); ticks that it sets are kept."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure as Canvas
+    from matplotlib.ticker import AutoLocator, FuncFormatter, MaxNLocator, NullLocator
+
     style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "rootstock",

@@ -13,11 +13,13 @@ from typing import Any
 from PIL import Image
 
 from ...core.errors import UserError
-from ..sweep.page import write_sweep_page
+from ...core.files import read_regular
+from ...core.launchlog import warn
 from .confusion import Confusion, confusions
-from .figures import Figure, curves, scatter
+from .curves import curves
+from .figures import Figure, scatter
 from .html import provenance, write_html, yaml_text
-from .records import RunRecord, StageRuns, by_experiment, is_pipeline, is_sweep, read_run, stages_of
+from .records import RunRecord, StageRuns, by_experiment, is_pipeline, is_sweep, read_readable, stages_of
 from .results import compare, main_metric, summarise
 from .tables import ResultTable, caveats, differences_table, duration, results_tables, selection_sentence
 
@@ -75,7 +77,7 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
     """
     if not runs:
         raise UserError("no run given; give at least one folder of a run or of a pipeline")
-    records = [read_run(Path(run)) for run in runs]
+    records, left_out = read_readable([Path(run) for run in runs])
     collections = [record for record in records if is_pipeline(record) or is_sweep(record)]
     if collections and len(records) > 1:
         kind, runs_of = ("sweep", "trial-*") if is_sweep(collections[0]) else ("pipeline", "seed-0/*")
@@ -84,13 +86,18 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
             f"or compare its runs, for example {collections[0].path}/{runs_of}"
         )
     if collections and is_sweep(collections[0]):
+        from ..sweep.page import write_sweep_page  # which imports matplotlib
+
         return write_sweep_page(collections[0].path, Path(out))
     page = _pipeline_page(collections[0]) if collections else _runs_page(by_experiment(records))
+    page.caveats += [f"Left out: {sentence}." for sentence in left_out]
+    page.caveats += [f"Damaged: {sentence}." for record in records for sentence in record.damage]
     return write_html("report.html.j2", page, Path(out))
 
 
 def _pipeline_page(pipeline: RunRecord) -> Page:
     stages = stages_of(pipeline)
+    damage = [sentence for stage in stages for record in stage.records for sentence in record.damage]
     report = pipeline.config.get("report") or {}
     rows = pipeline.result.get("rows") or []
     comparisons = pipeline.result.get("comparisons") or []
@@ -102,7 +109,7 @@ def _pipeline_page(pipeline: RunRecord) -> Page:
         title=report.get("title") or pipeline.path.resolve().name,
         summary=_summary(stages, "stage"),
         text=[text] if isinstance(text, str) else list(text),
-        caveats=caveats(rows),
+        caveats=[*caveats(rows), *(f"Damaged: {sentence}." for sentence in damage)],
         tables=results_tables(rows, report.get("columns") or {}) if rows else [],
         differences=differences_table(comparisons) if comparisons else None,
         stages=[_view(stage, label=labels.get(stage.name, stage.name), front=stage.name in front) for stage in stages],
@@ -199,8 +206,8 @@ def _view(stage: StageRuns, *, label: str, front: bool) -> StageView:
         summary=" · ".join(filter(None, [stage.first.verb, str(name or ""), time, states])),
         facts=_facts(stage),
         table=results_tables(_protocol_rows(stage), {})[0] if measured else None,
-        curves=curves([record.rows for record in stage.records if record.rows], stage.name),
-        pictures=[_picture(path, caption) for path, caption in stage.first.pictures()],
+        curves=curves([record.rows for record in stage.records if record.rows]),
+        pictures=[found for path, caption in stage.first.pictures() if (found := _picture(path, caption)) is not None],
         maps=[scatter(chart, by) for by in ("label", "domain") if len(chart.get(by) or [])],
         map_caption=f"{chart.get('method', 'map of features')}{f', seed {seed}' if seed is not None else ''}"
         if chart
@@ -222,7 +229,10 @@ def _facts(stage: StageRuns) -> list[tuple[str, str]]:
     if isinstance(backbone, dict):
         facts.append(("backbone", " · ".join(str(backbone[key]) for key in ("name", "weights") if backbone.get(key))))
     rates = sorted(
-        float(row["images_per_s"]) for record in stage.records for row in record.rows if row.get("images_per_s")
+        float(rate)
+        for record in stage.records
+        for row in record.rows
+        if isinstance(rate := row.get("images_per_s"), int | float) and rate
     )
     if rates:
         facts.append(("speed", f"{rates[len(rates) // 2]:,.0f} images/s (median)"))
@@ -244,17 +254,27 @@ def _flat(value: Any) -> list[Any]:
     return list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, list) else [value]
 
 
-def _picture(path: Path, caption: str) -> Picture:
-    """A picture as a data URI; large ones become WebP, at most 1400 pixels wide, to keep the page small."""
-    data, kind = path.read_bytes(), "png"
-    with Image.open(io.BytesIO(data)) as image:
-        width = image.width
-        if len(data) > _PICTURE_BYTES:
-            small = image.convert("RGBA" if "A" in image.getbands() else "RGB")
-            small.thumbnail((_PICTURE_WIDTH, 4 * _PICTURE_WIDTH))
-            buffer = io.BytesIO()
-            small.save(buffer, format="WEBP", quality=86)
-            data, kind = buffer.getvalue(), "webp"
+def _picture(path: Path, caption: str) -> Picture | None:
+    """A picture as a data URI; large ones become WebP, at most 1400 pixels wide, to keep the page small. None if it is damaged."""
+    try:
+        data, kind = read_regular(path), "png"
+        with Image.open(io.BytesIO(data)) as image:
+            width = image.width
+            image.load()  # which compares the checksums of a PNG
+            if len(data) > _PICTURE_BYTES:
+                small = image.convert("RGBA" if "A" in image.getbands() else "RGB")
+                small.thumbnail((_PICTURE_WIDTH, 4 * _PICTURE_WIDTH))
+                buffer = io.BytesIO()
+                small.save(buffer, format="WEBP", quality=86)
+                data, kind = buffer.getvalue(), "webp"
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ) as error:  # SyntaxError: Pillow's, of a broken PNG
+        warn(f"WARNING: {path} is left out ({getattr(error, 'strerror', None) or error})")
+        return None
     return Picture(
         f"data:image/{kind};base64,{base64.b64encode(data).decode()}", caption or path.stem.replace("_", " "), width
     )

@@ -6,13 +6,18 @@ Any file may be missing or cut short, since a killed run is worth a report too; 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...core.documents import Unreadable, read_json, read_yaml
+from ...core.documents import Unreadable, read_yaml
 from ...core.errors import UserError
+from ...core.launchlog import warn
+from ...core.manifest import DamagedFile, read_object
+from ...core.run.folder import CONFIG
+from ...core.run.rows import METRICS
+from .folder import MAP, Parts, check_is_run
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class RunRecord:
     rows: list[dict[str, Any]] = field(default_factory=list)
     result: dict[str, Any] = field(default_factory=dict)
     map: dict[str, Any] = field(default_factory=dict)
+    damage: list[str] = field(default_factory=list)  # a sentence for each file that is not what was written
 
     @property
     def finished(self) -> bool:
@@ -41,7 +47,10 @@ class RunRecord:
     def pictures(self) -> list[tuple[Path, str]]:
         """(path, caption) of the run's pictures: in the order of captions.json, the rest by name."""
         folder = self.path / "pictures"
-        captions = _json(folder / "captions.json")
+        try:
+            captions = read_object(folder / "captions.json")
+        except (FileNotFoundError, DamagedFile):  # then the file's name is the caption
+            captions = {}
         found = {path.name: path for path in sorted(folder.glob("*.png"))}
         names = [name for name in captions if name in found] + [name for name in found if name not in captions]
         return [(found[name], str(captions.get(name, ""))) for name in names]
@@ -64,31 +73,39 @@ class StageRuns:
 
 
 def read_run(path: Path) -> RunRecord:
-    """Read one run folder. Raises UserError if `path` holds neither a config nor a result."""
-    if not ((path / "config.yaml").is_file() or (path / "result.json").is_file()):
-        what = (
-            "holds no config.yaml and no result.json"
-            if path.is_dir()
-            else "is a file"
-            if path.exists()
-            else "does not exist"
-        )
-        raise UserError(f"{path} {what}; expected the folder of a run or of a pipeline (run.dir of its config)")
-    config = path / "config.yaml"
+    """Read one run folder. Raises UserError if it holds neither a config nor a result, or if its config cannot be read."""
+    check_is_run(path)
+    config = path / CONFIG
     try:
         loaded = read_yaml(config) if config.exists() else {}
     except Unreadable as error:
         raise UserError(
             f"{config} is not readable YAML ({error}); restore it or run again in another run.dir"
         ) from error
-    return RunRecord(
-        path,
-        loaded if isinstance(loaded, dict) else {},
-        _json(path / "run.json"),
-        _lines(path / "metrics.jsonl"),
-        _json(path / "result.json"),
-        _json(path / "map.json"),
-    )
+    parts = Parts(path, METRICS, MAP)
+    if not isinstance(loaded, dict):
+        parts.damage.append(f"{config} is damaged (it holds no mapping)")
+        loaded = {}
+    for sentence in parts.damage:
+        warn(f"WARNING: {sentence}")
+    return RunRecord(path, loaded, parts.about, parts.rows, parts.result, parts.map, parts.damage)
+
+
+def read_readable(paths: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:
+    """The runs that can be read, and a sentence for each that cannot. Raises UserError if there is one path, or if none can be read."""
+    records, troubles = list[RunRecord](), list[str]()
+    for path in paths:
+        try:
+            records.append(read_run(path))
+        except UserError as error:
+            troubles.append(str(error))
+    if not records:
+        raise UserError(
+            troubles[0] if len(troubles) == 1 else f"none of {len(troubles)} runs can be read: {troubles[0]}"
+        )
+    for sentence in troubles:
+        warn(f"WARNING: left out: {sentence}")
+    return records, troubles
 
 
 def is_pipeline(record: RunRecord) -> bool:
@@ -106,7 +123,10 @@ def stages_of(pipeline: RunRecord) -> list[StageRuns]:
     for name in pipeline.config.get("stages", {}):
         begun = [folder / name for folder in folders if (folder / name / "config.yaml").is_file()]
         if begun:
-            stages.append(StageRuns(name, [read_run(path) for path in begun]))
+            try:
+                stages.append(StageRuns(name, read_readable(begun)[0]))
+            except UserError as error:
+                warn(f"WARNING: the stage {name} is left out: {error}")
     return stages
 
 
@@ -141,27 +161,3 @@ def _names(groups: list[list[RunRecord]]) -> list[str]:
     while depth < max(map(len, parts)) and len({tuple(p[-depth:]) for p in parts}) < len(parts):
         depth += 1
     return ["/".join(part[-depth:]) for part in parts]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        loaded = read_json(path)
-    except Unreadable as error:
-        raise UserError(f"{path} is not readable JSON ({error}); delete the file or restore it") from error
-    return loaded if isinstance(loaded, dict) else {}
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue  # a killed process leaves half a line behind
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows

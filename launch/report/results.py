@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ...core.errors import UserError
-from ...core.evaluate.metrics import mean_interval, paired_interval
+from ...core.evaluate.intervals import mean_interval, paired_interval
 
 
 def main_metric(result: Mapping[str, Any]) -> str:

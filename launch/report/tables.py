@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from matplotlib.ticker import MaxNLocator
-
+from .curves import ticks
 from .results import test_of
 
 SELECTION = {
@@ -198,8 +197,12 @@ def _axis(values: Sequence[float]) -> tuple[float, float, list[tuple[float, str,
     low, high = min(values), max(values)
     room = max((high - low) * 0.04, 1e-3 * max(abs(high), 1e-3))
     low, high = low - room, high + room
-    ticks = [tick for tick in MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= high]
-    return low, high, [(_percent(tick, low, high), f"{tick:g}".replace("-", "−"), abs(tick) < 1e-12) for tick in ticks]
+    shown = [value for value in ticks(low, high, 6) if low <= value <= high]
+    return (
+        low,
+        high,
+        [(_percent(value, low, high), f"{value:g}".replace("-", "−"), abs(value) < 1e-12) for value in shown],
+    )
 
 
 def _percent(value: float, low: float, high: float) -> float:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import UserError
+from ...core.launchlog import warn
+from ...core.run.folder import read_result
 from ..report.figures import Figure
 from ..report.html import provenance, write_html, yaml_text
 from ..report.records import RunRecord, is_pipeline, read_run, stages_of
 from ..report.tables import CAVEATS, duration, selection_sentence
 from .figures import figures
-from .result import best_first, brief, read_result, short_names
+from .result import best_first, brief, short_names
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,14 @@ class SweepPage:
 
 def write_sweep_page(folder: Path, out: Path | None = None) -> Path:
     """Write the page of a finished sweep to `out`, by default `folder/report.html`. Raises UserError if it has no result yet."""
-    result = read_result(folder)
+    result = read_result(folder, lambda why: warn(f"WARNING: {why}"))
     if result is None:
         raise UserError(
             f"{folder} has no result.json yet; finish the sweep first, or list its trials by `rootstock runs {folder}`"
         )
     sweep = read_run(folder)
+    if not isinstance(sweep.config.get("search"), dict):
+        raise UserError(f"{folder / 'config.yaml'} is damaged or missing; the same sweep command writes it again")
     records = {trial["number"]: read_run(Path(trial["run"])) for trial in result["trials"] if _is_here(trial["run"])}
     search = {
         key: {kind: v for kind, v in span.items() if v is not None} for key, span in sweep.config["search"].items()

@@ -16,6 +16,7 @@ from typing import Any
 
 from ...core.config.messages import show
 from ...core.config.resolve import ConfigError, find, load
+from ...core.run.folder import run_folder
 from ..pipeline.plan import plan_pipeline
 from ..verbs import resolve
 from .objective import LOOKED, Objective, read_objective, selection_word, stricter_selection
@@ -97,7 +98,16 @@ def plan_sweep(path: str, overrides: Sequence[str]) -> Sweep:
         "config": {name or verb: _without_run(section) for name, (verb, section) in stages(first).items()},
     }
     return Sweep(
-        config, Path(config["run"]["dir"]), config["verb"], file, base, space, trials, objective, selection, identity
+        config,
+        run_folder(config["run"]["dir"]),
+        config["verb"],
+        file,
+        base,
+        space,
+        trials,
+        objective,
+        selection,
+        identity,
     )
 
 

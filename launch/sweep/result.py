@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from ...core.documents import read_mapping
-from ...core.files import write_text
+from ...core.manifest import write_record
 from ..report.tables import duration
 
 if TYPE_CHECKING:
@@ -23,12 +21,7 @@ _ROWS = 30  # rows of the printed table
 _FEWEST = 6  # trials needed to compute importances
 
 
-def read_result(folder: Path) -> dict[str, Any] | None:
-    path = folder / "result.json"
-    return read_mapping(path) if path.exists() else None
-
-
-def write_result(study: Study) -> dict[str, Any]:
+def record_result(study: Study) -> dict[str, Any]:
     """Write result.json of a finished study and return it."""
     sweep = study.sweep
     trials = [_trial(sweep, frozen) for frozen in study.trials()]
@@ -52,7 +45,7 @@ def write_result(study: Study) -> dict[str, Any]:
         "trials": trials,
         "seconds": round(sum(trial["seconds"] for trial in trials), 1),
     }
-    write_text(sweep.dir / "result.json", json.dumps(result, indent=1) + "\n", shared=True)
+    write_record(sweep.dir / "result.json", result, shared=True)
     return result
 
 

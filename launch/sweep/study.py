@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import platform
+import re
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -18,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
-
 from ...core.config import resolve as config
 from ...core.documents import Unreadable, read_yaml
 from ...core.errors import UserError
-from ...core.files import write_text
+from ...core.files import read_regular, write_text
+from ...core.launchlog import warn
 from ...core.run.compare import differing
+from ...core.run.folder import keep_damaged, make_folder, write_config
 from .plan import Sweep
 from .search_space import SAMPLERS
 
@@ -65,12 +67,7 @@ class Study:
         """Raises UserError if the storage cannot be opened, or if run.dir or the study holds another sweep."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.sweep = sweep
-        try:
-            sweep.dir.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise UserError(f"run.dir: {sweep.dir} is a file; choose another run.dir") from None
-        except PermissionError:
-            raise UserError(f"run.dir: {sweep.dir} cannot be written; choose another run.dir") from None
+        make_folder(sweep.dir)
         with self._locked():
             _check_folder(sweep)
             self.place = _place(sweep.dir)
@@ -83,8 +80,7 @@ class Study:
             self.id = self.storage.get_study_id_from_name(self.name)
             self._check_identity()
             written = sweep.config | {"trials": sweep.trials, "storage": _without_password(sweep.config["storage"])}
-            text = yaml.safe_dump(written, sort_keys=False, allow_unicode=True, width=120)
-            write_text(sweep.dir / "config.yaml", text, shared=True)
+            write_config(sweep.dir, written, shared=True)
 
     def trials(self) -> list[optuna.trial.FrozenTrial]:
         """The trials so far, by number; without surplus ones that machines without a common disk created at the same moment."""
@@ -201,9 +197,25 @@ def _lock_trial(folder: Path) -> IO[str] | None:
 def _place(folder: Path) -> str:
     """The identifier of the folder in the storage, the same wherever the disk is mounted."""
     path = folder / _PLACE
-    if not path.exists():
-        write_text(path, uuid.uuid4().hex)
-    return path.read_text()
+    try:
+        text = read_regular(path).decode("ascii", "replace").strip()
+        if text == text[:32] + _checked(text[:32]) or re.fullmatch(
+            "[0-9a-f]{32}", text
+        ):  # earlier versions wrote no checksum
+            return text[:32]
+        trouble = f"{path} is damaged"
+        keep_damaged(path)
+    except FileNotFoundError:
+        trouble = f"{path} is missing" if (folder / "config.yaml").exists() else ""
+    if trouble:
+        warn(f"WARNING: {trouble}; it is made anew, so unfinished trials here count as those of another machine")
+    name = uuid.uuid4().hex
+    write_text(path, name + _checked(name))
+    return name
+
+
+def _checked(name: str) -> str:
+    return "-" + hashlib.sha256(name.encode()).hexdigest()[:8]
 
 
 def _check_folder(sweep: Sweep) -> None:

@@ -18,11 +18,13 @@ from rich.console import Console
 from ...core.distributed import world
 from ...core.errors import UserError
 from ...core.interrupt import REQUESTS
+from ...core.launchlog import warn
+from ...core.run.folder import read_result
 from ..exits import STOPPED
 from ..report.tables import selection_sentence
 from .page import write_sweep_page
 from .plan import Sweep, plan_sweep
-from .result import params_in_words, read_result, trials_table, write_result
+from .result import params_in_words, record_result, trials_table
 from .study import Claim, StorageError, Study, TrialState, cause
 from .trial import CRASHED, MISTAKE, Attempt, failure_reason, start_trial
 
@@ -46,7 +48,7 @@ def run_sweep(path: str, overrides: Sequence[str], slots: int) -> int:
     console = Console(stderr=True, highlight=False, width=None if os.isatty(2) else 160)
     try:
         study = Study(sweep)
-        before = read_result(sweep.dir)
+        before = read_result(sweep.dir, lambda why: warn(f"WARNING: {why}; it is made anew"))
         if study.finished and before is not None and len(before["trials"]) >= sweep.trials:
             console.print(f"{sweep.dir} is finished; raise trials to go on, or choose another run.dir", markup=False)
             _print_result(console, before)
@@ -54,7 +56,7 @@ def run_sweep(path: str, overrides: Sequence[str], slots: int) -> int:
         Worker(sweep, study, slots, console).work()
         if not study.finished:  # the other trials belong to machines that share no disk with this one
             return 0
-        _print_result(console, write_result(study))
+        _print_result(console, record_result(study))
         console.print(f"report: {write_sweep_page(sweep.dir)}", markup=False, soft_wrap=True)
         return 0
     except StorageError as error:

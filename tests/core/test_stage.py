@@ -29,7 +29,9 @@ def test_each_set_is_warned_of_in_one_line(tmp_path: Path, draw: Draw) -> None:
     Image.new("L", (4, 4)).save(folder / "cat" / "x.gif", save_all=True, append_images=[Image.new("L", (4, 4), 9)])
     plain, run = draw(tmp_path / "plain", ["1.png"]), a_run(tmp_path / "run")
     uri = f"folder:{folder}"
-    record_sets(run, {"train": open_images(uri), "test": open_images(uri), "other": open_images(f"folder:{plain}")})
+    record_sets(
+        run, {"train": open_images(uri), "test": open_images(uri), "other": open_images(f"folder:{plain}")}, "mtime"
+    )
     assert run.said == [
         f"WARNING: {uri}: 1 files ending in .heic, which are not read (dog/3.heic); "
         "1 class folders without a picture, so these classes are missing (eel); "
@@ -41,7 +43,7 @@ def test_other_processes_are_silent(tmp_path: Path, draw: Draw) -> None:
     run = a_run(tmp_path / "run")
     run.main = False
     (draw(tmp_path / "set", ["1.png"]) / "x.heic").write_bytes(b"")
-    record_sets(run, {"train": open_images(f"folder:{tmp_path}/set")})
+    record_sets(run, {"train": open_images(f"folder:{tmp_path}/set")}, "mtime")
     assert run.said == []
 
 
@@ -50,5 +52,5 @@ def test_a_run_in_the_folder_of_its_data_is_refused(tmp_path: Path, draw: Draw) 
     (tmp_path / "link").symlink_to("photos")
     images = open_images(f"folder:{tmp_path}/photos")
     with pytest.raises(UserError, match=r"run\.dir: .*link is itself read as data\.train; choose a folder of its own"):
-        record_sets(a_run(tmp_path / "link"), {"train": images})
-    record_sets(a_run(tmp_path / "photos" / "runs"), {"train": images})  # passed over from then on
+        record_sets(a_run(tmp_path / "link"), {"train": images}, "mtime")
+    record_sets(a_run(tmp_path / "photos" / "runs"), {"train": images}, "mtime")  # passed over from then on

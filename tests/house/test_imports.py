@@ -19,7 +19,7 @@ MAY_IMPORT_ACCELERATE = {
     "core/train/fit.py",
     "core/distributed.py",
     "core/evaluate/features.py",
-    "core/run/directory.py",
+    "core/run/accelerator.py",
 }
 # The one place that reads pickles: with weights_only, in a process of its own.
 MAY_LOAD = "core/convert/load.py"

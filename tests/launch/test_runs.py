@@ -125,7 +125,8 @@ def test_a_row_tells_the_newest_accuracy_or_else_the_loss(tmp_path: Path) -> Non
 @pytest.mark.parametrize("text", ["", "[]", '{"state"', '{"host": "a"}'])
 def test_a_damaged_state_is_no_state(tmp_path: Path, text: str) -> None:
     (tmp_path / state.FILE).write_text(text)
-    assert state.read_state(tmp_path) == {"state": "killed"}
+    said = state.read_state(tmp_path)
+    assert said["state"] == "killed" and f"{tmp_path / state.FILE} is damaged" in said["why"]
 
 
 @pytest.mark.parametrize(("name", "words"), [("empty", "holds no run"), ("missing", "does not exist")])
@@ -140,3 +141,61 @@ def test_a_folder_without_runs_is_said(tmp_path: Path, name: str, words: str) ->
 )
 def test_ages_are_spoken(seconds: float, said: str) -> None:
     assert age_in_words(seconds) == said
+
+
+def test_one_bad_run_blinds_neither_the_list_nor_a_report(
+    tmp_path: Path, rootstock: Rootstock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each kind of damage beside a good run: the good one is listed and shown, the bad one is named."""
+    good = {"task": "probe", "seed": 1, "metrics": {"test/knn/accuracy": 0.7}, "steps": None}
+    leave(tmp_path / "good", result=good)
+    texts = [
+        b"",
+        b"\0\0\0",
+        b"{",
+        b"\xff\xfe\x00",
+        b"[1]",
+        b'{"metrics": 3}',
+        b'{"metrics": {"a": NaN}}',
+        b'{"seconds": "x"}',
+    ]
+    for name in ("result.json", "run.json", "metrics.jsonl", "config.yaml", "map.json"):
+        for k, text in enumerate([*texts, None]):
+            run = leave(tmp_path / f"{name}-{k}", result=good)
+            (run / name).unlink(missing_ok=True)
+            (run / name).mkdir() if text is None else (run / name).write_bytes(text)
+    rows = listed(tmp_path, capsys)
+    assert rows["good"]["state"] == "finished" and rows["good"]["why"] == "" and len(rows) == 46
+    for name in ("result.json", "config.yaml"):
+        assert all(name in str(rows[f"{name}-{k}"]["why"]) for k in (0, 1, 2, 3, 8) if f"{name}-{k}" in rows)
+    list_runs(tmp_path, as_json=False)
+    page = tmp_path / "all.html"
+    runs = [str(path) for path in sorted(tmp_path.iterdir()) if path.is_dir()]
+    done = rootstock("report", *runs, "--out", str(page))
+    assert done.returncode == 0, done.stderr
+    said = done.stderr.splitlines()
+    for name in ("result.json", "run.json", "config.yaml", "map.json"):
+        for k in (1, 2, 3, 8):
+            assert any(f"/{name}-{k}/{name}" in line for line in said), (name, k)
+    assert "Left out: " in page.read_text() and "Damaged: " in page.read_text()
+
+
+def test_the_list_reads_each_file_once_and_imports_nothing_heavy(tmp_path: Path) -> None:
+    """200 runs took 8.9 s, most of it for YAML and for importing torch."""
+    for k in range(3):
+        leave(tmp_path / f"run-{k}", result={"task": "probe", "metrics": {}})
+    script = """
+import collections, os, sys
+opened = collections.Counter()
+def watch(event, given):
+    if event == "open" and isinstance(given[0], (str, bytes)):
+        opened.update([os.fsdecode(given[0])])
+sys.addaudithook(watch)
+from pathlib import Path
+from rootstock.launch.runs import list_runs
+list_runs(Path(sys.argv[1]), True)
+print([name for name in ("torch", "numpy", "matplotlib", "pydantic") if name in sys.modules], file=sys.stderr)
+print([path for path in opened if path.startswith(sys.argv[1]) and opened[path] > 3], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines() == ["[]", "[]"], done.stderr

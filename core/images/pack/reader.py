@@ -13,7 +13,7 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from ..foreign import parsing
 from ..open_files import Descriptor, OpenFiles
 from ..places import abridged, place_named, titled
 from ..sources.files import Names
-from ..store import DamagedImage, Scale, Source, Uniform
+from ..store import DamagedImage, Scale, Source, Stamp, Uniform
 from .validate import BYTES, ENCODED, WORDS, WrongField, check_index
 
 PACK_FORMAT = "rootstock pack 1"
@@ -130,6 +130,9 @@ class PackStore:
     def stamp(self, i: int) -> str:
         return self.stamps[i]
 
+    def watched(self, watch: Stamp) -> Sequence[str]:
+        return [""] * len(self)  # every read compares the record with the index, and the index with its digest
+
     def uniform(self) -> Uniform | None:
         kinds, shapes = self.index["kinds"], self.index["shapes"]
         if not len(self) or kinds[0] == ENCODED or (kinds != kinds[0]).any() or (shapes != shapes[0]).any():
@@ -223,6 +226,8 @@ def open_pack(path: str, split: str | None) -> Source:
     title = titled("pack", path)
     folder = place_named(path, title)
     if not (folder / ABOUT).is_file():
+        if (folder / INDEX).exists() or (folder / RECORDS).exists():
+            raise unusable(folder, f"{ABOUT} is missing" if not (folder / ABOUT).exists() else f"{ABOUT} is no file")
         if folder.with_name(folder.name + ".part").is_dir():
             raise UserError(f"{title}: its packing is not finished; run the command that packed it again")
         raise UserError(f"{title}: there is no pack; expected a folder made by rootstock data URI --pack FOLDER")

@@ -22,7 +22,7 @@ from ..cache import entry_name, recall, remember, stamp_of
 from ..decode import decode, decode_scaled
 from ..open_files import read_whole
 from ..pixels import full_range
-from ..store import DamagedImage, Scale, Source, Uniform, sha256_key
+from ..store import DamagedImage, Scale, Source, Stamp, Uniform, sha256_key
 from .layout import arrange
 from .walk import listing_of, unusable_file, unusable_kind
 
@@ -115,6 +115,11 @@ class FileStore:
     def stamp(self, i: int) -> str:
         used = "" if self.bits is None else f"\tbits={self.bits}"
         return f"{self.names[i][self.unstamped :]}\t{self.size(i)}{used}"
+
+    def watched(self, watch: Stamp) -> Sequence[str]:
+        # By content, all files are read: the cached keys trust the times that the file system gives.
+        seen = self.stamps[:, 1] if watch == "mtime" else self.hashed()
+        return [f"\t{value}" for value in seen.tolist()]
 
     def size(self, i: int) -> int:
         """Bytes of the file."""

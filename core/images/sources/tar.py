@@ -8,6 +8,7 @@ import itertools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from ..limits import RATIO, limits_of
 from ..open_files import OpenFiles
 from ..places import abridged, titled
 from ..store import Source
+from ..sums import Sums
 from .files import FileStore
 from .layout import arrange
 from .samples import classes_beside, endings_of, members_below, notes_about, rule_of
@@ -51,10 +53,15 @@ class TarStore(FileStore):
     ) -> None:
         super().__init__(root, names, stamps)
         self.archives, self.shown, self.shard, self.offsets = tuple(archives), tuple(shown), shard, offsets
-        self._files = OpenFiles()
+        self._files, self._sums = OpenFiles(), dict[str, Sums]()
 
     def content(self, i: int) -> bytearray:
-        return self._files.read(self.archives[self.shard[i]], self.size(i), int(self.offsets[i]))
+        archive, size, offset = self.archives[self.shard[i]], self.size(i), int(self.offsets[i])
+        if archive == self.shown[self.shard[i]]:
+            return self._files.read(archive, size, offset)
+        if archive not in self._sums:  # a copy in the cache
+            self._sums[archive] = Sums(Path(archive))
+        return self._sums[archive].read(self._files, size, offset)
 
     def where(self, i: int) -> str:
         return printable(f"{self.shown[self.shard[i]]}!{self.names[i]}")

@@ -14,6 +14,7 @@ from ..cache import entry_name, recall, remember
 from ..decode import is_picture
 from ..notes import Note
 from ..places import abridged
+from ..sums import Sums
 
 BLOCK = 512
 HEADER_BYTES = 1 << 20
@@ -55,6 +56,11 @@ def read_index(unpacked: Path, archive: Path, stamp: tuple[int, int, int], title
     if remembered is not None:
         pictures, labels, faults, others, notes = json.loads(remembered)
         return TarContents(pictures, labels, faults, others, [Note(*note) for note in notes])
+    if unpacked != archive:  # what is found in the copy is remembered, so the copy has to be whole
+        try:
+            Sums(unpacked).check()
+        except OSError as error:
+            raise UserError(f"{title}: {error.strerror}") from None
     contents = scan(unpacked, title, reading)
     remember("indices", name, json.dumps(contents).encode(), max(stamp[1:]))
     return contents

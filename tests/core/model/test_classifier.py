@@ -79,6 +79,9 @@ def test_heads_that_cannot_be_taken_over_are_one_sentence(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"has the classes \['a', 'b', 'c'\], the data has \['a', 'c', 'b'\]"):
         classifier(("a", "c", "b")).load_head(str(tmp_path / "run"))
     (tmp_path / "run" / "classifier" / "head.safetensors").write_text("no tensors in this file at all")
+    with pytest.raises(UserError, match=r"classifier/head.safetensors is damaged \(its sha256 differs"):
+        made.load_head(str(tmp_path / "run"))
+    (tmp_path / "run" / "classifier" / "MANIFEST.json").unlink()  # as an earlier version left it
     with pytest.raises(UserError, match=r"classifier is damaged"):
         made.load_head(str(tmp_path / "run"))
 

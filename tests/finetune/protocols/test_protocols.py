@@ -7,9 +7,10 @@ from torch import Tensor
 
 from rootstock.core.errors import UserError
 from rootstock.core.evaluate.held_out import held_out_rows
+from rootstock.core.evaluate.intervals import mean_interval
 from rootstock.core.evaluate.knn import knn_predict
 from rootstock.core.evaluate.logreg import fit_choosing_C
-from rootstock.core.evaluate.metrics import classification, mean_interval
+from rootstock.core.evaluate.metrics import classification
 from rootstock.finetune.protocols.attentive import AttentiveTraining, attentive, fit_choosing
 from rootstock.finetune.protocols.fewshot import _drawn, fewshot
 from rootstock.finetune.protocols.knn import knn, knn_dino, knn_lightly

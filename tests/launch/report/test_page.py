@@ -19,7 +19,8 @@ from PIL import Image
 from rootstock.core.errors import UserError
 from rootstock.launch.pipeline.run import tabulate
 from rootstock.launch.report.confusion import confusions
-from rootstock.launch.report.figures import curves, heat, scatter
+from rootstock.launch.report.curves import curves
+from rootstock.launch.report.figures import heat, scatter
 from rootstock.launch.report.page import write_report
 from rootstock.launch.report.records import by_experiment, read_run
 from rootstock.launch.report.tables import differences_table, duration, results_tables
@@ -223,9 +224,6 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         write_report([run, pipeline], tmp_path / "r.html")
     with pytest.raises(UserError, match="no run given"):
         write_report([], tmp_path / "r.html")
-    (run / "result.json").write_text("{")
-    with pytest.raises(UserError, match=r"result\.json is not readable JSON"):
-        write_report([run], tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
 
 

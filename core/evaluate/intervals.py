@@ -1,0 +1,34 @@
+"""Intervals over seeds, as plain numbers. Without torch, so that a report of runs need not import it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.special import stdtrit
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float | None, float | None]:
+    """(mean, low, high): Student's t interval of the mean, deviation with ddof=1; no interval for one value."""
+    if len(values) == 0:
+        raise ValueError("a mean needs at least one value")
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level}")
+    array = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(array).all():
+        raise ValueError(f"a mean over values that are not finite: {list(values)}")
+    mean, n = float(array.mean()), len(array)
+    if n == 1:
+        return mean, None, None
+    half = float(stdtrit(n - 1, (1 + level) / 2)) * float(array.std(ddof=1)) / math.sqrt(n)
+    return mean, mean - half, mean + half
+
+
+def paired_interval(
+    a: Sequence[float], b: Sequence[float], level: float = 0.95
+) -> tuple[float, float | None, float | None]:
+    """(mean, low, high) of a - b, pair by pair: a[i] and b[i] share a seed."""
+    if len(a) != len(b):
+        raise ValueError(f"paired values must be as many, got {len(a)} and {len(b)}")
+    return mean_interval([x - y for x, y in zip(a, b, strict=True)], level)

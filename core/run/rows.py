@@ -1,0 +1,67 @@
+"""The rows of metrics.jsonl, read whatever a kill or a disk has left of it; and which files of a finished run its manifest lists."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..files import read_regular
+
+METRICS = "metrics.jsonl"
+# Of a run that ends, besides result.json. What is rewritten later (state.json) or is for people alone (report.html) is not listed.
+GUARDED = (METRICS, "map.json", "pictures/captions.json", "pictures/*.png", "*/MANIFEST.json")
+
+
+def read_rows(path: Path, complain: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The readable rows, [] if there is no file. A half-written last line is no damage: a kill in the middle of a write leaves one.
+
+    complain: gets one sentence if the file cannot be read, or how many other lines cannot.
+    """
+    try:
+        content = read_regular(path)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        complain(f"{path} cannot be read ({error.strerror})")
+        return []
+    rows, wrong, last = [], 0, False
+    for line in content.decode("utf-8", "replace").splitlines():
+        wrong += last
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        last = not (isinstance(row, dict) and isinstance(row.get("step"), int | float))
+        if not last:
+            rows.append(row)
+    if last and content.endswith(b"\n"):
+        wrong += 1
+    if wrong:
+        complain(f"{path} is damaged ({wrong} of its lines cannot be read)")
+    return rows
+
+
+def digest_of_rows(path: Path) -> dict[str, Any] | None:
+    """The length in bytes and the digest of metrics.jsonl; None if it cannot be read, as before the first row."""
+    try:
+        content = read_regular(path)
+    except OSError:
+        return None
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def differs(path: Path, digest: Any) -> bool:
+    """Whether the beginning of metrics.jsonl is not what `digest_of_rows` found; rows after it do not count."""
+    try:
+        content = read_regular(path)
+        return digest["sha256"] != hashlib.sha256(content[: digest["bytes"]]).hexdigest()
+    except (OSError, TypeError, KeyError):
+        return False
+
+
+def guarded_files(folder: Path) -> list[str]:
+    """The names of the files that the manifest of a finished run lists."""
+    return sorted(str(path.relative_to(folder)) for name in GUARDED for path in folder.glob(name) if path.is_file())

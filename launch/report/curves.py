@@ -1,0 +1,145 @@
+"""The curves of a training as inline SVG, written by hand: with matplotlib, a page that compares 200 runs took minutes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy
+from markupsafe import Markup, escape
+
+from .figures import SERIES_COLOURS, Figure, colour, tick
+
+_NOT_CURVES = {"step", "epoch", "data_wait", "images_per_s", "seconds", "time"}
+_POINTS = 160  # most points of a curve
+_PANELS = 8
+_FEW = 25  # a curve of at most so many points shows them as dots
+_WIDTH, _HEIGHT, _LETTER = 340.0, 210.0, 6.4  # the panel, and a letter of its text, in pixels
+_RIGHT, _TOP, _BOTTOM = 3.0, 6.0, 36.0  # margins in pixels; the left one is as wide as the numbers on it
+
+
+class Series(NamedTuple):
+    """A curve: steps and values, float [T] each, and how many logged steps a point is the mean of."""
+
+    steps: numpy.ndarray
+    values: numpy.ndarray
+    binned: int
+
+
+def curves(runs: Sequence[Sequence[Mapping[str, object]]]) -> list[Figure]:
+    """Panels of loss, online evaluation, learning rate and everything else that was logged; one line for each run (seed)."""
+    keys = dict.fromkeys(key for rows in runs for row in rows for key in row if key not in _NOT_CURVES)
+    accuracies = [key for key in keys if key.startswith("eval/") and key.endswith("/accuracy")]
+    online = accuracies or [key for key in keys if key.startswith("eval/")]
+    rates = [key for key in keys if key == "lr" or key.startswith("lr/")]
+    rest = [key for key in keys if key not in rates and key != "loss" and not key.startswith("eval/")]
+    rest = [key for key in rest if key != "skipped" or any(row.get(key) for rows in runs for row in rows)]
+    panels = [
+        ("Training loss", ["loss"]),
+        ("Online evaluation", online[:SERIES_COLOURS]),
+        ("Learning rate", rates[:SERIES_COLOURS]),
+    ]
+    panels += [(key.replace("_", " "), [key]) for key in rest]
+    figures: list[Figure] = []
+    for title, names in panels:
+        if len(figures) < _PANELS and (figure := _panel(title, names, runs)) is not None:
+            figures.append(figure)
+    return figures
+
+
+def _panel(title: str, keys: Sequence[str], runs: Sequence[Sequence[Mapping[str, object]]]) -> Figure | None:
+    lines = [(i, series) for i, key in enumerate(keys) for rows in runs if len((series := _series(rows, key)).steps)]
+    if not lines:
+        return None
+    percent = title == "Online evaluation" and all(
+        series.values.min() >= 0 and series.values.max() <= 1 for _, series in lines
+    )
+    binned = max(series.binned for _, series in lines)
+    scaled = [(i, series._replace(values=100 * series.values if percent else series.values)) for i, series in lines]
+    legend = (
+        [(colour(i), _short(key)) for i, key in enumerate(keys)]
+        if len(keys) > 1 or title == "Online evaluation"
+        else []
+    )
+    notes = ["accuracy, %" if percent else "", f"mean of {binned} logged steps a point" if binned > 1 else ""]
+    return Figure(_draw(scaled, title, thin=len(runs) > 1), title, "; ".join(filter(None, notes)), legend)
+
+
+def _series(rows: Sequence[Mapping[str, object]], key: str) -> Series:
+    """Means over bins of the rows that have a step and a finite value."""
+    pairs = [
+        (step, value)
+        for row in rows
+        if isinstance(value := row.get(key), int | float)
+        and isinstance(step := row.get("step"), int | float)
+        and abs(value) < 1e300 and abs(step) < 1e300
+    ]  # fmt: skip
+    size = -(-len(pairs) // _POINTS) or 1
+    table = numpy.array(pairs, dtype=float).reshape(-1, 2)
+    starts = range(0, len(pairs), size)
+    if size > 1:
+        table = numpy.array([table[start : start + size].mean(0) for start in starts])
+    return Series(table[:, 0], table[:, 1], size)
+
+
+def _draw(lines: Sequence[tuple[int, Series]], title: str, thin: bool) -> Markup:
+    """The panel. lines: (number of the colour, curve). thin: many lines, so each is drawn thinner and lets the others through."""
+    low_x, high_x = _ends([series.steps for _, series in lines])
+    low_y, high_y = _ends([series.values for _, series in lines])
+    across, up = ticks(low_x, high_x, 5, whole=True), ticks(low_y, high_y, 5)
+    left = 8 + _LETTER * max((len(tick(value)) for value in up), default=0)
+    x_scale, y_scale = (_WIDTH - _RIGHT - left) / (high_x - low_x), (_HEIGHT - _TOP - _BOTTOM) / (high_y - low_y)
+    floor = _HEIGHT - _BOTTOM
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return left + (x - low_x) * x_scale, floor - (y - low_y) * y_scale
+
+    heights = [(value, place(low_x, value)[1]) for value in up]
+    columns = [(value, place(value, low_y)[0]) for value in across]
+    grid = "".join(f"M{left:.1f} {y:.1f}H{_WIDTH - _RIGHT:g}" for _, y in heights)
+    marks = "".join(f"M{x:.1f} {floor:g}v3" for _, x in columns)
+    numbers = [f'<text x="{left - 5:.1f}" y="{y + 4:.1f}" text-anchor="end">{tick(v)}</text>' for v, y in heights]
+    numbers += [f'<text x="{x:.1f}" y="{floor + 15:g}" text-anchor="middle">{tick(v)}</text>' for v, x in columns]
+    drawn = []
+    for i, series in lines:
+        points = [place(x, y) for x, y in zip(series.steps.tolist(), series.values.tolist(), strict=True)]
+        path = "M" + "L ".join(f"{x:.1f} {y:.1f}" for x, y in points)
+        width, opacity = ("1.1", ' opacity=".75"') if thin else ("1.6", "")
+        drawn.append(f'<path d="{path}" stroke="{colour(i)}" stroke-width="{width}"{opacity}/>')
+        if len(points) <= _FEW:
+            dots = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in points)
+            drawn.append(f'<path d="{dots}" stroke="{colour(i)}" stroke-width="4.4" stroke-linecap="round"{opacity}/>')
+    return Markup(
+        f'<svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" aria-label="{escape(title)}" stroke-linejoin="round">'
+        f'<path d="{grid}" stroke="var(--rule)" stroke-width=".8"/>'
+        f'<path d="M{left:.1f} {floor:g}H{_WIDTH - _RIGHT:g}{marks}" fill="none" stroke="var(--muted)" stroke-width=".8"/>'
+        f'<g fill="var(--muted)" font-size="11">{"".join(numbers)}'
+        f'<text x="{_WIDTH - _RIGHT:g}" y="{_HEIGHT - 6:g}" text-anchor="end">step</text></g>'
+        f'<g fill="none">{"".join(drawn)}</g></svg>'
+    )
+
+
+def _ends(values: Sequence[numpy.ndarray]) -> tuple[float, float]:
+    """The ends of an axis: those of the values, with some room."""
+    low, high = min(float(array.min()) for array in values), max(float(array.max()) for array in values)
+    room = 0.04 * (high - low) or max(abs(high), 1e-12) * 0.05
+    return low - room, high + room
+
+
+def ticks(low: float, high: float, most: int, whole: bool = False) -> list[float]:
+    """Round numbers between `low` and `high`, at most `most` + 1 and evenly spaced by 1, 2, 2.5 or 5 times a power of ten.
+
+    whole: whole numbers only, as steps are.
+    """
+    rough = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(step for factor in (1, 2, 2.5, 5, 10) if (step := factor * power) >= rough * (1 - 1e-9))
+    if whole:
+        step = max(1.0, float(math.ceil(step)))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(k * step, 12) if abs(step) > 1e-9 else k * step for k in range(first, last + 1)]
+
+
+def _short(key: str) -> str:
+    return key.removeprefix("eval/").removesuffix("/accuracy").removeprefix("lr/").replace("/", " · ")

@@ -1,0 +1,40 @@
+"""Intervals over seeds against scipy and by hand."""
+
+import math
+
+import pytest
+from scipy import stats
+
+from rootstock.core.evaluate.intervals import mean_interval, paired_interval
+
+
+def test_mean_interval() -> None:
+    values = [0.85, 0.81, 0.88, 0.84, 0.86]
+    mean, low, high = mean_interval(values)
+    assert mean == pytest.approx(0.848)
+    # By hand: sum of squared deviations 0.00268, over n - 1 = 4; t(4, .975) = 2.776445.
+    half = 2.776445 * math.sqrt(0.00268 / 4) / math.sqrt(5)
+    assert (low, high) == pytest.approx((0.848 - half, 0.848 + half), abs=1e-7)
+    expected = stats.t.interval(0.9, 4, loc=mean, scale=stats.sem(values))
+    assert mean_interval(values, level=0.9)[1:] == pytest.approx(expected)
+
+
+def test_mean_interval_of_few_values() -> None:
+    assert mean_interval([0.5]) == (0.5, None, None)
+    assert mean_interval([0.5, 0.5]) == (0.5, 0.5, 0.5)
+    with pytest.raises(ValueError, match="at least one"):
+        mean_interval([])
+    with pytest.raises(ValueError, match="not finite"):
+        mean_interval([0.5, math.nan])
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        mean_interval([0.5], level=95)
+
+
+def test_paired_interval_is_that_of_the_differences() -> None:
+    a, b = [0.8, 0.7, 0.9], [0.7, 0.65, 0.78]
+    found = paired_interval(a, b)
+    assert found[0] == pytest.approx(0.09)
+    expected = stats.ttest_rel(a, b).confidence_interval()
+    assert found[1:] == pytest.approx((expected.low, expected.high))
+    with pytest.raises(ValueError, match="3 and 2"):
+        paired_interval(a, b[:2])

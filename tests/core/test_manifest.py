@@ -1,0 +1,79 @@
+"""Digests: any change of a file or of a record is noticed, and files of earlier versions are read as they are."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rootstock.core import launchlog
+from rootstock.core.errors import UserError
+from rootstock.core.manifest import (
+    MANIFEST,
+    DamagedFile,
+    check_file,
+    guard,
+    read_manifest,
+    read_record,
+    write_manifest,
+    write_record,
+)
+
+
+def flipped(content: bytes, bit: int) -> bytes:
+    return content[: bit // 8] + bytes([content[bit // 8] ^ 1 << bit % 8]) + content[bit // 8 + 1 :]
+
+
+def test_every_flipped_bit_of_a_record_is_noticed(tmp_path: Path) -> None:
+    path, content = tmp_path / "r.json", {"a": 1.5, "b": [True, None, "x"], "c": {"1": 2}}
+    write_record(path, {**content, "c": {1: 2}})
+    assert read_record(path) == content
+    good, own = path.read_bytes(), path.read_bytes().index(b'"own"')
+    for bit in range(8 * len(good)):
+        path.write_bytes(flipped(good, bit))
+        try:
+            found = read_record(path)
+        except DamagedFile:
+            pass
+        else:  # a flip in the name of the digest leaves the content as it is, beside an odd key
+            assert own <= bit // 8 < own + 5 and {key: found[key] for key in content} == content
+
+
+@pytest.mark.parametrize("text", [b"", b"\0\0", b"[]", b"{", b"\xff{}", b'{"own": 1}', b"[" * 100_000])
+def test_what_is_no_record_is_named(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "r.json").write_bytes(text)
+    with pytest.raises(DamagedFile, match=r"r\.json is damaged"):
+        read_record(tmp_path / "r.json")
+
+
+def test_a_record_of_an_earlier_version_has_no_digest(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text('{"a": 1}')
+    assert read_record(tmp_path / "r.json") == {"a": 1}
+    with pytest.raises(FileNotFoundError):
+        read_record(tmp_path / "none.json")
+
+
+def test_guard_names_the_file_and_says_once_that_there_is_no_manifest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launchlog, "_said", set())
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name)
+    for _ in range(2):
+        guard(tmp_path, ("a", "b"), "key")
+    assert capsys.readouterr().err.count(f"{tmp_path} has no {MANIFEST}") == 1
+    write_manifest(tmp_path, ("a",), {"later": "text"})
+    guard(tmp_path, ("a",), "key")
+    digests = read_manifest(tmp_path)
+    assert digests is not None
+    with pytest.raises(DamagedFile, match="later cannot be read"):
+        check_file(tmp_path, "later", digests)
+    (tmp_path / "later").write_text("text")
+    guard(tmp_path, ("a", "later"), "key")
+    with pytest.raises(UserError, match=r"^key: .*/b is not listed in .*; restore it"):
+        guard(tmp_path, ("b",), "key")
+    (tmp_path / "a").write_text("A")
+    with pytest.raises(UserError, match=r"^key: .*/a is damaged"):
+        guard(tmp_path, ("a",), "key")
+    (tmp_path / MANIFEST).write_text(json.dumps({"sha256": 3}))
+    with pytest.raises(UserError, match=f"{MANIFEST} is damaged"):
+        guard(tmp_path, ("a",), "key")

@@ -1,0 +1,102 @@
+"""`rootstock verify`: a line for each file, exit code 1 with the names of those that differ."""
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from rootstock.core.images import cache
+from rootstock.core.model.backbone import create
+from rootstock.core.model.classifier import Classifier
+from rootstock.core.run import state
+from rootstock.core.run.directory import Run
+from rootstock.core.train import checkpoint
+from rootstock.core.train.checkpoint import Checkpoint
+
+Rootstock = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def finished(tmp_path: Path, opened: Callable[..., Run]) -> Path:
+    """A run with a checkpoint and exports, without the training."""
+    run = opened()
+    run.record(data={"train": "a"})
+    run.metrics({"step": 1, "loss": 1.0})
+    saved = Checkpoint(1, {"w": torch.ones(2)}, {"w//m": torch.ones(2)}, {"n": 0})
+    checkpoint.save(run.checkpoints, saved, 2)
+    torch.manual_seed(0)
+    Classifier(create(8, name="smallconv", args={"widths": [4, 4, 4, 4]}), ["a", "b"]).export(run.dir)
+    run.finish({"metrics": {}})
+    state.write_state(run.dir, "finished", 1)
+    run.close()
+    return run.dir
+
+
+def test_every_file_of_a_run_is_guarded(finished: Path, rootstock: Rootstock) -> None:
+    done = rootstock("verify", str(finished))
+    assert done.returncode == 0, done.stdout
+    lines = done.stdout.splitlines()
+    written = sorted(str(path) for path in finished.rglob("*") if path.is_file() and path.name != ".lock")
+    assert sorted({line.split()[1] for line in lines[:-1]}) == written and len(written) == 20
+    assert all(line.startswith("ok ") for line in lines[:-1])
+    for name in written:
+        path = Path(name)
+        content = path.read_bytes()
+        for damage in (
+            lambda path=path, content=content: path.write_bytes(content[:-3] + b"x" + content[-2:]),
+            path.unlink,
+        ):
+            damage()
+            wrong = rootstock("verify", str(finished))
+            assert wrong.returncode == 1 and name in wrong.stderr and f"DIFFERS    {name}" in wrong.stdout, (
+                name,
+                wrong,
+            )
+            path.write_bytes(content)
+    assert rootstock("verify", str(finished.parent)).returncode == 0
+
+
+def test_an_earlier_version_has_fewer_digests(finished: Path, tmp_path: Path, rootstock: Rootstock) -> None:
+    old = Path(__file__).parents[1] / "formats" / "1"
+    done = rootstock("verify", str(old))
+    assert done.returncode == 0 and f"no digest  {old}/dino/run/run.json" in done.stdout
+    assert f"ok         {old}/dino/run/checkpoints/step-00000008/model.safetensors" in done.stdout
+    shutil.copytree(finished / "backbone", tmp_path / "export")
+    (tmp_path / "export" / "MANIFEST.json").unlink()
+    done = rootstock("verify", str(tmp_path / "export"))
+    assert done.returncode == 0 and "3 without a digest" in done.stdout
+
+
+def test_packs_and_the_cache(
+    tmp_path: Path, rootstock: Rootstock, draw: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = draw(tmp_path / "set", ["a/0.png", "b/1.png"])
+    assert rootstock("data", f"folder:{folder}", "--pack", str(tmp_path / "pack")).returncode == 0
+    cache.remember("keys", "entry", b"12345678", 0)
+    cache.made_once(cache.cache_folder("archives") / "x.tar", lambda file: file.write(b"abc") and None)  # pyright: ignore[reportArgumentType]
+    done = rootstock("verify", str(tmp_path))
+    assert done.returncode == 0 and "5 files are what was written, 0 differ" in done.stdout
+    for name in (
+        "pack/records.bin",
+        "pack/index.safetensors",
+        "cache/rootstock/keys/entry",
+        "cache/rootstock/archives/x.tar",
+    ):
+        path = tmp_path / name
+        good = path.read_bytes()
+        path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+        wrong = rootstock("verify", str(tmp_path))
+        assert wrong.returncode == 1 and wrong.stdout.count("DIFFERS") == 1
+        assert path.name in wrong.stdout[wrong.stdout.index("DIFFERS") :]
+        path.write_bytes(good)
+
+
+def test_what_holds_nothing_to_verify_is_refused(tmp_path: Path, rootstock: Rootstock) -> None:
+    (tmp_path / "file").write_text("")
+    for place, why in (("file", "is a file"), ("nowhere", "does not exist"), (".", "nothing below it has a digest")):
+        done = rootstock("verify", str(tmp_path / place))
+        assert done.returncode == 2 and why in done.stderr
