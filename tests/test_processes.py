@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 
 from rootstock.adapt.registry import ADAPT_METHODS
 from rootstock.core.errors import UserError
-from rootstock.core.model.backbone import WEIGHTS, create
+from rootstock.core.model.backbone import create
 from rootstock.core.model.classifier import Classifier
+from rootstock.core.model.description import WEIGHTS
 from rootstock.launch.verbs import execute
 from rootstock.ssl.registry import PRETRAIN_METHODS as PRETRAINING
 from rootstock.tests.ssl import cases

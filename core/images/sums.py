@@ -13,7 +13,7 @@ import numpy as np
 
 from .open_files import OpenFiles
 
-BLOCK = 1 << 16
+SUMMED = 1 << 16
 """Bytes of a block: a member of an archive is checked by reading at most two blocks more than it has."""
 
 
@@ -27,7 +27,7 @@ class SummingWriter:
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self.sums: list[int] = []
-        self._sum, self._room = 0, BLOCK
+        self._sum, self._room = 0, SUMMED
 
     def write(self, content: bytes) -> int:
         rest = memoryview(content)
@@ -37,12 +37,12 @@ class SummingWriter:
             self._room -= len(part)
             if not self._room:
                 self.sums.append(self._sum)
-                self._sum, self._room = 0, BLOCK
+                self._sum, self._room = 0, SUMMED
         return self.file.write(content)
 
     def packed(self) -> bytes:
         """The content of the file of checksums, when all is written."""
-        last = [self._sum] if self._room < BLOCK else []
+        last = [self._sum] if self._room < SUMMED else []
         block = np.array([*self.sums, *last], dtype="<u4").tobytes()
         return hashlib.sha256(block).digest() + block
 
@@ -60,21 +60,21 @@ class Sums:
     def read(self, files: OpenFiles, size: int, offset: int) -> bytearray:
         """Read `size` bytes from `offset` on. Raises OSError, also if a block that they touch has changed."""
         total = self.path.stat().st_size
-        start, end = offset // BLOCK * BLOCK, min(-(-(offset + size) // BLOCK) * BLOCK, total)
+        start, end = offset // SUMMED * SUMMED, min(-(-(offset + size) // SUMMED) * SUMMED, total)
         content = files.read(str(self.path), max(end - start, offset + size - start), start)
         view = memoryview(content)
-        for k in range(0, len(content), BLOCK):
-            number = (start + k) // BLOCK
-            if number >= len(self.sums) or zlib.crc32(view[k : k + BLOCK]) != self.sums[number]:
+        for k in range(0, len(content), SUMMED):
+            number = (start + k) // SUMMED
+            if number >= len(self.sums) or zlib.crc32(view[k : k + SUMMED]) != self.sums[number]:
                 raise OSError(errno.EIO, f"its unpacked copy {self.path} has changed; delete that file", str(self.path))
         return content[offset - start : offset - start + size]
 
     def check(self) -> None:
         """Read the whole file. Raises OSError if a block has changed, or the size has."""
         total, files = self.path.stat().st_size, OpenFiles()
-        if -(-total // BLOCK) != len(self.sums):
+        if -(-total // SUMMED) != len(self.sums):
             raise OSError(
                 errno.EIO, f"its unpacked copy {self.path} has another size; delete that file", str(self.path)
             )
-        for start in range(0, total, 64 * BLOCK):
-            self.read(files, min(64 * BLOCK, total - start), start)
+        for start in range(0, total, 64 * SUMMED):
+            self.read(files, min(64 * SUMMED, total - start), start)

@@ -21,17 +21,16 @@ from torch import Tensor, nn
 from ..config.schema import Section
 from ..errors import UserError
 from ..files import write_tensors, write_text
-from ..formats import FORMAT, check_format
-from ..manifest import MANIFEST, guard, write_manifest
+from ..formats import FORMAT
+from ..manifest import guard, write_manifest
+from .description import DESCRIPTION, SEEN, WEIGHTS, read_description
 from .lora import add_lora, folded, lora_options
 from .networks import OWN, build_network
 from .plain_timm import timm_entry
 from .sincos import fix_positions
 from .vit_blocks import asks_for_one, first_token
-from .weights import conversion_command, import_options, load_file_strictly, read_tensors
+from .weights import import_options, load_file_strictly, read_tensors
 
-WEIGHTS, DESCRIPTION, SEEN = "backbone.safetensors", "backbone.json", "seen.safetensors"
-DESCRIBED = ("name", "args", "size", "stem", "pooling", "feature_dim", "mean", "std", "provenance")
 HALF = (0.5, 0.5, 0.5)
 LOOKED = ("tuned-on-target", "oracle")
 
@@ -277,30 +276,3 @@ def _load_weights(backbone: Backbone, weights: str, described: Mapping[str, Any]
         )
     if weights == "timm" or weights.endswith(".safetensors"):
         backbone.provenance = [{"task": "external", "weights": Path(weights).name}]
-
-
-def read_description(weights: str) -> dict[str, Any]:
-    """backbone.json of an exported run, with `path`: the folder that it was found in. Raises UserError."""
-    root = Path(weights).expanduser()
-    for folder in (root / "backbone", root / "classifier", root):
-        # The manifest of `root` itself may be that of a run, which has no description there.
-        if (folder / DESCRIPTION).is_file() or (folder != root and (folder / MANIFEST).exists()):
-            guard(folder, (DESCRIPTION,), "backbone.weights")
-            try:
-                content = json.loads((folder / DESCRIPTION).read_text())
-                described = {**{key: content[key] for key in DESCRIBED}, "path": str(folder)}
-            except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-                raise UserError(
-                    f"backbone.weights: {folder / DESCRIPTION} is damaged ({error!r}); export the run again"
-                ) from error
-            check_format(content, str(folder / DESCRIPTION))
-            return described
-    if root.is_file():
-        raise UserError(
-            f"backbone.weights: {weights} is no run's folder; expected none, timm, a .safetensors file or the folder of a run; if others "
-            f"published this file, {conversion_command(root)}"
-        )
-    what = "holds no finished backbone/ (is the run finished?)" if root.is_dir() else "does not exist"
-    raise UserError(
-        f"backbone.weights: {weights} {what}; expected none, timm, a .safetensors file or the folder of a run"
-    )

@@ -14,7 +14,8 @@ from ..errors import UserError
 from ..files import write_tensors, write_text
 from ..formats import current_names
 from ..manifest import MANIFEST, guard, write_manifest
-from .backbone import DESCRIPTION, SEEN, WEIGHTS, Backbone, read_description
+from .backbone import Backbone
+from .description import DESCRIPTION, SEEN, WEIGHTS, read_description
 from .weights import load_strictly
 
 HEAD, CLASSES = "head.safetensors", "classes.json"

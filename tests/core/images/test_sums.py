@@ -8,7 +8,7 @@ import pytest
 
 from rootstock.core.images import cache
 from rootstock.core.images.open_files import OpenFiles
-from rootstock.core.images.sums import BLOCK, Sums, sums_file
+from rootstock.core.images.sums import SUMMED, Sums, sums_file
 
 
 def made_of(content: bytes, path: Path) -> Path:
@@ -21,14 +21,14 @@ def made_of(content: bytes, path: Path) -> Path:
     return cache.made_once(path, write)
 
 
-@pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, 3 * BLOCK + 17])
+@pytest.mark.parametrize("size", [0, 1, SUMMED - 1, SUMMED, 3 * SUMMED + 17])
 def test_reads_are_those_of_the_file_and_a_changed_byte_is_noticed(tmp_path: Path, size: int) -> None:
     content = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8).tobytes()
     path = made_of(content, tmp_path / "x")
     assert path.read_bytes() == content
     sums, files = Sums(path), OpenFiles()
     sums.check()
-    for start, end in ((0, size), (size // 3, size // 2), (max(0, size - 1), size), (min(BLOCK, size), size)):
+    for start, end in ((0, size), (size // 3, size // 2), (max(0, size - 1), size), (min(SUMMED, size), size)):
         assert sums.read(files, end - start, start) == content[start:end]
     if size:
         with open(path, "r+b") as file:
@@ -38,7 +38,7 @@ def test_reads_are_those_of_the_file_and_a_changed_byte_is_noticed(tmp_path: Pat
             sums.read(files, 1, size // 2)
         with pytest.raises(OSError, match="has changed"):
             sums.check()
-    if size > 2 * BLOCK:
+    if size > 2 * SUMMED:
         assert sums.read(files, 10, 5) == content[5:15]
 
 
@@ -49,6 +49,6 @@ def test_a_copy_without_checksums_is_made_again(tmp_path: Path) -> None:
     sums_file(tmp_path / "x").write_bytes(b"")
     with pytest.raises(OSError, match="is damaged; delete it"):
         Sums(tmp_path / "x")
-    made_of(b"12345", tmp_path / "y").write_bytes(bytes(BLOCK + 1))
+    made_of(b"12345", tmp_path / "y").write_bytes(bytes(SUMMED + 1))
     with pytest.raises(OSError, match="has another size"):
         Sums(tmp_path / "y").check()

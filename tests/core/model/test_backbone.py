@@ -11,7 +11,8 @@ from timm.models import ResNet, VisionTransformer
 from torch import Tensor, nn
 
 from rootstock.core.errors import UserError
-from rootstock.core.model.backbone import Backbone, create, read_description
+from rootstock.core.model.backbone import Backbone, create
+from rootstock.core.model.description import read_description
 from rootstock.core.model.sincos import sincos
 from rootstock.core.model.weights import load_strictly
 from rootstock.core.train.optim import Optim, parameter_groups

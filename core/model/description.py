@@ -1,0 +1,42 @@
+"""The description of an exported backbone, backbone.json, found in the folder of a run or of an export, and checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..formats import check_format
+from ..manifest import MANIFEST, guard
+from .weights import conversion_command
+
+WEIGHTS, DESCRIPTION, SEEN = "backbone.safetensors", "backbone.json", "seen.safetensors"
+DESCRIBED = ("name", "args", "size", "stem", "pooling", "feature_dim", "mean", "std", "provenance")
+
+
+def read_description(weights: str) -> dict[str, Any]:
+    """backbone.json of an exported run, with `path`: the folder that it was found in. Raises UserError."""
+    root = Path(weights).expanduser()
+    for folder in (root / "backbone", root / "classifier", root):
+        # The manifest of `root` itself may be that of a run, which has no description there.
+        if (folder / DESCRIPTION).is_file() or (folder != root and (folder / MANIFEST).exists()):
+            guard(folder, (DESCRIPTION,), "backbone.weights")
+            try:
+                content = json.loads((folder / DESCRIPTION).read_text())
+                described = {**{key: content[key] for key in DESCRIBED}, "path": str(folder)}
+            except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+                raise UserError(
+                    f"backbone.weights: {folder / DESCRIPTION} is damaged ({error!r}); export the run again"
+                ) from error
+            check_format(content, str(folder / DESCRIPTION))
+            return described
+    if root.is_file():
+        raise UserError(
+            f"backbone.weights: {weights} is no run's folder; expected none, timm, a .safetensors file or the folder of a run; if others "
+            f"published this file, {conversion_command(root)}"
+        )
+    what = "holds no finished backbone/ (is the run finished?)" if root.is_dir() else "does not exist"
+    raise UserError(
+        f"backbone.weights: {weights} {what}; expected none, timm, a .safetensors file or the folder of a run"
+    )
