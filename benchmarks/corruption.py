@@ -30,6 +30,8 @@ DAMAGES = ("flip", "truncate", "zero", "empty", "delete", "folder")
 PEOPLE, READ, REBUILT, WRONG = "for people only", "read", "rebuilt", "UNNOTICED"
 EXPLAINED = """*read*: the file is named, and the exit code is not 0, or a warning says what is used instead. *rebuilt*: a warning names it,
 and it is made anew. *for people only*: none of the commands opens it. `verify` compares digests; a file that is *not guarded* has none."""
+# Words of which a line has one that tells of damage.
+TELLING = ("WARNING", "error: ", "damaged ", "is missing", "is damaged", "was changed", "has lost")
 _opened: set[str] = set()
 _watching = False
 
@@ -119,16 +121,16 @@ def judge(case: Scenario, name: str, kind: str, read: bool) -> Verdict | None:
             if "Traceback" in end.said:
                 return Verdict(WRONG, "a traceback: " + end.said.splitlines()[-1], verified)
         words = (path.name, case.said_as.get(path.name, path.name))
-        naming = [end for end in ended if any(word in end.said for word in words)]
-        refused = [end for end in naming if end.code]
-        warned = [end for end in naming if "WARNING" in end.said or "damaged" in end.said]
-    if warned and any("made anew" in end.said or "made again" in end.said or "goes on" in end.said for end in warned):
+        lines = [(end.code, line) for end in ended for line in end.said.splitlines() if any(w in line for w in words)]
+        told = [(code, line) for code, line in lines if any(word in line for word in TELLING)]
+    if any(word in line for _, line in told for word in ("made anew", "made again", "goes on")):
         return Verdict(REBUILT, "a warning", verified)
-    if refused or warned:
-        return Verdict(READ, f"exit {refused[0].code}" if refused else "a warning, and a fall-back", verified)
+    if told:
+        code = max(code for code, _ in told)
+        return Verdict(READ, f"exit {code}" if code else "a warning, and a fall-back", verified)
     if not read:
         return Verdict(PEOPLE, "no command opens it", verified)
-    if kind == "delete" and path.name in case.may_be_missing:
+    if kind in ("delete", "folder") and path.name in case.may_be_missing:
         return Verdict(REBUILT, case.may_be_missing[path.name], verified)
     return Verdict(WRONG, f"exits {[end.code for end in ended]}", verified)
 

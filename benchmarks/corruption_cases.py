@@ -41,7 +41,8 @@ class Scenario:
 
     @property
     def shown(self) -> list[Sequence[str]]:
-        return [[word.replace(str(self.folder.parent) + "/", "") for word in line] for line in self.commands]
+        place = next(parent for parent in self.folder.parents if parent.name not in ("cache", "rootstock"))
+        return [[word.replace(f"{place}/", "") for word in line] for line in self.commands]
 
 
 def make(command: Command, *arguments: str) -> Sequence[str]:
@@ -90,7 +91,7 @@ def adapt(folder: Path, *more: str) -> list[str]:
 
 def looks(folder: Path) -> list[Sequence[str]]:
     """What looks at any run."""
-    return [["runs", str(folder)], ["report", str(folder)]]
+    return [["runs", str(folder), "--json"], ["report", str(folder)]]
 
 
 def scenarios(place: Path, command: Command) -> Iterator[Scenario]:

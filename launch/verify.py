@@ -14,7 +14,9 @@ from ..core.errors import UserError
 from ..core.manifest import MANIFEST, OWN, DamagedFile, check_file, read_manifest, read_object, read_record
 from ..core.printable import printable
 from ..core.run.folder import ABOUT, CONFIG, RESULT, check_config
+from ..core.run.rows import METRICS, differs
 from ..core.run.state import FILE as STATE
+from ..core.run.state import read_state
 
 OF_RUN = (ABOUT, STATE, "inputs.json")  # each carries its own digest
 EXPORT, PACK = "backbone.json", "pack.json"
@@ -88,7 +90,11 @@ def _folder(path: Path, names: set[str]) -> Iterator[Found]:
     if run or CONFIG in names:
         told: list[str] = []
         guarded = check_config(path, told.append)
+        if run and not guarded and not told:
+            told.append("it has lost the digest in its first line")
         yield Found(path / CONFIG, told[0] if told else "", guarded)
+    if run and METRICS in names and MANIFEST not in names:
+        yield _rows(path)
     if MANIFEST in names:
         yield from _manifest(path)
         return
@@ -121,6 +127,13 @@ def _record(path: Path, signed: bool) -> Found:
     return Found(
         path, "it has no digest, and the others of this run have one" if signed and not guarded else "", guarded
     )
+
+
+def _rows(path: Path) -> Found:
+    """metrics.jsonl of an unfinished run, up to its last checkpoint."""
+    digest = read_state(path).get("rows")
+    wrong = "it differs from what it was at the last checkpoint" if differs(path / METRICS, digest) else ""
+    return Found(path / METRICS, wrong, digest is not None)
 
 
 def _manifest(path: Path) -> Iterator[Found]:

@@ -195,7 +195,7 @@ def test_a_folder_that_is_a_file(command: list[str], rootstock: Rootstock) -> No
     for place in ("file", "file/below"):
         done = rootstock(*command, f"run.dir={place}")
         assert done.returncode == 2
-        assert sentence(done) == f"error: run.dir: {place} is a file; choose another run.dir"
+        assert sentence(done) == "error: run.dir: file is a file; choose another run.dir"
     assert Path("file").read_text() == "no folder"
 
 

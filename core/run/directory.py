@@ -106,6 +106,8 @@ class Run:
         complaints: list[str] = []
         try:
             found = read_result(self.dir, complaints.append)
+            if found is not None and state.is_locked(self.dir):
+                raise BlockingIOError
             if found is not None:
                 self._complain(complaints)
                 return of_another_config(self.dir, self.verb, self.config, self.complete), found
@@ -116,10 +118,7 @@ class Run:
         except BlockingIOError:
             return f"run.dir: {self.dir} belongs to a run that is still going; wait for it, or {ELSEWHERE}", None
         except IsADirectoryError as error:
-            return (
-                f"run.dir: {error.filename} is a folder, where a file of the run belongs; move it away, or {ELSEWHERE}",
-                None,
-            )
+            return f"run.dir: {error.filename} is a folder where a file belongs; move it away, or {ELSEWHERE}", None
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise  # another run.dir on the same disk would not help
@@ -147,9 +146,7 @@ class Run:
     def _complain(self, complaints: list[str]) -> None:
         """Say what is damaged; what was there keeps its content as NAME.damaged, and a new file is written."""
         for complaint in complaints:
-            self.log(
-                f"WARNING: {complaint}; it is made anew" if "unchecked" not in complaint else f"WARNING: {complaint}"
-            )
+            self.log(f"WARNING: {complaint}{'' if 'unchecked' in complaint else '; it is made anew'}")
 
     def record(self, watched: Mapping[str, Any] | None = None, **facts: Any) -> None:
         """Add facts to run.json: versions, host, data, and under `history` where each part of the run ran.

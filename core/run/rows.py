@@ -58,7 +58,11 @@ def differs(path: Path, digest: Any) -> bool:
     try:
         content = read_regular(path)
         return digest["sha256"] != hashlib.sha256(content[: digest["bytes"]]).hexdigest()
-    except (OSError, TypeError, KeyError):
+    except FileNotFoundError:
+        return bool(digest)
+    except OSError:
+        return True
+    except (TypeError, KeyError):  # no digest
         return False
 
 

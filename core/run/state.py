@@ -47,7 +47,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         said = {"state": "running"}
     except DamagedFile as error:
         said = {"state": "running", "why": str(error)}
-    return said | {"state": "killed"} if said["state"] == "running" and not _locked(folder) else said
+    return said | {"state": "killed"} if said["state"] == "running" and not is_locked(folder) else said
 
 
 def check_state(folder: Path, complain: Callable[[str], None]) -> None:
@@ -58,7 +58,7 @@ def check_state(folder: Path, complain: Callable[[str], None]) -> None:
         complain(why)
 
 
-def _locked(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """Whether a process holds the run's lock."""
     try:
         with open(folder / LOCK) as file:

@@ -181,6 +181,7 @@ def _written(verb: str, folder: Path) -> str:
         "state.json",
         "metrics.jsonl",
         "result.json",
+        "MANIFEST.json",
         "checkpoints/",
         "pictures/",
         "logs/",
