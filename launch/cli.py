@@ -26,13 +26,18 @@ from .app import (
 from .cluster.launcher import follow_launcher
 from .cluster.launcher import launch_verb as launch_processes
 from .cluster.placement import read_placement
-from .exits import answer
+from .exits import answer, leave
 
 
 def main() -> None:
     """The entry point `rootstock`."""
     follow_launcher()
-    app(prog_name="rootstock")
+    try:
+        app(prog_name="rootstock")
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            leave(end.code or 0)
+        raise
 
 
 @verb

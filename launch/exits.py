@@ -4,6 +4,7 @@ A user's mistake is one sentence and exit code 2; what the machine could not do,
 traceback, and says that it is one.
 """
 
+import atexit
 import contextlib
 import json
 import os
@@ -56,6 +57,21 @@ def answer(work: Callable[[], int | None]) -> int:
         return found[1]
     finally:
         _drop_what_cannot_be_written(sys.stdout)
+
+
+def leave(code: int) -> None:
+    """Let a process that is connected with others end here, with what Python does at its end, but without the interpreter's own teardown.
+
+    That teardown frees threads and sockets that the others may still use; what aborts in it would be told as a failure of a run that had
+    ended well. Returns where this process is alone.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_initialized():
+        return
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        _drop_what_cannot_be_written(stream)
+    os._exit(code)
 
 
 def _interrupted(error: BaseException) -> str:

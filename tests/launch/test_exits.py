@@ -218,3 +218,31 @@ def test_without_torchrun_other_processes_speak_for_themselves(
     monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
     assert answer(raising(error)) == code
     assert capsys.readouterr().err == f"rank 1: error: {error}\n"
+
+
+ENDS = """
+import atexit, os, sys, types
+import torch.distributed as dist
+from rootstock.launch.cli import main
+
+class Fragile:
+    def __del__(self):
+        os.abort()
+
+if "connected" in sys.argv:
+    sys.argv.remove("connected")
+    dist.init_process_group("gloo", init_method=f"file://{sys.argv.pop()}", rank=0, world_size=1)
+    atexit.register(print, "told to end")
+    sys.modules["kept.until.the.end"] = kept = types.ModuleType("kept")
+    kept.fragile = Fragile()
+main()
+"""
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(("help", "seed"), 0), (("pretrain", "none-such"), 2)])
+def test_connected_processes_end_without_teardown(arguments: tuple[str, ...], code: int, tmp_path: Path) -> None:
+    """What aborts while the interpreter frees its modules does not change how a process ended; what registered for the end is called."""
+    command = [sys.executable, "-c", ENDS, *arguments, "connected", str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.splitlines()[-1] == "told to end"

@@ -109,6 +109,11 @@ def probed(run: Path, config: str, rootstock: Rootstock) -> dict[str, Any]:
     return json.loads((probe / "result.json").read_text())["metrics"]
 
 
+def what_workers_wrote(run: Path) -> str:
+    """What the workers of a launch left on stderr, for a test that fails."""
+    return "\n".join(f"{path}: {path.read_text()}" for path in run.glob("logs/**/stderr.log"))
+
+
 def pending(process: psutil.Process, number: signal.Signals) -> bool:
     """Whether a signal waits for a process."""
     status = Path(f"/proc/{process.pid}/status").read_text()
@@ -149,7 +154,7 @@ def test_a_request_to_the_launcher_reaches_all(config: str, tmp_path: Path) -> N
     with going(config, tmp_path / "run", ENDLESS) as started:
         started.send_signal(signal.SIGTERM)
         _, said = started.communicate()
-    assert started.returncode == 130 and said.count("saved at step") == 1, said
+    assert started.returncode == 130 and said.count("saved at step") == 1, said + what_workers_wrote(tmp_path / "run")
 
 
 @pytest.mark.slow
