@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import time
-import weakref
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +43,8 @@ from .folder import (
 )  # fmt: skip
 from .mend import file_for_folder, find_damage, put_aside
 from .options import check_run_options
-from .rows import METRICS, differs, digest_of_rows, guarded_files, read_rows
+from .rows import METRICS, RowFile, differs, digest_of_rows, guarded_files, read_rows
 from .watched import changed_set
-
-_open_runs: weakref.WeakSet[Run] = weakref.WeakSet()
 
 
 class Interrupted(Exception):
@@ -78,6 +75,7 @@ class Run:
         self.finished: dict[str, Any] | None = None  # the result, once there is one
         self.recorded: dict[str, Any] = {}
         self.steps: int | None = None
+        self._file = RowFile(self.dir / METRICS, self.log)
         self._rows: dict[str, Any] | None = None  # what metrics.jsonl was at the last checkpoint
         self._lock: Any = None
 
@@ -126,9 +124,7 @@ class Run:
 
     def _take(self, complaints: list[str]) -> str:
         """Lock the folder, put aside what is damaged in it, and write config.yaml. Returns why it cannot be used."""
-        self._lock = open(self.dir / state.LOCK, "w")  # noqa: SIM115 - held until close
-        _open_runs.add(self)
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._lock = state.take_lock(self.dir)
         if not begun(self.dir):
             (self.dir / ABOUT).unlink(missing_ok=True)
         elif trouble := of_another_config(self.dir, self.verb, self.config, self.complete):
@@ -189,14 +185,14 @@ class Run:
         """One plain line for the person who watches; warnings are printed even when quiet."""
         message = printable_lines(message)
         if self.main and (not self.quiet or message.startswith("WARNING")):
-            self.console.print(message, markup=False, soft_wrap=True)
-            append(message)
+            for out in (partial(self.console.print, markup=False, soft_wrap=True), append):
+                with contextlib.suppress(OSError):  # a line that a full disk does not take ends no training
+                    out(message)
 
     def metrics(self, row: Mapping[str, Any]) -> None:
-        """Append a row to metrics.jsonl and to the tracker."""
+        """Append a row to metrics.jsonl and to the tracker. A row that the disk does not take waits for a later one."""
         if self.main:
-            with open(self.dir / METRICS, "a") as file:
-                file.write(json.dumps(row) + "\n")
+            self._file.add(row)
         if self.options["tracker"] != "none":
             values = {k: v for k, v in row.items() if isinstance(v, int | float)}
             self.accelerator.log(values, step=row["step"])
@@ -209,6 +205,7 @@ class Run:
         """Drop the rows beyond the step that the run resumes from, and those that cannot be read, which a warning counts."""
         if not self.main:
             return
+        self._file.waiting.clear()
         path, complaints = self.dir / METRICS, list[str]()
         kept = [row for row in read_rows(path, complaints.append) if row["step"] <= step]
         if not complaints and differs(path, self._rows):
@@ -222,6 +219,11 @@ class Run:
         if kept or os.path.lexists(path):
             write_text(path, "".join(f"{json.dumps(row)}\n" for row in kept))
         self.note_rows()
+
+    def write_rows(self) -> None:
+        """Write the rows that wait for room on the disk. Raises OSError."""
+        if self.main:
+            self._file.write()
 
     def note_rows(self) -> None:
         """Leave in state.json what metrics.jsonl is now, at a checkpoint, so that later damage is noticed on resuming."""
@@ -239,6 +241,7 @@ class Run:
         }
         barrier()
         if self.main:
+            self.write_rows()
             write_result(self.dir, whole, guarded_files(self.dir))
         self.finished = json.loads(json.dumps(whole))
         return whole
@@ -285,13 +288,3 @@ class Run:
             state.write_state(
                 self.dir, "failed", self.steps, (str(error).splitlines() or [type(error).__name__])[0], self._rows
             )
-
-
-def _leave_lock_to_parent() -> None:
-    # A forked loader worker outlives a killed run by seconds; with our descriptor it would hold the lock that long.
-    for run in list(_open_runs):
-        if run._lock is not None:
-            run._lock.close()
-
-
-os.register_at_fork(after_in_child=_leave_lock_to_parent)

@@ -1,10 +1,13 @@
-"""The rows of metrics.jsonl, read whatever a kill or a disk has left of it; and which files of a finished run its manifest lists."""
+"""The rows of metrics.jsonl, kept until the disk takes them, and read whatever a kill or a disk has left of it; and which files of a
+finished run its manifest lists."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,41 @@ from ..files import read_regular
 METRICS = "metrics.jsonl"
 # Of a run that ends, besides result.json. What is rewritten later (state.json) or is for people alone (report.html) is not listed.
 GUARDED = (METRICS, "map.json", "pictures/captions.json", "pictures/*.png", "*/MANIFEST.json")
+
+
+class RowFile:
+    """Appends rows to metrics.jsonl. Those that the disk does not take wait in memory, in their order, and follow with a later row.
+
+    warn: gets one sentence when rows begin to wait.
+    """
+
+    def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
+        self.path, self.warn, self.waiting = path, warn, list[str]()
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Append a row after those that wait."""
+        self.waiting.append(json.dumps(row) + "\n")
+        try:
+            self.write()
+        except OSError as error:
+            if len(self.waiting) == 1:
+                why = f"{self.path} cannot be written ({error.strerror})"
+                self.warn(f"WARNING: {why}; its rows wait in memory until it can; free some space")
+
+    def write(self) -> None:
+        """Write what waits: all of it or nothing. Raises OSError."""
+        if not self.waiting:
+            return
+        content = "".join(self.waiting).encode()
+        with open(self.path, "ab", buffering=0) as file:
+            before = os.fstat(file.fileno()).st_size
+            try:
+                if file.write(content) < len(content):  # there was room for a part of it
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            except OSError:
+                file.truncate(before)
+                raise
+        self.waiting.clear()
 
 
 def read_rows(path: Path, complain: Callable[[str], None]) -> list[dict[str, Any]]:

@@ -6,15 +6,17 @@ import fcntl
 import os
 import platform
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TextIO, get_args
 
 from ..formats import FORMAT
 from ..manifest import DamagedFile, read_record, write_record
 
 FILE, LOCK = "state.json", ".lock"
 RunState = Literal["running", "finished", "preempted", "failed", "killed"]
+_locks: weakref.WeakSet[TextIO] = weakref.WeakSet()
 
 
 def write_state(
@@ -56,6 +58,27 @@ def check_state(folder: Path, complain: Callable[[str], None]) -> None:
         complain(f"{folder / FILE} is missing")
     elif str(folder / FILE) in (why := read_state(folder).get("why", "")):
         complain(why)
+
+
+def take_lock(folder: Path) -> TextIO:
+    """The run's lock, held until it is closed. Raises BlockingIOError if a process holds it, OSError."""
+    lock = open(folder / LOCK, "w")  # noqa: SIM115 - held until it is closed
+    _locks.add(lock)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise
+    return lock
+
+
+def _leave_locks_to_parent() -> None:
+    # A forked loader worker outlives a killed run by seconds; with our descriptor it would hold the lock that long.
+    for lock in list(_locks):
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_leave_locks_to_parent)
 
 
 def is_locked(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
@@ -43,10 +44,13 @@ class Saving:
         began, reason = time.monotonic(), ""
         if saved is not None:
             try:
+                self.run.write_rows()  # first, for a run that resumes from this checkpoint has no others
                 checkpoint.save(self.run.checkpoints, saved, self.run.options["checkpoint"]["keep"])
-                self.run.note_rows()
             except (OSError, SafetensorError) as error:
                 reason = _reason(error)
+            else:
+                with contextlib.suppress(OSError):  # the digest of an earlier checkpoint stays true of those rows
+                    self.run.note_rows()
         self.last = time.monotonic()
         self.spent += self.last - began
         # Also waits until it is written.

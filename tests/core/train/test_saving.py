@@ -1,9 +1,11 @@
 """A checkpoint that cannot be written, and those that are due by the clock."""
 
 import errno
+import itertools
 import os
 from collections.abc import Callable
 from functools import partial
+from io import FileIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +15,7 @@ from safetensors import SafetensorError
 
 from rootstock.core.config.resolve import Minutes
 from rootstock.core.errors import MachineError
+from rootstock.core.run import rows as rows_module
 from rootstock.core.run.directory import Run
 from rootstock.core.train import checkpoint, fit, saving
 from rootstock.core.train.fit import Every
@@ -124,3 +127,47 @@ def test_time_spent_on_checkpoints_is_said(opened: Callable[..., Run], capsys: p
         one.report()
         printed = capsys.readouterr().err
         assert (said in printed) if said else not printed
+
+
+def full_disk_for_rows(monkeypatch: pytest.MonkeyPatch, times: range) -> None:
+    """The disk is full for these appends to metrics.jsonl: of every second one it takes the half, of the others nothing."""
+    write, count = FileIO.write, itertools.count()
+
+    class Full(FileIO):
+        def write(self, content: bytes, /) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+            time = next(count)
+            if time in times and time % 2:
+                raise FULL
+            return write(self, content[: len(content) // 2] if time in times else content)
+
+    monkeypatch.setattr(rows_module, "open", lambda path, mode, buffering: Full(path, mode), raising=False)
+
+
+@pytest.mark.parametrize("full", [range(1), range(4), range(3, 6), range(8, 11)])
+def test_rows_wait_for_room_on_the_disk(
+    full: range, opened: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    straight = opened("straight")
+    train(straight, Regression(), every=Every(log=1, save=6))
+    run = opened()
+    full_disk_for_rows(monkeypatch, full)
+    train(run, Regression(), every=Every(log=1, save=6))
+    assert capsys.readouterr().err.count("its rows wait in memory") == 1
+    assert [row["loss"] for row in run.rows()] == [row["loss"] for row in straight.rows()]
+
+
+def test_no_checkpoint_stands_without_its_rows(
+    opened: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While rows wait, no checkpoint is written; the last one ends the run, and the command goes on from the one before."""
+    run = opened()
+    full_disk_for_rows(monkeypatch, range(4, 1000))
+    with pytest.raises(
+        MachineError, match=r"step 12 cannot be written .*No space left on device.* of step 4; free some"
+    ):
+        train(run, Regression(), every=Every(log=1, save=4))
+    assert [row["step"] for row in run.rows()] == [1, 2, 3, 4]
+    assert "checkpoint of step 8 cannot be written" in capsys.readouterr().err
+    monkeypatch.undo()
+    train(run, Regression(), every=Every(log=1, save=4))
+    assert [row["step"] for row in run.rows()] == list(range(1, STEPS + 1))
