@@ -53,7 +53,7 @@ def neighbours(train_x: Tensor, test_x: Tensor, k: int) -> tuple[Tensor, Tensor]
     if k < 1:
         raise UserError(f"kNN needs k of at least 1, got {k}")
     if k > len(train_x):
-        _say_clipped(k, len(train_x))
+        say_clipped(k, len(train_x))
         k = len(train_x)
     train, test = _unit_rows(train_x, "training"), _unit_rows(test_x, "test")
     if train.shape[1] != test.shape[1]:
@@ -107,6 +107,7 @@ def _unit_rows(x: Tensor, name: str) -> np.ndarray:
 
 
 @lru_cache
-def _say_clipped(k: int, n: int) -> None:
+def say_clipped(k: int, n: int) -> None:
+    """Warn, once for each pair, that there are only n training images for k neighbours."""
     if rank() == 0:
         logger.warning("kNN: k = %d is more than the %d training images; all of them vote", k, n)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...core.errors import UserError
 from ...core.evaluate.held_out import held_out_rows, nothing_to_choose_on
-from ...core.evaluate.knn import knn_predict, neighbours, vote
+from ...core.evaluate.knn import knn_predict, neighbours, say_clipped, vote
 from .outcome import Outcome, Tests, empty_outcome, record_scores
 
 # Published settings.
@@ -38,8 +38,8 @@ def knn(
     classes[i]. A row is a neighbour, so the caller leaves copies out (`distinct_rows`): with n copies of all images, k would mean k / n
     of them.
 
-    k: Number of different training pictures that vote, from 1 to the number of them. Of a list, the k that is best on a held-out 20 % of
-        the training images is used.
+    k: Number of different training pictures that vote, 1 or more; all of them if there are fewer. Of a list, whose values may not exceed
+        their number, the k that is best on a held-out 20 % of the training images is used.
     temperature: Temperature of the weights exp(cosine / temperature) of their votes, above 0; null gives equal weights.
     """
     return _knn("knn", train_x, train_y, train_keys, tests, classes, seed, k, temperature)
@@ -73,7 +73,7 @@ def _knn(
     """kNN under the name of a protocol."""
     check_knn(protocol, k, temperature, train_keys, train_y)
     candidates = _candidates(k)
-    best, selection = candidates[0], "last"
+    best, selection = min(candidates[0], len(train_y)), "last"
     if len(candidates) > 1:
         held_out = held_out_rows(train_keys, train_y, seed=seed)
         best, selection = _best_k(train_x, train_y, held_out, len(classes), candidates, temperature), "train-split"
@@ -83,6 +83,7 @@ def _knn(
     predict = partial(knn_predict, train_x, train_y, num_classes=len(classes), k=best, temperature=temperature)
     for test, (x, labels) in tests.items():
         record_scores(outcome, f"{test}/{protocol}", labels, predict(test_x=x), classes)
+        outcome.details[f"{test}/{protocol}"]["k"] = best
     return outcome
 
 
@@ -96,7 +97,9 @@ def check_knn(
     if candidates[0] < 1:
         raise UserError(f"{protocol} needs k of at least 1, got {candidates[0]}")
     # A single k above n is the vote of all training images, as configs that ship need it on a handful of pictures; a preset is its k.
-    if candidates[-1] > n and (len(candidates) > 1 or protocol != "knn"):
+    if candidates[-1] > n and len(candidates) == 1 and protocol == "knn":
+        say_clipped(candidates[-1], n)
+    elif candidates[-1] > n:
         raise UserError(
             f"{protocol} needs {candidates[-1]} different training images for k = {candidates[-1]}, and there are {n}; "
             f"give evaluate.knn.k of at most {n}, or more images"

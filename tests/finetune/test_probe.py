@@ -1,6 +1,7 @@
 """What a probe chooses does not depend on copies, its result says how, and what it cannot do is said before features are extracted."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,15 @@ def test_what_cannot_be_done_is_said_before_extraction(
     monkeypatch.setattr(module, "extract", None)
     with pytest.raises(UserError, match=sentence):
         probe(tmp_path, "run", noisy_digits(tmp_path, 2), **evaluate)
+
+
+def test_a_single_k_beyond_the_training_set_is_said_and_the_result_has_the_k_that_was_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        found = probe(tmp_path, "run", noisy_digits(tmp_path, 2), knn={"k": 67})
+    assert caplog.messages == ["kNN: k = 67 is more than the 60 training images; all of them vote"]
+    assert found["details"]["test/knn"]["k"] == 60
 
 
 def test_one_image_a_class_leaves_nothing_to_choose_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,7 @@ def test_knn(train: Train, tests: dict[str, tuple[Tensor, Tensor]]) -> None:
     x, y = tests["far"]
     expected = knn_predict(*train[:2], x, 4, k=7, temperature=0.2)
     assert torch.equal(outcome.predictions["far/knn"], expected)
-    assert outcome.details["far/knn"] == classification(y, expected, CLASSES)
+    assert outcome.details["far/knn"] == {**classification(y, expected, CLASSES), "k": 7}
     assert outcome.selection == "last"
 
 
