@@ -76,15 +76,15 @@ SLICED: dict[str, tuple[str, list[str]]] = {
 USUAL = sorted({*METHODS, *(name for name, _ in SLICED.values())})
 FURTHER = sorted(set(PRETRAINING) - set(USUAL))
 
-# The command line, several times in one process of a group.
+# The command line, several times in one process of a group, which `main` would end.
 COMMANDS = """
 import json, sys
-from rootstock.launch.cli import main
+from rootstock.launch.cli import app
 
 for argv in json.loads(sys.argv[1]):
     sys.argv = ["rootstock", *argv]
     try:
-        main()
+        app()
     except SystemExit as end:
         if end.code:
             raise

@@ -45,6 +45,8 @@ def read_state(folder: Path) -> dict[str, Any]:
         said = read_record(folder / FILE)
         if said.get("state") not in get_args(RunState):
             raise DamagedFile(f"{folder / FILE} is damaged (it names no state)")
+        if not isinstance(said.get("steps"), int | None):
+            raise DamagedFile(f"{folder / FILE} is damaged (steps is no whole number)")
     except FileNotFoundError:
         said = {"state": "running"}
     except DamagedFile as error:

@@ -12,9 +12,10 @@ from typing import Any
 
 from PIL import Image
 
-from ...core.errors import UserError
+from ...core.errors import UserError, first_line
 from ...core.files import read_regular
 from ...core.launchlog import warn
+from ..verify import examine_below
 from .confusion import Confusion, confusions
 from .curves import curves
 from .figures import Figure, scatter
@@ -72,11 +73,28 @@ class Page:
 def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
     """Write the page of a pipeline, of a sweep, of one run, or of several runs compared. Returns `out`.
 
-    Runs whose configs differ only in the seed become one row. Raises UserError for a path that is not a run, and if a
-    pipeline or sweep is given together with other runs.
+    Runs whose configs differ only in the seed become one row. Raises UserError for a path that is not a run, if a pipeline or sweep is
+    given together with other runs, and if a page cannot be drawn from what an earlier version, or somebody, wrote into a file.
     """
     if not runs:
         raise UserError("no run given; give at least one folder of a run or of a pipeline")
+    try:
+        return _write(runs, out)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # What we wrote and nobody changed can be drawn: else it is a bug. Only what lacks a true digest may hold anything.
+        found = next(
+            (found for run in runs for found in examine_below(Path(run)) if found.why or not found.guarded), None
+        )
+        if found is None:
+            raise
+        why = found.why or "it has no digest, so nobody knows whether it was changed"
+        raise UserError(
+            f"no page can be drawn of what is there ({type(error).__name__}: {first_line(error)}); look at {found.path} ({why}), "
+            "restore it, or run the same command again in another run.dir"
+        ) from error
+
+
+def _write(runs: Sequence[Path | str], out: Path | str) -> Path:
     records, left_out = read_readable([Path(run) for run in runs])
     collections = [record for record in records if is_pipeline(record) or is_sweep(record)]
     if collections and len(records) > 1:

@@ -113,7 +113,7 @@ def _best(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _in_lines(command: str) -> str:
     """A shell command with one override per line."""
-    words = [shlex.quote(word) for word in shlex.split(command)]
+    words = [shlex.quote(word) for word in shlex.split(str(command))]
     return " \\\n    ".join([" ".join(words[:3]), *words[3:]])
 
 

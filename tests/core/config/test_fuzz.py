@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
 
 from rootstock.core.config.resolve import load
 from rootstock.core.config.stored import stored_recipe
@@ -23,7 +24,8 @@ from rootstock.launch.verbs import EXTRA, VERBS, resolve
 from rootstock.tests.fuzz import DEPTHS, fuzz
 
 SCHEMA: Any = stored_schema()
-KEYS = sorted({key.path for verb in VERBS for key in every_key(SCHEMA, verb)})
+EVERY = {key.path: key.schema for verb in VERBS for key in every_key(SCHEMA, verb)}
+KEYS = sorted(EVERY)
 NAMES = sorted({part for key in KEYS for part in key.split(".")})
 CONFIGS = {"pretrain": "simclr", "probe": "probe", "finetune": "finetune", "adapt": "dann"}
 # Pieces of YAML that mean something, and texts that config values are.
@@ -52,14 +54,40 @@ values = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(names, inner, max_size=4)),
     max_leaves=12,
 )
+
+
+def near(path: str) -> SearchStrategy[Any]:
+    """Values that a key may have, by the schema: its names, its default, numbers around its bounds. Most of them are accepted."""
+    schema = EVERY[path]
+    kinds = schema.get("anyOf", [schema])
+    meant = [schema["default"]] if "default" in schema else []
+    for kind in kinds:
+        meant += [*kind.get("enum", []), *([kind["const"]] if "const" in kind else [])]
+        bounds = [kind[name] for name in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum") if name in kind]
+        if kind.get("type") == "integer":
+            meant += [*bounds, *(bound + 1 for bound in bounds), 1, 2]
+        elif kind.get("type") == "number":
+            meant += [*bounds, *(bound + 1e-3 for bound in bounds), 0.5, 1]
+        elif kind.get("type") == "boolean":
+            meant += [True, False]
+        elif kind.get("type") == "null":
+            meant += [None]
+    return st.sampled_from(meant) if meant else scalars
+
+
+# By number, for hypothesis warns of a strategy that takes long to print.
+keys = st.integers(0, len(KEYS) - 1).map(lambda number: KEYS[number])
+meant = keys.flatmap(lambda key: near(key).map(lambda value: (key, value)))
 overrides = st.one_of(
-    st.builds(lambda key, value: f"{key}={value}", st.sampled_from(KEYS), st.one_of(texts, scalars.map(str))),
+    meant.map(lambda pair: f"{pair[0]}={json.dumps(pair[1], default=str)}"),
+    meant.map(lambda pair: f"{pair[0]}={json.dumps(pair[1], default=str)}"),
+    st.builds(lambda key, value: f"{key}={value}", keys, st.one_of(texts, scalars.map(str))),
     st.builds(
         lambda key, value: f"{key}={json.dumps(value)}",
-        st.sampled_from(KEYS),
+        keys,
         st.lists(st.sampled_from(WORDS), max_size=3),
     ),
-    st.builds(lambda key, end, value: f"{key}{end}={value}", st.sampled_from(KEYS), st.sampled_from(ENDS), texts),
+    st.builds(lambda key, end, value: f"{key}{end}={value}", keys, st.sampled_from(ENDS), texts),
     texts,
 )
 
@@ -82,7 +110,9 @@ def nested(keys: dict[str, Any]) -> dict[Any, Any]:
 
 trees = st.one_of(
     values,
-    st.dictionaries(st.sampled_from(KEYS), values, max_size=8).map(nested),
+    st.dictionaries(keys, values, max_size=8).map(nested),
+    st.lists(meant, max_size=4).map(dict).map(nested),
+    st.lists(meant, max_size=4).map(dict).map(nested),
     st.dictionaries(names, values, max_size=6),
 )
 
@@ -106,14 +136,21 @@ def resolved_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
 
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_any_file_is_resolved_or_refused(depth: str, resolved_both_ways: Callable[[str, str, list[str]], None]) -> None:
-    def attempt(drawn: tuple[str, str | bytes]) -> None:
-        verb, content = drawn
+    def attempt(drawn: tuple[str, str | bytes, bool]) -> None:
+        verb, content, on_top = drawn
+        content = f"extends: {verb}/{CONFIGS[verb]}.yaml\n{content}" if on_top and isinstance(content, str) else content
         data = content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
         Path("config.yaml").write_bytes(data)
         resolved_both_ways(verb, "config.yaml", [])
 
     contents = st.one_of(texts, texts, st.binary(max_size=40))
-    fuzz("texts of configs", st.tuples(st.sampled_from(list(CONFIGS)), contents), attempt, depth, examples=250)
+    fuzz(
+        "texts of configs",
+        st.tuples(st.sampled_from(list(CONFIGS)), contents, st.booleans()),
+        attempt,
+        depth,
+        examples=250,
+    )
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
@@ -134,6 +171,7 @@ def test_any_tree_is_resolved_or_refused(depth: str, resolved_both_ways: Callabl
         attempt,
         depth,
         examples=150,
+        share=0.25,
     )
 
 
@@ -146,7 +184,8 @@ def test_any_override_is_applied_or_refused(
         resolved_both_ways(verb, f"{verb}/{CONFIGS[verb]}.yaml", ["run.dir=x", "data.train=folder:x", *given])
 
     drawn = st.tuples(st.sampled_from(list(CONFIGS)), st.lists(overrides, max_size=4))
-    fuzz("overrides", drawn, attempt, depth, examples=150)
+    found = fuzz("overrides", drawn, attempt, depth, examples=150, share=0.25)
+    assert found["read"] > 10
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
@@ -177,4 +216,11 @@ def test_any_pipeline_sweep_or_record_is_read_or_refused(
             )
 
     kinds = st.sampled_from(["record", "sweep", "pipeline", "overrides"])
-    fuzz("pipelines, sweeps and records", st.tuples(kinds, st.one_of(texts, stages)), attempt, depth, examples=250)
+    fuzz(
+        "pipelines, sweeps and records",
+        st.tuples(kinds, st.one_of(texts, stages)),
+        attempt,
+        depth,
+        examples=250,
+        share=0.25,
+    )
