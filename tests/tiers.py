@@ -45,6 +45,7 @@ class Part(NamedTuple):
     line: str  # pytest's closing line
     code: int
     failures: tuple[str, ...]
+    told: tuple[str, ...] = ()  # how many inputs each target of the fuzzing got
 
 
 def requirements() -> dict[str, str]:
@@ -98,7 +99,7 @@ def tested(what: str, python: str | Path, *arguments: str) -> Part:
     print(f"== {what}: {versions}", flush=True)
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command = [str(python), *PYTEST, *arguments]
-    line, failures = "no closing line", []
+    line, failures, told = "no closing line", [], []
     with subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for output in process.stdout:
@@ -109,12 +110,14 @@ def tested(what: str, python: str | Path, *arguments: str) -> Part:
                 line = output.strip(" =\n")
             if output.startswith(("FAILED ", "ERROR ")):
                 failures.append(output.strip())
-    return Part(what, versions, line, process.returncode, tuple(failures))
+            if output.startswith("fuzzing "):
+                told.append(output.strip())
+    return Part(what, versions, line, process.returncode, tuple(failures), tuple(told))
 
 
 def parts(tier: str) -> Iterator[Part]:
     if tier == "soak":
-        yield tested("marked soak", sys.executable, "-m", "soak")
+        yield tested("marked soak", sys.executable, "-m", "soak", "-rP")
         return
     yield tested("marked slow", sys.executable, "-m", "slow")
     for which in ("lowest", "latest"):
@@ -137,6 +140,8 @@ def record(tier: str, began: datetime, minutes: float, found: list[Part]) -> str
         "|---|---|---|",
         *(f"| {part.what} | {part.versions} | {part.line} |" for part in found),
     ]
+    if told := sorted(sentence for part in found for sentence in part.told):
+        lines += ["", *(f"- {sentence}" for sentence in told)]
     if failures := [failure for part in found for failure in part.failures]:
         lines += ["", "```", *failures, "```"]
     return "\n".join(lines) + "\n"
