@@ -1,6 +1,7 @@
 """`list:` and `csv:`: images listed in a text file."""
 
 import csv
+import dataclasses
 import os
 import stat
 from collections import Counter
@@ -100,11 +101,24 @@ def open_csv(
         if "" in values and any(values):
             line = lines[values.index("")]
             raise UserError(f"{title}: line {line} has no {kind}, others have; fill it in or leave the column out")
+    if label is not None and labels and not any(labels):
+        raise UserError(f"{title}: the column {abridged(label, 60)} is empty; fill it in, or remove ?label=")
     source = source_of_names(title, root, table, paths, labels if any(labels) else [], lines, bits)
+    unread = [name for name in header if name and name not in (path, label or "label", domain or "domain")]
+    source = dataclasses.replace(source, notes=(*source.notes, *about_columns(unread, source.labels is not None)))
     if not any(domains):
         return source
     index, names = number_classes(domains)
-    return Source(source.store, source.labels, source.classes, domains=index, domain_names=names, notes=source.notes)
+    return dataclasses.replace(source, domains=index, domain_names=names)
+
+
+def about_columns(unread: Sequence[str], labelled: bool) -> list[Note]:
+    """The columns that are not read. A training says so if there are no labels: one of them may hold the classes."""
+    if not unread:
+        return []
+    remedy = "" if labelled else "; ?label=COLUMN would read the classes from one"
+    shown = ", ".join(unread[:5]) + (", ..." if len(unread) > 5 else "")
+    return [Note(len(unread), f"columns that are not read{remedy}", shown, "list" if labelled else "say")]
 
 
 def check_lengths(
@@ -120,7 +134,8 @@ def check_lengths(
 
 def rows_of(text: Sequence[str], separator: str, title: str) -> tuple[list[str], list[list[str]], list[int]]:
     """(header, rows, the line on which each row begins) of a table; empty lines are skipped. Rows may be longer or shorter."""
-    reader = csv.reader(text, delimiter=separator, strict=True)
+    # with the ends of lines, which a quoted field keeps
+    reader = csv.reader((f"{line}\n" for line in text), delimiter=separator, strict=True)
     rows: list[list[str]] = []
     lines: list[int] = []
     begin = 1
@@ -186,14 +201,28 @@ def source_of_names(
         raise UserError(f"{title}: line {lines[names.index('')]} has no path; fill it in, or remove the line")
     top = os.path.join(file.parent, place_named(root, f"{title}: root")) if root else str(file.parent)
     store = FileStore(top, names, stamps_of_listed(top, names, lines, title), checked_bits(bits, title))
-    most, count = Counter(names).most_common(1)[0]
-    notes = (
-        (Note(len(names) - len(set(names)), "pictures listed again, which count double", most),) if count > 1 else ()
-    )
+    notes = about_repeated(names, labels)
     if not labels:
         return Source(store, notes=notes)
     indices, classes = number_classes(labels)
     return Source(store, indices.to(torch.int64), classes, notes=notes)
+
+
+def about_repeated(names: Sequence[str], labels: Sequence[str]) -> tuple[Note, ...]:
+    """Files that are listed more than once, also as `a.png` and `./a.png`, and those of them that have several labels."""
+    found: dict[str, set[str]] = {}
+    repeated: list[str] = []
+    for i, name in enumerate(names):
+        place = os.path.normpath(name)
+        if place in found:
+            repeated.append(place)
+        found.setdefault(place, set()).update(labels[i : i + 1])
+    if not repeated:
+        return ()
+    notes = [Note(len(repeated), "pictures listed again, which count double", Counter(repeated).most_common(1)[0][0])]
+    if unsure := [place for place, given in found.items() if len(given) > 1]:
+        notes.append(Note(len(unsure), "pictures listed with several labels", unsure[0]))
+    return tuple(notes)
 
 
 def stamps_of_listed(top: str, names: Sequence[str], lines: Sequence[int], title: str) -> np.ndarray:

@@ -91,6 +91,34 @@ def test_the_remedies_for_tables_work(place: Path) -> None:
     assert note.sentence() == "1 pictures listed again, which count double (imgs/0.png)"
 
 
+def test_a_quoted_line_break_belongs_to_the_field(place: Path) -> None:
+    (place / "a\nb.png").write_bytes((place / "imgs/0.png").read_bytes())
+    (place / "ab.png").write_bytes((place / "imgs/1.png").read_bytes())
+    for end in "\n", "\r\n":
+        (place / "t.csv").write_text(end.join(["path,label", '"a\nb.png",catdog', f'ab.png,"cat{end}dog"']), newline="")
+        images = open_images(f"csv:{place}/t.csv")
+        assert [images.name(i) for i in range(2)] == ["a\nb.png", "ab.png"]
+        assert told(images) == ["catdog", "cat\ndog"]
+
+
+def test_what_a_table_says_twice_or_in_other_columns_is_said(place: Path) -> None:
+    def said(lines: list[str], **options: str) -> list[str]:
+        (place / "t.csv").write_text("\n".join(lines))
+        return [note.sentence() for note in open_csv(f"{place}/t.csv", None, **options).notes]
+
+    assert said(["path,label", "imgs/0.png,a", "imgs/1.png,a", "./imgs/0.png,b"]) == [
+        "1 pictures listed again, which count double (imgs/0.png)",
+        "1 pictures listed with several labels (imgs/0.png)",
+    ]
+    assert said(["path,Label,id", "imgs/0.png,a,1"]) == [
+        "2 columns that are not read; ?label=COLUMN would read the classes from one (Label, id)"
+    ]
+    assert said(["path,label,id", "imgs/0.png,a,1"]) == ["1 columns that are not read (id)"]
+    assert said(["path,label", "imgs/0.png,a"]) == []
+    with pytest.raises(UserError, match="the column kind is empty"):
+        said(["path,kind", "imgs/0.png,", "imgs/1.png,"], label="kind")
+
+
 @pytest.mark.parametrize(
     ("lines", "sentence"),
     [
