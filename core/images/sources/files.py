@@ -253,8 +253,3 @@ def stamps_of(root: str, names: Iterable[str], title: str) -> np.ndarray:
             raise UserError(f"{title}: {unusable_kind(file, status.st_mode)}")
         stamps.append(stamp_of(status))
     return np.array(stamps, dtype=np.int64).reshape(-1, 3)
-
-
-def is_visible(path: str) -> bool:
-    """Whether no part of a relative path is hidden or macOS metadata."""
-    return not any(part.startswith((".", "__MACOSX")) for part in path.split("/") if part != ".")

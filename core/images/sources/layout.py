@@ -2,7 +2,8 @@
 
 The folders right below the path are the classes, even if there is only one; folders inside a class are still that class. Folders that
 have names of splits come before the classes, and what leads to them is passed through. If everything in an archive lies in one folder,
-that is the archive's wrapper, and the folders inside it are the classes.
+that is the archive's wrapper, and the folders inside it are the classes, unless pictures lie directly in it and folders without
+pictures beside it: then these are classes too.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -70,7 +71,7 @@ def arrange(
             + "".join(f"; it holds {note.sentence()}" for note in beside)
         )
     chain = common_folders(names)
-    prefix = wrapper(names, chain, archive)
+    prefix = wrapper(names, chain, archive, empty)
     names, shared = [name[len(prefix) :] for name in names], len(chain) - len(prefix)
     splits, below = split_folders(names)
     loose = [i for i, name in enumerate(below) if "/" not in name]
@@ -99,11 +100,16 @@ def common_folders(names: Sequence[str]) -> str:
     return shared
 
 
-def wrapper(names: Sequence[str], chain: str, archive: bool) -> str:
-    """The folders that are passed through: all before the splits; in an archive else the only one."""
+def wrapper(names: Sequence[str], chain: str, archive: bool, empty: Collection[str]) -> str:
+    """The folders that are passed through: all before the splits; in an archive else the only one.
+
+    If pictures lie directly in the only one, and other folders beside it hold none, it is a class, and so are they.
+    """
     if chain and split_folders([name[len(chain) :] for name in names])[0]:
         return chain
-    return chain[: chain.find("/") + 1] if archive else ""
+    first = chain[: chain.find("/") + 1]
+    is_class = any("/" not in name for name in empty) and any(name.count("/") == 1 for name in names)
+    return first if archive and not is_class else ""
 
 
 def split_folders(names: Sequence[str]) -> tuple[dict[str, list[int]], list[str]]:

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ...errors import UserError
-from ..notes import Note
+from ..notes import Note, merged
 from ..places import abridged
-from .files import is_visible
 from .tar_index import Reading, TarContents
-from .walk import note_of_ending
+from .walk import HIDDEN, note_of_ending, parents
 
 KEYS = ("first-dot", "last-dot")
 TEXTS = (".json", ".txt")
@@ -48,7 +47,7 @@ class LabelRule(NamedTuple):
 
     def takes(self, name: str) -> bool:
         """Whether a sidecar is one of those that are read."""
-        return self.given is None or self.split(name)[1] == self.ending
+        return self.given is None or self.split(name)[1].lower() == self.ending.lower()
 
     def split(self, name: str, key: str | None = None) -> tuple[str, str]:
         """(key with its folder, ending): a member's name is cut at the first dot of its last part, or at the last."""
@@ -77,20 +76,38 @@ def rule_of(label: str | None, key: str, image: str | None, title: str) -> Label
 
 def members_below(inside: str, indices: Sequence[TarContents], rule: LabelRule) -> tuple[list[TarMember], list[Note]]:
     """The visible images of the folder `inside`, sorted by name, then by archive, the order of `arrange`; and what was left out."""
-    members = [
+    below = [
         TarMember(name[len(inside) :], shard, *span)
         for shard, found in enumerate(indices)
         for name, span in found.pictures.items()
-        if name.startswith(inside) and is_visible(name[len(inside) :])
+        if name.startswith(inside)
     ]
+    members = [member for member in below if is_visible(member.name)]
     members.sort(key=lambda member: (member.name, member.shard))
+    notes = []
+    if hidden := [member.name for member in below if not is_visible(member.name)]:
+        notes.append(Note(len(hidden), HIDDEN, min(hidden), "list"))
     if not rule.image:
-        return members, []
+        return members, notes
     kept = [member for member in members if rule.split(member.name)[1] in rule.image]
     chosen = {(member.name, member.shard) for member in kept}
     left = [member.name for member in members if (member.name, member.shard) not in chosen]
     what = f"pictures with another ending than ?image={','.join(rule.image)}"
-    return kept, [Note(len(left), what, left[0], "list")] if left else []
+    return kept, [*notes, *([Note(len(left), what, left[0], "list")] if left else [])]
+
+
+def is_visible(path: str) -> bool:
+    """Whether no part of a relative path is hidden or macOS metadata."""
+    return not any(part.startswith((".", "__MACOSX")) for part in path.split("/") if part != ".")
+
+
+def folders_without(members: Sequence[TarMember], inside: str, indices: Sequence[TarContents]) -> list[str]:
+    """The visible folders below `inside`, at most three deep, that hold no picture."""
+    filled = {parent for member in members for parent in parents(member.name)}
+    found = {
+        name[len(inside) :] for one in indices for name in one.folders if name.startswith(inside) and name != inside
+    }
+    return sorted(name for name in found - filled if is_visible(name))
 
 
 def endings_of(members: Sequence[TarMember], rule: LabelRule) -> list[str]:
@@ -132,7 +149,7 @@ def classes_beside(
             raise UserError(
                 f"{title}: the .{rule.ending} beside {abridged(member.name)} {fault}; correct it, {as_name}or add ?labels=none"
             )
-        labels.append(label)
+        labels.append(label if rule.given is not None else str(int(label)))  # 07 is 7
     return labels
 
 
@@ -195,7 +212,7 @@ def notes_about(
     members: Sequence[TarMember], inside: str, indices: Sequence[TarContents], rule: LabelRule, labelled: bool
 ) -> list[Note]:
     """What the archives hold beside the images and labels that are read. labelled: whether the labels come from sidecars."""
-    notes = [note for found in indices for note in found.notes]
+    notes = list(merged(found.notes for found in indices))
     if labelled:
         keys = {(rule.split(member.name)[0], member.shard) for member in members}
         alone = [

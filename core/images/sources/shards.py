@@ -34,8 +34,8 @@ def archives_of(path: str, title: str) -> list[Path]:
         raise UserError(
             f"{title}: {len(missing)} of its {len(found)} archives are not there ({abridged(missing[0])}); fetch them"
         )
-    if len(set(found)) < len(found):
-        raise UserError(f"{title}: it names an archive twice, so its pictures would count double")
+    if len({os.path.realpath(one) for one in found}) < len(found):
+        raise UserError(f"{title}: it names an archive twice, perhaps by a link, so its pictures would count double")
     return [Path(one) for one in found]
 
 

@@ -18,13 +18,14 @@ from ...errors import UserError
 from ...printable import printable
 from ..cache import entry_name, file_stamp
 from ..limits import RATIO, limits_of
+from ..notes import merged
 from ..open_files import OpenFiles
 from ..places import abridged, titled
 from ..store import Source
 from ..sums import Sums
-from .files import FileStore
+from .files import FileStore, checked_bits
 from .layout import arrange
-from .samples import classes_beside, endings_of, members_below, notes_about, rule_of
+from .samples import classes_beside, endings_of, folders_without, members_below, notes_about, rule_of
 from .shards import archives_of, pattern_name
 from .tar_index import read_index
 from .unpack import unpack
@@ -50,8 +51,9 @@ class TarStore(FileStore):
         shard: np.ndarray,
         offsets: np.ndarray,
         stamps: np.ndarray,
+        bits: int | None = None,
     ) -> None:
-        super().__init__(root, names, stamps)
+        super().__init__(root, names, stamps, bits)
         self.archives, self.shown, self.shard, self.offsets = tuple(archives), tuple(shown), shard, offsets
         self._files, self._sums = OpenFiles(), dict[str, Sums]()
 
@@ -91,6 +93,7 @@ def open_tar(
     label: str | None = None,
     max_size: str = "200GB",
     max_ratio: int = RATIO,
+    bits: int | None = None,
 ) -> Source:
     """tar:PATH (.tar, .tar.gz, .tar.bz2, .tar.xz), or tar:PATTERN for several archives that form one set.
 
@@ -98,7 +101,7 @@ def open_tar(
     precedence over class folders. key: first-dot or last-dot, where a member's name is cut; members with equal first parts are one
     sample. image: the endings of the pictures that are used, such as png or jpg,png; all by default. label: the ending of the files
     whose texts are the labels, or json:KEY. max_size, max_ratio: how large a compressed archive may become, in bytes and in times its
-    size.
+    size. bits: as of `folder:`.
     """
     title, archives = titled("tar", path), archives_of(path, titled("tar", path))
     titles = [title] if len(archives) == 1 else [titled("tar", str(archive)) for archive in archives]
@@ -110,15 +113,18 @@ def open_tar(
         indices = list(threads.map(read_index, unpacked, archives, file_stamps, titles, reading))
     inside = under.strip("/") + "/" if under.strip("/") else ""
     members, notes = members_below(inside, indices, rule)
-    if not members and notes:
+    if not members and rule.image:
         everything, _ = members_below(inside, indices, rule._replace(image=()))
         found = ", ".join(endings_of(everything, rule)[:5])
         raise UserError(
             f"{title}: no picture has the ending image={abridged(image or '', 40)} (there are: {abridged(found)})"
         )
     classes = classes_beside(members, inside, indices, rule, title) if labels == "folders" else None
+    notes += notes_about(members, inside, indices, rule, classes is not None)
     place = f"{abridged(path)}!{inside}"
-    layout = arrange((one.name for one in members), labels if classes is None else "none", title, place)
+    empty = folders_without(members, inside, indices)
+    names = (one.name for one in members)
+    layout = arrange(names, labels if classes is None else "none", title, place, empty=empty, beside=notes)
     layout = layout if classes is None else layout._replace(classes=classes)
     shard = np.array([member.shard for member in members], dtype=np.int64)
     sizes = np.array([member.size for member in members], dtype=np.int64)
@@ -126,7 +132,8 @@ def open_tar(
     offsets = np.array([member.offset for member in members], dtype=np.int64)
     root = str(archives[0]) if len(archives) == 1 else path
     copies, shown = [str(one) for one in unpacked], [str(one) for one in archives]
-    source = layout.source(TarStore(root, copies, shown, layout.names, shard, offsets, stamps))
-    notes += notes_about(members, inside, indices, rule, classes is not None)
-    source = dataclasses.replace(source, notes=(*source.notes, *notes))
+    source = layout.source(
+        TarStore(root, copies, shown, layout.names, shard, offsets, stamps, checked_bits(bits, title))
+    )
+    source = dataclasses.replace(source, notes=merged([source.notes]))
     return source if len(archives) == 1 or inside else dataclasses.replace(source, domain_names=(pattern_name(path),))

@@ -15,6 +15,7 @@ from ..decode import is_picture
 from ..notes import Note
 from ..places import abridged
 from ..sums import Sums
+from .walk import HIDDEN, parents
 
 BLOCK = 512
 HEADER_BYTES = 1 << 20
@@ -39,7 +40,8 @@ class TarContents(NamedTuple):
     """The contents of an archive.
 
     pictures: name to (offset, size) in bytes. labels: name of a sidecar to its text. faults: name of a sidecar to what is wrong with
-    it. others: ending to (number, first name) of the files that are neither. notes: what else is worth saying.
+    it. others: ending to (number, first name) of the files that are neither. notes: what else is worth saying. folders: those with a
+    visible file or an entry of their own, at most three deep.
     """
 
     pictures: dict[str, tuple[int, int]]
@@ -47,15 +49,20 @@ class TarContents(NamedTuple):
     faults: dict[str, str]
     others: dict[str, tuple[int, str]]
     notes: list[Note]
+    folders: list[str]
+
+
+INDEX_VERSION = 2
+"""Changes with what an index holds, so that those of earlier versions are made anew."""
 
 
 def read_index(unpacked: Path, archive: Path, stamp: tuple[int, int, int], title: str, reading: Reading) -> TarContents:
     """The contents of an archive; from the cache if the archive is unchanged."""
-    name = entry_name(os.path.abspath(archive), stamp, "members", reading)
+    name = entry_name(os.path.abspath(archive), stamp, "members", INDEX_VERSION, reading)
     remembered = recall("indices", name)
     if remembered is not None:
-        pictures, labels, faults, others, notes = json.loads(remembered)
-        return TarContents(pictures, labels, faults, others, [Note(*note) for note in notes])
+        pictures, labels, faults, others, notes, folders = json.loads(remembered)
+        return TarContents(pictures, labels, faults, others, [Note(*note) for note in notes], folders)
     if unpacked != archive:  # what is found in the copy is remembered, so the copy has to be whole
         try:
             Sums(unpacked).check()
@@ -107,7 +114,7 @@ def headers(file: io.BufferedReader, total: int, title: str, ends: list[int]) ->
             break
         # tarfile keeps every header in memory, which is too much for a million members
         archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
-        name = os.path.normpath(member.name).replace(os.sep, "/").lstrip("/")
+        name = inner_name(member.name)
         if member.size < 0 or archive.offset <= last:
             raise UserError(f"{title}: the archive is damaged: {abridged(name)} has a negative size; fetch it again")
         last = archive.offset
@@ -121,18 +128,26 @@ def headers(file: io.BufferedReader, total: int, title: str, ends: list[int]) ->
     ends.append(archive.offset + len(block) if block else -1)
 
 
+def inner_name(name: str) -> str:
+    """A member's name as tar unpacks it: without / and ../ at its beginning."""
+    return re.sub(r"^(?:\.\./|/)+", "", os.path.normpath(name).replace(os.sep, "/"))
+
+
 def scan(unpacked: Path, title: str, reading: Reading) -> TarContents:
     """Read the headers of an archive and its sidecars. If several members have one name, the last one counts, as in unpacking."""
     total, ends = unpacked.stat().st_size, list[int]()
     files: dict[str, tuple[int, int]] = {}
     links: dict[str, str] = {}
     lost: list[str] = []
+    twice: list[str] = []
+    folders: list[str] = []
     with open(unpacked, "rb") as file:
         for name, member in headers(file, total, title, ends):
-            links.pop(name, None)
-            before = files.pop(name, None)
+            link, before = links.pop(name, None), files.pop(name, None)
+            if link or before:
+                twice.append(name)
             if member.islnk():  # another name of an earlier member
-                target = os.path.normpath(member.linkname).replace(os.sep, "/").lstrip("/")
+                target = inner_name(member.linkname)
                 span = before if target == name else files.get(target)
                 if span is not None:
                     files[name] = span
@@ -142,18 +157,20 @@ def scan(unpacked: Path, title: str, reading: Reading) -> TarContents:
                 links[name] = member.linkname
             elif member.isreg():
                 files[name] = (member.offset_data, member.size)
-                if is_picture(name) or name.endswith(f".{reading.suffix}"):
+                if is_picture(name) or has_ending(name, reading.suffix):
                     check_member(name, member, total, title)
-            elif is_picture(name) and not member.isdir():
+            elif member.isdir():
+                folders.append(name)
+            elif is_picture(name):
                 lost.append(name)
-        for name in [name for name in links if is_picture(name) or name.endswith(f".{reading.suffix}")]:
+        for name in [name for name in links if is_picture(name) or has_ending(name, reading.suffix)]:
             span = files.get(followed(name, links))
             if span is not None:
                 files[name] = span
             elif is_picture(name):
                 lost.append(name)
-        notes = [*notes_of_end(file, ends[0], total), *notes_of_lost(lost)]
-        return sorted_out(file, files, reading, notes)
+        notes = [*notes_of_end(file, ends[0], total), *notes_of_lost(lost), *notes_of_twice(twice)]
+        return sorted_out(file, files, reading, notes, folders)
 
 
 def check_member(name: str, member: tarfile.TarInfo, total: int, title: str) -> None:
@@ -204,18 +221,36 @@ def notes_of_lost(lost: list[str]) -> list[Note]:
     ]
 
 
+def notes_of_twice(twice: list[str]) -> list[Note]:
+    if not twice:
+        return []
+    what = "members whose name comes again later in the archive; only the last of a name is read, as in unpacking"
+    return [Note(len(twice), what, min(twice), "say")]
+
+
+def has_ending(name: str, ending: str) -> bool:
+    """Whether a name has an ending, in any case: 000.CLS goes with 000.PNG."""
+    return name.lower().endswith(f".{ending.lower()}")
+
+
 def sorted_out(
-    file: io.BufferedReader, files: dict[str, tuple[int, int]], reading: Reading, notes: list[Note]
+    file: io.BufferedReader,
+    files: dict[str, tuple[int, int]],
+    reading: Reading,
+    notes: list[Note],
+    folders: list[str],
 ) -> TarContents:
-    """Pictures, sidecars and others among the members. files: name to (offset, size)."""
-    found = TarContents({}, {}, {}, {}, notes)
+    """Pictures, sidecars and others among the members. files: name to (offset, size). folders: those with an entry of their own."""
+    seen = {parent for name in [*files, *(f"{folder}/" for folder in folders)] for parent in parents(name)}
+    found = TarContents({}, {}, {}, {}, notes, sorted(seen))
+    hidden: list[str] = []
     for name, (offset, size) in files.items():
         last = name.rpartition("/")[2]
         if is_picture(name):
             found.pictures[name] = (offset, size)
         elif last.startswith("."):
-            continue
-        elif name.endswith(f".{reading.suffix}"):
+            hidden.append(name)
+        elif has_ending(name, reading.suffix):
             try:
                 found.labels[name] = label_text(file, offset, size, reading)
             except UserError as error:
@@ -224,6 +259,7 @@ def sorted_out(
             ending = os.path.splitext(last)[1].lower()
             number, example = found.others.get(ending, (0, name))
             found.others[ending] = (number + 1, min(example, name))
+    notes += [Note(len(hidden), HIDDEN, min(hidden), "list")] if hidden else []
     return found
 
 
@@ -234,7 +270,7 @@ def label_text(file: io.BufferedReader, offset: int, size: int, reading: Reading
         raise UserError(f"has {size:,} bytes, more than a label's file may have ({most:,})")
     file.seek(offset)
     try:
-        text = file.read(size).decode("utf-8").strip()
+        text = file.read(size).decode("utf-8-sig").strip()
     except UnicodeDecodeError:
         raise UserError("is no text in UTF-8") from None
     label = text if reading.field is None else json_label(text, reading.field)

@@ -30,6 +30,7 @@ OTHER_KINDS = {
     stat.S_IFBLK: "a device",
 }
 ENDINGS_LISTED = 12
+HIDDEN = "hidden files and folders"
 
 
 class Listing(NamedTuple):
@@ -134,7 +135,7 @@ class Walk:
         except OSError:  # a link that leads to itself
             folder = False
         if name.startswith(".") or (folder and name.startswith("__MACOSX")):
-            count(self._counts, "hidden files and folders", inner + name)
+            count(self._counts, HIDDEN, inner + name)
         elif folder:
             return True
         elif name == OLD_SHEET:

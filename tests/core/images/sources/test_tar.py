@@ -404,3 +404,52 @@ def test_open_shards_are_bounded_and_an_end_too_early_names_shard_and_picture(
     os.truncate(shards / "set-001.tar", 2000)
     with pytest.raises(DamagedImage, match=r"set-001\.tar!a/1\d\.png: cannot be read \(.*bytes too early\)"):
         images.read(3)
+
+
+def said_of(path: Path, **options: str) -> list[str]:
+    return [note.sentence() for note in open_tar(str(path), None, **options).notes]
+
+
+def test_two_spellings_of_one_label_are_one_class(tmp_path: Path) -> None:
+    members = {f"{k}.PNG": picture(k) for k in range(3)}
+    numbers = archive(tmp_path / "n.tar", members | {"0.CLS": b"1", "1.cls": b"01\n", "2.Cls": b"\xef\xbb\xbf1"})
+    assert told(open_images(f"tar:{numbers}")) == ["1", "1", "1"]
+    texts = archive(tmp_path / "t.tar", members | {"0.txt": b"a", "1.txt": b"\xef\xbb\xbfa", "2.txt": b"a \r\n"})
+    assert told(open_images(f"tar:{texts}?label=txt")) == ["a", "a", "a"]
+
+
+def test_members_that_are_replaced_or_hidden_are_counted(tmp_path: Path) -> None:
+    members = {
+        "a/1.png": picture(0),
+        "./a//1.png": picture(1),
+        "a/.h/2.png": picture(2),
+        "a/.3.png": b"",
+        "b/4.png": b"x",
+    }
+    said = said_of(archive(tmp_path / "x.tar", members))
+    assert any(one.startswith("1 members whose name comes again later") for one in said)
+    assert sum(int(one[0]) for one in said if "hidden files and folders" in one) == 2
+    above = {"../p/a/1.png": picture(0), "../p/b/2.png": picture(1), "/p/b/3.png": picture(2)}
+    assert told(open_images(f"tar:{archive(tmp_path / 'above.tar', above)}")) == ["a", "b", "b"]
+
+
+def test_a_class_beside_folders_without_a_picture_is_no_wrapper(tmp_path: Path) -> None:
+    path = archive(tmp_path / "x.tar", {"a/1.png": picture(0), "b/1.heic": b"x"})
+    assert told(open_images(f"tar:{path}")) == ["a"]
+    assert "1 class folders without a picture, so these classes are missing (b)" in said_of(path)
+    inside = archive(tmp_path / "y.tar", {"w/a/1.png": picture(0), "w/b/2.png": picture(1), "text/read.me": b"x"})
+    assert told(open_images(f"tar:{inside}")) == ["a", "b"]
+
+
+def test_the_used_bits_of_an_archive(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.full((4, 4), 4095, np.uint16)).save(stream, "PNG")
+    uri = f"tar:{archive(tmp_path / 'x.tar', {'a/1.png': stream.getvalue()})}"
+    assert open_images(uri).read(0).numpy().max() == 4095
+    assert open_images(f"{uri}?bits=12").read(0).numpy().max() == 65535
+
+
+def test_an_archive_and_a_link_to_it_are_one(tmp_path: Path) -> None:
+    (tmp_path / "b.tar").symlink_to(archive(tmp_path / "a.tar", {"1.png": picture(0)}))
+    with pytest.raises(UserError, match="names an archive twice, perhaps by a link"):
+        open_images(f"tar:{tmp_path}/*.tar")
