@@ -1,5 +1,7 @@
 """What a set holds beside the pictures that are read. `rootstock data` prints it as a table, a training in one line for each set."""
 
+import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
@@ -38,3 +40,20 @@ def merged(groups: Iterable[Sequence[Note]]) -> tuple[Note, ...]:
             before = found.get(note.what)
             found[note.what] = note if before is None else before._replace(number=before.number + note.number)
     return tuple(found.values())
+
+
+ALIKE = (
+    "classes whose names differ only in case, spaces, zeros in front or the way accents are stored; are they one class?"
+)
+
+
+def with_alike(notes: Iterable[Note], classes: Sequence[str] | None) -> tuple[Note, ...]:
+    """The notes, with one about classes of nearly equal names: two spellings of one label make two classes."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in classes or ():
+        plain = " ".join(unicodedata.normalize("NFKC", name.lstrip("\ufeff")).casefold().split())
+        groups[str(int(plain)) if plain.isascii() and plain.isdigit() and len(plain) < 1000 else plain].append(name)
+    alike = [names for names in groups.values() if len(names) > 1]
+    number = sum(map(len, alike))
+    said = [Note(number, ALIKE, ", ".join(alike[0][:5]), "say")] if alike else []
+    return (*(note for note in notes if note.what != ALIKE), *said)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .images import Images
-from .notes import merged
+from .notes import merged, with_alike
 from .pack.reader import open_pack
 from .places import abridged, place_named, reason_of, titled
 from .sources import digits
@@ -107,7 +107,7 @@ def images_of_source(uri: Uri, source: Source) -> Images:
         classes=source.classes,
         domains=torch.zeros(count, dtype=torch.int64) if source.domains is None else source.domains,
         domain_names=source.domain_names or (short_name(uri),),
-        notes=source.notes,
+        notes=with_alike(source.notes, source.classes),
         folders=() if source.folder is None else (source.folder,),
     )
 
@@ -258,7 +258,7 @@ def union(uris: Sequence[Uri], opened: Sequence[tuple[Images, bool]], role: Role
             [renamed(part.domains, group, domain_names) for part, group in zip(parts, names, strict=True)]
         ),
         domain_names=domain_names,
-        notes=merged(part.notes for part in parts),
+        notes=with_alike(merged(part.notes for part in parts), classes),
         folders=tuple(folder for part in parts for folder in part.folders),
     )
 

@@ -1,12 +1,13 @@
 """Images in arrays, as `idx:`, `npz:` and torchvision hold them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...errors import UserError
+from ..notes import Note
 from ..store import ArrayStore, Source, number_classes
 
 ARRAY_BYTES = "32GB"
@@ -18,10 +19,13 @@ LABEL_WORDS = ("y", "labels", "label", "targets")
 LAYOUTS = {"NHW": (0, 1, 2), "NHWC": (0, 3, 1, 2), "NCHW": (0, 1, 2, 3)}
 
 
-def array_source(title: str, parts: Mapping[str, tuple[Tensor, Tensor | None]]) -> Source:
+def array_source(
+    title: str, parts: Mapping[str, tuple[Tensor, Tensor | None]], advice: str = "", unread: Sequence[str] = ()
+) -> Source:
     """One Source from parts: split name ('' if there are no splits) to pixels [N, C, H, W] and labels [N].
 
-    Class names are the labels as text. Raises UserError if counts or shapes differ, or only some parts have labels.
+    Class names are the labels as text; there are none if a part has no labels, which is noted with the advice. unread: what else the
+    file or folder holds. Raises UserError if counts or shapes differ.
     """
     for name, (pixels, labels) in parts.items():
         if labels is not None and len(labels) != len(pixels):
@@ -42,14 +46,26 @@ def array_source(title: str, parts: Mapping[str, tuple[Tensor, Tensor | None]]) 
     splits = {name: torch.arange(ends[k], ends[k + 1]) for k, name in enumerate(parts) if name}
     given = [labels for _, labels in parts.values() if labels is not None]
     if not given or len(given) < len(parts):
-        return Source(ArrayStore(pixels, title), splits=splits)
+        without = [name for name, (_, labels) in parts.items() if labels is None]
+        what = "splits without labels, so those of the others are not read either" + (f"; {advice}" if advice else "")
+        lacking = [Note(len(without), what, ", ".join(without))] if given else []
+        return Source(ArrayStore(pixels, title), splits=splits, notes=(*lacking, *about_unread(unread, advice)))
     labels, classes = number_classes([str(label) for label in torch.cat(given).tolist()])
-    return Source(ArrayStore(pixels, title), labels, classes, splits)
+    return Source(ArrayStore(pixels, title), labels, classes, splits, notes=about_unread(unread))
+
+
+def about_unread(names: Sequence[str], advice: str = "") -> tuple[Note, ...]:
+    """The arrays that are not read. advice: for sets without labels, which may be in one of them."""
+    if not names:
+        return ()
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    what = "arrays that are not read" + (f"; {advice}" if advice else "")
+    return (Note(len(names), what, shown, "say" if advice else "list"),)
 
 
 def as_nchw(array: np.ndarray, layout: str, where: str) -> Tensor:
     """uint8 or uint16 [N, C, H, W] from any of LAYOUTS. Raises UserError for other dtypes, or if the layout is ambiguous."""
-    if array.dtype not in (np.dtype(np.uint8), np.dtype(np.uint16)):
+    if array.dtype.newbyteorder("=") not in (np.dtype(np.uint8), np.dtype(np.uint16)):
         raise UserError(
             f"{where} holds {array.dtype}; expected uint8 or uint16; save for example (255 * x).round().astype('uint8')"
         )

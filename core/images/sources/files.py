@@ -19,7 +19,7 @@ from ...errors import UserError
 from ...phase import note_progress
 from ...printable import printable
 from ..cache import entry_name, recall, remember, stamp_of
-from ..decode import decode, decode_scaled
+from ..decode import decode, decode_scaled, is_picture
 from ..open_files import read_whole
 from ..pixels import full_range
 from ..store import DamagedImage, Scale, Source, Stamp, Uniform, sha256_key
@@ -229,8 +229,18 @@ def check_folder(root: Path, path: str, title: str) -> None:
         raise UserError(f"{title}: {printable(str(root))} is a dangling link ({target} does not exist); check the path")
     if not root.exists():
         raise UserError(f"{title}: there is no folder {printable(str(root))}; check the path")
-    kind = "tar" if ".tar" in root.name or root.suffix == ".tgz" else "list"
-    raise UserError(f"{title}: this is a file, not a folder; an archive or a list opens as {kind}:{path}")
+    raise UserError(f"{title}: this is a file, not a folder; {advice_for(root)}")
+
+
+def advice_for(file: Path) -> str:
+    """How to open a file that was given as a folder."""
+    if is_picture(file.name):
+        return "open the folder that holds it"
+    if file.suffix.lower() in (".zip", ".7z", ".rar"):
+        return "unpack it, and open the folder that comes out"
+    known = {".npz": "npz", ".csv": "csv", ".tsv": "csv", ".tgz": "tar"}
+    kind = "tar" if ".tar" in file.name.lower() else known.get(file.suffix.lower(), "list")
+    return f"open it as {kind}:{printable(str(file))}"
 
 
 def checked_bits(bits: int | None, title: str) -> int | None:

@@ -34,13 +34,24 @@ def open_idx(path: str, split: str | None, *, max_size: str = ARRAY_BYTES, max_r
         raise UserError(f"{title}: there is no {printable(str(place))}; check the path")
     files = idx_files(place, title) if place.is_dir() else {"": place}
     parts: dict[str, tuple[Tensor, Tensor | None]] = {}
+    used: list[str] = []
     for name, images in files.items():
         pixels = read_idx(images, (3, 4), "[N, H, W] or [N, C, H, W]", limits)
         stack = torch.from_numpy(pixels if pixels.ndim == 4 else pixels[:, None])
         labels = labels_beside(images)
+        used += [images.name, *([labels.name] if labels else [])]
         numbers = None if labels is None else read_idx(labels, (1,), "[N]", limits).astype(np.int64)
         parts[name] = stack, None if numbers is None else torch.from_numpy(numbers)
-    return array_source(title, parts)
+    advice = "idx:FILE would read one file of pictures with its labels, which are named alike (images and labels)"
+    unread = unread_beside(place, used) if place.is_dir() else []
+    return array_source(title, parts, advice, unread)
+
+
+def unread_beside(folder: Path, used: Collection[str]) -> list[str]:
+    """The IDX files of a folder that are not read, without those that are there a second time as .gz."""
+    plain = {name.removesuffix(".gz") for name in used}
+    names = sorted(file.name for file in folder.iterdir() if re.search(r"idx\d-ubyte(\.gz)?$", file.name))
+    return [name for name in names if name.removesuffix(".gz") not in plain and not name.startswith(".")]
 
 
 def idx_files(folder: Path, title: str) -> dict[str, Path]:

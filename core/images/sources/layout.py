@@ -85,7 +85,7 @@ def arrange(
             "move them, or add ?labels=none to use all without labels"
         )
     classes = [name.partition("/")[0] for name in below]
-    notes += about_only_class(set(classes), below)
+    notes += [*about_only_class(set(classes), below), *about_split_names(set(classes), bool(splits))]
     return Layout(prefix, names, splits, classes, shared, tuple(notes))
 
 
@@ -155,3 +155,13 @@ def about_only_class(classes: Collection[str], below: Sequence[str]) -> list[Not
     (name,) = classes
     what = f"class, whose folders all belong to it; ?under={printable(name)} would make them the classes"
     return [Note(1, what, name, "say")]
+
+
+def about_split_names(classes: Collection[str], in_splits: bool) -> list[Note]:
+    """A warning if classes are named like splits, which happens if another folder with pictures lies beside the splits."""
+    found = sorted(name for name in classes if name.lower() in SPLIT_NAMES)
+    if in_splits or not found:
+        return []
+    others = sorted(set(classes) - set(found))
+    what = f"folders named like splits, which are classes because {printable(others[0])} lies beside them; they would be splits without it"
+    return [Note(len(found), what, ", ".join(found))]

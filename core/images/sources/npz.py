@@ -66,7 +66,8 @@ def open_npz(
         where = f"{title}: {abridged(image_key)}"
         pixels = full_range(as_nchw(arrays[image_key], layout, where), checked_bits(bits, title) or 16, where)
         parts[name] = pixels, as_labels(arrays[label_key], f"{title}: {label_key}") if label_key else None
-    return array_source(title, parts)
+    unread = [key for key in members if key not in wanted]
+    return array_source(title, parts, "?images=KEY&labels=KEY would read one array of pictures with its labels", unread)
 
 
 def members_by_key(members: Iterable[zipfile.ZipInfo], title: str) -> dict[str, zipfile.ZipInfo]:

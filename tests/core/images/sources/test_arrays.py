@@ -223,3 +223,29 @@ def test_torchvision_reads_what_is_there_and_downloads_nothing(tmp_path: Path) -
     ):
         with pytest.raises(UserError, match=sentence.replace("?", r"\?")):
             open_images(uri)
+
+
+def test_labels_and_arrays_that_are_not_read_are_said(tmp_path: Path) -> None:
+    pixels, labels = np.zeros((4, 6, 7), np.uint8), np.array([0, 1, 0, 1], np.uint8)
+    write_idx(tmp_path / "train-images-idx3-ubyte", pixels)
+    write_idx(tmp_path / "train-labels-idx1-ubyte", labels)
+    write_idx(tmp_path / "t10k-images.idx3-ubyte", pixels[:2])
+    write_idx(tmp_path / "t10k-labels-idx1-ubyte", labels[:2])
+    np.savez(tmp_path / "a.npz", x_train=pixels, y_train=labels, x_test=pixels)
+    for uri, unread in (
+        (f"idx:{tmp_path}#train", ["arrays that are not read"]),
+        (f"npz:{tmp_path}/a.npz#train", []),
+    ):
+        images = open_images(uri)
+        notes = [note for note in images.notes if note.level != "list"]
+        assert images.labels is None
+        assert (notes[0].example, notes[0].what.partition(",")[0]) == ("test", "splits without labels")
+        assert [note.what.partition(";")[0] for note in notes[1:]] == unread
+    assert told(open_images(f"npz:{tmp_path}/a.npz?images=x_train&labels=y_train")) == ["0", "1", "0", "1"]
+    assert told(open_images(f"idx:{tmp_path}/train-images-idx3-ubyte")) == ["0", "1", "0", "1"]
+
+
+def test_values_of_either_byte_order(tmp_path: Path) -> None:
+    values = np.arange(2 * 3 * 4, dtype=">u2").reshape(2, 3, 4) * 1000
+    np.savez(tmp_path / "a.npz", x=values)
+    assert np.array_equal(open_images(f"npz:{tmp_path}/a.npz").read(1)[0].numpy(), values[1].astype(np.uint16))

@@ -124,3 +124,35 @@ def test_mistakes() -> None:
         arrange(["a.png"], "no", "folder:x", "x")
     with pytest.raises(UserError, match=r"1 pictures lie in no class folder \(1.png\)"):
         arrange(["1.png", "a/2.png"], "folders", "folder:x", "x", archive=False)
+
+
+def test_folders_named_like_splits_beside_others_are_said(tmp_path: Path, draw: Draw) -> None:
+    folder = draw(tmp_path / "set", ["train/cat/1.png", "test/cat/2.png", "extra/cat/3.png"])
+    images = open_images(f"folder:{folder}")
+    assert images.classes == ("extra", "test", "train")
+    assert [(note.number, note.example, note.level) for note in images.notes] == [(2, "test, train", "warn")]
+    assert "because extra lies beside them" in images.notes[0].what
+
+
+def test_classes_of_nearly_equal_names_are_said(tmp_path: Path, draw: Draw) -> None:
+    names = ["Cat", "cat", "dog", "caf\u00e9", "cafe\u0301", "1", "01"]
+    folder = draw(tmp_path / "set", [f"{name}/1.png" for name in names])
+    (note,) = open_images(f"folder:{folder}").notes
+    assert (note.number, note.example, note.level) == (6, "01, 1", "say")
+    one, two = draw(tmp_path / "a", ["x/1.png"]), draw(tmp_path / "b", ["X/2.png"])
+    assert not open_images(f"folder:{one}").notes
+    assert [note.example for note in open_images([f"folder:{one}", f"folder:{two}"]).notes] == ["X, x"]
+
+
+def test_a_file_in_place_of_a_folder_says_how_it_is_opened(tmp_path: Path) -> None:
+    for name, advice in (
+        ("a.zip", "unpack it"),
+        ("a.npz", "open it as npz:"),
+        ("a.csv", "open it as csv:"),
+        ("a.tar.gz", "open it as tar:"),
+        ("a.txt", "open it as list:"),
+        ("a.png", "open the folder that holds it"),
+    ):
+        (tmp_path / name).write_bytes(b"x")
+        with pytest.raises(UserError, match=f"this is a file, not a folder; {advice}"):
+            open_images(f"folder:{tmp_path}/{name}")
