@@ -36,7 +36,7 @@ def verify_folders(places: Sequence[Path]) -> int:
     counts = {"ok": 0, "no digest": 0}
     wrong: list[Path] = []
     for place in places:
-        place = place.expanduser()
+        place = Path(os.path.expanduser(place))
         if not place.is_dir():
             what = "is a file" if place.exists() else "does not exist"
             raise UserError(

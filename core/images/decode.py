@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .pixels import DEEP_COLOUR, ORIENTATION, deep_colour, pixels_of, upright
+from .pixels import DEEP_COLOUR, ORIENTATION, deep_colour, open_picture, pixels_of, upright
 from .store import DamagedImage, Scale
 
 EXTENSIONS = (
@@ -76,7 +76,7 @@ def decode_scaled(content: bytes | bytearray, where: str, scale: Scale) -> tuple
 def decode_by_pillow(content: bytes | bytearray, where: str, factor: int = 1) -> Tensor:
     """`decode` by Pillow. factor: a JPEG's sides are divided by it."""
     try:
-        with Image.open(io.BytesIO(content)) as picture:
+        with open_picture(content) as picture:
             if factor > 1:
                 picture.draft(picture.mode, (picture.width // factor, picture.height // factor))
             if picture.width * picture.height > MAX_PIXELS:
@@ -95,7 +95,9 @@ def decode_by_pillow(content: bytes | bytearray, where: str, factor: int = 1) ->
         raise
     except Exception as error:
         # on damaged bytes decoders raise anything: OSError, SyntaxError, struct.error, IndexError
-        reason = "not a picture that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        reason = (
+            "not a picture of a format that is read" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        )
         raise DamagedImage(f"{where}: cannot be decoded ({reason}); replace or remove it") from None
 
 

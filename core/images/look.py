@@ -1,13 +1,11 @@
 """What a picture's file holds beside the pixels that are read: further pages or frames, and values that use few of 16 bits."""
 
-import io
 import struct
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from PIL import Image
-
 from .notes import Note
+from .pixels import open_picture
 
 MOST_PAGES = 65_536
 MOST_BLOCKS = 1_000_000
@@ -15,6 +13,9 @@ MOST_BLOCKS = 1_000_000
 
 MANY_PAGES = (".tif", ".tiff", ".gif", ".webp", ".avif")
 """Endings of formats that often hold several pages or frames."""
+
+BITS_PER_SAMPLE = 258
+"""A TIFF's tag of the bits of each channel."""
 
 DIM_BITS = 14
 """16-bit files whose greatest value needs at most so many bits are dark: cameras have 10, 12 or 14."""
@@ -105,7 +106,7 @@ def png_frames(content: bytes | bytearray) -> int:
 
 def pages_by_pillow(content: bytes | bytearray) -> int:
     try:
-        with Image.open(io.BytesIO(content)) as picture:
+        with open_picture(content) as picture:
             return int(getattr(picture, "n_frames", 1))
     except Exception:  # damage is found, and said, when it is decoded
         return 1
@@ -129,8 +130,24 @@ def may_be_deep(content: bytes | bytearray) -> bool:
     if not content.startswith((b"II", b"MM", b"P5", b"P6", b"\0\0\0\x0cjP")):
         return False
     try:
-        with Image.open(io.BytesIO(content)) as picture:
+        with open_picture(content) as picture:
             return picture.mode.startswith("I")
+    except Exception:  # damage is found, and said, when it is decoded
+        return False
+
+
+def is_reduced(content: bytes | bytearray) -> bool:
+    """Whether a file has colours of 16 bits of which Pillow keeps the upper 8: a TIFF, or a PPM whose greatest value is announced."""
+    if not content.startswith((b"II", b"MM", b"P6")):
+        return False
+    try:
+        with open_picture(content) as picture:
+            if picture.mode.startswith("I"):
+                return False
+            if content.startswith(b"P6"):
+                return picture.tile[0].codec_name == "ppm"  # type: ignore[attr-defined]
+            bits = getattr(picture, "tag_v2", {}).get(BITS_PER_SAMPLE, ())
+            return max(bits if isinstance(bits, tuple) else (bits,), default=8) > 8
     except Exception:  # damage is found, and said, when it is decoded
         return False
 
@@ -139,6 +156,7 @@ class Tally(NamedTuple):
     """What the files of a set hold. several: files with further pages; unread: these pages in all. deep: pictures of 16 bits.
 
     dim: those of them that are dark; highest: the greatest value of the dark ones. examples: the first of several, and of dim.
+    reduced: files of which the upper 8 of 16 bits are read; first_reduced: the first of them.
     """
 
     several: int = 0
@@ -147,10 +165,14 @@ class Tally(NamedTuple):
     dim: int = 0
     highest: int = 0
     examples: tuple[str, str] = ("", "")
+    reduced: int = 0
+    first_reduced: str = ""
 
-    def plus(self, pages: int, highest: int | None, name: Callable[[], str]) -> "Tally":
-        """With one more picture. highest: the greatest value of one of 16 bits, None for 8 bits."""
+    def plus(self, pages: int, highest: int | None, name: Callable[[], str], reduced: bool = False) -> "Tally":
+        """With one more picture. highest: the greatest value of one of 16 bits, None for 8 bits. reduced: see `is_reduced`."""
         found = self
+        if reduced:
+            found = found._replace(reduced=self.reduced + 1, first_reduced=self.first_reduced or name())
         if pages > 1:
             found = found._replace(
                 several=self.several + 1,
@@ -184,6 +206,12 @@ class Tally(NamedTuple):
                 f"{share:.0%} of full brightness; {remedy}"
             )
             notes.append(Note(self.dim, what, self.examples[1]))
+        if self.reduced:
+            what = (
+                f"pictures of 16-bit colour{among}, of which only the upper 8 bits are read, so values of 12 bits are read at 6% of full "
+                "brightness; 16-bit PNGs are read whole"
+            )
+            notes.append(Note(self.reduced, what, self.first_reduced))
         return notes
 
 

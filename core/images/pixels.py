@@ -3,6 +3,7 @@
 Large pictures are copied in strips, so that beside Pillow's own copy (up to 4 bytes a pixel) only the result is in memory.
 """
 
+import functools
 import io
 from collections.abc import Callable, Iterator
 
@@ -28,8 +29,23 @@ TURNS = {
 DEEP_COLOUR = ("RGB;16B", "RGBA;16B", "LA;16B")
 """Pillow's names of 16-bit PNG modes that it would reduce to 8 bits."""
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""What is decoded, whatever a file's name says. Pillow knows more, and hands a PostScript file to Ghostscript, which runs it."""
+
 STRIP = 1 << 19
 """Pixels of a strip; a picture of up to so many is copied in one piece."""
+
+
+def open_picture(content: bytes | bytearray) -> Image.Image:
+    """A file's picture, not decoded yet. Raises what Pillow raises; UnidentifiedImageError if it has none of FORMATS."""
+    return Image.open(io.BytesIO(content), formats=known_formats())
+
+
+@functools.cache
+def known_formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow can read."""
+    Image.init()
+    return tuple(kind for kind in FORMATS if kind in Image.OPEN)
 
 
 def upright(picture: Image.Image) -> Image.Image:
@@ -118,7 +134,7 @@ def deep_colour(content: bytes | bytearray, rawmode: str) -> Tensor:
 
 def unpacked(content: bytes | bytearray, rawmode: str) -> Image.Image:
     """The image that Pillow makes of a PNG, upright, if it assumes that the rows are in `rawmode`."""
-    with Image.open(io.BytesIO(content)) as picture:
+    with open_picture(content) as picture:
         assert isinstance(picture, ImageFile.ImageFile)
         picture.tile = [tile._replace(args=rawmode) for tile in picture.tile]
         return upright(picture)

@@ -85,7 +85,7 @@ def describe_sets(sets: Mapping[str, Images], held_out: bool = False) -> dict[st
 
 def refuse_inside(images: Images, path: Path, option: str) -> None:
     """Raises UserError if an output would lie in a folder that is read, or replace a file of the set."""
-    place = Path(os.path.realpath(path.expanduser()))
+    place = Path(os.path.realpath(os.path.expanduser(path)))
     for folder in images.folders:
         if place.is_relative_to(os.path.realpath(folder)):
             raise UserError(

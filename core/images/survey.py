@@ -16,7 +16,7 @@ import torch
 
 from .cache import entry_name, recall, remember
 from .images import Images
-from .look import MANY_PAGES, Tally, evenly, may_be_deep, pages_of
+from .look import MANY_PAGES, Tally, evenly, is_reduced, may_be_deep, pages_of
 from .notes import Note
 from .pack.reader import PackStore
 from .sources.files import FileStore
@@ -53,6 +53,7 @@ class Seen(NamedTuple):
     highest: int | None = None
     key: int | None = None
     unreadable: bool = False
+    reduced: bool = False
 
 
 def survey(images: Images, follow: ShowProgress = lambda numbers, count: numbers, anew: bool = False) -> Survey:
@@ -61,7 +62,7 @@ def survey(images: Images, follow: ShowProgress = lambda numbers, count: numbers
     identities, whole, name = [store.identity() for store in files], images.is_whole(), None
     if len(files) == len(images.stores):
         chosen = "all" if whole else images.places()
-        name = entry_name("survey", identities, chosen, str(PIL.__version__), [store.bits for store in files])
+        name = entry_name("survey-2", identities, chosen, str(PIL.__version__), [store.bits for store in files])
         if not anew and (content := recall("surveys", name)) is not None:
             return from_json(content)
     # Only if every file of every store is looked at, in order, can their keys be taken from this pass.
@@ -118,7 +119,8 @@ def look(store: Store, i: int, hashed: bool) -> Seen:
     except DamagedImage as error:
         return Seen(str(error), key=key)
     deep = picture.dtype == torch.uint16
-    return Seen(tuple(picture.shape), pages_of(content), int(picture.numpy().max()) if deep else None, key)
+    highest = int(picture.numpy().max()) if deep else None
+    return Seen(tuple(picture.shape), pages_of(content), highest, key, reduced=is_reduced(content))
 
 
 def adopt_keys(files: Sequence[FileStore], identities: Sequence[str], found: Sequence[Seen]) -> None:
@@ -134,8 +136,8 @@ def adopt_keys(files: Sequence[FileStore], identities: Sequence[str], found: Seq
 def survey_of(images: Images, found: Sequence[Seen]) -> Survey:
     tally = Tally()
     for i, seen in enumerate(found):
-        if seen.pages > 1 or seen.highest is not None:
-            tally = tally.plus(seen.pages, seen.highest, lambda i=i: images.full_name(i))
+        if seen.pages > 1 or seen.highest is not None or seen.reduced:
+            tally = tally.plus(seen.pages, seen.highest, lambda i=i: images.full_name(i), seen.reduced)
     shapes = Counter(seen.shape for seen in found if not isinstance(seen.shape, str))
     return Survey(shapes, [(i, seen.shape) for i, seen in enumerate(found) if isinstance(seen.shape, str)], tally)
 
@@ -147,12 +149,12 @@ def to_json(made: Survey) -> bytes:
 
 def from_json(content: bytes) -> Survey:
     found: dict[str, Any] = json.loads(content)
-    several, unread, deep, dim, highest, (first, second) = found["tally"]
+    several, unread, deep, dim, highest, (first, second), *reduced = found["tally"]
     shapes = Counter({tuple(shape): number for *shape, number in found["shapes"]})
     return Survey(
         shapes,
         [(i, error) for i, error in found["damaged"]],
-        Tally(several, unread, deep, dim, highest, (first, second)),
+        Tally(several, unread, deep, dim, highest, (first, second), *reduced),
         True,
     )
 
@@ -177,7 +179,7 @@ def sampled_notes(images: Images) -> list[Note]:
         except DamagedImage:  # the training meets it, and says it
             continue
         looked += 1
-        tally = tally.plus(pages_of(content), highest, lambda i=i: images.full_name(i))
+        tally = tally.plus(pages_of(content), highest, lambda i=i: images.full_name(i), is_reduced(content))
     return notes_of(images, tally, None if looked == len(images) else looked)
 
 

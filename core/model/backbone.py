@@ -7,6 +7,7 @@ provenance) and seen.safetensors (which images earlier stages saw), so that any 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -269,7 +270,7 @@ def _load_weights(backbone: Backbone, weights: str, described: Mapping[str, Any]
         config = getattr(model, "pretrained_cfg", None) or {}
         load_file_strictly(
             model,
-            Path(weights).expanduser(),
+            Path(os.path.expanduser(weights)),
             "backbone.weights",
             config.get("classifier"),
             import_options(backbone.spec),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ DESCRIBED = ("name", "args", "size", "stem", "pooling", "feature_dim", "mean", "
 
 def read_description(weights: str) -> dict[str, Any]:
     """backbone.json of an exported run, with `path`: the folder that it was found in. Raises UserError."""
-    root = Path(weights).expanduser()
+    root = Path(os.path.expanduser(weights))
     for folder in (root / "backbone", root / "classifier", root):
         # The manifest of `root` itself may be that of a run, which has no description there.
         if (folder / DESCRIPTION).is_file() or (folder != root and (folder / MANIFEST).exists()):

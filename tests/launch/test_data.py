@@ -141,3 +141,9 @@ def test_thumbnails_of_deep_and_many_channels(tmp_path: Path) -> None:
     small = thumbnail(open_images("npz:x.npz?layout=NCHW").read(0))
     assert small.size == (64, 32)
     assert np.asarray(small).tolist() == np.full((32, 64, 3), 0x80).tolist()
+
+
+def test_a_sheet_below_the_home_of_nobody_is_one_sentence(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="there is no folder ~nobody-of-this-name"):
+        describe_set(f"folder:{tmp_path}", Path("~nobody-of-this-name/x.png"))

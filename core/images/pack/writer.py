@@ -70,7 +70,7 @@ def pack(
     Raises UserError if `folder` or its unfinished packing has another set or other options, if it is damaged or cannot be written,
     or if images are damaged and skip_damaged is off. Raises OSError on a full disk.
     """
-    task = Task(images, splits, packing, folder.expanduser().absolute())
+    task = Task(images, splits, packing, Path(os.path.expanduser(folder)).absolute())
     plan = plan_of(task)
     with writable(task.part):
         if task.folder.exists():

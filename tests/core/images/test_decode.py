@@ -162,7 +162,7 @@ def test_broken_files_raise_and_name_the_file(tmp_path: Path) -> None:
         sentences[images.name(i)] = str(raised.value)
         assert str(tmp_path / images.name(i)) in sentences[images.name(i)]
     assert "empty (0 bytes)" in sentences["empty.jpg"]
-    assert "not a picture that Pillow knows" in sentences["text.gif"]
+    assert "not a picture of a format that is read" in sentences["text.gif"]
     assert "truncated" in sentences["short.jpg"]
     assert "floating-point" in sentences["float.tiff"]
     assert "32 bits" in sentences["wide.tiff"]
@@ -331,3 +331,15 @@ def test_what_cannot_be_scaled_is_decoded_whole() -> None:
         assert size == (image.shape[1], image.shape[2])
     with pytest.raises(DamagedImage, match=r"x: cannot be decoded \(image file is truncated"):
         decode_scaled(encoded(photo(64, 64), "JPEG")[:-200], "x", lambda height, width: 2)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "ICO", "PCX", "TGA"])
+def test_other_formats_are_refused_whatever_their_name(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow hands PostScript to Ghostscript, which would run what the file holds."""
+    ran: list[object] = []
+    monkeypatch.setattr("subprocess.check_call", lambda *args, **_: ran.append(args))
+    stream = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(stream, kind)
+    with pytest.raises(DamagedImage, match="not a picture of a format that is read"):
+        decode(stream.getvalue(), "a.png")
+    assert not ran
