@@ -41,7 +41,7 @@ from .folder import (
     write_config,
     write_result,
 )  # fmt: skip
-from .mend import file_for_folder, find_damage, put_aside
+from .mend import file_for_folder, find_damage, not_for_a_run, put_aside
 from .options import check_run_options
 from .rows import METRICS, RowFile, differs, digest_of_rows, guarded_files, read_rows
 from .watched import changed_set
@@ -109,6 +109,8 @@ class Run:
             if found is not None:
                 self._complain(complaints)
                 return of_another_config(self.dir, self.verb, self.config, self.complete), found
+            if not begun(self.dir) and (trouble := not_for_a_run(self.dir, self.config)):
+                return f"run.dir: {trouble}", None
             make_folder(self.dir)
             return self._take(complaints), None
         except UserError as error:

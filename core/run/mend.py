@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from ..images.decode import is_picture
 from ..manifest import MANIFEST
-from .folder import ABOUT, RESULT, check_config, keep_damaged, read_about
+from ..ownfiles import OLD_SHEET
+from ..printable import printable
+from .folder import ABOUT, CONFIG, RESULT, SEAL, check_config, keep_damaged, read_about
 from .state import FILE, check_state
 
 FOLDERS = ("checkpoints", "backbone", "classifier", "pictures")
@@ -34,3 +40,42 @@ def put_aside(run: Path, complaints: list[str]) -> None:
     for path in (run / name for name in (RESULT, ABOUT, MANIFEST, FILE)):
         if os.path.lexists(path) and any(str(path) in complaint for complaint in complaints):
             keep_damaged(path)
+
+
+def not_for_a_run(run: Path, config: Mapping[str, Any]) -> str:
+    """Why no run should begin in a folder, told before anything is written there; "" if one may: it is data, or holds others' files."""
+    for name, uri in folders_read(config.get("data")):
+        if os.path.realpath(run) == os.path.realpath(os.path.expanduser(uri)):
+            return f"{run} is itself read as {name}; choose a folder of its own, for example {run / 'runs' / 'first'}"
+    try:
+        names = os.listdir(run)
+    except OSError:  # not there, or no folder, which is said where it is made
+        return ""
+    if pictures := sorted(name for name in names if is_picture(name) and name != OLD_SHEET):
+        return f"{run} holds {len(pictures)} pictures ({printable(pictures[0])}); choose a folder of its own"
+    if CONFIG in names and not is_own_config(run / CONFIG):
+        return f"{run} holds a {CONFIG} that no run wrote; choose a folder of its own, so that it isn't overwritten"
+    if ABOUT in names and CONFIG not in names:
+        return f"{run} holds a {ABOUT} that no run wrote; choose a folder of its own, so that it isn't overwritten"
+    return ""
+
+
+def folders_read(value: Any, name: str = "data") -> Iterator[tuple[str, str]]:
+    """(key, path) of each folder: in the section `data` of a config."""
+    if isinstance(value, str) and value.startswith("folder:"):
+        yield name, re.split("[?#]", value.removeprefix("folder:"))[0]
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from folders_read(inner, f"{name}.{key}")
+    elif isinstance(value, list):
+        for inner in value:
+            yield from folders_read(inner, name)
+
+
+def is_own_config(path: Path) -> bool:
+    """Whether a config.yaml is that of a run: it begins with the seal, or, from earlier versions, names the verb."""
+    try:
+        text = path.read_text(errors="replace")
+    except OSError:  # said where it is read
+        return True
+    return text.startswith(SEAL) or re.search("^verb:", text, re.MULTILINE) is not None or not text.strip("\0 \n")

@@ -9,9 +9,11 @@ import pytest
 import yaml
 from accelerate.utils.dataclasses import DynamoBackend
 
+from rootstock.core.config.resolve import validate
 from rootstock.core.errors import UserError
 from rootstock.core.run.compare import differing
 from rootstock.core.run.directory import Run
+from rootstock.core.run.options import options
 from rootstock.core.train.checkpoint import Checkpoint, save
 from rootstock.core.train.fit import Every
 
@@ -139,3 +141,31 @@ def test_an_accelerate_config_for_something_else_changes_nothing(
     assert accelerator.mixed_precision == "no"
     plugin = accelerator.state.dynamo_plugin
     assert plugin is not None and plugin.backend == DynamoBackend.NO
+
+
+def no_section(run: Run, *, seed: int = 0) -> None:
+    """The smallest recipe: all that its config has is a seed and `run`."""
+
+
+def test_a_folder_of_others_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    def refused(folder: Path, sentence: str, train: str = "sklearn:digits") -> None:
+        held = sorted(folder.rglob("*"))
+        config = validate({"run": {"dir": str(folder)}}, no_section, {"run": options})
+        run = Run("pretrain", {**config, "data": {"train": [train]}}, quiet=True)
+        with pytest.raises(UserError, match=sentence):
+            run.open()
+        assert sorted(folder.rglob("*")) == held
+
+    for name, content, sentence in (
+        ("1.png", "", r"holds 1 pictures \(1\.png\)"),
+        ("config.yaml", "mine: 1\n", "holds a config.yaml that no run wrote"),
+        ("run.json", "{}", "holds a run.json that no run wrote"),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_text(content)
+        refused(folder, sentence)
+        assert (folder / name).read_text() == content
+    (tmp_path / "set" / "cat").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("set")
+    refused(tmp_path / "set", r"is itself read as data\.train", f"folder:{tmp_path}/link#train")
