@@ -137,7 +137,7 @@ def may_be_deep(content: bytes | bytearray) -> bool:
 
 
 def is_reduced(content: bytes | bytearray) -> bool:
-    """Whether a file has colours of 16 bits of which Pillow keeps the upper 8: a TIFF, or a PPM whose greatest value is announced."""
+    """Whether a file has colours of 16 bits of which Pillow keeps the upper 8: a TIFF, or a PPM that announces values up to 65,535."""
     if not content.startswith((b"II", b"MM", b"P6")):
         return False
     try:
@@ -145,7 +145,7 @@ def is_reduced(content: bytes | bytearray) -> bool:
             if picture.mode.startswith("I"):
                 return False
             if content.startswith(b"P6"):
-                return picture.tile[0].codec_name == "ppm"  # type: ignore[attr-defined]
+                return "65535" in str(picture.tile[0].args)  # type: ignore[attr-defined]  # other maxima are scaled
             bits = getattr(picture, "tag_v2", {}).get(BITS_PER_SAMPLE, ())
             return max(bits if isinstance(bits, tuple) else (bits,), default=8) > 8
     except Exception:  # damage is found, and said, when it is decoded
