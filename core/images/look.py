@@ -145,7 +145,7 @@ def is_reduced(content: bytes | bytearray) -> bool:
             if picture.mode.startswith("I"):
                 return False
             if content.startswith(b"P6"):
-                return "65535" in str(picture.tile[0].args)  # type: ignore[attr-defined]  # other maxima are scaled
+                return "65535" in str(picture.tile[0].args)  # other maxima are scaled
             bits = getattr(picture, "tag_v2", {}).get(BITS_PER_SAMPLE, ())
             return max(bits if isinstance(bits, tuple) else (bits,), default=8) > 8
     except Exception:  # damage is found, and said, when it is decoded

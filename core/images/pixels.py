@@ -36,7 +36,7 @@ STRIP = 1 << 19
 """Pixels of a strip; a picture of up to so many is copied in one piece."""
 
 
-def open_picture(content: bytes | bytearray) -> Image.Image:
+def open_picture(content: bytes | bytearray) -> ImageFile.ImageFile:
     """A file's picture, not decoded yet. Raises what Pillow raises; UnidentifiedImageError if it has none of FORMATS."""
     return Image.open(io.BytesIO(content), formats=known_formats())
 

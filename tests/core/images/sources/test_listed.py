@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -102,7 +103,7 @@ def test_a_quoted_line_break_belongs_to_the_field(place: Path) -> None:
 
 
 def test_what_a_table_says_twice_or_in_other_columns_is_said(place: Path) -> None:
-    def said(lines: list[str], **options: str) -> list[str]:
+    def said(lines: list[str], **options: Any) -> list[str]:
         (place / "t.csv").write_text("\n".join(lines))
         return [note.sentence() for note in open_csv(f"{place}/t.csv", None, **options).notes]
 

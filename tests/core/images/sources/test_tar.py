@@ -7,6 +7,7 @@ import pickle
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -406,7 +407,7 @@ def test_open_shards_are_bounded_and_an_end_too_early_names_shard_and_picture(
         images.read(3)
 
 
-def said_of(path: Path, **options: str) -> list[str]:
+def said_of(path: Path, **options: Any) -> list[str]:
     return [note.sentence() for note in open_tar(str(path), None, **options).notes]
 
 
