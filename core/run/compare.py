@@ -10,6 +10,7 @@ from typing import Any
 
 from ..config.yaml_file import ConfigError
 from ..documents import Unreadable, read_yaml
+from ..errors import UserError
 from ..formats import current_keys
 from .folder import CONFIG, RESULT
 
@@ -39,9 +40,31 @@ def of_another_config(folder: Path, verb: str, config: Mapping[str, Any], comple
         )
     changed = differing(as_written_now(before, config, complete), {"verb": verb, **config})
     if changed:
-        listed = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, old, new in changed)
-        return f"{folder} holds a run of another config ({listed}); choose another run.dir, or restore these keys (there: {path})"
+        return f"{folder} holds a run of another config ({_listed(changed)}); choose another run.dir, or restore these keys (there: {path})"
     return ""
+
+
+def science(verb: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint keeps of the config that made it: everything but `run`."""
+    return {"verb": verb, **{key: value for key, value in config.items() if key != "run"}}
+
+
+def check_origin(
+    checkpoints: Path,
+    before: Mapping[str, Any] | None,
+    verb: str,
+    config: Mapping[str, Any],
+    complete: Complete | None = None,
+) -> None:
+    """Raises UserError if the config that made a checkpoint, its `science`, differs from the present one; None if it says nothing."""
+    if before and (changed := differing(as_written_now(before, config, complete), {"verb": verb, **config})):
+        raise UserError(
+            f"{checkpoints} was made by another config ({_listed(changed)}); restore the checkpoints of this run, or choose another run.dir"
+        )
+
+
+def _listed(changed: list[tuple[str, Any, Any]]) -> str:
+    return "; ".join(f"{key}: {old!r} there, {new!r} now" for key, old, new in changed)
 
 
 def as_written_now(before: Mapping[str, Any], config: Mapping[str, Any], complete: Complete | None) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from .folder import (
     folder_trouble,
     keep_damaged,
     make_folder,
+    others_file,
     read_about,
     read_result,
     run_folder,
@@ -126,6 +127,8 @@ class Run:
 
     def _take(self, complaints: list[str]) -> str:
         """Lock the folder, put aside what is damaged in it, and write config.yaml. Returns why it cannot be used."""
+        if not begun(self.dir) and (theirs := others_file(self.dir)):
+            return f"run.dir: no run wrote {theirs}, and this one would replace it; {ELSEWHERE}, or move it away"
         self._lock = state.take_lock(self.dir)
         if not begun(self.dir):
             (self.dir / ABOUT).unlink(missing_ok=True)

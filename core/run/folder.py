@@ -16,6 +16,8 @@ import yaml
 from ..errors import UserError
 from ..files import read_regular, write_text
 from ..manifest import MANIFEST, DamagedFile, check_file, read_manifest, read_record, write_manifest
+from ..ownfiles import RUN_FOLDERS, is_run
+from .state import FILE, LOCK
 
 CONFIG, RESULT, ABOUT = "config.yaml", "result.json", "run.json"
 SEAL = "# sha256 of the lines below: "
@@ -39,6 +41,24 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"run.dir: {folder_trouble(folder, error)}; {ELSEWHERE}") from None
+
+
+def others_file(folder: Path) -> str:
+    """The first file or folder in it that a run would replace, if no run has had the folder yet; "" if there is none."""
+    names = set(os.listdir(folder))
+    if LOCK in names or is_run(names):
+        return ""
+    if CONFIG in names and not _is_sealed(folder / CONFIG):
+        return str(folder / CONFIG)
+    mine = () if CONFIG in names else (ABOUT, FILE, MANIFEST, *RUN_FOLDERS)
+    return next((str(folder / name) for name in mine if name in names), "")
+
+
+def _is_sealed(path: Path) -> bool:
+    try:
+        return read_regular(path).startswith(SEAL.encode())
+    except OSError:
+        return False
 
 
 def folder_trouble(folder: Path, error: OSError) -> str:

@@ -16,6 +16,7 @@ from ..distributed import all_reduce_sum, any_process, rank, sharded_like, unsha
 from ..errors import UserError
 from ..method import Method
 from ..model import norm
+from ..run.compare import check_origin, science
 from ..run.directory import Run
 from . import checkpoint
 from .nonfinite import DeferredFlags, flag_on, start_momentum, step_unless
@@ -240,6 +241,7 @@ class Loop:
                 "non_finite": self.non_finite,
                 "in_a_row": self.in_a_row,
                 "seed": self.seed,
+                "config": science(self.run.verb, self.run.config),
             }
             saved = checkpoint.Checkpoint(done, model, moments, state)
         self.saving.write(saved, done, last=self.stop or done == self.steps)
@@ -264,6 +266,8 @@ class Loop:
             self.run.cut_metrics(0)
             return 0
         own = self.method.state_dict()
+        made_by = saved.state.get("config")  # earlier versions did not save it
+        check_origin(self.run.checkpoints, made_by, self.run.verb, self.run.config, self.run.complete)
         if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in saved.model.items()}:
             odd = sorted(own.keys() ^ saved.model.keys()) or [
                 k for k, v in own.items() if v.shape != saved.model[k].shape

@@ -8,10 +8,12 @@ import pytest
 import yaml
 
 from rootstock.core.errors import UserError
+from rootstock.core.run.compare import check_origin, science
 from rootstock.core.run.folder import (
     check_config,
     keep_damaged,
     make_folder,
+    others_file,
     read_result,
     run_folder,
     write_config,
@@ -90,3 +92,30 @@ def test_what_is_damaged_is_kept(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     keep_damaged(tmp_path / "x")
     assert sorted(os.listdir(tmp_path)) == ["x.damaged", "x.damaged-2", "x.damaged-3", "x.damaged-4"]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "run.json", "state.json", "MANIFEST.json", "backbone", "pictures"])
+def test_what_no_run_wrote_is_not_replaced(name: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("in nobody's way")
+    assert others_file(tmp_path) == ""
+    (tmp_path / name).write_text("mine: 1\n")
+    assert others_file(tmp_path) == str(tmp_path / name)
+    (tmp_path / ".lock").write_text("")  # a run began here
+    assert others_file(tmp_path) == ""
+
+
+def test_a_config_that_a_run_wrote_may_be_replaced(tmp_path: Path) -> None:
+    """As of a run that was copied without its hidden files before it had saved anything."""
+    write_config(tmp_path, {"a": 1})
+    assert others_file(tmp_path) == ""
+
+
+def test_checkpoints_of_another_run_are_not_resumed(tmp_path: Path) -> None:
+    config = {"seed": 0, "optim": {"lr": 0.1, "betas": (0.9, 0.99)}, "run": {"dir": "a"}}
+    saved = json.loads(json.dumps(science("pretrain", config)))
+    check_origin(tmp_path, None, "pretrain", config)  # of an earlier version
+    check_origin(tmp_path, saved, "pretrain", {**config, "run": {"dir": "b"}})
+    with pytest.raises(
+        UserError, match="was made by another config \\(seed: 0 there, 1 now\\); restore the checkpoints"
+    ):
+        check_origin(tmp_path, saved, "pretrain", {**config, "seed": 1})
