@@ -99,6 +99,7 @@ def guard(folder: Path, names: Iterable[str], key: str) -> None:
     Raises UserError, naming the file. An export of an earlier version has no manifest: that is said once.
     """
     try:
+        _check_owner(folder)
         digests = read_manifest(folder)
         if digests is None:
             warn(
@@ -108,6 +109,20 @@ def guard(folder: Path, names: Iterable[str], key: str) -> None:
         for name in names:
             check_file(folder, name, digests)
     except DamagedFile as error:
-        raise UserError(
-            f"{key}: {error}; restore it from a copy, or export it again by a run in another run.dir"
-        ) from error
+        again = "export it again by a run in another run.dir"
+        if (folder.parent / "result.json").exists() and (folder.parent / "checkpoints").is_dir():
+            again = f"delete {folder.parent / 'result.json'} and give that run's command again, which exports it anew"
+        raise UserError(f"{key}: {error}; restore it from a copy, or {again}") from error
+
+
+def _check_owner(folder: Path) -> None:
+    """An export inside a finished run is the one that the run wrote. Raises DamagedFile."""
+    name = f"{folder.name}/{MANIFEST}"
+    if not (folder.parent / "result.json").exists():  # the export may be newer than the manifest of an unfinished run
+        return
+    try:
+        digests = read_manifest(folder.parent) or {}
+    except DamagedFile:
+        return
+    if name in digests:
+        check_file(folder.parent, name, digests)

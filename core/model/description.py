@@ -37,6 +37,11 @@ def read_description(weights: str) -> dict[str, Any]:
             f"backbone.weights: {weights} is no run's folder; expected none, timm, a .safetensors file or the folder of a run; if others "
             f"published this file, {conversion_command(root)}"
         )
+    if (root / "result.json").exists() and (root / "checkpoints").is_dir():
+        raise UserError(
+            f"backbone.weights: {weights} has lost its backbone/; restore it from a copy, or delete {root / 'result.json'} and give that "
+            "run's command again, which exports it anew"
+        )
     what = "holds no finished backbone/ (is the run finished?)" if root.is_dir() else "does not exist"
     raise UserError(
         f"backbone.weights: {weights} {what}; expected none, timm, a .safetensors file or the folder of a run"

@@ -1,6 +1,7 @@
 """Digests: any change of a file or of a record is noticed, and files of earlier versions are read as they are."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,23 @@ def test_guard_names_the_file_and_says_once_that_there_is_no_manifest(
     (tmp_path / MANIFEST).write_text(json.dumps({"sha256": 3}))
     with pytest.raises(UserError, match=f"{MANIFEST} is damaged"):
         guard(tmp_path, ("a",), "key")
+
+
+def test_an_export_of_another_run_is_named_with_what_makes_it_anew(tmp_path: Path) -> None:
+    """Each export is whole by its own manifest, which that of its finished run lists."""
+    for run in ("a", "b"):
+        folder = tmp_path / run / "backbone"
+        folder.mkdir(parents=True)
+        (folder / "x").write_text(run)
+        write_manifest(folder, ["x"])
+        write_manifest(folder.parent, [f"backbone/{MANIFEST}"])
+    shutil.copytree(tmp_path / "b" / "backbone", tmp_path / "a" / "backbone", dirs_exist_ok=True)
+    guard(tmp_path / "a" / "backbone", ["x"], "key")  # the run goes on, and will write its manifest anew
+    for run in ("a", "b"):
+        (tmp_path / run / "result.json").write_text("{}")
+    guard(tmp_path / "b" / "backbone", ["x"], "key")
+    with pytest.raises(UserError, match=r"a/backbone/MANIFEST\.json is damaged .* in another run\.dir"):
+        guard(tmp_path / "a" / "backbone", ["x"], "key")
+    (tmp_path / "a" / "checkpoints").mkdir()
+    with pytest.raises(UserError, match=r"delete .*a/result\.json and give that run's command again"):
+        guard(tmp_path / "a" / "backbone", ["x"], "key")
