@@ -20,7 +20,9 @@ class SmallConv(nn.Module):
     def __init__(self, *, size: int, channels: int = 3, widths: tuple[int, int, int, int] = (16, 32, 64, 128)) -> None:
         super().__init__()
         if size < 8:
-            raise TypeError(f"inputs of at least 8 px, got {size}")
+            raise ValueError(f"inputs of at least 8 px, got {size}")
+        if not widths or min(widths) < 1:
+            raise ValueError(f"widths of at least 1, got {list(widths)}")
         blocks = []
         for i, width in enumerate(widths):
             pool: list[nn.Module] = [nn.MaxPool2d(2)] if i in (1, 2) else []

@@ -22,3 +22,9 @@ def test_a_convolution_and_its_norm_are_one_layer() -> None:
 def test_too_small_inputs_are_refused() -> None:
     with pytest.raises(UserError, match="at least 8 px"):
         create(4, name="smallconv")
+
+
+@pytest.mark.parametrize("widths", [[], [0, 8], [8, -1]])
+def test_widths_of_nothing_are_refused(widths: list[int]) -> None:
+    with pytest.raises(UserError, match=r"widths of at least 1, got .*; change one of them"):
+        create(16, name="smallconv", args={"widths": widths})
