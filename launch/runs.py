@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import re
 import time
@@ -60,7 +61,8 @@ def list_runs(folder: Path, as_json: bool) -> None:
         what = "holds no run" if folder.is_dir() else "is not a folder" if folder.exists() else "does not exist"
         raise UserError(f"{folder} {what}; expected a folder with runs below it, for example runs")
     if as_json:
-        print(json.dumps([row._asdict() for row in rows], indent=1))
+        plain = [row if math.isfinite(row.value or 0) else row._replace(value=None) for row in rows]  # JSON has no NaN
+        print(json.dumps([row._asdict() for row in plain], indent=1, allow_nan=False))
         return
     Console(highlight=False, width=None if os.isatty(1) else 200).print(runs_table(rows))
 

@@ -80,6 +80,8 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
         raise UserError("no run given; give at least one folder of a run or of a pipeline")
     try:
         return _write(runs, out)
+    except UserError:
+        raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         # What we wrote and nobody changed can be drawn: else it is a bug. Only what lacks a true digest may hold anything.
         found = next(

@@ -122,6 +122,12 @@ def test_a_row_tells_the_newest_accuracy_or_else_the_loss(tmp_path: Path) -> Non
     assert measured.age < time.time()
 
 
+def test_json_holds_no_number_that_json_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    leave(tmp_path / "run", rows=[{"step": 1, "loss": float("inf")}])
+    list_runs(tmp_path, as_json=True)
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail)[0]["value"] is None
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"state"', '{"host": "a"}'])
 def test_a_damaged_state_is_no_state(tmp_path: Path, text: str) -> None:
     (tmp_path / state.FILE).write_text(text)

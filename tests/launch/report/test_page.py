@@ -220,6 +220,10 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         write_report([tmp_path / "nowhere"], tmp_path / "r.html")
     with pytest.raises(UserError, match="holds no config"):
         write_report([tmp_path], tmp_path / "r.html")
+    damaged = make_run(tmp_path / "below" / "damaged")
+    (damaged / "result.json").write_text("{")
+    with pytest.raises(UserError, match=r"^[^ ]*below holds no config"):  # whatever lies below it
+        write_report([tmp_path / "below"], tmp_path / "r.html")
     with pytest.raises(UserError, match="p is a pipeline"):
         write_report([run, pipeline], tmp_path / "r.html")
     with pytest.raises(UserError, match="no run given"):
