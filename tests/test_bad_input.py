@@ -17,6 +17,7 @@ import pytest
 from safetensors.torch import save_file
 
 from rootstock.core import files
+from rootstock.core.manifest import own_digest
 from rootstock.core.model.backbone import create
 from rootstock.core.train import checkpoint, loop
 from rootstock.finetune import probe
@@ -245,6 +246,19 @@ def test_checkpoints_of_another_architecture(rootstock: Rootstock, straight: Pat
     text = (tmp_path / "config.yaml").read_text()
     assert "- 16\n" in text
     (tmp_path / "config.yaml").write_text(text.replace("- 16\n", "- 8\n"))
+    before = contents(tmp_path / "checkpoints")
+    done = rootstock(*other)
+    assert done.returncode == 2
+    assert "was made by another config (backbone.args.widths: " in sentence(done)
+    assert contents(tmp_path / "checkpoints") == before
+    for state in (tmp_path / "checkpoints").glob("*/state.json"):  # of an earlier version, which saved no config
+        saved = json.loads(state.read_text())
+        del saved["config"]
+        state.write_text(json.dumps(saved))
+        manifest = json.loads(state.with_name("MANIFEST.json").read_text())
+        manifest["sha256"]["state.json"] = files.sha256(state)
+        del manifest["own"]
+        state.with_name("MANIFEST.json").write_text(json.dumps({**manifest, "own": own_digest(manifest)}))
     before = contents(tmp_path / "checkpoints")
     done = rootstock(*other)
     assert done.returncode == 2
