@@ -82,7 +82,7 @@ def numbers(option: str, text: str | None) -> list[float] | None:
 
 def write_backbone(backbone: Backbone, report: dict[str, Any], to: Path) -> None:
     """Write the folder under a hidden name, then rename it, so that it is never incomplete."""
-    draft = to.with_name(f".{to.name}.import")
+    draft = to.absolute().parent / f".{to.name}.import"
     with writable(to):
         shutil.rmtree(draft, ignore_errors=True)  # left by an import that was killed
         draft.mkdir(parents=True)

@@ -12,7 +12,7 @@ from ..images.decode import is_picture
 from ..manifest import MANIFEST
 from ..ownfiles import OLD_SHEET
 from ..printable import printable
-from .folder import ABOUT, CONFIG, RESULT, SEAL, check_config, keep_damaged, read_about
+from .folder import ABOUT, RESULT, check_config, keep_damaged, read_about
 from .state import FILE, check_state
 
 FOLDERS = ("checkpoints", "backbone", "classifier", "pictures")
@@ -43,7 +43,7 @@ def put_aside(run: Path, complaints: list[str]) -> None:
 
 
 def not_for_a_run(run: Path, config: Mapping[str, Any]) -> str:
-    """Why no run should begin in a folder, told before anything is written there; "" if one may: it is data, or holds others' files."""
+    """Why no run should begin in a folder, told before anything is written there; "" if one may: it is data, or holds pictures."""
     for name, uri in folders_read(config.get("data")):
         if os.path.realpath(run) == os.path.realpath(os.path.expanduser(uri)):
             return f"{run} is itself read as {name}; choose a folder of its own, for example {run / 'runs' / 'first'}"
@@ -53,10 +53,6 @@ def not_for_a_run(run: Path, config: Mapping[str, Any]) -> str:
         return ""
     if pictures := sorted(name for name in names if is_picture(name) and name != OLD_SHEET):
         return f"{run} holds {len(pictures)} pictures ({printable(pictures[0])}); choose a folder of its own"
-    if CONFIG in names and not is_own_config(run / CONFIG):
-        return f"{run} holds a {CONFIG} that no run wrote; choose a folder of its own, so that it isn't overwritten"
-    if ABOUT in names and CONFIG not in names:
-        return f"{run} holds a {ABOUT} that no run wrote; choose a folder of its own, so that it isn't overwritten"
     return ""
 
 
@@ -70,12 +66,3 @@ def folders_read(value: Any, name: str = "data") -> Iterator[tuple[str, str]]:
     elif isinstance(value, list):
         for inner in value:
             yield from folders_read(inner, name)
-
-
-def is_own_config(path: Path) -> bool:
-    """Whether a config.yaml is that of a run: it begins with the seal, or, from earlier versions, names the verb."""
-    try:
-        text = path.read_text(errors="replace")
-    except OSError:  # said where it is read
-        return True
-    return text.startswith(SEAL) or re.search("^verb:", text, re.MULTILINE) is not None or not text.strip("\0 \n")

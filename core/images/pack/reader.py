@@ -228,7 +228,7 @@ def open_pack(path: str, split: str | None) -> Source:
     if not (folder / ABOUT).is_file():
         if (folder / INDEX).exists() or (folder / RECORDS).exists():
             raise unusable(folder, f"{ABOUT} is missing" if not (folder / ABOUT).exists() else f"{ABOUT} is no file")
-        if folder.with_name(folder.name + ".part").is_dir():
+        if Path(f"{folder}.part").is_dir():
             raise UserError(f"{title}: its packing is not finished; run the command that packed it again")
         raise UserError(f"{title}: there is no pack; expected a folder made by rootstock data URI --pack FOLDER")
     store = PackStore(folder.absolute())

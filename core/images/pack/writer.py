@@ -53,7 +53,7 @@ class Task:
 
     @property
     def part(self) -> Path:
-        return self.folder.with_name(self.folder.name + ".part")
+        return Path(f"{self.folder}.part")  # the root has no name to change
 
 
 def pack(

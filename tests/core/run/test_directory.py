@@ -158,8 +158,8 @@ def test_a_folder_of_others_is_refused_before_anything_is_written(tmp_path: Path
 
     for name, content, sentence in (
         ("1.png", "", r"holds 1 pictures \(1\.png\)"),
-        ("config.yaml", "mine: 1\n", "holds a config.yaml that no run wrote"),
-        ("run.json", "{}", "holds a run.json that no run wrote"),
+        ("config.yaml", "mine: 1\n", "no run wrote .*config.yaml"),
+        ("run.json", "{}", "no run wrote .*run.json"),
     ):
         folder = tmp_path / name
         folder.mkdir()
