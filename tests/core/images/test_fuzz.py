@@ -159,7 +159,9 @@ DTYPES = (torch.int64, torch.uint8, torch.float32, torch.bool, torch.int32, torc
 def changed_tensor(tensor: torch.Tensor, kind: str, at: int, number: int, dtype: torch.dtype) -> torch.Tensor:
     flat = tensor.flatten().clone()
     if kind == "value" and len(flat):
-        limits = torch.iinfo(flat.dtype)
+        # an earlier change may have made it one of floats or truth values
+        whole = torch.uint8 if flat.dtype == torch.bool else flat.dtype
+        limits = torch.finfo(whole) if flat.is_floating_point() else torch.iinfo(whole)
         flat[at % len(flat)] = max(limits.min, min(limits.max, number))
         return flat.view(tensor.shape)
     if kind == "shorter":

@@ -378,6 +378,8 @@ def test_every_flipped_bit_is_seen(tmp_path: Path) -> None:
 def test_missing_and_shortened_files_are_one_sentence(tmp_path: Path, sets: dict[str, str | list[str]]) -> None:
     with pytest.raises(UserError, match="there is no pack; expected a folder made by"):
         open_images(f"pack:{tmp_path}")
+    with pytest.raises(UserError, match="pack:/: there is no pack"):
+        open_images("pack:/")
     packed(sets["digits"], tmp_path / "out")
     good = contents(tmp_path / "out")
     opened = open_images(f"pack:{tmp_path}/out")
