@@ -24,10 +24,14 @@ CHANGES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncat
 
 
 class Changes:
-    """Counts what changes the disk below a folder, and kills the process right before the change number `event`, from 1 on."""
+    """Counts what changes the disk below a folder, and kills the process right before the change number `event`, from 1 on.
 
-    def __init__(self, under: str, event: int) -> None:
-        self.under, self.event, self.count = under, event, 0
+    The trials of a sweep are processes of their own, which count anew; only the first that comes so far is killed. killed: is made then.
+    """
+
+    def __init__(self, under: str, event: int, killed: Path) -> None:
+        self.under, self.event, self.killed, self.count = under, event, killed, 0
+        killed.unlink(missing_ok=True)
 
     def __call__(self, name: str, arguments: tuple[Any, ...]) -> None:
         if name not in CHANGES or not isinstance(arguments[0], str | bytes | os.PathLike):
@@ -36,7 +40,8 @@ class Changes:
             return
         if os.path.abspath(os.fsdecode(arguments[0])).startswith(self.under):
             self.count += 1
-            if self.count == self.event:
+            if self.count == self.event and not self.killed.exists():
+                self.killed.touch()
                 os.kill(os.getpid(), 9)
 
 
@@ -66,7 +71,7 @@ def command(job: dict[str, Any]) -> None:
 def watched(job: dict[str, Any]) -> Changes | None:
     if not job["under"]:
         return None
-    changes = Changes(job["under"], job["event"])
+    changes = Changes(job["under"], job["event"], Path(job["log"]).with_suffix(".killed"))
     sys.addaudithook(changes)
     return changes
 

@@ -51,23 +51,27 @@ def run_sweep(path: str, overrides: Sequence[str], slots: int) -> int:
         before = read_result(sweep.dir, lambda why: warn(f"WARNING: {why}; it is made anew"))
         if study.finished and before is not None and len(before["trials"]) >= sweep.trials:
             console.print(f"{sweep.dir} is finished; raise trials to go on, or choose another run.dir", markup=False)
-            _print_result(console, before)
-            return 0
+            return _print_result(console, before)
         Worker(sweep, study, slots, console).work()
         if not study.finished:  # the other trials belong to machines that share no disk with this one
             return 0
-        _print_result(console, record_result(study))
+        code = _print_result(console, record_result(study))
         console.print(f"report: {write_sweep_page(sweep.dir)}", markup=False, soft_wrap=True)
-        return 0
+        return code
     except StorageError as error:
         raise UserError(f"storage: {cause(error)}; run the same command to go on once it answers again") from error
 
 
-def _print_result(console: Console, result: Mapping[str, Any]) -> None:
+def _print_result(console: Console, result: Mapping[str, Any]) -> int:
+    """Print the trials and the best command. Returns the exit code: 1 if no trial has succeeded."""
     console.print(trials_table(result))
     console.print(selection_sentence(result["selection"]), markup=False, soft_wrap=True)
     if result["best"] is not None:
         console.print(f"best: {result['best']['command']}", markup=False, soft_wrap=True)
+        return 0
+    failed = next((trial["why"] for trial in result["trials"] if trial.get("why")), "see the logs of the trials")
+    console.print(f"error: no trial of {len(result['trials'])} has succeeded: {failed}", markup=False, soft_wrap=True)
+    return 1
 
 
 class Worker:

@@ -184,7 +184,8 @@ def test_a_failed_trial_is_said_and_is_no_end(run: Run) -> None:
 
 def test_a_trial_that_the_system_kills_is_given_up_after_a_while(run: Run) -> None:
     sweep()
-    assert run(at(3, signal.SIGKILL, "trial"), more=("trials=1",)) == [0]
+    assert run(at(3, signal.SIGKILL, "trial"), more=("trials=1",)) == [1]
+    assert "error: no trial of 1 has succeeded: " in said()
     (killed,) = result()["trials"]
     assert killed["attempts"] == 3 and "was killed by SIGKILL 3 times" in killed["why"]
     assert result()["best"] is None and "No trial has succeeded" in Path("sweep/report.html").read_text()
