@@ -28,6 +28,11 @@ KINDS = {
 }
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with ~ as the home folder. ~ of an unknown user stays as it is, and is then not found: pathlib would raise RuntimeError."""
+    return Path(os.path.expanduser(path))
+
+
 def write_text(path: Path, text: str, shared: bool = False) -> None:
     """Write a text file and sync it; a half-written file never stands under the final name.
 

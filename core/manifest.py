@@ -109,10 +109,15 @@ def guard(folder: Path, names: Iterable[str], key: str) -> None:
         for name in names:
             check_file(folder, name, digests)
     except DamagedFile as error:
-        again = "export it again by a run in another run.dir"
-        if (folder.parent / "result.json").exists() and (folder.parent / "checkpoints").is_dir():
-            again = f"delete {folder.parent / 'result.json'} and give that run's command again, which exports it anew"
+        again = exported_anew(folder.parent) or "export it again by a run in another run.dir"
         raise UserError(f"{key}: {error}; restore it from a copy, or {again}") from error
+
+
+def exported_anew(run: Path) -> str:
+    """How a finished run exports its network once more; "" if the folder is none that could."""
+    if not (run / "result.json").exists() or not (run / "checkpoints").is_dir():
+        return ""
+    return f"delete {run / 'result.json'} and give that run's command again, which exports it anew"
 
 
 def _check_owner(folder: Path) -> None:

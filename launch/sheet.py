@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..core.errors import UserError
+from ..core.files import expanded
 from ..core.images.cache import cache_folder, entry_name
 from ..core.images.open import Images
 from ..core.images.sets import refuse_inside
@@ -28,7 +29,7 @@ def place_of_sheet(images: Images, out: Path | None) -> Path:
     if out is None:
         name = re.sub(r"[^A-Za-z0-9._-]+", "_", images.domain_names[0]).strip("._")[:40] or "set"
         return cache_folder("sheets") / f"{name}-{entry_name(images.uri, os.getcwd())[:8]}.png"
-    out = Path(os.path.expanduser(out))  # ~ of an unknown user stays, and is not found
+    out = expanded(out)
     if out.suffix.lower() not in ENDINGS:
         raise UserError(f"--out {out}: a contact sheet is a picture; expected a name that ends in {', '.join(ENDINGS)}")
     if not os.path.isdir(out.parent):

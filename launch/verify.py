@@ -11,6 +11,7 @@ from typing import NamedTuple
 import typer
 
 from ..core.errors import UserError
+from ..core.files import expanded
 from ..core.manifest import MANIFEST, OWN, DamagedFile, check_file, read_manifest, read_object, read_record
 from ..core.printable import printable
 from ..core.run.folder import ABOUT, CONFIG, RESULT, check_config
@@ -36,7 +37,7 @@ def verify_folders(places: Sequence[Path]) -> int:
     counts = {"ok": 0, "no digest": 0}
     wrong: list[Path] = []
     for place in places:
-        place = Path(os.path.expanduser(place))
+        place = expanded(place)
         if not place.is_dir():
             what = "is a file" if place.exists() else "does not exist"
             raise UserError(

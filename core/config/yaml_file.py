@@ -11,6 +11,7 @@ import yaml
 
 from ..documents import LARGEST_YAML, BoundedLoader, Excess, Unreadable, read_text
 from ..errors import UserError
+from ..files import expanded
 from .messages import nearest, show, spelt
 
 PACKAGE = Path(__file__).resolve().parents[2]
@@ -39,7 +40,7 @@ def find(path: str | Path, verb: str = "") -> Path:
     verb: the folder of shipped configs in which a bare file name is looked for as well. A shipped config may be called without its
     `.yaml`: `simclr` and `pretrain/simclr` are pretrain/simclr.yaml for the verb pretrain. Raises ConfigError.
     """
-    path = Path(os.path.expanduser(path))
+    path = expanded(path)
     places = [path, CONFIGS / path, CONFIGS / verb / path]
     if path.parts[:1] == ("configs",):
         places.append(PACKAGE / path)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..files import expanded
 from .open import Images, holdout, open_images
 from .sources.files import FileStore
 from .store import Stamp
@@ -85,7 +86,7 @@ def describe_sets(sets: Mapping[str, Images], held_out: bool = False) -> dict[st
 
 def refuse_inside(images: Images, path: Path, option: str) -> None:
     """Raises UserError if an output would lie in a folder that is read, or replace a file of the set."""
-    place = Path(os.path.realpath(os.path.expanduser(path)))
+    place = Path(os.path.realpath(expanded(path)))
     for folder in images.folders:
         if place.is_relative_to(os.path.realpath(folder)):
             raise UserError(

@@ -7,7 +7,6 @@ provenance) and seen.safetensors (which images earlier stages saw), so that any 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from ..config.schema import Section
 from ..errors import UserError
-from ..files import write_tensors, write_text
+from ..files import expanded, write_tensors, write_text
 from ..formats import FORMAT
 from ..manifest import guard, write_manifest
 from .description import DESCRIPTION, SEEN, WEIGHTS, read_description
@@ -270,7 +269,7 @@ def _load_weights(backbone: Backbone, weights: str, described: Mapping[str, Any]
         config = getattr(model, "pretrained_cfg", None) or {}
         load_file_strictly(
             model,
-            Path(os.path.expanduser(weights)),
+            expanded(weights),
             "backbone.weights",
             config.get("classifier"),
             import_options(backbone.spec),

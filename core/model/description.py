@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..files import expanded
 from ..formats import check_format
-from ..manifest import MANIFEST, guard
+from ..manifest import MANIFEST, exported_anew, guard
 from .weights import conversion_command
 
 WEIGHTS, DESCRIPTION, SEEN = "backbone.safetensors", "backbone.json", "seen.safetensors"
@@ -18,7 +17,7 @@ DESCRIBED = ("name", "args", "size", "stem", "pooling", "feature_dim", "mean", "
 
 def read_description(weights: str) -> dict[str, Any]:
     """backbone.json of an exported run, with `path`: the folder that it was found in. Raises UserError."""
-    root = Path(os.path.expanduser(weights))
+    root = expanded(weights)
     for folder in (root / "backbone", root / "classifier", root):
         # The manifest of `root` itself may be that of a run, which has no description there.
         if (folder / DESCRIPTION).is_file() or (folder != root and (folder / MANIFEST).exists()):
@@ -37,11 +36,8 @@ def read_description(weights: str) -> dict[str, Any]:
             f"backbone.weights: {weights} is no run's folder; expected none, timm, a .safetensors file or the folder of a run; if others "
             f"published this file, {conversion_command(root)}"
         )
-    if (root / "result.json").exists() and (root / "checkpoints").is_dir():
-        raise UserError(
-            f"backbone.weights: {weights} has lost its backbone/; restore it from a copy, or delete {root / 'result.json'} and give that "
-            "run's command again, which exports it anew"
-        )
+    if again := exported_anew(root):
+        raise UserError(f"backbone.weights: {weights} has lost its backbone/; restore it from a copy, or {again}")
     what = "holds no finished backbone/ (is the run finished?)" if root.is_dir() else "does not exist"
     raise UserError(
         f"backbone.weights: {weights} {what}; expected none, timm, a .safetensors file or the folder of a run"

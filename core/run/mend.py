@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..files import expanded
 from ..images.decode import is_picture
 from ..manifest import MANIFEST
 from ..ownfiles import OLD_SHEET
@@ -45,7 +46,7 @@ def put_aside(run: Path, complaints: list[str]) -> None:
 def not_for_a_run(run: Path, config: Mapping[str, Any]) -> str:
     """Why no run should begin in a folder, told before anything is written there; "" if one may: it is data, or holds pictures."""
     for name, uri in folders_read(config.get("data")):
-        if os.path.realpath(run) == os.path.realpath(os.path.expanduser(uri)):
+        if os.path.realpath(run) == os.path.realpath(expanded(uri)):
             return f"{run} is itself read as {name}; choose a folder of its own, for example {run / 'runs' / 'first'}"
     try:
         names = os.listdir(run)

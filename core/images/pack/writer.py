@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
-from ...files import sync
+from ...files import expanded, sync
 from ...printable import printable
 from ..cache import replacing
 from ..images import Images
@@ -70,7 +70,7 @@ def pack(
     Raises UserError if `folder` or its unfinished packing has another set or other options, if it is damaged or cannot be written,
     or if images are damaged and skip_damaged is off. Raises OSError on a full disk.
     """
-    task = Task(images, splits, packing, Path(os.path.expanduser(folder)).absolute())
+    task = Task(images, splits, packing, expanded(folder).absolute())
     plan = plan_of(task)
     with writable(task.part):
         if task.folder.exists():
