@@ -20,6 +20,7 @@ from page import machine
 from timing import Interval
 
 from rootstock.core.environment import usable_cores
+from rootstock.launch.waiting import SPINS
 
 SETTINGS: dict[str, dict[str, str]] = {
     "default": {},
@@ -113,7 +114,8 @@ def main() -> int:
         "# How OpenMP threads wait",
         "",
         f"Command: `python benchmarks/threads.py --rounds {asked.rounds}`. Training steps of {BATCH} images (forward, backward, SGD) on "
-        f"{usable_cores()} threads, except in the last row; medians over rounds, and quartiles of the ratio in brackets.",
+        f"{usable_cores()} threads, except in the last row; medians over rounds, and quartiles of the ratio in brackets. The command "
+        f"line sets GOMP_SPINCOUNT={SPINS} unless the environment has it or OMP_WAIT_POLICY (`launch/waiting.py`).",
         "",
         machine(),
     ]

@@ -46,10 +46,13 @@ def _hashed_name(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little", signed=True)
 
 
-@torch.compiler.assume_constant_result
 def stream_key(seed: int, name: str) -> int:
     """The 64-bit key of a named stream: the first eight bytes of sha256("seed/name"). torch.compile treats it as a constant."""
     return _hashed_name(seed, name)
+
+
+# All that torch.compiler.assume_constant_result does, without its import of the whole compiler, which takes more than a second.
+stream_key._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def splitmix64(x: Tensor) -> Tensor:

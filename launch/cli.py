@@ -27,10 +27,12 @@ from .cluster.launcher import follow_launcher
 from .cluster.launcher import launch_verb as launch_processes
 from .cluster.placement import read_placement
 from .exits import answer, leave
+from .waiting import spin_briefly
 
 
 def main() -> None:
     """The entry point `rootstock`."""
+    spin_briefly()
     follow_launcher()
     try:
         app(prog_name="rootstock")

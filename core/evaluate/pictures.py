@@ -8,8 +8,6 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 from torch import Tensor
 
 from ..files import write_text
@@ -72,6 +70,9 @@ def save_map(run: Path, features: Mapping[str, Tensor], sets: Mapping[str, Image
         return
     x = x.numpy()
     seed %= 2**32  # scikit-learn takes no larger ones
+    from sklearn.decomposition import PCA  # imported here: it takes a second, and most runs draw no map
+    from sklearn.manifold import TSNE
+
     x = PCA(min(32, *x.shape), random_state=seed).fit_transform(x)
     points = TSNE(perplexity=min(30.0, (len(x) - 1) / 3), init="pca", max_iter=500, random_state=seed).fit_transform(x)
     classes = next((s.classes for s in sets.values() if s.classes), None)

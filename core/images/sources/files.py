@@ -5,9 +5,10 @@ their memory, page by page, into every forked worker.
 """
 
 import dataclasses
+import itertools
 import os
 import stat
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -50,6 +51,10 @@ class Names:
     def __getitem__(self, i: int) -> str:
         return os.fsdecode(self.block[self.ends[i] : self.ends[i + 1]])
 
+    def __iter__(self) -> Iterator[str]:
+        ends = self.ends.tolist()  # numpy's numbers cut slowly
+        return (os.fsdecode(self.block[begin:end]) for begin, end in itertools.pairwise(ends))
+
 
 class FileStore:
     """Image files under `root`, by relative names with '/'. stamps: int64 [N, 3], the `file_stamp` of each file.
@@ -62,6 +67,7 @@ class FileStore:
     def __init__(self, root: str, names: Sequence[str], stamps: np.ndarray, bits: int | None = None) -> None:
         self.root, self.names, self.stamps, self.bits, self.unstamped = root, Names(names), stamps, bits, 0
         self._keys: Tensor | None = None
+        self._identity: str | None = None
         self._unreadable: dict[int, str] = {}
 
     def __len__(self) -> int:
@@ -132,8 +138,9 @@ class FileStore:
 
     def identity(self) -> str:
         """The name of the cached hashes, which depend on every path, size and time of change."""
-        listed = [self.names[i] for i in range(len(self))]
-        return entry_name(self.kind, os.path.abspath(self.root), listed, self.stamps.tolist())
+        if self._identity is None:
+            self._identity = entry_name(self.kind, os.path.abspath(self.root), list(self.names), self.stamps.tolist())
+        return self._identity
 
     def newest(self) -> int:
         """The latest time of change of a file, in ns."""
