@@ -1,11 +1,14 @@
 """For every test: a cache of its own, no network, and the load of the machine beside pytest's closing line."""
 
+import json
 import os
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -48,6 +51,79 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Hashes and unpacked archives are cached for this session only, here and in the commands that tests start."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+class Ended(NamedTuple):
+    """A process that has ended: its exit code, and its output with its errors."""
+
+    code: int
+    said: str
+
+
+class Forks:
+    """Starts programs at once in processes that need no time to import, and waits for them: tests/forks.py."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.server: Any = None
+
+    def __call__(
+        self,
+        file: str | Path,
+        argv: Sequence[Sequence[str | Path]],
+        env: Sequence[dict[str, str]] = (),
+        cwd: Sequence[Path] = (),
+    ) -> list[Ended]:
+        """Run a file once for each of `argv`, with `env` added to this environment, in `cwd`."""
+        if self.server is None:
+            program = [sys.executable, str(Path(__file__).with_name("forks.py"))]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            self.server = subprocess.Popen(program, env=environment, **pipes)
+        count = range(len(argv))
+        said = [self.folder / str(number) for number in count]
+        job = {
+            "file": str(file),
+            "argv": [[str(word) for word in words] for words in argv],
+            "env": [{**os.environ, "OMP_NUM_THREADS": "1", **(env[number] if env else {})} for number in count],
+            "cwd": [str(cwd[number] if cwd else Path.cwd()) for number in count],
+            "said": [str(path) for path in said],
+        }
+        self.server.stdin.write(json.dumps(job) + "\n")
+        self.server.stdin.flush()
+        codes = json.loads(self.server.stdout.readline())
+        return [Ended(code, path.read_text()) for code, path in zip(codes, said, strict=True)]
+
+    def group(self, file: str | Path, *argv: str | Path, count: int = 2) -> None:
+        """Run a file as torchrun would, in `count` processes. Fails the test unless all succeed."""
+        for ended in self(file, [argv] * count, self.ranks(count)):
+            assert ended.code == 0, ended.said[-6000:]
+
+    @staticmethod
+    def ranks(count: int) -> list[dict[str, str]]:
+        """The variables of each process of a group."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        own = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count),
+        }
+        return [{**own, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+    def end(self) -> None:
+        if self.server is not None:
+            self.server.communicate()
+            assert self.server.returncode == 0
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> Iterator[Forks]:
+    server = Forks(tmp_path_factory.mktemp("forks"))
+    yield server
+    server.end()
 
 
 @pytest.fixture(scope="session")

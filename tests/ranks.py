@@ -1,27 +1,22 @@
-"""Pairs of plain processes, as srun starts them, without their imports' seconds: imports once, then forks two ranks for each line of input.
+"""One of a pair of plain processes, as srun starts them: ranks.py ARGV FAULT WHO, with a rank's variables in the environment.
 
-A line is {"argv": [of rank 0, of rank 1], "cwd": [of each], "log": folder, "fault": what rank `who` does when it is about to begin the step
-after AT completed ones}. The answer is the list of their exit codes.
+ARGV: the command line of rootstock, as JSON. FAULT: what rank WHO does when it is about to begin the step after AT completed ones.
 """
 
 import json
 import os
 import signal
-import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-import rootstock.launch.verbs  # noqa: F401 - imported before forking
 from rootstock.core import agree, distributed, phase
 from rootstock.core.errors import UserError
 from rootstock.core.train import loop
-from rootstock.launch import processes
-from rootstock.launch.cli import main
+from rootstock.launch import cli, processes
 
 AT = 12
 
@@ -46,15 +41,11 @@ FAULTS: Mapping[str, Callable[[], Any]] = {
 }
 
 
-def command(job: Mapping[str, Any], rank: int) -> None:
-    log = os.open(f"{job['log']}/{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.chdir(job["cwd"][rank])
-    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": str(job["port"])}
-    os.environ.update(own, WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
-    sys.argv = ["rootstock", *job["argv"][rank]]
-    straight, fault = loop.Loop.step, job["fault"] if rank == job["who"] else ""
+def main(argv: str, fault: str, who: str) -> None:
+    sys.argv = ["rootstock", *json.loads(argv)]
+    straight = loop.Loop.step
+    if os.environ["RANK"] != who:
+        fault = ""
     if fault == "code":
         processes.code_version = lambda: {**agree.code_version(), "core/train/loop.py": "another"}
 
@@ -69,37 +60,8 @@ def command(job: Mapping[str, Any], rank: int) -> None:
         return straight(self, wrapped, micro, prepare, step, asked)
 
     loop.Loop.step = stepping
-    main()
-
-
-def answer(job: Mapping[str, Any], rank: int) -> int:
-    """In the child: the exit code that Python itself would end with."""
-    try:
-        command(job, rank)
-    except SystemExit as end:
-        return int(end.code or 0)
-    except BaseException:
-        traceback.print_exc()
-        return 1
-    return 0
-
-
-def pair(job: Mapping[str, Any]) -> list[int]:
-    children = []
-    for rank in range(2):
-        child = os.fork()
-        if child == 0:
-            code = answer(job, rank)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-        children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    cli.main()
 
 
 if __name__ == "__main__":
-    for line in sys.stdin:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        print(json.dumps(pair({**json.loads(line), "port": port})), flush=True)
+    main(*sys.argv[1:])

@@ -4,7 +4,6 @@ Against a plain loop that reads and crops one picture after the other. Run as a 
 """
 
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from rootstock.core.stream.batches import Share, stream
 from rootstock.core.stream.order import Order
 from rootstock.core.views.augmentation import Augmentation
 from rootstock.core.views.multiview import multiview
+from rootstock.tests.conftest import Forks
 
 STEPS, BATCH, N, SEED = 50, 16, 40, 3
 WORLDS, WORKERS, MICRO = (1, 2, 4), (0, 1, 3), (1, 4)
@@ -138,10 +138,9 @@ def sets(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("which", ["quick", pytest.param("all", marks=pytest.mark.slow)])
-def test_processes_workers_and_micro_batches_change_nothing(which: str, sets: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, __file__, str(sets), which], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_processes_workers_and_micro_batches_change_nothing(which: str, sets: Path, forks: Forks) -> None:
+    (ended,) = forks(__file__, [[sets, which]])
+    assert ended.code == 0, ended.said
 
 
 if __name__ == "__main__":

@@ -1,10 +1,7 @@
 """Two processes, micro-batches and chunks all train as one process with the whole batch does."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from rootstock.core.model.classifier import Classifier
 from rootstock.core.model.description import WEIGHTS
 from rootstock.launch.verbs import execute
 from rootstock.ssl.registry import PRETRAIN_METHODS as PRETRAINING
+from rootstock.tests.conftest import Forks
 from rootstock.tests.ssl import cases
 
 STEPS, BATCH = 20, 32
@@ -139,29 +137,21 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Losses:
     return Alone(tmp_path_factory.mktemp("alone"))
 
 
-def train_in_two(folder: Path, runs: dict[str, tuple[str, list[str]]]) -> None:
+def train_in_two(forks: Forks, folder: Path, runs: dict[str, tuple[str, list[str]]]) -> None:
     """Train `runs`, {name of the run: (method, overrides)}, one after another in the same two processes."""
     script = folder / "commands.py"
     script.write_text(COMMANDS)
     jobs = [[verb(name), config(folder, name), f"run.dir={folder / run}", *more] for run, (name, more) in runs.items()]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*torchrun, str(script), json.dumps(jobs)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    forks.group(script, json.dumps(jobs))
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pair(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
     """A folder with the usual runs of two processes, by name."""
     folder = tmp_path_factory.mktemp("pair")
     train(folder, "mae", folder / "mae resumed", f"run.checkpoint.every={HALFWAY}")
     stopped_halfway(folder / "mae resumed")
-    train_in_two(folder, {name: (name, []) for name in USUAL} | SLICED)
+    train_in_two(forks, folder, {name: (name, []) for name in USUAL} | SLICED)
     return folder
 
 
@@ -184,8 +174,8 @@ def test_two_processes_train_as_one(alone: Losses, pair: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_every_other_method_as_one(alone: Losses, tmp_path: Path) -> None:
-    train_in_two(tmp_path, {name: (name, []) for name in FURTHER})
+def test_two_processes_train_every_other_method_as_one(alone: Losses, tmp_path: Path, forks: Forks) -> None:
+    train_in_two(forks, tmp_path, {name: (name, []) for name in FURTHER})
     check_pair(tmp_path, FURTHER, alone)
 
 

@@ -1,8 +1,5 @@
 """Runs in folders of their own, and two gloo processes for tests of what processes do together."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,26 +11,19 @@ from torch import Tensor
 from rootstock.core.config.resolve import validate
 from rootstock.core.run.directory import Run
 from rootstock.core.run.options import options
+from rootstock.tests.conftest import Forks
 
 TwoProcesses = Callable[[str], list[dict[str, Tensor]]]
 
 
 @pytest.fixture(scope="session")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> TwoProcesses:
+def two_processes(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> TwoProcesses:
     """Runs a file as `python FILE RANK FOLDER` twice at once; returns the tensors that each left in FOLDER/RANK.safetensors."""
 
     def run(file: str) -> list[dict[str, Tensor]]:
         folder = tmp_path_factory.mktemp(Path(file).stem)
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        processes = [
-            subprocess.Popen(
-                [sys.executable, file, str(rank), str(folder)], env=environment, stderr=subprocess.PIPE, text=True
-            )
-            for rank in range(2)
-        ]
-        for process in processes:
-            _, errors = process.communicate()
-            assert process.returncode == 0, errors
+        for ended in forks(file, [[str(rank), folder] for rank in range(2)]):
+            assert ended.code == 0, ended.said
         return [load_file(folder / f"{rank}.safetensors") for rank in range(2)]
 
     return run

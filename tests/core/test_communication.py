@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rootstock.core.train import loop
 from rootstock.launch.verbs import execute
 from rootstock.ssl import pretrain as recipe
+from rootstock.tests.conftest import Forks
 from rootstock.tests.ssl import cases
 
 WORLD, BATCH = 2, 16
@@ -72,15 +72,10 @@ SETTINGS: dict[str, tuple[str, list[str]]] = {
 
 
 @pytest.fixture(scope="module")
-def sent(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Sent]:
+def sent(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> dict[str, Sent]:
     """What the first of two processes sent, by setting."""
     folder = tmp_path_factory.mktemp("sent")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={WORLD}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*torchrun, __file__, str(folder)], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    forks.group(__file__, folder)
     return {name: Sent(**found) for name, found in json.loads((folder / "0.json").read_text()).items()}
 
 

@@ -1,12 +1,10 @@
 """Pairs of processes that were given different things, or of which one is stopped, killed or asleep: named, and all end."""
 
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +13,11 @@ import yaml
 
 from rootstock.core.run import state
 from rootstock.launch import processes
+from rootstock.tests.conftest import Forks
 from rootstock.tests.launch.cluster.test_launcher import CONFIG
 
 LOST = 132
+RANKS = Path(__file__).parents[1] / "ranks.py"
 
 
 class Pair(NamedTuple):
@@ -29,32 +29,17 @@ class Pair(NamedTuple):
         return sorted(int(path.name.removeprefix("step-")) for path in self.run.glob("checkpoints/step-*"))
 
 
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Any]:
-    """The driver: tests/ranks.py."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    driver = Path(__file__).parents[1] / "ranks.py"
-    process = subprocess.Popen(
-        [sys.executable, driver], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    )
-    yield process
-    process.communicate()
-    assert process.returncode == 0
-
-
 @pytest.fixture
-def pair(ranks: Any, tmp_path: Path) -> Callable[..., Pair]:
-    def run(*of_rank_1: str, fault: str = "", who: int = 1, data: str = "", cwd: Iterable[Path] = ()) -> Pair:
+def pair(forks: Forks, tmp_path: Path) -> Callable[..., Pair]:
+    def run(*of_rank_1: str, fault: str = "", who: int = 1, data: str = "", cwd: Sequence[Path] = ()) -> Pair:
         config = {**CONFIG, "evaluate": {"watch": None}}
         (tmp_path / "pair.yaml").write_text(yaml.safe_dump(config))
         folder = tmp_path / "run"
         argv = ["pretrain", str(tmp_path / "pair.yaml"), f"run.dir={folder}", "optim.duration=20"]
         argv += ["run.checkpoint.every=5", "run.timeout=3", *([f"data.train={data}"] if data else [])]
-        job = {"argv": [argv, [*argv, *of_rank_1]], "cwd": [str(path) for path in cwd] or [str(tmp_path)] * 2}
-        ranks.stdin.write(json.dumps({**job, "log": str(tmp_path), "fault": fault, "who": who}) + "\n")
-        ranks.stdin.flush()
-        codes = json.loads(ranks.stdout.readline())
-        return Pair(codes, [(tmp_path / str(rank)).read_text() for rank in range(2)], folder)
+        jobs = [[json.dumps(words), fault, str(who)] for words in (argv, [*argv, *of_rank_1])]
+        ended = forks(RANKS, jobs, forks.ranks(2), cwd or [tmp_path] * 2)
+        return Pair([one.code for one in ended], [one.said for one in ended], folder)
 
     return run
 

@@ -5,9 +5,6 @@ The bounds: 1e-10 of the gradient in float64, 1e-4 in float32; run with -rP to s
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +16,7 @@ from rootstock.core.errors import UserError
 from rootstock.core.model import norm
 from rootstock.launch.doctor.trial_steps import distance
 from rootstock.ssl.registry import PRETRAIN_METHODS
+from rootstock.tests.conftest import Forks
 from rootstock.tests.ssl.cases import CASES, method
 from rootstock.tests.ssl.exact_steps import GROUP, Trial, run, trials
 
@@ -49,19 +47,11 @@ def alone() -> Results:
         pytest.param((4, "float64"), id="4", marks=pytest.mark.slow),
     ],
 )
-def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Results:
+def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Results:
     """The same on several processes."""
     out = tmp_path_factory.mktemp("exact") / "out.safetensors"
     count, *dtypes = request.param
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
-    done = subprocess.run(
-        [*torchrun, str(Path(__file__).with_name("exact_steps.py")), str(out), *dtypes],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    forks.group(Path(__file__).with_name("exact_steps.py"), out, *dtypes, count=count)
     results: Results = {}
     for key, value in load_file(out).items():
         trial, _, name = key.partition("|")

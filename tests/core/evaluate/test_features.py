@@ -1,8 +1,6 @@
 """Run as a script, this file is one of the processes of test_exact_over_processes."""
 
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 
 from rootstock.core.errors import UserError
 from rootstock.core.evaluate.features import evaluating, extract
+from rootstock.tests.conftest import Forks
 
 SIZES = range(1, 34)
 # The processes of one set serve a world of 3 and then, without the last, one of 2.
@@ -194,27 +193,10 @@ def test_a_number_too_large_for_the_dtype_alone_is_the_callers_matter() -> None:
     assert found[3].tolist() == [3.0, math.inf] and bool(found[4:].isfinite().all())
 
 
-def test_exact_over_processes(tmp_path: Path) -> None:
+def test_exact_over_processes(tmp_path: Path, forks: Forks) -> None:
     """1..33 samples over 1, 2 and 3 gloo processes: the same bits, nothing missing, nothing twice, in order."""
-    children = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(tmp_path)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(PROCESSES)
-    ]
-    try:
-        for child in children:
-            output, _ = child.communicate(timeout=120)
-            assert child.returncode == 0, output
-            assert output.splitlines()[-1].endswith("exact"), output
-    finally:
-        for child in children:
-            child.kill()
-            child.wait()
+    for code, said in forks(__file__, [[str(rank), tmp_path] for rank in range(PROCESSES)]):
+        assert code == 0 and said.splitlines()[-1].endswith("exact"), said
 
 
 def one_process(rank: int, folder: Path) -> None:
