@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import rootstock.launch.verbs  # noqa: F401 - imported before forking
+import rootstock.tests.warm  # noqa: F401 - imported before forking
 from rootstock.core import files
 from rootstock.core.train import loop
 from rootstock.launch.cli import main

@@ -12,9 +12,7 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-import rootstock.launch.verbs
-import rootstock.ssl.registry
-import rootstock.tests.ssl.cases  # noqa: F401 - all three are imported before forking
+import rootstock.tests.warm  # noqa: F401 - imported before forking
 
 
 def become(job: Mapping[str, Any], number: int) -> None:

@@ -20,7 +20,7 @@ from rootstock.ssl.registry import PRETRAIN_METHODS as PRETRAINING
 from rootstock.tests.conftest import Forks
 from rootstock.tests.ssl import cases
 
-STEPS, BATCH = 20, 32
+STEPS, BATCH = 8, 32
 DATA = "sklearn:digits?size=16"
 # The mean of patches: a new ViT's class token is nearly the same for all images, and BatchNorm in SimCLR's head would make much
 # of its rounding.
@@ -53,7 +53,7 @@ METHODS |= {
     for name, method in ADAPT_METHODS.items()
     if name not in METHODS and not method.keeps_head
 }
-FEW = 10  # steps of the other methods
+FEW = 6  # steps of the other methods
 EPSILON = 2e-7  # the rounding of terms of size 1: a loss that is their difference, as SimSiam's, may be near 0
 # Runs of two processes that share parameters and optimizer state (core/train/fsdp.py): the method whose losses they must have, and
 # their overrides. The last goes on from a checkpoint of one process.

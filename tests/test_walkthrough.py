@@ -1,5 +1,6 @@
 """README's "Adding a method", done in a copy of the checkout: on one and on two processes the methods get the same weights."""
 
+import json
 import os
 import re
 import shlex
@@ -49,8 +50,22 @@ def follow(copy: Path) -> list[Path]:
     return written
 
 
-def run(copy: Path, *arguments: str) -> None:
-    execute(copy, "-m", *arguments)
+# Several at once, in one interpreter of the copy.
+ITS_TESTS = """
+import sys, pytest
+code = pytest.main(sys.argv[1:])
+from rootstock.tests.ssl.cases import method
+print(method("uniform", "conv"))
+sys.exit(code)
+"""
+COMMANDS = """
+import json, sys
+from rootstock.launch.cli import app
+
+for sys.argv in json.loads(sys.argv[1]):
+    if code := app(standalone_mode=False):
+        sys.exit(code)
+"""
 
 
 def execute(copy: Path, *arguments: str) -> None:
@@ -84,9 +99,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_its_tests_pass(copy: Path) -> None:
-    run(copy, "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", "rootstock/tests")
-    script = "from rootstock.tests.ssl.cases import method; print(method('uniform', 'conv'))"
-    execute(copy, "-c", script)
+    execute(copy, "-c", ITS_TESTS, "-q", "-p", "no:cacheprovider", "--import-mode=importlib", "rootstock/tests")
 
 
 @pytest.mark.parametrize(
@@ -103,15 +116,19 @@ def test_the_methods_train_alike_on_one_and_two_processes(copy: Path, verb: str,
     ]
     assert [line[:2] for line in start] == [["rootstock", verb], ["rootstock", "launch"]]
 
-    def weights(processes: int = 1, steps: int = 2) -> Tensor:
-        folder = copy.parent / f"{verb}-{processes}-{steps}"
-        run(copy, *start[processes - 1], *FAST, f"optim.duration={steps}", f"run.dir={folder}")
-        tensors = load_file(folder / "backbone" / "backbone.safetensors")
+    def command(name: str, processes: int, steps: int) -> list[str]:
+        return [*start[processes - 1], *FAST, f"optim.duration={steps}", f"run.dir={copy.parent / name}"]
+
+    def weights(name: str) -> Tensor:
+        tensors = load_file(copy.parent / name / "backbone" / "backbone.safetensors")
         return torch.cat(
             [t.flatten().double() for name, t in sorted(tensors.items()) if name.endswith(("weight", "bias"))]
         )
 
-    initial, one, two = weights(steps=0), weights(), weights(processes=2)
+    alone = [command(f"{verb}-0", 1, 0), command(f"{verb}-1", 1, 2)]
+    execute(copy, "-c", COMMANDS, json.dumps(alone))
+    execute(copy, "-m", *command(f"{verb}-2", 2, 2))
+    initial, one, two = (weights(f"{verb}-{name}") for name in range(3))
     assert (one - initial).norm() > 0
     # Rounding flips a few ReLUs; a mean over the wrong number of images would be off by its half.
     assert (two - one).norm() < 0.02 * (one - initial).norm()
