@@ -111,13 +111,21 @@ def _reason(error: Exception) -> str:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors as safetensors, contiguous, and sync the file; tensors that share memory are each written in full.
 
-    Raises UserError if something other than a regular file has this name.
+    Who may read other new files may read this one. Raises UserError if something other than a regular file has this name.
     """
     from safetensors.torch import save_file  # here, because what reads and writes texts alone needs no torch
 
     path = writable_place(path)
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path, metadata)
+    path.chmod(0o666 & ~_umask())  # safetensors lets only the owner read it
     sync(path)
+
+
+def _umask() -> int:
+    """What new files of this process do not allow. It can be read only by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def sha256(path: Path) -> str:

@@ -120,6 +120,22 @@ def exported_anew(run: Path) -> str:
     return f"delete {run / 'result.json'} and give that run's command again, which exports it anew"
 
 
+def lost_exports(run: Path) -> list[str]:
+    """The folders that a finished run exported and that are gone since, wholly or in part. A damaged manifest is another's matter."""
+    try:
+        exports = [
+            name.removesuffix(f"/{MANIFEST}") for name in read_manifest(run) or {} if name.endswith(f"/{MANIFEST}")
+        ]
+        return [f"{name}/" for name in exports if not _is_whole(run / name)]
+    except DamagedFile:
+        return []
+
+
+def _is_whole(folder: Path) -> bool:
+    listed = read_manifest(folder)
+    return listed is not None and all((folder / name).exists() for name in listed)
+
+
 def _check_owner(folder: Path) -> None:
     """An export inside a finished run is the one that the run wrote. Raises DamagedFile."""
     name = f"{folder.name}/{MANIFEST}"

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..adapt.adapt import adapt, build_adaptation
 from ..core.config import resolve as config
+from ..core.manifest import exported_anew, lost_exports
 from ..core.run.directory import Run
 from ..core.run.options import options
 from ..finetune.finetune import build_finetuning, finetune
@@ -47,6 +48,8 @@ def execute(verb: str, path: str, overrides: Sequence[str] = (), quiet: bool = F
     with opened(Run(verb, resolved, quiet, partial(fill_defaults, verb))) as run:
         if (result := run.finished) is not None:
             run.log(f"{run.dir} is finished; see {run.dir / 'result.json'}, or choose another run.dir")
+            if gone := lost_exports(run.dir):
+                run.log(f"WARNING: this run has lost {' and '.join(gone)}; {exported_anew(run.dir)}")
             return result
         result = VERBS[verb](run, **{key: value for key, value in resolved.items() if key != "run"})
         scores = [f"{key} {value:.4f}" for key, value in result["metrics"].items() if key.endswith("accuracy")]

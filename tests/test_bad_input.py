@@ -215,6 +215,20 @@ def test_a_finished_run_is_left_alone(rootstock: Rootstock, straight: Path) -> N
     assert {k: v for k, v in contents(straight).items() if "config.yaml" not in k}.items() <= before.items()
 
 
+def test_a_finished_run_that_has_lost_its_export_says_how_to_export_again(rootstock: Rootstock, straight: Path) -> None:
+    run = Path("runs/robbed")
+    shutil.copytree(straight, run)
+    before = (run / "backbone" / "backbone.safetensors").read_bytes()
+    shutil.rmtree(run / "backbone")
+    done = rootstock(*PRETRAIN, f"run.dir={run}")
+    assert done.returncode == 0 and f"lost backbone/; delete {run}/result.json and give" in " ".join(
+        done.stderr.split()
+    )
+    (run / "result.json").unlink()
+    assert rootstock(*PRETRAIN, f"run.dir={run}").returncode == 0
+    assert (run / "backbone" / "backbone.safetensors").read_bytes() == before
+
+
 def test_a_run_that_another_process_has(rootstock: Rootstock, straight: Path) -> None:
     before = contents(straight)
     with open(straight / ".lock", "a") as held:

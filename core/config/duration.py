@@ -9,7 +9,7 @@ from pydantic_core import CoreSchema, core_schema
 from ..errors import UserError
 from .messages import show
 
-MINUTES_PATTERN = r"^(\d+(?:\.\d+)?|\.\d+)min$"
+MINUTES_PATTERN = r"^(0*[1-9]\d*(?:\.\d+)?|0*\.0*[1-9]\d*)min$"  # more than zero
 _PATTERN = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ep|%)|\d+")
 TEXT_PATTERN = f"^({_PATTERN.pattern})$"
 

@@ -64,3 +64,15 @@ def test_an_output_that_cannot_be_written_is_refused_at_once(tmp_path: Path, nam
     check_output(tmp_path / "x.PNG", "--out", (".png",))
     check_output(tmp_path / "new" / "deep" / "x.html", "--out", make=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop.png"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o007, 0o077])
+def test_who_may_read_other_new_files_may_read_tensors(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        write_text(tmp_path / "text", "a")
+        write_tensors(tmp_path / "tensors", {"a": torch.zeros(2)})
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+    assert (tmp_path / "tensors").stat().st_mode == (tmp_path / "text").stat().st_mode

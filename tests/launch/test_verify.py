@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rootstock.core.images import cache
+from rootstock.core.manifest import lost_exports
 from rootstock.core.model.backbone import create
 from rootstock.core.model.classifier import Classifier
 from rootstock.core.run import state
@@ -57,6 +58,27 @@ def test_every_file_of_a_run_is_guarded(finished: Path, rootstock: Rootstock) ->
             )
             path.write_bytes(content)
     assert rootstock("verify", str(finished.parent)).returncode == 0
+
+
+def test_a_lost_list_is_one_fault(finished: Path, rootstock: Rootstock) -> None:
+    (finished / "backbone" / "MANIFEST.json").unlink()
+    done = rootstock("verify", str(finished))
+    assert done.returncode == 1 and done.stdout.count("DIFFERS") == 1 and done.stdout.endswith(", 1 differ\n")
+
+
+@pytest.mark.parametrize(
+    ("lost", "named"),
+    [
+        (["classifier"], ["classifier/"]),
+        (["backbone/backbone.safetensors", "classifier/classes.json"], ["backbone/", "classifier/"]),
+        (["pictures", "checkpoints"], []),
+    ],
+)
+def test_a_finished_run_names_an_export_that_it_has_lost(finished: Path, lost: list[str], named: list[str]) -> None:
+    for name in lost:
+        path = finished / name
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    assert lost_exports(finished) == named
 
 
 def test_an_earlier_version_has_fewer_digests(finished: Path, tmp_path: Path, rootstock: Rootstock) -> None:

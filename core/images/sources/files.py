@@ -217,7 +217,8 @@ def open_folder(
     under: use only this folder inside PATH. labels: folders, or none to ignore class folders. bits: how many bits of 16-bit files are
     used, 8 to 16, for example 12: the greatest value of so many bits becomes the brightest.
     """
-    title, root = f"folder:{path}", Path(path).expanduser() / under
+    title = f"folder:{path}"
+    root = Path(path).expanduser() / checked_under(under, title)
     check_folder(root, path, title)
     listing = listing_of(str(root))
     layout = arrange(
@@ -248,6 +249,15 @@ def advice_for(file: Path) -> str:
     known = {".npz": "npz", ".csv": "csv", ".tsv": "csv", ".tgz": "tar"}
     kind = "tar" if ".tar" in file.name.lower() else known.get(file.suffix.lower(), "list")
     return f"open it as {kind}:{printable(str(file))}"
+
+
+def checked_under(under: str, title: str) -> str:
+    """Raises UserError for an `under` that leaves PATH."""
+    if os.path.isabs(under) or os.pardir in Path(under).parts:
+        raise UserError(
+            f"{title}: under={printable(under)} leaves PATH; expected a folder inside it, such as under=images"
+        )
+    return under
 
 
 def checked_bits(bits: int | None, title: str) -> int | None:

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import pytest
 
+from rootstock.core.config.duration import Minutes
 from rootstock.core.config.resolve import Duration, validate
 from rootstock.core.errors import UserError
 
@@ -11,6 +12,9 @@ from rootstock.core.errors import UserError
 def recipe(
     *, warmup: Duration, duration: Annotated[int | str, Duration] = "50%", every: Duration | None = None
 ) -> None: ...
+
+
+def saving(*, every: Duration | Minutes = Minutes("30min")) -> None: ...
 
 
 @pytest.mark.parametrize(
@@ -53,3 +57,17 @@ def test_durations_stay_as_written(text: int | str) -> None:
     given = {"warmup": text, "duration": text, "every": text}
     assert validate(given, recipe) == given
     assert validate({"warmup": 1}, recipe) == {"warmup": 1, "duration": "50%", "every": None}
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("30min", 1800), ("0.5min", 30), (".05min", 3), ("010.0min", 600)])
+def test_minutes(text: str, seconds: float) -> None:
+    found = Minutes.read(text)
+    assert found is not None and found.seconds == pytest.approx(seconds)
+    assert Minutes.read(validate({"every": text}, saving)["every"]) == text
+
+
+@pytest.mark.parametrize("text", ["0min", "0.0min", "00min", "min", ".min", "1.min", "-1min", "1 min"])
+def test_what_is_no_time(text: str) -> None:
+    assert Minutes.read(text) is None
+    with pytest.raises(UserError, match=r"^every: expected "):
+        validate({"every": text}, saving)

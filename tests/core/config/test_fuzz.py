@@ -24,6 +24,9 @@ from rootstock.launch.verbs import EXTRA, VERBS, resolve
 from rootstock.tests.fuzz import DEPTHS, fuzz
 
 SCHEMA: Any = stored_schema()
+STORED = {
+    verb: stored_recipe(verb, SCHEMA) for verb in VERBS
+}  # made once, since what is known of a recipe is kept for ever
 EVERY = {key.path: key.schema for verb in VERBS for key in every_key(SCHEMA, verb)}
 KEYS = sorted(EVERY)
 NAMES = sorted({part for key in KEYS for part in key.split(".")})
@@ -123,7 +126,7 @@ def resolved_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
 
     def both(verb: str, path: str, given: list[str]) -> None:
         try:
-            early: Any = load(path, stored_recipe(verb, SCHEMA), given)
+            early: Any = load(path, STORED[verb], given)
         except UserError as error:
             early = error
         found = load(path, VERBS[verb], given, EXTRA)

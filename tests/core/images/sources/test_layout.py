@@ -92,6 +92,14 @@ def test_who_expects_folders_in_a_class_to_be_classes_is_told(tmp_path: Path, dr
     assert told(open_images(f"folder:{folder}?under=scratch")) == ["left", "right"]
 
 
+@pytest.mark.parametrize("under", ["../other", "/", "a/../../other", ".."])
+def test_under_stays_inside(tmp_path: Path, draw: Draw, under: str) -> None:
+    draw(tmp_path / "other", ["a/1.png"])
+    folder = draw(tmp_path / "set", ["a/1.png"])
+    with pytest.raises(UserError, match=f"under={under} leaves PATH; expected a folder inside it"):
+        open_images(f"folder:{folder}?under={under}")
+
+
 def test_class_folders_without_a_picture_are_named(tmp_path: Path, draw: Draw) -> None:
     folder = draw(tmp_path / "flat", ["cat/1.png", "dog/2.png"])
     (folder / "dog" / "2.png").rename(folder / "dog" / "2.heic")
