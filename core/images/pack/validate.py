@@ -15,6 +15,8 @@ ITEM_BYTES = {BYTES: 1, WORDS: 2}
 MAX_SIDE = 1 << 31
 NEEDED = ("offsets", "checksums", "kinds", "shapes", "keys", "names", "names.ends", "stamps", "stamps.ends")
 
+TOLD = ("classes", "domain_names", "splits")
+
 
 class WrongField(ValueError):
     """A field that no packing writes; the message names it and says what is wrong."""
@@ -69,7 +71,9 @@ def check_texts(tensors: Mapping[str, Tensor], about: Any, count: int) -> dict[s
     """The names of classes, domains and splits, if they fit the numbers."""
     if not isinstance(about, dict):
         raise WrongField("its texts are no table")
-    classes, domains, splits = about.get("classes"), about.get("domain_names"), about.get("splits")
+    if missing := [name for name in TOLD if name not in about]:
+        raise WrongField(f"{missing[0]} is missing")
+    classes, domains, splits = (about[name] for name in TOLD)
     if classes is not None:
         check_names("classes", classes)
     domains, splits = check_names("domain_names", domains), check_names("splits", splits)

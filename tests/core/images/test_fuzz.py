@@ -327,6 +327,9 @@ def test_every_field_of_an_index_is_checked(packed: Path) -> None:
         (text("splits", ["train", 5]), "splits is no list"),
         (text("splits", ["train", "test", "val"]), "split.2 is missing"),
         (lambda made, told: made.pop("keys"), "keys is missing"),
+        (lambda made, told: told.pop("classes"), "classes is missing"),
+        (lambda made, told: told.pop("domain_names"), "domain_names is missing"),
+        (lambda made, told: told.pop("splits"), "splits is missing"),
         (lambda made, told: made.update(keys=made["keys"].float()), r"keys is float32 \[3\], not int64"),
     ]
     try:
