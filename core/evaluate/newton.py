@@ -16,6 +16,8 @@ from torch import Tensor
 
 # It has converged when a full step is expected to gain less than this part of the objective; after the step far less is left.
 GAIN = 1e-7
+# Where less than this part can be gained, rounding decides whether a step lowers the objective: it ends without one.
+ROUNDING = 1e-12
 MAX_STEPS = 100
 # Conjugate gradients end when the residual, in the norm of the preconditioner, is below this part of the gradient's; where little seems
 # left to gain, only below the smaller one, because a rough direction promises too little.
@@ -81,7 +83,9 @@ def minimise(rows: Rows, target: Tensor, c: float, starts: Sequence[tuple[Tensor
         slope_w, slope_b = torch.addmm(weight / c, loss.error.T, rows.x), loss.error.sum(0)
         if step == MAX_STEPS or not bool(slope_w.any() or slope_b.any()):
             return Minimum(weight, bias, value, step, step < MAX_STEPS)
-        move_w, move_b, last = _direction(rows, loss, target, c, slope_w, slope_b, GAIN * value)
+        move_w, move_b, gain, last = _direction(rows, loss, target, c, slope_w, slope_b, GAIN * value)
+        if last and gain <= ROUNDING * value:
+            return Minimum(weight, bias, value, step, True)
         promised = -float((slope_w * move_w).sum() + (slope_b * move_b).sum())
         along = torch.addmm(move_b, rows.x, move_w.T)
         length, ahead = 1.0, value
@@ -100,8 +104,11 @@ def minimise(rows: Rows, target: Tensor, c: float, starts: Sequence[tuple[Tensor
 
 def _direction(
     rows: Rows, loss: _Loss, target: Tensor, c: float, slope_w: Tensor, slope_b: Tensor, little: float
-) -> tuple[Tensor, Tensor, bool]:
-    """Newton's direction (weight, bias), and whether it gains no more than `little` of the objective. The diagonal preconditions."""
+) -> tuple[Tensor, Tensor, float, bool]:
+    """Newton's direction (weight, bias), what it is expected to gain, and whether that is surely no more than `little`.
+
+    The diagonal preconditions.
+    """
     scale_w = 1 / ((loss.spread.T.to(rows.squares) @ rows.squares).double() + 1 / c)
     scale_b = 1 / loss.spread.sum(0).clamp(min=torch.finfo(torch.float64).tiny)
     move_w, move_b = torch.zeros_like(slope_w), torch.zeros_like(slope_b)
@@ -125,9 +132,9 @@ def _direction(
         good_w, good_b = scale_w * left_w, scale_b * left_b
         size, before = float((left_w * good_w).sum() + (left_b * good_b).sum()), size
         if size <= (LAST_RESIDUAL if gain <= little else CG_RESIDUAL) ** 2 * first:
-            return move_w, move_b, gain <= little
+            return move_w, move_b, gain, gain <= little
         way_w, way_b = good_w + size / before * way_w, good_b + size / before * way_b
-    return move_w, move_b, False
+    return move_w, move_b, gain, False
 
 
 def _relative(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
