@@ -23,16 +23,18 @@ _PAIRS = (
 def prefixes_of(contents: Contents, name: str | None) -> list[str]:
     """What stands before the names of the networks in a file, shortest first. name: a timm model to look for as well."""
     names = {unwrapped(key) for group in contents.groups.values() for key in group}
-    pairs = list(_PAIRS)
-    config = timm.get_pretrained_cfg(name) if name is not None and timm.is_model(name) else None
-    if config is not None and isinstance(config.first_conv, str):
-        pairs.append((f"{config.first_conv}.weight", f"{config.first_conv}.weight"))
     found = {
         key.removesuffix(first)
-        for first, second in pairs
+        for first, second in _PAIRS
         for key in names
         if key.endswith(first) and key.removesuffix(first) + second in names
     }
+    config = timm.get_pretrained_cfg(name) if name is not None and timm.is_model(name) else None
+    if config is not None and isinstance(config.first_conv, str):
+        first = f"{config.first_conv}.weight"
+        alone = {key.removesuffix(first) for key in names if key.endswith(first)}
+        # A first layer called conv1 has namesakes inside the network's blocks, which are no networks of their own.
+        found |= {key for key in alone if not any(key != above and key.startswith(above) for above in found | alone)}
     return sorted(
         (prefix for prefix in found if prefix == "" or prefix.endswith(".")), key=lambda text: (len(text), text)
     )

@@ -91,6 +91,19 @@ def test_a_name_is_an_answer() -> None:
         adopt(contents(("", state)), name="convnext_attoo")
 
 
+@pytest.mark.parametrize("prefix", ["", "model.", "module.encoder."])
+def test_namesakes_of_the_first_layer_are_no_networks(prefix: str, resnet: dict[str, Tensor]) -> None:
+    """Each block of a ResNet has a conv1 too."""
+    args: dict[str, Any] = {"layers": [1, 1, 1, 1]}
+    for found in (contents(("", below(prefix, resnet))), contents(("state_dict", below(prefix, resnet)))):
+        backbone, report = adopt(found, name="resnet18", args=args)
+        assert report["prefix"] == prefix.removeprefix("module.")
+        assert torch.equal(backbone.model.state_dict()["bn1.bias"], resnet["bn1.bias"])
+    both = {**below("online.", resnet), **below("target.", resnet)}
+    with pytest.raises(UserError, match=r"several networks \(under online\., target\.\)"):
+        adopt(contents(("", both)), name="resnet18", args=args)
+
+
 @pytest.mark.parametrize(
     ("width", "why"),
     [(16, r"16 channels in its stem \(as He et al\.'s for CIFAR"), (128, r"128 channels in its stem \(widened")],

@@ -27,7 +27,7 @@ VIT: dict[str, Any] = {"patch_size": 4, "embed_dim": 192, "depth": 1, "num_heads
 RESNET: dict[str, Any] = {"channels": [8, 8, 16, 16], "layers": [1, 1, 1, 1]}
 
 
-@pytest.mark.parametrize("file", ["moco.pth.tar", "vit.safetensors"])
+@pytest.mark.parametrize("file", ["moco.pth.tar", "vit.safetensors", "resnet.safetensors"])
 def test_files_of_others_point_to_the_import_that_works(
     file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -37,6 +37,9 @@ def test_files_of_others_point_to_the_import_that_works(
         state = {f"module.encoder_q.{key}": t for key, t in cases.resnet().state_dict().items()}
         torch.save({"state_dict": state}, file)
         options: dict[str, Any] = {"name": "resnet18"}
+    elif file == "resnet.safetensors":
+        save_file({f"module.encoder.{key}": t for key, t in cases.resnet().state_dict().items()}, file)
+        options = {"name": "resnet18", "args": {"layers": [1, 1, 1, 1]}}
     else:
         vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32, **VIT)
         save_file({f"module.{key}": t for key, t in vit.state_dict().items()}, file)
