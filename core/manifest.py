@@ -113,6 +113,24 @@ def guard(folder: Path, names: Iterable[str], key: str) -> None:
         raise UserError(f"{key}: {error}; restore it from a copy, or {again}") from error
 
 
+def guard_alone(path: Path, key: str) -> None:
+    """`guard` for one file of an export that is given instead of its run; nothing where the folder's manifest doesn't list the file.
+
+    Warns of what is left behind. Raises UserError.
+    """
+    try:
+        if path.name not in (read_manifest(path.parent) or {}):
+            return
+    except DamagedFile:
+        if not (path.parent / "backbone.json").exists():  # somebody else's MANIFEST.json
+            return
+    guard(path.parent, (path.name,), key)
+    run = path.parent.parent
+    warn(
+        f"WARNING: {key}: {path} is a file of a run; {key}={run} would also take what its network has seen, and its mean and std"
+    )
+
+
 def exported_anew(run: Path) -> str:
     """How a finished run exports its network once more; "" if the folder is none that could."""
     if not (run / "result.json").exists() or not (run / "checkpoints").is_dir():

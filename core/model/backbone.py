@@ -22,7 +22,7 @@ from ..config.schema import Section
 from ..errors import UserError
 from ..files import expanded, write_tensors, write_text
 from ..formats import FORMAT
-from ..manifest import guard, write_manifest
+from ..manifest import guard, guard_alone, write_manifest
 from .description import DESCRIPTION, SEEN, WEIGHTS, read_description
 from .lora import add_lora, folded, lora_options
 from .networks import OWN, build_network
@@ -266,10 +266,11 @@ def _load_weights(backbone: Backbone, weights: str, described: Mapping[str, Any]
         seen = read_tensors(Path(described["path"]) / SEEN, "backbone.weights")
         backbone.seen = {stage: keys for stage, keys in seen.items() if stage != "none"}
     elif weights.endswith(".safetensors"):
-        config = getattr(model, "pretrained_cfg", None) or {}
+        config, path = getattr(model, "pretrained_cfg", None) or {}, expanded(weights)
+        guard_alone(path, "backbone.weights")
         load_file_strictly(
             model,
-            expanded(weights),
+            path,
             "backbone.weights",
             config.get("classifier"),
             import_options(backbone.spec),

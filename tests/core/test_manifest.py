@@ -13,6 +13,7 @@ from rootstock.core.manifest import (
     DamagedFile,
     check_file,
     guard,
+    guard_alone,
     read_manifest,
     read_record,
     write_manifest,
@@ -98,3 +99,30 @@ def test_an_export_of_another_run_is_named_with_what_makes_it_anew(tmp_path: Pat
     (tmp_path / "a" / "checkpoints").mkdir()
     with pytest.raises(UserError, match=r"delete .*a/result\.json and give that run's command again"):
         guard(tmp_path / "a" / "backbone", ["x"], "key")
+
+
+def test_a_file_of_an_export_is_checked_where_it_is_given_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launchlog, "_said", set())
+    folder = tmp_path / "run" / "backbone"
+    folder.mkdir(parents=True)
+    weights, other = folder / "backbone.safetensors", folder / "mine.safetensors"
+    for path in (weights, other):
+        path.write_bytes(b"abc")
+    guard_alone(weights, "backbone.weights")  # no manifest: a file like any other
+    (folder / MANIFEST).write_text("{}")  # somebody else's
+    guard_alone(weights, "backbone.weights")
+    (folder / "backbone.json").write_text("{}")
+    write_manifest(folder, ["backbone.json", "backbone.safetensors"])
+    assert not capsys.readouterr().err
+    for path in (weights, other):
+        guard_alone(path, "backbone.weights")
+        path.write_bytes(b"abd")
+    assert f"backbone.weights={tmp_path}/run would also take what its network has seen" in capsys.readouterr().err
+    guard_alone(other, "backbone.weights")  # not one of the export's
+    with pytest.raises(UserError, match=r"backbone.weights: .*backbone.safetensors is damaged"):
+        guard_alone(weights, "backbone.weights")
+    (folder / MANIFEST).write_text("")
+    with pytest.raises(UserError, match=r"MANIFEST.json is damaged"):
+        guard_alone(weights, "backbone.weights")
