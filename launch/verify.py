@@ -20,8 +20,9 @@ from ..core.run.state import FILE as STATE
 from ..core.run.state import read_state
 
 OF_RUN = (ABOUT, STATE, "inputs.json")  # each carries its own digest
+BEGUN = {METRICS, RESULT, MANIFEST, "checkpoints", "backbone"}  # a run refused before any of them has no run.json yet
 EXPORT, PACK = "backbone.json", "pack.json"
-CACHED = ("keys", "indices", "archives")
+CACHED = ("keys", "indices", "surveys", "archives")
 
 
 class Found(NamedTuple):
@@ -88,7 +89,7 @@ def _folder(path: Path, names: set[str]) -> Iterator[Found]:
     for name in () if checkpoint else OF_RUN:
         if name in names:
             yield _record(path / name, signed)
-        elif run and name != "inputs.json":
+        elif run and name != "inputs.json" and (name != ABOUT or BEGUN & names):
             yield Found(path / name, "it is missing")
     if run or CONFIG in names:
         told: list[str] = []

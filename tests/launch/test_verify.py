@@ -60,6 +60,19 @@ def test_every_file_of_a_run_is_guarded(finished: Path, rootstock: Rootstock) ->
     assert rootstock("verify", str(finished.parent)).returncode == 0
 
 
+def test_a_run_that_was_refused_lacks_no_record(
+    tmp_path: Path, opened: Callable[..., Run], rootstock: Rootstock
+) -> None:
+    """Bad data is found before run.json is written: the folder holds a config and a state, and both are whole."""
+    run = opened()
+    state.write_state(run.dir, "failed", 0, "data.train: no labels")
+    run.close()
+    done = rootstock("verify", str(tmp_path))
+    assert done.returncode == 0 and "2 files are what was written, 0 differ" in done.stdout, done.stdout
+    (run.dir / "checkpoints").mkdir(exist_ok=True)
+    assert "run.json: it is missing" in rootstock("verify", str(tmp_path)).stdout
+
+
 def test_a_lost_list_is_one_fault(finished: Path, rootstock: Rootstock) -> None:
     (finished / "backbone" / "MANIFEST.json").unlink()
     done = rootstock("verify", str(finished))
@@ -99,13 +112,15 @@ def test_packs_and_the_cache(
     folder = draw(tmp_path / "set", ["a/0.png", "b/1.png"])
     assert rootstock("data", f"folder:{folder}", "--pack", str(tmp_path / "pack")).returncode == 0
     cache.remember("keys", "entry", b"12345678", 0)
+    cache.remember("surveys", "survey", b"{}", 0)
     cache.made_once(cache.cache_folder("archives") / "x.tar", lambda file: file.write(b"abc") and None)  # pyright: ignore[reportArgumentType]
     done = rootstock("verify", str(tmp_path))
-    assert done.returncode == 0 and "5 files are what was written, 0 differ" in done.stdout
+    assert done.returncode == 0 and "6 files are what was written, 0 differ" in done.stdout
     for name in (
         "pack/records.bin",
         "pack/index.safetensors",
         "cache/rootstock/keys/entry",
+        "cache/rootstock/surveys/survey",
         "cache/rootstock/archives/x.tar",
     ):
         path = tmp_path / name
