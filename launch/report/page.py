@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ...core.errors import UserError, first_line
 from ...core.files import read_regular
@@ -278,7 +278,8 @@ def _picture(path: Path, caption: str) -> Picture | None:
     """A picture as a data URI; large ones become WebP, at most 1400 pixels wide, to keep the page small. None if it is damaged."""
     try:
         data, kind = read_regular(path), "png"
-        with Image.open(io.BytesIO(data)) as image:
+        # Runs write PNGs. Pillow knows more formats, and hands one of them, PostScript, to a program that runs it.
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             width = image.width
             image.load()  # which compares the checksums of a PNG
             if len(data) > _PICTURE_BYTES:
@@ -287,13 +288,10 @@ def _picture(path: Path, caption: str) -> Picture | None:
                 buffer = io.BytesIO()
                 small.save(buffer, format="WEBP", quality=86)
                 data, kind = buffer.getvalue(), "webp"
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        Image.DecompressionBombError,
-    ) as error:  # SyntaxError: Pillow's, of a broken PNG
-        warn(f"WARNING: {path} is left out ({getattr(error, 'strerror', None) or error})")
+    # SyntaxError: Pillow's, of a broken PNG
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        why = "it is no PNG" if isinstance(error, UnidentifiedImageError) else getattr(error, "strerror", None) or error
+        warn(f"WARNING: {path} is left out ({why})")
         return None
     return Picture(
         f"data:image/{kind};base64,{base64.b64encode(data).decode()}", caption or path.stem.replace("_", " "), width

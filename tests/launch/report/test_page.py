@@ -240,6 +240,14 @@ def test_large_pictures_are_made_smaller(tmp_path: Path) -> None:
     assert len(base64.b64decode(source.partition(",")[2])) < (run / "pictures/noise.png").stat().st_size / 3
 
 
+def test_only_pngs_are_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run of somebody else may hold a PostScript file, which Pillow would hand to Ghostscript."""
+    run = make_run(tmp_path / "run")
+    Image.fromarray(numpy.zeros((8, 8, 3), numpy.uint8)).save(run / "pictures/script.png", format="EPS")
+    write_report([run], tmp_path / "r.html")
+    assert f"WARNING: {run}/pictures/script.png is left out (it is no PNG)" in capsys.readouterr().err
+
+
 def row(values: Sequence[float], kind: str = "inductive", **more: Any) -> dict[str, Any]:
     mean = sum(values) / len(values)
     base = {
