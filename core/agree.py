@@ -41,7 +41,7 @@ def same_everywhere(facts: Mapping[str, Any], what: str, remedy: str) -> None:
 def differences(facts: Sequence[Mapping[str, Any]]) -> list[str]:
     """For each name whose values differ, the values and who has them: `optim.lr: 0.1 on rank 0, 0.2 on ranks 1, 2`."""
     found = []
-    for name in sorted({name for own in facts for name in own}):
+    for name in sorted({name for own in facts for name in own}, key=lambda name: (name != "verb", name)):
         holders: dict[str, list[int]] = defaultdict(list)
         for rank, own in enumerate(facts):
             holders[json.dumps(own[name]) if name in own else "absent"].append(rank)

@@ -22,6 +22,8 @@ def test_a_difference_is_named_with_its_values_and_ranks() -> None:
         "optim.lr: 0.1 on ranks 0, 2, 0.2 on rank 1",
     ]
     assert differences([facts[0]] * 3) == []
+    verbs = [{"data.size": 8, "verb": "pretrain"}, {"verb": "probe"}]
+    assert differences(verbs)[0] == 'verb: "pretrain" on rank 0, "probe" on rank 1'  # the rest follows from it
 
 
 def test_all_raise_the_same_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
