@@ -5,6 +5,7 @@ Large pictures are copied in strips, so that beside Pillow's own copy (up to 4 b
 
 import functools
 import io
+import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -31,6 +32,9 @@ DEEP_COLOUR = ("RGB;16B", "RGBA;16B", "LA;16B")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 """What is decoded, whatever a file's name says. Pillow knows more, and hands a PostScript file to Ghostscript, which runs it."""
+
+# decode() refuses what is larger, in one sentence; Pillow would print a warning of its own beside it.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 STRIP = 1 << 19
 """Pixels of a strip; a picture of up to so many is copied in one piece."""
