@@ -13,8 +13,10 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import expanded
+from ..printable import printable
 from .open import Images, holdout, open_images
 from .sources.files import FileStore
+from .sources.layout import AS_CLASS
 from .store import Stamp
 
 HELD_OUT = 0.2
@@ -25,8 +27,10 @@ LABELLED = "labelled"
 def labelled(images: Images, key: str) -> Images:
     """Returns the images. Raises UserError, naming the key, if they have no labels."""
     if images.labels is None or images.classes is None:
+        wrapper = next((note.example for note in images.notes if AS_CLASS in note.what), "")
+        hint = f"; if its only folder {printable(wrapper)} is a class, add ?labels=folders" if wrapper else ""
         raise UserError(
-            f"{key}: {images.uri} has no labels; give class folders (PATH/class/picture) or a list with labels"
+            f"{key}: {images.uri} has no labels; give class folders (PATH/class/picture) or a list with labels{hint}"
         )
     return images
 

@@ -66,9 +66,12 @@ def about_unread(names: Sequence[str], advice: str = "") -> tuple[Note, ...]:
 def as_nchw(array: np.ndarray, layout: str, where: str) -> Tensor:
     """uint8 or uint16 [N, C, H, W] from any of LAYOUTS. Raises UserError for other dtypes, or if the layout is ambiguous."""
     if array.dtype.newbyteorder("=") not in (np.dtype(np.uint8), np.dtype(np.uint16)):
-        raise UserError(
-            f"{where} holds {array.dtype}; expected uint8 or uint16; save for example (255 * x).round().astype('uint8')"
+        saved = (
+            "x.astype('uint8'), or 'uint16' for values above 255"
+            if array.dtype.kind in "iu"
+            else "(255 * x).round().astype('uint8')"
         )
+        raise UserError(f"{where} holds {array.dtype}; expected uint8 or uint16; save for example {saved}")
     if layout == "auto":
         few_first, few_last = (array.ndim == 4 and array.shape[axis] <= 4 for axis in (1, -1))
         if array.ndim not in (3, 4) or (array.ndim == 4 and few_first == few_last):

@@ -17,6 +17,7 @@ from ..decode import EXTENSIONS
 from ..notes import Note
 from ..store import Source, Store, number_classes
 
+AS_CLASS = "; ?labels=folders would make it a class"
 SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing", "unlabelled", "unlabeled")
 
 
@@ -76,7 +77,11 @@ def arrange(
     splits, below = split_folders(names)
     loose = [i for i, name in enumerate(below) if "/" not in name]
     labelled = labels == "folders" and len(loose) < len(below)
-    notes = [*beside, *about_wrapper(prefix, archive), *about_empty(empty, prefix, bool(splits), labelled)]
+    notes = [
+        *beside,
+        *about_wrapper(prefix, archive, labels == "folders" and not labelled),
+        *about_empty(empty, prefix, bool(splits), labelled),
+    ]
     if not labelled:
         return Layout(prefix, names, splits, None, shared, tuple(notes))
     if loose:
@@ -125,12 +130,14 @@ def split_folders(names: Sequence[str]) -> tuple[dict[str, list[int]], list[str]
     return splits, [name.partition("/")[2] for name in names]
 
 
-def about_wrapper(prefix: str, archive: bool) -> list[Note]:
+def about_wrapper(prefix: str, archive: bool, class_lost: bool) -> list[Note]:
+    """class_lost: whether the wrapper holds the pictures themselves, so that it may have been meant as the only class."""
     if not prefix:
         return []
     what = (
         "folders passed through: the archive's wrapper" if archive else "folders passed through: they hold the splits"
     )
+    what += AS_CLASS if class_lost and archive and prefix.count("/") == 1 else ""
     return [Note(prefix.count("/"), what, prefix.rstrip("/"), "say")]
 
 

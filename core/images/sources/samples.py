@@ -8,7 +8,8 @@ from typing import NamedTuple
 from ...errors import UserError
 from ..notes import Note, merged
 from ..places import abridged
-from .tar_index import Reading, TarContents
+from .tar_index import TarContents
+from .tar_labels import Reading
 from .walk import HIDDEN, note_of_ending, parents
 
 KEYS = ("first-dot", "last-dot")
@@ -179,13 +180,16 @@ def refuse_several(members: Sequence[TarMember], named: Sequence[Sequence[str]],
         remedies.append("add ?key=last-dot if each is a sample of its own")
     elif len(pictures) > 1:
         remedies.append(f"add {choosing('image', [rule.split(name)[1] for name in pictures])} to choose a picture")
-    if len(sidecars) > 1 and not remedies:
+    endings = {rule.split(name)[1].lower() for name in sidecars}
+    if len(endings) > 1 and not remedies:
         remedies.append(f"add {choosing('label', [rule.split(name)[1] for name in sidecars])} to choose a label")
+    elif len(sidecars) > 1 and not remedies:  # a.cls and a.CLS: the case of an ending chooses nothing
+        remedies.append("leave one of them out of the archive")
     more = f" ({len(several) - 1} more samples are like it)" if len(several) > 1 else ""
     raise UserError(
         f"{title}: the sample {abridged(key)} has {how_many(pictures, 'picture')} and "
-        f"{how_many(sidecars, '.' + rule.ending)}, where one of each is expected{more}; {', or '.join(remedies)}, or ?labels=none to use "
-        "all pictures without labels"
+        f"{how_many(sidecars, '.' + rule.ending)}, where one of each is expected{more}; {', or '.join(remedies)}, or "
+        "add ?labels=none to use all pictures without labels"
     )
 
 

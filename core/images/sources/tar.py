@@ -87,7 +87,7 @@ def open_tar(
     split: str | None,
     *,
     under: str = "",
-    labels: str = "folders",
+    labels: str | None = None,
     key: str = "first-dot",
     image: str | None = None,
     label: str | None = None,
@@ -97,7 +97,8 @@ def open_tar(
 ) -> Source:
     """tar:PATH (.tar, .tar.gz, .tar.bz2, .tar.xz), or tar:PATTERN for several archives that form one set.
 
-    under: use only this folder inside. Otherwise like `folder:`, but labels beside the images (.cls, as WebDataset writes them) take
+    under: use only this folder inside. labels: as of `folder:`; if given as folders, an only folder that holds the pictures themselves is
+    a class, and no wrapper. Otherwise like `folder:`, but labels beside the images (.cls, as WebDataset writes them) take
     precedence over class folders. key: first-dot or last-dot, where a member's name is cut; members with equal first parts are one
     sample. image: the endings of the pictures that are used, such as png or jpg,png; all by default. label: the ending of the files
     whose texts are the labels, or json:KEY. max_size, max_ratio: how large a compressed archive may become, in bytes and in times its
@@ -119,12 +120,14 @@ def open_tar(
         raise UserError(
             f"{title}: no picture has the ending image={abridged(image or '', 40)} (there are: {abridged(found)})"
         )
-    classes = classes_beside(members, inside, indices, rule, title) if labels == "folders" else None
+    classes = classes_beside(members, inside, indices, rule, title) if labels in (None, "folders") else None
     notes += notes_about(members, inside, indices, rule, classes is not None)
     place = f"{abridged(path)}!{inside}"
     empty = folders_without(members, inside, indices)
     names = (one.name for one in members)
-    layout = arrange(names, labels if classes is None else "none", title, place, empty=empty, beside=notes)
+    rule_of_folders = (labels or "folders") if classes is None else "none"
+    wrapped = labels != "folders" or any(one.name.count("/") > 1 for one in members)
+    layout = arrange(names, rule_of_folders, title, place, archive=wrapped, empty=empty, beside=notes)
     layout = layout if classes is None else layout._replace(classes=classes)
     shard = np.array([member.shard for member in members], dtype=np.int64)
     sizes = np.array([member.size for member in members], dtype=np.int64)

@@ -7,33 +7,24 @@ import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ...errors import UserError
+from ...ownfiles import OLD_SHEET, is_output, run_folders
 from ..cache import entry_name, recall, remember
 from ..decode import is_picture
 from ..notes import Note
 from ..places import abridged
 from ..sums import Sums
-from .walk import HIDDEN, parents
+from .tar_labels import Reading, label_text
+from .walk import HIDDEN, OF_RUNS, SHEETS, parents
 
 BLOCK = 512
 HEADER_BYTES = 1 << 20
 """The longest header that is read: names and attributes in the pax and GNU formats have some hundred bytes."""
 
-LABEL_BYTES = {"json": 1 << 20}
-TEXT_BYTES = 4096
-"""The largest sidecars that are read, by their ending; TEXT_BYTES for the others."""
-
 TAIL_BYTES = 64 << 20
 """How far is looked for data behind the end mark of an archive."""
-
-
-class Reading(NamedTuple):
-    """Which sidecars are read: their ending without what comes before its last dot, and the key of a .json."""
-
-    suffix: str
-    field: str | None
 
 
 class TarContents(NamedTuple):
@@ -52,7 +43,7 @@ class TarContents(NamedTuple):
     folders: list[str]
 
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 """Changes with what an index holds, so that those of earlier versions are made anew."""
 
 
@@ -241,9 +232,14 @@ def sorted_out(
     folders: list[str],
 ) -> TarContents:
     """Pictures, sidecars and others among the members. files: name to (offset, size). folders: those with an entry of their own."""
+    runs = run_folders(files)
     seen = {parent for name in [*files, *(f"{folder}/" for folder in folders)] for parent in parents(name)}
-    found = TarContents({}, {}, {}, {}, notes, sorted(seen))
+    seen -= {parent for run in runs for parent in parents(f"{run}/")}
+    found = TarContents({}, {}, {}, {}, notes, sorted(folder for folder in seen if not is_output(f"{folder}/", runs)))
     hidden: list[str] = []
+    outputs = [name for name in files if is_output(name, runs)]
+    sheets = [name for name in files if name.rpartition("/")[2] == OLD_SHEET]
+    files = {name: span for name, span in files.items() if name not in {*outputs, *sheets}}
     for name, (offset, size) in files.items():
         last = name.rpartition("/")[2]
         if is_picture(name):
@@ -259,40 +255,6 @@ def sorted_out(
             ending = os.path.splitext(last)[1].lower()
             number, example = found.others.get(ending, (0, name))
             found.others[ending] = (number + 1, min(example, name))
-    notes += [Note(len(hidden), HIDDEN, min(hidden), "list")] if hidden else []
+    for names, what in ((hidden, HIDDEN), (outputs, OF_RUNS), (sheets, SHEETS)):
+        notes += [Note(len(names), what, min(names), "list")] if names else []
     return found
-
-
-def label_text(file: io.BufferedReader, offset: int, size: int, reading: Reading) -> str:
-    """The label in a sidecar, as a text. Raises UserError with the part of a sentence that says what is wrong."""
-    most = LABEL_BYTES.get(reading.suffix, TEXT_BYTES)
-    if size > most:
-        raise UserError(f"has {size:,} bytes, more than a label's file may have ({most:,})")
-    file.seek(offset)
-    try:
-        text = file.read(size).decode("utf-8-sig").strip()
-    except UnicodeDecodeError:
-        raise UserError("is no text in UTF-8") from None
-    label = text if reading.field is None else json_label(text, reading.field)
-    if not label or "\n" in label or "\0" in label:
-        raise UserError("is empty" if not label else "has several lines")
-    return label
-
-
-def json_label(text: str, field: str) -> str:
-    """The value of a key of a .json, as a text."""
-    try:
-        values: Any = json.loads(text)
-    except (ValueError, RecursionError):
-        raise UserError("is no JSON") from None
-    if not isinstance(values, dict):
-        raise UserError("holds no keys")
-    if field not in values:
-        raise UserError(f"has no key {abridged(field)} (it has: {abridged(', '.join(map(str, values))) or 'none'})")
-    value = values[field]
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise UserError(f"has {abridged(json.dumps(value), 40)} as {field}, which is neither a text nor a whole number")
-    try:
-        return str(value).strip()
-    except ValueError:  # a number of more than 4,300 digits
-        raise UserError(f"has a number as {field} that is too long") from None

@@ -31,6 +31,7 @@ OTHER_KINDS = {
 }
 ENDINGS_LISTED = 12
 HIDDEN = "hidden files and folders"
+OF_RUNS, SHEETS = "folders of runs, which are no data", "contact sheets of earlier versions"
 
 
 class Listing(NamedTuple):
@@ -106,13 +107,13 @@ class Walk:
         own_run = is_run(listed)
         if own_run and inner:
             refuse_pictures_beside(folder, listed)
-            return self._pass(shown, "folders of runs, which are no data")
+            return self._pass(shown, OF_RUNS)
         if inner and inner.count("/") <= 3:
             self.folders.append(shown)
         below = [name for name, entry in listed.items() if self._is_folder(inner, name, entry)]
         if own_run:  # a run in the folder of the data itself
             for name in (name for name in below if name in RUN_FOLDERS):
-                self._pass(inner + name, "folders of runs, which are no data")
+                self._pass(inner + name, OF_RUNS)
             below = [name for name in below if name not in RUN_FOLDERS]
         return below
 
@@ -139,7 +140,7 @@ class Walk:
         elif folder:
             return True
         elif name == OLD_SHEET:
-            count(self._counts, "contact sheets of earlier versions", inner + name)
+            count(self._counts, SHEETS, inner + name)
         elif is_picture(name):
             self._take(inner + name, entry)
         elif entry.is_symlink() and not os.path.exists(entry.path):

@@ -17,6 +17,7 @@ from PIL import Image
 from rootstock.core.errors import UserError
 from rootstock.core.images.images import Images
 from rootstock.core.images.open import DamagedImage, open_images
+from rootstock.core.images.sets import labelled
 from rootstock.core.images.sources import tar
 from rootstock.core.images.sources.shards import braces, pattern_name
 from rootstock.core.images.sources.tar import open_tar
@@ -243,6 +244,34 @@ def test_what_is_not_read_is_said(tmp_path: Path) -> None:
     assert said == ["1 .cls without a picture beside them (1.cls)"]
 
 
+def test_what_rootstock_wrote_into_an_archive_is_no_data(tmp_path: Path) -> None:
+    """As in a folder: a set that was packed with the runs and sheets inside it has the pictures and classes of the set alone."""
+    data = {f"{name}/{i}.png": picture(i) for i, name in enumerate("abab")}
+    run = {"config.yaml": b"", "run.json": b"{}", "pictures/views.png": picture(5), "backbone/x.png": picture(6)}
+    ours = {**{f"runs/first/{name}": content for name, content in run.items()}, "contact-sheet.png": picture(7)}
+    alone = open_images(f"tar:{archive(tmp_path / 'alone.tar', data)}")
+    for folder, written in (("set/", ours), ("set/", run), ("", run)):
+        members = {folder + name: content for name, content in {**data, **written}.items()}
+        found = open_images(f"tar:{archive(tmp_path / 'with.tar', members)}")
+        assert found.classes == ("a", "b") and found.fingerprint() == alone.fingerprint()
+        said = [note.sentence() for note in found.notes]
+        prefix = f"{folder}runs/first/" if written is ours else folder
+        assert f"2 folders of runs, which are no data ({prefix}backbone/x.png)" in said
+        assert any("contact sheets" in sentence for sentence in said) == (written is ours)
+        assert not any("class folders without a picture" in sentence for sentence in said)
+    lone = archive(tmp_path / "lone.tar", {"a/pictures/0.png": picture(0), "a/config.yaml": b"", "b/0.png": picture(1)})
+    assert len(open_images(f"tar:{lone}")) == 2, "a config alone makes no run"
+
+
+def test_two_labels_that_differ_by_case_are_not_chosen_by_an_ending(tmp_path: Path) -> None:
+    path = archive(tmp_path / "x.tar", {"a.png": picture(0), "a.cls": b"0", "a.CLS": b"1"})
+    for options in ("", "?label=CLS"):
+        with pytest.raises(
+            UserError, match=r"2 \.(cls|CLS) \(a\.CLS, a\.cls\).*; leave one of them out of the archive, or add"
+        ):
+            open_images(f"tar:{path}{options}")
+
+
 def test_links_in_an_archive_are_read_as_in_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     (folder / "a").mkdir(parents=True)
@@ -440,6 +469,25 @@ def test_a_class_beside_folders_without_a_picture_is_no_wrapper(tmp_path: Path) 
     assert "1 class folders without a picture, so these classes are missing (b)" in said_of(path)
     inside = archive(tmp_path / "y.tar", {"w/a/1.png": picture(0), "w/b/2.png": picture(1), "text/read.me": b"x"})
     assert told(open_images(f"tar:{inside}")) == ["a", "b"]
+
+
+def test_an_archive_of_one_class_can_be_opened_with_it(tmp_path: Path) -> None:
+    """The only folder is taken for a wrapper, which is said with what says otherwise; a real wrapper stays one."""
+    path = archive(tmp_path / "x.tar", {f"defect/{i}.png": picture(i) for i in range(3)})
+    plain = open_images(f"tar:{path}")
+    assert plain.labels is None
+    assert [note.sentence() for note in plain.notes] == [
+        "1 folders passed through: the archive's wrapper; ?labels=folders would make it a class (defect)"
+    ]
+    with pytest.raises(UserError, match=r"no labels; .*; if its only folder defect is a class, add \?labels=folders"):
+        labelled(plain, "data.test")
+    assert told(open_images(f"tar:{path}?labels=folders")) == ["defect"] * 3
+    wrapped = archive(tmp_path / "y.tar", {f"set/{c}/{i}.png": picture(i) for i, c in enumerate("ab")})
+    assert told(open_images(f"tar:{wrapped}?labels=folders")) == ["a", "b"]
+    beside = archive(tmp_path / "z.tar", {"0.png": picture(0), "0.cls": b"1"})
+    with pytest.raises(UserError, match="labels=both is unknown"):
+        open_images(f"tar:{wrapped}?labels=both")
+    assert told(open_images(f"tar:{beside}?labels=folders")) == ["1"]
 
 
 def test_the_used_bits_of_an_archive(tmp_path: Path) -> None:
