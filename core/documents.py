@@ -73,7 +73,9 @@ def parse_json(text: str | bytes) -> Any:
         tree = json.loads(text)
     except RecursionError:
         raise Unreadable(f"nested in more than {DEEPEST} levels") from None
-    except ValueError as error:  # UnicodeDecodeError, and integers of thousands of digits, included
+    except UnicodeDecodeError:
+        raise Unreadable("its bytes are no text") from None
+    except ValueError as error:  # integers of thousands of digits included
         raise Unreadable(f"not valid JSON ({error})" if text.strip() else "empty") from None
     level = [tree]
     for _ in range(DEEPEST):

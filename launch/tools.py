@@ -114,7 +114,7 @@ def report_command(
     from .report.page import write_report
 
     if out is not None:
-        check_output(out, "--out", make=True)
+        check_output(out, "--out", (".html", ".htm"), make=True)
     page = out or (runs[0] / "report.html" if len(runs) == 1 else Path("comparison.html"))
     typer.echo(write_report(runs, page))
 

@@ -84,8 +84,8 @@ def minimise(rows: Rows, target: Tensor, c: float, starts: Sequence[tuple[Tensor
         if step == MAX_STEPS or not bool(slope_w.any() or slope_b.any()):
             return Minimum(weight, bias, value, step, step < MAX_STEPS)
         move_w, move_b, gain, last = _direction(rows, loss, target, c, slope_w, slope_b, GAIN * value)
-        if last and gain <= ROUNDING * value:
-            return Minimum(weight, bias, value, step, True)
+        if gain <= ROUNDING * value:
+            return Minimum(weight, bias, value, step, last)
         promised = -float((slope_w * move_w).sum() + (slope_b * move_b).sum())
         along = torch.addmm(move_b, rows.x, move_w.T)
         length, ahead = 1.0, value
@@ -116,6 +116,13 @@ def _direction(
     way_w, way_b = scale_w * left_w, scale_b * left_b
     size = first = float((left_w * way_w).sum() + (left_b * way_b).sum())
     gain = 0.0
+
+    def most(over_w: Tensor, over_b: Tensor) -> float:
+        """What there is still to gain at most: the penalty alone bends by 1 / c (for the few biases, their own bend stands for a bound)."""
+        return float(over_w.square().sum()) * c / 2 + float((over_b.square() * scale_b).sum())
+
+    if most(left_w, left_b) <= little:
+        return move_w, move_b, gain, True
     for _ in range(MAX_CG):
         seen = (rows.rough @ way_w.T.to(rows.rough)).double() + way_b
         # Relative to the true class: where its probability is nearly 1, plain differences would be rounding.
@@ -131,6 +138,8 @@ def _direction(
         left_w, left_b = left_w - size / bend * bent_w, left_b - size / bend * bent_b
         good_w, good_b = scale_w * left_w, scale_b * left_b
         size, before = float((left_w * good_w).sum() + (left_b * good_b).sum()), size
+        if gain + most(left_w, left_b) <= little:
+            return move_w, move_b, gain, True
         if size <= (LAST_RESIDUAL if gain <= little else CG_RESIDUAL) ** 2 * first:
             return move_w, move_b, gain, gain <= little
         way_w, way_b = good_w + size / before * way_w, good_b + size / before * way_b

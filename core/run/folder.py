@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..files import read_regular, write_text
 from ..manifest import MANIFEST, DamagedFile, check_file, read_manifest, read_record, write_manifest
 from ..ownfiles import RUN_FOLDERS, is_run
+from ..printable import printable
 from .state import FILE, LOCK
 
 CONFIG, RESULT, ABOUT = "config.yaml", "result.json", "run.json"
@@ -30,9 +31,15 @@ def run_folder(text: str) -> Path:
     if not text.strip() or "\0" in text:
         raise UserError(f"run.dir: {text!r} names no folder; {ELSEWHERE}")
     try:
-        return Path(text).expanduser()
+        folder = Path(text).expanduser()
     except RuntimeError:
         raise UserError(f"run.dir: {text} has no home folder here; write the whole path") from None
+    if os.path.realpath(folder) in ("/", os.path.realpath(os.path.expanduser("~"))):
+        inside = printable(str(folder / "runs" / "first"))
+        raise UserError(
+            f"run.dir: {printable(text)} is no folder for a run alone; name one inside it, such as {inside}"
+        )
+    return folder
 
 
 def make_folder(folder: Path) -> None:

@@ -71,7 +71,8 @@ def test_yaml_that_is_refused(text: str, why: str) -> None:
         ('{"a":' * 100 + "1" + "}" * 100, f"nested in more than {DEEPEST} levels"),
         ("1" * 5000, "not valid JSON (Exceeds the limit"),
         ('{"a": 1', "not valid JSON ("),
-        (b"\xff\xfe\x00", "not valid JSON ("),
+        (b"\xff\xfe\x00", "its bytes are no text"),
+        (b"\0" * 63, "its bytes are no text"),
         ("", "empty"),
     ],
 )

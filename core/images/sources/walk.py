@@ -97,6 +97,8 @@ class Walk:
             place = status.st_dev, status.st_ino
             if inner and (reason := self._reason_to_pass(place)):
                 return self._pass(shown, reason)
+            if inner and leads_into_run(folder):
+                return self._pass(shown, OF_RUNS)
             self._seen.add(place)
             with os.scandir(folder) as entries:
                 listed = {entry.name: entry for entry in entries}
@@ -204,6 +206,14 @@ def ancestors(folder: str) -> Iterable[str]:
         while (above := os.path.dirname(start)) != start:
             yield above
             start = above
+
+
+def leads_into_run(folder: str) -> bool:
+    """Whether a folder is a link to one of those inside a run."""
+    if not os.path.islink(folder):
+        return False
+    above, name = os.path.split(os.path.realpath(folder))
+    return name in RUN_FOLDERS and is_run(os.listdir(above))
 
 
 def refuse_pictures_beside(folder: str, names: Collection[str]) -> None:

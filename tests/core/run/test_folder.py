@@ -56,6 +56,19 @@ def test_the_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
             run_folder(odd)
 
 
+@pytest.mark.parametrize("text", ["/", "//", "~", "a/../..", "home"])
+def test_a_run_has_a_folder_of_its_own(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    Path("home").symlink_to(tmp_path)
+    with pytest.raises(
+        UserError, match=r"^run\.dir: .* is no folder for a run alone; name one inside it, such as .*runs/first$"
+    ):
+        run_folder(text)
+    assert run_folder("~/runs/a") == tmp_path / "runs" / "a" and run_folder("home/a") == Path("home/a")
+
+
 def test_a_result_is_compared_with_its_manifest(tmp_path: Path) -> None:
     told: list[str] = []
     write_result(tmp_path, {"metrics": {"a": 0.25}}, ())

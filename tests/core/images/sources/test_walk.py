@@ -143,6 +143,17 @@ def test_folders_of_runs_are_not_entered(tmp_path: Path, draw: Draw, record: str
         open_images(f"folder:{folder}")
 
 
+def test_a_link_into_a_run_is_not_followed(tmp_path: Path, draw: Draw) -> None:
+    run = draw(tmp_path / "run", ["pictures/views.png", "mine/1.png"])
+    for name in ("config.yaml", "run.json"):
+        (run / name).write_text("")
+    folder = draw(tmp_path / "set", ["a/1.png"])
+    (folder / "pics").symlink_to(run / "pictures")
+    (folder / "own").symlink_to(run / "mine")
+    assert list(listing_of(str(folder)).names) == ["a/1.png", "own/1.png"]
+    assert open_images(f"folder:{folder}").notes == (Note(1, "folders of runs, which are no data", "pics", "list"),)
+
+
 def test_a_run_in_the_folder_of_the_data_itself_adds_nothing(tmp_path: Path, draw: Draw) -> None:
     folder = draw(tmp_path, ["cat/1.png", "dog/2.png", "pictures/views.png"])
     (folder / "config.yaml").write_text("")
