@@ -50,7 +50,7 @@ CONFIGS = {
     "seed": ("seed=3", "seed: 0 on rank 0, 3 on rank 1"),
     "batch": ("optim.batch_size=32", "optim.batch_size: 16 on rank 0, 32 on rank 1"),
     "run": ("run.log_every=7", "run.log_every: 1 on rank 0, 7 on rank 1"),
-    "method": ("method.temperature=0.3", "method.temperature: 0.1 on rank 0, 0.3 on rank 1"),
+    "method": ("method.temperature=0.3", "method.temperature: 0.2 on rank 0, 0.3 on rank 1"),
 }
 USUAL = ("lr", "duration")
 
