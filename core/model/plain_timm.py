@@ -9,7 +9,7 @@ from typing import Any
 import timm
 import torch
 from timm.models import ResNet
-from torch import Tensor
+from torch import Tensor, nn
 
 from .networks import replace_layers, stem_layers, timm_arguments
 
@@ -26,14 +26,13 @@ def timm_entry(spec: Mapping[str, Any], channels: int, state: Mapping[str, Tenso
     kwargs = timm_arguments(spec, channels)
     try:
         json.dumps(kwargs)
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):  # no memory, no random numbers, little time
-            model = timm.create_model(name, **kwargs)
-            layers = (
-                stem_layers(model, channels, spec["stem"])
-                if isinstance(model, ResNet) and spec["stem"] != "default"
-                else {}
-            )
-            replace_layers(model, layers)
+        try:
+            model, layers = _built("meta", kwargs, spec, channels)  # no memory, no random numbers, little time
+        except (
+            RuntimeError,
+            NotImplementedError,
+        ):  # older versions of timm read numbers of tensors, which have none there
+            model, layers = _built("cpu", kwargs, spec, channels)
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
         return {
             "reason": f"timm could not build it again from its name and arguments ({error}); load it with Rootstock"
@@ -47,3 +46,16 @@ def timm_entry(spec: Mapping[str, Any], channels: int, state: Mapping[str, Tenso
     if odd:
         return {"reason": f"timm builds it with other layers ({sorted(odd)[0]}, ...); load it with Rootstock"}
     return {"name": name, "kwargs": kwargs, "layers": layers}
+
+
+def _built(
+    device: str, kwargs: Mapping[str, Any], spec: Mapping[str, Any], channels: int
+) -> tuple[nn.Module, dict[str, Any]]:
+    """timm's network with the layers that are replaced in it, and these; random streams stay as they are."""
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        model = timm.create_model(spec["name"], **kwargs)
+        layers: dict[str, Any] = {}
+        if isinstance(model, ResNet) and spec["stem"] != "default":
+            layers = stem_layers(model, channels, spec["stem"])
+        replace_layers(model, layers)
+    return model, layers
