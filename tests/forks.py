@@ -8,11 +8,11 @@ import json
 import os
 import runpy
 import sys
-import traceback
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-import rootstock.tests.warm  # noqa: F401 - imported before forking
+from rootstock.tests.driver import answer  # which imports before forking
 
 
 def become(job: Mapping[str, Any], number: int) -> None:
@@ -27,24 +27,12 @@ def become(job: Mapping[str, Any], number: int) -> None:
     runpy.run_path(job["file"], run_name="__main__")
 
 
-def answer(job: Mapping[str, Any], number: int) -> int:
-    """In the child: the exit code that Python itself would end with."""
-    try:
-        become(job, number)
-    except SystemExit as end:
-        return int(end.code or 0)
-    except BaseException:
-        traceback.print_exc()
-        return 1
-    return 0
-
-
 def forked(job: Mapping[str, Any]) -> list[int]:
     children = []
     for number in range(len(job["argv"])):
         child = os.fork()
         if child == 0:
-            code = answer(job, number)
+            code = answer(partial(become, job, number))
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
