@@ -36,6 +36,7 @@ from ..core.stream.batches import Decode
 from ..core.train.fit import Training
 from ..core.train.optim import Optim
 from ..core.views.presets import VIEWS
+from ..core.views.resample import Interpolation
 from ..core.views.view import Evaluation, stack_pictures
 from .registry import ADAPT_METHODS
 
@@ -49,6 +50,8 @@ def data_options(
     test: str | dict[str, str] | None = None,
     size: int,
     crop: float = 1.0,
+    resize: int | None = None,
+    interpolation: Interpolation = "bilinear",
     views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "supervised"},
     decode: Decode = "full",
     stamp: Stamp = "mtime",
@@ -62,6 +65,8 @@ def data_options(
         labels, by seed.
     size: Side of the network's input in pixels.
     crop: Part of the shorter side that evaluation keeps, above 0 and up to 1 (0.875 takes 224 of 256 pixels).
+    resize: Pixels to which evaluation resizes the shorter side before it cuts out the centre, at least size; null is size / crop.
+    interpolation: How evaluation resizes: bilinear, or bicubic, as DINOv2, MAE and timm's ViTs are evaluated.
     views: How training images of both domains are augmented: a preset's name, or a mapping with its name and changed numbers.
     decode: How JPEG files are decoded: full, or scaled, which decodes a large file only as large as its crops need. Scaled is faster
         and gives slightly other pixels; evaluation always decodes in full.
@@ -116,7 +121,7 @@ def build_adaptation(
         classifier.load_head(backbone["weights"])
     stage.set_norm(run, objective, backbone["norm"])
     views = stage.augmentation(run, data["views"], objective, method["name"], sets.source)
-    view = Evaluation(data["size"], crop=data["crop"], mean=model.mean, std=model.std)
+    view = stage.evaluation(data, model)
     fed = stage.feed(run, sets.training(), views, data, settings, seed)
     run.log(
         f"adapt {method['name']}: {len(sets.source)} source and {len(sets.target)} target images, "

@@ -31,6 +31,7 @@ from .train.fit import Evaluator, Every, Training, fit
 from .train.optim import Optim
 from .views.multiview import Multiview, multiview
 from .views.presets import VIEWS
+from .views.view import Evaluation
 
 SHOWN = 12  # images in a picture of augmented images
 
@@ -87,6 +88,12 @@ def channels_of(images: Images) -> int:
 def network(backbone: Mapping[str, Any], size: int, images: Images) -> Backbone:
     """The network of the `backbone` section for pictures like these, size x size pixels. Raises UserError."""
     return create(size, channels=channels_of(images), **backbone)
+
+
+def evaluation(data: Mapping[str, Any], model: Backbone) -> Evaluation:
+    """The view of evaluation that the `data` section asks for. Raises UserError."""
+    keys = ("crop", "resize", "interpolation")
+    return Evaluation(data["size"], **{key: data[key] for key in keys}, mean=model.mean, std=model.std)
 
 
 def build_method(

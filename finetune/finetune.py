@@ -27,6 +27,7 @@ from ..core.train.fit import Training
 from ..core.train.optim import Optim
 from ..core.views.mixup import Mixing, mix_images
 from ..core.views.presets import VIEWS
+from ..core.views.resample import Interpolation
 from ..core.views.view import Evaluation
 
 
@@ -36,6 +37,8 @@ def data_options(
     test: str | dict[str, str] | None = None,
     size: int,
     crop: float = 1.0,
+    resize: int | None = None,
+    interpolation: Interpolation = "bilinear",
     views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "supervised"},
     shuffle: Annotated[dict[str, Any], Choice(SHUFFLES)] = {"name": "full"},
     decode: Decode = "full",
@@ -48,6 +51,8 @@ def data_options(
     test: URI of a labelled test set, or a mapping of names to URIs; null holds out a stratified 20 % of the training images by seed.
     size: Side of the network's input in pixels.
     crop: Part of the shorter side that evaluation keeps, above 0 and up to 1 (0.875 takes 224 of 256 pixels).
+    resize: Pixels to which evaluation resizes the shorter side before it cuts out the centre, at least size; null is size / crop.
+    interpolation: How evaluation resizes: bilinear, or bicubic, as DINOv2, MAE and timm's ViTs are evaluated.
     views: How training images are augmented: a preset's name, or a mapping with its name and changed numbers.
     shuffle: Order of an epoch: full, or blocks of images that are neighbours on the disk.
     decode: How JPEG files are decoded: full, or scaled, which decodes a large file only as large as its crops need. Scaled is faster
@@ -123,7 +128,7 @@ def build_finetuning(
 
     assert train.classes is not None
     model = stage.network(backbone, data["size"], train)
-    view = Evaluation(data["size"], crop=data["crop"], mean=model.mean, std=model.std)
+    view = stage.evaluation(data, model)
     objective = FineTune(Classifier(model, train.classes, method["dropout"]), method["label_smoothing"])
     if method["freeze"]:
         model.freeze()

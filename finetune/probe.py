@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from ..core import stage
 from ..core.config.resolve import Section
-from ..core.errors import UserError
-from ..core.evaluate.features import extract
-from ..core.evaluate.held_out import describe_slice, distinct_rows
+from ..core.evaluate.features import features_of
+from ..core.evaluate.held_out import distinct_rows
 from ..core.evaluate.pictures import save_map
-from ..core.evaluate.scores import Scores, add_scores
+from ..core.evaluate.scores import Scores
+from ..core.evaluate.taps import layer_taps, shapes_of
 from ..core.images.open import Images
 from ..core.images.sets import LABELLED, add_seen, describe_sets, exposure, train_and_tests
 from ..core.images.store import Stamp
 from ..core.model.backbone import OWN, Backbone, create
 from ..core.run.directory import Run
+from ..core.views.resample import Interpolation
 from ..core.views.view import Evaluation
 from .baselines.registry import BASELINES
-from .protocols.attentive import AttentiveTraining
-from .protocols.fewshot import fewshot as fewshot_protocol
-from .protocols.knn import knn as knn_protocol
-from .protocols.linear import linear as linear_protocol
-from .protocols.outcome import Outcome
-from .protocols.registry import PROTOCOLS, READ_TOKENS, check_protocol
-from .protocols.tokens import extract_tokens
-
-CONFIGURED = ("knn", "linear", "attentive", "fewshot")
-Protocol = Callable[..., Outcome]
+from .protocols.attentive import Attentive
+from .protocols.contract import Counts, Fitted, Known, ProbeProtocol, Taps
+from .protocols.fewshot import FewShot
+from .protocols.knn import KNN
+from .protocols.linear import Linear
+from .protocols.outcomes import add_outcome, what_was_chosen
+from .protocols.registry import chosen_protocols
 
 
 def probe_data_options(
@@ -41,6 +38,8 @@ def probe_data_options(
     test: str | dict[str, str] | None = None,
     size: int,
     crop: float = 1.0,
+    resize: int | None = None,
+    interpolation: Interpolation = "bilinear",
     stamp: Stamp = "mtime",
 ) -> None:
     """The `data` section of `rootstock probe`.
@@ -49,6 +48,8 @@ def probe_data_options(
     test: URI of a labelled test set, or a mapping of names to URIs; null holds out a stratified 20 % of the training images by seed.
     size: Side of the network's input in pixels.
     crop: Part of the shorter side that is kept, above 0 and up to 1 (0.875 takes 224 of 256 pixels).
+    resize: Pixels to which evaluation resizes the shorter side before it cuts out the centre, at least size; null is size / crop.
+    interpolation: How evaluation resizes: bilinear, or bicubic, as DINOv2, MAE and timm's ViTs are evaluated.
     stamp: How a changed picture is noticed when the run resumes, in files and archives: size (another name or size), mtime (also another
         time of change) or content (also other bytes; reads every file at each start).
     """
@@ -56,10 +57,10 @@ def probe_data_options(
 
 def protocol_options(
     *,
-    knn: Annotated[dict[str, Any] | None, Section(knn_protocol)] = None,
-    linear: Annotated[dict[str, Any] | None, Section(linear_protocol)] = None,
-    attentive: Annotated[dict[str, Any] | None, Section(AttentiveTraining)] = None,
-    fewshot: Annotated[dict[str, Any] | None, Section(fewshot_protocol)] = None,
+    knn: Annotated[dict[str, Any] | None, Section(KNN)] = None,
+    linear: Annotated[dict[str, Any] | None, Section(Linear)] = None,
+    attentive: Annotated[dict[str, Any] | None, Section(Attentive)] = None,
+    fewshot: Annotated[dict[str, Any] | None, Section(FewShot)] = None,
     presets: list[str] = [],
 ) -> None:
     """The `evaluate` section of `rootstock probe`: which protocols run; kNN where none is given.
@@ -75,8 +76,7 @@ def protocol_options(
 class Probing(NamedTuple):
     """A probe, ready to score."""
 
-    chosen: list[tuple[str, Protocol]]
-    attentive: AttentiveTraining
+    protocols: dict[str, ProbeProtocol]
     train: Images
     distinct: Images  # the training images without copies: what the protocols see
     tests: dict[str, Images]
@@ -88,18 +88,19 @@ def build_probe(
 ) -> Probing:
     """Choose the protocols, open the sets and build the network. Raises UserError, also for what a protocol cannot do on this set."""
     torch.manual_seed(seed)
-    options, attentive = _chosen_protocols(evaluate), AttentiveTraining(**(evaluate["attentive"] or {}))
     train, tests = train_and_tests(data["train"], data["test"], seed)
     stage.record_sets(run, stage.named_sets(train, tests), data["stamp"])
     distinct = train.select(distinct_rows(train))
     assert distinct.labels is not None and distinct.classes is not None
     if copies := len(train) - len(distinct):
         run.log(f"{copies} of {len(train)} training images are copies of others; each counts once")
-    for name, given in options.items():
-        check_protocol(name, given, distinct.keys(), distinct.labels, distinct.classes)
-    chosen = [(name, partial(PROTOCOLS[name], **given)) for name, given in options.items()]
     model = create(data["size"], stage.channels_of(train), {**OWN, **BASELINES}, **backbone)
-    return Probing(chosen, attentive, train, distinct, tests, model)
+    protocols = chosen_protocols(evaluate, layer_taps(model))
+    shapes = shapes_of(model, {tap for protocol in protocols.values() for tap in protocol.reads}, "evaluate")
+    counts = Counts(distinct.labels, distinct.keys(), distinct.classes, shapes)
+    for name, protocol in protocols.items():
+        protocol.requires(name, counts)
+    return Probing(protocols, train, distinct, tests, model)
 
 
 def probe(
@@ -117,44 +118,29 @@ def probe(
     evaluate: The protocols.
     seed: Seed of held-out images and random draws, 0 or more.
     """
-    chosen, attentive, train, distinct, tests, model = build_probe(run, data, backbone, evaluate, seed)
+    protocols, train, distinct, tests, model = build_probe(run, data, backbone, evaluate, seed)
     model = model.to(run.device)
     if backbone["weights"] == "none" and model.spec["name"] not in BASELINES:
         run.log("WARNING: backbone.weights is none: these are features of a network that nothing has trained")
     count = sum(map(len, tests.values()))
     run.log(f"probe {model.spec['name']}: features of {len(distinct)} training and {count} test images")
 
-    view = Evaluation(data["size"], crop=data["crop"], mean=model.mean, std=model.std)
-    reads_tokens = any(name in READ_TOKENS for name, _ in chosen)
-    inputs = _extracted(run, model, view, distinct, tests, attentive if reads_tokens else None)
-    scores, outcomes = _scored(run, chosen, inputs, distinct, tests)
+    view = stage.evaluation(data, model)
+    known, shown = _extracted(run, model, view, distinct, tests, protocols.values())
+    scores, outcomes = Scores({}, {}, {}), dict[str, Fitted]()
+    for name, protocol in protocols.items():
+        outcomes[name] = protocol.fit(known)
+        add_outcome(scores, name, outcomes[name], tests, shown, known.classes, seed)
 
     if run.main:
-        save_map(run.dir, inputs.features, tests, seed)
+        save_map(run.dir, {name: taps["pooled"] for name, taps in shown.items()}, tests, seed)
     model.seen = add_seen(model.seen, LABELLED, train)
     facts = describe_sets(stage.named_sets(train, tests), held_out=data["test"] is None)
     if copies := len(train) - len(distinct):
         facts["copies"] = {"train": copies}
-    found = {**exposure(model.seen, tests), **scores._asdict(), **_choices(outcomes, distinct, seed)}
-    selection = next((o.selection for o in outcomes if o.selection != "last"), "last")
+    found = {**exposure(model.seen, tests), **scores._asdict(), **what_was_chosen(outcomes, distinct, seed)}
+    selection = "train-split" if found["chosen"] else "last"
     return run.finish({"data": facts, **found, "selection": model.selection(selection)})
-
-
-def _choices(outcomes: Sequence[Outcome], train: Images, seed: int) -> dict[str, Any]:
-    """What the protocols chose, how the slice of the training images was drawn on which they did, and how solvers ended."""
-    chosen = {key: value for outcome in outcomes for key, value in outcome.chosen.items()}
-    fits = {key: value for outcome in outcomes for key, value in outcome.fits.items()}
-    drawn = {"held_out": describe_slice(train, seed)} if chosen else {}
-    return {"chosen": chosen, **drawn, **({"fits": fits} if fits else {})}
-
-
-class _Inputs(NamedTuple):
-    """What protocols read of the frozen network. Tokens are there only if a protocol reads them."""
-
-    train: Tensor  # [N, D]
-    features: dict[str, Tensor]  # of each test set, [M, D]
-    train_tokens: Tensor | None  # [N, L, D]
-    tokens: dict[str, Tensor]  # of each labelled test set, [M, L, D]
 
 
 def _extracted(
@@ -163,51 +149,15 @@ def _extracted(
     view: Evaluation,
     train: Images,
     tests: Mapping[str, Images],
-    attentive: AttentiveTraining | None,
-) -> _Inputs:
-    """Features of all sets, each image once; attentive: what reads tokens, None where nothing does."""
-    workers = run.options["workers"]
-    labelled = {name: images for name, images in tests.items() if images.labels is not None}
-    tokens: list[Tensor] = []
-    if attentive is not None:
-        # Before the features, because tokens may be refused for want of memory.
-        sets = [train, *labelled.values()]
-        tokens = extract_tokens(model, sets, view, attentive, device=run.device, workers=workers, log=run.log)
-    known = extract(model, train, view, device=run.device, workers=workers)
-    features = {name: extract(model, t, view, device=run.device, workers=workers) for name, t in tests.items()}
-    named = dict(zip(labelled, tokens[1:], strict=True)) if tokens else {}
-    return _Inputs(known, features, tokens[0] if tokens else None, named)
+    protocols: Iterable[ProbeProtocol],
+) -> tuple[Known, dict[str, Taps]]:
+    """The features of all sets that the protocols read, each image once: the training set's, and those of each test by name.
 
-
-def _scored(
-    run: Run, chosen: list[tuple[str, Protocol]], inputs: _Inputs, train: Images, tests: Mapping[str, Images]
-) -> tuple[Scores, list[Outcome]]:
-    """The scores of all protocols, and their outcomes."""
+    Pooled ones come for every test, which the map of features shows; others only where there are labels to score.
+    """
     assert train.labels is not None and train.classes is not None
-    scores, outcomes, keys = Scores({}, {}, {}), list[Outcome](), train.keys()
-    for name, protocol in chosen:
-        tokens = name in READ_TOKENS
-        known, features = (inputs.train_tokens, inputs.tokens) if tokens else (inputs.train, inputs.features)
-        pairs = {test: (features[test], t.labels) for test, t in tests.items() if t.labels is not None}
-        place = (run.device,) if tokens else ()  # where a protocol that trains does so
-        outcome = protocol(known, train.labels, keys, pairs, train.classes, run.seed, *place)
-        for key, predictions in outcome.predictions.items():
-            if predictions.ndim == 1:
-                add_scores(scores, key, tests[key.split("/")[0]], predictions, train.classes, run.seed)
-        scores.metrics.update(outcome.metrics)
-        scores.details.update(outcome.details)
-        scores.intervals.update({k: [v for v in pair if v is not None] for k, pair in outcome.intervals.items()})
-        outcomes.append(outcome)
-    return scores, outcomes
-
-
-def _chosen_protocols(evaluate: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The protocols that a config asks for with their options, in its order; kNN where it asks for none. Raises UserError."""
-    chosen: dict[str, dict[str, Any]] = {
-        name: dict(evaluate[name]) for name in CONFIGURED if evaluate[name] is not None
-    }
-    for name in evaluate["presets"]:
-        if name not in PROTOCOLS:
-            raise UserError(f"evaluate.presets: unknown preset {name!r} (known: {', '.join(sorted(PROTOCOLS))})")
-        chosen.setdefault(name, {})
-    return chosen or {"knn": {}}
+    workers, reads = run.options["workers"], {tap for protocol in protocols for tap in protocol.reads}
+    find = partial(features_of, model, view=view, device=run.device, workers=workers)
+    found = find(images=train, taps=reads)
+    shown = {name: find(images=t, taps={"pooled"} | (reads if t.labels is not None else set())) for name, t in tests.items()}
+    return Known(found, train.labels, train.keys(), train.classes, run.seed, run.device), shown

@@ -116,6 +116,24 @@ def extract(
     return _assemble(features, own, n, axes, dtype, device)
 
 
+def features_of(model, images, view, taps, *, device, workers):  # stand-in
+    class T(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.m = model
+
+        def forward(self, x):
+            return self.m.tokens(x)
+
+    found = {}
+    for tap in taps:
+        if tap == "tokens":
+            found[tap] = extract(T(), images, view, device=device, workers=workers, axes=2, dtype=torch.float16)
+        else:
+            found[tap] = extract(model, images, view, device=device, workers=workers)
+    return found
+
+
 def _pixels(
     images: Readable, view: EvaluationView, own: Sequence[range], workers: int, *, pinned: bool
 ) -> Generator[Tensor | int]:

@@ -19,6 +19,7 @@ from torch.nn.functional import normalize
 
 from ..distributed import rank
 from ..errors import UserError
+from .half import to_half
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,19 @@ def knn_predict(
     lower class number wins a tie. Raises UserError for k < 1, T <= 0, an empty training set, labels out of range or features
     that are not finite.
     """
+    return knn_scores(train_x, train_y, test_x, num_classes, k=k, temperature=temperature).argmax(1)
+
+
+def knn_scores(
+    train_x: Tensor,
+    train_y: Tensor,
+    test_x: Tensor,
+    num_classes: int,
+    *,
+    k: int = 20,
+    temperature: float | None = 0.07,
+) -> Tensor:
+    """Each class's share of the votes, float16 [M, K]; arguments and errors as of `knn_predict`."""
     similarity, rows = neighbours(train_x, test_x, k)
     return vote(similarity, _labels(train_y, len(train_x), num_classes)[rows], num_classes, temperature)
 
@@ -66,10 +80,13 @@ def neighbours(train_x: Tensor, test_x: Tensor, k: int) -> tuple[Tensor, Tensor]
 
 
 def vote(similarity: Tensor, labels: Tensor, num_classes: int, temperature: float | None) -> Tensor:
-    """The class with most votes, int64 [M]; similarity, labels: [M, k], of each test row's neighbours."""
+    """Each class's share of the votes, float16 [M, K]; similarity, labels: [M, k], of each test row's neighbours.
+
+    The class with most votes, of equals the lowest, has the largest share also after rounding.
+    """
     if temperature is not None and temperature <= 0:
         raise UserError(f"kNN needs a temperature above 0 (or none, for equal votes), got {temperature}")
-    winners = []
+    shares = []
     for near, label in zip(similarity.split(VOTE_ROWS), labels.split(VOTE_ROWS), strict=True):
         near = near.double()
         if temperature is None:
@@ -78,8 +95,8 @@ def vote(similarity: Tensor, labels: Tensor, num_classes: int, temperature: floa
             # Relative to the nearest, since exp(1 / T) overflows for a small T; a row's winner stays the same.
             weights = torch.exp((near - near.max(dim=1, keepdim=True).values) / temperature)
         votes = torch.zeros(len(near), num_classes, dtype=torch.float64).scatter_add_(1, label, weights)
-        winners.append(votes.argmax(dim=1))
-    return torch.cat(winners)
+        shares.append(to_half(votes / weights.sum(1, keepdim=True)))
+    return torch.cat(shares)
 
 
 def _labels(train_y: Tensor, n: int, num_classes: int) -> Tensor:

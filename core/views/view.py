@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -178,12 +179,14 @@ class View:
 
 
 class Evaluation:
-    """The view for evaluation, without randomness: resize the shorter side to size / crop, then cut out the centre.
+    """The view for evaluation, without randomness: resize the shorter side to `resize`, then cut out the centre.
 
-    At a crop of 0.875, 224 px are cut from 256. size / crop is rounded down, as in timm. Images that already have the size are
-    taken whole.
+    `resize` is size / crop where it is not given, rounded down as in timm: at a crop of 0.875, 224 px are cut from 256. Images that
+    already have the size are taken whole.
 
     crop: Part of the resized shorter side that the view keeps, above 0 and up to 1.
+    resize: Pixels of the resized shorter side, at least `size`; then crop stays 1.
+    interpolation: How pictures are resized: bilinear, or bicubic, which DINOv2, MAE and timm's ViTs are evaluated with.
     """
 
     def __init__(
@@ -191,6 +194,7 @@ class Evaluation:
         size: int,
         *,
         crop: float = 1.0,
+        resize: int | None = None,
         interpolation: Interpolation = "bilinear",
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
@@ -199,9 +203,19 @@ class Evaluation:
             raise UserError(
                 f"data.crop: {crop} is given; expected the part of the shorter side to keep, above 0 and up to 1"
             )
-        self.size, self.short = size, int(size / crop)
+        if resize is not None and (crop != 1.0 or resize < size):
+            why = f"data.crop is {crop} too, and one of the two says it" if crop != 1.0 else f"data.size is {size}"
+            raise UserError(
+                f"data.resize: {resize} is given, but {why}; expected the pixels of the shorter side, at least data.size, and no crop"
+            )
+        self.size, self.short = size, int(size / crop) if resize is None else resize
         self.interpolation: Interpolation = interpolation
         self.mean, self.std = mean, std
+
+    def describe(self) -> dict[str, Any]:
+        """All that decides what the view shows, as plain JSON."""
+        shown = {"size": self.size, "resize": self.short, "interpolation": self.interpolation}
+        return {**shown, "mean": list(self.mean), "std": list(self.std)}
 
     def worker(self, image: Tensor) -> Tensor:
         """uint8 [C, H, W] of any size -> uint8 [C, size, size]."""

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from ...core.errors import UserError
 from ...core.evaluate.held_out import held_out_rows, nothing_to_choose_on
 from ...core.stream.order import straddling
 from ...core.train.schedules import cosine
-from .outcome import Outcome, Tests, empty_outcome, record_scores
+from .contract import Counts, Fitted, Known
 
 # Number of heads by default, if the width of the tokens is a multiple of it.
 MAX_HEADS = 8
@@ -33,7 +33,7 @@ TOKEN_BLOCK = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentiveTraining:
+class Attentive:
     """How the attentive probe is trained: AdamW with a cosine to 0; each pair of lr and weight_decay is a candidate.
 
     epochs: Passes over the training set, 1 or more.
@@ -51,6 +51,25 @@ class AttentiveTraining:
     heads: int | None = None
     queries: int = 1
     batch_size: int = 128
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """All tokens."""
+        return ("tokens",)
+
+    def requires(self, name: str, counts: Counts) -> None:
+        """Raises UserError if there is something to choose and nothing to choose on, or if heads do not divide a token."""
+        if "tokens" in counts.shapes:
+            self.heads_of(counts.shapes["tokens"][-1])
+        check_attentive(self, counts.keys, counts.labels)
+
+    def fit(self, train: Known) -> Fitted:
+        """Train all candidates on 80 % of the images, choose on the rest, and train the best on all."""
+        classes = len(train.classes)
+        model = fit_choosing(train.features["tokens"], train.labels, train.keys, classes, self, train.seed, train.device)
+        rate, decay = model.grid[0]
+        chosen = {"lr": rate, "weight_decay": decay} if model.selected else {}
+        return Fitted(lambda features: model.logits(features["tokens"])[0], "logits", chosen, model.tried, held_out=model.held_out)
 
     def __post_init__(self) -> None:
         """Raises UserError for numbers out of range."""
@@ -133,6 +152,8 @@ class FittedProbes(NamedTuple):
     mean: Tensor  # [D]
     scale: Tensor  # [D]
     selected: bool  # the one candidate was chosen on a held-out slice
+    tried: tuple[dict[str, float], ...] = ()  # every candidate with its score there
+    held_out: tuple[Tensor, Tensor] | None = None  # the best one's logits there before the refit, and the labels
 
     @torch.no_grad()
     def logits(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -156,7 +177,7 @@ def fit_choosing(
     labels: Tensor,
     keys: Tensor,
     num_classes: int,
-    training: AttentiveTraining,
+    training: Attentive,
     seed: int,
     device: torch.device | str = "cpu",
 ) -> FittedProbes:
@@ -183,16 +204,21 @@ def fit_choosing(
     held_out = held_out_rows(keys, labels, seed=seed)
     inner, outer = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
     tried = _train(tokens, labels, inner, num_classes, training, grid, seed, device)
-    scores = []
-    for found in tried.logits(tokens, outer):
+    scores, logits = [], tried.logits(tokens, outer)
+    for found in logits:
         loss = float(cross_entropy(found, labels[outer]))
         right = int((found.argmax(1) == labels[outer]).sum()) if math.isfinite(loss) else -1
         scores.append((right, -loss if math.isfinite(loss) else -math.inf))
-    best = [grid[scores.index(max(scores))]]
-    return _train(tokens, labels, everything, num_classes, training, best, seed, device)._replace(selected=True)
+    best = scores.index(max(scores))
+    told = tuple(
+        {"lr": rate, "weight_decay": decay, "accuracy": max(right, 0) / len(outer)}
+        for (rate, decay), (right, _) in zip(grid, scores, strict=True)
+    )
+    model = _train(tokens, labels, everything, num_classes, training, [grid[best]], seed, device)
+    return model._replace(selected=True, tried=told, held_out=(logits[best], labels[outer]))
 
 
-def check_attentive(training: AttentiveTraining, keys: Tensor, labels: Tensor) -> None:
+def check_attentive(training: Attentive, keys: Tensor, labels: Tensor) -> None:
     """Raises UserError if there is something to choose and nothing to choose on. keys, labels: int64 [N]."""
     if len(training.grid) > 1 and nothing_to_choose_on(keys, labels):
         raise UserError(
@@ -206,7 +232,7 @@ def _train(
     labels: Tensor,
     rows: Tensor,
     num_classes: int,
-    training: AttentiveTraining,
+    training: Attentive,
     grid: Sequence[tuple[float, float]],
     seed: int,
     device: torch.device | str,
@@ -255,30 +281,4 @@ def _moments(tokens: Tensor, rows: Tensor, device: torch.device | str) -> tuple[
 
 def _blocks(tokens: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
     """`rows` in blocks of at most TOKEN_BLOCK numbers of tokens."""
-    return rows.split(max(1, TOKEN_BLOCK // max(1, tokens[0].numel())))
-
-
-def attentive(
-    train_x: Tensor,
-    train_y: Tensor,
-    train_keys: Tensor,
-    tests: Tests,
-    classes: Sequence[str],
-    seed: int,
-    device: torch.device | str = "cpu",
-    **options: Any,
-) -> Outcome:
-    """The attentive probe as a protocol; its section of a config is `AttentiveTraining`, whose fields are `options`.
-
-    train_x: [N, L, D] on the CPU and tests the same; train_y, train_keys: int64 [N], labels and identities.
-    device: where the probe is trained.
-    """
-    training = AttentiveTraining(**options)
-    model = fit_choosing(train_x, train_y, train_keys, len(classes), training, seed, device)
-    outcome = empty_outcome("train-split" if model.selected else "last")
-    if model.selected:
-        rate, decay = model.grid[0]
-        outcome.chosen.update({"attentive/lr": rate, "attentive/weight_decay": decay})
-    for test, (x, labels) in tests.items():
-        record_scores(outcome, f"{test}/attentive", labels, model.predict(x), classes)
-    return outcome
+    return rows.split(max(1, TOKEN_BLOCK // max(1, math.prod(tokens.shape[1:]))))

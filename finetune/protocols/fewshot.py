@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,66 +10,68 @@ from torch.nn.functional import normalize
 
 from ...core.draws import Draws
 from ...core.errors import UserError
-from ...core.evaluate.intervals import mean_interval
 from ...core.images.split import keys_by_class
-from .outcome import Outcome, Tests, empty_outcome, record_scores
+from .contract import Counts, Fitted, Known, Taps
 
 
-def fewshot(
-    train_x: Tensor,
-    train_y: Tensor,
-    train_keys: Tensor,
-    tests: Tests,
-    classes: Sequence[str],
-    seed: int,
-    *,
-    shots: int = 5,
-    draws: int = 10,
-) -> Outcome:
+@dataclass(frozen=True, kw_only=True)
+class FewShot:
     """Nearest class mean of `shots` images a class (SimpleShot, Wang et al. 2019, arXiv:1911.04623, CL2N).
 
     Features are centred by the mean of all training features, without labels, and normalised. Nothing is tuned, which a handful of
     labels would not allow. The interval is over the draws; details pool them, so supports are `draws` times the test set's.
     The images of a draw are different ones: at most one copy or blend of a picture is among them.
-    train_x: [N, D]; train_y, train_keys: int64 [N], labels and identities; tests: name -> ([M, D], int64 [M]); classes: names, label i is
-    classes[i].
 
     shots: Different training images a class, 1 or more; each class needs as many.
     draws: Number of random choices of these images over which the score is averaged, 1 or more.
+    taps: Features that are read, by name (`pooled`, `cls`, `mean`, `last4`, `block3`, ...; `layers` for each block or stage); each is
+        scored on its own.
     """
-    check_fewshot(shots, draws, train_keys, train_y, classes)
-    train_x, train_y, train_keys = train_x.float().cpu(), train_y.cpu(), train_keys.cpu()
-    centre = train_x.mean(dim=0)
-    rows = _drawn(train_keys, train_y, seed, shots, draws)
-    means = normalize(train_x - centre, dim=1)[rows].mean(dim=2)
-    outcome = empty_outcome("last")
-    for test, (x, labels) in tests.items():
-        near = torch.einsum("md,scd->smc", normalize(x.float().cpu() - centre, dim=1), normalize(means, dim=2))
-        predictions = near.argmax(dim=2)
-        record_scores(outcome, f"{test}/fewshot", labels.repeat(draws), predictions.flatten(), classes)
-        outcome.predictions[f"{test}/fewshot"] = predictions
-        accuracies = (predictions == labels.cpu()).double().mean(dim=1).tolist()
-        outcome.details[f"{test}/fewshot"]["draws"] = accuracies
-        outcome.intervals[f"{test}/fewshot/accuracy"] = list(mean_interval(accuracies)[1:])
-    return outcome
+
+    shots: int = 5
+    draws: int = 10
+    taps: tuple[str, ...] = ("pooled",)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The tap."""
+        return self.taps
+
+    def requires(self, name: str, counts: Counts) -> None:
+        """Raises UserError for numbers below 1 and for a class with fewer different images."""
+        check_shots(name, self.shots, self.draws, counts)
+
+    def fit(self, train: Known) -> Fitted:
+        """The class means of each draw. Scores are cosines, float32 [draws, M, K]."""
+        x = train.features[self.reads[0]].float().cpu()
+        centre = x.mean(dim=0)
+        rows = drawn_rows(train.keys, train.labels, train.seed, self.shots, self.draws)
+        means = normalize(normalize(x - centre, dim=1)[rows].mean(dim=2), dim=2)
+
+        def scores(features: Taps) -> Tensor:
+            test = normalize(features[self.reads[0]].float().cpu() - centre, dim=1)
+            return torch.einsum("md,scd->smc", test, means)
+
+        return Fitted(scores, "cosines")
 
 
-def check_fewshot(shots: int, draws: int, train_keys: Tensor, train_y: Tensor, classes: Sequence[str]) -> None:
-    """Raises UserError for numbers below 1 and for a class with fewer different images. train_keys, train_y: int64 [N]."""
+def check_shots(name: str, shots: int, draws: int, counts: Counts) -> None:
+    """Raises UserError for numbers below 1 and for a class with fewer different images than `shots`."""
     if shots < 1 or draws < 1:
-        raise UserError(f"fewshot needs shots and draws of at least 1, got {shots} and {draws}")
-    found = keys_by_class(train_keys.cpu(), train_y.cpu())
-    counts = [len(found[label]) if label in found else 0 for label in range(len(classes))]
-    for name, count in zip(classes, counts, strict=True):
+        raise UserError(f"{name} needs shots and draws of at least 1, got {shots} and {draws}")
+    found = keys_by_class(counts.keys.cpu(), counts.labels.cpu())
+    several = [len(found[label]) if label in found else 0 for label in range(len(counts.classes))]
+    for title, count in zip(counts.classes, several, strict=True):
         if count < shots:
-            least = min(counts)
-            remedy = f"give evaluate.fewshot.shots of at most {least}" if least else "leave the class out"
+            least = min(several)
+            key = f"evaluate.{name.split('@')[0]}.shots"
+            remedy = f"give {key} of at most {least}" if least else "leave the class out"
             raise UserError(
-                f"fewshot: class {name} has {count} different training images, fewer than shots = {shots}; {remedy}, or add images"
+                f"{name}: class {title} has {count} different training images, fewer than shots = {shots}; {remedy}, or add images"
             )
 
 
-def _drawn(keys: Tensor, y: Tensor, seed: int, shots: int, draws: int) -> Tensor:
+def drawn_rows(keys: Tensor, y: Tensor, seed: int, shots: int, draws: int) -> Tensor:
     """For each draw and class the rows of `shots` identities, int64 [draws, K, shots]; of an identity one random image of its class.
 
     A draw depends on the seed and the identities, not on the order of images. keys, y: int64 [N].

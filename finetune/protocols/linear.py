@@ -1,62 +1,65 @@
-"""Logistic regression on frozen features as a protocol; the solver is in logreg.py."""
+"""Logistic regression on frozen features as a protocol; the solver is in core/evaluate/logreg.py."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from ...core.evaluate.logreg import C_GRID, fit_choosing_C
-from .outcome import Outcome, Tests, empty_outcome, record_scores
+from ...core.evaluate.logreg import C_GRID, LogisticRegression, check_C, fit_choosing_C
+from .contract import Counts, Fitted, Known, Taps
 
 # `linear` tries these C by default: one a decade.
 COARSE_GRID: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1e0, 1e1, 1e2, 1e3)
 
 
-def linear(
-    train_x: Tensor,
-    train_y: Tensor,
-    train_keys: Tensor,
-    tests: Tests,
-    classes: Sequence[str],
-    seed: int,
-    *,
-    C: list[float] | None = None,
-) -> Outcome:
+@dataclass(frozen=True, kw_only=True)
+class Linear:
     """Logistic regression on frozen features, with the best C on a held-out 20 % of the training images.
 
-    train_x: [N, D]; train_y, train_keys: int64 [N], labels and identities; tests: name -> ([M, D], int64 [M]); classes: names, label i is
-    classes[i].
+    Features are centred and divided by one number, so C is that of scaled features.
 
     C: Inverse strengths of the L2 penalty to try, each above 0, as in scikit-learn; a single one is used without choosing. null tries
         1e-4, 1e-3, ..., 1e3.
+    taps: Features that are read, by name (`pooled`, `cls`, `mean`, `last4`, `block3`, ...; `layers` for each block or stage); each is
+        scored on its own.
     """
-    return _linear("linear", train_x, train_y, train_keys, tests, classes, seed, COARSE_GRID if C is None else C)
+
+    C: tuple[float, ...] | None = None
+    taps: tuple[str, ...] = ("pooled",)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The tap."""
+        return self.taps
+
+    def requires(self, name: str, counts: Counts) -> None:
+        """Raises UserError for values of C that no classifier can have."""
+        if self.C is not None:
+            check_C(self.C, name)
+
+    def fit(self, train: Known) -> Fitted:
+        """Choose C on the slice where there are several, and fit all images with it."""
+        x = train.features[self.reads[0]].to(train.device)
+        grid = COARSE_GRID if self.C is None else self.C
+        model = fit_choosing_C(x, train.labels, train.keys, len(train.classes), seed=train.seed, values_of_C=grid)
+        fit = {"choice": [fit._asdict() for fit in model.choice], "refit": model.fit._asdict()}
+
+        def scores(features: Taps) -> Tensor:
+            return all_logits(model, features[self.reads[0]], len(train.classes))
+
+        return Fitted(scores, "logits", {"C": model.C} if model.selected else {}, fit=fit)
 
 
-def logreg(
-    train_x: Tensor, train_y: Tensor, train_keys: Tensor, tests: Tests, classes: Sequence[str], seed: int
-) -> Outcome:
+def all_logits(model: LogisticRegression, x: Tensor, num_classes: int) -> Tensor:
+    """The logits of all classes, float64 [M, K] on the CPU; minus infinity for those without training images."""
+    logits = model.logits(x).cpu()
+    everywhere = logits.new_full((len(logits), num_classes), -torch.inf)
+    everywhere[:, model.classes.cpu()] = logits
+    return everywhere
+
+
+def dinov2_regression() -> Linear:
     """DINOv2's logistic regression (Oquab et al. 2023, arXiv:2304.07193): 45 values of C, 1e-6 to 1e5."""
-    return _linear("logreg", train_x, train_y, train_keys, tests, classes, seed, C_GRID)
-
-
-def _linear(
-    protocol: str,
-    train_x: Tensor,
-    train_y: Tensor,
-    train_keys: Tensor,
-    tests: Tests,
-    classes: Sequence[str],
-    seed: int,
-    grid: Sequence[float],
-) -> Outcome:
-    """Logistic regression under the name of a protocol."""
-    model = fit_choosing_C(train_x, train_y, train_keys, len(classes), seed=seed, values_of_C=grid)
-    outcome = empty_outcome("train-split" if model.selected else "last")
-    outcome.fits[protocol] = {"choice": [fit._asdict() for fit in model.choice], "refit": model.fit._asdict()}
-    if model.selected:
-        outcome.chosen[f"{protocol}/C"] = model.C
-    for test, (x, labels) in tests.items():
-        record_scores(outcome, f"{test}/{protocol}", labels, model.predict(x), classes)
-    return outcome
+    return Linear(C=C_GRID)

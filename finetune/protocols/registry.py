@@ -1,53 +1,62 @@
 """Evaluation protocols on frozen features by the names that configs use; published ones are presets.
 
-A protocol is a function of feature tensors, so features are extracted once and all protocols share them. Those of READ_TOKENS take
-tokens, which are extracted for them only. A protocol's keyword-only parameters are its section of a config. What it chooses (k, C, a
-learning rate) it chooses on a held-out slice of the *training* images, drawn over identities so that copies stay together, and its outcome
-says so; test labels are only compared with predictions.
+Adding one costs a file with a dataclass on the contract (contract.py) and a line here.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
+from ...core.errors import UserError
+from .attentive import Attentive
+from .contract import ProbeProtocol, for_each_tap
+from .fewshot import FewShot
+from .knn import KNN
+from .linear import Linear, dinov2_regression
 
-from ...core.evaluate.logreg import check_C
-from .attentive import AttentiveTraining, attentive, check_attentive
-from .fewshot import check_fewshot, fewshot
-from .knn import PRESETS, check_knn, knn, knn_dino, knn_lightly
-from .linear import linear, logreg
-from .outcome import Outcome
-
-PROTOCOLS: Mapping[str, Callable[..., Outcome]] = {
-    "knn": knn,
-    "knn-lightly": knn_lightly,
-    "knn-dino": knn_dino,
-    "linear": linear,
-    "logreg": logreg,
-    "attentive": attentive,
-    "fewshot": fewshot,
+# By the name of their section; its keys are the fields.
+SECTIONS: Mapping[str, Callable[..., ProbeProtocol]] = {
+    "knn": KNN,
+    "linear": Linear,
+    "attentive": Attentive,
+    "fewshot": FewShot,
 }
-READ_TOKENS = frozenset({"attentive"})
 
 
-def check_protocol(
-    name: str, options: Mapping[str, Any], train_keys: Tensor, train_y: Tensor, classes: Sequence[str]
-) -> None:
-    """Raises UserError if a protocol cannot run with these options on this training set: said before features are extracted.
+def lightly_knn() -> KNN:
+    """lightly's benchmark kNN: k = 200, T = 0.1. Its tables show the maximum over epochs; this is one model's score."""
+    return KNN(k=200, temperature=0.1)
 
-    options: keys of its section of the config; defaults stand for the others. train_keys, train_y: int64 [N], identities and labels.
+
+def dino_knn() -> KNN:
+    """DINO's kNN (Caron et al. 2021, arXiv:2104.14294): T = 0.07, k of 10, 20, 100, 200 chosen on the held-out slice."""
+    return KNN(k=(10, 20, 100, 200), temperature=0.07)
+
+
+# Published settings, which have no keys.
+PRESETS: Mapping[str, Callable[[], ProbeProtocol]] = {
+    "knn-lightly": lightly_knn,
+    "knn-dino": dino_knn,
+    "logreg": dinov2_regression,
+}
+
+
+def chosen_protocols(evaluate: Mapping[str, Any], layers: tuple[str, ...]) -> dict[str, ProbeProtocol]:
+    """The protocols that the `evaluate` section asks for, by name and in its order; kNN where it asks for none. Raises UserError.
+
+    layers: the taps that the tap `layers` stands for.
     """
-    parameters = inspect.signature(PROTOCOLS[name]).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    settings = {**defaults, **PRESETS.get(name, {}), **options}
-    if name == "knn" or name in PRESETS:
-        check_knn(name, settings["k"], settings["temperature"], train_keys, train_y)
-    elif name == "linear" and settings["C"] is not None:
-        check_C(settings["C"], "linear")
-    elif name == "attentive":
-        check_attentive(AttentiveTraining(**options), train_keys, train_y)
-    elif name == "fewshot":
-        check_fewshot(settings["shots"], settings["draws"], train_keys, train_y, classes)
+    chosen = {name: built(name, evaluate[name]) for name in SECTIONS if evaluate.get(name) is not None}
+    for name in evaluate.get("presets", ()):
+        if name not in PRESETS:
+            raise UserError(f"evaluate.presets: unknown preset {name!r} (known: {', '.join(sorted(PRESETS))})")
+        chosen[name] = PRESETS[name]()
+    named = chosen or {"knn": KNN()}
+    return {one: made for name, protocol in named.items() for one, made in for_each_tap(name, protocol, layers).items()}
+
+
+def built(name: str, section: Mapping[str, Any]) -> ProbeProtocol:
+    """A protocol of a section; lists, as a config has them, become tuples."""
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
+    return SECTIONS[name](**fields)

@@ -19,7 +19,7 @@ from ...core.images.damage import read_or_neighbour
 from ...core.images.open import Images
 from ...core.model.backbone import Backbone
 from ...core.views.view import Evaluation
-from .attentive import AttentiveTraining
+from .attentive import Attentive
 
 # Rows that are checked at once for numbers that are not finite.
 ROWS_PER_CHECK = 4096
@@ -40,7 +40,7 @@ def extract_tokens(
     backbone: Backbone,
     sets: Sequence[Images],
     view: Evaluation,
-    training: AttentiveTraining,
+    training: Attentive,
     *,
     device: torch.device,
     workers: int,

@@ -94,7 +94,7 @@ def test_nothing_chosen_needs_no_slice(tmp_path: Path) -> None:
 def test_what_cannot_be_done_is_said_before_extraction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluate: dict[str, Any], sentence: str
 ) -> None:
-    monkeypatch.setattr(module, "extract", None)
+    monkeypatch.setattr(module, "features_of", None)
     with pytest.raises(UserError, match=sentence):
         probe(tmp_path, "run", noisy_digits(tmp_path, 2), **evaluate)
 
@@ -110,7 +110,7 @@ def test_a_single_k_beyond_the_training_set_is_said_and_the_result_has_the_k_tha
 
 def test_one_image_a_class_leaves_nothing_to_choose_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies are no second image."""
-    monkeypatch.setattr(module, "extract", None)
+    monkeypatch.setattr(module, "features_of", None)
     pixels = torch.arange(10 * 16, dtype=torch.uint8).view(10, 4, 4).numpy()
     np.savez(tmp_path / "x.npz", x=np.tile(pixels, (4, 1, 1)), y=np.tile(np.arange(10), 4))
     for evaluate in ({"knn": {"k": [1, 2]}}, {"attentive": {"lr": [1e-3, 1e-2]}}):

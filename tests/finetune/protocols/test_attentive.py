@@ -22,7 +22,7 @@ from rootstock.core.views.view import Evaluation
 from rootstock.finetune.protocols import tokens as tokens_module
 from rootstock.finetune.protocols.attentive import (
     SCALE_FLOOR,
-    AttentiveTraining,
+    Attentive,
     FittedProbes,
     Probe,
     _moments,
@@ -30,14 +30,13 @@ from rootstock.finetune.protocols.attentive import (
     fit_choosing,
     probe_logits,
 )
-from rootstock.finetune.protocols.outcome import SCORES
 from rootstock.finetune.protocols.tokens import Tokens, extract_tokens
 from rootstock.launch.verbs import execute
 
 CPU = torch.device("cpu")
 
 
-def fitted(x: Tensor, y: Tensor, num_classes: int, training: AttentiveTraining, seed: int) -> FittedProbes:
+def fitted(x: Tensor, y: Tensor, num_classes: int, training: Attentive, seed: int) -> FittedProbes:
     """Each image has an identity of its own."""
     return fit_choosing(x, y, torch.arange(len(y)), num_classes, training, seed)
 
@@ -132,7 +131,7 @@ def needles(n: int, seed: int, length: int = 16, width: int = 16) -> tuple[Tenso
 def test_it_finds_a_label_that_the_mean_of_tokens_hides() -> None:
     x, y = needles(300, seed=0)
     test_x, test_y = needles(200, seed=1)
-    training = AttentiveTraining(epochs=25, lr=(1e-5, 1e-2), batch_size=64)
+    training = Attentive(epochs=25, lr=(1e-5, 1e-2), batch_size=64)
     model = fitted(x.half(), y, 4, training, seed=0)
     assert model.selected and model.grid == [(1e-2, 0.1)]  # with 1e-5 nothing is learned
     assert float((model.predict(test_x.half()) == test_y).float().mean()) > 0.95
@@ -141,7 +140,7 @@ def test_it_finds_a_label_that_the_mean_of_tokens_hides() -> None:
 
 
 def trained(x: Tensor, y: Tensor, grid: Sequence[float], seed: int = 0) -> Any:
-    return fitted(x, y, 4, AttentiveTraining(epochs=2, lr=tuple(grid), batch_size=16), seed=seed)
+    return fitted(x, y, 4, Attentive(epochs=2, lr=tuple(grid), batch_size=16), seed=seed)
 
 
 def test_the_same_seed_trains_the_same_probe() -> None:
@@ -162,7 +161,7 @@ def test_a_candidate_is_trained_as_if_it_were_alone() -> None:
     rows, grid, training = (
         torch.arange(5, 55),
         [(1e-3, 0.0), (1e-2, 0.0), (1e-2, 20.0)],
-        AttentiveTraining(epochs=2, batch_size=16),
+        Attentive(epochs=2, batch_size=16),
     )
     together = _train(x, y, rows, 4, training, grid, 0, CPU).logits(x)
     alone = [_train(x, y, rows, 4, training, [candidate], 0, CPU).logits(x)[0] for candidate in grid]
@@ -178,7 +177,7 @@ def test_the_choice_is_the_best_on_the_held_out_slice(kind: str) -> None:
     x = torch.randn(100, 2, 16, generator=generator)
     x[:, :, :4] += {"clear": 9.0, "noisy": 0.9}[kind] * torch.eye(4)[y][:, None]
     held_out = held_out_rows(torch.arange(len(y)), y, seed=0)
-    training = AttentiveTraining(epochs=20, lr=(1e-3, 1e-2, 1e-1), batch_size=16)
+    training = Attentive(epochs=20, lr=(1e-3, 1e-2, 1e-1), batch_size=16)
     scores = []
     for lr, _ in training.grid:
         alone = fitted(x[~held_out], y[~held_out], 4, replace(training, lr=lr), 0)
@@ -196,7 +195,7 @@ def test_the_choice_is_the_best_on_the_held_out_slice(kind: str) -> None:
 
 def test_training_is_adamw_with_a_cosine() -> None:
     x, y = needles(40, seed=0)
-    rows, training = torch.arange(3, 40), AttentiveTraining(epochs=3, batch_size=16)
+    rows, training = torch.arange(3, 40), Attentive(epochs=3, batch_size=16)
     fitted = _train(x, y, rows, 4, training, [(1e-2, 2.0)], 7, CPU)
     known = x[rows].flatten(0, 1)
     standard = (x - known.mean(0)) / known.std(0, correction=0)
@@ -259,20 +258,20 @@ def test_tokens_are_standardised_by_the_rows_trained_on() -> None:
 )
 def test_bad_values_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        AttentiveTraining(**options)
+        Attentive(**options)
 
 
 def test_what_cannot_be_trained_is_named() -> None:
     x, y = needles(20, seed=0)
     with pytest.raises(UserError, match=r"heads: 3 do not divide the 16 numbers of a token; .* 1, 2, 4, 8, 16$"):
-        fitted(x, y, 4, AttentiveTraining(heads=3), 0)
+        fitted(x, y, 4, Attentive(heads=3), 0)
     with pytest.raises(UserError, match="no class has two different training images"):
-        fitted(x[:1], y[:1], 4, AttentiveTraining(), 0)
+        fitted(x[:1], y[:1], 4, Attentive(), 0)
     with pytest.raises(UserError, match=r"training images of classes 0\.\.1"):
-        fitted(x, y, 2, AttentiveTraining(), 0)
+        fitted(x, y, 2, Attentive(), 0)
     with pytest.raises(ValueError, match=r"\[N, L, D\]"):
-        fitted(x[:, 0], y, 4, AttentiveTraining(), 0)
-    assert [AttentiveTraining().heads_of(width) for width in (768, 1764, 3, 20)] == [8, 4, 1, 4]
+        fitted(x[:, 0], y, 4, Attentive(), 0)
+    assert [Attentive().heads_of(width) for width in (768, 1764, 3, 20)] == [8, 4, 1, 4]
 
 
 def digits() -> Images:
@@ -281,7 +280,7 @@ def digits() -> Images:
 
 def read_tokens(model: Any, images: Images, told: list[str]) -> Tensor:
     view = Evaluation(16, crop=1.0, mean=model.mean, std=model.std)
-    return extract_tokens(model, [images], view, AttentiveTraining(), device=CPU, workers=0, log=told.append)[0]
+    return extract_tokens(model, [images], view, Attentive(), device=CPU, workers=0, log=told.append)[0]
 
 
 def test_extraction_leaves_the_backbone_as_it_was() -> None:
@@ -290,7 +289,7 @@ def test_extraction_leaves_the_backbone_as_it_was() -> None:
     found = read_tokens(model, images, told)
     assert found.shape == (len(images), 4, 128) and found.dtype == torch.float16
     assert told == [f"attentive probe: 4 tokens of 128 numbers for {len(images)} images, 0.1 MB in float16"]
-    fitted(found, cast(Tensor, images.labels), 10, AttentiveTraining(epochs=1, lr=1e-3), 0)
+    fitted(found, cast(Tensor, images.labels), 10, Attentive(epochs=1, lr=1e-3), 0)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(module.training for module in model.modules()) and all(p.grad is None for p in model.parameters())
 
@@ -310,7 +309,7 @@ def test_numbers_beyond_float16_are_kept_in_float32(monkeypatch: pytest.MonkeyPa
 
 def test_more_than_half_of_the_memory_is_refused_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
     model, images = create(16, name="smallconv"), digits()
-    need = len(images) * 4 * 128 * 2 + AttentiveTraining().bytes(128, 10)
+    need = len(images) * 4 * 128 * 2 + Attentive().bytes(128, 10)
     monkeypatch.setattr(hostmemory, "available", lambda: 2 * need)
     read_tokens(model, images, [])
     monkeypatch.setattr(hostmemory, "available", lambda: 2 * need - 1)
@@ -340,7 +339,7 @@ def probe(folder: Path, **evaluate: Any) -> dict[str, Any]:
 
 def test_the_recipe_extracts_tokens_only_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = probe(tmp_path / "asked", linear={"C": [1.0]}, attentive={"epochs": 8, "lr": [1e-3, 1e-2]})
-    assert list(asked["metrics"]) == [f"test/{p}/{score}" for p in ("linear", "attentive") for score in SCORES]
+    assert list(asked["metrics"]) == [f"test/{p}/{score}" for p in ("linear", "attentive") for score in ("accuracy", "precision", "recall", "f1")]
     assert asked["metrics"]["test/attentive/accuracy"] > 0.7
     assert asked["details"]["test/attentive"].keys() == asked["details"]["test/linear"].keys()
     assert asked["intervals"].keys() == {"test/linear/accuracy", "test/attentive/accuracy"}

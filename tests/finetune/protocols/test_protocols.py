@@ -1,5 +1,7 @@
-import inspect
+import dataclasses
 import json
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,15 +13,23 @@ from rootstock.core.evaluate.intervals import mean_interval
 from rootstock.core.evaluate.knn import knn_predict
 from rootstock.core.evaluate.logreg import fit_choosing_C
 from rootstock.core.evaluate.metrics import classification
-from rootstock.finetune.protocols.attentive import AttentiveTraining, attentive, fit_choosing
-from rootstock.finetune.protocols.fewshot import _drawn, fewshot
-from rootstock.finetune.protocols.knn import knn, knn_dino, knn_lightly
-from rootstock.finetune.protocols.linear import COARSE_GRID, linear
-from rootstock.finetune.protocols.outcome import SCORES, Outcome
-from rootstock.finetune.protocols.registry import PROTOCOLS, READ_TOKENS
+from rootstock.core.evaluate.scores import Scores
+from rootstock.core.images.images import Images
+from rootstock.core.images.store import Store
+from rootstock.finetune.protocols.attentive import Attentive, fit_choosing
+from rootstock.finetune.protocols.contract import Counts, Fitted, Known, ProbeProtocol
+from rootstock.finetune.protocols.fewshot import FewShot, drawn_rows
+from rootstock.finetune.protocols.knn import KNN
+from rootstock.finetune.protocols.linear import COARSE_GRID, Linear
+from rootstock.finetune.protocols.outcomes import add_outcome
+from rootstock.finetune.protocols.registry import PRESETS, SECTIONS, chosen_protocols
 
-CLASSES = ["ant", "bee", "cat", "dog"]
-Train = tuple[Tensor, Tensor, Tensor]
+CLASSES = ("ant", "bee", "cat", "dog")
+Tests = dict[str, tuple[Tensor, Tensor]]
+# Every protocol, and what makes its training short where that matters.
+QUICK: dict[str, dict[str, Any]] = {"attentive": {"epochs": 10}}
+EVERY: dict[str, ProbeProtocol] = {name: make(**QUICK.get(name, {})) for name, make in SECTIONS.items()}
+EVERY |= {name: make() for name, make in PRESETS.items()}
 
 
 def blobs(n: int, seed: int, dim: int = 6) -> tuple[Tensor, Tensor]:
@@ -29,158 +39,205 @@ def blobs(n: int, seed: int, dim: int = 6) -> tuple[Tensor, Tensor]:
     return 3 + 1.3 * centres[y] + torch.randn(n, dim, generator=generator), y
 
 
-def run(name: str, train: Train, tests: dict[str, tuple[Tensor, Tensor]], seed: int = 0) -> Outcome:
-    """Run a protocol by name. Those that read tokens get one token for each image: its features."""
-    if name in READ_TOKENS:
-        tokens = {test: (x[:, None], y) for test, (x, y) in tests.items()}
-        return PROTOCOLS[name](train[0][:, None], *train[1:], tokens, CLASSES, seed, epochs=10)
-    return PROTOCOLS[name](*train, tests, CLASSES, seed)
+def taps(x: Tensor) -> dict[str, Tensor]:
+    """Features under every tap; an image has one token, its features, or those that `x` gives it."""
+    return {"pooled": x, "tokens": x[:, None]} if x.ndim == 2 else {"tokens": x}
 
 
-def keyed(x: Tensor, y: Tensor) -> Train:
-    """Each image has an identity of its own."""
-    return x, y, torch.arange(len(y))
+def known(x: Tensor, y: Tensor, keys: Tensor | None = None, seed: int = 0) -> Known:
+    """Each image has an identity of its own, unless keys are given."""
+    return Known(taps(x), y, torch.arange(len(y)) if keys is None else keys, CLASSES, seed)
+
+
+def asked(x: Tensor, y: Tensor, keys: Tensor | None = None) -> Counts:
+    return Counts(y, torch.arange(len(y)) if keys is None else keys, CLASSES)
+
+
+def images(y: Tensor) -> Images:
+    """A set of that many labelled images."""
+    pixels = torch.arange(len(y))[:, None, None, None].expand(-1, 1, 1, 2).to(torch.uint8)
+    keys = torch.arange(len(y))
+    store = SimpleNamespace(rows=lambda index: pixels[index], keys=lambda: keys)
+    zeros, cast_store = torch.zeros(len(y), dtype=torch.int64), cast("Store", store)
+    return Images("x", [cast_store], zeros, keys, labels=y, classes=CLASSES, domains=zeros, domain_names=("x",))
+
+
+def scored(name: str, protocol: ProbeProtocol, train: Known, tests: Tests) -> tuple[Scores, Fitted]:
+    """Fit a protocol and score tests, as the recipe does."""
+    scores, fitted = Scores({}, {}, {}), protocol.fit(train)
+    sets = {test: images(y) for test, (_, y) in tests.items()}
+    add_outcome(scores, name, fitted, sets, {test: taps(x) for test, (x, _) in tests.items()}, CLASSES, 0)
+    return scores, fitted
 
 
 @pytest.fixture
-def train() -> Train:
-    return keyed(*blobs(240, seed=0))
+def train() -> Known:
+    return known(*blobs(240, seed=0))
 
 
 @pytest.fixture
-def tests() -> dict[str, tuple[Tensor, Tensor]]:
+def tests() -> Tests:
     return {"near": blobs(60, seed=1), "far": blobs(40, seed=2)}
 
 
-@pytest.mark.parametrize("name", sorted(PROTOCOLS))
-def test_outcome(name: str, train: Train, tests: dict[str, tuple[Tensor, Tensor]]) -> None:
+@pytest.mark.parametrize("name", sorted(EVERY))
+def test_outcome(name: str, train: Known, tests: Tests) -> None:
     """Metrics are TEST/PROTOCOL/METRIC with accuracy first, details are JSON, and both share their keys."""
-    outcome = run(name, train, tests)
-    assert list(outcome.metrics) == [f"{test}/{name}/{score}" for test in tests for score in SCORES]
-    assert list(outcome.details) == list(outcome.predictions) == [f"{test}/{name}" for test in tests]
-    json.dumps([outcome.metrics, outcome.details, outcome.intervals, outcome.chosen], allow_nan=False)
-    assert (outcome.selection == "train-split") == bool(outcome.chosen)
-    for key, details in outcome.details.items():
-        assert all(outcome.metrics[f"{key}/{score}"] == details[score] for score in SCORES)
-        assert outcome.metrics[f"{key}/accuracy"] > 0.5
+    scores, fitted = scored(name, EVERY[name], train, tests)
+    metrics = ("accuracy", "precision", "recall", "f1")
+    assert list(scores.metrics) == [f"{test}/{name}/{metric}" for test in tests for metric in metrics]
+    assert list(scores.details) == [f"{test}/{name}" for test in tests]
+    told = [scores, fitted.chosen, fitted.candidates, fitted.fit, fitted.facts]
+    json.dumps(told, allow_nan=False)
+    assert isinstance(EVERY[name], ProbeProtocol)
+    for key, details in scores.details.items():
+        assert all(scores.metrics[f"{key}/{metric}"] == details[metric] for metric in metrics)
+        assert scores.metrics[f"{key}/accuracy"] > 0.5
 
 
-@pytest.mark.parametrize("name", sorted(PROTOCOLS))
-def test_test_labels_only_score(name: str, train: Train, tests: dict[str, tuple[Tensor, Tensor]]) -> None:
-    """Shuffled test labels change no prediction and no choice."""
-    shuffled = {test: (x, y.roll(7)) for test, (x, y) in tests.items()}
-    outcome, other = (run(name, train, given) for given in (tests, shuffled))
-    assert outcome.chosen == other.chosen
-    assert all(torch.equal(outcome.predictions[key], other.predictions[key]) for key in outcome.predictions)
-    assert outcome.metrics != other.metrics
+@pytest.mark.parametrize("name", sorted(EVERY))
+def test_scores_are_one_for_each_class(name: str, train: Known, tests: Tests) -> None:
+    """Also for a class without training images, and for a set of one or no test image, which scores as among others."""
+    some = train.rows((train.labels != 2).nonzero()[:, 0])
+    if name == "fewshot":  # which needs images of each class
+        some = train
+    fitted, x = EVERY[name].fit(some), tests["near"][0]
+    found = fitted.scores(taps(x))
+    assert found.shape[-2:] == (60, 4) and not bool(found.isnan().any())
+    assert not bool((found.argmax(-1) == 2).any()) or name == "fewshot"
+    for n in (1, 0):
+        assert torch.allclose(fitted.scores(taps(x[:n])).double(), found[..., :n, :].double(), atol=1e-3)
+    if fitted.held_out is not None:
+        assert fitted.held_out[0].shape == (len(fitted.held_out[1]), 4)
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
-def test_positional_arguments_are_built_and_the_rest_is_config(name: str) -> None:
-    parameters = inspect.signature(PROTOCOLS[name]).parameters.values()
-    positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    # Tokens stay on the CPU, so their protocol takes the device to train on.
-    assert positional == [
-        "train_x",
-        "train_y",
-        "train_keys",
-        "tests",
-        "classes",
-        "seed",
-        *(["device"] if name in READ_TOKENS else []),
-    ]
-    assert all(p.default is not p.empty for p in parameters if p.kind is p.KEYWORD_ONLY)
+@pytest.mark.parametrize("name", sorted(EVERY))
+def test_the_training_set_is_all_that_is_fitted_and_its_order_is_no_matter(
+    name: str, train: Known, tests: Tests
+) -> None:
+    """Test labels reach no protocol; a shuffled training set gives the same choices and predictions."""
+    order = torch.randperm(240, generator=torch.Generator().manual_seed(1))
+    one, other = (EVERY[name].fit(given) for given in (train, train.rows(order)))
+    if name == "attentive":  # its batches are drawn over rows
+        return
+    assert one.chosen == other.chosen
+    assert torch.equal(*(fitted.scores(taps(tests["near"][0])).argmax(-1) for fitted in (one, other)))
 
 
-def test_knn(train: Train, tests: dict[str, tuple[Tensor, Tensor]]) -> None:
-    outcome = knn(*train, tests, CLASSES, 0, k=7, temperature=0.2)
+@pytest.mark.parametrize("name", sorted(SECTIONS))
+def test_fields_are_keys_with_defaults(name: str) -> None:
+    fields = dataclasses.fields(cast("Any", SECTIONS[name]))
+    assert all(field.default is not dataclasses.MISSING and field.kw_only for field in fields)
+
+
+def test_a_protocol_is_run_for_each_tap() -> None:
+    chosen = chosen_protocols({"knn": {"taps": ["pooled", "cls"]}, "linear": {"taps": ["layers"]}}, ("block0", "block1"))
+    assert list(chosen) == ["knn", "knn@cls", "linear@block0", "linear@block1"]
+    assert [protocol.reads for protocol in chosen.values()] == [("pooled",), ("cls",), ("block0",), ("block1",)]
+    assert list(chosen_protocols({}, ())) == ["knn"]
+    with pytest.raises(UserError, match="unknown preset 'dinov9'"):
+        chosen_protocols({"presets": ["dinov9"]}, ())
+
+
+def test_knn(train: Known, tests: Tests) -> None:
+    scores, fitted = scored("knn", KNN(k=7, temperature=0.2), train, tests)
     x, y = tests["far"]
-    expected = knn_predict(*train[:2], x, 4, k=7, temperature=0.2)
-    assert torch.equal(outcome.predictions["far/knn"], expected)
-    assert outcome.details["far/knn"] == {**classification(y, expected, CLASSES), "k": 7}
-    assert outcome.selection == "last"
+    shares = fitted.scores(taps(x))
+    expected = knn_predict(train.features["pooled"], train.labels, x, 4, k=7, temperature=0.2)
+    assert torch.equal(shares.argmax(1), expected) and torch.allclose(shares.sum(1).float(), torch.ones(40), atol=2e-3)
+    assert scores.details["far/knn"] == {**classification(y, expected, CLASSES), "classes": list(CLASSES), "k": 7}
+    assert (fitted.chosen, fitted.candidates) == ({}, ())
 
 
-def test_presets_are_their_parameters(train: Train, tests: dict[str, tuple[Tensor, Tensor]]) -> None:
-    pairs = [
-        (knn_lightly(*train, tests, CLASSES, 0), knn(*train, tests, CLASSES, 0, k=200, temperature=0.1)),
-        (knn_dino(*train, tests, CLASSES, 0), knn(*train, tests, CLASSES, 0, k=[100, 10, 200, 20])),
+def test_presets_are_their_parameters() -> None:
+    made = chosen_protocols({"presets": ["knn-lightly", "knn-dino", "logreg"]}, ())
+    assert cast("KNN", made["knn-lightly"]).grid == [(200, 0.1)]
+    assert cast("KNN", made["knn-dino"]).grid == [(k, 0.07) for k in (10, 20, 100, 200)]
+    grid = cast("Linear", made["logreg"]).C
+    assert grid is not None and len(grid) == 45 and (grid[0], grid[-1]) == pytest.approx((1e-6, 1e5))
+
+
+def test_k_and_temperature_are_chosen_on_the_held_out_slice(train: Known) -> None:
+    x, y = train.features["pooled"], train.labels
+    outer = held_out_rows(train.keys, y, seed=3)
+    fitted = KNN(k=(120, 1, 9), temperature=(0.5, 0.05)).fit(train._replace(seed=3))
+    grid = [(k, warmth) for k in (1, 9, 120) for warmth in (0.05, 0.5)]
+    right = [
+        int((knn_predict(x[~outer], y[~outer], x[outer], 4, k=k, temperature=warmth) == y[outer]).sum())
+        for k, warmth in grid
     ]
-    for preset, plain in pairs:
-        assert list(preset.metrics.values()) == list(plain.metrics.values())
-        assert list(preset.chosen.values()) == list(plain.chosen.values())
+    assert [row["accuracy"] for row in fitted.candidates] == [hits / int(outer.sum()) for hits in right]
+    assert tuple(fitted.chosen.values()) == grid[right.index(max(right))]
+    assert fitted.held_out is not None and int((fitted.held_out[0].argmax(1) == y[outer]).sum()) == max(right)
 
 
-def test_k_is_chosen_on_the_held_out_slice(train: Train, tests: dict[str, tuple[Tensor, Tensor]]) -> None:
-    x, y, keys = train
-    held_out = held_out_rows(keys, y, seed=3)
-    values = [1, 9, 120]
-    right = [int((knn_predict(x[~held_out], y[~held_out], x[held_out], 4, k=k) == y[held_out]).sum()) for k in values]
-    outcome = knn(*train, tests, CLASSES, 3, k=values)
-    assert outcome.chosen == {"knn/k": values[right.index(max(right))]}
-    assert outcome.selection == "train-split"
-
-
-def test_linear(train: Train, tests: dict[str, tuple[Tensor, Tensor]]) -> None:
-    outcome = linear(*train, tests, CLASSES, 4)
-    expected = fit_choosing_C(*train, 4, seed=4, values_of_C=COARSE_GRID)
-    assert torch.equal(outcome.predictions["near/linear"], expected.predict(tests["near"][0]))
-    assert outcome.chosen == {"linear/C": expected.C}
-    fits = outcome.fits["linear"]
+def test_linear(train: Known, tests: Tests) -> None:
+    fitted = Linear().fit(train._replace(seed=4))
+    expected = fit_choosing_C(
+        train.features["pooled"], train.labels, train.keys, 4, seed=4, values_of_C=COARSE_GRID
+    )
+    x = tests["near"][0]
+    assert torch.equal(fitted.scores(taps(x)).argmax(1), expected.predict(x))
+    assert fitted.chosen == {"C": expected.C}
+    fits = fitted.fit
     assert [fit["C"] for fit in fits["choice"]] == list(COARSE_GRID) and fits["refit"]["C"] == expected.C
     assert all(fit["converged"] and fit["iterations"] > 0 for fit in [*fits["choice"], fits["refit"]])
-    single = linear(*train, tests, CLASSES, 4, C=[0.5])
-    assert (single.chosen, single.selection, single.fits["linear"]["choice"]) == ({}, "last", [])
+    single = Linear(C=(0.5,)).fit(train)
+    assert (single.chosen, single.fit["choice"]) == ({}, [])
 
 
-def test_attentive(train: Train, tests: dict[str, tuple[Tensor, Tensor]]) -> None:
-    x, y, keys = train[0].view(-1, 2, 3), *train[1:]
-    tokens = {test: (features.view(-1, 2, 3), labels) for test, (features, labels) in tests.items()}
-    outcome = attentive(x, y, keys, tokens, CLASSES, 4, epochs=3, lr=[1e-3, 1e-2])
-    model = fit_choosing(x, y, keys, 4, AttentiveTraining(epochs=3, lr=(1e-3, 1e-2)), 4)
-    assert torch.equal(outcome.predictions["near/attentive"], model.predict(tokens["near"][0]))
-    assert outcome.chosen == {"attentive/lr": model.grid[0][0], "attentive/weight_decay": 0.1}
-    single = attentive(x, y, keys, tokens, CLASSES, 4, epochs=1, lr=1e-2)
-    assert (single.chosen, single.selection) == ({}, "last")
+def test_attentive(train: Known, tests: Tests) -> None:
+    x, test_x = train.features["pooled"].view(-1, 2, 3), tests["near"][0].view(-1, 2, 3)
+    options = Attentive(epochs=3, lr=(1e-3, 1e-2))
+    fitted = options.fit(known(x, train.labels, seed=4))
+    model = fit_choosing(x, train.labels, train.keys, 4, options, 4)
+    assert torch.equal(fitted.scores(taps(test_x)), model.logits(test_x)[0])
+    assert fitted.chosen == {"lr": model.grid[0][0], "weight_decay": 0.1}
+    assert [row["lr"] for row in fitted.candidates] == [1e-3, 1e-2]
+    assert max(row["accuracy"] for row in fitted.candidates) > 0.25
+    assert Attentive(epochs=1, lr=1e-2).fit(known(x, train.labels)).chosen == {}
 
 
-def test_fewshot_with_all_images_is_the_nearest_mean(tests: dict[str, tuple[Tensor, Tensor]]) -> None:
+def test_fewshot_with_all_images_is_the_nearest_mean(tests: Tests) -> None:
     """As many shots as images: every draw is the same, and equals cosines with class means by hand."""
     x, _ = blobs(40, seed=0)
     y = torch.arange(40) % 4
-    outcome = fewshot(x, y, torch.arange(40), tests, CLASSES, 0, shots=10, draws=3)
+    scores, fitted = scored("fewshot", FewShot(shots=10, draws=3), known(x, y), tests)
     test_x, labels = tests["near"]
     centre = x.mean(0)
     unit = [(row - centre) / (row - centre).norm() for row in x]
     means = [torch.stack([u for u, label in zip(unit, y, strict=True) if label == c]).mean(0) for c in range(4)]
     slow = [max(range(4), key=lambda c: float((row - centre) @ means[c] / means[c].norm())) for row in test_x]
-    assert outcome.predictions["near/fewshot"].tolist() == [slow] * 3
+    assert fitted.scores(taps(test_x)).argmax(-1).tolist() == [slow] * 3
     accuracy = sum(a == b for a, b in zip(slow, labels.tolist(), strict=True)) / len(slow)
-    assert outcome.metrics["near/fewshot/accuracy"] == pytest.approx(accuracy)
-    assert outcome.intervals["near/fewshot/accuracy"] == pytest.approx([accuracy, accuracy])
+    assert scores.metrics["near/fewshot/accuracy"] == pytest.approx(accuracy)
+    assert scores.intervals["near/fewshot/accuracy"] == pytest.approx([accuracy, accuracy])
 
 
-def test_fewshot_draws(train: Train, tests: dict[str, tuple[Tensor, Tensor]]) -> None:
-    outcome = fewshot(*train, tests, CLASSES, 0, shots=1, draws=12)
-    accuracies = outcome.details["far/fewshot"]["draws"]
+def test_fewshot_draws(train: Known, tests: Tests) -> None:
+    far = {"far": tests["far"]}
+    scores, fitted = scored("fewshot", FewShot(shots=1, draws=12), train, far)
+    accuracies = scores.details["far/fewshot"]["draws"]
     mean, low, high = mean_interval(accuracies)
     assert len(set(accuracies)) > 3
-    assert outcome.metrics["far/fewshot/accuracy"] == pytest.approx(mean)
-    assert outcome.intervals["far/fewshot/accuracy"] == [low, high]
-    more = fewshot(*train, tests, CLASSES, 0, shots=20, draws=12)
+    assert scores.metrics["far/fewshot/accuracy"] == pytest.approx(mean)
+    assert scores.intervals["far/fewshot/accuracy"] == [low, high]
+    more, _ = scored("fewshot", FewShot(shots=20, draws=12), train, far)
     assert more.metrics["far/fewshot/accuracy"] > mean
-    assert fewshot(*train, tests, CLASSES, 1, shots=1, draws=12).metrics != outcome.metrics
+    other, _ = scored("fewshot", FewShot(shots=1, draws=12), train._replace(seed=1), far)
+    assert other.metrics != scores.metrics
     # Draw i is the same however many draws there are.
-    fewer = fewshot(*train, tests, CLASSES, 0, shots=1, draws=1)
-    assert torch.equal(fewer.predictions["far/fewshot"][0], outcome.predictions["far/fewshot"][0])
-    assert fewer.intervals["far/fewshot/accuracy"] == [None, None]
+    fewer, one = scored("fewshot", FewShot(shots=1, draws=1), train, far)
+    x = taps(tests["far"][0])
+    assert torch.allclose(one.scores(x)[0], fitted.scores(x)[0], atol=1e-6)
+    assert fewer.intervals["far/fewshot/accuracy"] == []
 
 
 def test_fewshot_draws_different_pictures() -> None:
     """Each class has 3 pictures in 5 blends: a draw has no two blends of a picture, and every blend is drawn by some draw."""
     y = torch.arange(60) // 15
     keys = torch.arange(60) // 5 * 1000003 - 5
-    rows = _drawn(keys, y, 0, 3, 40)
+    rows = drawn_rows(keys, y, 0, 3, 40)
     assert rows.shape == (40, 4, 3) and bool((y[rows] == torch.arange(4)[:, None]).all())
     assert all(len(keys[rows[i, c]].unique()) == 3 for i in range(40) for c in range(4))
     assert len(rows.unique()) == 60
@@ -188,24 +245,24 @@ def test_fewshot_draws_different_pictures() -> None:
     shuffled = (
         torch.randperm(12, generator=torch.Generator().manual_seed(0)).repeat_interleave(5) * 5 + torch.arange(60) % 5
     )
-    again = _drawn(keys[shuffled], y[shuffled], 0, 3, 40)
+    again = drawn_rows(keys[shuffled], y[shuffled], 0, 3, 40)
     assert torch.equal(shuffled[again], rows)
 
 
-def test_bad_parameters_are_named(train: Train, tests: dict[str, tuple[Tensor, Tensor]]) -> None:
-    x, y, keys = train
+def test_bad_parameters_are_named(train: Known) -> None:
+    x, y = train.features["pooled"], train.labels
     some = y != 2
     with pytest.raises(
         UserError, match="class cat has 0 different training images, fewer than shots = 5; leave the cl"
     ):
-        fewshot(x[some], y[some], keys[some], tests, CLASSES, 0)
+        FewShot().requires("fewshot", asked(x[some], y[some]))
     with pytest.raises(UserError, match=r"fewer than shots = 99; give evaluate.fewshot.shots of at most \d\d, or add"):
-        fewshot(*train, tests, CLASSES, 0, shots=99)
+        FewShot(shots=99).requires("fewshot@cls", asked(x, y))
     with pytest.raises(UserError, match="has 1 different training images"):  # copies of one picture
-        fewshot(x, y, y, tests, CLASSES, 0, shots=2)
+        FewShot(shots=2).requires("fewshot", asked(x, y, y))
     with pytest.raises(UserError, match="shots and draws of at least 1"):
-        fewshot(*train, tests, CLASSES, 0, shots=0)
+        FewShot(shots=0).requires("fewshot", asked(x, y))
     with pytest.raises(UserError, match="at least one k"):
-        knn(*train, tests, CLASSES, 0, k=[])
+        KNN(k=()).requires("knn", asked(x, y))
     with pytest.raises(UserError, match="give a single k"):
-        knn(x[:2], y[:2], torch.zeros(2, dtype=torch.int64), tests, CLASSES, 0, k=[1, 2])
+        KNN(k=(1, 2)).requires("knn", asked(x[:2], y[:2], torch.zeros(2, dtype=torch.int64)))

@@ -1,0 +1,26 @@
+"""What is said of an input size that a network does not suit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ..launchlog import warn
+
+
+def say_size(model: nn.Module, name: str, size: int, trained: int | None) -> None:
+    """Warn of a size, in pixels, that leaves a border unseen, or at which the weights were not trained. trained: None for new weights."""
+    patches: Any = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    side = patches[0] if isinstance(patches, tuple | list) else patches
+    if isinstance(side, int) and size % side:
+        fitting = [n * side for n in (size // side, size // side + 1) if n]
+        warn(
+            f"WARNING: data.size: {name} cuts pictures into patches of {side} px, so of {size} px a border of {size % side} px is not seen; "
+            f"take {' or '.join(map(str, fitting))}"
+        )
+    if trained is not None and trained != size:
+        warn(
+            f"WARNING: data.size: {size} px are shown to a network that was trained at {trained} px, where objects have other sizes; "
+            f"data.size={trained} shows it what it knows"
+        )

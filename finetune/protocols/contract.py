@@ -1,0 +1,97 @@
+"""The contract between a probe and its protocols: what a protocol is asked before features are extracted, what it gets, and what it gives.
+
+A protocol is a frozen dataclass whose fields are its section of a config. It never sees a test label: the recipe compares its scores with
+them. What it chooses (k, C, a rate) it chooses on a held-out slice of the *training* images, drawn over identities so that copies stay
+together, and then it is fitted on all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+Taps = Mapping[str, Tensor]  # features by tap: [N, D], or [N, L, D] for tokens
+# What scores are. Only logits become probabilities (by softmax); votes sum to 1 over the classes; cosines are only ranked.
+ScoreKind = Literal["logits", "votes", "cosines"]
+
+
+class Counts(NamedTuple):
+    """What is known of a training set before its features are extracted."""
+
+    labels: Tensor  # int64 [N], indices into classes
+    keys: Tensor  # int64 [N], identities: copies and blends of one picture share one
+    classes: tuple[str, ...]
+    shapes: Mapping[str, tuple[int, ...]] = {}  # of one image's features, by tap
+
+
+class Known(NamedTuple):
+    """The training images, without copies, as a protocol sees them."""
+
+    features: Taps
+    labels: Tensor  # int64 [N], on the CPU
+    keys: Tensor  # int64 [N], on the CPU
+    classes: tuple[str, ...]
+    seed: int = 0
+    device: torch.device = torch.device("cpu")  # where a protocol that trains does so
+
+    def rows(self, which: Tensor) -> Known:
+        """The images at `which`, int64 [M]."""
+        features = {name: found[which] for name, found in self.features.items()}
+        return self._replace(features=features, labels=self.labels[which], keys=self.keys[which])
+
+
+class Fitted(NamedTuple):
+    """A protocol after training.
+
+    scores: features of M test images -> [M, K], or [draws, M, K] where the protocol repeats; the largest is the prediction, of equals the
+    first. chosen: what was chosen on the slice, by key. candidates: all that was tried, with its score on the slice. fit: how the solver
+    ended. facts: what the details of each test say beside the scores, such as k. held_out: scores [H, K] on the slice before the refit, by
+    what was chosen, and its labels [H]; a temperature is fitted on them.
+    """
+
+    scores: Callable[[Taps], Tensor]
+    kind: ScoreKind
+    chosen: Mapping[str, Any] = {}
+    candidates: tuple[Mapping[str, Any], ...] = ()
+    fit: Mapping[str, Any] = {}
+    facts: Mapping[str, Any] = {}
+    held_out: tuple[Tensor, Tensor] | None = None
+
+
+@runtime_checkable
+class ProbeProtocol(Protocol):
+    """What every protocol has."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The taps whose features it reads (`core.evaluate.taps`)."""
+        ...
+
+    def requires(self, name: str, counts: Counts) -> None:
+        """Asked before features are extracted. name: as the config calls it. Raises UserError for what it cannot do on such a set."""
+        ...
+
+    def fit(self, train: Known) -> Fitted:
+        """Train, and choose on a slice of the training images where there is something to choose."""
+        ...
+
+
+@runtime_checkable
+class Tapped(ProbeProtocol, Protocol):
+    """A protocol that reads one tap, and is run once for each of several."""
+
+    taps: tuple[str, ...]
+
+    def fit(self, train: Known) -> Fitted: ...
+
+
+def for_each_tap(name: str, protocol: ProbeProtocol, layers: tuple[str, ...]) -> dict[str, ProbeProtocol]:
+    """{name: protocol}, one for each of its taps: NAME for the pooled features, else NAME@TAP. layers: what the tap `layers` stands for."""
+    if not isinstance(protocol, Tapped):
+        return {name: protocol}
+    taps = [tap for given in protocol.taps for tap in (layers if given == "layers" else (given,))]
+    return {name if tap == "pooled" else f"{name}@{tap}": replace(protocol, taps=(tap,)) for tap in taps}  # pyright: ignore[reportArgumentType, reportReturnType]
