@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..images.cache import cache_folder
 from ..manifest import DamagedFile, read_record, write_record
-from .tensor_file import CODES, TensorFile, file_size, mapped, opened, unused
+from .tensor_file import CODES, TensorFile, mapped, opened_tensor, tensor_file_size, unused
 
 KIND = "features"  # the cache's folder of this name
 DATA, MANIFEST, PART = ".safetensors", ".json", ".part"
@@ -74,7 +74,7 @@ def look_up(entry: Entry, check: bool = True) -> Tensor | None:
         except (KeyError, TypeError, ValueError):
             raise DamagedFile(f"{entry.manifest} is damaged (it does not describe these features)") from None
         try:
-            handle = opened(entry.data)
+            handle = opened_tensor(entry.data)
         except FileNotFoundError:
             raise DamagedFile(f"{entry.data} is missing") from None
         except OSError as error:
@@ -151,7 +151,7 @@ def publish(entry: Entry, file: TensorFile) -> None:
 
 def entry_size(shape: tuple[int, ...], dtype: torch.dtype) -> int:
     """Bytes that an entry takes; the manifest has less than a block of 4 KiB."""
-    return file_size(shape, dtype) + 4096
+    return tensor_file_size(shape, dtype) + 4096
 
 
 def entries_below(folder: Path) -> Iterator[tuple[Path, str]]:

@@ -22,8 +22,8 @@ from ..images.images import Images
 from ..images.pack.reader import PackStore
 from ..model.backbone import Backbone
 
-PACKAGE = Path(__file__).resolve().parents[2]
-SOURCES = (
+PACKAGE_FOLDER = Path(__file__).resolve().parents[2]
+FEATURE_SOURCES = (
     "core/model",
     "core/views",
     "core/images",
@@ -65,7 +65,7 @@ def feature_key(
         "device": device.type,
         "precision": precision_of(device),
         "batch_size": batch_size,
-        "code": code_version(),
+        "code": feature_code_version(),
     }
 
 
@@ -85,7 +85,7 @@ def weights_digest(model: nn.Module) -> str:
         if isinstance(value, Tensor):
             value = unsharded(value.detach()).cpu().contiguous()
             found.update(f"{name}\t{value.dtype}\t{tuple(value.shape)}\n".encode())
-            found.update(memoryview(value.flatten().view(torch.uint8).numpy()))
+            found.update(value.flatten().view(torch.uint8).numpy().data)
         else:
             found.update(f"{name}\t{value!r}\n".encode())
     return found.hexdigest()
@@ -126,13 +126,13 @@ def precision_of(device: torch.device) -> str:
 
 
 @functools.cache
-def code_version() -> dict[str, str]:
+def feature_code_version() -> dict[str, str]:
     """sha256 of the source code that can move a feature, and the versions of the libraries that do."""
     found = hashlib.sha256()
-    for source in SOURCES:
-        place = PACKAGE / source
+    for source in FEATURE_SOURCES:
+        place = PACKAGE_FOLDER / source
         for path in [place] if place.suffix else sorted(place.rglob("*.py")):
-            found.update(f"{path.relative_to(PACKAGE)}\n".encode())
+            found.update(f"{path.relative_to(PACKAGE_FOLDER)}\n".encode())
             found.update(path.read_bytes())
     return {"sources": found.hexdigest(), **{name: _version(name) for name in LIBRARIES}}
 

@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..phase import note_progress
 from ..stream.loader import read_in_workers
 from ..views.view import stack_pictures
-from .rounds import MakeStores, Rounds, in_memory, own_batches
+from .rounds import ExtractionRounds, MakeStores, in_memory, own_batches
 
 # A message about images names the first of them.
 NAMED_IMAGES = 5
@@ -120,7 +120,7 @@ def extract_taps(
         raise UserError(f"batch_size is {batch_size}; features are extracted in batches of at least 1")
     device = torch.device(device)
     own = own_batches(n, batch_size, rank())
-    rounds = Rounds(n, batch_size, list(axes), make, device)
+    rounds = ExtractionRounds(n, batch_size, list(axes), make, device)
     broken, seen = torch.zeros(n, dtype=torch.int32), torch.zeros(n, dtype=torch.int32)
     try:
         source = _pixels(images, view, own, workers, pinned=device.type == "cuda")

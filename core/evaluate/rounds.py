@@ -84,7 +84,7 @@ def own_batches(n: int, batch_size: int, of: int) -> list[range]:
     return [range(start, min(start + batch_size, n)) for start in starts[of * share : (of + 1) * share]]
 
 
-class Rounds:
+class ExtractionRounds:
     """The batches of one process, a round at a time. Every process has as many rounds."""
 
     def __init__(self, n: int, batch_size: int, names: Sequence[str], make: MakeStores, device: torch.device) -> None:

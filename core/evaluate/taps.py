@@ -32,7 +32,7 @@ LEVEL = re.compile(r"(block|stage)(\d+)")
 
 
 @dataclass(frozen=True)
-class Layout:
+class TapLayout:
     """What a network gives for one image of its own size.
 
     final: whether forward_features gives one tensor. head: whether forward_head makes the very features of it. level: "block" or "stage".
@@ -75,7 +75,7 @@ class Taps(nn.Module):
     the mean over all places, without prefix tokens and *before* any norm that follows the block, [N, D].
     Means are taken in float32 at least. In networks whose only norm follows their pooling (timm's fc_norm: BEiT, EVA, networks that were
     fine-tuned on the mean), cls, mean and last4 are normed by that, after the mean; tokens, patches and blocks are not normed.
-    Which of them there are depends on the network: `available`.
+    Which of them there are depends on the network: `available_taps`.
 
     names: the taps to give. key: the config's key that names them, for errors. Raises UserError for a tap that the network doesn't offer.
     """
@@ -141,7 +141,7 @@ class Taps(nn.Module):
 class _Parts:
     """One forward pass, from which taps are made. final: what forward_features gives. found: outputs of blocks or stages by number."""
 
-    def __init__(self, backbone: Backbone, layout: Layout, final: Any, found: Mapping[int, Any]) -> None:
+    def __init__(self, backbone: Backbone, layout: TapLayout, final: Any, found: Mapping[int, Any]) -> None:
         self.backbone, self.layout, self.final, self.found = backbone, layout, final, found
 
     def tap(self, name: str) -> Tensor:
@@ -171,12 +171,12 @@ class _Parts:
         return vectors if late is None else late(vectors)
 
 
-def available(backbone: Backbone) -> tuple[str, ...]:
+def available_taps(backbone: Backbone) -> tuple[str, ...]:
     """The names of the taps that a network offers: see `Taps`."""
     return layout_of(backbone).names()
 
 
-def layout_of(backbone: Backbone) -> Layout:
+def layout_of(backbone: Backbone) -> TapLayout:
     """What the network gives, from forward passes of one image of noise."""
     model: Any = backbone.model
     noise = torch.rand(1, backbone.channels, backbone.size, backbone.size, generator=torch.Generator().manual_seed(0))
@@ -185,22 +185,22 @@ def layout_of(backbone: Backbone) -> Layout:
         image = _as_weights(backbone, noise.to(first.device))
         pooled = model(image)
         if not hasattr(model, "forward_features"):
-            return Layout(final=pooled.ndim == 2)
+            return TapLayout(final=pooled.ndim == 2)
         final = model.forward_features(image)
         if not isinstance(final, Tensor) or final.ndim not in (2, 3, 4):
-            return Layout()
+            return TapLayout()
         head = hasattr(model, "forward_head") and torch.equal(model.forward_head(final), pooled)
         found, prefixed = _all_intermediates(model, image, final)
         maps = [one if isinstance(one, Tensor) else one[0] for one in found]
         blocks = len(getattr(model, "blocks", ())) == len(maps) and len({one.shape for one in maps}) == 1
-        plain = Layout(True, head, "block" if maps and blocks else "stage", len(maps), prefixed)
+        plain = TapLayout(True, head, "block" if maps and blocks else "stage", len(maps), prefixed)
         if final.ndim == 4:
             rows, columns = final.shape[1:3] if backbone.channels_are_last(final) else final.shape[2:]
             return replace(plain, grid=(rows, columns))
         return _of_sequence(model, plain, final, found) if final.ndim == 3 and maps else plain
 
 
-def _of_sequence(model: Any, plain: Layout, final: Tensor, found: Sequence[Any]) -> Layout:
+def _of_sequence(model: Any, plain: TapLayout, final: Tensor, found: Sequence[Any]) -> TapLayout:
     """The layout of a network whose final features are tokens. found: the output of each block for the same image."""
     last = found[-1] if isinstance(found[-1], Tensor) else found[-1][0]
     prefix = final.shape[1] - last.shape[2] * last.shape[3]

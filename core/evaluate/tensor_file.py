@@ -15,9 +15,9 @@ import mmap
 import os
 import stat
 import struct
+import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +31,7 @@ CODES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", tor
 
 ALIGNED = 64
 CHUNK = 8 << 20
-NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python names it from 3.13 on; the number is Linux's
+NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)  # Python names it from 3.13 on
 
 
 class TensorFile:
@@ -44,8 +44,12 @@ class TensorFile:
         self.start, self.row = len(header), math.prod(shape[1:]) * dtype.itemsize
         self.handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
-            share(self.handle)
-            os.posix_fallocate(self.handle, 0, self.start + shape[0] * self.row)
+            share_lock(self.handle)
+            size = self.start + shape[0] * self.row
+            if sys.platform == "linux":
+                os.posix_fallocate(self.handle, 0, size)
+            else:  # where there is no such call, a full disk is noticed later
+                os.ftruncate(self.handle, size)
             os.pwrite(self.handle, header, 0)
         except BaseException:
             self.close()
@@ -54,7 +58,7 @@ class TensorFile:
 
     def put(self, start: int, rows: Tensor) -> None:
         """Write rows, [m, ...] of the file's dtype on the CPU, from row `start` on. Raises OSError."""
-        content = memoryview(rows.contiguous().flatten().view(torch.uint8).numpy())
+        content = rows.contiguous().flatten().view(torch.uint8).numpy().data
         place = self.start + start * self.row
         while len(content):
             count = os.pwrite(self.handle, content, place)
@@ -72,18 +76,18 @@ class TensorFile:
         os.close(self.handle)
 
 
-def file_size(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+def tensor_file_size(shape: tuple[int, ...], dtype: torch.dtype) -> int:
     """Bytes of the file of such a tensor."""
     return len(_header(shape, dtype)) + math.prod(shape) * dtype.itemsize
 
 
-def opened(path: Path) -> int:
+def opened_tensor(path: Path) -> int:
     """A descriptor of a file that is read, with the lock of those who use it. Raises OSError."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise OSError(errno.EINVAL, "it is no regular file", str(path))
-        share(handle)
+        share_lock(handle)
     except BaseException:
         os.close(handle)
         raise
@@ -93,12 +97,12 @@ def opened(path: Path) -> int:
 def mapped(file: Path | int, shape: tuple[int, ...], dtype: torch.dtype, digest: str | None = None) -> Tensor:
     """The tensor in a file, mapped: its numbers are read when they are used. Writing to the tensor does not change the file.
 
-    file: the path, or what `opened` gave, which is closed. digest: sha256 that the whole file must have; it is read for that.
+    file: the path, or what `opened_tensor` gave, which is closed. digest: sha256 that the whole file must have; it is read for that.
     Raises OSError, also for a file of another size or digest.
     """
-    handle = opened(file) if isinstance(file, Path) else file
+    handle = opened_tensor(file) if isinstance(file, Path) else file
     try:
-        size, actual = file_size(shape, dtype), os.fstat(handle).st_size
+        size, actual = tensor_file_size(shape, dtype), os.fstat(handle).st_size
         if actual != size:
             raise OSError(errno.EIO, f"it has {actual} bytes instead of {size}")
         if digest is not None and _digest(handle) != digest:
@@ -112,7 +116,7 @@ def mapped(file: Path | int, shape: tuple[int, ...], dtype: torch.dtype, digest:
     return torch.frombuffer(view, dtype=dtype, count=math.prod(shape), offset=offset).view(shape)
 
 
-def share(handle: int) -> None:
+def share_lock(handle: int) -> None:
     """Take the lock that says that a file is in use. A file system without locks is used without."""
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -143,9 +147,9 @@ def _header(shape: tuple[int, ...], dtype: torch.dtype) -> bytes:
 
 def _digest(handle: int) -> str:
     found, place = hashlib.sha256(), 0
-    room = np.empty(CHUNK, np.uint8)
-    while count := os.preadv(handle, [memoryview(room)], place):
-        found.update(memoryview(room)[:count])
+    room = memoryview(bytearray(CHUNK))
+    while count := os.preadv(handle, [room], place):
+        found.update(room[:count])
         place += count
         note_progress()  # a file of many gigabytes takes minutes
     return found.hexdigest()

@@ -131,7 +131,8 @@ def unsaved(network: Network) -> None:
 
 
 def norm_eps(network: Network) -> None:
-    network.backbone.get_submodule("model.blocks.0.1").eps = 1e-3
+    norm: Any = network.backbone.get_submodule("model.blocks.0.1")
+    norm.eps = 1e-3
 
 
 @pytest.mark.parametrize("change", [nudge, buffer, unsaved, norm_eps])
@@ -173,8 +174,8 @@ def test_another_view_or_number_format_misses(place: Path, view: Evaluation | No
 def test_other_code_misses(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network, images = Network(), digits()
     network(images)
-    code = {**feature_key.code_version(), "timm": "0.9"}
-    monkeypatch.setattr(feature_key, "code_version", lambda: code)
+    code = {**feature_key.feature_code_version(), "timm": "0.9"}
+    monkeypatch.setattr(feature_key, "feature_code_version", lambda: code)
     network(images)
     assert network.seen == N
 
@@ -183,14 +184,14 @@ def test_the_code_version_sees_each_source(tmp_path: Path, monkeypatch: pytest.M
     for name in ("core/model/a.py", "core/numerics.py", "core/evaluate/taps.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("a = 1\n")
-    monkeypatch.setattr(feature_key, "PACKAGE", tmp_path)
-    monkeypatch.setattr(feature_key, "SOURCES", ("core/model", "core/numerics.py", "core/evaluate/taps.py"))
-    seen = {feature_key.code_version.__wrapped__()["sources"]}
+    monkeypatch.setattr(feature_key, "PACKAGE_FOLDER", tmp_path)
+    monkeypatch.setattr(feature_key, "FEATURE_SOURCES", ("core/model", "core/numerics.py", "core/evaluate/taps.py"))
+    seen = {feature_key.feature_code_version.__wrapped__()["sources"]}
     for name in ("core/model/a.py", "core/numerics.py", "core/evaluate/taps.py"):
         (tmp_path / name).write_text("a = 2\n")
-        seen.add(feature_key.code_version.__wrapped__()["sources"])
+        seen.add(feature_key.feature_code_version.__wrapped__()["sources"])
     (tmp_path / "core/model/b.py").write_text("")
-    seen.add(feature_key.code_version.__wrapped__()["sources"])
+    seen.add(feature_key.feature_code_version.__wrapped__()["sources"])
     assert len(seen) == 5
 
 
@@ -331,10 +332,10 @@ def test_code_that_cannot_be_read_costs_the_cache_alone(
 ) -> None:
     network, images = Network(), digits()
     right = computed(network, images)["pooled"]
-    monkeypatch.setattr(feature_key, "PACKAGE", tmp_path / "archive.zip")
-    feature_key.code_version.cache_clear()
+    monkeypatch.setattr(feature_key, "PACKAGE_FOLDER", tmp_path / "archive.zip")
+    feature_key.feature_code_version.cache_clear()
     assert torch.equal(network(images)["pooled"], right) and not place.exists()
-    feature_key.code_version.cache_clear()
+    feature_key.feature_code_version.cache_clear()
     assert capsys.readouterr().err.startswith("WARNING: features are not cached (")
 
 

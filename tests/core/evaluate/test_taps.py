@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rootstock.core.errors import UserError
-from rootstock.core.evaluate.taps import Layout, Taps, available, layout_of
+from rootstock.core.evaluate.taps import TapLayout, Taps, available_taps, layout_of
 from rootstock.core.model.backbone import Backbone, create
 from rootstock.finetune.baselines.registry import BASELINES
 
@@ -69,7 +69,7 @@ def test_taps_of_a_vit_are_those_of_hooks(kind: str) -> None:
     late = model.fc_norm if kind in ("fc-norm", "no-token", "beit") else nn.Identity()
     prefix = {"registers": 5, "no-token": 4, "distilled": 2}.get(kind, 1)
     backbone.train()
-    found = Taps(backbone, available(backbone))(images)
+    found = Taps(backbone, available_taps(backbone))(images)
     assert backbone.training and all(not rows.requires_grad for rows in found.values())
     with torch.no_grad():
         backbone.eval()
@@ -98,7 +98,7 @@ def test_taps_of_maps_are_those_of_hooks(kind: str) -> None:
     backbone = backbone_of(spec, 32)
     images = pictures(backbone)
     pooled, maps = hooked(backbone, layers, images)
-    names = available(backbone)
+    names = available_taps(backbone)
     assert names == ("pooled", "tokens", "patches", *(f"stage{i}" for i in range(len(layers))))
     taps = Taps(backbone, names)
     found = taps(images)
@@ -117,12 +117,12 @@ def test_taps_of_maps_are_those_of_hooks(kind: str) -> None:
 
 def test_one_forward_pass_gives_all() -> None:
     backbone = backbone_of(VITS["token"])
-    taps, calls = Taps(backbone, available(backbone)), list[int]()
+    taps, calls = Taps(backbone, available_taps(backbone)), list[int]()
     backbone.get_submodule("model.blocks.0").register_forward_hook(lambda *_: calls.append(1))
     taps(pictures(backbone))
     assert len(calls) == 1
     some = taps.only(["cls", "nothing"])
-    assert list(some(pictures(backbone))) == ["cls"] and taps.names == available(backbone)
+    assert list(some(pictures(backbone))) == ["cls"] and taps.names == available_taps(backbone)
 
 
 @pytest.mark.parametrize("kind", ["token", "registers", "no-token"])
@@ -161,8 +161,8 @@ def test_autocast_is_left_alone() -> None:
 @pytest.mark.parametrize("name", ["pixels", "hog"])
 def test_baselines_have_one_vector(name: str) -> None:
     backbone = create(16, own=BASELINES, name=name)
-    assert available(backbone) == ("pooled", "tokens")
-    found = Taps(backbone, available(backbone))(pictures(backbone))
+    assert available_taps(backbone) == ("pooled", "tokens")
+    found = Taps(backbone, available_taps(backbone))(pictures(backbone))
     assert torch.equal(found["pooled"], found["tokens"][:, 0])
 
 
@@ -191,7 +191,7 @@ class Pair(nn.Module):
 @pytest.mark.parametrize(("several", "names"), [(True, ("pooled",)), (False, ("pooled", "tokens", "patches"))])
 def test_what_a_network_cannot_tell_rightly_it_does_not_offer(several: bool, names: tuple[str, ...]) -> None:
     backbone = Backbone(Pair(several), {"name": "pair", "args": {}, "size": 8}, (0.5,), (0.5,))
-    assert available(backbone) == names
+    assert available_taps(backbone) == names
     images = pictures(backbone)
     assert torch.equal(Taps(backbone, names)(images)["pooled"], backbone(images))
 
@@ -206,5 +206,5 @@ def test_an_unknown_tap_names_key_network_and_list(name: str) -> None:
 
 def test_a_short_vit_has_no_last_four_blocks() -> None:
     backbone = backbone_of({"name": "vit_tiny_patch16_224", "args": {**PATCH, "depth": 3}})
-    assert "last4" not in available(backbone) and "block2" in available(backbone)
-    assert layout_of(backbone).levels == 3 and Layout().names() == ("pooled",)
+    assert "last4" not in available_taps(backbone) and "block2" in available_taps(backbone)
+    assert layout_of(backbone).levels == 3 and TapLayout().names() == ("pooled",)
