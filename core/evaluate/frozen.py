@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -161,8 +162,13 @@ def _from_all(own: Mapping[str, str]) -> dict[str, str]:
 
 def rows_to_check(entry: Entry, n: int) -> list[int]:
     """The rows of an entry of n images that are computed again, ascending: by a hash of its name, so always the same."""
-    digests = (hashlib.sha256(f"{entry.name}/{number}".encode()).digest() for number in range(ROWS_CHECKED))
-    return sorted({int.from_bytes(digest[:8], "big") % n for digest in digests})
+    rows = set[int]()
+    for number in itertools.count():
+        if len(rows) == min(ROWS_CHECKED, n):
+            break
+        digest = hashlib.sha256(f"{entry.name}/{number}".encode()).digest()
+        rows.add(int.from_bytes(digest[:8], "big") % n)
+    return sorted(rows)
 
 
 def _different_rows(

@@ -172,7 +172,8 @@ class ExtractionRounds:
         """The rows of each process in this round, at least as many as it has, of `dtype` on the CPU."""
         if world() == 1:
             return [rows[0].cpu()]  # a round of one process is a batch
-        most = self.size * self.batch_size
+        # As many as the process with the most has; the first one always does.
+        most = sum(map(len, self.batches[0][self.done : self.done + self.size]))
         room = torch.zeros(most, *self.shapes[name], dtype=dtype, device=self.device)
         start = 0
         for part in rows:
