@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
@@ -10,21 +10,23 @@ import torch
 
 from ..core import stage
 from ..core.config.resolve import Section
-from ..core.evaluate.features import features_of
+from ..core.evaluate.feature_key import weights_digest
+from ..core.evaluate.frozen import features_of
 from ..core.evaluate.held_out import distinct_rows
 from ..core.evaluate.pictures import save_map
 from ..core.evaluate.scores import Scores
-from ..core.evaluate.taps import layer_taps, shapes_of
+from ..core.evaluate.taps import LEVEL, Taps, available_taps
+from ..core.images.limits import size_of
 from ..core.images.open import Images
 from ..core.images.sets import LABELLED, add_seen, describe_sets, exposure, train_and_tests
 from ..core.images.store import Stamp
-from ..core.model.backbone import OWN, Backbone, create
+from ..core.model.backbone import OWN, create
 from ..core.run.directory import Run
 from ..core.views.resample import Interpolation
 from ..core.views.view import Evaluation
 from .baselines.registry import BASELINES
 from .protocols.attentive import Attentive
-from .protocols.contract import Counts, Fitted, Known, ProbeProtocol, Taps
+from .protocols.contract import Counts, Features, Fitted, Known, ProbeProtocol
 from .protocols.fewshot import FewShot
 from .protocols.knn import KNN
 from .protocols.linear import Linear
@@ -80,7 +82,7 @@ class Probing(NamedTuple):
     train: Images
     distinct: Images  # the training images without copies: what the protocols see
     tests: dict[str, Images]
-    model: Backbone
+    taps: Taps  # of the network, those that the protocols read
 
 
 def build_probe(
@@ -95,12 +97,14 @@ def build_probe(
     if copies := len(train) - len(distinct):
         run.log(f"{copies} of {len(train)} training images are copies of others; each counts once")
     model = create(data["size"], stage.channels_of(train), {**OWN, **BASELINES}, **backbone)
-    protocols = chosen_protocols(evaluate, layer_taps(model))
-    shapes = shapes_of(model, {tap for protocol in protocols.values() for tap in protocol.reads}, "evaluate")
+    protocols = chosen_protocols(evaluate, tuple(tap for tap in available_taps(model) if LEVEL.fullmatch(tap)))
+    taps = Taps(model, [tap for protocol in protocols.values() for tap in protocol.reads])
+    one = taps(torch.zeros(1, model.channels, model.size, model.size))
+    shapes = {tap: tuple(found.shape[1:]) for tap, found in one.items()}
     counts = Counts(distinct.labels, distinct.keys(), distinct.classes, shapes)
     for name, protocol in protocols.items():
         protocol.requires(name, counts)
-    return Probing(protocols, train, distinct, tests, model)
+    return Probing(protocols, train, distinct, tests, taps)
 
 
 def probe(
@@ -118,15 +122,15 @@ def probe(
     evaluate: The protocols.
     seed: Seed of held-out images and random draws, 0 or more.
     """
-    protocols, train, distinct, tests, model = build_probe(run, data, backbone, evaluate, seed)
-    model = model.to(run.device)
+    protocols, train, distinct, tests, taps = build_probe(run, data, backbone, evaluate, seed)
+    taps, model = taps.to(run.device), taps.backbone
     if backbone["weights"] == "none" and model.spec["name"] not in BASELINES:
         run.log("WARNING: backbone.weights is none: these are features of a network that nothing has trained")
     count = sum(map(len, tests.values()))
     run.log(f"probe {model.spec['name']}: features of {len(distinct)} training and {count} test images")
 
     view = stage.evaluation(data, model)
-    known, shown = _extracted(run, model, view, distinct, tests, protocols.values())
+    known, shown = _extracted(run, taps, view, distinct, tests)
     scores, outcomes = Scores({}, {}, {}), dict[str, Fitted]()
     for name, protocol in protocols.items():
         outcomes[name] = protocol.fit(known)
@@ -144,20 +148,24 @@ def probe(
 
 
 def _extracted(
-    run: Run,
-    model: Backbone,
-    view: Evaluation,
-    train: Images,
-    tests: Mapping[str, Images],
-    protocols: Iterable[ProbeProtocol],
-) -> tuple[Known, dict[str, Taps]]:
-    """The features of all sets that the protocols read, each image once: the training set's, and those of each test by name.
+    run: Run, taps: Taps, view: Evaluation, train: Images, tests: Mapping[str, Images]
+) -> tuple[Known, Mapping[str, Features]]:
+    """The features of all sets, each image once: the training set's, and those of each test by name.
 
     Pooled ones come for every test, which the map of features shows; others only where there are labels to score.
     """
     assert train.labels is not None and train.classes is not None
-    workers, reads = run.options["workers"], {tap for protocol in protocols for tap in protocol.reads}
-    find = partial(features_of, model, view=view, device=run.device, workers=workers)
-    found = find(images=train, taps=reads)
-    shown = {name: find(images=t, taps={"pooled"} | (reads if t.labels is not None else set())) for name, t in tests.items()}
+    find = partial(
+        features_of,
+        view=view,
+        device=run.device,
+        workers=run.options["workers"],
+        cache=size_of(run.options["feature_cache"], "run.feature_cache"),
+        weights=weights_digest(taps.backbone),
+        log=run.log,
+    )
+    pooled = Taps(taps.backbone)
+    everything = taps if "pooled" in taps.names else Taps(taps.backbone, ["pooled", *taps.names])
+    found = find(taps, train)
+    shown = {name: find(everything if t.labels is not None else pooled, t) for name, t in tests.items()}
     return Known(found, train.labels, train.keys(), train.classes, run.seed, run.device), shown

@@ -22,7 +22,7 @@ from ..core.run.state import read_state
 OF_RUN = (ABOUT, STATE, "inputs.json")  # each carries its own digest
 BEGUN = {METRICS, RESULT, MANIFEST, "checkpoints", "backbone"}  # a run refused before any of them has no run.json yet
 EXPORT, PACK = "backbone.json", "pack.json"
-CACHED = ("keys", "indices", "surveys", "archives")
+CACHED = ("keys", "indices", "surveys", "archives", "features")
 
 
 class Found(NamedTuple):
@@ -177,6 +177,11 @@ def _cache(path: Path, names: Sequence[str]) -> Iterator[Found]:
     from ..core.images.cache import read_entry
     from ..core.images.sums import Sums
 
+    if path.name == "features":
+        from ..core.evaluate.feature_cache import entries_below
+
+        yield from (Found(file, why) for file, why in entries_below(path))
+        return
     for name in names:
         if name.startswith(".") or name.endswith((".lock", ".sums")):
             continue

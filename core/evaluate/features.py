@@ -6,8 +6,7 @@ the features are the same bits. If there are few batches, some processes stay id
 
 from __future__ import annotations
 
-import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Protocol
 
@@ -16,14 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..distributed import all_reduce_sum, rank, world
+from ..distributed import rank
 from ..errors import UserError
 from ..phase import note_progress
 from ..stream.loader import read_in_workers
 from ..views.view import stack_pictures
+from .rounds import ExtractionRounds, MakeStores, in_memory, own_batches
 
-# Rows are summed over processes in blocks of this many numbers (256 MB), to bound the memory on the device.
-NUMBERS_AT_ONCE = 1 << 26
 # A message about images names the first of them.
 NAMED_IMAGES = 5
 
@@ -78,60 +76,96 @@ def extract(
     Raises the error of a damaged picture on all processes (evaluation never skips one), UserError for an empty set, and for features
     that are not finite, naming the images.
     """
+    if isinstance(model, DistributedDataParallel):
+        # Its forward broadcasts buffers even in eval mode, and would wait for processes that have fewer batches.
+        model = model.module
+    settings = {"batch_size": batch_size, "device": device, "workers": workers}
+    found = extract_taps(_Single(model), images, view, {"": axes}, in_memory(len(images), {"": dtype}), **settings)
+    return found[""]
+
+
+class _Single(nn.Module):
+    """A model whose features have no name."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"": self.model(images)}
+
+
+def extract_taps(
+    model: nn.Module,
+    images: Readable,
+    view: EvaluationView,
+    axes: Mapping[str, int],
+    make: MakeStores,
+    *,
+    batch_size: int = 256,
+    device: torch.device | str,
+    workers: int = 0,
+) -> dict[str, Tensor]:
+    """Named features of all images from one pass, [N, ...] each, complete and equal on every process.
+
+    model: maps view(...) [n, C, s, s] to features by name, each [n, ...] with `axes[name]` more axes. make: where the rows go. Of the
+    rest, as of `extract`; also what it raises.
+    Memory, beside one batch and what `make` holds: among W processes, the rows of a round, which all exchange: W batches of rows, or up to
+    NUMBERS_AT_ONCE numbers, on the device.
+    """
     n = len(images)
     if n == 0:
         raise UserError("there are no images to extract features from; give a set with at least one")
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; features are extracted in batches of at least 1")
     device = torch.device(device)
-    if isinstance(model, DistributedDataParallel):
-        # Its forward broadcasts buffers even in eval mode, and would wait for processes that have fewer batches.
-        model = model.module
-    starts = range(0, n, batch_size)
-    share = -(-len(starts) // world())
-    own = [range(start, min(start + batch_size, n)) for start in starts[rank() * share : (rank() + 1) * share]]
-    features = None
-    damaged = None
-    broken = torch.zeros(n, dtype=torch.int32)
-    source = _pixels(images, view, own, workers, pinned=device.type == "cuda")
-    with closing(source), evaluating(model), torch.inference_mode():
-        for pixels, rows in zip(source, own, strict=False):  # `source` ends early at a damaged picture
-            if isinstance(pixels, int):
-                damaged = pixels
-                break
-            found = model(view(pixels.to(device, non_blocking=True)))
-            if found.ndim != 1 + axes or len(found) != len(pixels):
-                raise ValueError(
-                    f"a feature extractor maps {len(pixels)} images to as many rows of {axes} axes each, not {tuple(found.shape)}"
-                )
-            if features is None:
-                with torch.inference_mode(False):  # a probe is trained on them, which inference tensors refuse
-                    features = torch.zeros(n, *found.shape[1:], dtype=dtype)
-            # Before the conversion: a number may be too large for the dtype alone, which is the caller's matter.
-            broken[rows.start : rows.stop] = (~found.isfinite().flatten(1).all(1)).cpu()
-            features[rows.start : rows.stop] = found.to(dtype).cpu()
-            note_progress(rows.stop - own[0].start, own[-1].stop - own[0].start)
-    _agree_on_damage(images, view, damaged, device)
-    _refuse_broken(images, all_reduce_sum(broken.to(device)).nonzero()[:, 0].tolist())
-    return _assemble(features, own, n, axes, dtype, device)
+    own = own_batches(n, batch_size, rank())
+    rounds = ExtractionRounds(n, batch_size, list(axes), make, device)
+    broken, seen = torch.zeros(n, dtype=torch.int32), torch.zeros(n, dtype=torch.int32)
+    try:
+        source = _pixels(images, view, own, workers, pinned=device.type == "cuda")
+        with closing(source), evaluating(model), torch.inference_mode():
+            while (batches := rounds.next()) is not None:
+                found, damaged = [], None
+                for rows in batches:
+                    pixels = next(source)
+                    if isinstance(pixels, int):
+                        damaged = pixels
+                        break
+                    found.append(_checked(model(view(pixels.to(device, non_blocking=True))), axes, len(pixels)))
+                    broken[rows.start : rows.stop] = _not_finite(found[-1])
+                    seen[rows.start : rows.stop] += 1
+                    note_progress(rows.stop - own[0].start, own[-1].stop - own[0].start)
+                with torch.inference_mode(False):  # a probe is trained on stored rows, which inference tensors refuse
+                    if (damaged := rounds.agree(found, damaged)) is not None:
+                        view.worker(images.read(damaged))  # the same error on all processes
+                        raise UserError(
+                            f"picture {damaged} could be read only at the second attempt; check the disk it is on"
+                        )
+                    rounds.exchange(found)
+        seen, broken = rounds.totals(torch.stack([seen, broken]))
+        if not bool((seen == 1).all()):
+            raise RuntimeError(f"{int((seen != 1).sum())} of {n} images were not seen exactly once")
+        _refuse_broken(images, broken.nonzero()[:, 0].tolist())
+        return rounds.finish()
+    except BaseException:
+        rounds.discard()
+        raise
 
 
-def features_of(model, images, view, taps, *, device, workers):  # stand-in
-    class T(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.m = model
+def _checked(found: Mapping[str, Tensor], axes: Mapping[str, int], n: int) -> dict[str, Tensor]:
+    """The features of a batch of n images. Raises ValueError if they have another shape than they should."""
+    for name, rows in found.items():
+        if rows.ndim != 1 + axes[name] or len(rows) != n:
+            raise ValueError(
+                f"a feature extractor maps {n} images to as many rows of {axes[name]} axes each, not {tuple(rows.shape)}"
+            )
+    return dict(found)
 
-        def forward(self, x):
-            return self.m.tokens(x)
 
-    found = {}
-    for tap in taps:
-        if tap == "tokens":
-            found[tap] = extract(T(), images, view, device=device, workers=workers, axes=2, dtype=torch.float16)
-        else:
-            found[tap] = extract(model, images, view, device=device, workers=workers)
-    return found
+def _not_finite(found: Mapping[str, Tensor]) -> Tensor:
+    """bool [n]: the images with a feature that is not finite. Before any conversion: a number may be too large for a dtype alone."""
+    return torch.stack([~rows.isfinite().flatten(1).all(1) for rows in found.values()]).any(0).cpu()
 
 
 def _pixels(
@@ -180,17 +214,6 @@ class _Cropped:
         return {"images": stack_pictures([self.view.worker(self.images.read(index)) for index in indices.tolist()])}
 
 
-def _agree_on_damage(images: Readable, view: EvaluationView, damaged: int | None, device: torch.device) -> None:
-    """Raise the same error on all processes if one met a damaged picture; otherwise the others would wait for it forever."""
-    found = torch.zeros(world(), dtype=torch.int64, device=device)
-    if damaged is not None:
-        found[rank()] = damaged + 1
-    numbers = [number - 1 for number in all_reduce_sum(found).tolist() if number]
-    if numbers:
-        view.worker(images.read(min(numbers)))
-        raise UserError(f"picture {min(numbers)} could be read only at the second attempt; check the disk it is on")
-
-
 def _refuse_broken(images: Readable, rows: list[int]) -> None:
     """Raise UserError if there are images, int `rows`, whose features are not finite: they would get scores that mean nothing."""
     if len(rows) == len(images):
@@ -204,31 +227,3 @@ def _refuse_broken(images: Readable, rows: list[int]) -> None:
             f"the features of {len(rows)} of {len(images)} images are not finite ({names}{', ...' if len(rows) > NAMED_IMAGES else ''}); "
             "leave these pictures out, or take an earlier checkpoint or other weights, because the network may have diverged"
         )
-
-
-def _assemble(
-    features: Tensor | None, own: Sequence[range], n: int, axes: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """The rows of all processes, [N, ...], after checking that each row was computed once.
-
-    features: [N, ...] with this process's rows, zeros elsewhere; None if it has no rows.
-    """
-    # Process 0 always has the first batch; others may have none, and then do not know the shape.
-    shape = torch.zeros(axes, dtype=torch.int64, device=device)
-    if rank() == 0:
-        assert features is not None
-        shape += torch.tensor(features.shape[1:], device=device)
-    shape = [int(side) for side in all_reduce_sum(shape).tolist()]
-    if features is None:
-        features = torch.zeros(n, *shape, dtype=dtype)
-    seen = torch.zeros(n, dtype=torch.int64)
-    for rows in own:
-        seen[rows.start : rows.stop] += 1
-    if world() > 1:
-        seen = all_reduce_sum(seen.to(device)).cpu()
-        block = max(1, NUMBERS_AT_ONCE // max(1, math.prod(shape)))
-        for start in range(0, n, block):
-            features[start : start + block] = all_reduce_sum(features[start : start + block].to(device)).cpu()
-    if not bool((seen == 1).all()):
-        raise RuntimeError(f"{int((seen != 1).sum())} of {n} images were not seen exactly once")
-    return features

@@ -38,12 +38,25 @@ class UnpackLimits(NamedTuple):
 
 def limits_of(max_size: str, max_ratio: int, title: str) -> UnpackLimits:
     """The limits that a URI's options give. max_size: a number of bytes, or one with a unit, such as 500MB."""
-    match = re.fullmatch(r"([0-9]{1,15})([KMGT]?B)?", max_size.strip().upper())
-    if not match or not int(match.group(1)):
+    size = _bytes(max_size)
+    if not size:
         raise UserError(f"{title}: max_size={max_size[:40]} is no size; expected for example 500MB or 20GB")
     if max_ratio < 1:
         raise UserError(f"{title}: max_ratio={max_ratio} is too small; expected 1 or more")
-    return UnpackLimits(int(match.group(1)) * UNITS[match.group(2) or ""], max_ratio)
+    return UnpackLimits(size, max_ratio)
+
+
+def size_of(text: str | int, key: str) -> int:
+    """The bytes of a size that a config gives: a number, or one with a unit, such as 500MB; 0 is allowed. Raises UserError."""
+    size = _bytes(str(text))
+    if size is None:
+        raise UserError(f"{key}: {str(text)[:40]} is no size; expected for example 500MB or 20GB, or 0")
+    return size
+
+
+def _bytes(text: str) -> int | None:
+    match = re.fullmatch(r"([0-9]{1,15}) ?([KMGT]?B)?", text.strip().upper())
+    return int(match.group(1)) * UNITS[match.group(2) or ""] if match else None
 
 
 def sized(count: int) -> str:

@@ -78,7 +78,10 @@ class Backbone(nn.Module):
         forward_features = getattr(self.model, "forward_features", None)
         if forward_features is None:
             return self.model(images)[:, None]
-        found = forward_features(images)
+        return self.as_tokens(forward_features(images))
+
+    def as_tokens(self, found: Any) -> Tensor:
+        """`tokens` of what the model's forward_features returned. Raises UserError if it is no single tensor."""
         if not isinstance(found, Tensor) or found.ndim not in (2, 3, 4):
             raise UserError(
                 f"backbone.name: {self.spec['name']} returns no single feature map to take tokens from; choose another model"
@@ -86,10 +89,13 @@ class Backbone(nn.Module):
         if found.ndim == 2:
             return found[:, None]
         if found.ndim == 4:
-            width = getattr(self.model, "num_features", None)
-            last = getattr(self.model, "output_fmt", "NCHW") == "NHWC" or width not in (None, found.shape[1])
-            return found.flatten(1, 2) if last else found.flatten(2).mT
+            return found.flatten(1, 2) if self.channels_are_last(found) else found.flatten(2).mT
         return found
+
+    def channels_are_last(self, found: Tensor) -> bool:
+        """Whether a feature map is [N, h, w, D], as Swin has it, and not [N, D, h, w]."""
+        width = getattr(self.model, "num_features", None)
+        return getattr(self.model, "output_fmt", "NCHW") == "NHWC" or width not in (None, found.shape[1])
 
     def layer_scales(self, decay: float | None) -> dict[str, float]:
         """The learning rate's factor for each parameter of `model`: decay^(layers above it), 1 without decay. Raises UserError."""

@@ -16,8 +16,8 @@ def say_size(model: nn.Module, name: str, size: int, trained: int | None) -> Non
     if isinstance(side, int) and size % side:
         fitting = [n * side for n in (size // side, size // side + 1) if n]
         warn(
-            f"WARNING: data.size: {name} cuts pictures into patches of {side} px, so of {size} px a border of {size % side} px is not seen; "
-            f"take {' or '.join(map(str, fitting))}"
+            f"WARNING: data.size: {name} cuts pictures into patches of {side} px, so of {size} px a border of {size % side} px is not "
+            f"seen; take {' or '.join(map(str, fitting))}"
         )
     if trained is not None and trained != size:
         warn(

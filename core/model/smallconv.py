@@ -36,8 +36,21 @@ class SmallConv(nn.Module):
         """The last map, [N, widths[-1], size / 8, size / 8]; timm's models have a method of this name."""
         return self.blocks(images)
 
+    def forward_head(self, features: Tensor) -> Tensor:
+        """The last map -> [N, widths[-1]]."""
+        return features.mean((2, 3))
+
     def forward(self, images: Tensor) -> Tensor:
-        return self.forward_features(images).mean((2, 3))
+        return self.forward_head(self.forward_features(images))
+
+    def forward_intermediates(self, images: Tensor, indices: list[int] | None = None) -> tuple[Tensor, list[Tensor]]:
+        """The last map, and those of the blocks `indices` (None: all), as timm's models give them."""
+        found = []
+        for number, block in enumerate(self.blocks):
+            images = block(images)
+            if indices is None or number in indices:
+                found.append(images)
+        return images, found
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layers as timm's `group_matcher` names them, for layer-wise learning rates: a block is a layer."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from ..config.resolve import Duration, Minutes, Section
 from ..errors import UserError
+from ..images.limits import size_of
 
 LARGEST_SEED = 2**63 - 1  # torch's generators take signed numbers of 64 bits
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -44,6 +45,7 @@ def options(
     timeout: float = 120.0,
     phase_timeout: float = 1800.0,
     verify_replicas: Duration | None = None,
+    feature_cache: str | int = "20GB",
 ) -> None:
     """The `run` section: where and how a training runs. Besides rounding, it changes no result.
 
@@ -72,6 +74,8 @@ def options(
         evaluation, a checkpoint. At least 1.
     verify_replicas: How often the weights of several processes are compared bit for bit: steps, `5ep` or `10%`, and at the end; null:
         before each checkpoint; 0: never, for machines of different kinds, which round differently.
+    feature_cache: Largest size of the cache of frozen features, such as 500MB or 20GB: what was not used for longest is deleted first.
+        The default has room for a million images of 2048 numbers twice. 0: features are neither kept nor reused.
     """
 
 
@@ -87,6 +91,7 @@ def check_run_options(options: Mapping[str, Any], seed: int) -> None:
             raise UserError(f"{key}: expected at least {low}, got {value}")
     if seed > LARGEST_SEED:
         raise UserError(f"seed: expected at most {LARGEST_SEED} (63 bits), got {seed}")
+    size_of(options["feature_cache"], "run.feature_cache")
     tracker = options["tracker"]
     if tracker != "none" and importlib.util.find_spec(tracker) is None:
         raise UserError(f"run.tracker: {tracker} is not installed; `pip install {tracker}`, or use run.tracker=none")

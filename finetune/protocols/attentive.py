@@ -14,14 +14,16 @@ from itertools import product
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, layer_norm
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-from ...core.draws import Draws
+from ...core import hostmemory
+from ...core.distributed import gather_texts
 from ...core.errors import UserError
 from ...core.evaluate.held_out import held_out_rows, nothing_to_choose_on
 from ...core.stream.order import straddling
 from ...core.train.schedules import cosine
+from .attentive_probe import Probe, probe_logits
 from .contract import Counts, Fitted, Known
 
 # Number of heads by default, if the width of the tokens is a multiple of it.
@@ -58,18 +60,38 @@ class Attentive:
         return ("tokens",)
 
     def requires(self, name: str, counts: Counts) -> None:
-        """Raises UserError if there is something to choose and nothing to choose on, or if heads do not divide a token."""
+        """Raises UserError for want of images to choose on, of memory, or of heads that divide a token."""
         if "tokens" in counts.shapes:
-            self.heads_of(counts.shapes["tokens"][-1])
+            width = counts.shapes["tokens"][-1]
+            self.heads_of(width)
+            self._check_room(width, len(counts.classes))
         check_attentive(self, counts.keys, counts.labels)
 
     def fit(self, train: Known) -> Fitted:
         """Train all candidates on 80 % of the images, choose on the rest, and train the best on all."""
         classes = len(train.classes)
-        model = fit_choosing(train.features["tokens"], train.labels, train.keys, classes, self, train.seed, train.device)
+        model = fit_choosing(
+            train.features["tokens"], train.labels, train.keys, classes, self, train.seed, train.device
+        )
         rate, decay = model.grid[0]
         chosen = {"lr": rate, "weight_decay": decay} if model.selected else {}
-        return Fitted(lambda features: model.logits(features["tokens"])[0], "logits", chosen, model.tried, held_out=model.held_out)
+        return Fitted(
+            lambda features: model.logits(features["tokens"])[0], "logits", chosen, model.tried, held_out=model.held_out
+        )
+
+    def _check_room(self, width: int, num_classes: int) -> None:
+        """Raises UserError, on all processes together, if the candidates take more than half of the free memory of any."""
+        need, free = self.bytes(width, num_classes), hostmemory.available()
+        short = (
+            ""
+            if free is None or need <= free / 2
+            else f"{need / 1e6:.1f} MB, more than half of the {free / 1e6:.1f} MB"
+        )
+        if reasons := [reason for reason in gather_texts(short) if reason]:
+            raise UserError(
+                f"evaluate.attentive: {len(self.grid)} candidates take {reasons[0]} of memory that a process has left; "
+                "give fewer values of lr and weight_decay, or fewer queries"
+            )
 
     def __post_init__(self) -> None:
         """Raises UserError for numbers out of range."""
@@ -104,44 +126,6 @@ class Attentive:
 
 def _several(values: float | Sequence[float]) -> list[float]:
     return [float(value) for value in ([values] if isinstance(values, int | float) else values)]
-
-
-class Probe(nn.Module):
-    """One candidate, as in AIM (El-Nouby et al. 2024, arXiv:2401.08541): queries, attention over tokens, mean of queries, linear layer.
-
-    Tokens are standardised, where AIM and CAE have BatchNorm without scale and shift. A LayerNorm, also without (the linear layer would
-    absorb them), precedes the linear layer, so the scale of values is free. V-JEPA (Bardes et al. 2024, arXiv:2404.08471) has a whole block
-    instead, with an MLP of 8 D^2 parameters; this probe stays small. Initialisation: queries N(0, 0.02^2) as in both, so that the probe
-    starts as the mean of the tokens; keys and values U(+-1/sqrt(D)) without bias; linear layer 0.
-    """
-
-    def __init__(self, width: int, num_classes: int, heads: int, queries: int, seed: int) -> None:
-        super().__init__()
-        draws, each = Draws(seed, torch.zeros(1, dtype=torch.int64), "attentive/"), width // heads
-        bound = 1 / math.sqrt(width)
-        self.query = nn.Parameter(0.02 * draws.normal("query", heads, queries, each)[0])
-        self.key = nn.Parameter(draws.uniform("key", heads, each, width, low=-bound, high=bound)[0])
-        self.value = nn.Parameter(draws.uniform("value", heads, each, width, low=-bound, high=bound)[0])
-        self.weight = nn.Parameter(torch.zeros(num_classes, width))
-        self.bias = nn.Parameter(torch.zeros(num_classes))
-
-
-def probe_logits(probes: Sequence[Probe], x: Tensor) -> Tensor:
-    """Logits of C probes, [C, N, K], for standardised tokens [N, L, D].
-
-    Keys and values of tokens are not computed: q . (W x) = (W^T q) . x, and a mean of W x is W times the mean. This is the same function
-    for D / (heads * queries) times less work, and all candidates read the tokens in one matrix product.
-    """
-    query, key, value, weight, bias = (
-        torch.stack([getattr(probe, name) for probe in probes]) for name in ("query", "key", "value", "weight", "bias")
-    )
-    n, length, width = x.shape
-    c, heads, queries, each = query.shape
-    asked = (query @ key / math.sqrt(each)).reshape(-1, width)  # [C * H * Q, D]
-    attention = (asked @ x.mT).softmax(2).view(n, c * heads, queries, length).mean(2)
-    seen = (attention @ x).view(n, c, heads, width)
-    gathered = torch.einsum("nchd,ched->cnhe", seen, value).flatten(2)  # [C, N, D]
-    return torch.baddbmm(bias[:, None], layer_norm(gathered, [width]), weight.mT)
 
 
 class FittedProbes(NamedTuple):

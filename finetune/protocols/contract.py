@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-Taps = Mapping[str, Tensor]  # features by tap: [N, D], or [N, L, D] for tokens
+Features = Mapping[str, Tensor]  # features by tap: [N, D], or [N, L, D] for tokens
 # What scores are. Only logits become probabilities (by softmax); votes sum to 1 over the classes; cosines are only ranked.
 ScoreKind = Literal["logits", "votes", "cosines"]
 
@@ -31,7 +31,7 @@ class Counts(NamedTuple):
 class Known(NamedTuple):
     """The training images, without copies, as a protocol sees them."""
 
-    features: Taps
+    features: Features
     labels: Tensor  # int64 [N], on the CPU
     keys: Tensor  # int64 [N], on the CPU
     classes: tuple[str, ...]
@@ -53,7 +53,7 @@ class Fitted(NamedTuple):
     what was chosen, and its labels [H]; a temperature is fitted on them.
     """
 
-    scores: Callable[[Taps], Tensor]
+    scores: Callable[[Features], Tensor]
     kind: ScoreKind
     chosen: Mapping[str, Any] = {}
     candidates: tuple[Mapping[str, Any], ...] = ()

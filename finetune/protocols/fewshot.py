@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from ...core.draws import Draws
 from ...core.errors import UserError
 from ...core.images.split import keys_by_class
-from .contract import Counts, Fitted, Known, Taps
+from .contract import Counts, Features, Fitted, Known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class FewShot:
         rows = drawn_rows(train.keys, train.labels, train.seed, self.shots, self.draws)
         means = normalize(normalize(x - centre, dim=1)[rows].mean(dim=2), dim=2)
 
-        def scores(features: Taps) -> Tensor:
+        def scores(features: Features) -> Tensor:
             test = normalize(features[self.reads[0]].float().cpu() - centre, dim=1)
             return torch.einsum("md,scd->smc", test, means)
 

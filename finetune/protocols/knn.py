@@ -11,7 +11,7 @@ from torch import Tensor
 from ...core.errors import UserError
 from ...core.evaluate.held_out import held_out_rows, nothing_to_choose_on
 from ...core.evaluate.knn import knn_scores, neighbours, say_clipped, vote
-from .contract import Counts, Fitted, Known, Taps
+from .contract import Counts, Features, Fitted, Known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class KNN:
     """
 
     k: int | tuple[int, ...] = 20
-    temperature: float | None | tuple[float, ...] = 0.07
+    temperature: float | tuple[float, ...] | None = 0.07
     taps: tuple[str, ...] = ("pooled",)
 
     @property
@@ -79,7 +79,7 @@ class KNN:
             held_out, tried, (k, temperature) = self._chosen(x, train)
         k = min(k, len(x))
 
-        def scores(features: Taps) -> Tensor:
+        def scores(features: Features) -> Tensor:
             test = features[self.reads[0]]
             return knn_scores(x, train.labels, test, classes, k=k, temperature=temperature)
 

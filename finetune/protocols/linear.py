@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...core.evaluate.logreg import C_GRID, LogisticRegression, check_C, fit_choosing_C
-from .contract import Counts, Fitted, Known, Taps
+from .contract import Counts, Features, Fitted, Known
 
 # `linear` tries these C by default: one a decade.
 COARSE_GRID: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1e0, 1e1, 1e2, 1e3)
@@ -46,7 +46,7 @@ class Linear:
         model = fit_choosing_C(x, train.labels, train.keys, len(train.classes), seed=train.seed, values_of_C=grid)
         fit = {"choice": [fit._asdict() for fit in model.choice], "refit": model.fit._asdict()}
 
-        def scores(features: Taps) -> Tensor:
+        def scores(features: Features) -> Tensor:
             return all_logits(model, features[self.reads[0]], len(train.classes))
 
         return Fitted(scores, "logits", {"C": model.C} if model.selected else {}, fit=fit)

@@ -12,7 +12,7 @@ from ...core.evaluate.intervals import mean_interval
 from ...core.evaluate.metrics import classification
 from ...core.evaluate.scores import Scores, add_scores
 from ...core.images.images import Images
-from .contract import Fitted, Taps
+from .contract import Features, Fitted
 
 
 def add_outcome(
@@ -20,7 +20,7 @@ def add_outcome(
     name: str,
     fitted: Fitted,
     tests: Mapping[str, Images],
-    shown: Mapping[str, Taps],
+    shown: Mapping[str, Features],
     classes: Sequence[str],
     seed: int,
 ) -> None:

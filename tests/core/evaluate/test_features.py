@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rootstock.core.errors import UserError
+from rootstock.core.evaluate import rounds
 from rootstock.core.evaluate.features import evaluating, extract
 from rootstock.tests.conftest import Forks
 
@@ -193,6 +194,27 @@ def test_a_number_too_large_for_the_dtype_alone_is_the_callers_matter() -> None:
     assert found[3].tolist() == [3.0, math.inf] and bool(found[4:].isfinite().all())
 
 
+def test_a_round_exchanges_no_more_rows_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    exchanged: list[int] = []
+
+    def gathered(room: Tensor) -> Tensor:
+        exchanged.append(len(room))
+        return torch.stack([room, room])
+
+    monkeypatch.setattr(rounds, "world", lambda: 2)
+    monkeypatch.setattr(rounds, "rank", lambda: 0)
+    monkeypatch.setattr(rounds, "gather_equal", gathered)
+    stores = rounds.in_memory(9, {"x": torch.float32})
+    work = rounds.ExtractionRounds(9, 2, ["x"], stores, torch.device("cpu"))
+    while (batches := work.next()) is not None:
+        found = [{"x": torch.full((len(rows), 3), -0.0)} for rows in batches]
+        assert work.agree(found, None) is None
+        work.exchange(found)
+    # Of 5 batches the first process has 3: one in the first round, when nobody knows the size of a row, and then the others.
+    assert exchanged == [2, 4]
+    assert bool(torch.signbit(work.finish()["x"]).all())
+
+
 def test_exact_over_processes(tmp_path: Path, forks: Forks) -> None:
     """1..33 samples over 1, 2 and 3 gloo processes: the same bits, nothing missing, nothing twice, in order."""
     for code, said in forks(__file__, [[str(rank), tmp_path] for rank in range(PROCESSES)]):
@@ -217,6 +239,8 @@ def one_process(rank: int, folder: Path) -> None:
             assert torch.equal(extract(network(), Pictures(n), View(), batch_size=4, device="cpu"), features)
             tokens = extract(Tokens(), Pictures(n), View(), batch_size=4, device="cpu", axes=2, dtype=torch.float16)
             assert tokens.dtype == torch.float16 and torch.equal(tokens, expected_tokens(n).half())
+        rounds.NUMBERS_AT_ONCE = 1  # rounds of one batch
+        assert torch.equal(extract(Numbers(), Pictures(33), View(), batch_size=4, device="cpu"), expected(33))
         # Only the last process meets the picture; all of them name it, and none waits for another.
         with pytest.raises(UserError, match=r"^picture-30.png is damaged; remove it$"):
             extract(Numbers(), Pictures(33, damaged=30), View(), batch_size=4, device="cpu")

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from rootstock.core.errors import UserError
-from rootstock.core.images.limits import ALLOWANCE, RATIO, limits_of, sized
+from rootstock.core.images.limits import ALLOWANCE, RATIO, limits_of, size_of, sized
 from rootstock.core.images.open import open_images
 
 MEMORY, SECONDS = 512 << 20, 30
@@ -172,6 +172,10 @@ def test_limits_are_options(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"grows to more than 3 times its size.* add \?max_ratio=2000"):
         limits_of("1TB", 3, "it").check(ALLOWANCE + 31, 10, "it")
     assert [sized(count) for count in (1, 999, 1000, 1001, 2 * 10**9)] == ["1B", "999B", "1KB", "2KB", "2GB"]
+    assert [size_of(text, "run.x") for text in ("20GB", "0", 0, 512, " 3 kb")] == [2 * 10**10, 0, 0, 512, 3000]
+    for wrong in ("big", "-1", -1, "1.5GB", "", "1GBB", "9" * 16):
+        with pytest.raises(UserError, match=r"^run.x: .* is no size; expected for example 500MB or 20GB, or 0$"):
+            size_of(wrong, "run.x")
     path = tmp_path / "images-idx3-ubyte.gz"
     path.write_bytes(gzip.compress(b"\0\0\x08\3" + struct.pack(">3I", 10, 100, 100) + bytes(100_000)))
     with pytest.raises(UserError, match=r"more than 50KB, which is its limit; add \?max_size=100KB"):

@@ -107,3 +107,7 @@ def test_a_seed_has_at_most_63_bits(opened: Callable[..., Run]) -> None:
     check_run_options(options, 2**63 - 1)
     with pytest.raises(UserError, match=r"seed: expected at most 9223372036854775807 \(63 bits\)"):
         check_run_options(options, 2**63)
+    with pytest.raises(
+        UserError, match=r"run.feature_cache: huge is no size; expected for example 500MB or 20GB, or 0"
+    ):
+        check_run_options({**options, "feature_cache": "huge"}, 0)

@@ -14,26 +14,27 @@ from torch.nn.functional import cross_entropy
 
 from rootstock.core import hostmemory
 from rootstock.core.errors import UserError
+from rootstock.core.evaluate.frozen import features_of
 from rootstock.core.evaluate.held_out import held_out_rows
+from rootstock.core.evaluate.taps import Taps
 from rootstock.core.images.open import Images, open_images
-from rootstock.core.model.backbone import create
+from rootstock.core.model.backbone import Backbone, create
 from rootstock.core.stream.order import straddling
 from rootstock.core.views.view import Evaluation
-from rootstock.finetune.protocols import tokens as tokens_module
 from rootstock.finetune.protocols.attentive import (
     SCALE_FLOOR,
     Attentive,
     FittedProbes,
-    Probe,
     _moments,
     _train,
     fit_choosing,
-    probe_logits,
 )
-from rootstock.finetune.protocols.tokens import Tokens, extract_tokens
+from rootstock.finetune.protocols.attentive_probe import Probe, probe_logits
+from rootstock.finetune.protocols.contract import Counts
 from rootstock.launch.verbs import execute
 
 CPU = torch.device("cpu")
+SCORES = ("accuracy", "precision", "recall", "f1")
 
 
 def fitted(x: Tensor, y: Tensor, num_classes: int, training: Attentive, seed: int) -> FittedProbes:
@@ -278,47 +279,30 @@ def digits() -> Images:
     return open_images("sklearn:digits?size=16#[:5%,seed=0]")
 
 
-def read_tokens(model: Any, images: Images, told: list[str]) -> Tensor:
+def test_training_leaves_no_trace_in_the_features() -> None:
+    model, images = create(16, name="smallconv").train(), digits()
     view = Evaluation(16, crop=1.0, mean=model.mean, std=model.std)
-    return extract_tokens(model, [images], view, Attentive(), device=CPU, workers=0, log=told.append)[0]
+    tokens = features_of(Taps(model, ["tokens"]), images, view, device=CPU)["tokens"]
+    assert tokens.shape == (len(images), 4, 128) and tokens.dtype == torch.float16
+    before = tokens.clone()
+    fitted(tokens, cast(Tensor, images.labels), 10, Attentive(epochs=1, lr=1e-3), 0)
+    assert torch.equal(tokens, before) and all(p.grad is None for p in model.parameters())
 
 
-def test_extraction_leaves_the_backbone_as_it_was() -> None:
-    model, images, told = create(16, name="smallconv").train(), digits(), list[str]()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = read_tokens(model, images, told)
-    assert found.shape == (len(images), 4, 128) and found.dtype == torch.float16
-    assert told == [f"attentive probe: 4 tokens of 128 numbers for {len(images)} images, 0.1 MB in float16"]
-    fitted(found, cast(Tensor, images.labels), 10, Attentive(epochs=1, lr=1e-3), 0)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert all(module.training for module in model.modules()) and all(p.grad is None for p in model.parameters())
-
-
-def test_numbers_beyond_float16_are_kept_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, images, told = create(16, name="smallconv"), digits(), list[str]()
-    plain = read_tokens(model, images, told)
-    forward = Tokens.forward
-    monkeypatch.setattr(Tokens, "forward", lambda self, images: 1e6 * forward(self, images))
-    large = read_tokens(model, images, told)
-    assert large.dtype == torch.float32 and told[-1].endswith("in float32")
-    torch.testing.assert_close(large / 1e6, plain.float(), rtol=1e-3, atol=1e-4)
-    monkeypatch.setattr(Tokens, "forward", lambda self, images: math.nan * forward(self, images))
-    with pytest.raises(UserError, match="diverged"):
-        read_tokens(model, images, told)
-
-
-def test_more_than_half_of_the_memory_is_refused_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, images = create(16, name="smallconv"), digits()
-    need = len(images) * 4 * 128 * 2 + Attentive().bytes(128, 10)
+def test_a_probe_beyond_half_of_the_memory_is_refused_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = Counts(torch.arange(4) // 2, torch.arange(4), ("a", "b"), {"tokens": (4, 128)})
+    need = Attentive().bytes(128, 2)
     monkeypatch.setattr(hostmemory, "available", lambda: 2 * need)
-    read_tokens(model, images, [])
+    Attentive().requires("attentive", counts)
     monkeypatch.setattr(hostmemory, "available", lambda: 2 * need - 1)
-    monkeypatch.setattr(tokens_module, "extract", None)
-    with pytest.raises(UserError, match=r"evaluate\.attentive: 4 x 128 tokens .* 0\.1 MB in float16 .* data\.train"):
-        read_tokens(model, images, [])
-    monkeypatch.setattr(hostmemory, "available", lambda: None)
-    with pytest.raises(TypeError):  # where the free memory is unknown, nothing is refused
-        read_tokens(model, images, [])
+    with pytest.raises(
+        UserError, match=r"evaluate\.attentive: .* 5 candidates take .* MB, more than half of the .* give fewer"
+    ):
+        Attentive().requires("attentive", counts)
+    monkeypatch.setattr(hostmemory, "available", lambda: None)  # where it is unknown, nothing is refused
+    Attentive().requires("attentive", counts)
+    with pytest.raises(UserError, match="heads: 3 do not divide the 128 numbers"):
+        Attentive(heads=3).requires("attentive", counts)
 
 
 def probe(folder: Path, **evaluate: Any) -> dict[str, Any]:
@@ -339,13 +323,15 @@ def probe(folder: Path, **evaluate: Any) -> dict[str, Any]:
 
 def test_the_recipe_extracts_tokens_only_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = probe(tmp_path / "asked", linear={"C": [1.0]}, attentive={"epochs": 8, "lr": [1e-3, 1e-2]})
-    assert list(asked["metrics"]) == [f"test/{p}/{score}" for p in ("linear", "attentive") for score in ("accuracy", "precision", "recall", "f1")]
+    assert list(asked["metrics"]) == [
+        f"test/{p}/{score}" for p in ("linear", "attentive") for score in ("accuracy", "precision", "recall", "f1")
+    ]
     assert asked["metrics"]["test/attentive/accuracy"] > 0.7
     assert asked["details"]["test/attentive"].keys() == asked["details"]["test/linear"].keys()
     assert asked["intervals"].keys() == {"test/linear/accuracy", "test/attentive/accuracy"}
     assert asked["chosen"].keys() == {"attentive/lr", "attentive/weight_decay"}
     assert asked["selection"] == "train-split"
-    monkeypatch.setattr(Tokens, "forward", None)
+    monkeypatch.setattr(Backbone, "tokens", None)
     plain = probe(tmp_path / "plain", linear={"C": [1.0]})
     assert plain["metrics"].items() <= asked["metrics"].items()
     with pytest.raises(UserError, match=r"evaluate\.attentive\.heads: expected 1 or more, got 0"):

@@ -131,7 +131,9 @@ def test_fields_are_keys_with_defaults(name: str) -> None:
 
 
 def test_a_protocol_is_run_for_each_tap() -> None:
-    chosen = chosen_protocols({"knn": {"taps": ["pooled", "cls"]}, "linear": {"taps": ["layers"]}}, ("block0", "block1"))
+    chosen = chosen_protocols(
+        {"knn": {"taps": ["pooled", "cls"]}, "linear": {"taps": ["layers"]}}, ("block0", "block1")
+    )
     assert list(chosen) == ["knn", "knn@cls", "linear@block0", "linear@block1"]
     assert [protocol.reads for protocol in chosen.values()] == [("pooled",), ("cls",), ("block0",), ("block1",)]
     assert list(chosen_protocols({}, ())) == ["knn"]
@@ -173,9 +175,7 @@ def test_k_and_temperature_are_chosen_on_the_held_out_slice(train: Known) -> Non
 
 def test_linear(train: Known, tests: Tests) -> None:
     fitted = Linear().fit(train._replace(seed=4))
-    expected = fit_choosing_C(
-        train.features["pooled"], train.labels, train.keys, 4, seed=4, values_of_C=COARSE_GRID
-    )
+    expected = fit_choosing_C(train.features["pooled"], train.labels, train.keys, 4, seed=4, values_of_C=COARSE_GRID)
     x = tests["near"][0]
     assert torch.equal(fitted.scores(taps(x)).argmax(1), expected.predict(x))
     assert fitted.chosen == {"C": expected.C}
