@@ -296,7 +296,7 @@ def test_a_probe_beyond_half_of_the_memory_is_refused_beforehand(monkeypatch: py
     Attentive().requires("attentive", counts)
     monkeypatch.setattr(hostmemory, "available", lambda: 2 * need - 1)
     with pytest.raises(
-        UserError, match=r"evaluate\.attentive: .* 5 candidates take .* MB, more than half of the .* give fewer"
+        UserError, match=r"evaluate\.attentive: 5 candidates take .* MB, more than half of the .* give fewer"
     ):
         Attentive().requires("attentive", counts)
     monkeypatch.setattr(hostmemory, "available", lambda: None)  # where it is unknown, nothing is refused
