@@ -47,7 +47,7 @@ def data_options(
     train: URI of the labelled training images, or a list of URIs whose union is taken.
     test: URI of a labelled test set, or a mapping of names to URIs; null holds out a stratified 20 % of the training images by seed.
     size: Side of the network's input in pixels.
-    crop: Part of the shorter side that evaluation keeps, above 0 and up to 1 (0.875 takes 224 of 256 pixels).
+    crop: Part of the shorter side that evaluation keeps, 0.01 to 1 (0.875 takes 224 of 256 pixels).
     views: How training images are augmented: a preset's name, or a mapping with its name and changed numbers.
     shuffle: Order of an epoch: full, or blocks of images that are neighbours on the disk.
     decode: How JPEG files are decoded: full, or scaled, which decodes a large file only as large as its crops need. Scaled is faster

@@ -14,6 +14,9 @@ from ...core.evaluate.intervals import mean_interval
 from ...core.images.split import keys_by_class
 from .outcome import Outcome, Tests, empty_outcome, record_scores
 
+# More would take hours and much memory, and narrow the interval by nothing that is seen.
+MOST_DRAWS = 10_000
+
 
 def fewshot(
     train_x: Tensor,
@@ -35,7 +38,7 @@ def fewshot(
     classes[i].
 
     shots: Different training images a class, 1 or more; each class needs as many.
-    draws: Number of random choices of these images over which the score is averaged, 1 or more.
+    draws: Number of random choices of these images over which the score is averaged, 1 to 10,000.
     """
     check_fewshot(shots, draws, train_keys, train_y, classes)
     train_x, train_y, train_keys = train_x.float().cpu(), train_y.cpu(), train_keys.cpu()
@@ -58,6 +61,10 @@ def check_fewshot(shots: int, draws: int, train_keys: Tensor, train_y: Tensor, c
     """Raises UserError for numbers below 1 and for a class with fewer different images. train_keys, train_y: int64 [N]."""
     if shots < 1 or draws < 1:
         raise UserError(f"fewshot needs shots and draws of at least 1, got {shots} and {draws}")
+    if draws > MOST_DRAWS:
+        raise UserError(
+            f"fewshot: draws is {draws}, expected at most {MOST_DRAWS:,}; a hundred are enough for a narrow interval"
+        )
     found = keys_by_class(train_keys.cpu(), train_y.cpu())
     counts = [len(found[label]) if label in found else 0 for label in range(len(classes))]
     for name, count in zip(classes, counts, strict=True):

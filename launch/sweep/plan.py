@@ -25,6 +25,8 @@ from .sections import sweep
 
 # run.dir of the configs that are only checked: the stages of a pipeline refer to each other by it, and nothing is written there.
 _NOWHERE = Path("TRIAL")
+# A grid with more is tried only by who says how many trials.
+MOST_POINTS = 10_000
 Stages = Mapping[str, tuple[str, Mapping[str, Any]]]  # (verb, resolved config) by stage; a single run has the name ""
 
 
@@ -132,6 +134,11 @@ def _trials(config: Mapping[str, Any], space: Mapping[str, Span], problems: list
         without = [key for key, span in space.items() if span.points is None]
         problems += [f"search.{key}: a grid needs choice or int here" for key in without]
         most = math.prod(counts) if not without else most
+        if config["trials"] is None and MOST_POINTS < most < math.inf:
+            problems.append(
+                f"trials: the grid has {most:,} points; say how many of them are tried, or make the ranges smaller"
+            )
+            return 0
     trials = config["trials"] if config["trials"] is not None else most
     if trials == math.inf:
         problems.append("trials: missing; say how many")
