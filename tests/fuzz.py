@@ -37,7 +37,8 @@ DEPTHS = [pytest.param("short", id="short"), pytest.param("long", id="long", mar
 CPU_SECONDS = 60
 """An input that keeps the processor busy for so long counts as one that never ends."""
 MEMORY = 4 << 30
-"""Bytes of address space that an input may ask for; one that asks for more gets a MemoryError, which fails."""
+"""Bytes of address space that an input may ask for; one that asks for more gets a MemoryError, which fails unless the reader
+turns it into a sentence."""
 
 Input = TypeVar("Input")
 

@@ -134,14 +134,13 @@ def _trials(config: Mapping[str, Any], space: Mapping[str, Span], problems: list
         without = [key for key, span in space.items() if span.points is None]
         problems += [f"search.{key}: a grid needs choice or int here" for key in without]
         most = math.prod(counts) if not without else most
-        if config["trials"] is None and MOST_POINTS < most < math.inf:
-            problems.append(
-                f"trials: the grid has {most:,} points; say how many of them are tried, or make the ranges smaller"
-            )
-            return 0
     trials = config["trials"] if config["trials"] is not None else most
     if trials == math.inf:
         problems.append("trials: missing; say how many")
+    elif config["trials"] is None and most > MOST_POINTS:
+        problems.append(
+            f"trials: the grid has {most:,} points; say how many of them are tried, or make the ranges smaller"
+        )
     elif not 1 <= trials <= most:
         problems.append(
             f"trials: expected 1 or more{f', and at most the {most} points of the grid' if most < math.inf else ''}, got {trials}"
