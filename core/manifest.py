@@ -139,19 +139,28 @@ def exported_anew(run: Path) -> str:
 
 
 def lost_exports(run: Path) -> list[str]:
-    """The folders that a finished run exported and that are gone since, wholly or in part. A damaged manifest is another's matter."""
+    """What is missing or damaged of the exports of a finished run: folders, files of them, or their manifests.
+
+    A damaged manifest of the run itself is another's matter. Other files are checked where they are read.
+    """
     try:
-        exports = [
-            name.removesuffix(f"/{MANIFEST}") for name in read_manifest(run) or {} if name.endswith(f"/{MANIFEST}")
-        ]
-        return [f"{name}/" for name in exports if not _is_whole(run / name)]
+        digests = read_manifest(run) or {}
     except DamagedFile:
         return []
+    exports = [name for name in digests if name.endswith(f"/{MANIFEST}")]
+    return [lost for name in exports for lost in _lost(run, name, digests)]
 
 
-def _is_whole(folder: Path) -> bool:
-    listed = read_manifest(folder)
-    return listed is not None and all((folder / name).exists() for name in listed)
+def _lost(run: Path, manifest: str, digests: Mapping[str, str]) -> list[str]:
+    folder = (run / manifest).parent
+    if not folder.is_dir():
+        return [f"{folder.name}/"]
+    try:
+        check_file(run, manifest, digests)
+        listed = read_manifest(folder) or {}
+    except DamagedFile:
+        return [manifest]
+    return [f"{folder.name}/{name}" for name in listed if not (folder / name).is_file()]
 
 
 def _check_owner(folder: Path) -> None:

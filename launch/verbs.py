@@ -49,7 +49,7 @@ def execute(verb: str, path: str, overrides: Sequence[str] = (), quiet: bool = F
         if (result := run.finished) is not None:
             run.log(f"{run.dir} is finished; see {run.dir / 'result.json'}, or choose another run.dir")
             if gone := lost_exports(run.dir):
-                run.log(f"WARNING: this run has lost {' and '.join(gone)}; {exported_anew(run.dir)}")
+                run.log(f"WARNING: {', '.join(gone)} of this run: missing or damaged; {exported_anew(run.dir)}")
             return result
         result = VERBS[verb](run, **{key: value for key, value in resolved.items() if key != "run"})
         scores = [f"{key} {value:.4f}" for key, value in result["metrics"].items() if key.endswith("accuracy")]

@@ -13,11 +13,13 @@ minutes by default (`make soak`).
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TypeVar
 
 import hypothesis
@@ -34,6 +36,9 @@ SECONDS = "ROOTSTOCK_FUZZ_SECONDS"
 DEPTHS = [pytest.param("short", id="short"), pytest.param("long", id="long", marks=pytest.mark.soak)]
 CPU_SECONDS = 60
 """An input that keeps the processor busy for so long counts as one that never ends."""
+MEMORY = 4 << 30
+"""Bytes of address space that an input may ask for; one that asks for more gets a MemoryError, which fails unless the reader
+turns it into a sentence."""
 
 Input = TypeVar("Input")
 
@@ -118,15 +123,19 @@ def changed(content: bytes) -> SearchStrategy[bytes]:
 
 @contextmanager
 def bounded(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the block once it has used so many seconds of the processor."""
+    """Raise TimeoutError in the block once it has used so many seconds of the processor, and MemoryError beyond MEMORY."""
 
     def stop(number: int, frame: object) -> None:
         raise TimeoutError(f"not ended after {seconds} seconds of the processor")
 
     before = signal.signal(signal.SIGPROF, stop)
     signal.setitimer(signal.ITIMER_PROF, seconds)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, limits[1]))
     try:
         yield
     finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)

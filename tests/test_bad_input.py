@@ -221,8 +221,10 @@ def test_a_finished_run_that_has_lost_its_export_says_how_to_export_again(rootst
     before = (run / "backbone" / "backbone.safetensors").read_bytes()
     shutil.rmtree(run / "backbone")
     done = rootstock(*PRETRAIN, f"run.dir={run}")
-    assert done.returncode == 0 and f"lost backbone/; delete {run}/result.json and give" in " ".join(
-        done.stderr.split()
+    assert (
+        done.returncode == 0
+        and f"backbone/ of this run: missing or damaged; delete {run}/result.json and give"
+        in " ".join(done.stderr.split())
     )
     (run / "result.json").unlink()
     assert rootstock(*PRETRAIN, f"run.dir={run}").returncode == 0

@@ -23,6 +23,7 @@ from ..errors import UserError
 from ..files import expanded, write_tensors, write_text
 from ..formats import FORMAT
 from ..manifest import guard, guard_alone, write_manifest
+from ..views.augmentation import LARGEST_SIDE
 from .description import DESCRIPTION, SEEN, WEIGHTS, read_description
 from .lora import add_lora, folded, lora_options
 from .networks import OWN, build_network
@@ -201,6 +202,8 @@ def create(
 
     Raises UserError for unknown names, contradictions with the run, and weights that do not fit.
     """
+    if not 1 <= size <= LARGEST_SIDE:
+        raise UserError(f"data.size: {size} px are given; expected 1 to {LARGEST_SIDE}")
     described: dict[str, Any] = {}
     if weights not in ("none", "timm") and not weights.endswith(".safetensors"):
         described = read_description(weights)

@@ -12,6 +12,10 @@ from .resample import Interpolation
 Each = float | tuple[float, ...]
 
 
+LARGEST_SIDE = 1 << 14
+"""Of an input, in pixels; more is a mistake, and would fill any memory."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
     """How the views of an image are drawn: crop, flip, affine jitter, RandAugment, colour and erasing, then small local crops.
@@ -44,7 +48,7 @@ class Augmentation:
     erase_scale: Smallest and largest part of the view's area that the erased box takes, above 0 and up to 1.
     erase_fill: What the erased box is filled with: mean (of the normalisation, so zeros) or noise (standard normal values).
     local: Number of small local crops of each image beside the views (multi-crop, Caron et al. 2020, arXiv:2006.09882), 0 or more.
-    local_size: Side of a local crop in pixels, 1 or more. null is 3/7 of the views' size (96 of 224), rounded to a multiple of 8.
+    local_size: Side of a local crop in pixels, 1 to 16384. null is 3/7 of the views' size (96 of 224), rounded to a multiple of 8.
     local_scale: Smallest and largest part of the image's area that a local crop takes, above 0 and up to 1.
     local_blur: Probability of Gaussian blur of a local crop.
     local_solarize: Probability of inverting the values from one half up in a local crop.
@@ -103,7 +107,8 @@ class Augmentation:
         self._expect("randaugment", self.randaugment >= 0, "a number of operations, 0 or more")
         self._expect("magnitude", 0.0 <= self.magnitude <= 30.0, "a number from 0 to 30")
         self._expect("local", self.local >= 0, "a number of local crops, 0 or more")
-        self._expect("local_size", self.local_size is None or self.local_size >= 1, "a side in pixels, 1 or more")
+        side = self.local_size
+        self._expect("local_size", side is None or 1 <= side <= LARGEST_SIDE, f"a side in pixels, 1 to {LARGEST_SIDE}")
 
     def _expect(self, key: str, right: bool, what: str) -> None:
         if not right:

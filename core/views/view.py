@@ -27,6 +27,7 @@ from .resample import Interpolation, crop_resize, crop_resize_each, resize_centr
 from .scaled_decode import scaled_boxes, useful_scale
 
 Sides = Sequence[tuple[int, int]]  # (H, W) of each picture
+SMALLEST_CROP = 0.01  # the picture is resized to 1 / crop of the view before the centre is cut out
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -199,9 +200,9 @@ class Evaluation:
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
     ) -> None:
-        if not 0.0 < crop <= 1.0:
+        if not SMALLEST_CROP <= crop <= 1.0:
             raise UserError(
-                f"data.crop: {crop} is given; expected the part of the shorter side to keep, above 0 and up to 1"
+                f"data.crop: {crop} is given; expected the part of the shorter side to keep, {SMALLEST_CROP} to 1"
             )
         if resize is not None and (crop != 1.0 or resize < size):
             why = f"data.crop is {crop} too, and one of the two says it" if crop != 1.0 else f"data.size is {size}"

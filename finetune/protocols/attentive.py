@@ -30,6 +30,8 @@ from .contract import Counts, Fitted, Known
 MAX_HEADS = 8
 # A channel's deviation is taken as at least this fraction of the channels' root mean square, so that dead channels are not amplified.
 SCALE_FLOOR = 0.01
+# The largest learning rate and weight decay; float32, in which the optimizer computes, ends at 3e38.
+LARGEST_RATE = 1e30
 # Tokens are processed in blocks of this many numbers (64 MB in float32).
 TOKEN_BLOCK = 1 << 24
 
@@ -100,8 +102,10 @@ class Attentive:
                 raise UserError(f"evaluate.attentive.{key}: expected 1 or more, got {value}")
         for key, low in (("lr", "above 0"), ("weight_decay", "of 0 or more")):
             values = _several(getattr(self, key))
-            if not values or not all(math.isfinite(v) and v >= 0 and (v > 0 or key != "lr") for v in values):
-                raise UserError(f"evaluate.attentive.{key}: expected one or more finite numbers {low}, got {values}")
+            if not values or not all(0 <= v <= LARGEST_RATE and (v > 0 or key != "lr") for v in values):
+                raise UserError(
+                    f"evaluate.attentive.{key}: expected one or more finite numbers {low}, at most {LARGEST_RATE:g}, got {values}"
+                )
 
     @property
     def grid(self) -> list[tuple[float, float]]:

@@ -13,6 +13,9 @@ from ...core.errors import UserError
 from ...core.images.split import keys_by_class
 from .contract import Counts, Features, Fitted, Known
 
+# More would take hours and much memory, and narrow the interval by nothing that is seen.
+MOST_DRAWS = 10_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class FewShot:
@@ -23,7 +26,7 @@ class FewShot:
     The images of a draw are different ones: at most one copy or blend of a picture is among them.
 
     shots: Different training images a class, 1 or more; each class needs as many.
-    draws: Number of random choices of these images over which the score is averaged, 1 or more.
+    draws: Number of random choices of these images over which the score is averaged, 1 to 10,000.
     taps: Features that are read, by name (`pooled`, `cls`, `mean`, `last4`, `block3`, ...; `layers` for each block or stage); each is
         scored on its own.
     """
@@ -59,6 +62,10 @@ def check_shots(name: str, shots: int, draws: int, counts: Counts) -> None:
     """Raises UserError for numbers below 1 and for a class with fewer different images than `shots`."""
     if shots < 1 or draws < 1:
         raise UserError(f"{name} needs shots and draws of at least 1, got {shots} and {draws}")
+    if draws > MOST_DRAWS:
+        raise UserError(
+            f"{name}: draws is {draws}, expected at most {MOST_DRAWS:,}; a hundred are enough for a narrow interval"
+        )
     found = keys_by_class(counts.keys.cpu(), counts.labels.cpu())
     several = [len(found[label]) if label in found else 0 for label in range(len(counts.classes))]
     for title, count in zip(counts.classes, several, strict=True):

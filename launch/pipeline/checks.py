@@ -10,11 +10,18 @@ from ...core.config.yaml_file import parse
 from .sections import comparison, row
 
 REFERENCE = re.compile(r"@([^/]+)(/.*)?")
+# Each is a folder with a run of each stage; a larger number is a mistake, and its list would fill the memory.
+MOST_SEEDS = 10_000
 _SET_BY_PIPELINE = {"seed": "seeds", "run.dir": "run.dir"}  # key of a stage: key of the pipeline
 
 
 def read_seeds(given: int | list[int], problems: list[str]) -> list[int]:
     """The list of seeds that `seeds` stands for."""
+    if isinstance(given, int) and given > MOST_SEEDS:
+        problems.append(
+            f"seeds: {given} are given, and a pipeline runs at most {MOST_SEEDS:,}; give fewer, or a list of them"
+        )
+        return [0]
     seeds = list(range(given)) if isinstance(given, int) else given
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         problems.append(f"seeds: expected how many (1 or more), or a list of different seeds, got {given}")

@@ -25,6 +25,8 @@ from .sections import sweep
 
 # run.dir of the configs that are only checked: the stages of a pipeline refer to each other by it, and nothing is written there.
 _NOWHERE = Path("TRIAL")
+# A grid with more is tried only by who says how many trials.
+MOST_POINTS = 10_000
 Stages = Mapping[str, tuple[str, Mapping[str, Any]]]  # (verb, resolved config) by stage; a single run has the name ""
 
 
@@ -135,6 +137,10 @@ def _trials(config: Mapping[str, Any], space: Mapping[str, Span], problems: list
     trials = config["trials"] if config["trials"] is not None else most
     if trials == math.inf:
         problems.append("trials: missing; say how many")
+    elif config["trials"] is None and most > MOST_POINTS:
+        problems.append(
+            f"trials: the grid has {most:,} points; say how many of them are tried, or make the ranges smaller"
+        )
     elif not 1 <= trials <= most:
         problems.append(
             f"trials: expected 1 or more{f', and at most the {most} points of the grid' if most < math.inf else ''}, got {trials}"

@@ -6,9 +6,8 @@ values as an uninterrupted one, and two workers never draw the same.
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,10 +42,10 @@ class Span:
     values: list[Any]
 
     @property
-    def points(self) -> list[Any] | None:
-        """All values; None for a range of real numbers."""
+    def points(self) -> Sequence[Any] | None:
+        """All values; None for a range of real numbers. Integers are counted, not listed: there may be very many."""
         if self.kind == "int":
-            return list(range(self.values[0], self.values[1] + 1))
+            return range(self.values[0], self.values[1] + 1)
         return self.values if self.kind == "choice" else None
 
     def label(self, value: Any) -> Any:
@@ -73,6 +72,7 @@ class Span:
 
 
 Space = Mapping[str, Span]
+LARGEST_INTEGER = 2**53
 
 
 def read_space(search: Mapping[str, Any], problems: list[str]) -> dict[str, Span]:
@@ -105,6 +105,8 @@ def _wrong(kind: str, values: list[Any]) -> str:
     low, high = values
     if low >= high:
         return f"expected two ends, the lower first, got {list(values)}"
+    if kind == "int" and max(abs(low), abs(high)) > LARGEST_INTEGER:
+        return f"expected ends within 2**53, beyond which samplers round integers, got {list(values)}"
     return f"expected ends above 0, got {list(values)}" if kind == "log" and low <= 0 else ""
 
 
@@ -134,9 +136,12 @@ def grid(number: int, space: Space) -> BaseSampler:
     """Every combination once, in order, the last key changing fastest; for choice and int only."""
     from optuna.samplers import PartialFixedSampler, RandomSampler
 
-    values = [[span.label(value) for value in span.points or ()] for span in space.values()]
-    point = next(itertools.islice(itertools.product(*values), number, None))
-    return PartialFixedSampler(dict(zip(space, point, strict=True)), RandomSampler(seed=0))
+    point = {}
+    for key, span in reversed(list(space.items())):
+        values = span.points or ()
+        number, place = divmod(number, len(values))
+        point[key] = span.label(values[place])
+    return PartialFixedSampler(point, RandomSampler(seed=0))
 
 
 SAMPLERS: Mapping[str, Callable[..., BaseSampler]] = {"tpe": tpe, "random": random, "grid": grid}

@@ -89,6 +89,7 @@ def test_nothing_chosen_needs_no_slice(tmp_path: Path) -> None:
             "fewshot: class . has . different training images, fewer than shots = 99; give .* at most",
         ),
         ({"fewshot": {"draws": 0}}, "fewshot needs shots and draws of at least 1"),
+        ({"fewshot": {"draws": 2**63 - 1}}, "fewshot: draws is 9223372036854775807, expected at most 10,000"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_extraction(

@@ -83,7 +83,14 @@ def test_a_lost_list_is_one_fault(finished: Path, rootstock: Rootstock) -> None:
     ("lost", "named"),
     [
         (["classifier"], ["classifier/"]),
-        (["backbone/backbone.safetensors", "classifier/classes.json"], ["backbone/", "classifier/"]),
+        (
+            ["backbone/backbone.safetensors", "classifier/classes.json"],
+            ["backbone/backbone.safetensors", "classifier/classes.json"],
+        ),
+        (
+            ["backbone/MANIFEST.json", "classifier/seen.safetensors"],
+            ["backbone/MANIFEST.json", "classifier/seen.safetensors"],
+        ),
         (["pictures", "checkpoints"], []),
     ],
 )
@@ -92,6 +99,17 @@ def test_a_finished_run_names_an_export_that_it_has_lost(finished: Path, lost: l
         path = finished / name
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     assert lost_exports(finished) == named
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"sha256": {}}', None])
+def test_a_finished_run_names_a_damaged_manifest_of_an_export(finished: Path, content: bytes | None) -> None:
+    path = finished / "classifier" / "MANIFEST.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"\n", b" ", 1) if content is None else content)
+    assert lost_exports(finished) == ["classifier/MANIFEST.json"]
+    path.unlink()
+    path.mkdir()
+    assert lost_exports(finished) == ["classifier/MANIFEST.json"]
 
 
 def test_an_earlier_version_has_fewer_digests(finished: Path, tmp_path: Path, rootstock: Rootstock) -> None:

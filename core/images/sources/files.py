@@ -5,6 +5,7 @@ their memory, page by page, into every forked worker.
 """
 
 import dataclasses
+import hashlib
 import itertools
 import os
 import stat
@@ -133,13 +134,18 @@ class FileStore:
 
     def holds(self, file: Path) -> bool:
         """Whether this is one of the files. file: without links."""
+        if os.fsencode(file.name) not in self.names.block:
+            return False
         root = os.path.realpath(self.root)
         return any(os.path.normpath(os.path.join(root, self.names[i])) == str(file) for i in range(len(self)))
 
     def identity(self) -> str:
         """The name of the cached hashes, which depend on every path, size and time of change."""
         if self._identity is None:
-            self._identity = entry_name(self.kind, os.path.abspath(self.root), list(self.names), self.stamps.tolist())
+            state = hashlib.sha256(self.names.block)
+            state.update(self.names.ends.tobytes())
+            state.update(self.stamps.tobytes())
+            self._identity = entry_name(self.kind, os.path.abspath(self.root), state.hexdigest())
         return self._identity
 
     def newest(self) -> int:

@@ -403,3 +403,9 @@ def test_positions_of_weights_stay(tmp_path: Path) -> None:
     vit().export(tmp_path)
     with pytest.raises(UserError, match=r"backbone\.positions: .* has its own positions; leave positions out"):
         create(16, weights=str(tmp_path), positions="sincos")
+
+
+@pytest.mark.parametrize("size", [0, -3, (1 << 14) + 1, 10**12, 10**30])
+def test_a_size_that_no_picture_has_is_refused(size: int) -> None:
+    with pytest.raises(UserError, match=f"data.size: {size} px are given; expected 1 to 16384"):
+        create(size, name="smallconv")

@@ -95,9 +95,9 @@ def test_evaluation_in_one_batch_and_picture_by_picture() -> None:
     assert resize_centre(small, 24, 24, "bicubic").equal(small)
 
 
-@pytest.mark.parametrize("crop", [0.0, -0.5, 1.2])
-def test_evaluation_refuses_a_crop_beyond_the_picture(crop: float) -> None:
-    with pytest.raises(UserError, match=r"data\.crop"):
+@pytest.mark.parametrize("crop", [0.0, -0.5, -1.0, 5e-324, 1.2, 1.5, float("nan")])
+def test_evaluation_refuses_a_crop_beyond_the_picture_or_of_nothing(crop: float) -> None:
+    with pytest.raises(UserError, match=r"data\.crop: .* expected the part of the shorter side to keep, 0\.01 to 1"):
         Evaluation(32, crop=crop)
 
 
@@ -305,3 +305,8 @@ def test_what_needs_three_channels_is_told() -> None:
     draws = draws_of(4).stream("view0")
     found = views(sample_of(deep, draws_of(4)), draws_of(4)).images[0] * 0.25 + 0.5
     assert torch.allclose(found, plain(deep, draws), atol=1e-6)
+
+
+def test_a_local_crop_larger_than_any_picture_is_refused() -> None:
+    with pytest.raises(UserError, match=r"local_size: .* a side in pixels, 1 to 16384"):
+        Augmentation(local=2, local_size=10**12)

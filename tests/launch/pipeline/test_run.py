@@ -255,6 +255,12 @@ def test_every_mistake_at_once(project: Path, tmp_path: Path) -> None:
         assert any(problem.startswith(line) for problem in caught.value.problems), (line, caught.value.problems)
 
 
+@pytest.mark.parametrize("seeds", [10_001, 10**9, 10**40])
+def test_a_huge_number_of_seeds_is_refused_before_it_is_a_list(project: Path, tmp_path: Path, seeds: int) -> None:
+    with pytest.raises(ConfigError, match=f"seeds: {seeds} are given, and a pipeline runs at most 10,000"):
+        plan_pipeline(write(tmp_path, changed(seeds=seeds)), [], resolve)
+
+
 @pytest.mark.parametrize("target", ["@grafted", "@plain"])
 def test_a_stage_uses_only_those_above_it(project: Path, tmp_path: Path, target: str) -> None:
     circle = changed()

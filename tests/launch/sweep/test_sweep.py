@@ -314,6 +314,9 @@ def test_a_grid_is_every_point_once(claims: list[Claim], storage: str) -> None:
     found = [tuple(take(claims, study).params.values()) for _ in range(6)]
     assert found == [(lr, size) for lr in (1e-3, 1e-2) for size in (8, 9, 10)]
     assert study.claim() is None
+    vast = {"optim.batch_size": {"int": [8, 2**50]}}
+    few = Study(planned(sampler="grid", trials=2, search=vast, storage=storage, run={"dir": "vast"}))
+    assert [take(claims, few).params["optim.batch_size"] for _ in range(2)] == [8, 9]
 
 
 def test_what_is_drawn_lies_in_its_range(claims: list[Claim]) -> None:
@@ -346,6 +349,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"trials": None}, "trials: missing; say how many"),
     ({"trials": 0}, "trials: expected 1 or more, got 0"),
     ({"sampler": "grid"}, "search.optim.lr: a grid needs choice or int here"),
+    (
+        {"sampler": "grid", "trials": None, "search": {"optim.batch_size": {"int": [1, 10**12]}}},
+        "trials: the grid has 1,000,000,000,000 points; say how many",
+    ),
+    (
+        {"search": {"optim.batch_size": {"int": [1, 10**30]}}},
+        "search.optim.batch_size.int: expected ends within 2\\*\\*53",
+    ),
     ({"sampler": "tpee"}, r"sampler: unknown name tpee; did you mean tpe\?"),
     ({"objective": "tset/knn/accuracy"}, r"objective: tset/knn/accuracy names no set that is measured; did you mean test\?"),
     ({"objective": "loss"}, "objective: loss names no set that is measured"),
