@@ -110,13 +110,13 @@ def report_command(
         typer.Option(metavar="FILE", help="The page; RUN/report.html, or comparison.html here for several runs."),
     ] = None,
 ) -> None:
-    """Make a page of a run, or one that compares several."""
+    """Make a page of a run, or one that compares several, image by image."""
     from .report.page import write_report
 
     if out is not None:
         check_output(out, "--out", (".html", ".htm"), make=True)
     page = out or (runs[0] / "report.html" if len(runs) == 1 else Path("comparison.html"))
-    typer.echo(write_report(runs, page))
+    typer.echo(write_report(runs, page, typer.echo))
 
 
 def runs_command(

@@ -27,9 +27,9 @@ from safetensors import SafetensorError
 from ..errors import UserError
 from ..files import read_regular, write_bytes
 from ..manifest import DamagedFile, check_file, read_manifest
+from ..run.rows import PREDICTIONS
 from .counts import Ints
 
-FILE = "predictions.safetensors"
 SCORES_FORMAT = 1
 # What scores are. Probabilities follow from logits by softmax. Votes (kNN) are shares of the row, and similarities (cosines) any numbers;
 # both have an order, but are no probabilities.
@@ -121,7 +121,7 @@ class Predictions:
             about["scores"][key] = {"kind": kind}
         whole = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
         # A single entry, since safetensors does not keep the order of several.
-        write_bytes(folder / FILE, safetensors.numpy.save(whole, {"about": json.dumps(about)}))
+        write_bytes(folder / PREDICTIONS, safetensors.numpy.save(whole, {"about": json.dumps(about)}))
 
 
 def read_predictions(folder: Path) -> Predictions | None:
@@ -129,9 +129,9 @@ def read_predictions(folder: Path) -> Predictions | None:
 
     Raises DamagedFile if the file is not what was written, or lost, and UserError if a later version wrote it.
     """
-    path, digests = folder / FILE, read_manifest(folder) or {}
-    if FILE in digests:
-        check_file(folder, FILE, digests)
+    path, digests = folder / PREDICTIONS, read_manifest(folder) or {}
+    if PREDICTIONS in digests:
+        check_file(folder, PREDICTIONS, digests)
     try:
         content = read_regular(path)
     except FileNotFoundError:

@@ -191,18 +191,27 @@ def seeds_and_images_interval(
 ) -> Interval:
     """The interval of a mean over training seeds that holds both the spread over seeds and that over test images.
 
-    values: [S], the statistic of each seed; draws: [B], of resampled test images, the mean over the seeds each. The spread over seeds is
-    a draw of Student's t with S - 1 degrees of freedom, s / sqrt(S) wide, added to each: drawing three seeds with replacement would
-    give far too narrow an interval. With one seed, it is the interval over images. Ends are clipped to `span`.
+    values: [S], the statistic of each seed; draws: [B], of resampled test images, the mean over the seeds each (`bootstrap_draws`).
+    With one seed, it is the interval over images. Ends are clipped to `span`.
     """
-    seeds, found = np.asarray(values, dtype=np.float64), draws[np.isfinite(draws)]
-    if 2 * len(found) < len(draws):
-        return Interval(float(seeds.mean()), None, None, "none")
-    if len(seeds) > 1:
-        spread = float(seeds.std(ddof=1)) / math.sqrt(len(seeds))
-        found = found + spread * np.random.default_rng(seed).standard_t(len(seeds) - 1, size=len(found))
+    mean, found = float(np.mean(values)), seeds_and_images_draws(values, draws, seed=seed)
+    if 2 * len(found) < len(draws) or found.min() == found.max():
+        return Interval(mean, None, None, "none")
     low, high = np.clip(np.quantile(found, [(1 - level) / 2, (1 + level) / 2]), *span)
-    return Interval(float(seeds.mean()), float(low), float(high), "images" if len(seeds) == 1 else "seeds and images")
+    return Interval(mean, float(low), float(high), "images" if len(values) == 1 else "seeds and images")
+
+
+def seeds_and_images_draws(values: Sequence[float], draws: Floats, *, seed: int) -> Floats:
+    """Draws of the mean over seeds and test images; those that are undefined are left out. Arguments: `seeds_and_images_interval`.
+
+    To each draw over images comes one over seeds: Student's t with S - 1 degrees of freedom, s / sqrt(S) wide. Drawing the seeds with
+    replacement, as images are, would make the interval of three seeds far too narrow.
+    """
+    found = draws[np.isfinite(draws)]
+    if len(values) == 1:
+        return found
+    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return found + spread * np.random.default_rng(seed).standard_t(len(values) - 1, size=len(found))
 
 
 def bootstrap_p(draws: Floats) -> float:

@@ -11,7 +11,6 @@ import safetensors.numpy
 from rootstock.core.errors import UserError
 from rootstock.core.evaluate.measures import measure
 from rootstock.core.evaluate.predictions import (
-    FILE,
     Predictions,
     SavedScores,
     ScoredImages,
@@ -19,6 +18,7 @@ from rootstock.core.evaluate.predictions import (
     to_half,
 )
 from rootstock.core.manifest import DamagedFile, write_manifest
+from rootstock.core.run.rows import PREDICTIONS
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox")
 
@@ -40,7 +40,7 @@ def example() -> Predictions:
 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     example().write(tmp_path)
-    first = (tmp_path / FILE).read_bytes()
+    first = (tmp_path / PREDICTIONS).read_bytes()
     found, expected = read_predictions(tmp_path), example()
     assert found is not None
     assert found.tests.keys() == expected.tests.keys() and found.scores.keys() == expected.scores.keys()
@@ -52,8 +52,8 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     for key, (kind, scores) in expected.scores.items():
         assert found.scores[key].kind == kind and np.array_equal(found.scores[key].scores, scores)
     example().write(tmp_path)
-    assert (tmp_path / FILE).read_bytes() == first
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    assert (tmp_path / PREDICTIONS).read_bytes() == first
+    assert [path.name for path in tmp_path.iterdir()] == [PREDICTIONS]
 
 
 def test_every_number_follows_from_the_file(tmp_path: Path) -> None:
@@ -74,8 +74,8 @@ def test_no_file_is_no_damage(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", ["flip", "truncate", "lost", "folder"])
 def test_damage_is_named(tmp_path: Path, how: str) -> None:
     example().write(tmp_path)
-    path = tmp_path / FILE
-    write_manifest(tmp_path, [FILE])
+    path = tmp_path / PREDICTIONS
+    write_manifest(tmp_path, [PREDICTIONS])
     content = bytearray(path.read_bytes())
     path.unlink()
     if how == "flip":
@@ -85,17 +85,17 @@ def test_damage_is_named(tmp_path: Path, how: str) -> None:
         path.write_bytes(content[:100])
     elif how == "folder":
         path.mkdir()
-    with pytest.raises(DamagedFile, match=FILE):
+    with pytest.raises(DamagedFile, match=PREDICTIONS):
         read_predictions(tmp_path)
 
 
 def changed(folder: Path, about: Any = None, **tensors: Any) -> None:
     example().write(folder)
-    content = (folder / FILE).read_bytes()
+    content = (folder / PREDICTIONS).read_bytes()
     header = json.loads(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]["about"])
     whole = {**safetensors.numpy.load(content), **{name.replace("_", "/"): array for name, array in tensors.items()}}
     text = json.dumps(about(header) or header) if about else json.dumps(header)
-    (folder / FILE).write_bytes(safetensors.numpy.save(whole, {"about": text}))
+    (folder / PREDICTIONS).write_bytes(safetensors.numpy.save(whole, {"about": text}))
 
 
 @pytest.mark.parametrize(
