@@ -110,7 +110,7 @@ def report_command(
         typer.Option(metavar="FILE", help="The page; RUN/report.html, or comparison.html here for several runs."),
     ] = None,
 ) -> None:
-    """Make a page of a run, or one that compares several, image by image."""
+    """Make a page of a run, or one that compares several."""
     from .report.page import write_report
 
     if out is not None:

@@ -102,7 +102,7 @@ class _Single:
         self.p = probabilities(self.scores, self.kind)
 
     def measured(self, held_out: HeldOut | None) -> Measured:
-        found = classification(*map(torch.from_numpy, (self.labels, self.predictions)), self.images.classes)
+        found = classification(torch.from_numpy(self.labels), torch.from_numpy(self.predictions), self.images.classes)
         counts = class_counts(self.labels, self.predictions, self.member, self.clusters, self.k)
         each = self.image_means()
         totals = np.asarray(counts.sum(axis=0))[None]

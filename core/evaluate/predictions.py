@@ -33,7 +33,7 @@ from .counts import Ints
 SCORES_FORMAT = 1
 # What scores are. Probabilities follow from logits by softmax. Votes (kNN) are shares of the row, and similarities (cosines) any numbers;
 # both have an order, but are no probabilities.
-KINDS = ("logits", "probabilities", "votes", "similarities")
+SCORE_KINDS = ("logits", "probabilities", "votes", "similarities")
 LARGEST = float(np.finfo(np.float16).max)
 Half = NDArray[np.float16]
 
@@ -76,7 +76,7 @@ class ScoredImages:
 
 
 class SavedScores(NamedTuple):
-    """kind: one of KINDS. scores: float16 [M, K] or [draws, M, K], as `to_half` rounds them."""
+    """kind: one of SCORE_KINDS. scores: float16 [M, K] or [draws, M, K], as `to_half` rounds them."""
 
     kind: str
     scores: Half
@@ -95,7 +95,7 @@ class Predictions:
         known = self.tests.setdefault(test, images)
         if known is not images and (known.split != images.split or known.classes != images.classes):
             raise ValueError(f"{test} has two sets of images")
-        if kind not in KINDS or scores.scores.dtype != np.float16:
+        if kind not in SCORE_KINDS or scores.scores.dtype != np.float16:
             raise ValueError(f"{key}: scores of kind {kind!r} and type {scores.scores.dtype}")
         if scores.scores.ndim not in (2, 3) or scores.scores.shape[-2:] != (len(images.keys), len(images.classes)):
             raise ValueError(

@@ -21,11 +21,11 @@ RESAMPLES = 2000
 FEW_CLUSTERS = 200  # below, "auto" takes BCa instead of percentiles
 # A block of draws has at most this many weights: the bootstrap takes about 50 MB, whatever the number of images, besides what the
 # statistic itself takes.
-BLOCK = 1 << 20
+_NUMBERS = 1 << 20
 
 Values = Mapping[str, Floats]  # of a statistic by name, [B] each; NaN where it is undefined
 Statistic = Callable[[Floats], Values]
-Method = Literal["auto", "percentile", "bca"]
+HowDrawn = Literal["auto", "percentile", "bca"]
 
 
 class Interval(NamedTuple):
@@ -55,7 +55,7 @@ def of_images(member: Ints, statistic: Callable[[Floats], Values]) -> Statistic:
 
 def _in_parts(statistic: Statistic, width: int) -> Statistic:
     """The statistic of a few rows at a time, so that [rows, width] numbers fill a block."""
-    rows = max(1, BLOCK // max(1, width))
+    rows = max(1, _NUMBERS // max(1, width))
 
     def whole(weights: Floats) -> Values:
         return _joined(statistic(weights[start : start + rows]) for start in range(0, len(weights), rows))
@@ -76,7 +76,7 @@ def cluster_numbers(clusters: NDArray[Any]) -> tuple[Ints, int]:
 
 def drawn_weights(clusters: int, resamples: int, seed: int) -> Iterator[Floats]:
     """How often each cluster is drawn, float [b, C] at a time: C draws with replacement for each resampled test set."""
-    random, block = np.random.default_rng(seed), max(1, BLOCK // clusters)
+    random, block = np.random.default_rng(seed), max(1, _NUMBERS // clusters)
     for start in range(0, resamples, block):
         drawn = random.integers(clusters, size=(min(block, resamples - start), clusters))
         drawn += clusters * np.arange(len(drawn))[:, None]
@@ -95,7 +95,7 @@ def bootstrap_intervals(
     seed: int,
     resamples: int = RESAMPLES,
     level: float = 0.95,
-    method: Method = "auto",
+    method: HowDrawn = "auto",
     draws: Mapping[str, Floats] | None = None,
 ) -> dict[str, Interval]:
     """An interval of each value of a statistic, by drawing whole clusters with replacement (Davison & Hinkley 1997, section 3.8).
@@ -118,7 +118,7 @@ def bootstrap_intervals(
 
 def _jackknife(statistic: Statistic, clusters: int) -> Values:
     """The statistic without each cluster in turn, [C]."""
-    rows = max(1, BLOCK // clusters)
+    rows = max(1, _NUMBERS // clusters)
     return _joined(
         statistic((np.arange(clusters) != np.arange(start, min(start + rows, clusters))[:, None]).astype(np.float64))
         for start in range(0, clusters, rows)

@@ -39,8 +39,9 @@ class Answers:
         ordered = ScoredImages(
             images.keys[rows], images.labels[rows], images.classes, groups, images.group_names, clusters
         )
-        rest = (None if a is None else a[rows] for a in (self.predictions, self.nll, self.confidence))
-        return Answers(ordered, self.kind, self.correct[rows], *rest)
+        predictions = None if self.predictions is None else self.predictions[rows]
+        nll, sure = (None if a is None else a[rows] for a in (self.nll, self.confidence))
+        return Answers(ordered, self.kind, self.correct[rows], predictions, nll, sure)
 
 
 def read_answers(record: RunRecord) -> dict[str, Answers]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -17,7 +17,7 @@ _POINTS = 160  # most points of a curve
 _MOST_FIGURES = 8
 
 
-def confidence_figures(runs: Sequence[dict[str, Answers]]) -> list[Figure]:
+def confidence_figures(runs: Sequence[Mapping[str, Answers]]) -> list[Figure]:
     """For each test set both figures; a line for each protocol and seed. runs: the answers of an experiment's seeds."""
     keys = list(dict.fromkeys(key for run in runs for key, found in run.items() if found.confidence is not None))
     figures: list[Figure] = []
@@ -29,7 +29,7 @@ def confidence_figures(runs: Sequence[dict[str, Answers]]) -> list[Figure]:
     return figures[:_MOST_FIGURES]
 
 
-def _reliability(test: str, keys: Sequence[str], runs: Sequence[dict[str, Answers]]) -> Figure:
+def _reliability(test: str, keys: Sequence[str], runs: Sequence[Mapping[str, Answers]]) -> Figure:
     lines = [(_GREY, Series(np.array([0.0, 100.0]), np.array([0.0, 100.0]), 1))]
     legend = list[tuple[str, str]]()
     for i, key in enumerate(keys):
@@ -48,7 +48,7 @@ def _reliability(test: str, keys: Sequence[str], runs: Sequence[dict[str, Answer
     return Figure(svg, title, caption, legend)
 
 
-def _risk(test: str, keys: Sequence[str], runs: Sequence[dict[str, Answers]]) -> Figure:
+def _risk(test: str, keys: Sequence[str], runs: Sequence[Mapping[str, Answers]]) -> Figure:
     lines, legend = list[tuple[int, Series]](), list[tuple[str, str]]()
     for i, key in enumerate(keys):
         areas = list[float]()

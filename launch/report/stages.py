@@ -2,7 +2,6 @@
 
 import base64
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,11 @@ from PIL import Image, UnidentifiedImageError
 from ...core.evaluate.definitions import definition_of
 from ...core.files import read_regular
 from ...core.launchlog import warn
-from .answers import Answers
 from .confusion import Confusion, confusions
 from .curves import curves
 from .figures import Figure, scatter
 from .html import yaml_text
+from .pairs import Seeds
 from .records import StageRuns
 from .reliability import confidence_figures
 from .results import summarise
@@ -60,7 +59,7 @@ class StageView:
     front: bool = False
 
 
-def view_stage(stage: StageRuns, *, label: str, front: bool, answers: Mapping[Any, dict[str, Answers]]) -> StageView:
+def view_stage(stage: StageRuns, *, label: str, front: bool, answers: Seeds) -> StageView:
     """What the page shows of one stage. answers: of its runs that have predictions, by seed."""
     chart = next((record.map for record in stage.records if record.map), {})
     seed = stage.first.seed

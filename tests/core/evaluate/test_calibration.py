@@ -41,7 +41,7 @@ def test_likelihood_and_brier_are_scikit_learns(k: int) -> None:
     assert -log_likelihood(p, labels, "probabilities").mean() == pytest.approx(
         log_loss(labels, p, labels=range(k)), abs=1e-12
     )
-    expected = brier_score_loss(labels, p[:, 1] if k == 2 else p, labels=range(k), scale_by_half=False)
+    expected = brier_score_loss(labels, p[:, 1] if k == 2 else p, labels=range(k), scale_by_half=False)  # pyright: ignore[reportArgumentType]
     assert squared_error(p, labels).mean() == pytest.approx(expected, abs=1e-12)
 
 
@@ -116,7 +116,7 @@ def test_temperature_is_the_minimum(scale: float) -> None:
     def nll(u: float) -> float:
         return float(-log_likelihood(logits / math.exp(u), labels, "logits").mean())
 
-    best = minimize_scalar(nll, bounds=(math.log(1e-3), math.log(1e3)), method="bounded", options={"xatol": 1e-10})
+    best: Any = minimize_scalar(nll, bounds=(math.log(1e-3), math.log(1e3)), method="bounded", options={"xatol": 1e-10})
     assert nll(math.log(found.value)) <= best.fun + 1e-12
     assert found.value == pytest.approx(math.exp(best.x), rel=1e-4) and not found.at_bound and found.steps < 30
     assert found.value == pytest.approx(scale, rel=0.2)

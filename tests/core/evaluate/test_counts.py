@@ -41,7 +41,7 @@ def test_against_scikit_learn(case: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn warns of classes without images
         for average in ("macro", "micro", "weighted"):
-            expected = precision_recall_fscore_support(labels, predictions, average=average, zero_division=0)
+            expected = precision_recall_fscore_support(labels, predictions, average=average, zero_division=0)  # pyright: ignore[reportArgumentType]
             for name, value in zip(("precision", "recall", "f1"), expected[:3], strict=True):
                 assert found[f"{name}_{average}"] == pytest.approx(value, abs=1e-12), (name, average)
         assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predictions), abs=1e-12)

@@ -59,7 +59,7 @@ def test_bca_of_the_same_draws_is_scipys() -> None:
 def test_weights_are_numbers_of_draws_whatever_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = np.concatenate(list(drawn_weights(7, 50, 3)))
     assert (whole.sum(1) == 7).all() and whole.shape == (50, 7)
-    monkeypatch.setattr("rootstock.core.evaluate.statistics.BLOCK", 20)
+    monkeypatch.setattr("rootstock.core.evaluate.statistics._NUMBERS", 20)
     assert np.array_equal(np.concatenate(list(drawn_weights(7, 50, 3))), whole)
 
 
@@ -88,7 +88,7 @@ def test_any_statistic_against_a_loop_over_clusters(statistic: str, monkeypatch:
         expected += [slow(np.repeat(np.arange(40), w[member].astype(int))) for w in block]
     found = bootstrap_draws(fast, clusters, seed=5, resamples=60)["x"]
     assert found == pytest.approx(expected, abs=1e-12, nan_ok=True)
-    monkeypatch.setattr("rootstock.core.evaluate.statistics.BLOCK", 30)
+    monkeypatch.setattr("rootstock.core.evaluate.statistics._NUMBERS", 30)
     assert np.array_equal(bootstrap_draws(fast, clusters, seed=5, resamples=60)["x"], found, equal_nan=True)
 
 
