@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import stdtrit
 
-Limits = tuple[float, float]  # the values that a statistic can have
-ANY: Limits = (-math.inf, math.inf)
+ValueRange = tuple[float, float]  # the values that a statistic can have
+ANY: ValueRange = (-math.inf, math.inf)
 
 
 def mean_interval(
-    values: Sequence[float], level: float = 0.95, span: Limits = ANY
+    values: Sequence[float], level: float = 0.95, span: ValueRange = ANY
 ) -> tuple[float, float | None, float | None]:
     """(mean, low, high): Student's t interval of the mean, deviation with ddof=1; no interval for one value.
 
@@ -35,7 +35,7 @@ def mean_interval(
 
 
 def paired_interval(
-    a: Sequence[float], b: Sequence[float], level: float = 0.95, span: Limits = ANY
+    a: Sequence[float], b: Sequence[float], level: float = 0.95, span: ValueRange = ANY
 ) -> tuple[float, float | None, float | None]:
     """(mean, low, high) of a - b, pair by pair: a[i] and b[i] share a seed. span: what differences can be."""
     if len(a) != len(b):
