@@ -66,13 +66,17 @@ class Paired:
 
     @property
     def difference(self) -> str:
-        return number(self.mean, self.scale, sign=True)
+        return self.shown(self.mean)
 
     @property
     def interval(self) -> str:
         if self.low is None or self.high is None:
             return ""
-        return f"[{number(self.low, self.scale, sign=True)}, {number(self.high, self.scale, sign=True)}]"
+        return f"[{self.shown(self.low)}, {self.shown(self.high)}]"
+
+    def shown(self, value: float) -> str:
+        """With its sign: percentage points with one digit after the point, other units with three."""
+        return number(value, 100.0, sign=True) if self.scale == 100 else f"{value:+.3f}".replace("-", "−")
 
     @property
     def p_words(self) -> str:
@@ -86,7 +90,7 @@ class Paired:
     def sentence(self) -> str:
         """The comparison in plain words."""
         unit = " points" if self.scale == 100 else ""
-        amount = f"{number(abs(self.mean), self.scale)}{unit} {'higher' if self.mean > 0 else 'lower'}"
+        amount = f"{self.shown(abs(self.mean))[1:]}{unit} {'higher' if self.mean > 0 else 'lower'}"
         of = f"{self.images} images" + (f" over {self.seeds} seeds" if self.seeds > 1 else "")
         facts = f"95 % interval {self.interval}, " if self.interval else ""
         facts += f"p = {p_text(self.adjusted)} after Holm"
@@ -118,7 +122,7 @@ class Pairs:
 
 
 def p_text(p: float) -> str:
-    return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}".replace("e-0", "e-")
+    return f"{p:.3f}" if p >= 0.0005 else f"{p:.0e}".replace("e-0", "e-")
 
 
 def answers_of(stage: StageRuns) -> Seeds:

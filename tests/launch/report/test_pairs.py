@@ -74,6 +74,7 @@ def test_one_seed_is_paired_by_image_whatever_the_order(tmp_path: Path) -> None:
     gap = right[1].astype(float) - right[0]
     half = 1.96 * gap.std() / np.sqrt(len(gap))
     assert (accuracy.low, accuracy.high) == pytest.approx((gap.mean() - half, gap.mean() + half), abs=0.02)
+    assert nll.difference == f"{nll.mean:+.3f}".replace("-", "−")
     assert nll.mean < 0 and accuracy.adjusted >= accuracy.p and accuracy.adjusted < 0.05
     assert "that of b is" in accuracy.sentence and "which is better" in accuracy.sentence
     assert "which is better" in nll.sentence and "lower than that of a" in nll.sentence
