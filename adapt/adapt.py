@@ -236,9 +236,10 @@ def _by_content(images: Images) -> Images:
 def _test(run: Run, classifier: Classifier, tests: Mapping[str, Images], view: Evaluation) -> dict[str, Any]:
     """What a result says about the tests, each image once."""
     workers = run.options["workers"]
-    scores = score(classifier, tests, view, classifier.classes, run.device, run.seed, workers)
+    scored = score(classifier, tests, view, classifier.classes, run.device, run.seed, workers)
     model = classifier.backbone
     features = {name: extract(model, t, view, device=run.device, workers=workers) for name, t in tests.items()}
     if run.main:
+        scored.save(run.dir)
         save_map(run.dir, features, tests, run.seed)
-    return {**exposure(model.seen, tests), **scores._asdict()}
+    return {**exposure(model.seen, tests), **scored.as_result()}

@@ -34,7 +34,12 @@ def expanded(path: str | Path) -> Path:
 
 
 def write_text(path: Path, text: str, shared: bool = False) -> None:
-    """Write a text file and sync it; a half-written file never stands under the final name.
+    """`write_bytes` of a text in UTF-8."""
+    write_bytes(path, text.encode("utf-8"), shared)
+
+
+def write_bytes(path: Path, content: bytes, shared: bool = False) -> None:
+    """Write a file and sync it; a half-written file never stands under the final name.
 
     shared: several processes may write this file at the same time, with no lock between them. A link is followed, and its target
     is written. Raises UserError if something other than a regular file has this name.
@@ -42,8 +47,8 @@ def write_text(path: Path, text: str, shared: bool = False) -> None:
     path = writable_place(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft" if shared else f".{path.name}.draft")
     try:
-        with open(draft, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(draft, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)

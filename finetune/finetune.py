@@ -172,14 +172,15 @@ def finetune(
 
     objective: Any = plan.method
     model, classifier = objective.backbone, objective.classifier
-    scores = score(classifier, tests, view, classifier.classes, run.device, seed, run.options["workers"])
+    scored = score(classifier, tests, view, classifier.classes, run.device, seed, run.options["workers"])
     model.seen = add_seen(model.seen, LABELLED, train)
     stage.trace(run, model, {"train": train}, data, steps=fed.steps)
     if run.main:
         classifier.export(run.dir)
+        scored.save(run.dir)
         stage.save_first(run, plan, model, lambda batch: batch.images[None], "Augmented training images.")
     facts = describe_sets(stage.named_sets(train, tests), held_out=data["test"] is None)
-    found = {**exposure(model.seen, tests), **scores._asdict(), **fed.counts()}
+    found = {**exposure(model.seen, tests), **scored.as_result(), **fed.counts()}
     return run.finish({"data": facts, **found, "selection": model.selection(data["selection"])})
 
 

@@ -14,7 +14,7 @@ from ..core.evaluate.feature_key import weights_digest
 from ..core.evaluate.frozen import features_of
 from ..core.evaluate.held_out import distinct_rows
 from ..core.evaluate.pictures import save_map
-from ..core.evaluate.scores import Scores
+from ..core.evaluate.scores import Scored
 from ..core.evaluate.taps import LEVEL, Taps, available_taps
 from ..core.images.limits import size_of
 from ..core.images.open import Images
@@ -131,18 +131,19 @@ def probe(
 
     view = stage.evaluation(data, model)
     known, shown = _extracted(run, taps, view, distinct, tests)
-    scores, outcomes = Scores({}, {}, {}), dict[str, Fitted]()
+    scored, outcomes = Scored(known.classes, seed), dict[str, Fitted]()
     for name, protocol in protocols.items():
         outcomes[name] = protocol.fit(known)
-        add_outcome(scores, name, outcomes[name], tests, shown, known.classes, seed)
+        add_outcome(scored, name, outcomes[name], tests, shown)
 
     if run.main:
+        scored.save(run.dir)
         save_map(run.dir, {name: taps["pooled"] for name, taps in shown.items()}, tests, seed)
     model.seen = add_seen(model.seen, LABELLED, train)
     facts = describe_sets(stage.named_sets(train, tests), held_out=data["test"] is None)
     if copies := len(train) - len(distinct):
         facts["copies"] = {"train": copies}
-    found = {**exposure(model.seen, tests), **scores._asdict(), **what_was_chosen(outcomes, distinct, seed)}
+    found = {**exposure(model.seen, tests), **scored.as_result(), **what_was_chosen(outcomes, distinct, seed)}
     selection = "train-split" if found["chosen"] else "last"
     return run.finish({"data": facts, **found, "selection": model.selection(selection)})
 

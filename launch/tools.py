@@ -116,7 +116,8 @@ def report_command(
     if out is not None:
         check_output(out, "--out", (".html", ".htm"), make=True)
     page = out or (runs[0] / "report.html" if len(runs) == 1 else Path("comparison.html"))
-    typer.echo(write_report(runs, page))
+    # The path alone goes to stdout, for scripts.
+    typer.echo(write_report(runs, page, lambda line: typer.echo(line, err=True)))
 
 
 def runs_command(

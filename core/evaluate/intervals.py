@@ -8,9 +8,17 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import stdtrit
 
+ValueRange = tuple[float, float]  # the values that a statistic can have
+ANY: ValueRange = (-math.inf, math.inf)
 
-def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float | None, float | None]:
-    """(mean, low, high): Student's t interval of the mean, deviation with ddof=1; no interval for one value."""
+
+def mean_interval(
+    values: Sequence[float], level: float = 0.95, span: ValueRange = ANY
+) -> tuple[float, float | None, float | None]:
+    """(mean, low, high): Student's t interval of the mean, deviation with ddof=1; no interval for one value.
+
+    span: what values can be, (0, 1) for a fraction; the interval's ends are clipped to it.
+    """
     if len(values) == 0:
         raise ValueError("a mean needs at least one value")
     if not 0 < level < 1:
@@ -22,13 +30,14 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
     if n == 1:
         return mean, None, None
     half = float(stdtrit(n - 1, (1 + level) / 2)) * float(array.std(ddof=1)) / math.sqrt(n)
-    return mean, mean - half, mean + half
+    low, high = span
+    return mean, max(low, mean - half), min(high, mean + half)
 
 
 def paired_interval(
-    a: Sequence[float], b: Sequence[float], level: float = 0.95
+    a: Sequence[float], b: Sequence[float], level: float = 0.95, span: ValueRange = ANY
 ) -> tuple[float, float | None, float | None]:
-    """(mean, low, high) of a - b, pair by pair: a[i] and b[i] share a seed."""
+    """(mean, low, high) of a - b, pair by pair: a[i] and b[i] share a seed. span: what differences can be."""
     if len(a) != len(b):
         raise ValueError(f"paired values must be as many, got {len(a)} and {len(b)}")
-    return mean_interval([x - y for x, y in zip(a, b, strict=True)], level)
+    return mean_interval([x - y for x, y in zip(a, b, strict=True)], level, span)

@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 
 from ..distributed import rank
 from ..errors import UserError
-from .half import to_half
+from .predictions import to_half
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def vote(similarity: Tensor, labels: Tensor, num_classes: int, temperature: floa
             # Relative to the nearest, since exp(1 / T) overflows for a small T; a row's winner stays the same.
             weights = torch.exp((near - near.max(dim=1, keepdim=True).values) / temperature)
         votes = torch.zeros(len(near), num_classes, dtype=torch.float64).scatter_add_(1, label, weights)
-        shares.append(to_half(votes / weights.sum(1, keepdim=True)))
+        shares.append(torch.from_numpy(to_half(votes.numpy(), "votes", "kNN").scores))
     return torch.cat(shares)
 
 

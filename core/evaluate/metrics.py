@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-
-# The bootstrap draws this many cluster numbers at a time (32 MB).
-BOOTSTRAP_BLOCK = 1 << 22
+from .statistics import bootstrap_draws, cluster_numbers, of_sums
 
 
 def classification(labels: Tensor, predictions: Tensor, classes: Sequence[str]) -> dict[str, Any]:
@@ -76,21 +74,15 @@ def cluster_bootstrap(
     order of images doesn't matter. Returns (None, None) for a single group, which shows no spread. If all images are right (or
     wrong) the interval has width 0, as always with the bootstrap.
     """
-    hit, group = correct.detach().cpu().numpy().astype(np.int64), groups.detach().cpu().numpy()
+    hit, group = correct.detach().cpu().numpy().astype(np.float64), groups.detach().cpu().numpy()
     if hit.shape != group.shape or hit.ndim != 1 or len(hit) == 0:
         raise ValueError(f"correct {hit.shape} and groups {group.shape} must both be [N], N >= 1")
-    _, member = np.unique(group, return_inverse=True)
-    sizes = np.bincount(member)
-    hits = np.bincount(member, weights=hit)
-    n = len(sizes)
-    if n == 1:
+    member, clusters = cluster_numbers(group)
+    if clusters == 1:
         return None, None
-    draws = np.random.default_rng(seed)
-    block = max(1, BOOTSTRAP_BLOCK // n)
-    accuracies = []
-    for start in range(0, resamples, block):
-        drawn = draws.integers(n, size=(min(block, resamples - start), n))
-        accuracies.append(hits[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
-    tail = (1 - level) / 2
-    low, high = np.quantile(np.concatenate(accuracies), [tail, 1 - tail])
+    sums = np.stack([np.bincount(member, hit), np.bincount(member)], axis=1)
+    drawn = bootstrap_draws(
+        of_sums(sums, lambda s: {"accuracy": s[:, 0] / s[:, 1]}), clusters, seed=seed, resamples=resamples
+    )
+    low, high = np.quantile(drawn["accuracy"], [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

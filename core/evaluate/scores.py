@@ -1,9 +1,10 @@
-"""The scores of a classifier on labelled test sets, in the form of result.json."""
+"""The scores of a classifier on labelled test sets, in the form of result.json, and kept for predictions.safetensors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +12,79 @@ from torch import Tensor, nn
 from ..images.open import Images
 from ..views.view import Evaluation
 from .features import extract
-from .metrics import classification, cluster_bootstrap
+from .measures import HeldOut, measure
+from .predictions import Predictions, SavedScores, ScoredImages, to_half
 
 
-class Scores(NamedTuple):
-    """metrics: "TEST/PROTOCOL/METRIC" -> fraction. intervals: 95 % intervals by bootstrap. details: per class, and confusion."""
+class Scored:
+    """What a run says about its test sets: metrics, intervals and details of result.json, and the scores that they come from.
 
-    metrics: dict[str, float]
-    intervals: dict[str, list[float]]
-    details: dict[str, Any]
+    metrics: "TEST/PROTOCOL/METRIC" -> value (`definitions` says what it is). intervals: [low, high] of 95 %, for some metrics. details:
+    "TEST/PROTOCOL" -> per class, confusion, groups, calibration. Every number is computed from the float16 scores of the file.
+    """
+
+    def __init__(self, classes: Sequence[str], seed: int) -> None:
+        """classes: names; label and score i are of classes[i]. seed: of the bootstrap."""
+        self.classes, self.seed = tuple(classes), seed
+        self.metrics: dict[str, float] = {}
+        self.intervals: dict[str, list[float]] = {}
+        self.details: dict[str, Any] = {}
+        self.kept = Predictions()
+
+    def add(
+        self,
+        key: str,
+        images: Images,
+        scores: Tensor,
+        kind: str = "logits",
+        *,
+        held_out: tuple[Tensor, Tensor] | None = None,
+        clusters: Tensor | None = None,
+    ) -> None:
+        """Score one protocol on one test set under key = "TEST/PROTOCOL".
+
+        images: labelled, labels as indices into the classes. scores: [M, K], or [draws, M, K] where a protocol repeats; in float16
+        if they are rounded by `to_half` already.
+        kind: logits, probabilities, votes (0 or more, kNN's) or similarities (cosines, ridge's outputs).
+        held_out: scores [N, K] and labels [N] of *training* images that the classifier has not been fitted on; a temperature is fitted
+        on them. clusters: int64 [M], what the bootstrap draws as a whole, if not copies and blends (`Images.keys`).
+        Raises UserError for a set without images, and for scores that are not numbers.
+        """
+        assert images.labels is not None
+        test = key.partition("/")[0]
+        rows = self.kept.tests.get(test) or scored_images(images, self.classes, clusters)
+        given = scores.detach().cpu()
+        whole = given.dtype == torch.float16  # rounded already, with its predictions
+        saved = SavedScores(kind, given.numpy()) if whole else to_half(given.float().numpy(), kind, key)
+        self.kept.add(key, rows, saved)
+        slice_of_train = None if held_out is None else HeldOut(*(t.detach().cpu().numpy() for t in held_out))
+        found = measure(rows, saved, seed=self.seed, held_out=slice_of_train)
+        self.metrics |= {f"{key}/{name}": value for name, value in found.metrics.items()}
+        self.intervals |= {f"{key}/{name}": pair for name, pair in found.intervals.items()}
+        self.details[key] = found.details
+
+    def save(self, folder: Path) -> None:
+        """Write predictions.safetensors into a run's folder; nothing without scores. On one process, before the run finishes."""
+        if self.kept.scores:
+            self.kept.write(folder)
+
+    def as_result(self) -> dict[str, Any]:
+        """The entries of result.json."""
+        return {"metrics": self.metrics, "intervals": self.intervals, "details": self.details}
+
+
+def scored_images(images: Images, classes: Sequence[str], clusters: Tensor | None = None) -> ScoredImages:
+    """A labelled set as predictions.safetensors has it; its domains are the groups, where it has several."""
+    assert images.labels is not None
+    several = len(images.domain_names) > 1
+    return ScoredImages(
+        images.keys().numpy(),
+        images.labels.cpu().numpy(),
+        tuple(classes),
+        images.domains.numpy() if several else None,
+        tuple(images.domain_names) if several else (),
+        None if clusters is None else clusters.cpu().numpy(),
+    )
 
 
 def score(
@@ -30,25 +95,9 @@ def score(
     device: torch.device,
     seed: int,
     workers: int = 0,
-) -> Scores:
-    """Test a classifier on labelled sets (labels as indices into `classes`), each image once."""
-    scores = Scores({}, {}, {})
+) -> Scored:
+    """Test a classifier, which gives logits, on labelled sets (labels as indices into `classes`), each image once."""
+    scored = Scored(classes, seed)
     for name, images in tests.items():
-        assert images.labels is not None
-        predictions = extract(classifier, images, view, device=device, workers=workers).argmax(1)
-        add_scores(scores, f"{name}/classifier", images, predictions, classes, seed)
-    return scores
-
-
-def add_scores(
-    scores: Scores, key: str, images: Images, predictions: Tensor, classes: Sequence[str], seed: int
-) -> None:
-    """Add one test's numbers under key = "TEST/PROTOCOL". The bootstrap draws copies and blends of one picture together."""
-    assert images.labels is not None
-    found = classification(images.labels, predictions, classes)
-    scores.details[key] = {**found, "classes": list(classes)}
-    scores.metrics.update({f"{key}/{metric}": found[metric] for metric in ("accuracy", "precision", "recall", "f1")})
-    correct = predictions == images.labels
-    low, high = cluster_bootstrap(correct, images.keys(), seed=seed)
-    if low is not None and high is not None:
-        scores.intervals[f"{key}/accuracy"] = [low, high]
+        scored.add(f"{name}/classifier", images, extract(classifier, images, view, device=device, workers=workers))
+    return scored

@@ -13,9 +13,16 @@ from typing import Any
 
 from ..files import read_regular
 
-METRICS = "metrics.jsonl"
+METRICS, PREDICTIONS = "metrics.jsonl", "predictions.safetensors"
 # Of a run that ends, besides result.json. What is rewritten later (state.json) or is for people alone (report.html) is not listed.
-GUARDED = (METRICS, "map.json", "pictures/captions.json", "pictures/*.png", "*/MANIFEST.json")
+GUARDED = (
+    METRICS,
+    "predictions.safetensors",
+    "map.json",
+    "pictures/captions.json",
+    "pictures/*.png",
+    "*/MANIFEST.json",
+)
 
 
 class RowFile:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 Features = Mapping[str, Tensor]  # features by tap: [N, D], or [N, L, D] for tokens
-# What scores are. Only logits become probabilities (by softmax); votes sum to 1 over the classes; cosines are only ranked.
-ScoreKind = Literal["logits", "votes", "cosines"]
+# What scores are. Only logits become probabilities (by softmax); votes sum to 1 over the classes; similarities (cosines) are only ranked.
+ScoreKind = Literal["logits", "votes", "similarities"]
 
 
 class Counts(NamedTuple):

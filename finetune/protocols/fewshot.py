@@ -45,7 +45,7 @@ class FewShot:
         check_shots(name, self.shots, self.draws, counts)
 
     def fit(self, train: Known) -> Fitted:
-        """The class means of each draw. Scores are cosines, float32 [draws, M, K]."""
+        """The class means of each draw. Scores are similarities (cosines), float32 [draws, M, K]."""
         x = train.features[self.reads[0]].float().cpu()
         centre = x.mean(dim=0)
         rows = drawn_rows(train.keys, train.labels, train.seed, self.shots, self.draws)
@@ -55,7 +55,7 @@ class FewShot:
             test = normalize(features[self.reads[0]].float().cpu() - centre, dim=1)
             return torch.einsum("md,scd->smc", test, means)
 
-        return Fitted(scores, "cosines")
+        return Fitted(scores, "similarities")
 
 
 def check_shots(name: str, shots: int, draws: int, counts: Counts) -> None:

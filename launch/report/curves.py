@@ -63,7 +63,7 @@ def _panel(title: str, keys: Sequence[str], runs: Sequence[Sequence[Mapping[str,
         else []
     )
     notes = ["accuracy, %" if percent else "", f"mean of {binned} logged steps a point" if binned > 1 else ""]
-    return Figure(_draw(scaled, title, thin=len(runs) > 1), title, "; ".join(filter(None, notes)), legend)
+    return Figure(draw_lines(scaled, title, thin=len(runs) > 1), title, "; ".join(filter(None, notes)), legend)
 
 
 def _series(rows: Sequence[Mapping[str, object]], key: str) -> Series:
@@ -83,11 +83,14 @@ def _series(rows: Sequence[Mapping[str, object]], key: str) -> Series:
     return Series(table[:, 0], table[:, 1], size)
 
 
-def _draw(lines: Sequence[tuple[int, Series]], title: str, thin: bool) -> Markup:
-    """The panel. lines: (number of the colour, curve). thin: many lines, so each is drawn thinner and lets the others through."""
+def draw_lines(lines: Sequence[tuple[int, Series]], title: str, thin: bool, across: str = "step") -> Markup:
+    """The panel. lines: (number of the colour, curve). thin: many lines, so each is drawn thinner and lets the others through.
+
+    across: the name of the horizontal axis, whose ticks are whole numbers.
+    """
     low_x, high_x = _ends([series.steps for _, series in lines])
     low_y, high_y = _ends([series.values for _, series in lines])
-    across, up = ticks(low_x, high_x, 5, whole=True), ticks(low_y, high_y, 5)
+    columns_at, up = ticks(low_x, high_x, 5, whole=True), ticks(low_y, high_y, 5)
     left = 8 + _LETTER * max((len(tick(value)) for value in up), default=0)
     x_scale, y_scale = (_WIDTH - _RIGHT - left) / (high_x - low_x), (_HEIGHT - _TOP - _BOTTOM) / (high_y - low_y)
     floor = _HEIGHT - _BOTTOM
@@ -96,7 +99,7 @@ def _draw(lines: Sequence[tuple[int, Series]], title: str, thin: bool) -> Markup
         return left + (x - low_x) * x_scale, floor - (y - low_y) * y_scale
 
     heights = [(value, place(low_x, value)[1]) for value in up]
-    columns = [(value, place(value, low_y)[0]) for value in across]
+    columns = [(value, place(value, low_y)[0]) for value in columns_at]
     grid = "".join(f"M{left:.1f} {y:.1f}H{_WIDTH - _RIGHT:g}" for _, y in heights)
     marks = "".join(f"M{x:.1f} {floor:g}v3" for _, x in columns)
     numbers = [f'<text x="{left - 5:.1f}" y="{y + 4:.1f}" text-anchor="end">{tick(v)}</text>' for v, y in heights]
@@ -115,7 +118,7 @@ def _draw(lines: Sequence[tuple[int, Series]], title: str, thin: bool) -> Markup
         f'<path d="{grid}" stroke="var(--rule)" stroke-width=".8"/>'
         f'<path d="M{left:.1f} {floor:g}H{_WIDTH - _RIGHT:g}{marks}" fill="none" stroke="var(--muted)" stroke-width=".8"/>'
         f'<g fill="var(--muted)" font-size="11">{"".join(numbers)}'
-        f'<text x="{_WIDTH - _RIGHT:g}" y="{_HEIGHT - 6:g}" text-anchor="end">step</text></g>'
+        f'<text x="{_WIDTH - _RIGHT:g}" y="{_HEIGHT - 6:g}" text-anchor="end">{escape(across)}</text></g>'
         f'<g fill="none">{"".join(drawn)}</g></svg>'
     )
 

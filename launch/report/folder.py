@@ -45,7 +45,7 @@ class Parts:
     """
 
     def __init__(self, path: Path, *names: str) -> None:
-        """names: of the files to read, of METRICS and MAP; run.json and result.json are always read."""
+        """names: of the files to read (METRICS, MAP) or to compare (PREDICTIONS); run.json and result.json are always read."""
         self.damage: list[str] = []
         self.about = read_about(path, self.damage.append)
         self.result: dict[str, Any] = read_result(path, self.damage.append) or {}

@@ -16,7 +16,7 @@ from ...core.errors import UserError
 from ...core.launchlog import warn
 from ...core.manifest import DamagedFile, read_object
 from ...core.run.folder import CONFIG
-from ...core.run.rows import METRICS
+from ...core.run.rows import METRICS, PREDICTIONS
 from .folder import MAP, Parts, check_is_run
 
 
@@ -82,7 +82,7 @@ def read_run(path: Path) -> RunRecord:
         raise UserError(
             f"{config} is not readable YAML ({error}); restore it or run again in another run.dir"
         ) from error
-    parts = Parts(path, METRICS, MAP)
+    parts = Parts(path, METRICS, MAP, PREDICTIONS)
     if not isinstance(loaded, dict):
         parts.damage.append(f"{config} is damaged (it holds no mapping)")
         loaded = {}

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ...core.errors import UserError
+from ...core.evaluate.definitions import range_of
 from ...core.evaluate.intervals import mean_interval, paired_interval
 
 
@@ -92,7 +93,10 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any], label: str) -> dict[str,
         raise UserError(
             f"{label}: {a['label']} and {b['label']} share no seed, so they cannot be paired; run both on the same seeds"
         )
-    mean, low, high = paired_interval([first[s] for s in seeds], [second[s] for s in seeds])
+    low_end, high_end = span_of(a["metric"], [*first.values(), *second.values()])
+    mean, low, high = paired_interval(
+        [first[s] for s in seeds], [second[s] for s in seeds], span=(low_end - high_end, high_end - low_end)
+    )
     values = [first[s] - second[s] for s in seeds]
     return {
         "label": label,
@@ -107,9 +111,15 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any], label: str) -> dict[str,
     }
 
 
+def span_of(metric: str, values: Sequence[float]) -> tuple[float, float]:
+    """The range of a metric, which no interval leaves; endless if a value of a file lies outside of it."""
+    low, high = range_of(metric)
+    return (low, high) if all(low <= value <= high for value in values) else (-math.inf, math.inf)
+
+
 def _spread(results: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
     values = [value_of(result, metric) for result in results]
-    mean, low, high = mean_interval(values)
+    mean, low, high = mean_interval(values, span=span_of(metric, values))
     spread: dict[str, Any] = {
         "n": len(values),
         "mean": float(mean),

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...core.evaluate.definitions import definition_of
 from .curves import ticks
-from .results import test_of
+from .results import span_of, test_of
 
 SELECTION = {
     "last": "The last iterate is reported; nothing was chosen by a result.",
@@ -160,7 +161,9 @@ def differences_table(comparisons: Sequence[Mapping[str, Any]]) -> ResultTable:
 
 
 def is_fraction(metric: str, values: Sequence[float]) -> bool:
-    return "loss" not in metric.rsplit("/", 1)[-1] and all(0 <= value <= 1 for value in values)
+    found = definition_of(metric)
+    shown = found.percent if found is not None else "loss" not in metric.rsplit("/", 1)[-1]
+    return shown and all(0 <= value <= 1 for value in values)
 
 
 def number(value: float, scale: float = 100.0, *, sign: bool = False) -> str:
@@ -185,7 +188,12 @@ def _bounds(row: Mapping[str, Any]) -> tuple[float, float] | None:
     low, high = (
         (row.get("low"), row.get("high")) if row.get("low") is not None else row.get("bootstrap") or (None, None)
     )
-    return None if low is None or high is None else (low, high)
+    if low is None or high is None:
+        return None
+    # Rows that an earlier version wrote may have intervals that leave the metric's range; those of a difference have no metric.
+    least, most = span_of(row["metric"], row["values"]) if "metric" in row else (-1.0, 1.0)
+    within = all(least <= value <= most for value in row["values"])
+    return (max(low, least), min(high, most)) if within else (low, high)
 
 
 def _extent(row: Mapping[str, Any]) -> list[float]:

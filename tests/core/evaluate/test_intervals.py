@@ -38,3 +38,12 @@ def test_paired_interval_is_that_of_the_differences() -> None:
     assert found[1:] == pytest.approx((expected.low, expected.high))
     with pytest.raises(ValueError, match="3 and 2"):
         paired_interval(a, b[:2])
+
+
+def test_intervals_stay_in_the_range_of_their_values() -> None:
+    values = [0.95, 0.99, 1.0]
+    mean, low, high = mean_interval(values)
+    assert high is not None and high > 1.0
+    assert mean_interval(values, span=(0, 1)) == (mean, low, 1.0)
+    assert mean_interval([0.0, 0.0, 0.1], span=(0, 1))[1] == 0.0
+    assert paired_interval([1.0, 0.9, 0.2], [0.0, 0.0, 0.0], span=(-1, 1))[2] == 1.0

@@ -16,6 +16,7 @@ from rootstock.core import hostmemory
 from rootstock.core.errors import UserError
 from rootstock.core.evaluate.frozen import features_of
 from rootstock.core.evaluate.held_out import held_out_rows
+from rootstock.core.evaluate.predictions import read_predictions
 from rootstock.core.evaluate.taps import Taps
 from rootstock.core.images.open import Images, open_images
 from rootstock.core.model.backbone import Backbone, create
@@ -324,12 +325,17 @@ def probe(folder: Path, **evaluate: Any) -> dict[str, Any]:
 
 def test_the_recipe_extracts_tokens_only_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = probe(tmp_path / "asked", linear={"C": [1.0]}, attentive={"epochs": 8, "lr": [1e-3, 1e-2]})
-    assert list(asked["metrics"]) == [
-        f"test/{p}/{score}" for p in ("linear", "attentive") for score in ("accuracy", "precision", "recall", "f1")
-    ]
+    names = [name.split("/") for name in asked["metrics"]]
+    assert {tuple(name[:2]) for name in names} == {("test", "linear"), ("test", "attentive")}
+    # A temperature is fitted on the slice on which the rates were chosen; a single C leaves nothing to choose.
+    assert {name[2] for name in names if name[1] == "attentive"} == {name[2] for name in names if name[1] == "linear"} | {
+        "nll_scaled", "ece_scaled"
+    }  # fmt: skip
     assert asked["metrics"]["test/attentive/accuracy"] > 0.7
-    assert asked["details"]["test/attentive"].keys() == asked["details"]["test/linear"].keys()
-    assert asked["intervals"].keys() == {"test/linear/accuracy", "test/attentive/accuracy"}
+    assert asked["details"]["test/attentive"].keys() == asked["details"]["test/linear"].keys() | {"temperature"}
+    assert {"test/linear/accuracy", "test/attentive/accuracy"} <= asked["intervals"].keys()
+    kept = read_predictions(tmp_path / "asked" / "run")
+    assert kept is not None and set(kept.scores) == {"test/linear", "test/attentive"}
     assert asked["chosen"].keys() == {"attentive/lr", "attentive/weight_decay"}
     assert asked["selection"] == "train-split"
     monkeypatch.setattr(Backbone, "tokens", None)

@@ -17,13 +17,15 @@ import yaml
 from PIL import Image
 
 from rootstock.core.errors import UserError
+from rootstock.core.evaluate.predictions import Predictions, ScoredImages, to_half
 from rootstock.launch.pipeline.run import tabulate
 from rootstock.launch.report.confusion import confusions
 from rootstock.launch.report.curves import curves
 from rootstock.launch.report.figures import heat, scatter
 from rootstock.launch.report.page import write_report
 from rootstock.launch.report.records import by_experiment, read_run
-from rootstock.launch.report.tables import differences_table, duration, results_tables
+from rootstock.launch.report.results import summarise
+from rootstock.launch.report.tables import differences_table, duration, is_fraction, results_tables
 
 CLASSES = ["cat", "dog & <b>", "鳥", "$x_$"]
 VOID = {"meta", "link", "img", "wbr", "br"}
@@ -276,6 +278,42 @@ def test_marks_stand_where_the_axis_says() -> None:
     for position, value in zip(marks, [50, 30, 70, 40, 60], strict=True):
         assert position == pytest.approx(a + (value - first) * (b - a) / (last - first), abs=0.02)
         assert position is not None and 0 <= position <= 100
+
+
+def test_intervals_never_leave_the_range_of_their_metric() -> None:
+    """Nor do those that an earlier version wrote into the result of a pipeline; a value without a range keeps its own."""
+    (table,) = results_tables([row([0.97, 1.0], low=0.8, high=1.17), row([0.0, 0.1], low=-0.59, high=0.69)], {})
+    assert [line.interval for line in table.groups[0][1]] == ["[80.0, 100.0]", "[0.0, 69.0]"]
+    marks = [mark for line in table.groups[0][1] for mark in (line.plot.low, line.plot.high)]
+    assert all(mark is not None and 0 <= mark <= 100 for mark in marks)
+    result = [{"metrics": {"t/x/accuracy": value, "t/x/nll": value, "t/x/kappa": value}} for value in (0.9, 1.0, 1.0)]
+    made = {
+        kind: summarise(result, label="x", stage="x", metric=f"t/x/{kind}") for kind in ("accuracy", "nll", "kappa")
+    }
+    assert made["accuracy"]["high"] == 1.0 == made["kappa"]["high"] and made["nll"]["high"] > 1.1
+    assert (is_fraction("t/x/accuracy", [0.5]), is_fraction("t/x/nll", [0.5]), is_fraction("t/x/kappa", [0.5])) == (
+        True,
+        False,
+        False,
+    )
+    wide = {"label": "d", "a": "x", "b": "y", "n": 2, "mean": 0.5, "low": -1.4, "high": 2.4, "values": [1.0, 0.0]}
+    assert differences_table([wide]).groups[0][1][0].interval == "[−100.0, +100.0]"
+
+
+def test_comparisons_of_a_pipeline_are_made_image_by_image(tmp_path: Path) -> None:
+    pipeline = make_pipeline(tmp_path / "p", 2)
+    random = numpy.random.default_rng(0)
+    images = ScoredImages(numpy.arange(60), random.integers(0, 4, 60), tuple(CLASSES))
+    for seed in range(2):
+        for name, skill in (("control", 1.0), ("cdan", 4.0)):
+            kept, noise = Predictions(), random.normal(size=(60, 4))
+            kept.add("target/classifier", images, to_half(noise + skill * numpy.eye(4)[images.labels], "logits"))
+            kept.write(pipeline / f"seed-{seed}" / name)
+    said: list[str] = []
+    page = Page(write_report([pipeline], tmp_path / "r.html", said.append))
+    check_standing_alone(page)
+    assert "Image by image" in page.text and "A rather long name of a method, CDAN+E − Control" in page.text
+    assert len(said) == 4 and "60 x 2 seeds" in said[1]
 
 
 def test_differences_are_signed_and_hold_zero() -> None:

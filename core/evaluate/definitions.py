@@ -1,0 +1,95 @@
+"""What each metric of result.json means: its definition in words, its range, and whether more is better.
+
+Metrics that scikit-learn has are computed as there, and where scikit-learn has a name for a variant (`f1_macro`), this is that variant.
+Without torch and numpy, so that pages and commands can read it at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class Definition(NamedTuple):
+    """meaning: in words. low, high: the range. percent: whether a page shows it in per cent. better: "higher" or "lower"."""
+
+    meaning: str
+    low: float = 0.0
+    high: float = 1.0
+    percent: bool = True
+    better: str = "higher"
+
+
+_PRESENT = "mean over the classes that the test set has"
+_OCCURRING = "mean over the classes that occur among labels or predictions, as scikit-learn's `macro`"
+_WEIGHTED = "mean over classes, weighted by their images, as scikit-learn's `weighted`"
+_MICRO = "over all images at once, as scikit-learn's `micro`; equals accuracy where an image has one label"
+
+DEFINITIONS: Mapping[str, Definition] = {
+    "accuracy": Definition("right images of all images"),
+    "precision": Definition(f"right images of those predicted as a class, {_PRESENT}"),
+    "recall": Definition(f"right images of those of a class, {_PRESENT}"),
+    "f1": Definition(f"2 TP / (2 TP + FP + FN), {_PRESENT}"),
+    "top5": Definition(
+        "images whose class is among the five highest scores, of equal ones those of the lower index; left out for five classes or fewer"
+    ),
+    "balanced_accuracy": Definition(f"recall, {_PRESENT}"),
+    "precision_macro": Definition(f"precision, {_OCCURRING}"),
+    "recall_macro": Definition(f"recall, {_OCCURRING}"),
+    "f1_macro": Definition(f"F1, {_OCCURRING}"),
+    "precision_micro": Definition(f"precision, {_MICRO}"),
+    "recall_micro": Definition(f"recall, {_MICRO}"),
+    "f1_micro": Definition(f"F1, {_MICRO}"),
+    "precision_weighted": Definition(f"precision, {_WEIGHTED}"),
+    "recall_weighted": Definition(f"recall, {_WEIGHTED}"),
+    "f1_weighted": Definition(f"F1, {_WEIGHTED}"),
+    "auroc": Definition(
+        "area under the ROC curve of one class against the rest, with mid-ranks for equal scores, mean over the classes with both kinds of "
+        "images"
+    ),
+    "average_precision": Definition(
+        "sum of (R_n - R_(n-1)) P_n over thresholds, equal scores being one, of one class against the rest, mean over the classes that the "
+        "test set has"
+    ),
+    "kappa": Definition("Cohen's kappa: agreement beyond chance", -1.0, 1.0, percent=False),
+    "mcc": Definition("Matthews' correlation coefficient", -1.0, 1.0, percent=False),
+    "nll": Definition(
+        "negative log-likelihood of the labels in nats, mean over images", 0.0, math.inf, percent=False, better="lower"
+    ),
+    "bce": Definition(
+        "binary cross-entropy in nats, mean over images and classes", 0.0, math.inf, percent=False, better="lower"
+    ),
+    "brier": Definition(
+        "sum over classes of (p - onehot)^2, mean over images", 0.0, 2.0, percent=False, better="lower"
+    ),
+    "ece": Definition(
+        "expected calibration error: 15 bins of equal width of the highest probability, mean of |accuracy - confidence| over images",
+        better="lower",
+    ),
+    "ece_equal_mass": Definition("ece with 15 bins of equally many images", better="lower"),
+    "ece_floor": Definition(
+        "the ece that a perfectly calibrated model of the same confidences would have on as many images", better="lower"
+    ),
+    "nll_scaled": Definition(
+        "nll after temperature scaling; T is fitted on held-out training images", 0.0, math.inf, False, "lower"
+    ),
+    "ece_scaled": Definition("ece after temperature scaling; T is fitted on held-out training images", better="lower"),
+    "aurc": Definition(
+        "area under the risk-coverage curve: mean error among the most confident images, over all their numbers",
+        better="lower",
+    ),
+    "worst_group": Definition("smallest accuracy of a group (domain) of the test set"),
+    "mean_group": Definition("mean of the groups' accuracies"),
+}
+
+
+def definition_of(metric: str) -> Definition | None:
+    """The definition of TEST/PROTOCOL/METRIC; None for a name that only an earlier version, or a file by hand, has."""
+    return DEFINITIONS.get(metric.rsplit("/", 1)[-1])
+
+
+def range_of(metric: str) -> tuple[float, float]:
+    """The range of TEST/PROTOCOL/METRIC: no interval leaves it. Unknown metrics may have any value."""
+    found = definition_of(metric)
+    return (-math.inf, math.inf) if found is None else (found.low, found.high)

@@ -1,0 +1,216 @@
+"""All numbers of one protocol on one test set, from the scores as predictions.safetensors keeps them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..errors import UserError
+from .calibration import (
+    calibration_error,
+    calibration_floor,
+    fit_temperature,
+    log_likelihood,
+    probabilities,
+    reliability,
+    squared_error,
+)
+from .counts import Floats, Ints, class_counts, confusion_metrics, split_counts
+from .intervals import mean_interval
+from .metrics import classification
+from .multilabel import choose_thresholds, multilabel_metrics
+from .predictions import SavedScores, ScoredImages
+from .ranking import in_top, macro_over_classes, one_hot
+from .selective import aurc, group_accuracies
+from .statistics import (
+    Interval,
+    Values,
+    bootstrap_draws,
+    bootstrap_intervals,
+    cluster_numbers,
+    few_errors,
+    of_sums,
+    seeds_and_images_interval,
+    wilson,
+)
+
+TOP = 5
+SHARES = ("accuracy", "top5", "precision_micro", "recall_micro", "f1_micro")  # shares of images, which Wilson's is for
+
+
+class Measured(NamedTuple):
+    """metrics: by name, as `definitions` has them; undefined ones are left out. intervals: [low, high] of 95 %. details: for people."""
+
+    metrics: dict[str, float]
+    intervals: dict[str, list[float]]
+    details: dict[str, Any]
+
+
+class HeldOut(NamedTuple):
+    """Scores on held-out training images, [N, K], of the same kind, and their labels: temperature and thresholds are fitted on them."""
+
+    scores: NDArray[np.floating]
+    labels: NDArray[Any]
+
+
+def measure(images: ScoredImages, saved: SavedScores, *, seed: int, held_out: HeldOut | None = None) -> Measured:
+    """Metrics, intervals and details of one protocol on one test set. The seed is that of the bootstrap and of the floor of ECE.
+
+    Where a protocol repeats ([draws, M, K]), its draws are pooled, besides AUROC and AP: they are means over the draws, since scores of
+    two draws have no common scale. Calibration is left out for votes and similarities, which are no probabilities, and top5 for five
+    classes or fewer. Raises UserError for a set without images.
+    """
+    if len(images.keys) == 0:
+        raise UserError("there are no labelled images to score; give a test set with at least one")
+    if images.labels.ndim == 2:
+        return _measure_multilabel(images, saved, held_out)
+    return _Single(images, saved, seed).measured(held_out)
+
+
+def _measure_multilabel(images: ScoredImages, saved: SavedScores, held_out: HeldOut | None) -> Measured:
+    if saved.scores.ndim != 2:
+        raise ValueError("images of several classes are scored once")
+    thresholds = None if held_out is None else choose_thresholds(held_out.scores, held_out.labels.astype(bool))
+    logits = saved.kind == "logits"
+    metrics = multilabel_metrics(saved.scores, images.labels.astype(bool), thresholds, logits=logits)
+    details = {
+        "classes": list(images.classes),
+        "kind": saved.kind,
+        "support": images.labels.sum(axis=0, dtype=int).tolist(),
+    }
+    if thresholds is not None:
+        details["thresholds"] = [float(t) if np.isfinite(t) else None for t in thresholds]
+    return Measured(metrics, {}, details)
+
+
+class _Single:
+    """The measures of images that have one class each. Its rows are those of all draws, one draw after the other."""
+
+    def __init__(self, images: ScoredImages, saved: SavedScores, seed: int) -> None:
+        self.images, self.kind, self.seed = images, saved.kind, seed
+        self.by_draw = saved.scores if saved.scores.ndim == 3 else saved.scores[None]
+        draws, n, self.k = self.by_draw.shape
+        self.scores = self.by_draw.reshape(draws * n, self.k)
+        self.labels: Ints = np.tile(images.labels, draws)
+        member, self.clusters = cluster_numbers(images.drawn)
+        self.member: Ints = np.tile(member, draws)
+        self.predictions: Ints = self.scores.argmax(axis=1)
+        self.correct = self.predictions == self.labels
+        self.p = probabilities(self.scores, self.kind)
+
+    def measured(self, held_out: HeldOut | None) -> Measured:
+        found = classification(torch.from_numpy(self.labels), torch.from_numpy(self.predictions), self.images.classes)
+        counts = class_counts(self.labels, self.predictions, self.member, self.clusters, self.k)
+        each = self.image_means()
+        totals = np.asarray(counts.sum(axis=0))[None]
+        values = {name: float(value[0]) for name, value in confusion_metrics(split_counts(totals)).items()}
+        metrics = {name: found[name] for name in ("accuracy", "precision", "recall", "f1")}
+        if "top5" in each:
+            metrics["top5"] = float(each["top5"].mean())
+        metrics |= {
+            name: value for name, value in values.items() if name not in metrics and name not in ("kappa", "mcc")
+        }
+        metrics |= self.rankings() | {name: values[name] for name in ("kappa", "mcc")}
+        metrics |= {name: float(value.mean()) for name, value in each.items()}
+        details: dict[str, Any] = {**found, "kind": self.kind}
+        self.add_confidence(metrics, details, held_out)
+        self.add_groups(metrics, details)
+        intervals = self.intervals(counts, each, details)
+        metrics = {name: value for name, value in metrics.items() if np.isfinite(value)}
+        return Measured(metrics, {name: pair for name, pair in intervals.items() if name in metrics}, details)
+
+    def image_means(self) -> dict[str, Floats]:
+        """Metrics that are means over images, [rows] by name."""
+        found: dict[str, Floats] = {}
+        if self.k > TOP:
+            found["top5"] = in_top(self.scores, self.labels, TOP).astype(np.float64)
+        if self.p is not None:
+            found["nll"] = -log_likelihood(self.scores, self.labels, self.kind)
+            found["brier"] = squared_error(self.p, self.labels)
+        return found
+
+    def rankings(self) -> dict[str, float]:
+        """AUROC and AP, macro over classes, mean over the draws."""
+        positive = one_hot(self.images.labels, self.k)
+        ranked = self.by_draw if self.p is None else self.p.reshape(self.by_draw.shape)
+        return {
+            name: float(np.mean([macro_over_classes(name, scores, positive)[0] for scores in ranked]))
+            for name in ("auroc", "average_precision")
+        }
+
+    def add_confidence(self, metrics: dict[str, float], details: dict[str, Any], held_out: HeldOut | None) -> None:
+        """Calibration of probabilities, and the risk-coverage curve of what can be called sure."""
+        if self.p is not None:
+            sure = self.p.max(axis=1)
+            metrics["ece"] = calibration_error(sure, self.correct)
+            metrics["ece_equal_mass"] = calibration_error(sure, self.correct, equal_mass=True)
+            metrics["ece_floor"] = calibration_floor(sure, seed=self.seed)
+            details["reliability"] = [list(one) for one in reliability(sure, self.correct)]
+            if held_out is not None and self.kind == "logits":
+                self.add_scaled(metrics, details, held_out)
+            metrics["aurc"] = aurc(sure, self.correct)
+        elif self.kind == "votes":
+            metrics["aurc"] = aurc(self.scores.max(axis=1).astype(np.float64), self.correct)
+
+    def add_scaled(self, metrics: dict[str, float], details: dict[str, Any], held_out: HeldOut) -> None:
+        """NLL and ECE after temperature scaling; no prediction changes."""
+        fitted = fit_temperature(held_out.scores, held_out.labels)
+        scaled = self.scores.astype(np.float64) / fitted.value
+        p = probabilities(scaled, "logits")
+        assert p is not None
+        metrics["nll_scaled"] = float(-log_likelihood(scaled, self.labels, "logits").mean())
+        metrics["ece_scaled"] = calibration_error(p.max(axis=1), self.correct)
+        details["temperature"] = {**fitted._asdict(), "fitted_on": f"{len(held_out.labels)} held-out training images"}
+
+    def add_groups(self, metrics: dict[str, float], details: dict[str, Any]) -> None:
+        """Accuracy by group, where the set has several."""
+        if self.images.groups is None or len(np.unique(self.images.groups)) < 2:
+            return
+        groups = np.tile(self.images.groups, len(self.by_draw))
+        found = group_accuracies(self.correct, groups, self.images.group_names)
+        metrics |= {"worst_group": found.pop("worst"), "mean_group": found.pop("mean")}
+        details["groups"] = found
+
+    def intervals(self, counts: Any, each: dict[str, Floats], details: dict[str, Any]) -> dict[str, list[float]]:
+        """95 % intervals over test images of metrics from counts and means; of accuracy over the draws, where there are several."""
+        columns = [np.bincount(self.member, column, minlength=self.clusters) for column in each.values()]
+        size = np.bincount(self.member, minlength=self.clusters)
+        by_count = of_sums(counts, lambda sums: confusion_metrics(split_counts(sums)))
+        by_mean = of_sums(np.stack([*columns, size], axis=1), lambda sums: _means(list(each), sums))
+        found = bootstrap_intervals(lambda w: {**by_count(w), **by_mean(w)}, self.clusters, seed=self.seed)
+        shares = {name: self.correct if name != "top5" else each["top5"] > 0 for name in SHARES if name in found}
+        for name, right in shares.items():
+            if few_errors(right, self.member, self.clusters):
+                share = found[name].estimate
+                found[name] = Interval(share, *wilson(share, self.clusters), "wilson")
+        known = {name: [i.low, i.high] for name, i in found.items() if i.low is not None and i.high is not None}
+        details["interval"] = found["accuracy"].method
+        if len(self.by_draw) > 1:
+            self.add_draws(known, details)
+        return known
+
+    def add_draws(self, intervals: dict[str, list[float]], details: dict[str, Any]) -> None:
+        """Accuracy of each draw; its interval is then that over the draws, and the details have the one over images and over both."""
+        accuracies = self.correct.reshape(len(self.by_draw), -1).mean(axis=1).tolist()
+        _, low, high = mean_interval(accuracies, span=(0.0, 1.0))
+        table = np.stack([np.bincount(self.member, self.correct), np.bincount(self.member)], axis=1)
+        drawn = bootstrap_draws(
+            of_sums(table, lambda s: {"accuracy": s[:, 0] / s[:, 1]}), self.clusters, seed=self.seed
+        )
+        both = seeds_and_images_interval(accuracies, drawn["accuracy"], seed=self.seed, span=(0.0, 1.0))
+        details["draws"] = accuracies
+        details["intervals"] = {
+            "draws": [low, high],
+            "images": intervals.get("accuracy"),
+            "draws and images": [both.low, both.high],
+        }
+        assert low is not None and high is not None
+        intervals["accuracy"] = [low, high]
+
+
+def _means(names: list[str], sums: Floats) -> Values:
+    """The mean of each column over all images. sums: [B, columns + 1], the last one counts images."""
+    return {name: sums[:, i] / sums[:, -1] for i, name in enumerate(names)}

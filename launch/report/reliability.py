@@ -1,0 +1,68 @@
+"""Two figures of how far confidence can be trusted: reliability diagrams, and risk against coverage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ...core.evaluate.calibration import calibration_error, reliability
+from ...core.evaluate.selective import aurc, risk_coverage
+from .answers import Answers
+from .curves import Series, draw_lines
+from .figures import SERIES_COLOURS, Figure, colour
+
+_GREY = 7  # the series colour of the diagonal
+_POINTS = 160  # most points of a curve
+_MOST_FIGURES = 8
+
+
+def confidence_figures(runs: Sequence[Mapping[str, Answers]]) -> list[Figure]:
+    """For each test set both figures; a line for each protocol and seed. runs: the answers of an experiment's seeds."""
+    keys = list(dict.fromkeys(key for run in runs for key, found in run.items() if found.confidence is not None))
+    figures: list[Figure] = []
+    for test in dict.fromkeys(key.partition("/")[0] for key in keys):
+        own = [key for key in keys if key.partition("/")[0] == test]
+        likely = [key for key in own if any(key in run and run[key].nll is not None for run in runs)]
+        figures += [_reliability(test, likely[: SERIES_COLOURS - 3], runs)] if likely else []
+        figures.append(_risk(test, own[: SERIES_COLOURS - 3], runs))
+    return figures[:_MOST_FIGURES]
+
+
+def _reliability(test: str, keys: Sequence[str], runs: Sequence[Mapping[str, Answers]]) -> Figure:
+    lines = [(_GREY, Series(np.array([0.0, 100.0]), np.array([0.0, 100.0]), 1))]
+    legend = list[tuple[str, str]]()
+    for i, key in enumerate(keys):
+        errors = list[float]()
+        for found in (run[key] for run in runs if key in run):
+            if found.confidence is not None:
+                bins = reliability(found.confidence, found.correct > 0.5)
+                table = 100 * np.array([[one.confidence, one.accuracy] for one in bins])
+                lines.append((i, Series(table[:, 0], table[:, 1], 1)))
+                errors.append(calibration_error(found.confidence, found.correct > 0.5))
+        legend.append((colour(i), f"{_protocol(key)}: ECE {100 * np.mean(errors):.1f} %"))
+    legend.append((colour(_GREY), "calibrated"))
+    title = f"Reliability, {test}"
+    caption = "Accuracy (%) of images by their confidence (%), in 15 bins of equal width."
+    svg = draw_lines(lines, title, thin=len(runs) > 1, across="confidence, %")
+    return Figure(svg, title, caption, legend)
+
+
+def _risk(test: str, keys: Sequence[str], runs: Sequence[Mapping[str, Answers]]) -> Figure:
+    lines, legend = list[tuple[int, Series]](), list[tuple[str, str]]()
+    for i, key in enumerate(keys):
+        areas = list[float]()
+        for found in (run[key] for run in runs if key in run):
+            if found.confidence is not None:
+                coverage, risk = risk_coverage(found.confidence, found.correct > 0.5)
+                kept = np.unique(np.linspace(0, len(risk) - 1, min(len(risk), _POINTS)).round().astype(int))
+                lines.append((i, Series(100 * coverage[kept], 100 * risk[kept], 1)))
+                areas.append(aurc(found.confidence, found.correct > 0.5))
+        legend.append((colour(i), f"{_protocol(key)}: AURC {100 * np.mean(areas):.1f} %"))
+    title = f"Risk and coverage, {test}"
+    caption = "Error (%) among the most confident images, by the part of all images (%) that these are."
+    return Figure(draw_lines(lines, title, thin=len(runs) > 1, across="coverage, %"), title, caption, legend)
+
+
+def _protocol(key: str) -> str:
+    return key.partition("/")[2]

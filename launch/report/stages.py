@@ -1,0 +1,188 @@
+"""What the page shows of one stage, or of one experiment: its numbers, curves, pictures, map, errors, facts and config."""
+
+import base64
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from ...core.evaluate.definitions import definition_of
+from ...core.files import read_regular
+from ...core.launchlog import warn
+from .confusion import Confusion, confusions
+from .curves import curves
+from .figures import Figure, scatter
+from .html import yaml_text
+from .pairs import Seeds
+from .records import StageRuns
+from .reliability import confidence_figures
+from .results import summarise
+from .tables import ResultTable, duration, interval, is_fraction, number, results_tables, selection_sentence
+
+_PICTURE_WIDTH = 1400
+_PICTURE_BYTES = 150_000
+# Metrics that stand beside the first one of a protocol; all of them stand in a table of their own.
+BESIDE = ("precision", "recall", "f1", "top5", "auroc", "worst_group", "ece")
+
+
+@dataclass(frozen=True)
+class Picture:
+    source: str
+    caption: str
+    width: int
+
+
+@dataclass(frozen=True)
+class StageView:
+    """What the page shows of one stage.
+
+    label: of the first row that shows it. metrics: (name, value, interval, meaning) of all. confidence: reliability, risk and coverage.
+    front: whether its map and first confusion matrix stand in the page's first part.
+    """
+
+    name: str
+    label: str
+    verb: str
+    summary: str
+    facts: list[tuple[str, str]]
+    table: ResultTable | None
+    curves: list[Figure]
+    pictures: list[Picture]
+    maps: list[Figure]
+    map_caption: str
+    confusions: list[Confusion]
+    config: str
+    metrics: list[tuple[str, str, str, str]] = field(default_factory=list)
+    confidence: list[Figure] = field(default_factory=list)
+    front: bool = False
+
+
+def view_stage(stage: StageRuns, *, label: str, front: bool, answers: Seeds) -> StageView:
+    """What the page shows of one stage. answers: of its runs that have predictions, by seed."""
+    chart = next((record.map for record in stage.records if record.map), {})
+    seed = stage.first.seed
+    method = stage.first.config.get("method")
+    name = method.get("name") if isinstance(method, dict) else method
+    seconds = [float(result.get("seconds") or 0) for result in stage.results]
+    time = f"{duration(sum(seconds) / len(seconds))}{' a seed' if len(seconds) > 1 else ''}" if any(seconds) else ""
+    states = "" if all(record.finished for record in stage.records) else "unfinished"
+    measured = any(result.get("metrics") for result in stage.results)
+    return StageView(
+        name=stage.name,
+        label=label,
+        verb=stage.first.verb,
+        summary=" · ".join(filter(None, [stage.first.verb, str(name or ""), time, states])),
+        facts=_facts(stage),
+        table=results_tables(protocol_rows(stage), {})[0] if measured else None,
+        curves=curves([record.rows for record in stage.records if record.rows]),
+        pictures=[found for path, caption in stage.first.pictures() if (found := _picture(path, caption)) is not None],
+        maps=[scatter(chart, by) for by in ("label", "domain") if len(chart.get(by) or [])],
+        map_caption=f"{chart.get('method', 'map of features')}{f', seed {seed}' if seed is not None else ''}"
+        if chart
+        else "",
+        confusions=confusions(stage.results),
+        config=yaml_text(stage.first.config),
+        metrics=_all_metrics(stage) if measured else [],
+        confidence=confidence_figures(list(answers.values())),
+        front=front,
+    )
+
+
+def _facts(stage: StageRuns) -> list[tuple[str, str]]:
+    first, config = stage.first, stage.first.config
+    data = config.get("data") if isinstance(config.get("data"), dict) else {}
+    uris = {key: value for key, value in (data or {}).items() if key in ("train", "test", "source", "target") and value}
+    facts = [
+        (key, value if isinstance(value, str) else ", ".join(map(str, _flat(value)))) for key, value in uris.items()
+    ]
+    backbone = config.get("backbone")
+    if isinstance(backbone, dict):
+        facts.append(("backbone", " · ".join(str(backbone[key]) for key in ("name", "weights") if backbone.get(key))))
+    rates = sorted(
+        float(rate)
+        for record in stage.records
+        for row in record.rows
+        if isinstance(rate := row.get("images_per_s"), int | float) and rate
+    )
+    if rates:
+        facts.append(("speed", f"{rates[len(rates) // 2]:,.0f} images/s (median)"))
+    seen = first.result.get("seen_unlabelled") or {}
+    if seen:
+        counts = ", ".join(f"{value} in {key}" for key, value in seen.items())
+        facts.append(("evaluation images seen unlabelled", counts if any(seen.values()) else "0 (inductive)"))
+    if first.result.get("selection"):
+        facts.append(("selection", f"{first.result['selection']}. {selection_sentence(first.result['selection'])}"))
+    splits = (first.result.get("data") or {}).get("split") or {}
+    if isinstance(splits, dict) and splits:
+        facts.append(("splits", ", ".join(f"{name} {str(digest)[:12]}" for name, digest in splits.items())))
+    facts.append(("seeds", ", ".join(str(record.seed) for record in stage.records)))
+    facts.append(("directory", str(first.path)))
+    return facts
+
+
+def _flat(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, list) else [value]
+
+
+def _picture(path: Path, caption: str) -> Picture | None:
+    """A picture as a data URI; large ones become WebP, at most 1400 pixels wide, to keep the page small. None if it is damaged."""
+    try:
+        data, kind = read_regular(path), "png"
+        # Runs write PNGs. Pillow knows more formats, and hands one of them, PostScript, to a program that runs it.
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            width = image.width
+            image.load()  # which compares the checksums of a PNG
+            if len(data) > _PICTURE_BYTES:
+                small = image.convert("RGBA" if "A" in image.getbands() else "RGB")
+                small.thumbnail((_PICTURE_WIDTH, 4 * _PICTURE_WIDTH))
+                buffer = io.BytesIO()
+                small.save(buffer, format="WEBP", quality=86)
+                data, kind = buffer.getvalue(), "webp"
+    # SyntaxError: Pillow's, of a broken PNG
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        why = "it is no PNG" if isinstance(error, UnidentifiedImageError) else getattr(error, "strerror", None) or error
+        warn(f"WARNING: {path} is left out ({why})")
+        return None
+    return Picture(
+        f"data:image/{kind};base64,{base64.b64encode(data).decode()}", caption or path.stem.replace("_", " "), width
+    )
+
+
+def protocol_rows(stage: StageRuns) -> list[dict[str, Any]]:
+    """One row for each TEST/PROTOCOL of one experiment: its first metric, the others beside it."""
+    results = [result for result in stage.results if result.get("metrics")]
+    protocols: dict[str, list[str]] = {}
+    for name in results[0]["metrics"]:
+        protocols.setdefault(name.rpartition("/")[0] or name, []).append(name)
+    return [
+        summarise(
+            [result for result in results if names[0] in result["metrics"]],
+            label=protocol,
+            stage=stage.name,
+            metric=names[0],
+            also={
+                kind: name
+                for name in names[1:]
+                if (kind := name.rsplit("/", 1)[-1]) in BESIDE or not definition_of(name)
+            },
+        )
+        for protocol, names in protocols.items()
+    ]
+
+
+def _all_metrics(stage: StageRuns) -> list[tuple[str, str, str, str]]:
+    """Every metric that all results have: name, mean, interval, meaning."""
+    results = [result for result in stage.results if result.get("metrics")]
+    lines = []
+    for name in results[0]["metrics"]:
+        if all(name in result["metrics"] for result in results):
+            row = summarise(results, label=name, stage=stage.name, metric=name)
+            scale = 100.0 if is_fraction(name, row["values"]) else 1.0
+            found = definition_of(name)
+            meaning = (
+                "" if found is None else f"{found.meaning}{'' if found.better == 'higher' else '; lower is better'}"
+            )
+            lines.append((name, number(row["mean"], scale), interval(row, scale), meaning))
+    return lines

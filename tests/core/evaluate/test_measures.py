@@ -1,0 +1,152 @@
+"""All numbers of one protocol: which are there for which scores, and that they are the definitions' own."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+from sklearn.metrics import log_loss, roc_auc_score
+
+from rootstock.core.errors import UserError
+from rootstock.core.evaluate.definitions import DEFINITIONS, definition_of, range_of
+from rootstock.core.evaluate.intervals import mean_interval
+from rootstock.core.evaluate.measures import HeldOut, measure
+from rootstock.core.evaluate.metrics import classification, cluster_bootstrap
+from rootstock.core.evaluate.predictions import ScoredImages, to_half
+
+PROBABILISTIC = {"nll", "brier", "ece", "ece_equal_mass", "ece_floor"}
+
+
+def images(n: int = 60, k: int = 6, seed: int = 0, **more: Any) -> ScoredImages:
+    labels = np.random.default_rng(seed).integers(0, k, n)
+    return ScoredImages(np.arange(n), labels, tuple("abcdefghij"[:k]), **more)
+
+
+def logits(rows: ScoredImages, seed: int = 1, scale: float = 2.0) -> Any:
+    noise = np.random.default_rng(seed).normal(size=(len(rows.keys), len(rows.classes)))
+    return scale * (noise + 1.5 * (rows.labels[:, None] == np.arange(len(rows.classes))))
+
+
+def test_every_metric_is_defined_and_in_its_range() -> None:
+    rows = images(groups=np.arange(60) % 2, group_names=("city", "sea"))
+    held_out = HeldOut(logits(images(40, seed=5), 6), images(40, seed=5).labels)
+    found = measure(rows, to_half(logits(rows), "logits"), seed=0, held_out=held_out)
+    assert set(found.metrics) == DEFINITIONS.keys() - {"bce"}
+    for name, value in found.metrics.items():
+        low, high = range_of(f"test/x/{name}")
+        assert low <= value <= high, name
+    assert set(found.intervals) <= set(found.metrics)
+    for name, (low, high) in found.intervals.items():
+        assert range_of(name)[0] <= low <= found.metrics[name] <= high <= range_of(name)[1], name
+    assert definition_of("test/x/guess") is None and range_of("guess") == (-np.inf, np.inf)
+
+
+def test_numbers_are_those_of_the_kept_scores() -> None:
+    rows = images()
+    saved = to_half(logits(rows), "logits")
+    found = measure(rows, saved, seed=3)
+    p, labels = softmax(saved.scores.astype(float), axis=1), rows.labels
+    assert found.metrics["nll"] == pytest.approx(log_loss(labels, p, labels=range(6)), abs=1e-12)
+    assert found.metrics["auroc"] == pytest.approx(roc_auc_score(labels, p, multi_class="ovr"), abs=1e-12)
+    plain = classification(torch.from_numpy(labels), torch.from_numpy(saved.scores.argmax(1)), rows.classes)
+    assert [found.metrics[m] for m in ("accuracy", "precision", "recall", "f1")] == [
+        plain[m] for m in ("accuracy", "precision", "recall", "f1")
+    ]
+    assert plain.items() <= found.details.items()
+
+
+def test_the_interval_of_accuracy_of_many_images_stays_the_percentiles() -> None:
+    rows = images(300)
+    saved = to_half(logits(rows), "logits")
+    correct = torch.from_numpy(saved.scores.argmax(1) == rows.labels)
+    expected = cluster_bootstrap(correct, torch.arange(300), seed=3)
+    assert measure(rows, saved, seed=3).intervals["accuracy"] == list(expected)
+
+
+@pytest.mark.parametrize("kind", ["votes", "similarities"])
+def test_what_is_no_probability_has_no_calibration(kind: str) -> None:
+    rows = images()
+    found = measure(rows, to_half(np.abs(logits(rows)), kind), seed=0)
+    assert not PROBABILISTIC & found.metrics.keys() and {"top5", "auroc", "average_precision"} <= found.metrics.keys()
+    assert ("aurc" in found.metrics) == (kind == "votes")
+
+
+@pytest.mark.parametrize(("k", "there"), [(5, False), (6, True)])
+def test_top5_only_where_it_says_something(k: int, there: bool) -> None:
+    rows = images(k=k)
+    assert ("top5" in measure(rows, to_half(logits(rows), "logits"), seed=0).metrics) == there
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_one_image(right: bool) -> None:
+    rows = ScoredImages(np.array([7]), np.array([1]), ("a", "b"))
+    found = measure(rows, to_half(np.array([[0.0, 2.0 if right else -2.0]]), "logits"), seed=0)
+    assert found.metrics["accuracy"] == float(right) and found.intervals == {}
+    assert "auroc" not in found.metrics and found.metrics["average_precision"] == 1.0
+    assert ("kappa" in found.metrics) == (not right)  # chance alone agrees wholly if all is class b
+
+
+def test_few_errors_have_an_interval() -> None:
+    rows = images(40)
+    found = measure(rows, to_half(9.0 * (rows.labels[:, None] == np.arange(6)), "logits"), seed=0)
+    low, high = found.intervals["accuracy"]
+    assert found.metrics["accuracy"] == high == 1.0 and 0.9 < low < 1.0
+    assert found.details["interval"] == "wilson" and "f1" not in found.intervals
+
+
+def test_no_images() -> None:
+    with pytest.raises(UserError, match="no labelled images"):
+        measure(images(0), to_half(np.zeros((0, 6)), "logits"), seed=0)
+
+
+def test_draws_are_pooled_and_ranked_one_by_one() -> None:
+    rows = images(30)
+    scores = np.stack([logits(rows, seed) + 10 * seed for seed in range(3)])
+    saved = to_half(scores, "similarities")
+    found, alone = (
+        measure(rows, saved, seed=0),
+        [measure(rows, to_half(s, "similarities"), seed=0) for s in saved.scores],
+    )
+    for name in ("accuracy", "top5", "auroc", "average_precision"):
+        assert found.metrics[name] == pytest.approx(np.mean([one.metrics[name] for one in alone]), abs=1e-12)
+    accuracies = [one.metrics["accuracy"] for one in alone]
+    assert found.details["draws"] == accuracies
+    assert found.intervals["accuracy"] == list(mean_interval(accuracies, span=(0, 1))[1:])
+    low, high = found.details["intervals"]["draws and images"]
+    images_low, images_high = found.details["intervals"]["images"]
+    assert low < images_low < images_high < high
+    assert sum(map(sum, found.details["confusion"])) == 90
+
+
+def test_temperature_changes_no_prediction() -> None:
+    rows, train = images(200), images(200, seed=5)
+    held_out = HeldOut(logits(train, 6, 20.0), train.labels)
+    saved = to_half(logits(rows, 7, 20.0), "logits")
+    found, before = measure(rows, saved, seed=0, held_out=held_out), measure(rows, saved, seed=0)
+    assert before.metrics.items() <= found.metrics.items()
+    assert found.metrics["ece_scaled"] < found.metrics["ece"] and found.metrics["nll_scaled"] < found.metrics["nll"]
+    assert found.details["temperature"]["value"] > 3
+    assert found.details["temperature"]["fitted_on"] == "200 held-out training images"
+
+
+def test_groups() -> None:
+    rows = images(groups=np.r_[np.zeros(50, int), np.ones(10, int)], group_names=("city", "sea", "empty"))
+    saved = to_half(logits(rows), "logits")
+    found, right = measure(rows, saved, seed=0), saved.scores.argmax(1) == rows.labels
+    each = [right[:50].mean(), right[50:].mean()]
+    assert (found.metrics["worst_group"], found.metrics["mean_group"]) == pytest.approx((min(each), np.mean(each)))
+    assert found.details["groups"]["small"] == ["sea"]
+    single = images(groups=np.zeros(60, int), group_names=("city", "sea"))
+    assert "worst_group" not in measure(single, saved, seed=0).metrics
+
+
+def test_several_labels_an_image() -> None:
+    random = np.random.default_rng(0)
+    labels = (random.random((30, 3)) < 0.4).astype(np.uint8)
+    rows = ScoredImages(np.arange(30), labels, ("a", "b", "c"))
+    saved = to_half(random.normal(size=(30, 3)) + labels, "logits")
+    assert set(measure(rows, saved, seed=0).metrics) == {"average_precision", "bce"}
+    found = measure(rows, saved, seed=0, held_out=HeldOut(random.normal(size=(30, 3)) + labels, labels))
+    assert set(found.metrics) == {"average_precision", "bce", "f1_micro", "f1_macro"}
+    assert len(found.details["thresholds"]) == 3

@@ -1,0 +1,60 @@
+"""Metrics of images with several classes against scikit-learn and slow versions."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.special import expit
+from sklearn.metrics import average_precision_score, f1_score, log_loss
+
+from rootstock.core.evaluate.multilabel import binary_cross_entropy, choose_thresholds, multilabel_metrics
+
+
+def drawn(seed: int, n: int = 60, k: int = 4) -> tuple[Any, Any]:
+    random = np.random.default_rng(seed)
+    labels = random.random((n, k)) < 0.4
+    return random.normal(size=(n, k)) + labels, labels
+
+
+def test_against_scikit_learn() -> None:
+    (train, train_labels), (logits, labels) = drawn(0), drawn(1)
+    thresholds = choose_thresholds(train, train_labels)
+    found = multilabel_metrics(logits, labels, thresholds)
+    said = logits >= thresholds
+    assert found["average_precision"] == pytest.approx(
+        average_precision_score(labels, logits, average="macro"), abs=1e-12
+    )
+    assert found["bce"] == pytest.approx(log_loss(labels.ravel(), expit(logits).ravel()), abs=1e-9)
+    assert found["f1_micro"] == pytest.approx(f1_score(labels, said, average="micro"), abs=1e-12)
+    assert found["f1_macro"] == pytest.approx(f1_score(labels, said, average="macro"), abs=1e-12)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_thresholds_have_the_best_f1_of_all(ties: bool) -> None:
+    scores, labels = drawn(2, 30, 3)
+    scores = np.round(scores) if ties else scores
+    found = choose_thresholds(scores, labels)
+    for c in range(3):
+        best = max(f1_score(labels[:, c], scores[:, c] >= t) for t in scores[:, c])
+        assert f1_score(labels[:, c], scores[:, c] >= found[c]) == pytest.approx(best, abs=1e-12)
+
+
+def test_a_class_without_images_is_never_predicted() -> None:
+    scores, labels = drawn(3)
+    labels[:, 1] = False
+    thresholds = choose_thresholds(scores, labels)
+    assert thresholds[1] == np.inf
+    found = multilabel_metrics(scores, labels, thresholds)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert found["f1_macro"] == pytest.approx(f1_score(labels, scores >= thresholds, average="macro"), abs=1e-12)
+    rest = [0, 2, 3]
+    expected = average_precision_score(labels[:, rest], scores[:, rest], average="macro")
+    assert found["average_precision"] == pytest.approx(expected, abs=1e-12)
+    assert "average_precision" not in multilabel_metrics(scores, np.zeros_like(labels), None)
+
+
+def test_extreme_logits() -> None:
+    assert binary_cross_entropy(np.array([[65504.0, -65504.0]]), np.array([[True, False]])) == 0.0
+    assert binary_cross_entropy(np.array([[65504.0]]), np.array([[False]])) == 65504.0
