@@ -37,8 +37,8 @@ SMALLEST_STEP = 1e-8
 # Values of C are searched together as long as M x K x N is no more than this (335 MB). One alone may be larger: 1 GB for 50,000 images of
 # 1000 classes.
 TOGETHER = 1 << 24
-# Neighbours in the first wave of a path lie up to so many decades of C apart.
-FIRST_WAVE = 2.0
+# Neighbours in the first wave of a path, which starts from zeros, lie up to so many decades of C apart: of 1, 2, 4 and 8, this was fastest.
+FIRST_WAVE = 4.0
 # The start of a later wave is interpolated through four neighbours unless their weights' absolute sum is above this (uneven grids).
 WILD = 2.0
 
