@@ -9,6 +9,7 @@
 #   make schema   configs/schema.json anew, after a key, a method or a docstring of one has changed
 #   make bench    speed: the input pipeline against its peers, the training step; ARGS="--gate" fails below the floors
 #   make bench-gpu    the training step on a GPU, against its ceiling and its peers
+#   make bench-solvers  solvers of linear classifiers against one by one, scikit-learn and plain torch; ARGS="--full" for 50,000 images
 #   make bench-methods  every method's step against lightly's own examples, on one CPU core
 #   make bench-digits  every method on digits-m over three seeds, beside random networks, raw pixels and HOG
 #   make bench-cifar10  five methods on a fifth of CIFAR-10 (JPEG), likewise; needs data/cifar10_jpeg.tar.gz
@@ -20,7 +21,7 @@ PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: demo check test test-all soak lint schema bench bench-gpu bench-methods bench-digits bench-cifar10 bench-demo clean
+.PHONY: demo check test test-all soak lint schema bench bench-gpu bench-solvers bench-methods bench-digits bench-cifar10 bench-demo clean
 
 demo: $(READY)
 	@$(PYTHON) -m rootstock demo $(ARGS)
@@ -52,6 +53,9 @@ bench: $(READY)
 
 bench-gpu: $(READY)
 	@$(PYTHON) benchmarks/step.py --gpu --markdown benchmarks/step-gpu.md $(ARGS)
+
+bench-solvers: $(READY)
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTHON) benchmarks/solvers.py --markdown benchmarks/solvers.md $(ARGS)
 
 bench-methods: $(READY)
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTHON) benchmarks/methods_speed.py --markdown benchmarks/methods_speed.md $(ARGS)

@@ -1,7 +1,7 @@
 """Multinomial logistic regression on frozen features, with C chosen on a held-out slice of the training set.
 
-The objective is scikit-learn's; newton.py finds its minimum, on the features' device. C cannot be chosen on test data, as is often done,
-because no test label enters here.
+The objective is scikit-learn's; newton.py finds the minima for all values of C at once, on the features' device. C cannot be chosen on
+test data, as is often done, because no test label enters here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch.nn.functional import cross_entropy
 
 from ..errors import UserError
 from .held_out import held_out_rows
-from .newton import minimise, rotated
+from .newton import minimise, path_along_C
+from .softmax_model import rotated
 
 _log = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ def _best(tried: Sequence[LogisticRegression], x: Tensor, y: Tensor) -> Logistic
 def _fit_path(
     x: Tensor, y: Tensor, grid: Sequence[float], start: LogisticRegression | None = None
 ) -> list[LogisticRegression]:
-    """One classifier for each C, ascending. Each starts where the two before point to, since the solution moves steadily with log C.
+    """One classifier for each C, ascending, all found together. start: where the search begins if there is a single C.
 
     Features are centred and divided by one number, so that one grid of C suits every backbone. Dividing each by its own deviation would
     amplify nearly dead features, which dominate the others on another domain where they are not dead.
@@ -130,22 +131,17 @@ def _fit_path(
     rows = rotated((x - mean) / scale)
     # Only classes with images: the bias of a class without images would fall without limit.
     classes, target = y.unique(return_inverse=True)
-    weight, bias = x.new_zeros(len(classes), rows.x.shape[1]), x.new_zeros(len(classes))
-    if start is not None and torch.equal(start.classes, classes):
-        weight, bias = start.weight @ rows.basis, start.bias
-    before, models = (weight, bias), []
+    if start is not None and len(grid) == 1 and torch.equal(start.classes, classes):
+        found = minimise(rows, target, x.new_tensor(grid), (start.weight @ rows.basis)[None], start.bias[None])
+    else:
+        found = path_along_C(rows, target, grid, len(classes))
+    models = []
     for i, c in enumerate(grid):
-        starts = [(weight, bias)]
-        if i > 1:
-            ratio = math.log(c / grid[i - 1]) / math.log(grid[i - 1] / grid[i - 2])
-            starts.append((weight + ratio * (weight - before[0]), bias + ratio * (bias - before[1])))
-        before = weight, bias
-        found = minimise(rows, target, c, starts)
-        weight, bias = found.weight, found.bias
-        fit = Fit(c, found.iterations, found.converged)
-        if not found.converged:
-            _log.warning("logistic regression: C = %g did not converge in %d iterations", c, found.iterations)
-        models.append(LogisticRegression(weight @ rows.basis.T, bias, mean, scale, classes, c, fit, ()))
+        fit = Fit(c, int(found.iterations[i]), bool(found.converged[i]))
+        if not fit.converged:
+            _log.warning("logistic regression: C = %g did not converge in %d iterations", c, fit.iterations)
+        weight = found.weight[i] @ rows.basis.T
+        models.append(LogisticRegression(weight, found.bias[i], mean, scale, classes, c, fit, ()))
     return models
 
 

@@ -1,21 +1,30 @@
-"""The minimum of softmax cross-entropy with an L2 penalty, by Newton's method with conjugate gradients (Lin, Weng & Keerthi 2008,
-"Trust region Newton method for large-scale logistic regression", without the trust region: a line search is enough here).
+"""The minima of softmax cross-entropy with an L2 penalty for many values of C at once, by Newton's method with conjugate gradients (Lin,
+Weng & Keerthi 2008, "Trust region Newton method for large-scale logistic regression", without the trust region: a line search is enough).
 
 With separable data and weak penalties the minimum lies far out, where the gradient of the *mean* loss is tiny everywhere. So the
-criterion is relative to the objective: the next step would gain less than 1e-7 of it. Objective and gradient are float64; products with
-the Hessian are float32, which is enough for a direction and twice as fast.
+criterion is relative to the objective: what is still to gain is less than 1e-7 of it. L-BFGS needs many times as many passes over the
+features there. The search is float32 until less than 1e-5 can be gained, and float64 from there; products with the Hessian stay float32,
+which is enough for a direction.
 """
 
 from __future__ import annotations
 
+import math
+from bisect import bisect
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .softmax_model import Model, Rows, hessian_product, objective, quadratic_model
+
 # It has converged when a full step is expected to gain less than this part of the objective; after the step far less is left.
 GAIN = 1e-7
+# The same of the first part of the search, which is float32.
+ROUGH_GAIN = 1e-5
+# In float32 an objective is no larger unless it is by this part of it.
+ROUGH_SLACK = 2e-6
 # Where less than this part can be gained, rounding decides whether a step lowers the objective: it ends without one.
 ROUNDING = 1e-12
 MAX_STEPS = 100
@@ -24,146 +33,201 @@ MAX_STEPS = 100
 CG_RESIDUAL = 0.3
 LAST_RESIDUAL = 0.03
 MAX_CG = 1000
-# A step is halved until the objective falls by this part of what the slope promises (Armijo's rule).
-SLOPE = 1e-4
 SMALLEST_STEP = 1e-8
+# Values of C are searched together as long as M x K x N is no more than this (335 MB). One alone may be larger: 1 GB for 50,000 images of
+# 1000 classes.
+TOGETHER = 1 << 24
+# Neighbours in the first wave of a path, which starts from zeros, lie up to so many decades of C apart: of 1, 2, 4 and 8, this was fastest.
+FIRST_WAVE = 4.0
+# The start of a later wave is interpolated through four neighbours unless their weights' absolute sum is above this (uneven grids).
+WILD = 2.0
 
 
-class Rows(NamedTuple):
-    """Features in the coordinates in which their squares are uncorrelated, so that the Hessian is nearly diagonal."""
+class Minima(NamedTuple):
+    """Where the M searches ended. Weights are in the coordinates of `Rows`."""
 
-    x: Tensor  # float64 [N, R], R = min(N, D): x = features @ basis
-    rough: Tensor  # x in float32
-    squares: Tensor  # rough ** 2
-    basis: Tensor  # float64 [D, R], orthonormal columns
+    weight: Tensor  # float64 [M, K, R]
+    bias: Tensor  # float64 [M, K]
+    objective: Tensor  # float64 [M]: sum of the losses + |weight|^2 / (2 C)
+    iterations: Tensor  # int64 [M]: steps of Newton's method
+    converged: Tensor  # bool [M]
 
 
-class Minimum(NamedTuple):
-    """Where the search ended. weight: float64 [K, R] in the coordinates of `Rows`. bias: float64 [K]."""
+class _Direction(NamedTuple):
+    """The step that the models ask for."""
+
+    weight: Tensor  # float64 [M, K, R]
+    bias: Tensor  # float64 [M, K]
+    gain: Tensor  # float64 [M]: what the model expects of it
+    last: Tensor  # bool [M]: it has no more than `little` to gain from where it stands
+
+
+def minimise(rows: Rows, target: Tensor, c: Tensor, weight: Tensor, bias: Tensor) -> Minima:
+    """The minima over weight and bias of sum of cross-entropies + |weight|^2 / (2 c), for all values of c together.
+
+    target: int64 [N] in 0..K-1; c: float64 [M]; weight, bias: float64 [M, K, R] and [M, K], where each search starts.
+    Memory: at most 20 bytes for each of the M x K x N probabilities, and some ten times that of the weights.
+    """
+    nothing = torch.zeros(len(c), dtype=torch.int64, device=c.device)
+    found = Minima(weight.clone(), bias.clone(), torch.zeros_like(c), nothing, nothing.bool())
+    _search(rows, target, c, found, rough=True)
+    _search(rows, target, c, found, rough=False)
+    return found
+
+
+def _search(rows: Rows, target: Tensor, c: Tensor, found: Minima, *, rough: bool) -> None:
+    """Move each of `found` until its next step would gain little, in float32 or float64. Those that have ended leave the batch."""
+    least, slack = (ROUGH_GAIN, ROUGH_SLACK) if rough else (GAIN, 0.0)
+    live = (found.iterations < MAX_STEPS).nonzero()[:, 0]
+    model = quadratic_model(rows, target, found.weight[live], found.bias[live], c[live], rough=rough)
+    found.objective[live] = model.value
+    while len(live):
+        step = _direction(rows, target, model, c[live], least * model.value)
+        moves = step.gain > ROUNDING * model.value
+        length, on, final = moves.double(), moves & ~step.last, moves & step.last
+        at = found.weight[live], found.bias[live]
+        ends = _ended(at, step, length)
+        ahead = quadratic_model(rows, target, ends[0][on], ends[1][on], c[live[on]], rough=rough)
+        value, highest = model.value.clone(), model.value * (1 + slack)
+        value[on] = ahead.value
+        value[final] = objective(rows, target, ends[0][final], ends[1][final], c[live[final]], rough=rough)
+        if bool((worse := ~(value <= highest)).any()):
+            while bool((high := ~(value <= highest) & (length > 0)).any()):
+                length[high] /= 2
+                length[length < SMALLEST_STEP] = 0.0
+                ends = _ended(at, step, length)
+                value[high] = objective(rows, target, ends[0][high], ends[1][high], c[live[high]], rough=rough)
+                value = torch.where(length > 0, value, model.value)
+            on = (on | worse) & (length > 0)
+            ahead = quadratic_model(rows, target, ends[0][on], ends[1][on], c[live[on]], rough=rough)
+        found.weight[live], found.bias[live] = ends
+        found.objective[live] = value
+        found.iterations[live] += length > 0
+        if not rough:
+            found.converged[live] = step.last & ~on
+        patient = found.iterations[live[on]] < MAX_STEPS
+        live, model = live[on][patient], ahead.only(patient)
+
+
+def _ended(at: tuple[Tensor, Tensor], step: _Direction, length: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights and biases after a part of their steps."""
+    return at[0] + length[:, None, None] * step.weight, at[1] + length[:, None] * step.bias
+
+
+def _direction(rows: Rows, target: Tensor, model: Model, c: Tensor, little: Tensor) -> _Direction:
+    """Minimise the models by conjugate gradients, preconditioned by the diagonal, until little is left to gain.
+
+    What is left is bounded from above by the penalty, since with the biases eliminated no curvature lies below its 1 / c: by the residual,
+    |left|^2 c / 2, and by Gauss-Radau quadrature (Meurant & Tichy 2013, "On computing quadrature-based bounds for the A-norm of the error
+    in conjugate gradients"). Both are proofs for the model, apart from the rounding of float32 products. Only where neither is below
+    `little` soon does a small residual end the search: that is an estimate.
+    """
+    out = _Direction(torch.zeros_like(model.left), model.shift.clone(), model.gain.clone(), torch.zeros_like(c).bool())
+    live = torch.arange(len(c), device=c.device)
+    way = model.scale * model.left
+    size = (model.left * way).sum((1, 2))
+    floor = model.scale.amin((1, 2)) / c  # no eigenvalue of the preconditioned Hessian is smaller
+    run = _Run(*out[:3], model.left, way, size, size, floor, 1 / floor, c, little)
+    for turn in range(MAX_CG + 1):
+        most = torch.minimum(run.left.square().sum((1, 2)) * run.c, run.radau * run.size) / 2
+        sure, small = run.gain + most <= run.little, run.gain <= run.little
+        end = sure | (run.size <= torch.where(small, LAST_RESIDUAL, CG_RESIDUAL) ** 2 * run.first) | (turn == MAX_CG)
+        if bool(end.any()):
+            ended = live[end]
+            out.weight[ended], out.bias[ended], out.gain[ended] = run.weight[end], run.bias[end], run.gain[end]
+            out.last[ended] = (sure | small)[end] & (turn < MAX_CG)
+            if bool(end.all()):
+                break
+            live, model, run = live[~end], model.only(~end), _Run(*(field[~end] for field in run))
+        run = _turned(rows, target, model, run)
+    return out
+
+
+class _Run(NamedTuple):
+    """The state of conjugate gradients; arrays as in `Model`, numbers float64 [M]."""
 
     weight: Tensor
     bias: Tensor
-    objective: float  # sum of the losses + |weight|^2 / (2 C)
-    iterations: int  # steps of Newton's method
-    converged: bool
+    gain: Tensor
+    left: Tensor  # the residual
+    way: Tensor  # the search direction
+    size: Tensor  # the residual's squared norm in the preconditioner's metric
+    first: Tensor  # the first `size`
+    floor: Tensor  # a lower bound of the eigenvalues
+    radau: Tensor  # size * radau bounds twice the gain that is left
+    c: Tensor
+    little: Tensor
 
 
-class _Loss(NamedTuple):
-    """Cross-entropy at some logits, precise also where a probability is within 1e-16 of 0 or 1."""
+def _turned(rows: Rows, target: Tensor, model: Model, run: _Run) -> _Run:
+    """One iteration of conjugate gradients."""
+    turn, shift = hessian_product(rows, target, model, run.way, run.c)
+    bend = (run.way * turn).sum((1, 2))  # above 0: the penalty alone is
+    rate = run.size / bend
+    left = run.left - rate[:, None, None] * turn
+    good = model.scale * left
+    size = (left * good).sum((1, 2))
+    ratio = size / run.size
+    rest = (run.radau - rate).clamp(min=0.0)
+    return run._replace(
+        weight=run.weight + rate[:, None, None] * run.way,
+        bias=run.bias + rate[:, None] * shift,
+        gain=run.gain + rate * run.size / 2,
+        left=left,
+        way=good + ratio[:, None, None] * run.way,
+        size=size,
+        radau=rest / (run.floor * rest + ratio),
+    )
 
-    p: Tensor  # [N, K] probabilities
-    error: Tensor  # p - one_hot(target)
-    spread: Tensor  # p * (1 - p)
 
+def path_along_C(rows: Rows, target: Tensor, grid: Sequence[float], num_classes: int) -> Minima:
+    """The minima for an ascending grid of C, in waves: a coarse grid from zeros, then what lies between, ever finer.
 
-def rotated(x: Tensor) -> Rows:
-    """Features float64 [N, D] in new coordinates. The penalty is the same there, and the minimum has no part outside of them."""
-    basis = None
-    if len(x) < x.shape[1]:
-        basis, triangle = torch.linalg.qr(x.T)
-        x = triangle.T
-    axes = torch.linalg.eigh(x.T @ x).eigenvectors
-    x = x @ axes
-    rough = x.float()
-    return Rows(x, rough, rough.square(), axes if basis is None else basis @ axes)
-
-
-def minimise(rows: Rows, target: Tensor, c: float, starts: Sequence[tuple[Tensor, Tensor]]) -> Minimum:
-    """The minimum over weight and bias of sum of cross-entropies + |weight|^2 / (2 c), from the best of some starts.
-
-    target: int64 [N] in 0..K-1; starts: pairs of weight, float64 [K, R], and bias, float64 [K].
+    The solution moves smoothly with log C, so a later wave starts from an interpolation, close to its ends. Memory: as of `minimise`, for
+    at most TOGETHER probabilities at a time, or those of one value of C, and the weights of all.
     """
-    target = target[:, None]
-    begun = [(weight, bias, torch.addmm(bias, rows.x, weight.T)) for weight, bias in starts]
-    values = [_objective(logits, target, weight, c) for weight, _, logits in begun]
-    value = min(values)
-    weight, bias, logits = begun[values.index(value)]
-    for step in range(MAX_STEPS + 1):
-        loss = _loss(logits, target)
-        slope_w, slope_b = torch.addmm(weight / c, loss.error.T, rows.x), loss.error.sum(0)
-        if step == MAX_STEPS or not bool(slope_w.any() or slope_b.any()):
-            return Minimum(weight, bias, value, step, step < MAX_STEPS)
-        move_w, move_b, gain, last = _direction(rows, loss, target, c, slope_w, slope_b, GAIN * value)
-        if gain <= ROUNDING * value:
-            return Minimum(weight, bias, value, step, last)
-        promised = -float((slope_w * move_w).sum() + (slope_b * move_b).sum())
-        along = torch.addmm(move_b, rows.x, move_w.T)
-        length, ahead = 1.0, value
-        while length > SMALLEST_STEP:
-            ahead = _objective(logits + length * along, target, weight + length * move_w, c)
-            if ahead <= value - SLOPE * length * promised:
-                break
-            length /= 2
-        if ahead > value:  # no length lowers it: rounding, which is fine at the minimum only
-            return Minimum(weight, bias, value, step, last)
-        weight, bias, logits, value = weight + length * move_w, bias + length * move_b, logits + length * along, ahead
-        if last and length == 1.0:
-            return Minimum(weight, bias, value, step + 1, True)
-    raise AssertionError("unreachable")
+    c = torch.tensor(grid, dtype=torch.float64, device=rows.x.device)
+    weight = rows.x.new_zeros(len(grid), num_classes, rows.x.shape[1])
+    nothing = torch.zeros(len(grid), dtype=torch.int64, device=c.device)
+    found = Minima(weight, rows.x.new_zeros(len(grid), num_classes), torch.zeros_like(c), nothing, nothing.bool())
+    together = max(1, TOGETHER // (num_classes * len(rows.x)))
+    known: list[int] = []
+    for wave in _waves(grid):
+        for i in wave if known else []:
+            near, parts = _interpolation(grid, i, known)
+            found.weight[i] = torch.tensordot(parts.to(weight), found.weight[near], 1)
+            found.bias[i] = parts.to(weight) @ found.bias[near]
+        for begin in range(0, len(wave), together):
+            some = wave[begin : begin + together]
+            parts = minimise(rows, target, c[some], found.weight[some], found.bias[some])
+            for whole, part in zip(found, parts, strict=True):
+                whole[some] = part
+        known = sorted(known + wave)
+    return found
 
 
-def _direction(
-    rows: Rows, loss: _Loss, target: Tensor, c: float, slope_w: Tensor, slope_b: Tensor, little: float
-) -> tuple[Tensor, Tensor, float, bool]:
-    """Newton's direction (weight, bias), what it is expected to gain, and whether that is surely no more than `little`.
+def _waves(grid: Sequence[float]) -> list[list[int]]:
+    """The places of an ascending grid in the order in which they are solved: every 2^n-th and the last, then halfway between, and so on."""
+    last = len(grid) - 1
+    step = 1
+    while 2 * step <= last and math.log10(grid[-1] / grid[0]) / last * 2 * step <= FIRST_WAVE:
+        step *= 2
+    waves, seen = [], set()
+    while step:
+        wave = sorted({*range(0, last + 1, step), last} - seen)
+        seen.update(wave)
+        waves += [wave] if wave else []
+        step //= 2
+    return waves
 
-    The diagonal preconditions.
-    """
-    scale_w = 1 / ((loss.spread.T.to(rows.squares) @ rows.squares).double() + 1 / c)
-    scale_b = 1 / loss.spread.sum(0).clamp(min=torch.finfo(torch.float64).tiny)
-    move_w, move_b = torch.zeros_like(slope_w), torch.zeros_like(slope_b)
-    left_w, left_b = -slope_w, -slope_b
-    way_w, way_b = scale_w * left_w, scale_b * left_b
-    size = first = float((left_w * way_w).sum() + (left_b * way_b).sum())
-    gain = 0.0
 
-    def most(over_w: Tensor, over_b: Tensor) -> float:
-        """What there is still to gain at most: the penalty alone bends by 1 / c (for the few biases, their own bend stands for a bound)."""
-        return float(over_w.square().sum()) * c / 2 + float((over_b.square() * scale_b).sum())
-
-    if most(left_w, left_b) <= little:
-        return move_w, move_b, gain, True
-    for _ in range(MAX_CG):
-        seen = (rows.rough @ way_w.T.to(rows.rough)).double() + way_b
-        # Relative to the true class: where its probability is nearly 1, plain differences would be rounding.
-        seen -= seen.gather(1, target)
-        seen = loss.p * (seen - (loss.p * seen).sum(1, keepdim=True))
-        bent_w = (seen.T.to(rows.rough) @ rows.rough).double() + way_w / c
-        bent_b = seen.sum(0)
-        bend = float((way_w * bent_w).sum() + (way_b * bent_b).sum())
-        if not bend > 0:  # only by rounding
+def _interpolation(grid: Sequence[float], i: int, known: Sequence[int]) -> tuple[list[int], Tensor]:
+    """The known places around i, ascending, and their weights, which sum to 1: a cubic in log C, or a line where that would be wild."""
+    at = bisect(known, i)
+    for reach in (2, 1):
+        near = list(known[max(0, at - reach) : at + reach])
+        logs = [math.log(grid[j] / grid[i]) for j in near]
+        parts = [math.prod(b / (b - a) for b in logs if b != a) for a in logs]
+        if sum(map(abs, parts)) <= WILD:
             break
-        gain += size / bend * size / 2
-        move_w, move_b = move_w + size / bend * way_w, move_b + size / bend * way_b
-        left_w, left_b = left_w - size / bend * bent_w, left_b - size / bend * bent_b
-        good_w, good_b = scale_w * left_w, scale_b * left_b
-        size, before = float((left_w * good_w).sum() + (left_b * good_b).sum()), size
-        if gain + most(left_w, left_b) <= little:
-            return move_w, move_b, gain, True
-        if size <= (LAST_RESIDUAL if gain <= little else CG_RESIDUAL) ** 2 * first:
-            return move_w, move_b, gain, gain <= little
-        way_w, way_b = good_w + size / before * way_w, good_b + size / before * way_b
-    return move_w, move_b, gain, False
-
-
-def _relative(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """For logits relative to the true class's: their maximum m, exp(logits - m) without the true class, its sum, and exp(-m)."""
-    rest = logits - logits.gather(1, target)
-    most = rest.max(1, keepdim=True).values
-    rest = (rest - most).exp_().scatter_(1, target, 0.0)
-    return most, rest, rest.sum(1, keepdim=True), (-most).exp()
-
-
-def _objective(logits: Tensor, target: Tensor, weight: Tensor, c: float) -> float:
-    most, _, others, own = _relative(logits, target)
-    losses = torch.where(most > 0, most + (others + own).log(), torch.log1p(others))
-    return float(losses.sum()) + float(weight.square().sum()) / (2 * c)
-
-
-def _loss(logits: Tensor, target: Tensor) -> _Loss:
-    _, rest, others, own = _relative(logits, target)
-    total = others + own
-    p = (rest / total).scatter_(1, target, own / total)
-    error = p.scatter(1, target, -others / total)
-    spread = (p * (1 - p)).scatter_(1, target, own / total * (others / total))
-    return _Loss(p, error, spread)
+    return near, torch.tensor(parts, dtype=torch.float64)
