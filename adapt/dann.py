@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.checks import check_share
 from ..core.method import AdaptMethod, Pair, Step
 from ..core.model.encode import encode
 from ..core.numerics import wide
@@ -48,6 +49,7 @@ class DANN(AdaptMethod):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
+        check_share("label_smoothing", label_smoothing)
         self.classifier, self.chunk = classifier, chunk
         self.reversal, self.trade_off, self.label_smoothing = reversal, trade_off, label_smoothing
         self.discriminator = Discriminator(self.discriminator_input(), hidden)

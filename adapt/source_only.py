@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from ..core.checks import check_share
 from ..core.method import AdaptMethod, Pair, Step
 from ..core.numerics import wide
 
@@ -27,6 +28,7 @@ class SourceOnly(AdaptMethod):
 
     def __init__(self, classifier: Classifier, chunk: int | None = None, *, label_smoothing: float = 0.0) -> None:
         super().__init__()
+        check_share("label_smoothing", label_smoothing)
         self.classifier, self.label_smoothing = classifier, label_smoothing
 
     def forward(self, batch: Pair, progress: float) -> Step:

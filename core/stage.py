@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from .agree import same_everywhere
+from .checks import sizes_fit
 from .config import resolve as config
 from .distributed import connected, rank, world
 from .draws import Draws
@@ -87,7 +88,8 @@ def channels_of(images: Images) -> int:
 
 def network(backbone: Mapping[str, Any], size: int, images: Images) -> Backbone:
     """The network of the `backbone` section for pictures like these, size x size pixels. Raises UserError."""
-    return create(size, channels=channels_of(images), **backbone)
+    with sizes_fit("backbone", backbone):
+        return create(size, channels=channels_of(images), **backbone)
 
 
 def evaluation(data: Mapping[str, Any], model: Backbone) -> Evaluation:
@@ -100,7 +102,8 @@ def build_method(
     section: Mapping[str, Any], registry: Mapping[str, Callable[..., Any]], network: nn.Module, run: Run
 ) -> Any:
     """The method that the `method` section names. network: the backbone, or in adaptation the classifier. Raises UserError."""
-    method = config.build(section, registry, network, run.options["chunk"])
+    with sizes_fit("method", section):
+        method = config.build(section, registry, network, run.options["chunk"])
     check_built(method, section["name"])
     return method
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from ..core import stage
+from ..core.checks import check_share
 from ..core.config.resolve import Choice, Section
 from ..core.draws import Draws
-from ..core.errors import UserError
 from ..core.evaluate.scores import score
 from ..core.images.open import Images
 from ..core.images.sets import LABELLED, add_seen, describe_sets, exposure, train_and_tests
@@ -187,5 +187,4 @@ def finetune(
 def _check(method: Mapping[str, Any]) -> None:
     """Raises UserError for fractions out of their range."""
     for key in ("label_smoothing", "dropout"):
-        if not 0 <= method[key] < 1:
-            raise UserError(f"method.{key}: expected 0 or more and less than 1, got {method[key]}")
+        check_share(key, method[key])

@@ -39,7 +39,7 @@ class DINO(PretrainMethod):
     prototypes: Number of prototypes K, the head's output, 2 or more.
     hidden: Width of the head's hidden layers.
     bottleneck: Width of the head's bottleneck, in which features are compared with prototypes, 2 or more.
-    layers: Number of linear layers in the head's MLP, the one to the bottleneck included, 1 or more.
+    layers: Number of linear layers in the head's MLP, the one to the bottleneck included, 1 to 1,000.
     head_norm: Whether BatchNorm follows the head's hidden layers; the authors use it with convolutional networks.
     temperature: Temperature of the student's softmax, above 0 (tau_s).
     teacher_temperature: Temperature of the teacher's softmax after its warm-up, above 0 (tau_t).

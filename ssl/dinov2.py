@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.checks import MOST_ITERATIONS, check_count
 from ..core.distributed import all_reduce_sum, gather, own_rows, world
 from ..core.errors import UserError
 from ..core.method import Step, Views
@@ -49,7 +50,7 @@ class DINOv2(MaskedTeacher):
 
     patch_prototypes: Number of prototypes of the patches' head, 2 or more.
     patch_bottleneck: Width of the bottleneck of the patches' head, 2 or more.
-    iterations: Sinkhorn-Knopp iterations, 1 or more. They make the targets use all prototypes equally: over both whole views of all
+    iterations: Sinkhorn-Knopp iterations, 1 to 10,000. They make the targets use all prototypes equally: over both whole views of all
         images for class tokens, over all hidden patches for patches.
     koleo_weight: Weight of the KoLeo regulariser on the student's class tokens, of each view by itself; 0 or more.
 
@@ -79,10 +80,7 @@ class DINOv2(MaskedTeacher):
     ) -> None:
         if koleo_weight < 0.0:
             raise UserError(f"method.koleo_weight: expected 0 or more, got {koleo_weight}; 0.1 is published")
-        if iterations < 1:
-            raise UserError(
-                f"method.iterations: expected 1 or more of Sinkhorn-Knopp, got {iterations}; 3 is published"
-            )
+        check_count("iterations", iterations, 1, MOST_ITERATIONS, "3 is published")
         for key, value in {"patch_prototypes": patch_prototypes, "patch_bottleneck": patch_bottleneck}.items():
             if value < 2:
                 raise UserError(f"method.{key}: expected 2 or more, got {value}")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from ..core.checks import check_fraction, check_vit_width
+from ..core.checks import MOST_LAYERS, check_count, check_fraction, check_vit_width
 from ..core.draws import Draws
 from ..core.errors import UserError
 from ..core.method import PretrainMethod, Step, Views
@@ -106,14 +106,14 @@ class IJEPA(PretrainMethod):
     on its neighbours and on the number of processes. Here each image draws its own block size, shorter lists are padded, and no token
     attends to padding: nothing is cut off, and each image counts the same. `max_context` saves the time that the cut saves.
 
-    targets: Number of target blocks that are predicted, 1 or more.
+    targets: Number of target blocks that are predicted, 1 to 1,000.
     target_scale: Smallest and largest area of a target block, as fractions of the image above 0 and up to 1.
     target_aspect: Smallest and largest height / width of a target block, above 0.
     context_scale: Smallest and largest area of the square context block, as fractions of the image above 0 and up to 1.
     min_context: Smallest number of context patches. Where the targets leave fewer, the last targets stay in the context.
     max_context: Largest number of context patches, min_context or more, chosen at random from those of the image; null keeps all.
     predictor_dim: Width of the predictor, a multiple of 4 and of predictor_heads.
-    predictor_depth: Number of the predictor's transformer blocks, 1 or more. The authors use 6 for a ViT-B and 12 for larger ViTs.
+    predictor_depth: Number of the predictor's transformer blocks, 1 to 1,000. The authors use 6 for a ViT-B and 12 for larger ViTs.
     predictor_heads: Number of attention heads in a block of the predictor. The authors use the backbone's.
     momentum: Momentum of the target encoder's moving average at the start, from 0 to 1; it rises linearly to 1.
 
@@ -142,8 +142,7 @@ class IJEPA(PretrainMethod):
     ) -> None:
         super().__init__()
         vit = plain_vit(backbone, "ijepa")
-        if targets < 1:
-            raise UserError(f"method.targets: expected 1 block or more, got {targets}")
+        check_count("targets", targets, 1, MOST_LAYERS, "4 is published")
         for key, given, most in (
             ("target_scale", target_scale, 1.0),
             ("target_aspect", target_aspect, float("inf")),
@@ -155,10 +154,7 @@ class IJEPA(PretrainMethod):
                     f"got {list(given)}"
                 )
         check_vit_width("predictor", predictor_dim, predictor_heads)
-        if predictor_depth < 1:
-            raise UserError(
-                f"method.predictor_depth: expected 1 block or more, got {predictor_depth}; 6 is published for a ViT-B"
-            )
+        check_count("predictor_depth", predictor_depth, 1, MOST_LAYERS, "6 is published for a ViT-B")
         check_fraction("momentum", momentum, "0.996 is published")
         self.grid: Grid = vit.patch_embed.grid_size
         self.targets, self.momentum = targets, momentum

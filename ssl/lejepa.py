@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..core.checks import check_fraction, check_positive
+from ..core.checks import check_count, check_fraction, check_positive
 from ..core.distributed import all_reduce_min, sum_with_gradient, world
 from ..core.draws import Draws
-from ..core.errors import UserError
 from ..core.method import PretrainMethod, Step, Views
 from ..core.model.encode import encode, with_local
 from ..core.numerics import wide
@@ -24,6 +23,8 @@ from .watch.collapse import collapse_metrics
 
 if TYPE_CHECKING:
     from ..core.model.backbone import Backbone
+
+MOST_SLICES = 1_000_000  # of directions and frequencies
 
 
 def prediction_loss(z: Tensor, whole: int) -> Tensor:
@@ -72,8 +73,8 @@ class LeJEPA(PretrainMethod):
     Local crops predict and count as samples like whole views, but they are no targets.
 
     sigreg_weight: Weight of SIGReg, from 0 to 1 (lambda); the prediction loss has the rest. 0.02 to 0.1 is usual.
-    slices: Number of random directions along which SIGReg tests the embeddings, 1 or more; each step draws new ones.
-    points: Number of frequencies over which SIGReg integrates, 2 or more.
+    slices: Number of random directions along which SIGReg tests the embeddings, 1 to 1,000,000; each step draws new ones.
+    points: Number of frequencies over which SIGReg integrates, 2 to 1,000,000.
     t_max: Largest frequency, above 0; they are equidistant from 0 to it, as in the authors' code (the paper's listing has 17 from -5 to 5).
     projection: Widths of the projection head, hidden layers first, output last. BatchNorm follows each hidden layer.
 
@@ -99,10 +100,8 @@ class LeJEPA(PretrainMethod):
     ) -> None:
         super().__init__()
         check_fraction("sigreg_weight", sigreg_weight, "0.02 to 0.1 is usual")
-        if slices < 1:
-            raise UserError(f"method.slices: needs at least 1 direction, got {slices}; 256 to 1024 is usual")
-        if points < 2:
-            raise UserError(f"method.points: needs at least 2 frequencies to integrate over, got {points}; 17 is usual")
+        check_count("slices", slices, 1, MOST_SLICES, "256 to 1024 is usual")
+        check_count("points", points, 2, MOST_SLICES, "17 is usual")
         check_positive("t_max", t_max, "3 to 5 is usual")
         backbone.allow_any_size("lejepa")
         self.backbone, self.chunk = backbone, chunk

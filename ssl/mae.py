@@ -8,7 +8,7 @@ import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from ..core.checks import check_vit_width
+from ..core.checks import MOST_LAYERS, check_count, check_vit_width
 from ..core.draws import Draws
 from ..core.errors import UserError
 from ..core.method import PretrainMethod, Step, Views
@@ -93,7 +93,7 @@ class MAE(PretrainMethod):
     mask_ratio: Fraction of the patches that is hidden, between 0 and 1.
     norm_pix: Whether each target patch is standardised by its own mean and variance.
     decoder_dim: Width of the decoder, a multiple of 4 and of decoder_heads.
-    decoder_depth: Number of the decoder's transformer blocks.
+    decoder_depth: Number of the decoder's transformer blocks, 0 to 1,000.
     decoder_heads: Number of attention heads in a block of the decoder.
 
     Raises UserError for a backbone that is no plain ViT, and for sizes that do not fit.
@@ -119,6 +119,7 @@ class MAE(PretrainMethod):
         if not 0.0 < mask_ratio < 1.0:
             raise UserError(f"method.mask_ratio: must lie between 0 and 1, got {mask_ratio}; 0.75 is published")
         check_vit_width("decoder", decoder_dim, decoder_heads)
+        check_count("decoder_depth", decoder_depth, 0, MOST_LAYERS, "8 is published")
         self.backbone, self.norm_pix = backbone, norm_pix
         grid = vit.patch_embed.grid_size
         self.patch = vit.patch_embed.patch_size[0]

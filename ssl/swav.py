@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.checks import check_fraction, check_positive
+from ..core.checks import MOST_ITERATIONS, check_count, check_fraction, check_positive
 from ..core.distributed import all_reduce_sum, gather, rank, world
 from ..core.errors import UserError
 from ..core.method import PretrainMethod, Step, Views
@@ -30,7 +30,7 @@ class SwAV(PretrainMethod):
     prototypes: Number of prototypes, 2 or more.
     temperature: Temperature of the predictions' softmax, above 0 (tau in eq. 2).
     epsilon: Smoothness of the codes in Sinkhorn-Knopp, above 0 (epsilon in eq. 3).
-    iterations: Sinkhorn-Knopp iterations, 1 or more.
+    iterations: Sinkhorn-Knopp iterations, 1 to 10,000.
     freeze_prototypes: Fraction of the training, from 0 to 1, at the start of which the prototypes are not trained. The default is the
         authors' 313 steps out of 100 epochs.
     queue: Number of features of earlier steps, for each whole view, that join the assignment, for small batches. 0 is without a queue.
@@ -63,9 +63,10 @@ class SwAV(PretrainMethod):
         super().__init__()
         for key, value in {"temperature": temperature, "epsilon": epsilon}.items():
             check_positive(key, value, "0.03 to 0.1 is usual")
-        for key, value, least in (("prototypes", prototypes, 2), ("iterations", iterations, 1), ("queue", queue, 0)):
+        for key, value, least in (("prototypes", prototypes, 2), ("queue", queue, 0)):
             if value < least:
                 raise UserError(f"method.{key}: expected {least} or more, got {value}")
+        check_count("iterations", iterations, 1, MOST_ITERATIONS, "3 is published")
         for key, value in {"freeze_prototypes": freeze_prototypes, "queue_from": queue_from}.items():
             check_fraction(key, value, "0.01 is a hundredth of the training")
         backbone.allow_any_size("swav")

@@ -15,6 +15,9 @@ Each = float | tuple[float, ...]
 LARGEST_SIDE = 1 << 14
 """Of an input, in pixels; more is a mistake, and would fill any memory."""
 
+MOST_OPERATIONS, MOST_LOCAL = 100, 64
+"""Of a view, and of an image; published recipes use at most 3 and 10."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
@@ -42,12 +45,12 @@ class Augmentation:
         local_solarize.
     invert: Probability of inverting all values; one number, or a list with one a view. Local crops take the first.
     centre: Side of the central square as a part of the image's shorter side, above 0 and up to 1; used where scale is null.
-    randaugment: Number of RandAugment operations for each view, 0 or more (Cubuk et al. 2020, arXiv:1909.13719); 8-bit images only.
+    randaugment: Number of RandAugment operations for each view, 0 to 100 (Cubuk et al. 2020, arXiv:1909.13719); 8-bit images only.
     magnitude: Strength of the RandAugment operations on torchvision's scale, 0 to 30; timm's m9 is 27 here.
     erase: Probability of random erasing: one box of a view is overwritten (Zhong et al. 2020, arXiv:1708.04896).
     erase_scale: Smallest and largest part of the view's area that the erased box takes, above 0 and up to 1.
     erase_fill: What the erased box is filled with: mean (of the normalisation, so zeros) or noise (standard normal values).
-    local: Number of small local crops of each image beside the views (multi-crop, Caron et al. 2020, arXiv:2006.09882), 0 or more.
+    local: Number of small local crops of each image beside the views (multi-crop, Caron et al. 2020, arXiv:2006.09882), 0 to 64.
     local_size: Side of a local crop in pixels, 1 to 16384. null is 3/7 of the views' size (96 of 224), rounded to a multiple of 8.
     local_scale: Smallest and largest part of the image's area that a local crop takes, above 0 and up to 1.
     local_blur: Probability of Gaussian blur of a local crop.
@@ -104,9 +107,11 @@ class Augmentation:
         self._expect("rotate", self.rotate >= 0.0, "the largest angle in degrees, 0 or more")
         self._expect("shift", self.shift >= 0.0, "the largest shift as a fraction of the side, 0 or more")
         self._expect("centre", 0.0 < self.centre <= 1.0, "a part of the shorter side, above 0 and up to 1")
-        self._expect("randaugment", self.randaugment >= 0, "a number of operations, 0 or more")
+        self._expect(
+            "randaugment", 0 <= self.randaugment <= MOST_OPERATIONS, f"a number of operations, 0 to {MOST_OPERATIONS}"
+        )
         self._expect("magnitude", 0.0 <= self.magnitude <= 30.0, "a number from 0 to 30")
-        self._expect("local", self.local >= 0, "a number of local crops, 0 or more")
+        self._expect("local", 0 <= self.local <= MOST_LOCAL, f"a number of local crops, 0 to {MOST_LOCAL}")
         side = self.local_size
         self._expect("local_size", side is None or 1 <= side <= LARGEST_SIDE, f"a side in pixels, 1 to {LARGEST_SIDE}")
 

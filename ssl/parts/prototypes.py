@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...core.checks import MOST_LAYERS, check_count
 from ...core.errors import UserError
 from ...core.numerics import wide
 from .heads import project
@@ -48,8 +49,8 @@ class PrototypeHead(nn.Module):
             "prototypes": (prototypes, 2),
             "hidden": (hidden, 1),
             "bottleneck": (bottleneck, 2),
-            "layers": (layers, 1),
         }
+        check_count("layers", layers, 1, MOST_LAYERS)
         for key, (given, least) in sizes.items():
             if given < least:
                 raise UserError(f"method.{key}: expected {least} or more, got {given}")

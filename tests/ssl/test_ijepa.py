@@ -309,7 +309,7 @@ def test_training_lowers_the_loss() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"targets": 0}, r"method\.targets: expected 1 block or more, got 0"),
+        ({"targets": 0}, r"method\.targets: expected 1 to 1,000, got 0"),
         ({"target_scale": (0.2, 0.15)}, r"method\.target_scale: .* up to 1, got \[0\.2, 0\.15\]"),
         ({"target_scale": (0.2, 1.5)}, r"method\.target_scale"),
         ({"target_aspect": (0.0, 1.5)}, r"method\.target_aspect: expected the smallest and the largest, above 0, got"),
@@ -319,7 +319,7 @@ def test_training_lowers_the_loss() -> None:
         ({"max_context": 9}, r"method\.max_context: expected method\.min_context \(10\) or more, got 9"),
         ({"predictor_dim": 10}, r"method\.predictor_dim: 10 must be a multiple of 4 and of predictor_heads \(2\)"),
         ({"predictor_heads": 0}, r"method\.predictor_dim"),
-        ({"predictor_depth": 0}, r"method\.predictor_depth: expected 1 block or more"),
+        ({"predictor_depth": 0}, r"method\.predictor_depth: expected 1 to 1,000, got 0; 6 is published"),
         ({"momentum": 1.5}, r"method\.momentum: expected a number from 0 to 1"),
     ],
 )
