@@ -109,10 +109,11 @@ def calibration_floor(confidence: Floats, *, seed: int, bins: int = BINS, draws:
 def fit_temperature(logits: NDArray[np.floating], labels: Ints) -> Temperature:
     """The T that minimises the mean NLL of softmax(logits / T), on held-out *training* images (Guo et al. 2017, section 4.2).
 
-    logits: [N, K]; labels: [N]. Newton's method on u = log T, kept inside a bracket; 1e-3 <= T <= 1e3. No prediction changes: T > 0.
+    logits: [N, K], minus infinity for classes that the classifier doesn't know; labels: [N], none of these. Newton's method on u = log T,
+    kept inside a bracket; 1e-3 <= T <= 1e3. No prediction changes: T > 0.
     """
     z = logits.astype(np.float64)
-    z = z - z.max(axis=1, keepdims=True)
+    z = np.maximum(z - z.max(axis=1, keepdims=True), np.finfo(np.float32).min)  # finite, since 0 * infinity is no number
     own = np.take_along_axis(z, labels[:, None], axis=1)[:, 0]
 
     def slopes(u: float) -> tuple[float, float]:

@@ -47,7 +47,11 @@ class LogisticRegression(NamedTuple):
     classes: Tensor  # int64 [K]: the class of each row of weight; only those with training images
     C: float
     fit: Fit  # on the whole training set
-    choice: tuple[Fit, ...]  # of each C that was tried, ascending; empty if C was not chosen on a held-out slice
+    choice: tuple[Fit, ...] = ()  # of each C that was tried, ascending; empty if C was not chosen on a held-out slice
+    right: tuple[float, ...] = ()  # the share of the slice that each of them has right
+    # float64 [H, K] and int64 [H]: the chosen one's logits on the slice before the refit, and the labels, as class numbers; without
+    # images of classes that the fitted part lacks
+    held_out: tuple[Tensor, Tensor] | None = None
 
     @property
     def selected(self) -> bool:
@@ -98,23 +102,36 @@ def fit_choosing_C(
         )
         return _fit_path(x, y, [DEFAULT_C])[0]
     tried = _fit_path(x[~held_out], y[~held_out], grid)
-    best = _best(tried, x[held_out], y[held_out])
-    return _fit_path(x, y, [best.C], start=best)[0]._replace(choice=tuple(model.fit for model in tried))
+    best, right, logits, labels = _best(tried, x[held_out], y[held_out])
+    model = _fit_path(x, y, [best.C], start=best)[0]
+    told = (all_classes(logits, best.classes, num_classes), labels.cpu()) if len(labels) else None
+    return model._replace(choice=tuple(one.fit for one in tried), right=right, held_out=told)
 
 
-def _best(tried: Sequence[LogisticRegression], x: Tensor, y: Tensor) -> LogisticRegression:
+def all_classes(logits: Tensor, classes: Tensor, num_classes: int) -> Tensor:
+    """Logits [M, k] of some classes, int64 [k], as those of all: [M, num_classes] on the CPU, minus infinity for the others."""
+    everywhere = logits.new_full((len(logits), num_classes), -torch.inf, device="cpu")
+    everywhere[:, classes.cpu()] = logits.cpu()
+    return everywhere
+
+
+def _best(
+    tried: Sequence[LogisticRegression], x: Tensor, y: Tensor
+) -> tuple[LogisticRegression, tuple[float, ...], Tensor, Tensor]:
     """The classifier with most of the held-out rows right, then with the lowest loss on them; of equals the smallest C.
 
-    A held-out copy may have a label that no image of the fitted part has; no classifier can be right there, so it has no part in the loss.
+    Also the share that each has right, and the best one's logits and labels of those rows that count for the loss. A held-out copy may
+    have a label that no image of the fitted part has; no classifier can be right there, so it has no part in the loss.
     """
     known = torch.isin(y, tried[0].classes)
     column = torch.searchsorted(tried[0].classes, y[known])
-
-    def score(model: LogisticRegression) -> tuple[int, float]:
+    scores, best = list[tuple[int, float]](), x.new_empty(0)
+    for model in tried:
         logits = model.logits(x[known])
-        return int((logits.argmax(dim=1) == column).sum()), -float(cross_entropy(logits, column, reduction="sum"))
-
-    return max(tried, key=score)
+        right = int((logits.argmax(dim=1) == column).sum())
+        scores.append((right, -float(cross_entropy(logits, column, reduction="sum"))))
+        best = logits if scores[-1] > max(scores[:-1], default=(-1, 0.0)) else best
+    return tried[scores.index(max(scores))], tuple(hits / len(y) for hits, _ in scores), best, y[known]
 
 
 def _fit_path(
@@ -141,7 +158,7 @@ def _fit_path(
         if not fit.converged:
             _log.warning("logistic regression: C = %g did not converge in %d iterations", c, fit.iterations)
         weight = found.weight[i] @ rows.basis.T
-        models.append(LogisticRegression(weight, found.bias[i], mean, scale, classes, c, fit, ()))
+        models.append(LogisticRegression(weight, found.bias[i], mean, scale, classes, c, fit))
     return models
 
 

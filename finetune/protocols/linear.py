@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...core.evaluate.logreg import C_GRID, LogisticRegression, check_C, fit_choosing_C
+from ...core.evaluate.logreg import C_GRID, LogisticRegression, all_classes, check_C, fit_choosing_C
 from .contract import Counts, Features, Fitted, Known
 
 # `linear` tries these C by default: one a decade.
@@ -44,20 +44,28 @@ class Linear:
         x = train.features[self.reads[0]].to(train.device)
         grid = COARSE_GRID if self.C is None else self.C
         model = fit_choosing_C(x, train.labels, train.keys, len(train.classes), seed=train.seed, values_of_C=grid)
+        tried = tuple(candidates_of(model))
         fit = {"choice": [fit._asdict() for fit in model.choice], "refit": model.fit._asdict()}
 
         def scores(features: Features) -> Tensor:
             return all_logits(model, features[self.reads[0]], len(train.classes))
 
-        return Fitted(scores, "logits", {"C": model.C} if model.selected else {}, fit=fit)
+        chosen = {"C": model.C} if model.selected else {}
+        return Fitted(scores, "logits", chosen, tried, fit=fit, held_out=model.held_out)
+
+
+def candidates_of(model: LogisticRegression) -> list[dict[str, float | bool]]:
+    """Every C that was tried, with its accuracy on the slice and how its solver ended there."""
+    tried = zip(model.choice, model.right, strict=True)
+    return [
+        {"C": fit.C, "accuracy": right, "iterations": fit.iterations, "converged": fit.converged}
+        for fit, right in tried
+    ]
 
 
 def all_logits(model: LogisticRegression, x: Tensor, num_classes: int) -> Tensor:
     """The logits of all classes, float64 [M, K] on the CPU; minus infinity for those without training images."""
-    logits = model.logits(x).cpu()
-    everywhere = logits.new_full((len(logits), num_classes), -torch.inf)
-    everywhere[:, model.classes.cpu()] = logits
-    return everywhere
+    return all_classes(model.logits(x), model.classes, num_classes)
 
 
 def dinov2_regression() -> Linear:

@@ -126,6 +126,12 @@ def test_temperature_is_the_minimum(scale: float) -> None:
     assert after < before or scale == 1.0
 
 
+def test_a_class_that_the_classifier_does_not_know_moves_no_temperature() -> None:
+    logits, labels = drawn(3, 100)
+    unknown = np.concatenate([logits, np.full((100, 1), -np.inf)], axis=1)
+    assert fit_temperature(unknown, labels) == fit_temperature(logits, labels)
+
+
 def test_temperature_ends_at_its_bounds() -> None:
     right, labels = np.eye(3), np.arange(3)
     assert fit_temperature(right, labels)[::2] == (1e-3, True)  # all right: the sharper the better

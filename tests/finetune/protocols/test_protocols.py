@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rootstock.core.errors import UserError
+from rootstock.core.evaluate.calibration import fit_temperature
 from rootstock.core.evaluate.held_out import held_out_rows
 from rootstock.core.evaluate.intervals import mean_interval
 from rootstock.core.evaluate.knn import knn_predict
@@ -187,7 +188,38 @@ def test_linear(train: Known, tests: Tests) -> None:
     assert [fit["C"] for fit in fits["choice"]] == list(COARSE_GRID) and fits["refit"]["C"] == expected.C
     assert all(fit["converged"] and fit["iterations"] > 0 for fit in [*fits["choice"], fits["refit"]])
     single = Linear(C=(0.5,)).fit(train)
-    assert (single.chosen, single.fit["choice"]) == ({}, [])
+    assert (single.chosen, single.fit["choice"], single.candidates, single.held_out) == ({}, [], (), None)
+
+
+def test_linear_tells_every_candidate_and_what_it_scores_on_the_slice(train: Known) -> None:
+    """Each C by itself on the fitted part; a temperature is fitted on the scores of the best one there, not of the refit."""
+    x, y = train.features["pooled"], train.labels
+    outer = held_out_rows(train.keys, y, seed=0)
+    scores, fitted = scored("linear", Linear(C=(1e-3, 1e-5, 10.0)), train, {"near": blobs(60, seed=1)})
+    alone = [
+        fit_choosing_C(x[~outer], y[~outer], train.keys, 4, seed=0, values_of_C=[row["C"]]) for row in fitted.candidates
+    ]
+    assert [row["C"] for row in fitted.candidates] == [1e-5, 1e-3, 10.0]
+    right = [float((model.predict(x[outer]) == y[outer]).float().mean()) for model in alone]
+    assert [row["accuracy"] for row in fitted.candidates] == pytest.approx(right)
+    assert all(row["converged"] and row["iterations"] > 0 for row in fitted.candidates)
+    best = right.index(max(right))
+    assert fitted.held_out is not None and torch.equal(fitted.held_out[1], y[outer])
+    torch.testing.assert_close(fitted.held_out[0], alone[best].logits(x[outer]), rtol=1e-4, atol=1e-4)
+    temperature = fit_temperature(fitted.held_out[0].numpy(), fitted.held_out[1].numpy()).value
+    assert scores.details["near/linear"]["temperature"]["value"] == temperature
+
+
+def test_a_held_out_class_that_the_fitted_part_lacks_has_no_part_in_the_temperature() -> None:
+    """Class 3 has one image of its own, and another that lies on a held-out key of class 0."""
+    x, y = blobs(60, seed=0)
+    y = y % 3
+    keys = torch.arange(60)
+    outer = held_out_rows(keys, y, seed=0).nonzero()[0, 0]
+    x, y, keys = torch.cat([x, x[outer][None]]), torch.cat([y, torch.tensor([3])]), torch.cat([keys, keys[outer][None]])
+    scores, fitted = scored("linear", Linear(), known(x, y, keys), {"near": blobs(60, seed=1)})
+    assert fitted.held_out is not None and 3 not in fitted.held_out[1]
+    assert scores.details["near/linear"]["temperature"]["value"] > 0
 
 
 def test_attentive(train: Known, tests: Tests) -> None:
