@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
@@ -12,7 +12,7 @@ from ..core import stage
 from ..core.config.resolve import Section
 from ..core.evaluate.feature_key import weights_digest
 from ..core.evaluate.frozen import features_of
-from ..core.evaluate.held_out import distinct_rows
+from ..core.evaluate.held_out import distinct_rows, rows_by_name
 from ..core.evaluate.pictures import save_map
 from ..core.evaluate.scores import Scored
 from ..core.evaluate.taps import LEVEL, Taps, available_taps
@@ -27,11 +27,14 @@ from ..core.views.view import Evaluation
 from .baselines.registry import BASELINES
 from .protocols.attentive import Attentive
 from .protocols.contract import Counts, Features, Fitted, Known, ProbeProtocol
+from .protocols.few_linear import FewLinear
 from .protocols.fewshot import FewShot
 from .protocols.knn import KNN
 from .protocols.linear import Linear
+from .protocols.nearest_mean import NearestMean
 from .protocols.outcomes import add_outcome, what_was_chosen
 from .protocols.registry import chosen_protocols
+from .protocols.ridge import FewShotRidge
 
 
 def probe_data_options(
@@ -63,6 +66,9 @@ def protocol_options(
     linear: Annotated[dict[str, Any] | None, Section(Linear)] = None,
     attentive: Annotated[dict[str, Any] | None, Section(Attentive)] = None,
     fewshot: Annotated[dict[str, Any] | None, Section(FewShot)] = None,
+    ridge: Annotated[dict[str, Any] | None, Section(FewShotRidge)] = None,
+    nearest_mean: Annotated[dict[str, Any] | None, Section(NearestMean)] = None,
+    few_linear: Annotated[dict[str, Any] | None, Section(FewLinear)] = None,
     presets: list[str] = [],
 ) -> None:
     """The `evaluate` section of `rootstock probe`: which protocols run; kNN where none is given.
@@ -71,6 +77,9 @@ def protocol_options(
     linear: Logistic regression, its regularisation chosen on a part of the training images; null for none.
     attentive: An attentive probe on the tokens before pooling; null for none.
     fewshot: Nearest class mean from a few labelled images a class; null for none.
+    ridge: Ridge regression from a few labelled images a class, big_vision's few-shot probe; null for none.
+    nearest_mean: Nearest class mean of all training images; null for none.
+    few_linear: Logistic regression from 1 %, 10 % or a few of the labels; null for none.
     presets: Published protocols by name: knn-lightly, knn-dino, logreg.
     """
 
@@ -81,6 +90,7 @@ class Probing(NamedTuple):
     protocols: dict[str, ProbeProtocol]
     train: Images
     distinct: Images  # the training images without copies: what the protocols see
+    names: Callable[[], Sequence[tuple[str, int]]]  # (name, row of `distinct`) of every training image
     tests: dict[str, Images]
     taps: Taps  # of the network, those that the protocols read
 
@@ -92,7 +102,8 @@ def build_probe(
     torch.manual_seed(seed)
     train, tests = train_and_tests(data["train"], data["test"], seed)
     stage.record_sets(run, stage.named_sets(train, tests), data["stamp"])
-    distinct = train.select(distinct_rows(train))
+    kept = distinct_rows(train)
+    distinct, names = train.select(kept), partial(rows_by_name, train, kept)
     assert distinct.labels is not None and distinct.classes is not None
     if copies := len(train) - len(distinct):
         run.log(f"{copies} of {len(train)} training images are copies of others; each counts once")
@@ -101,10 +112,10 @@ def build_probe(
     taps = Taps(model, [tap for protocol in protocols.values() for tap in protocol.reads])
     one = taps(torch.zeros(1, model.channels, model.size, model.size))
     shapes = {tap: tuple(found.shape[1:]) for tap, found in one.items()}
-    counts = Counts(distinct.labels, distinct.keys(), distinct.classes, shapes)
+    counts = Counts(distinct.labels, distinct.keys(), distinct.classes, shapes, names)
     for name, protocol in protocols.items():
         protocol.requires(name, counts)
-    return Probing(protocols, train, distinct, tests, taps)
+    return Probing(protocols, train, distinct, names, tests, taps)
 
 
 def probe(
@@ -122,7 +133,7 @@ def probe(
     evaluate: The protocols.
     seed: Seed of held-out images and random draws, 0 or more.
     """
-    protocols, train, distinct, tests, taps = build_probe(run, data, backbone, evaluate, seed)
+    protocols, train, distinct, names, tests, taps = build_probe(run, data, backbone, evaluate, seed)
     taps, model = taps.to(run.device), taps.backbone
     if backbone["weights"] == "none" and model.spec["name"] not in BASELINES:
         run.log("WARNING: backbone.weights is none: these are features of a network that nothing has trained")
@@ -133,7 +144,7 @@ def probe(
     known, shown = _extracted(run, taps, view, distinct, tests)
     scored, outcomes = Scored(known.classes, seed), dict[str, Fitted]()
     for name, protocol in protocols.items():
-        outcomes[name] = protocol.fit(known)
+        outcomes[name] = protocol.fit(known._replace(names=names))
         add_outcome(scored, name, outcomes[name], tests, shown)
 
     if run.main:

@@ -113,7 +113,9 @@ def fit_temperature(logits: NDArray[np.floating], labels: Ints) -> Temperature:
     kept inside a bracket; 1e-3 <= T <= 1e3. No prediction changes: T > 0.
     """
     z = logits.astype(np.float64)
-    z = np.maximum(z - z.max(axis=1, keepdims=True), np.finfo(np.float32).min)  # finite, since 0 * infinity is no number
+    z = np.maximum(
+        z - z.max(axis=1, keepdims=True), np.finfo(np.float32).min
+    )  # finite, since 0 * infinity is no number
     own = np.take_along_axis(z, labels[:, None], axis=1)[:, 0]
 
     def slopes(u: float) -> tuple[float, float]:

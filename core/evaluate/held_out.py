@@ -78,6 +78,17 @@ def distinct_rows(images: Images) -> Tensor:
     return keep.nonzero()[:, 0]
 
 
+def rows_by_name(images: Images, kept: Tensor) -> list[tuple[str, int]]:
+    """The name of every image and its row among `kept` (int64, as of `distinct_rows`); a copy that was left out has the row of its first."""
+    labels = [0] * len(images) if images.labels is None else images.labels.tolist()
+    what = list(zip(images.keys().tolist(), labels, strict=True))
+    place = {i: row for row, i in enumerate(kept.tolist())}
+    first: dict[tuple[int, int], int] = {}
+    for i, row in place.items():
+        first.setdefault(what[i], row)
+    return [(images.full_name(i), place.get(i, first[what[i]])) for i in range(len(images))]
+
+
 def _contents(images: Images, rows: list[int]) -> list[bytes]:
     """A hash of each image's file, or of its pixels where not all of them have a file."""
     found: list[bytes] = []

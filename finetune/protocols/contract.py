@@ -7,7 +7,7 @@ together, and then it is fitted on all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -26,6 +26,9 @@ class Counts(NamedTuple):
     keys: Tensor  # int64 [N], identities: copies and blends of one picture share one
     classes: tuple[str, ...]
     shapes: Mapping[str, tuple[int, ...]] = {}  # of one image's features, by tap
+    names: Callable[[], Sequence[tuple[str, int]]] = (
+        list  # (name, row) of every training image; a copy has the row of its first
+    )
 
 
 class Known(NamedTuple):
@@ -37,6 +40,7 @@ class Known(NamedTuple):
     classes: tuple[str, ...]
     seed: int = 0
     device: torch.device = torch.device("cpu")  # where a protocol that trains does so
+    names: Callable[[], Sequence[tuple[str, int]]] = list  # as of Counts
 
     def rows(self, which: Tensor) -> Known:
         """The images at `which`, int64 [M]."""
@@ -87,6 +91,26 @@ class Tapped(ProbeProtocol, Protocol):
     taps: tuple[str, ...]
 
     def fit(self, train: Known) -> Fitted: ...
+
+
+@runtime_checkable
+class Several(Protocol):
+    """A section that stands for several protocols, each scored on its own: one for each number of shots."""
+
+    def each(self) -> Mapping[str, ProbeProtocol]:
+        """The protocols, by what follows the section's name: `5shot`."""
+        ...
+
+
+def for_each(name: str, protocol: ProbeProtocol, layers: tuple[str, ...]) -> dict[str, ProbeProtocol]:
+    """{name: protocol}, one for each that the protocol stands for (NAME-5shot), and of that one for each tap.
+
+    layers: what the tap `layers` stands for.
+    """
+    if not isinstance(protocol, Several):
+        return for_each_tap(name, protocol, layers)
+    several = {f"{name}-{end}": one for end, one in protocol.each().items()}
+    return {key: made for end, one in several.items() for key, made in for_each_tap(end, one, layers).items()}
 
 
 def for_each_tap(name: str, protocol: ProbeProtocol, layers: tuple[str, ...]) -> dict[str, ProbeProtocol]:

@@ -8,13 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ...core.draws import Draws
-from ...core.errors import UserError
-from ...core.images.split import keys_by_class
 from .contract import Counts, Features, Fitted, Known
-
-# More would take hours and much memory, and narrow the interval by nothing that is seen.
-MOST_DRAWS = 10_000
+from .few_labels import check_shots, drawn_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,41 +51,3 @@ class FewShot:
             return torch.einsum("md,scd->smc", test, means)
 
         return Fitted(scores, "similarities")
-
-
-def check_shots(name: str, shots: int, draws: int, counts: Counts) -> None:
-    """Raises UserError for numbers below 1 and for a class with fewer different images than `shots`."""
-    if shots < 1 or draws < 1:
-        raise UserError(f"{name} needs shots and draws of at least 1, got {shots} and {draws}")
-    if draws > MOST_DRAWS:
-        raise UserError(
-            f"{name}: draws is {draws}, expected at most {MOST_DRAWS:,}; a hundred are enough for a narrow interval"
-        )
-    found = keys_by_class(counts.keys.cpu(), counts.labels.cpu())
-    several = [len(found[label]) if label in found else 0 for label in range(len(counts.classes))]
-    for title, count in zip(counts.classes, several, strict=True):
-        if count < shots:
-            least = min(several)
-            key = f"evaluate.{name.split('@')[0]}.shots"
-            remedy = f"give {key} of at most {least}" if least else "leave the class out"
-            raise UserError(
-                f"{name}: class {title} has {count} different training images, fewer than shots = {shots}; {remedy}, or add images"
-            )
-
-
-def drawn_rows(keys: Tensor, y: Tensor, seed: int, shots: int, draws: int) -> Tensor:
-    """For each draw and class the rows of `shots` identities, int64 [draws, K, shots]; of an identity one random image of its class.
-
-    A draw depends on the seed and the identities, not on the order of images. keys, y: int64 [N].
-    """
-    picked = []
-    for label, own in keys_by_class(keys, y).items():
-        order = Draws(seed, own).bits("fewshot", draws)
-        which = Draws(seed, own).uniform("fewshot/image", draws)
-        chosen = order.argsort(dim=0, stable=True)[:shots].T  # [draws, shots]
-        rows = ((y == label) & torch.isin(keys, own)).nonzero()[:, 0]
-        rows = rows[torch.searchsorted(own, keys[rows]).argsort(stable=True)]
-        counts = torch.searchsorted(own, keys[rows]).bincount(minlength=len(own))
-        at = counts.cumsum(0) - counts + (which.T * counts).long()  # [draws, identities]
-        picked.append(rows[at.gather(1, chosen)])
-    return torch.stack(picked, dim=1)

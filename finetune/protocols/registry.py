@@ -10,10 +10,13 @@ from typing import Any
 
 from ...core.errors import UserError
 from .attentive import Attentive
-from .contract import ProbeProtocol, for_each_tap
+from .contract import ProbeProtocol, for_each
+from .few_linear import FewLinear
 from .fewshot import FewShot
 from .knn import KNN
 from .linear import Linear, dinov2_regression
+from .nearest_mean import NearestMean
+from .ridge import FewShotRidge
 
 # By the name of their section; its keys are the fields.
 SECTIONS: Mapping[str, Callable[..., ProbeProtocol]] = {
@@ -21,6 +24,9 @@ SECTIONS: Mapping[str, Callable[..., ProbeProtocol]] = {
     "linear": Linear,
     "attentive": Attentive,
     "fewshot": FewShot,
+    "ridge": FewShotRidge,
+    "nearest_mean": NearestMean,
+    "few_linear": FewLinear,
 }
 
 
@@ -53,7 +59,7 @@ def chosen_protocols(evaluate: Mapping[str, Any], layers: tuple[str, ...]) -> di
             raise UserError(f"evaluate.presets: unknown preset {name!r} (known: {', '.join(sorted(PRESETS))})")
         chosen[name] = PRESETS[name]()
     named = chosen or {"knn": KNN()}
-    return {one: made for name, protocol in named.items() for one, made in for_each_tap(name, protocol, layers).items()}
+    return {one: made for name, protocol in named.items() for one, made in for_each(name, protocol, layers).items()}
 
 
 def built(name: str, section: Mapping[str, Any]) -> ProbeProtocol:

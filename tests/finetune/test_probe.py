@@ -44,9 +44,12 @@ def test_copies_of_all_images_change_no_choice_and_no_score(tmp_path: Path) -> N
         "knn": {"k": [1, 3, 10, 30]},
         "linear": {"C": [1e-5, 1e-4, 1e-3, 1e-2, 1.0, 100.0]},
         "fewshot": {"shots": 2, "draws": 4},
+        "ridge": {"shots": [1, 2]},
+        "nearest_mean": {"scale": "cl2n"},
+        "few_linear": {"fractions": [0.5], "draws": 2, "C": [0.1, 1.0]},
     }
     one, *others = (probe(tmp_path, str(n), noisy_digits(tmp_path, n), **asked) for n in (1, 2, 5, 10))
-    assert one["chosen"].keys() == {"knn/k", "linear/C"} and one["selection"] == "train-split"
+    assert one["chosen"].keys() == {"knn/k", "linear/C", "few_linear-0.5/C"} and one["selection"] == "train-split"
     assert one["held_out"]["drawn"] == HOW_DRAWN and one["held_out"]["of_images"] == 60
     assert [fit["C"] for fit in one["fits"]["linear"]["choice"]] == asked["linear"]["C"]
     assert "copies" not in one["data"]

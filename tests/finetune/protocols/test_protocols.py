@@ -19,7 +19,8 @@ from rootstock.core.images.images import Images
 from rootstock.core.images.store import Store
 from rootstock.finetune.protocols.attentive import Attentive, fit_choosing
 from rootstock.finetune.protocols.contract import Counts, Fitted, Known, ProbeProtocol
-from rootstock.finetune.protocols.fewshot import FewShot, drawn_rows
+from rootstock.finetune.protocols.few_labels import drawn_rows
+from rootstock.finetune.protocols.fewshot import FewShot
 from rootstock.finetune.protocols.knn import KNN
 from rootstock.finetune.protocols.linear import COARSE_GRID, Linear
 from rootstock.finetune.protocols.outcomes import add_outcome
