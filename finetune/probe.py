@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, NamedTuple
@@ -10,6 +11,7 @@ import torch
 
 from ..core import stage
 from ..core.config.resolve import Section
+from ..core.evaluate.augmented import RandomCrops
 from ..core.evaluate.feature_key import weights_digest
 from ..core.evaluate.frozen import features_of
 from ..core.evaluate.held_out import distinct_rows, rows_by_name
@@ -26,11 +28,13 @@ from ..core.views.resample import Interpolation
 from ..core.views.view import Evaluation
 from .baselines.registry import BASELINES
 from .protocols.attentive import Attentive
+from .protocols.attentive_capi import AttentiveCAPI
 from .protocols.contract import Counts, Features, Fitted, Known, ProbeProtocol
 from .protocols.few_linear import FewLinear
 from .protocols.fewshot import FewShot
 from .protocols.knn import KNN
 from .protocols.linear import Linear
+from .protocols.linear_sgd import LinearSGD
 from .protocols.nearest_mean import NearestMean
 from .protocols.outcomes import add_outcome, what_was_chosen
 from .protocols.registry import chosen_protocols
@@ -69,6 +73,8 @@ def protocol_options(
     ridge: Annotated[dict[str, Any] | None, Section(FewShotRidge)] = None,
     nearest_mean: Annotated[dict[str, Any] | None, Section(NearestMean)] = None,
     few_linear: Annotated[dict[str, Any] | None, Section(FewLinear)] = None,
+    linear_sgd: Annotated[dict[str, Any] | None, Section(LinearSGD)] = None,
+    attentive_capi: Annotated[dict[str, Any] | None, Section(AttentiveCAPI)] = None,
     presets: list[str] = [],
 ) -> None:
     """The `evaluate` section of `rootstock probe`: which protocols run; kNN where none is given.
@@ -80,7 +86,10 @@ def protocol_options(
     ridge: Ridge regression from a few labelled images a class, big_vision's few-shot probe; null for none.
     nearest_mean: Nearest class mean of all training images; null for none.
     few_linear: Logistic regression from 1 %, 10 % or a few of the labels; null for none.
-    presets: Published protocols by name: knn-lightly, knn-dino, logreg.
+    linear_sgd: Linear heads trained by SGD as SimCLR's, MAE's or DINOv2's linear evaluation; null for none.
+    attentive_capi: CAPI's attentive and linear probes; null for none.
+    presets: Published protocols by name: knn-lightly, knn-dino, logreg, ridge-bigvision, linear-simclr, linear-simclr-cifar, linear-mae,
+        linear-dinov2, attentive-capi.
     """
 
 
@@ -141,10 +150,12 @@ def probe(
     run.log(f"probe {model.spec['name']}: features of {len(distinct)} training and {count} test images")
 
     view = stage.evaluation(data, model)
-    known, shown = _extracted(run, taps, view, distinct, tests)
+    known, shown = _extracted(run, taps, view, distinct, names, tests)
     scored, outcomes = Scored(known.classes, seed), dict[str, Fitted]()
     for name, protocol in protocols.items():
-        outcomes[name] = protocol.fit(known._replace(names=names))
+        outcomes[name] = protocol.fit(known)
+        if settings := outcomes[name].facts.get("settings"):
+            run.log(f"{name}: {', '.join(f'{key} {json.dumps(value)}' for key, value in settings.items())}")
         add_outcome(scored, name, outcomes[name], tests, shown)
 
     if run.main:
@@ -160,24 +171,36 @@ def probe(
 
 
 def _extracted(
-    run: Run, taps: Taps, view: Evaluation, train: Images, tests: Mapping[str, Images]
+    run: Run,
+    taps: Taps,
+    view: Evaluation,
+    train: Images,
+    names: Callable[[], Sequence[tuple[str, int]]],
+    tests: Mapping[str, Images],
 ) -> tuple[Known, Mapping[str, Features]]:
     """The features of all sets, each image once: the training set's, and those of each test by name.
 
     Pooled ones come for every test, which the map of features shows; others only where there are labels to score.
     """
     assert train.labels is not None and train.classes is not None
+    room = size_of(run.options["feature_cache"], "run.feature_cache")
     find = partial(
         features_of,
         view=view,
         device=run.device,
         workers=run.options["workers"],
-        cache=size_of(run.options["feature_cache"], "run.feature_cache"),
         weights=weights_digest(taps.backbone),
         log=run.log,
     )
+
+    def epoch(number: int, names: Sequence[str], kept: bool) -> Features:
+        run.log(f"features of epoch {number} of random crops ({', '.join(names)})")
+        crops = RandomCrops(train, view, seed=run.seed, epoch=number)
+        return find(taps.only(names), crops, described=crops.describe(view), cache=room if kept else 0)
+
     pooled = Taps(taps.backbone)
     everything = taps if "pooled" in taps.names else Taps(taps.backbone, ["pooled", *taps.names])
-    found = find(taps, train)
-    shown = {name: find(everything if t.labels is not None else pooled, t) for name, t in tests.items()}
-    return Known(found, train.labels, train.keys(), train.classes, run.seed, run.device), shown
+    found = find(taps, train, cache=room)
+    shown = {name: find(everything if t.labels is not None else pooled, t, cache=room) for name, t in tests.items()}
+    known = Known(found, train.labels, train.keys(), train.classes, run.seed, run.device, names, epoch)
+    return known, shown

@@ -27,6 +27,8 @@ FEATURE_SOURCES = (
     "core/model",
     "core/views",
     "core/images",
+    "core/draws.py",
+    "core/evaluate/augmented.py",
     "core/evaluate/features.py",
     "core/evaluate/rounds.py",
     "core/evaluate/taps.py",

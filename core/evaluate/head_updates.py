@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor
 TRUST = 0.001
 # AdamW's constants, torch's defaults.
 BETAS, EPSILON = (0.9, 0.999), 1e-8
+# CAPI's (Darcet et al. 2025, arXiv:2502.08769).
+CAPI_BETAS = (0.9, 0.95)
 
 
 class Update(Protocol):
@@ -97,16 +100,24 @@ def _adamw(
     decay: Tensor | None,
     step: int,
     momentum: float,
+    *,
+    betas: tuple[float, float] = BETAS,
 ) -> None:
     """Loshchilov & Hutter 2019, arXiv:1711.05101. It has moments of its own: `momentum` is not used."""
     if not state:
         state |= {"first": torch.zeros_like(parameter), "second": torch.zeros_like(parameter)}
     if decay is not None:
         parameter.mul_(1 - lr * decay)
-    first = state["first"].lerp_(gradient, 1 - BETAS[0])
-    second = state["second"].mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-    below = second.sqrt().div_(math.sqrt(1 - BETAS[1] ** (step + 1))).add_(EPSILON)
-    parameter.addcdiv_(first * lr, below, value=-1 / (1 - BETAS[0] ** (step + 1)))
+    first = state["first"].lerp_(gradient, 1 - betas[0])
+    second = state["second"].mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
+    below = second.sqrt().div_(math.sqrt(1 - betas[1] ** (step + 1))).add_(EPSILON)
+    parameter.addcdiv_(first * lr, below, value=-1 / (1 - betas[0] ** (step + 1)))
 
 
-UPDATES: Mapping[str, Update] = {"sgd": _sgd, "nesterov": _nesterov, "lars": _lars, "adamw": _adamw}
+UPDATES: Mapping[str, Update] = {
+    "sgd": _sgd,
+    "nesterov": _nesterov,
+    "lars": _lars,
+    "adamw": _adamw,
+    "adamw-0.95": partial(_adamw, betas=CAPI_BETAS),
+}

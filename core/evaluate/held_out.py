@@ -79,7 +79,7 @@ def distinct_rows(images: Images) -> Tensor:
 
 
 def rows_by_name(images: Images, kept: Tensor) -> list[tuple[str, int]]:
-    """The name of every image and its row among `kept` (int64, as of `distinct_rows`); a copy that was left out has the row of its first."""
+    """The name of every image and its row among `kept` (int64, as of `distinct_rows`); a left-out copy has the row of its first."""
     labels = [0] * len(images) if images.labels is None else images.labels.tolist()
     what = list(zip(images.keys().tolist(), labels, strict=True))
     place = {i: row for row, i in enumerate(kept.tolist())}

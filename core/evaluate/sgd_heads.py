@@ -44,7 +44,8 @@ class HeadTraining:
 
     steps: Number of steps, 1 or more.
     batch_size: Images in a step; null takes the whole set in each, and a number above the set's is cut to it.
-    optimizer: sgd, nesterov (SGD with Nesterov's momentum), lars (MAE) or adamw.
+    optimizer: sgd, nesterov (SGD with Nesterov's momentum), lars (MAE), adamw, or adamw-0.95, whose second beta is
+        that (CAPI).
     momentum: Momentum of sgd, nesterov and lars, from 0 to below 1.
     warmup_steps: Steps in which the learning rate rises linearly from 0, before its cosine to 0.
     init_std: Standard deviation of the normal distribution that weights start from; 0 starts from zeros. MAE truncates the distribution at

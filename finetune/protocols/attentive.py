@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ...core import hostmemory
-from ...core.distributed import gather_texts
 from ...core.errors import UserError
 from ...core.evaluate.held_out import held_out_rows, nothing_to_choose_on
 from ...core.stream.order import straddling
 from ...core.train.schedules import cosine
 from .attentive_probe import Probe, probe_logits
 from .contract import Counts, Fitted, Known
+from .room import check_room
 
 # Number of heads by default, if the width of the tokens is a multiple of it.
 MAX_HEADS = 8
@@ -66,7 +65,9 @@ class Attentive:
         if "tokens" in counts.shapes:
             width = counts.shapes["tokens"][-1]
             self.heads_of(width)
-            self._check_room(width, len(counts.classes))
+            need = self.bytes(width, len(counts.classes))
+            remedy = "give fewer values of lr and weight_decay, or fewer queries"
+            check_room("evaluate.attentive", len(self.grid), need, remedy)
         check_attentive(self, counts.keys, counts.labels)
 
     def fit(self, train: Known) -> Fitted:
@@ -80,20 +81,6 @@ class Attentive:
         return Fitted(
             lambda features: model.logits(features["tokens"])[0], "logits", chosen, model.tried, held_out=model.held_out
         )
-
-    def _check_room(self, width: int, num_classes: int) -> None:
-        """Raises UserError, on all processes together, if the candidates take more than half of the free memory of any."""
-        need, free = self.bytes(width, num_classes), hostmemory.available()
-        short = (
-            ""
-            if free is None or need <= free / 2
-            else f"{need / 1e6:.1f} MB, more than half of the {free / 1e6:.1f} MB"
-        )
-        if reasons := [reason for reason in gather_texts(short) if reason]:
-            raise UserError(
-                f"evaluate.attentive: {len(self.grid)} candidates take {reasons[0]} of memory that a process has left; "
-                "give fewer values of lr and weight_decay, or fewer queries"
-            )
 
     def __post_init__(self) -> None:
         """Raises UserError for numbers out of range."""

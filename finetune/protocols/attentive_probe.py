@@ -41,10 +41,18 @@ def probe_logits(probes: Sequence[Probe], x: Tensor) -> Tensor:
     query, key, value, weight, bias = (
         torch.stack([getattr(probe, name) for probe in probes]) for name in ("query", "key", "value", "weight", "bias")
     )
+    gathered = attended(query, key, value, x)
+    return torch.baddbmm(bias[:, None], layer_norm(gathered, [x.shape[2]]), weight.mT)
+
+
+def attended(query: Tensor, key: Tensor, value: Tensor, x: Tensor) -> Tensor:
+    """What the queries of C probes see in tokens [N, L, D]: the mean over queries, all heads side by side, [C, N, D].
+
+    query: [C, H, Q, E]; key, value: [C, H, E, D], with E = D / H.
+    """
     n, length, width = x.shape
     c, heads, queries, each = query.shape
     asked = (query @ key / math.sqrt(each)).reshape(-1, width)  # [C * H * Q, D]
     attention = (asked @ x.mT).softmax(2).view(n, c * heads, queries, length).mean(2)
     seen = (attention @ x).view(n, c, heads, width)
-    gathered = torch.einsum("nchd,ched->cnhe", seen, value).flatten(2)  # [C, N, D]
-    return torch.baddbmm(bias[:, None], layer_norm(gathered, [width]), weight.mT)
+    return torch.einsum("nchd,ched->cnhe", seen, value).flatten(2)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 Features = Mapping[str, Tensor]  # features by tap: [N, D], or [N, L, D] for tokens
+# The features of all training images as random crops, (epoch, taps, kept) -> Features. kept: whether the cache on the disk keeps them.
+Epoch = Callable[[int, Sequence[str], bool], Features]
 # What scores are. Only logits become probabilities (by softmax); votes sum to 1 over the classes; similarities (cosines) are only ranked.
 ScoreKind = Literal["logits", "votes", "similarities"]
 
@@ -41,6 +43,7 @@ class Known(NamedTuple):
     seed: int = 0
     device: torch.device = torch.device("cpu")  # where a protocol that trains does so
     names: Callable[[], Sequence[tuple[str, int]]] = list  # as of Counts
+    epoch: Epoch | None = None  # features of augmented images, where they can be had
 
     def rows(self, which: Tensor) -> Known:
         """The images at `which`, int64 [M]."""

@@ -132,7 +132,7 @@ def listed_rows(file: str, images: Sequence[tuple[str, int]]) -> Listed:
     if not rows:
         shown = ", ".join(name for name, _ in images[:2])
         raise UserError(
-            f"evaluate.few_linear.list: {file} names none of the training images ({shown}, ...); give a list of their file names, one a line"
+            f"evaluate.few_linear.list: {file} names none of the training images ({shown}, ...); give a list of their names, one a line"
         )
     return Listed(torch.tensor(sorted(rows)), len(wanted), tuple(missing), hashlib.sha256(content).hexdigest())
 

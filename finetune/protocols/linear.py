@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ...core.evaluate.logreg import C_GRID, LogisticRegression, all_classes, check_C, fit_choosing_C

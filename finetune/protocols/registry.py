@@ -10,11 +10,13 @@ from typing import Any
 
 from ...core.errors import UserError
 from .attentive import Attentive
+from .attentive_capi import AttentiveCAPI
 from .contract import ProbeProtocol, for_each
 from .few_linear import FewLinear
 from .fewshot import FewShot
 from .knn import KNN
 from .linear import Linear, dinov2_regression
+from .linear_sgd import LINEAR_PRESETS, LinearSGD
 from .nearest_mean import NearestMean
 from .ridge import FewShotRidge
 
@@ -27,6 +29,8 @@ SECTIONS: Mapping[str, Callable[..., ProbeProtocol]] = {
     "ridge": FewShotRidge,
     "nearest_mean": NearestMean,
     "few_linear": FewLinear,
+    "linear_sgd": LinearSGD,
+    "attentive_capi": AttentiveCAPI,
 }
 
 
@@ -40,11 +44,14 @@ def dino_knn() -> KNN:
     return KNN(k=(10, 20, 100, 200), temperature=0.07)
 
 
-# Published settings, which have no keys.
+# Published settings. Those of linear_sgd and attentive_capi are changed by the keys of these sections.
 PRESETS: Mapping[str, Callable[[], ProbeProtocol]] = {
     "knn-lightly": lightly_knn,
     "knn-dino": dino_knn,
     "logreg": dinov2_regression,
+    "ridge-bigvision": FewShotRidge,
+    **LINEAR_PRESETS,
+    "attentive-capi": AttentiveCAPI,
 }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from rootstock.core.errors import UserError
 from rootstock.core.evaluate.held_out import HOW_DRAWN
@@ -28,9 +29,11 @@ def noisy_digits(folder: Path, copies: int) -> str:
     return f"npz:{folder / f'{copies}.npz'}"
 
 
-def probe(folder: Path, name: str, train: str, **evaluate: Any) -> dict[str, Any]:
+def probe(
+    folder: Path, name: str, train: str, test: str = "sklearn:digits?size=16#[95%:,seed=0]", **evaluate: Any
+) -> dict[str, Any]:
     config = {
-        "data": {"train": train, "test": "sklearn:digits?size=16#[95%:,seed=0]", "size": 16},
+        "data": {"train": train, "test": test, "size": 16},
         "backbone": {"name": "pixels" if "attentive" not in evaluate else "smallconv"},
         "evaluate": evaluate,
         "run": {"dir": str(folder / name), "device": "cpu", "workers": 0},
@@ -59,11 +62,55 @@ def test_copies_of_all_images_change_no_choice_and_no_score(tmp_path: Path) -> N
         assert other["data"]["copies"] == {"train": 60 * (n - 1)} and other["data"]["n"]["train"] == 60 * n
 
 
-def test_copies_change_no_attentive_probe(tmp_path: Path) -> None:
-    asked = {"attentive": {"epochs": 2, "lr": [1e-3, 1e-2]}, "knn": {"k": 3}}
+def test_copies_change_no_probe_that_is_trained_by_steps(tmp_path: Path) -> None:
+    """Also on random crops, which are drawn by an image's place among those without copies."""
+    asked = {
+        "attentive": {"epochs": 2, "lr": [1e-3, 1e-2]},
+        "linear_sgd": {"lr": [0.1, 1.0], "epochs": 3, "batch_size": 16},
+        "attentive_capi": {
+            "sources": ["patch"],
+            "lr": [1e-2, 1e-3],
+            "weight_decay": [0.0],
+            "epochs": 2,
+            "cached_epochs": 1,
+        },
+    }
     one, three = (probe(tmp_path, str(n), noisy_digits(tmp_path, n), **asked) for n in (1, 3))
-    assert one["chosen"].keys() == {"attentive/lr", "attentive/weight_decay"}
-    assert one["chosen"] == three["chosen"] and one["metrics"] == three["metrics"]
+    names = {"attentive": ("lr", "weight_decay")} | dict.fromkeys(
+        ("linear_sgd", "attentive_capi-patch"), ("tap", "lr", "weight_decay")
+    )
+    assert one["chosen"].keys() == {f"{name}/{key}" for name, keys in names.items() for key in keys}
+    for key in ("chosen", "candidates", "metrics"):
+        assert json.dumps(one[key]) == json.dumps(three[key]), key
+    told = one["details"]["test/linear_sgd"]["settings"]
+    assert told["trained"] == {"steps": 12, "warmup_steps": 0, "batch_size": 16} and told["augment"] == "crops"
+    assert "temperature" in one["details"]["test/linear_sgd"]
+
+
+def test_labels_of_the_test_set_reach_no_choice_and_no_score(tmp_path: Path) -> None:
+    """The labels of the test images are shuffled: every protocol chooses as before, and gives every image the same scores."""
+    train, test = noisy_digits(tmp_path, 1), open_images("sklearn:digits?size=16#[90%:,seed=0]")
+    pixels, labels = test.resident(), test.labels
+    assert pixels is not None and labels is not None
+    asked: dict[str, Any] = {
+        "knn": {"k": [1, 5]},
+        "linear": {"C": [0.01, 1.0]},
+        "ridge": {"shots": [2]},
+        "nearest_mean": {},
+        "few_linear": {"fractions": [0.5], "draws": 2, "C": [0.1, 1.0]},
+        "linear_sgd": {"lr": [0.1, 1.0], "epochs": 2},
+    }
+    found = []
+    for name, order in (("plain", torch.arange(len(labels))), ("shuffled", torch.randperm(len(labels)))):
+        np.savez(tmp_path / f"{name}.npz", x=pixels.numpy()[:, 0], y=labels[order].numpy())
+        result = probe(tmp_path, name, train, test=f"npz:{tmp_path / f'{name}.npz'}", **asked)
+        found.append((result, load_file(tmp_path / name / "predictions.safetensors")))
+    (one, scores), (other, shuffled) = found
+    for key in ("chosen", "candidates", "fits"):
+        assert json.dumps(one[key]) == json.dumps(other[key])
+    assert one["metrics"] != other["metrics"]
+    same = [name for name in scores if torch.equal(scores[name], shuffled[name])]
+    assert len([name for name in same if "/scores" in name or "logits" in name]) >= len(asked), sorted(scores)
 
 
 def test_nothing_chosen_needs_no_slice(tmp_path: Path) -> None:

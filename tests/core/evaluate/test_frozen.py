@@ -24,6 +24,7 @@ from torch import Tensor
 from rootstock.core import hostmemory, launchlog
 from rootstock.core.errors import UserError
 from rootstock.core.evaluate import feature_cache, feature_key, feature_stores, frozen
+from rootstock.core.evaluate.augmented import RandomCrops
 from rootstock.core.evaluate.feature_cache import Entry, entries_below, entry_of, look_up, make_room
 from rootstock.core.evaluate.frozen import features_of, rows_to_check
 from rootstock.core.evaluate.taps import Taps
@@ -523,6 +524,8 @@ def one_process(rank: int, folder: Path) -> None:
     images, network = open_images(f"folder:{folder / 'set'}?labels=none"), Network(("pooled", "tokens"))
     counts = (1, 7)
     alone = {(n, b): network(images.select(torch.arange(n)), cache=0, batch_size=b) for n in counts for b in (2, 3)}
+    crops = RandomCrops(images, Evaluation(16), seed=0, epoch=1)
+    cropped = network(crops, cache=0, batch_size=2)
     feature_stores.identity = lambda: {"where": f"machine {rank // 2}"}
     place = Path(os.environ["XDG_CACHE_HOME"]) / "rootstock" / "features"
 
@@ -541,6 +544,8 @@ def one_process(rank: int, folder: Path) -> None:
         if rank >= world:
             break
         dist.init_process_group("gloo", init_method=f"file://{folder / str(world)}", rank=rank, world_size=world)
+        for name, rows in network(crops, cache=0, batch_size=2).items():
+            assert torch.equal(rows, cropped[name])
         for n in counts:
             assert same(n, world, n) == "" and same(n, world, None) == ""
         assert len(list(place.glob("*.json"))) == 2 * len(counts) * (4 - world)

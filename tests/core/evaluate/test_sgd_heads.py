@@ -55,6 +55,7 @@ OPTIMIZERS: dict[str, Callable[[list[dict], HeadTraining], torch.optim.Optimizer
     "nesterov": lambda groups, training: torch.optim.SGD(groups, lr=1.0, momentum=training.momentum, nesterov=True),
     "lars": lambda groups, training: LARS(groups, lr=1.0, momentum=training.momentum),
     "adamw": lambda groups, _: torch.optim.AdamW(groups, lr=1.0),
+    "adamw-0.95": lambda groups, _: torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.95)),
 }
 
 

@@ -38,7 +38,7 @@ def test_sections_of_several_are_scored_one_by_one() -> None:
     assert made["ridge-5shot@cls"] == FewShotRidge(shots=(5,), taps=("cls",))
     assert made["few_linear-2shot"] == FewLinear(fractions=(), shots=(2,))
     for nothing in ({"ridge": {"shots": []}}, {"few_linear": {"fractions": []}}):
-        with pytest.raises(UserError, match="an empty list|no labels are asked for"):
+        with pytest.raises(UserError, match=r"an empty list|no labels are asked for"):
             chosen_protocols(nothing, ())
 
 
@@ -163,7 +163,7 @@ def test_a_list_names_images_by_the_end_of_their_names(tmp_path: Path, caplog: p
     ("content", "sentence"),
     [
         (b"x.jpg\n", r"names x.jpg, and 2 training images end so \(a/x.jpg, b/x.jpg\); write their folders before"),
-        (b"no.jpg\n", r"names none of the training images \(a/x.jpg, a/y.jpg, ...\); give a list of their file names"),
+        (b"no.jpg\n", r"names none of the training images \(a/x.jpg, a/y.jpg, ...\); give a list of their names"),
         (b"\n\n", "names none of the training images"),
         (b"\xff\xfe\x00", "cannot be read .not a text in UTF-8.; give a text with one file name a line"),
         (b"y.jpg\nz.jpg\n", r"names no image of 2 classes \(cat, dog\); add at least one a class"),

@@ -29,9 +29,20 @@ from rootstock.finetune.protocols.registry import PRESETS, SECTIONS, chosen_prot
 CLASSES = ("ant", "bee", "cat", "dog")
 Tests = dict[str, tuple[Tensor, Tensor]]
 # Every protocol, and what makes its training short where that matters.
-QUICK: dict[str, dict[str, Any]] = {"attentive": {"epochs": 10}}
+QUICK: dict[str, dict[str, Any]] = {
+    "attentive": {"epochs": 10},
+    "linear_sgd": {"augment": "none"},
+    "linear-simclr": {"augment": "none"},
+    "linear-simclr-cifar": {"augment": "none"},
+    "linear-mae": {"augment": "none", "lr": (30.0,)},
+    "linear-dinov2": {"augment": "none", "steps": 100},
+    "attentive_capi": {"augment": "none", "steps": 100, "sources": ("cls",), "weight_decay": (5e-4,)},
+    "attentive-capi": {"augment": "none", "steps": 100, "sources": ("avg_patch",), "lr": (1e-2,)},
+}
 EVERY: dict[str, ProbeProtocol] = {name: make(**QUICK.get(name, {})) for name, make in SECTIONS.items()}
-EVERY |= {name: make() for name, make in PRESETS.items()}
+EVERY |= {name: dataclasses.replace(cast("Any", make()), **QUICK.get(name, {})) for name, make in PRESETS.items()}
+# Those whose batches are drawn over rows.
+BY_ROWS = {name for name in EVERY if name.startswith(("attentive", "linear_sgd", "linear-"))}
 
 
 def blobs(n: int, seed: int, dim: int = 6) -> tuple[Tensor, Tensor]:
@@ -43,7 +54,10 @@ def blobs(n: int, seed: int, dim: int = 6) -> tuple[Tensor, Tensor]:
 
 def taps(x: Tensor) -> dict[str, Tensor]:
     """Features under every tap; an image has one token, its features, or those that `x` gives it."""
-    return {"pooled": x, "tokens": x[:, None]} if x.ndim == 2 else {"tokens": x}
+    if x.ndim == 3:
+        return {"tokens": x, "patches": x}
+    vectors = ("pooled", "cls", "mean", "cls+mean", "last4", "last4+mean")
+    return {"tokens": x[:, None], **dict.fromkeys(vectors, x)}
 
 
 def known(x: Tensor, y: Tensor, keys: Tensor | None = None, seed: int = 0) -> Known:
@@ -123,7 +137,7 @@ def test_the_training_set_is_all_that_is_fitted_and_its_order_is_no_matter(
     """Test labels reach no protocol; a shuffled training set gives the same choices and predictions."""
     order = torch.randperm(240, generator=torch.Generator().manual_seed(1))
     one, other = (EVERY[name].fit(given) for given in (train, train.rows(order)))
-    if name == "attentive":  # its batches are drawn over rows
+    if name in BY_ROWS:
         return
     assert one.chosen == other.chosen
     assert torch.equal(*(fitted.scores(taps(tests["near"][0])).argmax(-1) for fitted in (one, other)))

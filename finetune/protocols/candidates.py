@@ -1,0 +1,188 @@
+"""Candidates that are trained by steps and chosen on a slice: what linear heads and attentive probes have alike.
+
+They read stored features, or epochs of features of random crops. All candidates are trained at once on the same batches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ...core.errors import UserError
+from ...core.evaluate.held_out import held_out_rows, nothing_to_choose_on
+from ...core.evaluate.sgd_heads import HeadTraining
+from .contract import Counts, Features, Fitted, Known
+
+Augment = Literal["none", "crops"]
+# The learning rate of a candidate is that of a batch of so many images; it grows with the batch.
+RATE_BATCH = 256
+# Of epochs, steps and images in a batch; more is a mistake.
+MOST = 10_000_000
+CHOSEN_ON = "the most right, then the lowest loss, on a held-out 20 % of the training images; then trained anew on all"
+
+
+class Candidate(NamedTuple):
+    """The features that it reads, its learning rate for a batch of RATE_BATCH, and its weight decay."""
+
+    tap: str
+    lr: float
+    weight_decay: float
+
+
+class Trained(Protocol):
+    """Trained candidates, such as `FittedHeads`."""
+
+    @property
+    def diverged(self) -> tuple[bool, ...]: ...
+    def logits(self, features: Mapping[str, Tensor], numbers: Sequence[int] | None = None, /) -> Tensor: ...
+    def scores(self, features: Mapping[str, Tensor], labels: Tensor, /) -> tuple[Tensor, Tensor]: ...
+
+
+# Train some candidates on the images at rows, int64 [n].
+Train = Callable[[Tensor, Sequence[Candidate]], Trained]
+
+
+class Length(NamedTuple):
+    """How long a training is: epochs or steps (the other is None), the images in a step, and the part of the steps that is warm-up."""
+
+    epochs: int | None
+    steps: int | None
+    batch_size: int
+    warmup: float
+
+    def check(self, section: str) -> None:
+        """Raises UserError for numbers out of range."""
+        for key, value in (("epochs", self.epochs), ("steps", self.steps), ("batch_size", self.batch_size)):
+            if value is not None and not 1 <= value <= MOST:
+                raise UserError(f"{section}.{key}: {value} is given; expected 1 to {MOST:,}")
+        if not 0 <= self.warmup < 1:
+            raise UserError(f"{section}.warmup: {self.warmup} is given; expected a part of the steps, 0 to below 1")
+
+    def of(self, n: int) -> tuple[int, int, int]:
+        """(steps, warm-up steps, images in a step) for n images. A batch has all images where there are fewer."""
+        size = min(self.batch_size, n)
+        steps = math.ceil((self.epochs or 0) * n / size) if self.steps is None else self.steps
+        return steps, min(round(self.warmup * steps), steps - 1), size
+
+
+class StepFeatures:
+    """The features of the images in each step, {tap: [n, ...]}, as `train_heads` asks for them.
+
+    rows: int64 [n], the training images that are trained on. With crops, epoch e of the training reads epoch e of the augmented features;
+    with `cached_epochs` = K, epoch e mod K. Memory: the features of K epochs, which lie in the cache on the disk where `run.feature_cache`
+    has room; without K, those of two epochs, which are extracted as the training comes to them.
+    """
+
+    def __init__(
+        self,
+        train: Known,
+        taps: Sequence[str],
+        rows: Tensor,
+        batch_size: int,
+        augment: Augment,
+        cached_epochs: int | None,
+    ) -> None:
+        self.train, self.taps, self.rows = train, tuple(dict.fromkeys(taps)), rows
+        self.size, self.augment, self.cached = batch_size, augment, cached_epochs
+        self.epochs: dict[int, Features] = {}
+
+    def __call__(self, step: int, places: Tensor | slice) -> dict[str, Tensor]:
+        """places: int64 [n], which of `rows` the step reads, as `straddling` gives them."""
+        rows = self.rows[places]
+        if self.augment == "none":
+            return {tap: self.train.features[tap][rows] for tap in self.taps}
+        epoch = torch.arange(step * self.size, step * self.size + len(rows)) // len(self.rows)
+        parts = [(self._epoch(int(one)), rows[epoch == one]) for one in epoch.unique()]
+        return {tap: torch.cat([found[tap][some] for found, some in parts]) for tap in self.taps}
+
+    def _epoch(self, number: int) -> Features:
+        if self.cached is not None:
+            number %= self.cached
+        if number not in self.epochs:
+            if self.train.epoch is None:
+                raise ValueError("these images cannot be augmented")
+            if self.cached is None:
+                self.epochs = {old: self.epochs[old] for old in self.epochs if old == number - 1}
+            self.epochs[number] = self.train.epoch(number, self.taps, self.cached is not None)
+        return self.epochs[number]
+
+
+def check_candidates(
+    section: str, candidates: Sequence[Candidate], augment: Augment, cached_epochs: int | None, counts: Counts
+) -> int:
+    """The number of images of the smallest training. Raises UserError for rates out of range, and for nothing to choose on.
+
+    section: as the config calls it, for messages.
+    """
+    if not candidates:
+        raise UserError(
+            f"{section}: there is no candidate; give at least one input, one learning rate and one weight decay"
+        )
+    for one in candidates:
+        if not (one.lr > 0 and math.isfinite(one.lr)):
+            raise UserError(f"{section}.lr: {one.lr} is given; expected finite numbers above 0")
+        if not (one.weight_decay >= 0 and math.isfinite(one.weight_decay)):
+            raise UserError(
+                f"{section}.weight_decay: {one.weight_decay} is given; expected finite numbers of 0 or more"
+            )
+    if cached_epochs is not None and augment == "none":
+        raise UserError(
+            f"{section}.cached_epochs: {cached_epochs} is given, but nothing is augmented; give augment=crops, or leave cached_epochs out"
+        )
+    if cached_epochs is not None and not 1 <= cached_epochs <= MOST:
+        raise UserError(f"{section}.cached_epochs: {cached_epochs} is given; expected 1 to {MOST:,}, or null")
+    if len(candidates) == 1:
+        return len(counts.labels)
+    if nothing_to_choose_on(counts.keys, counts.labels):
+        raise UserError(
+            f"{section}: no class has two different training images to choose among {len(candidates)} candidates on; "
+            "give a single input, lr and weight_decay, or add images"
+        )
+    return len(counts.labels) - int(held_out_rows(counts.keys, counts.labels, seed=0).sum())
+
+
+def training_of(length: Length, n: int, **options: Any) -> HeadTraining:
+    """How linear heads are trained on n images."""
+    steps, warmup_steps, size = length.of(n)
+    return HeadTraining(steps=steps, warmup_steps=warmup_steps, batch_size=size, **options)
+
+
+def fit_candidates(section: str, train: Known, candidates: Sequence[Candidate], make: Train) -> Fitted:
+    """Train all candidates on 80 % of the images, choose on the rest, and train the best on all. A single one is trained on all.
+
+    Best means most held-out images right, then lowest held-out loss. The slice is shown without augmentation.
+    Raises UserError if all candidates diverge, or the one that was chosen.
+    """
+    everything, best = torch.arange(len(train.labels)), 0
+    tried, held_out = list[dict[str, Any]](), None
+    if len(candidates) > 1:
+        outer = held_out_rows(train.keys, train.labels, seed=train.seed)
+        models, labels = make(everything[~outer], candidates), train.labels[outer]
+        shown = {tap: train.features[tap][outer] for tap in {one.tap for one in candidates}}
+        right, loss = models.scores(shown, labels)
+        order = [(hits, -value) for hits, value in zip(right.tolist(), loss.tolist(), strict=True)]
+        best = order.index(max(order))
+        tried = [
+            {**one._asdict(), "accuracy": max(hits, 0) / len(labels), **({"diverged": True} if hits < 0 else {})}
+            for one, (hits, _) in zip(candidates, order, strict=True)
+        ]
+        _refuse_diverged(section, candidates, all(models.diverged))
+        held_out = models.logits(shown, [best])[0].float().cpu(), labels
+    model = make(everything, [candidates[best]])
+    _refuse_diverged(section, [candidates[best]], model.diverged[0])
+
+    def scores(features: Features) -> Tensor:
+        return model.logits(features, [0])[0].float().cpu()
+
+    chosen = candidates[best]._asdict() if tried else {}
+    return Fitted(scores, "logits", chosen, tuple(tried), held_out=held_out)
+
+
+def _refuse_diverged(section: str, candidates: Sequence[Candidate], diverged: bool) -> None:
+    if diverged:
+        least = min(one.lr for one in candidates)
+        raise UserError(f"{section}: the training diverged at lr = {least:g}; give {section}.lr lower values")
