@@ -29,7 +29,7 @@ from ..core.views.view import Evaluation
 from .baselines.registry import BASELINES
 from .protocols.attentive import Attentive
 from .protocols.attentive_capi import AttentiveCAPI
-from .protocols.contract import Counts, Features, Fitted, Known, ProbeProtocol
+from .protocols.contract import Augmented, Counts, Features, Fitted, Known, ProbeProtocol
 from .protocols.few_linear import FewLinear
 from .protocols.fewshot import FewShot
 from .protocols.knn import KNN
@@ -150,7 +150,10 @@ def probe(
     run.log(f"probe {model.spec['name']}: features of {len(distinct)} training and {count} test images")
 
     view = stage.evaluation(data, model)
-    known, shown = _extracted(run, taps, view, distinct, names, tests)
+    cropped = [
+        tap for one in protocols.values() if isinstance(one, Augmented) and one.augment == "crops" for tap in one.reads
+    ]
+    known, shown = _extracted(run, taps, view, distinct, names, tests, cropped)
     scored, outcomes = Scored(known.classes, seed), dict[str, Fitted]()
     for name, protocol in protocols.items():
         outcomes[name] = protocol.fit(known)
@@ -177,10 +180,12 @@ def _extracted(
     train: Images,
     names: Callable[[], Sequence[tuple[str, int]]],
     tests: Mapping[str, Images],
+    cropped: Sequence[str],
 ) -> tuple[Known, Mapping[str, Features]]:
     """The features of all sets, each image once: the training set's, and those of each test by name.
 
     Pooled ones come for every test, which the map of features shows; others only where there are labels to score.
+    cropped: the taps that any protocol reads of random crops. One pass gives all of them where the cache can keep them.
     """
     assert train.labels is not None and train.classes is not None
     room = size_of(run.options["feature_cache"], "run.feature_cache")
@@ -194,9 +199,10 @@ def _extracted(
     )
 
     def epoch(number: int, names: Sequence[str], kept: bool) -> Features:
-        run.log(f"features of epoch {number} of random crops ({', '.join(names)})")
-        crops = RandomCrops(train, view, seed=run.seed, epoch=number)
-        return find(taps.only(names), crops, described=crops.describe(view), cache=room if kept else 0)
+        crops, room_here = RandomCrops(train, view, seed=run.seed, epoch=number), room if kept else 0
+        wanted = taps.only(cropped if room_here else names)
+        run.log(f"features of epoch {number} of random crops ({', '.join(wanted.names)})")
+        return find(wanted, crops, described=crops.describe(view), cache=room_here)
 
     pooled = Taps(taps.backbone)
     everything = taps if "pooled" in taps.names else Taps(taps.backbone, ["pooled", *taps.names])

@@ -33,15 +33,15 @@ from .candidates import (
 from .contract import Counts, Fitted, Known
 from .room import check_room
 
-SECTION = "evaluate.attentive_capi"
-Source = Literal["cls", "avg_patch", "patch"]
+CAPI_SECTION = "evaluate.attentive_capi"
+ProbeSource = Literal["cls", "avg_patch", "patch"]
 TAPS: Mapping[str, str] = {"cls": "cls", "avg_patch": "mean", "patch": "patches"}
 # Numbers of one attention head.
 HEAD_WIDTH = 64
 # Of all weights at the start. CAPI truncates them at +-2, which is 100 deviations away and changes nothing.
 INIT_STD = 0.02
 # Test images are scored in blocks of this many numbers of tokens (64 MB in float32).
-BLOCK = 1 << 24
+PATCH_NUMBERS = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class AttentiveCAPI:
         extracts new ones for each epoch, and keeps none.
     """
 
-    sources: tuple[Source, ...] = ("cls", "avg_patch", "patch")
+    sources: tuple[ProbeSource, ...] = ("cls", "avg_patch", "patch")
     lr: tuple[float, ...] = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
     weight_decay: tuple[float, ...] = (5e-4, 1e-3, 5e-2)
     epochs: int | None = None
@@ -95,23 +95,23 @@ class AttentiveCAPI:
     def each(self) -> Mapping[str, AttentiveCAPI]:
         """One for each source. Raises UserError if there is none."""
         if not self.sources:
-            raise UserError(f"{SECTION}.sources: an empty list is given; expected some of {', '.join(TAPS)}")
+            raise UserError(f"{CAPI_SECTION}.sources: an empty list is given; expected some of {', '.join(TAPS)}")
         return {source: replace(self, sources=(source,)) for source in dict.fromkeys(self.sources)}
 
     def requires(self, name: str, counts: Counts) -> None:
         """Raises UserError for numbers out of range, tokens that 64 doesn't divide, and want of images to choose on or of memory."""
-        self.length.check(SECTION)
-        n = check_candidates(SECTION, self.candidates, self.augment, self.cached_epochs, counts)
+        self.length.check(CAPI_SECTION)
+        n = check_candidates(CAPI_SECTION, self.candidates, self.augment, self.cached_epochs, counts)
         if "patch" in self.sources and "patches" in counts.shapes:
             length, width = counts.shapes["patches"]
             if width % HEAD_WIDTH:
                 raise UserError(
-                    f"{SECTION}.sources: patches of {width} numbers cannot be read by heads of {HEAD_WIDTH}; take a network whose width is "
+                    f"{CAPI_SECTION}.sources: patches of {width} numbers cannot be read by heads of {HEAD_WIDTH}; take a network whose width is "
                     f"a multiple of {HEAD_WIDTH}, or leave patch out; evaluate.attentive has heads of other widths"
                 )
             need = self.bytes(length, width, len(counts.classes), n)
             remedy = "give fewer values of lr and weight_decay, or a smaller batch_size"
-            check_room(SECTION, len(self.candidates), need, remedy)
+            check_room(CAPI_SECTION, len(self.candidates), need, remedy)
 
     def bytes(self, length: int, width: int, classes: int, n: int) -> int:
         """Memory of all candidates on patches: parameters, gradients and two moments; then a batch with what its gradients need."""
@@ -134,10 +134,11 @@ class AttentiveCAPI:
             fit = train_pools if source == "patch" else train_heads
             return fit(features, labels, k, heads, training, seed=train.seed, device=train.device)
 
-        fitted = fit_candidates(SECTION, train, self.candidates, make)
+        fitted = fit_candidates(CAPI_SECTION, train, self.candidates, make)
         steps, warmup_steps, size = self.length.of(len(train.labels))
         said = {
             **asdict(self),
+            "steps": self.length.steps,
             "trained": {"steps": steps, "warmup_steps": warmup_steps, "batch_size": size},
             "optimizer": f"adamw, betas {list(CAPI_BETAS)}",
             "init_std": INIT_STD,
@@ -177,7 +178,7 @@ class FittedPools(NamedTuple):
         """{tap: [N, L, D]} -> float32 [M, N, K] of all candidates or of some, on the CPU; block by block."""
         x, device = features[self.tap], self.pools.bias.device
         some = Pools(*(part if numbers is None else part[list(numbers)] for part in self.pools))
-        blocks = x.split(max(1, BLOCK // max(1, math.prod(x.shape[1:]))))
+        blocks = x.split(max(1, PATCH_NUMBERS // max(1, math.prod(x.shape[1:]))))
         return torch.cat([some(block.to(device, torch.float32)).cpu() for block in blocks], 1)
 
     def scores(self, features: Mapping[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:

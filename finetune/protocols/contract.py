@@ -97,6 +97,16 @@ class Tapped(ProbeProtocol, Protocol):
 
 
 @runtime_checkable
+class Augmented(ProbeProtocol, Protocol):
+    """A protocol that may be trained on random crops; then it calls `Known.epoch` for the taps that it reads."""
+
+    @property
+    def augment(self) -> str:
+        """`crops` if it is."""
+        ...
+
+
+@runtime_checkable
 class Several(Protocol):
     """A section that stands for several protocols, each scored on its own: one for each number of shots."""
 

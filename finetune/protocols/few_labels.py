@@ -21,7 +21,7 @@ MOST_DRAWS = 10_000
 # Of a list file; the names of all of ImageNet take 40 MB.
 LARGEST_LIST = 1 << 28
 # A message names so many of the names that it is about.
-NAMED = 5
+NAMES_SHOWN = 5
 
 
 def check_draws(name: str, draws: int) -> None:
@@ -125,7 +125,7 @@ def listed_rows(file: str, images: Sequence[tuple[str, int]]) -> Listed:
         if len({row for _, row in found}) > 1:
             raise UserError(
                 f"evaluate.few_linear.list: {file} names {line}, and {len(found)} training images end so "
-                f"({', '.join(name for name, _ in found[:NAMED])}); write their folders before the names"
+                f"({', '.join(name for name, _ in found[:NAMES_SHOWN])}); write their folders before the names"
             )
         rows |= {row for _, row in found}
         missing += [] if found else [line]

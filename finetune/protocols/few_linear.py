@@ -14,7 +14,7 @@ from ...core.errors import UserError
 from ...core.evaluate.held_out import nothing_to_choose_on
 from ...core.evaluate.logreg import DEFAULT_C, check_C, fit_choosing_C
 from .contract import Counts, Features, Fitted, Known
-from .few_labels import NAMED, check_draws, check_shots, drawn_parts, drawn_rows, identities_by_class, listed_rows
+from .few_labels import NAMES_SHOWN, check_draws, check_shots, drawn_parts, drawn_rows, identities_by_class, listed_rows
 from .linear import COARSE_GRID, all_logits, candidates_of
 
 _log = logging.getLogger(__name__)
@@ -83,11 +83,11 @@ class FewLinear:
             labels = set(counts.labels[found.rows].tolist())
             if absent := [title for label, title in enumerate(counts.classes) if label not in labels]:
                 raise UserError(
-                    f"evaluate.few_linear.list: {self.list} names no image of {len(absent)} classes ({', '.join(absent[:NAMED])}); "
+                    f"evaluate.few_linear.list: {self.list} names no image of {len(absent)} classes ({', '.join(absent[:NAMES_SHOWN])}); "
                     "add at least one a class, or leave these classes out of the sets"
                 )
             if found.missing:
-                shown = ", ".join(found.missing[:NAMED]) + (", ..." if len(found.missing) > NAMED else "")
+                shown = ", ".join(found.missing[:NAMES_SHOWN]) + (", ..." if len(found.missing) > NAMES_SHOWN else "")
                 _log.warning(
                     "%s: %d of the %d names in %s are no training images (%s)",
                     name, len(found.missing), found.names, self.list, shown,

@@ -25,7 +25,7 @@ from .candidates import (
 from .contract import Counts, Fitted, Known
 from .room import check_room
 
-SECTION = "evaluate.linear_sgd"
+SGD_SECTION = "evaluate.linear_sgd"
 Published = Literal["linear-simclr", "linear-simclr-cifar", "linear-mae", "linear-dinov2"]
 
 
@@ -99,23 +99,23 @@ class LinearSGD:
         """Raises UserError for numbers out of range, for want of images to choose on, and of memory."""
         if self.epochs is not None and self.steps is not None:
             raise UserError(
-                f"{SECTION}: epochs and steps are given; expected one of them, which says how long the training is"
+                f"{SGD_SECTION}: epochs and steps are given; expected one of them, which says how long the training is"
             )
-        self.length.check(SECTION)
+        self.length.check(SGD_SECTION)
         candidates, found = self.candidates, self.settings
-        n = check_candidates(SECTION, candidates, self.augment, self.cached_epochs, counts)
+        n = check_candidates(SGD_SECTION, candidates, self.augment, self.cached_epochs, counts)
         if found["normalise"] and min(n, found["batch_size"]) < 2:
             raise UserError(
-                f"{SECTION}.normalise: the statistics of a batch need two images or more; raise batch_size, or add images"
+                f"{SGD_SECTION}.normalise: the statistics of a batch need two images or more; raise batch_size, or add images"
             )
         try:
             training_of(self.length, n, **self._options())
         except UserError as error:
-            raise UserError(f"{SECTION}.{error}") from None
+            raise UserError(f"{SGD_SECTION}.{error}") from None
         if all(one.tap in counts.shapes for one in candidates):
             width = sum(counts.shapes[one.tap][-1] for one in candidates)
             need = 4 * 4 * width * len(counts.classes)  # weight, gradient and at most two moments in float32
-            check_room(SECTION, len(candidates), need, "give fewer values of lr, weight_decay or inputs")
+            check_room(SGD_SECTION, len(candidates), need, "give fewer values of lr, weight_decay or inputs")
 
     def fit(self, train: Known) -> Fitted:
         """Train all candidates, choose, and train the best on all images. Scores are logits, float32 [M, K]."""
@@ -130,7 +130,7 @@ class LinearSGD:
             labels, k = train.labels[rows], len(train.classes)
             return train_heads(features, labels, k, heads, training, seed=train.seed, device=train.device)
 
-        fitted = fit_candidates(SECTION, train, self.candidates, make)
+        fitted = fit_candidates(SGD_SECTION, train, self.candidates, make)
         steps, warmup_steps, size = self.length.of(len(train.labels))
         said = {
             **self.settings,

@@ -136,7 +136,7 @@ def test_blocks_of_test_images_change_no_score(monkeypatch: pytest.MonkeyPatch) 
     option = AttentiveCAPI(sources=("patch",), lr=(0.01,), weight_decay=(0.0,), steps=3, augment="none")
     fitted, test = option.fit(known()), known(1).features
     whole = fitted.scores(test)
-    monkeypatch.setattr(attentive_capi, "BLOCK", 7 * LENGTH * WIDTH)
+    monkeypatch.setattr(attentive_capi, "PATCH_NUMBERS", 7 * LENGTH * WIDTH)
     torch.testing.assert_close(fitted.scores(test), whole)
 
 
