@@ -15,7 +15,7 @@ from ..core.evaluate.frozen import features_of
 from ..core.evaluate.held_out import distinct_rows
 from ..core.evaluate.pictures import save_map
 from ..core.evaluate.scores import Scored
-from ..core.evaluate.taps import LEVEL, Taps, available_taps
+from ..core.evaluate.taps import LEVEL, PATCHES, Taps, available_taps
 from ..core.images.limits import size_of
 from ..core.images.open import Images
 from ..core.images.sets import LABELLED, add_seen, describe_sets, exposure, train_and_tests
@@ -25,6 +25,8 @@ from ..core.run.directory import Run
 from ..core.views.resample import Interpolation
 from ..core.views.view import Evaluation
 from .baselines.registry import BASELINES
+from .dense.dense import Dense, DenseProbe, prepare
+from .dense.outcome import score_dense
 from .protocols.attentive import Attentive
 from .protocols.contract import Counts, Features, Fitted, Known, ProbeProtocol
 from .protocols.fewshot import FewShot
@@ -63,6 +65,7 @@ def protocol_options(
     linear: Annotated[dict[str, Any] | None, Section(Linear)] = None,
     attentive: Annotated[dict[str, Any] | None, Section(Attentive)] = None,
     fewshot: Annotated[dict[str, Any] | None, Section(FewShot)] = None,
+    dense: Annotated[dict[str, Any] | None, Section(Dense)] = None,
     presets: list[str] = [],
 ) -> None:
     """The `evaluate` section of `rootstock probe`: which protocols run; kNN where none is given.
@@ -71,6 +74,7 @@ def protocol_options(
     linear: Logistic regression, its regularisation chosen on a part of the training images; null for none.
     attentive: An attentive probe on the tokens before pooling; null for none.
     fewshot: Nearest class mean from a few labelled images a class; null for none.
+    dense: Segmentation by a linear classifier on patches, from masks; null for none. With it alone, images need no class labels.
     presets: Published protocols by name: knn-lightly, knn-dino, logreg.
     """
 
@@ -83,6 +87,8 @@ class Probing(NamedTuple):
     distinct: Images  # the training images without copies: what the protocols see
     tests: dict[str, Images]
     taps: Taps  # of the network, those that the protocols read
+    view: Evaluation
+    dense: DenseProbe | None
 
 
 def build_probe(
@@ -90,21 +96,27 @@ def build_probe(
 ) -> Probing:
     """Choose the protocols, open the sets and build the network. Raises UserError, also for what a protocol cannot do on this set."""
     torch.manual_seed(seed)
-    train, tests = train_and_tests(data["train"], data["test"], seed)
+    # Masks are all the labels that a dense probe needs.
+    unlabelled = evaluate["dense"] is not None and not chosen_protocols(evaluate, ())
+    train, tests = train_and_tests(data["train"], data["test"], seed, labels=not unlabelled)
     stage.record_sets(run, stage.named_sets(train, tests), data["stamp"])
     distinct = train.select(distinct_rows(train))
-    assert distinct.labels is not None and distinct.classes is not None
     if copies := len(train) - len(distinct):
         run.log(f"{copies} of {len(train)} training images are copies of others; each counts once")
     model = create(data["size"], stage.channels_of(train), {**OWN, **BASELINES}, **backbone)
+    view = stage.evaluation(data, model)
     protocols = chosen_protocols(evaluate, tuple(tap for tap in available_taps(model) if LEVEL.fullmatch(tap)))
-    taps = Taps(model, [tap for protocol in protocols.values() for tap in protocol.reads])
+    dense = prepare(evaluate["dense"], stage.named_sets(distinct, tests), model, view, seed, run.log)
+    wanted = [tap for protocol in protocols.values() for tap in protocol.reads]
+    taps = Taps(model, [*wanted, PATCHES] if dense else wanted)
     one = taps(torch.zeros(1, model.channels, model.size, model.size))
     shapes = {tap: tuple(found.shape[1:]) for tap, found in one.items()}
-    counts = Counts(distinct.labels, distinct.keys(), distinct.classes, shapes)
-    for name, protocol in protocols.items():
-        protocol.requires(name, counts)
-    return Probing(protocols, train, distinct, tests, taps)
+    if protocols:
+        assert distinct.labels is not None and distinct.classes is not None
+        counts = Counts(distinct.labels, distinct.keys(), distinct.classes, shapes)
+        for name, protocol in protocols.items():
+            protocol.requires(name, counts)
+    return Probing(protocols, train, distinct, tests, taps, view, dense)
 
 
 def probe(
@@ -122,19 +134,19 @@ def probe(
     evaluate: The protocols.
     seed: Seed of held-out images and random draws, 0 or more.
     """
-    protocols, train, distinct, tests, taps = build_probe(run, data, backbone, evaluate, seed)
+    protocols, train, distinct, tests, taps, view, dense = build_probe(run, data, backbone, evaluate, seed)
     taps, model = taps.to(run.device), taps.backbone
     if backbone["weights"] == "none" and model.spec["name"] not in BASELINES:
         run.log("WARNING: backbone.weights is none: these are features of a network that nothing has trained")
     count = sum(map(len, tests.values()))
     run.log(f"probe {model.spec['name']}: features of {len(distinct)} training and {count} test images")
 
-    view = stage.evaluation(data, model)
-    known, shown = _extracted(run, taps, view, distinct, tests)
-    scored, outcomes = Scored(known.classes, seed), dict[str, Fitted]()
+    features, shown = _extracted(run, taps, view, distinct, tests)
+    scored, outcomes = Scored(distinct.classes or (), seed), dict[str, Fitted]()
     for name, protocol in protocols.items():
-        outcomes[name] = protocol.fit(known)
+        outcomes[name] = protocol.fit(_known(features, distinct, run))
         add_outcome(scored, name, outcomes[name], tests, shown)
+    segmented = score_dense(dense, scored, features, shown, run) if dense else None
 
     if run.main:
         scored.save(run.dir)
@@ -144,18 +156,19 @@ def probe(
     if copies := len(train) - len(distinct):
         facts["copies"] = {"train": copies}
     found = {**exposure(model.seen, tests), **scored.as_result(), **what_was_chosen(outcomes, distinct, seed)}
+    if segmented:
+        segmented.add_to(found)
     selection = "train-split" if found["chosen"] else "last"
     return run.finish({"data": facts, **found, "selection": model.selection(selection)})
 
 
 def _extracted(
     run: Run, taps: Taps, view: Evaluation, train: Images, tests: Mapping[str, Images]
-) -> tuple[Known, Mapping[str, Features]]:
+) -> tuple[Features, Mapping[str, Features]]:
     """The features of all sets, each image once: the training set's, and those of each test by name.
 
-    Pooled ones come for every test, which the map of features shows; others only where there are labels to score.
+    Pooled ones come for every test, which the map of features shows.
     """
-    assert train.labels is not None and train.classes is not None
     find = partial(
         features_of,
         view=view,
@@ -165,8 +178,11 @@ def _extracted(
         weights=weights_digest(taps.backbone),
         log=run.log,
     )
-    pooled = Taps(taps.backbone)
     everything = taps if "pooled" in taps.names else Taps(taps.backbone, ["pooled", *taps.names])
-    found = find(taps, train)
-    shown = {name: find(everything if t.labels is not None else pooled, t) for name, t in tests.items()}
-    return Known(found, train.labels, train.keys(), train.classes, run.seed, run.device), shown
+    return find(taps, train), {name: find(everything, images) for name, images in tests.items()}
+
+
+def _known(features: Features, train: Images, run: Run) -> Known:
+    """The training images as protocols see them."""
+    assert train.labels is not None and train.classes is not None
+    return Known(features, train.labels, train.keys(), train.classes, run.seed, run.device)

@@ -43,7 +43,7 @@ PRESETS: Mapping[str, Callable[[], ProbeProtocol]] = {
 
 
 def chosen_protocols(evaluate: Mapping[str, Any], layers: tuple[str, ...]) -> dict[str, ProbeProtocol]:
-    """The protocols that the `evaluate` section asks for, by name and in its order; kNN where it asks for none. Raises UserError.
+    """The protocols that the `evaluate` section asks for, by name and in its order; kNN where it asks for nothing. Raises UserError.
 
     layers: the taps that the tap `layers` stands for.
     """
@@ -52,7 +52,7 @@ def chosen_protocols(evaluate: Mapping[str, Any], layers: tuple[str, ...]) -> di
         if name not in PRESETS:
             raise UserError(f"evaluate.presets: unknown preset {name!r} (known: {', '.join(sorted(PRESETS))})")
         chosen[name] = PRESETS[name]()
-    named = chosen or {"knn": KNN()}
+    named = chosen or ({} if evaluate.get("dense") is not None else {"knn": KNN()})
     return {one: made for name, protocol in named.items() for one, made in for_each_tap(name, protocol, layers).items()}
 
 
