@@ -28,7 +28,7 @@ C_GRID: tuple[float, ...] = tuple(float(c) for c in np.logspace(-6, 5, 45))
 # Used where nothing can be held out (one image a class): scikit-learn's default.
 DEFAULT_C = 1.0
 # A feature that deviates by less than this part of its mean is constant: rounding in float64 is far below, one step of float16 far above.
-CONSTANT = 1e-9
+CONSTANT_PART = 1e-9
 
 
 class Fit(NamedTuple):
@@ -139,7 +139,7 @@ def fit_path(
     if standardised:
         scale = (x - mean).square().mean(dim=0).sqrt()
         # The deviation of a constant is not 0 but the rounding of its mean.
-        scale = torch.where(scale > CONSTANT * mean.abs(), scale, 1.0)
+        scale = torch.where(scale > CONSTANT_PART * mean.abs(), scale, 1.0)
     else:
         scale = (x - mean).square().mean().sqrt()
         scale = torch.where(scale > 0, scale, 1.0)

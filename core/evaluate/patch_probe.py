@@ -75,7 +75,7 @@ def fit_patches(
     fitted = ~outer[places // labels.shape[1]].to(device)
     tried = fit_path(x[fitted], y[fitted], grid, standardised=True)
     total = np.zeros((len(grid), pixels.classes, pixels.classes), dtype=np.int64)
-    for _, confusion in confusions(tried, features, pixels, outer.nonzero()[:, 0].tolist()):
+    for _, confusion in image_confusions(tried, features, pixels, outer.nonzero()[:, 0].tolist()):
         total += confusion
     if not total.any():
         raise UserError(
@@ -93,7 +93,7 @@ def _patches(features: Tensor, places: Tensor, device: torch.device) -> Tensor:
     return features.flatten(0, 1)[places].to(device).double()
 
 
-def confusions(
+def image_confusions(
     models: Sequence[LogisticRegression], features: Tensor, pixels: PixelLabels, images: Iterable[int]
 ) -> Iterator[tuple[int, Ints]]:
     """Of each image its number and the confusion of its pixels by each of M models, int64 [M, K, K]. The models share their scale."""

@@ -19,9 +19,9 @@ from ...core.model.backbone import Backbone
 from ...core.views.augmentation import LARGEST_SIDE
 from ...core.views.view import Evaluation
 from .mask_files import LARGEST_VALUE, MaskFiles
-from .masks import ClassTable, Masks, Survey, class_table
+from .masks import ClassTable, Masks, MaskSurvey, class_table
 
-KEY = "evaluate.dense"
+DENSE_KEY = "evaluate.dense"
 MOST_CLASSES = 10_000
 
 
@@ -58,21 +58,21 @@ class Dense:
     @property
     def grid_of_C(self) -> list[float]:
         """The values to try, ascending. Raises UserError unless all are above 0."""
-        return check_C(DENSE_GRID if self.C is None else self.C, f"{KEY}.C")
+        return check_C(DENSE_GRID if self.C is None else self.C, f"{DENSE_KEY}.C")
 
     def check(self, size: int, grid: tuple[int, int]) -> None:
         """Raises UserError for values that no probe can have. size: of the input in pixels; grid: rows and columns of patches."""
         self.check_classes()
         if self.ignore is not None and not 0 <= self.ignore <= LARGEST_VALUE:
             raise UserError(
-                f"{KEY}.ignore: {self.ignore} is given; expected a number of the masks, 0 to {LARGEST_VALUE}, or null"
+                f"{DENSE_KEY}.ignore: {self.ignore} is given; expected a number of the masks, 0 to {LARGEST_VALUE}, or null"
             )
         if self.patches < 1:
-            raise UserError(f"{KEY}.patches: {self.patches} is given; expected at least 1")
+            raise UserError(f"{DENSE_KEY}.patches: {self.patches} is given; expected at least 1")
         side = size if self.resolution is None else self.resolution
         if not max(grid) <= side <= LARGEST_SIDE:
             raise UserError(
-                f"{KEY}.resolution: {side} px are given; expected {max(grid)} (the patches of a side) to {LARGEST_SIDE:,}"
+                f"{DENSE_KEY}.resolution: {side} px are given; expected {max(grid)} (the patches of a side) to {LARGEST_SIDE:,}"
             )
         _ = self.grid_of_C
 
@@ -82,9 +82,9 @@ class Dense:
             return
         count = self.classes if isinstance(self.classes, int) else len(self.classes)
         if not 2 <= count <= MOST_CLASSES:
-            raise UserError(f"{KEY}.classes: {count} classes are given; expected 2 to {MOST_CLASSES:,}")
+            raise UserError(f"{DENSE_KEY}.classes: {count} classes are given; expected 2 to {MOST_CLASSES:,}")
         if not isinstance(self.classes, int) and len(set(self.classes)) < count:
-            raise UserError(f"{KEY}.classes: two names are equal; give each class its own")
+            raise UserError(f"{DENSE_KEY}.classes: two names are equal; give each class its own")
 
 
 class DenseProbe(NamedTuple):
@@ -93,7 +93,7 @@ class DenseProbe(NamedTuple):
     settings: Dense
     table: ClassTable
     masks: Mapping[str, Masks]  # by name of the set, the training set's first
-    surveys: Mapping[str, Survey]
+    surveys: Mapping[str, MaskSurvey]
     grid: tuple[int, int]
     side: int
     patch_labels: Tensor  # int64 [N, P], of the training images; IGNORED where none
@@ -126,7 +126,7 @@ def prepare(
     settings = Dense(**fields)  # pyright: ignore[reportArgumentType]
     if PATCHES not in available_taps(model) or (grid := layout_of(model).grid) is None:
         raise UserError(
-            f"{KEY}: {model.spec['name']} has no features of single places; take a ViT or a convolutional network"
+            f"{DENSE_KEY}: {model.spec['name']} has no features of single places; take a ViT or a convolutional network"
         )
     settings.check(model.size, grid)
     paths = MaskFiles(settings.masks).of_sets(sets)
@@ -142,8 +142,8 @@ def prepare(
     for name in [name for name in surveys if name != train]:
         if not bool((surveys[name].cells >= 0).any()):
             raise UserError(
-                f"{KEY}: no pixel of the masks of {name} counts: all are {settings.ignore}, which is ignored, or lie outside the cut of "
-                "the view; correct the masks or evaluate.dense.ignore"
+                f"{DENSE_KEY}: no pixel of the masks of {name} counts: all are {settings.ignore}, which is ignored, or lie outside what "
+                "the view shows; correct the masks or evaluate.dense.ignore"
             )
     return DenseProbe(settings, table, masks, surveys, grid, side, labels)
 
@@ -153,13 +153,13 @@ def _check_slice(grid_of_C: Sequence[float], labels: Tensor, keys: Tensor, seed:
     labelled = (labels >= 0).any(dim=1)
     if not bool(labelled.any()):
         raise UserError(
-            f"{KEY}: no pixel of the training masks counts in what the view shows; correct them or {KEY}.ignore"
+            f"{DENSE_KEY}: no pixel of the training masks counts in what the view shows; correct them or {DENSE_KEY}.ignore"
         )
     if len(grid_of_C) == 1:
         return
     outer = sliced_images(keys, seed)
     if not bool(labelled[outer].any()) or not bool(labelled[~outer].any()):
         raise UserError(
-            f"{KEY}: there are too few different training images with pixels that count to choose C on a part of them; give {KEY}.C a "
-            "single value"
+            f"{DENSE_KEY}: there are too few different training images with pixels that count to choose C on a part of them; give "
+            f"{DENSE_KEY}.C a single value"
         )

@@ -20,11 +20,11 @@ from ...core.images.open_files import read_whole
 from ...core.images.pixels import open_picture, upright
 from ...core.printable import printable
 
-KEY = "evaluate.dense.masks"
+MASKS_KEY = "evaluate.dense.masks"
 STEM = "{stem}"
 # Formats that keep every number, and how their rows may be stored: elsewhere Pillow inverts or scales numbers.
 EXACT_FORMATS = ("PNG", "TIFF", "BMP", "GIF")
-RAW_MODES = ("1", "L", "P", "P;1", "P;2", "P;4", "P;4L", "I;16", "I;16B", "I;16L", "I;16N")
+RAW_MODES = ("1", "L", "P", "P;1", "P;2", "P;4")
 # Gray PNGs of 2 and 4 bits, whose numbers Pillow multiplies to fill 0..255.
 FACTORS = {"L;2": 85, "L;4": 17}
 LARGEST_VALUE = 65535
@@ -49,7 +49,7 @@ class MaskFiles:
         if not isinstance(masks, str) and (masks.keys() != sets.keys()):
             odd = sorted(masks.keys() ^ sets.keys())[0]
             what = "has no masks" if odd in sets else "is no set of this probe"
-            raise UserError(f"{KEY}: {odd} {what}; give one folder, or one for each of: {', '.join(sets)}")
+            raise UserError(f"{MASKS_KEY}: {odd} {what}; give one folder, or one for each of: {', '.join(sets)}")
         return {
             name: self._of_set(masks if isinstance(masks, str) else masks[name], name, images)
             for name, images in sets.items()
@@ -63,7 +63,7 @@ class MaskFiles:
             if key != keys[i]:
                 raise UserError(
                     f"{printable(path)} would be the mask of two pictures ({printable(other)}, and {name}: "
-                    f"{printable(images.full_name(i))}); give {KEY} a folder for each set, as in {{train: PATH, test: PATH}}, or the "
+                    f"{printable(images.full_name(i))}); give {MASKS_KEY} a folder for each set, as in {{train: PATH, test: PATH}}, or the "
                     "pictures different names"
                 )
             found.append(path)
@@ -106,13 +106,14 @@ class MaskFiles:
 def _not_one(wanted: str, found: list[str], shown: str) -> str:
     folder, last = os.path.split(wanted)
     if found:
-        return f"{KEY}: {printable(shown)} has {len(found)} masks ({', '.join(map(printable, found))} in {printable(folder)}); keep one"
+        several = f"{len(found)} masks ({', '.join(map(printable, found))} in {printable(folder)})"
+        return f"{MASKS_KEY}: {printable(shown)} has {several}; keep one"
     if not os.path.isdir(folder or os.curdir):
-        return f"{KEY}: {printable(shown)} has no mask, because there is no folder {printable(folder)}; check the path"
+        return f"{MASKS_KEY}: {printable(shown)} has no mask, because there is no folder {printable(folder)}; check the path"
     ending = "" if last.lower().endswith(EXTENSIONS) else ".png"
     return (
-        f"{KEY}: {printable(shown)} has no mask {printable(wanted + ending)}; add it, or leave the picture out (if it is a mask itself, "
-        "keep the masks outside the folder of the pictures)"
+        f"{MASKS_KEY}: {printable(shown)} has no mask {printable(wanted + ending)}; add it, or leave the picture out (if it is a mask "
+        "itself, keep the masks outside the folder of the pictures)"
     )
 
 
@@ -153,7 +154,7 @@ def _numbers(picture: Any, where: str) -> NDArray[Any]:
         )
     args = picture.tile[0].args if picture.tile and picture.format in ("PNG", "TIFF") else mode
     raw = args if isinstance(args, str) else str(args[0])
-    if raw not in RAW_MODES and raw not in FACTORS:
+    if raw not in RAW_MODES and raw not in FACTORS and not raw.startswith("I"):
         raise UserError(f"{where}: the mask stores its numbers as {raw}, scaled or inverted; {AS_PNG}")
     if picture.info.get("compression") == "jpeg":
         raise UserError(f"{where}: the mask is compressed as JPEG, which doesn't keep class numbers; {AS_PNG}")

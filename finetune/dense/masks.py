@@ -24,7 +24,7 @@ from ...core.views.view import Evaluation
 from .mask_files import LARGEST_VALUE, read_mask
 
 MOST_READERS = 8
-CHUNK = 64
+MASKS_AT_ONCE = 64
 
 
 class Look(NamedTuple):
@@ -35,7 +35,7 @@ class Look(NamedTuple):
     digest: bytes
 
 
-class Survey(NamedTuple):
+class MaskSurvey(NamedTuple):
     """What the masks of a set hold. first: the first file with each number, by number; cells: int64 [N, P]; digest: sha256 over all."""
 
     first: Mapping[int, str]
@@ -50,7 +50,7 @@ class Masks(NamedTuple):
     paths: Sequence[str]
     view: Evaluation
 
-    def survey(self, grid: tuple[int, int], ignore: int | None) -> Survey:
+    def survey(self, grid: tuple[int, int], ignore: int | None) -> MaskSurvey:
         """Look at all masks. Raises UserError for the first that cannot be read or has another size than its image.
 
         grid: rows and columns of patches. Patches are labelled by the mask at the network's own input size.
@@ -65,15 +65,15 @@ class Masks(NamedTuple):
         first, cells, whole = dict[int, str](), list[Ints](), hashlib.sha256()
         # Pillow and hashlib release the GIL.
         with ThreadPoolExecutor(min(MOST_READERS, usable_cores())) as threads:
-            for start in range(0, len(self.paths), CHUNK):
-                numbers = range(start, min(start + CHUNK, len(self.paths)))
+            for start in range(0, len(self.paths), MASKS_AT_ONCE):
+                numbers = range(start, min(start + MASKS_AT_ONCE, len(self.paths)))
                 for i, found in zip(numbers, threads.map(look, numbers), strict=True):
                     for value in found.values:
                         first.setdefault(value, self.paths[i])
                     cells.append(found.cells)
                     whole.update(found.digest)
                 note_progress(numbers.stop, len(self.paths))
-        return Survey(first, torch.from_numpy(np.stack(cells)), whole.hexdigest())
+        return MaskSurvey(first, torch.from_numpy(np.stack(cells)), whole.hexdigest())
 
     def read(self, i: int) -> NDArray[Any]:
         """The numbers of mask i, whole. Raises UserError if its size isn't its image's."""
@@ -123,7 +123,9 @@ class ClassTable(NamedTuple):
         return table[numbers]
 
 
-def class_table(classes: int | Sequence[str] | None, ignore: int | None, surveys: Mapping[str, Survey]) -> ClassTable:
+def class_table(
+    classes: int | Sequence[str] | None, ignore: int | None, surveys: Mapping[str, MaskSurvey]
+) -> ClassTable:
     """The classes that a config asks for, or those that the training masks hold. Raises UserError for a mask with other numbers.
 
     surveys: by name of the set, that of the training masks first. classes: their number, their names, or None.

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...core.evaluate.counts import Floats
 from ...core.evaluate.held_out import CHOICE_FRACTION
 from ...core.evaluate.measures import Measured
-from ...core.evaluate.patch_probe import PatchFit, confusions, fit_patches, sliced_images
+from ...core.evaluate.patch_probe import PatchFit, fit_patches, image_confusions, sliced_images
 from ...core.evaluate.scores import Scored
 from ...core.evaluate.segmentation import counts_of, measure_segmentation
 from ...core.evaluate.taps import PATCHES
@@ -19,8 +19,7 @@ from ...core.run.directory import Run
 from .dense import DenseProbe
 from .pictures import save_examples
 
-NAME = "dense"
-Features = Mapping[str, Tensor]
+DENSE = "dense"
 
 
 class DenseFound(NamedTuple):
@@ -32,14 +31,14 @@ class DenseFound(NamedTuple):
 
     def add_to(self, found: dict[str, Any]) -> None:
         """Add the entries to those of the other protocols."""
-        found["chosen"] = {**found["chosen"], **{f"{NAME}/{key}": value for key, value in self.chosen.items()}}
-        found["fits"] = {**found.get("fits", {}), NAME: self.fits}
+        found["chosen"] = {**found["chosen"], **{f"{DENSE}/{key}": value for key, value in self.chosen.items()}}
+        found["fits"] = {**found.get("fits", {}), DENSE: self.fits}
         if self.candidates:
-            found["candidates"] = {**found.get("candidates", {}), NAME: self.candidates}
+            found["candidates"] = {**found.get("candidates", {}), DENSE: self.candidates}
 
 
 def score_dense(
-    probe: DenseProbe, scored: Scored, train: Features, shown: Mapping[str, Features], run: Run
+    probe: DenseProbe, scored: Scored, train: Mapping[str, Tensor], shown: Mapping[str, Mapping[str, Tensor]], run: Run
 ) -> DenseFound:
     """Fit and score; metrics, intervals and details go into `scored`, and pictures into the run's folder.
 
@@ -62,7 +61,7 @@ def score_dense(
         f"dense: {fitted.used:,} of {labelled:,} labelled training patches of {len(keys):,} images, C = {fitted.model.C:g}"
     )
     for held, (test, features) in zip(sets, shown.items(), strict=True):
-        key, measured = f"{test}/{NAME}", _scored(probe, held, fitted, features[PATCHES], run.seed)
+        key, measured = f"{test}/{DENSE}", _scored(probe, held, fitted, features[PATCHES], run.seed)
         scored.metrics |= {f"{key}/{metric}": value for metric, value in measured.metrics.items()}
         scored.intervals |= {f"{key}/{metric}": pair for metric, pair in measured.intervals.items()}
         scored.details[key] = {**measured.details, **_facts(probe, held, fitted, labelled)}
@@ -87,7 +86,7 @@ def _scored(probe: DenseProbe, test: str, fitted: PatchFit, features: Tensor, se
     classes, images = probe.table.names, probe.masks[test].images
     each: Floats = np.zeros((len(images), 3 * len(classes)))
     total = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    for i, confusion in confusions([fitted.model], features, probe.pixels(test), range(len(images))):
+    for i, confusion in image_confusions([fitted.model], features, probe.pixels(test), range(len(images))):
         each[i] = counts_of(confusion[0])
         total += confusion[0]
     return measure_segmentation(each, total, images.keys().numpy(), classes, seed)

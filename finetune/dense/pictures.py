@@ -18,7 +18,7 @@ from ...core.evaluate.segmentation import IGNORED
 from ...core.printable import printable
 from .dense import DenseProbe
 
-SHOWN = 8
+EXAMPLES = 8
 SIDE = 144  # pixels of a panel
 GAP, LINE, SWATCH = 4, 16, 11
 MOST_NAMED = 30
@@ -54,7 +54,7 @@ def save_examples(run: Path, test: str, probe: DenseProbe, model: LogisticRegres
     """
     masks, pixels, names = probe.masks[test], probe.pixels(test), probe.table.names
     colours, seen, rows = class_colours(len(names)), set[int](), list[Image.Image]()
-    for i in spread(len(masks.paths), SHOWN).tolist():
+    for i in spread(len(masks.paths), EXAMPLES).tolist():
         labels, (found,) = pixels.labels(i), predicted_classes([model], features[i], pixels)
         seen |= set(np.unique(labels).tolist()) | set(np.unique(found).tolist())
         panels = [
