@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..draws import Draws
 from ..errors import UserError
-from .counts import Counts, Floats, Ints, split_counts
+from .counts import ClassCounts, Floats, Ints, split_counts
 from .measures import Measured
 from .statistics import bootstrap_intervals, cluster_numbers, of_sums
 
@@ -92,7 +92,7 @@ def counts_of(confusion: Ints) -> Floats:
     return np.concatenate([hits, confusion.sum(-1), confusion.sum(-2)], axis=-1).astype(np.float64)
 
 
-def segmentation_metrics(counts: Counts) -> dict[str, Floats]:
+def segmentation_metrics(counts: ClassCounts) -> dict[str, Floats]:
     """`miou` and `pixel_accuracy` of `definitions`, [...] each; NaN where no pixel counts.
 
     IoU is hits / (labelled + predicted - hits); its mean is over the classes that occur among labels or predictions, as of scikit-learn's
