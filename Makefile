@@ -13,6 +13,7 @@
 #   make bench-methods  every method's step against lightly's own examples, on one CPU core
 #   make bench-digits  every method on digits-m over three seeds, beside random networks, raw pixels and HOG
 #   make bench-cifar10  five methods on a fifth of CIFAR-10 (JPEG), likewise; needs data/cifar10_jpeg.tar.gz
+#   make bench-budget  accuracy over 5 to 320 epochs on digits-m, and where it crosses raw pixels and HOG (two hours a seed)
 #   make bench-demo   the demo over five seeds, the numbers of benchmarks/demo.md
 #   make clean    remove .venv, .venvs and what tools left; runs/ stays
 
@@ -21,7 +22,7 @@ PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: demo check test test-all soak lint schema bench bench-gpu bench-solvers bench-methods bench-digits bench-cifar10 bench-demo clean
+.PHONY: demo check test test-all soak lint schema bench bench-gpu bench-solvers bench-methods bench-digits bench-cifar10 bench-budget bench-demo clean
 
 demo: $(READY)
 	@$(PYTHON) -m rootstock demo $(ARGS)
@@ -65,6 +66,9 @@ bench-digits: $(READY)
 
 bench-cifar10: $(READY)
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTHON) benchmarks/methods.py configs/cifar10.yaml $(ARGS)
+
+bench-budget: $(READY)
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTHON) benchmarks/budget.py configs/budget_digits.yaml $(ARGS)
 
 bench-demo: $(READY)
 	@$(PYTHON) benchmarks/demo.py $(ARGS)

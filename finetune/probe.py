@@ -17,7 +17,7 @@ from ..core.evaluate.frozen import features_of
 from ..core.evaluate.held_out import distinct_rows, rows_by_name
 from ..core.evaluate.pictures import save_map
 from ..core.evaluate.scores import Scored
-from ..core.evaluate.taps import LEVEL, Taps, available_taps
+from ..core.evaluate.taps import LEVEL, PATCHES, Taps, available_taps
 from ..core.images.limits import size_of
 from ..core.images.open import Images
 from ..core.images.sets import LABELLED, add_seen, describe_sets, exposure, train_and_tests
@@ -27,6 +27,8 @@ from ..core.run.directory import Run
 from ..core.views.resample import Interpolation
 from ..core.views.view import Evaluation
 from .baselines.registry import BASELINES
+from .dense.dense import Dense, DenseProbe, prepare
+from .dense.outcome import score_dense
 from .protocols.attentive import Attentive
 from .protocols.attentive_capi import AttentiveCAPI
 from .protocols.contract import Augmented, Counts, Features, Fitted, Known, ProbeProtocol
@@ -37,7 +39,7 @@ from .protocols.linear import Linear
 from .protocols.linear_sgd import LinearSGD
 from .protocols.nearest_mean import NearestMean
 from .protocols.outcomes import add_outcome, what_was_chosen
-from .protocols.registry import chosen_protocols
+from .protocols.registry import check_taps, chosen_protocols
 from .protocols.ridge import FewShotRidge
 
 
@@ -75,6 +77,7 @@ def protocol_options(
     few_linear: Annotated[dict[str, Any] | None, Section(FewLinear)] = None,
     linear_sgd: Annotated[dict[str, Any] | None, Section(LinearSGD)] = None,
     attentive_capi: Annotated[dict[str, Any] | None, Section(AttentiveCAPI)] = None,
+    dense: Annotated[dict[str, Any] | None, Section(Dense)] = None,
     presets: list[str] = [],
 ) -> None:
     """The `evaluate` section of `rootstock probe`: which protocols run; kNN where none is given.
@@ -88,6 +91,7 @@ def protocol_options(
     few_linear: Logistic regression from 1 %, 10 % or a few of the labels; null for none.
     linear_sgd: Linear heads trained by SGD as SimCLR's, MAE's or DINOv2's linear evaluation; null for none.
     attentive_capi: CAPI's attentive and linear probes; null for none.
+    dense: Segmentation by a linear classifier on patches, from masks; null for none. With it alone, images need no class labels.
     presets: Published protocols by name: knn-lightly, knn-dino, logreg, ridge-bigvision, linear-simclr, linear-simclr-cifar, linear-mae,
         linear-dinov2, attentive-capi.
     """
@@ -102,6 +106,8 @@ class Probing(NamedTuple):
     names: Callable[[], Sequence[tuple[str, int]]]  # (name, row of `distinct`) of every training image
     tests: dict[str, Images]
     taps: Taps  # of the network, those that the protocols read
+    view: Evaluation
+    dense: DenseProbe | None
 
 
 def build_probe(
@@ -109,22 +115,30 @@ def build_probe(
 ) -> Probing:
     """Choose the protocols, open the sets and build the network. Raises UserError, also for what a protocol cannot do on this set."""
     torch.manual_seed(seed)
-    train, tests = train_and_tests(data["train"], data["test"], seed)
+    # Masks are all the labels that a dense probe needs.
+    unlabelled = evaluate["dense"] is not None and not chosen_protocols(evaluate, ())
+    train, tests = train_and_tests(data["train"], data["test"], seed, labels=not unlabelled)
     stage.record_sets(run, stage.named_sets(train, tests), data["stamp"])
     kept = distinct_rows(train)
     distinct, names = train.select(kept), partial(rows_by_name, train, kept)
-    assert distinct.labels is not None and distinct.classes is not None
     if copies := len(train) - len(distinct):
         run.log(f"{copies} of {len(train)} training images are copies of others; each counts once")
     model = create(data["size"], stage.channels_of(train), {**OWN, **BASELINES}, **backbone)
-    protocols = chosen_protocols(evaluate, tuple(tap for tap in available_taps(model) if LEVEL.fullmatch(tap)))
-    taps = Taps(model, [tap for protocol in protocols.values() for tap in protocol.reads])
+    view = stage.evaluation(data, model)
+    offered = available_taps(model)
+    protocols = chosen_protocols(evaluate, tuple(tap for tap in offered if LEVEL.fullmatch(tap)))
+    check_taps(protocols, offered, model.spec["name"])
+    dense = prepare(evaluate["dense"], stage.named_sets(distinct, tests), model, view, seed, run.log)
+    wanted = [tap for protocol in protocols.values() for tap in protocol.reads]
+    taps = Taps(model, [*wanted, PATCHES] if dense else wanted)
     one = taps(torch.zeros(1, model.channels, model.size, model.size))
     shapes = {tap: tuple(found.shape[1:]) for tap, found in one.items()}
-    counts = Counts(distinct.labels, distinct.keys(), distinct.classes, shapes, names)
-    for name, protocol in protocols.items():
-        protocol.requires(name, counts)
-    return Probing(protocols, train, distinct, names, tests, taps)
+    if protocols:
+        assert distinct.labels is not None and distinct.classes is not None
+        counts = Counts(distinct.labels, distinct.keys(), distinct.classes, shapes, names)
+        for name, protocol in protocols.items():
+            protocol.requires(name, counts)
+    return Probing(protocols, train, distinct, names, tests, taps, view, dense)
 
 
 def probe(
@@ -142,24 +156,23 @@ def probe(
     evaluate: The protocols.
     seed: Seed of held-out images and random draws, 0 or more.
     """
-    protocols, train, distinct, names, tests, taps = build_probe(run, data, backbone, evaluate, seed)
-    taps, model = taps.to(run.device), taps.backbone
+    build = build_probe(run, data, backbone, evaluate, seed)
+    protocols, train, distinct, tests, dense = build.protocols, build.train, build.distinct, build.tests, build.dense
+    model = build.taps.to(run.device).backbone
     if backbone["weights"] == "none" and model.spec["name"] not in BASELINES:
         run.log("WARNING: backbone.weights is none: these are features of a network that nothing has trained")
     count = sum(map(len, tests.values()))
     run.log(f"probe {model.spec['name']}: features of {len(distinct)} training and {count} test images")
 
-    view = stage.evaluation(data, model)
-    cropped = [
-        tap for one in protocols.values() if isinstance(one, Augmented) and one.augment == "crops" for tap in one.reads
-    ]
-    known, shown = _extracted(run, taps, view, distinct, names, tests, cropped)
-    scored, outcomes = Scored(known.classes, seed), dict[str, Fitted]()
+    finder = _Finder(run, build)
+    features, shown = finder.sets(distinct, tests)
+    scored, outcomes = Scored(distinct.classes or (), seed), dict[str, Fitted]()
     for name, protocol in protocols.items():
-        outcomes[name] = protocol.fit(known)
+        outcomes[name] = protocol.fit(_known(features, build, run, finder))
         if settings := outcomes[name].facts.get("settings"):
             run.log(f"{name}: {', '.join(f'{key} {json.dumps(value)}' for key, value in settings.items())}")
         add_outcome(scored, name, outcomes[name], tests, shown)
+    segmented = score_dense(dense, scored, features, shown, run) if dense else None
 
     if run.main:
         scored.save(run.dir)
@@ -169,44 +182,48 @@ def probe(
     if copies := len(train) - len(distinct):
         facts["copies"] = {"train": copies}
     found = {**exposure(model.seen, tests), **scored.as_result(), **what_was_chosen(outcomes, distinct, seed)}
+    if segmented:
+        segmented.add_to(found)
     selection = "train-split" if found["chosen"] else "last"
     return run.finish({"data": facts, **found, "selection": model.selection(selection)})
 
 
-def _extracted(
-    run: Run,
-    taps: Taps,
-    view: Evaluation,
-    train: Images,
-    names: Callable[[], Sequence[tuple[str, int]]],
-    tests: Mapping[str, Images],
-    cropped: Sequence[str],
-) -> tuple[Known, Mapping[str, Features]]:
-    """The features of all sets, each image once: the training set's, and those of each test by name.
+class _Finder:
+    """Extracts features, or takes them from the cache."""
 
-    Pooled ones come for every test, which the map of features shows; others only where there are labels to score.
-    cropped: the taps that any protocol reads of random crops. One pass gives all of them where the cache can keep them.
-    """
+    def __init__(self, run: Run, build: Probing) -> None:
+        self.run, self.taps, self.view = run, build.taps, build.view
+        self.room = size_of(run.options["feature_cache"], "run.feature_cache")
+        self.weights = weights_digest(build.taps.backbone)
+
+    def __call__(self, taps: Taps, images: Images, room: int, **more: Any) -> Features:
+        """room: bytes of the whole cache; 0: it is neither read nor written."""
+        run, workers = self.run, self.run.options["workers"]
+        settings = {"device": run.device, "workers": workers, "weights": self.weights, "log": run.log}
+        return features_of(taps, images, self.view, cache=room, **settings, **more)
+
+    def sets(self, train: Images, tests: Mapping[str, Images]) -> tuple[Features, Mapping[str, Features]]:
+        """The features of all sets, each image once: the training set's, and those of each test by name.
+
+        Pooled ones come for every test, which the map of features shows.
+        """
+        taps = self.taps
+        everything = taps if "pooled" in taps.names else Taps(taps.backbone, ["pooled", *taps.names])
+        found = self(taps, train, self.room)
+        return found, {name: self(everything, images, self.room) for name, images in tests.items()}
+
+    def epoch(self, train: Images, cropped: Sequence[str], number: int, names: Sequence[str], kept: bool) -> Features:
+        """Of random crops, as `Known.epoch`. cropped: the taps that any protocol reads of them; the cache gets all from one pass."""
+        crops, room = RandomCrops(train, self.view, seed=self.run.seed, epoch=number), self.room if kept else 0
+        wanted = self.taps.only(cropped if room else names)
+        self.run.log(f"features of epoch {number} of random crops ({', '.join(wanted.names)})")
+        return self(wanted, crops, room, described=crops.describe(self.view))
+
+
+def _known(features: Features, build: Probing, run: Run, finder: _Finder) -> Known:
+    """The training images as protocols see them."""
+    train, several = build.distinct, build.protocols.values()
     assert train.labels is not None and train.classes is not None
-    room = size_of(run.options["feature_cache"], "run.feature_cache")
-    find = partial(
-        features_of,
-        view=view,
-        device=run.device,
-        workers=run.options["workers"],
-        weights=weights_digest(taps.backbone),
-        log=run.log,
-    )
-
-    def epoch(number: int, names: Sequence[str], kept: bool) -> Features:
-        crops, room_here = RandomCrops(train, view, seed=run.seed, epoch=number), room if kept else 0
-        wanted = taps.only(cropped if room_here else names)
-        run.log(f"features of epoch {number} of random crops ({', '.join(wanted.names)})")
-        return find(wanted, crops, described=crops.describe(view), cache=room_here)
-
-    pooled = Taps(taps.backbone)
-    everything = taps if "pooled" in taps.names else Taps(taps.backbone, ["pooled", *taps.names])
-    found = find(taps, train, cache=room)
-    shown = {name: find(everything if t.labels is not None else pooled, t, cache=room) for name, t in tests.items()}
-    known = Known(found, train.labels, train.keys(), train.classes, run.seed, run.device, names, epoch)
-    return known, shown
+    cropped = [tap for one in several if isinstance(one, Augmented) and one.augment == "crops" for tap in one.reads]
+    epoch = partial(finder.epoch, train, cropped)
+    return Known(features, train.labels, train.keys(), train.classes, run.seed, run.device, build.names, epoch)

@@ -16,7 +16,7 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 
-class Counts(NamedTuple):
+class ClassCounts(NamedTuple):
     """Weighted numbers of images of each class, float [..., K]: predicted rightly, labelled so, predicted so."""
 
     hits: Floats
@@ -24,10 +24,10 @@ class Counts(NamedTuple):
     predicted: Floats
 
 
-def split_counts(sums: Floats) -> Counts:
+def split_counts(sums: Floats) -> ClassCounts:
     """sums: float [..., 3K], as `class_counts` lays them out."""
     k = sums.shape[-1] // 3
-    return Counts(sums[..., :k], sums[..., k : 2 * k], sums[..., 2 * k :])
+    return ClassCounts(sums[..., :k], sums[..., k : 2 * k], sums[..., 2 * k :])
 
 
 def class_counts(labels: Ints, predictions: Ints, member: Ints, clusters: int, num_classes: int) -> sparse.csr_array:
@@ -42,7 +42,7 @@ def class_counts(labels: Ints, predictions: Ints, member: Ints, clusters: int, n
     return sparse.coo_array(table, shape=(clusters, 3 * num_classes)).tocsr()
 
 
-def confusion_metrics(counts: Counts) -> dict[str, Floats]:
+def confusion_metrics(counts: ClassCounts) -> dict[str, Floats]:
     """Metrics of `definitions` by name, each [...]; NaN where one is undefined (kappa, if chance alone agrees wholly)."""
     hits, support, predicted = counts
     n = support.sum(-1)

@@ -81,6 +81,11 @@ DEFINITIONS: Mapping[str, Definition] = {
     ),
     "worst_group": Definition("smallest accuracy of a group (domain) of the test set"),
     "mean_group": Definition("mean of the groups' accuracies"),
+    "miou": Definition(
+        "hits / (labelled + predicted - hits) of each class in pixels, summed over the whole test set, mean over the classes that occur "
+        "among labels or predictions; ignored pixels left out"
+    ),
+    "pixel_accuracy": Definition("right pixels of all pixels that are not ignored"),
 }
 
 

@@ -23,7 +23,7 @@ from ..images.limits import sized
 from ..launchlog import warn
 from ..peers import identity
 from .feature_cache import KIND, Entry, entry_size, make_room, new_file, publish
-from .rounds import RowStore, StorageFailed, in_memory
+from .rounds import RowStore, StorageFailed, stores_in_memory
 from .tensor_file import TensorFile, mapped
 
 Way = Literal["cache", "memory", "file"]
@@ -96,7 +96,7 @@ class FeatureStores:
             least = int(all_reduce_min(torch.tensor(-1 if free is None else free, device=self.device)))
             if 0 <= least < need * MEMORY_SHARE:
                 raise StorageFailed(f"each process has {sized(least)} of memory left")
-            return in_memory(self.n, self.dtypes, checked=True)(shapes)
+            return stores_in_memory(self.n, self.dtypes, checked=True)(shapes)
         files, failed = dict[str, TensorFile](), ""
         if self.leads:
             try:

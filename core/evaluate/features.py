@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..phase import note_progress
 from ..stream.loader import read_in_workers
 from ..views.view import stack_pictures
-from .rounds import ExtractionRounds, MakeStores, in_memory, own_batches
+from .rounds import ExtractionRounds, MakeStores, own_batches, stores_in_memory
 
 # A message about images names the first of them.
 NAMED_IMAGES = 5
@@ -80,7 +80,9 @@ def extract(
         # Its forward broadcasts buffers even in eval mode, and would wait for processes that have fewer batches.
         model = model.module
     settings = {"batch_size": batch_size, "device": device, "workers": workers}
-    found = extract_taps(_Single(model), images, view, {"": axes}, in_memory(len(images), {"": dtype}), **settings)
+    found = extract_taps(
+        _Single(model), images, view, {"": axes}, stores_in_memory(len(images), {"": dtype}), **settings
+    )
     return found[""]
 
 

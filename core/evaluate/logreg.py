@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 C_GRID: tuple[float, ...] = tuple(float(c) for c in np.logspace(-6, 5, 45))
 # Used where nothing can be held out (one image a class): scikit-learn's default.
 DEFAULT_C = 1.0
+# A feature that deviates by less than this part of its mean is constant: rounding in float64 is far below, one step of float16 far above.
+CONSTANT_PART = 1e-9
 
 
 class Fit(NamedTuple):
@@ -43,7 +45,9 @@ class LogisticRegression(NamedTuple):
     weight: Tensor  # float64 [K, D]
     bias: Tensor  # float64 [K]
     mean: Tensor  # float64 [D], of the training features
-    scale: Tensor  # float64, one number: the training features' root mean square deviation
+    scale: (
+        Tensor  # float64, the training features' root mean square deviation: one number, or [D] where each has its own
+    )
     classes: Tensor  # int64 [K]: the class of each row of weight; only those with training images
     C: float
     fit: Fit  # on the whole training set
@@ -94,16 +98,16 @@ def fit_choosing_C(
     x, y = _checked(train_x, train_y, num_classes)
     grid = check_C(values_of_C)
     if len(grid) == 1:
-        return _fit_path(x, y, grid)[0]
+        return fit_path(x, y, grid)[0]
     held_out = held_out_rows(train_keys, y, seed=seed).to(x.device)
     if not bool(held_out.any()):
         _log.warning(
             "logistic regression: too few images to hold some out, so C = %g is used without choosing", DEFAULT_C
         )
-        return _fit_path(x, y, [DEFAULT_C])[0]
-    tried = _fit_path(x[~held_out], y[~held_out], grid)
+        return fit_path(x, y, [DEFAULT_C])[0]
+    tried = fit_path(x[~held_out], y[~held_out], grid)
     best, right, logits, labels = _best(tried, x[held_out], y[held_out])
-    model = _fit_path(x, y, [best.C], start=best)[0]
+    model = fit_path(x, y, [best.C], start=best)[0]
     told = (all_classes(logits, best.classes, num_classes), labels.cpu()) if len(labels) else None
     return model._replace(choice=tuple(one.fit for one in tried), right=right, held_out=told)
 
@@ -134,17 +138,28 @@ def _best(
     return tried[scores.index(max(scores))], tuple(hits / len(y) for hits, _ in scores), best, y[known]
 
 
-def _fit_path(
-    x: Tensor, y: Tensor, grid: Sequence[float], start: LogisticRegression | None = None
+def fit_path(
+    x: Tensor,
+    y: Tensor,
+    grid: Sequence[float],
+    start: LogisticRegression | None = None,
+    *,
+    standardised: bool = False,
 ) -> list[LogisticRegression]:
     """One classifier for each C, ascending, all found together. start: where the search begins if there is a single C.
 
-    Features are centred and divided by one number, so that one grid of C suits every backbone. Dividing each by its own deviation would
-    amplify nearly dead features, which dominate the others on another domain where they are not dead.
+    x: float64 [N, D]; y: int64 [N], on the same device. Features are centred and divided by one number, so that one grid of C suits every
+    backbone. Dividing each by its own deviation (standardised) would amplify nearly dead features, which dominate the others on another
+    domain where they are not dead; a feature without any deviation stays as it is.
     """
     mean = x.mean(dim=0)
-    scale = (x - mean).square().mean().sqrt()
-    scale = torch.where(scale > 0, scale, 1.0)
+    if standardised:
+        scale = (x - mean).square().mean(dim=0).sqrt()
+        # The deviation of a constant is not 0 but the rounding of its mean.
+        scale = torch.where(scale > CONSTANT_PART * mean.abs(), scale, 1.0)
+    else:
+        scale = (x - mean).square().mean().sqrt()
+        scale = torch.where(scale > 0, scale, 1.0)
     rows = rotated((x - mean) / scale)
     # Only classes with images: the bias of a class without images would fall without limit.
     classes, target = y.unique(return_inverse=True)

@@ -29,8 +29,6 @@ def denormalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tenso
 
 def save_sheet(run: Path, name: str, rows: Tensor, caption: str) -> None:
     """Write run/pictures/NAME.png: float [R, K, C, H, W] in 0..1 as R rows of K pictures, each at least CELL pixels wide."""
-    folder = run / "pictures"
-    folder.mkdir(parents=True, exist_ok=True)
     pixels = (rows.detach().cpu().float() * 255.0).round().clamp(0, 255).to(torch.uint8)
     pixels = pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, :1].expand(-1, -1, 3, -1, -1)
     factor = -(-CELL // pixels.shape[-1])
@@ -38,7 +36,14 @@ def save_sheet(run: Path, name: str, rows: Tensor, caption: str) -> None:
     gap = 2
     padded = torch.nn.functional.pad(pixels, (gap, gap, gap, gap), value=255)
     sheet = padded.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
-    Image.fromarray(sheet.contiguous().numpy()).save(folder / f"{name}.png")
+    save_picture(run, name, Image.fromarray(sheet.contiguous().numpy()), caption)
+
+
+def save_picture(run: Path, name: str, picture: Image.Image, caption: str) -> None:
+    """Write run/pictures/NAME.png, and its caption beside those of the others."""
+    folder = run / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    picture.save(folder / f"{name}.png")
     captions, known = folder / "captions.json", dict[str, str]()
     try:
         known = read_object(captions)

@@ -72,7 +72,7 @@ class _Memory:
         pass
 
 
-def in_memory(n: int, dtypes: Mapping[str, torch.dtype], checked: bool = False) -> MakeStores:
+def stores_in_memory(n: int, dtypes: Mapping[str, torch.dtype], checked: bool = False) -> MakeStores:
     """Stores in the memory of each process, for n images."""
     return lambda shapes: {name: _Memory(n, shape, dtypes[name], checked) for name, shape in shapes.items()}
 

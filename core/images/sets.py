@@ -64,17 +64,28 @@ def open_tests(test: str | Mapping[str, str], seed: int, key: str = "data.test")
 
 
 def train_and_tests(
-    train: str | Sequence[str], test: str | Mapping[str, str] | None, seed: int
+    train: str | Sequence[str], test: str | Mapping[str, str] | None, seed: int, *, labels: bool = True
 ) -> tuple[Images, dict[str, Images]]:
-    """A labelled training set and its test sets; without a test set, a stratified 20 % of the training set is held out by seed."""
-    images = labelled(open_images(train, seed=seed), "data.train")
+    """A training set and its test sets; without a test set, a stratified 20 % of the training set is held out by seed.
+
+    labels: whether all need labels; else a test set whose labels are no classes of the training set has none.
+    """
+    images = open_images(train, seed=seed)
+    images = labelled(images, "data.train") if labels else images
     if test is not None:
-        assert images.classes is not None
         keys = {"test": "data.test"} if isinstance(test, str) else {name: f"data.test.{name}" for name in test}
         tests = open_tests(test, seed)
-        return images, {name: align(t, images.classes, keys[name]) for name, t in tests.items()}
-    kept, held = holdout(images, fraction=HELD_OUT, seed=seed, stratify=True)
+        match = align if labels else _align_if_possible
+        return images, {name: match(t, images.classes or (), keys[name]) for name, t in tests.items()}
+    kept, held = holdout(images, fraction=HELD_OUT, seed=seed, stratify=images.labels is not None)
     return kept, {"test": held}
+
+
+def _align_if_possible(images: Images, classes: Sequence[str], key: str) -> Images:
+    try:
+        return align(images, classes, key)
+    except UserError:
+        return images.unlabelled()
 
 
 def describe_sets(sets: Mapping[str, Images], held_out: bool = False) -> dict[str, Any]:

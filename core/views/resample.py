@@ -77,13 +77,18 @@ def resize_centre(images: Tensor, short: int, size: int, kernel: Interpolation) 
     returned unchanged. For long strips only the rows and columns of the cut are computed.
     """
     height, width = images.shape[2:]
-    resized = int(short * height / min(height, width)), int(short * width / min(height, width))
-    top, left = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
+    resized, (top, left) = centre_cut(height, width, short, size)
     if (height, width) == resized == (size, size):
         return images
     if max(resized) > LONGEST * size:
         return _cut_of_resized(images, resized, (top, left), (size, size), kernel)
     return resize(images, resized, kernel)[:, :, top : top + size, left : left + size].contiguous()
+
+
+def centre_cut(height: int, width: int, short: int, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The sides of a picture whose shorter side is resized to `short`, and the top and left of its central size x size."""
+    resized = int(short * height / min(height, width)), int(short * width / min(height, width))
+    return resized, (round((resized[0] - size) / 2), round((resized[1] - size) / 2))
 
 
 def resize(images: Tensor, size: tuple[int, int], kernel: Interpolation) -> Tensor:

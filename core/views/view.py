@@ -23,7 +23,7 @@ from .boxes import centre_boxes, random_boxes
 from .colour import Colours, cache_slices, constant, draw_jitter, recolour
 from .erasing import random_erasing
 from .randaugment import rand_augment
-from .resample import Interpolation, crop_resize, crop_resize_each, resize_centre
+from .resample import Interpolation, centre_cut, crop_resize, crop_resize_each, resize_centre
 from .scaled_decode import scaled_boxes, useful_scale
 
 Sides = Sequence[tuple[int, int]]  # (H, W) of each picture
@@ -221,6 +221,20 @@ class Evaluation:
     def worker(self, image: Tensor) -> Tensor:
         """uint8 [C, H, W] of any size -> uint8 [C, size, size]."""
         return self._crop(image[None])[0]
+
+    def places(self, height: int, width: int, side: int) -> tuple[list[int], list[int]]:
+        """The rows and columns of a picture (height x width) that lie under the centres of side x side cells of what the view shows.
+
+        So `mask[rows][:, columns]` is the mask of a picture, resized to the nearest pixels and cut as the view cuts the picture.
+        """
+        resized, first = centre_cut(height, width, self.short, self.size)
+        if (height, width) == (self.size, self.size):
+            resized, first = (height, width), (0, 0)
+        rows, columns = (
+            [(2 * start * side + (2 * i + 1) * self.size) * whole // (2 * side * shown) for i in range(side)]
+            for whole, shown, start in zip((height, width), resized, first, strict=True)
+        )
+        return rows, columns
 
     def _crop(self, images: Tensor) -> Tensor:
         if images.shape[2:] == (self.size, self.size):

@@ -106,7 +106,7 @@ class AttentiveCAPI:
             length, width = counts.shapes["patches"]
             if width % HEAD_WIDTH:
                 raise UserError(
-                    f"{CAPI_SECTION}.sources: patches of {width} numbers cannot be read by heads of {HEAD_WIDTH}; take a network whose width is "
+                    f"{CAPI_SECTION}.sources: patches of {width} numbers don't fit heads of {HEAD_WIDTH}; take a network whose width is "
                     f"a multiple of {HEAD_WIDTH}, or leave patch out; evaluate.attentive has heads of other widths"
                 )
             need = self.bytes(length, width, len(counts.classes), n)

@@ -6,7 +6,8 @@ Adding one costs a file with a dataclass on the contract (contract.py) and a lin
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from inspect import signature
+from typing import Any, cast
 
 from ...core.errors import UserError
 from .attentive import Attentive
@@ -56,7 +57,7 @@ PRESETS: Mapping[str, Callable[[], ProbeProtocol]] = {
 
 
 def chosen_protocols(evaluate: Mapping[str, Any], layers: tuple[str, ...]) -> dict[str, ProbeProtocol]:
-    """The protocols that the `evaluate` section asks for, by name and in its order; kNN where it asks for none. Raises UserError.
+    """The protocols that the `evaluate` section asks for, by name and in its order; kNN where it asks for nothing. Raises UserError.
 
     layers: the taps that the tap `layers` stands for.
     """
@@ -65,8 +66,23 @@ def chosen_protocols(evaluate: Mapping[str, Any], layers: tuple[str, ...]) -> di
         if name not in PRESETS:
             raise UserError(f"evaluate.presets: unknown preset {name!r} (known: {', '.join(sorted(PRESETS))})")
         chosen[name] = PRESETS[name]()
-    named = chosen or {"knn": KNN()}
+    named = chosen or ({} if evaluate.get("dense") is not None else {"knn": KNN()})
     return {one: made for name, protocol in named.items() for one, made in for_each(name, protocol, layers).items()}
+
+
+def check_taps(protocols: Mapping[str, ProbeProtocol], offered: tuple[str, ...], network: str) -> None:
+    """Raises UserError for a protocol that reads features which the network doesn't offer, naming the key that says what it reads."""
+    for name, protocol in protocols.items():
+        for tap in protocol.reads:
+            if tap not in offered:
+                kind = next(section for section, made in SECTIONS.items() if isinstance(protocol, cast("type", made)))
+                key = next(
+                    (key for key in ("taps", "inputs", "sources") if key in signature(SECTIONS[kind]).parameters), None
+                )
+                remedy = f"give evaluate.{kind}.{key} others" if key else f"leave evaluate.{kind} out"
+                raise UserError(
+                    f"{name}: {network} has no features called {tap!r} (it has {', '.join(offered)}); {remedy}"
+                )
 
 
 def built(name: str, section: Mapping[str, Any]) -> ProbeProtocol:

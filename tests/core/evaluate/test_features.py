@@ -204,7 +204,7 @@ def test_a_round_exchanges_no_more_rows_than_there_are(monkeypatch: pytest.Monke
     monkeypatch.setattr(rounds, "world", lambda: 2)
     monkeypatch.setattr(rounds, "rank", lambda: 0)
     monkeypatch.setattr(rounds, "gather_equal", gathered)
-    stores = rounds.in_memory(9, {"x": torch.float32})
+    stores = rounds.stores_in_memory(9, {"x": torch.float32})
     work = rounds.ExtractionRounds(9, 2, ["x"], stores, torch.device("cpu"))
     while (batches := work.next()) is not None:
         found = [{"x": torch.full((len(rows), 3), -0.0)} for rows in batches]

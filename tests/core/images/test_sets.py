@@ -95,6 +95,16 @@ def test_train_and_given_tests(tmp_path: Path) -> None:
         train_and_tests(draw(tmp_path / "flat", []), None, 0)
 
 
+def test_sets_that_need_no_labels_may_have_some(tmp_path: Path) -> None:
+    train, odd = draw(tmp_path / "a", ["x", "y"]), draw(tmp_path / "b", ["w", "x"], seed=1)
+    flat = draw(tmp_path / "flat", [], seed=2)
+    images, tests = train_and_tests(train, {"odd": odd, "flat": flat, "same": train}, 0, labels=False)
+    assert images.labels is not None and tests["same"].labels is not None
+    assert tests["odd"].labels is None and tests["flat"].labels is None
+    kept, held = train_and_tests(flat, None, 0, labels=False)
+    assert kept.labels is None and len(kept) + len(held["test"]) == len(tests["flat"])
+
+
 def test_without_a_test_a_stratified_fifth_is_held_out_by_seed(tmp_path: Path) -> None:
     uri = draw(tmp_path / "a", ["x", "y"], each=10)
     splits = {}

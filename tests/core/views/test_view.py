@@ -310,3 +310,26 @@ def test_what_needs_three_channels_is_told() -> None:
 def test_a_local_crop_larger_than_any_picture_is_refused() -> None:
     with pytest.raises(UserError, match=r"local_size: .* a side in pixels, 1 to 16384"):
         Augmentation(local=2, local_size=10**12)
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 40), (37, 61), (90, 41), (24, 24), (24, 60), (300, 40)])
+@pytest.mark.parametrize("options", [{}, {"crop": 0.8}, {"resize": 33}])
+def test_the_places_of_a_mask_are_those_that_the_view_shows(height: int, width: int, options: dict[str, Any]) -> None:
+    """Pixels tell their row and column, so the resized picture tells where each of its pixels comes from."""
+    view = Evaluation(24, **options)
+    ramp = torch.stack([torch.arange(height)[:, None].expand(height, width), torch.arange(width).expand(height, width)])
+    shown = view.worker((ramp * 200).to(torch.uint16)).int() / 200
+    rows, columns = view.places(height, width, 24)
+    inner = slice(2, -2)  # at a picture's edge, the resizing kernel is cut off
+    assert (shown[0, :, 0] - torch.tensor(rows))[inner].abs().max() <= 0.51
+    assert (shown[1, 0] - torch.tensor(columns))[inner].abs().max() <= 0.51
+
+
+def test_places_at_other_resolutions_cover_the_same_part() -> None:
+    view = Evaluation(24, crop=0.75)
+    for side in (8, 24, 100):
+        rows, columns = view.places(64, 96, side)
+        assert len(rows) == len(columns) == side
+        assert min(rows) >= 8 and max(rows) < 56 and min(columns) >= 24 and max(columns) < 72
+        # A centre between two pixels takes the second.
+        assert rows[0] + rows[-1] in (63, 64) and columns[0] + columns[-1] in (95, 96)

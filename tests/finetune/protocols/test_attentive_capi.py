@@ -155,7 +155,7 @@ def test_a_candidate_that_diverges_is_told_and_the_others_end_as_without_it() ->
 def test_what_it_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     train = known()
     counts = Counts(train.labels, train.keys, CLASSES, {"patches": (4, 96)})
-    with pytest.raises(UserError, match="patches of 96 numbers cannot be read by heads of 64; take a network"):
+    with pytest.raises(UserError, match="patches of 96 numbers don't fit heads of 64; take a network"):
         AttentiveCAPI().requires("attentive_capi", counts)
     AttentiveCAPI(sources=("cls",)).requires("attentive_capi-cls", counts)
     monkeypatch.setattr(hostmemory, "available", lambda: 10**8)
