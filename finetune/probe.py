@@ -195,6 +195,7 @@ class _Finder:
         self.run, self.taps, self.view = run, build.taps, build.view
         self.room = size_of(run.options["feature_cache"], "run.feature_cache")
         self.weights = weights_digest(build.taps.backbone)
+        self.said = set[str]()
 
     def __call__(self, taps: Taps, images: Images, room: int, **more: Any) -> Features:
         """room: bytes of the whole cache; 0: it is neither read nor written."""
@@ -216,7 +217,10 @@ class _Finder:
         """Of random crops, as `Known.epoch`. cropped: the taps that any protocol reads of them; the cache gets all from one pass."""
         crops, room = RandomCrops(train, self.view, seed=self.run.seed, epoch=number), self.room if kept else 0
         wanted = self.taps.only(cropped if room else names)
-        self.run.log(f"features of epoch {number} of random crops ({', '.join(wanted.names)})")
+        which = f"epoch {number} of random crops" if kept else "random crops, anew for each epoch"
+        if (line := f"features of {which} ({', '.join(wanted.names)})") not in self.said:
+            self.said.add(line)
+            self.run.log(line)
         return self(wanted, crops, room, described=crops.describe(self.view))
 
 
