@@ -29,7 +29,8 @@ from rootstock.launch.cli import main
 DAMAGES = ("flip", "truncate", "zero", "empty", "delete", "folder")
 PEOPLE, READ, REBUILT, WRONG = "for people only", "read", "rebuilt", "UNNOTICED"
 EXPLAINED = """*read*: the file is named, and the exit code is not 0, or a warning says what is used instead. *rebuilt*: a warning names it,
-and it is made anew. *for people only*: none of the commands opens it. `verify` compares digests; a file that is *not guarded* has none."""
+and it is made anew. *for people only*: none of the commands opens it, after any damage. `verify` compares digests; a file that is *not
+guarded* has none."""
 # Words of which a line has one that tells of damage.
 TELLING = ("WARNING", "error: ", "damaged ", "is missing", "is damaged", "was changed", "has lost")
 _opened: set[str] = set()
@@ -168,6 +169,13 @@ def class_of(row: Mapping[str, Verdict | None]) -> str:
     return next(kind for kind in (WRONG, REBUILT, READ, PEOPLE) if kind in kinds or not kinds)
 
 
+def _cell(verdict: Verdict | None) -> str:
+    """What one damage led to. Only a row is called for people only, since other damages of the same file may be noticed."""
+    if verdict is None:
+        return ""
+    return verdict.what if verdict.kind == PEOPLE else f"{verdict.kind}: {verdict.what}"
+
+
 def as_markdown(case: Scenario, table: Mapping[str, Mapping[str, Verdict | None]]) -> list[str]:
     """A section of the page."""
     words = ", ".join(
@@ -176,7 +184,7 @@ def as_markdown(case: Scenario, table: Mapping[str, Mapping[str, Verdict | None]
     lines = ["", f"## {case.name}", "", f"Commands: {words}.", ""]
     lines += [f"| file | class | {' | '.join(DAMAGES)} | verify |", f"|---|---|{'---|' * len(DAMAGES)}---|"]
     for name, row in table.items():
-        cells = ["" if row[kind] is None else f"{row[kind].kind}: {row[kind].what}" for kind in DAMAGES]  # pyright: ignore[reportOptionalMemberAccess]
+        cells = [_cell(row[kind]) for kind in DAMAGES]
         named = [verdict.verified == "named" for verdict in row.values() if verdict is not None]
         verified = (
             "names it"

@@ -8,6 +8,7 @@ from typing import Annotated, Any, NamedTuple
 import torch
 
 from ..core import stage
+from ..core.checks import LARGEST_RATE
 from ..core.config.resolve import Choice, Duration, Section
 from ..core.draws import Draws
 from ..core.errors import UserError
@@ -165,10 +166,10 @@ def _evaluation_sets(
     if evaluate["knn"] is None and evaluate["linear"] is None:
         return None, {}
     if (linear := evaluate["linear"]) is not None and (
-        min(linear["steps"], linear["batch_size"]) < 1 or linear["lr"] <= 0
+        min(linear["steps"], linear["batch_size"]) < 1 or not 0 < linear["lr"] <= LARGEST_RATE
     ):
         raise UserError(
-            f"evaluate.linear: expected steps and batch_size of at least 1 and lr above 0, got {dict(linear)}"
+            f"evaluate.linear: expected steps and batch_size of at least 1 and lr above 0, at most {LARGEST_RATE:g}, got {dict(linear)}"
         )
     if evaluate["knn"] is not None and (
         evaluate["knn"]["k"] < 1 or not evaluate["knn"]["temperature"] > 0

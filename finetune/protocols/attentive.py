@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from ...core.checks import LARGEST_RATE
 from ...core.errors import UserError
 from ...core.evaluate.held_out import held_out_rows, nothing_to_choose_on
 from ...core.stream.order import straddling
@@ -29,8 +30,6 @@ from .room import check_room
 MAX_HEADS = 8
 # A channel's deviation is taken as at least this fraction of the channels' root mean square, so that dead channels are not amplified.
 SCALE_FLOOR = 0.01
-# The largest learning rate and weight decay; float32, in which the optimizer computes, ends at 3e38.
-LARGEST_RATE = 1e30
 # Tokens are processed in blocks of this many numbers (64 MB in float32).
 TOKEN_BLOCK = 1 << 24
 

@@ -29,7 +29,7 @@ from ...core.views.multiview import Multiview
 from ...core.views.view import Evaluation, stack_pictures
 
 WATCH_BATCH = 256
-MIN_IMAGES = 16  # fewer give no meaningful spectrum
+MIN_IMAGES, MOST_VIEWS = 16, 64  # fewer images give no meaningful spectrum
 
 
 def knn_options(*, k: int = 20, temperature: float = 0.07) -> None:
@@ -54,7 +54,7 @@ def watch_options(*, images: int = 256, views: int = 4) -> None:
     """Measures without labels on some training images: RankMe, alpha-ReQ, LiDAR, uniformity and alignment (see core/evaluate/spectrum.py).
 
     images: Number of training images, 16 or more.
-    views: Number of augmented views of each, 2 or more, for LiDAR and alignment.
+    views: Number of augmented views of each, 2 to 64, for LiDAR and alignment.
     """
 
 
@@ -164,10 +164,11 @@ class Watch:
     def __init__(
         self, train: Images, view: Evaluation, augment: Multiview, run: Run, *, images: int = 256, views: int = 4
     ) -> None:
-        """Raises UserError for fewer than 16 images or 2 views."""
-        if images < MIN_IMAGES or views < 2:
+        """Raises UserError for fewer than 16 images, and for fewer than 2 or more than MOST_VIEWS views."""
+        if images < MIN_IMAGES or not 2 <= views <= MOST_VIEWS:
             raise UserError(
-                f"evaluate.watch: expected {MIN_IMAGES} images or more in 2 views or more, got {images} and {views}; null turns it off"
+                f"evaluate.watch: expected {MIN_IMAGES} images or more in 2 to {MOST_VIEWS} views, got {images} and {views}; "
+                "null turns it off"
             )
         n = min(images, len(train))
         chosen = permute(run.seed, "watch", len(train), torch.arange(n))
