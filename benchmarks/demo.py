@@ -10,6 +10,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def page(table: dict[str, Any], run: dict[str, Any], command: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def spread(row: dict[str, Any] | None, signed: bool = False) -> str:
+def spread(row: Mapping[str, Any] | None, signed: bool = False) -> str:
     """ "84.5 [82.1, 86.9]" from fractions; the mean alone for one seed."""
     if not row or row.get("mean") is None:
         return "-"

@@ -30,7 +30,7 @@ def numbers(**values: list[float]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def rows(methods: ModuleType, stage: str, seeds: int = 3, **values: list[float]) -> list[Any]:
+def rows(methods: ModuleType, stage: str, values: dict[str, list[float]], seeds: int = 3) -> list[Any]:
     start = {
         "kNN": [0.2, 0.21, 0.22],
         "linear": [0.3, 0.31, 0.32],
@@ -68,19 +68,19 @@ BETTER = {"linear": [0.65, 0.66, 0.67], "attentive": [0.65, 0.66, 0.67]}
 def test_the_rule(
     methods: ModuleType, stage: str, values: dict[str, list[float]], protocol: str, learned: bool
 ) -> None:
-    every = rows(methods, stage, **values)
+    every = rows(methods, stage, values)
     found = methods.judge(every[-1], every)
     assert (found.protocol, found.learned) == (protocol, learned)
 
 
 def test_handcrafted_features_count_by_their_better_protocol(methods: ModuleType) -> None:
-    every = rows(methods, "simclr", linear=BETTER["linear"])
+    every = rows(methods, "simclr", {"linear": BETTER["linear"]})
     above = methods.judge(every[-1], every).above
     assert above["pixels"]["mean"] == pytest.approx(0.06) and above["hog"]["mean"] == pytest.approx(-0.24)
 
 
 def test_the_sentence_counts(methods: ModuleType) -> None:
-    every = rows(methods, "simclr", linear=BETTER["linear"])
+    every = rows(methods, "simclr", {"linear": BETTER["linear"]})
     page, said = methods.text(
         every, {"versions": {"rootstock": "1", "faiss-cpu": "1"}}, "rootstock run x", "configs/x.yaml", "Title"
     )
@@ -88,5 +88,5 @@ def test_the_sentence_counts(methods: ModuleType) -> None:
     assert "| Method | linear | +35.0 [+35.0, +35.0] | +0.0 [+0.0, +0.0] | +6.0" in page and page.rstrip().endswith(
         said
     )
-    one = rows(methods, "simclr", seeds=1)
+    one = rows(methods, "simclr", {}, seeds=1)
     assert "one seed" in methods.text(one, {"versions": {"rootstock": "1", "faiss-cpu": "1"}}, "x", "y", "z")[0].lower()
