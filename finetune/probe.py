@@ -1,4 +1,4 @@
-"""The recipe of `rootstock probe`: the scores of frozen features by kNN, linear and attentive probes, and few-shot classification."""
+"""The recipe of `rootstock probe`: scores of frozen features by kNN, linear, attentive and few-shot probes, retrieval and verification."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ from ..core.views.resample import Interpolation
 from ..core.views.view import Evaluation
 from .baselines.registry import BASELINES
 from .protocols.attentive import Attentive
-from .protocols.contract import Counts, Features, Fitted, Known, ProbeProtocol
+from .protocols.contract import AnyProtocol, Counts, Features, Fitted, Known, Tapped, check_vectors
 from .protocols.fewshot import FewShot
 from .protocols.knn import KNN
 from .protocols.linear import Linear
 from .protocols.outcomes import add_outcome, what_was_chosen
 from .protocols.registry import chosen_protocols
+from .protocols.retrieval import Retrieval
+from .protocols.verification import Verification
 
 
 def probe_data_options(
@@ -63,6 +65,8 @@ def protocol_options(
     linear: Annotated[dict[str, Any] | None, Section(Linear)] = None,
     attentive: Annotated[dict[str, Any] | None, Section(Attentive)] = None,
     fewshot: Annotated[dict[str, Any] | None, Section(FewShot)] = None,
+    retrieval: Annotated[dict[str, Any] | None, Section(Retrieval)] = None,
+    verification: Annotated[dict[str, Any] | None, Section(Verification)] = None,
     presets: list[str] = [],
 ) -> None:
     """The `evaluate` section of `rootstock probe`: which protocols run; kNN where none is given.
@@ -71,6 +75,8 @@ def protocol_options(
     linear: Logistic regression, its regularisation chosen on a part of the training images; null for none.
     attentive: An attentive probe on the tokens before pooling; null for none.
     fewshot: Nearest class mean from a few labelled images a class; null for none.
+    retrieval: Which images of a gallery are nearest to a test image: mAP, recall@k, precision@k; null for none.
+    verification: Whether two test images have the same class, by their cosine: equal error rate, FRR at a FAR; null for none.
     presets: Published protocols by name: knn-lightly, knn-dino, logreg.
     """
 
@@ -78,7 +84,7 @@ def protocol_options(
 class Probing(NamedTuple):
     """A probe, ready to score."""
 
-    protocols: dict[str, ProbeProtocol]
+    protocols: dict[str, AnyProtocol]
     train: Images
     distinct: Images  # the training images without copies: what the protocols see
     tests: dict[str, Images]
@@ -101,8 +107,11 @@ def build_probe(
     taps = Taps(model, [tap for protocol in protocols.values() for tap in protocol.reads])
     one = taps(torch.zeros(1, model.channels, model.size, model.size))
     shapes = {tap: tuple(found.shape[1:]) for tap, found in one.items()}
-    counts = Counts(distinct.labels, distinct.keys(), distinct.classes, shapes)
+    asked = {name: test.keys() for name, test in tests.items() if test.labels is not None}
+    counts = Counts(distinct.labels, distinct.keys(), distinct.classes, shapes, asked)
     for name, protocol in protocols.items():
+        if isinstance(protocol, Tapped):
+            check_vectors(name, protocol, counts)
         protocol.requires(name, counts)
     return Probing(protocols, train, distinct, tests, taps)
 
@@ -133,8 +142,10 @@ def probe(
     known, shown = _extracted(run, taps, view, distinct, tests)
     scored, outcomes = Scored(known.classes, seed), dict[str, Fitted]()
     for name, protocol in protocols.items():
-        outcomes[name] = protocol.fit(known)
-        add_outcome(scored, name, outcomes[name], tests, shown)
+        fitted = protocol.fit(known)
+        add_outcome(scored, name, fitted, tests, shown)
+        if isinstance(fitted, Fitted):
+            outcomes[name] = fitted
 
     if run.main:
         scored.save(run.dir)

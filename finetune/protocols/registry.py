@@ -6,14 +6,18 @@ Adding one costs a file with a dataclass on the contract (contract.py) and a lin
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from ...core.errors import UserError
 from .attentive import Attentive
-from .contract import ProbeProtocol, for_each_tap
+from .contract import AnyProtocol, MeasuringProtocol, ProbeProtocol, for_each_tap
 from .fewshot import FewShot
 from .knn import KNN
 from .linear import Linear, dinov2_regression
+from .retrieval import Retrieval
+from .verification import Verification
+
+Built = TypeVar("Built")
 
 # By the name of their section; its keys are the fields.
 SECTIONS: Mapping[str, Callable[..., ProbeProtocol]] = {
@@ -22,6 +26,9 @@ SECTIONS: Mapping[str, Callable[..., ProbeProtocol]] = {
     "attentive": Attentive,
     "fewshot": FewShot,
 }
+
+# Those that compare images with each other. They come after the others, so that the first metric of a result is an accuracy if it has one.
+COMPARISONS: Mapping[str, Callable[..., MeasuringProtocol]] = {"retrieval": Retrieval, "verification": Verification}
 
 
 def lightly_knn() -> KNN:
@@ -42,21 +49,26 @@ PRESETS: Mapping[str, Callable[[], ProbeProtocol]] = {
 }
 
 
-def chosen_protocols(evaluate: Mapping[str, Any], layers: tuple[str, ...]) -> dict[str, ProbeProtocol]:
+def chosen_protocols(evaluate: Mapping[str, Any], layers: tuple[str, ...]) -> dict[str, AnyProtocol]:
     """The protocols that the `evaluate` section asks for, by name and in its order; kNN where it asks for none. Raises UserError.
 
     layers: the taps that the tap `layers` stands for.
     """
-    chosen = {name: built(name, evaluate[name]) for name in SECTIONS if evaluate.get(name) is not None}
+    chosen: dict[str, AnyProtocol] = {
+        name: built(SECTIONS[name], evaluate[name]) for name in SECTIONS if evaluate.get(name) is not None
+    }
     for name in evaluate.get("presets", ()):
         if name not in PRESETS:
             raise UserError(f"evaluate.presets: unknown preset {name!r} (known: {', '.join(sorted(PRESETS))})")
         chosen[name] = PRESETS[name]()
-    named = chosen or {"knn": KNN()}
+    for name, make in COMPARISONS.items():
+        if evaluate.get(name) is not None:
+            chosen[name] = built(make, evaluate[name])
+    named: dict[str, AnyProtocol] = chosen or {"knn": KNN()}
     return {one: made for name, protocol in named.items() for one, made in for_each_tap(name, protocol, layers).items()}
 
 
-def built(name: str, section: Mapping[str, Any]) -> ProbeProtocol:
+def built(make: Callable[..., Built], section: Mapping[str, Any]) -> Built:
     """A protocol of a section; lists, as a config has them, become tuples."""
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
-    return SECTIONS[name](**fields)
+    return make(**fields)
