@@ -1,4 +1,4 @@
-"""The recipe of `rootstock probe`: the scores of frozen features by kNN, linear and attentive probes, and few-shot classification."""
+"""The recipe of `rootstock probe`: scores of frozen features by kNN, linear, attentive and few-shot probes, retrieval and verification."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .dense.dense import Dense, DenseProbe, prepare
 from .dense.outcome import score_dense
 from .protocols.attentive import Attentive
 from .protocols.attentive_capi import AttentiveCAPI
-from .protocols.contract import Augmented, Counts, Features, Fitted, Known, ProbeProtocol
+from .protocols.contract import AnyProtocol, Augmented, Counts, Features, Fitted, Known, Tapped, check_vectors
 from .protocols.few_linear import FewLinear
 from .protocols.fewshot import FewShot
 from .protocols.knn import KNN
@@ -40,7 +40,9 @@ from .protocols.linear_sgd import LinearSGD
 from .protocols.nearest_mean import NearestMean
 from .protocols.outcomes import add_outcome, what_was_chosen
 from .protocols.registry import check_taps, chosen_protocols
+from .protocols.retrieval import Retrieval
 from .protocols.ridge import FewShotRidge
+from .protocols.verification import Verification
 
 
 def probe_data_options(
@@ -78,6 +80,8 @@ def protocol_options(
     linear_sgd: Annotated[dict[str, Any] | None, Section(LinearSGD)] = None,
     attentive_capi: Annotated[dict[str, Any] | None, Section(AttentiveCAPI)] = None,
     dense: Annotated[dict[str, Any] | None, Section(Dense)] = None,
+    retrieval: Annotated[dict[str, Any] | None, Section(Retrieval)] = None,
+    verification: Annotated[dict[str, Any] | None, Section(Verification)] = None,
     presets: list[str] = [],
 ) -> None:
     """The `evaluate` section of `rootstock probe`: which protocols run; kNN where none is given.
@@ -92,6 +96,8 @@ def protocol_options(
     linear_sgd: Linear heads trained by SGD as SimCLR's, MAE's or DINOv2's linear evaluation; null for none.
     attentive_capi: CAPI's attentive and linear probes; null for none.
     dense: Segmentation by a linear classifier on patches, from masks; null for none. With it alone, images need no class labels.
+    retrieval: Which images of a gallery are nearest to a test image: mAP, recall@k, precision@k; null for none.
+    verification: Whether two test images have the same class, by their cosine: equal error rate, FRR at a FAR; null for none.
     presets: Published protocols by name: knn-lightly, knn-dino, logreg, ridge-bigvision, linear-simclr, linear-simclr-cifar, linear-mae,
         linear-dinov2, attentive-capi.
     """
@@ -100,7 +106,7 @@ def protocol_options(
 class Probing(NamedTuple):
     """A probe, ready to score."""
 
-    protocols: dict[str, ProbeProtocol]
+    protocols: dict[str, AnyProtocol]
     train: Images
     distinct: Images  # the training images without copies: what the protocols see
     names: Callable[[], Sequence[tuple[str, int]]]  # (name, row of `distinct`) of every training image
@@ -135,8 +141,11 @@ def build_probe(
     shapes = {tap: tuple(found.shape[1:]) for tap, found in one.items()}
     if protocols:
         assert distinct.labels is not None and distinct.classes is not None
-        counts = Counts(distinct.labels, distinct.keys(), distinct.classes, shapes, names)
+        asked = {name: test.keys() for name, test in tests.items() if test.labels is not None}
+        counts = Counts(distinct.labels, distinct.keys(), distinct.classes, shapes, names, asked)
         for name, protocol in protocols.items():
+            if isinstance(protocol, Tapped):
+                check_vectors(name, protocol, counts)
             protocol.requires(name, counts)
     return Probing(protocols, train, distinct, names, tests, taps, view, dense)
 
@@ -168,10 +177,12 @@ def probe(
     features, shown = finder.sets(distinct, tests)
     scored, outcomes = Scored(distinct.classes or (), seed), dict[str, Fitted]()
     for name, protocol in protocols.items():
-        outcomes[name] = protocol.fit(_known(features, build, run, finder))
-        if settings := outcomes[name].facts.get("settings"):
-            run.log(f"{name}: {', '.join(f'{key} {json.dumps(value)}' for key, value in settings.items())}")
-        add_outcome(scored, name, outcomes[name], tests, shown)
+        fitted = protocol.fit(_known(features, build, run, finder))
+        if isinstance(fitted, Fitted):
+            outcomes[name] = fitted
+            if settings := fitted.facts.get("settings"):
+                run.log(f"{name}: {', '.join(f'{key} {json.dumps(value)}' for key, value in settings.items())}")
+        add_outcome(scored, name, fitted, tests, shown)
     segmented = score_dense(dense, scored, features, shown, run) if dense else None
 
     if run.main:

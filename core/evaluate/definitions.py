@@ -86,12 +86,36 @@ DEFINITIONS: Mapping[str, Definition] = {
         "among labels or predictions; ignored pixels left out"
     ),
     "pixel_accuracy": Definition("right pixels of all pixels that are not ignored"),
+    "map": Definition(
+        "retrieval: mean of P(r) over the ranks r of a query's relevant images in the whole gallery; mean over queries"
+    ),
+    "map@r": Definition(
+        "retrieval: sum of P(r) over the relevant ranks r of at most R, divided by R, the number of a query's relevant images; mean over "
+        "queries"
+    ),
+    "recall@k": Definition("retrieval: queries with a relevant image among the k nearest"),
+    "precision@k": Definition("retrieval: part of the k nearest that is relevant, mean over queries"),
+    "eer": Definition(
+        "verification: the rate at which FAR (accepted impostor pairs) equals FRR (rejected genuine pairs), on the line between two "
+        "thresholds",
+        better="lower",
+    ),
+    "frr@far": Definition("verification: FRR at the lowest threshold whose FAR is at most the number", better="lower"),
+    "pair_auroc": Definition(
+        "verification: chance that a genuine pair has a higher cosine than an impostor pair, equal ones counting half"
+    ),
 }
+# Names that end in a number, as `recall@5`, stand for these.
+_NUMBERED = {key.partition("@")[0]: key for key in ("recall@k", "precision@k", "frr@far")}
 
 
 def definition_of(metric: str) -> Definition | None:
     """The definition of TEST/PROTOCOL/METRIC; None for a name that only an earlier version, or a file by hand, has."""
-    return DEFINITIONS.get(metric.rsplit("/", 1)[-1])
+    name = metric.rsplit("/", 1)[-1]
+    kind, at, number = name.partition("@")
+    if at and kind in _NUMBERED and number.replace(".", "").replace("e-", "").isdecimal():
+        name = _NUMBERED[kind]
+    return DEFINITIONS.get(name)
 
 
 def range_of(metric: str) -> tuple[float, float]:

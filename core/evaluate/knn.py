@@ -19,6 +19,7 @@ from torch.nn.functional import normalize
 
 from ..distributed import rank
 from ..errors import UserError
+from .cosines import check_finite
 from .predictions import to_half
 
 logger = logging.getLogger(__name__)
@@ -116,10 +117,7 @@ def _unit_rows(x: Tensor, name: str) -> np.ndarray:
     x = x.detach().cpu().float()
     if x.ndim != 2:
         raise ValueError(f"{name} features must be [N, D], got {tuple(x.shape)}")
-    finite = x.isfinite().all(dim=1)
-    if not bool(finite.all()):
-        # faiss returns row -1 for them, which would silently index the last label.
-        raise UserError(f"{int((~finite).sum())} of {len(x)} {name} features are not finite; the model has diverged")
+    check_finite(x, name)  # faiss returns row -1 for others, which would silently index the last label
     return np.ascontiguousarray(normalize(x, dim=1).numpy())
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..images.open import Images
 from ..views.view import Evaluation
 from .features import extract
-from .measures import HeldOut, measure
+from .measures import HeldOut, Measured, measure
 from .predictions import Predictions, SavedScores, ScoredImages, to_half
 
 
@@ -20,7 +20,7 @@ class Scored:
     """What a run says about its test sets: metrics, intervals and details of result.json, and the scores that they come from.
 
     metrics: "TEST/PROTOCOL/METRIC" -> value (`definitions` says what it is). intervals: [low, high] of 95 %, for some metrics. details:
-    "TEST/PROTOCOL" -> per class, confusion, groups, calibration. Every number is computed from the float16 scores of the file.
+    "TEST/PROTOCOL" -> per class, confusion, groups, calibration. Every number of scores is computed from the float16 ones of the file.
     """
 
     def __init__(self, classes: Sequence[str], seed: int) -> None:
@@ -58,7 +58,10 @@ class Scored:
         saved = SavedScores(kind, given.numpy()) if whole else to_half(given.float().numpy(), kind, key)
         self.kept.add(key, rows, saved)
         slice_of_train = None if held_out is None else HeldOut(*(t.detach().cpu().numpy() for t in held_out))
-        found = measure(rows, saved, seed=self.seed, held_out=slice_of_train)
+        self.add_measured(key, measure(rows, saved, seed=self.seed, held_out=slice_of_train))
+
+    def add_measured(self, key: str, found: Measured) -> None:
+        """Add what was measured under key = "TEST/PROTOCOL" of a protocol that gives no scores; nothing of it goes into the file."""
         self.metrics |= {f"{key}/{name}": value for name, value in found.metrics.items()}
         self.intervals |= {f"{key}/{name}": pair for name, pair in found.intervals.items()}
         self.details[key] = found.details

@@ -3,6 +3,9 @@
 A protocol is a frozen dataclass whose fields are its section of a config. It never sees a test label: the recipe compares its scores with
 them. What it chooses (k, C, a rate) it chooses on a held-out slice of the *training* images, drawn over identities so that copies stay
 together, and then it is fitted on all of them.
+
+Retrieval and verification compare images with each other, and have no score for each class. Such a protocol gives a `Measuring` instead, to
+which the recipe hands each labelled test when everything is fitted: it can report, but it has no place for a choice.
 """
 
 from __future__ import annotations
@@ -13,6 +16,9 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from ...core.errors import UserError
+from ...core.evaluate.measures import Measured
 
 Features = Mapping[str, Tensor]  # features by tap: [N, D], or [N, L, D] for tokens
 # The features of all training images as random crops, (epoch, taps, kept) -> Features. kept: whether the cache on the disk keeps them.
@@ -31,6 +37,7 @@ class Counts(NamedTuple):
     names: Callable[[], Sequence[tuple[str, int]]] = (
         list  # (name, row) of every training image; a copy has the row of its first
     )
+    tests: Mapping[str, Tensor] = {}  # identities of the images of each labelled test, int64 [M]; never their labels
 
 
 class Known(NamedTuple):
@@ -69,9 +76,29 @@ class Fitted(NamedTuple):
     held_out: tuple[Tensor, Tensor] | None = None
 
 
+class LabelledTest(NamedTuple):
+    """A test set as `Measuring` gets it."""
+
+    features: Features
+    labels: Tensor  # int64 [M], on the CPU, indices into the training set's classes
+    keys: Tensor  # int64 [M], on the CPU: copies share one, and the bootstrap draws them
+    seed: int = 0  # of the bootstrap, and of what is drawn of too many pairs
+
+
+class Measuring(NamedTuple):
+    """A protocol that compares images with each other, after `fit`.
+
+    measure: a labelled test -> its metrics (named in `core.evaluate.definitions`), intervals and details. The entry `left_out` of the
+    details, {metric: reason}, is also said to the user. facts: what the details of each test say besides.
+    """
+
+    measure: Callable[[LabelledTest], Measured]
+    facts: Mapping[str, Any] = {}
+
+
 @runtime_checkable
 class ProbeProtocol(Protocol):
-    """What every protocol has."""
+    """What every protocol has that gives scores."""
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -87,13 +114,37 @@ class ProbeProtocol(Protocol):
         ...
 
 
+class MeasuringProtocol(Protocol):
+    """What every protocol has that compares images with each other; `reads` and `requires` as of `ProbeProtocol`."""
+
+    @property
+    def reads(self) -> tuple[str, ...]: ...
+
+    def requires(self, name: str, counts: Counts) -> None: ...
+
+    def fit(self, train: Known) -> Measuring:
+        """Keep what the measurement needs of the training images."""
+        ...
+
+
+AnyProtocol = ProbeProtocol | MeasuringProtocol
+
+
 @runtime_checkable
-class Tapped(ProbeProtocol, Protocol):
+class Tapped(Protocol):
     """A protocol that reads one tap, and is run once for each of several."""
 
     taps: tuple[str, ...]
 
-    def fit(self, train: Known) -> Fitted: ...
+
+def check_vectors(name: str, protocol: Tapped, counts: Counts) -> None:
+    """Raises UserError for a tap that gives several vectors an image, as tokens do. name: the protocol's."""
+    for tap in protocol.taps:
+        if len(counts.shapes.get(tap, (0,))) != 1:
+            raise UserError(
+                f"evaluate.{name.partition('@')[0]}.taps: {tap} are several vectors for each image, and one is needed; take pooled, cls, "
+                "mean or a block"
+            )
 
 
 @runtime_checkable
@@ -115,7 +166,7 @@ class Several(Protocol):
         ...
 
 
-def for_each(name: str, protocol: ProbeProtocol, layers: tuple[str, ...]) -> dict[str, ProbeProtocol]:
+def for_each(name: str, protocol: AnyProtocol, layers: tuple[str, ...]) -> dict[str, AnyProtocol]:
     """{name: protocol}, one for each that the protocol stands for (NAME-5shot), and of that one for each tap.
 
     layers: what the tap `layers` stands for.
@@ -126,9 +177,19 @@ def for_each(name: str, protocol: ProbeProtocol, layers: tuple[str, ...]) -> dic
     return {key: made for end, one in several.items() for key, made in for_each_tap(end, one, layers).items()}
 
 
-def for_each_tap(name: str, protocol: ProbeProtocol, layers: tuple[str, ...]) -> dict[str, ProbeProtocol]:
-    """{name: protocol}, one for each of its taps: NAME for the pooled features, else NAME@TAP. layers: what the tap `layers` stands for."""
+def for_each_tap(name: str, protocol: AnyProtocol, layers: tuple[str, ...]) -> dict[str, AnyProtocol]:
+    """{name: protocol}, one for each of its taps: NAME for the pooled features, else NAME@TAP. layers: what the tap `layers` stands for.
+
+    Raises UserError if there is none.
+    """
     if not isinstance(protocol, Tapped):
         return {name: protocol}
     taps = [tap for given in protocol.taps for tap in (layers if given == "layers" else (given,))]
+    if not taps:
+        given = (
+            "an empty list"
+            if not protocol.taps
+            else "layers, and this network has no blocks or stages that can be read"
+        )
+        raise UserError(f"evaluate.{name}.taps: expected the names of features, got {given}; leave it out for pooled")
     return {name if tap == "pooled" else f"{name}@{tap}": replace(protocol, taps=(tap,)) for tap in taps}  # pyright: ignore[reportArgumentType, reportReturnType]

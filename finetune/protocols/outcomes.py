@@ -8,18 +8,26 @@ from typing import Any
 from ...core.evaluate.held_out import describe_slice
 from ...core.evaluate.scores import Scored
 from ...core.images.images import Images
-from .contract import Features, Fitted
+from ...core.launchlog import warn
+from .contract import Features, Fitted, LabelledTest, Measuring
 
 
 def add_outcome(
-    scored: Scored, name: str, fitted: Fitted, tests: Mapping[str, Images], shown: Mapping[str, Features]
+    scored: Scored, name: str, fitted: Fitted | Measuring, tests: Mapping[str, Images], shown: Mapping[str, Features]
 ) -> None:
-    """Score every labelled test by a fitted protocol. name: the protocol's; shown: the features of each test, by tap."""
+    """Score or measure every labelled test by a fitted protocol. name: the protocol's; shown: the features of each test, by tap."""
     for test, images in tests.items():
-        if images.labels is not None:
-            key = f"{test}/{name}"
+        if images.labels is None:
+            continue
+        key = f"{test}/{name}"
+        if isinstance(fitted, Measuring):
+            given = LabelledTest(shown[test], images.labels.cpu(), images.keys(), scored.seed)
+            scored.add_measured(key, fitted.measure(given))
+            for metric, reason in scored.details[key].get("left_out", {}).items():
+                warn(f"WARNING: {key}/{metric} is left out: {reason}")
+        else:
             scored.add(key, images, fitted.scores(shown[test]), fitted.kind, held_out=fitted.held_out)
-            scored.details[key] |= fitted.facts
+        scored.details[key] |= fitted.facts
 
 
 def what_was_chosen(outcomes: Mapping[str, Fitted], train: Images, seed: int) -> dict[str, Any]:

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from inspect import signature
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from ...core.errors import UserError
 from .attentive import Attentive
 from .attentive_capi import AttentiveCAPI
-from .contract import ProbeProtocol, for_each
+from .contract import AnyProtocol, MeasuringProtocol, ProbeProtocol, for_each
 from .few_linear import FewLinear
 from .fewshot import FewShot
 from .knn import KNN
 from .linear import Linear, dinov2_regression
 from .linear_sgd import LINEAR_PRESETS, LinearSGD
 from .nearest_mean import NearestMean
+from .retrieval import Retrieval
 from .ridge import FewShotRidge
+from .verification import Verification
+
+Built = TypeVar("Built")
 
 # By the name of their section; its keys are the fields.
 SECTIONS: Mapping[str, Callable[..., ProbeProtocol]] = {
@@ -33,6 +37,9 @@ SECTIONS: Mapping[str, Callable[..., ProbeProtocol]] = {
     "linear_sgd": LinearSGD,
     "attentive_capi": AttentiveCAPI,
 }
+
+# Those that compare images with each other. They come after the others, so that the first metric of a result is an accuracy if it has one.
+COMPARISONS: Mapping[str, Callable[..., MeasuringProtocol]] = {"retrieval": Retrieval, "verification": Verification}
 
 
 def lightly_knn() -> KNN:
@@ -56,28 +63,34 @@ PRESETS: Mapping[str, Callable[[], ProbeProtocol]] = {
 }
 
 
-def chosen_protocols(evaluate: Mapping[str, Any], layers: tuple[str, ...]) -> dict[str, ProbeProtocol]:
+def chosen_protocols(evaluate: Mapping[str, Any], layers: tuple[str, ...]) -> dict[str, AnyProtocol]:
     """The protocols that the `evaluate` section asks for, by name and in its order; kNN where it asks for nothing. Raises UserError.
 
     layers: the taps that the tap `layers` stands for.
     """
-    chosen = {name: built(name, evaluate[name]) for name in SECTIONS if evaluate.get(name) is not None}
+    chosen: dict[str, AnyProtocol] = {
+        name: built(SECTIONS[name], evaluate[name]) for name in SECTIONS if evaluate.get(name) is not None
+    }
     for name in evaluate.get("presets", ()):
         if name not in PRESETS:
             raise UserError(f"evaluate.presets: unknown preset {name!r} (known: {', '.join(sorted(PRESETS))})")
         chosen[name] = PRESETS[name]()
-    named = chosen or ({} if evaluate.get("dense") is not None else {"knn": KNN()})
+    for name, make in COMPARISONS.items():
+        if evaluate.get(name) is not None:
+            chosen[name] = built(make, evaluate[name])
+    named: dict[str, AnyProtocol] = chosen or ({} if evaluate.get("dense") is not None else {"knn": KNN()})
     return {one: made for name, protocol in named.items() for one, made in for_each(name, protocol, layers).items()}
 
 
-def check_taps(protocols: Mapping[str, ProbeProtocol], offered: tuple[str, ...], network: str) -> None:
+def check_taps(protocols: Mapping[str, AnyProtocol], offered: tuple[str, ...], network: str) -> None:
     """Raises UserError for a protocol that reads features which the network doesn't offer, naming the key that says what it reads."""
+    every: dict[str, Callable[..., AnyProtocol]] = {**SECTIONS, **COMPARISONS}
     for name, protocol in protocols.items():
         for tap in protocol.reads:
             if tap not in offered:
-                kind = next(section for section, made in SECTIONS.items() if isinstance(protocol, cast("type", made)))
+                kind = next(section for section, made in every.items() if isinstance(protocol, cast("type", made)))
                 key = next(
-                    (key for key in ("taps", "inputs", "sources") if key in signature(SECTIONS[kind]).parameters), None
+                    (key for key in ("taps", "inputs", "sources") if key in signature(every[kind]).parameters), None
                 )
                 remedy = f"give evaluate.{kind}.{key} others" if key else f"leave evaluate.{kind} out"
                 raise UserError(
@@ -85,7 +98,7 @@ def check_taps(protocols: Mapping[str, ProbeProtocol], offered: tuple[str, ...],
                 )
 
 
-def built(name: str, section: Mapping[str, Any]) -> ProbeProtocol:
+def built(make: Callable[..., Built], section: Mapping[str, Any]) -> Built:
     """A protocol of a section; lists, as a config has them, become tuples."""
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
-    return SECTIONS[name](**fields)
+    return make(**fields)

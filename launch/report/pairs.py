@@ -138,7 +138,8 @@ def pair_stages(names: Sequence[str], answers: Sequence[Seeds]) -> Pairs:
             kept.append((name, found))
         elif any(answers):
             notes.append(
-                f"{name} has no predictions.safetensors, as runs of earlier versions and those without labelled test images"
+                f"{name} has no predictions.safetensors, as runs of earlier versions, those without labelled test images, and "
+                "those of retrieval and verification alone"
             )
     pairs = list(combinations(kept, 2))
     if len(pairs) > MOST_PAIRS:

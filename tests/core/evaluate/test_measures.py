@@ -15,6 +15,8 @@ from rootstock.core.evaluate.measures import HeldOut, measure
 from rootstock.core.evaluate.metrics import classification, cluster_bootstrap
 from rootstock.core.evaluate.predictions import ScoredImages, to_half
 
+# Of protocols without scores.
+COMPARISONS = ("map", "map@r", "recall@k", "precision@k", "eer", "frr@far", "pair_auroc")
 PROBABILISTIC = {"nll", "brier", "ece", "ece_equal_mass", "ece_floor"}
 
 
@@ -32,7 +34,7 @@ def test_every_metric_is_defined_and_in_its_range() -> None:
     rows = images(groups=np.arange(60) % 2, group_names=("city", "sea"))
     held_out = HeldOut(logits(images(40, seed=5), 6), images(40, seed=5).labels)
     found = measure(rows, to_half(logits(rows), "logits"), seed=0, held_out=held_out)
-    assert set(found.metrics) == DEFINITIONS.keys() - {"bce", "miou", "pixel_accuracy"}
+    assert set(found.metrics) == DEFINITIONS.keys() - {"bce", "miou", "pixel_accuracy", *COMPARISONS}
     for name, value in found.metrics.items():
         low, high = range_of(f"test/x/{name}")
         assert low <= value <= high, name
@@ -40,6 +42,15 @@ def test_every_metric_is_defined_and_in_its_range() -> None:
     for name, (low, high) in found.intervals.items():
         assert range_of(name)[0] <= low <= found.metrics[name] <= high <= range_of(name)[1], name
     assert definition_of("test/x/guess") is None and range_of("guess") == (-np.inf, np.inf)
+
+
+def test_a_name_with_a_number_has_the_definition_of_its_kind() -> None:
+    for name, key in (("recall@5", "recall@k"), ("precision@10", "precision@k"), ("frr@0.001", "frr@far")):
+        assert definition_of(f"test/retrieval@cls/{name}") is DEFINITIONS[key]
+    assert definition_of("test/verification/frr@1e-05") is DEFINITIONS["frr@far"]
+    assert range_of("test/verification/frr@1e-05") == (0.0, 1.0)
+    for name in ("recall@", "recall@ten", "accuracy@5", "map@5", "@5", "recall@-"):
+        assert definition_of(f"test/x/{name}") is None, name
 
 
 def test_numbers_are_those_of_the_kept_scores() -> None:

@@ -174,7 +174,8 @@ def test_runs_of_earlier_versions_are_named(tmp_path: Path) -> None:
     found = compared(*runs)
     assert {(line.first, line.second) for line in found.lines} == {("a", "c")}
     assert found.notes == [
-        "b has no predictions.safetensors, as runs of earlier versions and those without labelled test images"
+        "b has no predictions.safetensors, as runs of earlier versions, those without labelled test images, and those of retrieval and "
+        "verification alone"
     ]
     for run in runs[::2]:
         (run / PREDICTIONS).unlink()
