@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -120,7 +121,7 @@ def scenarios(place: Path, command: Command) -> Iterator[Scenario]:
 
 
 def of_data(place: Path, command: Command) -> Iterator[Scenario]:
-    """A pack, and the cache of a compressed archive."""
+    """A pack, and the caches of a compressed archive and of frozen features."""
     random = np.random.default_rng(0)
     with tarfile.open(place / "set.tar.gz", "w:gz") as archive:
         for i in range(12):
@@ -147,6 +148,11 @@ def of_data(place: Path, command: Command) -> Iterator[Scenario]:
         sorted(path.name for path in cache.rglob("*") if path.is_file()), "made again, as of an empty cache"
     )
     yield Scenario("the cache of a compressed archive", cache, [describe], may_be_missing=gone)
+    features, probed = cache / "features", place / "from_features"
+    shutil.rmtree(features, ignore_errors=True)  # those of the runs before
+    again = make(command, *probe(probed, "backbone.name=smallconv", "backbone.args={widths: [8, 8, 8, 8]}"))
+    gone = dict.fromkeys(sorted(path.name for path in features.iterdir()), "extracted again, as with an empty cache")
+    yield Scenario("the cache of frozen features", features, [again], beside=[probed], may_be_missing=gone)
 
 
 def settle(path: Path) -> None:
