@@ -423,7 +423,7 @@ def test_a_probe_that_is_told_to_stop_says_so(
 ) -> None:
     """It has nothing to save in between; the next command does it from the beginning."""
     with monkeypatch.context() as patch:
-        patch.setattr(probe, "extract", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr(probe, "features_of", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
         done = rootstock(*PROBE, f"run.dir={tmp_path}")
     assert done.returncode == 130
     assert (

@@ -187,7 +187,8 @@ def _written(verb: str, folder: Path) -> str:
         "logs/",
     ]
     kept = files if verb in made else [name for name in files if name not in ("metrics.jsonl", "checkpoints/")]
-    return f"{folder}/: {' '.join([*kept, *made.get(verb, [])])}"
+    scores = [] if verb == "pretrain" else ["predictions.safetensors"]
+    return f"{folder}/: {' '.join([*kept, *scores, *made.get(verb, [])])}"
 
 
 def bytes_in_words(size: float) -> str:

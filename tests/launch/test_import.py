@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rootstock.core.model.backbone import Backbone
+from rootstock.core.evaluate.taps import Taps
 from rootstock.launch import importing
 from rootstock.tests.core.convert import cases
 
@@ -49,14 +49,15 @@ def test_an_imported_run_is_probed_and_pretrained_on(
     assert sorted(path.name for path in Path("runs").iterdir()) == ["dino"]
 
     shown: list[tuple[Tensor, Tensor]] = []
-    forward = Backbone.forward
+    forward = Taps.forward
 
-    def watched(self: Backbone, images: Tensor) -> Tensor:
-        shown.append((images, forward(self, images)))
-        return shown[-1][1]
+    def watched(self: Taps, images: Tensor) -> dict[str, Tensor]:
+        found = forward(self, images)
+        shown.append((images, found["pooled"]))
+        return found
 
     with monkeypatch.context() as patched:
-        patched.setattr(Backbone, "forward", watched)
+        patched.setattr(Taps, "forward", watched)
         weights = (
             "backbone.weights=runs/dino",
             "backbone.name=null",
