@@ -122,7 +122,7 @@ def build_probe(
     """Choose the protocols, open the sets and build the network. Raises UserError, also for what a protocol cannot do on this set."""
     torch.manual_seed(seed)
     # Masks are all the labels that a dense probe needs.
-    unlabelled = evaluate["dense"] is not None and not chosen_protocols(evaluate, ())
+    unlabelled = evaluate["dense"] is not None and not chosen_protocols(evaluate, ("pooled",))
     train, tests = train_and_tests(data["train"], data["test"], seed, labels=not unlabelled)
     stage.record_sets(run, stage.named_sets(train, tests), data["stamp"])
     kept = distinct_rows(train)

@@ -62,9 +62,8 @@ def score_dense(
     )
     for held, (test, features) in zip(sets, shown.items(), strict=True):
         key, measured = f"{test}/{DENSE}", _scored(probe, held, fitted, features[PATCHES], run.seed)
-        scored.metrics |= {f"{key}/{metric}": value for metric, value in measured.metrics.items()}
-        scored.intervals |= {f"{key}/{metric}": pair for metric, pair in measured.intervals.items()}
-        scored.details[key] = {**measured.details, **_facts(probe, held, fitted, labelled)}
+        scored.add_measured(key, measured)
+        scored.details[key] |= _facts(probe, held, fitted, labelled)
         if run.main:
             save_examples(run.dir, held, probe, fitted.model, features[PATCHES])
     if not fitted.candidates:

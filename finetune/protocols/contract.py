@@ -10,6 +10,7 @@ which the recipe hands each labelled test when everything is fitted: it can repo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -142,7 +143,7 @@ def check_vectors(name: str, protocol: Tapped, counts: Counts) -> None:
     for tap in protocol.taps:
         if len(counts.shapes.get(tap, (0,))) != 1:
             raise UserError(
-                f"evaluate.{name.partition('@')[0]}.taps: {tap} are several vectors for each image, and one is needed; take pooled, cls, "
+                f"evaluate.{_section(name)}.taps: {tap} are several vectors for each image, and one is needed; take pooled, cls, "
                 "mean or a block"
             )
 
@@ -191,5 +192,12 @@ def for_each_tap(name: str, protocol: AnyProtocol, layers: tuple[str, ...]) -> d
             if not protocol.taps
             else "layers, and this network has no blocks or stages that can be read"
         )
-        raise UserError(f"evaluate.{name}.taps: expected the names of features, got {given}; leave it out for pooled")
+        raise UserError(
+            f"evaluate.{_section(name)}.taps: expected the names of features, got {given}; leave it out for pooled"
+        )
     return {name if tap == "pooled" else f"{name}@{tap}": replace(protocol, taps=(tap,)) for tap in taps}  # pyright: ignore[reportArgumentType, reportReturnType]
+
+
+def _section(name: str) -> str:
+    """The section of a protocol's name: `ridge` of ridge-5shot@cls."""
+    return re.split("[-@]", name)[0]

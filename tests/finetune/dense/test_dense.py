@@ -104,7 +104,7 @@ def test_other_test_masks_change_no_choice(tmp_path: Path) -> None:
 
 
 def test_names_other_protocols_and_a_held_out_test_set_go_together(tmp_path: Path) -> None:
-    """With kNN beside it, labels are needed; without a test set, one is held out."""
+    """With kNN beside it, on layers alone, labels are needed; without a test set, one is held out."""
     draw(tmp_path)
     for number in range(10):
         for place in ("train", "masks"):
@@ -112,10 +112,10 @@ def test_names_other_protocols_and_a_held_out_test_set_go_together(tmp_path: Pat
             name.mkdir(exist_ok=True)
             (tmp_path / place / f"{number}.png").rename(name / f"{number}.png")
     found = probe(
-        tmp_path, data={"test": None}, also={"knn": {"k": 1}}, classes=["red", "green", "blue", "none"],
+        tmp_path, data={"test": None}, also={"knn": {"k": 1, "taps": ["layers"]}}, classes=["red", "green", "blue", "none"],
         resolution=32, patches=100, C=[1.0],
     )  # fmt: skip
-    assert {"test/knn/accuracy", "test/dense/miou"} <= found["metrics"].keys() and found["chosen"] == {}
+    assert {"test/knn@stage1/accuracy", "test/dense/miou"} <= found["metrics"].keys() and found["chosen"] == {}
     details = found["details"]["test/dense"]
     assert details["never_predicted"] == ["none"] and details["per_class"]["none"]["iou"] is None
     assert (details["resolution"], details["patches"]) == (32, 100)

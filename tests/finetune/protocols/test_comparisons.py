@@ -106,8 +106,10 @@ def test_they_come_after_the_others_and_for_each_tap() -> None:
     assert list(chosen_protocols({"retrieval": {}, "knn": None}, ())) == ["retrieval"]
     assert all(isinstance(make(), Tapped) for make in COMPARISONS.values())
     for taps, layers in (([], ("block0",)), (["layers"], ())):
-        with pytest.raises(UserError, match=r"evaluate.knn.taps: expected the names of features, got .*; leave it out"):
-            chosen_protocols({"knn": {"taps": taps}}, layers)
+        for name in ("knn", "ridge", "retrieval"):
+            sentence = rf"evaluate.{name}.taps: expected the names of features, got .*; leave it out"
+            with pytest.raises(UserError, match=sentence):
+                chosen_protocols({name: {"taps": taps}}, layers)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +199,6 @@ def test_a_probe_without_any_metric_has_a_row_and_a_page(tmp_path: Path) -> None
 def test_tokens_are_no_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither for these nor for the other protocols that read one vector an image."""
     monkeypatch.setattr(module, "features_of", None)
-    for name in ("retrieval", "verification", "knn", "linear", "fewshot"):
+    for name in ("retrieval", "verification", "knn", "linear", "fewshot", "ridge", "nearest_mean", "few_linear"):
         with pytest.raises(UserError, match=rf"evaluate.{name}.taps: tokens are several vectors for each image"):
             probe(tmp_path, "run", {name: {"taps": ["tokens"]}}, "[:40,seed=5]")
