@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rootstock.core.checks import check_share, sizes_fit
+from rootstock.core.checks import check_count, check_share, sizes_fit
 from rootstock.core.errors import UserError
 
 
@@ -16,6 +16,14 @@ def test_a_share_lies_from_0_to_below_1(value: float) -> None:
     check_share("label_smoothing", 0.999)
     with pytest.raises(UserError, match=re.escape("method.label_smoothing: expected 0 or more and less than 1")):
         check_share("label_smoothing", value)
+
+
+@pytest.mark.parametrize("value", [0, 1001, 10**29])
+def test_a_count_has_a_least_and_a_most(value: int) -> None:
+    check_count("depth", 1, 1, 1000)
+    check_count("depth", 1000, 1, 1000)
+    with pytest.raises(UserError, match=rf"method\.depth: expected 1 to 1,000, got {value}; 8 is published$"):
+        check_count("depth", value, 1, 1000, "8 is published")
 
 
 @pytest.mark.parametrize("width", [1 << 45, 1 << 62, 10**29])

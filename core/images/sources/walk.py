@@ -133,9 +133,6 @@ class Walk:
 
     def _is_folder(self, inner: str, name: str, entry: os.DirEntry[str]) -> bool:
         """Whether an entry is a folder to be read; files are noted here."""
-        if entry.is_file(follow_symlinks=False) and is_picture(name) and name != OLD_SHEET:  # nearly all entries
-            self._take(inner + name, entry)
-            return False
         try:
             folder = entry.is_dir()
         except OSError:  # a link that leads to itself
