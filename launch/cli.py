@@ -12,6 +12,7 @@ import typer
 
 from ..core.errors import UserError
 from . import tools
+from .allocator import keep_freed_memory
 from .app import (
     ConfigArgument,
     JobOption,
@@ -33,6 +34,7 @@ from .waiting import spin_briefly
 def main() -> None:
     """The entry point `rootstock`."""
     spin_briefly()
+    keep_freed_memory()
     follow_launcher()
     try:
         app(prog_name="rootstock")

@@ -1,0 +1,27 @@
+"""How the C library keeps memory that torch frees on a CPU.
+
+glibc gives every block above 32 MiB back to the system when it is freed and asks for it anew, and the system fills each new page with
+zeros. The activations of a training step are such blocks, so a step on a CPU spends up to half of its time on pages. Here freed memory
+stays with the process, as torch's own allocator does it on a GPU. benchmarks/allocator.md measures the speed and the peak of memory.
+"""
+
+import ctypes
+import os
+import sys
+
+TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX
+NEVER_TRIM, NO_BLOCK_APART = -1, 0
+PAD = 64 << 20
+DECIDE = ("MALLOC_", "GLIBC_TUNABLES")
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep what it frees, unless the environment decides how memory is allocated. Without glibc nothing changes."""
+    if sys.platform != "linux" or any(name.startswith(DECIDE) for name in os.environ):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # another C library, such as musl
+        return
+    for parameter, value in ((MMAP_MAX, NO_BLOCK_APART), (TRIM_THRESHOLD, NEVER_TRIM), (TOP_PAD, PAD)):
+        mallopt(parameter, value)
