@@ -99,8 +99,8 @@ def main() -> int:
         "# Freed memory that stays with the process",
         "",
         f"Command: `python benchmarks/allocator.py --rounds {asked.rounds}`. Training steps (forward, backward, AdamW) on one thread; "
-        "speed is the ratio of CPU time with glibc's default to that with `launch/allocator.py`, which the command line applies; medians over "
-        "rounds, quartiles in brackets. Peaks are of the whole process.",
+        "speed is the ratio of CPU time with glibc's default to that with `launch/allocator.py`, which the command line applies; medians "
+        "over rounds, quartiles in brackets. Peaks are of the whole process.",
         "",
         machine(),
         "",
