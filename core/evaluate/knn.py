@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 
 from ..distributed import rank
 from ..errors import UserError
-from .cosines import check_finite
+from .cosines import check_finite, near_one
 from .predictions import to_half
 
 logger = logging.getLogger(__name__)
@@ -114,11 +114,11 @@ def _labels(train_y: Tensor, n: int, num_classes: int) -> Tensor:
 
 def _unit_rows(x: Tensor, name: str) -> np.ndarray:
     """Rows of length 1 (all-zero rows stay), float32, contiguous, for faiss."""
-    x = x.detach().cpu().float()
+    x = x.detach().cpu()
     if x.ndim != 2:
         raise ValueError(f"{name} features must be [N, D], got {tuple(x.shape)}")
     check_finite(x, name)  # faiss returns row -1 for others, which would silently index the last label
-    return np.ascontiguousarray(normalize(x, dim=1).numpy())
+    return np.ascontiguousarray(normalize(near_one(x).float(), dim=1).numpy())
 
 
 @lru_cache

@@ -33,7 +33,8 @@ class Dense:
     map of a convolutional network; each feature standardised over the training patches; the label of a patch is the mode of its pixels that
     count, those without any are left out; logistic regression from zeros to its minimum (no rate, no epochs); C by mIoU on the pixels of
     20 % of the training images, drawn over identities, then all are fitted; logits are enlarged bilinearly to `resolution`, and the largest
-    is the class of a pixel. CAPI squeezes pictures into a square instead of cutting them, and gives all pixels of a patch one class.
+    is the class of a pixel. CAPI squeezes pictures into a square instead of cutting them, leaves out patches
+    most of whose pixels are ignored, holds out a random 10 %, and gives all pixels of a patch one class.
 
     masks: Folder of the masks, each with its picture's name (cat/01.png for cat/01.jpg); or a pattern with {stem} for that name without
         ending (masks/{stem}_mask.png); or a mapping of `train` and each test set to one. PNG, TIFF, BMP or GIF of the picture's size, whose
@@ -44,7 +45,7 @@ class Dense:
     resolution: Side in pixels at which masks and predictions are compared, at least the patches of a side; null is data.size. It moves
         mIoU, so compare numbers of one resolution.
     patches: Number of labelled training patches that are used at most, drawn by seed; 50,000 of 768 numbers take 1.5 GB.
-    C: Inverse strengths of the L2 penalty to try, each above 0, as in scikit-learn; a single one is used without choosing. null tries
+    C: Inverse strengths of the L2 penalty to try, 1e-12 to 1e12, as in scikit-learn; a single one is used without choosing. null tries
         CAPI's eight, 1e-6 to 1e5.
     """
 

@@ -62,6 +62,26 @@ PRESETS: Mapping[str, Callable[[], ProbeProtocol]] = {
     "attentive-capi": AttentiveCAPI,
 }
 
+_IMAGENET = "pictures resized to 256 and cropped to 224 px"
+# What the settings of presets say besides, where their sections don't know of them: the pictures, and what the publication does otherwise.
+PUBLISHED: Mapping[str, Mapping[str, str]] = {
+    "knn-lightly": {"expects": f"{_IMAGENET}, bilinear", "published": "the maximum over epochs on the test images"},
+    "knn-dino": {
+        "expects": f"{_IMAGENET}, bicubic",
+        "published": "each k; the paper takes the best on the test images",
+    },
+    "logreg": {
+        "expects": "pictures resized and cropped to 224 px, bicubic",
+        "published": "the class token as it is, L-BFGS, C chosen on a random 10 % of the training images",
+    },
+    "ridge-bigvision": {"expects": f"{_IMAGENET}, bilinear", "published": "draws by other random numbers"},
+}
+
+
+def published(name: str) -> Mapping[str, str]:
+    """What `PUBLISHED` says of the preset that a protocol's name, such as ridge-bigvision-5shot, stands for; nothing of others."""
+    return next((said for preset, said in PUBLISHED.items() if name == preset or name.startswith(f"{preset}-")), {})
+
 
 def chosen_protocols(evaluate: Mapping[str, Any], layers: tuple[str, ...]) -> dict[str, AnyProtocol]:
     """The protocols that the `evaluate` section asks for, by name and in its order; kNN where it asks for nothing. Raises UserError.

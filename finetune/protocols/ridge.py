@@ -65,4 +65,13 @@ class FewShotRidge:
             test = features[self.reads[0]].to(train.device)
             return torch.stack([model.scores(test)[0].float().cpu() for model in models])
 
-        return Fitted(scores, "similarities", facts={"shots": self.shots[0], "l2": self.l2})
+        settings = {
+            "tap": self.reads[0],
+            "scale": "standardised by the shots; a constant feature of 100 is added",
+            "shots": self.shots[0],
+            "draws": self.draws,
+            "l2": self.l2,
+            "optimizer": "closed form, to labels of +-1",
+            "chosen": "nothing",
+        }
+        return Fitted(scores, "similarities", facts={"shots": self.shots[0], "l2": self.l2, "settings": settings})

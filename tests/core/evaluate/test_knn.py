@@ -74,6 +74,18 @@ def test_neighbours_come_nearest_first() -> None:
     assert torch.equal(rows, cosine.argsort(dim=1, descending=True))
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e-40, 1e-30, 1e-13, 1e13, 1e20, 3e37, 1e300])
+def test_the_scale_of_features_is_no_matter(scale: float) -> None:
+    """Powers beside a power of two round; so float64 goes in. Numbers beyond float32 too."""
+    generator = torch.Generator().manual_seed(3)
+    x, test, y = torch.rand(40, 8, generator=generator), torch.rand(9, 8, generator=generator), torch.arange(40) % 5
+    near, rows = neighbours(x, test, 7)
+    found, same = neighbours(x.double() * scale, test.double() * scale, 7)
+    assert torch.equal(rows, same)
+    torch.testing.assert_close(found, near)
+    assert torch.equal(knn_predict(x, y, test, 5), knn_predict(x.double() * scale, y, test, 5))
+
+
 def test_ties_go_to_the_lower_class() -> None:
     similarity = torch.ones(1, 4)
     assert vote(similarity, torch.tensor([[3, 1, 3, 1]]), 5, None).argmax(1).tolist() == [1]

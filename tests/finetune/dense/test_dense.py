@@ -166,8 +166,8 @@ MISTAKES: list[tuple[Any, dict[str, Any], str]] = [
     (keep, {"ignore": 70000}, "evaluate.dense.ignore: 70000 is given; expected a number of the masks, 0 to 65535, or null"),
     (keep, {"classes": 1}, "evaluate.dense.classes: 1 classes are given; expected 2 to 10,000"),
     (keep, {"classes": ["a", "b", "a"]}, "evaluate.dense.classes: two names are equal"),
-    (keep, {"C": []}, "evaluate.dense.C needs one or more finite values of C above 0"),
-    (keep, {"C": [1.0, -1.0]}, "evaluate.dense.C needs one or more finite values of C above 0"),
+    (keep, {"C": []}, "evaluate.dense.C: expected one or more numbers from 1e-12"),
+    (keep, {"C": [1.0, -1.0]}, "evaluate.dense.C: expected one or more numbers from 1e-12"),
 ]  # fmt: skip
 
 

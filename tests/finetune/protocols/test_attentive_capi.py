@@ -148,7 +148,9 @@ def test_a_candidate_that_diverges_is_told_and_the_others_end_as_without_it() ->
     assert fitted.chosen == without.chosen
     test = known(1).features
     torch.testing.assert_close(fitted.scores(test), without.scores(test))
-    with pytest.raises(UserError, match=r"attentive_capi: the training diverged at lr = 1e\+30; give"):
+    with pytest.raises(
+        UserError, match=r"attentive_capi: the training diverged at lr = 1e\+30 and weight_decay = 0; give"
+    ):
         AttentiveCAPI(lr=(1e30,), **options).fit(known())  # pyright: ignore[reportArgumentType]
 
 

@@ -23,8 +23,8 @@ from rootstock.finetune.protocols.few_labels import drawn_rows
 from rootstock.finetune.protocols.fewshot import FewShot
 from rootstock.finetune.protocols.knn import KNN
 from rootstock.finetune.protocols.linear import COARSE_GRID, Linear
-from rootstock.finetune.protocols.outcomes import add_outcome
-from rootstock.finetune.protocols.registry import PRESETS, SECTIONS, chosen_protocols
+from rootstock.finetune.protocols.outcomes import CANDIDATES_SHOWN, add_outcome, say_what_was_done
+from rootstock.finetune.protocols.registry import PRESETS, SECTIONS, chosen_protocols, published
 
 CLASSES = ("ant", "bee", "cat", "dog")
 Tests = dict[str, tuple[Tensor, Tensor]]
@@ -112,6 +112,24 @@ def test_outcome(name: str, train: Known, tests: Tests) -> None:
     for key, details in scores.details.items():
         assert all(scores.metrics[f"{key}/{metric}"] == details[metric] for metric in metrics)
         assert scores.metrics[f"{key}/accuracy"] > 0.5
+
+
+@pytest.mark.parametrize("name", sorted(EVERY))
+def test_the_whole_protocol_and_every_candidate_are_printed(name: str, train: Known) -> None:
+    fitted, lines = EVERY[name].fit(train), list[str]()
+    settings = {**fitted.facts["settings"], **published(name)}
+    assert settings["chosen"] != "nothing" if fitted.candidates else settings["chosen"] == "nothing"
+    if name in PRESETS:
+        assert "224 px" in settings["expects"] or "32 px" in settings["expects"]
+        assert {"tap", "inputs", "sources"} & settings.keys() and {"trained", "optimizer"} & settings.keys()
+    say_what_was_done(name, fitted, lines.append)
+    assert len(lines) == 1 + len(fitted.candidates) and all(line.startswith(f"{name}: ") for line in lines)
+    for row, line in zip(fitted.candidates, lines[1:], strict=True):
+        assert f"accuracy {row['accuracy']}" in line
+    many = fitted._replace(candidates=({"C": 1.0, "accuracy": 0.5},) * (CANDIDATES_SHOWN + 2))
+    lines.clear()
+    say_what_was_done(name, many, lines.append)
+    assert lines[-1] == f"{name}: 2 more candidates are in result.json" and len(lines) == CANDIDATES_SHOWN + 2
 
 
 @pytest.mark.parametrize("name", sorted(EVERY))
