@@ -38,7 +38,7 @@ from .protocols.linear import Linear
 from .protocols.linear_sgd import LinearSGD
 from .protocols.nearest_mean import NearestMean
 from .protocols.outcomes import add_outcome, say_what_was_done, what_was_chosen
-from .protocols.registry import check_taps, chosen_protocols, published
+from .protocols.registry import check_taps, chosen_protocols, naming_preset, published
 from .protocols.retrieval import Retrieval
 from .protocols.ridge import FewShotRidge
 from .protocols.verification import Verification
@@ -143,7 +143,8 @@ def build_probe(
         for name, protocol in protocols.items():
             if isinstance(protocol, Tapped):
                 check_vectors(name, protocol, counts)
-            protocol.requires(name, counts)
+            with naming_preset(name, protocol):
+                protocol.requires(name, counts)
     # After what the others ask, since every mask is read here.
     dense = prepare(evaluate["dense"], stage.named_sets(distinct, tests), model, view, seed, run.log)
     taps = Taps(model, [*taps.names, PATCHES]) if dense else taps
@@ -177,7 +178,8 @@ def probe(
     features, shown = finder.sets(distinct, tests)
     scored, outcomes = Scored(distinct.classes or (), seed), dict[str, Fitted]()
     for name, protocol in protocols.items():
-        fitted = protocol.fit(_known(features, build, run, finder))
+        with naming_preset(name, protocol):
+            fitted = protocol.fit(_known(features, build, run, finder))
         if isinstance(fitted, Fitted):
             fitted = fitted._replace(
                 facts={**fitted.facts, "settings": {**fitted.facts.get("settings", {}), **published(name)}}

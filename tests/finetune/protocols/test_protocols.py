@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rootstock.core.errors import UserError
+from rootstock.core.errors import MachineError, UserError
 from rootstock.core.evaluate.calibration import fit_temperature
 from rootstock.core.evaluate.held_out import held_out_rows
 from rootstock.core.evaluate.intervals import mean_interval
@@ -24,7 +25,15 @@ from rootstock.finetune.protocols.fewshot import FewShot
 from rootstock.finetune.protocols.knn import KNN
 from rootstock.finetune.protocols.linear import COARSE_GRID, Linear
 from rootstock.finetune.protocols.outcomes import CANDIDATES_SHOWN, add_outcome, say_what_was_done
-from rootstock.finetune.protocols.registry import PRESETS, SECTIONS, chosen_protocols, published
+from rootstock.finetune.protocols.registry import (
+    PRESETS,
+    SECTIONS,
+    chosen_protocols,
+    naming_preset,
+    preset_of,
+    published,
+    section_of,
+)
 
 CLASSES = ("ant", "bee", "cat", "dog")
 Tests = dict[str, tuple[Tensor, Tensor]]
@@ -337,3 +346,41 @@ def test_bad_parameters_are_named(train: Known) -> None:
         KNN(k=()).requires("knn", asked(x, y))
     with pytest.raises(UserError, match="give a single k"):
         KNN(k=(1, 2)).requires("knn", asked(x[:2], y[:2], torch.zeros(2, dtype=torch.int64)))
+
+
+def test_names_of_presets() -> None:
+    for name, preset in (
+        ("linear-simclr", "linear-simclr"), ("linear-simclr-cifar", "linear-simclr-cifar"), ("logreg", "logreg"), ("linear", None),
+        ("ridge-bigvision-5shot", "ridge-bigvision"), ("ridge-5shot", None), ("attentive-capi-cls", "attentive-capi"), ("knn@cls", None),
+    ):  # fmt: skip
+        assert preset_of(name) == preset
+    sections = ["knn", "knn", "linear", "ridge", *["linear_sgd"] * 4, "attentive_capi"]
+    assert [section_of(PRESETS[name]()) for name in PRESETS] == sections
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("knn-dino", "knn={...}"),
+        ("ridge-bigvision-25shot", "ridge={...}"),
+        ("linear-dinov2", "linear_sgd={preset: linear-dinov2, ...}"),
+        ("attentive-capi-cls", "attentive_capi={...}"),
+    ],
+)
+def test_an_error_of_a_preset_says_which_section_to_give(name: str, given: str) -> None:
+    """Its numbers are no keys, so a remedy that names a key would change nothing."""
+    x, _ = blobs(8, 0)
+    protocol = chosen_protocols({"presets": [preset_of(name)]}, ())[name]
+    with (
+        pytest.raises(UserError, match=rf"evaluate\..* is a preset, .* and give evaluate\.{re.escape(given)}\)$"),
+        naming_preset(name, protocol),
+    ):
+        protocol.requires(name, asked(x[:4], torch.arange(4)))
+    for error in (
+        UserError("evaluate.knn.k: 0"),
+        MachineError("the disk is full: evaluate.x"),
+        UserError("3 pictures are damaged"),
+    ):
+        section = "knn" if "evaluate.knn" in str(error) else name
+        with pytest.raises(type(error), match=f"^{error}$"), naming_preset(section, protocol):
+            raise error
