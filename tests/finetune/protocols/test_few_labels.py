@@ -222,7 +222,9 @@ def test_the_name_of_a_copy_is_its_first_image(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("protocol", "sentence"),
     [
-        (FewShotRidge(l2=0.0), "evaluate.ridge.l2: 0.0 is given; expected a finite number above 0"),
+        (FewShotRidge(l2=0.0), "evaluate.ridge.l2: 0.0 is given; expected 1e-12 to"),
+        (FewShotRidge(l2=1e300), r"evaluate.ridge.l2: 1e\+300 is given"),
+        (FewShotRidge(l2=float("nan")), "evaluate.ridge.l2: nan is given"),
         (FewShotRidge(l2=float("nan")), "evaluate.ridge.l2: nan"),
         (FewShotRidge(draws=0), "needs shots and draws of at least 1"),
         (FewShotRidge(shots=(99,)), r"fewer than shots = 99; give evaluate.ridge.shots of at most \d"),
