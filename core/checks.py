@@ -12,6 +12,9 @@ from .errors import UserError
 LARGEST_RATE = 1e30
 """The largest learning rate and weight decay; float32, in which optimizers compute, ends at 3e38."""
 
+SMALLEST_RATE = 1e-30
+"""The smallest learning rate of candidates that are trained at once: in float32 a smaller one soon is 0."""
+
 MOST_LAYERS, MOST_ITERATIONS = 1_000, 10_000  # of a network's part, and of Sinkhorn-Knopp
 _TOO_LARGE = re.compile(r"overflow|can't allocate memory|out of memory", re.IGNORECASE)  # what torch says
 

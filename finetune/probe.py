@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, NamedTuple
@@ -38,8 +37,8 @@ from .protocols.knn import KNN
 from .protocols.linear import Linear
 from .protocols.linear_sgd import LinearSGD
 from .protocols.nearest_mean import NearestMean
-from .protocols.outcomes import add_outcome, what_was_chosen
-from .protocols.registry import check_taps, chosen_protocols
+from .protocols.outcomes import add_outcome, say_what_was_done, what_was_chosen
+from .protocols.registry import check_taps, chosen_protocols, naming_preset, published
 from .protocols.retrieval import Retrieval
 from .protocols.ridge import FewShotRidge
 from .protocols.verification import Verification
@@ -134,19 +133,21 @@ def build_probe(
     offered = available_taps(model)
     protocols = chosen_protocols(evaluate, tuple(tap for tap in offered if LEVEL.fullmatch(tap)))
     check_taps(protocols, offered, model.spec["name"])
-    dense = prepare(evaluate["dense"], stage.named_sets(distinct, tests), model, view, seed, run.log)
-    wanted = [tap for protocol in protocols.values() for tap in protocol.reads]
-    taps = Taps(model, [*wanted, PATCHES] if dense else wanted)
-    one = taps(torch.zeros(1, model.channels, model.size, model.size))
-    shapes = {tap: tuple(found.shape[1:]) for tap, found in one.items()}
+    taps = Taps(model, [tap for protocol in protocols.values() for tap in protocol.reads])
     if protocols:
+        one = taps(torch.zeros(1, model.channels, model.size, model.size))
+        shapes = {tap: tuple(found.shape[1:]) for tap, found in one.items()}
         assert distinct.labels is not None and distinct.classes is not None
         asked = {name: test.keys() for name, test in tests.items() if test.labels is not None}
         counts = Counts(distinct.labels, distinct.keys(), distinct.classes, shapes, names, asked)
         for name, protocol in protocols.items():
             if isinstance(protocol, Tapped):
                 check_vectors(name, protocol, counts)
-            protocol.requires(name, counts)
+            with naming_preset(name, protocol):
+                protocol.requires(name, counts)
+    # After what the others ask, since every mask is read here.
+    dense = prepare(evaluate["dense"], stage.named_sets(distinct, tests), model, view, seed, run.log)
+    taps = Taps(model, [*taps.names, PATCHES]) if dense else taps
     return Probing(protocols, train, distinct, names, tests, taps, view, dense)
 
 
@@ -177,11 +178,14 @@ def probe(
     features, shown = finder.sets(distinct, tests)
     scored, outcomes = Scored(distinct.classes or (), seed), dict[str, Fitted]()
     for name, protocol in protocols.items():
-        fitted = protocol.fit(_known(features, build, run, finder))
+        with naming_preset(name, protocol):
+            fitted = protocol.fit(_known(features, build, run, finder))
         if isinstance(fitted, Fitted):
+            fitted = fitted._replace(
+                facts={**fitted.facts, "settings": {**fitted.facts.get("settings", {}), **published(name)}}
+            )
             outcomes[name] = fitted
-            if settings := fitted.facts.get("settings"):
-                run.log(f"{name}: {', '.join(f'{key} {json.dumps(value)}' for key, value in settings.items())}")
+            say_what_was_done(name, fitted, run.log)
         add_outcome(scored, name, fitted, tests, shown)
     segmented = score_dense(dense, scored, features, shown, run) if dense else None
 

@@ -12,12 +12,12 @@ import sys
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX
 NEVER_TRIM, NO_BLOCK_APART = -1, 0
 PAD = 64 << 20
-DECIDE = ("MALLOC_", "GLIBC_TUNABLES")
+DECIDED_BY = ("MALLOC_", "GLIBC_TUNABLES")
 
 
 def keep_freed_memory() -> None:
     """Let the process keep what it frees, unless the environment decides how memory is allocated. Without glibc nothing changes."""
-    if sys.platform != "linux" or any(name.startswith(DECIDE) for name in os.environ):
+    if sys.platform != "linux" or any(name.startswith(DECIDED_BY) for name in os.environ):
         return
     try:
         mallopt = ctypes.CDLL(None).mallopt

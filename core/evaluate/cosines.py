@@ -40,6 +40,19 @@ def unit_rows(x: Tensor, name: str) -> UnitRows:
     return out
 
 
+def near_one(x: Tensor) -> Tensor:
+    """Rows [N, D] times a power of 2 each, so that their largest number is from 0.5 to below 1; float64, or float32 from coarser types.
+
+    Their cosines stay the same to the last bit, and their squares stay within the range of the type. All-zero rows stay.
+    """
+    x = x if x.dtype == torch.float64 else x.float()
+    exponent = torch.frexp(x.abs().amax(1, keepdim=True)).exponent if x.shape[1] else x.new_zeros(len(x), 1).int()
+    half = torch.div(
+        exponent, 2, rounding_mode="floor"
+    )  # in two steps, since 2^-exponent itself may be no number of the type
+    return torch.ldexp(torch.ldexp(x, -half), half - exponent)
+
+
 def check_finite(x: Tensor, name: str) -> None:
     """Raises UserError if features [N, D] are not finite. name: what they are of."""
     finite = x.isfinite().all(dim=1)

@@ -19,13 +19,16 @@ from torch.nn.functional import normalize
 
 from ..distributed import rank
 from ..errors import UserError
-from .cosines import check_finite
+from .cosines import check_finite, cosine_table, near_one, unit_rows
+from .counts import Floats, Ints
 from .predictions import to_half
 
 logger = logging.getLogger(__name__)
 
 # Votes are counted for this many test rows at a time: 4096 x 1000 classes in float64 are 32 MB.
 VOTE_ROWS = 4096
+# Where the k-th neighbour and the next are equally near, cosines are computed for this many pairs at a time.
+TIED_AT_ONCE = 1 << 23
 
 
 def knn_predict(
@@ -62,7 +65,12 @@ def knn_scores(
 
 
 def neighbours(train_x: Tensor, test_x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k nearest training rows of each test row, nearest first: cosine float32 [M, k], row int64 [M, k]."""
+    """The k nearest training rows of each test row, nearest first: cosine float32 [M, k], row int64 [M, k].
+
+    Of equally near rows the lower comes first, so the neighbours for a smaller k are the first of those for a larger one. Where the k-th
+    and the next are equally near, all cosines of the test row are computed again, `TIED_AT_ONCE` pairs at a time (64 MB), beside a copy
+    of the features.
+    """
     if len(train_x) == 0:
         raise UserError("kNN needs at least one training image, got none")
     if k < 1:
@@ -76,8 +84,28 @@ def neighbours(train_x: Tensor, test_x: Tensor, k: int) -> tuple[Tensor, Tensor]
     # Any: faiss's Python signatures are swig's, which type checkers misread.
     index: Any = faiss.IndexFlatIP(train.shape[1])
     index.add(train)
-    similarity, rows = index.search(test, k)
+    similarity, rows = index.search(test, min(k + 1, len(train)))
+    order = np.lexsort((rows, -similarity), axis=1)  # faiss leaves equal ones in any order
+    similarity, rows = (np.take_along_axis(part, order, axis=1) for part in (similarity, rows))
+    tied = np.flatnonzero(similarity[:, k - 1] == similarity[:, -1]) if k < len(train) else np.empty(0, np.int64)
+    similarity, rows = similarity[:, :k], rows[:, :k]
+    if len(tied):
+        similarity[tied], rows[tied] = _nearest_of_ties(train_x, test_x[torch.from_numpy(tied)], k)
     return torch.from_numpy(similarity), torch.from_numpy(rows)
+
+
+def _nearest_of_ties(train_x: Tensor, test_x: Tensor, k: int) -> tuple[Floats, Ints]:
+    """As `neighbours`, in cosines that are equal to the last bit for equal rows; k below the number of training rows."""
+    train, test = unit_rows(train_x, "training"), unit_rows(test_x, "test")
+    similarity, rows = np.empty((len(test), k)), np.empty((len(test), k), np.int64)
+    step = max(1, TIED_AT_ONCE // len(train))
+    for start in range(0, len(test), step):
+        for i, near in enumerate(cosine_table(test[start : start + step], train), start):
+            last = np.partition(near, len(near) - k)[len(near) - k]
+            above, equal = np.flatnonzero(near > last), np.flatnonzero(near == last)
+            rows[i] = np.r_[above[np.lexsort((above, -near[above]))], equal[: k - len(above)]]
+            similarity[i] = near[rows[i]]
+    return similarity, rows
 
 
 def vote(similarity: Tensor, labels: Tensor, num_classes: int, temperature: float | None) -> Tensor:
@@ -114,11 +142,11 @@ def _labels(train_y: Tensor, n: int, num_classes: int) -> Tensor:
 
 def _unit_rows(x: Tensor, name: str) -> np.ndarray:
     """Rows of length 1 (all-zero rows stay), float32, contiguous, for faiss."""
-    x = x.detach().cpu().float()
+    x = x.detach().cpu()
     if x.ndim != 2:
         raise ValueError(f"{name} features must be [N, D], got {tuple(x.shape)}")
     check_finite(x, name)  # faiss returns row -1 for others, which would silently index the last label
-    return np.ascontiguousarray(normalize(x, dim=1).numpy())
+    return np.ascontiguousarray(normalize(near_one(x).float(), dim=1).numpy())
 
 
 @lru_cache

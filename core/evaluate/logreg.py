@@ -7,7 +7,6 @@ test data, as is often done, because no test label enters here.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -27,6 +26,8 @@ _log = logging.getLogger(__name__)
 C_GRID: tuple[float, ...] = tuple(float(c) for c in np.logspace(-6, 5, 45))
 # Used where nothing can be held out (one image a class): scikit-learn's default.
 DEFAULT_C = 1.0
+# Beyond these, the minimum is that of the last C, to all digits, or further out than float64 and half precision can tell.
+SMALLEST_C, LARGEST_C = 1e-12, 1e12
 # A feature that deviates by less than this part of its mean is constant: rounding in float64 is far below, one step of float16 far above.
 CONSTANT_PART = 1e-9
 
@@ -72,10 +73,12 @@ class LogisticRegression(NamedTuple):
 
 
 def check_C(values_of_C: Sequence[float], key: str = "logistic regression") -> list[float]:
-    """The different values, ascending. Raises UserError, beginning with `key`, unless all are finite and above 0."""
+    """The different values, ascending. Raises UserError, beginning with `key`, unless all lie from SMALLEST_C to LARGEST_C."""
     grid = sorted({float(c) for c in values_of_C})
-    if not grid or not grid[0] > 0 or not all(map(math.isfinite, grid)):
-        raise UserError(f"{key} needs one or more finite values of C above 0, got {list(values_of_C)}")
+    if not grid or not all(SMALLEST_C <= c <= LARGEST_C for c in grid):
+        raise UserError(
+            f"{key}: expected one or more numbers from {SMALLEST_C:g} to {LARGEST_C:g}, got {list(values_of_C)}; 1e-6 to 1e5 is usual"
+        )
     return grid
 
 

@@ -25,6 +25,8 @@ from .head_updates import UPDATES
 LOGITS, LEAST_ROWS = 1 << 20, 256
 # MAE's BatchNorm before the head: no scale and shift; torch's weight of a batch in the running statistics.
 BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM = 1e-6, 0.1
+# Of the weights at the start; with more, the softmax says one class at once and learns no more.
+LARGEST_STD = 1e3
 
 # The features of a step: batch(step, rows) -> {tap: [n, D]}. rows: int64 [n], or slice(None) for the whole set in its own order.
 Batch = Callable[[int, Tensor | slice], Mapping[str, Tensor]]
@@ -74,8 +76,8 @@ class HeadTraining:
             )
         if not 0 <= self.momentum < 1:
             raise UserError(f"momentum: {self.momentum} is given; expected a number from 0 to below 1")
-        if not (self.init_std >= 0 and math.isfinite(self.init_std)):
-            raise UserError(f"init_std: {self.init_std} is given; expected a finite number of 0 or more")
+        if not 0 <= self.init_std <= LARGEST_STD:
+            raise UserError(f"init_std: {self.init_std} is given; expected 0 to {LARGEST_STD:g}; 0.01 is usual")
 
     def rate(self, step: int) -> float:
         """The part of its peak that each learning rate has at a step."""
@@ -135,15 +137,8 @@ class _Group:
             if not bool(x.isfinite().all()):
                 raise UserError(f"training features ({self.tap}) are not finite; the model has diverged")
             self.diverged |= bad
-            for tensor in (
-                self.lr,
-                self.weight,
-                self.bias,
-                slope_w,
-                slope_b,
-                *self.states[0].values(),
-                *self.states[1].values(),
-            ):
+            states = [part for state in self.states for part in state.values()]
+            for tensor in (self.lr, self.weight, self.bias, slope_w, slope_b, *states):
                 tensor[bad] = 0.0
         lr, update = self.lr * training.rate(step), UPDATES[training.optimizer]
         decay = self.decay if self.decays or training.optimizer == "lars" else None
@@ -160,7 +155,7 @@ class FittedHeads(NamedTuple):
     moments: Mapping[
         str, tuple[Tensor, Tensor]
     ]  # running mean and variance of each tap, [D]; empty unless inputs are normalised
-    diverged: tuple[bool, ...]  # whether a loss or a gradient of the head was not finite
+    diverged: tuple[bool, ...]  # whether a loss, a gradient or a weight of the head was not finite
     losses: tuple[float, ...]  # of the last step's batch, before the step; infinite where diverged
 
     def logits(self, features: Mapping[str, Tensor], numbers: Sequence[int] | None = None) -> Tensor:
@@ -277,6 +272,11 @@ def _groups(
 
 
 def _fitted(groups: Sequence[_Group], heads: Sequence[Head], normalised: bool) -> FittedHeads:
+    for group in groups:  # a loss says nothing of the last step, which follows it
+        finite = group.weight.isfinite().flatten(1).all(1) & group.bias.isfinite().all(1)
+        group.diverged |= ~finite
+        group.weight[~finite] = 0.0
+        group.bias[~finite] = 0.0
     where = {i: (group, place) for group in groups for place, i in enumerate(group.numbers)}
     placed = [where[i] for i in range(len(heads))]
     losses = [math.inf if bool(group.diverged[place]) else float(group.losses[place]) for group, place in placed]

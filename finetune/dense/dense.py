@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from ...core.errors import UserError
 from ...core.evaluate.counts import Ints
 from ...core.evaluate.logreg import check_C
 from ...core.evaluate.patch_probe import DENSE_GRID, PixelLabels, sliced_images
+from ...core.evaluate.segmentation import draw_patches
 from ...core.evaluate.taps import PATCHES, available_taps, layout_of
 from ...core.images.images import Images
 from ...core.model.backbone import Backbone
@@ -33,7 +34,8 @@ class Dense:
     map of a convolutional network; each feature standardised over the training patches; the label of a patch is the mode of its pixels that
     count, those without any are left out; logistic regression from zeros to its minimum (no rate, no epochs); C by mIoU on the pixels of
     20 % of the training images, drawn over identities, then all are fitted; logits are enlarged bilinearly to `resolution`, and the largest
-    is the class of a pixel. CAPI squeezes pictures into a square instead of cutting them, and gives all pixels of a patch one class.
+    is the class of a pixel. CAPI squeezes pictures into a square instead of cutting them, leaves out patches
+    most of whose pixels are ignored, holds out a random 10 %, and gives all pixels of a patch one class.
 
     masks: Folder of the masks, each with its picture's name (cat/01.png for cat/01.jpg); or a pattern with {stem} for that name without
         ending (masks/{stem}_mask.png); or a mapping of `train` and each test set to one. PNG, TIFF, BMP or GIF of the picture's size, whose
@@ -44,7 +46,7 @@ class Dense:
     resolution: Side in pixels at which masks and predictions are compared, at least the patches of a side; null is data.size. It moves
         mIoU, so compare numbers of one resolution.
     patches: Number of labelled training patches that are used at most, drawn by seed; 50,000 of 768 numbers take 1.5 GB.
-    C: Inverse strengths of the L2 penalty to try, each above 0, as in scikit-learn; a single one is used without choosing. null tries
+    C: Inverse strengths of the L2 penalty to try, 1e-12 to 1e12, as in scikit-learn; a single one is used without choosing. null tries
         CAPI's eight, 1e-6 to 1e5.
     """
 
@@ -138,7 +140,7 @@ def prepare(
     train, side = next(iter(surveys)), settings.resolution or model.size
     cells = surveys[train].cells
     labels = torch.from_numpy(table.indices(cells.clamp(min=0).numpy())).where(cells >= 0, -1)
-    _check_slice(settings.grid_of_C, labels, sets[train].keys(), seed)
+    _check_slice(settings, labels, sets[train].keys(), seed)
     for name in [name for name in surveys if name != train]:
         if not bool((surveys[name].cells >= 0).any()):
             raise UserError(
@@ -148,18 +150,24 @@ def prepare(
     return DenseProbe(settings, table, masks, surveys, grid, side, labels)
 
 
-def _check_slice(grid_of_C: Sequence[float], labels: Tensor, keys: Tensor, seed: int) -> None:
+def _check_slice(settings: Dense, labels: Tensor, keys: Tensor, seed: int) -> None:
     """Raises UserError if there are no patches to fit, or nothing to choose C on."""
     labelled = (labels >= 0).any(dim=1)
     if not bool(labelled.any()):
         raise UserError(
             f"{DENSE_KEY}: no pixel of the training masks counts in what the view shows; correct them or {DENSE_KEY}.ignore"
         )
-    if len(grid_of_C) == 1:
+    if len(settings.grid_of_C) == 1:
         return
     outer = sliced_images(keys, seed)
     if not bool(labelled[outer].any()) or not bool(labelled[~outer].any()):
         raise UserError(
             f"{DENSE_KEY}: there are too few different training images with pixels that count to choose C on a part of them; give "
             f"{DENSE_KEY}.C a single value"
+        )
+    drawn = draw_patches(labels, keys, settings.patches, seed)
+    if bool(outer[drawn // labels.shape[1]].all()):
+        raise UserError(
+            f"{DENSE_KEY}.patches: {settings.patches} is given, and all patches that are drawn lie in the training images that are held "
+            f"out to choose C on; give a larger number, or {DENSE_KEY}.C a single value"
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from ...core.evaluate.held_out import held_out_rows, nothing_to_choose_on
 from ...core.stream.order import straddling
 from ...core.train.schedules import cosine
 from .attentive_probe import Probe, probe_logits
+from .candidates import CHOSEN_ON, MOST
 from .contract import Counts, Fitted, Known
 from .room import check_room
 
@@ -32,6 +33,8 @@ MAX_HEADS = 8
 SCALE_FLOOR = 0.01
 # Tokens are processed in blocks of this many numbers (64 MB in float32).
 TOKEN_BLOCK = 1 << 24
+# A candidate whose training diverged gives no numbers for any image, so a few are enough to see it.
+ROWS_LOOKED_AT = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,15 +80,32 @@ class Attentive:
         )
         rate, decay = model.grid[0]
         chosen = {"lr": rate, "weight_decay": decay} if model.selected else {}
+        width = train.features["tokens"].shape[2]
+        settings = {
+            **asdict(self),
+            "heads": self.heads_of(width),
+            "scale": "tokens standardised by the training images; a LayerNorm before the linear layer",
+            "optimizer": "adamw, betas [0.9, 0.999]",
+            "rate": "lr, cosine to 0 in every step, no warm-up",
+            "init": "queries N(0, 0.02), keys and values U(+-1/sqrt(D)), linear layer 0",
+            "augment": "none",
+            "iterate": "last",
+            "chosen": CHOSEN_ON if chosen else "nothing",
+        }
         return Fitted(
-            lambda features: model.logits(features["tokens"])[0], "logits", chosen, model.tried, held_out=model.held_out
+            lambda features: model.logits(features["tokens"])[0],
+            "logits",
+            chosen,
+            model.tried,
+            facts={"settings": settings},
+            held_out=model.held_out,
         )
 
     def __post_init__(self) -> None:
         """Raises UserError for numbers out of range."""
         for key in ("epochs", "heads", "queries", "batch_size"):
-            if (value := getattr(self, key)) is not None and value < 1:
-                raise UserError(f"evaluate.attentive.{key}: expected 1 or more, got {value}")
+            if (value := getattr(self, key)) is not None and not 1 <= value <= MOST:
+                raise UserError(f"evaluate.attentive.{key}: expected 1 to {MOST:,}, got {value}")
         for key, low in (("lr", "above 0"), ("weight_decay", "of 0 or more")):
             values = _several(getattr(self, key))
             if not values or not all(0 <= v <= LARGEST_RATE and (v > 0 or key != "lr") for v in values):
@@ -173,7 +193,7 @@ def fit_choosing(
         )
     grid, everything = training.grid, torch.arange(len(tokens))
     if len(grid) == 1:
-        return _train(tokens, labels, everything, num_classes, training, grid, seed, device)
+        return _finite(_train(tokens, labels, everything, num_classes, training, grid, seed, device), tokens)
     check_attentive(training, keys, labels)
     held_out = held_out_rows(keys, labels, seed=seed)
     inner, outer = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
@@ -184,12 +204,30 @@ def fit_choosing(
         right = int((found.argmax(1) == labels[outer]).sum()) if math.isfinite(loss) else -1
         scores.append((right, -loss if math.isfinite(loss) else -math.inf))
     best = scores.index(max(scores))
+    _refuse_diverged(grid, all(right < 0 for right, _ in scores))
     told = tuple(
         {"lr": rate, "weight_decay": decay, "accuracy": max(right, 0) / len(outer)}
+        | ({"diverged": True} if right < 0 else {})
         for (rate, decay), (right, _) in zip(grid, scores, strict=True)
     )
-    model = _train(tokens, labels, everything, num_classes, training, [grid[best]], seed, device)
+    model = _finite(_train(tokens, labels, everything, num_classes, training, [grid[best]], seed, device), tokens)
     return model._replace(selected=True, tried=told, held_out=(logits[best], labels[outer]))
+
+
+def _finite(model: FittedProbes, tokens: Tensor) -> FittedProbes:
+    """The trained candidate. Raises UserError if it gives no numbers for some of its own training images."""
+    _refuse_diverged(
+        model.grid, not bool(model.logits(tokens, torch.arange(min(len(tokens), ROWS_LOOKED_AT))).isfinite().all())
+    )
+    return model
+
+
+def _refuse_diverged(grid: Sequence[tuple[float, float]], diverged: bool) -> None:
+    if diverged:
+        rate, decay = grid[0]
+        raise UserError(
+            f"evaluate.attentive: the training diverged at lr = {rate:g} and weight_decay = {decay:g}; give lower values"
+        )
 
 
 def check_attentive(training: Attentive, keys: Tensor, labels: Tensor) -> None:

@@ -102,6 +102,9 @@ class AttentiveCAPI:
         """Raises UserError for numbers out of range, tokens that 64 doesn't divide, and want of images to choose on or of memory."""
         self.length.check(CAPI_SECTION)
         n = check_candidates(CAPI_SECTION, self.candidates, self.augment, self.cached_epochs, counts)
+        for tap in (TAPS[source] for source in self.sources if source != "patch" and TAPS[source] in counts.shapes):
+            need = 4 * 4 * (counts.shapes[tap][-1] + 1) * len(counts.classes) * len(self.candidates)
+            check_room(CAPI_SECTION, len(self.candidates), need, "give fewer values of lr and weight_decay")
         if "patch" in self.sources and "patches" in counts.shapes:
             length, width = counts.shapes["patches"]
             if width % HEAD_WIDTH:

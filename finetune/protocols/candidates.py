@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ...core.checks import LARGEST_RATE, SMALLEST_RATE
 from ...core.errors import UserError
 from ...core.evaluate.held_out import held_out_rows, nothing_to_choose_on
 from ...core.evaluate.sgd_heads import HeadTraining
@@ -123,11 +124,13 @@ def check_candidates(
             f"{section}: there is no candidate; give at least one input, one learning rate and one weight decay"
         )
     for one in candidates:
-        if not (one.lr > 0 and math.isfinite(one.lr)):
-            raise UserError(f"{section}.lr: {one.lr} is given; expected finite numbers above 0")
-        if not (one.weight_decay >= 0 and math.isfinite(one.weight_decay)):
+        if not SMALLEST_RATE <= one.lr <= LARGEST_RATE:
             raise UserError(
-                f"{section}.weight_decay: {one.weight_decay} is given; expected finite numbers of 0 or more"
+                f"{section}.lr: {one.lr} is given; expected numbers from {SMALLEST_RATE:g} to {LARGEST_RATE:g}, such as 0.1"
+            )
+        if not 0 <= one.weight_decay <= LARGEST_RATE:
+            raise UserError(
+                f"{section}.weight_decay: {one.weight_decay} is given; expected numbers from 0 to {LARGEST_RATE:g}"
             )
     if cached_epochs is not None and augment == "none":
         raise UserError(
@@ -164,13 +167,16 @@ def fit_candidates(section: str, train: Known, candidates: Sequence[Candidate], 
         models, labels = make(everything[~outer], candidates), train.labels[outer]
         shown = {tap: train.features[tap][outer] for tap in {one.tap for one in candidates}}
         right, loss = models.scores(shown, labels)
-        order = [(hits, -value) for hits, value in zip(right.tolist(), loss.tolist(), strict=True)]
+        order = [
+            (hits, -value) if math.isfinite(value) else (-1, -math.inf)
+            for hits, value in zip(right.tolist(), loss.tolist(), strict=True)
+        ]
         best = order.index(max(order))
         tried = [
             {**one._asdict(), "accuracy": max(hits, 0) / len(labels), **({"diverged": True} if hits < 0 else {})}
             for one, (hits, _) in zip(candidates, order, strict=True)
         ]
-        _refuse_diverged(section, candidates, all(models.diverged))
+        _refuse_diverged(section, candidates, all(hits < 0 for hits, _ in order))
         held_out = models.logits(shown, [best])[0].float().cpu(), labels
     model = make(everything, [candidates[best]])
     _refuse_diverged(section, [candidates[best]], model.diverged[0])
@@ -184,5 +190,7 @@ def fit_candidates(section: str, train: Known, candidates: Sequence[Candidate], 
 
 def _refuse_diverged(section: str, candidates: Sequence[Candidate], diverged: bool) -> None:
     if diverged:
-        least = min(one.lr for one in candidates)
-        raise UserError(f"{section}: the training diverged at lr = {least:g}; give {section}.lr lower values")
+        least = min(candidates, key=lambda one: (one.lr, one.weight_decay))
+        raise UserError(
+            f"{section}: the training diverged at lr = {least.lr:g} and weight_decay = {least.weight_decay:g}; give lower values"
+        )

@@ -64,8 +64,9 @@ class Fitted(NamedTuple):
 
     scores: features of M test images -> [M, K], or [draws, M, K] where the protocol repeats; the largest is the prediction, of equals the
     first. chosen: what was chosen on the slice, by key. candidates: all that was tried, with its score on the slice. fit: how the solver
-    ended. facts: what the details of each test say beside the scores, such as k. held_out: scores [H, K] on the slice before the refit, by
-    what was chosen, and its labels [H]; a temperature is fitted on them.
+    ended. facts: what the details of each test say beside the scores; their entry `settings` is the whole protocol, which is also printed.
+    held_out: scores [H, K] on the slice before the refit, by what was chosen, and its labels [H]; a temperature is fitted on them.
+    own_slices: whether it chose on slices of its own draws, not on the slice of all training images that the result describes.
     """
 
     scores: Callable[[Features], Tensor]
@@ -75,6 +76,7 @@ class Fitted(NamedTuple):
     fit: Mapping[str, Any] = {}
     facts: Mapping[str, Any] = {}
     held_out: tuple[Tensor, Tensor] | None = None
+    own_slices: bool = False
 
 
 class LabelledTest(NamedTuple):

@@ -40,13 +40,12 @@ def check_shots(name: str, shots: int, draws: int, counts: Counts, section: str 
         raise UserError(f"{name} needs shots and draws of at least 1, got {shots} and {draws}")
     check_draws(name, draws)
     several = identities_by_class(counts)
-    for title, count in zip(counts.classes, several, strict=True):
-        if count < shots:
-            least = min(several)
-            remedy = f"give evaluate.{section}.shots of at most {least}" if least else "leave the class out"
-            raise UserError(
-                f"{name}: class {title} has {count} different training images, fewer than shots = {shots}; {remedy}, or add images"
-            )
+    if (least := min(several, default=0)) < shots:
+        title = counts.classes[several.index(least)]
+        remedy = f"give evaluate.{section}.shots of at most {least}" if least else "leave the class out"
+        raise UserError(
+            f"{name}: class {title} has {least} different training images, fewer than shots = {shots}; {remedy}, or add images"
+        )
 
 
 def identities_by_class(counts: Counts) -> list[int]:

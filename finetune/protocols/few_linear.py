@@ -15,7 +15,7 @@ from ...core.evaluate.held_out import nothing_to_choose_on
 from ...core.evaluate.logreg import DEFAULT_C, check_C, fit_choosing_C
 from .contract import Counts, Features, Fitted, Known
 from .few_labels import NAMES_SHOWN, check_draws, check_shots, drawn_parts, drawn_rows, identities_by_class, listed_rows
-from .linear import COARSE_GRID, all_logits, candidates_of
+from .linear import COARSE_GRID, SOLVER, all_logits, candidates_of
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class FewLinear:
     list: A text file with the names of the training images that have a label, one a line, as SimCLR's 1percent.txt; a line is the end of an
         image's name. null for none. It is one draw.
     draws: Number of random choices of these images over which the score is averaged, 1 to 10,000.
-    C: Inverse strengths of the L2 penalty to try, each above 0, as in scikit-learn; a single one is used without choosing. null tries
+    C: Inverse strengths of the L2 penalty to try, 1e-12 to 1e12, as in scikit-learn; a single one is used without choosing. null tries
         1e-4, 1e-3, ..., 1e3, and takes 1 where no class has two images to choose on.
     taps: Features that are read, by name (`pooled`, `cls`, `mean`, `last4`, `block3`, ...; `layers` for each block or stage); each is
         scored on its own.
@@ -54,7 +54,7 @@ class FewLinear:
     def each(self) -> Mapping[str, FewLinear]:
         """One for each fraction, number of shots, and list. Raises UserError if there is none."""
         alone = replace(self, fractions=(), shots=(), list=None)
-        found = {f"{part:g}": replace(alone, fractions=(part,)) for part in sorted(set(self.fractions))}
+        found = {_spelt(part): replace(alone, fractions=(part,)) for part in sorted(set(self.fractions))}
         found |= {f"{shots}shot": replace(alone, shots=(shots,)) for shots in sorted(set(self.shots))}
         found |= {"list": replace(alone, list=self.list)} if self.list is not None else {}
         if not found:
@@ -66,7 +66,7 @@ class FewLinear:
     def requires(self, name: str, counts: Counts) -> None:
         """Raises UserError for numbers out of range, for a class with too few images, and for a list file of other images."""
         if self.C is not None:
-            check_C(self.C, name)
+            check_C(self.C, "evaluate.few_linear.C")
         check_draws(name, self.draws)
         for shots in self.shots:
             check_shots(name, shots, self.draws, counts, "few_linear")
@@ -105,7 +105,15 @@ class FewLinear:
             given = x[some].to(train.device)
             models.append(fit_choosing_C(given, labels, keys, k, seed=train.seed, values_of_C=grid))
             tried += [{"draw": draw, **row} for row in candidates_of(models[-1])]
-        facts |= {"images": [len(some) for some in rows], "C": [model.C for model in models]}
+        chose = "as linear, for each draw on a held-out 20 % of its own images" if tried else "nothing"
+        settings = {
+            "tap": self.reads[0],
+            "tried_C": list(COARSE_GRID if self.C is None else self.C),
+            **SOLVER,
+            "chosen": chose,
+        }
+        settings |= {**facts, "draws": len(rows)}
+        facts |= {"images": [len(some) for some in rows], "C": [model.C for model in models], "settings": settings}
 
         def scores(features: Features) -> Tensor:
             test = features[self.reads[0]].to(train.device)
@@ -115,7 +123,7 @@ class FewLinear:
         chosen = {"C": [model.C for model in models]} if tried else {}
         fit = {"refit": [model.fit._asdict() for model in models]}
         held_out = models[0].held_out if self.list is not None else None
-        return Fitted(scores, "logits", chosen, tuple(tried), fit, facts, held_out)
+        return Fitted(scores, "logits", chosen, tuple(tried), fit, facts, held_out, own_slices=True)
 
     def _labelled(self, train: Known) -> tuple[list[Tensor], dict[str, Any]]:
         """The rows of each draw that have a label, and what the result says about them."""
@@ -128,3 +136,9 @@ class FewLinear:
             return [*rows.flatten(1)], {"shots": self.shots[0]}
         part = self.fractions[0]
         return drawn_parts(train.keys, train.labels, train.seed, part, self.draws), {"fraction": part}
+
+
+def _spelt(part: float) -> str:
+    """A part in a protocol's name: all its digits, so that two parts have two names; 1 rather than 1.0."""
+    short = f"{part:g}"
+    return short if float(short) == part else repr(part)

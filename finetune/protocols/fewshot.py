@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ...core.evaluate.cosines import near_one
 from .contract import Counts, Features, Fitted, Known
 from .few_labels import check_shots, drawn_rows
 
@@ -44,10 +45,18 @@ class FewShot:
         x = train.features[self.reads[0]].float().cpu()
         centre = x.mean(dim=0)
         rows = drawn_rows(train.keys, train.labels, train.seed, self.shots, self.draws)
-        means = normalize(normalize(x - centre, dim=1)[rows].mean(dim=2), dim=2)
+        means = normalize(normalize(near_one(x - centre), dim=1)[rows].mean(dim=2), dim=2)
 
         def scores(features: Features) -> Tensor:
-            test = normalize(features[self.reads[0]].float().cpu() - centre, dim=1)
+            test = normalize(near_one(features[self.reads[0]].float().cpu() - centre), dim=1)
             return torch.einsum("md,scd->smc", test, means)
 
-        return Fitted(scores, "similarities")
+        settings = {
+            "tap": self.reads[0],
+            "scale": "centred by the mean of all training images, then each divided by its norm",
+            "shots": self.shots,
+            "draws": self.draws,
+            "trained": "class means, compared by cosine",
+            "chosen": "nothing",
+        }
+        return Fitted(scores, "similarities", facts={"settings": settings})

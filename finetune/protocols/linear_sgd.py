@@ -160,7 +160,8 @@ def linear_simclr() -> LinearSGD:
     """SimCLR's linear evaluation (Chen et al. 2020, arXiv:2002.05709, and its code).
 
     Pooled features as they are, heads from 0, SGD with Nesterov's momentum 0.9, lr 0.1 x batch / 256, batch 4096, 90 epochs without
-    warm-up, cosine, weight decay 1e-6, random crops and flips; nothing is chosen. Its code reports the best epoch; this is the last.
+    warm-up, cosine, weight decay 1e-6, random crops and flips; nothing is chosen. Its code decays the bias too, and reports the best
+    epoch; this is the last.
     """
     return LinearSGD(
         preset="linear-simclr",

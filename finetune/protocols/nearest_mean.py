@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ...core.evaluate.cosines import near_one
 from .contract import Counts, Features, Fitted, Known
 
 
@@ -43,7 +44,7 @@ class NearestMean:
 
         def scaled(given: Tensor) -> Tensor:
             given = given.cpu().double() - centre
-            return given if self.scale == "raw" else normalize(given, dim=1)
+            return given if self.scale == "raw" else normalize(near_one(given), dim=1)
 
         x, k = scaled(x), len(train.classes)
         classes, inverse = train.labels.unique(return_inverse=True)
@@ -57,4 +58,5 @@ class NearestMean:
             found[:, classes] = (near - near.mean(1, keepdim=True)) / spread
             return found
 
-        return Fitted(scores, "similarities", facts={"scale": self.scale})
+        settings = {"tap": self.reads[0], "scale": self.scale, "trained": "class means", "chosen": "nothing"}
+        return Fitted(scores, "similarities", facts={"scale": self.scale, "settings": settings})

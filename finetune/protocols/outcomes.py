@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...core.evaluate.held_out import describe_slice
@@ -10,6 +11,9 @@ from ...core.evaluate.scores import Scored
 from ...core.images.images import Images
 from ...core.launchlog import warn
 from .contract import Features, Fitted, LabelledTest, Measuring
+
+# DINOv2's 52 heads and 45 values of C, and the draws of few_linear by default.
+CANDIDATES_SHOWN = 60
 
 
 def add_outcome(
@@ -30,12 +34,27 @@ def add_outcome(
         scored.details[key] |= fitted.facts
 
 
+def say_what_was_done(name: str, fitted: Fitted, log: Callable[[str], None]) -> None:
+    """Print the whole protocol and the score of every candidate on the slice; of very many, the first. name: the protocol's."""
+    if settings := fitted.facts.get("settings"):
+        log(f"{name}: {_line(settings)}")
+    for row in fitted.candidates[:CANDIDATES_SHOWN]:
+        log(f"{name}: candidate {_line(row)}")
+    if (more := len(fitted.candidates) - CANDIDATES_SHOWN) > 0:
+        log(f"{name}: {more} more candidates are in result.json")
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {json.dumps(value)}" for key, value in row.items())
+
+
 def what_was_chosen(outcomes: Mapping[str, Fitted], train: Images, seed: int) -> dict[str, Any]:
     """What the protocols chose, how the slice of the training images was drawn on which they did, and how solvers ended."""
     chosen = {f"{name}/{key}": value for name, one in outcomes.items() for key, value in one.chosen.items()}
     fits = {name: dict(one.fit) for name, one in outcomes.items() if one.fit}
     tried = {name: list(map(dict, one.candidates)) for name, one in outcomes.items() if one.candidates}
-    drawn = {"held_out": describe_slice(train, seed)} if chosen else {}
+    on_the_slice = any(one.chosen and not one.own_slices for one in outcomes.values())
+    drawn = {"held_out": describe_slice(train, seed)} if on_the_slice else {}
     return {
         "chosen": chosen, **drawn, **({"candidates": tried} if tried else {}), **({"fits": fits} if fits else {})
     }  # fmt: skip

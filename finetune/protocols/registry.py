@@ -5,7 +5,8 @@ Adding one costs a file with a dataclass on the contract (contract.py) and a lin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any, TypeVar, cast
 
@@ -62,6 +63,54 @@ PRESETS: Mapping[str, Callable[[], ProbeProtocol]] = {
     "attentive-capi": AttentiveCAPI,
 }
 
+_IMAGENET = "pictures resized to 256 and cropped to 224 px"
+# What the settings of presets say besides, where their sections don't know of them: the pictures, and what the publication does otherwise.
+PUBLISHED: Mapping[str, Mapping[str, str]] = {
+    "knn-lightly": {"expects": f"{_IMAGENET}, bilinear", "published": "the maximum over epochs on the test images"},
+    "knn-dino": {
+        "expects": f"{_IMAGENET}, bicubic",
+        "published": "each k; the paper takes the best on the test images",
+    },
+    "logreg": {
+        "expects": "pictures resized and cropped to 224 px, bicubic",
+        "published": "the class token as it is, L-BFGS, C chosen on a random 10 % of the training images",
+    },
+    "ridge-bigvision": {"expects": f"{_IMAGENET}, bilinear", "published": "draws by other random numbers"},
+}
+
+
+def preset_of(name: str) -> str | None:
+    """The preset that a protocol's name stands for: ridge-bigvision of ridge-bigvision-5shot; None for that of a section."""
+    found = [preset for preset in PRESETS if f"{name}-".startswith(f"{preset}-")]
+    return max(found, key=len, default=None)
+
+
+def published(name: str) -> Mapping[str, str]:
+    """What `PUBLISHED` says of the preset that a protocol's name stands for; nothing of others."""
+    return PUBLISHED.get(preset_of(name) or "", {})
+
+
+@contextmanager
+def naming_preset(name: str, protocol: AnyProtocol) -> Iterator[None]:
+    """While a protocol is asked or fitted: an error that names a key of the section also says, of a preset, that its numbers are fixed."""
+    try:
+        yield
+    except UserError as error:
+        preset = preset_of(name)
+        if preset is None or type(error) is not UserError or "evaluate." not in str(error):
+            raise
+        section, given = section_of(protocol), f"preset: {preset}, ..." if preset in LINEAR_PRESETS else "..."
+        raise UserError(
+            f"{error} ({preset} is a preset, whose numbers are fixed: take it out of evaluate.presets, and give "
+            f"evaluate.{section}={{{given}}})"
+        ) from None
+
+
+def section_of(protocol: AnyProtocol) -> str:
+    """The section of a config that a protocol belongs to."""
+    every: dict[str, Callable[..., AnyProtocol]] = {**SECTIONS, **COMPARISONS}
+    return next(section for section, made in every.items() if isinstance(protocol, cast("type", made)))
+
 
 def chosen_protocols(evaluate: Mapping[str, Any], layers: tuple[str, ...]) -> dict[str, AnyProtocol]:
     """The protocols that the `evaluate` section asks for, by name and in its order; kNN where it asks for nothing. Raises UserError.
@@ -88,14 +137,15 @@ def check_taps(protocols: Mapping[str, AnyProtocol], offered: tuple[str, ...], n
     for name, protocol in protocols.items():
         for tap in protocol.reads:
             if tap not in offered:
-                kind = next(section for section, made in every.items() if isinstance(protocol, cast("type", made)))
+                kind = section_of(protocol)
                 key = next(
                     (key for key in ("taps", "inputs", "sources") if key in signature(every[kind]).parameters), None
                 )
                 remedy = f"give evaluate.{kind}.{key} others" if key else f"leave evaluate.{kind} out"
-                raise UserError(
-                    f"{name}: {network} has no features called {tap!r} (it has {', '.join(offered)}); {remedy}"
-                )
+                with naming_preset(name, protocol):
+                    raise UserError(
+                        f"{name}: {network} has no features called {tap!r} (it has {', '.join(offered)}); {remedy}"
+                    )
 
 
 def built(make: Callable[..., Built], section: Mapping[str, Any]) -> Built:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -13,6 +12,9 @@ from ...core.errors import UserError
 from ...core.evaluate.ridge import L2, fit_ridge
 from .contract import Counts, Features, Fitted, Known
 from .few_labels import check_shots, drawn_rows
+
+# With less, rounding decides; with more, all scores are 0 in the precision in which they are kept.
+SMALLEST_L2, LARGEST_L2 = 1e-12, 1e12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,7 @@ class FewShotRidge:
 
     shots: Different training images a class, each 1 or more; each class needs as many.
     draws: Number of random choices of these images over which the score is averaged, 1 to 10,000; big_vision has three.
-    l2: Strength of the penalty, above 0; big_vision has 2^10 for every set.
+    l2: Strength of the penalty, 1e-12 to 1e12; big_vision has 2^10 for every set.
     taps: Features that are read, by name (`pooled`, `cls`, `mean`, `last4`, `block3`, ...; `layers` for each block or stage); each is
         scored on its own.
     """
@@ -50,8 +52,10 @@ class FewShotRidge:
 
     def requires(self, name: str, counts: Counts) -> None:
         """Raises UserError for numbers out of range and for a class with fewer different images."""
-        if not (self.l2 > 0 and math.isfinite(self.l2)):
-            raise UserError(f"evaluate.ridge.l2: {self.l2} is given; expected a finite number above 0, such as {L2:g}")
+        if not SMALLEST_L2 <= self.l2 <= LARGEST_L2:
+            raise UserError(
+                f"evaluate.ridge.l2: {self.l2} is given; expected {SMALLEST_L2:g} to {LARGEST_L2:g}, such as {L2:g}"
+            )
         for shots in self.shots:
             check_shots(name, shots, self.draws, counts, "ridge")
 
@@ -65,4 +69,13 @@ class FewShotRidge:
             test = features[self.reads[0]].to(train.device)
             return torch.stack([model.scores(test)[0].float().cpu() for model in models])
 
-        return Fitted(scores, "similarities", facts={"shots": self.shots[0], "l2": self.l2})
+        settings = {
+            "tap": self.reads[0],
+            "scale": "standardised by the shots; a constant feature of 100 is added",
+            "shots": self.shots[0],
+            "draws": self.draws,
+            "l2": self.l2,
+            "optimizer": "closed form, to labels of +-1",
+            "chosen": "nothing",
+        }
+        return Fitted(scores, "similarities", facts={"shots": self.shots[0], "l2": self.l2, "settings": settings})

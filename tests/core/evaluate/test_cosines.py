@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from rootstock.core.errors import UserError
 from rootstock.core.evaluate import cosines
-from rootstock.core.evaluate.cosines import GRID, cosine_table, pair_cosines, unit_rows
+from rootstock.core.evaluate.cosines import GRID, cosine_table, near_one, pair_cosines, unit_rows
 
 
 def noise(n: int, d: int, seed: int = 0) -> torch.Tensor:
@@ -22,6 +23,23 @@ def test_cosines_are_those_of_float64(scale: float) -> None:
     wide = x.double().numpy()
     wide /= np.linalg.norm(wide, axis=1, keepdims=True)
     assert np.abs(cosine_table(unit, unit) - wide @ wide.T).max() < 2e-7
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_rows_near_one_are_the_rows_times_a_power_of_two(dtype: torch.dtype) -> None:
+    x = noise(30, 5).to(dtype)
+    wide = x.double() if dtype == torch.float64 else x.float()
+    found = near_one(x)
+    assert bool(((found.abs().amax(1) >= 0.5) & (found.abs().amax(1) < 1)).all())
+    assert len((found / wide).unique(dim=1).T) == 1 and set(torch.frexp(found / wide).mantissa.unique().tolist()) == {
+        0.5
+    }
+    assert torch.equal(normalize(found, dim=1), normalize(wide, dim=1))
+    for n, d in ((0, 5), (2, 0), (2, 3)):
+        assert torch.equal(near_one(torch.zeros(n, d, dtype=dtype)), torch.zeros(n, d).to(found))
+    info = torch.finfo(dtype)
+    ends = near_one(torch.tensor([[info.max], [info.tiny], [info.smallest_normal * 4]], dtype=dtype))
+    assert bool(((ends >= 0.5) & (ends < 1)).all())
 
 
 def test_cosines_are_equal_in_any_chunk_and_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from rootstock.core.errors import UserError
+from rootstock.core.evaluate import knn
+from rootstock.core.evaluate.cosines import cosine_table, unit_rows
 from rootstock.core.evaluate.knn import knn_predict, neighbours, vote
 
 
@@ -72,6 +74,36 @@ def test_neighbours_come_nearest_first() -> None:
     cosine = torch.nn.functional.cosine_similarity(test_x[:, None], train_x[None], dim=2)
     torch.testing.assert_close(similarity, cosine.sort(dim=1, descending=True).values)
     assert torch.equal(rows, cosine.argsort(dim=1, descending=True))
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-40, 1e-30, 1e-13, 1e13, 1e20, 3e37, 1e300])
+def test_the_scale_of_features_is_no_matter(scale: float) -> None:
+    """Powers beside a power of two round; so float64 goes in. Numbers beyond float32 too."""
+    generator = torch.Generator().manual_seed(3)
+    x, test, y = torch.rand(40, 8, generator=generator), torch.rand(9, 8, generator=generator), torch.arange(40) % 5
+    near, rows = neighbours(x, test, 7)
+    found, same = neighbours(x.double() * scale, test.double() * scale, 7)
+    assert torch.equal(rows, same)
+    torch.testing.assert_close(found, near)
+    assert torch.equal(knn_predict(x, y, test, 5), knn_predict(x.double() * scale, y, test, 5))
+
+
+@pytest.mark.parametrize("at_once", [1, 1 << 23])
+def test_of_equally_near_rows_the_lower_are_neighbours(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a stable sort of exact cosines; so a smaller k takes the first of a larger one's neighbours."""
+    monkeypatch.setattr(knn, "TIED_AT_ONCE", at_once)
+    generator = torch.Generator().manual_seed(5)
+    different = torch.randn(40, 33, generator=generator)
+    x, test = different[torch.randint(40, (301,), generator=generator)], torch.randn(25, 33, generator=generator)
+    x[7:30] = 0.0
+    exact = cosine_table(unit_rows(test, "test"), unit_rows(x, "train"))
+    order = torch.from_numpy(np.argsort(-exact, axis=1, kind="stable"))
+    for k in (1, 2, 20, 150, 300, 301):
+        similarity, rows = neighbours(x, test, k)
+        assert torch.equal(rows, order[:, :k]), k
+        torch.testing.assert_close(similarity, torch.from_numpy(exact).float().gather(1, rows))
+    _, rows = neighbours(torch.ones(50, 4), torch.ones(3, 4), 5)  # a collapsed network
+    assert rows.tolist() == [[0, 1, 2, 3, 4]] * 3
 
 
 def test_ties_go_to_the_lower_class() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rootstock.core.errors import UserError
 from rootstock.core.evaluate.held_out import held_out_rows
-from rootstock.core.evaluate.logreg import C_GRID, DEFAULT_C, LogisticRegression, fit_choosing_C
+from rootstock.core.evaluate.logreg import C_GRID, DEFAULT_C, LARGEST_C, SMALLEST_C, LogisticRegression, fit_choosing_C
 
 
 def blobs(n: int, seed: int, classes: int = 4, dim: int = 6) -> tuple[Tensor, Tensor]:
@@ -121,6 +121,16 @@ def test_equal_features_give_the_majority() -> None:
     assert fitted(torch.ones(5, 3), y, 3, values_of_C=[1.0]).predict(torch.ones(2, 3)).tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("dim", [3, 40])
+def test_the_ends_of_C_are_found(dim: int) -> None:
+    """Without a weight to speak of, and where every training image is right."""
+    x, y = blobs(30, seed=0, dim=dim)
+    for model in (fitted(x, y, 4, values_of_C=[c]) for c in (SMALLEST_C, LARGEST_C)):
+        assert model.fit.converged and bool(model.logits(x).isfinite().all())
+    least = fitted(x, y, 4, values_of_C=[SMALLEST_C])
+    torch.testing.assert_close(least.logits(x)[0].softmax(0), y.bincount().double() / 30)
+
+
 def test_the_grid_is_the_published_one() -> None:
     assert len(C_GRID) == 45
     assert (C_GRID[0], C_GRID[-1]) == pytest.approx((1e-6, 1e5))
@@ -128,10 +138,13 @@ def test_the_grid_is_the_published_one() -> None:
 
 def test_bad_input_is_named() -> None:
     x, y = blobs(10, seed=0)
-    with pytest.raises(UserError, match="finite values of C above 0"):
+    with pytest.raises(UserError, match="expected one or more numbers from 1e-12"):
         fitted(x, y, 4, values_of_C=[0.0, 1.0])
-    with pytest.raises(UserError, match="finite values of C above 0"):
+    with pytest.raises(UserError, match="expected one or more numbers from 1e-12"):
         fitted(x, y, 4, values_of_C=[])
+    for c in (1e-300, 1e13, 1e300, math.inf, math.nan):
+        with pytest.raises(UserError, match="expected one or more numbers from 1e-12"):
+            fitted(x, y, 4, values_of_C=[c])
     with pytest.raises(UserError, match="is a part of the set unlabelled"):
         fitted(x, y - 5, 4)
     with pytest.raises(UserError, match="not finite"):

@@ -142,6 +142,15 @@ def test_a_head_that_diverges_is_left_out_and_reported(optimizer: str) -> None:
     assert int(right[0]) == -1 and math.isinf(float(losses[0])) and bool(losses[1:].isfinite().all())
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "nesterov"])
+def test_a_head_that_diverges_in_the_last_step_is_reported(optimizer: str) -> None:
+    """The loss of a step is that before it."""
+    heads = [Head("cls", 3e38, 1e30), *HEADS]
+    found = trained(heads, HeadTraining(steps=1, batch_size=32, optimizer=optimizer, init_std=1e3))
+    assert found.diverged[0] and not any(found.diverged[1:])
+    assert not found.weight[0].any() and math.isinf(found.losses[0]) and int(found.scores(*features(1))[0][0]) == -1
+
+
 def test_augmented_epochs_come_through_the_batch() -> None:
     """The caller picks the cached epoch of a step; both epochs are read, and the weights differ from those of one epoch."""
     (x, y), (other, _) = features(), features(2)
@@ -173,7 +182,7 @@ def test_schedule() -> None:
         ({"batch_size": 0}, "expected 1 or more"),
         ({"warmup_steps": 5}, "fewer than the 5 steps"),
         ({"momentum": 1.0}, "below 1"),
-        ({"init_std": math.nan}, "finite number of 0 or more"),
+        ({"init_std": math.nan}, "init_std: nan is given; expected 0 to 1000"),
     ],
 )
 def test_numbers_out_of_range_are_named(options: dict[str, Any], message: str) -> None:

@@ -2,16 +2,21 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from rootstock.core.errors import UserError
+from rootstock.core.evaluate.patch_probe import sliced_images
+from rootstock.core.evaluate.segmentation import draw_patches
 from rootstock.finetune import probe as module
+from rootstock.finetune.dense.dense import Dense, _check_slice
 from rootstock.finetune.dense.pictures import class_colours
 from rootstock.launch.verbs import execute
 
@@ -166,8 +171,8 @@ MISTAKES: list[tuple[Any, dict[str, Any], str]] = [
     (keep, {"ignore": 70000}, "evaluate.dense.ignore: 70000 is given; expected a number of the masks, 0 to 65535, or null"),
     (keep, {"classes": 1}, "evaluate.dense.classes: 1 classes are given; expected 2 to 10,000"),
     (keep, {"classes": ["a", "b", "a"]}, "evaluate.dense.classes: two names are equal"),
-    (keep, {"C": []}, "evaluate.dense.C needs one or more finite values of C above 0"),
-    (keep, {"C": [1.0, -1.0]}, "evaluate.dense.C needs one or more finite values of C above 0"),
+    (keep, {"C": []}, "evaluate.dense.C: expected one or more numbers from 1e-12"),
+    (keep, {"C": [1.0, -1.0]}, "evaluate.dense.C: expected one or more numbers from 1e-12"),
 ]  # fmt: skip
 
 
@@ -179,6 +184,38 @@ def test_mistakes_are_said_before_extraction(
     spoil(draw(tmp_path))
     with pytest.raises(UserError, match=sentence):
         probe(tmp_path, **dense)
+
+
+def test_drawn_patches_that_are_all_held_out_are_refused() -> None:
+    """The draw is known before extraction: with one patch of six images it depends on the seed where it lies."""
+    labels, keys, refused = torch.zeros(6, 4, dtype=torch.int64), torch.arange(6), []
+    for seed in range(12):
+        drawn = int(draw_patches(labels, keys, 1, seed)[0]) // 4
+        refused.append(bool(sliced_images(keys, seed)[drawn]))
+        settings = Dense(masks="x", patches=1, C=(0.1, 1.0))
+        if refused[-1]:
+            with pytest.raises(
+                UserError, match=r"evaluate\.dense\.patches: 1 is given, and all .* give a larger number"
+            ):
+                _check_slice(settings, labels, keys, seed)
+            _check_slice(replace(settings, C=(1.0,)), labels, keys, seed)
+            _check_slice(replace(settings, patches=24), labels, keys, seed)
+        else:
+            _check_slice(settings, labels, keys, seed)
+    assert 0 < sum(refused) < 12
+
+
+def test_no_mask_is_read_for_a_probe_that_another_protocol_cannot_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(tmp_path)
+    for number in range(10):
+        folder = tmp_path / "train" / "ab"[number % 2]
+        folder.mkdir(exist_ok=True)
+        (tmp_path / "train" / f"{number}.png").rename(folder / f"{number}.png")
+    monkeypatch.setattr(module, "prepare", None)
+    with pytest.raises(UserError, match="knn needs k of at least 1"):
+        probe(tmp_path, data={"test": None}, also={"knn": {"k": 0}})
 
 
 def test_one_picture_leaves_nothing_to_choose_C_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The attentive probe against loops over images, heads, queries and tokens, and properties of its training."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -221,7 +222,17 @@ def test_training_is_adamw_with_a_cosine() -> None:
 
 def test_a_diverged_candidate_is_not_chosen() -> None:
     x, y = needles(60, seed=0)
-    assert trained(x, y, [1e-3, 1e30]).grid == [(1e-3, 0.1)]
+    found = trained(x, y, [1e-3, 1e30])
+    assert found.grid == [(1e-3, 0.1)] and [row.get("diverged", False) for row in found.tried] == [False, True]
+
+
+@pytest.mark.parametrize("rates", [[1e30], [1e12], [1e29, 1e30]])
+def test_a_training_that_diverged_names_its_rate(rates: list[float]) -> None:
+    x, y = needles(60, seed=0)
+    with pytest.raises(
+        UserError, match=rf"attentive: the training diverged at lr = {re.escape(f'{rates[0]:g}')} and weight_decay"
+    ):
+        trained(x, y, rates)
 
 
 def test_every_image_is_seen_once_an_epoch() -> None:
@@ -248,10 +259,11 @@ def test_tokens_are_standardised_by_the_rows_trained_on() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 0}, r"evaluate\.attentive\.epochs: expected 1 or more, got 0"),
-        ({"heads": 0}, r"attentive\.heads: expected 1 or more"),
+        ({"epochs": 0}, r"evaluate\.attentive\.epochs: expected 1 to 10,000,000, got 0"),
+        ({"heads": 0}, r"attentive\.heads: expected 1 to"),
         ({"queries": -1}, r"attentive\.queries"),
         ({"batch_size": 0}, r"attentive\.batch_size"),
+        ({"epochs": 10**12}, r"attentive\.epochs: expected 1 to 10,000,000"),
         ({"lr": 1e300}, r"attentive\.lr: expected one or more finite numbers above 0, at most 1e\+30"),
         ({"lr": ()}, r"attentive\.lr: expected one or more finite numbers above 0, at most 1e\+30, got \[\]"),
         ({"lr": (1e-3, 0.0)}, r"attentive\.lr"),
@@ -341,7 +353,7 @@ def test_the_recipe_extracts_tokens_only_when_asked(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Backbone, "tokens", None)
     plain = probe(tmp_path / "plain", linear={"C": [1.0]})
     assert plain["metrics"].items() <= asked["metrics"].items()
-    with pytest.raises(UserError, match=r"evaluate\.attentive\.heads: expected 1 or more, got 0"):
+    with pytest.raises(UserError, match=r"evaluate\.attentive\.heads: expected 1 to 10,000,000, got 0"):
         probe(tmp_path / "heads", attentive={"heads": 0})
     with pytest.raises(UserError, match=r"evaluate\.attentive\.lr: expected .* a list"):
         probe(tmp_path / "text", attentive={"lr": "fast"})

@@ -148,7 +148,9 @@ def test_a_candidate_that_diverges_is_told_and_the_others_end_as_without_it() ->
     assert fitted.chosen == without.chosen
     test = known(1).features
     torch.testing.assert_close(fitted.scores(test), without.scores(test))
-    with pytest.raises(UserError, match=r"attentive_capi: the training diverged at lr = 1e\+30; give"):
+    with pytest.raises(
+        UserError, match=r"attentive_capi: the training diverged at lr = 1e\+30 and weight_decay = 0; give"
+    ):
         AttentiveCAPI(lr=(1e30,), **options).fit(known())  # pyright: ignore[reportArgumentType]
 
 
@@ -161,5 +163,9 @@ def test_what_it_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hostmemory, "available", lambda: 10**8)
     with pytest.raises(UserError, match=r"attentive_capi: 90 candidates take .* or a smaller batch_size"):
         AttentiveCAPI().requires("attentive_capi", counts._replace(shapes={"patches": (196, 768)}))
+    many = counts._replace(shapes={"cls": (400_000,), "mean": (400_000,)})
+    for source in ("cls", "avg_patch"):
+        with pytest.raises(UserError, match=r"attentive_capi: 30 candidates take 576.0 MB, more than half"):
+            AttentiveCAPI(sources=(source,)).requires(f"attentive_capi-{source}", many)
     with pytest.raises(UserError, match=r"evaluate\.attentive_capi\.warmup: 1.5"):
         AttentiveCAPI(warmup=1.5).requires("attentive_capi", counts)

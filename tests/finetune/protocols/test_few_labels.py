@@ -16,13 +16,16 @@ from rootstock.core.errors import UserError
 from rootstock.core.evaluate.held_out import distinct_rows, rows_by_name
 from rootstock.core.evaluate.logreg import fit_choosing_C
 from rootstock.core.images.open import open_images
+from rootstock.finetune.protocols.contract import Fitted
 from rootstock.finetune.protocols.few_labels import drawn_parts, drawn_rows, listed_rows
 from rootstock.finetune.protocols.few_linear import FewLinear
-from rootstock.finetune.protocols.linear import COARSE_GRID
+from rootstock.finetune.protocols.fewshot import FewShot
+from rootstock.finetune.protocols.linear import COARSE_GRID, Linear
 from rootstock.finetune.protocols.nearest_mean import NearestMean
+from rootstock.finetune.protocols.outcomes import what_was_chosen
 from rootstock.finetune.protocols.registry import chosen_protocols
 from rootstock.finetune.protocols.ridge import FewShotRidge
-from rootstock.tests.finetune.protocols.test_protocols import CLASSES, asked, blobs, known, scored, taps
+from rootstock.tests.finetune.protocols.test_protocols import CLASSES, asked, blobs, images, known, scored, taps
 
 
 def test_sections_of_several_are_scored_one_by_one() -> None:
@@ -40,6 +43,11 @@ def test_sections_of_several_are_scored_one_by_one() -> None:
     for nothing in ({"ridge": {"shots": []}}, {"few_linear": {"fractions": []}}):
         with pytest.raises(UserError, match=r"an empty list|no labels are asked for"):
             chosen_protocols(nothing, ())
+
+
+def told(fitted: Fitted) -> dict[str, Any]:
+    """The facts besides the settings."""
+    return {key: value for key, value in fitted.facts.items() if key != "settings"}
 
 
 @pytest.mark.parametrize("shots", [2, 9])
@@ -61,7 +69,7 @@ def test_ridge_is_scikit_learns_on_each_draw(shots: int) -> None:
         torch.testing.assert_close(
             found[i].double(), torch.from_numpy(model.predict(given(test))), rtol=1e-5, atol=1e-5
         )
-    assert (fitted.kind, fitted.chosen, fitted.facts) == ("similarities", {}, {"shots": shots, "l2": 3.0})
+    assert (fitted.kind, fitted.chosen, told(fitted)) == ("similarities", {}, {"shots": shots, "l2": 3.0})
 
 
 def test_nearest_mean_is_scikit_learns() -> None:
@@ -109,6 +117,27 @@ def test_a_part_of_the_labels_is_stratified_and_drawn_over_identities() -> None:
     assert everything[0].tolist() == list(range(128))
 
 
+@pytest.mark.parametrize("scale", [2.0**-60, 2.0**-110, 2.0**60, 2.0**110])
+def test_the_scale_of_features_changes_no_cosine(scale: float) -> None:
+    (x, y), (test, _) = blobs(40, 0), blobs(9, 1)
+    for protocol in (FewShot(shots=2, draws=3), NearestMean(scale="l2n"), NearestMean(scale="cl2n")):
+        one, other = (protocol.fit(known(x * by, y)).scores(taps(test * by)) for by in (1.0, scale))
+        assert torch.equal(one, other)
+
+
+def test_two_parts_have_two_names() -> None:
+    parts = FewLinear(fractions=(0.1, 0.1000001, 1.0, 0.01, 1e-5)).each()
+    assert list(parts) == ["1e-05", "0.01", "0.1", "0.1000001", "1"]
+
+
+def test_a_choice_on_the_slices_of_draws_is_not_said_to_be_on_the_slice_of_all() -> None:
+    x, y = blobs(80, 0)
+    few, whole = FewLinear(fractions=(0.5,), draws=2).fit(known(x, y)), Linear(C=(0.1, 1.0)).fit(known(x, y))
+    said = what_was_chosen({"few_linear-0.5": few}, images(y), 0)
+    assert said["chosen"] and "held_out" not in said
+    assert "held_out" in what_was_chosen({"few_linear-0.5": few, "linear": whole}, images(y), 0)
+
+
 def test_few_linear_chooses_for_each_draw_on_its_own_images() -> None:
     """Each draw is `fit_choosing_C` of its images alone: other training labels have no part."""
     x, y = blobs(240, 0)
@@ -135,7 +164,7 @@ def test_one_image_a_class_has_nothing_to_choose_on(caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.WARNING):
         fitted = FewLinear(fractions=(), shots=(1,), draws=2).fit(known(x, y))
     assert (fitted.chosen, fitted.candidates, caplog.messages) == ({}, (), [])
-    assert fitted.facts == {"shots": 1, "images": [4, 4], "C": [1.0, 1.0]}
+    assert told(fitted) == {"shots": 1, "images": [4, 4], "C": [1.0, 1.0]}
 
 
 NAMES = [("a/x.jpg", 0), ("a/y.jpg", 1), ("b/x.jpg", 2), ("b/deep/z.jpg", 3), ("c/w.jpg", 4), ("d/v.jpg", 5)]
@@ -155,8 +184,8 @@ def test_a_list_names_images_by_the_end_of_their_names(tmp_path: Path, caplog: p
     fitted = option.fit(known(x, y)._replace(names=lambda: NAMES))
     expected = fit_choosing_C(x[found.rows], y[found.rows], found.rows, 4, seed=0, values_of_C=[2.0])
     assert torch.equal(fitted.scores(taps(x)), expected.logits(x))
-    told = {"file": str(file), "sha256": found.sha256, "names": 6, "missing": 1}
-    assert fitted.facts == {"list": told, "images": [5], "C": [2.0]}
+    said = {"file": str(file), "sha256": found.sha256, "names": 6, "missing": 1}
+    assert told(fitted) == {"list": said, "images": [5], "C": [2.0]}
 
 
 @pytest.mark.parametrize(
@@ -193,7 +222,9 @@ def test_the_name_of_a_copy_is_its_first_image(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("protocol", "sentence"),
     [
-        (FewShotRidge(l2=0.0), "evaluate.ridge.l2: 0.0 is given; expected a finite number above 0"),
+        (FewShotRidge(l2=0.0), "evaluate.ridge.l2: 0.0 is given; expected 1e-12 to"),
+        (FewShotRidge(l2=1e300), r"evaluate.ridge.l2: 1e\+300 is given"),
+        (FewShotRidge(l2=float("nan")), "evaluate.ridge.l2: nan is given"),
         (FewShotRidge(l2=float("nan")), "evaluate.ridge.l2: nan"),
         (FewShotRidge(draws=0), "needs shots and draws of at least 1"),
         (FewShotRidge(shots=(99,)), r"fewer than shots = 99; give evaluate.ridge.shots of at most \d"),
@@ -203,7 +234,7 @@ def test_the_name_of_a_copy_is_its_first_image(tmp_path: Path) -> None:
         (FewLinear(draws=0), "needs draws of at least 1"),
         (FewLinear(draws=10**9), "expected at most 10,000"),
         (FewLinear(shots=(99,)), "give evaluate.few_linear.shots of at most"),
-        (FewLinear(C=(-1.0,)), "finite values of C above 0"),
+        (FewLinear(C=(-1.0,)), "evaluate.few_linear.C: expected one or more numbers"),
     ],
 )
 def test_numbers_out_of_range_are_named(protocol: FewLinear | FewShotRidge, sentence: str) -> None:

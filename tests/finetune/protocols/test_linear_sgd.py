@@ -125,13 +125,13 @@ def alone(x: Tensor, y: Tensor, head: Head, training: HeadTraining) -> nn.Module
 
 
 def test_a_candidate_that_diverges_is_told_and_not_chosen() -> None:
-    option = LinearSGD(inputs=("cls",), lr=(0.1, 1e38), weight_decay=(1.0,), batch_size=30, epochs=3, augment="none")
+    option = LinearSGD(inputs=("cls",), lr=(0.1, 1e30), weight_decay=(1.0,), batch_size=30, epochs=3, augment="none")
     fitted = option.fit(train())
     assert fitted.chosen["lr"] == 0.1
     assert [row.get("diverged", False) for row in fitted.candidates] == [False, True]
-    for rates in ((1e38,), (1e37, 1e38)):
+    for rates in ((1e30,), (1e29, 1e30)):
         with pytest.raises(
-            UserError, match=r"linear_sgd: the training diverged at lr = 1e\+3.; give evaluate.linear_sgd.lr"
+            UserError, match=r"linear_sgd: the training diverged at lr = 1e\+.. and weight_decay = 1; give lower"
         ):
             LinearSGD(inputs=("cls",), lr=rates, weight_decay=(1.0,), epochs=3, augment="none").fit(train())
 
@@ -160,6 +160,10 @@ def test_crops_are_read_epoch_by_epoch() -> None:
         ({"init_std": math.inf}, "evaluate.linear_sgd.init_std: inf is given"),
         ({"inputs": ()}, "no candidate"),
         ({"lr": (0.0,)}, "evaluate.linear_sgd.lr: 0.0 is given"),
+        ({"lr": (0.1, 1e31)}, r"evaluate.linear_sgd.lr: 1e\+31 is given; expected numbers from 1e-30 to 1e\+30"),
+        ({"lr": (5e-324,)}, "evaluate.linear_sgd.lr: 5e-324 is given"),
+        ({"weight_decay": (1e300,)}, r"evaluate.linear_sgd.weight_decay: 1e\+300 is given; expected numbers from 0"),
+        ({"init_std": 1e300}, r"evaluate.linear_sgd.init_std: 1e\+300 is given; expected 0 to 1000"),
         ({"preset": "linear-mae", "batch_size": 1}, "evaluate.linear_sgd.normalise: .* two images or more"),
         ({"augment": "none", "cached_epochs": 2}, "cached_epochs: 2 is given, but nothing is augmented"),
     ],

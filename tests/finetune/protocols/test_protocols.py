@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rootstock.core.errors import UserError
+from rootstock.core.errors import MachineError, UserError
 from rootstock.core.evaluate.calibration import fit_temperature
 from rootstock.core.evaluate.held_out import held_out_rows
 from rootstock.core.evaluate.intervals import mean_interval
@@ -23,8 +24,16 @@ from rootstock.finetune.protocols.few_labels import drawn_rows
 from rootstock.finetune.protocols.fewshot import FewShot
 from rootstock.finetune.protocols.knn import KNN
 from rootstock.finetune.protocols.linear import COARSE_GRID, Linear
-from rootstock.finetune.protocols.outcomes import add_outcome
-from rootstock.finetune.protocols.registry import PRESETS, SECTIONS, chosen_protocols
+from rootstock.finetune.protocols.outcomes import CANDIDATES_SHOWN, add_outcome, say_what_was_done
+from rootstock.finetune.protocols.registry import (
+    PRESETS,
+    SECTIONS,
+    chosen_protocols,
+    naming_preset,
+    preset_of,
+    published,
+    section_of,
+)
 
 CLASSES = ("ant", "bee", "cat", "dog")
 Tests = dict[str, tuple[Tensor, Tensor]]
@@ -112,6 +121,24 @@ def test_outcome(name: str, train: Known, tests: Tests) -> None:
     for key, details in scores.details.items():
         assert all(scores.metrics[f"{key}/{metric}"] == details[metric] for metric in metrics)
         assert scores.metrics[f"{key}/accuracy"] > 0.5
+
+
+@pytest.mark.parametrize("name", sorted(EVERY))
+def test_the_whole_protocol_and_every_candidate_are_printed(name: str, train: Known) -> None:
+    fitted, lines = EVERY[name].fit(train), list[str]()
+    settings = {**fitted.facts["settings"], **published(name)}
+    assert settings["chosen"] != "nothing" if fitted.candidates else settings["chosen"] == "nothing"
+    if name in PRESETS:
+        assert "224 px" in settings["expects"] or "32 px" in settings["expects"]
+        assert {"tap", "inputs", "sources"} & settings.keys() and {"trained", "optimizer"} & settings.keys()
+    say_what_was_done(name, fitted, lines.append)
+    assert len(lines) == 1 + len(fitted.candidates) and all(line.startswith(f"{name}: ") for line in lines)
+    for row, line in zip(fitted.candidates, lines[1:], strict=True):
+        assert f"accuracy {row['accuracy']}" in line
+    many = fitted._replace(candidates=({"C": 1.0, "accuracy": 0.5},) * (CANDIDATES_SHOWN + 2))
+    lines.clear()
+    say_what_was_done(name, many, lines.append)
+    assert lines[-1] == f"{name}: 2 more candidates are in result.json" and len(lines) == CANDIDATES_SHOWN + 2
 
 
 @pytest.mark.parametrize("name", sorted(EVERY))
@@ -319,3 +346,41 @@ def test_bad_parameters_are_named(train: Known) -> None:
         KNN(k=()).requires("knn", asked(x, y))
     with pytest.raises(UserError, match="give a single k"):
         KNN(k=(1, 2)).requires("knn", asked(x[:2], y[:2], torch.zeros(2, dtype=torch.int64)))
+
+
+def test_names_of_presets() -> None:
+    for name, preset in (
+        ("linear-simclr", "linear-simclr"), ("linear-simclr-cifar", "linear-simclr-cifar"), ("logreg", "logreg"), ("linear", None),
+        ("ridge-bigvision-5shot", "ridge-bigvision"), ("ridge-5shot", None), ("attentive-capi-cls", "attentive-capi"), ("knn@cls", None),
+    ):  # fmt: skip
+        assert preset_of(name) == preset
+    sections = ["knn", "knn", "linear", "ridge", *["linear_sgd"] * 4, "attentive_capi"]
+    assert [section_of(PRESETS[name]()) for name in PRESETS] == sections
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("knn-dino", "knn={...}"),
+        ("ridge-bigvision-25shot", "ridge={...}"),
+        ("linear-dinov2", "linear_sgd={preset: linear-dinov2, ...}"),
+        ("attentive-capi-cls", "attentive_capi={...}"),
+    ],
+)
+def test_an_error_of_a_preset_says_which_section_to_give(name: str, given: str) -> None:
+    """Its numbers are no keys, so a remedy that names a key would change nothing."""
+    x, _ = blobs(8, 0)
+    protocol = chosen_protocols({"presets": [preset_of(name)]}, ())[name]
+    with (
+        pytest.raises(UserError, match=rf"evaluate\..* is a preset, .* and give evaluate\.{re.escape(given)}\)$"),
+        naming_preset(name, protocol),
+    ):
+        protocol.requires(name, asked(x[:4], torch.arange(4)))
+    for error in (
+        UserError("evaluate.knn.k: 0"),
+        MachineError("the disk is full: evaluate.x"),
+        UserError("3 pictures are damaged"),
+    ):
+        section = "knn" if "evaluate.knn" in str(error) else name
+        with pytest.raises(type(error), match=f"^{error}$"), naming_preset(section, protocol):
+            raise error
