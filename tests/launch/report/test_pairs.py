@@ -18,6 +18,7 @@ from rootstock.launch.report.answers import answers_of, read_answers
 from rootstock.launch.report.page import write_report
 from rootstock.launch.report.pairs import Paired, Pairs, adjust, pair_stages
 from rootstock.launch.report.records import StageRuns, by_experiment, read_run
+from rootstock.launch.report.reliability import confidence_figures
 from rootstock.tests.launch.report.test_page import Page, check_standing_alone
 
 CLASSES = ("ant", "bee", "cat")
@@ -294,3 +295,16 @@ def test_p_of_many_comparisons_is_no_longer_that_of_few_draws() -> None:
     first, second, *_ = adjust(lines)
     assert first.adjusted < 1e-6 and first.adjusted_words == "4e-7" and second.p_words == "<1e-16"
     assert "p < 1e-16 after Holm" in second.sentence and "p = 4e-7 after Holm" in first.sentence
+
+
+def test_a_protocol_has_one_colour_in_both_figures_of_a_test(tmp_path: Path) -> None:
+    """Votes have no reliability, so they come after what has one."""
+    rows, kept = images(60), Predictions()
+    run = make(tmp_path / "a", rows, 1.0)
+    kept.add("test/knn", rows, to_half(np.exp(scores(rows, 1.0, 1)), "votes"))
+    kept.add("test/linear", rows, to_half(scores(rows, 1.0, 2), "logits"))
+    kept.write(run)
+    write_manifest(run, [PREDICTIONS, "result.json"])
+    likely, risk = confidence_figures([read_answers(read_run(run))])
+    assert [text.split(":")[0] for _, text in risk.legend] == ["linear", "knn"]
+    assert likely.legend[0][0] == risk.legend[0][0] != risk.legend[1][0]
