@@ -187,11 +187,12 @@ def _test_of(key: str) -> str:
 def to_half(scores: NDArray[np.floating], kind: str, key: str = "scores") -> SavedScores:
     """Scores as they are kept and as metrics are computed from them: float16, with the predictions of the given ones.
 
-    scores: [..., K]. Numbers beyond 65504 become that. Votes are divided by their sum. Where rounding makes a class of a lower index equal
+    scores: [..., M, K]. Beyond 65504 they become that. Votes are divided by their sum. Where rounding makes a class of a lower index equal
     to the highest one, it is moved down by the smallest step, so argmax stays. Raises UserError for NaN.
     """
-    if (broken := np.isnan(scores).any(axis=-1)).any():
-        rows = int(broken.reshape(-1, broken.shape[-1]).any(axis=0).sum())  # an image is one, in however many draws
+    broken = np.isnan(scores).any(axis=-1).reshape(-1, scores.shape[-2])
+    if broken.any():
+        rows = int(broken.any(axis=0).sum())  # an image is one, in however many draws
         raise UserError(
             f"{key}: the scores of {rows} images are not numbers (NaN): the training has diverged; take a lower learning rate"
         )
