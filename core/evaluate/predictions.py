@@ -190,9 +190,9 @@ def to_half(scores: NDArray[np.floating], kind: str, key: str = "scores") -> Sav
     scores: [..., M, K]. Beyond 65504 they become that. Votes are divided by their sum. Where rounding makes a class of a lower index equal
     to the highest one, it is moved down by the smallest step, so argmax stays. Raises UserError for NaN.
     """
-    broken = np.isnan(scores).any(axis=-1).reshape(-1, scores.shape[-2])
-    if broken.any():
-        rows = int(broken.any(axis=0).sum())  # an image is one, in however many draws
+    broken = np.isnan(scores)
+    if broken.any():  # an image is one, in however many draws
+        rows = len(np.unique(np.nonzero(broken)[-2]))
         raise UserError(
             f"{key}: the scores of {rows} images are not numbers (NaN): the training has diverged; take a lower learning rate"
         )
