@@ -31,9 +31,13 @@ PROTOCOLS = {
     "fine-tuned": "fine-tuned at 10 % of labels",
     "other parts": "kNN, other parts of the photographs",
 }
-# Methods that predict hidden patches, or what a teacher makes of them. All others are joint embeddings.
-MASKED = ("mae", "simmim", "ijepa", "ibot", "dinov2")
-# The bound of non-inferiority when fine-tuned: about the half width of a random network's own interval over seeds.
+# By the method's name: joint embeddings, and methods that predict hidden patches, or what a teacher makes of them. The test of this file
+# holds that every method is in one of them.
+FAMILIES = {
+    "linear": ("simclr", "byol", "mocov3", "simsiam", "barlow", "vicreg", "swav", "dino", "lejepa"),
+    "attentive": ("mae", "simmim", "ijepa", "ibot", "dinov2"),
+}
+# The bound of non-inferiority when fine-tuned, in parts of 1.
 LARGEST_LOSS = 0.02
 BASELINES = {"pixels": "raw pixels", "hog": "HOG"}  # by the name of their stage
 PROBE, TUNED = "_probe", "_finetune"
@@ -42,13 +46,14 @@ Numbers = dict[str, dict[str, Any]]  # by protocol: label, seeds, values, mean, 
 
 
 class Row(NamedTuple):
-    """network: the backbone's name. numbers: by protocol. The rest is of pretraining: images seen in a run, the seconds of the
-    quickest one, and how often their logs warn of anything; None where nothing was pretrained."""
+    """network: the backbone's name. numbers: by protocol. The rest is of pretraining: the method's name, images seen in a run, the
+    seconds of the quickest one, and how often their logs warn of anything; None where nothing was pretrained."""
 
     label: str
     stage: str
     network: str
     numbers: Numbers
+    method: str | None = None
     images: int | None = None
     seconds: float | None = None
     warnings: int | None = None
@@ -71,10 +76,11 @@ def rows(table: Mapping[str, Any], folder: Path) -> list[Row]:
             found.append(Row(row["label"], stage, name_of_network(measuring), numbers))
             continue
         results = [json.loads((run / "result.json").read_text()) for run in trained]
+        config = yaml.safe_load((trained[0] / "config.yaml").read_text())
         logged = [json.loads(line) for run in trained for line in (run / "metrics.jsonl").read_text().splitlines()]
         found.append(
             Row(
-                row["label"], stage, name_of_network(trained[0]), numbers,
+                row["label"], stage, name_of_network(trained[0]), numbers, str(config["method"]["name"]),
                 images=max(result["images_seen"] for result in results),
                 seconds=min(result["seconds"] for result in results),
                 warnings=sum("warning" in line for line in logged),
@@ -88,13 +94,30 @@ def name_of_network(run: Path) -> str:
 
 
 def gains(row: Row, every: Sequence[Row]) -> Numbers:
-    """The differences from the random network of the same kind, paired by seed."""
-    (start,) = (other for other in every if other.network == row.network and other.images is None)
+    """The differences from the random network of the same kind, paired by seed. Exits if there is no such row, or several."""
+    starts = [other for other in every if other.network == row.network and other.method is None]
+    if len(starts) != 1:
+        sys.exit(
+            f"{row.label} has {len(starts)} rows of a random {row.network} to be compared with; the pipeline needs one"
+        )
     return {
-        name: compare(part, start.numbers[name], row.label)
+        name: difference(part, starts[0].numbers[name], row.label)
         for name, part in row.numbers.items()
-        if name in start.numbers
+        if name in starts[0].numbers
     }
+
+
+def difference(
+    part: Mapping[str, Any], other: Mapping[str, Any], label: str, *, across: bool = False
+) -> dict[str, Any]:
+    """part - other, paired by seed. across: of two protocols. Exits if the two are not the same measurement, on the same seeds."""
+    metrics = [one["metric"].split("/") for one in (part, other)]
+    same = [[name for place, name in enumerate(one) if not across or place != 1] for one in metrics]
+    if same[0] != same[1] or sorted(part["seeds"]) != sorted(other["seeds"]):
+        sys.exit(
+            f"{label}: {part['metric']} of seeds {part['seeds']} cannot be compared with {other['metric']} of seeds {other['seeds']}"
+        )
+    return compare(part, other, label)
 
 
 class Verdict(NamedTuple):
@@ -111,20 +134,35 @@ class Verdict(NamedTuple):
 
 
 def judge(row: Row, every: Sequence[Row]) -> Verdict:
-    """Whether a method has learned (see this file's docstring). Handcrafted features count by the better of their protocols."""
-    gained, protocol = gains(row, every), "attentive" if row.stage in MASKED else "linear"
+    """Whether a method has learned (see this file's docstring). Handcrafted features count by the better of their protocols.
+
+    Exits if a number is missing that the rule asks for: without it no method may pass.
+    """
+    protocol = next((name for name, methods in FAMILIES.items() if row.method in methods), None)
+    if protocol is None:
+        sys.exit(f"{row.label}: name the family of {row.method} in FAMILIES, before the run")
+    gained = gains(row, every)
+    needed = [protocol, *(["fine-tuned"] if any("fine-tuned" in other.numbers for other in every) else [])]
+    if missing := [name for name in needed if name not in gained]:
+        sys.exit(
+            f"{row.label} or its random network has no number for {' and '.join(missing)}; add it to the pipeline's rows"
+        )
+    if (metric := row.numbers[protocol]["metric"]).split("/")[1:] != [protocol, "accuracy"]:
+        sys.exit(f"{row.label}: the column {protocol} shows {metric}")
     gain, tuned = gained[protocol], gained.get("fine-tuned")
     above = dict[str, dict[str, Any]]()
     for other in every:
         if other.stage in BASELINES:
-            best = max(
-                (other.numbers[name] for name in ("kNN", "linear") if name in other.numbers), key=lambda n: n["mean"]
-            )
-            above[other.stage] = compare(row.numbers[protocol], best, row.label)
+            best = max((other.numbers[name] for name in ("kNN", "linear") if name in other.numbers), key=mean_of)
+            above[other.stage] = difference(row.numbers[protocol], best, row.label, across=True)
     learned = None
     if gain["low"] is not None:
         learned = gain["low"] > 0.0 and (tuned is None or tuned["low"] > -LARGEST_LOSS)
     return Verdict(protocol, gain, tuned, above, learned)
+
+
+def mean_of(numbers: Mapping[str, Any]) -> float:
+    return float(numbers["mean"])
 
 
 def text(every: Sequence[Row], run: Mapping[str, Any], command: str, config: str, title: str) -> tuple[str, str]:
@@ -155,7 +193,7 @@ def text(every: Sequence[Row], run: Mapping[str, Any], command: str, config: str
         images = "–" if row.images is None else f"{row.images:,}"
         ends = ["–", "–"] if row.seconds is None else [f"{row.seconds:.0f}", str(row.warnings)]
         lines.append(page.row([row.label, row.network, images, *cells, *ends]))
-    verdicts = {row.label: (judge(row, every), row) for row in every if row.images is not None}
+    verdicts = {row.label: (judge(row, every), row) for row in every if row.method is not None}
     lines += ["", *rule_of(verdicts), "", *table_of(verdicts), "", summary(verdicts)]
     return "\n".join(lines) + "\n", summary(verdicts)
 

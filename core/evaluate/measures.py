@@ -22,7 +22,7 @@ from .counts import Floats, Ints, class_counts, confusion_metrics, split_counts
 from .intervals import mean_interval
 from .metrics import classification
 from .multilabel import choose_thresholds, multilabel_metrics
-from .predictions import SavedScores, ScoredImages
+from .predictions import SavedScores, ScoredImages, to_half
 from .ranking import in_top, macro_over_classes, one_hot
 from .selective import aurc, group_accuracies
 from .statistics import (
@@ -73,7 +73,10 @@ def measure(images: ScoredImages, saved: SavedScores, *, seed: int, held_out: He
 def _measure_multilabel(images: ScoredImages, saved: SavedScores, held_out: HeldOut | None) -> Measured:
     if saved.scores.ndim != 2:
         raise ValueError("images of several classes are scored once")
-    thresholds = None if held_out is None else choose_thresholds(held_out.scores, held_out.labels.astype(bool))
+    thresholds = None
+    if held_out is not None:  # rounded as the test's are, so that equal scores are on one side of a threshold
+        rounded = to_half(held_out.scores, saved.kind, "held-out training images").scores
+        thresholds = choose_thresholds(rounded, held_out.labels.astype(bool))
     logits = saved.kind == "logits"
     metrics = multilabel_metrics(saved.scores, images.labels.astype(bool), thresholds, logits=logits)
     details = {

@@ -40,7 +40,7 @@ Half = NDArray[np.float16]
 
 @dataclass(frozen=True)
 class ScoredImages:
-    """The images of a test set, as the file has them: see this module. Raises ValueError if lengths or classes don't fit.
+    """The images of a test set, as the file has them: see this module. Raises ValueError for other types, lengths or values.
 
     groups: None where the set has a single one. clusters: what the bootstrap draws; the keys by default.
     """
@@ -53,13 +53,22 @@ class ScoredImages:
     clusters: Ints | None = None
 
     def __post_init__(self) -> None:
-        """Check that the arrays fit together."""
+        """Check that the arrays are what the file may hold, and fit together."""
         n, k = len(self.keys), len(self.classes)
-        for array in (self.labels, self.groups, self.clusters):
-            if array is not None and len(array) != n:
-                raise ValueError(f"{len(array)} values for {n} images")
-        if self.labels.ndim == 2 and self.labels.shape != (n, k):
-            raise ValueError(f"labels {self.labels.shape} of {n} images and {k} classes")
+        several = self.labels.ndim == 2
+        for name, shape, kind in (
+            ("keys", (n,), np.int64),
+            ("labels", (n, k) if several else (n,), np.uint8 if several else np.int64),
+            ("groups", (n,), np.int64),
+            ("clusters", (n,), np.int64),
+        ):
+            array = getattr(self, name)
+            if array is not None and (array.shape != shape or array.dtype != kind):
+                raise ValueError(f"{name} are {array.dtype} {array.shape}, expected {np.dtype(kind)} {shape}")
+        if several and n and self.labels.max() > 1:
+            raise ValueError(
+                f"labels hold {self.labels.max()}: where an image may have several classes, each is there (1) or not (0)"
+            )
         for array, count in ((self.labels if self.labels.ndim == 1 else None, k), (self.groups, len(self.group_names))):
             if array is not None and n and not (array.min() >= 0 and array.max() < count):
                 raise ValueError(f"indices {array.min()}..{array.max()} into {count} names")
@@ -157,13 +166,9 @@ def _from_tensors(tensors: Mapping[str, NDArray[Any]], about: Mapping[str, Any])
     found = Predictions()
     for name, told in about["tests"].items():
         columns = {key: tensors.get(f"{name}/{key}") for key in ("keys", "labels", "groups", "clusters")}
-        for key, array in columns.items():
-            right = array is None or array.dtype == np.int64 or (key == "labels" and array.dtype == np.uint8)
-            if not right or (array is None and key in ("keys", "labels")):
-                raise ValueError(f"{name}/{key} is missing, or of another type")
         keys, labels = tensors[f"{name}/keys"], tensors[f"{name}/labels"]
-        if keys.ndim != 1 or labels.ndim not in (1, 2):
-            raise ValueError(f"{name} has keys {keys.shape} and labels {labels.shape}")
+        if keys.ndim != 1:
+            raise ValueError(f"{name} has keys {keys.shape}")
         names = [tuple(str(text) for text in told[key]) for key in ("classes", "group_names")]
         found.tests[name] = ScoredImages(keys, labels, names[0], columns["groups"], names[1], columns["clusters"])
     for key, told in about["scores"].items():
@@ -182,11 +187,12 @@ def _test_of(key: str) -> str:
 def to_half(scores: NDArray[np.floating], kind: str, key: str = "scores") -> SavedScores:
     """Scores as they are kept and as metrics are computed from them: float16, with the predictions of the given ones.
 
-    scores: [..., K]. Numbers beyond 65504 become that. Votes are divided by their sum. Where rounding makes a class of a lower index equal
+    scores: [..., M, K]. Beyond 65504 they become that. Votes are divided by their sum. Where rounding makes a class of a lower index equal
     to the highest one, it is moved down by the smallest step, so argmax stays. Raises UserError for NaN.
     """
-    if np.isnan(scores).any():
-        rows = int(np.isnan(scores).any(axis=-1).sum())
+    broken = np.isnan(scores)
+    if broken.any():  # an image is one, in however many draws
+        rows = len(np.unique(np.nonzero(broken)[-2]))
         raise UserError(
             f"{key}: the scores of {rows} images are not numbers (NaN): the training has diverged; take a lower learning rate"
         )

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtr, ndtr, ndtri, stdtrit
+from scipy.special import bdtr, ndtr, ndtri, stdtr, stdtrit
 
 from .counts import Bools, Floats, Ints
 
@@ -194,14 +194,14 @@ def seeds_and_images_interval(
     values: [S], the statistic of each seed; draws: [B], of resampled test images, the mean over the seeds each (`bootstrap_draws`).
     With one seed, it is the interval over images. Ends are clipped to `span`.
     """
-    mean, found = float(np.mean(values)), seeds_and_images_draws(values, draws, seed=seed)
+    mean, found = float(np.mean(values)), _seeds_and_images_draws(values, draws, seed=seed)
     if 2 * len(found) < len(draws) or found.min() == found.max():
         return Interval(mean, None, None, "none")
     low, high = np.clip(np.quantile(found, [(1 - level) / 2, (1 + level) / 2]), *span)
     return Interval(mean, float(low), float(high), "images" if len(values) == 1 else "seeds and images")
 
 
-def seeds_and_images_draws(values: Sequence[float], draws: Floats, *, seed: int) -> Floats:
+def _seeds_and_images_draws(values: Sequence[float], draws: Floats, *, seed: int) -> Floats:
     """Draws of the mean over seeds and test images; those that are undefined are left out. Arguments: `seeds_and_images_interval`.
 
     To each draw over images comes one over seeds: Student's t with S - 1 degrees of freedom, s / sqrt(S) wide. Drawing the seeds with
@@ -210,15 +210,43 @@ def seeds_and_images_draws(values: Sequence[float], draws: Floats, *, seed: int)
     found = draws[np.isfinite(draws)]
     if len(values) == 1:
         return found
-    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return found + spread * np.random.default_rng(seed).standard_t(len(values) - 1, size=len(found))
+    return found + _of_mean(values) * np.random.default_rng(seed).standard_t(len(values) - 1, size=len(found))
 
 
-def bootstrap_p(draws: Floats) -> float:
-    """Two-sided p of "the difference is 0" from draws of the difference, [B]; at least 2 / (B + 1), since more draws could show more."""
+def bootstrap_p(draws: Floats, estimate: float, clusters: int) -> float:
+    """Two-sided p of "the difference is 0". draws: [B] of `bootstrap_draws`; estimate: the difference itself, of so many clusters.
+
+    It is Student's t of estimate / deviation of the draws, with clusters - 1 degrees of freedom, or the part of the draws beyond 0 if that
+    is larger. (Draws alone would show differences of a handful of pictures that chance makes often, and no p below 2 / (B + 1), which
+    Holm's method needs for many comparisons.) At least 2^(1 - clusters), the least that changing signs could show. 1 for one cluster.
+    """
     found = draws[np.isfinite(draws)]
+    if clusters < 2 or 2 * len(found) < len(draws) or not math.isfinite(estimate):
+        return 1.0
     tail = min(int((found <= 0).sum()), int((found >= 0).sum()))
-    return min(1.0, 2 * (tail + 1) / (len(found) + 1))
+    # The draws deviate by sqrt((C - 1) / C) less than clusters do.
+    deviation = float(found.std()) * math.sqrt(clusters / (clusters - 1))
+    t = abs(estimate) / deviation if deviation else math.inf
+    student = 2 * float(stdtr(clusters - 1, -t)) if estimate else 1.0
+    return min(1.0, max(2 * tail / len(found), student, 2.0 ** (1 - clusters)))
+
+
+def seeds_and_images_p(values: Sequence[float], draws: Floats, clusters: int) -> float:
+    """Two-sided p of "the mean difference is 0" over seeds and test images. Arguments: `seeds_and_images_interval` and `bootstrap_p`.
+
+    The mean over the draws of the tail of that Student's t which `_seeds_and_images_draws` adds; at least that of the images alone.
+    """
+    images_alone = bootstrap_p(draws, float(np.mean(values)), clusters)
+    if len(values) == 1 or not (spread := _of_mean(values)):
+        return images_alone
+    found = draws[np.isfinite(draws)]
+    low, high = (float(stdtr(len(values) - 1, sign * found / spread).mean()) for sign in (-1.0, 1.0))
+    return min(1.0, max(2 * min(low, high), images_alone))
+
+
+def _of_mean(values: Sequence[float]) -> float:
+    """The standard error of a mean over seeds, of two or more."""
+    return float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
 def mcnemar(first: Bools, second: Bools) -> tuple[int, int, float]:

@@ -14,7 +14,13 @@ from ...core.evaluate.counts import Floats, Ints
 from ...core.evaluate.predictions import SavedScores, ScoredImages, read_predictions
 from ...core.launchlog import warn
 from ...core.manifest import DamagedFile
-from .records import RunRecord
+from ...core.run.rows import PREDICTIONS
+from .records import RunRecord, StageRuns
+
+_NO_FILE = (
+    f"has no {PREDICTIONS}, as runs of earlier versions, those without labelled test images, and those of retrieval and "
+    "verification alone"
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,9 @@ class Answers:
         return Answers(ordered, self.kind, self.correct[rows], predictions, nll, sure)
 
 
+Seeds = Mapping[int | None, Mapping[str, Answers]]  # the answers of an experiment's runs
+
+
 def read_answers(record: RunRecord) -> dict[str, Answers]:
     """The answers of a finished run by "TEST/PROTOCOL"; none if it has no predictions. Damage is added to the record's, and warned of."""
     if not record.finished:
@@ -51,7 +60,7 @@ def read_answers(record: RunRecord) -> dict[str, Answers]:
     try:
         found = read_predictions(record.path)
     except (DamagedFile, UserError) as error:
-        if not any("predictions.safetensors" in told for told in record.damage):
+        if not any(PREDICTIONS in told for told in record.damage):
             record.damage.append(str(error))
             warn(f"WARNING: {error}")
         return {}
@@ -62,6 +71,26 @@ def read_answers(record: RunRecord) -> dict[str, Answers]:
         for key, saved in found.scores.items()
         if found.tests[key.partition("/")[0]].labels.ndim == 1 and saved.scores.size
     }
+
+
+def answers_of(stage: StageRuns) -> Seeds:
+    """The answers of each run that has predictions, by its seed."""
+    return {record.seed: found for record in stage.records if (found := read_answers(record))}
+
+
+def why_no_answers(stage: StageRuns, *, others: bool) -> str:
+    """Why `answers_of` an experiment is empty, in words that follow its name; "" if that goes without saying.
+
+    others: whether other experiments have answers.
+    """
+    told = [sentence for record in stage.records for sentence in record.damage if PREDICTIONS in sentence]
+    if told:
+        return f"has no scores that can be read: {told[0]}"
+    if not all(record.finished for record in stage.records):
+        return "is not finished" if others else ""
+    if any((found := read_predictions(record.path)) and found.scores for record in stage.records):
+        return "has test images of several classes each, or none; a report compares images of one class each"
+    return _NO_FILE if others else ""
 
 
 def _answers(images: ScoredImages, saved: SavedScores) -> Answers:

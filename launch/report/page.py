@@ -10,8 +10,9 @@ from typing import Any
 
 from ...core.errors import UserError, first_line
 from ..verify import examine_below
+from .answers import Seeds, answers_of
 from .html import provenance, write_html, yaml_text
-from .pairs import Paired, Pairs, Seeds, adjust, answers_of, compare_images, p_text, pair_stages
+from .pairs import Paired, Pairs, adjust, compare_images, p_text, pair_stages
 from .records import RunRecord, StageRuns, by_experiment, is_pipeline, is_sweep, read_readable, stages_of
 from .results import compare, main_metric, summarise
 from .stages import StageView, protocol_rows, view_stage
@@ -167,7 +168,7 @@ def _runs_page(stages: list[StageRuns]) -> Page:
         caveats=caveats(rows),
         tables=results_tables(rows, {}) if rows else [],
         differences=differences,
-        pairs=pair_stages([stage.name for stage in stages], answers),
+        pairs=pair_stages(stages, answers),
         stages=[
             view_stage(stage, label=stage.name, front=len(stages) == 1, answers=found)
             for stage, found in zip(stages, answers, strict=True)

@@ -6,7 +6,7 @@ over test images and seeds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -23,18 +23,16 @@ from ...core.evaluate.statistics import (
     holm,
     mcnemar,
     of_sums,
-    seeds_and_images_draws,
     seeds_and_images_interval,
+    seeds_and_images_p,
 )
-from .answers import Answers, aligned, read_answers
+from .answers import Answers, Seeds, aligned, why_no_answers
 from .records import StageRuns
 from .tables import number
 
 MOST_PAIRS = 45  # more experiments are compared with the first only
 SURE = 0.05  # largest adjusted p of a difference that is called shown
 _SEED = 0  # of the bootstrap
-
-Seeds = Mapping[int | None, Mapping[str, Answers]]  # the answers of an experiment's runs
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ class Paired:
         amount = f"{self.shown(abs(self.mean))[1:]}{unit} {'higher' if self.mean > 0 else 'lower'}"
         of = f"{self.images} images" + (f" over {self.seeds} seeds" if self.seeds > 1 else "")
         facts = f"95 % interval {self.interval}, " if self.interval else ""
-        facts += f"p = {p_text(self.adjusted)} after Holm"
+        facts += f"p = {p_text(self.adjusted)} after Holm".replace("= <", "< ")
         head = f"{self.where}, {self.metric.replace('_', ' ')}: "
         if self.adjusted < SURE:
             better = (self.mean > 0) == (DEFINITIONS[self.metric].better == "higher")
@@ -122,25 +120,21 @@ class Pairs:
 
 
 def p_text(p: float) -> str:
-    return f"{p:.3f}" if p >= 0.0005 else f"{p:.0e}".replace("e-0", "e-")
+    """Three digits after the point, or the power of ten of a small p; exact numbers end where rounding begins."""
+    return f"{p:.3f}" if p >= 0.0005 else f"{p:.0e}".replace("e-0", "e-") if p >= 1e-16 else "<1e-16"
 
 
-def answers_of(stage: StageRuns) -> Seeds:
-    """The answers of each run that has predictions, by its seed."""
-    return {record.seed: found for record in stage.records if (found := read_answers(record))}
+def pair_stages(stages: Sequence[StageRuns], answers: Sequence[Seeds]) -> Pairs:
+    """All pairs of experiments; beyond 45 pairs, each with the first alone. Nothing if no experiment has predictions.
 
-
-def pair_stages(names: Sequence[str], answers: Sequence[Seeds]) -> Pairs:
-    """All pairs of experiments; beyond 45 pairs, each with the first alone. Nothing if no experiment has predictions."""
+    answers: of each experiment (`answers_of`).
+    """
     notes, kept = list[str](), list[tuple[str, Seeds]]()
-    for name, found in zip(names, answers, strict=True):
+    for stage, found in zip(stages, answers, strict=True):
         if found:
-            kept.append((name, found))
-        elif any(answers):
-            notes.append(
-                f"{name} has no predictions.safetensors, as runs of earlier versions, those without labelled test images, and "
-                "those of retrieval and verification alone"
-            )
+            kept.append((stage.name, found))
+        elif len(stages) > 1 and (why := why_no_answers(stage, others=any(answers))):
+            notes.append(f"{stage.name} {why}")
     pairs = list(combinations(kept, 2))
     if len(pairs) > MOST_PAIRS:
         pairs = [(kept[0], other) for other in kept[1:]]
@@ -193,14 +187,8 @@ def compare_images(first: tuple[str, Seeds], second: tuple[str, Seeds], keys: tu
             of_seed = f" (seed {one})" if len(seeds) > 1 else ""
             return f"{where}: {a} and {b}{of_seed} are not paired: {pair}"
         pairs.append(pair)
-    return [
-        _difference(
-            pairs,
-            metric,
-            Paired(a, b, where, metric, len(pairs), len(pairs[0][0].correct), 0.0, None, None, "", 1.0, note=note),
-        )
-        for metric in _metrics(pairs)
-    ]
+    line = Paired(a, b, where, "", len(pairs), len(pairs[0][0].correct), 0.0, None, None, "", 1.0, note=note)
+    return _differences(pairs, line)
 
 
 def _metrics(pairs: Sequence[tuple[Answers, Answers]]) -> list[str]:
@@ -213,35 +201,51 @@ def _metrics(pairs: Sequence[tuple[Answers, Answers]]) -> list[str]:
     return found
 
 
-def _difference(pairs: Sequence[tuple[Answers, Answers]], metric: str, line: Paired) -> Paired:
-    """The line with numbers. Seeds on one test set share the draws of its images; others draw their own."""
-    statistics = [_statistic(pair, metric) for pair in pairs]
+def _differences(pairs: Sequence[tuple[Answers, Answers]], line: Paired) -> list[Paired]:
+    """The line with the numbers of each metric, all from the same draws. Seeds on one test set share the draws of its images; others
+    draw their own."""
+    metrics = _metrics(pairs)
+    statistics = [_statistic(pair, metrics) for pair in pairs]
     same = len({tuple(np.unique(a.images.drawn).tolist()) for a, _ in pairs}) == 1
     if len(pairs) == 1 or same:
         clusters = statistics[0][1]
 
         def mean(weights: Floats) -> dict[str, Floats]:
-            values = [statistic(weights)["difference"] for statistic, _ in statistics]
-            return {"difference": np.mean(values, axis=0)}
+            values = [statistic(weights) for statistic, _ in statistics]
+            return {metric: np.mean([value[metric] for value in values], axis=0) for metric in metrics}
 
-        draws = bootstrap_draws(mean, clusters, seed=_SEED)["difference"]
+        draws = bootstrap_draws(mean, clusters, seed=_SEED)
     else:
-        drawn = [bootstrap_draws(s, c, seed=_SEED + i)["difference"] for i, (s, c) in enumerate(statistics)]
-        clusters, draws = 0, np.mean(drawn, axis=0)
-    values = [float(statistic(np.ones((1, c)))["difference"][0]) for statistic, c in statistics]
-    if len(pairs) > 1:
-        low, high = DEFINITIONS[metric].low, DEFINITIONS[metric].high
-        both = seeds_and_images_interval(values, draws, seed=_SEED, span=(low - high, high - low))
-        p = bootstrap_p(seeds_and_images_draws(values, draws, seed=_SEED))
-        return replace(line, mean=both.estimate, low=both.low, high=both.high, test="bootstrap", p=p)
-    found = bootstrap_intervals(statistics[0][0], clusters, seed=_SEED, draws={"difference": draws})["difference"]
-    line = replace(line, mean=found.estimate, low=found.low, high=found.high)
-    return _tested(line, *pairs[0], draws, clusters)
+        drawn = [bootstrap_draws(s, c, seed=_SEED + i) for i, (s, c) in enumerate(statistics)]
+        clusters = sum(c for _, c in statistics)
+        draws = {metric: np.mean([one[metric] for one in drawn], axis=0) for metric in metrics}
+    if len(pairs) == 1:
+        found = bootstrap_intervals(statistics[0][0], clusters, seed=_SEED, draws=draws)
+        lines = [
+            replace(line, metric=metric, mean=i.estimate, low=i.low, high=i.high)
+            for metric, i in ((metric, found[metric]) for metric in metrics)
+        ]
+        return [_tested(one, *pairs[0], draws[one.metric], clusters) for one in lines]
+    each = [statistic(np.ones((1, c))) for statistic, c in statistics]
+    return [
+        _over_seeds(
+            replace(line, metric=metric), [float(values[metric][0]) for values in each], draws[metric], clusters
+        )
+        for metric in metrics
+    ]
+
+
+def _over_seeds(line: Paired, values: Sequence[float], draws: Floats, clusters: int) -> Paired:
+    """The line of several seeds with its numbers. values: the difference of each seed."""
+    low, high = DEFINITIONS[line.metric].low, DEFINITIONS[line.metric].high
+    both = seeds_and_images_interval(values, draws, seed=_SEED, span=(low - high, high - low))
+    p = seeds_and_images_p(values, draws, clusters)
+    return replace(line, mean=both.estimate, low=both.low, high=both.high, test="bootstrap", p=p)
 
 
 def _tested(line: Paired, a: Answers, b: Answers, draws: Floats, clusters: int) -> Paired:
     """The line of one pair of runs with its p: McNemar's for accuracy, if every image was drawn by itself; else from the bootstrap."""
-    p = bootstrap_p(draws) if clusters > 1 else 1.0
+    p = bootstrap_p(draws, line.mean, clusters)
     if line.metric != "accuracy" or a.predictions is None or b.predictions is None:
         return replace(line, test="bootstrap", p=p)
     only_a, only_b, exact = mcnemar(a.correct > 0, b.correct > 0)
@@ -252,21 +256,29 @@ def _tested(line: Paired, a: Answers, b: Answers, draws: Floats, clusters: int) 
     return replace(line, test="bootstrap", p=p, only=(only_a, only_b), note=f"{note} {line.note}".strip())
 
 
-def _statistic(pair: tuple[Answers, Answers], metric: str) -> tuple[Statistic, int]:
-    """The difference b - a as a function of the clusters' weights, and the number of clusters."""
+def _statistic(pair: tuple[Answers, Answers], metrics: Sequence[str]) -> tuple[Statistic, int]:
+    """The differences b - a of the metrics as a function of the clusters' weights, and the number of clusters."""
     a, b = pair
     member, clusters = cluster_numbers(a.images.drawn)
-    if metric == "f1":
-        k, labels = len(a.images.classes), a.images.labels
-        sides = list[Statistic]()
-        for side in (a, b):
-            assert side.predictions is not None
-            counts = class_counts(labels, side.predictions, member, clusters, k)
-            sides.append(of_sums(counts, lambda sums: {"f1": confusion_metrics(split_counts(sums))["f1"]}))
-        return lambda w: {"difference": sides[1](w)["f1"] - sides[0](w)["f1"]}, clusters
-    gap = b.correct - a.correct if metric == "accuracy" else _nll(b) - _nll(a)
-    sums = np.stack([np.bincount(member, gap), np.bincount(member)], axis=1)
-    return of_sums(sums, lambda s: {"difference": s[:, 0] / s[:, 1]}), clusters
+    gaps = {"accuracy": b.correct - a.correct}
+    if "nll" in metrics:
+        gaps["nll"] = _nll(b) - _nll(a)
+    columns = [np.bincount(member, gap) for gap in gaps.values()]
+    sums = np.stack([*columns, np.bincount(member)], axis=1)
+    means = of_sums(sums, lambda s: {name: s[:, i] / s[:, -1] for i, name in enumerate(gaps)})
+    sides = list[Statistic]()
+    for side in (a, b) if "f1" in metrics else ():
+        assert side.predictions is not None
+        counts = class_counts(a.images.labels, side.predictions, member, clusters, len(a.images.classes))
+        sides.append(of_sums(counts, lambda sums: {"f1": confusion_metrics(split_counts(sums))["f1"]}))
+
+    def statistic(weights: Floats) -> dict[str, Floats]:
+        found = dict(means(weights))
+        if sides:
+            found["f1"] = sides[1](weights)["f1"] - sides[0](weights)["f1"]
+        return {metric: found[metric] for metric in metrics}
+
+    return statistic, clusters
 
 
 def _nll(answers: Answers) -> Floats:

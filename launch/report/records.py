@@ -160,4 +160,4 @@ def _names(groups: list[list[RunRecord]]) -> list[str]:
     depth = 1
     while depth < max(map(len, parts)) and len({tuple(p[-depth:]) for p in parts}) < len(parts):
         depth += 1
-    return ["/".join(part[-depth:]) for part in parts]
+    return [str(Path(*part[-depth:])) for part in parts]

@@ -24,6 +24,7 @@ def confidence_figures(runs: Sequence[Mapping[str, Answers]]) -> list[Figure]:
     for test in dict.fromkeys(key.partition("/")[0] for key in keys):
         own = [key for key in keys if key.partition("/")[0] == test]
         likely = [key for key in own if any(key in run and run[key].nll is not None for run in runs)]
+        own = [*likely, *(key for key in own if key not in likely)]  # so a protocol has one colour in both figures
         figures += [_reliability(test, likely[: SERIES_COLOURS - 3], runs)] if likely else []
         figures.append(_risk(test, own[: SERIES_COLOURS - 3], runs))
     return figures[:_MOST_FIGURES]

@@ -11,11 +11,11 @@ from PIL import Image, UnidentifiedImageError
 from ...core.evaluate.definitions import definition_of
 from ...core.files import read_regular
 from ...core.launchlog import warn
+from .answers import Seeds
 from .confusion import Confusion, confusions
 from .curves import curves
 from .figures import Figure, scatter
 from .html import yaml_text
-from .pairs import Seeds
 from .records import StageRuns
 from .reliability import confidence_figures
 from .results import summarise

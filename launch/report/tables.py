@@ -247,6 +247,7 @@ def _foot(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         foot.append(f"Mean and 95 % t-interval over {seeds}; small dots are single seeds.")
     if any(row.get("bootstrap") for row in single):
         foot.append(
-            "Intervals of a single run are 95 % bootstrap intervals over its test images; they leave out the spread between seeds."
+            "Intervals of a single run are 95 % bootstrap intervals over its test images (of a protocol that repeats, of accuracy over "
+            "its draws); they leave out the spread between seeds."
         )
     return foot

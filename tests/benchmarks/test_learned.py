@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from rootstock.ssl.registry import PRETRAIN_METHODS
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -23,7 +25,7 @@ def numbers(**values: list[float]) -> dict[str, Any]:
     keys = {name.replace("_", "-"): found for name, found in values.items()}
     return {
         name: {
-            "label": name, "metric": "test/x/accuracy", "seeds": list(range(len(found))), "values": found,
+            "label": name, "metric": f"test/{name}/accuracy", "seeds": list(range(len(found))), "values": found,
             "mean": sum(found) / len(found), "n": len(found),
         }
         for name, found in keys.items()
@@ -42,7 +44,7 @@ def rows(methods: ModuleType, stage: str, values: dict[str, list[float]], seeds:
         methods.Row("raw pixels", "pixels", "pixels", numbers(kNN=[0.5, 0.5, 0.5][:seeds], linear=[0.6, 0.6, 0.6][:seeds])),
         methods.Row("HOG", "hog", "hog", numbers(kNN=[0.9, 0.9, 0.9][:seeds], linear=[0.7, 0.7, 0.7][:seeds])),
         methods.Row("random", "random", "net", numbers(**{name: one for name, (one, _) in made.items()})),
-        methods.Row("Method", stage, "net", numbers(**{name: two for name, (_, two) in made.items()}), 100, 1.0, 0),
+        methods.Row("Method", f"{stage}_2", "net", numbers(**{name: two for name, (_, two) in made.items()}), stage, 100, 1.0, 0),
     ]  # fmt: skip
 
 
@@ -90,3 +92,51 @@ def test_the_sentence_counts(methods: ModuleType) -> None:
     )
     one = rows(methods, "simclr", {}, seeds=1)
     assert "one seed" in methods.text(one, {"versions": {"rootstock": "1", "faiss-cpu": "1"}}, "x", "y", "z")[0].lower()
+
+
+def test_every_method_has_one_family(methods: ModuleType) -> None:
+    named = [method for family in methods.FAMILIES.values() for method in family]
+    assert sorted(named) == sorted(PRETRAIN_METHODS)
+
+
+def changed(row: Any, protocol: str, **more: Any) -> Any:
+    return row._replace(numbers={**row.numbers, protocol: {**row.numbers[protocol], **more}})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda r: [*r[:3], r[3]._replace(method="mae2")], "name the family of mae2 in FAMILIES"),
+        # Without a number that the rule asks for, no method passes.
+        (lambda r: [*r[:3], without(r[3], "linear")], "has no number for linear"),
+        (lambda r: [*r[:3], without(r[3], "fine-tuned")], "has no number for fine-tuned"),
+        (lambda r: [*r[:2], without(r[2], "fine-tuned"), r[3]], "or its random network has no number for fine-tuned"),
+        (lambda r: [*r[:2], r[3]], "has 0 rows of a random net"),
+        (lambda r: [*r[:3], r[2], r[3]], "has 2 rows of a random net"),
+        # Numbers of another measurement, or of other seeds.
+        (lambda r: [*r[:3], changed(r[3], "linear", metric="test/knn/accuracy")], "cannot be compared|column linear shows"),
+        (lambda r: [*r[:2], *(changed(one, "linear", metric="test/linear/ece") for one in r[2:])], "column linear shows test/linear/ece"),
+        (lambda r: [*r[:2], changed(r[2], "linear", metric="other/linear/accuracy"), r[3]], "cannot be compared"),
+        (lambda r: [*r[:2], changed(r[2], "linear", seeds=[0, 1, 5]), r[3]], "of seeds"),
+        (lambda r: [changed(changed(r[0], "linear", seeds=[7, 8, 9]), "kNN", seeds=[7, 8, 9]), *r[1:]], "of seeds"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_judged_is_said(methods: ModuleType, change: Any, said: str) -> None:
+    every = change(rows(methods, "simclr", {"linear": BETTER["linear"]}))
+    with pytest.raises(SystemExit, match=said):
+        methods.judge(every[-1], every)
+
+
+def without(row: Any, protocol: str) -> Any:
+    return row._replace(numbers={name: one for name, one in row.numbers.items() if name != protocol})
+
+
+def test_a_pipeline_that_does_not_fine_tune_judges_by_the_probe(methods: ModuleType) -> None:
+    every = [without(row, "fine-tuned") if "fine-tuned" in row.numbers else row for row in rows(methods, "mae", BETTER)]
+    assert methods.judge(every[-1], every).learned is True
+
+
+def test_numbers_that_are_none_are_refused(methods: ModuleType) -> None:
+    every = rows(methods, "simclr", {"linear": [0.65, float("nan"), 0.67]})
+    with pytest.raises(ValueError, match="not finite"):
+        methods.judge(every[-1], every)

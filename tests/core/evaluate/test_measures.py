@@ -161,3 +161,13 @@ def test_several_labels_an_image() -> None:
     found = measure(rows, saved, seed=0, held_out=HeldOut(random.normal(size=(30, 3)) + labels, labels))
     assert set(found.metrics) == {"average_precision", "bce", "f1_micro", "f1_macro"}
     assert len(found.details["thresholds"]) == 3
+
+
+def test_thresholds_are_rounded_as_the_scores_are() -> None:
+    """A test image with the very scores of a training image is on the same side, beyond the largest float16 too."""
+    labels = np.array([[1], [0]], np.uint8)
+    rows = ScoredImages(np.arange(2), labels, ("a",))
+    for high in (1.00001, 70000.0):
+        scores = np.array([[high], [0.0]])
+        found = measure(rows, to_half(scores, "logits"), seed=0, held_out=HeldOut(scores, labels))
+        assert found.metrics["f1_micro"] == found.metrics["f1_macro"] == 1.0

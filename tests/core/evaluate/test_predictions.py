@@ -111,6 +111,11 @@ def changed(folder: Path, about: Any = None, **tensors: Any) -> None:
         {"a_knn_scores": np.zeros((29, 6), np.float16)},
         {"a_knn_scores": np.full((30, 6), np.nan, np.float16)},
         {"several_labels": np.zeros((9, 5), np.uint8)},
+        {"several_labels": np.full((9, 6), 255, np.uint8)},
+        {"several_labels": np.zeros((9, 6), np.int64)},
+        {"a_labels": np.zeros(30, np.uint8)},
+        {"a_labels": np.zeros(30)},
+        {"a_labels": np.array(0)},
     ],
     ids=str,
 )
@@ -181,3 +186,23 @@ def test_what_does_not_fit_is_refused() -> None:
     ]:
         with pytest.raises(ValueError):
             found.add(key, rows, saved)
+
+
+def test_a_missing_one_of_several_labels_is_no_label() -> None:
+    """255, or -1 as a byte, is what data sets write for "unknown"; it must not count as the class being there."""
+    with pytest.raises(ValueError, match="each is there \\(1\\) or not \\(0\\)"):
+        ScoredImages(np.arange(2), np.array([[0, 255], [1, 0]], np.uint8), ("a", "b"))
+
+
+def test_what_is_written_can_be_read() -> None:
+    """Types that the file does not have are refused when it is made, not when it is read."""
+    for labels in (np.zeros((3, 2), bool), np.zeros((3, 2)), np.zeros(3, np.int32)):
+        with pytest.raises(ValueError, match="expected"):
+            ScoredImages(np.arange(3), labels, ("a", "b"))
+
+
+def test_an_image_that_is_no_number_in_several_draws_is_one() -> None:
+    scores = np.zeros((4, 3, 2))
+    scores[:, 1] = np.nan
+    with pytest.raises(UserError, match="the scores of 1 images"):
+        to_half(scores, "logits")

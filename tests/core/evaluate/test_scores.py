@@ -104,3 +104,14 @@ def test_scores_that_are_no_numbers_are_refused() -> None:
     assert images.classes is not None
     with pytest.raises(UserError, match="test/x: the scores of 1 images are not numbers"):
         Scored(images.classes, 0).add("test/x", images, torch.tensor(np.r_[[[np.nan] * 10], np.zeros((3, 10))]))
+
+
+def test_scores_in_float64_are_rounded_once() -> None:
+    """By way of float32, two that differ by less than its step would be equal, and the first of them the prediction."""
+    images = open_images(f"{DIGITS}#[:20]")
+    assert images.labels is not None and images.classes is not None
+    close = 1.0 + 1e-12 * torch.arange(10, dtype=torch.float64).repeat(20, 1)
+    scored = Scored(images.classes, seed=0)
+    scored.add("test/linear", images, close)
+    assert (scored.kept.scores["test/linear"].scores.argmax(1) == 9).all()
+    assert scored.metrics["test/linear/accuracy"] == float((images.labels == 9).double().mean())

@@ -22,6 +22,7 @@ from rootstock.core.evaluate.statistics import (
     of_images,
     of_sums,
     seeds_and_images_interval,
+    seeds_and_images_p,
     share_interval,
     wilson,
 )
@@ -205,6 +206,50 @@ def test_nadeau_bengio_by_hand() -> None:
     assert nadeau_bengio([0.5], 10, 5) == (0.5, None, None)
 
 
-def test_bootstrap_p() -> None:
-    assert bootstrap_p(np.ones(1999)) == pytest.approx(2 / 2000)
-    assert bootstrap_p(np.array([-1.0, 1.0])) == 1.0 == bootstrap_p(np.zeros(10))
+def mean_and_p(gaps: Any, resamples: int = 1000) -> float:
+    clusters = len(gaps)
+    draws = bootstrap_draws(mean_of(gaps), clusters, seed=0, resamples=resamples)["mean"]
+    return bootstrap_p(draws, float(gaps.mean()), clusters)
+
+
+def test_bootstrap_p_of_no_difference() -> None:
+    assert bootstrap_p(np.array([-1.0, 1.0]), 0.0, 30) == 1.0 == bootstrap_p(np.zeros(10), 0.0, 30)
+    assert bootstrap_p(np.full(10, np.nan), np.nan, 30) == 1.0 == bootstrap_p(np.ones(10), 1.0, 1)
+
+
+@pytest.mark.parametrize(("clusters", "least"), [(2, 0.5), (3, 0.25), (5, 1 / 16), (30, 2.0**-29)])
+def test_a_handful_of_pictures_shows_little(clusters: int, least: float) -> None:
+    """All of them for one side: changing the signs of their differences makes as large a mean once in 2^(C - 1)."""
+    assert mean_and_p(np.ones(clusters)) == least
+
+
+@pytest.mark.parametrize("clusters", [2, 4, 8, 40])
+def test_chance_is_called_a_difference_as_often_as_it_says(clusters: int) -> None:
+    random = np.random.default_rng(clusters)
+    p = np.array([mean_and_p(random.normal(size=clusters), 200) for _ in range(300)])
+    assert (p < 0.05).mean() < 0.09
+
+
+def test_a_clear_difference_stands_after_many_comparisons() -> None:
+    gaps = np.random.default_rng(0).normal(0.5, 1.0, 400)
+    p = mean_and_p(gaps)
+    assert (
+        p == pytest.approx(2 * stats.t.sf(gaps.mean() / stats.sem(gaps), 399), rel=1.0)
+        and holm([p] + [0.9] * 400)[0] < 0.05
+    )
+    skewed = np.r_[np.full(390, 0.01), np.full(10, -0.2)]  # draws beyond 0 are more than the t test has
+    draws = bootstrap_draws(mean_of(skewed), 400, seed=0)["mean"]
+    assert bootstrap_p(draws, float(skewed.mean()), 400) >= 2 * (draws <= 0).mean() > 0
+
+
+def test_p_over_seeds_and_images() -> None:
+    random = np.random.default_rng(0)
+    draws, values = random.normal(0.05, 0.004, 2000), [0.03, 0.05, 0.07]
+    t = random.standard_t(2, (200, 2000)) * np.std(values, ddof=1) / math.sqrt(3)
+    drawn = 2 * min((draws + t <= 0).mean(), (draws + t >= 0).mean())
+    assert seeds_and_images_p(values, draws, 100) == pytest.approx(drawn, rel=0.05)
+    # Never below that of the images alone, which it is for one seed or equal ones.
+    wide = random.normal(0.05, 0.03, 2000)
+    alone = bootstrap_p(wide, 0.05, 100)
+    assert seeds_and_images_p([0.05], wide, 100) == alone == seeds_and_images_p([0.05] * 3, wide, 100)
+    assert alone <= seeds_and_images_p([0.05 - 1e-9, 0.05, 0.05 + 1e-9], wide, 100) < 1.1 * alone + 0.02

@@ -13,10 +13,12 @@ from scipy import stats
 from rootstock.core.evaluate.predictions import Predictions, ScoredImages, to_half
 from rootstock.core.manifest import write_manifest
 from rootstock.core.run.rows import PREDICTIONS
-from rootstock.launch.report.answers import read_answers
+from rootstock.launch.report import pairs as pairs_module
+from rootstock.launch.report.answers import answers_of, read_answers
 from rootstock.launch.report.page import write_report
-from rootstock.launch.report.pairs import Pairs, answers_of, pair_stages
+from rootstock.launch.report.pairs import Paired, Pairs, adjust, pair_stages
 from rootstock.launch.report.records import StageRuns, by_experiment, read_run
+from rootstock.launch.report.reliability import confidence_figures
 from rootstock.tests.launch.report.test_page import Page, check_standing_alone
 
 CLASSES = ("ant", "bee", "cat")
@@ -52,7 +54,7 @@ def make(path: Path, rows: ScoredImages, skill: float, seed: int = 0, key: str =
 
 def compared(*runs: Path) -> Pairs:
     stages = by_experiment([read_run(run) for run in runs])
-    return pair_stages([stage.name for stage in stages], [answers_of(stage) for stage in stages])
+    return pair_stages(stages, [answers_of(stage) for stage in stages])
 
 
 def shuffled(rows: ScoredImages) -> ScoredImages:
@@ -249,6 +251,60 @@ def test_a_repeating_protocol_has_no_single_prediction(tmp_path: Path) -> None:
         kept.write(run)
         write_manifest(run, [PREDICTIONS, "result.json"])
         stages.append(StageRuns(name, [read_run(run)]))
-    (line,) = pair_stages(["a", "b"], [answers_of(stage) for stage in stages]).lines
+    (line,) = pair_stages(stages, [answers_of(stage) for stage in stages]).lines
     right = [np.mean([scores(rows, s, seed).argmax(1) == rows.labels for seed in range(3)]) for s in (0.5, 2.0)]
     assert (line.metric, line.test) == ("accuracy", "bootstrap") and line.mean == pytest.approx(right[1] - right[0])
+
+
+def test_why_a_run_is_not_compared(tmp_path: Path) -> None:
+    rows = images(40)
+    a, damaged, open_run, several, other = (make(tmp_path / name, rows, 1.0 + i) for i, name in enumerate("abcde"))
+    (damaged / PREDICTIONS).write_bytes((damaged / PREDICTIONS).read_bytes()[:-1])
+    (open_run / "result.json").unlink()
+    for run in (several, other):
+        labels = np.random.default_rng(0).integers(0, 2, (40, 3)).astype(np.uint8)
+        kept = Predictions()
+        kept.add("test/linear", ScoredImages(rows.keys, labels, CLASSES), to_half(scores(rows, 1.0, 0), "logits"))
+        kept.write(run)
+        write_manifest(run, [PREDICTIONS, "result.json"])
+    found = compared(a, damaged, open_run, several)
+    assert not found.lines and [note[:6] for note in found.notes] == ["b has ", "c is n", "d has "]
+    assert f"b has no scores that can be read: {damaged / PREDICTIONS} is damaged" in found.notes[0]
+    assert found.notes[1] == "c is not finished" and "several classes" in found.notes[2]
+    assert [note[:5] for note in compared(several, other).notes] == ["d has", "e has"]
+    assert compared(several) == Pairs([], [])
+
+
+def test_one_run_given_twice_has_a_name_that_can_be_read(tmp_path: Path) -> None:
+    run = make(tmp_path / "a", images(20), 1.0)
+    assert [stage.name for stage in by_experiment([read_run(run)] * 2)] == [str(run.resolve())] * 2
+
+
+def test_all_metrics_come_from_the_same_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, asked = images(60), list[int]()
+    before = pairs_module.bootstrap_draws
+    monkeypatch.setattr(pairs_module, "bootstrap_draws", lambda *a, **k: asked.append(1) or before(*a, **k))
+    found = compared(make(tmp_path / "a", rows, 0.5), make(tmp_path / "b", rows, 1.5)).lines
+    assert len(found) == 3 and len(asked) == 1
+
+
+def test_p_of_many_comparisons_is_no_longer_that_of_few_draws() -> None:
+    lines = [
+        Paired("a", "b", "test/x", "nll", 1, 100, 0.1, 0.08, 0.12, "bootstrap", p) for p in (1e-9, 0.0, *[0.5] * 400)
+    ]
+    first, second, *_ = adjust(lines)
+    assert first.adjusted < 1e-6 and first.adjusted_words == "4e-7" and second.p_words == "<1e-16"
+    assert "p < 1e-16 after Holm" in second.sentence and "p = 4e-7 after Holm" in first.sentence
+
+
+def test_a_protocol_has_one_colour_in_both_figures_of_a_test(tmp_path: Path) -> None:
+    """Votes have no reliability, so they come after what has one."""
+    rows, kept = images(60), Predictions()
+    run = make(tmp_path / "a", rows, 1.0)
+    kept.add("test/knn", rows, to_half(np.exp(scores(rows, 1.0, 1)), "votes"))
+    kept.add("test/linear", rows, to_half(scores(rows, 1.0, 2), "logits"))
+    kept.write(run)
+    write_manifest(run, [PREDICTIONS, "result.json"])
+    likely, risk = confidence_figures([read_answers(read_run(run))])
+    assert [text.split(":")[0] for _, text in risk.legend] == ["linear", "knn"]
+    assert likely.legend[0][0] == risk.legend[0][0] != risk.legend[1][0]
