@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import rootstock.tests.unsynced
 from rootstock.core.environment import usable_cores
 
 BEGAN = time.monotonic()
@@ -74,8 +75,8 @@ class Ended(NamedTuple):
 class Forks:
     """Starts programs at once in processes that need no time to import, and waits for them: tests/forks.py."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, program: Path = Path(__file__).with_name("forks.py")) -> None:
+        self.folder, self.program = folder, program
         self.server: Any = None
 
     def __call__(
@@ -87,7 +88,7 @@ class Forks:
     ) -> list[Ended]:
         """Run a file once for each of `argv`, with `env` added to this environment, in `cwd`."""
         if self.server is None:
-            program = [sys.executable, str(Path(__file__).with_name("forks.py"))]
+            program = [sys.executable, str(self.program)]
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
             self.server = subprocess.Popen(program, env=environment, **pipes)
