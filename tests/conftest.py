@@ -21,6 +21,8 @@ from rootstock.core.environment import usable_cores
 BEGAN = time.monotonic()
 # huggingface_hub reads it once, at import: a test that would download weights fails instead.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# torch.compile asks the processor alone which vector instructions it has: to compile and start a program for each takes seconds.
+os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"
 
 
 # The files that take longest come first. Each runs on one worker, so at the end they would leave the other idle.
