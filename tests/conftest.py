@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import rootstock.tests.unsynced
 from rootstock.core.environment import usable_cores
+from rootstock.tests import unsynced  # noqa: F401 - for what this process writes
 
 BEGAN = time.monotonic()
 # huggingface_hub reads it once, at import: a test that would download weights fails instead.

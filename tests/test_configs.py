@@ -50,7 +50,7 @@ def leaves_data_to_the_user(config: str) -> bool:
 def test_every_config_runs_for_two_steps(
     config: str, pictures: dict[str, str], tmp_path: Path, rootstock: Rootstock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only data URIs, data.size, optim.batch_size, optim.duration and what is saved are overridden; never the model.
+    """Only URIs, sizes of sets, data.size, optim.batch_size, optim.duration and what is saved are overridden; never the model.
 
     No checkpoint is written: they are tested elsewhere, and some are of two gigabytes, hashed and synced.
     """
@@ -62,6 +62,12 @@ def test_every_config_runs_for_two_steps(
     overrides += ["optim.batch_size=4", "optim.duration=2"] if "optim" in written else []
     if "digits-m" in str(written["data"].get("train")) and verb != "pretrain":  # the probes' time is their images
         overrides += ["data.train=sklearn:digits-m#[:60]", "data.test=sklearn:digits-m#[60:90]"]
+    if verb == "pretrain" and written["evaluate"].get("watch") is not None:
+        overrides += ["evaluate.watch.images=16"]
+    if verb == "pretrain" and (bank := written["evaluate"].get("bank")) is not None:  # and that of kNN
+        assert all(len(open_images(uri)) > 90 for uri in (bank, *written["evaluate"]["test"].values()))
+        few = "sklearn:digits?size=32#"
+        overrides += [f"evaluate.bank={few}[:60]", f"evaluate.test={{source: '{few}[60:90]'}}"]
     run = tmp_path / "run"
     done = rootstock(verb, config, *overrides, f"run.dir={run}")
     assert done.returncode == 0, done.stderr
