@@ -62,6 +62,8 @@ def test_every_config_runs_for_two_steps(
     overrides += ["optim.batch_size=4", "optim.duration=2"] if "optim" in written else []
     if "digits-m" in str(written["data"].get("train")) and verb != "pretrain":  # the probes' time is their images
         overrides += ["data.train=sklearn:digits-m#[:60]", "data.test=sklearn:digits-m#[60:90]"]
+    elif isinstance(tests := written["data"].get("test"), dict) and not own:
+        overrides += [f"data.test.{name}=sklearn:digits?size=32#[60:90]" for name in tests]
     if verb == "pretrain" and written["evaluate"].get("watch") is not None:
         overrides += ["evaluate.watch.images=16"]
     if verb == "pretrain" and (bank := written["evaluate"].get("bank")) is not None:  # and that of kNN
@@ -155,6 +157,7 @@ def test_a_small_pipeline_of_the_demos_shape_runs_to_its_report(tmp_path: Path, 
     source, target = "sklearn:digits?size=32#[:60,seed={seed}]", "sklearn:digits-m#[60:120,seed={seed}]"
     tests = {
         "target": "sklearn:digits-m#[120:150,seed={seed}]",
+        "target_other_scale": "sklearn:digits-m#[120:150,seed={seed}]",
         "source": "sklearn:digits?size=32#[150:180,seed={seed}]",
     }
     sets: dict[str, dict[str, Any]] = {
