@@ -31,9 +31,10 @@ check: $(READY)
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTHON) -m rootstock.tests.check
 
 # Two workers of one thread each: with more threads, tests on two cores wait for each other. A file stays on one worker, or both workers
-# would build what its tests share; the longest files come first (tests/conftest.py).
+# would build what its tests share; the longest files come first (tests/conftest.py). Bytecode is kept, whatever the shell says: it is read
+# by hundreds of processes.
 test: lint
-	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-all soak: $(READY)
 	@$(PYTHON) -m rootstock.tests.tiers $@

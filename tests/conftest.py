@@ -16,10 +16,13 @@ import pytest
 from PIL import Image
 
 from rootstock.core.environment import usable_cores
+from rootstock.tests import unsynced  # noqa: F401 - for what this process writes
 
 BEGAN = time.monotonic()
 # huggingface_hub reads it once, at import: a test that would download weights fails instead.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# torch.compile asks the processor alone which vector instructions it has: to compile and start a program for each takes seconds.
+os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"
 
 
 # The files that take longest come first. Each runs on one worker, so at the end they would leave the other idle.
@@ -74,8 +77,8 @@ class Ended(NamedTuple):
 class Forks:
     """Starts programs at once in processes that need no time to import, and waits for them: tests/forks.py."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, program: Path = Path(__file__).with_name("forks.py")) -> None:
+        self.folder, self.program = folder, program
         self.server: Any = None
 
     def __call__(
@@ -87,7 +90,7 @@ class Forks:
     ) -> list[Ended]:
         """Run a file once for each of `argv`, with `env` added to this environment, in `cwd`."""
         if self.server is None:
-            program = [sys.executable, str(Path(__file__).with_name("forks.py"))]
+            program = [sys.executable, str(self.program)]
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
             self.server = subprocess.Popen(program, env=environment, **pipes)

@@ -1,4 +1,5 @@
-"""The command line without its imports' seconds: imports once, then runs it in a forked child for each line of input.
+"""The command line without its imports' seconds: imports once, then runs it in a forked child for each line of input. Its arguments are
+modules that it imports besides.
 
 A line is {"argv", "log", "at", "signal", "save", "event", "under"}: the child sends itself the signal when it is about to begin the step
 after `at` completed ones, or, with `save`, in the middle of writing the checkpoint of step `at`, or, with `event`, right before it
@@ -6,6 +7,7 @@ changes the disk below the folder `under` for that many times (a file opened for
 removed). The answer is its exit code and, where it ends by itself, how many such changes there were.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -89,6 +91,8 @@ def answer(work: Callable[[], None]) -> int:
 
 
 if __name__ == "__main__":
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
     for line in sys.stdin:
         child = os.fork()
         if child == 0:

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from rootstock.core.model.backbone import create
 from rootstock.core.train import checkpoint, loop
 from rootstock.finetune import probe
 from rootstock.launch.runs import row_of
+from rootstock.tests.conftest import Forks
 
 STEPS, EVERY = 6, 2
 SMALL = ["data.size=16", "backbone.args={widths: [8, 8, 8, 16]}", "run.workers=0", "run.device=cpu"]
@@ -45,6 +45,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, draw: Callable[[Path, It
     (folder / "empty").mkdir()
     (folder / "file").write_text("no folder")
     (folder / "unclosed.yaml").write_text("data: {train: x\n")
+    (folder / "one.yaml").write_text("stages: {a: {verb: probe, config: probe/digits.yaml}}\nrun: {dir: runs/one}\n")
     other = create(16, name="smallconv", args={"widths": [8, 8, 8, 8]})
     save_file(other.model.state_dict(), folder / "other.safetensors")
     return folder
@@ -191,7 +192,7 @@ def test_a_mended_command_may_use_the_same_folder(rootstock: Rootstock, tmp_path
     assert weights(tmp_path) == weights(straight)
 
 
-@pytest.mark.parametrize("command", [PRETRAIN, PROBE, ["run", "demo.yaml"]], ids=lambda command: command[0])
+@pytest.mark.parametrize("command", [PRETRAIN, PROBE, ["run", "one.yaml"]], ids=lambda command: command[0])
 def test_a_folder_that_is_a_file(command: list[str], rootstock: Rootstock) -> None:
     for place in ("file", "file/below"):
         done = rootstock(*command, f"run.dir={place}")
@@ -399,21 +400,24 @@ main()
 """
 
 
-def test_ctrl_c_saves_and_the_same_command_resumes(rootstock: Rootstock, straight: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_the_same_command_resumes(
+    rootstock: Rootstock, forks: Forks, straight: Path, tmp_path: Path
+) -> None:
     """A process of its own, interrupted in its fourth step: it ends that step, saves, and says how to go on."""
-    command = [*PRETRAIN, f"run.dir={tmp_path}", "run.workers=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, "3", *command], capture_output=True, text=True, check=False, env=environment
-    )
+    run = tmp_path / "run"
+    command = [*PRETRAIN, f"run.dir={run}", "run.workers=2"]
+    program = tmp_path / "interrupted.py"
+    program.write_text(DRIVER)
+    (ended,) = forks(program, [["3", *command]])
+    done = subprocess.CompletedProcess(command, ended.code, "", ended.said)
     assert done.returncode == 130, done.stderr
-    assert sentence(done) == f"interrupted; saved at step 4 of {STEPS} in {tmp_path}; the same command resumes"
-    assert not (tmp_path / "result.json").exists()
-    assert row_of(tmp_path, tmp_path).step == 4
+    assert sentence(done) == f"interrupted; saved at step 4 of {STEPS} in {run}; the same command resumes"
+    assert not (run / "result.json").exists()
+    assert row_of(run, run).step == 4
     again = rootstock(*command)
     assert again.returncode == 0 and "resumed from step 4" in again.stderr
-    assert weights(tmp_path) == weights(straight)
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert weights(run) == weights(straight)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in lines if "loss" in row]  # the others are evaluations
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
 

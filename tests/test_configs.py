@@ -50,7 +50,7 @@ def leaves_data_to_the_user(config: str) -> bool:
 def test_every_config_runs_for_two_steps(
     config: str, pictures: dict[str, str], tmp_path: Path, rootstock: Rootstock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only data URIs, data.size, optim.batch_size, optim.duration and what is saved are overridden; never the model.
+    """Only URIs, sizes of sets, data.size, optim.batch_size, optim.duration and what is saved are overridden; never the model.
 
     No checkpoint is written: they are tested elsewhere, and some are of two gigabytes, hashed and synced.
     """
@@ -62,6 +62,14 @@ def test_every_config_runs_for_two_steps(
     overrides += ["optim.batch_size=4", "optim.duration=2"] if "optim" in written else []
     if "digits-m" in str(written["data"].get("train")) and verb != "pretrain":  # the probes' time is their images
         overrides += ["data.train=sklearn:digits-m#[:60]", "data.test=sklearn:digits-m#[60:90]"]
+    elif isinstance(tests := written["data"].get("test"), dict) and not own:
+        overrides += [f"data.test.{name}=sklearn:digits?size=32#[60:90]" for name in tests]
+    if verb == "pretrain" and written["evaluate"].get("watch") is not None:
+        overrides += ["evaluate.watch.images=16"]
+    if verb == "pretrain" and (bank := written["evaluate"].get("bank")) is not None:  # and that of kNN
+        assert all(len(open_images(uri)) > 90 for uri in (bank, *written["evaluate"]["test"].values()))
+        few = "sklearn:digits?size=32#"
+        overrides += [f"evaluate.bank={few}[:60]", f"evaluate.test={{source: '{few}[60:90]'}}"]
     run = tmp_path / "run"
     done = rootstock(verb, config, *overrides, f"run.dir={run}")
     assert done.returncode == 0, done.stderr
@@ -149,6 +157,7 @@ def test_a_small_pipeline_of_the_demos_shape_runs_to_its_report(tmp_path: Path, 
     source, target = "sklearn:digits?size=32#[:60,seed={seed}]", "sklearn:digits-m#[60:120,seed={seed}]"
     tests = {
         "target": "sklearn:digits-m#[120:150,seed={seed}]",
+        "target_other_scale": "sklearn:digits-m#[120:150,seed={seed}]",
         "source": "sklearn:digits?size=32#[150:180,seed={seed}]",
     }
     sets: dict[str, dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""1, 2 and 4 processes with 0, 1 and 3 workers and 1 or 4 micro-batches see the same 50 global batches: the same images, the same views.
+"""1, 2 and 4 processes with 0, 1 and 3 workers and 1 or 4 micro-batches see the same global batches: the same images, the same views.
 
 Against a plain loop that reads and crops one picture after the other. Run as a script, this file is those processes.
 """
@@ -26,7 +26,8 @@ from rootstock.core.views.augmentation import Augmentation
 from rootstock.core.views.multiview import multiview
 from rootstock.tests.conftest import Forks
 
-STEPS, BATCH, N, SEED = 50, 16, 40, 3
+BATCH, N, SEED = 16, 40, 3
+STEPS = {"all": 50, "quick": 20}  # of 2.5 steps an epoch
 WORLDS, WORKERS, MICRO = (1, 2, 4), (0, 1, 3), (1, 4)
 QUICK = ((1, 2), (0, 3), (4,))  # a subset, for `make test`
 # Crop, mirror and gray, each with its own draws; the other operations are tested in tests/core/views.
@@ -48,10 +49,10 @@ def finished(sample: RawBatch) -> Tensor:
     return torch.cat([part.transpose(0, 1).flatten(1) for part in (views.images, views.local)], 1)
 
 
-def slow(images: Images) -> dict[str, Tensor]:
+def slow(images: Images, steps: int) -> dict[str, Tensor]:
     """Slow version: one image at a time, finished in whole batches."""
     order, views = Order(len(images), BATCH, SEED), []
-    numbers = torch.stack([order.indices(step) for step in range(STEPS)])
+    numbers = torch.stack([order.indices(step) for step in range(steps)])
     for step, row in enumerate(numbers):
         at = torch.arange(step * BATCH, (step + 1) * BATCH)
         alone = [VIEW.crop_each([images.read(int(i))], Draws(SEED, at[k : k + 1])) for k, i in enumerate(row)]
@@ -60,10 +61,10 @@ def slow(images: Images) -> dict[str, Tensor]:
     return {"numbers": numbers.flatten(), "views": torch.cat(views)}
 
 
-def seen(images: Images, workers: int, micro: int) -> dict[str, Tensor]:
+def seen(images: Images, workers: int, micro: int, count: int) -> dict[str, Tensor]:
     """The samples of all processes, in the order of positions."""
     order, share = Order(len(images), BATCH, SEED), Share(rank(), world(), micro)
-    batches = stream(images, order, VIEW, steps=STEPS, device=torch.device("cpu"), share=share, workers=workers)
+    batches = stream(images, order, VIEW, steps=count, device=torch.device("cpu"), share=share, workers=workers)
     found: dict[str, list[Tensor]] = {"numbers": [], "positions": [], "views": []}
     for step in batches(0):
         assert len(step) == micro
@@ -72,9 +73,9 @@ def seen(images: Images, workers: int, micro: int) -> dict[str, Tensor]:
         found["numbers"].append(torch.cat([part.labels for part in parts]))
         found["positions"].append(torch.cat([part.positions for part in parts]))
         found["views"].append(torch.cat([finished(part) for part in parts]))
-    # [rows of this process, STEPS, ...]: within a step, processes come one after the other
+    # [rows of this process, count, ...]: within a step, processes come one after the other
     whole = {name: gather(torch.stack(steps, 1)).transpose(0, 1).flatten(0, 1) for name, steps in found.items()}
-    assert torch.equal(whole.pop("positions"), torch.arange(STEPS * BATCH))
+    assert torch.equal(whole.pop("positions"), torch.arange(count * BATCH))
     return whole
 
 
@@ -83,7 +84,9 @@ def merged(step: list[RawBatch]) -> RawBatch:
     return RawBatch(images, positions, labels, {"local": torch.cat([part.extra["local"] for part in step])})
 
 
-def process(folder: Path, number: int, count: int, workers_tried: Sequence[int], micro_tried: Sequence[int]) -> None:
+def process(
+    folder: Path, number: int, count: int, workers_tried: Sequence[int], micro_tried: Sequence[int], steps: int
+) -> None:
     """One of `count` processes: compares every way of reading with the plain loop."""
     os.sched_getaffinity = lambda _: set(range(16))  # so that three workers start even on few cores
     dist.init_process_group("gloo", init_method=f"file://{folder}/store{count}", rank=number, world_size=count)
@@ -92,7 +95,7 @@ def process(folder: Path, number: int, count: int, workers_tried: Sequence[int],
         for workers in workers_tried if name == "files" else (0,):
             for micro in micro_tried:
                 found, what = (
-                    seen(images, workers, micro),
+                    seen(images, workers, micro, steps),
                     f"{name}: {count} processes, {workers} workers, {micro} parts",
                 )
                 assert torch.equal(found["numbers"], expected["numbers"]), what
@@ -110,7 +113,7 @@ def main(folder: Path, which: str) -> int:
         for number in range(count):
             if (child := os.fork()) == 0:
                 try:
-                    process(folder, number, count, workers, micro)
+                    process(folder, number, count, workers, micro, STEPS[which])
                 except BaseException:
                     sys.excepthook(*sys.exc_info())  # pyright: ignore[reportArgumentType]
                     os._exit(1)
@@ -123,7 +126,7 @@ def main(folder: Path, which: str) -> int:
 
 
 @pytest.fixture
-def sets(tmp_path: Path) -> Path:
+def sets(tmp_path: Path, which: str) -> Path:
     """Files of all sizes, and images of one shape that need no decoding; each with the samples of the plain loop."""
     random = np.random.default_rng(0)
     (tmp_path / "pictures").mkdir()
@@ -133,7 +136,7 @@ def sets(tmp_path: Path) -> Path:
     np.savez(tmp_path / "rows.npz", images=random.integers(0, 256, (N, 18, 17, 3), dtype=np.uint8))
     for name, uri in (("files", f"folder:{tmp_path}/pictures"), ("rows", f"npz:{tmp_path}/rows.npz")):
         (tmp_path / name).write_text(uri)
-        save_file(slow(numbered(uri)), tmp_path / f"{name}.safetensors")
+        save_file(slow(numbered(uri), STEPS[which]), tmp_path / f"{name}.safetensors")
     return tmp_path
 
 

@@ -15,11 +15,13 @@ import pytest
 import timm
 import torch
 import typer
+from torch.distributed.run import config_from_args, parse_args
 
 from rootstock.core.images.open import open_images
 from rootstock.launch.cli import app
 from rootstock.launch.pipeline import run as pipeline
 from rootstock.launch.pipeline.plan import plan_pipeline
+from rootstock.tests.conftest import Forks
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -137,23 +139,32 @@ def test_commands_on_weights_of_others(here: Path, rootstock: Rootstock) -> None
     assert result["task"] == "probe" and result["metrics"]
 
 
-# `rootstock launch` and Accelerate's launcher have tests of their own; here they are among the long ones.
-@pytest.mark.parametrize(
-    "command",
-    [
-        pytest.param(command, id=command[0], marks=[] if command[0] == "torchrun" else [pytest.mark.slow])
-        for command in commands("processes")
-    ],
-)
+def test_torchrun_is_asked_for_two_processes(here: Path, forks: Forks) -> None:
+    """As torchrun itself reads the command, and in two processes with the variables that it gives them; torchrun starts them below."""
+    (command,) = (words for words in commands("processes") if words[0] == "torchrun")
+    config, program, words = config_from_args(parse_args(quickly(command)[1:]))
+    assert (config.min_nodes, config.max_nodes, config.nproc_per_node) == (1, 1, 2)
+    assert program == sys.executable and words[:3] == ["-u", "-m", "rootstock"]
+    script = here / "started.py"
+    script.write_text("from rootstock.launch.cli import main\nmain()\n")
+    forks.group(script, *words[3:])
+    check_processes(here / given(command, "run.dir"), 2)
+
+
+def check_processes(run: Path, count: int) -> None:
+    assert json.loads((run / "result.json").read_text())["steps"] == 2
+    assert json.loads((run / "run.json").read_text())["processes"] == count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", commands("processes"), ids=lambda command: command[0])
 def test_commands_of_several_processes(command: list[str], here: Path) -> None:
     """Real processes; away from what an `accelerate config` of this machine's user says."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "HF_HOME": str(here / "huggingface"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(quickly(command), capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
-    run = here / given(command, "run.dir")
-    assert json.loads((run / "result.json").read_text())["steps"] == 2
-    assert json.loads((run / "run.json").read_text())["processes"] == (1 if command[0] == "accelerate" else 2)
+    check_processes(here / given(command, "run.dir"), 1 if command[0] == "accelerate" else 2)
 
 
 @pytest.mark.parametrize("command", commands("pipeline"), ids=" ".join)

@@ -35,13 +35,13 @@ class Outcome(NamedTuple):
 
 
 class CommandLine:
-    """`rootstock ...` in a process of its own each time, from one interpreter that has imported everything."""
+    """`rootstock ...` in a process of its own each time, from one interpreter that has imported everything, with `modules`."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, *modules: str) -> None:
         self.log = log
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("driver.py"))],
+            [sys.executable, str(Path(__file__).with_name("driver.py")), *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

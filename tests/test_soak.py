@@ -44,7 +44,7 @@ class Work(NamedTuple):
 
 @pytest.fixture(scope="module")
 def rootstock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
-    line = CommandLine(tmp_path_factory.mktemp("driver") / "log")
+    line = CommandLine(tmp_path_factory.mktemp("driver") / "log", "rootstock.tests.launch.sweep.warm")
     yield line
     line.process.communicate()
 

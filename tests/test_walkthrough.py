@@ -1,18 +1,20 @@
 """README's "Adding a method", done in a copy of the checkout: on one and on two processes the methods get the same weights."""
 
 import json
-import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+from rootstock.tests.conftest import Forks
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"<!-- test: (file|line) (\S+)(?: ([^\n]*?))? -->\n```\w+\n(.*?)```", re.DOTALL)
@@ -50,7 +52,7 @@ def follow(copy: Path) -> list[Path]:
     return written
 
 
-# Several at once, in one interpreter of the copy.
+# Programs of the copy, each forked from one interpreter that has imported the copy (tests/forks.py).
 ITS_TESTS = """
 import sys, pytest
 code = pytest.main(sys.argv[1:])
@@ -68,14 +70,6 @@ for sys.argv in json.loads(sys.argv[1]):
 """
 
 
-def execute(copy: Path, *arguments: str) -> None:
-    """Python with these arguments, which imports the copy and fails the test if it fails."""
-    environment = {**os.environ, "PYTHONPATH": str(copy.parent), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, *arguments]
-    done = subprocess.run(command, cwd=copy.parent, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copied = tmp_path_factory.mktemp("walkthrough") / "rootstock"
@@ -85,7 +79,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT, copied, ignore=ignored)
     for folder in ("ssl", "adapt"):
         (copied / "tests" / folder).mkdir(parents=True)
-    shutil.copy(ROOT / "tests" / "ssl" / "cases.py", copied / "tests" / "ssl")
+    for name in ("forks.py", "driver.py", "warm.py", "ssl/cases.py"):
+        shutil.copy(ROOT / "tests" / name, copied / "tests" / name)
     written = {path.relative_to(copied).as_posix() for path in follow(copied)}
     assert written == {
         "ssl/uniform.py",
@@ -95,40 +90,72 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "configs/adapt/digits_mean_matching.yaml",
         "tests/adapt/test_mean_matching.py",
     }
+    for name, text in (("its_tests.py", ITS_TESTS), ("commands.py", COMMANDS)):
+        (copied.parent / name).write_text(text)
     return copied
 
 
-def test_its_tests_pass(copy: Path) -> None:
-    execute(copy, "-c", ITS_TESTS, "-q", "-p", "no:cacheprovider", "--import-mode=importlib", "rootstock/tests")
+@pytest.fixture(scope="module")
+def forks(copy: Path) -> Iterator[Forks]:
+    """Starts processes that import the copy."""
+    (copy.parent / "said").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(copy.parent))
+        server = Forks(copy.parent / "said", copy / "tests" / "forks.py")
+        yield server
+        server.end()
+
+
+def test_its_tests_pass(copy: Path, forks: Forks) -> None:
+    argv = ["-q", "-p", "no:cacheprovider", "--import-mode=importlib", "rootstock/tests"]
+    alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # plugins would warn of what is imported by now
+    (ended,) = forks(copy.parent / "its_tests.py", [argv], [alone], [copy.parent])
+    assert ended.code == 0 and "2 passed" in ended.said, ended.said
 
 
 @pytest.mark.parametrize(
-    ("verb", "config"),
+    ("verb", "config", "launched"),
     [
-        ("pretrain", "pretrain/uniform"),
-        pytest.param("adapt", "adapt/digits_mean_matching", marks=pytest.mark.slow),
+        # Of two processes as `launch` starts them; tests/launch/cluster/test_launcher.py has the launcher itself.
+        ("pretrain", "pretrain/uniform", False),
+        pytest.param("pretrain", "pretrain/uniform", True, marks=pytest.mark.slow),
+        pytest.param("adapt", "adapt/digits_mean_matching", True, marks=pytest.mark.slow),
     ],
 )
-def test_the_methods_train_alike_on_one_and_two_processes(copy: Path, verb: str, config: str) -> None:
+def test_the_methods_train_alike_on_one_and_two_processes(
+    copy: Path, forks: Forks, verb: str, config: str, launched: bool
+) -> None:
     (commands,) = re.findall(r"<!-- test: method -->\n```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     start = [
         shlex.split(line.replace("pretrain pretrain/uniform", f"{verb} {config}")) for line in commands.splitlines()
     ]
     assert [line[:2] for line in start] == [["rootstock", verb], ["rootstock", "launch"]]
+    assert start[1][2:5] == ["--nproc", "2", verb]
+    folder = copy.parent / f"{verb}-{launched}"
+    quick = ["evaluate=null"] if verb == "pretrain" else []
 
     def command(name: str, processes: int, steps: int) -> list[str]:
-        return [*start[processes - 1], *FAST, f"optim.duration={steps}", f"run.dir={copy.parent / name}"]
+        return [*start[processes - 1], *FAST, *quick, f"optim.duration={steps}", f"run.dir={folder / name}"]
 
     def weights(name: str) -> Tensor:
-        tensors = load_file(copy.parent / name / "backbone" / "backbone.safetensors")
+        tensors = load_file(folder / name / "backbone" / "backbone.safetensors")
         return torch.cat(
             [t.flatten().double() for name, t in sorted(tensors.items()) if name.endswith(("weight", "bias"))]
         )
 
-    alone = [command(f"{verb}-0", 1, 0), command(f"{verb}-1", 1, 2)]
-    execute(copy, "-c", COMMANDS, json.dumps(alone))
-    execute(copy, "-m", *command(f"{verb}-2", 2, 2))
-    initial, one, two = (weights(f"{verb}-{name}") for name in range(3))
+    program = copy.parent / "commands.py"
+    (ended,) = forks(program, [[json.dumps([command("0", 1, 0), command("1", 1, 2)])]], cwd=[copy.parent])
+    assert ended.code == 0, ended.said
+    if launched:
+        done = subprocess.run(
+            [sys.executable, "-m", *command("2", 2, 2)], cwd=copy.parent, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    else:
+        rank = ["rootstock", *command("2", 2, 2)[4:]]
+        forks.group(program, json.dumps([rank]))
+    assert json.loads((folder / "2" / "run.json").read_text())["processes"] == 2
+    initial, one, two = (weights(name) for name in "012")
     assert (one - initial).norm() > 0
     # Rounding flips a few ReLUs; a mean over the wrong number of images would be off by its half.
     assert (two - one).norm() < 0.02 * (one - initial).norm()

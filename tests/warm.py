@@ -1,10 +1,15 @@
-"""What a run imports by and by, for programs of the tests that fork one run after another: imported once, before they fork."""
+"""What a run imports and computes by and by, for programs of the tests that fork one run after another: done once, before they fork."""
 
 import atexit
 import gc
 import importlib
 
+import rootstock.tests.unsynced  # noqa: F401 - for the runs
+from rootstock.core.images.open import open_images
+
 for name in (
+    "PIL.PngImagePlugin",
+    "pydantic.types",
     "rootstock.launch.verbs",
     "rootstock.ssl.registry",
     "rootstock.tests.ssl.cases",
@@ -13,6 +18,7 @@ for name in (
 ):
     importlib.import_module(name)
 
+open_images("sklearn:digits?size=16")  # enlarges the digits, which is cached
 gc.collect()
 gc.freeze()  # all this is not looked through again, nor its memory copied
 atexit.register(gc.unfreeze)  # or else extension modules complain at the interpreter's end

@@ -3,8 +3,6 @@
 import itertools
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ from rootstock.core.documents import (
     read_yaml,
 )
 from rootstock.core.errors import UserError
+from rootstock.tests.conftest import Forks
 from rootstock.tests.core.config.test_yaml_file import BOMB
 
 
@@ -145,14 +144,16 @@ refuse(lambda: list_runs(run, False))
 """
 
 
-def test_a_bomb_costs_neither_time_nor_memory(tmp_path: Path) -> None:
+def test_a_bomb_costs_neither_time_nor_memory(tmp_path: Path, forks: Forks) -> None:
     """460 bytes that stand for 9^9 values, wherever a config is read: 300 MiB and 20 s of processor time are more than enough."""
     (tmp_path / "config.yaml").write_text(BOMB)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + "[" * 100_000 + "\n")
     assert len(BOMB) < 480
-    done = subprocess.run([sys.executable, "-c", CHILD, str(tmp_path)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    child = tmp_path / "child.py"
+    child.write_text(CHILD)
+    (ended,) = forks(child, [[tmp_path]])
+    assert ended.code == 0, ended.said
+    lines = ended.said.splitlines()
     lines, table = lines[:6], lines[6:]
     assert all(
         "config.yaml" in line and "more than 100,000 values" in line for i, line in enumerate(lines) if i != 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,14 @@ from hypothesis.strategies import SearchStrategy
 
 from rootstock.core.manifest import OWN
 from rootstock.core.run.directory import Run
+from rootstock.launch.pipeline.run import run_pipeline
 from rootstock.launch.report.page import write_report
 from rootstock.launch.runs import list_runs
-from rootstock.launch.verbs import resolve
+from rootstock.launch.sweep.worker import run_sweep
+from rootstock.launch.verbs import execute, resolve
 from rootstock.launch.verify import verify_folders
 from rootstock.tests.fuzz import DEPTHS, changed, fuzz
 
-Rootstock = Callable[..., subprocess.CompletedProcess[str]]
 Change = Callable[[Path], None]
 
 scalars = st.one_of(
@@ -120,23 +120,31 @@ def changes_of(path: Path) -> SearchStrategy[Change]:
     return st.one_of(of_trees, of_trees, of_bytes)
 
 
-@pytest.fixture
-def made(tmp_path: Path, rootstock: Rootstock, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def all_made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished probe, pipeline and sweep, in one folder."""
-    monkeypatch.chdir(tmp_path)
-    digits = "sklearn:digits?size=16"
+    folder, digits = tmp_path_factory.mktemp("made"), "sklearn:digits?size=16"
     config = {
         "data": {"train": f"{digits}#[:60]", "test": f"{digits}#[60:90]", "size": 16},
         "backbone": {"name": "pixels"},
         "evaluate": {"knn": {"k": 3}},
         "run": {"device": "cpu", "workers": 0, "dir": "probed"},
     }
-    for name, content in (("probe", config), ("pipeline", PIPELINE), ("sweep", SWEEP)):
-        Path(f"{name}.yaml").write_text(yaml.safe_dump(content))
-    for command in (("probe", "probe.yaml"), ("run", "pipeline.yaml"), ("sweep", "sweep.yaml")):
-        done = rootstock(*command)
-        assert done.returncode == 0, done.stderr
-    return tmp_path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, content in (("probe", config), ("pipeline", PIPELINE), ("sweep", SWEEP)):
+            Path(f"{name}.yaml").write_text(yaml.safe_dump(content))
+        execute("probe", "probe.yaml", [], quiet=True)
+        run_pipeline("pipeline.yaml", [], execute, resolve)
+        assert run_sweep("sweep.yaml", [], 1) == 0
+    return folder
+
+
+@pytest.fixture
+def made(all_made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same for every test, which puts back what it changes."""
+    monkeypatch.chdir(all_made)
+    return all_made
 
 
 def files_of(folder: Path) -> list[str]:
@@ -151,10 +159,10 @@ def files_of(folder: Path) -> list[str]:
 @pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize("kind", ["probed", "pipeline", "sweep"])
 def test_any_folder_is_shown_or_named_as_damaged(
-    kind: str, depth: str, made: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, depth: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = made / kind
-    kept = made / "kept" / kind
+    kept = tmp_path / kind
     shutil.copytree(good, kept)
     names = files_of(kept)
     given = resolve("probe", "probe.yaml", [])
@@ -165,7 +173,7 @@ def test_any_folder_is_shown_or_named_as_damaged(
                 change(good / name)
             list_runs(made, as_json=len(drawn) == 1)
             verify_folders([good])
-            write_report([good], made / "report.html")
+            write_report([good], tmp_path / "report.html")
             if kind == "probed":
                 with Run("probe", given, quiet=True) as run:
                     if run.finished is None:

@@ -7,15 +7,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from rootstock.core.errors import UserError
 from rootstock.core.run import state
+from rootstock.core.train import loop
 from rootstock.launch.runs import age_in_words, find_runs, list_runs, row_of
+from rootstock.tests.conftest import Forks
 
 Rootstock = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = ["data.train=sklearn:digits#[:64]", "optim.batch_size=16", "run.workers=0", "evaluate=null"]
@@ -56,25 +58,41 @@ def test_real_runs_end_in_each_way(tmp_path: Path, rootstock: Rootstock, capsys:
     assert "3 of 3" in said and str(bad_row["why"])[:40] in said
 
 
-def test_a_stopped_run_and_a_killed_one_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = [sys.executable, "-m", "rootstock", "pretrain", "pretrain/digits_simclr.yaml", *SMALL]
-    command += ["optim.duration=100000", "optim.warmup=0", "run.log_every=1"]
-    for name, number in (("stopped", signal.SIGTERM), ("killed", signal.SIGKILL)):
-        run = tmp_path / name
-        started = subprocess.Popen([*command, f"run.dir={run}"], stderr=subprocess.DEVNULL)
-        try:
-            rows = run / "metrics.jsonl"
-            while not (rows.is_file() and rows.read_text()):
-                with suppress(subprocess.TimeoutExpired):
-                    started.wait(0.05)
-                    raise AssertionError("it ended")
-            assert listed(tmp_path, capsys)[name]["state"] == "running"
-            started.send_signal(number)
-            started.wait()
-        finally:
-            started.kill()
-            started.wait()
-    found = listed(tmp_path, capsys)
+KILLED = """
+import os, signal
+from rootstock.core.train import loop
+from rootstock.launch.cli import main
+
+loop.Loop.step = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+main()
+"""
+
+
+def test_a_stopped_run_and_a_killed_one_are_told_apart(
+    tmp_path: Path,
+    rootstock: Rootstock,
+    forks: Forks,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And from one that still runs: the first looks at itself before it asks itself to stop."""
+    straight, seen = loop.Loop.step, []
+
+    def stepping(self: loop.Loop, *given: Any) -> dict[str, Any]:
+        seen.append(row_of(runs / "stopped", runs).state)
+        signal.raise_signal(signal.SIGTERM)
+        return straight(self, *given)
+
+    runs, program = tmp_path / "runs", tmp_path / "killed.py"
+    command = ["pretrain", "pretrain/digits_simclr.yaml", *SMALL, "optim.duration=100000", "optim.warmup=0"]
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Loop, "step", stepping)
+        assert rootstock(*command, f"run.dir={runs / 'stopped'}").returncode == 130
+    assert seen == ["running"]
+    program.write_text(KILLED)
+    (killed,) = forks(program, [[*command, f"run.dir={runs / 'killed'}"]])
+    assert killed.code == -signal.SIGKILL, killed.said
+    found = listed(runs, capsys)
     assert {name: row["state"] for name, row in found.items()} == {"stopped": "preempted", "killed": "killed"}
     assert found["stopped"]["steps"] == 100000 == found["killed"]["steps"]
 

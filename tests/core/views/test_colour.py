@@ -12,13 +12,13 @@ from scipy import stats
 from torch import Tensor
 
 from rootstock.core.draws import Draws
-from rootstock.core.train.compile import compiler_trouble
 from rootstock.core.views import blur, colour
 from rootstock.core.views import view as views
 from rootstock.core.views.augmentation import Augmentation
 from rootstock.core.views.blur import blur_matrix, gaussian_blur
 from rootstock.core.views.colour import Colours, colour_jitter, grayscale, recolour, shift_hue
 from rootstock.core.views.view import View
+from rootstock.tests.core.test_draws_compiled import needs_compiler
 
 LEVEL = 1 / 255
 OPERATIONS = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
@@ -174,10 +174,9 @@ def test_traces_whole(pictures: Tensor) -> None:
     assert torch.allclose(traced(crops, draws.positions), view.finish(crops, draws), atol=1e-6)
 
 
+@needs_compiler
 def test_compiled_is_eager(pictures: Tensor) -> None:
     """The two compiled graphs of a view: one turn of jitter with every operation, and the rest."""
-    if trouble := compiler_trouble("cpu"):
-        pytest.skip(f"torch.compile on the CPU needs a C++ compiler that works: {trouble}")
     n = len(pictures)
     operation, some = torch.arange(n) % 4, torch.arange(n) % 3 < 1
     factor = torch.linspace(-0.2, 1.7, n)

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shlex
 import signal
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from rootstock.core.train import checkpoint
 from rootstock.launch import exits
 from rootstock.launch.cluster import launcher, placement
 from rootstock.launch.cluster.placement import Placement, RendezvousFailed, read_placement
+from rootstock.tests.conftest import Ended, Forks
 
 Rootstock = Callable[..., subprocess.CompletedProcess[str]]
 STEPS, ENDLESS = 60, "optim.duration=1000000"
@@ -150,11 +152,62 @@ def test_a_launch_is_one_run_on_any_number_of_processes(config: str, tmp_path: P
     assert {path.parent.name for path in logs.rglob("stderr.log")} >= {"1", "2", "3"}
 
 
-def test_a_request_to_the_launcher_reaches_all(config: str, tmp_path: Path) -> None:
-    with going(config, tmp_path / "run", ENDLESS) as started:
-        started.send_signal(signal.SIGTERM)
-        _, said = started.communicate()
-    assert started.returncode == 130 and said.count("saved at step") == 1, said + what_workers_wrote(tmp_path / "run")
+# The launcher, with something else in Python's place when it starts its workers.
+LAUNCHER = """
+import sys
+from rootstock.launch.cli import main
+
+sys.executable = sys.argv.pop(1)
+main()
+"""
+# A worker that is `rootstock`, of which rank 1 asks the launcher to stop at the step of ranks.py.
+ASKING = """
+import json, sys
+from rootstock.tests import ranks
+
+ranks.main(json.dumps(sys.argv[3:]), "ask", "1")
+"""
+# A worker without the seconds of torch's import. Rank 1 is killed once rank 0 is there, which waits to be told to end.
+DYING = """
+import os, signal, sys, time
+from pathlib import Path
+
+here = Path(sys.argv[0]).with_name("here")
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+if os.environ["RANK"] == "0":
+    here.touch()
+    signal.sigwait([signal.SIGTERM])
+    sys.exit(1)
+while not here.exists():
+    time.sleep(0.01)
+print(f"I am process {os.getpid()}", flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def launching(config: str, tmp_path: Path, forks: Forks) -> Callable[..., Ended]:
+    """launching(worker, ...): a launch of two processes that run the program `worker` in place of `python`; returns how it ended."""
+
+    def run(worker: str, *more: str) -> Ended:
+        python, program, launcher = tmp_path / "python", tmp_path / "worker.py", tmp_path / "launcher.py"
+        program.write_text(worker)
+        launcher.write_text(LAUNCHER)
+        python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(program))} "$@"\n')
+        python.chmod(0o755)
+        words = ["launch", "--nproc", "2", "pretrain", config, f"run.dir={tmp_path / 'run'}", *more]
+        (ended,) = forks(launcher, [[python, *words]])
+        assert not processes(tmp_path / "run")
+        return ended
+
+    return run
+
+
+def test_a_request_to_the_launcher_reaches_all(launching: Callable[..., Ended], tmp_path: Path) -> None:
+    ended = launching(ASKING, ENDLESS)
+    assert ended.code == 130 and ended.said.count("saved at step") == 1, ended.said + what_workers_wrote(
+        tmp_path / "run"
+    )
 
 
 @pytest.mark.slow
@@ -178,7 +231,17 @@ def test_a_second_ctrl_c_kills_even_a_hanging_rank(config: str, tmp_path: Path) 
     assert state.read_state(run)["state"] in ("killed", "preempted")
 
 
-def test_the_first_failure_is_reported_and_the_others_end(config: str, tmp_path: Path) -> None:
+def test_the_first_failure_is_reported_and_the_others_end(launching: Callable[..., Ended], tmp_path: Path) -> None:
+    """Of workers that do nothing else; the next test has those that train."""
+    ended = launching(DYING)
+    (said,) = (path.read_text() for path in tmp_path.glob("run/logs/**/1/stdout.log"))
+    first = said.split()[-1]
+    assert ended.code == 1, ended.said
+    assert f"error: rank 1 (process {first}) was killed by SIGKILL before any other" in ended.said
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_reported_and_the_other_ends(config: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with going(config, run, ENDLESS) as started:
         first = workers(started.pid)[1]

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-import rootstock.launch.sweep.worker
-import rootstock.launch.verbs  # noqa: F401 - imported before forking
+import rootstock.launch.verbs
+import rootstock.tests.launch.sweep.warm  # noqa: F401 - imported before forking
 from rootstock.core.train import loop
 from rootstock.launch.cli import main
 from rootstock.tests.driver import answer

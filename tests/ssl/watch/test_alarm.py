@@ -1,20 +1,43 @@
 """SimSiam with and without its stop-gradient: without it, collapse is reported within a tenth of the steps; with it, never."""
 
 import json
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from rootstock.core.run.directory import Interrupted
+from rootstock.core.train import loop
 from rootstock.launch.verbs import execute
 
 STEPS = 400
+ENOUGH = STEPS // 8  # where the quick case is stopped
 
 
-@pytest.mark.parametrize("stop_gradient", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.parametrize(
+    ("stop_gradient", "whole"),
+    [
+        pytest.param(True, True, marks=pytest.mark.slow),
+        pytest.param(False, True, marks=pytest.mark.slow),
+        (False, False),
+    ],
+)
 def test_a_collapse_is_named_before_a_tenth_of_the_steps(
-    stop_gradient: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stop_gradient: bool,
+    whole: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    straight = loop.Loop.step
+
+    def stepping(self: loop.Loop, wrapped: Any, micro: Any, prepare: Any, step: int, asked: list[int]) -> Any:
+        if step == ENOUGH:
+            signal.raise_signal(signal.SIGTERM)
+        return straight(self, wrapped, micro, prepare, step, asked)
+
     tree = {
         "data": {"train": "sklearn:digits-m?region=train&size=16#[:40%]", "size": 16, "views": "mocov3"},
         "backbone": {"name": "smallconv", "args": {"widths": [8, 16, 16, 32]}},
@@ -30,7 +53,12 @@ def test_a_collapse_is_named_before_a_tenth_of_the_steps(
     }
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(tree))
-    execute("pretrain", str(path), [], quiet=True)
+    if whole:
+        execute("pretrain", str(path), [], quiet=True)
+    else:
+        monkeypatch.setattr(loop.Loop, "step", stepping)
+        with pytest.raises(Interrupted):
+            execute("pretrain", str(path), [], quiet=True)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     warned = [row["step"] for row in rows if "warning" in row]
     said = capsys.readouterr().err
