@@ -44,7 +44,7 @@ def dry_run(verb: str, config: str, overrides: Sequence[str], where: Placement, 
     with planned_processes(processes):
         run, training = _built(verb, resolved)
     facts: dict[str, Any] = {"run": str(run.dir), "verb": verb, "processes": _processes(where, resolved["run"])}
-    facts |= _data(resolved)
+    facts |= _data(verb, resolved)
     if training is not None:
         micro = _micro(training, resolved, processes)
         facts |= _training(training, resolved, processes, micro)
@@ -82,12 +82,13 @@ def _processes(where: Placement, options: Mapping[str, Any]) -> str:
     return f"{where.nproc} on {nodes}, {'a GPU each (NCCL)' if gpu else 'on the CPU (gloo)'}"
 
 
-def _data(resolved: Mapping[str, Any]) -> dict[str, str]:
+def _data(verb: str, resolved: Mapping[str, Any]) -> dict[str, str]:
     """Number, size and later place (files, memory, device) of the images of each training set."""
     options, facts = resolved["run"], {}
     for key in ("train", "source", "target"):
         if (uri := resolved["data"].get(key)) is not None:
-            images = open_images(uri, seed=resolved["seed"], role="unlabelled")
+            unlabelled = verb == "pretrain" or key == "target"
+            images = open_images(uri, seed=resolved["seed"], role="unlabelled" if unlabelled else "train")
             facts[f"data.{key}"] = f"{len(images):,} images, {_storage(images, options)}"
     return facts
 

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from rootstock.core.distributed import planned_processes, rank, world
+from rootstock.core.images.open import open_images
 from rootstock.launch.cluster import dryrun, memory
 from rootstock.launch.cluster.dryrun import bytes_in_words
 from rootstock.launch.cluster.memory import MEASURED
@@ -188,6 +189,21 @@ def test_more_processes_than_gpus_are_refused(
     assert done.returncode == 2 and "--nproc 4: this node has 2 GPUs, one for each process" in done.stderr
     assert json.loads(ask("pretrain", nproc=2).stdout)["processes"] == "2 on 1 node, a GPU each (NCCL)"
     assert ask("pretrain", "run.device=cpu").returncode == 0
+
+
+@pytest.mark.parametrize(("verb", "key"), [("finetune", "train"), ("probe", "train"), ("adapt", "source")])
+def test_slices_by_class_are_planned_where_labels_are_used(ask: Callable[..., Any], verb: str, key: str) -> None:
+    """The plan opens a set as the run does: with its labels where these are used, and without them elsewhere."""
+    half = f"{DIGITS}#[:96]#[:50%,stratify]"
+    done = ask(verb, f"data.{key}={half}", nproc=1)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[f"data.{key}"].split()[0] == str(len(open_images(half)))
+
+
+@pytest.mark.parametrize(("verb", "key"), [("pretrain", "train"), ("adapt", "target")])
+def test_slices_by_class_are_refused_where_labels_are_unknown(ask: Callable[..., Any], verb: str, key: str) -> None:
+    done = ask(verb, f"data.{key}={DIGITS}#[96:192]#[:50%,stratify]", nproc=1)
+    assert done.returncode == 2 and "stratify reads labels, but these pictures are used as unlabelled" in done.stderr
 
 
 def test_the_table_says_the_same(config: Callable[[str], str], rootstock: Callable[..., Any]) -> None:
