@@ -122,9 +122,16 @@ def test_every_pipeline_is_checked_as_a_whole(config: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("config", SWEEPS)
 def test_every_sweep_is_checked_as_a_whole(config: str, tmp_path: Path) -> None:
-    """With every value that its search names. None is tuned on a test set: that is refused where the sweep does not admit it."""
+    """With every value that its search names. None is tuned on a test set: that is refused where the sweep does not admit it.
+
+    A sweep that names its own set for the choice takes a part of the training images that no trial is trained on.
+    """
     checked = plan_sweep(config, [f"run.dir={tmp_path / 'sweep'}"])
-    assert checked.config["selection"] is None
+    chosen_on = checked.config["set"].get("data.test")
+    assert checked.config["selection"] == (chosen_on and "train-split")
+    if chosen_on:
+        trained, low = re.fullmatch(r"(.+#train\[):(\d+)%,seed=100,stratify\]", checked.config["set"]["data.train"]), 90
+        assert trained and chosen_on == f"{trained[1]}{low}%:,seed=100,stratify]" and int(trained[2]) <= low
     assert not any(tmp_path.iterdir())
 
 
