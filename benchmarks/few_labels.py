@@ -1,0 +1,246 @@
+"""Pretraining and few labels against training from scratch at equal total compute: runs what is missing, and writes a table.
+
+Command: python benchmarks/few_labels.py NAME [--tune]   (NAME: cifar10 or imagenette). Writes benchmarks/few_labels_NAME.md.
+
+Compute is counted in passes: one forward and backward step of the network on one picture; SimCLR makes two for each image. Pretraining, the
+tuning of both sides and the trainings that are compared all count. From scratch must have at least as many as pretraining has. With --tune
+only the pretraining and the sweeps run. What they chose must then stand in the pipeline's config, or nothing is compared.
+
+The label-efficiency factor is the number of labels with which training from scratch reaches the accuracy of pretraining with few labels,
+over that number: on the line through from scratch's accuracies, by the logarithm of the labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import page
+import yaml
+from demo import made, run_to_its_end, spread
+
+HERE = Path(__file__).parent
+VIEWS = 2  # of an image in SimCLR
+SIDES = {"simclr": "SimCLR, fine-tuned", "scratch": "from scratch"}
+
+
+class Study(NamedTuple):
+    """One comparison. pretraining: config. sweeps: by (side, per cent of labels). pipeline: of the five subsets. curve: of more labels."""
+
+    title: str
+    pretraining: str
+    sweeps: Mapping[tuple[str, str], str]
+    pipeline: str
+    curve: str
+
+
+def _study(name: str, title: str, pretraining: str, sweeps: Mapping[tuple[str, str], str]) -> Study:
+    found = {key: f"configs/sweep/few_labels_{name}_{end}.yaml" for key, end in sweeps.items()}
+    base = f"configs/few_labels_{name}"
+    return Study(title, f"configs/pretrain/{pretraining}.yaml", found, f"{base}.yaml", f"{base}_curve.yaml")
+
+
+STUDIES = {
+    "cifar10": _study(
+        "cifar10",
+        "Few labels of CIFAR-10 (JPEG)",
+        "cifar10_all",
+        {(side, part): f"{side}_{part}" for part in ("1", "10") for side in SIDES},
+    ),
+    "imagenette": _study(
+        "imagenette", "Few labels of Imagenette at 96 px", "imagenette", {(side, "10"): side for side in SIDES}
+    ),
+}
+
+
+def stage_name(side: str, part: str) -> str:
+    """A stage of the pipeline, such as simclr_10."""
+    return f"{side}_{part}"
+
+
+def unlike(stage: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[str]:
+    """What a stage of the pipeline sets otherwise than the sweep chose; empty if all is alike. Keys are dotted."""
+    given = dict(_flat(stage))
+    return [
+        f"{key} is {given.get(key)}, and the sweep chose {value}"
+        for key, value in chosen.items()
+        if given.get(key) != value
+    ]
+
+
+def _flat(tree: Mapping[str, Any], above: str = "") -> Sequence[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        pairs += _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else [(above + key, value)]
+    return pairs
+
+
+def passes(results: Sequence[Mapping[str, Any]]) -> int:
+    """Forward and backward passes of finished runs, from their result.json."""
+    return sum(one["images_seen"] * (VIEWS if one["task"] == "pretrain" else 1) for one in results)
+
+
+def reached(points: Sequence[tuple[float, float]], height: float) -> tuple[str, float]:
+    """Labels at which a curve of (labels, accuracy) reaches a height: ("=", labels), or the bound (">" or "<", labels) beyond its ends."""
+    labels = sorted(points)
+    if labels[0][1] >= height:
+        return "<", labels[0][0]
+    for (x0, y0), (x1, y1) in itertools.pairwise(labels):
+        if y0 < height <= y1:
+            return "=", math.exp(math.log(x0) + (math.log(x1) - math.log(x0)) * (height - y0) / (y1 - y0))
+    return ">", labels[-1][0]
+
+
+def factor(points: Sequence[tuple[float, float]], labels: float, height: float) -> str:
+    """The label-efficiency factor in words."""
+    sign, needed = reached(points, height)
+    shown = f"{needed / labels:.2g}"
+    return {"=": shown, ">": f"more than {shown}", "<": f"less than {shown}"}[sign]
+
+
+class Compute(NamedTuple):
+    """Passes of one side. pretraining counts once for all parts of the labels."""
+
+    pretraining: int
+    tuning: int
+    compared: int
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+def text(
+    study: Study,
+    table: Mapping[str, Any],
+    curve: Mapping[str, Any],
+    compute: Mapping[str, Compute],
+    sizes: Mapping[str, int],
+    commands: Sequence[str],
+) -> str:
+    """The page as Markdown. table, curve: result.json of the two pipelines. sizes: labels by part in per cent, "100" among them."""
+    parts = list(dict.fromkeys(part for _, part in study.sweeps))
+    rows = {row["stage"]: row for row in table["rows"]}
+    more = {row["stage"]: row for row in curve["rows"]}
+    n = table["rows"][0]["n"]
+    lines = [
+        f"# {study.title}",
+        "",
+        f"Commands: {', '.join(f'`{one}`' for one in commands)}. n = {n} subsets of the labels, the same for both sides, none "
+        "replaced; one pretraining (seed 0). Last iterates, all test images; mean and 95 % t-interval over subsets, in per cent; "
+        "differences are paired by subset. Both sides are tuned on a sixth subset and scored there on training images that are in none "
+        "of its trainings.",
+        "",
+        page.machine(),
+        "",
+        "| labels | SimCLR, fine-tuned | from scratch | difference | label-efficiency factor |",
+        "|---|---|---|---|---|",
+    ]
+    points = [(float(sizes[part]), float(rows[stage_name("scratch", part)]["mean"])) for part in parts]
+    points += [(float(sizes[stage.partition("_")[2]]), float(row["mean"])) for stage, row in more.items()]
+    for part, difference in zip(parts, table["comparisons"], strict=True):
+        ours, scratch = (rows[stage_name(side, part)] for side in SIDES)
+        efficient = factor(points, sizes[part], ours["mean"])
+        cells = [
+            f"{part} % ({sizes[part]:,})",
+            spread(ours),
+            spread(scratch),
+            spread(difference, signed=True),
+            efficient,
+        ]
+        lines.append(page.row(cells))
+    lines += ["", "| labels | from scratch, one subset |", "|---|---|"]
+    lines += [
+        page.row([f"{stage.partition('_')[2]} % ({sizes[stage.partition('_')[2]]:,})", spread(row)])
+        for stage, row in more.items()
+    ]
+    lines += [
+        "",
+        "| passes, in millions | pretraining | tuning | compared trainings | in all |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        page.row([SIDES[side], *(f"{count / 1e6:.1f}" for count in (*spent, spent.total))])
+        for side, spent in compute.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def results(folder: Path, pattern: str) -> list[dict[str, Any]]:
+    """The result.json of runs below a folder."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{pattern}/result.json"))]
+
+
+def spent(study: Study, table: Mapping[str, Any], folders: Mapping[str, Path], pretrained: Path) -> dict[str, Compute]:
+    """The passes of each side. folders: of the sweeps, and of the pipeline, by config. A failed trial doesn't count."""
+    compute = {}
+    for side in SIDES:
+        tuning = [
+            one for (own, _), sweep in study.sweeps.items() if own == side for one in results(folders[sweep], "trial-*")
+        ]
+        stages = [row["stage"] for row in table["rows"] if row["stage"].startswith(side)]
+        compared = [one for stage in stages for one in results(folders[study.pipeline], f"seed-*/{stage}")]
+        before = passes([json.loads((pretrained / "result.json").read_text())]) if side == "simclr" else 0
+        compute[side] = Compute(before, passes(tuning), passes(compared))
+    return compute
+
+
+def not_as_chosen(study: Study, folders: Mapping[str, Path]) -> list[str]:
+    """Where the pipeline's config differs from what the sweeps chose."""
+    stages = yaml.safe_load((HERE.parent / study.pipeline).read_text())["stages"]
+    wrong = []
+    for key, sweep in study.sweeps.items():
+        best = json.loads((folders[sweep] / "result.json").read_text())["best"]["params"]
+        name = stage_name(*key)
+        wrong += [f"{study.pipeline}, stage {name}: {why}" for why in unlike(stages[name]["set"], best)]
+    return wrong
+
+
+def sizes_of(*folders: Path) -> dict[str, int]:
+    """Training images by the part of the labels, from the runs of seed 0."""
+    runs = [path for folder in folders for path in folder.glob("seed-0/*/result.json")]
+    return {path.parent.name.partition("_")[2]: json.loads(path.read_text())["data"]["n"]["train"] for path in runs}
+
+
+def _folder(config: str) -> Path:
+    return Path(yaml.safe_load((HERE.parent / config).read_text())["run"]["dir"])
+
+
+def main(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=STUDIES)
+    parser.add_argument("--tune", action="store_true", help="only the pretraining and the sweeps")
+    asked = parser.parse_args(words)
+    study = STUDIES[asked.name]
+    jobs = [["pretrain", study.pretraining], *(["sweep", sweep] for sweep in study.sweeps.values())]
+    for job in jobs:
+        subprocess.run([sys.executable, "-m", "rootstock", *job], check=True)
+    if asked.tune:
+        return 0
+    folders = {config: _folder(config) for config in (*study.sweeps.values(), study.pipeline, study.curve)}
+    if wrong := not_as_chosen(study, folders):
+        sys.exit("\n".join(wrong))
+    folder, command = run_to_its_end(["run", study.pipeline], str(folders[study.pipeline]), 5, [])
+    beside, more = run_to_its_end(["run", study.curve], str(folders[study.curve]), 1, [])
+    table, curve = made(folder)[0], made(beside)[0]
+    compute = spent(study, table, folders, _folder(study.pretraining))
+    scratch, simclr = compute["scratch"].total, compute["simclr"].total
+    if scratch < simclr:
+        sys.exit(f"from scratch has fewer passes ({scratch:,}) than SimCLR ({simclr:,}); give its sweeps more trials")
+    said = [" ".join(map(page.shown, words)) for words in (command, more)]
+    commands = [f"python benchmarks/few_labels.py {asked.name}", *said]
+    (HERE / f"few_labels_{asked.name}.md").write_text(
+        text(study, table, curve, compute, sizes_of(folder, beside), commands)
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,93 @@
+"""benchmarks/few_labels.py: passes of both sides, the label-efficiency factor, and the page."""
+
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+SIZES = {"1": 500, "10": 5000, "100": 50000}
+
+
+@pytest.fixture(scope="module")
+def few() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        yield importlib.import_module("few_labels")
+
+
+def row(stage: str, mean: float) -> dict[str, Any]:
+    return {"label": stage, "stage": stage, "mean": mean, "low": mean - 0.01, "high": mean + 0.01, "n": 5}
+
+
+TABLE = {
+    "rows": [row("simclr_1", 0.5), row("scratch_1", 0.4), row("simclr_10", 0.7), row("scratch_10", 0.6)],
+    "comparisons": [row("1 %", 0.1), row("10 %", 0.1)],
+}
+CURVE = {"rows": [row("scratch_100", 0.65)]}
+
+
+def test_labels_at_which_a_curve_reaches_a_height(few: ModuleType) -> None:
+    points = [(5000.0, 0.6), (500.0, 0.4)]
+    # Half of the way up, by the logarithm of the labels.
+    sign, labels = few.reached(points, 0.5)
+    assert sign == "=" and labels == pytest.approx((500 * 5000) ** 0.5)
+    assert few.reached(points, 0.61) == (">", 5000.0) and few.reached(points, 0.39) == ("<", 500.0)
+    assert [few.factor(points, 500, height) for height in (0.5, 0.61, 0.39)] == ["3.2", "more than 10", "less than 1"]
+
+
+def test_each_image_of_a_pretraining_passes_twice(few: ModuleType) -> None:
+    assert few.passes([{"task": "pretrain", "images_seen": 100}, {"task": "finetune", "images_seen": 10}]) == 210
+
+
+def test_settings_are_those_that_the_sweep_chose(few: ModuleType) -> None:
+    stage = {"optim.lr": 1e-3, "data": {"views": {"scale": [0.3, 1.0]}}, "backbone.name": None}
+    assert few.unlike(stage, {"optim.lr": 1e-3, "data.views.scale": [0.3, 1.0]}) == []
+    assert few.unlike(stage, {"optim.lr": 2e-3}) == ["optim.lr is 0.001, and the sweep chose 0.002"]
+    assert few.unlike(stage, {"optim.weight_decay": 1.0}) == ["optim.weight_decay is None, and the sweep chose 1.0"]
+
+
+def test_passes_are_counted_where_they_were_made(few: ModuleType, tmp_path: Path) -> None:
+    study = few.STUDIES["cifar10"]
+    folders = {config: tmp_path / Path(config).stem for config in (*study.sweeps.values(), study.pipeline)}
+
+    def ran(folder: Path, task: str, images: int) -> None:
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps({"task": task, "images_seen": images}))
+
+    ran(tmp_path / "pretrained", "pretrain", 1000)
+    for (side, part), sweep in study.sweeps.items():
+        for number in range(3):
+            ran(folders[sweep] / f"trial-000{number}", "finetune", 10 * int(part))
+        for seed in range(2):
+            ran(folders[study.pipeline] / f"seed-{seed}" / few.stage_name(side, part), "finetune", int(part))
+    compute = few.spent(study, TABLE, folders, tmp_path / "pretrained")
+    assert compute["simclr"] == (2000, 330, 22) and compute["scratch"] == (0, 330, 22)
+    assert compute["simclr"].total == 2352
+
+
+def test_the_page(few: ModuleType) -> None:
+    compute = {"simclr": few.Compute(13_000_000, 1_000_000, 500_000), "scratch": few.Compute(0, 9_000_000, 6_000_000)}
+    page = few.text(few.STUDIES["cifar10"], TABLE, CURVE, compute, SIZES, ["python benchmarks/few_labels.py cifar10"])
+    assert "| 1 % (500) | 50.0 [49.0, 51.0] | 40.0 [39.0, 41.0] | +10.0 [+9.0, +11.0] | 3.2 |" in page
+    assert "| +10.0 [+9.0, +11.0] | more than 10 |" in page and "| 100 % (50,000) | 65.0 [64.0, 66.0] |" in page
+    assert "| SimCLR, fine-tuned | 13.0 | 1.0 | 0.5 | 14.5 |" in page
+
+
+@pytest.mark.parametrize("name", ["cifar10", "imagenette"])
+def test_the_configs_of_a_study_exist(few: ModuleType, name: str) -> None:
+    """Both sides are tuned on the same images, from the same config, over the same crops."""
+    study = few.STUDIES[name]
+    assert (ROOT / study.pretraining).is_file()
+    sweeps = {key: yaml.safe_load((ROOT / config).read_text()) for key, config in study.sweeps.items()}
+    for part in {part for _, part in sweeps}:
+        ours, scratch = sweeps["simclr", part], sweeps["scratch", part]
+        assert ours["config"] == scratch["config"] and ours["trials"] <= scratch["trials"]
+        for key in ("seed", "data.train", "data.test"):
+            assert ours["set"][key] == scratch["set"][key]
+        assert f":{part}%," in ours["set"]["data.train"]
