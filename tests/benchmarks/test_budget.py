@@ -76,6 +76,6 @@ def test_only_the_length_differs(budget: ModuleType, name: str) -> None:
             assert changed.pop("optim.duration") == f"{epochs}ep"
             same.add((stage["config"], str(changed)))
             assert row["stage"] == f"{label.lower()}_{epochs}_probe"
-            protocol = "attentive" if label.lower() in methods.MASKED else "linear"
+            protocol = "attentive" if label.lower() in methods.FAMILIES["attentive"] else "linear"
             assert row["metric"] == f"test/{protocol}/accuracy"
         assert len(same) == 1

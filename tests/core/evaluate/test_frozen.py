@@ -363,14 +363,13 @@ def test_what_was_not_used_for_longest_goes_first_and_nothing_in_use(place: Path
     network, images = Network(), digits()
     sets = [images.select(torch.arange(k, k + 12)) for k in range(4)]
     kept = network(sets[0])["pooled"]
+    ages = list(place.glob("*.json"))
     for one in sets[1:3]:
+        before = set(place.glob("*.json"))
         network(one)
-    ages = {}
-    for k, one in enumerate(sets[:3]):
-        network(one)
-        newest = max(place.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-        ages[k] = newest
-        os.utime(newest, (1000 + k, 1000 + k))
+        ages += set(place.glob("*.json")) - before
+    for k, entry in enumerate(ages):
+        os.utime(entry, (1000 + k, 1000 + k))
     sizes = [path.stat().st_size + path.with_suffix(".safetensors").stat().st_size for path in place.glob("*.json")]
     limit = sum(sizes) + 4096  # a fourth needs the place of one
     network(sets[3], cache=limit)
