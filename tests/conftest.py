@@ -28,15 +28,21 @@ os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"
 # The files that take longest come first. Each runs on one worker, so at the end they would leave the other idle.
 LONG = (
     "test_resume.py",
-    "test_configs.py",
     "test_processes.py",
-    "test_launcher.py",
+    "test_configs.py",
+    "test_soak.py",
     "test_sweep.py",
-    "test_compile.py",
+    "test_launcher.py",
+    "test_fuzz.py",
     "test_readme.py",
-    "test_communication.py",
-    "test_loader.py",
+    "test_walkthrough.py",
+    "test_bad_input.py",
     "test_exactness.py",
+    "test_communication.py",
+    "test_input_equality.py",
+    "test_colour.py",
+    "test_draws_compiled.py",
+    "test_compile.py",
 )
 
 

@@ -1,5 +1,5 @@
-"""The command line without its imports' seconds: imports once, then runs it in a forked child for each line of input. Its arguments are
-modules that it imports besides.
+"""The command line without its imports' seconds: imports once, then runs it in a forked child for each line of input. With a line as its
+only argument it is that child itself, for tests/forks.py.
 
 A line is {"argv", "log", "at", "signal", "save", "event", "under"}: the child sends itself the signal when it is about to begin the step
 after `at` completed ones, or, with `save`, in the middle of writing the checkpoint of step `at`, or, with `event`, right before it
@@ -7,7 +7,6 @@ changes the disk below the folder `under` for that many times (a file opened for
 removed). The answer is its exit code and, where it ends by itself, how many such changes there were.
 """
 
-import importlib
 import json
 import os
 import sys
@@ -71,7 +70,7 @@ def command(job: dict[str, Any]) -> None:
 
 
 def watched(job: dict[str, Any]) -> Changes | None:
-    if not job["under"]:
+    if not job.get("under"):
         return None
     changes = Changes(job["under"], job["event"], Path(job["log"]).with_suffix(".killed"))
     sys.addaudithook(changes)
@@ -90,18 +89,22 @@ def answer(work: Callable[[], None]) -> int:
     return 0
 
 
+def live(job: dict[str, Any]) -> int:
+    """In the child: do the job. Returns its exit code."""
+    changes = watched(job)
+    code = answer(partial(command, job))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if changes is not None:
+        Path(job["log"]).with_suffix(".changes").write_text(str(changes.count))
+    return code
+
+
 if __name__ == "__main__":
-    for module in sys.argv[1:]:
-        importlib.import_module(module)
+    if sys.argv[1:]:
+        sys.exit(live(json.loads(sys.argv[1])))
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            job = json.loads(line)
-            changes = watched(job)
-            code = answer(partial(command, job))
-            sys.stdout.flush()
-            sys.stderr.flush()
-            if changes is not None:
-                Path(job["log"]).with_suffix(".changes").write_text(str(changes.count))
-            os._exit(code)
+            os._exit(live(json.loads(line)))
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

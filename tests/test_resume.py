@@ -3,12 +3,8 @@
 import fcntl
 import hashlib
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +15,7 @@ from PIL import Image
 
 from rootstock.adapt.registry import ADAPT_METHODS
 from rootstock.ssl.registry import PRETRAIN_METHODS
+from rootstock.tests.conftest import Forks
 from rootstock.tests.ssl import cases
 
 STEPS, EVERY = 22, 4
@@ -35,24 +32,15 @@ class Outcome(NamedTuple):
 
 
 class CommandLine:
-    """`rootstock ...` in a process of its own each time, from one interpreter that has imported everything, with `modules`."""
+    """`rootstock ...` in a process of its own each time, which need not import anything."""
 
-    def __init__(self, log: Path, *modules: str) -> None:
-        self.log = log
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("driver.py")), *modules],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
+    def __init__(self, log: Path, forks: Forks) -> None:
+        self.log, self.forks = log, forks
 
     def __call__(
         self, *argv: str, at: int = -1, signal: int = 9, save: bool = False, event: int = 0, under: Path | None = None
     ) -> Outcome:
         """under: the folder below which changes of the disk are counted; event: the change right before which it is killed."""
-        assert self.process.stdin is not None and self.process.stdout is not None
         folder = "" if under is None else str(under)
         job = {
             "argv": argv,
@@ -63,10 +51,8 @@ class CommandLine:
             "event": event,
             "under": folder,
         }
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
-        code = int(self.process.stdout.readline())
-        return Outcome(code, self.log.read_text())
+        (ended,) = self.forks(Path(__file__).with_name("driver.py"), [[json.dumps(job)]])
+        return Outcome(ended.code, self.log.read_text())
 
     def changes(self) -> int:
         """How often the last command, which ended by itself, changed the disk below `under`."""
@@ -74,10 +60,8 @@ class CommandLine:
 
 
 @pytest.fixture(scope="module")
-def rootstock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
-    line = CommandLine(tmp_path_factory.mktemp("driver") / "log")
-    yield line
-    line.process.communicate()
+def rootstock(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> CommandLine:
+    return CommandLine(tmp_path_factory.mktemp("driver") / "log", forks)
 
 
 def optim(name: str, **more: Any) -> dict[str, Any]:

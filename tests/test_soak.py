@@ -1,13 +1,13 @@
 """200 kills by seed over everything that writes, half of them between two changes of the disk: nothing is lost.
 
-Every life is a forked child of one driver (tests/driver.py), killed at a step or right before a change of the disk: a file opened for
+Every life is a forked child (tests/driver.py), killed at a step or right before a change of the disk: a file opened for
 writing, renamed or removed, a folder made. ROOTSTOCK_SOAK_SEED gives other kills.
 """
 
 import hashlib
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import yaml
 from safetensors.torch import load_file
 
 from rootstock.tests import test_resume
+from rootstock.tests.conftest import Forks
 from rootstock.tests.ssl import cases
 from rootstock.tests.test_resume import CASES, CommandLine, checkpoints, rows, weights, write
 
@@ -43,10 +44,8 @@ class Work(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def rootstock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
-    line = CommandLine(tmp_path_factory.mktemp("driver") / "log", "rootstock.tests.launch.sweep.warm")
-    yield line
-    line.process.communicate()
+def rootstock(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> CommandLine:
+    return CommandLine(tmp_path_factory.mktemp("driver") / "log", forks)
 
 
 def trained(run: Path) -> Any:

@@ -79,7 +79,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT, copied, ignore=ignored)
     for folder in ("ssl", "adapt"):
         (copied / "tests" / folder).mkdir(parents=True)
-    for name in ("forks.py", "driver.py", "warm.py", "ssl/cases.py"):
+    for name in ("forks.py", "driver.py", "warm.py", "unsynced.py", "ssl/cases.py"):
         shutil.copy(ROOT / "tests" / name, copied / "tests" / name)
     written = {path.relative_to(copied).as_posix() for path in follow(copied)}
     assert written == {

@@ -9,7 +9,14 @@ from rootstock.core.images.open import open_images
 
 for name in (
     "PIL.PngImagePlugin",
+    "alembic.command",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_svg",
+    "optuna.storages._rdb.models",
+    "optuna.storages._rdb.storage",
     "pydantic.types",
+    "pygments.lexers.javascript",
+    "rootstock.launch.sweep.worker",
     "rootstock.launch.verbs",
     "rootstock.ssl.registry",
     "rootstock.tests.ssl.cases",

@@ -1,25 +1,19 @@
-"""Runs commands without paying for imports each time: imports once, then forks a child for each job of an input line, in parallel.
+"""A worker of a sweep, as a program of tests/forks.py: driver.py JOB.
 
 A job is {"argv", "log", "fault"}; a fault is {"at", "signal", "to"}: a trial that is about to begin the step after `at` completed ones
 sends the signal to itself ("trial") or to the worker that began it ("worker"), and continues once the request to stop has arrived.
-The answer is the list of exit codes.
 """
 
 import json
 import os
-import signal
 import sys
 import time
-from functools import partial
 from typing import Any
 
 import torch
 
-import rootstock.launch.verbs
-import rootstock.tests.launch.sweep.warm  # noqa: F401 - imported before forking
 from rootstock.core.train import loop
 from rootstock.launch.cli import main
-from rootstock.tests.driver import answer
 
 PATIENCE = 60.0
 
@@ -64,18 +58,5 @@ def command(job: dict[str, Any]) -> None:
     main()
 
 
-def child(job: dict[str, Any]) -> int:
-    pid = os.fork()
-    if pid == 0:
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        code = answer(partial(command, job))
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return pid
-
-
 if __name__ == "__main__":
-    for line in sys.stdin:
-        pids = [child(job) for job in json.loads(line)]
-        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
+    command(json.loads(sys.argv[1]))

@@ -22,6 +22,7 @@ from rootstock.launch.sweep.plan import Sweep, plan_sweep
 from rootstock.launch.sweep.result import short_names
 from rootstock.launch.sweep.search_space import Span
 from rootstock.launch.sweep.study import Claim, Study, TrialState
+from rootstock.tests.conftest import Forks
 
 Run = Callable[..., list[int]]
 STEPS = 8
@@ -79,25 +80,16 @@ def planned(**sections: Any) -> Sweep:
     return plan_sweep(sweep(**sections), [])
 
 
-@pytest.fixture(scope="module")
-def driver() -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, str(Path(__file__).with_name("driver.py"))]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        yield process
-        process.kill()
-
-
 @pytest.fixture
-def run(driver: subprocess.Popen[str], tmp_path: Path) -> Run:
+def run(forks: Forks, tmp_path: Path) -> Run:
     """run(fault, ...): one worker for each fault (None: no fault), in parallel; returns their exit codes. Logs are 0.log, ..."""
 
     def workers(*faults: dict[str, Any] | None, more: tuple[str, ...] = ()) -> list[int]:
         argv = ["sweep", str(tmp_path / "sweep.yaml"), f"run.dir={tmp_path / 'sweep'}", *more]
         jobs = [{"argv": argv, "log": str(tmp_path / f"{i}.log"), "fault": fault} for i, fault in enumerate(faults)]
-        assert driver.stdin is not None and driver.stdout is not None
-        driver.stdin.write(json.dumps(jobs) + "\n")
-        driver.stdin.flush()
-        return json.loads(driver.stdout.readline())
+        return [
+            ended.code for ended in forks(Path(__file__).with_name("driver.py"), [[json.dumps(job)] for job in jobs])
+        ]
 
     return workers
 
