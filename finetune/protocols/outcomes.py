@@ -12,6 +12,7 @@ from ...core.images.images import Images
 from ...core.launchlog import warn
 from .contract import Features, Fitted, LabelledTest, Measuring
 
+LONGEST = 12  # characters of a number that somebody chose; result.json has all digits of the others
 # DINOv2's 52 heads and 45 values of C, and the draws of few_linear by default.
 CANDIDATES_SHOWN = 60
 
@@ -45,7 +46,12 @@ def say_what_was_done(name: str, fitted: Fitted, log: Callable[[str], None]) -> 
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {json.dumps(value)}" for key, value in row.items())
+    return ", ".join(f"{key} {_spoken(value)}" for key, value in row.items())
+
+
+def _spoken(value: Any) -> str:
+    """A setting is printed as it is; of a measured number, four digits."""
+    return f"{value:.4g}" if isinstance(value, float) and len(repr(value)) > LONGEST else json.dumps(value)
 
 
 def what_was_chosen(outcomes: Mapping[str, Fitted], train: Images, seed: int) -> dict[str, Any]:

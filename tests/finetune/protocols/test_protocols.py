@@ -134,7 +134,8 @@ def test_the_whole_protocol_and_every_candidate_are_printed(name: str, train: Kn
     say_what_was_done(name, fitted, lines.append)
     assert len(lines) == 1 + len(fitted.candidates) and all(line.startswith(f"{name}: ") for line in lines)
     for row, line in zip(fitted.candidates, lines[1:], strict=True):
-        assert f"accuracy {row['accuracy']}" in line
+        printed = float(re.search(r"accuracy ([0-9.e-]+)", line)[1])  # pyright: ignore[reportOptionalSubscript]
+        assert printed == pytest.approx(row["accuracy"], rel=5e-4) and len(line) < 140
     many = fitted._replace(candidates=({"C": 1.0, "accuracy": 0.5},) * (CANDIDATES_SHOWN + 2))
     lines.clear()
     say_what_was_done(name, many, lines.append)
