@@ -55,8 +55,14 @@ def read_object(path: Path) -> dict[str, Any]:
 def read_record(path: Path) -> dict[str, Any]:
     """A JSON object without its digest, which is checked if it has one. Raises FileNotFoundError and DamagedFile."""
     content = read_object(path)
-    if OWN in content and content.pop(OWN) != own_digest(content):
-        raise DamagedFile(f"{path} is damaged (its content differs from its digest)")
+    if OWN in content:
+        if content.pop(OWN) != own_digest(content):
+            raise DamagedFile(f"{path} is damaged (its content differs from its digest)")
+    elif content:
+        # The digest comes last. If that is the rest's digest under another name, the file is not of a version that wrote none.
+        *rest, (_, last) = content.items()
+        if last == own_digest(dict(rest)):
+            raise DamagedFile(f"{path} is damaged (its digest has another name)")
     return content
 
 

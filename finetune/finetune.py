@@ -50,8 +50,10 @@ def data_options(
     train: URI of the labelled training images, or a list of URIs whose union is taken.
     test: URI of a labelled test set, or a mapping of names to URIs; null holds out a stratified 20 % of the training images by seed.
     size: Side of the network's input in pixels.
-    crop: Part of the shorter side that evaluation keeps, 0.01 to 1 (0.875 takes 224 of 256 pixels).
-    resize: Pixels to which evaluation resizes the shorter side before it cuts out the centre, at least size; null is size / crop.
+    crop: Part of the shorter side that evaluation keeps, 0.01 to 1 (0.875 takes 224 of 256 pixels). A picture that already has the size is
+        taken whole.
+    resize: Pixels to which evaluation resizes the shorter side before it cuts out the centre, at least size; null is size / crop. A
+        picture that already has the size is taken whole.
     interpolation: How evaluation resizes: bilinear, or bicubic, as DINOv2, MAE and timm's ViTs are evaluated.
     views: How training images are augmented: a preset's name, or a mapping with its name and changed numbers.
     shuffle: Order of an epoch: full, or blocks of images that are neighbours on the disk.

@@ -59,8 +59,10 @@ def probe_data_options(
     train: URI of the labelled training images, or a list of URIs whose union is taken.
     test: URI of a labelled test set, or a mapping of names to URIs; null holds out a stratified 20 % of the training images by seed.
     size: Side of the network's input in pixels.
-    crop: Part of the shorter side that is kept, 0.01 to 1 (0.875 takes 224 of 256 pixels).
-    resize: Pixels to which evaluation resizes the shorter side before it cuts out the centre, at least size; null is size / crop.
+    crop: Part of the shorter side that is kept, 0.01 to 1 (0.875 takes 224 of 256 pixels). A picture that already has the size is
+        taken whole.
+    resize: Pixels to which evaluation resizes the shorter side before it cuts out the centre, at least size; null is size / crop. A
+        picture that already has the size is taken whole.
     interpolation: How evaluation resizes: bilinear, or bicubic, as DINOv2, MAE and timm's ViTs are evaluated.
     stamp: How a changed picture is noticed when the run resumes, in files and archives: size (another name or size), mtime (also another
         time of change) or content (also other bytes; reads every file at each start).

@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,13 +23,13 @@ import torch
 from torch import Tensor
 
 from ..images.cache import cache_folder
+from ..images.limits import sized
 from ..manifest import DamagedFile, read_record, write_record
-from .tensor_file import CODES, TensorFile, mapped, opened_tensor, tensor_file_size, unused
+from .tensor_file import CODES, TensorFile, mapped, open_for_lock, opened_tensor, tensor_file_size, unused
 
 KIND = "features"  # the cache's folder of this name
 DATA, MANIFEST, PART = ".safetensors", ".json", ".part"
 LOCK = ".lock"
-NEW_SECONDS = 60.0
 DTYPES = {code: dtype for dtype, code in CODES.items()}
 
 
@@ -95,45 +94,104 @@ def remove(entry: Entry) -> None:
         _remove(entry.data)
 
 
-def new_file(folder: Path, stem: str, shape: tuple[int, ...], dtype: torch.dtype) -> TensorFile:
-    """A file that nobody else has, under a name that is no entry's. Raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
+class NoRoom(OSError):
+    """The bound of the cache leaves no room."""
+
+
+def new_files(
+    shapes: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, torch.dtype],
+    limit: int | None = None,
+    folder: Path | None = None,
+) -> dict[str, TensorFile]:
+    """Files by name, which nobody else has and which are no entries yet, in the cache's folder or another one.
+
+    limit: bytes of the whole cache, from which entries are deleted to keep it; None: nothing is deleted.
+    Raises OSError, which names the folder; then there are no files.
+    """
+    place, files = cache_folder(KIND) if folder is None else folder, dict[str, TensorFile]()
+    try:
+        # One command at a time counts and makes files, so that no two take the same room.
+        with _locked(fcntl.LOCK_EX, place) if folder is None else contextlib.nullcontext():
+            need = sum(entry_size(shape, dtypes[name]) for name, shape in shapes.items())
+            if limit is not None and not _make_room(place, need, limit):
+                raise NoRoom(f"run.feature_cache is {sized(limit)}, and features in use leave no room in it; give more")
+            for name, shape in shapes.items():
+                files[name] = TensorFile(_new_path(place, name), shape, dtypes[name])
+        for file in files.values():
+            file.reserve()
+    except BaseException as error:
+        for file in files.values():
+            drop(file)
+        if isinstance(error, OSError) and error.errno and not error.filename:
+            raise OSError(error.errno, error.strerror, str(place)) from error
+        raise
+    return files
+
+
+def drop(file: TensorFile) -> None:
+    """Delete a file, unless it has become an entry, and close it. No error."""
+    with contextlib.suppress(OSError):
+        file.path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        file.close()
+
+
+def shrink(limit: int) -> None:
+    """Delete entries until the cache has at most `limit` bytes: see `new_files`. No error."""
+    with contextlib.suppress(OSError, RuntimeError):
+        folder = cache_folder(KIND)
+        if folder.is_dir():
+            with _locked(fcntl.LOCK_EX, folder):
+                _make_room(folder, 0, limit)
+
+
+def _new_path(folder: Path, stem: str) -> Path:
     handle, name = tempfile.mkstemp(dir=folder, prefix=f".{stem}.", suffix=PART)
     os.close(handle)
     os.unlink(name)
-    return TensorFile(Path(name), shape, dtype)
+    return Path(name)
 
 
-def make_room(need: int, limit: int) -> bool:
+def _make_room(folder: Path, need: int, limit: int) -> bool:
     """Delete entries, those that were not used for longest first and none that is in use, until `need` more bytes fit into `limit`.
 
-    Also what killed processes left. Returns whether they fit. Raises OSError.
+    Also what killed processes left. Returns whether they fit; if they cannot, no entry is deleted for them. Raises OSError.
     """
-    folder = cache_folder(KIND)
-    with _locked(fcntl.LOCK_EX, folder):
-        total = need
-        entries: list[tuple[float, Path]] = []
-        for path in list(folder.iterdir()) if folder.is_dir() else []:
-            with contextlib.suppress(OSError):
-                status = path.lstat()
-                # A part is locked a moment after it was made.
-                part = path.suffix == PART and time.time() - status.st_mtime > NEW_SECONDS
-                if (part or (path.suffix == DATA and not path.with_suffix(MANIFEST).exists())) and unused(path):
-                    path.unlink()
-                    continue
-                total += status.st_size
-                if path.suffix == MANIFEST:
-                    entries.append((status.st_mtime, path))
-        for _, manifest in sorted(entries):
-            if total <= limit:
-                break
-            data = manifest.with_suffix(DATA)
-            with contextlib.suppress(OSError):
-                if not data.exists() or unused(data):
-                    total -= manifest.lstat().st_size + (data.lstat().st_size if data.exists() else 0)
-                    _remove(manifest)
-                    _remove(data)
-        return total <= limit
+    total, entries = 0, list[tuple[float, Path, int]]()
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):
+            status = path.lstat()
+            if path.suffix == PART or (path.suffix == DATA and not path.with_suffix(MANIFEST).exists()):
+                with contextlib.suppress(OSError):
+                    if unused(path):
+                        path.unlink()
+                        continue
+            total += status.st_size
+            if path.suffix == MANIFEST:
+                data = path.with_suffix(DATA)
+                size = status.st_size + (data.lstat().st_size if os.path.lexists(data) else 0)
+                entries.append((status.st_mtime, path, size))
+    gone = list[Path]()
+    for _, manifest, size in sorted(entries):
+        if total + need > limit and _free(manifest.with_suffix(DATA)):
+            total -= size
+            gone.append(manifest)
+    if need and total + need > limit:
+        return False
+    for manifest in gone:
+        with contextlib.suppress(OSError):
+            _remove(manifest)
+            _remove(manifest.with_suffix(DATA))
+    return total + need <= limit
+
+
+def _free(data: Path) -> bool:
+    """Whether nobody uses the file of an entry, which may be gone."""
+    try:
+        return not data.exists() or unused(data)
+    except OSError:  # it is no file, or there are no locks
+        return data.is_dir()
 
 
 def publish(entry: Entry, file: TensorFile) -> None:
@@ -176,10 +234,12 @@ def entries_below(folder: Path) -> Iterator[tuple[Path, str]]:
 def _locked(kind: int, folder: Path) -> Iterator[None]:
     """Among processes that change the folder. Who only reads goes on where there is no lock (a folder that cannot be written)."""
     reads = kind == fcntl.LOCK_SH
-    if not reads:
-        folder.mkdir(parents=True, exist_ok=True)
     try:
-        handle = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC | (0 if reads else os.O_CREAT), 0o666)
+        if reads:
+            handle = os.open(folder / LOCK, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = open_for_lock(folder / LOCK, os.O_CREAT)
     except OSError:
         if not reads:
             raise

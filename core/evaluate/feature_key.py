@@ -96,19 +96,22 @@ def weights_digest(model: nn.Module) -> str:
 def images_key(images: Images) -> dict[str, Any]:
     """What tells the pictures of a set and their order, by content: a picture that changed in place has another identity.
 
-    order: sha256 over stamp and identity of each picture in turn. packs: of the packs among the stores the digest of their index, which
+    order: sha256 over stamp and identity of each picture in turn. shapes: of the stores whose pictures have one shape: the identity of an
+    array is that of its bytes alone. packs: of the packs among the stores the digest of their index, which
     has the checksum of every record: a pack of smaller copies has the identities of the originals.
     """
     order = hashlib.sha256(images.keys().numpy().astype(">i8").tobytes())
     for i in range(len(images)):
         order.update(f"{images.stamp(i)}\n".encode("utf-8", "surrogateescape"))
     order.update(np.array(images.places(), dtype=">i8").tobytes() if len(images.stores) > 1 else b"")
+    shapes = [uniform and [*uniform.shape, str(uniform.dtype)] for uniform in (s.uniform() for s in images.stores)]
     packs = [_pack_digest(store) for store in images.stores if isinstance(store, PackStore)]
     return {
         "number": len(images),
         "fingerprint": images.fingerprint(),
         "split": images.split_hash(),
         "order": order.hexdigest(),
+        "shapes": shapes,
         **({"packs": packs} if packs else {}),
     }
 

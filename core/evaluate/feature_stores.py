@@ -5,7 +5,6 @@ Every process decides the same: what fails on one has failed for all.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping
@@ -18,12 +17,11 @@ from torch import Tensor
 from .. import hostmemory
 from ..distributed import all_reduce_min, gather_texts, rank, world
 from ..errors import UserError
-from ..images.cache import cache_folder
 from ..images.limits import sized
 from ..launchlog import warn
 from ..peers import identity
-from .feature_cache import KIND, Entry, entry_size, make_room, new_file, publish
-from .rounds import RowStore, StorageFailed, stores_in_memory
+from .feature_cache import Entry, drop, entry_size, new_files, publish
+from .rounds import RowStore, StorageFailed, stores_in_memory, failure_words
 from .tensor_file import TensorFile, mapped
 
 Way = Literal["cache", "memory", "file"]
@@ -71,7 +69,7 @@ class FeatureStores:
                     return self._make(way, need, shapes)
                 except StorageFailed as error:
                     self.give_up(str(error))
-        reasons = "; ".join(self.failed.values())
+        reasons = "; ".join(dict.fromkeys(self.failed.values()))
         raise UserError(
             f"the features of {self.n} images ({', '.join(shapes)}) take {sized(need)}, for which there is no room: {reasons}; free some "
             "space there, or take a slice of the set, for example URI#[:10%,seed=0]"
@@ -100,9 +98,9 @@ class FeatureStores:
         files, failed = dict[str, TensorFile](), ""
         if self.leads:
             try:
-                files = self._files(way, need, shapes)
+                files = self._files(way, {name: (self.n, *shape) for name, shape in shapes.items()})
             except (OSError, RuntimeError) as error:  # RuntimeError: no home folder is known
-                failed = _words(error)
+                failed = failure_words(error)
         own = [
             identity()["where"] if world() > 1 else "",
             failed,
@@ -111,7 +109,7 @@ class FeatureStores:
         every = [json.loads(text) for text in gather_texts(json.dumps(own))]
         if reasons := [reason for _, reason, _ in every if reason]:
             for file in files.values():
-                _drop(file)
+                drop(file)
             raise StorageFailed(reasons[0])
         paths = next(paths for place, _, paths in every if place == own[0])
         if way == "file" and self.entries:
@@ -125,27 +123,14 @@ class FeatureStores:
             for name, shape in shapes.items()
         }
 
-    def _files(self, way: Way, need: int, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorFile]:
+    def _files(self, way: Way, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorFile]:
         """New files, in the cache's folder; temporary ones elsewhere if that cannot be. Raises OSError; then there are none."""
         if way == "cache":
-            if not make_room(need, self.limit):
-                raise OSError(f"other commands use what fills run.feature_cache, {sized(self.limit)}")
-            return self._files_in(cache_folder(KIND), shapes)
+            return new_files(shapes, self.dtypes, self.limit)
         try:
-            return self._files_in(cache_folder(KIND), shapes)
+            return new_files(shapes, self.dtypes)
         except (OSError, RuntimeError):
-            return self._files_in(Path(tempfile.gettempdir()), shapes)
-
-    def _files_in(self, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorFile]:
-        files: dict[str, TensorFile] = {}
-        try:
-            for name, shape in shapes.items():
-                files[name] = new_file(folder, name, (self.n, *shape), self.dtypes[name])
-        except BaseException:
-            for file in files.values():
-                _drop(file)
-            raise
-        return files
+            return new_files(shapes, self.dtypes, folder=Path(tempfile.gettempdir()))
 
 
 class _InFile:
@@ -163,7 +148,10 @@ class _InFile:
 
     def put(self, start: int, rows: Tensor) -> None:
         if self.file is not None:
-            self.file.put(start, rows)
+            try:
+                self.file.put(start, rows)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self.path.parent)) from error
 
     def finish(self) -> Tensor:
         found, failed = None, ""
@@ -171,19 +159,21 @@ class _InFile:
             if self.file is not None:
                 self.file.sync()
         except OSError as error:
-            failed = _words(error)
+            failed = failure_words(error, self.path.parent)
         _fail_together(failed)
         try:
             found = mapped(self.path, self.shape, self.dtype)
         except OSError as error:
-            failed = f"{self.path}: {_words(error)}"
+            failed = failure_words(error, self.path.parent)
         _fail_together(failed)
         if self.file is not None:
             if self.entry is not None:
                 try:
                     publish(self.entry, self.file)
                 except (OSError, UserError) as error:
-                    warn(f"WARNING: features are not cached ({_words(error)}); this run goes on without the cache")
+                    warn(
+                        f"WARNING: features are not cached ({failure_words(error, self.path.parent)}); this run goes on without the cache"
+                    )
             self.discard()
         assert found is not None
         return found
@@ -191,24 +181,11 @@ class _InFile:
     def discard(self) -> None:
         """Delete the file, unless it has become an entry; who has mapped it keeps it."""
         if self.file is not None:
-            _drop(self.file)
+            drop(self.file)
             self.file = None
-
-
-def _drop(file: TensorFile) -> None:
-    with contextlib.suppress(OSError):
-        file.path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        file.close()
 
 
 def _fail_together(reason: str) -> None:
     """Raises StorageFailed on all processes if one has a reason."""
     if reasons := [text for text in gather_texts(reason) if text]:
         raise StorageFailed(reasons[0])
-
-
-def _words(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error)

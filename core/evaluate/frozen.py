@@ -17,7 +17,7 @@ from ..launchlog import warn
 from ..manifest import DamagedFile
 from ..numerics import wide
 from ..views.view import stack_pictures
-from .feature_cache import Entry, entry_of, look_up, remove
+from .feature_cache import Entry, entry_of, look_up, remove, shrink
 from .feature_key import describe_view, feature_key
 from .feature_stores import FeatureStores, leads_node
 from .features import EvaluationView, extract_taps
@@ -76,6 +76,8 @@ def features_of(
         else:
             entries = {name: entry_of({"tap": name, "dtype": _spelt(dtypes[name]), **key}) for name in taps.names}
     found = _reused(taps, images, view, entries, leads, device)
+    if entries and leads:
+        shrink(cache)
     missing = taps.only([name for name in taps.names if name not in found])
     if missing.names:
         entries = {name: entry for name, entry in entries.items() if name in missing.names}
@@ -86,7 +88,7 @@ def features_of(
 
 def _spelt(dtype: torch.dtype) -> str:
     name = str(dtype).removeprefix("torch.")
-    return "float16, or float32 where numbers exceed it" if dtype == torch.float16 else name
+    return "float16, or float32 where that cannot hold the numbers" if dtype == torch.float16 else name
 
 
 def _extracted(
@@ -100,7 +102,9 @@ def _extracted(
         except StorageFailed as error:
             stores.give_up(str(error))
         except ExceedsDtype as error:
-            stores.log(f"features {', '.join(error.names)}: some exceed float16; they are extracted again in float32")
+            stores.log(
+                f"features {', '.join(error.names)}: float16 cannot hold some; they are extracted again in float32"
+            )
             stores.dtypes.update(dict.fromkeys(error.names, torch.float32))
 
 

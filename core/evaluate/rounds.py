@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -24,7 +25,7 @@ class StorageFailed(Exception):
 
 
 class ExceedsDtype(Exception):
-    """Finite numbers became infinite in the dtype of a store. Raised on all processes. names: of these features."""
+    """The dtype of a store cannot hold some numbers (`is_lost`). Raised on all processes. names: of these features."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         super().__init__(", ".join(names))
@@ -51,6 +52,24 @@ class RowStore(Protocol):
     def discard(self) -> None:
         """Nobody will ask for the rows; no error."""
         ...
+
+
+def is_lost(exact: Tensor, stored: Tensor) -> bool:
+    """Whether numbers became infinite in a smaller dtype, or all of an image's numbers are so small that they lost digits."""
+    if bool((exact.isfinite() & ~stored.isfinite()).any()):
+        return True
+    if stored.dtype != torch.float16 or exact.dtype == stored.dtype:
+        return False
+    largest = exact.flatten(1).abs().amax(1)
+    return bool(((largest > 0) & (largest < torch.finfo(stored.dtype).tiny)).any())
+
+
+def failure_words(error: Exception, place: Path | None = None) -> str:
+    """An error in words, with the file that it names, or else `place`."""
+    if isinstance(error, OSError) and error.strerror:
+        named = error.filename or place
+        return f"{named}: {error.strerror}" if named else error.strerror
+    return str(error)
 
 
 MakeStores = Callable[[Mapping[str, tuple[int, ...]]], Mapping[str, RowStore]]
@@ -129,16 +148,14 @@ class ExtractionRounds:
         parts = [batches[self.done : self.done + self.size] for batches in self.batches]
         for name, store in self.stores.items():
             rows = [batch[name].to(store.dtype) for batch in found]
-            if store.checked and any(
-                bool((batch[name].isfinite() & ~part.isfinite()).any()) for batch, part in zip(found, rows, strict=True)
-            ):
+            if store.checked and any(is_lost(batch[name], part) for batch, part in zip(found, rows, strict=True)):
                 self.exceeding.add(name)
             for batches, own in zip(parts, self._gathered(name, rows, store.dtype), strict=True):
                 try:
                     if batches and not self.failed:
                         store.put(batches[0].start, own[: batches[-1].stop - batches[0].start])
                 except OSError as error:
-                    self.failed = error.strerror or str(error)
+                    self.failed = failure_words(error)
         self.done += self.size
         numbers = self.batch_size * sum(math.prod(shape) for shape in self.shapes.values())
         self.size = max(1, NUMBERS_AT_ONCE // max(1, numbers * world())) if world() > 1 else 1

@@ -177,7 +177,19 @@ def available_taps(backbone: Backbone) -> tuple[str, ...]:
 
 
 def layout_of(backbone: Backbone) -> TapLayout:
-    """What the network gives, from forward passes of one image of noise."""
+    """What the network gives, from forward passes of one image of noise. Raises UserError if it cannot take images of its size."""
+    try:
+        return _layout_of(backbone)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError, ValueError, IndexError, ZeroDivisionError) as error:
+        told = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"data.size: {backbone.spec['name']} cannot take {backbone.size} px ({told}); take another size, most often a larger one"
+        ) from error
+
+
+def _layout_of(backbone: Backbone) -> TapLayout:
     model: Any = backbone.model
     noise = torch.rand(1, backbone.channels, backbone.size, backbone.size, generator=torch.Generator().manual_seed(0))
     first = next(backbone.parameters(), noise)

@@ -35,26 +35,27 @@ NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" el
 
 
 class TensorFile:
-    """A new file for a tensor [n, ...]. Its whole room is taken from the disk at once, so that a full disk is noticed before any work."""
+    """A new file for a tensor [n, ...]. It has its full size from the start; `reserve` takes the room from the disk."""
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        """Raises OSError; then nothing is left of the file."""
+        """Quick, whatever the size. Raises OSError; then nothing is left of the file."""
         self.path, self.shape, self.dtype = path, shape, dtype
         header = _header(shape, dtype)
         self.start, self.row = len(header), math.prod(shape[1:]) * dtype.itemsize
         self.handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             share_lock(self.handle)
-            size = self.start + shape[0] * self.row
-            if sys.platform == "linux":
-                os.posix_fallocate(self.handle, 0, size)
-            else:  # where there is no such call, a full disk is noticed later
-                os.ftruncate(self.handle, size)
+            os.ftruncate(self.handle, self.start + shape[0] * self.row)
             os.pwrite(self.handle, header, 0)
         except BaseException:
             self.close()
             path.unlink(missing_ok=True)
             raise
+
+    def reserve(self) -> None:
+        """Take the whole room from the disk, so that a full disk is noticed before any work. Raises OSError."""
+        if sys.platform == "linux":  # where there is no such call, a full disk is noticed later
+            os.posix_fallocate(self.handle, 0, self.start + self.shape[0] * self.row)
 
     def put(self, start: int, rows: Tensor) -> None:
         """Write rows, [m, ...] of the file's dtype on the CPU, from row `start` on. Raises OSError."""
@@ -128,7 +129,7 @@ def share_lock(handle: int) -> None:
 
 def unused(path: Path) -> bool:
     """Whether nobody writes or maps a file: then it may be deleted. Raises OSError."""
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    handle = open_for_lock(path)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
@@ -136,6 +137,15 @@ def unused(path: Path) -> bool:
         return False
     finally:
         os.close(handle)
+
+
+def open_for_lock(path: Path, flags: int = 0) -> int:
+    """A descriptor for a lock of one's own: NFS gives one only where the file could be written. Raises OSError."""
+    flags |= os.O_NONBLOCK | os.O_CLOEXEC  # a pipe would be waited for
+    try:
+        return os.open(path, os.O_RDWR | flags, 0o666)
+    except PermissionError:  # somebody else's file; most file systems lock it nevertheless
+        return os.open(path, os.O_RDONLY | flags & ~os.O_CREAT)
 
 
 def _header(shape: tuple[int, ...], dtype: torch.dtype) -> bytes:

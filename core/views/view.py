@@ -186,7 +186,7 @@ class Evaluation:
     already have the size are taken whole.
 
     crop: Part of the resized shorter side that the view keeps, above 0 and up to 1.
-    resize: Pixels of the resized shorter side, at least `size`; then crop stays 1.
+    resize: Pixels of the resized shorter side, `size` to 100 times as many; then crop stays 1.
     interpolation: How pictures are resized: bilinear, or bicubic, which DINOv2, MAE and timm's ViTs are evaluated with.
     """
 
@@ -204,10 +204,11 @@ class Evaluation:
             raise UserError(
                 f"data.crop: {crop} is given; expected the part of the shorter side to keep, {SMALLEST_CROP} to 1"
             )
-        if resize is not None and (crop != 1.0 or resize < size):
+        largest = int(size / SMALLEST_CROP)
+        if resize is not None and (crop != 1.0 or not size <= resize <= largest):
             why = f"data.crop is {crop} too, and one of the two says it" if crop != 1.0 else f"data.size is {size}"
             raise UserError(
-                f"data.resize: {resize} is given, but {why}; expected the pixels of the shorter side, at least data.size, and no crop"
+                f"data.resize: {resize} is given, but {why}; expected the pixels of the shorter side, {size} to {largest}, and no crop"
             )
         self.size, self.short = size, int(size / crop) if resize is None else resize
         self.interpolation: Interpolation = interpolation

@@ -29,15 +29,11 @@ def test_every_flipped_bit_of_a_record_is_noticed(tmp_path: Path) -> None:
     path, content = tmp_path / "r.json", {"a": 1.5, "b": [True, None, "x"], "c": {"1": 2}}
     write_record(path, {**content, "c": {1: 2}})
     assert read_record(path) == content
-    good, own = path.read_bytes(), path.read_bytes().index(b'"own"')
+    good = path.read_bytes()
     for bit in range(8 * len(good)):
         path.write_bytes(flipped(good, bit))
-        try:
-            found = read_record(path)
-        except DamagedFile:
-            pass
-        else:  # a flip in the name of the digest leaves the content as it is, beside an odd key
-            assert own <= bit // 8 < own + 5 and {key: found[key] for key in content} == content
+        with pytest.raises(DamagedFile, match=r"r\.json is damaged"):
+            read_record(path)
 
 
 @pytest.mark.parametrize("text", [b"", b"\0\0", b"[]", b"{", b"\xff{}", b'{"own": 1}', b"[" * 100_000])

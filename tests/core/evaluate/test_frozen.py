@@ -5,6 +5,7 @@ Run as a script, this file is one of the processes of test_exact_over_processes_
 
 import contextlib
 import errno
+import fcntl
 import io
 import os
 import shutil
@@ -25,7 +26,7 @@ from rootstock.core import hostmemory, launchlog
 from rootstock.core.errors import UserError
 from rootstock.core.evaluate import feature_cache, feature_key, feature_stores, frozen
 from rootstock.core.evaluate.augmented import RandomCrops
-from rootstock.core.evaluate.feature_cache import Entry, entries_below, entry_of, look_up, make_room
+from rootstock.core.evaluate.feature_cache import Entry, NoRoom, entries_below, entry_of, look_up, new_files
 from rootstock.core.evaluate.frozen import features_of, rows_to_check
 from rootstock.core.evaluate.taps import Taps
 from rootstock.core.evaluate.tensor_file import TensorFile, mapped
@@ -355,7 +356,7 @@ def test_a_full_disk_costs_the_cache_alone(
     monkeypatch.undo()
     assert all(torch.equal(found[name], right[name]) for name in right)
     said = capsys.readouterr().err
-    assert "features are not cached (" in said and "No space left" in said and said.count("\n") == 1
+    assert f"features are not cached ({place}" in said and ": No space left" in said and said.count("\n") == 1
     assert [path.name for path in place.iterdir() if path.name != ".lock"] == []
 
 
@@ -396,19 +397,75 @@ def test_more_than_the_bound_goes_to_a_file_that_is_deleted(place: Path) -> None
 def test_what_killed_commands_left_is_deleted_and_never_read(place: Path) -> None:
     network, images = Network(), digits()
     place.mkdir(parents=True)
-    for name in (".pooled.dead.part", "orphan.safetensors"):
-        (place / name).write_bytes(b"half")
-        os.utime(place / name, (1000, 1000))
-    writing = TensorFile(place / ".pooled.alive.part", (2, 2), torch.float32)
-    os.utime(writing.path, (1000, 1000))
-    (place / ".pooled.new.part").write_bytes(b"")
+    left = [place / ".pooled.dead.part", place / "orphan.safetensors"]
+    for path in left:
+        path.write_bytes(b"half")
+    (file,) = new_files({"pooled": (2, 2)}, {"pooled": torch.float32}).values()
     network(images)
-    names = {path.name for path in place.glob("*")} | {path.name for path in place.glob(".*")}
-    assert {".pooled.alive.part", ".pooled.new.part"} <= names and not {
-        ".pooled.dead.part",
-        "orphan.safetensors",
-    } & names
-    writing.close()
+    assert file.path.exists() and not any(path.exists() for path in left)
+    file.close()
+    network(images)
+    assert not file.path.exists()
+
+
+def test_two_commands_at_once_do_not_take_the_same_room(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {"shapes": {"x": (100, 10)}, "dtypes": {"x": torch.float32}, "limit": 12000}
+
+    def meanwhile(*_: Any) -> None:
+        with pytest.raises(NoRoom, match=r"^run.feature_cache is 12KB, and features in use leave no room in it"):
+            new_files(**asked)
+
+    monkeypatch.setattr(os, "posix_fallocate", meanwhile)
+    (file,) = new_files(**asked).values()
+    feature_cache.drop(file)
+    assert [path.name for path in place.iterdir()] == [".lock"]
+
+
+def test_the_bound_holds_and_nothing_is_deleted_in_vain(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network, images = Network(), digits()
+    for k in range(3):
+        network(images.select(torch.arange(k, k + 12)))
+    kept, (entry, *_) = network(images.select(torch.arange(12)))["pooled"], place.glob("*.json")
+    size = entry.stat().st_size + entry.with_suffix(".safetensors").stat().st_size
+    assert capsys.readouterr().err == ""
+    # What is in use leaves no room for 20 images, so the two others stay.
+    network(images, cache=size + 4500)
+    said = capsys.readouterr().err
+    assert "is 7KB, and features in use leave no room in it; give more); this run goes on without" in said
+    # A smaller bound holds at once, also if nothing new is kept.
+    assert torch.equal(network(images.select(torch.arange(12)), cache=2 * size)["pooled"], kept) and network.seen <= 8
+    assert len(list(place.glob("*.json"))) == 2
+    del kept
+    network(images, cache=10)
+    assert [path.name for path in place.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("kind", ["nfs", "pipe"])
+def test_locks_of_another_kind(place: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """NFS gives a lock of one's own only where the file is open for writing; and a pipe in the lock's place is not waited for."""
+    real = fcntl.flock
+
+    def flock(handle: int, how: int) -> None:
+        if how & fcntl.LOCK_EX and fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        real(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    if kind == "pipe":
+        place.mkdir(parents=True)
+        os.mkfifo(place / ".lock")
+    network, images = Network(), digits()
+    for k in range(3):
+        network(images.select(torch.arange(k, k + 12)), cache=7000)
+    assert len(list(place.glob("*.json"))) == 2
+
+
+def test_bytes_of_another_shape_miss(place: Path, tmp_path: Path) -> None:
+    network, content = Network(), np.zeros((4, 8, 32, 3), np.uint8)  # of equal pixels, so no row could tell
+    for shape in ((4, 8, 32, 3), (4, 32, 8, 3)):
+        np.savez(tmp_path / "x.npz", images=content.reshape(shape))
+        network(open_images(f"npz:{tmp_path / 'x.npz'}"))
+        assert network.seen == 4
 
 
 def test_of_two_commands_at_once_the_first_to_finish_makes_the_entry(
@@ -431,14 +488,15 @@ def test_of_two_commands_at_once_the_first_to_finish_makes_the_entry(
     assert not list(place.glob(".*.part")) and capsys.readouterr().err == ""
 
 
-def test_tokens_that_exceed_float16_are_float32(place: Path) -> None:
+@pytest.mark.parametrize(("factor", "low", "high"), [(1e7, 70000, 1e9), (1e-6, 1e-9, 6e-5)])
+def test_tokens_that_float16_cannot_hold_are_float32(place: Path, factor: float, low: float, high: float) -> None:
     network, images, said = Network(("tokens", "stage0")), digits(), list[str]()
     with torch.no_grad():
-        network.backbone.get_parameter("model.blocks.3.1.weight").mul_(1e7)
+        network.backbone.get_parameter("model.blocks.3.1.weight").mul_(factor)
     found = network(images, log=said.append)
     assert found["tokens"].dtype == torch.float32 and bool(found["tokens"].isfinite().all())
-    assert float(found["tokens"].max()) > 70000
-    assert len(said) == 1 and "tokens: some exceed float16" in said[0]
+    assert low < float(found["tokens"].max()) < high
+    assert len(said) == 1 and "tokens: float16 cannot hold some" in said[0]
     again = network(images, log=said.append)
     assert torch.equal(again["tokens"], found["tokens"]) and network.seen <= 8 and len(said) == 1
 
@@ -450,7 +508,7 @@ def test_little_memory_takes_a_file_and_no_room_at_all_is_refused(
     right = computed(network, images)["pooled"]
     monkeypatch.setattr(hostmemory, "available", lambda: 10)
     assert torch.equal(network(images, cache=0)["pooled"], right)
-    assert [path.name for path in place.iterdir()] == []
+    assert [path.name for path in place.iterdir()] == [".lock"]
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -508,7 +566,6 @@ def test_an_entry_of_another_key_is_damage(place: Path) -> None:
     with pytest.raises(feature_cache.DamagedFile, match="does not describe these features"):
         look_up(other)
     assert look_up(entry_of({"tap": "cls"})) is None
-    assert make_room(1, 10**9)
 
 
 def test_exact_over_processes_and_machines(tmp_path: Path, forks: Forks) -> None:
@@ -547,7 +604,7 @@ def one_process(rank: int, folder: Path) -> None:
             assert torch.equal(rows, cropped[name])
         for n in counts:
             assert same(n, world, n) == "" and same(n, world, None) == ""
-        assert len(list(place.glob("*.json"))) == 2 * len(counts) * (4 - world)
+        assert len(list(place.glob("*.json"))) >= 2 * len(counts)
         if world == 3:
             # One machine's cache is damaged, then empty: all machines compute, and the right entries stay.
             if rank == 2:

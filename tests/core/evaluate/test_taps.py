@@ -208,3 +208,15 @@ def test_a_short_vit_has_no_last_four_blocks() -> None:
     backbone = backbone_of({"name": "vit_tiny_patch16_224", "args": {**PATCH, "depth": 3}})
     assert "last4" not in available_taps(backbone) and "block2" in available_taps(backbone)
     assert layout_of(backbone).levels == 3 and TapLayout().names() == ("pooled",)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "words"),
+    [
+        ("vit_tiny_patch16_224", 8, "cuts pictures into patches of 16 px, so 8 px hold none; take 16 or more"),
+        ("densenet121", 8, "cannot take 8 px .Given input size.*; take another size, most often a larger one"),
+    ],
+)
+def test_a_size_that_a_network_cannot_take_is_refused(name: str, size: int, words: str) -> None:
+    with pytest.raises(UserError, match=f"^data.size: {name} {words}$"):
+        available_taps(create(size, name=name))

@@ -101,6 +101,16 @@ def test_evaluation_refuses_a_crop_beyond_the_picture_or_of_nothing(crop: float)
         Evaluation(32, crop=crop)
 
 
+@pytest.mark.parametrize("resize", [-1, 0, 31, 3201, 10**12])
+def test_evaluation_resizes_to_the_pixels_given_and_refuses_others(resize: int) -> None:
+    image = PHOTO[:, :120, :90]
+    whole = tv.resize(image, [40], MODES["bicubic"], antialias=True)
+    found = Evaluation(32, resize=40, interpolation="bicubic").worker(image)
+    assert torch.equal(found, tv.center_crop(whole, [32, 32]))
+    with pytest.raises(UserError, match=r"^data\.resize: .* data\.size is 32; .* 32 to 3200, and no crop$"):
+        Evaluation(32, resize=resize)
+
+
 @pytest.mark.parametrize("preset", VIEWS)
 def test_a_view_does_not_depend_on_the_batch(preset: str) -> None:
     images, draws = pictures(64), Draws(7, torch.arange(64) * 31 + 5)
