@@ -9,6 +9,7 @@ NAME is a hash of the key. Whatever fails costs time, never a number: the featur
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -30,6 +31,8 @@ from .tensor_file import CODES, TensorFile, mapped, open_for_lock, opened_tensor
 KIND = "features"  # the cache's folder of this name
 DATA, MANIFEST, PART = ".safetensors", ".json", ".part"
 LOCK = ".lock"
+OF_THE_PROCESS = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM}
+"""Errors that say nothing against a file: another process can use it."""
 DTYPES = {code: dtype for dtype, code in CODES.items()}
 
 
@@ -59,7 +62,7 @@ def entry_of(key: Mapping[str, Any]) -> Entry:
 def look_up(entry: Entry, check: bool = True) -> Tensor | None:
     """The features of an entry, mapped; None if there are none. check: compare the file with its digest, which reads all of it.
 
-    Raises DamagedFile, naming the file, if the entry is not what was written.
+    Raises DamagedFile, naming the file, if the entry is not what was written, and InTheWay if this process cannot use it.
     """
     with _locked(fcntl.LOCK_SH, entry.manifest.parent):
         try:
@@ -77,14 +80,24 @@ def look_up(entry: Entry, check: bool = True) -> Tensor | None:
         except FileNotFoundError:
             raise DamagedFile(f"{entry.data} is missing") from None
         except OSError as error:
-            raise DamagedFile(f"{entry.data} is damaged ({error.strerror})") from error
+            raise _unusable(entry.data, error) from error
     try:
         found = mapped(handle, shape, dtype, digest if check else None)
     except OSError as error:
-        raise DamagedFile(f"{entry.data} is damaged ({error.strerror})") from error
+        raise _unusable(entry.data, error) from error
     with contextlib.suppress(OSError):
         os.utime(entry.manifest)  # the entry that was not used for longest goes first
     return found
+
+
+class InTheWay(Exception):
+    """Something else than the entry keeps a process from using it; the message names the file and says what."""
+
+
+def _unusable(path: Path, error: OSError) -> Exception:
+    if error.errno in OF_THE_PROCESS:
+        return InTheWay(f"{path} cannot be used ({error.strerror})")
+    return DamagedFile(f"{path} is damaged ({error.strerror})")
 
 
 def remove(entry: Entry) -> None:

@@ -21,7 +21,7 @@ from ..images.limits import sized
 from ..launchlog import warn
 from ..peers import identity
 from .feature_cache import Entry, drop, entry_size, new_files, publish
-from .rounds import RowStore, StorageFailed, stores_in_memory, failure_words
+from .rounds import RowStore, StorageFailed, failure_words, stores_in_memory
 from .tensor_file import TensorFile, mapped
 
 Way = Literal["cache", "memory", "file"]
@@ -94,7 +94,13 @@ class FeatureStores:
             least = int(all_reduce_min(torch.tensor(-1 if free is None else free, device=self.device)))
             if 0 <= least < need * MEMORY_SHARE:
                 raise StorageFailed(f"each process has {sized(least)} of memory left")
-            return stores_in_memory(self.n, self.dtypes, checked=True)(shapes)
+            stores, failed = dict[str, RowStore](), ""
+            try:
+                stores = dict(stores_in_memory(self.n, self.dtypes, checked=True)(shapes))
+            except (RuntimeError, MemoryError):  # as torch says it
+                failed = f"the memory has no {sized(need)} in one piece"
+            _fail_together(failed)
+            return stores
         files, failed = dict[str, TensorFile](), ""
         if self.leads:
             try:
@@ -112,16 +118,23 @@ class FeatureStores:
                 drop(file)
             raise StorageFailed(reasons[0])
         paths = next(paths for place, _, paths in every if place == own[0])
-        if way == "file" and self.entries:
+        keep = self.entries if way == "cache" else {}
+        made = {
+            name: _InFile(files.get(name), Path(paths[name]), (self.n, *shape), self.dtypes[name], keep.get(name))
+            for name, shape in shapes.items()
+        }
+        try:
+            _fail_together(next(filter(None, (store.unmappable() for store in made.values())), ""))
+        except StorageFailed:
+            for store in made.values():
+                store.discard()
+            raise
+        if way == "file" and self.entries and need > self.limit:
             self.log(
                 f"features of {self.n} images ({', '.join(shapes)}) take {sized(need)}, more than run.feature_cache ({sized(self.limit)}): "
                 f"they go to a temporary file in {Path(next(iter(paths.values()))).parent}, which is deleted at the end"
             )
-        keep = self.entries if way == "cache" else {}
-        return {
-            name: _InFile(files.get(name), Path(paths[name]), (self.n, *shape), self.dtypes[name], keep.get(name))
-            for name, shape in shapes.items()
-        }
+        return made
 
     def _files(self, way: Way, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorFile]:
         """New files, in the cache's folder; temporary ones elsewhere if that cannot be. Raises OSError; then there are none."""
@@ -152,6 +165,14 @@ class _InFile:
                 self.file.put(start, rows)
             except OSError as error:
                 raise OSError(error.errno, error.strerror, str(self.path.parent)) from error
+
+    def unmappable(self) -> str:
+        """Why this process could not map the rows, as a limit of its memory; "" if it could. So it is known before any work."""
+        try:
+            mapped(self.path, self.shape, self.dtype)
+        except OSError as error:
+            return failure_words(error, self.path.parent)
+        return ""
 
     def finish(self) -> Tensor:
         found, failed = None, ""

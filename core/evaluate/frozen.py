@@ -17,7 +17,7 @@ from ..launchlog import warn
 from ..manifest import DamagedFile
 from ..numerics import wide
 from ..views.view import stack_pictures
-from .feature_cache import Entry, entry_of, look_up, remove, shrink
+from .feature_cache import Entry, InTheWay, entry_of, look_up, remove, shrink
 from .feature_key import describe_view, feature_key
 from .feature_stores import FeatureStores, leads_node
 from .features import EvaluationView, extract_taps
@@ -126,13 +126,13 @@ def _reused(
         found, lost = _opened(usable, check=False)
     else:
         found, lost = {name: found[name] for name in usable}, {}
-    lost |= _different_rows(taps.only(list(found)), images, view, entries, found, device)
-    lost = _from_all(lost)
-    for name in lost if leads else ():
+    wrong = _from_all(_different_rows(taps.only(list(found)), images, view, entries, found, device))
+    for name in wrong if leads else ():
         remove(entries[name])
+    lost = _from_all(lost | wrong)
     for reason in [*missing.values(), *lost.values()]:
         if reason:
-            warn(f"WARNING: {reason}; it is made anew")
+            warn(f"WARNING: {reason}")
     return {name: rows for name, rows in found.items() if name not in lost}
 
 
@@ -148,8 +148,10 @@ def _opened(entries: Mapping[str, Entry], check: bool) -> tuple[dict[str, Tensor
             else:
                 found[name] = rows
         except DamagedFile as error:
-            missing[name] = str(error)
+            missing[name] = f"{error}; it is made anew"
             remove(entry)
+        except InTheWay as error:
+            missing[name] = f"{error}; its features are computed"
         except (OSError, RuntimeError):  # no folder that can be read; that it cannot be written either is said then
             missing[name] = ""
     return found, missing
@@ -196,13 +198,15 @@ def _different_rows(
     for name, part in anew.items():
         now, before = wide(part).cpu().flatten(1), wide(found[name][rows]).flatten(1)
         if now.shape != before.shape:
-            wrong[name] = f"{entries[name].data} holds features of another shape than the network gives"
+            wrong[name] = (
+                f"{entries[name].data} holds features of another shape than the network gives; it is made anew"
+            )
             continue
         apart = (now - before).abs().amax(1) / now.abs().amax(1).clamp(min=torch.finfo(now.dtype).tiny)
         if not bool((apart <= tolerance).all()):
             worst = int(apart.nan_to_num(nan=torch.inf).argmax())
             wrong[name] = (
                 f"{entries[name].data} holds other features than the network gives (of picture {rows[worst]}, they differ by "
-                f"{float(apart[worst]):.1e} of the largest number)"
+                f"{float(apart[worst]):.1e} of the largest number); it is made anew"
             )
     return wrong

@@ -329,6 +329,50 @@ def test_a_cache_that_cannot_be_is_said_once(
     assert said.startswith("WARNING: features are not cached (") and said.count("\n") == 1
 
 
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EMFILE, errno.EACCES])
+def test_what_keeps_a_process_from_an_entry_is_no_damage(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    network, images = Network(), digits()
+    right = network(images)["pooled"].clone()
+    _, data = files_of(place)
+    real = feature_cache.opened_tensor
+
+    def refused(path: Path) -> int:
+        if path == data:
+            raise OSError(number, "Not now", str(path))
+        return real(path)
+
+    monkeypatch.setattr(feature_cache, "opened_tensor", refused)
+    assert torch.equal(network(images)["pooled"], right) and network.seen == N
+    assert capsys.readouterr().err == f"WARNING: {data} cannot be used (Not now); its features are computed\n"
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place.parents[1]))
+    assert torch.equal(network(images)["pooled"], right) and network.seen <= 8
+
+
+def test_memory_that_cannot_map_features_is_known_before_any_work(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network, images, said = Network(), digits(), list[str]()
+    right = computed(network, images)["pooled"]
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("mmap.mmap", full)
+    assert torch.equal(network(images)["pooled"], right) and network.seen == N
+    assert f"not cached ({place}: Cannot allocate memory); this run goes on" in capsys.readouterr().err
+    monkeypatch.setattr(
+        feature_stores, "stores_in_memory", lambda *_, **__: lambda _: (_ for _ in ()).throw(MemoryError())
+    )
+    with pytest.raises(
+        UserError, match=rf"{place}: Cannot allocate memory; the memory has no 5KB in one piece; free some"
+    ):
+        network(images, log=said.append, batch_size=4)
+    assert said == [] and network.seen == 4 and [path.name for path in place.iterdir()] == [".lock"]
+
+
 def test_code_that_cannot_be_read_costs_the_cache_alone(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
