@@ -69,6 +69,9 @@ def look_up(entry: Entry, check: bool = True) -> Tensor | None:
             record = read_record(entry.manifest)
         except FileNotFoundError:
             return None
+        except DamagedFile as error:
+            cause = getattr(error.__cause__, "__context__", None)
+            raise (_unusable(entry.manifest, cause) if isinstance(cause, OSError) else error) from None
         try:
             shape, dtype, digest = tuple(record["shape"]), DTYPES[record["dtype"]], record["sha256"]
             if not all(isinstance(side, int) and side > 0 for side in shape) or record["key"] != entry.key:
@@ -128,7 +131,9 @@ def new_files(
         with _locked(fcntl.LOCK_EX, place) if folder is None else contextlib.nullcontext():
             need = sum(entry_size(shape, dtypes[name]) for name, shape in shapes.items())
             if limit is not None and not _make_room(place, need, limit):
-                raise NoRoom(f"run.feature_cache is {sized(limit)}, and features in use leave no room in it; give more")
+                raise NoRoom(
+                    f"run.feature_cache is {sized(limit)}, and features in use, or of other users, leave no room in it; give more"
+                )
             for name, shape in shapes.items():
                 files[name] = TensorFile(_new_path(place, name), shape, dtypes[name])
         for file in files.values():
@@ -136,7 +141,7 @@ def new_files(
     except BaseException as error:
         for file in files.values():
             drop(file)
-        if isinstance(error, OSError) and error.errno and not error.filename:
+        if isinstance(error, OSError) and error.errno and str(error.filename or PART).endswith(PART):
             raise OSError(error.errno, error.strerror, str(place)) from error
         raise
     return files
@@ -185,17 +190,16 @@ def _make_room(folder: Path, need: int, limit: int) -> bool:
                 data = path.with_suffix(DATA)
                 size = status.st_size + (data.lstat().st_size if os.path.lexists(data) else 0)
                 entries.append((status.st_mtime, path, size))
-    gone = list[Path]()
-    for _, manifest, size in sorted(entries):
-        if total + need > limit and _free(manifest.with_suffix(DATA)):
-            total -= size
-            gone.append(manifest)
-    if need and total + need > limit:
+    free = [(path, size) for _, path, size in sorted(entries) if _free(path.with_suffix(DATA))]
+    if need and total + need - sum(size for _, size in free) > limit:
         return False
-    for manifest in gone:
-        with contextlib.suppress(OSError):
+    for manifest, size in free:
+        if total + need <= limit:
+            break
+        with contextlib.suppress(OSError):  # another user's
             _remove(manifest)
             _remove(manifest.with_suffix(DATA))
+            total -= size
     return total + need <= limit
 
 

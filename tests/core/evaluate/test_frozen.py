@@ -329,23 +329,23 @@ def test_a_cache_that_cannot_be_is_said_once(
     assert said.startswith("WARNING: features are not cached (") and said.count("\n") == 1
 
 
+@pytest.mark.parametrize("kind", [0, 1])
 @pytest.mark.parametrize("number", [errno.ENOMEM, errno.EMFILE, errno.EACCES])
 def test_what_keeps_a_process_from_an_entry_is_no_damage(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, kind: int
 ) -> None:
     network, images = Network(), digits()
     right = network(images)["pooled"].clone()
-    _, data = files_of(place)
-    real = feature_cache.opened_tensor
+    file, real = files_of(place)[kind], os.open
 
-    def refused(path: Path) -> int:
-        if path == data:
+    def refused(path: Any, flags: int, *more: Any, **others: Any) -> int:
+        if str(path) == str(file):
             raise OSError(number, "Not now", str(path))
-        return real(path)
+        return real(path, flags, *more, **others)
 
-    monkeypatch.setattr(feature_cache, "opened_tensor", refused)
+    monkeypatch.setattr(os, "open", refused)
     assert torch.equal(network(images)["pooled"], right) and network.seen == N
-    assert capsys.readouterr().err == f"WARNING: {data} cannot be used (Not now); its features are computed\n"
+    assert capsys.readouterr().err == f"WARNING: {file} cannot be used (Not now); its features are computed\n"
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(place.parents[1]))
     assert torch.equal(network(images)["pooled"], right) and network.seen <= 8
@@ -456,7 +456,9 @@ def test_two_commands_at_once_do_not_take_the_same_room(place: Path, monkeypatch
     asked: dict[str, Any] = {"shapes": {"x": (100, 10)}, "dtypes": {"x": torch.float32}, "limit": 12000}
 
     def meanwhile(*_: Any) -> None:
-        with pytest.raises(NoRoom, match=r"^run.feature_cache is 12KB, and features in use leave no room in it"):
+        with pytest.raises(
+            NoRoom, match=r"^run.feature_cache is 12KB, and features in use, or of other users, leave no room"
+        ):
             new_files(**asked)
 
     monkeypatch.setattr(os, "posix_fallocate", meanwhile)
@@ -465,7 +467,9 @@ def test_two_commands_at_once_do_not_take_the_same_room(place: Path, monkeypatch
     assert [path.name for path in place.iterdir()] == [".lock"]
 
 
-def test_the_bound_holds_and_nothing_is_deleted_in_vain(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bound_holds_and_nothing_is_deleted_in_vain(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     network, images = Network(), digits()
     for k in range(3):
         network(images.select(torch.arange(k, k + 12)))
@@ -475,11 +479,26 @@ def test_the_bound_holds_and_nothing_is_deleted_in_vain(place: Path, capsys: pyt
     # What is in use leaves no room for 20 images, so the two others stay.
     network(images, cache=size + 4500)
     said = capsys.readouterr().err
-    assert "is 7KB, and features in use leave no room in it; give more); this run goes on without" in said
+    assert (
+        "is 7KB, and features in use, or of other users, leave no room in it; give more); this run goes on without"
+        in said
+    )
     # A smaller bound holds at once, also if nothing new is kept.
     assert torch.equal(network(images.select(torch.arange(12)), cache=2 * size)["pooled"], kept) and network.seen <= 8
     assert len(list(place.glob("*.json"))) == 2
+    # What another user's folder keeps counts.
     del kept
+    real, oldest = Path.unlink, min(place.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+
+    def unlink(path: Path, *arguments: Any, **more: Any) -> None:
+        if path == oldest:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        real(path, *arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink)
+        network(images.select(torch.arange(5, 17)), cache=2 * size + 4096)
+    assert oldest.exists() and len(list(place.glob("*.json"))) == 2
     network(images, cache=10)
     assert [path.name for path in place.iterdir()] == [".lock"]
 
