@@ -38,7 +38,7 @@ from .protocols.linear import Linear
 from .protocols.linear_sgd import LinearSGD
 from .protocols.nearest_mean import NearestMean
 from .protocols.outcomes import add_outcome, say_what_was_done, what_was_chosen
-from .protocols.registry import check_taps, chosen_protocols, naming_preset, published
+from .protocols.registry import check_taps, chosen_protocols, naming_preset, other_views, published
 from .protocols.retrieval import Retrieval
 from .protocols.ridge import FewShotRidge
 from .protocols.verification import Verification
@@ -135,6 +135,8 @@ def build_probe(
     offered = available_taps(model)
     protocols = chosen_protocols(evaluate, tuple(tap for tap in offered if LEVEL.fullmatch(tap)))
     check_taps(protocols, offered, model.spec["name"])
+    for sentence in other_views(protocols, view.in_words()):
+        run.log(sentence)
     taps = Taps(model, [tap for protocol in protocols.values() for tap in protocol.reads])
     if protocols:
         one = taps(torch.zeros(1, model.channels, model.size, model.size))

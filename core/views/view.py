@@ -219,6 +219,12 @@ class Evaluation:
         shown = {"size": self.size, "resize": self.short, "interpolation": self.interpolation}
         return {**shown, "mean": list(self.mean), "std": list(self.std)}
 
+    def in_words(self) -> str:
+        """What the view shows, for messages."""
+        if self.short == self.size:
+            return f"pictures resized and cropped to {self.size} px, {self.interpolation}"
+        return f"pictures resized to {self.short} and cropped to {self.size} px, {self.interpolation}"
+
     def worker(self, image: Tensor) -> Tensor:
         """uint8 [C, H, W] of any size -> uint8 [C, size, size]."""
         return self._crop(image[None])[0]

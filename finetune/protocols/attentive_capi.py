@@ -98,6 +98,11 @@ class AttentiveCAPI:
             raise UserError(f"{CAPI_SECTION}.sources: an empty list is given; expected some of {', '.join(TAPS)}")
         return {source: replace(self, sources=(source,)) for source in dict.fromkeys(self.sources)}
 
+    @property
+    def expects(self) -> str:
+        """How CAPI shows images, as `Evaluation.in_words` says it."""
+        return "pictures resized to 256 and cropped to 224 px, bicubic"
+
     def requires(self, name: str, counts: Counts) -> None:
         """Raises UserError for numbers out of range, tokens that 64 doesn't divide, and want of images to choose on or of memory."""
         self.length.check(CAPI_SECTION)
@@ -148,7 +153,7 @@ class AttentiveCAPI:
             "rate": "lr x batch_size / 256, cosine to 0 in every step",
             "iterate": "last",
             "chosen": CHOSEN_ON if fitted.chosen else "nothing",
-            "expects": "pictures resized to 256 and cropped to 224 px, bicubic",
+            "expects": self.expects,
         }
         return fitted._replace(facts={"settings": said})
 

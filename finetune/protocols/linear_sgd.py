@@ -95,6 +95,11 @@ class LinearSGD:
         """The inputs."""
         return tuple(dict.fromkeys(self.settings["inputs"]))
 
+    @property
+    def expects(self) -> str:
+        """How the publication shows images, as `Evaluation.in_words` says it."""
+        return EXPECTS[self.preset]
+
     def requires(self, name: str, counts: Counts) -> None:
         """Raises UserError for numbers out of range, for want of images to choose on, and of memory."""
         if self.epochs is not None and self.steps is not None:
@@ -138,7 +143,7 @@ class LinearSGD:
             "rate": "lr x batch_size / 256, cosine to 0 in every step",
             "iterate": "last",
             "chosen": CHOSEN_ON if fitted.chosen else "nothing",
-            "expects": EXPECTS[self.preset],
+            "expects": self.expects,
         }
         return fitted._replace(facts={"settings": said})
 
@@ -150,7 +155,7 @@ class LinearSGD:
 _IMAGENET = "pictures resized to 256 and cropped to 224 px, bicubic"
 EXPECTS: Mapping[str, str] = {
     "linear-simclr": _IMAGENET,
-    "linear-simclr-cifar": "pictures of 32 px, whole",
+    "linear-simclr-cifar": "pictures resized and cropped to 32 px",
     "linear-mae": _IMAGENET,
     "linear-dinov2": _IMAGENET,
 }

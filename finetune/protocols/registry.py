@@ -131,6 +131,19 @@ def chosen_protocols(evaluate: Mapping[str, Any], layers: tuple[str, ...]) -> di
     return {one: made for name, protocol in named.items() for one, made in for_each(name, protocol, layers).items()}
 
 
+def other_views(protocols: Mapping[str, AnyProtocol], shown: str) -> list[str]:
+    """A sentence for the presets whose publications show images otherwise. shown: as `Evaluation.in_words` says it."""
+    expected: dict[str, list[str]] = {}
+    for name, one in protocols.items():
+        own = one.expects if isinstance(one, LinearSGD | AttentiveCAPI) else published(name).get("expects", "")
+        if not shown.startswith(own):
+            expected.setdefault(own, []).append(name)
+    return [
+        f"{', '.join(names)}: published with {expects}; here {shown} (data.size, data.resize and data.interpolation)"
+        for expects, names in expected.items()
+    ]
+
+
 def check_taps(protocols: Mapping[str, AnyProtocol], offered: tuple[str, ...], network: str) -> None:
     """Raises UserError for a protocol that reads features which the network doesn't offer, naming the key that says what it reads."""
     every: dict[str, Callable[..., AnyProtocol]] = {**SECTIONS, **COMPARISONS}

@@ -12,9 +12,10 @@ from rootstock.core import hostmemory
 from rootstock.core.errors import UserError
 from rootstock.core.evaluate.held_out import held_out_rows
 from rootstock.core.evaluate.sgd_heads import Head, HeadTraining
+from rootstock.core.views.view import Evaluation
 from rootstock.finetune.protocols.contract import Counts, Known
 from rootstock.finetune.protocols.linear_sgd import LINEAR_PRESETS, LinearSGD
-from rootstock.finetune.protocols.registry import chosen_protocols
+from rootstock.finetune.protocols.registry import chosen_protocols, other_views
 from rootstock.tests.core.evaluate import test_sgd_heads as heads
 
 CLASSES = ("ant", "bee", "cat", "dog")
@@ -183,3 +184,31 @@ def test_heads_beyond_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch) ->
         UserError, match=r"linear_sgd: 52 candidates take 4.0 MB, more than half of the 1.0 MB of memory"
     ):
         LinearSGD(preset="linear-dinov2").requires("linear-dinov2", Counts(y, torch.arange(90), CLASSES, shapes))
+
+
+def test_a_view_other_than_the_published_one_is_said() -> None:
+    presets = [
+        "linear-simclr",
+        "linear-simclr-cifar",
+        "linear-dinov2",
+        "attentive-capi",
+        "knn-dino",
+        "knn-lightly",
+        "logreg",
+    ]
+    protocols = chosen_protocols({"presets": presets, "knn": {}}, ("pooled",))
+
+    def other(size: int, **options: Any) -> dict[str, str]:
+        said = other_views(protocols, Evaluation(size, **options).in_words())
+        return {line.split(": published")[0]: line for line in said}
+
+    capi = "attentive-capi-cls, attentive-capi-avg_patch, attentive-capi-patch"
+    bicubic = f"linear-simclr, linear-dinov2, {capi}, knn-dino"
+    assert list(other(224, resize=256, interpolation="bicubic")) == ["linear-simclr-cifar", "knn-lightly", "logreg"]
+    assert list(other(224, interpolation="bicubic")) == [bicubic, "linear-simclr-cifar", "knn-lightly"]
+    assert list(other(224, crop=0.875)) == [bicubic, "linear-simclr-cifar", "logreg"]
+    assert other(32)["knn-lightly"] == (
+        "knn-lightly: published with pictures resized to 256 and cropped to 224 px, bilinear; here pictures resized and cropped to "
+        "32 px, bilinear (data.size, data.resize and data.interpolation)"
+    )
+    assert "linear-simclr-cifar" not in other(32)
