@@ -38,7 +38,7 @@ from .protocols.linear import Linear
 from .protocols.linear_sgd import LinearSGD
 from .protocols.nearest_mean import NearestMean
 from .protocols.outcomes import add_outcome, say_what_was_done, what_was_chosen
-from .protocols.registry import check_labels, check_taps, chosen_protocols, naming_preset, published
+from .protocols.registry import check_one_class, check_taps, chosen_protocols, naming_preset, published
 from .protocols.retrieval import Retrieval
 from .protocols.ridge import FewShotRidge
 from .protocols.verification import Verification
@@ -143,7 +143,7 @@ def build_probe(
         for name, protocol in protocols.items():
             if isinstance(protocol, Tapped):
                 check_vectors(name, protocol, counts)
-            check_labels(name, protocol, counts)
+            check_one_class(name, protocol, counts)
             with naming_preset(name, protocol):
                 protocol.requires(name, counts)
     # After what the others ask, since every mask is read here.

@@ -14,7 +14,7 @@ from ...core.evaluate.knn import class_shares, knn_scores, neighbours, say_clipp
 from ...core.evaluate.ranking import macro_over_classes
 from ...core.images.several import has_several
 from .contract import Counts, Features, Fitted, Known
-from .linear import THRESHOLDS
+from .linear import CHOSEN_THRESHOLDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,11 @@ class KNN:
         chosen = {"k": k, **({"temperature": temperature} if warmths else {})} if tried else {}
         how = "the most right on a held-out 20 % of the training images; then all vote" if tried else "nothing"
         if several and held_out is not None:
-            how = f"highest macro AP on a held-out 20 %, then all vote; {THRESHOLDS}" if tried else THRESHOLDS
+            how = (
+                f"highest macro AP on a held-out 20 %, then all vote; {CHOSEN_THRESHOLDS}"
+                if tried
+                else CHOSEN_THRESHOLDS
+            )
         settings = {
             "tap": self.reads[0],
             "scale": "each divided by its norm",

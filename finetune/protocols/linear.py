@@ -17,10 +17,8 @@ from .contract import Counts, Features, Fitted, Known
 COARSE_GRID: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1e0, 1e1, 1e2, 1e3)
 
 # What is chosen where an image may have several classes, for the settings of a result.
-THRESHOLDS = "thresholds of F1 on a held-out 20 % of the training images"
-CHOSEN_OF_SEVERAL = (
-    f"highest macro AP, then lowest BCE, on a held-out 20 % of the training images; then all are fitted; {THRESHOLDS}"
-)
+CHOSEN_THRESHOLDS = "thresholds of F1 on a held-out 20 % of the training images"
+CHOSEN_OF_SEVERAL = f"highest macro AP, then lowest BCE, on a held-out 20 %; then all are fitted; {CHOSEN_THRESHOLDS}"
 
 # What `core.evaluate.logreg` does, for the settings of a result.
 SOLVER: Mapping[str, str] = {
@@ -84,7 +82,7 @@ class Linear:
             "C": list(grid),
             **SOLVER,
             "classes": "one binary regression each, one C for all",
-            "chosen": CHOSEN_OF_SEVERAL if several else THRESHOLDS if model.held_out else "nothing",
+            "chosen": CHOSEN_OF_SEVERAL if several else CHOSEN_THRESHOLDS if model.held_out else "nothing",
         }
 
         def scores(features: Features) -> Tensor:

@@ -134,7 +134,7 @@ def chosen_protocols(evaluate: Mapping[str, Any], layers: tuple[str, ...]) -> di
     return {one: made for name, protocol in named.items() for one, made in for_each(name, protocol, layers).items()}
 
 
-def check_labels(name: str, protocol: AnyProtocol, counts: Counts) -> None:
+def check_one_class(name: str, protocol: AnyProtocol, counts: Counts) -> None:
     """Raises UserError for a protocol that needs one class an image, where the training images may have several."""
     section = section_of(protocol)
     if counts.labels.ndim == 1 or section in OF_SEVERAL:

@@ -98,29 +98,20 @@ def open_csv(
 
     paths = column(path, True)
     within = None if several is None else between_classes(several, between, title)
-    labels = column(label or "label", (label or several) is not None)
+    option = "label" if label else "several" if several else ""
+    labels = column(label or "label", bool(option))
     domains = column(domain or "domain", domain is not None)
-    sets = (
-        []
-        if within is None
-        else [names_in_cell(cell, within, f"{title}: line {n}") for cell, n in zip(labels, lines, strict=True)]
-    )
-    for kind, values in ("label", [] if within else labels), ("domain", domains):
-        if "" in values and any(values):
-            line = lines[values.index("")]
-            hint = "; if a picture may have none or several, add ?several=semicolon" if kind == "label" else ""
-            raise UserError(
-                f"{title}: line {line} has no {kind}, others have; fill it in or leave the column out{hint}"
-            )
-    if (label or several) is not None and labels and not any(labels):
-        option = "label" if label else "several"
-        raise UserError(
-            f"{title}: the column {abridged(label or 'label', 60)} is empty; fill it in, or remove ?{option}="
-        )
-    labels = [within.join(sorted(names)) for names in sets] if within else labels
+    sets = [] if within is None else classes_of_cells(labels, within, lines, title)
+    check_filled("label", [] if within else labels, lines, title)
+    check_filled("domain", domains, lines, title)
+    if option and labels and not any(labels):
+        column_shown = abridged(label or "label", 60)
+        raise UserError(f"{title}: the column {column_shown} is empty; fill it in, or remove ?{option}=")
+    labels = [str(names) for names in sets] if within else labels
     source = source_of_names(title, root, table, paths, labels if any(labels) else [], lines, bits)
     if within:
-        source = dataclasses.replace(source, **dict(zip(("labels", "classes"), number_several(sets), strict=True)))
+        numbers, classes = number_several(sets)
+        source = dataclasses.replace(source, labels=numbers, classes=classes)
     unread = [name for name in header if name and name not in (path, label or "label", domain or "domain")]
     source = dataclasses.replace(source, notes=(*source.notes, *about_columns(unread, source.labels is not None)))
     if not any(domains):
@@ -142,6 +133,21 @@ def between_classes(several: str, between: str, title: str) -> str:
             f"as ?several={'pipe' if within != '|' else 'semicolon'}"
         )
     return within
+
+
+def check_filled(kind: str, values: Sequence[str], lines: Sequence[int], title: str) -> None:
+    """Raises UserError if some rows have a value and others none. kind: label or domain."""
+    if "" in values and any(values):
+        line = lines[values.index("")]
+        hint = "; if a picture may have none or several, add ?several=semicolon" if kind == "label" else ""
+        raise UserError(f"{title}: line {line} has no {kind}, others have; fill it in or leave the column out{hint}")
+
+
+def classes_of_cells(cells: Sequence[str], within: str, lines: Sequence[int], title: str) -> list[list[str]]:
+    """The classes that each cell holds, sorted. Raises UserError for a cell that cannot be, naming its line."""
+    return [
+        sorted(names_in_cell(cell, within, f"{title}: line {line}")) for cell, line in zip(cells, lines, strict=True)
+    ]
 
 
 def about_columns(unread: Sequence[str], labelled: bool) -> list[Note]:

@@ -43,7 +43,7 @@ def test_the_optimum_of_each_class_is_scikit_learns(d: int) -> None:
             peer = LogisticRegression(C=model.C, tol=1e-12, max_iter=100_000, solver="newton-cg")
             peer.fit(scaled, labels[:, c].numpy())
             theirs = model._replace(weight=model.weight.clone(), bias=model.bias.clone())
-            theirs.weight[c], theirs.bias[c] = torch.from_numpy(peer.coef_[0]), float(peer.intercept_[0])
+            theirs.weight[c], theirs.bias[c] = torch.from_numpy(peer.coef_[0]), float(np.ravel(peer.intercept_)[0])
             best = objective(theirs, x, labels, c)
             assert model.converged and objective(model, x, labels, c) <= best * (1 + 1e-6)
 
