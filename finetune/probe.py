@@ -38,7 +38,7 @@ from .protocols.linear import Linear
 from .protocols.linear_sgd import LinearSGD
 from .protocols.nearest_mean import NearestMean
 from .protocols.outcomes import add_outcome, say_what_was_done, what_was_chosen
-from .protocols.registry import check_taps, chosen_protocols, naming_preset, other_views, published
+from .protocols.registry import check_one_class, check_taps, chosen_protocols, naming_preset, other_views, published
 from .protocols.retrieval import Retrieval
 from .protocols.ridge import FewShotRidge
 from .protocols.verification import Verification
@@ -124,7 +124,7 @@ def build_probe(
     torch.manual_seed(seed)
     # Masks are all the labels that a dense probe needs.
     unlabelled = evaluate["dense"] is not None and not chosen_protocols(evaluate, ("pooled",))
-    train, tests = train_and_tests(data["train"], data["test"], seed, labels=not unlabelled)
+    train, tests = train_and_tests(data["train"], data["test"], seed, labels=not unlabelled, several=True)
     stage.record_sets(run, stage.named_sets(train, tests), data["stamp"])
     kept = distinct_rows(train)
     distinct, names = train.select(kept), partial(rows_by_name, train, kept)
@@ -147,6 +147,7 @@ def build_probe(
         for name, protocol in protocols.items():
             if isinstance(protocol, Tapped):
                 check_vectors(name, protocol, counts)
+            check_one_class(name, protocol, counts)
             with naming_preset(name, protocol):
                 protocol.requires(name, counts)
     # After what the others ask, since every mask is read here.
@@ -203,7 +204,7 @@ def probe(
     found = {**exposure(model.seen, tests), **scored.as_result(), **what_was_chosen(outcomes, distinct, seed)}
     if segmented:
         segmented.add_to(found)
-    selection = "train-split" if found["chosen"] else "last"
+    selection = "train-split" if found["chosen"] or "held_out" in found else "last"
     return run.finish({"data": facts, **found, "selection": model.selection(selection)})
 
 

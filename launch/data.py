@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..core.images.notes import Note
 from ..core.images.open import Images, open_with_splits
+from ..core.images.several import has_several
 from ..core.images.survey import notes_of, survey
 from ..core.printable import printable
 from .sheet import contact_sheet, place_of_sheet, save_sheet_to
@@ -36,6 +37,8 @@ def describe_set(uri: str | Sequence[str], out: Path | None = None, anew: bool =
     print_summary(console, images, found.shapes)
     if images.labels is not None and images.classes is not None:
         print_counts(console, "class", images.classes, images.labels)
+    if images.labels is not None and has_several(images.labels):
+        print_counts(console, "classes a picture", *classes_a_picture(images.labels))
     if len(images.domain_names) > 1:
         print_counts(console, "domain", images.domain_names, images.domains)
     said = save_sheet_to(contact_sheet(images, {i for i, _ in found.damaged}), place)
@@ -88,7 +91,8 @@ def print_summary(console: Console, images: Images, shapes: Counter[tuple[int, .
         + (f", {identities:,} different (copies and blends count once)" if identities < len(images) else ""),
     )
     number = len(images.classes or ())
-    table.add_row("labels", "none" if images.labels is None else f"{number} class{'' if number == 1 else 'es'}")
+    kind = ", any number of them a picture" if has_several(images.labels) else ""
+    table.add_row("labels", "none" if images.labels is None else f"{number} class{'' if number == 1 else 'es'}{kind}")
     if shapes is not None:
         add_sizes(table, shapes)
     table.add_row("fingerprint", images.fingerprint())
@@ -109,9 +113,15 @@ def add_sizes(table: Table, shapes: Counter[tuple[int, ...]]) -> None:
         table.add_row("height", f"{heights[0]} to {heights[-1]}, median {heights[middle]}")
 
 
+def classes_a_picture(labels: Tensor) -> tuple[tuple[str, ...], Tensor]:
+    """How many classes a picture may have, in words, and the place of each picture among them. labels: uint8 [N, K]."""
+    counts, index = labels.sum(1).unique(return_inverse=True)
+    return tuple("none" if count == 0 else str(count) for count in counts.tolist()), index
+
+
 def print_counts(console: Console, kind: str, names: tuple[str, ...], index: Tensor) -> None:
-    """Print how many images each class or domain has; those after the first LISTED in one line."""
-    counts = torch.bincount(index, minlength=len(names)).tolist()
+    """Print how many images each class or domain has; those after the first LISTED in one line. index: int64 [N], or uint8 [N, K]."""
+    counts = (index.sum(0) if has_several(index) else torch.bincount(index, minlength=len(names))).tolist()
     table = Table(kind, "pictures", "share", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"

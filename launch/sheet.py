@@ -14,6 +14,7 @@ from ..core.files import expanded
 from ..core.images.cache import cache_folder, entry_name
 from ..core.images.open import Images
 from ..core.images.sets import refuse_inside
+from ..core.images.several import has_several
 from ..core.printable import printable
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -68,7 +69,9 @@ def contact_sheet(images: Images, damaged: set[int]) -> Image.Image:
     by_domain = len(images.domain_names) > 1 or images.labels is None or images.classes is None
     index = images.domains if by_domain or images.labels is None else images.labels
     names = images.domain_names if by_domain else images.classes or ()
-    groups = [(name, (index == k).nonzero().flatten().tolist()) for k, name in enumerate(names)]
+    several = has_several(index)
+    here = ((index[:, k] > 0) if several else (index == k) for k in range(len(names)))
+    groups = [(name, mine.nonzero().flatten().tolist()) for name, mine in zip(names, here, strict=True)]
     if len(groups) == 1:  # one row would waste the sheet
         name, members = groups[0]
         step = max(1, len(members) // (COLUMNS * COLUMNS))

@@ -37,7 +37,7 @@ DEFINITIONS: Mapping[str, Definition] = {
     "balanced_accuracy": Definition(f"recall, {_PRESENT}"),
     "precision_macro": Definition(f"precision, {_OCCURRING}"),
     "recall_macro": Definition(f"recall, {_OCCURRING}"),
-    "f1_macro": Definition(f"F1, {_OCCURRING}"),
+    "f1_macro": Definition(f"F1, {_OCCURRING}; over all classes where an image may have several"),
     "precision_micro": Definition(f"precision, {_MICRO}"),
     "recall_micro": Definition(f"recall, {_MICRO}"),
     "f1_micro": Definition(f"F1, {_MICRO}"),
@@ -51,6 +51,9 @@ DEFINITIONS: Mapping[str, Definition] = {
     "average_precision": Definition(
         "sum of (R_n - R_(n-1)) P_n over thresholds, equal scores being one, of one class against the rest, mean over the classes that the "
         "test set has"
+    ),
+    "average_precision_micro": Definition(
+        "average precision of all pairs of an image and a class at once; of images with several classes each"
     ),
     "kappa": Definition("Cohen's kappa: agreement beyond chance", -1.0, 1.0, percent=False),
     "mcc": Definition("Matthews' correlation coefficient", -1.0, 1.0, percent=False),

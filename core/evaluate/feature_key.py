@@ -108,7 +108,7 @@ def images_key(images: Images) -> dict[str, Any]:
     packs = [_pack_digest(store) for store in images.stores if isinstance(store, PackStore)]
     return {
         "number": len(images),
-        "fingerprint": images.fingerprint(),
+        "fingerprint": images.unlabelled().fingerprint(),  # a label changes no feature
         "split": images.split_hash(),
         "order": order.hexdigest(),
         "shapes": shapes,

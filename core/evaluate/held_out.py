@@ -13,21 +13,24 @@ import torch
 from torch import Tensor
 
 from ..images.images import Images
+from ..images.several import has_several, numbered_sets
 from ..images.split import hash_order, keys_by_class
 
 # The part of the training set that is held out, of each class.
 CHOICE_FRACTION = 0.2
 HOW_DRAWN = "over content keys, stratified by a key's majority class"
+HOW_DRAWN_OF_SEVERAL = "over content keys, stratified by the rarest of a key's classes"
 
 
 def held_out_rows(keys: Tensor, labels: Tensor, *, seed: int, fraction: float = CHOICE_FRACTION) -> Tensor:
     """Which training images to hold out, bool [N] on the CPU: `fraction` of the identities of each class, rounded, but at least one.
 
     keys, labels: int64 [N]. All images of an identity are on one side; its class is the one that most of them have, of equals the smallest.
+    Labels may be uint8 [N, K]; then its class is the rarest that it has.
     A class with a single identity stays in training. The choice depends on the seed and on the identities, not on order or copies.
     """
-    if keys.shape != labels.shape or keys.ndim != 1:
-        raise ValueError(f"keys {tuple(keys.shape)} and labels {tuple(labels.shape)} must both be [N]")
+    if keys.ndim != 1 or labels.shape[:1] != keys.shape or labels.ndim > 2:
+        raise ValueError(f"keys {tuple(keys.shape)} and labels {tuple(labels.shape)} must be [N] and [N] or [N, K]")
     keys = keys.detach().cpu()
     chosen: list[int] = []
     for group in keys_by_class(keys, labels.detach().cpu()).values():
@@ -42,7 +45,7 @@ def describe_slice(images: Images, seed: int) -> dict[str, Any]:
     keys = images.keys()
     part = images.select(held_out_rows(keys, images.labels, seed=seed).nonzero()[:, 0])
     return {
-        "drawn": HOW_DRAWN,
+        "drawn": HOW_DRAWN_OF_SEVERAL if has_several(images.labels) else HOW_DRAWN,
         "fraction": CHOICE_FRACTION,
         "seed": seed,
         "keys": len(part.keys().unique()),
@@ -66,7 +69,7 @@ def distinct_rows(images: Images) -> Tensor:
     """
     keys = images.keys()
     _, group, sizes = keys.unique(return_inverse=True, return_counts=True)
-    labels = torch.zeros(len(images), dtype=torch.int64) if images.labels is None else images.labels
+    labels = torch.zeros(len(images), dtype=torch.int64) if images.labels is None else numbered_sets(images.labels)
     keep = torch.ones(len(images), dtype=torch.bool)
     rows = (sizes[group] > 1).nonzero()[:, 0]
     rows = rows[group[rows].argsort(stable=True)]
@@ -80,7 +83,7 @@ def distinct_rows(images: Images) -> Tensor:
 
 def rows_by_name(images: Images, kept: Tensor) -> list[tuple[str, int]]:
     """The name of every image and its row among `kept` (int64, as of `distinct_rows`); a left-out copy has the row of its first."""
-    labels = [0] * len(images) if images.labels is None else images.labels.tolist()
+    labels = [0] * len(images) if images.labels is None else numbered_sets(images.labels).tolist()
     what = list(zip(images.keys().tolist(), labels, strict=True))
     place = {i: row for row, i in enumerate(kept.tolist())}
     first: dict[tuple[int, int], int] = {}

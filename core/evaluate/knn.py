@@ -19,6 +19,7 @@ from torch.nn.functional import normalize
 
 from ..distributed import rank
 from ..errors import UserError
+from ..images.several import has_several
 from .cosines import check_finite, cosine_table, near_one, unit_rows
 from .counts import Floats, Ints
 from .predictions import to_half
@@ -59,9 +60,19 @@ def knn_scores(
     k: int = 20,
     temperature: float | None = 0.07,
 ) -> Tensor:
-    """Each class's share of the votes, float16 [M, K]; arguments and errors as of `knn_predict`."""
+    """Each class's share of the votes, float16 [M, K]; arguments and errors as of `knn_predict`.
+
+    train_y may be uint8 [N, K], where an image may have several classes: then as `class_shares`.
+    """
     similarity, rows = neighbours(train_x, test_x, k)
-    return vote(similarity, _labels(train_y, len(train_x), num_classes)[rows], num_classes, temperature)
+    return votes_of(similarity, rows, _labels(train_y, len(train_x), num_classes), num_classes, temperature)
+
+
+def votes_of(similarity: Tensor, rows: Tensor, train_y: Tensor, num_classes: int, temperature: float | None) -> Tensor:
+    """`vote` of neighbours by their rows int64 [M, k]; for labels uint8 [N, K], `class_shares`."""
+    if has_several(train_y):
+        return class_shares(similarity, rows, train_y, temperature)
+    return vote(similarity, train_y[rows], num_classes, temperature)
 
 
 def neighbours(train_x: Tensor, test_x: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -113,22 +124,47 @@ def vote(similarity: Tensor, labels: Tensor, num_classes: int, temperature: floa
 
     The class with most votes, of equals the lowest, has the largest share also after rounding.
     """
-    if temperature is not None and temperature <= 0:
-        raise UserError(f"kNN needs a temperature above 0 (or none, for equal votes), got {temperature}")
     shares = []
     for near, label in zip(similarity.split(VOTE_ROWS), labels.split(VOTE_ROWS), strict=True):
-        near = near.double()
-        if temperature is None:
-            weights = torch.ones_like(near)
-        else:
-            # Relative to the nearest, since exp(1 / T) overflows for a small T; a row's winner stays the same.
-            weights = torch.exp((near - near.max(dim=1, keepdim=True).values) / temperature)
+        weights = _weights(near, temperature)
         votes = torch.zeros(len(near), num_classes, dtype=torch.float64).scatter_add_(1, label, weights)
         shares.append(torch.from_numpy(to_half(votes.numpy(), "votes", "kNN").scores))
     return torch.cat(shares)
 
 
+def class_shares(similarity: Tensor, rows: Tensor, train_y: Tensor, temperature: float | None) -> Tensor:
+    """The weighted share of each test row's neighbours that have a class, float16 [M, K], each 0 to 1.
+
+    similarity: [M, k]; rows: int64 [M, k], of the neighbours; train_y: uint8 [N, K]. Neighbours are added one after the other, `VOTE_ROWS`
+    test rows at a time: 33 kB of float64 for each class, and as much again, whatever k is.
+    """
+    shares = []
+    for near, mine in zip(similarity.split(VOTE_ROWS), rows.split(VOTE_ROWS), strict=True):
+        weights = _weights(near, temperature)
+        found, whole = torch.zeros(len(near), train_y.shape[1], dtype=torch.float64), weights.new_zeros(len(near), 1)
+        for j in range(near.shape[1]):
+            found += weights[:, j : j + 1] * train_y[mine[:, j]]
+            whole += weights[:, j : j + 1]
+        shares.append((found / whole).half())
+    return torch.cat(shares)
+
+
+def _weights(near: Tensor, temperature: float | None) -> Tensor:
+    """The weight of each neighbour's vote, float64 [M, k], of their cosines."""
+    if temperature is not None and temperature <= 0:
+        raise UserError(f"kNN needs a temperature above 0 (or none, for equal votes), got {temperature}")
+    near = near.double()
+    if temperature is None:
+        return torch.ones_like(near)
+    # Relative to the nearest, since exp(1 / T) overflows for a small T; a row's winner stays the same.
+    return torch.exp((near - near.max(dim=1, keepdim=True).values) / temperature)
+
+
 def _labels(train_y: Tensor, n: int, num_classes: int) -> Tensor:
+    if has_several(train_y):
+        if train_y.shape != (n, num_classes):
+            raise ValueError(f"expected labels [{n}, {num_classes}], got {tuple(train_y.shape)}")
+        return train_y.detach().cpu()
     train_y = train_y.detach().cpu().long()
     if train_y.shape != (n,):
         raise ValueError(f"{n} training features need as many labels, got {tuple(train_y.shape)}")

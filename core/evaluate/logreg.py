@@ -155,14 +155,7 @@ def fit_path(
     backbone. Dividing each by its own deviation (standardised) would amplify nearly dead features, which dominate the others on another
     domain where they are not dead; a feature without any deviation stays as it is.
     """
-    mean = x.mean(dim=0)
-    if standardised:
-        scale = (x - mean).square().mean(dim=0).sqrt()
-        # The deviation of a constant is not 0 but the rounding of its mean.
-        scale = torch.where(scale > CONSTANT_PART * mean.abs(), scale, 1.0)
-    else:
-        scale = (x - mean).square().mean().sqrt()
-        scale = torch.where(scale > 0, scale, 1.0)
+    mean, scale = mean_and_scale(x, standardised=standardised)
     rows = rotated((x - mean) / scale)
     # Only classes with images: the bias of a class without images would fall without limit.
     classes, target = y.unique(return_inverse=True)
@@ -180,15 +173,31 @@ def fit_path(
     return models
 
 
+def mean_and_scale(x: Tensor, *, standardised: bool = False) -> tuple[Tensor, Tensor]:
+    """The mean [D] of features float64 [N, D], and their root mean square deviation, one number, or [D] where standardised."""
+    mean = x.mean(dim=0)
+    if standardised:
+        scale = (x - mean).square().mean(dim=0).sqrt()
+        # The deviation of a constant is not 0 but the rounding of its mean.
+        return mean, torch.where(scale > CONSTANT_PART * mean.abs(), scale, 1.0)
+    scale = (x - mean).square().mean().sqrt()
+    return mean, torch.where(scale > 0, scale, 1.0)
+
+
+def check_features(x: Tensor) -> None:
+    """Raises UserError for training features [N, D] without a row, or that are not finite."""
+    if len(x) == 0:
+        raise UserError("logistic regression needs at least one training image, got none")
+    if not bool(x.isfinite().all()):
+        raise UserError("training features are not finite; the model has diverged")
+
+
 def _checked(train_x: Tensor, train_y: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Features float64 [N, D] and labels int64 [N] on the features' device."""
     x, y = train_x.detach().double(), train_y.detach().to(train_x.device).long()
     if x.ndim != 2 or y.shape != (len(x),):
         raise ValueError(f"expected features [N, D] and labels [N], got {tuple(x.shape)} and {tuple(y.shape)}")
-    if len(x) == 0:
-        raise UserError("logistic regression needs at least one training image, got none")
-    if not bool(x.isfinite().all()):
-        raise UserError("training features are not finite; the model has diverged")
+    check_features(x)
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= num_classes:
         raise UserError(

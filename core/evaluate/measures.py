@@ -21,11 +21,12 @@ from .calibration import (
 from .counts import Floats, Ints, class_counts, confusion_metrics, split_counts
 from .intervals import mean_interval
 from .metrics import classification
-from .multilabel import choose_thresholds, multilabel_metrics
+from .multilabel import choose_thresholds, multilabel_statistic, per_class_metrics
 from .predictions import SavedScores, ScoredImages, to_half
 from .ranking import in_top, macro_over_classes, one_hot
 from .selective import aurc, group_accuracies
 from .statistics import (
+    RESAMPLES,
     Interval,
     Values,
     bootstrap_draws,
@@ -39,6 +40,10 @@ from .statistics import (
 
 TOP = 5
 SHARES = ("accuracy", "top5", "precision_micro", "recall_micro", "f1_micro")  # shares of images, which Wilson's is for
+
+
+# The draws for images of several classes rank at most so many scores in all (a quarter of a minute), but there are at least so many draws.
+MOST_RANKED, FEWEST_DRAWS = 1 << 32, 200
 
 
 class Measured(NamedTuple):
@@ -66,27 +71,37 @@ def measure(images: ScoredImages, saved: SavedScores, *, seed: int, held_out: He
     if len(images.keys) == 0:
         raise UserError("there are no labelled images to score; give a test set with at least one")
     if images.labels.ndim == 2:
-        return _measure_multilabel(images, saved, held_out)
+        return _measure_multilabel(images, saved, seed, held_out)
     return _Single(images, saved, seed).measured(held_out)
 
 
-def _measure_multilabel(images: ScoredImages, saved: SavedScores, held_out: HeldOut | None) -> Measured:
+def _measure_multilabel(images: ScoredImages, saved: SavedScores, seed: int, held_out: HeldOut | None) -> Measured:
     if saved.scores.ndim != 2:
         raise ValueError("images of several classes are scored once")
-    thresholds = None
+    labels, scores, thresholds = images.labels.astype(bool), saved.scores, None
     if held_out is not None:  # rounded as the test's are, so that equal scores are on one side of a threshold
-        rounded = to_half(held_out.scores, saved.kind, "held-out training images").scores
+        rounded = to_half(held_out.scores, saved.kind, "held-out training images", several=True).scores
         thresholds = choose_thresholds(rounded, held_out.labels.astype(bool))
-    logits = saved.kind == "logits"
-    metrics = multilabel_metrics(saved.scores, images.labels.astype(bool), thresholds, logits=logits)
-    details = {
+    logits, (member, clusters) = saved.kind == "logits", cluster_numbers(images.drawn)
+    statistic = multilabel_statistic(scores, labels, thresholds, member, clusters, logits=logits)
+    resamples = int(np.clip(MOST_RANKED // max(1, scores.size), FEWEST_DRAWS, RESAMPLES))
+    found = bootstrap_intervals(statistic, clusters, seed=seed, resamples=resamples)
+    per_class = per_class_metrics(scores, labels, thresholds, images.classes)
+    details: dict[str, Any] = {
         "classes": list(images.classes),
         "kind": saved.kind,
-        "support": images.labels.sum(axis=0, dtype=int).tolist(),
+        "per_class": per_class,
+        "support": [one["support"] for one in per_class.values()],
+        "classes_without_images": [name for name, one in per_class.items() if not one["support"]],
+        "images_without_classes": int((~labels.any(axis=1)).sum()),
+        "resamples": resamples,
     }
-    if thresholds is not None:
+    if thresholds is not None and held_out is not None:
         details["thresholds"] = [float(t) if np.isfinite(t) else None for t in thresholds]
-    return Measured(metrics, {}, details)
+        details["thresholds_chosen_on"] = f"{len(held_out.labels)} held-out training images"
+    metrics = {name: one.estimate for name, one in found.items() if np.isfinite(one.estimate)}
+    known = {name: [one.low, one.high] for name, one in found.items() if one.low is not None and one.high is not None}
+    return Measured(metrics, known, details)
 
 
 class _Single:

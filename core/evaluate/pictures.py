@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..files import write_text
 from ..images.open import Images
+from ..images.several import only_classes
 from ..launchlog import warn
 from ..manifest import DamagedFile, read_object
 
@@ -64,7 +65,7 @@ def save_map(run: Path, features: Mapping[str, Tensor], sets: Mapping[str, Image
     """Write run/map.json: t-SNE (van der Maaten & Hinton 2008) of up to MAP_POINTS features, by class and by domain.
 
     features: [N, D] by name of the set; each set is one domain. Writes nothing for fewer than 8 features, or if they are not finite
-    or all equal, so a diverged run still ends with its numbers.
+    or all equal, so a diverged run still ends with its numbers. An image of several classes, or of none, has no class on the map.
     """
     names = [name for name in features if len(features[name])]
     chosen = {name: spread(len(features[name]), max(1, MAP_POINTS // len(names))) for name in names}
@@ -84,7 +85,7 @@ def save_map(run: Path, features: Mapping[str, Tensor], sets: Mapping[str, Image
     labels: list[int] = []
     for name in names:
         own = sets[name].labels
-        labels += own[chosen[name]].tolist() if own is not None else [-1] * len(chosen[name])
+        labels += only_classes(own[chosen[name]]).tolist() if own is not None else [-1] * len(chosen[name])
     write_text(
         run / "map.json",
         json.dumps(

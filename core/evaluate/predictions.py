@@ -32,7 +32,8 @@ from .counts import Ints
 
 SCORES_FORMAT = 1
 # What scores are. Probabilities follow from logits by softmax. Votes (kNN) are shares of the row, and similarities (cosines) any numbers;
-# both have an order, but are no probabilities.
+# both have an order, but are no probabilities. Of several classes an image, each has a sigmoid of its own, and votes are
+# the shares of neighbours that have each class.
 SCORE_KINDS = ("logits", "probabilities", "votes", "similarities")
 LARGEST = float(np.finfo(np.float16).max)
 Half = NDArray[np.float16]
@@ -184,11 +185,12 @@ def _test_of(key: str) -> str:
     return key.partition("/")[0]
 
 
-def to_half(scores: NDArray[np.floating], kind: str, key: str = "scores") -> SavedScores:
+def to_half(scores: NDArray[np.floating], kind: str, key: str = "scores", *, several: bool = False) -> SavedScores:
     """Scores as they are kept and as metrics are computed from them: float16, with the predictions of the given ones.
 
     scores: [..., M, K]. Beyond 65504 they become that. Votes are divided by their sum. Where rounding makes a class of a lower index equal
-    to the highest one, it is moved down by the smallest step, so argmax stays. Raises UserError for NaN.
+    to the highest one, it is moved down by the smallest step, so argmax stays. several: images may have several classes, so a score is of
+    its class alone, and neither is done. Raises UserError for NaN.
     """
     broken = np.isnan(scores)
     if broken.any():  # an image is one, in however many draws
@@ -197,6 +199,8 @@ def to_half(scores: NDArray[np.floating], kind: str, key: str = "scores") -> Sav
             f"{key}: the scores of {rows} images are not numbers (NaN): the training has diverged; take a lower learning rate"
         )
     given = np.asarray(scores)
+    if several:
+        return SavedScores(kind, np.clip(given, -LARGEST, LARGEST).astype(np.float16))
     if kind == "votes":
         wide = given.astype(np.float64)
         total = wide.sum(axis=-1, keepdims=True)

@@ -56,7 +56,11 @@ class Scored:
         given = scores.detach().cpu()
         whole = given.dtype == torch.float16  # rounded already, with its predictions
         wide = given if given.dtype == torch.float64 else given.float()  # numpy has no bfloat16
-        saved = SavedScores(kind, given.numpy()) if whole else to_half(wide.numpy(), kind, key)
+        saved = (
+            SavedScores(kind, given.numpy())
+            if whole
+            else to_half(wide.numpy(), kind, key, several=rows.labels.ndim == 2)
+        )
         self.kept.add(key, rows, saved)
         slice_of_train = None if held_out is None else HeldOut(*(t.detach().cpu().numpy() for t in held_out))
         self.add_measured(key, measure(rows, saved, seed=self.seed, held_out=slice_of_train))

@@ -5,6 +5,7 @@ roles they are dropped when the set is opened, so that they cannot leak.
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,8 +19,9 @@ from .store import Scale, Stamp, Store, Uniform
 class Images:
     """N images from one or several stores.
 
-    uri: the opened URI. classes: class names by label, if known. labels: int64 [N], or None if there are none or they must not be
-    used. domains: int64 [N], indices into domain_names (one domain for each URI of a union, or the source's own domains).
+    uri: the opened URI. classes: class names by label, if known. labels: int64 [N], or uint8 [N, K] where an image may have several
+    classes, or none (several.py); None if there are none or they must not be used. domains: int64 [N], indices into domain_names (one
+    domain for each URI of a union, or the source's own domains).
     notes: what the sources hold beside the images that are read. folders: the folders that were listed.
     """
 
@@ -179,7 +181,7 @@ class Images:
         """
         labels = [""] * len(self)
         if self.labels is not None and self.classes is not None:
-            labels = [self.classes[label] for label in self.labels.tolist()]
+            labels = [self._named(label) for label in self.labels.tolist()]
         places = zip(self._which.tolist(), self._index.tolist(), labels, strict=True)
         more = {s: store.watched(watch) for s, store in enumerate(self._stores)} if watch != "size" else {}
         lines = [
@@ -187,6 +189,13 @@ class Images:
             for s, k, label in places
         ]
         return hashlib.sha256(b"".join(sorted(lines))).hexdigest()
+
+    def _named(self, label: int | list[int]) -> str:
+        """The class of a label, or the list of classes of one that may have several, as a fingerprint has them."""
+        assert self.classes is not None
+        if isinstance(label, int):
+            return self.classes[label]
+        return json.dumps([name for name, there in zip(self.classes, label, strict=True) if there])
 
     def split_hash(self) -> str:
         """sha256 (hex) over the sorted identities: identifies the images, independent of their location."""

@@ -19,6 +19,7 @@ from .images import Images
 from .notes import merged, with_alike
 from .pack.reader import open_pack
 from .places import abridged, place_named, reason_of, titled
+from .several import among_classes, has_several
 from .sources import digits
 from .sources.files import open_folder
 from .sources.idx import open_idx
@@ -246,7 +247,10 @@ def union(uris: Sequence[Uri], opened: Sequence[tuple[Images, bool]], role: Role
     if any(part.classes and set(part.classes) != set(classes) for part in parts):
         classes = number_classes(classes)[1]
     offsets = torch.tensor([0, *(len(part._stores) for part in parts)]).cumsum(0).tolist()
-    labels = [renamed(part.labels, part.classes or (), classes) for part in parts if part.labels is not None]
+    numbers = among_classes if any(has_several(part.labels) for part in parts) else renamed
+    labels = [
+        numbers(part.labels, part.classes or (), classes) for part in parts if labelled and part.labels is not None
+    ]
     return Images(
         " + ".join(part.uri for part in parts),
         [store for part in parts for store in part._stores],
@@ -271,7 +275,12 @@ def all_or_none_labelled(parts: Sequence[Images], role: Role) -> bool:
         raise UserError(
             f"{with_labels} has labels and {without} has none; a union needs them in all of its sets or in none"
         )
-    return all(labelled)
+    kinds = {has_several(part.labels): part.uri for part in parts if part.labels is not None}
+    if len(kinds) > 1 and role != "unlabelled":
+        raise UserError(
+            f"{kinds[True]} may have several classes an image and {kinds[False]} has one; a union needs one kind (?several= for all)"
+        )
+    return all(labelled) and len(kinds) == 1
 
 
 def names_of_domains(uris: Sequence[Uri], opened: Sequence[tuple[Images, bool]]) -> list[tuple[str, ...]]:

@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..files import expanded
 from ..printable import printable
 from .open import Images, holdout, open_images
+from .several import among_classes, has_several
 from .sources.files import FileStore
 from .sources.layout import AS_CLASS
 from .store import Stamp
@@ -24,22 +25,38 @@ HELD_OUT = 0.2
 LABELLED = "labelled"
 
 
-def labelled(images: Images, key: str) -> Images:
-    """Returns the images. Raises UserError, naming the key, if they have no labels."""
+def labelled(images: Images, key: str, *, several: bool = False) -> Images:
+    """Returns the images. Raises UserError, naming the key, if they have no labels.
+
+    several: whether an image may have several classes, or none (labels uint8 [N, K]); refused otherwise.
+    """
     if images.labels is None or images.classes is None:
         wrapper = next((note.example for note in images.notes if AS_CLASS in note.what), "")
         hint = f"; if its only folder {printable(wrapper)} is a class, add ?labels=folders" if wrapper else ""
         raise UserError(
             f"{key}: {images.uri} has no labels; give class folders (PATH/class/picture) or a list with labels{hint}"
         )
+    if has_several(images.labels) and not several:
+        raise UserError(
+            f"{key}: {images.uri} may have several classes an image (?several=), which knn and linear of rootstock probe alone can use, "
+            "for training and test images alike; give images of one class each here"
+        )
     return images
 
 
-def align(images: Images, classes: Sequence[str], key: str) -> Images:
-    """The same images with labels as indices into `classes`. Raises UserError if a label's class is not one of them."""
-    images = labelled(images, key)
+def align(images: Images, classes: Sequence[str], key: str, *, several: bool = False) -> Images:
+    """The same images with labels of `classes`. Raises UserError if an image's class is not one of them.
+
+    several: whether labels are uint8 [N, K], as the training set's, and not indices.
+    """
+    images = labelled(images, key, several=several)
     assert images.classes is not None and images.labels is not None
-    present = [images.classes[i] for i in images.labels.unique().tolist()]
+    if several and not has_several(images.labels):
+        raise UserError(
+            f"{key}: {images.uri} has one class an image, and the training images may have several; give a table with ?several= too"
+        )
+    found = images.labels.any(dim=0).nonzero()[:, 0] if several else images.labels.unique()
+    present = [images.classes[i] for i in found.tolist()]
     unknown = [name for name in present if name not in classes]
     if unknown:
         raise UserError(
@@ -47,9 +64,13 @@ def align(images: Images, classes: Sequence[str], key: str) -> Images:
             f"known there: {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}; rename the folders or leave them out; "
             "if they are no classes, add ?labels=none"
         )
-    table = torch.tensor([list(classes).index(name) if name in classes else -1 for name in images.classes])
     aligned = images.select(torch.arange(len(images)))
-    aligned.labels, aligned.classes = table[images.labels], tuple(classes)
+    if several:
+        aligned.labels = among_classes(images.labels, images.classes, tuple(classes))
+    else:
+        table = torch.tensor([list(classes).index(name) if name in classes else -1 for name in images.classes])
+        aligned.labels = table[images.labels]
+    aligned.classes = tuple(classes)
     return aligned
 
 
@@ -64,26 +85,32 @@ def open_tests(test: str | Mapping[str, str], seed: int, key: str = "data.test")
 
 
 def train_and_tests(
-    train: str | Sequence[str], test: str | Mapping[str, str] | None, seed: int, *, labels: bool = True
+    train: str | Sequence[str],
+    test: str | Mapping[str, str] | None,
+    seed: int,
+    *,
+    labels: bool = True,
+    several: bool = False,
 ) -> tuple[Images, dict[str, Images]]:
     """A training set and its test sets; without a test set, a stratified 20 % of the training set is held out by seed.
 
-    labels: whether all need labels; else a test set whose labels are no classes of the training set has none.
+    labels: whether all need labels; else a test set whose labels are no classes of the training set has none. several: whether images
+    may have several classes; then all sets have labels of the training set's kind.
     """
     images = open_images(train, seed=seed)
-    images = labelled(images, "data.train") if labels else images
+    images = labelled(images, "data.train", several=several) if labels else images
     if test is not None:
         keys = {"test": "data.test"} if isinstance(test, str) else {name: f"data.test.{name}" for name in test}
         tests = open_tests(test, seed)
-        match = align if labels else _align_if_possible
-        return images, {name: match(t, images.classes or (), keys[name]) for name, t in tests.items()}
+        match, kind = align if labels else _align_if_possible, has_several(images.labels)
+        return images, {name: match(t, images.classes or (), keys[name], several=kind) for name, t in tests.items()}
     kept, held = holdout(images, fraction=HELD_OUT, seed=seed, stratify=images.labels is not None)
     return kept, {"test": held}
 
 
-def _align_if_possible(images: Images, classes: Sequence[str], key: str) -> Images:
+def _align_if_possible(images: Images, classes: Sequence[str], key: str, *, several: bool) -> Images:
     try:
-        return align(images, classes, key)
+        return align(images, classes, key, several=several)
     except UserError:
         return images.unlabelled()
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .places import abridged
+from .several import has_several, rarest_classes
 
 GENERIC = {"train": (None, "80%"), "test": ("80%", None)}
 GRAMMAR = "NAME, [SLICE,seed=S,stratify] or NAME[SLICE,seed=S,stratify] with a SLICE like :80%, 80%:, 20%:60% or :500"
@@ -82,8 +83,8 @@ def hash_order(keys: Tensor, seed: int) -> list[int]:
 def cut(keys: Tensor, low: str | None, high: str | None, seed: int, labels: Tensor | None = None) -> Tensor:
     """Indices (int64, ascending) of the images whose identity lies between the bounds in the hash order.
 
-    keys: int64 [N]. labels: int64 [N] to cut within each class; None ignores labels. An identity with several labels counts as the
-    most frequent of them (see `keys_by_class`), so that it always stays on one side.
+    keys: int64 [N]. labels: int64 [N], or uint8 [N, K], to cut within each class; None ignores labels. An identity counts as one class
+    (see `keys_by_class`), so that it always stays on one side.
     """
     chosen: set[int] = set()
     for group in [keys] if labels is None else keys_by_class(keys, labels).values():
@@ -96,8 +97,10 @@ def cut(keys: Tensor, low: str | None, high: str | None, seed: int, labels: Tens
 def keys_by_class(keys: Tensor, labels: Tensor) -> dict[int, Tensor]:
     """The identities of each class that has some, ascending. An identity's class is that of most of its images, of equals the smallest.
 
-    keys, labels: int64 [N]. So any number of copies of all images gives the same classes.
+    keys, labels: int64 [N]. So any number of copies of all images gives the same classes. Labels uint8 [N, K] of images with several
+    classes count as the rarest of them (`rarest_classes`).
     """
+    labels = rarest_classes(keys, labels) if has_several(labels) else labels
     pairs, counts = torch.stack([keys, labels.long()]).unique(
         dim=1, return_counts=True
     )  # ascending by key, then by label

@@ -99,9 +99,9 @@ class Store(Protocol):
 class Source:
     """What the opener of a URI scheme returns.
 
-    labels: int64 [N], indices into `classes`. splits: the source's own splits, name to int64 indices. domains: int64 [N], indices
-    into `domain_names`, only if the source itself has domains; else `domain_names` may hold one name for all images, which
-    replaces the name made from the URI. notes: what was passed over. folder: the folder that was listed, if one was.
+    labels: int64 [N], indices into `classes`, or uint8 [N, K] (several.py). splits: the source's own splits, name to int64 indices.
+    domains: int64 [N], indices into `domain_names`, only if the source itself has domains; else `domain_names` may hold one name for
+    all images, which replaces the name made from the URI. notes: what was passed over. folder: the folder that was listed, if one was.
     """
 
     store: Store

@@ -31,7 +31,7 @@ ScoreKind = Literal["logits", "votes", "similarities"]
 class Counts(NamedTuple):
     """What is known of a training set before its features are extracted."""
 
-    labels: Tensor  # int64 [N], indices into classes
+    labels: Tensor  # int64 [N], indices into classes; or uint8 [N, K] where an image may have several
     keys: Tensor  # int64 [N], identities: copies and blends of one picture share one
     classes: tuple[str, ...]
     shapes: Mapping[str, tuple[int, ...]] = {}  # of one image's features, by tap
@@ -45,7 +45,7 @@ class Known(NamedTuple):
     """The training images, without copies, as a protocol sees them."""
 
     features: Features
-    labels: Tensor  # int64 [N], on the CPU
+    labels: Tensor  # int64 [N], or uint8 [N, K] where an image may have several classes, on the CPU
     keys: Tensor  # int64 [N], on the CPU
     classes: tuple[str, ...]
     seed: int = 0
@@ -63,9 +63,11 @@ class Fitted(NamedTuple):
     """A protocol after training.
 
     scores: features of M test images -> [M, K], or [draws, M, K] where the protocol repeats; the largest is the prediction, of equals the
-    first. chosen: what was chosen on the slice, by key. candidates: all that was tried, with its score on the slice. fit: how the solver
+    first. Where an image may have several classes, [M, K], each compared with its class's threshold. chosen: what was chosen on the slice,
+    by key. candidates: all that was tried, with its score on the slice. fit: how the solver
     ended. facts: what the details of each test say beside the scores; their entry `settings` is the whole protocol, which is also printed.
-    held_out: scores [H, K] on the slice before the refit, by what was chosen, and its labels [H]; a temperature is fitted on them.
+    held_out: scores [H, K] on the slice before the refit, by what was chosen, and its labels [H] or [H, K]; a temperature is fitted on
+    them, or thresholds.
     own_slices: whether it chose on slices of its own draws, not on the slice of all training images that the result describes.
     """
 

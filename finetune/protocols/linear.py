@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from ...core.evaluate.class_regressions import fit_classes_choosing_C
 from ...core.evaluate.logreg import C_GRID, LogisticRegression, all_classes, check_C, fit_choosing_C
+from ...core.images.several import has_several
 from .candidates import CHOSEN_ON
 from .contract import Counts, Features, Fitted, Known
 
 # `linear` tries these C by default: one a decade.
 COARSE_GRID: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1e0, 1e1, 1e2, 1e3)
+
+# What is chosen where an image may have several classes, for the settings of a result.
+CHOSEN_THRESHOLDS = "thresholds of F1 on a held-out 20 % of the training images"
+CHOSEN_OF_SEVERAL = f"highest macro AP, then lowest BCE, on a held-out 20 %; then all are fitted; {CHOSEN_THRESHOLDS}"
 
 # What `core.evaluate.logreg` does, for the settings of a result.
 SOLVER: Mapping[str, str] = {
@@ -27,7 +33,8 @@ SOLVER: Mapping[str, str] = {
 class Linear:
     """Logistic regression on frozen features, with the best C on a held-out 20 % of the training images.
 
-    Features are centred and divided by one number, so C is that of scaled features.
+    Features are centred and divided by one number, so C is that of scaled features. Where images may have several classes, each class has a
+    binary regression, all with one C, the one with the highest macro AP on the slice.
 
     C: Inverse strengths of the L2 penalty to try, 1e-12 to 1e12, as in scikit-learn; a single one is used without choosing. null tries
         1e-4, 1e-3, ..., 1e3.
@@ -52,6 +59,8 @@ class Linear:
         """Choose C on the slice where there are several, and fit all images with it."""
         x = train.features[self.reads[0]].to(train.device)
         grid = COARSE_GRID if self.C is None else self.C
+        if has_several(train.labels):
+            return self._fit_classes(x, train, grid)
         model = fit_choosing_C(x, train.labels, train.keys, len(train.classes), seed=train.seed, values_of_C=grid)
         tried = tuple(candidates_of(model))
         fit = {"choice": [fit._asdict() for fit in model.choice], "refit": model.fit._asdict()}
@@ -62,6 +71,32 @@ class Linear:
         chosen = {"C": model.C} if model.selected else {}
         settings = {"tap": self.reads[0], "C": list(grid), **SOLVER, "chosen": CHOSEN_ON if chosen else "nothing"}
         return Fitted(scores, "logits", chosen, tried, fit, {"settings": settings}, model.held_out)
+
+    def _fit_classes(self, x: Tensor, train: Known, grid: Sequence[float]) -> Fitted:
+        """One binary regression for each class, with one C for all."""
+        model = fit_classes_choosing_C(x, train.labels, train.keys, seed=train.seed, values_of_C=grid)
+        several = len(model.tried) > 1
+        fit = {"refit": {"C": model.C, "iterations": max(model.iterations), "converged": model.converged}}
+        settings = {
+            "tap": self.reads[0],
+            "C": list(grid),
+            **SOLVER,
+            "classes": "one binary regression each, one C for all",
+            "chosen": CHOSEN_OF_SEVERAL if several else CHOSEN_THRESHOLDS if model.held_out else "nothing",
+        }
+
+        def scores(features: Features) -> Tensor:
+            return model.logits(features[self.reads[0]])
+
+        return Fitted(
+            scores,
+            "logits",
+            {"C": model.C} if several else {},
+            tuple(one._asdict() for one in model.tried) if several else (),
+            fit,
+            {"settings": settings},
+            model.held_out,
+        )
 
 
 def candidates_of(model: LogisticRegression) -> list[dict[str, float | bool]]:

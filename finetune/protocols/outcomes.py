@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...core.evaluate.held_out import describe_slice
 from ...core.evaluate.scores import Scored
 from ...core.images.images import Images
+from ...core.images.several import has_several
 from ...core.launchlog import warn
+from ...core.printable import printable
 from .contract import Features, Fitted, LabelledTest, Measuring
 
 LONGEST = 12  # characters of a number that somebody chose; result.json has all digits of the others
 # DINOv2's 52 heads and 45 values of C, and the draws of few_linear by default.
 CANDIDATES_SHOWN = 60
+CLASSES_SHOWN = 5
 
 
 def add_outcome(
@@ -32,7 +35,16 @@ def add_outcome(
                 warn(f"WARNING: {key}/{metric} is left out: {reason}")
         else:
             scored.add(key, images, fitted.scores(shown[test]), fitted.kind, held_out=fitted.held_out)
+            if absent := scored.details[key].get("classes_without_images"):
+                warn(f"WARNING: {key}: {_absent(absent)}")
         scored.details[key] |= fitted.facts
+
+
+def _absent(names: Sequence[str]) -> str:
+    """What is said of the classes without a test image."""
+    shown = ", ".join(map(printable, names[:CLASSES_SHOWN])) + (", ..." if len(names) > CLASSES_SHOWN else "")
+    are = "class has" if len(names) == 1 else "classes have"
+    return f"{len(names)} {are} no test image ({shown}), so no AP, and no part in the mean of AP"
 
 
 def say_what_was_done(name: str, fitted: Fitted, log: Callable[[str], None]) -> None:
@@ -59,7 +71,10 @@ def what_was_chosen(outcomes: Mapping[str, Fitted], train: Images, seed: int) ->
     chosen = {f"{name}/{key}": value for name, one in outcomes.items() for key, value in one.chosen.items()}
     fits = {name: dict(one.fit) for name, one in outcomes.items() if one.fit}
     tried = {name: list(map(dict, one.candidates)) for name, one in outcomes.items() if one.candidates}
-    on_the_slice = any(one.chosen and not one.own_slices for one in outcomes.values())
+    thresholds = has_several(train.labels)  # those of F1 are chosen there too
+    on_the_slice = any(
+        (one.chosen or (thresholds and one.held_out)) and not one.own_slices for one in outcomes.values()
+    )
     drawn = {"held_out": describe_slice(train, seed)} if on_the_slice else {}
     return {
         "chosen": chosen, **drawn, **({"candidates": tried} if tried else {}), **({"fits": fits} if fits else {})

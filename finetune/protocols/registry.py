@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 from ...core.errors import UserError
 from .attentive import Attentive
 from .attentive_capi import AttentiveCAPI
-from .contract import AnyProtocol, MeasuringProtocol, ProbeProtocol, for_each
+from .contract import AnyProtocol, Counts, MeasuringProtocol, ProbeProtocol, for_each
 from .few_linear import FewLinear
 from .fewshot import FewShot
 from .knn import KNN
@@ -25,6 +25,9 @@ from .ridge import FewShotRidge
 from .verification import Verification
 
 Built = TypeVar("Built")
+
+# The sections whose protocols can use images of several classes each; the others refuse them.
+OF_SEVERAL = ("knn", "linear")
 
 # By the name of their section; its keys are the fields.
 SECTIONS: Mapping[str, Callable[..., ProbeProtocol]] = {
@@ -142,6 +145,19 @@ def other_views(protocols: Mapping[str, AnyProtocol], shown: str) -> list[str]:
         f"{', '.join(names)}: published with {expects}; here {shown} (data.size, data.resize and data.interpolation)"
         for expects, names in expected.items()
     ]
+
+
+def check_one_class(name: str, protocol: AnyProtocol, counts: Counts) -> None:
+    """Raises UserError for a protocol that needs one class an image, where the training images may have several."""
+    section = section_of(protocol)
+    if counts.labels.ndim == 1 or section in OF_SEVERAL:
+        return
+    presets = [preset for preset, make in PRESETS.items() if section_of(make()) in OF_SEVERAL]
+    remedy = f"take {preset_of(name)} out of evaluate.presets" if preset_of(name) else f"leave evaluate.{section} out"
+    raise UserError(
+        f"{name}: it needs one class an image, and the training images may have several; {' and '.join(OF_SEVERAL)} can use them (also "
+        f"the presets {', '.join(presets)}), so {remedy}"
+    )
 
 
 def check_taps(protocols: Mapping[str, AnyProtocol], offered: tuple[str, ...], network: str) -> None:

@@ -67,6 +67,20 @@ def check_records(kinds: Tensor, shapes: Tensor, sizes: Tensor) -> None:
             raise WrongField("a record has another size than its pixels")
 
 
+def check_labels(tensors: Mapping[str, Tensor], classes: list[str] | None, count: int) -> None:
+    """int64 [N] of numbers of classes, or uint8 [N, K] of 0 and 1 where an image may have several."""
+    labels = tensors["labels"]
+    if labels.ndim == 2 and labels.dtype == torch.uint8:
+        if classes is None or labels.shape != (count, len(classes)):
+            raise WrongField(f"labels are {list(labels.shape)}, not one for each image and class")
+        if (labels > 1).any():
+            raise WrongField("labels of several classes hold a number other than 0 and 1")
+        return
+    labels = vector(tensors, "labels", torch.int64, count)
+    if (labels < 0).any() or (classes is not None and int(labels.max()) >= len(classes)):
+        raise WrongField("labels hold a number that is no class")
+
+
 def check_texts(tensors: Mapping[str, Tensor], about: Any, count: int) -> dict[str, Any]:
     """The names of classes, domains and splits, if they fit the numbers."""
     if not isinstance(about, dict):
@@ -80,9 +94,7 @@ def check_texts(tensors: Mapping[str, Tensor], about: Any, count: int) -> dict[s
     if not domains:
         raise WrongField("domain_names are empty")
     if "labels" in tensors:
-        labels = vector(tensors, "labels", torch.int64, count)
-        if (labels < 0).any() or (classes is not None and int(labels.max()) >= len(classes)):
-            raise WrongField("labels hold a number that is no class")
+        check_labels(tensors, classes, count)
     if "domains" in tensors:
         numbers = vector(tensors, "domains", torch.int64, count)
         if (numbers < 0).any() or int(numbers.max()) >= len(domains):

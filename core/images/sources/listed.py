@@ -16,6 +16,7 @@ from ..cache import stamp_of
 from ..decode import is_picture
 from ..notes import Note
 from ..places import abridged, file_named, kind_of_place, place_named, reason_of, titled
+from ..several import names_in_cell, number_several
 from ..store import Source, number_classes
 from .files import FileStore, checked_bits
 
@@ -65,6 +66,7 @@ def open_csv(
     root: str | None = None,
     path: str = "path",
     label: str | None = None,
+    several: str | None = None,
     domain: str | None = None,
     separator: str | None = None,
     encoding: str = "utf-8",
@@ -72,8 +74,8 @@ def open_csv(
 ) -> Source:
     """csv:FILE with a header: columns path[,label[,domain]], or the columns that the options name; a .tsv is separated by tabs.
 
-    separator: comma, semicolon, tab or pipe, between the columns. encoding: of the text, such as utf-16 or latin-1.
-    bits: as of `folder:`.
+    separator: comma, semicolon, tab or pipe, between the columns. several: the same words or space, between the classes of a label, of
+    which an image may have any number. encoding: of the text, such as utf-16 or latin-1. bits: as of `folder:`.
     """
     title = titled("csv", file)
     table = file_named(file, title)
@@ -95,21 +97,57 @@ def open_csv(
         return [row[header.index(name)].strip() for row in body]
 
     paths = column(path, True)
-    labels = column(label or "label", label is not None)
+    within = None if several is None else between_classes(several, between, title)
+    option = "label" if label else "several" if several else ""
+    labels = column(label or "label", bool(option))
     domains = column(domain or "domain", domain is not None)
-    for kind, values in ("label", labels), ("domain", domains):
-        if "" in values and any(values):
-            line = lines[values.index("")]
-            raise UserError(f"{title}: line {line} has no {kind}, others have; fill it in or leave the column out")
-    if label is not None and labels and not any(labels):
-        raise UserError(f"{title}: the column {abridged(label, 60)} is empty; fill it in, or remove ?label=")
+    sets = [] if within is None else classes_of_cells(labels, within, lines, title)
+    check_filled("label", [] if within else labels, lines, title)
+    check_filled("domain", domains, lines, title)
+    if option and labels and not any(labels):
+        column_shown = abridged(label or "label", 60)
+        raise UserError(f"{title}: the column {column_shown} is empty; fill it in, or remove ?{option}=")
+    labels = [str(names) for names in sets] if within else labels
     source = source_of_names(title, root, table, paths, labels if any(labels) else [], lines, bits)
+    if within:
+        numbers, classes = number_several(sets)
+        source = dataclasses.replace(source, labels=numbers, classes=classes)
     unread = [name for name in header if name and name not in (path, label or "label", domain or "domain")]
     source = dataclasses.replace(source, notes=(*source.notes, *about_columns(unread, source.labels is not None)))
     if not any(domains):
         return source
     index, names = number_classes(domains)
     return dataclasses.replace(source, domains=index, domain_names=names)
+
+
+def between_classes(several: str, between: str, title: str) -> str:
+    """What separates the classes of a label, for the option `several`. Raises UserError if it is unknown, or separates columns too."""
+    known = {**SEPARATORS, "space": " "}
+    if several not in (*known, *known.values()):
+        raise UserError(f"{title}: several={abridged(several, 40)} is unknown (known: {', '.join(known)})")
+    within = known.get(several, several)
+    if within == between:
+        word = next(word for word, sign in known.items() if sign == within)
+        raise UserError(
+            f"{title}: {word} separates the columns, so it cannot separate the classes in a label too; write these with another one, such "
+            f"as ?several={'pipe' if within != '|' else 'semicolon'}"
+        )
+    return within
+
+
+def check_filled(kind: str, values: Sequence[str], lines: Sequence[int], title: str) -> None:
+    """Raises UserError if some rows have a value and others none. kind: label or domain."""
+    if "" in values and any(values):
+        line = lines[values.index("")]
+        hint = "; if a picture may have none or several, add ?several=semicolon" if kind == "label" else ""
+        raise UserError(f"{title}: line {line} has no {kind}, others have; fill it in or leave the column out{hint}")
+
+
+def classes_of_cells(cells: Sequence[str], within: str, lines: Sequence[int], title: str) -> list[list[str]]:
+    """The classes that each cell holds, sorted. Raises UserError for a cell that cannot be, naming its line."""
+    return [
+        sorted(names_in_cell(cell, within, f"{title}: line {line}")) for cell, line in zip(cells, lines, strict=True)
+    ]
 
 
 def about_columns(unread: Sequence[str], labelled: bool) -> list[Note]:

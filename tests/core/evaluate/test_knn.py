@@ -142,6 +142,28 @@ def test_bad_input_is_named() -> None:
         knn_predict(x, y, x[:, :7], 5, k=3)
 
 
+@pytest.mark.parametrize("temperature", [0.1, None])
+def test_shares_of_several_classes_against_a_slow_version(
+    temperature: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any number of test rows at a time gives the same bits; a class that all neighbours have has 1, one that none has 0."""
+    (train_x, _), (test_x, _) = clusters(40, 0), clusters(15, 1)
+    labels = (torch.rand(40, 4, generator=torch.Generator().manual_seed(2)) < 0.4).to(torch.uint8)
+    labels[:, 2], labels[:, 3] = 1, 0
+    found = knn.knn_scores(train_x, labels, test_x, 4, k=7, temperature=temperature)
+    similarity, rows = neighbours(train_x, test_x, 7)
+    for i in range(15):
+        weights = [1.0 if temperature is None else math.exp(s / temperature) for s in similarity[i].tolist()]
+        for c in range(4):
+            share = sum(w for w, row in zip(weights, rows[i].tolist(), strict=True) if labels[row, c]) / sum(weights)
+            assert float(found[i, c]) == pytest.approx(share, abs=1e-3)
+    assert bool((found[:, 2] == 1).all()) and not found[:, 3].any()
+    monkeypatch.setattr(knn, "VOTE_ROWS", 2)
+    assert torch.equal(knn.knn_scores(train_x, labels, test_x, 4, k=7, temperature=temperature), found)
+    with pytest.raises(ValueError, match=r"expected labels \[40, 4\]"):
+        knn.knn_scores(train_x, labels[:, :3], test_x, 4)
+
+
 def test_an_empty_test_set_gives_no_predictions() -> None:
     x, y = clusters(10, seed=0)
     assert knn_predict(x, y, x[:0], 5, k=3).tolist() == []

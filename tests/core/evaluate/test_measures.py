@@ -34,7 +34,13 @@ def test_every_metric_is_defined_and_in_its_range() -> None:
     rows = images(groups=np.arange(60) % 2, group_names=("city", "sea"))
     held_out = HeldOut(logits(images(40, seed=5), 6), images(40, seed=5).labels)
     found = measure(rows, to_half(logits(rows), "logits"), seed=0, held_out=held_out)
-    assert set(found.metrics) == DEFINITIONS.keys() - {"bce", "miou", "pixel_accuracy", *COMPARISONS}
+    assert set(found.metrics) == DEFINITIONS.keys() - {
+        "bce",
+        "average_precision_micro",
+        "miou",
+        "pixel_accuracy",
+        *COMPARISONS,
+    }
     for name, value in found.metrics.items():
         low, high = range_of(f"test/x/{name}")
         assert low <= value <= high, name
@@ -157,10 +163,40 @@ def test_several_labels_an_image() -> None:
     labels = (random.random((30, 3)) < 0.4).astype(np.uint8)
     rows = ScoredImages(np.arange(30), labels, ("a", "b", "c"))
     saved = to_half(random.normal(size=(30, 3)) + labels, "logits")
-    assert set(measure(rows, saved, seed=0).metrics) == {"average_precision", "bce"}
+    ranked = {"average_precision", "average_precision_micro", "bce"}
+    assert set(measure(rows, saved, seed=0).metrics) == ranked
     found = measure(rows, saved, seed=0, held_out=HeldOut(random.normal(size=(30, 3)) + labels, labels))
-    assert set(found.metrics) == {"average_precision", "bce", "f1_micro", "f1_macro"}
+    assert set(found.metrics) == ranked | {"f1_micro", "f1_macro"} == set(found.intervals)
+    assert next(iter(found.metrics)) == "average_precision"  # which a report shows first
     assert len(found.details["thresholds"]) == 3
+    assert all(low < found.metrics[name] < high for name, (low, high) in found.intervals.items())
+
+
+def test_classes_without_images_have_no_part_in_the_mean_and_are_named() -> None:
+    labels = np.array([[1, 0, 0], [0, 0, 1], [1, 0, 1], [0, 0, 0]], np.uint8)
+    rows = ScoredImages(np.arange(4), labels, ("a", "b", "c"))
+    found = measure(rows, to_half(labels - 0.5, "logits", several=True), seed=0)
+    assert found.metrics["average_precision"] == 1.0 and found.details["classes_without_images"] == ["b"]
+    assert found.details["images_without_classes"] == 1 and found.details["per_class"]["b"]["average_precision"] is None
+
+
+def test_copies_widen_no_interval_of_several_classes() -> None:
+    """Ten copies of each image, of one identity: the intervals are those of the images."""
+    random = np.random.default_rng(1)
+    labels = (random.random((40, 3)) < 0.4).astype(np.uint8)
+    scores = random.normal(size=(40, 3)) + labels
+    one, ten = (
+        measure(
+            ScoredImages(np.tile(np.arange(40), n), np.tile(labels, (n, 1)), ("a", "b", "c")),
+            to_half(np.tile(scores, (n, 1)), "logits", several=True),
+            seed=0,
+            held_out=HeldOut(scores, labels),
+        )
+        for n in (1, 10)
+    )
+    assert ten.metrics == pytest.approx(one.metrics, abs=1e-12)
+    for name, pair in one.intervals.items():
+        assert ten.intervals[name] == pytest.approx(pair, abs=1e-9)
 
 
 def test_thresholds_are_rounded_as_the_scores_are() -> None:

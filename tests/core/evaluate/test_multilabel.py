@@ -8,7 +8,12 @@ import pytest
 from scipy.special import expit
 from sklearn.metrics import average_precision_score, f1_score, log_loss
 
-from rootstock.core.evaluate.multilabel import binary_cross_entropy, choose_thresholds, multilabel_metrics
+from rootstock.core.evaluate.multilabel import (
+    binary_cross_entropy,
+    choose_thresholds,
+    multilabel_metrics,
+    multilabel_statistic,
+)
 
 
 def drawn(seed: int, n: int = 60, k: int = 4) -> tuple[Any, Any]:
@@ -24,6 +29,9 @@ def test_against_scikit_learn() -> None:
     said = logits >= thresholds
     assert found["average_precision"] == pytest.approx(
         average_precision_score(labels, logits, average="macro"), abs=1e-12
+    )
+    assert found["average_precision_micro"] == pytest.approx(
+        average_precision_score(labels, logits, average="micro"), abs=1e-12
     )
     assert found["bce"] == pytest.approx(log_loss(labels.ravel(), expit(logits).ravel()), abs=1e-9)
     assert found["f1_micro"] == pytest.approx(f1_score(labels, said, average="micro"), abs=1e-12)
@@ -53,6 +61,27 @@ def test_a_class_without_images_is_never_predicted() -> None:
     expected = average_precision_score(labels[:, rest], scores[:, rest], average="macro")
     assert found["average_precision"] == pytest.approx(expected, abs=1e-12)
     assert "average_precision" not in multilabel_metrics(scores, np.zeros_like(labels), None)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_draws_are_metrics_of_repeated_images(ties: bool) -> None:
+    """A draw's weights against scikit-learn on images that are repeated as often; some draws have no image of a class."""
+    scores, labels = drawn(4, 12, 3)
+    scores, labels[2:, 0] = np.round(scores) if ties else scores, False
+    member, thresholds = np.arange(12) // 2, np.zeros(3)
+    statistic = multilabel_statistic(scores, labels, thresholds, member, 6, logits=True)
+    weights = np.random.default_rng(0).multinomial(6, [1 / 6] * 6, size=20).astype(np.float64)
+    found = statistic(weights)
+    for b, weight in enumerate(weights):
+        rows = np.repeat(np.arange(12), weight[member].astype(int))
+        expected = multilabel_metrics(scores[rows], labels[rows], thresholds)
+        there = np.flatnonzero(labels[rows].any(axis=0))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            expected["average_precision"] = float(
+                np.mean([average_precision_score(labels[rows, c], scores[rows, c]) for c in there])
+            )
+        assert {name: values[b] for name, values in found.items()} == pytest.approx(expected, abs=1e-12)
 
 
 def test_extreme_logits() -> None:
