@@ -69,7 +69,8 @@ def precision_of_draws(
         up = (hits @ weights).astype(np.float64)
         found, seen = np.cumsum(up, axis=0), np.cumsum(passed @ weights, axis=0, dtype=np.float64)
         precision = np.divide(found, seen, out=np.zeros_like(found), where=seen > 0)
-        return _divide((up * precision).sum(axis=0), found[-1])
+        # cumsum, not sum, which adds in another order for a single draw
+        return _divide(np.cumsum(up * precision, axis=0)[-1], found[-1])
 
     def in_parts(weights: NDArray[np.float32]) -> Floats:
         step = max(1, AT_ONCE // len(ends))

@@ -21,6 +21,7 @@ from .linear import CHOSEN_THRESHOLDS
 class KNN:
     """Weighted cosine kNN on frozen features (see `core.evaluate.knn.knn_scores`).
 
+    Where images may have several classes, a class's score is the weighted share of the neighbours that have it, and macro AP chooses.
     A training row is a neighbour, so the recipe leaves copies out: with n copies of all images, k would mean k / n of them.
 
     k: Number of different training pictures that vote, 1 or more; all of them if there are fewer. Of a list, whose values may not exceed

@@ -8,6 +8,7 @@ import pytest
 from scipy.special import expit
 from sklearn.metrics import average_precision_score, f1_score, log_loss
 
+from rootstock.core.evaluate import ranking
 from rootstock.core.evaluate.multilabel import (
     binary_cross_entropy,
     choose_thresholds,
@@ -87,3 +88,14 @@ def test_draws_are_metrics_of_repeated_images(ties: bool) -> None:
 def test_extreme_logits() -> None:
     assert binary_cross_entropy(np.array([[65504.0, -65504.0]]), np.array([[True, False]])) == 0.0
     assert binary_cross_entropy(np.array([[65504.0]]), np.array([[False]])) == 65504.0
+
+
+def test_draws_a_few_at_a_time_are_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores, labels = drawn(5, 40, 1)
+    weights = np.random.default_rng(0).multinomial(40, [1 / 40] * 40, size=30).T.astype(np.float32)
+    one = ranking.precision_of_draws(scores[:, 0], labels[:, 0], np.arange(40), 40)
+    found = one(weights)
+    monkeypatch.setattr(ranking, "AT_ONCE", 1)
+    assert np.array_equal(one(weights), found)
+    expected = ranking.average_precision(scores[:, 0], labels[:, 0], weights.T.astype(np.float64))
+    np.testing.assert_allclose(found, expected, atol=1e-12)
