@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from page import machine
+from page import machine, publish
+from threads import STEP
 from timing import Interval
 
 STEPS = 4
 NARROW = {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128], "stem_width": 16}
-CHILD = """
+CHILD = f"""
 import json, resource, sys, time
 from rootstock.launch.allocator import keep_freed_memory
 
@@ -36,13 +37,7 @@ name, stem, args, size, batch = network
 model = create(size, name=name, stem=stem, args=args).train()
 channels_last(model)
 optimizer = torch.optim.AdamW(model.parameters())
-images = torch.randn(batch, 3, size, size)
-
-def step():
-    optimizer.zero_grad(set_to_none=True)
-    model(images).square().mean().backward()
-    optimizer.step()
-
+{STEP}
 for _ in range(2):
     step()
 began = time.process_time()
@@ -108,10 +103,7 @@ def main() -> int:
         "|---|---|---|---|---|---|",
         *(row(title, network, asked.rounds) for title, network in NETWORKS.items()),
     ]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if asked.markdown:
-        asked.markdown.write_text(text)
+    publish(lines, asked.markdown)
     return 0
 
 

@@ -26,6 +26,8 @@ import page
 import yaml
 from demo import made, run_to_its_end, spread
 
+from rootstock.core.agree import flattened
+
 HERE = Path(__file__).parent
 VIEWS = 2  # of an image in SimCLR
 SIDES = {"simclr": "SimCLR, fine-tuned", "scratch": "from scratch"}
@@ -65,21 +67,19 @@ def stage_name(side: str, part: str) -> str:
     return f"{side}_{part}"
 
 
+def part_of(stage: str) -> str:
+    """The per cent of the labels in the name of a stage, such as 10."""
+    return stage.partition("_")[2]
+
+
 def unlike(stage: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[str]:
     """What a stage of the pipeline sets otherwise than the sweep chose; empty if all is alike. Keys are dotted."""
-    given = dict(_flat(stage))
+    given = flattened(stage)
     return [
         f"{key} is {given.get(key)}, and the sweep chose {value}"
         for key, value in chosen.items()
         if given.get(key) != value
     ]
-
-
-def _flat(tree: Mapping[str, Any], above: str = "") -> Sequence[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        pairs += _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else [(above + key, value)]
-    return pairs
 
 
 def passes(results: Sequence[Mapping[str, Any]]) -> int:
@@ -144,7 +144,7 @@ def text(
         "|---|---|---|---|---|",
     ]
     points = [(float(sizes[part]), float(rows[stage_name("scratch", part)]["mean"])) for part in parts]
-    points += [(float(sizes[stage.partition("_")[2]]), float(row["mean"])) for stage, row in more.items()]
+    points += [(float(sizes[part_of(stage)]), float(row["mean"])) for stage, row in more.items()]
     for part, difference in zip(parts, table["comparisons"], strict=True):
         ours, scratch = (rows[stage_name(side, part)] for side in SIDES)
         efficient = factor(points, sizes[part], ours["mean"])
@@ -157,10 +157,7 @@ def text(
         ]
         lines.append(page.row(cells))
     lines += ["", "| labels | from scratch, one subset |", "|---|---|"]
-    lines += [
-        page.row([f"{stage.partition('_')[2]} % ({sizes[stage.partition('_')[2]]:,})", spread(row)])
-        for stage, row in more.items()
-    ]
+    lines += [page.row([f"{part_of(stage)} % ({sizes[part_of(stage)]:,})", spread(row)]) for stage, row in more.items()]
     lines += [
         "",
         "| passes, in millions | pretraining | tuning | compared trainings | in all |",
@@ -206,7 +203,7 @@ def not_as_chosen(study: Study, folders: Mapping[str, Path]) -> list[str]:
 def sizes_of(*folders: Path) -> dict[str, int]:
     """Training images by the part of the labels, from the runs of seed 0."""
     runs = [path for folder in folders for path in folder.glob("seed-0/*/result.json")]
-    return {path.parent.name.partition("_")[2]: json.loads(path.read_text())["data"]["n"]["train"] for path in runs}
+    return {part_of(path.parent.name): json.loads(path.read_text())["data"]["n"]["train"] for path in runs}
 
 
 def _folder(config: str) -> Path:

@@ -67,6 +67,14 @@ def check_options(parser: argparse.ArgumentParser, asked: argparse.Namespace) ->
             parser.error(f"--{name} {uri}: expected folder:PATH or tar:PATH of JPEG files that are there")
 
 
+def publish(lines: Iterable[str], to: Path | None) -> None:
+    """Print a page, and write it to a file if there is one."""
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if to:
+        to.write_text(text)
+
+
 def row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from page import machine
+from page import machine, publish
 from timing import Interval
 
 from rootstock.core.environment import usable_cores
@@ -36,7 +36,15 @@ NETWORKS = {
     "ViT, 32 px": ("vit_tiny_patch16_224", {"patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3}, 32),
 }
 BATCH, SECONDS = 64, 4.0
-CHILD = """
+# Of a child process, which has a model, an optimizer, and the number and the side of its images.
+STEP = """images = torch.randn(batch, 3, size, size)
+
+def step():
+    optimizer.zero_grad(set_to_none=True)
+    model(images).square().mean().backward()
+    optimizer.step()
+"""
+CHILD = f"""
 import json, sys, time
 import torch
 from rootstock.core.model.backbone import create
@@ -44,13 +52,7 @@ from rootstock.core.model.backbone import create
 name, args, size, batch, seconds = json.loads(sys.argv[1])
 model = create(size, name=name, args=args).train()
 optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-images = torch.randn(batch, 3, size, size)
-
-def step():
-    optimizer.zero_grad(set_to_none=True)
-    model(images).square().mean().backward()
-    optimizer.step()
-
+{STEP}
 for _ in range(3):
     step()
 began, steps = time.perf_counter(), 0
@@ -122,10 +124,7 @@ def main() -> int:
     for network in NETWORKS:
         for loaded in (False, True):
             lines += section(network, loaded, asked.rounds)
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if asked.markdown:
-        asked.markdown.write_text(text)
+    publish(lines, asked.markdown)
     return 0
 
 

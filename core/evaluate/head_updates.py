@@ -62,18 +62,6 @@ def _sgd(
     parameter.addcmul_(lr, way, value=-1.0)
 
 
-def _nesterov(
-    parameter: Tensor,
-    gradient: Tensor,
-    state: dict[str, Tensor],
-    lr: Tensor,
-    decay: Tensor | None,
-    step: int,
-    momentum: float,
-) -> None:
-    _sgd(parameter, gradient, state, lr, decay, step, momentum, nesterov=True)
-
-
 def _lars(
     parameter: Tensor,
     gradient: Tensor,
@@ -116,7 +104,7 @@ def _adamw(
 
 UPDATES: Mapping[str, Update] = {
     "sgd": _sgd,
-    "nesterov": _nesterov,
+    "nesterov": partial(_sgd, nesterov=True),
     "lars": _lars,
     "adamw": _adamw,
     "adamw-0.95": partial(_adamw, betas=CAPI_BETAS),

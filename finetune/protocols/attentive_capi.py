@@ -19,16 +19,14 @@ from ...core.evaluate.sgd_heads import Head, HeadTraining, train_heads
 from ...core.stream.order import straddling
 from .attentive_probe import attended
 from .candidates import (
-    CHOSEN_ON,
-    RATE_BATCH,
     Augment,
     Candidate,
     Length,
     StepFeatures,
-    Trained,
     check_candidates,
     fit_candidates,
-    training_of,
+    how_trained,
+    trainer,
 )
 from .contract import Counts, Fitted, Known
 from .room import check_room
@@ -131,29 +129,19 @@ class AttentiveCAPI:
     def fit(self, train: Known) -> Fitted:
         """Train all candidates of the source, choose, and train the best on all images. Scores are logits, float32 [M, K]."""
         (source,) = self.sources
-
-        def make(rows: Tensor, candidates: Sequence[Candidate]) -> Trained:
-            training = training_of(self.length, len(rows), optimizer="adamw-0.95", init_std=INIT_STD)
-            assert training.batch_size is not None
-            rise = training.batch_size / RATE_BATCH
-            heads = [Head(one.tap, one.lr * rise, one.weight_decay) for one in candidates]
-            features = StepFeatures(train, self.reads, rows, training.batch_size, self.augment, self.cached_epochs)
-            labels, k = train.labels[rows], len(train.classes)
-            fit = train_pools if source == "patch" else train_heads
-            return fit(features, labels, k, heads, training, seed=train.seed, device=train.device)
-
+        fit, options = (
+            train_pools if source == "patch" else train_heads,
+            {"optimizer": "adamw-0.95", "init_std": INIT_STD},
+        )
+        make = trainer(train, self.length, self.augment, self.cached_epochs, fit, **options)
         fitted = fit_candidates(CAPI_SECTION, train, self.candidates, make)
-        steps, warmup_steps, size = self.length.of(len(train.labels))
         said = {
             **asdict(self),
             "steps": self.length.steps,
-            "trained": {"steps": steps, "warmup_steps": warmup_steps, "batch_size": size},
+            "trained": self.length.described(len(train.labels)),
             "optimizer": f"adamw, betas {list(CAPI_BETAS)}",
             "init_std": INIT_STD,
-            "rate": "lr x batch_size / 256, cosine to 0 in every step",
-            "iterate": "last",
-            "chosen": CHOSEN_ON if fitted.chosen else "nothing",
-            "expects": self.expects,
+            **how_trained(fitted, self.expects),
         }
         return fitted._replace(facts={"settings": said})
 

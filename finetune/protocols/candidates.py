@@ -15,7 +15,7 @@ from torch import Tensor
 from ...core.checks import LARGEST_RATE, SMALLEST_RATE
 from ...core.errors import UserError
 from ...core.evaluate.held_out import held_out_rows, nothing_to_choose_on
-from ...core.evaluate.sgd_heads import HeadTraining
+from ...core.evaluate.sgd_heads import Head, HeadTraining
 from .contract import Counts, Features, Fitted, Known
 
 Augment = Literal["none", "crops"]
@@ -68,6 +68,10 @@ class Length(NamedTuple):
         size = min(self.batch_size, n)
         steps = math.ceil((self.epochs or 0) * n / size) if self.steps is None else self.steps
         return steps, min(round(self.warmup * steps), steps - 1), size
+
+    def described(self, n: int) -> dict[str, int]:
+        """As `of`, by name."""
+        return dict(zip(("steps", "warmup_steps", "batch_size"), self.of(n), strict=True))
 
 
 class StepFeatures:
@@ -150,8 +154,41 @@ def check_candidates(
 
 def training_of(length: Length, n: int, **options: Any) -> HeadTraining:
     """How linear heads are trained on n images."""
-    steps, warmup_steps, size = length.of(n)
-    return HeadTraining(steps=steps, warmup_steps=warmup_steps, batch_size=size, **options)
+    return HeadTraining(**length.described(n), **options)
+
+
+def trainer(
+    train: Known,
+    length: Length,
+    augment: Augment,
+    cached_epochs: int | None,
+    fit: Callable[..., Trained],
+    **options: Any,
+) -> Train:
+    """How candidates are trained: by `fit`, which is `train_heads` or has its arguments. options: of HeadTraining."""
+
+    def make(rows: Tensor, candidates: Sequence[Candidate]) -> Trained:
+        training = training_of(length, len(rows), **options)
+        assert training.batch_size is not None
+        rise = training.batch_size / RATE_BATCH
+        heads = [Head(one.tap, one.lr * rise, one.weight_decay) for one in candidates]
+        features = StepFeatures(
+            train, [one.tap for one in candidates], rows, training.batch_size, augment, cached_epochs
+        )
+        labels, k = train.labels[rows], len(train.classes)
+        return fit(features, labels, k, heads, training, seed=train.seed, device=train.device)
+
+    return make
+
+
+def how_trained(fitted: Fitted, expects: str) -> dict[str, str]:
+    """What the settings of all these protocols end with. expects: how the publication shows images."""
+    return {
+        "rate": "lr x batch_size / 256, cosine to 0 in every step",
+        "iterate": "last",
+        "chosen": CHOSEN_ON if fitted.chosen else "nothing",
+        "expects": expects,
+    }
 
 
 def fit_candidates(section: str, train: Known, candidates: Sequence[Candidate], make: Train) -> Fitted:

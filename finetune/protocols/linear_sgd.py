@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any, Literal
 
-from torch import Tensor
-
 from ...core.errors import UserError
-from ...core.evaluate.sgd_heads import FittedHeads, Head, train_heads
+from ...core.evaluate.sgd_heads import train_heads
 from .candidates import (
-    CHOSEN_ON,
-    RATE_BATCH,
     Augment,
     Candidate,
     Length,
-    StepFeatures,
     check_candidates,
     fit_candidates,
+    how_trained,
+    trainer,
     training_of,
 )
 from .contract import Counts, Fitted, Known
@@ -124,27 +121,10 @@ class LinearSGD:
 
     def fit(self, train: Known) -> Fitted:
         """Train all candidates, choose, and train the best on all images. Scores are logits, float32 [M, K]."""
-
-        def make(rows: Tensor, candidates: Sequence[Candidate]) -> FittedHeads:
-            training = training_of(self.length, len(rows), **self._options())
-            assert training.batch_size is not None
-            rise = training.batch_size / RATE_BATCH
-            heads = [Head(one.tap, one.lr * rise, one.weight_decay) for one in candidates]
-            taps = [one.tap for one in candidates]
-            features = StepFeatures(train, taps, rows, training.batch_size, self.augment, self.cached_epochs)
-            labels, k = train.labels[rows], len(train.classes)
-            return train_heads(features, labels, k, heads, training, seed=train.seed, device=train.device)
-
+        make = trainer(train, self.length, self.augment, self.cached_epochs, train_heads, **self._options())
         fitted = fit_candidates(SGD_SECTION, train, self.candidates, make)
-        steps, warmup_steps, size = self.length.of(len(train.labels))
-        said = {
-            **self.settings,
-            "trained": {"steps": steps, "warmup_steps": warmup_steps, "batch_size": size},
-            "rate": "lr x batch_size / 256, cosine to 0 in every step",
-            "iterate": "last",
-            "chosen": CHOSEN_ON if fitted.chosen else "nothing",
-            "expects": self.expects,
-        }
+        trained = {"trained": self.length.described(len(train.labels))}
+        said = {**self.settings, **trained, **how_trained(fitted, self.expects)}
         return fitted._replace(facts={"settings": said})
 
     def _options(self) -> dict[str, Any]:

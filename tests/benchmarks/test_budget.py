@@ -1,7 +1,6 @@
 """benchmarks/budget.py: the curve of accuracy over epochs, and where it crosses handcrafted features."""
 
-import importlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,10 +13,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def budget() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        yield importlib.import_module("budget")
+def budget(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("budget")
 
 
 def row(label: str, mean: float, knn: float = 0.1) -> dict[str, Any]:
@@ -61,10 +58,10 @@ def test_page_and_picture(budget: ModuleType, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10"])
-def test_only_the_length_differs(budget: ModuleType, name: str) -> None:
+def test_only_the_length_differs(script: Callable[[str], ModuleType], name: str) -> None:
     """Of a method's stages; and each row reads the probe of its stage, by the protocol of the method's family."""
     methods, pipeline = (
-        importlib.import_module("methods"),
+        script("methods"),
         yaml.safe_load((ROOT / f"configs/budget_{name}.yaml").read_text()),
     )
     stages, rows = pipeline["stages"], {row["label"]: row for row in pipeline["report"]["rows"]}

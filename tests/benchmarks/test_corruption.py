@@ -1,8 +1,7 @@
 """benchmarks/corruption.py: a part of its matrix, and that the committed page holds no damage that nobody notices."""
 
-import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -13,10 +12,8 @@ STOPPED, PROBED, CACHED = "a pretraining that was stopped", "a finished probe", 
 
 
 @pytest.fixture(scope="module")
-def corruption() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        yield importlib.import_module("corruption")
+def corruption(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("corruption")
 
 
 @pytest.mark.parametrize(("name", "kind"), [(STOPPED, "truncate"), (PROBED, "flip"), (PROBED, "delete")])

@@ -1,8 +1,7 @@
 """benchmarks/few_labels.py: passes of both sides, the label-efficiency factor, and the page."""
 
-import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,10 +14,8 @@ SIZES = {"1": 500, "10": 5000, "100": 50000}
 
 
 @pytest.fixture(scope="module")
-def few() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        yield importlib.import_module("few_labels")
+def few(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("few_labels")
 
 
 def row(stage: str, mean: float) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """The measurements of benchmarks/ at toy size: that they run, compare equal work, and count rightly. Nothing is timed here."""
 
-import importlib
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
 SCRIPTS = ("input", "page", "peers", "pictures", "timing")
 
 
@@ -26,13 +24,11 @@ class Scripts:
 
 
 @pytest.fixture(scope="module")
-def scripts() -> Iterator[Scripts]:
+def scripts(script: Callable[[str], ModuleType]) -> Scripts:
     found = Scripts()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        for name in SCRIPTS:
-            setattr(found, name, importlib.import_module(name))
-        yield found
+    for name in SCRIPTS:
+        setattr(found, name, script(name))
+    return found
 
 
 @pytest.fixture(autouse=True)

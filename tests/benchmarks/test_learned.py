@@ -1,8 +1,6 @@
 """What the comparison of methods calls learned: one protocol a family, an interval above 0, and fine-tuning that is not worse."""
 
-import importlib
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -10,14 +8,10 @@ import pytest
 
 from rootstock.ssl.registry import PRETRAIN_METHODS
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
-def methods() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        yield importlib.import_module("methods")
+def methods(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("methods")
 
 
 def numbers(**values: list[float]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The measurement of every method's step at toy size: that it runs, that both do the same work, and what its gate says."""
 
-import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,15 +10,11 @@ import torch
 
 from rootstock.ssl.registry import PRETRAIN_METHODS
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
-def speed() -> Iterator[ModuleType]:
+def speed(script: Callable[[str], ModuleType]) -> Iterator[ModuleType]:
     before = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        yield importlib.import_module("methods_speed")
+    yield script("methods_speed")
     torch.set_num_threads(before)
 
 

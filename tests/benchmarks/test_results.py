@@ -1,8 +1,7 @@
 """benchmarks/methods.py: its table from results that were made up."""
 
-import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,10 +17,8 @@ SEEDS = (0, 1, 2)
 
 
 @pytest.fixture(scope="module")
-def methods() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        yield importlib.import_module("methods")
+def methods(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("methods")
 
 
 def leave(folder: Path, stage: str, network: str, rows: list[str], **result: Any) -> None:

@@ -3,7 +3,7 @@
 import importlib
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import nn
 
-ROOT = Path(__file__).parents[2]
 SCRIPTS = ("fitted", "flops", "gpu", "lightly_steps", "overhead", "rounds", "step", "timing")
 
 
@@ -31,13 +30,11 @@ class Scripts:
 
 
 @pytest.fixture(scope="module")
-def scripts() -> Iterator[Scripts]:
+def scripts(script: Callable[[str], ModuleType]) -> Scripts:
     found = Scripts()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        for name in SCRIPTS:
-            setattr(found, name, importlib.import_module(name))
-        yield found
+    for name in SCRIPTS:
+        setattr(found, name, script(name))
+    return found
 
 
 @pytest.fixture(autouse=True)
