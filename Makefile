@@ -2,7 +2,7 @@
 #
 #   make demo     the whole story on real images (about five minutes on two cores); ARGS="seeds=5" for intervals
 #   make check    lint, types, and the tests of what differs from the last commit (under a minute)
-#   make test     lint, types and tests: every method, in one process and in two (7 minutes on two free cores)
+#   make test     lint, types and tests: every method, in one process and in two (5 minutes on two free cores)
 #   make test-all the long tests, four processes, lowest and latest versions of torch, timm, accelerate (15 minutes; benchmarks/test-all.md)
 #   make soak     runs killed at random steps, thousands of steps, ten minutes of fuzzing for each input (an hour; benchmarks/soak.md)
 #   make lint     ruff and basedpyright alone
