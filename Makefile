@@ -13,7 +13,7 @@
 #   make bench-methods  every method's step against lightly's own examples, on one CPU core
 #   make bench-digits  every method on digits-m over three seeds, beside random networks, raw pixels and HOG
 #   make bench-cifar10  five methods on a fifth of CIFAR-10 (JPEG), likewise; needs data/cifar10_jpeg.tar.gz
-#   make bench-budget  accuracy over 5 to 320 epochs on digits-m, and where it crosses raw pixels and HOG (two hours a seed)
+#   make bench-budget  accuracy over 5 to 320 epochs on digits-m, and where it crosses raw pixels and HOG (an hour and a half a seed)
 #   make bench-demo   the demo over five seeds, the numbers of benchmarks/demo.md
 #   make clean    remove .venv, .venvs and what tools left; runs/ stays
 

@@ -1,6 +1,6 @@
 """How accuracy grows with the length of pretraining, and where it crosses raw pixels and HOG: runs what is missing of a pipeline.
 
-Command: python benchmarks/budget.py configs/budget_NAME.yaml [key=value ...]   (seeds=3 by default). Writes benchmarks/budget_NAME.md and
+Command: python benchmarks/budget.py configs/budget_NAME.yaml [key=value ...]   (seeds=1 by default). Writes benchmarks/budget_NAME.md and
 .png. The pipeline's rows are "METHOD, N epochs", each by the protocol of the method's family (benchmarks/methods.py).
 """
 
@@ -135,7 +135,7 @@ def main(words: list[str]) -> int:
         sys.exit("usage: python benchmarks/budget.py configs/budget_NAME.yaml [key=value ...]")
     config = words.pop(0)
     pipeline = yaml.safe_load((HERE.parent / config).read_text())
-    folder, command = run_to_its_end(["run", config], pipeline["run"]["dir"], 3, words)
+    folder, command = run_to_its_end(["run", config], pipeline["run"]["dir"], 1, words)
     table, _ = made(folder)
     title, to = pipeline["report"]["title"], HERE / f"{Path(config).stem}.md"
     draw(table, title, to.with_suffix(".png"))
