@@ -66,7 +66,7 @@ class CDAN(DANN):
         label_smoothing: float = 0.0,
         randomized_above: int = 4096,
     ) -> None:
-        self._map_size = (classifier.backbone.feature_dim, classifier.head.out_features, randomized_above)
+        self._map_size = (classifier.feature_dim, classifier.head.out_features, randomized_above)
         super().__init__(
             classifier, chunk, reversal=reversal, trade_off=trade_off, hidden=hidden, label_smoothing=label_smoothing
         )

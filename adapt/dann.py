@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..core.checks import check_share
 from ..core.method import AdaptMethod, Pair, Step
-from ..core.model.encode import encode
 from ..core.numerics import wide
 from .parts.reversal import Discriminator, reversal_weight, reverse_gradient
 
@@ -56,13 +55,12 @@ class DANN(AdaptMethod):
 
     def discriminator_input(self) -> int:
         """Number of inputs of the discriminator."""
-        return self.backbone.feature_dim
+        return self.classifier.feature_dim
 
     def forward(self, batch: Pair, progress: float) -> Step:
         """batch.source.images, batch.target.images: [N, C, h, w]; N is this process's share."""
-        features = encode(
-            self.backbone, torch.stack([batch.source.images, batch.target.images]), self.chunk
-        )  # [2, N, D]
+        images = torch.stack([batch.source.images, batch.target.images])
+        features = self.classifier.encode(images, self.chunk)  # [2, N, D]
         logits = self.classifier.head(features)  # [2, N, K]
         loss = F.cross_entropy(wide(logits[0]), batch.source.labels, label_smoothing=self.label_smoothing)
         domain, guesses = self.domain_loss(features, logits, reversal_weight(progress, self.reversal))

@@ -16,6 +16,7 @@ from ..formats import current_names
 from ..manifest import MANIFEST, guard, write_manifest
 from .backbone import Backbone
 from .description import DESCRIPTION, SEEN, WEIGHTS, read_description
+from .encode import encode
 from .weights import load_strictly
 
 HEAD, CLASSES = "head.safetensors", "classes.json"
@@ -32,6 +33,15 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.dropout(self.backbone(images)))
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of the features that the head sees."""
+        return self.head.in_features
+
+    def encode(self, images: Tensor, chunk: int | None = None) -> Tensor:
+        """The features that the head sees: [V, N, C, h, w] -> [V, N, D]. chunk: images that the network takes at once."""
+        return encode(self.backbone, images, chunk)
 
     def export(self, run: Path) -> None:
         """Write run/backbone/ and run/classifier/ (backbone + head + class names)."""
