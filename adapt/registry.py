@@ -6,6 +6,7 @@ from ..core.method import AdaptMethod, register
 from .adabn import AdaBN
 from .cdan import CDAN
 from .dann import DANN
+from .mcd import MCD
 from .source_only import SourceOnly
 
 ADAPT_METHODS = register(
@@ -15,5 +16,6 @@ ADAPT_METHODS = register(
         "adabn": AdaBN,
         "dann": DANN,
         "cdan": CDAN,
+        "mcd": MCD,
     },
 )

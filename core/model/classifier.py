@@ -39,6 +39,10 @@ class Classifier(nn.Module):
         """Width of the features that the head sees."""
         return self.head.in_features
 
+    def another_head(self) -> nn.Linear:
+        """A new head beside `head`, of its kind and size and with initial weights of its own: for methods with two classifiers."""
+        return nn.Linear(self.head.in_features, self.head.out_features)
+
     def encode(self, images: Tensor, chunk: int | None = None) -> Tensor:
         """The features that the head sees: [V, N, C, h, w] -> [V, N, D]. chunk: images that the network takes at once."""
         return encode(self.backbone, images, chunk)
