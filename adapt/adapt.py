@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -38,6 +39,7 @@ from ..core.train.optim import Optim
 from ..core.views.presets import VIEWS
 from ..core.views.resample import Interpolation
 from ..core.views.view import Evaluation, stack_pictures
+from .examine import Examination, check_examination, examine_options
 from .registry import ADAPT_METHODS
 
 SOURCE, TARGET = "source", "target"
@@ -85,12 +87,21 @@ class Sets(NamedTuple):
     source: Images
     target: Images
     tests: dict[str, Images]
+    held_out: Images | None = None  # of the source's training images, for validators
+
+    def hold_out(self, fraction: float, seed: int) -> Sets:
+        """Hold this part of the source out from training, of each class; none for 0. Raises UserError for too few images."""
+        if not fraction:
+            return self
+        source, held_out = holdout(self.source, fraction=fraction, seed=seed, stratify=True)
+        return self._replace(source=source, held_out=held_out)
 
     def training(self) -> dict[str, Images]:
         return {SOURCE: self.source, TARGET: self.target}
 
     def named(self) -> dict[str, Images]:
-        return {**self.training(), **{f"test.{name}": images for name, images in self.tests.items()}}
+        held_out = {} if self.held_out is None else {"held_out": self.held_out}
+        return {**self.training(), **held_out, **{f"test.{name}": images for name, images in self.tests.items()}}
 
 
 class Adaptation(NamedTuple):
@@ -100,6 +111,7 @@ class Adaptation(NamedTuple):
     fed: stage.Feed
     sets: Sets
     view: Evaluation
+    examination: Examination | None  # scores and diagnostics that need no target label
 
 
 def build_adaptation(
@@ -109,10 +121,14 @@ def build_adaptation(
     method: Mapping[str, Any],
     optim: Mapping[str, Any],
     seed: int,
+    evaluate: Mapping[str, Any] | None = None,
 ) -> Adaptation:
     """Open the sets and build network, method, augmentation and batches. Raises UserError."""
     torch.manual_seed(seed)
     settings, sets = Optim(**optim), open_sets(data, seed)
+    if evaluate is not None:
+        check_examination(evaluate)
+        sets = sets.hold_out(evaluate["held_out"], seed)
     stage.record_sets(run, sets.named(), data["stamp"])
 
     assert sets.source.classes is not None
@@ -138,7 +154,12 @@ def build_adaptation(
             Unlabelled(views(raw.target, target).images[0], target),
         )
 
-    return Adaptation(stage.training(run, objective, fed, prepare, settings), fed, sets, view)
+    examination = None
+    if evaluate is not None:
+        read = partial(whole, view=view, device=run.device, workers=run.options["workers"], damage=replaced_silently())
+        examination = Examination(run, evaluate, sets.source, sets.target, sets.held_out, read)
+    every = None if evaluate is None else evaluate["every"]
+    return Adaptation(stage.training(run, objective, fed, prepare, settings, every), fed, sets, view, examination)
 
 
 def adapt(
@@ -148,6 +169,7 @@ def adapt(
     backbone: Annotated[dict[str, Any], Section(create)],
     method: Annotated[dict[str, Any], Choice(ADAPT_METHODS)],
     optim: Annotated[dict[str, Any], Section(Optim)],
+    evaluate: Annotated[dict[str, Any] | None, Section(examine_options)] = {},
     seed: int = 0,
 ) -> dict[str, Any]:
     """Adapt a classifier from a labelled source to an unlabelled target, export it, and return the result of the last step.
@@ -156,11 +178,15 @@ def adapt(
     backbone: The network under the classifier.
     method: The adaptation method by name, with its keys.
     optim: Optimizer, learning rate and length of the training.
+    evaluate: What is measured without target labels: validators' scores of candidates, and diagnostics; null for nothing.
     seed: Seed of everything random, 0 or more.
     """
-    plan, fed, sets, view = build_adaptation(run, data, backbone, method, optim, seed)
-    stage.train(run, plan)
+    plan, fed, sets, view, examination = build_adaptation(run, data, backbone, method, optim, seed, evaluate)
     objective: Any = plan.method
+    if examination is not None:
+        examination.start(objective.classifier)
+    candidates = {"candidate": examination} if examination is not None and plan.every.evaluate else {}
+    stage.train(run, plan, candidates)
     objective.conclude(whole(sets.target, view, run.device, run.options["workers"], fed.damage))
 
     model, classifier = objective.backbone, objective.classifier
@@ -174,9 +200,12 @@ def adapt(
         stage.save_first(
             run, plan, model, lambda pair: torch.stack([part.images[: stage.SHOWN] for part in pair]), caption
         )
+    # Before the tests: no choice can follow from a label.
+    measured = {} if examination is None else examination.conclude(classifier, fed.steps, plan.every.evaluate)
     outcome = _test(run, classifier, sets.tests, view)
     facts = describe_sets(sets.named(), held_out=data["test"] is None)
-    return run.finish({"data": facts, **outcome, **fed.counts(), "selection": model.selection(data["selection"])})
+    selection = model.selection(data["selection"])
+    return run.finish({"data": facts, **outcome, **measured, **fed.counts(), "selection": selection})
 
 
 def open_sets(data: Mapping[str, Any], seed: int) -> Sets:
@@ -229,6 +258,11 @@ def whole(
                 raw, read = stack_pictures(crops), torch.tensor(numbers)
             damage.note(images, wanted, read)
             yield view(raw.to(device))
+
+
+def replaced_silently() -> Damage:
+    """Training notes and counts damaged pictures; who only shows them again takes the same neighbours without a word."""
+    return Damage(limit=1.0, report=lambda _: None)
 
 
 def _by_content(images: Images) -> Images:

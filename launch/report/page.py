@@ -15,7 +15,7 @@ from .html import provenance, write_html, yaml_text
 from .pairs import Paired, Pairs, adjust, compare_images, p_text, pair_stages
 from .records import RunRecord, StageRuns, by_experiment, is_pipeline, is_sweep, read_readable, stages_of
 from .results import compare, main_metric, summarise
-from .stages import StageView, protocol_rows, view_stage
+from .stages import StageView, alarms, protocol_rows, view_stage
 from .tables import ResultTable, caveats, differences_table, duration, results_tables
 
 
@@ -96,7 +96,7 @@ def _pipeline_page(pipeline: RunRecord) -> Page:
         title=report.get("title") or pipeline.path.resolve().name,
         summary=_summary(stages, "stage"),
         text=[text] if isinstance(text, str) else list(text),
-        caveats=[*caveats(rows), *(f"Damaged: {sentence}." for sentence in damage)],
+        caveats=[*caveats(rows), *alarms(stages), *(f"Damaged: {sentence}." for sentence in damage)],
         tables=results_tables(rows, report.get("columns") or {}) if rows else [],
         differences=differences_table(comparisons) if comparisons else None,
         pairs=_pipeline_pairs(comparisons, rows, answers),
@@ -165,7 +165,7 @@ def _runs_page(stages: list[StageRuns]) -> Page:
     return Page(
         title=title,
         summary=_summary(stages, "experiment"),
-        caveats=caveats(rows),
+        caveats=[*caveats(rows), *alarms(stages)],
         tables=results_tables(rows, {}) if rows else [],
         differences=differences,
         pairs=pair_stages(stages, answers),

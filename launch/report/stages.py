@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,17 @@ _PICTURE_WIDTH = 1400
 _PICTURE_BYTES = 150_000
 # Metrics that stand beside the first one of a protocol; all of them stand in a table of their own.
 BESIDE = ("precision", "recall", "f1", "top5", "auroc", "worst_group", "ece")
+
+
+def alarms(stages: Sequence[StageRuns]) -> list[str]:
+    """What is said above all tables: a sentence for each adapted classifier that may have collapsed on its target."""
+    found = []
+    for stage in stages:
+        for record in stage.records:
+            alarm = ((record.result.get("diagnostics") or {}).get("target") or {}).get("alarm")
+            if alarm:
+                found.append(f"{stage.name}, seed {record.seed}: the classifier may have collapsed: {alarm}.")
+    return found
 
 
 @dataclass(frozen=True)

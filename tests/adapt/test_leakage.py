@@ -103,7 +103,9 @@ def test_shuffling_the_targets_labels_changes_no_split_and_no_weight(
         backbone = weights or NET
         result = start("adapt", where, data=data, backbone=backbone, method=method)
         rows = [json.loads(line) for line in (where / "run" / "metrics.jsonl").read_text().splitlines()]
-        outcomes.append((result["data"]["split"], result["data"]["n"], digest(where), [row["loss"] for row in rows]))
+        losses = [row["loss"] for row in rows if "loss" in row]
+        chosen = result["validators"], result["diagnostics"]
+        outcomes.append((result["data"]["split"], result["data"]["n"], digest(where), losses, chosen))
         assert result["metrics"]["target/classifier/accuracy"] >= 0.0
     assert labels_of(20, 0) != labels_of(20, 1)
     assert outcomes[0] == outcomes[1]

@@ -319,9 +319,8 @@ def gaussians(rows: int, target_rows: int, shift: float = 1.0) -> CandidateModel
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("rows", "target_rows"), [(900, 300), (300, 900)])
-def test_density_ratios_of_two_gaussians_whatever_the_sizes_of_the_domains(rows: int, target_rows: int) -> None:
-    one = gaussians(rows, target_rows)
+def test_density_ratios_of_two_gaussians_of_domains_of_other_sizes() -> None:
+    one = gaussians(300, 900)
     found = density_ratio(one).log()
     expected = one.held_out.features[:, 0].double() - 0.5
     assert float((found - expected).abs().mean()) < 0.35  # without N_s / N_t it is off by ln 3 = 1.1
