@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ..draws import Draws
-from ..images.split import hash_order
 from ..kernels import gaussian_kernels, mean_squared_distance, multi_kernel_mmd, squared_distances
 from .logreg import LogisticRegression, fit_choosing_C
 from .statistics import wilson
@@ -66,9 +65,8 @@ def a_distance(
     Wilson's, with as many trials as identities. tllib trains for ten epochs on one random split and doesn't clip. None for domains of fewer
     than four identities in a half.
     """
-    order = hash_order(torch.cat([source_keys, target_keys]), seed)
-    fitted = torch.tensor(order[: len(order) // 2], dtype=torch.int64)
-    first = [torch.isin(keys.cpu(), fitted) for keys in (source_keys, target_keys)]
+    # By a hash of its own: slices and samples of sets are cut along `hash_order`, so its halves could hold one domain each.
+    first = [Draws(seed, keys.cpu()).bernoulli("a_distance", 0.5) for keys in (source_keys, target_keys)]
     parts = [(keys.cpu(), half) for keys, half in zip((source_keys, target_keys), first, strict=True)]
     counts = [len(keys[side].unique()) for keys, half in parts for side in (half, ~half)]
     if min(counts) < FEWEST:
