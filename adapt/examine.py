@@ -7,7 +7,7 @@ here has target labels: the target is opened without.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +85,7 @@ class Examination:
         self.run, self.read, self.mixval = run, read, options["mixval"]
         self.source, self.target = (sampled(images, options["images"], run.seed) for images in (source, target))
         self.held_out = None if held_out is None else sampled(held_out, options["images"], run.seed)
+        self.folder = run.dir / FOLDER
         self.before: ADistance | None = None
         if self.target.labels is not None:
             raise ValueError("the target of an adaptation has no labels")
@@ -97,8 +98,8 @@ class Examination:
         """Called by `fit` at each evaluation: keep a candidate, and return what is logged of it."""
         candidate = self.candidate(method.classifier, phase.NOW.step)
         if self.run.main:
-            self._path(candidate.step).parent.mkdir(exist_ok=True)
-            write_tensors(self._path(candidate.step), tensors_of(candidate))
+            self.folder.mkdir(exist_ok=True)
+            write_tensors(path_of(self.folder, candidate.step), tensors_of(candidate))
         found = count_predicted_classes(candidate.target.logits)
         if found.alarm:
             self.run.log(f"WARNING: after step {candidate.step}: {found.alarm}")
@@ -109,7 +110,8 @@ class Examination:
     def conclude(self, classifier: Classifier, steps: int, every: int) -> dict[str, Any]:
         """The entries of a result, after the last of `steps` steps. every: steps between candidates, 0 for the last state alone."""
         last = self.candidate(classifier, steps)
-        candidates = [*self._stored(range(every, steps, every) if every else range(0)), last]
+        kept = range(every, steps, every) if every else range(0)
+        candidates = [*read_candidates(self.folder, kept, self.run.log), last]
         scoring = score_candidates(candidates)
         after, predicted = self._distance(last), count_predicted_classes(last.target.logits)
         if predicted.alarm:
@@ -162,18 +164,22 @@ class Examination:
         assert trained is not None
         return a_distance(trained.features, target.features, trained.keys, target.keys, seed=self.run.seed)
 
-    def _path(self, step: int) -> Path:
-        return self.run.dir / FOLDER / f"step-{step:08d}.safetensors"
 
-    def _stored(self, steps: range) -> list[CandidateModel]:
-        """The candidates that were kept; one that cannot be read is named in a warning, and left out."""
-        found = []
-        for step in steps:
-            try:
-                found.append(candidate_of(f"step {step}", step, load_file(self._path(step))))
-            except (OSError, SafetensorError, UserError) as error:
-                self.run.log(f"WARNING: {self._path(step)} cannot be read ({error}); the candidate is left out")
-        return found
+def path_of(folder: Path, step: int) -> Path:
+    """Where the candidate of a step lies. folder: RUN/candidates."""
+    return folder / f"step-{step:08d}.safetensors"
+
+
+def read_candidates(folder: Path, steps: Iterable[int], log: Callable[[str], None]) -> list[CandidateModel]:
+    """The candidates that were kept; one that cannot be read is named in a warning, and left out."""
+    found = []
+    for step in steps:
+        path = path_of(folder, step)
+        try:
+            found.append(candidate_of(f"step {step}", step, load_file(path)))
+        except (OSError, SafetensorError, UserError) as error:
+            log(f"WARNING: {path} cannot be read ({error}); the candidate is left out")
+    return found
 
 
 def sampled(images: Images, limit: int, seed: int) -> Images:

@@ -10,7 +10,7 @@ from .contract import Validator
 
 
 class AverageThresholdedConfidence(Validator):
-    """ATC: the share of target images that are as sure as the right share of the source (Garg et al. 2022, arXiv:2201.04234, eqs. 1 and 2).
+    """ATC: the share of target images that are as sure as the right share of the source (Garg et al. 2022, arXiv:2201.04234).
 
     How sure a prediction is: its negative entropy, the authors' better choice (ATC-NE). The threshold has as large a share of the held-out
     source below it as that has errors; without temperature scaling.

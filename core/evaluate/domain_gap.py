@@ -87,8 +87,7 @@ def a_distance(
 
 
 def mmd_test(source: Tensor, target: Tensor, *, seed: int = 0, permutations: int = PERMUTATIONS) -> MMDTest:
-    """The unbiased squared MMD with DAN's kernels, and the p-value of "both domains are alike" by permuting rows (Gretton et al. 2012,
-    section 7).
+    """The unbiased squared MMD with DAN's kernels, and the p-value of "both domains are alike" by permuting rows (Gretton et al. 2012).
 
     source: [N, D]; target: [M, D], independent rows: one of each identity. Memory: (N + M)^2 numbers of 8 bytes.
     """
