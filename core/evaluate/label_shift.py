@@ -19,7 +19,7 @@ from .counts import Floats, Ints
 
 EM_STEPS, EM_TOLERANCE = 10_000, 1e-9
 LARGEST_CONDITION = 1e8  # of a confusion matrix that is inverted
-RESAMPLES = 200
+DRAWN_ANEW = 200
 
 
 class Priors(NamedTuple):
@@ -99,8 +99,8 @@ def bbse(source: Floats, labels: Ints, target: Floats) -> Priors:
     """Black-box shift estimation: the q with C q = mu; C = p(prediction | y) of the source, mu = p(prediction) of the target.
 
     source: [N, K], predictions for *held-out* source images with these labels, int64 [N]; target: [M, K], all rows summing to 1; one-hot
-    (hard) or probabilities (soft). With w = q / p_s this is the paper's equation for w (section 4). The inverse may give negative priors, which the authors'
-    code clips to 0; here min ||C q - mu||^2 over priors (q >= 0, sum 1) is solved then, and where C is singular.
+    (hard) or probabilities (soft). With w = q / p_s this is the paper's equation for w (section 4). The inverse may give negative
+    priors, which the authors' code clips to 0. Then, and where C is singular, min ||C q - mu||^2 over priors (q >= 0, sum 1) is solved.
     Classes without source images get prior 0.
     """
     return _solved(confusion_given_class(source, labels), target.mean(axis=0), class_priors(labels, source.shape[1]))
@@ -176,13 +176,6 @@ def balancing(priors: Floats) -> Floats:
     return np.divide(1.0, priors * there.sum(), out=np.zeros_like(priors), where=there)
 
 
-class Interval(NamedTuple):
-    """95 % percentile interval of a distance over images drawn anew, both sets."""
-
-    low: float
-    high: float
-
-
 def bootstrap(
     source: Floats,
     labels: Ints,
@@ -191,9 +184,9 @@ def bootstrap(
     method: str,
     seed: int,
     distance: str = "total_variation",
-    resamples: int = RESAMPLES,
-) -> Interval:
-    """The interval of the distance of priors that `bbse` or `mlls` (`method`) estimates. Arguments as of these.
+    resamples: int = DRAWN_ANEW,
+) -> tuple[float, float]:
+    """The 95 % percentile interval (low, high) of the distance of priors that `bbse` or `mlls` (`method`) estimates. Arguments as of these.
 
     Source images are drawn with replacement within their class, target images among all. The distance is that of the source's
     own priors, which are known. Near 0 the interval lies above it: no distance is negative.
@@ -212,4 +205,4 @@ def bootstrap(
             drawn = _solved(confusion, rows @ target / len(target), prior).target
         found.append(DISTANCES[distance](prior, drawn))
     low, high = np.quantile(found, [0.025, 0.975])
-    return Interval(float(low), float(high))
+    return float(low), float(high)

@@ -110,6 +110,27 @@ def test_shuffling_the_targets_labels_changes_no_split_and_no_weight(
     assert outcomes[0][1]["target"] == (16 if held_out else 20)
 
 
+def test_within_a_target_of_drawn_priors_no_label_changes_a_weight(pictures: list[Path], tmp_path: Path) -> None:
+    """Labels choose the subset, as in every experiment on label shift. The same pictures with other labels give the same weights."""
+    source = folder(tmp_path / "source", pictures[:16], labels_of(16, 0))
+    test = folder(tmp_path / "test", pictures[36:], [0, 1, 0, 1])
+    whole = folder(tmp_path / "target", pictures[16:36], labels_of(20, 0)) + "#[dirichlet=1,seed=2]"
+    chosen = open_images(whole)
+    assert 4 <= len(chosen) < 20
+    every = open_images(folder(tmp_path / "every", pictures[16:36])).keys()  # in the order of names
+    kept = [p for p, key in zip(pictures[16:36], every, strict=True) if key in chosen.keys()]  # noqa: SIM118
+    outcomes = []
+    for where, target in (
+        ("first", whole),
+        ("other", listed(tmp_path / "a.csv", kept, [k % 2 for k in range(len(kept))])),
+        ("flat", folder(tmp_path / "unlabelled", kept)),
+    ):
+        data = {"source": source, "target": target, "size": SIZE, "test": {"target": test}}
+        result = start("adapt", tmp_path / where, data=data, backbone=NET, method="dann")
+        outcomes.append((result["data"]["split"]["target"], digest(tmp_path / where)))
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+
+
 def test_the_target_holds_no_label_anywhere(
     pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -249,7 +249,7 @@ def test_the_interval_holds_the_truth_and_narrows(method: str) -> None:
         rows = [posterior(x, np.full(K, 0.25)) for x in (source, target)]
         found = bootstrap(rows[0], labels, rows[1], method=method, seed=0, resamples=60)
         true = label_shift.total_variation(class_priors(labels, K), class_priors(truth, K))
-        assert found.low - 0.05 < true < found.high + 0.05
+        assert found[0] - 0.05 < true < found[1] + 0.05
         assert bootstrap(rows[0], labels, rows[1], method=method, seed=0, resamples=60) == found
-        widths.append(found.high - found.low)
+        widths.append(found[1] - found[0])
     assert widths[1] < widths[0] / 2
