@@ -39,6 +39,17 @@ from ..core.views.presets import VIEWS
 from ..core.views.resample import Interpolation
 from ..core.views.view import Evaluation, stack_pictures
 from .registry import ADAPT_METHODS
+from .shift import (
+    Reference,
+    Shift,
+    add_corrected,
+    check_label_shift,
+    few,
+    label_shift_options,
+    logits_of,
+    resample,
+    true_distances,
+)
 
 SOURCE, TARGET = "source", "target"
 
@@ -109,9 +120,11 @@ def build_adaptation(
     method: Mapping[str, Any],
     optim: Mapping[str, Any],
     seed: int,
+    label_shift: Mapping[str, Any],
 ) -> Adaptation:
     """Open the sets and build network, method, augmentation and batches. Raises UserError."""
     torch.manual_seed(seed)
+    check_label_shift(label_shift)
     settings, sets = Optim(**optim), open_sets(data, seed)
     stage.record_sets(run, sets.named(), data["stamp"])
 
@@ -121,6 +134,8 @@ def build_adaptation(
     objective: AdaptMethod = stage.build_method(method, ADAPT_METHODS, classifier, run)
     if objective.keeps_head:
         classifier.load_head(backbone["weights"])
+    if label_shift["resample"] != "none":
+        resample(objective, sets.source)
     stage.set_norm(run, objective, backbone["norm"])
     views = stage.augmentation(run, data["views"], objective, method["name"], sets.source)
     view = stage.evaluation(data, model)
@@ -148,6 +163,7 @@ def adapt(
     backbone: Annotated[dict[str, Any], Section(create)],
     method: Annotated[dict[str, Any], Choice(ADAPT_METHODS)],
     optim: Annotated[dict[str, Any], Section(Optim)],
+    label_shift: Annotated[dict[str, Any], Section(label_shift_options)] = {},
     seed: int = 0,
 ) -> dict[str, Any]:
     """Adapt a classifier from a labelled source to an unlabelled target, export it, and return the result of the last step.
@@ -156,9 +172,10 @@ def adapt(
     backbone: The network under the classifier.
     method: The adaptation method by name, with its keys.
     optim: Optimizer, learning rate and length of the training.
+    label_shift: What is done about class priors that differ between source and target.
     seed: Seed of everything random, 0 or more.
     """
-    plan, fed, sets, view = build_adaptation(run, data, backbone, method, optim, seed)
+    plan, fed, sets, view = build_adaptation(run, data, backbone, method, optim, seed, label_shift)
     stage.train(run, plan)
     objective: Any = plan.method
     objective.conclude(whole(sets.target, view, run.device, run.options["workers"], fed.damage))
@@ -174,7 +191,7 @@ def adapt(
         stage.save_first(
             run, plan, model, lambda pair: torch.stack([part.images[: stage.SHOWN] for part in pair]), caption
         )
-    outcome = _test(run, classifier, sets.tests, view)
+    outcome = _test(run, objective, sets, view, _reference(sets, data["test"] is None), label_shift)
     facts = describe_sets(sets.named(), held_out=data["test"] is None)
     return run.finish({"data": facts, **outcome, **fed.counts(), "selection": model.selection(data["selection"])})
 
@@ -235,13 +252,39 @@ def _by_content(images: Images) -> Images:
     return images.select(images.keys().argsort(stable=True))
 
 
-def _test(run: Run, classifier: Classifier, tests: Mapping[str, Images], view: Evaluation) -> dict[str, Any]:
-    """What a result says about the tests, each image once."""
-    workers = run.options["workers"]
+def _reference(sets: Sets, cut: bool) -> Reference:
+    """cut: whether a part of the source was held out as its test. Otherwise its training images, on which confusion is smaller."""
+    return Reference(sets.tests[SOURCE] if cut else sets.source, held_out=cut)
+
+
+def _test(
+    run: Run,
+    method: AdaptMethod,
+    sets: Sets,
+    view: Evaluation,
+    reference: Reference,
+    label_shift: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What a result says about the tests, each image once, and about the class priors."""
+    workers, classifier, tests = run.options["workers"], method.classifier, sets.tests
+    model, silent = classifier.backbone, Damage(1.0, report=lambda _: None)  # training has noted damaged pictures
     scored = score(classifier, tests, view, classifier.classes, run.device, run.seed, workers)
-    model = classifier.backbone
+    known, unknown = few(reference.images), few(sets.target)
+    assert known.labels is not None
+    rows = [logits_of(classifier, whole(s, view, run.device, workers, silent)) for s in (known, unknown)]
+    shift = Shift(rows[0], known.labels.numpy(), rows[1])
+    if label_shift["correct"] != "none":
+        add_corrected(scored, tests, shift, label_shift["correct"], SOURCE)
+    told = {
+        "measured_on": "held-out source" if reference.held_out else "training source",
+        "images": {SOURCE: len(known), TARGET: len(unknown)},
+        **shift.as_result(classifier.classes, run.seed, label_shift["resamples"]),
+        "resampled": [] if method.resampling is None else list(method.resamples),
+        "corrected_by": label_shift["correct"],
+        "true": true_distances(shift.prior, tests),
+    }
     features = {name: extract(model, t, view, device=run.device, workers=workers) for name, t in tests.items()}
     if run.main:
         scored.save(run.dir)
         save_map(run.dir, features, tests, run.seed)
-    return {**exposure(model.seen, tests), **scored.as_result()}
+    return {**exposure(model.seen, tests), **scored.as_result(), "label_shift": told}

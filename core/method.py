@@ -149,6 +149,15 @@ class AdaptMethod(Method):
 
     # Whether the head of `backbone.weights` is kept instead of a new one.
     keeps_head: bool = False
+    # The parts of the batch whose loss obeys `label_shift.resample`: "source" (adapt/parts/resampling.py, `source_error`), "target"
+    # (`row_weights`). Without any the key is refused.
+    resamples: tuple[str, ...] = ()
+    # The weights of images, adapt/parts/resampling.py: set by the recipe, None without `label_shift.resample`.
+    resampling: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.resampling = None
 
     @property
     def backbone(self) -> Backbone:  # pyright: ignore[reportIncompatibleVariableOverride]
