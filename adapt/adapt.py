@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -12,11 +13,15 @@ from torch import Tensor
 
 from ..core import stage
 from ..core.config.resolve import Choice, Section
+from ..core.distributed import broadcast_text
+from ..core.errors import UserError
 from ..core.evaluate.features import extract
+from ..core.evaluate.looks import refuse_damaged_looks
 from ..core.evaluate.pictures import save_map
-from ..core.evaluate.scores import score
+from ..core.evaluate.sealed import Candidate, digest_of_export, open_sealed
 from ..core.images.damage import Damage, read_or_neighbour, rows_or_neighbours
 from ..core.images.open import Images, holdout, open_images
+from ..core.images.sealed import SealedImages
 from ..core.images.sets import (
     HELD_OUT,
     LABELLED,
@@ -25,7 +30,7 @@ from ..core.images.sets import (
     describe_sets,
     exposure,
     labelled,
-    open_tests,
+    named_tests,
 )
 from ..core.images.store import Stamp
 from ..core.method import AdaptMethod, Labelled, Pair, RawPair, Unlabelled
@@ -80,7 +85,10 @@ def data_options(
 
 
 class Sets(NamedTuple):
-    """The images of an adaptation: the target's have no labels; classes are numbered as the source's everywhere."""
+    """The images of an adaptation: the target's have no labels; classes are numbered as the source's everywhere.
+
+    tests: sealed, except the held-out part of the source: their labels are not in memory before the final test.
+    """
 
     source: Images
     target: Images
@@ -158,6 +166,8 @@ def adapt(
     optim: Optimizer, learning rate and length of the training.
     seed: Seed of everything random, 0 or more.
     """
+    if trouble := broadcast_text(refuse_damaged_looks(run.dir) if run.main else ""):
+        raise UserError(trouble)
     plan, fed, sets, view = build_adaptation(run, data, backbone, method, optim, seed)
     stage.train(run, plan)
     objective: Any = plan.method
@@ -187,24 +197,31 @@ def open_sets(data: Mapping[str, Any], seed: int) -> Sets:
     """
     source = labelled(open_images(data["source"], seed=seed), "data.source")
     target = open_images(data["target"], seed=seed, role="unlabelled")
-    assert source.classes is not None
+    classes, stamp = source.classes, data.get("stamp", "size")
+    assert classes is not None
     if data["test"] is not None:
-        names = isinstance(data["test"], Mapping)
-        opened = open_tests(data["test"], seed)
-        tests = {n: align(t, source.classes, f"data.test.{n}" if names else "data.test") for n, t in opened.items()}
-        return Sets(source, _by_content(target), tests)
+        key = "data.test.{}" if isinstance(data["test"], Mapping) else "data.test"
+        named = named_tests(data["test"])
+        opened = {n: partial(_labelled_test, uri, seed, classes, key.format(n)) for n, uri in named.items()}
+        return Sets(source, _by_content(target), {n: SealedImages(test, stamp) for n, test in opened.items()})
     source, source_test = holdout(source, fraction=HELD_OUT, seed=seed, stratify=True)
-    tests = {SOURCE: source_test}
-    # The same pictures once more, with labels for the final test alone; they play no part in cutting.
-    known = open_images(data["target"], seed=seed, role="test")
-    if known.labels is not None:
-        assert source.classes is not None
-        # Aligned before cutting: a class that the source lacks is refused wherever the cut would put its pictures.
-        known = align(known, source.classes, "data.target")
+    tests: dict[str, Images] = {SOURCE: source_test}
+    if open_images(data["target"], seed=seed, role="test").labels is not None:
+        # The same pictures once more, with labels for the final test alone; they play no part in cutting.
+        known = partial(_held_out_target, data["target"], seed, classes)
         target, _ = holdout(target, fraction=HELD_OUT, seed=seed, stratify=False)
-        _, held = holdout(known, fraction=HELD_OUT, seed=seed, stratify=False)
-        tests = {TARGET: held, **tests}
+        tests = {TARGET: SealedImages(known, stamp), **tests}
     return Sets(source, _by_content(target), tests)
+
+
+def _labelled_test(uri: str, seed: int, classes: tuple[str, ...], key: str) -> Images:
+    return align(open_images(uri, seed=seed, role="test"), classes, key)
+
+
+def _held_out_target(uri: str | list[str], seed: int, classes: tuple[str, ...]) -> Images:
+    # Aligned before cutting: a class that the source lacks is refused wherever the cut would put its pictures.
+    known = align(open_images(uri, seed=seed, role="test"), classes, "data.target")
+    return holdout(known, fraction=HELD_OUT, seed=seed, stratify=False)[1]
 
 
 def whole(
@@ -236,12 +253,14 @@ def _by_content(images: Images) -> Images:
 
 
 def _test(run: Run, classifier: Classifier, tests: Mapping[str, Images], view: Evaluation) -> dict[str, Any]:
-    """What a result says about the tests, each image once."""
-    workers = run.options["workers"]
-    scored = score(classifier, tests, view, classifier.classes, run.device, run.seed, workers)
+    """What a result says about the tests, each image once. Their labels are read last: no weight and no choice can follow from them."""
     model = classifier.backbone
-    features = {name: extract(model, t, view, device=run.device, workers=workers) for name, t in tests.items()}
+    logits, features = (
+        {name: extract(net, t, view, device=run.device, workers=run.options["workers"]) for name, t in tests.items()}
+        for net in (classifier, model)
+    )
+    last = Candidate(digest_of_export(run.dir) if run.main else "", logits)
+    result, opened = open_sealed(run, tests, {"classifier": last}, classifier.classes)
     if run.main:
-        scored.save(run.dir)
-        save_map(run.dir, features, tests, run.seed)
-    return {**exposure(model.seen, tests), **scored.as_result()}
+        save_map(run.dir, features, opened, run.seed)
+    return {**exposure(model.seen, tests), **result}

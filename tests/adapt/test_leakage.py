@@ -1,5 +1,6 @@
 """No label of a target shapes a split or a weight, and what was seen is counted: whole runs, in-process, on tiny folders."""
 
+import gc
 import hashlib
 import json
 import shutil
@@ -16,9 +17,10 @@ from torch import Tensor
 
 import rootstock.finetune.probe as probe_recipe
 from rootstock.adapt.adapt import open_sets
+from rootstock.adapt.registry import ADAPT_METHODS
 from rootstock.core import stage
 from rootstock.core.errors import UserError
-from rootstock.core.images.open import open_images
+from rootstock.core.images.open import Images, open_images
 from rootstock.core.method import Labelled, Pair, RawPair, Unlabelled
 from rootstock.launch.verbs import execute
 
@@ -108,6 +110,71 @@ def test_shuffling_the_targets_labels_changes_no_split_and_no_weight(
     assert labels_of(20, 0) != labels_of(20, 1)
     assert outcomes[0] == outcomes[1]
     assert outcomes[0][1]["target"] == (16 if held_out else 20)
+
+
+@pytest.mark.parametrize("method", sorted(ADAPT_METHODS))
+def test_moving_and_relabelling_the_targets_files_changes_no_weight_and_no_candidate(
+    method: str, pictures: list[Path], tmp_path: Path
+) -> None:
+    """Beside the weights, the stored logits are equal, and so is every choice that could be made of them."""
+    source = folder(tmp_path / "source", pictures[:16], labels_of(16, 0))
+    start(
+        "adapt",
+        tmp_path / "trained",
+        data={"source": source, "target": source, "size": SIZE},
+        backbone=NET,
+        method="source_only",
+    )
+    backbone = {"weights": str(tmp_path / "trained" / "run")} if method == "adabn" else NET
+    outcomes = []
+    for seed in (0, 1):
+        order = [pictures[16 + int(k)] for k in torch.randperm(20, generator=torch.Generator().manual_seed(seed))]
+        moved = [tmp_path / f"before{seed}" / f"{k:02}.png" for k in range(20)]
+        moved[0].parent.mkdir()
+        for path, place in zip(order, moved, strict=True):
+            shutil.copy(path, place)
+        target = folder(tmp_path / f"target{seed}", moved, labels_of(20, seed))
+        data = {"source": source, "target": target, "size": SIZE}
+        result = start("adapt", tmp_path / f"run{seed}", data=data, backbone=backbone, method=method)
+        names = ("backbone/backbone.safetensors", "classifier/head.safetensors")
+        assert set(result["looks"]) == {"target"} and result["looks"]["target"]["n"] >= 1
+        stored = load_file(tmp_path / f"run{seed}" / "run" / "candidates.safetensors")
+        assert not any("labels" in name for name in stored)
+        # The order of the files is that of the test set, but no image's logits depend on it.
+        rows = stored["target/keys"].argsort()
+        kept = stored["target/keys"][rows], stored["target/classifier/logits"][rows]
+        outcomes.append(((result["data"]["split"], digest(tmp_path / f"run{seed}", *names)), kept))
+    assert outcomes[0][0] == outcomes[1][0]
+    torch.testing.assert_close(outcomes[0][1], outcomes[1][1], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("held_out", [True, False], ids=["held-out test", "data.test"])
+def test_no_label_of_a_target_test_is_in_memory_while_training(
+    held_out: bool, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = folder(tmp_path / "source", pictures[:16], labels_of(16, 0))
+    target = folder(tmp_path / "target", pictures[16:36], labels_of(20, 0))
+    hidden = open_images(target).keys()
+    straight, looked = stage.fit, list[int]()
+
+    def spy(*arguments: Any, **options: Any) -> None:
+        gc.collect()
+        known = [found for found in gc.get_objects() if isinstance(found, Images) and len(found)]
+        ours = [found for found in known if bool(torch.isin(found.keys(), hidden).any())]
+        looked.append(len(ours))
+        assert all(found.labels is None for found in ours)
+        straight(*arguments, **options)
+
+    monkeypatch.setattr(stage, "fit", spy)
+    data = {
+        "source": source,
+        "target": target,
+        "size": SIZE,
+        **({} if held_out else {"test": {"t": target, "u": target}}),
+    }
+    result = start("adapt", tmp_path / "run", data=data, backbone=NET, method="dann")
+    assert looked and looked[0] >= 2  # the training set and a test
+    assert set(result["looks"]) == ({"target"} if held_out else {"t", "u"})
 
 
 def test_the_target_holds_no_label_anywhere(
