@@ -7,6 +7,7 @@ from typing import Any
 from ...core.config.messages import among
 from ...core.config.resolve import ConfigError, validate
 from ...core.config.yaml_file import parse
+from ..report.claims import MOST_PRIMARY
 from .sections import comparison, row
 
 REFERENCE = re.compile(r"@([^/]+)(/.*)?")
@@ -90,6 +91,11 @@ def check_report(report: dict[str, Any], names: Sequence[str], problems: list[st
     for index, entry in enumerate(report["rows"]):
         if entry["stage"] not in names:
             problems.append(f"report.rows.{index}.stage: no stage {entry['stage']}{among(entry['stage'], names)}")
+        for number, task in enumerate(entry["tasks"]):
+            if task not in names:
+                problems.append(f"report.rows.{index}.tasks.{number}: no stage {task}{among(task, names)}")
+        if len({entry["stage"], *entry["tasks"]}) < 1 + len(entry["tasks"]):
+            problems.append(f"report.rows.{index}.tasks: a task is given twice; give each stage once")
         for key, name in {
             "metric": entry["metric"],
             **{f"also.{key}": name for key, name in entry["also"].items()},
@@ -107,6 +113,15 @@ def check_report(report: dict[str, Any], names: Sequence[str], problems: list[st
                     else f"{len(found)} rows show {entry[side]}; name one by its label"
                 )
                 problems.append(f"report.comparisons.{index}.{side}: {wrong}")
+        if (entry["claim"] == "differs") != (entry["margin"] is None):
+            wrong = "belongs to another claim than differs" if entry["margin"] else f"is needed by {entry['claim']}"
+            problems.append(f"report.comparisons.{index}.margin: a margin {wrong}; say how much, or leave both out")
+        if entry["claim"] != "differs" and not entry["primary"]:
+            problems.append(f"report.comparisons.{index}.claim: only a primary contrast has a claim; add primary: true")
+    if (count := sum(entry["primary"] for entry in report["comparisons"])) > MOST_PRIMARY:
+        problems.append(
+            f"report.comparisons: {count} are primary, and a table has at most {MOST_PRIMARY}; choose, before the first run"
+        )
 
 
 def rows_named(rows: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:

@@ -18,7 +18,7 @@ from .figures import Figure, scatter
 from .html import yaml_text
 from .records import StageRuns
 from .reliability import confidence_figures
-from .results import summarise
+from .results import looks_note, summarise
 from .tables import ResultTable, duration, interval, is_fraction, number, results_tables, selection_sentence
 
 _PICTURE_WIDTH = 1400
@@ -114,6 +114,8 @@ def _facts(stage: StageRuns) -> list[tuple[str, str]]:
         facts.append(("evaluation images seen unlabelled", counts if any(seen.values()) else "0 (inductive)"))
     if first.result.get("selection"):
         facts.append(("selection", f"{first.result['selection']}. {selection_sentence(first.result['selection'])}"))
+    if looks := looks_note({"looks": first.result.get("looks")}):
+        facts.append(("looks at test labels, one a set of weights scored", looks.removeprefix("looks: ")))
     splits = (first.result.get("data") or {}).get("split") or {}
     if isinstance(splits, dict) and splits:
         facts.append(("splits", ", ".join(f"{name} {str(digest)[:12]}" for name, digest in splits.items())))
