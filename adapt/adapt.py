@@ -28,7 +28,7 @@ from ..core.images.sets import (
     open_tests,
 )
 from ..core.images.store import Stamp
-from ..core.method import AdaptMethod, Labelled, Pair, RawPair, Unlabelled
+from ..core.method import Labelled, Pair, RawPair, Unlabelled
 from ..core.model.backbone import create
 from ..core.model.classifier import Classifier
 from ..core.run.directory import Run
@@ -38,7 +38,7 @@ from ..core.train.optim import Optim
 from ..core.views.presets import VIEWS
 from ..core.views.resample import Interpolation
 from ..core.views.view import Evaluation, stack_pictures
-from .registry import ADAPT_METHODS
+from .objective import METHOD, build_objective
 
 SOURCE, TARGET = "source", "target"
 
@@ -117,10 +117,7 @@ def build_adaptation(
 
     assert sets.source.classes is not None
     model = stage.network(backbone, data["size"], sets.source)
-    classifier = Classifier(model, sets.source.classes)
-    objective: AdaptMethod = stage.build_method(method, ADAPT_METHODS, classifier, run)
-    if objective.keeps_head:
-        classifier.load_head(backbone["weights"])
+    objective = build_objective(method, model, sets.source.classes, backbone["weights"], run)
     stage.set_norm(run, objective, backbone["norm"])
     views = stage.augmentation(run, data["views"], objective, method["name"], sets.source)
     view = stage.evaluation(data, model)
@@ -146,7 +143,7 @@ def adapt(
     *,
     data: Annotated[dict[str, Any], Section(data_options)],
     backbone: Annotated[dict[str, Any], Section(create)],
-    method: Annotated[dict[str, Any], Choice(ADAPT_METHODS)],
+    method: Annotated[dict[str, Any], METHOD],
     optim: Annotated[dict[str, Any], Section(Optim)],
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -154,7 +151,7 @@ def adapt(
 
     data: Source, target and test images, and how they are drawn.
     backbone: The network under the classifier.
-    method: The adaptation method by name, with its keys.
+    method: The adaptation method by name, with its keys and those of all methods.
     optim: Optimizer, learning rate and length of the training.
     seed: Seed of everything random, 0 or more.
     """
@@ -238,7 +235,7 @@ def _by_content(images: Images) -> Images:
 def _test(run: Run, classifier: Classifier, tests: Mapping[str, Images], view: Evaluation) -> dict[str, Any]:
     """What a result says about the tests, each image once."""
     workers = run.options["workers"]
-    scored = score(classifier, tests, view, classifier.classes, run.device, run.seed, workers)
+    scored = score(classifier, tests, view, classifier.outputs, run.device, run.seed, workers)
     model = classifier.backbone
     features = {name: extract(model, t, view, device=run.device, workers=workers) for name, t in tests.items()}
     if run.main:

@@ -101,10 +101,15 @@ def evaluation(data: Mapping[str, Any], model: Backbone) -> Evaluation:
 def build_method(
     section: Mapping[str, Any], registry: Mapping[str, Callable[..., Any]], network: nn.Module, run: Run
 ) -> Any:
-    """The method that the `method` section names. network: the backbone, or in adaptation the classifier. Raises UserError."""
+    """The method that the `method` section names; its notes go into the log. network: the backbone, or in adaptation the classifier.
+
+    Raises UserError.
+    """
     with sizes_fit("method", section):
         method = config.build(section, registry, network, run.options["chunk"])
     check_built(method, section["name"])
+    for line in method.notes:
+        run.log(f"method {section['name']}: {line}")
     return method
 
 

@@ -25,6 +25,7 @@ from ..formats import FORMAT
 from ..manifest import guard, guard_alone, write_manifest
 from ..views.augmentation import LARGEST_SIDE
 from .description import DESCRIPTION, SEEN, WEIGHTS, read_description
+from .domains import without_source_layers
 from .lora import add_lora, folded, lora_options
 from .networks import OWN, build_network
 from .plain_timm import timm_entry
@@ -149,7 +150,7 @@ class Backbone(nn.Module):
         """Write run/backbone/."""
         path = run / folder
         path.mkdir(parents=True, exist_ok=True)
-        weights = folded(self.model)
+        weights = without_source_layers(folded(self.model))
         write_tensors(path / WEIGHTS, weights)
         write_tensors(path / SEEN, self.seen or {"none": torch.empty(0, dtype=torch.int64)})
         described = {
