@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -46,7 +46,8 @@ class Classifier(nn.Module):
         self.structure = structure
         self.batchnorm: BatchNorms = batchnorm
         self.dropout = nn.Dropout(dropout)
-        self.bottleneck, self.head = structure.layers(backbone.feature_dim, len(self.classes))
+        self.bottleneck, head = structure.layers(backbone.feature_dim, len(self.classes))
+        self.head: Any = head  # a HeadLayer: with in_features, out_features and state_dict
         if batchnorm == "own":
             give_own(self)
 

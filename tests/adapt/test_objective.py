@@ -148,6 +148,14 @@ def test_chunks_change_nothing_with_a_bottleneck(method: dict[str, Any], batchno
         start(tmp_path / "batch", method, "backbone.norm=batch", "run.chunk=4")
 
 
+def test_a_sketched_map_is_said_in_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    method = {"name": "cdan", "hidden": 8, "randomized_above": 32}
+    tmp_path.joinpath("a").mkdir()
+    execute("adapt", write(tmp_path / "a", method), [f"run.dir={tmp_path / 'a' / 'run'}"])
+    told = capsys.readouterr()
+    assert "method cdan: the discriminator sees a random sketch of 32 numbers" in told.out + told.err
+
+
 def test_micro_batches_divide_the_bottlenecks_batchnorm(tmp_path: Path) -> None:
     vit = {
         "name": "vit_tiny_patch16_224",
