@@ -155,6 +155,9 @@ class AdaptMethod(Method):
 
     # Whether bottleneck and head of `backbone.weights` are kept instead of new ones.
     keeps_head: bool = False
+    # Whether `forward` needs the pixels for more than `classifier.encode`. If not, and the backbone is frozen and views are not augmented,
+    # `images` of a batch are the backbone's features, float [N, D], computed once.
+    uses_pixels: bool = False
     # Outputs of the head beyond the source's classes, after them: 1 where there is a class for what is unknown.
     extra_outputs: int = 0
 

@@ -55,8 +55,11 @@ class Classifier(nn.Module):
         return self.head(self.dropout(self.features(images)))
 
     def features(self, images: Tensor) -> Tensor:
-        """float [N, C, H, W] -> the features that the head sees, [N, D], of images of one domain."""
-        found = self.backbone(images)
+        """float [N, C, H, W] -> the features that the head sees, [N, D], of images of one domain.
+
+        images: or features of the backbone, [N, D], as where it is frozen and they were computed once.
+        """
+        found = images if images.ndim == 2 else self.backbone(images)
         return found if self.bottleneck is None else self.bottleneck(found)
 
     @property
@@ -73,12 +76,15 @@ class Classifier(nn.Module):
     def encode(self, images: Tensor, chunk: int | None = None, domains: Sequence[int] | None = None) -> Tensor:
         """The features that the head sees: [V, N, C, h, w] -> [V, N, D]; rows of two domains are normalised as `batchnorm` says.
 
-        chunk: images that the network takes at once; the bottleneck takes all, so its BatchNorm sees the whole batch. domains: of each of
-        the V rows, SOURCE or TARGET; by default the first one is of the source and all others are of the target.
+        images: or features of the backbone, [V, N, D], as where it is frozen and they were computed once. chunk: images that the network
+        takes at once; the bottleneck takes all, so its BatchNorm sees the whole batch. domains: of each of the V rows, SOURCE or TARGET; by
+        default the first one is of the source and all others are of the target.
         """
         if domains is None:
             domains = (SOURCE, *[TARGET] * (len(images) - 1))
-        return self.narrowed(encode_domains(self.backbone, images, self.batchnorm, domains, chunk), domains)
+        if images.ndim > 3:
+            images = encode_domains(self.backbone, images, self.batchnorm, domains, chunk)
+        return self.narrowed(images, domains)
 
     def narrowed(self, features: Tensor, domains: Sequence[int]) -> Tensor:
         """The bottleneck on features of the backbone: [V, N, D] -> [V, N, D'], or unchanged where there is none."""
