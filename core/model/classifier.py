@@ -81,6 +81,11 @@ class Classifier(nn.Module):
         default the first one is of the source and all others are of the target.
         """
         if domains is None:
+            if self.batchnorm == "own" and len(images) == 1:
+                raise UserError(
+                    "method.batchnorm: own needs to know the domain of images that are encoded alone, which this method does not say; "
+                    "use joint or apart"
+                )
             domains = (SOURCE, *[TARGET] * (len(images) - 1))
         if images.ndim > 3:
             images = encode_domains(self.backbone, images, self.batchnorm, domains, chunk)

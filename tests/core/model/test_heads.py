@@ -233,6 +233,17 @@ def test_further_rows_are_the_targets_unless_they_are_named() -> None:
     torch.testing.assert_close(found[1:], classifier("joint", bottleneck=5).encode(images[1:]))
 
 
+def test_a_domain_encoded_alone_is_named_where_each_has_its_own_statistics() -> None:
+    images, made = pictures(), classifier("own", bottleneck=5)
+    with pytest.raises(
+        UserError, match=r"method\.batchnorm: own needs to know the domain of images that are encoded alone"
+    ):
+        made.encode(images[:1])
+    both = made.encode(images)
+    for domain in (SOURCE, TARGET):
+        torch.testing.assert_close(made.encode(images[[domain]], domains=(domain,))[0], both[domain])
+
+
 @pytest.mark.parametrize("batchnorm", ["joint", "apart", "own"])
 @pytest.mark.parametrize("chunked", [False, True])
 def test_chunks_and_recomputed_blocks_change_no_gradient(batchnorm: BatchNorms, chunked: bool) -> None:
