@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core import stage
 from ..core.config.resolve import Choice, Section
+from ..core.draws import Draws
 from ..core.evaluate.features import extract
 from ..core.evaluate.pictures import save_map
 from ..core.evaluate.scores import score
@@ -28,7 +29,7 @@ from ..core.images.sets import (
     open_tests,
 )
 from ..core.images.store import Stamp
-from ..core.method import AdaptMethod, Labelled, Pair, RawPair, Unlabelled
+from ..core.method import Labelled, Pair, RawBatch, RawPair, Unlabelled
 from ..core.model.backbone import create
 from ..core.model.classifier import Classifier
 from ..core.run.directory import Run
@@ -38,7 +39,8 @@ from ..core.train.optim import Optim
 from ..core.views.presets import VIEWS
 from ..core.views.resample import Interpolation
 from ..core.views.view import Evaluation, stack_pictures
-from .registry import ADAPT_METHODS
+from .frozen import FrozenFeatures
+from .objective import METHOD, build_objective
 
 SOURCE, TARGET = "source", "target"
 
@@ -100,6 +102,7 @@ class Adaptation(NamedTuple):
     fed: stage.Feed
     sets: Sets
     view: Evaluation
+    frozen: FrozenFeatures | None  # where batches hold features of a frozen backbone instead of images
 
 
 def build_adaptation(
@@ -117,28 +120,29 @@ def build_adaptation(
 
     assert sets.source.classes is not None
     model = stage.network(backbone, data["size"], sets.source)
-    classifier = Classifier(model, sets.source.classes)
-    objective: AdaptMethod = stage.build_method(method, ADAPT_METHODS, classifier, run)
-    if objective.keeps_head:
-        classifier.load_head(backbone["weights"])
+    objective = build_objective(method, model, sets.source.classes, backbone["weights"], run)
     stage.set_norm(run, objective, backbone["norm"])
     views = stage.augmentation(run, data["views"], objective, method["name"], sets.source)
     view = stage.evaluation(data, model)
-    fed = stage.feed(run, sets.training(), views, data, settings, seed)
+    frozen = FrozenFeatures.of(run, objective, views, sets.training(), data)
+    fed = stage.feed(run, sets.training(), views, data, settings, seed, frozen.rows if frozen else None)
     run.log(
         f"adapt {method['name']}: {len(sets.source)} source and {len(sets.target)} target images, "
         f"{fed.steps} steps of {settings.batch_size} images of each"
     )
 
+    def shown(raw: RawBatch, draws: Draws) -> Tensor:
+        return raw.images if frozen else views(raw, draws).images[0]
+
     def prepare(raw: RawPair) -> Pair:
         named = zip(sets.training(), raw, strict=True)
         source, target = (stage.draws_of(part.positions, name, sets.training(), seed) for name, part in named)
         return Pair(
-            Labelled(views(raw.source, source).images[0], raw.source.labels, source),
-            Unlabelled(views(raw.target, target).images[0], target),
+            Labelled(shown(raw.source, source), raw.source.labels, source),
+            Unlabelled(shown(raw.target, target), target),
         )
 
-    return Adaptation(stage.training(run, objective, fed, prepare, settings), fed, sets, view)
+    return Adaptation(stage.training(run, objective, fed, prepare, settings), fed, sets, view, frozen)
 
 
 def adapt(
@@ -146,7 +150,7 @@ def adapt(
     *,
     data: Annotated[dict[str, Any], Section(data_options)],
     backbone: Annotated[dict[str, Any], Section(create)],
-    method: Annotated[dict[str, Any], Choice(ADAPT_METHODS)],
+    method: Annotated[dict[str, Any], METHOD],
     optim: Annotated[dict[str, Any], Section(Optim)],
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -154,11 +158,11 @@ def adapt(
 
     data: Source, target and test images, and how they are drawn.
     backbone: The network under the classifier.
-    method: The adaptation method by name, with its keys.
+    method: The adaptation method by name, with its keys and those of all methods.
     optim: Optimizer, learning rate and length of the training.
     seed: Seed of everything random, 0 or more.
     """
-    plan, fed, sets, view = build_adaptation(run, data, backbone, method, optim, seed)
+    plan, fed, sets, view, frozen = build_adaptation(run, data, backbone, method, optim, seed)
     stage.train(run, plan)
     objective: Any = plan.method
     objective.conclude(whole(sets.target, view, run.device, run.options["workers"], fed.damage))
@@ -170,11 +174,12 @@ def adapt(
     stage.trace(run, model, sets.training(), data, method=method["name"], steps=fed.steps)
     if run.main:
         classifier.export(run.dir)
+    if run.main and frozen is None:
         caption = "Augmented training images: source above, target below."
         stage.save_first(
             run, plan, model, lambda pair: torch.stack([part.images[: stage.SHOWN] for part in pair]), caption
         )
-    outcome = _test(run, classifier, sets.tests, view)
+    outcome = _test(run, classifier, sets.tests, view, frozen)
     facts = describe_sets(sets.named(), held_out=data["test"] is None)
     return run.finish({"data": facts, **outcome, **fed.counts(), "selection": model.selection(data["selection"])})
 
@@ -235,12 +240,16 @@ def _by_content(images: Images) -> Images:
     return images.select(images.keys().argsort(stable=True))
 
 
-def _test(run: Run, classifier: Classifier, tests: Mapping[str, Images], view: Evaluation) -> dict[str, Any]:
+def _test(
+    run: Run, classifier: Classifier, tests: Mapping[str, Images], view: Evaluation, frozen: FrozenFeatures | None
+) -> dict[str, Any]:
     """What a result says about the tests, each image once."""
-    workers = run.options["workers"]
-    scored = score(classifier, tests, view, classifier.classes, run.device, run.seed, workers)
-    model = classifier.backbone
-    features = {name: extract(model, t, view, device=run.device, workers=workers) for name, t in tests.items()}
+    workers, model = run.options["workers"], classifier.backbone
+    if frozen is not None:
+        scored, features = frozen.test(tests, view)
+    else:
+        scored = score(classifier, tests, view, classifier.outputs, run.device, run.seed, workers)
+        features = {name: extract(model, t, view, device=run.device, workers=workers) for name, t in tests.items()}
     if run.main:
         scored.save(run.dir)
         save_map(run.dir, features, tests, run.seed)

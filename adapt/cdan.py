@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.checks import check_count
 from ..core.distributed import all_reduce_sum, world
 from ..core.numerics import wide
 from .dann import DANN, domain_labels
@@ -17,8 +18,12 @@ if TYPE_CHECKING:
     from ..core.model.classifier import Classifier
 
 
+LARGEST_SKETCH = 1 << 20
+"""Numbers of a random sketch; more is a mistake, and would fill any memory."""
+
+
 class MultilinearMap(nn.Module):
-    """T(f, g) = f x g, flattened (eq. 5). Above `largest` numbers: the random sketch (R_f f) * (R_g g) / sqrt(d) (eq. 6).
+    """T(f, g) = f x g, flattened (eq. 5); with `sketch` numbers, the random sketch (R_f f) * (R_g g) / sqrt(d) (eq. 6).
 
     Over random sketches the expectation of <T(f, g), T(f', g')> is <f, f'> <g, g'>. The matrices are buffers: they are saved and are the
     same on all processes.
@@ -27,14 +32,14 @@ class MultilinearMap(nn.Module):
     features: Tensor
     predictions: Tensor
 
-    def __init__(self, feature_dim: int, classes: int, largest: int) -> None:
+    def __init__(self, feature_dim: int, classes: int, sketch: int | None = None) -> None:
         super().__init__()
-        self.randomized = feature_dim * classes > largest
-        self.out = largest if self.randomized else feature_dim * classes
-        if self.randomized:
+        self.randomized = sketch is not None
+        self.out = feature_dim * classes if sketch is None else sketch
+        if sketch is not None:
             generator = torch.Generator().manual_seed(0)
-            self.register_buffer("features", torch.randn(feature_dim, largest, generator=generator))
-            self.register_buffer("predictions", torch.randn(classes, largest, generator=generator))
+            self.register_buffer("features", torch.randn(feature_dim, sketch, generator=generator))
+            self.register_buffer("predictions", torch.randn(classes, sketch, generator=generator))
 
     def forward(self, features: Tensor, predictions: Tensor) -> Tensor:
         """[N, D], [N, K] -> [N, out]."""
@@ -47,11 +52,14 @@ class CDAN(DANN):
     """Cross-entropy on the source plus the adversarial loss of a discriminator on T(features, predictions).
 
     As in the authors' code, predictions are detached in the map, the entropy passes through a gradient reversal of its own, and weights are
-    normalised within each domain, here over all processes.
+    normalised within each domain, here over all processes. tllib detaches the entropy and normalises both domains' weights together.
 
-    entropy: Whether samples are weighted by 1 + exp(-H), H the entropy of their prediction (the paper's entropy conditioning, "+E").
-    randomized_above: Largest size of the map, feature dimension times number of classes; a larger map is replaced by a random sketch of
-        this size.
+    entropy: Whether samples are weighted by 1 + exp(-H), H the entropy of their prediction (the paper's entropy conditioning, "+E"). The
+        published tables of tllib are without.
+    map: How features and predictions are multiplied: exact, or by a random sketch, which the run's log says. auto: exact where there is a
+        bottleneck, as in tllib (256 x 31 for Office-31), and elsewhere up to randomized_above.
+    randomized_above: Size of a sketch, and where there is no bottleneck the largest size of the map, feature dimension times number of
+        classes, up to which auto is exact. tllib sketches only DomainNet, at 51200.
     """
 
     def __init__(
@@ -60,30 +68,35 @@ class CDAN(DANN):
         chunk: int | None = None,
         *,
         entropy: bool = True,
-        reversal: float = 1.0,
-        trade_off: float = 1.0,
-        hidden: int = 1024,
-        label_smoothing: float = 0.0,
+        map: Literal["auto", "exact", "sketch"] = "auto",
         randomized_above: int = 4096,
+        **keys: Any,
     ) -> None:
-        self._map_size = (classifier.feature_dim, classifier.head.out_features, randomized_above)
-        super().__init__(
-            classifier, chunk, reversal=reversal, trade_off=trade_off, hidden=hidden, label_smoothing=label_smoothing
+        check_count("randomized_above", randomized_above, 1, LARGEST_SKETCH)
+        dim, classes = classifier.feature_dim, classifier.head.out_features
+        exact = map == "exact" or (
+            map == "auto" and (classifier.bottleneck is not None or dim * classes <= randomized_above)
         )
+        self._inputs = dim * classes if exact else randomized_above
+        super().__init__(classifier, chunk, **keys)
         self.entropy = entropy
         self.couples_samples = entropy  # the weights are normalised over the batch
-        self.map = MultilinearMap(*self._map_size)
+        self.map = MultilinearMap(dim, classes, None if exact else randomized_above)
+        if not exact:
+            self.notes = (
+                f"the discriminator sees a random sketch of {randomized_above:,} numbers of the map of {dim:,} features x {classes:,} "
+                "classes; method.map=exact takes all of it",
+            )
 
     def discriminator_input(self) -> int:
         """Size of the map, or of its sketch."""
-        dim, classes, largest = self._map_size
-        return min(dim * classes, largest)
+        return self._inputs
 
     def domain_loss(self, features: Tensor, logits: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
         """The mean over both domains of their weighted binary cross-entropy, and the discriminator's logits [2, N]."""
         predictions = wide(logits).softmax(-1)
         crossed = self.map(features.flatten(0, 1), predictions.detach().flatten(0, 1).to(features.dtype))
-        guesses = wide(self.discriminator(reverse_gradient(crossed, weight))).unflatten(0, (2, -1))
+        guesses = wide(self.discriminator(reverse_gradient(crossed.unflatten(0, (2, -1)), weight)))
         error = F.binary_cross_entropy_with_logits(guesses, domain_labels(guesses), reduction="none")
         if not self.entropy:
             return error.mean(), guesses

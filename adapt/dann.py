@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.checks import check_share
+from ..core.checks import check_positive, check_share
 from ..core.method import AdaptMethod, Pair, Step
 from ..core.numerics import wide
 from .parts.reversal import Discriminator, reversal_weight, reverse_gradient
@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 class DANN(AdaptMethod):
     """Cross-entropy on the source plus the adversarial loss of a domain discriminator, by gradient reversal (section 4.2).
 
-    reversal: Limit of the reversal weight, 0 or more; the weight rises from 0 along limit * (2 / (1 + exp(-10 progress)) - 1) (lambda_p in
-        the paper's training procedure). 0 is the control: the discriminator does not change the features.
+    reversal: Limit of the reversal weight, 0 or more; the weight rises from 0 along limit * (2 / (1 + exp(-steepness progress)) - 1)
+        (lambda_p in the paper's training procedure). 0 is the control: the discriminator does not change the features.
+    steepness: Steepness of that rise, above 0; the paper has 10. tllib counts steps instead, exp(-step / 1000): 20 in 20,000 steps.
     trade_off: Weight of the discriminator's loss beside the cross-entropy, 0 or more.
     hidden: Width of the discriminator's two hidden layers.
+    discriminator_norm: Whether BatchNorm follows the discriminator's hidden layers, as in tllib; both domains are one batch for it.
     label_smoothing: Label smoothing of the cross-entropy on the source, from 0 to below 1.
     """
 
@@ -43,15 +45,19 @@ class DANN(AdaptMethod):
         chunk: int | None = None,
         *,
         reversal: float = 1.0,
+        steepness: float = 10.0,
         trade_off: float = 1.0,
         hidden: int = 1024,
+        discriminator_norm: bool = False,
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         check_share("label_smoothing", label_smoothing)
+        check_positive("steepness", steepness, "the paper has 10")
         self.classifier, self.chunk = classifier, chunk
-        self.reversal, self.trade_off, self.label_smoothing = reversal, trade_off, label_smoothing
-        self.discriminator = Discriminator(self.discriminator_input(), hidden)
+        self.reversal, self.steepness = reversal, steepness
+        self.trade_off, self.label_smoothing = trade_off, label_smoothing
+        self.discriminator = Discriminator(self.discriminator_input(), hidden, discriminator_norm)
 
     def discriminator_input(self) -> int:
         """Number of inputs of the discriminator."""
@@ -63,7 +69,7 @@ class DANN(AdaptMethod):
         features = self.classifier.encode(images, self.chunk)  # [2, N, D]
         logits = self.classifier.head(features)  # [2, N, K]
         loss = F.cross_entropy(wide(logits[0]), batch.source.labels, label_smoothing=self.label_smoothing)
-        domain, guesses = self.domain_loss(features, logits, reversal_weight(progress, self.reversal))
+        domain, guesses = self.domain_loss(features, logits, reversal_weight(progress, self.reversal, self.steepness))
         with torch.no_grad():
             metrics = {
                 "source_accuracy": (logits[0].argmax(1) == batch.source.labels).float().mean(),
@@ -74,8 +80,7 @@ class DANN(AdaptMethod):
 
     def domain_loss(self, features: Tensor, logits: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
         """Binary cross-entropy over both domains, and the discriminator's logits [2, N]. weight: the reversal weight now."""
-        guesses = self.discriminator(reverse_gradient(features.flatten(0, 1), weight)).unflatten(0, (2, -1))
-        guesses = wide(guesses)
+        guesses = wide(self.discriminator(reverse_gradient(features, weight)))
         return F.binary_cross_entropy_with_logits(guesses, domain_labels(guesses)), guesses
 
 

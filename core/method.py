@@ -102,6 +102,8 @@ class Method(nn.Module):
     takes_chunk: bool = False
     # Modules whose learning rate stays at its peak after the warm-up, whatever the schedule (SimSiam's predictor).
     constant_rate: tuple[nn.Module, ...] = ()
+    # Lines for the run's log about this method as it was built, such as an approximation that its sizes made necessary.
+    notes: tuple[str, ...] = ()
 
     def forward(self, batch: Any, progress: float) -> Step:
         """The loss of one batch. progress: completed part of the training, 0 to 1 (a scalar tensor where compiled).
@@ -140,15 +142,24 @@ class PretrainMethod(Method):
 
 
 class AdaptMethod(Method):
-    """A method of `rootstock adapt`, built as `Class(classifier, chunk, **keys)`; its batch is `Pair`."""
+    """A method of `rootstock adapt`, built as `Class(classifier, chunk, **keys)`; its batch is `Pair`.
+
+    The keys that all methods have (bottleneck, head, BatchNorm; adapt/objective.py) lie in the classifier. A method takes features only
+    from `classifier.encode` and logits only from `classifier.head`.
+    """
 
     # Required. The classifier of the source's classes that is trained, exported and tested.
     classifier: Classifier
     # Required. Whether the method uses target images. The result then counts them among the images seen without labels.
     sees_target: bool
 
-    # Whether the head of `backbone.weights` is kept instead of a new one.
+    # Whether bottleneck and head of `backbone.weights` are kept instead of new ones.
     keeps_head: bool = False
+    # Whether `forward` needs the pixels for more than `classifier.encode`. If not, and the backbone is frozen and views are not augmented,
+    # `images` of a batch are the backbone's features, float [N, D], computed once.
+    uses_pixels: bool = False
+    # Outputs of the head beyond the source's classes, after them: 1 where there is a class for what is unknown.
+    extra_outputs: int = 0
 
     @property
     def backbone(self) -> Backbone:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -6,6 +6,7 @@ Each recipe reads the same: open the sets, build the network and the method, fee
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from .model.backbone import Backbone, create
 from .run.directory import Run
 from .stream.batches import MicroBatches, Share, source_draws, stream, zip_pairs
 from .stream.order import SHUFFLES, Order
+from .stream.rows import stream_rows
 from .train.fit import Evaluator, Every, Training, fit
 from .train.optim import Optim
 from .views.multiview import Multiview, multiview
@@ -101,10 +103,15 @@ def evaluation(data: Mapping[str, Any], model: Backbone) -> Evaluation:
 def build_method(
     section: Mapping[str, Any], registry: Mapping[str, Callable[..., Any]], network: nn.Module, run: Run
 ) -> Any:
-    """The method that the `method` section names. network: the backbone, or in adaptation the classifier. Raises UserError."""
+    """The method that the `method` section names; its notes go into the log. network: the backbone, or in adaptation the classifier.
+
+    Raises UserError.
+    """
     with sizes_fit("method", section):
         method = config.build(section, registry, network, run.options["chunk"])
     check_built(method, section["name"])
+    for line in method.notes:
+        run.log(f"method {section['name']}: {line}")
     return method
 
 
@@ -125,11 +132,18 @@ def augmentation(run: Run, views: Mapping[str, Any], method: Method, name: str, 
 
 
 def feed(
-    run: Run, sets: Mapping[str, Images], views: Multiview, data: Mapping[str, Any], optim: Optim, seed: int
+    run: Run,
+    sets: Mapping[str, Images],
+    views: Multiview,
+    data: Mapping[str, Any],
+    optim: Optim,
+    seed: int,
+    rows: Callable[[str], Tensor] | None = None,
 ) -> Feed:
     """The batches of one training set, or the pairs of two; each set has its own order.
 
-    sets: by name, the first one's epochs count. data: the section, of which `shuffle` and `decode` are read.
+    sets: by name, the first one's epochs count. data: the section, of which `shuffle` and `decode` are read. rows: the features of a set
+    by its name, float [N, D], which then come in the place of its images; called with the first batch.
     Raises UserError for a batch larger than a set.
     """
     options, shuffle = run.options, data.get("shuffle", {"name": "full"})
@@ -139,14 +153,21 @@ def feed(
     }
     epoch = next(iter(orders.values())).steps_per_epoch
     steps, damage = optim.steps(epoch), Damage(options["damaged"], report=run.log)
-    streams = [
-        stream(
-            images.in_storage_order() if shuffle["name"] == "blocks" else images, orders[name], views,
-            steps=steps, device=run.device, share=Share(rank(), world(), options["accumulate"]), workers=options["workers"],
-            damage=damage, resident=options["resident"], decode=data["decode"],
-        )
-        for name, images in sets.items()
-    ]  # fmt: skip
+    place: dict[str, Any] = {
+        "steps": steps,
+        "device": run.device,
+        "share": Share(rank(), world(), options["accumulate"]),
+    }
+    if rows is not None:
+        streams = [stream_rows(partial(rows, name), s.labels, orders[name], **place) for name, s in sets.items()]
+    else:
+        streams = [
+            stream(
+                images.in_storage_order() if shuffle["name"] == "blocks" else images, orders[name], views, workers=options["workers"],
+                damage=damage, resident=options["resident"], decode=data["decode"], **place,
+            )
+            for name, images in sets.items()
+        ]  # fmt: skip
     batches = streams[0] if len(streams) == 1 else zip_pairs(*streams)
     return Feed(batches, steps, epoch, len(sets) * optim.batch_size, damage)
 

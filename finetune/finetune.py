@@ -76,7 +76,7 @@ def method_options(
         the images.
     cutmix: Parameter a of Beta(a, a) for CutMix (Yun et al. 2019, arXiv:1905.04899); 0 for none.
     dropout: Dropout before the head, 0 or more and less than 1.
-    freeze: Whether the head alone is trained; the backbone then stays in eval mode.
+    freeze: Whether the head alone is trained; the same as `backbone.freeze: all`.
     """
 
 

@@ -10,6 +10,7 @@ import torch
 
 from ..core import stage
 from ..core.config.resolve import Section
+from ..core.errors import UserError
 from ..core.evaluate.augmented import RandomCrops
 from ..core.evaluate.feature_key import weights_digest
 from ..core.evaluate.frozen import features_of
@@ -130,6 +131,8 @@ def build_probe(
     distinct, names = train.select(kept), partial(rows_by_name, train, kept)
     if copies := len(train) - len(distinct):
         run.log(f"{copies} of {len(train)} training images are copies of others; each counts once")
+    if backbone["freeze"] != "none":
+        raise UserError("backbone.freeze: a probe trains no layer of the backbone; leave freeze out")
     model = create(data["size"], stage.channels_of(train), {**OWN, **BASELINES}, **backbone)
     view = stage.evaluation(data, model)
     offered = available_taps(model)

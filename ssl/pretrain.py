@@ -103,6 +103,10 @@ def build_pretraining(
     stage.record_sets(run, {"train": train, **tests}, data["stamp"])
 
     model = stage.network(backbone, data["size"], train)
+    if model.frozen:
+        raise UserError(
+            f"backbone.freeze: {backbone['freeze']} leaves nothing to pretrain; freeze fewer stages, or none"
+        )
     objective: PretrainMethod = stage.build_method(method, PRETRAIN_METHODS, model, run)
     stage.set_norm(run, objective, backbone["norm"])
     views = stage.augmentation(run, data["views"], objective, method["name"], train)

@@ -44,6 +44,8 @@ METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "simclr": ("pretrain", UNLABELLED, {"name": "simclr", "projection": [32, 16], "temperature": 0.5}),
     "mae": ("pretrain", UNLABELLED, {"name": "mae", "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}),
     "dann": ("adapt", PAIR, {"name": "dann", "hidden": 16}),
+    "cdan": ("adapt", PAIR, {"name": "cdan", "hidden": 16, "bottleneck": 8, "discriminator_norm": True}),
+    "frozen": ("adapt", {**PAIR, "views": "none"}, {"name": "cdan", "hidden": 16, "bottleneck": 8}),
     "mixed": ("finetune", LABELLED, {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1}),
 }
 # Every other adaptation method with its default keys. One that keeps the head of a trained run needs such a run first, and adapts
@@ -96,7 +98,8 @@ def verb(name: str) -> str:
 def config(folder: Path, name: str) -> str:
     if name in METHODS:
         _, data, method = METHODS[name]
-        written = {"data": data, "backbone": VIT, "method": method, "optim": OPTIM}
+        backbone = {**VIT, "freeze": "all"} if name == "frozen" else VIT
+        written = {"data": data, "backbone": backbone, "method": method, "optim": OPTIM}
     else:  # with the views and kind of step of the method's config
         written = cases.config(name, "vit", f"{DATA}#[:100]", 0.1, lr=3e-4, batch_size=BATCH, duration=FEW)
     if verb(name) == "pretrain":  # which would take longer to watch than to train
@@ -208,6 +211,7 @@ def division(name: str) -> str:
         ("mae", "run.accumulate=4"),
         ("mixed", "run.accumulate=4"),
         ("simclr", f"run.chunk={BATCH // 4}"),
+        ("dann", f"run.chunk={BATCH // 4}"),
         *((name, key) for name in sorted(ADAPT_METHODS) if name in METHODS and (key := division(name))),
     ],
 )

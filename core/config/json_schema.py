@@ -84,6 +84,9 @@ class _Definitions:
         keys = dict(node.keys({"name": name}))
         keys["name"] = keys["name"]._replace(default=name if name == node.default else NO_DEFAULT)
         properties = self.properties(keys, constructor, f"{path}.{name}")
+        if node.common is not None:
+            shared = node.common_keys()
+            properties |= self.properties({key: keys[key] for key in shared}, node.common, path)
         properties["name"] = {"const": name, "description": f"Chooses {name}. {first_sentence(about)}".strip()}
         return self.shared(_object(properties, keys, about), f"{path}.{name}", least=2)
 

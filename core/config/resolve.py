@@ -86,7 +86,8 @@ def _extended(path: Path, keys: Mapping[str, Key], problems: list[str], seen: tu
 def merge(base: Mapping[str, Any], over: Mapping[str, Any], keys: Mapping[str, Key]) -> dict[str, Any]:
     """`over` merged over `base`: mappings merge, all else is replaced.
 
-    If `over` changes the name of a Choice, the other keys of `base` are dropped: they belong to another constructor.
+    If `over` changes the name of a Choice, the other keys of `base` are dropped, because they belong to another constructor; keys that
+    all names have stay.
     """
     merged = dict(base)
     for name, above in over.items():
@@ -96,7 +97,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], keys: Mapping[str, K
             below, above = node.spread(below), node.spread(above)
         if isinstance(below, Mapping) and isinstance(above, Mapping):
             if isinstance(node, Choice) and "name" in above and below.get("name", above["name"]) != above["name"]:
-                below = {}
+                below = {key: kept for key, kept in below.items() if key in node.common_keys()}
             inner = {} if node is None or isinstance(node, Value) else node.keys({**below, **above})
             above = merge(below, above, inner)
         merged[name] = above

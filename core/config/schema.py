@@ -46,12 +46,14 @@ class Section:
 class Choice:
     """`Annotated[dict, Choice(METHODS)]`: `name` chooses a constructor; its keyword-only parameters follow.
 
-    With `shorthand` the bare name may stand for the section. `default` is the name of a section that gives none.
+    With `shorthand` the bare name may stand for the section. `default` is the name of a section that gives none. The keyword-only
+    parameters of `common` are keys beside those of every constructor: whoever builds from the section takes them out (`apart`).
     """
 
     registry: Mapping[str, Callable[..., Any]]
     default: str | None = None
     shorthand: bool = True
+    common: Callable[..., Any] | None = None
 
     def spread(self, value: Any) -> Any:
         """Expand a bare name to its section; return anything else unchanged."""
@@ -72,7 +74,19 @@ class Choice:
             raise TypeError(
                 f"{name}: a constructor in a registry has no parameter called name; the config's `name` chooses it"
             )
-        return {"name": Key(Value(str), self.default or NO_DEFAULT), **keys}
+        shared = self.common_keys() if known else {}
+        if twice := sorted(keys.keys() & shared.keys()):
+            raise TypeError(f"{name}: {', '.join(twice)} is a key of all names already; call the parameter otherwise")
+        return {"name": Key(Value(str), self.default or NO_DEFAULT), **keys, **shared}
+
+    def common_keys(self) -> Mapping[str, Key]:
+        """The keys of every name."""
+        return keys_of(self.common) if self.common is not None else {}
+
+    def apart(self, section: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A resolved section as (the keys of all names, `name` with the keys of its constructor)."""
+        shared = self.common_keys()
+        return {k: v for k, v in section.items() if k in shared}, {k: v for k, v in section.items() if k not in shared}
 
 
 @dataclasses.dataclass(eq=False)

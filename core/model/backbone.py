@@ -25,6 +25,7 @@ from ..formats import FORMAT
 from ..manifest import guard, guard_alone, write_manifest
 from ..views.augmentation import LARGEST_SIDE
 from .description import DESCRIPTION, SEEN, WEIGHTS, read_description
+from .freezing import frozen_modules
 from .lora import add_lora, folded, lora_options
 from .networks import OWN, build_network
 from .plain_timm import timm_entry
@@ -52,7 +53,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.model, self.spec, self.channels = model, spec, channels
         self.mean, self.std = tuple(mean), tuple(std)
-        self.frozen = False
+        self.frozen, self.still = False, list[nn.Module]()  # wholly; the parts that are
         # head_hidden_size is the width of the classifier's input: in some timm models layers follow those of num_features.
         widths = (getattr(model, name, None) for name in ("head_hidden_size", "num_features", "feature_dim"))
         self.feature_dim = int(next(width for width in widths if width))
@@ -129,15 +130,20 @@ class Backbone(nn.Module):
                 "set it to 0, or use a ViT or a convolutional network"
             )
 
-    def freeze(self) -> None:
-        """No gradients, and eval mode whatever mode the method is put in, so BatchNorm keeps its statistics."""
-        for parameter in self.model.parameters():
-            parameter.requires_grad = False
-        self.model.eval()
-        self.frozen = True
+    def freeze(self, up_to: str = "all") -> None:
+        """No gradients up to a stage, and eval mode there whatever mode the method is put in, so BatchNorm keeps its statistics.
+
+        up_to: as of `frozen_modules`. Raises UserError.
+        """
+        self.still = frozen_modules(self.model, up_to, self.spec["name"])
+        for module in self.still:
+            module.requires_grad_(False).eval()
+        self.frozen = self.model in self.still
 
     def train(self, mode: bool = True) -> Backbone:
         super().train(mode and not self.frozen)
+        for module in self.still:
+            module.eval()
         return self
 
     def selection(self, own: str) -> str:
@@ -177,6 +183,7 @@ def create(
     pooling: Literal["token", "mean"] | None = None,
     positions: Literal["sincos"] | None = None,
     norm: str = "auto",
+    freeze: str = "none",
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     lora: Annotated[dict[str, Any] | None, Section(lora_options)] = None,
@@ -195,6 +202,8 @@ def create(
         except in methods that always fix them (MAE, MoCo v3, I-JEPA).
     norm: Which images share BatchNorm statistics: `batch` (the whole batch of all processes), `group:G` (each G consecutive images) or
         `local` (each process's own). auto: batch if several processes train a method that compares images, else local.
+    freeze: Layers that keep their weights, their BatchNorms and dropout in eval mode: none, stem, stageN (all up to the N-th stage, of a
+        ViT the N-th block) or all. With all, and data.views without augmentation, adaptation encodes each image only once.
     mean: Mean that is subtracted from inputs in 0..1, one number a channel. null: the run's, or timm's for this model.
     std: Standard deviation that inputs are then divided by, above 0, one number a channel. null: as for `mean`.
     lora: Low-rank adapters: train few parameters of given weights. null: train all.
@@ -220,9 +229,8 @@ def create(
         _fix_positions(model, name, weights)
     _load_weights(backbone, weights, described)
     if lora is not None:
-        if weights == "none":
-            raise UserError("backbone.lora: adapters need trained weights; set backbone.weights, or leave lora out")
-        add_lora(model, name, **lora)
+        add_lora(model, name, trained=weights != "none", **lora)
+    backbone.freeze(freeze)
     return backbone
 
 

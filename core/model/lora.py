@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .domains import without_source_layers
 
 ADAPTER = "default"
 BLOCK_NUMBER = re.compile(r"(?:^|\.)(?:blocks|stages|layers|layer)\.?(\d+)")
@@ -29,11 +30,16 @@ def lora_options(*, rank: int = 8, alpha: int = 16, targets: list[str] = ["qkv"]
     """
 
 
-def add_lora(model: nn.Module, name: str, *, rank: int, alpha: int, targets: list[str], unfreeze: int) -> None:
+def add_lora(
+    model: nn.Module, name: str, *, trained: bool = True, rank: int, alpha: int, targets: list[str], unfreeze: int
+) -> None:
     """Freeze `model` in place, except for new adapters in `targets`, normalisation layers and the last `unfreeze` blocks.
 
-    name: the model's, for errors. Raises UserError if peft is missing, no layer is a target, or a number is out of range.
+    name: the model's, for errors. trained: whether it has trained weights, without which adapters make no sense.
+    Raises UserError if peft is missing, no layer is a target, or a number is out of range.
     """
+    if not trained:
+        raise UserError("backbone.lora: adapters need trained weights; set backbone.weights, or leave lora out")
     if rank < 1 or alpha < 1 or unfreeze < 0 or not targets:
         raise UserError(
             f"backbone.lora: expected rank of 1 or more, alpha of 1 or more, targets and unfreeze of 0 or more, got rank {rank}, "
@@ -79,8 +85,9 @@ def _block(key: str) -> int | None:
 
 @torch.no_grad()
 def folded(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict without adapters: each adapted weight becomes W + (alpha / rank) B A, which computes the same."""
-    state = {key: value for key, value in model.state_dict().items() if ".lora_" not in key}
+    """The state dict as it is exported: without adapters, each adapted weight being W + (alpha / rank) B A, which computes the same, and
+    without the layers that BatchNorms have for an adaptation's source."""
+    state = without_source_layers({key: value for key, value in model.state_dict().items() if ".lora_" not in key})
     for key, module in model.named_modules():
         weight = f"{key}.base_layer.weight"
         if weight in state and hasattr(module, "get_delta_weight"):

@@ -23,7 +23,10 @@ from ..errors import UserError
 from ..method import Method
 
 Mode = Literal["batch", "group", "local"]
+SOURCE_LAYER = "of_source"
+"""The layer that a BatchNorm has for the source's images, where each domain has its own (core/model/domains.py)."""
 _recording = True
+_of_source = False
 
 
 @contextmanager
@@ -37,9 +40,26 @@ def frozen_statistics() -> Iterator[None]:
         _recording = before
 
 
+@contextmanager
+def of_source(source: bool = True) -> Iterator[None]:
+    """Within it, forward passes are of source images: a BatchNorm with a layer for the source uses that one."""
+    global _of_source
+    before, _of_source = _of_source, source
+    try:
+        yield
+    finally:
+        _of_source = before
+
+
 def recomputation() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Contexts for a forward pass and for its recomputation, which must not count the same rows twice."""
-    return nullcontext(), frozen_statistics()
+    """Contexts for a forward pass and for its recomputation, which is of the same domain and must not count the same rows twice."""
+    return nullcontext(), _again(_of_source)
+
+
+@contextmanager
+def _again(source: bool) -> Iterator[None]:
+    with of_source(source), frozen_statistics():
+        yield
 
 
 class PositionBatchNorm(_BatchNorm):
@@ -62,6 +82,8 @@ class PositionBatchNorm(_BatchNorm):
             raise ValueError(f"BatchNorm needs [N, C, ...], got {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
+        if _of_source and (own := self._modules.get(SOURCE_LAYER)) is not None:
+            return own(input)
         if not self.training or self.running_mean is None:
             return super().forward(input)
         self._check_input_dim(input)
@@ -237,7 +259,8 @@ def configure(method: Method, text: str, *, accumulate: int, chunk: int | None, 
         parse_mode(text) if text != "auto" else ("batch" if world() > 1 and (couples or rows > 1) else "local", 0)
     )
     divided_by = "run.accumulate" if accumulate > 1 else "run.chunk" if chunk is not None else None
-    if divided_by and mode == "batch" and _has_batch_norm(method.backbone):
+    # Micro-batches divide the batch of every layer, chunks that of the backbone alone.
+    if divided_by and mode == "batch" and _has_batch_norm(method if accumulate > 1 else method.backbone):
         raise UserError(
             f"{divided_by}: divides the batch, so BatchNorm cannot see the whole of it (backbone.norm: batch); "
             "use backbone.norm=group:G, whose groups are the same however the batch is divided"
@@ -263,13 +286,14 @@ def _refuse_unsuited(method: Method, accumulate: int, chunk: int | None) -> None
             f"run.accumulate: {accumulate} would change this method, whose loss compares the images of a batch with each other; "
             f"use {remedy} to save memory instead"
         )
-    if chunk is not None and not method.couples_samples:
+    if chunk is None or method.takes_chunk:
+        return
+    if not method.couples_samples:
         raise UserError(
             "run.chunk: this method's loss does not compare the images of a batch, so it needs no chunks; use run.accumulate to save "
             "memory"
         )
-    if chunk is not None and not method.takes_chunk:
-        raise UserError("run.chunk: this method cannot encode its batch in chunks; leave run.chunk out")
+    raise UserError("run.chunk: this method cannot encode its batch in chunks; leave run.chunk out")
 
 
 def _has_batch_norm(module: nn.Module) -> bool:

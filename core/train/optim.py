@@ -31,10 +31,13 @@ class Optim:
     duration: Length of the training, in steps (`1000`) or epochs (`10ep`).
     warmup: Linear rise of the rate from 0, in steps, epochs (`10ep`) or a part of the duration (`5%`).
     schedule: The rate after the warm-up. `cosine` falls to min_lr, `constant` stays at the peak, `inverse` is
-        (1 + 10 p)^-0.75 with p from 0 to 1 (Ganin & Lempitsky 2015, arXiv:1409.7495).
+        (1 + 10 p)^-0.75 with p from 0 to 1 (Ganin & Lempitsky 2015, arXiv:1409.7495), `inverse_steps` is (1 + inverse_alpha * steps)^-0.75
+        whatever the duration (tllib, the authors of CDAN).
+    inverse_alpha: Constant of the schedule inverse_steps, 0 or more: 1e-3 for DANN, CDAN and MCC, 3e-4 for DAN and JAN, 2e-4 for MDD.
     min_lr: Rate at the end of the cosine schedule, 0 or more.
     lr_scaling: How the peak rate follows the batch size: none, linear (lr * batch_size / 256) or sqrt (lr * sqrt(batch_size / 256)).
-    weight_decay: Weight decay, 0 or more. Biases, normalisation layers and position embeddings are exempt.
+    weight_decay: Weight decay, 0 or more. Biases, normalisation layers and position embeddings are exempt, unless decay_all says otherwise.
+    decay_all: Whether biases, normalisation layers and position embeddings are decayed too, as torch's own SGD does (tllib).
     weight_decay_end: Weight decay at the end; it moves there along a cosine (Caron et al. 2021, section 3.2). null: it stays the same.
     momentum: Momentum of sgd and lars, from 0 to below 1.
     nesterov: Whether sgd and lars use Nesterov's momentum.
@@ -53,10 +56,12 @@ class Optim:
     batch_size: int
     duration: Duration
     warmup: Duration = Duration(0, "steps")
-    schedule: Literal["cosine", "constant", "inverse"] = "cosine"
+    schedule: Literal["cosine", "constant", "inverse", "inverse_steps"] = "cosine"
+    inverse_alpha: float = 0.001
     min_lr: float = 0.0
     lr_scaling: Literal["none", "linear", "sqrt"] = "none"
     weight_decay: float = 0.0
+    decay_all: bool = False
     weight_decay_end: float | None = None
     momentum: float = 0.9
     nesterov: bool = False
@@ -72,6 +77,7 @@ class Optim:
         wrong = {
             "lr": (self.lr < 0, "0 or more"),
             "min_lr": (self.min_lr < 0, "0 or more"),
+            "inverse_alpha": (self.inverse_alpha < 0, "0 or more"),
             "batch_size": (self.batch_size < 1, "1 or more"),
             "weight_decay": (self.weight_decay < 0, "0 or more"),
             "weight_decay_end": (self.weight_decay_end is not None and self.weight_decay_end < 0, "0 or more, or null"),
@@ -150,6 +156,8 @@ class Optim:
             return self.peak_lr * (step + 1) / warmup
         if constant or self.schedule == "constant":
             return self.peak_lr
+        if self.schedule == "inverse_steps":
+            return self.peak_lr * (1.0 + self.inverse_alpha * (step - warmup)) ** -0.75
         progress = (step - warmup) / max(1, steps - warmup)
         if self.schedule == "cosine":
             return self.min_lr + (self.peak_lr - self.min_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))
@@ -170,8 +178,8 @@ class Optim:
 def parameter_groups(method: nn.Module, optim: Optim) -> list[dict[str, Any]]:
     """Groups by (decayed or not, rate scale, constant or not).
 
-    Biases, normalisation and embeddings are neither decayed nor adapted by LARS. A method's `constant_rate` holds the modules
-    whose rate follows the warm-up but not the schedule after it.
+    Biases, normalisation and embeddings are neither decayed, unless `decay_all`, nor adapted by LARS. A method's `constant_rate` holds the
+    modules whose rate follows the warm-up but not the schedule after it.
     """
     scales: dict[Tensor, float] = {}
     exempt: set[Tensor] = set()
@@ -186,10 +194,10 @@ def parameter_groups(method: nn.Module, optim: Optim) -> list[dict[str, Any]]:
     for _, parameter in method.named_parameters():
         if not parameter.requires_grad:
             continue
-        decayed = parameter.ndim > 1 and parameter not in exempt
-        scale = scales.get(parameter, 1.0)
+        matrix = parameter.ndim > 1 and parameter not in exempt
+        decayed, scale = matrix or optim.decay_all, scales.get(parameter, 1.0)
         group = groups.setdefault(
-            (decayed, scale, parameter in constant),
+            (matrix, scale, parameter in constant),
             {
                 "params": [],
                 "lr_scale": scale,
@@ -199,7 +207,7 @@ def parameter_groups(method: nn.Module, optim: Optim) -> list[dict[str, Any]]:
             },
         )
         if optim.name == "lars":
-            group["always_adapt"] = decayed
+            group["always_adapt"] = matrix
         group["params"].append(parameter)
     return list(groups.values())
 

@@ -119,6 +119,13 @@ class Augmentation:
         if not right:
             raise UserError(f"data.views.{key}: {getattr(self, key)} is given; expected {what}")
 
+    @property
+    def varies(self) -> bool:
+        """Whether anything of a view is drawn, so that an image has other views at other times."""
+        chances = [getattr(self, key) for key in ("flip", "erase", "rotate", "shift", "randaugment", "local")]
+        chances += [probability(getattr(self, key), 0) for key in PER_VIEW]
+        return self.scale is not None or tuple(self.zoom) != (1.0, 1.0) or any(chances)
+
     def check_counts(self, views: int) -> None:
         """Raises UserError where a key lists probabilities, but not one for each of so many views."""
         for key in PER_VIEW:

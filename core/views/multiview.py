@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,3 +121,41 @@ class Multiview:
         for v, (view, stream) in enumerate(streams):
             view.finish(crops[:, v], stream, out[v])
         return out
+
+
+class StillView:
+    """The one view of an augmentation that draws nothing, used as an evaluation's: `worker` crops a picture, the call makes floats."""
+
+    def __init__(self, view: View) -> None:
+        """Raises ValueError for a view that may not be cropped twice, or of which anything is drawn."""
+        if view.augmentation.varies or view.augmentation.centre != 1.0:
+            raise ValueError("a still view shows the whole of an image, and always the same")
+        self.view = view
+
+    @staticmethod
+    def of(views: Multiview) -> StillView | None:
+        """That of one view of each image, if it is still."""
+        (view, *further) = views.views
+        if further or view.augmentation.varies or view.augmentation.centre != 1.0:
+            return None
+        return StillView(view)
+
+    def describe(self) -> dict[str, Any]:
+        """All that decides what the view shows, as plain JSON."""
+        view = self.view
+        shown = {"size": view.size, "interpolation": view.augmentation.interpolation}
+        return {"class": "StillView", **shown, "mean": list(view.mean), "std": list(view.std)}
+
+    def worker(self, image: Tensor) -> Tensor:
+        """uint8 [C, H, W] of any size -> uint8 [C, size, size]."""
+        return self.view.crop_each([image], _no_draws(1))[0]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 [N, C, H, W], whole or cropped by `worker` -> normalised float32 [N, C, size, size]."""
+        draws, size = _no_draws(len(images)), self.view.size
+        return self.view.finish(images if images.shape[2:] == (size, size) else self.view.crop(images, draws), draws)
+
+
+def _no_draws(n: int) -> Draws:
+    """For views that draw nothing."""
+    return Draws(0, torch.zeros(n, dtype=torch.int64))

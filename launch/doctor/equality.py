@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...adapt.cdan import CDAN
 from ...adapt.dann import DANN
 from ...core.distributed import all_reduce_min, alone, gather, own_rows, world
 from ...core.draws import Draws
 from ...core.method import Labelled, Method, Pair, Step, Unlabelled
 from ...core.model import norm
 from ...core.model.classifier import Classifier
+from ...core.model.heads import Structure
 from ...ssl.dino import DINO
 from ...ssl.mae import MAE
 from ...ssl.simclr import SimCLR
@@ -78,8 +80,12 @@ def dino() -> nn.Module:
     return DINO(backbone("conv"), prototypes=10, hidden=12, bottleneck=6, head_norm=True, freeze_last_layer=0.0)
 
 
-def dann() -> nn.Module:
-    return DANN(Classifier(backbone("conv"), [str(k) for k in range(CLASSES)]), hidden=8)
+def classifier(**structure: Any) -> Classifier:
+    return Classifier(backbone("conv"), [str(k) for k in range(CLASSES)], structure=Structure(**structure))
+
+
+def cdan() -> nn.Module:
+    return CDAN(classifier(bottleneck=WIDTH), hidden=8, discriminator_norm=True)
 
 
 CASES = (
@@ -90,7 +96,8 @@ CASES = (
     ),
     Case("DINO, convolutions, centring", dino, views),
     Case("MAE, ViT", lambda: MAE(backbone("vit"), decoder_dim=16, decoder_depth=1, decoder_heads=2), views),
-    Case("DANN, convolutions, BatchNorm", dann, domain_pair),
+    Case("DANN, convolutions, BatchNorm", lambda: DANN(classifier(), hidden=8), domain_pair),
+    Case("CDAN+E, bottleneck, BatchNorm", cdan, domain_pair),
 )
 
 

@@ -88,8 +88,9 @@ def check_report(report: dict[str, Any], names: Sequence[str], problems: list[st
         numbered = {str(index): section for index, section in enumerate(report[key])}
         report[key] = list(validate_each(f"report.{key}", numbered, schema, problems).values())
     for index, entry in enumerate(report["rows"]):
-        if entry["stage"] not in names:
-            problems.append(f"report.rows.{index}.stage: no stage {entry['stage']}{among(entry['stage'], names)}")
+        for name in stages_shown(entry):
+            if name not in names:
+                problems.append(f"report.rows.{index}.stage: no stage {name}{among(name, names)}")
         for key, name in {
             "metric": entry["metric"],
             **{f"also.{key}": name for key, name in entry["also"].items()},
@@ -107,6 +108,11 @@ def check_report(report: dict[str, Any], names: Sequence[str], problems: list[st
                     else f"{len(found)} rows show {entry[side]}; name one by its label"
                 )
                 problems.append(f"report.comparisons.{index}.{side}: {wrong}")
+
+
+def stages_shown(entry: Mapping[str, Any]) -> list[str]:
+    """The stages whose results a row shows: one, or several of which it shows the mean."""
+    return entry.get("stages") or [entry["stage"]]
 
 
 def rows_named(rows: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:

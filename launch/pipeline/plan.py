@@ -17,6 +17,7 @@ from ...core.manifest import DamagedFile, read_record
 from ...core.run.compare import begun, differing
 from ...core.run.folder import run_folder
 from .checks import REFERENCE, add_overrides, check_report, check_stages, read_seeds, references, validate_each
+from .grid import expand
 from .sections import pipeline, stage
 
 STAGE_VERBS = ("pretrain", "probe", "finetune", "adapt")
@@ -78,6 +79,7 @@ def check_pipeline(
     config = load(path, pipeline, [override for override in overrides if override not in inner])
     problems: list[str] = []
     config["seeds"] = read_seeds(config["seeds"], problems)
+    expand(config, problems)
     # Taken before the stages are checked, so that references to a stage with a mistake are not reported as well.
     names = list(config["stages"])
     config["stages"] = validate_each("stages", config["stages"], stage, problems)

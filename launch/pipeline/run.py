@@ -16,9 +16,9 @@ from ...core.distributed import rank
 from ...core.manifest import write_record
 from ...core.run.folder import make_folder, read_result, run_folder, write_config
 from ..report.page import write_report
-from ..report.results import compare, main_metric, summarise, value_of
+from ..report.results import averaged, compare, main_metric, summarise, value_of
 from ..report.tables import interval, is_fraction, number
-from .checks import rows_named
+from .checks import rows_named, stages_shown
 from .plan import STAGE_VERBS, StageJob, Validate, inputs_file, plan_pipeline, recorded_inputs
 from .preflight import Build, check_buildable
 
@@ -81,14 +81,14 @@ def tabulate(report: Mapping[str, Any], results: Mapping[str, Sequence[Mapping[s
     rows = []
     for entry in wanted:
         row = summarise(
-            results[entry["stage"]],
+            averaged([results[name] for name in stages_shown(entry)]),
             label=entry["label"],
             stage=entry["stage"],
             metric=entry.get("metric"),
             tests=list(report["columns"]),
             also=entry.get("also", {}),
         )
-        rows.append(row | {key: entry[key] for key in ("group", "note", "emphasis") if entry.get(key)})
+        rows.append(row | {key: entry[key] for key in ("stages", "group", "note", "emphasis") if entry.get(key)})
     comparisons = []
     for entry in report["comparisons"]:
         (a,), (b,) = rows_named(rows, entry["a"]), rows_named(rows, entry["b"])
@@ -104,7 +104,7 @@ def _finished(job: StageJob) -> dict[str, Any] | None:
 def _check_metrics(name: str, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
     """Raise UserError, as early as possible, if a row wants a metric that its stage does not have."""
     for row in rows:
-        if row["stage"] == name:
+        if name in stages_shown(row):
             for metric in (row["metric"] or main_metric(result), *row["also"].values()):
                 value_of(result, metric)
 

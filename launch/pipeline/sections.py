@@ -34,6 +34,7 @@ def pipeline(
     *,
     run: Annotated[dict[str, Any], Section(pipeline_folder)],
     seeds: int | list[int] = 1,
+    grid: dict[str, dict[str, dict[str, Any]]] = {},
     stages: dict[str, dict[str, Any]],
     report: Annotated[dict[str, Any], Section(report_page)] = {},
 ) -> None:
@@ -41,6 +42,8 @@ def pipeline(
 
     run: Where the pipeline writes.
     seeds: Number of seeds N (seeds 0 to N-1), or a list of different seeds; each stage runs once per seed.
+    grid: Axes of a grid, {AXIS: {NAME: overrides}}. What has {AXIS} in its name or label stands once for each NAME: stages, which take the
+        overrides before those of their `set`, rows and comparisons.
     stages: Stages by name, in the order in which they run; a name is also the stage's folder.
     report: What result.json and report.html show.
     """
@@ -61,6 +64,7 @@ def row(
     stage: str,
     metric: str | None = None,
     also: dict[str, str] = {},
+    stages: list[str] = [],
     group: str = "",
     note: str = "",
     emphasis: bool = False,
@@ -71,6 +75,7 @@ def row(
     stage: Stage whose results the row shows.
     metric: Metric of the row, TEST/PROTOCOL/METRIC; null takes the first one of the stage's result.
     also: Further metrics shown beside it, {heading: TEST/PROTOCOL/METRIC}.
+    stages: Several stages whose mean the row shows, seed by seed; `over: [AXIS]` of a grid fills it.
     group: Heading under which the row stands; rows of one heading stand together.
     note: Text in small letters under the label.
     emphasis: Whether the row is printed in bold and its stage's map and errors stand in the page's first part.

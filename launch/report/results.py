@@ -82,6 +82,30 @@ def summarise(
     return row
 
 
+def averaged(stages: Sequence[Sequence[Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
+    """The results of several stages as one, seed by seed: the mean of each metric that all have.
+
+    stages: results of each stage, one a seed, in the same order of seeds. One stage stays as it is.
+    """
+    if len(stages) == 1:
+        return list(stages[0])
+    together: list[Mapping[str, Any]] = []
+    for same_seed in zip(*stages, strict=True):
+        shared = [name for name in same_seed[0]["metrics"] if all(name in one["metrics"] for one in same_seed)]
+        seen = [one.get("seen_unlabelled") for one in same_seed]
+        together.append(
+            {
+                "seed": same_seed[0].get("seed"),
+                "metrics": {
+                    name: math.fsum(one["metrics"][name] for one in same_seed) / len(same_seed) for name in shared
+                },
+                "selection": ", ".join(sorted({str(one.get("selection", "last")) for one in same_seed})),
+                "seen_unlabelled": None if None in seen else {str(i): sum(one.values()) for i, one in enumerate(seen)},
+            }
+        )
+    return together
+
+
 def compare(a: Mapping[str, Any], b: Mapping[str, Any], label: str) -> dict[str, Any]:
     """The difference a - b of two rows, paired by seed, so that the seed's effect on both cancels.
 

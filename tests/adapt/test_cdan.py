@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from rootstock.adapt.cdan import CDAN, MultilinearMap
 from rootstock.core.draws import Draws
+from rootstock.core.errors import UserError
 from rootstock.core.method import Labelled, Pair, Unlabelled
 from rootstock.core.model.backbone import Backbone
 from rootstock.core.model.classifier import Classifier
+from rootstock.core.model.heads import Structure
 
 HALF = (0.5, 0.5, 0.5)
 DIM, CLASSES, N = 5, 3, 6
@@ -128,7 +130,7 @@ def test_the_control_trains_the_classifier_on_the_source_alone() -> None:
 
 def test_the_map_is_the_outer_product() -> None:
     f, g = torch.randn(4, DIM), torch.rand(4, CLASSES)
-    crossed = MultilinearMap(DIM, CLASSES, 4096)(f, g)
+    crossed = MultilinearMap(DIM, CLASSES)(f, g)
     for i in range(4):
         expected = [float(g[i, k] * f[i, d]) for k in range(CLASSES) for d in range(DIM)]
         assert crossed[i].tolist() == pytest.approx(expected)
@@ -151,6 +153,27 @@ def test_the_sketch_keeps_inner_products_in_expectation() -> None:
     assert error.max() < 0.02
     assert abs(mean[0] - (f[0] @ f[1]) * (g[0] @ g[1])) < 4 * error[0]
     assert abs(mean[1] - 1.0) < 4 * error[1]
+
+
+def test_the_map_of_a_bottlenecks_features_is_exact_as_tllibs_is() -> None:
+    torch.manual_seed(0)
+    spec = {"name": "net", "args": {}, "size": 8, "stem": "default", "pooling": None}
+    classes = [str(k) for k in range(31)]
+    office = CDAN(Classifier(Backbone(Net(), spec, HALF, HALF), classes, structure=Structure(256)), hidden=8)
+    assert not office.map.randomized and office.map.out == 7936 and office.notes == ()
+    assert office.discriminator(torch.randn(2, 3, 7936)).shape == (2, 3)
+    sketched = CDAN(
+        Classifier(Backbone(Net(), spec, HALF, HALF), classes, structure=Structure(256)), hidden=8, map="sketch"
+    )
+    assert sketched.map.randomized and sketched.map.out == 4096
+
+
+def test_a_sketched_map_is_said_in_one_line() -> None:
+    assert method().notes == () == method(randomized_above=8, map="exact").notes
+    (line,) = method(randomized_above=8).notes
+    assert "\n" not in line and "a random sketch of 8 numbers of the map of 5 features x 3 classes" in line
+    with pytest.raises(UserError, match=r"method\.randomized_above: expected 1 to"):
+        method(randomized_above=0)
 
 
 def test_the_sketch_is_saved_and_the_same_everywhere() -> None:

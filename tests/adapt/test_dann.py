@@ -1,5 +1,7 @@
 """Gradient reversal, its schedule, and DANN against its control."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from rootstock.adapt.parts.reversal import Discriminator, reversal_weight, rever
 from rootstock.adapt.source_only import SourceOnly
 from rootstock.core.draws import Draws
 from rootstock.core.method import Labelled, Pair, Unlabelled
+from rootstock.core.model import norm
 from rootstock.core.model.backbone import Backbone
 from rootstock.core.model.classifier import Classifier
 
@@ -59,6 +62,15 @@ def test_the_weight_is_the_papers_at_the_start_half_way_and_the_end() -> None:
     assert steps == sorted(steps)
 
 
+def test_a_steepness_of_20_over_20000_steps_is_tllibs_count_of_steps() -> None:
+    for step in (0, 1, 500, 5000, 19_999):
+        tllib = 2.0 / (1.0 + math.exp(-1.0 * step / 1000)) - 1.0
+        assert reversal_weight(step / 20_000, 1.0, 20.0) == pytest.approx(tllib, abs=1e-12)
+    assert reversal_weight(torch.tensor(0.3, dtype=torch.float64), 2.0, 20.0) == pytest.approx(
+        2.0 * reversal_weight(0.3, 1.0, 20.0)
+    )
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.4, 1.0, -0.5])
 def test_reversal_is_the_identity_forward_and_minus_the_weight_backward(weight: float) -> None:
     x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
@@ -78,6 +90,33 @@ def test_the_discriminator_has_no_normalisation_and_answers_with_logits() -> Non
     guesses = discriminator(torch.randn(5, 4))
     assert bool((guesses > 1000.0).all())
     assert bool(F.binary_cross_entropy_with_logits(guesses, torch.zeros(5)).isfinite())
+
+
+def test_a_discriminator_with_batchnorm_sees_both_domains_as_one_batch() -> None:
+    """In a batch for each domain it would see less: each domain's normalised values would have mean 0."""
+    torch.manual_seed(0)
+    discriminator = Discriminator(4, 8, batchnorm=True).requires_grad_(False)
+    norm.convert_batch_norms(discriminator, "local")
+    features = torch.randn(2, 16, 4) + torch.tensor([0.0, 5.0]).view(2, 1, 1)
+    guesses = discriminator(features)
+    x = features.flatten(0, 1)
+    for layer in discriminator.layers:
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            x = (x - x.mean(0)) / (x.var(0, correction=0) + layer.eps).sqrt()
+        else:
+            x = layer(x)
+    torch.testing.assert_close(guesses, x[:, 0].view(2, 16), rtol=1e-4, atol=1e-5)
+    first = discriminator.layers[:2](features.flatten(0, 1)).view(2, 16, 8).mean(1)
+    alone = torch.stack([discriminator.layers[:2](part).mean(0) for part in features])
+    assert (first[0] - first[1]).abs().mean() > 1.0 and float(alone.abs().max()) < 1e-5
+
+
+def test_groups_of_the_discriminator_hold_both_rows_of_an_image() -> None:
+    torch.manual_seed(0)
+    discriminator, features = Discriminator(4, 8, batchnorm=True), torch.randn(2, 6, 4)
+    norm.convert_batch_norms(discriminator, "group", 2)
+    pieces = [discriminator(part) for part in features.split(2, 1)]
+    torch.testing.assert_close(discriminator(features), torch.cat(pieces, 1))
 
 
 def test_forward_equals_a_slow_version() -> None:

@@ -41,7 +41,7 @@ def test_every_file_of_a_run_is_guarded(finished: Path, rootstock: Rootstock) ->
     assert done.returncode == 0, done.stdout
     lines = done.stdout.splitlines()
     written = sorted(str(path) for path in finished.rglob("*") if path.is_file() and path.name != ".lock")
-    assert sorted({line.split()[1] for line in lines[:-1]}) == written and len(written) == 20
+    assert sorted({line.split()[1] for line in lines[:-1]}) == written and len(written) == 21
     assert all(line.startswith("ok ") for line in lines[:-1])
     for name in written:
         path = Path(name)

@@ -58,7 +58,19 @@ def test_constant_and_inverse_schedules() -> None:
         assert optim(schedule="inverse").rate(step, 100, 5) == pytest.approx(0.1 / (1 + 10 * step / 100) ** 0.75)
 
 
-@pytest.mark.parametrize("kind", ["cosine", "inverse", "constant"])
+@pytest.mark.parametrize("alpha", [1e-3, 3e-4])
+def test_the_schedule_by_steps_is_tllibs_whatever_the_duration(alpha: float) -> None:
+    schedule = optim(schedule="inverse_steps", inverse_alpha=alpha)
+    for step in (0, 1, 999, 19_999):
+        for steps in (20_000, 30_000):
+            assert schedule.rate(step, steps, 5) == pytest.approx(0.1 * (1.0 + alpha * step) ** -0.75, rel=1e-12)
+    # (1 + 10 p)^-0.75 is the same at 10,000 steps and 1e-3 alone.
+    fixed, relative = optim(schedule="inverse_steps"), optim(schedule="inverse")
+    assert fixed.rate(5000, 10_000, 5) == pytest.approx(relative.rate(5000, 10_000, 5))
+    assert relative.rate(20_000, 20_000, 5) / fixed.rate(20_000, 20_000, 5) == pytest.approx((21 / 11) ** 0.75)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "inverse", "inverse_steps", "constant"])
 def test_a_constant_rate_warms_up_and_stays(kind: str) -> None:
     schedule = optim(schedule=kind, warmup=10)
     rates = [schedule.rate(step, 100, 5, constant=True) for step in range(100)]
@@ -86,6 +98,26 @@ def test_biases_norms_and_embeddings_are_not_decayed() -> None:
     for name, decay in decays(Method(), weight_decay=0.05).items():
         free = name.endswith("bias") or "norm" in name or name.endswith(("pos_embed", "cls_token"))
         assert decay == (0.0 if free else 0.05), name
+
+
+def test_decay_all_decays_every_parameter_and_leaves_lars_alone() -> None:
+    method = Method()
+    assert set(decays(method, weight_decay=0.05, decay_all=True).values()) == {0.05}
+    groups = parameter_groups(method, optim(name="lars", weight_decay=0.05, decay_all=True))
+    adapted = {p for group in groups for p in group["params"] if group["always_adapt"]}
+    assert adapted and all(p.ndim > 1 for p in adapted) and method.head.bias not in adapted
+
+
+def test_one_step_with_decay_all_is_torchs_sgd() -> None:
+    given = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-3}
+    ours, plain = Method(), Method()
+    mine, torchs = optim(name="sgd", decay_all=True, **given).build(ours), torch.optim.SGD(plain.parameters(), **given)
+    for made, optimizer in ((ours, mine), (plain, torchs)):
+        for i, parameter in enumerate(made.parameters()):
+            parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
+        optimizer.step()
+    for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_the_backbones_rate_is_scaled_and_reaches_the_optimizer() -> None:

@@ -1,0 +1,80 @@
+"""The features of a frozen backbone, computed once for each image: a step then costs what lies above the backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.evaluate.features import EvaluationView, evaluating
+from ..core.evaluate.frozen import features_of
+from ..core.evaluate.scores import Scored
+from ..core.evaluate.taps import POOLED, Taps
+from ..core.images.limits import size_of
+from ..core.images.open import Images
+from ..core.method import AdaptMethod
+from ..core.model.classifier import Classifier
+from ..core.run.directory import Run
+from ..core.views.multiview import Multiview, StillView
+from ..core.views.view import Evaluation
+
+ROWS_AT_ONCE = 4096
+
+
+class FrozenFeatures:
+    """The features of every set, float32 [N, D], from the cache of features or from one pass over the images.
+
+    They are those of the whole set in batches of 256, so the same bits on any number of processes and after a resume; a forward of the
+    step's own images differs from them by rounding. A damaged training picture is an error here.
+    """
+
+    def __init__(self, run: Run, method: AdaptMethod, view: StillView, sets: Mapping[str, Images]) -> None:
+        self.run, self.view, self.sets = run, view, sets
+        self.classifier: Classifier = method.classifier
+        self.taps = Taps(method.backbone, [POOLED])
+
+    @staticmethod
+    def of(
+        run: Run, method: AdaptMethod, views: Multiview, sets: Mapping[str, Images], data: Mapping[str, Any]
+    ) -> FrozenFeatures | None:
+        """None where a step needs images: the backbone learns, views vary, pictures are decoded scaled, or the method uses pixels."""
+        if not method.backbone.frozen:
+            return None
+        view = StillView.of(views)
+        if view is None or data["decode"] != "full" or method.uses_pixels or run.options["sharding"] != "none":
+            run.log(
+                "the frozen backbone encodes the images of every step; with data.views=none it encodes each image once"
+            )
+            return None
+        run.log("the frozen backbone encodes each image once")
+        return FrozenFeatures(run, method, view, sets)
+
+    def rows(self, name: str) -> Tensor:
+        """The features of a training set by name, in the view of training."""
+        return self._features(self.sets[name], self.view, self.view.describe())
+
+    def test(self, tests: Mapping[str, Images], view: Evaluation) -> tuple[Scored, dict[str, Tensor]]:
+        """The classifier's scores on labelled sets in the view of evaluation, and the backbone's features."""
+        scored, classifier = Scored(self.classifier.outputs, self.run.seed), self.classifier
+        features = {name: self._features(images, view, None) for name, images in tests.items()}
+        for name, images in tests.items():
+            with evaluating(classifier), torch.inference_mode():
+                parts = [classifier(part.to(self.run.device)) for part in features[name].split(ROWS_AT_ONCE)]
+            scored.add(f"{name}/classifier", images, torch.cat(parts).cpu())
+        return scored, features
+
+    def _features(self, images: Images, view: EvaluationView, described: Mapping[str, Any] | None) -> Tensor:
+        run = self.run
+        found = features_of(
+            self.taps.to(run.device),
+            images,
+            view,
+            device=run.device,
+            workers=run.options["workers"],
+            cache=size_of(run.options["feature_cache"], "run.feature_cache"),
+            described=described,
+            log=run.log,
+        )
+        return found[POOLED]

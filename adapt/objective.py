@@ -1,0 +1,78 @@
+"""The keys that all adaptation methods share, and a method built from them and its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from ..core import stage
+from ..core.checks import sizes_fit
+from ..core.config.resolve import Choice
+from ..core.errors import UserError
+from ..core.method import AdaptMethod
+from ..core.model.backbone import Backbone
+from ..core.model.classifier import Classifier, read_head
+from ..core.model.domains import BatchNorms
+from ..core.model.heads import HeadKind, Structure
+from ..core.run.directory import Run
+from .registry import ADAPT_METHODS
+
+
+def shared_options(
+    *,
+    bottleneck: int | Literal["none"] = "none",
+    head: HeadKind = "linear",
+    head_temperature: float = 0.05,
+    batchnorm: BatchNorms = "joint",
+) -> None:
+    """The keys of every adaptation method.
+
+    bottleneck: Width of a layer between backbone and head, or none: Linear, BatchNorm, ReLU at the full learning rate, as in the published
+        tables on ResNets (256; MDD and MCC 1024). It is part of the exported classifier.
+    head: The last layer: linear, weightnorm (weight-normalised, SHOT's) or cosine (of features and class weights, without a bias).
+    head_temperature: What the cosine head divides by, above 0; MME has 0.05. Other heads don't use it.
+    batchnorm: How a batch of two domains is normalised. `joint`: one forward of both, so statistics are of both (tllib). `apart`: one
+        forward a domain, each with its own batch statistics and with shared running ones (the authors of CDAN and MCD). `own`: statistics,
+        scales and shifts of its own for each domain, of which the target's are exported and tested (DSBN, arXiv:1906.03950).
+    """
+
+
+METHOD = Choice(ADAPT_METHODS, common=shared_options)
+"""The `method` section of `rootstock adapt`."""
+
+
+def build_objective(
+    section: Mapping[str, Any], backbone: Backbone, classes: Sequence[str], weights: str, run: Run
+) -> AdaptMethod:
+    """The method of a resolved `method` section, around a new classifier. weights: `backbone.weights`, whose head some methods keep.
+
+    Raises UserError.
+    """
+    shared, own = METHOD.apart(section)
+    kind = ADAPT_METHODS[own["name"]]
+    _check_batchnorm(shared["batchnorm"], own["name"])
+    structure = _structure(shared, kind.extra_outputs)
+    if kind.keeps_head and structure == Structure(extra=kind.extra_outputs):
+        structure = read_head(weights).structure
+    with sizes_fit("method", shared):
+        classifier = Classifier(backbone, classes, structure=structure, batchnorm=shared["batchnorm"])
+    objective: AdaptMethod = stage.build_method(own, ADAPT_METHODS, classifier, run)
+    if objective.keeps_head:
+        classifier.load_head(weights)
+    return objective
+
+
+def _structure(shared: Mapping[str, Any], extra: int) -> Structure:
+    width = None if shared["bottleneck"] == "none" else shared["bottleneck"]
+    given = Structure(width, shared["head"], shared["head_temperature"], extra)
+    given.check()
+    # The temperature of another head means nothing, so two such structures are equal.
+    return given if given.head == "cosine" else given._replace(temperature=Structure().temperature)
+
+
+def _check_batchnorm(batchnorm: BatchNorms, name: str) -> None:
+    """Raises UserError if the method has no use for statistics of its own for each domain."""
+    if batchnorm == "own" and ADAPT_METHODS[name].rows_per_position == 1:
+        raise UserError(
+            f"method.batchnorm: own needs a method that encodes source and target in each step, which {name} does not; use joint"
+        )
