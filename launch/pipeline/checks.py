@@ -10,6 +10,7 @@ from ...core.config.yaml_file import parse
 from .sections import comparison, row
 
 REFERENCE = re.compile(r"@([^/]+)(/.*)?")
+FOLDER_NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 # Each is a folder with a run of each stage; a larger number is a mistake, and its list would fill the memory.
 MOST_SEEDS = 10_000
 _SET_BY_PIPELINE = {"seed": "seeds", "run.dir": "run.dir"}  # key of a stage: key of the pipeline
@@ -65,7 +66,7 @@ def check_stages(stages: Mapping[str, Any], verbs: Collection[str], names: Seque
         problems.append("stages: expected at least one stage")
     for name, section in stages.items():
         above = names[: names.index(name)]
-        if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name):
+        if not FOLDER_NAME.fullmatch(name):
             problems.append(f"stages.{name}: a stage's name is its folder; use letters, digits, - and _")
         if section["verb"] not in verbs:
             problems.append(f"stages.{name}.verb: unknown verb {section['verb']}{among(section['verb'], verbs)}")

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ...core.config.messages import among
+from .checks import FOLDER_NAME
 
 MOST_STAGES = 20_000  # a larger grid is a mistake, and its list would fill the memory
-_NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 _PLACE = re.compile(r"\{(\w+)\}")
 _TAKEN = "seed"  # {seed} in a URI is the seed of the run
 
@@ -49,7 +49,7 @@ def _wrong(axes: Axes) -> list[str]:
         wrong += [
             f"grid.{axis}.{name}: a name becomes part of a folder; use letters, digits, - and _"
             for name in names
-            if not _NAME.fullmatch(name)
+            if not FOLDER_NAME.fullmatch(name)
         ]
     return wrong
 
@@ -95,6 +95,9 @@ def _rows(axes: Axes, row: Any, problems: list[str]) -> Iterator[Any]:
         return
     over = row.get("over", [])
     over = [over] if isinstance(over, str) else over
+    if not isinstance(over, list):
+        problems.append(f"report.rows: {row.get('label')}: over: expected a list of axes, got {over!r}")
+        return
     unknown = [axis for axis in over if axis not in _places(row["stage"])]
     if unknown:
         problems.append(

@@ -20,17 +20,11 @@ from rootstock.core.views.augmentation import Augmentation
 from rootstock.core.views.multiview import StillView, multiview
 from rootstock.core.views.presets import VIEWS
 from rootstock.launch.verbs import execute
+from rootstock.tests.adapt.digits import sets
 
-DATA = "sklearn:digits?size=20"
 HALF = (0.5, 0.5, 0.5)
 CONFIG: dict[str, Any] = {
-    "data": {
-        "source": f"{DATA}#[:40]",
-        "target": f"{DATA}#[40:80]",
-        "test": f"{DATA}#[80:110]",
-        "size": 16,
-        "views": "none",
-    },
+    "data": {**sets(size=20), "size": 16, "views": "none"},
     "backbone": {"name": "smallconv", "args": {"widths": [4, 4, 6, 8]}, "freeze": "all"},
     "optim": {"name": "sgd", "lr": 0.5, "batch_size": 8, "duration": 12},
     "run": {"log_every": 1, "workers": 0, "device": "cpu", "checkpoint": {"every": "50%"}},

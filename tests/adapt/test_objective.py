@@ -19,16 +19,10 @@ from rootstock.core.config.schema import keys_of
 from rootstock.core.errors import UserError
 from rootstock.core.run import options as run_section
 from rootstock.launch.verbs import execute
+from rootstock.tests.adapt.digits import sets
 
-DATA = "sklearn:digits?size=16"
 CONFIG: dict[str, Any] = {
-    "data": {
-        "source": f"{DATA}#[:40]",
-        "target": f"{DATA}#[40:80]",
-        "test": f"{DATA}#[80:110]",
-        "size": 16,
-        "views": "digits",
-    },
+    "data": {**sets(size=16), "size": 16, "views": "digits"},
     "backbone": {"name": "smallconv", "args": {"widths": [4, 4, 6, 8]}},
     "optim": {"name": "sgd", "lr": 0.1, "backbone_lr": 0.1, "batch_size": 8, "duration": 3},
     "run": {"log_every": 1, "workers": 0, "device": "cpu", "checkpoint": {"every": "100%"}},

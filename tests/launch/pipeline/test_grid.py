@@ -89,6 +89,10 @@ def test_a_pipeline_without_a_grid_is_left_as_it_is() -> None:
             {"report": {"rows": [{"label": "m", "stage": "{method}_p-a", "over": ["task"]}], "comparisons": []}},
             "over names task",
         ),
+        (
+            {"report": {"rows": [{"label": "m", "stage": "{method}_{task}", "over": 3}], "comparisons": []}},
+            "over: expected a list of axes, got 3",
+        ),
     ],
 )
 def test_mistakes_are_named(changed: dict[str, Any], message: str) -> None:
