@@ -13,6 +13,7 @@ from .deepcoral import DeepCORAL
 from .deepjdot import DeepJDOT
 from .jan import JAN
 from .mcc import MCC
+from .mcd import MCD
 from .mdd import MDD
 from .source_only import SourceOnly
 
@@ -31,5 +32,6 @@ ADAPT_METHODS = register(
         "afn": AFN,
         "mdd": MDD,
         "deepjdot": DeepJDOT,
+        "mcd": MCD,
     },
 )
