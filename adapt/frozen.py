@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.evaluate.features import EvaluationView, evaluating
+from ..core.evaluate.features import EvaluationView
 from ..core.evaluate.frozen import features_of
-from ..core.evaluate.scores import Scored
 from ..core.evaluate.taps import POOLED, Taps
 from ..core.images.limits import size_of
 from ..core.images.open import Images
@@ -24,7 +24,7 @@ ROWS_AT_ONCE = 4096
 
 
 class FrozenFeatures:
-    """The features of every set, float32 [N, D], from the cache of features or from one pass over the images.
+    """The features of all images, float32 [N, D], from the cache of features or from one pass over the images.
 
     They are those of the whole set in batches of 256, so the same bits on any number of processes and after a resume; a forward of the
     step's own images differs from them by rounding. A damaged training picture is an error here.
@@ -34,6 +34,7 @@ class FrozenFeatures:
         self.run, self.view, self.sets = run, view, sets
         self.classifier: Classifier = method.classifier
         self.taps = Taps(method.backbone, [POOLED])
+        self._encoded = dict[str, Tensor]()  # in the view of evaluation, by content
 
     @staticmethod
     def of(
@@ -55,15 +56,25 @@ class FrozenFeatures:
         """The features of a training set by name, in the view of training."""
         return self._features(self.sets[name], self.view, self.view.describe())
 
-    def test(self, tests: Mapping[str, Images], view: Evaluation) -> tuple[Scored, dict[str, Tensor]]:
-        """The classifier's scores on labelled sets in the view of evaluation, and the backbone's features."""
-        scored, classifier = Scored(self.classifier.outputs, self.run.seed), self.classifier
-        features = {name: self._features(images, view, None) for name, images in tests.items()}
-        for name, images in tests.items():
-            with evaluating(classifier), torch.inference_mode():
-                parts = [classifier(part.to(self.run.device)) for part in features[name].split(ROWS_AT_ONCE)]
-            scored.add(f"{name}/classifier", images, torch.cat(parts).cpu())
-        return scored, features
+    def features(self, images: Images, view: Evaluation) -> Tensor:
+        """The features of a set in the view of evaluation, float32 [M, D]; encoded once in a run."""
+        content = hashlib.sha256(images.keys().numpy().tobytes()).hexdigest()
+        if content not in self._encoded:
+            self._encoded[content] = self._features(images, view, None)
+        return self._encoded[content]
+
+    def read(self, images: Images, view: Evaluation) -> Iterator[Tensor]:
+        """The features of some training images in the view of evaluation, in batches [n, D] on the device. Those of the whole set are
+        encoded, once.
+        """
+        for parent in self.sets.values():
+            if (rows := _places(images.keys(), parent.keys())) is not None:
+                found = self.features(parent, view)[rows]
+                break
+        else:
+            found = self.features(images, view)
+        for part in found.split(ROWS_AT_ONCE):
+            yield part.to(self.run.device)
 
     def _features(self, images: Images, view: EvaluationView, described: Mapping[str, Any] | None) -> Tensor:
         run = self.run
@@ -78,3 +89,10 @@ class FrozenFeatures:
             log=run.log,
         )
         return found[POOLED]
+
+
+def _places(keys: Tensor, among: Tensor) -> Tensor | None:
+    """The row in `among` of each key, both int64; None unless all are there."""
+    ordered, order = among.sort(stable=True)
+    places = torch.searchsorted(ordered, keys).clamp(max=len(among) - 1)
+    return order[places] if bool((ordered[places] == keys).all()) else None

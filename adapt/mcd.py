@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.checks import check_count, check_share
 from ..core.method import AdaptMethod, Pair, Step
 from ..core.numerics import wide
+from .parts.resampling import source_error
 
 if TYPE_CHECKING:
     from ..core.model.classifier import Classifier
@@ -40,6 +40,7 @@ class MCD(AdaptMethod):
     couples_samples = False
     takes_chunk = True
     sees_target = True
+    resamples = ("source",)
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class MCD(AdaptMethod):
         first, second = (wide(head(features)) for head in (self.classifier.head, self.second))  # [2, N, K]
         apart = discrepancy(first[1], second[1])
         labels, smooth = batch.source.labels, self.label_smoothing
-        one, two = (F.cross_entropy(logits[0], labels, label_smoothing=smooth) for logits in (first, second))
+        one, two = (source_error(self, logits[0], labels, smooth) for logits in (first, second))
         known = one + two
         with torch.no_grad():
             metrics = {

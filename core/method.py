@@ -167,6 +167,15 @@ class AdaptMethod(Method):
     uses_pixels: bool = False
     # Outputs of the head beyond the source's classes, after them: 1 where there is a class for what is unknown.
     extra_outputs: int = 0
+    # The parts of the batch whose loss obeys `label_shift.resample`: "source" (adapt/parts/resampling.py, `source_error`), "target"
+    # (`row_weights`). Without any the key is refused.
+    resamples: tuple[str, ...] = ()
+    # The weights of images, adapt/parts/resampling.py: set by the recipe, None without `label_shift.resample`.
+    resampling: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.resampling = None
 
     @property
     def backbone(self) -> Backbone:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -57,6 +57,19 @@ def run_command(pipeline: ConfigArgument, overrides: OverridesArgument = None) -
 
 
 @verb
+def attribute_command(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
+    """Say what each part of a recipe adds: all cells of a factorial."""
+    from .early import check_attribution_early
+
+    check_attribution_early(config, overrides or [])
+    from .attribute.run import run_attribution
+    from .dry import build_untrained
+    from .verbs import execute, resolve
+
+    run_attribution(config, overrides or [], execute, resolve, build=build_untrained)
+
+
+@verb
 def sweep_command(
     config: ConfigArgument,
     overrides: OverridesArgument = None,

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...core.checks import check_not_negative, check_share
@@ -17,6 +16,7 @@ from ...core.distributed import all_reduce_sum, gather, gather_equal, world
 from ...core.errors import UserError
 from ...core.method import AdaptMethod, Pair, Step
 from ...core.numerics import wide
+from .resampling import source_error
 
 if TYPE_CHECKING:
     from ...core.model.classifier import Classifier
@@ -64,6 +64,7 @@ class Transfer(AdaptMethod):
     takes_chunk = True
     keeps_head = False
     sees_target = True
+    resamples = ("source",)
     needs_pairs = False
 
     def __init__(
@@ -93,7 +94,7 @@ class Transfer(AdaptMethod):
         images = torch.stack([batch.source.images, batch.target.images])
         features = self.seen_by_head(self.classifier.encode(images, self.chunk), batch)  # [2, N, D]
         logits = wide(self.classifier.head(features))  # [2, N, K]
-        source = F.cross_entropy(logits[0], batch.source.labels, label_smoothing=self.label_smoothing)
+        source = source_error(self, logits[0], batch.source.labels, self.label_smoothing)
         joint = Joint(wide(features), logits, batch.source.labels)
         loss, watched = self.transfer(joint if self.trade_off else joint.detached(), progress)
         with torch.no_grad():

@@ -14,10 +14,13 @@ from typing import Any
 from ..files import read_regular
 
 METRICS, PREDICTIONS = "metrics.jsonl", "predictions.safetensors"
+LOOKS, CANDIDATES = "looks.json", "candidates.safetensors"
 # Of a run that ends, besides result.json. What is rewritten later (state.json) or is for people alone (report.html) is not listed.
 GUARDED = (
     METRICS,
-    "predictions.safetensors",
+    PREDICTIONS,
+    CANDIDATES,
+    LOOKS,
     "map.json",
     "pictures/captions.json",
     "pictures/*.png",

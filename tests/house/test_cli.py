@@ -95,6 +95,14 @@ MISTAKES = {
         ["run", "demo.yaml", "stages.simclr.optim.lrr=1"],
         "pretrain/digits_simclr.yaml: optim.lrr: unknown key; did you mean lr?",
     ),
+    "an attribution": (
+        ["attribute", "attribute_digits.yaml", "reponse=adapt"],
+        "reponse: unknown key; did you mean response?",
+    ),
+    "a stage of an attribution": (
+        ["attribute", "attribute_digits.yaml", "stages.adapt.optim.lrr=1"],
+        "adapt/digits_dann.yaml: optim.lrr: unknown key; did you mean lr?",
+    ),
     "a sweep": (["sweep", "digits_m", "trails=1"], "trails: unknown key; did you mean trials?"),
     "a key to explain": (["help", "optim.lrr"], "optim.lrr: unknown key; did you mean lr?"),
 }
