@@ -173,8 +173,8 @@ class AdaptMethod(Method):
     # The weights of images, adapt/parts/resampling.py: set by the recipe, None without `label_shift.resample`.
     resampling: Any
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *arguments: Any, **keys: Any) -> None:
+        super().__init__(*arguments, **keys)
         self.resampling = None
 
     @property
