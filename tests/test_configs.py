@@ -67,7 +67,7 @@ def test_every_config_runs_for_two_steps(
         overrides += ["data.train=sklearn:digits-m#[:60]", "data.test=sklearn:digits-m#[60:90]"]
     elif isinstance(tests := written["data"].get("test"), dict) and not own:
         overrides += [f"data.test.{name}=sklearn:digits?size=32#[60:90]" for name in tests]
-    if verb == "adapt" and written["evaluate"] is not None:
+    if verb == "adapt" and written["evaluate"]:
         overrides += ["evaluate.images=50"]
     if verb == "pretrain" and written["evaluate"].get("watch") is not None:
         overrides += ["evaluate.watch.images=16"]
