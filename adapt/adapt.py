@@ -21,7 +21,7 @@ from ..core.images.sets import (
     describe_sets,
 )
 from ..core.images.store import Stamp
-from ..core.method import Labelled, Pair, RawBatch, RawPair, Unlabelled
+from ..core.method import Domains, Labelled, RawBatch, RawPair, Unlabelled
 from ..core.model.backbone import create
 from ..core.run.directory import Run
 from ..core.stream.batches import Decode
@@ -123,10 +123,10 @@ def build_adaptation(
     def shown(raw: RawBatch, draws: Draws) -> Tensor:
         return raw.images if frozen else views(raw, draws).images[0]
 
-    def prepare(raw: RawPair) -> Pair:
+    def prepare(raw: RawPair) -> Domains:
         named = zip(sets.training(), raw, strict=True)
         source, target = (stage.draws_of(part.positions, name, sets.training(), seed) for name, part in named)
-        return Pair(
+        return Domains.of(
             Labelled(shown(raw.source, source), raw.source.labels, source),
             Unlabelled(shown(raw.target, target), target),
         )
@@ -179,7 +179,11 @@ def adapt(
     if run.main and built.frozen is None:
         caption = "Augmented training images: source above, target below."
         stage.save_first(
-            run, plan, model, lambda pair: torch.stack([part.images[: stage.SHOWN] for part in pair]), caption
+            run,
+            plan,
+            model,
+            lambda both: torch.stack([p.images[: stage.SHOWN] for p in (both.source, both.target)]),
+            caption,
         )
     # Before the final test: no choice can follow from a label of the target.
     measured = {} if examination is None else examination.conclude(classifier, fed.steps, plan.every.evaluate)

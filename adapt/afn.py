@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_positive, check_share
-from ..core.method import Pair
+from ..core.method import Domains
 from ..core.numerics import wide
 from .parts.transfer import Joint, Transfer, Transferred
 
@@ -61,7 +61,7 @@ class AFN(Transfer):
         check_share("dropout", dropout)
         self.step, self.dropout = step, dropout
 
-    def seen_by_head(self, features: Tensor, batch: Pair) -> Tensor:
+    def seen_by_head(self, features: Tensor, batch: Domains) -> Tensor:
         """Dropout by positions, of each domain its own."""
         if not self.training or self.dropout == 0.0:
             return features

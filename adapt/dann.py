@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checks import check_positive, check_share
-from ..core.method import AdaptMethod, Pair, Step
+from ..core.method import AdaptMethod, Domains, Step
 from ..core.numerics import wide
 from .parts.resampling import row_weights, source_error
 from .parts.reversal import Discriminator, reversal_weight, reverse_gradient
@@ -65,7 +65,7 @@ class DANN(AdaptMethod):
         """Number of inputs of the discriminator."""
         return self.classifier.feature_dim
 
-    def forward(self, batch: Pair, progress: float) -> Step:
+    def forward(self, batch: Domains, progress: float) -> Step:
         """batch.source.images, batch.target.images: [N, C, h, w]; N is this process's share."""
         images = torch.stack([batch.source.images, batch.target.images])
         features = self.classifier.encode(images, self.chunk)  # [2, N, D]

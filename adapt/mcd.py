@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.checks import check_count, check_share
-from ..core.method import AdaptMethod, Pair, Step
+from ..core.method import AdaptMethod, Domains, Step
 from ..core.numerics import wide
 from .parts.resampling import source_error
 
@@ -60,7 +60,7 @@ class MCD(AdaptMethod):
         # With weights of its own: heads that begin equal agree everywhere, and no gradient ever parts them.
         self.second = classifier.another_head()
 
-    def forward(self, batch: Pair, progress: float, turn: int = 0) -> Step:
+    def forward(self, batch: Domains, progress: float, turn: int = 0) -> Step:
         """batch.source.images, batch.target.images: [N, C, h, w]; N is this process's share."""
         images = torch.stack([batch.source.images, batch.target.images])
         features = self.classifier.encode(images, self.chunk)  # [2, N, D]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..core.checks import check_share
-from ..core.method import AdaptMethod, Pair, Step
+from ..core.method import AdaptMethod, Domains, Step
 from .parts.resampling import source_error
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class SourceOnly(AdaptMethod):
         check_share("label_smoothing", label_smoothing)
         self.classifier, self.label_smoothing = classifier, label_smoothing
 
-    def forward(self, batch: Pair, progress: float) -> Step:
+    def forward(self, batch: Domains, progress: float) -> Step:
         """batch.source.images: [N, C, h, w]; N is this process's share."""
         logits = self.classifier(batch.source.images)
         loss = source_error(self, logits, batch.source.labels, self.label_smoothing)

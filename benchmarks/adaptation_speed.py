@@ -29,7 +29,7 @@ from torch import Tensor
 
 from rootstock.adapt.registry import ADAPT_METHODS
 from rootstock.core.draws import Draws
-from rootstock.core.method import Labelled, Pair, Unlabelled
+from rootstock.core.method import Domains, Labelled, Unlabelled
 from rootstock.core.model.backbone import create
 from rootstock.core.model.classifier import Classifier
 
@@ -63,14 +63,14 @@ def classifier(scale: Scale) -> Classifier:
     return Classifier(create(scale.size, **scale.network), [str(k) for k in range(scale.classes)])
 
 
-def batch(scale: Scale) -> Pair:
+def batch(scale: Scale) -> Domains:
     generator = torch.Generator().manual_seed(0)
     source, target = torch.randn(2, scale.batch, 3, scale.size, scale.size, generator=generator)
     labels, draws = (
         torch.randint(scale.classes, (scale.batch,), generator=generator),
         Draws(0, torch.arange(scale.batch)),
     )
-    return Pair(Labelled(source, labels, draws), Unlabelled(target, draws))
+    return Domains.of(Labelled(source, labels, draws), Unlabelled(target, draws))
 
 
 def timed(plan: Plan, parameters: list[torch.nn.Parameter], loss_of: Callable[[float], Tensor]) -> Figures:

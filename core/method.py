@@ -63,11 +63,28 @@ class Unlabelled(NamedTuple):
     draws: Draws
 
 
-class Pair(NamedTuple):
+class Domains(NamedTuple):
     """The batch of an adaptation method. There is no field for a target label, so none can leak."""
 
-    source: Labelled
-    target: Unlabelled
+    sources: tuple[Labelled, ...]
+    targets: tuple[Unlabelled, ...]
+
+    @staticmethod
+    def of(source: Labelled, target: Unlabelled) -> Domains:
+        """One source and one target."""
+        return Domains((source,), (target,))
+
+    @property
+    def source(self) -> Labelled:
+        """The only source."""
+        (only,) = self.sources
+        return only
+
+    @property
+    def target(self) -> Unlabelled:
+        """The only target."""
+        (only,) = self.targets
+        return only
 
 
 class Step(NamedTuple):
@@ -149,7 +166,7 @@ class PretrainMethod(Method):
 
 
 class AdaptMethod(Method):
-    """A method of `rootstock adapt`, built as `Class(classifier, chunk, **keys)`; its batch is `Pair`.
+    """A method of `rootstock adapt`, built as `Class(classifier, chunk, **keys)`; its batch is `Domains`.
 
     The keys that all methods have (bottleneck, head, BatchNorm; adapt/objective.py) lie in the classifier. A method takes features only
     from `classifier.encode` and logits only from `classifier.head`.

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...core.checks import check_not_negative, check_share
 from ...core.distributed import all_reduce_sum, gather, gather_equal, world
 from ...core.errors import UserError
-from ...core.method import AdaptMethod, Pair, Step
+from ...core.method import AdaptMethod, Domains, Step
 from ...core.numerics import wide
 from .resampling import source_error
 
@@ -81,11 +81,11 @@ class Transfer(AdaptMethod):
         """The transfer loss, and what is worth watching beside it."""
         raise NotImplementedError(f"{type(self).__name__} needs a transfer(joint, progress)")
 
-    def seen_by_head(self, features: Tensor, batch: Pair) -> Tensor:
+    def seen_by_head(self, features: Tensor, batch: Domains) -> Tensor:
         """[2, N, D] -> [2, N, D]: what the method does to features before head and transfer loss; by default nothing."""
         return features
 
-    def forward(self, batch: Pair, progress: float) -> Step:
+    def forward(self, batch: Domains, progress: float) -> Step:
         """batch.source.images, batch.target.images: [N, C, h, w]; N is this process's share. Raises UserError for too few of them."""
         if self.needs_pairs and len(batch.source.images) * world() < 2:
             raise UserError(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rootstock.adapt.parts.transfer import Joint, Transfer
 from rootstock.adapt.registry import ADAPT_METHODS
 from rootstock.core.draws import Draws
-from rootstock.core.method import Labelled, Pair, Unlabelled
+from rootstock.core.method import Domains, Labelled, Unlabelled
 from rootstock.core.model.classifier import Classifier
 from rootstock.launch.doctor.trial_steps import SIZE, backbone
 
@@ -55,10 +55,10 @@ def small(name: str, classes: int = CLASSES, **keys: Any) -> Transfer:
     return made.double()
 
 
-def domains(n: int = IMAGES, shift: float = 1.0, seed: int = 0) -> Pair:
+def domains(n: int = IMAGES, shift: float = 1.0, seed: int = 0) -> Domains:
     """Images whose domains differ by `shift` in brightness, float64."""
     generator = torch.Generator().manual_seed(seed)
     source, target = torch.randn(2, n, 3, SIZE, SIZE, generator=generator, dtype=torch.float64)
     labels = torch.randint(CLASSES, (n,), generator=generator)
     draws = [Draws(seed, torch.arange(n), prefix=f"{domain}/") for domain in ("source", "target")]
-    return Pair(Labelled(source, labels, draws[0]), Unlabelled(target + shift, draws[1]))
+    return Domains.of(Labelled(source, labels, draws[0]), Unlabelled(target + shift, draws[1]))

@@ -18,7 +18,7 @@ from rootstock.adapt.source_only import SourceOnly
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
 from rootstock.core.evaluate.label_shift import balancing, class_priors
-from rootstock.core.method import AdaptMethod, Labelled, Pair, Unlabelled
+from rootstock.core.method import AdaptMethod, Domains, Labelled, Unlabelled
 from rootstock.core.model.backbone import create
 from rootstock.core.model.classifier import Classifier
 from rootstock.launch.verbs import execute
@@ -32,10 +32,10 @@ def classifier() -> Classifier:
     return Classifier(create(12, name="smallconv", args={"widths": [8, 8]}), ["a", "b", "c"])
 
 
-def batch(labels: Tensor = LABELS) -> Pair:
+def batch(labels: Tensor = LABELS) -> Domains:
     torch.manual_seed(1)
     images, draws = torch.randn(2, len(labels), 3, 12, 12), Draws(0, torch.arange(len(labels)))
-    return Pair(Labelled(images[0], labels, draws), Unlabelled(images[1], draws))
+    return Domains.of(Labelled(images[0], labels, draws), Unlabelled(images[1], draws))
 
 
 def spread(model: Classifier) -> Classifier:

@@ -21,7 +21,7 @@ from rootstock.adapt.sets import open_sets
 from rootstock.core import stage
 from rootstock.core.errors import UserError
 from rootstock.core.images.open import Images, open_images
-from rootstock.core.method import Labelled, Pair, RawPair, Unlabelled
+from rootstock.core.method import Domains, Labelled, RawPair, Unlabelled
 from rootstock.launch.verbs import execute
 
 SIZE = 12
@@ -203,7 +203,7 @@ def test_within_a_target_of_drawn_priors_no_label_changes_a_weight(pictures: lis
 def test_the_target_holds_no_label_anywhere(
     pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert Pair._fields == ("source", "target") and Unlabelled._fields == ("images", "draws")
+    assert Domains._fields == ("sources", "targets") and Unlabelled._fields == ("images", "draws")
     assert Labelled._fields == ("images", "labels", "draws")
     source = folder(tmp_path / "source", pictures[:16], labels_of(16, 0))
     target = folder(tmp_path / "target", pictures[16:36], labels_of(20, 0))
@@ -213,7 +213,7 @@ def test_the_target_holds_no_label_anywhere(
     def spy(method: Any, batches: Any, prepare: Any, **options: Any) -> None:
         for micro in batches(0):
             looked.extend(micro)
-            assert prepare(micro[0])._fields == Pair._fields
+            assert prepare(micro[0])._fields == Domains._fields
         original(method, batches, prepare, **options)
 
     monkeypatch.setattr(stage, "fit", spy)

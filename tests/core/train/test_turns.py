@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
-from rootstock.core.method import Labelled, Method, Pair, RawBatch, Step, Unlabelled
+from rootstock.core.method import Domains, Labelled, Method, RawBatch, Step, Unlabelled
 from rootstock.core.model import norm
 from rootstock.core.run.directory import Interrupted, Run
 from rootstock.core.train import fit as training
@@ -235,10 +235,10 @@ def test_a_row_of_turns_is_not_taken_for_an_evaluation(opened: Open) -> None:
 
 def test_a_turn_has_its_own_draws_and_seed_and_the_first_those_of_the_step() -> None:
     draws, at = Draws(3, torch.arange(4)).stream("target"), torch.zeros(4, 1)
-    batch = Pair(Labelled(at, torch.arange(4), draws), Unlabelled(at, draws))
+    batch = Domains.of(Labelled(at, torch.arange(4), draws), Unlabelled(at, draws))
     assert in_turn(batch, 0) is batch
     first, second = (in_turn(batch, turn) for turn in (1, 2))
-    assert type(first) is Pair and first.source.images is at and first.source.labels is batch.source.labels
+    assert type(first) is Domains and first.source.images is at and first.source.labels is batch.source.labels
     numbers = [found.target.draws.uniform("mask") for found in (batch, first, second)]
     assert len({tuple(number.tolist()) for number in numbers}) == 3
     assert torch.equal(numbers[2], draws.stream("turn2").uniform("mask"))
