@@ -221,7 +221,7 @@ def test_a_step_along_the_reversed_gradient_fools_the_discriminator(weight: floa
 def test_source_only_does_not_look_at_the_target() -> None:
     batch = pair()
     method = SourceOnly(classifier())
-    odd = batch._replace(target=Unlabelled(batch.target.images * float("nan"), batch.target.draws))
+    odd = Domains.of(batch.source, Unlabelled(batch.target.images * float("nan"), batch.target.draws))
     step = method(odd, 0.5)
     assert bool(step.loss.isfinite()) and not method.sees_target
     net = method.backbone.model

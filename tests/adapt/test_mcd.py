@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rootstock.adapt.mcd import MCD, discrepancy
 from rootstock.core.errors import UserError
+from rootstock.core.method import Domains
 from rootstock.tests.adapt.test_dann import classifier, pair
 
 
@@ -75,7 +76,7 @@ def test_the_control_trains_on_the_source_alone() -> None:
     control = MCD(classifier(), trade_off=0.0)
     still = dict.fromkeys(players(control), False)
     assert moved(control, 1) == still | {"first": True, "second": True} and moved(control, 2) == still
-    here, there = (control.eval()(pair()._replace(target=pair(shift=shift).target), 0.5, 1) for shift in (0.0, 3.0))
+    here, there = (control.eval()(Domains.of(pair().source, pair(shift=shift).target), 0.5, 1) for shift in (0.0, 3.0))
     assert here.loss.item() == there.loss.item() and here.metrics["discrepancy"] != there.metrics["discrepancy"]
 
 
