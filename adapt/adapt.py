@@ -33,9 +33,10 @@ from ..core.views.view import Evaluation
 from .examine import Examination, check_examination, examine_options
 from .frozen import FrozenFeatures
 from .objective import METHOD, build_objective
-from .outcome import final_test
+from .outcome import final_test, logits_of_tests
 from .sets import Reader, Sets, open_sets, replaced_silently, whole
 from .shift import check_label_shift, estimate_shift, label_shift_options, resample
+from .validators.selection import add_regrets
 
 
 def data_options(
@@ -133,7 +134,8 @@ def build_adaptation(
 
     pictures = partial(whole, view=view, device=run.device, workers=run.options["workers"], damage=replaced_silently())
     read = pictures if frozen is None else partial(frozen.read, view=view)
-    examination = None if evaluate is None else Examination(run, evaluate, sets, read, pictures)
+    test = partial(logits_of_tests, run, sets.tests, view, frozen)
+    examination = None if evaluate is None else Examination(run, evaluate, sets, read, pictures, test)
     plan = stage.training(run, objective, fed, prepare, settings, evaluate["every"] if evaluate else None)
     return Adaptation(plan, fed, sets, view, frozen, read, examination)
 
@@ -188,7 +190,10 @@ def adapt(
     # Before the final test: no choice can follow from a label of the target.
     measured = {} if examination is None else examination.conclude(classifier, fed.steps, plan.every.evaluate)
     shift = estimate_shift(objective, sets, built.read, label_shift, seed)
-    outcome = final_test(run, classifier, sets.tests, view, built.frozen, shift)
+    states = {} if examination is None else examination.states(fed.steps, plan.every.evaluate)
+    outcome = final_test(run, classifier, sets.tests, view, built.frozen, shift, states)
+    if examination is not None:
+        add_regrets(measured["validators"], outcome)
     facts = describe_sets(sets.named(), held_out=data["test"] is None)
     selection = model.selection(data["selection"])
     return run.finish({"data": facts, **outcome, **measured, **fed.counts(), "selection": selection})

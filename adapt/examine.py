@@ -7,6 +7,7 @@ here has target labels: the target is opened without.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from ..core.errors import UserError
 from ..core.evaluate.diagnosis import count_predicted_classes
 from ..core.evaluate.domain_gap import ADistance, a_distance
 from ..core.evaluate.features import evaluating
+from ..core.evaluate.sealed import Candidate
 from ..core.files import write_tensors
 from ..core.images.images import Images
 from ..core.images.split import hash_order
@@ -77,9 +79,10 @@ class Examination:
         sets: Sets,
         read: Reader,
         pictures: Reader,
+        test: Callable[[Classifier], Mapping[str, Tensor]],
     ) -> None:
-        """read: images -> what the classifier takes; pictures: images -> pictures, which may be mixed."""
-        self.run, self.read, self.pictures, self.mixval = run, read, pictures, options["mixval"]
+        """read: images -> what the classifier takes; pictures: images -> pictures, which may be mixed; test: logits by test."""
+        self.run, self.read, self.pictures, self.test, self.mixval = run, read, pictures, test, options["mixval"]
         held_out = sets.held_out
         self.source, self.target = (sampled(part, options["images"], run.seed) for part in sets.training().values())
         self.held_out = None if held_out is None else sampled(held_out, options["images"], run.seed)
@@ -94,10 +97,11 @@ class Examination:
 
     def __call__(self, method: Any) -> dict[str, float]:
         """Called by `fit` at each evaluation: keep a candidate, and return what is logged of it."""
-        candidate = self.candidate(method.classifier, phase.NOW.step)
+        candidate, tested = self.candidate(method.classifier, phase.NOW.step), self.test(method.classifier)
         if self.run.main:
             self.folder.mkdir(exist_ok=True)
             write_tensors(path_of(self.folder, candidate.step), tensors_of(candidate))
+            write_tensors(tests_path(self.folder, candidate.step), {name: rows.cpu() for name, rows in tested.items()})
         found = count_predicted_classes(candidate.target.logits)
         if found.alarm:
             self.run.log(f"WARNING: after step {candidate.step}: {found.alarm}")
@@ -126,6 +130,17 @@ class Examination:
             },
         }
 
+    def states(self, steps: int, every: int) -> dict[str, Candidate]:
+        """The kept states of the training by the names of their candidates, with their logits on the tests. On the main process."""
+        found = {}
+        for step in range(every, steps, every) if every and self.run.main else ():
+            path = tests_path(self.folder, step)
+            try:
+                found[name_of(step)] = Candidate(hashlib.sha256(path.read_bytes()).hexdigest(), load_file(path))
+            except (OSError, SafetensorError) as error:
+                self.run.log(f"WARNING: {path} cannot be read ({error}); the candidate is left out")
+        return found
+
     def candidate(self, classifier: Classifier, step: int, *, forwards: bool = True) -> CandidateModel:
         """The outputs of a classifier in eval mode. forwards: whether held-out source and mixed images are shown too."""
         features, logits = self._outputs(classifier, self.target)
@@ -138,7 +153,7 @@ class Examination:
             held_out = SourceOutputs(features, logits, self.held_out.labels.cpu(), self.held_out.keys())
         weight = classifier.head.weight.detach().float().cpu() if isinstance(classifier.head, nn.Linear) else None
         mixed = self._mixed(classifier) if forwards and self.mixval else None
-        found = CandidateModel(f"step {step}", step, target, held_out, trained, weight, mixed)
+        found = CandidateModel(name_of(step), step, target, held_out, trained, weight, mixed)
         # Now, while the network is in this state.
         return found if mixed is None else dataclasses.replace(found, mixed=mixed_consistency(found))
 
@@ -163,6 +178,16 @@ class Examination:
         return a_distance(trained.features, target.features, trained.keys, target.keys, seed=self.run.seed)
 
 
+def name_of(step: int) -> str:
+    """The name of a candidate."""
+    return f"step {step}"
+
+
+def tests_path(folder: Path, step: int) -> Path:
+    """Where a candidate's logits on the tests lie: float [M, K] by test, without labels. folder: RUN/candidates."""
+    return folder / f"step-{step:08d}-tests.safetensors"
+
+
 def path_of(folder: Path, step: int) -> Path:
     """Where the candidate of a step lies. folder: RUN/candidates."""
     return folder / f"step-{step:08d}.safetensors"
@@ -174,7 +199,7 @@ def read_candidates(folder: Path, steps: Iterable[int], log: Callable[[str], Non
     for step in steps:
         path = path_of(folder, step)
         try:
-            found.append(candidate_of(f"step {step}", step, load_file(path)))
+            found.append(candidate_of(name_of(step), step, load_file(path)))
         except (OSError, SafetensorError, UserError) as error:
             log(f"WARNING: {path} cannot be read ({error}); the candidate is left out")
     return found

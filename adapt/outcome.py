@@ -32,19 +32,21 @@ def final_test(
     view: Evaluation,
     frozen: FrozenFeatures | None,
     shift: EstimatedShift,
+    states: Mapping[str, Candidate] = {},
 ) -> dict[str, Any]:
     """What a result says about the tests, each image once. Their labels are read last: no weight and no choice can follow from them.
 
     shift: the estimated class priors; where they correct predictions, the corrected ones are a second candidate of the same look.
+    states: of the training, of which the accuracies are told (`states`).
     """
     features = features_of_tests(run, classifier, tests, view, frozen)
-    logits = logits_of_tests(run, classifier, tests, view, features if frozen else None)
+    logits = logits_of_tests(run, tests, view, frozen, classifier)
     digest = digest_of_export(run.dir) if run.main else ""
     candidates = {LAST: Candidate(digest, logits)}
     if shift.corrects:
         adjusted = {name: shift.correct(rows) for name, rows in logits.items() if name != SOURCE}
         candidates[CORRECTED] = Candidate(f"{digest} corrected by {shift.corrects}", adjusted)
-    result, opened = open_sealed(run, tests, candidates, classifier.outputs)
+    result, opened = open_sealed(run, tests, candidates, classifier.outputs, states)
     if run.main:
         save_map(run.dir, features, opened, run.seed)
     told = true_distances(shift.prior, opened) if run.main else {}
@@ -67,18 +69,15 @@ def features_of_tests(
 
 
 def logits_of_tests(
-    run: Run,
-    classifier: Classifier,
-    tests: Mapping[str, Images],
-    view: Evaluation,
-    features: Mapping[str, Tensor] | None,
+    run: Run, tests: Mapping[str, Images], view: Evaluation, frozen: FrozenFeatures | None, classifier: Classifier
 ) -> dict[str, Tensor]:
-    """The classifier's logits by test, float32 [M, K]. features: of a frozen backbone, from which they are computed; None: of pictures."""
-    if features is None:
+    """The classifier's logits by test, float32 [M, K] on the CPU; no label is read."""
+    if frozen is None:
         workers = run.options["workers"]
         return {n: extract(classifier, test, view, device=run.device, workers=workers) for n, test in tests.items()}
+    found = {}
     with evaluating(classifier), torch.inference_mode():
-        return {
-            name: torch.cat([classifier(part.to(run.device)).cpu() for part in rows.split(ROWS_AT_ONCE)])
-            for name, rows in features.items()
-        }
+        for name, images in tests.items():
+            rows = frozen.features(images, view).split(ROWS_AT_ONCE)
+            found[name] = torch.cat([classifier(part.to(run.device)).cpu() for part in rows])
+    return found

@@ -105,6 +105,29 @@ def regrets(picked: Mapping[str, int], accuracies: Sequence[float]) -> dict[str,
     return {name: Regret(accuracies[i], oracle, oracle - accuracies[i]) for name, i in picked.items()}
 
 
+def add_regrets(told: dict[str, Any], outcome: Mapping[str, Any]) -> None:
+    """Add to the entry of a result what the picks cost on each test, after the labels were opened: `regret`; nothing for one candidate.
+
+    told: of `as_result`. outcome: `states`, accuracies of earlier candidates by test, and `metrics` of the last one.
+    """
+    *earlier, last = told["candidates"]
+    regret = {}
+    for test, found in outcome.get("states", {}).items():
+        if not found.keys() >= set(earlier):
+            continue  # what could not be read is named in the log
+        known = {**found, last: outcome["metrics"][f"{test}/classifier/accuracy"]}
+        accuracies = [known[name] for name in (*earlier, last)]
+        picked = {**told["picks"], "rule": told["rule"]["pick"]}
+        costs = regrets({name: told["candidates"].index(chosen) for name, chosen in picked.items()}, accuracies)
+        regret[test] = {
+            "accuracies": accuracies,
+            "oracle": max(accuracies),
+            "by": {name: {"accuracy": cost.accuracy, "regret": cost.regret} for name, cost in costs.items()},
+        }
+    if regret:
+        told["regret"] = regret
+
+
 def as_result(scoring: Scoring, choice: RuleChoice) -> dict[str, Any]:
     """The entry of a result. A score that is no finite number becomes null."""
     return {

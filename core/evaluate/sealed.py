@@ -63,28 +63,45 @@ def digest_of_export(run: Path, folders: Iterable[str] = ("backbone", "classifie
 
 
 def open_sealed(
-    run: Run, tests: Mapping[str, Images], candidates: Mapping[str, Candidate], classes: Sequence[str]
+    run: Run,
+    tests: Mapping[str, Images],
+    candidates: Mapping[str, Candidate],
+    classes: Sequence[str],
+    states: Mapping[str, Candidate] = {},
 ) -> Opened:
     """Store the logits of all candidates, write the look down, read the labels and score everything under TEST/CANDIDATE/METRIC.
 
     tests: by name; those that are sealed are opened, once. Every process calls it with the same candidates; the main one alone
-    reads labels, so there is one look on any number of processes. Raises UserError on all of them.
+    reads labels, so there is one look on any number of processes. states: earlier states of the training, of which only the accuracy
+    is told, as `states` by test. Raises UserError on all processes.
     """
     trouble, text, opened = "", "", dict(tests)
     if run.main:
         try:
-            logits = _frozen(run.dir, tests, candidates, classes)
-            opened, looks = _open(run.dir, tests, {name: found.digest for name, found in candidates.items()})
+            every = {**candidates, **states}
+            logits = _frozen(run.dir, tests, every, classes)
+            opened, looks = _open(run.dir, tests, {name: found.digest for name, found in every.items()})
             scored = Scored(classes, run.seed)
+            accuracies: dict[str, dict[str, float]] = {}
             for key, values in logits.items():
-                scored.add(key, opened[key.partition("/")[0]], values, "logits")
+                test, _, name = key.partition("/")
+                if name in candidates:
+                    scored.add(key, opened[test], values, "logits")
+                else:
+                    accuracies.setdefault(test, {})[name] = accuracy_of(opened[test], values)
             scored.save(run.dir)
-            text = json.dumps({**scored.as_result(), "looks": looks})
+            text = json.dumps({**scored.as_result(), "looks": looks, **({"states": accuracies} if states else {})})
         except UserError as error:
             trouble = str(error)
     if trouble := broadcast_text(trouble):
         raise UserError(trouble)
     return Opened(json.loads(broadcast_text(text)), opened)
+
+
+def accuracy_of(images: Images, logits: Tensor) -> float:
+    """The share of labelled images whose largest logit is their label's. logits: [M, K]."""
+    assert images.labels is not None
+    return float((logits.float().argmax(1) == images.labels).double().mean())
 
 
 def _open(

@@ -70,6 +70,29 @@ def test_the_result_has_scores_of_all_validators_for_every_candidate(full: tuple
     assert result["data"]["n"]["held_out"] == found["images"]["held_out"] >= 20
 
 
+def test_what_each_pick_costs_is_told_after_one_look(full: tuple[Path, dict[str, Any]]) -> None:
+    where, result = full
+    told = result["validators"]["regret"]["target"]
+    stored = load_file(where / "run" / "candidates.safetensors")
+    test = open_images(DATA["test"]["target"])
+    assert test.labels is not None and torch.equal(stored["target/keys"], test.keys())
+    names = ("step 2", "step 4", "classifier")
+    by_hand = [
+        float((stored[f"target/{name}/logits"].float().argmax(1) == test.labels).double().mean()) for name in names
+    ]
+    assert told["accuracies"] == pytest.approx(by_hand) and told["oracle"] == max(told["accuracies"])
+    assert told["accuracies"][2] == result["metrics"]["target/classifier/accuracy"]
+    picked = {**result["validators"]["picks"], "rule": result["validators"]["rule"]["pick"]}
+    for name, pick in picked.items():
+        accuracy = told["accuracies"][result["validators"]["candidates"].index(pick)]
+        assert told["by"][name] == {"accuracy": accuracy, "regret": told["oracle"] - accuracy}
+    looks = json.loads((where / "run" / "looks.json").read_text())
+    assert len(looks["entries"]) == 1 and set(looks["entries"][0]["candidates"]) == set(names)
+    assert not any(
+        "labels" in name for path in (where / "run" / "candidates").glob("*-tests*") for name in load_file(path)
+    )
+
+
 def test_the_result_has_the_diagnostics(full: tuple[Path, dict[str, Any]]) -> None:
     found = full[1]["diagnostics"]
     assert 1.0 <= found["target"]["effective"] <= 10.0 and found["target"]["classes"] == 10
@@ -81,9 +104,13 @@ def test_the_result_has_the_diagnostics(full: tuple[Path, dict[str, Any]]) -> No
 
 def test_candidates_lie_in_the_run_without_labels_of_the_target(full: tuple[Path, dict[str, Any]]) -> None:
     folder = full[0] / "run" / "candidates"
-    assert [path.name for path in sorted(folder.iterdir())] == [f"step-{s:08d}.safetensors" for s in (2, 4, 6)]
+    kept = {path.name for path in folder.iterdir()}
+    assert kept == {f"step-{s:08d}{end}.safetensors" for s in (2, 4, 6) for end in ("", "-tests")}
     for path in folder.iterdir():
         tensors = load_file(path)
+        if path.stem.endswith("-tests"):
+            assert {name: tuple(rows.shape) for name, rows in tensors.items()} == {"target": (30, 10)}
+            continue
         assert {name for name in tensors if name.startswith("target/")} == {
             "target/features",
             "target/logits",
