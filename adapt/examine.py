@@ -23,7 +23,7 @@ from ..core.errors import UserError
 from ..core.evaluate.diagnosis import count_predicted_classes
 from ..core.evaluate.domain_gap import ADistance, a_distance
 from ..core.evaluate.features import evaluating
-from ..core.evaluate.sealed import Candidate
+from ..core.evaluate.sealed import CandidateLogits
 from ..core.files import write_tensors
 from ..core.images.images import Images
 from ..core.images.split import hash_order
@@ -130,13 +130,13 @@ class Examination:
             },
         }
 
-    def states(self, steps: int, every: int) -> dict[str, Candidate]:
+    def states(self, steps: int, every: int) -> dict[str, CandidateLogits]:
         """The kept states of the training by the names of their candidates, with their logits on the tests. On the main process."""
         found = {}
         for step in range(every, steps, every) if every and self.run.main else ():
             path = tests_path(self.folder, step)
             try:
-                found[name_of(step)] = Candidate(hashlib.sha256(path.read_bytes()).hexdigest(), load_file(path))
+                found[name_of(step)] = CandidateLogits(hashlib.sha256(path.read_bytes()).hexdigest(), load_file(path))
             except (OSError, SafetensorError) as error:
                 self.run.log(f"WARNING: {path} cannot be read ({error}); the candidate is left out")
         return found

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.distributed import broadcast_text
 from ..core.evaluate.features import evaluating, extract
 from ..core.evaluate.pictures import save_map
-from ..core.evaluate.sealed import Candidate, digest_of_export, open_sealed
+from ..core.evaluate.sealed import CandidateLogits, digest_of_export, open_sealed
 from ..core.images.open import Images
 from ..core.images.sets import exposure
 from ..core.model.classifier import Classifier
@@ -32,7 +32,7 @@ def final_test(
     view: Evaluation,
     frozen: FrozenFeatures | None,
     shift: EstimatedShift,
-    states: Mapping[str, Candidate] = {},
+    states: Mapping[str, CandidateLogits] = {},
 ) -> dict[str, Any]:
     """What a result says about the tests, each image once. Their labels are read last: no weight and no choice can follow from them.
 
@@ -42,10 +42,10 @@ def final_test(
     features = features_of_tests(run, classifier, tests, view, frozen)
     logits = logits_of_tests(run, tests, view, frozen, classifier)
     digest = digest_of_export(run.dir) if run.main else ""
-    candidates = {LAST: Candidate(digest, logits)}
+    candidates = {LAST: CandidateLogits(digest, logits)}
     if shift.corrects:
         adjusted = {name: shift.correct(rows) for name, rows in logits.items() if name != SOURCE}
-        candidates[CORRECTED] = Candidate(f"{digest} corrected by {shift.corrects}", adjusted)
+        candidates[CORRECTED] = CandidateLogits(f"{digest} corrected by {shift.corrects}", adjusted)
     result, opened = open_sealed(run, tests, candidates, classifier.outputs, states)
     if run.main:
         save_map(run.dir, features, opened, run.seed)

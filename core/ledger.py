@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from .manifest import OWN, DamagedFile, own_digest, read_object, read_record, write_record
 
 LEDGER_FORMAT = 1
-LOCK = ".lock"  # of a folder of ledgers that several commands share
+_LOCK = ".lock"  # of a folder of ledgers that several commands share
 LINK = "before"  # the member of an entry that holds the digest of the one before
 
 
@@ -94,7 +94,7 @@ def _first_link(of: str, since: str) -> str:
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Among the commands that write ledgers of this folder. The kernel frees the lock of a killed one."""
-    handle = os.open(path.parent / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    handle = os.open(path.parent / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_EX)

@@ -52,7 +52,7 @@ def demo_command(overrides: OverridesArgument = None) -> None:
 
 @verb
 def run_command(pipeline: ConfigArgument, overrides: OverridesArgument = None) -> None:
-    """Run a pipeline: stages chained by name, several seeds, a report."""
+    """Run a pipeline: stages by name, several seeds, a report."""
     _pipeline(pipeline, overrides)
 
 

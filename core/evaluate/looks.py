@@ -18,7 +18,7 @@ from ..ledger import Ledger, add_entry, read_ledger, utc_now
 from ..manifest import DamagedFile
 from ..run.rows import LOOKS
 
-KIND = "looks"  # the cache's folder of this name
+_KIND = "looks"  # the cache's folder of this name
 _SAME = ("split", "candidates")  # what two records of one look have alike
 _REMEDY = "restore it from a copy, or move it away; then looks before today are unknown"
 
@@ -68,7 +68,7 @@ def _without_cache(path: Path, own: Ledger, look: Mapping[str, Any], why: str) -
 
 def cache_ledger(split: str) -> Path:
     """The ledger of a test set in the cache; it may not exist."""
-    return cache_folder(KIND) / f"{split}.json"
+    return cache_folder(_KIND) / f"{split}.json"
 
 
 def refuse_damaged_looks(run: Path) -> str:

@@ -39,7 +39,7 @@ from .scores import Scored
 _FORMAT = 1
 
 
-class Candidate(NamedTuple):
+class CandidateLogits(NamedTuple):
     """A classifier to be scored. digest: of its weights (`digest_of_export`). logits: float [M, K] by name of the test."""
 
     digest: str
@@ -65,9 +65,9 @@ def digest_of_export(run: Path, folders: Iterable[str] = ("backbone", "classifie
 def open_sealed(
     run: Run,
     tests: Mapping[str, Images],
-    candidates: Mapping[str, Candidate],
+    candidates: Mapping[str, CandidateLogits],
     classes: Sequence[str],
-    states: Mapping[str, Candidate] = {},
+    states: Mapping[str, CandidateLogits] = {},
 ) -> Opened:
     """Store the logits of all candidates, write the look down, read the labels and score everything under TEST/CANDIDATE/METRIC.
 
@@ -114,7 +114,7 @@ def _open(
 
 
 def _frozen(
-    folder: Path, tests: Mapping[str, Images], candidates: Mapping[str, Candidate], classes: Sequence[str]
+    folder: Path, tests: Mapping[str, Images], candidates: Mapping[str, CandidateLogits], classes: Sequence[str]
 ) -> dict[str, Tensor]:
     """The logits by TEST/CANDIDATE as they are stored: those of an earlier command if it stored the same candidates, else these."""
     digests = {name: found.digest for name, found in candidates.items()}

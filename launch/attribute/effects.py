@@ -18,7 +18,7 @@ from ...core.evaluate.factorial import (
 )
 from ...core.evaluate.power import seeds_needed
 from ...core.evaluate.statistics import holm
-from ..report.claims import SHOWN
+from ..report.claims import LARGEST_P
 from ..report.contrasts import student_p
 from ..report.results import span_of
 from ..report.tables import is_fraction
@@ -86,7 +86,7 @@ def _effects(plan: Attribution, responses: Floats, runs: Any, span: tuple[float,
     primary = [one for one in effects if one["primary"]]
     for one, adjusted in zip(primary, holm([one["p"] for one in primary]), strict=True):
         outside = one["low"] is not None and (one["low"] > 0 or one["high"] < 0)
-        one |= {"adjusted": adjusted, "of": len(primary), "holds": outside and adjusted < SHOWN}
+        one |= {"adjusted": adjusted, "of": len(primary), "holds": outside and adjusted < LARGEST_P}
     return effects
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from ...core.config.resolve import Section
-from ..report.claims import Claim
+from ..report.claims import ContrastClaim
 
 
 def pipeline_folder(*, dir: str) -> None:
@@ -91,7 +91,7 @@ def comparison(
     a: str,
     b: str,
     primary: bool = False,
-    claim: Claim = "differs",
+    claim: ContrastClaim = "differs",
     margin: Annotated[float, Field(gt=0)] | None = None,
 ) -> None:
     """One entry of `report.comparisons`: row a minus row b.

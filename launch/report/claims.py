@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 MOST_PRIMARY = 4  # contrasts of a table
-SHOWN = 0.05  # largest p, after Holm, of a claim that holds
-Claim = Literal["differs", "loses at most", "equals"]
+LARGEST_P = 0.05  # largest p, after Holm, of a claim that holds
+ContrastClaim = Literal["differs", "loses at most", "equals"]
 
 
-class Verdict(NamedTuple):
+class ContrastVerdict(NamedTuple):
     """p: two-sided, of the claim's opposite, before Holm's method. inside: whether the whole 95 % interval lies where the claim says."""
 
     p: float
@@ -19,13 +19,13 @@ class Verdict(NamedTuple):
 
 
 def judge(
-    claim: Claim,
+    claim: ContrastClaim,
     margin: float | None,
     mean: float,
     bounds: tuple[float | None, float | None],
     p_of: Callable[[float], float],
     higher_is_better: bool = True,
-) -> Verdict:
+) -> ContrastVerdict:
     """Judge a - b. bounds: the 95 % interval of the difference, Nones if there is none. p_of(d): two-sided p of "the mean is d".
 
     "differs": the interval excludes 0. "loses at most": no bound is worse than `margin` (non-inferiority). "equals": both bounds lie
@@ -33,17 +33,17 @@ def judge(
     """
     low, high = bounds
     if low is None or high is None:
-        return Verdict(1.0, False)
+        return ContrastVerdict(1.0, False)
     if claim == "differs":
-        return Verdict(p_of(0.0), low > 0 or high < 0)
+        return ContrastVerdict(p_of(0.0), low > 0 or high < 0)
     assert margin is not None
     edges = [-margin, margin] if claim == "equals" else [-margin if higher_is_better else margin]
     inside = all(low > edge if edge < 0 else high < edge for edge in edges)
     beyond = any(mean <= edge if edge < 0 else mean >= edge for edge in edges)
-    return Verdict(1.0 if beyond else max(p_of(edge) for edge in edges), inside)
+    return ContrastVerdict(1.0 if beyond else max(p_of(edge) for edge in edges), inside)
 
 
-def room_of(claim: Claim, margin: float | None, mean: float, higher_is_better: bool = True) -> float:
+def room_of(claim: ContrastClaim, margin: float | None, mean: float, higher_is_better: bool = True) -> float:
     """The distance that more seeds have to resolve: from 0, or from the margin; 0 or less where no number of seeds would show the claim."""
     if claim == "differs":
         return abs(mean)

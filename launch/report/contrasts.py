@@ -13,7 +13,7 @@ from ...core.evaluate.nested import ImageScores, Nested, nested, paired_scores
 from ...core.evaluate.power import seeds_needed
 from ...core.evaluate.statistics import holm
 from .answers import Answers, aligned
-from .claims import SHOWN, finite_or_none, judge, room_of
+from .claims import LARGEST_P, finite_or_none, judge, room_of
 from .results import compare, span_of
 
 _SEED = 0  # of the bootstrap
@@ -32,7 +32,7 @@ def primary_contrasts(
     """
     found = [_contrast(entry, rows[entry["a"]], rows[entry["b"]], answers) for entry in comparisons if entry["primary"]]
     for one, adjusted in zip(found, holm([one["p"] for one in found]), strict=True):
-        one |= {"adjusted": adjusted, "of": len(found), "holds": one.pop("inside") and adjusted < SHOWN}
+        one |= {"adjusted": adjusted, "of": len(found), "holds": one.pop("inside") and adjusted < LARGEST_P}
     return found
 
 

@@ -4,13 +4,14 @@ The page is one file without scripts or links, so that it can be mailed, printed
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import UserError, first_line
 from ..verify import examine_below
 from .answers import Seeds, answers_of
+from .contents import Page
 from .html import provenance, write_html, yaml_text
 from .markdown import contrast_lines
 from .pairs import Paired, Pairs, adjust, compare_images, p_text, pair_stages
@@ -25,23 +26,8 @@ from .records import (
     stages_of,
 )
 from .results import compare, main_metric, summarise
-from .stages import StageView, alarms, protocol_rows, view_stage
-from .tables import ResultTable, caveats, differences_table, duration, results_tables
-
-
-@dataclass
-class Page:
-    title: str
-    summary: str
-    text: list[str] = field(default_factory=list)
-    caveats: list[str] = field(default_factory=list)
-    tables: list[ResultTable] = field(default_factory=list)
-    differences: ResultTable | None = None
-    contrasts: list[str] = field(default_factory=list)
-    pairs: Pairs = field(default_factory=lambda: Pairs([], []))
-    stages: list[StageView] = field(default_factory=list)
-    facts: list[tuple[str, str]] = field(default_factory=list)
-    config: str = ""
+from .stages import alarms, protocol_rows, view_stage
+from .tables import caveats, differences_table, duration, results_tables
 
 
 def write_report(runs: Sequence[Path | str], out: Path | str, say: Callable[[str], None] = lambda line: None) -> Path:
@@ -87,7 +73,7 @@ def _write(runs: Sequence[Path | str], out: Path | str, say: Callable[[str], Non
     if attributions := [record for record in records if is_attribution(record)]:
         if len(records) > 1:
             raise UserError(f"{attributions[0].path} is an attribution, which has its own page; report it alone")
-        from ..attribute.page import write_attribution_page  # which imports this module
+        from ..attribute.page import write_attribution_page
 
         return write_attribution_page(attributions[0].path, Path(out))
     page = _pipeline_page(collections[0]) if collections else _runs_page(by_experiment(records))

@@ -151,7 +151,7 @@ def test_a_schema_that_is_out_of_date_refuses_nothing(monkeypatch: pytest.Monkey
         ("pretrain simclr optim.lr", ["optim.lr=", "optim.lr_scaling="]),
         ("probe digits method", []),
         ("launch fine", ["finetune"]),
-        ("launch adapt digits_d", ["digits_dann"]),
+        ("launch adapt digits_da", ["digits_dann", "digits_dann_shift"]),
         ("launch adapt digits_dann method.proj", []),
         ("help optim.lr", ["optim.lr", "optim.lr_scaling"]),
     ],

@@ -19,7 +19,7 @@ from rootstock.core.evaluate import looks, sealed
 from rootstock.core.evaluate.looks import cache_ledger, looks_of_rows, looks_words, refuse_damaged_looks
 from rootstock.core.evaluate.predictions import read_predictions
 from rootstock.core.evaluate.scores import Scored
-from rootstock.core.evaluate.sealed import Candidate, Opened, open_sealed
+from rootstock.core.evaluate.sealed import CandidateLogits, Opened, open_sealed
 from rootstock.core.images.open import Images, open_images
 from rootstock.core.images.sealed import SealedImages
 from rootstock.core.images.sets import align
@@ -53,9 +53,9 @@ def seal(uri: str) -> SealedImages:
     return SealedImages(partial(labelled, uri))
 
 
-def candidate(seed: int, m: int = 12) -> Candidate:
+def candidate(seed: int, m: int = 12) -> CandidateLogits:
     generator = torch.Generator().manual_seed(seed)
-    return Candidate(f"digest {seed}", {"target": torch.randn(m, 2, generator=generator)})
+    return CandidateLogits(f"digest {seed}", {"target": torch.randn(m, 2, generator=generator)})
 
 
 def scored(run: Run, uri: str, *seeds: int) -> Opened:
@@ -149,7 +149,7 @@ def test_what_was_frozen_is_scored_after_a_resume(uri: str, opened: Open) -> Non
     """The same weights may give other logits in the last digit on another machine."""
     run = opened()
     first = scored(run, uri, 1)
-    nearly = Candidate("digest 1", {"target": candidate(1).logits["target"] + 1e-2})
+    nearly = CandidateLogits("digest 1", {"target": candidate(1).logits["target"] + 1e-2})
     again = open_sealed(run, {"target": seal(uri)}, {"c1": nearly}, CLASSES)
     assert again.result == first.result
     (run.dir / CANDIDATES).write_bytes(b"damaged")
@@ -163,7 +163,9 @@ def test_other_candidates_and_other_runs_are_further_looks_and_other_sets_are_no
     assert count == [1, 2, 3, 1]
     other = {"other": SealedImages(lambda: labelled(uri).select(torch.arange(6)))}
     logits = {"other": torch.randn(6, 2)}
-    assert open_sealed(opened("d"), other, {"c": Candidate("x", logits)}, CLASSES).result["looks"]["other"]["n"] == 1
+    assert (
+        open_sealed(opened("d"), other, {"c": CandidateLogits("x", logits)}, CLASSES).result["looks"]["other"]["n"] == 1
+    )
     assert len(entries(opened("a2").dir / LOOKS)) == 0
 
 
@@ -241,7 +243,7 @@ def test_a_damaged_ledger_is_named_and_never_begun_anew(uri: str, opened: Open) 
 
 def test_scores_that_are_not_numbers_cost_no_look(uri: str, opened: Open) -> None:
     run = opened()
-    broken = Candidate("x", {"target": torch.full((12, 2), torch.nan)})
+    broken = CandidateLogits("x", {"target": torch.full((12, 2), torch.nan)})
     with pytest.raises(UserError, match="diverged"):
         open_sealed(run, {"target": seal(uri)}, {"c": broken}, CLASSES)
     assert entries(run.dir / LOOKS) == () and not (run.dir / LOOKS).exists()

@@ -9,7 +9,7 @@ import pytest
 from rootstock.core.evaluate.predictions import ScoredImages
 from rootstock.core.evaluate.statistics import holm
 from rootstock.launch.report.answers import Answers
-from rootstock.launch.report.claims import Claim, claim_words, judge, room_of, tasks_of, tasks_words
+from rootstock.launch.report.claims import ContrastClaim, claim_words, judge, room_of, tasks_of, tasks_words
 from rootstock.launch.report.contrasts import over_images, primary_contrasts, student_p
 from rootstock.launch.report.markdown import contrast_lines, points
 from rootstock.launch.report.results import averaged, summarise
@@ -36,7 +36,7 @@ KEY = "target/classifier"
     ],
 )
 def test_a_claim_holds_only_if_the_whole_interval_lies_where_it_says(
-    claim: Claim, margin: float | None, bounds: tuple[float | None, float | None], holds: bool
+    claim: ContrastClaim, margin: float | None, bounds: tuple[float | None, float | None], holds: bool
 ) -> None:
     mean = 0.0 if bounds[0] is None or bounds[1] is None else (bounds[0] + bounds[1]) / 2
     assert judge(claim, margin, mean, bounds, lambda null: 0.01).inside is holds
