@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from rootstock.core import ledger
 from rootstock.core.ledger import add_entry, read_ledger
 from rootstock.core.manifest import DamagedFile, own_digest
 
@@ -126,4 +125,4 @@ def test_commands_at_once_lose_no_entry(tmp_path: Path) -> None:
     assert found is not None
     seen = sorted((entry["child"], entry["n"]) for entry in found.entries)
     assert seen == sorted((child, n) for child in range(-1, 4) for n in range(10))
-    assert ledger.LOCK in os.listdir(tmp_path)
+    assert ".lock" in os.listdir(tmp_path)

@@ -254,7 +254,8 @@ def test_mistakes_of_a_cells_stages_are_found_before_any_runs(project: Path) -> 
     broken = changed()
     broken["factors"]["loss"]["on"] = {"adapt.lrr": 1}
     with pytest.raises(
-        ConfigError, match=r"attribution\.yaml: stages\.adapt-loss: .*lrr: unknown key; did you mean lr\?"
+        ConfigError,
+        match=r"attribution\.yaml has 3 mistakes:\n  stages\.adapt-loss: .*lrr: unknown key; did you mean lr\?",
     ):
         run_attribution(write(broken), [], Verbs(), resolve)
     assert not Path("out").exists()
