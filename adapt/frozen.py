@@ -44,10 +44,10 @@ class FrozenFeatures:
         if not method.backbone.frozen:
             return None
         view = StillView.of(views)
-        if view is None or data["decode"] != "full" or method.uses_pixels or run.options["sharding"] != "none":
-            run.log(
-                "the frozen backbone encodes the images of every step; with data.views=none it encodes each image once"
-            )
+        varied = "with data.views=none it encodes each image once"
+        why = varied if view is None else _why_pictures(run, method, data)
+        if view is None or why:
+            run.log(f"the frozen backbone encodes the images of every step; {why}")
             return None
         run.log("the frozen backbone encodes each image once")
         return FrozenFeatures(run, method, view, sets)
@@ -89,6 +89,15 @@ class FrozenFeatures:
             log=run.log,
         )
         return found[POOLED]
+
+
+def _why_pictures(run: Run, method: AdaptMethod, data: Mapping[str, Any]) -> str:
+    """Why a step needs pictures though the views draw nothing; "" if it doesn't."""
+    if method.uses_pixels:
+        return "this method needs the pictures"
+    if data["decode"] != "full":
+        return "with data.decode=full it encodes each image once"
+    return "" if run.options["sharding"] == "none" else "with run.sharding=none it encodes each image once"
 
 
 def _places(keys: Tensor, among: Tensor) -> Tensor | None:
