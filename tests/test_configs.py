@@ -62,7 +62,8 @@ def test_every_config_runs_for_two_steps(
     own = [key for key, uri in written["data"].items() if str(uri).startswith(("folder:data/", "tar:data/"))]
     overrides = [f"data.{key}={pictures[key]}" for key in own] + ([f"data.size={SIZES.get(config, 32)}"] if own else [])
     overrides += ["optim.batch_size=4", "optim.duration=2"] if "optim" in written else []
-    overrides += ["backbone.weights=none"] if written["backbone"]["weights"] == "timm" else []  # which are downloaded
+    given = str(written["backbone"]["weights"])  # which are downloaded, or the user's
+    overrides += ["backbone.weights=none"] if given == "timm" or given.startswith("data/") else []
     if "digits-m" in str(written["data"].get("train")) and verb != "pretrain":  # the probes' time is their images
         overrides += ["data.train=sklearn:digits-m#[:60]", "data.test=sklearn:digits-m#[60:90]"]
     elif isinstance(tests := written["data"].get("test"), dict) and not own:
