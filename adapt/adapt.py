@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -12,37 +11,32 @@ from torch import Tensor
 
 from ..core import stage
 from ..core.config.resolve import Choice, Section
+from ..core.distributed import broadcast_text
 from ..core.draws import Draws
-from ..core.evaluate.features import extract
-from ..core.evaluate.pictures import save_map
-from ..core.evaluate.scores import score
-from ..core.images.damage import Damage, read_or_neighbour, rows_or_neighbours
-from ..core.images.open import Images, holdout, open_images
+from ..core.errors import UserError
+from ..core.evaluate.looks import refuse_damaged_looks
 from ..core.images.sets import (
-    HELD_OUT,
     LABELLED,
     add_seen,
-    align,
     describe_sets,
-    exposure,
-    labelled,
-    open_tests,
 )
 from ..core.images.store import Stamp
-from ..core.method import Labelled, Pair, RawBatch, RawPair, Unlabelled
+from ..core.method import Domains, Labelled, RawBatch, RawPair, Unlabelled
 from ..core.model.backbone import create
-from ..core.model.classifier import Classifier
 from ..core.run.directory import Run
 from ..core.stream.batches import Decode
 from ..core.train.fit import Training
 from ..core.train.optim import Optim
 from ..core.views.presets import VIEWS
 from ..core.views.resample import Interpolation
-from ..core.views.view import Evaluation, stack_pictures
+from ..core.views.view import Evaluation
+from .examine import Examination, check_examination, examine_options
 from .frozen import FrozenFeatures
 from .objective import METHOD, build_objective
-
-SOURCE, TARGET = "source", "target"
+from .outcome import final_test, logits_of_tests
+from .sets import Reader, Sets, open_sets, replaced_silently, whole
+from .shift import check_label_shift, estimate_shift, label_shift_options, resample
+from .validators.selection import add_regrets
 
 
 def data_options(
@@ -81,20 +75,6 @@ def data_options(
     """
 
 
-class Sets(NamedTuple):
-    """The images of an adaptation: the target's have no labels; classes are numbered as the source's everywhere."""
-
-    source: Images
-    target: Images
-    tests: dict[str, Images]
-
-    def training(self) -> dict[str, Images]:
-        return {SOURCE: self.source, TARGET: self.target}
-
-    def named(self) -> dict[str, Images]:
-        return {**self.training(), **{f"test.{name}": images for name, images in self.tests.items()}}
-
-
 class Adaptation(NamedTuple):
     """An adaptation, ready to run."""
 
@@ -103,6 +83,8 @@ class Adaptation(NamedTuple):
     sets: Sets
     view: Evaluation
     frozen: FrozenFeatures | None  # where batches hold features of a frozen backbone instead of images
+    read: Reader
+    examination: Examination | None  # scores and diagnostics that need no target label
 
 
 def build_adaptation(
@@ -111,20 +93,28 @@ def build_adaptation(
     backbone: Mapping[str, Any],
     method: Mapping[str, Any],
     optim: Mapping[str, Any],
+    label_shift: Mapping[str, Any],
+    evaluate: Mapping[str, Any] | None,
     seed: int,
 ) -> Adaptation:
     """Open the sets and build network, method, augmentation and batches. Raises UserError."""
     torch.manual_seed(seed)
     settings, sets = Optim(**optim), open_sets(data, seed)
+    if evaluate is not None:
+        check_examination(evaluate)
+        sets = sets.hold_out(evaluate["held_out"], seed)
     stage.record_sets(run, sets.named(), data["stamp"])
 
     assert sets.source.classes is not None
     model = stage.network(backbone, data["size"], sets.source)
     objective = build_objective(method, model, sets.source.classes, backbone["weights"], run)
+    check_label_shift(label_shift, objective)
+    if label_shift["resample"] != "none":
+        resample(objective, sets.source)
     stage.set_norm(run, objective, backbone["norm"])
     views = stage.augmentation(run, data["views"], objective, method["name"], sets.source)
     view = stage.evaluation(data, model)
-    frozen = FrozenFeatures.of(run, objective, views, sets.training(), data)
+    frozen = FrozenFeatures.of(run, objective, views, sets.of_training(), data)
     fed = stage.feed(run, sets.training(), views, data, settings, seed, frozen.rows if frozen else None)
     run.log(
         f"adapt {method['name']}: {len(sets.source)} source and {len(sets.target)} target images, "
@@ -134,15 +124,20 @@ def build_adaptation(
     def shown(raw: RawBatch, draws: Draws) -> Tensor:
         return raw.images if frozen else views(raw, draws).images[0]
 
-    def prepare(raw: RawPair) -> Pair:
+    def prepare(raw: RawPair) -> Domains:
         named = zip(sets.training(), raw, strict=True)
         source, target = (stage.draws_of(part.positions, name, sets.training(), seed) for name, part in named)
-        return Pair(
+        return Domains.of(
             Labelled(shown(raw.source, source), raw.source.labels, source),
             Unlabelled(shown(raw.target, target), target),
         )
 
-    return Adaptation(stage.training(run, objective, fed, prepare, settings), fed, sets, view, frozen)
+    pictures = partial(whole, view=view, device=run.device, workers=run.options["workers"], damage=replaced_silently())
+    read = pictures if frozen is None else partial(frozen.read, view=view)
+    test = partial(logits_of_tests, run, sets.tests, view, frozen)
+    examination = None if evaluate is None else Examination(run, evaluate, sets, read, pictures, test)
+    plan = stage.training(run, objective, fed, prepare, settings, evaluate["every"] if evaluate else None)
+    return Adaptation(plan, fed, sets, view, frozen, read, examination)
 
 
 def adapt(
@@ -152,6 +147,8 @@ def adapt(
     backbone: Annotated[dict[str, Any], Section(create)],
     method: Annotated[dict[str, Any], METHOD],
     optim: Annotated[dict[str, Any], Section(Optim)],
+    label_shift: Annotated[dict[str, Any], Section(label_shift_options)] = {},
+    evaluate: Annotated[dict[str, Any] | None, Section(examine_options)] = {},
     seed: int = 0,
 ) -> dict[str, Any]:
     """Adapt a classifier from a labelled source to an unlabelled target, export it, and return the result of the last step.
@@ -160,11 +157,18 @@ def adapt(
     backbone: The network under the classifier.
     method: The adaptation method by name, with its keys and those of all methods.
     optim: Optimizer, learning rate and length of the training.
+    label_shift: What is done about class priors that differ between source and target.
+    evaluate: What is measured without target labels: validators' scores of candidates, and diagnostics; null for nothing.
     seed: Seed of everything random, 0 or more.
     """
-    plan, fed, sets, view, frozen = build_adaptation(run, data, backbone, method, optim, seed)
-    stage.train(run, plan)
+    if trouble := broadcast_text(refuse_damaged_looks(run.dir) if run.main else ""):
+        raise UserError(trouble)
+    built = build_adaptation(run, data, backbone, method, optim, label_shift, evaluate, seed)
+    plan, fed, sets, view, examination = built.plan, built.fed, built.sets, built.view, built.examination
     objective: Any = plan.method
+    if examination is not None:
+        examination.start(objective.classifier)
+    stage.train(run, plan, {"candidate": examination} if examination is not None and plan.every.evaluate else {})
     objective.conclude(whole(sets.target, view, run.device, run.options["workers"], fed.damage))
 
     model, classifier = objective.backbone, objective.classifier
@@ -174,83 +178,22 @@ def adapt(
     stage.trace(run, model, sets.training(), data, method=method["name"], steps=fed.steps)
     if run.main:
         classifier.export(run.dir)
-    if run.main and frozen is None:
+    if run.main and built.frozen is None:
         caption = "Augmented training images: source above, target below."
         stage.save_first(
-            run, plan, model, lambda pair: torch.stack([part.images[: stage.SHOWN] for part in pair]), caption
+            run,
+            plan,
+            model,
+            lambda both: torch.stack([p.images[: stage.SHOWN] for p in (both.source, both.target)]),
+            caption,
         )
-    outcome = _test(run, classifier, sets.tests, view, frozen)
+    # Before the final test: no choice can follow from a label of the target.
+    measured = {} if examination is None else examination.conclude(classifier, fed.steps, plan.every.evaluate)
+    shift = estimate_shift(objective, sets, built.read, label_shift, seed)
+    states = {} if examination is None else examination.states(fed.steps, plan.every.evaluate)
+    outcome = final_test(run, classifier, sets.tests, view, built.frozen, shift, states)
+    if examination is not None:
+        add_regrets(measured["validators"], outcome)
     facts = describe_sets(sets.named(), held_out=data["test"] is None)
-    return run.finish({"data": facts, **outcome, **fed.counts(), "selection": model.selection(data["selection"])})
-
-
-def open_sets(data: Mapping[str, Any], seed: int) -> Sets:
-    """Source, target and tests of the `data` section.
-
-    The target is opened without labels and lies in the order of its content: neither a split nor the order of training
-    depends on the class folders that its pictures may lie in.
-    """
-    source = labelled(open_images(data["source"], seed=seed), "data.source")
-    target = open_images(data["target"], seed=seed, role="unlabelled")
-    assert source.classes is not None
-    if data["test"] is not None:
-        names = isinstance(data["test"], Mapping)
-        opened = open_tests(data["test"], seed)
-        tests = {n: align(t, source.classes, f"data.test.{n}" if names else "data.test") for n, t in opened.items()}
-        return Sets(source, _by_content(target), tests)
-    source, source_test = holdout(source, fraction=HELD_OUT, seed=seed, stratify=True)
-    tests = {SOURCE: source_test}
-    # The same pictures once more, with labels for the final test alone; they play no part in cutting.
-    known = open_images(data["target"], seed=seed, role="test")
-    if known.labels is not None:
-        assert source.classes is not None
-        # Aligned before cutting: a class that the source lacks is refused wherever the cut would put its pictures.
-        known = align(known, source.classes, "data.target")
-        target, _ = holdout(target, fraction=HELD_OUT, seed=seed, stratify=False)
-        _, held = holdout(known, fraction=HELD_OUT, seed=seed, stratify=False)
-        tests = {TARGET: held, **tests}
-    return Sets(source, _by_content(target), tests)
-
-
-def whole(
-    images: Images, view: Evaluation, device: torch.device, workers: int, damage: Damage, batch_size: int = 256
-) -> Iterator[Tensor]:
-    """Every image once, as evaluation sees it, in batches alike in size: float [n, C, h, w]; the same on every process.
-
-    These are training images: a damaged one is replaced by its neighbour, as in the stream.
-    """
-    batches = torch.arange(len(images)).tensor_split(-(-len(images) // batch_size))
-
-    def crop(index: int) -> tuple[Tensor, int]:
-        picture, read = read_or_neighbour(images, index)
-        return view.worker(picture), read
-
-    with ThreadPoolExecutor(max(1, min(workers, os.cpu_count() or 1))) as pool:
-        for wanted in batches:
-            if images.uniform() is not None:
-                raw, read = rows_or_neighbours(images, wanted)
-            else:
-                crops, numbers = zip(*pool.map(crop, wanted.tolist()), strict=True)
-                raw, read = stack_pictures(crops), torch.tensor(numbers)
-            damage.note(images, wanted, read)
-            yield view(raw.to(device))
-
-
-def _by_content(images: Images) -> Images:
-    return images.select(images.keys().argsort(stable=True))
-
-
-def _test(
-    run: Run, classifier: Classifier, tests: Mapping[str, Images], view: Evaluation, frozen: FrozenFeatures | None
-) -> dict[str, Any]:
-    """What a result says about the tests, each image once."""
-    workers, model = run.options["workers"], classifier.backbone
-    if frozen is not None:
-        scored, features = frozen.test(tests, view)
-    else:
-        scored = score(classifier, tests, view, classifier.outputs, run.device, run.seed, workers)
-        features = {name: extract(model, t, view, device=run.device, workers=workers) for name, t in tests.items()}
-    if run.main:
-        scored.save(run.dir)
-        save_map(run.dir, features, tests, run.seed)
-    return {**exposure(model.seen, tests), **scored.as_result()}
+    selection = model.selection(data["selection"])
+    return run.finish({"data": facts, **outcome, **measured, **fed.counts(), "selection": selection})

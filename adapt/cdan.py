@@ -92,16 +92,18 @@ class CDAN(DANN):
         """Size of the map, or of its sketch."""
         return self._inputs
 
-    def domain_loss(self, features: Tensor, logits: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
+    def domain_loss(
+        self, features: Tensor, logits: Tensor, weight: float | Tensor, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The mean over both domains of their weighted binary cross-entropy, and the discriminator's logits [2, N]."""
         predictions = wide(logits).softmax(-1)
         crossed = self.map(features.flatten(0, 1), predictions.detach().flatten(0, 1).to(features.dtype))
         guesses = wide(self.discriminator(reverse_gradient(crossed.unflatten(0, (2, -1)), weight)))
-        error = F.binary_cross_entropy_with_logits(guesses, domain_labels(guesses), reduction="none")
+        error = F.binary_cross_entropy_with_logits(guesses, domain_labels(guesses), weight=rows, reduction="none")
         if not self.entropy:
             return error.mean(), guesses
         # H is computed from log-softmax, which avoids the logarithm of 0.
         uncertainty = -(predictions * wide(logits).log_softmax(-1)).sum(-1)
         certainty = 1.0 + torch.exp(-reverse_gradient(uncertainty, weight))
-        total = all_reduce_sum(certainty.detach().sum(1)) / world()
+        total = all_reduce_sum((certainty if rows is None else rows * certainty).detach().sum(1)) / world()
         return ((certainty * error).sum(1) / total).mean(), guesses

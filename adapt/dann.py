@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checks import check_positive, check_share
-from ..core.method import AdaptMethod, Pair, Step
+from ..core.method import AdaptMethod, Domains, Step
 from ..core.numerics import wide
+from .parts.resampling import row_weights, source_error
 from .parts.reversal import Discriminator, reversal_weight, reverse_gradient
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class DANN(AdaptMethod):
     takes_chunk = True
     keeps_head = False
     sees_target = True
+    resamples = ("source", "target")
 
     def __init__(
         self,
@@ -63,13 +65,15 @@ class DANN(AdaptMethod):
         """Number of inputs of the discriminator."""
         return self.classifier.feature_dim
 
-    def forward(self, batch: Pair, progress: float) -> Step:
+    def forward(self, batch: Domains, progress: float) -> Step:
         """batch.source.images, batch.target.images: [N, C, h, w]; N is this process's share."""
         images = torch.stack([batch.source.images, batch.target.images])
         features = self.classifier.encode(images, self.chunk)  # [2, N, D]
         logits = self.classifier.head(features)  # [2, N, K]
-        loss = F.cross_entropy(wide(logits[0]), batch.source.labels, label_smoothing=self.label_smoothing)
-        domain, guesses = self.domain_loss(features, logits, reversal_weight(progress, self.reversal, self.steepness))
+        loss = source_error(self, logits[0], batch.source.labels, self.label_smoothing)
+        rows = row_weights(self, logits, batch.source.labels)
+        lam = reversal_weight(progress, self.reversal, self.steepness)
+        domain, guesses = self.domain_loss(features, logits, lam, rows)
         with torch.no_grad():
             metrics = {
                 "source_accuracy": (logits[0].argmax(1) == batch.source.labels).float().mean(),
@@ -78,10 +82,15 @@ class DANN(AdaptMethod):
             }
         return Step(loss + self.trade_off * domain, metrics)
 
-    def domain_loss(self, features: Tensor, logits: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
-        """Binary cross-entropy over both domains, and the discriminator's logits [2, N]. weight: the reversal weight now."""
+    def domain_loss(
+        self, features: Tensor, logits: Tensor, weight: float | Tensor, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Binary cross-entropy over both domains, and the discriminator's logits [2, N].
+
+        weight: the reversal weight now. rows: weights of images, [2, N]; None: all 1.
+        """
         guesses = wide(self.discriminator(reverse_gradient(features, weight)))
-        return F.binary_cross_entropy_with_logits(guesses, domain_labels(guesses)), guesses
+        return F.binary_cross_entropy_with_logits(guesses, domain_labels(guesses), weight=rows), guesses
 
 
 def domain_labels(guesses: Tensor) -> Tensor:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.evaluate.features import EvaluationView, evaluating
+from ..core.evaluate.features import EvaluationView
 from ..core.evaluate.frozen import features_of
-from ..core.evaluate.scores import Scored
 from ..core.evaluate.taps import POOLED, Taps
 from ..core.images.limits import size_of
 from ..core.images.open import Images
@@ -24,7 +24,7 @@ ROWS_AT_ONCE = 4096
 
 
 class FrozenFeatures:
-    """The features of every set, float32 [N, D], from the cache of features or from one pass over the images.
+    """The features of all images, float32 [N, D], from the cache of features or from one pass over the images.
 
     They are those of the whole set in batches of 256, so the same bits on any number of processes and after a resume; a forward of the
     step's own images differs from them by rounding. A damaged training picture is an error here.
@@ -34,6 +34,7 @@ class FrozenFeatures:
         self.run, self.view, self.sets = run, view, sets
         self.classifier: Classifier = method.classifier
         self.taps = Taps(method.backbone, [POOLED])
+        self._encoded = dict[str, Tensor]()  # in the view of evaluation, by content
 
     @staticmethod
     def of(
@@ -43,10 +44,10 @@ class FrozenFeatures:
         if not method.backbone.frozen:
             return None
         view = StillView.of(views)
-        if view is None or data["decode"] != "full" or method.uses_pixels or run.options["sharding"] != "none":
-            run.log(
-                "the frozen backbone encodes the images of every step; with data.views=none it encodes each image once"
-            )
+        varied = "with data.views=none it encodes each image once"
+        why = varied if view is None else _why_pictures(run, method, data)
+        if view is None or why:
+            run.log(f"the frozen backbone encodes the images of every step; {why}")
             return None
         run.log("the frozen backbone encodes each image once")
         return FrozenFeatures(run, method, view, sets)
@@ -55,15 +56,25 @@ class FrozenFeatures:
         """The features of a training set by name, in the view of training."""
         return self._features(self.sets[name], self.view, self.view.describe())
 
-    def test(self, tests: Mapping[str, Images], view: Evaluation) -> tuple[Scored, dict[str, Tensor]]:
-        """The classifier's scores on labelled sets in the view of evaluation, and the backbone's features."""
-        scored, classifier = Scored(self.classifier.outputs, self.run.seed), self.classifier
-        features = {name: self._features(images, view, None) for name, images in tests.items()}
-        for name, images in tests.items():
-            with evaluating(classifier), torch.inference_mode():
-                parts = [classifier(part.to(self.run.device)) for part in features[name].split(ROWS_AT_ONCE)]
-            scored.add(f"{name}/classifier", images, torch.cat(parts).cpu())
-        return scored, features
+    def features(self, images: Images, view: Evaluation) -> Tensor:
+        """The features of a set in the view of evaluation, float32 [M, D]; encoded once in a run."""
+        content = hashlib.sha256(images.keys().numpy().tobytes()).hexdigest()
+        if content not in self._encoded:
+            self._encoded[content] = self._features(images, view, None)
+        return self._encoded[content]
+
+    def read(self, images: Images, view: Evaluation) -> Iterator[Tensor]:
+        """The features of some training images in the view of evaluation, in batches [n, D] on the device. Those of the whole set are
+        encoded, once.
+        """
+        for parent in self.sets.values():
+            if (rows := _places(images.keys(), parent.keys())) is not None:
+                found = self.features(parent, view)[rows]
+                break
+        else:
+            found = self.features(images, view)
+        for part in found.split(ROWS_AT_ONCE):
+            yield part.to(self.run.device)
 
     def _features(self, images: Images, view: EvaluationView, described: Mapping[str, Any] | None) -> Tensor:
         run = self.run
@@ -78,3 +89,19 @@ class FrozenFeatures:
             log=run.log,
         )
         return found[POOLED]
+
+
+def _why_pictures(run: Run, method: AdaptMethod, data: Mapping[str, Any]) -> str:
+    """Why a step needs pictures though the views draw nothing; "" if it doesn't."""
+    if method.uses_pixels:
+        return "this method needs the pictures"
+    if data["decode"] != "full":
+        return "with data.decode=full it encodes each image once"
+    return "" if run.options["sharding"] == "none" else "with run.sharding=none it encodes each image once"
+
+
+def _places(keys: Tensor, among: Tensor) -> Tensor | None:
+    """The row in `among` of each key, both int64; None unless all are there."""
+    ordered, order = among.sort(stable=True)
+    places = torch.searchsorted(ordered, keys).clamp(max=len(among) - 1)
+    return order[places] if bool((ordered[places] == keys).all()) else None

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from ..core.method import AdaptMethod, register
 from .adabn import AdaBN
+from .afn import AFN
+from .bnm import BNM
 from .cdan import CDAN
+from .dan import DAN
 from .dann import DANN
+from .deepcoral import DeepCORAL
+from .deepjdot import DeepJDOT
+from .jan import JAN
+from .mcc import MCC
+from .mcd import MCD
+from .mdd import MDD
 from .source_only import SourceOnly
 
 ADAPT_METHODS = register(
@@ -15,5 +24,14 @@ ADAPT_METHODS = register(
         "adabn": AdaBN,
         "dann": DANN,
         "cdan": CDAN,
+        "mcc": MCC,
+        "bnm": BNM,
+        "dan": DAN,
+        "jan": JAN,
+        "deepcoral": DeepCORAL,
+        "afn": AFN,
+        "mdd": MDD,
+        "deepjdot": DeepJDOT,
+        "mcd": MCD,
     },
 )

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 
 from ..core.checks import check_share
-from ..core.method import AdaptMethod, Pair, Step
-from ..core.numerics import wide
+from ..core.method import AdaptMethod, Domains, Step
+from .parts.resampling import source_error
 
 if TYPE_CHECKING:
     from ..core.model.classifier import Classifier
@@ -25,16 +24,17 @@ class SourceOnly(AdaptMethod):
     couples_samples = False
     keeps_head = False
     sees_target = False
+    resamples = ("source",)
 
     def __init__(self, classifier: Classifier, chunk: int | None = None, *, label_smoothing: float = 0.0) -> None:
         super().__init__()
         check_share("label_smoothing", label_smoothing)
         self.classifier, self.label_smoothing = classifier, label_smoothing
 
-    def forward(self, batch: Pair, progress: float) -> Step:
+    def forward(self, batch: Domains, progress: float) -> Step:
         """batch.source.images: [N, C, h, w]; N is this process's share."""
         logits = self.classifier(batch.source.images)
-        loss = F.cross_entropy(wide(logits), batch.source.labels, label_smoothing=self.label_smoothing)
+        loss = source_error(self, logits, batch.source.labels, self.label_smoothing)
         with torch.no_grad():
             accuracy = (logits.argmax(1) == batch.source.labels).float().mean()
         return Step(loss, {"source_accuracy": accuracy})

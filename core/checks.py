@@ -25,6 +25,12 @@ def check_positive(key: str, value: float, usual: str) -> None:
         raise UserError(f"method.{key}: must be above 0, got {value}; {usual}")
 
 
+def check_not_negative(key: str, value: float, usual: str) -> None:
+    """Raises UserError unless method.KEY is 0 or more."""
+    if not value >= 0.0:
+        raise UserError(f"method.{key}: must be 0 or more, got {value}; {usual}")
+
+
 def check_fraction(key: str, value: float, usual: str) -> None:
     """Raises UserError unless method.KEY lies from 0 to 1."""
     if not 0.0 <= value <= 1.0:

@@ -132,6 +132,14 @@ def gather_equal(local: Tensor) -> Tensor:
     return torch.stack(parts)
 
 
+def of_first(make: Callable[[], Tensor], like: Tensor) -> Tensor:
+    """What `make` returns on rank 0, on all processes, without gradient; the others don't call it. like: a tensor of its shape and type."""
+    found = make().detach().to(like) if rank() == 0 else torch.empty_like(like)
+    if world() > 1:
+        dist.broadcast(found := found.contiguous(), src=0)
+    return found
+
+
 # For sharded tensors, torch's DTensor (core/train/fsdp.py). They are recognised by their attributes: importing the class takes a second,
 # which only sharded runs should spend.
 

@@ -158,15 +158,15 @@ class Draws:
 
     def gamma(self, name: str, a: float, *shape: int) -> Tensor:
         """Gamma of shape a and scale 1, float32 [N, *shape]. Raises ValueError unless a > 0."""
-        return self._log_gamma(name, a, shape).exp()
+        return self.log_gamma(name, a, *shape).exp()
 
     def beta(self, name: str, a: float, b: float, *shape: int) -> Tensor:
         """Beta(a, b) on [0, 1], float32 [N, *shape]: G_a / (G_a + G_b) of two gammas. Raises ValueError unless a, b > 0."""
         # For small a both gammas can underflow; their logarithms don't.
-        return torch.sigmoid(self._log_gamma(f"{name}/a", a, shape) - self._log_gamma(f"{name}/b", b, shape))
+        return torch.sigmoid(self.log_gamma(f"{name}/a", a, *shape) - self.log_gamma(f"{name}/b", b, *shape))
 
-    def _log_gamma(self, name: str, a: float, shape: Sequence[int]) -> Tensor:
-        """The logarithm of `gamma`: Marsaglia & Tsang (2000), "A simple method for generating gamma variables".
+    def log_gamma(self, name: str, a: float, *shape: int) -> Tensor:
+        """Log of `gamma`, never underflowing: Marsaglia & Tsang (2000), "A simple method for generating gamma variables".
 
         Takes the first accepted one of a fixed number of tries, so that shapes are static.
         """

@@ -63,11 +63,28 @@ class Unlabelled(NamedTuple):
     draws: Draws
 
 
-class Pair(NamedTuple):
+class Domains(NamedTuple):
     """The batch of an adaptation method. There is no field for a target label, so none can leak."""
 
-    source: Labelled
-    target: Unlabelled
+    sources: tuple[Labelled, ...]
+    targets: tuple[Unlabelled, ...]
+
+    @staticmethod
+    def of(source: Labelled, target: Unlabelled) -> Domains:
+        """One source and one target."""
+        return Domains((source,), (target,))
+
+    @property
+    def source(self) -> Labelled:
+        """The only source."""
+        (only,) = self.sources
+        return only
+
+    @property
+    def target(self) -> Unlabelled:
+        """The only target."""
+        (only,) = self.targets
+        return only
 
 
 class Step(NamedTuple):
@@ -100,6 +117,10 @@ class Method(nn.Module):
     # Whether `forward` obeys `chunk`: the number of images that the encoder takes at once, of a batch that the loss sees as a whole
     # (`core.model.encode.encode`). Without it `run.chunk` is refused.
     takes_chunk: bool = False
+    # Turns: updates on each batch, one after another, for players that alternate (`frozen` says who rests). The batch is prepared once;
+    # a turn is a whole update with random draws of its own. Above 1, `forward` and `frozen` get the number of the turn as their last
+    # argument, `run.accumulate` is refused, and metrics are logged as `turnN/NAME`. A non-finite turn ends its step.
+    turns: int = 1
     # Modules whose learning rate stays at its peak after the warm-up, whatever the schedule (SimSiam's predictor).
     constant_rate: tuple[nn.Module, ...] = ()
     # Lines for the run's log about this method as it was built, such as an approximation that its sizes made necessary.
@@ -107,6 +128,9 @@ class Method(nn.Module):
 
     def forward(self, batch: Any, progress: float) -> Step:
         """The loss of one batch. progress: completed part of the training, 0 to 1 (a scalar tensor where compiled).
+
+        With `turns` above 1: `forward(batch, progress, turn)`, and `frozen(progress, turn)`. The parameters on which a turn's loss depends
+        must be the same on all processes.
 
         Everything random comes from `batch.draws`, never from a generator, so that any number of processes and a resumed run compute
         the same.
@@ -118,7 +142,7 @@ class Method(nn.Module):
         return ()
 
     def after_step(self, progress: float) -> None:
-        """Called after each update: EMA teachers, queues. On a GPU it is also called after a skipped step.
+        """Called after each step, its last turn: EMA teachers, queues. On a GPU it is also called after a skipped step.
 
         It gets no batch: what it needs of one, `forward` keeps in an attribute. What must survive a resume is a buffer or a parameter.
         """
@@ -142,7 +166,7 @@ class PretrainMethod(Method):
 
 
 class AdaptMethod(Method):
-    """A method of `rootstock adapt`, built as `Class(classifier, chunk, **keys)`; its batch is `Pair`.
+    """A method of `rootstock adapt`, built as `Class(classifier, chunk, **keys)`; its batch is `Domains`.
 
     The keys that all methods have (bottleneck, head, BatchNorm; adapt/objective.py) lie in the classifier. A method takes features only
     from `classifier.encode` and logits only from `classifier.head`.
@@ -160,6 +184,15 @@ class AdaptMethod(Method):
     uses_pixels: bool = False
     # Outputs of the head beyond the source's classes, after them: 1 where there is a class for what is unknown.
     extra_outputs: int = 0
+    # The parts of the batch whose loss obeys `label_shift.resample`: "source" (adapt/parts/resampling.py, `source_error`), "target"
+    # (`row_weights`). Without any the key is refused.
+    resamples: tuple[str, ...] = ()
+    # The weights of images, adapt/parts/resampling.py: set by the recipe, None without `label_shift.resample`.
+    resampling: Any
+
+    def __init__(self, *arguments: Any, **keys: Any) -> None:
+        super().__init__(*arguments, **keys)
+        self.resampling = None
 
     @property
     def backbone(self) -> Backbone:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -168,6 +201,11 @@ class AdaptMethod(Method):
 
     def conclude(self, target: Iterable[Tensor]) -> None:
         """Called once after the last step. target: every target image once, in evaluation's view, as batches float [n, C, h, w]."""
+
+
+def needs_whole_batch(method: Method) -> bool:
+    """Whether a step must see its batch at once, so that only `run.chunk` can save memory."""
+    return method.couples_samples or method.turns > 1
 
 
 class Required(NamedTuple):

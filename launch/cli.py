@@ -52,8 +52,21 @@ def demo_command(overrides: OverridesArgument = None) -> None:
 
 @verb
 def run_command(pipeline: ConfigArgument, overrides: OverridesArgument = None) -> None:
-    """Run a pipeline: stages chained by name, several seeds, a report."""
+    """Run a pipeline: stages by name, several seeds, a report."""
     _pipeline(pipeline, overrides)
+
+
+@verb
+def attribute_command(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
+    """Say what each part of a recipe adds: all cells of a factorial."""
+    from .early import check_attribution_early
+
+    check_attribution_early(config, overrides or [])
+    from .attribute.run import run_attribution
+    from .dry import build_untrained
+    from .verbs import execute, resolve
+
+    run_attribution(config, overrides or [], execute, resolve, build=build_untrained)
 
 
 @verb

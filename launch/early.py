@@ -11,7 +11,7 @@ from .schema_file import is_current, stored_schema, verbs_of
 
 
 def check_config_early(verb: str, path: str, overrides: Sequence[str]) -> None:
-    """Raise the ConfigError of the full check for a mistake that the schema shows; likewise the two functions below."""
+    """Raise the ConfigError of the full check for a mistake that the schema shows; likewise the three functions below."""
     _check(lambda: resolve_early(verb, path, overrides))
 
 
@@ -27,6 +27,13 @@ def check_sweep_early(path: str, overrides: Sequence[str]) -> None:
     from .sweep.sections import sweep
 
     _check(lambda: load(path, sweep, overrides))
+
+
+def check_attribution_early(path: str, overrides: Sequence[str]) -> None:
+    """Of an attribution, and all stages of its cells."""
+    from .attribute.plan import check_attribution
+
+    _check(lambda: check_attribution(path, overrides, resolve_early))
 
 
 def resolve_early(verb: str, path: str, overrides: Sequence[str]) -> dict[str, Any]:

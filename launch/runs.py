@@ -18,7 +18,7 @@ from ..core.errors import UserError
 from ..core.printable import printable
 from ..core.run import state
 from ..core.run.folder import ABOUT, CONFIG, RESULT, read_result
-from ..core.run.rows import METRICS
+from ..core.run.rows import CELLS, METRICS
 from .report.folder import Parts, config_words
 
 STATE_COLOURS = {
@@ -76,20 +76,20 @@ def find_runs(folder: Path) -> Iterator[Path]:
             continue
         run = Path(path)
         if is_collection(run):
-            below[:] = [name for name in below if name.startswith(("seed-", "trial-"))]
+            below[:] = [name for name in below if name.startswith(("seed-", "trial-", CELLS))]
             continue
         below.clear()
         yield run
 
 
 def is_collection(path: Path) -> bool:
-    """Whether it is the folder of a pipeline or a sweep."""
+    """Whether it is the folder of a pipeline, a sweep or an attribution."""
     with contextlib.suppress(UserError):
         if (words := config_words(path)).keys() & {"stages", "search"}:
             return True
         if words:
             return False
-    return (read_result(path, lambda _: None) or {}).get("task") in ("pipeline", "sweep")
+    return (read_result(path, lambda _: None) or {}).get("task") in ("pipeline", "sweep", "attribution")
 
 
 def row_of(path: Path, root: Path) -> Row:

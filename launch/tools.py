@@ -168,7 +168,7 @@ def doctor_command(
 
 
 def schema_command() -> None:
-    """Print the JSON schema of the configs of the four training verbs."""
+    """Print the JSON schema of the training verbs' configs."""
     from . import verbs
 
     typer.echo(json.dumps(verbs.schema(), indent=2))

@@ -12,17 +12,19 @@ import typer
 
 from ..core.errors import UserError
 from ..core.files import expanded
+from ..core.ledger import read_ledger
 from ..core.manifest import MANIFEST, OWN, DamagedFile, check_file, read_manifest, read_object, read_record
 from ..core.printable import printable
 from ..core.run.folder import ABOUT, CONFIG, RESULT, check_config
-from ..core.run.rows import METRICS, differs
+from ..core.run.rows import LOOKS, METRICS, differs
 from ..core.run.state import FILE as STATE
 from ..core.run.state import read_state
+from .pipeline.contrasts import DECLARED
 
 OF_RUN = (ABOUT, STATE, "inputs.json")  # each carries its own digest
 BEGUN = {METRICS, RESULT, MANIFEST, "checkpoints", "backbone"}  # a run refused before any of them has no run.json yet
 EXPORT, PACK = "backbone.json", "pack.json"
-CACHED = ("keys", "indices", "surveys", "archives", "features")
+CACHED = ("keys", "indices", "surveys", "archives", "features", "looks")
 
 
 class Found(NamedTuple):
@@ -99,6 +101,10 @@ def _folder(path: Path, names: set[str]) -> Iterator[Found]:
         yield Found(path / CONFIG, told[0] if told else "", guarded)
     if run and METRICS in names and MANIFEST not in names:
         yield _rows(path)
+    if LOOKS in names:
+        yield _ledger(path / LOOKS)
+    if DECLARED in names:
+        yield _record(path / DECLARED, True)
     if MANIFEST in names:
         yield from _manifest(path)
         return
@@ -150,9 +156,18 @@ def _manifest(path: Path) -> Iterator[Found]:
     for name in sorted(digests):
         try:
             check_file(path, name, digests)
-            yield Found(path / name)
+            if name != LOOKS:  # it has a line already
+                yield Found(path / name)
         except DamagedFile as error:
             yield Found(path / name, str(error))
+
+
+def _ledger(path: Path) -> Found:
+    try:
+        read_ledger(path)
+    except DamagedFile as error:
+        return Found(path, str(error))
+    return Found(path)
 
 
 def _pack(path: Path) -> Iterator[Found]:
@@ -184,6 +199,9 @@ def _cache(path: Path, names: Sequence[str]) -> Iterator[Found]:
         return
     for name in names:
         if name.startswith(".") or name.endswith((".lock", ".sums")):
+            continue
+        if path.name == "looks":
+            yield _ledger(path / name)
             continue
         try:
             Sums(path / name).check() if path.name == "archives" else read_entry(path / name)

@@ -15,6 +15,7 @@ import yaml
 from rootstock.core.evaluate.definitions import range_of
 from rootstock.core.images.open import open_images
 from rootstock.core.train.loop import Loop
+from rootstock.launch.attribute.plan import check_attribution
 from rootstock.launch.pipeline.plan import plan_pipeline
 from rootstock.launch.sweep.plan import plan_sweep
 from rootstock.launch.verbs import resolve
@@ -22,7 +23,8 @@ from rootstock.launch.verbs import resolve
 CONFIGS = Path(__file__).parents[1] / "configs"
 SWEEPS = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob("sweep/*.yaml"))
 STAGES = sorted({path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob("*/*.yaml")} - set(SWEEPS))
-PIPELINES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
+ATTRIBUTIONS = sorted(path.name for path in CONFIGS.glob("attribute_*.yaml"))
+PIPELINES = sorted({path.name for path in CONFIGS.glob("*.yaml")} - set(ATTRIBUTIONS))
 # Pixels at which a config is tried; masks need more than the two patches across that 32 px are to a ViT-B/16.
 SIZES = {"pretrain/simmim.yaml": 64, "pretrain/ijepa.yaml": 96}
 Rootstock = Callable[..., subprocess.CompletedProcess[str]]
@@ -60,11 +62,14 @@ def test_every_config_runs_for_two_steps(
     own = [key for key, uri in written["data"].items() if str(uri).startswith(("folder:data/", "tar:data/"))]
     overrides = [f"data.{key}={pictures[key]}" for key in own] + ([f"data.size={SIZES.get(config, 32)}"] if own else [])
     overrides += ["optim.batch_size=4", "optim.duration=2"] if "optim" in written else []
-    overrides += ["backbone.weights=none"] if written["backbone"]["weights"] == "timm" else []  # which are downloaded
+    given = str(written["backbone"]["weights"])  # which are downloaded, or the user's
+    overrides += ["backbone.weights=none"] if given == "timm" or given.startswith("data/") else []
     if "digits-m" in str(written["data"].get("train")) and verb != "pretrain":  # the probes' time is their images
         overrides += ["data.train=sklearn:digits-m#[:60]", "data.test=sklearn:digits-m#[60:90]"]
     elif isinstance(tests := written["data"].get("test"), dict) and not own:
         overrides += [f"data.test.{name}=sklearn:digits?size=32#[60:90]" for name in tests]
+    if verb == "adapt" and written["evaluate"]:
+        overrides += ["evaluate.images=50"]
     if verb == "pretrain" and written["evaluate"].get("watch") is not None:
         overrides += ["evaluate.watch.images=16"]
     if verb == "pretrain" and (bank := written["evaluate"].get("bank")) is not None:  # and that of kNN
@@ -118,6 +123,18 @@ def test_every_pipeline_is_checked_as_a_whole(config: str, tmp_path: Path) -> No
     assert len(jobs) == 5 * len(sections["stages"])
     assert {row["stage"] for row in sections["report"]["rows"]} <= set(sections["stages"])
     assert re.search(r"^# Command +rootstock ", header(config), re.MULTILINE)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("config", ATTRIBUTIONS)
+def test_every_attribution_is_checked_as_a_whole(config: str, tmp_path: Path) -> None:
+    plan, jobs = check_attribution(config, ["seeds=5", f"run.dir={tmp_path}"], resolve)
+    assert len(jobs) == 5 * len(plan.pipeline["stages"]) and len(plan.cells) == 2 ** len(plan.factors)
+    assert {effect for text in plan.config["primary"] for effect in text.split(" x ")} <= set(plan.factors)
+    steps = {job.resolved["optim"]["duration"] for job in jobs if job.name.startswith("simclr")}
+    assert steps == {"40ep", 200}  # of 287 x 5 and of fewer images, and as many steps
+    for heading in ("Command +rootstock attribute", "Time", "Expected"):
+        assert re.search(rf"^# {heading} +\S", header(config), re.MULTILINE), heading
     assert not any(tmp_path.iterdir())
 
 
@@ -204,3 +221,36 @@ def test_a_small_pipeline_of_the_demos_shape_runs_to_its_report(tmp_path: Path, 
     assert again.returncode == 0
     assert again.stderr.count("finished before") == len(kept)
     assert (folder / "result.json").read_bytes() == written
+
+
+def test_a_small_attribution_runs_to_its_tables(tmp_path: Path, rootstock: Rootstock) -> None:
+    """Two factors of the shipped one on a handful of digits; a second call finds everything finished."""
+    config: dict[str, Any] = yaml.safe_load((CONFIGS / "attribute_digits.yaml").read_text())
+    source, target = "sklearn:digits?size=32#[:60,seed={seed}]", "sklearn:digits-m#[60:120,seed={seed}]"
+    quick = {"optim.batch_size": 8, "optim.duration": 2}
+    tests = {"target": "sklearn:digits-m#[120:150,seed={seed}]"}
+    config["stages"]["adapt"]["set"] = {"data.source": source, "data.target": target, "data.test": tests, **quick}
+    config["stages"]["simclr"]["set"] = {"data.train": [source, target], "evaluate.knn": None, **quick}
+    # PyYAML takes the keys on and off for booleans, where they have no quotes; the loader of configs does not.
+    sides = {True: "on", False: "off"}
+    kept = {name: config["factors"][name] for name in ("ssl", "loss")}
+    factors = {name: {sides.get(key, key): value for key, value in one.items()} for name, one in kept.items()}
+    config |= {"factors": factors, "seeds": 1}
+    config["run"]["dir"] = str(tmp_path / "out")
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    done = rootstock("attribute", str(tmp_path / "small.yaml"))
+    assert done.returncode == 0, done.stderr
+    written = (tmp_path / "out" / "result.json").read_bytes()
+    result = json.loads(written)
+    assert result["runs"] == 4 and result["metric"] == "target/classifier/accuracy"
+    on = {tuple(cell["on"]): cell["mean"] for cell in result["cells"]}
+    effects = {one["name"]: one["mean"] for one in result["effects"]}
+    gains = [on["ssl",] - on[()], on["ssl", "loss"] - on["loss",]]
+    assert effects["ssl"] == pytest.approx(sum(gains) / 2) and effects["ssl x loss"] == pytest.approx(
+        (gains[1] - gains[0]) / 2
+    )
+    assert result["looks"]["target"]["n"] >= 1 and result["contrasts"]["note"] == ""
+    assert "looks: " in (tmp_path / "out" / "table.md").read_text()
+    again = rootstock("attribute", str(tmp_path / "small.yaml"))
+    assert again.returncode == 0 and again.stderr.count("finished before") == 5
+    assert (tmp_path / "out" / "result.json").read_bytes() == written

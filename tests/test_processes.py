@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from rootstock.adapt.registry import ADAPT_METHODS
 from rootstock.core.errors import UserError
+from rootstock.core.method import needs_whole_batch
 from rootstock.core.model.backbone import create
 from rootstock.core.model.classifier import Classifier
 from rootstock.core.model.description import WEIGHTS
@@ -200,7 +201,7 @@ def test_what_was_trained_in_slices_is_whole_for_others(alone: Losses, pair: Pat
 def division(name: str) -> str:
     """The key by which an adaptation method's batch is divided; empty where it takes none."""
     built = ADAPT_METHODS[name](Classifier(create(16, **VIT), ["a", "b"]), None)
-    if built.couples_samples:
+    if needs_whole_batch(built):
         return f"run.chunk={BATCH // 4}" if built.takes_chunk else ""
     return "run.accumulate=4"
 

@@ -12,6 +12,7 @@ for name in (
     "alembic.command",
     "matplotlib.backends.backend_agg",
     "matplotlib.backends.backend_svg",
+    "ot",
     "optuna.storages._rdb.models",
     "optuna.storages._rdb.storage",
     "pydantic.types",

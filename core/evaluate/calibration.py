@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
 from .counts import Bools, Floats, Ints
 
 BINS = 15
+LARGEST_BIAS = 30.0  # of a class: e^30 in its odds
 FLOOR_DRAWS = 200
 COOLEST, HOTTEST = 1e-3, 1e3  # range of the temperature
 _BLOCK = 1 << 20  # random numbers drawn at a time (8 MB)
@@ -24,6 +26,17 @@ class Bin(NamedTuple):
     images: float
     confidence: float
     accuracy: float
+
+
+class BiasCorrected(NamedTuple):
+    """softmax(logits * beta + bias), beta = 1 / T; bias: [K]."""
+
+    beta: float
+    bias: Floats
+
+    def log_probabilities(self, logits: NDArray[np.floating]) -> Floats:
+        """log p, [N, K]."""
+        return log_softmax(logits.astype(np.float64) * self.beta + self.bias, axis=1)
 
 
 class Temperature(NamedTuple):
@@ -143,3 +156,26 @@ def fit_temperature(logits: NDArray[np.floating], labels: Ints) -> Temperature:
             return Temperature(math.exp(following), step, False)
         u = following
     return Temperature(math.exp(u), _STEPS, False)
+
+
+def fit_bias_corrected(logits: NDArray[np.floating], labels: Ints) -> BiasCorrected:
+    """Bias-corrected temperature scaling (Alexandari et al. 2020, arXiv:1901.06852): T and a bias for each class, of least NLL.
+
+    logits: finite, [N, K]; labels: [N], of held-out *training* images. Convex in (1 / T, bias). At the minimum the mean
+    probability of each class is its frequency, which is what prior correction needs, and temperature alone does not give.
+    Bounded: 1e-3 <= T <= 1e3, |bias| <= 30; a class without images ends at the bound.
+    """
+    z = logits.astype(np.float64)
+    n, classes = z.shape
+    hits = np.zeros((n, classes))
+    hits[np.arange(n), labels] = 1.0
+
+    def loss(point: Floats) -> tuple[float, Floats]:
+        logs = log_softmax(z * point[0] + point[1:], axis=1)
+        excess = (np.exp(logs) - hits) / n
+        return -float((logs * hits).sum() / n), np.r_[(excess * z).sum(), excess.sum(axis=0)]
+
+    bounds = [(1 / HOTTEST, 1 / COOLEST), *[(-LARGEST_BIAS, LARGEST_BIAS)] * classes]
+    options = {"maxiter": 1000, "ftol": 1e-14, "gtol": 1e-9}
+    found = minimize(loss, np.r_[1.0, np.zeros(classes)], jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    return BiasCorrected(float(found.x[0]), found.x[1:])

@@ -19,6 +19,7 @@ from .images import Images
 from .notes import merged, with_alike
 from .pack.reader import open_pack
 from .places import abridged, place_named, reason_of, titled
+from .priors import of_drawn_priors
 from .several import among_classes, has_several
 from .sources import digits
 from .sources.files import open_folder
@@ -121,7 +122,7 @@ def open_one(uri: Uri, role: Role) -> tuple[Images, bool]:
     images = images_of_source(uri, source)
     if source.splits:
         images = images.select(natural_split(uri, source, first))
-        if fragments and "[" in uri.fragments[0] and not fragments[0].sliced:
+        if fragments and "[" in uri.fragments[0] and not (fragments[0].sliced or fragments[0].dirichlet):
             raise UserError(f"{uri.text}: the set's own split has no seed; add a slice like :80%, or drop the brackets")
         fragments = [fragments[0]._replace(name=None), *fragments[1:]] if fragments else []
     for fragment in fragments:
@@ -208,7 +209,7 @@ def apply_fragment(uri: Uri, images: Images, fragment: Fragment) -> Images:
         images = images.select(cut(images.keys(), low, high, fragment.seed, labels))
         if not len(images):
             raise UserError(f"{uri.text}: no picture is left after #{low or ''}:{high or ''}; widen the slice")
-    return images
+    return of_drawn_priors(images, fragment, uri.text)
 
 
 def holdout(images: Images, *, fraction: float = 0.2, seed: int, stratify: bool) -> tuple[Images, Images]:

@@ -76,12 +76,17 @@ def align(images: Images, classes: Sequence[str], key: str, *, several: bool = F
 
 def open_tests(test: str | Mapping[str, str], seed: int, key: str = "data.test") -> dict[str, Images]:
     """Open one test URI (named "test"), or several by name. Returns them by name."""
+    return {name: open_images(uri, seed=seed, role="test") for name, uri in named_tests(test, key).items()}
+
+
+def named_tests(test: str | Mapping[str, str], key: str = "data.test") -> dict[str, str]:
+    """The URIs by name; a single one is named "test". Raises UserError for a name that metrics cannot have."""
     named = {"test": test} if isinstance(test, str) else dict(test)
     if odd := [name for name in named if "/" in name]:
         raise UserError(
             f"{key}: metrics begin with a set's name (NAME/knn/accuracy), so it cannot contain '/'; rename {odd[0]}"
         )
-    return {name: open_images(uri, seed=seed, role="test") for name, uri in named.items()}
+    return named
 
 
 def train_and_tests(

@@ -73,6 +73,10 @@ class Classifier(nn.Module):
         """Width of the features that the head sees."""
         return self.head.in_features
 
+    def another_head(self) -> Any:
+        """A new head beside `head`, of its kind and size and with initial weights of its own: for methods with two classifiers."""
+        return self.structure.layers(self.backbone.feature_dim, len(self.classes))[1]
+
     def encode(self, images: Tensor, chunk: int | None = None, domains: Sequence[int] | None = None) -> Tensor:
         """The features that the head sees: [V, N, C, h, w] -> [V, N, D]; rows of two domains are normalised as `batchnorm` says.
 

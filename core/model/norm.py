@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..distributed import all_reduce_sum, sum_with_gradient, world
 from ..errors import UserError
 from ..method import Method
+from .division import refuse_undivided
 
 Mode = Literal["batch", "group", "local"]
 SOURCE_LAYER = "of_source"
@@ -253,7 +254,7 @@ def configure(method: Method, text: str, *, accumulate: int, chunk: int | None, 
 
     auto: "batch" where several processes train a method that compares images or encodes several views, else "local".
     """
-    _refuse_unsuited(method, accumulate, chunk)
+    refuse_undivided(method, accumulate, chunk)
     couples, rows = method.couples_samples, method.rows_per_position
     mode, group = (
         parse_mode(text) if text != "auto" else ("batch" if world() > 1 and (couples or rows > 1) else "local", 0)
@@ -276,24 +277,6 @@ def configure(method: Method, text: str, *, accumulate: int, chunk: int | None, 
             "BatchNorm statistics are those of each process's micro-batch (backbone.norm: local); they depend on the number of "
             "processes and micro-batches"
         )
-
-
-def _refuse_unsuited(method: Method, accumulate: int, chunk: int | None) -> None:
-    """Raises UserError if the method's batch cannot be divided by run.accumulate or run.chunk."""
-    if accumulate > 1 and method.couples_samples:
-        remedy = "run.chunk (images encoded at once)" if method.takes_chunk else "a smaller optim.batch_size"
-        raise UserError(
-            f"run.accumulate: {accumulate} would change this method, whose loss compares the images of a batch with each other; "
-            f"use {remedy} to save memory instead"
-        )
-    if chunk is None or method.takes_chunk:
-        return
-    if not method.couples_samples:
-        raise UserError(
-            "run.chunk: this method's loss does not compare the images of a batch, so it needs no chunks; use run.accumulate to save "
-            "memory"
-        )
-    raise UserError("run.chunk: this method cannot encode its batch in chunks; leave run.chunk out")
 
 
 def _has_batch_norm(module: nn.Module) -> bool:

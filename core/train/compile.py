@@ -67,13 +67,14 @@ def compiled(plain: Callable[..., Any], run: Run, what: str) -> Callable[..., An
     return fast if run.options["compile"] == "on" else _Fallback(plain, fast, run, what)
 
 
-def compiled_method(method: nn.Module, run: Run) -> Callable[[Any, float], Any]:
+def compiled_method(method: nn.Module, run: Run) -> Callable[..., Any]:
     """The method's forward, compiled. `progress` reaches it as a float64 scalar tensor.
 
-    As a Python float it would be a constant of the graph, and each step would compile another (tests/core/train/test_compile.py).
+    As a Python float it would be a constant of the graph, and each step would compile another (tests/core/train/test_compile.py). A turn
+    is one: each turn has a graph of its own.
     """
     fast = compiled(method, run, "the method")
-    return lambda batch, progress: fast(batch, torch.tensor(progress, dtype=torch.float64))
+    return lambda batch, progress, *turn: fast(batch, torch.tensor(progress, dtype=torch.float64), *turn)
 
 
 @functools.cache

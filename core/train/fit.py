@@ -127,9 +127,9 @@ def fit(
     forward, loop.unsynced = strategy.forward(fast), strategy.unsynced
     score = partial(_score, strategy, trained, evaluators, steps_per_epoch, run)
     trained.train()
+    phase.begin(phase.FIRST_STEP, start)
     if evaluators and start and every.evaluates(start, steps) and not loop.evaluated(start):
         score(start)  # an earlier command ended after saving and before evaluating
-    phase.begin(phase.FIRST_STEP, start)
     with stop_signals() as asked, Progress(run, steps, start) as progress:
         waiting = time.perf_counter()
         for step, micro in zip(range(start, steps), batches(start), strict=True):

@@ -34,6 +34,11 @@ def check_shardable(method: Method, run: Run) -> None:
             f"run.sharding: {sharding} shards the blocks of ViTs; {name} {'has BatchNorm' if blocks else 'repeats no blocks'} and "
             "can only be replicated (DistributedDataParallel); use run.sharding=none"
         )
+    if method.turns > 1:
+        raise UserError(
+            f"run.sharding: {sharding} does not work with this method, which makes {method.turns} updates on each batch; "
+            "use run.sharding=none"
+        )
     if run.dtype == torch.float16:
         raise UserError(
             f"run.sharding: {sharding} does not work with fp16, whose loss scaler needs complete gradients; use run.precision=bf16"

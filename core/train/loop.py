@@ -19,13 +19,13 @@ from ..model import norm
 from ..run.compare import check_origin, science
 from ..run.directory import Run
 from . import checkpoint
-from .nonfinite import DeferredFlags, flag_on, start_momentum, step_unless
+from .nonfinite import DeferredFlags, Skipped, flag_on, start_momentum, step_unless
 from .optim import Optim, set_rate
 from .progress import Progress
 from .saving import Saving
 from .seeds import seed_generators, step_seed
+from .turns import of_turn, prepared_once, with_absent
 
-NON_FINITE_LIMIT = 5  # skipped steps in a row that end a training
 Alarm = Callable[[int, Mapping[str, float]], str | None]  # (step, logged row) -> a warning, or None
 
 
@@ -44,14 +44,13 @@ class Loop:
     steps: int
     steps_per_epoch: int
     seed: int
-    non_finite: int = 0
-    in_a_row: int = 0
     stop: bool = False  # some process was asked to stop, and all processes know it
     due: bool = False  # a checkpoint is due by rank 0's clock, and all processes know it
     deferred: bool | None = None
     sharded: bool = False  # whether the parameters of `method` are sharded
 
     def __post_init__(self) -> None:
+        self.turns, self.bad, self.skipped = self.method.turns, False, Skipped(self.run)
         self.rank, self.world = rank(), world()  # looked up once: a call takes torch microseconds
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in self.method.named_parameters()}
         self.scaler = torch.amp.GradScaler(self.run.device.type, enabled=self.run.dtype == torch.float16)
@@ -69,48 +68,69 @@ class Loop:
     def step(
         self, wrapped: Callable[..., Any], micro: list[Any], prepare: Callable[[Any], Any], step: int, asked: list[int]
     ) -> dict[str, Any]:
-        """Forward, backward and update of one global batch; returns the values to be logged."""
-        # For random layers of timm's and torch's (dropout, drop path): they depend on the step, not on the order of calls.
-        seed_generators(step_seed(self.seed, self.rank, step), self.run.device)
+        """All turns on one global batch, usually one: forward, backward and update; returns the values to be logged."""
         progress = step / self.steps
         rate = self.optim.rate(step, self.steps, self.steps_per_epoch)
         constant = self.optim.rate(step, self.steps, self.steps_per_epoch, constant=True) if self.constant else None
         set_rate(self.optimizer, rate, self.optim.decay(step, self.steps), constant)
-        total, losses = self.backward(wrapped, micro, prepare, progress)
-        for parameter in self.method.frozen(progress):
-            # None, not zeros: with zeros the optimizer would decay the weights and count a step in Adam's bias correction.
-            parameter.grad = None
-        if self.scaler.is_enabled():
-            self.scaler.unscale_(self.optimizer)
-        grad_norm = self.optim.clip_gradients(self.parameters)
-        total["grad_norm"] = grad_norm
+        row: dict[str, Any] = {}
+        losses: list[Tensor] = []
+        flags: Tensor | None = None
+        ready = prepared_once(prepare, micro[0]) if self.turns > 1 else lambda raw, _: prepare(raw)
+        for turn in range(self.turns):
+            # For random layers of timm's and torch's (dropout, drop path): they depend on the step, not on the order of calls.
+            seed_generators(step_seed(self.seed, self.rank, step, turn), self.run.device)
+            found, parts = self.backward(wrapped, micro, ready, progress, turn)
+            found["grad_norm"] = grad_norm = self._clipped(progress, turn)
+            row |= found if self.turns == 1 else of_turn(found, turn)
+            losses = [old + new for old, new in zip(losses, parts, strict=True)] if losses else parts
+            over = False
+            if self.deferred:
+                flags = self._update_deferred(parts, grad_norm, asked, flags)
+            else:
+                over = self._update(parts, grad_norm, asked)
+            for parameter in self.parameters:  # as zero_grad does, which takes a tenth of the time of a small step
+                parameter.grad = None
+            if over:
+                break
         positions = [raw_batches(raw)[0].positions for raw in micro]
-        if self.deferred:
-            self._update_deferred(losses, grad_norm, asked, positions, step, progress)
+        if flags is not None:
+            self.method.after_step(progress)
+            before, self.pending = self.pending, DeferredFlags.of(flags, losses, positions, step)
+            self._apply(before)
         else:
-            self._update(losses, grad_norm, asked, positions, step, progress)
-        for (
-            parameter
-        ) in self.parameters:  # as optimizer.zero_grad does, which takes a tenth of the time of a small step
-            parameter.grad = None
-        return {**total, "lr": rate}
+            if not self.bad:
+                self.method.after_step(progress)
+            self.skipped.count(self.bad, losses, positions, step)
+        return {**row, "lr": rate}
 
     def backward(
-        self, wrapped: Callable[..., Any], micro: list[Any], prepare: Callable[[Any], Any], progress: float
+        self,
+        wrapped: Callable[..., Any],
+        micro: list[Any],
+        ready: Callable[[Any, int], Any],
+        progress: float,
+        turn: int = 0,
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """Accumulate the gradients of all micro-batches; returns the means of loss and metrics, and each micro-batch's loss."""
+        """Accumulate the gradients of all micro-batches; returns the means of loss and metrics, and each micro-batch's loss.
+
+        ready: (raw batch, turn) -> the method's batch.
+        """
         share = 1.0 / len(micro)
         total: dict[str, Tensor] = {}
         losses: list[Tensor] = []
+        absent: list[torch.nn.Parameter] = []
         half = self.run.dtype != torch.float32
         for i, raw in enumerate(micro):
             last = i == len(micro) - 1
             with torch.no_grad():
-                batch = prepare(raw)
+                batch = ready(raw, turn)
             with nullcontext() if last else self.unsynced():
                 with torch.autocast(self.run.device.type, self.run.dtype) if half else nullcontext():
-                    out: Any = wrapped(batch, progress)
+                    out: Any = wrapped(batch, progress, turn) if self.turns > 1 else wrapped(batch, progress)
                 loss = out.loss if share == 1.0 else out.loss * share
+                if self.turns > 1:
+                    loss, absent = with_absent(loss, self.parameters)
                 (self.scaler.scale(loss) if self.scaler.is_enabled() else loss).backward()
             if not last:
                 norm.set_aside(self.layers)
@@ -119,22 +139,30 @@ class Loop:
             for name, value in {"loss": losses[-1], **out.metrics}.items():
                 part = value.detach() if share == 1.0 else value.detach() * share
                 total[name] = total[name] + part if name in total else part
+        for parameter in absent:
+            parameter.grad = None
         return total, losses
 
-    def _update(
-        self,
-        losses: list[Tensor],
-        grad_norm: Tensor,
-        asked: list[int],
-        positions: list[Tensor],
-        step: int,
-        progress: float,
-    ) -> None:
-        """Update the weights unless some process has a non-finite loss or gradient; learn whether any was asked to stop."""
+    def _clipped(self, progress: float, turn: int) -> Tensor:
+        """Drop the gradients of parameters that rest, and clip the others; returns their norm from before."""
+        frozen: Any = self.method.frozen
+        for parameter in frozen(progress, turn) if self.turns > 1 else frozen(progress):
+            # None, not zeros: with zeros the optimizer would decay the weights and count a step in Adam's bias correction.
+            parameter.grad = None
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
+        return self.optim.clip_gradients(self.parameters)
+
+    def _update(self, losses: list[Tensor], grad_norm: Tensor, asked: list[int]) -> bool:
+        """Update the weights unless some process has a non-finite loss or gradient; learn whether any was asked to stop.
+
+        Returns whether the step ends here: further turns would answer an update that was not made.
+        """
         # Each number is needed on the host here anyway, where Python's isfinite is faster than torch's.
         bad = not all(math.isfinite(loss.item()) for loss in losses)
+        overflow = not math.isfinite(grad_norm.item())
         if not self.scaler.is_enabled():  # the scaler checks gradients itself, and lowers its scale
-            bad = bad or not math.isfinite(grad_norm.item())
+            bad = bad or overflow
         self.stop, self.due = bool(asked), self.saving.due()
         if self.world > 1:
             flags = torch.tensor([bad, self.stop, self.due], device=grad_norm.device)
@@ -144,25 +172,21 @@ class Loop:
         if self.scaler.is_enabled():
             self.scaler.update()
         norm.commit(self.layers, keep=not bad)
-        if not bad:
-            self.method.after_step(progress)
-        self._count(bad, losses, positions, step)
+        self.bad = bad
+        return bad or overflow
 
     def _update_deferred(
-        self,
-        losses: list[Tensor],
-        grad_norm: Tensor,
-        asked: list[int],
-        positions: list[Tensor],
-        step: int,
-        progress: float,
-    ) -> None:
+        self, losses: list[Tensor], grad_norm: Tensor, asked: list[int], before: Tensor | None
+    ) -> Tensor:
         """As `_update`, without waiting for the device: it skips a bad update, and the host learns of it after the next step.
 
+        before: the flags of the step's turn before; after a bad one the others are skipped too. Returns this turn's: bad, stop, due.
         A skipped step leaves weights, moments and running statistics unchanged. `after_step` is called all the same: an EMA teacher
         then moves once more towards unchanged weights.
         """
         bad = ~(torch.stack(losses).isfinite().all() & grad_norm.isfinite())
+        if before is not None:
+            bad = bad | before[0]
         said = [flag_on(value, bad.device) for value in (bool(asked), self.saving.due())]
         flags = torch.stack([bad, *said])
         if self.world > 1:
@@ -170,9 +194,7 @@ class Loop:
         bad = flags[0]
         step_unless(self.optimizer, bad)
         norm.commit(self.layers, keep=~bad)
-        self.method.after_step(progress)
-        before, self.pending = self.pending, DeferredFlags.of(flags, losses, positions, step)
-        self._apply(before)
+        return flags
 
     def images(self, micro: list[Any]) -> int:
         """How many images a step takes, of all processes."""
@@ -186,27 +208,7 @@ class Loop:
     def _apply(self, flags: DeferredFlags | None) -> None:
         if flags is not None:
             bad, self.stop, self.due = flags.read()
-            self._count(bad, flags.losses, flags.positions, flags.step)
-
-    def _count(self, bad: bool, losses: list[Tensor], positions: list[Tensor], step: int) -> None:
-        """Count and log skipped steps. Raises UserError after NON_FINITE_LIMIT in a row."""
-        self.in_a_row = self.in_a_row + 1 if bad else 0
-        if bad:
-            self.non_finite += 1
-            self.run.log(
-                f"WARNING: non-finite loss or gradient at step {step + 1}, skipped on all processes "
-                f"(positions {', '.join(_suspects(losses, positions))})"
-            )
-            if self.in_a_row >= NON_FINITE_LIMIT:
-                raise UserError(
-                    f"{self.in_a_row} non-finite steps in a row up to step {step + 1}; {self._after_non_finite()}"
-                )
-
-    def _after_non_finite(self) -> str:
-        """A remedy that works: this run's folder takes no other optim.lr."""
-        fresh = "begin anew with a lower optim.lr, or with optim.clip, in another run.dir"
-        narrow = self.run.dtype != torch.float32
-        return f"go on with run.precision=fp32, or {fresh}" if narrow else fresh
+            self.skipped.count(bad, flags.losses, flags.positions, flags.step)
 
     def log(self, done: int, row: dict[str, Any], progress: Progress, alarm: Alarm | None = None) -> None:
         """Write a row of means over processes, and what `alarm` warns of in it. `data_wait` is the slowest process's."""
@@ -220,7 +222,7 @@ class Loop:
         waits = sums[len(row) :]
         rates["data_wait"] = max(waits)
         epoch = done / self.steps_per_epoch
-        self.run.metrics({"step": done, "epoch": epoch, **means, "lr": rate, **rates, "skipped": self.non_finite})
+        self.run.metrics({"step": done, "epoch": epoch, **means, "lr": rate, **rates, "skipped": self.skipped.total})
         progress.show(done, means, rates, waits.index(rates["data_wait"]))
         if alarm is not None and (warning := alarm(done, means)) is not None:
             self.run.log(f"WARNING: {warning}")
@@ -238,8 +240,8 @@ class Loop:
             state = {
                 "groups": groups,
                 "scaler": self.scaler.state_dict(),
-                "non_finite": self.non_finite,
-                "in_a_row": self.in_a_row,
+                "non_finite": self.skipped.total,
+                "in_a_row": self.skipped.in_a_row,
                 "seed": self.seed,
                 "config": science(self.run.verb, self.run.config),
             }
@@ -255,8 +257,9 @@ class Loop:
         return gathered.cpu() if self.run.main else gathered.new_empty(0)
 
     def evaluated(self, done: int) -> bool:
-        """Whether rank 0's metrics.jsonl holds the evaluators' row of that step: one whose keys have slashes."""
-        found = self.run.main and any(row["step"] == done and any("/" in key for key in row) for row in self.run.rows())
+        """Whether rank 0's metrics.jsonl holds the evaluators' row of that step: one whose keys have slashes, and that has no rate."""
+        rows = self.run.rows() if self.run.main else ()
+        found = any(row["step"] == done and "lr" not in row and any("/" in key for key in row) for row in rows)
         return bool(any_process(torch.full((1,), float(found), device=self.run.device)).item())
 
     def resume(self) -> int:
@@ -278,7 +281,7 @@ class Loop:
         self.method.load_state_dict({name: sharded_like(value, own[name]) for name, value in saved.model.items()})
         checkpoint.restore_optimizer(self.optimizer, self.names, saved.optimizer)
         self.scaler.load_state_dict(saved.state["scaler"])
-        self.non_finite, self.in_a_row = saved.state["non_finite"], saved.state["in_a_row"]
+        self.skipped.total, self.skipped.in_a_row = saved.state["non_finite"], saved.state["in_a_row"]
         self.run.cut_metrics(saved.step)
         self.run.log(f"resumed from step {saved.step} of {self.steps}")
         return saved.step
@@ -287,13 +290,3 @@ class Loop:
 def raw_batches(raw: Any) -> list[Any]:
     """The raw batches of a micro-batch: one, or the source's and the target's."""
     return [raw] if hasattr(raw, "positions") else list(raw)
-
-
-def _suspects(losses: list[Tensor], positions: list[Tensor]) -> list[str]:
-    """Position ranges of the micro-batches with a non-finite loss, on all processes; all ranges if none has one."""
-    spans = torch.zeros(world(), len(losses), 3, dtype=torch.float64)
-    for i, (loss, rows_of) in enumerate(zip(losses, positions, strict=True)):
-        spans[rank(), i] = torch.tensor([not bool(loss.isfinite()), rows_of.min(), rows_of.max()], dtype=torch.float64)
-    rows = all_reduce_sum(spans.to(losses[0].device)).flatten(0, 1).tolist()
-    guilty = [row for row in rows if row[0]] or rows
-    return [f"{low:.0f}..{high:.0f}" for _, low, high in guilty]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import MachineError
-from ..method import Method
+from ..method import Method, needs_whole_batch
+from .turns import in_turn
 
 if TYPE_CHECKING:
     from .loop import Loop
@@ -48,7 +49,7 @@ def step_in_memory(
 
 
 def _usual_remedy(method: Method) -> str:
-    if method.couples_samples:
+    if needs_whole_batch(method):
         return (
             "use run.chunk"
             if method.takes_chunk
@@ -65,15 +66,16 @@ def _what_fits(
     The weights are not touched. In several processes the others would have to take part, so it is tried in one process alone.
     """
     method, progress = loop.method, step / loop.steps
-    if method.couples_samples and not method.takes_chunk:
+    whole = needs_whole_batch(method)
+    if whole and not method.takes_chunk:
         return ""
     for pieces in _halvings(images):
         part = images // pieces
-        if method.couples_samples:
+        if whole:
             vars(method)["chunk"] = part
-        tried = raw if method.couples_samples else _first_rows(raw, part)
+        tried = raw if whole else _first_rows(raw, part)
         if _fits(loop, forward, prepare, tried, progress):
-            if method.couples_samples:
+            if whole:
                 return f"run.chunk={part} fits, with the same result"
             return f"run.accumulate={pieces * loop.run.options['accumulate']} fits ({part} images at once), with the same result"
     return ""
@@ -93,7 +95,8 @@ def _fits(loop: Loop, forward: Callable[..., Any], prepare: Callable[[Any], Any]
     if loop.run.device.type == "cuda":
         torch.cuda.empty_cache()
     try:
-        loop.backward(forward, [raw], prepare, progress)
+        for turn in range(loop.turns):
+            loop.backward(forward, [raw], lambda part, turn: in_turn(prepare(part), turn), progress, turn)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

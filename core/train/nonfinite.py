@@ -1,4 +1,6 @@
-"""Skipping a non-finite update on the device: the host does not wait for the decision, and reads it one step later."""
+"""Skipped steps: counting and naming them, and skipping on the device, where the host does not wait for the decision and reads it one
+step later.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from ..distributed import all_reduce_sum, rank, world
+from ..errors import UserError
+from ..run.directory import Run
+
+NON_FINITE_LIMIT = 5  # skipped steps in a row that end a training
 
 
 class DeferredFlags(NamedTuple):
@@ -74,3 +82,38 @@ def _tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """Trained weights and their moments."""
     weights = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     return weights + [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+
+
+class Skipped:
+    """How many steps of a run were skipped because of a non-finite loss or gradient."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.total, self.in_a_row = run, 0, 0
+
+    def count(self, bad: bool, losses: list[Tensor], positions: list[Tensor], step: int) -> None:
+        """Count and log a skipped step. Raises UserError after NON_FINITE_LIMIT in a row."""
+        self.in_a_row = self.in_a_row + 1 if bad else 0
+        if bad:
+            self.total += 1
+            self.run.log(
+                f"WARNING: non-finite loss or gradient at step {step + 1}, skipped on all processes "
+                f"(positions {', '.join(_suspects(losses, positions))})"
+            )
+            if self.in_a_row >= NON_FINITE_LIMIT:
+                raise UserError(f"{self.in_a_row} non-finite steps in a row up to step {step + 1}; {self._remedy()}")
+
+    def _remedy(self) -> str:
+        """One that works: this run's folder takes no other optim.lr."""
+        fresh = "begin anew with a lower optim.lr, or with optim.clip, in another run.dir"
+        narrow = self.run.dtype != torch.float32
+        return f"go on with run.precision=fp32, or {fresh}" if narrow else fresh
+
+
+def _suspects(losses: list[Tensor], positions: list[Tensor]) -> list[str]:
+    """Position ranges of the micro-batches with a non-finite loss, on all processes; all ranges if none has one."""
+    spans = torch.zeros(world(), len(losses), 3, dtype=torch.float64)
+    for i, (loss, rows_of) in enumerate(zip(losses, positions, strict=True)):
+        spans[rank(), i] = torch.tensor([not bool(loss.isfinite()), rows_of.min(), rows_of.max()], dtype=torch.float64)
+    rows = all_reduce_sum(spans.to(losses[0].device)).flatten(0, 1).tolist()
+    guilty = [row for row in rows if row[0]] or rows
+    return [f"{low:.0f}..{high:.0f}" for _, low, high in guilty]

@@ -18,7 +18,7 @@ def seed_generators(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed(seed)
 
 
-def step_seed(seed: int, process: int, step: int) -> int:
-    """A 63-bit seed for torch's generators, different for each process and step."""
-    digest = hashlib.sha256(f"{seed}/{process}/{step}".encode()).digest()
+def step_seed(seed: int, process: int, step: int, turn: int = 0) -> int:
+    """A 63-bit seed for torch's generators, different for each process, step and turn."""
+    digest = hashlib.sha256(f"{seed}/{process}/{step}{f'/{turn}' if turn else ''}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1

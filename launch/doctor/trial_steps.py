@@ -6,7 +6,7 @@ The tests of all methods (tests/ssl/test_exactness.py) use the same steps as the
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from ...core.draws import Draws
 from ...core.method import Method, Views
 from ...core.model import norm
 from ...core.model.backbone import Backbone, create
+from ...core.train.turns import in_turn, with_absent
 
 SIZE, LOCAL_SIZE, LOCALS, RATE = 16, 8, 2, 0.05
 BACKBONES: dict[str, dict[str, Any]] = {
@@ -56,32 +57,50 @@ def share(batch: Any) -> Any:
     if isinstance(batch, Views):
         local = None if batch.local is None else share(batch.local.transpose(0, 1)).transpose(0, 1)
         return Views(share(batch.images.transpose(0, 1)).transpose(0, 1), share(batch.draws), local)
-    return type(batch)(*(share(part) for part in batch))
+    return rebuilt(batch, share)
+
+
+def rebuilt(batch: Any, of_part: Callable[[Any], Any]) -> Any:
+    """The same kind of tuple, plain or named, of `of_part` of each part that is not None."""
+    parts = [None if part is None else of_part(part) for part in batch]
+    return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
 
 
 def run_steps(method: Method, batches: Sequence[Any]) -> dict[str, Tensor]:
     """Train a method by plain gradient descent, one step per batch. batches: this process's shares.
 
-    Returns `loss.STEP` (mean over processes), `grad.STEP.NAME`, and the final weights and buffers as `state.NAME`.
+    Returns `loss.STEP` (mean over processes), `grad.STEP.NAME`, and the final weights and buffers as `state.NAME`. Of a method with several
+    turns a step is one of these, and `STEP` counts them all.
     """
     parallel = _parallel(method) if world() > 1 else method
-    layers = norm.layers(method)
     found: dict[str, Tensor] = {}
-    for step, batch in enumerate(batches):
-        progress = step / len(batches)
-        out = parallel(batch, progress)
-        out.loss.backward()
-        found[f"loss.{step}"] = all_reduce_sum(out.loss.detach()) / world()
-        for name, parameter in method.named_parameters():
-            if parameter.grad is None:
-                continue
-            found[f"grad.{step}.{name}"] = parameter.grad.clone()
-            with torch.no_grad():
-                parameter -= RATE * parameter.grad
-            parameter.grad = None
-        norm.commit(layers)
+    for number, batch in enumerate(batches):
+        progress = number / len(batches)
+        for turn in range(method.turns):
+            found |= _turn(method, parallel, batch, progress, turn, str(number * method.turns + turn))
         method.after_step(progress)
     return found | {f"state.{name}": value.detach().clone() for name, value in method.state_dict().items()}
+
+
+def _turn(
+    method: Method, parallel: nn.Module, batch: Any, progress: float, turn: int, name: str
+) -> Mapping[str, Tensor]:
+    several: Any = (turn,) if method.turns > 1 else ()
+    out = parallel(in_turn(batch, turn), progress, *several)
+    loss, absent = with_absent(out.loss, method.parameters()) if several else (out.loss, [])
+    loss.backward()
+    for parameter in (*absent, *method.frozen(progress, *several)):
+        parameter.grad = None
+    found = {f"loss.{name}": all_reduce_sum(out.loss.detach()) / world()}
+    for key, parameter in method.named_parameters():
+        if parameter.grad is None:
+            continue
+        found[f"grad.{name}.{key}"] = parameter.grad.clone()
+        with torch.no_grad():
+            parameter -= RATE * parameter.grad
+        parameter.grad = None
+    norm.commit(norm.layers(method))
+    return found
 
 
 def _parallel(method: nn.Module) -> nn.Module:

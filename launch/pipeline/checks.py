@@ -7,6 +7,7 @@ from typing import Any
 from ...core.config.messages import among
 from ...core.config.resolve import ConfigError, validate
 from ...core.config.yaml_file import parse
+from ..report.claims import MOST_PRIMARY
 from .sections import comparison, row
 
 REFERENCE = re.compile(r"@([^/]+)(/.*)?")
@@ -92,6 +93,8 @@ def check_report(report: dict[str, Any], names: Sequence[str], problems: list[st
         for name in stages_shown(entry):
             if name not in names:
                 problems.append(f"report.rows.{index}.stage: no stage {name}{among(name, names)}")
+        if len(set(stages_shown(entry))) < len(stages_shown(entry)):
+            problems.append(f"report.rows.{index}.stages: a stage is given twice; give each one once")
         for key, name in {
             "metric": entry["metric"],
             **{f"also.{key}": name for key, name in entry["also"].items()},
@@ -109,6 +112,15 @@ def check_report(report: dict[str, Any], names: Sequence[str], problems: list[st
                     else f"{len(found)} rows show {entry[side]}; name one by its label"
                 )
                 problems.append(f"report.comparisons.{index}.{side}: {wrong}")
+        if (entry["claim"] == "differs") != (entry["margin"] is None):
+            wrong = "belongs to another claim than differs" if entry["margin"] else f"is needed by {entry['claim']}"
+            problems.append(f"report.comparisons.{index}.margin: a margin {wrong}; say how much, or leave both out")
+        if entry["claim"] != "differs" and not entry["primary"]:
+            problems.append(f"report.comparisons.{index}.claim: only a primary contrast has a claim; add primary: true")
+    if (count := sum(entry["primary"] for entry in report["comparisons"])) > MOST_PRIMARY:
+        problems.append(
+            f"report.comparisons: {count} are primary, and a table has at most {MOST_PRIMARY}; choose, before the first run"
+        )
 
 
 def stages_shown(entry: Mapping[str, Any]) -> list[str]:

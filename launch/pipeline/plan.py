@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,6 +192,15 @@ def _fingerprint(verb: str, config: Mapping[str, Any], inputs: Mapping[str, str]
     science = _without_nulls({key: value for key, value in config.items() if key != "run"})
     text = json.dumps([verb, science, inputs], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def domains_of(resolved: Mapping[str, Any]) -> tuple[str, ...]:
+    """The domains of an adaptation's task, source and target: their URIs without options and splits; () for other stages."""
+    data = resolved.get("data") or {}
+    if not (data.get("source") and data.get("target")):
+        return ()
+    named = (data[side] if isinstance(data[side], list) else [data[side]] for side in ("source", "target"))
+    return tuple(re.split("[?#]", str(uri))[0] for uris in named for uri in uris)
 
 
 def recorded_inputs(job: StageJob) -> dict[str, Any]:

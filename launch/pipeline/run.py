@@ -4,6 +4,7 @@ Finished stages are not run again, so an interrupted pipeline resumes, and seeds
 run different seeds in one folder at the same time; a last command with all seeds then writes the table.
 """
 
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,13 +14,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from ...core.distributed import rank
+from ...core.files import write_text
 from ...core.manifest import write_record
 from ...core.run.folder import make_folder, read_result, run_folder, write_config
+from ..report.answers import read_answers
+from ..report.claims import tasks_of
+from ..report.contrasts import over_images, primary_contrasts
+from ..report.markdown import pipeline_markdown
 from ..report.page import write_report
-from ..report.results import averaged, compare, main_metric, summarise, value_of
+from ..report.records import read_run
+from ..report.results import averaged, compare, looks_note, main_metric, summarise, value_of
 from ..report.tables import interval, is_fraction, number
 from .checks import rows_named, stages_shown
-from .plan import STAGE_VERBS, StageJob, Validate, inputs_file, plan_pipeline, recorded_inputs
+from .contrasts import declare, declared_contrasts
+from .plan import STAGE_VERBS, StageJob, Validate, domains_of, inputs_file, plan_pipeline, recorded_inputs
 from .preflight import Build, check_buildable
 
 
@@ -51,6 +59,7 @@ def run_pipeline(
     if rank() == 0:
         make_folder(folder)
         write_config(folder, config, shared=True)
+    declared = declare(folder, declared_contrasts(config["report"]), jobs) if rank() == 0 else None
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in config["stages"]}
     for count, job in enumerate(jobs):
         where = f"seed {job.seed}  {count % len(results) + 1:2d}/{len(results)}  [bold]{escape(job.name)}[/]  [dim]{job.verb}"
@@ -65,17 +74,24 @@ def run_pipeline(
             result = execute(job.verb, job.config, job.overrides, quiet=True)
         _check_metrics(job.name, result, config["report"]["rows"])
         results[job.name].append({**result, "seed": job.seed})
-    table = tabulate(config["report"], results)
+    table = tabulate(config["report"], results, {job.name: domains_of(job.resolved) for job in jobs})
     if rank() == 0:
+        if declared is not None:
+            table |= {"contrasts": {**declared, "primary": _judged(config["report"], table["rows"], jobs)}}
         write_record(folder / "result.json", table, shared=True)
+        write_text(folder / "table.md", pipeline_markdown(table, f"rootstock run {path}"), shared=True)
         page = write_report([folder], folder / "report.html")
         console.print(_printed_table(table))
         console.print(f"report: {escape(str(page))}", soft_wrap=True)
     return table
 
 
-def tabulate(report: Mapping[str, Any], results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """The pipeline's result.json. report: the resolved section. results: of each stage, one result per seed."""
+def tabulate(
+    report: Mapping[str, Any],
+    results: Mapping[str, Sequence[Mapping[str, Any]]],
+    domains: Mapping[str, Sequence[str]] = {},
+) -> dict[str, Any]:
+    """The pipeline's result.json. report: the resolved section. results, domains: of each stage, one result per seed, and its domains."""
     measured = [name for name, found in results.items() if found[0].get("metrics")]
     wanted: list[Mapping[str, Any]] = report["rows"] or [{"label": name, "stage": name} for name in measured]
     rows = []
@@ -88,12 +104,27 @@ def tabulate(report: Mapping[str, Any], results: Mapping[str, Sequence[Mapping[s
             tests=list(report["columns"]),
             also=entry.get("also", {}),
         )
+        if len(shown := stages_shown(entry)) > 1:
+            row["tasks"] = tasks_of([domains.get(name, ()) for name in shown])
         rows.append(row | {key: entry[key] for key in ("stages", "group", "note", "emphasis") if entry.get(key)})
-    comparisons = []
+    comparisons, primary = [], any(entry.get("primary") for entry in report["comparisons"])
     for entry in report["comparisons"]:
         (a,), (b,) = rows_named(rows, entry["a"]), rows_named(rows, entry["b"])
-        comparisons.append(compare(a, b, entry["label"]))
+        kind = {"primary": bool(entry.get("primary"))} if primary else {}
+        comparisons.append(compare(a, b, entry["label"]) | kind)
     return {"task": "pipeline", "rows": rows, "comparisons": comparisons}
+
+
+def _judged(
+    report: Mapping[str, Any], rows: Sequence[dict[str, Any]], jobs: Sequence[StageJob]
+) -> list[dict[str, Any]]:
+    """The primary contrasts, from the stages' own folders; each row gets `over_images`, its interval over seeds and test images."""
+    folders = {(job.name, job.seed): job.dir for job in jobs}
+    named = {side: rows_named(rows, side)[0] for entry in report["comparisons"] for side in (entry["a"], entry["b"])}
+    answers = functools.cache(lambda stage, seed: read_answers(read_run(folders[stage, seed])))
+    for row in rows:
+        row["over_images"] = over_images(row, answers)
+    return primary_contrasts(report["comparisons"], named, answers)
 
 
 def _finished(job: StageJob) -> dict[str, Any] | None:
@@ -117,14 +148,21 @@ def _printed_table(table: Mapping[str, Any]) -> Table:
         ("mean", "right"),
         ("95 % interval", "left"),
         ("n", "right"),
+        ("looks", "right"),
     ):
         printed.add_column(heading, justify=side)  # pyright: ignore[reportArgumentType]
     for row in table["rows"]:
         scale = 100.0 if is_fraction(row["metric"], row["values"]) else 1.0
         printed.add_row(
-            escape(row["label"]), row["metric"], number(row["mean"], scale), escape(interval(row, scale)), str(row["n"])
+            escape(row["label"]),
+            row["metric"],
+            number(row["mean"], scale),
+            escape(interval(row, scale)),
+            str(row["n"]),
+            looks_note(row).partition(" (")[0].removeprefix("looks: "),
         )
     for row in table["comparisons"]:
         bounds = escape(interval(row, 100, sign=True))
-        printed.add_row(escape(row["label"]), "difference", number(row["mean"], 100, sign=True), bounds, str(row["n"]))
+        kind = "difference" if row.get("primary", True) else "exploratory"
+        printed.add_row(escape(row["label"]), kind, number(row["mean"], 100, sign=True), bounds, str(row["n"]))
     return printed

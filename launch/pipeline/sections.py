@@ -2,7 +2,10 @@
 
 from typing import Annotated, Any
 
+from pydantic import Field
+
 from ...core.config.resolve import Section
+from ..report.claims import ContrastClaim
 
 
 def pipeline_folder(*, dir: str) -> None:
@@ -75,17 +78,28 @@ def row(
     stage: Stage whose results the row shows.
     metric: Metric of the row, TEST/PROTOCOL/METRIC; null takes the first one of the stage's result.
     also: Further metrics shown beside it, {heading: TEST/PROTOCOL/METRIC}.
-    stages: Several stages whose mean the row shows, seed by seed; `over: [AXIS]` of a grid fills it.
+    stages: Several stages, such as one method on several tasks, whose mean the row shows, seed by seed; `over: [AXIS]` of a grid fills it.
     group: Heading under which the row stands; rows of one heading stand together.
     note: Text in small letters under the label.
     emphasis: Whether the row is printed in bold and its stage's map and errors stand in the page's first part.
     """
 
 
-def comparison(*, label: str, a: str, b: str) -> None:
+def comparison(
+    *,
+    label: str,
+    a: str,
+    b: str,
+    primary: bool = False,
+    claim: ContrastClaim = "differs",
+    margin: Annotated[float, Field(gt=0)] | None = None,
+) -> None:
     """One entry of `report.comparisons`: row a minus row b.
 
     label: Text of the row.
     a: First row, by its label or its stage.
     b: Row that is subtracted, by its label or its stage.
+    primary: Whether this is one of the table's primary contrasts, at most four, chosen before the first run; all others are exploratory.
+    claim: What a primary contrast is to show: differs, loses at most (a loses at most margin against b) or equals (within margin).
+    margin: Largest loss or difference of the claim, above 0, in the metric's own units; 0.01 is one point of accuracy.
     """

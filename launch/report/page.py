@@ -4,33 +4,30 @@ The page is one file without scripts or links, so that it can be mailed, printed
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import UserError, first_line
 from ..verify import examine_below
 from .answers import Seeds, answers_of
+from .contents import Page
 from .html import provenance, write_html, yaml_text
+from .markdown import contrast_lines
 from .pairs import Paired, Pairs, adjust, compare_images, p_text, pair_stages
-from .records import RunRecord, StageRuns, by_experiment, is_pipeline, is_sweep, read_readable, stages_of
+from .records import (
+    RunRecord,
+    StageRuns,
+    by_experiment,
+    is_attribution,
+    is_pipeline,
+    is_sweep,
+    read_readable,
+    stages_of,
+)
 from .results import compare, main_metric, summarise
-from .stages import StageView, protocol_rows, view_stage
-from .tables import ResultTable, caveats, differences_table, duration, results_tables
-
-
-@dataclass
-class Page:
-    title: str
-    summary: str
-    text: list[str] = field(default_factory=list)
-    caveats: list[str] = field(default_factory=list)
-    tables: list[ResultTable] = field(default_factory=list)
-    differences: ResultTable | None = None
-    pairs: Pairs = field(default_factory=lambda: Pairs([], []))
-    stages: list[StageView] = field(default_factory=list)
-    facts: list[tuple[str, str]] = field(default_factory=list)
-    config: str = ""
+from .stages import alarms, protocol_rows, view_stage
+from .tables import caveats, differences_table, duration, results_tables
 
 
 def write_report(runs: Sequence[Path | str], out: Path | str, say: Callable[[str], None] = lambda line: None) -> Path:
@@ -73,6 +70,12 @@ def _write(runs: Sequence[Path | str], out: Path | str, say: Callable[[str], Non
         from ..sweep.page import write_sweep_page  # which imports matplotlib
 
         return write_sweep_page(collections[0].path, Path(out))
+    if attributions := [record for record in records if is_attribution(record)]:
+        if len(records) > 1:
+            raise UserError(f"{attributions[0].path} is an attribution, which has its own page; report it alone")
+        from ..attribute.page import write_attribution_page
+
+        return write_attribution_page(attributions[0].path, Path(out))
     page = _pipeline_page(collections[0]) if collections else _runs_page(by_experiment(records))
     page.caveats += [f"Left out: {sentence}." for sentence in left_out]
     page.caveats += [f"Damaged: {sentence}." for record in records for sentence in record.damage]
@@ -96,9 +99,10 @@ def _pipeline_page(pipeline: RunRecord) -> Page:
         title=report.get("title") or pipeline.path.resolve().name,
         summary=_summary(stages, "stage"),
         text=[text] if isinstance(text, str) else list(text),
-        caveats=[*caveats(rows), *(f"Damaged: {sentence}." for sentence in damage)],
+        caveats=[*caveats(rows), *alarms(stages), *(f"Damaged: {sentence}." for sentence in damage)],
         tables=results_tables(rows, report.get("columns") or {}) if rows else [],
         differences=differences_table(comparisons) if comparisons else None,
+        contrasts=contrast_lines(pipeline.result.get("contrasts")),
         pairs=_pipeline_pairs(comparisons, rows, answers),
         stages=[
             view_stage(
@@ -132,6 +136,8 @@ def _pipeline_pairs(
             notes.append(found)
         else:
             lines += found
+    if any(one.get("primary") for one in comparisons):
+        lines = [replace(line, note=f"{line.note} Exploratory.".strip()) for line in lines]
     return Pairs(adjust(lines), notes)
 
 
@@ -165,7 +171,7 @@ def _runs_page(stages: list[StageRuns]) -> Page:
     return Page(
         title=title,
         summary=_summary(stages, "experiment"),
-        caveats=caveats(rows),
+        caveats=[*caveats(rows), *alarms(stages)],
         tables=results_tables(rows, {}) if rows else [],
         differences=differences,
         pairs=pair_stages(stages, answers),

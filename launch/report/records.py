@@ -109,7 +109,11 @@ def read_readable(paths: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:
 
 
 def is_pipeline(record: RunRecord) -> bool:
-    return record.result.get("task") == "pipeline" or "stages" in record.config
+    return record.result.get("task") == "pipeline" or ("stages" in record.config and not is_attribution(record))
+
+
+def is_attribution(record: RunRecord) -> bool:
+    return record.result.get("task") == "attribution" or "factors" in record.config
 
 
 def is_sweep(record: RunRecord) -> bool:

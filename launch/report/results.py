@@ -11,6 +11,7 @@ from typing import Any
 from ...core.errors import UserError
 from ...core.evaluate.definitions import range_of
 from ...core.evaluate.intervals import mean_interval, paired_interval
+from ...core.evaluate.looks import looks_of_rows, looks_words
 
 
 def main_metric(result: Mapping[str, Any]) -> str:
@@ -79,31 +80,62 @@ def summarise(
     shared = {key: name for key, name in wanted.items() if all(name in (r.get("metrics") or {}) for r in results)}
     if shared:
         row["beside"] = {key: {"metric": name, **_spread(results, name)} for key, name in shared.items()}
+    if looks := _looks(results, [metric, *shared.values()]):
+        row["looks"] = looks
     return row
 
 
-def averaged(stages: Sequence[Sequence[Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
-    """The results of several stages as one, seed by seed: the mean of each metric that all have.
+def _looks(results: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> dict[str, Any]:
+    """How often the labels of the tests of these metrics were looked at, by test; none where that was not counted."""
+    counted = {
+        test: [result["looks"][test] for result in results if test in (result.get("looks") or {})]
+        for test in dict.fromkeys(map(test_of, metrics))
+    }
+    return {test: looks_of_rows(found) for test, found in counted.items() if found}
 
-    stages: results of each stage, one a seed, in the same order of seeds. One stage stays as it is.
+
+def looks_note(row: Mapping[str, Any]) -> str:
+    """The looks of a row in words, once where they are the same for all its tests; "" if they were not counted."""
+    words = {test: looks_words(look) for test, look in (row.get("looks") or {}).items()}
+    if len(set(words.values())) <= 1:
+        return next(iter(words.values()), "")
+    return "; ".join(f"{test} {text}" for test, text in words.items())
+
+
+def averaged(stages: Sequence[Sequence[Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
+    """The results of several stages as one, for each seed that all have: the mean of each metric that all results have.
+
+    stages: of each stage, its results, one a seed. One stage stays as it is.
     """
     if len(stages) == 1:
         return list(stages[0])
-    together: list[Mapping[str, Any]] = []
-    for same_seed in zip(*stages, strict=True):
-        shared = [name for name in same_seed[0]["metrics"] if all(name in one["metrics"] for one in same_seed)]
-        seen = [one.get("seen_unlabelled") for one in same_seed]
-        together.append(
+    by_seed = [{result.get("seed"): result for result in results} for results in stages]
+    found = list[Mapping[str, Any]]()
+    for seed in (seed for seed in by_seed[0] if all(seed in one for one in by_seed)):
+        results = [one[seed] for one in by_seed]
+        metrics = [name for name in results[0].get("metrics") or {} if all(name in r["metrics"] for r in results)]
+        tests = [test for test in results[0].get("looks") or {} if all(test in (r.get("looks") or {}) for r in results)]
+        found.append(
             {
-                "seed": same_seed[0].get("seed"),
+                "seed": seed,
+                "run": results[0].get("run"),
                 "metrics": {
-                    name: math.fsum(one["metrics"][name] for one in same_seed) / len(same_seed) for name in shared
+                    name: math.fsum(float(r["metrics"][name]) for r in results) / len(results) for name in metrics
                 },
-                "selection": ", ".join(sorted({str(one.get("selection", "last")) for one in same_seed})),
-                "seen_unlabelled": None if None in seen else {str(i): sum(one.values()) for i, one in enumerate(seen)},
+                "looks": {test: looks_of_rows([r["looks"][test] for r in results]) for test in tests},
+                "selection": " and ".join(sorted({str(r.get("selection", "last")) for r in results})),
+                "seen_unlabelled": _seen([r.get("seen_unlabelled") for r in results]),
             }
         )
-    return together
+    return found
+
+
+def _seen(counts: Sequence[Mapping[str, int] | None]) -> dict[str, int] | None:
+    """The sum over tasks; None if any did not record it."""
+    if any(one is None for one in counts):
+        return None
+    names = dict.fromkeys(name for one in counts for name in one or {})
+    return {name: sum((one or {}).get(name, 0) for one in counts) for name in names}
 
 
 def compare(a: Mapping[str, Any], b: Mapping[str, Any], label: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,24 @@ from .figures import Figure, scatter
 from .html import yaml_text
 from .records import StageRuns
 from .reliability import confidence_figures
-from .results import summarise
+from .results import looks_note, summarise
 from .tables import ResultTable, duration, interval, is_fraction, number, results_tables, selection_sentence
 
 _PICTURE_WIDTH = 1400
 _PICTURE_BYTES = 150_000
 # Metrics that stand beside the first one of a protocol; all of them stand in a table of their own.
 BESIDE = ("precision", "recall", "f1", "top5", "auroc", "worst_group", "ece")
+
+
+def alarms(stages: Sequence[StageRuns]) -> list[str]:
+    """What is said above all tables: a sentence for each adapted classifier that may have collapsed on its target."""
+    found = []
+    for stage in stages:
+        for record in stage.records:
+            alarm = ((record.result.get("diagnostics") or {}).get("target") or {}).get("alarm")
+            if alarm:
+                found.append(f"{stage.name}, seed {record.seed}: the classifier may have collapsed: {alarm}.")
+    return found
 
 
 @dataclass(frozen=True)
@@ -114,6 +126,8 @@ def _facts(stage: StageRuns) -> list[tuple[str, str]]:
         facts.append(("evaluation images seen unlabelled", counts if any(seen.values()) else "0 (inductive)"))
     if first.result.get("selection"):
         facts.append(("selection", f"{first.result['selection']}. {selection_sentence(first.result['selection'])}"))
+    if looks := looks_note({"looks": first.result.get("looks")}):
+        facts.append(("looks at test labels, one a set of weights scored", looks.removeprefix("looks: ")))
     splits = (first.result.get("data") or {}).get("split") or {}
     if isinstance(splits, dict) and splits:
         facts.append(("splits", ", ".join(f"{name} {str(digest)[:12]}" for name, digest in splits.items())))

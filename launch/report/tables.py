@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...core.evaluate.definitions import definition_of
+from .claims import tasks_words
 from .curves import ticks
-from .results import span_of, test_of
+from .results import looks_note, span_of, test_of
 
 SELECTION = {
     "last": "The last iterate is reported; nothing was chosen by a result.",
@@ -116,7 +117,12 @@ def _results_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]
             interval=interval(row, scale),
             n=row["n"],
             plot=_plot(row, scale, low, high),
-            note=" · ".join(filter(None, [row.get("note"), row["metric"] if mixed else ""])),
+            note=" · ".join(
+                filter(
+                    None,
+                    [row.get("note"), row["metric"] if mixed else "", tasks_words(row.get("tasks")), looks_note(row)],
+                )
+            ),
             beside=[number(row["beside"][t]["mean"], scale) if t in row.get("beside", {}) else "–" for t in tests],
             emphasis=bool(row.get("emphasis")),
         )
@@ -144,7 +150,7 @@ def differences_table(comparisons: Sequence[Mapping[str, Any]]) -> ResultTable:
             interval=interval(row, 100, sign=True),
             n=row["n"],
             plot=_plot(row, 100, low, high),
-            note=f"{row['a']} − {row['b']}",
+            note=f"{row['a']} − {row['b']}" + ("" if row.get("primary", True) else " · exploratory"),
         )
         for row in comparisons
     ]

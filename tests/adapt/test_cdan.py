@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from rootstock.adapt.cdan import CDAN, MultilinearMap
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
-from rootstock.core.method import Labelled, Pair, Unlabelled
+from rootstock.core.method import Domains, Labelled, Unlabelled
 from rootstock.core.model.backbone import Backbone
 from rootstock.core.model.classifier import Classifier
 from rootstock.core.model.heads import Structure
@@ -120,7 +120,7 @@ def test_the_control_trains_the_classifier_on_the_source_alone() -> None:
     source, target = torch.randn(2, N, 3, 8, 8, generator=generator, dtype=torch.float64)
     draws = Draws(0, torch.arange(N))
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
-    batch = Pair(Labelled(source, labels, draws), Unlabelled(target, draws))
+    batch = Domains.of(Labelled(source, labels, draws), Unlabelled(target, draws))
     control = method(reversal=0.0)
     ours = torch.autograd.grad(control(batch, 1.0).loss, list(control.classifier.parameters()))
     alone = nn.functional.cross_entropy(control.classifier(source), labels)

@@ -11,7 +11,7 @@ from rootstock.adapt.dann import DANN
 from rootstock.adapt.parts.reversal import Discriminator, reversal_weight, reverse_gradient
 from rootstock.adapt.source_only import SourceOnly
 from rootstock.core.draws import Draws
-from rootstock.core.method import Labelled, Pair, Unlabelled
+from rootstock.core.method import Domains, Labelled, Unlabelled
 from rootstock.core.model import norm
 from rootstock.core.model.backbone import Backbone
 from rootstock.core.model.classifier import Classifier
@@ -39,13 +39,13 @@ def classifier(classes: int = 3) -> Classifier:
     return made
 
 
-def pair(n: int = 6, shift: float = 1.0, seed: int = 0) -> Pair:
+def pair(n: int = 6, shift: float = 1.0, seed: int = 0) -> Domains:
     """Images whose domains differ by `shift` in brightness."""
     generator = torch.Generator().manual_seed(seed)
     source, target = torch.randn(2, n, 3, 8, 8, generator=generator)
     draws = Draws(seed, torch.arange(n))
     labels = torch.randint(3, (n,), generator=generator)
-    return Pair(Labelled(source, labels, draws), Unlabelled(target + shift, draws))
+    return Domains.of(Labelled(source, labels, draws), Unlabelled(target + shift, draws))
 
 
 def gradients(loss: Tensor, module: nn.Module) -> list[Tensor]:
@@ -221,7 +221,7 @@ def test_a_step_along_the_reversed_gradient_fools_the_discriminator(weight: floa
 def test_source_only_does_not_look_at_the_target() -> None:
     batch = pair()
     method = SourceOnly(classifier())
-    odd = batch._replace(target=Unlabelled(batch.target.images * float("nan"), batch.target.draws))
+    odd = Domains.of(batch.source, Unlabelled(batch.target.images * float("nan"), batch.target.draws))
     step = method(odd, 0.5)
     assert bool(step.loss.isfinite()) and not method.sees_target
     net = method.backbone.model

@@ -119,7 +119,8 @@ def test_each_image_is_encoded_once_and_in_a_later_run_not_at_all(tmp_path: Path
     assert sum(encoded) == 0  # taps call the timm model itself
     first = trained(tmp_path / "first")
     cache = list((tmp_path / "cache").rglob("features/*.safetensors"))
-    assert len(cache) == 3 and not (tmp_path / "first" / "run" / "pictures" / "views.png").exists()
+    # Source and target as the training and as evaluation see them, and the test.
+    assert len(cache) == 5 and not (tmp_path / "first" / "run" / "pictures" / "views.png").exists()
     start(tmp_path / "second", METHODS[2])
     assert sorted(cache) == sorted((tmp_path / "cache").rglob("features/*.safetensors"))
     start(tmp_path / "again", METHODS[1])

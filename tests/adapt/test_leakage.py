@@ -1,5 +1,6 @@
 """No label of a target shapes a split or a weight, and what was seen is counted: whole runs, in-process, on tiny folders."""
 
+import gc
 import hashlib
 import json
 import shutil
@@ -15,11 +16,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import rootstock.finetune.probe as probe_recipe
-from rootstock.adapt.adapt import open_sets
+from rootstock.adapt.registry import ADAPT_METHODS
+from rootstock.adapt.sets import open_sets
 from rootstock.core import stage
 from rootstock.core.errors import UserError
-from rootstock.core.images.open import open_images
-from rootstock.core.method import Labelled, Pair, RawPair, Unlabelled
+from rootstock.core.images.open import Images, open_images
+from rootstock.core.method import Domains, Labelled, RawPair, Unlabelled
 from rootstock.launch.verbs import execute
 
 SIZE = 12
@@ -103,17 +105,105 @@ def test_shuffling_the_targets_labels_changes_no_split_and_no_weight(
         backbone = weights or NET
         result = start("adapt", where, data=data, backbone=backbone, method=method)
         rows = [json.loads(line) for line in (where / "run" / "metrics.jsonl").read_text().splitlines()]
-        outcomes.append((result["data"]["split"], result["data"]["n"], digest(where), [row["loss"] for row in rows]))
+        losses = [row["loss"] for row in rows if "loss" in row]
+        chosen = result["validators"], result["diagnostics"]
+        outcomes.append((result["data"]["split"], result["data"]["n"], digest(where), losses, chosen))
         assert result["metrics"]["target/classifier/accuracy"] >= 0.0
     assert labels_of(20, 0) != labels_of(20, 1)
     assert outcomes[0] == outcomes[1]
     assert outcomes[0][1]["target"] == (16 if held_out else 20)
 
 
+@pytest.mark.parametrize("method", sorted(ADAPT_METHODS))
+def test_moving_and_relabelling_the_targets_files_changes_no_weight_and_no_candidate(
+    method: str, pictures: list[Path], tmp_path: Path
+) -> None:
+    """Beside the weights, the stored logits are equal, and so is every choice that could be made of them."""
+    source = folder(tmp_path / "source", pictures[:16], labels_of(16, 0))
+    start(
+        "adapt",
+        tmp_path / "trained",
+        data={"source": source, "target": source, "size": SIZE},
+        backbone=NET,
+        method="source_only",
+    )
+    backbone = {"weights": str(tmp_path / "trained" / "run")} if method == "adabn" else NET
+    outcomes = []
+    for seed in (0, 1):
+        order = [pictures[16 + int(k)] for k in torch.randperm(20, generator=torch.Generator().manual_seed(seed))]
+        moved = [tmp_path / f"before{seed}" / f"{k:02}.png" for k in range(20)]
+        moved[0].parent.mkdir()
+        for path, place in zip(order, moved, strict=True):
+            shutil.copy(path, place)
+        target = folder(tmp_path / f"target{seed}", moved, labels_of(20, seed))
+        data = {"source": source, "target": target, "size": SIZE}
+        result = start("adapt", tmp_path / f"run{seed}", data=data, backbone=backbone, method=method)
+        names = ("backbone/backbone.safetensors", "classifier/head.safetensors")
+        assert set(result["looks"]) == {"target"} and result["looks"]["target"]["n"] >= 1
+        stored = load_file(tmp_path / f"run{seed}" / "run" / "candidates.safetensors")
+        assert not any("labels" in name for name in stored)
+        # The order of the files is that of the test set, but no image's logits depend on it.
+        rows = stored["target/keys"].argsort()
+        kept = stored["target/keys"][rows], stored["target/classifier/logits"][rows]
+        outcomes.append(((result["data"]["split"], digest(tmp_path / f"run{seed}", *names)), kept))
+    assert outcomes[0][0] == outcomes[1][0]
+    torch.testing.assert_close(outcomes[0][1], outcomes[1][1], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("held_out", [True, False], ids=["held-out test", "data.test"])
+def test_no_label_of_a_target_test_is_in_memory_while_training(
+    held_out: bool, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = folder(tmp_path / "source", pictures[:16], labels_of(16, 0))
+    target = folder(tmp_path / "target", pictures[16:36], labels_of(20, 0))
+    hidden = open_images(target).keys()
+    straight, looked = stage.fit, list[int]()
+
+    def spy(*arguments: Any, **options: Any) -> None:
+        gc.collect()
+        known = [found for found in gc.get_objects() if isinstance(found, Images) and len(found)]
+        ours = [found for found in known if bool(torch.isin(found.keys(), hidden).any())]
+        looked.append(len(ours))
+        assert all(found.labels is None for found in ours)
+        straight(*arguments, **options)
+
+    monkeypatch.setattr(stage, "fit", spy)
+    data = {
+        "source": source,
+        "target": target,
+        "size": SIZE,
+        **({} if held_out else {"test": {"t": target, "u": target}}),
+    }
+    result = start("adapt", tmp_path / "run", data=data, backbone=NET, method="dann")
+    assert looked and looked[0] >= 2  # the training set and a test
+    assert set(result["looks"]) == ({"target"} if held_out else {"t", "u"})
+
+
+def test_within_a_target_of_drawn_priors_no_label_changes_a_weight(pictures: list[Path], tmp_path: Path) -> None:
+    """Labels choose the subset, as in every experiment on label shift. The same pictures with other labels give the same weights."""
+    source = folder(tmp_path / "source", pictures[:16], labels_of(16, 0))
+    test = folder(tmp_path / "test", pictures[36:], [0, 1, 0, 1])
+    whole = folder(tmp_path / "target", pictures[16:36], labels_of(20, 0)) + "#[dirichlet=1,seed=2]"
+    chosen = open_images(whole)
+    assert 4 <= len(chosen) < 20
+    every = open_images(folder(tmp_path / "every", pictures[16:36])).keys()  # in the order of names
+    kept = [p for p, key in zip(pictures[16:36], every, strict=True) if key in chosen.keys()]  # noqa: SIM118
+    outcomes = []
+    for where, target in (
+        ("first", whole),
+        ("other", listed(tmp_path / "a.csv", kept, [k % 2 for k in range(len(kept))])),
+        ("flat", folder(tmp_path / "unlabelled", kept)),
+    ):
+        data = {"source": source, "target": target, "size": SIZE, "test": {"target": test}}
+        result = start("adapt", tmp_path / where, data=data, backbone=NET, method="dann")
+        outcomes.append((result["data"]["split"]["target"], digest(tmp_path / where)))
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+
+
 def test_the_target_holds_no_label_anywhere(
     pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert Pair._fields == ("source", "target") and Unlabelled._fields == ("images", "draws")
+    assert Domains._fields == ("sources", "targets") and Unlabelled._fields == ("images", "draws")
     assert Labelled._fields == ("images", "labels", "draws")
     source = folder(tmp_path / "source", pictures[:16], labels_of(16, 0))
     target = folder(tmp_path / "target", pictures[16:36], labels_of(20, 0))
@@ -123,7 +213,7 @@ def test_the_target_holds_no_label_anywhere(
     def spy(method: Any, batches: Any, prepare: Any, **options: Any) -> None:
         for micro in batches(0):
             looked.extend(micro)
-            assert prepare(micro[0])._fields == Pair._fields
+            assert prepare(micro[0])._fields == Domains._fields
         original(method, batches, prepare, **options)
 
     monkeypatch.setattr(stage, "fit", spy)

@@ -11,7 +11,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rootstock.core import distributed
-from rootstock.core.distributed import all_reduce_sum, any_process, broadcast_text, gather, own_rows, sum_with_gradient
+from rootstock.core.distributed import (
+    all_reduce_sum,
+    any_process,
+    broadcast_text,
+    gather,
+    of_first,
+    own_rows,
+    sum_with_gradient,
+)
 
 ROWS, WIDTH = 6, 4
 
@@ -45,6 +53,9 @@ def test_one_process_is_the_identity() -> None:
     z = rows()
     assert gather(z) is z and sum_with_gradient(z) is z and all_reduce_sum(z) is z
     assert distributed.world() == 1 and distributed.rank() == 0 and own_rows(ROWS) == slice(0, ROWS)
+    assert torch.equal(
+        of_first(lambda: torch.ones(2), torch.zeros(2, dtype=torch.float64)), torch.ones(2, dtype=torch.float64)
+    )
     assert broadcast_text("word") == "word" and any_process(torch.tensor([True, False])).tolist() == [True, False]
 
 
@@ -77,6 +88,7 @@ def test_processes_agree(shared: list[dict[str, Tensor]]) -> None:
         assert part["any"].tolist() == [1, 1, 0]
         assert bytes(part["text"].tolist()).decode() == "rank 0"
         assert torch.equal(part["left alone"], rows())
+        assert torch.equal(part["of rank 0"], torch.full((2, 3), 1.0, dtype=torch.float64))
 
 
 def work(rank: int, folder: Path) -> None:
@@ -116,6 +128,7 @@ def work(rank: int, folder: Path) -> None:
     found["calls"] = torch.tensor(list(calls.values()))
     found["any"] = any_process(torch.tensor([rank == 0, rank == 1, False])).long()
     found["text"] = torch.tensor(list(broadcast_text(f"rank {rank}").encode()))
+    found["of rank 0"] = of_first(lambda: torch.full((2, 3), 1.0 + rank), torch.zeros(3, 2, dtype=torch.float64).T)
     save_file(found, folder / f"{rank}.safetensors")
     dist.destroy_process_group()
 

@@ -95,6 +95,14 @@ MISTAKES = {
         ["run", "demo.yaml", "stages.simclr.optim.lrr=1"],
         "pretrain/digits_simclr.yaml: optim.lrr: unknown key; did you mean lr?",
     ),
+    "an attribution": (
+        ["attribute", "attribute_digits.yaml", "reponse=adapt"],
+        "reponse: unknown key; did you mean response?",
+    ),
+    "a stage of an attribution": (
+        ["attribute", "attribute_digits.yaml", "stages.adapt.optim.lrr=1"],
+        "adapt/digits_dann.yaml: optim.lrr: unknown key; did you mean lr?",
+    ),
     "a sweep": (["sweep", "digits_m", "trails=1"], "trails: unknown key; did you mean trials?"),
     "a key to explain": (["help", "optim.lrr"], "optim.lrr: unknown key; did you mean lr?"),
 }
@@ -143,8 +151,8 @@ def test_a_schema_that_is_out_of_date_refuses_nothing(monkeypatch: pytest.Monkey
         ("pretrain simclr optim.lr", ["optim.lr=", "optim.lr_scaling="]),
         ("probe digits method", []),
         ("launch fine", ["finetune"]),
-        ("launch adapt digits_d", ["digits_dann"]),
-        ("launch adapt digits_dann method.tem", []),
+        ("launch adapt digits_da", ["digits_dann", "digits_dann_shift"]),
+        ("launch adapt digits_dann method.proj", []),
         ("help optim.lr", ["optim.lr", "optim.lr_scaling"]),
     ],
 )

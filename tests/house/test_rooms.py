@@ -49,6 +49,7 @@ CONTRACT = {
     "sees_target",
     "takes_chunk",
     "takes_local",
+    "turns",
     "views",
 }
 # Names that may live in several files, and why.

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rootstock.core.evaluate.looks import record_look
 from rootstock.core.images import cache
 from rootstock.core.manifest import lost_exports
 from rootstock.core.model.backbone import create
@@ -155,3 +156,24 @@ def test_what_holds_nothing_to_verify_is_refused(tmp_path: Path, rootstock: Root
     for place, why in (("file", "is a file"), ("nowhere", "does not exist"), (".", "nothing below it has a digest")):
         done = rootstock("verify", str(tmp_path / place))
         assert done.returncode == 2 and why in done.stderr
+
+
+def test_ledgers_of_looks(
+    finished: Path, tmp_path: Path, rootstock: Rootstock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of a run that is not finished has no other digest than its own chain; those of the cache have no manifest at all."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("MANIFEST.json", "result.json"):
+        (finished / name).unlink()
+    for k in range(2):
+        assert record_look(finished, "target", "0" * 64, {"classifier": str(k)})["n"] == k + 1
+    done = rootstock("verify", str(tmp_path))
+    paths = [finished / "looks.json", tmp_path / "cache" / "rootstock" / "looks" / f"{'0' * 64}.json"]
+    for path in paths:
+        assert f"ok         {path}" in done.stdout
+        good = path.read_text()
+        entries = [line for line in good.splitlines() if '"classifier": "1"' in line]
+        path.write_text(good.replace(entries[0], entries[0].replace('"1"', '"2"')))
+        wrong = rootstock("verify", str(tmp_path))
+        assert wrong.returncode == 1 and f"DIFFERS    {path}" in wrong.stdout
+        path.write_text(good)

@@ -11,9 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
 from rootstock.core.images.images import Images
 from rootstock.core.images.open import holdout, open_images
+from rootstock.core.images.priors import with_drawn_priors
 from rootstock.core.images.split import cut, parse_fragment
 
 
@@ -174,6 +176,49 @@ def test_labels_cannot_shape_an_unlabelled_split(tmp_path: Path) -> None:
 
 
 def test_fragment_grammar() -> None:
-    assert parse_fragment("train[20%:60%, seed=3, stratify]") == ("train", "20%", "60%", True, 3, True)
-    assert parse_fragment("[:500]") == (None, None, "500", True, 0, False)
-    assert parse_fragment("val") == ("val", None, None, False, 0, False)
+    assert parse_fragment("train[20%:60%, seed=3, stratify]") == ("train", "20%", "60%", True, 3, True, None)
+    assert parse_fragment("[:500]") == (None, None, "500", True, 0, False, None)
+    assert parse_fragment("val") == ("val", None, None, False, 0, False, None)
+
+
+def test_drawn_priors_are_those_of_the_subset_and_as_many_as_fit() -> None:
+    keys, labels = torch.arange(3000), torch.arange(3000) % 3
+    for seed in range(5):
+        kept = with_drawn_priors(keys, labels, 3, 1.0, seed)
+        counts = labels[kept].bincount(minlength=3)
+        gammas = Draws(seed, torch.arange(3), "label shift/").gamma("dirichlet", 1.0).double()
+        assert (counts / counts.sum() - gammas / gammas.sum()).abs().max() < 0.002
+        assert counts.max() == 1000  # a class is used up: no larger subset has these priors
+        order = torch.randperm(3000, generator=torch.Generator().manual_seed(seed))
+        assert keys[order][with_drawn_priors(keys[order], labels[order], 3, 1.0, seed)].sort().values.equal(kept)
+
+
+def test_large_alpha_keeps_nearly_all_and_small_alpha_nearly_one_class() -> None:
+    keys, labels = torch.arange(1000), torch.arange(1000) % 10
+    assert len(with_drawn_priors(keys, labels, 10, 10_000.0, 0)) > 950
+    shares = []
+    for seed in range(20):
+        counts = labels[with_drawn_priors(keys, labels, 10, 0.01, seed)].bincount().double()
+        assert counts.isfinite().all() and counts.sum() > 0
+        shares.append(float(counts.max() / counts.sum()))
+    assert sum(shares) / 20 > 0.9
+
+
+def test_dirichlet_in_a_uri() -> None:
+    plain = open_images("sklearn:digits#train[seed=3]")
+    assert plain.labels is not None
+    shifted = [open_images(f"sklearn:digits#train[dirichlet=0.5,seed={seed}]") for seed in (3, 3, 4)]
+    assert torch.equal(shifted[0].keys(), shifted[1].keys()) and shifted[0].split_hash() != shifted[2].split_hash()
+    assert torch.isin(shifted[0].keys(), plain.keys()).all() and len(shifted[0]) < len(plain)
+    unseen = open_images("sklearn:digits#train[dirichlet=0.5,seed=3]", role="unlabelled")
+    assert unseen.labels is None and torch.equal(unseen.keys(), shifted[0].keys())
+    assert len(open_images("sklearn:digits#[dirichlet=1]")) < 1797
+    for wrong in ("dirichlet=0", "dirichlet=-1", "dirichlet=x", "dirichlet=99999"):
+        with pytest.raises(UserError, match="dirichlet"):
+            open_images(f"sklearn:digits#[{wrong}]")
+
+
+def test_dirichlet_without_labels_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="dirichlet draws class priors, so it needs one label for each picture"):
+        open_images(f"folder:{tmp_path}#[dirichlet=1]")

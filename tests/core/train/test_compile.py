@@ -16,7 +16,7 @@ from rootstock.adapt.cdan import CDAN
 from rootstock.core.config.resolve import Duration
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
-from rootstock.core.method import Labelled, Pair, RawBatch, Unlabelled, Views
+from rootstock.core.method import Domains, Labelled, RawBatch, Unlabelled, Views
 from rootstock.core.model import norm
 from rootstock.core.model.backbone import Backbone, create
 from rootstock.core.model.classifier import Classifier
@@ -103,7 +103,7 @@ def test_a_schedule_does_not_compile_each_step_anew(opened: Open, monkeypatch: p
         at = torch.arange(N) + step * N
         images = torch.randn(2, N, 3, 16, 16, generator=torch.Generator().manual_seed(step))
         draws = Draws(0, at)
-        pair = Pair(Labelled(images[0], at % 3, draws), Unlabelled(images[1], draws))
+        pair = Domains.of(Labelled(images[0], at % 3, draws), Unlabelled(images[1], draws))
         grads, outs = [], []
         for way in (method, fast):
             out = way(pair, step / 20)

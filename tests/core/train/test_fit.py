@@ -293,7 +293,7 @@ def test_of_several_processes_the_longest_wait_for_data_is_told(
     monkeypatch.setattr(progress, "world", lambda: 2)
     run, said = opened(), list[str]()
     monkeypatch.setattr(run, "log", said.append)
-    first: Any = SimpleNamespace(run=run, rank=0, world=2, steps_per_epoch=5, non_finite=0)
+    first: Any = SimpleNamespace(run=run, rank=0, world=2, steps_per_epoch=5, skipped=SimpleNamespace(total=0))
     with progress.Progress(run, STEPS, 0) as shown:
         Loop.log(first, STEPS, {"loss": torch.tensor(1.0), "lr": 0.1}, shown)
     (row,) = rows(run)

@@ -24,7 +24,7 @@ from rootstock.launch.report.curves import curves
 from rootstock.launch.report.figures import heat, scatter
 from rootstock.launch.report.page import write_report
 from rootstock.launch.report.records import by_experiment, read_run
-from rootstock.launch.report.results import summarise
+from rootstock.launch.report.results import looks_note, summarise
 from rootstock.launch.report.tables import differences_table, duration, is_fraction, results_tables
 
 CLASSES = ["cat", "dog & <b>", "鳥", "$x_$"]
@@ -400,3 +400,28 @@ def test_chromium_renders_it_without_overflow(tmp_path: Path, width: int) -> Non
     assert sizes is not None, shown[-500:]
     assert int(sizes[1]) <= int(sizes[2]) == width
     assert int(sizes[3]) == 96, "the picture was decoded"
+
+
+def test_every_row_of_a_target_test_says_how_often_its_labels_were_looked_at() -> None:
+    results = [
+        {
+            "metrics": {
+                "target/classifier/accuracy": 0.5,
+                "source/classifier/accuracy": 0.9,
+                "far/classifier/accuracy": 0.4,
+            },
+            "looks": {
+                test: {"n": n + more, "since": "2026-03-01", "note": ""} for test, more in (("target", 0), ("far", 5))
+            },
+            "seed": n,
+        }
+        for n in (1, 2)
+    ]
+    row = summarise(results, label="DANN", stage="dann", tests=["source"])
+    assert row["looks"] == {"target": {"n": 2, "since": "2026-03-01", "note": ""}}
+    (table,) = results_tables([row], {})
+    assert table.groups[0][1][0].note == "looks: 2 (unknown before 2026-03-01)"
+    both = summarise(results, label="DANN", stage="dann", tests=["far"])
+    assert looks_note(both) == "target looks: 2 (unknown before 2026-03-01); far looks: 7 (unknown before 2026-03-01)"
+    source = summarise(results, label="DANN", stage="dann", metric="source/classifier/accuracy")
+    assert "looks" not in source and looks_note(source) == ""

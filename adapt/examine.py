@@ -1,0 +1,227 @@
+"""What a run of `rootstock adapt` says without any label of the target: scores of its candidates, and diagnostics of the last one.
+
+Candidates are the last state and, with `evaluate.every`, states during the training, whose outputs are kept in RUN/candidates/. Nothing
+here has target labels: the target is opened without.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..core import phase
+from ..core.config.resolve import Duration
+from ..core.errors import UserError
+from ..core.evaluate.diagnosis import count_predicted_classes
+from ..core.evaluate.domain_gap import ADistance, a_distance
+from ..core.evaluate.features import evaluating
+from ..core.evaluate.sealed import CandidateLogits
+from ..core.files import write_tensors
+from ..core.images.images import Images
+from ..core.images.split import hash_order
+from ..core.run.directory import Run
+from .sets import Reader, Sets
+from .validators.candidate import CandidateModel, SourceFeatures, SourceOutputs, TargetOutputs
+from .validators.mixval import mixed_consistency
+from .validators.registry import VALIDATORS
+from .validators.selection import as_result, choose, score_candidates
+from .validators.stored import candidate_of, tensors_of
+
+if TYPE_CHECKING:
+    from ..core.model.classifier import Classifier
+
+FOLDER = "candidates"
+FEWEST_IMAGES = 50
+# What is logged of a candidate during the training, since it costs next to nothing.
+LOGGED = ("source_validation", "entropy", "im")
+
+
+def examine_options(
+    *, every: Duration | None = None, images: int = 1000, held_out: float = 0.0, mixval: bool = False
+) -> None:
+    """The `evaluate` section of `rootstock adapt`: scores of candidates by validators that see no target label, and diagnostics.
+
+    every: How often a candidate is kept during the training, besides the last state: steps, `10ep` or `10%`; null for none. Their outputs
+    lie in RUN/candidates, 4 bytes a number.
+    images: How many images of each domain candidates are shown, at least 50, drawn by content; all of a smaller set. The measures see these
+        alone; the tests see every image.
+    held_out: Part of the source's training images of each class that no training sees, so that validators can use its labels, from 0 to
+    0.5; 0 holds none out, and leaves out the validators that need it.
+    mixval: Whether candidates are shown mixed target images too, as the validator MixVal needs; it doubles the images that are read.
+    """
+
+
+def check_examination(options: Mapping[str, Any]) -> None:
+    """Raises UserError for numbers out of range."""
+    if options["images"] < FEWEST_IMAGES:
+        raise UserError(
+            f"evaluate.images: expected at least {FEWEST_IMAGES}, got {options['images']}; `evaluate: null` takes no measures"
+        )
+    if not 0.0 <= options["held_out"] <= 0.5:
+        raise UserError(f"evaluate.held_out: expected a number from 0 to 0.5, got {options['held_out']}; 0.1 is usual")
+
+
+class Examination:
+    """Shows states of one training the same images of both domains, and scores them. Its methods are called on every process alike."""
+
+    def __init__(
+        self,
+        run: Run,
+        options: Mapping[str, Any],
+        sets: Sets,
+        read: Reader,
+        pictures: Reader,
+        test: Callable[[Classifier], Mapping[str, Tensor]],
+    ) -> None:
+        """read: images -> what the classifier takes; pictures: images -> pictures, which may be mixed; test: logits by test."""
+        self.run, self.read, self.pictures, self.test, self.mixval = run, read, pictures, test, options["mixval"]
+        held_out = sets.held_out
+        self.source, self.target = (sampled(part, options["images"], run.seed) for part in sets.training().values())
+        self.held_out = None if held_out is None else sampled(held_out, options["images"], run.seed)
+        self.folder = run.dir / FOLDER
+        self.before: ADistance | None = None
+        if self.target.labels is not None:
+            raise ValueError("the target of an adaptation has no labels")
+
+    def start(self, classifier: Classifier) -> None:
+        """Measure how far apart the domains are before the training, in the initial features."""
+        self.before = self._distance(self.candidate(classifier.to(self.run.device), 0, forwards=False))
+
+    def __call__(self, method: Any) -> dict[str, float]:
+        """Called by `fit` at each evaluation: keep a candidate, and return what is logged of it."""
+        candidate, tested = self.candidate(method.classifier, phase.NOW.step), self.test(method.classifier)
+        if self.run.main:
+            self.folder.mkdir(exist_ok=True)
+            write_tensors(path_of(self.folder, candidate.step), tensors_of(candidate))
+            write_tensors(tests_path(self.folder, candidate.step), {name: rows.cpu() for name, rows in tested.items()})
+        found = count_predicted_classes(candidate.target.logits)
+        if found.alarm:
+            self.run.log(f"WARNING: after step {candidate.step}: {found.alarm}")
+        scored = {name: VALIDATORS[name] for name in LOGGED if not VALIDATORS[name].lacks([candidate])}
+        scores = {name: one.score(candidate) for name, one in scored.items()}
+        return {"effective_classes": found.effective, **scores}
+
+    def conclude(self, classifier: Classifier, steps: int, every: int) -> dict[str, Any]:
+        """The entries of a result, after the last of `steps` steps. every: steps between candidates, 0 for the last state alone."""
+        last = self.candidate(classifier, steps)
+        kept = range(every, steps, every) if every else range(0)
+        candidates = [*read_candidates(self.folder, kept, self.run.log), last]
+        scoring = score_candidates(candidates)
+        after, predicted = self._distance(last), count_predicted_classes(last.target.logits)
+        if predicted.alarm:
+            self.run.log(f"WARNING: the classifier may have collapsed: {predicted.alarm}")
+        shown = {"source": len(self.source), "target": len(self.target)}
+        if self.held_out is not None:
+            shown["held_out"] = len(self.held_out)
+        distances = {"before": self.before, "after": after}
+        return {
+            "validators": {**as_result(scoring, choose(scoring)), "images": shown},
+            "diagnostics": {
+                "target": predicted._asdict(),
+                "a_distance": {when: None if found is None else found._asdict() for when, found in distances.items()},
+            },
+        }
+
+    def states(self, steps: int, every: int) -> dict[str, CandidateLogits]:
+        """The kept states of the training by the names of their candidates, with their logits on the tests. On the main process."""
+        found = {}
+        for step in range(every, steps, every) if every and self.run.main else ():
+            path = tests_path(self.folder, step)
+            try:
+                found[name_of(step)] = CandidateLogits(hashlib.sha256(path.read_bytes()).hexdigest(), load_file(path))
+            except (OSError, SafetensorError) as error:
+                self.run.log(f"WARNING: {path} cannot be read ({error}); the candidate is left out")
+        return found
+
+    def candidate(self, classifier: Classifier, step: int, *, forwards: bool = True) -> CandidateModel:
+        """The outputs of a classifier in eval mode. forwards: whether held-out source and mixed images are shown too."""
+        features, logits = self._outputs(classifier, self.target)
+        target = TargetOutputs(features, logits, self.target.keys())
+        trained = SourceFeatures(self._outputs(classifier, self.source)[0], self.source.keys())
+        held_out = None
+        if forwards and self.held_out is not None:
+            assert self.held_out.labels is not None
+            features, logits = self._outputs(classifier, self.held_out)
+            held_out = SourceOutputs(features, logits, self.held_out.labels.cpu(), self.held_out.keys())
+        weight = classifier.head.weight.detach().float().cpu() if isinstance(classifier.head, nn.Linear) else None
+        mixed = self._mixed(classifier) if forwards and self.mixval else None
+        found = CandidateModel(name_of(step), step, target, held_out, trained, weight, mixed)
+        # Now, while the network is in this state.
+        return found if mixed is None else dataclasses.replace(found, mixed=mixed_consistency(found))
+
+    def _outputs(self, classifier: Classifier, images: Images) -> tuple[Tensor, Tensor]:
+        """Features [N, D] and logits [N, K], float32 on the CPU."""
+        found = [_show(classifier, batch) for batch in self.read(images)]
+        features, logits = (torch.cat(parts) for parts in zip(*found, strict=True))
+        if not bool(features.isfinite().all() & logits.isfinite().all()):
+            raise UserError("the network's features are not finite; the training has diverged, so lower optim.lr")
+        return features, logits
+
+    def _mixed(self, classifier: Classifier) -> Callable[[Tensor, Tensor, float], Tensor]:
+        def forward(first: Tensor, second: Tensor, share: float) -> Tensor:
+            pairs = zip(*(self.pictures(self.target.select(rows)) for rows in (first, second)), strict=True)
+            return torch.cat([_show(classifier, share * a + (1 - share) * b)[1] for a, b in pairs])
+
+        return forward
+
+    def _distance(self, candidate: CandidateModel) -> ADistance | None:
+        trained, target = candidate.trained, candidate.target
+        assert trained is not None
+        return a_distance(trained.features, target.features, trained.keys, target.keys, seed=self.run.seed)
+
+
+def name_of(step: int) -> str:
+    """The name of a candidate."""
+    return f"step {step}"
+
+
+def tests_path(folder: Path, step: int) -> Path:
+    """Where a candidate's logits on the tests lie: float [M, K] by test, without labels. folder: RUN/candidates."""
+    return folder / f"step-{step:08d}-tests.safetensors"
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the candidate of a step lies. folder: RUN/candidates."""
+    return folder / f"step-{step:08d}.safetensors"
+
+
+def read_candidates(folder: Path, steps: Iterable[int], log: Callable[[str], None]) -> list[CandidateModel]:
+    """The candidates that were kept; one that cannot be read is named in a warning, and left out."""
+    found = []
+    for step in steps:
+        path = path_of(folder, step)
+        try:
+            found.append(candidate_of(name_of(step), step, load_file(path)))
+        except (OSError, SafetensorError, UserError) as error:
+            log(f"WARNING: {path} cannot be read ({error}); the candidate is left out")
+    return found
+
+
+def sampled(images: Images, limit: int, seed: int) -> Images:
+    """About `limit` of the images, whole identities in the hash order of the seed: by content, never by label; all if there are no more."""
+    if len(images) <= limit:
+        return images
+    keys = images.keys()
+    order = hash_order(keys, seed)
+    chosen = torch.tensor(order[: max(1, limit * len(order) // len(images))], dtype=torch.int64)
+    return images.select(torch.isin(keys, chosen).nonzero()[:, 0])
+
+
+def _show(classifier: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Features [n, D] that the head sees, and logits [n, K], float32 on the CPU, of the very forward that is exported and tested."""
+    seen: list[Tensor] = []
+    hook = classifier.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        with evaluating(classifier), torch.no_grad():
+            logits = classifier(images)
+    finally:
+        hook.remove()
+    return seen[0].float().cpu(), logits.float().cpu()

@@ -1,0 +1,67 @@
+"""Re-sampling to equal class frequencies as weights of the loss: the order of images stays as it is (RLSbench, arXiv:2302.03020)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...core.distributed import all_reduce_sum
+from ...core.method import AdaptMethod
+from ...core.numerics import wide
+
+LEAST_SHARE = 0.01  # share of a batch in the target's class frequencies, from the hundredth batch on; before, all batches count alike
+HEAVIEST = 10.0  # weight of a target image whose predicted class is rare
+
+
+class Resampling(nn.Module):
+    """The weights of a batch's images under which all classes are equally frequent, 1 on average.
+
+    A source image of label y weighs 1 / (K p(y)), p its share in the training set. A target image weighs as much by its predicted
+    class, whose frequency is a running mean over all processes; at most 10. RLSbench predicts the whole target anew in each epoch;
+    here an image's pseudo-label is the one of the forward that trains. Frequencies are a buffer, so that a resumed run has them.
+    """
+
+    source_weights: Tensor
+    frequencies: Tensor
+    batches: Tensor
+
+    def __init__(self, source_weights: Tensor) -> None:
+        """source_weights: [K], `label_shift.balancing` of the source's priors."""
+        super().__init__()
+        classes = len(source_weights)
+        self.register_buffer("source_weights", source_weights.float())
+        self.register_buffer("frequencies", torch.full((classes,), 1 / classes))
+        self.register_buffer("batches", torch.ones(()))  # equal frequencies count as the first one
+
+    def source(self, labels: Tensor) -> Tensor:
+        """int64 [N] -> [N]."""
+        return self.source_weights[labels]
+
+    @torch.no_grad()
+    def target(self, logits: Tensor) -> Tensor:
+        """[N, K] -> [N]; in training mode the batch moves the frequencies first."""
+        guesses = logits.argmax(1)
+        if self.training:
+            counts = all_reduce_sum(F.one_hot(guesses, len(self.frequencies)).sum(0).to(self.frequencies))
+            self.batches += 1
+            self.frequencies += (counts / counts.sum() - self.frequencies) * (1 / self.batches).clamp(min=LEAST_SHARE)
+        return (1 / (len(self.frequencies) * self.frequencies[guesses])).clamp(max=HEAVIEST)
+
+
+def source_error(method: AdaptMethod, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """The cross-entropy of a source batch, weighted where the config asks for re-sampling: every method's loss on labels.
+
+    logits: [N, K]; labels: int64 [N]. The mean of weights over the training set is 1, so nothing is divided by their sum in the batch.
+    """
+    if method.resampling is None:
+        return F.cross_entropy(wide(logits), labels, label_smoothing=label_smoothing)
+    errors = F.cross_entropy(wide(logits), labels, label_smoothing=label_smoothing, reduction="none")
+    return (method.resampling.source(labels) * errors).mean()
+
+
+def row_weights(method: AdaptMethod, logits: Tensor, labels: Tensor) -> Tensor | None:
+    """Weights [2, N] of a batch's source and target images for a loss on both; None where they all are 1. logits: [2, N, K]."""
+    if method.resampling is None:
+        return None
+    return torch.stack([method.resampling.source(labels), method.resampling.target(logits[1].detach())])

@@ -1,0 +1,123 @@
+"""The images of an adaptation: opened so that no label of the target shapes anything, and sealed where labels are for the final test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core.images.damage import Damage, read_or_neighbour, rows_or_neighbours
+from ..core.images.open import Images, holdout, open_images
+from ..core.images.sealed import SealedImages
+from ..core.images.sets import HELD_OUT, align, labelled, named_tests
+from ..core.views.view import Evaluation, stack_pictures
+
+SOURCE, TARGET = "source", "target"
+
+Reader = Callable[[Images], Iterator[Tensor]]
+"""Images as evaluation sees them, in their order, in batches on the device: pictures float [n, C, h, w], or where the backbone is frozen
+its features float [n, D]; the classifier takes both."""
+
+
+class Sets(NamedTuple):
+    """The images of an adaptation: the target's have no labels; classes are numbered as the source's everywhere.
+
+    tests: sealed, except the held-out part of the source: their labels are not in memory before the final test.
+    held_out: of the source's training images, with labels, for validators.
+    """
+
+    source: Images
+    target: Images
+    tests: dict[str, Images]
+    held_out: Images | None = None
+
+    def hold_out(self, fraction: float, seed: int) -> Sets:
+        """Hold this part of the source out from training, of each class; none for 0. Raises UserError for too few images."""
+        if not fraction:
+            return self
+        source, held_out = holdout(self.source, fraction=fraction, seed=seed, stratify=True)
+        return self._replace(source=source, held_out=held_out)
+
+    def training(self) -> dict[str, Images]:
+        return {SOURCE: self.source, TARGET: self.target}
+
+    def of_training(self) -> dict[str, Images]:
+        """The training images, and those that were held out of them."""
+        return self._replace(tests={}).named()
+
+    def named(self) -> dict[str, Images]:
+        held_out = {} if self.held_out is None else {"held_out": self.held_out}
+        return {**self.training(), **held_out, **{f"test.{name}": images for name, images in self.tests.items()}}
+
+
+def open_sets(data: Mapping[str, Any], seed: int) -> Sets:
+    """Source, target and tests of the `data` section.
+
+    The target is opened without labels and lies in the order of its content: neither a split nor the order of training
+    depends on the class folders that its pictures may lie in.
+    """
+    source = labelled(open_images(data["source"], seed=seed), "data.source")
+    target = open_images(data["target"], seed=seed, role="unlabelled")
+    classes, stamp = source.classes, data.get("stamp", "size")
+    assert classes is not None
+    if data["test"] is not None:
+        key = "data.test.{}" if isinstance(data["test"], Mapping) else "data.test"
+        named = named_tests(data["test"])
+        opened = {n: partial(_labelled_test, uri, seed, classes, key.format(n)) for n, uri in named.items()}
+        return Sets(source, _by_content(target), {n: SealedImages(test, stamp) for n, test in opened.items()})
+    source, source_test = holdout(source, fraction=HELD_OUT, seed=seed, stratify=True)
+    tests: dict[str, Images] = {SOURCE: source_test}
+    if open_images(data["target"], seed=seed, role="test").labels is not None:
+        # The same pictures once more, with labels for the final test alone; they play no part in cutting.
+        known = partial(_held_out_target, data["target"], seed, classes)
+        target, _ = holdout(target, fraction=HELD_OUT, seed=seed, stratify=False)
+        tests = {TARGET: SealedImages(known, stamp), **tests}
+    return Sets(source, _by_content(target), tests)
+
+
+def _labelled_test(uri: str, seed: int, classes: tuple[str, ...], key: str) -> Images:
+    return align(open_images(uri, seed=seed, role="test"), classes, key)
+
+
+def _held_out_target(uri: str | list[str], seed: int, classes: tuple[str, ...]) -> Images:
+    # Aligned before cutting: a class that the source lacks is refused wherever the cut would put its pictures.
+    known = align(open_images(uri, seed=seed, role="test"), classes, "data.target")
+    return holdout(known, fraction=HELD_OUT, seed=seed, stratify=False)[1]
+
+
+def _by_content(images: Images) -> Images:
+    return images.select(images.keys().argsort(stable=True))
+
+
+def whole(
+    images: Images, view: Evaluation, device: torch.device, workers: int, damage: Damage, batch_size: int = 256
+) -> Iterator[Tensor]:
+    """Every image once, as evaluation sees it, in batches alike in size: float [n, C, h, w]; the same on every process.
+
+    These are training images: a damaged one is replaced by its neighbour, as in the stream.
+    """
+    batches = torch.arange(len(images)).tensor_split(-(-len(images) // batch_size))
+
+    def crop(index: int) -> tuple[Tensor, int]:
+        picture, read = read_or_neighbour(images, index)
+        return view.worker(picture), read
+
+    with ThreadPoolExecutor(max(1, min(workers, os.cpu_count() or 1))) as pool:
+        for wanted in batches:
+            if images.uniform() is not None:
+                raw, read = rows_or_neighbours(images, wanted)
+            else:
+                crops, numbers = zip(*pool.map(crop, wanted.tolist()), strict=True)
+                raw, read = stack_pictures(crops), torch.tensor(numbers)
+            damage.note(images, wanted, read)
+            yield view(raw.to(device))
+
+
+def replaced_silently() -> Damage:
+    """Training notes and counts damaged pictures; who only shows them again takes the same neighbours without a word."""
+    return Damage(limit=1.0, report=lambda _: None)

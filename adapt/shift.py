@@ -1,0 +1,178 @@
+"""Label shift in the recipe of `rootstock adapt`: what a result says about class priors, and the correction of predictions by them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import softmax
+from torch import Tensor, nn
+
+from ..core.errors import UserError
+from ..core.evaluate.calibration import fit_bias_corrected
+from ..core.evaluate.counts import Ints
+from ..core.evaluate.label_shift import (
+    Priors,
+    balancing,
+    bbse,
+    bootstrap,
+    class_priors,
+    corrected,
+    distances,
+    mlls,
+    one_hot_of,
+)
+from ..core.images.images import Images
+from ..core.method import AdaptMethod
+from .parts.resampling import Resampling
+from .sets import SOURCE, TARGET, Reader, Sets
+
+# Images of each set on which class priors are estimated: their spread is then below 0.005 for a class.
+ESTIMATED_ON = 10_000
+
+
+def label_shift_options(
+    *,
+    resample: Literal["none", "pseudo-labels"] = "none",
+    correct: Literal["none", "bbse", "mlls"] = "none",
+    resamples: int = 100,
+) -> None:
+    """The `label_shift` section of `rootstock adapt`. No key reads a label of the target.
+
+    resample: pseudo-labels weighs the loss as if all classes were equally frequent: source images by their label and, where the method's
+        loss takes it, target images by their predicted class (RLSbench, arXiv:2302.03020); none weighs all images alike.
+    correct: Estimate of the target's class priors by which predictions are corrected, p(y | x) w(y): bbse or mlls. The corrected ones are
+        tested beside the others, as TEST/corrected; none corrects nothing.
+    resamples: Bootstrap draws of the interval of each estimated distance of class priors, 0 or more; 0 gives no interval.
+    """
+
+
+def check_label_shift(section: Mapping[str, Any], method: AdaptMethod) -> None:
+    """Raises UserError for a number out of its range, and for a correction that the method's outputs don't allow."""
+    if section["correct"] != "none" and method.extra_outputs:
+        raise UserError(
+            f"label_shift.correct: {type(method).__name__} has an output for unknown images, whose prior no estimate has; use none"
+        )
+    if not 0 <= section["resamples"] <= ESTIMATED_ON:
+        raise UserError(
+            f"label_shift.resamples: expected 0 to {ESTIMATED_ON:,}, got {section['resamples']}; 100 is usual"
+        )
+
+
+def resample(method: AdaptMethod, source: Images) -> None:
+    """Give the method the weights of its images. Raises UserError for a method whose loss does not take any."""
+    if not method.resamples:
+        raise UserError(
+            f"label_shift.resample: {type(method).__name__} takes no weights of images; use none, or another method"
+        )
+    assert source.labels is not None and source.classes is not None
+    weights = balancing(class_priors(source.labels.numpy(), len(source.classes)))
+    method.resampling = Resampling(torch.from_numpy(weights))
+    # The frequencies of predicted classes are counted once a step, over the whole batch.
+    method.couples_samples = method.couples_samples or "target" in method.resamples
+
+
+def few(images: Images) -> Images:
+    """At most `ESTIMATED_ON` of the images, in the order of their content: the same ones wherever they lie and whatever their labels."""
+    return images.select(images.keys().argsort(stable=True)[:ESTIMATED_ON])
+
+
+@torch.no_grad()
+def logits_of(classifier: nn.Module, batches: Iterable[Tensor]) -> NDArray[np.float64]:
+    """[N, K] in eval mode."""
+    training = classifier.training
+    classifier.eval()
+    rows = torch.cat([classifier(images).float().cpu() for images in batches]).numpy().astype(np.float64)
+    classifier.train(training)
+    if not np.isfinite(rows).all():
+        raise UserError("the logits are not numbers (NaN): the training has diverged; take a lower learning rate")
+    return rows
+
+
+class Shift:
+    """Estimates of the target's class priors, from logits of source images with labels and of target images without."""
+
+    def __init__(self, source: NDArray[np.float64], labels: Ints, target: NDArray[np.float64]) -> None:
+        """source: [N, K]; labels: int64 [N]; target: [M, K]."""
+        self.labels, self.prior = labels, class_priors(labels, source.shape[1])
+        self.calibration = fit_bias_corrected(source, labels)
+        soft = [np.exp(self.calibration.log_probabilities(rows)) for rows in (source, target)]
+        hard = [one_hot_of(rows) for rows in (source, target)]
+        plain = [softmax(rows, axis=1) for rows in (source, target)]
+        self.rows = {"bbse": hard, "bbse_soft": plain, "mlls": soft}
+        self.found: dict[str, Priors] = {
+            "bbse": bbse(hard[0], labels, hard[1]),
+            "bbse_soft": bbse(plain[0], labels, plain[1]),
+            "mlls": mlls(soft[1], self.prior),
+        }
+
+    def correct(self, logits: NDArray[np.floating], estimate: str) -> NDArray[np.float64]:
+        """log p of the target, [N, K]: calibrated on the source, times the weights of the estimate."""
+        return corrected(self.calibration.log_probabilities(logits), self.found[estimate].weights)
+
+    def as_result(self, classes: list[str], seed: int, resamples: int) -> dict[str, Any]:
+        """The priors by class, the distances of them, and the 95 % interval of their total variation."""
+        told: dict[str, Any] = {"source": by_class(self.prior, classes)}
+        for name, priors in self.found.items():
+            rows = self.rows[name]
+            told[name] = {"target": by_class(priors.target, classes), **distances(self.prior, priors.target)}
+            if resamples:
+                kind = name.partition("_")[0]
+                interval = bootstrap(rows[0], self.labels, rows[1], method=kind, seed=seed, resamples=resamples)
+                told[name]["interval"] = list(interval)
+        return told
+
+
+def by_class(priors: NDArray[np.float64], classes: list[str]) -> dict[str, float]:
+    """Numbers [K] by the names of the classes."""
+    return dict(zip(classes, priors.tolist(), strict=True))
+
+
+class EstimatedShift(NamedTuple):
+    """What is known of class priors before a label of the target is read."""
+
+    prior: NDArray[np.float64]  # of the labelled source images on which confusion is measured, [K]
+    told: dict[str, Any]  # the entry `label_shift` of a result, without the true distances
+    shift: Shift
+    corrects: str  # the estimate that corrects predictions; "" for none
+
+    def correct(self, logits: Tensor) -> Tensor:
+        """log p of the target, float64 [M, K], from logits."""
+        return torch.from_numpy(self.shift.correct(logits.double().cpu().numpy(), self.corrects))
+
+
+def estimate_shift(
+    method: AdaptMethod, sets: Sets, read: Reader, section: Mapping[str, Any], seed: int
+) -> EstimatedShift:
+    """Estimate the class priors of the target's training images by the trained classifier.
+
+    Confusion is measured on source images that no training saw where there are any, else on training images, on which it is smaller.
+    """
+    held_out = sets.held_out if sets.held_out is not None else sets.tests.get(SOURCE)
+    # A sealed set named source has no labels here.
+    usable = held_out is not None and held_out.labels is not None
+    known, unknown = few(held_out if usable and held_out is not None else sets.source), few(sets.target)
+    assert known.labels is not None
+    classes = method.classifier.classes
+    source, target = (logits_of(method.classifier, read(part))[:, : len(classes)] for part in (known, unknown))
+    shift = Shift(source, known.labels.numpy(), target)
+    told = {
+        "measured_on": "held-out source" if usable else "training source",
+        "images": {SOURCE: len(known), TARGET: len(unknown)},
+        **shift.as_result(classes, seed, section["resamples"]),
+        "resampled": [] if method.resampling is None else list(method.resamples),
+        "corrected_by": section["correct"],
+    }
+    return EstimatedShift(shift.prior, told, shift, "" if section["correct"] == "none" else section["correct"])
+
+
+def true_distances(prior: NDArray[np.float64], tests: Mapping[str, Images]) -> dict[str, dict[str, float]]:
+    """The distances of each test set's own class priors from the source's: they read labels, so only the final test may call it."""
+    return {
+        name: distances(prior, class_priors(images.labels.numpy(), len(prior)))
+        for name, images in tests.items()
+        if images.labels is not None
+    }

@@ -1,0 +1,160 @@
+"""A table of adaptation methods over tasks: runs what is missing of a pipeline, and writes its table, also by task.
+
+Command: python benchmarks/adaptation_table.py configs/NAME.yaml [key=value ...]   (seeds as in the file). Writes benchmarks/NAME.md.
+
+The pipeline's first row is the baseline, such as source-only; a row is one stage, or the mean over several (`over`), one for each task.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import page
+import yaml
+from demo import made, run_to_its_end
+from scipy.stats import spearmanr
+
+from rootstock.core.evaluate.intervals import mean_interval
+from rootstock.launch.report.markdown import markdown_table, pipeline_markdown
+
+HERE = Path(__file__).parent
+Results = Callable[[str], Sequence[Mapping[str, Any]]]
+"""The results of a stage, one a seed."""
+
+
+class Task(NamedTuple):
+    """One task of a table. accuracies: by the label of the row, the mean over seeds, 0 to 1; estimated, true: distances of priors."""
+
+    name: str
+    accuracies: dict[str, float]
+    estimated: float  # total variation by MLLS, from the baseline's runs, without a label of the target
+    true: float  # of the test
+
+
+def stages_of(row: Mapping[str, Any]) -> list[str]:
+    return row.get("stages") or [row["stage"]]
+
+
+def tasks(rows: Sequence[Mapping[str, Any]], results: Results) -> list[Task]:
+    """The tasks of a table whose rows all have the same tasks in the same order. rows: of result.json."""
+    found = []
+    for number, stage in enumerate(stages_of(rows[0])):
+        base = results(stage)
+        shift = [one["label_shift"] for one in base]
+        true = [one["true"][rows[0]["metric"].partition("/")[0]]["total_variation"] for one in shift]
+        means = {
+            row["label"]: mean(one["metrics"][row["metric"]] for one in results(stages_of(row)[number])) for row in rows
+        }
+        estimated = mean(one["mlls"]["total_variation"] for one in shift)
+        found.append(Task(stage.rpartition("-")[0], means, estimated, mean(true)))
+    return found
+
+
+def mean(values: Any) -> float:
+    return float(np.mean(list(values)))
+
+
+def gains(found: Sequence[Task], label: str, baseline: str) -> list[float]:
+    """A row's accuracy minus the baseline's, by task."""
+    return [task.accuracies[label] - task.accuracies[baseline] for task in found]
+
+
+def by_task(found: Sequence[Task], baseline: str) -> list[str]:
+    """Two tables: accuracies by task beside the distances of priors, and how the gains go with these."""
+    labels = list(found[0].accuracies)
+    heads = ["task", "TV of priors, MLLS", "TV, true", *labels]
+    cells = [
+        [task.name, f"{task.estimated:.2f}", f"{task.true:.2f}", *(f"{100 * task.accuracies[k]:.1f}" for k in labels)]
+        for task in found
+    ]
+    parts = ["## By task", markdown_table(heads, cells, right=range(1, len(heads)))]
+    rows = []
+    for label in labels:
+        if label == baseline:
+            continue
+        gained = gains(found, label, baseline)
+        lost = [task.name for task, gain in zip(found, gained, strict=True) if gain < 0]
+        rank = rank_correlation([task.true for task in found], gained)
+        rows.append([label, f"{100 * min(gained):+.1f}", f"{100 * max(gained):+.1f}", rank, ", ".join(lost) or "none"])
+    if len(found) > 1:
+        heads = [f"minus {baseline}", "worst task", "best task", "Spearman with the true TV", "tasks with a loss"]
+        parts += ["", markdown_table(heads, rows, right=(1, 2, 3))]
+    return parts
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> str:
+    """Spearman's correlation, or "-" where one side has no ranks."""
+    if len(a) < 3 or len(set(a)) == 1 or len(set(b)) == 1:
+        return "-"
+    found: Any = spearmanr(a, b)
+    return f"{found.statistic:+.2f}"
+
+
+def validators(rows: Sequence[Mapping[str, Any]], results: Results) -> list[str]:
+    """What each validator's pick costs against the best state of its training, over all runs; [] where runs kept one state."""
+    costs: dict[str, dict[int, list[float]]] = {}
+    for stage in dict.fromkeys(stage for row in rows for stage in stages_of(row)):
+        for seed, one in enumerate(results(stage)):
+            regret = one.get("validators", {}).get("regret", {})
+            for name, cost in next(iter(regret.values()), {"by": {}})["by"].items():
+                costs.setdefault(name, {}).setdefault(seed, []).append(cost["regret"])
+    if not costs:
+        return []
+    cells = []
+    for name, seeds in costs.items():
+        each = [mean(values) for values in seeds.values()]
+        found, low, high = mean_interval(each, span=(0.0, 1.0)) if len(each) > 1 else (each[0], None, None)
+        bounds = "" if low is None or high is None else f"[{100 * low:.2f}, {100 * high:.2f}]"
+        cells.append((found, [name, f"{100 * found:.2f}", bounds, str(sum(map(len, seeds.values())))]))
+    table = markdown_table(
+        ["validator", "regret in points", "95 % over seeds", "runs"], [cell for _, cell in sorted(cells)], right=(1, 3)
+    )
+    return ["## Selection without target labels", table]
+
+
+def splits(rows: Sequence[Mapping[str, Any]], results: Results) -> str:
+    """The hashes of the tests' splits."""
+    found = {}
+    for stage in stages_of(rows[0]):
+        for name, digest in results(stage)[0]["data"]["split"].items():
+            if name.startswith("test"):
+                found[digest[:12]] = None
+    return f"Tests by the hash of their split: {', '.join(found)}."
+
+
+def text(name: str, config: str, table: Mapping[str, Any], results: Results, command: str) -> str:
+    """The page as Markdown."""
+    rows = table["rows"]
+    parts = [f"# {yaml.safe_load(Path(config).read_text())['report'].get('title', name)}", page.machine()]
+    parts += [pipeline_markdown(table, command).strip(), splits(rows, results)]
+    parts += [part for part in by_task(tasks(rows, results), rows[0]["label"]) if part]
+    parts += validators(rows, results)
+    return "\n\n".join(parts) + "\n"
+
+
+def main(words: list[str]) -> int:
+    if not words:
+        sys.exit(__doc__)
+    config, *overrides = words
+    content = yaml.safe_load(Path(config).read_text())
+    name, seeds = Path(config).stem, content["seeds"]
+    folder, command = run_to_its_end(["run", config], content["run"]["dir"], seeds, overrides)
+    table = made(folder)[0]
+
+    def results(stage: str) -> list[Mapping[str, Any]]:
+        return [
+            json.loads((folder / f"seed-{s}" / stage / "result.json").read_text()) for s in table["rows"][0]["seeds"]
+        ]
+
+    said = " ".join(map(page.shown, command))
+    (HERE / f"{name}.md").write_text(text(name, config, table, results, said))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,88 @@
+"""Tables in Markdown, to be committed: numbers with intervals, n, protocol, selection, looks, and the command that makes them again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .claims import claim_words, needed_words, tasks_words
+from .results import looks_note
+from .tables import interval, is_fraction, number
+
+
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """A table. right: columns that are aligned to the right."""
+    rule = ["---:" if column in right else "---" for column in range(len(heads))]
+    return "\n".join(f"| {' | '.join(_cell(text) for text in line)} |" for line in (heads, rule, *rows))
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def points(value: float) -> str:
+    """A difference of fractions in points, with its sign."""
+    return number(value, 100, sign=True)
+
+
+def contrast_lines(contrasts: Mapping[str, Any] | None) -> list[str]:
+    """The primary contrasts in words, then how they were declared; [] for a table without any."""
+    if not contrasts:
+        return []
+    lines = []
+    for one in contrasts["primary"]:
+        fraction = is_fraction(one["metric"], [])
+        words = claim_words(one, " points" if fraction else "", points if fraction else lambda value: f"{value:+.4g}")
+        over = f" Over {one['resampled']}." if one["resampled"] else ""
+        note = f" Not by image: {one['note']}." if one["note"] else ""
+        lines.append(f"{one['label']}: {words}.{over} {needed_words(one)[0].upper()}{needed_words(one)[1:]}.{note}")
+    changed = f" {contrasts['note'][0].upper()}{contrasts['note'][1:]}." if contrasts["note"] else ""
+    head = (
+        f"Primary contrasts were declared on {contrasts['declared'][:10]}, sha256 {contrasts['digest'][:12]}.{changed}"
+    )
+    return [*lines, f"{head} All other comparisons are exploratory."]
+
+
+def pipeline_markdown(table: Mapping[str, Any], command: str) -> str:
+    """table.md of a pipeline. table: its result.json. command: that makes it."""
+    heads = [
+        "",
+        "metric",
+        "mean",
+        "95 % over seeds",
+        "95 % over seeds and images",
+        "n",
+        "kind",
+        "selection",
+        "looks",
+        "notes",
+    ]
+    rows = []
+    for row in table["rows"]:
+        scale = 100.0 if is_fraction(row["metric"], row["values"]) else 1.0
+        notes = "; ".join(filter(None, [row.get("note"), tasks_words(row.get("tasks"))]))
+        looks = looks_note(row).removeprefix("looks: ")
+        images = row.get("over_images")
+        both = f"[{number(images[0], scale)}, {number(images[1], scale)}]" if images else ""
+        numbers = [number(row["mean"], scale), interval(row, scale), both, str(row["n"])]
+        rows.append([row["label"], row["metric"], *numbers, row["kind"], ", ".join(row["selection"]), looks, notes])
+    parts = [f"Made by `{command}`.", markdown_table(heads, rows, right=(2, 5))]
+    if table["comparisons"]:
+        parts.append(
+            markdown_table(
+                ["difference", "points", "95 % interval", "n", ""],
+                [
+                    [
+                        f"{one['label']} ({one['a']} − {one['b']})",
+                        points(one["mean"]),
+                        interval(one, 100, sign=True),
+                        str(one["n"]),
+                        "" if "primary" not in one else "primary" if one["primary"] else "exploratory",
+                    ]
+                    for one in table["comparisons"]
+                ],
+                right=(1, 3),
+            )
+        )
+    parts += [f"- {line}" for line in contrast_lines(table.get("contrasts"))]
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,87 @@
+"""Two steps of every adaptation method, on one process or in a group of them: the results that test_one_update.py compares.
+
+As a program in a group of processes, `exact_steps.py OUT DTYPE`: each takes its share of the batch, and rank 0 writes the results.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rootstock.adapt.registry import ADAPT_METHODS
+from rootstock.core.distributed import rank
+from rootstock.core.model import norm
+from rootstock.core.model.classifier import Classifier
+from rootstock.launch.doctor.equality import CLASSES, domain_pair
+from rootstock.launch.doctor.trial_steps import backbone, run_steps, share
+
+N, GROUP, STEPS = 16, 4, 2
+# Large weights, so that an error of the transfer loss shows beside the cross-entropy.
+KEYS: dict[str, dict[str, Any]] = {
+    "mdd": {"hidden": 8, "reversal": 1.0},
+    "dann": {"hidden": 8},
+    "cdan": {"hidden": 8},
+    "deepjdot": {"features": 1.0, "labels": 1.0},
+    "deepcoral": {"trade_off": 100.0},
+    "afn": {"trade_off": 1.0},
+}
+
+
+class Trial(NamedTuple):
+    """One method on one kind of BatchNorm: "batch", or "group" of GROUP images."""
+
+    name: str
+    norm: str
+    dtype: torch.dtype
+
+    @property
+    def key(self) -> str:
+        return "/".join([self.name, self.norm, str(self.dtype).removeprefix("torch.")])
+
+    @property
+    def in_chunks(self) -> bool:
+        """Whether chunks leave its gradient as it is: not where BatchNorm sees the whole batch."""
+        kind = ADAPT_METHODS[self.name]
+        return kind.takes_chunk and kind.couples_samples and self.norm == "group" and self.dtype == torch.float64
+
+
+TRIALS = [
+    Trial(name, mode, dtype)
+    for name, kind in ADAPT_METHODS.items()
+    if not kind.keeps_head  # they train nothing
+    for mode in ("batch", "group")
+    for dtype in (torch.float64, torch.float32)
+]
+
+
+def run(trial: Trial, chunk: int | None = None) -> dict[str, Tensor]:
+    """Losses, the gradients of both steps, and all weights and buffers after them."""
+    torch.manual_seed(0)
+    classifier = Classifier(backbone("conv"), [str(k) for k in range(CLASSES)])
+    made: Any = ADAPT_METHODS[trial.name](classifier, chunk, **KEYS.get(trial.name, {}))
+    made = made.to(trial.dtype).train()
+    norm.convert_batch_norms(made, "group" if trial.norm == "group" else "batch", GROUP, made.rows_per_position)
+    batches = [share(domain_pair(made, N, step + 1, trial.dtype)) for step in range(STEPS)]
+    return run_steps(made, batches)
+
+
+def main(out: str, dtype: str) -> None:
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    results = {trial.key: run(trial) for trial in TRIALS if trial.key.endswith(dtype)}
+    if rank() == 0:
+        flat = {f"{key}|{name}": value for key, found in results.items() for name, value in found.items()}
+        save_file({name: value.contiguous() for name, value in flat.items()}, out)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

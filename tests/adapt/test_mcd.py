@@ -1,0 +1,115 @@
+"""MCD against loops, and who moves in which turn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rootstock.adapt.mcd import MCD, discrepancy
+from rootstock.core.errors import UserError
+from rootstock.core.method import Domains
+from rootstock.tests.adapt.test_dann import classifier, pair
+
+
+def players(method: MCD) -> dict[str, nn.Module]:
+    return {"features": method.backbone, "first": method.classifier.head, "second": method.second}
+
+
+def moved(method: MCD, turn: int, **given: Any) -> dict[str, bool]:
+    """Which players one turn of plain gradient descent moves, weight decay included."""
+    before = {name: [p.clone() for p in player.parameters()] for name, player in players(method).items()}
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.1, weight_decay=0.1)
+    method(pair(**given), 0.5, turn).loss.backward()
+    for parameter in method.frozen(0.5, turn):
+        parameter.grad = None
+    optimizer.step()
+    return {
+        name: not all(torch.equal(a, b) for a, b in zip(before[name], player.parameters(), strict=True))
+        for name, player in players(method).items()
+    }
+
+
+def test_the_discrepancy_is_the_mean_over_images_and_classes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randn(2, 5, 4, generator=generator, dtype=torch.float64) * 3
+    slow = 0.0
+    for n in range(5):
+        powers = [[z.exp().item() for z in logits[n]] for logits in (first, second)]
+        one, two = ([power / sum(row) for power in row] for row in powers)
+        slow += sum(abs(a - b) for a, b in zip(one, two, strict=True)) / 4
+    assert discrepancy(first, second).item() == pytest.approx(slow / 5)
+    assert discrepancy(first, second + 7.0).item() == pytest.approx(slow / 5)  # of probabilities, not of logits
+    certain = torch.eye(4, dtype=torch.float64)[:2] * 1e3
+    assert discrepancy(certain[:1], certain[1:]).item() == pytest.approx(2 / 4)  # the most there is: 2 / K
+
+
+def test_each_turn_has_its_loss() -> None:
+    method, batch = MCD(classifier(), trade_off=0.7, label_smoothing=0.1), pair()
+    features = method.backbone(torch.cat([batch.source.images, batch.target.images])).double()
+    known, logits = 0.0, []
+    for head in (method.classifier.head, method.second):
+        found = (features @ head.weight.double().T + head.bias.double()).log_softmax(1)
+        logits.append(found)
+        for n, label in enumerate(batch.source.labels.tolist()):
+            known -= 0.9 * found[n, label].item() / 6 + 0.1 * found[n].mean().item() / 6
+    apart = sum((logits[0][n].exp() - logits[1][n].exp()).abs().mean().item() / 6 for n in range(6, 12))
+    assert method.turns == 6
+    losses = [method(batch, 0.5, turn).loss.item() for turn in range(method.turns)]
+    assert losses == pytest.approx([known, known - 0.7 * apart, *[0.7 * apart] * 4], rel=1e-5)
+
+
+def test_who_moves_in_which_turn() -> None:
+    method = MCD(classifier(), generator_steps=2)
+    assert [moved(method, turn) for turn in range(method.turns)] == [
+        {"features": True, "first": True, "second": True},
+        {"features": False, "first": True, "second": True},
+        {"features": True, "first": False, "second": False},
+        {"features": True, "first": False, "second": False},
+    ]
+
+
+def test_the_control_trains_on_the_source_alone() -> None:
+    """The heads' turn has no gradient of the target, and in the features' turns nobody moves, not even by weight decay."""
+    control = MCD(classifier(), trade_off=0.0)
+    still = dict.fromkeys(players(control), False)
+    assert moved(control, 1) == still | {"first": True, "second": True} and moved(control, 2) == still
+    here, there = (control.eval()(Domains.of(pair().source, pair(shift=shift).target), 0.5, 1) for shift in (0.0, 3.0))
+    assert here.loss.item() == there.loss.item() and here.metrics["discrepancy"] != there.metrics["discrepancy"]
+
+
+def test_the_heads_pull_apart_and_the_features_together() -> None:
+    """A small step of each player against its own turn's loss moves the discrepancy the right way."""
+    batch = pair()
+
+    def after(turn: int) -> Tensor:
+        method = MCD(classifier(), trade_off=50.0).eval()
+        before = method(batch, 0.5, turn)
+        before.loss.backward()
+        for parameter in method.frozen(0.5, turn):
+            parameter.grad = None
+        with torch.no_grad():
+            for parameter in method.parameters():
+                if parameter.grad is not None:
+                    parameter -= 1e-4 * parameter.grad
+        return method(batch, 0.5, turn).metrics["discrepancy"] - before.metrics["discrepancy"]
+
+    assert after(1) > 0 and after(2) < 0
+
+
+def test_heads_that_start_equal_would_never_part() -> None:
+    """Why the second head is drawn anew: equal heads have no discrepancy, and no gradient of it."""
+    method = MCD(classifier())
+    assert not torch.allclose(method.second.weight, method.classifier.head.weight, atol=1e-2)
+    assert method(pair(), 0.5, 2).metrics["discrepancy"] > 0.01
+    method.second.load_state_dict(method.classifier.head.state_dict())
+    step = method(pair(), 0.5, 2)
+    assert step.loss.item() == 0.0
+    assert all(not g.any() for g in torch.autograd.grad(step.loss, list(method.backbone.parameters())))
+
+
+def test_the_number_of_updates_is_bounded() -> None:
+    with pytest.raises(UserError, match=r"method\.generator_steps: expected 1 to 16, got 0; 4 is usual"):
+        MCD(classifier(), generator_steps=0)

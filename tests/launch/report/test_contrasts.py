@@ -1,0 +1,204 @@
+"""Primary contrasts: what a claim needs, Holm over the primary ones alone, pairs of images within seeds, and tasks that share domains."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rootstock.core.evaluate.predictions import ScoredImages
+from rootstock.core.evaluate.statistics import holm
+from rootstock.launch.report.answers import Answers
+from rootstock.launch.report.claims import ContrastClaim, claim_words, judge, room_of, tasks_of, tasks_words
+from rootstock.launch.report.contrasts import over_images, primary_contrasts, student_p
+from rootstock.launch.report.markdown import contrast_lines, points
+from rootstock.launch.report.results import averaged, summarise
+
+KEY = "target/classifier"
+
+
+@pytest.mark.parametrize(
+    ("claim", "margin", "bounds", "holds"),
+    [
+        ("differs", None, (0.01, 0.05), True),
+        ("differs", None, (-0.05, -0.01), True),
+        ("differs", None, (-0.01, 0.05), False),
+        ("differs", None, (0.0, 0.05), False),
+        ("loses at most", 0.02, (-0.01, 0.09), True),
+        ("loses at most", 0.02, (0.01, 0.09), True),
+        ("loses at most", 0.02, (-0.03, 0.09), False),
+        ("loses at most", 0.02, (-0.02, 0.09), False),
+        ("equals", 0.02, (-0.01, 0.015), True),
+        ("equals", 0.02, (-0.01, 0.03), False),
+        ("equals", 0.02, (-0.03, 0.01), False),
+        ("equals", 0.02, (0.021, 0.03), False),
+        ("equals", 0.02, (None, None), False),
+    ],
+)
+def test_a_claim_holds_only_if_the_whole_interval_lies_where_it_says(
+    claim: ContrastClaim, margin: float | None, bounds: tuple[float | None, float | None], holds: bool
+) -> None:
+    mean = 0.0 if bounds[0] is None or bounds[1] is None else (bounds[0] + bounds[1]) / 2
+    assert judge(claim, margin, mean, bounds, lambda null: 0.01).inside is holds
+
+
+def test_of_what_is_better_when_lower_a_loss_is_a_rise() -> None:
+    assert judge("loses at most", 0.1, 0.0, (-0.5, 0.05), lambda null: 0.01, higher_is_better=False).inside
+    assert not judge("loses at most", 0.1, 0.0, (-0.05, 0.5), lambda null: 0.01, higher_is_better=False).inside
+    assert room_of("loses at most", 0.1, 0.04, higher_is_better=False) == pytest.approx(0.06)
+    assert room_of("loses at most", 0.1, 0.04) == pytest.approx(0.14)
+    assert room_of("equals", 0.1, -0.04) == pytest.approx(0.06) and room_of("equals", 0.1, 0.2) < 0
+
+
+def test_p_is_of_the_claims_opposite() -> None:
+    """Of equality the larger of both edges' p; a mean beyond an edge shows nothing, however sure it is."""
+    asked: list[float] = []
+
+    def p_of(null: float) -> float:
+        asked.append(null)
+        return {0.0: 0.3, -0.02: 0.01, 0.02: 0.04}[null]
+
+    assert judge("differs", None, 0.01, (-1, 1), p_of).p == 0.3
+    assert judge("loses at most", 0.02, 0.01, (-1, 1), p_of).p == 0.01
+    assert judge("equals", 0.02, 0.01, (-1, 1), p_of).p == 0.04
+    assert asked == [0.0, -0.02, -0.02, 0.02]
+    assert judge("equals", 0.02, 0.05, (0.04, 0.06), p_of).p == 1.0
+
+
+def answers(correct: np.ndarray) -> dict[str, Answers]:
+    n = len(correct)
+    images = ScoredImages(np.arange(n, dtype=np.int64), np.zeros(n, dtype=np.int64), ("a", "b"))
+    return {KEY: Answers(images, "logits", correct.astype(np.float64), (1 - correct).astype(np.int64), None, None)}
+
+
+class Table:
+    """Stages with a given accuracy on 400 images, over seeds that share nothing but the images."""
+
+    def __init__(self, rates: Mapping[str, float], seeds: int = 5) -> None:
+        random = np.random.default_rng(0)
+        hard = random.random(400)
+        self.answers = {
+            (stage, seed): answers(
+                (hard + random.normal(0, 0.05, 400) < rate + random.normal(0, 0.004)).astype(np.int64)
+            )
+            for stage, rate in rates.items()
+            for seed in range(seeds)
+        }
+        results = {
+            stage: [
+                {"metrics": {f"{KEY}/accuracy": float(self.answers[stage, seed][KEY].correct.mean())}, "seed": seed}
+                for seed in range(seeds)
+            ]
+            for stage in rates
+        }
+        self.rows = {stage: summarise(found, label=stage, stage=stage) for stage, found in results.items()}
+
+    def __call__(self, stage: str, seed: int) -> Mapping[str, Answers]:
+        return self.answers[stage, seed]
+
+
+def entry(
+    a: str, b: str, *, primary: bool = True, claim: str = "differs", margin: float | None = None
+) -> dict[str, Any]:
+    return {"label": f"{a} over {b}", "a": a, "b": b, "primary": primary, "claim": claim, "margin": margin}
+
+
+def test_holm_counts_the_primary_contrasts_alone() -> None:
+    table = Table({"control": 0.5, "good": 0.56, "same": 0.501, "other": 0.7})
+    asked = [
+        entry("good", "control"),
+        entry("other", "control", primary=False),
+        entry("same", "control", claim="equals", margin=0.05),
+        entry("same", "control"),
+        entry("control", "good", claim="loses at most", margin=0.01),
+    ]
+    found = primary_contrasts(asked, table.rows, table)
+    assert [one["label"] for one in found] == [one["label"] for one in asked if one["primary"]]
+    assert [one["adjusted"] for one in found] == holm([one["p"] for one in found])
+    assert [one["holds"] for one in found] == [True, True, False, False]
+    for one in found:
+        assert one["of"] == 4 and one["resampled"] == "seeds and images" and one["images"] == 400 and one["n"] == 5
+        assert -1 <= one["low"] <= one["mean"] <= one["high"] <= 1
+    assert found[0]["seeds_needed"] <= 5 < found[2]["seeds_needed"]
+    assert found[3]["seeds_needed"] is None  # no number of seeds shows that 6 points are at most 1
+    alone = primary_contrasts(asked[:1], table.rows, table)[0]
+    assert alone["p"] == alone["adjusted"] == found[0]["p"]
+
+
+def test_the_interval_over_images_is_wider_than_over_seeds_alone() -> None:
+    table = Table({"control": 0.5, "good": 0.56})
+    by_image = primary_contrasts([entry("good", "control")], table.rows, table)[0]
+    alone = primary_contrasts([entry("good", "control")], table.rows, lambda stage, seed: {})[0]
+    assert alone["resampled"] == "seeds" and "kept no predictions" in alone["note"] and alone["images"] == 0
+    assert by_image["low"] < alone["low"] and by_image["high"] > alone["high"]
+    assert alone["p"] == student_p(alone["values"])
+    low, high = over_images(table.rows["good"], table) or (None, None)
+    row = table.rows["good"]
+    assert low is not None and high is not None and 0 <= low < row["low"] and row["high"] < high <= 1
+    assert over_images(row, lambda stage, seed: {}) is None
+
+
+def test_one_seed_claims_nothing_about_another_training() -> None:
+    table = Table({"control": 0.5, "good": 0.8}, seeds=1)
+    found = primary_contrasts([entry("good", "control")], table.rows, table)
+    assert found[0]["resampled"] == "images" and found[0]["seeds_needed"] is None
+    (line, _) = contrast_lines({"digest": "0" * 64, "declared": "2026-03-01T00:00:00Z", "note": "", "primary": found})
+    assert "Over images." in line and "One seed says nothing about the spread between seeds" in line
+    nothing = primary_contrasts([entry("good", "control")], table.rows, lambda stage, seed: {})
+    assert not nothing[0]["holds"] and nothing[0]["p"] == 1.0 and nothing[0]["low"] is None
+
+
+def test_sentences() -> None:
+    contrast = {
+        "a": "MCC",
+        "b": "control",
+        "margin": 0.02,
+        "mean": -0.004,
+        "low": -0.011,
+        "high": 0.003,
+        "adjusted": 0.004,
+        "of": 3,
+    }
+    words = {
+        (claim, holds): claim_words({**contrast, "claim": claim, "holds": holds}, " points", points)
+        for claim in ("differs", "loses at most", "equals")
+        for holds in (True, False)
+    }
+    facts = "(−0.4 points as measured, 95 % interval [−1.1, +0.3], p = 0.004 after Holm over 3)"
+    assert words["loses at most", True] == f"MCC loses at most 2.0 points against control {facts}"
+    assert words["equals", False] == f"that MCC equals control within 2.0 points is not shown {facts}"
+    assert words["differs", False] == f"no difference between MCC and control is shown {facts}"
+
+
+def test_tasks_of_shared_domains_are_called_that() -> None:
+    names = "pacs"
+    twelve = [(a, b) for a in names for b in names if a != b]
+    assert tasks_words(tasks_of(twelve)) == (
+        "mean over 12 tasks of 4 domains; tasks share domains, so they are not independent, and n counts seeds"
+    )
+    assert tasks_words(tasks_of([("a", "b"), ("c", "d")])) == "mean over 2 tasks of 4 domains"
+    assert tasks_words(tasks_of([("a", "b"), ()])) == "mean over 2 tasks"
+    assert tasks_words(None) == ""
+
+
+def test_averaged_stages_pair_seeds_and_keeps_what_tables_say() -> None:
+    def result(seed: int, accuracy: float, n: int) -> dict[str, Any]:
+        looks = {"target": {"n": n, "since": "2026-03-01", "note": ""}}
+        return {"seed": seed, "metrics": {f"{KEY}/accuracy": accuracy}, "looks": looks, "seen_unlabelled": {"adapt": 3}}
+
+    tasks = [[result(0, 0.2, 1), result(1, 0.4, 4)], [result(1, 0.8, 2), result(0, 0.6, 9), result(2, 0.1, 1)]]
+    row = summarise(averaged(tasks), label="DANN", stage="dann")
+    assert row["values"] == pytest.approx([0.4, 0.6]) and row["seeds"] == [0, 1]
+    assert row["looks"]["target"]["n"] == 9 and row["kind"] == "transductive"
+
+
+def test_contrasts_over_tasks_draw_shared_targets_together() -> None:
+    table = Table({"control": 0.5, "good": 0.56, "control2": 0.5, "good2": 0.56})
+    for name in ("good", "control"):
+        table.rows[name]["tasks"] = {"n": 2, "domains": 3, "shared": True}
+        table.rows[name]["stages"] = [name, f"{name}2"]
+    found = primary_contrasts([entry("good", "control")], table.rows, table)[0]
+    assert found["images"] == 800 and found["resampled"] == "seeds and images"
+    table.rows["control"].pop("stages")
+    found = primary_contrasts([entry("good", "control")], table.rows, table)[0]
+    assert found["images"] == 0 and "different numbers of tasks" in found["note"]
