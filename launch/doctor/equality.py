@@ -65,7 +65,7 @@ def domain_pair(method: Any, n: int, seed: int, dtype: torch.dtype) -> Domains:
     generator = torch.Generator().manual_seed(seed)
     source, target = torch.randn(2, n, 3, SIZE, SIZE, generator=generator, dtype=torch.float64).to(dtype)
     labels, draws = torch.randint(CLASSES, (n,), generator=generator), Draws(seed, torch.arange(n))
-    return Domains.of(Labelled(source, labels, draws), Unlabelled(target + 1, draws))
+    return Domains.of(Labelled(source, labels, draws), Unlabelled(target + 1, draws, torch.arange(n)))
 
 
 class Case(NamedTuple):

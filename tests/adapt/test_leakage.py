@@ -127,7 +127,7 @@ def test_moving_and_relabelling_the_targets_files_changes_no_weight_and_no_candi
         backbone=NET,
         method="source_only",
     )
-    backbone = {"weights": str(tmp_path / "trained" / "run")} if method == "adabn" else NET
+    backbone = {"weights": str(tmp_path / "trained" / "run")} if ADAPT_METHODS[method].keeps_head else NET
     outcomes = []
     for seed in (0, 1):
         order = [pictures[16 + int(k)] for k in torch.randperm(20, generator=torch.Generator().manual_seed(seed))]
