@@ -27,6 +27,7 @@ from ..core.run.directory import Run
 from ..core.stream.batches import Decode
 from ..core.train.fit import Training
 from ..core.train.optim import Optim
+from ..core.train.refresh import Refresh
 from ..core.views.presets import VIEWS
 from ..core.views.resample import Interpolation
 from ..core.views.view import Evaluation
@@ -34,6 +35,7 @@ from .examine import Examination, check_examination, examine_options
 from .frozen import FrozenFeatures
 from .objective import METHOD, build_objective
 from .outcome import final_test, logits_of_tests
+from .seen import look_over
 from .sets import Reader, Sets, open_sets, replaced_silently, whole
 from .shift import check_label_shift, estimate_shift, label_shift_options, resample
 from .validators.selection import add_regrets
@@ -111,6 +113,7 @@ def build_adaptation(
     check_label_shift(label_shift, objective)
     if label_shift["resample"] != "none":
         resample(objective, sets.source)
+    objective.make_room(len(sets.target))
     stage.set_norm(run, objective, backbone["norm"])
     views = stage.augmentation(run, data["views"], objective, method["name"], sets.source)
     view = stage.evaluation(data, model)
@@ -129,14 +132,17 @@ def build_adaptation(
         source, target = (stage.draws_of(part.positions, name, sets.training(), seed) for name, part in named)
         return Domains.of(
             Labelled(shown(raw.source, source), raw.source.labels, source),
-            Unlabelled(shown(raw.target, target), target),
+            Unlabelled(shown(raw.target, target), target, raw.target.index),
         )
 
     pictures = partial(whole, view=view, device=run.device, workers=run.options["workers"], damage=replaced_silently())
     read = pictures if frozen is None else partial(frozen.read, view=view)
     test = partial(logits_of_tests, run, sets.tests, view, frozen)
     examination = None if evaluate is None else Examination(run, evaluate, sets, read, pictures, test)
-    plan = stage.training(run, objective, fed, prepare, settings, evaluate["every"] if evaluate else None)
+    encode = partial(pictures, sets.target) if frozen is None else partial(frozen.batches, sets.target, view)
+    look = partial(look_over, objective.classifier, len(sets.target), encode)
+    refresh = Refresh.of(objective, fed.steps, len(sets.target) // settings.batch_size, look)
+    plan = stage.training(run, objective, fed, prepare, settings, evaluate["every"] if evaluate else None, refresh)
     return Adaptation(plan, fed, sets, view, frozen, read, examination)
 
 
@@ -169,7 +175,9 @@ def adapt(
     if examination is not None:
         examination.start(objective.classifier)
     stage.train(run, plan, {"candidate": examination} if examination is not None and plan.every.evaluate else {})
-    objective.conclude(whole(sets.target, view, run.device, run.options["workers"], fed.damage))
+    objective.conclude(
+        whole(sets.target, view=view, device=run.device, workers=run.options["workers"], damage=fed.damage)
+    )
 
     model, classifier = objective.backbone, objective.classifier
     if objective.sees_target:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,6 +62,14 @@ class FrozenFeatures:
         if content not in self._encoded:
             self._encoded[content] = self._features(images, view, None)
         return self._encoded[content]
+
+    def batches(self, images: Images, view: Evaluation, rows: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The features of some rows of a set in the view of evaluation, [n, D] on the device for each int64 [n].
+
+        Called on all processes, whichever rows each asks for: what is not yet encoded they encode together.
+        """
+        found = self.features(images, view)
+        return (found[part].to(self.run.device) for part in rows)
 
     def read(self, images: Images, view: Evaluation) -> Iterator[Tensor]:
         """The features of some training images in the view of evaluation, in batches [n, D] on the device. Those of the whole set are

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..core.method import AdaptMethod, register
+from .aad import AaD
 from .adabn import AdaBN
 from .afn import AFN
 from .bnm import BNM
@@ -15,6 +16,7 @@ from .jan import JAN
 from .mcc import MCC
 from .mcd import MCD
 from .mdd import MDD
+from .shot import SHOT
 from .source_only import SourceOnly
 
 ADAPT_METHODS = register(
@@ -33,5 +35,7 @@ ADAPT_METHODS = register(
         "mdd": MDD,
         "deepjdot": DeepJDOT,
         "mcd": MCD,
+        "shot": SHOT,
+        "aad": AaD,
     },
 )

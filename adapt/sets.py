@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -94,21 +94,32 @@ def _by_content(images: Images) -> Images:
     return images.select(images.keys().argsort(stable=True))
 
 
+def in_batches(count: int, batch_size: int = 256) -> tuple[Tensor, ...]:
+    """The rows 0 to count - 1 in batches alike in size, at most `batch_size` each: int64 [n]."""
+    return torch.arange(count).tensor_split(-(-count // batch_size))
+
+
 def whole(
-    images: Images, view: Evaluation, device: torch.device, workers: int, damage: Damage, batch_size: int = 256
+    images: Images,
+    batches: Sequence[Tensor] | None = None,
+    *,
+    view: Evaluation,
+    device: torch.device,
+    workers: int,
+    damage: Damage,
 ) -> Iterator[Tensor]:
     """Every image once, as evaluation sees it, in batches alike in size: float [n, C, h, w]; the same on every process.
 
+    batches: the rows of some batches, int64 [n] each, instead of all of `in_batches`.
     These are training images: a damaged one is replaced by its neighbour, as in the stream.
     """
-    batches = torch.arange(len(images)).tensor_split(-(-len(images) // batch_size))
 
     def crop(index: int) -> tuple[Tensor, int]:
         picture, read = read_or_neighbour(images, index)
         return view.worker(picture), read
 
     with ThreadPoolExecutor(max(1, min(workers, os.cpu_count() or 1))) as pool:
-        for wanted in batches:
+        for wanted in in_batches(len(images)) if batches is None else batches:
             if images.uniform() is not None:
                 raw, read = rows_or_neighbours(images, wanted)
             else:

@@ -14,14 +14,19 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from .draws import Draws
 from .errors import UserError
 
 if TYPE_CHECKING:
+    from .config.duration import Duration
     from .model.backbone import Backbone
     from .model.classifier import Classifier
+
+NO_INDEX = torch.empty(0, dtype=torch.int64)
+"""The index of a batch that was not read from a set."""
 
 
 class RawBatch(NamedTuple):
@@ -31,6 +36,8 @@ class RawBatch(NamedTuple):
     positions: Tensor  # int64 [N]: position of each image in the whole training, the key of all randomness
     labels: Tensor  # int64 [N]; empty where there are none, or where the method must not see them
     extra: Mapping[str, Tensor] = {}  # more that a loader process cropped: "local", uint8 or uint16 [N, L, C, s, s]
+    # int64 [N]: the row of each image in its set, a function of seed and position.
+    index: Tensor = NO_INDEX  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class RawPair(NamedTuple):
@@ -61,6 +68,8 @@ class Unlabelled(NamedTuple):
 
     images: Tensor  # float [N, C, h, w], normalised
     draws: Draws
+    # int64 [N]: the row of each image in the target, which lies in the order of its content.
+    index: Tensor = NO_INDEX  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class Domains(NamedTuple):
@@ -85,6 +94,15 @@ class Domains(NamedTuple):
         """The only target."""
         (only,) = self.targets
         return only
+
+
+class Seen(NamedTuple):
+    """The whole target as the classifier in training sees it, in evaluation's view and mode: the same on all processes."""
+
+    # int64 [M]: 0 to M - 1, the rows that `Unlabelled.index` names.
+    index: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]
+    features: Tensor  # [M, D], as the head sees them
+    logits: Tensor  # [M, K]
 
 
 class Step(NamedTuple):
@@ -121,6 +139,8 @@ class Method(nn.Module):
     # a turn is a whole update with random draws of its own. Above 1, `forward` and `frozen` get the number of the turn as their last
     # argument, `run.accumulate` is refused, and metrics are logged as `turnN/NAME`. A non-finite turn ends its step.
     turns: int = 1
+    # Adaptation: how often `refresh` is called: before step 0 and after each such duration. Epochs are the target's. None: never.
+    refresh_every: Duration | None = None
     # Modules whose learning rate stays at its peak after the warm-up, whatever the schedule (SimSiam's predictor).
     constant_rate: tuple[nn.Module, ...] = ()
     # Lines for the run's log about this method as it was built, such as an approximation that its sizes made necessary.
@@ -145,6 +165,12 @@ class Method(nn.Module):
         """Called after each step, its last turn: EMA teachers, queues. On a GPU it is also called after a skipped step.
 
         It gets no batch: what it needs of one, `forward` keeps in an attribute. What must survive a resume is a buffer or a parameter.
+        """
+
+    def refresh(self, seen: Seen, progress: float) -> None:
+        """Called before the step, every `refresh_every`, in evaluation mode and without gradient.
+
+        What it finds goes into buffers. A run that resumes at such a step calls it again, with the same weights and the same result.
         """
 
 
@@ -198,6 +224,9 @@ class AdaptMethod(Method):
     def backbone(self) -> Backbone:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The classifier's backbone."""
         return self.classifier.backbone
+
+    def make_room(self, targets: int) -> None:
+        """Called once after the constructor: buffers with a row for each target image are made here. targets: how many there are."""
 
     def conclude(self, target: Iterable[Tensor]) -> None:
         """Called once after the last step. target: every target image once, in evaluation's view, as batches float [n, C, h, w]."""

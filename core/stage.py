@@ -32,6 +32,7 @@ from .stream.order import SHUFFLES, Order
 from .stream.rows import stream_rows
 from .train.fit import Evaluator, Every, Training, fit
 from .train.optim import Optim
+from .train.refresh import NEVER, Refresh
 from .views.multiview import Multiview, multiview
 from .views.presets import VIEWS
 from .views.view import Evaluation
@@ -188,11 +189,17 @@ def _stream_name(name: str, sets: Mapping[str, Images]) -> str:
 
 
 def training(
-    run: Run, method: Method, fed: Feed, prepare: Callable[[Any], Any], optim: Optim, evaluate_every: Any = None
+    run: Run,
+    method: Method,
+    fed: Feed,
+    prepare: Callable[[Any], Any],
+    optim: Optim,
+    evaluate_every: Any = None,
+    refresh: Refresh = NEVER,
 ) -> Training:
     """All that `train` needs. evaluate_every: a duration, or None for the end alone."""
     every = Every.of(run, fed.steps, fed.steps_per_epoch, evaluate_every)
-    return Training(method, fed.batches, prepare, optim, fed.steps, fed.steps_per_epoch, every)
+    return Training(method, fed.batches, prepare, optim, fed.steps, fed.steps_per_epoch, every, refresh)
 
 
 def train(
@@ -205,7 +212,7 @@ def train(
     fit(
         plan.method, plan.batches, plan.prepare,
         steps=plan.steps, steps_per_epoch=plan.steps_per_epoch, optim=plan.optim, seed=run.seed, run=run,
-        evaluators=evaluators, every=plan.every, alarm=alarm,
+        evaluators=evaluators, every=plan.every, refresh=plan.refresh, alarm=alarm,
     )  # fmt: skip
 
 

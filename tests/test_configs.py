@@ -63,6 +63,14 @@ def test_every_config_runs_for_two_steps(
     overrides = [f"data.{key}={pictures[key]}" for key in own] + ([f"data.size={SIZES.get(config, 32)}"] if own else [])
     overrides += ["optim.batch_size=4", "optim.duration=2"] if "optim" in written else []
     overrides += ["backbone.weights=none"] if written["backbone"]["weights"] == "timm" else []  # which are downloaded
+    if verb == "adapt" and str(written["backbone"]["weights"]).startswith(
+        "runs/"
+    ):  # of another command, which its header names
+        trained = tmp_path / "trained"
+        small = ["optim.batch_size=4", "optim.duration=2", "evaluate=null", "data.test=null"]
+        before = rootstock(verb, config, "method=source_only", "backbone.weights=none", *small, f"run.dir={trained}")
+        assert before.returncode == 0, before.stderr
+        overrides += [f"backbone.weights={trained}"]
     if "digits-m" in str(written["data"].get("train")) and verb != "pretrain":  # the probes' time is their images
         overrides += ["data.train=sklearn:digits-m#[:60]", "data.test=sklearn:digits-m#[60:90]"]
     elif isinstance(tests := written["data"].get("test"), dict) and not own:

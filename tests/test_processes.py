@@ -49,13 +49,8 @@ METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "frozen": ("adapt", {**PAIR, "views": "none"}, {"name": "cdan", "hidden": 16, "bottleneck": 8}),
     "mixed": ("finetune", LABELLED, {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1}),
 }
-# Every other adaptation method with its default keys. One that keeps the head of a trained run needs such a run first, and adapts
-# without a gradient: it has tests of its own.
-METHODS |= {
-    name: ("adapt", PAIR, {"name": name})
-    for name, method in ADAPT_METHODS.items()
-    if name not in METHODS and not method.keeps_head
-}
+# Every other adaptation method with its default keys. AdaBN trains nothing: it has tests of its own.
+METHODS |= {name: ("adapt", PAIR, {"name": name}) for name in ADAPT_METHODS if name not in METHODS and name != "adabn"}
 FEW = 6  # steps of the other methods
 EPSILON = 2e-7  # the rounding of terms of size 1: a loss that is their difference, as SimSiam's, may be near 0
 # Runs of two processes that share parameters and optimizer state (core/train/fsdp.py): the method whose losses they must have, and
@@ -100,6 +95,8 @@ def config(folder: Path, name: str) -> str:
     if name in METHODS:
         _, data, method = METHODS[name]
         backbone = {**VIT, "freeze": "all"} if name == "frozen" else VIT
+        if name in ADAPT_METHODS and ADAPT_METHODS[name].keeps_head:
+            backbone = {"weights": str(trained(folder))}
         written = {"data": data, "backbone": backbone, "method": method, "optim": OPTIM}
     else:  # with the views and kind of step of the method's config
         written = cases.config(name, "vit", f"{DATA}#[:100]", 0.1, lr=3e-4, batch_size=BATCH, duration=FEW)
@@ -108,6 +105,14 @@ def config(folder: Path, name: str) -> str:
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump({**written, "run": RUN}))
     return str(path)
+
+
+def trained(folder: Path) -> Path:
+    """A run whose classifier a method can start from; the same wherever it is made."""
+    run = folder / "trained"
+    if not run.exists():
+        train(folder, "source_only", run)
+    return run
 
 
 def losses(name: str, run: Path) -> list[float]:

@@ -116,5 +116,6 @@ def _first_rows(raw: Any, count: int) -> Any:
         images=raw.images[:count],
         positions=raw.positions[:count],
         labels=raw.labels[:count],
+        index=raw.index[:count],
         extra={name: value[:count] for name, value in raw.extra.items()},
     )

@@ -6,7 +6,7 @@ The tests of all methods (tests/ssl/test_exactness.py) use the same steps as the
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -57,7 +57,13 @@ def share(batch: Any) -> Any:
     if isinstance(batch, Views):
         local = None if batch.local is None else share(batch.local.transpose(0, 1)).transpose(0, 1)
         return Views(share(batch.images.transpose(0, 1)).transpose(0, 1), share(batch.draws), local)
-    return type(batch)(*(share(part) for part in batch))
+    return rebuilt(batch, share)
+
+
+def rebuilt(batch: Any, of_part: Callable[[Any], Any]) -> Any:
+    """The same kind of tuple, plain or named, of `of_part` of each part that is not None."""
+    parts = [None if part is None else of_part(part) for part in batch]
+    return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
 
 
 def run_steps(method: Method, batches: Sequence[Any]) -> dict[str, Tensor]:

@@ -14,8 +14,10 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rootstock.adapt.adabn import AdaBN
 from rootstock.adapt.registry import ADAPT_METHODS
 from rootstock.core.distributed import rank
+from rootstock.core.method import Seen
 from rootstock.core.model import norm
 from rootstock.core.model.classifier import Classifier
 from rootstock.launch.doctor.equality import CLASSES, domain_pair
@@ -30,6 +32,7 @@ KEYS: dict[str, dict[str, Any]] = {
     "deepjdot": {"features": 1.0, "labels": 1.0},
     "deepcoral": {"trade_off": 100.0},
     "afn": {"trade_off": 1.0},
+    "aad": {"neighbours": 3},
 }
 
 
@@ -54,7 +57,7 @@ class Trial(NamedTuple):
 TRIALS = [
     Trial(name, mode, dtype)
     for name, kind in ADAPT_METHODS.items()
-    if not kind.keeps_head  # they train nothing
+    if not issubclass(kind, AdaBN)  # it trains nothing
     for mode in ("batch", "group")
     for dtype in (torch.float64, torch.float32)
 ]
@@ -65,7 +68,16 @@ def run(trial: Trial, chunk: int | None = None) -> dict[str, Tensor]:
     torch.manual_seed(0)
     classifier = Classifier(backbone("conv"), [str(k) for k in range(CLASSES)])
     made: Any = ADAPT_METHODS[trial.name](classifier, chunk, **KEYS.get(trial.name, {}))
-    made = made.to(trial.dtype).train()
+    made.make_room(N)
+    made = made.to(trial.dtype)
+    if made.refresh_every is not None:
+        generator = torch.Generator().manual_seed(0)
+        features, logits = (
+            torch.randn(N, width, generator=generator, dtype=torch.float64).to(trial.dtype)
+            for width in (classifier.feature_dim, CLASSES)
+        )
+        made.refresh(Seen(torch.arange(N), features, logits), 0.0)
+    made.train()
     norm.convert_batch_norms(made, "group" if trial.norm == "group" else "batch", GROUP, made.rows_per_position)
     batches = [share(domain_pair(made, N, step + 1, trial.dtype)) for step in range(STEPS)]
     return run_steps(made, batches)

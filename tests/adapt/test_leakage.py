@@ -127,7 +127,7 @@ def test_moving_and_relabelling_the_targets_files_changes_no_weight_and_no_candi
         backbone=NET,
         method="source_only",
     )
-    backbone = {"weights": str(tmp_path / "trained" / "run")} if method == "adabn" else NET
+    backbone = {"weights": str(tmp_path / "trained" / "run")} if ADAPT_METHODS[method].keeps_head else NET
     outcomes = []
     for seed in (0, 1):
         order = [pictures[16 + int(k)] for k in torch.randperm(20, generator=torch.Generator().manual_seed(seed))]
@@ -203,7 +203,7 @@ def test_within_a_target_of_drawn_priors_no_label_changes_a_weight(pictures: lis
 def test_the_target_holds_no_label_anywhere(
     pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert Domains._fields == ("sources", "targets") and Unlabelled._fields == ("images", "draws")
+    assert Domains._fields == ("sources", "targets") and Unlabelled._fields == ("images", "draws", "index")
     assert Labelled._fields == ("images", "labels", "draws")
     source = folder(tmp_path / "source", pictures[:16], labels_of(16, 0))
     target = folder(tmp_path / "target", pictures[16:36], labels_of(20, 0))
