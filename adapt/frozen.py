@@ -38,13 +38,24 @@ class FrozenFeatures:
 
     @staticmethod
     def of(
-        run: Run, method: AdaptMethod, views: Multiview, sets: Mapping[str, Images], data: Mapping[str, Any]
+        run: Run,
+        method: AdaptMethod,
+        views: Mapping[str, Multiview],
+        sets: Mapping[str, Images],
+        data: Mapping[str, Any],
     ) -> FrozenFeatures | None:
-        """None where a step needs images: the backbone learns, views vary, pictures are decoded scaled, or the method uses pixels."""
+        """None where a step needs images: the backbone learns, views vary or are several, pictures are decoded scaled, or the method uses
+        pixels. views: of each domain.
+        """
         if not method.backbone.frozen:
             return None
-        view = StillView.of(views)
-        if view is None or data["decode"] != "full" or method.uses_pixels or run.options["sharding"] != "none":
+        if method.uses_pixels:
+            run.log(
+                "the frozen backbone encodes the images of every step, since the method takes more than one view of them"
+            )
+            return None
+        view, *others = [StillView.of(each) for each in views.values()]
+        if view is None or None in others or data["decode"] != "full" or run.options["sharding"] != "none":
             run.log(
                 "the frozen backbone encodes the images of every step; with data.views=none it encodes each image once"
             )

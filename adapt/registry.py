@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..core.method import AdaptMethod, register
 from .adabn import AdaBN
+from .adamatch import AdaMatch
 from .afn import AFN
 from .bnm import BNM
 from .cdan import CDAN
@@ -11,6 +12,7 @@ from .dan import DAN
 from .dann import DANN
 from .deepcoral import DeepCORAL
 from .deepjdot import DeepJDOT
+from .fixmatch import FixMatch
 from .jan import JAN
 from .mcc import MCC
 from .mcd import MCD
@@ -33,5 +35,7 @@ ADAPT_METHODS = register(
         "mdd": MDD,
         "deepjdot": DeepJDOT,
         "mcd": MCD,
+        "fixmatch": FixMatch,
+        "adamatch": AdaMatch,
     },
 )

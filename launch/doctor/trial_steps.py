@@ -57,7 +57,8 @@ def share(batch: Any) -> Any:
     if isinstance(batch, Views):
         local = None if batch.local is None else share(batch.local.transpose(0, 1)).transpose(0, 1)
         return Views(share(batch.images.transpose(0, 1)).transpose(0, 1), share(batch.draws), local)
-    return type(batch)(*(share(part) for part in batch))
+    parts, kind = [share(part) for part in batch], type(batch)
+    return kind(*parts) if hasattr(kind, "_fields") else kind(parts)
 
 
 def run_steps(method: Method, batches: Sequence[Any]) -> dict[str, Tensor]:
