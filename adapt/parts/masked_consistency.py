@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...core.checks import check_count, check_fraction, check_not_negative
 from ...core.draws import Draws
+from ...core.errors import UserError
 from ...core.method import AdaptMethod, Domains, Step, Unlabelled
 from ...core.model.domains import TARGET
 from ...core.model.ema import follow, teacher_of
@@ -85,7 +86,8 @@ class MaskedConsistency(AdaptMethod):
         check_fraction("mic.ratio", ratio, "0.7 in the paper")
         check_count("mic.grid", grid, 1, MOST_CELLS, "4 is usual")
         check_fraction("mic.momentum", momentum, "0.9 is usual")
-        check_fraction("mic.jitter", 2.0 * jitter, "half of it is the largest jitter; 0.2 is usual")
+        if not 0.0 <= jitter <= 0.5:
+            raise UserError(f"method.mic.jitter: expected 0 to 0.5, got {jitter}; 0.2 is usual")
         for name in CARRIED:
             setattr(self, name, getattr(method, name))
         self.method = method

@@ -30,6 +30,8 @@ KEYS: dict[str, dict[str, Any]] = {
     "deepjdot": {"features": 1.0, "labels": 1.0},
     "deepcoral": {"trade_off": 100.0},
     "afn": {"trade_off": 1.0},
+    "fixmatch": {"threshold": 0.35},
+    "adamatch": {"momentum": 0.9},
 }
 
 
