@@ -23,7 +23,7 @@ from .parts.resampling import source_error
 if TYPE_CHECKING:
     from ..core.model.classifier import Classifier
 
-SMALLEST = 1e-6  # added to class distributions before they are divided, as in the authors' code
+LEAST_MEAN = 1e-6  # added to class distributions before they are divided, as in the authors' code
 
 
 class AdaMatch(AdaptMethod):
@@ -124,14 +124,14 @@ class AdaMatch(AdaptMethod):
             # One batch of NaN, whose step is skipped, must not stay in the means.
             self.distributions.copy_(torch.where(moved.isfinite().all(), moved, self.distributions))
         if self.alignment:
-            guessed = aligned(guessed, *(self.distributions.to(now) if self.momentum else now))
+            guessed = with_frequencies(guessed, *(self.distributions.to(now) if self.momentum else now))
         probability, labels = guessed.max(1)
         return PseudoLabels(labels, probability >= least), least
 
 
-def aligned(guessed: Tensor, source: Tensor, target: Tensor) -> Tensor:
+def with_frequencies(guessed: Tensor, source: Tensor, target: Tensor) -> Tensor:
     """normalise(p * mean_source / mean_target): predictions [N, K] whose classes are as frequent as in the source (section 3.3)."""
-    ratio = (source + SMALLEST) / (target + SMALLEST)
+    ratio = (source + LEAST_MEAN) / (target + LEAST_MEAN)
     found = guessed * ratio
     return found / found.sum(1, keepdim=True)
 

@@ -50,9 +50,7 @@ class FrozenFeatures:
         if not method.backbone.frozen:
             return None
         if method.uses_pixels:
-            run.log(
-                "the frozen backbone encodes the images of every step, since the method takes more than one view of them"
-            )
+            run.log("the frozen backbone encodes the images of every step, since the method looks at their pixels")
             return None
         view, *others = [StillView.of(each) for each in views.values()]
         if view is None or None in others or data["decode"] != "full" or run.options["sharding"] != "none":

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rootstock.adapt.adamatch import AdaMatch, aligned, ramp_up
+from rootstock.adapt.adamatch import AdaMatch, ramp_up, with_frequencies
 from rootstock.core.errors import UserError
 from rootstock.core.model import norm
 from rootstock.launch.doctor.equality import classifier, domain_pair
@@ -52,12 +52,12 @@ def test_pseudo_labels_equal_loops() -> None:
 
 def test_alignment_moves_the_target_towards_the_sources_classes() -> None:
     guessed = torch.tensor([[0.7, 0.3], [0.6, 0.4]], dtype=torch.float64)
-    same = aligned(guessed, guessed.mean(0), guessed.mean(0))
+    same = with_frequencies(guessed, guessed.mean(0), guessed.mean(0))
     torch.testing.assert_close(same, guessed)
-    found = aligned(guessed, torch.tensor([0.2, 0.8]).double(), guessed.mean(0))
+    found = with_frequencies(guessed, torch.tensor([0.2, 0.8]).double(), guessed.mean(0))
     torch.testing.assert_close(found.sum(1), torch.ones(2, dtype=torch.float64))
     assert bool((found[:, 1] > guessed[:, 1]).all())
-    assert aligned(guessed, torch.zeros(2), torch.zeros(2)).isfinite().all()  # classes that nobody predicts
+    assert with_frequencies(guessed, torch.zeros(2), torch.zeros(2)).isfinite().all()  # classes that nobody predicts
 
 
 def test_means_over_steps_are_kept_in_a_buffer() -> None:

@@ -18,7 +18,7 @@ from rootstock.tests.adapt.one_update import drawn
 def built(**keys: Any) -> FixMatch:
     torch.manual_seed(0)
     method = FixMatch(classifier(), **keys).double()
-    torch.nn.init.normal_(method.classifier.head.weight)
+    torch.nn.init.normal_(method.classifier.head.weight, std=4.0)
     return method
 
 
