@@ -31,12 +31,13 @@ from ..core.train.refresh import Refresh
 from ..core.views.presets import VIEWS
 from ..core.views.resample import Interpolation
 from ..core.views.view import Evaluation
+from .domain_views import domain_views
 from .examine import Examination, check_examination, examine_options
 from .frozen import FrozenFeatures
-from .objective import METHOD, build_objective
+from .objective import METHOD, build_objective, with_terms
 from .outcome import final_test, logits_of_tests
 from .seen import look_over
-from .sets import Reader, Sets, open_sets, replaced_silently, whole
+from .sets import SOURCE, TARGET, Reader, Sets, open_sets, replaced_silently, whole
 from .shift import check_label_shift, estimate_shift, label_shift_options, resample
 from .validators.selection import add_regrets
 
@@ -51,6 +52,7 @@ def data_options(
     resize: int | None = None,
     interpolation: Interpolation = "bilinear",
     views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "supervised"},
+    strong: Annotated[dict[str, Any] | None, Choice(VIEWS)] = None,
     decode: Decode = "full",
     stamp: Stamp = "mtime",
     selection: str = "last",
@@ -68,6 +70,8 @@ def data_options(
         picture that already has the size is taken whole.
     interpolation: How evaluation resizes: bilinear, or bicubic, as DINOv2, MAE and timm's ViTs are evaluated.
     views: How training images of both domains are augmented: a preset's name, or a mapping with its name and changed numbers.
+    strong: How the strong view of an image is augmented, for methods that compare it with the weak one, `views` (fixmatch, adamatch): as
+        `views`; null is the preset fixmatch (RandAugment and Cutout). Other methods refuse it.
     decode: How JPEG files are decoded: full, or scaled, which decodes a large file only as large as its crops need. Scaled is faster
         and gives slightly other pixels; evaluation always decodes in full.
     stamp: How a changed picture is noticed when the run resumes, in files and archives: size (another name or size), mtime (also another
@@ -114,8 +118,9 @@ def build_adaptation(
     if label_shift["resample"] != "none":
         resample(objective, sets.source)
     objective.make_room(len(sets.target))
+    objective = with_terms(objective, method)
     stage.set_norm(run, objective, backbone["norm"])
-    views = stage.augmentation(run, data["views"], objective, method["name"], sets.source)
+    views = domain_views(run, data, objective, method["name"], sets.source)
     view = stage.evaluation(data, model)
     frozen = FrozenFeatures.of(run, objective, views, sets.of_training(), data)
     fed = stage.feed(run, sets.training(), views, data, settings, seed, frozen.rows if frozen else None)
@@ -124,16 +129,16 @@ def build_adaptation(
         f"{fed.steps} steps of {settings.batch_size} images of each"
     )
 
-    def shown(raw: RawBatch, draws: Draws) -> Tensor:
-        return raw.images if frozen else views(raw, draws).images[0]
+    def shown(domain: str, raw: RawBatch) -> tuple[Draws, Tensor, tuple[Tensor, ...]]:
+        draws = stage.draws_of(raw.positions, domain, sets.training(), seed)
+        weak, *more = (raw.images,) if frozen else views[domain](raw, draws).images
+        return draws, weak, tuple(more)
 
     def prepare(raw: RawPair) -> Domains:
-        named = zip(sets.training(), raw, strict=True)
-        source, target = (stage.draws_of(part.positions, name, sets.training(), seed) for name, part in named)
-        return Domains.of(
-            Labelled(shown(raw.source, source), raw.source.labels, source),
-            Unlabelled(shown(raw.target, target), target, raw.target.index),
-        )
+        draws, images, more = shown(SOURCE, raw.source)
+        source = Labelled(images, raw.source.labels, draws, more)
+        draws, images, more = shown(TARGET, raw.target)
+        return Domains.of(source, Unlabelled(images, draws, raw.target.index, more))
 
     pictures = partial(whole, view=view, device=run.device, workers=run.options["workers"], damage=replaced_silently())
     read = pictures if frozen is None else partial(frozen.read, view=view)
@@ -187,13 +192,12 @@ def adapt(
     if run.main:
         classifier.export(run.dir)
     if run.main and built.frozen is None:
-        caption = "Augmented training images: source above, target below."
         stage.save_first(
             run,
             plan,
             model,
-            lambda both: torch.stack([p.images[: stage.SHOWN] for p in (both.source, both.target)]),
-            caption,
+            lambda both: torch.stack([v for p in (both.source, both.target) for v in (p.images, *p.more)]),
+            "Augmented training images: source above, target below; of each first the weak view, then any other.",
         )
     # Before the final test: no choice can follow from a label of the target.
     measured = {} if examination is None else examination.conclude(classifier, fed.steps, plan.every.evaluate)

@@ -38,14 +38,20 @@ class FrozenFeatures:
 
     @staticmethod
     def of(
-        run: Run, method: AdaptMethod, views: Multiview, sets: Mapping[str, Images], data: Mapping[str, Any]
+        run: Run,
+        method: AdaptMethod,
+        views: Mapping[str, Multiview],
+        sets: Mapping[str, Images],
+        data: Mapping[str, Any],
     ) -> FrozenFeatures | None:
-        """None where a step needs images: the backbone learns, views vary, pictures are decoded scaled, or the method uses pixels."""
+        """None where a step needs images: the backbone learns, views vary or are several, pictures are decoded scaled, or the method uses
+        pixels. views: of each domain.
+        """
         if not method.backbone.frozen:
             return None
-        view = StillView.of(views)
+        view, *others = [StillView.of(each) for each in views.values()]
         varied = "with data.views=none it encodes each image once"
-        why = varied if view is None else _why_pictures(run, method, data)
+        why = _why_pictures(run, method, data) or (varied if view is None or None in others else "")
         if view is None or why:
             run.log(f"the frozen backbone encodes the images of every step; {why}")
             return None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from ..core import stage
 from ..core.checks import sizes_fit
-from ..core.config.resolve import Choice
+from ..core.config.resolve import Choice, Section
 from ..core.errors import UserError
 from ..core.method import AdaptMethod
 from ..core.model.backbone import Backbone
@@ -15,6 +15,7 @@ from ..core.model.classifier import Classifier, read_head
 from ..core.model.domains import BatchNorms
 from ..core.model.heads import HeadKind, Structure
 from ..core.run.directory import Run
+from .parts.masked_consistency import MaskedConsistency, mic_options
 from .registry import ADAPT_METHODS
 
 
@@ -24,6 +25,7 @@ def shared_options(
     head: HeadKind = "linear",
     head_temperature: float = 0.05,
     batchnorm: BatchNorms = "joint",
+    mic: Annotated[dict[str, Any] | None, Section(mic_options)] = None,
 ) -> None:
     """The keys of every adaptation method.
 
@@ -34,6 +36,7 @@ def shared_options(
     batchnorm: How a batch of two domains is normalised. `joint`: one forward of both, so statistics are of both (tllib). `apart`: one
         forward a domain, each with its own batch statistics and with shared running ones (the authors of CDAN and MCD). `own`: statistics,
         scales and shifts of its own for each domain, of which the target's are exported and tested (DSBN, arXiv:1906.03950).
+    mic: Masked image consistency as a term beside the method's loss (MIC, arXiv:2212.01322); null is without it.
     """
 
 
@@ -60,6 +63,11 @@ def build_objective(
     if objective.keeps_head:
         classifier.load_head(weights)
     return objective
+
+
+def with_terms(objective: AdaptMethod, section: Mapping[str, Any]) -> AdaptMethod:
+    """The method with the terms that a resolved `method` section adds to its loss. Called after `resample`. Raises UserError."""
+    return objective if section["mic"] is None else MaskedConsistency(objective, **section["mic"])
 
 
 def _structure(shared: Mapping[str, Any], extra: int) -> Structure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..core.method import AdaptMethod, register
 from .aad import AaD
 from .adabn import AdaBN
+from .adamatch import AdaMatch
 from .afn import AFN
 from .bnm import BNM
 from .cdan import CDAN
@@ -12,6 +13,7 @@ from .dan import DAN
 from .dann import DANN
 from .deepcoral import DeepCORAL
 from .deepjdot import DeepJDOT
+from .fixmatch import FixMatch
 from .jan import JAN
 from .mcc import MCC
 from .mcd import MCD
@@ -37,5 +39,7 @@ ADAPT_METHODS = register(
         "mcd": MCD,
         "shot": SHOT,
         "aad": AaD,
+        "fixmatch": FixMatch,
+        "adamatch": AdaMatch,
     },
 )

@@ -61,6 +61,7 @@ class Labelled(NamedTuple):
     images: Tensor  # float [N, C, h, w], normalised
     labels: Tensor  # int64 [N]; in fine-tuning with mixup or CutMix float [N, K], rows summing to 1
     draws: Draws
+    more: tuple[Tensor, ...] = ()  # as in Unlabelled, by `AdaptMethod.source_views`
 
 
 class Unlabelled(NamedTuple):
@@ -70,6 +71,8 @@ class Unlabelled(NamedTuple):
     draws: Draws
     # int64 [N]: the row of each image in the target, which lies in the order of its content.
     index: Tensor = NO_INDEX  # pyright: ignore[reportIncompatibleMethodOverride]
+    # Further views of these images, each as `images`; `AdaptMethod.target_views` names them.
+    more: tuple[Tensor, ...] = ()
 
 
 class Domains(NamedTuple):
@@ -208,6 +211,10 @@ class AdaptMethod(Method):
     # Whether `forward` needs the pixels for more than `classifier.encode`. If not, and the backbone is frozen and views are not augmented,
     # `images` of a batch are the backbone's features, float [N, D], computed once.
     uses_pixels: bool = False
+    # The views of each image that `forward` takes of source and target: "weak" is `data.views` and comes as `images`; after it, in `more`,
+    # any others: "strong" is `data.strong`. Each view has random draws of its own, so no view depends on which others there are.
+    source_views: tuple[str, ...] = ("weak",)
+    target_views: tuple[str, ...] = ("weak",)
     # Outputs of the head beyond the source's classes, after them: 1 where there is a class for what is unknown.
     extra_outputs: int = 0
     # The parts of the batch whose loss obeys `label_shift.resample`: "source" (adapt/parts/resampling.py, `source_error`), "target"
@@ -260,6 +267,9 @@ REQUIRED: Mapping[type[Method], Mapping[str, Required]] = {
 # An instance may also set such an attribute, where a key of the config decides it: `self.couples_samples = entropy`. The class then still
 # says what holds by default.
 
+FURTHER_VIEWS = ("strong",)
+"""The names that `source_views` and `target_views` may have after "weak": each is a key of the `data` section."""
+
 Kind = TypeVar("Kind", bound=Method)
 
 
@@ -280,7 +290,20 @@ def register(kind: type[Kind], methods: Mapping[str, type[Kind]]) -> Mapping[str
             fits = type(own) is required.kind if required.kind in (int, bool) else True
             if not fits or (required.kind is int and own < 1):
                 raise UserError(f"{who} has {attribute} = {own!r}; it is {required.meaning}; see core/method.py")
+        if issubclass(method, AdaptMethod):
+            _check_views(who, method)
     return dict(methods)
+
+
+def _check_views(who: str, method: type[AdaptMethod]) -> None:
+    for attribute in ("source_views", "target_views"):
+        views = getattr(method, attribute)
+        if not isinstance(views, tuple) or views[:1] != ("weak",) or not set(views[1:]) <= set(FURTHER_VIEWS):
+            raise UserError(
+                f'{who} has {attribute} = {views!r}; it is ("weak",), or that and {" or ".join(FURTHER_VIEWS)}; see core/method.py'
+            )
+        if len(views) > 1 and not method.uses_pixels:
+            raise UserError(f"{who} has {attribute} = {views!r}, so uses_pixels must be True; see core/method.py")
 
 
 def check_built(method: Method, name: str) -> None:

@@ -5,7 +5,8 @@ Each recipe reads the same: open the sets, build the network and the method, fee
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from .checks import sizes_fit
 from .config import resolve as config
 from .distributed import connected, rank, world
 from .draws import Draws
+from .errors import UserError
 from .evaluate.pictures import denormalise, save_sheet
 from .images.damage import Damage, read_or_neighbour
 from .images.notes import line_of
@@ -121,21 +123,33 @@ def set_norm(run: Run, method: Method, mode: str) -> None:
     norm.configure(method, mode, accumulate=run.options["accumulate"], chunk=run.options["chunk"], log=run.log)
 
 
-def augmentation(run: Run, views: Mapping[str, Any], method: Method, name: str, images: Images) -> Multiview:
-    """The `data.views` section for a method's backbone. name: the method's, for messages. Raises UserError."""
+def augmentation(
+    run: Run, views: Mapping[str, Any], method: Method, name: str, images: Images, key: str = "data.views"
+) -> Multiview:
+    """The `data.views` section for a method's backbone. name: the method's, for messages; key: the section's. Raises UserError."""
     model, count, local = method.backbone, 1, False
     if isinstance(method, PretrainMethod):
         count, local = method.views, method.takes_local
-    made = multiview(config.build(views, VIEWS), model.size, model.mean, model.std, count)
-    made = made if local else made.refuse_local(name)
-    made.warn_unused(channels_of(images), run.log)
+    with _named(key):
+        made = multiview(config.build(views, VIEWS), model.size, model.mean, model.std, count)
+        made = made if local else made.refuse_local(name)
+    made.warn_unused(channels_of(images), run.log, key)
     return made
+
+
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    """Within it, errors about the keys of `data.views` name this section instead."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("data.views", key)) from error
 
 
 def feed(
     run: Run,
     sets: Mapping[str, Images],
-    views: Multiview,
+    views: Multiview | Mapping[str, Multiview],
     data: Mapping[str, Any],
     optim: Optim,
     seed: int,
@@ -143,8 +157,9 @@ def feed(
 ) -> Feed:
     """The batches of one training set, or the pairs of two; each set has its own order.
 
-    sets: by name, the first one's epochs count. data: the section, of which `shuffle` and `decode` are read. rows: the features of a set
-    by its name, float [N, D], which then come in the place of its images; called with the first batch.
+    sets: by name, the first one's epochs count. views: of all sets, or of each by its name. data: the section, of which `shuffle` and
+    `decode` are read. rows: the features of a set by its name, float [N, D], which then come in the place of its images; called with the
+    first batch.
     Raises UserError for a batch larger than a set.
     """
     options, shuffle = run.options, data.get("shuffle", {"name": "full"})
@@ -164,8 +179,9 @@ def feed(
     else:
         streams = [
             stream(
-                images.in_storage_order() if shuffle["name"] == "blocks" else images, orders[name], views, workers=options["workers"],
-                damage=damage, resident=options["resident"], decode=data["decode"], **place,
+                images.in_storage_order() if shuffle["name"] == "blocks" else images, orders[name],
+                views[name] if isinstance(views, Mapping) else views, workers=options["workers"], damage=damage,
+                resident=options["resident"], decode=data["decode"], **place,
             )
             for name, images in sets.items()
         ]  # fmt: skip

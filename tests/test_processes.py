@@ -46,6 +46,7 @@ METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "mae": ("pretrain", UNLABELLED, {"name": "mae", "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}),
     "dann": ("adapt", PAIR, {"name": "dann", "hidden": 16}),
     "cdan": ("adapt", PAIR, {"name": "cdan", "hidden": 16, "bottleneck": 8, "discriminator_norm": True}),
+    "mic": ("adapt", PAIR, {"name": "mcc", "mic": {}}),
     "frozen": ("adapt", {**PAIR, "views": "none"}, {"name": "cdan", "hidden": 16, "bottleneck": 8}),
     "mixed": ("finetune", LABELLED, {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1}),
 }

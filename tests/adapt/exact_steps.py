@@ -33,6 +33,8 @@ KEYS: dict[str, dict[str, Any]] = {
     "deepcoral": {"trade_off": 100.0},
     "afn": {"trade_off": 1.0},
     "aad": {"neighbours": 3},
+    "fixmatch": {"threshold": 0.35},
+    "adamatch": {"momentum": 0.9},
 }
 
 

@@ -203,8 +203,8 @@ def test_within_a_target_of_drawn_priors_no_label_changes_a_weight(pictures: lis
 def test_the_target_holds_no_label_anywhere(
     pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert Domains._fields == ("sources", "targets") and Unlabelled._fields == ("images", "draws", "index")
-    assert Labelled._fields == ("images", "labels", "draws")
+    assert Domains._fields == ("sources", "targets") and Unlabelled._fields == ("images", "draws", "index", "more")
+    assert Labelled._fields == ("images", "labels", "draws", "more")
     source = folder(tmp_path / "source", pictures[:16], labels_of(16, 0))
     target = folder(tmp_path / "target", pictures[16:36], labels_of(20, 0))
     looked: list[RawPair] = []
