@@ -8,7 +8,8 @@ from typing import Any
 from ..core import stage
 from ..core.errors import UserError
 from ..core.images.open import Images
-from ..core.method import FURTHER_VIEWS, AdaptMethod
+from ..core.method import AdaptMethod
+from ..core.registration import FURTHER_VIEWS
 from ..core.run.directory import Run
 from ..core.views.multiview import Multiview
 from .sets import SOURCE, TARGET

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..core.method import AdaptMethod, register
+from ..core.method import AdaptMethod
+from ..core.registration import register
 from .aad import AaD
 from .adabn import AdaBN
 from .adamatch import AdaMatch

@@ -25,9 +25,10 @@ from .images.open import Images
 from .images.sets import describe_sets, refuse_run_as_data, watch_sets
 from .images.store import Stamp
 from .images.survey import sampled_notes
-from .method import Method, PretrainMethod, check_built
+from .method import Method, PretrainMethod
 from .model import norm
 from .model.backbone import Backbone, create
+from .registration import check_built
 from .run.directory import Run
 from .stream.batches import MicroBatches, Share, source_draws, stream, zip_pairs
 from .stream.order import SHUFFLES, Order

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...core.checks import check_count, check_fraction, check_not_negative
 from ...core.draws import Draws
 from ...core.errors import UserError
-from ...core.method import AdaptMethod, Domains, Step, Unlabelled
+from ...core.method import AdaptMethod, Domains, Seen, Step, Unlabelled
 from ...core.model.domains import TARGET
 from ...core.model.ema import follow, teacher_of
 from ...core.numerics import wide
@@ -28,7 +28,7 @@ MOST_CELLS = 256  # a side
 JITTER_P, BLUR_P, SIGMA = 0.8, 0.5, (0.15, 1.15)  # of the authors' code; sigma in pixels
 CARRIED = (
     "rows_per_position", "couples_samples", "takes_chunk", "turns", "constant_rate", "keeps_head", "extra_outputs", "resamples",
-    "source_views", "target_views",
+    "source_views", "target_views", "refresh_every",
 )  # fmt: skip
 
 
@@ -159,6 +159,10 @@ class MaskedConsistency(AdaptMethod):
         self.method.after_step(progress)
         self.updates += 1
         follow(self.teacher, self.classifier, (1.0 - 1.0 / (self.updates + 1)).clamp(max=self.momentum))
+
+    def refresh(self, seen: Seen, progress: float) -> None:
+        """The method's."""
+        self.method.refresh(seen, progress)
 
     def conclude(self, target: Iterable[Tensor]) -> None:
         """The method's."""

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from rootstock.adapt.fixmatch import FixMatch, consistency, pseudo_labels
 from rootstock.core.errors import UserError
-from rootstock.core.method import AdaptMethod, Domains, register
+from rootstock.core.method import AdaptMethod, Domains
+from rootstock.core.registration import register
 from rootstock.launch.doctor.equality import classifier, domain_pair
 from rootstock.tests.adapt.one_update import drawn
 
