@@ -156,6 +156,7 @@ def text(
             efficient,
         ]
         lines.append(page.row(cells))
+    lines += ["", "From scratch on more labels, with the keys and as many updates as on the largest part above:"]
     lines += ["", "| labels | from scratch, one subset |", "|---|---|"]
     lines += [page.row([f"{part_of(stage)} % ({sizes[part_of(stage)]:,})", spread(row)]) for stage, row in more.items()]
     lines += [

@@ -18,8 +18,7 @@ from ..core.errors import UserError
 from ..core.printable import printable
 from ..core.run import state
 from ..core.run.folder import ABOUT, CONFIG, RESULT, read_result
-from ..core.run.rows import METRICS
-from .attribute.plan import CELLS
+from ..core.run.rows import CELLS, METRICS
 from .report.folder import Parts, config_words
 
 STATE_COLOURS = {

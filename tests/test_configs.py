@@ -62,10 +62,9 @@ def test_every_config_runs_for_two_steps(
     own = [key for key, uri in written["data"].items() if str(uri).startswith(("folder:data/", "tar:data/"))]
     overrides = [f"data.{key}={pictures[key]}" for key in own] + ([f"data.size={SIZES.get(config, 32)}"] if own else [])
     overrides += ["optim.batch_size=4", "optim.duration=2"] if "optim" in written else []
-    overrides += ["backbone.weights=none"] if written["backbone"]["weights"] == "timm" else []  # which are downloaded
-    if verb == "adapt" and str(written["backbone"]["weights"]).startswith(
-        "runs/"
-    ):  # of another command, which its header names
+    given = str(written["backbone"]["weights"])  # which are downloaded, the user's, or of another command that the header names
+    overrides += ["backbone.weights=none"] if given == "timm" or given.startswith("data/") else []
+    if verb == "adapt" and given.startswith("runs/"):
         trained = tmp_path / "trained"
         small = ["optim.batch_size=4", "optim.duration=2", "evaluate=null", "data.test=null"]
         before = rootstock(verb, config, "method=source_only", "backbone.weights=none", *small, f"run.dir={trained}")

@@ -14,6 +14,7 @@ from typing import Any
 from ..files import read_regular
 
 METRICS, PREDICTIONS = "metrics.jsonl", "predictions.safetensors"
+CELLS = "cells"  # the pipeline's folder inside that of an attribution
 LOOKS, CANDIDATES = "looks.json", "candidates.safetensors"
 # Of a run that ends, besides result.json. What is rewritten later (state.json) or is for people alone (report.html) is not listed.
 GUARDED = (

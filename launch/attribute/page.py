@@ -9,13 +9,13 @@ from typing import Any
 from ...core.errors import UserError
 from ...core.launchlog import warn
 from ...core.run.folder import read_result
+from ...core.run.rows import CELLS
 from ..report.contents import Page
 from ..report.html import provenance, write_html, yaml_text
 from ..report.markdown import markdown_table, points
 from ..report.records import read_run, stages_of
 from ..report.results import looks_note
 from ..report.tables import ResultTable, caveats, differences_table, interval, number, results_tables
-from .plan import CELLS
 
 
 def write_attribution_page(folder: Path, out: Path) -> Path:

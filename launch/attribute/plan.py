@@ -14,6 +14,7 @@ import yaml
 
 from ...core.config.messages import among
 from ...core.config.resolve import ConfigError, find, load
+from ...core.run.rows import CELLS
 from ..pipeline.checks import REFERENCE, add_overrides, check_stages, read_seeds, references, validate_each
 from ..pipeline.plan import STAGE_VERBS, StageJob, Validate, check_pipeline
 from ..pipeline.sections import stage
@@ -21,7 +22,7 @@ from ..report.claims import MOST_PRIMARY
 from .sections import attribution, factor
 
 MOST_FACTORS = 6  # 64 cells
-CELLS, FILE = "cells", "cells.yaml"  # the pipeline's folder and file inside the attribution's folder
+FILE = "cells.yaml"  # the pipeline's file inside the attribution's folder
 TIMES = " x "  # between the factors of an interaction
 
 

@@ -189,6 +189,7 @@ def _written(verb: str, folder: Path) -> str:
     ]
     kept = files if verb in made else [name for name in files if name not in ("metrics.jsonl", "checkpoints/")]
     scores = [] if verb == "pretrain" else ["predictions.safetensors"]
+    scores += ["candidates.safetensors", "looks.json"] if verb == "adapt" else []
     return f"{folder}/: {' '.join([*kept, *scores, *made.get(verb, [])])}"
 
 
