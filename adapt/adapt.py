@@ -114,7 +114,7 @@ def build_adaptation(
     check_label_shift(label_shift, objective)
     if label_shift["resample"] != "none":
         resample(objective, sets.source)
-    objective = with_terms(objective, method)
+    objective = with_terms(objective, method, run)
     stage.set_norm(run, objective, backbone["norm"])
     views = domain_views(run, data, objective, method["name"], sets.source)
     view = stage.evaluation(data, model)
