@@ -118,7 +118,7 @@ def build_adaptation(
     if label_shift["resample"] != "none":
         resample(objective, sets.source)
     objective.make_room(len(sets.target))
-    objective = with_terms(objective, method)
+    objective = with_terms(objective, method, run)
     stage.set_norm(run, objective, backbone["norm"])
     views = domain_views(run, data, objective, method["name"], sets.source)
     view = stage.evaluation(data, model)

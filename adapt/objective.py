@@ -65,9 +65,11 @@ def build_objective(
     return objective
 
 
-def with_terms(objective: AdaptMethod, section: Mapping[str, Any]) -> AdaptMethod:
+def with_terms(objective: AdaptMethod, section: Mapping[str, Any], run: Run) -> AdaptMethod:
     """The method with the terms that a resolved `method` section adds to its loss. Called after `resample`. Raises UserError."""
-    return objective if section["mic"] is None else MaskedConsistency(objective, **section["mic"])
+    if section["mic"] is None:
+        return objective
+    return MaskedConsistency(objective, run.options["chunk"], **section["mic"])
 
 
 def _structure(shared: Mapping[str, Any], extra: int) -> Structure:

@@ -62,7 +62,9 @@ def test_every_config_runs_for_two_steps(
     own = [key for key, uri in written["data"].items() if str(uri).startswith(("folder:data/", "tar:data/"))]
     overrides = [f"data.{key}={pictures[key]}" for key in own] + ([f"data.size={SIZES.get(config, 32)}"] if own else [])
     overrides += ["optim.batch_size=4", "optim.duration=2"] if "optim" in written else []
-    given = str(written["backbone"]["weights"])  # which are downloaded, the user's, or of another command that the header names
+    given = str(
+        written["backbone"]["weights"]
+    )  # which are downloaded, the user's, or of another command that the header names
     overrides += ["backbone.weights=none"] if given == "timm" or given.startswith("data/") else []
     if verb == "adapt" and given.startswith("runs/"):
         trained = tmp_path / "trained"

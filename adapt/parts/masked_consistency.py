@@ -71,6 +71,7 @@ class MaskedConsistency(AdaptMethod):
     def __init__(
         self,
         method: AdaptMethod,
+        chunk: int | None = None,
         *,
         weight: float = 1.0,
         ratio: float = 0.7,
@@ -80,7 +81,7 @@ class MaskedConsistency(AdaptMethod):
         jitter: float = 0.2,
         blur: bool = True,
     ) -> None:
-        """method: with its weights and `resampling`. Raises UserError for values out of their range."""
+        """method: with its weights and `resampling`. chunk: images encoded at once. Raises UserError for values out of their range."""
         super().__init__()
         check_not_negative("mic.weight", weight, "1 in the paper, and 0 is the control")
         check_fraction("mic.ratio", ratio, "0.7 in the paper")
@@ -92,7 +93,7 @@ class MaskedConsistency(AdaptMethod):
             setattr(self, name, getattr(method, name))
         self.method = method
         vars(self)["resampling"] = method.resampling  # whose module the method holds
-        self.chunk: int | None = getattr(method, "chunk", None)
+        self.chunk = chunk
         self.weight, self.ratio, self.grid, self.momentum = weight, ratio, grid, momentum
         self.quality, self.jitter, self.blur = quality, jitter, blur
         self.teacher = teacher_of(method.classifier)

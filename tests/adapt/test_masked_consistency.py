@@ -60,6 +60,7 @@ def test_without_mask_and_momentum_it_is_plain_pseudo_labels_of_itself() -> None
         step.loss.backward()
         with torch.no_grad():
             for parameter in method.method.parameters():
+                assert parameter.grad is not None
                 parameter -= 0.1 * parameter.grad
                 parameter.grad = None
         norm.commit(norm.layers(method))
@@ -128,9 +129,8 @@ def test_it_is_a_term_beside_every_method(name: str) -> None:
         assert set(step.metrics) - set(alone.metrics) == (
             {"mic_loss", "mic_quality", "mic_agreement"} if turn == 0 else set()
         )
-        assert list(method.frozen(0.5, turn)) == list(
-            method.method.frozen(0.5, turn) if method.turns > 1 else method.method.frozen(0.5)
-        )
+        inner: Any = method.method
+        assert list(method.frozen(0.5, turn)) == list(inner.frozen(0.5, *several))
     # No tensor is saved twice.
     assert len({value.data_ptr() for value in method.state_dict().values() if value.numel() > 1}) == sum(
         value.numel() > 1 for value in method.state_dict().values()
