@@ -23,6 +23,7 @@ from ..core.images.sets import (
 from ..core.images.store import Stamp
 from ..core.method import Domains, Labelled, RawBatch, RawPair, Unlabelled
 from ..core.model.backbone import create
+from ..core.model.classifier import UNKNOWN
 from ..core.run.directory import Run
 from ..core.stream.batches import Decode
 from ..core.train.fit import Training
@@ -34,6 +35,7 @@ from .examine import Examination, check_examination, examine_options
 from .frozen import FrozenFeatures
 from .objective import METHOD, build_objective
 from .outcome import final_test
+from .registry import ADAPT_METHODS
 from .sets import Reader, Sets, open_sets, replaced_silently, whole
 from .shift import check_label_shift, estimate_shift, label_shift_options, resample
 
@@ -57,7 +59,8 @@ def data_options(
     source: URI of the labelled source images, or a list of URIs whose union is taken.
     target: URI of the target images, or a list of URIs. Their labels, if any, are dropped when they are opened.
     test: URI of a labelled test set, or a mapping of names to URIs; null holds out 20 % of the source, and of the target where it has
-        labels, by seed.
+        labels, by seed. Classes that the source lacks are refused, except by methods with an output for unknown images (osbp), which take
+        them as one class `unknown`.
     size: Side of the network's input in pixels.
     crop: Part of the shorter side that evaluation keeps, 0.01 to 1 (0.875 takes 224 of 256 pixels). A picture that already has the size is
         taken whole.
@@ -98,7 +101,8 @@ def build_adaptation(
 ) -> Adaptation:
     """Open the sets and build network, method, augmentation and batches. Raises UserError."""
     torch.manual_seed(seed)
-    settings, sets = Optim(**optim), open_sets(data, seed)
+    open_set = ADAPT_METHODS[method["name"]].extra_outputs > 0
+    settings, sets = Optim(**optim), open_sets(data, seed, UNKNOWN if open_set else None)
     if evaluate is not None:
         check_examination(evaluate)
         sets = sets.hold_out(evaluate["held_out"], seed)

@@ -44,7 +44,7 @@ def final_test(
     if shift.corrects:
         adjusted = {name: shift.correct(rows) for name, rows in logits.items() if name != SOURCE}
         candidates[CORRECTED] = Candidate(f"{digest} corrected by {shift.corrects}", adjusted)
-    result, opened = open_sealed(run, tests, candidates, classifier.outputs)
+    result, opened = open_sealed(run, tests, candidates, classifier.outputs, classifier.structure.extra > 0)
     if run.main:
         save_map(run.dir, features, opened, run.seed)
     told = true_distances(shift.prior, opened) if run.main else {}

@@ -15,6 +15,7 @@ from .jan import JAN
 from .mcc import MCC
 from .mcd import MCD
 from .mdd import MDD
+from .osbp import OSBP
 from .source_only import SourceOnly
 
 ADAPT_METHODS = register(
@@ -33,5 +34,6 @@ ADAPT_METHODS = register(
         "mdd": MDD,
         "deepjdot": DeepJDOT,
         "mcd": MCD,
+        "osbp": OSBP,
     },
 )

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..core.errors import UserError
 from ..core.images.damage import Damage, read_or_neighbour, rows_or_neighbours
 from ..core.images.open import Images, holdout, open_images
 from ..core.images.sealed import SealedImages
@@ -55,38 +56,43 @@ class Sets(NamedTuple):
         return {**self.training(), **held_out, **{f"test.{name}": images for name, images in self.tests.items()}}
 
 
-def open_sets(data: Mapping[str, Any], seed: int) -> Sets:
+def open_sets(data: Mapping[str, Any], seed: int, unknown: str | None = None) -> Sets:
     """Source, target and tests of the `data` section.
 
     The target is opened without labels and lies in the order of its content: neither a split nor the order of training
-    depends on the class folders that its pictures may lie in.
+    depends on the class folders that its pictures may lie in. unknown: the class of tests' images that are in none of the source's classes;
+    None where a method has no output for them, so that they are refused.
     """
     source = labelled(open_images(data["source"], seed=seed), "data.source")
     target = open_images(data["target"], seed=seed, role="unlabelled")
     classes, stamp = source.classes, data.get("stamp", "size")
     assert classes is not None
+    if unknown in classes:
+        raise UserError(
+            f"data.source: {source.uri} has a class named {unknown}, as this method calls what is in none of the classes; rename it"
+        )
     if data["test"] is not None:
         key = "data.test.{}" if isinstance(data["test"], Mapping) else "data.test"
         named = named_tests(data["test"])
-        opened = {n: partial(_labelled_test, uri, seed, classes, key.format(n)) for n, uri in named.items()}
+        opened = {n: partial(_labelled_test, uri, seed, classes, key.format(n), unknown) for n, uri in named.items()}
         return Sets(source, _by_content(target), {n: SealedImages(test, stamp) for n, test in opened.items()})
     source, source_test = holdout(source, fraction=HELD_OUT, seed=seed, stratify=True)
     tests: dict[str, Images] = {SOURCE: source_test}
     if open_images(data["target"], seed=seed, role="test").labels is not None:
         # The same pictures once more, with labels for the final test alone; they play no part in cutting.
-        known = partial(_held_out_target, data["target"], seed, classes)
+        known = partial(_held_out_target, data["target"], seed, classes, unknown)
         target, _ = holdout(target, fraction=HELD_OUT, seed=seed, stratify=False)
         tests = {TARGET: SealedImages(known, stamp), **tests}
     return Sets(source, _by_content(target), tests)
 
 
-def _labelled_test(uri: str, seed: int, classes: tuple[str, ...], key: str) -> Images:
-    return align(open_images(uri, seed=seed, role="test"), classes, key)
+def _labelled_test(uri: str, seed: int, classes: tuple[str, ...], key: str, unknown: str | None) -> Images:
+    return align(open_images(uri, seed=seed, role="test"), classes, key, unknown=unknown)
 
 
-def _held_out_target(uri: str | list[str], seed: int, classes: tuple[str, ...]) -> Images:
+def _held_out_target(uri: str | list[str], seed: int, classes: tuple[str, ...], unknown: str | None) -> Images:
     # Aligned before cutting: a class that the source lacks is refused wherever the cut would put its pictures.
-    known = align(open_images(uri, seed=seed, role="test"), classes, "data.target")
+    known = align(open_images(uri, seed=seed, role="test"), classes, "data.target", unknown=unknown)
     return holdout(known, fraction=HELD_OUT, seed=seed, stratify=False)[1]
 
 

@@ -16,6 +16,7 @@ from rootstock.core.method import needs_whole_batch
 from rootstock.core.model.backbone import create
 from rootstock.core.model.classifier import Classifier
 from rootstock.core.model.description import WEIGHTS
+from rootstock.core.model.heads import Structure
 from rootstock.launch.verbs import execute
 from rootstock.ssl.registry import PRETRAIN_METHODS as PRETRAINING
 from rootstock.tests.conftest import Forks
@@ -200,7 +201,8 @@ def test_what_was_trained_in_slices_is_whole_for_others(alone: Losses, pair: Pat
 
 def division(name: str) -> str:
     """The key by which an adaptation method's batch is divided; empty where it takes none."""
-    built = ADAPT_METHODS[name](Classifier(create(16, **VIT), ["a", "b"]), None)
+    kind = ADAPT_METHODS[name]
+    built = kind(Classifier(create(16, **VIT), ["a", "b"], structure=Structure(extra=kind.extra_outputs)), None)
     if needs_whole_batch(built):
         return f"run.chunk={BATCH // 4}" if built.takes_chunk else ""
     return "run.accumulate=4"

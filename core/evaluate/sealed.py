@@ -63,10 +63,15 @@ def digest_of_export(run: Path, folders: Iterable[str] = ("backbone", "classifie
 
 
 def open_sealed(
-    run: Run, tests: Mapping[str, Images], candidates: Mapping[str, Candidate], classes: Sequence[str]
+    run: Run,
+    tests: Mapping[str, Images],
+    candidates: Mapping[str, Candidate],
+    classes: Sequence[str],
+    open_set: bool = False,
 ) -> Opened:
     """Store the logits of all candidates, write the look down, read the labels and score everything under TEST/CANDIDATE/METRIC.
 
+    classes: of the outputs. open_set: whether the last of them is `unknown`.
     tests: by name; those that are sealed are opened, once. Every process calls it with the same candidates; the main one alone
     reads labels, so there is one look on any number of processes. Raises UserError on all of them.
     """
@@ -75,7 +80,7 @@ def open_sealed(
         try:
             logits = _frozen(run.dir, tests, candidates, classes)
             opened, looks = _open(run.dir, tests, {name: found.digest for name, found in candidates.items()})
-            scored = Scored(classes, run.seed)
+            scored = Scored(classes, run.seed, open_set)
             for key, values in logits.items():
                 scored.add(key, opened[key.partition("/")[0]], values, "logits")
             scored.save(run.dir)

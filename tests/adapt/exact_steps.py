@@ -18,6 +18,7 @@ from rootstock.adapt.registry import ADAPT_METHODS
 from rootstock.core.distributed import rank
 from rootstock.core.model import norm
 from rootstock.core.model.classifier import Classifier
+from rootstock.core.model.heads import Structure
 from rootstock.launch.doctor.equality import CLASSES, domain_pair
 from rootstock.launch.doctor.trial_steps import backbone, run_steps, share
 
@@ -63,7 +64,8 @@ TRIALS = [
 def run(trial: Trial, chunk: int | None = None) -> dict[str, Tensor]:
     """Losses, the gradients of both steps, and all weights and buffers after them."""
     torch.manual_seed(0)
-    classifier = Classifier(backbone("conv"), [str(k) for k in range(CLASSES)])
+    structure = Structure(extra=ADAPT_METHODS[trial.name].extra_outputs)
+    classifier = Classifier(backbone("conv"), [str(k) for k in range(CLASSES)], structure=structure)
     made: Any = ADAPT_METHODS[trial.name](classifier, chunk, **KEYS.get(trial.name, {}))
     made = made.to(trial.dtype).train()
     norm.convert_batch_norms(made, "group" if trial.norm == "group" else "batch", GROUP, made.rows_per_position)
