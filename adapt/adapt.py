@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
@@ -21,22 +21,25 @@ from ..core.images.sets import (
     describe_sets,
 )
 from ..core.images.store import Stamp
-from ..core.method import Domains, Labelled, RawBatch, RawPair, Unlabelled
+from ..core.method import AdaptMethod, Domains, Labelled, RawBatch, RawPair, Unlabelled
 from ..core.model.backbone import create
 from ..core.model.classifier import UNKNOWN
 from ..core.run.directory import Run
 from ..core.stream.batches import Decode
 from ..core.train.fit import Training
 from ..core.train.optim import Optim
+from ..core.views.corrupted import corruption_options
 from ..core.views.presets import VIEWS
 from ..core.views.resample import Interpolation
 from ..core.views.view import Evaluation
 from .examine import Examination, check_examination, examine_options
 from .frozen import FrozenFeatures
-from .objective import METHOD, build_objective
+from .objective import METHOD, build_objective, further_outputs
+from .online_pass import SORTED, AsEvaluated, StreamOrder, by_test, check_order, feed_once, stream_order
 from .outcome import final_test
+from .parts.online import OnlinePredictions
 from .registry import ADAPT_METHODS
-from .sets import Reader, Sets, open_sets, replaced_silently, whole
+from .sets import TARGET, Reader, Sets, open_sets, replaced_silently, source_images, whole
 from .shift import check_label_shift, estimate_shift, label_shift_options, resample
 
 
@@ -52,6 +55,8 @@ def data_options(
     views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "supervised"},
     decode: Decode = "full",
     stamp: Stamp = "mtime",
+    order: StreamOrder = "shuffled",
+    corrupt: Annotated[dict[str, Any] | None, Section(corruption_options)] = None,
     selection: str = "last",
 ) -> None:
     """The `data` section of `rootstock adapt`.
@@ -72,6 +77,9 @@ def data_options(
         and gives slightly other pixels; evaluation always decodes in full.
     stamp: How a changed picture is noticed when the run resumes, in files and archives: size (another name or size), mtime (also another
         time of change) or content (also other bytes; reads every file at each start).
+    order: In which order methods that go over the target once (tent, eata, roid) meet its images: shuffled by seed, sequential (by content,
+        the same for every seed), or sorted by class, which reads the target's labels for this alone; the result says so.
+    corrupt: A corruption of all pictures of the target and of `test`, after the crop of evaluation; null for none.
     selection: How the hyper-parameters of this config were chosen, as the result says it: last, train-split, source-val,
         tuned-on-target or oracle.
     """
@@ -101,8 +109,9 @@ def build_adaptation(
 ) -> Adaptation:
     """Open the sets and build network, method, augmentation and batches. Raises UserError."""
     torch.manual_seed(seed)
-    open_set = ADAPT_METHODS[method["name"]].extra_outputs > 0
-    settings, sets = Optim(**optim), open_sets(data, seed, UNKNOWN if open_set else None)
+    check_order(data, method["name"])
+    unknown = UNKNOWN if further_outputs(method, backbone["weights"]) else None
+    settings, sets = Optim(**optim), open_sets(data, seed, unknown, ADAPT_METHODS[method["name"]].online)
     if evaluate is not None:
         check_examination(evaluate)
         sets = sets.hold_out(evaluate["held_out"], seed)
@@ -115,31 +124,50 @@ def build_adaptation(
     if label_shift["resample"] != "none":
         resample(objective, sets.source)
     stage.set_norm(run, objective, backbone["norm"])
-    views = stage.augmentation(run, data["views"], objective, method["name"], sets.source)
     view = stage.evaluation(data, model)
-    frozen = FrozenFeatures.of(run, objective, views, sets.of_training(), data)
-    fed = stage.feed(run, sets.training(), views, data, settings, seed, frozen.rows if frozen else None)
+    frozen, fed, prepare = feeds(run, objective, data, settings, sets, view, method["name"])
     run.log(
         f"adapt {method['name']}: {len(sets.source)} source and {len(sets.target)} target images, "
-        f"{fed.steps} steps of {settings.batch_size} images of each"
+        f"{fed.steps} steps of {settings.batch_size} images{'' if objective.online else ' of each'}"
     )
+    pictures = partial(whole, view=view, device=run.device, workers=run.options["workers"], damage=replaced_silently())
+    read = pictures if frozen is None else partial(frozen.read, view=view)
+    examination = None if evaluate is None else Examination(run, evaluate, sets, read, pictures)
+    plan = stage.training(run, objective, fed, prepare, settings, evaluate["every"] if evaluate else None)
+    return Adaptation(plan, fed, sets, view, frozen, read, examination)
+
+
+def feeds(
+    run: Run, objective: AdaptMethod, data: Mapping[str, Any], optim: Optim, sets: Sets, view: Evaluation, name: str
+) -> tuple[FrozenFeatures | None, stage.Feed, Callable[[Any], Domains]]:
+    """Features of a frozen backbone; the batches of a method, pairs of both domains or the target once; what makes `Domains` of them."""
+    if objective.online:
+        order, crop = stream_order(data, sets.target, optim.batch_size, run.seed), AsEvaluated(view)
+        objective.predictions = OnlinePredictions(len(sets.target), len(objective.classifier.outputs))
+        numbers = order.images_of(0).to(run.device)
+
+        def prepare_one(raw: RawBatch) -> Domains:
+            draws = stage.draws_of(raw.positions, TARGET, sets.training(), run.seed)
+            return Domains((), (Unlabelled(crop(raw), draws, numbers[raw.positions % len(numbers)]),))
+
+        return None, feed_once(run, sets.target, crop, order, optim, name), prepare_one
+    views = stage.augmentation(run, data["views"], objective, name, sets.source)
+    clean = data["corrupt"] is None  # kept features know a picture by its content, which a corruption does not change
+    frozen = FrozenFeatures.of(run, objective, views, sets.of_training(), data) if clean else None
+    fed = stage.feed(run, sets.training(), views, data, optim, run.seed, frozen.rows if frozen else None)
 
     def shown(raw: RawBatch, draws: Draws) -> Tensor:
         return raw.images if frozen else views(raw, draws).images[0]
 
     def prepare(raw: RawPair) -> Domains:
         named = zip(sets.training(), raw, strict=True)
-        source, target = (stage.draws_of(part.positions, name, sets.training(), seed) for name, part in named)
+        source, target = (stage.draws_of(part.positions, name, sets.training(), run.seed) for name, part in named)
         return Domains.of(
             Labelled(shown(raw.source, source), raw.source.labels, source),
             Unlabelled(shown(raw.target, target), target),
         )
 
-    pictures = partial(whole, view=view, device=run.device, workers=run.options["workers"], damage=replaced_silently())
-    read = pictures if frozen is None else partial(frozen.read, view=view)
-    examination = None if evaluate is None else Examination(run, evaluate, sets, read, pictures)
-    plan = stage.training(run, objective, fed, prepare, settings, evaluate["every"] if evaluate else None)
-    return Adaptation(plan, fed, sets, view, frozen, read, examination)
+    return frozen, fed, prepare
 
 
 def adapt(
@@ -170,29 +198,35 @@ def adapt(
     objective: Any = plan.method
     if examination is not None:
         examination.start(objective.classifier)
+    if objective.online:
+        objective.to(run.device).begin(partial(source_images, sets.source, view, run))
     stage.train(run, plan, {"candidate": examination} if examination is not None and plan.every.evaluate else {})
     objective.conclude(whole(sets.target, view, run.device, run.options["workers"], fed.damage))
 
     model, classifier = objective.backbone, objective.classifier
     if objective.sees_target:
         model.seen = add_seen(model.seen, "adapt", sets.target)
-    model.seen = add_seen(model.seen, LABELLED, sets.source)
+    if not objective.online:
+        model.seen = add_seen(model.seen, LABELLED, sets.source)
     stage.trace(run, model, sets.training(), data, method=method["name"], steps=fed.steps)
     if run.main:
         classifier.export(run.dir)
     if run.main and built.frozen is None:
-        caption = "Augmented training images: source above, target below."
+        caption = "Target images." if objective.online else "Augmented training images: source above, target below."
         stage.save_first(
             run,
             plan,
             model,
-            lambda both: torch.stack([p.images[: stage.SHOWN] for p in (both.source, both.target)]),
+            lambda batch: torch.stack([p.images[: stage.SHOWN] for p in (*batch.sources, *batch.targets)]),
             caption,
         )
     # Before the final test: no choice can follow from a label of the target.
     measured = {} if examination is None else examination.conclude(classifier, fed.steps, plan.every.evaluate)
     shift = estimate_shift(objective, sets, built.read, label_shift, seed)
-    outcome = final_test(run, classifier, sets.tests, view, built.frozen, shift)
+    online = by_test(objective.predictions, sets.target, sets.tests) if objective.online else {}
+    outcome = final_test(run, classifier, sets.tests, view, built.frozen, shift, online)
     facts = describe_sets(sets.named(), held_out=data["test"] is None)
+    if objective.online:
+        facts["order"] = SORTED if data["order"] == "sorted" else data["order"]
     selection = model.selection(data["selection"])
     return run.finish({"data": facts, **outcome, **measured, **fed.counts(), "selection": selection})

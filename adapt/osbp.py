@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def unknown_loss(logits: Tensor, boundary: float) -> Tensor:
-    """The mean over rows of -t log u - (1 - t) log(1 - u), u the probability of the last output (section 3.2, eq. 2), t the boundary.
+    """The mean over rows of -t log u - (1 - t) log(1 - u), u the probability of the last output (section 3), t the boundary.
 
     logits: [N, K + 1]. u / (1 - u) = exp(z_(K+1) - logsumexp of the others), so neither logarithm is taken of a rounded 0.
     """
@@ -28,7 +28,7 @@ def unknown_loss(logits: Tensor, boundary: float) -> Tensor:
 
 
 class OSBP(Transfer):
-    """Cross-entropy on the source over K + 1 outputs, and a game about the last one on the target (section 3.3).
+    """Cross-entropy on the source over K + 1 outputs, and a game about the last one on the target (section 3).
 
     The head pulls u, the probability of `unknown` on target images, to the boundary t; the features, whose gradient is reversed, push it
     away from there, to either side: an image is then aligned with a known class or rejected. An image is unknown where the last

@@ -11,12 +11,15 @@ from .dan import DAN
 from .dann import DANN
 from .deepcoral import DeepCORAL
 from .deepjdot import DeepJDOT
+from .eata import EATA
 from .jan import JAN
 from .mcc import MCC
 from .mcd import MCD
 from .mdd import MDD
 from .osbp import OSBP
+from .roid import ROID
 from .source_only import SourceOnly
+from .tent import TENT
 
 ADAPT_METHODS = register(
     AdaptMethod,
@@ -35,5 +38,8 @@ ADAPT_METHODS = register(
         "deepjdot": DeepJDOT,
         "mcd": MCD,
         "osbp": OSBP,
+        "tent": TENT,
+        "eata": EATA,
+        "roid": ROID,
     },
 )

@@ -11,9 +11,10 @@ This file imports no other part of Rootstock besides random draws and errors, so
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from .draws import Draws
@@ -61,10 +62,15 @@ class Unlabelled(NamedTuple):
 
     images: Tensor  # float [N, C, h, w], normalised
     draws: Draws
+    # int64 [N]: the number of each image in the order of their content; empty where nothing is kept by image.
+    index: Tensor = torch.empty(0, dtype=torch.int64)
 
 
 class Domains(NamedTuple):
-    """The batch of an adaptation method. There is no field for a target label, so none can leak."""
+    """The batch of an adaptation method. There is no field for a target label, so none can leak.
+
+    A method that goes over the target once (`online`) gets no source.
+    """
 
     sources: tuple[Labelled, ...]
     targets: tuple[Unlabelled, ...]
@@ -94,6 +100,8 @@ class Step(NamedTuple):
     # of both. The gradient is the mean over processes either way.
     loss: Tensor
     metrics: dict[str, Tensor]  # scalars, detached: averaged over processes, and written to metrics.jsonl at log steps
+    # By image, [N, ...] each, detached; the loop hands them to `Method.keep` right after the forward: predictions of an online pass.
+    kept: Mapping[str, Tensor] = {}
 
 
 class Method(nn.Module):
@@ -141,6 +149,9 @@ class Method(nn.Module):
         """Parameters that rest in this step. Their gradient becomes None, so the optimizer neither moves nor decays them."""
         return ()
 
+    def keep(self, kept: Mapping[str, Tensor]) -> None:
+        """Takes `Step.kept` of each forward that has any. What must survive a resume goes into a buffer, the same on every process."""
+
     def after_step(self, progress: float) -> None:
         """Called after each step, its last turn: EMA teachers, queues. On a GPU it is also called after a skipped step.
 
@@ -184,20 +195,31 @@ class AdaptMethod(Method):
     uses_pixels: bool = False
     # Outputs of the head beyond the source's classes, after them: 1 where there is a class for what is unknown.
     extra_outputs: int = 0
+    # Whether the method meets each target image once, in the order of `data.order` and as evaluation sees it, and predicts it by the
+    # forward that adapts. Its batches hold no source, its last batch is filled up with the first images, and `predictions` is tested too.
+    online: bool = False
     # The parts of the batch whose loss obeys `label_shift.resample`: "source" (adapt/parts/resampling.py, `source_error`), "target"
     # (`row_weights`). Without any the key is refused.
     resamples: tuple[str, ...] = ()
     # The weights of images, adapt/parts/resampling.py: set by the recipe, None without `label_shift.resample`.
     resampling: Any
+    # What an online method predicted for each target image, adapt/parts/online.py: set by the recipe, None for other methods.
+    predictions: Any
 
     def __init__(self, *arguments: Any, **keys: Any) -> None:
         super().__init__(*arguments, **keys)
-        self.resampling = None
+        self.resampling = self.predictions = None
 
     @property
     def backbone(self) -> Backbone:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The classifier's backbone."""
         return self.classifier.backbone
+
+    def begin(self, source: Callable[[int, int], Iterable[Tensor]]) -> None:
+        """Called once before the training, on every process, with the weights loaded and on the device.
+
+        source: (count, batch size) -> that many source images, the same for every seed, in evaluation's view, as batches [n, C, h, w].
+        """
 
     def conclude(self, target: Iterable[Tensor]) -> None:
         """Called once after the last step. target: every target image once, in evaluation's view, as batches float [n, C, h, w]."""

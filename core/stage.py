@@ -27,7 +27,7 @@ from .method import Method, PretrainMethod, check_built
 from .model import norm
 from .model.backbone import Backbone, create
 from .run.directory import Run
-from .stream.batches import MicroBatches, Share, source_draws, stream, zip_pairs
+from .stream.batches import Crop, MicroBatches, Share, source_draws, stream, zip_pairs
 from .stream.order import SHUFFLES, Order
 from .stream.rows import stream_rows
 from .train.fit import Evaluator, Every, Training, fit
@@ -134,20 +134,22 @@ def augmentation(run: Run, views: Mapping[str, Any], method: Method, name: str, 
 def feed(
     run: Run,
     sets: Mapping[str, Images],
-    views: Multiview,
+    views: Crop,
     data: Mapping[str, Any],
     optim: Optim,
     seed: int,
     rows: Callable[[str], Tensor] | None = None,
+    orders: Mapping[str, Order] | None = None,
 ) -> Feed:
     """The batches of one training set, or the pairs of two; each set has its own order.
 
     sets: by name, the first one's epochs count. data: the section, of which `shuffle` and `decode` are read. rows: the features of a set
-    by its name, float [N, D], which then come in the place of its images; called with the first batch.
+    by its name, float [N, D], which then come in the place of its images; called with the first batch. orders: of the sets, by name; None
+    for the shuffled ones.
     Raises UserError for a batch larger than a set.
     """
     options, shuffle = run.options, data.get("shuffle", {"name": "full"})
-    orders = {
+    orders = orders or {
         name: Order(len(s), optim.batch_size, seed, _stream_name(name, sets), config.build(shuffle, SHUFFLES))
         for name, s in sets.items()
     }

@@ -50,13 +50,16 @@ METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "frozen": ("adapt", {**PAIR, "views": "none"}, {"name": "cdan", "hidden": 16, "bottleneck": 8}),
     "mixed": ("finetune", LABELLED, {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1}),
 }
-# Every other adaptation method with its default keys. One that keeps the head of a trained run needs such a run first, and adapts
+# Every other adaptation method with its default keys. One that keeps the head of a trained run needs such a run first, and adabn adapts
 # without a gradient: it has tests of its own.
 METHODS |= {
     name: ("adapt", PAIR, {"name": name})
     for name, method in ADAPT_METHODS.items()
     if name not in METHODS and not method.keeps_head
 }
+ONLINE = sorted(name for name, method in ADAPT_METHODS.items() if method.online)
+METHODS |= {name: ("adapt", {**PAIR, "views": "none"}, {"name": name}) for name in ONLINE}
+ONCE = 4  # steps of one pass over the target
 FEW = 6  # steps of the other methods
 EPSILON = 2e-7  # the rounding of terms of size 1: a loss that is their difference, as SimSiam's, may be near 0
 # Runs of two processes that share parameters and optimizer state (core/train/fsdp.py): the method whose losses they must have, and
@@ -101,7 +104,10 @@ def config(folder: Path, name: str) -> str:
     if name in METHODS:
         _, data, method = METHODS[name]
         backbone = {**VIT, "freeze": "all"} if name == "frozen" else VIT
-        written = {"data": data, "backbone": backbone, "method": method, "optim": OPTIM}
+        optim = OPTIM
+        if name in ONLINE:
+            backbone, optim = {"weights": trained(folder)}, {**OPTIM, "duration": "1ep"}
+        written = {"data": data, "backbone": backbone, "method": method, "optim": optim}
     else:  # with the views and kind of step of the method's config
         written = cases.config(name, "vit", f"{DATA}#[:100]", 0.1, lr=3e-4, batch_size=BATCH, duration=FEW)
     if verb(name) == "pretrain":  # which would take longer to watch than to train
@@ -111,10 +117,20 @@ def config(folder: Path, name: str) -> str:
     return str(path)
 
 
+def trained(folder: Path) -> str:
+    """A run whose classifier online methods begin with."""
+    run = folder / "trained"
+    if not run.exists():
+        train(folder, "source_only", run)
+    return str(run)
+
+
 def losses(name: str, run: Path) -> list[float]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in lines if "loss" in row]  # the others are evaluations
-    assert [row["step"] for row in rows] == list(range(1, (STEPS if name in METHODS else FEW) + 1))
+    assert [row["step"] for row in rows] == list(
+        range(1, (ONCE if name in ONLINE else STEPS if name in METHODS else FEW) + 1)
+    )
     return [row["loss"] for row in rows]
 
 

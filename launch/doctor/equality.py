@@ -21,7 +21,7 @@ from ...ssl.dino import DINO
 from ...ssl.mae import MAE
 from ...ssl.simclr import SimCLR
 from .findings import Finding
-from .trial_steps import SIZE, backbone, distance, run_steps, share, views
+from .trial_steps import SIZE, backbone, distance, rebuilt, run_steps, share, views
 
 IMAGES, STEPS, WIDTH, CLASSES = 4, 2, 6, 3  # IMAGES: per process
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -156,7 +156,7 @@ def _on(batch: Any, device: torch.device) -> Any:
         return batch.to(device)
     if isinstance(batch, Draws):
         return Draws(batch.seed, batch.positions.to(device), batch.prefix)
-    return None if batch is None else type(batch)(*(_on(part, device) for part in batch))
+    return None if batch is None else rebuilt(batch, [_on(part, device) for part in batch])
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -57,7 +57,13 @@ def share(batch: Any) -> Any:
     if isinstance(batch, Views):
         local = None if batch.local is None else share(batch.local.transpose(0, 1)).transpose(0, 1)
         return Views(share(batch.images.transpose(0, 1)).transpose(0, 1), share(batch.draws), local)
-    return type(batch)(*(share(part) for part in batch))
+    return rebuilt(batch, [share(part) for part in batch])
+
+
+def rebuilt(batch: Any, parts: Sequence[Any]) -> Any:
+    """A tuple like `batch`, named or plain, of other parts."""
+    kind: Any = type(batch)
+    return kind(*parts) if hasattr(kind, "_fields") else kind(parts)
 
 
 def run_steps(method: Method, batches: Sequence[Any]) -> dict[str, Tensor]:
@@ -81,6 +87,8 @@ def _turn(
 ) -> Mapping[str, Tensor]:
     several: Any = (turn,) if method.turns > 1 else ()
     out = parallel(in_turn(batch, turn), progress, *several)
+    if out.kept:
+        method.keep(out.kept)
     loss, absent = with_absent(out.loss, method.parameters()) if several else (out.loss, [])
     loss.backward()
     for parameter in (*absent, *method.frozen(progress, *several)):
