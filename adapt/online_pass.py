@@ -39,7 +39,8 @@ def check_order(data: Mapping[str, Any], name: str) -> None:
                 f"data.order: {data['order']} is for methods that go over the target once ({online}); {name} has its own order, shuffled"
             )
         return
-    if build(data["views"], VIEWS) != Augmentation():
+    given: Augmentation = build(data["views"], VIEWS)
+    if given.varies or given.centre != 1.0 or given.interpolation != Augmentation().interpolation:
         raise UserError(
             f"data.views: {name} predicts the very pictures from which it learns, as evaluation sees them; use data.views=none"
         )
