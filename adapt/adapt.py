@@ -142,6 +142,8 @@ def feeds(
 ) -> tuple[FrozenFeatures | None, stage.Feed, Callable[[Any], Domains]]:
     """Features of a frozen backbone; the batches of a method, pairs of both domains or the target once; what makes `Domains` of them."""
     if objective.online:
+        if data["order"] == "sorted":
+            run.log(f"WARNING: data.order: {SORTED}")
         order, crop = stream_order(data, sets.target, optim.batch_size, run.seed), AsEvaluated(view)
         objective.predictions = OnlinePredictions(len(sets.target), len(objective.classifier.outputs))
         numbers = order.images_of(0).to(run.device)
@@ -225,8 +227,17 @@ def adapt(
     shift = estimate_shift(objective, sets, built.read, label_shift, seed)
     online = by_test(objective.predictions, sets.target, sets.tests) if objective.online else {}
     outcome = final_test(run, classifier, sets.tests, view, built.frozen, shift, online)
-    facts = describe_sets(sets.named(), held_out=data["test"] is None)
-    if objective.online:
-        facts["order"] = SORTED if data["order"] == "sorted" else data["order"]
     selection = model.selection(data["selection"])
-    return run.finish({"data": facts, **outcome, **measured, **fed.counts(), "selection": selection})
+    return run.finish(
+        {"data": facts_of(sets, data, objective.online), **outcome, **measured, **fed.counts(), "selection": selection}
+    )
+
+
+def facts_of(sets: Sets, data: Mapping[str, Any], online: bool) -> dict[str, Any]:
+    """The entry `data` of a result: the sets, and in which order and how corrupted the target was met, where a key asks for it."""
+    facts = describe_sets(sets.named(), held_out=data["test"] is None)
+    if online:
+        facts["order"] = SORTED if data["order"] == "sorted" else data["order"]
+    if data["corrupt"] is not None:
+        facts["corrupt"] = dict(data["corrupt"])
+    return facts
