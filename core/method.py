@@ -62,8 +62,8 @@ class Unlabelled(NamedTuple):
 
     images: Tensor  # float [N, C, h, w], normalised
     draws: Draws
-    # int64 [N]: the number of each image in the order of their content; empty where nothing is kept by image.
-    index: Tensor = torch.empty(0, dtype=torch.int64)
+    # int64 [N]: the number of each image in the order of their content; empty where nothing is kept by image. (It hides tuple.index.)
+    index: Tensor = torch.empty(0, dtype=torch.int64)  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class Domains(NamedTuple):

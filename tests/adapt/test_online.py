@@ -110,7 +110,8 @@ def test_only_scales_and_shifts_learn_and_all_else_is_bit_identical(name: str, n
 @pytest.mark.parametrize("name", NAMES)
 def test_the_first_prediction_is_adabns_of_the_first_batch(name: str) -> None:
     """Before any update: the network in evaluation, with the statistics that AdaBN finds on this batch."""
-    method, known = small(name, **({"prior_correction": False} if name == "roid" else {})), batch()
+    plain_logits: dict[str, Any] = {"prior_correction": False} if name == "roid" else {}
+    method, known = small(name, **plain_logits), batch()
     kept = method(known, 0.0).kept
     plain = AdaBN(classifier())
     counts = dict[nn.Module, int]()
