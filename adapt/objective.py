@@ -44,6 +44,12 @@ METHOD = Choice(ADAPT_METHODS, common=shared_options)
 """The `method` section of `rootstock adapt`."""
 
 
+def further_outputs(section: Mapping[str, Any], weights: str) -> int:
+    """How many outputs a method's classifier has beyond the classes: its own, or those of the run whose head it keeps. Raises UserError."""
+    kind = ADAPT_METHODS[section["name"]]
+    return read_head(weights).structure.extra if kind.keeps_head else kind.extra_outputs
+
+
 def build_objective(
     section: Mapping[str, Any], backbone: Backbone, classes: Sequence[str], weights: str, run: Run
 ) -> AdaptMethod:

@@ -14,13 +14,17 @@ from .dan import DAN
 from .dann import DANN
 from .deepcoral import DeepCORAL
 from .deepjdot import DeepJDOT
+from .eata import EATA
 from .fixmatch import FixMatch
 from .jan import JAN
 from .mcc import MCC
 from .mcd import MCD
 from .mdd import MDD
+from .osbp import OSBP
+from .roid import ROID
 from .shot import SHOT
 from .source_only import SourceOnly
+from .tent import TENT
 
 ADAPT_METHODS = register(
     AdaptMethod,
@@ -42,5 +46,9 @@ ADAPT_METHODS = register(
         "aad": AaD,
         "fixmatch": FixMatch,
         "adamatch": AdaMatch,
+        "osbp": OSBP,
+        "tent": TENT,
+        "eata": EATA,
+        "roid": ROID,
     },
 )

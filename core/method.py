@@ -10,7 +10,7 @@ This file imports no other part of Rootstock besides random draws, so a method's
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -74,7 +74,10 @@ class Unlabelled(NamedTuple):
 
 
 class Domains(NamedTuple):
-    """The batch of an adaptation method. There is no field for a target label, so none can leak."""
+    """The batch of an adaptation method. There is no field for a target label, so none can leak.
+
+    A method that goes over the target once (`online`) gets no source.
+    """
 
     sources: tuple[Labelled, ...]
     targets: tuple[Unlabelled, ...]
@@ -113,6 +116,8 @@ class Step(NamedTuple):
     # of both. The gradient is the mean over processes either way.
     loss: Tensor
     metrics: dict[str, Tensor]  # scalars, detached: averaged over processes, and written to metrics.jsonl at log steps
+    # By image, [N, ...] each, detached; the loop hands them to `Method.keep` right after the forward: predictions of an online pass.
+    kept: Mapping[str, Tensor] = {}
 
 
 class Method(nn.Module):
@@ -161,6 +166,9 @@ class Method(nn.Module):
     def frozen(self, progress: float) -> Iterable[nn.Parameter]:
         """Parameters that rest in this step. Their gradient becomes None, so the optimizer neither moves nor decays them."""
         return ()
+
+    def keep(self, kept: Mapping[str, Tensor]) -> None:
+        """Takes `Step.kept` of each forward that has any. What must survive a resume goes into a buffer, the same on every process."""
 
     def after_step(self, progress: float) -> None:
         """Called after each step, its last turn: EMA teachers, queues. On a GPU it is also called after a skipped step.
@@ -215,15 +223,20 @@ class AdaptMethod(Method):
     target_views: tuple[str, ...] = ("weak",)
     # Outputs of the head beyond the source's classes, after them: 1 where there is a class for what is unknown.
     extra_outputs: int = 0
+    # Whether the method meets each target image once, in the order of `data.order` and as evaluation sees it, and predicts it by the
+    # forward that adapts. Its batches hold no source, its last batch is filled up with the first images, and `predictions` is tested too.
+    online: bool = False
     # The parts of the batch whose loss obeys `label_shift.resample`: "source" (adapt/parts/resampling.py, `source_error`), "target"
     # (`row_weights`). Without any the key is refused.
     resamples: tuple[str, ...] = ()
     # The weights of images, adapt/parts/resampling.py: set by the recipe, None without `label_shift.resample`.
     resampling: Any
+    # What an online method predicted for each target image, adapt/parts/online.py: set by the recipe, None for other methods.
+    predictions: Any
 
     def __init__(self, *arguments: Any, **keys: Any) -> None:
         super().__init__(*arguments, **keys)
-        self.resampling = None
+        self.resampling = self.predictions = None
 
     @property
     def backbone(self) -> Backbone:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -232,6 +245,12 @@ class AdaptMethod(Method):
 
     def make_room(self, targets: int) -> None:
         """Called once after the constructor: buffers with a row for each target image are made here. targets: how many there are."""
+
+    def begin(self, source: Callable[[int, int], Iterable[Tensor]]) -> None:
+        """Called once before the training, on every process, with the weights loaded and on the device.
+
+        source: (count, batch size) -> that many source images, the same for every seed, in evaluation's view, as batches [n, C, h, w].
+        """
 
     def conclude(self, target: Iterable[Tensor]) -> None:
         """Called once after the last step. target: every target image once, in evaluation's view, as batches float [n, C, h, w]."""

@@ -30,7 +30,7 @@ from .model import norm
 from .model.backbone import Backbone, create
 from .registration import check_built
 from .run.directory import Run
-from .stream.batches import MicroBatches, Share, source_draws, stream, zip_pairs
+from .stream.batches import Crop, MicroBatches, Share, source_draws, stream, zip_pairs
 from .stream.order import SHUFFLES, Order
 from .stream.rows import stream_rows
 from .train.fit import Evaluator, Every, Training, fit
@@ -150,21 +150,22 @@ def _named(key: str) -> Iterator[None]:
 def feed(
     run: Run,
     sets: Mapping[str, Images],
-    views: Multiview | Mapping[str, Multiview],
+    views: Crop | Mapping[str, Multiview],
     data: Mapping[str, Any],
     optim: Optim,
     seed: int,
     rows: Callable[[str], Tensor] | None = None,
+    orders: Mapping[str, Order] | None = None,
 ) -> Feed:
     """The batches of one training set, or the pairs of two; each set has its own order.
 
     sets: by name, the first one's epochs count. views: of all sets, or of each by its name. data: the section, of which `shuffle` and
     `decode` are read. rows: the features of a set by its name, float [N, D], which then come in the place of its images; called with the
-    first batch.
+    first batch. orders: of the sets, by name; None for the shuffled ones.
     Raises UserError for a batch larger than a set.
     """
     options, shuffle = run.options, data.get("shuffle", {"name": "full"})
-    orders = {
+    orders = orders or {
         name: Order(len(s), optim.batch_size, seed, _stream_name(name, sets), config.build(shuffle, SHUFFLES))
         for name, s in sets.items()
     }

@@ -76,6 +76,14 @@ def test_every_config_runs_for_two_steps(
         overrides += ["data.train=sklearn:digits-m#[:60]", "data.test=sklearn:digits-m#[60:90]"]
     elif isinstance(tests := written["data"].get("test"), dict) and not own:
         overrides += [f"data.test.{name}=sklearn:digits?size=32#[60:90]" for name in tests]
+    if written["backbone"]["weights"].startswith(
+        "runs/"
+    ):  # of another config: the classifier that a pass at test time begins with
+        first = ["optim.batch_size=4", "optim.duration=2", "evaluate=null", f"run.dir={tmp_path / 'first'}"]
+        done = rootstock("adapt", "adapt/digits_dann.yaml", "method=source_only", "data.test=null", *first)
+        assert done.returncode == 0, done.stderr
+        overrides += [f"backbone.weights={tmp_path / 'first'}", "data.target=sklearn:digits?size=32#[:8]"]
+        overrides += ["optim.duration=1ep"]  # two steps
     if verb == "adapt" and written["evaluate"]:
         overrides += ["evaluate.images=50"]
     if verb == "pretrain" and written["evaluate"].get("watch") is not None:

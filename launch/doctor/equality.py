@@ -171,7 +171,7 @@ def _on(batch: Any, device: torch.device) -> Any:
         return batch.to(device)
     if isinstance(batch, Draws):
         return Draws(batch.seed, batch.positions.to(device), batch.prefix)
-    return rebuilt(batch, lambda part: _on(part, device))
+    return None if batch is None else rebuilt(batch, lambda part: _on(part, device))
 
 
 def _name(dtype: torch.dtype) -> str:

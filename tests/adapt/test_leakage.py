@@ -127,7 +127,9 @@ def test_moving_and_relabelling_the_targets_files_changes_no_weight_and_no_candi
         backbone=NET,
         method="source_only",
     )
-    backbone = {"weights": str(tmp_path / "trained" / "run")} if ADAPT_METHODS[method].keeps_head else NET
+    kind = ADAPT_METHODS[method]
+    backbone = {"weights": str(tmp_path / "trained" / "run")} if kind.keeps_head else NET
+    once: dict[str, Any] = {"optim": {"duration": "1ep"}} if kind.online else {}
     outcomes = []
     for seed in (0, 1):
         order = [pictures[16 + int(k)] for k in torch.randperm(20, generator=torch.Generator().manual_seed(seed))]
@@ -136,8 +138,8 @@ def test_moving_and_relabelling_the_targets_files_changes_no_weight_and_no_candi
         for path, place in zip(order, moved, strict=True):
             shutil.copy(path, place)
         target = folder(tmp_path / f"target{seed}", moved, labels_of(20, seed))
-        data = {"source": source, "target": target, "size": SIZE}
-        result = start("adapt", tmp_path / f"run{seed}", data=data, backbone=backbone, method=method)
+        data = {"source": source, "target": target, "size": SIZE, **({"views": "none"} if kind.online else {})}
+        result = start("adapt", tmp_path / f"run{seed}", data=data, backbone=backbone, method=method, **once)
         names = ("backbone/backbone.safetensors", "classifier/head.safetensors")
         assert set(result["looks"]) == {"target"} and result["looks"]["target"]["n"] >= 1
         stored = load_file(tmp_path / f"run{seed}" / "run" / "candidates.safetensors")
