@@ -164,7 +164,8 @@ def whole(
 def source_images(images: Images, view: Evaluation, run: Run, count: int, batch_size: int) -> Iterator[Tensor]:
     """The first `count` images by content, as `whole` reads them."""
     chosen = _by_content(images).select(torch.arange(min(count, len(images))))
-    return whole(chosen, view, run.device, run.options["workers"], replaced_silently(), batch_size)
+    read = {"view": view, "device": run.device, "workers": run.options["workers"], "damage": replaced_silently()}
+    return whole(chosen, in_batches(len(chosen), batch_size), **read)
 
 
 def replaced_silently() -> Damage:
