@@ -59,8 +59,8 @@ class AaD(SourceFree):
         check_not_negative("dispersion", dispersion, "1 is usual")
         check_not_negative("decay", decay, "5 is the published one for VisDA, 0.75 for Office-31")
         self.neighbours, self.dispersion, self.decay = neighbours, dispersion, decay
-        self.register_buffer("features", torch.empty(0, classifier.feature_dim))
-        self.register_buffer("predictions", torch.empty(0, classifier.head.out_features))
+        self.register_buffer("bank_features", torch.empty(0, classifier.feature_dim))
+        self.register_buffer("bank_predictions", torch.empty(0, classifier.head.out_features))
         self.latest: tuple[Tensor, Tensor, Tensor] | None = None  # index, features and predictions of the step's batch
 
     def make_room(self, targets: int) -> None:
@@ -69,13 +69,13 @@ class AaD(SourceFree):
             raise UserError(
                 f"method.neighbours: {self.neighbours} other images are asked for, and the target has {targets}; lower it"
             )
-        self.features = self.features.new_zeros(targets, self.features.shape[1])
-        self.predictions = self.predictions.new_zeros(targets, self.predictions.shape[1])
+        self.bank_features = self.bank_features.new_zeros(targets, self.bank_features.shape[1])
+        self.bank_predictions = self.bank_predictions.new_zeros(targets, self.bank_predictions.shape[1])
 
     def refresh(self, seen: Seen, progress: float) -> None:
         """Fill the banks."""
-        self.features[seen.index] = F.normalize(wide(seen.features), dim=1)
-        self.predictions[seen.index] = wide(seen.logits).softmax(1)
+        self.bank_features[seen.index] = F.normalize(wide(seen.features), dim=1)
+        self.bank_predictions[seen.index] = wide(seen.logits).softmax(1)
 
     def forward(self, batch: Domains, progress: float) -> Step:
         """batch.target.images: [N, C, h, w]; N is this process's share."""
@@ -85,9 +85,9 @@ class AaD(SourceFree):
         everyone = gather(predictions)  # [B, K]
         with torch.no_grad():
             unit = F.normalize(features, dim=1)
-            found = nearest(unit, self.features, batch.target.index, self.neighbours)
+            found = nearest(unit, self.bank_features, batch.target.index, self.neighbours)
             self.latest = index, gather_equal(unit).flatten(0, 1), everyone.detach()
-        near = attraction(predictions, self.predictions[found])
+        near = attraction(predictions, self.bank_predictions[found])
         apart = repulsion(everyone)
         weight = self.dispersion * (1.0 + 10.0 * progress) ** -self.decay
         with torch.no_grad():
@@ -107,8 +107,8 @@ class AaD(SourceFree):
         index, features, predictions = self.latest
         self.latest = None
         finite = (features.isfinite().all(1) & predictions.isfinite().all(1))[:, None]
-        self.features[index] = torch.where(finite, features, self.features[index])
-        self.predictions[index] = torch.where(finite, predictions, self.predictions[index])
+        self.bank_features[index] = torch.where(finite, features, self.bank_features[index])
+        self.bank_predictions[index] = torch.where(finite, predictions, self.bank_predictions[index])
 
 
 def nearest(unit: Tensor, bank: Tensor, index: Tensor, count: int) -> Tensor:

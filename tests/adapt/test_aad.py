@@ -49,7 +49,7 @@ def slow(method: Any, here: Domains, progress: float, dispersion: float, decay: 
     """Equation 5 one pair at a time, from the banks as they are."""
     images = here.target.images
     features, p = method.classifier.features(images).tolist(), method.classifier(images).softmax(1).tolist()
-    bank, theirs = method.features.tolist(), method.predictions.tolist()
+    bank, theirs = method.bank_features.tolist(), method.bank_predictions.tolist()
     loss = 0.0
     for i, own in enumerate(here.target.index.tolist()):
         length = math.hypot(*features[i])
@@ -99,7 +99,7 @@ def test_the_gradient_goes_through_both_of_the_repulsion_and_not_into_the_bank()
     torch.testing.assert_close(right, 2.0 * torch.autograd.grad(once, logits)[0])
     method = filled()
     method(batch(), 0.5).loss.backward()
-    assert not method.predictions.requires_grad and not method.features.requires_grad
+    assert not method.bank_predictions.requires_grad and not method.bank_features.requires_grad
 
 
 def test_without_repulsion_nothing_opposes_collapse() -> None:
@@ -117,40 +117,46 @@ def test_without_repulsion_nothing_opposes_collapse() -> None:
 
 def test_banks_are_written_after_the_step_and_by_image() -> None:
     method = filled()
-    features, predictions = method.features.clone(), method.predictions.clone()
+    features, predictions = method.bank_features.clone(), method.bank_predictions.clone()
     method(batch(), 0.5)
-    assert torch.equal(method.features, features)
+    assert torch.equal(method.bank_features, features)
     index, unit, p = method.latest
     method.after_step(0.5)
     for k, row in enumerate(ROWS.tolist()):
-        assert torch.equal(method.features[row], unit[k]) and torch.equal(method.predictions[row], p[k])
+        assert torch.equal(method.bank_features[row], unit[k]) and torch.equal(method.bank_predictions[row], p[k])
     others = [row for row in range(TARGETS) if row not in ROWS.tolist()]
-    assert torch.equal(method.features[others], features[others]) and torch.equal(index, ROWS)
-    assert torch.equal(method.predictions[others], predictions[others])
-    torch.testing.assert_close(method.features.norm(dim=1), torch.ones(TARGETS, dtype=torch.float64))
-    torch.testing.assert_close(method.predictions.sum(1), torch.ones(TARGETS, dtype=torch.float64))
-    before = method.features.clone()
+    assert torch.equal(method.bank_features[others], features[others]) and torch.equal(index, ROWS)
+    assert torch.equal(method.bank_predictions[others], predictions[others])
+    torch.testing.assert_close(method.bank_features.norm(dim=1), torch.ones(TARGETS, dtype=torch.float64))
+    torch.testing.assert_close(method.bank_predictions.sum(1), torch.ones(TARGETS, dtype=torch.float64))
+    before = method.bank_features.clone()
     method.after_step(0.5)  # nothing is left to write
-    assert torch.equal(method.features, before)
+    assert torch.equal(method.bank_features, before)
 
 
 def test_rows_that_are_not_finite_are_not_written() -> None:
     method = filled()
-    before = method.features.clone(), method.predictions.clone()
+    before = method.bank_features.clone(), method.bank_predictions.clone()
     here = batch()
     images = here.target.images.clone()
     images[2] = float("nan")
     method.eval()(here._replace(targets=(here.target._replace(images=images),)), 0.5)
     method.after_step(0.5)
     bad = int(ROWS[2])
-    assert torch.equal(method.features[bad], before[0][bad]) and torch.equal(method.predictions[bad], before[1][bad])
-    assert method.features.isfinite().all() and not torch.equal(method.features[int(ROWS[1])], before[0][int(ROWS[1])])
+    assert torch.equal(method.bank_features[bad], before[0][bad]) and torch.equal(
+        method.bank_predictions[bad], before[1][bad]
+    )
+    assert method.bank_features.isfinite().all() and not torch.equal(
+        method.bank_features[int(ROWS[1])], before[0][int(ROWS[1])]
+    )
 
 
 def test_the_order_of_the_bank_does_not_matter() -> None:
     method, order = aad(), torch.randperm(TARGETS, generator=torch.Generator().manual_seed(1))
     method.refresh(Seen(*(part[order] for part in seen(method))), 0.0)
-    assert torch.equal(method.features, filled().features) and torch.equal(method.predictions, filled().predictions)
+    assert torch.equal(method.bank_features, filled().bank_features) and torch.equal(
+        method.bank_predictions, filled().bank_predictions
+    )
 
 
 def test_the_source_takes_no_part() -> None:

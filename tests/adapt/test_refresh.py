@@ -87,7 +87,7 @@ def test_stopped_at_a_refresh_and_after_one_it_ends_with_the_same_bits(
     (digests, kept), (expected, tensors) = result(tmp_path / "stopped"), result(tmp_path / "straight")
     assert digests == expected
     assert kept.keys() == tensors.keys() and all(torch.equal(kept[key], tensors[key]) for key in kept)
-    banks = {"shot": {"pseudo_labels", "changed"}, "aad": {"features", "predictions"}}[name]
+    banks = {"shot": {"pseudo_labels", "changed"}, "aad": {"bank_features", "bank_predictions"}}[name]
     assert banks <= kept.keys()
 
 
