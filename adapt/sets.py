@@ -69,7 +69,7 @@ def open_sets(data: Mapping[str, Any], seed: int) -> Sets:
         key = "data.test.{}" if isinstance(data["test"], Mapping) else "data.test"
         named = named_tests(data["test"])
         opened = {n: partial(_labelled_test, uri, seed, classes, key.format(n)) for n, uri in named.items()}
-        return Sets(source, _by_content(target), {n: SealedImages(test, stamp) for n, test in opened.items()})
+        return Sets(source, in_content_order(target), {n: SealedImages(test, stamp) for n, test in opened.items()})
     source, source_test = holdout(source, fraction=HELD_OUT, seed=seed, stratify=True)
     tests: dict[str, Images] = {SOURCE: source_test}
     if open_images(data["target"], seed=seed, role="test").labels is not None:
@@ -77,7 +77,7 @@ def open_sets(data: Mapping[str, Any], seed: int) -> Sets:
         known = partial(_held_out_target, data["target"], seed, classes)
         target, _ = holdout(target, fraction=HELD_OUT, seed=seed, stratify=False)
         tests = {TARGET: SealedImages(known, stamp), **tests}
-    return Sets(source, _by_content(target), tests)
+    return Sets(source, in_content_order(target), tests)
 
 
 def _labelled_test(uri: str, seed: int, classes: tuple[str, ...], key: str) -> Images:
@@ -90,7 +90,8 @@ def _held_out_target(uri: str | list[str], seed: int, classes: tuple[str, ...]) 
     return holdout(known, fraction=HELD_OUT, seed=seed, stratify=False)[1]
 
 
-def _by_content(images: Images) -> Images:
+def in_content_order(images: Images) -> Images:
+    """The images in the order of their content, which is the same wherever they lie and whatever their labels."""
     return images.select(images.keys().argsort(stable=True))
 
 

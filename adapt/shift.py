@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..core.errors import UserError
 from ..core.evaluate.calibration import fit_bias_corrected
 from ..core.evaluate.counts import Ints
+from ..core.evaluate.features import evaluating
 from ..core.evaluate.label_shift import (
     Priors,
     balancing,
@@ -28,7 +29,7 @@ from ..core.evaluate.label_shift import (
 from ..core.images.images import Images
 from ..core.method import AdaptMethod
 from .parts.resampling import Resampling
-from .sets import SOURCE, TARGET, Reader, Sets
+from .sets import SOURCE, TARGET, Reader, Sets, in_content_order
 
 # Images of each set on which class priors are estimated: their spread is then below 0.005 for a class.
 ESTIMATED_ON = 10_000
@@ -77,16 +78,14 @@ def resample(method: AdaptMethod, source: Images) -> None:
 
 def few(images: Images) -> Images:
     """At most `ESTIMATED_ON` of the images, in the order of their content: the same ones wherever they lie and whatever their labels."""
-    return images.select(images.keys().argsort(stable=True)[:ESTIMATED_ON])
+    return in_content_order(images).select(torch.arange(min(ESTIMATED_ON, len(images))))
 
 
 @torch.no_grad()
 def logits_of(classifier: nn.Module, batches: Iterable[Tensor]) -> NDArray[np.float64]:
     """[N, K] in eval mode."""
-    training = classifier.training
-    classifier.eval()
-    rows = torch.cat([classifier(images).float().cpu() for images in batches]).numpy().astype(np.float64)
-    classifier.train(training)
+    with evaluating(classifier):
+        rows = torch.cat([classifier(images).float().cpu() for images in batches]).numpy().astype(np.float64)
     if not np.isfinite(rows).all():
         raise UserError("the logits are not numbers (NaN): the training has diverged; take a lower learning rate")
     return rows

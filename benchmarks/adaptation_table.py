@@ -20,6 +20,7 @@ from demo import made, run_to_its_end
 from scipy.stats import spearmanr
 
 from rootstock.core.evaluate.intervals import mean_interval
+from rootstock.launch.report.claims import stages_shown
 from rootstock.launch.report.markdown import markdown_table, pipeline_markdown
 
 HERE = Path(__file__).parent
@@ -36,19 +37,16 @@ class Task(NamedTuple):
     true: float  # of the test
 
 
-def stages_of(row: Mapping[str, Any]) -> list[str]:
-    return row.get("stages") or [row["stage"]]
-
-
 def tasks(rows: Sequence[Mapping[str, Any]], results: Results) -> list[Task]:
     """The tasks of a table whose rows all have the same tasks in the same order. rows: of result.json."""
     found = []
-    for number, stage in enumerate(stages_of(rows[0])):
+    for number, stage in enumerate(stages_shown(rows[0])):
         base = results(stage)
         shift = [one["label_shift"] for one in base]
         true = [one["true"][rows[0]["metric"].partition("/")[0]]["total_variation"] for one in shift]
         means = {
-            row["label"]: mean(one["metrics"][row["metric"]] for one in results(stages_of(row)[number])) for row in rows
+            row["label"]: mean(one["metrics"][row["metric"]] for one in results(stages_shown(row)[number]))
+            for row in rows
         }
         estimated = mean(one["mlls"]["total_variation"] for one in shift)
         found.append(Task(stage.rpartition("-")[0], means, estimated, mean(true)))
@@ -98,7 +96,7 @@ def rank_correlation(a: Sequence[float], b: Sequence[float]) -> str:
 def validators(rows: Sequence[Mapping[str, Any]], results: Results) -> list[str]:
     """What each validator's pick costs against the best state of its training, over all runs; [] where runs kept one state."""
     costs: dict[str, dict[int, list[float]]] = {}
-    for stage in dict.fromkeys(stage for row in rows for stage in stages_of(row)):
+    for stage in dict.fromkeys(stage for row in rows for stage in stages_shown(row)):
         for seed, one in enumerate(results(stage)):
             regret = one.get("validators", {}).get("regret", {})
             for name, cost in next(iter(regret.values()), {"by": {}})["by"].items():
@@ -120,7 +118,7 @@ def validators(rows: Sequence[Mapping[str, Any]], results: Results) -> list[str]
 def splits(rows: Sequence[Mapping[str, Any]], results: Results) -> str:
     """The hashes of the tests' splits."""
     found = {}
-    for stage in stages_of(rows[0]):
+    for stage in stages_shown(rows[0]):
         for name, digest in results(stage)[0]["data"]["split"].items():
             if name.startswith("test"):
                 found[digest[:12]] = None

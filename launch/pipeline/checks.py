@@ -7,7 +7,7 @@ from typing import Any
 from ...core.config.messages import among
 from ...core.config.resolve import ConfigError, validate
 from ...core.config.yaml_file import parse
-from ..report.claims import MOST_PRIMARY
+from ..report.claims import MOST_PRIMARY, stages_shown
 from .sections import comparison, row
 
 REFERENCE = re.compile(r"@([^/]+)(/.*)?")
@@ -121,11 +121,6 @@ def check_report(report: dict[str, Any], names: Sequence[str], problems: list[st
         problems.append(
             f"report.comparisons: {count} are primary, and a table has at most {MOST_PRIMARY}; choose, before the first run"
         )
-
-
-def stages_shown(entry: Mapping[str, Any]) -> list[str]:
-    """The stages whose results a row shows: one, or several of which it shows the mean."""
-    return entry.get("stages") or [entry["stage"]]
 
 
 def rows_named(rows: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:

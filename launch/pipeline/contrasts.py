@@ -10,7 +10,8 @@ from ...core.errors import UserError
 from ...core.ledger import utc_now
 from ...core.manifest import DamagedFile, own_digest, read_record, write_record
 from ...core.run.folder import RESULT
-from .checks import rows_named, stages_shown
+from ..report.claims import stages_shown
+from .checks import rows_named
 from .plan import StageJob
 
 DECLARED = "contrasts.json"

@@ -18,14 +18,14 @@ from ...core.files import write_text
 from ...core.manifest import write_record
 from ...core.run.folder import make_folder, read_result, run_folder, write_config
 from ..report.answers import read_answers
-from ..report.claims import tasks_of
+from ..report.claims import stages_shown, tasks_of
 from ..report.contrasts import over_images, primary_contrasts
 from ..report.markdown import pipeline_markdown
 from ..report.page import write_report
 from ..report.records import read_run
 from ..report.results import averaged, compare, looks_note, main_metric, summarise, value_of
 from ..report.tables import interval, is_fraction, number
-from .checks import rows_named, stages_shown
+from .checks import rows_named
 from .contrasts import declare, declared_contrasts
 from .plan import STAGE_VERBS, StageJob, Validate, domains_of, inputs_file, plan_pipeline, recorded_inputs
 from .preflight import Build, check_buildable

@@ -82,6 +82,11 @@ def needed_words(contrast: Mapping[str, Any]) -> str:
     return f"{needed} paired seeds show it with 80 % probability, at the spread and the difference of these {n}"
 
 
+def stages_shown(row: Mapping[str, Any]) -> list[str]:
+    """The stages whose results a row shows: one, or several of which it shows the mean. row: of a config or of a result."""
+    return row.get("stages") or [row["stage"]]
+
+
 def tasks_words(tasks: Mapping[str, Any] | None) -> str:
     """ "12 tasks of 4 domains", for a row that is a mean over tasks; "" for others."""
     if not tasks:

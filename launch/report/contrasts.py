@@ -13,7 +13,7 @@ from ...core.evaluate.nested import ImageScores, Nested, nested, paired_scores
 from ...core.evaluate.power import seeds_needed
 from ...core.evaluate.statistics import holm
 from .answers import Answers, aligned
-from .claims import LARGEST_P, finite_or_none, judge, room_of
+from .claims import LARGEST_P, finite_or_none, judge, room_of, stages_shown
 from .results import compare, span_of
 
 _SEED = 0  # of the bootstrap
@@ -74,18 +74,13 @@ def _contrast(
 def over_images(row: Mapping[str, Any], answers: AnswersOf) -> list[float] | None:
     """The 95 % interval of a row's mean accuracy over seeds, and over test images within them; None where predictions were not kept."""
     key, _, metric = row["metric"].rpartition("/")
-    stages = _stages(row)
+    stages = stages_shown(row)
     found = [[answers(stage, seed).get(key) for stage in stages] for seed in row["seeds"]]
     if metric != "accuracy" or any(one is None for tasks in found for one in tasks):
         return None
     scores = [[ImageScores(one.correct, one.images.drawn) for one in tasks if one is not None] for tasks in found]
     _, low, high, _ = nested(scores, seed=_SEED).interval(seed=_SEED, span=(0.0, 1.0))
     return None if low is None or high is None else [low, high]
-
-
-def _stages(row: Mapping[str, Any]) -> list[str]:
-    """The stages that a row of a result shows: one, or several of which it shows the mean."""
-    return row.get("stages") or [row["stage"]]
 
 
 def _p_of(found: Nested) -> Callable[[float], float]:
@@ -109,7 +104,7 @@ def _by_image(
     keys = tuple(row["metric"].rpartition("/")[0] for row in (a, b))
     if any(row["metric"].rpartition("/")[2] != "accuracy" for row in (a, b)):
         return "only accuracies are paired image by image"
-    stages = [_stages(row) for row in (a, b)]
+    stages = [stages_shown(row) for row in (a, b)]
     if len(stages[0]) != len(stages[1]):
         return "the rows are means over different numbers of tasks"
     found = []
