@@ -6,6 +6,9 @@ Compute is counted in passes: one forward and backward step of the network on on
 tuning of both sides and the trainings that are compared all count. From scratch must have at least as many as pretraining has. With --tune
 only the pretraining and the sweeps run. What they chose must then stand in the pipeline's config, or nothing is compared.
 
+A study may have more rows of SimCLR that were added after the first results: tuned over more choices, or pretrained longer. The page shows
+them in a table of their own.
+
 The label-efficiency factor is the number of labels with which training from scratch reaches the accuracy of pretraining with few labels,
 over that number: on the line through from scratch's accuracies, by the logarithm of the labels.
 """
@@ -25,51 +28,12 @@ from typing import Any, NamedTuple
 import page
 import yaml
 from demo import made, run_to_its_end, spread
+from few_labels_studies import SIDES, STUDIES, Study, part_of, stage_name
 
 from rootstock.core.agree import flattened
 
 HERE = Path(__file__).parent
 VIEWS = 2  # of an image in SimCLR
-SIDES = {"simclr": "SimCLR, fine-tuned", "scratch": "from scratch"}
-
-
-class Study(NamedTuple):
-    """One comparison. pretraining: config. sweeps: by (side, per cent of labels). pipeline: of the five subsets. curve: of more labels."""
-
-    title: str
-    pretraining: str
-    sweeps: Mapping[tuple[str, str], str]
-    pipeline: str
-    curve: str
-
-
-def _study(name: str, title: str, pretraining: str, sweeps: Mapping[tuple[str, str], str]) -> Study:
-    found = {key: f"configs/sweep/few_labels_{name}_{end}.yaml" for key, end in sweeps.items()}
-    base = f"configs/few_labels_{name}"
-    return Study(title, f"configs/pretrain/{pretraining}.yaml", found, f"{base}.yaml", f"{base}_curve.yaml")
-
-
-STUDIES = {
-    "cifar10": _study(
-        "cifar10",
-        "Few labels of CIFAR-10 (JPEG)",
-        "cifar10_all",
-        {(side, part): f"{side}_{part}" for part in ("1", "10") for side in SIDES},
-    ),
-    "imagenette": _study(
-        "imagenette", "Few labels of Imagenette at 96 px", "imagenette", {(side, "10"): side for side in SIDES}
-    ),
-}
-
-
-def stage_name(side: str, part: str) -> str:
-    """A stage of the pipeline, such as simclr_10."""
-    return f"{side}_{part}"
-
-
-def part_of(stage: str) -> str:
-    """The per cent of the labels in the name of a stage, such as 10."""
-    return stage.partition("_")[2]
 
 
 def unlike(stage: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[str]:
@@ -145,7 +109,7 @@ def text(
     ]
     points = [(float(sizes[part]), float(rows[stage_name("scratch", part)]["mean"])) for part in parts]
     points += [(float(sizes[part_of(stage)]), float(row["mean"])) for stage, row in more.items()]
-    for part, difference in zip(parts, table["comparisons"], strict=True):
+    for part, difference in zip(parts, table["comparisons"][: len(parts)], strict=True):
         ours, scratch = (rows[stage_name(side, part)] for side in SIDES)
         efficient = factor(points, sizes[part], ours["mean"])
         cells = [
@@ -156,6 +120,8 @@ def text(
             efficient,
         ]
         lines.append(page.row(cells))
+    if study.added:
+        lines += _added_lines(study, rows, table["comparisons"][len(parts) :], points, sizes)
     lines += ["", "From scratch on more labels, with the keys and as many updates as on the largest part above:"]
     lines += ["", "| labels | from scratch, one subset |", "|---|---|"]
     lines += [page.row([f"{part_of(stage)} % ({sizes[part_of(stage)]:,})", spread(row)]) for stage, row in more.items()]
@@ -165,10 +131,44 @@ def text(
         "|---|---|---|---|---|",
     ]
     lines += [
-        page.row([SIDES[side], *(f"{count / 1e6:.1f}" for count in (*spent, spent.total))])
+        page.row([_named(study, side), *(f"{count / 1e6:.1f}" for count in (*spent, spent.total))])
         for side, spent in compute.items()
     ]
     return "\n".join(lines) + "\n"
+
+
+def _named(study: Study, key: str) -> str:
+    """A side or an added stage, in words."""
+    return SIDES[key] if key in SIDES else f"SimCLR, {study.added[key].label}"
+
+
+def _added_lines(
+    study: Study,
+    rows: Mapping[str, Mapping[str, Any]],
+    differences: Sequence[Mapping[str, Any]],
+    points: Sequence[tuple[float, float]],
+    sizes: Mapping[str, int],
+) -> list[str]:
+    """The table of the rows that came later. differences: to from scratch on the same labels, in the rows' order. points: its curve."""
+    lines = [
+        "",
+        "Added after these results, on the same subsets. Tuned again: the sweep has every choice that from scratch has.",
+        "",
+        "| labels | SimCLR | accuracy | minus from scratch | label-efficiency factor |",
+        "|---|---|---|---|---|",
+    ]
+    for (stage, one), difference in zip(study.added.items(), differences, strict=True):
+        labels, ours = sizes[part_of(stage)], rows[stage]
+        efficient = factor(points, labels, ours["mean"])
+        cells = [
+            f"{part_of(stage)} % ({labels:,})",
+            one.label,
+            spread(ours),
+            spread(difference, signed=True),
+            efficient,
+        ]
+        lines.append(page.row(cells))
+    return lines
 
 
 def results(folder: Path, pattern: str) -> list[dict[str, Any]]:
@@ -187,6 +187,13 @@ def spent(study: Study, table: Mapping[str, Any], folders: Mapping[str, Path], p
         compared = [one for stage in stages for one in results(folders[study.pipeline], f"seed-*/{stage}")]
         before = passes([json.loads((pretrained / "result.json").read_text())]) if side == "simclr" else 0
         compute[side] = Compute(before, passes(tuning), passes(compared))
+    for stage, one in study.added.items():
+        before = [json.loads((folders[one.pretraining] / "result.json").read_text())]
+        tuning, compared = (
+            results(folders[one.sweep], "trial-*"),
+            results(folders[study.pipeline], f"seed-*/{stage}"),
+        )
+        compute[stage] = Compute(passes(before), passes(tuning), passes(compared))
     return compute
 
 
@@ -194,9 +201,9 @@ def not_as_chosen(study: Study, folders: Mapping[str, Path]) -> list[str]:
     """Where the pipeline's config differs from what the sweeps chose."""
     stages = yaml.safe_load((HERE.parent / study.pipeline).read_text())["stages"]
     wrong = []
-    for key, sweep in study.sweeps.items():
+    chosen = {stage_name(*key): sweep for key, sweep in study.sweeps.items()}
+    for name, sweep in (chosen | {stage: one.sweep for stage, one in study.added.items()}).items():
         best = json.loads((folders[sweep] / "result.json").read_text())["best"]["params"]
-        name = stage_name(*key)
         wrong += [f"{study.pipeline}, stage {name}: {why}" for why in unlike(stages[name]["set"], best)]
     return wrong
 
@@ -217,18 +224,19 @@ def main(words: list[str]) -> int:
     parser.add_argument("--tune", action="store_true", help="only the pretraining and the sweeps")
     asked = parser.parse_args(words)
     study = STUDIES[asked.name]
-    jobs = [["pretrain", study.pretraining], *(["sweep", sweep] for sweep in study.sweeps.values())]
-    for job in jobs:
+    pretrainings = dict.fromkeys([study.pretraining, *(one.pretraining for one in study.added.values())])
+    sweeps = dict.fromkeys([*study.sweeps.values(), *(one.sweep for one in study.added.values())])
+    for job in [*(["pretrain", one] for one in pretrainings), *(["sweep", one] for one in sweeps)]:
         subprocess.run([sys.executable, "-m", "rootstock", *job], check=True)
     if asked.tune:
         return 0
-    folders = {config: _folder(config) for config in (*study.sweeps.values(), study.pipeline, study.curve)}
+    folders = {config: _folder(config) for config in (*pretrainings, *sweeps, study.pipeline, study.curve)}
     if wrong := not_as_chosen(study, folders):
         sys.exit("\n".join(wrong))
     folder, command = run_to_its_end(["run", study.pipeline], str(folders[study.pipeline]), 5, [])
     beside, more = run_to_its_end(["run", study.curve], str(folders[study.curve]), 1, [])
     table, curve = made(folder)[0], made(beside)[0]
-    compute = spent(study, table, folders, _folder(study.pretraining))
+    compute = spent(study, table, folders, folders[study.pretraining])
     scratch, simclr = compute["scratch"].total, compute["simclr"].total
     if scratch < simclr:
         sys.exit(f"from scratch has fewer passes ({scratch:,}) than SimCLR ({simclr:,}); give its sweeps more trials")

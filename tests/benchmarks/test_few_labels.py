@@ -23,8 +23,11 @@ def row(stage: str, mean: float) -> dict[str, Any]:
 
 
 TABLE = {
-    "rows": [row("simclr_1", 0.5), row("scratch_1", 0.4), row("simclr_10", 0.7), row("scratch_10", 0.6)],
-    "comparisons": [row("1 %", 0.1), row("10 %", 0.1)],
+    "rows": [
+        *(row("simclr_1", 0.5), row("scratch_1", 0.4), row("simclr_10", 0.7), row("scratch_10", 0.6)),
+        *(row("retuned_10", 0.57), row("longer_10", 0.59)),
+    ],
+    "comparisons": [row("1 %", 0.1), row("10 %", 0.1), row("10 %, retuned", -0.03), row("10 %, longer", -0.01)],
 }
 CURVE = {"rows": [row("scratch_100", 0.65)]}
 
@@ -51,7 +54,9 @@ def test_settings_are_those_that_the_sweep_chose(few: ModuleType) -> None:
 
 def test_passes_are_counted_where_they_were_made(few: ModuleType, tmp_path: Path) -> None:
     study = few.STUDIES["cifar10"]
-    folders = {config: tmp_path / Path(config).stem for config in (*study.sweeps.values(), study.pipeline)}
+    later = study.added["longer_10"]
+    configs = (*study.sweeps.values(), study.pipeline, *(one for _, *pair in study.added.values() for one in pair))
+    folders = {config: tmp_path / Path(config).stem for config in configs}
 
     def ran(folder: Path, task: str, images: int) -> None:
         folder.mkdir(parents=True)
@@ -63,17 +68,26 @@ def test_passes_are_counted_where_they_were_made(few: ModuleType, tmp_path: Path
             ran(folders[sweep] / f"trial-000{number}", "finetune", 10 * int(part))
         for seed in range(2):
             ran(folders[study.pipeline] / f"seed-{seed}" / few.stage_name(side, part), "finetune", int(part))
+    ran(folders[later.sweep] / "trial-0000", "finetune", 7)
+    for config, images in ((study.pretraining, 1000), (later.pretraining, 3000)):
+        ran(folders[config], "pretrain", images)
+    for stage in study.added:
+        ran(folders[study.pipeline] / "seed-0" / stage, "finetune", 5)
     compute = few.spent(study, TABLE, folders, tmp_path / "pretrained")
     assert compute["simclr"] == (2000, 330, 22) and compute["scratch"] == (0, 330, 22)
     assert compute["simclr"].total == 2352
+    assert compute["retuned_10"] == (2000, 7, 5) and compute["longer_10"] == (6000, 7, 5)
 
 
 def test_the_page(few: ModuleType) -> None:
     compute = {"simclr": few.Compute(13_000_000, 1_000_000, 500_000), "scratch": few.Compute(0, 9_000_000, 6_000_000)}
+    compute |= {"longer_10": few.Compute(20_000_000, 1_000_000, 500_000)}
     page = few.text(few.STUDIES["cifar10"], TABLE, CURVE, compute, SIZES, ["python benchmarks/few_labels.py cifar10"])
     assert "| 1 % (500) | 50.0 [49.0, 51.0] | 40.0 [39.0, 41.0] | +10.0 [+9.0, +11.0] | 3.2 |" in page
     assert "| +10.0 [+9.0, +11.0] | more than 10 |" in page and "| 100 % (50,000) | 65.0 [64.0, 66.0] |" in page
     assert "| SimCLR, fine-tuned | 13.0 | 1.0 | 0.5 | 14.5 |" in page
+    assert "| 10 % (5,000) | 80 epochs, the same keys | 59.0 [58.0, 60.0] | -1.0 [-2.0, +0.0] | 0.89 |" in page
+    assert "| SimCLR, 80 epochs, the same keys | 20.0 | 1.0 | 0.5 | 21.5 |" in page
 
 
 @pytest.mark.parametrize("name", ["cifar10", "imagenette"])
@@ -82,6 +96,12 @@ def test_the_configs_of_a_study_exist(few: ModuleType, name: str) -> None:
     study = few.STUDIES[name]
     assert (ROOT / study.pretraining).is_file()
     sweeps = {key: yaml.safe_load((ROOT / config).read_text()) for key, config in study.sweeps.items()}
+    for one in study.added.values():
+        again, scratch = (
+            yaml.safe_load((ROOT / path).read_text()) for path in (one.sweep, study.sweeps["scratch", "10"])
+        )
+        assert scratch["search"].keys() <= again["search"].keys() and (ROOT / one.pretraining).is_file()
+        assert all(again["set"][key] == scratch["set"][key] for key in ("seed", "data.train", "data.test"))
     for part in {part for _, part in sweeps}:
         ours, scratch = sweeps["simclr", part], sweeps["scratch", part]
         assert ours["config"] == scratch["config"] and ours["trials"] <= scratch["trials"]
