@@ -18,7 +18,7 @@ from .calibration import (
     reliability,
     squared_error,
 )
-from .counts import Floats, Ints, class_counts, confusion_metrics, split_counts
+from .counts import ClassCounts, Floats, Ints, class_counts, confusion_metrics, open_set_metrics, split_counts
 from .intervals import mean_interval
 from .metrics import classification
 from .multilabel import choose_thresholds, multilabel_statistic, per_class_metrics
@@ -41,6 +41,7 @@ from .statistics import (
 TOP = 5
 SHARES = ("accuracy", "top5", "precision_micro", "recall_micro", "f1_micro")  # shares of images, which Wilson's is for
 
+OPEN_SET = ("hos", "os_star", "unknown_accuracy", "os")  # first in a result, and hos before the others
 
 # The draws for images of several classes rank at most so many scores in all (a quarter of a minute), but there are at least so many draws.
 MOST_RANKED, FEWEST_DRAWS = 1 << 32, 200
@@ -124,8 +125,9 @@ class _Single:
         counts = class_counts(self.labels, self.predictions, self.member, self.clusters, self.k)
         each = self.image_means()
         totals = np.asarray(counts.sum(axis=0))[None]
-        values = {name: float(value[0]) for name, value in confusion_metrics(split_counts(totals)).items()}
-        metrics = {name: found[name] for name in ("accuracy", "precision", "recall", "f1")}
+        values = {name: float(value[0]) for name, value in self.from_counts(split_counts(totals)).items()}
+        metrics = {name: values[name] for name in OPEN_SET if name in values}
+        metrics |= {name: found[name] for name in ("accuracy", "precision", "recall", "f1")}
         if "top5" in each:
             metrics["top5"] = float(each["top5"].mean())
         metrics |= {
@@ -139,6 +141,10 @@ class _Single:
         intervals = self.intervals(counts, each, details)
         metrics = {name: value for name, value in metrics.items() if np.isfinite(value)}
         return Measured(metrics, {name: pair for name, pair in intervals.items() if name in metrics}, details)
+
+    def from_counts(self, counts: ClassCounts) -> dict[str, Floats]:
+        """Metrics of the confusion matrix by name, [B] each."""
+        return {**(open_set_metrics(counts) if self.images.open_set else {}), **confusion_metrics(counts)}
 
     def image_means(self) -> dict[str, Floats]:
         """Metrics that are means over images, [rows] by name."""
@@ -196,7 +202,7 @@ class _Single:
         """95 % intervals over test images of metrics from counts and means; of accuracy over the draws, where there are several."""
         columns = [np.bincount(self.member, column, minlength=self.clusters) for column in each.values()]
         size = np.bincount(self.member, minlength=self.clusters)
-        by_count = of_sums(counts, lambda sums: confusion_metrics(split_counts(sums)))
+        by_count = of_sums(counts, lambda sums: self.from_counts(split_counts(sums)))
         by_mean = of_sums(np.stack([*columns, size], axis=1), lambda sums: _means(list(each), sums))
         found = bootstrap_intervals(lambda w: {**by_count(w), **by_mean(w)}, self.clusters, seed=self.seed)
         shares = {name: self.correct if name != "top5" else each["top5"] > 0 for name in SHARES if name in found}

@@ -43,7 +43,8 @@ Half = NDArray[np.float16]
 class ScoredImages:
     """The images of a test set, as the file has them: see this module. Raises ValueError for other types, lengths or values.
 
-    groups: None where the set has a single one. clusters: what the bootstrap draws; the keys by default.
+    groups: None where the set has a single one. clusters: what the bootstrap draws; the keys by default. open_set: whether the last class
+    holds all images that are in none of the others.
     """
 
     keys: Ints
@@ -52,6 +53,7 @@ class ScoredImages:
     groups: Ints | None = None
     group_names: tuple[str, ...] = ()
     clusters: Ints | None = None
+    open_set: bool = False
 
     def __post_init__(self) -> None:
         """Check that the arrays are what the file may hold, and fit together."""
@@ -125,6 +127,7 @@ class Predictions:
                 "group_names": images.group_names,
                 "split": images.split,
                 "images": len(images.keys),
+                **({"open_set": True} if images.open_set else {}),
             }
         for key, (kind, scores) in self.scores.items():
             tensors[f"{key}/scores"] = scores
@@ -171,7 +174,10 @@ def _from_tensors(tensors: Mapping[str, NDArray[Any]], about: Mapping[str, Any])
         if keys.ndim != 1:
             raise ValueError(f"{name} has keys {keys.shape}")
         names = [tuple(str(text) for text in told[key]) for key in ("classes", "group_names")]
-        found.tests[name] = ScoredImages(keys, labels, names[0], columns["groups"], names[1], columns["clusters"])
+        more = {"open_set": told.get("open_set", False) is True}  # earlier versions did not write it
+        found.tests[name] = ScoredImages(
+            keys, labels, names[0], columns["groups"], names[1], columns["clusters"], **more
+        )
     for key, told in about["scores"].items():
         scores = tensors[f"{key}/scores"]
         if not np.isfinite(scores).all():

@@ -44,10 +44,13 @@ def labelled(images: Images, key: str, *, several: bool = False) -> Images:
     return images
 
 
-def align(images: Images, classes: Sequence[str], key: str, *, several: bool = False) -> Images:
+def align(
+    images: Images, classes: Sequence[str], key: str, *, several: bool = False, unknown: str | None = None
+) -> Images:
     """The same images with labels of `classes`. Raises UserError if an image's class is not one of them.
 
-    several: whether labels are uint8 [N, K], as the training set's, and not indices.
+    several: whether labels are uint8 [N, K], as the training set's, and not indices. unknown: the name of one more class, after these,
+    for all images of other classes; None refuses them.
     """
     images = labelled(images, key, several=several)
     assert images.classes is not None and images.labels is not None
@@ -57,10 +60,10 @@ def align(images: Images, classes: Sequence[str], key: str, *, several: bool = F
         )
     found = images.labels.any(dim=0).nonzero()[:, 0] if several else images.labels.unique()
     present = [images.classes[i] for i in found.tolist()]
-    unknown = [name for name in present if name not in classes]
-    if unknown:
+    lacking = [name for name in present if name not in classes]
+    if lacking and unknown is None:
         raise UserError(
-            f"{key}: {images.uri} has classes that the training set lacks ({', '.join(unknown[:5])}); "
+            f"{key}: {images.uri} has classes that the training set lacks ({', '.join(lacking[:5])}); "
             f"known there: {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}; rename the folders or leave them out; "
             "if they are no classes, add ?labels=none"
         )
@@ -68,9 +71,10 @@ def align(images: Images, classes: Sequence[str], key: str, *, several: bool = F
     if several:
         aligned.labels = among_classes(images.labels, images.classes, tuple(classes))
     else:
-        table = torch.tensor([list(classes).index(name) if name in classes else -1 for name in images.classes])
+        other = -1 if unknown is None else len(classes)
+        table = torch.tensor([list(classes).index(name) if name in classes else other for name in images.classes])
         aligned.labels = table[images.labels]
-    aligned.classes = tuple(classes)
+    aligned.classes = tuple(classes) if unknown is None else (*classes, unknown)
     return aligned
 
 

@@ -11,7 +11,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from rootstock.core.errors import UserError
 from rootstock.core.evaluate.definitions import DEFINITIONS, definition_of, range_of
 from rootstock.core.evaluate.intervals import mean_interval
-from rootstock.core.evaluate.measures import HeldOut, measure
+from rootstock.core.evaluate.measures import OPEN_SET, HeldOut, measure
 from rootstock.core.evaluate.metrics import classification, cluster_bootstrap
 from rootstock.core.evaluate.predictions import ScoredImages, to_half
 
@@ -40,6 +40,7 @@ def test_every_metric_is_defined_and_in_its_range() -> None:
         "miou",
         "pixel_accuracy",
         *COMPARISONS,
+        *OPEN_SET,
     }
     for name, value in found.metrics.items():
         low, high = range_of(f"test/x/{name}")
@@ -207,3 +208,42 @@ def test_thresholds_are_rounded_as_the_scores_are() -> None:
         scores = np.array([[high], [0.0]])
         found = measure(rows, to_half(scores, "logits"), seed=0, held_out=HeldOut(scores, labels))
         assert found.metrics["f1_micro"] == found.metrics["f1_macro"] == 1.0
+
+
+def test_an_open_set_has_its_metrics_first_from_loops() -> None:
+    rows = images(80, 5, seed=3, open_set=True)
+    saved = to_half(logits(rows, scale=1.0), "logits")
+    found, right = measure(rows, saved, seed=0), saved.scores.argmax(1) == rows.labels
+    each = [np.mean([bool(r) for r, y in zip(right, rows.labels, strict=True) if y == k]) for k in range(5)]
+    known, unknown = sum(each[:4]) / 4, each[4]
+    expected = {
+        "hos": 2 / (1 / known + 1 / unknown),
+        "os_star": known,
+        "unknown_accuracy": unknown,
+        "os": sum(each) / 5,
+    }
+    assert list(found.metrics)[:4] == list(OPEN_SET) == list(expected)
+    for name, value in expected.items():
+        assert found.metrics[name] == pytest.approx(value), name
+        low, high = found.intervals[name]
+        assert 0.0 <= low < value < high <= 1.0
+        assert definition_of(f"target/classifier/{name}") is not None
+    plain = measure(images(80, 5, seed=3), saved, seed=0).metrics
+    assert {name: value for name, value in found.metrics.items() if name not in OPEN_SET} == plain
+
+
+@pytest.mark.parametrize(
+    ("labels", "predictions", "expected"),
+    [
+        ([0, 1, 1], [0, 1, 0], {"os_star": 0.75}),  # no unknown image: a source test
+        ([2, 2], [2, 0], {"unknown_accuracy": 0.5}),  # unknown images alone
+        ([0, 0, 2], [2, 2, 2], {"hos": 0.0, "os_star": 0.0, "unknown_accuracy": 1.0, "os": 0.5}),  # class 1 absent
+        ([0, 2], [2, 0], {"hos": 0.0, "os_star": 0.0, "unknown_accuracy": 0.0, "os": 0.0}),
+    ],
+)
+def test_an_open_set_metric_without_its_images_is_left_out(
+    labels: list[int], predictions: list[int], expected: dict[str, float]
+) -> None:
+    rows = ScoredImages(np.arange(len(labels)), np.array(labels), ("a", "b", "unknown"), open_set=True)
+    found = measure(rows, to_half(9.0 * (np.array(predictions)[:, None] == np.arange(3)), "logits"), seed=0).metrics
+    assert {name: found[name] for name in OPEN_SET if name in found} == expected

@@ -50,6 +50,12 @@ PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any], int, dict[str, Any]]]
     "simmim": (i := {"scale": (0.67, 1.0), "flip": 0.5}, i, 0, {}),
     "supervised": (u := {"scale": (0.08, 1.0), "flip": 0.5}, u, 0, {}),
     "randaugment": (r := {**u, "randaugment": 2, "erase": 0.25, "erase_fill": "noise"}, r, 0, {}),
+    "fixmatch": (
+        f := {**u, "randaugment": 2, "magnitude": 27.0, "erase": 1.0, "erase_scale": (0.25, 0.25)},
+        f,
+        0,
+        {},
+    ),
     "none": ({}, {}, 0, {}),
 }
 
