@@ -42,7 +42,7 @@ from .outcome import final_test, logits_of_tests
 from .parts.online import OnlinePredictions
 from .registry import ADAPT_METHODS
 from .seen import look_over
-from .sets import SOURCE, TARGET, Reader, Sets, open_sets, replaced_silently, source_images, whole
+from .sets import SOURCE, TARGET, Reader, Sets, open_sets, replaced_silently, source_images, whole, with_labels
 from .shift import check_label_shift, estimate_shift, label_shift_options, resample
 from .validators.selection import add_regrets
 
@@ -216,6 +216,7 @@ def adapt(
     if objective.online:
         objective.to(run.device).begin(partial(source_images, sets.source, view, run))
     stage.train(run, plan, {"candidate": examination} if examination is not None and plan.every.evaluate else {})
+    objective.conclude_source(with_labels(sets.source, built.read, pictures=built.frozen is None))
     objective.conclude(
         whole(sets.target, view=view, device=run.device, workers=run.options["workers"], damage=fed.damage)
     )
