@@ -230,18 +230,7 @@ def adapt(
     if run.main:
         classifier.export(run.dir)
     if run.main and built.frozen is None:
-        caption = "Target images."
-        if not objective.online:
-            caption = (
-                "Augmented training images: source above, target below; of each first the weak view, then any other."
-            )
-        stage.save_first(
-            run,
-            plan,
-            model,
-            lambda batch: torch.stack([v for p in (*batch.sources, *batch.targets) for v in (p.images, *p.more)]),
-            caption,
-        )
+        _save_pictures(run, plan, objective)
     # Before the final test: no choice can follow from a label of the target.
     measured = {} if examination is None else examination.conclude(classifier, fed.steps, plan.every.evaluate)
     shift = estimate_shift(objective, sets, built.read, label_shift, seed)
@@ -254,6 +243,18 @@ def adapt(
     return run.finish(
         {"data": facts_of(sets, data, objective.online), **outcome, **measured, **fed.counts(), "selection": selection}
     )
+
+
+def _save_pictures(run: Run, plan: Training, objective: AdaptMethod) -> None:
+    """Write pictures/views.png: the first images as the method sees them."""
+    caption = "Target images."
+    if not objective.online:
+        caption = "Augmented training images: source above, target below; of each first the weak view, then any other."
+
+    def rows(batch: Domains) -> Tensor:
+        return torch.stack([view for part in (*batch.sources, *batch.targets) for view in (part.images, *part.more)])
+
+    stage.save_first(run, plan, objective.backbone, rows, caption)
 
 
 def facts_of(sets: Sets, data: Mapping[str, Any], online: bool) -> dict[str, Any]:

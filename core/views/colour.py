@@ -68,7 +68,7 @@ def recolour(x: Tensor, colours: Colours, largest_sigma: float) -> Tensor:
         return _recolour_all(x, colours, largest_sigma)
     if colours.difference is not None and colours.field is not None:
         field = colours.field
-        _on(x, colours.difference, lambda part, rows: difference(part, field[rows]))
+        _on(x, colours.difference, lambda part, rows: field_difference(part, field[rows]))
     if colours.jitter is not None:
         _jitter_some(x, colours)
     if colours.gray is not None:
@@ -85,7 +85,7 @@ def recolour(x: Tensor, colours: Colours, largest_sigma: float) -> Tensor:
 
 def _recolour_all(x: Tensor, colours: Colours, largest_sigma: float) -> Tensor:
     if colours.difference is not None and colours.field is not None:
-        x = torch.where(_column(colours.difference), difference(x, colours.field), x)
+        x = torch.where(_column(colours.difference), field_difference(x, colours.field), x)
     if colours.jitter is not None:
         x = _jitter_all(x, colours)
     if colours.gray is not None:
@@ -122,7 +122,7 @@ def solarize(x: Tensor) -> Tensor:
     return torch.minimum(x, one - x)
 
 
-def difference(x: Tensor, field: Tensor) -> Tensor:
+def field_difference(x: Tensor, field: Tensor) -> Tensor:
     """|x - c| for a field of colours, [N, 3, FIELD, FIELD]: its corners are the image's, and it is bilinear between its points."""
     smooth = F.interpolate(field, size=x.shape[2:], mode="bilinear", align_corners=True)
     return (x - smooth).abs()

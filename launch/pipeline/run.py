@@ -22,7 +22,7 @@ from ..report.claims import stages_shown, tasks_of
 from ..report.contrasts import over_images, primary_contrasts
 from ..report.gains import gain_of
 from ..report.markdown import gain_lines, pipeline_markdown
-from ..report.oracles import KIND, mark_oracles
+from ..report.oracles import ORACLE, mark_oracles
 from ..report.page import write_report
 from ..report.records import read_run
 from ..report.results import averaged, compare, looks_note, main_metric, summarise, value_of
@@ -173,7 +173,7 @@ def _printed_table(table: Mapping[str, Any]) -> Table:
     for row in table["rows"]:
         scale = 100.0 if is_fraction(row["metric"], row["values"]) else 1.0
         printed.add_row(
-            escape(row["label"] if row["kind"] != KIND else f"{row['label']} [{KIND}]"),
+            escape(row["label"] if row["kind"] != ORACLE else f"{row['label']} [{ORACLE}]"),
             row["metric"],
             number(row["mean"], scale),
             escape(interval(row, scale)),

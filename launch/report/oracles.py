@@ -7,7 +7,7 @@ from typing import Any
 
 from .claims import stages_shown
 
-KIND = "oracle"  # of a row: an upper bound, not a result
+ORACLE = "oracle"  # of a row: an upper bound, not a result
 Results = Mapping[str, Sequence[Mapping[str, Any]]]  # of each stage
 
 
@@ -20,7 +20,7 @@ def mark_oracles(rows: Sequence[dict[str, Any]], results: Results, inputs: Mappi
         for stage in stages_shown(row):
             if other := whose_target(stage, row["metric"], results, inputs):
                 trained = f"trained on the labels of the images that {other} adapts to without them"
-                row |= {"kind": KIND, "oracle": trained}
+                row |= {"kind": ORACLE, "oracle": trained}
 
 
 def whose_target(stage: str, metric: str, results: Results, inputs: Mapping[str, Collection[str]] = {}) -> str:
@@ -42,7 +42,7 @@ def whose_target(stage: str, metric: str, results: Results, inputs: Mapping[str,
 
 def is_chosen_by_labels(selection: Sequence[str]) -> bool:
     """Whether a row's selection admits it. selection: of its results; that of a mean over tasks may name several."""
-    return any(KIND in text.split(" and ") for text in selection)
+    return any(ORACLE in text.split(" and ") for text in selection)
 
 
 def _split(result: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from ...core.evaluate.intervals import mean_interval
 from .records import StageRuns
 from .tables import number
 
-RULE, ORACLE = "rule", "oracle"
+_RULE, _ORACLE = "rule", "oracle"
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,14 @@ def _table(test: str, told: Sequence[Mapping[str, Any]]) -> ValidatorTable:
     costs = {name: [one["by"][name]["regret"] for one in scored] for name in names}
     lines = []
     for name in sorted(names, key=lambda name: sum(costs[name])):
-        picks = [one["rule"]["pick"] if name == RULE else one["picks"][name] for one in told]
+        picks = [one["rule"]["pick"] if name == _RULE else one["picks"][name] for one in told]
         accuracies = [one["by"][name]["accuracy"] for one in scored]
         mean, low, high = mean_interval(costs[name], span=(0.0, 1.0))
         interval = "" if low is None or high is None else f"[{number(low)}, {number(high)}]"
-        label = "default rule" if name == RULE else name
+        label = "default rule" if name == _RULE else name
         lines.append(ValidatorLine(label, _counted(picks), _mean(accuracies), number(float(mean)), interval))
     best = [one["candidates"][_first_largest(scores["accuracies"])] for one, scores in zip(told, scored, strict=True)]
-    lines.append(ValidatorLine(ORACLE, _counted(best), _mean([one["oracle"] for one in scored]), number(0.0)))
+    lines.append(ValidatorLine(_ORACLE, _counted(best), _mean([one["oracle"] for one in scored]), number(0.0)))
     return ValidatorTable(test, lines, any(line.interval for line in lines), _foot(told, len(scored)))
 
 

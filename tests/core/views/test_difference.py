@@ -7,7 +7,7 @@ from torch import Tensor
 from rootstock.core.draws import Draws
 from rootstock.core.views import colour
 from rootstock.core.views.augmentation import Augmentation
-from rootstock.core.views.colour import FIELD, Colours, difference, recolour
+from rootstock.core.views.colour import FIELD, Colours, field_difference, recolour
 from rootstock.core.views.presets import VIEWS
 from rootstock.core.views.view import View
 
@@ -31,13 +31,13 @@ def slow(x: Tensor, field: Tensor) -> Tensor:
 def test_against_a_loop_over_pixels() -> None:
     generator = torch.Generator().manual_seed(0)
     x, field = torch.rand(3, 3, 9, 7, generator=generator), torch.rand(3, 3, FIELD, FIELD, generator=generator)
-    torch.testing.assert_close(difference(x, field).double(), slow(x, field), atol=1e-6, rtol=0)
+    torch.testing.assert_close(field_difference(x, field).double(), slow(x, field), atol=1e-6, rtol=0)
 
 
 def test_the_fields_of_zeros_and_ones_are_nothing_and_the_inverse() -> None:
     x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     field = torch.stack([torch.zeros(3, FIELD, FIELD), torch.ones(3, FIELD, FIELD)])
-    torch.testing.assert_close(difference(x, field), torch.stack([x[0], 1 - x[1]]))
+    torch.testing.assert_close(field_difference(x, field), torch.stack([x[0], 1 - x[1]]))
 
 
 @pytest.mark.parametrize("count", [1, 40])
@@ -72,7 +72,7 @@ def test_a_digit_on_black_keeps_its_edges() -> None:
     digit = torch.zeros(1, 3, 16, 16)
     digit[:, :, 4:12, 7:9] = 1.0
     field = Draws(0, torch.arange(1)).uniform("field", 3, FIELD, FIELD)
-    made, plane = difference(digit, field), difference(torch.zeros_like(digit), field)
+    made, plane = field_difference(digit, field), field_difference(torch.zeros_like(digit), field)
     inside = digit.bool()
     torch.testing.assert_close(made[inside], 1 - plane[inside])
     torch.testing.assert_close(made[~inside], plane[~inside])
