@@ -42,7 +42,7 @@ from .outcome import final_test, logits_of_tests
 from .parts.online import OnlinePredictions
 from .registry import ADAPT_METHODS
 from .seen import look_over
-from .sets import SOURCE, TARGET, Reader, Sets, open_sets, replaced_silently, source_images, whole
+from .sets import SOURCE, TARGET, Reader, Sets, open_sets, replaced_silently, source_images, whole, with_labels
 from .shift import check_label_shift, estimate_shift, label_shift_options, resample
 from .validators.selection import add_regrets
 
@@ -216,6 +216,7 @@ def adapt(
     if objective.online:
         objective.to(run.device).begin(partial(source_images, sets.source, view, run))
     stage.train(run, plan, {"candidate": examination} if examination is not None and plan.every.evaluate else {})
+    objective.conclude_source(with_labels(sets.source, built.read, pictures=built.frozen is None))
     objective.conclude(
         whole(sets.target, view=view, device=run.device, workers=run.options["workers"], damage=fed.damage)
     )
@@ -229,18 +230,7 @@ def adapt(
     if run.main:
         classifier.export(run.dir)
     if run.main and built.frozen is None:
-        caption = "Target images."
-        if not objective.online:
-            caption = (
-                "Augmented training images: source above, target below; of each first the weak view, then any other."
-            )
-        stage.save_first(
-            run,
-            plan,
-            model,
-            lambda batch: torch.stack([v for p in (*batch.sources, *batch.targets) for v in (p.images, *p.more)]),
-            caption,
-        )
+        _save_pictures(run, plan, objective)
     # Before the final test: no choice can follow from a label of the target.
     measured = {} if examination is None else examination.conclude(classifier, fed.steps, plan.every.evaluate)
     shift = estimate_shift(objective, sets, built.read, label_shift, seed)
@@ -253,6 +243,18 @@ def adapt(
     return run.finish(
         {"data": facts_of(sets, data, objective.online), **outcome, **measured, **fed.counts(), "selection": selection}
     )
+
+
+def _save_pictures(run: Run, plan: Training, objective: AdaptMethod) -> None:
+    """Write pictures/views.png: the first images as the method sees them."""
+    caption = "Target images."
+    if not objective.online:
+        caption = "Augmented training images: source above, target below; of each first the weak view, then any other."
+
+    def rows(batch: Domains) -> Tensor:
+        return torch.stack([view for part in (*batch.sources, *batch.targets) for view in (part.images, *part.more)])
+
+    stage.save_first(run, plan, objective.backbone, rows, caption)
 
 
 def facts_of(sets: Sets, data: Mapping[str, Any], online: bool) -> dict[str, Any]:

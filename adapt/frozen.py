@@ -82,6 +82,9 @@ class FrozenFeatures:
         encoded, once.
         """
         for parent in self.sets.values():
+            if parent is images:  # blends of one digit have one identity, so rows are not looked up
+                found = self.features(parent, view)
+                break
             if (rows := _places(images.keys(), parent.keys())) is not None:
                 found = self.features(parent, view)[rows]
                 break

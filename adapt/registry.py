@@ -21,6 +21,7 @@ from .mcc import MCC
 from .mcd import MCD
 from .mdd import MDD
 from .osbp import OSBP
+from .prototypes import Prototypes
 from .roid import ROID
 from .shot import SHOT
 from .source_only import SourceOnly
@@ -31,6 +32,7 @@ ADAPT_METHODS = register(
     {
         "source_only": SourceOnly,
         "adabn": AdaBN,
+        "prototypes": Prototypes,
         "dann": DANN,
         "cdan": CDAN,
         "mcc": MCC,

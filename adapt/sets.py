@@ -164,6 +164,29 @@ def whole(
             yield view(raw.to(device))
 
 
+def with_labels(images: Images, read: Any, pictures: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of labelled training images with their labels, int64 [n].
+
+    read: a Reader. pictures: whether it is `whole`, which replaces a damaged picture by its neighbour; that one's label then goes with it.
+    """
+    assert images.labels is not None
+    shown, done = Shown(limit=1.0, report=lambda _: None), 0
+    for batch in read(images, damage=shown) if pictures else read(images):
+        rows = shown.rows if pictures else torch.arange(done, done + len(batch))
+        yield batch, images.labels[rows]
+        done += len(batch)
+
+
+class Shown(Damage):
+    """Remembers which rows were read last, instead of the damaged ones among them."""
+
+    rows: Tensor
+
+    def note(self, images: Images, wanted: Tensor, read: Tensor) -> None:
+        """Notes the rows of the next batch."""
+        self.rows = read
+
+
 def source_images(images: Images, view: Evaluation, run: Run, count: int, batch_size: int) -> Iterator[Tensor]:
     """The first `count` images by content, as `whole` reads them."""
     chosen = in_content_order(images).select(torch.arange(min(count, len(images))))

@@ -252,6 +252,13 @@ class AdaptMethod(Method):
         source: (count, batch size) -> that many source images, the same for every seed, in evaluation's view, as batches [n, C, h, w].
         """
 
+    def conclude_source(self, source: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Called once after the last step, before `conclude`; images that it doesn't take are not read.
+
+        source: the source's training images, each once, in evaluation's view, as batches of what the classifier takes (float [n, C, h, w],
+        or features of a frozen backbone [n, D]) with their labels, int64 [n].
+        """
+
     def conclude(self, target: Iterable[Tensor]) -> None:
         """Called once after the last step. target: every target image once, in evaluation's view, as batches float [n, C, h, w]."""
 

@@ -214,7 +214,10 @@ def test_a_small_pipeline_of_the_demos_shape_runs_to_its_report(tmp_path: Path, 
     report = demo["report"]
     report["rows"] = [row for row in report["rows"] if row["stage"] in kept]
     labels = [row["label"] for row in report["rows"]]
-    report["comparisons"] = [pair for pair in report["comparisons"] if {pair["a"], pair["b"]} <= set(labels)]
+    sides = [{pair["a"], *pair.get("over", [pair.get("b")])} for pair in report["comparisons"]]
+    report["comparisons"] = [
+        pair for pair, named in zip(report["comparisons"], sides, strict=True) if named <= set(labels)
+    ]
     report["columns"] = {"source": "Source test"}
     demo["run"]["dir"] = str(tmp_path / "demo")
     pipeline = tmp_path / "small.yaml"

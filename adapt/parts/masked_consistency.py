@@ -165,6 +165,10 @@ class MaskedConsistency(AdaptMethod):
         """The method's."""
         self.method.refresh(seen, progress)
 
+    def conclude_source(self, source: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """The method's."""
+        self.method.conclude_source(source)
+
     def conclude(self, target: Iterable[Tensor]) -> None:
         """The method's."""
         self.method.conclude(target)

@@ -12,6 +12,7 @@ from ...core.errors import UserError
 from ...core.evaluate.definitions import range_of
 from ...core.evaluate.intervals import mean_interval, paired_interval
 from ...core.evaluate.looks import looks_of_rows, looks_words
+from .oracles import ORACLE, is_chosen_by_labels
 
 
 def main_metric(result: Mapping[str, Any]) -> str:
@@ -76,6 +77,8 @@ def summarise(
     kinds = {kind_of(result) for result in results}
     row["kind"] = next(kind for kind in ("transductive", "unrecorded", "inductive") if kind in kinds)
     row["selection"] = sorted({str(result.get("selection", "last")) for result in results})
+    if is_chosen_by_labels(row["selection"]):
+        row["kind"] = ORACLE
     wanted = {test: on_test(metric, test) for test in tests if test != test_of(metric)} | dict(also)
     shared = {key: name for key, name in wanted.items() if all(name in (r.get("metrics") or {}) for r in results)}
     if shared:

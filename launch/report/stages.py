@@ -20,6 +20,7 @@ from .html import yaml_text
 from .records import StageRuns
 from .reliability import confidence_figures
 from .results import looks_note, summarise
+from .selection import ValidatorTable, validator_tables
 from .tables import ResultTable, duration, interval, is_fraction, number, results_tables, selection_sentence
 
 _PICTURE_WIDTH = 1400
@@ -51,6 +52,7 @@ class StageView:
     """What the page shows of one stage.
 
     label: of the first row that shows it. metrics: (name, value, interval, meaning) of all. confidence: reliability, risk and coverage.
+    validators: what each would have picked among the candidates of an adaptation.
     front: whether its map and first confusion matrix stand in the page's first part.
     """
 
@@ -68,6 +70,7 @@ class StageView:
     config: str
     metrics: list[tuple[str, str, str, str]] = field(default_factory=list)
     confidence: list[Figure] = field(default_factory=list)
+    validators: list[ValidatorTable] = field(default_factory=list)
     front: bool = False
 
 
@@ -98,6 +101,7 @@ def view_stage(stage: StageRuns, *, label: str, front: bool, answers: Seeds) -> 
         config=yaml_text(stage.first.config),
         metrics=_all_metrics(stage) if measured else [],
         confidence=confidence_figures(list(answers.values())),
+        validators=validator_tables(stage),
         front=front,
     )
 
