@@ -13,7 +13,7 @@ from ..core.checks import check_count, check_not_negative
 from ..core.config.duration import Duration
 from ..core.distributed import gather, gather_equal
 from ..core.errors import UserError
-from ..core.method import Domains, Seen, Step
+from ..core.method import Domains, Overview, Step
 from ..core.numerics import wide
 from .parts.source_free import SourceFree, whole_index
 from .parts.transfer import effective_classes
@@ -72,7 +72,7 @@ class AaD(SourceFree):
         self.bank_features = self.bank_features.new_zeros(targets, self.bank_features.shape[1])
         self.bank_predictions = self.bank_predictions.new_zeros(targets, self.bank_predictions.shape[1])
 
-    def refresh(self, seen: Seen, progress: float) -> None:
+    def refresh(self, seen: Overview, progress: float) -> None:
         """Fill the banks."""
         self.bank_features[seen.index] = F.normalize(wide(seen.features), dim=1)
         self.bank_predictions[seen.index] = wide(seen.logits).softmax(1)
@@ -85,7 +85,7 @@ class AaD(SourceFree):
         everyone = gather(predictions)  # [B, K]
         with torch.no_grad():
             unit = F.normalize(features, dim=1)
-            found = nearest(unit, self.bank_features, batch.target.index, self.neighbours)
+            found = nearest_rows(unit, self.bank_features, batch.target.index, self.neighbours)
             self.latest = index, gather_equal(unit).flatten(0, 1), everyone.detach()
         near = attraction(predictions, self.bank_predictions[found])
         apart = repulsion(everyone)
@@ -111,7 +111,7 @@ class AaD(SourceFree):
         self.bank_predictions[index] = torch.where(finite, predictions, self.bank_predictions[index])
 
 
-def nearest(unit: Tensor, bank: Tensor, index: Tensor, count: int) -> Tensor:
+def nearest_rows(unit: Tensor, bank: Tensor, index: Tensor, count: int) -> Tensor:
     """The rows of the `count` nearest other images by cosine, int64 [N, count]. unit: [N, D]; bank: [M, D]; index: int64 [N], own rows."""
     with torch.autocast(unit.device.type, enabled=False):
         near = (unit @ bank.T).scatter(1, index[:, None], -math.inf)

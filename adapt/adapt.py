@@ -39,9 +39,9 @@ from .frozen import FrozenFeatures
 from .objective import METHOD, build_objective, further_outputs, with_terms
 from .online_pass import SORTED, AsEvaluated, StreamOrder, by_test, check_order, feed_once, stream_order
 from .outcome import final_test, logits_of_tests
+from .overview import look_over
 from .parts.online import OnlinePredictions
 from .registry import ADAPT_METHODS
-from .seen import look_over
 from .sets import SOURCE, TARGET, Reader, Sets, open_sets, replaced_silently, source_images, whole, with_labels
 from .shift import check_label_shift, estimate_shift, label_shift_options, resample
 from .validators.selection import add_regrets

@@ -16,7 +16,7 @@ from ..core.checks import check_not_negative
 from ..core.config.duration import Duration
 from ..core.distributed import gather
 from ..core.errors import UserError
-from ..core.method import Domains, Seen, Step
+from ..core.method import Domains, Overview, Step
 from ..core.numerics import wide
 from .parts.source_free import SourceFree, whole_index
 from .parts.transfer import effective_classes
@@ -24,8 +24,8 @@ from .parts.transfer import effective_classes
 if TYPE_CHECKING:
     from ..core.model.classifier import Classifier
 
-UNKNOWN = -1  # the pseudo-label of an image before the first refresh
-ROUNDS = 2  # of assignment to centroids: by soft predictions, then by the first round's labels
+UNLABELLED = -1  # the pseudo-label of an image before the first refresh
+ASSIGNMENTS = 2  # of assignment to centroids: by soft predictions, then by the first round's labels
 LEAST = 1e-8  # the authors' guard of an empty class
 
 
@@ -75,9 +75,9 @@ class SHOT(SourceFree):
 
     def make_room(self, targets: int) -> None:
         """One pseudo-label for each target image."""
-        self.pseudo_labels = self.pseudo_labels.new_full((targets,), UNKNOWN)
+        self.pseudo_labels = self.pseudo_labels.new_full((targets,), UNLABELLED)
 
-    def refresh(self, seen: Seen, progress: float) -> None:
+    def refresh(self, seen: Overview, progress: float) -> None:
         """New pseudo-labels of the whole target."""
         found = nearest_centroids(seen.features, seen.logits)
         self.changed.copy_((found != self.pseudo_labels[seen.index]).float().mean())
@@ -89,7 +89,7 @@ class SHOT(SourceFree):
         loss = information_maximisation(logits)
         if self.pseudo_weight:
             labels = self.pseudo_labels[whole_index(batch)]
-            errors = F.cross_entropy(logits, labels, ignore_index=UNKNOWN, reduction="sum") / len(logits)
+            errors = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum") / len(logits)
             loss = loss + self.pseudo_weight * errors
         with torch.no_grad():
             predictions = logits.softmax(1)
@@ -124,7 +124,7 @@ def nearest_centroids(features: Tensor, logits: Tensor) -> Tensor:
         rows = F.normalize(F.pad(features, (0, 1), value=1.0), dim=1)
         predicted = F.one_hot(logits.argmax(1), classes).sum(0) > 0
         weights = labels = logits.softmax(1)
-        for _ in range(ROUNDS):
+        for _ in range(ASSIGNMENTS):
             totals = weights.sum(0)
             centres = weights.T @ rows / (LEAST + totals[:, None])
             near = rows @ F.normalize(centres, dim=1).T  # [M, K]

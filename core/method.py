@@ -100,7 +100,7 @@ class Domains(NamedTuple):
         return only
 
 
-class Seen(NamedTuple):
+class Overview(NamedTuple):
     """The whole target as the classifier in training sees it, in evaluation's view and mode: the same on all processes."""
 
     # int64 [M]: 0 to M - 1, the rows that `Unlabelled.index` names.
@@ -176,7 +176,7 @@ class Method(nn.Module):
         It gets no batch: what it needs of one, `forward` keeps in an attribute. What must survive a resume is a buffer or a parameter.
         """
 
-    def refresh(self, seen: Seen, progress: float) -> None:
+    def refresh(self, seen: Overview, progress: float) -> None:
         """Called before the step, every `refresh_every`, in evaluation mode and without gradient.
 
         What it finds goes into buffers. A run that resumes at such a step calls it again, with the same weights and the same result.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...core.checks import check_count, check_fraction, check_not_negative
 from ...core.draws import Draws
 from ...core.errors import UserError
-from ...core.method import AdaptMethod, Domains, Seen, Step, Unlabelled
+from ...core.method import AdaptMethod, Domains, Overview, Step, Unlabelled
 from ...core.model.domains import TARGET
 from ...core.model.ema import follow, teacher_of
 from ...core.numerics import wide
@@ -161,7 +161,7 @@ class MaskedConsistency(AdaptMethod):
         self.updates += 1
         follow(self.teacher, self.classifier, (1.0 - 1.0 / (self.updates + 1)).clamp(max=self.momentum))
 
-    def refresh(self, seen: Seen, progress: float) -> None:
+    def refresh(self, seen: Overview, progress: float) -> None:
         """The method's."""
         self.method.refresh(seen, progress)
 

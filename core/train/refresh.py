@@ -13,17 +13,17 @@ from typing import NamedTuple
 import torch
 
 from .. import phase
-from ..method import Method, Seen
+from ..method import Method, Overview
 
 
 class Refresh(NamedTuple):
     """every: steps between two refreshes, the first before step 0; 0: never. look: the whole target, called by all processes."""
 
     every: int
-    look: Callable[[], Seen]
+    look: Callable[[], Overview]
 
     @staticmethod
-    def of(method: Method, steps: int, steps_per_epoch: int, look: Callable[[], Seen]) -> Refresh:
+    def of(method: Method, steps: int, steps_per_epoch: int, look: Callable[[], Overview]) -> Refresh:
         """As the method asks for it. steps_per_epoch: the target's."""
         if method.refresh_every is None:
             return NEVER
@@ -42,7 +42,7 @@ class Refresh(NamedTuple):
         return time.perf_counter() - began
 
 
-def _nothing() -> Seen:
+def _nothing() -> Overview:
     raise RuntimeError("nothing is refreshed")
 
 

@@ -18,7 +18,7 @@ from rootstock.adapt.adabn import AdaBN
 from rootstock.adapt.parts.online import OnlinePredictions
 from rootstock.adapt.registry import ADAPT_METHODS
 from rootstock.core.distributed import rank
-from rootstock.core.method import Domains, Seen
+from rootstock.core.method import Domains, Overview
 from rootstock.core.model import norm
 from rootstock.core.model.classifier import Classifier
 from rootstock.core.model.heads import Structure
@@ -83,7 +83,7 @@ def run(trial: Trial, chunk: int | None = None) -> dict[str, Tensor]:
             torch.randn(N, width, generator=generator, dtype=torch.float64).to(trial.dtype)
             for width in (classifier.feature_dim, CLASSES)
         )
-        made.refresh(Seen(torch.arange(N), features, logits), 0.0)
+        made.refresh(Overview(torch.arange(N), features, logits), 0.0)
     if made.online:
         made.predictions = OnlinePredictions(N * STEPS, CLASSES).to(trial.dtype)
         made.begin(lambda count, size: [domain_pair(made, N, 0, trial.dtype).target.images])

@@ -8,16 +8,16 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from rootstock.adapt.seen import look_over
+from rootstock.adapt.overview import look_over
 from rootstock.core.distributed import rank
-from rootstock.core.method import Seen
+from rootstock.core.method import Overview
 from rootstock.core.model.classifier import Classifier
 from rootstock.launch.doctor.trial_steps import SIZE, backbone
 
 COUNT = 600  # three batches
 
 
-def look(unlike: float = 0.0) -> Seen:
+def look(unlike: float = 0.0) -> Overview:
     """unlike: what this process's BatchNorm statistics are off by."""
     torch.manual_seed(0)
     classifier = Classifier(backbone("conv"), ["a", "b", "c"]).eval()

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rootstock.adapt.aad import attraction, nearest, repulsion
+from rootstock.adapt.aad import attraction, nearest_rows, repulsion
 from rootstock.core.errors import UserError
-from rootstock.core.method import Domains, Seen
+from rootstock.core.method import Domains, Overview
 from rootstock.tests.adapt.one_update import CLASSES, IMAGES, domains, small
 
 TARGETS, NEAR = 10, 3
@@ -30,13 +30,13 @@ def batch(rows: Tensor = ROWS) -> Domains:
     return pair._replace(targets=(pair.target._replace(index=rows),))
 
 
-def seen(method: Any, seed: int = 0) -> Seen:
+def seen(method: Any, seed: int = 0) -> Overview:
     generator = torch.Generator().manual_seed(seed)
     features, logits = (
         torch.randn(TARGETS, n, generator=generator, dtype=torch.float64)
         for n in (method.classifier.feature_dim, CLASSES)
     )
-    return Seen(torch.arange(TARGETS), features, logits)
+    return Overview(torch.arange(TARGETS), features, logits)
 
 
 def filled(**keys: Any) -> Any:
@@ -80,11 +80,11 @@ def test_an_image_is_never_its_own_neighbour() -> None:
     bank = F.normalize(torch.randn(9, 4, generator=generator), dim=1)
     bank[5] = bank[2]
     for count in (1, 4, 8):
-        found = nearest(bank[[2, 5, 0]], bank, torch.tensor([2, 5, 0]), count)
+        found = nearest_rows(bank[[2, 5, 0]], bank, torch.tensor([2, 5, 0]), count)
         assert found.shape == (3, count)
         assert all(own not in row for own, row in zip((2, 5, 0), found.tolist(), strict=True))
         assert found[0, 0] == 5 and found[1, 0] == 2
-    everyone = nearest(bank, bank, torch.arange(9), 8)
+    everyone = nearest_rows(bank, bank, torch.arange(9), 8)
     assert [sorted(row) for row in everyone.tolist()] == [[j for j in range(9) if j != i] for i in range(9)]
 
 
@@ -153,7 +153,7 @@ def test_rows_that_are_not_finite_are_not_written() -> None:
 
 def test_the_order_of_the_bank_does_not_matter() -> None:
     method, order = aad(), torch.randperm(TARGETS, generator=torch.Generator().manual_seed(1))
-    method.refresh(Seen(*(part[order] for part in seen(method))), 0.0)
+    method.refresh(Overview(*(part[order] for part in seen(method))), 0.0)
     assert torch.equal(method.bank_features, filled().bank_features) and torch.equal(
         method.bank_predictions, filled().bank_predictions
     )

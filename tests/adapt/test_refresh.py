@@ -20,7 +20,7 @@ from rootstock.adapt.shot import SHOT
 from rootstock.core import stage
 from rootstock.core.config.duration import Duration
 from rootstock.core.errors import UserError
-from rootstock.core.method import AdaptMethod, Seen
+from rootstock.core.method import AdaptMethod, Overview
 from rootstock.core.run.directory import Interrupted
 from rootstock.core.stream.batches import Share
 from rootstock.core.stream.order import Order
@@ -102,7 +102,7 @@ def test_a_refresh_sees_the_whole_target_in_evaluation(
     trains: set[bool] = set()
     refresh, forward = SHOT.refresh, SHOT.forward
 
-    def looking(method: Any, seen: Seen, progress: float) -> None:
+    def looking(method: Any, seen: Overview, progress: float) -> None:
         asked.append(round(progress * STEPS))
         assert not any(module.training for module in method.modules()) and not torch.is_grad_enabled()
         assert seen.index.tolist() == list(range(TARGETS))

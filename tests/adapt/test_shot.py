@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rootstock.adapt.shot import UNKNOWN, information_maximisation, nearest_centroids
+from rootstock.adapt.shot import UNLABELLED, information_maximisation, nearest_centroids
 from rootstock.core.errors import UserError
-from rootstock.core.method import Domains, Seen
+from rootstock.core.method import Domains, Overview
 from rootstock.tests.adapt.one_update import CLASSES, IMAGES, domains, drawn, small
 
 TARGETS = 10
@@ -29,10 +29,10 @@ def batch(rows: Tensor | None = None) -> Domains:
     return pair._replace(targets=(pair.target._replace(index=index),))
 
 
-def seen(seed: int = 0) -> Seen:
+def seen(seed: int = 0) -> Overview:
     generator = torch.Generator().manual_seed(seed)
     features, logits = (torch.randn(TARGETS, n, generator=generator, dtype=torch.float64) for n in (5, CLASSES))
-    return Seen(torch.arange(TARGETS), features, logits)
+    return Overview(torch.arange(TARGETS), features, logits)
 
 
 def softmax(logits: Tensor) -> list[list[float]]:
@@ -122,7 +122,7 @@ def test_the_order_of_the_bank_does_not_matter() -> None:
     found, order = seen(), torch.randperm(TARGETS, generator=torch.Generator().manual_seed(1))
     straight, shuffled = shot(), shot()
     straight.refresh(found, 0.0)
-    shuffled.refresh(Seen(*(part[order] for part in found)), 0.0)
+    shuffled.refresh(Overview(*(part[order] for part in found)), 0.0)
     assert torch.equal(straight.pseudo_labels, shuffled.pseudo_labels) and straight.pseudo_labels.min() >= 0
 
 
@@ -168,7 +168,7 @@ def test_the_head_rests_and_the_source_takes_no_part() -> None:
 
 def test_without_pseudo_labels_it_is_shot_im_and_looks_at_nothing() -> None:
     method = shot(pseudo_weight=0.0).eval()
-    assert method.refresh_every is None and set(method.pseudo_labels.tolist()) == {UNKNOWN}
+    assert method.refresh_every is None and set(method.pseudo_labels.tolist()) == {UNLABELLED}
     right = information_maximisation(method.classifier(batch().target.images))
     torch.testing.assert_close(method(batch(), 0.5).loss, right)
 

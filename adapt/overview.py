@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from ..core.distributed import all_reduce_sum, rank, world
-from ..core.method import Seen
+from ..core.method import Overview
 from ..core.model.classifier import Classifier
 from .sets import in_batches
 
 
 @torch.no_grad()
-def look_over(classifier: Classifier, count: int, read: Callable[[Sequence[Tensor]], Iterator[Tensor]]) -> Seen:
+def look_over(classifier: Classifier, count: int, read: Callable[[Sequence[Tensor]], Iterator[Tensor]]) -> Overview:
     """Features and logits of all `count` target images, in the mode in which the classifier is; called by all processes.
 
     read: (rows of each batch, int64 [n]) -> the batches, as `Classifier.features` takes them. Each batch is encoded by one process, and
@@ -31,4 +31,4 @@ def look_over(classifier: Classifier, count: int, read: Callable[[Sequence[Tenso
         # Added to 0, as the others' rows are: -0.0 becomes 0.0 on one process too.
         features[here] += found
         logits[here] += classifier.head(found)
-    return Seen(torch.arange(count, device=weights.device), all_reduce_sum(features), all_reduce_sum(logits))
+    return Overview(torch.arange(count, device=weights.device), all_reduce_sum(features), all_reduce_sum(logits))
