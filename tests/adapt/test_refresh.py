@@ -40,7 +40,7 @@ CONFIG: dict[str, Any] = {
     "method": {"name": "source_only", "bottleneck": 6},
     "optim": {"name": "sgd", "lr": 0.1, "batch_size": BATCH, "duration": STEPS},
     "evaluate": None,
-    "run": {"log_every": 1, "workers": 0, "device": "cpu", "checkpoint": {"every": "100%", "keep": 1}},
+    "run": {"log_every": 1, "workers": 0, "device": "cpu", "checkpoint": {"every": "100%", "keep": 2}},
 }
 
 
