@@ -86,7 +86,8 @@ def text(table: Mapping[str, Any], command: str, config: str, title: str) -> str
         f"# {title}",
         "",
         f"Command: `{command}`, which `python benchmarks/budget.py {config}` runs. n = {n} seed{'s' if n > 1 else ''}, none replaced; last "
-        f"iterates; {over}, in per cent of test images. Each method by the protocol of its family. Protocol, data and networks are in "
+        f'iterates; {over}, in per cent of test images. Each method by the protocol of its family. "At about" is on the line between two '
+        "measured lengths, by the logarithm of their epochs; rates are those of shorter trainings. Protocol, data and networks are in "
         f"{config} and the configs that it names.",
         "",
         page.machine(),

@@ -177,8 +177,8 @@ def text(every: Sequence[Row], run: Mapping[str, Any], command: str, config: str
         f"# {title}",
         "",
         f"Command: `{command}`, which `python benchmarks/methods.py {config}` runs. n = {n} seeds, none replaced; last iterates; mean "
-        "and 95 % t-interval over seeds, in per cent of test images. Differences are paired over seeds. Protocol, data and networks are "
-        f"in {config} and the configs that it names.",
+        "and 95 % t-interval over seeds, in per cent of test images. Differences are paired over seeds. Each interval stands by itself, "
+        f"without a correction for their number. Protocol, data and networks are in {config} and the configs that it names.",
         "",
         "Images: source images seen in a run, each by all its views. Seconds: the quickest pretraining run of a row, with one thread on "
         "a shared machine. Warnings: of collapse or anything else, in the logs of all of a row's pretraining runs.",

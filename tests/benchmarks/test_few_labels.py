@@ -52,7 +52,7 @@ def test_settings_are_those_that_the_sweep_chose(few: ModuleType) -> None:
     assert few.unlike(stage, {"optim.weight_decay": 1.0}) == ["optim.weight_decay is None, and the sweep chose 1.0"]
 
 
-def test_passes_are_counted_where_they_were_made(few: ModuleType, tmp_path: Path) -> None:
+def test_passes_are_counted_for_each_part_of_the_labels(few: ModuleType, tmp_path: Path) -> None:
     study = few.STUDIES["cifar10"]
     later = study.added["longer_10"]
     configs = (*study.sweeps.values(), study.pipeline, *(one for _, *pair in study.added.values() for one in pair))
@@ -62,7 +62,6 @@ def test_passes_are_counted_where_they_were_made(few: ModuleType, tmp_path: Path
         folder.mkdir(parents=True)
         (folder / "result.json").write_text(json.dumps({"task": task, "images_seen": images}))
 
-    ran(tmp_path / "pretrained", "pretrain", 1000)
     for (side, part), sweep in study.sweeps.items():
         for number in range(3):
             ran(folders[sweep] / f"trial-000{number}", "finetune", 10 * int(part))
@@ -73,21 +72,27 @@ def test_passes_are_counted_where_they_were_made(few: ModuleType, tmp_path: Path
         ran(folders[config], "pretrain", images)
     for stage in study.added:
         ran(folders[study.pipeline] / "seed-0" / stage, "finetune", 5)
-    compute = few.spent(study, TABLE, folders, tmp_path / "pretrained")
-    assert compute["simclr"] == (2000, 330, 22) and compute["scratch"] == (0, 330, 22)
-    assert compute["simclr"].total == 2352
+    compute = few.spent(study, folders)
+    assert compute["simclr_1"] == (2000, 30, 2) and compute["scratch_1"] == (0, 30, 2)
+    assert compute["simclr_10"] == (2000, 300, 20) and compute["scratch_10"] == (0, 300, 20)
     assert compute["retuned_10"] == (2000, 7, 5) and compute["longer_10"] == (6000, 7, 5)
+    assert few.over_these(compute, "simclr_1") == 32 / 2032 and few.over_these(compute, "longer_10") == 320 / 6012
 
 
 def test_the_page(few: ModuleType) -> None:
-    compute = {"simclr": few.Compute(13_000_000, 1_000_000, 500_000), "scratch": few.Compute(0, 9_000_000, 6_000_000)}
-    compute |= {"longer_10": few.Compute(20_000_000, 1_000_000, 500_000)}
+    compute = {
+        "simclr_1": few.Compute(13_000_000, 1_000_000, 500_000),
+        "scratch_1": few.Compute(0, 9_000_000, 6_000_000),
+        "scratch_10": few.Compute(0, 9_000_000, 1_750_000),
+        "longer_10": few.Compute(20_000_000, 1_000_000, 500_000),
+    }
     page = few.text(few.STUDIES["cifar10"], TABLE, CURVE, compute, SIZES, ["python benchmarks/few_labels.py cifar10"])
     assert "| 1 % (500) | 50.0 [49.0, 51.0] | 40.0 [39.0, 41.0] | +10.0 [+9.0, +11.0] | 3.2 |" in page
     assert "| +10.0 [+9.0, +11.0] | more than 10 |" in page and "| 100 % (50,000) | 65.0 [64.0, 66.0] |" in page
-    assert "| SimCLR, fine-tuned | 13.0 | 1.0 | 0.5 | 14.5 |" in page
+    assert "| 1 %, SimCLR, fine-tuned | 13.00 | 1.00 | 0.50 | 14.50 | 1.03 |" in page
+    assert "| 1 %, from scratch | 0.00 | 9.00 | 6.00 | 15.00 |  |" in page
     assert "| 10 % (5,000) | 80 epochs, the same keys | 59.0 [58.0, 60.0] | -1.0 [-2.0, +0.0] | 0.89 |" in page
-    assert "| SimCLR, 80 epochs, the same keys | 20.0 | 1.0 | 0.5 | 21.5 |" in page
+    assert "| 10 %, SimCLR, 80 epochs, the same keys | 20.00 | 1.00 | 0.50 | 21.50 | 0.50 |" in page
 
 
 @pytest.mark.parametrize("name", ["cifar10", "imagenette"])
