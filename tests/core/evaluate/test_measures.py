@@ -81,6 +81,13 @@ def test_the_interval_of_accuracy_of_many_images_stays_the_percentiles() -> None
     assert measure(rows, saved, seed=3).intervals["accuracy"] == list(expected)
 
 
+@pytest.mark.parametrize("offset", [5000.0, 70_000.0])
+def test_no_number_depends_on_what_the_logits_of_an_image_have_in_common(offset: float) -> None:
+    rows = images(300)
+    plain, moved = (measure(rows, to_half(logits(rows) + add, "logits"), seed=3) for add in (0.0, offset))
+    assert moved.metrics == pytest.approx(plain.metrics, rel=2e-3, abs=2e-3)
+
+
 @pytest.mark.parametrize("kind", ["votes", "similarities"])
 def test_what_is_no_probability_has_no_calibration(kind: str) -> None:
     rows = images()
@@ -162,7 +169,7 @@ def test_several_labels_an_image() -> None:
     random = np.random.default_rng(0)
     labels = (random.random((30, 3)) < 0.4).astype(np.uint8)
     rows = ScoredImages(np.arange(30), labels, ("a", "b", "c"))
-    saved = to_half(random.normal(size=(30, 3)) + labels, "logits")
+    saved = to_half(random.normal(size=(30, 3)) + labels, "logits", several=True)
     ranked = {"average_precision", "average_precision_micro", "bce"}
     assert set(measure(rows, saved, seed=0).metrics) == ranked
     found = measure(rows, saved, seed=0, held_out=HeldOut(random.normal(size=(30, 3)) + labels, labels))
@@ -205,5 +212,5 @@ def test_thresholds_are_rounded_as_the_scores_are() -> None:
     rows = ScoredImages(np.arange(2), labels, ("a",))
     for high in (1.00001, 70000.0):
         scores = np.array([[high], [0.0]])
-        found = measure(rows, to_half(scores, "logits"), seed=0, held_out=HeldOut(scores, labels))
+        found = measure(rows, to_half(scores, "logits", several=True), seed=0, held_out=HeldOut(scores, labels))
         assert found.metrics["f1_micro"] == found.metrics["f1_macro"] == 1.0
