@@ -136,11 +136,32 @@ def test_draws_are_pooled_and_ranked_one_by_one() -> None:
         assert found.metrics[name] == pytest.approx(np.mean([one.metrics[name] for one in alone]), abs=1e-12)
     accuracies = [one.metrics["accuracy"] for one in alone]
     assert found.details["draws"] == accuracies
-    assert found.intervals["accuracy"] == list(mean_interval(accuracies, span=(0, 1))[1:])
-    low, high = found.details["intervals"]["draws and images"]
+    assert found.details["intervals"]["draws"] == list(mean_interval(accuracies, span=(0, 1))[1:])
+    low, high = found.intervals["accuracy"]
+    assert [low, high] == found.details["intervals"]["draws and images"]
     images_low, images_high = found.details["intervals"]["images"]
     assert low < images_low < images_high < high
     assert sum(map(sum, found.details["confusion"])) == 90
+
+
+def test_the_interval_of_many_draws_is_still_that_of_few_images() -> None:
+    """Draws that are all equal, or many, say nothing of other test images."""
+    rows = images(45)
+    one = logits(rows)
+    alone = measure(rows, to_half(one, "similarities"), seed=0).intervals["accuracy"]
+    equal = measure(rows, to_half(np.stack([one] * 3), "similarities"), seed=0)
+    assert equal.intervals["accuracy"] == pytest.approx(alone, abs=0.03) and alone[1] - alone[0] > 0.1
+    draw = np.random.default_rng(0).normal(size=(300, *one.shape)) / 2
+    many = measure(rows, to_half(one + draw, "similarities"), seed=0)
+    widths = {name: high - low for name, (low, high) in many.details["intervals"].items()}
+    assert widths["draws"] < 0.02 and widths["draws and images"] >= 0.95 * widths["images"] > 0.1
+
+
+def test_draws_without_errors_have_the_interval_of_few_errors() -> None:
+    rows = images(40)
+    right = 9.0 * (rows.labels[:, None] == np.arange(6))
+    one, three = (measure(rows, to_half(s, "similarities"), seed=0) for s in (right, np.stack([right] * 3)))
+    assert three.intervals["accuracy"] == one.intervals["accuracy"] and one.intervals["accuracy"][0] < 1.0
 
 
 def test_temperature_changes_no_prediction() -> None:
