@@ -266,8 +266,9 @@ def test_a_file_of_another_size_is_said_by_its_positions(
 
 def test_the_size_of_other_weights(tmp_path: Path) -> None:
     vit_model, resnet = (timm.create_model(name, num_classes=0) for name in ("vit_tiny_patch16_224", "resnet10t"))
+    of_timm: Any = resnet.pretrained_cfg
     assert sizes.trained_size(vit_model, "timm", {}) == 224
-    assert sizes.trained_size(resnet, "timm", {}) == resnet.pretrained_cfg["input_size"][-1]
+    assert sizes.trained_size(resnet, "timm", {}) == of_timm["input_size"][-1]
     assert sizes.trained_size(nn.Identity(), "timm", {}) is None
     assert sizes.trained_size(vit_model, "none", {}) is None
     assert sizes.trained_size(vit_model, "runs/x", {"size": 48}) == 48

@@ -129,11 +129,8 @@ def answered(rows: ScoredImages, skill: float) -> Any:
 
 
 def differences(seeds: list[ScoredImages]) -> list[Paired]:
-    first, second = (
-        (name, {seed: answered(rows, skill) for seed, rows in enumerate(seeds)})
-        for name, skill in (("a", 0.8), ("b", 1.2))
-    )
-    found = compare_images(first, second, ("t/x", "t/x"))
+    first, second = ({seed: answered(rows, skill) for seed, rows in enumerate(seeds)} for skill in (0.8, 1.2))
+    found = compare_images(("a", {**first}), ("b", {**second}), ("t/x", "t/x"))
     assert isinstance(found, list)
     return found
 
