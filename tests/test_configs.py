@@ -273,3 +273,21 @@ def test_a_small_attribution_runs_to_its_tables(tmp_path: Path, rootstock: Roots
     again = rootstock("attribute", str(tmp_path / "small.yaml"))
     assert again.returncode == 0 and again.stderr.count("finished before") == 5
     assert (tmp_path / "out" / "result.json").read_bytes() == written
+
+
+@pytest.mark.parametrize(
+    ("name", "crop", "interpolation"),
+    [
+        ("finetune/mae.yaml", 0.875, "bicubic"),
+        ("pretrain/mae.yaml", 0.875, "bicubic"),
+        ("pretrain/dino.yaml", 0.875, "bicubic"),
+        ("pretrain/ibot.yaml", 0.875, "bicubic"),
+        ("pretrain/dinov2.yaml", 0.875, "bicubic"),
+        ("pretrain/simmim.yaml", 0.875, "bicubic"),
+        ("pretrain/mocov3.yaml", 0.875, "bilinear"),  # main_lincls.py resizes by torchvision's default
+    ],
+)
+def test_transformers_are_evaluated_as_their_papers_do(name: str, crop: float, interpolation: str) -> None:
+    """In the authors' code: Resize(256), or 256 / 224 of the size, then CenterCrop."""
+    data = resolve(name.partition("/")[0], name)["data"]
+    assert (data["crop"], data["resize"], data["interpolation"]) == (crop, None, interpolation)

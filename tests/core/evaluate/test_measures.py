@@ -82,6 +82,13 @@ def test_the_interval_of_accuracy_of_many_images_stays_the_percentiles() -> None
     assert measure(rows, saved, seed=3).intervals["accuracy"] == list(expected)
 
 
+@pytest.mark.parametrize("offset", [5000.0, 70_000.0])
+def test_no_number_depends_on_what_the_logits_of_an_image_have_in_common(offset: float) -> None:
+    rows = images(300)
+    plain, moved = (measure(rows, to_half(logits(rows) + add, "logits"), seed=3) for add in (0.0, offset))
+    assert moved.metrics == pytest.approx(plain.metrics, rel=2e-3, abs=2e-3)
+
+
 @pytest.mark.parametrize("kind", ["votes", "similarities"])
 def test_what_is_no_probability_has_no_calibration(kind: str) -> None:
     rows = images()
@@ -130,11 +137,32 @@ def test_draws_are_pooled_and_ranked_one_by_one() -> None:
         assert found.metrics[name] == pytest.approx(np.mean([one.metrics[name] for one in alone]), abs=1e-12)
     accuracies = [one.metrics["accuracy"] for one in alone]
     assert found.details["draws"] == accuracies
-    assert found.intervals["accuracy"] == list(mean_interval(accuracies, span=(0, 1))[1:])
-    low, high = found.details["intervals"]["draws and images"]
+    assert found.details["intervals"]["draws"] == list(mean_interval(accuracies, span=(0, 1))[1:])
+    low, high = found.intervals["accuracy"]
+    assert [low, high] == found.details["intervals"]["draws and images"]
     images_low, images_high = found.details["intervals"]["images"]
     assert low < images_low < images_high < high
     assert sum(map(sum, found.details["confusion"])) == 90
+
+
+def test_the_interval_of_many_draws_is_still_that_of_few_images() -> None:
+    """Draws that are all equal, or many, say nothing of other test images."""
+    rows = images(45)
+    one = logits(rows)
+    alone = measure(rows, to_half(one, "similarities"), seed=0).intervals["accuracy"]
+    equal = measure(rows, to_half(np.stack([one] * 3), "similarities"), seed=0)
+    assert equal.intervals["accuracy"] == pytest.approx(alone, abs=0.03) and alone[1] - alone[0] > 0.1
+    draw = np.random.default_rng(0).normal(size=(300, *one.shape)) / 2
+    many = measure(rows, to_half(one + draw, "similarities"), seed=0)
+    widths = {name: high - low for name, (low, high) in many.details["intervals"].items()}
+    assert widths["draws"] < 0.02 and widths["draws and images"] >= 0.95 * widths["images"] > 0.1
+
+
+def test_draws_without_errors_have_the_interval_of_few_errors() -> None:
+    rows = images(40)
+    right = 9.0 * (rows.labels[:, None] == np.arange(6))
+    one, three = (measure(rows, to_half(s, "similarities"), seed=0) for s in (right, np.stack([right] * 3)))
+    assert three.intervals["accuracy"] == one.intervals["accuracy"] and one.intervals["accuracy"][0] < 1.0
 
 
 def test_temperature_changes_no_prediction() -> None:
@@ -163,7 +191,7 @@ def test_several_labels_an_image() -> None:
     random = np.random.default_rng(0)
     labels = (random.random((30, 3)) < 0.4).astype(np.uint8)
     rows = ScoredImages(np.arange(30), labels, ("a", "b", "c"))
-    saved = to_half(random.normal(size=(30, 3)) + labels, "logits")
+    saved = to_half(random.normal(size=(30, 3)) + labels, "logits", several=True)
     ranked = {"average_precision", "average_precision_micro", "bce"}
     assert set(measure(rows, saved, seed=0).metrics) == ranked
     found = measure(rows, saved, seed=0, held_out=HeldOut(random.normal(size=(30, 3)) + labels, labels))
@@ -206,7 +234,7 @@ def test_thresholds_are_rounded_as_the_scores_are() -> None:
     rows = ScoredImages(np.arange(2), labels, ("a",))
     for high in (1.00001, 70000.0):
         scores = np.array([[high], [0.0]])
-        found = measure(rows, to_half(scores, "logits"), seed=0, held_out=HeldOut(scores, labels))
+        found = measure(rows, to_half(scores, "logits", several=True), seed=0, held_out=HeldOut(scores, labels))
         assert found.metrics["f1_micro"] == found.metrics["f1_macro"] == 1.0
 
 
