@@ -33,7 +33,7 @@ from .validators.stored import candidate_of, tensors_of
 
 PACKED = ".candidates.safetensors"
 _FORMAT = 1
-Say = Callable[[str], None]
+PassOver = Callable[[str], None]
 """Gets a sentence that names what is passed over, and why."""
 
 
@@ -70,7 +70,7 @@ class StoredRun(NamedTuple):
     read: Callable[[], list[CandidateModel]]
 
 
-def stored_run(folder: Path, say: Say) -> StoredRun | None:
+def stored_run(folder: Path, say: PassOver) -> StoredRun | None:
     """The run of `rootstock adapt` in this folder; None if it is of another verb, not finished, damaged, or kept no candidate."""
     complaints: list[str] = []
     result = read_result(folder, complaints.append)
@@ -114,7 +114,7 @@ def _facts_of(config: Mapping[str, Any], result: Mapping[str, Any]) -> RunFacts:
 
 
 def _read_state(
-    folder: Path, path: Path, name: str, step: int, digests: Mapping[str, str], say: Say
+    folder: Path, path: Path, name: str, step: int, digests: Mapping[str, str], say: PassOver
 ) -> CandidateModel | None:
     listed = path.relative_to(folder).as_posix()
     try:
@@ -163,7 +163,7 @@ def packed_about(packed: Path) -> dict[str, Any]:
         raise UserError(f"{packed} is damaged, or holds no packed run") from None
 
 
-def packed_run(packed: Path, say: Say) -> StoredRun | None:
+def packed_run(packed: Path, say: PassOver) -> StoredRun | None:
     """The run in a packed file; None if it cannot be read."""
     try:
         about = packed_about(packed)
@@ -198,7 +198,7 @@ def _read_packed(tensors: Mapping[str, Tensor], steps: Mapping[str, int]) -> Ite
             yield candidate_of(name, step, parts[name])
 
 
-def stored_below(runs: Iterator[Path], packs: Sequence[Path], say: Say) -> list[StoredRun]:
+def stored_below(runs: Iterator[Path], packs: Sequence[Path], say: PassOver) -> list[StoredRun]:
     """The runs in these folders and these packed files, in their order. Each path is one run."""
     found = [stored_run(folder, say) for folder in runs] + [packed_run(path, say) for path in packs]
     return [run for run in found if run is not None]

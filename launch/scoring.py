@@ -26,13 +26,13 @@ from ..core.errors import UserError
 from ..core.evaluate.statistics import Interval
 from ..core.files import expanded, write_text
 from ..core.printable import printable
+from .data import LISTED
 from .report.claims import finite_or_none
 from .report.markdown import markdown_table
 from .report.tables import number
 from .runs import find_runs
 
-LISTED = 10  # runs that are passed over are named, so many of them
-HEADS = (
+_HEADS = (
     "validator",
     "Spearman",
     "95 %",
@@ -46,8 +46,8 @@ HEADS = (
     "tasks",
     "candidates",
 )
-NUMBERS = (1, 3, 5, 7, 9, 10, 11)  # columns that are aligned to the right
-BESIDE = {RULE: "default rule", RANDOM: "by chance"}
+_NUMBERS = (1, 3, 5, 7, 9, 10, 11)  # columns that are aligned to the right
+_BESIDE = {RULE: "default rule", RANDOM: "by chance"}
 
 
 def score_validators(
@@ -166,7 +166,7 @@ def _rows(found: Mapping[str, ValidatorQuality]) -> list[list[str]]:
     rows = []
     for name in sorted(found, key=place, reverse=True):
         one = found[name]
-        cells = [BESIDE.get(name, name)]
+        cells = [_BESIDE.get(name, name)]
         for interval in (one.spearman, one.weighted):
             cells += _cells(*(interval[:3] if interval else (None, None, None)), 1.0)
         for costs in (one.in_runs, one.in_tasks):
@@ -186,8 +186,8 @@ def _cells(value: float | None, low: float | None, high: float | None, scale: fl
 
 def _printed(found: Mapping[str, ValidatorQuality]) -> Table:
     printed = Table(box=None, header_style="dim", pad_edge=False)
-    for column, heading in enumerate(HEADS):
-        printed.add_column(heading, justify="right" if column in NUMBERS else "left")
+    for column, heading in enumerate(_HEADS):
+        printed.add_column(heading, justify="right" if column in _NUMBERS else "left")
     for row in _rows(found):
         printed.add_row(*map(escape, row))
     return printed
@@ -212,6 +212,6 @@ def _markdown(
 ) -> str:
     words = ["rootstock", "validators", "score", *map(str, folders), *(f"--validator {name}" for name in names)]
     words += [f"--test {test}"] if test else []
-    parts = [f"Made by `{' '.join(words)}`.", markdown_table(HEADS, _rows(found), right=NUMBERS), _foot()]
+    parts = [f"Made by `{' '.join(words)}`.", markdown_table(_HEADS, _rows(found), right=_NUMBERS), _foot()]
     parts += [f"- {name}: {why}" for name, why in left_out.items()]
     return "\n\n".join(parts) + "\n"
