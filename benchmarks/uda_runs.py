@@ -49,7 +49,7 @@ def main(words: list[str], work: Work = execute) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the pipeline, such as seeds=1")
     parser.add_argument("--limit", type=int, metavar="N", help="make at most N runs now")
     parser.add_argument("--committed", type=Path, metavar="FILE", help="where the digests go; benchmarks/NAME.sha256")
-    asked = parser.parse_args(words)
+    asked = parser.parse_intermixed_args(words)  # overrides may follow options
     if "=" in asked.config:
         asked.config, asked.overrides = str(CONFIG), [asked.config, *asked.overrides]
     pipeline, jobs = check_pipeline(asked.config, asked.overrides, resolve)
