@@ -14,7 +14,15 @@ from ..core.config.resolve import Choice, Section
 from ..core.draws import Draws
 from ..core.evaluate.scores import score
 from ..core.images.open import Images
-from ..core.images.sets import LABELLED, add_seen, describe_sets, exposure, train_and_tests
+from ..core.images.sets import (
+    LABELLED,
+    add_seen,
+    describe_sets,
+    exposure,
+    refuse_one_class,
+    train_and_tests,
+    untrained_classes,
+)
 from ..core.images.store import Stamp
 from ..core.method import Labelled, Method, RawBatch, Step
 from ..core.model.backbone import Backbone, create
@@ -127,6 +135,9 @@ def build_finetuning(
     settings = Optim(**optim)
     train, tests = train_and_tests(data["train"], data["test"], seed)
     stage.record_sets(run, stage.named_sets(train, tests), data["stamp"])
+    refuse_one_class(train)
+    for sentence in untrained_classes(train, tests):
+        run.log(sentence)
 
     assert train.classes is not None
     model = stage.network(backbone, data["size"], train)

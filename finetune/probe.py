@@ -20,7 +20,15 @@ from ..core.evaluate.scores import Scored
 from ..core.evaluate.taps import LEVEL, PATCHES, Taps, available_taps
 from ..core.images.limits import size_of
 from ..core.images.open import Images
-from ..core.images.sets import LABELLED, add_seen, describe_sets, exposure, train_and_tests
+from ..core.images.sets import (
+    LABELLED,
+    add_seen,
+    describe_sets,
+    exposure,
+    refuse_one_class,
+    train_and_tests,
+    untrained_classes,
+)
 from ..core.images.store import Stamp
 from ..core.model.backbone import OWN, create
 from ..core.run.directory import Run
@@ -39,7 +47,15 @@ from .protocols.linear import Linear
 from .protocols.linear_sgd import LinearSGD
 from .protocols.nearest_mean import NearestMean
 from .protocols.outcomes import add_outcome, say_what_was_done, what_was_chosen
-from .protocols.registry import check_one_class, check_taps, chosen_protocols, naming_preset, other_views, published
+from .protocols.registry import (
+    check_one_class,
+    check_taps,
+    chosen_protocols,
+    gives_scores,
+    naming_preset,
+    other_views,
+    published,
+)
 from .protocols.retrieval import Retrieval
 from .protocols.ridge import FewShotRidge
 from .protocols.verification import Verification
@@ -138,6 +154,10 @@ def build_probe(
     offered = available_taps(model)
     protocols = chosen_protocols(evaluate, tuple(tap for tap in offered if LEVEL.fullmatch(tap)))
     check_taps(protocols, offered, model.spec["name"])
+    if any(map(gives_scores, protocols.values())):
+        refuse_one_class(train)
+    for sentence in untrained_classes(train, tests):
+        run.log(sentence)
     for sentence in other_views(protocols, view.in_words()):
         run.log(sentence)
     taps = Taps(model, [tap for protocol in protocols.values() for tap in protocol.reads])

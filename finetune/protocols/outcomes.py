@@ -31,13 +31,28 @@ def add_outcome(
         if isinstance(fitted, Measuring):
             given = LabelledTest(shown[test], images.labels.cpu(), images.keys(), scored.seed)
             scored.add_measured(key, fitted.measure(given))
-            for metric, reason in scored.details[key].get("left_out", {}).items():
-                warn(f"WARNING: {key}/{metric} is left out: {reason}")
+            told = scored.details[key]
+            if 0 < (dropped := told.get("without_relevant", 0)) < told.get("queries", 0):
+                warn(f"WARNING: {key}: {_dropped(dropped, told['queries'])}")
         else:
             scored.add(key, images, fitted.scores(shown[test]), fitted.kind, held_out=fitted.held_out)
             if absent := scored.details[key].get("classes_without_images"):
                 warn(f"WARNING: {key}: {_absent(absent)}")
+        _say_left_out(key, scored.details[key].get("left_out", {}))
         scored.details[key] |= fitted.facts
+
+
+def _say_left_out(key: str, left_out: Mapping[str, str]) -> None:
+    """A line for each reason, with all metrics that it is of. key: TEST/PROTOCOL."""
+    for reason in dict.fromkeys(left_out.values()):
+        metrics = [metric for metric, why in left_out.items() if why == reason]
+        are = "is" if len(metrics) == 1 else "are"
+        warn(f"WARNING: {key}/{', '.join(metrics)} {are} left out: {reason}")
+
+
+def _dropped(queries: int, of: int) -> str:
+    """What is said of the queries that count in no mean."""
+    return f"{queries} of {of} queries {'has' if queries == 1 else 'have'} no relevant image in the gallery, and no part in any mean"
 
 
 def _absent(names: Sequence[str]) -> str:
