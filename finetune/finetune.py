@@ -21,6 +21,7 @@ from ..core.images.sets import (
     exposure,
     refuse_one_class,
     train_and_tests,
+    trained_with_labels,
     untrained_classes,
 )
 from ..core.images.store import Stamp
@@ -136,11 +137,11 @@ def build_finetuning(
     train, tests = train_and_tests(data["train"], data["test"], seed)
     stage.record_sets(run, stage.named_sets(train, tests), data["stamp"])
     refuse_one_class(train)
-    for sentence in untrained_classes(train, tests):
-        run.log(sentence)
-
     assert train.classes is not None
     model = stage.network(backbone, data["size"], train)
+    overlap = trained_with_labels(add_seen(model.seen, LABELLED, train), tests)
+    for sentence in [*untrained_classes(train, tests), *overlap]:
+        run.log(sentence)
     view = stage.evaluation(data, model)
     objective = FineTune(Classifier(model, train.classes, method["dropout"]), method["label_smoothing"])
     if method["freeze"]:

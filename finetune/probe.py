@@ -27,6 +27,7 @@ from ..core.images.sets import (
     exposure,
     refuse_one_class,
     train_and_tests,
+    trained_with_labels,
     untrained_classes,
 )
 from ..core.images.store import Stamp
@@ -156,7 +157,8 @@ def build_probe(
     check_taps(protocols, offered, model.spec["name"])
     if any(map(gives_scores, protocols.values())):
         refuse_one_class(train)
-    for sentence in untrained_classes(train, tests):
+    overlap = trained_with_labels(add_seen(model.seen, LABELLED, train), tests)
+    for sentence in [*untrained_classes(train, tests), *overlap]:
         run.log(sentence)
     for sentence in other_views(protocols, view.in_words()):
         run.log(sentence)

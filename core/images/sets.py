@@ -226,3 +226,17 @@ def exposure(seen: Mapping[str, Tensor], tests: Mapping[str, Images]) -> dict[st
     """Two entries of a result: how many test images each stage saw without labels, and how many were trained on with labels."""
     counts = count_seen({LABELLED: torch.empty(0, dtype=torch.int64), **seen}, tests)
     return {"seen_labelled": counts.pop(LABELLED), "seen_unlabelled": counts}
+
+
+def trained_with_labels(seen: Mapping[str, Tensor], tests: Mapping[str, Images]) -> list[str]:
+    """A warning for each test set that holds images which this run or an earlier stage was trained on with their labels."""
+    sentences = list[str]()
+    for name, images in tests.items():
+        if count := count_seen({LABELLED: seen.get(LABELLED, torch.empty(0, dtype=torch.int64))}, {name: images})[
+            LABELLED
+        ]:
+            sentences.append(
+                f"WARNING: {name}: {count} of {len(images)} images ({count / len(images):.1%}) are training images too, whose labels are "
+                "known: scores there say little of new images"
+            )
+    return sentences

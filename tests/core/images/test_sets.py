@@ -22,6 +22,7 @@ from rootstock.core.images.sets import (
     open_tests,
     refuse_one_class,
     train_and_tests,
+    trained_with_labels,
     untrained_classes,
 )
 
@@ -202,3 +203,19 @@ def test_classes_without_a_training_image_where_an_image_may_have_several() -> N
         "WARNING: test: 2 of 3 images are of 2 classes without any training image (b: 2, c: 1); nothing"
     )
     refuse_one_class(train)  # an image has the class or not
+
+
+def test_tests_that_were_trained_on_with_labels_are_named() -> None:
+    """By this run or by an earlier stage; images that were seen without labels have no part."""
+    images = open_images("sklearn:digits")
+    near, far = images.select(torch.arange(10)), images.select(torch.arange(10, 18))
+    seen = add_seen(
+        {"pretrain": images.keys(), LABELLED: near.keys()[:2]}, LABELLED, images.select(torch.arange(9, 50))
+    )
+    told = "WARNING: {}: {} images ({}) are training images too, whose labels are known: scores there say little of new images"
+    tests = {"near": near, "far": far, "new": images.select(torch.arange(60, 70))}
+    assert trained_with_labels(seen, tests) == [
+        told.format("near", "3 of 10", "30.0%"),
+        told.format("far", "8 of 8", "100.0%"),
+    ]
+    assert trained_with_labels({"pretrain": images.keys()}, tests) == trained_with_labels({}, tests) == []
