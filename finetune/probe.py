@@ -40,7 +40,17 @@ from .dense.dense import Dense, DenseProbe, prepare
 from .dense.outcome import score_dense
 from .protocols.attentive import Attentive
 from .protocols.attentive_capi import AttentiveCAPI
-from .protocols.contract import AnyProtocol, Augmented, Counts, Features, Fitted, Known, Tapped, check_vectors
+from .protocols.contract import (
+    AnyProtocol,
+    Augmented,
+    Counts,
+    Features,
+    Fitted,
+    Known,
+    Tapped,
+    check_vectors,
+    section_in,
+)
 from .protocols.few_linear import FewLinear
 from .protocols.fewshot import FewShot
 from .protocols.knn import KNN
@@ -171,7 +181,7 @@ def build_probe(
         counts = Counts(distinct.labels, distinct.keys(), distinct.classes, shapes, names, asked)
         for name, protocol in protocols.items():
             if isinstance(protocol, Tapped):
-                check_vectors(name, protocol, counts)
+                check_vectors(f"evaluate.{section_in(name)}.taps", protocol.taps, counts)
             check_one_class(name, protocol, counts)
             with naming_preset(name, protocol):
                 protocol.requires(name, counts)
