@@ -57,7 +57,7 @@ from .protocols.knn import KNN
 from .protocols.linear import Linear
 from .protocols.linear_sgd import LinearSGD
 from .protocols.nearest_mean import NearestMean
-from .protocols.outcomes import add_outcome, say_what_was_done, what_was_chosen
+from .protocols.outcomes import add_outcome, given_to_all, say_ends, say_what_was_done, what_was_chosen, with_settings
 from .protocols.registry import (
     check_one_class,
     check_taps,
@@ -216,16 +216,16 @@ def probe(
 
     finder = _Finder(run, build)
     features, shown = finder.sets(distinct, tests)
+    given = given_to_all(build.view, backbone["weights"], finder.weights, len(distinct))
     scored, outcomes = Scored(distinct.classes or (), seed), dict[str, Fitted]()
     for name, protocol in protocols.items():
         with naming_preset(name, protocol):
             fitted = protocol.fit(_known(features, build, run, finder))
+        fitted = with_settings(fitted, protocol.reads, {**published(name), **given})
+        say_what_was_done(name, fitted, run.log)
         if isinstance(fitted, Fitted):
-            fitted = fitted._replace(
-                facts={**fitted.facts, "settings": {**fitted.facts.get("settings", {}), **published(name)}}
-            )
             outcomes[name] = fitted
-            say_what_was_done(name, fitted, run.log)
+            say_ends(name, fitted, run.log)
         add_outcome(scored, name, fitted, tests, shown)
     segmented = score_dense(dense, scored, features, shown, run) if dense else None
 
