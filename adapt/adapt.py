@@ -19,6 +19,7 @@ from ..core.images.sets import (
     LABELLED,
     add_seen,
     describe_sets,
+    trained_with_labels,
 )
 from ..core.images.store import Stamp
 from ..core.method import AdaptMethod, Domains, Labelled, RawBatch, RawPair, Unlabelled
@@ -226,6 +227,8 @@ def adapt(
         model.seen = add_seen(model.seen, "adapt", sets.target)
     if not objective.online:
         model.seen = add_seen(model.seen, LABELLED, sets.source)
+    for sentence in trained_with_labels(model.seen, sets.tests):
+        run.log(sentence)
     stage.trace(run, model, sets.training(), data, method=method["name"], steps=fed.steps)
     if run.main:
         classifier.export(run.dir)

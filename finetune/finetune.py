@@ -15,7 +15,16 @@ from ..core.draws import Draws
 from ..core.errors import UserError
 from ..core.evaluate.scores import score
 from ..core.images.open import Images
-from ..core.images.sets import LABELLED, add_seen, describe_sets, exposure, train_and_tests
+from ..core.images.sets import (
+    LABELLED,
+    add_seen,
+    describe_sets,
+    exposure,
+    refuse_one_class,
+    train_and_tests,
+    trained_with_labels,
+    untrained_classes,
+)
 from ..core.images.store import Stamp
 from ..core.method import Labelled, Method, RawBatch, Step
 from ..core.model.backbone import Backbone, create
@@ -136,9 +145,12 @@ def build_finetuning(
     settings = Optim(**optim)
     train, tests = train_and_tests(data["train"], data["test"], seed)
     stage.record_sets(run, stage.named_sets(train, tests), data["stamp"])
-
+    refuse_one_class(train)
     assert train.classes is not None
     model = stage.network(backbone, data["size"], train)
+    overlap = trained_with_labels(add_seen(model.seen, LABELLED, train), tests)
+    for sentence in [*untrained_classes(train, tests), *overlap]:
+        run.log(sentence)
     view = stage.evaluation(data, model)
     classifier = _classifier(model, train.classes, method, backbone["weights"])
     objective = FineTune(classifier, method["label_smoothing"])

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from ..errors import UserError
 from .calibration import (
+    COOLEST,
+    HOTTEST,
     calibration_error,
     calibration_floor,
     fit_temperature,
@@ -22,7 +24,7 @@ from .counts import ClassCounts, Floats, Ints, class_counts, confusion_metrics, 
 from .intervals import mean_interval
 from .metrics import classification
 from .multilabel import choose_thresholds, multilabel_statistic, per_class_metrics
-from .predictions import SavedScores, ScoredImages, to_half
+from .predictions import LARGEST, SavedScores, ScoredImages, to_half
 from .ranking import in_top, macro_over_classes, one_hot
 from .selective import aurc, group_accuracies
 from .statistics import (
@@ -48,7 +50,10 @@ MOST_RANKED, FEWEST_DRAWS = 1 << 32, 200
 
 
 class Measured(NamedTuple):
-    """metrics: by name, as `definitions` has them; undefined ones are left out. intervals: [low, high] of 95 %. details: for people."""
+    """metrics: by name, as `definitions` has them; undefined ones are left out. intervals: [low, high] of 95 %. details: for people.
+
+    The entry `left_out` of the details, {metric: reason}, names those that these images would usually have.
+    """
 
     metrics: dict[str, float]
     intervals: dict[str, list[float]]
@@ -119,6 +124,18 @@ class _Single:
         self.predictions: Ints = self.scores.argmax(axis=1)
         self.correct = self.predictions == self.labels
         self.p = probabilities(self.scores, self.kind)
+        self.left_out = dict[str, str]()
+        if self.kind == "logits" and (unknown := self.impossible()):
+            self.left_out["nll"] = f"the classifier gives the true class of {unknown} of the images no probability"
+
+    def impossible(self) -> int:
+        """Images whose class the classifier doesn't know in some draw: the logit is minus infinity, which is kept as the least float16.
+
+        Their NLL is infinite, and the kept number would be that of float16, not the classifier's. Brier score and ECE are bounded, so
+        such images count there as what they are: wrong.
+        """
+        own = np.take_along_axis(self.scores, self.labels[:, None], axis=1)[:, 0]
+        return int((own == -LARGEST).reshape(len(self.by_draw), -1).any(axis=0).sum())
 
     def measured(self, held_out: HeldOut | None) -> Measured:
         found = classification(torch.from_numpy(self.labels), torch.from_numpy(self.predictions), self.images.classes)
@@ -138,6 +155,8 @@ class _Single:
         details: dict[str, Any] = {**found, "kind": self.kind}
         self.add_confidence(metrics, details, held_out)
         self.add_groups(metrics, details)
+        if self.left_out:
+            details["left_out"] = self.left_out
         intervals = self.intervals(counts, each, details)
         metrics = {name: value for name, value in metrics.items() if np.isfinite(value)}
         return Measured(metrics, {name: pair for name, pair in intervals.items() if name in metrics}, details)
@@ -152,7 +171,8 @@ class _Single:
         if self.k > TOP:
             found["top5"] = in_top(self.scores, self.labels, TOP).astype(np.float64)
         if self.p is not None:
-            found["nll"] = -log_likelihood(self.scores, self.labels, self.kind)
+            if "nll" not in self.left_out:
+                found["nll"] = -log_likelihood(self.scores, self.labels, self.kind)
             found["brier"] = squared_error(self.p, self.labels)
         return found
 
@@ -180,14 +200,27 @@ class _Single:
             metrics["aurc"] = aurc(self.scores.max(axis=1).astype(np.float64), self.correct)
 
     def add_scaled(self, metrics: dict[str, float], details: dict[str, Any], held_out: HeldOut) -> None:
-        """NLL and ECE after temperature scaling; no prediction changes."""
+        """NLL and ECE after temperature scaling; no prediction changes.
+
+        At a bound, T is that of the range and not of the images, and so would both numbers be: they are left out, and so is the value.
+        """
         fitted = fit_temperature(held_out.scores, held_out.labels)
+        on = f"{len(held_out.labels)} held-out training images"
+        details["temperature"] = {**fitted._asdict(), "fitted_on": on}
+        if fitted.at_bound:
+            details["temperature"]["value"] = None
+            right = float((held_out.scores.argmax(axis=1) == held_out.labels).mean())
+            reason = f"no temperature from {COOLEST:g} to {HOTTEST:g} is the best one on {on}, of which {right:.0%} are right"
+            self.left_out |= {"nll_scaled": reason, "ece_scaled": reason}
+            return
         scaled = self.scores.astype(np.float64) / fitted.value
         p = probabilities(scaled, "logits")
         assert p is not None
-        metrics["nll_scaled"] = float(-log_likelihood(scaled, self.labels, "logits").mean())
+        if "nll" in self.left_out:
+            self.left_out["nll_scaled"] = self.left_out["nll"]
+        else:
+            metrics["nll_scaled"] = float(-log_likelihood(scaled, self.labels, "logits").mean())
         metrics["ece_scaled"] = calibration_error(p.max(axis=1), self.correct)
-        details["temperature"] = {**fitted._asdict(), "fitted_on": f"{len(held_out.labels)} held-out training images"}
 
     def add_groups(self, metrics: dict[str, float], details: dict[str, Any]) -> None:
         """Accuracy by group, where the set has several."""

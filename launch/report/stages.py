@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,8 @@ def _facts(stage: StageRuns) -> list[tuple[str, str]]:
     if seen:
         counts = ", ".join(f"{value} in {key}" for key, value in seen.items())
         facts.append(("evaluation images seen unlabelled", counts if any(seen.values()) else "0 (inductive)"))
+    if isinstance(labelled := first.result.get("seen_labelled"), int):
+        facts.append(("evaluation images trained on with labels", share_of_tests(labelled, first.result)))
     if first.result.get("selection"):
         facts.append(("selection", f"{first.result['selection']}. {selection_sentence(first.result['selection'])}"))
     if looks := looks_note({"looks": first.result.get("looks")}):
@@ -138,6 +140,15 @@ def _facts(stage: StageRuns) -> list[tuple[str, str]]:
     facts.append(("seeds", ", ".join(str(record.seed) for record in stage.records)))
     facts.append(("directory", str(first.path)))
     return facts
+
+
+def share_of_tests(count: int, result: Mapping[str, Any]) -> str:
+    """`61 of 61 (100.0%)`; the number alone where the result doesn't have those of its tests, as that of an adaptation."""
+    sizes = (result.get("data") or {}).get("n") or {}
+    if not count or not isinstance(sizes, dict) or "train" not in sizes:
+        return str(count)
+    tests = sum(size for name, size in sizes.items() if name != "train")
+    return f"{count} of {tests} ({count / tests:.1%})" if tests else str(count)
 
 
 def _flat(value: Any) -> list[Any]:

@@ -21,6 +21,7 @@ CAVEATS = ("tuned-on-target", "oracle")
 KIND_HEADINGS = {
     "inductive": "Inductive: no evaluation image was seen in training, with or without its label",
     "transductive": "Transductive: evaluation images were seen in training, without their labels",
+    "labelled": "Trained on evaluation images with their labels: no measure of what new images would give",
     "unrecorded": "Not recorded whether training saw evaluation images",
     "oracle": "Oracle: trained on labels of the target, or chosen with those of the test set; an upper bound, not a result",
 }

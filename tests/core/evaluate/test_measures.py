@@ -174,6 +174,46 @@ def test_temperature_changes_no_prediction() -> None:
     assert found.metrics["ece_scaled"] < found.metrics["ece"] and found.metrics["nll_scaled"] < found.metrics["nll"]
     assert found.details["temperature"]["value"] > 3
     assert found.details["temperature"]["fitted_on"] == "200 held-out training images"
+    assert "left_out" not in found.details
+
+
+@pytest.mark.parametrize(("sign", "right"), [(1.0, "100%"), (-1.0, "0%"), (0.0, "17%")])
+def test_a_temperature_at_the_bound_of_its_range_is_no_result(sign: float, right: str) -> None:
+    """All held-out images right, all wrong, or all logits equal: the best T lies beyond the range, or nowhere."""
+    rows, labels = images(200), np.arange(60) % 6
+    held_out = HeldOut(sign * 5.0 * (labels[:, None] == np.arange(6)), labels)
+    found = measure(rows, to_half(logits(rows), "logits"), seed=0, held_out=held_out)
+    assert not {"nll_scaled", "ece_scaled"} & (found.metrics.keys() | found.intervals.keys())
+    assert {"nll", "ece"} <= found.metrics.keys()
+    reason = (
+        f"no temperature from 0.001 to 1000 is the best one on 60 held-out training images, of which {right} are right"
+    )
+    assert found.details["left_out"] == {"nll_scaled": reason, "ece_scaled": reason}
+    assert found.details["temperature"]["value"] is None and found.details["temperature"]["at_bound"]
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_a_class_that_the_classifier_does_not_know_has_no_likelihood(draws: int) -> None:
+    """NLL of these images is infinite, which float16 hides; they are wrong for accuracy, Brier score and ECE, which are bounded."""
+    rows, train = images(200), images(200, seed=5)
+    known = np.stack([np.where(np.arange(6) == 5, -np.inf, logits(rows, draw)) for draw in range(draws)])
+    of_train = np.where(np.arange(6) == 5, -np.inf, logits(train, 9, 20.0))
+    held_out = HeldOut(of_train[train.labels != 5], train.labels[train.labels != 5])
+    saved = to_half(known[0] if draws == 1 else known, "logits")
+    found = measure(rows, saved, seed=0, held_out=held_out)
+    unknown = int((rows.labels == 5).sum())
+    reason = f"the classifier gives the true class of {unknown} of the images no probability"
+    assert found.details["left_out"] == {"nll": reason, "nll_scaled": reason}
+    assert not {"nll", "nll_scaled"} & (found.metrics.keys() | found.intervals.keys())
+    assert {"brier", "ece", "ece_scaled"} <= found.metrics.keys() and found.metrics["accuracy"] <= 1 - unknown / 200
+    p = softmax(known, axis=-1).reshape(-1, 6)
+    expected = np.square(p - np.eye(6)[np.tile(rows.labels, draws)]).sum(1).mean()
+    assert found.metrics["brier"] == pytest.approx(expected, abs=2e-3)
+    # The same scores of images of known classes alone have all.
+    some = np.flatnonzero(rows.labels != 5)
+    fewer = ScoredImages(rows.keys[some], rows.labels[some], rows.classes)
+    kept = to_half(known[0][some] if draws == 1 else known[:, some], "logits")
+    assert {"nll", "nll_scaled"} <= measure(fewer, kept, seed=0, held_out=held_out).metrics.keys()
 
 
 def test_groups() -> None:
