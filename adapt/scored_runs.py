@@ -13,7 +13,7 @@ from .validators.contract import NEEDS, Validator
 from .validators.quality import ScoredRun
 from .validators.selection import Scoring, score_candidates
 
-ShowProgress = Callable[[Sequence[StoredRun]], Iterable[StoredRun]]
+FollowRuns = Callable[[Sequence[StoredRun]], Iterable[StoredRun]]
 """Gives the runs back one by one, and may show how far they are."""
 
 
@@ -23,7 +23,7 @@ def score_runs(
     test: str | None = None,
     *,
     say: Callable[[str], None],
-    follow: ShowProgress = lambda runs: runs,
+    follow: FollowRuns = lambda runs: runs,
 ) -> list[ScoredRun]:
     """The scores of every candidate that can be read and whose accuracy is known, run by run; accuracies are read beside them.
 
