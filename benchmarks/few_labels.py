@@ -113,28 +113,23 @@ def text(
     for part, difference in zip(parts, table["comparisons"][: len(parts)], strict=True):
         ours, scratch = (rows[stage_name(side, part)] for side in SIDES)
         efficient = factor(points, sizes[part], ours["mean"])
-        cells = [
-            f"{part} % ({sizes[part]:,})",
-            spread(ours),
-            spread(scratch),
-            spread(difference, signed=True),
-            efficient,
-        ]
-        lines.append(page.row(cells))
+        shown = [spread(ours), spread(scratch), spread(difference, signed=True)]
+        lines.append(page.row([_labels(part, sizes), *shown, efficient]))
     if study.added:
         lines += _added_lines(study, rows, table["comparisons"][len(parts) :], points, sizes)
     lines += ["", "From scratch on more labels, with the keys and as many updates as on the largest part above:"]
     lines += ["", "| labels | from scratch, one subset |", "|---|---|"]
-    lines += [page.row([f"{part_of(stage)} % ({sizes[part_of(stage)]:,})", spread(row)]) for stage, row in more.items()]
+    lines += [page.row([_labels(part_of(stage), sizes), spread(row)]) for stage, row in more.items()]
     lines += [
         "",
         "| passes, in millions | pretraining | tuning | compared trainings | in all | from scratch's, over these |",
         "|---|---|---|---|---|---|",
     ]
     for stage, spent in compute.items():
+        label, pretraining, _ = study.stages[stage]
         counts = [f"{count / 1e6:.2f}" for count in (*spent, spent.total)]
-        ratio = "" if stage.startswith("scratch") else f"{over_these(compute, stage):.2f}"
-        lines.append(page.row([f"{part_of(stage)} %, {_named(study, stage)}", *counts, ratio]))
+        ratio = f"{over_these(compute, stage):.2f}" if pretraining else ""
+        lines.append(page.row([f"{part_of(stage)} %, {label}", *counts, ratio]))
     return "\n".join(lines) + "\n"
 
 
@@ -143,9 +138,9 @@ def over_these(compute: Mapping[str, Compute], stage: str) -> float:
     return compute[stage_name("scratch", part_of(stage))].total / compute[stage].total
 
 
-def _named(study: Study, stage: str) -> str:
-    """The side of a stage, or an added stage, in words."""
-    return f"SimCLR, {study.added[stage].label}" if stage in study.added else SIDES[stage.partition("_")[0]]
+def _labels(part: str, sizes: Mapping[str, int]) -> str:
+    """A part of the labels and its number, such as 10 % (5,000)."""
+    return f"{part} % ({sizes[part]:,})"
 
 
 def _added_lines(
@@ -164,16 +159,10 @@ def _added_lines(
         "|---|---|---|---|---|",
     ]
     for (stage, one), difference in zip(study.added.items(), differences, strict=True):
-        labels, ours = sizes[part_of(stage)], rows[stage]
-        efficient = factor(points, labels, ours["mean"])
-        cells = [
-            f"{part_of(stage)} % ({labels:,})",
-            one.label,
-            spread(ours),
-            spread(difference, signed=True),
-            efficient,
-        ]
-        lines.append(page.row(cells))
+        part, ours = part_of(stage), rows[stage]
+        efficient = factor(points, sizes[part], ours["mean"])
+        shown = [one.label, spread(ours), spread(difference, signed=True)]
+        lines.append(page.row([_labels(part, sizes), *shown, efficient]))
     return lines
 
 
@@ -184,13 +173,8 @@ def results(folder: Path, pattern: str) -> list[dict[str, Any]]:
 
 def spent(study: Study, folders: Mapping[str, Path]) -> dict[str, Compute]:
     """The passes of each compared stage; a failed trial's don't count. folders: of pretrainings, sweeps and the pipeline, by config."""
-    made = {
-        stage_name(side, part): (study.pretraining if side == "simclr" else None, sweep)
-        for (side, part), sweep in study.sweeps.items()
-    }
-    made |= {stage: (one.pretraining, one.sweep) for stage, one in study.added.items()}
     compute = {}
-    for stage, (pretraining, sweep) in made.items():
+    for stage, (_, pretraining, sweep) in study.stages.items():
         before = [json.loads((folders[pretraining] / "result.json").read_text())] if pretraining else []
         compared = results(folders[study.pipeline], f"seed-*/{stage}")
         compute[stage] = Compute(passes(before), passes(results(folders[sweep], "trial-*")), passes(compared))
@@ -201,8 +185,7 @@ def not_as_chosen(study: Study, folders: Mapping[str, Path]) -> list[str]:
     """Where the pipeline's config differs from what the sweeps chose."""
     stages = yaml.safe_load((HERE.parent / study.pipeline).read_text())["stages"]
     wrong = []
-    chosen = {stage_name(*key): sweep for key, sweep in study.sweeps.items()}
-    for name, sweep in (chosen | {stage: one.sweep for stage, one in study.added.items()}).items():
+    for name, (_, _, sweep) in study.stages.items():
         best = json.loads((folders[sweep] / "result.json").read_text())["best"]["params"]
         wrong += [f"{study.pipeline}, stage {name}: {why}" for why in unlike(stages[name]["set"], best)]
     return wrong
@@ -224,8 +207,8 @@ def main(words: list[str]) -> int:
     parser.add_argument("--tune", action="store_true", help="only the pretraining and the sweeps")
     asked = parser.parse_args(words)
     study = STUDIES[asked.name]
-    pretrainings = dict.fromkeys([study.pretraining, *(one.pretraining for one in study.added.values())])
-    sweeps = dict.fromkeys([*study.sweeps.values(), *(one.sweep for one in study.added.values())])
+    pretrainings = dict.fromkeys(one.pretraining for one in study.stages.values() if one.pretraining)
+    sweeps = dict.fromkeys(one.sweep for one in study.stages.values())
     for job in [*(["pretrain", one] for one in pretrainings), *(["sweep", one] for one in sweeps)]:
         subprocess.run([sys.executable, "-m", "rootstock", *job], check=True)
     if asked.tune:

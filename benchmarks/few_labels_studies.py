@@ -16,6 +16,14 @@ class Added(NamedTuple):
     sweep: str
 
 
+class Stage(NamedTuple):
+    """What a stage of the pipeline stands on. label: in the page. pretraining: config, None from scratch. sweep: config that chose keys."""
+
+    label: str
+    pretraining: str | None
+    sweep: str
+
+
 class Study(NamedTuple):
     """One comparison. pretraining: config. sweeps: by (side, per cent of labels). pipeline: of the five subsets. curve: of more labels.
 
@@ -28,6 +36,17 @@ class Study(NamedTuple):
     pipeline: str
     curve: str
     added: Mapping[str, Added] = {}
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """All compared stages of the pipeline by name, those that were added last."""
+        first = {
+            stage_name(side, part): Stage(SIDES[side], self.pretraining if side == "simclr" else None, sweep)
+            for (side, part), sweep in self.sweeps.items()
+        }
+        return first | {
+            name: Stage(f"SimCLR, {one.label}", one.pretraining, one.sweep) for name, one in self.added.items()
+        }
 
 
 def _study(
