@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -39,34 +40,55 @@ class AdaBN(SourceOnly):
                 "use source_only or dann for this one"
             )
 
-    @torch.no_grad()
     def conclude(self, target: Iterable[Tensor]) -> None:
-        """Set every BatchNorm's statistics to those of its inputs over the whole target (section 3.3).
+        """Set every BatchNorm's statistics to those of its inputs over the whole target (section 3.3)."""
+        self.eval()
+        estimate_statistics(self.classifier, target)
+        self.eval()
 
-        target: batches of float [n, C, h, w], each image once. The inputs of deeper layers are normalised by their own batch, as in
-        training, so batches should be large and of similar size; with a single batch this is the paper's algorithm exactly.
-        """
-        layers = _layers(self.classifier)
-        moments = {layer: Moments() for layer in layers}
-        self.eval()
-        hooks = [layer.register_forward_pre_hook(partial(_observe, moments)) for layer in layers]
-        modes: dict[PositionBatchNorm, Mode] = {m: m.mode for m in layers if isinstance(m, PositionBatchNorm)}
-        try:
-            for layer in layers:
-                layer.train()
-            for layer in modes:
-                layer.mode = "local"  # every process gets the whole target, in batches of any size
-            with frozen_statistics():
-                for images in target:
-                    self.classifier(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
-            for layer, mode in modes.items():
-                layer.mode = mode
-        self.eval()
+
+@torch.no_grad()
+def estimate_statistics(classifier: nn.Module, target: Iterable[Tensor]) -> None:
+    """Set every BatchNorm's statistics to those of its inputs over the whole target; all else stays, in eval mode.
+
+    target: batches of float [n, C, h, w], each image once. The inputs of deeper layers are normalised by their own batch, as in
+    training, so batches should be large and of similar size; with a single batch this is the algorithm of AdaBN's paper exactly.
+    """
+    classifier.eval()
+    layers = _layers(classifier)
+    moments = {layer: Moments() for layer in layers}
+    hooks = [layer.register_forward_pre_hook(partial(_observe, moments)) for layer in layers]
+    try:
+        with statistics_by_batch(classifier):
+            for images in target:
+                classifier(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for layer in layers:
+        moments[layer].write(layer)
+
+
+@contextmanager
+def statistics_by_batch(network: nn.Module) -> Iterator[None]:
+    """Within it, BatchNorm normalises by the batch, and running statistics stay: for passes over whole sets, which every process makes
+    alone, in batches of any size.
+    """
+    layers = _layers(network)
+    training = {layer: layer.training for layer in layers}
+    modes: dict[PositionBatchNorm, Mode] = {m: m.mode for m in layers if isinstance(m, PositionBatchNorm)}
+    try:
         for layer in layers:
-            moments[layer].write(layer)
+            layer.train()
+        for layer in modes:
+            layer.mode = "local"
+        with frozen_statistics():
+            yield
+    finally:
+        for layer, mode in modes.items():
+            layer.mode = mode
+        for layer, mode in training.items():
+            layer.training = mode
 
 
 class Moments:

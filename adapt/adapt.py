@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
@@ -19,22 +19,31 @@ from ..core.images.sets import (
     LABELLED,
     add_seen,
     describe_sets,
+    trained_with_labels,
 )
 from ..core.images.store import Stamp
-from ..core.method import Domains, Labelled, RawBatch, RawPair, Unlabelled
+from ..core.method import AdaptMethod, Domains, Labelled, RawBatch, RawPair, Unlabelled
 from ..core.model.backbone import create
+from ..core.model.classifier import UNKNOWN
 from ..core.run.directory import Run
 from ..core.stream.batches import Decode
 from ..core.train.fit import Training
 from ..core.train.optim import Optim
+from ..core.train.refresh import Refresh
+from ..core.views.corrupted import corruption_options
 from ..core.views.presets import VIEWS
 from ..core.views.resample import Interpolation
 from ..core.views.view import Evaluation
+from .domain_views import domain_views
 from .examine import Examination, check_examination, examine_options
 from .frozen import FrozenFeatures
-from .objective import METHOD, build_objective
+from .objective import METHOD, build_objective, further_outputs, with_terms
+from .online_pass import SORTED, AsEvaluated, StreamOrder, by_test, check_order, feed_once, stream_order
 from .outcome import final_test, logits_of_tests
-from .sets import Reader, Sets, open_sets, replaced_silently, whole
+from .overview import look_over
+from .parts.online import OnlinePredictions
+from .registry import ADAPT_METHODS
+from .sets import SOURCE, TARGET, Reader, Sets, open_sets, replaced_silently, source_images, whole, with_labels
 from .shift import check_label_shift, estimate_shift, label_shift_options, resample
 from .validators.selection import add_regrets
 
@@ -49,8 +58,11 @@ def data_options(
     resize: int | None = None,
     interpolation: Interpolation = "bilinear",
     views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "supervised"},
+    strong: Annotated[dict[str, Any] | None, Choice(VIEWS)] = None,
     decode: Decode = "full",
     stamp: Stamp = "mtime",
+    order: StreamOrder = "shuffled",
+    corrupt: Annotated[dict[str, Any] | None, Section(corruption_options)] = None,
     selection: str = "last",
 ) -> None:
     """The `data` section of `rootstock adapt`.
@@ -58,7 +70,8 @@ def data_options(
     source: URI of the labelled source images, or a list of URIs whose union is taken.
     target: URI of the target images, or a list of URIs. Their labels, if any, are dropped when they are opened.
     test: URI of a labelled test set, or a mapping of names to URIs; null holds out 20 % of the source, and of the target where it has
-        labels, by seed.
+        labels, by seed. Classes that the source lacks are refused, except by methods with an output for unknown images (osbp), which take
+        them as one class `unknown`.
     size: Side of the network's input in pixels.
     crop: Part of the shorter side that evaluation keeps, 0.01 to 1 (0.875 takes 224 of 256 pixels). A picture that already has the size is
         taken whole.
@@ -66,10 +79,15 @@ def data_options(
         picture that already has the size is taken whole.
     interpolation: How evaluation resizes: bilinear, or bicubic, as DINOv2, MAE and timm's ViTs are evaluated.
     views: How training images of both domains are augmented: a preset's name, or a mapping with its name and changed numbers.
+    strong: How the strong view of an image is augmented, for methods that compare it with the weak one, `views` (fixmatch, adamatch): as
+        `views`; null is the preset fixmatch (RandAugment and Cutout). Other methods refuse it.
     decode: How JPEG files are decoded: full, or scaled, which decodes a large file only as large as its crops need. Scaled is faster
         and gives slightly other pixels; evaluation always decodes in full.
     stamp: How a changed picture is noticed when the run resumes, in files and archives: size (another name or size), mtime (also another
         time of change) or content (also other bytes; reads every file at each start).
+    order: In which order methods that go over the target once (tent, eata, roid) meet its images: shuffled by seed, sequential (by content,
+        the same for every seed), or sorted by class, which reads the target's labels for this alone; the result says so.
+    corrupt: A corruption of all pictures of the target and of `test`, after the crop of evaluation; null for none.
     selection: How the hyper-parameters of this config were chosen, as the result says it: last, train-split, source-val,
         tuned-on-target or oracle.
     """
@@ -99,7 +117,9 @@ def build_adaptation(
 ) -> Adaptation:
     """Open the sets and build network, method, augmentation and batches. Raises UserError."""
     torch.manual_seed(seed)
-    settings, sets = Optim(**optim), open_sets(data, seed)
+    check_order(data, method["name"])
+    unknown = UNKNOWN if further_outputs(method, backbone["weights"]) else None
+    settings, sets = Optim(**optim), open_sets(data, seed, unknown, ADAPT_METHODS[method["name"]].online)
     if evaluate is not None:
         check_examination(evaluate)
         sets = sets.hold_out(evaluate["held_out"], seed)
@@ -111,33 +131,59 @@ def build_adaptation(
     check_label_shift(label_shift, objective)
     if label_shift["resample"] != "none":
         resample(objective, sets.source)
+    objective.make_room(len(sets.target))
+    objective = with_terms(objective, method, run)
     stage.set_norm(run, objective, backbone["norm"])
-    views = stage.augmentation(run, data["views"], objective, method["name"], sets.source)
     view = stage.evaluation(data, model)
-    frozen = FrozenFeatures.of(run, objective, views, sets.of_training(), data)
-    fed = stage.feed(run, sets.training(), views, data, settings, seed, frozen.rows if frozen else None)
+    frozen, fed, prepare = feeds(run, objective, data, settings, sets, view, method["name"])
     run.log(
         f"adapt {method['name']}: {len(sets.source)} source and {len(sets.target)} target images, "
-        f"{fed.steps} steps of {settings.batch_size} images of each"
+        f"{fed.steps} steps of {settings.batch_size} images{'' if objective.online else ' of each'}"
     )
-
-    def shown(raw: RawBatch, draws: Draws) -> Tensor:
-        return raw.images if frozen else views(raw, draws).images[0]
-
-    def prepare(raw: RawPair) -> Domains:
-        named = zip(sets.training(), raw, strict=True)
-        source, target = (stage.draws_of(part.positions, name, sets.training(), seed) for name, part in named)
-        return Domains.of(
-            Labelled(shown(raw.source, source), raw.source.labels, source),
-            Unlabelled(shown(raw.target, target), target),
-        )
-
     pictures = partial(whole, view=view, device=run.device, workers=run.options["workers"], damage=replaced_silently())
     read = pictures if frozen is None else partial(frozen.read, view=view)
     test = partial(logits_of_tests, run, sets.tests, view, frozen)
     examination = None if evaluate is None else Examination(run, evaluate, sets, read, pictures, test)
-    plan = stage.training(run, objective, fed, prepare, settings, evaluate["every"] if evaluate else None)
+    encode = partial(pictures, sets.target) if frozen is None else partial(frozen.batches, sets.target, view)
+    look = partial(look_over, objective.classifier, len(sets.target), encode)
+    refresh = Refresh.of(objective, fed.steps, len(sets.target) // settings.batch_size, look)
+    plan = stage.training(run, objective, fed, prepare, settings, evaluate["every"] if evaluate else None, refresh)
     return Adaptation(plan, fed, sets, view, frozen, read, examination)
+
+
+def feeds(
+    run: Run, objective: AdaptMethod, data: Mapping[str, Any], optim: Optim, sets: Sets, view: Evaluation, name: str
+) -> tuple[FrozenFeatures | None, stage.Feed, Callable[[Any], Domains]]:
+    """Features of a frozen backbone; the batches of a method, pairs of both domains or the target once; what makes `Domains` of them."""
+    if objective.online:
+        if data["order"] == "sorted":
+            run.log(f"WARNING: data.order: {SORTED}")
+        order, crop = stream_order(data, sets.target, optim.batch_size, run.seed), AsEvaluated(view)
+        objective.predictions = OnlinePredictions(len(sets.target), len(objective.classifier.outputs))
+        numbers = order.images_of(0).to(run.device)
+
+        def prepare_one(raw: RawBatch) -> Domains:
+            draws = stage.draws_of(raw.positions, TARGET, sets.training(), run.seed)
+            return Domains((), (Unlabelled(crop(raw), draws, numbers[raw.positions % len(numbers)]),))
+
+        return None, feed_once(run, sets.target, crop, order, optim, name), prepare_one
+    views = domain_views(run, data, objective, name, sets.source)
+    clean = data["corrupt"] is None  # kept features know a picture by its content, which a corruption does not change
+    frozen = FrozenFeatures.of(run, objective, views, sets.of_training(), data) if clean else None
+    fed = stage.feed(run, sets.training(), views, data, optim, run.seed, frozen.rows if frozen else None)
+
+    def shown(domain: str, raw: RawBatch) -> tuple[Draws, Tensor, tuple[Tensor, ...]]:
+        draws = stage.draws_of(raw.positions, domain, sets.training(), run.seed)
+        weak, *more = (raw.images,) if frozen else views[domain](raw, draws).images
+        return draws, weak, tuple(more)
+
+    def prepare(raw: RawPair) -> Domains:
+        draws, images, more = shown(SOURCE, raw.source)
+        source = Labelled(images, raw.source.labels, draws, more)
+        draws, images, more = shown(TARGET, raw.target)
+        return Domains.of(source, Unlabelled(images, draws, raw.target.index, more))
+
+    return frozen, fed, prepare
 
 
 def adapt(
@@ -168,32 +214,57 @@ def adapt(
     objective: Any = plan.method
     if examination is not None:
         examination.start(objective.classifier)
+    if objective.online:
+        objective.to(run.device).begin(partial(source_images, sets.source, view, run))
     stage.train(run, plan, {"candidate": examination} if examination is not None and plan.every.evaluate else {})
-    objective.conclude(whole(sets.target, view, run.device, run.options["workers"], fed.damage))
+    objective.conclude_source(with_labels(sets.source, built.read, pictures=built.frozen is None))
+    objective.conclude(
+        whole(sets.target, view=view, device=run.device, workers=run.options["workers"], damage=fed.damage)
+    )
 
     model, classifier = objective.backbone, objective.classifier
     if objective.sees_target:
         model.seen = add_seen(model.seen, "adapt", sets.target)
-    model.seen = add_seen(model.seen, LABELLED, sets.source)
+    if not objective.online:
+        model.seen = add_seen(model.seen, LABELLED, sets.source)
+    for sentence in trained_with_labels(model.seen, sets.tests):
+        run.log(sentence)
     stage.trace(run, model, sets.training(), data, method=method["name"], steps=fed.steps)
     if run.main:
         classifier.export(run.dir)
     if run.main and built.frozen is None:
-        caption = "Augmented training images: source above, target below."
-        stage.save_first(
-            run,
-            plan,
-            model,
-            lambda both: torch.stack([p.images[: stage.SHOWN] for p in (both.source, both.target)]),
-            caption,
-        )
+        _save_pictures(run, plan, objective)
     # Before the final test: no choice can follow from a label of the target.
     measured = {} if examination is None else examination.conclude(classifier, fed.steps, plan.every.evaluate)
     shift = estimate_shift(objective, sets, built.read, label_shift, seed)
     states = {} if examination is None else examination.states(fed.steps, plan.every.evaluate)
-    outcome = final_test(run, classifier, sets.tests, view, built.frozen, shift, states)
+    online = by_test(objective.predictions, sets.target, sets.tests) if objective.online else {}
+    outcome = final_test(run, classifier, sets.tests, view, built.frozen, shift, states, online)
     if examination is not None:
         add_regrets(measured["validators"], outcome)
-    facts = describe_sets(sets.named(), held_out=data["test"] is None)
     selection = model.selection(data["selection"])
-    return run.finish({"data": facts, **outcome, **measured, **fed.counts(), "selection": selection})
+    return run.finish(
+        {"data": facts_of(sets, data, objective.online), **outcome, **measured, **fed.counts(), "selection": selection}
+    )
+
+
+def _save_pictures(run: Run, plan: Training, objective: AdaptMethod) -> None:
+    """Write pictures/views.png: the first images as the method sees them."""
+    caption = "Target images."
+    if not objective.online:
+        caption = "Augmented training images: source above, target below; of each first the weak view, then any other."
+
+    def rows(batch: Domains) -> Tensor:
+        return torch.stack([view for part in (*batch.sources, *batch.targets) for view in (part.images, *part.more)])
+
+    stage.save_first(run, plan, objective.backbone, rows, caption)
+
+
+def facts_of(sets: Sets, data: Mapping[str, Any], online: bool) -> dict[str, Any]:
+    """The entry `data` of a result: the sets, and in which order and how corrupted the target was met, where a key asks for it."""
+    facts = describe_sets(sets.named(), held_out=data["test"] is None)
+    if online:
+        facts["order"] = SORTED if data["order"] == "sorted" else data["order"]
+    if data["corrupt"] is not None:
+        facts["corrupt"] = dict(data["corrupt"])
+    return facts

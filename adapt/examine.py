@@ -45,17 +45,23 @@ LOGGED = ("source_validation", "entropy", "im")
 
 
 def examine_options(
-    *, every: Duration | None = None, images: int = 1000, held_out: float = 0.0, mixval: bool = False
+    *,
+    every: Duration | None = None,
+    images: int = 1000,
+    held_out: float = 0.0,
+    mixval: bool = False,
+    half: bool = False,
 ) -> None:
     """The `evaluate` section of `rootstock adapt`: scores of candidates by validators that see no target label, and diagnostics.
 
-    every: How often a candidate is kept during the training, besides the last state: steps, `10ep` or `10%`; null for none. Their outputs
-    lie in RUN/candidates, 4 bytes a number.
+    every: How often a candidate is kept during the training: steps, `10ep` or `10%`; null for none. Their outputs, and those of the last
+        state, lie in RUN/candidates, 4 bytes a number, where `rootstock validators score` finds them.
     images: How many images of each domain candidates are shown, at least 50, drawn by content; all of a smaller set. The measures see these
         alone; the tests see every image.
     held_out: Part of the source's training images of each class that no training sees, so that validators can use its labels, from 0 to
     0.5; 0 holds none out, and leaves out the validators that need it.
     mixval: Whether candidates are shown mixed target images too, as the validator MixVal needs; it doubles the images that are read.
+    half: Whether the outputs of candidates are rounded to float16 before any validator sees them: 2 bytes a number in RUN/candidates.
     """
 
 
@@ -83,6 +89,7 @@ class Examination:
     ) -> None:
         """read: images -> what the classifier takes; pictures: images -> pictures, which may be mixed; test: logits by test."""
         self.run, self.read, self.pictures, self.test, self.mixval = run, read, pictures, test, options["mixval"]
+        self.half: bool = options["half"]
         held_out = sets.held_out
         self.source, self.target = (sampled(part, options["images"], run.seed) for part in sets.training().values())
         self.held_out = None if held_out is None else sampled(held_out, options["images"], run.seed)
@@ -97,10 +104,13 @@ class Examination:
 
     def __call__(self, method: Any) -> dict[str, float]:
         """Called by `fit` at each evaluation: keep a candidate, and return what is logged of it."""
-        candidate, tested = self.candidate(method.classifier, phase.NOW.step), self.test(method.classifier)
+        candidate, tested = (
+            self._rounded(self.candidate(method.classifier, phase.NOW.step)),
+            self.test(method.classifier),
+        )
         if self.run.main:
             self.folder.mkdir(exist_ok=True)
-            write_tensors(path_of(self.folder, candidate.step), tensors_of(candidate))
+            write_tensors(path_of(self.folder, candidate.step), tensors_of(candidate, self.half))
             write_tensors(tests_path(self.folder, candidate.step), {name: rows.cpu() for name, rows in tested.items()})
         found = count_predicted_classes(candidate.target.logits)
         if found.alarm:
@@ -111,7 +121,7 @@ class Examination:
 
     def conclude(self, classifier: Classifier, steps: int, every: int) -> dict[str, Any]:
         """The entries of a result, after the last of `steps` steps. every: steps between candidates, 0 for the last state alone."""
-        last = self.candidate(classifier, steps)
+        last = self._rounded(self.candidate(classifier, steps))
         kept = range(every, steps, every) if every else range(0)
         candidates = [*read_candidates(self.folder, kept, self.run.log), last]
         scoring = score_candidates(candidates)
@@ -156,6 +166,12 @@ class Examination:
         found = CandidateModel(name_of(step), step, target, held_out, trained, weight, mixed)
         # Now, while the network is in this state.
         return found if mixed is None else dataclasses.replace(found, mixed=mixed_consistency(found))
+
+    def _rounded(self, candidate: CandidateModel) -> CandidateModel:
+        """The candidate with the numbers that are kept of it."""
+        if not self.half:
+            return candidate
+        return candidate_of(candidate.name, candidate.step, tensors_of(candidate, half=True))
 
     def _outputs(self, classifier: Classifier, images: Images) -> tuple[Tensor, Tensor]:
         """Features [N, D] and logits [N, K], float32 on the CPU."""

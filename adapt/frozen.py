@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,14 +38,20 @@ class FrozenFeatures:
 
     @staticmethod
     def of(
-        run: Run, method: AdaptMethod, views: Multiview, sets: Mapping[str, Images], data: Mapping[str, Any]
+        run: Run,
+        method: AdaptMethod,
+        views: Mapping[str, Multiview],
+        sets: Mapping[str, Images],
+        data: Mapping[str, Any],
     ) -> FrozenFeatures | None:
-        """None where a step needs images: the backbone learns, views vary, pictures are decoded scaled, or the method uses pixels."""
+        """None where a step needs images: the backbone learns, views vary or are several, pictures are decoded scaled, or the method uses
+        pixels. views: of each domain.
+        """
         if not method.backbone.frozen:
             return None
-        view = StillView.of(views)
+        view, *others = [StillView.of(each) for each in views.values()]
         varied = "with data.views=none it encodes each image once"
-        why = varied if view is None else _why_pictures(run, method, data)
+        why = _why_pictures(run, method, data) or (varied if view is None or None in others else "")
         if view is None or why:
             run.log(f"the frozen backbone encodes the images of every step; {why}")
             return None
@@ -63,11 +69,22 @@ class FrozenFeatures:
             self._encoded[content] = self._features(images, view, None)
         return self._encoded[content]
 
+    def batches(self, images: Images, view: Evaluation, rows: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The features of some rows of a set in the view of evaluation, [n, D] on the device for each int64 [n].
+
+        Called on all processes, whichever rows each asks for: what is not yet encoded they encode together.
+        """
+        found = self.features(images, view)
+        return (found[part].to(self.run.device) for part in rows)
+
     def read(self, images: Images, view: Evaluation) -> Iterator[Tensor]:
         """The features of some training images in the view of evaluation, in batches [n, D] on the device. Those of the whole set are
         encoded, once.
         """
         for parent in self.sets.values():
+            if parent is images:  # blends of one digit have one identity, so rows are not looked up
+                found = self.features(parent, view)
+                break
             if (rows := _places(images.keys(), parent.keys())) is not None:
                 found = self.features(parent, view)[rows]
                 break

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from ..core import stage
 from ..core.checks import sizes_fit
-from ..core.config.resolve import Choice
+from ..core.config.resolve import Choice, Section
 from ..core.errors import UserError
 from ..core.method import AdaptMethod
 from ..core.model.backbone import Backbone
@@ -15,6 +15,7 @@ from ..core.model.classifier import Classifier, read_head
 from ..core.model.domains import BatchNorms
 from ..core.model.heads import HeadKind, Structure
 from ..core.run.directory import Run
+from .parts.masked_consistency import MaskedConsistency, mic_options
 from .registry import ADAPT_METHODS
 
 
@@ -24,6 +25,8 @@ def shared_options(
     head: HeadKind = "linear",
     head_temperature: float = 0.05,
     batchnorm: BatchNorms = "joint",
+    keep_head: bool = False,
+    mic: Annotated[dict[str, Any] | None, Section(mic_options)] = None,
 ) -> None:
     """The keys of every adaptation method.
 
@@ -34,6 +37,10 @@ def shared_options(
     batchnorm: How a batch of two domains is normalised. `joint`: one forward of both, so statistics are of both (tllib). `apart`: one
         forward a domain, each with its own batch statistics and with shared running ones (the authors of CDAN and MCD). `own`: statistics,
         scales and shifts of its own for each domain, of which the target's are exported and tested (DSBN, arXiv:1906.03950).
+    keep_head: Whether training begins with bottleneck and head of the classifier in `backbone.weights` instead of new ones. So the second
+        half of LP-FT does: a head is trained on the frozen network, then everything from there (arXiv:2202.10054). Methods that go on from
+        a trained classifier (adabn, shot, aad, tent, eata, roid) always do.
+    mic: Masked image consistency as a term beside the method's loss (MIC, arXiv:2212.01322); null is without it.
     """
 
 
@@ -41,25 +48,49 @@ METHOD = Choice(ADAPT_METHODS, common=shared_options)
 """The `method` section of `rootstock adapt`."""
 
 
+def further_outputs(section: Mapping[str, Any], weights: str) -> int:
+    """How many outputs a method's classifier has beyond the classes: its own, or those of the run whose head it keeps. Raises UserError."""
+    kind = ADAPT_METHODS[section["name"]]
+    return read_head(weights).structure.extra if kind.keeps_head or section["keep_head"] else kind.extra_outputs
+
+
 def build_objective(
     section: Mapping[str, Any], backbone: Backbone, classes: Sequence[str], weights: str, run: Run
 ) -> AdaptMethod:
-    """The method of a resolved `method` section, around a new classifier. weights: `backbone.weights`, whose head some methods keep.
+    """The method of a resolved `method` section, around a new classifier. weights: `backbone.weights`, whose head some methods keep, and
+    any method with `keep_head`.
 
     Raises UserError.
     """
     shared, own = METHOD.apart(section)
     kind = ADAPT_METHODS[own["name"]]
     _check_batchnorm(shared["batchnorm"], own["name"])
-    structure = _structure(shared, kind.extra_outputs)
-    if kind.keeps_head and structure == Structure(extra=kind.extra_outputs):
+    structure, keeps = _structure(shared, kind.extra_outputs), kind.keeps_head or shared["keep_head"]
+    if keeps and structure == Structure(extra=kind.extra_outputs):
         structure = read_head(weights).structure
+        if structure.extra < kind.extra_outputs:
+            raise UserError(
+                f"method.keep_head: {own['name']} needs an output for unknown images, and the classifier of {weights} has none; "
+                "leave keep_head out"
+            )
     with sizes_fit("method", shared):
         classifier = Classifier(backbone, classes, structure=structure, batchnorm=shared["batchnorm"])
     objective: AdaptMethod = stage.build_method(own, ADAPT_METHODS, classifier, run)
-    if objective.keeps_head:
+    if keeps:
         classifier.load_head(weights)
     return objective
+
+
+def with_terms(objective: AdaptMethod, section: Mapping[str, Any], run: Run) -> AdaptMethod:
+    """The method with the terms that a resolved `method` section adds to its loss. Called after `resample`. Raises UserError."""
+    if section["mic"] is None:
+        return objective
+    if objective.online:
+        raise UserError(
+            f"method.mic: it needs a training on source and target, and {section['name']} goes over the target once; "
+            "use method.mic=null, or another method"
+        )
+    return MaskedConsistency(objective, run.options["chunk"], **section["mic"])
 
 
 def _structure(shared: Mapping[str, Any], extra: int) -> Structure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +23,7 @@ from .frozen import ROWS_AT_ONCE, FrozenFeatures
 from .sets import SOURCE
 from .shift import EstimatedShift, true_distances
 
-LAST, CORRECTED = "classifier", "corrected"
+LAST, CORRECTED, ONLINE = "classifier", "corrected", "online"
 
 
 def final_test(
@@ -33,11 +34,13 @@ def final_test(
     frozen: FrozenFeatures | None,
     shift: EstimatedShift,
     states: Mapping[str, CandidateLogits] = {},
+    online: Mapping[str, Tensor] = {},
 ) -> dict[str, Any]:
     """What a result says about the tests, each image once. Their labels are read last: no weight and no choice can follow from them.
 
     shift: the estimated class priors; where they correct predictions, the corrected ones are a second candidate of the same look.
     states: of the training, of which the accuracies are told (`states`).
+    online: logits [M, K] by test, which an online pass predicted: another one.
     """
     features = features_of_tests(run, classifier, tests, view, frozen)
     logits = logits_of_tests(run, tests, view, frozen, classifier)
@@ -46,7 +49,10 @@ def final_test(
     if shift.corrects:
         adjusted = {name: shift.correct(rows) for name, rows in logits.items() if name != SOURCE}
         candidates[CORRECTED] = CandidateLogits(f"{digest} corrected by {shift.corrects}", adjusted)
-    result, opened = open_sealed(run, tests, candidates, classifier.outputs, states)
+    if online:
+        predicted = hashlib.sha256(b"".join(online[name].numpy().tobytes() for name in sorted(online))).hexdigest()
+        candidates[ONLINE] = CandidateLogits(f"online {predicted}", online)
+    result, opened = open_sealed(run, tests, candidates, classifier.outputs, states, classifier.structure.extra > 0)
     if run.main:
         save_map(run.dir, features, opened, run.seed)
     told = true_distances(shift.prior, opened) if run.main else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,10 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..core.errors import UserError
 from ..core.images.damage import Damage, read_or_neighbour, rows_or_neighbours
 from ..core.images.open import Images, holdout, open_images
 from ..core.images.sealed import SealedImages
 from ..core.images.sets import HELD_OUT, align, labelled, named_tests
+from ..core.run.directory import Run
+from ..core.views.corrupted import Corruption, corrupted
 from ..core.views.view import Evaluation, stack_pictures
 
 SOURCE, TARGET = "source", "target"
@@ -55,39 +58,70 @@ class Sets(NamedTuple):
         return {**self.training(), **held_out, **{f"test.{name}": images for name, images in self.tests.items()}}
 
 
-def open_sets(data: Mapping[str, Any], seed: int) -> Sets:
+def open_sets(data: Mapping[str, Any], seed: int, unknown: str | None = None, online: bool = False) -> Sets:
     """Source, target and tests of the `data` section.
 
     The target is opened without labels and lies in the order of its content: neither a split nor the order of training
-    depends on the class folders that its pictures may lie in.
+    depends on the class folders that its pictures may lie in. unknown: the class of tests' images that are in none of the source's classes;
+    None where a method has no output for them, so that they are refused. online: whether the whole target is predicted while it is met:
+    without `data.test` it is then the test, and nothing of it is held out.
     """
+    shown = _corruption(data)
     source = labelled(open_images(data["source"], seed=seed), "data.source")
-    target = open_images(data["target"], seed=seed, role="unlabelled")
+    target = shown(open_images(data["target"], seed=seed, role="unlabelled"))
     classes, stamp = source.classes, data.get("stamp", "size")
     assert classes is not None
+    if unknown in classes:
+        raise UserError(
+            f"data.source: {source.uri} has a class named {unknown}, as this method calls what is in none of the classes; rename it"
+        )
     if data["test"] is not None:
         key = "data.test.{}" if isinstance(data["test"], Mapping) else "data.test"
         named = named_tests(data["test"])
-        opened = {n: partial(_labelled_test, uri, seed, classes, key.format(n)) for n, uri in named.items()}
-        return Sets(source, in_content_order(target), {n: SealedImages(test, stamp) for n, test in opened.items()})
+        opened = {n: Tested(uri, seed, classes, key.format(n), unknown, shown) for n, uri in named.items()}
+        return Sets(
+            source, in_content_order(target), {n: SealedImages(test.opened, stamp) for n, test in opened.items()}
+        )
     source, source_test = holdout(source, fraction=HELD_OUT, seed=seed, stratify=True)
     tests: dict[str, Images] = {SOURCE: source_test}
     if open_images(data["target"], seed=seed, role="test").labels is not None:
         # The same pictures once more, with labels for the final test alone; they play no part in cutting.
-        known = partial(_held_out_target, data["target"], seed, classes)
-        target, _ = holdout(target, fraction=HELD_OUT, seed=seed, stratify=False)
-        tests = {TARGET: SealedImages(known, stamp), **tests}
+        known = Tested(data["target"], seed, classes, "data.target", unknown, shown)
+        if not online:
+            target, _ = holdout(target, fraction=HELD_OUT, seed=seed, stratify=False)
+        tests = {TARGET: SealedImages(known.opened if online else known.held_out, stamp), **tests}
     return Sets(source, in_content_order(target), tests)
 
 
-def _labelled_test(uri: str, seed: int, classes: tuple[str, ...], key: str) -> Images:
-    return align(open_images(uri, seed=seed, role="test"), classes, key)
+class Tested(NamedTuple):
+    """How a labelled test is opened: always the same images. shown: how its pictures are changed."""
+
+    uri: str | list[str]
+    seed: int
+    classes: tuple[str, ...]
+    key: str
+    unknown: str | None
+    shown: Callable[[Images], Images]
+
+    def opened(self) -> Images:
+        """All images."""
+        found = open_images(self.uri, seed=self.seed, role="test")
+        return self.shown(align(found, self.classes, self.key, unknown=self.unknown))
+
+    def held_out(self) -> Images:
+        """The part that no training sees. Aligned before cutting: a class that the source lacks is refused wherever its pictures lie."""
+        return holdout(self.opened(), fraction=HELD_OUT, seed=self.seed, stratify=False)[1]
 
 
-def _held_out_target(uri: str | list[str], seed: int, classes: tuple[str, ...]) -> Images:
-    # Aligned before cutting: a class that the source lacks is refused wherever the cut would put its pictures.
-    known = align(open_images(uri, seed=seed, role="test"), classes, "data.target")
-    return holdout(known, fraction=HELD_OUT, seed=seed, stratify=False)[1]
+def _corruption(data: Mapping[str, Any]) -> Callable[[Images], Images]:
+    """How the pictures of target and tests are changed: as `data.corrupt` says. Raises UserError."""
+    given = data.get("corrupt")
+    if given is None:
+        return lambda images: images
+    corruption = Corruption(**given)
+    corruption.check()
+    view = Evaluation(data["size"], **{key: data[key] for key in ("crop", "resize", "interpolation")})
+    return partial(corrupted, corruption=corruption, view=view)
 
 
 def in_content_order(images: Images) -> Images:
@@ -95,21 +129,32 @@ def in_content_order(images: Images) -> Images:
     return images.select(images.keys().argsort(stable=True))
 
 
+def in_batches(count: int, batch_size: int = 256) -> tuple[Tensor, ...]:
+    """The rows 0 to count - 1 in batches alike in size, at most `batch_size` each: int64 [n]."""
+    return torch.arange(count).tensor_split(-(-count // batch_size))
+
+
 def whole(
-    images: Images, view: Evaluation, device: torch.device, workers: int, damage: Damage, batch_size: int = 256
+    images: Images,
+    batches: Sequence[Tensor] | None = None,
+    *,
+    view: Evaluation,
+    device: torch.device,
+    workers: int,
+    damage: Damage,
 ) -> Iterator[Tensor]:
     """Every image once, as evaluation sees it, in batches alike in size: float [n, C, h, w]; the same on every process.
 
+    batches: the rows of some batches, int64 [n] each, instead of all of `in_batches`.
     These are training images: a damaged one is replaced by its neighbour, as in the stream.
     """
-    batches = torch.arange(len(images)).tensor_split(-(-len(images) // batch_size))
 
     def crop(index: int) -> tuple[Tensor, int]:
         picture, read = read_or_neighbour(images, index)
         return view.worker(picture), read
 
     with ThreadPoolExecutor(max(1, min(workers, os.cpu_count() or 1))) as pool:
-        for wanted in batches:
+        for wanted in in_batches(len(images)) if batches is None else batches:
             if images.uniform() is not None:
                 raw, read = rows_or_neighbours(images, wanted)
             else:
@@ -117,6 +162,36 @@ def whole(
                 raw, read = stack_pictures(crops), torch.tensor(numbers)
             damage.note(images, wanted, read)
             yield view(raw.to(device))
+
+
+def with_labels(images: Images, read: Any, pictures: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of labelled training images with their labels, int64 [n].
+
+    read: a Reader. pictures: whether it is `whole`, which replaces a damaged picture by its neighbour; that one's label then goes with it.
+    """
+    assert images.labels is not None
+    shown, done = Shown(limit=1.0, report=lambda _: None), 0
+    for batch in read(images, damage=shown) if pictures else read(images):
+        rows = shown.rows if pictures else torch.arange(done, done + len(batch))
+        yield batch, images.labels[rows]
+        done += len(batch)
+
+
+class Shown(Damage):
+    """Remembers which rows were read last, instead of the damaged ones among them."""
+
+    rows: Tensor
+
+    def note(self, images: Images, wanted: Tensor, read: Tensor) -> None:
+        """Notes the rows of the next batch."""
+        self.rows = read
+
+
+def source_images(images: Images, view: Evaluation, run: Run, count: int, batch_size: int) -> Iterator[Tensor]:
+    """The first `count` images by content, as `whole` reads them."""
+    chosen = in_content_order(images).select(torch.arange(min(count, len(images))))
+    read = {"view": view, "device": run.device, "workers": run.options["workers"], "damage": replaced_silently()}
+    return whole(chosen, in_batches(len(chosen), batch_size), **read)
 
 
 def replaced_silently() -> Damage:

@@ -156,11 +156,12 @@ def estimate_shift(
     known, unknown = few(held_out if usable and held_out is not None else sets.source), few(sets.target)
     assert known.labels is not None
     classes = method.classifier.classes
-    source, target = (logits_of(method.classifier, read(part))[:, : len(classes)] for part in (known, unknown))
-    shift = Shift(source, known.labels.numpy(), target)
+    source, target = (logits_of(method.classifier, read(part)) for part in (known, unknown))
+    kept = called_known(target, len(classes))
+    shift = Shift(source[:, : len(classes)], known.labels.numpy(), target[kept, : len(classes)])
     told = {
         "measured_on": "held-out source" if usable else "training source",
-        "images": {SOURCE: len(known), TARGET: len(unknown)},
+        "images": {SOURCE: len(known), TARGET: len(kept)},
         **shift.as_result(classes, seed, section["resamples"]),
         "resampled": [] if method.resampling is None else list(method.resamples),
         "corrected_by": section["correct"],
@@ -168,10 +169,17 @@ def estimate_shift(
     return EstimatedShift(shift.prior, told, shift, "" if section["correct"] == "none" else section["correct"])
 
 
+def called_known(logits: NDArray[np.float64], classes: int) -> Ints:
+    """The rows of logits [N, K + extra] whose highest output is one of the K classes: class priors are about these; all rows if none is."""
+    rows = np.flatnonzero(logits.argmax(axis=1) < classes)
+    return rows if len(rows) else np.arange(len(logits))
+
+
 def true_distances(prior: NDArray[np.float64], tests: Mapping[str, Images]) -> dict[str, dict[str, float]]:
-    """The distances of each test set's own class priors from the source's: they read labels, so only the final test may call it."""
-    return {
-        name: distances(prior, class_priors(images.labels.numpy(), len(prior)))
-        for name, images in tests.items()
-        if images.labels is not None
-    }
+    """The distances of each test set's own class priors from the source's: they read labels, so only the final test may call it.
+
+    Images of classes that the source lacks don't count; a test of these alone has no distance.
+    """
+    labels = {name: images.labels.numpy() for name, images in tests.items() if images.labels is not None}
+    known = {name: found[found < len(prior)] for name, found in labels.items()}
+    return {name: distances(prior, class_priors(kept, len(prior))) for name, kept in known.items() if len(kept)}

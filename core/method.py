@@ -2,26 +2,29 @@
 
 A method is an `nn.Module` with a backbone. The recipe builds it, `fit` trains it: each step calls the method with one batch and
 minimises `Step.loss`. The classes below list every attribute that recipes, the training loop, normalisation, the optimizer, the doctor
-and the pictures read. An attribute without a value here is required: `register` refuses a class that leaves it out. All others have the
-default that stands here.
+and the pictures read. An attribute without a value here is required: `register` (core/registration.py) refuses a class that leaves it
+out. All others have the default that stands here.
 
-This file imports no other part of Rootstock besides random draws and errors, so a method's file loads in a second.
+This file imports no other part of Rootstock besides random draws, so a method's file loads in a second.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from .draws import Draws
-from .errors import UserError
 
 if TYPE_CHECKING:
+    from .config.duration import Duration
     from .model.backbone import Backbone
     from .model.classifier import Classifier
+
+NO_INDEX = torch.empty(0, dtype=torch.int64)
+"""The index of a batch that was not read from a set."""
 
 
 class RawBatch(NamedTuple):
@@ -31,6 +34,8 @@ class RawBatch(NamedTuple):
     positions: Tensor  # int64 [N]: position of each image in the whole training, the key of all randomness
     labels: Tensor  # int64 [N]; empty where there are none, or where the method must not see them
     extra: Mapping[str, Tensor] = {}  # more that a loader process cropped: "local", uint8 or uint16 [N, L, C, s, s]
+    # int64 [N]: the row of each image in its set, a function of seed and position.
+    index: Tensor = NO_INDEX  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class RawPair(NamedTuple):
@@ -54,6 +59,7 @@ class Labelled(NamedTuple):
     images: Tensor  # float [N, C, h, w], normalised
     labels: Tensor  # int64 [N]; in fine-tuning with mixup or CutMix float [N, K], rows summing to 1
     draws: Draws
+    more: tuple[Tensor, ...] = ()  # as in Unlabelled, by `AdaptMethod.source_views`
 
 
 class Unlabelled(NamedTuple):
@@ -61,10 +67,17 @@ class Unlabelled(NamedTuple):
 
     images: Tensor  # float [N, C, h, w], normalised
     draws: Draws
+    # int64 [N]: the row of each image in the target, which lies in the order of its content.
+    index: Tensor = NO_INDEX  # pyright: ignore[reportIncompatibleMethodOverride]
+    # Further views of these images, each as `images`; `AdaptMethod.target_views` names them.
+    more: tuple[Tensor, ...] = ()
 
 
 class Domains(NamedTuple):
-    """The batch of an adaptation method. There is no field for a target label, so none can leak."""
+    """The batch of an adaptation method. There is no field for a target label, so none can leak.
+
+    A method that goes over the target once (`online`) gets no source.
+    """
 
     sources: tuple[Labelled, ...]
     targets: tuple[Unlabelled, ...]
@@ -87,6 +100,15 @@ class Domains(NamedTuple):
         return only
 
 
+class Overview(NamedTuple):
+    """The whole target as the classifier in training sees it, in evaluation's view and mode: the same on all processes."""
+
+    # int64 [M]: 0 to M - 1, the rows that `Unlabelled.index` names.
+    index: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]
+    features: Tensor  # [M, D], as the head sees them
+    logits: Tensor  # [M, K]
+
+
 class Step(NamedTuple):
     """What a method returns for a batch."""
 
@@ -94,6 +116,8 @@ class Step(NamedTuple):
     # of both. The gradient is the mean over processes either way.
     loss: Tensor
     metrics: dict[str, Tensor]  # scalars, detached: averaged over processes, and written to metrics.jsonl at log steps
+    # By image, [N, ...] each, detached; the loop hands them to `Method.keep` right after the forward: predictions of an online pass.
+    kept: Mapping[str, Tensor] = {}
 
 
 class Method(nn.Module):
@@ -121,6 +145,8 @@ class Method(nn.Module):
     # a turn is a whole update with random draws of its own. Above 1, `forward` and `frozen` get the number of the turn as their last
     # argument, `run.accumulate` is refused, and metrics are logged as `turnN/NAME`. A non-finite turn ends its step.
     turns: int = 1
+    # Adaptation: how often `refresh` is called: before step 0 and after each such duration. Epochs are the target's. None: never.
+    refresh_every: Duration | None = None
     # Modules whose learning rate stays at its peak after the warm-up, whatever the schedule (SimSiam's predictor).
     constant_rate: tuple[nn.Module, ...] = ()
     # Lines for the run's log about this method as it was built, such as an approximation that its sizes made necessary.
@@ -141,10 +167,19 @@ class Method(nn.Module):
         """Parameters that rest in this step. Their gradient becomes None, so the optimizer neither moves nor decays them."""
         return ()
 
+    def keep(self, kept: Mapping[str, Tensor]) -> None:
+        """Takes `Step.kept` of each forward that has any. What must survive a resume goes into a buffer, the same on every process."""
+
     def after_step(self, progress: float) -> None:
         """Called after each step, its last turn: EMA teachers, queues. On a GPU it is also called after a skipped step.
 
         It gets no batch: what it needs of one, `forward` keeps in an attribute. What must survive a resume is a buffer or a parameter.
+        """
+
+    def refresh(self, seen: Overview, progress: float) -> None:
+        """Called before the step, every `refresh_every`, in evaluation mode and without gradient.
+
+        What it finds goes into buffers. A run that resumes at such a step calls it again, with the same weights and the same result.
         """
 
 
@@ -182,22 +217,47 @@ class AdaptMethod(Method):
     # Whether `forward` needs the pixels for more than `classifier.encode`. If not, and the backbone is frozen and views are not augmented,
     # `images` of a batch are the backbone's features, float [N, D], computed once.
     uses_pixels: bool = False
+    # The views of each image that `forward` takes of source and target: "weak" is `data.views` and comes as `images`; after it, in `more`,
+    # any others: "strong" is `data.strong`. Each view has random draws of its own, so no view depends on which others there are.
+    source_views: tuple[str, ...] = ("weak",)
+    target_views: tuple[str, ...] = ("weak",)
     # Outputs of the head beyond the source's classes, after them: 1 where there is a class for what is unknown.
     extra_outputs: int = 0
+    # Whether the method meets each target image once, in the order of `data.order` and as evaluation sees it, and predicts it by the
+    # forward that adapts. Its batches hold no source, its last batch is filled up with the first images, and `predictions` is tested too.
+    online: bool = False
     # The parts of the batch whose loss obeys `label_shift.resample`: "source" (adapt/parts/resampling.py, `source_error`), "target"
     # (`row_weights`). Without any the key is refused.
     resamples: tuple[str, ...] = ()
     # The weights of images, adapt/parts/resampling.py: set by the recipe, None without `label_shift.resample`.
     resampling: Any
+    # What an online method predicted for each target image, adapt/parts/online.py: set by the recipe, None for other methods.
+    predictions: Any
 
     def __init__(self, *arguments: Any, **keys: Any) -> None:
         super().__init__(*arguments, **keys)
-        self.resampling = None
+        self.resampling = self.predictions = None
 
     @property
     def backbone(self) -> Backbone:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The classifier's backbone."""
         return self.classifier.backbone
+
+    def make_room(self, targets: int) -> None:
+        """Called once after the constructor: buffers with a row for each target image are made here. targets: how many there are."""
+
+    def begin(self, source: Callable[[int, int], Iterable[Tensor]]) -> None:
+        """Called once before the training, on every process, with the weights loaded and on the device.
+
+        source: (count, batch size) -> that many source images, the same for every seed, in evaluation's view, as batches [n, C, h, w].
+        """
+
+    def conclude_source(self, source: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Called once after the last step, before `conclude`; images that it doesn't take are not read.
+
+        source: the source's training images, each once, in evaluation's view, as batches of what the classifier takes (float [n, C, h, w],
+        or features of a frozen backbone [n, D]) with their labels, int64 [n].
+        """
 
     def conclude(self, target: Iterable[Tensor]) -> None:
         """Called once after the last step. target: every target image once, in evaluation's view, as batches float [n, C, h, w]."""
@@ -206,64 +266,3 @@ class AdaptMethod(Method):
 def needs_whole_batch(method: Method) -> bool:
     """Whether a step must see its batch at once, so that only `run.chunk` can save memory."""
     return method.couples_samples or method.turns > 1
-
-
-class Required(NamedTuple):
-    """A required attribute of a method's class: the type of its value, and its meaning for the message."""
-
-    kind: type
-    meaning: str
-
-
-_EVERY_METHOD = {
-    "rows_per_position": Required(
-        int, "the rows that one image contributes to a forward: 2 where two views are encoded together, else 1"
-    ),
-    "couples_samples": Required(
-        bool, "True if the loss of an image depends on the other images of its batch, else False"
-    ),
-    "forward": Required(object, "(batch, progress) -> Step"),
-}
-REQUIRED: Mapping[type[Method], Mapping[str, Required]] = {
-    PretrainMethod: _EVERY_METHOD | {"views": Required(int, "how many whole views of each image are drawn, 1 or more")},
-    AdaptMethod: _EVERY_METHOD | {"sees_target": Required(bool, "True if it uses target images, else False")},
-}
-# An instance may also set such an attribute, where a key of the config decides it: `self.couples_samples = entropy`. The class then still
-# says what holds by default.
-
-Kind = TypeVar("Kind", bound=Method)
-
-
-def register(kind: type[Kind], methods: Mapping[str, type[Kind]]) -> Mapping[str, type[Kind]]:
-    """The registry of a recipe, {name in configs: class}, checked. kind: PretrainMethod or AdaptMethod.
-
-    Raises UserError, one sentence, for a class that is not of this kind, lacks a required attribute, or gives one a wrong type.
-    """
-    for name, method in methods.items():
-        who = f"method {name} ({method.__module__.removeprefix('rootstock.')}.{method.__qualname__})"
-        if not issubclass(method, kind):
-            raise UserError(f"{who} is no {kind.__name__}: derive it from core.method.{kind.__name__}")
-        for attribute, required in REQUIRED[kind].items():
-            own = inspect.getattr_static(method, attribute, None)
-            if own is None or own is inspect.getattr_static(kind, attribute, None):
-                raise UserError(f"{who} lacks {attribute}: {required.meaning}; see core/method.py")
-            # bool is an int to Python, not to us; and no count is 0.
-            fits = type(own) is required.kind if required.kind in (int, bool) else True
-            if not fits or (required.kind is int and own < 1):
-                raise UserError(f"{who} has {attribute} = {own!r}; it is {required.meaning}; see core/method.py")
-    return dict(methods)
-
-
-def check_built(method: Method, name: str) -> None:
-    """Raises UserError if a method that was just built lacks what only an instance can have. name: the method's, in configs."""
-    lacking = [
-        key for key in ("backbone", "classifier") if key in _annotated(type(method)) and not hasattr(method, key)
-    ]
-    if lacking:
-        raise UserError(
-            f"method {name} has no {lacking[0]}: set self.{lacking[0]} in its constructor, after super().__init__(); see core/method.py"
-        )
-
-
-def _annotated(kind: type) -> set[str]:
-    return {name for base in kind.__mro__ for name in inspect.get_annotations(base)}

@@ -5,7 +5,8 @@ Each recipe reads the same: open the sets, build the network and the method, fee
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from .checks import sizes_fit
 from .config import resolve as config
 from .distributed import connected, rank, world
 from .draws import Draws
+from .errors import UserError
 from .evaluate.pictures import denormalise, save_sheet
 from .images.damage import Damage, read_or_neighbour
 from .images.notes import line_of
@@ -23,15 +25,17 @@ from .images.open import Images
 from .images.sets import describe_sets, refuse_run_as_data, watch_sets
 from .images.store import Stamp
 from .images.survey import sampled_notes
-from .method import Method, PretrainMethod, check_built
+from .method import Method, PretrainMethod
 from .model import norm
 from .model.backbone import Backbone, create
+from .registration import check_built
 from .run.directory import Run
-from .stream.batches import MicroBatches, Share, source_draws, stream, zip_pairs
+from .stream.batches import Crop, MicroBatches, Share, source_draws, stream, zip_pairs
 from .stream.order import SHUFFLES, Order
 from .stream.rows import stream_rows
 from .train.fit import Evaluator, Every, Training, fit
 from .train.optim import Optim
+from .train.refresh import NEVER, Refresh
 from .views.multiview import Multiview, multiview
 from .views.presets import VIEWS
 from .views.view import Evaluation
@@ -120,34 +124,48 @@ def set_norm(run: Run, method: Method, mode: str) -> None:
     norm.configure(method, mode, accumulate=run.options["accumulate"], chunk=run.options["chunk"], log=run.log)
 
 
-def augmentation(run: Run, views: Mapping[str, Any], method: Method, name: str, images: Images) -> Multiview:
-    """The `data.views` section for a method's backbone. name: the method's, for messages. Raises UserError."""
+def augmentation(
+    run: Run, views: Mapping[str, Any], method: Method, name: str, images: Images, key: str = "data.views"
+) -> Multiview:
+    """The `data.views` section for a method's backbone. name: the method's, for messages; key: the section's. Raises UserError."""
     model, count, local = method.backbone, 1, False
     if isinstance(method, PretrainMethod):
         count, local = method.views, method.takes_local
-    made = multiview(config.build(views, VIEWS), model.size, model.mean, model.std, count)
-    made = made if local else made.refuse_local(name)
-    made.warn_unused(channels_of(images), run.log)
+    with _named(key):
+        made = multiview(config.build(views, VIEWS), model.size, model.mean, model.std, count)
+        made = made if local else made.refuse_local(name)
+    made.warn_unused(channels_of(images), run.log, key)
     return made
+
+
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    """Within it, errors about the keys of `data.views` name this section instead."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("data.views", key)) from error
 
 
 def feed(
     run: Run,
     sets: Mapping[str, Images],
-    views: Multiview,
+    views: Crop | Mapping[str, Multiview],
     data: Mapping[str, Any],
     optim: Optim,
     seed: int,
     rows: Callable[[str], Tensor] | None = None,
+    orders: Mapping[str, Order] | None = None,
 ) -> Feed:
     """The batches of one training set, or the pairs of two; each set has its own order.
 
-    sets: by name, the first one's epochs count. data: the section, of which `shuffle` and `decode` are read. rows: the features of a set
-    by its name, float [N, D], which then come in the place of its images; called with the first batch.
+    sets: by name, the first one's epochs count. views: of all sets, or of each by its name. data: the section, of which `shuffle` and
+    `decode` are read. rows: the features of a set by its name, float [N, D], which then come in the place of its images; called with the
+    first batch. orders: of the sets, by name; None for the shuffled ones.
     Raises UserError for a batch larger than a set.
     """
     options, shuffle = run.options, data.get("shuffle", {"name": "full"})
-    orders = {
+    orders = orders or {
         name: Order(len(s), optim.batch_size, seed, _stream_name(name, sets), config.build(shuffle, SHUFFLES))
         for name, s in sets.items()
     }
@@ -163,8 +181,9 @@ def feed(
     else:
         streams = [
             stream(
-                images.in_storage_order() if shuffle["name"] == "blocks" else images, orders[name], views, workers=options["workers"],
-                damage=damage, resident=options["resident"], decode=data["decode"], **place,
+                images.in_storage_order() if shuffle["name"] == "blocks" else images, orders[name],
+                views[name] if isinstance(views, Mapping) else views, workers=options["workers"], damage=damage,
+                resident=options["resident"], decode=data["decode"], **place,
             )
             for name, images in sets.items()
         ]  # fmt: skip
@@ -188,11 +207,17 @@ def _stream_name(name: str, sets: Mapping[str, Images]) -> str:
 
 
 def training(
-    run: Run, method: Method, fed: Feed, prepare: Callable[[Any], Any], optim: Optim, evaluate_every: Any = None
+    run: Run,
+    method: Method,
+    fed: Feed,
+    prepare: Callable[[Any], Any],
+    optim: Optim,
+    evaluate_every: Any = None,
+    refresh: Refresh = NEVER,
 ) -> Training:
     """All that `train` needs. evaluate_every: a duration, or None for the end alone."""
     every = Every.of(run, fed.steps, fed.steps_per_epoch, evaluate_every)
-    return Training(method, fed.batches, prepare, optim, fed.steps, fed.steps_per_epoch, every)
+    return Training(method, fed.batches, prepare, optim, fed.steps, fed.steps_per_epoch, every, refresh)
 
 
 def train(
@@ -205,7 +230,7 @@ def train(
     fit(
         plan.method, plan.batches, plan.prepare,
         steps=plan.steps, steps_per_epoch=plan.steps_per_epoch, optim=plan.optim, seed=run.seed, run=run,
-        evaluators=evaluators, every=plan.every, alarm=alarm,
+        evaluators=evaluators, every=plan.every, refresh=plan.refresh, alarm=alarm,
     )  # fmt: skip
 
 

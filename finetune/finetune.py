@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -12,13 +12,23 @@ from ..core import stage
 from ..core.checks import check_share
 from ..core.config.resolve import Choice, Section
 from ..core.draws import Draws
+from ..core.errors import UserError
 from ..core.evaluate.scores import score
 from ..core.images.open import Images
-from ..core.images.sets import LABELLED, add_seen, describe_sets, exposure, train_and_tests
+from ..core.images.sets import (
+    LABELLED,
+    add_seen,
+    describe_sets,
+    exposure,
+    refuse_one_class,
+    train_and_tests,
+    trained_with_labels,
+    untrained_classes,
+)
 from ..core.images.store import Stamp
 from ..core.method import Labelled, Method, RawBatch, Step
 from ..core.model.backbone import Backbone, create
-from ..core.model.classifier import Classifier
+from ..core.model.classifier import Classifier, read_head
 from ..core.numerics import wide
 from ..core.run.directory import Run
 from ..core.stream.batches import Decode
@@ -67,7 +77,13 @@ def data_options(
 
 
 def method_options(
-    *, label_smoothing: float = 0.0, mixup: float = 0.0, cutmix: float = 0.0, dropout: float = 0.0, freeze: bool = False
+    *,
+    label_smoothing: float = 0.0,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+    dropout: float = 0.0,
+    freeze: bool = False,
+    keep_head: bool = False,
 ) -> None:
     """The `method` section of `rootstock finetune`. Raises UserError for numbers out of their range.
 
@@ -77,6 +93,8 @@ def method_options(
     cutmix: Parameter a of Beta(a, a) for CutMix (Yun et al. 2019, arXiv:1905.04899); 0 for none.
     dropout: Dropout before the head, 0 or more and less than 1.
     freeze: Whether the head alone is trained; the same as `backbone.freeze: all`.
+    keep_head: Whether training begins with the head of the classifier in `backbone.weights` instead of a new one, as the second half of
+        LP-FT does: a head is trained on the frozen network, then everything from there (arXiv:2202.10054).
     """
 
 
@@ -127,11 +145,15 @@ def build_finetuning(
     settings = Optim(**optim)
     train, tests = train_and_tests(data["train"], data["test"], seed)
     stage.record_sets(run, stage.named_sets(train, tests), data["stamp"])
-
+    refuse_one_class(train)
     assert train.classes is not None
     model = stage.network(backbone, data["size"], train)
+    overlap = trained_with_labels(add_seen(model.seen, LABELLED, train), tests)
+    for sentence in [*untrained_classes(train, tests), *overlap]:
+        run.log(sentence)
     view = stage.evaluation(data, model)
-    objective = FineTune(Classifier(model, train.classes, method["dropout"]), method["label_smoothing"])
+    classifier = _classifier(model, train.classes, method, backbone["weights"])
+    objective = FineTune(classifier, method["label_smoothing"])
     if method["freeze"]:
         model.freeze()
     stage.set_norm(run, objective, backbone["norm"])
@@ -184,6 +206,21 @@ def finetune(
     facts = describe_sets(stage.named_sets(train, tests), held_out=data["test"] is None)
     found = {**exposure(model.seen, tests), **scored.as_result(), **fed.counts()}
     return run.finish({"data": facts, **found, "selection": model.selection(data["selection"])})
+
+
+def _classifier(model: Backbone, classes: Sequence[str], method: Mapping[str, Any], weights: str) -> Classifier:
+    """A new head on the network, or that of the classifier in `weights`. Raises UserError."""
+    if not method["keep_head"]:
+        return Classifier(model, classes, method["dropout"])
+    structure = read_head(weights).structure
+    if structure.extra:
+        raise UserError(
+            f"method.keep_head: the classifier of {weights} has an output for unknown images, which finetune has no labels for; "
+            "leave keep_head out"
+        )
+    found = Classifier(model, classes, method["dropout"], structure)
+    found.load_head(weights)
+    return found
 
 
 def _check(method: Mapping[str, Any]) -> None:

@@ -20,7 +20,16 @@ from ..core.evaluate.scores import Scored
 from ..core.evaluate.taps import LEVEL, PATCHES, Taps, available_taps
 from ..core.images.limits import size_of
 from ..core.images.open import Images
-from ..core.images.sets import LABELLED, add_seen, describe_sets, exposure, train_and_tests
+from ..core.images.sets import (
+    LABELLED,
+    add_seen,
+    describe_sets,
+    exposure,
+    refuse_one_class,
+    train_and_tests,
+    trained_with_labels,
+    untrained_classes,
+)
 from ..core.images.store import Stamp
 from ..core.model.backbone import OWN, create
 from ..core.run.directory import Run
@@ -31,15 +40,33 @@ from .dense.dense import Dense, DenseProbe, prepare
 from .dense.outcome import score_dense
 from .protocols.attentive import Attentive
 from .protocols.attentive_capi import AttentiveCAPI
-from .protocols.contract import AnyProtocol, Augmented, Counts, Features, Fitted, Known, Tapped, check_vectors
+from .protocols.contract import (
+    AnyProtocol,
+    Augmented,
+    Counts,
+    Features,
+    Fitted,
+    Known,
+    Tapped,
+    check_vectors,
+    section_in,
+)
 from .protocols.few_linear import FewLinear
 from .protocols.fewshot import FewShot
 from .protocols.knn import KNN
 from .protocols.linear import Linear
 from .protocols.linear_sgd import LinearSGD
 from .protocols.nearest_mean import NearestMean
-from .protocols.outcomes import add_outcome, say_what_was_done, what_was_chosen
-from .protocols.registry import check_one_class, check_taps, chosen_protocols, naming_preset, other_views, published
+from .protocols.outcomes import add_outcome, given_to_all, say_ends, say_what_was_done, what_was_chosen, with_settings
+from .protocols.registry import (
+    check_one_class,
+    check_taps,
+    chosen_protocols,
+    gives_scores,
+    naming_preset,
+    other_views,
+    published,
+)
 from .protocols.retrieval import Retrieval
 from .protocols.ridge import FewShotRidge
 from .protocols.verification import Verification
@@ -138,6 +165,11 @@ def build_probe(
     offered = available_taps(model)
     protocols = chosen_protocols(evaluate, tuple(tap for tap in offered if LEVEL.fullmatch(tap)))
     check_taps(protocols, offered, model.spec["name"])
+    if any(map(gives_scores, protocols.values())):
+        refuse_one_class(train)
+    overlap = trained_with_labels(add_seen(model.seen, LABELLED, train), tests)
+    for sentence in [*untrained_classes(train, tests), *overlap]:
+        run.log(sentence)
     for sentence in other_views(protocols, view.in_words()):
         run.log(sentence)
     taps = Taps(model, [tap for protocol in protocols.values() for tap in protocol.reads])
@@ -149,7 +181,7 @@ def build_probe(
         counts = Counts(distinct.labels, distinct.keys(), distinct.classes, shapes, names, asked)
         for name, protocol in protocols.items():
             if isinstance(protocol, Tapped):
-                check_vectors(name, protocol, counts)
+                check_vectors(f"evaluate.{section_in(name)}.taps", protocol.taps, counts)
             check_one_class(name, protocol, counts)
             with naming_preset(name, protocol):
                 protocol.requires(name, counts)
@@ -184,16 +216,16 @@ def probe(
 
     finder = _Finder(run, build)
     features, shown = finder.sets(distinct, tests)
+    given = given_to_all(build.view, backbone["weights"], finder.weights, len(distinct))
     scored, outcomes = Scored(distinct.classes or (), seed), dict[str, Fitted]()
     for name, protocol in protocols.items():
         with naming_preset(name, protocol):
             fitted = protocol.fit(_known(features, build, run, finder))
+        fitted = with_settings(fitted, protocol.reads, {**published(name), **given})
+        say_what_was_done(name, fitted, run.log)
         if isinstance(fitted, Fitted):
-            fitted = fitted._replace(
-                facts={**fitted.facts, "settings": {**fitted.facts.get("settings", {}), **published(name)}}
-            )
             outcomes[name] = fitted
-            say_what_was_done(name, fitted, run.log)
+            say_ends(name, fitted, run.log)
         add_outcome(scored, name, fitted, tests, shown)
     segmented = score_dense(dense, scored, features, shown, run) if dense else None
 

@@ -26,6 +26,14 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+validators_app = typer.Typer(
+    help="Measure how well validators choose models without target labels.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(validators_app, name="validators")
+
 
 def complete_config(ctx: typer.Context, incomplete: str) -> list[str]:
     """Configs for the shell; imported when asked, like all that takes time."""
@@ -46,6 +54,13 @@ def complete_key(incomplete: str) -> list[str]:
     from . import completion
 
     return completion.keys(incomplete)
+
+
+def complete_validator(incomplete: str) -> list[str]:
+    """Names of validators, for the shell."""
+    from . import completion
+
+    return completion.validators(incomplete)
 
 
 def complete_verb(incomplete: str) -> list[str]:
@@ -85,14 +100,14 @@ JobOption = Annotated[
 ]
 
 
-def verb(work: Callable[P, int | None]) -> Callable[P, None]:
-    """Make `NAME_command` the verb NAME: its errors become sentences, and what it returns becomes the exit code."""
+def verb(work: Callable[P, int | None], of: typer.Typer = app) -> Callable[P, None]:
+    """Make `NAME_command` the verb NAME: its errors become sentences, and what it returns becomes the exit code. of: a group of verbs."""
 
     @functools.wraps(work)
     def answered(*args: P.args, **kwargs: P.kwargs) -> None:
         raise typer.Exit(answer(lambda: work(*args, **kwargs)))
 
-    return app.command(work.__name__.removesuffix("_command"))(answered)
+    return of.command(work.__name__.removesuffix("_command"))(answered)
 
 
 def _version(wanted: bool) -> None:

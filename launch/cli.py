@@ -22,6 +22,7 @@ from .app import (
     RendezvousOption,
     app,
     complete_verb,
+    validators_app,
     verb,
 )
 from .cluster.launcher import follow_launcher
@@ -161,6 +162,7 @@ verb(tools.import_command)
 verb(tools.report_command)
 verb(tools.runs_command)
 verb(tools.verify_command)
+verb(tools.score_command, validators_app)
 verb(tools.doctor_command)
 verb(tools.schema_command)
 verb(tools.help_command)

@@ -2,6 +2,7 @@
 
 In bash: `eval "$(_ROOTSTOCK_COMPLETE=source_bash rootstock)"`; zsh and fish likewise."""
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -15,6 +16,14 @@ from .schema_file import stored_schema, verbs_of
 def verbs(incomplete: str) -> list[str]:
     """The verbs that take a config of their own."""
     return [name for name in verbs_of(stored_schema() or {"anyOf": []}) if name.startswith(incomplete)]
+
+
+def validators(incomplete: str) -> list[str]:
+    """Names of validators, read from their files, since importing them takes seconds."""
+    folder = Path(__file__).parent.parent / "adapt" / "validators"
+    texts = (path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py")))
+    names = (name for text in texts for name in re.findall(r'(?m)^    name = "(\w+)"$', text))
+    return [name for name in names if name.startswith(incomplete)]
 
 
 def configs(ctx: typer.Context, incomplete: str) -> list[str]:

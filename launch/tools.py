@@ -9,7 +9,7 @@ import typer
 
 from ..core.errors import UserError
 from ..core.files import check_output
-from .app import JobOption, NodesOption, NprocOption, RendezvousOption, complete_key
+from .app import JobOption, NodesOption, NprocOption, RendezvousOption, complete_key, complete_validator
 
 
 def data_command(
@@ -139,6 +139,38 @@ def verify_command(
     from .verify import verify_folders
 
     return verify_folders(folders)
+
+
+def score_command(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="FOLDER", help="Of an adaptation, a pipeline or packed runs, or with some below it."),
+    ],
+    names: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--validator",
+            metavar="NAME",
+            help="Score this one; may be repeated. All if left out.",
+            autocompletion=complete_validator,
+        ),
+    ] = None,
+    test: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The test of the runs whose accuracy counts; the target's if left out."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A file .md for the table, or .json for the scores of every run too."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+) -> int:
+    """Rank finished adaptations by every validator, and compare with their accuracies."""
+    if out is not None:
+        check_output(out, "--out", (".md", ".json"), make=True)
+    from .scoring import score_validators
+
+    return score_validators(folders, names or [], test, out, as_json)
 
 
 def doctor_command(

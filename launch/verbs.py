@@ -52,7 +52,9 @@ def execute(verb: str, path: str, overrides: Sequence[str] = (), quiet: bool = F
                 run.log(f"WARNING: {', '.join(gone)} of this run: missing or damaged; {exported_anew(run.dir)}")
             return result
         result = VERBS[verb](run, **{key: value for key, value in resolved.items() if key != "run"})
-        scores = [f"{key} {value:.4f}" for key, value in result["metrics"].items() if key.endswith("/accuracy")]
+        scores = [
+            f"{key} {value:.4f}" for key, value in result["metrics"].items() if key.endswith(("/hos", "/accuracy"))
+        ]
         run.log("  ".join([*scores, f"in {run.dir}"]))
         return result
 

@@ -23,7 +23,7 @@ from ..core.stream.order import SHUFFLES
 from ..core.train.fit import Evaluator, Training
 from ..core.train.optim import Optim
 from ..core.views.presets import VIEWS
-from ..core.views.view import Evaluation
+from ..core.views.resample import Interpolation
 from .registry import PRETRAIN_METHODS
 from .watch.collapse import CollapseAlarm
 from .watch.evaluators import Probes, Watch, knn_options, linear_options, watch_options
@@ -36,6 +36,9 @@ def data_options(
     size: int,
     views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "simclr"},
     shuffle: Annotated[dict[str, Any], Choice(SHUFFLES)] = {"name": "full"},
+    crop: float = 1.0,
+    resize: int | None = None,
+    interpolation: Interpolation = "bilinear",
     decode: Decode = "full",
     stamp: Stamp = "mtime",
     selection: str = "last",
@@ -46,6 +49,11 @@ def data_options(
     size: Side of a view in pixels.
     views: How views of an image are drawn: a preset's name, or a mapping with its name and changed numbers.
     shuffle: Order of an epoch: full, or blocks of images that are neighbours on the disk.
+    crop: Part of the shorter side that evaluation keeps, 0.01 to 1 (0.875 takes 224 of 256 pixels). A picture that already has the size is
+        taken whole.
+    resize: Pixels to which evaluation resizes the shorter side before it cuts out the centre, at least size; null is size / crop. A
+        picture that already has the size is taken whole.
+    interpolation: How evaluation resizes: bilinear, or bicubic, as DINOv2, MAE and timm's ViTs are evaluated.
     decode: How JPEG files are decoded: full, or scaled, which decodes a large file only as large as its crops need. Scaled is faster
         and gives slightly other pixels; evaluation always decodes in full.
     stamp: How a changed picture is noticed when the run resumes, in files and archives: size (another name or size), mtime (also another
@@ -119,7 +127,7 @@ def build_pretraining(
     def prepare(raw: RawBatch) -> Views:
         return views(raw, Draws(seed, raw.positions))
 
-    view = Evaluation(data["size"], mean=model.mean, std=model.std)
+    view = stage.evaluation(data, model)
     probes = Probes(bank, tests, view, run, evaluate["knn"], evaluate["linear"])
     watch = None if evaluate["watch"] is None else Watch(train, view, views, run, **evaluate["watch"])
     plan = stage.training(run, objective, fed, prepare, settings, evaluate["every"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..core.method import PretrainMethod, register
+from ..core.method import PretrainMethod
+from ..core.registration import register
 from .barlow import BarlowTwins
 from .byol import BYOL
 from .dino import DINO

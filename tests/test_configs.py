@@ -62,12 +62,28 @@ def test_every_config_runs_for_two_steps(
     own = [key for key, uri in written["data"].items() if str(uri).startswith(("folder:data/", "tar:data/"))]
     overrides = [f"data.{key}={pictures[key]}" for key in own] + ([f"data.size={SIZES.get(config, 32)}"] if own else [])
     overrides += ["optim.batch_size=4", "optim.duration=2"] if "optim" in written else []
-    given = str(written["backbone"]["weights"])  # which are downloaded, or the user's
+    given = str(
+        written["backbone"]["weights"]
+    )  # which are downloaded, the user's, or of another command that the header names
     overrides += ["backbone.weights=none"] if given == "timm" or given.startswith("data/") else []
+    if verb == "adapt" and given.startswith("runs/"):
+        trained = tmp_path / "trained"
+        small = ["optim.batch_size=4", "optim.duration=2", "evaluate=null", "data.test=null"]
+        before = rootstock(verb, config, "method=source_only", "backbone.weights=none", *small, f"run.dir={trained}")
+        assert before.returncode == 0, before.stderr
+        overrides += [f"backbone.weights={trained}"]
     if "digits-m" in str(written["data"].get("train")) and verb != "pretrain":  # the probes' time is their images
         overrides += ["data.train=sklearn:digits-m#[:60]", "data.test=sklearn:digits-m#[60:90]"]
     elif isinstance(tests := written["data"].get("test"), dict) and not own:
         overrides += [f"data.test.{name}=sklearn:digits?size=32#[60:90]" for name in tests]
+    if written["backbone"]["weights"].startswith(
+        "runs/"
+    ):  # of another config: the classifier that a pass at test time begins with
+        first = ["optim.batch_size=4", "optim.duration=2", "evaluate=null", f"run.dir={tmp_path / 'first'}"]
+        done = rootstock("adapt", "adapt/digits_dann.yaml", "method=source_only", "data.test=null", *first)
+        assert done.returncode == 0, done.stderr
+        overrides += [f"backbone.weights={tmp_path / 'first'}", "data.target=sklearn:digits?size=32#[:8]"]
+        overrides += ["optim.duration=1ep"]  # two steps
     if verb == "adapt" and written["evaluate"]:
         overrides += ["evaluate.images=50"]
     if verb == "pretrain" and written["evaluate"].get("watch") is not None:
@@ -198,7 +214,10 @@ def test_a_small_pipeline_of_the_demos_shape_runs_to_its_report(tmp_path: Path, 
     report = demo["report"]
     report["rows"] = [row for row in report["rows"] if row["stage"] in kept]
     labels = [row["label"] for row in report["rows"]]
-    report["comparisons"] = [pair for pair in report["comparisons"] if {pair["a"], pair["b"]} <= set(labels)]
+    sides = [{pair["a"], *pair.get("over", [pair.get("b")])} for pair in report["comparisons"]]
+    report["comparisons"] = [
+        pair for pair, named in zip(report["comparisons"], sides, strict=True) if named <= set(labels)
+    ]
     report["columns"] = {"source": "Source test"}
     demo["run"]["dir"] = str(tmp_path / "demo")
     pipeline = tmp_path / "small.yaml"
@@ -254,3 +273,21 @@ def test_a_small_attribution_runs_to_its_tables(tmp_path: Path, rootstock: Roots
     again = rootstock("attribute", str(tmp_path / "small.yaml"))
     assert again.returncode == 0 and again.stderr.count("finished before") == 5
     assert (tmp_path / "out" / "result.json").read_bytes() == written
+
+
+@pytest.mark.parametrize(
+    ("name", "crop", "interpolation"),
+    [
+        ("finetune/mae.yaml", 0.875, "bicubic"),
+        ("pretrain/mae.yaml", 0.875, "bicubic"),
+        ("pretrain/dino.yaml", 0.875, "bicubic"),
+        ("pretrain/ibot.yaml", 0.875, "bicubic"),
+        ("pretrain/dinov2.yaml", 0.875, "bicubic"),
+        ("pretrain/simmim.yaml", 0.875, "bicubic"),
+        ("pretrain/mocov3.yaml", 0.875, "bilinear"),  # main_lincls.py resizes by torchvision's default
+    ],
+)
+def test_transformers_are_evaluated_as_their_papers_do(name: str, crop: float, interpolation: str) -> None:
+    """In the authors' code: Resize(256), or 256 / 224 of the size, then CenterCrop."""
+    data = resolve(name.partition("/")[0], name)["data"]
+    assert (data["crop"], data["resize"], data["interpolation"]) == (crop, None, interpolation)

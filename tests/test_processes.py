@@ -16,6 +16,7 @@ from rootstock.core.method import needs_whole_batch
 from rootstock.core.model.backbone import create
 from rootstock.core.model.classifier import Classifier
 from rootstock.core.model.description import WEIGHTS
+from rootstock.core.model.heads import Structure
 from rootstock.launch.verbs import execute
 from rootstock.ssl.registry import PRETRAIN_METHODS as PRETRAINING
 from rootstock.tests.conftest import Forks
@@ -46,16 +47,20 @@ METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "mae": ("pretrain", UNLABELLED, {"name": "mae", "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}),
     "dann": ("adapt", PAIR, {"name": "dann", "hidden": 16}),
     "cdan": ("adapt", PAIR, {"name": "cdan", "hidden": 16, "bottleneck": 8, "discriminator_norm": True}),
+    "mic": ("adapt", PAIR, {"name": "mcc", "mic": {}}),
     "frozen": ("adapt", {**PAIR, "views": "none"}, {"name": "cdan", "hidden": 16, "bottleneck": 8}),
     "mixed": ("finetune", LABELLED, {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1}),
 }
-# Every other adaptation method with its default keys. One that keeps the head of a trained run needs such a run first, and adapts
-# without a gradient: it has tests of its own.
+# Every other adaptation method with its default keys. One that keeps the head of a trained run gets such a run; AdaBN trains
+# nothing: it has tests of its own.
 METHODS |= {
     name: ("adapt", PAIR, {"name": name})
     for name, method in ADAPT_METHODS.items()
-    if name not in METHODS and not method.keeps_head
+    if name not in METHODS and name != "adabn" and not method.online
 }
+ONLINE = sorted(name for name, method in ADAPT_METHODS.items() if method.online)
+METHODS |= {name: ("adapt", {**PAIR, "views": "none"}, {"name": name}) for name in ONLINE}
+ONCE = 4  # steps of one pass over the target
 FEW = 6  # steps of the other methods
 EPSILON = 2e-7  # the rounding of terms of size 1: a loss that is their difference, as SimSiam's, may be near 0
 # Runs of two processes that share parameters and optimizer state (core/train/fsdp.py): the method whose losses they must have, and
@@ -100,7 +105,10 @@ def config(folder: Path, name: str) -> str:
     if name in METHODS:
         _, data, method = METHODS[name]
         backbone = {**VIT, "freeze": "all"} if name == "frozen" else VIT
-        written = {"data": data, "backbone": backbone, "method": method, "optim": OPTIM}
+        optim = {**OPTIM, "duration": "1ep"} if name in ONLINE else OPTIM
+        if name in ADAPT_METHODS and ADAPT_METHODS[name].keeps_head:
+            backbone = {"weights": str(trained(folder))}
+        written = {"data": data, "backbone": backbone, "method": method, "optim": optim}
     else:  # with the views and kind of step of the method's config
         written = cases.config(name, "vit", f"{DATA}#[:100]", 0.1, lr=3e-4, batch_size=BATCH, duration=FEW)
     if verb(name) == "pretrain":  # which would take longer to watch than to train
@@ -110,10 +118,20 @@ def config(folder: Path, name: str) -> str:
     return str(path)
 
 
+def trained(folder: Path) -> Path:
+    """A run whose classifier a method can start from; the same wherever it is made."""
+    run = folder / "trained"
+    if not run.exists():
+        train(folder, "source_only", run)
+    return run
+
+
 def losses(name: str, run: Path) -> list[float]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in lines if "loss" in row]  # the others are evaluations
-    assert [row["step"] for row in rows] == list(range(1, (STEPS if name in METHODS else FEW) + 1))
+    assert [row["step"] for row in rows] == list(
+        range(1, (ONCE if name in ONLINE else STEPS if name in METHODS else FEW) + 1)
+    )
     return [row["loss"] for row in rows]
 
 
@@ -200,7 +218,8 @@ def test_what_was_trained_in_slices_is_whole_for_others(alone: Losses, pair: Pat
 
 def division(name: str) -> str:
     """The key by which an adaptation method's batch is divided; empty where it takes none."""
-    built = ADAPT_METHODS[name](Classifier(create(16, **VIT), ["a", "b"]), None)
+    kind = ADAPT_METHODS[name]
+    built = kind(Classifier(create(16, **VIT), ["a", "b"], structure=Structure(extra=kind.extra_outputs)), None)
     if needs_whole_batch(built):
         return f"run.chunk={BATCH // 4}" if built.takes_chunk else ""
     return "run.accumulate=4"

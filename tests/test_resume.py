@@ -207,6 +207,9 @@ def test_every_adaptation_method_resumes_to_the_same_bits(method: str, rootstock
         source = write(tmp_path, {**config, "method": {"name": "source_only"}})
         assert rootstock(verb, source, f"run.dir={trained}").code == 0
         config = {**config, "backbone": {"weights": str(trained)}}
+    if ADAPT_METHODS[method].online:  # ten steps over 100 images
+        once = {**config["optim"], "batch_size": 10, "duration": "1ep"}
+        config = {**config, "data": {**config["data"], "views": "none"}, "optim": once}
     path = write(tmp_path, config)
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert rootstock(verb, path, f"run.dir={straight}").code == 0

@@ -32,6 +32,11 @@ class Validator:
         """The scores of all candidates, in their order. One that compares candidates overrides this instead of `score`."""
         return [self.score(candidate) for candidate in candidates]
 
+    @property
+    def compares(self) -> bool:
+        """Whether a candidate's score depends on the others: it overrides `scores`."""
+        return type(self).scores is not Validator.scores
+
     def lacks(self, candidates: Sequence[CandidateModel]) -> list[str]:
         """The parts of the evidence that it needs and some candidate does not have."""
         return [need for need in self.needs if not all(candidate.has(need) for candidate in candidates)]

@@ -6,7 +6,7 @@
     weight                                                         of a linear head, if any
     mixed                                                          float64 [2], the consistencies of MixVal, if any
 
-Shapes and types are those of `CandidateModel`; float16 features and logits do too.
+Shapes and types are those of `CandidateModel`. Features, logits and the weight may be float16, and are float32 again when they are read.
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ _PARTS = {
 _NAMES = {f"{part}/{field}" for part, fields in _PARTS.items() for field in fields} | {"weight", "mixed"}
 
 
-def tensors_of(candidate: CandidateModel) -> dict[str, Tensor]:
-    """The arrays of a candidate by name, on the CPU; of its forward on mixed images, what MixVal needs is kept."""
+def tensors_of(candidate: CandidateModel, half: bool = False) -> dict[str, Tensor]:
+    """The arrays of a candidate by name, on the CPU; of its forward on mixed images, what MixVal needs is kept.
+
+    half: features, logits and weight in float16. Raises UserError where a number is too large for it.
+    """
     found = {
         f"{part}/{field}": getattr(getattr(candidate, part), field)
         for part, fields in _PARTS.items()
@@ -40,13 +43,25 @@ def tensors_of(candidate: CandidateModel) -> dict[str, Tensor]:
         found["weight"] = candidate.weight
     if candidate.mixed is not None:
         found["mixed"] = torch.tensor(mixed_consistency(candidate), dtype=torch.float64)
+    if half:
+        found = {name: tensor if name == "mixed" else _halved(name, tensor) for name, tensor in found.items()}
     return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
 
 
+def _halved(name: str, tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    rounded = tensor.half()
+    if not bool(rounded.isfinite().all()):
+        raise UserError(f"{name} of a candidate has numbers above 65504, beyond float16; take evaluate.half=false")
+    return rounded
+
+
 def candidate_of(name: str, step: int, tensors: Mapping[str, Tensor]) -> CandidateModel:
-    """A candidate from `tensors_of`; float16 arrays do too. Raises UserError for other names, missing arrays, or shapes that don't fit."""
+    """A candidate from `tensors_of`, in float32. Raises UserError for other names, missing arrays, or shapes that don't fit."""
     if odd := sorted(set(tensors) - _NAMES):
         raise UserError(f"candidate {name}: {odd[0]} is no part of a candidate; it has {', '.join(sorted(_NAMES))}")
+    tensors = {name: rows.float() if rows.dtype == torch.float16 else rows for name, rows in tensors.items()}
     try:
         parts = {
             part: {field: tensors[f"{part}/{field}"] for field in fields}

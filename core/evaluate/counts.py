@@ -65,6 +65,27 @@ def confusion_metrics(counts: ClassCounts) -> dict[str, Floats]:
     return found
 
 
+def open_set_metrics(counts: ClassCounts) -> dict[str, Floats]:
+    """Metrics of `definitions` of a test whose last class holds all images of unknown classes, each [...]; hos first.
+
+    NaN where one is undefined: no image of a known class, or no unknown one. Known classes without images don't count.
+    """
+    hits, support, _ = counts
+    recall, there = _ratio(hits, support), support > 0
+    known = np.where(there[..., :-1].any(-1), _mean(recall[..., :-1], there[..., :-1]), np.nan)
+    unknown = np.where(there[..., -1], recall[..., -1], np.nan)
+    some = known + unknown > 0
+    both = np.where(some, 2 * known * unknown, 0.0) / np.where(some, known + unknown, 1.0)
+    count = there[..., :-1].sum(-1)
+    undefined = np.isnan(known + unknown)
+    return {
+        "hos": np.where(undefined, np.nan, both),
+        "os_star": known,
+        "unknown_accuracy": unknown,
+        "os": (known * count + unknown) / (count + 1),
+    }
+
+
 def _ratio(above: Floats, below: Floats) -> Floats:
     """above / below, 0 where below is 0."""
     return np.divide(above, below, out=np.zeros(np.broadcast_shapes(above.shape, below.shape)), where=below > 0)

@@ -82,6 +82,12 @@ DEFINITIONS: Mapping[str, Definition] = {
         "area under the risk-coverage curve: mean error among the most confident images, over all their numbers",
         better="lower",
     ),
+    "hos": Definition(
+        "open-set tests: harmonic mean of os_star and unknown_accuracy, 2 a b / (a + b); 0 where either is 0"
+    ),
+    "os_star": Definition("open-set tests: accuracy within each known class, mean over those that the test set has"),
+    "unknown_accuracy": Definition("open-set tests: images of unknown classes that are predicted as unknown"),
+    "os": Definition("open-set tests: accuracy within each class, mean over the known ones and `unknown` as one more"),
     "worst_group": Definition("smallest accuracy of a group (domain) of the test set"),
     "mean_group": Definition("mean of the groups' accuracies"),
     "miou": Definition(

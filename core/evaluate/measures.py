@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from ..errors import UserError
 from .calibration import (
+    COOLEST,
+    HOTTEST,
     calibration_error,
     calibration_floor,
     fit_temperature,
@@ -18,11 +20,11 @@ from .calibration import (
     reliability,
     squared_error,
 )
-from .counts import Floats, Ints, class_counts, confusion_metrics, split_counts
+from .counts import ClassCounts, Floats, Ints, class_counts, confusion_metrics, open_set_metrics, split_counts
 from .intervals import mean_interval
 from .metrics import classification
 from .multilabel import choose_thresholds, multilabel_statistic, per_class_metrics
-from .predictions import SavedScores, ScoredImages, to_half
+from .predictions import LARGEST, SavedScores, ScoredImages, to_half
 from .ranking import in_top, macro_over_classes, one_hot
 from .selective import aurc, group_accuracies
 from .statistics import (
@@ -41,13 +43,17 @@ from .statistics import (
 TOP = 5
 SHARES = ("accuracy", "top5", "precision_micro", "recall_micro", "f1_micro")  # shares of images, which Wilson's is for
 
+OPEN_SET = ("hos", "os_star", "unknown_accuracy", "os")  # first in a result, and hos before the others
 
 # The draws for images of several classes rank at most so many scores in all (a quarter of a minute), but there are at least so many draws.
 MOST_RANKED, FEWEST_DRAWS = 1 << 32, 200
 
 
 class Measured(NamedTuple):
-    """metrics: by name, as `definitions` has them; undefined ones are left out. intervals: [low, high] of 95 %. details: for people."""
+    """metrics: by name, as `definitions` has them; undefined ones are left out. intervals: [low, high] of 95 %. details: for people.
+
+    The entry `left_out` of the details, {metric: reason}, names those that these images would usually have.
+    """
 
     metrics: dict[str, float]
     intervals: dict[str, list[float]]
@@ -118,14 +124,27 @@ class _Single:
         self.predictions: Ints = self.scores.argmax(axis=1)
         self.correct = self.predictions == self.labels
         self.p = probabilities(self.scores, self.kind)
+        self.left_out = dict[str, str]()
+        if self.kind == "logits" and (unknown := self.impossible()):
+            self.left_out["nll"] = f"the classifier gives the true class of {unknown} of the images no probability"
+
+    def impossible(self) -> int:
+        """Images whose class the classifier doesn't know in some draw: the logit is minus infinity, which is kept as the least float16.
+
+        Their NLL is infinite, and the kept number would be that of float16, not the classifier's. Brier score and ECE are bounded, so
+        such images count there as what they are: wrong.
+        """
+        own = np.take_along_axis(self.scores, self.labels[:, None], axis=1)[:, 0]
+        return int((own == -LARGEST).reshape(len(self.by_draw), -1).any(axis=0).sum())
 
     def measured(self, held_out: HeldOut | None) -> Measured:
         found = classification(torch.from_numpy(self.labels), torch.from_numpy(self.predictions), self.images.classes)
         counts = class_counts(self.labels, self.predictions, self.member, self.clusters, self.k)
         each = self.image_means()
         totals = np.asarray(counts.sum(axis=0))[None]
-        values = {name: float(value[0]) for name, value in confusion_metrics(split_counts(totals)).items()}
-        metrics = {name: found[name] for name in ("accuracy", "precision", "recall", "f1")}
+        values = {name: float(value[0]) for name, value in self.from_counts(split_counts(totals)).items()}
+        metrics = {name: values[name] for name in OPEN_SET if name in values}
+        metrics |= {name: found[name] for name in ("accuracy", "precision", "recall", "f1")}
         if "top5" in each:
             metrics["top5"] = float(each["top5"].mean())
         metrics |= {
@@ -136,9 +155,15 @@ class _Single:
         details: dict[str, Any] = {**found, "kind": self.kind}
         self.add_confidence(metrics, details, held_out)
         self.add_groups(metrics, details)
+        if self.left_out:
+            details["left_out"] = self.left_out
         intervals = self.intervals(counts, each, details)
         metrics = {name: value for name, value in metrics.items() if np.isfinite(value)}
         return Measured(metrics, {name: pair for name, pair in intervals.items() if name in metrics}, details)
+
+    def from_counts(self, counts: ClassCounts) -> dict[str, Floats]:
+        """Metrics of the confusion matrix by name, [B] each."""
+        return {**(open_set_metrics(counts) if self.images.open_set else {}), **confusion_metrics(counts)}
 
     def image_means(self) -> dict[str, Floats]:
         """Metrics that are means over images, [rows] by name."""
@@ -146,7 +171,8 @@ class _Single:
         if self.k > TOP:
             found["top5"] = in_top(self.scores, self.labels, TOP).astype(np.float64)
         if self.p is not None:
-            found["nll"] = -log_likelihood(self.scores, self.labels, self.kind)
+            if "nll" not in self.left_out:
+                found["nll"] = -log_likelihood(self.scores, self.labels, self.kind)
             found["brier"] = squared_error(self.p, self.labels)
         return found
 
@@ -174,14 +200,27 @@ class _Single:
             metrics["aurc"] = aurc(self.scores.max(axis=1).astype(np.float64), self.correct)
 
     def add_scaled(self, metrics: dict[str, float], details: dict[str, Any], held_out: HeldOut) -> None:
-        """NLL and ECE after temperature scaling; no prediction changes."""
+        """NLL and ECE after temperature scaling; no prediction changes.
+
+        At a bound, T is that of the range and not of the images, and so would both numbers be: they are left out, and so is the value.
+        """
         fitted = fit_temperature(held_out.scores, held_out.labels)
+        on = f"{len(held_out.labels)} held-out training images"
+        details["temperature"] = {**fitted._asdict(), "fitted_on": on}
+        if fitted.at_bound:
+            details["temperature"]["value"] = None
+            right = float((held_out.scores.argmax(axis=1) == held_out.labels).mean())
+            reason = f"no temperature from {COOLEST:g} to {HOTTEST:g} is the best one on {on}, of which {right:.0%} are right"
+            self.left_out |= {"nll_scaled": reason, "ece_scaled": reason}
+            return
         scaled = self.scores.astype(np.float64) / fitted.value
         p = probabilities(scaled, "logits")
         assert p is not None
-        metrics["nll_scaled"] = float(-log_likelihood(scaled, self.labels, "logits").mean())
+        if "nll" in self.left_out:
+            self.left_out["nll_scaled"] = self.left_out["nll"]
+        else:
+            metrics["nll_scaled"] = float(-log_likelihood(scaled, self.labels, "logits").mean())
         metrics["ece_scaled"] = calibration_error(p.max(axis=1), self.correct)
-        details["temperature"] = {**fitted._asdict(), "fitted_on": f"{len(held_out.labels)} held-out training images"}
 
     def add_groups(self, metrics: dict[str, float], details: dict[str, Any]) -> None:
         """Accuracy by group, where the set has several."""
@@ -193,10 +232,10 @@ class _Single:
         details["groups"] = found
 
     def intervals(self, counts: Any, each: dict[str, Floats], details: dict[str, Any]) -> dict[str, list[float]]:
-        """95 % intervals over test images of metrics from counts and means; of accuracy over the draws, where there are several."""
+        """95 % intervals over test images of metrics from counts and means; of accuracy over draws, too, where there are several."""
         columns = [np.bincount(self.member, column, minlength=self.clusters) for column in each.values()]
         size = np.bincount(self.member, minlength=self.clusters)
-        by_count = of_sums(counts, lambda sums: confusion_metrics(split_counts(sums)))
+        by_count = of_sums(counts, lambda sums: self.from_counts(split_counts(sums)))
         by_mean = of_sums(np.stack([*columns, size], axis=1), lambda sums: _means(list(each), sums))
         found = bootstrap_intervals(lambda w: {**by_count(w), **by_mean(w)}, self.clusters, seed=self.seed)
         shares = {name: self.correct if name != "top5" else each["top5"] > 0 for name in SHARES if name in found}
@@ -211,22 +250,25 @@ class _Single:
         return known
 
     def add_draws(self, intervals: dict[str, list[float]], details: dict[str, Any]) -> None:
-        """Accuracy of each draw; its interval is then that over the draws, and the details have the one over images and over both."""
+        """Accuracy of each draw; its interval is then over draws and images, and the details have those over either alone.
+
+        That over the draws alone says how the mean would vary over other draws with the same test images, so it goes to 0 with many draws.
+        """
         accuracies = self.correct.reshape(len(self.by_draw), -1).mean(axis=1).tolist()
         _, low, high = mean_interval(accuracies, span=(0.0, 1.0))
         table = np.stack([np.bincount(self.member, self.correct), np.bincount(self.member)], axis=1)
         drawn = bootstrap_draws(
             of_sums(table, lambda s: {"accuracy": s[:, 0] / s[:, 1]}), self.clusters, seed=self.seed
         )
-        both = seeds_and_images_interval(accuracies, drawn["accuracy"], seed=self.seed, span=(0.0, 1.0))
+        found = seeds_and_images_interval(accuracies, drawn["accuracy"], seed=self.seed, span=(0.0, 1.0))
+        images, both = intervals.get("accuracy"), None
+        if images is not None:  # resampled test sets with hardly an error hardly differ: Wilson's is wider
+            known = [images] if found.low is None or found.high is None else [images, [found.low, found.high]]
+            both = [min(one[0] for one in known), max(one[1] for one in known)]
+            intervals["accuracy"] = both
         details["draws"] = accuracies
-        details["intervals"] = {
-            "draws": [low, high],
-            "images": intervals.get("accuracy"),
-            "draws and images": [both.low, both.high],
-        }
-        assert low is not None and high is not None
-        intervals["accuracy"] = [low, high]
+        details["intervals"] = {"draws": [low, high], "images": images, "draws and images": both}
+        details["interval"] = "draws and images"
 
 
 def _means(names: list[str], sums: Floats) -> Values:

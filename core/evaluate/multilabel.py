@@ -30,17 +30,19 @@ def _cross_entropies(logits: NDArray[np.floating], labels: Bools) -> Floats:
 def choose_thresholds(scores: NDArray[np.floating], labels: Bools) -> Floats:
     """The threshold of each class with the highest F1 on these images, [K]; a class is predicted where score >= threshold.
 
-    scores: [N, K] of held-out training images; labels: bool [N, K]. Of equal F1 the highest threshold. A class without images gets
-    infinity: it is never predicted.
+    scores: [N, K] of held-out training images; labels: bool [N, K]. It lies midway between the lowest score that is predicted and the next
+    one below (on that score if there is none), so that another image of the class need not score as high as these. Of equal F1 the fewest
+    images are predicted. A class without images gets infinity: it is never predicted.
     """
     found = np.full(scores.shape[1], np.inf)
     for c in np.flatnonzero(labels.any(axis=0)):
         order = np.argsort(-scores[:, c], kind="stable")
-        ordered = scores[order, c]
+        ordered = scores[order, c].astype(np.float64)  # the middle of two neighbours in float16 is neither
         last = np.flatnonzero(np.r_[ordered[1:] != ordered[:-1], True])  # the last image of each value
         hits = np.cumsum(labels[order, c])[last]
         f1 = 2 * hits / (last + 1 + labels[:, c].sum())
-        found[c] = ordered[last[np.argmax(f1)]]
+        lowest = last[np.argmax(f1)]
+        found[c] = ordered[lowest : lowest + 2].mean()
     return found
 
 

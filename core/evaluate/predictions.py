@@ -6,6 +6,9 @@
     TEST/clusters          int64 [M]       what was drawn independently (patients), where that isn't the keys
     TEST/PROTOCOL/scores   float16 [M, K]  or [draws, M, K] where a protocol repeats
 
+Logits of images that have one class each are less the image's highest, which is therefore 0: softmax and order within an image are the
+model's. A column of them is no score of its class: rank images by softmax, or by differences of two columns. All other scores are as given.
+
 The header's entry `about` is JSON: format, classes and group names of each test, and the kind of each protocol's scores. Without torch, so
 that a report of runs need not import it.
 """
@@ -43,7 +46,8 @@ Half = NDArray[np.float16]
 class ScoredImages:
     """The images of a test set, as the file has them: see this module. Raises ValueError for other types, lengths or values.
 
-    groups: None where the set has a single one. clusters: what the bootstrap draws; the keys by default.
+    groups: None where the set has a single one. clusters: what the bootstrap draws; the keys by default. open_set: whether the last class
+    holds all images that are in none of the others.
     """
 
     keys: Ints
@@ -52,6 +56,7 @@ class ScoredImages:
     groups: Ints | None = None
     group_names: tuple[str, ...] = ()
     clusters: Ints | None = None
+    open_set: bool = False
 
     def __post_init__(self) -> None:
         """Check that the arrays are what the file may hold, and fit together."""
@@ -125,6 +130,7 @@ class Predictions:
                 "group_names": images.group_names,
                 "split": images.split,
                 "images": len(images.keys),
+                **({"open_set": True} if images.open_set else {}),
             }
         for key, (kind, scores) in self.scores.items():
             tensors[f"{key}/scores"] = scores
@@ -171,7 +177,10 @@ def _from_tensors(tensors: Mapping[str, NDArray[Any]], about: Mapping[str, Any])
         if keys.ndim != 1:
             raise ValueError(f"{name} has keys {keys.shape}")
         names = [tuple(str(text) for text in told[key]) for key in ("classes", "group_names")]
-        found.tests[name] = ScoredImages(keys, labels, names[0], columns["groups"], names[1], columns["clusters"])
+        more = {"open_set": told.get("open_set", False) is True}  # earlier versions did not write it
+        found.tests[name] = ScoredImages(
+            keys, labels, names[0], columns["groups"], names[1], columns["clusters"], **more
+        )
     for key, told in about["scores"].items():
         scores = tensors[f"{key}/scores"]
         if not np.isfinite(scores).all():
@@ -188,9 +197,10 @@ def _test_of(key: str) -> str:
 def to_half(scores: NDArray[np.floating], kind: str, key: str = "scores", *, several: bool = False) -> SavedScores:
     """Scores as they are kept and as metrics are computed from them: float16, with the predictions of the given ones.
 
-    scores: [..., M, K]. Beyond 65504 they become that. Votes are divided by their sum. Where rounding makes a class of a lower index equal
-    to the highest one, it is moved down by the smallest step, so argmax stays. several: images may have several classes, so a score is of
-    its class alone, and neither is done. Raises UserError for NaN.
+    scores: [..., M, K]. Of logits the highest of each image is subtracted, since softmax ignores what they have in common, and float16
+    would round it: at 5000 by 4. Votes are divided by their sum. Beyond 65504 scores become that. Where rounding makes a class of a lower
+    index equal to the highest one, it is moved down by the smallest step, so argmax stays. several: images may have several classes, so a
+    score is of its class alone, and is only rounded. Raises UserError for NaN.
     """
     broken = np.isnan(scores)
     if broken.any():  # an image is one, in however many draws
@@ -205,13 +215,18 @@ def to_half(scores: NDArray[np.floating], kind: str, key: str = "scores", *, sev
         wide = given.astype(np.float64)
         total = wide.sum(axis=-1, keepdims=True)
         given = np.divide(wide, total, out=np.zeros_like(wide), where=total > 0)
+    elif kind == "logits":
+        top = given.max(axis=-1, keepdims=True, initial=-np.inf)
+        given = np.subtract(
+            given, top, out=np.zeros_like(given), where=given != top
+        )  # infinity less infinity is 0, too
     half = np.clip(given, -LARGEST, LARGEST).astype(np.float16).reshape(-1, given.shape[-1])
-    top = np.asarray(scores).reshape(half.shape).argmax(axis=1)
-    for row in np.flatnonzero(half.argmax(axis=1) != top):
-        best = half[row, top[row]]
+    first = np.asarray(scores).reshape(half.shape).argmax(axis=1)
+    for row in np.flatnonzero(half.argmax(axis=1) != first):
+        best = half[row, first[row]]
         if best == -LARGEST:
-            half[row, top[row]] = np.nextafter(best, np.float16(np.inf))
+            half[row, first[row]] = np.nextafter(best, np.float16(np.inf))
         else:
-            equal = np.flatnonzero(half[row, : top[row]] == best)
+            equal = np.flatnonzero(half[row, : first[row]] == best)
             half[row, equal] = np.nextafter(best, np.float16(-np.inf))
     return SavedScores(kind, half.reshape(given.shape))

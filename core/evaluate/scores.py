@@ -23,9 +23,9 @@ class Scored:
     "TEST/PROTOCOL" -> per class, confusion, groups, calibration. Every number of scores is computed from the float16 ones of the file.
     """
 
-    def __init__(self, classes: Sequence[str], seed: int) -> None:
-        """classes: names; label and score i are of classes[i]. seed: of the bootstrap."""
-        self.classes, self.seed = tuple(classes), seed
+    def __init__(self, classes: Sequence[str], seed: int, open_set: bool = False) -> None:
+        """classes: names; label and score i are of classes[i]. seed: of the bootstrap. open_set: whether the last class is `unknown`."""
+        self.classes, self.seed, self.open_set = tuple(classes), seed, open_set
         self.metrics: dict[str, float] = {}
         self.intervals: dict[str, list[float]] = {}
         self.details: dict[str, Any] = {}
@@ -52,7 +52,7 @@ class Scored:
         """
         assert images.labels is not None
         test = key.partition("/")[0]
-        rows = self.kept.tests.get(test) or scored_images(images, self.classes, clusters)
+        rows = self.kept.tests.get(test) or scored_images(images, self.classes, clusters, self.open_set)
         given = scores.detach().cpu()
         whole = given.dtype == torch.float16  # rounded already, with its predictions
         wide = given if given.dtype == torch.float64 else given.float()  # numpy has no bfloat16
@@ -81,7 +81,9 @@ class Scored:
         return {"metrics": self.metrics, "intervals": self.intervals, "details": self.details}
 
 
-def scored_images(images: Images, classes: Sequence[str], clusters: Tensor | None = None) -> ScoredImages:
+def scored_images(
+    images: Images, classes: Sequence[str], clusters: Tensor | None = None, open_set: bool = False
+) -> ScoredImages:
     """A labelled set as predictions.safetensors has it; its domains are the groups, where it has several."""
     assert images.labels is not None
     several = len(images.domain_names) > 1
@@ -92,6 +94,7 @@ def scored_images(images: Images, classes: Sequence[str], clusters: Tensor | Non
         images.domains.numpy() if several else None,
         tuple(images.domain_names) if several else (),
         None if clusters is None else clusters.cpu().numpy(),
+        open_set,
     )
 
 

@@ -68,9 +68,11 @@ def open_sealed(
     candidates: Mapping[str, CandidateLogits],
     classes: Sequence[str],
     states: Mapping[str, CandidateLogits] = {},
+    open_set: bool = False,
 ) -> Opened:
     """Store the logits of all candidates, write the look down, read the labels and score everything under TEST/CANDIDATE/METRIC.
 
+    classes: of the outputs. open_set: whether the last of them is `unknown`.
     tests: by name; those that are sealed are opened, once. Every process calls it with the same candidates; the main one alone
     reads labels, so there is one look on any number of processes. states: earlier states of the training, of which only the accuracy
     is told, as `states` by test. Raises UserError on all processes.
@@ -81,7 +83,7 @@ def open_sealed(
             every = {**candidates, **states}
             logits = _frozen(run.dir, tests, every, classes)
             opened, looks = _open(run.dir, tests, {name: found.digest for name, found in every.items()})
-            scored = Scored(classes, run.seed)
+            scored = Scored(classes, run.seed, open_set)
             accuracies: dict[str, dict[str, float]] = {}
             for key, values in logits.items():
                 test, _, name = key.partition("/")

@@ -30,6 +30,15 @@ SEQUENCES = frozenset({TOKENS, PATCHES})
 LAST_BLOCKS = 4
 LEVEL = re.compile(r"(block|stage)(\d+)")
 
+_MEANING: Mapping[str, str] = {
+    POOLED: "the network's own features",
+    CLS: "the class token after the last norm",
+    MEAN: "the mean of the patch tokens after the last norm",
+    LAST: f"the class tokens of the last {LAST_BLOCKS} blocks, each after the last norm",
+    TOKENS: "all tokens before pooling",
+    PATCHES: "the tokens that stand for a place",
+}
+
 
 @dataclass(frozen=True)
 class TapLayout:
@@ -169,6 +178,13 @@ class _Parts:
     def _normed(self, vectors: Tensor) -> Tensor:
         late = _late_norm(self.backbone.model)
         return vectors if late is None else late(vectors)
+
+
+def tap_in_words(name: str) -> str:
+    """What a tap is, in a few words for the settings of a result; `Taps` has the whole."""
+    if level := LEVEL.fullmatch(name):
+        return f"the mean over all places of {level[1]} {level[2]}, before any norm that follows it"
+    return " and ".join(_MEANING[part] for part in name.split("+"))
 
 
 def available_taps(backbone: Backbone) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from .store import Stamp
 HELD_OUT = 0.2
 # The entry of `seen` for images whose labels any stage was trained on.
 LABELLED = "labelled"
+CLASSES_NAMED = 5  # in a message
 
 
 def labelled(images: Images, key: str, *, several: bool = False) -> Images:
@@ -44,10 +45,13 @@ def labelled(images: Images, key: str, *, several: bool = False) -> Images:
     return images
 
 
-def align(images: Images, classes: Sequence[str], key: str, *, several: bool = False) -> Images:
+def align(
+    images: Images, classes: Sequence[str], key: str, *, several: bool = False, unknown: str | None = None
+) -> Images:
     """The same images with labels of `classes`. Raises UserError if an image's class is not one of them.
 
-    several: whether labels are uint8 [N, K], as the training set's, and not indices.
+    several: whether labels are uint8 [N, K], as the training set's, and not indices. unknown: the name of one more class, after these,
+    for all images of other classes; None refuses them.
     """
     images = labelled(images, key, several=several)
     assert images.classes is not None and images.labels is not None
@@ -57,10 +61,10 @@ def align(images: Images, classes: Sequence[str], key: str, *, several: bool = F
         )
     found = images.labels.any(dim=0).nonzero()[:, 0] if several else images.labels.unique()
     present = [images.classes[i] for i in found.tolist()]
-    unknown = [name for name in present if name not in classes]
-    if unknown:
+    lacking = [name for name in present if name not in classes]
+    if lacking and unknown is None:
         raise UserError(
-            f"{key}: {images.uri} has classes that the training set lacks ({', '.join(unknown[:5])}); "
+            f"{key}: {images.uri} has classes that the training set lacks ({', '.join(lacking[:5])}); "
             f"known there: {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}; rename the folders or leave them out; "
             "if they are no classes, add ?labels=none"
         )
@@ -68,9 +72,10 @@ def align(images: Images, classes: Sequence[str], key: str, *, several: bool = F
     if several:
         aligned.labels = among_classes(images.labels, images.classes, tuple(classes))
     else:
-        table = torch.tensor([list(classes).index(name) if name in classes else -1 for name in images.classes])
+        other = -1 if unknown is None else len(classes)
+        table = torch.tensor([list(classes).index(name) if name in classes else other for name in images.classes])
         aligned.labels = table[images.labels]
-    aligned.classes = tuple(classes)
+    aligned.classes = tuple(classes) if unknown is None else (*classes, unknown)
     return aligned
 
 
@@ -118,6 +123,48 @@ def _align_if_possible(images: Images, classes: Sequence[str], key: str, *, seve
         return align(images, classes, key, several=several)
     except UserError:
         return images.unlabelled()
+
+
+def refuse_one_class(train: Images) -> None:
+    """Raises UserError for training images, one class each, that all have the same: a classifier of them is right about everything."""
+    if train.labels is None or train.classes is None or has_several(train.labels):
+        return
+    found = train.labels.unique().tolist()
+    if len(found) < 2:
+        only = f"of the class {printable(train.classes[found[0]])}" if found else "missing"
+        raise UserError(
+            f"data.train: all {len(train)} training images of {train.uri} are {only}, and a classifier needs two classes or more; "
+            "add images of another class"
+        )
+
+
+def untrained_classes(train: Images, tests: Mapping[str, Images]) -> list[str]:
+    """A warning for each test set with images of classes that no training image has, with the number of both."""
+    if train.labels is None or train.classes is None:
+        return []
+    trained, sentences = _per_class(train.labels, len(train.classes)) > 0, list[str]()
+    for name, images in tests.items():
+        if images.labels is None or has_several(images.labels) != has_several(train.labels):
+            continue
+        counts = _per_class(images.labels, len(train.classes))
+        absent = (~trained & (counts > 0)).nonzero()[:, 0].tolist()
+        if not absent:
+            continue
+        shown = ", ".join(f"{printable(train.classes[i])}: {int(counts[i])}" for i in absent[:CLASSES_NAMED])
+        shown += ", ..." if len(absent) > CLASSES_NAMED else ""
+        several = has_several(images.labels)
+        rows = images.labels[:, absent].any(dim=1) if several else torch.isin(images.labels, torch.tensor(absent))
+        of = "a class without" if len(absent) == 1 else f"{len(absent)} classes without"
+        counted = "nothing can find it there" if several else "accuracy counts them as wrong"
+        sentences.append(
+            f"WARNING: {name}: {int(rows.sum())} of {len(images)} images are of {of} any training image ({shown}); {counted}"
+        )
+    return sentences
+
+
+def _per_class(labels: Tensor, classes: int) -> Tensor:
+    """Images of each class, int64 [K]; labels: int64 [N], or uint8 [N, K]."""
+    return labels.long().sum(dim=0) if has_several(labels) else labels.bincount(minlength=classes)
 
 
 def describe_sets(sets: Mapping[str, Images], held_out: bool = False) -> dict[str, Any]:
@@ -183,3 +230,17 @@ def exposure(seen: Mapping[str, Tensor], tests: Mapping[str, Images]) -> dict[st
     """Two entries of a result: how many test images each stage saw without labels, and how many were trained on with labels."""
     counts = count_seen({LABELLED: torch.empty(0, dtype=torch.int64), **seen}, tests)
     return {"seen_labelled": counts.pop(LABELLED), "seen_unlabelled": counts}
+
+
+def trained_with_labels(seen: Mapping[str, Tensor], tests: Mapping[str, Images]) -> list[str]:
+    """A warning for each test set that holds images which this run or an earlier stage was trained on with their labels."""
+    sentences = list[str]()
+    for name, images in tests.items():
+        if count := count_seen({LABELLED: seen.get(LABELLED, torch.empty(0, dtype=torch.int64))}, {name: images})[
+            LABELLED
+        ]:
+            sentences.append(
+                f"WARNING: {name}: {count} of {len(images)} images ({count / len(images):.1%}) are training images too, whose labels are "
+                "known: scores there say little of new images"
+            )
+    return sentences

@@ -30,7 +30,7 @@ from .lora import add_lora, folded, lora_options
 from .networks import OWN, build_network
 from .plain_timm import timm_entry
 from .sincos import fix_positions
-from .sizes import say_size
+from .sizes import say_size, trained_size
 from .vit_blocks import asks_for_one, first_token
 from .weights import import_options, load_file_strictly, read_tensors
 
@@ -223,7 +223,7 @@ def create(
         raise UserError("backbone.name: missing; give a timm model (for example resnet18), or backbone.weights: RUN")
     spec = {"name": name, "args": dict(args), "size": size, "stem": stem or "default", "pooling": pooling}
     model = build_network(spec, channels, own, pretrained=weights == "timm")
-    say_size(model, name, size, described.get("size"))
+    say_size(model, name, size, trained_size(model, weights, described))
     backbone = Backbone(model, spec, *_normalisation(model, described, channels, mean, std), channels)
     if positions is not None:
         _fix_positions(model, name, weights)

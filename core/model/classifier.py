@@ -22,6 +22,7 @@ from .heads import Structure
 from .weights import load_strictly
 
 HEAD, CLASSES = "head.safetensors", "classes.json"
+UNKNOWN = "unknown"  # the name of the first output beyond the classes, and in tests of the class of all images that are in none of them
 STRUCTURE, BOTTLENECK = "classifier.json", "bottleneck.safetensors"
 
 
@@ -66,7 +67,7 @@ class Classifier(nn.Module):
     def outputs(self) -> list[str]:
         """The names of all outputs: the classes, and after them those of what is in none of them."""
         further = range(self.structure.extra)
-        return [*self.classes, *("unknown" if number == 0 else f"unknown {number + 1}" for number in further)]
+        return [*self.classes, *(UNKNOWN if number == 0 else f"{UNKNOWN} {number + 1}" for number in further)]
 
     @property
     def feature_dim(self) -> int:

@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from timm.layers.drop import DropPath
 from timm.layers.patch_dropout import PatchDropout
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..distributed import own_shard
@@ -37,7 +37,14 @@ def teacher_of(student: Module) -> Module:
 
 
 @torch.no_grad()
-def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """teacher <- momentum * teacher + (1 - momentum) * student, for all parameters; both have the same architecture."""
+def follow(teacher: nn.Module, student: nn.Module, momentum: float | Tensor) -> None:
+    """teacher <- momentum * teacher + (1 - momentum) * student, for all parameters; both have the same architecture.
+
+    momentum: a scalar tensor where it is kept on the device, which is then not waited for.
+    """
     slow, fast = ([own_shard(p) for p in network.parameters()] for network in (teacher, student))
+    if isinstance(momentum, Tensor):
+        for mine, other in zip(slow, fast, strict=True):
+            mine.lerp_(other, (1.0 - momentum).to(mine))
+        return
     torch._foreach_lerp_(slow, fast, 1.0 - momentum)  # pyright: ignore[reportPrivateImportUsage]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..formats import current_names
+from .sizes import positions_before_patches
 
 
 def load_file_strictly(
@@ -88,7 +89,7 @@ def load_strictly(
     if embedding is not None and "pos_embed" in own and embedding.shape[1] != own["pos_embed"].shape[1]:
         grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
         if grid is not None:
-            prefix = 0 if getattr(model, "no_embed_class", False) else int(getattr(model, "num_prefix_tokens", 1))
+            prefix = positions_before_patches(model)
             side = math.isqrt(max(0, embedding.shape[1] - prefix))
             if side and side**2 + prefix == embedding.shape[1]:
                 tensors = {

@@ -22,6 +22,7 @@ GUARDED = (
     PREDICTIONS,
     CANDIDATES,
     LOOKS,
+    "candidates/*.safetensors",
     "map.json",
     "pictures/captions.json",
     "pictures/*.png",

@@ -111,7 +111,7 @@ def stream(
         def indexed(step: int) -> Generator[list[RawBatch]]:
             numbers = order.steps(step, steps, slices)
             for micro in in_blocks(numbers, device, max(1, INDEX_BLOCK // order.batch_size)):
-                yield [RawBatch(_picked(pixels, index), at, _of(labels, index)) for index, at in micro]
+                yield [RawBatch(_picked(pixels, index), at, _of(labels, index), {}, index) for index, at in micro]
 
         return indexed
     pinned = device.type == "cuda"
@@ -189,7 +189,7 @@ def _gathered(
         for wanted, positions in numbers:
             pixels, read = rows_or_neighbours(images, wanted)
             damage.note(images, wanted, read)
-            sample = RawBatch(pixels, positions, _labels(images, read))
+            sample = RawBatch(pixels, positions, _labels(images, read), {}, wanted)
             micro.append(_pinned(sample) if pinned else sample)
         yield micro
 
@@ -217,11 +217,8 @@ def _loaded(
             wanted, read, positions = (crops.pop(name) for name in ("wanted", "read", "positions"))
             damage.note(images, wanted, read)
             labels = _labels(images, read)
-            micro.append(
-                RawBatch(
-                    crops.pop("images"), positions, labels.pin_memory() if pinned and len(labels) else labels, crops
-                )
-            )
+            labels = labels.pin_memory() if pinned and len(labels) else labels
+            micro.append(RawBatch(crops.pop("images"), positions, labels, crops, wanted))
             if len(micro) == len(slices):
                 yield micro
                 micro = []
@@ -231,7 +228,7 @@ def _loaded(
 
 def _pinned(sample: RawBatch) -> RawBatch:
     images, positions, labels = (value.pin_memory() for value in sample[:3])
-    return RawBatch(images, positions, labels)
+    return RawBatch(images, positions, labels, {}, sample.index.pin_memory())
 
 
 class _Reader:

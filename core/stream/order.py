@@ -82,6 +82,16 @@ class Blocks:
         return (turned + turn) % n
 
 
+@dataclass(frozen=True)
+class Given:
+    """One order for all epochs: order[place] is the image, each once."""
+
+    order: Indices
+
+    def images(self, seed: int, name: str, n: int, places: Indices) -> Indices:
+        return self.order[places]
+
+
 SHUFFLES: Mapping[str, Callable[..., Shuffle]] = {"full": Full, "blocks": Blocks}
 
 
@@ -91,7 +101,7 @@ class Order:
 
     n: number of images. batch_size: the global batch. name: the set's draw stream ("source", "target"; "" for a single set).
     shuffle: the order within an epoch. A batch never holds an image twice; an epoch leaves out n % batch_size images, different
-    ones each time.
+    ones each time. whole: whether an epoch holds every image: its last batch is filled up with the first images of the epoch.
     """
 
     n: int
@@ -99,6 +109,7 @@ class Order:
     seed: int
     name: str = ""
     shuffle: Shuffle = Full()
+    whole: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -112,12 +123,16 @@ class Order:
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.n // self.batch_size
+        return -(-self.n // self.batch_size) if self.whole else self.n // self.batch_size
 
     def indices(self, step: int, rows: slice = slice(None)) -> Tensor:
         """The images of a step's rows, int64 [len(rows)]."""
         epoch, i = divmod(step, self.steps_per_epoch)
         return torch.from_numpy(self._images(epoch, self._rows(rows) + i * self.batch_size))
+
+    def images_of(self, epoch: int) -> Tensor:
+        """The image at each place of an epoch, int64 [n]."""
+        return torch.from_numpy(self._images(epoch, np.arange(self.n, dtype=np.int64)))
 
     def positions(self, step: int, rows: slice = slice(None)) -> Tensor:
         """The global positions of a step's rows, int64 [len(rows)]."""
@@ -151,7 +166,7 @@ class Order:
         return np.arange(*rows.indices(self.batch_size), dtype=np.int64)
 
     def _images(self, epoch: int, places: Indices) -> Indices:
-        return self.shuffle.images(self.seed, f"{self.name}/order/{epoch}", self.n, places)
+        return self.shuffle.images(self.seed, f"{self.name}/order/{epoch}", self.n, places % self.n)
 
 
 def straddling(seed: int, name: str, n: int, batch_size: int, steps: int) -> Iterator[Tensor]:

@@ -93,7 +93,7 @@ def _sent(sample: RawBatch, device: torch.device) -> RawBatch:
         return value.to(device, non_blocking=True)
 
     extra = {name: send(value) for name, value in sample.extra.items()}
-    return RawBatch(send(sample.images), send(sample.positions), send(sample.labels), extra)
+    return RawBatch(send(sample.images), send(sample.positions), send(sample.labels), extra, send(sample.index))
 
 
 def _arrived(micro: list[RawBatch], ready: torch.cuda.Event, device: torch.device) -> list[RawBatch]:
@@ -101,7 +101,7 @@ def _arrived(micro: list[RawBatch], ready: torch.cuda.Event, device: torch.devic
     stream = torch.cuda.current_stream(device)
     stream.wait_event(ready)
     for sample in micro:
-        for value in (sample.images, sample.positions, sample.labels, *sample.extra.values()):
+        for value in (sample.images, sample.positions, sample.labels, sample.index, *sample.extra.values()):
             # They were allocated on the side stream, which must not reuse their memory before the current stream has finished with it.
             value.record_stream(stream)
     return micro

@@ -35,7 +35,10 @@ def stream_rows(
         own = NO_LABELS if labels is None else labels.to(device)
         numbers = order.steps(step, steps, slices)
         for micro in in_blocks(numbers, device, max(1, INDEX_BLOCK // order.batch_size)):
-            yield [RawBatch(_picked(rows, index), at, own[index] if labels is not None else own) for index, at in micro]
+            yield [
+                RawBatch(_picked(rows, index), at, own[index] if labels is not None else own, {}, index)
+                for index, at in micro
+            ]
 
     return batches
 

@@ -26,6 +26,7 @@ from .memory import step_in_memory
 from .optim import Optim, parameter_groups
 from .parallel import Strategy, strategy_for
 from .progress import Progress
+from .refresh import NEVER, Refresh
 from .replicas import check_replicas
 
 Evaluator = Callable[[nn.Module], Mapping[str, float]]
@@ -88,6 +89,7 @@ class Training(NamedTuple):
     steps: int
     steps_per_epoch: int
     every: Every
+    refresh: Refresh = NEVER
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -107,13 +109,15 @@ def fit(
     run: Run,
     evaluators: Mapping[str, Evaluator] = {},
     every: Every = Every(),
+    refresh: Refresh = NEVER,
     alarm: Alarm | None = None,
 ) -> None:
     """Train `method` in place for `steps` optimizer steps, from the newest checkpoint if there is one.
 
     method: see core/method.py. batches(step): this process's micro-batches of each step from `step` on. prepare: raw batch -> batch of
-    the method. evaluators: called every `every.evaluate` steps and at the end, with the method in eval mode. alarm: (step, logged row)
-    -> a warning or None. Raises Interrupted, after saving, if asked to stop; UserError after repeated non-finite losses.
+    the method. evaluators: called every `every.evaluate` steps and at the end, with the method in eval mode. refresh: before which steps
+    the method looks over the target. alarm: (step, logged row) -> a warning or None. Raises Interrupted, after saving, if asked to stop;
+    UserError after repeated non-finite losses.
     """
     strategy = strategy_for(method, run)
     run.plan(steps)
@@ -134,6 +138,7 @@ def fit(
         waiting = time.perf_counter()
         for step, micro in zip(range(start, steps), batches(start), strict=True):
             waited = time.perf_counter() - waiting
+            progress.leave_out(refresh.before(trained, step, steps))
             row = step_in_memory(loop, forward, micro, prepare, step, asked)
             done = step + 1
             phase.begin(phase.TRAINING, done)
@@ -151,10 +156,7 @@ def fit(
                 score(done)
             waiting = time.perf_counter()
             progress.leave_out(waiting - aside)
-    phase.begin(phase.CLOSING, steps)
-    loop.optimizer.zero_grad(set_to_none=True)
-    loop.saving.report()
-    strategy.finish()
+    _close(loop, strategy)
 
 
 def _note_length(optim: Optim, steps: int, steps_per_epoch: int, run: Run) -> None:
@@ -165,6 +167,14 @@ def _note_length(optim: Optim, steps: int, steps_per_epoch: int, run: Run) -> No
         run.log(
             f"WARNING: optim.warmup takes {warmup} steps of {steps}, so the peak rate is never reached; try warmup: 10%"
         )
+
+
+def _close(loop: Loop, strategy: Strategy) -> None:
+    """After the last step: free the gradients, say what saving took, and leave the complete method."""
+    phase.begin(phase.CLOSING, loop.steps)
+    loop.optimizer.zero_grad(set_to_none=True)
+    loop.saving.report()
+    strategy.finish()
 
 
 def _secure(loop: Loop, every: Every, done: int) -> None:

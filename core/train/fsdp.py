@@ -39,6 +39,11 @@ def check_shardable(method: Method, run: Run) -> None:
             f"run.sharding: {sharding} does not work with this method, which makes {method.turns} updates on each batch; "
             "use run.sharding=none"
         )
+    if method.refresh_every is not None:
+        raise UserError(
+            f"run.sharding: {sharding} does not work with this method, which looks over the whole target during training; "
+            "use run.sharding=none"
+        )
     if run.dtype == torch.float16:
         raise UserError(
             f"run.sharding: {sharding} does not work with fp16, whose loss scaler needs complete gradients; use run.precision=bf16"

@@ -128,6 +128,8 @@ class Loop:
             with nullcontext() if last else self.unsynced():
                 with torch.autocast(self.run.device.type, self.run.dtype) if half else nullcontext():
                     out: Any = wrapped(batch, progress, turn) if self.turns > 1 else wrapped(batch, progress)
+                if out.kept:
+                    self.method.keep(out.kept)
                 loss = out.loss if share == 1.0 else out.loss * share
                 if self.turns > 1:
                     loss, absent = with_absent(loss, self.parameters)

@@ -72,7 +72,9 @@ def _what_fits(
     for pieces in _halvings(images):
         part = images // pieces
         if whole:
-            vars(method)["chunk"] = part
+            for each in method.modules():  # a method inside another encodes in chunks too
+                if isinstance(each, Method):
+                    vars(each)["chunk"] = part
         tried = raw if whole else _first_rows(raw, part)
         if _fits(loop, forward, prepare, tried, progress):
             if whole:
@@ -116,5 +118,6 @@ def _first_rows(raw: Any, count: int) -> Any:
         images=raw.images[:count],
         positions=raw.positions[:count],
         labels=raw.labels[:count],
+        index=raw.index[:count],
         extra={name: value[:count] for name, value in raw.extra.items()},
     )

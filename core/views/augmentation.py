@@ -24,7 +24,7 @@ class Augmentation:
     """How the views of an image are drawn: crop, flip, affine jitter, RandAugment, colour and erasing, then small local crops.
 
     Distributions are torchvision's. Every number is drawn for each image and each view. The default of every key is "off": the
-    preset `none` has these defaults, the other presets change them. Operations on colour (jitter, grayscale, blur, solarize,
+    preset `none` has these defaults, the other presets change them. Operations on colour (difference, jitter, grayscale, blur, solarize,
     invert) need images of three channels and are left out for others.
 
     scale: Smallest and largest part of the image's area that a random resized crop takes, above 0 and up to 1. null takes the
@@ -35,6 +35,8 @@ class Augmentation:
     rotate: Largest rotation in degrees to either side, 0 or more; uniform.
     shift: Largest shift as a fraction of the side, in each direction and along each axis, 0 or more; uniform.
     zoom: Smallest and largest magnification about the centre, above 0, drawn log-uniformly; [1, 1] doesn't zoom.
+    difference: Probability of turning a view x into |x - c|, its absolute difference from a smooth field c of random colours (16 points,
+        bilinear between them), before all other colours; one number, or a list with one a view. Local crops take the first.
     jitter: Strengths of colour jitter: brightness, contrast, saturation (0 or more) and hue (0 to 0.5). Factors are drawn from
         1 - strength (at least 0) to 1 + strength, the hue's shift from -strength to strength of a full turn; the order is random.
     jitter_p: Probability of colour jitter; one number, or a list with one a view. Local crops take the first.
@@ -66,6 +68,7 @@ class Augmentation:
     rotate: float = 0.0
     shift: float = 0.0
     zoom: tuple[float, float] = (1.0, 1.0)
+    difference: Each = 0.0
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     jitter_p: Each = 0.0
     grayscale: Each = 0.0
@@ -137,7 +140,7 @@ class Augmentation:
                 )
 
 
-PER_VIEW = ("jitter_p", "grayscale", "blur", "solarize", "invert")
+PER_VIEW = ("difference", "jitter_p", "grayscale", "blur", "solarize", "invert")
 
 
 def probability(given: Each, view: int) -> float:

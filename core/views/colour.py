@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..draws import Draws
@@ -32,6 +33,7 @@ SLICE = 1 << 18
 # Samples with more floats than this are processed one at a time.
 LARGE = 1 << 16
 TINY, FAR = 1e-30, 2.0**40
+FIELD = 4  # points of a field of colours along each side
 
 
 class Colours(NamedTuple):
@@ -45,6 +47,8 @@ class Colours(NamedTuple):
     sigma: Tensor | None = None  # float [N], pixels
     solarize: Tensor | None = None
     invert: Tensor | None = None
+    difference: Tensor | None = None
+    field: Tensor | None = None  # float [N, 3, FIELD, FIELD]
 
     def rows(self, rows: slice) -> Colours:
         return Colours(*(None if field is None else field[rows] for field in self))
@@ -59,9 +63,12 @@ def draw_jitter(draws: Draws, strength: Strength, p: float) -> Colours:
 
 
 def recolour(x: Tensor, colours: Colours, largest_sigma: float) -> Tensor:
-    """Colour jitter, grayscale, blur, solarize and invert, in this order; may overwrite x (values in 0..1)."""
+    """Difference, colour jitter, grayscale, blur, solarize and invert, in this order; may overwrite x (values in 0..1)."""
     if not eager_cpu(x):
         return _recolour_all(x, colours, largest_sigma)
+    if colours.difference is not None and colours.field is not None:
+        field = colours.field
+        _on(x, colours.difference, lambda part, rows: field_difference(part, field[rows]))
     if colours.jitter is not None:
         _jitter_some(x, colours)
     if colours.gray is not None:
@@ -77,6 +84,8 @@ def recolour(x: Tensor, colours: Colours, largest_sigma: float) -> Tensor:
 
 
 def _recolour_all(x: Tensor, colours: Colours, largest_sigma: float) -> Tensor:
+    if colours.difference is not None and colours.field is not None:
+        x = torch.where(_column(colours.difference), field_difference(x, colours.field), x)
     if colours.jitter is not None:
         x = _jitter_all(x, colours)
     if colours.gray is not None:
@@ -111,6 +120,12 @@ def solarize(x: Tensor) -> Tensor:
     """Invert values of 0.5 and more; for exactly these 1 - x is the smaller of the two."""
     (one,) = scalars((1.0,), x)
     return torch.minimum(x, one - x)
+
+
+def field_difference(x: Tensor, field: Tensor) -> Tensor:
+    """|x - c| for a field of colours, [N, 3, FIELD, FIELD]: its corners are the image's, and it is bilinear between its points."""
+    smooth = F.interpolate(field, size=x.shape[2:], mode="bilinear", align_corners=True)
+    return (x - smooth).abs()
 
 
 def brighten(x: Tensor, factor: Tensor) -> Tensor:

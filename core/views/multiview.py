@@ -89,6 +89,10 @@ class Multiview:
         local = self._finished("local", cropped["local"], draws) if self.local else None
         return Views(self._finished("images", cropped["images"], draws), draws, local)
 
+    def beside(self, further: Sequence[Multiview]) -> Multiview:
+        """These views, and after them the first view of each of `further`; the draws of these stay as they are."""
+        return Multiview([*self.views, *(one.views[0] for one in further)], self.local)
+
     def refuse_local(self, who: str) -> Multiview:
         """Returns self. Raises UserError if there are local crops, which `who` (a method or stage) doesn't use."""
         if self.local:
@@ -97,13 +101,13 @@ class Multiview:
             )
         return self
 
-    def warn_unused(self, channels: int, log: Callable[[str], None]) -> None:
-        """Log a warning if colour operations are on but the images don't have three channels."""
+    def warn_unused(self, channels: int, log: Callable[[str], None], section: str = "data.views") -> None:
+        """Log a warning if colour operations are on but the images don't have three channels. section: the config's, which says them."""
         used = [key for key in PER_VIEW if any(getattr(view, key) for view in [*self.views, *self.local])]
         if channels != 3 and used:
             log(
                 f"WARNING: pictures of {channels} channel{'s' if channels > 1 else ''}: "
-                f"{', '.join(f'data.views.{key}' for key in used)} need three and are left out"
+                f"{', '.join(f'{section}.{key}' for key in used)} need three and are left out"
             )
 
     def _streams(self, key: str, draws: Draws) -> list[tuple[View, Draws]]:

@@ -36,7 +36,9 @@ def rand_augment(x: Tensor, draws: Draws, count: int, magnitude: float) -> Tenso
     that are not 8-bit, since the operations are defined on 256 levels.
     """
     if x.dtype != torch.uint8:
-        raise UserError(f"data.views.randaugment: works on 8-bit pictures, but these are {x.dtype}; set it to 0")
+        raise UserError(
+            f"data.views.randaugment: works on 8-bit pictures, but these are {x.dtype}; set it to 0 (also in data.strong)"
+        )
     for turn in range(count):
         operation = draws.integers(f"operation{turn}", len(RANDAUGMENT_OPERATIONS))
         sign = 1.0 - 2.0 * draws.bernoulli(f"sign{turn}", 0.5)

@@ -20,7 +20,7 @@ from ..hostmemory import empty
 from ..numerics import eager_cpu
 from .augmentation import Augmentation, probability
 from .boxes import centre_boxes, random_boxes
-from .colour import Colours, cache_slices, constant, draw_jitter, recolour
+from .colour import FIELD, Colours, cache_slices, constant, draw_jitter, recolour
 from .erasing import random_erasing
 from .randaugment import rand_augment
 from .resample import Interpolation, centre_cut, crop_resize, crop_resize_each, resize_centre
@@ -58,6 +58,7 @@ class View:
         index: int = 0,
     ) -> None:
         self.size, self.mean, self.std, self.augmentation = size, mean, std, augmentation
+        self.difference = probability(augmentation.difference, index)
         self.jitter_p = probability(augmentation.jitter_p, index)
         self.grayscale = probability(augmentation.grayscale, index)
         self.blur = probability(augmentation.blur, index)
@@ -173,6 +174,8 @@ class View:
             sigma=draws.uniform("sigma", low=low, high=high) * (self.size / 224.0) if self.blur else None,
             solarize=draws.bernoulli("solarize", self.solarize) if self.solarize else None,
             invert=draws.bernoulli("invert", self.invert) if self.invert else None,
+            difference=draws.bernoulli("difference", self.difference) if self.difference else None,
+            field=draws.uniform("field", 3, FIELD, FIELD) if self.difference else None,
         )
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:

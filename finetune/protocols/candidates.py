@@ -43,8 +43,8 @@ class Trained(Protocol):
     def scores(self, features: Mapping[str, Tensor], labels: Tensor, /) -> tuple[Tensor, Tensor]: ...
 
 
-# Train some candidates on the images at rows, int64 [n].
-Train = Callable[[Tensor, Sequence[Candidate]], Trained]
+# Train some candidates on the images at rows, int64 [n], at the rates of a batch of a training on so many images.
+Train = Callable[[Tensor, Sequence[Candidate], int], Trained]
 
 
 class Length(NamedTuple):
@@ -167,10 +167,10 @@ def trainer(
 ) -> Train:
     """How candidates are trained: by `fit`, which is `train_heads` or has its arguments. options: of HeadTraining."""
 
-    def make(rows: Tensor, candidates: Sequence[Candidate]) -> Trained:
+    def make(rows: Tensor, candidates: Sequence[Candidate], rate_images: int) -> Trained:
         training = training_of(length, len(rows), **options)
         assert training.batch_size is not None
-        rise = training.batch_size / RATE_BATCH
+        rise = length.of(rate_images)[2] / RATE_BATCH
         heads = [Head(one.tap, one.lr * rise, one.weight_decay) for one in candidates]
         features = StepFeatures(
             train, [one.tap for one in candidates], rows, training.batch_size, augment, cached_epochs
@@ -184,7 +184,7 @@ def trainer(
 def how_trained(fitted: Fitted, expects: str) -> dict[str, str]:
     """What the settings of all these protocols end with. expects: how the publication shows images."""
     return {
-        "rate": "lr x batch_size / 256, cosine to 0 in every step",
+        "rate": f"lr x batch_size / 256{' of the choice' if fitted.chosen else ''}, cosine to 0 in every step",
         "iterate": "last",
         "chosen": CHOSEN_ON if fitted.chosen else "nothing",
         "expects": expects,
@@ -194,14 +194,16 @@ def how_trained(fitted: Fitted, expects: str) -> dict[str, str]:
 def fit_candidates(section: str, train: Known, candidates: Sequence[Candidate], make: Train) -> Fitted:
     """Train all candidates on 80 % of the images, choose on the rest, and train the best on all. A single one is trained on all.
 
-    Best means most held-out images right, then lowest held-out loss. The slice is shown without augmentation.
+    Best means most held-out images right, then lowest held-out loss. The slice is shown without augmentation. The best is trained anew at
+    the very rate that was chosen: where a batch would have all images, the batch of all does not raise it.
     Raises UserError if all candidates diverge, or the one that was chosen.
     """
-    everything, best = torch.arange(len(train.labels)), 0
+    everything, best, fewest = torch.arange(len(train.labels)), 0, len(train.labels)
     tried, held_out = list[dict[str, Any]](), None
     if len(candidates) > 1:
         outer = held_out_rows(train.keys, train.labels, seed=train.seed)
-        models, labels = make(everything[~outer], candidates), train.labels[outer]
+        fewest -= int(outer.sum())
+        models, labels = make(everything[~outer], candidates, fewest), train.labels[outer]
         shown = {tap: train.features[tap][outer] for tap in {one.tap for one in candidates}}
         right, loss = models.scores(shown, labels)
         order = [
@@ -215,7 +217,7 @@ def fit_candidates(section: str, train: Known, candidates: Sequence[Candidate], 
         ]
         _refuse_diverged(section, candidates, all(hits < 0 for hits, _ in order))
         held_out = models.logits(shown, [best])[0].float().cpu(), labels
-    model = make(everything, [candidates[best]])
+    model = make(everything, [candidates[best]], fewest)
     _refuse_diverged(section, [candidates[best]], model.diverged[0])
 
     def scores(features: Features) -> Tensor:

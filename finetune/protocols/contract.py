@@ -142,13 +142,12 @@ class Tapped(Protocol):
     taps: tuple[str, ...]
 
 
-def check_vectors(name: str, protocol: Tapped, counts: Counts) -> None:
-    """Raises UserError for a tap that gives several vectors an image, as tokens do. name: the protocol's."""
-    for tap in protocol.taps:
+def check_vectors(key: str, taps: Sequence[str], counts: Counts) -> None:
+    """Raises UserError for a tap that gives several vectors an image, as tokens do. key: the config's, which names the taps."""
+    for tap in taps:
         if len(counts.shapes.get(tap, (0,))) != 1:
             raise UserError(
-                f"evaluate.{_section(name)}.taps: {tap} are several vectors for each image, and one is needed; take pooled, cls, "
-                "mean or a block"
+                f"{key}: {tap} are several vectors for each image, and one is needed; take pooled, cls, mean or a block"
             )
 
 
@@ -197,11 +196,11 @@ def for_each_tap(name: str, protocol: AnyProtocol, layers: tuple[str, ...]) -> d
             else "layers, and this network has no blocks or stages that can be read"
         )
         raise UserError(
-            f"evaluate.{_section(name)}.taps: expected the names of features, got {given}; leave it out for pooled"
+            f"evaluate.{section_in(name)}.taps: expected the names of features, got {given}; leave it out for pooled"
         )
     return {name if tap == "pooled" else f"{name}@{tap}": replace(protocol, taps=(tap,)) for tap in taps}  # pyright: ignore[reportArgumentType, reportReturnType]
 
 
-def _section(name: str) -> str:
+def section_in(name: str) -> str:
     """The section of a protocol's name: `ridge` of ridge-5shot@cls."""
     return re.split("[-@]", name)[0]

@@ -57,31 +57,36 @@ def identities_by_class(counts: Counts) -> list[int]:
 def drawn_rows(keys: Tensor, y: Tensor, seed: int, shots: int, draws: int) -> Tensor:
     """For each draw and class the rows of `shots` identities, int64 [draws, K, shots]; of an identity one random image of its class.
 
-    A draw depends on the seed and the identities, not on the order of images. keys, y: int64 [N].
+    A draw depends on the seed and the identities, not on the order of images. Where all images are taken, all draws would be the same, so
+    there is one. keys, y: int64 [N].
     """
-    picked = []
+    picked, choice = [], False
     for label, own, order in _drawn_identities(keys, y, seed, draws):
         which = Draws(seed, own).uniform("fewshot/image", draws)
         chosen = order[:, :shots]
         rows = ((y == label) & torch.isin(keys, own)).nonzero()[:, 0]
         rows = rows[torch.searchsorted(own, keys[rows]).argsort(stable=True)]
         counts = torch.searchsorted(own, keys[rows]).bincount(minlength=len(own))
+        choice |= len(rows) > shots
         at = counts.cumsum(0) - counts + (which.T * counts).long()  # [draws, identities]
         picked.append(rows[at.gather(1, chosen)])
-    return torch.stack(picked, dim=1)
+    return torch.stack(picked, dim=1)[: draws if choice else 1]
 
 
 def drawn_parts(keys: Tensor, y: Tensor, seed: int, fraction: float, draws: int) -> list[Tensor]:
     """For each draw the rows of `fraction` of the identities of each class, rounded, but at least one; int64, ascending.
 
     All images of a drawn identity are taken. The identities come in the order of `drawn_rows`, so a larger fraction holds the smaller ones.
+    Where all are taken, there is one draw.
     """
     chosen: list[list[Tensor]] = [[] for _ in range(draws)]
+    choice = False
     for _, own, order in _drawn_identities(keys, y, seed, draws):
         count = max(1, round(fraction * len(own)))
+        choice |= count < len(own)
         for drawn, some in zip(chosen, order[:, :count], strict=True):
             drawn.append(own[some])
-    return [torch.isin(keys, torch.cat(drawn)).nonzero()[:, 0] for drawn in chosen]
+    return [torch.isin(keys, torch.cat(drawn)).nonzero()[:, 0] for drawn in chosen[: draws if choice else 1]]
 
 
 def _drawn_identities(keys: Tensor, y: Tensor, seed: int, draws: int) -> Iterator[tuple[int, Tensor, Tensor]]:

@@ -25,14 +25,14 @@ class FewLinear:
     """Logistic regression from few labels, as `linear`; C is chosen for each draw on a held-out 20 % of the draw's own images.
 
     Each fraction, number of shots and list is scored on its own: few_linear-0.01, few_linear-5shot, few_linear-list. The interval is over
-    the draws. Images of a draw are different ones; all blends of a drawn picture count as one in `fractions`, and one of them is taken in
-    `shots`. The other training images have no part.
+    draws and test images. Images of a draw are different ones; all blends of a drawn picture count as one in `fractions`, and one of them
+    is taken in `shots`. The other training images have no part.
 
     fractions: Parts of the different training images of each class that have a label, each above 0 and up to 1; at least one image a class.
     shots: Different training images a class, each 1 or more; each class needs as many.
     list: A text file with the names of the training images that have a label, one a line, as SimCLR's 1percent.txt; a line is the end of an
         image's name. null for none. It is one draw.
-    draws: Number of random choices of these images over which the score is averaged, 1 to 10,000.
+    draws: Number of random choices of these images over which the score is averaged, 1 to 10,000. One where all are taken.
     C: Inverse strengths of the L2 penalty to try, 1e-12 to 1e12, as in scikit-learn; a single one is used without choosing. null tries
         1e-4, 1e-3, ..., 1e3, and takes 1 where no class has two images to choose on.
     taps: Features that are read, by name (`pooled`, `cls`, `mean`, `last4`, `block3`, ...; `layers` for each block or stage); each is

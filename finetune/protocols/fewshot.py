@@ -18,11 +18,11 @@ class FewShot:
     """Nearest class mean of `shots` images a class (SimpleShot, Wang et al. 2019, arXiv:1911.04623, CL2N).
 
     Features are centred by the mean of all training features, without labels, and normalised. Nothing is tuned, which a handful of
-    labels would not allow. The interval is over the draws; details pool them, so supports are `draws` times the test set's.
+    labels would not allow. The interval is over draws and test images; details pool them, so supports are `draws` times the test set's.
     The images of a draw are different ones: at most one copy or blend of a picture is among them.
 
     shots: Different training images a class, 1 or more; each class needs as many.
-    draws: Number of random choices of these images over which the score is averaged, 1 to 10,000.
+    draws: Number of random choices of these images over which the score is averaged, 1 to 10,000. One where all are taken.
     taps: Features that are read, by name (`pooled`, `cls`, `mean`, `last4`, `block3`, ...; `layers` for each block or stage); each is
         scored on its own.
     """
@@ -55,7 +55,7 @@ class FewShot:
             "tap": self.reads[0],
             "scale": "centred by the mean of all training images, then each divided by its norm",
             "shots": self.shots,
-            "draws": self.draws,
+            "draws": len(rows),
             "trained": "class means, compared by cosine",
             "chosen": "nothing",
         }

@@ -19,7 +19,7 @@ from .candidates import (
     trainer,
     training_of,
 )
-from .contract import Counts, Fitted, Known
+from .contract import Counts, Fitted, Known, check_vectors
 from .room import check_room
 
 SGD_SECTION = "evaluate.linear_sgd"
@@ -98,7 +98,8 @@ class LinearSGD:
         return EXPECTS[self.preset]
 
     def requires(self, name: str, counts: Counts) -> None:
-        """Raises UserError for numbers out of range, for want of images to choose on, and of memory."""
+        """Raises UserError for inputs that are no vectors, numbers out of range, want of images to choose on, and of memory."""
+        check_vectors(f"{SGD_SECTION}.inputs", self.reads, counts)
         if self.epochs is not None and self.steps is not None:
             raise UserError(
                 f"{SGD_SECTION}: epochs and steps are given; expected one of them, which says how long the training is"

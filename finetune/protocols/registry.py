@@ -160,6 +160,11 @@ def check_one_class(name: str, protocol: AnyProtocol, counts: Counts) -> None:
     )
 
 
+def gives_scores(protocol: AnyProtocol) -> bool:
+    """Whether it is a classifier, and not a comparison of images with each other."""
+    return section_of(protocol) in SECTIONS
+
+
 def check_taps(protocols: Mapping[str, AnyProtocol], offered: tuple[str, ...], network: str) -> None:
     """Raises UserError for a protocol that reads features which the network doesn't offer, naming the key that says what it reads."""
     every: dict[str, Callable[..., AnyProtocol]] = {**SECTIONS, **COMPARISONS}

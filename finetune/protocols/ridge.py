@@ -23,10 +23,11 @@ class FewShotRidge:
 
     Features are standardised by the shots, a constant feature 100 is appended, and the penalty is fixed. Nothing is chosen. big_vision
     evaluates with pictures resized to 256 and cropped to 224 px. Each number of shots is scored on its own, as ridge-5shot. The interval is
-    over the draws.
+    over draws and test images.
 
     shots: Different training images a class, each 1 or more; each class needs as many.
-    draws: Number of random choices of these images over which the score is averaged, 1 to 10,000; big_vision has three.
+    draws: Number of random choices of these images over which the score is averaged, 1 to 10,000, of which big_vision has three.
+        One where all are taken.
     l2: Strength of the penalty, 1e-12 to 1e12; big_vision has 2^10 for every set.
     taps: Features that are read, by name (`pooled`, `cls`, `mean`, `last4`, `block3`, ...; `layers` for each block or stage); each is
         scored on its own.
@@ -73,7 +74,7 @@ class FewShotRidge:
             "tap": self.reads[0],
             "scale": "standardised by the shots; a constant feature of 100 is added",
             "shots": self.shots[0],
-            "draws": self.draws,
+            "draws": len(rows),
             "l2": self.l2,
             "optimizer": "closed form, to labels of +-1",
             "chosen": "nothing",

@@ -87,6 +87,8 @@ def _turn(
 ) -> Mapping[str, Tensor]:
     several: Any = (turn,) if method.turns > 1 else ()
     out = parallel(in_turn(batch, turn), progress, *several)
+    if out.kept:
+        method.keep(out.kept)
     loss, absent = with_absent(out.loss, method.parameters()) if several else (out.loss, [])
     loss.backward()
     for parameter in (*absent, *method.frozen(progress, *several)):

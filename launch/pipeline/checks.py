@@ -102,16 +102,7 @@ def check_report(report: dict[str, Any], names: Sequence[str], problems: list[st
             if name is not None and name.count("/") < 2:
                 problems.append(f"report.rows.{index}.{key}: expected TEST/PROTOCOL/METRIC, got {name}")
     for index, entry in enumerate(report["comparisons"]):
-        for side in ("a", "b"):
-            found = rows_named(report["rows"], entry[side])
-            if len(found) != 1:
-                labels = [entry["label"] for entry in report["rows"]]
-                wrong = (
-                    f"no row {entry[side]}{among(entry[side], labels)}"
-                    if not found
-                    else f"{len(found)} rows show {entry[side]}; name one by its label"
-                )
-                problems.append(f"report.comparisons.{index}.{side}: {wrong}")
+        problems += [f"report.comparisons.{index}.{problem}" for problem in _wrong_sides(entry, report["rows"])]
         if (entry["claim"] == "differs") != (entry["margin"] is None):
             wrong = "belongs to another claim than differs" if entry["margin"] else f"is needed by {entry['claim']}"
             problems.append(f"report.comparisons.{index}.margin: a margin {wrong}; say how much, or leave both out")
@@ -121,6 +112,36 @@ def check_report(report: dict[str, Any], names: Sequence[str], problems: list[st
         problems.append(
             f"report.comparisons: {count} are primary, and a table has at most {MOST_PRIMARY}; choose, before the first run"
         )
+
+
+def _wrong_sides(entry: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is wrong with the rows that a comparison names."""
+    over, wrong = entry["over"], list[str]()
+    named = {"a": entry["a"], **({} if entry["b"] is None else {"b": entry["b"]})}
+    for key, name in [*named.items(), *(("over", name) for name in over)]:
+        found = rows_named(rows, name)
+        if not found:
+            wrong.append(f"{key}: no row {name}{among(name, [row['label'] for row in rows])}")
+        elif len(found) > 1:
+            wrong.append(f"{key}: {len(found)} rows show {name}; name one by its label")
+    if (entry["b"] is None) != bool(over):
+        wrong.append("b: give the row that is subtracted, or several of them as over: [ROW, ROW], and not both")
+    elif (
+        over
+        and len({row["label"] for name in over for row in rows_named(rows, name)}) < max(2, len(over))
+        and not wrong
+    ):
+        wrong.append("over: expected two or more different rows; one row is given as b")
+    if over and entry["primary"]:
+        wrong.append(
+            "primary: a primary contrast has one row b; write one for each row, and leave `over` to what is exploratory"
+        )
+    return wrong
+
+
+def subtracted(entry: Mapping[str, Any]) -> list[str]:
+    """The rows that a comparison subtracts: b, or each of `over`."""
+    return list(entry.get("over") or [entry["b"]])
 
 
 def rows_named(rows: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:

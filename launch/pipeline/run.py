@@ -20,12 +20,14 @@ from ...core.run.folder import make_folder, read_result, run_folder, write_confi
 from ..report.answers import read_answers
 from ..report.claims import stages_shown, tasks_of
 from ..report.contrasts import over_images, primary_contrasts
-from ..report.markdown import pipeline_markdown
+from ..report.gains import gain_of
+from ..report.markdown import gain_lines, pipeline_markdown
+from ..report.oracles import ORACLE, mark_oracles
 from ..report.page import write_report
 from ..report.records import read_run
 from ..report.results import averaged, compare, looks_note, main_metric, summarise, value_of
 from ..report.tables import interval, is_fraction, number
-from .checks import rows_named
+from .checks import rows_named, subtracted
 from .contrasts import declare, declared_contrasts
 from .plan import STAGE_VERBS, StageJob, Validate, domains_of, inputs_file, plan_pipeline, recorded_inputs
 from .preflight import Build, check_buildable
@@ -74,7 +76,8 @@ def run_pipeline(
             result = execute(job.verb, job.config, job.overrides, quiet=True)
         _check_metrics(job.name, result, config["report"]["rows"])
         results[job.name].append({**result, "seed": job.seed})
-    table = tabulate(config["report"], results, {job.name: domains_of(job.resolved) for job in jobs})
+    domains = {job.name: domains_of(job.resolved) for job in jobs}
+    table = tabulate(config["report"], results, domains, {job.name: tuple(job.inputs) for job in jobs})
     if rank() == 0:
         if declared is not None:
             table |= {"contrasts": {**declared, "primary": _judged(config["report"], table["rows"], jobs)}}
@@ -82,6 +85,8 @@ def run_pipeline(
         write_text(folder / "table.md", pipeline_markdown(table, f"rootstock run {path}"), shared=True)
         page = write_report([folder], folder / "report.html")
         console.print(_printed_table(table))
+        for line in gain_lines(table.get("gains") or []):
+            console.print(escape(line), soft_wrap=True)
         console.print(f"report: {escape(str(page))}", soft_wrap=True)
     return table
 
@@ -90,8 +95,11 @@ def tabulate(
     report: Mapping[str, Any],
     results: Mapping[str, Sequence[Mapping[str, Any]]],
     domains: Mapping[str, Sequence[str]] = {},
+    inputs: Mapping[str, Sequence[str]] = {},
 ) -> dict[str, Any]:
-    """The pipeline's result.json. report: the resolved section. results, domains: of each stage, one result per seed, and its domains."""
+    """The pipeline's result.json. report: the resolved section. results, domains, inputs: of each stage, one result per seed, its domains,
+    and the stages that it starts from.
+    """
     measured = [name for name, found in results.items() if found[0].get("metrics")]
     wanted: list[Mapping[str, Any]] = report["rows"] or [{"label": name, "stage": name} for name in measured]
     rows = []
@@ -107,12 +115,22 @@ def tabulate(
         if len(shown := stages_shown(entry)) > 1:
             row["tasks"] = tasks_of([domains.get(name, ()) for name in shown])
         rows.append(row | {key: entry[key] for key in ("stages", "group", "note", "emphasis") if entry.get(key)})
-    comparisons, primary = [], any(entry.get("primary") for entry in report["comparisons"])
-    for entry in report["comparisons"]:
-        (a,), (b,) = rows_named(rows, entry["a"]), rows_named(rows, entry["b"])
-        kind = {"primary": bool(entry.get("primary"))} if primary else {}
-        comparisons.append(compare(a, b, entry["label"]) | kind)
-    return {"task": "pipeline", "rows": rows, "comparisons": comparisons}
+    mark_oracles(rows, results, inputs)
+    return {"task": "pipeline", "rows": rows, **_differences(report["comparisons"], rows)}
+
+
+def _differences(entries: Sequence[Mapping[str, Any]], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The entries `comparisons` (differences of two rows) and, where any is over several rows, `gains` of a pipeline's result."""
+    comparisons, gains = list[dict[str, Any]](), list[dict[str, Any]]()
+    kind = any(entry.get("primary") for entry in entries)
+    for entry in entries:
+        (a,), label = rows_named(rows, entry["a"]), entry["label"]
+        others = [rows_named(rows, name)[0] for name in subtracted(entry)]
+        found = [compare(a, b, f"{label}, over {b['label']}" if len(others) > 1 else label) for b in others]
+        if len(others) > 1:
+            gains.append(gain_of(label, found, a["metric"]))
+        comparisons += [one | ({"primary": bool(entry.get("primary"))} if kind else {}) for one in found]
+    return {"comparisons": comparisons, **({"gains": gains} if gains else {})}
 
 
 def _judged(
@@ -120,7 +138,8 @@ def _judged(
 ) -> list[dict[str, Any]]:
     """The primary contrasts, from the stages' own folders; each row gets `over_images`, its interval over seeds and test images."""
     folders = {(job.name, job.seed): job.dir for job in jobs}
-    named = {side: rows_named(rows, side)[0] for entry in report["comparisons"] for side in (entry["a"], entry["b"])}
+    sides = [side for entry in report["comparisons"] for side in (entry["a"], *subtracted(entry))]
+    named = {side: rows_named(rows, side)[0] for side in sides}
     answers = functools.cache(lambda stage, seed: read_answers(read_run(folders[stage, seed])))
     for row in rows:
         row["over_images"] = over_images(row, answers)
@@ -154,7 +173,7 @@ def _printed_table(table: Mapping[str, Any]) -> Table:
     for row in table["rows"]:
         scale = 100.0 if is_fraction(row["metric"], row["values"]) else 1.0
         printed.add_row(
-            escape(row["label"]),
+            escape(row["label"] if row["kind"] != ORACLE else f"{row['label']} [{ORACLE}]"),
             row["metric"],
             number(row["mean"], scale),
             escape(interval(row, scale)),

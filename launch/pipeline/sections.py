@@ -89,16 +89,19 @@ def comparison(
     *,
     label: str,
     a: str,
-    b: str,
+    b: str | None = None,
+    over: list[str] = [],
     primary: bool = False,
     claim: ContrastClaim = "differs",
     margin: Annotated[float, Field(gt=0)] | None = None,
 ) -> None:
-    """One entry of `report.comparisons`: row a minus row b.
+    """One entry of `report.comparisons`: row a minus row b, or minus each of several rows.
 
     label: Text of the row.
     a: First row, by its label or its stage.
     b: Row that is subtracted, by its label or its stage.
+    over: Two or more rows instead of `b`, such as the control and source-only. All differences are shown, and the sentence about the gain
+        uses the smallest one.
     primary: Whether this is one of the table's primary contrasts, at most four, chosen before the first run; all others are exploratory.
     claim: What a primary contrast is to show: differs, loses at most (a loses at most margin against b) or equals (within margin).
     margin: Largest loss or difference of the claim, above 0, in the metric's own units; 0.01 is one point of accuracy.

@@ -16,6 +16,7 @@ class Page:
     tables: list[ResultTable] = field(default_factory=list)
     differences: ResultTable | None = None
     contrasts: list[str] = field(default_factory=list)
+    gains: list[str] = field(default_factory=list)
     pairs: Pairs = field(default_factory=lambda: Pairs([], []))
     stages: list[StageView] = field(default_factory=list)
     facts: list[tuple[str, str]] = field(default_factory=list)

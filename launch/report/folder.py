@@ -108,7 +108,7 @@ def odd_result(result: Mapping[str, Any]) -> str:
         not isinstance(value, int | float) or not isfinite(value) for value in (result.get("metrics") or {}).values()
     ):
         return "metrics holds something other than finite numbers"
-    for key in ("rows", "comparisons", "trials"):
+    for key in ("rows", "comparisons", "gains", "trials"):
         entries = result.get(key) or []
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             return f"{key} is no list of mappings"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .claims import claim_words, needed_words, tasks_words
+from .gains import gain_words
 from .results import looks_note
 from .tables import interval, is_fraction, number
 
@@ -43,6 +44,16 @@ def contrast_lines(contrasts: Mapping[str, Any] | None) -> list[str]:
     return [*lines, f"{head} All other comparisons are exploratory."]
 
 
+def gain_lines(gains: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each gain over several rows in words."""
+    lines = []
+    for one in gains:
+        fraction = is_fraction(one["metric"], [])
+        words = gain_words(one, " points" if fraction else "", points if fraction else lambda value: f"{value:+.4g}")
+        lines.append(f"{one['label']}: {words}.")
+    return lines
+
+
 def pipeline_markdown(table: Mapping[str, Any], command: str) -> str:
     """table.md of a pipeline. table: its result.json. command: that makes it."""
     heads = [
@@ -60,7 +71,7 @@ def pipeline_markdown(table: Mapping[str, Any], command: str) -> str:
     rows = []
     for row in table["rows"]:
         scale = 100.0 if is_fraction(row["metric"], row["values"]) else 1.0
-        notes = "; ".join(filter(None, [row.get("note"), tasks_words(row.get("tasks"))]))
+        notes = "; ".join(filter(None, [row.get("note"), row.get("oracle"), tasks_words(row.get("tasks"))]))
         looks = looks_note(row).removeprefix("looks: ")
         images = row.get("over_images")
         both = f"[{number(images[0], scale)}, {number(images[1], scale)}]" if images else ""
@@ -84,5 +95,5 @@ def pipeline_markdown(table: Mapping[str, Any], command: str) -> str:
                 right=(1, 3),
             )
         )
-    parts += [f"- {line}" for line in contrast_lines(table.get("contrasts"))]
+    parts += [f"- {line}" for line in (*gain_lines(table.get("gains") or []), *contrast_lines(table.get("contrasts")))]
     return "\n\n".join(parts) + "\n"

@@ -13,7 +13,8 @@ from ..verify import examine_below
 from .answers import Seeds, answers_of
 from .contents import Page
 from .html import provenance, write_html, yaml_text
-from .markdown import contrast_lines
+from .markdown import contrast_lines, gain_lines
+from .oracles import mark_oracles
 from .pairs import Paired, Pairs, adjust, compare_images, p_text, pair_stages
 from .records import (
     RunRecord,
@@ -103,6 +104,7 @@ def _pipeline_page(pipeline: RunRecord) -> Page:
         tables=results_tables(rows, report.get("columns") or {}) if rows else [],
         differences=differences_table(comparisons) if comparisons else None,
         contrasts=contrast_lines(pipeline.result.get("contrasts")),
+        gains=gain_lines(pipeline.result.get("gains") or []),
         pairs=_pipeline_pairs(comparisons, rows, answers),
         stages=[
             view_stage(
@@ -159,6 +161,7 @@ def _runs_page(stages: list[StageRuns]) -> Page:
     answers = [answers_of(stage) for stage in stages]
     if len(stages) > 1 and measured:
         rows = [_experiment_row(stage) for stage in measured]
+        mark_oracles(rows, {stage.name: stage.results for stage in stages})
         paired = [
             row for row in rows[1:] if row["metric"] == rows[0]["metric"] and set(row["seeds"]) & set(rows[0]["seeds"])
         ]

@@ -202,31 +202,29 @@ def _metrics(pairs: Sequence[tuple[Answers, Answers]]) -> list[str]:
 
 
 def _differences(pairs: Sequence[tuple[Answers, Answers]], line: Paired) -> list[Paired]:
-    """The line with the numbers of each metric, all from the same draws. Seeds on one test set share the draws of its images; others
-    draw their own."""
+    """The line with the numbers of each metric, all from the same draws.
+
+    Drawn are the pictures of all seeds together: one that several seeds were tested on is drawn for all of them, and is one cluster.
+    """
     metrics = _metrics(pairs)
     statistics = [_statistic(pair, metrics) for pair in pairs]
-    same = len({tuple(np.unique(a.images.drawn).tolist()) for a, _ in pairs}) == 1
-    if len(pairs) == 1 or same:
-        clusters = statistics[0][1]
+    owned = [np.unique(a.images.drawn) for a, _ in pairs]
+    every = np.unique(np.concatenate(owned))
+    clusters, places = len(every), [np.searchsorted(every, own) for own in owned]
 
-        def mean(weights: Floats) -> dict[str, Floats]:
-            values = [statistic(weights) for statistic, _ in statistics]
-            return {metric: np.mean([value[metric] for value in values], axis=0) for metric in metrics}
+    def mean(weights: Floats) -> dict[str, Floats]:
+        values = [statistic(weights[:, place]) for statistic, place in zip(statistics, places, strict=True)]
+        return {metric: np.mean([value[metric] for value in values], axis=0) for metric in metrics}
 
-        draws = bootstrap_draws(mean, clusters, seed=_SEED)
-    else:
-        drawn = [bootstrap_draws(s, c, seed=_SEED + i) for i, (s, c) in enumerate(statistics)]
-        clusters = sum(c for _, c in statistics)
-        draws = {metric: np.mean([one[metric] for one in drawn], axis=0) for metric in metrics}
+    draws = bootstrap_draws(mean, clusters, seed=_SEED)
     if len(pairs) == 1:
-        found = bootstrap_intervals(statistics[0][0], clusters, seed=_SEED, draws=draws)
+        found = bootstrap_intervals(statistics[0], clusters, seed=_SEED, draws=draws)
         lines = [
             replace(line, metric=metric, mean=i.estimate, low=i.low, high=i.high)
             for metric, i in ((metric, found[metric]) for metric in metrics)
         ]
         return [_tested(one, *pairs[0], draws[one.metric], clusters) for one in lines]
-    each = [statistic(np.ones((1, c))) for statistic, c in statistics]
+    each = [statistic(np.ones((1, len(own)))) for statistic, own in zip(statistics, owned, strict=True)]
     return [
         _over_seeds(
             replace(line, metric=metric), [float(values[metric][0]) for values in each], draws[metric], clusters
@@ -256,8 +254,8 @@ def _tested(line: Paired, a: Answers, b: Answers, draws: Floats, clusters: int) 
     return replace(line, test="bootstrap", p=p, only=(only_a, only_b), note=f"{note} {line.note}".strip())
 
 
-def _statistic(pair: tuple[Answers, Answers], metrics: Sequence[str]) -> tuple[Statistic, int]:
-    """The differences b - a of the metrics as a function of the clusters' weights, and the number of clusters."""
+def _statistic(pair: tuple[Answers, Answers], metrics: Sequence[str]) -> Statistic:
+    """The differences b - a of the metrics as a function of the clusters' weights; NaN where all weights are 0."""
     a, b = pair
     member, clusters = cluster_numbers(a.images.drawn)
     gaps = {"accuracy": b.correct - a.correct}
@@ -265,7 +263,7 @@ def _statistic(pair: tuple[Answers, Answers], metrics: Sequence[str]) -> tuple[S
         gaps["nll"] = _nll(b) - _nll(a)
     columns = [np.bincount(member, gap) for gap in gaps.values()]
     sums = np.stack([*columns, np.bincount(member)], axis=1)
-    means = of_sums(sums, lambda s: {name: s[:, i] / s[:, -1] for i, name in enumerate(gaps)})
+    means = of_sums(sums, lambda s: {name: _ratio(s[:, i], s[:, -1]) for i, name in enumerate(gaps)})
     sides = list[Statistic]()
     for side in (a, b) if "f1" in metrics else ():
         assert side.predictions is not None
@@ -275,10 +273,16 @@ def _statistic(pair: tuple[Answers, Answers], metrics: Sequence[str]) -> tuple[S
     def statistic(weights: Floats) -> dict[str, Floats]:
         found = dict(means(weights))
         if sides:
-            found["f1"] = sides[1](weights)["f1"] - sides[0](weights)["f1"]
+            gap = sides[1](weights)["f1"] - sides[0](weights)["f1"]
+            found["f1"] = np.where(np.isfinite(found["accuracy"]), gap, np.nan)
         return {metric: found[metric] for metric in metrics}
 
-    return statistic, clusters
+    return statistic
+
+
+def _ratio(above: Floats, below: Floats) -> Floats:
+    """above / below; NaN where below is 0."""
+    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 0)
 
 
 def _nll(answers: Answers) -> Floats:

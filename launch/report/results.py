@@ -12,6 +12,7 @@ from ...core.errors import UserError
 from ...core.evaluate.definitions import range_of
 from ...core.evaluate.intervals import mean_interval, paired_interval
 from ...core.evaluate.looks import looks_of_rows, looks_words
+from .oracles import ORACLE, is_chosen_by_labels
 
 
 def main_metric(result: Mapping[str, Any]) -> str:
@@ -46,7 +47,9 @@ def test_of(metric: str) -> str:
 
 
 def kind_of(result: Mapping[str, Any]) -> str:
-    """`transductive` if training saw evaluation images, without their labels; otherwise `inductive`."""
+    """How much training saw of the evaluation images: `labelled`, also labels; `transductive`, images alone; `inductive`, nothing."""
+    if result.get("seen_labelled"):
+        return "labelled"
     seen = result.get("seen_unlabelled")
     if seen is None:
         return "unrecorded"
@@ -74,8 +77,10 @@ def summarise(
     row: dict[str, Any] = {"label": label, "stage": stage, "metric": metric, **_spread(results, metric)}
     row["seeds"] = [result.get("seed") for result in results]
     kinds = {kind_of(result) for result in results}
-    row["kind"] = next(kind for kind in ("transductive", "unrecorded", "inductive") if kind in kinds)
+    row["kind"] = next(kind for kind in ("labelled", "transductive", "unrecorded", "inductive") if kind in kinds)
     row["selection"] = sorted({str(result.get("selection", "last")) for result in results})
+    if is_chosen_by_labels(row["selection"]):
+        row["kind"] = ORACLE
     wanted = {test: on_test(metric, test) for test in tests if test != test_of(metric)} | dict(also)
     shared = {key: name for key, name in wanted.items() if all(name in (r.get("metrics") or {}) for r in results)}
     if shared:
@@ -124,6 +129,7 @@ def averaged(stages: Sequence[Sequence[Mapping[str, Any]]]) -> list[Mapping[str,
                 },
                 "looks": {test: looks_of_rows([r["looks"][test] for r in results]) for test in tests},
                 "selection": " and ".join(sorted({str(r.get("selection", "last")) for r in results})),
+                "seen_labelled": sum(r.get("seen_labelled") or 0 for r in results),
                 "seen_unlabelled": _seen([r.get("seen_unlabelled") for r in results]),
             }
         )

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from .html import yaml_text
 from .records import StageRuns
 from .reliability import confidence_figures
 from .results import looks_note, summarise
+from .selection import ValidatorTable, validator_tables
 from .tables import ResultTable, duration, interval, is_fraction, number, results_tables, selection_sentence
 
 _PICTURE_WIDTH = 1400
@@ -51,6 +52,7 @@ class StageView:
     """What the page shows of one stage.
 
     label: of the first row that shows it. metrics: (name, value, interval, meaning) of all. confidence: reliability, risk and coverage.
+    validators: what each would have picked among the candidates of an adaptation.
     front: whether its map and first confusion matrix stand in the page's first part.
     """
 
@@ -68,6 +70,7 @@ class StageView:
     config: str
     metrics: list[tuple[str, str, str, str]] = field(default_factory=list)
     confidence: list[Figure] = field(default_factory=list)
+    validators: list[ValidatorTable] = field(default_factory=list)
     front: bool = False
 
 
@@ -98,6 +101,7 @@ def view_stage(stage: StageRuns, *, label: str, front: bool, answers: Seeds) -> 
         config=yaml_text(stage.first.config),
         metrics=_all_metrics(stage) if measured else [],
         confidence=confidence_figures(list(answers.values())),
+        validators=validator_tables(stage),
         front=front,
     )
 
@@ -124,6 +128,8 @@ def _facts(stage: StageRuns) -> list[tuple[str, str]]:
     if seen:
         counts = ", ".join(f"{value} in {key}" for key, value in seen.items())
         facts.append(("evaluation images seen unlabelled", counts if any(seen.values()) else "0 (inductive)"))
+    if isinstance(labelled := first.result.get("seen_labelled"), int):
+        facts.append(("evaluation images trained on with labels", share_of_tests(labelled, first.result)))
     if first.result.get("selection"):
         facts.append(("selection", f"{first.result['selection']}. {selection_sentence(first.result['selection'])}"))
     if looks := looks_note({"looks": first.result.get("looks")}):
@@ -134,6 +140,15 @@ def _facts(stage: StageRuns) -> list[tuple[str, str]]:
     facts.append(("seeds", ", ".join(str(record.seed) for record in stage.records)))
     facts.append(("directory", str(first.path)))
     return facts
+
+
+def share_of_tests(count: int, result: Mapping[str, Any]) -> str:
+    """`61 of 61 (100.0%)`; the number alone where the result doesn't have those of its tests, as that of an adaptation."""
+    sizes = (result.get("data") or {}).get("n") or {}
+    if not count or not isinstance(sizes, dict) or "train" not in sizes:
+        return str(count)
+    tests = sum(size for name, size in sizes.items() if name != "train")
+    return f"{count} of {tests} ({count / tests:.1%})" if tests else str(count)
 
 
 def _flat(value: Any) -> list[Any]:

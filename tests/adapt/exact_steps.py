@@ -14,10 +14,14 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rootstock.adapt.adabn import AdaBN
+from rootstock.adapt.parts.online import OnlinePredictions
 from rootstock.adapt.registry import ADAPT_METHODS
 from rootstock.core.distributed import rank
+from rootstock.core.method import Domains, Overview
 from rootstock.core.model import norm
 from rootstock.core.model.classifier import Classifier
+from rootstock.core.model.heads import Structure
 from rootstock.launch.doctor.equality import CLASSES, domain_pair
 from rootstock.launch.doctor.trial_steps import backbone, run_steps, share
 
@@ -30,6 +34,11 @@ KEYS: dict[str, dict[str, Any]] = {
     "deepjdot": {"features": 1.0, "labels": 1.0},
     "deepcoral": {"trade_off": 100.0},
     "afn": {"trade_off": 1.0},
+    "aad": {"neighbours": 3},
+    "fixmatch": {"threshold": 0.35},
+    "adamatch": {"momentum": 0.9},
+    # So that some images are chosen in both steps, and not all of them.
+    "eata": {"margin": 0.99, "similar": 0.999},
 }
 
 
@@ -54,7 +63,7 @@ class Trial(NamedTuple):
 TRIALS = [
     Trial(name, mode, dtype)
     for name, kind in ADAPT_METHODS.items()
-    if not kind.keeps_head  # they train nothing
+    if not issubclass(kind, AdaBN)  # it trains nothing
     for mode in ("batch", "group")
     for dtype in (torch.float64, torch.float32)
 ]
@@ -63,12 +72,34 @@ TRIALS = [
 def run(trial: Trial, chunk: int | None = None) -> dict[str, Tensor]:
     """Losses, the gradients of both steps, and all weights and buffers after them."""
     torch.manual_seed(0)
-    classifier = Classifier(backbone("conv"), [str(k) for k in range(CLASSES)])
+    structure = Structure(extra=ADAPT_METHODS[trial.name].extra_outputs)
+    classifier = Classifier(backbone("conv"), [str(k) for k in range(CLASSES)], structure=structure)
     made: Any = ADAPT_METHODS[trial.name](classifier, chunk, **KEYS.get(trial.name, {}))
-    made = made.to(trial.dtype).train()
+    made.make_room(N)
+    made = made.to(trial.dtype)
+    if made.refresh_every is not None:
+        generator = torch.Generator().manual_seed(0)
+        features, logits = (
+            torch.randn(N, width, generator=generator, dtype=torch.float64).to(trial.dtype)
+            for width in (classifier.feature_dim, CLASSES)
+        )
+        made.refresh(Overview(torch.arange(N), features, logits), 0.0)
+    if made.online:
+        made.predictions = OnlinePredictions(N * STEPS, CLASSES).to(trial.dtype)
+        made.begin(lambda count, size: [domain_pair(made, N, 0, trial.dtype).target.images])
+    made.train()
     norm.convert_batch_norms(made, "group" if trial.norm == "group" else "batch", GROUP, made.rows_per_position)
-    batches = [share(domain_pair(made, N, step + 1, trial.dtype)) for step in range(STEPS)]
+    batches = [share(batch_of(made, step, trial.dtype)) for step in range(STEPS)]
     return run_steps(made, batches)
+
+
+def batch_of(method: Any, step: int, dtype: torch.dtype) -> Domains:
+    """A pair of domains; for an online method the target alone, with the numbers of its images."""
+    both = domain_pair(method, N, step + 1, dtype)
+    if not method.online:
+        return both
+    target = both.target._replace(index=torch.arange(N) + step * N)
+    return Domains((), (target,))
 
 
 def main(out: str, dtype: str) -> None:

@@ -12,6 +12,7 @@ from rootstock.adapt.registry import ADAPT_METHODS
 from rootstock.core.draws import Draws
 from rootstock.core.method import Domains, Labelled, Unlabelled
 from rootstock.core.model.classifier import Classifier
+from rootstock.core.model.heads import Structure
 from rootstock.launch.doctor.trial_steps import SIZE, backbone
 
 CLASSES, IMAGES = 4, 6
@@ -49,7 +50,8 @@ def gradient_norms(loss: Tensor, *leaves: Tensor) -> list[float]:
 def small(name: str, classes: int = CLASSES, **keys: Any) -> Transfer:
     """The method by its name around a small convolutional network with BatchNorm, in float64."""
     torch.manual_seed(0)
-    classifier = Classifier(backbone("conv"), [str(k) for k in range(classes)])
+    structure = Structure(extra=ADAPT_METHODS[name].extra_outputs)
+    classifier = Classifier(backbone("conv"), [str(k) for k in range(classes)], structure=structure)
     nn.init.normal_(classifier.head.weight)
     made: Any = ADAPT_METHODS[name](classifier, None, **keys)
     return made.double()

@@ -35,7 +35,8 @@ def classifier() -> Classifier:
 def batch(labels: Tensor = LABELS) -> Domains:
     torch.manual_seed(1)
     images, draws = torch.randn(2, len(labels), 3, 12, 12), Draws(0, torch.arange(len(labels)))
-    return Domains.of(Labelled(images[0], labels, draws), Unlabelled(images[1], draws))
+    strong = tuple(0.5 * images + torch.randn_like(images))  # for methods that take a second view
+    return Domains.of(Labelled(images[0], labels, draws, strong[:1]), Unlabelled(images[1], draws, more=strong[1:]))
 
 
 def spread(model: Classifier) -> Classifier:

@@ -127,7 +127,9 @@ def test_moving_and_relabelling_the_targets_files_changes_no_weight_and_no_candi
         backbone=NET,
         method="source_only",
     )
-    backbone = {"weights": str(tmp_path / "trained" / "run")} if method == "adabn" else NET
+    kind = ADAPT_METHODS[method]
+    backbone = {"weights": str(tmp_path / "trained" / "run")} if kind.keeps_head else NET
+    once: dict[str, Any] = {"optim": {"duration": "1ep"}} if kind.online else {}
     outcomes = []
     for seed in (0, 1):
         order = [pictures[16 + int(k)] for k in torch.randperm(20, generator=torch.Generator().manual_seed(seed))]
@@ -136,8 +138,8 @@ def test_moving_and_relabelling_the_targets_files_changes_no_weight_and_no_candi
         for path, place in zip(order, moved, strict=True):
             shutil.copy(path, place)
         target = folder(tmp_path / f"target{seed}", moved, labels_of(20, seed))
-        data = {"source": source, "target": target, "size": SIZE}
-        result = start("adapt", tmp_path / f"run{seed}", data=data, backbone=backbone, method=method)
+        data = {"source": source, "target": target, "size": SIZE, **({"views": "none"} if kind.online else {})}
+        result = start("adapt", tmp_path / f"run{seed}", data=data, backbone=backbone, method=method, **once)
         names = ("backbone/backbone.safetensors", "classifier/head.safetensors")
         assert set(result["looks"]) == {"target"} and result["looks"]["target"]["n"] >= 1
         stored = load_file(tmp_path / f"run{seed}" / "run" / "candidates.safetensors")
@@ -203,8 +205,8 @@ def test_within_a_target_of_drawn_priors_no_label_changes_a_weight(pictures: lis
 def test_the_target_holds_no_label_anywhere(
     pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert Domains._fields == ("sources", "targets") and Unlabelled._fields == ("images", "draws")
-    assert Labelled._fields == ("images", "labels", "draws")
+    assert Domains._fields == ("sources", "targets") and Unlabelled._fields == ("images", "draws", "index", "more")
+    assert Labelled._fields == ("images", "labels", "draws", "more")
     source = folder(tmp_path / "source", pictures[:16], labels_of(16, 0))
     target = folder(tmp_path / "target", pictures[16:36], labels_of(20, 0))
     looked: list[RawPair] = []

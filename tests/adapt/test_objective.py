@@ -78,6 +78,8 @@ def test_another_name_keeps_the_shared_keys_and_drops_the_others(tmp_path: Path)
         "head": "linear",
         "head_temperature": 0.05,
         "batchnorm": "apart",
+        "keep_head": False,
+        "mic": None,
     }
 
 

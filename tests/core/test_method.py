@@ -8,7 +8,8 @@ from torch import nn
 
 from rootstock.adapt.registry import ADAPT_METHODS
 from rootstock.core.errors import UserError
-from rootstock.core.method import AdaptMethod, PretrainMethod, Step, Views, check_built, register
+from rootstock.core.method import AdaptMethod, PretrainMethod, Step, Views
+from rootstock.core.registration import check_built, register
 from rootstock.ssl.registry import PRETRAIN_METHODS
 
 

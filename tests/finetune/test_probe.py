@@ -180,3 +180,36 @@ def test_one_image_a_class_leaves_nothing_to_choose_on(tmp_path: Path, monkeypat
     for evaluate in ({"knn": {"k": [1, 2]}}, {"attentive": {"lr": [1e-3, 1e-2]}}):
         with pytest.raises(UserError, match="no class has two different training images to choose"):
             probe(tmp_path, "run", f"npz:{tmp_path / 'x.npz'}", **evaluate)
+
+
+def of_classes(folder: Path, name: str, **counts: int) -> str:
+    """An .npz of random pictures, so many of each class; a class is _ and its number."""
+    y = np.repeat([int(label[1:]) for label in counts], list(counts.values()))
+    pixels = np.random.default_rng(len(y)).integers(0, 255, (len(y), 8, 8), dtype=np.uint8)
+    np.savez(folder / f"{name}.npz", x=pixels, y=y)
+    return f"npz:{folder / f'{name}.npz'}"
+
+
+def test_a_class_without_training_images_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every classifier has its image wrong, none has the NLL of the least float16, and retrieval says what it drops."""
+    every = of_classes(tmp_path, "all", _0=6, _1=6, _2=1)
+    parts = (f"{every}#[:8,seed={seed}]" for seed in range(50))
+    part = next(uri for uri in parts if 2 not in open_images(uri).labels)  # pyright: ignore[reportOperatorIssue]
+    found = probe(tmp_path, "absent", part, test=every, knn={}, linear={"C": [1.0]}, nearest_mean={}, retrieval={})
+    said = capsys.readouterr()
+    told = "1 of 13 images are of a class without any training image (2: 1); accuracy counts them as wrong"
+    assert f"WARNING: test: {told}" in " ".join(said.err.split())
+    assert "WARNING: test/retrieval: 1 of 13 queries has no relevant image in the gallery" in said.err
+    assert "WARNING: test/linear/nll is left out: the classifier gives the true class of 1 of the images no" in said.err
+    assert "test/linear/nll" not in found["metrics"] and found["metrics"]["test/linear/brier"] <= 2
+    assert all(found["metrics"][f"test/{name}/accuracy"] < 1 for name in ("knn", "linear", "nearest_mean"))
+
+
+def test_a_single_class_trains_no_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "features_of", None)
+    train = of_classes(tmp_path, "one", _3=6)
+    for evaluate in ({}, {"linear": {}}, {"nearest_mean": {}}, {"retrieval": {}, "linear_sgd": {"augment": "none"}}):
+        with pytest.raises(
+            UserError, match=r"data.train: all 6 training images .* class 3, and a classifier needs two"
+        ):
+            probe(tmp_path, "run", train, test=train, **evaluate)

@@ -62,6 +62,7 @@ def without_torch(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedP
         (["pretran"], 2),
         (["help"], 0),
         (["help", "optim.lr"], 0),
+        (["validators", "score", "--help"], 0),
     ],
 )
 def test_what_needs_no_torch_imports_none(arguments: list[str], code: int) -> None:
@@ -154,6 +155,7 @@ def test_a_schema_that_is_out_of_date_refuses_nothing(monkeypatch: pytest.Monkey
         ("launch adapt digits_da", ["digits_dann", "digits_dann_shift"]),
         ("launch adapt digits_dann method.proj", []),
         ("help optim.lr", ["optim.lr", "optim.lr_scaling"]),
+        ("validators score --validator snd", ["snd"]),
     ],
 )
 def test_the_shell_completes(words: str, proposed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +185,7 @@ def test_help_names_every_verb() -> None:
         "import",
         "sweep",
         "report",
+        "validators",
         "doctor",
         "schema",
         "help",

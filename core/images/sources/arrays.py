@@ -1,5 +1,6 @@
 """Images in arrays, as `idx:`, `npz:` and torchvision hold them."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -20,12 +21,17 @@ LAYOUTS = {"NHW": (0, 1, 2), "NHWC": (0, 3, 1, 2), "NCHW": (0, 1, 2, 3)}
 
 
 def array_source(
-    title: str, parts: Mapping[str, tuple[Tensor, Tensor | None]], advice: str = "", unread: Sequence[str] = ()
+    title: str,
+    parts: Mapping[str, tuple[Tensor, Tensor | None]],
+    advice: str = "",
+    unread: Sequence[str] = (),
+    rows: str | None = None,
 ) -> Source:
     """One Source from parts: split name ('' if there are no splits) to pixels [N, C, H, W] and labels [N].
 
     Class names are the labels as text; there are none if a part has no labels, which is noted with the advice. unread: what else the
-    file or folder holds. Raises UserError if counts or shapes differ.
+    file or folder holds. rows: `?rows=`, START:END of each part; classes are those of all rows. Raises UserError if counts or shapes
+    differ.
     """
     for name, (pixels, labels) in parts.items():
         if labels is not None and len(labels) != len(pixels):
@@ -34,6 +40,11 @@ def array_source(
     shapes = {tuple(pixels.shape[1:]) for pixels, _ in parts.values()}
     if len(shapes) > 1:
         raise UserError(f"{title}: its splits hold pictures of different shapes {sorted(shapes)}; make a set of each")
+    every = [labels for _, labels in parts.values() if labels is not None]
+    if rows is not None:
+        parts = {
+            name: _some(pixels, labels, rows, f"{title}: {name or 'it'}") for name, (pixels, labels) in parts.items()
+        }
     arrays = [part for part, _ in parts.values()]
     pixels = arrays[0] if len(arrays) == 1 else torch.cat(arrays)
     if not len(pixels):
@@ -50,8 +61,23 @@ def array_source(
         what = "splits without labels, so those of the others are not read either" + (f"; {advice}" if advice else "")
         lacking = [Note(len(without), what, ", ".join(without))] if given else []
         return Source(ArrayStore(pixels, title), splits=splits, notes=(*lacking, *about_unread(unread, advice)))
-    labels, classes = number_classes([str(label) for label in torch.cat(given).tolist()])
+    _, classes = number_classes([str(label) for label in torch.cat(every).unique().tolist()])
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels = torch.tensor([numbers[str(label)] for label in torch.cat(given).tolist()], dtype=torch.int64)
     return Source(ArrayStore(pixels, title), labels, classes, splits, notes=about_unread(unread))
+
+
+def _some(pixels: Tensor, labels: Tensor | None, rows: str, where: str) -> tuple[Tensor, Tensor | None]:
+    """The rows START:END of a part, in the file's order; both ends may be left out."""
+    given = re.fullmatch(r"(\d{0,12}):(\d{0,12})", rows, re.ASCII)
+    if given is None:
+        raise UserError(f"{where}: rows={rows} is no range; write START:END, such as ?rows=10000: or ?rows=:5000")
+    first, last = int(given[1] or 0), min(int(given[2] or len(pixels)), len(pixels))
+    if first >= last:
+        raise UserError(
+            f"{where} has {len(pixels)} pictures, and rows={rows} leaves none; name another range, or one file of pictures"
+        )
+    return pixels[first:last], None if labels is None else labels[first:last]
 
 
 def about_unread(names: Sequence[str], advice: str = "") -> tuple[Note, ...]:

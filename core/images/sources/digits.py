@@ -60,12 +60,13 @@ def enlarged(size: int) -> Tensor:
 
 
 class DigitStore(ArrayStore):
-    """The plain digits at one size. Identities are those of the 8x8 scans, so they are equal at every size."""
+    """The plain digits below `classes` at one size. Identities are those of the 8x8 scans, so they are equal at every size."""
 
-    def __init__(self, size: int) -> None:
-        super().__init__(enlarged(size)[:, None], "digits")
+    def __init__(self, size: int, classes: int = 10) -> None:
+        _, labels, keys = _scans()
+        super().__init__(enlarged(size)[labels < classes][:, None], "digits")
         self.size = size
-        self._keys = _scans()[2]
+        self._keys = keys[labels < classes]
 
     def stamp(self, i: int) -> str:
         return f"{super().stamp(i)}\t{self.size}"
@@ -174,10 +175,13 @@ def patch_region(region: str, photograph: int) -> tuple[int, int, int]:
     return left, right, height
 
 
-def open_digits(*, size: int = 32) -> Source:
-    """sklearn:digits, at `size` pixels a side (the scans are 8x8)."""
+def open_digits(*, size: int = 32, classes: int = 10) -> Source:
+    """sklearn:digits, at `size` pixels a side (the scans are 8x8). classes: how many of the ten digits there are, from 0 on."""
     _check_size(size)
-    return Source(DigitStore(size), _scans()[1], CLASSES)
+    if not 1 <= classes <= len(CLASSES):
+        raise UserError(f"sklearn:digits: classes={classes} is not a number of digits; expected 1 to {len(CLASSES)}")
+    labels = _scans()[1]
+    return Source(DigitStore(size, classes), labels[labels < classes], CLASSES[:classes])
 
 
 def open_digits_m(

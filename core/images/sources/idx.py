@@ -23,9 +23,17 @@ IDX_IMAGES = re.compile(r"(.*?)[-_.]?images[-.]idx\d-ubyte(\.gz)?")
 VALUES_AT_ONCE = 1 << 24
 
 
-def open_idx(path: str, split: str | None, *, max_size: str = ARRAY_BYTES, max_ratio: int = RATIO) -> Source:
+def open_idx(
+    path: str,
+    split: str | None,
+    *,
+    rows: str | None = None,
+    max_size: str = ARRAY_BYTES,
+    max_ratio: int = RATIO,
+) -> Source:
     """idx:PATH, a folder of IDX files (train-images..., t10k-images...) or one images file, gzip or not.
 
+    rows: START:END of each file's pictures in the file's order, such as 10000: for those of MNIST that are not in MNIST-M's first 10,000.
     max_size, max_ratio: how large the values of a file may be, in bytes and, for gzip, in times the file's size.
     """
     title = titled("idx", path)
@@ -44,7 +52,7 @@ def open_idx(path: str, split: str | None, *, max_size: str = ARRAY_BYTES, max_r
         parts[name] = stack, None if numbers is None else torch.from_numpy(numbers)
     advice = "idx:FILE would read one file of pictures with its labels, which are named alike (images and labels)"
     unread = unread_beside(place, used) if place.is_dir() else []
-    return array_source(title, parts, advice, unread)
+    return array_source(title, parts, advice, unread, rows)
 
 
 def unread_beside(folder: Path, used: Collection[str]) -> list[str]:

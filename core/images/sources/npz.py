@@ -33,14 +33,15 @@ def open_npz(
     labels: str | None = None,
     layout: str = "auto",
     bits: int | None = None,
+    rows: str | None = None,
     max_size: str = ARRAY_BYTES,
     max_ratio: int = RATIO,
 ) -> Source:
     """npz:FILE with x or images (y or labels) or, by split, train_images, x_test and the like.
 
     images, labels: the names of the arrays, if they have other names. layout: NHW, NHWC or NCHW; auto infers it from the shape.
-    Pixels are uint8 or uint16. bits: how many bits of uint16 are used, as of `folder:`. max_size, max_ratio: how large the arrays may
-    be, in bytes and in times the file's size.
+    Pixels are uint8 or uint16. bits: how many bits of uint16 are used, as of `folder:`. rows: START:END of each array's pictures in the
+    array's order. max_size, max_ratio: how large the arrays may be, in bytes and in times the file's size.
     """
     title = titled("npz", path)
     file, limits = file_named(path, title), limits_of(max_size, max_ratio, title)
@@ -67,7 +68,8 @@ def open_npz(
         pixels = full_range(as_nchw(arrays[image_key], layout, where), checked_bits(bits, title) or 16, where)
         parts[name] = pixels, as_labels(arrays[label_key], f"{title}: {label_key}") if label_key else None
     unread = [key for key in members if key not in wanted]
-    return array_source(title, parts, "?images=KEY&labels=KEY would read one array of pictures with its labels", unread)
+    advice = "?images=KEY&labels=KEY would read one array of pictures with its labels"
+    return array_source(title, parts, advice, unread, rows)
 
 
 def members_by_key(members: Iterable[zipfile.ZipInfo], title: str) -> dict[str, zipfile.ZipInfo]:

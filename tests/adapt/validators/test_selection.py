@@ -9,8 +9,9 @@ import pytest
 import torch
 from scipy.stats import kendalltau, spearmanr
 
+import rootstock.adapt.validators.ranking as ranking
 from rootstock.adapt.validators.candidate import CandidateModel, SourceOutputs, TargetOutputs
-from rootstock.adapt.validators.ranking import rank_correlation, validator_quality
+from rootstock.adapt.validators.ranking import rank_correlation
 from rootstock.adapt.validators.registry import VALIDATORS
 from rootstock.adapt.validators.selection import Scoring, as_result, choose, pick, picks, regrets, score_candidates
 from rootstock.adapt.validators.stored import candidate_of, tensors_of
@@ -142,9 +143,65 @@ def test_correlations_are_scipys_within_each_task() -> None:
     assert found["kendall"].estimate == pytest.approx(
         np.mean([first(kendalltau(scores[g], accuracies[g])) for g in groups])
     )
-    for interval in found.values():
+    for name in ("spearman", "weighted", "kendall"):
+        interval = found[name]
         assert interval.low is not None and interval.high is not None
         assert -1 <= interval.low < interval.estimate < interval.high <= 1
+
+
+def by_hand(score: list[float], accuracy: list[float], counts: list[int]) -> tuple[float, float]:
+    """Spearman's and the weighted correlation of a task whose candidates stand there several times, with every row written out."""
+    rows = [(s, a) for s, a, n in zip(score, accuracy, counts, strict=True) for _ in range(n)]
+    dense = [{value: rank + 1 for rank, value in enumerate(sorted({row[i] for row in rows}))} for i in (0, 1)]
+    weights = [max(dense[0][s] / len(dense[0]), dense[1][a] / len(dense[1])) ** 2 for s, a in rows]
+
+    def ranks(side: int, weights: list[float]) -> list[float]:
+        found = []
+        for row in rows:
+            equal = [w for other, w in zip(rows, weights, strict=True) if other[side] == row[side]]
+            below = sum(w for other, w in zip(rows, weights, strict=True) if other[side] < row[side])
+            found.append(below + sum(equal) / len(equal) * (len(equal) + 1) / 2)
+        return found
+
+    def correlation(weights: list[float]) -> float:
+        x, y = ranks(0, weights), ranks(1, weights)
+        total = sum(weights)
+        mx, my = (sum(w * v for w, v in zip(weights, side, strict=True)) / total for side in (x, y))
+        xy, xx, yy = (
+            sum(w * p * q for w, p, q in zip(weights, *sides, strict=True))
+            for sides in (
+                ([v - mx for v in x], [v - my for v in y]),
+                ([v - mx for v in x], [v - mx for v in x]),
+                ([v - my for v in y], [v - my for v in y]),
+            )
+        )
+        return xy / math.sqrt(xx * yy)
+
+    return correlation([1.0] * len(rows)), correlation(weights)
+
+
+def test_weighted_and_drawn_correlations_are_those_of_rows_written_out() -> None:
+    random = np.random.default_rng(3)
+    for _ in range(20):
+        score, accuracy = (random.integers(0, 6, size=12).astype(float) for _ in range(2))  # with ties
+        counts = random.integers(0, 4, size=12)
+        counts[:2], score[:2], accuracy[:2] = 1, (0, 5), (5, 0)
+        found = ranking._correlations(score, accuracy, counts[None].astype(float), ("spearman", "weighted"))
+        expected = by_hand(score.tolist(), accuracy.tolist(), counts.tolist())
+        assert (found["spearman"][0], found["weighted"][0]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_weighted_correlation_forgives_disorder_among_the_bad_and_not_among_the_good() -> None:
+    accuracies = [0.1, 0.2, 0.3, 0.7, 0.8, 0.9]
+    low, high = [3.0, 2.0, 1.0, 4.0, 5.0, 6.0], [1.0, 2.0, 3.0, 6.0, 5.0, 4.0]
+    bad, good = (rank_correlation(scores, accuracies, resamples=10) for scores in (low, high))
+    assert bad["spearman"].estimate == pytest.approx(good["spearman"].estimate)
+    assert bad["weighted"].estimate > 0.9 > good["weighted"].estimate
+    favourite = rank_correlation(
+        [6.0, 1.0, 2.0, 3.0, 4.0, 5.0], accuracies, resamples=10
+    )  # the worst has the largest score
+    least = rank_correlation([2.0, 3.0, 4.0, 5.0, 6.0, 1.0], accuracies, resamples=10)  # the best has the smallest
+    assert max(favourite["weighted"].estimate, least["weighted"].estimate) < 0.2
 
 
 def test_scores_of_different_tasks_are_not_compared() -> None:
@@ -171,16 +228,6 @@ def test_a_score_that_is_no_number_ranks_last_and_a_constant_says_nothing() -> N
     accuracies = [0.1, 0.2, 0.3, 0.4]
     assert rank_correlation([math.nan, 1.0, 2.0, 3.0], accuracies, resamples=50)["kendall"].estimate == 1.0
     assert rank_correlation([1.0] * 4, accuracies, resamples=50)["spearman"].estimate == 0.0
-
-
-def test_the_quality_of_validators_over_tasks() -> None:
-    tasks = {f"task {seed}": runs(seed) for seed in range(3)}
-    chosen = {name: VALIDATORS[name] for name in ("im", "entropy", "last")}
-    scorings = {task: score_candidates(candidates, chosen) for task, (candidates, _) in tasks.items()}
-    found = validator_quality(scorings, {task: accuracies for task, (_, accuracies) in tasks.items()}, resamples=50)
-    assert found["im"].regret[0] == 0.0 and found["im"].tasks == 3
-    assert found["entropy"].regret[0] > 0.6
-    assert found["im"].spearman.estimate > 0.95 > found["entropy"].spearman.estimate
 
 
 def test_many_candidates_get_the_scores_of_each_alone() -> None:

@@ -11,7 +11,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from rootstock.core.errors import UserError
 from rootstock.core.evaluate.definitions import DEFINITIONS, definition_of, range_of
 from rootstock.core.evaluate.intervals import mean_interval
-from rootstock.core.evaluate.measures import HeldOut, measure
+from rootstock.core.evaluate.measures import OPEN_SET, HeldOut, measure
 from rootstock.core.evaluate.metrics import classification, cluster_bootstrap
 from rootstock.core.evaluate.predictions import ScoredImages, to_half
 
@@ -40,6 +40,7 @@ def test_every_metric_is_defined_and_in_its_range() -> None:
         "miou",
         "pixel_accuracy",
         *COMPARISONS,
+        *OPEN_SET,
     }
     for name, value in found.metrics.items():
         low, high = range_of(f"test/x/{name}")
@@ -79,6 +80,13 @@ def test_the_interval_of_accuracy_of_many_images_stays_the_percentiles() -> None
     correct = torch.from_numpy(saved.scores.argmax(1) == rows.labels)
     expected = cluster_bootstrap(correct, torch.arange(300), seed=3)
     assert measure(rows, saved, seed=3).intervals["accuracy"] == list(expected)
+
+
+@pytest.mark.parametrize("offset", [5000.0, 70_000.0])
+def test_no_number_depends_on_what_the_logits_of_an_image_have_in_common(offset: float) -> None:
+    rows = images(300)
+    plain, moved = (measure(rows, to_half(logits(rows) + add, "logits"), seed=3) for add in (0.0, offset))
+    assert moved.metrics == pytest.approx(plain.metrics, rel=2e-3, abs=2e-3)
 
 
 @pytest.mark.parametrize("kind", ["votes", "similarities"])
@@ -129,11 +137,32 @@ def test_draws_are_pooled_and_ranked_one_by_one() -> None:
         assert found.metrics[name] == pytest.approx(np.mean([one.metrics[name] for one in alone]), abs=1e-12)
     accuracies = [one.metrics["accuracy"] for one in alone]
     assert found.details["draws"] == accuracies
-    assert found.intervals["accuracy"] == list(mean_interval(accuracies, span=(0, 1))[1:])
-    low, high = found.details["intervals"]["draws and images"]
+    assert found.details["intervals"]["draws"] == list(mean_interval(accuracies, span=(0, 1))[1:])
+    low, high = found.intervals["accuracy"]
+    assert [low, high] == found.details["intervals"]["draws and images"]
     images_low, images_high = found.details["intervals"]["images"]
     assert low < images_low < images_high < high
     assert sum(map(sum, found.details["confusion"])) == 90
+
+
+def test_the_interval_of_many_draws_is_still_that_of_few_images() -> None:
+    """Draws that are all equal, or many, say nothing of other test images."""
+    rows = images(45)
+    one = logits(rows)
+    alone = measure(rows, to_half(one, "similarities"), seed=0).intervals["accuracy"]
+    equal = measure(rows, to_half(np.stack([one] * 3), "similarities"), seed=0)
+    assert equal.intervals["accuracy"] == pytest.approx(alone, abs=0.03) and alone[1] - alone[0] > 0.1
+    draw = np.random.default_rng(0).normal(size=(300, *one.shape)) / 2
+    many = measure(rows, to_half(one + draw, "similarities"), seed=0)
+    widths = {name: high - low for name, (low, high) in many.details["intervals"].items()}
+    assert widths["draws"] < 0.02 and widths["draws and images"] >= 0.95 * widths["images"] > 0.1
+
+
+def test_draws_without_errors_have_the_interval_of_few_errors() -> None:
+    rows = images(40)
+    right = 9.0 * (rows.labels[:, None] == np.arange(6))
+    one, three = (measure(rows, to_half(s, "similarities"), seed=0) for s in (right, np.stack([right] * 3)))
+    assert three.intervals["accuracy"] == one.intervals["accuracy"] and one.intervals["accuracy"][0] < 1.0
 
 
 def test_temperature_changes_no_prediction() -> None:
@@ -145,6 +174,46 @@ def test_temperature_changes_no_prediction() -> None:
     assert found.metrics["ece_scaled"] < found.metrics["ece"] and found.metrics["nll_scaled"] < found.metrics["nll"]
     assert found.details["temperature"]["value"] > 3
     assert found.details["temperature"]["fitted_on"] == "200 held-out training images"
+    assert "left_out" not in found.details
+
+
+@pytest.mark.parametrize(("sign", "right"), [(1.0, "100%"), (-1.0, "0%"), (0.0, "17%")])
+def test_a_temperature_at_the_bound_of_its_range_is_no_result(sign: float, right: str) -> None:
+    """All held-out images right, all wrong, or all logits equal: the best T lies beyond the range, or nowhere."""
+    rows, labels = images(200), np.arange(60) % 6
+    held_out = HeldOut(sign * 5.0 * (labels[:, None] == np.arange(6)), labels)
+    found = measure(rows, to_half(logits(rows), "logits"), seed=0, held_out=held_out)
+    assert not {"nll_scaled", "ece_scaled"} & (found.metrics.keys() | found.intervals.keys())
+    assert {"nll", "ece"} <= found.metrics.keys()
+    reason = (
+        f"no temperature from 0.001 to 1000 is the best one on 60 held-out training images, of which {right} are right"
+    )
+    assert found.details["left_out"] == {"nll_scaled": reason, "ece_scaled": reason}
+    assert found.details["temperature"]["value"] is None and found.details["temperature"]["at_bound"]
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_a_class_that_the_classifier_does_not_know_has_no_likelihood(draws: int) -> None:
+    """NLL of these images is infinite, which float16 hides; they are wrong for accuracy, Brier score and ECE, which are bounded."""
+    rows, train = images(200), images(200, seed=5)
+    known = np.stack([np.where(np.arange(6) == 5, -np.inf, logits(rows, draw)) for draw in range(draws)])
+    of_train = np.where(np.arange(6) == 5, -np.inf, logits(train, 9, 20.0))
+    held_out = HeldOut(of_train[train.labels != 5], train.labels[train.labels != 5])
+    saved = to_half(known[0] if draws == 1 else known, "logits")
+    found = measure(rows, saved, seed=0, held_out=held_out)
+    unknown = int((rows.labels == 5).sum())
+    reason = f"the classifier gives the true class of {unknown} of the images no probability"
+    assert found.details["left_out"] == {"nll": reason, "nll_scaled": reason}
+    assert not {"nll", "nll_scaled"} & (found.metrics.keys() | found.intervals.keys())
+    assert {"brier", "ece", "ece_scaled"} <= found.metrics.keys() and found.metrics["accuracy"] <= 1 - unknown / 200
+    p = softmax(known, axis=-1).reshape(-1, 6)
+    expected = np.square(p - np.eye(6)[np.tile(rows.labels, draws)]).sum(1).mean()
+    assert found.metrics["brier"] == pytest.approx(expected, abs=2e-3)
+    # The same scores of images of known classes alone have all.
+    some = np.flatnonzero(rows.labels != 5)
+    fewer = ScoredImages(rows.keys[some], rows.labels[some], rows.classes)
+    kept = to_half(known[0][some] if draws == 1 else known[:, some], "logits")
+    assert {"nll", "nll_scaled"} <= measure(fewer, kept, seed=0, held_out=held_out).metrics.keys()
 
 
 def test_groups() -> None:
@@ -162,7 +231,7 @@ def test_several_labels_an_image() -> None:
     random = np.random.default_rng(0)
     labels = (random.random((30, 3)) < 0.4).astype(np.uint8)
     rows = ScoredImages(np.arange(30), labels, ("a", "b", "c"))
-    saved = to_half(random.normal(size=(30, 3)) + labels, "logits")
+    saved = to_half(random.normal(size=(30, 3)) + labels, "logits", several=True)
     ranked = {"average_precision", "average_precision_micro", "bce"}
     assert set(measure(rows, saved, seed=0).metrics) == ranked
     found = measure(rows, saved, seed=0, held_out=HeldOut(random.normal(size=(30, 3)) + labels, labels))
@@ -205,5 +274,44 @@ def test_thresholds_are_rounded_as_the_scores_are() -> None:
     rows = ScoredImages(np.arange(2), labels, ("a",))
     for high in (1.00001, 70000.0):
         scores = np.array([[high], [0.0]])
-        found = measure(rows, to_half(scores, "logits"), seed=0, held_out=HeldOut(scores, labels))
+        found = measure(rows, to_half(scores, "logits", several=True), seed=0, held_out=HeldOut(scores, labels))
         assert found.metrics["f1_micro"] == found.metrics["f1_macro"] == 1.0
+
+
+def test_an_open_set_has_its_metrics_first_from_loops() -> None:
+    rows = images(80, 5, seed=3, open_set=True)
+    saved = to_half(logits(rows, scale=1.0), "logits")
+    found, right = measure(rows, saved, seed=0), saved.scores.argmax(1) == rows.labels
+    each = [np.mean([bool(r) for r, y in zip(right, rows.labels, strict=True) if y == k]) for k in range(5)]
+    known, unknown = sum(each[:4]) / 4, each[4]
+    expected = {
+        "hos": 2 / (1 / known + 1 / unknown),
+        "os_star": known,
+        "unknown_accuracy": unknown,
+        "os": sum(each) / 5,
+    }
+    assert list(found.metrics)[:4] == list(OPEN_SET) == list(expected)
+    for name, value in expected.items():
+        assert found.metrics[name] == pytest.approx(value), name
+        low, high = found.intervals[name]
+        assert 0.0 <= low < value < high <= 1.0
+        assert definition_of(f"target/classifier/{name}") is not None
+    plain = measure(images(80, 5, seed=3), saved, seed=0).metrics
+    assert {name: value for name, value in found.metrics.items() if name not in OPEN_SET} == plain
+
+
+@pytest.mark.parametrize(
+    ("labels", "predictions", "expected"),
+    [
+        ([0, 1, 1], [0, 1, 0], {"os_star": 0.75}),  # no unknown image: a source test
+        ([2, 2], [2, 0], {"unknown_accuracy": 0.5}),  # unknown images alone
+        ([0, 0, 2], [2, 2, 2], {"hos": 0.0, "os_star": 0.0, "unknown_accuracy": 1.0, "os": 0.5}),  # class 1 absent
+        ([0, 2], [2, 0], {"hos": 0.0, "os_star": 0.0, "unknown_accuracy": 0.0, "os": 0.0}),
+    ],
+)
+def test_an_open_set_metric_without_its_images_is_left_out(
+    labels: list[int], predictions: list[int], expected: dict[str, float]
+) -> None:
+    rows = ScoredImages(np.arange(len(labels)), np.array(labels), ("a", "b", "unknown"), open_set=True)
+    found = measure(rows, to_half(9.0 * (np.array(predictions)[:, None] == np.arange(3)), "logits"), seed=0).metrics
+    assert {name: found[name] for name in OPEN_SET if name in found} == expected

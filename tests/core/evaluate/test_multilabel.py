@@ -49,6 +49,27 @@ def test_thresholds_have_the_best_f1_of_all(ties: bool) -> None:
         assert f1_score(labels[:, c], scores[:, c] >= found[c]) == pytest.approx(best, abs=1e-12)
 
 
+def test_thresholds_lie_midway_to_the_next_score() -> None:
+    """So an image of the class that scores a little less than those of training is still found; classes that are apart have F1 of 1."""
+    scores = np.array([[4.0, 1.0], [3.0, 0.0], [-1.0, 3.0], [-2.0, 2.0]])
+    labels = np.array([[True, True], [True, True], [False, True], [False, True]])
+    found = choose_thresholds(scores, labels)
+    assert found.tolist() == [1.0, 0.0]  # all have the second class: there is no score below
+    half = np.array([[1.0], [np.nextafter(np.float16(1), np.float16(0))]], np.float16)
+    (between,) = choose_thresholds(half, np.array([[True], [False]]))
+    assert half[1, 0] < between < half[0, 0]
+    assert choose_thresholds(np.array([[2.0], [2.0], [0.0]]), np.array([[True], [False], [False]])).tolist() == [1.0]
+
+
+def test_thresholds_find_an_image_that_scores_a_little_less() -> None:
+    random = np.random.default_rng(0)
+    labels = random.random((200, 1)) < 0.5
+    scores = np.where(labels, 3.0, -3.0) + random.normal(size=(200, 1)) / 2
+    train, test = slice(0, 40), slice(40, None)
+    metrics = multilabel_metrics(scores[test], labels[test], choose_thresholds(scores[train], labels[train]))
+    assert metrics["average_precision"] == metrics["f1_macro"] == 1.0
+
+
 def test_a_class_without_images_is_never_predicted() -> None:
     scores, labels = drawn(3)
     labels[:, 1] = False

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+from scipy.special import softmax
 
 from rootstock.core.errors import UserError
 from rootstock.core.evaluate.measures import measure
@@ -157,7 +158,34 @@ def test_float16_saturates_and_keeps_every_prediction() -> None:
         kept = to_half(scores, "logits").scores
         assert kept.dtype == np.float16 and np.isfinite(kept).all()
         assert (kept.argmax(1) == scores.argmax(1)).all()
-    assert np.abs(to_half(close, "logits").scores - close).max() <= 1.0
+        others = to_half(scores, "similarities").scores
+        assert np.isfinite(others).all() and (others.argmax(1) == scores.argmax(1)).all()
+    assert np.abs(to_half(close, "similarities").scores - close).max() <= 1.0
+
+
+@pytest.mark.parametrize("shape", [(500, 3), (2, 250, 3)])
+@pytest.mark.parametrize("offset", [0.0, 1000.0, -5000.0, 70_000.0, -1e9])
+def test_what_logits_of_an_image_have_in_common_is_not_rounded(offset: float, shape: tuple[int, ...]) -> None:
+    """Softmax does not see it, so probabilities of the file are those of the model, whatever it is; each image may have its own."""
+    random = np.random.default_rng(0)
+    logits = random.normal(size=shape)
+    moved = logits + offset * random.random((*shape[:-1], 1))
+    kept = to_half(moved, "logits").scores
+    assert (kept.max(-1) == 0).all() and kept.dtype == np.float16
+    assert np.abs(softmax(kept.astype(float), -1) - softmax(logits, -1)).max() < 1e-3
+
+
+def test_scores_that_are_read_one_by_one_keep_their_offset() -> None:
+    """A sigmoid or a rank of a column depends on it."""
+    scores = np.array([[5.0, 3.0], [-2.0, -7.0]])
+    assert (to_half(scores, "logits", several=True).scores == scores).all()
+    assert (to_half(scores, "similarities").scores == scores).all()
+
+
+def test_infinite_logits() -> None:
+    inf = np.inf
+    kept = to_half(np.array([[inf, 1e30, inf], [-inf, -inf, -inf], [-inf, 2.0, 1.0]]), "logits").scores
+    assert kept.tolist() == [[0, -65504, 0], [0, 0, 0], [-65504, 0, -1]]
 
 
 def test_votes_are_shares() -> None:

@@ -149,7 +149,7 @@ def test_what_was_frozen_is_scored_after_a_resume(uri: str, opened: Open) -> Non
     """The same weights may give other logits in the last digit on another machine."""
     run = opened()
     first = scored(run, uri, 1)
-    nearly = CandidateLogits("digest 1", {"target": candidate(1).logits["target"] + 1e-2})
+    nearly = CandidateLogits("digest 1", {"target": 1.01 * candidate(1).logits["target"]})
     again = open_sealed(run, {"target": seal(uri)}, {"c1": nearly}, CLASSES)
     assert again.result == first.result
     (run.dir / CANDIDATES).write_bytes(b"damaged")

@@ -20,7 +20,10 @@ from rootstock.core.images.sets import (
     fingerprints,
     labelled,
     open_tests,
+    refuse_one_class,
     train_and_tests,
+    trained_with_labels,
+    untrained_classes,
 )
 
 
@@ -165,3 +168,54 @@ def test_exposure_counts_images_by_stage_and_labels_apart() -> None:
     seen = {"pretrain": images.keys()[5:100], LABELLED: images.keys()[8:9], "adapt": images.keys()[100:]}
     assert exposure(seen, {"test": test}) == {"seen_unlabelled": {"pretrain": 5, "adapt": 0}, "seen_labelled": 1}
     assert exposure({}, {"test": test}) == {"seen_unlabelled": {}, "seen_labelled": 0}
+
+
+def test_classes_without_a_training_image_are_named_and_counted(tmp_path: Path) -> None:
+    """A class may be known by name alone, as where a part of a set is taken."""
+    train = open_images(draw(tmp_path / "train", ["ant", "bee", "cat"]))
+    test = align(open_images(draw(tmp_path / "test", ["ant", "bee", "cat"], each=3)), train.classes or (), "data.test")
+    assert train.labels is not None and untrained_classes(train, {"test": test}) == []
+    fewer = train.select((train.labels != 2).nonzero()[:, 0])
+    told = "WARNING: {}: {} of {} images are of a class without any training image (cat: {}); accuracy counts them as wrong"
+    tests = {"near": test, "far": test.select(torch.arange(8)), "other": test.select(torch.arange(6))}
+    assert untrained_classes(fewer, tests) == [told.format("near", 3, 9, 3), told.format("far", 2, 8, 2)]
+    one = train.select((train.labels == 1).nonzero()[:, 0])
+    assert (
+        "6 of 9 images are of 2 classes without any training image (ant: 3, cat: 3)" in untrained_classes(one, tests)[0]
+    )
+    assert untrained_classes(one, {"test": test.unlabelled()}) == untrained_classes(train.unlabelled(), tests) == []
+    refuse_one_class(fewer)
+    with pytest.raises(
+        UserError,
+        match=r"^data\.train: all 4 training images of .* are of the class bee, and .* two classes or more; add",
+    ):
+        refuse_one_class(one)
+
+
+def test_classes_without_a_training_image_where_an_image_may_have_several() -> None:
+    images = open_images("sklearn:digits#[:6]").select(torch.arange(6))
+    images.classes = ("a", "b", "c")
+    train, test = images.select(torch.arange(3)), images.select(torch.arange(3, 6))
+    train.labels = torch.tensor([[1, 0, 0], [0, 0, 0], [1, 0, 0]], dtype=torch.uint8)
+    test.labels = torch.tensor([[1, 1, 1], [0, 1, 0], [1, 0, 0]], dtype=torch.uint8)
+    [told] = untrained_classes(train, {"test": test})
+    assert told.startswith(
+        "WARNING: test: 2 of 3 images are of 2 classes without any training image (b: 2, c: 1); nothing"
+    )
+    refuse_one_class(train)  # an image has the class or not
+
+
+def test_tests_that_were_trained_on_with_labels_are_named() -> None:
+    """By this run or by an earlier stage; images that were seen without labels have no part."""
+    images = open_images("sklearn:digits")
+    near, far = images.select(torch.arange(10)), images.select(torch.arange(10, 18))
+    seen = add_seen(
+        {"pretrain": images.keys(), LABELLED: near.keys()[:2]}, LABELLED, images.select(torch.arange(9, 50))
+    )
+    told = "WARNING: {}: {} images ({}) are training images too, whose labels are known: scores there say little of new images"
+    tests = {"near": near, "far": far, "new": images.select(torch.arange(60, 70))}
+    assert trained_with_labels(seen, tests) == [
+        told.format("near", "3 of 10", "30.0%"),
+        told.format("far", "8 of 8", "100.0%"),
+    ]
+    assert trained_with_labels({"pretrain": images.keys()}, tests) == trained_with_labels({}, tests) == []

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 from timm.models import ResNet, VisionTransformer
 from torch import Tensor, nn
 
 from rootstock.core.errors import UserError
+from rootstock.core.model import sizes
 from rootstock.core.model.backbone import Backbone, create
 from rootstock.core.model.description import read_description
 from rootstock.core.model.sincos import sincos
@@ -243,6 +245,40 @@ def test_a_local_file_may_still_have_its_classifier(tmp_path: Path) -> None:
     save_file({**tensors, "head.weight": torch.zeros(1)}, path)
     with pytest.raises(UserError, match=r"1 unexpected \(head.weight\)"):
         create(16, name="resnet10t", args=RESNET, weights=str(path))
+
+
+@pytest.mark.parametrize("options", [{}, {"class_token": False}, {"no_embed_class": True}, {"reg_tokens": 3}])
+def test_a_file_of_another_size_is_said_by_its_positions(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run says its size; a file has a grid of positions, and timm a size for each of its models."""
+    said: list[str] = []
+    monkeypatch.setattr(sizes, "warn", said.append)
+    path = tmp_path / "w.safetensors"
+    given = {"pooling": "mean", "args": {**VIT, **options}}
+    save_file(create(24, name="vit_tiny_patch16_224", **given).model.state_dict(), path)
+    create(24, name="vit_tiny_patch16_224", weights=str(path), **given)
+    assert said == []
+    create(40, name="vit_tiny_patch16_224", weights=str(path), **given)
+    (line,) = said
+    assert "data.size: 40 px are shown to a network that was trained at 24 px" in line and "\n" not in line
+
+
+def test_the_size_of_other_weights(tmp_path: Path) -> None:
+    vit_model, resnet = (timm.create_model(name, num_classes=0) for name in ("vit_tiny_patch16_224", "resnet10t"))
+    of_timm: Any = resnet.pretrained_cfg
+    assert sizes.trained_size(vit_model, "timm", {}) == 224
+    assert sizes.trained_size(resnet, "timm", {}) == of_timm["input_size"][-1]
+    assert sizes.trained_size(nn.Identity(), "timm", {}) is None
+    assert sizes.trained_size(vit_model, "none", {}) is None
+    assert sizes.trained_size(vit_model, "runs/x", {"size": 48}) == 48
+    path = tmp_path / "w.safetensors"
+    for tensor in (torch.zeros(1, 8, 192), torch.zeros(192)):  # 7 patches are no square
+        save_file({"pos_embed": tensor}, path)
+        assert sizes.trained_size(vit_model, str(path), {}) is None
+    save_file({"conv.weight": torch.zeros(2)}, path)
+    assert sizes.trained_size(resnet, str(path), {}) is None
+    assert sizes.trained_size(vit_model, str(tmp_path / "missing.safetensors"), {}) is None
 
 
 def test_position_embeddings_are_resampled_to_another_size(tmp_path: Path) -> None:

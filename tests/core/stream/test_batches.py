@@ -83,8 +83,8 @@ def cropped(images: Images, index: int, draws: Draws) -> Tensor:
 
 def whole(parts: list[RawBatch]) -> RawBatch:
     """Micro-batches as one."""
-    images, positions, labels, _ = zip(*parts, strict=True)
-    return RawBatch(torch.cat(images), torch.cat(positions), torch.cat(labels))
+    images, positions, labels, _, index = zip(*parts, strict=True)
+    return RawBatch(torch.cat(images), torch.cat(positions), torch.cat(labels), {}, torch.cat(index))
 
 
 def global_batches(
@@ -99,8 +99,13 @@ def global_batches(
     return [whole([part for rank in ranks for part in rank[step]]) for step in range(steps)]
 
 
+def on_host(batch: RawBatch) -> RawBatch:
+    images, positions, labels = (value.cpu() for value in batch[:3])
+    return RawBatch(images, positions, labels, {}, batch.index.cpu())
+
+
 def equal(first: RawBatch, second: RawBatch) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(first[:3], second[:3], strict=True))
+    return all(torch.equal(a, b) for a, b in zip((*first[:3], first.index), (*second[:3], second.index), strict=True))
 
 
 @pytest.mark.parametrize(("world", "micro"), [(1, 2), (1, 4), (2, 1), (2, 4), (4, 1), (4, 2)])
@@ -127,6 +132,7 @@ def test_samples_are_the_pictures_of_the_order(images: Images) -> None:
     order = Order(N, 6, seed=1)
     for step, (sample,) in enumerate(batches_of(images, order)(0)):
         assert sample.positions.tolist() == [step * 6 + k for k in range(6)]
+        assert torch.equal(sample.index, order.indices(step))
         for k, index in enumerate(order.indices(step).tolist()):
             draws = Draws(1, torch.tensor([step * 6 + k]))
             assert torch.equal(sample.images[k], cropped(images, index, draws))
@@ -552,7 +558,7 @@ def test_a_gpu_gets_the_same_samples(ways: dict[str, str], resident: Resident) -
         images, kind = open_images(ways[name]), "off" if name == "files" else resident
         on_gpu = stream(images, order, CROP, steps=5, device=torch.device("cuda"), resident=kind, workers=1)
         for (a,), (b,) in zip(on_gpu(0), batches_of(images, order)(0), strict=True):
-            assert a.images.is_cuda and equal(RawBatch(*(value.cpu() for value in a[:3])), b)
+            assert a.images.is_cuda and equal(on_host(a), b)
             if a.images.ndim == 4:
                 crops = CROP.crop(a.images, Draws(3, a.positions))["images"]
                 assert torch.equal(crops.cpu(), crops_of(b))

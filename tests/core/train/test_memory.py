@@ -73,9 +73,10 @@ def test_other_errors_are_raised_as_they_are(opened: Callable[..., Run]) -> None
 
 
 def test_both_parts_of_a_pair_are_cut() -> None:
-    raw = RawBatch(torch.zeros(6, 3, 2, 2), torch.arange(6), torch.empty(0), {"local": torch.zeros(6, 2, 3, 1, 1)})
+    local = {"local": torch.zeros(6, 2, 3, 1, 1)}
+    raw = RawBatch(torch.zeros(6, 3, 2, 2), torch.arange(6), torch.empty(0), local, torch.arange(6))
     source, target = memory._first_rows(RawPair(raw, raw), 2)  # pyright: ignore[reportPrivateUsage]
     for part in (source, target):
         sizes: list[Any] = [len(part.images), len(part.positions), len(part.labels), len(part.extra["local"])]
-        assert sizes == [2, 2, 0, 2]
+        assert sizes == [2, 2, 0, 2] and part.index.tolist() == [0, 1]
     assert isinstance(RawPair(raw, raw), RawPair) and Labelled is not RawPair

@@ -18,7 +18,8 @@ from rootstock.core.views.view import View
 PLAIN: dict[str, Any] = {
     "scale": None, "ratio": (3 / 4, 4 / 3), "interpolation": "bilinear", "flip": 0.0, "rotate": 0.0, "shift": 0.0,
     "zoom": (1.0, 1.0), "jitter": (0.0, 0.0, 0.0, 0.0), "jitter_p": 0.0, "grayscale": 0.0, "blur": 0.0,
-    "blur_sigma": (0.1, 2.0), "solarize": 0.0, "invert": 0.0, "centre": 1.0, "randaugment": 0, "magnitude": 9.0, "erase": 0.0,
+    "blur_sigma": (0.1, 2.0), "difference": 0.0, "solarize": 0.0, "invert": 0.0,
+    "centre": 1.0, "randaugment": 0, "magnitude": 9.0, "erase": 0.0,
     "erase_scale": (0.02, 0.33), "erase_fill": "mean",
 }  # fmt: skip
 SIMCLR = {
@@ -50,6 +51,12 @@ PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any], int, dict[str, Any]]]
     "simmim": (i := {"scale": (0.67, 1.0), "flip": 0.5}, i, 0, {}),
     "supervised": (u := {"scale": (0.08, 1.0), "flip": 0.5}, u, 0, {}),
     "randaugment": (r := {**u, "randaugment": 2, "erase": 0.25, "erase_fill": "noise"}, r, 0, {}),
+    "fixmatch": (
+        f := {**u, "randaugment": 2, "magnitude": 27.0, "erase": 1.0, "erase_scale": (0.25, 0.25)},
+        f,
+        0,
+        {},
+    ),
     "none": ({}, {}, 0, {}),
 }
 
@@ -72,13 +79,13 @@ def test_a_preset_has_the_published_numbers(name: str) -> None:
 
 
 def test_every_preset_is_in_the_table_or_is_for_digits() -> None:
-    assert set(VIEWS) == {*PUBLISHED, "digits", "digits_weak"}
+    assert set(VIEWS) == {*PUBLISHED, "digits", "digits_targeted", "digits_weak"}
 
 
 OTHER: dict[str, Any] = {
     "scale": (0.3, 0.9), "ratio": (0.5, 2.0), "interpolation": "bicubic", "flip": 0.3, "rotate": 7.0, "shift": 0.11,
     "zoom": (0.8, 1.3), "jitter": (0.1, 0.2, 0.3, 0.4), "jitter_p": 0.6, "grayscale": 0.15, "blur": 0.35,
-    "blur_sigma": (0.2, 1.7), "solarize": 0.45, "invert": 0.55, "centre": 0.9, "randaugment": 3, "magnitude": 11.0,
+    "blur_sigma": (0.2, 1.7), "difference": 0.25, "solarize": 0.45, "invert": 0.55, "centre": 0.9, "randaugment": 3, "magnitude": 11.0,
     "erase": 0.65, "erase_scale": (0.1, 0.2), "erase_fill": "noise",
 }  # fmt: skip
 

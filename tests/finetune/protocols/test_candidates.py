@@ -1,16 +1,25 @@
 """What a training by steps reads, and how its candidates are chosen."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from rootstock.core.errors import UserError
+from rootstock.core.evaluate.sgd_heads import train_heads
 from rootstock.core.stream.order import straddling
-from rootstock.finetune.protocols.candidates import Candidate, Length, StepFeatures, check_candidates
+from rootstock.finetune.protocols.candidates import (
+    Candidate,
+    Length,
+    StepFeatures,
+    check_candidates,
+    fit_candidates,
+    trainer,
+)
 from rootstock.finetune.protocols.contract import Features, Known
-from rootstock.tests.finetune.protocols.test_protocols import CLASSES, asked, blobs
+from rootstock.tests.finetune.protocols.test_protocols import CLASSES, asked, blobs, known
 
 N = 10
 
@@ -102,3 +111,34 @@ def test_candidates_that_cannot_be_trained_or_chosen_are_named() -> None:
         check_candidates("x", one, "crops", 0, counts)
     with pytest.raises(UserError, match="to choose among 2 candidates on; give a single input"):
         check_candidates("x", two, "none", None, asked(x, y, y))
+
+
+@pytest.mark.parametrize(("asked_size", "size"), [(4096, 32), (36, 32), (8, 8)])
+def test_the_rate_that_was_chosen_is_the_rate_of_the_training_on_all(asked_size: int, size: int) -> None:
+    """Also where a batch would have all images: that of the choice has 32 of the 40."""
+    seen: list[tuple[int, list[float]]] = []
+
+    def spy(features: Any, labels: Tensor, k: int, heads: Any, *rest: Any, **more: Any) -> Any:
+        seen.append((len(labels), [head.lr for head in heads]))
+        return train_heads(features, labels, k, heads, *rest, **more)
+
+    candidates = [Candidate("cls", lr, 0.0) for lr in (0.01, 1.0)]
+    x, y = blobs(40, 0)
+    fitted = fit_candidates(
+        "x", known(x, y), candidates, trainer(known(x, y), Length(2, None, asked_size, 0.0), "none", None, spy)
+    )
+    best = [one._asdict() for one in candidates].index(dict(fitted.chosen))
+    assert seen[0] == (32, pytest.approx([one.lr * size / 256 for one in candidates]))
+    assert seen[1] == (40, [seen[0][1][best]])
+
+
+def test_the_rate_of_a_single_candidate_is_that_of_its_batch() -> None:
+    seen, (x, y) = list[float](), blobs(40, 0)
+
+    def spy(features: Any, labels: Tensor, k: int, heads: Any, *rest: Any, **more: Any) -> Any:
+        seen.extend(head.lr for head in heads)
+        return train_heads(features, labels, k, heads, *rest, **more)
+
+    make = trainer(known(x, y), Length(2, None, 4096, 0.0), "none", None, spy)
+    fit_candidates("x", known(x, y), [Candidate("cls", 0.1, 0.0)], make)
+    assert seen == [0.1 * 40 / 256]

@@ -202,3 +202,6 @@ def test_tokens_are_no_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for name in ("retrieval", "verification", "knn", "linear", "fewshot", "ridge", "nearest_mean", "few_linear"):
         with pytest.raises(UserError, match=rf"evaluate.{name}.taps: tokens are several vectors for each image"):
             probe(tmp_path, "run", {name: {"taps": ["tokens"]}}, "[:40,seed=5]")
+    for inputs in (["tokens"], ["pooled", "tokens"]):  # linear_sgd reads all of its inputs at once
+        with pytest.raises(UserError, match=r"evaluate.linear_sgd.inputs: tokens are several vectors for each image"):
+            probe(tmp_path, "run", {"linear_sgd": {"inputs": inputs, "augment": "none"}}, "[:40,seed=5]")

@@ -113,8 +113,20 @@ def test_a_part_of_the_labels_is_stratified_and_drawn_over_identities() -> None:
     again = drawn_parts(keys[order], y[order], 0, 0.1, 6)
     assert [sorted(order[few].tolist()) for few in again] == [few.tolist() for few in tenth]
     assert drawn_parts(keys, y, 1, 0.1, 6)[0].tolist() != tenth[0].tolist()
-    everything = drawn_parts(keys, y, 0, 1.0, 1)
-    assert everything[0].tolist() == list(range(128))
+    (everything,) = drawn_parts(keys, y, 0, 1.0, 5)  # five equal ones would have no spread
+    assert everything.tolist() == list(range(128))
+
+
+def test_draws_of_all_images_are_one() -> None:
+    y, keys = torch.tensor([0, 0, 1, 1]), torch.arange(4)
+    assert drawn_rows(keys, y, 0, 2, 5).shape == (1, 2, 2) and drawn_rows(keys, y, 0, 1, 5).shape == (5, 2, 1)
+    blends = drawn_rows(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 0, 0, 1]), 0, 1, 5)
+    assert len(blends) == 5
+    two = drawn_rows(torch.tensor([0, 0, 1, 2, 3]), torch.tensor([0, 0, 0, 1, 1]), 0, 2, 5)
+    assert len(two) == 5  # all identities, but one of two blends
+    x, labels = blobs(40, 0)
+    fitted = FewLinear(fractions=(1.0,), draws=3, C=(1.0,)).fit(known(x, labels))
+    assert fitted.scores(taps(x)).shape[0] == told(fitted)["images"].count(40) == 1
 
 
 @pytest.mark.parametrize("scale", [2.0**-60, 2.0**-110, 2.0**60, 2.0**110])

@@ -18,13 +18,22 @@ from rootstock.core.evaluate.metrics import classification
 from rootstock.core.evaluate.scores import Scored
 from rootstock.core.images.images import Images
 from rootstock.core.images.store import Store
+from rootstock.core.views.view import Evaluation
 from rootstock.finetune.protocols.attentive import Attentive, fit_choosing
-from rootstock.finetune.protocols.contract import Counts, Fitted, Known, ProbeProtocol
+from rootstock.finetune.protocols.contract import Counts, Fitted, Known, Measuring, ProbeProtocol
 from rootstock.finetune.protocols.few_labels import drawn_rows
 from rootstock.finetune.protocols.fewshot import FewShot
 from rootstock.finetune.protocols.knn import KNN
 from rootstock.finetune.protocols.linear import COARSE_GRID, Linear
-from rootstock.finetune.protocols.outcomes import CANDIDATES_SHOWN, add_outcome, say_what_was_done
+from rootstock.finetune.protocols.outcomes import (
+    CANDIDATES_SHOWN,
+    add_outcome,
+    ends_chosen,
+    given_to_all,
+    say_ends,
+    say_what_was_done,
+    with_settings,
+)
 from rootstock.finetune.protocols.registry import (
     PRESETS,
     SECTIONS,
@@ -234,6 +243,63 @@ def test_linear(train: Known, tests: Tests) -> None:
     assert (single.chosen, single.fit["choice"], single.candidates, single.held_out) == ({}, [], (), None)
 
 
+@pytest.mark.parametrize(
+    ("grid", "chosen", "ends", "said"),
+    [
+        ((1.0, 10.0, 100.0), 100.0, {"C": {"lowest": 0, "highest": 1}}, ["C = 100 was chosen, the highest of 3 that were tried;"]),
+        ((1.0, 10.0, 100.0), 10.0, {}, []),
+        ((1.0, 10.0), 10.0, {}, []),
+        (
+            (1.0, 10.0, 100.0),
+            [1.0, 100.0, 10.0, 100.0],
+            {"C": {"lowest": 1, "highest": 2}},
+            ["C = 1 was chosen, the lowest of 3 that were tried, in 1 of 4 draws;", "C = 100 was chosen, the highest of 3 that"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_choice_at_an_end_of_its_grid_is_said_and_kept(
+    grid: tuple[float, ...], chosen: Any, ends: dict[str, Any], said: list[str]
+) -> None:
+    fitted = Fitted(
+        lambda _: torch.zeros(0), "logits", {"C": chosen}, tuple({"C": one, "accuracy": 0.5} for one in grid)
+    )
+    lines = list[str]()
+    say_ends("linear", fitted, lines.append)
+    assert len(lines) == len(said)
+    assert all(line.startswith(f"WARNING: linear: {start}") for line, start in zip(lines, said, strict=True))
+    assert with_settings(fitted, ["pooled"], {}).facts.get("chosen_at_the_ends", {}) == ends
+
+
+def test_nothing_lies_below_no_decay_and_one_neighbour() -> None:
+    rows = tuple({"k": k, "weight_decay": decay} for k, decay in ((1, 0.0), (5, 0.1), (10, 0.2)))
+    fitted = Fitted(lambda _: torch.zeros(0), "votes", {"k": 1, "weight_decay": 0.0}, rows)
+    assert ends_chosen(fitted) == {}
+    assert ends_chosen(fitted._replace(chosen={"k": 10, "weight_decay": 0.2})).keys() == {"k", "weight_decay"}
+
+
+def test_settings_have_the_view_the_weights_and_what_a_tap_is() -> None:
+    """Beside what the publication expects, and the same for protocols that compare images."""
+    view = Evaluation(32, mean=(0.5, 0.5, 0.5))
+    given = given_to_all(view, "none", "ab12", 60)
+    for fitted in (
+        Fitted(lambda _: torch.zeros(0), "votes", facts={"settings": {"k": 5}}),
+        Measuring(cast("Any", None)),
+    ):
+        told = with_settings(fitted, ["cls+mean", "block3"], {"expects": "224 px", **given})
+        lines = list[str]()
+        say_what_was_done("knn", told, lines.append)
+        assert (
+            '"pictures resized and cropped to 32 px, bilinear", mean [0.5, 0.5, 0.5], std [0.229, 0.224, 0.225]'
+            in lines[0]
+        )
+        assert 'expects "224 px"' in lines[0] and lines[0].endswith(
+            'weights "none", weights_sha256 "ab12", train_images 60'
+        )
+        meant = "the class token after the last norm and the mean of the patch tokens after the last norm; the mean over all "
+        assert told.facts["settings"]["features"].startswith(f"{meant}places of block 3")
+        assert fitted.facts.get("settings", {}).items() <= told.facts["settings"].items()
+
+
 def test_linear_tells_every_candidate_and_what_it_scores_on_the_slice(train: Known) -> None:
     """Each C by itself on the fitted part; a temperature is fitted on the scores of the best one there, not of the refit."""
     x, y = train.features["pooled"], train.labels
@@ -262,7 +328,8 @@ def test_a_held_out_class_that_the_fitted_part_lacks_has_no_part_in_the_temperat
     x, y, keys = torch.cat([x, x[outer][None]]), torch.cat([y, torch.tensor([3])]), torch.cat([keys, keys[outer][None]])
     scores, fitted = scored("linear", Linear(), known(x, y, keys), {"near": blobs(60, seed=1)})
     assert fitted.held_out is not None and 3 not in fitted.held_out[1]
-    assert scores.details["near/linear"]["temperature"]["value"] > 0
+    # The image of class 3 could never be right; the others all are.
+    assert scores.details["near/linear"]["left_out"]["nll_scaled"].endswith("of which 100% are right")
 
 
 def test_attentive(train: Known, tests: Tests) -> None:
@@ -278,7 +345,7 @@ def test_attentive(train: Known, tests: Tests) -> None:
 
 
 def test_fewshot_with_all_images_is_the_nearest_mean(tests: Tests) -> None:
-    """As many shots as images: every draw is the same, and equals cosines with class means by hand."""
+    """As many shots as images: there is one draw, which equals cosines with class means by hand."""
     x, _ = blobs(40, seed=0)
     y = torch.arange(40) % 4
     scores, fitted = scored("fewshot", FewShot(shots=10, draws=3), known(x, y), tests)
@@ -287,10 +354,11 @@ def test_fewshot_with_all_images_is_the_nearest_mean(tests: Tests) -> None:
     unit = [(row - centre) / (row - centre).norm() for row in x]
     means = [torch.stack([u for u, label in zip(unit, y, strict=True) if label == c]).mean(0) for c in range(4)]
     slow = [max(range(4), key=lambda c: float((row - centre) @ means[c] / means[c].norm())) for row in test_x]
-    assert fitted.scores(taps(test_x)).argmax(-1).tolist() == [slow] * 3
+    assert fitted.scores(taps(test_x)).argmax(-1).tolist() == [slow]
     accuracy = sum(a == b for a, b in zip(slow, labels.tolist(), strict=True)) / len(slow)
     assert scores.metrics["near/fewshot/accuracy"] == pytest.approx(accuracy)
-    assert scores.intervals["near/fewshot/accuracy"] == pytest.approx([accuracy, accuracy])
+    low, high = scores.intervals["near/fewshot/accuracy"]
+    assert low < high  # over the images
 
 
 def test_fewshot_draws(train: Known, tests: Tests) -> None:
@@ -300,7 +368,7 @@ def test_fewshot_draws(train: Known, tests: Tests) -> None:
     mean, low, high = mean_interval(accuracies)
     assert len(set(accuracies)) > 3
     assert scores.metrics["far/fewshot/accuracy"] == pytest.approx(mean)
-    assert scores.intervals["far/fewshot/accuracy"] == [low, high]
+    assert scores.details["far/fewshot"]["intervals"]["draws"] == [low, high]
     more, _ = scored("fewshot", FewShot(shots=20, draws=12), train, far)
     assert more.metrics["far/fewshot/accuracy"] > mean
     other, _ = scored("fewshot", FewShot(shots=1, draws=12), train._replace(seed=1), far)

@@ -24,7 +24,8 @@ from rootstock.launch.report.curves import curves
 from rootstock.launch.report.figures import heat, scatter
 from rootstock.launch.report.page import write_report
 from rootstock.launch.report.records import by_experiment, read_run
-from rootstock.launch.report.results import looks_note, summarise
+from rootstock.launch.report.results import averaged, kind_of, looks_note, summarise
+from rootstock.launch.report.stages import share_of_tests
 from rootstock.launch.report.tables import differences_table, duration, is_fraction, results_tables
 
 CLASSES = ["cat", "dog & <b>", "鳥", "$x_$"]
@@ -267,6 +268,27 @@ def test_inductive_and_transductive_rows_are_never_in_one_table() -> None:
     tables = results_tables([row([0.5]), row([0.6], "transductive"), row([0.7])], {})
     assert [table.heading.split(":")[0] for table in tables] == ["Inductive", "Transductive"]
     assert [len(table.groups[0][1]) for table in tables] == [2, 1]
+
+
+def test_results_of_tests_that_were_trained_on_are_never_called_inductive() -> None:
+    """A handful of images in one seed of several is enough; the page's facts say how many."""
+    clean: dict[str, Any] = {
+        "metrics": {"test/knn/accuracy": 0.5},
+        "seen_unlabelled": {"pretrain": 0},
+        "seen_labelled": 0,
+    }
+    spoilt = {**clean, "seen_labelled": 3, "data": {"n": {"train": 50, "test": 10, "far": 20}}}
+    assert [kind_of(one) for one in (clean, spoilt, {**spoilt, "seen_unlabelled": {"adapt": 2}})] == [
+        "inductive", "labelled", "labelled"
+    ]  # fmt: skip
+    assert summarise([clean, spoilt], label="a", stage="b")["kind"] == "labelled"
+    tables = results_tables([row([0.5]), row([0.9], "labelled")], {})
+    assert [table.heading.split(":")[0] for table in tables] == [
+        "Inductive", "Trained on evaluation images with their labels"
+    ]  # fmt: skip
+    assert [share_of_tests(3, one) for one in (spoilt, clean)] == ["3 of 30 (10.0%)", "3"]
+    mean = averaged([[{**clean, "seed": 0}], [{**spoilt, "seed": 0}]])
+    assert [kind_of(one) for one in mean] == ["labelled"]
 
 
 def test_marks_stand_where_the_axis_says() -> None:

@@ -14,9 +14,9 @@ from rootstock.core.evaluate.predictions import Predictions, ScoredImages, to_ha
 from rootstock.core.manifest import write_manifest
 from rootstock.core.run.rows import PREDICTIONS
 from rootstock.launch.report import pairs as pairs_module
-from rootstock.launch.report.answers import answers_of, read_answers
+from rootstock.launch.report.answers import Answers, answers_of, read_answers
 from rootstock.launch.report.page import write_report
-from rootstock.launch.report.pairs import Paired, Pairs, adjust, pair_stages
+from rootstock.launch.report.pairs import Paired, Pairs, adjust, compare_images, pair_stages
 from rootstock.launch.report.records import StageRuns, by_experiment, read_run
 from rootstock.launch.report.reliability import confidence_figures
 from rootstock.tests.launch.report.test_page import Page, check_standing_alone
@@ -119,6 +119,59 @@ def test_other_test_images_of_each_seed(tmp_path: Path) -> None:
     ]
     (accuracy, *_) = compared(*runs).lines
     assert accuracy.seeds == 2 and accuracy.low is not None
+
+
+def answered(rows: ScoredImages, skill: float) -> Any:
+    """The answers of a run, by TEST/PROTOCOL; equal for an image that several seeds share."""
+    saved = to_half(scores(rows, skill, int(10 * skill)), "logits")
+    predictions = saved.scores.argmax(1)
+    return {"t/x": Answers(rows, "logits", (predictions == rows.labels).astype(float), predictions, None, None)}
+
+
+def differences(seeds: list[ScoredImages]) -> list[Paired]:
+    first, second = ({seed: answered(rows, skill) for seed, rows in enumerate(seeds)} for skill in (0.8, 1.2))
+    found = compare_images(("a", {**first}), ("b", {**second}), ("t/x", "t/x"))
+    assert isinstance(found, list)
+    return found
+
+
+def some(rows: ScoredImages, of: Any) -> ScoredImages:
+    return ScoredImages(rows.keys[of], rows.labels[of], rows.classes)
+
+
+def test_seeds_with_the_same_images_are_as_sure_as_one() -> None:
+    """Of as many pictures, whose answers are equal here: a second look at them adds nothing."""
+    rows = images(300)
+    for alone, twice in zip(differences([rows]), differences([rows, shuffled(rows)]), strict=True):
+        assert (twice.low, twice.high) == pytest.approx((alone.low, alone.high), abs=1e-12)
+
+
+def test_seeds_that_share_most_images_are_as_sure_as_one() -> None:
+    """Each seed lacks one picture, which both runs have right, so the seeds have no spread. Independent draws would give 0.71 of it."""
+    rows = images(300)
+    both = np.flatnonzero((answered(rows, 0.8)["t/x"].correct + answered(rows, 1.2)["t/x"].correct) == 2)[:2]
+    alone = differences([rows])[0]
+    overlapping = differences([some(rows, np.delete(np.arange(300), one)) for one in both])[0]
+    width, overlap = ((line.high or 0) - (line.low or 0) for line in (alone, overlapping))
+    assert overlap == pytest.approx(width, rel=0.1)
+
+
+def test_seeds_with_other_images_add_up() -> None:
+    """Two halves that share no picture are as sure as the whole, but for the spread of the seeds, which only adds."""
+    rows = images(600)
+    (whole, _), (halves, _) = (
+        differences([rows]),
+        differences([some(rows, slice(0, 300)), some(rows, slice(300, 600))]),
+    )
+    assert halves.mean == pytest.approx(whole.mean, abs=1e-12)
+    assert (halves.high or 0) - (halves.low or 0) >= 0.95 * ((whole.high or 0) - (whole.low or 0))
+
+
+def test_seeds_of_very_few_images() -> None:
+    """A draw may hold no picture of a seed: it is undefined, without a warning."""
+    rows = images(5)
+    for line in differences([some(rows, slice(0, 2)), some(rows, slice(2, 5))]):
+        assert np.isfinite(line.mean) and 0 < line.p <= 1
 
 
 def test_copies_are_drawn_together(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from rootstock.core import stage as recipe
 from rootstock.core.errors import UserError
 from rootstock.launch.verbs import execute
 from rootstock.ssl.watch.evaluators import linear_probe
@@ -57,6 +58,24 @@ def test_watching_changes_no_weight_and_covers_every_domain(tmp_path: Path) -> N
         assert {f"eval/{key}" for key in watched["metrics"]} <= row.keys()
         assert 1.0 <= row["watch/rankme"] <= 16.0 and row["watch/uniformity"] < 0.0 < row["watch/alignment"]
     assert seen[-1]["eval/own/linear/accuracy"] == watched["metrics"]["own/linear/accuracy"]
+
+
+def test_pictures_are_evaluated_as_the_data_section_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By kNN, linear probe and watch; larger pictures are resized, then cropped."""
+    seen: list[dict[str, Any]] = []
+
+    class Seen(recipe.Evaluation):
+        def __init__(self, *given: Any, **more: Any) -> None:
+            super().__init__(*given, **more)
+            seen.append(self.describe())
+
+    monkeypatch.setattr(recipe, "Evaluation", Seen)
+    words = ["data.crop=0.5", "data.interpolation=bicubic", "optim.duration=2", f"run.dir={tmp_path / 'run'}"]
+    measured = {"bank": f"{DATA}#[:100]", "test": TESTS, "knn": {"k": 5}}
+    execute("pretrain", config(tmp_path, measured), words, quiet=True)
+    assert len(seen) == 1 and (seen[0]["size"], seen[0]["resize"], seen[0]["interpolation"]) == (16, 32, "bicubic")
+    with pytest.raises(UserError, match=r"data.crop: 2.0 is given"):
+        execute("pretrain", config(tmp_path, measured), ["data.crop=2.0", f"run.dir={tmp_path / 'no'}"], quiet=True)
 
 
 def test_without_being_told_it_watches_ten_times_and_asks_for_no_label(tmp_path: Path) -> None:

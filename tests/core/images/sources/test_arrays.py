@@ -59,6 +59,38 @@ def test_idx_and_npz_in_every_layout_are_the_same(tmp_path: Path) -> None:
     assert told(open_images(f"idx:{folder}/train-images-idx3-ubyte.gz")) == [str(label) for label in labels[:8]]
 
 
+def test_rows_are_those_of_the_file(tmp_path: Path) -> None:
+    """Such as MNIST[10000:], whose digits are not in MNIST-M's first 10,000. Class numbers are those of the whole file."""
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 6, 7), dtype=np.uint8)
+    labels = (np.arange(12) // 4 + 7).astype(np.uint8)  # 7, 8, 9
+    write_idx(tmp_path / "train-images-idx3-ubyte.gz", pixels)
+    write_idx(tmp_path / "train-labels-idx1-ubyte.gz", labels)
+    np.savez(tmp_path / "a.npz", x_train=pixels, y_train=labels, x_test=pixels[:3], y_test=labels[:3])
+    file = f"idx:{tmp_path}/train-images-idx3-ubyte.gz"
+    for uri, first, last in (
+        (f"{file}?rows=4:", 4, 12),
+        (f"{file}?rows=:5", 0, 5),
+        (f"{file}?rows=8:99", 8, 12),
+        (f"npz:{tmp_path}/a.npz?rows=1:3#train", 1, 3),
+    ):
+        images = open_images(uri)
+        resident = images.resident()
+        assert resident is not None and np.array_equal(resident[:, 0].numpy(), pixels[first:last])
+        assert images.classes == ("7", "8", "9") and told(images) == [str(label) for label in labels[first:last]]
+    for rows, message in (
+        ("12:", "has 12 pictures, and rows=12: leaves none"),
+        ("5:5", "leaves none"),
+        ("-3:", "rows=-3: is no range; write START:END"),
+        ("7", "is no range"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_images(f"{file}?rows={rows}")
+    with pytest.raises(
+        UserError, match="test has 3 pictures, and rows=4: leaves none; name another range, or one file"
+    ):
+        open_images(f"npz:{tmp_path}/a.npz?rows=4:")
+
+
 def test_npz_of_colour_many_channels_and_sixteen_bits(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     colour = rng.integers(0, 256, (3, 6, 7, 3), dtype=np.uint8)

@@ -1,0 +1,129 @@
+"""AdaMatch against loops: aligned pseudo-labels, the relative threshold, the ramp, and logits between two normalisations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rootstock.adapt.adamatch import AdaMatch, ramp_up, with_frequencies
+from rootstock.core.errors import UserError
+from rootstock.core.model import norm
+from rootstock.launch.doctor.equality import classifier, domain_pair
+from rootstock.tests.adapt.one_update import drawn
+
+
+def built(**keys: Any) -> AdaMatch:
+    torch.manual_seed(0)
+    method = AdaMatch(classifier(), **keys).double()
+    torch.nn.init.normal_(method.classifier.head.weight)
+    norm.convert_batch_norms(method, "local", 0, method.rows_per_position)
+    return method
+
+
+def softmax(row: Tensor) -> list[float]:
+    powers = row.exp().tolist()
+    return [value / sum(powers) for value in powers]
+
+
+def slow(source: Tensor, target: Tensor, tau: float) -> tuple[list[int], list[bool], float]:
+    """The labels, which of them count, and the threshold, one image and one class at a time."""
+    known, guessed = [softmax(row) for row in source], [softmax(row) for row in target]
+    n, classes = len(known), range(len(known[0]))
+    least = tau * sum(max(row) for row in known) / n
+    ratio = [(1e-6 + sum(r[k] for r in known) / n) / (1e-6 + sum(r[k] for r in guessed) / n) for k in classes]
+    moved = [[row[k] * ratio[k] for k in classes] for row in guessed]
+    moved = [[value / sum(row) for value in row] for row in moved]
+    return [max(classes, key=row.__getitem__) for row in moved], [max(row) >= least for row in moved], least
+
+
+def test_pseudo_labels_equal_loops() -> None:
+    method = built().train()
+    method.distributions = torch.zeros(2, 5, dtype=torch.float64)
+    source, target = drawn().logits.detach()
+    pseudo, least = method.labels(source, target)
+    labels, confident, right = slow(source, target, 0.9)
+    assert pseudo.labels.tolist() == labels and pseudo.confident.tolist() == confident and any(confident)
+    assert least.item() == pytest.approx(right)
+    assert labels != target.argmax(1).tolist()  # alignment changes some of them
+
+
+def test_alignment_moves_the_target_towards_the_sources_classes() -> None:
+    guessed = torch.tensor([[0.7, 0.3], [0.6, 0.4]], dtype=torch.float64)
+    same = with_frequencies(guessed, guessed.mean(0), guessed.mean(0))
+    torch.testing.assert_close(same, guessed)
+    found = with_frequencies(guessed, torch.tensor([0.2, 0.8]).double(), guessed.mean(0))
+    torch.testing.assert_close(found.sum(1), torch.ones(2, dtype=torch.float64))
+    assert bool((found[:, 1] > guessed[:, 1]).all())
+    assert with_frequencies(guessed, torch.zeros(2), torch.zeros(2)).isfinite().all()  # classes that nobody predicts
+
+
+def test_means_over_steps_are_kept_in_a_buffer() -> None:
+    method = built(momentum=0.75).train()
+    method.distributions = torch.full((2, 5), 0.2, dtype=torch.float64)
+    expected = [[0.2] * 5, [0.2] * 5]
+    for seed in range(2):
+        logits = drawn(6 + seed).logits.detach()
+        method.labels(*logits)
+        for d in range(2):
+            rows = [softmax(row) for row in logits[d]]
+            now = [sum(row[k] for row in rows) / len(rows) for k in range(5)]
+            expected[d] = [0.75 * old + 0.25 * new for old, new in zip(expected[d], now, strict=True)]
+    torch.testing.assert_close(method.distributions, torch.tensor(expected, dtype=torch.float64))
+    before = method.distributions.clone()
+    method.labels(torch.full((4, 5), torch.nan), torch.zeros(4, 5))  # a step that will be skipped
+    assert torch.equal(method.distributions, before)
+    assert "distributions" in method.state_dict()
+
+
+def test_the_ramp() -> None:
+    assert [ramp_up(t) for t in (0.0, 0.25, 0.5, 0.9)] == pytest.approx([0.0, 0.5, 1.0, 1.0])
+    assert ramp_up(torch.tensor(0.125)).item() == pytest.approx(ramp_up(0.125))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_source_logits_lie_between_those_of_two_normalisations() -> None:
+    method, plain = built().train(), built(interpolation=False).train()
+    batch = domain_pair(method, 6, 1, torch.float64)
+    views = torch.stack([batch.source.images, *batch.source.more, batch.target.images, *batch.target.more])
+    joint = method.classifier.head(method.classifier.encode(views))[:2]
+    alone = method.classifier.head(method.classifier.encode(views[:2]))
+    found = method.interpolated(joint, views[:2], batch.source.draws)
+    assert bool((found >= torch.minimum(joint, alone)).all() and (found <= torch.maximum(joint, alone)).all())
+    share = ((found - alone) / (joint - alone)).detach()
+    assert float(share.std()) > 0.05 and len(share.flatten().unique()) > 30  # each logit has its own
+    torch.testing.assert_close(found, method.interpolated(joint, views[:2], batch.source.draws))
+    assert torch.equal(plain.interpolated(joint, views[:2], batch.source.draws), joint)
+    for made in (method, plain):  # the forward of the source alone moves no running statistics
+        norm.commit(norm.layers(made), keep=False)
+        made(batch, 0.5)
+        assert all(len(layer.pending) == 1 for layer in norm.layers(made))
+
+
+def test_the_loss_of_a_batch_and_its_control() -> None:
+    method, control = built(threshold=0.5, trade_off=0.7).eval(), built(threshold=0.5, trade_off=0.0).eval()
+    batch = domain_pair(method, 6, 1, torch.float64)
+    known = [method.classifier(images).detach() for images in (batch.source.images, *batch.source.more)]
+    weak, strong = (method.classifier(images).detach() for images in (batch.target.images, *batch.target.more))
+    labels, confident, _ = slow(known[0], weak, 0.5)  # in evaluation's BatchNorm both normalisations are the same
+    errors = [-row.log_softmax(1)[range(6), batch.source.labels].mean().item() for row in known]
+    apart = sum(-float(strong[n].log_softmax(0)[labels[n]]) for n in range(6) if confident[n]) / 6
+    assert apart > 0.0
+    for progress, mu in ((0.0, 0.0), (0.25, 0.5), (1.0, 1.0)):
+        step = method(batch, progress)
+        assert step.loss.item() == pytest.approx(sum(errors) / 2 + 0.7 * mu * apart, rel=1e-6)
+        assert control(batch, progress).loss.item() == pytest.approx(sum(errors) / 2, rel=1e-6)
+    assert step.metrics["confident"].item() == pytest.approx(sum(confident) / 6)
+    assert step.metrics.keys() == control(batch, 1.0).metrics.keys()
+
+
+def test_no_confident_image_leaves_the_source_alone() -> None:
+    method = built(alignment=False).eval()
+    pseudo, _ = method.labels(100.0 * torch.eye(3), torch.zeros(4, 3))
+    assert not pseudo.confident.any()
+
+
+def test_a_momentum_above_1_is_refused() -> None:
+    with pytest.raises(UserError, match=r"method\.momentum: expected a number from 0 to 1, got 1.5"):
+        built(momentum=1.5)

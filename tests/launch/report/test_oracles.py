@@ -1,0 +1,118 @@
+"""Rows that saw a target's labels are called oracles, whatever their config says of itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rootstock.core.images.open import open_images
+from rootstock.core.images.sets import describe_sets
+from rootstock.launch.pipeline.run import tabulate
+from rootstock.launch.report.markdown import pipeline_markdown
+from rootstock.launch.report.oracles import whose_target
+from rootstock.launch.report.page import write_report
+from rootstock.launch.report.results import averaged, summarise
+from rootstock.launch.report.tables import caveats, results_tables
+from rootstock.tests.launch.report.test_page import Page, make_run
+
+METRIC = "target/classifier/accuracy"
+DIGITS = {
+    "source": "sklearn:digits?size=8#[:50%]#train",
+    "target": "sklearn:digits?size=8#[50%:]#train",
+    "test": "sklearn:digits?size=8#[50%:]#test",
+    "other": "sklearn:digits?size=8#[:50%]#test",
+}
+SPLIT: dict[str, str] = describe_sets({name: open_images(uri) for name, uri in DIGITS.items()})["split"]
+
+
+def result(task: str, selection: str = "last", **split: str) -> dict[str, Any]:
+    """A result.json; split: the set of each role, by its name in DIGITS."""
+    hashes = {name.replace("_", "."): SPLIT[which] for name, which in split.items()}
+    data = {"split": hashes}
+    return {
+        "task": task,
+        "seed": 0,
+        "metrics": {METRIC: 0.5},
+        "data": data,
+        "selection": selection,
+        "seen_unlabelled": {},
+    }
+
+
+ADAPTED = result("adapt", source="source", target="target", test_target="test", test_source="other")
+RESULTS = {
+    "simclr": [result("pretrain", train="target", target="test")],
+    "dann": [ADAPTED],
+    "plain": [result("finetune", train="source", target="test")],
+    "oracle": [result("finetune", train="target", target="test")],
+    "knn": [result("probe", train="target", target="test")],
+    "later": [result("adapt", source="source", target="target", test_target="test")],
+    "elsewhere": [result("finetune", train="target", target="other")],
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "other"),
+    [
+        ("simclr", ""),
+        ("dann", ""),
+        ("plain", ""),
+        ("oracle", "dann"),
+        ("knn", "dann"),
+        ("later", ""),
+        ("elsewhere", ""),
+    ],
+)
+def test_labels_of_another_rows_target_make_an_oracle(stage: str, other: str) -> None:
+    """By the images' content: pretraining read them without labels, and on another test set they are ordinary training data."""
+    assert whose_target(stage, METRIC, RESULTS) == other
+
+
+def test_what_starts_from_an_oracle_is_one() -> None:
+    inputs = {"later": ["middle"], "middle": ["oracle"], "oracle": ["simclr"]}
+    assert whose_target("later", METRIC, RESULTS, inputs) == "dann"
+    assert whose_target("dann", METRIC, RESULTS, {"dann": ["simclr"]}) == ""
+
+
+def test_two_tasks_with_swapped_domains_are_no_oracles() -> None:
+    swapped = {
+        "there": [result("adapt", source="source", target="target", test_target="test", test_source="other")],
+        "back": [result("adapt", source="target", target="source", test_target="other", test_source="test")],
+    }
+    assert [whose_target(stage, METRIC, swapped) for stage in swapped] == ["", ""]
+
+
+def test_no_table_hides_it(tmp_path: Path) -> None:
+    rows = [{"label": name.upper(), "stage": name} for name in ("plain", "dann", "oracle")]
+    table = tabulate({"rows": rows, "columns": {}, "comparisons": []}, RESULTS)
+    assert [row["kind"] for row in table["rows"]] == ["inductive", "inductive", "oracle"]
+    why = "trained on the labels of the images that dann adapts to without them"
+    assert table["rows"][2]["oracle"] == why and not any("oracle" in row for row in table["rows"][:2])
+    plain, oracle = results_tables(table["rows"], {})
+    assert [line.label for _, lines in plain.groups for line in lines] == ["PLAIN", "DANN"]
+    assert oracle.heading.startswith("Oracle: ") and why in oracle.groups[0][1][0].note
+    (line,) = [line for line in pipeline_markdown(table, "x").splitlines() if line.startswith("| ORACLE")]
+    assert "| oracle |" in line and why in line
+
+
+def test_a_row_that_admits_it_is_one_too() -> None:
+    """Also where it is one of several tasks."""
+    admitted = result("finetune", selection="oracle", train="source", target="test")
+    row = summarise([admitted], label="upper bound", stage="x")
+    assert row["kind"] == "oracle" and "upper bound" in caveats([row])[0]
+    mean = summarise(averaged([[admitted], [ADAPTED]]), label="mean", stage="x")
+    assert mean["selection"] == ["last and oracle"] and mean["kind"] == "oracle"
+
+
+def test_the_page_that_compares_runs_marks_them(tmp_path: Path) -> None:
+    folders = []
+    for name in ("dann", "oracle"):
+        run = make_run(tmp_path / name, method={"name": name})
+        kept = json.loads((run / "result.json").read_text())
+        (run / "result.json").write_text(
+            json.dumps({**kept, "task": RESULTS[name][0]["task"], "data": RESULTS[name][0]["data"]})
+        )
+        folders.append(run)
+    words = " ".join(Page(write_report(folders, tmp_path / "r.html")).words)
+    assert "trained on the labels of the images that dann adapts to without them" in words and "Oracle: " in words
