@@ -197,24 +197,30 @@ def test_every_method_resumes_to_the_same_bits(method: str, rootstock: CommandLi
     assert rows(killed) == rows(straight) and len(rows(straight)) >= steps
 
 
+def adaptation(name: str, steps: int, folder: Path, rootstock: CommandLine) -> dict[str, Any]:
+    """The config of an adaptation method for that many steps; one that keeps a head gets a run on the source, made in `folder`."""
+    verb, config = CASES["dann"]
+    config = {**config, "method": {"name": name}, "optim": optim("adamw", duration=steps)}
+    if ADAPT_METHODS[name].keeps_head:
+        trained, source = folder / "trained", folder / "source"
+        source.mkdir()
+        path = write(source, {**config, "method": {"name": "source_only"}})
+        assert rootstock(verb, path, f"run.dir={trained}", "optim.duration=10").code == 0
+        config = {**config, "backbone": {"weights": str(trained)}}
+    if ADAPT_METHODS[name].online:  # one pass, ten images a step
+        data = {**config["data"], "target": f"{DATA}#[80:{80 + 10 * steps}]", "views": "none"}
+        config = {**config, "data": data, "optim": {**config["optim"], "batch_size": 10, "duration": "1ep"}}
+    return config
+
+
 @pytest.mark.parametrize("method", sorted(ADAPT_METHODS))
 def test_every_adaptation_method_resumes_to_the_same_bits(method: str, rootstock: CommandLine, tmp_path: Path) -> None:
-    verb, config = CASES["dann"]
     steps, killed_at = 10, random.Random(method).choice([5, 6, 7, 9])
-    config = {**config, "method": {"name": method}, "optim": optim("adamw", duration=steps)}
-    if ADAPT_METHODS[method].keeps_head:
-        trained = tmp_path / "trained"
-        source = write(tmp_path, {**config, "method": {"name": "source_only"}})
-        assert rootstock(verb, source, f"run.dir={trained}").code == 0
-        config = {**config, "backbone": {"weights": str(trained)}}
-    if ADAPT_METHODS[method].online:  # ten steps over 100 images
-        once = {**config["optim"], "batch_size": 10, "duration": "1ep"}
-        config = {**config, "data": {**config["data"], "views": "none"}, "optim": once}
-    path = write(tmp_path, config)
+    path = write(tmp_path, adaptation(method, steps, tmp_path, rootstock))
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    assert rootstock(verb, path, f"run.dir={straight}").code == 0
-    assert rootstock(verb, path, f"run.dir={killed}", at=killed_at).code == -9
-    outcome = rootstock(verb, path, f"run.dir={killed}")
+    assert rootstock("adapt", path, f"run.dir={straight}").code == 0
+    assert rootstock("adapt", path, f"run.dir={killed}", at=killed_at).code == -9
+    outcome = rootstock("adapt", path, f"run.dir={killed}")
     assert outcome.code == 0 and f"resumed from step {killed_at // EVERY * EVERY} of {steps}" in outcome.output
     assert weights(killed) == weights(straight) and rows(killed) == rows(straight)
 

@@ -15,10 +15,12 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from rootstock.core.ledger import read_ledger
+from rootstock.core.run.rows import LOOKS
 from rootstock.tests import test_resume
 from rootstock.tests.conftest import Forks
 from rootstock.tests.ssl import cases
-from rootstock.tests.test_resume import CASES, CommandLine, checkpoints, rows, weights, write
+from rootstock.tests.test_resume import CASES, CommandLine, adaptation, checkpoints, rows, weights, write
 
 STEPS, EVERY, KILLS = 60, 4, 29  # seven kinds of work, 203 kills
 FEW_STEPS, FEW = 16, 3  # in `make test`: 21 kills
@@ -32,6 +34,16 @@ METHODS = {
     "simsiam": "a predictor of constant rate",
     "barlow": "statistics of the whole batch",
 }
+# What each adaptation method brings into the loop; DANN is one of the kinds of work below.
+ADAPTATION = {
+    "mcc": "two domains, one loss and one update",
+    "fixmatch": "a further view of the target",
+    "shot": "a refresh over the whole target at each of its epochs",
+    "mcd": "three turns a step",
+    "osbp": "an output for the unknown class",
+    "tent": "one pass in order, with the predictions kept",
+}
+TARGETS = 96  # six steps an epoch: the target's second refresh comes before step 6, a step that starts no interval of checkpoints
 
 
 class Work(NamedTuple):
@@ -41,6 +53,7 @@ class Work(NamedTuple):
     outcome: Callable[[Path], Any]  # what must not depend on kills
     steps: int = 0  # of its training
     tail: float = 1.0  # part of its changes of the disk, the last ones, in which it is killed
+    first: int | None = None  # the step that the first kill comes right before; else by seed
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +66,17 @@ def trained(run: Path) -> Any:
         assert not folder.name.startswith("."), "an unfinished checkpoint is left"
         load_file(folder / "model.safetensors")
     return weights(run), rows(run)
+
+
+def adapted(run: Path) -> Any:
+    """What a run of `adapt` leaves; its labels were looked at once, however often it was killed."""
+    ledger = read_ledger(run / LOOKS)
+    assert ledger is not None and len(ledger.entries) == 1
+    return (
+        trained(run),
+        hashlib.sha256((run / "candidates.safetensors").read_bytes()).hexdigest(),
+        ledger.entries[0]["candidates"],
+    )
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -131,8 +155,9 @@ def kill_and_compare(rootstock: CommandLine, work: Work, folder: Path, kills: in
     assert changes > 3, "this work changes nothing that is watched"
     for number in range(kills):
         begun = max(checkpoints(killed), default=0)
-        if work.steps and number % 2 == 0:
+        if number % 2 == 0 and begun < work.steps:
             at = draw.randrange(begun, min(begun + EVERY + 2, work.steps))
+            at = work.first if work.first is not None and number == 0 else at
             outcome = rootstock(*work.argv(killed), at=at, under=killed)
         else:
             left = changes * (work.steps - begun) // work.steps if work.steps else changes
@@ -170,3 +195,17 @@ def test_many_kills_lose_nothing(kind: str, rootstock: CommandLine, tmp_path: Pa
 @pytest.mark.parametrize("name", METHODS)
 def test_kills_of_every_feature_of_the_loop(name: str, rootstock: CommandLine, tmp_path: Path) -> None:
     kill_and_compare(rootstock, training(name, tmp_path, STEPS), tmp_path, 12, name)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ADAPTATION)
+def test_kills_of_every_feature_of_an_adaptation(name: str, rootstock: CommandLine, tmp_path: Path) -> None:
+    """SHOT's first kill comes between a refresh and the update of its step."""
+    tree = adaptation(name, STEPS, tmp_path, rootstock)
+    if name == "shot":
+        tree["data"] = {**tree["data"], "target": f"{test_resume.DATA}#[80:{80 + TARGETS}]"}
+    path = write(tmp_path, tree)
+    first = TARGETS // tree["optim"]["batch_size"] if name == "shot" else None
+    work = Work(lambda run: ["adapt", path, f"run.dir={run}"], adapted, STEPS, first=first)
+    done = kill_and_compare(rootstock, work, tmp_path, 12, name)
+    print(f"{name}: {done} kills of 12")
