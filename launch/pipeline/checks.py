@@ -118,7 +118,8 @@ def _wrong_sides(entry: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) ->
     """What is wrong with the rows that a comparison names."""
     over, wrong = entry["over"], list[str]()
     named = {"a": entry["a"], **({} if entry["b"] is None else {"b": entry["b"]})}
-    for key, name in [*named.items(), *(("over", name) for name in over)]:
+    sides = [*named.items(), *(("over", name) for name in over), *(("beyond", name) for name in entry["beyond"])]
+    for key, name in sides:
         found = rows_named(rows, name)
         if not found:
             wrong.append(f"{key}: no row {name}{among(name, [row['label'] for row in rows])}")
@@ -132,6 +133,8 @@ def _wrong_sides(entry: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) ->
         and not wrong
     ):
         wrong.append("over: expected two or more different rows; one row is given as b")
+    if entry["beyond"] and (over or len(entry["beyond"]) != 2):
+        wrong.append("beyond: expected two rows, [C, D], beside a and b, for (a - b) - (C - D)")
     if over and entry["primary"]:
         wrong.append(
             "primary: a primary contrast has one row b; write one for each row, and leave `over` to what is exploratory"
@@ -140,8 +143,13 @@ def _wrong_sides(entry: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) ->
 
 
 def subtracted(entry: Mapping[str, Any]) -> list[str]:
-    """The rows that a comparison subtracts: b, or each of `over`."""
+    """The rows that a comparison subtracts from a: b, or each of `over`."""
     return list(entry.get("over") or [entry["b"]])
+
+
+def sides_of(entry: Mapping[str, Any]) -> list[str]:
+    """All rows that a comparison names."""
+    return [entry["a"], *subtracted(entry), *entry.get("beyond", ())]
 
 
 def rows_named(rows: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:

@@ -25,7 +25,13 @@ def declared_contrasts(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         return {"stages": stages_shown(row), "metric": row["metric"]}
 
     return [
-        {"a": side(one["a"]), "b": side(one["b"]), "claim": one["claim"], "margin": one["margin"]}
+        {
+            "a": side(one["a"]),
+            "b": side(one["b"]),
+            **({"beyond": [side(name) for name in one["beyond"]]} if one["beyond"] else {}),
+            "claim": one["claim"],
+            "margin": one["margin"],
+        }
         for one in report["comparisons"]
         if one["primary"]
     ]

@@ -27,7 +27,7 @@ from ..report.page import write_report
 from ..report.records import read_run
 from ..report.results import averaged, compare, looks_note, main_metric, summarise, value_of
 from ..report.tables import interval, is_fraction, number
-from .checks import rows_named, subtracted
+from .checks import rows_named, sides_of, subtracted
 from .contrasts import declare, declared_contrasts
 from .plan import STAGE_VERBS, StageJob, Validate, domains_of, inputs_file, plan_pipeline, recorded_inputs
 from .preflight import Build, check_buildable
@@ -126,7 +126,8 @@ def _differences(entries: Sequence[Mapping[str, Any]], rows: Sequence[dict[str, 
     for entry in entries:
         (a,), label = rows_named(rows, entry["a"]), entry["label"]
         others = [rows_named(rows, name)[0] for name in subtracted(entry)]
-        found = [compare(a, b, f"{label}, over {b['label']}" if len(others) > 1 else label) for b in others]
+        beyond = [rows_named(rows, name)[0] for name in entry.get("beyond", ())]
+        found = [compare(a, b, f"{label}, over {b['label']}" if len(others) > 1 else label, beyond) for b in others]
         if len(others) > 1:
             gains.append(gain_of(label, found, a["metric"]))
         comparisons += [one | ({"primary": bool(entry.get("primary"))} if kind else {}) for one in found]
@@ -138,8 +139,7 @@ def _judged(
 ) -> list[dict[str, Any]]:
     """The primary contrasts, from the stages' own folders; each row gets `over_images`, its interval over seeds and test images."""
     folders = {(job.name, job.seed): job.dir for job in jobs}
-    sides = [side for entry in report["comparisons"] for side in (entry["a"], *subtracted(entry))]
-    named = {side: rows_named(rows, side)[0] for side in sides}
+    named = {side: rows_named(rows, side)[0] for entry in report["comparisons"] for side in sides_of(entry)}
     answers = functools.cache(lambda stage, seed: read_answers(read_run(folders[stage, seed])))
     for row in rows:
         row["over_images"] = over_images(row, answers)

@@ -91,6 +91,7 @@ def comparison(
     a: str,
     b: str | None = None,
     over: list[str] = [],
+    beyond: list[str] = [],
     primary: bool = False,
     claim: ContrastClaim = "differs",
     margin: Annotated[float, Field(gt=0)] | None = None,
@@ -102,6 +103,8 @@ def comparison(
     b: Row that is subtracted, by its label or its stage.
     over: Two or more rows instead of `b`, such as the control and source-only. All differences are shown, and the sentence about the gain
         uses the smallest one.
+    beyond: Two rows C and D: the comparison is then (a - b) - (C - D), an interaction. With a method and its control after pretraining as a
+        and b, and the same two from scratch as C and D, it says how much more the method gains after pretraining.
     primary: Whether this is one of the table's primary contrasts, at most four, chosen before the first run; all others are exploratory.
     claim: What a primary contrast is to show: differs, loses at most (a loses at most margin against b) or equals (within margin).
     margin: Largest loss or difference of the claim, above 0, in the metric's own units; 0.01 is one point of accuracy.

@@ -30,19 +30,22 @@ def primary_contrasts(
     Each has what `compare` says, with interval and p over seeds and images where both rows' metric is an accuracy, and: claim, margin,
     resampled (what the interval is over), images, p, adjusted (Holm), of (how many), holds, seeds_needed.
     """
-    found = [_contrast(entry, rows[entry["a"]], rows[entry["b"]], answers) for entry in comparisons if entry["primary"]]
+    primary = [entry for entry in comparisons if entry["primary"]]
+    found = [_contrast(one, [rows[name] for name in (one["a"], one["b"], *one.get("beyond", ()))], answers) for one in primary]
     for one, adjusted in zip(found, holm([one["p"] for one in found]), strict=True):
         one |= {"adjusted": adjusted, "of": len(found), "holds": one.pop("inside") and adjusted < LARGEST_P}
     return found
 
 
-def _contrast(
-    entry: Mapping[str, Any], a: Mapping[str, Any], b: Mapping[str, Any], answers: AnswersOf
-) -> dict[str, Any]:
-    found = compare(a, b, entry["label"])
+def _contrast(entry: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], answers: AnswersOf) -> dict[str, Any]:
+    """rows: a and b; with `beyond`, four."""
+    a, b, *beyond = rows
+    found = compare(a, b, entry["label"], beyond)
     seeds, values = found["seeds"], found["values"]
-    least, most = span_of(a["metric"], [*a["values"], *b["values"]])
-    pairs = _by_image(a, b, seeds, answers)
+    least, most = span_of(a["metric"], [value for row in rows for value in row["values"]])
+    if beyond:
+        least, most = least - most, most - least
+    pairs = _by_image(rows, seeds, answers)
     note = pairs if isinstance(pairs, str) else ""
     images, p_of = 0, (lambda null: student_p(values, null))
     if not isinstance(pairs, str):
@@ -98,25 +101,35 @@ def student_p(values: Sequence[float], null: float = 0.0) -> float:
 
 
 def _by_image(
-    a: Mapping[str, Any], b: Mapping[str, Any], seeds: Sequence[int], answers: AnswersOf
+    rows: Sequence[Mapping[str, Any]], seeds: Sequence[int], answers: AnswersOf
 ) -> list[list[ImageScores]] | str:
-    """The differences of right answers, [S][T]; or why there are none, in words."""
-    keys = tuple(row["metric"].rpartition("/")[0] for row in (a, b))
-    if any(row["metric"].rpartition("/")[2] != "accuracy" for row in (a, b)):
+    """The differences of right answers of rows a and b, less those of c and d if there are four: [S][T]; or in words why there are none."""
+    keys = [row["metric"].rpartition("/")[0] for row in rows]
+    if any(row["metric"].rpartition("/")[2] != "accuracy" for row in rows):
         return "only accuracies are paired image by image"
-    stages = [stages_shown(row) for row in (a, b)]
-    if len(stages[0]) != len(stages[1]):
+    stages = [stages_shown(row) for row in rows]
+    if len({len(one) for one in stages}) > 1:
         return "the rows are means over different numbers of tasks"
     found = []
     for seed in seeds:
         tasks = []
-        for first, second in zip(*stages, strict=True):
-            sides = answers(first, seed), answers(second, seed)
-            if any(key not in side for key, side in zip(keys, sides, strict=True)):
-                return f"seed {seed} of {first} or {second} kept no predictions"
-            pair = aligned(*sides, (keys[0], keys[1]))
-            if isinstance(pair, str):
-                return f"seed {seed}: {pair}"
-            tasks.append(paired_scores(*(ImageScores(one.correct, one.images.drawn) for one in pair)))
+        for names in zip(*stages, strict=True):
+            differences = [_pair(names[i : i + 2], keys[i : i + 2], seed, answers) for i in range(0, len(rows), 2)]
+            if isinstance(first := differences[0], str) or isinstance(last := differences[-1], str):
+                return next(one for one in differences if isinstance(one, str))
+            if len(rows) > 2 and not np.array_equal(first.drawn, last.drawn):
+                return f"seed {seed}: {names[0]} and {names[2]} were tested on different images"
+            tasks.append(paired_scores(first, last) if len(rows) > 2 else first)
         found.append(tasks)
     return found
+
+
+def _pair(names: Sequence[str], keys: Sequence[str], seed: int, answers: AnswersOf) -> ImageScores | str:
+    """The differences of right answers of two stages, images in the order of their keys; or why there are none."""
+    sides = answers(names[0], seed), answers(names[1], seed)
+    if any(key not in side for key, side in zip(keys, sides, strict=True)):
+        return f"seed {seed} of {names[0]} or {names[1]} kept no predictions"
+    pair = aligned(*sides, (keys[0], keys[1]))
+    if isinstance(pair, str):
+        return f"seed {seed}: {pair}"
+    return paired_scores(*(ImageScores(one.correct, one.images.drawn) for one in pair))

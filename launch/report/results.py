@@ -144,33 +144,42 @@ def _seen(counts: Sequence[Mapping[str, int] | None]) -> dict[str, int] | None:
     return {name: sum((one or {}).get(name, 0) for one in counts) for name in names}
 
 
-def compare(a: Mapping[str, Any], b: Mapping[str, Any], label: str) -> dict[str, Any]:
+def compare(
+    a: Mapping[str, Any], b: Mapping[str, Any], label: str, beyond: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """The difference a - b of two rows, paired by seed, so that the seed's effect on both cancels.
 
+    beyond: two rows c and d, for (a - b) - (c - d), an interaction; its sides are then called "(a − b)" and "(c − d)".
     Raises UserError if the rows share no seed.
     """
-    first, second = dict(zip(a["seeds"], a["values"], strict=True)), dict(zip(b["seeds"], b["values"], strict=True))
-    seeds = [seed for seed in first if seed in second]
+    rows = [a, b, *beyond]
+    sides = [dict(zip(row["seeds"], row["values"], strict=True)) for row in rows]
+    seeds = [seed for seed in sides[0] if all(seed in side for side in sides[1:])]
     if not seeds:
-        raise UserError(
-            f"{label}: {a['label']} and {b['label']} share no seed, so they cannot be paired; run both on the same seeds"
-        )
-    low_end, high_end = span_of(a["metric"], [*first.values(), *second.values()])
-    mean, low, high = paired_interval(
-        [first[s] for s in seeds], [second[s] for s in seeds], span=(low_end - high_end, high_end - low_end)
-    )
-    values = [first[s] - second[s] for s in seeds]
+        named = " and ".join(str(row["label"]) for row in rows)
+        raise UserError(f"{label}: {named} share no seed, so they cannot be paired; run all on the same seeds")
+    low_end, high_end = span_of(a["metric"], [value for side in sides for value in side.values()])
+    if beyond:
+        low_end, high_end = low_end - high_end, high_end - low_end
+    columns = [[side[seed] for seed in seeds] for side in sides]
+    first, second = (_differences(columns[:2]), _differences(columns[2:])) if beyond else columns
+    mean, low, high = paired_interval(first, second, span=(low_end - high_end, high_end - low_end))
+    names = [f"({x['label']} − {y['label']})" for x, y in (rows[:2], rows[2:])] if beyond else [a["label"], b["label"]]
     return {
         "label": label,
-        "a": a["label"],
-        "b": b["label"],
+        "a": names[0],
+        "b": names[1],
         "n": len(seeds),
         "mean": float(mean),
         "low": _finite(low),
         "high": _finite(high),
-        "values": values,
+        "values": _differences([first, second]),
         "seeds": seeds,
     }
+
+
+def _differences(columns: Sequence[Sequence[float]]) -> list[float]:
+    return [one - other for one, other in zip(*columns, strict=True)]
 
 
 def span_of(metric: str, values: Sequence[float]) -> tuple[float, float]:

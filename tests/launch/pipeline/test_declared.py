@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rootstock.core.config.resolve import ConfigError
@@ -49,9 +50,10 @@ def test_contrasts_that_were_declared_first_carry_their_digest(project: Path, tm
     [
         {"a": "plain", "b": "SSL"},
         {"claim": "equals", "margin": 0.5},
+        {"beyond": ["plain", "SSL"]},
         {"primary": False},
     ],
-    ids=["other sides", "another claim", "none"],
+    ids=["other sides", "another claim", "an interaction", "none"],
 )
 def test_contrasts_that_were_changed_after_the_first_run_are_called_that(
     change: dict[str, Any], project: Path, tmp_path: Path
@@ -62,6 +64,15 @@ def test_contrasts_that_were_changed_after_the_first_run_are_called_that(
     assert "Changed after the first run" in Path("out/table.md").read_text()
     assert "Changed after the first run" in Path("out/report.html").read_text()
     assert run(tmp_path, with_contrasts(PRIMARY))["contrasts"]["note"] == ""
+
+
+def test_an_interaction_stands_in_table_and_page(project: Path, tmp_path: Path) -> None:
+    found = run(tmp_path, with_contrasts({**PRIMARY, "beyond": ["plain", "SSL"]}), "seeds=3")
+    (one,) = found["contrasts"]["primary"]
+    plain, ssl = (row["values"] for row in found["rows"])
+    assert one["values"] == pytest.approx(2 * (np.array(ssl) - np.array(plain)))
+    for file in ("out/table.md", "out/report.html"):
+        assert "(SSL − Plain) differs from (Plain − SSL)" in Path(file).read_text(), file
 
 
 def test_contrasts_that_come_late_are_called_that(project: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Primary contrasts: what a claim needs, Holm over the primary ones alone, pairs of images within seeds, and tasks that share domains."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,34 @@ def test_holm_counts_the_primary_contrasts_alone() -> None:
     assert found[3]["seeds_needed"] is None  # no number of seeds shows that 6 points are at most 1
     alone = primary_contrasts(asked[:1], table.rows, table)[0]
     assert alone["p"] == alone["adjusted"] == found[0]["p"]
+
+
+def test_an_interaction_is_the_difference_of_two_differences() -> None:
+    """By seed and by image: what a method gains after pretraining, less what it gains from scratch."""
+    table = Table({"ssl": 0.6, "ssl+": 0.75, "plain": 0.5, "plain+": 0.55})
+    (found,) = primary_contrasts([{**entry("ssl+", "ssl"), "beyond": ["plain+", "plain"]}], table.rows, table)
+    value = {stage: row["values"] for stage, row in table.rows.items()}
+    sides = zip(value["ssl+"], value["ssl"], value["plain+"], value["plain"], strict=True)
+    expected = [(a - b) - (c - d) for a, b, c, d in sides]
+    assert found["values"] == pytest.approx(expected) and found["mean"] == pytest.approx(np.mean(expected))
+    assert (found["a"], found["b"]) == ("(ssl+ − ssl)", "(plain+ − plain)")
+    assert found["holds"] and found["images"] == 400 and found["resampled"] == "seeds and images"
+    assert found["low"] < 0.1 < found["high"] and found["low"] > 0
+    alone = primary_contrasts(
+        [{**entry("ssl+", "ssl"), "beyond": ["plain+", "plain"]}], table.rows, lambda stage, seed: {}
+    )
+    assert alone[0]["values"] == pytest.approx(expected) and alone[0]["images"] == 0
+    # The same effect twice is no interaction, and a side that was tested on other images is not paired image by image.
+    (none,) = primary_contrasts([{**entry("ssl+", "ssl"), "beyond": ["ssl+", "ssl"]}], table.rows, table)
+    assert none["mean"] == 0 and not none["holds"]
+    for seed in range(5):
+        moved = table.answers["plain", seed][KEY].images.keys + 1000
+        for stage in ("plain", "plain+"):
+            old = table.answers[stage, seed][KEY]
+            images = ScoredImages(moved, old.images.labels, old.images.classes)
+            table.answers[stage, seed] = {KEY: replace(old, images=images)}
+    (other,) = primary_contrasts([{**entry("ssl+", "ssl"), "beyond": ["plain+", "plain"]}], table.rows, table)
+    assert other["images"] == 0 and "ssl+ and plain+ were tested on different images" in other["note"]
 
 
 def test_the_interval_over_images_is_wider_than_over_seeds_alone() -> None:

@@ -137,6 +137,12 @@ def test_table_page_and_terminal_have_the_sentence(
         ({"over": ["plain", "Plain"]}, "over: expected two or more different rows"),
         ({"over": ["plain", "thirds"]}, "over: no row thirds; did you mean"),
         ({"over": ["plain", "third"], "primary": True}, "primary: a primary contrast has one row b"),
+        ({"b": "plain", "beyond": ["third"]}, "beyond: expected two rows, [C, D], beside a and b"),
+        (
+            {"over": ["plain", "third"], "beyond": ["third", "plain"]},
+            "beyond: expected two rows, [C, D], beside a and b",
+        ),
+        ({"b": "plain", "beyond": ["third", "plane"]}, "beyond: no row plane; did you mean Plain"),
     ],
 )
 def test_what_a_comparison_over_rows_needs(entry: dict[str, Any], told: str, project: Path, tmp_path: Path) -> None:
