@@ -106,7 +106,7 @@ def test_a_singular_confusion_matrix_gives_priors() -> None:
     assert found.target[1:].sum() == pytest.approx(0.75)
 
 
-def test_em_is_saerens_loop() -> None:
+def test_mlls_ends_where_saerens_loop_does() -> None:
     target = posterior(drawn(SKEWED, 200, 3)[0], prior := np.array([0.4, 0.3, 0.2, 0.1]))
     q = prior.copy()
     for _ in range(5000):
@@ -121,7 +121,7 @@ def test_em_is_saerens_loop() -> None:
     assert found.target == pytest.approx(q, abs=1e-8) and found.weights == pytest.approx(q / prior, abs=1e-6)
 
 
-def test_em_maximises_the_likelihood_from_any_start() -> None:
+def test_mlls_maximises_the_likelihood_from_any_start() -> None:
     target = posterior(drawn(SKEWED, 400, 4)[0], prior := np.full(K, 0.25))
     found = mlls(target, prior).target
 
@@ -133,6 +133,29 @@ def test_em_maximises_the_likelihood_from_any_start() -> None:
         near = 0.95 * found + 0.05 * q
         assert likelihood(near) <= likelihood(found) + 1e-12
     assert mlls(target, prior, start=np.array([0.01, 0.01, 0.01, 0.97])).target == pytest.approx(found, abs=1e-6)
+
+
+def test_no_priors_are_more_likely_than_those_found() -> None:
+    """The likelihood is concave: with g = its gradient at q, no priors are more likely by more than max(g) - 1. Also where classes are
+    equal, all images are equal, images are fewer than classes, probabilities underflow, and classes or images do not count.
+    """
+    random = np.random.default_rng(0)
+    for number in range(300):
+        classes, images = int(random.integers(2, 30)), int(random.integers(1, 200))
+        logits = random.normal(size=(images, classes)) * 10 ** random.uniform(-3, 2.5)
+        logits = logits[:1].repeat(images, axis=0) if number % 7 == 0 else logits
+        logits[:, 1] = logits[:, 0] if number % 11 == 0 else logits[:, 1]
+        target, prior = softmax(logits, axis=1), random.dirichlet(np.full(classes, 0.5))
+        if number % 5 == 0:
+            prior = np.r_[0.0, prior[1:] / prior[1:].sum()]
+        counts = np.ones(images) if number % 2 else random.multinomial(images, np.full(images, 1 / images)) * 1.0
+        q = mlls(target, prior, rows=counts).target
+        assert q.min() >= 0 and q.sum() == pytest.approx(1, abs=1e-12) and (q[prior == 0] == 0).all()
+        ratios = target[:, prior > 0] / prior[prior > 0]
+        said = ratios.max(axis=1) > 0
+        share = counts[said] / max(counts[said].sum(), 1.0)
+        mixed = np.maximum(ratios[said] @ q[prior > 0], np.finfo(np.float64).tiny)
+        assert (share / mixed @ ratios[said]).max() - 1 < 1e-6
 
 
 @pytest.mark.parametrize("estimate", ["bbse", "mlls"])
