@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 
 validators_app = typer.Typer(
-    help="Measure how well validators choose models without target labels.",
+    help="Measure how well validators choose models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

@@ -31,7 +31,10 @@ def primary_contrasts(
     resampled (what the interval is over), images, p, adjusted (Holm), of (how many), holds, seeds_needed.
     """
     primary = [entry for entry in comparisons if entry["primary"]]
-    found = [_contrast(one, [rows[name] for name in (one["a"], one["b"], *one.get("beyond", ()))], answers) for one in primary]
+    found = [
+        _contrast(one, [rows[name] for name in (one["a"], one["b"], *one.get("beyond", ()))], answers)
+        for one in primary
+    ]
     for one, adjusted in zip(found, holm([one["p"] for one in found]), strict=True):
         one |= {"adjusted": adjusted, "of": len(found), "holds": one.pop("inside") and adjusted < LARGEST_P}
     return found

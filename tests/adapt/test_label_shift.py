@@ -21,15 +21,17 @@ from rootstock.core.evaluate.label_shift import balancing, class_priors
 from rootstock.core.method import AdaptMethod, Domains, Labelled, Unlabelled
 from rootstock.core.model.backbone import create
 from rootstock.core.model.classifier import Classifier
+from rootstock.core.model.heads import Structure
 from rootstock.launch.verbs import execute
 
 LABELS = torch.tensor([0, 0, 0, 0, 0, 1, 1, 2])
 OBEDIENT = sorted(name for name, method in ADAPT_METHODS.items() if method.resamples)
 
 
-def classifier() -> Classifier:
+def classifier(extra: int = 0) -> Classifier:
     torch.manual_seed(0)
-    return Classifier(create(12, name="smallconv", args={"widths": [8, 8]}), ["a", "b", "c"])
+    structure = Structure(extra=extra)
+    return Classifier(create(12, name="smallconv", args={"widths": [8, 8]}), ["a", "b", "c"], structure=structure)
 
 
 def batch(labels: Tensor = LABELS) -> Domains:
@@ -43,7 +45,8 @@ def spread(model: Classifier) -> Classifier:
     """The head changed so that target images are predicted as different classes."""
     with torch.no_grad():
         features = model.encode(batch().target.images[None])[0]
-        model.head.weight.copy_(20 * torch.linalg.pinv(features - features.mean(0))[:, :3].T)
+        outputs = len(model.head.weight)
+        model.head.weight.copy_(20 * torch.linalg.pinv(features - features.mean(0))[:, :outputs].T)
         model.head.bias.copy_(-(features @ model.head.weight.T).mean(0))
         assert len(model(batch().target.images).argmax(1).unique()) > 1
     return model
@@ -57,7 +60,7 @@ def weights() -> Tensor:
 def test_equal_weights_change_nothing_and_others_do(name: str) -> None:
     def gradients(source: Tensor | None, guesses: Tensor | None = None) -> list[Tensor]:
         make: Any = ADAPT_METHODS[name]
-        method: AdaptMethod = make(spread(classifier()))
+        method: AdaptMethod = make(spread(classifier(make.extra_outputs)))
         if source is not None:
             method.resampling = Resampling(source)
             method.resampling.frequencies.copy_(guesses if guesses is not None else torch.full((3,), 1 / 3))
