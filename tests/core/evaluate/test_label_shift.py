@@ -148,7 +148,9 @@ def test_no_priors_are_more_likely_than_those_found() -> None:
         target, prior = softmax(logits, axis=1), random.dirichlet(np.full(classes, 0.5))
         if number % 5 == 0:
             prior = np.r_[0.0, prior[1:] / prior[1:].sum()]
-        counts = np.ones(images) if number % 2 else random.multinomial(images, np.full(images, 1 / images)) * 1.0
+        counts = np.ones(images)
+        if number % 2:
+            counts = random.multinomial(images, counts / images).astype(np.float64)
         q = mlls(target, prior, rows=counts).target
         assert q.min() >= 0 and q.sum() == pytest.approx(1, abs=1e-12) and (q[prior == 0] == 0).all()
         ratios = target[:, prior > 0] / prior[prior > 0]
