@@ -21,7 +21,7 @@ from .schema import Choice as Choice
 from .schema import Section as Section
 from .yaml_file import ConfigError as ConfigError
 from .yaml_file import find as find
-from .yaml_file import parse, read_into
+from .yaml_file import parse_override, read_into
 from .yaml_file import read as read
 
 
@@ -114,7 +114,7 @@ def _overrides(overrides: Sequence[str], keys: Mapping[str, Key], problems: list
             problems.append(f"{show(override)}: expected an override KEY=VALUE, for example optim.lr=1e-3")
             continue
         try:
-            value = parse(text, place, problems)
+            value = parse_override(text, place, problems)
         except ConfigError as error:
             if text.lstrip()[:1] in tuple("[{\"'"):
                 problems.append(f"{place}: {show(text)} is {error.problems[0].partition(': ')[2]}")

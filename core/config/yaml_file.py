@@ -151,6 +151,13 @@ def parse(text: str, where: str, problems: list[str]) -> Any:
     return tree
 
 
+def parse_override(text: str, where: str, problems: list[str]) -> Any:
+    """As `parse`, for the value of KEY=VALUE: a word with a colon at its end, such as `idx:FILE?rows=10000:`, is text and no mapping."""
+    value = parse(text, where, problems)
+    ends_with_colon = isinstance(value, dict) and text.rstrip().endswith(":") and len(text.split()) == 1
+    return text.strip() if ends_with_colon and not text.lstrip().startswith(("[", "{", '"', "'")) else value
+
+
 def read_into(path: Path, problems: list[str]) -> dict[str, Any]:
     """As `read`, but keys given twice are added to `problems` instead of raised."""
     try:

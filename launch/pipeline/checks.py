@@ -6,7 +6,7 @@ from typing import Any
 
 from ...core.config.messages import among
 from ...core.config.resolve import ConfigError, validate
-from ...core.config.yaml_file import parse
+from ...core.config.yaml_file import parse_override
 from ..report.claims import MOST_PRIMARY, stages_shown
 from .sections import comparison, row
 
@@ -56,7 +56,7 @@ def add_overrides(stages: dict[str, Any], overrides: Sequence[str], names: Seque
             stages[name]["set"].pop(key, None)
             try:
                 # YAML reserves the @ at the start of a stage reference, so such text is not parsed.
-                stages[name]["set"][key] = text if text.startswith("@") else parse(text, path, problems)
+                stages[name]["set"][key] = text if text.startswith("@") else parse_override(text, path, problems)
             except ConfigError as error:
                 problems += error.problems
 

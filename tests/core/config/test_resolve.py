@@ -198,7 +198,9 @@ def test_overrides_say_what_the_file_could_have_said(tmp_path: Path) -> None:
     assert config["seed"] == 3
 
 
-@pytest.mark.parametrize("text", ["@simclr", "*.png", "%d", "!x", "a: b: c", "sklearn:digits-m?size=32&seed={seed}"])
+@pytest.mark.parametrize(
+    "text", ["@simclr", "*.png", "%d", "!x", "a: b: c", "idx:a.gz?rows=10000:", "sklearn:digits-m?size=32&seed={seed}"]
+)
 def test_an_override_may_hold_what_yaml_reserves(text: str, tmp_path: Path) -> None:
     assert resolved(f"run.dir={text}", folder=tmp_path)["run"]["dir"] == text
 
