@@ -35,7 +35,7 @@ class Sweep:
     """A checked sweep.
 
     config: the resolved file. file: path of the trials' config. base: overrides that all trials share.
-    identity: the part that must not change when the sweep is continued.
+    identity: the part that must not change when the sweep is continued. verbs: of the sections of its `config`, by name.
     """
 
     config: dict[str, Any]
@@ -48,6 +48,7 @@ class Sweep:
     objective: Objective
     selection: str
     identity: dict[str, Any]
+    verbs: Mapping[str, str]
 
     @property
     def maximize(self) -> bool:
@@ -92,12 +93,12 @@ def plan_sweep(path: str, overrides: Sequence[str]) -> Sweep:
     word = selection_word(objective, verb, measured, config["selection"])
     selection = stricter_selection(word, resolved)
     base += _selection_overrides(selection, resolved)
-    kept = ("verb", "search", "direction", "sampler")
+    alone, kept = stages(first), ("verb", "search", "direction", "sampler")
     identity = {key: config[key] for key in kept} | {
         "objective": "/".join(filter(None, objective)),
         "selection": selection,
         # Resolved, so that an edit of the trials' config is noticed.
-        "config": {name or verb: _without_run(section) for name, (verb, section) in stages(first).items()},
+        "config": {name or verb: without_run(section) for name, (verb, section) in alone.items()},
     }
     return Sweep(
         config,
@@ -110,6 +111,7 @@ def plan_sweep(path: str, overrides: Sequence[str]) -> Sweep:
         objective,
         selection,
         identity,
+        {name or verb: verb for name, (verb, _) in alone.items()},
     )
 
 
@@ -198,5 +200,6 @@ def _run_dir(folder: Path) -> str:
     return f"run.dir={json.dumps(str(folder), ensure_ascii=False)}"
 
 
-def _without_run(section: Mapping[str, Any]) -> dict[str, Any]:
+def without_run(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A resolved config without its section `run`, which changes no result."""
     return {key: value for key, value in section.items() if key != "run"}

@@ -15,8 +15,9 @@ import platform
 import re
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,9 +26,10 @@ from ...core.documents import Unreadable, read_yaml
 from ...core.errors import UserError
 from ...core.files import read_regular, write_text
 from ...core.launchlog import warn
-from ...core.run.compare import differing
+from ...core.run.compare import as_written_now, differing
 from ...core.run.folder import keep_damaged, make_folder, write_config
-from .plan import Sweep
+from ..verbs import fill_defaults
+from .plan import Sweep, without_run
 from .search_space import SAMPLERS
 
 try:
@@ -174,12 +176,23 @@ class Study:
             self.study.set_user_attr("sweep", self.sweep.identity)
             return
         # The storage returns JSON.
-        changed = differing(known, json.loads(json.dumps(self.sweep.identity)))
+        changed = differing(self._as_written_now(known), json.loads(json.dumps(self.sweep.identity)))
         if changed:
             listed = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, old, new in changed)
             raise UserError(
                 f"the study {self.name} is of another sweep ({listed}); choose another run.dir (and study), or restore these keys"
             )
+
+    def _as_written_now(self, known: Mapping[str, Any]) -> dict[str, Any]:
+        """The identity that an earlier version stored, as this version would: keys that are new since then have their defaults."""
+        sections, run = known.get("config", {}), {"run": {"dir": str(self.sweep.dir)}}
+        completed = {
+            name: as_written_now(section, run, partial(fill_defaults, self.sweep.verbs[name]))
+            if name in self.sweep.verbs
+            else section
+            for name, section in sections.items()
+        }
+        return {**known, "config": {name: without_run(section) for name, section in completed.items()}}
 
 
 def _lock_trial(folder: Path) -> IO[str] | None:

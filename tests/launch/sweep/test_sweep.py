@@ -279,6 +279,21 @@ def test_a_kill_between_the_parameters_loses_nothing(claims: list[Claim], monkey
     assert len(study.trials()) == 1
 
 
+def test_a_study_of_an_earlier_version_goes_on(claims: list[Claim]) -> None:
+    """It lacks a key that is new since then: that had its default. Another value of a key is still refused, by name."""
+    study = Study(planned())
+    take(claims, study).free()
+    stored = json.loads(json.dumps(study.sweep.identity))
+    (name,) = stored["config"]
+    del stored["config"][name]["data"]["decode"]
+    study.study.set_user_attr("sweep", stored)
+    assert take(claims, Study(planned())).number == 0
+    stored["config"][name]["data"]["size"] += 1
+    study.study.set_user_attr("sweep", stored)
+    with pytest.raises(UserError, match=rf"another sweep \(config\.{name}\.data\.size: \d+ there, \d+ now\)"):
+        Study(planned())
+
+
 def test_parameters_are_a_function_of_seed_and_number(claims: list[Claim]) -> None:
     """Independent of the worker that draws them and of earlier draws in its process."""
     one = Study(planned(run={"dir": "one"}, storage="journal"))
