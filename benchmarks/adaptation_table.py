@@ -2,7 +2,8 @@
 
 Command: python benchmarks/adaptation_table.py configs/NAME.yaml [key=value ...]   (seeds as in the file). Writes benchmarks/NAME.md.
 
-The pipeline's first row is the baseline, such as source-only; a row is one stage, or the mean over several (`over`), one for each task.
+The pipeline's first row is the baseline, such as source-only; a row is one stage, or the mean over several (`over`), one for each task. Where
+the tasks differ in their class priors (configs/pacs_dirichlet.yaml), the page also says at which distance of priors gains cross zero.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import page
 import yaml
 from demo import made, run_to_its_end
+from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from rootstock.core.evaluate.intervals import mean_interval
@@ -24,6 +26,7 @@ from rootstock.launch.report.claims import stages_shown
 from rootstock.launch.report.markdown import markdown_table, pipeline_markdown
 
 HERE = Path(__file__).parent
+Floats = NDArray[np.float64]
 Results = Callable[[str], Sequence[Mapping[str, Any]]]
 """The results of a stage, one a seed."""
 
@@ -37,8 +40,13 @@ class Task(NamedTuple):
     true: float  # of the test
 
 
+def alike(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows over as many tasks as the first; others show single tasks. rows: of result.json."""
+    return [row for row in rows if len(stages_shown(row)) == len(stages_shown(rows[0]))]
+
+
 def tasks(rows: Sequence[Mapping[str, Any]], results: Results) -> list[Task]:
-    """The tasks of a table whose rows all have the same tasks in the same order. rows: of result.json."""
+    """The tasks of rows that all have the same ones in the same order."""
     found = []
     for number, stage in enumerate(stages_shown(rows[0])):
         base = results(stage)
@@ -49,7 +57,7 @@ def tasks(rows: Sequence[Mapping[str, Any]], results: Results) -> list[Task]:
             for row in rows
         }
         estimated = mean(one["mlls"]["total_variation"] for one in shift)
-        found.append(Task(stage.rpartition("-")[0], means, estimated, mean(true)))
+        found.append(Task(stage.partition("-")[0], means, estimated, mean(true)))
     return found
 
 
@@ -93,6 +101,46 @@ def rank_correlation(a: Sequence[float], b: Sequence[float]) -> str:
     return f"{found.statistic:+.2f}"
 
 
+def crossing(distances: Floats, gains: Floats, resamples: int = 2000) -> str:
+    """Where a gain that falls with the distance of priors crosses zero, [95 % interval over seeds]. Both [S, T], of seeds and tasks.
+
+    On the least-squares line through all runs; seeds are drawn with replacement for the interval.
+    """
+
+    def zero(rows: Any) -> float:
+        slope, level = np.polyfit(distances[rows].ravel(), gains[rows].ravel(), 1)
+        return -level / slope if slope < 0 else np.inf if gains[rows].mean() > 0 else -np.inf
+
+    count, least, most = len(distances), distances.min(), distances.max()
+    random = np.random.default_rng(0)
+    found, ends = zero(np.arange(count)), [zero(random.integers(count, size=count)) for _ in range(resamples)]
+    if not least <= found <= most:
+        return f"{'above' if found > most else 'below'} 0 at every distance, {least:.2f} to {most:.2f}"
+    low, high = np.quantile(ends, [0.025, 0.975], method="inverted_cdf")  # without interpolation: ends may be infinite
+    return f"{found:.2f} [{'under ' if low < least else ''}{max(low, least):.2f}, {'over ' if high > most else ''}{min(high, most):.2f}]"
+
+
+def crossings(rows: Sequence[Mapping[str, Any]], results: Results) -> list[str]:
+    """Where the gain of each row over the baseline, and over a row that is called control, crosses zero; [] where distances hardly vary."""
+    accuracy, distance = {}, {}
+    for row in rows:
+        each = [results(stage) for stage in stages_shown(row)]
+        test = row["metric"].partition("/")[0]
+        accuracy[row["label"]] = np.array([[one["metrics"][row["metric"]] for one in task] for task in each]).T
+        truth = [[one["label_shift"]["true"][test]["total_variation"] for one in task] for task in each]
+        distance[row["label"]] = np.array(truth).T
+    base, *labels = accuracy
+    against = [base, *(label for label in labels if label.partition(",")[0] == "control")][:2]
+    if np.ptp(distance[base]) < 0.1 or not labels:
+        return []
+    cells = [
+        [label, *(crossing(distance[label], accuracy[label] - accuracy[b]) if label != b else "–" for b in against)]
+        for label in labels
+    ]
+    heads = ["true TV of priors at which its gain is 0", *(f"over {label}" for label in against)]
+    return ["## Where gains cross zero", markdown_table(heads, cells)]
+
+
 def validators(rows: Sequence[Mapping[str, Any]], results: Results) -> list[str]:
     """What each validator's pick costs against the best state of its training, over all runs; [] where runs kept one state."""
     costs: dict[str, dict[int, list[float]]] = {}
@@ -130,7 +178,8 @@ def text(name: str, config: str, table: Mapping[str, Any], results: Results, com
     rows = table["rows"]
     parts = [f"# {yaml.safe_load(Path(config).read_text())['report'].get('title', name)}", page.machine()]
     parts += [pipeline_markdown(table, command).strip(), splits(rows, results)]
-    parts += [part for part in by_task(tasks(rows, results), rows[0]["label"]) if part]
+    parts += [part for part in by_task(tasks(alike(rows), results), rows[0]["label"]) if part]
+    parts += crossings(alike(rows), results)
     parts += validators(rows, results)
     return "\n\n".join(parts) + "\n"
 

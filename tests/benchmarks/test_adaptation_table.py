@@ -1,9 +1,11 @@
 """benchmarks/adaptation_table.py: tables by task, losses, and the regret of validators."""
 
+import re
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 METRIC = "target/classifier/accuracy"
@@ -62,3 +64,24 @@ def test_regrets_are_means_over_runs_and_none_are_told_where_one_state_was_kept(
 
 def test_equal_gains_have_no_rank(made: ModuleType) -> None:
     assert made.rank_correlation([0.1, 0.2, 0.3], [1.0, 1.0, 1.0]) == "-" == made.rank_correlation([0.1], [1.0])
+
+
+def test_a_gain_that_falls_with_the_distance_crosses_zero_where_the_line_does(made: ModuleType) -> None:
+    distances = np.linspace(0.05, 0.6, 8) + np.zeros((6, 1))
+    noise = np.random.default_rng(1).normal(0, 0.01, distances.shape)
+    found, low, high = map(float, re.findall(r"[\d.]+", made.crossing(distances, 0.1 - 0.4 * distances + noise)))
+    assert found == pytest.approx(0.25, abs=0.03) and low <= found <= high and high - low < 0.1
+    assert made.crossing(distances, 0.1 + noise - 0.1 * distances) == "above 0 at every distance, 0.05 to 0.60"
+    assert made.crossing(distances, noise - 0.5 - 0.1 * distances) == "below 0 at every distance, 0.05 to 0.60"
+    assert made.crossing(distances, 0.3 * distances + 0.1).startswith("above 0")
+    # One of two seeds never crosses, so the interval is open.
+    wide = made.crossing(distances[:2], np.stack([0.1 - 0.4 * distances[0], 0.2 - 0.3 * distances[1]]))
+    assert "over 0.60]" in wide
+
+
+def test_crossings_are_of_rows_over_all_tasks(made: ModuleType) -> None:
+    alone = {"label": "a_b: mcc", "metric": METRIC, "stage": "a_b-mcc"}
+    assert made.alike([*ROWS, alone]) == ROWS
+    said = "\n".join(made.crossings(ROWS, RUNS.__getitem__))
+    assert "over source" in said and re.search(r"\| mcc \| 0\.4\d \[", said), said
+    assert made.crossings(ROWS[:1], RUNS.__getitem__) == []
