@@ -2,8 +2,8 @@
 
 Command: python benchmarks/adaptation_table.py configs/NAME.yaml [key=value ...]   (seeds as in the file). Writes benchmarks/NAME.md.
 
-The pipeline's first row is the baseline, such as source-only; a row is one stage, or the mean over several (`over`), one for each task. Where
-the tasks differ in their class priors (configs/pacs_dirichlet.yaml), the page also says at which distance of priors gains cross zero.
+The pipeline's first row is the baseline, such as source-only; a row is one stage, or the mean over several (`over`), one for each task.
+Where tasks differ in their class priors (configs/pacs_dirichlet.yaml), the page also says at which distance of priors gains cross zero.
 """
 
 from __future__ import annotations

@@ -247,7 +247,7 @@ class Run:
         barrier()
         if self.main:
             self.write_rows()
-            write_result(self.dir, whole, guarded_files(self.dir))
+            write_result(self.dir, whole, guarded_files(self.dir), self.options["keep"])
         self.finished = json.loads(json.dumps(whole))
         return whole
 

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from ..ownfiles import RUN_FOLDERS, is_run
 from ..printable import printable
 from .state import FILE, LOCK
 
+WEIGHT_FOLDERS = ("checkpoints", "candidates", "backbone", "classifier")
 CONFIG, RESULT, ABOUT = "config.yaml", "result.json", "run.json"
 SEAL = "# sha256 of the lines below: "
 ELSEWHERE = "choose another run.dir"
@@ -149,11 +151,17 @@ def check_config(folder: Path, complain: Callable[[str], None]) -> bool:
     return sealed
 
 
-def write_result(folder: Path, result: Mapping[str, Any], guarded: Iterable[str]) -> None:
-    """Write MANIFEST.json, then result.json, atomically and last. guarded: other files of the run, whose digests are listed too."""
+def write_result(folder: Path, result: Mapping[str, Any], guarded: Iterable[str], keep: str = "all") -> None:
+    """Write MANIFEST.json, then result.json, atomically and last. guarded: other files of the run, whose digests are listed too.
+
+    keep: with "results", the run's weights are then removed, and not listed.
+    """
     text = json.dumps(result, indent=1) + "\n"
-    write_manifest(folder, guarded, {RESULT: text})
+    listed = [name for name in guarded if keep == "all" or name.partition("/")[0] not in WEIGHT_FOLDERS]
+    write_manifest(folder, listed, {RESULT: text})
     write_text(folder / RESULT, text)
+    for name in WEIGHT_FOLDERS if keep == "results" else ():  # a kill in between leaves them, unlisted
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def read_about(folder: Path, complain: Callable[[str], None]) -> dict[str, Any]:

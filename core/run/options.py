@@ -39,6 +39,7 @@ def options(
     activation_checkpointing: bool = False,
     log_every: int = 10,
     checkpoint: Annotated[dict[str, Any], Section(checkpoint_options)] = {},
+    keep: Literal["all", "results"] = "all",
     damaged: float = 0.01,
     changed_data: Literal["refuse", "accept"] = "refuse",
     tracker: Literal["none", "tensorboard", "wandb"] = "none",
@@ -65,6 +66,8 @@ def options(
         memory, more time.
     log_every: Steps between rows of metrics.jsonl. 0: only the last step.
     checkpoint: When checkpoints are saved and how many are kept.
+    keep: What a finished run keeps. results: not its weights (checkpoints/, candidates/, backbone/, classifier/), so that a table of
+        thousands of runs fits on a disk; nothing can then start from them. A run that was killed still resumes.
     damaged: Largest fraction of damaged pictures, 0 to 1, before a run stops. Others are replaced by a neighbour.
     changed_data: What to do if the data changed since the run began: refuse to resume, or accept it.
     tracker: Where metrics go besides metrics.jsonl: none, tensorboard or wandb.

@@ -32,6 +32,10 @@ def check_buildable(path: str | Path, jobs: Sequence[StageJob], build: Build) ->
                 unknown.add(str(job.dir))
                 continue
             needed = any(_mentions(other.resolved, str(job.dir)) for other in first if other is not job)
+            if needed and job.resolved.get("run", {}).get("keep") == "results":
+                problems.append(
+                    f"stages.{job.name}: run.keep: results removes what another stage starts from; use all here"
+                )
             try:
                 build(job.verb, config, Path(places[str(job.dir)]) if needed else None)
             except UserError as error:

@@ -109,6 +109,13 @@ def test_all_stages_are_named_at_once_and_those_that_follow_are_not(here: Path) 
     assert [problem.split(":")[0] for problem in caught.value.problems] == ["stages.probe", "stages.adabn"]
 
 
+def test_what_another_stage_starts_from_is_kept(here: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check({"tuned": {"run.keep": "results"}, "adabn": {"run.keep": "results"}})
+    (problem,) = caught.value.problems
+    assert problem.startswith("stages.tuned: run.keep: results removes what another stage starts from")
+
+
 def test_a_full_temporary_disk_is_no_mistake_of_the_pipeline(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(verb: str, config: dict[str, Any], export: Path | None) -> None:
         raise OSError(28, "No space left on device")
