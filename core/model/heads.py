@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -63,7 +64,7 @@ class Structure(NamedTuple):
         """Raises UserError for a number out of its range, by the keys of `method`."""
         if self.bottleneck is not None and self.bottleneck < 1:
             raise UserError(f"method.bottleneck: expected a width of 1 or more, or none, got {self.bottleneck}")
-        if self.temperature <= 0.0:
+        if not 0.0 < self.temperature < math.inf:
             raise UserError(f"method.head_temperature: expected more than 0, got {self.temperature}")
 
 
