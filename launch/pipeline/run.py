@@ -84,7 +84,8 @@ def run_pipeline(
         write_record(folder / "result.json", table, shared=True)
         write_text(folder / "table.md", pipeline_markdown(table, f"rootstock run {path}"), shared=True)
         page = write_report([folder], folder / "report.html")
-        console.print(_printed_table(table))
+        for printed in printed_tables(table):
+            console.print(printed)
         for line in gain_lines(table.get("gains") or []):
             console.print(escape(line), soft_wrap=True)
         console.print(f"report: {escape(str(page))}", soft_wrap=True)
@@ -159,7 +160,14 @@ def _check_metrics(name: str, result: Mapping[str, Any], rows: Sequence[Mapping[
                 value_of(result, metric)
 
 
-def _printed_table(table: Mapping[str, Any]) -> Table:
+def printed_tables(table: Mapping[str, Any]) -> list[Table]:
+    """The results with their differences, and after them the oracles in a table of their own."""
+    results, oracles = ([row for row in table["rows"] if (row["kind"] == ORACLE) == wanted] for wanted in (False, True))
+    parts = [(results, table["comparisons"])] if results or table["comparisons"] else []
+    return [_printed_table(*part) for part in (*parts, *([(oracles, [])] if oracles else []))]
+
+
+def _printed_table(rows: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> Table:
     printed = Table(box=None, header_style="dim", pad_edge=False)
     for heading, side in (
         ("", "left"),
@@ -170,7 +178,7 @@ def _printed_table(table: Mapping[str, Any]) -> Table:
         ("looks", "right"),
     ):
         printed.add_column(heading, justify=side)  # pyright: ignore[reportArgumentType]
-    for row in table["rows"]:
+    for row in rows:
         scale = 100.0 if is_fraction(row["metric"], row["values"]) else 1.0
         printed.add_row(
             escape(row["label"] if row["kind"] != ORACLE else f"{row['label']} [{ORACLE}]"),
@@ -180,7 +188,7 @@ def _printed_table(table: Mapping[str, Any]) -> Table:
             str(row["n"]),
             looks_note(row).partition(" (")[0].removeprefix("looks: "),
         )
-    for row in table["comparisons"]:
+    for row in comparisons:
         bounds = escape(interval(row, 100, sign=True))
         kind = "difference" if row.get("primary", True) else "exploratory"
         printed.add_row(escape(row["label"]), kind, number(row["mean"], 100, sign=True), bounds, str(row["n"]))

@@ -7,8 +7,9 @@ from typing import Any
 
 from .claims import claim_words, needed_words, tasks_words
 from .gains import gain_words
+from .oracles import ORACLE
 from .results import looks_note
-from .tables import interval, is_fraction, number
+from .tables import KIND_HEADINGS, interval, is_fraction, number
 
 
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
@@ -54,8 +55,7 @@ def gain_lines(gains: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def pipeline_markdown(table: Mapping[str, Any], command: str) -> str:
-    """table.md of a pipeline. table: its result.json. command: that makes it."""
+def _rows_table(found: Sequence[Mapping[str, Any]]) -> str:
     heads = [
         "",
         "metric",
@@ -69,7 +69,7 @@ def pipeline_markdown(table: Mapping[str, Any], command: str) -> str:
         "notes",
     ]
     rows = []
-    for row in table["rows"]:
+    for row in found:
         scale = 100.0 if is_fraction(row["metric"], row["values"]) else 1.0
         notes = "; ".join(filter(None, [row.get("note"), row.get("oracle"), tasks_words(row.get("tasks"))]))
         looks = looks_note(row).removeprefix("looks: ")
@@ -77,7 +77,17 @@ def pipeline_markdown(table: Mapping[str, Any], command: str) -> str:
         both = f"[{number(images[0], scale)}, {number(images[1], scale)}]" if images else ""
         numbers = [number(row["mean"], scale), interval(row, scale), both, str(row["n"])]
         rows.append([row["label"], row["metric"], *numbers, row["kind"], ", ".join(row["selection"]), looks, notes])
-    parts = [f"Made by `{command}`.", markdown_table(heads, rows, right=(2, 5))]
+    return markdown_table(heads, rows, right=(2, 5))
+
+
+def pipeline_markdown(table: Mapping[str, Any], command: str) -> str:
+    """table.md of a pipeline. table: its result.json. command: that makes it. Oracles have a table of their own."""
+    oracles = [row for row in table["rows"] if row["kind"] == ORACLE]
+    parts = [f"Made by `{command}`."]
+    if results := [row for row in table["rows"] if row["kind"] != ORACLE]:
+        parts.append(_rows_table(results))
+    if oracles:
+        parts += [f"{KIND_HEADINGS[ORACLE]}.", _rows_table(oracles)]
     if table["comparisons"]:
         parts.append(
             markdown_table(

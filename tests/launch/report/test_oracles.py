@@ -8,7 +8,7 @@ import pytest
 
 from rootstock.core.images.open import open_images
 from rootstock.core.images.sets import describe_sets
-from rootstock.launch.pipeline.run import tabulate
+from rootstock.launch.pipeline.run import printed_tables, tabulate
 from rootstock.launch.report.markdown import pipeline_markdown
 from rootstock.launch.report.oracles import whose_target
 from rootstock.launch.report.page import write_report
@@ -94,6 +94,25 @@ def test_no_table_hides_it(tmp_path: Path) -> None:
     assert oracle.heading.startswith("Oracle: ") and why in oracle.groups[0][1][0].note
     (line,) = [line for line in pipeline_markdown(table, "x").splitlines() if line.startswith("| ORACLE")]
     assert "| oracle |" in line and why in line
+
+
+def test_no_column_holds_an_oracle_beside_other_rows() -> None:
+    """An upper bound beside last iterates reads like one of them: on the page, in table.md and in the terminal."""
+    rows = [{"label": name.upper(), "stage": name} for name in ("plain", "oracle", "dann")]
+    tabulated = tabulate({"rows": rows, "columns": {}, "comparisons": []}, RESULTS)
+    admitted = summarise(
+        [result("finetune", selection="oracle", train="source", target="test")], label="BEST", stage="x"
+    )
+    table = {**tabulated, "rows": [*tabulated["rows"], admitted], "comparisons": []}
+    upper, lower = {"ORACLE", "BEST"}, {"PLAIN", "DANN"}
+    on_page = [{line.label for _, lines in one.groups for line in lines} for one in results_tables(table["rows"], {})]
+    blocks = [part for part in pipeline_markdown(table, "x").split("\n\n") if part.startswith("|")]
+    in_markdown = [{label for label in upper | lower if f"| {label} |" in part} for part in blocks]
+    in_terminal = [{str(cell) for cell in one.columns[0].cells} for one in printed_tables(table)]
+    assert on_page == in_markdown == [lower, upper]
+    assert in_terminal == [lower, {f"{label} \\[oracle]" for label in upper}]
+    alone = {**table, "rows": table["rows"][-1:]}
+    assert len(printed_tables(alone)) == 1 and pipeline_markdown(alone, "x").count("| BEST |") == 1
 
 
 def test_a_row_that_admits_it_is_one_too() -> None:
