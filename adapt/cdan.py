@@ -57,9 +57,9 @@ class CDAN(DANN):
     normalised within each domain, here over all processes. The authors add 1e-5 inside the entropy's logarithm; their discriminator has
     dropout of 0.5, ten times the rate and twice the decay, which is not done here.
 
-    tllib detaches the entropy and normalises both domains' weights together. pytorch-adapt divides the weights by their largest, so the
-    uncertain domain weighs less; predictions are not detached in its map, while its entropy is, by default. skada multiplies features by
-    logits, not by predictions, with gradient, and draws its sketch anew in each forward, from the same seed.
+    tllib detaches the entropy and normalises both domains' weights together. pytorch-adapt divides each domain's weights by their largest,
+    so a domain with few certain images weighs less; predictions are not detached in its map, while its entropy is, by default. skada
+    multiplies features by logits, not by predictions, with gradient, and draws its sketch anew in each forward, from the same seed.
 
     entropy: Whether samples are weighted by 1 + exp(-H), H the entropy of their prediction (the paper's entropy conditioning, "+E"). The
         published tables of tllib are without.
