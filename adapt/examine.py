@@ -7,7 +7,6 @@ here has target labels: the target is opened without.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +22,11 @@ from ..core.errors import UserError
 from ..core.evaluate.diagnosis import count_predicted_classes
 from ..core.evaluate.domain_gap import ADistance, a_distance
 from ..core.evaluate.features import evaluating
-from ..core.evaluate.sealed import CandidateLogits
 from ..core.files import write_tensors
 from ..core.images.images import Images
 from ..core.images.split import hash_order
 from ..core.run.directory import Run
+from .kept_states import FOLDER, keep_tests, name_of
 from .sets import Reader, Sets
 from .validators.candidate import CandidateModel, SourceFeatures, SourceOutputs, TargetOutputs
 from .validators.mixval import mixed_consistency
@@ -38,7 +37,6 @@ from .validators.stored import candidate_of, tensors_of
 if TYPE_CHECKING:
     from ..core.model.classifier import Classifier
 
-FOLDER = "candidates"
 FEWEST_IMAGES = 50
 # What is logged of a candidate during the training, since it costs next to nothing.
 LOGGED = ("source_validation", "entropy", "im")
@@ -111,7 +109,7 @@ class Examination:
         if self.run.main:
             self.folder.mkdir(exist_ok=True)
             write_tensors(path_of(self.folder, candidate.step), tensors_of(candidate, self.half))
-            write_tensors(tests_path(self.folder, candidate.step), {name: rows.cpu() for name, rows in tested.items()})
+            keep_tests(self.folder, candidate.step, tested)
         found = count_predicted_classes(candidate.target.logits)
         if found.alarm:
             self.run.log(f"WARNING: after step {candidate.step}: {found.alarm}")
@@ -123,7 +121,10 @@ class Examination:
         """The entries of a result, after the last of `steps` steps. every: steps between candidates, 0 for the last state alone."""
         last = self._rounded(self.candidate(classifier, steps))
         kept = range(every, steps, every) if every else range(0)
-        candidates = [*read_candidates(self.folder, kept, self.run.log), last]
+        lost = list[str]()
+        candidates = [*read_candidates(self.folder, kept, lost.append), last]
+        for sentence in lost:
+            self.run.log(f"WARNING: {sentence}")
         scoring = score_candidates(candidates)
         after, predicted = self._distance(last), count_predicted_classes(last.target.logits)
         if predicted.alarm:
@@ -133,23 +134,12 @@ class Examination:
             shown["held_out"] = len(self.held_out)
         distances = {"before": self.before, "after": after}
         return {
-            "validators": {**as_result(scoring, choose(scoring)), "images": shown},
+            "validators": {**as_result(scoring, choose(scoring)), "images": shown, **({"lost": lost} if lost else {})},
             "diagnostics": {
                 "target": predicted._asdict(),
                 "a_distance": {when: None if found is None else found._asdict() for when, found in distances.items()},
             },
         }
-
-    def states(self, steps: int, every: int) -> dict[str, CandidateLogits]:
-        """The kept states of the training by the names of their candidates, with their logits on the tests. On the main process."""
-        found = {}
-        for step in range(every, steps, every) if every and self.run.main else ():
-            path = tests_path(self.folder, step)
-            try:
-                found[name_of(step)] = CandidateLogits(hashlib.sha256(path.read_bytes()).hexdigest(), load_file(path))
-            except (OSError, SafetensorError) as error:
-                self.run.log(f"WARNING: {path} cannot be read ({error}); the candidate is left out")
-        return found
 
     def candidate(self, classifier: Classifier, step: int, *, forwards: bool = True) -> CandidateModel:
         """The outputs of a classifier in eval mode. forwards: whether held-out source and mixed images are shown too."""
@@ -194,30 +184,20 @@ class Examination:
         return a_distance(trained.features, target.features, trained.keys, target.keys, seed=self.run.seed)
 
 
-def name_of(step: int) -> str:
-    """The name of a candidate."""
-    return f"step {step}"
-
-
-def tests_path(folder: Path, step: int) -> Path:
-    """Where a candidate's logits on the tests lie: float [M, K] by test, without labels. folder: RUN/candidates."""
-    return folder / f"step-{step:08d}-tests.safetensors"
-
-
 def path_of(folder: Path, step: int) -> Path:
     """Where the candidate of a step lies. folder: RUN/candidates."""
     return folder / f"step-{step:08d}.safetensors"
 
 
-def read_candidates(folder: Path, steps: Iterable[int], log: Callable[[str], None]) -> list[CandidateModel]:
-    """The candidates that were kept; one that cannot be read is named in a warning, and left out."""
+def read_candidates(folder: Path, steps: Iterable[int], say: Callable[[str], None]) -> list[CandidateModel]:
+    """The candidates that were kept; one that cannot be read is named in a sentence, and left out."""
     found = []
     for step in steps:
         path = path_of(folder, step)
         try:
             found.append(candidate_of(name_of(step), step, load_file(path)))
         except (OSError, SafetensorError, UserError) as error:
-            log(f"WARNING: {path} cannot be read ({error}); the candidate is left out")
+            say(f"{path} cannot be read ({error}); no validator sees this candidate")
     return found
 
 

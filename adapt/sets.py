@@ -113,6 +113,15 @@ class Tested(NamedTuple):
         return holdout(self.opened(), fraction=HELD_OUT, seed=self.seed, stratify=False)[1]
 
 
+def sealed_target(data: Mapping[str, Any], seed: int) -> SealedImages:
+    """The target in the order of its content, as `open_sets` has it where nothing is held out, with its labels sealed."""
+
+    def opened() -> Images:
+        return in_content_order(open_images(data["target"], seed=seed, role="test"))
+
+    return SealedImages(opened)
+
+
 def _corruption(data: Mapping[str, Any]) -> Callable[[Images], Images]:
     """How the pictures of target and tests are changed: as `data.corrupt` says. Raises UserError."""
     given = data.get("corrupt")

@@ -22,7 +22,7 @@ from ..report.claims import stages_shown, tasks_of
 from ..report.contrasts import over_images, primary_contrasts
 from ..report.gains import gain_of
 from ..report.markdown import gain_lines, pipeline_markdown
-from ..report.oracles import ORACLE, mark_oracles
+from ..report.oracles import DIAGNOSTIC, ORACLE, mark_oracles
 from ..report.page import write_report
 from ..report.records import read_run
 from ..report.results import averaged, compare, looks_note, main_metric, summarise, value_of
@@ -181,7 +181,7 @@ def _printed_table(rows: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapp
     for row in rows:
         scale = 100.0 if is_fraction(row["metric"], row["values"]) else 1.0
         printed.add_row(
-            escape(row["label"] if row["kind"] != ORACLE else f"{row['label']} [{ORACLE}]"),
+            escape(f"{row['label']} [{row['kind']}]" if row["kind"] in (ORACLE, DIAGNOSTIC) else row["label"]),
             row["metric"],
             number(row["mean"], scale),
             escape(interval(row, scale)),

@@ -17,6 +17,7 @@ from .confusion import Confusion, confusions
 from .curves import curves
 from .figures import Figure, scatter
 from .html import yaml_text
+from .oracles import is_ordered_by_labels
 from .records import StageRuns
 from .reliability import confidence_figures
 from .results import looks_note, summarise
@@ -30,13 +31,19 @@ BESIDE = ("precision", "recall", "f1", "top5", "auroc", "worst_group", "ece")
 
 
 def alarms(stages: Sequence[StageRuns]) -> list[str]:
-    """What is said above all tables: a sentence for each adapted classifier that may have collapsed on its target."""
+    """What is said above all tables: sentences about each adapted classifier that may have collapsed on its target, and about kept states
+    of a training that were damaged, so that they are missing where candidates are compared.
+    """
     found = []
     for stage in stages:
         for record in stage.records:
             alarm = ((record.result.get("diagnostics") or {}).get("target") or {}).get("alarm")
             if alarm:
                 found.append(f"{stage.name}, seed {record.seed}: the classifier may have collapsed: {alarm}.")
+            for name, why in (record.result.get("states_lost") or {}).items():
+                found.append(f"{stage.name}, seed {record.seed}: {name} is missing in the final test: {why}.")
+            for why in (record.result.get("validators") or {}).get("lost") or ():
+                found.append(f"{stage.name}, seed {record.seed}: {why}.")
     return found
 
 
@@ -134,6 +141,8 @@ def _facts(stage: StageRuns) -> list[tuple[str, str]]:
         facts.append(("selection", f"{first.result['selection']}. {selection_sentence(first.result['selection'])}"))
     if looks := looks_note({"looks": first.result.get("looks")}):
         facts.append(("looks at test labels, one a set of weights scored", looks.removeprefix("looks: ")))
+    if is_ordered_by_labels(first.result):
+        facts.append(("order of the target", str(first.result["data"]["order"])))
     splits = (first.result.get("data") or {}).get("split") or {}
     if isinstance(splits, dict) and splits:
         facts.append(("splits", ", ".join(f"{name} {str(digest)[:12]}" for name, digest in splits.items())))

@@ -23,6 +23,7 @@ KIND_HEADINGS = {
     "transductive": "Transductive: evaluation images were seen in training, without their labels",
     "labelled": "Trained on evaluation images with their labels: no measure of what new images would give",
     "unrecorded": "Not recorded whether training saw evaluation images",
+    "diagnostic": "Diagnostic: the target's images were met sorted by class, by their labels; shows where a method fails, and is no result",
     "oracle": "Oracle: trained on labels of the target, or chosen with those of the test set; an upper bound, not a result",
 }
 
