@@ -106,6 +106,9 @@ def rows_by_class(run: Run, name: str, images: SealedImages) -> tuple[Tensor, di
     on all processes, also where an image has no label or several.
     """
     rows = list[Tensor]()
+    lacks = UserError(f"{images.uri} has not one label for each picture, so it cannot be sorted by class")
+    if images.classes is None:  # which is known without a look
+        raise lacks
 
     def work() -> str:
         config = {key: value for key, value in run.config.items() if key != "run"}
@@ -113,7 +116,7 @@ def rows_by_class(run: Run, name: str, images: SealedImages) -> tuple[Tensor, di
         opened, looks = _open(run.dir, {name: images}, {"in the order of classes": digest})
         labels = opened[name].labels
         if labels is None or labels.ndim != 1:
-            raise UserError(f"{images.uri} has not one label for each picture, so it cannot be sorted by class")
+            raise lacks
         rows.append(labels.argsort(stable=True))
         return json.dumps(looks[name])
 
