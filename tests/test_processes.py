@@ -12,11 +12,13 @@ from safetensors.torch import load_file
 
 from rootstock.adapt.registry import ADAPT_METHODS
 from rootstock.core.errors import UserError
+from rootstock.core.ledger import read_ledger
 from rootstock.core.method import needs_whole_batch
 from rootstock.core.model.backbone import create
 from rootstock.core.model.classifier import Classifier
 from rootstock.core.model.description import WEIGHTS
 from rootstock.core.model.heads import Structure
+from rootstock.core.run.rows import LOOKS
 from rootstock.launch.verbs import execute
 from rootstock.ssl.registry import PRETRAIN_METHODS as PRETRAINING
 from rootstock.tests.conftest import Forks
@@ -94,6 +96,27 @@ for argv in json.loads(sys.argv[1]):
     except SystemExit as end:
         if end.code:
             raise
+"""
+
+# An adaptation that ends after it wrote its look down and read the labels, and before it wrote any score.
+ENDED = """
+import os, sys
+from rootstock.adapt import outcome
+from rootstock.core.distributed import rank
+from rootstock.core.evaluate.scores import Scored
+from rootstock.launch.cli import app
+
+straight = outcome.open_sealed
+
+def ending(*arguments, **options):
+    if rank():
+        os._exit(9)
+    Scored.save = lambda *_: os._exit(9)
+    return straight(*arguments, **options)
+
+outcome.open_sealed = ending
+sys.argv = ["rootstock", *sys.argv[1:]]
+app()
 """
 
 
@@ -242,3 +265,36 @@ def test_cutting_the_batch_changes_nothing(name: str, override: str, alone: Loss
 def test_simclr_refuses_accumulation_and_names_chunks(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"run\.accumulate: 4 .* run\.chunk"):
         train(tmp_path, "simclr", tmp_path / "run", "run.accumulate=4")
+
+
+@pytest.mark.parametrize("processes", [2, 1], ids=["two, then one", "one, then two"])
+@pytest.mark.parametrize("name", ["dann", "tent"])
+def test_any_number_of_processes_looks_once(
+    name: str, processes: int, tmp_path: Path, forks: Forks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run ends between its look and its scores, and goes on with another number of processes; with corrected and online candidates."""
+    (tmp_path / "sets").mkdir()
+    path, run = config(tmp_path / "sets", name), tmp_path / "run"
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    argv = ["adapt", path, f"run.dir={run}", "evaluate.every=2", "evaluate.images=50", "label_shift.correct=mlls"]
+    argv += [f"data.test={PAIR['target']}"] if name == "tent" else []  # whose images it predicts while it meets them
+    (script := tmp_path / "ended.py").write_text(ENDED)
+    (whole := tmp_path / "whole.py").write_text(COMMANDS)
+    ended = forks(script, [argv] * processes, forks.ranks(processes) if processes > 1 else ())
+    assert [one.code for one in ended] == [9] * processes, ended[0].said[-3000:]
+    assert (run / LOOKS).exists() and not (run / "result.json").exists()
+    before = read_ledger(run / LOOKS)
+    if processes > 1:
+        execute("adapt", path, argv[2:], quiet=True)
+    else:
+        forks.group(whole, json.dumps([argv]))
+    history = json.loads((run / "run.json").read_text())["history"]
+    assert [part["processes"] for part in history] == [processes, 3 - processes]
+    (path_of_shared,) = (cache / "rootstock" / "looks").glob("*.json")
+    after, shared = read_ledger(run / LOOKS), read_ledger(path_of_shared)
+    assert before is not None and after == before and len(after.entries) == 1
+    assert shared is not None and len(shared.entries) == 1
+    kept = {"step 2", *(() if name == "tent" else ("step 4", "step 6")), "classifier", "corrected"}
+    assert after.entries[0]["candidates"].keys() == kept | ({"online"} if name == "tent" else set())
+    assert json.loads((run / "result.json").read_text())["looks"]["test"]["n"] == 1
