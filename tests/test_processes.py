@@ -291,9 +291,9 @@ def test_any_number_of_processes_looks_once(
         forks.group(whole, json.dumps([argv]))
     history = json.loads((run / "run.json").read_text())["history"]
     assert [part["processes"] for part in history] == [processes, 3 - processes]
-    (path_of_shared,) = (cache / "rootstock" / "looks").glob("*.json")
-    after, shared = read_ledger(run / LOOKS), read_ledger(path_of_shared)
-    assert before is not None and after == before and len(after.entries) == 1
+    (place,) = (cache / "rootstock" / "looks").glob("*.json")
+    after, shared = read_ledger(run / LOOKS), read_ledger(place)
+    assert after is not None and after == before and len(after.entries) == 1
     assert shared is not None and len(shared.entries) == 1
     kept = {"step 2", *(() if name == "tent" else ("step 4", "step 6")), "classifier", "corrected"}
     assert after.entries[0]["candidates"].keys() == kept | ({"online"} if name == "tent" else set())
