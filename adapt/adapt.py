@@ -249,14 +249,11 @@ def adapt(
     # Before the final test: no choice can follow from a label of the target.
     measured = {} if examination is None else examination.conclude(classifier, fed.steps, plan.every.evaluate)
     shift = estimate_shift(objective, sets, built.read, label_shift, seed)
-    kept = range(every, fed.steps, every) if examination is not None and (every := plan.every.evaluate) else ()
-    states = kept_states(run, kept if run.main else ())
+    states = kept_states(run, fed.steps, 0 if examination is None else plan.every.evaluate)
     online = by_test(objective.predictions, sets.target, sets.tests) if objective.online else {}
-    outcome = final_test(run, classifier, sets.tests, view, built.frozen, shift, states.found, online)
+    outcome = final_test(run, classifier, sets.tests, view, built.frozen, shift, states, online)
     if examination is not None:
         add_regrets(measured["validators"], outcome)
-    if states.lost:
-        outcome["states_lost"] = states.lost
     outcome["looks"] = {**built.looks, **outcome["looks"]}
     selection = model.selection(data["selection"])
     return run.finish(

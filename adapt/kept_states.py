@@ -6,7 +6,7 @@ The header's entry `digest` is that of the tensors, so that a file which is not 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,14 +45,14 @@ def keep_tests(folder: Path, step: int, logits: Mapping[str, Tensor]) -> None:
     write_tensors(tests_path(folder, step), rows, {_DIGEST: _digest(rows)})
 
 
-def kept_states(run: Run, steps: Iterable[int]) -> KeptStates:
-    """The states of these steps. On the main process.
+def kept_states(run: Run, steps: int, every: int) -> KeptStates:
+    """The states before the last of `steps` steps. every: steps between them, 0 for none. Of the main process; others have none.
 
     One whose file is damaged is scored as an earlier command of this run stored it before it read the labels, if one did: the candidates
     are then the same, and so is the look. Else it is named, in the log and in `lost`, and the look is at the others alone.
     """
     states = KeptStates({}, {})
-    for step in steps:
+    for step in range(every, steps, every) if every and run.main else ():
         name, path = name_of(step), tests_path(run.dir / FOLDER, step)
         try:
             states.found[name] = _read(path)

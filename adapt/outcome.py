@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.distributed import broadcast_text
 from ..core.evaluate.features import evaluating, extract
 from ..core.evaluate.pictures import save_map
-from ..core.evaluate.sealed import CandidateLogits, digest_of_export, open_sealed
+from ..core.evaluate.sealed import CandidateLogits, digest_of_export, on_main_process, open_sealed
 from ..core.images.open import Images
 from ..core.images.sets import exposure
 from ..core.model.classifier import Classifier
 from ..core.run.directory import Run
 from ..core.views.view import Evaluation
 from .frozen import ROWS_AT_ONCE, FrozenFeatures
+from .kept_states import KeptStates
 from .sets import SOURCE
 from .shift import EstimatedShift, true_distances
 
@@ -33,18 +33,18 @@ def final_test(
     view: Evaluation,
     frozen: FrozenFeatures | None,
     shift: EstimatedShift,
-    states: Mapping[str, CandidateLogits] = {},
+    states: KeptStates,
     online: Mapping[str, Tensor] = {},
 ) -> dict[str, Any]:
     """What a result says about the tests, each image once. Their labels are read last: no weight and no choice can follow from them.
 
     shift: the estimated class priors; where they correct predictions, the corrected ones are a second candidate of the same look.
-    states: of the training, of which the accuracies are told (`states`).
+    states: of the training, of which the accuracies are told (`states`), and why some are missing (`states_lost`).
     online: logits [M, K] by test, which an online pass predicted: another one.
     """
     features = features_of_tests(run, classifier, tests, view, frozen)
     logits = logits_of_tests(run, tests, view, frozen, classifier)
-    digest = digest_of_export(run.dir) if run.main else ""
+    digest = on_main_process(run, lambda: digest_of_export(run.dir))
     candidates = {LAST: CandidateLogits(digest, logits)}
     if shift.corrects:
         adjusted = {name: shift.correct(rows) for name, rows in logits.items() if name != SOURCE}
@@ -52,14 +52,19 @@ def final_test(
     if online:
         predicted = hashlib.sha256(b"".join(online[name].numpy().tobytes() for name in sorted(online))).hexdigest()
         candidates[ONLINE] = CandidateLogits(f"online {predicted}", online)
-    result, opened = open_sealed(run, tests, candidates, classifier.outputs, states, classifier.structure.extra > 0)
-    if run.main:
+    result, opened = open_sealed(
+        run, tests, candidates, classifier.outputs, states.found, classifier.structure.extra > 0
+    )
+
+    def after_the_look() -> str:
         save_map(run.dir, features, opened, run.seed)
-    told = true_distances(shift.prior, opened) if run.main else {}
-    true = json.loads(broadcast_text(json.dumps(told)))
+        return json.dumps(true_distances(shift.prior, opened))
+
+    true = json.loads(on_main_process(run, after_the_look))
     return {
         **exposure(classifier.backbone.seen, tests),
         **result,
+        **({"states_lost": states.lost} if states.lost else {}),
         "label_shift": {**shift.told, "true": true},
     }
 

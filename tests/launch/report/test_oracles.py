@@ -124,6 +124,22 @@ def test_a_row_that_admits_it_is_one_too() -> None:
     assert mean["selection"] == ["last and oracle"] and mean["kind"] == "oracle"
 
 
+def test_a_stream_sorted_by_labels_is_a_diagnostic() -> None:
+    """Also where it is one of several tasks; other orders are ordinary results."""
+    kinds = {}
+    for order in ("shuffled", "sequential", "sorted: a diagnostic"):
+        met = {**ADAPTED, "data": {**ADAPTED["data"], "order": order}}
+        rows = [summarise(results, label="x", stage="x") for results in ([met], averaged([[met], [ADAPTED]]))]
+        kinds[order] = [row["kind"] for row in rows]
+    assert kinds == {
+        "shuffled": ["inductive", "inductive"],
+        "sequential": ["inductive", "inductive"],
+        "sorted: a diagnostic": ["diagnostic", "diagnostic"],
+    }
+    (table,) = results_tables(rows, {})
+    assert table.heading.startswith("Diagnostic: the target's images were met sorted by class")
+
+
 def test_the_page_that_compares_runs_marks_them(tmp_path: Path) -> None:
     folders = []
     for name in ("dann", "oracle"):
