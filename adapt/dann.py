@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checks import MOST_UNITS, check_count, check_not_negative, check_positive, check_share
-from ..core.method import AdaptMethod, Domains, Step
+from ..core.method import Domains, Step
 from ..core.numerics import wide
+from .parts.game import Game
 from .parts.resampling import row_weights, source_error
 from .parts.reversal import Discriminator, reversal_weight, reverse_gradient
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from ..core.model.classifier import Classifier
 
 
-class DANN(AdaptMethod):
+class DANN(Game):
     """Cross-entropy on the source plus the adversarial loss of a domain discriminator, by gradient reversal (section 4.2).
 
     tllib (0.4) and the authors of CDAN have the same loss, but take the sigmoid before the logarithm. pytorch-adapt takes the mean of the
@@ -83,6 +84,7 @@ class DANN(AdaptMethod):
         rows = row_weights(self, logits, batch.source.labels)
         lam = reversal_weight(progress, self.reversal, self.steepness)
         domain, guesses = self.domain_loss(features, logits, lam, rows)
+        self.note(features, loss, self.trade_off * domain)
         with torch.no_grad():
             metrics = {
                 "source_accuracy": (logits[0].argmax(1) == batch.source.labels).float().mean(),

@@ -7,7 +7,9 @@ here has target labels: the target is opened without.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +20,16 @@ from torch import Tensor, nn
 
 from ..core import phase
 from ..core.config.resolve import Duration
+from ..core.distributed import broadcast_text
 from ..core.errors import UserError
-from ..core.evaluate.diagnosis import count_predicted_classes
-from ..core.evaluate.domain_gap import ADistance, a_distance
+from ..core.evaluate.diagnosis import BatchNormInputs, count_predicted_classes
 from ..core.evaluate.features import evaluating
 from ..core.files import write_tensors
 from ..core.images.images import Images
 from ..core.images.split import hash_order
 from ..core.run.directory import Run
+from .gaps import DomainGap, domain_gap, gap_words, gaps_as_result
+from .health import health
 from .kept_states import FOLDER, keep_tests, name_of
 from .sets import Reader, Sets
 from .validators.candidate import CandidateModel, SourceFeatures, SourceOutputs, TargetOutputs
@@ -92,13 +96,15 @@ class Examination:
         self.source, self.target = (sampled(part, options["images"], run.seed) for part in sets.training().values())
         self.held_out = None if held_out is None else sampled(held_out, options["images"], run.seed)
         self.folder = run.dir / FOLDER
-        self.before: ADistance | None = None
+        self.before: DomainGap | None = None
         if self.target.labels is not None:
             raise ValueError("the target of an adaptation has no labels")
 
     def start(self, classifier: Classifier) -> None:
         """Measure how far apart the domains are before the training, in the initial features."""
-        self.before = self._distance(self.candidate(classifier.to(self.run.device), 0, forwards=False))
+        inputs = (BatchNormInputs(), BatchNormInputs())
+        first = self.candidate(classifier.to(self.run.device), 0, forwards=False, inputs=inputs)
+        self.before = self._gap(first, inputs)
 
     def __call__(self, method: Any) -> dict[str, float]:
         """Called by `fit` at each evaluation: keep a candidate, and return what is logged of it."""
@@ -119,33 +125,51 @@ class Examination:
 
     def conclude(self, classifier: Classifier, steps: int, every: int) -> dict[str, Any]:
         """The entries of a result, after the last of `steps` steps. every: steps between candidates, 0 for the last state alone."""
-        last = self._rounded(self.candidate(classifier, steps))
+        inputs = (BatchNormInputs(), BatchNormInputs())
+        last = self._rounded(self.candidate(classifier, steps, inputs=inputs))
         kept = range(every, steps, every) if every else range(0)
         lost = list[str]()
         candidates = [*read_candidates(self.folder, kept, lost.append), last]
         for sentence in lost:
             self.run.log(f"WARNING: {sentence}")
         scoring = score_candidates(candidates)
-        after, predicted = self._distance(last), count_predicted_classes(last.target.logits)
+        after, predicted = self._gap(last, inputs), count_predicted_classes(last.target.logits)
+        if words := gap_words(self.before, after):
+            self.run.log(f"domains: {words}")
         if predicted.alarm:
             self.run.log(f"WARNING: the classifier may have collapsed: {predicted.alarm}")
+        # Of the main process, which has the rows.
+        trained = json.loads(broadcast_text(json.dumps(health(self.run.rows())) if self.run.main else ""))
+        if trained["lost"]:
+            self.run.log(f"WARNING: {trained['lost']}")
         shown = {"source": len(self.source), "target": len(self.target)}
         if self.held_out is not None:
             shown["held_out"] = len(self.held_out)
-        distances = {"before": self.before, "after": after}
         return {
             "validators": {**as_result(scoring, choose(scoring)), "images": shown, **({"lost": lost} if lost else {})},
             "diagnostics": {
                 "target": predicted._asdict(),
-                "a_distance": {when: None if found is None else found._asdict() for when, found in distances.items()},
+                **gaps_as_result(self.before, after),
+                "training": trained,
             },
         }
 
-    def candidate(self, classifier: Classifier, step: int, *, forwards: bool = True) -> CandidateModel:
-        """The outputs of a classifier in eval mode. forwards: whether held-out source and mixed images are shown too."""
-        features, logits = self._outputs(classifier, self.target)
+    def candidate(
+        self,
+        classifier: Classifier,
+        step: int,
+        *,
+        forwards: bool = True,
+        inputs: tuple[BatchNormInputs, BatchNormInputs] | None = None,
+    ) -> CandidateModel:
+        """The outputs of a classifier in eval mode. forwards: whether held-out source and mixed images are shown too.
+
+        inputs: what gets to know how source and target images reach the layers of BatchNorm.
+        """
+        of_source, of_target = (None, None) if inputs is None else inputs
+        features, logits = self._outputs(classifier, self.target, of_target)
         target = TargetOutputs(features, logits, self.target.keys())
-        trained = SourceFeatures(self._outputs(classifier, self.source)[0], self.source.keys())
+        trained = SourceFeatures(self._outputs(classifier, self.source, of_source)[0], self.source.keys())
         held_out = None
         if forwards and self.held_out is not None:
             assert self.held_out.labels is not None
@@ -163,9 +187,12 @@ class Examination:
             return candidate
         return candidate_of(candidate.name, candidate.step, tensors_of(candidate, half=True))
 
-    def _outputs(self, classifier: Classifier, images: Images) -> tuple[Tensor, Tensor]:
+    def _outputs(
+        self, classifier: Classifier, images: Images, inputs: BatchNormInputs | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Features [N, D] and logits [N, K], float32 on the CPU."""
-        found = [_show(classifier, batch) for batch in self.read(images)]
+        with nullcontext() if inputs is None else inputs.watching(classifier):
+            found = [_show(classifier, batch) for batch in self.read(images)]
         features, logits = (torch.cat(parts) for parts in zip(*found, strict=True))
         if not bool(features.isfinite().all() & logits.isfinite().all()):
             raise UserError("the network's features are not finite; the training has diverged, so lower optim.lr")
@@ -178,10 +205,11 @@ class Examination:
 
         return forward
 
-    def _distance(self, candidate: CandidateModel) -> ADistance | None:
+    def _gap(self, candidate: CandidateModel, inputs: tuple[BatchNormInputs, BatchNormInputs]) -> DomainGap:
         trained, target = candidate.trained, candidate.target
         assert trained is not None
-        return a_distance(trained.features, target.features, trained.keys, target.keys, seed=self.run.seed)
+        features, keys = (trained.features, target.features), (trained.keys, target.keys)
+        return domain_gap(features, keys, inputs, self.run.seed)
 
 
 def path_of(folder: Path, step: int) -> Path:

@@ -11,18 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from ..core.checks import check_count, check_not_negative, check_share
-from ..core.method import AdaptMethod, Domains, Step
+from ..core.method import Domains, Step
 from ..core.numerics import wide
+from .parts.game import Game
 from .parts.resampling import source_error
 
 if TYPE_CHECKING:
     from ..core.model.classifier import Classifier
 
-ALL, HEADS = 0, 1  # whose turn it is; from 2 on the features'
+ALL, HEADS, FEATURES = 0, 1, 2  # whose turn it is; from 2 on the features'
 MOST_GENERATOR_STEPS = 16
 
 
-class MCD(AdaptMethod):
+class MCD(Game):
     """Section 3.3 of the paper, its three steps on one batch: features and heads learn the source; the heads learn the source and to
     disagree on the target; then the features alone, several times, learn to reduce the disagreement.
 
@@ -73,6 +74,8 @@ class MCD(AdaptMethod):
         labels, smooth = batch.source.labels, self.label_smoothing
         one, two = (source_error(self, logits[0], labels, smooth) for logits in (first, second))
         known = one + two
+        if turn == FEATURES:
+            self.note(features, known, self.trade_off * apart)
         with torch.no_grad():
             metrics = {
                 "source_accuracy": (first[0].argmax(1) == labels).float().mean(),

@@ -60,6 +60,7 @@ class MDD(Transfer):
     """
 
     couples_samples = False
+    is_game = True
 
     def __init__(
         self,

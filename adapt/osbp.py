@@ -46,6 +46,7 @@ class OSBP(Transfer):
     """
 
     couples_samples = False
+    is_game = True
     extra_outputs = 1
 
     def __init__(

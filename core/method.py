@@ -170,6 +170,14 @@ class Method(nn.Module):
     def keep(self, kept: Mapping[str, Tensor]) -> None:
         """Takes `Step.kept` of each forward that has any. What must survive a resume goes into a buffer, the same on every process."""
 
+    def watch(self, batch: Any, progress: float) -> Mapping[str, Tensor]:
+        """Called at log steps only, after the backward pass, with its batch and weights: further metrics, too dear for every step.
+
+        With `turns` above 1: `watch(batch, progress, turn)`. It may change neither weights, buffers nor gradients: a run
+        trains the same whatever it logs. Not called where the method is sharded.
+        """
+        return {}
+
     def after_step(self, progress: float) -> None:
         """Called after each step, its last turn: EMA teachers, queues. On a GPU it is also called after a skipped step.
 

@@ -4,7 +4,7 @@ arXiv:2212.01322). A term beside the loss of any method, which knows nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -157,6 +157,11 @@ class MaskedConsistency(AdaptMethod):
         """Those of the method."""
         several: Any = (turn,) if self.turns > 1 else ()
         return self.method.frozen(progress, *several)
+
+    def watch(self, batch: Domains, progress: float, turn: int = 0) -> Mapping[str, Tensor]:
+        """What the method watches."""
+        several: Any = (turn,) if self.turns > 1 else ()
+        return self.method.watch(batch, progress, *several)
 
     def after_step(self, progress: float) -> None:
         """The method's, then the teacher follows: alpha = min(1 - 1 / (i + 1), momentum) after step i, counted from 1."""

@@ -139,6 +139,7 @@ def fit(
         for step, micro in zip(range(start, steps), batches(start), strict=True):
             waited = time.perf_counter() - waiting
             progress.leave_out(refresh.before(trained, step, steps))
+            loop.watching = every.logs(step + 1, steps)
             row = step_in_memory(loop, forward, micro, prepare, step, asked)
             done = step + 1
             phase.begin(phase.TRAINING, done)

@@ -101,6 +101,11 @@ def test_the_result_has_the_diagnostics(full: tuple[Path, dict[str, Any]]) -> No
     for when in ("before", "after"):
         distance = found["a_distance"][when]
         assert 0.0 <= distance["low"] <= distance["value"] <= distance["high"] <= 2.0
+        assert 0.0 < found["mmd"][when]["p"] <= 1.0 and found["batchnorm"][when] >= 0.0
+    # Blends and corruptions of one drawer's digits: the same domain, before as after.
+    assert found["mmd"]["before"]["p"] > 0.005 and found["batchnorm"]["before"] < 0.5
+    assert found["training"]["rows"] == 6 and found["training"]["lost"] is None
+    assert set(found["training"]["last"]) == {"domain_accuracy", "gradient_ratio"}
     assert json.loads((full[0] / "run" / "result.json").read_text())["diagnostics"] == found
 
 
