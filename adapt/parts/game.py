@@ -13,7 +13,7 @@ from ...core.distributed import all_reduce_sum
 from ...core.method import AdaptMethod
 from ...core.numerics import wide
 
-LEAST = 1e-12  # norm of the task's gradient, below which the ratio is taken of this
+SMALLEST_NORM = 1e-12  # norm of the task's gradient, below which the ratio is taken of this
 
 
 class Terms(NamedTuple):
@@ -70,7 +70,7 @@ def gradient_ratio(terms: Terms) -> Tensor:
     with torch.autocast(terms.features.device.type, enabled=False):
         squares = torch.stack([_square_norm(terms.transfer, terms.features), _square_norm(terms.task, terms.features)])
         transfer, task = all_reduce_sum(squares).sqrt()
-    return transfer / task.clamp(min=LEAST)
+    return transfer / task.clamp(min=SMALLEST_NORM)
 
 
 def _square_norm(loss: Tensor, features: Tensor) -> Tensor:

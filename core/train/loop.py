@@ -49,7 +49,7 @@ class Loop:
     due: bool = False  # a checkpoint is due by rank 0's clock, and all processes know it
     deferred: bool | None = None
     sharded: bool = False  # whether the parameters of `method` are sharded
-    watching: bool = False  # whether the coming step is logged
+    watching: bool = False  # whether this step is logged
 
     def __post_init__(self) -> None:
         self.turns, self.bad, self.skipped = self.method.turns, False, Skipped(self.run)
