@@ -41,12 +41,13 @@ from .frozen import FrozenFeatures
 from .kept_states import kept_states
 from .objective import METHOD, build_objective, further_outputs, with_terms
 from .online_pass import SORTED, AsEvaluated, StreamOrder, by_test, check_order, feed_once, stream_order
-from .outcome import final_test, logits_of_tests
+from .outcome import final_test
 from .overview import look_over
 from .parts.online import OnlinePredictions
 from .registry import ADAPT_METHODS
 from .sets import SOURCE, TARGET, Reader, Sets, open_sets, replaced_silently, source_images, whole, with_labels
 from .shift import check_label_shift, estimate_shift, label_shift_options, resample
+from .shown import show_tests
 from .validators.selection import add_regrets
 
 
@@ -151,8 +152,9 @@ def build_adaptation(
     )
     pictures = partial(whole, view=view, device=run.device, workers=run.options["workers"], damage=replaced_silently())
     read = pictures if frozen is None else partial(frozen.read, view=view)
-    test = partial(logits_of_tests, run, sets.tests, view, frozen)
-    examination = None if evaluate is None else Examination(run, evaluate, sets, read, pictures, test)
+    show = partial(show_tests, run, view, frozen, sets.tests)
+    keeps = ADAPT_METHODS[method["name"]].keeps_head or method["keep_head"]
+    examination = None if evaluate is None else Examination(run, evaluate, sets, read, pictures, show, keeps)
     encode = partial(pictures, sets.target) if frozen is None else partial(frozen.batches, sets.target, view)
     look = partial(look_over, objective.classifier, len(sets.target), encode)
     refresh = Refresh.of(objective, fed.steps, len(sets.target) // settings.batch_size, look)
@@ -251,7 +253,8 @@ def adapt(
     shift = estimate_shift(objective, sets, built.read, label_shift, seed)
     states = kept_states(run, fed.steps, 0 if examination is None else plan.every.evaluate)
     online = by_test(objective.predictions, sets.target, sets.tests) if objective.online else {}
-    outcome = final_test(run, classifier, sets.tests, view, built.frozen, shift, states, online)
+    began = None if examination is None else examination.began()
+    outcome = final_test(run, classifier, sets.tests, view, built.frozen, shift, states, online, began)
     if examination is not None:
         add_regrets(measured["validators"], outcome)
     outcome["looks"] = {**built.looks, **outcome["looks"]}

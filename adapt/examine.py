@@ -24,14 +24,17 @@ from ..core.distributed import broadcast_text
 from ..core.errors import UserError
 from ..core.evaluate.diagnosis import BatchNormInputs, count_predicted_classes
 from ..core.evaluate.features import evaluating
+from ..core.evaluate.pictures import spread
 from ..core.files import write_tensors
 from ..core.images.images import Images
 from ..core.images.split import hash_order
 from ..core.run.directory import Run
+from .changes import NEAREST_MEAN, OWN_GUESS, Beforehand, nearest_means
 from .gaps import DomainGap, domain_gap, gap_words, gaps_as_result
 from .health import health
 from .kept_states import FOLDER, keep_tests, name_of
-from .sets import Reader, Sets
+from .sets import SOURCE, Reader, Sets
+from .shown import Shown
 from .validators.candidate import CandidateModel, SourceFeatures, SourceOutputs, TargetOutputs
 from .validators.mixval import mixed_consistency
 from .validators.registry import VALIDATORS
@@ -87,16 +90,23 @@ class Examination:
         sets: Sets,
         read: Reader,
         pictures: Reader,
-        test: Callable[[Classifier], Mapping[str, Tensor]],
+        show: Callable[..., dict[str, Shown]],
+        keeps_head: bool,
     ) -> None:
-        """read: images -> what the classifier takes; pictures: images -> pictures, which may be mixed; test: logits by test."""
-        self.run, self.read, self.pictures, self.test, self.mixval = run, read, pictures, test, options["mixval"]
+        """read: images -> what the classifier takes; pictures: images -> pictures, which may be mixed; show: (classifier, rows by test) ->
+        what it makes of the tests. keeps_head: whether the training begins with a trained head.
+        """
+        self.run, self.read, self.pictures, self.show, self.mixval = run, read, pictures, show, options["mixval"]
+        self.keeps_head = keeps_head
+        self.rows = {name: spread(len(images), options["images"]) for name, images in sets.tests.items()}
         self.half: bool = options["half"]
         held_out = sets.held_out
         self.source, self.target = (sampled(part, options["images"], run.seed) for part in sets.training().values())
         self.held_out = None if held_out is None else sampled(held_out, options["images"], run.seed)
         self.folder = run.dir / FOLDER
         self.before: DomainGap | None = None
+        self.first: Beforehand | None = None
+        self.last: CandidateModel | None = None
         if self.target.labels is not None:
             raise ValueError("the target of an adaptation has no labels")
 
@@ -105,12 +115,29 @@ class Examination:
         inputs = (BatchNormInputs(), BatchNormInputs())
         first = self.candidate(classifier.to(self.run.device), 0, forwards=False, inputs=inputs)
         self.before = self._gap(first, inputs)
+        assert first.trained is not None and self.source.labels is not None
+        of_source, labels = first.trained.features, self.source.labels
+        shown = self.show(classifier, self.rows)
+        k = len(classifier.classes)
+        guesses = {
+            name: found.logits.argmax(1) if self.keeps_head else nearest_means(of_source, labels, found.features, k)
+            for name, found in shown.items()
+        }
+        features = {SOURCE: of_source, **{name: found.features for name, found in shown.items()}}
+        how = OWN_GUESS if self.keeps_head else NEAREST_MEAN
+        self.first = Beforehand(self.source, self.rows, features, guesses, how, of_source)
+
+    def began(self) -> Beforehand | None:
+        """The state before the training, after `conclude`."""
+        if self.first is None or self.last is None or self.last.trained is None:
+            return None
+        return self.first._replace(source_after=self.last.trained.features)
 
     def __call__(self, method: Any) -> dict[str, float]:
         """Called by `fit` at each evaluation: keep a candidate, and return what is logged of it."""
         candidate, tested = (
             self._rounded(self.candidate(method.classifier, phase.NOW.step)),
-            self.test(method.classifier),
+            {name: found.logits for name, found in self.show(method.classifier).items()},
         )
         if self.run.main:
             self.folder.mkdir(exist_ok=True)
@@ -126,7 +153,7 @@ class Examination:
     def conclude(self, classifier: Classifier, steps: int, every: int) -> dict[str, Any]:
         """The entries of a result, after the last of `steps` steps. every: steps between candidates, 0 for the last state alone."""
         inputs = (BatchNormInputs(), BatchNormInputs())
-        last = self._rounded(self.candidate(classifier, steps, inputs=inputs))
+        self.last = last = self._rounded(self.candidate(classifier, steps, inputs=inputs))
         kept = range(every, steps, every) if every else range(0)
         lost = list[str]()
         candidates = [*read_candidates(self.folder, kept, lost.append), last]

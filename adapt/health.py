@@ -21,10 +21,7 @@ TOLD = (
 """Metrics of methods by which a training's health is told."""
 
 FEWEST_ROWS = 8  # logged rows, below which nothing is said
-CHANCE, BEATEN = (
-    0.55,
-    0.95,
-)  # accuracies of a discriminator: at most the one is chance, at least the other tells the domains apart
+CHANCE, BEATEN = 0.55, 0.95  # accuracies of a discriminator: at most the one is chance, at least the other is victory
 NEARLY_ALL, HARDLY_ANY = 0.99, 0.01
 
 

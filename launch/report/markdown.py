@@ -7,7 +7,9 @@ from typing import Any
 
 from .claims import claim_words, needed_words, tasks_words
 from .gains import gain_words
+from .negative import negative_lines
 from .oracles import ORACLE
+from .priors import HEAD, priors_cell
 from .results import looks_note
 from .tables import KIND_HEADINGS, interval, is_fraction, number
 
@@ -68,6 +70,8 @@ def _rows_table(found: Sequence[Mapping[str, Any]]) -> str:
         "looks",
         "notes",
     ]
+    apart = any(row.get("priors") for row in found)
+    heads[-1:] = [HEAD, "notes"] if apart else ["notes"]
     rows = []
     for row in found:
         scale = 100.0 if is_fraction(row["metric"], row["values"]) else 1.0
@@ -76,7 +80,8 @@ def _rows_table(found: Sequence[Mapping[str, Any]]) -> str:
         images = row.get("over_images")
         both = f"[{number(images[0], scale)}, {number(images[1], scale)}]" if images else ""
         numbers = [number(row["mean"], scale), interval(row, scale), both, str(row["n"])]
-        rows.append([row["label"], row["metric"], *numbers, row["kind"], ", ".join(row["selection"]), looks, notes])
+        rows.append([row["label"], row["metric"], *numbers, row["kind"], ", ".join(row["selection"]), looks])
+        rows[-1] += [priors_cell(row), notes] if apart else [notes]
     return markdown_table(heads, rows, right=(2, 5))
 
 
@@ -105,5 +110,6 @@ def pipeline_markdown(table: Mapping[str, Any], command: str) -> str:
                 right=(1, 3),
             )
         )
-    parts += [f"- {line}" for line in (*gain_lines(table.get("gains") or []), *contrast_lines(table.get("contrasts")))]
+    lines = [*negative_lines(table["rows"]), *gain_lines(table.get("gains") or [])]
+    parts += [f"- {line}" for line in (*lines, *contrast_lines(table.get("contrasts")))]
     return "\n\n".join(parts) + "\n"

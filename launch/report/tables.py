@@ -7,6 +7,7 @@ from typing import Any
 from ...core.evaluate.definitions import definition_of
 from .claims import tasks_words
 from .curves import ticks
+from .priors import priors_words
 from .results import looks_note, span_of, test_of
 
 SELECTION = {
@@ -128,6 +129,7 @@ def _results_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]
                         row.get("note"),
                         row.get("oracle"),
                         row["metric"] if mixed else "",
+                        priors_words(row),
                         tasks_words(row.get("tasks")),
                         looks_note(row),
                     ],
