@@ -35,6 +35,7 @@ from ..core.views.corrupted import corruption_options
 from ..core.views.presets import VIEWS
 from ..core.views.resample import Interpolation
 from ..core.views.view import Evaluation
+from .changes import Beforehand
 from .domain_views import domain_views
 from .examine import Examination, check_examination, examine_options
 from .frozen import FrozenFeatures
@@ -108,6 +109,11 @@ class Adaptation(NamedTuple):
     read: Reader
     examination: Examination | None  # scores and diagnostics that need no target label
     looks: dict[str, Any]  # at labels of the target before the pass over it, where its order is by class
+
+    @property
+    def began(self) -> Beforehand | None:
+        """The state before the training, once the examination is concluded."""
+        return self.examination and self.examination.began()
 
 
 def build_adaptation(
@@ -253,8 +259,7 @@ def adapt(
     shift = estimate_shift(objective, sets, built.read, label_shift, seed)
     states = kept_states(run, fed.steps, 0 if examination is None else plan.every.evaluate)
     online = by_test(objective.predictions, sets.target, sets.tests) if objective.online else {}
-    began = None if examination is None else examination.began()
-    outcome = final_test(run, classifier, sets.tests, view, built.frozen, shift, states, online, began)
+    outcome = final_test(run, classifier, sets.tests, view, built.frozen, shift, states, online, built.began)
     if examination is not None:
         add_regrets(measured["validators"], outcome)
     outcome["looks"] = {**built.looks, **outcome["looks"]}

@@ -12,14 +12,14 @@ from ..core.evaluate.counts import Ints
 from ..core.evaluate.diagnosis import class_accuracies, class_confusions
 from ..core.images.images import Images
 
-MOST_CLASSES = 100  # of a confusion matrix that is written; accuracies are always
+MOST_CONFUSED = 100  # of a confusion matrix that is written; accuracies are always
 
 
 def errors_by_class(name: str, images: Images, predictions: Ints, outputs: Sequence[str]) -> dict[str, Any]:
     """{domain: {"images", "accuracy" by class, "confusion"}} of labelled images; a set of several domains has each as NAME/DOMAIN.
 
     predictions: int64 [N], indices into the outputs. A class without images has the accuracy None. confusion: row = class, column =
-    prediction; left out for more than MOST_CLASSES.
+    prediction; left out for more than MOST_CONFUSED.
     """
     assert images.labels is not None
     several = len(images.domain_names) > 1
@@ -29,7 +29,7 @@ def errors_by_class(name: str, images: Images, predictions: Ints, outputs: Seque
     found: dict[str, Any] = {}
     for domain, matrix, accuracies in zip(names, matrices, class_accuracies(matrices), strict=False):
         found[domain] = {"images": int(matrix.sum()), "accuracy": _by_output(accuracies, outputs)}
-        if len(outputs) <= MOST_CLASSES:
+        if len(outputs) <= MOST_CONFUSED:
             found[domain]["confusion"] = matrix.tolist()
     return found
 

@@ -18,7 +18,7 @@ from ..core.images.images import Images
 from ..core.run.directory import Run
 from ..core.views.view import Evaluation, stack_pictures
 from .sets import SOURCE
-from .shown import Shown
+from .shown import ShownTest
 
 PICTURES, ACROSS = 12, 6
 OWN_GUESS = "the classifier that the training began with"
@@ -50,7 +50,7 @@ def nearest_means(features: Tensor, labels: Tensor, others: Tensor, classes: int
 
 
 def save_changes(
-    run: Run, opened: Mapping[str, Images], shown: Mapping[str, Shown], began: Beforehand, view: Evaluation
+    run: Run, opened: Mapping[str, Images], shown: Mapping[str, ShownTest], began: Beforehand, view: Evaluation
 ) -> dict[str, Any]:
     """Write map and pictures into the run, on the main process; returns the entry `changes` of a result.
 

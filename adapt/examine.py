@@ -34,7 +34,7 @@ from .gaps import DomainGap, domain_gap, gap_words, gaps_as_result
 from .health import health
 from .kept_states import FOLDER, keep_tests, name_of
 from .sets import SOURCE, Reader, Sets
-from .shown import Shown
+from .shown import ShownTest
 from .validators.candidate import CandidateModel, SourceFeatures, SourceOutputs, TargetOutputs
 from .validators.mixval import mixed_consistency
 from .validators.registry import VALIDATORS
@@ -90,7 +90,7 @@ class Examination:
         sets: Sets,
         read: Reader,
         pictures: Reader,
-        show: Callable[..., dict[str, Shown]],
+        show: Callable[..., dict[str, ShownTest]],
         keeps_head: bool,
     ) -> None:
         """read: images -> what the classifier takes; pictures: images -> pictures, which may be mixed; show: (classifier, rows by test) ->

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 RATIOS = ("gradient_ratio", "turn2/gradient_ratio")
-TOLD = (
+HEALTH_METRICS = (
     "domain_accuracy",
     *RATIOS,
     "turn1/agreement",
@@ -32,7 +32,7 @@ def health(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     {"rows": how many were logged, "first" and "last": means over their first and last quarters by metric, "lost": a sentence or None}
     """
     logged = [row for row in rows if "loss" in row or "turn0/loss" in row]
-    metrics = [name for name in TOLD if logged and all(_is_finite(row.get(name)) for row in logged)]
+    metrics = [name for name in HEALTH_METRICS if logged and all(_is_finite(row.get(name)) for row in logged)]
     quarter = -(-len(logged) // 4)
     first, last = (
         {name: math.fsum(row[name] for row in part) / len(part) for name in metrics}

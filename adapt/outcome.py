@@ -24,7 +24,7 @@ from .frozen import FrozenFeatures
 from .kept_states import KeptStates
 from .sets import SOURCE
 from .shift import EstimatedShift, true_distances
-from .shown import Shown, show_tests
+from .shown import ShownTest, show_tests
 
 LAST, CORRECTED, ONLINE = "classifier", "corrected", "online"
 
@@ -74,7 +74,7 @@ def final_test(
 def _of_labels(
     run: Run,
     opened: Mapping[str, Images],
-    shown: Mapping[str, Shown],
+    shown: Mapping[str, ShownTest],
     shift: EstimatedShift,
     classifier: Classifier,
     began: Beforehand | None,

@@ -17,7 +17,7 @@ from ..core.views.view import Evaluation
 from .frozen import ROWS_AT_ONCE, FrozenFeatures
 
 
-class Shown(NamedTuple):
+class ShownTest(NamedTuple):
     """Of some images, on the CPU, the same on every process."""
 
     features: Tensor  # float32 [M, D], as the head sees them
@@ -31,7 +31,7 @@ def show_tests(
     tests: Mapping[str, Images],
     classifier: Classifier,
     rows: Mapping[str, Tensor] = {},
-) -> dict[str, Shown]:
+) -> dict[str, ShownTest]:
     """What the classifier, in evaluation mode, makes of each test. rows: int64 [m] by test, where not all images are shown."""
     found = {}
     for name, images in tests.items():
@@ -51,16 +51,16 @@ def show_tests(
             device=run.device,
             workers=run.options["workers"],
         )
-        found[name] = Shown(taps["features"], taps["logits"])
+        found[name] = ShownTest(taps["features"], taps["logits"])
     return found
 
 
-def _of_features(classifier: Classifier, known: Tensor, run: Run) -> Shown:
+def _of_features(classifier: Classifier, known: Tensor, run: Run) -> ShownTest:
     """known: features of the frozen backbone, [M, D]."""
     both = _Both(classifier)
     with evaluating(classifier), torch.inference_mode():
         parts = [both(part.to(run.device)) for part in known.split(ROWS_AT_ONCE)]
-    return Shown(*(torch.cat([part[name].float().cpu() for part in parts]) for name in ("features", "logits")))
+    return ShownTest(*(torch.cat([part[name].float().cpu() for part in parts]) for name in ("features", "logits")))
 
 
 class _Both(nn.Module):

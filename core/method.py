@@ -170,10 +170,10 @@ class Method(nn.Module):
     def keep(self, kept: Mapping[str, Tensor]) -> None:
         """Takes `Step.kept` of each forward that has any. What must survive a resume goes into a buffer, the same on every process."""
 
-    def watch(self, batch: Any, progress: float) -> Mapping[str, Tensor]:
+    def watch(self, batch: Any, progress: float, turn: int = 0) -> Mapping[str, Tensor]:
         """Called at log steps only, after the backward pass, with its batch and weights: further metrics, too dear for every step.
 
-        With `turns` above 1: `watch(batch, progress, turn)`. It may change neither weights, buffers nor gradients: a run
+        turn: 0 where there is one. It may change neither weights, buffers nor gradients: a run
         trains the same whatever it logs. Not called where the method is sharded.
         """
         return {}

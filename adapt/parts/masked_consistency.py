@@ -160,8 +160,7 @@ class MaskedConsistency(AdaptMethod):
 
     def watch(self, batch: Domains, progress: float, turn: int = 0) -> Mapping[str, Tensor]:
         """What the method watches."""
-        several: Any = (turn,) if self.turns > 1 else ()
-        return self.method.watch(batch, progress, *several)
+        return self.method.watch(batch, progress, turn)
 
     def after_step(self, progress: float) -> None:
         """The method's, then the teacher follows: alpha = min(1 - 1 / (i + 1), momentum) after step i, counted from 1."""

@@ -19,7 +19,6 @@ def watched(method: Method, batch: Any, progress: float, turn: int, run: Run) ->
 
     In the training's precision; forward passes within it leave BatchNorm's running statistics alone.
     """
-    watch: Any = method.watch
     half = run.dtype != torch.float32
     with torch.autocast(run.device.type, run.dtype) if half else nullcontext(), norm.frozen_statistics():
-        return watch(batch, progress, turn) if method.turns > 1 else watch(batch, progress)
+        return method.watch(batch, progress, turn)
