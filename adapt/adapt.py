@@ -105,7 +105,7 @@ class Adaptation(NamedTuple):
     fed: stage.Feed
     sets: Sets
     view: Evaluation
-    frozen: FrozenFeatures | None  # where batches hold features of a frozen backbone instead of images
+    frozen: FrozenFeatures | None  # where batches hold features of frozen layers instead of images
     read: Reader
     examination: Examination | None  # scores and diagnostics that need no target label
     looks: dict[str, Any]  # at labels of the target before the pass over it, where its order is by class
@@ -186,7 +186,7 @@ def pass_of(
 def pairs(
     run: Run, objective: AdaptMethod, data: Mapping[str, Any], optim: Optim, sets: Sets, view: Evaluation, name: str
 ) -> tuple[FrozenFeatures | None, stage.Feed, Callable[[Any], Domains]]:
-    """Features of a frozen backbone; the batches of pairs of both domains; what makes `Domains` of them."""
+    """Features of frozen layers; the batches of pairs of both domains; what makes `Domains` of them."""
     views = domain_views(run, data, objective, name, sets.source)
     clean = data["corrupt"] is None  # kept features know a picture by its content, which a corruption does not change
     frozen = FrozenFeatures.of(run, objective, views, sets.of_training(), data) if clean else None
@@ -237,7 +237,7 @@ def adapt(
     if objective.online:
         objective.to(run.device).begin(partial(source_images, sets.source, view, run))
     stage.train(run, plan, {"candidate": examination} if examination is not None and plan.every.evaluate else {})
-    objective.conclude_source(with_labels(sets.source, built.read, pictures=built.frozen is None))
+    objective.conclude_source(with_labels(sets.source, built.read))
     objective.conclude(
         whole(sets.target, view=view, device=run.device, workers=run.options["workers"], damage=fed.damage)
     )

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..core.evaluate.features import evaluating, extract_taps
+from ..core.evaluate.features import extract_taps
 from ..core.evaluate.rounds import stores_in_memory
 from ..core.images.open import Images
 from ..core.model.classifier import Classifier
 from ..core.run.directory import Run
 from ..core.views.view import Evaluation
-from .frozen import ROWS_AT_ONCE, FrozenFeatures
+from .frozen import AsTheyAre, FrozenFeatures, TestedRows
 
 
 class ShownTest(NamedTuple):
@@ -35,32 +35,21 @@ def show_tests(
     """What the classifier, in evaluation mode, makes of each test. rows: int64 [m] by test, where not all images are shown."""
     found = {}
     for name, images in tests.items():
-        chosen = rows.get(name)
+        part, seen, chosen = images, view, rows.get(name)
         if frozen is not None:
-            known = frozen.features(images, view)  # of the whole set, which is encoded once
-            found[name] = _of_features(classifier, known if chosen is None else known[chosen], run)
-            continue
-        part = images if chosen is None else images.select(chosen)
+            known = frozen.tested(images, view)  # of the whole set, which is encoded once
+            part, seen = (
+                known if chosen is None else TestedRows(known.numbers[chosen], images.select(chosen)),
+                AsTheyAre(),
+            )
+        elif chosen is not None:
+            part = images.select(chosen)
         make = stores_in_memory(len(part), {"features": torch.float32, "logits": torch.float32})
-        taps = extract_taps(
-            _Both(classifier),
-            part,
-            view,
-            {"features": 1, "logits": 1},
-            make,
-            device=run.device,
-            workers=run.options["workers"],
-        )
+        ranks = {"features": 1, "logits": 1}
+        place: dict[str, Any] = {"device": run.device, "workers": run.options["workers"]}
+        taps = extract_taps(_Both(classifier), part, seen, ranks, make, **place)
         found[name] = ShownTest(taps["features"], taps["logits"])
     return found
-
-
-def _of_features(classifier: Classifier, known: Tensor, run: Run) -> ShownTest:
-    """known: features of the frozen backbone, [M, D]."""
-    both = _Both(classifier)
-    with evaluating(classifier), torch.inference_mode():
-        parts = [both(part.to(run.device)) for part in known.split(ROWS_AT_ONCE)]
-    return ShownTest(*(torch.cat([part[name].float().cpu() for part in parts]) for name in ("features", "logits")))
 
 
 class _Both(nn.Module):

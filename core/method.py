@@ -222,8 +222,9 @@ class AdaptMethod(Method):
 
     # Whether bottleneck and head of `backbone.weights` are kept instead of new ones.
     keeps_head: bool = False
-    # Whether `forward` needs the pixels for more than `classifier.encode`. If not, and the backbone is frozen and views are not augmented,
-    # `images` of a batch are the backbone's features, float [N, D], computed once.
+    # Whether `forward` needs the pixels for more than `classifier.encode`. If not, and layers are frozen and views are not augmented,
+    # `images` of a batch are what these layers give, computed once: features float [N, D] of a frozen backbone, maps float [N, ...] of its
+    # first stages.
     uses_pixels: bool = False
     # The views of each image that `forward` takes of source and target: "weak" is `data.views` and comes as `images`; after it, in `more`,
     # any others: "strong" is `data.strong`. Each view has random draws of its own, so no view depends on which others there are.
@@ -264,7 +265,7 @@ class AdaptMethod(Method):
         """Called once after the last step, before `conclude`; images that it doesn't take are not read.
 
         source: the source's training images, each once, in evaluation's view, as batches of what the classifier takes (float [n, C, h, w],
-        or features of a frozen backbone [n, D]) with their labels, int64 [n].
+        or features or maps of frozen layers) with their labels, int64 [n].
         """
 
     def conclude(self, target: Iterable[Tensor]) -> None:

@@ -51,6 +51,7 @@ METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "cdan": ("adapt", PAIR, {"name": "cdan", "hidden": 16, "bottleneck": 8, "discriminator_norm": True}),
     "mic": ("adapt", PAIR, {"name": "mcc", "mic": {}}),
     "frozen": ("adapt", {**PAIR, "views": "none"}, {"name": "cdan", "hidden": 16, "bottleneck": 8}),
+    "last_block": ("adapt", {**PAIR, "views": "none"}, {"name": "cdan", "hidden": 16, "bottleneck": 8}),
     "mixed": ("finetune", LABELLED, {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1}),
 }
 # Every other adaptation method with its default keys. One that keeps the head of a trained run gets such a run; AdaBN trains
@@ -127,7 +128,8 @@ def verb(name: str) -> str:
 def config(folder: Path, name: str) -> str:
     if name in METHODS:
         _, data, method = METHODS[name]
-        backbone = {**VIT, "freeze": "all"} if name == "frozen" else VIT
+        frozen = {"frozen": {"freeze": "all"}, "last_block": {"freeze": "stage1"}}
+        backbone = {**VIT, **frozen.get(name, {})}
         optim = {**OPTIM, "duration": "1ep"} if name in ONLINE else OPTIM
         if name in ADAPT_METHODS and ADAPT_METHODS[name].keeps_head:
             backbone = {"weights": str(trained(folder))}
