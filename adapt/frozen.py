@@ -20,13 +20,13 @@ from ..core.evaluate.features import EvaluationView
 from ..core.evaluate.frozen import features_of
 from ..core.evaluate.maps import BoundaryMaps, find_boundary, in_words
 from ..core.evaluate.taps import POOLED, Taps
-from ..core.images.damage import Damage, neighbours, read_or_neighbour
+from ..core.images.damage import Damage, read_or_neighbour, readable_neighbours
 from ..core.images.limits import size_of
 from ..core.images.open import DamagedImage, Images
 from ..core.method import AdaptMethod
 from ..core.model.backbone import Backbone
 from ..core.run.directory import Run
-from ..core.stream.rows import Rows
+from ..core.stream.rows import KeptRows
 from ..core.stream.workers import at_most_cores
 from ..core.views.multiview import Multiview, StillView
 from ..core.views.view import Evaluation, stack_pictures
@@ -34,7 +34,7 @@ from .sets import SOURCE, in_batches, replaced_silently
 
 ROWS_AT_ONCE = 4096  # of one axis each
 LARGEST_STORE = 1 << 40
-SHOWN = 4  # images on which the layers above the boundary are compared with the whole network
+COMPARED = 4  # images on which the layers above the boundary are compared with the whole network
 
 
 class FrozenFeatures:
@@ -49,7 +49,7 @@ class FrozenFeatures:
         """taps: one, of the frozen layers. sets: of training, by name."""
         self.run, self.taps, self.view, self.sets = run, taps, view, sets
         (self.name,) = taps.names
-        self._known = dict[tuple[str, ...], tuple[Images, Rows]]()
+        self._known = dict[tuple[str, ...], tuple[Images, KeptRows]]()
 
     @staticmethod
     def of(
@@ -80,7 +80,7 @@ class FrozenFeatures:
         run.log(f"{what} each image once{above}")
         return FrozenFeatures(run, BoundaryMaps(model) if model.boundary else Taps(model, [POOLED]), view, sets)
 
-    def rows(self, name: str) -> Rows:
+    def rows(self, name: str) -> KeptRows:
         """The features of a training set by name, in the view of training."""
         return self._once(
             "training", self.sets[name], lambda images: self._replaced(images, self.view, self.view.describe())
@@ -88,7 +88,7 @@ class FrozenFeatures:
 
     def tested(self, images: Images, view: Evaluation) -> TestedRows:
         """The features of a test in the view of evaluation, encoded once in a run. Raises the error of a damaged picture."""
-        found = self._once("tested", images, lambda images: Rows(self._features(images, view, None)))
+        found = self._once("tested", images, lambda images: KeptRows(self._features(images, view, None)))
         return TestedRows(found.numbers, images)
 
     def batches(self, images: Images, view: Evaluation, rows: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -110,7 +110,7 @@ class FrozenFeatures:
             damage.note(images, part, part if found.read is None else found.read[part])
             yield _taken(found, part).to(self.run.device)
 
-    def _of_some(self, images: Images, view: Evaluation) -> Rows:
+    def _of_some(self, images: Images, view: Evaluation) -> KeptRows:
         for parent in self.sets.values():
             if (places := _places(images, parent)) is not None:
                 break
@@ -118,14 +118,14 @@ class FrozenFeatures:
             return self._seen(images, view)
         whole = self._seen(parent, view)
         if whole.read is None or whole.row is None:
-            return Rows(whole.numbers, None, places)
-        read = neighbours(images, (whole.read == torch.arange(len(parent)))[places])
-        return Rows(whole.numbers, read, whole.row[places[read]])
+            return KeptRows(whole.numbers, None, places)
+        read = readable_neighbours(images, (whole.read == torch.arange(len(parent)))[places])
+        return KeptRows(whole.numbers, read, whole.row[places[read]])
 
-    def _seen(self, images: Images, view: Evaluation) -> Rows:
+    def _seen(self, images: Images, view: Evaluation) -> KeptRows:
         return self._once("seen", images, lambda images: self._replaced(images, view, None))
 
-    def _once(self, role: str, images: Images, find: Callable[[Images], Rows]) -> Rows:
+    def _once(self, role: str, images: Images, find: Callable[[Images], KeptRows]) -> KeptRows:
         """Kept for these images by their places, since blends of one digit have one identity, and for the layers as they are (AdaBN)."""
         places = hashlib.sha256(_codes(images, {}).numpy().tobytes()).hexdigest()
         key = (role, places, repr([id(store) for store in images.stores]), self._weights())
@@ -136,15 +136,15 @@ class FrozenFeatures:
     def _weights(self) -> str:
         return self.taps.digest() if isinstance(self.taps, BoundaryMaps) else weights_digest(self.taps.backbone)
 
-    def _replaced(self, images: Images, view: EvaluationView, described: Mapping[str, Any] | None) -> Rows:
+    def _replaced(self, images: Images, view: EvaluationView, described: Mapping[str, Any] | None) -> KeptRows:
         """The features of training images, a damaged one replaced by its neighbour."""
         try:
-            return Rows(self._features(images, view, described))
+            return KeptRows(self._features(images, view, described))
         except DamagedImage:  # on all processes
             readable = self._readable(images)
-            read = neighbours(images, readable)
+            read = readable_neighbours(images, readable)
         numbers = self._features(images.select(readable.nonzero()[:, 0]), view, described)
-        return Rows(numbers, read, (readable.cumsum(0) - 1)[read])
+        return KeptRows(numbers, read, (readable.cumsum(0) - 1)[read])
 
     def _readable(self, images: Images) -> Tensor:
         """bool [N]: the images that every process can read."""
@@ -227,7 +227,7 @@ def _why_pictures(run: Run, method: AdaptMethod, data: Mapping[str, Any]) -> str
 
 def _why_no_map(model: Backbone, view: StillView, source: Images) -> str:
     """Why the layers above the frozen ones need pictures, the same on all processes; "" if they don't, and the boundary is set."""
-    shown = range(min(SHOWN, len(source)))
+    shown = range(min(COMPARED, len(source)))
     pictures = stack_pictures([view.worker(read_or_neighbour(source, index)[0]) for index in shown])
     why = find_boundary(model, view(pictures.to(next(model.parameters()).device)))
     if every := [reason for reason in gather_texts(why) if reason]:
@@ -235,7 +235,7 @@ def _why_no_map(model: Backbone, view: StillView, source: Images) -> str:
     return why
 
 
-def _taken(found: Rows, index: Tensor) -> Tensor:
+def _taken(found: KeptRows, index: Tensor) -> Tensor:
     return found.numbers.index_select(0, index if found.row is None else found.row[index])
 
 

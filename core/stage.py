@@ -32,7 +32,7 @@ from .registration import check_built
 from .run.directory import Run
 from .stream.batches import Crop, MicroBatches, Share, source_draws, stream, zip_pairs
 from .stream.order import SHUFFLES, Order
-from .stream.rows import Rows, stream_rows
+from .stream.rows import KeptRows, stream_rows
 from .train.fit import Evaluator, Every, Training, fit
 from .train.optim import Optim
 from .train.refresh import NEVER, Refresh
@@ -154,7 +154,7 @@ def feed(
     data: Mapping[str, Any],
     optim: Optim,
     seed: int,
-    rows: Callable[[str], Rows] | None = None,
+    rows: Callable[[str], KeptRows] | None = None,
     orders: Mapping[str, Order] | None = None,
 ) -> Feed:
     """The batches of one training set, or the pairs of two; each set has its own order.

@@ -75,7 +75,7 @@ def _first_readable(images: Images, index: int, read: Callable[[int], _Read]) ->
     raise UserError(f"{tries} damaged pictures in a row, the last: {last}; `rootstock data URI` lists them all")
 
 
-def neighbours(images: Images, readable: Tensor) -> Tensor:
+def readable_neighbours(images: Images, readable: Tensor) -> Tensor:
     """The image that is shown in the place of each, as by `read_or_neighbour`, int64 [N]. readable: bool [N]. Raises UserError."""
     read = torch.arange(len(readable))
     for index in (~readable).nonzero()[:, 0].tolist():

@@ -16,7 +16,7 @@ from .prefetch import in_blocks
 FRACTION = 4  # rows stay on a GPU if they take at most 1 / FRACTION of its free memory
 
 
-class Rows(NamedTuple):
+class KeptRows(NamedTuple):
     """Numbers of the N images of a set.
 
     numbers: float [M, ...], on the CPU, maybe mapped from a file. read: int64 [N], the image that is shown in the place of each, since it
@@ -29,7 +29,7 @@ class Rows(NamedTuple):
 
 
 def stream_rows(
-    load: Callable[[], Rows],
+    load: Callable[[], KeptRows],
     labels: Tensor | None,
     order: Order,
     *,
