@@ -259,10 +259,10 @@ def adapt(
     shift = estimate_shift(objective, sets, built.read, label_shift, seed)
     states = kept_states(run, fed.steps, 0 if examination is None else plan.every.evaluate)
     online = by_test(objective.predictions, sets.target, sets.tests) if objective.online else {}
-    outcome = final_test(run, classifier, sets.tests, view, built.frozen, shift, states, online, built.began)
+    about = (shift, states, online, built.began, built.looks)
+    outcome = final_test(run, classifier, sets.tests, view, built.frozen, *about)
     if examination is not None:
         add_regrets(measured["validators"], outcome)
-    outcome["looks"] = {**built.looks, **outcome["looks"]}
     selection = model.selection(data["selection"])
     return run.finish(
         {"data": facts_of(sets, data, objective.online), **outcome, **measured, **fed.counts(), "selection": selection}

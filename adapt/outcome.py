@@ -39,12 +39,14 @@ def final_test(
     states: KeptStates,
     online: Mapping[str, Tensor] = {},
     began: Beforehand | None = None,
+    looks: Mapping[str, Any] = {},
 ) -> dict[str, Any]:
     """What a result says about the tests, each image once. Their labels are read last: no weight and no choice can follow from them.
 
     shift: the estimated class priors; where they correct predictions, the corrected ones are a second candidate of the same look.
     states: of the training, of which the accuracies are told (`states`), and why some are missing (`states_lost`).
     online: logits [M, K] by test, which an online pass predicted: another one. began: the state before the training, for map and pictures.
+    looks: that there were already, as entries of `looks`.
     """
     shown = show_tests(run, view, frozen, tests, classifier)
     logits = {name: found.logits for name, found in shown.items()}
@@ -65,6 +67,7 @@ def final_test(
     return {
         **exposure(classifier.backbone.seen, tests),
         **result,
+        "looks": {**looks, **result["looks"]},
         **({"states_lost": states.lost} if states.lost else {}),
         "label_shift": {**shift.told, "true": told.pop("true")},
         **told,
