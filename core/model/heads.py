@@ -96,7 +96,7 @@ class WeightNormHead(nn.Module):
 
 
 class CosineHead(nn.Module):
-    """float [N, D] -> [N, K] in float32: the cosine of features and class weights over the temperature, without a bias.
+    """float [..., D] -> [..., K] in float32: the cosine of features and class weights over the temperature, without a bias.
 
     MME's code (arXiv:1904.06487) divides by the length of the features alone; here that of the weights is divided out too, so logits lie
     within +-1 / temperature.
@@ -109,7 +109,7 @@ class CosineHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
-            unit, weights = F.normalize(wide(features), dim=1), F.normalize(wide(self.weight), dim=1)
+            unit, weights = F.normalize(wide(features), dim=-1), F.normalize(wide(self.weight), dim=1)
             return unit @ weights.T / self.temperature
 
 
