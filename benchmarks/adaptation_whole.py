@@ -80,7 +80,7 @@ def of_ours(made: Callable[[], AdaptMethod], plan: Plan, size: int, batch: int, 
     with opened(device="cpu", compile="off") as run:
 
         def images(domain: str) -> Any:
-            found = open_images(f"folder:{files.folder / domain}", role="labelled")
+            found = open_images(f"folder:{files.folder / domain}", role="train")
             order = Order(len(found), batch, 0, domain)
             return stream(found, order, views, steps=length, device=CPU, workers=files.workers)
 
@@ -101,9 +101,8 @@ def of_ours(made: Callable[[], AdaptMethod], plan: Plan, size: int, batch: int, 
                     raise Enough
                 yield pair
 
-        optim = Optim(
-            name="sgd", lr=RATE, batch_size=batch, duration=1, schedule="inverse_steps", decay_all=True, **STEP
-        )  # pyright: ignore[reportArgumentType]
+        rate: Any = {"duration": 1, "schedule": "inverse_steps", "decay_all": True, **STEP}
+        optim = Optim(name="sgd", lr=RATE, batch_size=batch, **rate)
         every = Every(log=run.options["log_every"])
         with suppress(Enough):
             fit(

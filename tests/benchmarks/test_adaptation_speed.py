@@ -64,7 +64,7 @@ def test_both_sides_are_fed_the_same_pictures_with_the_same_labels(
 ) -> None:
     whole = script("adaptation_whole")
     files = whole.Files.written(tmp_path, (24, 20), 6, 3, 0)
-    images = whole.open_images(f"folder:{tmp_path / 'source'}", role="labelled")
+    images = whole.open_images(f"folder:{tmp_path / 'source'}", role="train")
     ours = {(int(images.labels[i]), tuple(images.read(i).shape), whole_mean(images.read(i))) for i in range(6)}
     theirs = whole.Pictures(files.paths["source"], whole.T.PILToTensor())
     assert {(label, tuple(pixels.shape), whole_mean(pixels)) for pixels, label in (theirs[i] for i in range(6))} == ours
