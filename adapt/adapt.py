@@ -252,15 +252,14 @@ def adapt(
     stage.trace(run, model, sets.training(), data, method=method["name"], steps=fed.steps)
     if run.main:
         classifier.export(run.dir)
-    if run.main and built.frozen is None:
-        _save_pictures(run, plan, objective)
+        _save_pictures(run, plan, objective, built.frozen)
     # Before the final test: no choice can follow from a label of the target.
     measured = {} if examination is None else examination.conclude(classifier, fed.steps, plan.every.evaluate)
     shift = estimate_shift(objective, sets, built.read, label_shift, seed)
     states = kept_states(run, fed.steps, 0 if examination is None else plan.every.evaluate)
     online = by_test(objective.predictions, sets.target, sets.tests) if objective.online else {}
-    about = (shift, states, online, built.began, built.looks)
-    outcome = final_test(run, classifier, sets.tests, view, built.frozen, *about)
+    about = (built.frozen, shift, states, online, built.began, built.looks)
+    outcome = final_test(run, classifier, sets.tests, view, *about)
     if examination is not None:
         add_regrets(measured["validators"], outcome)
     selection = model.selection(data["selection"])
@@ -269,8 +268,10 @@ def adapt(
     )
 
 
-def _save_pictures(run: Run, plan: Training, objective: AdaptMethod) -> None:
+def _save_pictures(run: Run, plan: Training, objective: AdaptMethod, frozen: FrozenFeatures | None) -> None:
     """Write pictures/views.png: the first images as the method sees them."""
+    if frozen is not None:
+        return
     caption = "Target images."
     if not objective.online:
         caption = "Augmented training images: source above, target below; of each first the weak view, then any other."

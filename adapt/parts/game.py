@@ -75,6 +75,6 @@ def gradient_ratio(terms: Terms) -> Tensor:
 
 def _square_norm(loss: Tensor, features: Tensor) -> Tensor:
     found = None
-    if loss.requires_grad:
+    if loss.requires_grad and features.requires_grad:  # features of a frozen network have no gradient
         (found,) = torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True)
     return wide(features.new_zeros(()) if found is None else found).square().sum()
