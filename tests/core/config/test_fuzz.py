@@ -186,8 +186,8 @@ def test_any_override_is_applied_or_refused(
         verb, given = drawn
         resolved_both_ways(verb, f"{verb}/{CONFIGS[verb]}.yaml", ["run.dir=x", "data.train=folder:x", *given])
 
-    drawn = st.tuples(st.sampled_from(list(CONFIGS)), st.lists(overrides, max_size=2))
-    found = fuzz("overrides", drawn, attempt, depth, examples=150, share=0.25)
+    drawn = st.tuples(st.sampled_from(list(CONFIGS)), st.lists(overrides, max_size=4))
+    found = fuzz("overrides", drawn, attempt, depth, examples=250, share=0.25)
     assert found["read"] > 10
 
 
