@@ -14,7 +14,7 @@ from ...core.evaluate.power import seeds_needed
 from ...core.evaluate.statistics import holm
 from .answers import Answers, aligned
 from .claims import LARGEST_P, finite_or_none, judge, room_of, stages_shown
-from .results import compare, span_of
+from .results import compare, difference_span
 
 _SEED = 0  # of the bootstrap
 AnswersOf = Callable[[str, int], Mapping[str, Answers]]  # (stage, seed) -> the answers by TEST/PROTOCOL
@@ -45,15 +45,12 @@ def _contrast(entry: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], answe
     a, b, *beyond = rows
     found = compare(a, b, entry["label"], beyond)
     seeds, values = found["seeds"], found["values"]
-    least, most = span_of(a["metric"], [value for row in rows for value in row["values"]])
-    if beyond:
-        least, most = least - most, most - least
     pairs = _by_image(rows, seeds, answers)
     note = pairs if isinstance(pairs, str) else ""
     images, p_of = 0, (lambda null: student_p(values, null))
     if not isinstance(pairs, str):
         both = nested(pairs, seed=_SEED)
-        over = both.interval(seed=_SEED, span=(least - most, most - least))
+        over = both.interval(seed=_SEED, span=difference_span(rows))
         found |= {"low": finite_or_none(over.low), "high": finite_or_none(over.high)}
         images, p_of = sum(len(one.values) for one in pairs[0]), _p_of(both)
     definition = definition_of(a["metric"])

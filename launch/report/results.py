@@ -158,12 +158,9 @@ def compare(
     if not seeds:
         named = " and ".join(str(row["label"]) for row in rows)
         raise UserError(f"{label}: {named} share no seed, so they cannot be paired; run all on the same seeds")
-    low_end, high_end = span_of(a["metric"], [value for side in sides for value in side.values()])
-    if beyond:
-        low_end, high_end = low_end - high_end, high_end - low_end
     columns = [[side[seed] for seed in seeds] for side in sides]
     first, second = (_differences(columns[:2]), _differences(columns[2:])) if beyond else columns
-    mean, low, high = paired_interval(first, second, span=(low_end - high_end, high_end - low_end))
+    mean, low, high = paired_interval(first, second, span=difference_span(rows))
     names = [f"({x['label']} − {y['label']})" for x, y in (rows[:2], rows[2:])] if beyond else [a["label"], b["label"]]
     return {
         "label": label,
@@ -176,6 +173,14 @@ def compare(
         "values": _differences([first, second]),
         "seeds": seeds,
     }
+
+
+def difference_span(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """The range of a - b of two rows, or of (a - b) - (c - d) of four, which no interval leaves."""
+    low, high = span_of(rows[0]["metric"], [value for row in rows for value in row["values"]])
+    for _ in range(len(rows) // 2):
+        low, high = low - high, high - low
+    return low, high
 
 
 def _differences(columns: Sequence[Sequence[float]]) -> list[float]:
