@@ -27,6 +27,7 @@ from ..core.model.backbone import create
 from ..core.model.classifier import UNKNOWN
 from ..core.run.directory import Run
 from ..core.stream.batches import Decode
+from ..core.stream.order import Order
 from ..core.train.fit import Training
 from ..core.train.optim import Optim
 from ..core.train.refresh import Refresh
@@ -34,17 +35,20 @@ from ..core.views.corrupted import corruption_options
 from ..core.views.presets import VIEWS
 from ..core.views.resample import Interpolation
 from ..core.views.view import Evaluation
+from .changes import Beforehand
 from .domain_views import domain_views
 from .examine import Examination, check_examination, examine_options
 from .frozen import FrozenFeatures
+from .kept_states import kept_states
 from .objective import METHOD, build_objective, further_outputs, with_terms
 from .online_pass import SORTED, AsEvaluated, StreamOrder, by_test, check_order, feed_once, stream_order
-from .outcome import final_test, logits_of_tests
+from .outcome import final_test
 from .overview import look_over
 from .parts.online import OnlinePredictions
 from .registry import ADAPT_METHODS
 from .sets import SOURCE, TARGET, Reader, Sets, open_sets, replaced_silently, source_images, whole, with_labels
 from .shift import check_label_shift, estimate_shift, label_shift_options, resample
+from .shown import show_tests
 from .validators.selection import add_regrets
 
 
@@ -86,7 +90,8 @@ def data_options(
     stamp: How a changed picture is noticed when the run resumes, in files and archives: size (another name or size), mtime (also another
         time of change) or content (also other bytes; reads every file at each start).
     order: In which order methods that go over the target once (tent, eata, roid) meet its images: shuffled by seed, sequential (by content,
-        the same for every seed), or sorted by class, which reads the target's labels for this alone; the result says so.
+        the same for every seed), or sorted by class, a diagnostic: it reads the target's labels, for this alone. That is counted as a
+        look at them, and result and page say so.
     corrupt: A corruption of all pictures of the target and of `test`, after the crop of evaluation; null for none.
     selection: How the hyper-parameters of this config were chosen, as the result says it: last, train-split, source-val,
         tuned-on-target or oracle.
@@ -100,9 +105,15 @@ class Adaptation(NamedTuple):
     fed: stage.Feed
     sets: Sets
     view: Evaluation
-    frozen: FrozenFeatures | None  # where batches hold features of a frozen backbone instead of images
+    frozen: FrozenFeatures | None  # where batches hold features of frozen layers instead of images
     read: Reader
     examination: Examination | None  # scores and diagnostics that need no target label
+    looks: dict[str, Any]  # at labels of the target before the pass over it, where its order is by class
+
+    @property
+    def began(self) -> Beforehand | None:
+        """The state before the training, once the examination is concluded."""
+        return self.examination and self.examination.began()
 
 
 def build_adaptation(
@@ -135,38 +146,47 @@ def build_adaptation(
     objective = with_terms(objective, method, run)
     stage.set_norm(run, objective, backbone["norm"])
     view = stage.evaluation(data, model)
-    frozen, fed, prepare = feeds(run, objective, data, settings, sets, view, method["name"])
+    frozen, looks = None, dict[str, Any]()
+    if objective.online:
+        order, looks = stream_order(run, data, sets.target, settings.batch_size)
+        fed, prepare = pass_of(run, objective, order, settings, sets, view, method["name"])
+    else:
+        frozen, fed, prepare = pairs(run, objective, data, settings, sets, view, method["name"])
     run.log(
         f"adapt {method['name']}: {len(sets.source)} source and {len(sets.target)} target images, "
         f"{fed.steps} steps of {settings.batch_size} images{'' if objective.online else ' of each'}"
     )
     pictures = partial(whole, view=view, device=run.device, workers=run.options["workers"], damage=replaced_silently())
     read = pictures if frozen is None else partial(frozen.read, view=view)
-    test = partial(logits_of_tests, run, sets.tests, view, frozen)
-    examination = None if evaluate is None else Examination(run, evaluate, sets, read, pictures, test)
+    show = partial(show_tests, run, view, frozen, sets.tests)
+    keeps = ADAPT_METHODS[method["name"]].keeps_head or method["keep_head"]
+    examination = None if evaluate is None else Examination(run, evaluate, sets, read, pictures, show, keeps)
     encode = partial(pictures, sets.target) if frozen is None else partial(frozen.batches, sets.target, view)
     look = partial(look_over, objective.classifier, len(sets.target), encode)
     refresh = Refresh.of(objective, fed.steps, len(sets.target) // settings.batch_size, look)
     plan = stage.training(run, objective, fed, prepare, settings, evaluate["every"] if evaluate else None, refresh)
-    return Adaptation(plan, fed, sets, view, frozen, read, examination)
+    return Adaptation(plan, fed, sets, view, frozen, read, examination, looks)
 
 
-def feeds(
+def pass_of(
+    run: Run, objective: AdaptMethod, order: Order, optim: Optim, sets: Sets, view: Evaluation, name: str
+) -> tuple[stage.Feed, Callable[[Any], Domains]]:
+    """The batches of one pass over the target; what makes `Domains` of them."""
+    crop = AsEvaluated(view)
+    objective.predictions = OnlinePredictions(len(sets.target), len(objective.classifier.outputs))
+    numbers = order.images_of(0).to(run.device)
+
+    def prepare(raw: RawBatch) -> Domains:
+        draws = stage.draws_of(raw.positions, TARGET, sets.training(), run.seed)
+        return Domains((), (Unlabelled(crop(raw), draws, numbers[raw.positions % len(numbers)]),))
+
+    return feed_once(run, sets.target, crop, order, optim, name), prepare
+
+
+def pairs(
     run: Run, objective: AdaptMethod, data: Mapping[str, Any], optim: Optim, sets: Sets, view: Evaluation, name: str
 ) -> tuple[FrozenFeatures | None, stage.Feed, Callable[[Any], Domains]]:
-    """Features of a frozen backbone; the batches of a method, pairs of both domains or the target once; what makes `Domains` of them."""
-    if objective.online:
-        if data["order"] == "sorted":
-            run.log(f"WARNING: data.order: {SORTED}")
-        order, crop = stream_order(data, sets.target, optim.batch_size, run.seed), AsEvaluated(view)
-        objective.predictions = OnlinePredictions(len(sets.target), len(objective.classifier.outputs))
-        numbers = order.images_of(0).to(run.device)
-
-        def prepare_one(raw: RawBatch) -> Domains:
-            draws = stage.draws_of(raw.positions, TARGET, sets.training(), run.seed)
-            return Domains((), (Unlabelled(crop(raw), draws, numbers[raw.positions % len(numbers)]),))
-
-        return None, feed_once(run, sets.target, crop, order, optim, name), prepare_one
+    """Features of frozen layers; the batches of pairs of both domains; what makes `Domains` of them."""
     views = domain_views(run, data, objective, name, sets.source)
     clean = data["corrupt"] is None  # kept features know a picture by its content, which a corruption does not change
     frozen = FrozenFeatures.of(run, objective, views, sets.of_training(), data) if clean else None
@@ -217,7 +237,7 @@ def adapt(
     if objective.online:
         objective.to(run.device).begin(partial(source_images, sets.source, view, run))
     stage.train(run, plan, {"candidate": examination} if examination is not None and plan.every.evaluate else {})
-    objective.conclude_source(with_labels(sets.source, built.read, pictures=built.frozen is None))
+    objective.conclude_source(with_labels(sets.source, built.read))
     objective.conclude(
         whole(sets.target, view=view, device=run.device, workers=run.options["workers"], damage=fed.damage)
     )
@@ -232,14 +252,14 @@ def adapt(
     stage.trace(run, model, sets.training(), data, method=method["name"], steps=fed.steps)
     if run.main:
         classifier.export(run.dir)
-    if run.main and built.frozen is None:
-        _save_pictures(run, plan, objective)
+        _save_pictures(run, plan, objective, built.frozen)
     # Before the final test: no choice can follow from a label of the target.
     measured = {} if examination is None else examination.conclude(classifier, fed.steps, plan.every.evaluate)
     shift = estimate_shift(objective, sets, built.read, label_shift, seed)
-    states = {} if examination is None else examination.states(fed.steps, plan.every.evaluate)
+    states = kept_states(run, fed.steps, 0 if examination is None else plan.every.evaluate)
     online = by_test(objective.predictions, sets.target, sets.tests) if objective.online else {}
-    outcome = final_test(run, classifier, sets.tests, view, built.frozen, shift, states, online)
+    about = (built.frozen, shift, states, online, built.began, built.looks)
+    outcome = final_test(run, classifier, sets.tests, view, *about)
     if examination is not None:
         add_regrets(measured["validators"], outcome)
     selection = model.selection(data["selection"])
@@ -248,8 +268,10 @@ def adapt(
     )
 
 
-def _save_pictures(run: Run, plan: Training, objective: AdaptMethod) -> None:
+def _save_pictures(run: Run, plan: Training, objective: AdaptMethod, frozen: FrozenFeatures | None) -> None:
     """Write pictures/views.png: the first images as the method sees them."""
+    if frozen is not None:
+        return
     caption = "Target images."
     if not objective.online:
         caption = "Augmented training images: source above, target below; of each first the weak view, then any other."

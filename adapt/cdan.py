@@ -44,7 +44,9 @@ class MultilinearMap(nn.Module):
     def forward(self, features: Tensor, predictions: Tensor) -> Tensor:
         """[N, D], [N, K] -> [N, out]."""
         if self.randomized:
-            return (features @ self.features) * (predictions @ self.predictions) / self.out**0.5
+            with torch.autocast(features.device.type, enabled=False):
+                features, predictions = wide(features), wide(predictions)
+                return (features @ self.features) * (predictions @ self.predictions) / self.out**0.5
         return (predictions[:, :, None] * features[:, None, :]).flatten(1)
 
 
@@ -52,14 +54,19 @@ class CDAN(DANN):
     """Cross-entropy on the source plus the adversarial loss of a discriminator on T(features, predictions).
 
     As in the authors' code, predictions are detached in the map, the entropy passes through a gradient reversal of its own, and weights are
-    normalised within each domain, here over all processes. tllib detaches the entropy and normalises both domains' weights together.
+    normalised within each domain, here over all processes. The authors add 1e-5 inside the entropy's logarithm; their discriminator has
+    dropout of 0.5, ten times the rate and twice the decay, which is not done here.
+
+    tllib detaches the entropy and normalises both domains' weights together. pytorch-adapt divides each domain's weights by their largest,
+    so a domain with few certain images weighs less; predictions are not detached in its map, while its entropy is, by default. skada
+    multiplies features by logits, not by predictions, with gradient, and draws its sketch anew in each forward, from the same seed.
 
     entropy: Whether samples are weighted by 1 + exp(-H), H the entropy of their prediction (the paper's entropy conditioning, "+E"). The
         published tables of tllib are without.
     map: How features and predictions are multiplied: exact, or by a random sketch, which the run's log says. auto: exact where there is a
         bottleneck, as in tllib (256 x 31 for Office-31), and elsewhere up to randomized_above.
-    randomized_above: Size of a sketch, and where there is no bottleneck the largest size of the map, feature dimension times number of
-        classes, up to which auto is exact. tllib sketches only DomainNet, at 51200.
+    randomized_above: Size of a sketch, 1 or more, and where there is no bottleneck the largest size of the map, feature dimension times
+        number of classes, up to which auto is exact. tllib sketches only DomainNet, at 51200.
     """
 
     def __init__(
@@ -97,7 +104,7 @@ class CDAN(DANN):
     ) -> tuple[Tensor, Tensor]:
         """The mean over both domains of their weighted binary cross-entropy, and the discriminator's logits [2, N]."""
         predictions = wide(logits).softmax(-1)
-        crossed = self.map(features.flatten(0, 1), predictions.detach().flatten(0, 1).to(features.dtype))
+        crossed = self.map(wide(features).flatten(0, 1), predictions.detach().flatten(0, 1).to(wide(features).dtype))
         guesses = wide(self.discriminator(reverse_gradient(crossed.unflatten(0, (2, -1)), weight)))
         error = F.binary_cross_entropy_with_logits(guesses, domain_labels(guesses), weight=rows, reduction="none")
         if not self.entropy:

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.checks import check_positive, check_share
-from ..core.method import AdaptMethod, Domains, Step
+from ..core.checks import MOST_UNITS, check_count, check_not_negative, check_positive, check_share
+from ..core.method import Domains, Step
 from ..core.numerics import wide
+from .parts.game import Game
 from .parts.resampling import row_weights, source_error
 from .parts.reversal import Discriminator, reversal_weight, reverse_gradient
 
@@ -22,14 +23,20 @@ if TYPE_CHECKING:
     from ..core.model.classifier import Classifier
 
 
-class DANN(AdaptMethod):
+class DANN(Game):
     """Cross-entropy on the source plus the adversarial loss of a domain discriminator, by gradient reversal (section 4.2).
+
+    tllib (0.4) and the authors of CDAN have the same loss, but take the sigmoid before the logarithm. pytorch-adapt takes the mean of the
+    three losses (classes, source's domain, target's domain), a third of this one at `trade_off: 2`. skada sums the losses of both domains,
+    which is `trade_off: 2` too, at a constant weight, and its default discriminator ends in the softmax of one unit: its output is 1 and
+    its gradient 0, so nothing learns. DomainBed's is another algorithm: discriminator and features take turns with an optimizer each, at a
+    constant weight, with an optional penalty on the discriminator's gradient.
 
     reversal: Limit of the reversal weight, 0 or more; the weight rises from 0 along limit * (2 / (1 + exp(-steepness progress)) - 1)
         (lambda_p in the paper's training procedure). 0 is the control: the discriminator does not change the features.
     steepness: Steepness of that rise, above 0; the paper has 10. tllib counts steps instead, exp(-step / 1000): 20 in 20,000 steps.
     trade_off: Weight of the discriminator's loss beside the cross-entropy, 0 or more.
-    hidden: Width of the discriminator's two hidden layers.
+    hidden: Width of the discriminator's two hidden layers, 1 or more.
     discriminator_norm: Whether BatchNorm follows the discriminator's hidden layers, as in tllib; both domains are one batch for it.
     label_smoothing: Label smoothing of the cross-entropy on the source, from 0 to below 1.
     """
@@ -55,7 +62,10 @@ class DANN(AdaptMethod):
     ) -> None:
         super().__init__()
         check_share("label_smoothing", label_smoothing)
+        check_not_negative("reversal", reversal, "1 is the published one, and 0 is the control")
         check_positive("steepness", steepness, "the paper has 10")
+        check_not_negative("trade_off", trade_off, "1 is usual")
+        check_count("hidden", hidden, 1, MOST_UNITS, "1024 is usual")
         self.classifier, self.chunk = classifier, chunk
         self.reversal, self.steepness = reversal, steepness
         self.trade_off, self.label_smoothing = trade_off, label_smoothing
@@ -74,6 +84,7 @@ class DANN(AdaptMethod):
         rows = row_weights(self, logits, batch.source.labels)
         lam = reversal_weight(progress, self.reversal, self.steepness)
         domain, guesses = self.domain_loss(features, logits, lam, rows)
+        self.note(features, loss, self.trade_off * domain)
         with torch.no_grad():
             metrics = {
                 "source_accuracy": (logits[0].argmax(1) == batch.source.labels).float().mean(),

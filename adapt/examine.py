@@ -7,8 +7,9 @@ here has target labels: the target is opened without.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +20,21 @@ from torch import Tensor, nn
 
 from ..core import phase
 from ..core.config.resolve import Duration
+from ..core.distributed import broadcast_text
 from ..core.errors import UserError
-from ..core.evaluate.diagnosis import count_predicted_classes
-from ..core.evaluate.domain_gap import ADistance, a_distance
+from ..core.evaluate.diagnosis import BatchNormInputs, count_predicted_classes
 from ..core.evaluate.features import evaluating
-from ..core.evaluate.sealed import CandidateLogits
+from ..core.evaluate.pictures import spread
 from ..core.files import write_tensors
 from ..core.images.images import Images
 from ..core.images.split import hash_order
 from ..core.run.directory import Run
-from .sets import Reader, Sets
+from .changes import NEAREST_MEAN, OWN_GUESS, Beforehand, nearest_means
+from .gaps import DomainGap, domain_gap, gap_words, gaps_as_result
+from .health import health
+from .kept_states import FOLDER, keep_tests, name_of
+from .sets import SOURCE, Reader, Sets
+from .shown import ShownTest
 from .validators.candidate import CandidateModel, SourceFeatures, SourceOutputs, TargetOutputs
 from .validators.mixval import mixed_consistency
 from .validators.registry import VALIDATORS
@@ -38,7 +44,6 @@ from .validators.stored import candidate_of, tensors_of
 if TYPE_CHECKING:
     from ..core.model.classifier import Classifier
 
-FOLDER = "candidates"
 FEWEST_IMAGES = 50
 # What is logged of a candidate during the training, since it costs next to nothing.
 LOGGED = ("source_validation", "entropy", "im")
@@ -85,33 +90,59 @@ class Examination:
         sets: Sets,
         read: Reader,
         pictures: Reader,
-        test: Callable[[Classifier], Mapping[str, Tensor]],
+        show: Callable[..., dict[str, ShownTest]],
+        keeps_head: bool,
     ) -> None:
-        """read: images -> what the classifier takes; pictures: images -> pictures, which may be mixed; test: logits by test."""
-        self.run, self.read, self.pictures, self.test, self.mixval = run, read, pictures, test, options["mixval"]
+        """read: images -> what the classifier takes; pictures: images -> pictures, which may be mixed; show: (classifier, rows by test) ->
+        what it makes of the tests. keeps_head: whether the training begins with a trained head.
+        """
+        self.run, self.read, self.pictures, self.show, self.mixval = run, read, pictures, show, options["mixval"]
+        self.keeps_head = keeps_head
+        self.rows = {name: spread(len(images), options["images"]) for name, images in sets.tests.items()}
         self.half: bool = options["half"]
         held_out = sets.held_out
         self.source, self.target = (sampled(part, options["images"], run.seed) for part in sets.training().values())
         self.held_out = None if held_out is None else sampled(held_out, options["images"], run.seed)
         self.folder = run.dir / FOLDER
-        self.before: ADistance | None = None
+        self.before: DomainGap | None = None
+        self.first: Beforehand | None = None
+        self.last: CandidateModel | None = None
         if self.target.labels is not None:
             raise ValueError("the target of an adaptation has no labels")
 
     def start(self, classifier: Classifier) -> None:
         """Measure how far apart the domains are before the training, in the initial features."""
-        self.before = self._distance(self.candidate(classifier.to(self.run.device), 0, forwards=False))
+        inputs = (BatchNormInputs(), BatchNormInputs())
+        first = self.candidate(classifier.to(self.run.device), 0, forwards=False, inputs=inputs)
+        self.before = self._gap(first, inputs)
+        assert first.trained is not None and self.source.labels is not None
+        of_source, labels = first.trained.features, self.source.labels
+        shown = self.show(classifier, self.rows)
+        k = len(classifier.classes)
+        guesses = {
+            name: found.logits.argmax(1) if self.keeps_head else nearest_means(of_source, labels, found.features, k)
+            for name, found in shown.items()
+        }
+        features = {SOURCE: of_source, **{name: found.features for name, found in shown.items()}}
+        how = OWN_GUESS if self.keeps_head else NEAREST_MEAN
+        self.first = Beforehand(self.source, self.rows, features, guesses, how, of_source)
+
+    def began(self) -> Beforehand | None:
+        """The state before the training, after `conclude`."""
+        if self.first is None or self.last is None or self.last.trained is None:
+            return None
+        return self.first._replace(source_after=self.last.trained.features)
 
     def __call__(self, method: Any) -> dict[str, float]:
         """Called by `fit` at each evaluation: keep a candidate, and return what is logged of it."""
         candidate, tested = (
             self._rounded(self.candidate(method.classifier, phase.NOW.step)),
-            self.test(method.classifier),
+            {name: found.logits for name, found in self.show(method.classifier).items()},
         )
         if self.run.main:
             self.folder.mkdir(exist_ok=True)
             write_tensors(path_of(self.folder, candidate.step), tensors_of(candidate, self.half))
-            write_tensors(tests_path(self.folder, candidate.step), {name: rows.cpu() for name, rows in tested.items()})
+            keep_tests(self.folder, candidate.step, tested)
         found = count_predicted_classes(candidate.target.logits)
         if found.alarm:
             self.run.log(f"WARNING: after step {candidate.step}: {found.alarm}")
@@ -121,41 +152,51 @@ class Examination:
 
     def conclude(self, classifier: Classifier, steps: int, every: int) -> dict[str, Any]:
         """The entries of a result, after the last of `steps` steps. every: steps between candidates, 0 for the last state alone."""
-        last = self._rounded(self.candidate(classifier, steps))
+        inputs = (BatchNormInputs(), BatchNormInputs())
+        self.last = last = self._rounded(self.candidate(classifier, steps, inputs=inputs))
         kept = range(every, steps, every) if every else range(0)
-        candidates = [*read_candidates(self.folder, kept, self.run.log), last]
+        lost = list[str]()
+        candidates = [*read_candidates(self.folder, kept, lost.append), last]
+        for sentence in lost:
+            self.run.log(f"WARNING: {sentence}")
         scoring = score_candidates(candidates)
-        after, predicted = self._distance(last), count_predicted_classes(last.target.logits)
+        after, predicted = self._gap(last, inputs), count_predicted_classes(last.target.logits)
+        if words := gap_words(self.before, after):
+            self.run.log(f"domains: {words}")
         if predicted.alarm:
             self.run.log(f"WARNING: the classifier may have collapsed: {predicted.alarm}")
+        # Of the main process, which has the rows.
+        trained = json.loads(broadcast_text(json.dumps(health(self.run.rows())) if self.run.main else ""))
+        if trained["lost"]:
+            self.run.log(f"WARNING: {trained['lost']}")
         shown = {"source": len(self.source), "target": len(self.target)}
         if self.held_out is not None:
             shown["held_out"] = len(self.held_out)
-        distances = {"before": self.before, "after": after}
         return {
-            "validators": {**as_result(scoring, choose(scoring)), "images": shown},
+            "validators": {**as_result(scoring, choose(scoring)), "images": shown, **({"lost": lost} if lost else {})},
             "diagnostics": {
                 "target": predicted._asdict(),
-                "a_distance": {when: None if found is None else found._asdict() for when, found in distances.items()},
+                **gaps_as_result(self.before, after),
+                "training": trained,
             },
         }
 
-    def states(self, steps: int, every: int) -> dict[str, CandidateLogits]:
-        """The kept states of the training by the names of their candidates, with their logits on the tests. On the main process."""
-        found = {}
-        for step in range(every, steps, every) if every and self.run.main else ():
-            path = tests_path(self.folder, step)
-            try:
-                found[name_of(step)] = CandidateLogits(hashlib.sha256(path.read_bytes()).hexdigest(), load_file(path))
-            except (OSError, SafetensorError) as error:
-                self.run.log(f"WARNING: {path} cannot be read ({error}); the candidate is left out")
-        return found
+    def candidate(
+        self,
+        classifier: Classifier,
+        step: int,
+        *,
+        forwards: bool = True,
+        inputs: tuple[BatchNormInputs, BatchNormInputs] | None = None,
+    ) -> CandidateModel:
+        """The outputs of a classifier in eval mode. forwards: whether held-out source and mixed images are shown too.
 
-    def candidate(self, classifier: Classifier, step: int, *, forwards: bool = True) -> CandidateModel:
-        """The outputs of a classifier in eval mode. forwards: whether held-out source and mixed images are shown too."""
-        features, logits = self._outputs(classifier, self.target)
+        inputs: what gets to know how source and target images reach the layers of BatchNorm.
+        """
+        of_source, of_target = (None, None) if inputs is None else inputs
+        features, logits = self._outputs(classifier, self.target, of_target)
         target = TargetOutputs(features, logits, self.target.keys())
-        trained = SourceFeatures(self._outputs(classifier, self.source)[0], self.source.keys())
+        trained = SourceFeatures(self._outputs(classifier, self.source, of_source)[0], self.source.keys())
         held_out = None
         if forwards and self.held_out is not None:
             assert self.held_out.labels is not None
@@ -173,9 +214,12 @@ class Examination:
             return candidate
         return candidate_of(candidate.name, candidate.step, tensors_of(candidate, half=True))
 
-    def _outputs(self, classifier: Classifier, images: Images) -> tuple[Tensor, Tensor]:
+    def _outputs(
+        self, classifier: Classifier, images: Images, inputs: BatchNormInputs | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Features [N, D] and logits [N, K], float32 on the CPU."""
-        found = [_show(classifier, batch) for batch in self.read(images)]
+        with nullcontext() if inputs is None else inputs.watching(classifier):
+            found = [_show(classifier, batch) for batch in self.read(images)]
         features, logits = (torch.cat(parts) for parts in zip(*found, strict=True))
         if not bool(features.isfinite().all() & logits.isfinite().all()):
             raise UserError("the network's features are not finite; the training has diverged, so lower optim.lr")
@@ -188,20 +232,11 @@ class Examination:
 
         return forward
 
-    def _distance(self, candidate: CandidateModel) -> ADistance | None:
+    def _gap(self, candidate: CandidateModel, inputs: tuple[BatchNormInputs, BatchNormInputs]) -> DomainGap:
         trained, target = candidate.trained, candidate.target
         assert trained is not None
-        return a_distance(trained.features, target.features, trained.keys, target.keys, seed=self.run.seed)
-
-
-def name_of(step: int) -> str:
-    """The name of a candidate."""
-    return f"step {step}"
-
-
-def tests_path(folder: Path, step: int) -> Path:
-    """Where a candidate's logits on the tests lie: float [M, K] by test, without labels. folder: RUN/candidates."""
-    return folder / f"step-{step:08d}-tests.safetensors"
+        features, keys = (trained.features, target.features), (trained.keys, target.keys)
+        return domain_gap(features, keys, inputs, self.run.seed)
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -209,15 +244,15 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}.safetensors"
 
 
-def read_candidates(folder: Path, steps: Iterable[int], log: Callable[[str], None]) -> list[CandidateModel]:
-    """The candidates that were kept; one that cannot be read is named in a warning, and left out."""
+def read_candidates(folder: Path, steps: Iterable[int], say: Callable[[str], None]) -> list[CandidateModel]:
+    """The candidates that were kept; one that cannot be read is named in a sentence, and left out."""
     found = []
     for step in steps:
         path = path_of(folder, step)
         try:
             found.append(candidate_of(name_of(step), step, load_file(path)))
         except (OSError, SafetensorError, UserError) as error:
-            log(f"WARNING: {path} cannot be read ({error}); the candidate is left out")
+            say(f"{path} cannot be read ({error}); no validator sees this candidate")
     return found
 
 

@@ -26,7 +26,8 @@ class FixMatch(AdaptMethod):
     """Cross-entropy on the source, and on the strong view of the target images whose weak view is predicted with confidence (eq. 4).
 
     As in tllib, where the labelled images are the source's. Unlike tllib, whose three forwards each normalise by their own batch, source
-    and both views of the target are encoded in one forward. Pseudo-labels are those of this forward and carry no gradient.
+    and both views of the target are encoded in one forward. Pseudo-labels are those of this forward and carry no gradient. Those of
+    exactly the threshold count, as in the authors' code; in tllib they don't.
 
     threshold: Least probability of a pseudo-label that counts, 0 to 1 (tau): 0.95 in the paper; tllib has 0.9.
     trade_off: Weight of the loss on the target, 0 or more (lambda_u): 1 in the paper. 0 is the control: all forwards stay.

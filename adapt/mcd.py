@@ -10,25 +10,27 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..core.checks import check_count, check_share
-from ..core.method import AdaptMethod, Domains, Step
+from ..core.checks import check_count, check_not_negative, check_share
+from ..core.method import Domains, Step
 from ..core.numerics import wide
+from .parts.game import Game
 from .parts.resampling import source_error
 
 if TYPE_CHECKING:
     from ..core.model.classifier import Classifier
 
-ALL, HEADS = 0, 1  # whose turn it is; from 2 on the features'
+ALL, HEADS, FEATURES = 0, 1, 2  # whose turn it is; from 2 on the features'
 MOST_GENERATOR_STEPS = 16
 
 
-class MCD(AdaptMethod):
+class MCD(Game):
     """Section 3.3 of the paper, its three steps on one batch: features and heads learn the source; the heads learn the source and to
     disagree on the target; then the features alone, several times, learn to reduce the disagreement.
 
-    As in tllib, each turn encodes both domains in one forward, so BatchNorm sees both; the authors encode each apart. Unlike tllib, there
-    is no term that balances classes, the features keep their momentum, and the head that is exported and tested is the first one, not
-    the better of two on the test.
+    As in tllib, each turn encodes both domains in one forward, so BatchNorm sees both; the authors encode each apart. A head is one layer
+    on the classifier's features; those of the authors and of tllib have two hidden layers with BatchNorm and dropout (tllib: of 1024).
+    Unlike tllib, there is no term that balances classes (0.01 times -mean_k log of the mean prediction, of both heads), the features keep
+    their momentum, and the head that is exported and tested is the first one, not the better of two on the test.
 
     trade_off: Weight of the discrepancy, 0 or more: 1 by the authors; tllib has 10 for Office-31 and 30 for Office-Home. 0 is the control:
         all forwards stay, the second turn trains the heads on the source, and in the last ones nobody moves.
@@ -53,6 +55,7 @@ class MCD(AdaptMethod):
     ) -> None:
         super().__init__()
         check_share("label_smoothing", label_smoothing)
+        check_not_negative("trade_off", trade_off, "1 is the authors', and 0 is the control")
         check_count("generator_steps", generator_steps, 1, MOST_GENERATOR_STEPS, "4 is usual")
         self.classifier, self.chunk = classifier, chunk
         self.trade_off, self.label_smoothing = trade_off, label_smoothing
@@ -71,6 +74,8 @@ class MCD(AdaptMethod):
         labels, smooth = batch.source.labels, self.label_smoothing
         one, two = (source_error(self, logits[0], labels, smooth) for logits in (first, second))
         known = one + two
+        if turn == FEATURES:
+            self.note(features, known, self.trade_off * apart)
         with torch.no_grad():
             metrics = {
                 "source_accuracy": (first[0].argmax(1) == labels).float().mean(),

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.checks import check_count, check_not_negative, check_positive
+from ..core.checks import MOST_UNITS, check_count, check_not_negative, check_positive
 from ..core.errors import UserError
 from ..core.numerics import wide
 from .parts.reversal import reversal_weight, reverse_gradient
@@ -41,15 +41,18 @@ def margin_disparity(main: Tensor, adversary: Tensor, margin: float) -> Tensor:
 class MDD(Transfer):
     """Cross-entropy on the source plus the margin disparity discrepancy, by gradient reversal.
 
-    The adversary is two layers on reversed features, without dropout; the main head is the classifier's own (the authors have two layers
-    and dropout in both). `reversal: 0` keeps the adversary learning while features get nothing of it, and `trade_off: 0` stops it too.
+    The adversary is two layers on reversed features, without dropout; the main head is the classifier's own. The authors and tllib have two
+    layers and dropout in both, and tllib dropout after the bottleneck. `reversal: 0` keeps the adversary learning while features get
+    nothing of it, and `trade_off: 0` stops it too.
 
     tllib computes log(1 - p) as log(1 - p + 1e-6), which vanishes for certain predictions, and counts the steps of the reversal weight in
-    an attribute that a resume loses. skada compares all pairs of images instead of each with itself.
+    an attribute that a resume loses. skada compares all pairs of images instead of each with itself, and takes the cross-entropy of
+    softmaxes.
 
     margin: Weight of the source's part, above 0 (gamma).
-    reversal: Limit of the reversal weight, 0 or more; the weight rises from 0 along limit * (2 / (1 + exp(-10 progress)) - 1).
-    hidden: Width of the adversary's hidden layer.
+    reversal: Limit of the reversal weight, 0 or more; the weight rises from 0 along limit * (2 / (1 + exp(-steepness progress)) - 1).
+    steepness: Steepness of that rise, above 0. tllib counts steps instead, exp(-step / 1000): 20 in the 20,000 steps of Office-31.
+    hidden: Width of the adversary's hidden layer, 1 or more.
     trade_off: Weight of the discrepancy beside the cross-entropy, 0 or more. 0 is the control.
     label_smoothing: Label smoothing of the cross-entropy on the source, from 0 to below 1.
 
@@ -57,6 +60,7 @@ class MDD(Transfer):
     """
 
     couples_samples = False
+    is_game = True
 
     def __init__(
         self,
@@ -65,6 +69,7 @@ class MDD(Transfer):
         *,
         margin: float = 4.0,
         reversal: float = 0.1,
+        steepness: float = 10.0,
         hidden: int = 1024,
         trade_off: float = 1.0,
         label_smoothing: float = 0.0,
@@ -74,11 +79,12 @@ class MDD(Transfer):
         check_not_negative(
             "reversal", reversal, "0.1 is the published one, and at 0 features get nothing of the adversary"
         )
+        check_positive("steepness", steepness, "10 is usual, and 20 is tllib's for 20,000 steps")
         outputs = len(classifier.classes)
         if outputs < 2:
             raise UserError("method: mdd needs at least 2 classes, as its heads disagree about them; the source has 1")
-        check_count("hidden", hidden, 1, 1_000_000, "1024 is the published one")
-        self.margin, self.reversal = margin, reversal
+        check_count("hidden", hidden, 1, MOST_UNITS, "1024 is the published one")
+        self.margin, self.reversal, self.steepness = margin, reversal, steepness
         self.adversary = nn.Sequential(
             nn.Linear(classifier.feature_dim, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs)
         )
@@ -89,7 +95,7 @@ class MDD(Transfer):
 
     def transfer(self, joint: Joint, progress: float) -> Transferred:
         """Watched: how often both heads agree, on each domain. The game works while they agree on the source more than on the target."""
-        weight = reversal_weight(progress, self.reversal)
+        weight = reversal_weight(progress, self.reversal, self.steepness)
         guesses = self.adversary(reverse_gradient(joint.features, weight))
         agreement = (guesses.argmax(-1) == joint.logits.argmax(-1)).float().mean(1)
         watched = {"source_agreement": agreement[0], "target_agreement": agreement[1]}

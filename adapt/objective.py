@@ -30,8 +30,8 @@ def shared_options(
 ) -> None:
     """The keys of every adaptation method.
 
-    bottleneck: Width of a layer between backbone and head, or none: Linear, BatchNorm, ReLU at the full learning rate, as in the published
-        tables on ResNets (256; MDD and MCC 1024). It is part of the exported classifier.
+    bottleneck: Width of a layer between backbone and head, 1 or more, or none: Linear, BatchNorm, ReLU at the full learning rate, as in the
+        published tables on ResNets (256; MDD and MCC 1024). It is part of the exported classifier.
     head: The last layer: linear, weightnorm (weight-normalised, SHOT's) or cosine (of features and class weights, without a bias).
     head_temperature: What the cosine head divides by, above 0; MME has 0.05. Other heads don't use it.
     batchnorm: How a batch of two domains is normalised. `joint`: one forward of both, so statistics are of both (tllib). `apart`: one

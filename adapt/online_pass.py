@@ -13,8 +13,8 @@ from ..core import stage
 from ..core.config.resolve import build
 from ..core.draws import Draws
 from ..core.errors import UserError
+from ..core.evaluate.sealed import rows_by_class
 from ..core.images.images import Images
-from ..core.images.open import open_images
 from ..core.method import RawBatch
 from ..core.run.directory import Run
 from ..core.stream.order import Full, Given, Order
@@ -24,10 +24,12 @@ from ..core.views.presets import VIEWS
 from ..core.views.view import Evaluation, stack_pictures
 from .parts.online import OnlinePredictions
 from .registry import ADAPT_METHODS
-from .sets import TARGET
+from .sets import TARGET, sealed_target
 
 StreamOrder = Literal["shuffled", "sequential", "sorted"]
-SORTED = "sorted: the target's labels were read to order its stream, and for nothing else"
+SORTED = "sorted: a diagnostic; the target's labels were read to order its stream, and for nothing else, and that look is counted"
+LOOK = "target/order by class"
+"""The entry of a result's `looks` for a stream that is sorted by class. No test has such a name, which has a slash."""
 
 
 def check_order(data: Mapping[str, Any], name: str) -> None:
@@ -48,27 +50,27 @@ def check_order(data: Mapping[str, Any], name: str) -> None:
         raise UserError(f"data.decode: {name} predicts the very pictures from which it learns; use full")
 
 
-def stream_order(data: Mapping[str, Any], target: Images, batch_size: int, seed: int) -> Order:
-    """The order of the pass over the target, which lies in the order of its content: by seed, as it lies, or by label.
+def stream_order(run: Run, data: Mapping[str, Any], target: Images, batch_size: int) -> tuple[Order, dict[str, Any]]:
+    """The order of the pass over the target, which lies in the order of its content: by seed, as it lies, or by label; and its looks.
 
-    `sorted` opens the target once more, with labels, and keeps nothing of them besides the order. Raises UserError if it has none.
+    `sorted` opens the target with labels, as the final test does: it is a look, counted, and nothing besides the order is kept. A dry run
+    does not look. Raises UserError if there are no labels, or several an image.
     """
-    shuffle = Full()
+    shuffle, looks = Full(), dict[str, Any]()
     if data["order"] == "sequential":
         shuffle = Given(np.arange(len(target)))
     elif data["order"] == "sorted":
-        shuffle = Given(_by_label(data["target"], target, seed))
-    return Order(len(target), batch_size, seed, TARGET, shuffle, whole=True)
-
-
-def _by_label(uri: str | Sequence[str], target: Images, seed: int) -> Any:
-    known = open_images(uri, seed=seed, role="test")
-    if known.labels is None or known.labels.ndim != 1:
-        raise UserError("data.order: sorted needs a target with one label for each picture; use shuffled or sequential")
-    rows = known.keys().argsort(stable=True)
-    if not torch.equal(known.keys()[rows], target.keys()):
-        raise UserError("data.order: the target holds other pictures than a moment ago; leave it alone and run again")
-    return known.labels[rows].argsort(stable=True).numpy()
+        sealed = sealed_target(data, run.seed)
+        if not torch.equal(sealed.keys(), target.keys()):
+            raise UserError(
+                "data.order: the target holds other pictures than a moment ago; leave it alone and run again"
+            )
+        rows = torch.arange(len(target))
+        if not run.dry:
+            run.log(f"WARNING: data.order: {SORTED}")
+            rows, looks[LOOK] = rows_by_class(run, LOOK, sealed)
+        shuffle = Given(rows.numpy())
+    return Order(len(target), batch_size, run.seed, TARGET, shuffle, whole=True), looks
 
 
 class AsEvaluated:

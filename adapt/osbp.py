@@ -33,7 +33,8 @@ class OSBP(Transfer):
     The head pulls u, the probability of `unknown` on target images, to the boundary t; the features, whose gradient is reversed, push it
     away from there, to either side: an image is then aligned with a known class or rejected. An image is unknown where the last
     output is the highest. Tests may hold classes that the source lacks; they count as unknown. Both domains are encoded in
-    one forward, so BatchNorm sees both; the authors encode each apart.
+    one forward, so BatchNorm sees both; the authors encode each apart. Their code and tllib's add 1e-6 inside the logarithms, and in
+    their code, which fills both outputs with t, any t acts as 0.5.
 
     boundary: t, between 0 and 1; 0.5 in the paper. A higher one makes the head expect more unknown images.
     reversal: What the reversed gradient is multiplied by, 0 or more; 1 in the paper, all the time. 0 is the control: the head still learns
@@ -45,6 +46,7 @@ class OSBP(Transfer):
     """
 
     couples_samples = False
+    is_game = True
     extra_outputs = 1
 
     def __init__(

@@ -7,21 +7,24 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from ..core.distributed import broadcast_text
-from ..core.evaluate.features import evaluating, extract
 from ..core.evaluate.pictures import save_map
-from ..core.evaluate.sealed import CandidateLogits, digest_of_export, open_sealed
+from ..core.evaluate.predictions import to_half
+from ..core.evaluate.sealed import CandidateLogits, digest_of_export, on_main_process, open_sealed
 from ..core.images.open import Images
 from ..core.images.sets import exposure
 from ..core.model.classifier import Classifier
 from ..core.run.directory import Run
 from ..core.views.view import Evaluation
-from .frozen import ROWS_AT_ONCE, FrozenFeatures
+from .by_class import errors_by_class
+from .changes import Beforehand, save_changes
+from .frozen import FrozenFeatures
+from .kept_states import KeptStates
 from .sets import SOURCE
 from .shift import EstimatedShift, true_distances
+from .shown import ShownTest, show_tests
 
 LAST, CORRECTED, ONLINE = "classifier", "corrected", "online"
 
@@ -33,18 +36,21 @@ def final_test(
     view: Evaluation,
     frozen: FrozenFeatures | None,
     shift: EstimatedShift,
-    states: Mapping[str, CandidateLogits] = {},
+    states: KeptStates,
     online: Mapping[str, Tensor] = {},
+    began: Beforehand | None = None,
+    looks: Mapping[str, Any] = {},
 ) -> dict[str, Any]:
     """What a result says about the tests, each image once. Their labels are read last: no weight and no choice can follow from them.
 
     shift: the estimated class priors; where they correct predictions, the corrected ones are a second candidate of the same look.
-    states: of the training, of which the accuracies are told (`states`).
-    online: logits [M, K] by test, which an online pass predicted: another one.
+    states: of the training, of which the accuracies are told (`states`), and why some are missing (`states_lost`).
+    online: logits [M, K] by test, which an online pass predicted: another one. began: the state before the training, for map and pictures.
+    looks: that there were already, as entries of `looks`.
     """
-    features = features_of_tests(run, classifier, tests, view, frozen)
-    logits = logits_of_tests(run, tests, view, frozen, classifier)
-    digest = digest_of_export(run.dir) if run.main else ""
+    shown = show_tests(run, view, frozen, tests, classifier)
+    logits = {name: found.logits for name, found in shown.items()}
+    digest = on_main_process(run, lambda: digest_of_export(run.dir))
     candidates = {LAST: CandidateLogits(digest, logits)}
     if shift.corrects:
         adjusted = {name: shift.correct(rows) for name, rows in logits.items() if name != SOURCE}
@@ -52,38 +58,39 @@ def final_test(
     if online:
         predicted = hashlib.sha256(b"".join(online[name].numpy().tobytes() for name in sorted(online))).hexdigest()
         candidates[ONLINE] = CandidateLogits(f"online {predicted}", online)
-    result, opened = open_sealed(run, tests, candidates, classifier.outputs, states, classifier.structure.extra > 0)
-    if run.main:
-        save_map(run.dir, features, opened, run.seed)
-    told = true_distances(shift.prior, opened) if run.main else {}
-    true = json.loads(broadcast_text(json.dumps(told)))
+    result, opened = open_sealed(
+        run, tests, candidates, classifier.outputs, states.found, classifier.structure.extra > 0
+    )
+    told = json.loads(
+        on_main_process(run, lambda: json.dumps(_of_labels(run, opened, shown, shift, classifier, began, view)))
+    )
     return {
         **exposure(classifier.backbone.seen, tests),
         **result,
-        "label_shift": {**shift.told, "true": true},
+        "looks": {**looks, **result["looks"]},
+        **({"states_lost": states.lost} if states.lost else {}),
+        "label_shift": {**shift.told, "true": told.pop("true")},
+        **told,
     }
 
 
-def features_of_tests(
-    run: Run, classifier: Classifier, tests: Mapping[str, Images], view: Evaluation, frozen: FrozenFeatures | None
-) -> dict[str, Tensor]:
-    """The backbone's features by test, float32 [M, D]."""
-    if frozen is not None:
-        return {name: frozen.features(images, view) for name, images in tests.items()}
-    workers, model = run.options["workers"], classifier.backbone
-    return {name: extract(model, test, view, device=run.device, workers=workers) for name, test in tests.items()}
-
-
-def logits_of_tests(
-    run: Run, tests: Mapping[str, Images], view: Evaluation, frozen: FrozenFeatures | None, classifier: Classifier
-) -> dict[str, Tensor]:
-    """The classifier's logits by test, float32 [M, K] on the CPU; no label is read."""
-    if frozen is None:
-        workers = run.options["workers"]
-        return {n: extract(classifier, test, view, device=run.device, workers=workers) for n, test in tests.items()}
-    found = {}
-    with evaluating(classifier), torch.inference_mode():
-        for name, images in tests.items():
-            rows = frozen.features(images, view).split(ROWS_AT_ONCE)
-            found[name] = torch.cat([classifier(part.to(run.device)).cpu() for part in rows])
-    return found
+def _of_labels(
+    run: Run,
+    opened: Mapping[str, Images],
+    shown: Mapping[str, ShownTest],
+    shift: EstimatedShift,
+    classifier: Classifier,
+    began: Beforehand | None,
+    view: Evaluation,
+) -> dict[str, Any]:
+    """What else the labels of the opened tests say: true priors, accuracies by class and domain, and what the training changed."""
+    domains = dict(shift.by_class)
+    for name, images in opened.items():
+        if images.labels is not None:
+            half = to_half(shown[name].logits.numpy(), "logits", name).scores  # as the tests are scored
+            domains |= errors_by_class(name, images, np.asarray(half).argmax(1), classifier.outputs)
+    told = {"true": true_distances(shift.prior, opened), "by_class": domains}
+    if began is None:
+        save_map(run.dir, {name: found.features for name, found in shown.items()}, opened, run.seed)
+        return told
+    return told | {"changes": save_changes(run, opened, shown, began, view)}

@@ -28,8 +28,9 @@ class ROID(Online):
     exp(d c / temperature), and 0 where d is below its mean. After each step weights move back to the source's. Predictions are multiplied
     by the batch's smoothed mean prediction. Scales, means and priors are those of all processes.
 
-    Differences from the authors' code: the changed views are of all images, so their BatchNorm statistics are too, and they have no change
-    of hue and saturation and no blur; predictions are corrected as probabilities, as in the paper's formula, and not as logits.
+    Differences from the authors' code: the changed views are of all images, so their BatchNorm statistics are too, while there they are of
+    those with a weight; each image has its own change, in a fixed order and without hue and saturation, where the authors draw one for the
+    batch; edges are repeated, not reflected; predictions are corrected as probabilities, as in the paper's formula, and not as logits.
 
     temperature: Above 0; 1/3 in the paper.
     momentum_source: What weights keep when they are averaged with the source's after a step, from 0 to 1; 0.99 in the paper.
@@ -78,7 +79,7 @@ class ROID(Online):
         return (weights * errors).mean(), {"chosen": (weights > 0).to(p).mean(), "largest_weight": weights.max()}
 
     def changed(self, target: Unlabelled) -> Tensor:
-        """A changed view of each image: brightness, contrast, gamma, rotation, shift, zoom, mirroring, noise; [n, C, h, w], keyed."""
+        """A changed view of each image: brightness, contrast, gamma, rotation, shift, zoom, mirroring; [n, C, h, w], keyed."""
         model, images, draws = self.backbone, target.images, target.draws.stream("roid")
         mean, std = (_by_channel(numbers, images) for numbers in (model.mean, model.std))
         x = (images * std + mean).clamp(0, 1)
@@ -88,8 +89,7 @@ class ROID(Online):
         x = x.clamp(min=1e-6) ** _each(draws, "gamma", 0.7, 1.3, x)
         x = affine(x.float(), draws, 15.0, 1 / 16, (0.9, 1.1)).to(x)
         x = torch.where(draws.bernoulli("flip", self.flip).view(-1, 1, 1, 1), x.flip(3), x)
-        x = (x + 0.005 * draws.normal("noise", *x.shape[1:]).to(x)).clamp(0, 1)
-        return (x - mean) / std
+        return (x.clamp(0, 1) - mean) / std
 
     def predicted(self, logits: Tensor) -> Tensor:
         """log of p times the smoothed prior of the batch, up to a constant of each row."""

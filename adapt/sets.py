@@ -23,8 +23,8 @@ from ..core.views.view import Evaluation, stack_pictures
 SOURCE, TARGET = "source", "target"
 
 Reader = Callable[[Images], Iterator[Tensor]]
-"""Images as evaluation sees them, in their order, in batches on the device: pictures float [n, C, h, w], or where the backbone is frozen
-its features float [n, D]; the classifier takes both."""
+"""Images as evaluation sees them, in their order, in batches on the device: pictures float [n, C, h, w], or features of a frozen backbone
+float [n, D], or maps of its frozen layers float [n, ...]; the classifier takes all of them."""
 
 
 class Sets(NamedTuple):
@@ -113,6 +113,15 @@ class Tested(NamedTuple):
         return holdout(self.opened(), fraction=HELD_OUT, seed=self.seed, stratify=False)[1]
 
 
+def sealed_target(data: Mapping[str, Any], seed: int) -> SealedImages:
+    """The target in the order of its content, as `open_sets` has it where nothing is held out, with its labels sealed."""
+
+    def opened() -> Images:
+        return in_content_order(open_images(data["target"], seed=seed, role="test"))
+
+    return SealedImages(opened)
+
+
 def _corruption(data: Mapping[str, Any]) -> Callable[[Images], Images]:
     """How the pictures of target and tests are changed: as `data.corrupt` says. Raises UserError."""
     given = data.get("corrupt")
@@ -164,17 +173,15 @@ def whole(
             yield view(raw.to(device))
 
 
-def with_labels(images: Images, read: Any, pictures: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def with_labels(images: Images, read: Any) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of labelled training images with their labels, int64 [n].
 
-    read: a Reader. pictures: whether it is `whole`, which replaces a damaged picture by its neighbour; that one's label then goes with it.
+    read: a Reader that takes `damage`. In the place of a damaged picture it shows its neighbour, whose label then goes with it.
     """
     assert images.labels is not None
-    shown, done = Shown(limit=1.0, report=lambda _: None), 0
-    for batch in read(images, damage=shown) if pictures else read(images):
-        rows = shown.rows if pictures else torch.arange(done, done + len(batch))
-        yield batch, images.labels[rows]
-        done += len(batch)
+    shown = Shown(limit=1.0, report=lambda _: None)
+    for batch in read(images, damage=shown):
+        yield batch, images.labels[shown.rows]
 
 
 class Shown(Damage):

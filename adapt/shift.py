@@ -28,6 +28,7 @@ from ..core.evaluate.label_shift import (
 )
 from ..core.images.images import Images
 from ..core.method import AdaptMethod
+from .by_class import errors_by_class
 from .parts.resampling import Resampling
 from .sets import SOURCE, TARGET, Reader, Sets, in_content_order
 
@@ -137,6 +138,7 @@ class EstimatedShift(NamedTuple):
     told: dict[str, Any]  # the entry `label_shift` of a result, without the true distances
     shift: Shift
     corrects: str  # the estimate that corrects predictions; "" for none
+    by_class: dict[str, Any]  # errors on these source images, `errors_by_class`
 
     def correct(self, logits: Tensor) -> Tensor:
         """log p of the target, float64 [M, K], from logits."""
@@ -166,7 +168,10 @@ def estimate_shift(
         "resampled": [] if method.resampling is None else list(method.resamples),
         "corrected_by": section["correct"],
     }
-    return EstimatedShift(shift.prior, told, shift, "" if section["correct"] == "none" else section["correct"])
+    # A test named source has errors of its own, of all its images.
+    errors = {} if SOURCE in sets.tests else errors_by_class(SOURCE, known, source.argmax(1), method.classifier.outputs)
+    errors = {name: {"measured_on": told["measured_on"], **one} for name, one in errors.items()}
+    return EstimatedShift(shift.prior, told, shift, "" if section["correct"] == "none" else section["correct"], errors)
 
 
 def called_known(logits: NDArray[np.float64], classes: int) -> Ints:

@@ -25,7 +25,8 @@ from ..core.errors import UserError
 from ..core.files import write_tensors
 from ..core.manifest import DamagedFile, check_file, read_manifest
 from ..core.run.folder import CONFIG, read_result
-from .examine import FOLDER, name_of, path_of
+from .examine import path_of
+from .kept_states import FOLDER, name_of
 from .outcome import LAST
 from .sets import SOURCE, TARGET
 from .validators.candidate import CandidateModel

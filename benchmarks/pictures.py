@@ -26,14 +26,19 @@ def photographs(width: int, height: int, count: int) -> Iterator[Image.Image]:
         yield source.resize((width, height), Image.Resampling.LANCZOS, part)
 
 
-def jpeg_files(uri: str | None, folder: Path, sides: tuple[int, int], count: int) -> list[Path]:
-    """`count` JPEG files in `folder`: chosen evenly from folder:PATH or tar:PATH, repeated if too few, or made from photographs."""
+def jpeg_files(
+    uri: str | None, folder: Path, sides: tuple[int, int], count: int, quality: int | None = None
+) -> list[Path]:
+    """`count` JPEG files in `folder`: chosen evenly from folder:PATH or tar:PATH, repeated if too few, or made from photographs.
+
+    quality: of those that are made.
+    """
     folder.mkdir()
     paths = [folder / f"{i:05}.jpg" for i in range(count)]
     if uri is None:
         # at these qualities the files are about as large as ImageNet's and as Imagenette's at 96 px
         for path, picture in zip(paths, photographs(*sides, count), strict=True):
-            picture.save(path, quality=97 if sides[0] > 96 else 88)
+            picture.save(path, quality=quality or (97 if sides[0] > 96 else 88))
         return paths
     contents = stored(uri)
     if not contents:

@@ -48,15 +48,15 @@ def by_the_clock(contender: Contender, batches: int) -> Cost:
     results = contender.open(SKIP + batches)
     for _ in range(SKIP):
         next(results)
-    start, busy = time.perf_counter(), _children_seconds()
+    start, busy = time.perf_counter(), children_seconds()
     images = sum(next(results) for _ in range(batches))
-    seconds, busy = time.perf_counter() - start, _children_seconds() - busy
+    seconds, busy = time.perf_counter() - start, children_seconds() - busy
     for _ in results:
         raise AssertionError(f"{contender.name} went on after its last batch")
     return Cost(seconds / images * 1e6, images, busy / images * 1e6)
 
 
-def _children_seconds() -> float:
+def children_seconds() -> float:
     """CPU time that the living child processes have used, in the kernel's ticks of 10 ms; 0 where there is no /proc."""
     ticks = 0
     for child in multiprocessing.active_children():

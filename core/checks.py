@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,19 +17,24 @@ SMALLEST_RATE = 1e-30
 """The smallest learning rate of candidates that are trained at once: in float32 a smaller one soon is 0."""
 
 MOST_LAYERS, MOST_ITERATIONS = 1_000, 10_000  # of a network's part, and of Sinkhorn-Knopp
+MOST_UNITS = 1_000_000  # of a layer
 _TOO_LARGE = re.compile(r"overflow|can't allocate memory|out of memory", re.IGNORECASE)  # what torch says
 
 
 def check_positive(key: str, value: float, usual: str) -> None:
-    """Raises UserError unless method.KEY is above 0."""
-    if not value > 0.0:
-        raise UserError(f"method.{key}: must be above 0, got {value}; {usual}")
+    """Raises UserError unless method.KEY is above 0 and finite."""
+    if not 0.0 < value < math.inf:
+        raise UserError(f"method.{key}: must be above 0{_finite(value)}, got {value}; {usual}")
 
 
 def check_not_negative(key: str, value: float, usual: str) -> None:
-    """Raises UserError unless method.KEY is 0 or more."""
-    if not value >= 0.0:
-        raise UserError(f"method.{key}: must be 0 or more, got {value}; {usual}")
+    """Raises UserError unless method.KEY is 0 or more and finite."""
+    if not 0.0 <= value < math.inf:
+        raise UserError(f"method.{key}: must be 0 or more{_finite(value)}, got {value}; {usual}")
+
+
+def _finite(value: float) -> str:
+    return " and finite" if value == math.inf else ""
 
 
 def check_fraction(key: str, value: float, usual: str) -> None:

@@ -170,6 +170,14 @@ class Method(nn.Module):
     def keep(self, kept: Mapping[str, Tensor]) -> None:
         """Takes `Step.kept` of each forward that has any. What must survive a resume goes into a buffer, the same on every process."""
 
+    def watch(self, batch: Any, progress: float, turn: int = 0) -> Mapping[str, Tensor]:
+        """Called at log steps only, after the backward pass, with its batch and weights: further metrics, too dear for every step.
+
+        turn: 0 where there is one. It may change neither weights, buffers nor gradients: a run
+        trains the same whatever it logs. Not called where the method is sharded.
+        """
+        return {}
+
     def after_step(self, progress: float) -> None:
         """Called after each step, its last turn: EMA teachers, queues. On a GPU it is also called after a skipped step.
 
@@ -214,8 +222,9 @@ class AdaptMethod(Method):
 
     # Whether bottleneck and head of `backbone.weights` are kept instead of new ones.
     keeps_head: bool = False
-    # Whether `forward` needs the pixels for more than `classifier.encode`. If not, and the backbone is frozen and views are not augmented,
-    # `images` of a batch are the backbone's features, float [N, D], computed once.
+    # Whether `forward` needs the pixels for more than `classifier.encode`. If not, and layers are frozen and views are not augmented,
+    # `images` of a batch are what these layers give, computed once: features float [N, D] of a frozen backbone, maps float [N, ...] of its
+    # first stages.
     uses_pixels: bool = False
     # The views of each image that `forward` takes of source and target: "weak" is `data.views` and comes as `images`; after it, in `more`,
     # any others: "strong" is `data.strong`. Each view has random draws of its own, so no view depends on which others there are.
@@ -256,7 +265,7 @@ class AdaptMethod(Method):
         """Called once after the last step, before `conclude`; images that it doesn't take are not read.
 
         source: the source's training images, each once, in evaluation's view, as batches of what the classifier takes (float [n, C, h, w],
-        or features of a frozen backbone [n, D]) with their labels, int64 [n].
+        or features or maps of frozen layers) with their labels, int64 [n].
         """
 
     def conclude(self, target: Iterable[Tensor]) -> None:

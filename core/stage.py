@@ -32,7 +32,7 @@ from .registration import check_built
 from .run.directory import Run
 from .stream.batches import Crop, MicroBatches, Share, source_draws, stream, zip_pairs
 from .stream.order import SHUFFLES, Order
-from .stream.rows import stream_rows
+from .stream.rows import KeptRows, stream_rows
 from .train.fit import Evaluator, Every, Training, fit
 from .train.optim import Optim
 from .train.refresh import NEVER, Refresh
@@ -154,14 +154,14 @@ def feed(
     data: Mapping[str, Any],
     optim: Optim,
     seed: int,
-    rows: Callable[[str], Tensor] | None = None,
+    rows: Callable[[str], KeptRows] | None = None,
     orders: Mapping[str, Order] | None = None,
 ) -> Feed:
     """The batches of one training set, or the pairs of two; each set has its own order.
 
     sets: by name, the first one's epochs count. views: of all sets, or of each by its name. data: the section, of which `shuffle` and
-    `decode` are read. rows: the features of a set by its name, float [N, D], which then come in the place of its images; called with the
-    first batch. orders: of the sets, by name; None for the shuffled ones.
+    `decode` are read. rows: the features of a set by its name, which then come in the place of its images; called with the first batch.
+    orders: of the sets, by name; None for the shuffled ones.
     Raises UserError for a batch larger than a set.
     """
     options, shuffle = run.options, data.get("shuffle", {"name": "full"})
@@ -177,7 +177,10 @@ def feed(
         "share": Share(rank(), world(), options["accumulate"]),
     }
     if rows is not None:
-        streams = [stream_rows(partial(rows, name), s.labels, orders[name], **place) for name, s in sets.items()]
+        streams = [
+            stream_rows(partial(rows, name), s.labels, orders[name], note=partial(damage.note, s), **place)
+            for name, s in sets.items()
+        ]
     else:
         streams = [
             stream(

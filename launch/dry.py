@@ -16,6 +16,8 @@ from .verbs import BUILDERS
 class DryRun(Run):
     """A run as a recipe needs it before training, which writes nothing."""
 
+    dry = True
+
     def __init__(self, verb: str, config: dict[str, Any]) -> None:
         self.verb, self.config, self.options = verb, config, config["run"]
         self.dir, self.seed = run_folder(self.options["dir"]), config["seed"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..core.checks import check_positive
+from ..core.checks import check_not_negative, check_positive
 from ..core.distributed import gather, world
 from ..core.errors import UserError
 from ..core.method import PretrainMethod, Step, Views
@@ -83,8 +83,7 @@ class BarlowTwins(PretrainMethod):
         scale_loss: float = 0.024,
     ) -> None:
         super().__init__()
-        if not lambd >= 0.0:
-            raise UserError(f"method.lambd: must be 0 or more, got {lambd}; 0.0051 is the published weight")
+        check_not_negative("lambd", lambd, "0.0051 is the published weight")
         check_positive("scale_loss", scale_loss, "0.024 is the published factor")
         self.backbone, self.chunk, self.lambd, self.scale_loss = backbone, chunk, lambd, scale_loss
         self.projector = mlp([backbone.feature_dim, *projection], last="plain-linear", key="method.projection")

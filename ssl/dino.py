@@ -37,7 +37,7 @@ class DINO(PretrainMethod):
     """DINO's training objective: cross-entropy of crops with the teacher's whole views (eq. 3). The teacher is exported.
 
     prototypes: Number of prototypes K, the head's output, 2 or more.
-    hidden: Width of the head's hidden layers.
+    hidden: Width of the head's hidden layers, 1 or more.
     bottleneck: Width of the head's bottleneck, in which features are compared with prototypes, 2 or more.
     layers: Number of linear layers in the head's MLP, the one to the bottleneck included, 1 to 1,000.
     head_norm: Whether BatchNorm follows the head's hidden layers; the authors use it with convolutional networks.

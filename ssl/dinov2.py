@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.checks import MOST_ITERATIONS, check_count
+from ..core.checks import MOST_ITERATIONS, check_count, check_not_negative
 from ..core.distributed import all_reduce_sum, gather, own_rows, world
 from ..core.errors import UserError
 from ..core.method import Step, Views
@@ -78,8 +78,7 @@ class DINOv2(MaskedTeacher):
         freeze_last_layer: float = 0.01,
         **keys: Any,
     ) -> None:
-        if koleo_weight < 0.0:
-            raise UserError(f"method.koleo_weight: expected 0 or more, got {koleo_weight}; 0.1 is published")
+        check_not_negative("koleo_weight", koleo_weight, "0.1 is published")
         check_count("iterations", iterations, 1, MOST_ITERATIONS, "3 is published")
         for key, value in {"patch_prototypes": patch_prototypes, "patch_bottleneck": patch_bottleneck}.items():
             if value < 2:

@@ -110,7 +110,7 @@ class IJEPA(PretrainMethod):
     target_scale: Smallest and largest area of a target block, as fractions of the image above 0 and up to 1.
     target_aspect: Smallest and largest height / width of a target block, above 0.
     context_scale: Smallest and largest area of the square context block, as fractions of the image above 0 and up to 1.
-    min_context: Smallest number of context patches. Where the targets leave fewer, the last targets stay in the context.
+    min_context: Smallest number of context patches, 1 or more. Where the targets leave fewer, the last targets stay in the context.
     max_context: Largest number of context patches, min_context or more, chosen at random from those of the image; null keeps all.
     predictor_dim: Width of the predictor, a multiple of 4 and of predictor_heads.
     predictor_depth: Number of the predictor's transformer blocks, 1 to 1,000. The authors use 6 for a ViT-B and 12 for larger ViTs.

@@ -33,7 +33,7 @@ class SwAV(PretrainMethod):
     iterations: Sinkhorn-Knopp iterations, 1 to 10,000.
     freeze_prototypes: Fraction of the training, from 0 to 1, at the start of which the prototypes are not trained. The default is the
         authors' 313 steps out of 100 epochs.
-    queue: Number of features of earlier steps, for each whole view, that join the assignment, for small batches. 0 is without a queue.
+    queue: Number of features of earlier steps, for each whole view, 0 or more, that join the assignment, for small batches; 0 is without.
     queue_from: Fraction of the training, from 0 to 1, after which the queue is used, once it is full.
 
     Raises UserError for values outside of these ranges.

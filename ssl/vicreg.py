@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.checks import check_not_negative
 from ..core.distributed import gather, world
 from ..core.errors import UserError
 from ..core.method import PretrainMethod, Step, Views
@@ -79,8 +80,7 @@ class VICReg(PretrainMethod):
         super().__init__()
         self.weights = {"invariance": invariance, "variance": variance, "covariance": covariance}
         for name, weight in self.weights.items():
-            if not weight >= 0.0:
-                raise UserError(f"method.{name}: must be 0 or more, got {weight}; 25, 25 and 1 are the published ones")
+            check_not_negative(name, weight, "25, 25 and 1 are the published ones")
         self.backbone, self.chunk = backbone, chunk
         self.projector = mlp([backbone.feature_dim, *projection], last="plain-linear", key="method.projection")
 

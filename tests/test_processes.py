@@ -12,17 +12,19 @@ from safetensors.torch import load_file
 
 from rootstock.adapt.registry import ADAPT_METHODS
 from rootstock.core.errors import UserError
+from rootstock.core.ledger import read_ledger
 from rootstock.core.method import needs_whole_batch
 from rootstock.core.model.backbone import create
 from rootstock.core.model.classifier import Classifier
 from rootstock.core.model.description import WEIGHTS
 from rootstock.core.model.heads import Structure
+from rootstock.core.run.rows import LOOKS
 from rootstock.launch.verbs import execute
 from rootstock.ssl.registry import PRETRAIN_METHODS as PRETRAINING
 from rootstock.tests.conftest import Forks
 from rootstock.tests.ssl import cases
 
-STEPS, BATCH = 8, 32
+STEPS, BATCH = 4, 32
 DATA = "sklearn:digits?size=16"
 # The mean of patches: a new ViT's class token is nearly the same for all images, and BatchNorm in SimCLR's head would make much
 # of its rounding.
@@ -31,7 +33,10 @@ VIT = {
     "pooling": "mean",
     "args": {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2},
 }
+CONV = {"name": "smallconv", "args": {"widths": [4, 4, 6, 8]}, "norm": "batch"}
 OPTIM = {"name": "adamw", "lr": 3e-4, "batch_size": BATCH, "duration": STEPS, "warmup": "10%", "weight_decay": 0.05}
+# Of adaptation, whose exports are compared too: AdamW makes steps of the rounding of a gradient that is 0, as a bias has below BatchNorm.
+PLAIN_OPTIM = {**OPTIM, "name": "sgd", "lr": 0.01}
 RUN = {"log_every": 1, "workers": 0, "checkpoint": {"every": "100%"}}
 UNLABELLED = {"train": f"{DATA}#[:100]", "size": 16, "views": "digits"}
 PAIR = {
@@ -49,20 +54,27 @@ METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "cdan": ("adapt", PAIR, {"name": "cdan", "hidden": 16, "bottleneck": 8, "discriminator_norm": True}),
     "mic": ("adapt", PAIR, {"name": "mcc", "mic": {}}),
     "frozen": ("adapt", {**PAIR, "views": "none"}, {"name": "cdan", "hidden": 16, "bottleneck": 8}),
+    "last_block": ("adapt", {**PAIR, "views": "none"}, {"name": "cdan", "hidden": 16, "bottleneck": 8}),
     "mixed": ("finetune", LABELLED, {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1}),
 }
-# Every other adaptation method with its default keys. One that keeps the head of a trained run gets such a run; AdaBN trains
-# nothing: it has tests of its own.
+# Every other adaptation method with its default keys. One that keeps the head of a trained run gets such a run.
 METHODS |= {
     name: ("adapt", PAIR, {"name": name})
     for name, method in ADAPT_METHODS.items()
-    if name not in METHODS and name != "adabn" and not method.online
+    if name not in METHODS and not method.online
 }
 ONLINE = sorted(name for name, method in ADAPT_METHODS.items() if method.online)
 METHODS |= {name: ("adapt", {**PAIR, "views": "none"}, {"name": name}) for name in ONLINE}
+# What the adaptation runs say besides training and test is the subject of one of them alone.
+METHODS |= {"examined": ("adapt", PAIR, {"name": "mcc"}), "with statistics": ("adapt", PAIR, {"name": "source_only"})}
+BRIEF = {"evaluate": None, "label_shift": {"resamples": 0}}
+EXAMINED = {
+    "evaluate": {"every": "50%"},
+    "label_shift": {"resample": "pseudo-labels", "correct": "mlls", "resamples": 0},
+}
 ONCE = 4  # steps of one pass over the target
-FEW = 6  # steps of the other methods
-EPSILON = 2e-7  # the rounding of terms of size 1: a loss that is their difference, as SimSiam's, may be near 0
+FEW = 4  # steps of the other methods
+EPSILON = 1e-6  # the rounding of terms of size 1: a loss that is their difference, as SimSiam's, may be near 0
 # Runs of two processes that share parameters and optimizer state (core/train/fsdp.py): the method whose losses they must have, and
 # their overrides. The last goes on from a checkpoint of one process.
 HALFWAY = STEPS // 2
@@ -96,6 +108,27 @@ for argv in json.loads(sys.argv[1]):
             raise
 """
 
+# An adaptation that ends after it wrote its look down and read the labels, and before it wrote any score.
+ENDED = """
+import os, sys
+from rootstock.adapt import outcome
+from rootstock.core.distributed import rank
+from rootstock.core.evaluate.scores import Scored
+from rootstock.launch.cli import app
+
+straight = outcome.open_sealed
+
+def ending(*arguments, **options):
+    if rank():
+        os._exit(9)
+    Scored.save = lambda *_: os._exit(9)
+    return straight(*arguments, **options)
+
+outcome.open_sealed = ending
+sys.argv = ["rootstock", *sys.argv[1:]]
+app()
+"""
+
 
 def verb(name: str) -> str:
     return METHODS[name][0] if name in METHODS else "pretrain"
@@ -104,11 +137,20 @@ def verb(name: str) -> str:
 def config(folder: Path, name: str) -> str:
     if name in METHODS:
         _, data, method = METHODS[name]
-        backbone = {**VIT, "freeze": "all"} if name == "frozen" else VIT
-        optim = {**OPTIM, "duration": "1ep"} if name in ONLINE else OPTIM
+        special = {
+            "frozen": {**VIT, "freeze": "all"},
+            "last_block": {**VIT, "freeze": "stage1"},
+            "with statistics": CONV,
+        }
+        backbone = special.get(name, VIT)
+        optim = PLAIN_OPTIM if verb(name) == "adapt" else OPTIM
+        optim = {**optim, "duration": "1ep"} if name in ONLINE else optim
         if name in ADAPT_METHODS and ADAPT_METHODS[name].keeps_head:
-            backbone = {"weights": str(trained(folder))}
+            start = trained(folder, "with statistics" if name == "adabn" else "source_only")
+            backbone = {"weights": str(start), "norm": "batch"}
         written = {"data": data, "backbone": backbone, "method": method, "optim": optim}
+        if verb(name) == "adapt":
+            written |= EXAMINED if name == "examined" else BRIEF
     else:  # with the views and kind of step of the method's config
         written = cases.config(name, "vit", f"{DATA}#[:100]", 0.1, lr=3e-4, batch_size=BATCH, duration=FEW)
     if verb(name) == "pretrain":  # which would take longer to watch than to train
@@ -118,11 +160,11 @@ def config(folder: Path, name: str) -> str:
     return str(path)
 
 
-def trained(folder: Path) -> Path:
-    """A run whose classifier a method can start from; the same wherever it is made."""
-    run = folder / "trained"
+def trained(folder: Path, name: str) -> Path:
+    """A run whose classifier a method can start from; AdaBN's has BatchNorm."""
+    run = folder / name
     if not run.exists():
-        train(folder, "source_only", run)
+        train(folder, name, run)
     return run
 
 
@@ -144,36 +186,42 @@ Losses = dict[str, list[float]]
 
 
 class Alone(Losses):
-    """The losses of one process with the whole batch at once, by method, each trained when it is asked for first."""
+    """The losses of one process with the whole batch at once, by method, each trained when it is asked for first.
+
+    folder: of the configs, and of the runs by the method's name.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def __missing__(self, name: str) -> list[float]:
-        self[name] = train(self.folder, name, self.folder / name)
+        run = self.folder / name  # it may be there already, for a method that starts from it
+        self[name] = losses(name, run) if run.exists() else train(self.folder, name, run)
         return self[name]
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Losses:
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
     return Alone(tmp_path_factory.mktemp("alone"))
 
 
-def train_in_two(forks: Forks, folder: Path, runs: dict[str, tuple[str, list[str]]]) -> None:
+def train_in_two(forks: Forks, alone: Alone, folder: Path, runs: dict[str, tuple[str, list[str]]]) -> None:
     """Train `runs`, {name of the run: (method, overrides)}, one after another in the same two processes."""
     script = folder / "commands.py"
     script.write_text(COMMANDS)
-    jobs = [[verb(name), config(folder, name), f"run.dir={folder / run}", *more] for run, (name, more) in runs.items()]
+    jobs = [
+        [verb(name), config(alone.folder, name), f"run.dir={folder / run}", *more] for run, (name, more) in runs.items()
+    ]
     forks.group(script, json.dumps(jobs))
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
+def pair(alone: Alone, tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
     """A folder with the usual runs of two processes, by name."""
     folder = tmp_path_factory.mktemp("pair")
     train(folder, "mae", folder / "mae resumed", f"run.checkpoint.every={HALFWAY}")
     stopped_halfway(folder / "mae resumed")
-    train_in_two(forks, folder, {name: (name, []) for name in USUAL} | SLICED)
+    train_in_two(forks, alone, folder, {name: (name, []) for name in USUAL} | SLICED)
     return folder
 
 
@@ -185,29 +233,61 @@ def stopped_halfway(run: Path) -> None:
     assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{HALFWAY:08d}"]
 
 
-def check_pair(folder: Path, names: list[str], alone: Losses) -> None:
+def check_pair(folder: Path, names: list[str], alone: Alone) -> None:
     for name in names:
         assert json.loads((folder / name / "run.json").read_text())["processes"] == 2
         assert losses(name, folder / name) == pytest.approx(alone[name], rel=1e-5, abs=EPSILON), name
 
 
-def test_two_processes_train_as_one(alone: Losses, pair: Path) -> None:
+def test_two_processes_train_as_one(alone: Alone, pair: Path) -> None:
     check_pair(pair, USUAL, alone)
 
 
+def exported(run: Path) -> dict[str, torch.Tensor]:
+    """Every tensor that an adaptation leaves behind for others, by its file: the classifier, and the logits of its candidates."""
+    files = [
+        *(run / "classifier").glob("*.safetensors"),
+        run / "candidates.safetensors",
+        *(run / "candidates").glob("*"),
+    ]
+    return {
+        f"{path.relative_to(run)}/{name}": tensor
+        for path in sorted(files)
+        if path.suffix == ".safetensors"
+        for name, tensor in load_file(path).items()
+    }
+
+
+@pytest.mark.parametrize("name", sorted(name for name in METHODS if METHODS[name][0] == "adapt"))
+def test_two_processes_leave_the_classifier_and_the_candidates_of_one(name: str, alone: Alone, pair: Path) -> None:
+    """What follows the last step too: statistics of the whole target, prototypes of the whole source, predictions of a pass."""
+    assert alone[name]
+    ours, right = exported(pair / name), exported(alone.folder / name)
+    files = {key.rpartition("/")[0].partition("/")[0] for key in right}
+    assert {"classifier", "candidates.safetensors"} <= files and (name == "examined") == ("candidates" in files)
+    assert ours.keys() == right.keys()
+    for key, expected in right.items():
+        # Logits are stored in float16.
+        bound = 2e-3 if expected.dtype == torch.float16 else 1e-4
+        assert ours[key].dtype == expected.dtype
+        torch.testing.assert_close(
+            ours[key], expected, rtol=bound, atol=bound, msg=lambda text, key=key: f"{key}: {text}"
+        )
+
+
 @pytest.mark.slow
-def test_two_processes_train_every_other_method_as_one(alone: Losses, tmp_path: Path, forks: Forks) -> None:
-    train_in_two(forks, tmp_path, {name: (name, []) for name in FURTHER})
+def test_two_processes_train_every_other_method_as_one(alone: Alone, tmp_path: Path, forks: Forks) -> None:
+    train_in_two(forks, alone, tmp_path, {name: (name, []) for name in FURTHER})
     check_pair(tmp_path, FURTHER, alone)
 
 
 @pytest.mark.parametrize("run", SLICED)
-def test_slices_train_as_one(run: str, alone: Losses, pair: Path) -> None:
+def test_slices_train_as_one(run: str, alone: Alone, pair: Path) -> None:
     name, _ = SLICED[run]
     assert losses(name, pair / run) == pytest.approx(alone[name], rel=1e-5, abs=EPSILON)
 
 
-def test_what_was_trained_in_slices_is_whole_for_others(alone: Losses, pair: Path) -> None:
+def test_what_was_trained_in_slices_is_whole_for_others(alone: Alone, pair: Path) -> None:
     """Its export is that of one process, and its checkpoint goes on in one."""
     weights, expected = (load_file(pair / run / "backbone" / WEIGHTS) for run in ("mae accumulated", "mae"))
     assert {name: tensor.shape for name, tensor in weights.items()} == {k: v.shape for k, v in expected.items()}
@@ -232,13 +312,46 @@ def division(name: str) -> str:
         ("mixed", "run.accumulate=4"),
         ("simclr", f"run.chunk={BATCH // 4}"),
         ("dann", f"run.chunk={BATCH // 4}"),
-        *((name, key) for name in sorted(ADAPT_METHODS) if name in METHODS and (key := division(name))),
+        *((name, key) for name in sorted(ADAPT_METHODS) if name != "adabn" and (key := division(name))),
     ],
 )
-def test_cutting_the_batch_changes_nothing(name: str, override: str, alone: Losses, tmp_path: Path) -> None:
-    assert train(tmp_path, name, tmp_path / "run", override) == pytest.approx(alone[name], rel=1e-5, abs=EPSILON)
+def test_cutting_the_batch_changes_nothing(name: str, override: str, alone: Alone, tmp_path: Path) -> None:
+    assert train(alone.folder, name, tmp_path / "run", override) == pytest.approx(alone[name], rel=1e-5, abs=EPSILON)
 
 
 def test_simclr_refuses_accumulation_and_names_chunks(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"run\.accumulate: 4 .* run\.chunk"):
         train(tmp_path, "simclr", tmp_path / "run", "run.accumulate=4")
+
+
+@pytest.mark.parametrize("processes", [2, 1], ids=["two, then one", "one, then two"])
+@pytest.mark.parametrize("name", ["dann", "tent"])
+def test_any_number_of_processes_looks_once(
+    name: str, processes: int, tmp_path: Path, forks: Forks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run ends between its look and its scores, and goes on with another number of processes; with corrected and online candidates."""
+    (tmp_path / "sets").mkdir()
+    path, run = config(tmp_path / "sets", name), tmp_path / "run"
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    argv = ["adapt", path, f"run.dir={run}", "evaluate.every=2", "evaluate.images=50", "label_shift.correct=mlls"]
+    argv += [f"data.test={PAIR['target']}"] if name == "tent" else []  # whose images it predicts while it meets them
+    (script := tmp_path / "ended.py").write_text(ENDED)
+    (whole := tmp_path / "whole.py").write_text(COMMANDS)
+    ended = forks(script, [argv] * processes, forks.ranks(processes) if processes > 1 else ())
+    assert [one.code for one in ended] == [9] * processes, ended[0].said[-3000:]
+    assert (run / LOOKS).exists() and not (run / "result.json").exists()
+    before = read_ledger(run / LOOKS)
+    if processes > 1:
+        execute("adapt", path, argv[2:], quiet=True)
+    else:
+        forks.group(whole, json.dumps([argv]))
+    history = json.loads((run / "run.json").read_text())["history"]
+    assert [part["processes"] for part in history] == [processes, 3 - processes]
+    (place,) = (cache / "rootstock" / "looks").glob("*.json")
+    after, shared = read_ledger(run / LOOKS), read_ledger(place)
+    assert after is not None and after == before and len(after.entries) == 1
+    assert shared is not None and len(shared.entries) == 1
+    kept = {"step 2", "classifier", "corrected"}
+    assert after.entries[0]["candidates"].keys() == kept | ({"online"} if name == "tent" else set())
+    assert json.loads((run / "result.json").read_text())["looks"]["test"]["n"] == 1

@@ -14,6 +14,8 @@ import yaml
 from PIL import Image
 
 from rootstock.adapt.registry import ADAPT_METHODS
+from rootstock.core.ledger import read_ledger
+from rootstock.core.run.rows import LOOKS
 from rootstock.ssl.registry import PRETRAIN_METHODS
 from rootstock.tests.conftest import Forks
 from rootstock.tests.ssl import cases
@@ -213,16 +215,87 @@ def adaptation(name: str, steps: int, folder: Path, rootstock: CommandLine) -> d
     return config
 
 
-@pytest.mark.parametrize("method", sorted(ADAPT_METHODS))
-def test_every_adaptation_method_resumes_to_the_same_bits(method: str, rootstock: CommandLine, tmp_path: Path) -> None:
-    steps, killed_at = 10, random.Random(method).choice([5, 6, 7, 9])
+# Settings that bring buffers of their own, beside every method with its default keys.
+SETTINGS = {
+    "weights of images": ("dann", ["label_shift.resample=pseudo-labels"]),
+    "BatchNorm of each domain": ("mcc", ["method.batchnorm=own", "method.bottleneck=8"]),
+    "a masked teacher": ("mcc", ["method.mic={}"]),
+}
+# Two candidates before the last one, and predictions corrected by estimated priors, where outputs are of known classes alone.
+MEASURED = ["evaluate.every=3", "evaluate.images=50", "label_shift.resamples=0"]
+
+
+def left(run: Path) -> dict[str, str]:
+    """sha256 of what an adaptation leaves: exports, candidates, and the last checkpoint, which has second heads, banks and moments."""
+    last = f"checkpoints/step-{checkpoints(run)[-1]:08d}"
+    files = [
+        path for folder in ("backbone", "classifier", "candidates", last, ".") for path in (run / folder).iterdir()
+    ]
+    found = {str(path.relative_to(run)): path for path in files if path.suffix == ".safetensors"}
+    exported = {"backbone/backbone.safetensors", "classifier/head.safetensors", "candidates.safetensors"}
+    assert found.keys() >= exported | {f"{last}/model.safetensors", f"{last}/optimizer.safetensors"}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in found.items()}
+
+
+def said(run: Path) -> dict[str, Any]:
+    """result.json without what a clock or the folder's name says."""
+    result = json.loads((run / "result.json").read_text())
+    return {key: value for key, value in result.items() if key not in ("seconds", "run")}
+
+
+def looks_at(run: Path, cache: Path) -> tuple[int, int]:
+    """Numbers of entries: in the run's ledger, and in all of the cache's."""
+    found = [read_ledger(path) for path in (run / LOOKS, *(cache / "rootstock" / "looks").glob("*.json"))]
+    counts = [len(ledger.entries) for ledger in found if ledger is not None]
+    return counts[0], sum(counts[1:])
+
+
+@pytest.mark.parametrize("case", [*sorted(ADAPT_METHODS), *SETTINGS])
+def test_every_adaptation_method_resumes_to_the_same_bits(
+    case: str, rootstock: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that it leaves; and one look at the test in a cache of its own, since both runs score the same candidates."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    method, settings = SETTINGS.get(case, (case, list[str]()))
+    more = [*MEASURED, *settings, *([] if ADAPT_METHODS[method].extra_outputs else ["label_shift.correct=mlls"])]
+    steps, killed_at = 10, random.Random(case).choice([5, 6, 7, 9])
     path = write(tmp_path, adaptation(method, steps, tmp_path, rootstock))
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)  # what the run on the source looked at
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    assert rootstock("adapt", path, f"run.dir={straight}").code == 0
-    assert rootstock("adapt", path, f"run.dir={killed}", at=killed_at).code == -9
-    outcome = rootstock("adapt", path, f"run.dir={killed}")
+    assert rootstock("adapt", path, f"run.dir={straight}", *more).code == 0
+    assert rootstock("adapt", path, f"run.dir={killed}", *more, at=killed_at).code == -9
+    outcome = rootstock("adapt", path, f"run.dir={killed}", *more)
     assert outcome.code == 0 and f"resumed from step {killed_at // EVERY * EVERY} of {steps}" in outcome.output
-    assert weights(killed) == weights(straight) and rows(killed) == rows(straight)
+    assert left(killed) == left(straight) and rows(killed) == rows(straight) and said(killed) == said(straight)
+    assert looks_at(straight, tmp_path / "cache") == looks_at(killed, tmp_path / "cache") == (1, 1)
+
+
+@pytest.mark.parametrize("method", ["dann", "tent"])
+def test_killed_within_the_final_test_it_looks_once(
+    method: str, rootstock: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look and the result, three times at different places; with candidates of the training, corrected and online ones."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = write(tmp_path, adaptation(method, 6, tmp_path, rootstock))
+    own = [f"data.test={DATA}#[80:140]"] if method == "tent" else []  # its target, which it predicts while it meets it
+    more = [*MEASURED, "label_shift.correct=mlls", *own]
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert rootstock("adapt", path, f"run.dir={straight}", *more, under=straight).code == 0
+    changes = rootstock.changes()
+    shutil.rmtree(tmp_path / "cache")
+    # The last changes of a run: predictions, map, manifest, result and state. In a life that only ends a run there are fewer changes.
+    assert rootstock("adapt", path, f"run.dir={killed}", *more, under=killed, event=changes - 9).code == -9
+    assert (killed / LOOKS).exists() and not (killed / "result.json").exists()
+    copy = Path(shutil.copytree(killed, tmp_path / "copy"))
+    assert rootstock("adapt", path, f"run.dir={copy}", *more, under=copy).code == 0
+    ending = rootstock.changes()
+    for before in (7, 3):
+        assert rootstock("adapt", path, f"run.dir={killed}", *more, under=killed, event=ending - before).code == -9
+        assert not (killed / "result.json").exists()
+    assert rootstock("adapt", path, f"run.dir={killed}", *more).code == 0
+    assert left(killed) == left(straight) and said(killed)["looks"]["test"]["n"] == 1
+    assert ("test/online/accuracy" in said(killed)["metrics"]) == (method == "tent")
+    assert looks_at(killed, tmp_path / "cache") == (1, 1)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ arXiv:2212.01322). A term beside the loss of any method, which knows nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -57,9 +57,12 @@ def mic_options(
 class MaskedConsistency(AdaptMethod):
     """A method, and MIC's term beside its loss: the mean of q CE(student of the masked image, the teacher's class of the whole one).
 
-    The teacher is a moving average of the parameters of backbone, bottleneck and head; its BatchNorm uses the statistics of its own batch,
-    and so does the student's on masked images, as in the authors' code. Unlike there, the teacher follows after the step instead of
-    before it, and colours are drawn for each image instead of once a run. Of a method's turns the first has the term.
+    The teacher is a moving average of the parameters of backbone, bottleneck and head, and of no buffer, as in the authors' code: in
+    training mode throughout, its BatchNorm normalises by its own batch, so no running statistic of it is ever read, and none is exported.
+    The student's BatchNorm does so on masked images, too. Unlike there, the teacher follows after the step instead of before it. Their
+    code compares one number, drawn once a run, with `mask_color_jitter_p` and changes colours where it is larger: at their 0.2 eight runs
+    in ten change all images, by new factors in each step, and blur is decided the same way; here each image is drawn by itself with these
+    chances, 0.8 and 1/2. Of a method's turns the first has the term.
     """
 
     rows_per_position = 1
@@ -154,6 +157,10 @@ class MaskedConsistency(AdaptMethod):
         """Those of the method."""
         several: Any = (turn,) if self.turns > 1 else ()
         return self.method.frozen(progress, *several)
+
+    def watch(self, batch: Domains, progress: float, turn: int = 0) -> Mapping[str, Tensor]:
+        """What the method watches."""
+        return self.method.watch(batch, progress, turn)
 
     def after_step(self, progress: float) -> None:
         """The method's, then the teacher follows: alpha = min(1 - 1 / (i + 1), momentum) after step i, counted from 1."""

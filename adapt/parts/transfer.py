@@ -14,8 +14,9 @@ from torch import Tensor
 from ...core.checks import check_not_negative, check_share
 from ...core.distributed import all_reduce_sum, gather, gather_equal, world
 from ...core.errors import UserError
-from ...core.method import AdaptMethod, Domains, Step
+from ...core.method import Domains, Step
 from ...core.numerics import wide
+from .game import Game
 from .resampling import source_error
 
 if TYPE_CHECKING:
@@ -53,10 +54,11 @@ def _whole(rows: Tensor) -> Tensor:
     return gather(rows.transpose(0, 1)).transpose(0, 1) if world() > 1 else rows
 
 
-class Transfer(AdaptMethod):
+class Transfer(Game):
     """Cross-entropy on the source plus `trade_off` times a transfer loss; derive from it and give `transfer`.
 
-    needs_pairs: whether the loss compares images of one domain with each other, so that it needs two of them.
+    needs_pairs: whether the loss compares images of one domain with each other, so that it needs two of them. is_game: whether another
+    player learns against the features (`Game`).
     """
 
     rows_per_position = 2  # one joint forward of source and target: BatchNorm sees both domains
@@ -66,6 +68,7 @@ class Transfer(AdaptMethod):
     sees_target = True
     resamples = ("source",)
     needs_pairs = False
+    is_game = False
 
     def __init__(
         self, classifier: Classifier, chunk: int | None, trade_off: float, label_smoothing: float, usual: str
@@ -97,6 +100,7 @@ class Transfer(AdaptMethod):
         source = source_error(self, logits[0], batch.source.labels, self.label_smoothing)
         joint = Joint(wide(features), logits, batch.source.labels)
         loss, watched = self.transfer(joint if self.trade_off else joint.detached(), progress)
+        self.note(features, source, self.trade_off * loss)
         with torch.no_grad():
             metrics = {
                 "source_accuracy": (logits[0].argmax(1) == batch.source.labels).float().mean(),

@@ -1,19 +1,20 @@
-"""Signs of health of an adapted classifier: how many classes it predicts, errors by class and domain, BatchNorm's gap, negative transfer.
+"""Signs of health of an adapted classifier: how many classes it predicts, errors by class and domain, BatchNorm's gap.
 
 Plain functions. What reads labels takes them as an argument, so that only an evaluation can call it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .counts import Floats, Ints
-from .intervals import paired_interval
 
 ONE_CLASS = 0.99
 """The share of images that a single class must be predicted for, to say that it is predicted for everything."""
@@ -67,6 +68,42 @@ def class_accuracies(confusions: Ints) -> Floats:
     return np.divide(right, support, out=np.full(support.shape, np.nan), where=support > 0)
 
 
+class BatchNormInputs:
+    """Mean and variance of what reaches each BatchNorm layer of a network, over all batches that are shown within `watching`."""
+
+    def __init__(self) -> None:
+        self._sums: dict[
+            nn.Module, tuple[int, Tensor, Tensor]
+        ] = {}  # rows, mean and sum of squared deviations, float64 [C]
+
+    @contextmanager
+    def watching(self, network: nn.Module) -> Iterator[None]:
+        """Within it, forward passes of the network count."""
+        hooks = [m.register_forward_pre_hook(self._add) for m in network.modules() if isinstance(m, _BatchNorm)]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @torch.no_grad()
+    def _add(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        x: Tensor = inputs[0].detach()
+        # By batches, each less its own mean: E[x^2] - E[x]^2 loses its digits.
+        variance, mean = torch.var_mean(x.float(), [0, *range(2, x.ndim)], correction=0)
+        n, mean, spread = x.numel() // x.shape[1], mean.double(), variance.double() * (x.numel() // x.shape[1])
+        if layer in self._sums:
+            before, old, squares = self._sums[layer]
+            off, n = mean - old, n + before
+            spread = spread + squares + off.square() * (before * (n - before) / n)
+            mean = old + off * ((n - before) / n)
+        self._sums[layer] = (n, mean, spread)
+
+    def statistics(self) -> list[LayerStatistics]:
+        """Of each layer that was reached, in the order of the first forward pass; on the CPU."""
+        return [LayerStatistics(mean.cpu(), (spread / n).cpu()) for n, mean, spread in self._sums.values()]
+
+
 def batchnorm_gap(source: Sequence[LayerStatistics], target: Sequence[LayerStatistics]) -> float:
     """Mean over BatchNorm layers of the root mean square over channels of (mean_s - mean_t) / sigma_s.
 
@@ -81,12 +118,3 @@ def batchnorm_gap(source: Sequence[LayerStatistics], target: Sequence[LayerStati
         off = (s.mean - t.mean).double()[alive].square() / s.variance.double()[alive]
         gaps.append(float(off.mean().sqrt()) if len(off) else 0.0)
     return float(np.mean(gaps))
-
-
-def negative_transfer(method: Sequence[float], control: Sequence[float], level: float = 0.95) -> bool:
-    """Whether a method is worse than its control: the paired interval over seeds of method - control lies wholly below 0.
-
-    method, control: accuracies, value i of seed i. False with one seed, which has no interval.
-    """
-    _, _, high = paired_interval(method, control, level, span=(-1.0, 1.0))
-    return high is not None and high < 0.0

@@ -30,6 +30,7 @@ FEATURE_SOURCES = (
     "core/draws.py",
     "core/evaluate/augmented.py",
     "core/evaluate/features.py",
+    "core/evaluate/maps.py",
     "core/evaluate/rounds.py",
     "core/evaluate/taps.py",
     "core/numerics.py",
@@ -78,11 +79,12 @@ def describe_view(view: object) -> dict[str, Any]:
 
 def weights_digest(model: nn.Module) -> str:
     """sha256 (hex) over the names, shapes, dtypes and bytes of all parameters and buffers, as they are in the memory now."""
+    return state_digest({**model.state_dict(), **dict(model.named_buffers())})  # buffers that are not saved count too
+
+
+def state_digest(state: Mapping[str, Any]) -> str:
+    """sha256 (hex) over the names, shapes, dtypes and bytes of some tensors."""
     found = hashlib.sha256()
-    state: dict[str, Any] = {
-        **model.state_dict(),
-        **dict(model.named_buffers()),
-    }  # buffers that are not saved count too
     for name, value in sorted(state.items()):
         if isinstance(value, Tensor):
             value = unsharded(value.detach()).cpu().contiguous()

@@ -41,3 +41,12 @@ def paired_interval(
     if len(a) != len(b):
         raise ValueError(f"paired values must be as many, got {len(a)} and {len(b)}")
     return mean_interval([x - y for x, y in zip(a, b, strict=True)], level, span)
+
+
+def negative_transfer(method: Sequence[float], control: Sequence[float], level: float = 0.95) -> bool:
+    """Whether a method is worse than its control: the paired interval over seeds of method - control lies wholly below 0.
+
+    method, control: accuracies, value i of seed i. False with one seed, which has no interval.
+    """
+    _, _, high = paired_interval(method, control, level, span=(-1.0, 1.0))
+    return high is not None and high < 0.0

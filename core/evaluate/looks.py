@@ -1,9 +1,10 @@
 """How often the labels of a test set were looked at: a ledger in the run's folder, and one for each test set in the cache.
 
 A *look* is one test set scored for one set of candidates (classifiers, by the digest of their weights). Who scores the same candidates
-again, after a kill, on more processes or in a copy of the run, learns nothing new: that is the same look. It is written down before any
-label is read. The cache's ledger counts the looks of all runs on this machine, from the day on which it was begun; a test set is
-known by the identities of its images (`Images.split_hash`), wherever they lie. Without torch, so that a report need not import it.
+again, after a kill, on more processes or in a copy of the run, learns nothing new: that is the same look. A run that meets a set sorted by
+class looks at its labels too, once for each config. A look is written down before any label is read. The cache's ledger counts the looks
+of all runs on this machine, from the day on which it was begun; a test set is known by the identities of its images (`Images.split_hash`),
+wherever they lie. Without torch, so that a report need not import it.
 """
 
 from __future__ import annotations

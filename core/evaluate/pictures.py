@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -17,7 +18,8 @@ from ..launchlog import warn
 from ..manifest import DamagedFile, read_object
 
 CELL = 64
-MAP_POINTS = 450
+MAP_POINTS, MAP_POINTS_OF_TWO = 450, 300
+FEWEST_OF_TSNE = 100  # features; the neighbours of fewer say little, and their main axes take no time
 
 
 def denormalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -61,26 +63,26 @@ def spread(n: int, most: int) -> Tensor:
     return torch.arange(k) * n // max(1, k)
 
 
-def save_map(run: Path, features: Mapping[str, Tensor], sets: Mapping[str, Images], seed: int) -> None:
-    """Write run/map.json: t-SNE (van der Maaten & Hinton 2008) of up to MAP_POINTS features, by class and by domain.
+def save_map(
+    run: Path,
+    features: Mapping[str, Tensor],
+    sets: Mapping[str, Images],
+    seed: int,
+    before: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write run/map.json: up to MAP_POINTS features in a plane, by class and by domain.
 
-    features: [N, D] by name of the set; each set is one domain. Writes nothing for fewer than 8 features, or if they are not finite
-    or all equal, so a diverged run still ends with its numbers. An image of several classes, or of none, has no class on the map.
+    features: [N, D] by name of the set; each set is one domain. before: those of the same images before a training, [N, D']: each of the
+    two maps then has up to MAP_POINTS_OF_TWO. Writes nothing for fewer than 8 features, or if they are not finite or all equal, so a
+    diverged run still ends with its numbers. An image of several classes, or of none, has no class on the map.
     """
     names = [name for name in features if len(features[name])]
-    chosen = {name: spread(len(features[name]), max(1, MAP_POINTS // len(names))) for name in names}
-    if sum(map(len, chosen.values())) < 8:
+    most = MAP_POINTS if before is None else MAP_POINTS_OF_TWO
+    chosen = {name: spread(len(features[name]), max(1, most // len(names))) for name in names}
+    after = _flat([features[name][chosen[name]] for name in names], seed)
+    if after is None:
         return
-    x = torch.nn.functional.normalize(torch.cat([features[name][chosen[name]] for name in names]).double(), dim=1)
-    if not bool(x.isfinite().all()) or bool((x == x[0]).all()):
-        return
-    x = x.numpy()
-    seed %= 2**32  # scikit-learn takes no larger ones
-    from sklearn.decomposition import PCA  # imported here: it takes a second, and most runs draw no map
-    from sklearn.manifold import TSNE
-
-    x = PCA(min(32, *x.shape), random_state=seed).fit_transform(x)
-    points = TSNE(perplexity=min(30.0, (len(x) - 1) / 3), init="pca", max_iter=500, random_state=seed).fit_transform(x)
+    first = None if before is None else _flat([before[name][chosen[name]] for name in names], seed)
     classes = next((s.classes for s in sets.values() if s.classes), None)
     labels: list[int] = []
     for name in names:
@@ -90,13 +92,36 @@ def save_map(run: Path, features: Mapping[str, Tensor], sets: Mapping[str, Image
         run / "map.json",
         json.dumps(
             {
-                "x": [round(float(v), 3) for v in points[:, 0]],
-                "y": [round(float(v), 3) for v in points[:, 1]],
+                **_written(after),
+                **({} if first is None else {"before": _written(first)}),
                 "label": labels,
                 "domain": [i for i, name in enumerate(names) for _ in range(len(chosen[name]))],
                 "classes": list(classes or []),
                 "domains": names,
-                "method": f"t-SNE of {len(x)} normalised features",
+                "method": f"{'t-SNE' if len(labels) >= FEWEST_OF_TSNE else 'principal components'} of {len(labels)} normalised features",
             }
         ),
     )
+
+
+def _flat(parts: Sequence[Tensor], seed: int) -> np.ndarray | None:
+    """Features [N, D] of all parts in a plane, [N, 2]: by t-SNE (van der Maaten & Hinton 2008), few by their two main axes."""
+    if sum(map(len, parts)) < 8:
+        return None
+    x = torch.nn.functional.normalize(torch.cat(list(parts)).double(), dim=1)
+    if not bool(x.isfinite().all()) or bool((x == x[0]).all()):
+        return None
+    x = x.numpy()
+    seed %= 2**32  # scikit-learn takes no larger ones
+    from sklearn.decomposition import PCA  # imported here: it takes a second, and most runs draw no map
+    from sklearn.manifold import TSNE
+
+    if len(x) < FEWEST_OF_TSNE:
+        points = PCA(min(2, *x.shape), random_state=seed).fit_transform(x)
+        return np.pad(points, ((0, 0), (0, 2 - points.shape[1])))
+    x = PCA(min(32, *x.shape), random_state=seed).fit_transform(x)
+    return TSNE(perplexity=min(30.0, (len(x) - 1) / 3), init="pca", max_iter=500, random_state=seed).fit_transform(x)
+
+
+def _written(points: np.ndarray) -> dict[str, list[float]]:
+    return {axis: [round(float(v), 3) for v in points[:, i]] for i, axis in enumerate("xy")}

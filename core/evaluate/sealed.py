@@ -6,14 +6,14 @@ candidates.safetensors of the run holds what is scored, before any label is read
     TEST/CANDIDATE/logits   float16 [M, K]
 
 The header's entry `about` is JSON: format, classes, digest and tests of each candidate. A candidate is the last iterate, a validator's
-pick or the oracle. `open_sealed` is the only place that reads labels of sealed sets.
+pick or the oracle. Only `open_sealed` and `rows_by_class`, which counts too, read labels of sealed sets.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..distributed import broadcast_text
-from ..errors import UserError
+from ..distributed import broadcast_text, of_first
+from ..errors import MachineError, UserError
 from ..files import read_regular, write_bytes
 from ..images.images import Images
 from ..images.sealed import SealedImages
-from ..manifest import read_manifest
+from ..manifest import DamagedFile, read_manifest
 from ..run.directory import Run
 from ..run.rows import CANDIDATES
 from .looks import record_look
@@ -77,27 +77,88 @@ def open_sealed(
     reads labels, so there is one look on any number of processes. states: earlier states of the training, of which only the accuracy
     is told, as `states` by test. Raises UserError on all processes.
     """
-    trouble, text, opened = "", "", dict(tests)
+    opened = dict(tests)
+
+    def work() -> str:
+        every = {**candidates, **states}
+        logits = _frozen(run.dir, tests, every, classes)
+        found, looks = _open(run.dir, tests, {name: found.digest for name, found in every.items()})
+        opened.update(found)
+        scored = Scored(classes, run.seed, open_set)
+        accuracies: dict[str, dict[str, float]] = {}
+        for key, values in logits.items():
+            test, _, name = key.partition("/")
+            if name in candidates:
+                scored.add(key, opened[test], values, "logits")
+            else:
+                accuracies.setdefault(test, {})[name] = accuracy_of(opened[test], values)
+        scored.save(run.dir)
+        return json.dumps({**scored.as_result(), "looks": looks, **({"states": accuracies} if states else {})})
+
+    return Opened(json.loads(on_main_process(run, work)), opened)
+
+
+def rows_by_class(run: Run, name: str, images: SealedImages) -> tuple[Tensor, dict[str, Any]]:
+    """The rows of a sealed set sorted by class, int64 [M], those of a class as they lie; and the look that it was, as in `looks`.
+
+    What meets the images in this order has seen their labels in a way, so it is a look, written down before they are read: one for each
+    config, however often its run is resumed. name: of the set. Every process calls it; the main one alone reads labels. Raises UserError
+    on all processes, also where an image has no label or several.
+    """
+    rows = list[Tensor]()
+    lacks = UserError(f"{images.uri} has not one label for each picture, so it cannot be sorted by class")
+    if images.classes is None:  # which is known without a look
+        raise lacks
+
+    def work() -> str:
+        config = {key: value for key, value in run.config.items() if key != "run"}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
+        opened, looks = _open(run.dir, {name: images}, {"in the order of classes": digest})
+        labels = opened[name].labels
+        if labels is None or labels.ndim != 1:
+            raise lacks
+        rows.append(labels.argsort(stable=True))
+        return json.dumps(looks[name])
+
+    look = json.loads(on_main_process(run, work))
+    like = torch.empty(len(images), dtype=torch.int64, device=run.device)
+    return of_first(lambda: rows[0], like).cpu(), look
+
+
+def on_main_process(run: Run, work: Callable[[], str]) -> str:
+    """What `work` returns on the main process, on all of them; the others don't call it.
+
+    An error of it is one sentence on all, since an exception on one process alone would leave the others waiting. Raises UserError.
+    """
+    trouble, machine, text = "", False, ""
     if run.main:
         try:
-            every = {**candidates, **states}
-            logits = _frozen(run.dir, tests, every, classes)
-            opened, looks = _open(run.dir, tests, {name: found.digest for name, found in every.items()})
-            scored = Scored(classes, run.seed, open_set)
-            accuracies: dict[str, dict[str, float]] = {}
-            for key, values in logits.items():
-                test, _, name = key.partition("/")
-                if name in candidates:
-                    scored.add(key, opened[test], values, "logits")
-                else:
-                    accuracies.setdefault(test, {})[name] = accuracy_of(opened[test], values)
-            scored.save(run.dir)
-            text = json.dumps({**scored.as_result(), "looks": looks, **({"states": accuracies} if states else {})})
+            text = work()
         except UserError as error:
-            trouble = str(error)
-    if trouble := broadcast_text(trouble):
-        raise UserError(trouble)
-    return Opened(json.loads(broadcast_text(text)), opened)
+            trouble, machine = str(error), isinstance(error, MachineError)
+        except DamagedFile as error:
+            trouble = f"{error}; restore it from a copy, or choose another run.dir"
+        except OSError as error:
+            place, machine = error.filename or run.dir, True
+            trouble = (
+                f"the final test of {run.dir} needs {place}, and the system says: {error.strerror or error}; "
+                "mend that, then run the same command again"
+            )
+    trouble, machine = json.loads(broadcast_text(json.dumps([trouble, machine])))
+    if trouble:
+        raise (MachineError if machine else UserError)(trouble)
+    return broadcast_text(text)
+
+
+def frozen_candidate(run: Path, name: str) -> CandidateLogits | None:
+    """A candidate as an earlier command of this run stored it before the labels were read; None if none did, or it cannot be read."""
+    try:
+        content = read_regular(run / CANDIDATES)
+        arrays, about = safetensors.numpy.load(content), _about(content)
+        logits = {test: torch.from_numpy(arrays[f"{test}/{name}/logits"]) for test in about["tests"][name]}
+        return CandidateLogits(about["candidates"][name], logits)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def accuracy_of(images: Images, logits: Tensor) -> float:
@@ -142,9 +203,14 @@ def _stored(path: Path, about: Mapping[str, Any], keys: Mapping[str, NDArray[Any
     try:
         content = read_regular(path)
         arrays = safetensors.numpy.load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        same = json.loads(header["__metadata__"]["about"]) == about
+        same = _about(content) == about
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
         return None
     names = {*keys, *(f"{test}/{name}/logits" for name, tests in about["tests"].items() for test in tests)}
     return arrays if same and set(arrays) == names and all(np.array_equal(arrays[k], keys[k]) for k in keys) else None
+
+
+def _about(content: bytes) -> Any:
+    """The entry `about` of the header of a safetensors file. Raises ValueError, KeyError or TypeError."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return json.loads(header["__metadata__"]["about"])

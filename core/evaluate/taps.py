@@ -118,7 +118,7 @@ class Taps(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """float [N, C, H, W] -> the features by name; H = W = backbone.size, or what else the network takes."""
         with evaluating(self.backbone), torch.no_grad():
-            return self._features(_as_weights(self.backbone, images))
+            return self._features(as_weights(self.backbone, images))
 
     def _features(self, images: Tensor) -> dict[str, Tensor]:
         model: Any = self.backbone.model
@@ -210,7 +210,7 @@ def _layout_of(backbone: Backbone) -> TapLayout:
     noise = torch.rand(1, backbone.channels, backbone.size, backbone.size, generator=torch.Generator().manual_seed(0))
     first = next(backbone.parameters(), noise)
     with evaluating(backbone), torch.no_grad():
-        image = _as_weights(backbone, noise.to(first.device))
+        image = as_weights(backbone, noise.to(first.device))
         pooled = model(image)
         if not hasattr(model, "forward_features"):
             return TapLayout(final=pooled.ndim == 2)
@@ -273,7 +273,7 @@ def _late_norm(model: nn.Module) -> nn.Module | None:
     return late if isinstance(late, nn.Module) and not isinstance(late, nn.Identity) and without else None
 
 
-def _as_weights(backbone: Backbone, images: Tensor) -> Tensor:
+def as_weights(backbone: Backbone, images: Tensor) -> Tensor:
     """The images in the precision of the weights; autocast does that by itself."""
     first = next((p for p in backbone.parameters() if p.is_floating_point()), images)
     return images if torch.is_autocast_enabled(images.device.type) else images.to(first.dtype)

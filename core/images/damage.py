@@ -75,6 +75,16 @@ def _first_readable(images: Images, index: int, read: Callable[[int], _Read]) ->
     raise UserError(f"{tries} damaged pictures in a row, the last: {last}; `rootstock data URI` lists them all")
 
 
+def readable_neighbours(images: Images, readable: Tensor) -> Tensor:
+    """The image that is shown in the place of each, as by `read_or_neighbour`, int64 [N]. readable: bool [N]. Raises UserError."""
+    read = torch.arange(len(readable))
+    for index in (~readable).nonzero()[:, 0].tolist():
+        others = [(index + offset) % len(readable) for offset in range(min(NEIGHBOUR_TRIES, len(readable)))]
+        shown = next((other for other in others if readable[other]), None)
+        read[index] = read_or_neighbour(images, index)[1] if shown is None else shown  # which raises the error
+    return read
+
+
 def rows_or_neighbours(images: Images, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """The images `wanted` (int64 [N]) of a uniform set, [N, C, H, W], and the indices that were read, int64 [N]."""
     try:

@@ -24,6 +24,7 @@ from ..files import expanded, write_tensors, write_text
 from ..formats import FORMAT
 from ..manifest import guard, guard_alone, write_manifest
 from ..views.augmentation import LARGEST_SIDE
+from .boundary import Boundary
 from .description import DESCRIPTION, SEEN, WEIGHTS, read_description
 from .freezing import frozen_modules
 from .lora import add_lora, folded, lora_options
@@ -31,7 +32,7 @@ from .networks import OWN, build_network
 from .plain_timm import timm_entry
 from .sincos import fix_positions
 from .sizes import say_size, trained_size
-from .vit_blocks import asks_for_one, first_token
+from .vit_blocks import pooled
 from .weights import import_options, load_file_strictly, read_tensors
 
 HALF = (0.5, 0.5, 0.5)
@@ -42,6 +43,7 @@ class Backbone(nn.Module):
     """A model without its classifier, and what is needed to build it again.
 
     forward: float [N, channels, H, W] -> [N, feature_dim]. model: the timm model. spec: {name, args, size, stem, pooling}.
+    boundary: where the frozen layers end; with it forward also takes what they give for the images, [N, *boundary.shape].
     mean, std: the normalisation that its inputs must have. provenance: the stages that trained it, oldest first.
     seen: keys of the images that these stages trained on: without labels by kind of stage ("pretrain", "adapt"), with labels under
     "labelled".
@@ -54,6 +56,7 @@ class Backbone(nn.Module):
         self.model, self.spec, self.channels = model, spec, channels
         self.mean, self.std = tuple(mean), tuple(std)
         self.frozen, self.still = False, list[nn.Module]()  # wholly; the parts that are
+        self.boundary: Boundary | None = None
         # head_hidden_size is the width of the classifier's input: in some timm models layers follow those of num_features.
         widths = (getattr(model, name, None) for name in ("head_hidden_size", "num_features", "feature_dim"))
         self.feature_dim = int(next(width for width in widths if width))
@@ -65,11 +68,10 @@ class Backbone(nn.Module):
         return self.spec["size"]
 
     def forward(self, images: Tensor) -> Tensor:
-        # In eval mode timm's own forward, so that timm alone gives the same bits.
-        if (self.training or self.frozen) and asks_for_one(self.model):
-            assert isinstance(self.model, VisionTransformer)
-            return first_token(self.model, images)
-        return self.model(images)
+        if self.boundary is None or images.shape[1:] != self.boundary.shape:
+            return pooled(self.model, images, self.training or self.frozen)
+        with self.boundary.above(images) as (above, shown):
+            return pooled(above, shown, self.training)
 
     def tokens(self, images: Tensor) -> Tensor:
         """The tokens before pooling, float [N, C, H, W] -> [N, L, D]; one token if the model has none.
@@ -203,7 +205,7 @@ def create(
     norm: Which images share BatchNorm statistics: `batch` (the whole batch of all processes), `group:G` (each G consecutive images) or
         `local` (each process's own). auto: batch if several processes train a method that compares images, else local.
     freeze: Layers that keep their weights, their BatchNorms and dropout in eval mode: none, stem, stageN (all up to the N-th stage, of a
-        ViT the N-th block) or all. With all, and data.views without augmentation, adaptation encodes each image only once.
+        ViT the N-th block) or all. With data.views without augmentation, adaptation runs these layers once for each image.
     mean: Mean that is subtracted from inputs in 0..1, one number a channel. null: the run's, or timm's for this model.
     std: Standard deviation that inputs are then divided by, above 0, one number a channel. null: as for `mean`.
     lora: Low-rank adapters: train few parameters of given weights. null: train all.

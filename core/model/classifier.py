@@ -58,7 +58,7 @@ class Classifier(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """float [N, C, H, W] -> the features that the head sees, [N, D], of images of one domain.
 
-        images: or features of the backbone, [N, D], as where it is frozen and they were computed once.
+        images: or features of the backbone, [N, D], or maps of its first layers, where these are frozen and ran once.
         """
         found = images if images.ndim == 2 else self.backbone(images)
         return found if self.bottleneck is None else self.bottleneck(found)
@@ -81,9 +81,9 @@ class Classifier(nn.Module):
     def encode(self, images: Tensor, chunk: int | None = None, domains: Sequence[int] | None = None) -> Tensor:
         """The features that the head sees: [V, N, C, h, w] -> [V, N, D]; rows of two domains are normalised as `batchnorm` says.
 
-        images: or features of the backbone, [V, N, D], as where it is frozen and they were computed once. chunk: images that the network
-        takes at once; the bottleneck takes all, so its BatchNorm sees the whole batch. domains: of each of the V rows, SOURCE or TARGET; by
-        default the first one is of the source and all others are of the target.
+        images: or features of the backbone, [V, N, D], or maps of its first layers, where these are frozen and ran once. chunk: images that
+        the network takes at once; the bottleneck takes all, so its BatchNorm sees the whole batch. domains: of each of the V rows, SOURCE
+        or TARGET; by default the first one is of the source and all others are of the target.
         """
         if domains is None:
             if self.batchnorm == "own" and len(images) == 1:

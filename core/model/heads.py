@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -63,7 +64,7 @@ class Structure(NamedTuple):
         """Raises UserError for a number out of its range, by the keys of `method`."""
         if self.bottleneck is not None and self.bottleneck < 1:
             raise UserError(f"method.bottleneck: expected a width of 1 or more, or none, got {self.bottleneck}")
-        if self.temperature <= 0.0:
+        if not 0.0 < self.temperature < math.inf:
             raise UserError(f"method.head_temperature: expected more than 0, got {self.temperature}")
 
 
@@ -95,7 +96,7 @@ class WeightNormHead(nn.Module):
 
 
 class CosineHead(nn.Module):
-    """float [N, D] -> [N, K] in float32: the cosine of features and class weights over the temperature, without a bias.
+    """float [..., D] -> [..., K] in float32: the cosine of features and class weights over the temperature, without a bias.
 
     MME's code (arXiv:1904.06487) divides by the length of the features alone; here that of the weights is divided out too, so logits lie
     within +-1 / temperature.
@@ -108,7 +109,7 @@ class CosineHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
-            unit, weights = F.normalize(wide(features), dim=1), F.normalize(wide(self.weight), dim=1)
+            unit, weights = F.normalize(wide(features), dim=-1), F.normalize(wide(self.weight), dim=1)
             return unit @ weights.T / self.temperature
 
 

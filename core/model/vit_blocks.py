@@ -47,6 +47,14 @@ def first_token(vit: VisionTransformer, images: Tensor) -> Tensor:
     return vit.forward_head(vit.norm(x))
 
 
+def pooled(model: nn.Module, images: Tensor, quick: bool) -> Tensor:
+    """The model's forward, [N, C, H, W] -> [N, D]. quick: by `first_token`, where that will do; else timm's own, to the same bits."""
+    if quick and asks_for_one(model):
+        assert isinstance(model, VisionTransformer)
+        return first_token(model, images)
+    return model(images)
+
+
 class PackedSequences:
     """Sequences of several lengths as rows, [R, D], one after the other, without padding: attention takes the sequences of one length
     together. Shapes depend on the lengths, so it is not for compiled code; only for blocks that are `is_packable`.

@@ -59,6 +59,8 @@ class Run:
     version, which lacks the keys that are new since.
     """
 
+    dry = False  # whether nothing is written, and so no label of a sealed set read
+
     def __init__(
         self, verb: str, config: dict[str, Any], quiet: bool = False, complete: Complete | None = None
     ) -> None:

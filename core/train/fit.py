@@ -139,14 +139,14 @@ def fit(
         for step, micro in zip(range(start, steps), batches(start), strict=True):
             waited = time.perf_counter() - waiting
             progress.leave_out(refresh.before(trained, step, steps))
-            row = step_in_memory(loop, forward, micro, prepare, step, asked)
             done = step + 1
+            saves, loop.watching = every.saves(done, steps), every.logs(done, steps)
+            row = step_in_memory(loop, forward, micro, prepare, step, asked)
             phase.begin(phase.TRAINING, done)
             progress.advance(done, loop.images(micro), waited)
-            saves, logs = every.saves(done, steps), every.logs(done, steps)
-            if saves or logs or loop.stop or loop.due:
+            if saves or loop.watching or loop.stop or loop.due:
                 loop.flush()
-            if logs:
+            if loop.watching:
                 loop.log(done, row, progress, alarm)
             aside = time.perf_counter()
             _secure(loop, every, done)

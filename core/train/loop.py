@@ -25,6 +25,7 @@ from .progress import Progress
 from .saving import Saving
 from .seeds import seed_generators, step_seed
 from .turns import of_turn, prepared_once, with_absent
+from .watching import watched
 
 Alarm = Callable[[int, Mapping[str, float]], str | None]  # (step, logged row) -> a warning, or None
 
@@ -48,6 +49,7 @@ class Loop:
     due: bool = False  # a checkpoint is due by rank 0's clock, and all processes know it
     deferred: bool | None = None
     sharded: bool = False  # whether the parameters of `method` are sharded
+    watching: bool = False  # whether this step is logged
 
     def __post_init__(self) -> None:
         self.turns, self.bad, self.skipped = self.method.turns, False, Skipped(self.run)
@@ -134,6 +136,8 @@ class Loop:
                 if self.turns > 1:
                     loss, absent = with_absent(loss, self.parameters)
                 (self.scaler.scale(loss) if self.scaler.is_enabled() else loss).backward()
+                if last and self.watching and not self.sharded:
+                    total |= watched(self.method, batch, progress, turn, self.run)
             if not last:
                 norm.set_aside(self.layers)
             losses.append(out.loss.detach())

@@ -22,10 +22,12 @@ from ..report.claims import stages_shown, tasks_of
 from ..report.contrasts import over_images, primary_contrasts
 from ..report.gains import gain_of
 from ..report.markdown import gain_lines, pipeline_markdown
-from ..report.oracles import ORACLE, mark_oracles
+from ..report.negative import Baselines, baselines_of, mark_negative_transfer, negative_lines
+from ..report.oracles import DIAGNOSTIC, ORACLE, mark_oracles
 from ..report.page import write_report
+from ..report.priors import HEAD, priors_cell, priors_of
 from ..report.records import read_run
-from ..report.results import averaged, compare, looks_note, main_metric, summarise, value_of
+from ..report.results import averaged, compare, looks_note, main_metric, summarise, test_of, value_of
 from ..report.tables import interval, is_fraction, number
 from .checks import rows_named, sides_of, subtracted
 from .contrasts import declare, declared_contrasts
@@ -77,15 +79,17 @@ def run_pipeline(
         _check_metrics(job.name, result, config["report"]["rows"])
         results[job.name].append({**result, "seed": job.seed})
     domains = {job.name: domains_of(job.resolved) for job in jobs}
-    table = tabulate(config["report"], results, domains, {job.name: tuple(job.inputs) for job in jobs})
+    baselines = baselines_of({job.name: job.resolved for job in reversed(jobs)})  # of the first seed
+    table = tabulate(config["report"], results, domains, {job.name: tuple(job.inputs) for job in jobs}, baselines)
     if rank() == 0:
         if declared is not None:
             table |= {"contrasts": {**declared, "primary": _judged(config["report"], table["rows"], jobs)}}
         write_record(folder / "result.json", table, shared=True)
         write_text(folder / "table.md", pipeline_markdown(table, f"rootstock run {path}"), shared=True)
         page = write_report([folder], folder / "report.html")
-        console.print(_printed_table(table))
-        for line in gain_lines(table.get("gains") or []):
+        for printed in printed_tables(table):
+            console.print(printed)
+        for line in (*negative_lines(table["rows"]), *gain_lines(table.get("gains") or [])):
             console.print(escape(line), soft_wrap=True)
         console.print(f"report: {escape(str(page))}", soft_wrap=True)
     return table
@@ -96,9 +100,10 @@ def tabulate(
     results: Mapping[str, Sequence[Mapping[str, Any]]],
     domains: Mapping[str, Sequence[str]] = {},
     inputs: Mapping[str, Sequence[str]] = {},
+    baselines: Baselines = {},
 ) -> dict[str, Any]:
-    """The pipeline's result.json. report: the resolved section. results, domains, inputs: of each stage, one result per seed, its domains,
-    and the stages that it starts from.
+    """The pipeline's result.json. report: the resolved section. results, domains, inputs, baselines: of each stage, one result per seed,
+    its domains, the stages that it starts from, and its control and source-only.
     """
     measured = [name for name, found in results.items() if found[0].get("metrics")]
     wanted: list[Mapping[str, Any]] = report["rows"] or [{"label": name, "stage": name} for name in measured]
@@ -114,8 +119,11 @@ def tabulate(
         )
         if len(shown := stages_shown(entry)) > 1:
             row["tasks"] = tasks_of([domains.get(name, ()) for name in shown])
+        if priors := priors_of([results[name] for name in shown], test_of(row["metric"])):
+            row["priors"] = priors
         rows.append(row | {key: entry[key] for key in ("stages", "group", "note", "emphasis") if entry.get(key)})
     mark_oracles(rows, results, inputs)
+    mark_negative_transfer(rows, baselines)
     return {"task": "pipeline", "rows": rows, **_differences(report["comparisons"], rows)}
 
 
@@ -159,28 +167,33 @@ def _check_metrics(name: str, result: Mapping[str, Any], rows: Sequence[Mapping[
                 value_of(result, metric)
 
 
-def _printed_table(table: Mapping[str, Any]) -> Table:
+def printed_tables(table: Mapping[str, Any]) -> list[Table]:
+    """The results with their differences, and after them the oracles in a table of their own."""
+    results, oracles = ([row for row in table["rows"] if (row["kind"] == ORACLE) == wanted] for wanted in (False, True))
+    parts = [(results, table["comparisons"])] if results or table["comparisons"] else []
+    return [_printed_table(*part) for part in (*parts, *([(oracles, [])] if oracles else []))]
+
+
+def _printed_table(rows: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> Table:
     printed = Table(box=None, header_style="dim", pad_edge=False)
-    for heading, side in (
-        ("", "left"),
-        ("metric", "left"),
-        ("mean", "right"),
-        ("95 % interval", "left"),
-        ("n", "right"),
-        ("looks", "right"),
-    ):
+    headings = [("", "left"), ("metric", "left"), ("mean", "right"), ("95 % interval", "left"), ("n", "right")]
+    headings.append(("looks", "right"))
+    if any(row.get("priors") for row in rows):
+        headings.append((HEAD, "left"))
+    for heading, side in headings:
         printed.add_column(heading, justify=side)  # pyright: ignore[reportArgumentType]
-    for row in table["rows"]:
+    for row in rows:
         scale = 100.0 if is_fraction(row["metric"], row["values"]) else 1.0
         printed.add_row(
-            escape(row["label"] if row["kind"] != ORACLE else f"{row['label']} [{ORACLE}]"),
+            escape(f"{row['label']} [{row['kind']}]" if row["kind"] in (ORACLE, DIAGNOSTIC) else row["label"]),
             row["metric"],
             number(row["mean"], scale),
             escape(interval(row, scale)),
             str(row["n"]),
             looks_note(row).partition(" (")[0].removeprefix("looks: "),
+            *([priors_cell(row)] if len(headings) > 6 else []),
         )
-    for row in table["comparisons"]:
+    for row in comparisons:
         bounds = escape(interval(row, 100, sign=True))
         kind = "difference" if row.get("primary", True) else "exploratory"
         printed.add_row(escape(row["label"]), kind, number(row["mean"], 100, sign=True), bounds, str(row["n"]))

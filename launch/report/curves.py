@@ -19,6 +19,18 @@ _WIDTH, _HEIGHT, _LETTER = 340.0, 210.0, 6.4  # the panel, and a letter of its t
 _RIGHT, _TOP, _BOTTOM = 3.0, 6.0, 36.0  # margins in pixels; the left one is as wide as the numbers on it
 
 
+_HEALTH = {
+    "Discriminator accuracy": ("domain_accuracy",),
+    "Gradient of transfer over task": ("gradient_ratio", "turn2/gradient_ratio"),
+    "Agreement of both heads": ("turn1/agreement",),
+    "Agreement with the adversary": ("source_agreement", "target_agreement"),
+    "Share of the target called unknown": ("unknown_target",),
+    "Share above the threshold": ("confident",),
+    "Share of pseudo-labels changed": ("pseudo_changed",),
+    "Effective classes predicted": ("effective_classes", "candidate/effective_classes"),
+}
+
+
 class Series(NamedTuple):
     """A curve: steps and values, float [T] each, and how many logged steps a point is the mean of."""
 
@@ -27,9 +39,13 @@ class Series(NamedTuple):
     binned: int
 
 
-def curves(runs: Sequence[Sequence[Mapping[str, object]]]) -> list[Figure]:
-    """Panels of loss, online evaluation, learning rate and everything else that was logged; one line for each run (seed)."""
-    keys = dict.fromkeys(key for rows in runs for row in rows for key in row if key not in _NOT_CURVES)
+def curves(runs: Sequence[Sequence[Mapping[str, object]]], health: bool = False) -> list[Figure]:
+    """Panels of loss, online evaluation, learning rate and everything else that was logged; one line for each run (seed).
+
+    health: whether `health_curves` shows its metrics, so that they are not among these.
+    """
+    apart = {name for names in _HEALTH.values() for name in names} if health else set[str]()
+    keys = dict.fromkeys(key for rows in runs for row in rows for key in row if key not in _NOT_CURVES | apart)
     accuracies = [key for key in keys if key.startswith("eval/") and key.endswith("/accuracy")]
     online = accuracies or [key for key in keys if key.startswith("eval/")]
     rates = [key for key in keys if key == "lr" or key.startswith("lr/")]
@@ -46,6 +62,13 @@ def curves(runs: Sequence[Sequence[Mapping[str, object]]]) -> list[Figure]:
         if len(figures) < _PANELS and (figure := _panel(title, names, runs)) is not None:
             figures.append(figure)
     return figures
+
+
+def health_curves(runs: Sequence[Sequence[Mapping[str, object]]]) -> list[Figure]:
+    """Panels of what an adaptation logs of its health, for those metrics that were logged; the page shows them apart from the others."""
+    logged = {key for rows in runs for row in rows for key in row}
+    figures = (_panel(title, [name for name in names if name in logged], runs) for title, names in _HEALTH.items())
+    return [figure for figure in figures if figure is not None]
 
 
 def _panel(title: str, keys: Sequence[str], runs: Sequence[Sequence[Mapping[str, object]]]) -> Figure | None:

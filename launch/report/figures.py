@@ -118,9 +118,12 @@ def _inline(svg: str, title: str, owner: str) -> Markup:
     return Markup(re.sub(r"\n\s*", "\n", svg))
 
 
-def scatter(chart: Mapping[str, Any], by: str) -> Figure:
-    """A map of features (map.json), coloured by `label` or by `domain`; a class's name stands at the median of its points."""
-    x, y, groups = _placed(chart, by)
+def scatter(chart: Mapping[str, Any], by: str, when: str = "") -> Figure:
+    """A map of features (map.json), coloured by `label` or by `domain`; a class's name stands at the median of its points.
+
+    when: "before" or "after" the training, of a chart that has both; "" for one that hasn't.
+    """
+    x, y, groups = _placed({**chart, **chart["before"]} if when == "before" else chart, by)
     present = sorted(set(groups.tolist()))
     given = [str(name) for name in chart.get({"label": "classes", "domain": "domains"}[by]) or []]
     names = {
@@ -133,7 +136,7 @@ def scatter(chart: Mapping[str, Any], by: str) -> Figure:
         for group in (present if by == "label" and few else [])
     ]
     legend = [(colour(group), names[group]) for group in present if group >= 0] if few else []
-    title = {"label": "By class", "domain": "By domain"}[by]
+    title = {"label": "By class", "domain": "By domain"}[by] + (f", {when} the training" if when else "")
     label = f"{escape(chart.get('method', 'map of features'))}, {title.lower()}"
     svg = (
         f'<svg viewBox="0 0 {_MAP_SIDE:g} {_MAP_SIDE:g}" role="img" aria-label="{label}" class="map">'

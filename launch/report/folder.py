@@ -125,8 +125,13 @@ def odd_about(about: Mapping[str, Any]) -> str:
 def odd_map(chart: Mapping[str, Any]) -> str:
     """As `odd_result`, of map.json: x and y are numbers, label and domain whole numbers, all of them as many."""
     lengths = set[int]()
-    for key, kind in (("x", int | float), ("y", int | float), ("label", int), ("domain", int)):
-        values = chart.get(key, [])
+    before = chart.get("before", {})
+    if not isinstance(before, dict):
+        return "before is no mapping"
+    wanted = [("x", int | float), ("y", int | float), ("label", int), ("domain", int)]
+    parts = [*((chart, *pair) for pair in wanted), *((before, *pair) for pair in wanted[:2] if before)]
+    for part, key, kind in parts:
+        values = part.get(key, [])
         if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
             return f"{key} is no list of numbers"
         if values or key in ("x", "y"):

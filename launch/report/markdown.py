@@ -7,8 +7,11 @@ from typing import Any
 
 from .claims import claim_words, needed_words, tasks_words
 from .gains import gain_words
+from .negative import negative_lines
+from .oracles import ORACLE
+from .priors import HEAD, priors_cell
 from .results import looks_note
-from .tables import interval, is_fraction, number
+from .tables import KIND_HEADINGS, interval, is_fraction, number
 
 
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
@@ -54,8 +57,7 @@ def gain_lines(gains: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def pipeline_markdown(table: Mapping[str, Any], command: str) -> str:
-    """table.md of a pipeline. table: its result.json. command: that makes it."""
+def _rows_table(found: Sequence[Mapping[str, Any]]) -> str:
     heads = [
         "",
         "metric",
@@ -68,16 +70,29 @@ def pipeline_markdown(table: Mapping[str, Any], command: str) -> str:
         "looks",
         "notes",
     ]
+    apart = any(row.get("priors") for row in found)
+    heads[-1:] = [HEAD, "notes"] if apart else ["notes"]
     rows = []
-    for row in table["rows"]:
+    for row in found:
         scale = 100.0 if is_fraction(row["metric"], row["values"]) else 1.0
         notes = "; ".join(filter(None, [row.get("note"), row.get("oracle"), tasks_words(row.get("tasks"))]))
         looks = looks_note(row).removeprefix("looks: ")
         images = row.get("over_images")
         both = f"[{number(images[0], scale)}, {number(images[1], scale)}]" if images else ""
         numbers = [number(row["mean"], scale), interval(row, scale), both, str(row["n"])]
-        rows.append([row["label"], row["metric"], *numbers, row["kind"], ", ".join(row["selection"]), looks, notes])
-    parts = [f"Made by `{command}`.", markdown_table(heads, rows, right=(2, 5))]
+        rows.append([row["label"], row["metric"], *numbers, row["kind"], ", ".join(row["selection"]), looks])
+        rows[-1] += [priors_cell(row), notes] if apart else [notes]
+    return markdown_table(heads, rows, right=(2, 5))
+
+
+def pipeline_markdown(table: Mapping[str, Any], command: str) -> str:
+    """table.md of a pipeline. table: its result.json. command: that makes it. Oracles have a table of their own."""
+    oracles = [row for row in table["rows"] if row["kind"] == ORACLE]
+    parts = [f"Made by `{command}`."]
+    if results := [row for row in table["rows"] if row["kind"] != ORACLE]:
+        parts.append(_rows_table(results))
+    if oracles:
+        parts += [f"{KIND_HEADINGS[ORACLE]}.", _rows_table(oracles)]
     if table["comparisons"]:
         parts.append(
             markdown_table(
@@ -95,5 +110,6 @@ def pipeline_markdown(table: Mapping[str, Any], command: str) -> str:
                 right=(1, 3),
             )
         )
-    parts += [f"- {line}" for line in (*gain_lines(table.get("gains") or []), *contrast_lines(table.get("contrasts")))]
+    lines = [*negative_lines(table["rows"]), *gain_lines(table.get("gains") or [])]
+    parts += [f"- {line}" for line in (*lines, *contrast_lines(table.get("contrasts")))]
     return "\n\n".join(parts) + "\n"

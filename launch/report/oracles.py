@@ -1,4 +1,10 @@
-"""Rows that saw the target's labels, found by the images that their runs trained on: no config has to admit it, no table can hide it."""
+"""Rows that saw the target's labels, found by the images that their runs trained on: no config has to admit it, no table can hide it.
+
+Sets are compared whole, by the hashes of their images that result.json has: these tell whether two sets are equal, not whether one holds
+a part of the other, so a row that was trained on *some* of a target's labels is not found here. Where these images are of the test itself,
+`seen_labelled` counts them one by one and the row's kind is `labelled`; of others, the keys lie in the runs' backbone/seen.safetensors,
+which a table made from results alone does not open.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +14,7 @@ from typing import Any
 from .claims import stages_shown
 
 ORACLE = "oracle"  # of a row: an upper bound, not a result
+DIAGNOSTIC = "diagnostic"  # of a row: labels of the target ordered what its runs met
 Results = Mapping[str, Sequence[Mapping[str, Any]]]  # of each stage
 
 
@@ -38,6 +45,11 @@ def whose_target(stage: str, metric: str, results: Results, inputs: Mapping[str,
             if other != stage and split.get("target") in labelled and tests & tested:
                 return other
     return ""
+
+
+def is_ordered_by_labels(result: Mapping[str, Any]) -> bool:
+    """Whether a run met the target's images sorted by class (`data.order: sorted`)."""
+    return str((result.get("data") or {}).get("order") or "").startswith("sorted")
 
 
 def is_chosen_by_labels(selection: Sequence[str]) -> bool:

@@ -14,6 +14,7 @@ from .answers import Seeds, answers_of
 from .contents import Page
 from .html import provenance, write_html, yaml_text
 from .markdown import contrast_lines, gain_lines
+from .negative import baselines_of, mark_negative_transfer, negative_lines
 from .oracles import mark_oracles
 from .pairs import Paired, Pairs, adjust, compare_images, p_text, pair_stages
 from .records import (
@@ -100,7 +101,12 @@ def _pipeline_page(pipeline: RunRecord) -> Page:
         title=report.get("title") or pipeline.path.resolve().name,
         summary=_summary(stages, "stage"),
         text=[text] if isinstance(text, str) else list(text),
-        caveats=[*caveats(rows), *alarms(stages), *(f"Damaged: {sentence}." for sentence in damage)],
+        caveats=[
+            *negative_lines(rows),
+            *caveats(rows),
+            *alarms(stages),
+            *(f"Damaged: {sentence}." for sentence in damage),
+        ],
         tables=results_tables(rows, report.get("columns") or {}) if rows else [],
         differences=differences_table(comparisons) if comparisons else None,
         contrasts=contrast_lines(pipeline.result.get("contrasts")),
@@ -162,6 +168,7 @@ def _runs_page(stages: list[StageRuns]) -> Page:
     if len(stages) > 1 and measured:
         rows = [_experiment_row(stage) for stage in measured]
         mark_oracles(rows, {stage.name: stage.results for stage in stages})
+        mark_negative_transfer(rows, baselines_of({stage.name: stage.first.config for stage in stages}))
         paired = [
             row for row in rows[1:] if row["metric"] == rows[0]["metric"] and set(row["seeds"]) & set(rows[0]["seeds"])
         ]
@@ -174,7 +181,7 @@ def _runs_page(stages: list[StageRuns]) -> Page:
     return Page(
         title=title,
         summary=_summary(stages, "experiment"),
-        caveats=[*caveats(rows), *alarms(stages)],
+        caveats=[*negative_lines(rows), *caveats(rows), *alarms(stages)],
         tables=results_tables(rows, {}) if rows else [],
         differences=differences,
         pairs=pair_stages(stages, answers),

@@ -12,7 +12,15 @@ from ...core.errors import UserError
 from ...core.evaluate.definitions import range_of
 from ...core.evaluate.intervals import mean_interval, paired_interval
 from ...core.evaluate.looks import looks_of_rows, looks_words
-from .oracles import ORACLE, is_chosen_by_labels
+from .oracles import DIAGNOSTIC, ORACLE, is_chosen_by_labels, is_ordered_by_labels
+
+_KINDS = (
+    DIAGNOSTIC,
+    "labelled",
+    "transductive",
+    "unrecorded",
+    "inductive",
+)  # of a row whose runs are of several: the first
 
 
 def main_metric(result: Mapping[str, Any]) -> str:
@@ -47,7 +55,12 @@ def test_of(metric: str) -> str:
 
 
 def kind_of(result: Mapping[str, Any]) -> str:
-    """How much training saw of the evaluation images: `labelled`, also labels; `transductive`, images alone; `inductive`, nothing."""
+    """How much training saw of the evaluation images: `labelled`, also labels; `transductive`, images alone; `inductive`, nothing.
+
+    `diagnostic` where labels of the target ordered the images, whatever else was seen.
+    """
+    if is_ordered_by_labels(result):
+        return DIAGNOSTIC
     if result.get("seen_labelled"):
         return "labelled"
     seen = result.get("seen_unlabelled")
@@ -77,7 +90,7 @@ def summarise(
     row: dict[str, Any] = {"label": label, "stage": stage, "metric": metric, **_spread(results, metric)}
     row["seeds"] = [result.get("seed") for result in results]
     kinds = {kind_of(result) for result in results}
-    row["kind"] = next(kind for kind in ("labelled", "transductive", "unrecorded", "inductive") if kind in kinds)
+    row["kind"] = next(kind for kind in _KINDS if kind in kinds)
     row["selection"] = sorted({str(result.get("selection", "last")) for result in results})
     if is_chosen_by_labels(row["selection"]):
         row["kind"] = ORACLE
@@ -129,6 +142,7 @@ def averaged(stages: Sequence[Sequence[Mapping[str, Any]]]) -> list[Mapping[str,
                 },
                 "looks": {test: looks_of_rows([r["looks"][test] for r in results]) for test in tests},
                 "selection": " and ".join(sorted({str(r.get("selection", "last")) for r in results})),
+                "data": next(({"order": r["data"]["order"]} for r in results if is_ordered_by_labels(r)), {}),
                 "seen_labelled": sum(r.get("seen_labelled") or 0 for r in results),
                 "seen_unlabelled": _seen([r.get("seen_unlabelled") for r in results]),
             }

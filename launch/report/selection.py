@@ -11,7 +11,7 @@ from ...core.evaluate.intervals import mean_interval
 from .records import StageRuns
 from .tables import number
 
-_RULE, _ORACLE = "rule", "oracle"
+_RULE = "rule"
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,10 @@ class ValidatorLine:
 
 @dataclass(frozen=True)
 class ValidatorTable:
-    """The validators of one experiment on one test, the smallest regret first, then the oracle. intervals: whether any line has one."""
+    """The validators of one experiment on one test, the smallest regret first. intervals: whether any line has one.
+
+    The oracle is no line, since a best state by the test's labels belongs in no column beside last states and picks: the foot names it.
+    """
 
     test: str
     lines: list[ValidatorLine]
@@ -58,16 +61,17 @@ def _table(test: str, told: Sequence[Mapping[str, Any]]) -> ValidatorTable:
         label = "default rule" if name == _RULE else name
         lines.append(ValidatorLine(label, _counted(picks), _mean(accuracies), number(float(mean)), interval))
     best = [one["candidates"][_first_largest(scores["accuracies"])] for one, scores in zip(told, scored, strict=True)]
-    lines.append(ValidatorLine(_ORACLE, _counted(best), _mean([one["oracle"] for one in scored]), number(0.0)))
-    return ValidatorTable(test, lines, any(line.interval for line in lines), _foot(told, len(scored)))
+    oracle = f"{_counted(best)}, {_mean([one['oracle'] for one in scored])} % on {test}"
+    return ValidatorTable(test, lines, any(line.interval for line in lines), _foot(told, len(scored), oracle))
 
 
-def _foot(told: Sequence[Mapping[str, Any]], seeds: int) -> list[str]:
+def _foot(told: Sequence[Mapping[str, Any]], seeds: int, oracle: str) -> list[str]:
+    """oracle: its picks and its accuracy, in words."""
     first = told[0]
     foot = [
         f"Candidates: the states after {', '.join(first['candidates'])}. The run reports its last state; a validator sees no label of the "
-        "target, and what its pick costs is known only since the test's labels were opened, once, after all picks. The oracle is the best "
-        "candidate by these labels.",
+        "target, and what its pick costs is known only since the test's labels were opened, once, after all picks.",
+        f"The regret is what is missing to the oracle, the best candidate by these labels, an upper bound and no result: {oracle}.",
         f"The default rule: {first['rule']['how']}.",
     ]
     if seeds > 1:

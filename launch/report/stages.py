@@ -12,11 +12,13 @@ from PIL import Image, UnidentifiedImageError
 from ...core.evaluate.definitions import definition_of
 from ...core.files import read_regular
 from ...core.launchlog import warn
+from .adapted import AdaptedView, adapted_view
 from .answers import Seeds
 from .confusion import Confusion, confusions
 from .curves import curves
 from .figures import Figure, scatter
 from .html import yaml_text
+from .oracles import is_ordered_by_labels
 from .records import StageRuns
 from .reliability import confidence_figures
 from .results import looks_note, summarise
@@ -30,13 +32,22 @@ BESIDE = ("precision", "recall", "f1", "top5", "auroc", "worst_group", "ece")
 
 
 def alarms(stages: Sequence[StageRuns]) -> list[str]:
-    """What is said above all tables: a sentence for each adapted classifier that may have collapsed on its target."""
+    """What is said above all tables: sentences about each training whose game was lost, each classifier that may have collapsed on its
+    target, and kept states of a training that were damaged, so that they are missing where candidates are compared.
+    """
     found = []
     for stage in stages:
         for record in stage.records:
-            alarm = ((record.result.get("diagnostics") or {}).get("target") or {}).get("alarm")
+            diagnostics = record.result.get("diagnostics") or {}
+            if lost := (diagnostics.get("training") or {}).get("lost"):
+                found.append(f"{stage.name}, seed {record.seed}: {lost}.")
+            alarm = (diagnostics.get("target") or {}).get("alarm")
             if alarm:
                 found.append(f"{stage.name}, seed {record.seed}: the classifier may have collapsed: {alarm}.")
+            for name, why in (record.result.get("states_lost") or {}).items():
+                found.append(f"{stage.name}, seed {record.seed}: {name} is missing in the final test: {why}.")
+            for why in (record.result.get("validators") or {}).get("lost") or ():
+                found.append(f"{stage.name}, seed {record.seed}: {why}.")
     return found
 
 
@@ -52,7 +63,7 @@ class StageView:
     """What the page shows of one stage.
 
     label: of the first row that shows it. metrics: (name, value, interval, meaning) of all. confidence: reliability, risk and coverage.
-    validators: what each would have picked among the candidates of an adaptation.
+    validators: what each would have picked among the candidates of an adaptation. adapted: what an adaptation says of itself beside these.
     front: whether its map and first confusion matrix stand in the page's first part.
     """
 
@@ -72,6 +83,7 @@ class StageView:
     confidence: list[Figure] = field(default_factory=list)
     validators: list[ValidatorTable] = field(default_factory=list)
     front: bool = False
+    adapted: AdaptedView | None = None
 
 
 def view_stage(stage: StageRuns, *, label: str, front: bool, answers: Seeds) -> StageView:
@@ -84,6 +96,7 @@ def view_stage(stage: StageRuns, *, label: str, front: bool, answers: Seeds) -> 
     time = f"{duration(sum(seconds) / len(seconds))}{' a seed' if len(seconds) > 1 else ''}" if any(seconds) else ""
     states = "" if all(record.finished for record in stage.records) else "unfinished"
     measured = any(result.get("metrics") for result in stage.results)
+    adapted = adapted_view(stage)
     return StageView(
         name=stage.name,
         label=label,
@@ -91,9 +104,14 @@ def view_stage(stage: StageRuns, *, label: str, front: bool, answers: Seeds) -> 
         summary=" · ".join(filter(None, [stage.first.verb, str(name or ""), time, states])),
         facts=_facts(stage),
         table=results_tables(protocol_rows(stage), {})[0] if measured else None,
-        curves=curves([record.rows for record in stage.records if record.rows]),
+        curves=curves([record.rows for record in stage.records if record.rows], health=bool(adapted.curves)),
         pictures=[found for path, caption in stage.first.pictures() if (found := _picture(path, caption)) is not None],
-        maps=[scatter(chart, by) for by in ("label", "domain") if len(chart.get(by) or [])],
+        maps=[
+            scatter(chart, by, when)
+            for by in ("label", "domain")
+            for when in (("before", "after") if chart.get("before") else ("",))
+            if len(chart.get(by) or [])
+        ],
         map_caption=f"{chart.get('method', 'map of features')}{f', seed {seed}' if seed is not None else ''}"
         if chart
         else "",
@@ -103,6 +121,7 @@ def view_stage(stage: StageRuns, *, label: str, front: bool, answers: Seeds) -> 
         confidence=confidence_figures(list(answers.values())),
         validators=validator_tables(stage),
         front=front,
+        adapted=adapted if adapted.shown else None,
     )
 
 
@@ -134,6 +153,8 @@ def _facts(stage: StageRuns) -> list[tuple[str, str]]:
         facts.append(("selection", f"{first.result['selection']}. {selection_sentence(first.result['selection'])}"))
     if looks := looks_note({"looks": first.result.get("looks")}):
         facts.append(("looks at test labels, one a set of weights scored", looks.removeprefix("looks: ")))
+    if is_ordered_by_labels(first.result):
+        facts.append(("order of the target", str(first.result["data"]["order"])))
     splits = (first.result.get("data") or {}).get("split") or {}
     if isinstance(splits, dict) and splits:
         facts.append(("splits", ", ".join(f"{name} {str(digest)[:12]}" for name, digest in splits.items())))

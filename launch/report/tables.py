@@ -7,6 +7,7 @@ from typing import Any
 from ...core.evaluate.definitions import definition_of
 from .claims import tasks_words
 from .curves import ticks
+from .priors import priors_words
 from .results import looks_note, span_of, test_of
 
 SELECTION = {
@@ -23,6 +24,7 @@ KIND_HEADINGS = {
     "transductive": "Transductive: evaluation images were seen in training, without their labels",
     "labelled": "Trained on evaluation images with their labels: no measure of what new images would give",
     "unrecorded": "Not recorded whether training saw evaluation images",
+    "diagnostic": "Diagnostic: the target's images were met sorted by class, by their labels; shows where a method fails, and is no result",
     "oracle": "Oracle: trained on labels of the target, or chosen with those of the test set; an upper bound, not a result",
 }
 
@@ -127,6 +129,7 @@ def _results_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]
                         row.get("note"),
                         row.get("oracle"),
                         row["metric"] if mixed else "",
+                        priors_words(row),
                         tasks_words(row.get("tasks")),
                         looks_note(row),
                     ],

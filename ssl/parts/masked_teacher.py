@@ -85,7 +85,7 @@ class MaskedTeacher(PretrainMethod):
 
     prototypes: Number of prototypes K of the class token's head, 2 or more.
     bottleneck: Width of that head's bottleneck, in which features are compared with prototypes, 2 or more.
-    hidden: Width of the heads' hidden layers.
+    hidden: Width of the heads' hidden layers, 1 or more.
     layers: Number of linear layers in a head's MLP, the one to the bottleneck included, 1 to 1,000.
     mask_ratio: Smallest and largest fraction of the patches that a masked view hides, between 0 and 1; drawn uniformly between them.
     mask_probability: Probability from 0 to 1 that a whole view is masked. Each view is drawn independently.

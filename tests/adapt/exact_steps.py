@@ -14,13 +14,15 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rootstock.adapt.adabn import AdaBN
+from rootstock.adapt.parts.masked_consistency import MaskedConsistency
 from rootstock.adapt.parts.online import OnlinePredictions
+from rootstock.adapt.parts.resampling import Resampling
 from rootstock.adapt.registry import ADAPT_METHODS
 from rootstock.core.distributed import rank
 from rootstock.core.method import Domains, Overview
 from rootstock.core.model import norm
 from rootstock.core.model.classifier import Classifier
+from rootstock.core.model.domains import BatchNorms
 from rootstock.core.model.heads import Structure
 from rootstock.launch.doctor.equality import CLASSES, domain_pair
 from rootstock.launch.doctor.trial_steps import backbone, run_steps, share
@@ -42,40 +44,73 @@ KEYS: dict[str, dict[str, Any]] = {
 }
 
 
+class Setting(NamedTuple):
+    """What a config adds to a method: structure of the classifier, BatchNorm of two domains, class weights of the source, MIC."""
+
+    structure: Structure = Structure()
+    batchnorm: BatchNorms = "joint"
+    weights: tuple[float, ...] | None = None
+    mic: bool = False
+
+
+PLAIN = Setting()
+# By the name of the setting, with the methods that are tried in it.
+SETTINGS: dict[str, tuple[Setting, tuple[str, ...]]] = {
+    "resampled": (Setting(weights=(0.5, 1.0, 1.5)), ("dann", "cdan", "dan", "mcc")),
+    "apart": (Setting(batchnorm="apart"), ("mcc", "cdan")),
+    "own": (Setting(batchnorm="own"), ("dann", "jan")),
+    "weightnorm": (Setting(Structure(bottleneck=5, head="weightnorm")), ("cdan", "mdd")),
+    "cosine": (Setting(Structure(bottleneck=5, head="cosine")), ("mcc", "afn")),
+    "mic": (Setting(mic=True), ("mcc", "source_only")),
+}
+
+
 class Trial(NamedTuple):
-    """One method on one kind of BatchNorm: "batch", or "group" of GROUP images."""
+    """One method, in a setting if any, on one kind of BatchNorm: "batch", or "group" of GROUP images."""
 
     name: str
     norm: str
     dtype: torch.dtype
+    setting: str = ""
 
     @property
     def key(self) -> str:
-        return "/".join([self.name, self.norm, str(self.dtype).removeprefix("torch.")])
+        words = [self.name, *([self.setting] if self.setting else []), self.norm]
+        return "/".join([*words, str(self.dtype).removeprefix("torch.")])
 
     @property
     def in_chunks(self) -> bool:
         """Whether chunks leave its gradient as it is: not where BatchNorm sees the whole batch."""
         kind = ADAPT_METHODS[self.name]
-        return kind.takes_chunk and kind.couples_samples and self.norm == "group" and self.dtype == torch.float64
+        usual = self.norm == "group" and self.dtype == torch.float64 and not self.setting
+        return kind.takes_chunk and kind.couples_samples and usual
 
 
-TRIALS = [
-    Trial(name, mode, dtype)
-    for name, kind in ADAPT_METHODS.items()
-    if not issubclass(kind, AdaBN)  # it trains nothing
-    for mode in ("batch", "group")
-    for dtype in (torch.float64, torch.float32)
+DTYPES = (torch.float64, torch.float32)
+# AdaBN trains as source_only does: what it does after the training is compared in tests/test_processes.py.
+TRIALS = [Trial(name, mode, dtype) for name in ADAPT_METHODS for mode in ("batch", "group") for dtype in DTYPES]
+TRIALS += [
+    Trial(name, "batch", dtype, setting)
+    for setting, (_, names) in SETTINGS.items()
+    for name in names
+    for dtype in DTYPES
 ]
 
 
 def run(trial: Trial, chunk: int | None = None) -> dict[str, Tensor]:
     """Losses, the gradients of both steps, and all weights and buffers after them."""
     torch.manual_seed(0)
-    structure = Structure(extra=ADAPT_METHODS[trial.name].extra_outputs)
-    classifier = Classifier(backbone("conv"), [str(k) for k in range(CLASSES)], structure=structure)
+    setting = SETTINGS[trial.setting][0] if trial.setting else PLAIN
+    structure = setting.structure._replace(extra=ADAPT_METHODS[trial.name].extra_outputs)
+    names = [str(k) for k in range(CLASSES)]
+    classifier = Classifier(backbone("conv"), names, structure=structure, batchnorm=setting.batchnorm)
     made: Any = ADAPT_METHODS[trial.name](classifier, chunk, **KEYS.get(trial.name, {}))
+    if setting.weights is not None:
+        assert made.resamples
+        made.resampling = Resampling(torch.tensor(setting.weights))
     made.make_room(N)
+    if setting.mic:
+        made = MaskedConsistency(made, chunk)
     made = made.to(trial.dtype)
     if made.refresh_every is not None:
         generator = torch.Generator().manual_seed(0)

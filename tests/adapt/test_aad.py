@@ -13,7 +13,7 @@ from torch import Tensor
 from rootstock.adapt.aad import attraction, nearest_rows, repulsion
 from rootstock.core.errors import UserError
 from rootstock.core.method import Domains, Overview
-from rootstock.tests.adapt.one_update import CLASSES, IMAGES, domains, small
+from rootstock.tests.adapt.one_update import CLASSES, IMAGES, domains, drawn, gradient_norms, small
 
 TARGETS, NEAR = 10, 3
 ROWS = torch.tensor([7, 2, 9, 0, 4, 1])
@@ -175,3 +175,20 @@ def test_what_is_wrong_is_refused() -> None:
         aad(dispersion=-1.0)
     with pytest.raises(UserError, match=r"needs the index of each target image"):
         filled()(domains(), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("count", "weight", "value", "length"),
+    [(3, 1.0, -1.113431452287, 0.152398285279), (5, 0.25, -4.886739737246, 0.069148877561)],
+)
+def test_it_is_the_authors_value(count: int, weight: float, value: float, length: float) -> None:
+    """cb5567c tar_adaptation.py, the target's rows as batch and both domains' as banks: equal up to sum S log S, which has no gradient."""
+    found = drawn()
+    bank = F.normalize(found.features.detach().flatten(0, 1), dim=1)
+    stored = found.logits.detach().flatten(0, 1).softmax(1)
+    near = stored[nearest_rows(bank[12:], bank, torch.arange(12, 24), count)]
+    p = found.logits[1].softmax(1)
+    loss = weight * repulsion(p) - attraction(p, near)
+    (norm,) = gradient_norms(loss, found.logits)
+    constant = (near * near.log()).sum((1, 2)).mean()
+    assert (loss + constant).item() == pytest.approx(value, rel=1e-10) and norm == pytest.approx(length, rel=1e-10)

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from rootstock.adapt.adamatch import AdaMatch, ramp_up, with_frequencies
+from rootstock.adapt.fixmatch import PseudoLabels, consistency
 from rootstock.core.errors import UserError
 from rootstock.core.model import norm
 from rootstock.launch.doctor.equality import classifier, domain_pair
-from rootstock.tests.adapt.one_update import drawn
+from rootstock.tests.adapt.one_update import Drawn, drawn, gradient_norms
 
 
 def built(**keys: Any) -> AdaMatch:
@@ -127,3 +129,46 @@ def test_no_confident_image_leaves_the_source_alone() -> None:
 def test_a_momentum_above_1_is_refused() -> None:
     with pytest.raises(UserError, match=r"method\.momentum: expected a number from 0 to 1, got 1.5"):
         built(momentum=1.5)
+
+
+def no_draws(method: AdaMatch, found: Drawn) -> tuple[Tensor, Tensor]:
+    """The losses of source and target on the drawn logits: weak views are `logits`, strong ones `adversary`."""
+    pseudo, _ = method.labels(found.logits[0].detach(), found.logits[1].detach())
+    known = (cross_entropy(found.logits[0], found.labels) + cross_entropy(found.adversary[0], found.labels)) / 2
+    return known, consistency(found.adversary[1], pseudo)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "value", "counts", "length"),
+    [(0.9, 0.638447555797, 5, 0.211388639019), (0.6, 1.649044925686, 10, 0.267477862104)],
+)
+def test_it_is_the_authors_value(threshold: float, value: float, counts: int, length: float) -> None:
+    """7a0b40c loss_function with the means of the batch: both losses, the threshold, who counts, norms of the sum's gradient."""
+    method, found = built(threshold=threshold).train(), drawn()
+    method.distributions = torch.full((2, 5), 0.2, dtype=torch.float64)
+    pseudo, least = method.labels(*found.logits.detach())
+    assert least.item() == pytest.approx(threshold * 0.693890450742, rel=1e-10)
+    assert int(pseudo.confident.sum()) == counts and pseudo.labels.tolist() == [4, 0, 2, 3, 0, 1, 1, 1, 4, 0, 2, 3]
+    known, apart = no_draws(method, found)
+    norms = gradient_norms(known + apart, found.logits, found.adversary)
+    assert [known.item(), apart.item(), *norms] == pytest.approx(
+        [2.784064518276, value, 0.163051727146, length], rel=1e-10
+    )
+
+
+def test_an_empty_mask_gives_a_loss_of_0_and_finite_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sum is over the images that count, the divisor the number of all: not 0 / 0."""
+    method = built(interpolation=False).eval()
+    nobody = PseudoLabels(torch.zeros(6, dtype=torch.int64), torch.zeros(6, dtype=torch.bool))
+    monkeypatch.setattr(method, "labels", lambda source, target: (nobody, torch.ones(())))
+    batch = domain_pair(method, 6, 1, torch.float64)
+    step = method(batch, 1.0)
+    alone = built(interpolation=False, trade_off=0.0).eval()(batch, 1.0)
+    assert step.metrics["consistency_loss"].item() == 0.0 and step.metrics["confident"].item() == 0.0
+    assert step.loss.item() == pytest.approx(alone.loss.item(), rel=1e-12)
+    gradients = torch.autograd.grad(step.loss, list(method.parameters()), retain_graph=True)
+    assert all(g.isfinite().all() for g in gradients) and any(g.any() for g in gradients)
+    strong = drawn().adversary
+    loss = consistency(strong[1, :6], nobody)
+    (gradient,) = torch.autograd.grad(loss, strong)
+    assert loss.item() == 0.0 and not gradient.any()

@@ -1,6 +1,7 @@
 """CDAN+E against loops: the map, its sketch, the weights, and where gradients go."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from rootstock.core.method import Domains, Labelled, Unlabelled
 from rootstock.core.model.backbone import Backbone
 from rootstock.core.model.classifier import Classifier
 from rootstock.core.model.heads import Structure
+from rootstock.tests.adapt.one_update import Drawn, drawn, gradient_norms, scorer
 
 HALF = (0.5, 0.5, 0.5)
 DIM, CLASSES, N = 5, 3, 6
@@ -196,3 +198,62 @@ def test_the_sketch_is_saved_and_the_same_everywhere() -> None:
 def test_only_the_entropy_couples_samples() -> None:
     assert method().couples_samples
     assert not method(entropy=False).couples_samples
+
+
+def scored(found: Drawn, entropy: bool) -> list[float]:
+    """Loss at reversal 1, and the norms of its gradients: features, with entropies logits, discriminator."""
+    cdan: Any = method(entropy=entropy)
+    cdan.discriminator = scorer(35)
+    loss, _ = cdan.domain_loss(found.features, found.logits, 1.0)
+    leaves = [found.features, *([found.logits] if entropy else []), next(cdan.discriminator.parameters())]
+    return [loss.item(), *gradient_norms(loss, *leaves)]
+
+
+def test_it_is_the_authors_value() -> None:
+    """c904cd3 `CDAN`; tllib c4aa59e ConditionalDomainAdversarialLoss is equal without entropies. Theirs are of log(p + 1e-5)."""
+    found = drawn()
+    assert scored(found, False) == pytest.approx([1.344646275588, 0.255343966405, 0.389636147120], rel=1e-10)
+    authors = [1.406172237079, 0.267797115751, 0.069821932140, 0.404214501797]
+    assert scored(found, True) == pytest.approx(authors, rel=1e-4)
+
+
+def test_with_entropies_peers_differ_as_the_docstring_says() -> None:
+    found = drawn()
+    ours = scored(found, True)
+    p = found.logits.detach().softmax(-1)
+    weights = 1.0 + torch.exp((p * p.log()).sum(-1))
+    guesses = scorer(35)((p[..., None] * found.features[:, :, None]).flatten(2))
+    errors = torch.stack([nn.functional.softplus(-guesses[0]), nn.functional.softplus(guesses[1])])
+    # tllib: one sum for both domains.
+    jointly = (weights * errors).sum() / weights.sum()
+    assert [jointly.item(), *gradient_norms(jointly, found.features)] == pytest.approx(
+        [1.410681524064, 0.268489313226], rel=1e-4
+    )
+    assert abs(jointly.item() - ours[0]) > 1e-3
+    # pytorch-adapt 1366df7 CDANNEHook: over the largest weight of each domain, and p is not detached in the map.
+    attached = found.logits.softmax(-1)
+    guesses = scorer(35)((attached[..., None] * found.features[:, :, None]).flatten(2))
+    errors = torch.stack([nn.functional.softplus(-guesses[0]), nn.functional.softplus(guesses[1])])
+    theirs = (weights / weights.amax(1, keepdim=True) * errors).mean(1)
+    assert theirs.tolist() == pytest.approx([0.898209364650, 1.477465619204], rel=1e-4)
+    (norm,) = gradient_norms(theirs.sum(), found.features)
+    assert norm == pytest.approx(3.0 * 0.151215612344, rel=1e-4) and 1.6 < norm / ours[1] < 1.8
+
+
+def test_the_sources_term_does_not_depend_on_the_targets_entropies() -> None:
+    """What a joint normalisation of weights would break, at every certainty of the target."""
+    cdan, (features, logits) = method(), tensors()
+    found = []
+    for scale in (0.0, 1.0, 50.0):
+        scaled = torch.stack([logits[0], scale * logits[1]])
+        loss, guesses = cdan.domain_loss(features, scaled, 1.0)
+        of_features, of_logits = torch.autograd.grad(loss, (features, logits), retain_graph=True)
+        h = scaled[1].detach().softmax(-1)
+        weights = 1.0 + torch.exp(-torch.special.entr(h).sum(-1))
+        target = (weights * nn.functional.softplus(guesses[1])).sum() / weights.sum()
+        found.append((loss.item() - target.item() / 2.0, of_features[0], of_logits[0]))
+    for value, of_features, of_logits in found[1:]:
+        assert value == pytest.approx(found[0][0], rel=1e-9)
+        torch.testing.assert_close(of_features, found[0][1])
+        torch.testing.assert_close(of_logits, found[0][2])
+    assert float(found[0][1].abs().max()) > 1e-4 and float(found[0][2].abs().max()) > 1e-5

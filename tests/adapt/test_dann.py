@@ -15,6 +15,7 @@ from rootstock.core.method import Domains, Labelled, Unlabelled
 from rootstock.core.model import norm
 from rootstock.core.model.backbone import Backbone
 from rootstock.core.model.classifier import Classifier
+from rootstock.tests.adapt.one_update import drawn, gradient_norms, scorer
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -229,3 +230,17 @@ def test_source_only_does_not_look_at_the_target() -> None:
     assert bool(net.norm.running_mean.isfinite().all())
     again = SourceOnly(classifier())(batch, 0.5)
     assert again.loss.item() == step.loss.item()
+
+
+def test_it_is_the_peers_value() -> None:
+    """tllib c4aa59e DomainAdversarialLoss and the `DANN` of CDAN's authors (c904cd3), at reversal 1: loss, norms of gradients."""
+    method, found = DANN(classifier()), drawn()
+    method.discriminator = scorer(7)  # pyright: ignore[reportAttributeAccessIssue]
+    loss, _ = method.domain_loss(found.features, found.logits, 1.0)
+    (weights, _) = method.discriminator.parameters()
+    norms = gradient_norms(loss, found.features, weights)
+    assert [loss.item(), *norms] == pytest.approx([0.891896884013, 0.195509560627, 0.430418564657], rel=1e-10)
+    # pytorch-adapt 1366df7 DANNHook, partly in float32: the mean of three losses.
+    total = (F.cross_entropy(found.logits[0], found.labels) + 2.0 * loss) / 3.0
+    assert total.item() == pytest.approx(1.892175854486, rel=1e-6)
+    assert [2.0 * n / 3.0 for n in norms] == pytest.approx([0.130339708056, 0.286945711909], rel=1e-6)

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import rootstock.adapt.examine as examine
+import rootstock.adapt.kept_states as kept_states
 from rootstock.adapt.examine import read_candidates, sampled
 from rootstock.adapt.validators.registry import VALIDATORS
 from rootstock.core.errors import UserError
+from rootstock.core.evaluate.scores import Scored
 from rootstock.core.images.open import open_images
 from rootstock.launch.report.page import write_report
 from rootstock.launch.verbs import execute
@@ -99,6 +101,11 @@ def test_the_result_has_the_diagnostics(full: tuple[Path, dict[str, Any]]) -> No
     for when in ("before", "after"):
         distance = found["a_distance"][when]
         assert 0.0 <= distance["low"] <= distance["value"] <= distance["high"] <= 2.0
+        assert 0.0 < found["mmd"][when]["p"] <= 1.0 and found["batchnorm"][when] >= 0.0
+    # Blends and corruptions of one drawer's digits: the same domain, before as after.
+    assert found["mmd"]["before"]["p"] > 0.005 and found["batchnorm"]["before"] < 0.5
+    assert found["training"]["rows"] == 6 and found["training"]["lost"] is None
+    assert set(found["training"]["last"]) == {"domain_accuracy", "gradient_ratio"}
     assert json.loads((full[0] / "run" / "result.json").read_text())["diagnostics"] == found
 
 
@@ -187,6 +194,59 @@ def test_a_damaged_candidate_is_named_and_left_out(full: tuple[Path, dict[str, A
     (folder / "step-00000006.safetensors").unlink()
     assert [one.name for one in read_candidates(folder, (2, 4, 6), said.append)] == ["step 4"]
     assert [name in line for name, line in zip(("step-00000002", "step-00000006"), said, strict=True)] == [True, True]
+
+
+def test_a_damaged_state_is_named_and_counted_honestly(
+    full: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A run that ended between its look and its scores has lost two of its states since: one by a flipped bit, one altogether.
+
+    What it stored before it read the labels is scored, so the candidates are the same, and so is the look. Without that file too, other
+    candidates are scored, which is another look; and the result and the page name the files.
+    """
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def ended(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Scored, "save", ended)
+        with pytest.raises(KeyboardInterrupt):
+            start(tmp_path, FULL)
+    folder = tmp_path / "run" / "candidates"
+    flipped, gone = (folder / f"step-{step:08d}-tests.safetensors" for step in (2, 4))
+    content = bytearray(flipped.read_bytes())
+    content[-3] ^= 1
+    flipped.write_bytes(content)
+    gone.unlink()
+    shutil.copytree(tmp_path / "run", tmp_path / "other" / "run")
+
+    result = start(tmp_path, FULL)
+    warned = " ".join(capsys.readouterr().err.split())
+    assert f"{flipped} is damaged" in warned and f"{gone} cannot be read" in warned
+    assert warned.count("is scored as it was stored for the final test") == 2
+    assert result["states"] == full[1]["states"] and result["looks"]["target"]["n"] == 1
+    assert "states_lost" not in result and result["validators"] == full[1]["validators"]
+
+    (tmp_path / "other" / "run" / "candidates.safetensors").unlink()
+    result = start(tmp_path / "other", FULL)
+    assert result["looks"]["target"]["n"] == 2 and "states" not in result and "regret" not in result["validators"]
+    assert list(result["states_lost"]) == ["step 2", "step 4"]
+    page = write_report([tmp_path / "other" / "run"], tmp_path / "page.html").read_text()
+    assert "step 2 is missing in the final test" in page and flipped.name in page
+
+
+def test_a_run_of_an_earlier_version_has_states_without_a_digest(full: tuple[Path, dict[str, Any]]) -> None:
+    path = full[0] / "run" / "candidates" / "step-00000002-tests.safetensors"
+    written = load_file(path)
+    save_file(written, earlier := path.with_name("earlier.safetensors"))
+    found, again = kept_states._read(path), kept_states._read(earlier)
+    earlier.unlink()
+    torch.testing.assert_close(found.logits, again.logits, rtol=0, atol=0)
+    assert found.digest != again.digest  # of the file
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from rootstock.core.errors import UserError
 from rootstock.core.method import AdaptMethod, Domains
 from rootstock.core.registration import register
 from rootstock.launch.doctor.equality import classifier, domain_pair
-from rootstock.tests.adapt.one_update import drawn
+from rootstock.tests.adapt.one_update import drawn, gradient_norms
 
 
 def built(**keys: Any) -> FixMatch:
@@ -111,3 +111,21 @@ def test_bad_keys_and_views_are_refused(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(FixMatch, "target_views", ("strong",))
     with pytest.raises(UserError, match=r'target_views = .*it is \("weak",\), or that and strong'):
         register(AdaptMethod, {"fixmatch": FixMatch})
+
+
+@pytest.mark.parametrize(
+    ("threshold", "value", "length"),
+    [
+        (0.6, 1.073855193529, 0.196363404413),
+        (0.9, 0.406663717000, 0.136424359945),
+        (0.95, 0.111007114608, 0.077676080874),
+    ],
+)
+def test_it_is_the_peers_value(threshold: float, value: float, length: float) -> None:
+    """tllib c4aa59e ConfidenceBasedSelfTrainingLoss, and FixMatch of AdaMatch's authors (7a0b40c fixmatch_da) without its alignment."""
+    found = drawn()
+    loss = consistency(found.adversary[1], pseudo_labels(found.logits[1], threshold))
+    (norm,) = gradient_norms(loss, found.adversary)
+    assert (loss.item(), norm) == pytest.approx((value, length), rel=1e-10)
+    with pytest.raises(RuntimeError, match="not have been used"):
+        torch.autograd.grad(loss, found.logits)

@@ -14,7 +14,7 @@ from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
 from rootstock.core.model import norm
 from rootstock.launch.doctor.equality import classifier, domain_pair
-from rootstock.tests.adapt.one_update import drawn
+from rootstock.tests.adapt.one_update import drawn, gradient_norms
 
 ROOM = 6  # target images
 PLAIN: dict[str, Any] = {"jitter": 0.0, "blur": False}
@@ -169,3 +169,41 @@ def test_colours_are_drawn_for_each_image_and_each_step() -> None:
 def test_bad_keys_are_named(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         MaskedConsistency(SourceOnly(classifier()), **keys)
+
+
+def test_it_is_the_authors_value() -> None:
+    """2f932a9 EMATeacher and the loss of cdan_mcc_sdat_masking.py: weighted by the teacher's probability, and unweighted."""
+    found = drawn()
+    probability, labels = found.logits[1].detach().softmax(1).max(1)
+    for quality, value, length in (
+        (probability, 1.619550675915, 0.204103326090),
+        (None, 2.488343026915, 0.291145073435),
+    ):
+        loss = masked_error(found.adversary[1], labels, quality)
+        (norm,) = gradient_norms(loss, found.adversary)
+        assert (loss.item(), norm) == pytest.approx((value, length), rel=1e-10)
+
+
+def test_the_mask_is_the_authors() -> None:
+    """2f932a9 Masking(block_size=8, ratio=0.7) on 32 px, with our uniform numbers in the place of its torch.rand."""
+    mask = kept(Draws(7, torch.arange(12)), 0.7, 4, torch.ones(12, 3, 32, 32))
+    assert mask.sum().item() == 3136.0
+    assert (mask[:, 0].flatten(1).double() * torch.arange(1024)).sum().item() == 1661664.0
+
+
+def test_no_running_statistic_of_the_teacher_is_ever_read() -> None:
+    """Which is why it needs no average of buffers: it normalises by its own batch. What is tested and exported is the student."""
+    plain, broken = built().train(), built().train()
+    with torch.no_grad():
+        for layer in norm.layers(broken.teacher):
+            assert layer.running_mean is not None and layer.running_var is not None
+            layer.running_mean.fill_(torch.nan)
+            layer.running_var.fill_(torch.nan)
+    batch = domain_pair(plain, 6, 1, torch.float64)
+    steps = [made(batch, 0.5) for made in (plain, broken)]
+    assert torch.equal(steps[0].loss, steps[1].loss)
+    for made in (plain, broken):
+        norm.commit(norm.layers(made))
+        made.after_step(0.5)
+    assert torch.equal(*(made(batch, 0.5).loss for made in (plain, broken)))
+    assert plain.classifier is plain.method.classifier and plain.backbone is plain.method.backbone

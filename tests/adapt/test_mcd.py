@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rootstock.adapt.mcd import MCD, discrepancy
+from rootstock.core import stage
+from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
-from rootstock.core.method import Domains
+from rootstock.core.evaluate.predictions import read_predictions
+from rootstock.core.method import Domains, Labelled, Unlabelled
+from rootstock.launch.verbs import execute
+from rootstock.tests.adapt.one_update import Drawn, Given, drawn, gradient_norms
 from rootstock.tests.adapt.test_dann import classifier, pair
 
 
@@ -113,3 +121,77 @@ def test_heads_that_start_equal_would_never_part() -> None:
 def test_the_number_of_updates_is_bounded() -> None:
     with pytest.raises(UserError, match=r"method\.generator_steps: expected 1 to 16, got 0; 4 is usual"):
         MCD(classifier(), generator_steps=0)
+
+
+def on_drawn(trade_off: float) -> tuple[Any, Drawn]:
+    """The method whose heads give the drawn logits and those of the adversary."""
+    method: Any = MCD(classifier(), trade_off=trade_off)
+    found = drawn()
+    method.classifier.encode = lambda *_: found.features
+    method.classifier.head, method.second = Given(found.logits), Given(found.adversary)
+    return method, found
+
+
+def test_it_is_the_peers_value() -> None:
+    """The authors' af10217 Solver.discrepancy and tllib c4aa59e classifier_discrepancy; then the loss of the heads' turn."""
+    method, found = on_drawn(1.0)
+    images = torch.zeros(12, 3, 8, 8)
+    batch = Domains.of(
+        Labelled(images, found.labels, Draws(0, torch.arange(12))), Unlabelled(images, Draws(0, torch.arange(12)))
+    )
+    apart = discrepancy(found.logits[1], found.adversary[1])
+    norms = gradient_norms(apart, found.logits, found.adversary)
+    assert [apart.item(), *norms] == pytest.approx([0.245265440208, 0.019231108855, 0.017324652024], rel=1e-10)
+    turn = method(batch, 0.5, 1).loss
+    norms = gradient_norms(turn, found.logits, found.adversary)
+    assert [turn.item(), *norms] == pytest.approx([5.322863596344, 0.326670014616, 0.257354570436], rel=1e-10)
+    # tllib's for Office-31: ten times the discrepancy, and a term that balances classes.
+    method, found = on_drawn(10.0)
+    balance = sum(-(z[1].softmax(1).mean(0) + 1e-6).log().mean() for z in (found.logits, found.adversary))
+    turn = method(batch, 0.5, 1).loss + 0.01 * balance
+    norms = gradient_norms(turn, found.logits, found.adversary)
+    assert [turn.item(), *norms] == pytest.approx([3.151577107251, 0.378400510168, 0.309789842514], rel=1e-10)
+
+
+def test_what_is_exported_is_the_first_head_and_never_the_better_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A first head of zeros is exported and tested as it is, beside a second one that has learned."""
+    trained: list[MCD] = []
+    original = stage.fit
+
+    def worse(method: Any, *arguments: Any, **options: Any) -> None:
+        original(method, *arguments, **options)
+        with torch.no_grad():
+            for parameter in method.classifier.head.parameters():
+                parameter.zero_()
+        trained.append(method)
+
+    monkeypatch.setattr(stage, "fit", worse)
+    digits = "sklearn:digits?size=16"
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "data": {"source": f"{digits}#[:60]", "target": f"{digits}#[60:110]", "size": 16, "views": "digits"},
+                "backbone": {"name": "smallconv", "args": {"widths": [4, 4, 6, 8]}},
+                "method": {"name": "mcd", "generator_steps": 1},
+                "optim": {"name": "sgd", "lr": 0.1, "batch_size": 8, "duration": 2},
+                "evaluate": None,
+                "run": {"workers": 0, "device": "cpu"},
+            }
+        )
+    )
+    result = execute("adapt", str(tmp_path / "config.yaml"), [f"run.dir={tmp_path / 'run'}"], quiet=True)
+    (method,) = trained
+    assert bool(method.second.weight.any())
+    exported = load_file(tmp_path / "run" / "classifier" / "head.safetensors")
+    assert not any(value.any() for name, value in exported.items() if "norm" not in name), exported.keys()
+    assert not any("second" in name for name in exported)
+    # A head of zeros predicts the first class for all, and that is what the test says.
+    kept = read_predictions(tmp_path / "run")
+    assert kept is not None
+    share = float((kept.tests["target"].labels == 0).mean())
+    assert 0.0 < share < 0.5 and result["metrics"]["target/classifier/accuracy"] == pytest.approx(share)
+    assert [name for name in result["metrics"] if name.endswith("/accuracy") and "target" in name] == [
+        "target/classifier/accuracy"
+    ]

@@ -70,13 +70,24 @@ def test_the_main_head_gets_no_gradient() -> None:
     assert torch.autograd.grad(loss, found.logits, allow_unused=True) == (None,)
 
 
+def tllib(step: int) -> float:
+    """Its WarmStartGradientReverseLayer(alpha=1, lo=0, hi=0.1, max_iters=1000), which MDD steps once an iteration."""
+    return 2.0 * 0.1 / (1.0 + math.exp(-step / 1000)) - 0.1
+
+
 @pytest.mark.parametrize(
-    ("progress", "reversal", "weight"), [(1.0, 0.1, 0.0999909), (0.5, 1.0, 0.986614), (0.0, 1.0, 0.0)]
+    ("progress", "reversal", "steepness", "weight"),
+    [
+        (1.0, 0.1, 10.0, 0.0999909),
+        (0.5, 1.0, 10.0, 0.986614),
+        (0.0, 1.0, 10.0, 0.0),
+        *((step / 20_000, 0.1, 20.0, tllib(step)) for step in (500, 5000)),  # its 20,000 steps on Office-31
+    ],
 )
 def test_features_get_the_adversarys_gradient_reversed_by_the_schedule(
-    progress: float, reversal: float, weight: float
+    progress: float, reversal: float, steepness: float, weight: float
 ) -> None:
-    method = mdd(reversal=reversal)
+    method = mdd(reversal=reversal, steepness=steepness)
     found = joint(method)
     (reversed_gradient,) = torch.autograd.grad(method.transfer(found, progress)[0], found.features)
     plain = margin_disparity(found.logits, method.adversary(found.features), 4.0)
@@ -131,7 +142,12 @@ def test_the_adversary_begins_small_and_has_no_batchnorm() -> None:
 
 
 def test_wrong_values_are_refused() -> None:
-    for key, value, usual in (("margin", 0.0, "4"), ("reversal", -0.1, "0.1"), ("hidden", 0, "1024")):
+    for key, value, usual in (
+        ("margin", 0.0, "4"),
+        ("reversal", -0.1, "0.1"),
+        ("steepness", 0.0, "10"),
+        ("hidden", 0, "1024"),
+    ):
         with pytest.raises(UserError, match=rf"method\.{key}: .*; {usual}"):
             small("mdd", CLASSES, **{key: value})
     with pytest.raises(UserError, match="mdd needs at least 2 classes"):

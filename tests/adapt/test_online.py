@@ -34,6 +34,7 @@ from rootstock.core.views.corruptions import corrupt
 from rootstock.core.views.view import Evaluation
 from rootstock.launch.doctor.trial_steps import SIZE, backbone
 from rootstock.launch.verbs import execute
+from rootstock.tests.adapt.one_update import drawn, gradient_norms
 
 NAMES = sorted(name for name, kind in ADAPT_METHODS.items() if kind.online)
 CLASSES, IMAGES = 4, 12
@@ -406,3 +407,125 @@ def test_what_a_pass_cannot_have_is_one_sentence(trained: str, tmp_path: Path) -
         UserError, match=r"data\.order: sorted is for methods that go over the target once \(tent, eata, roid\)"
     ):
         start(tmp_path / "b", "source_only", "data.order=sorted")
+
+
+def on_five_classes(name: str, **keys: Any) -> Any:
+    """The method around a network of five classes, for the drawn logits."""
+    torch.manual_seed(0)
+    return small(name, Classifier(backbone("conv"), [str(k) for k in range(5)]).double(), **keys)
+
+
+NOTHING = Unlabelled(torch.zeros(12, 3, SIZE, SIZE, dtype=torch.float64), Draws(0, torch.arange(12)), torch.arange(12))
+
+
+def test_tent_is_the_authors_value() -> None:
+    """e9e926a forward_and_adapt: loss, norm of the gradient."""
+    found = drawn()
+    loss, _ = on_five_classes("tent").adapt(found.logits[1], NOTHING)
+    (norm,) = gradient_norms(loss, found.logits)
+    assert (loss.item(), norm) == pytest.approx((0.804226269732, 0.089478555338), rel=1e-10)
+
+
+def test_eata_is_the_authors_value() -> None:
+    """f739b36 forward_and_adapt_eata at E0 = 0.8 ln 5 and a cosine of 0.6, on three batches: loss, norm, how many are chosen, their mean.
+
+    Then with the penalty of 2000 times an importance of 0.001, 0.1 away from the weights of the beginning.
+    """
+    found = drawn()
+    batches = [found.logits[1].detach(), found.logits[0].detach(), found.adversary[1].detach()]
+    right = [
+        (1.062025444353, 0.184262073628, 10, 0.0346372539, 2.262025444353, 3.103860904064),
+        (1.257459523099, 0.291622404061, 5, 0.0623609116, 2.457459523099, 3.112080273153),
+        (1.328471581214, 0.298401397169, 3, 0.0833116910, 2.528471581214, 3.112722826374),
+    ]
+    free, held = (on_five_classes("eata", margin=0.8, similar=0.6, fisher=fisher) for fisher in ("none", 2000.0))
+    for rows, (value, length, chosen, mean, with_penalty, its_length) in zip(batches, right, strict=True):
+        leaf = rows.clone().requires_grad_()
+        loss, watched = free.adapt(leaf, NOTHING)
+        (norm,) = gradient_norms(loss, leaf)
+        assert (loss.item(), norm) == pytest.approx((value, length), rel=1e-10)
+        assert watched["chosen"].item() == pytest.approx(chosen / 12)
+        assert free.mean[0].item() == pytest.approx(mean, abs=1e-9)
+        held.learned, held.importance, held.anchor = (
+            [leaf],
+            torch.full((60,), 1e-3, dtype=torch.float64),
+            (rows - 0.1).flatten(),
+        )
+        loss, _ = held.adapt(leaf, NOTHING)
+        (norm,) = gradient_norms(loss, leaf)
+        assert (loss.item(), norm) == pytest.approx((with_penalty, its_length), rel=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("consistency", "right"),
+    [
+        (False, [-13.278698818446, 4.048811685028]),
+        (True, [1.303855078141, 3.518275265086, 2.475520937013]),
+    ],
+)
+def test_roid_is_the_authors_value(consistency: bool, right: list[float]) -> None:
+    """8b2ed63 ROID.loss_calculation, where the changed view has the logits `adversary`; its running mean, and its smoothed prior."""
+    found = drawn()
+    method = on_five_classes("roid", consistency=consistency)
+    method.changed, method.logits_of = lambda target: target.images, lambda images: found.adversary[1]
+    loss, _ = method.adapt(found.logits[1], NOTHING)
+    norms = gradient_norms(loss, found.logits, *([found.adversary] if consistency else []))
+    assert [loss.item(), *norms] == pytest.approx(right, rel=1e-10)
+    mean = [0.185390654618, 0.208580249789, 0.207098061216, 0.208219920369, 0.190711114008]
+    assert method.mean.tolist() == pytest.approx(mean, abs=1e-8)
+    prior = smoothed_prior(found.logits[1].detach().softmax(1).mean(0), 12)
+    assert prior.tolist() == pytest.approx(
+        [0.167526992601, 0.219071800112, 0.215777256841, 0.218270875798, 0.179353074648], rel=1e-10
+    )
+
+
+def test_roids_changed_view_equals_a_slow_version() -> None:
+    """Pixel by pixel: brightness, contrast about the mean, gamma, the affine map with repeated edges, mirroring; in float64."""
+    method = small("roid")
+    model, target = method.backbone, batch(6).target
+    draws = target.draws.stream("roid")
+    mirrored = draws.bernoulli("flip", 0.5).tolist()
+    assert 0 < sum(mirrored) < 6
+    for n in range(6):
+
+        def one(name: str, low: float, high: float, n: int = n) -> float:
+            return float(draws.uniform(name, low=low, high=high)[n])
+
+        def kept(x: float) -> float:
+            return min(max(x, 0.0), 1.0)
+
+        mean, std = model.mean, model.std
+        raw = target.images[n].tolist()
+        pixels = [[[kept(x * std[c] + mean[c]) for x in row] for row in raw[c]] for c in range(3)]
+        bright = one("brightness", 0.6, 1.4)
+        pixels = [[[kept(x * bright) for x in row] for row in channel] for channel in pixels]
+        middle = sum(x for channel in pixels for row in channel for x in row) / (3 * SIZE * SIZE)
+        contrast, gamma = one("contrast", 0.7, 1.3), one("gamma", 0.7, 1.3)
+        pixels = [
+            [[max(kept(middle + (x - middle) * contrast), 1e-6) ** gamma for x in row] for row in channel]
+            for channel in pixels
+        ]
+        angle, zoom = math.radians(one("rotate", -15.0, 15.0)), math.exp(one("zoom", math.log(0.9), math.log(1.1)))
+        across, down = (float(x) for x in draws.uniform("shift", 2, low=-1 / 8, high=1 / 8)[n])
+
+        def at(c: int, i: int, j: int, pixels: list[list[list[float]]] = pixels) -> float:
+            return pixels[c][min(max(i, 0), SIZE - 1)][min(max(j, 0), SIZE - 1)]
+
+        view = method.changed(target)[n]
+        for i in range(0, SIZE, 5):
+            for j in range(0, SIZE, 3):
+                column = SIZE - 1 - j if mirrored[n] else j
+                u, v = ((2 * k + 1) / SIZE - 1 for k in (column, i))
+                x = (math.cos(angle) * u - math.sin(angle) * v) / zoom + across
+                y = (math.sin(angle) * u + math.cos(angle) * v) / zoom + down
+                # Beyond the edges a place is that of the edge.
+                s, t = (min(max(((k + 1) * SIZE - 1) / 2, 0.0), SIZE - 1.0) for k in (x, y))
+                left, top = math.floor(s), math.floor(t)
+                for c in range(3):
+                    value = sum(
+                        abs((1 - dx) - (s - left)) * abs((1 - dy) - (t - top)) * at(c, top + dy, left + dx)
+                        for dx in (0, 1)
+                        for dy in (0, 1)
+                    )
+                    expected = (kept(value) - mean[c]) / std[c]
+                    assert view[c, i, j].item() == pytest.approx(expected, abs=2e-4), (n, c, i, j)

@@ -23,7 +23,7 @@ from rootstock.core.images.sets import align
 from rootstock.core.model.classifier import Classifier
 from rootstock.launch.doctor.trial_steps import backbone
 from rootstock.launch.verbs import execute
-from rootstock.tests.adapt.one_update import domains, small
+from rootstock.tests.adapt.one_update import domains, drawn, gradient_norms, small
 
 DIGITS = "sklearn:digits?size=16"
 CONFIG: dict[str, Any] = {
@@ -195,3 +195,14 @@ def test_priors_of_unknown_images_are_not_corrected(tmp_path: Path) -> None:
     data = {"source": f"{DIGITS}#[:60]", "target": f"{DIGITS}#[60:100]"}
     with pytest.raises(UserError, match=r"label_shift\.correct: OSBP has an output for unknown images"):
         start(tmp_path / "a", data, "osbp", "label_shift.correct=bbse")
+
+
+def test_it_is_the_peers_value() -> None:
+    """The authors' fae4314 bce_loss and tllib c4aa59e UnknownClassBinaryCrossEntropy, both of log(p + 1e-6): loss, norm of the gradient."""
+    logits = drawn().logits
+    for boundary, value, length in ((0.5, 1.753041434018, 0.154531950392), (0.2, 0.774132905061, 0.055398498986)):
+        loss = unknown_loss(logits[1], boundary)
+        (norm,) = gradient_norms(loss, logits)
+        assert (loss.item(), norm) == pytest.approx((value, length), rel=3e-4)  # at 0.2, tllib's alone
+    # The authors' code fills both outputs with t, so its value at 0.2 is that at 0.5.
+    assert unknown_loss(logits[1], 0.2).item() != pytest.approx(1.753041434018, rel=0.5)

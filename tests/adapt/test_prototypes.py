@@ -109,9 +109,6 @@ def test_a_damaged_picture_has_the_label_of_the_neighbour_that_is_shown(tmp_path
     broken.write_bytes(broken.read_bytes()[:60])
     images = open_images(f"folder:{tmp_path}")
     read = partial(whole, view=Evaluation(12), device=torch.device("cpu"), workers=1, damage=replaced_silently())
-    ((batch, labels),) = with_labels(images, read, pictures=True)
+    ((batch, labels),) = with_labels(images, read)
     assert images.labels is not None and images.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert labels.tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 2] and torch.equal(batch[5], batch[6])
-    rows = torch.zeros(9, 8)
-    found = with_labels(images, lambda _: iter(rows.split(4)), pictures=False)
-    assert [labels.tolist() for _, labels in found] == [[0, 0, 0, 1], [1, 1, 2, 2], [2]]

@@ -24,7 +24,7 @@ from rootstock.core.method import AdaptMethod, Overview
 from rootstock.core.run.directory import Interrupted
 from rootstock.core.stream.batches import Share
 from rootstock.core.stream.order import Order
-from rootstock.core.stream.rows import stream_rows
+from rootstock.core.stream.rows import KeptRows, stream_rows
 from rootstock.core.train.refresh import NEVER, Refresh
 from rootstock.core.views.view import Evaluation
 from rootstock.launch.verbs import execute
@@ -148,7 +148,7 @@ def test_the_index_is_the_row_of_each_image_in_every_share(
     order = Order(TARGETS, BATCH, seed=1, name="target")
     for rank in range(2):
         share = Share(rank, 2, 2)
-        found = stream_rows(lambda: rows, None, order, steps=STEPS, device=torch.device("cpu"), share=share)
+        found = stream_rows(lambda: KeptRows(rows), None, order, steps=STEPS, device=torch.device("cpu"), share=share)
         for step, micro in enumerate(found(0)):
             for part, cut in zip(micro, share.slices(BATCH), strict=True):
                 assert torch.equal(part.index, order.indices(step, cut)) and torch.equal(part.images, rows[part.index])

@@ -12,7 +12,7 @@ from torch import Tensor
 from rootstock.adapt.shot import UNLABELLED, information_maximisation, nearest_centroids
 from rootstock.core.errors import UserError
 from rootstock.core.method import Domains, Overview
-from rootstock.tests.adapt.one_update import CLASSES, IMAGES, domains, drawn, small
+from rootstock.tests.adapt.one_update import CLASSES, IMAGES, domains, drawn, gradient_norms, small
 
 TARGETS = 10
 
@@ -180,3 +180,13 @@ def test_what_is_wrong_is_refused() -> None:
         shot(refresh_every=0)
     with pytest.raises(UserError, match=r"needs the index of each target image, and the batch has 0 for 6 images"):
         shot()(domains(), 0.5)
+
+
+def test_it_is_the_authors_value() -> None:
+    """f7d555a image_target.py: information maximisation, whose logarithms have 1e-5 inside, and obtain_label on both domains' rows."""
+    found = drawn()
+    loss = information_maximisation(found.logits[1])
+    (norm,) = gradient_norms(loss, found.logits)
+    assert (loss.item(), norm) == pytest.approx((-0.661280471942, 0.071813167647), rel=1e-4)
+    labels = nearest_centroids(found.features.detach().flatten(0, 1), found.logits.detach().flatten(0, 1))
+    assert labels.tolist() == [1, 2, 3, 2, 1, 2, 0, 4, 0, 0, 4, 1, 3, 3, 2, 4, 1, 1, 2, 3, 3, 2, 4, 3]

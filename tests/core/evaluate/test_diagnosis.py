@@ -1,4 +1,4 @@
-"""Predicted classes and their alarm, confusions by domain, BatchNorm's gap, negative transfer."""
+"""Predicted classes and their alarm, confusions by domain, BatchNorm's gap."""
 
 import math
 
@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from rootstock.core.evaluate.diagnosis import (
+    BatchNormInputs,
     LayerStatistics,
     batchnorm_gap,
     class_accuracies,
     class_confusions,
     count_predicted_classes,
-    negative_transfer,
 )
 
 
@@ -86,11 +86,23 @@ def test_batchnorms_gap_in_deviations_of_the_source() -> None:
         batchnorm_gap(source, target[:1])
 
 
-def test_negative_transfer_only_where_the_paired_interval_is_below_0() -> None:
-    control = [0.70, 0.50, 0.60, 0.65]
-    assert negative_transfer([c - 0.05 - 0.001 * i for i, c in enumerate(control)], control)
-    assert not negative_transfer([c + 0.05 for c in control], control)
-    assert not negative_transfer([0.69, 0.52, 0.59, 0.64], control)
-    assert not negative_transfer([0.1], [0.9])  # one seed has no interval
-    # Unpaired, these spreads overlap: pairing sees the loss.
-    assert np.std(control, ddof=1) > 0.05
+def test_what_reaches_batchnorm_is_pooled_over_batches() -> None:
+    generator = torch.Generator().manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.BatchNorm2d(3), torch.nn.Flatten(), torch.nn.Linear(12, 4), torch.nn.BatchNorm1d(4)
+    ).eval()
+    # Far from 0, where E[x^2] - E[x]^2 has no digits left.
+    images = torch.randn(11, 3, 2, 2, generator=generator) * 5 + 1000.0
+    found = BatchNormInputs()
+    with found.watching(net):
+        for batch in images.split([4, 6, 1]):
+            net(batch)
+    net(images + 9.0)  # not watched any more
+    first, second = found.statistics()
+    torch.testing.assert_close(first.mean, images.double().mean((0, 2, 3)))
+    torch.testing.assert_close(first.variance, images.double().var((0, 2, 3), correction=0), rtol=1e-5, atol=0.0)
+    inner = net[:3](images).double().detach()
+    torch.testing.assert_close(second.mean, inner.mean(0), rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(second.variance, inner.var(0, correction=0), rtol=1e-4, atol=0.0)
+    assert not any(module._forward_pre_hooks for module in net.modules())
+    assert BatchNormInputs().statistics() == []

@@ -2,10 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 from scipy import stats
 
-from rootstock.core.evaluate.intervals import mean_interval, paired_interval
+from rootstock.core.evaluate.intervals import mean_interval, negative_transfer, paired_interval
 
 
 def test_mean_interval() -> None:
@@ -47,3 +48,13 @@ def test_intervals_stay_in_the_range_of_their_values() -> None:
     assert mean_interval(values, span=(0, 1)) == (mean, low, 1.0)
     assert mean_interval([0.0, 0.0, 0.1], span=(0, 1))[1] == 0.0
     assert paired_interval([1.0, 0.9, 0.2], [0.0, 0.0, 0.0], span=(-1, 1))[2] == 1.0
+
+
+def test_negative_transfer_only_where_the_paired_interval_is_below_0() -> None:
+    control = [0.70, 0.50, 0.60, 0.65]
+    assert negative_transfer([c - 0.05 - 0.001 * i for i, c in enumerate(control)], control)
+    assert not negative_transfer([c + 0.05 for c in control], control)
+    assert not negative_transfer([0.69, 0.52, 0.59, 0.64], control)
+    assert not negative_transfer([0.1], [0.9])  # one seed has no interval
+    # Unpaired, these spreads overlap: pairing sees the loss.
+    assert np.std(control, ddof=1) > 0.05

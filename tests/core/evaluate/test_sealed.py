@@ -1,10 +1,11 @@
 """Labels of a sealed test are read once, by one function, after the look was written down; and the count survives what happens to runs."""
 
+import ast
 import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from rootstock.core.evaluate import looks, sealed
 from rootstock.core.evaluate.looks import cache_ledger, looks_of_rows, looks_words, refuse_damaged_looks
 from rootstock.core.evaluate.predictions import read_predictions
 from rootstock.core.evaluate.scores import Scored
-from rootstock.core.evaluate.sealed import CandidateLogits, Opened, open_sealed
+from rootstock.core.evaluate.sealed import CandidateLogits, Opened, open_sealed, rows_by_class
 from rootstock.core.images.open import Images, open_images
 from rootstock.core.images.sealed import SealedImages
 from rootstock.core.images.sets import align
@@ -85,13 +86,63 @@ def test_other_images_than_at_the_beginning_are_refused(uri: str) -> None:
         found.unsealed()
 
 
+def trees() -> Iterable[tuple[str, ast.Module]]:
+    """Every module of the package with its path."""
+    for path in sorted(ROOT.rglob("*.py")):
+        where = path.relative_to(ROOT)
+        if not {"tests", ".venv", "benchmarks"} & {*where.parts}:
+            yield where.as_posix(), ast.parse(path.read_text())
+
+
+def users(tree: ast.AST, *names: str) -> set[str]:
+    """The functions (of a module's first level, or methods as CLASS.METHOD; "" for none) in which one of these names stands: called, given
+    away, imported, or as a text for `getattr`."""
+    found = set[str]()
+
+    def visit(node: ast.AST, place: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            here = place
+            if isinstance(child, ast.FunctionDef | ast.ClassDef) and (not place or isinstance(node, ast.ClassDef)):
+                here = f"{place}.{child.name}".lstrip(".")
+            spelt = {getattr(child, key, None) for key in ("id", "attr", "name", "value")}
+            if any(isinstance(text, str) and text in names for text in spelt) and not isinstance(
+                child, ast.FunctionDef | ast.ClassDef
+            ):
+                found.add(here)
+            visit(child, here)
+
+    visit(tree, "")
+    return found
+
+
 def test_one_function_reads_the_labels() -> None:
-    calls = [
-        str(path.relative_to(ROOT))
-        for path in ROOT.rglob("*.py")
-        if not {"tests", ".venv"} & {*path.relative_to(ROOT).parts} and ".unsealed()" in path.read_text()
-    ]
-    assert calls == ["core/evaluate/sealed.py"]
+    """However `unsealed` is reached: called, passed on, or by its name; and a sealed set's own way to its labels is its own."""
+    opening = {where: users(tree, "unsealed") for where, tree in trees() if users(tree, "unsealed")}
+    assert opening == {"core/evaluate/sealed.py": {"_open"}}
+    source = dict(trees())["core/evaluate/sealed.py"]
+    assert users(source, "_open") == {"open_sealed", "rows_by_class"}
+    assert {where for where, tree in trees() if users(tree, "rows_by_class")} == {"adapt/online_pass.py"}
+
+
+def test_nobody_else_of_an_adaptation_opens_a_set() -> None:
+    """What could bypass the seal: in adapt/, only `sets` opens images, and gives what it opens to a `SealedImages`."""
+    assert {where for where, tree in trees() if where.startswith("adapt/") and users(tree, "open_images")} == {
+        "adapt/sets.py"
+    }
+    tree = dict(trees())["adapt/sets.py"]
+    # open_sets asks whether the target has labels at all; Tested.opened and sealed_target are what is sealed.
+    assert users(tree, "open_images") == {"", "open_sets", "sealed_target", "Tested.opened"}
+    others = {
+        where for where, tree in trees() if where.startswith("adapt/") and users(tree, "Tested", "_store", "_stores")
+    }
+    assert others == {"adapt/sets.py"}
+
+
+def test_the_guard_finds_every_way_to_spell_it() -> None:
+    for text in ("x.unsealed()", "partial(x.unsealed)", "getattr(x, 'unsealed')()", "f = SealedImages.unsealed"):
+        assert users(ast.parse(f"def g(x):\n    {text}"), "unsealed") == {"g"}, text
+    assert users(ast.parse("from .open import open_images as o"), "open_images") == {""}
+    assert users(ast.parse("class A:\n    def b(self, x): return x.unsealed()"), "unsealed") == {"A.b"}
 
 
 def test_the_numbers_are_those_of_the_plain_test(uri: str, opened: Open) -> None:
@@ -265,9 +316,12 @@ def test_commands_at_once_count_each_other(uri: str, opened: Open) -> None:
 
 
 PROGRAM = """
-import json, os, sys
+import errno, json, os, sys
 import torch
 import torch.distributed as dist
+from rootstock.core.errors import UserError
+from rootstock.core.evaluate import looks
+from rootstock.core.evaluate.sealed import rows_by_class
 from rootstock.core.images.sealed import SealedImages
 from rootstock.tests.core.evaluate.test_sealed import seal, candidate, CLASSES, open_sealed
 from rootstock.core.config.resolve import validate
@@ -275,7 +329,7 @@ from rootstock.core.run.directory import Run
 from rootstock.core.run.options import options
 from rootstock.tests.core.conftest import no_section
 
-uri, folder = sys.argv[1:]
+uri, folder, fault = sys.argv[1:]
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 straight = SealedImages.unsealed
@@ -283,25 +337,63 @@ def read(self):
     open(f"{folder}.read-by-{dist.get_rank()}", "w").close()
     return straight(self)
 SealedImages.unsealed = read
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "looks.json")
+if fault == "full":
+    looks.add_entry = full
 config = validate({"run": {"dir": folder, "device": "cpu"}}, no_section, {"run": options})
 with Run("pretrain", config, quiet=True) as run:
-    found = open_sealed(run, {"target": seal(uri)}, {"c1": candidate(1)}, CLASSES)
+    try:
+        found = open_sealed(run, {"target": seal(uri)}, {"c1": candidate(1)}, CLASSES).result
+    except UserError as error:
+        found = f"{type(error).__name__}: {error}"
+    order, look = (torch.empty(0), {}) if fault else rows_by_class(run, "order", seal(uri))
     with open(f"{folder}.{dist.get_rank()}", "w") as out:
-        json.dump(found.result, out)
+        json.dump([found, order.tolist(), look], out)
 dist.barrier()
 dist.destroy_process_group()
 """
 
 
 def test_two_processes_look_once_and_know_the_same(uri: str, opened: Open, forks: Forks, tmp_path: Path) -> None:
+    """Also the order by class, which is a look of its own."""
     alone = scored(opened("alone"), uri, 1).result
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    forks.group(program, uri, tmp_path / "pair")
+    forks.group(program, uri, tmp_path / "pair", "")
     texts = [json.loads((tmp_path / f"pair.{rank}").read_text()) for rank in range(2)]
-    assert texts[0] == texts[1] == json.loads(json.dumps(alone))
-    assert len(entries(tmp_path / "pair" / LOOKS)) == 1 == len(entries(cache_ledger(seal(uri).split_hash())))
+    known = labelled(uri).labels
+    assert known is not None
+    assert texts[0] == texts[1] and texts[0][0] == json.loads(json.dumps(alone))
+    assert texts[0][1] == known.argsort(stable=True).tolist() and texts[0][2]["n"] == 2
+    kept = [look["candidates"] for look in entries(tmp_path / "pair" / LOOKS)]
+    assert kept == [{"c1": "digest 1"}, {"in the order of classes": kept[1]["in the order of classes"]}]
+    assert [look["candidates"] for look in entries(cache_ledger(seal(uri).split_hash()))] == kept
     assert sorted(path.name for path in tmp_path.glob("pair.read*")) == ["pair.read-by-0"]
+
+
+def test_a_fault_of_the_main_process_is_one_sentence_on_all(uri: str, forks: Forks, tmp_path: Path) -> None:
+    """A ledger that cannot be written: the other process does not wait for what never comes, and no label is read."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    forks.group(program, uri, tmp_path / "pair", "full")
+    texts = [json.loads((tmp_path / f"pair.{rank}").read_text())[0] for rank in range(2)]
+    assert texts[0] == texts[1] and texts[0].startswith("MachineError: the final test of")
+    assert "needs looks.json, and the system says: No space left on device; mend that" in texts[0]
+    assert not list(tmp_path.glob("pair.read*"))
+
+
+def test_the_order_by_class_is_one_look_however_often_a_run_goes_on(uri: str, opened: Open) -> None:
+    run, other = opened("a"), opened("b")
+    orders = [rows_by_class(run, "order", seal(uri)) for _ in range(2)]
+    assert torch.equal(orders[0][0], orders[1][0]) and orders[0][1] == orders[1][1] and orders[0][1]["n"] == 1
+    known = seal(uri).unsealed().labels
+    assert known is not None and known[orders[0][0]].tolist() == sorted(known.tolist())
+    assert len(entries(run.dir / LOOKS)) == 1
+    flat = SealedImages(lambda: open_images(f"{uri}/a", role="test"))
+    with pytest.raises(UserError, match="not one label for each picture"):
+        rows_by_class(other, "order", flat)
+    assert entries(other.dir / LOOKS) == ()
 
 
 def test_words_of_a_row_over_seeds() -> None:

@@ -184,6 +184,24 @@ def test_the_map_holds_every_set_by_class_and_domain(tmp_path: Path) -> None:
     assert len(drawn["x"]) == len(drawn["y"]) == 21 and all(map(math.isfinite, drawn["x"]))
 
 
+def test_two_maps_are_of_the_same_images(tmp_path: Path) -> None:
+    first, second = digits(230), digits(120)
+    features = {"a": torch.randn(230, 5), "b": torch.randn(120, 5) + 3.0}
+    before = {name: rows @ torch.randn(5, 7) for name, rows in features.items()}
+    save_map(tmp_path, features, {"a": first, "b": second}, 0, before)
+    drawn = json.loads((tmp_path / "map.json").read_text())
+    assert {len(drawn[axis]) for axis in "xy"} == {len(drawn["before"][axis]) for axis in "xy"} == {270}
+    assert len(drawn["label"]) == 270 and drawn["domain"] == [0] * 150 + [1] * 120 and "t-SNE" in drawn["method"]
+    assert first.labels is not None and drawn["label"][:150] == first.labels[torch.arange(150) * 230 // 150].tolist()
+    save_map(tmp_path, {"a": features["a"][:60]}, {"a": first}, 0)
+    few = json.loads((tmp_path / "map.json").read_text())
+    x = torch.nn.functional.normalize(features["a"][:60].double(), dim=1)
+    _, _, axes = torch.linalg.svd(x - x.mean(0))
+    expected = ((x - x.mean(0)) @ axes[0]).abs()
+    torch.testing.assert_close(torch.tensor(few["x"], dtype=torch.float64).abs(), expected, atol=1e-3, rtol=0.0)
+    assert "principal components of 60" in few["method"] and "before" not in few
+
+
 def test_features_without_a_map_leave_the_run_alone(tmp_path: Path) -> None:
     images = digits(10)
     for features in ({}, {"a": torch.randn(5, 3)}, {"a": torch.full((10, 3), math.nan)}, {"a": torch.zeros(10, 3)}):

@@ -90,6 +90,15 @@ def test_a_cosine_head_sees_directions_alone() -> None:
     assert float(head(f).abs().max()) <= 20.0 and not any("bias" in name for name in head.state_dict())
 
 
+@pytest.mark.parametrize("head", ["linear", "weightnorm", "cosine"])
+def test_a_head_sees_each_image_alone_also_in_a_batch_of_two_domains(head: Any) -> None:
+    """Methods give it [2, N, D]: a cosine over the images of a batch would depend on which others there are."""
+    _, layer = Structure(head=head).layers(6, 4)
+    features = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))
+    alone = torch.stack([torch.stack([layer(image[None])[0] for image in domain]) for domain in features])
+    torch.testing.assert_close(layer(features), alone)
+
+
 @pytest.mark.parametrize("batchnorm", ["joint", "own"])
 @pytest.mark.parametrize(
     "structure",

@@ -8,7 +8,7 @@ import pytest
 
 from rootstock.core.images.open import open_images
 from rootstock.core.images.sets import describe_sets
-from rootstock.launch.pipeline.run import tabulate
+from rootstock.launch.pipeline.run import printed_tables, tabulate
 from rootstock.launch.report.markdown import pipeline_markdown
 from rootstock.launch.report.oracles import whose_target
 from rootstock.launch.report.page import write_report
@@ -96,6 +96,25 @@ def test_no_table_hides_it(tmp_path: Path) -> None:
     assert "| oracle |" in line and why in line
 
 
+def test_no_column_holds_an_oracle_beside_other_rows() -> None:
+    """An upper bound beside last iterates reads like one of them: on the page, in table.md and in the terminal."""
+    rows = [{"label": name.upper(), "stage": name} for name in ("plain", "oracle", "dann")]
+    tabulated = tabulate({"rows": rows, "columns": {}, "comparisons": []}, RESULTS)
+    admitted = summarise(
+        [result("finetune", selection="oracle", train="source", target="test")], label="BEST", stage="x"
+    )
+    table = {**tabulated, "rows": [*tabulated["rows"], admitted], "comparisons": []}
+    upper, lower = {"ORACLE", "BEST"}, {"PLAIN", "DANN"}
+    on_page = [{line.label for _, lines in one.groups for line in lines} for one in results_tables(table["rows"], {})]
+    blocks = [part for part in pipeline_markdown(table, "x").split("\n\n") if part.startswith("|")]
+    in_markdown = [{label for label in upper | lower if f"| {label} |" in part} for part in blocks]
+    in_terminal = [{str(cell) for cell in one.columns[0].cells} for one in printed_tables(table)]
+    assert on_page == in_markdown == [lower, upper]
+    assert in_terminal == [lower, {f"{label} \\[oracle]" for label in upper}]
+    alone = {**table, "rows": table["rows"][-1:]}
+    assert len(printed_tables(alone)) == 1 and pipeline_markdown(alone, "x").count("| BEST |") == 1
+
+
 def test_a_row_that_admits_it_is_one_too() -> None:
     """Also where it is one of several tasks."""
     admitted = result("finetune", selection="oracle", train="source", target="test")
@@ -103,6 +122,22 @@ def test_a_row_that_admits_it_is_one_too() -> None:
     assert row["kind"] == "oracle" and "upper bound" in caveats([row])[0]
     mean = summarise(averaged([[admitted], [ADAPTED]]), label="mean", stage="x")
     assert mean["selection"] == ["last and oracle"] and mean["kind"] == "oracle"
+
+
+def test_a_stream_sorted_by_labels_is_a_diagnostic() -> None:
+    """Also where it is one of several tasks; other orders are ordinary results."""
+    kinds = {}
+    for order in ("shuffled", "sequential", "sorted: a diagnostic"):
+        met = {**ADAPTED, "data": {**ADAPTED["data"], "order": order}}
+        rows = [summarise(results, label="x", stage="x") for results in ([met], averaged([[met], [ADAPTED]]))]
+        kinds[order] = [row["kind"] for row in rows]
+    assert kinds == {
+        "shuffled": ["inductive", "inductive"],
+        "sequential": ["inductive", "inductive"],
+        "sorted: a diagnostic": ["diagnostic", "diagnostic"],
+    }
+    (table,) = results_tables(rows, {})
+    assert table.heading.startswith("Diagnostic: the target's images were met sorted by class")
 
 
 def test_the_page_that_compares_runs_marks_them(tmp_path: Path) -> None:

@@ -1,0 +1,87 @@
+"""States of a training that the final test scores too: their logits on the tests, in files of their own, and what becomes of a damaged one.
+
+The header's entry `digest` is that of the tensors, so that a file which is not what was written is named, and never scored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..core.evaluate.sealed import CandidateLogits, frozen_candidate
+from ..core.files import write_tensors
+from ..core.manifest import DamagedFile
+from ..core.run.directory import Run
+
+FOLDER = "candidates"
+_DIGEST = "digest"
+
+
+class KeptStates(NamedTuple):
+    """found: by the name of the candidate. lost: a sentence for each that can't be scored, by its name."""
+
+    found: dict[str, CandidateLogits]
+    lost: dict[str, str]
+
+
+def name_of(step: int) -> str:
+    """The name of a candidate."""
+    return f"step {step}"
+
+
+def tests_path(folder: Path, step: int) -> Path:
+    """Where a candidate's logits on the tests lie: float [M, K] by test, without labels. folder: RUN/candidates."""
+    return folder / f"step-{step:08d}-tests.safetensors"
+
+
+def keep_tests(folder: Path, step: int, logits: Mapping[str, Tensor]) -> None:
+    """Write a state's logits by test, without labels."""
+    rows = {name: tensor.detach().cpu().contiguous() for name, tensor in logits.items()}
+    write_tensors(tests_path(folder, step), rows, {_DIGEST: _digest(rows)})
+
+
+def kept_states(run: Run, steps: int, every: int) -> KeptStates:
+    """The states before the last of `steps` steps. every: steps between them, 0 for none. Of the main process; others have none.
+
+    One whose file is damaged is scored as an earlier command of this run stored it before it read the labels, if one did: the candidates
+    are then the same, and so is the look. Else it is named, in the log and in `lost`, and the look is at the others alone.
+    """
+    states = KeptStates({}, {})
+    for step in range(every, steps, every) if every and run.main else ():
+        name, path = name_of(step), tests_path(run.dir / FOLDER, step)
+        try:
+            states.found[name] = _read(path)
+        except (DamagedFile, OSError, SafetensorError) as error:
+            why = str(error) if isinstance(error, DamagedFile) else f"{path} cannot be read ({error})"
+            if (frozen := frozen_candidate(run.dir, name)) is None:
+                states.lost[name] = why
+                run.log(f"WARNING: {why}; {name} is left out of the final test")
+            else:
+                states.found[name] = frozen
+                run.log(f"WARNING: {why}; {name} is scored as it was stored for the final test")
+    return states
+
+
+def _read(path: Path) -> CandidateLogits:
+    """Raises DamagedFile, OSError or SafetensorError."""
+    content = hashlib.sha256(path.read_bytes()).hexdigest()
+    with safe_open(path, "pt") as file:
+        logits = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        written = (file.metadata() or {}).get(_DIGEST)
+    if written is not None and written != _digest(logits):  # an earlier version wrote none
+        raise DamagedFile(f"{path} is damaged (its digest differs from that of its tensors)")
+    return CandidateLogits(content, logits)
+
+
+def _digest(logits: Mapping[str, Tensor]) -> str:
+    """sha256 (hex) of names, shapes and numbers."""
+    found = hashlib.sha256()
+    for name in sorted(logits):
+        found.update(f"{name} {tuple(logits[name].shape)} {logits[name].dtype} ".encode())
+        found.update(logits[name].numpy().tobytes())
+    return found.hexdigest()

@@ -1,0 +1,106 @@
+"""Negative transfer: a row whose control or source-only is better, by the interval of their difference over paired seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...core.evaluate.definitions import definition_of
+from ...core.evaluate.intervals import negative_transfer
+from .claims import stages_shown
+from .results import compare
+from .tables import is_fraction, number
+
+CONTROL, SOURCE_ONLY = "control", "source-only"
+TRANSFER_WEIGHTS = ("trade_off", "reversal")  # keys of methods of which 0 is the control
+
+Baselines = Mapping[str, Mapping[str, str]]
+"""Of each stage, the stages that a gain of it is counted from, and what each is: its control or source-only."""
+
+
+def baselines_of(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """Which stages are another one's control, or source-only on its task. configs: resolved, by stage; those of other verbs don't count."""
+    tasks = {name: config for name, config in configs.items() if _is_adaptation(config)}
+    return {
+        name: {other: kind for other, theirs in tasks.items() if other != name and (kind := _kind(config, theirs))}
+        for name, config in tasks.items()
+    }
+
+
+def _is_adaptation(config: Mapping[str, Any]) -> bool:
+    data, method = config.get("data"), config.get("method")
+    return isinstance(data, Mapping) and isinstance(method, Mapping) and bool(data.get("source") and data.get("target"))
+
+
+def _kind(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """What the second config is to the first one; "" if nothing."""
+    one, other = ours["method"], theirs["method"]
+    if other.get("name") == "source_only":
+        sets = ("source", "target", "test", "size")
+        alike = all(ours["data"].get(key) == theirs["data"].get(key) for key in sets)
+        return (
+            SOURCE_ONLY
+            if alike and one.get("name") != other["name"] and ours.get("backbone") == theirs.get("backbone")
+            else ""
+        )
+    if any(ours.get(key) != theirs.get(key) for key in ("data", "backbone", "optim", "label_shift")):
+        return ""
+    different = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+    return CONTROL if different and all(_is_off(key, one.get(key), other.get(key)) for key in different) else ""
+
+
+def _is_off(key: str, ours: Any, theirs: Any) -> bool:
+    """Whether a key of `method` differs in that the other config's transfer weight is 0."""
+    if key == "mic" and isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        return theirs.get("weight") == 0 and {**ours, "weight": 0} == {**theirs, "weight": 0}
+    return key in TRANSFER_WEIGHTS and theirs == 0
+
+
+def mark_negative_transfer(rows: Sequence[dict[str, Any]], baselines: Baselines) -> None:
+    """Give each row that is worse than a baseline of it `negative_transfer`: [{"over": label, "kind", "mean", "low", "high", "n"}].
+
+    A row of several stages is compared with one that has a baseline for each of them. One seed has no interval, so nothing is said of it.
+    """
+    for row in rows:
+        worse = []
+        for other in rows:
+            kind = _kind_of_rows(row, other, baselines)
+            if not kind or not set(row["seeds"]) & set(other["seeds"]):
+                continue
+            found = compare(row, other, row["label"])
+            sign = _better(row["metric"])
+            if negative_transfer([sign * value for value in found["values"]], [0.0] * found["n"]):
+                facts = {key: found[key] for key in ("mean", "low", "high", "n")}
+                worse.append({"over": other["label"], "kind": kind, **facts})
+        if worse:
+            row["negative_transfer"] = worse
+
+
+def _kind_of_rows(row: Mapping[str, Any], other: Mapping[str, Any], baselines: Baselines) -> str:
+    ours, theirs = stages_shown(row), stages_shown(other)
+    if other is row or row["metric"] != other["metric"] or len(ours) != len(theirs):
+        return ""
+    kinds = {next((baselines[a][b] for b in theirs if b in baselines.get(a, {})), "") for a in ours}
+    return kinds.pop() if len(kinds) == 1 else ""
+
+
+def _better(metric: str) -> int:
+    found = definition_of(metric)
+    return 1 if found is None or found.better == "higher" else -1
+
+
+def negative_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each case of negative transfer in words. rows: of a pipeline's result.json."""
+    lines = []
+    for row in rows:
+        fraction = is_fraction(row["metric"], row["values"])
+        for one in row.get("negative_transfer") or []:
+            mean, low, high = (
+                number(one[key], 100, sign=True) if fraction else f"{one[key]:+.4g}" for key in ("mean", "low", "high")
+            )
+            name = one["over"] if one["over"].lower() == one["kind"] else f"{one['kind']} ({one['over']})"
+            lines.append(
+                f"Negative transfer: {row['label']} is worse than {'its ' if one['kind'] == CONTROL else ''}{name}, {mean}"
+                f"{' points' if fraction else ''} (95 % interval [{low}, {high}], {one['n']} paired seeds; exploratory)."
+            )
+    return lines
