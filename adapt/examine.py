@@ -218,8 +218,10 @@ class Examination:
         self, classifier: Classifier, images: Images, inputs: BatchNormInputs | None = None
     ) -> tuple[Tensor, Tensor]:
         """Features [N, D] and logits [N, K], float32 on the CPU."""
-        with nullcontext() if inputs is None else inputs.watching(classifier):
-            found = [_show(classifier, batch) for batch in self.read(images)]
+        found = list[tuple[Tensor, Tensor]]()
+        for batch in self.read(images):  # which may encode the pictures through frozen layers: those don't count
+            with nullcontext() if inputs is None else inputs.watching(classifier):
+                found.append(_show(classifier, batch))
         features, logits = (torch.cat(parts) for parts in zip(*found, strict=True))
         if not bool(features.isfinite().all() & logits.isfinite().all()):
             raise UserError("the network's features are not finite; the training has diverged, so lower optim.lr")

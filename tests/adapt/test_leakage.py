@@ -1,5 +1,6 @@
 """No label of a target shapes a split or a weight, and what was seen is counted: whole runs, in-process, on tiny folders."""
 
+import functools
 import gc
 import hashlib
 import json
@@ -495,6 +496,7 @@ def test_a_frozen_backbone_keeps_every_number(
     made: list[tuple[Any, dict[str, Tensor]]] = []
     create = probe_recipe.create
 
+    @functools.wraps(create)  # its signature is the section `backbone`
     def spy(*args: Any, **options: Any) -> Any:
         model = create(*args, **options)
         made.append((model, {name: value.clone() for name, value in model.state_dict().items()}))
