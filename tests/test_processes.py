@@ -74,7 +74,7 @@ EXAMINED = {
 }
 ONCE = 4  # steps of one pass over the target
 FEW = 4  # steps of the other methods
-EPSILON = 2e-7  # the rounding of terms of size 1: a loss that is their difference, as SimSiam's, may be near 0
+EPSILON = 1e-6  # some roundings of terms of size 1: a loss that is their difference, as SimSiam's, may be near 0
 # Runs of two processes that share parameters and optimizer state (core/train/fsdp.py): the method whose losses they must have, and
 # their overrides. The last goes on from a checkpoint of one process.
 HALFWAY = STEPS // 2
