@@ -13,6 +13,14 @@ from .tables import is_fraction, number
 
 CONTROL, SOURCE_ONLY = "control", "source-only"
 TRANSFER_WEIGHTS = ("trade_off", "reversal")  # keys of methods of which 0 is the control
+UNLIKE_DATA = (
+    "strong",
+    "order",
+    "decode",
+    "stamp",
+    "selection",
+)  # keys of `data` in which source-only may differ from a method
+STRUCTURE = ("bottleneck", "head", "keep_head")  # keys of `method` in which it may not
 
 Baselines = Mapping[str, Mapping[str, str]]
 """Of each stage, the stages that a gain of it is counted from, and what each is: its control or source-only."""
@@ -36,17 +44,23 @@ def _kind(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     """What the second config is to the first one; "" if nothing."""
     one, other = ours["method"], theirs["method"]
     if other.get("name") == "source_only":
-        sets = ("source", "target", "test", "size")
-        alike = all(ours["data"].get(key) == theirs["data"].get(key) for key in sets)
-        return (
-            SOURCE_ONLY
-            if alike and one.get("name") != other["name"] and ours.get("backbone") == theirs.get("backbone")
-            else ""
-        )
+        return SOURCE_ONLY if one.get("name") != other["name"] and _is_matched(ours, theirs) else ""
     if any(ours.get(key) != theirs.get(key) for key in ("data", "backbone", "optim", "label_shift")):
         return ""
     different = [key for key in {**one, **other} if one.get(key) != other.get(key)]
     return CONTROL if different and all(_is_off(key, one.get(key), other.get(key)) for key in different) else ""
+
+
+def _is_matched(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Whether source-only has the other config's task, pictures, augmentation, network and steps, so that they differ in what is learned.
+
+    A row with other views, another corruption of the target or more steps is another experiment, and beside it a method may lose or win by
+    these alone.
+    """
+    data, other = ours["data"], theirs["data"]
+    alike = all(data.get(key) == other.get(key) for key in {**data, **other} if key not in UNLIKE_DATA)
+    structure = all(ours["method"].get(key) == theirs["method"].get(key) for key in STRUCTURE)
+    return alike and structure and all(ours.get(key) == theirs.get(key) for key in ("backbone", "optim", "label_shift"))
 
 
 def _is_off(key: str, ours: Any, theirs: Any) -> bool:

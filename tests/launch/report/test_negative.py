@@ -40,10 +40,29 @@ def test_a_control_differs_in_a_transfer_weight_of_0_alone() -> None:
             "pretrain": {"data": {"train": "a"}, "method": {"name": "simclr"}},
         }
     )
-    assert found["dann"] == {"control": "control", "source": "source-only", "plain views": "source-only"}
+    assert found["dann"] == {"control": "control", "source": "source-only"}
     assert found["mic"]["mic off"] == "control" and "dann" not in found["mic"]
     assert "control" not in found["control"] and found["source"] == {}
     assert "pretrain" not in found
+
+
+@pytest.mark.parametrize(
+    ("theirs", "kind"),
+    [
+        ({}, "source-only"),
+        ({"data": {**DATA, "selection": "oracle"}}, "source-only"),
+        ({"data": {**DATA, "views": {"name": "targeted"}}}, ""),
+        ({"data": {**DATA, "crop": 0.9}}, ""),
+        ({"data": {**DATA, "corrupt": {"name": "contrast"}}}, ""),
+        ({"optim": {"lr": 0.1, "duration": 900}}, ""),
+        ({"method": {**SOURCE_ONLY, "bottleneck": 8}}, ""),
+    ],
+)
+def test_source_only_is_matched_in_pictures_augmentation_network_and_steps(theirs: dict[str, Any], kind: str) -> None:
+    """What an augmentation, a corruption of the target or more steps win is not what a method lost."""
+    fixmatch = config({"name": "fixmatch", "mic": None}, data={**DATA, "strong": {"name": "digits"}})
+    found = baselines_of({"fixmatch": fixmatch, "source": {**config(SOURCE_ONLY), **theirs}})
+    assert found["fixmatch"].get("source", "") == kind
 
 
 def results(accuracies: list[float], **more: Any) -> list[dict[str, Any]]:
