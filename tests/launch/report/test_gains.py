@@ -47,7 +47,9 @@ def test_the_smaller_difference_counts_with_its_own_interval() -> None:
         assert (gain["low"], gain["high"]) == pytest.approx(bounds, abs=1e-6)
         assert [one["b"] for one in gain["over"]] == over and gain["holds"]
         (line,) = gain_lines(found["gains"])
-        assert line.startswith(f"gain (exploratory): m gains {points(gain['mean'])} points over source, 95 % interval [")
+        assert line.startswith(
+            f"gain (exploratory): m gains {points(gain['mean'])} points over source, 95 % interval ["
+        )
         assert "the smaller of its differences from" in line
     larger = next(one for one in found["comparisons"] if one["b"] == "control")
     assert larger["mean"] > gain["mean"] and larger["label"] == "gain, over control"
@@ -92,8 +94,8 @@ def test_of_a_metric_that_is_better_when_lower_the_smallest_improvement_counts()
 def test_one_seed_shows_no_gain() -> None:
     found = table({"m": [0.8], "control": [0.7], "source": [0.6]}, ["control", "source"])
     assert gain_lines(found["gains"]) == [
-        "gain (exploratory): m: +10.0 points over control, no interval: the smaller of its differences from control (+10.0) and source (+20.0); "
-        "one seed shows no gain."
+        "gain (exploratory): m: +10.0 points over control, no interval: the smaller of its differences from control (+10.0) and source "
+        "(+20.0); one seed shows no gain."
     ]
     assert not found["gains"][0]["holds"]
 
