@@ -8,6 +8,7 @@ from typing import Any
 from ...core.evaluate.definitions import definition_of
 from ...core.evaluate.intervals import negative_transfer
 from .claims import stages_shown
+from .contrasts import AnswersOf, difference_over_images
 from .results import compare
 from .tables import is_fraction, number
 
@@ -21,6 +22,8 @@ UNLIKE_DATA = (
     "selection",
 )  # keys of `data` in which source-only may differ from a method
 STRUCTURE = ("bottleneck", "head", "keep_head")  # keys of `method` in which it may not
+
+FEWEST_SEEDS = 3  # whose spread says enough of other seeds where nothing is known of test images
 
 Baselines = Mapping[str, Mapping[str, str]]
 """Of each stage, the stages that a gain of it is counted from, and what each is: its control or source-only."""
@@ -70,10 +73,14 @@ def _is_off(key: str, ours: Any, theirs: Any) -> bool:
     return key in TRANSFER_WEIGHTS and theirs == 0
 
 
-def mark_negative_transfer(rows: Sequence[dict[str, Any]], baselines: Baselines) -> None:
+def mark_negative_transfer(
+    rows: Sequence[dict[str, Any]], baselines: Baselines, answers: AnswersOf | None = None
+) -> None:
     """Give each row that is worse than a baseline of it `negative_transfer`: [{"over": label, "kind", "mean", "low", "high", "n"}].
 
     A row of several stages is compared with one that has a baseline for each of them. One seed has no interval, so nothing is said of it.
+    answers: of one run. Where predictions were kept, the interval over seeds and test images has to lie beyond 0, too: two seeds that lose
+    as many of a few images have no spread, and yet show nothing. Where none were kept, three seeds are needed.
     """
     for row in rows:
         worse = []
@@ -83,8 +90,14 @@ def mark_negative_transfer(rows: Sequence[dict[str, Any]], baselines: Baselines)
                 continue
             found = compare(row, other, row["label"])
             sign = _better(row["metric"])
-            if negative_transfer([sign * value for value in found["values"]], [0.0] * found["n"]):
-                facts = {key: found[key] for key in ("mean", "low", "high", "n")}
+            if not negative_transfer([sign * value for value in found["values"]], [0.0] * found["n"]):
+                continue
+            images = difference_over_images(row, other, answers)
+            if images is None and found["n"] < FEWEST_SEEDS:
+                continue
+            low, high = images or (found["low"], found["high"])
+            if low is not None and high is not None and (high < 0 if sign > 0 else low > 0):
+                facts = {"mean": found["mean"], "low": low, "high": high, "n": found["n"]}
                 worse.append({"over": other["label"], "kind": kind, **facts})
         if worse:
             row["negative_transfer"] = worse
