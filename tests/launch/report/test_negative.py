@@ -59,10 +59,10 @@ def test_a_control_differs_in_a_transfer_weight_of_0_alone() -> None:
         ({"data": {**DATA, "crop": 0.9}}, ""),
         ({"data": {**DATA, "corrupt": {"name": "contrast"}}}, ""),
         ({"optim": {"lr": 0.1, "duration": 900}}, ""),
-        ({"method": {**SOURCE_ONLY, "bottleneck": 8}}, ""),
+        ({"method": {**SOURCE_ONLY, "bottleneck": 8}}, "source-only"),
     ],
 )
-def test_source_only_is_matched_in_pictures_augmentation_network_and_steps(theirs: dict[str, Any], kind: str) -> None:
+def test_source_only_is_matched_in_pictures_augmentation_backbone_and_steps(theirs: dict[str, Any], kind: str) -> None:
     """What an augmentation, a corruption of the target or more steps win is not what a method lost."""
     fixmatch = config({"name": "fixmatch", "mic": None}, data={**DATA, "strong": {"name": "digits"}})
     found = baselines_of({"fixmatch": fixmatch, "source": {**config(SOURCE_ONLY), **theirs}})
