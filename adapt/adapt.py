@@ -156,6 +156,8 @@ def build_adaptation(
         f"adapt {method['name']}: {len(sets.source)} source and {len(sets.target)} target images, "
         f"{fed.steps} steps of {settings.batch_size} images{'' if objective.online else ' of each'}"
     )
+    if untested := sets.untested():
+        run.log(untested)
     pictures = partial(whole, view=view, device=run.device, workers=run.options["workers"], damage=replaced_silently())
     read = pictures if frozen is None else partial(frozen.read, view=view)
     show = partial(show_tests, run, view, frozen, sets.tests)

@@ -36,7 +36,8 @@ class EATA(Online):
 
     margin: E0 as a part of ln K, above 0; 0.4 in the paper.
     similar: Largest cosine, from 0 to 1: 0.05 on ImageNet, 0.4 on CIFAR-10.
-    fisher: Weight of the penalty, 0 or more: 2000 on ImageNet; `none` leaves it out and needs no source images (the authors call it ETA).
+    fisher: Weight of the penalty, 0 or more: 2000 on ImageNet, 1 on CIFAR-10; `none` leaves it out and needs no source images (the authors
+        call it ETA).
     fisher_images: Source images on which F is measured, 1 or more; 2000 in the paper.
     decay: What the running mean keeps at each batch, from 0 to 1; 0.9 in the paper.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from ..core.views.corrupted import Corruption, corrupted
 from ..core.views.view import Evaluation, stack_pictures
 
 SOURCE, TARGET = "source", "target"
+TOO_FEW = "give more pictures, or a labelled test (data.test), for which nothing is held out"
 
 Reader = Callable[[Images], Iterator[Tensor]]
 """Images as evaluation sees them, in their order, in batches on the device: pictures float [n, C, h, w], or features of a frozen backbone
@@ -43,8 +45,17 @@ class Sets(NamedTuple):
         """Hold this part of the source out from training, of each class; none for 0. Raises UserError for too few images."""
         if not fraction:
             return self
-        source, held_out = holdout(self.source, fraction=fraction, seed=seed, stratify=True)
+        with remedied(
+            "evaluate.held_out", "evaluate.held_out=0 holds none out, and leaves out the validators that need it"
+        ):
+            source, held_out = holdout(self.source, fraction=fraction, seed=seed, stratify=True)
         return self._replace(source=source, held_out=held_out)
+
+    def untested(self) -> str:
+        """What to say where no test is of the target, as where it has no labels; "" where one is."""
+        if self.tests.keys() - {SOURCE}:
+            return ""
+        return "no test is of the target: accuracies are those on the source; data.test=URI gives a labelled test of the target"
 
     def training(self) -> dict[str, Images]:
         return {SOURCE: self.source, TARGET: self.target}
@@ -82,15 +93,26 @@ def open_sets(data: Mapping[str, Any], seed: int, unknown: str | None = None, on
         return Sets(
             source, in_content_order(target), {n: SealedImages(test.opened, stamp) for n, test in opened.items()}
         )
-    source, source_test = holdout(source, fraction=HELD_OUT, seed=seed, stratify=True)
+    with remedied("data.source", TOO_FEW):
+        source, source_test = holdout(source, fraction=HELD_OUT, seed=seed, stratify=True)
     tests: dict[str, Images] = {SOURCE: source_test}
     if open_images(data["target"], seed=seed, role="test").labels is not None:
         # The same pictures once more, with labels for the final test alone; they play no part in cutting.
         known = Tested(data["target"], seed, classes, "data.target", unknown, shown)
         if not online:
-            target, _ = holdout(target, fraction=HELD_OUT, seed=seed, stratify=False)
+            with remedied("data.target", TOO_FEW):
+                target, _ = holdout(target, fraction=HELD_OUT, seed=seed, stratify=False)
         tests = {TARGET: SealedImages(known.opened if online else known.held_out, stamp), **tests}
     return Sets(source, in_content_order(target), tests)
+
+
+@contextmanager
+def remedied(key: str, remedy: str) -> Iterator[None]:
+    """Within it, a UserError about images begins with the key that asks for them, and ends with what helps."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {error}; {remedy}") from None
 
 
 class Tested(NamedTuple):

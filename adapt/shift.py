@@ -98,6 +98,7 @@ class Shift:
     def __init__(self, source: NDArray[np.float64], labels: Ints, target: NDArray[np.float64]) -> None:
         """source: [N, K]; labels: int64 [N]; target: [M, K]."""
         self.labels, self.prior = labels, class_priors(labels, source.shape[1])
+        self.source, self.target = source, target
         self.calibration = fit_bias_corrected(source, labels)
         soft = [np.exp(self.calibration.log_probabilities(rows)) for rows in (source, target)]
         hard = [one_hot_of(rows) for rows in (source, target)]
@@ -121,9 +122,13 @@ class Shift:
             told[name] = {"target": by_class(priors.target, classes), **distances(self.prior, priors.target)}
             if resamples:
                 kind = name.partition("_")[0]
-                interval = bootstrap(rows[0], self.labels, rows[1], method=kind, seed=seed, resamples=resamples)
-                told[name]["interval"] = list(interval)
+                drawn: Any = {"method": kind, "seed": seed, "resamples": resamples, "calibrated": self._calibrated}
+                told[name]["interval"] = list(bootstrap(rows[0], self.labels, rows[1], **drawn))
         return told
+
+    def _calibrated(self, rows: Ints) -> NDArray[np.float64]:
+        """The target's probabilities, calibrated on these rows of the source, int64 [N]."""
+        return np.exp(fit_bias_corrected(self.source[rows], self.labels[rows]).log_probabilities(self.target))
 
 
 def by_class(priors: NDArray[np.float64], classes: list[str]) -> dict[str, float]:

@@ -136,6 +136,20 @@ def test_every_pipeline_is_checked_as_a_whole(config: str, tmp_path: Path) -> No
     assert not any(tmp_path.iterdir())
 
 
+def test_the_table_of_test_time_has_the_published_constants_of_cifar10_c(tmp_path: Path) -> None:
+    """The defaults of EATA are ImageNet's: a `fisher` of 2000 there is 1 on CIFAR-10 in the benchmark of ROID's authors."""
+    _, jobs = plan_pipeline("test_time_cifar10", ["seeds=1", f"run.dir={tmp_path}"], resolve)
+    every = [job.resolved for job in jobs if job.verb == "adapt"]
+    adapted = [config for config in every if config["method"]["name"] != "source_only"]
+    assert len(adapted) == 40
+    for config in adapted:
+        method, optim = config["method"], config["optim"]
+        assert (optim["name"], optim["batch_size"], optim["weight_decay"]) == ("adamw", 200, 0.0)
+        assert optim["lr"] in ((0.0, 1e-3) if method["name"] == "tent" else (1e-3,))
+        if method["name"] == "eata":
+            assert (method["fisher"], method["similar"], method["margin"]) == (1.0, 0.4, 0.4)
+
+
 @pytest.mark.parametrize("config", ATTRIBUTIONS)
 def test_every_attribution_is_checked_as_a_whole(config: str, tmp_path: Path) -> None:
     plan, jobs = check_attribution(config, ["seeds=5", f"run.dir={tmp_path}"], resolve)

@@ -219,11 +219,14 @@ def bootstrap(
     seed: int,
     distance: str = "total_variation",
     resamples: int = DRAWN_ANEW,
+    calibrated: Callable[[Ints], Floats] | None = None,
 ) -> tuple[float, float]:
     """The 95 % percentile interval (low, high) of the distance of priors that `bbse` or `mlls` (`method`) estimates. Arguments as of these.
 
     Source images are drawn with replacement within their class, target images among all. The distance is that of the source's
-    own priors, which are known. Near 0 the interval lies above it: no distance is negative.
+    own priors, which are known. Near 0 the interval lies above it: no distance is negative. calibrated: (rows of the source, int64 [N]) ->
+    the target's probabilities [M, K] by a calibration on these rows; `mlls` reads of the source nothing else. Without it the calibration is
+    taken as known, which it is not on few images.
     """
     random, found = np.random.default_rng(seed), list[float]()
     prior = class_priors(labels, source.shape[1])
@@ -231,10 +234,10 @@ def bootstrap(
     groups = [np.flatnonzero(labels == k) for k in np.unique(labels)]
     for _ in range(resamples):
         rows = random.multinomial(len(target), np.full(len(target), 1 / len(target))).astype(np.float64)
+        picked = np.concatenate([random.choice(group, len(group)) for group in groups])
         if method == "mlls":
-            drawn = mlls(target, prior, begin, rows).target
+            drawn = mlls(target if calibrated is None else calibrated(picked), prior, begin, rows).target
         else:
-            picked = np.concatenate([random.choice(group, len(group)) for group in groups])
             confusion = confusion_given_class(source[picked], labels[picked])
             drawn = _solved(confusion, rows @ target / len(target), prior).target
         found.append(DISTANCES[distance](prior, drawn))

@@ -3,8 +3,11 @@
 A *look* is one test set scored for one set of candidates (classifiers, by the digest of their weights). Who scores the same candidates
 again, after a kill, on more processes or in a copy of the run, learns nothing new: that is the same look. A run that meets a set sorted by
 class looks at its labels too, once for each config. A look is written down before any label is read. The cache's ledger counts the looks
-of all runs on this machine, from the day on which it was begun; a test set is known by the identities of its images (`Images.split_hash`),
-wherever they lie. Without torch, so that a report need not import it.
+of all adaptations on this machine, from the day on which it was begun; a test set is known by the identities of its images
+(`Images.split_hash`), wherever they lie: parts that two seeds hold out of one target are two test sets, though they share images. `probe`,
+`finetune` and `pretrain` read the labels of their tests as they always did, and do not count.
+
+Without torch, so that a report need not import it.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from ...core.manifest import write_record
 from ...core.run.folder import make_folder, read_result, run_folder, write_config
 from ..report.answers import read_answers
 from ..report.claims import stages_shown, tasks_of
-from ..report.contrasts import over_images, primary_contrasts
+from ..report.contrasts import AnswersOf, difference_over_images, over_images, primary_contrasts
 from ..report.gains import gain_of
 from ..report.markdown import gain_lines, pipeline_markdown
 from ..report.negative import Baselines, baselines_of, mark_negative_transfer, negative_lines
@@ -80,10 +80,12 @@ def run_pipeline(
         results[job.name].append({**result, "seed": job.seed})
     domains = {job.name: domains_of(job.resolved) for job in jobs}
     baselines = baselines_of({job.name: job.resolved for job in reversed(jobs)})  # of the first seed
-    table = tabulate(config["report"], results, domains, {job.name: tuple(job.inputs) for job in jobs}, baselines)
-    if rank() == 0:
+    answers = _answers_of(jobs) if rank() == 0 else None
+    inputs = {job.name: tuple(job.inputs) for job in jobs}
+    table = tabulate(config["report"], results, domains, inputs, baselines, answers)
+    if answers is not None:
         if declared is not None:
-            table |= {"contrasts": {**declared, "primary": _judged(config["report"], table["rows"], jobs)}}
+            table |= {"contrasts": {**declared, "primary": _judged(config["report"], table["rows"], answers)}}
         write_record(folder / "result.json", table, shared=True)
         write_text(folder / "table.md", pipeline_markdown(table, f"rootstock run {path}"), shared=True)
         page = write_report([folder], folder / "report.html")
@@ -101,9 +103,10 @@ def tabulate(
     domains: Mapping[str, Sequence[str]] = {},
     inputs: Mapping[str, Sequence[str]] = {},
     baselines: Baselines = {},
+    answers: AnswersOf | None = None,
 ) -> dict[str, Any]:
     """The pipeline's result.json. report: the resolved section. results, domains, inputs, baselines: of each stage, one result per seed,
-    its domains, the stages that it starts from, and its control and source-only.
+    its domains, the stages that it starts from, and its control and source-only. answers: of one run, None where they are not at hand.
     """
     measured = [name for name, found in results.items() if found[0].get("metrics")]
     wanted: list[Mapping[str, Any]] = report["rows"] or [{"label": name, "stage": name} for name in measured]
@@ -123,12 +126,17 @@ def tabulate(
             row["priors"] = priors
         rows.append(row | {key: entry[key] for key in ("stages", "group", "note", "emphasis") if entry.get(key)})
     mark_oracles(rows, results, inputs)
-    mark_negative_transfer(rows, baselines)
-    return {"task": "pipeline", "rows": rows, **_differences(report["comparisons"], rows)}
+    mark_negative_transfer(rows, baselines, answers)
+    return {"task": "pipeline", "rows": rows, **_differences(report["comparisons"], rows, answers)}
 
 
-def _differences(entries: Sequence[Mapping[str, Any]], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The entries `comparisons` (differences of two rows) and, where any is over several rows, `gains` of a pipeline's result."""
+def _differences(
+    entries: Sequence[Mapping[str, Any]], rows: Sequence[dict[str, Any]], answers: AnswersOf | None
+) -> dict[str, Any]:
+    """The entries `comparisons` (differences of two rows) and, where any is over several rows, `gains` of a pipeline's result.
+
+    Gains have intervals over seeds and test images, as primary contrasts do, where predictions were kept.
+    """
     comparisons, gains = list[dict[str, Any]](), list[dict[str, Any]]()
     kind = any(entry.get("primary") for entry in entries)
     for entry in entries:
@@ -137,18 +145,21 @@ def _differences(entries: Sequence[Mapping[str, Any]], rows: Sequence[dict[str, 
         beyond = [rows_named(rows, name)[0] for name in entry.get("beyond", ())]
         found = [compare(a, b, f"{label}, over {b['label']}" if len(others) > 1 else label, beyond) for b in others]
         if len(others) > 1:
-            gains.append(gain_of(label, found, a["metric"]))
+            over = [difference_over_images(a, b, answers) for b in others]
+            gains.append(gain_of(label, found, a["metric"], [one for one in over if one is not None]))
         comparisons += [one | ({"primary": bool(entry.get("primary"))} if kind else {}) for one in found]
     return {"comparisons": comparisons, **({"gains": gains} if gains else {})}
 
 
-def _judged(
-    report: Mapping[str, Any], rows: Sequence[dict[str, Any]], jobs: Sequence[StageJob]
-) -> list[dict[str, Any]]:
-    """The primary contrasts, from the stages' own folders; each row gets `over_images`, its interval over seeds and test images."""
+def _answers_of(jobs: Sequence[StageJob]) -> AnswersOf:
+    """Those that the stages' own folders keep, each read once, when it is asked for."""
     folders = {(job.name, job.seed): job.dir for job in jobs}
+    return functools.cache(lambda stage, seed: read_answers(read_run(folders[stage, seed])))
+
+
+def _judged(report: Mapping[str, Any], rows: Sequence[dict[str, Any]], answers: AnswersOf) -> list[dict[str, Any]]:
+    """The primary contrasts; each row gets `over_images`, its interval over seeds and test images."""
     named = {side: rows_named(rows, side)[0] for entry in report["comparisons"] for side in sides_of(entry)}
-    answers = functools.cache(lambda stage, seed: read_answers(read_run(folders[stage, seed])))
     for row in rows:
         row["over_images"] = over_images(row, answers)
     return primary_contrasts(report["comparisons"], named, answers)

@@ -13,6 +13,7 @@ from .figures import Figure
 from .records import StageRuns
 from .tables import number
 
+FEW_IMAGES = 10  # images of a class on which priors are estimated, below which the page calls them few
 _MOST_CLASSES = 40  # of the table by class; of more, those that are worst in the last domain
 _MEANINGS = (
     "Both domains in the features that the head sees, before and after the training. A-distance: 0 if a domain classifier is at chance on "
@@ -139,8 +140,12 @@ def _prior_lines(shifts: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _prior_foot(shifts: Sequence[Mapping[str, Any]]) -> list[str]:
-    measured = shifts[0].get("measured_on")
-    on = f" The classifier's confusion was measured on {measured} images." if measured else ""
+    measured, on = shifts[0].get("measured_on"), ""
+    if measured:
+        images = min((one.get("images") or {}).get("source", 0) for one in shifts)
+        classes = len(shifts[0].get("source") or {})
+        on = f" The classifier's confusion was measured on {f'{images} ' if images else ''}{measured} images"
+        on += f", few for {classes} classes, so the estimates are rough." if 0 < images < FEW_IMAGES * classes else "."
     return [f"Distance of class priors: the total variation, the share of images whose class would have to change.{on}"]
 
 

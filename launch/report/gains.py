@@ -11,15 +11,27 @@ from typing import Any
 
 from ...core.evaluate.definitions import definition_of
 
+Bounds = tuple[float | None, float | None]
 
-def gain_of(label: str, differences: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
+
+def gain_of(
+    label: str, differences: Sequence[Mapping[str, Any]], metric: str, over_images: Sequence[Bounds] = ()
+) -> dict[str, Any]:
     """The entry of `gains` in a pipeline's result.json. differences: of `compare`, all of one row a; metric: that row's.
+
+    over_images: the intervals of these differences over seeds and test images; used if all have one, as `resampled` says then.
 
     It has what `compare` says of the smallest difference (of a metric that is better when it is lower: the largest), and: over (all rows b,
     with their differences), metric, holds (whether each difference's 95 % interval lies wholly on the better side of 0). So a gain holds
     only if it holds over every row: no further adjustment for having chosen the smallest is needed.
     """
     sign = _better(metric)
+    resampled = {}
+    if len(over_images) == len(differences):
+        differences = [
+            {**one, "low": low, "high": high} for one, (low, high) in zip(differences, over_images, strict=True)
+        ]
+        resampled = {"resampled": "seeds and images"}
     counts = min(differences, key=lambda one: sign * one["mean"])
     return {
         **counts,
@@ -27,6 +39,7 @@ def gain_of(label: str, differences: Sequence[Mapping[str, Any]], metric: str) -
         "metric": metric,
         "over": [{key: one[key] for key in ("b", "mean", "low", "high", "n")} for one in differences],
         "holds": all(_above(one, sign) for one in differences),
+        **resampled,
     }
 
 
@@ -35,7 +48,8 @@ def gain_words(gain: Mapping[str, Any], unit: str, shown: Callable[[float], str]
     a, b, sign = gain["a"], gain["b"], _better(gain["metric"])
     bounds = "no interval"
     if gain["low"] is not None:
-        bounds = f"95 % interval [{shown(gain['low'])}, {shown(gain['high'])}]"
+        over = f" over {gain['resampled']}" if gain.get("resampled") else ""
+        bounds = f"95 % interval{over} [{shown(gain['low'])}, {shown(gain['high'])}]"
     each = " and ".join(f"{one['b']} ({shown(one['mean'])})" for one in gain["over"])
     which = "smaller" if len(gain["over"]) == 2 else "smallest"
     why = f"the {which} of its differences from {each}"

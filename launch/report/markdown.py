@@ -48,12 +48,12 @@ def contrast_lines(contrasts: Mapping[str, Any] | None) -> list[str]:
 
 
 def gain_lines(gains: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Each gain over several rows in words."""
+    """Each gain over several rows in words. None is a primary contrast, which has one row b, so all are exploratory."""
     lines = []
     for one in gains:
         fraction = is_fraction(one["metric"], [])
         words = gain_words(one, " points" if fraction else "", points if fraction else lambda value: f"{value:+.4g}")
-        lines.append(f"{one['label']}: {words}.")
+        lines.append(f"{one['label']} (exploratory): {words}.")
     return lines
 
 

@@ -8,11 +8,21 @@ from typing import Any
 from ...core.evaluate.definitions import definition_of
 from ...core.evaluate.intervals import negative_transfer
 from .claims import stages_shown
+from .contrasts import AnswersOf, difference_over_images
 from .results import compare
 from .tables import is_fraction, number
 
 CONTROL, SOURCE_ONLY = "control", "source-only"
 TRANSFER_WEIGHTS = ("trade_off", "reversal")  # keys of methods of which 0 is the control
+UNLIKE_DATA = (
+    "strong",
+    "order",
+    "decode",
+    "stamp",
+    "selection",
+)  # keys of `data` in which source-only may differ from a method
+
+FEWEST_SEEDS = 3  # whose spread says enough of other seeds where nothing is known of test images
 
 Baselines = Mapping[str, Mapping[str, str]]
 """Of each stage, the stages that a gain of it is counted from, and what each is: its control or source-only."""
@@ -36,17 +46,22 @@ def _kind(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     """What the second config is to the first one; "" if nothing."""
     one, other = ours["method"], theirs["method"]
     if other.get("name") == "source_only":
-        sets = ("source", "target", "test", "size")
-        alike = all(ours["data"].get(key) == theirs["data"].get(key) for key in sets)
-        return (
-            SOURCE_ONLY
-            if alike and one.get("name") != other["name"] and ours.get("backbone") == theirs.get("backbone")
-            else ""
-        )
+        return SOURCE_ONLY if one.get("name") != other["name"] and _is_matched(ours, theirs) else ""
     if any(ours.get(key) != theirs.get(key) for key in ("data", "backbone", "optim", "label_shift")):
         return ""
     different = [key for key in {**one, **other} if one.get(key) != other.get(key)]
     return CONTROL if different and all(_is_off(key, one.get(key), other.get(key)) for key in different) else ""
+
+
+def _is_matched(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Whether source-only has the other config's task, pictures, augmentation, backbone and steps.
+
+    A row with other views, another corruption of the target or more steps is another experiment, and beside it a method may lose or win by
+    these alone. Its bottleneck and head may be others: who adapts a classifier that is worse without adaptation has lost by that.
+    """
+    data, other = ours["data"], theirs["data"]
+    alike = all(data.get(key) == other.get(key) for key in {**data, **other} if key not in UNLIKE_DATA)
+    return alike and all(ours.get(key) == theirs.get(key) for key in ("backbone", "optim", "label_shift"))
 
 
 def _is_off(key: str, ours: Any, theirs: Any) -> bool:
@@ -56,10 +71,14 @@ def _is_off(key: str, ours: Any, theirs: Any) -> bool:
     return key in TRANSFER_WEIGHTS and theirs == 0
 
 
-def mark_negative_transfer(rows: Sequence[dict[str, Any]], baselines: Baselines) -> None:
+def mark_negative_transfer(
+    rows: Sequence[dict[str, Any]], baselines: Baselines, answers: AnswersOf | None = None
+) -> None:
     """Give each row that is worse than a baseline of it `negative_transfer`: [{"over": label, "kind", "mean", "low", "high", "n"}].
 
     A row of several stages is compared with one that has a baseline for each of them. One seed has no interval, so nothing is said of it.
+    answers: of one run. Where predictions were kept, the interval over seeds and test images has to lie beyond 0, too: two seeds that lose
+    as many of a few images have no spread, and yet show nothing. Where none were kept, three seeds are needed.
     """
     for row in rows:
         worse = []
@@ -69,8 +88,14 @@ def mark_negative_transfer(rows: Sequence[dict[str, Any]], baselines: Baselines)
                 continue
             found = compare(row, other, row["label"])
             sign = _better(row["metric"])
-            if negative_transfer([sign * value for value in found["values"]], [0.0] * found["n"]):
-                facts = {key: found[key] for key in ("mean", "low", "high", "n")}
+            if not negative_transfer([sign * value for value in found["values"]], [0.0] * found["n"]):
+                continue
+            images = difference_over_images(row, other, answers)
+            if images is None and found["n"] < FEWEST_SEEDS:
+                continue
+            low, high = images or (found["low"], found["high"])
+            if low is not None and high is not None and (high < 0 if sign > 0 else low > 0):
+                facts = {"mean": found["mean"], "low": low, "high": high, "n": found["n"]}
                 worse.append({"over": other["label"], "kind": kind, **facts})
         if worse:
             row["negative_transfer"] = worse

@@ -168,7 +168,9 @@ def _runs_page(stages: list[StageRuns]) -> Page:
     if len(stages) > 1 and measured:
         rows = [_experiment_row(stage) for stage in measured]
         mark_oracles(rows, {stage.name: stage.results for stage in stages})
-        mark_negative_transfer(rows, baselines_of({stage.name: stage.first.config for stage in stages}))
+        known = {stage.name: found for stage, found in zip(stages, answers, strict=True)}
+        baselines = baselines_of({stage.name: stage.first.config for stage in stages})
+        mark_negative_transfer(rows, baselines, lambda stage, seed: known[stage].get(seed, {}))
         paired = [
             row for row in rows[1:] if row["metric"] == rows[0]["metric"] and set(row["seeds"]) & set(rows[0]["seeds"])
         ]

@@ -36,10 +36,12 @@ def draw_shapes(folder: Path, count: int, background: str, *, classes: bool = Tr
     return f"folder:{folder}"
 
 
-def small(folder: Path, source: str, target: str) -> dict:
+def small(folder: Path, source: str, target: str, quiet: bool = True) -> dict:
     """The shipped config as it stands, but for how long it trains."""
     given = [f"data.source={source}", f"data.target={target}", f"run.dir={folder / 'run'}"]
-    return execute("adapt", "small", [*given, f"optim.duration={STEPS}", "run.device=cpu", "run.workers=0"], quiet=True)
+    return execute(
+        "adapt", "small", [*given, f"optim.duration={STEPS}", "run.device=cpu", "run.workers=0"], quiet=quiet
+    )
 
 
 def test_two_folders_of_sixty_pictures_of_any_sizes_are_enough(tmp_path: Path) -> None:
@@ -62,10 +64,14 @@ def test_two_folders_of_sixty_pictures_of_any_sizes_are_enough(tmp_path: Path) -
     assert (tmp_path / "run" / "classifier" / "bottleneck.safetensors").is_file()
 
 
-def test_a_target_without_class_folders_is_adapted_to_and_not_tested(tmp_path: Path) -> None:
+def test_a_target_without_class_folders_is_adapted_to_and_not_tested(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = draw_shapes(tmp_path / "a", 60, "white")
     target = draw_shapes(tmp_path / "b", 60, "black", classes=False, seed=1)
-    result = small(tmp_path, source, target)
+    result = small(tmp_path, source, target, quiet=False)
+    said = capsys.readouterr().err
+    assert "no test is of the target: accuracies are those on the source" in " ".join(said.split())
     assert result["data"]["n"]["target"] == 60 and {name.partition("/")[0] for name in result["metrics"]} == {"source"}
 
 
@@ -73,6 +79,17 @@ def test_too_few_pictures_are_refused_with_a_remedy(tmp_path: Path) -> None:
     source, target = (draw_shapes(tmp_path / name, count, "white") for name, count in (("a", 60), ("b", 30)))
     with pytest.raises(UserError, match=r"optim\.batch_size: 32 is larger than the 24 training images of data\.target"):
         small(tmp_path, source, target)
+
+
+def test_too_few_pictures_to_hold_any_out_name_the_key_and_what_helps(tmp_path: Path) -> None:
+    few, target = draw_shapes(tmp_path / "a", 12, "white"), draw_shapes(tmp_path / "b", 60, "black", classes=False)
+    with pytest.raises(
+        UserError, match=r"evaluate\.held_out: .* too few to hold 10% .* evaluate\.held_out=0 holds none out"
+    ):
+        small(tmp_path, few, target)
+    least = draw_shapes(tmp_path / "c", 3, "white")
+    with pytest.raises(UserError, match=r"data\.source: .* too few to hold 20% .* \(data\.test\)"):
+        small(tmp_path, least, target)
 
 
 def test_it_is_mcc_on_joint_statistics_from_no_labels_of_a_target() -> None:

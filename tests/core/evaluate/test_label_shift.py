@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from rootstock.core.evaluate.label_shift import (
 K = 4
 SKEWED = np.array([0.55, 0.25, 0.15, 0.05])
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
 def drawn(prior: Floats, n: int, seed: int, spread: float = 1.3) -> tuple[Floats, NDArray[np.int64]]:
@@ -278,3 +280,28 @@ def test_the_interval_holds_the_truth_and_narrows(method: str) -> None:
         assert bootstrap(rows[0], labels, rows[1], method=method, seed=0, resamples=60) == found
         widths.append(found[1] - found[0])
     assert widths[1] < widths[0] / 2
+
+
+def test_few_images_of_the_source_leave_the_calibration_open_and_the_interval_says_so() -> None:
+    """Drawn anew with its images, the calibration widens the interval where they are few, and hardly where they are many."""
+    ratios, held = {}, 0
+    for n in (40, 4000):
+        widths = []
+        for seed in range(4):
+            (source, labels), (target, truth) = drawn(np.full(K, 0.25), n, 20 + seed), drawn(SKEWED, 400, 30 + seed)
+
+            def calibrated(
+                rows: Ints, source: Floats = source, labels: Ints = labels, target: Floats = target
+            ) -> Floats:
+                return np.exp(fit_bias_corrected(source[rows], labels[rows]).log_probabilities(target))
+
+            given: dict[str, Any] = {"method": "mlls", "seed": 0, "resamples": 40}
+            rows = calibrated(np.arange(n))
+            known = bootstrap(rows, labels, rows, **given)
+            low, high = bootstrap(rows, labels, rows, **given, calibrated=calibrated)
+            widths.append((high - low, known[1] - known[0]))
+            true = label_shift.total_variation(class_priors(labels, K), class_priors(truth, K))
+            held += n == 40 and low - 0.05 < true < high + 0.05
+        ratios[n] = float(np.divide(*np.sum(widths, axis=0)))
+    assert ratios[40] > 1.5 > 1.3 > ratios[4000], ratios
+    assert held >= 3

@@ -56,6 +56,22 @@ def view(*runs: Path) -> Any:
     return adapted_view(StageRuns("dann", [read_run(run) for run in runs]))
 
 
+@pytest.mark.parametrize(
+    ("images", "told"),
+    [
+        (None, " on held-out source images."),
+        ({"source": 6}, " on 6 held-out source images, few for 2 classes, so the estimates are rough."),
+        ({"source": 20}, " on 20 held-out source images."),
+    ],
+)
+def test_few_images_under_the_estimates_of_priors_are_said(images: Any, told: str, tmp_path: Path) -> None:
+    run = diagnosed(make_run(tmp_path / "a"))
+    result = json.loads((run / "result.json").read_text())
+    result["label_shift"] |= {"source": {"cat": 0.5, "dog & <b>": 0.5}, **({"images": images} if images else {})}
+    (run / "result.json").write_text(json.dumps(result))
+    assert view(run).foot[1].endswith(f"The classifier's confusion was measured{told}")
+
+
 def test_one_run_shows_its_own_intervals(tmp_path: Path) -> None:
     found = view(diagnosed(make_run(tmp_path / "a")))
     told = {line.name: (line.before, line.after) for line in found.lines}

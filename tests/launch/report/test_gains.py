@@ -47,7 +47,9 @@ def test_the_smaller_difference_counts_with_its_own_interval() -> None:
         assert (gain["low"], gain["high"]) == pytest.approx(bounds, abs=1e-6)
         assert [one["b"] for one in gain["over"]] == over and gain["holds"]
         (line,) = gain_lines(found["gains"])
-        assert line.startswith(f"gain: m gains {points(gain['mean'])} points over source, 95 % interval [")
+        assert line.startswith(
+            f"gain (exploratory): m gains {points(gain['mean'])} points over source, 95 % interval ["
+        )
         assert "the smaller of its differences from" in line
     larger = next(one for one in found["comparisons"] if one["b"] == "control")
     assert larger["mean"] > gain["mean"] and larger["label"] == "gain, over control"
@@ -62,7 +64,7 @@ def test_a_flattering_control_cannot_make_a_gain() -> None:
     assert gain["b"] == "source" and not gain["holds"] and abs(gain["mean"]) < 1e-9
     assert found["comparisons"][0]["low"] > 0.05
     assert gain_lines(found["gains"])[0].startswith(
-        "gain: no gain of m is shown, since its difference from source may be 0:"
+        "gain (exploratory): no gain of m is shown, since its difference from source may be 0:"
     )
 
 
@@ -79,7 +81,7 @@ def test_a_wide_interval_over_the_other_row_is_no_gain_either() -> None:
 def test_a_loss_is_called_that() -> None:
     rows = {"m": [0.60, 0.61, 0.60], "control": [0.70, 0.71, 0.70], "source": [0.50, 0.51, 0.50]}
     (line,) = gain_lines(table(rows, ["source", "control"])["gains"])
-    assert line.startswith("gain: m is worse than control: −10.0 points over control")
+    assert line.startswith("gain (exploratory): m is worse than control: −10.0 points over control")
 
 
 def test_of_a_metric_that_is_better_when_lower_the_smallest_improvement_counts() -> None:
@@ -92,8 +94,8 @@ def test_of_a_metric_that_is_better_when_lower_the_smallest_improvement_counts()
 def test_one_seed_shows_no_gain() -> None:
     found = table({"m": [0.8], "control": [0.7], "source": [0.6]}, ["control", "source"])
     assert gain_lines(found["gains"]) == [
-        "gain: m: +10.0 points over control, no interval: the smaller of its differences from control (+10.0) and source (+20.0); "
-        "one seed shows no gain."
+        "gain (exploratory): m: +10.0 points over control, no interval: the smaller of its differences from control (+10.0) and source "
+        "(+20.0); one seed shows no gain."
     ]
     assert not found["gains"][0]["holds"]
 
@@ -122,7 +124,7 @@ def test_table_page_and_terminal_have_the_sentence(
     found = run_pipeline(write(tmp_path, with_third(over=["Plain", "third"])), ["seeds=3"], Verbs(), resolve)
     assert [one["label"] for one in found["comparisons"]] == ["gain, over Plain", "gain, over Third"]
     (sentence,) = gain_lines(found["gains"])
-    assert sentence.startswith("gain: SSL gains +12.0 points over Plain, 95 % interval [+7.0, +17.0]")
+    assert sentence.startswith("gain (exploratory): SSL gains +12.0 points over Plain, 95 % interval [+7.0, +17.0]")
     assert f"- {sentence}" in Path("out/table.md").read_text()
     assert sentence in Path("out/report.html").read_text().replace("&#39;", "'")
     assert sentence in capsys.readouterr().err

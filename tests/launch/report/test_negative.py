@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
+from rootstock.core.evaluate.predictions import ScoredImages
 from rootstock.launch.pipeline.run import tabulate
+from rootstock.launch.report.answers import Answers
+from rootstock.launch.report.gains import gain_words
 from rootstock.launch.report.markdown import pipeline_markdown
 from rootstock.launch.report.negative import baselines_of, negative_lines
 from rootstock.launch.report.priors import priors_cell, priors_of
@@ -40,10 +44,29 @@ def test_a_control_differs_in_a_transfer_weight_of_0_alone() -> None:
             "pretrain": {"data": {"train": "a"}, "method": {"name": "simclr"}},
         }
     )
-    assert found["dann"] == {"control": "control", "source": "source-only", "plain views": "source-only"}
+    assert found["dann"] == {"control": "control", "source": "source-only"}
     assert found["mic"]["mic off"] == "control" and "dann" not in found["mic"]
     assert "control" not in found["control"] and found["source"] == {}
     assert "pretrain" not in found
+
+
+@pytest.mark.parametrize(
+    ("theirs", "kind"),
+    [
+        ({}, "source-only"),
+        ({"data": {**DATA, "selection": "oracle"}}, "source-only"),
+        ({"data": {**DATA, "views": {"name": "targeted"}}}, ""),
+        ({"data": {**DATA, "crop": 0.9}}, ""),
+        ({"data": {**DATA, "corrupt": {"name": "contrast"}}}, ""),
+        ({"optim": {"lr": 0.1, "duration": 900}}, ""),
+        ({"method": {**SOURCE_ONLY, "bottleneck": 8}}, "source-only"),
+    ],
+)
+def test_source_only_is_matched_in_pictures_augmentation_backbone_and_steps(theirs: dict[str, Any], kind: str) -> None:
+    """What an augmentation, a corruption of the target or more steps win is not what a method lost."""
+    fixmatch = config({"name": "fixmatch", "mic": None}, data={**DATA, "strong": {"name": "digits"}})
+    found = baselines_of({"fixmatch": fixmatch, "source": {**config(SOURCE_ONLY), **theirs}})
+    assert found["fixmatch"].get("source", "") == kind
 
 
 def results(accuracies: list[float], **more: Any) -> list[dict[str, Any]]:
@@ -85,6 +108,43 @@ def test_otherwise_nothing_is_said(dann: list[float]) -> None:
     assert negative_lines(table(dann, CONTROL, [0.1] * 4)["rows"]) == []
     one = table([0.1], [0.9], [0.9])
     assert negative_lines(one["rows"]) == []  # one seed has no interval
+
+
+def answered(rights: list[list[int]], test: str = "target/classifier") -> list[dict[str, Answers]]:
+    """Of each seed, the answers of a run: which of its images are right."""
+    found = []
+    for right in rights:
+        keys, labels = np.arange(len(right)), np.zeros(len(right), dtype=np.int64)
+        images = ScoredImages(keys, labels, ("cat", "dog"))
+        found.append(
+            {test: Answers(images, "logits", np.array(right, dtype=np.float64), 1 - np.array(right), None, None)}
+        )
+    return found
+
+
+@pytest.mark.parametrize(("images", "said"), [(14, False), (700, True)])
+def test_two_seeds_that_lose_as_many_of_a_few_images_show_nothing(images: int, said: bool) -> None:
+    """Their differences are equal, so that the interval over seeds has no width; that over images has, unless there are many."""
+    of = {
+        "control": [i % 10 < 8 for i in range(images)],
+        "dann": [i % 10 < 6 for i in range(images)],
+        "source": [False] * images,
+    }
+    known = {name: answered([list(map(int, right))] * 2) for name, right in of.items()}
+    found = {name: results([sum(right) / images] * 2) for name, right in of.items()}
+    rows = [{"label": name, "stage": name} for name in ("source", "control", "dann")]
+    report = {
+        "rows": rows,
+        "columns": {},
+        "comparisons": [{"label": "gain", "a": "dann", "over": ["control", "source"]}],
+    }
+    told = tabulate(report, found, baselines=BASELINES, answers=lambda stage, seed: known[stage][seed])
+    lines = negative_lines(told["rows"])
+    assert [line.startswith("Negative transfer: dann is worse than its control, ") for line in lines] == [True] * said
+    (gain,) = told["gains"]
+    assert gain["resampled"] == "seeds and images" and gain["low"] < gain["mean"] < gain["high"]
+    assert "95 % interval over seeds and images [" in gain_words(gain, "", str)
+    assert negative_lines(tabulate(report, found, baselines=BASELINES)["rows"]) == []  # two seeds, and no image
 
 
 def test_a_mean_over_tasks_needs_its_baseline_on_each_task() -> None:
