@@ -102,7 +102,8 @@ def open_sets(data: Mapping[str, Any], seed: int, unknown: str | None = None, on
         if not online:
             with remedied("data.target", TOO_FEW):
                 target, _ = holdout(target, fraction=HELD_OUT, seed=seed, stratify=False)
-        tests = {TARGET: SealedImages(known.opened if online else known.held_out, stamp), **tests}
+        sealed = SealedImages(known.opened, stamp) if online else SealedImages(known.held_out, stamp, known.opened)
+        tests = {TARGET: sealed, **tests}
     return Sets(source, in_content_order(target), tests)
 
 

@@ -172,7 +172,7 @@ def _open(
 ) -> tuple[dict[str, Images], dict[str, Any]]:
     """The tests with their labels, and the entry `looks` of result.json. Every look is on disk before the first label is read."""
     sealed = {name: images for name, images in tests.items() if isinstance(images, SealedImages)}
-    looks = {name: record_look(folder, name, images.split_hash(), digests) for name, images in sealed.items()}
+    looks = {name: record_look(folder, name, images.looked_at, digests) for name, images in sealed.items()}
     return {name: sealed[name].unsealed() if name in sealed else images for name, images in tests.items()}, looks
 
 

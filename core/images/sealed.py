@@ -18,8 +18,14 @@ class SealedImages(Images):
     opened is refused before any training; then they are dropped.
     """
 
-    def __init__(self, open_labelled: Callable[[], Images], stamp: Stamp = "size") -> None:
-        """open_labelled: opens the set, always the same images in the same order. stamp: how the run watches it for changes."""
+    def __init__(
+        self, open_labelled: Callable[[], Images], stamp: Stamp = "size", part_of: Callable[[], Images] | None = None
+    ) -> None:
+        """open_labelled: opens the set, always the same images in the same order. stamp: how the run watches it for changes.
+
+        part_of: opens the set of which each seed holds out another part. Looks are then counted at that one, since ten seeds see most of
+        its labels.
+        """
         found = open_labelled()
         super().__init__(
             found.uri,
@@ -34,6 +40,7 @@ class SealedImages(Images):
             folders=found.folders,
         )
         self._open = open_labelled
+        self.looked_at = self.split_hash() if part_of is None else part_of().split_hash()
         kinds: tuple[Stamp, ...] = ("size", stamp)
         self._prints = {kind: found.fingerprint(kind) for kind in dict.fromkeys(kinds)}
 

@@ -290,6 +290,24 @@ def test_a_stream_sorted_by_class_is_a_look_of_its_own_and_a_diagnostic(
     )
 
 
+def test_seeds_that_hold_out_other_parts_look_at_one_target(
+    pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without `data.test` each seed tests on another fifth, so after some seeds most labels were seen: one ledger counts them all."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = folder(tmp_path / "source", pictures[:16], labels_of(16, 0))
+    target = folder(tmp_path / "target", pictures[16:36], labels_of(20, 0))
+    data, found = {"source": source, "target": target, "size": SIZE}, list[dict[str, Any]]()
+    for seed in range(2):
+        where = tmp_path / f"seed{seed}"
+        found.append(start("adapt", where, seed=seed, data=data, backbone=TINY, method="source_only", evaluate=None))
+    assert found[0]["data"]["split"] != found[1]["data"]["split"]
+    assert [result["looks"]["target"]["n"] for result in found] == [1, 2]
+    (place,) = (tmp_path / "cache" / "rootstock" / "looks").glob("*.json")
+    ledger = read_ledger(place)
+    assert ledger is not None and len(ledger.entries) == 2 and place.stem == open_images(target).split_hash()
+
+
 def test_a_dry_run_looks_at_no_label(
     pictures: list[Path], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
