@@ -22,11 +22,18 @@ from ..report.claims import LARGEST_P
 from ..report.contrasts import student_p
 from ..report.results import span_of
 from ..report.tables import is_fraction
+from .images import AnswersOf, Images, images_of, over_images
 from .plan import TIMES, Attribution, effect_subsets, on_factors
 
 
-def explained(plan: Attribution, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The entries of result.json. rows: of the pipeline's table, one for each different response. Raises UserError for other metrics."""
+def explained(
+    plan: Attribution, rows: Sequence[Mapping[str, Any]], answers: AnswersOf = lambda stage, seed: {}
+) -> dict[str, Any]:
+    """The entries of result.json. rows: of the pipeline's table, one for each different response. answers: of the runs.
+
+    Intervals of effects and Shapley values are over seeds and, where predictions were kept, test images within them; those of shares are
+    over seeds. Raises UserError for other metrics than accuracies and their kin.
+    """
     by_stage = {row["stage"]: row for row in rows}
     found = [by_stage[name] for name in plan.cells]
     metric = found[0]["metric"]
@@ -35,14 +42,14 @@ def explained(plan: Attribution, rows: Sequence[Mapping[str, Any]]) -> dict[str,
     responses = np.array([row["values"] for row in found], dtype=np.float64)
     runs = np.array([list(by_stage).index(name) for name in plan.cells])
     low, high = span_of(metric, responses.ravel().tolist())
-    factors = plan.factors
-    parts = [
-        attributed(shapley_weights(len(factors), i), responses, runs, (low - high, high - low))
-        for i in range(len(factors))
-    ]
+    factors, span = plan.factors, (low - high, high - low)
+    images = images_of(plan.cells, metric, found[0]["seeds"], answers)
     whole = np.zeros(len(plan.cells))
     whole[0], whole[-1] = -1.0, 1.0
-    total = attributed(whole, responses, runs, (low - high, high - low))
+    *parts, total = (
+        over_images(attributed(weights, responses, runs, span), weights, images, span)[0]
+        for weights in (*(shapley_weights(len(factors), i) for i in range(len(factors))), whole)
+    )
     return {
         "metric": metric,
         "seeds": found[0]["seeds"],
@@ -58,7 +65,8 @@ def explained(plan: Attribution, rows: Sequence[Mapping[str, Any]]) -> dict[str,
             for cell, row in enumerate(found)
         ],
         "runs": len(by_stage) * len(found[0]["seeds"]),
-        "effects": _effects(plan, responses, runs, (low - high, high - low)),
+        "resampled": "seeds" if images is None else "seeds and images",
+        "effects": _effects(plan, responses, runs, span, images),
         "shapley": [
             {"factor": name, **_entry(part), **_share(part, total)} for name, part in zip(factors, parts, strict=True)
         ],
@@ -66,11 +74,14 @@ def explained(plan: Attribution, rows: Sequence[Mapping[str, Any]]) -> dict[str,
     }
 
 
-def _effects(plan: Attribution, responses: Floats, runs: Any, span: tuple[float, float]) -> list[dict[str, Any]]:
+def _effects(
+    plan: Attribution, responses: Floats, runs: Any, span: tuple[float, float], images: Sequence[Images] | None
+) -> list[dict[str, Any]]:
     factors, effects = plan.factors, list[dict[str, Any]]()
     for subset in effect_subsets(factors):
         mask = sum(1 << factors.index(name) for name in subset)
-        found = attributed(effect_weights(len(factors), mask), responses, runs, span)
+        weights = effect_weights(len(factors), mask)
+        found, p = over_images(attributed(weights, responses, runs, span), weights, images, span)
         spread = float(np.std(found.values, ddof=1)) if len(found.values) > 1 else 0.0
         name = TIMES.join(subset)
         effects.append(
@@ -79,7 +90,7 @@ def _effects(plan: Attribution, responses: Floats, runs: Any, span: tuple[float,
                 "factors": list(subset),
                 "primary": name in plan.config["primary"],
                 **_entry(found),
-                "p": student_p(found.values),
+                "p": student_p(found.values) if p is None else p,
                 "seeds_needed": seeds_needed(spread, found.mean) if len(found.values) > 1 else None,
             }
         )

@@ -88,7 +88,7 @@ def attribution_sentences(result: Mapping[str, Any]) -> list[str]:
     sentences = [
         f"Every number is of {result['metric']}, in points; {looks}. An effect is the mean over the cells where a factor is on minus the "
         "mean over those where it is off; an interaction is half the change of one factor's effect by another. All cells of a seed share "
-        "its splits, orders and draws.",
+        f"its splits, orders and draws. Intervals of effects and Shapley values are over {_resampled(result)}; those of shares over seeds.",
     ]
     if mains:
         saved = ", ".join(
@@ -104,6 +104,11 @@ def attribution_sentences(result: Mapping[str, Any]) -> list[str]:
             f"{len(result['cells'])} cells are {different} different recipes: where a factor changes nothing, cells share one run."
         )
     return sentences
+
+
+def _resampled(result: Mapping[str, Any]) -> str:
+    over_both = "seeds and, within them, test images"
+    return over_both if result.get("resampled") == "seeds and images" else "seeds alone, since no predictions were kept"
 
 
 def primary_lines(result: Mapping[str, Any]) -> list[str]:

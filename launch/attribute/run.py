@@ -6,6 +6,7 @@ commands may run different seeds at once. Then `DIR/result.json`, `DIR/table.md`
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from ..pipeline.contrasts import declare
 from ..pipeline.plan import Validate
 from ..pipeline.preflight import Build
 from ..pipeline.run import Execute, run_pipeline
+from ..report.answers import read_answers
+from ..report.records import read_run
 from .effects import explained
 from .page import attribution_markdown, write_attribution_page
 from .plan import FILE, check_attribution, pipeline_text
@@ -44,7 +47,9 @@ def run_attribution(
         declared = declare(folder, effects, jobs)
     file = folder / FILE
     table = run_pipeline(file, [], execute, validate, build=build)
-    found = explained(plan, table["rows"])
+    folders = {(job.name, job.seed): job.dir for job in jobs}
+    answers = functools.cache(lambda stage, seed: read_answers(read_run(folders[stage, seed])))
+    found = explained(plan, table["rows"], answers)
     result = {
         "task": "attribution",
         "run": str(folder),
