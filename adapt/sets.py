@@ -22,6 +22,7 @@ from ..core.views.corrupted import Corruption, corrupted
 from ..core.views.view import Evaluation, stack_pictures
 
 SOURCE, TARGET = "source", "target"
+AS_UNKNOWN = "; method=osbp takes their pictures as unknown"
 TOO_FEW = "give more pictures, or a labelled test (data.test), for which nothing is held out"
 
 Reader = Callable[[Images], Iterator[Tensor]]
@@ -129,7 +130,7 @@ class Tested(NamedTuple):
     def opened(self) -> Images:
         """All images."""
         found = open_images(self.uri, seed=self.seed, role="test")
-        return self.shown(align(found, self.classes, self.key, unknown=self.unknown))
+        return self.shown(align(found, self.classes, self.key, unknown=self.unknown, remedy=AS_UNKNOWN))
 
     def held_out(self) -> Images:
         """The part that no training sees. Aligned before cutting: a class that the source lacks is refused wherever its pictures lie."""

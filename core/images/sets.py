@@ -46,12 +46,18 @@ def labelled(images: Images, key: str, *, several: bool = False) -> Images:
 
 
 def align(
-    images: Images, classes: Sequence[str], key: str, *, several: bool = False, unknown: str | None = None
+    images: Images,
+    classes: Sequence[str],
+    key: str,
+    *,
+    several: bool = False,
+    unknown: str | None = None,
+    remedy: str = "",
 ) -> Images:
     """The same images with labels of `classes`. Raises UserError if an image's class is not one of them.
 
     several: whether labels are uint8 [N, K], as the training set's, and not indices. unknown: the name of one more class, after these,
-    for all images of other classes; None refuses them.
+    for all images of other classes; None refuses them. remedy: what else helps against a refusal.
     """
     images = labelled(images, key, several=several)
     assert images.classes is not None and images.labels is not None
@@ -66,7 +72,7 @@ def align(
         raise UserError(
             f"{key}: {images.uri} has classes that the training set lacks ({', '.join(lacking[:5])}); "
             f"known there: {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}; rename the folders or leave them out; "
-            "if they are no classes, add ?labels=none"
+            f"if they are no classes, add ?labels=none{remedy}"
         )
     aligned = images.select(torch.arange(len(images)))
     if several:

@@ -19,10 +19,10 @@ from ...core.evaluate.factorial import (
 from ...core.evaluate.power import seeds_needed
 from ...core.evaluate.statistics import holm
 from ..report.claims import LARGEST_P
-from ..report.contrasts import student_p
+from ..report.contrasts import AnswersOf, student_p
 from ..report.results import span_of
 from ..report.tables import is_fraction
-from .images import AnswersOf, Images, images_of, over_images
+from .images import CellImages, effect_over_images, images_of
 from .plan import TIMES, Attribution, effect_subsets, on_factors
 
 
@@ -47,7 +47,7 @@ def explained(
     whole = np.zeros(len(plan.cells))
     whole[0], whole[-1] = -1.0, 1.0
     *parts, total = (
-        over_images(attributed(weights, responses, runs, span), weights, images, span)[0]
+        effect_over_images(attributed(weights, responses, runs, span), weights, images, span)[0]
         for weights in (*(shapley_weights(len(factors), i) for i in range(len(factors))), whole)
     )
     return {
@@ -75,13 +75,13 @@ def explained(
 
 
 def _effects(
-    plan: Attribution, responses: Floats, runs: Any, span: tuple[float, float], images: Sequence[Images] | None
+    plan: Attribution, responses: Floats, runs: Any, span: tuple[float, float], images: Sequence[CellImages] | None
 ) -> list[dict[str, Any]]:
     factors, effects = plan.factors, list[dict[str, Any]]()
     for subset in effect_subsets(factors):
         mask = sum(1 << factors.index(name) for name in subset)
         weights = effect_weights(len(factors), mask)
-        found, p = over_images(attributed(weights, responses, runs, span), weights, images, span)
+        found, p = effect_over_images(attributed(weights, responses, runs, span), weights, images, span)
         spread = float(np.std(found.values, ddof=1)) if len(found.values) > 1 else 0.0
         name = TIMES.join(subset)
         effects.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,24 +11,24 @@ from ...core.evaluate.counts import Floats, Ints
 from ...core.evaluate.factorial import Attributed
 from ...core.evaluate.intervals import ValueRange
 from ...core.evaluate.nested import ImageScores, nested
-from ..report.answers import Answers, aligned
+from ..report.answers import aligned
 from ..report.claims import finite_or_none
+from ..report.contrasts import AnswersOf
 
-AnswersOf = Callable[[str, int], Mapping[str, Answers]]  # (stage, seed) -> the answers by TEST/PROTOCOL
 _SEED = 0  # of the bootstrap
 
 
-class Images(NamedTuple):
+class CellImages(NamedTuple):
     """The test images of one seed. correct: [2^k, M], right answers of each cell; drawn: [M], which cluster an image is of."""
 
     correct: Floats
     drawn: Ints
 
 
-def images_of(stages: Sequence[str], metric: str, seeds: Sequence[int], answers: AnswersOf) -> list[Images] | None:
+def images_of(stages: Sequence[str], metric: str, seeds: Sequence[int], answers: AnswersOf) -> list[CellImages] | None:
     """Those of each seed; None where predictions were not kept, or cells were not tested on the same images. stages: of each cell."""
     key, _, name = metric.rpartition("/")
-    found = list[Images]()
+    found = list[CellImages]()
     for seed in seeds if name == "accuracy" else ():
         of_stage = {stage: answers(stage, seed) for stage in dict.fromkeys(stages)}
         if any(key not in kept for kept in of_stage.values()):
@@ -37,12 +37,12 @@ def images_of(stages: Sequence[str], metric: str, seeds: Sequence[int], answers:
         if any(isinstance(pair, str) for pair in pairs.values()):
             return None
         rows: dict[str, Any] = {stage: pair[1] for stage, pair in pairs.items() if not isinstance(pair, str)}
-        found.append(Images(np.stack([rows[stage].correct for stage in stages]), rows[stages[0]].images.drawn))
+        found.append(CellImages(np.stack([rows[stage].correct for stage in stages]), rows[stages[0]].images.drawn))
     return found or None
 
 
-def over_images(
-    found: Attributed, weights: Floats, images: Sequence[Images] | None, span: ValueRange
+def effect_over_images(
+    found: Attributed, weights: Floats, images: Sequence[CellImages] | None, span: ValueRange
 ) -> tuple[Attributed, float | None]:
     """The sum with its interval and p over seeds and images; as it is, and None, without images. weights: [2^k]."""
     if images is None:

@@ -8,7 +8,7 @@ import pytest
 from rootstock.core.evaluate.factorial import attributed, effect_weights
 from rootstock.core.evaluate.nested import ImageScores, nested, paired_scores
 from rootstock.core.evaluate.predictions import ScoredImages
-from rootstock.launch.attribute.images import images_of, over_images
+from rootstock.launch.attribute.images import effect_over_images, images_of
 from rootstock.launch.report.answers import Answers
 
 STAGES, SEEDS, M = ("off", "on"), (0, 1, 2), 40
@@ -31,7 +31,7 @@ def test_the_interval_is_that_of_the_paired_contrast() -> None:
     assert images is not None and [one.correct.shape for one in images] == [(2, M)] * 3
     weights = effect_weights(1, 1)
     responses = np.array([[one.correct[cell].mean() for one in images] for cell in range(2)])
-    found, p = over_images(attributed(weights, responses, None, SPAN), weights, images, SPAN)
+    found, p = effect_over_images(attributed(weights, responses, None, SPAN), weights, images, SPAN)
     pairs = [[paired_scores(*(ImageScores(one.correct[cell], one.drawn) for cell in (1, 0)))] for one in images]
     expected = nested(pairs, seed=0).interval(seed=0, span=SPAN)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
@@ -46,7 +46,7 @@ def test_one_seed_has_an_interval_over_its_images() -> None:
     weights = effect_weights(1, 1)
     responses = np.array([[one.correct[cell].mean() for one in images] for cell in range(2)])
     alone = attributed(weights, responses, None, SPAN)
-    found, _ = over_images(alone, weights, images, SPAN)
+    found, _ = effect_over_images(alone, weights, images, SPAN)
     assert (
         alone.low is None and found.low is not None and found.high is not None and found.low < found.mean < found.high
     )
@@ -57,4 +57,4 @@ def test_without_predictions_of_the_same_images_it_is_over_seeds() -> None:
     assert images_of(STAGES, METRIC, SEEDS, lambda stage, seed: {}) is None
     assert images_of(STAGES, METRIC, SEEDS, lambda stage, seed: answers(stage, seed, moved=stage == "on")) is None
     found = attributed(effect_weights(1, 1), np.array([[0.5, 0.6], [0.7, 0.9]]))
-    assert over_images(found, effect_weights(1, 1), None, SPAN) == (found, None)
+    assert effect_over_images(found, effect_weights(1, 1), None, SPAN) == (found, None)
