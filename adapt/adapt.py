@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core import stage
+from ..core.config.auto import OrAuto
 from ..core.config.resolve import Choice, Section
 from ..core.distributed import broadcast_text
 from ..core.draws import Draws
@@ -57,7 +58,7 @@ def data_options(
     source: str | list[str],
     target: str | list[str],
     test: str | dict[str, str] | None = None,
-    size: int,
+    size: Annotated[int, OrAuto],
     crop: float = 1.0,
     resize: int | None = None,
     interpolation: Interpolation = "bilinear",
@@ -76,7 +77,8 @@ def data_options(
     test: URI of a labelled test set, or a mapping of names to URIs; null holds out 20 % of the source, and of the target where it has
         labels, by seed. Classes that the source lacks are refused, except by methods with an output for unknown images (osbp), which take
         them as one class `unknown`.
-    size: Side of the network's input in pixels.
+    size: Side of the network's input in pixels. auto: that of the run in `backbone.weights`, or else what the pictures have, at most 224,
+        without an accelerator 96.
     crop: Part of the shorter side that evaluation keeps, 0.01 to 1 (0.875 takes 224 of 256 pixels). A picture that already has the size is
         taken whole.
     resize: Pixels to which evaluation resizes the shorter side before it cuts out the centre, at least size; null is size / crop. A

@@ -199,6 +199,8 @@ class PretrainMethod(Method):
 
     # Whether the method uses local crops, `batch.local`. Without it `data.views.local` is refused.
     takes_local: bool = False
+    # Whether the method hides patches, so that the backbone has to be a ViT. `backbone.name: auto` asks it.
+    hides_patches: bool = False
 
     def paint(self, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor] | None:
         """For the run's pictures: [N, C, H, W] normalised -> (what the method sees, what it predicts), both [N, C, H, W].

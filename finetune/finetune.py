@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from ..core import stage
 from ..core.checks import check_share
+from ..core.config.auto import OrAuto
 from ..core.config.resolve import Choice, Section
 from ..core.draws import Draws
 from ..core.errors import UserError
@@ -45,7 +46,7 @@ def data_options(
     *,
     train: str | list[str],
     test: str | dict[str, str] | None = None,
-    size: int,
+    size: Annotated[int, OrAuto],
     crop: float = 1.0,
     resize: int | None = None,
     interpolation: Interpolation = "bilinear",
@@ -59,7 +60,8 @@ def data_options(
 
     train: URI of the labelled training images, or a list of URIs whose union is taken.
     test: URI of a labelled test set, or a mapping of names to URIs; null holds out a stratified 20 % of the training images by seed.
-    size: Side of the network's input in pixels.
+    size: Side of the network's input in pixels. auto: that of the run in `backbone.weights`, or else what the pictures have, at most 224,
+        without an accelerator 96.
     crop: Part of the shorter side that evaluation keeps, 0.01 to 1 (0.875 takes 224 of 256 pixels). A picture that already has the size is
         taken whole.
     resize: Pixels to which evaluation resizes the shorter side before it cuts out the centre, at least size; null is size / crop. A

@@ -9,6 +9,7 @@ from typing import Annotated, Any, NamedTuple
 import torch
 
 from ..core import stage
+from ..core.config.auto import OrAuto
 from ..core.config.resolve import Section
 from ..core.errors import UserError
 from ..core.evaluate.augmented import RandomCrops
@@ -76,7 +77,7 @@ def probe_data_options(
     *,
     train: str | list[str],
     test: str | dict[str, str] | None = None,
-    size: int,
+    size: Annotated[int, OrAuto],
     crop: float = 1.0,
     resize: int | None = None,
     interpolation: Interpolation = "bilinear",
@@ -86,7 +87,8 @@ def probe_data_options(
 
     train: URI of the labelled training images, or a list of URIs whose union is taken.
     test: URI of a labelled test set, or a mapping of names to URIs; null holds out a stratified 20 % of the training images by seed.
-    size: Side of the network's input in pixels.
+    size: Side of the network's input in pixels. auto: that of the run in `backbone.weights`, or else what the pictures have, at most 224,
+        without an accelerator 96.
     crop: Part of the shorter side that is kept, 0.01 to 1 (0.875 takes 224 of 256 pixels). A picture that already has the size is
         taken whole.
     resize: Pixels to which evaluation resizes the shorter side before it cuts out the centre, at least size; null is size / crop. A

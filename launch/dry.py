@@ -10,6 +10,7 @@ import torch
 
 from ..core.run.directory import Run
 from ..core.run.folder import run_folder
+from .settle import settle
 from .verbs import BUILDERS
 
 
@@ -33,8 +34,9 @@ class DryRun(Run):
 
 def build_dry(verb: str, resolved: Mapping[str, Any]) -> tuple[DryRun, Any]:
     """What the recipe builds before it trains or scores, and the run that it was built for. Raises UserError as the recipe would."""
-    run = DryRun(verb, dict(resolved))
-    return run, BUILDERS[verb](run, **{key: value for key, value in resolved.items() if key != "run"})
+    settled = settle(verb, resolved)
+    run = DryRun(verb, settled)
+    return run, BUILDERS[verb](run, **{key: value for key, value in settled.items() if key != "run"})
 
 
 def build_untrained(verb: str, resolved: Mapping[str, Any], export: Path | None) -> None:

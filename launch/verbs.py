@@ -15,6 +15,7 @@ from ..finetune.finetune import build_finetuning, finetune
 from ..finetune.probe import build_probe, probe
 from ..ssl.pretrain import build_pretraining, pretrain
 from .processes import opened
+from .settle import chosen_words, give_way, settle
 
 VERBS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "pretrain": pretrain,
@@ -33,8 +34,14 @@ EXTRA: Mapping[str, Callable[..., Any]] = {"run": options}
 
 
 def resolve(verb: str, path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The verb's resolved config. Raises ConfigError with every mistake."""
-    return config.load(path, VERBS[verb], overrides, EXTRA)
+    """The verb's resolved config. `auto` stays where the run of `backbone.weights` is still to come. Raises ConfigError."""
+    return settle(verb, _given(verb, path, overrides)[0], wait=True)
+
+
+def _given(verb: str, path: str, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """The config as it is given, in which keys may say `auto`, and a line for the log."""
+    given = config.load(path, VERBS[verb], overrides, EXTRA)
+    return given, give_way(given, overrides)
 
 
 def fill_defaults(verb: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,13 +51,16 @@ def fill_defaults(verb: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def execute(verb: str, path: str, overrides: Sequence[str] = (), quiet: bool = False) -> dict[str, Any]:
     """Run one verb and return its result; if the run is finished, return the result that it has."""
-    resolved = resolve(verb, path, overrides)
+    given, notes = _given(verb, path, overrides)
+    resolved = settle(verb, given)
     with opened(Run(verb, resolved, quiet, partial(fill_defaults, verb))) as run:
         if (result := run.finished) is not None:
             run.log(f"{run.dir} is finished; see {run.dir / 'result.json'}, or choose another run.dir")
             if gone := lost_exports(run.dir):
                 run.log(f"WARNING: {', '.join(gone)} of this run: missing or damaged; {exported_anew(run.dir)}")
             return result
+        for line in filter(None, (notes, chosen_words(given, resolved))):
+            run.log(line)
         result = VERBS[verb](run, **{key: value for key, value in resolved.items() if key != "run"})
         scores = [
             f"{key} {value:.4f}" for key, value in result["metrics"].items() if key.endswith(("/hos", "/accuracy"))

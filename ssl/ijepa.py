@@ -122,6 +122,7 @@ class IJEPA(PretrainMethod):
 
     views = 1
     rows_per_position = 1
+    hides_patches = True
     couples_samples = False
 
     def __init__(

@@ -9,6 +9,7 @@ import torch
 
 from ..core import stage
 from ..core.checks import LARGEST_RATE
+from ..core.config.auto import OrAuto
 from ..core.config.resolve import Choice, Duration, Section
 from ..core.draws import Draws
 from ..core.errors import UserError
@@ -33,7 +34,7 @@ from .watch.pictures import save_pictures
 def data_options(
     *,
     train: str | list[str],
-    size: int,
+    size: Annotated[int, OrAuto],
     views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "simclr"},
     shuffle: Annotated[dict[str, Any], Choice(SHUFFLES)] = {"name": "full"},
     crop: float = 1.0,
@@ -46,7 +47,8 @@ def data_options(
     """The `data` section of `rootstock pretrain`.
 
     train: URI of the training images, or a list of URIs whose union is taken. Labels are not used.
-    size: Side of a view in pixels.
+    size: Side of a view in pixels. auto: that of the run in `backbone.weights`, or else what the pictures have, at most 224,
+        without an accelerator 96.
     views: How views of an image are drawn: a preset's name, or a mapping with its name and changed numbers.
     shuffle: Order of an epoch: full, or blocks of images that are neighbours on the disk.
     crop: Part of the shorter side that evaluation keeps, 0.01 to 1 (0.875 takes 224 of 256 pixels). A picture that already has the size is

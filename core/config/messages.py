@@ -6,10 +6,14 @@ import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from .auto import AUTO, OrAuto
+
 
 def words(annotation: Any) -> str:
     """A type in the words of a message: `float | None` is "a number or null". A class may bring its own: `in_words`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated and OrAuto in arguments:
+        return f"{words(arguments[0])} or {AUTO}"
     own = [mark.in_words for mark in (annotation, *arguments) if isinstance(mark, type) and hasattr(mark, "in_words")]
     if origin is Annotated or (own and origin is None):
         return own[0] if own else words(arguments[0])
@@ -40,6 +44,8 @@ def _options(annotation: Any) -> list[str]:
 def literals(annotation: Any) -> list[str]:
     """The texts that a type lists by name."""
     arguments = get_args(annotation)
+    if annotation is OrAuto:
+        return [AUTO]
     if get_origin(annotation) is Literal:
         return [argument for argument in arguments if isinstance(argument, str)]
     return [text for argument in arguments for text in literals(argument)]

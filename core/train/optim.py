@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from timm.optim.lars import Lars
 from torch import Tensor, nn
 
+from ..config.auto import OrAuto
 from ..config.resolve import Duration
 from ..distributed import all_reduce_sum, own_shard
 from ..errors import UserError
@@ -27,8 +28,10 @@ class Optim:
     name: The optimizer: adamw (Loshchilov & Hutter 2019, arXiv:1711.05101), sgd with momentum, or lars (You et al. 2017,
         arXiv:1708.03888).
     lr: Peak learning rate, 0 or more; with `lr_scaling` the rate for 256 images.
-    batch_size: Images a step, over all processes and micro-batches together. In adaptation so many of each domain.
-    duration: Length of the training, in steps (`1000`) or epochs (`10ep`).
+    batch_size: Images a step, over all processes and micro-batches together. In adaptation so many of each domain. auto:
+        the largest power of two of which there are eight in the smaller training set, 16 to 256 (adaptation: 64).
+    duration: Length of the training, in steps (`1000`) or epochs (`10ep`). auto: 100 epochs of pretraining or 30 of others, but at least
+        1,000 and at most 100,000 steps.
     warmup: Linear rise of the rate from 0, in steps, epochs (`10ep`) or a part of the duration (`5%`).
     schedule: The rate after the warm-up. `cosine` falls to min_lr, `constant` stays at the peak, `inverse` is
         (1 + 10 p)^-0.75 with p from 0 to 1 (Ganin & Lempitsky 2015, arXiv:1409.7495), `inverse_steps` is (1 + inverse_alpha * steps)^-0.75
@@ -53,8 +56,8 @@ class Optim:
 
     name: Literal["adamw", "sgd", "lars"] = "adamw"
     lr: float
-    batch_size: int
-    duration: Duration
+    batch_size: Annotated[int, OrAuto]
+    duration: Annotated[Duration, OrAuto]
     warmup: Duration = Duration(0, "steps")
     schedule: Literal["cosine", "constant", "inverse", "inverse_steps"] = "cosine"
     inverse_alpha: float = 0.001

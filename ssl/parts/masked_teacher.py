@@ -100,6 +100,7 @@ class MaskedTeacher(PretrainMethod):
 
     views = 2
     rows_per_position = 2
+    hides_patches = True
     takes_local = True
     takes_chunk = True
     least_block: int  # area in patches from which blocks of a mask are drawn

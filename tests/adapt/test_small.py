@@ -76,8 +76,10 @@ def test_a_target_without_class_folders_is_adapted_to_and_not_tested(
 
 
 def test_too_few_pictures_are_refused_with_a_remedy(tmp_path: Path) -> None:
-    source, target = (draw_shapes(tmp_path / name, count, "white") for name, count in (("a", 60), ("b", 30)))
-    with pytest.raises(UserError, match=r"optim\.batch_size: 32 is larger than the 24 training images of data\.target"):
+    source, target = (draw_shapes(tmp_path / name, count, "white") for name, count in (("a", 60), ("b", 18)))
+    with pytest.raises(
+        UserError, match=r"optim\.batch_size: 16 is larger than the 1\d training images of data\.target"
+    ):
         small(tmp_path, source, target)
 
 
