@@ -33,12 +33,12 @@ BUILDERS: Mapping[str, Callable[..., Any]] = {
 EXTRA: Mapping[str, Callable[..., Any]] = {"run": options}
 
 
-def resolve(verb: str, path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def resolve(verb: str, path: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The verb's resolved config. `auto` stays where the run of `backbone.weights` is still to come. Raises ConfigError."""
     return settle(verb, _given(verb, path, overrides)[0], wait=True)
 
 
-def _given(verb: str, path: str, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
+def _given(verb: str, path: str | Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
     """The config as it is given, in which keys may say `auto`, and a line for the log."""
     given = config.load(path, VERBS[verb], overrides, EXTRA)
     return given, give_way(given, overrides)
@@ -49,8 +49,10 @@ def fill_defaults(verb: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return config.validate(given, VERBS[verb], EXTRA)
 
 
-def execute(verb: str, path: str, overrides: Sequence[str] = (), quiet: bool = False) -> dict[str, Any]:
-    """Run one verb and return its result; if the run is finished, return the result that it has."""
+def execute(
+    verb: str, path: str | Mapping[str, Any], overrides: Sequence[str] = (), quiet: bool = False
+) -> dict[str, Any]:
+    """Run one verb and return its result; if the run is finished, return the result that it has. path: as for `load`."""
     given, notes = _given(verb, path, overrides)
     resolved = settle(verb, given)
     with opened(Run(verb, resolved, quiet, partial(fill_defaults, verb))) as run:

@@ -26,21 +26,25 @@ from .yaml_file import read as read
 
 
 def load(
-    path: str | Path,
+    path: str | Path | Mapping[str, Any],
     schema: Callable[..., Any],
     overrides: Sequence[str] = (),
     extra: Mapping[str, Callable[..., Any]] = {},
 ) -> dict[str, Any]:
-    """Resolve a config file: merge it over what it `extends`, apply overrides (`a.b=VALUE`), check it, fill in defaults.
+    """Resolve a config: merge it over what it `extends`, apply overrides (`a.b=VALUE`), check it, fill in defaults.
 
+    path: of the file; one that doesn't exist is looked up among the shipped configs. Or what such a file would hold, as a mapping.
     schema: a recipe; its keyword-only parameters are the sections. extra: sections that every verb has, by name.
-    A path that doesn't exist is looked up among the shipped configs. Raises ConfigError with all mistakes at once.
+    Raises ConfigError with all mistakes at once.
     """
     verb = getattr(schema, "__name__", "")
-    found = find(path, verb)
     keys = root_keys(schema, extra)
     problems: list[str] = []
-    tree = current_keys(_extended(found, keys, problems, ()))
+    if isinstance(path, Mapping):
+        given, path = path, Path("config")
+        tree = current_keys(_over_base(dict(given), path, keys, problems, ()))
+    else:
+        tree = current_keys(_extended(find(path, verb), keys, problems, ()))
     if "verb" not in keys and (written := tree.pop("verb", verb)) != verb:  # a run's own config.yaml names its verb
         raise ConfigError(
             [f"verb: this is a config of rootstock {spelt(written)}; give one of rootstock {verb}"], str(path)
@@ -66,7 +70,13 @@ def _extended(path: Path, keys: Mapping[str, Key], problems: list[str], seen: tu
     seen = (*seen, path.resolve())
     if len(seen) > DEEPEST:
         raise ConfigError([*problems, f"extends: a chain of more than {DEEPEST} files; shorten it"], str(path))
-    tree = read_into(path, problems)
+    return _over_base(read_into(path, problems), path, keys, problems, seen)
+
+
+def _over_base(
+    tree: dict[str, Any], path: Path, keys: Mapping[str, Key], problems: list[str], seen: tuple[Path, ...]
+) -> dict[str, Any]:
+    """What a file holds, merged over the file that it `extends`. path: of the file, beside which that one may lie."""
     base = tree.pop("extends", None)
     if base is None:
         return tree
