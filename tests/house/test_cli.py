@@ -183,6 +183,8 @@ def test_help_names_every_verb() -> None:
         "adapt",
         "data",
         "import",
+        "predict",
+        "embed",
         "sweep",
         "report",
         "validators",
