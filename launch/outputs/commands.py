@@ -70,3 +70,25 @@ def predict_command(
 
     how = {"device": device, "batch_size": batch_size, "workers": workers, "skip_damaged": skip_damaged}
     return predict_pictures(run, uri, out, top, calibrate or [], **how)
+
+
+def export_command(
+    run: RunArgument,
+    to: Annotated[
+        Path, typer.Option(metavar="DIR", help="The new folder: config.json, model.safetensors, model.py, README.md.")
+    ],
+    images: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URI", help="Pictures to compare the result on; the run's own if left out."),
+    ] = None,
+    licence: Annotated[
+        str,
+        typer.Option(
+            "--licence", "--license", metavar="ID", help="Of the weights, for the model card: apache-2.0, ..."
+        ),
+    ] = "unknown",
+) -> int:
+    """Write a network for timm, the Hugging Face Hub, PyTorch."""
+    from .export import export_network
+
+    return export_network(run, to, images=images or [], licence=licence)

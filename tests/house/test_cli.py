@@ -185,6 +185,7 @@ def test_help_names_every_verb() -> None:
         "import",
         "predict",
         "embed",
+        "export",
         "sweep",
         "report",
         "validators",

@@ -1,0 +1,83 @@
+"""`rootstock export`: a trained network in forms that others read, compared with the run's own on real pictures before it is kept."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ...core.errors import UserError
+from ...core.evaluate.trained import TrainedRun, load_trained
+from ...core.files import write_text
+from ...core.images.pack.unfinished import writable
+from ...core.manifest import write_manifest
+from .card import UNKNOWN_LICENCE, model_card
+from .checking import (
+    EXPORT_TOLERANCE,
+    ExportCheck,
+    ShownPictures,
+    compare_plain,
+    shown_pictures,
+    through_timms_transform,
+)
+from .network import PlainNetwork, plain_network
+from .pictures import say
+
+CARD = "README.md"
+
+
+def export_network(run: Path, to: Path, *, images: Sequence[str] = (), licence: str = UNKNOWN_LICENCE) -> int:
+    """Write the folder `to`, whole or not at all. Returns the exit code 0. Raises UserError, and MachineError if something differs.
+
+    images: URIs of pictures for the comparison; the run's own training pictures by default. licence: as the Hub names it.
+    """
+    refuse_existing(to)
+    trained = load_trained(run)
+    shown = shown_pictures(trained, images)
+    with drafted(to) as draft:
+        network, names, checks = write_for_torch(trained, shown, draft)
+        for check in checks:
+            say(check.in_words())
+        cosine = through_timms_transform(trained, shown)
+        card = model_card(trained, network, checks, licence=licence, pictures=shown.title, cosine=cosine)
+        write_text(draft / CARD, card)
+        write_manifest(draft, [*names, CARD])
+    say(f"compared on {len(shown.inputs)} pictures of {shown.title}")
+    print(to)
+    return 0
+
+
+def write_for_torch(
+    trained: TrainedRun, shown: ShownPictures, draft: Path
+) -> tuple[PlainNetwork, list[str], list[ExportCheck]]:
+    """Write tensors, config.json and model.py, and compare them. Where timm's own classifier gives other logits, the head lies apart."""
+    network = plain_network(trained)
+    names = network.write(draft)
+    checks = compare_plain(draft, network, shown)
+    if network.about["classifier"] and any(check.largest > EXPORT_TOLERANCE * check.scale for check in checks):
+        network = plain_network(trained, whole=False)
+        names = network.write(draft)
+        checks = compare_plain(draft, network, shown)
+    shutil.rmtree(draft / "__pycache__", ignore_errors=True)
+    return network, names, [check.check() for check in checks]
+
+
+def refuse_existing(to: Path) -> None:
+    """Raises UserError for a folder with something in it."""
+    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
+        raise UserError(f"--to: {to} exists already; name a new folder, or delete that one")
+
+
+@contextmanager
+def drafted(to: Path) -> Iterator[Path]:
+    """Within it, a hidden folder beside `to`, which gets this name at the end; after an error nothing is left."""
+    draft = to.absolute().parent / f".{to.name}.export"
+    with writable(to):
+        shutil.rmtree(draft, ignore_errors=True)  # left by an export that was killed
+        draft.mkdir(parents=True)
+        try:
+            yield draft
+            draft.rename(to)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
