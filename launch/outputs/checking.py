@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import timm
@@ -33,21 +34,22 @@ class ExportCheck(NamedTuple):
     """How far the numbers of an exported form are from the run's, on the same pictures.
 
     what: the form and its output. largest: the largest difference; scale: the largest number of the run's. agreement: part of the pictures
-    with the same highest output, None for features. pictures: how many.
+    for which `of` holds (same class: the highest output; same nearest picture: by the cosine of features); None: not asked.
     """
 
     what: str
     largest: float
     scale: float
-    agreement: float | None
     pictures: int
+    agreement: float | None = None
+    of: str = ""
 
     def in_words(self) -> str:
         said = f"equal to the last bit on {self.pictures} pictures"
         if self.largest > 0:
             said = f"differ by at most {self.largest:.1e} (the largest is {self.scale:.3g}) on {self.pictures} pictures"
         return f"{self.what}: {said}" + (
-            "" if self.agreement is None else f"; same class on {self.agreement:.1%} of them"
+            "" if self.agreement is None else f"; {self.of} for {self.agreement:.1%} of them"
         )
 
     def check(self, tolerance: float = EXPORT_TOLERANCE) -> ExportCheck:
@@ -105,15 +107,27 @@ def opened_for(trained: TrainedRun, uris: Sequence[str]) -> Images:
     return images
 
 
-def compared(what: str, found: Tensor, expected: Tensor, classes: bool = False) -> ExportCheck:
-    """The comparison of two tensors [N, ...]. classes: whether they are logits."""
+Agreement = Literal["", "same class", "same nearest picture"]
+
+
+def compared(what: str, found: Tensor, expected: Tensor, of: Agreement = "") -> ExportCheck:
+    """The comparison of two tensors [N, D]. of: what else is compared, as of `ExportCheck`. Raises MachineError for another shape."""
     if found.shape != expected.shape:
         raise MachineError(
             f"{what} are {tuple(found.shape)} instead of {tuple(expected.shape)}, so nothing is written; please report it"
         )
     wide, own = found.double(), expected.double()
-    same = float((wide.argmax(1) == own.argmax(1)).double().mean()) if classes else None
-    return ExportCheck(what, float((wide - own).abs().max()), float(own.abs().max()), same, len(own))
+    check = ExportCheck(what, float((wide - own).abs().max()), float(own.abs().max()), len(own))
+    if not of or (of == "same nearest picture" and len(own) < 3):
+        return check
+    choose = _nearest if of == "same nearest picture" else partial(torch.argmax, dim=1)
+    return check._replace(agreement=float((choose(wide) == choose(own)).double().mean()), of=of)
+
+
+def _nearest(features: Tensor) -> Tensor:
+    """int64 [N]: the other image of highest cosine."""
+    unit = nn.functional.normalize(features, dim=1)
+    return (unit @ unit.T).fill_diagonal_(-2.0).argmax(1)
 
 
 def compare_plain(folder: Path, network: PlainNetwork, shown: ShownPictures) -> list[ExportCheck]:
@@ -121,14 +135,14 @@ def compare_plain(folder: Path, network: PlainNetwork, shown: ShownPictures) -> 
     load = _loader(folder)
     found = [compared("features of model.py", _run(load(folder, head=False), shown.inputs), shown.features)]
     if shown.logits is not None:
-        found.append(compared("logits of model.py", _run(load(folder), shown.inputs), shown.logits, True))
+        found.append(compared("logits of model.py", _run(load(folder), shown.inputs), shown.logits, "same class"))
     if network.config:
         named = f"local-dir:{folder}"
         made = timm.create_model(named, pretrained=True, num_classes=0)
         found.append(compared("features of timm's local-dir, num_classes=0", _run(made, shown.inputs), shown.features))
         if network.config["num_classes"] and shown.logits is not None:
             made = timm.create_model(named, pretrained=True)
-            found.append(compared("logits of timm's local-dir", _run(made, shown.inputs), shown.logits, True))
+            found.append(compared("logits of timm's local-dir", _run(made, shown.inputs), shown.logits, "same class"))
     return found
 
 

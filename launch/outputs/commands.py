@@ -87,8 +87,12 @@ def export_command(
             "--licence", "--license", metavar="ID", help="Of the weights, for the model card: apache-2.0, ..."
         ),
     ] = "unknown",
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write model.onnx too, for any batch size.")] = False,
+    uint8: Annotated[
+        bool, typer.Option("--uint8", help="model.onnx takes pixels (uint8) and normalises them.")
+    ] = False,
 ) -> int:
-    """Write a network for timm, the Hugging Face Hub, PyTorch."""
+    """Write a network for timm, the Hugging Face Hub, PyTorch, ONNX."""
     from .export import export_network
 
-    return export_network(run, to, images=images or [], licence=licence)
+    return export_network(run, to, images=images or [], licence=licence, onnx=onnx, uint8=uint8)

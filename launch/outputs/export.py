@@ -22,25 +22,46 @@ from .checking import (
     through_timms_transform,
 )
 from .network import PlainNetwork, plain_network
+from .onnx_file import ONNX_FILE, ONNX_TOLERANCE, check_onnx, compare_onnx, onnx_section, write_onnx
 from .pictures import say
 
 CARD = "README.md"
 
 
-def export_network(run: Path, to: Path, *, images: Sequence[str] = (), licence: str = UNKNOWN_LICENCE) -> int:
+def export_network(
+    run: Path,
+    to: Path,
+    *,
+    images: Sequence[str] = (),
+    licence: str = UNKNOWN_LICENCE,
+    onnx: bool = False,
+    uint8: bool = False,
+) -> int:
     """Write the folder `to`, whole or not at all. Returns the exit code 0. Raises UserError, and MachineError if something differs.
 
-    images: URIs of pictures for the comparison; the run's own training pictures by default. licence: as the Hub names it.
+    images: URIs of pictures for the comparison; the run's own training pictures by default. licence: as the Hub names it. onnx: whether
+    model.onnx is written too; uint8: whether it takes pixels instead of normalised floats.
     """
     refuse_existing(to)
+    if onnx:
+        check_onnx()
+    elif uint8:
+        raise UserError("--uint8 is about the graph of ONNX; add --onnx, or leave it out")
     trained = load_trained(run)
     shown = shown_pictures(trained, images)
     with drafted(to) as draft:
         network, names, checks = write_for_torch(trained, shown, draft)
-        for check in checks:
-            say(check.in_words())
+        _say_all(checks)
+        further = list[str]()
+        if onnx:
+            written = write_onnx(trained, shown, draft, uint8)
+            found = compare_onnx(draft / ONNX_FILE, shown, uint8)
+            _say_all(found, ONNX_TOLERANCE)
+            names += written
+            further.append(onnx_section(written, uint8, found))
         cosine = through_timms_transform(trained, shown)
-        card = model_card(trained, network, checks, licence=licence, pictures=shown.title, cosine=cosine)
+        facts = {"licence": licence, "pictures": shown.title, "cosine": cosine}
+        card = model_card(trained, network, checks, further=further, **facts)
         write_text(draft / CARD, card)
         write_manifest(draft, [*names, CARD])
     say(f"compared on {len(shown.inputs)} pictures of {shown.title}")
@@ -60,7 +81,13 @@ def write_for_torch(
         names = network.write(draft)
         checks = compare_plain(draft, network, shown)
     shutil.rmtree(draft / "__pycache__", ignore_errors=True)
-    return network, names, [check.check() for check in checks]
+    return network, names, checks
+
+
+def _say_all(checks: Sequence[ExportCheck], tolerance: float = EXPORT_TOLERANCE) -> None:
+    """Print each comparison. Raises MachineError for the first that is more than rounding."""
+    for check in checks:
+        say(check.check(tolerance).in_words())
 
 
 def refuse_existing(to: Path) -> None:
