@@ -91,8 +91,22 @@ def export_command(
     uint8: Annotated[
         bool, typer.Option("--uint8", help="model.onnx takes pixels (uint8) and normalises them.")
     ] = False,
+    int8: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URI", help="Pictures that calibrate model.int8.onnx, which has weights and maps of 8 bits."
+        ),
+    ] = None,
+    test: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URI", help="Labelled pictures that measure what 8 bits cost; others of --int8 if left out."
+        ),
+    ] = None,
 ) -> int:
     """Write a network for timm, the Hugging Face Hub, PyTorch, ONNX."""
     from .export import export_network
 
-    return export_network(run, to, images=images or [], licence=licence, onnx=onnx, uint8=uint8)
+    return export_network(
+        run, to, images=images or [], licence=licence, onnx=onnx, uint8=uint8, int8=int8 or [], test=test or []
+    )

@@ -21,6 +21,7 @@ from .checking import (
     shown_pictures,
     through_timms_transform,
 )
+from .int8 import int8_section, int8_sets, measure_int8, write_int8
 from .network import PlainNetwork, plain_network
 from .onnx_file import ONNX_FILE, ONNX_TOLERANCE, check_onnx, compare_onnx, onnx_section, write_onnx
 from .pictures import say
@@ -36,18 +37,27 @@ def export_network(
     licence: str = UNKNOWN_LICENCE,
     onnx: bool = False,
     uint8: bool = False,
+    int8: Sequence[str] = (),
+    test: Sequence[str] = (),
 ) -> int:
     """Write the folder `to`, whole or not at all. Returns the exit code 0. Raises UserError, and MachineError if something differs.
 
     images: URIs of pictures for the comparison; the run's own training pictures by default. licence: as the Hub names it. onnx: whether
-    model.onnx is written too; uint8: whether it takes pixels instead of normalised floats.
+    model.onnx is written too; uint8: whether it takes pixels instead of normalised floats. int8: URIs of pictures that calibrate a graph of
+    8 bits, which is tested on `test`, or on the others of these.
     """
     refuse_existing(to)
+    onnx = onnx or bool(int8)
     if onnx:
         check_onnx()
     elif uint8:
         raise UserError("--uint8 is about the graph of ONNX; add --onnx, or leave it out")
+    if test and not int8:
+        raise UserError(
+            "--test measures what 8 bits cost; add --int8 URI, the pictures that calibrate, or leave it out"
+        )
     trained = load_trained(run)
+    sets = int8_sets(trained, int8, test) if int8 else None
     shown = shown_pictures(trained, images)
     with drafted(to) as draft:
         network, names, checks = write_for_torch(trained, shown, draft)
@@ -59,6 +69,12 @@ def export_network(
             _say_all(found, ONNX_TOLERANCE)
             names += written
             further.append(onnx_section(written, uint8, found))
+        if sets is not None:
+            names += write_int8(trained, sets.calibration, draft, uint8)
+            outcome = measure_int8(trained, sets, draft, uint8)
+            for line in outcome.in_words():
+                say(line)
+            further.append(int8_section(outcome, sets.calibration))
         cosine = through_timms_transform(trained, shown)
         facts = {"licence": licence, "pictures": shown.title, "cosine": cosine}
         card = model_card(trained, network, checks, further=further, **facts)

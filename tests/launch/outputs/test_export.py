@@ -35,11 +35,18 @@ HEADS = {
 }
 
 
-def made(name: str, size: int, options: dict[str, Any], folder: Path, structure: Structure | None = None) -> Path:
+def made(
+    name: str,
+    size: int,
+    options: dict[str, Any],
+    folder: Path,
+    structure: Structure | None = None,
+    classes: tuple[str, ...] = ("cat", "dog", "owl"),
+) -> Path:
     """A run with such a network, whose statistics are not the initial ones."""
     torch.manual_seed(0)
     backbone = create(size, name=name, **options)
-    whole = backbone if structure is None else Classifier(backbone, ["cat", "dog", "owl"], structure=structure)
+    whole = backbone if structure is None else Classifier(backbone, classes, structure=structure)
     moved(whole, torch.randn(4, 3, size, size))
     whole.export(folder)
     return folder
