@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -46,6 +47,8 @@ def export_network(
     model.onnx is written too; uint8: whether it takes pixels instead of normalised floats. int8: URIs of pictures that calibrate a graph of
     8 bits, which is tested on `test`, or on the others of these.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("export writes one folder from one process; start it without torchrun")
     refuse_existing(to)
     onnx = onnx or bool(int8)
     if onnx:

@@ -18,7 +18,7 @@ from ...core.evaluate.trained import Calibration, TrainedRun, load_trained
 from ...core.images.images import Images
 from ...core.images.open import open_images
 from ...core.images.several import has_several
-from ...core.model.classifier import Classifier
+from ...core.model.classifier import UNKNOWN, Classifier
 from .pictures import damage_with_remedy, joined, names_of, open_pictures, say
 from .tables import PARQUET, Column, check_parquet, write_csv, write_parquet
 
@@ -139,18 +139,24 @@ def calibrated(trained: TrainedRun, uris: Sequence[str], *, device: torch.device
 
 
 def labels_for(trained: TrainedRun, images: Images, option: str) -> Tensor:
-    """int64 [N]: the classifier's number of each image's class. Raises UserError for a set without labels or with other classes."""
-    outputs = classifier_of(trained).outputs
+    """int64 [N]: the number of the output of each image's class; of an open-set classifier, `unknown` for classes that it lacks.
+
+    Raises UserError for a set without labels, and for classes that the classifier does not know.
+    """
+    classifier = classifier_of(trained)
+    outputs = classifier.outputs
     if images.labels is None or images.classes is None or has_several(images.labels):
         raise UserError(f"{option}: {images.uri} has no label for each picture; give a labelled set")
-    present = [images.classes[number] for number in images.labels.unique().tolist()]
-    if odd := [name for name in present if name not in outputs]:
+    other = outputs.index(UNKNOWN) if classifier.structure.extra else -1
+    number = torch.tensor([outputs.index(name) if name in outputs else other for name in images.classes])
+    labels = number[images.labels]
+    if (lacking := (labels < 0).nonzero()[:, 0]).numel():
+        name = images.classes[int(images.labels[lacking[0]])]
         raise UserError(
-            f"{option}: {images.uri} has the class {odd[0]}, which {trained.title} does not know; give pictures of its classes "
+            f"{option}: {images.uri} has the class {name}, which {trained.title} does not know; give pictures of its classes "
             f"({', '.join(outputs[:10])}{', ...' if len(outputs) > 10 else ''})"
         )
-    number = torch.tensor([outputs.index(name) if name in outputs else -1 for name in images.classes])
-    return number[images.labels]
+    return labels
 
 
 def confidence_in_words(fitted: Calibration | None) -> str:

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from rootstock.core.errors import UserError
 from rootstock.core.evaluate.calibration import fit_temperature
 from rootstock.core.evaluate.features import extract
 from rootstock.core.evaluate.trained import calibration_entry, load_trained
 from rootstock.core.images.open import open_images
+from rootstock.launch.outputs.predict import labels_for
 from rootstock.launch.verbs import execute
 from rootstock.tests.launch.outputs.conftest import NAMES, Runs
 
@@ -120,7 +122,6 @@ def test_parquet_holds_what_csv_holds(runs: Runs, rootstock: Command, tmp_path: 
     [
         (("--top", "5"), "--top: expected 1 to 4, the number of the classifier's outputs, got 5"),
         (("--top", "0"), "--top: expected 1 to 4"),
-        (("--calibrate", DIGITS), "has the class 0, which smallconv of"),
     ],
 )
 def test_mistakes_are_one_sentence(
@@ -136,6 +137,19 @@ def test_a_run_without_a_classifier_says_what_to_do(runs: Runs, rootstock: Comma
     done = rootstock("predict", str(runs.pretrained), runs.pictures, "--out", str(tmp_path / "labels.csv"), *ALONE)
     assert done.returncode == 2 and not list(tmp_path.iterdir())
     assert f"rootstock finetune CONFIG backbone.weights={runs.pretrained}" in done.stderr
+
+
+def test_classes_that_a_classifier_lacks(runs: Runs, finetuned: Path) -> None:
+    """They are unknown to an open-set classifier, and an error for others."""
+    digits = open_images("sklearn:digits?size=16&classes=3")
+    assert labels_for(load_trained(runs.adapted), digits, "--test").unique().tolist() == [3]
+    assert digits.labels is not None
+    assert torch.equal(labels_for(load_trained(finetuned), digits, "--test"), digits.labels)
+    pictures = open_images(runs.pictures)
+    with pytest.raises(UserError, match=r"--test: .* has the class a, which smallconv of .* does not know"):
+        labels_for(load_trained(finetuned), pictures, "--test")
+    with pytest.raises(UserError, match="has no label for each picture"):
+        labels_for(load_trained(finetuned), pictures.unlabelled(), "--test")
 
 
 def test_a_temperature_at_its_bound_is_not_stored() -> None:
