@@ -165,7 +165,11 @@ def _seen(trained: TrainedRun) -> str:
         lines.append("- whatever the published weights saw, of which no list exists")
     for key, how in (("seen_labelled", "with their labels"), ("seen_unlabelled", "without labels")):
         if (found := trained.result.get(key)) is not None:
-            count = ", ".join(f"{name} {n}" for name, n in found.items()) if isinstance(found, Mapping) else str(found)
+            count = (
+                ", ".join(f"{name} {n}" for name, n in found.items())
+                if isinstance(found, Mapping) and found
+                else str(found or 0)
+            )
             lines.append(f"- test pictures of the results above that were seen in training {how}: {count}")
     return "\n".join(lines)
 

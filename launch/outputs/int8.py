@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import UserError
-from ...core.evaluate.features import EvaluationView, extract
+from ...core.evaluate.features import EvaluationView, extract_taps
+from ...core.evaluate.rounds import stores_in_memory
 from ...core.evaluate.statistics import Interval, bootstrap_intervals, cluster_numbers, of_sums, wilson
 from ...core.evaluate.trained import TrainedRun
 from ...core.images.images import Images
 from ...core.images.open import open_images
 from ...core.images.split import hash_order
-from ...core.numerics import wide
-from .onnx_file import ONNX_FILE, OnnxSession, RawPixels, quiet
+from .onnx_file import ONNX_FILE, OnnxGraph, OnnxSession, RawPixels, quiet
 from .pictures import damage_with_remedy
 from .predict import labels_for
 
@@ -111,8 +111,16 @@ def int8_sets(trained: TrainedRun, uris: Sequence[str], tests: Sequence[str]) ->
     return Int8Sets(pool.select(first).unlabelled(), test, labels)
 
 
-def write_int8(trained: TrainedRun, calibration: Images, folder: Path, uint8: bool) -> list[str]:
-    """Write model.int8.onnx beside model.onnx. Returns the names of its files."""
+def write_int8(
+    trained: TrainedRun,
+    calibration: Images,
+    folder: Path,
+    uint8: bool,
+    *,
+    name: str = INT8_FILE,
+    per_channel: bool = True,
+) -> list[str]:
+    """Write model.int8.onnx, or a file of another name, beside model.onnx. Returns the names of its files."""
     import onnx
     from onnxruntime import quantization
 
@@ -122,43 +130,58 @@ def write_int8(trained: TrainedRun, calibration: Images, folder: Path, uint8: bo
             kinds = {node.op_type for node in onnx.load(folder / ONNX_FILE, load_external_data=False).graph.node}
             quantization.quantize_static(
                 folder / ONNX_FILE,
-                folder / INT8_FILE,
+                folder / name,
                 _reader(quantization, batches),
                 quant_format=quantization.QuantFormat.QDQ,
                 op_types_to_quantize=list(LINEAR if "Softmax" in kinds else (*LINEAR, *BETWEEN)),
-                per_channel=True,
+                per_channel=per_channel,
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
                 use_external_data_format=(folder / f"{ONNX_FILE}.data").exists(),
                 # Products of two activations, as attention has them, stay in 32 bits.
                 extra_options={"MatMulConstBOnly": True},
             )
-    return [path.name for path in sorted(folder.glob(f"{INT8_FILE}*"))]
+    return [path.name for path in sorted(folder.glob(f"{name}*"))]
 
 
-def measure_int8(trained: TrainedRun, sets: Int8Sets, folder: Path, uint8: bool, workers: int = 0) -> Int8Outcome:
+def measure_int8(
+    trained: TrainedRun, sets: Int8Sets, folder: Path, uint8: bool, *, name: str = INT8_FILE, workers: int = 0
+) -> Int8Outcome:
     """Show the test pictures to the run's network and to the graph of 8 bits."""
     test, view = sets.test, trained.view
     raw: EvaluationView = RawPixels(view) if uint8 else view
-    how: dict[str, Any] = {"device": "cpu", "workers": workers, "batch_size": BATCH}
 
-    def both(model: nn.Module, output: str) -> tuple[Tensor, Tensor]:
-        return extract(model, test, view, **how), extract(OnnxSession(folder / INT8_FILE, output), test, raw, **how)
+    def shown(model: nn.Module, view: EvaluationView) -> dict[str, Tensor]:
+        dtypes = dict.fromkeys(OnnxGraph(trained, uint8).outputs, torch.float32)
+        stores = stores_in_memory(len(test), dtypes)
+        axes = dict.fromkeys(dtypes, 1)
+        return extract_taps(model, test, view, axes, stores, device="cpu", workers=workers, batch_size=BATCH)
 
     with damage_with_remedy():
-        first, second = both(trained.backbone, "features")
-        cosine = float(nn.functional.cosine_similarity(first.double(), second.double()).mean())
-        agreement = before = after = difference = None
-        if trained.classifier is not None:
-            own, rounded = (wide(logits).argmax(1) for logits in both(trained.classifier, "logits"))
-            agreement = float((own == rounded).double().mean())
-            if sets.labels is not None:
-                right = [(found == sets.labels).numpy() for found in (own, rounded)]
-                before, after = (float(part.mean()) for part in right)
-                difference = paired_difference(right[0], right[1], test.keys().numpy())
-    sizes = (_bytes(folder, ONNX_FILE), _bytes(folder, INT8_FILE))
-    title = test.uri
-    return Int8Outcome(len(sets.calibration), title, len(test), sizes, cosine, agreement, before, after, difference)
+        own, rounded = shown(_Outputs(trained), view), shown(OnnxSession(folder / name), raw)
+    cosine = float(nn.functional.cosine_similarity(own["features"].double(), rounded["features"].double()).mean())
+    agreement = before = after = difference = None
+    if trained.classifier is not None:
+        classes = [found["logits"].argmax(1) for found in (own, rounded)]
+        agreement = float((classes[0] == classes[1]).double().mean())
+        if sets.labels is not None:
+            right = [(found == sets.labels).numpy() for found in classes]
+            before, after = (float(part.mean()) for part in right)
+            difference = paired_difference(right[0], right[1], test.keys().numpy())
+    sizes = (_bytes(folder, ONNX_FILE), _bytes(folder, name))
+    measured = (cosine, agreement, before, after, difference)
+    return Int8Outcome(len(sets.calibration), test.uri, len(test), sizes, *measured)
+
+
+class _Outputs(nn.Module):
+    """The run's network with outputs by name, as a graph of ONNX has them."""
+
+    def __init__(self, trained: TrainedRun) -> None:
+        super().__init__()
+        self.graph = OnnxGraph(trained, uint8=False)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self.graph.outputs, self.graph(images), strict=True))
 
 
 def paired_difference(before: np.ndarray, after: np.ndarray, clusters: np.ndarray) -> Interval:

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...core.errors import UserError
 from ...core.evaluate.trained import TrainedRun
 from ...core.views.view import Evaluation, normalise
-from .checking import ExportCheck, ShownPictures, compared
+from .checking import Agreement, ExportCheck, ShownPictures, compared
 from .network import preprocessing
 
 ONNX_FILE = "model.onnx"
@@ -49,7 +49,7 @@ class OnnxGraph(nn.Module):
         super().__init__()
         self.backbone, self.classifier = trained.backbone, trained.classifier
         self.uint8, self.mean, self.std = uint8, trained.view.mean, trained.view.std
-        self.outputs = ("features",) if trained.classifier is None else ("features", "logits")
+        self.outputs: tuple[str, ...] = ("features",) if trained.classifier is None else ("features", "logits")
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         if self.uint8:
@@ -69,20 +69,25 @@ class RawPixels:
 
 
 class OnnxSession(nn.Module):
-    """A file of ONNX on the CPU as a module: one of its outputs, [N, ...], for inputs [N, C, S, S] of its type."""
+    """A file of ONNX on the CPU as a module: inputs [N, C, S, S] of its type -> its outputs by name, [N, ...] each.
 
-    def __init__(self, path: Path, output: str) -> None:
+    threads: that compute; None: ONNX Runtime's choice.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
         super().__init__()
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
+        if threads is not None:
+            options.intra_op_num_threads = threads
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self.output = output
+        self.outputs = [output.name for output in self.session.get_outputs()]
 
-    def forward(self, images: Tensor) -> Tensor:
-        (found,) = self.session.run([self.output], {"images": images.contiguous().numpy()})
-        return torch.from_numpy(found)
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        found = self.session.run(self.outputs, {"images": images.contiguous().numpy()})
+        return {name: torch.from_numpy(rows) for name, rows in zip(self.outputs, found, strict=True)}
 
 
 def write_onnx(trained: TrainedRun, shown: ShownPictures, folder: Path, uint8: bool) -> list[str]:
@@ -128,18 +133,17 @@ def described(trained: TrainedRun, uint8: bool) -> dict[str, Any]:
 
 def compare_onnx(path: Path, shown: ShownPictures, uint8: bool) -> list[ExportCheck]:
     """Compare what ONNX Runtime makes of the pictures, all at once and one by one."""
-    pictures = shown.cropped if uint8 else shown.inputs
-    found = []
-    expected: Mapping[str, Tensor | None] = {"features": shown.features, "logits": shown.logits}
-    for output, own in expected.items():
+    pictures, session = shown.cropped if uint8 else shown.inputs, OnnxSession(path)
+    together, alone = session(pictures), [session(picture[None]) for picture in pictures]
+    one_by_one = {name: torch.cat([found[name] for found in alone]) for name in together}
+    checks = []
+    for output, own in {"features": shown.features, "logits": shown.logits}.items():
         if own is None:
             continue
-        session = OnnxSession(path, output)
-        alone = torch.cat([session(picture[None]) for picture in pictures])
-        for how, made in (("", session(pictures)), (", one picture at a time", alone)):
-            agreement = "same class" if output == "logits" else "same nearest picture"
-            found.append(compared(f"{output} of {path.name} in ONNX Runtime{how}", made, own, agreement))
-    return found
+        of: Agreement = "same class" if output == "logits" else "same nearest picture"
+        for how, found in (("", together), (", one picture at a time", one_by_one)):
+            checks.append(compared(f"{output} of {path.name} in ONNX Runtime{how}", found[output], own, of))
+    return checks
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-import yaml
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from rootstock.core.evaluate.trained import load_trained
@@ -190,8 +190,8 @@ def test_the_card_says_what_the_run_recorded(runs: Runs, tmp_path: Path, rootsto
     words = ("export", str(run), "--to", str(tmp_path / "exported"), "--licence", "cc-by-4.0")
     done = rootstock(*words)  # compared on the run's own pictures
     assert done.returncode == 0, done.stderr
-    _, header, card = (tmp_path / "exported" / "README.md").read_text().split("---\n", 2)
-    told = yaml.safe_load(header)
+    card = (tmp_path / "exported" / "README.md").read_text()
+    told = ModelCard(card).data.to_dict()  # as the Hub reads it
     assert (told["license"], told["pipeline_tag"]) == ("cc-by-4.0", "image-feature-extraction")
     for sentence in (
         "| test/knn/accuracy | 0.7500 | 0.5000 to 0.9000 |",
