@@ -121,7 +121,8 @@ def main() -> None:
         f"Command: `python benchmarks/edge.py {' '.join(shown(word) for word in sys.argv[1:])}`; "
         f"{asked.trials} interleaved trials: medians [quartiles], ratios with 95 % bootstrap intervals.",
         "",
-        f"Network: {trained.backbone.spec['name']}, {trained.backbone.size} px, {len(trained.classifier.outputs)} classes, trained in these stages: {stages}. "
+        f"Network: {trained.backbone.spec['name']}, {trained.backbone.size} px, {len(trained.classifier.outputs)} classes, trained in "
+        f"these stages: {stages}. "
         "What published weights have seen may hold the test pictures; then the accuracy says little, and the loss is what is measured.",
         "",
         machine(),

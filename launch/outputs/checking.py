@@ -14,6 +14,7 @@ import timm
 import torch
 from PIL import Image
 from timm.data.transforms_factory import create_transform
+from timm.models import _hub
 from torch import Tensor, nn
 
 from ...core.errors import MachineError, UserError
@@ -23,7 +24,7 @@ from ...core.images.images import Images
 from ...core.images.open import open_images
 from ...core.views.view import stack_pictures
 from .network import PlainNetwork
-from .pictures import damage_with_remedy
+from .pictures import damage_with_remedy, say
 from .scripts import SCRIPT_NAME
 
 PICTURES_COMPARED = 16  # pictures
@@ -136,7 +137,9 @@ def compare_plain(folder: Path, network: PlainNetwork, shown: ShownPictures) -> 
     found = [compared("features of model.py", _run(load(folder, head=False), shown.inputs), shown.features)]
     if shown.logits is not None:
         found.append(compared("logits of model.py", _run(load(folder), shown.inputs), shown.logits, "same class"))
-    if network.config:
+    if network.config and not hasattr(_hub, "load_model_config_from_path"):
+        say(f"timm {timm.__version__} opens no folders (local-dir:), so that way is not compared; a later one does")
+    elif network.config:
         named = f"local-dir:{folder}"
         made = timm.create_model(named, pretrained=True, num_classes=0)
         found.append(compared("features of timm's local-dir, num_classes=0", _run(made, shown.inputs), shown.features))

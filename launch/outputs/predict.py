@@ -84,17 +84,17 @@ def predict_pictures(
         )
     if rank() == 0:
         columns = columns_of(names_of(images), outputs, found["output"].long(), found["probability"])
-        about = {
-            "run": str(trained.folder),
-            "weights": weights_digest(classifier),
-            "view": trained.view.describe(),
-            "outputs": outputs,
-            "calibration": None if fitted is None else fitted._asdict(),
-            "data": {"uri": images.uri, "images": len(images), "split": images.split_hash()},
-        }
         if out.suffix.lower() == PARQUET:
+            about = {
+                "run": str(trained.folder),
+                "weights": weights_digest(classifier),
+                "view": trained.view.describe(),
+                "outputs": outputs,
+                "calibration": None if fitted is None else fitted._asdict(),
+                "data": {"uri": images.uri, "images": len(images), "split": images.split_hash()},
+            }
             write_parquet(out, columns, about)
-        else:
+        else:  # without a place for it, and without reading every file once more for its identity
             write_csv(out, columns)
         print(out)
     barrier()

@@ -170,6 +170,16 @@ def test_what_differs_is_not_kept(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_timm_without_local_dir_is_said(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(timm.models._hub, "load_model_config_from_path")
+    run = made("resnet10t", 16, {"args": RESNET}, tmp_path / "run")
+    export_network(run, tmp_path / "exported", images=[runs.pictures])
+    assert f"timm {timm.__version__} opens no folders" in capsys.readouterr().err
+    assert (tmp_path / "exported" / "config.json").exists()
+
+
 def test_the_card_says_what_the_run_recorded(runs: Runs, tmp_path: Path, rootstock: Command) -> None:
     run = tmp_path / "run"
     backbone = create(16, name="smallconv")
