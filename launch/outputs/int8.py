@@ -23,6 +23,7 @@ from ...core.evaluate.trained import TrainedRun
 from ...core.images.images import Images
 from ...core.images.open import open_images
 from ...core.images.split import hash_order
+from ...core.views.view import stack_pictures
 from .onnx_file import ONNX_FILE, OnnxGraph, OnnxSession, RawPixels, quiet
 from .pictures import damage_with_remedy
 from .predict import labels_for
@@ -222,10 +223,10 @@ def int8_section(outcome: Int8Outcome, calibration: Images) -> str:
 
 
 def _batches(trained: TrainedRun, images: Images, uint8: bool) -> Iterator[dict[str, np.ndarray]]:
+    shown: EvaluationView = RawPixels(trained.view) if uint8 else trained.view
     for start in range(0, len(images), BATCH):
         rows = range(start, min(start + BATCH, len(images)))
-        pixels = torch.stack([trained.view.worker(images.read(i)) for i in rows])
-        yield {"images": (pixels if uint8 else trained.view(pixels)).numpy()}
+        yield {"images": shown(stack_pictures([trained.view.worker(images.read(i)) for i in rows])).numpy()}
 
 
 def _reader(quantization: Any, batches: Iterator[dict[str, np.ndarray]]) -> Any:

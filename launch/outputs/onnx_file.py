@@ -59,13 +59,18 @@ class OnnxGraph(nn.Module):
 
 
 class RawPixels:
-    """The view of evaluation without its normalisation: uint8 [N, C, S, S], as a graph takes it that normalises itself."""
+    """The view of evaluation without its normalisation: uint8 [N, C, H, W] -> uint8 [N, C, S, S], for a graph that normalises itself.
+
+    Raises UserError for pictures of 16 bits.
+    """
 
     def __init__(self, view: Evaluation) -> None:
         self.worker = view.worker
 
     def __call__(self, images: Tensor) -> Tensor:
-        return images if images.shape[0] == 0 else torch.stack([self.worker(image) for image in images])
+        if images.dtype != torch.uint8:
+            raise UserError("--uint8: some pictures have 16 bits; leave it out, and normalise before the graph")
+        return torch.stack([self.worker(image) for image in images])
 
 
 class OnnxSession(nn.Module):
@@ -95,12 +100,8 @@ def write_onnx(trained: TrainedRun, shown: ShownPictures, folder: Path, uint8: b
 
     Raises UserError for pictures of 16 bits where the graph is to take 8.
     """
-    if uint8 and shown.cropped.dtype != torch.uint8:
-        raise UserError(
-            f"--uint8: pictures of {shown.title} have 16 bits; leave it out, and normalise before the graph"
-        )
     graph = OnnxGraph(trained, uint8).eval()
-    example = (shown.cropped if uint8 else shown.inputs)[:2]
+    example = (RawPixels(trained.view)(shown.cropped) if uint8 else shown.inputs)[:2]
     example = (
         example if len(example) > 1 else example.repeat(2, 1, 1, 1)
     )  # of one picture the batch size would be fixed

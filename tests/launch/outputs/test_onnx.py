@@ -108,6 +108,14 @@ def test_pixels_without_a_graph_are_refused(runs: Runs, rootstock: Command, tmp_
     assert done.returncode == 2 and "add --onnx" in done.stderr
 
 
+def test_pictures_of_16_bits_are_no_pixels_of_8(runs: Runs, rootstock: Command, tmp_path: Path) -> None:
+    np.savez(tmp_path / "deep.npz", images=np.zeros((3, 3, 16, 16), dtype=np.uint16))
+    words = ("export", str(runs.pretrained), "--to", str(tmp_path / "exported"), "--onnx", "--uint8")
+    done = rootstock(*words, "--images", f"npz:{tmp_path / 'deep.npz'}?layout=NCHW")
+    assert done.returncode == 2 and "have 16 bits" in done.stderr, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["deep.npz"]
+
+
 def test_a_comparison_counts_what_changed() -> None:
     own = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
     other = own.clone()
