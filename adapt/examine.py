@@ -25,6 +25,7 @@ from ..core.errors import UserError
 from ..core.evaluate.diagnosis import BatchNormInputs, count_predicted_classes
 from ..core.evaluate.features import evaluating
 from ..core.evaluate.pictures import spread
+from ..core.evaluate.trained import calibration_entry
 from ..core.files import write_tensors
 from ..core.images.images import Images
 from ..core.images.split import hash_order
@@ -172,7 +173,10 @@ class Examination:
         shown = {"source": len(self.source), "target": len(self.target)}
         if self.held_out is not None:
             shown["held_out"] = len(self.held_out)
+        held_out = last.source
+        sure = {} if held_out is None else calibration_entry(held_out.logits, held_out.labels, "held-out source images")
         return {
+            **sure,
             "validators": {**as_result(scoring, choose(scoring)), "images": shown, **({"lost": lost} if lost else {})},
             "diagnostics": {
                 "target": predicted._asdict(),

@@ -15,7 +15,7 @@ from timing import Costs, Interval
 
 VERSIONS = (
     "torch", "torchvision", "timm", "accelerate", "triton", "lightly", "pillow", "numpy", "kornia", "nvidia-dali-cuda130",
-    "simplejpeg",
+    "simplejpeg", "onnx", "onnxruntime",
 )  # fmt: skip
 
 

@@ -9,8 +9,9 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Mapping, Sequence
-from io import BufferedReader
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,25 @@ def write_bytes(path: Path, content: bytes, shared: bool = False) -> None:
     finally:
         if shared:  # each process has its own draft, which no later process would overwrite
             draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BufferedWriter]:
+    """Within it, a file to write piece by piece; it gets its name when all is written and synced. After an error nothing is left of it.
+
+    The folder is made. Raises UserError as `writable_place`.
+    """
+    path = writable_place(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        with open(draft, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def writable_place(path: Path) -> Path:

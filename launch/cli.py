@@ -29,6 +29,7 @@ from .cluster.launcher import follow_launcher
 from .cluster.launcher import launch_verb as launch_processes
 from .cluster.placement import read_placement
 from .exits import answer, leave
+from .outputs import commands
 from .waiting import spin_briefly
 
 
@@ -159,6 +160,9 @@ def launch_command(
 
 verb(tools.data_command)
 verb(tools.import_command)
+verb(commands.predict_command)
+verb(commands.embed_command)
+verb(commands.export_command)
 verb(tools.report_command)
 verb(tools.runs_command)
 verb(tools.verify_command)

@@ -19,6 +19,8 @@ import typer
 from torch.distributed.run import config_from_args, parse_args
 
 from rootstock.core.images.open import open_images
+from rootstock.core.model.backbone import create
+from rootstock.core.model.classifier import Classifier
 from rootstock.launch.cli import app
 from rootstock.launch.pipeline import run as pipeline
 from rootstock.launch.pipeline.plan import plan_pipeline
@@ -84,9 +86,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draw: Callable[[Path, 
 
 def test_every_block_is_covered() -> None:
     # "method" is what tests/test_walkthrough.py runs.
-    assert {block.kind for block in blocks()} == {"", "own", "import", "processes", "pipeline", "method"}
+    assert {block.kind for block in blocks()} == {"", "own", "trained", "import", "processes", "pipeline", "method"}
     programs = {
         "own": {"rootstock"},
+        "trained": {"rootstock"},
         "import": {"rootstock"},
         "processes": {"rootstock", "torchrun", "accelerate"},
         "pipeline": {"rootstock"},
@@ -124,6 +127,23 @@ def test_commands_on_ones_own_images(here: Path, rootstock: Rootstock) -> None:
     assert result["seen_unlabelled"] == {"pretrain": 0, "adapt": 0}
     tests = {key.partition("/")[0] for key in result["metrics"]}
     assert tests == {"source", "target"}  # sketches has labels, which only the test reads
+
+
+def test_commands_on_a_trained_model(here: Path, rootstock: Rootstock) -> None:
+    """A classifier in the place of the run that an earlier block of the README trains."""
+    torch.manual_seed(0)
+    Classifier(create(32, name="test_resnet"), ["cat", "dog"]).export(here / "runs" / "sketches")
+    data = "data: {source: folder:photos, target: folder:sketches, size: 32}\n"
+    (here / "runs" / "sketches" / "config.yaml").write_text(f"verb: adapt\n{data}")
+    for _, verb, *arguments in commands("trained"):
+        if "--int8" in arguments:  # the last one
+            model = timm.create_model("local-dir:exported/sketches", pretrained=True)
+            assert model.get_classifier().out_features == 2  # pyright: ignore[reportCallIssue]
+            for extra in ("onnx", "onnxscript", "onnxruntime"):
+                pytest.importorskip(extra, reason=f"{extra} is not installed")
+        done = rootstock(verb, *arguments, *(() if verb == "export" else ("--workers", "0")))
+        assert done.returncode == 0, f"{verb} {arguments}: {done.stderr}"
+        assert Path(done.stdout.strip()).exists()
 
 
 def test_commands_on_weights_of_others(here: Path, rootstock: Rootstock) -> None:

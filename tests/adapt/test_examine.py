@@ -17,7 +17,9 @@ import rootstock.adapt.kept_states as kept_states
 from rootstock.adapt.examine import read_candidates, sampled
 from rootstock.adapt.validators.registry import VALIDATORS
 from rootstock.core.errors import UserError
+from rootstock.core.evaluate.calibration import fit_temperature
 from rootstock.core.evaluate.scores import Scored
+from rootstock.core.evaluate.trained import load_trained
 from rootstock.core.images.open import open_images
 from rootstock.launch.report.page import write_report
 from rootstock.launch.verbs import execute
@@ -107,6 +109,15 @@ def test_the_result_has_the_diagnostics(full: tuple[Path, dict[str, Any]]) -> No
     assert found["training"]["rows"] == 6 and found["training"]["lost"] is None
     assert set(found["training"]["last"]) == {"domain_accuracy", "gradient_ratio"}
     assert json.loads((full[0] / "run" / "result.json").read_text())["diagnostics"] == found
+
+
+def test_the_result_has_the_temperature_of_the_held_out_source(full: tuple[Path, dict[str, Any]]) -> None:
+    run, result = full[0] / "run", full[1]
+    kept = load_file(run / "candidates" / "step-00000006.safetensors")
+    fitted = fit_temperature(kept["source/logits"].double().numpy(), kept["source/labels"].numpy())
+    on = f"{len(kept['source/labels'])} held-out source images"
+    assert not fitted.at_bound and result["calibration"] == {"temperature": fitted.value, "fitted_on": on}
+    assert load_trained(run).calibration == (fitted.value, on)
 
 
 def test_candidates_lie_in_the_run_without_labels_of_the_target(full: tuple[Path, dict[str, Any]]) -> None:

@@ -1,0 +1,129 @@
+"""`rootstock export`: a trained network in forms that others read, compared with the run's own on real pictures before it is kept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ...core.errors import UserError
+from ...core.evaluate.trained import TrainedRun, load_trained
+from ...core.files import write_text
+from ...core.images.pack.unfinished import writable
+from ...core.manifest import write_manifest
+from .card import UNKNOWN_LICENCE, model_card
+from .checking import (
+    EXPORT_TOLERANCE,
+    ExportCheck,
+    ShownPictures,
+    compare_plain,
+    shown_pictures,
+    through_timms_transform,
+)
+from .int8 import int8_section, int8_sets, measure_int8, write_int8
+from .network import PlainNetwork, plain_network
+from .onnx_file import ONNX_FILE, ONNX_TOLERANCE, check_onnx, compare_onnx, onnx_section, write_onnx
+from .pictures import say
+
+CARD = "README.md"
+
+
+def export_network(
+    run: Path,
+    to: Path,
+    *,
+    images: Sequence[str] = (),
+    licence: str = UNKNOWN_LICENCE,
+    onnx: bool = False,
+    uint8: bool = False,
+    int8: Sequence[str] = (),
+    test: Sequence[str] = (),
+) -> int:
+    """Write the folder `to`, whole or not at all. Returns the exit code 0. Raises UserError, and MachineError if something differs.
+
+    images: URIs of pictures for the comparison; the run's own training pictures by default. licence: as the Hub names it. onnx: whether
+    model.onnx is written too; uint8: whether it takes pixels instead of normalised floats. int8: URIs of pictures that calibrate a graph of
+    8 bits, which is tested on `test`, or on the others of these.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("export writes one folder from one process; start it without torchrun")
+    refuse_existing(to)
+    onnx = onnx or bool(int8)
+    if onnx:
+        check_onnx()
+    elif uint8:
+        raise UserError("--uint8 is about the graph of ONNX; add --onnx, or leave it out")
+    if test and not int8:
+        raise UserError(
+            "--test measures what 8 bits cost; add --int8 URI, the pictures that calibrate, or leave it out"
+        )
+    trained = load_trained(run)
+    sets = int8_sets(trained, int8, test) if int8 else None
+    shown = shown_pictures(trained, images)
+    with drafted(to) as draft:
+        network, names, checks = write_for_torch(trained, shown, draft)
+        _say_all(checks)
+        further = list[str]()
+        if onnx:
+            written = write_onnx(trained, shown, draft, uint8)
+            found = compare_onnx(draft / ONNX_FILE, shown, uint8)
+            _say_all(found, ONNX_TOLERANCE)
+            names += written
+            further.append(onnx_section(written, uint8, found))
+        if sets is not None:
+            names += write_int8(trained, sets.calibration, draft, uint8)
+            outcome = measure_int8(trained, sets, draft, uint8)
+            for line in outcome.in_words():
+                say(line)
+            further.append(int8_section(outcome, sets.calibration))
+        cosine = through_timms_transform(trained, shown)
+        facts = {"licence": licence, "pictures": shown.title, "cosine": cosine}
+        card = model_card(trained, network, checks, further=further, **facts)
+        write_text(draft / CARD, card)
+        write_manifest(draft, [*names, CARD])
+    say(f"compared on {len(shown.inputs)} pictures of {shown.title}")
+    print(to)
+    return 0
+
+
+def write_for_torch(
+    trained: TrainedRun, shown: ShownPictures, draft: Path
+) -> tuple[PlainNetwork, list[str], list[ExportCheck]]:
+    """Write tensors, config.json and model.py, and compare them. Where timm's own classifier gives other logits, the head lies apart."""
+    network = plain_network(trained)
+    names = network.write(draft)
+    checks = compare_plain(draft, network, shown)
+    if network.about["classifier"] and any(check.largest > EXPORT_TOLERANCE * check.scale for check in checks):
+        network = plain_network(trained, whole=False)
+        names = network.write(draft)
+        checks = compare_plain(draft, network, shown)
+    shutil.rmtree(draft / "__pycache__", ignore_errors=True)
+    return network, names, checks
+
+
+def _say_all(checks: Sequence[ExportCheck], tolerance: float = EXPORT_TOLERANCE) -> None:
+    """Print each comparison. Raises MachineError for the first that is more than rounding."""
+    for check in checks:
+        say(check.check(tolerance).in_words())
+
+
+def refuse_existing(to: Path) -> None:
+    """Raises UserError for a folder with something in it."""
+    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
+        raise UserError(f"--to: {to} exists already; name a new folder, or delete that one")
+
+
+@contextmanager
+def drafted(to: Path) -> Iterator[Path]:
+    """Within it, a hidden folder beside `to`, which gets this name at the end; after an error nothing is left."""
+    draft = to.absolute().parent / f".{to.name}.export"
+    with writable(to):
+        shutil.rmtree(draft, ignore_errors=True)  # left by an export that was killed
+        draft.mkdir(parents=True)
+        try:
+            yield draft
+            draft.rename(to)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)

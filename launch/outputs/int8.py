@@ -1,0 +1,241 @@
+"""model.int8.onnx: 8-bit weights and activations, and what that costs on pictures that calibrated nothing.
+
+Static quantisation with QDQ nodes (Jacob et al. 2018, arXiv:1712.05877): activations are uint8 with one scale a tensor, from their least
+and greatest values on the calibration pictures; weights are int8 with one scale an output channel. With one scale for a whole tensor,
+networks with depthwise convolutions lose whole points, since their channels differ by orders of magnitude.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...core.errors import UserError
+from ...core.evaluate.features import EvaluationView, extract_taps
+from ...core.evaluate.rounds import stores_in_memory
+from ...core.evaluate.statistics import Interval, bootstrap_intervals, cluster_numbers, of_sums, wilson
+from ...core.evaluate.trained import TrainedRun
+from ...core.images.images import Images
+from ...core.images.open import open_images
+from ...core.images.split import hash_order
+from ...core.views.view import stack_pictures
+from .onnx_file import ONNX_FILE, OnnxGraph, OnnxSession, RawPixels, quiet
+from .pictures import damage_with_remedy
+from .predict import labels_for
+
+INT8_FILE = "model.int8.onnx"
+CALIBRATED = 128  # pictures
+BATCH = 16
+LINEAR = ("Conv", "Gemm", "MatMul")
+# In networks without attention also what lies between convolutions, so that maps stay in 8 bits from one to the next.
+BETWEEN = ("Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat")
+
+
+class Int8Sets(NamedTuple):
+    """calibration, test: without a common picture. labels: int64 [N] of the test, as outputs of the classifier; None without labels."""
+
+    calibration: Images
+    test: Images
+    labels: Tensor | None
+
+
+class Int8Outcome(NamedTuple):
+    """What 8 bits cost. before, after: accuracies; difference: after - before, paired over pictures. Without labels None.
+
+    agreement: part of the test pictures with the same highest output; None without a classifier. cosine: of the features, the mean over
+    pictures. bytes: of the files of 32 and of 8 bits.
+    """
+
+    calibrated: int
+    title: str
+    pictures: int
+    bytes: tuple[int, int]
+    cosine: float
+    agreement: float | None
+    before: float | None
+    after: float | None
+    difference: Interval | None
+
+    def in_words(self) -> list[str]:
+        """For console and card."""
+        large, small = self.bytes
+        lines = [
+            f"{INT8_FILE}: {small / 2**20:.2f} MiB instead of {large / 2**20:.2f} MiB ({large / small:.1f} times smaller), calibrated on "
+            f"{self.calibrated} pictures; on {self.pictures} others of {self.title}:"
+        ]
+        lines.append(f"features: cosine with those of 32 bits {self.cosine:.4f} in the mean")
+        if self.agreement is not None:
+            lines.append(f"same class for {self.agreement:.1%} of them")
+        if self.difference is not None and self.before is not None and self.after is not None:
+            low, high = self.difference.low, self.difference.high
+            between = (
+                ""
+                if low is None or high is None
+                else f" [{100 * low:+.2f}, {100 * high:+.2f}] (95 %, paired over pictures)"
+            )
+            lines.append(
+                f"accuracy: {100 * self.before:.2f} % before, {100 * self.after:.2f} % after, difference "
+                f"{100 * self.difference.estimate:+.2f} points{between}"
+            )
+        return lines
+
+
+def int8_sets(trained: TrainedRun, uris: Sequence[str], tests: Sequence[str]) -> Int8Sets:
+    """The pictures that calibrate, drawn by content, and those that test: of `tests`, or the others of `uris`. Raises UserError.
+
+    What has labels in `tests` (or in `uris`) is scored; calibration sees none.
+    """
+    pool = open_images(list(uris))
+    trained.check_pictures(pool)
+    keys = pool.keys()
+    order = hash_order(keys, 0)
+    count = min(CALIBRATED, len(order) if tests else len(order) // 2)
+    if count < 1:
+        raise UserError(
+            f"--int8: {pool.uri} has {len(pool)} pictures, of which half calibrate; give more, or others with --test URI"
+        )
+    chosen = torch.tensor(order[:count], dtype=torch.int64)
+    used = torch.isin(keys, chosen)
+    test = open_images(list(tests)) if tests else pool.select((~used).nonzero()[:, 0])
+    clear = ~torch.isin(test.keys(), chosen)
+    if not bool(clear.any()):
+        raise UserError(f"--test: all pictures of {test.uri} calibrate too; give others")
+    test = test.select(clear.nonzero()[:, 0])
+    scored = trained.classifier is not None and test.labels is not None
+    labels = labels_for(trained, test, "--test" if tests else "--int8") if scored else None
+    first = torch.tensor([int((keys == key).nonzero()[0]) for key in chosen])
+    return Int8Sets(pool.select(first).unlabelled(), test, labels)
+
+
+def write_int8(
+    trained: TrainedRun,
+    calibration: Images,
+    folder: Path,
+    uint8: bool,
+    *,
+    name: str = INT8_FILE,
+    per_channel: bool = True,
+) -> list[str]:
+    """Write model.int8.onnx, or a file of another name, beside model.onnx. Returns the names of its files."""
+    import onnx
+    from onnxruntime import quantization
+
+    with damage_with_remedy():
+        batches = _batches(trained, calibration, uint8)
+        with quiet():
+            kinds = {node.op_type for node in onnx.load(folder / ONNX_FILE, load_external_data=False).graph.node}
+            quantization.quantize_static(
+                folder / ONNX_FILE,
+                folder / name,
+                _reader(quantization, batches),
+                quant_format=quantization.QuantFormat.QDQ,
+                op_types_to_quantize=list(LINEAR if "Softmax" in kinds else (*LINEAR, *BETWEEN)),
+                per_channel=per_channel,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+                use_external_data_format=(folder / f"{ONNX_FILE}.data").exists(),
+                # Products of two activations, as attention has them, stay in 32 bits.
+                extra_options={"MatMulConstBOnly": True},
+            )
+    return [path.name for path in sorted(folder.glob(f"{name}*"))]
+
+
+def measure_int8(
+    trained: TrainedRun, sets: Int8Sets, folder: Path, uint8: bool, *, name: str = INT8_FILE, workers: int = 0
+) -> Int8Outcome:
+    """Show the test pictures to the run's network and to the graph of 8 bits."""
+    test, view = sets.test, trained.view
+    raw: EvaluationView = RawPixels(view) if uint8 else view
+
+    def shown(model: nn.Module, view: EvaluationView) -> dict[str, Tensor]:
+        dtypes = dict.fromkeys(OnnxGraph(trained, uint8).outputs, torch.float32)
+        stores = stores_in_memory(len(test), dtypes)
+        axes = dict.fromkeys(dtypes, 1)
+        return extract_taps(model, test, view, axes, stores, device="cpu", workers=workers, batch_size=BATCH)
+
+    with damage_with_remedy():
+        own, rounded = shown(_Outputs(trained), view), shown(OnnxSession(folder / name), raw)
+    cosine = float(nn.functional.cosine_similarity(own["features"].double(), rounded["features"].double()).mean())
+    agreement = before = after = difference = None
+    if trained.classifier is not None:
+        classes = [found["logits"].argmax(1) for found in (own, rounded)]
+        agreement = float((classes[0] == classes[1]).double().mean())
+        if sets.labels is not None:
+            right = [(found == sets.labels).numpy() for found in classes]
+            before, after = (float(part.mean()) for part in right)
+            difference = paired_difference(right[0], right[1], test.keys().numpy())
+    sizes = (_bytes(folder, ONNX_FILE), _bytes(folder, name))
+    measured = (cosine, agreement, before, after, difference)
+    return Int8Outcome(len(sets.calibration), test.uri, len(test), sizes, *measured)
+
+
+class _Outputs(nn.Module):
+    """The run's network with outputs by name, as a graph of ONNX has them."""
+
+    def __init__(self, trained: TrainedRun) -> None:
+        super().__init__()
+        self.graph = OnnxGraph(trained, uint8=False)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self.graph.outputs, self.graph(images), strict=True))
+
+
+def paired_difference(before: np.ndarray, after: np.ndarray, clusters: np.ndarray) -> Interval:
+    """The interval of the mean of after - before over pictures, by drawing identities with replacement.
+
+    before, after: bool [N]. Where at most one identity changes, draws hardly differ: then Wilson's bound on the share that changes holds
+    in both directions.
+    """
+    member, count = cluster_numbers(clusters)
+    change = np.bincount(member, after.astype(np.float64) - before.astype(np.float64), minlength=count)
+    sizes = np.bincount(member, minlength=count).astype(np.float64)
+    estimate = float(change.sum() / sizes.sum())
+    moved = len(np.unique(member[before != after]))
+    if moved <= 1:
+        bound = wilson(moved / count, count)[1]
+        return Interval(estimate, -bound, bound, "wilson")
+    statistic = of_sums(np.stack([change, sizes], axis=1), lambda sums: {"": sums[:, 0] / sums[:, 1]})
+    return bootstrap_intervals(statistic, count, seed=0)[""]
+
+
+def int8_section(outcome: Int8Outcome, calibration: Images) -> str:
+    """Of README.md."""
+    first, *others = outcome.in_words()
+    return "\n".join(
+        [
+            "## 8 bits",
+            "",
+            first,
+            "",
+            *(f"- {line}" for line in others),
+            "",
+            "Static, QDQ, one scale for each output channel of int8 weights, uint8 activations, least and greatest values of the "
+            f"calibration pictures (of `{calibration.uri}`, split hash `{calibration.split_hash()}`). Measured with ONNX Runtime on the "
+            "processor that exported it; x86 processors without VNNI may saturate, so measure there again. OpenVINO computes in bf16 by "
+            "default where the processor can: compare with `INFERENCE_PRECISION_HINT` f32.",
+        ]
+    )
+
+
+def _batches(trained: TrainedRun, images: Images, uint8: bool) -> Iterator[dict[str, np.ndarray]]:
+    shown: EvaluationView = RawPixels(trained.view) if uint8 else trained.view
+    for start in range(0, len(images), BATCH):
+        rows = range(start, min(start + BATCH, len(images)))
+        yield {"images": shown(stack_pictures([trained.view.worker(images.read(i)) for i in rows])).numpy()}
+
+
+def _reader(quantization: Any, batches: Iterator[dict[str, np.ndarray]]) -> Any:
+    class Reader(quantization.CalibrationDataReader):
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(batches, None)
+
+    return Reader()
+
+
+def _bytes(folder: Path, name: str) -> int:
+    return sum(path.stat().st_size for path in folder.glob(f"{name}*"))

@@ -1,0 +1,169 @@
+"""`rootstock predict`: the class of each picture, with its confidence and the classes after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ...core.distributed import barrier, rank
+from ...core.errors import UserError
+from ...core.evaluate.calibration import fit_temperature
+from ...core.evaluate.feature_key import weights_digest
+from ...core.evaluate.features import extract, extract_taps
+from ...core.evaluate.rounds import stores_in_memory
+from ...core.evaluate.trained import Calibration, TrainedRun, load_trained
+from ...core.images.images import Images
+from ...core.images.open import open_images
+from ...core.images.several import has_several
+from ...core.model.classifier import UNKNOWN, Classifier
+from .pictures import damage_with_remedy, joined, names_of, open_pictures, say
+from .tables import PARQUET, Column, check_parquet, write_csv, write_parquet
+
+
+class Ranked(nn.Module):
+    """float [N, C, H, W] -> the k outputs of highest probability, highest first; of equal ones the first, as argmax has it.
+
+    "probability": softmax(logits / temperature) in float64, [N, k]. "output": their numbers, [N, k].
+    """
+
+    def __init__(self, classifier: nn.Module, temperature: float, k: int) -> None:
+        super().__init__()
+        self.classifier, self.temperature, self.k = classifier, temperature, k
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        logits = self.classifier(images).double()
+        order = logits.argsort(dim=1, descending=True, stable=True)[:, : self.k]
+        return {
+            "probability": (logits / self.temperature).softmax(1).gather(1, order),
+            "output": order.to(torch.float32),
+        }
+
+
+def predict_pictures(
+    run: Path,
+    uris: Sequence[str],
+    out: Path,
+    top: int = 1,
+    calibrate: Sequence[str] = (),
+    *,
+    device: str = "auto",
+    batch_size: int = 256,
+    workers: int = 8,
+    skip_damaged: bool = False,
+) -> int:
+    """Write a row for each picture to `out`, .csv or .parquet: name, class, confidence, and up to the `top`-th class and confidence.
+
+    calibrate: URIs of labelled pictures; the temperature is fitted on them instead of taken from the run. Returns the exit code 0.
+    Raises UserError.
+    """
+    check_parquet(out)
+    place = joined(device)
+    trained = load_trained(run)
+    classifier = classifier_of(trained)
+    outputs = classifier.outputs
+    if not 1 <= top <= len(outputs):
+        raise UserError(f"--top: expected 1 to {len(outputs)}, the number of the classifier's outputs, got {top}")
+    if batch_size < 1:
+        raise UserError(f"--batch-size: expected 1 or more, got {batch_size}")
+    images = open_pictures(uris, trained, skip_damaged)
+    classifier.to(place)
+    how = {"device": place, "batch_size": batch_size, "workers": workers}
+    fitted = trained.calibration
+    if calibrate:
+        fitted = calibrated(trained, calibrate, device=place, workers=workers)
+    say(f"predict {trained.title}: {len(outputs)} outputs, {len(images)} {trained.view.in_words()}, on {place}")
+    say(confidence_in_words(fitted))
+    model = Ranked(classifier, 1.0 if fitted is None else fitted.temperature, top)
+    dtypes = {"probability": torch.float64, "output": torch.float32}
+    with damage_with_remedy():
+        found = extract_taps(
+            model, images, trained.view, dict.fromkeys(dtypes, 1), stores_in_memory(len(images), dtypes), **how
+        )
+    if rank() == 0:
+        columns = columns_of(names_of(images), outputs, found["output"].long(), found["probability"])
+        if out.suffix.lower() == PARQUET:
+            about = {
+                "run": str(trained.folder),
+                "weights": weights_digest(classifier),
+                "view": trained.view.describe(),
+                "outputs": outputs,
+                "calibration": None if fitted is None else fitted._asdict(),
+                "data": {"uri": images.uri, "images": len(images), "split": images.split_hash()},
+            }
+            write_parquet(out, columns, about)
+        else:  # without a place for it, and without reading every file once more for its identity
+            write_csv(out, columns)
+        print(out)
+    barrier()
+    return 0
+
+
+def classifier_of(trained: TrainedRun) -> Classifier:
+    """Raises UserError for a run that trained no classifier."""
+    if trained.classifier is None:
+        raise UserError(
+            f"{trained.folder} has a network and no classifier, so it has no classes to predict; train one on labelled pictures, "
+            f"`rootstock finetune CONFIG backbone.weights={trained.folder}`, and predict with that run; see also `rootstock embed`"
+        )
+    return trained.classifier
+
+
+def columns_of(names: Sequence[str], outputs: Sequence[str], order: Tensor, probability: Tensor) -> dict[str, Column]:
+    """The columns of the table. order: int64 [N, K], numbers of outputs, best first. probability: float64 [N, K]."""
+    columns: dict[str, Column] = {"name": names}
+    for place in range(order.shape[1]):
+        which = f"_{place + 1}" if place else ""
+        named = [str(outputs[number]) for number in order[:, place].tolist()]
+        columns[f"class{which}"] = named
+        columns[f"confidence{which}"] = probability[:, place].contiguous()
+    return columns
+
+
+def calibrated(trained: TrainedRun, uris: Sequence[str], *, device: torch.device, workers: int = 0) -> Calibration:
+    """The temperature of least NLL on labelled pictures. Raises UserError for unknown classes, and where no temperature is best."""
+    images = open_images(list(uris))
+    labels = labels_for(trained, images, "--calibrate")
+    trained.check_pictures(images)
+    logits = extract(classifier_of(trained), images, trained.view, device=device, workers=workers)
+    fitted = fit_temperature(logits.double().numpy(), labels.numpy())
+    if fitted.at_bound:
+        right = float((logits.argmax(1) == labels).double().mean())
+        raise UserError(
+            f"--calibrate: no temperature is the best one on the {len(images)} pictures of {images.uri}, of which {right:.0%} are right; "
+            "give others, which no training saw"
+        )
+    return Calibration(fitted.value, f"{len(images)} pictures of {images.uri}")
+
+
+def labels_for(trained: TrainedRun, images: Images, option: str) -> Tensor:
+    """int64 [N]: the number of the output of each image's class; of an open-set classifier, `unknown` for classes that it lacks.
+
+    Raises UserError for a set without labels, and for classes that the classifier does not know.
+    """
+    classifier = classifier_of(trained)
+    outputs = classifier.outputs
+    if images.labels is None or images.classes is None or has_several(images.labels):
+        raise UserError(f"{option}: {images.uri} has no label for each picture; give a labelled set")
+    other = outputs.index(UNKNOWN) if classifier.structure.extra else -1
+    number = torch.tensor([outputs.index(name) if name in outputs else other for name in images.classes])
+    labels = number[images.labels]
+    if (lacking := (labels < 0).nonzero()[:, 0]).numel():
+        name = images.classes[int(images.labels[lacking[0]])]
+        raise UserError(
+            f"{option}: {images.uri} has the class {name}, which {trained.title} does not know; give pictures of its classes "
+            f"({', '.join(outputs[:10])}{', ...' if len(outputs) > 10 else ''})"
+        )
+    return labels
+
+
+def confidence_in_words(fitted: Calibration | None) -> str:
+    """What a confidence is."""
+    if fitted is None:
+        return (
+            "confidence is the softmax as trained, which is often too sure; --calibrate URI fits a temperature on labelled pictures "
+            "that no training saw"
+        )
+    return f"confidence is calibrated: temperature {fitted.temperature:.4g}, fitted on {fitted.fitted_on}"

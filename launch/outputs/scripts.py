@@ -1,0 +1,93 @@
+"""The loader that lies in an exported folder, model.py: plain PyTorch, with timm where timm has the network. Nothing is filled in here:
+what differs from network to network stands in config.json.
+"""
+
+from __future__ import annotations
+
+SCRIPT_NAME = "model.py"
+
+_HEAD = '''"""Loads the network of this folder without Rootstock; how pictures are prepared is said in config.json and README.md.
+
+    from model import load
+    model = load()              # float [N, C, S, S], normalised -> logits, or features where there is no classifier
+    model = load(head=False)    # -> features
+"""
+
+import json
+from pathlib import Path
+
+{imports}
+
+
+def load(folder=Path(__file__).parent, head=True):
+    folder = Path(folder)
+    about = json.loads((folder / "config.json").read_text())["rootstock"]
+    tensors = load_file(folder / "model.safetensors")
+'''
+
+_TAIL = """    model.load_state_dict(tensors)
+    if head and about["head"]:
+        layers = [getattr(nn, kind, Cosine)(*args) for kind, *args in about["head"]]
+        top = nn.Sequential(*layers)
+        top.load_state_dict(load_file(folder / "head.safetensors"))
+        model = nn.Sequential(model, top)
+    return model.eval()
+
+
+class Cosine(nn.Module):
+    def __init__(self, features, outputs, temperature):
+        super().__init__()
+        self.weight, self.temperature = nn.Parameter(torch.empty(outputs, features)), temperature
+
+    def forward(self, x):
+        return F.normalize(x, dim=-1) @ F.normalize(self.weight, dim=1).T / self.temperature
+"""
+
+_TORCH = """import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn"""
+
+_TIMM = """    kwargs = dict(about["kwargs"])
+    if about["classifier"] and not head:
+        kwargs["num_classes"] = 0
+        tensors = {name: x for name, x in tensors.items() if not name.startswith(about["classifier"] + ".")}
+    model = timm.create_model(about["name"], **kwargs)
+    for layer, (kind, arguments) in about["layers"].items():
+        setattr(model, layer, getattr(nn, kind)(**arguments))
+"""
+
+_SMALLCONV = """    channels, blocks = about["kwargs"]["channels"], nn.Sequential()
+    for i, width in enumerate(about["kwargs"]["widths"]):
+        convolution = nn.Conv2d(channels, width, 3, stride=1 if i else 2, padding=1, bias=False)
+        pool = [nn.MaxPool2d(2)] if i in (1, 2) else []
+        blocks.append(nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU(), *pool))
+        channels = width
+    model = nn.Sequential()
+    model.add_module("blocks", blocks)
+    model.add_module("pool", Mean())
+"""
+
+_MEAN = """
+
+class Mean(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3))
+"""
+
+_LENET = """    channels, blocks = about["kwargs"]["channels"], nn.Sequential()
+    for width in about["kwargs"]["widths"]:
+        blocks.append(nn.Sequential(nn.Conv2d(channels, width, 5), nn.ReLU(), nn.MaxPool2d(2)))
+        channels = width
+    model = nn.Sequential()
+    model.add_module("blocks", blocks)
+    model.add_module("flatten", nn.Flatten())
+"""
+
+_BEGINNING = _HEAD.replace("{imports}", _TORCH)
+
+OF_TIMM = _HEAD.replace("{imports}", _TORCH.replace("import torch\n", "import timm\nimport torch\n", 1)) + _TIMM + _TAIL
+"""model.py of a network that timm has."""
+
+OF_OURS = {"smallconv": _BEGINNING + _SMALLCONV + _TAIL + _MEAN, "lenet": _BEGINNING + _LENET + _TAIL}
+"""model.py of our own networks, by name."""

@@ -1,0 +1,231 @@
+"""`rootstock export`: what timm and model.py make of the folder is the run's network, to the last bit; or nothing is kept."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+
+from rootstock.core.evaluate.trained import load_trained
+from rootstock.core.model.backbone import create
+from rootstock.core.model.classifier import Classifier
+from rootstock.core.model.heads import Structure
+from rootstock.launch.outputs import network as plain
+from rootstock.launch.outputs.checking import shown_pictures
+from rootstock.launch.outputs.export import export_network
+from rootstock.tests.core.model.test_backbone import RESNET, TINY
+from rootstock.tests.launch.outputs.conftest import Runs, moved
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+OURS = ("smallconv", "lenet")
+HEADS = {
+    "linear": Structure(),
+    "unknown": Structure(extra=1),
+    "weightnorm": Structure(head="weightnorm"),
+    "cosine": Structure(head="cosine"),
+    "bottleneck": Structure(bottleneck=5),
+    "bottleneck cosine": Structure(bottleneck=5, head="cosine", extra=1),
+}
+
+
+def made(
+    name: str,
+    size: int,
+    options: dict[str, Any],
+    folder: Path,
+    structure: Structure | None = None,
+    classes: tuple[str, ...] = ("cat", "dog", "owl"),
+) -> Path:
+    """A run with such a network, whose statistics are not the initial ones."""
+    torch.manual_seed(0)
+    backbone = create(size, name=name, **options)
+    whole = backbone if structure is None else Classifier(backbone, classes, structure=structure)
+    moved(whole, torch.randn(4, 3, size, size))
+    whole.export(folder)
+    return folder
+
+
+def by_script(folder: Path, **how: Any) -> Any:
+    """What model.py of the folder makes of it."""
+    names: dict[str, Any] = {"__file__": str(folder / "model.py"), "__name__": "model"}
+    exec(compile((folder / "model.py").read_text(), "model.py", "exec"), names)
+    return names["load"](folder, **how)
+
+
+@pytest.mark.parametrize(("name", "size", "options"), TINY, ids=[f"{n}-{o.get('pooling', '')}" for n, _, o in TINY])
+def test_every_family_is_the_same_to_the_last_bit(
+    name: str, size: int, options: dict[str, Any], runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, to = made(name, size, options, tmp_path / "run"), tmp_path / "exported"
+    assert export_network(run, to, images=[runs.pictures]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{to}\n" and "features of model.py: equal to the last bit on 7 pictures" in said.err
+    trained = load_trained(run)
+    shown = shown_pictures(trained, [runs.pictures])
+    with torch.no_grad():
+        assert torch.equal(by_script(to)(shown.inputs), trained.backbone(shown.inputs))
+        if name in OURS or options.get("stem"):
+            assert "timm.create_model` cannot build it" in (to / "README.md").read_text()
+            with pytest.raises((KeyError, RuntimeError)):  # loudly
+                timm.create_model(f"local-dir:{to}", pretrained=True)
+        else:
+            model: Any = timm.create_model(f"local-dir:{to}", pretrained=True).eval()
+            assert torch.equal(model(shown.inputs), trained.backbone(shown.inputs))
+            assert model.pretrained_cfg["mean"] == list(trained.backbone.mean)
+            assert model.pretrained_cfg["input_size"] == (3, size, size)
+    assert "rootstock" not in (to / "model.py").read_text().replace('["rootstock"]', "")
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "exported"}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("name", ["resnet10t", "smallconv"])
+def test_every_head_gives_its_logits_to_the_last_bit(name: str, head: str, runs: Runs, tmp_path: Path) -> None:
+    options = {"args": RESNET} if name == "resnet10t" else {}
+    run, to = made(name, 16, options, tmp_path / "run", HEADS[head]), tmp_path / "exported"
+    export_network(run, to, images=[runs.pictures])
+    trained = load_trained(run)
+    shown = shown_pictures(trained, [runs.pictures])
+    assert trained.classifier is not None and shown.logits is not None
+    with torch.no_grad():
+        assert torch.equal(by_script(to)(shown.inputs), shown.logits)
+        assert torch.equal(by_script(to, head=False)(shown.inputs), shown.features)
+        if name == "smallconv":
+            return
+        model = timm.create_model(f"local-dir:{to}", pretrained=True).eval()
+        features = timm.create_model(f"local-dir:{to}", pretrained=True, num_classes=0).eval()
+        within = head in ("linear", "unknown", "weightnorm")  # one linear layer: timm's own classifier holds it
+        assert torch.equal(model(shown.inputs), shown.logits if within else shown.features)
+        assert torch.equal(features(shown.inputs), shown.features)
+    config = json.loads((to / "config.json").read_text())
+    assert config.get("label_names") == (trained.classifier.outputs if within else None)
+    assert (to / "head.safetensors").exists() != within
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "options"),
+    [case for case in TINY if case[0] not in OURS and "stem" not in case[2]],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_classifier_of_every_family_of_timm_holds_a_linear_head(
+    name: str, size: int, options: dict[str, Any], runs: Runs, tmp_path: Path
+) -> None:
+    run = made(name, size, options, tmp_path / "run", Structure())
+    export_network(run, tmp_path / "exported", images=[runs.pictures])
+    shown = shown_pictures(load_trained(run), [runs.pictures])
+    model = timm.create_model(f"local-dir:{tmp_path / 'exported'}", pretrained=True).eval()
+    with torch.no_grad():
+        assert shown.logits is not None and torch.equal(model(shown.inputs), shown.logits)
+
+
+def test_it_loads_in_processes_that_know_no_rootstock(runs: Runs, tmp_path: Path) -> None:
+    """As README.md of the folder says it: SimCLR's stem, a bottleneck, and a network of ours."""
+    cases = {
+        "stem": made("resnet10t", 16, {"stem": "small", "args": RESNET}, tmp_path / "r1"),
+        "bottleneck": made("resnet10t", 16, {"args": RESNET}, tmp_path / "r2", HEADS["bottleneck cosine"]),
+        "ours": made("smallconv", 16, {}, tmp_path / "r3", HEADS["bottleneck"]),
+    }
+    expected = {}
+    for name, run in cases.items():
+        export_network(run, tmp_path / name, images=[runs.pictures])
+        shown = shown_pictures(load_trained(run), [runs.pictures])
+        save_file({"x": shown.inputs}, tmp_path / f"{name}.safetensors")
+        expected[name] = shown.features if shown.logits is None else shown.logits
+    code = f"""
+import sys, torch
+from safetensors.torch import load_file, save_file
+for name in {list(cases)}:
+    sys.path.insert(0, name)
+    from model import load
+    with torch.no_grad():
+        found = load()(load_file(f"{{name}}.safetensors")["x"])
+    save_file({{"x": found}}, f"{{name}}-found.safetensors")
+    del sys.path[0], sys.modules["model"]
+assert not [name for name in sys.modules if name.startswith("rootstock")]
+"""
+    environment = {"PATH": "", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, check=True, env=environment)
+    for name, logits in expected.items():
+        assert torch.equal(load_file(tmp_path / f"{name}-found.safetensors")["x"], logits), name
+
+
+def test_what_differs_is_not_kept(
+    runs: Runs, rootstock: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = plain.write_tensors
+
+    def moved_a_little(path: Path, tensors: dict[str, torch.Tensor], metadata: Any) -> None:
+        write(path, {name: x * 1.01 if x.is_floating_point() else x for name, x in tensors.items()}, metadata)
+
+    monkeypatch.setattr(plain, "write_tensors", moved_a_little)
+    to = tmp_path / "exported"
+    done = rootstock("export", str(runs.pretrained), "--to", str(to), "--images", runs.pictures)
+    assert done.returncode == 1 and "more than rounding" in done.stderr and "nothing is written" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_timm_without_local_dir_is_said(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(timm.models._hub, "load_model_config_from_path")
+    run = made("resnet10t", 16, {"args": RESNET}, tmp_path / "run")
+    export_network(run, tmp_path / "exported", images=[runs.pictures])
+    assert f"timm {timm.__version__} opens no folders" in capsys.readouterr().err
+    assert (tmp_path / "exported" / "config.json").exists()
+
+
+def test_the_card_says_what_the_run_recorded(runs: Runs, tmp_path: Path, rootstock: Command) -> None:
+    run = tmp_path / "run"
+    backbone = create(16, name="smallconv")
+    backbone.provenance = [
+        {"task": "pretrain", "method": "simclr", "steps": 3, "seed": 5, "selection": "last",
+         "data": {"fingerprint": "f1f2", "split": {"train": "abcd"}, "n": {"train": 9}}}
+    ]  # fmt: skip
+    backbone.seen = {"pretrain": torch.arange(9)}
+    backbone.export(run)
+    result = {
+        "task": "pretrain", "seed": 5, "selection": "last", "seen_unlabelled": {"pretrain": 2}, "data": {"n": {"test": 4}},
+        "metrics": {"test/knn/accuracy": 0.75, "test/knn/mcc": 0.5}, "intervals": {"test/knn/accuracy": [0.5, 0.9]},
+    }  # fmt: skip
+    (run / "result.json").write_text(json.dumps(result))
+    (run / "config.yaml").write_text(
+        f"verb: pretrain\ndata: {{train: '{runs.pictures}', size: 16, crop: 0.5}}\nseed: 5\n"
+    )
+    words = ("export", str(run), "--to", str(tmp_path / "exported"), "--licence", "cc-by-4.0")
+    done = rootstock(*words)  # compared on the run's own pictures
+    assert done.returncode == 0, done.stderr
+    card = (tmp_path / "exported" / "README.md").read_text()
+    told = ModelCard(card).data.to_dict()  # as the Hub reads it
+    assert (told["license"], told["pipeline_tag"]) == ("cc-by-4.0", "image-feature-extraction")
+    for sentence in (
+        "| test/knn/accuracy | 0.7500 | 0.5000 to 0.9000 |",
+        "result.json has 1 more",
+        "| pretrain | simclr | 3 | 5 | last | train 9 | f1f2 |",
+        "- pretrain/train: `abcd`",
+        "- 9 different pictures without labels, by pretrain",
+        "seen in training without labels: pretrain 2",
+        "resized to 32 px (bilinear, antialiased), the centre of 16 x 16 is cut out",
+        f"on pictures of `{runs.pictures}`",
+        "`rootstock pretrain config.yaml`",
+        "Of the weights: `cc-by-4.0`",
+    ):
+        assert sentence in card, sentence
+    assert rootstock("verify", str(tmp_path / "exported")).returncode == 0
+    assert rootstock(*words).returncode == 2  # the folder is there
+
+
+def test_without_pictures_it_says_which_option(runs: Runs, rootstock: Command, tmp_path: Path) -> None:
+    done = rootstock("export", str(runs.adapted), "--to", str(tmp_path / "exported"))
+    assert done.returncode == 2 and "give some: --images URI" in done.stderr
+    (run := tmp_path / "run").mkdir()
+    create(16, name="smallconv").export(run)
+    (run / "config.yaml").write_text("verb: pretrain\ndata: {train: 'folder:/nowhere', size: 16}\n")
+    done = rootstock("export", str(run), "--to", str(tmp_path / "exported"))
+    assert done.returncode == 2 and "/nowhere" in done.stderr and "--images URI" in done.stderr
+    assert not (tmp_path / "exported").exists()
