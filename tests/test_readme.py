@@ -21,6 +21,7 @@ from torch.distributed.run import config_from_args, parse_args
 from rootstock.core.images.open import open_images
 from rootstock.core.model.backbone import create
 from rootstock.core.model.classifier import Classifier
+from rootstock.launch import settle
 from rootstock.launch.cli import app
 from rootstock.launch.pipeline import run as pipeline
 from rootstock.launch.pipeline.plan import plan_pipeline
@@ -158,6 +159,18 @@ def test_commands_on_weights_of_others(here: Path, rootstock: Rootstock) -> None
     assert done.returncode == 0, done.stderr
     result = json.loads((here / given(probing, "run.dir") / "result.json").read_text())
     assert result["task"] == "probe" and result["metrics"]
+
+
+def test_the_python_of_the_api_runs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(import rootstock\.api as rs\n.*?)```", README, re.DOTALL)
+    monkeypatch.setattr(settle, "SMALLEST_BATCH", 4)  # for a few drawn pictures and two steps
+    monkeypatch.setattr(settle, "FEWEST_STEPS", 2)
+    monkeypatch.setattr(settle, "EPOCHS", dict.fromkeys(settle.EPOCHS, 0))
+    found: dict[str, Any] = {}
+    exec(code, found)
+    assert found["result"]["task"] == "finetune" and found["features"].shape[0] == 10
+    assert len(found["labels"]) == 8 and set(found["labels"]) <= {"cat", "dog"}
+    assert isinstance(found["network"], torch.nn.Module)
 
 
 def test_torchrun_is_asked_for_two_processes(here: Path, forks: Forks) -> None:

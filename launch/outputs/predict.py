@@ -64,10 +64,7 @@ def predict_pictures(
     trained = load_trained(run)
     classifier = classifier_of(trained)
     outputs = classifier.outputs
-    if not 1 <= top <= len(outputs):
-        raise UserError(f"--top: expected 1 to {len(outputs)}, the number of the classifier's outputs, got {top}")
-    if batch_size < 1:
-        raise UserError(f"--batch-size: expected 1 or more, got {batch_size}")
+    check_ranking(classifier, top, batch_size)
     images = open_pictures(uris, trained, skip_damaged)
     classifier.to(place)
     how = {"device": place, "batch_size": batch_size, "workers": workers}
@@ -76,14 +73,9 @@ def predict_pictures(
         fitted = calibrated(trained, calibrate, device=place, workers=workers)
     say(f"predict {trained.title}: {len(outputs)} outputs, {len(images)} {trained.view.in_words()}, on {place}")
     say(confidence_in_words(fitted))
-    model = Ranked(classifier, 1.0 if fitted is None else fitted.temperature, top)
-    dtypes = {"probability": torch.float64, "output": torch.float32}
-    with damage_with_remedy():
-        found = extract_taps(
-            model, images, trained.view, dict.fromkeys(dtypes, 1), stores_in_memory(len(images), dtypes), **how
-        )
+    order, probability = ranked(trained, images, top, fitted, **how)
     if rank() == 0:
-        columns = columns_of(names_of(images), outputs, found["output"].long(), found["probability"])
+        columns = columns_of(names_of(images), outputs, order, probability)
         if out.suffix.lower() == PARQUET:
             about = {
                 "run": str(trained.folder),
@@ -99,6 +91,47 @@ def predict_pictures(
         print(out)
     barrier()
     return 0
+
+
+def check_ranking(classifier: Classifier, top: int, batch_size: int) -> None:
+    """Raises UserError for numbers out of range."""
+    count = len(classifier.outputs)
+    if not 1 <= top <= count:
+        raise UserError(f"--top: expected 1 to {count}, the number of the classifier's outputs, got {top}")
+    if batch_size < 1:
+        raise UserError(f"--batch-size: expected 1 or more, got {batch_size}")
+
+
+def ranked(
+    trained: TrainedRun,
+    images: Images,
+    top: int,
+    fitted: Calibration | None,
+    *,
+    device: torch.device,
+    batch_size: int = 256,
+    workers: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """The `top` likeliest outputs of each picture, int64 [N, top], and their probabilities, float64 [N, top]; on every process.
+
+    fitted: the temperature; None for 1. Raises UserError.
+    """
+    classifier = classifier_of(trained)
+    check_ranking(classifier, top, batch_size)
+    model = Ranked(classifier.to(device), 1.0 if fitted is None else fitted.temperature, top)
+    dtypes = {"probability": torch.float64, "output": torch.float32}
+    with damage_with_remedy():
+        found = extract_taps(
+            model,
+            images,
+            trained.view,
+            dict.fromkeys(dtypes, 1),
+            stores_in_memory(len(images), dtypes),
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
+        )
+    return found["output"].long(), found["probability"]
 
 
 def classifier_of(trained: TrainedRun) -> Classifier:
