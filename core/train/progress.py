@@ -10,6 +10,7 @@ from rich.progress import Progress as RichProgress
 
 from ..distributed import world
 from ..run.directory import Run
+from .remaining import SURE_SECONDS, SURE_STEPS, suggestion, time_left
 
 PLAIN_SECONDS = 5.0
 WORTH_NAMING = 0.05  # data_wait from which the slowest process is named
@@ -23,6 +24,7 @@ class Progress:
         self.images, self.waited = 0, 0.0
         self.since = self.began = time.perf_counter()
         self.printed = float("-inf")
+        self.judged = run.device.type != "cpu"  # whether it has been said how long it takes in all
         self.bar: RichProgress | None = None
 
     def __enter__(self) -> Progress:
@@ -62,11 +64,16 @@ class Progress:
         facts = f"loss {values['loss']:.4f}  {rates['images_per_s']:.0f} images/s  data wait {rates['data_wait']:.0%}"
         if world() > 1 and rates["data_wait"] >= WORTH_NAMING:
             facts += f" (rank {slowest})"
+        now = time.perf_counter()
+        spent, own = now - self.began, done - self.start
+        if not self.judged and own >= SURE_STEPS and spent >= SURE_SECONDS:
+            self.judged = True
+            if words := suggestion(spent / own * (self.steps - self.start), self.steps, self.run.config):
+                self.run.log(words)
         if self.bar is not None:
             self.bar.update(self.task, facts=facts)
             return
-        now = time.perf_counter()
         if now - self.printed >= PLAIN_SECONDS or done == self.steps:
             self.printed = now
-            left = (now - self.began) / max(1, done - self.start) * (self.steps - done)
-            self.run.log(f"step {done}/{self.steps}  {facts}  {left:.0f} s left")
+            left = time_left(spent / max(1, own) * (self.steps - done))
+            self.run.log(f"step {done}/{self.steps}  {facts}  {left} left")
