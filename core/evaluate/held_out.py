@@ -20,7 +20,7 @@ from ..images.split import hash_order, keys_by_class
 CHOICE_FRACTION = 0.2
 HOW_DRAWN = "over content keys, stratified by a key's majority class"
 HOW_DRAWN_OF_SEVERAL = "over content keys, stratified by the rarest of a key's classes"
-GROUPED = "; groups stay whole and count as one key"
+WHOLE_GROUPS = "; groups stay whole and count as one key"
 
 
 def held_out_rows(keys: Tensor, labels: Tensor, *, seed: int, fraction: float = CHOICE_FRACTION) -> Tensor:
@@ -48,7 +48,7 @@ def describe_slice(images: Images, seed: int) -> dict[str, Any]:
     part = images.select(held_out_rows(keys, images.labels, seed=seed).nonzero()[:, 0])
     return {
         "drawn": (HOW_DRAWN_OF_SEVERAL if has_several(images.labels) else HOW_DRAWN)
-        + (GROUPED if images.groups is not None else ""),
+        + (WHOLE_GROUPS if images.groups is not None else ""),
         "fraction": CHOICE_FRACTION,
         "seed": seed,
         "keys": len(part.units().unique()),

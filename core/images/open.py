@@ -1,6 +1,6 @@
 """Opening pictures by URI: sources, splits, unions. The public entry to this folder.
 
-    folder:PATH  tar:PATH  tar:SHARDS-{000..127}.tar  pack:FOLDER  idx:PATH  npz:PATH  list:FILE  csv:FILE
+    folder:PATH  tar:PATH  tar:SHARDS-{000..127}.tar  pack:FOLDER  idx:PATH  npz:PATH  list:FILE  csv:FILE  parquet:PATH  hf:FOLDER
     torchvision:NAME?root=DIR  sklearn:digits  sklearn:digits-m   #train  #[:80%,seed=0]  #train[20%:60%,seed={seed}]
 
 Labels are dropped here for the role `unlabelled`, so that they cannot leak.
@@ -24,9 +24,11 @@ from .places import abridged, place_named, reason_of, titled
 from .several import among_classes, has_several
 from .sources import digits
 from .sources.files import open_folder
+from .sources.hf import open_hf
 from .sources.idx import open_idx
 from .sources.listed import open_csv, open_list
 from .sources.npz import open_npz
+from .sources.parquet import open_parquet
 from .sources.tar import open_tar
 from .sources.torchvision_sets import open_torchvision
 from .split import Fragment, parse_fragment
@@ -47,6 +49,8 @@ SCHEMES: dict[str, Callable[..., Source]] = {
     "torchvision": open_torchvision,
     "list": open_list,
     "csv": open_csv,
+    "parquet": open_parquet,
+    "hf": open_hf,
 }
 
 
@@ -202,7 +206,7 @@ def natural_split(uri: Uri, source: Source, name: str | None) -> Tensor:
 def short_name(uri: Uri) -> str:
     """A domain's name: the last part of the path (or of ?under=) without file extensions."""
     name = Path(uri.options.get("under") or uri.path).name or uri.path
-    while Path(name).suffix in (".gz", ".bz2", ".xz", ".tar", ".tgz", ".npz", ".csv", ".tsv", ".txt"):
+    while Path(name).suffix in (".gz", ".bz2", ".xz", ".tar", ".tgz", ".npz", ".parquet", ".csv", ".tsv", ".txt"):
         name = Path(name).stem
     return name
 

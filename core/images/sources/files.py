@@ -259,7 +259,7 @@ def advice_for(file: Path) -> str:
         return "open the folder that holds it"
     if file.suffix.lower() in (".zip", ".7z", ".rar"):
         return "unpack it, and open the folder that comes out"
-    known = {".npz": "npz", ".csv": "csv", ".tsv": "csv", ".tgz": "tar"}
+    known = {".npz": "npz", ".csv": "csv", ".tsv": "csv", ".tgz": "tar", ".parquet": "parquet"}
     kind = "tar" if ".tar" in file.name.lower() else known.get(file.suffix.lower(), "list")
     return f"open it as {kind}:{printable(str(file))}"
 

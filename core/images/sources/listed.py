@@ -19,7 +19,7 @@ from ..places import abridged, file_named, kind_of_place, place_named, reason_of
 from ..several import names_in_cell, number_several
 from ..store import Source, number_classes
 from .files import FileStore, checked_bits
-from .table import SEPARATORS, Table, about_columns, check_filled, read_lines, table_of
+from .table import SEPARATORS, TextTable, about_columns, check_filled, read_lines, table_of
 
 NAMED = 5
 """How many missing files an error names."""
@@ -108,7 +108,7 @@ def open_csv(
     return dataclasses.replace(source, domains=index, domain_names=names)
 
 
-def groups_of_rows(table: Table, group: str | None, label: str) -> list[str]:
+def groups_of_rows(table: TextTable, group: str | None, label: str) -> list[str]:
     """The group of each row; none without the option. Raises UserError for an empty one, or if it is the label."""
     if group is None:
         return []

@@ -13,7 +13,7 @@ from ..places import abridged, reason_of
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 
 
-class Table(NamedTuple):
+class TextTable(NamedTuple):
     """A table with a header. lines: where each row begins in the file. separator: between the columns."""
 
     file: Path
@@ -40,12 +40,12 @@ class Table(NamedTuple):
         return [row[header.index(name)].strip() for row in self.body]
 
 
-def table_of(file: Path, title: str, separator: str | None, encoding: str) -> Table:
+def table_of(file: Path, title: str, separator: str | None, encoding: str) -> TextTable:
     """The table in a file. separator: as the option of `csv:`; by default a comma, or a tab in a .tsv."""
     if separator is not None and separator not in (*SEPARATORS, *SEPARATORS.values()):
         raise UserError(f"{title}: separator={abridged(separator, 40)} is unknown (known: {', '.join(SEPARATORS)})")
     between = SEPARATORS.get(separator or "", separator) or ("\t" if file.suffix == ".tsv" else ",")
-    return Table(file, title, between, *rows_of(read_lines(file, title, encoding), between, title))
+    return TextTable(file, title, between, *rows_of(read_lines(file, title, encoding), between, title))
 
 
 def check_filled(kind: str, values: Sequence[str], lines: Sequence[int], title: str) -> None:
