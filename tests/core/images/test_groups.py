@@ -60,7 +60,7 @@ def grouped(sizes: list[int], seed: int) -> tuple[Tensor, Tensor]:
 
 
 @settings(deadline=None)
-@given(SIZES, st.integers(0, 99), st.sampled_from([["50%"], ["33%", "80%"], ["4", "60%"]]), st.booleans())
+@given(SIZES, st.integers(0, 99), st.sampled_from([["50%"], ["33%", "80%"], ["1", "60%"]]), st.booleans())
 def test_parts_that_meet_leave_nothing_out_and_tear_nothing(
     sizes: list[int], seed: int, bounds: list[str], stratified: bool
 ) -> None:
