@@ -1,6 +1,7 @@
 """Opening pictures by URI: sources, splits, unions. The public entry to this folder.
 
-    folder:PATH  tar:PATH  tar:SHARDS-{000..127}.tar  pack:FOLDER  idx:PATH  npz:PATH  list:FILE  csv:FILE  parquet:PATH  hf:FOLDER
+    folder:PATH  tar:PATH  tar:SHARDS-{000..127}.tar  pack:FOLDER  idx:PATH  npz:PATH  list:FILE  csv:FILE
+    parquet:PATH  hf:FOLDER  dicom:PATH  nifti:PATH
     torchvision:NAME?root=DIR  sklearn:digits  sklearn:digits-m   #train  #[:80%,seed=0]  #train[20%:60%,seed={seed}]
 
 Labels are dropped here for the role `unlabelled`, so that they cannot leak.
@@ -23,10 +24,12 @@ from .parts import apply_fragment, holdout
 from .places import abridged, place_named, reason_of, titled
 from .several import among_classes, has_several
 from .sources import digits
+from .sources.dicom import open_dicom
 from .sources.files import open_folder
 from .sources.hf import open_hf
 from .sources.idx import open_idx
 from .sources.listed import open_csv, open_list
+from .sources.nifti import open_nifti
 from .sources.npz import open_npz
 from .sources.parquet import open_parquet
 from .sources.tar import open_tar
@@ -51,6 +54,8 @@ SCHEMES: dict[str, Callable[..., Source]] = {
     "csv": open_csv,
     "parquet": open_parquet,
     "hf": open_hf,
+    "dicom": open_dicom,
+    "nifti": open_nifti,
 }
 
 

@@ -23,7 +23,17 @@ from ..store import Source
 from .columns import ROWS_MADE_BY, Asked, RowColumns, arrow, columns_of, struct_field
 from .files import checked_bits
 from .layout import SPLIT_NAMES
-from .parquet import NO_SUM, Shard, asked_for, copied_rows, files_below, open_parquet, source_of_shards, wanted
+from .parquet import (
+    NO_SUM,
+    Shard,
+    asked_for,
+    copied_rows,
+    files_below,
+    open_parquet,
+    source_of_shards,
+    values_of,
+    wanted,
+)
 
 STATE, SPLITS = "state.json", "dataset_dict.json"
 """What `save_to_disk` writes beside the rows of a set, and beside the folders of several splits."""
@@ -155,7 +165,7 @@ def shard_of_arrow(
         table = pa.Table.from_batches(kept, said_in(pa, schema.empty_table(), own).schema)
     place, inside = file, np.concatenate([np.zeros((0, 3), np.int64), *(one for one in spans if one is not None)])
     if any(one is None for one in spans):
-        place, inside = copied_rows(file, stamp, own.content, arrays, limits, title)
+        place, inside = copied_rows(file, stamp, own.content, lambda: values_of(arrays(), title), limits, title)
     return Shard(file, place, stamp, inside, schema, table, title), own
 
 

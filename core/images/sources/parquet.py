@@ -185,7 +185,7 @@ def shard_of_parquet(
         for batch in opened.iter_batches(COPIED_AT_ONCE, columns=[own.content], use_threads=False):
             yield struct_field(batch.column(0), "bytes") if own.nested else batch.column(0)
 
-    place, spans = copied_rows(file, stamp, own.content, batches, limits, title)
+    place, spans = copied_rows(file, stamp, own.content, lambda: values_of(batches(), title), limits, title)
     if len(spans) != opened.metadata.num_rows:
         raise UserError(
             f"{title}: it announces {opened.metadata.num_rows:,} rows and has {len(spans):,}; {ROWS_MADE_BY}"
@@ -196,13 +196,13 @@ def shard_of_parquet(
 def copied_rows(
     file: Path,
     stamp: tuple[int, int, int],
-    column: str,
-    batches: Callable[[], Iterator[Any]],
+    what: str,
+    values: Callable[[], Iterator[bytes]],
     limits: UnpackLimits,
     title: str,
 ) -> tuple[Path, np.ndarray]:
-    """(the copy of all values in the cache, their spans int64 [N, 3]); made by `batches` of binary arrays if it is not there yet."""
-    name = entry_name(os.path.abspath(file), stamp, "rows", column)
+    """(the copy of all values in the cache, their spans int64 [N, 3]); made from `values` if it is not there yet."""
+    name = entry_name(os.path.abspath(file), stamp, "rows", what)
     copy = cache_folder("archives") / f"{name}.rows"
     stored = recall("indices", name) if copy.exists() else None
     if stored is not None:
@@ -212,7 +212,7 @@ def copied_rows(
     def write(target: BinaryIO | None) -> None:
         found.clear()
         made = 0
-        for content in values_of(batches(), title):
+        for content in values():
             found.append((made, len(content), zlib.crc32(content)))
             made += len(content)
             limits.check(made, stamp[0], title)
