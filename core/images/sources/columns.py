@@ -70,7 +70,11 @@ class RowColumns(NamedTuple):
 
 def columns_of(schema: Any, asked: Asked, title: str) -> RowColumns:
     """The columns that a file of this schema has and a URI asks for. Raises UserError for one that is missing or of another kind."""
-    names = list(schema.names)
+    with parsing(title, ROWS_MADE_BY):  # names may be no text
+        names = list(schema.names)
+        pictures = [
+            name for name in dict.fromkeys(names) if names.count(name) == 1 and holds_bytes(schema.field(name).type)
+        ]
     if repeated := [name for k, name in enumerate(names) if name in names[:k]]:
         raise UserError(f"{title}: two columns are called {abridged(repeated[0], 60)}; rename one")
     for option in ("image", "label", "domain", "group"):
@@ -79,7 +83,6 @@ def columns_of(schema: Any, asked: Asked, title: str) -> RowColumns:
             raise UserError(
                 f"{title}: there is no column {abridged(name, 60)} (there are: {abridged(', '.join(names))}); correct ?{option}="
             )
-    pictures = [name for name in names if holds_bytes(schema.field(name).type)]
     image = asked.image or (IMAGE if IMAGE in pictures else pictures[0] if len(pictures) == 1 else None)
     if image is None or image not in pictures:
         found = f"there are: {abridged(', '.join(pictures))}" if pictures else "there is none"
@@ -89,8 +92,9 @@ def columns_of(schema: Any, asked: Asked, title: str) -> RowColumns:
         raise UserError(
             f"{title}: {wrong} ({found}); name a column of bytes, or of structs with bytes, by ?image=COLUMN"
         )
-    kind = schema.field(image).type
-    nested = is_struct(kind)
+    with parsing(title, ROWS_MADE_BY):
+        kind = schema.field(image).type
+        inner = [kind.field(i).name for i in range(kind.num_fields)] if is_struct(kind) else []
     label = asked.label or (LABEL if LABEL in names else None)
     if asked.group is not None and asked.group == label:
         raise UserError(
@@ -98,8 +102,7 @@ def columns_of(schema: Any, asked: Asked, title: str) -> RowColumns:
             "that says what belongs together, such as the patient"
         )
     domain = asked.domain or (DOMAIN if DOMAIN in names else None)
-    with_path = nested and any(kind.field(i).name == "path" for i in range(kind.num_fields))
-    return RowColumns(image, nested, with_path, label if asked.labels else None, domain, asked.group)
+    return RowColumns(image, bool(inner), "path" in inner, label if asked.labels else None, domain, asked.group)
 
 
 def is_struct(kind: Any) -> bool:

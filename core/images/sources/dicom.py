@@ -226,10 +226,11 @@ def header_of(file: str, title: str) -> Header:
             found = pydicom.dcmread(opened, stop_before_pixels=True, specific_tags=wanted, force=ending)
         whole = found.get("Rows") or found.get("SOPClassUID") or not ending
         frames = int(found.get("NumberOfFrames") or 1) if found.get("Rows") or not whole else 0
+        bits = int(found.get("BitsStored") or 0)
         one, two, three = (str(found.get(tag) or "").strip() for tag in BY_HEADER.values())
     except Exception:  # a damaged file makes pydicom raise anything
         return Header(1 if ending else 0, 0, ("", "", ""))
-    return Header(min(max(frames, 0), 1 << 20), int(found.get("BitsStored") or 0), (one, two, three))
+    return Header(min(max(frames, 0), 1 << 20), bits, (one, two, three))
 
 
 def decode_dicom(content: bytes | bytearray, frame: int, window: Windowing, deep: bool, where: str) -> Tensor:
