@@ -181,13 +181,15 @@ class Images:
         return sorted(found)
 
     def fingerprint(self, watch: Stamp = "size") -> str:
-        """sha256 (hex) over sorted paths, sizes (for arrays: contents) and class names: identifies the current state of the set.
+        """sha256 (hex) over sorted paths, sizes (for arrays: contents), class names and groups: identifies the current state of the set.
 
         watch: what else of each file counts: nothing (`size`), its time of change (`mtime`), or its bytes, all read anew (`content`).
         """
         labels = [""] * len(self)
         if self.labels is not None and self.classes is not None:
             labels = [self._named(label) for label in self.labels.tolist()]
+        if self.groups is not None:  # they shape what is held out
+            labels = [f"{label}\t{group}" for label, group in zip(labels, self.groups.tolist(), strict=True)]
         places = zip(self._which.tolist(), self._index.tolist(), labels, strict=True)
         more = {s: store.watched(watch) for s, store in enumerate(self._stores)} if watch != "size" else {}
         lines = [

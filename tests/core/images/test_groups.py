@@ -1,7 +1,9 @@
 """No split tears a group: neither slices, nor what is held out, nor the slice that a choice is made on."""
 
+import subprocess
 import tarfile
 from collections import defaultdict
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -151,6 +153,24 @@ def test_no_part_of_a_table_tears_a_group(table: Path) -> None:
     assert both.groups is not None and (both.groups == NO_GROUP).sum() == 7
 
 
+def test_a_changed_group_is_a_changed_set(table: Path, tmp_path: Path) -> None:
+    lines, root = table.read_text().split("\n"), f"root={table.parent}"
+    (tmp_path / "t.csv").write_text("\n".join([*lines[:-1], lines[-1].replace(",p", ",q")]))
+    for group, same in ("", True), ("&group=patient", False):
+        before, after = (open_images(f"csv:{file}?{root}{group}").fingerprint() for file in (table, tmp_path / "t.csv"))
+        assert (before == after) is same
+
+
+def test_data_says_how_many_groups_there_are(
+    table: Path, rootstock: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    said = rootstock("data", f"csv:{table}?group=patient", "--out", str(tmp_path / "sheet.png")).stdout
+    sizes = open_images(f"csv:{table}?group=patient").units().unique(return_counts=True)[1]
+    assert f"{len(sizes)} of {int(sizes.min())} to {int(sizes.max())} pictures, which splits keep whole" in " ".join(
+        said.split()
+    )
+
+
 def test_a_choice_is_made_on_whole_groups(table: Path) -> None:
     images = open_images(f"csv:{table}?group=patient")
     assert images.labels is not None and images.groups is not None and images.classes is not None
@@ -171,7 +191,7 @@ def test_packs_keep_groups(table: Path, tmp_path: Path) -> None:
         pack(*open_with_splits(uri), tmp_path / name, packing)
         packed, images = open_images(f"pack:{tmp_path / name}"), open_images(uri)
         assert (packed.groups is None) == (images.groups is None) == (name == "plain")
-        assert torch.equal(packed.units(), images.units())
+        assert torch.equal(packed.units(), images.units()) and packed.fingerprint() == images.fingerprint()
     with pytest.raises(UserError, match="from other pictures or labels"):
         pack(*open_with_splits(f"csv:{table}"), tmp_path / "grouped", packing)
 
