@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -234,3 +235,39 @@ def test_folders_below_the_classes_can_be_groups(tmp_path: Path) -> None:
     Image.new("RGB", (2, 2)).save(tmp_path / "set/train/a/loose.png")
     with pytest.raises(UserError, match=r"needs a folder for each group .* a/loose\.png lies in none"):
         open_images(f"folder:{tmp_path}/set/train?group=folder")
+
+
+def test_an_array_can_hold_groups(tmp_path: Path) -> None:
+    pixels, random = np.random.default_rng(0).integers(0, 256, (40, 4, 5), dtype=np.uint8), np.random.default_rng(1)
+    patient, y = random.permutation(np.arange(40) // 4), np.arange(40) % 3
+    np.savez(
+        tmp_path / "x.npz",
+        images=pixels,
+        labels=y,
+        patient=patient,
+        site=pixels[:, :1, 0].astype(float),
+        few=patient[:9],
+    )
+    uri = f"npz:{tmp_path}/x.npz"
+    whole = open_images(f"{uri}?group=patient")
+    assert torch.equal(whole.units(), units_of(open_images(uri).keys(), torch.from_numpy(patient + 1)))
+    one, other = open_images(f"{uri}?group=patient#train"), open_images(f"{uri}?group=patient#test")
+    assert not patients(one) & patients(other) and len(one) + len(other) == 40
+    part = open_images(f"{uri}?group=patient&rows=5:15")
+    assert whole.groups is not None and part.groups is not None and torch.equal(part.groups, whole.groups[5:15])
+    own: dict[str, Any] = {f"{name}_{split}": array[at] for split, at in (("train", slice(30)), ("test", slice(30, 40)))
+           for name, array in (("x", pixels), ("y", y), ("patient", np.array([f"p{k}" for k in range(40)])))}  # fmt: skip
+    np.savez(tmp_path / "splits.npz", **own)
+    assert len(patients(open_images(f"npz:{tmp_path}/splits.npz?group=patient#train"))) == 30
+    own["patient_test"] = own["patient_train"][:10]
+    np.savez(tmp_path / "torn.npz", **own)
+    with pytest.raises(UserError, match="10 pictures of its split train are of groups that test has too"):
+        open_images(f"npz:{tmp_path}/torn.npz?group=patient#train")
+    for group, sentence in (
+        ("labels", "group=labels is the array of the labels"),
+        ("person", r"group=person names no single array \(it has: images, labels"),
+        ("site", r"site holds float64 \[40, 1\]; expected one whole number or text"),
+        ("few", "few has 9 groups for 40 pictures"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            open_images(f"{uri}?group={group}")
