@@ -387,9 +387,17 @@ def draw(folder: Path, count: int) -> None:
         Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / f"{i:03}.png")
 
 
-def test_rows_of_tables_resume_as_files_do(rootstock: CommandLine, tmp_path: Path) -> None:
-    """Parquet, Arrow and a table with groups, all in one set; with two workers after the kill."""
-    uris = [make(Path(tmp_path / make.__name__)) for make in (ways.make_parquet, ways.make_hf, ways.make_csv)]
+def test_rows_and_scans_resume_as_files_do(rootstock: CommandLine, tmp_path: Path) -> None:
+    """Parquet, Arrow, a table with groups and DICOM of 12 bits, all in one set; with two workers after the kill."""
+    for package in "pydicom", "nibabel":
+        pytest.importorskip(package, reason=f"{package} is not installed (the extra `medical`)")
+    from rootstock.tests.core.images.sources.test_medical import write as write_dicom
+
+    uris = [make(tmp_path / make.__name__) for make in (ways.make_parquet, ways.make_hf, ways.make_csv)]
+    for k in range(12):
+        scan = np.random.default_rng(k).integers(0, 4096, (20, 18)).astype(np.uint16)
+        write_dicom(tmp_path / "scans" / f"{k}.dcm", scan, 12, PatientID=f"p{k // 2}")
+    uris.append(f"dicom:{tmp_path}/scans?group=patient")
     config = pretrain(CONV, SIMCLR, optim("sgd", duration=10))
     config["data"] = {"train": [f"{uri}#[:90%]" for uri in uris], "size": 16, "views": "simclr"}
     path = write(tmp_path, config)
