@@ -32,10 +32,17 @@ def part_of(images: Images, low: str | None, high: str | None, seed: int, labels
     try:
         return images.select(cut(keys, low, high, seed, labels, units))
     except TornGroup as torn:
-        example = images.name(int((units == torn.unit).nonzero()[0, 0]))
+        mine = units == torn.unit
+        example = printable(images.name(int(mine.nonzero()[0, 0])))
+        joined = 1 if images.groups is None else len(images.groups[mine].unique())
+        what = f"a group of {torn.size:,} (that of {example})"
+        if joined > 1:
+            what = f"{joined:,} groups that copies of pictures join, {torn.size:,} in all (with {example})"
+        # the frames of a file are a group without the option
+        remedy = ", or leave ?group= out" if "group=" in title else ", or add pictures of other groups"
         raise UserError(
-            f"{title}: a part of {torn.wanted:,} pictures would tear a group of {torn.size:,} (that of {printable(example)}), which is "
-            "larger than the part; choose a larger part or another seed, or leave ?group= out"
+            f"{title}: a part of {torn.wanted:,} pictures would tear {what}, which is larger than the part; choose a larger part, "
+            f"another seed{', remove the copies' if joined > 1 else ''}{remedy}"
         ) from None
 
 

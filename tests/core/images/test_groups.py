@@ -213,6 +213,17 @@ def test_groups_that_cannot_be_are_one_sentence(table: Path, query: str, sentenc
         open_images(f"csv:{table}?{query}")
 
 
+def test_copies_that_join_groups_are_named(tmp_path: Path) -> None:
+    pixels, groups = np.random.default_rng(0).integers(0, 256, (40, 2, 2), dtype=np.uint8), np.arange(40) // 4
+    pixels[::4] = 0  # a black picture in each group
+    np.savez(tmp_path / "x.npz", images=pixels, groups=groups)
+    with pytest.raises(
+        UserError,
+        match=r"would tear 10 groups that copies of pictures join, 31 in all .*another seed, remove the copies, or leave",
+    ):
+        open_images(f"npz:{tmp_path}/x.npz?group=groups#test")
+
+
 def test_folders_below_the_classes_can_be_groups(tmp_path: Path) -> None:
     names = [
         f"{split}/{c}/p{p}/{i}.png" for split in ("train", "val") for c in "ab" for p in range(3) for i in range(2)

@@ -248,6 +248,10 @@ def test_slices_of_volumes(tmp_path: Path) -> None:
     windowed = open_images(f"nifti:{tmp_path}/a/x.nii?window=100,200").read(0)[0]
     assert int(windowed[5, 0]) == levels(Window(100, 200).share(values[:1, 0, 0]), True)[0]
     flipped.unlink()
+    with pytest.raises(
+        UserError, match=r"a part of 1 pictures would tear a group of 6 .*, or add pictures of other groups"
+    ):
+        open_images(f"nifti:{tmp_path}/a/x.nii#test")
     part = open_images(f"nifti:{tmp_path}#[:50%]")
     assert len(part) == 6 and len(set(groups(part))) == 1
 
