@@ -180,7 +180,7 @@ def build_probe(
         shapes = {tap: tuple(found.shape[1:]) for tap, found in one.items()}
         assert distinct.labels is not None and distinct.classes is not None
         asked = {name: test.keys() for name, test in tests.items() if test.labels is not None}
-        counts = Counts(distinct.labels, distinct.keys(), distinct.classes, shapes, names, asked)
+        counts = Counts(distinct.labels, distinct.keys(), distinct.classes, shapes, names, asked, distinct.units())
         for name, protocol in protocols.items():
             if isinstance(protocol, Tapped):
                 check_vectors(f"evaluate.{section_in(name)}.taps", protocol.taps, counts)
@@ -287,4 +287,5 @@ def _known(features: Features, build: Probing, run: Run, finder: _Finder) -> Kno
     assert train.labels is not None and train.classes is not None
     cropped = [tap for one in several if isinstance(one, Augmented) and one.augment == "crops" for tap in one.reads]
     epoch = partial(finder.epoch, train, cropped)
-    return Known(features, train.labels, train.keys(), train.classes, run.seed, run.device, build.names, epoch)
+    known = Known(features, train.labels, train.keys(), train.classes, run.seed, run.device, build.names, epoch)
+    return known._replace(grouped=train.units())

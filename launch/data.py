@@ -93,6 +93,12 @@ def print_summary(console: Console, images: Images, shapes: Counter[tuple[int, .
     number = len(images.classes or ())
     kind = ", any number of them a picture" if has_several(images.labels) else ""
     table.add_row("labels", "none" if images.labels is None else f"{number} class{'' if number == 1 else 'es'}{kind}")
+    if images.groups is not None:
+        sizes = images.units().unique(return_counts=True)[1]
+        table.add_row(
+            "groups",
+            f"{len(sizes):,} of {int(sizes.min()):,} to {int(sizes.max()):,} pictures, which splits keep whole",
+        )
     if shapes is not None:
         add_sizes(table, shapes)
     table.add_row("fingerprint", images.fingerprint())

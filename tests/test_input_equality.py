@@ -3,7 +3,9 @@
 Against a plain loop that reads and crops one picture after the other. Run as a script, this file is those processes.
 """
 
+import importlib.util
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +34,7 @@ WORLDS, WORKERS, MICRO = (1, 2, 4), (0, 1, 3), (1, 4)
 QUICK = ((1, 2), (0, 3), (4,))  # a subset, for `make test`
 # Crop, mirror and gray, each with its own draws; the other operations are tested in tests/core/views.
 DRAWN = Augmentation(scale=(0.2, 1.0), flip=0.5, grayscale=0.3, local=1, local_blur=0.0)
+NAMES = ("files", "rows", "table")
 VIEW = multiview(DRAWN, 12, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 1)
 
 
@@ -90,7 +93,7 @@ def process(
     """One of `count` processes: compares every way of reading with the plain loop."""
     os.sched_getaffinity = lambda _: set(range(16))  # so that three workers start even on few cores
     dist.init_process_group("gloo", init_method=f"file://{folder}/store{count}", rank=number, world_size=count)
-    for name in ("files", "rows"):
+    for name in NAMES if (folder / "table").exists() else NAMES[:2]:
         images, expected = numbered((folder / name).read_text()), load_file(folder / f"{name}.safetensors")
         for workers in workers_tried if name == "files" else (0,):
             for micro in micro_tried:
@@ -127,7 +130,7 @@ def main(folder: Path, which: str) -> int:
 
 @pytest.fixture
 def sets(tmp_path: Path, which: str) -> Path:
-    """Files of all sizes, and images of one shape that need no decoding; each with the samples of the plain loop."""
+    """Files of all sizes, images of one shape that need no decoding, and the files in a table; each with the samples of the plain loop."""
     random = np.random.default_rng(0)
     (tmp_path / "pictures").mkdir()
     for i in range(N):
@@ -137,7 +140,22 @@ def sets(tmp_path: Path, which: str) -> Path:
     for name, uri in (("files", f"folder:{tmp_path}/pictures"), ("rows", f"npz:{tmp_path}/rows.npz")):
         (tmp_path / name).write_text(uri)
         save_file(slow(numbered(uri), STEPS[which]), tmp_path / f"{name}.safetensors")
+    if importlib.util.find_spec("pyarrow"):
+        write_table(tmp_path)
     return tmp_path
+
+
+def write_table(folder: Path) -> None:
+    """The files in two Parquet files, with a group for each three; what is expected of them is what is expected of the files."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pictures = [{"bytes": file.read_bytes(), "path": file.name} for file in sorted((folder / "pictures").iterdir())]
+    rows = pa.table({"image": pictures, "video": [str(i // 3) for i in range(N)]})
+    for k, part in enumerate((rows[: N // 2], rows[N // 2 :])):
+        pq.write_table(part, folder / f"{k}.parquet", row_group_size=7)
+    (folder / "table").write_text(f"parquet:{folder}/{{0,1}}.parquet?group=video")
+    shutil.copy(folder / "files.safetensors", folder / "table.safetensors")
 
 
 @pytest.mark.parametrize("which", ["quick", pytest.param("all", marks=pytest.mark.slow)])

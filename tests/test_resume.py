@@ -18,6 +18,7 @@ from rootstock.core.ledger import read_ledger
 from rootstock.core.run.rows import LOOKS
 from rootstock.ssl.registry import PRETRAIN_METHODS
 from rootstock.tests.conftest import Forks
+from rootstock.tests.core.images.sources import test_ways as ways
 from rootstock.tests.ssl import cases
 
 STEPS, EVERY = 22, 4
@@ -384,6 +385,28 @@ def draw(folder: Path, count: int) -> None:
     for i in range(count):
         height, width = random.integers(18, 40, 2)
         Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / f"{i:03}.png")
+
+
+def test_rows_and_scans_resume_as_files_do(rootstock: CommandLine, tmp_path: Path) -> None:
+    """Parquet, Arrow, a table with groups and DICOM of 12 bits, all in one set; with two workers after the kill."""
+    for package in "pydicom", "nibabel":
+        pytest.importorskip(package, reason=f"{package} is not installed (the extra `medical`)")
+    from rootstock.tests.core.images.sources.test_medical import write as write_dicom
+
+    uris = [make(tmp_path / make.__name__) for make in (ways.make_parquet, ways.make_hf, ways.make_csv)]
+    for k in range(12):
+        scan = np.random.default_rng(k).integers(0, 4096, (20, 18)).astype(np.uint16)
+        write_dicom(tmp_path / "scans" / f"{k}.dcm", scan, 12, PatientID=f"p{k // 2}")
+    uris.append(f"dicom:{tmp_path}/scans?group=patient")
+    config = pretrain(CONV, SIMCLR, optim("sgd", duration=10))
+    config["data"] = {"train": [f"{uri}#[:90%]" for uri in uris], "size": 16, "views": "simclr"}
+    path = write(tmp_path, config)
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert rootstock("pretrain", path, f"run.dir={straight}").code == 0
+    assert rootstock("pretrain", path, f"run.dir={killed}", at=6).code == -9
+    outcome = rootstock("pretrain", path, f"run.dir={killed}", "run.workers=2")
+    assert outcome.code == 0 and "resumed from step 4 of 10" in outcome.output, outcome.output
+    assert weights(killed) == weights(straight) and rows(killed) == rows(straight)
 
 
 def test_workers_change_nothing_and_changed_data_is_refused(rootstock: CommandLine, tmp_path: Path) -> None:

@@ -20,12 +20,14 @@ from ..images.split import hash_order, keys_by_class
 CHOICE_FRACTION = 0.2
 HOW_DRAWN = "over content keys, stratified by a key's majority class"
 HOW_DRAWN_OF_SEVERAL = "over content keys, stratified by the rarest of a key's classes"
+WHOLE_GROUPS = "; groups stay whole and count as one key"
 
 
 def held_out_rows(keys: Tensor, labels: Tensor, *, seed: int, fraction: float = CHOICE_FRACTION) -> Tensor:
     """Which training images to hold out, bool [N] on the CPU: `fraction` of the identities of each class, rounded, but at least one.
 
-    keys, labels: int64 [N]. All images of an identity are on one side; its class is the one that most of them have, of equals the smallest.
+    keys, labels: int64 [N]; keys are identities, or `Images.units` of a set with groups. All images of an identity are on one side; its
+    class is the one that most of them have, of equals the smallest.
     Labels may be uint8 [N, K]; then its class is the rarest that it has.
     A class with a single identity stays in training. The choice depends on the seed and on the identities, not on order or copies.
     """
@@ -42,13 +44,14 @@ def held_out_rows(keys: Tensor, labels: Tensor, *, seed: int, fraction: float = 
 def describe_slice(images: Images, seed: int) -> dict[str, Any]:
     """How the slice of a training set was drawn, and its size: the entry `held_out` of a result."""
     assert images.labels is not None
-    keys = images.keys()
+    keys = images.units()
     part = images.select(held_out_rows(keys, images.labels, seed=seed).nonzero()[:, 0])
     return {
-        "drawn": HOW_DRAWN_OF_SEVERAL if has_several(images.labels) else HOW_DRAWN,
+        "drawn": (HOW_DRAWN_OF_SEVERAL if has_several(images.labels) else HOW_DRAWN)
+        + (WHOLE_GROUPS if images.groups is not None else ""),
         "fraction": CHOICE_FRACTION,
         "seed": seed,
-        "keys": len(part.keys().unique()),
+        "keys": len(part.units().unique()),
         "of_keys": len(keys.unique()),
         "images": len(part),
         "of_images": len(images),

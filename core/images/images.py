@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .groups import units_of
 from .notes import Note
 from .store import Scale, Stamp, Store, Uniform
 
@@ -21,7 +22,7 @@ class Images:
 
     uri: the opened URI. classes: class names by label, if known. labels: int64 [N], or uint8 [N, K] where an image may have several
     classes, or none (several.py); None if there are none or they must not be used. domains: int64 [N], indices into domain_names (one
-    domain for each URI of a union, or the source's own domains).
+    domain for each URI of a union, or the source's own domains). groups: int64 [N], what splits must not tear (groups.py), or None.
     notes: what the sources hold beside the images that are read. folders: the folders that were listed.
     """
 
@@ -36,12 +37,13 @@ class Images:
         classes: tuple[str, ...] | None,
         domains: Tensor,
         domain_names: tuple[str, ...],
+        groups: Tensor | None = None,
         notes: tuple[Note, ...] = (),
         folders: tuple[str, ...] = (),
     ) -> None:
         """Image i is number index[i] of stores[which[i]]; which, index: int64 [N]."""
         self.uri, self.classes, self.labels = uri, classes, labels
-        self.domains, self.domain_names = domains, domain_names
+        self.domains, self.domain_names, self.groups = domains, domain_names, groups
         self.notes, self.folders = notes, folders
         self._stores, self._which, self._index = tuple(stores), which, index
         self._shared: tuple[Uniform | None] | tuple[()] = ()
@@ -165,6 +167,10 @@ class Images:
             keys[mine] = store.keys()[self._index[mine]]
         return keys
 
+    def units(self) -> Tensor:
+        """int64 [N]: the smallest identity of what splits must keep together (`units_of`); `keys` if there are no groups."""
+        return units_of(self.keys(), self.groups)
+
     def unreadable(self) -> list[int]:
         """Indices of the images whose files could not be read for their identity, which is a substitute then."""
         found: list[int] = []
@@ -175,13 +181,15 @@ class Images:
         return sorted(found)
 
     def fingerprint(self, watch: Stamp = "size") -> str:
-        """sha256 (hex) over sorted paths, sizes (for arrays: contents) and class names: identifies the current state of the set.
+        """sha256 (hex) over sorted paths, sizes (for arrays: contents), class names and groups: identifies the current state of the set.
 
         watch: what else of each file counts: nothing (`size`), its time of change (`mtime`), or its bytes, all read anew (`content`).
         """
         labels = [""] * len(self)
         if self.labels is not None and self.classes is not None:
             labels = [self._named(label) for label in self.labels.tolist()]
+        if self.groups is not None:  # they shape what is held out
+            labels = [f"{label}\t{group}" for label, group in zip(labels, self.groups.tolist(), strict=True)]
         places = zip(self._which.tolist(), self._index.tolist(), labels, strict=True)
         more = {s: store.watched(watch) for s, store in enumerate(self._stores)} if watch != "size" else {}
         lines = [
@@ -213,6 +221,7 @@ class Images:
             classes=self.classes,
             domains=self.domains[indices],
             domain_names=self.domain_names,
+            groups=None if self.groups is None else self.groups[indices],
             notes=self.notes,
             folders=self.folders,
         )

@@ -1,6 +1,7 @@
 """Opening pictures by URI: sources, splits, unions. The public entry to this folder.
 
     folder:PATH  tar:PATH  tar:SHARDS-{000..127}.tar  pack:FOLDER  idx:PATH  npz:PATH  list:FILE  csv:FILE
+    parquet:PATH  hf:FOLDER  dicom:PATH  nifti:PATH
     torchvision:NAME?root=DIR  sklearn:digits  sklearn:digits-m   #train  #[:80%,seed=0]  #train[20%:60%,seed={seed}]
 
 Labels are dropped here for the role `unlabelled`, so that they cannot leak.
@@ -15,20 +16,25 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from .groups import NO_GROUP, refuse_torn
 from .images import Images
 from .notes import merged, with_alike
 from .pack.reader import open_pack
+from .parts import apply_fragment, holdout
 from .places import abridged, place_named, reason_of, titled
-from .priors import of_drawn_priors
 from .several import among_classes, has_several
 from .sources import digits
+from .sources.dicom import open_dicom
 from .sources.files import open_folder
+from .sources.hf import open_hf
 from .sources.idx import open_idx
 from .sources.listed import open_csv, open_list
+from .sources.nifti import open_nifti
 from .sources.npz import open_npz
+from .sources.parquet import open_parquet
 from .sources.tar import open_tar
 from .sources.torchvision_sets import open_torchvision
-from .split import GENERIC, Fragment, cut, parse_fragment
+from .split import Fragment, parse_fragment
 from .store import DamagedImage, Source, number_classes
 from .uri import Uri, keyword_options, parse_uri, suggestion
 
@@ -46,6 +52,10 @@ SCHEMES: dict[str, Callable[..., Source]] = {
     "torchvision": open_torchvision,
     "list": open_list,
     "csv": open_csv,
+    "parquet": open_parquet,
+    "hf": open_hf,
+    "dicom": open_dicom,
+    "nifti": open_nifti,
 }
 
 
@@ -109,6 +119,7 @@ def images_of_source(uri: Uri, source: Source) -> Images:
         classes=source.classes,
         domains=torch.zeros(count, dtype=torch.int64) if source.domains is None else source.domains,
         domain_names=source.domain_names or (short_name(uri),),
+        groups=source.groups,
         notes=with_alike(source.notes, source.classes),
         folders=() if source.folder is None else (source.folder,),
     )
@@ -193,44 +204,14 @@ def natural_split(uri: Uri, source: Source, name: str | None) -> Tensor:
         )
     if name not in source.splits:
         raise UserError(f"{abridged(uri.text)}: it has no split {abridged(name, 60)} (it has: {names}, all)")
+    refuse_torn(source.splits, source.groups, uri.text)
     return source.splits[name]
-
-
-def apply_fragment(uri: Uri, images: Images, fragment: Fragment) -> Images:
-    """Apply a fragment of the URI; `train` and `test` mean the first 80 % and the last 20 % here."""
-    if fragment.name not in (None, "all", *GENERIC):
-        raise UserError(f"{uri.text}: it has no split {fragment.name} (it has: train, test, all)")
-    if fragment.stratify and images.labels is None:
-        raise UserError(f"{uri.text}: stratify needs labels, and these pictures have none; remove it")
-    cuts = [GENERIC[fragment.name]] if fragment.name in GENERIC else []
-    cuts += [(fragment.low, fragment.high)] if fragment.sliced else []
-    for low, high in cuts:
-        labels = images.labels if fragment.stratify else None
-        images = images.select(cut(images.keys(), low, high, fragment.seed, labels))
-        if not len(images):
-            raise UserError(f"{uri.text}: no picture is left after #{low or ''}:{high or ''}; widen the slice")
-    return of_drawn_priors(images, fragment, uri.text)
-
-
-def holdout(images: Images, *, fraction: float = 0.2, seed: int, stratify: bool) -> tuple[Images, Images]:
-    """(kept, held out): the last `fraction` of the unique images in the hash order of `seed` is held out."""
-    if not 0 < fraction < 1:
-        raise UserError(f"a held-out fraction of {fraction} is given; expected a number between 0 and 1")
-    if stratify and images.labels is None:
-        raise UserError(f"{images.uri}: a stratified hold-out needs labels, and these pictures have none")
-    labels, bound = images.labels if stratify else None, f"{100 * (1 - fraction):.6f}%"
-    keys = images.keys()
-    kept = images.select(cut(keys, None, bound, seed, labels))
-    held = images.select(cut(keys, bound, None, seed, labels))
-    if not len(kept) or not len(held):
-        raise UserError(f"{images.uri}: {len(images)} pictures are too few to hold {fraction:.0%} of them out")
-    return kept, held
 
 
 def short_name(uri: Uri) -> str:
     """A domain's name: the last part of the path (or of ?under=) without file extensions."""
     name = Path(uri.options.get("under") or uri.path).name or uri.path
-    while Path(name).suffix in (".gz", ".bz2", ".xz", ".tar", ".tgz", ".npz", ".csv", ".tsv", ".txt"):
+    while Path(name).suffix in (".gz", ".bz2", ".xz", ".tar", ".tgz", ".npz", ".parquet", ".csv", ".tsv", ".txt"):
         name = Path(name).stem
     return name
 
@@ -263,9 +244,18 @@ def union(uris: Sequence[Uri], opened: Sequence[tuple[Images, bool]], role: Role
             [renamed(part.domains, group, domain_names) for part, group in zip(parts, names, strict=True)]
         ),
         domain_names=domain_names,
+        groups=groups_of(parts),
         notes=with_alike(merged(part.notes for part in parts), classes),
         folders=tuple(folder for part in parts for folder in part.folders),
     )
+
+
+def groups_of(parts: Sequence[Images]) -> Tensor | None:
+    """The groups of a union; without any in a part, each of its images is its own."""
+    if all(part.groups is None for part in parts):
+        return None
+    alone = [torch.full((len(part),), NO_GROUP, dtype=torch.int64) for part in parts]
+    return torch.cat([one if part.groups is None else part.groups for part, one in zip(parts, alone, strict=True)])
 
 
 def all_or_none_labelled(parts: Sequence[Images], role: Role) -> bool:

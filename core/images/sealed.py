@@ -36,6 +36,7 @@ class SealedImages(Images):
             classes=found.classes,
             domains=found.domains,
             domain_names=found.domain_names,
+            groups=found.groups,
             notes=found.notes,
             folders=found.folders,
         )

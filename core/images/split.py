@@ -91,18 +91,57 @@ def hash_order(keys: Tensor, seed: int) -> list[int]:
     return sorted(set(keys.tolist()), key=digest)
 
 
-def cut(keys: Tensor, low: str | None, high: str | None, seed: int, labels: Tensor | None = None) -> Tensor:
+class TornGroup(ValueError):
+    """A part is smaller than a group that lies across its edge. unit: the group's (`units_of`); size, wanted: in unique identities."""
+
+    def __init__(self, unit: int, size: int, wanted: int) -> None:
+        super().__init__(f"a group of {size} does not fit into a part of {wanted}")
+        self.unit, self.size, self.wanted = unit, size, wanted
+
+
+def cut(
+    keys: Tensor,
+    low: str | None,
+    high: str | None,
+    seed: int,
+    labels: Tensor | None = None,
+    units: Tensor | None = None,
+) -> Tensor:
     """Indices (int64, ascending) of the images whose identity lies between the bounds in the hash order.
 
-    keys: int64 [N]. labels: int64 [N], or uint8 [N, K], to cut within each class; None ignores labels. An identity counts as one class
-    (see `keys_by_class`), so that it always stays on one side.
+    keys: int64 [N]. labels: int64 [N], or uint8 [N, K], to cut within each class; None ignores labels. units: int64 [N], what stays
+    together (`units_of`), by default identities. A unit counts as one class (see `keys_by_class`), so that it always stays on one side.
+    Bounds count identities; a unit of several belongs to the side of its middle, so parts that meet still leave nothing out.
+    Raises TornGroup if a unit that lies across a bound is larger than the whole part should be.
     """
+    units = keys if units is None else units
+    sizes = dict(zip(*(column.tolist() for column in identities_in(keys, units)), strict=True))
     chosen: set[int] = set()
-    for group in [keys] if labels is None else keys_by_class(keys, labels).values():
+    torn: list[tuple[int, int]] = []
+    wanted = 0
+    for group in [units] if labels is None else keys_by_class(units, labels).values():
         order = hash_order(group, seed)
-        chosen.update(order[cut_point(low, len(order), 0) : cut_point(high, len(order), len(order))])
-    inside = torch.tensor([key in chosen for key in keys.tolist()], dtype=torch.bool)
+        ends = np.cumsum([sizes[unit] for unit in order])
+        begins = ends - [sizes[unit] for unit in order]
+        total = int(ends[-1]) if len(order) else 0
+        points = cut_point(low, total, 0), cut_point(high, total, total)
+        # of a unit of one identity, the middle lies between two points, so nothing is rounded
+        first, last = (int((begins + ends <= 2 * point).sum()) for point in points)
+        chosen.update(order[first:last])
+        wanted += max(points[1] - points[0], 0)
+        across = {int(k) for point in points for k in ((begins < point) & (point < ends)).nonzero()[0]}
+        torn += [(sizes[order[k]], order[k]) for k in across]
+    if torn and wanted and max(torn)[0] > wanted:
+        size, unit = max(torn)
+        raise TornGroup(unit, size, wanted)
+    inside = torch.tensor([unit in chosen for unit in units.tolist()], dtype=torch.bool)
     return inside.nonzero().flatten()
+
+
+def identities_in(keys: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
+    """(units, how many identities each has), int64 [U], ascending. keys, units: int64 [N]."""
+    pairs = torch.stack([units, keys]).unique(dim=1)
+    return pairs[0].unique_consecutive(return_counts=True)
 
 
 def keys_by_class(keys: Tensor, labels: Tensor) -> dict[int, Tensor]:

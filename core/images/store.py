@@ -101,7 +101,8 @@ class Source:
 
     labels: int64 [N], indices into `classes`, or uint8 [N, K] (several.py). splits: the source's own splits, name to int64 indices.
     domains: int64 [N], indices into `domain_names`, only if the source itself has domains; else `domain_names` may hold one name for
-    all images, which replaces the name made from the URI. notes: what was passed over. folder: the folder that was listed, if one was.
+    all images, which replaces the name made from the URI. groups: int64 [N], as of `Images`. notes: what was passed over. folder: the
+    folder that was listed, if one was.
     """
 
     store: Store
@@ -110,6 +111,7 @@ class Source:
     splits: Mapping[str, Tensor] = field(default_factory=dict)
     domains: Tensor | None = None
     domain_names: tuple[str, ...] = ()
+    groups: Tensor | None = None
     notes: tuple[Note, ...] = ()
     folder: str | None = None
 

@@ -56,6 +56,7 @@ def corrupted(images: Images, corruption: Corruption, view: Evaluation) -> Image
         classes=images.classes,
         domains=images.domains,
         domain_names=images.domain_names,
+        groups=images.groups,
         notes=images.notes,
         folders=images.folders,
     )

@@ -140,7 +140,7 @@ def prepare(
     train, side = next(iter(surveys)), settings.resolution or model.size
     cells = surveys[train].cells
     labels = torch.from_numpy(table.indices(cells.clamp(min=0).numpy())).where(cells >= 0, -1)
-    _check_slice(settings, labels, sets[train].keys(), seed)
+    _check_slice(settings, labels, sets[train].units(), seed)
     for name in [name for name in surveys if name != train]:
         if not bool((surveys[name].cells >= 0).any()):
             raise UserError(

@@ -45,7 +45,7 @@ def score_dense(
     train: the features of the training images, by tap; shown: those of each test set, in the probe's order. Every process does the same.
     """
     name, *sets = probe.masks
-    keys = probe.masks[name].images.keys()
+    keys = probe.masks[name].images.units()
     fitted = fit_patches(
         train[PATCHES],
         probe.patch_labels,

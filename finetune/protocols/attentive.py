@@ -70,13 +70,13 @@ class Attentive:
             need = self.bytes(width, len(counts.classes))
             remedy = "give fewer values of lr and weight_decay, or fewer queries"
             check_room("evaluate.attentive", len(self.grid), need, remedy)
-        check_attentive(self, counts.keys, counts.labels)
+        check_attentive(self, counts.units, counts.labels)
 
     def fit(self, train: Known) -> Fitted:
         """Train all candidates on 80 % of the images, choose on the rest, and train the best on all."""
         classes = len(train.classes)
         model = fit_choosing(
-            train.features["tokens"], train.labels, train.keys, classes, self, train.seed, train.device
+            train.features["tokens"], train.labels, train.units, classes, self, train.seed, train.device
         )
         rate, decay = model.grid[0]
         chosen = {"lr": rate, "weight_decay": decay} if model.selected else {}

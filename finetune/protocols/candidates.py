@@ -144,12 +144,12 @@ def check_candidates(
         raise UserError(f"{section}.cached_epochs: {cached_epochs} is given; expected 1 to {MOST:,}, or null")
     if len(candidates) == 1:
         return len(counts.labels)
-    if nothing_to_choose_on(counts.keys, counts.labels):
+    if nothing_to_choose_on(counts.units, counts.labels):
         raise UserError(
             f"{section}: no class has two different training images to choose among {len(candidates)} candidates on; "
             "give a single input, lr and weight_decay, or add images"
         )
-    return len(counts.labels) - int(held_out_rows(counts.keys, counts.labels, seed=0).sum())
+    return len(counts.labels) - int(held_out_rows(counts.units, counts.labels, seed=0).sum())
 
 
 def training_of(length: Length, n: int, **options: Any) -> HeadTraining:
@@ -201,7 +201,7 @@ def fit_candidates(section: str, train: Known, candidates: Sequence[Candidate], 
     everything, best, fewest = torch.arange(len(train.labels)), 0, len(train.labels)
     tried, held_out = list[dict[str, Any]](), None
     if len(candidates) > 1:
-        outer = held_out_rows(train.keys, train.labels, seed=train.seed)
+        outer = held_out_rows(train.units, train.labels, seed=train.seed)
         fewest -= int(outer.sum())
         models, labels = make(everything[~outer], candidates, fewest), train.labels[outer]
         shown = {tap: train.features[tap][outer] for tap in {one.tap for one in candidates}}

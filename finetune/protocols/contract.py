@@ -39,6 +39,12 @@ class Counts(NamedTuple):
         list  # (name, row) of every training image; a copy has the row of its first
     )
     tests: Mapping[str, Tensor] = {}  # identities of the images of each labelled test, int64 [M]; never their labels
+    grouped: Tensor | None = None  # as of Known
+
+    @property
+    def units(self) -> Tensor:
+        """int64 [N]: what a slice to choose on keeps together, by default identities."""
+        return self.keys if self.grouped is None else self.grouped
 
 
 class Known(NamedTuple):
@@ -52,11 +58,18 @@ class Known(NamedTuple):
     device: torch.device = torch.device("cpu")  # where a protocol that trains does so
     names: Callable[[], Sequence[tuple[str, int]]] = list  # as of Counts
     epoch: Epoch | None = None  # features of augmented images, where they can be had
+    grouped: Tensor | None = None  # int64 [N], `Images.units` where the set has groups
+
+    @property
+    def units(self) -> Tensor:
+        """int64 [N]: what a slice to choose on keeps together, by default identities."""
+        return self.keys if self.grouped is None else self.grouped
 
     def rows(self, which: Tensor) -> Known:
         """The images at `which`, int64 [M]."""
         features = {name: found[which] for name, found in self.features.items()}
-        return self._replace(features=features, labels=self.labels[which], keys=self.keys[which])
+        grouped = None if self.grouped is None else self.grouped[which]
+        return self._replace(features=features, labels=self.labels[which], keys=self.keys[which], grouped=grouped)
 
 
 class Fitted(NamedTuple):

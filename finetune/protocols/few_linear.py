@@ -99,7 +99,7 @@ class FewLinear:
         x, k = train.features[self.reads[0]], len(train.classes)
         models, tried = [], list[Mapping[str, Any]]()
         for draw, some in enumerate(rows):
-            keys, labels = train.keys[some], train.labels[some]
+            keys, labels = train.units[some], train.labels[some]
             grid = COARSE_GRID if self.C is None else self.C
             grid = [DEFAULT_C] if len(set(grid)) > 1 and nothing_to_choose_on(keys, labels) else grid
             given = x[some].to(train.device)

@@ -68,7 +68,7 @@ class KNN:
         for _, temperature in grid:
             if temperature is not None and not (temperature > 0 and math.isfinite(temperature)):
                 raise UserError(f"{name} needs a temperature above 0 (or null, for equal votes), got {temperature}")
-        if len(grid) > 1 and nothing_to_choose_on(counts.keys, counts.labels):
+        if len(grid) > 1 and nothing_to_choose_on(counts.units, counts.labels):
             what = f"k of {values}" if len(set(values)) > 1 else "a temperature"
             raise UserError(
                 f"{name}: no class has two different training images to choose {what} on; give a single k and temperature"
@@ -118,7 +118,7 @@ class KNN:
 
         One search serves all candidates.
         """
-        grid, outer = self.grid, held_out_rows(train.keys, train.labels, seed=train.seed)
+        grid, outer = self.grid, held_out_rows(train.units, train.labels, seed=train.seed)
         similarity, rows = neighbours(x[~outer], x[outer], grid[-1][0])
         near, labels = train.labels[~outer][rows], train.labels[outer]
         found = [vote(similarity[:, :k], near[:, :k], len(train.classes), warmth) for k, warmth in grid]
@@ -134,7 +134,7 @@ class KNN:
         self, x: Tensor, train: Known
     ) -> tuple[tuple[Tensor, Tensor] | None, list[dict[str, float | None]], tuple[int, float | None]]:
         """As `_chosen`, for images that may have several classes: by macro AP, of equals the first; thresholds need a single one too."""
-        grid, outer = self.grid, held_out_rows(train.keys, train.labels, seed=train.seed)
+        grid, outer = self.grid, held_out_rows(train.units, train.labels, seed=train.seed)
         if not bool(outer.any()):
             return None, [], grid[0]
         inner, labels = train.labels[~outer], train.labels[outer]

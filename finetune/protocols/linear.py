@@ -61,7 +61,7 @@ class Linear:
         grid = COARSE_GRID if self.C is None else self.C
         if has_several(train.labels):
             return self._fit_classes(x, train, grid)
-        model = fit_choosing_C(x, train.labels, train.keys, len(train.classes), seed=train.seed, values_of_C=grid)
+        model = fit_choosing_C(x, train.labels, train.units, len(train.classes), seed=train.seed, values_of_C=grid)
         tried = tuple(candidates_of(model))
         fit = {"choice": [fit._asdict() for fit in model.choice], "refit": model.fit._asdict()}
 
@@ -74,7 +74,7 @@ class Linear:
 
     def _fit_classes(self, x: Tensor, train: Known, grid: Sequence[float]) -> Fitted:
         """One binary regression for each class, with one C for all."""
-        model = fit_classes_choosing_C(x, train.labels, train.keys, seed=train.seed, values_of_C=grid)
+        model = fit_classes_choosing_C(x, train.labels, train.units, seed=train.seed, values_of_C=grid)
         several = len(model.tried) > 1
         fit = {"refit": {"C": model.C, "iterations": max(model.iterations), "converged": model.converged}}
         settings = {

@@ -53,7 +53,8 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
         assert "rootstock = rootstock.launch.cli:main" in archive.read(scripts).decode()
     assert fields["Requires-Python"] == ">=3.11"
     assert fields["License-Expression"] == "Apache-2.0"
-    assert fields.get_all("Provides-Extra") == ["adapt", "bench", "lora", "onnx", "parquet", "sweep", "test", "track"]
+    extras = ["adapt", "bench", "lora", "medical", "onnx", "parquet", "sweep", "test", "track"]
+    assert fields.get_all("Provides-Extra") == extras
 
 
 def test_the_wheel_works_in_any_folder(wheel: Path, tmp_path: Path) -> None:

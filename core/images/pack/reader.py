@@ -240,4 +240,5 @@ def open_pack(path: str, split: str | None) -> Source:
         splits={name: index[f"split.{k}"] for k, name in enumerate(about["splits"])},
         domains=index.get("domains"),
         domain_names=tuple(about["domain_names"]),
+        groups=index.get("groups"),
     )

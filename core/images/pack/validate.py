@@ -35,6 +35,8 @@ def check_index(tensors: Mapping[str, Tensor], about: Any) -> dict[str, Any]:
         raise WrongField("checksums are not numbers of 32 bits")
     check_records(vector(tensors, "kinds", torch.uint8, count), tensors["shapes"], offsets.diff())
     vector(tensors, "keys", torch.int64, count)
+    if "groups" in tensors:
+        vector(tensors, "groups", torch.int64, count)
     for name in ("names", "stamps"):
         block, ends = vector(tensors, name, torch.uint8), vector(tensors, f"{name}.ends", torch.int64, count + 1)
         if ends[0] != 0 or ends[-1] != len(block) or (ends.diff() < 0).any():

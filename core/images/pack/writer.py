@@ -119,6 +119,8 @@ def plan_of(task: Task, unreadable: list[int] | None = None) -> dict[str, Any]:
     digest = hashlib.sha256()
     for tensor in (keys, images.labels, images.domains, *task.splits.values()):
         digest.update(b"none" if tensor is None else str(len(tensor)).encode() + tensor.numpy().tobytes())
+    if images.groups is not None:
+        digest.update(b"groups" + images.groups.numpy().tobytes())
     for i in range(len(images)):
         digest.update(f"{images.name(i)}\n{images.stamp(i)}\n".encode("utf-8", "surrogateescape"))
     digest.update(json.dumps(about_of(images, task.splits)).encode())
@@ -271,6 +273,8 @@ def index_of(images: Images, splits: Mapping[str, Tensor], packing: Packing, ent
         index["labels"] = images.labels
     if len(images.domain_names) > 1:
         index["domains"] = images.domains
+    if images.groups is not None:
+        index["groups"] = images.groups
     return {name: tensor.contiguous() for name, tensor in index.items()}
 
 

@@ -43,7 +43,8 @@ def array_source(
     every = [labels for _, labels in parts.values() if labels is not None]
     if rows is not None:
         parts = {
-            name: _some(pixels, labels, rows, f"{title}: {name or 'it'}") for name, (pixels, labels) in parts.items()
+            name: rows_of_part(pixels, labels, rows, f"{title}: {name or 'it'}")
+            for name, (pixels, labels) in parts.items()
         }
     arrays = [part for part, _ in parts.values()]
     pixels = arrays[0] if len(arrays) == 1 else torch.cat(arrays)
@@ -67,7 +68,7 @@ def array_source(
     return Source(ArrayStore(pixels, title), labels, classes, splits, notes=about_unread(unread))
 
 
-def _some(pixels: Tensor, labels: Tensor | None, rows: str, where: str) -> tuple[Tensor, Tensor | None]:
+def rows_of_part(pixels: Tensor, labels: Tensor | None, rows: str, where: str) -> tuple[Tensor, Tensor | None]:
     """The rows START:END of a part, in the file's order; both ends may be left out."""
     given = re.fullmatch(r"(\d{0,12}):(\d{0,12})", rows, re.ASCII)
     if given is None:

@@ -216,11 +216,18 @@ class FileStore:
 
 
 def open_folder(
-    path: str, split: str | None, *, under: str = "", labels: str = "folders", bits: int | None = None
+    path: str,
+    split: str | None,
+    *,
+    under: str = "",
+    labels: str = "folders",
+    group: str | None = None,
+    bits: int | None = None,
 ) -> Source:
     """folder:PATH. The folders right below PATH are the classes; those named train, test and the like are splits.
 
-    under: use only this folder inside PATH. labels: folders, or none to ignore class folders. bits: how many bits of 16-bit files are
+    under: use only this folder inside PATH. labels: folders, or none to ignore class folders. group: folder, so that no split tears the
+    pictures of a folder inside a class: a patient, a video. bits: how many bits of 16-bit files are
     used, 8 to 16, for example 12: the greatest value of so many bits becomes the brightest.
     """
     title = f"folder:{path}"
@@ -231,7 +238,7 @@ def open_folder(
         listing.names, labels, title, printable(str(root)), archive=False, empty=listing.empty, beside=listing.notes
     )
     store = FileStore(os.path.join(root, layout.prefix), layout.names, listing.stamps, checked_bits(bits, title))
-    return dataclasses.replace(layout.source(store), folder=str(root))
+    return dataclasses.replace(layout.source(store), folder=str(root), groups=layout.groups(group, title))
 
 
 def check_folder(root: Path, path: str, title: str) -> None:
@@ -252,7 +259,7 @@ def advice_for(file: Path) -> str:
         return "open the folder that holds it"
     if file.suffix.lower() in (".zip", ".7z", ".rar"):
         return "unpack it, and open the folder that comes out"
-    known = {".npz": "npz", ".csv": "csv", ".tsv": "csv", ".tgz": "tar"}
+    known = {".npz": "npz", ".csv": "csv", ".tsv": "csv", ".tgz": "tar", ".parquet": "parquet"}
     kind = "tar" if ".tar" in file.name.lower() else known.get(file.suffix.lower(), "list")
     return f"open it as {kind}:{printable(str(file))}"
 

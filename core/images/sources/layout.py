@@ -10,11 +10,14 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
 from ...errors import UserError
 from ...printable import printable
 from ..decode import EXTENSIONS
+from ..groups import BY_FOLDER, groups_below
 from ..notes import Note
+from ..places import abridged
 from ..store import Source, Store, number_classes
 
 AS_CLASS = "; ?labels=folders would make it a class"
@@ -40,6 +43,17 @@ class Layout(NamedTuple):
     classes: list[str] | None
     shared: int = 0
     notes: tuple[Note, ...] = ()
+
+    def groups(self, group: str | None, title: str) -> Tensor | None:
+        """The groups of ?group=folder: the folders below the classes, if the folders are those, or else below the splits."""
+        if group is None:
+            return None
+        if group != BY_FOLDER:
+            raise UserError(f"{title}: group={abridged(group, 40)} is unknown (known: {BY_FOLDER})")
+        below = split_folders(self.names)[1] if self.splits else self.names
+        if self.classes is not None:
+            below = [name.partition("/")[2] for name in below]
+        return groups_below([name.rpartition("/")[0] for name in below], self.names, title)
 
     def source(self, store: NamedStore) -> Source:
         labels, classes = number_classes(self.classes) if self.classes is not None else (None, None)

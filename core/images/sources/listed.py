@@ -1,6 +1,5 @@
 """`list:` and `csv:`: images listed in a text file."""
 
-import csv
 import dataclasses
 import os
 import stat
@@ -14,13 +13,14 @@ import torch
 from ...errors import UserError
 from ..cache import stamp_of
 from ..decode import is_picture
+from ..groups import numbered_groups
 from ..notes import Note
 from ..places import abridged, file_named, kind_of_place, place_named, reason_of, titled
 from ..several import names_in_cell, number_several
 from ..store import Source, number_classes
 from .files import FileStore, checked_bits
+from .table import SEPARATORS, TextTable, about_columns, check_filled, read_lines, table_of
 
-SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 NAMED = 5
 """How many missing files an error names."""
 
@@ -68,6 +68,7 @@ def open_csv(
     label: str | None = None,
     several: str | None = None,
     domain: str | None = None,
+    group: str | None = None,
     separator: str | None = None,
     encoding: str = "utf-8",
     bits: int | None = None,
@@ -75,32 +76,17 @@ def open_csv(
     """csv:FILE with a header: columns path[,label[,domain]], or the columns that the options name; a .tsv is separated by tabs.
 
     separator: comma, semicolon, tab or pipe, between the columns. several: the same words or space, between the classes of a label, of
-    which an image may have any number. encoding: of the text, such as utf-16 or latin-1. bits: as of `folder:`.
+    which an image may have any number. group: a column that says what belongs together, such as the patient: no split tears it.
+    encoding: of the text, such as utf-16 or latin-1. bits: as of `folder:`.
     """
     title = titled("csv", file)
-    table = file_named(file, title)
-    if separator is not None and separator not in (*SEPARATORS, *SEPARATORS.values()):
-        raise UserError(f"{title}: separator={abridged(separator, 40)} is unknown (known: {', '.join(SEPARATORS)})")
-    between = SEPARATORS.get(separator or "", separator) or ("\t" if table.suffix == ".tsv" else ",")
-    header, body, lines = rows_of(read_lines(table, title, encoding), between, title)
-
-    def column(name: str, needed: bool) -> list[str]:
-        if name not in header:
-            if needed:
-                raise UserError(f"{title}: there is no column {abridged(name, 60)}{no_column(header, name, between)}")
-            return []
-        if header.count(name) > 1:
-            raise UserError(
-                f"{title}: {header.count(name)} columns are called {abridged(name, 60)}; rename those that are not meant, or remove them"
-            )
-        check_lengths(header, body, lines, between, title)
-        return [row[header.index(name)].strip() for row in body]
-
-    paths = column(path, True)
-    within = None if several is None else between_classes(several, between, title)
+    table = table_of(file_named(file, title), title, separator, encoding)
+    paths, lines = table.column(path, True), table.lines
+    within = None if several is None else between_classes(several, table.separator, title)
     option = "label" if label else "several" if several else ""
-    labels = column(label or "label", bool(option))
-    domains = column(domain or "domain", domain is not None)
+    labels = table.column(label or "label", bool(option))
+    domains = table.column(domain or "domain", domain is not None)
+    groups = groups_of_rows(table, group, label or "label")
     sets = [] if within is None else classes_of_cells(labels, within, lines, title)
     check_filled("label", [] if within else labels, lines, title)
     check_filled("domain", domains, lines, title)
@@ -108,16 +94,34 @@ def open_csv(
         column_shown = abridged(label or "label", 60)
         raise UserError(f"{title}: the column {column_shown} is empty; fill it in, or remove ?{option}=")
     labels = [str(names) for names in sets] if within else labels
-    source = source_of_names(title, root, table, paths, labels if any(labels) else [], lines, bits)
+    source = source_of_names(title, root, table.file, paths, labels if any(labels) else [], lines, bits)
     if within:
         numbers, classes = number_several(sets)
         source = dataclasses.replace(source, labels=numbers, classes=classes)
-    unread = [name for name in header if name and name not in (path, label or "label", domain or "domain")]
-    source = dataclasses.replace(source, notes=(*source.notes, *about_columns(unread, source.labels is not None)))
+    read = (path, label or "label", domain or "domain", group)
+    unread = [name for name in table.header if name and name not in read]
+    notes = (*source.notes, *about_columns(unread, source.labels is not None))
+    source = dataclasses.replace(source, notes=notes, groups=numbered_groups(groups) if groups else None)
     if not any(domains):
         return source
     index, names = number_classes(domains)
     return dataclasses.replace(source, domains=index, domain_names=names)
+
+
+def groups_of_rows(table: TextTable, group: str | None, label: str) -> list[str]:
+    """The group of each row; none without the option. Raises UserError for an empty one, or if it is the label."""
+    if group is None:
+        return []
+    if group == label:
+        raise UserError(
+            f"{table.title}: group={abridged(group, 60)} is the column of the labels, which must not shape a split; name the column "
+            "that says what belongs together, such as the patient"
+        )
+    groups = table.column(group, True)
+    if not any(groups):
+        raise UserError(f"{table.title}: the column {abridged(group, 60)} is empty; fill it in, or remove ?group=")
+    check_filled("group", groups, table.lines, table.title)
+    return groups
 
 
 def between_classes(several: str, between: str, title: str) -> str:
@@ -135,92 +139,11 @@ def between_classes(several: str, between: str, title: str) -> str:
     return within
 
 
-def check_filled(kind: str, values: Sequence[str], lines: Sequence[int], title: str) -> None:
-    """Raises UserError if some rows have a value and others none. kind: label or domain."""
-    if "" in values and any(values):
-        line = lines[values.index("")]
-        hint = "; if a picture may have none or several, add ?several=semicolon" if kind == "label" else ""
-        raise UserError(f"{title}: line {line} has no {kind}, others have; fill it in or leave the column out{hint}")
-
-
 def classes_of_cells(cells: Sequence[str], within: str, lines: Sequence[int], title: str) -> list[list[str]]:
     """The classes that each cell holds, sorted. Raises UserError for a cell that cannot be, naming its line."""
     return [
         sorted(names_in_cell(cell, within, f"{title}: line {line}")) for cell, line in zip(cells, lines, strict=True)
     ]
-
-
-def about_columns(unread: Sequence[str], labelled: bool) -> list[Note]:
-    """The columns that are not read. A training says so if there are no labels: one of them may hold the classes."""
-    if not unread:
-        return []
-    remedy = "" if labelled else "; ?label=COLUMN would read the classes from one"
-    shown = ", ".join(unread[:5]) + (", ..." if len(unread) > 5 else "")
-    return [Note(len(unread), f"columns that are not read{remedy}", shown, "list" if labelled else "say")]
-
-
-def check_lengths(
-    header: Sequence[str], body: Sequence[Sequence[str]], lines: Sequence[int], separator: str, title: str
-) -> None:
-    """Raises UserError for a row of more or fewer columns than the header."""
-    for number, row in zip(lines, body, strict=True):
-        if len(row) != len(header):
-            raise UserError(
-                f"{title}: line {number} has {len(row)} columns and the header {len(header)}; quote a {separator!r} that is in a field"
-            )
-
-
-def rows_of(text: Sequence[str], separator: str, title: str) -> tuple[list[str], list[list[str]], list[int]]:
-    """(header, rows, the line on which each row begins) of a table; empty lines are skipped. Rows may be longer or shorter."""
-    # with the ends of lines, which a quoted field keeps
-    reader = csv.reader((f"{line}\n" for line in text), delimiter=separator, strict=True)
-    rows: list[list[str]] = []
-    lines: list[int] = []
-    begin = 1
-    try:
-        for row in reader:
-            if row:
-                rows.append(row)
-                lines.append(begin)
-            begin = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"{title}: line {begin} is not readable as a table ({error}); correct it") from None
-    header = [name.strip() for name in rows[0]] if rows else []
-    return header, rows[1:], lines[1:]
-
-
-def no_column(header: Sequence[str], name: str, separator: str) -> str:
-    """What to do if there is no column of this name."""
-    for word, other in SEPARATORS.items():
-        if other != separator and name in (part.strip() for part in separator.join(header).split(other)):
-            return f" between {separator!r}, but there is one between {other!r}: add ?separator={word}"
-    if any(is_picture(cell) for cell in header):
-        return (
-            f" in its first line ({abridged(separator.join(header), 60)}), which names a picture, so the table has no header; "
-            f"add a first line such as {separator.join((name, 'label')[: len(header)])}"
-        )
-    return f" (there are: {abridged(', '.join(header)) or 'none'}); name it in the URI: ?path=COLUMN, ?label=COLUMN"
-
-
-def read_lines(file: Path, title: str, encoding: str) -> list[str]:
-    """The lines of a text. Raises UserError if it has another encoding, naming the option that reads it."""
-    content = b""
-    try:
-        content = file.read_bytes()
-        # with the mark that some editors put in front
-        text = content.decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)
-    except OSError as error:
-        raise UserError(f"{title}: cannot be read ({reason_of(error)}); check its permissions") from None
-    except UnicodeDecodeError as error:
-        guess = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin-1"
-        advice = f"save it as UTF-8, or add ?encoding={guess}" if encoding != guess else "save it as UTF-8"
-        raise UserError(f"{title}: not a text in {encoding.upper()} (byte {error.start}); {advice}") from None
-    except (LookupError, ValueError, AssertionError):
-        raise UserError(
-            f"{title}: encoding={abridged(encoding, 40)} is unknown; expected for example utf-8, utf-16 or latin-1"
-        ) from None
-    # not splitlines: a file name may contain a form feed or another character that Unicode counts as a line break
-    return [line.removesuffix("\r") for line in text.split("\n")]
 
 
 def source_of_names(

@@ -3,20 +3,34 @@
 The sizes that an archive announces are compared with each other and with the limits before anything is unpacked.
 """
 
+import dataclasses
 import math
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ...errors import UserError
 from ..foreign import parsing
+from ..groups import numbered_groups
 from ..limits import RATIO, UnpackLimits, limits_of
 from ..pixels import full_range
 from ..places import abridged, file_named, titled
 from ..store import Source
-from .arrays import ARRAY_BYTES, IMAGE_WORDS, LABEL_WORDS, LAYOUTS, SPLITS, array_source, as_labels, as_nchw
+from .arrays import (
+    ARRAY_BYTES,
+    IMAGE_WORDS,
+    LABEL_WORDS,
+    LAYOUTS,
+    SPLITS,
+    array_source,
+    as_labels,
+    as_nchw,
+    rows_of_part,
+)
 from .files import checked_bits
 
 MADE_BY = "expected arrays of numbers saved by numpy.savez"
@@ -34,6 +48,7 @@ def open_npz(
     layout: str = "auto",
     bits: int | None = None,
     rows: str | None = None,
+    group: str | None = None,
     max_size: str = ARRAY_BYTES,
     max_ratio: int = RATIO,
 ) -> Source:
@@ -41,7 +56,8 @@ def open_npz(
 
     images, labels: the names of the arrays, if they have other names. layout: NHW, NHWC or NCHW; auto infers it from the shape.
     Pixels are uint8 or uint16. bits: how many bits of uint16 are used, as of `folder:`. rows: START:END of each array's pictures in the
-    array's order. max_size, max_ratio: how large the arrays may be, in bytes and in times the file's size.
+    array's order. group: the array that says what belongs together, such as patient, or train_patient and test_patient: no split tears
+    it. max_size, max_ratio: how large the arrays may be, in bytes and in times the file's size.
     """
     title = titled("npz", path)
     file, limits = file_named(path, title), limits_of(max_size, max_ratio, title)
@@ -59,7 +75,9 @@ def open_npz(
     with archive:
         members = members_by_key(archive.infolist(), title)
         chosen = npz_keys(members, images, labels, title)
+        grouped = group_keys(members, chosen, group, title)
         wanted = {key: members[key] for pair in chosen.values() for key in pair if key}
+        wanted |= {key: members[key] for key in grouped.values()}
         check_sizes(wanted, file, limits, title)
         arrays = {key: read_array(archive, member, f"{title}: {key}") for key, member in wanted.items()}
     parts = {}
@@ -69,7 +87,53 @@ def open_npz(
         parts[name] = pixels, as_labels(arrays[label_key], f"{title}: {label_key}") if label_key else None
     unread = [key for key in members if key not in wanted]
     advice = "?images=KEY&labels=KEY would read one array of pictures with its labels"
-    return array_source(title, parts, advice, unread, rows)
+    groups = [
+        groups_of_part(arrays[key], parts[name][0], rows, f"{title}: {abridged(key)}") for name, key in grouped.items()
+    ]
+    source = array_source(title, parts, advice, unread, rows)
+    return dataclasses.replace(source, groups=torch.cat(groups)) if groups else source
+
+
+def group_keys(
+    keys: Iterable[str], parts: Mapping[str, tuple[str, str | None]], group: str | None, title: str
+) -> dict[str, str]:
+    """Split name to the name of its array of groups; none without the option. Raises UserError if there is none, or if it is the labels."""
+    listed = list(keys)
+    found: dict[str, str] = {}
+    for name, (_, label_key) in parts.items() if group is not None else ():
+        own = [key for key in listed if key == group or (name and group == without_split(key, name))]
+        if len(own) != 1 or own[0] == label_key:
+            wrong = "is the array of the labels" if own and own[0] == label_key else "names no single array"
+            of = f" of {abridged(name, 60)}" if name else ""
+            raise UserError(
+                f"{title}: group={abridged(group or '', 60)} {wrong}{of} (it has: {listed_keys(listed)}); name the array that says what "
+                "belongs together, such as the patient"
+            )
+        found[name] = own[0]
+    return found
+
+
+def without_split(key: str, name: str) -> str | None:
+    """The name of an array without the word of its split: patient for train_patient; None if it is of another split."""
+    words = key.split("_")
+    splits = [word for word in words if SPLITS.get(word.lower()) == name]
+    return "_".join(word for word in words if word not in splits) if splits else None
+
+
+def groups_of_part(array: np.ndarray, pixels: Tensor, rows: str | None, where: str) -> Tensor:
+    """int64 [N]: the groups of a part, from whole numbers or texts [N]. Raises UserError for other arrays."""
+    if array.ndim != 1 or array.dtype.kind not in "iuUS":
+        raise UserError(
+            f"{where} holds {array.dtype} {list(array.shape)}; expected one whole number or text for each picture, [N]"
+        )
+    if len(array) != len(pixels):
+        raise UserError(f"{where} has {len(array)} groups for {len(pixels)} pictures; they must be equally many")
+    groups = numbered_groups([str(name) for name in array.tolist()])
+    if rows is None:
+        return groups
+    _, kept = rows_of_part(pixels, groups, rows, where)
+    assert kept is not None
+    return kept
 
 
 def members_by_key(members: Iterable[zipfile.ZipInfo], title: str) -> dict[str, zipfile.ZipInfo]:

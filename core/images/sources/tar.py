@@ -93,6 +93,7 @@ def open_tar(
     label: str | None = None,
     max_size: str = "200GB",
     max_ratio: int = RATIO,
+    group: str | None = None,
     bits: int | None = None,
 ) -> Source:
     """tar:PATH (.tar, .tar.gz, .tar.bz2, .tar.xz), or tar:PATTERN for several archives that form one set.
@@ -102,7 +103,7 @@ def open_tar(
     precedence over class folders. key: first-dot or last-dot, where a member's name is cut; members with equal first parts are one
     sample. image: the endings of the pictures that are used, such as png or jpg,png; all by default. label: the ending of the files
     whose texts are the labels, or json:KEY. max_size, max_ratio: how large a compressed archive may become, in bytes and in times its
-    size. bits: as of `folder:`.
+    size. group, bits: as of `folder:`.
     """
     title, archives = titled("tar", path), archives_of(path, titled("tar", path))
     titles = [title] if len(archives) == 1 else [titled("tar", str(archive)) for archive in archives]
@@ -128,6 +129,7 @@ def open_tar(
     rule_of_folders = (labels or "folders") if classes is None else "none"
     wrapped = labels != "folders" or any(one.name.count("/") > 1 for one in members)
     layout = arrange(names, rule_of_folders, title, place, archive=wrapped, empty=empty, beside=notes)
+    groups = layout.groups(group, title)
     layout = layout if classes is None else layout._replace(classes=classes)
     shard = np.array([member.shard for member in members], dtype=np.int64)
     sizes = np.array([member.size for member in members], dtype=np.int64)
@@ -138,5 +140,5 @@ def open_tar(
     source = layout.source(
         TarStore(root, copies, shown, layout.names, shard, offsets, stamps, checked_bits(bits, title))
     )
-    source = dataclasses.replace(source, notes=merged([source.notes]))
+    source = dataclasses.replace(source, notes=merged([source.notes]), groups=groups)
     return source if len(archives) == 1 or inside else dataclasses.replace(source, domain_names=(pattern_name(path),))

@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -43,13 +43,13 @@ class Listing(NamedTuple):
     notes: list[Note]
 
 
-def listing_of(root: str) -> Listing:
+def listing_of(root: str, takes: Callable[[str], bool] = is_picture) -> Listing:
     """All pictures below `root`, at any depth. Links are followed, but each folder is read once, so loops end.
 
-    Folders of runs, the cache, hidden files and what is no regular file are passed over. Raises UserError if a folder cannot be read,
-    or if a picture is a link that leads nowhere.
+    takes: whether a file of this name is a picture. Folders of runs, the cache, hidden files and what is no regular file are passed over.
+    Raises UserError if a folder cannot be read, or if a picture is a link that leads nowhere.
     """
-    walk = Walk(root)
+    walk = Walk(root, takes)
     walk.run()
     walk.found.sort()
     names = [name for name, _ in walk.found]
@@ -69,8 +69,8 @@ def parents(name: str) -> list[str]:
 class Walk:
     """One walk through a folder. found: pictures and stamps. folders: the read ones, at most three deep. passed: those that were not."""
 
-    def __init__(self, root: str) -> None:
-        self.root = root
+    def __init__(self, root: str, takes: Callable[[str], bool] = is_picture) -> None:
+        self.root, self.takes = root, takes
         self.found: list[tuple[str, tuple[int, int, int]]] = []
         self.folders: list[str] = []
         self.passed: list[str] = []
@@ -143,7 +143,7 @@ class Walk:
             return True
         elif name == OLD_SHEET:
             count(self._counts, SHEETS, inner + name)
-        elif is_picture(name):
+        elif self.takes(name):
             self._take(inner + name, entry)
         elif entry.is_symlink() and not os.path.exists(entry.path):
             count(self._counts, "links that lead nowhere", inner + name)

@@ -41,9 +41,23 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-SCHEMES = ("folder", "tar", "pack", "idx", "npz", "torchvision", "list", "csv", "sklearn")
+SCHEMES = (
+    "folder",
+    "tar",
+    "pack",
+    "idx",
+    "npz",
+    "torchvision",
+    "list",
+    "csv",
+    "parquet",
+    "hf",
+    "dicom",
+    "nifti",
+    "sklearn",
+)
 OPTIONS = ("under", "labels", "label", "key", "image", "path", "root", "domain", "separator", "encoding", "layout", "images",
-           "max_size", "max_ratio", "download", "x")  # fmt: skip
+           "max_size", "max_ratio", "download", "group", "window", "frames", "axis", "x")  # fmt: skip
 PIECES = ("", "/", ".", "..", "~", "~x", "*", "[", "{", "}", "{0..9}", "{a,b}", "%23", "%", "#", "?", "&", "=", ":", "\0", "\n", "\ud800",
           "\udcff", "é", "x" * 300, "set", "0.png", "/proc/self/mem", "/dev/null", "digits", "MNIST", "train")  # fmt: skip
 PATHS = st.just("set") | st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=4).map("".join)

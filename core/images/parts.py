@@ -1,0 +1,61 @@
+"""Parts of a set by content: the fragments of a URI, and what is held out. Neither tears a group."""
+
+from torch import Tensor
+
+from ..errors import UserError
+from ..printable import printable
+from .images import Images
+from .priors import of_drawn_priors
+from .split import GENERIC, Fragment, TornGroup, cut
+from .uri import Uri
+
+
+def apply_fragment(uri: Uri, images: Images, fragment: Fragment) -> Images:
+    """Apply a fragment of the URI; `train` and `test` mean the first 80 % and the last 20 % here."""
+    if fragment.name not in (None, "all", *GENERIC):
+        raise UserError(f"{uri.text}: it has no split {fragment.name} (it has: train, test, all)")
+    if fragment.stratify and images.labels is None:
+        raise UserError(f"{uri.text}: stratify needs labels, and these pictures have none; remove it")
+    cuts = [GENERIC[fragment.name]] if fragment.name in GENERIC else []
+    cuts += [(fragment.low, fragment.high)] if fragment.sliced else []
+    for low, high in cuts:
+        labels = images.labels if fragment.stratify else None
+        images = part_of(images, low, high, fragment.seed, labels, uri.text)
+        if not len(images):
+            raise UserError(f"{uri.text}: no picture is left after #{low or ''}:{high or ''}; widen the slice")
+    return of_drawn_priors(images, fragment, uri.text)
+
+
+def part_of(images: Images, low: str | None, high: str | None, seed: int, labels: Tensor | None, title: str) -> Images:
+    """The images between the bounds in the hash order of the seed, whole groups. Raises UserError if a group is larger than the part."""
+    keys, units = images.keys(), images.units()
+    try:
+        return images.select(cut(keys, low, high, seed, labels, units))
+    except TornGroup as torn:
+        mine = units == torn.unit
+        example = printable(images.name(int(mine.nonzero()[0, 0])))
+        joined = 1 if images.groups is None else len(images.groups[mine].unique())
+        what = f"a group of {torn.size:,} (that of {example})"
+        if joined > 1:
+            what = f"{joined:,} groups that copies of pictures join, {torn.size:,} in all (with {example})"
+        # the frames of a file are a group without the option
+        remedy = ", or leave ?group= out" if "group=" in title else ", or add pictures of other groups"
+        raise UserError(
+            f"{title}: a part of {torn.wanted:,} pictures would tear {what}, which is larger than the part; choose a larger part, "
+            f"another seed{', remove the copies' if joined > 1 else ''}{remedy}"
+        ) from None
+
+
+def holdout(images: Images, *, fraction: float = 0.2, seed: int, stratify: bool) -> tuple[Images, Images]:
+    """(kept, held out): the last `fraction` of the unique images in the hash order of `seed` is held out; groups stay whole."""
+    if not 0 < fraction < 1:
+        raise UserError(f"a held-out fraction of {fraction} is given; expected a number between 0 and 1")
+    if stratify and images.labels is None:
+        raise UserError(f"{images.uri}: a stratified hold-out needs labels, and these pictures have none")
+    labels, bound = images.labels if stratify else None, f"{100 * (1 - fraction):.6f}%"
+    what = f"{images.uri}, held out"
+    held = part_of(images, bound, None, seed, labels, what)
+    kept = part_of(images, None, bound, seed, labels, what)
+    if not len(kept) or not len(held):
+        raise UserError(f"{images.uri}: {len(images)} pictures are too few to hold {fraction:.0%} of them out")
+    return kept, held

@@ -1,0 +1,218 @@
+"""Tables of Arrow (Parquet, Hugging Face): which column holds the pictures, and what the others say of them.
+
+A column of pictures is binary, or a struct with a field `bytes` and perhaps `path`, as Hugging Face writes images. Whole numbers
+of a column that Hugging Face declares as ClassLabel become the names of the classes, and -1 there is no label.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ...errors import UserError
+from ..foreign import parsing
+from ..groups import numbered_groups
+from ..places import abridged
+from ..several import number_several
+from ..store import number_classes
+
+ROWS_MADE_BY = "check how it was made, or fetch it again"
+IMAGE, LABEL, DOMAIN = "image", "label", "domain"
+"""The columns that are read unless the URI names others."""
+
+
+def arrow(title: str) -> Any:
+    """The package pyarrow. Raises UserError without it."""
+    try:
+        import pyarrow
+        import pyarrow.ipc
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(
+            f"{title}: pyarrow reads it, which is not installed; `pip install 'rootstock[parquet]'` or `pip install pyarrow`"
+        ) from None
+    return pyarrow
+
+
+class Asked(NamedTuple):
+    """The columns that a URI names; None for those that are found by their usual names."""
+
+    image: str | None = None
+    label: str | None = None
+    labels: bool = True
+    domain: str | None = None
+    group: str | None = None
+
+
+class RowColumns(NamedTuple):
+    """The columns of a file that are read. image: that of the pictures; nested: whether it is a struct; with_path: and has a path."""
+
+    image: str
+    nested: bool
+    with_path: bool
+    label: str | None
+    domain: str | None
+    group: str | None
+
+    @property
+    def content(self) -> str:
+        """The name of the leaf that holds the bytes of the pictures."""
+        return f"{self.image}.bytes" if self.nested else self.image
+
+    def about(self) -> list[str]:
+        """The columns and leaves beside the pictures."""
+        path = [f"{self.image}.path"] if self.with_path else []
+        return [*path, *dict.fromkeys(name for name in (self.label, self.domain, self.group) if name is not None)]
+
+
+def columns_of(schema: Any, asked: Asked, title: str) -> RowColumns:
+    """The columns that a file of this schema has and a URI asks for. Raises UserError for one that is missing or of another kind."""
+    with parsing(title, ROWS_MADE_BY):  # names may be no text
+        names = list(schema.names)
+        pictures = [
+            name for name in dict.fromkeys(names) if names.count(name) == 1 and holds_bytes(schema.field(name).type)
+        ]
+    if repeated := [name for k, name in enumerate(names) if name in names[:k]]:
+        raise UserError(f"{title}: two columns are called {abridged(repeated[0], 60)}; rename one")
+    for option in ("image", "label", "domain", "group"):
+        name = getattr(asked, option)
+        if name is not None and name not in names:
+            raise UserError(
+                f"{title}: there is no column {abridged(name, 60)} (there are: {abridged(', '.join(names))}); correct ?{option}="
+            )
+    image = asked.image or (IMAGE if IMAGE in pictures else pictures[0] if len(pictures) == 1 else None)
+    if image is None or image not in pictures:
+        found = f"there are: {abridged(', '.join(pictures))}" if pictures else "there is none"
+        wrong = (
+            f"the column {abridged(image, 60)} holds no bytes of pictures" if image else "which column holds pictures?"
+        )
+        raise UserError(
+            f"{title}: {wrong} ({found}); name a column of bytes, or of structs with bytes, by ?image=COLUMN"
+        )
+    with parsing(title, ROWS_MADE_BY):
+        kind = schema.field(image).type
+        inner = [kind.field(i).name for i in range(kind.num_fields)] if is_struct(kind) else []
+    label = asked.label or (LABEL if LABEL in names else None)
+    if asked.group is not None and asked.group == label:
+        raise UserError(
+            f"{title}: group={abridged(asked.group, 60)} is the column of the labels, which must not shape a split; name the column "
+            "that says what belongs together, such as the patient"
+        )
+    domain = asked.domain or (DOMAIN if DOMAIN in names else None)
+    return RowColumns(image, bool(inner), "path" in inner, label if asked.labels else None, domain, asked.group)
+
+
+def is_struct(kind: Any) -> bool:
+    return str(kind).startswith("struct<")
+
+
+def holds_bytes(kind: Any) -> bool:
+    """Whether a column of this type can hold pictures."""
+    if is_struct(kind):
+        return any(kind.field(i).name == "bytes" and holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
+    return str(kind) in ("binary", "large_binary", "binary_view")
+
+
+def class_names(schema: Any, column: str) -> list[str] | None:
+    """The names of the classes that Hugging Face declares for a column; None without."""
+    try:
+        kind = json.loads(schema.metadata[b"huggingface"])["info"]["features"][column]
+        names = kind.get("names", kind.get("feature", {}).get("names"))
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        return None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
+class Said(NamedTuple):
+    """What the columns of all files say of each picture; no texts of a column that is not read."""
+
+    paths: list[str]
+    labels: list[Any]
+    domains: list[Any]
+    groups: list[Any]
+
+
+def said_by(tables: Sequence[Any], schemas: Sequence[Any], columns: RowColumns, titles: Sequence[str]) -> Said:
+    """The texts in the columns of several files, one after the other."""
+    said = Said([], [], [], [])
+    for table, schema, title in zip(tables, schemas, titles, strict=True):
+        with parsing(title, ROWS_MADE_BY):
+            table.validate(full=True)
+        if columns.with_path:
+            with parsing(title, ROWS_MADE_BY):
+                for chunk in table.column(columns.image).chunks:
+                    said.paths.extend(path or "" for path in struct_field(chunk, "path").to_pylist())
+        for name, room in (
+            (columns.label, said.labels), (columns.domain, said.domains), (columns.group, said.groups),
+        ):  # fmt: skip
+            if name is not None:
+                room.extend(texts(table.column(name), class_names(schema, name), name, title))
+    return said
+
+
+def struct_field(structs: Any, name: str) -> Any:
+    """A field of an array of structs; null where the struct is."""
+    kind = structs.type
+    return structs.flatten()[[kind.field(i).name for i in range(kind.num_fields)].index(name)]
+
+
+def texts(column: Any, names: list[str] | None, name: str, title: str) -> Iterator[Any]:
+    """The cells of a column as texts, or lists of texts; None where there is nothing. Raises UserError for other kinds of values."""
+    with parsing(title, ROWS_MADE_BY):
+        values = column.to_pylist()
+    for row, value in enumerate(values):
+        cell = [text_of(one, names) for one in value] if isinstance(value, list) else text_of(value, names)
+        if cell is NotImplemented or (isinstance(cell, list) and (NotImplemented in cell or None in cell)):
+            raise UserError(
+                f"{title}: row {row} has {abridged(repr(value), 40)} in the column {abridged(name, 60)}, which is no text, no whole number "
+                "and no class; name another column, or correct it"
+            )
+        yield cell
+
+
+def text_of(value: Any, names: list[str] | None) -> Any:
+    """A cell as a text; None if it is empty; NotImplemented if it is no text and no whole number, or the number of no class."""
+    if value is None or isinstance(value, str):
+        return value.strip() or None if value else None
+    if isinstance(value, bool) or not isinstance(value, int):
+        return NotImplemented
+    if names is None:
+        return str(value)
+    if value == -1:
+        return None
+    return names[value] if 0 <= value < len(names) else NotImplemented
+
+
+def labels_of(cells: Sequence[Any], name: str | None, title: str) -> tuple[Tensor | None, tuple[str, ...] | None]:
+    """(labels, classes) of the cells of the label column: None where none has one. Raises UserError if only some have one."""
+    if name is None or all(cell is None for cell in cells):
+        return None, None
+    if any(isinstance(cell, list) for cell in cells):
+        sets = [sorted(set(cell)) if cell else [] for cell in cells]
+        return number_several(sets)
+    return number_classes(filled(cells, "label", title, "; add ?labels=none to use all pictures without labels"))
+
+
+def groups_of_cells(cells: Sequence[Any], name: str | None, title: str) -> Tensor | None:
+    return None if name is None else numbered_groups(filled(cells, "group", title, ""))
+
+
+def domains_of_cells(cells: Sequence[Any], name: str | None, title: str) -> tuple[Tensor | None, tuple[str, ...]]:
+    """(domains, names): none where no cell says one."""
+    if name is None or all(cell is None for cell in cells):
+        return None, ()
+    return number_classes(filled(cells, "domain", title, ""))
+
+
+def filled(cells: Sequence[Any], kind: str, title: str, remedy: str) -> list[str]:
+    """The cells, which are all texts. Raises UserError otherwise."""
+    for row, cell in enumerate(cells):
+        if not isinstance(cell, str):
+            has = "several" if isinstance(cell, list) else "no"
+            raise UserError(
+                f"{title}: row {row} has {has} {kind}, others have one; fill it in, or name another column{remedy}"
+            )
+    return list(cells)
