@@ -158,6 +158,7 @@ def launch_command(
     return 0
 
 
+verb(tools.try_command)
 verb(tools.data_command)
 verb(tools.import_command)
 verb(commands.predict_command)

@@ -55,6 +55,24 @@ def data_command(
     return pack_set(uri, pack, Packing(**given), skip_damaged)
 
 
+def try_command(
+    uri: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="URI",
+            help="Folders or URIs: pictures without labels (if you have them), labelled ones, pictures of another domain.",
+        ),
+    ],
+    minutes: Annotated[float, typer.Option(metavar="N", help="How long it may take.")] = 10.0,
+    to: Annotated[str, typer.Option(metavar="DIR", help="The folder of its runs and its page.")] = "runs/try",
+) -> int:
+    """Pretrain, measure and adapt on your own pictures, in some minutes."""
+    from .trial.run import try_pictures
+
+    try_pictures(uri, minutes, to)
+    return 0
+
+
 def import_command(
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="A .pth, .pth.tar, .pt, .ckpt, .bin or .safetensors file.")

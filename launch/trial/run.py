@@ -1,0 +1,135 @@
+"""`rootstock try`: the whole story on one's own pictures, within a budget of minutes.
+
+The plan is written to DIR/try.yaml before anything is trained, a pipeline that `rootstock run` takes; the same command goes on with it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from rich.markup import escape
+
+from ...core.documents import read_mapping
+from ...core.errors import UserError
+from ...core.files import write_text
+from ...core.manifest import write_record
+from ...core.run.folder import make_folder, run_folder
+from ...core.run.rows import METRICS, read_rows
+from ..dry import build_untrained
+from ..pipeline.run import run_pipeline
+from ..verbs import execute, resolve
+from .pictures import Roles, read_roles
+from .plan import ADAPTATION, PRETRAINING, Costs, Plan, plan_story, plan_words
+
+FILE, ASKED = "try.yaml", "try.json"
+MEASURED, WARM = 12, 4  # steps of which the last are timed
+FEWEST_MINUTES = 1.0
+
+
+def try_pictures(uris: Sequence[str], minutes: float, to: str) -> dict[str, Any]:
+    """Plan, say it in four lines, and run it; returns the pipeline's result.json. Raises UserError."""
+    if not minutes >= FEWEST_MINUTES:
+        raise UserError(f"--minutes: expected {FEWEST_MINUTES:g} or more, got {minutes:g}")
+    folder, console = run_folder(to), Console(stderr=True, highlight=False)
+    began = time.monotonic()
+    roles = read_roles(uris)
+    asked = {
+        "uris": [one.uri for one in roles.all],
+        "minutes": minutes,
+        "data": [one.images.split_hash() for one in roles.all],
+    }
+    if (known := _known(folder, asked)) is not None:
+        console.print(f"goes on with {escape(str(known))}", soft_wrap=True)
+    else:
+        console.print(f"some steps are timed: {escape(roles.all[0].words())}", soft_wrap=True)
+        plan = plan_story(roles, minutes, str(folder), resolve, measured, _probe_seconds(roles))
+        lines = plan_words(plan, roles, minutes, machine())
+        known = _write(folder, plan, asked, lines)
+        for line in lines:
+            console.print(escape(line), soft_wrap=True)
+    result = run_pipeline(known, [], execute, resolve, build=build_untrained)
+    for line in verdict(result):
+        console.print(escape(line), soft_wrap=True)
+    console.print(
+        f"{(time.monotonic() - began) / 60:.1f} min; again, or changed: rootstock run {escape(str(known))}",
+        soft_wrap=True,
+    )
+    return result
+
+
+def measured(verb: str, config: Mapping[str, Any]) -> Costs:
+    """What a run of this config costs here, by one of twelve steps that leaves nothing."""
+    with tempfile.TemporaryDirectory(prefix="rootstock-try-") as folder:
+        quick = {
+            **config,
+            "optim": {**config["optim"], "duration": MEASURED},
+            "run": {**config["run"], "dir": str(Path(folder) / "run"), "log_every": 1},
+        }
+        began = time.perf_counter()
+        execute(verb, quick, quiet=True)
+        whole = time.perf_counter() - began
+        rows = read_rows(Path(folder) / "run" / METRICS, lambda _: None)
+    images = config["optim"]["batch_size"] * (2 if verb == "adapt" else 1)
+    steps = [images / row["images_per_s"] for row in rows if "images_per_s" in row]
+    step = median(steps[WARM:])
+    return Costs(step, max(0.0, whole - sum(steps)))
+
+
+def machine() -> str:
+    """The accelerator, or how many cores there are."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} CPU cores, no accelerator"
+
+
+def verdict(result: Mapping[str, Any]) -> list[str]:
+    """The primary contrasts in sentences."""
+    lines = []
+    for one in result.get("contrasts", {}).get("primary", ()):
+        low, high = one["low"], one["high"]
+        if low is None or high is None:
+            lines.append(f"{one['label']}: {100 * one['mean']:+.1f} points; the test set is too small for an interval")
+            continue
+        told = "helped" if low > 0 else "did harm" if high < 0 else "made no difference that this test set can show"
+        lines.append(f"{one['label']}: {told} ({100 * one['mean']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}])")
+    return lines
+
+
+def _probe_seconds(roles: Roles) -> float:
+    """A guess: a few seconds, and one more for a hundred pictures."""
+    return 4.0 if roles.labelled is None else 4.0 + len(roles.labelled.images) / 100
+
+
+def _known(folder: Path, asked: Mapping[str, Any]) -> Path | None:
+    """The plan of an earlier command, if there is one. Raises UserError if it was asked for something else."""
+    if not (folder / ASKED).exists():
+        return None
+    before = read_mapping(folder / ASKED)
+    if changed := [key for key in asked if before.get(key) != asked[key]]:
+        raise UserError(f"--to: {folder} has a try with other {' and '.join(changed)}; choose another folder")
+    return folder / FILE
+
+
+def _write(folder: Path, plan: Plan, asked: Mapping[str, Any], lines: Sequence[str]) -> Path:
+    make_folder(folder)
+    head = [
+        "Made by `rootstock try` from the pictures and this machine; a pipeline like any other, with the recipes",
+        f"{PRETRAINING}, probe/small.yaml and {ADAPTATION}.",
+        *lines,
+        f"Command   rootstock run {folder / FILE}",
+    ]
+    text = "".join(f"# {line}\n" for line in head) + yaml.safe_dump(
+        plan.pipeline, sort_keys=False, allow_unicode=True, width=120
+    )
+    write_text(folder / FILE, text)
+    write_record(folder / ASKED, dict(asked))
+    return folder / FILE

@@ -1,0 +1,156 @@
+"""`rootstock try`: roles of sets, a plan that keeps its budget whatever a step costs, and the whole story on drawn pictures."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image, ImageDraw
+
+from rootstock.core.errors import UserError
+from rootstock.launch.settle import SIDES
+from rootstock.launch.trial import run as trial
+from rootstock.launch.trial.pictures import read_roles
+from rootstock.launch.trial.plan import FEWEST_EPOCHS, FEWEST_STEPS, MOST_EPOCHS, Costs, plan_story, plan_words
+from rootstock.launch.verbs import resolve
+
+COUNT = 66
+
+
+def draw(folder: Path, count: int, side: int, background: str, *, classes: bool, seed: int) -> str:
+    """Discs and crosses, in class folders or side by side."""
+    random = np.random.default_rng(seed)
+    for i in range(count):
+        picture = Image.new("RGB", (side + 4, side), background)
+        pen, colour = ImageDraw.Draw(picture), tuple(int(c) for c in random.integers(0, 256, 3))
+        x, y, r = side // 2 + int(random.integers(-3, 4)), side // 2, int(side * random.uniform(0.2, 0.4))
+        if i % 2:
+            pen.ellipse((x - r, y - r, x + r, y + r), fill=colour)
+        else:
+            pen.line((x - r, y - r, x + r, y + r), fill=colour, width=4)
+            pen.line((x - r, y + r, x + r, y - r), fill=colour, width=4)
+        place = folder / ("disc" if i % 2 else "cross") if classes else folder
+        place.mkdir(parents=True, exist_ok=True)
+        picture.save(place / f"{i:03}.png")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("pictures")
+    return {
+        "u": draw(root / "u", COUNT, 30, "grey", classes=False, seed=0),
+        "l": draw(root / "l", COUNT, 30, "white", classes=True, seed=1),
+        "t": draw(root / "t", COUNT, 30, "black", classes=True, seed=2),
+        "big": draw(root / "big", COUNT, 130, "white", classes=True, seed=3),
+        "few": draw(root / "few", 20, 30, "white", classes=True, seed=4),
+    }
+
+
+def test_roles_are_by_order_and_labels(folders: dict[str, str]) -> None:
+    def roles(*names: str) -> list[str | None]:
+        return [
+            one and Path(one.uri.removeprefix("folder:")).name for one in read_roles([folders[name] for name in names])
+        ]
+
+    assert roles("u") == ["u", None, None]
+    assert roles("l") == [None, "l", None]
+    assert roles("u", "l") == ["u", "l", None]
+    assert roles("l", "t") == [None, "l", "t"]
+    assert roles("l", "u") == [None, "l", "u"]
+    assert roles("u", "l", "t") == ["u", "l", "t"]
+    for names, sentence in (
+        (("u", "u"), "has no labels, and nor has the set before it"),
+        (("l", "t", "t"), "is a third"),
+        (("u", "l", "t", "t"), "takes 1 to 3 sets, got 4"),
+        (("few",), "20 labelled pictures are too few"),
+        (("l", "few"), "20 pictures of another domain are too few"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            read_roles([folders[name] for name in names])
+    with pytest.raises(UserError, match="no_such"):
+        read_roles(["folder:no_such"])
+
+
+@pytest.mark.parametrize("names", [("u",), ("l", "t"), ("u", "l", "t")])
+@pytest.mark.parametrize(("step", "minutes"), [(0.001, 2), (0.05, 10), (0.5, 2), (0.5, 60)])
+def test_the_plan_keeps_the_budget(
+    names: tuple[str, ...], step: float, minutes: float, folders: dict[str, str]
+) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def measure(verb: str, config: Mapping[str, Any]) -> Costs:
+        asked.append((verb, config["data"]["size"]))
+        return Costs(step * (config["data"]["size"] / 32) ** 2, 2.0)
+
+    roles = read_roles([folders[name] for name in names])
+    plan = plan_story(roles, minutes, "out", resolve, measure, probe=3.0)
+    assert plan.seconds <= 60 * minutes * 0.9
+    count, trained = COUNT * len(names), plan.steps["pretrain"]
+    assert FEWEST_STEPS <= trained <= MOST_EPOCHS * count // plan.batch["pretrain"]
+    assert ("adapt" in plan.steps) == ("t" in names)
+    # What is said is what will be done.
+    lines = plan_words(plan, roles, minutes, "2 CPU cores")
+    assert len(lines) == 4 and f"{plan.network} at {plan.size} px" in lines[1] and f"for {trained} steps" in lines[2]
+    assert {verb for verb, _ in asked} == ({"pretrain", "adapt"} if "t" in names else {"pretrain"})
+
+
+def test_pictures_become_smaller_until_each_is_seen_often_enough(folders: dict[str, str]) -> None:
+    def plan(step: float) -> Any:
+        measure = lambda verb, config: Costs(step * (config["data"]["size"] / 32) ** 2, 1.0)  # noqa: E731
+        return plan_story(read_roles([folders["big"]]), 2, "out", resolve, measure, probe=3.0)
+
+    sizes = [plan(step).size for step in (0.001, 0.05, 0.2, 5.0)]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] == 96 and sizes[-1] == SIDES[0]
+    enough = plan(0.001)
+    assert enough.steps["pretrain"] * enough.batch["pretrain"] >= FEWEST_EPOCHS * COUNT
+
+
+@pytest.mark.slow
+def test_the_whole_story_on_drawn_pictures(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trial, "measured", lambda verb, config: Costs(60.0, 1.0))  # as few steps as there may be
+    uris, to = [folders[name] for name in ("u", "l", "t")], str(tmp_path / "try")
+    result = trial.try_pictures(uris, 2, to)
+    said = capsys.readouterr().err
+    assert "66 pictures of 30 px, no labels, in folder:" in said and "min that it may take" in said
+    labels = [row["label"] for row in result["rows"]]
+    assert {"random network, kNN", "pretrained, linear probe", "HOG, kNN", "control", "MCC"} <= set(labels)
+    primary = {one["label"]: one for one in result["contrasts"]["primary"]}
+    assert set(primary) == {
+        "pretraining over a random network, kNN", "pretraining over a random network, linear probe", "MCC over its control",
+    }  # fmt: skip
+    for one in primary.values():  # one seed: over test images
+        assert one["resampled"] == "images" and f"{one['label']}: " in said
+    page = (tmp_path / "try" / "report.html").read_text()
+    assert "A first try" in page and "pretraining over a random network" in page
+    # It is a pipeline like any other, and the same command goes on with it.
+    pipeline = yaml.safe_load((tmp_path / "try" / "try.yaml").read_text())
+    assert pipeline["stages"]["pretrained"]["set"]["optim.duration"] == FEWEST_STEPS
+    monkeypatch.setattr(trial, "measured", None)
+    assert trial.try_pictures(uris, 2, to) == result
+    with pytest.raises(UserError, match=r"--to: .* has a try with other minutes; choose another folder"):
+        trial.try_pictures(uris, 3, to)
+    # No picture that is tested on was pretrained on.
+    assert all(set(row["seen_unlabelled"].values()) <= {0} for row in result["rows"] if row.get("seen_unlabelled"))
+
+
+def test_costs_are_those_of_real_steps(folders: dict[str, str], tmp_path: Path) -> None:
+    words = [
+        f"data.train=folder:{folders['u']}",
+        "data.size=32",
+        "optim.batch_size=16",
+        "run.dir=unused",
+        "run.workers=0",
+        "run.device=cpu",
+    ]
+    costs = trial.measured("pretrain", resolve("pretrain", "small", words))
+    assert 0.0 < costs.step < 10.0 and costs.fixed > 0.0 and not Path("unused").exists()
+
+
+def test_no_time_is_refused(folders: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--minutes: expected 1 or more, got 0.5"):
+        trial.try_pictures([folders["l"]], 0.5, str(tmp_path / "try"))
