@@ -23,12 +23,12 @@ from ..core.run.compare import begun
 from ..core.run.folder import CONFIG, run_folder
 from ..ssl.registry import PRETRAIN_METHODS
 
-KEYS = ("data.size", "backbone.name", "optim.batch_size", "optim.duration")
+AUTO_KEYS = ("data.size", "backbone.name", "optim.batch_size", "optim.duration")
 TRAINED = {"pretrain": ("train",), "probe": ("train",), "finetune": ("train",), "adapt": ("source", "target")}
-SIDES = (32, 64, 96, 128, 160, 192, 224)  # multiples of a ViT's patch of 16
+INPUT_SIDES = (32, 64, 96, 128, 160, 192, 224)  # multiples of a ViT's patch of 16
 NEARLY = 0.9  # a picture of 29 px may be enlarged to 32
 LARGEST_ON_CPU = 96
-SHOWN = 64  # pictures whose sizes are looked at
+SAMPLED_SIZES = 64  # pictures whose sizes are looked at
 BATCHES = 8  # of the smaller set
 SMALLEST_BATCH, LARGEST_BATCH, LARGEST_JOINT = 16, 256, 64
 EPOCHS = {"pretrain": 100, "finetune": 30, "adapt": 30}
@@ -59,7 +59,7 @@ def settle(verb: str, config: Mapping[str, Any], wait: bool = False) -> dict[str
     if described is None:
         return settled
     try:
-        facts = look(verb, settled)
+        facts = facts_about(verb, settled)
     except UserError:
         if wait:  # building the stage says it
             return settled
@@ -78,7 +78,7 @@ def settle(verb: str, config: Mapping[str, Any], wait: bool = False) -> dict[str
 
 def open_keys(config: Mapping[str, Any]) -> list[str]:
     """The keys of a resolved config that say `auto`, and are to be settled."""
-    return [key for key in KEYS if _get(config, key) == AUTO]
+    return [key for key in AUTO_KEYS if _get(config, key) == AUTO]
 
 
 def chosen_words(before: Mapping[str, Any], settled: Mapping[str, Any]) -> str:
@@ -98,7 +98,7 @@ def give_way(given: dict[str, Any], overrides: Sequence[str]) -> str:
     backbone = given.get("backbone") or {}
     if "backbone.weights" not in named or {"backbone.name", "backbone.args", "backbone.stem", "backbone"} & named:
         return ""
-    if not is_run(backbone["weights"]) or backbone["name"] in (None, AUTO):
+    if not names_a_run(backbone["weights"]) or backbone["name"] in (None, AUTO):
         return ""
     try:
         described = read_description(backbone["weights"])
@@ -111,15 +111,15 @@ def give_way(given: dict[str, Any], overrides: Sequence[str]) -> str:
     return f"backbone.name: {described['name']} of {backbone['weights']}, not the config's {gone}"
 
 
-def is_run(weights: str) -> bool:
+def names_a_run(weights: str) -> bool:
     """Whether `backbone.weights` names the folder of a run."""
     return weights not in ("none", "timm") and not weights.endswith(".safetensors")
 
 
-def look(verb: str, config: Mapping[str, Any]) -> Facts:
+def facts_about(verb: str, config: Mapping[str, Any]) -> Facts:
     """Open the training sets without their labels, and look at some pictures. Raises UserError."""
     sets = [open_images(config["data"][key], seed=config["seed"], role="unlabelled") for key in TRAINED[verb]]
-    sides = [side for images in sets for side in _sides(images, SHOWN // len(sets))]
+    sides = [side for images in sets for side in _sides(images, SAMPLED_SIZES // len(sets))]
     if not sides:
         raise UserError(
             f"{sets[0].uri}: none of the pictures that were looked at can be read, so data.size=auto has no answer"
@@ -129,8 +129,8 @@ def look(verb: str, config: Mapping[str, Any]) -> Facts:
 
 
 def side_for(facts: Facts) -> int:
-    """The smallest of SIDES that pictures nearly have; on a CPU at most 96."""
-    enough = next((side for side in SIDES if side >= NEARLY * facts.side), SIDES[-1])
+    """The smallest of INPUT_SIDES that pictures nearly have; on a CPU at most 96."""
+    enough = next((side for side in INPUT_SIDES if side >= NEARLY * facts.side), INPUT_SIDES[-1])
     return enough if facts.accelerator else min(enough, LARGEST_ON_CPU)
 
 
@@ -200,7 +200,7 @@ def _recorded(config: Mapping[str, Any], keys: list[str]) -> dict[str, Any]:
 def _described(config: Mapping[str, Any], keys: list[str], wait: bool) -> dict[str, Any] | None:
     """backbone.json of the run in `backbone.weights`, {} without one; None if it has to be waited for."""
     weights = (config.get("backbone") or {}).get("weights", "none")
-    if not is_run(weights) or not {"data.size", "backbone.name"} & set(keys):
+    if not names_a_run(weights) or not {"data.size", "backbone.name"} & set(keys):
         return {}
     try:
         return read_description(weights)

@@ -66,7 +66,7 @@ def try_command(
     minutes: Annotated[float, typer.Option(metavar="N", help="How long it may take.")] = 10.0,
     to: Annotated[str, typer.Option(metavar="DIR", help="The folder of its runs and its page.")] = "runs/try",
 ) -> int:
-    """Pretrain, measure and adapt on your own pictures, in some minutes."""
+    """Try it on your own pictures, in ten minutes."""
     from .trial.run import try_pictures
 
     try_pictures(uri, minutes, to)

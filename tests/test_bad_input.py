@@ -91,7 +91,10 @@ def sentence(done: subprocess.CompletedProcess[str]) -> str:
 MISTAKES = {
     "a typo in a key": ([*PRETRAIN, "optim.lrr=1"], "optim.lrr: unknown key; did you mean lr? (known: name, lr,"),
     "a wrong type": ([*PRETRAIN, "optim.lr=fast"], 'optim.lr: expected a number, got "fast"'),
-    "a boolean for a number": ([*PRETRAIN, "optim.batch_size=true"], "optim.batch_size: expected an integer, got true"),
+    "a boolean for a number": (
+        [*PRETRAIN, "optim.batch_size=true"],
+        "optim.batch_size: expected an integer or auto, got true",
+    ),
     "an unknown method": (
         [*PRETRAIN, "method=simclrr"],
         "unknown name simclrr; did you mean simclr? (known: simclr, byol",

@@ -10,7 +10,7 @@ from rich.progress import Progress as RichProgress
 
 from ..distributed import world
 from ..run.directory import Run
-from .remaining import SURE_SECONDS, SURE_STEPS, suggestion, time_left
+from .remaining import SURE_SECONDS, SURE_STEPS, shorter_ways, time_left
 
 PLAIN_SECONDS = 5.0
 WORTH_NAMING = 0.05  # data_wait from which the slowest process is named
@@ -68,7 +68,7 @@ class Progress:
         spent, own = now - self.began, done - self.start
         if not self.judged and own >= SURE_STEPS and spent >= SURE_SECONDS:
             self.judged = True
-            if words := suggestion(spent / own * (self.steps - self.start), self.steps, self.run.config):
+            if words := shorter_ways(spent / own * (self.steps - self.start), self.steps, self.run.config):
                 self.run.log(words)
         if self.bar is not None:
             self.bar.update(self.task, facts=facts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-SIDES = (160, 96, 64, 32)
+SMALLER_SIDES = (160, 96, 64, 32)
 LONG = 3600.0  # seconds in all from which a shorter training is suggested
 SURE_STEPS, SURE_SECONDS = 5, 3.0  # after which a first guess is worth saying
 
@@ -20,7 +20,7 @@ def time_left(seconds: float) -> str:
     return f"{hours:.1f} h" if hours < 9.95 else f"{hours:.0f} h"
 
 
-def suggestion(seconds: float, steps: int, config: Mapping[str, Any]) -> str:
+def shorter_ways(seconds: float, steps: int, config: Mapping[str, Any]) -> str:
     """Keys that shorten a training of so many seconds on a CPU, with the time that each leaves; "" if it is short enough.
 
     Time is taken as proportional to the number of steps, and to the area of the pictures.
@@ -28,7 +28,7 @@ def suggestion(seconds: float, steps: int, config: Mapping[str, Any]) -> str:
     if seconds <= LONG:
         return ""
     ways, size = list[str](), config["data"].get("size")
-    if isinstance(size, int) and (smaller := next((side for side in SIDES if side <= 0.7 * size), None)):
+    if isinstance(size, int) and (smaller := next((side for side in SMALLER_SIDES if side <= 0.7 * size), None)):
         ways.append(f"data.size={smaller} takes about {time_left(seconds * (smaller / size) ** 2)}")
     fewer = 10 ** (len(str(int(steps * LONG / seconds))) - 1)
     fewer *= max(1, int(steps * LONG / seconds) // fewer)  # one digit, and zeros

@@ -75,7 +75,7 @@ def predict_pictures(
     say(confidence_in_words(fitted))
     order, probability = ranked(trained, images, top, fitted, **how)
     if rank() == 0:
-        columns = columns_of(names_of(images), outputs, order, probability)
+        columns = prediction_columns(names_of(images), outputs, order, probability)
         if out.suffix.lower() == PARQUET:
             about = {
                 "run": str(trained.folder),
@@ -144,7 +144,9 @@ def classifier_of(trained: TrainedRun) -> Classifier:
     return trained.classifier
 
 
-def columns_of(names: Sequence[str], outputs: Sequence[str], order: Tensor, probability: Tensor) -> dict[str, Column]:
+def prediction_columns(
+    names: Sequence[str], outputs: Sequence[str], order: Tensor, probability: Tensor
+) -> dict[str, Column]:
     """The columns of the table. order: int64 [N, K], numbers of outputs, best first. probability: float64 [N, K]."""
     columns: dict[str, Column] = {"name": names}
     for place in range(order.shape[1]):

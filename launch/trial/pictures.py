@@ -10,12 +10,12 @@ from ...core.errors import UserError
 from ...core.images.images import Images
 from ...core.images.open import DamagedImage, open_images
 
-SHOWN = 32  # pictures whose sizes are told
-FEWEST = 60  # labelled pictures, and pictures of a target
-MOST = 3
+SIZES_TOLD = 32  # pictures whose sizes are told
+FEWEST_PICTURES = 60  # labelled pictures, and pictures of a target
+MOST_SETS = 3
 
 
-class Given(NamedTuple):
+class GivenSet(NamedTuple):
     """One set. images: opened with what labels it has. labelled: whether it has them."""
 
     uri: str
@@ -39,12 +39,12 @@ class Roles(NamedTuple):
     target: to which. None where there is none.
     """
 
-    unlabelled: Given | None
-    labelled: Given | None
-    target: Given | None
+    unlabelled: GivenSet | None
+    labelled: GivenSet | None
+    target: GivenSet | None
 
     @property
-    def all(self) -> list[Given]:
+    def all(self) -> list[GivenSet]:
         return [one for one in self if one is not None]
 
 
@@ -53,9 +53,9 @@ def read_roles(uris: Sequence[str]) -> Roles:
 
     A path that is no URI is that of a folder. Raises UserError.
     """
-    if not 1 <= len(uris) <= MOST:
+    if not 1 <= len(uris) <= MOST_SETS:
         raise UserError(
-            f"try takes 1 to {MOST} sets, got {len(uris)}: pictures without labels, labelled pictures, pictures of another domain"
+            f"try takes 1 to {MOST_SETS} sets, got {len(uris)}: pictures without labels, labelled pictures, pictures of another domain"
         )
     sets = [_given(uri) for uri in uris]
     unlabelled = None if sets[0].labelled else sets.pop(0)
@@ -71,26 +71,26 @@ def read_roles(uris: Sequence[str]) -> Roles:
             "set as csv:FILE"
         )
     for one, what in ((labelled, "labelled pictures"), (target, "pictures of another domain")):
-        if one is not None and len(one.images) < FEWEST:
+        if one is not None and len(one.images) < FEWEST_PICTURES:
             raise UserError(
-                f"{one.uri}: {len(one.images)} {what} are too few to measure anything; give at least {FEWEST}"
+                f"{one.uri}: {len(one.images)} {what} are too few to measure anything; give at least {FEWEST_PICTURES}"
             )
     return Roles(unlabelled, labelled, target)
 
 
-def _given(uri: str) -> Given:
+def _given(uri: str) -> GivenSet:
     if Path(uri).expanduser().is_dir():
         uri = f"folder:{uri}"
     images = open_images(uri, role="test")
     labelled = images.labels is not None and images.classes is not None and len(images.classes) > 1
-    return Given(uri, images, labelled)
+    return GivenSet(uri, images, labelled)
 
 
 def _sides(images: Images) -> list[int]:
     found = []
-    for number in range(min(SHOWN, len(images))):
+    for number in range(min(SIZES_TOLD, len(images))):
         try:
-            found.append(min(images.read(number * len(images) // min(SHOWN, len(images))).shape[-2:]))
+            found.append(min(images.read(number * len(images) // min(SIZES_TOLD, len(images))).shape[-2:]))
         except DamagedImage:
             continue
     return found

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ...core.train.remaining import time_left
-from ..settle import SIDES, settle
+from ..settle import INPUT_SIDES, settle
 from .pictures import Roles
 
 SPARE = 0.85  # of the budget is planned; the rest is for what no step shows, such as pages and slower moments
@@ -16,7 +16,7 @@ FEWEST_STEPS = 20
 PRETRAINING, ADAPTATION = "pretrain/small.yaml", "adapt/small.yaml"
 
 
-class Costs(NamedTuple):
+class RunCosts(NamedTuple):
     """What a run costs on this machine, in seconds: of each step, and besides (start, evaluation, export)."""
 
     step: float
@@ -34,7 +34,7 @@ class Plan(NamedTuple):
     seconds: float
 
 
-Measure = Callable[[str, Mapping[str, Any]], Costs]
+Measure = Callable[[str, Mapping[str, Any]], RunCosts]
 Resolve = Callable[[str, str, list[str]], dict[str, Any]]
 
 
@@ -60,7 +60,7 @@ def plan_story(roles: Roles, minutes: float, folder: str, resolve: Resolve, meas
             planned -= 2 * adaptation[1].fixed
         share = PRETRAINED if adaptation is not None else 1.0
         steps = int(max(planned, 0.0) * share / costs.step)
-        smaller = [one for one in SIDES if one < side]
+        smaller = [one for one in INPUT_SIDES if one < side]
         if steps * batch >= FEWEST_EPOCHS * count or not smaller:
             break
         size = smaller[-1]
@@ -151,7 +151,7 @@ def _adaptations(roles: Roles, size: int, batch: int, steps: int) -> dict[str, A
 
 def _adaptation(
     roles: Roles, size: int, network: str, resolve: Resolve, measure: Measure
-) -> tuple[dict[str, Any], Costs] | None:
+) -> tuple[dict[str, Any], RunCosts] | None:
     """The config of an adaptation with a new network, and what it costs; None without a target."""
     if roles.labelled is None or roles.target is None:
         return None

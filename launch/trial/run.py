@@ -28,7 +28,7 @@ from ..dry import build_untrained
 from ..pipeline.run import run_pipeline
 from ..verbs import execute, resolve
 from .pictures import Roles, read_roles
-from .plan import ADAPTATION, PRETRAINING, Costs, Plan, plan_story, plan_words
+from .plan import ADAPTATION, PRETRAINING, Plan, RunCosts, plan_story, plan_words
 
 FILE, ASKED = "try.yaml", "try.json"
 MEASURED, WARM = 12, 4  # steps of which the last are timed
@@ -66,7 +66,7 @@ def try_pictures(uris: Sequence[str], minutes: float, to: str) -> dict[str, Any]
     return result
 
 
-def measured(verb: str, config: Mapping[str, Any]) -> Costs:
+def measured(verb: str, config: Mapping[str, Any]) -> RunCosts:
     """What a run of this config costs here, by one of twelve steps that leaves nothing."""
     with tempfile.TemporaryDirectory(prefix="rootstock-try-") as folder:
         quick = {
@@ -81,7 +81,7 @@ def measured(verb: str, config: Mapping[str, Any]) -> Costs:
     images = config["optim"]["batch_size"] * (2 if verb == "adapt" else 1)
     steps = [images / row["images_per_s"] for row in rows if "images_per_s" in row]
     step = median(steps[WARM:])
-    return Costs(step, max(0.0, whole - sum(steps)))
+    return RunCosts(step, max(0.0, whole - sum(steps)))
 
 
 def machine() -> str:

@@ -43,7 +43,7 @@ class LabelWatch:
 
         def unsealed(images: SealedImages) -> Images:
             ledger = read_ledger(self.run / LOOKS)
-            assert ledger is not None and images.split_hash() in {entry["split"] for entry in ledger.entries}
+            assert ledger is not None and images.looked_at in {entry["split"] for entry in ledger.entries}
             self.openings += 1
             return straight(images)
 

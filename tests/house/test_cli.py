@@ -181,6 +181,7 @@ def test_help_names_every_verb() -> None:
         "probe",
         "finetune",
         "adapt",
+        "try",
         "data",
         "import",
         "predict",

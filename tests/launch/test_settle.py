@@ -114,7 +114,7 @@ def test_what_is_settled_is_recorded_and_the_same_command_goes_on(
     assert (written["optim"]["batch_size"], written["optim"]["duration"]) == (16, 2) and result["steps"] == 2
     # Other rules, as on another machine or in a later version: the run keeps its values.
     monkeypatch.setattr(rules, "FEWEST_STEPS", 7)
-    monkeypatch.setattr(rules, "SIDES", (32, 160))
+    monkeypatch.setattr(rules, "INPUT_SIDES", (32, 160))
     assert execute("pretrain", path, quiet=True) == result
     # A run's config is a config again.
     again = resolve("pretrain", str(tmp_path / "run" / "config.yaml"), ["run.dir=elsewhere"])

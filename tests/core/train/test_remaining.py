@@ -8,7 +8,7 @@ import pytest
 
 from rootstock.core.train import progress
 from rootstock.core.train.progress import Progress
-from rootstock.core.train.remaining import LONG, suggestion, time_left
+from rootstock.core.train.remaining import LONG, shorter_ways, time_left
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_times_have_two_digits(seconds: float, words: str) -> None:
 @pytest.mark.parametrize("hours", [1.01, 2, 9, 80, 1000])
 @pytest.mark.parametrize("steps", [60, 977, 100_000])
 def test_fewer_steps_take_an_hour_at_most(hours: float, steps: int) -> None:
-    words = suggestion(3600 * hours, steps, {"data": {"size": 32}})
+    words = shorter_ways(3600 * hours, steps, {"data": {"size": 32}})
     assert "data.size" not in words  # nothing is smaller than 32
     found = re.search(r"optim\.duration=(\d+)", words)
     assert found is not None
@@ -40,8 +40,8 @@ def test_fewer_steps_take_an_hour_at_most(hours: float, steps: int) -> None:
 
 
 def test_smaller_pictures_take_time_by_their_area() -> None:
-    assert suggestion(LONG, 1000, {"data": {"size": 224}}) == ""
-    words = suggestion(9 * 3600, 90_000, {"data": {"size": 224}})
+    assert shorter_ways(LONG, 1000, {"data": {"size": 224}}) == ""
+    words = shorter_ways(9 * 3600, 90_000, {"data": {"size": 224}})
     assert (
         words
         == "WARNING: about 9.0 h in all on this CPU; data.size=96 takes about 1.7 h, optim.duration=10000 about 60 min".replace(

@@ -10,10 +10,10 @@ import yaml
 from PIL import Image, ImageDraw
 
 from rootstock.core.errors import UserError
-from rootstock.launch.settle import SIDES
+from rootstock.launch.settle import INPUT_SIDES
 from rootstock.launch.trial import run as trial
 from rootstock.launch.trial.pictures import read_roles
-from rootstock.launch.trial.plan import FEWEST_EPOCHS, FEWEST_STEPS, MOST_EPOCHS, Costs, plan_story, plan_words
+from rootstock.launch.trial.plan import FEWEST_EPOCHS, FEWEST_STEPS, MOST_EPOCHS, RunCosts, plan_story, plan_words
 from rootstock.launch.verbs import resolve
 
 COUNT = 66
@@ -81,9 +81,9 @@ def test_the_plan_keeps_the_budget(
 ) -> None:
     asked: list[tuple[str, int]] = []
 
-    def measure(verb: str, config: Mapping[str, Any]) -> Costs:
+    def measure(verb: str, config: Mapping[str, Any]) -> RunCosts:
         asked.append((verb, config["data"]["size"]))
-        return Costs(step * (config["data"]["size"] / 32) ** 2, 2.0)
+        return RunCosts(step * (config["data"]["size"] / 32) ** 2, 2.0)
 
     roles = read_roles([folders[name] for name in names])
     plan = plan_story(roles, minutes, "out", resolve, measure, probe=3.0)
@@ -99,11 +99,11 @@ def test_the_plan_keeps_the_budget(
 
 def test_pictures_become_smaller_until_each_is_seen_often_enough(folders: dict[str, str]) -> None:
     def plan(step: float) -> Any:
-        measure = lambda verb, config: Costs(step * (config["data"]["size"] / 32) ** 2, 1.0)  # noqa: E731
+        measure = lambda verb, config: RunCosts(step * (config["data"]["size"] / 32) ** 2, 1.0)  # noqa: E731
         return plan_story(read_roles([folders["big"]]), 2, "out", resolve, measure, probe=3.0)
 
     sizes = [plan(step).size for step in (0.001, 0.05, 0.2, 5.0)]
-    assert sizes == sorted(sizes, reverse=True) and sizes[0] == 96 and sizes[-1] == SIDES[0]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] == 96 and sizes[-1] == INPUT_SIDES[0]
     enough = plan(0.001)
     assert enough.steps["pretrain"] * enough.batch["pretrain"] >= FEWEST_EPOCHS * COUNT
 
@@ -112,7 +112,7 @@ def test_pictures_become_smaller_until_each_is_seen_often_enough(folders: dict[s
 def test_the_whole_story_on_drawn_pictures(
     folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(trial, "measured", lambda verb, config: Costs(60.0, 1.0))  # as few steps as there may be
+    monkeypatch.setattr(trial, "measured", lambda verb, config: RunCosts(60.0, 1.0))  # as few steps as there may be
     uris, to = [folders[name] for name in ("u", "l", "t")], str(tmp_path / "try")
     result = trial.try_pictures(uris, 2, to)
     said = capsys.readouterr().err
