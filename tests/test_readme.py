@@ -16,6 +16,7 @@ import pytest
 import timm
 import torch
 import typer
+import yaml
 from torch.distributed.run import config_from_args, parse_args
 
 from rootstock.core.images.open import open_images
@@ -25,6 +26,9 @@ from rootstock.launch import settle
 from rootstock.launch.cli import app
 from rootstock.launch.pipeline import run as pipeline
 from rootstock.launch.pipeline.plan import plan_pipeline
+from rootstock.launch.trial import pictures
+from rootstock.launch.trial import run as trial
+from rootstock.launch.trial.plan import RunCosts
 from rootstock.tests.conftest import Forks
 
 ROOT = Path(__file__).parents[1]
@@ -87,9 +91,19 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draw: Callable[[Path, 
 
 def test_every_block_is_covered() -> None:
     # "method" is what tests/test_walkthrough.py runs.
-    assert {block.kind for block in blocks()} == {"", "own", "trained", "import", "processes", "pipeline", "method"}
+    assert {block.kind for block in blocks()} == {
+        "",
+        "own",
+        "try",
+        "trained",
+        "import",
+        "processes",
+        "pipeline",
+        "method",
+    }
     programs = {
         "own": {"rootstock"},
+        "try": {"rootstock"},
         "trained": {"rootstock"},
         "import": {"rootstock"},
         "processes": {"rootstock", "torchrun", "accelerate"},
@@ -159,6 +173,21 @@ def test_commands_on_weights_of_others(here: Path, rootstock: Rootstock) -> None
     assert done.returncode == 0, done.stderr
     result = json.loads((here / given(probing, "run.dir") / "result.json").read_text())
     assert result["task"] == "probe" and result["metrics"]
+
+
+def test_a_try_is_planned(here: Path, rootstock: Rootstock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the steps that are timed and the training: tests/launch/trial has the whole story."""
+    planned: list[dict[str, Any]] = []
+    monkeypatch.setattr(pictures, "FEWEST_PICTURES", 10)
+    monkeypatch.setattr(trial, "measured", lambda verb, config: RunCosts(0.5, 1.0))
+    monkeypatch.setattr(
+        trial, "run_pipeline", lambda path, *_, **__: planned.append(yaml.safe_load(path.read_text())) or {}
+    )
+    (command,) = commands("try")
+    done = rootstock(*command[1:])
+    assert done.returncode == 0, done.stderr
+    ((pipeline),) = planned
+    assert set(pipeline["stages"]) == {"pretrained", "pixels", "hog", "random", "probe", "control", "adapted"}
 
 
 def test_the_python_of_the_api_runs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
