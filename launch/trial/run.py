@@ -50,7 +50,7 @@ def try_pictures(uris: Sequence[str], minutes: float, to: str) -> dict[str, Any]
     if (known := _known(folder, asked)) is not None:
         console.print(f"goes on with {escape(str(known))}", soft_wrap=True)
     else:
-        console.print(f"looking at the pictures and timing some steps", soft_wrap=True)
+        console.print("looking at the pictures and timing some steps")
         plan = plan_story(roles, minutes, str(folder), resolve, measured, _probe_seconds(roles))
         lines = plan_words(plan, roles, minutes, machine())
         known = _write(folder, plan, asked, lines)
