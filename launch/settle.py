@@ -119,7 +119,7 @@ def names_a_run(weights: str) -> bool:
 def facts_about(verb: str, config: Mapping[str, Any]) -> Facts:
     """Open the training sets without their labels, and look at some pictures. Raises UserError."""
     sets = [open_images(config["data"][key], seed=config["seed"], role="unlabelled") for key in TRAINED[verb]]
-    sides = [side for images in sets for side in _sides(images, SAMPLED_SIZES // len(sets))]
+    sides = [side for images in sets for side in shorter_sides(images, SAMPLED_SIZES // len(sets))]
     if not sides:
         raise UserError(
             f"{sets[0].uri}: none of the pictures that were looked at can be read, so data.size=auto has no answer"
@@ -170,7 +170,7 @@ def steps_for(verb: str, facts: Facts, batch: int) -> int:
     return min(max(steps, FEWEST_STEPS), MOST_STEPS)
 
 
-def _sides(images: Images, most: int) -> list[int]:
+def shorter_sides(images: Images, most: int) -> list[int]:
     """The shorter sides of at most so many pictures, evenly spaced; damaged ones left out."""
     found = []
     for number in range(min(most, len(images))):

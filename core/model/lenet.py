@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
+
+from .block_network import BlockNetwork
 
 KERNEL = 5
 
 
-class LeNet(nn.Module):
+class LeNet(BlockNetwork):
     """Blocks of a 5x5 convolution without padding, ReLU and 2x2 max-pooling; no BatchNorm, no pooling over the last map.
 
     [N, channels, size, size] -> [N, D], the last map flattened. With the default widths these are the feature layers of the network for
@@ -36,29 +36,9 @@ class LeNet(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.num_features = widths[-1] * side**2
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """The last map, [N, widths[-1], side, side]; timm's models have a method of this name."""
-        return self.blocks(images)
-
     def forward_head(self, features: Tensor) -> Tensor:
         """The last map -> [N, D], in the order of channels, rows, columns."""
         return features.flatten(1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(images))
-
-    def forward_intermediates(self, images: Tensor, indices: list[int] | None = None) -> tuple[Tensor, list[Tensor]]:
-        """The last map, and those of the blocks `indices` (None: all), as timm's models give them."""
-        found = []
-        for number, block in enumerate(self.blocks):
-            images = block(images)
-            if indices is None or number in indices:
-                found.append(images)
-        return images, found
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Layers as timm's `group_matcher` names them, for layer-wise learning rates: a block is a layer."""
-        return {"stem": r"^blocks\.0", "blocks": [(r"^blocks\.(\d+)", None)]}
 
 
 def smallest(blocks: int) -> int:

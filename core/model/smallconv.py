@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
+from .block_network import BlockNetwork
 
-class SmallConv(nn.Module):
+
+class SmallConv(BlockNetwork):
     """Four blocks of a 3x3 convolution, BatchNorm and ReLU; the first has stride 2, max-pooling follows the second and third.
 
     [N, channels, size, size] -> [N, widths[-1]], the mean over the last map. About 0.1 M parameters at the default widths.
@@ -32,26 +32,6 @@ class SmallConv(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.num_features = widths[-1]
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """The last map, [N, widths[-1], size / 8, size / 8]; timm's models have a method of this name."""
-        return self.blocks(images)
-
     def forward_head(self, features: Tensor) -> Tensor:
         """The last map -> [N, widths[-1]]."""
         return features.mean((2, 3))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(images))
-
-    def forward_intermediates(self, images: Tensor, indices: list[int] | None = None) -> tuple[Tensor, list[Tensor]]:
-        """The last map, and those of the blocks `indices` (None: all), as timm's models give them."""
-        found = []
-        for number, block in enumerate(self.blocks):
-            images = block(images)
-            if indices is None or number in indices:
-                found.append(images)
-        return images, found
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Layers as timm's `group_matcher` names them, for layer-wise learning rates: a block is a layer."""
-        return {"stem": r"^blocks\.0", "blocks": [(r"^blocks\.(\d+)", None)]}

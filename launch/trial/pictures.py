@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from ...core.errors import UserError
 from ...core.images.images import Images
-from ...core.images.open import DamagedImage, open_images
+from ...core.images.open import open_images
+from ..settle import shorter_sides
 
 SIZES_TOLD = 32  # pictures whose sizes are told
 FEWEST_PICTURES = 60  # labelled pictures, and pictures of a target
@@ -24,7 +25,7 @@ class GivenSet(NamedTuple):
 
     def words(self) -> str:
         """ "600 pictures of 120 to 500 px without labels in folder:u"."""
-        sides = sorted(_sides(self.images))
+        sides = sorted(shorter_sides(self.images, SIZES_TOLD))
         if not sides:
             raise UserError(
                 f"{self.uri}: none of the pictures that were looked at can be read; give a folder of pictures"
@@ -84,13 +85,3 @@ def _given(uri: str) -> GivenSet:
     images = open_images(uri, role="test")
     labelled = images.labels is not None and images.classes is not None and len(images.classes) > 1
     return GivenSet(uri, images, labelled)
-
-
-def _sides(images: Images) -> list[int]:
-    found = []
-    for number in range(min(SIZES_TOLD, len(images))):
-        try:
-            found.append(min(images.read(number * len(images) // min(SIZES_TOLD, len(images))).shape[-2:]))
-        except DamagedImage:
-            continue
-    return found
