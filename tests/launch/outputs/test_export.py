@@ -149,7 +149,7 @@ for name in {list(cases)}:
     del sys.path[0], sys.modules["model"]
 assert not [name for name in sys.modules if name.startswith("rootstock")]
 """
-    environment = {"PATH": "", "OMP_NUM_THREADS": "1"}
+    environment = {"PATH": "", "OMP_NUM_THREADS": str(torch.get_num_threads())}
     subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, check=True, env=environment)
     for name, logits in expected.items():
         assert torch.equal(load_file(tmp_path / f"{name}-found.safetensors")["x"], logits), name
