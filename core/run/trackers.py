@@ -96,9 +96,8 @@ class Trackers:
         resumed = (self.folder / IDENTITY).exists()
         self.accelerator.project_configuration = ProjectConfiguration(str(self.folder), str(self.folder))
         arguments = getattr(self, f"_{self.tracker}")(step)
-        self.accelerator.init_trackers(
-            "tensorboard" if self.tracker == "tensorboard" else PROJECT, init_kwargs={self.tracker: arguments}
-        )
+        project = {"tensorboard": "tensorboard", "wandb": os.environ.get("WANDB_PROJECT")}.get(self.tracker) or PROJECT
+        self.accelerator.init_trackers(project, init_kwargs={self.tracker: arguments})
         self.opened = True
         own: Any = self.accelerator.get_tracker(self.tracker, unwrap=True)
         if self.tracker == "tensorboard":
