@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from inspect import signature
+
+import torch
 
 from ..core.agree import code_version, compared_config, same_everywhere
 from ..core.distributed import connected, wait_without_limit
@@ -11,6 +14,7 @@ from ..core.errors import MachineError, UserError
 from ..core.heartbeat import Heartbeat
 from ..core.run import state
 from ..core.run.directory import Interrupted, Run
+from ..core.run.options import options
 from .exits import STOPPED, last_words
 
 
@@ -21,22 +25,37 @@ def opened(run: Run) -> Iterator[Run]:
         with run:
             yield run
         return
-    options = run.options
-    told = _Told(run)
-    beats = Heartbeat(options["timeout"], options["phase_timeout"], run.device.type == "cpu", told.say, run.log).start()
-    try:
-        wait_without_limit()
+    given, told = run.options, _Told(run)
+    beats = Heartbeat(given["timeout"], given["phase_timeout"], run.device.type == "cpu", told.say, run.log)
+    with _beating(beats):
         _compare(run)
         with run:
             told.open = True
             beats.keep_stacks(run.dir / "logs")
-            try:
+            with _explained(beats):
                 yield run
-            except Exception as error:
-                better = beats.explained(error)
-                if better is error:
-                    raise
-                raise better from error
+
+
+@contextlib.contextmanager
+def together(device: torch.device, log: Callable[[str], None]) -> Iterator[None]:
+    """Within it, the processes of a command without a run watch each other. log: for what the person who watches should know."""
+    if not connected():
+        yield
+        return
+    timeout, patience = (signature(options).parameters[key].default for key in ("timeout", "phase_timeout"))
+    beats = Heartbeat(timeout, patience, device.type == "cpu", lambda sentence, *_: last_words(sentence), log)
+    with _beating(beats), _explained(beats):
+        same_everywhere(code_version(), "code", "install the same version on every node")
+        yield
+
+
+@contextlib.contextmanager
+def _beating(beats: Heartbeat) -> Iterator[Heartbeat]:
+    """Within it, this process beats; the others learn how it ended."""
+    beats.start()
+    try:
+        wait_without_limit()
+        yield beats
     except Interrupted:
         beats.finish()
         raise
@@ -46,6 +65,18 @@ def opened(run: Run) -> Iterator[Run]:
         raise
     else:
         beats.finish()
+
+
+@contextlib.contextmanager
+def _explained(beats: Heartbeat) -> Iterator[None]:
+    """Of an error that another process caused, that process is the explanation."""
+    try:
+        yield
+    except Exception as error:
+        better = beats.explained(error)
+        if better is error:
+            raise
+        raise better from error
 
 
 class _Told:

@@ -17,6 +17,12 @@ from .network import PlainNetwork
 SHOWN_METRICS = (
     "hos", "os_star", "unknown_accuracy", "accuracy", "balanced_accuracy", "f1_macro", "map", "auroc", "worst_group", "nll", "ece",
 )  # fmt: skip
+HUB_METRICS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "accuracy",
+    "f1_macro": "f1",
+    "auroc": "roc_auc",
+}  # ours: the Hub's
 UNKNOWN_LICENCE = "unknown"
 
 
@@ -41,6 +47,7 @@ def model_card(
         "library_name": "timm" if network.config else "pytorch",
         "pipeline_tag": task,
         "tags": ["rootstock", *(["timm"] if network.config else []), trained.backbone.spec["name"]],
+        **_index(title, task, trained),
     }
     parts = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
@@ -128,6 +135,24 @@ def _results(result: Mapping[str, Any]) -> str:
     sizes = ", ".join(f"{name} {count}" for name, count in n.items())
     lines.append(f"\nOne run, seed {result.get('seed')}; selection: {result.get('selection')}. Pictures: {sizes}.")
     return "\n".join(lines)
+
+
+def _index(title: str, task: str, trained: TrainedRun) -> dict[str, Any]:
+    """The results for the Hub's header, which it shows beside the card: accuracies, F1 and AUROC by test set."""
+    given = (trained.config.get("data") or {}).get("test")
+    results: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for name, value in (trained.result.get("metrics") or {}).items():
+        test, protocol, metric = (*name.split("/"), "", "")[:3]
+        if metric in HUB_METRICS and name.count("/") == 2:
+            own = {"type": HUB_METRICS[metric], "name": f"{metric} ({protocol})", "value": round(value, 6)}
+            results.setdefault(
+                (test, str(given.get(test, test) if isinstance(given, Mapping) else given or test)), []
+            ).append(own)
+    shown = [
+        {"task": {"type": task}, "dataset": {"name": f"{test}: {uri}", "type": "imagefolder"}, "metrics": metrics}
+        for (test, uri), metrics in results.items()
+    ]
+    return {"model-index": [{"name": title, "results": shown}]} if shown else {}
 
 
 def _training(provenance: Sequence[Mapping[str, Any]]) -> str:

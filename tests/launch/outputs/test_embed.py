@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -187,3 +188,14 @@ def test_pictures_of_other_channels_are_refused(runs: Runs, rootstock: Command, 
     )
     done = rootstock(*words)
     assert done.returncode == 2 and "its pictures have 5 channels" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(("fault", "words"), [("kill", "rank 1 ended without a word"), ("error", "a bug on one rank")])
+def test_a_process_that_is_lost_ends_the_other(
+    runs: Runs, tmp_path: Path, forks: Forks, fault: str, words: str
+) -> None:
+    argv = ["embed", str(runs.pretrained), runs.pictures, "--out", str(tmp_path / "out.npz"), *ALONE]
+    script = Path(__file__).parents[2] / "embedding.py"
+    first, second = forks(script, [[json.dumps(argv), fault]] * 2, forks.ranks(2))
+    assert first.code == 132 and second.code in (-signal.SIGKILL, 1), (first.said, second.said)
+    assert words in first.said and not (tmp_path / "out.npz").exists()

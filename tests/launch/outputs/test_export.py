@@ -203,6 +203,9 @@ def test_the_card_says_what_the_run_recorded(runs: Runs, tmp_path: Path, rootsto
     card = (tmp_path / "exported" / "README.md").read_text()
     told = ModelCard(card).data.to_dict()  # as the Hub reads it
     assert (told["license"], told["pipeline_tag"]) == ("cc-by-4.0", "image-feature-extraction")
+    (shown,) = getattr(ModelCard(card).data, "eval_results", ())
+    assert (shown.metric_type, shown.metric_value, shown.metric_name) == ("accuracy", 0.75, "accuracy (knn)")
+    assert (shown.task_type, shown.dataset_name) == ("image-feature-extraction", "test: test")
     for sentence in (
         "| test/knn/accuracy | 0.7500 | 0.5000 to 0.9000 |",
         "result.json has 1 more",
