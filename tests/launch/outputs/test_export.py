@@ -203,7 +203,8 @@ def test_the_card_says_what_the_run_recorded(runs: Runs, tmp_path: Path, rootsto
     card = (tmp_path / "exported" / "README.md").read_text()
     told = ModelCard(card).data.to_dict()  # as the Hub reads it
     assert (told["license"], told["pipeline_tag"]) == ("cc-by-4.0", "image-feature-extraction")
-    (shown,) = getattr(ModelCard(card).data, "eval_results", ())
+    header: Any = ModelCard(card).data
+    (shown,) = header.eval_results
     assert (shown.metric_type, shown.metric_value, shown.metric_name) == ("accuracy", 0.75, "accuracy (knn)")
     assert (shown.task_type, shown.dataset_name) == ("image-feature-extraction", "test: test")
     for sentence in (
