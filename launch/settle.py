@@ -27,7 +27,7 @@ AUTO_KEYS = ("data.size", "backbone.name", "optim.batch_size", "optim.duration")
 TRAINED = {"pretrain": ("train",), "probe": ("train",), "finetune": ("train",), "adapt": ("source", "target")}
 INPUT_SIDES = (32, 64, 96, 128, 160, 192, 224)  # multiples of a ViT's patch of 16
 NEARLY = 0.9  # a picture of 29 px may be enlarged to 32
-LARGEST_ON_CPU = 96
+LARGEST_ON_CPU = 64
 SAMPLED_SIZES = 64  # pictures whose sizes are looked at
 BATCHES = 8  # of the smaller set
 SMALLEST_BATCH, LARGEST_BATCH, LARGEST_JOINT = 16, 256, 64
@@ -129,7 +129,7 @@ def facts_about(verb: str, config: Mapping[str, Any]) -> Facts:
 
 
 def side_for(facts: Facts) -> int:
-    """The smallest of INPUT_SIDES that pictures nearly have; on a CPU at most 96."""
+    """The smallest of INPUT_SIDES that pictures nearly have; on a CPU at most 64."""
     enough = next((side for side in INPUT_SIDES if side >= NEARLY * facts.side), INPUT_SIDES[-1])
     return enough if facts.accelerator else min(enough, LARGEST_ON_CPU)
 
@@ -165,9 +165,9 @@ def batch_for(verb: str, facts: Facts) -> int:
 
 
 def steps_for(verb: str, facts: Facts, batch: int) -> int:
-    """Steps of so many epochs of the largest set, from 1,000 to 100,000."""
-    steps = EPOCHS[verb] * max(facts.counts) // batch
-    return min(max(steps, FEWEST_STEPS), MOST_STEPS)
+    """Steps of so many epochs of the largest set, from 1,000 to 100,000; on a CPU half of them, which takes minutes for some hundred."""
+    steps = min(max(EPOCHS[verb] * max(facts.counts) // batch, FEWEST_STEPS), MOST_STEPS)
+    return steps if facts.accelerator else max(1, steps // 2)
 
 
 def shorter_sides(images: Images, most: int) -> list[int]:
