@@ -1,0 +1,199 @@
+"""The parts of the site that are made of the code: keys, commands, methods, validators, and the list of measurements."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import typer
+
+from ...adapt.objective import shared_options
+from ...adapt.registry import ADAPT_METHODS
+from ...adapt.validators.registry import VALIDATORS
+from ...core.config.messages import show, words
+from ...core.config.stored import annotation_of
+from ...launch.cli import app
+from ...launch.keys import ConfigKey, every_key
+from ...launch.schema_file import stored_schema, verbs_of
+from ...ssl.registry import PRETRAIN_METHODS
+from .stage import ROOT
+
+METHODS: Mapping[str, Mapping[str, type]] = {"pretrain": PRETRAIN_METHODS, "adapt": ADAPT_METHODS}
+SECTIONS = ("data", "backbone", "optim", "method", "label_shift", "evaluate", "run")
+
+
+def generated(name: str) -> str:
+    """The Markdown for `<!-- generated: NAME -->`. Raises KeyError for an unknown name."""
+    kind, _, rest = name.partition(" ")
+    makers: Mapping[str, Callable[..., str]] = {
+        "keys": keys,
+        "commands": commands,
+        "method": lambda: method(*rest.split()),
+        "validators": validators,
+        "measurements": measurements,
+    }
+    return makers[kind]()
+
+
+def cell(text: str) -> str:
+    """A text in a cell of a table."""
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def table(heading: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Rows of cells as a table of Markdown."""
+    lines = [heading, ("---",) * len(heading), *([cell(text) for text in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _type(key: ConfigKey) -> str:
+    if key.options:
+        return f"one of {', '.join(f'`{option}`' for option in key.options)}"
+    return "a section" if key.keys else words(annotation_of(key.schema))
+
+
+def _default(key: ConfigKey) -> str:
+    if key.required:
+        return "required"
+    return f"`{show(key.schema['default'])}`" if "default" in key.schema else ""
+
+
+def key_rows(found: list[ConfigKey]) -> list[tuple[str, ...]]:
+    """A row for each key: the same key of several verbs is one row if it means the same in all."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for key in found:
+        name = ".".join(
+            f"{part}.{chosen}" if chosen and not (key.parts[0] == "method" and depth == 0) else part
+            for depth, (part, chosen) in enumerate(zip(key.parts, key.names, strict=True))
+        )
+        option = bool(key.names[-1])
+        about = key.schema.get("description", "")
+        row = (f"`{name}`", about, "a choice" if option else _type(key), "" if option else _default(key))
+        rows.setdefault(row, []).append(key.verb)
+    return [(row[0], row[1], row[2], row[3], ", ".join(dict.fromkeys(verbs))) for row, verbs in rows.items()]
+
+
+def all_keys() -> list[ConfigKey]:
+    """Every key of every verb."""
+    schema = stored_schema()
+    assert schema is not None, "configs/schema.json is missing; run `make schema`"
+    return [key for verb in verbs_of(schema) for key in every_key(schema, verb)]
+
+
+def of_method(key: ConfigKey) -> str | None:
+    """The method that a key belongs to; None for a key that is there without one."""
+    return key.names[0] or None if key.parts[0] == "method" else None
+
+
+def keys() -> str:
+    """All keys but those of a method by name, a table for each section."""
+    parts = []
+    found = all_keys()
+    heads = {key.path: key for key in found if len(key.parts) == 1}
+    single = [key for key in found if len(key.parts) == 1 and key.path not in SECTIONS]
+    for section in SECTIONS:
+        here = [key for key in found if key.parts[0] == section and of_method(key) is None and len(key.parts) > 1]
+        if section == "method":
+            here += shared_keys(found)
+        verbs = ", ".join(dict.fromkeys(key.verb for key in found if key.path == section))
+        parts.append(f"## `{section}`\n\n{heads[section].schema.get('description', '')} In configs of {verbs}.")
+        parts.append(table(("key", "meaning", "type", "default", "verbs"), key_rows(here)))
+    parts.append("## Other keys\n\n" + table(("key", "meaning", "type", "default", "verbs"), key_rows(single)))
+    return "\n\n".join(parts)
+
+
+def shared_keys(found: list[ConfigKey]) -> list[ConfigKey]:
+    """The keys that all adaptation methods have, once."""
+    shared = inspect.signature(shared_options).parameters
+    first = next(iter(ADAPT_METHODS))
+    return [key for key in found if key.verb == "adapt" and of_method(key) == first and key.parts[1:][:1] and key.parts[1] in shared]
+
+
+def _paragraphs(kind: type) -> list[str]:
+    """The docstring without the lines that describe keys and errors."""
+    found = []
+    for paragraph in re.split(r"\n\s*\n", inspect.getdoc(kind) or ""):
+        if re.match(r"\w+: |Raises ", paragraph):
+            continue
+        found.append(" ".join(paragraph.split()))
+    return found
+
+
+def method(verb: str, name: str) -> str:
+    """What the class of a method says, what is true of it, and a table of its own keys."""
+    kind: Any = METHODS[verb][name]
+    parts = _paragraphs(kind)
+    couples = (
+        "Its loss looks at all images of the batch at once: use `run.chunk` where memory is short."
+        if kind.couples_samples
+        else "Its loss is a mean over images: use `run.accumulate` where memory is short."
+    )
+    parts.append(couples)
+    shared = {"name", *(inspect.signature(shared_options).parameters if verb == "adapt" else ())}
+    found = [
+        key
+        for key in all_keys()
+        if key.verb == verb and of_method(key) == name and len(key.parts) > 1 and key.parts[1] not in shared
+    ]
+    rows = [row[:4] for row in key_rows(found)]
+    if rows:
+        parts.append(table(("key", "meaning", "type", "default"), rows))
+    return "\n\n".join(parts)
+
+
+def validators() -> str:
+    """The validators: score, what each reads, and what it cannot see."""
+    rows = []
+    for name, one in VALIDATORS.items():
+        first, *further = _paragraphs(type(one))
+        needs = ", ".join(one.needs) or "nothing"
+        rows.append((f"`{name}`", " ".join([first, *further]), needs, one.blind_to))
+    return table(("name", "score, larger is better", "reads", "cannot see"), rows)
+
+
+def every_command() -> Iterator[tuple[str, Any]]:
+    """Name and click command of each verb, and of each verb of a group."""
+    for name, command in typer.main.get_group(app).commands.items():
+        inner = getattr(command, "commands", None)
+        if inner is None:
+            yield name, command
+        else:
+            yield from ((f"{name} {sub}", one) for sub, one in inner.items())
+
+
+def commands() -> str:
+    """Every verb with its arguments and options."""
+    parts = []
+    for name, command in every_command():
+        arguments = [p for p in command.params if p.param_type_name == "argument"]
+        options = [p for p in command.params if p.param_type_name == "option"]
+        usage = " ".join(
+            ["rootstock", name, *(f"{p.metavar or p.name.upper()}{' ...' if p.nargs == -1 else ''}" for p in arguments)]
+        )
+        parts.append(f"## {name}\n\n{command.help}\n\n```text\n{usage}{' [options]' if options else ''}\n```")
+        rows = [(f"`{p.metavar or p.name.upper()}`", p.help or "") for p in arguments]
+        rows += [
+            (f"`{', '.join(p.opts)}{f' {p.metavar}' if p.metavar else ''}`", f"{p.help or ''}{_default_of(p)}")
+            for p in options
+            if not p.hidden
+        ]
+        if rows:
+            parts.append(table(("argument", "meaning"), rows))
+    return "\n\n".join(parts)
+
+
+def _default_of(option: Any) -> str:
+    if option.is_flag or option.default in (None, "", (), []) or callable(option.default):
+        return " Required." if option.required else ""
+    return f" Default: `{option.default}`."
+
+
+def measurements() -> str:
+    """A link to each page of measurements."""
+    found = []
+    for path in sorted((ROOT / "benchmarks").glob("*.md")):
+        title = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        found.append(f"- [{title}](../benchmarks/{path.name})")
+    return "\n".join(found)
