@@ -6,7 +6,7 @@
 #   make test-all the long tests, four processes, lowest and latest versions of torch, timm, accelerate (15 minutes; benchmarks/test-all.md)
 #   make soak     runs killed at random steps, thousands of steps, ten minutes of fuzzing for each input (an hour; benchmarks/soak.md)
 #   make lint     ruff and basedpyright alone
-#   make docs     the documentation, build/docs/html/index.html; any warning is an error (a minute; installs Sphinx the first time)
+#   make docs     the documentation, build/docs/html/index.html; any warning is an error (a minute)
 #   make schema   configs/schema.json anew, after a key, a method or a docstring of one has changed
 #   make bench    speed: the input pipeline against its peers, the training step; ARGS="--gate" fails below the floors
 #   make bench-gpu    the training step on a GPU, against its ceiling and its peers
@@ -47,8 +47,6 @@ lint: $(READY)
 
 # Sphinx with MyST and furo: autodoc reads api.py as it is, a warning is an error, and the pages need no script or font from elsewhere.
 docs: $(READY)
-	@$(PYTHON) -c 'import furo, myst_parser, sphinx, sphinx_copybutton' 2>/dev/null \
-	    || $(PYTHON) -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	@$(PYTHON) -m rootstock.docs.site.build
 
 schema: $(READY)

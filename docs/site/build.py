@@ -29,7 +29,9 @@ def build(folder: Path) -> int:
 
 
 def main() -> int:
-    if missing := [name for name in ("sphinx", "myst_parser", "furo", "sphinx_copybutton") if not importlib.util.find_spec(name)]:
+    if missing := [
+        name for name in ("sphinx", "myst_parser", "furo", "sphinx_copybutton") if not importlib.util.find_spec(name)
+    ]:
         print(f"{', '.join(missing)} is not installed; pip install -c constraints.txt -e '.[docs]'", file=sys.stderr)
         return 2
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "build" / "docs").resolve()

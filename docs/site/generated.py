@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import typer
@@ -60,19 +60,50 @@ def _default(key: ConfigKey) -> str:
     return f"`{show(key.schema['default'])}`" if "default" in key.schema else ""
 
 
+def chosen_options(key: ConfigKey) -> str:
+    """The options without which the key is not there, but for the method's: `sgd`."""
+    return " ".join(name for part, name in zip(key.parts[:-1], key.names, strict=False) if name and part != "method")
+
+
 def key_rows(found: list[ConfigKey]) -> list[tuple[str, ...]]:
-    """A row for each key: the same key of several verbs is one row if it means the same in all."""
-    rows: dict[tuple[str, ...], list[str]] = {}
+    """A row for each key: the same key of several verbs, or of several options of a choice, is one row if it means the same in all."""
+    rows: dict[tuple[str, ...], list[ConfigKey]] = {}
+    options: dict[str, dict[str, None]] = {}  # of a choice: all that have keys
     for key in found:
-        name = ".".join(
-            f"{part}.{chosen}" if chosen and not (key.parts[0] == "method" and depth == 0) else part
-            for depth, (part, chosen) in enumerate(zip(key.parts, key.names, strict=True))
+        if key.names[-1]:
+            options.setdefault(key.path, {})[key.names[-1]] = None
+        elif not (key.parts[-1] == "name" and len(key.parts) > 1 and key.names[-2]):  # which chooses the option itself
+            rows.setdefault((key.path, key.schema.get("description", ""), _type(key)), []).append(key)
+    return [
+        (
+            f"`{path}`{_only_of(same, options)}",
+            about,
+            kind,
+            _defaults(same),
+            ", ".join(dict.fromkeys(key.verb for key in same)),
         )
-        option = bool(key.names[-1])
-        about = key.schema.get("description", "")
-        row = (f"`{name}`", about, "a choice" if option else _type(key), "" if option else _default(key))
-        rows.setdefault(row, []).append(key.verb)
-    return [(row[0], row[1], row[2], row[3], ", ".join(dict.fromkeys(verbs))) for row, verbs in rows.items()]
+        for (path, about, kind), same in rows.items()
+    ]
+
+
+def _only_of(same: list[ConfigKey], options: Mapping[str, Mapping[str, None]]) -> str:
+    """In words, the options that have a key, where others of the same choice have not."""
+    have = list(dict.fromkeys(filter(None, map(chosen_options, same))))
+    all_of = options.get(".".join(same[0].parts[:-1]), {})
+    return f" of {', '.join(f'`{name}`' for name in have)}" if have and len(have) < len(all_of) else ""
+
+
+def _defaults(same: list[ConfigKey]) -> str:
+    """The default, or those of each option."""
+    found: dict[str, list[str]] = {}
+    for key in same:
+        names = found.setdefault(_default(key), [])
+        names += [name for name in [chosen_options(key)] if name and name not in names]
+    if len(found) == 1:
+        return next(iter(found))
+    most = max(found, key=lambda default: len(found[default]))
+    others = [f"{default} ({', '.join(names)})" for default, names in found.items() if default != most]
+    return "; ".join([most, *others])
 
 
 def all_keys() -> list[ConfigKey]:
@@ -108,35 +139,32 @@ def shared_keys(found: list[ConfigKey]) -> list[ConfigKey]:
     """The keys that all adaptation methods have, once."""
     shared = inspect.signature(shared_options).parameters
     first = next(iter(ADAPT_METHODS))
-    return [key for key in found if key.verb == "adapt" and of_method(key) == first and key.parts[1:][:1] and key.parts[1] in shared]
+    return [
+        key
+        for key in found
+        if key.verb == "adapt" and of_method(key) == first and key.parts[1:][:1] and key.parts[1] in shared
+    ]
 
 
-def _paragraphs(kind: type) -> list[str]:
+def _paragraphs(kind: type, keys: Iterable[str] = ()) -> list[str]:
     """The docstring without the lines that describe keys and errors."""
     found = []
     for paragraph in re.split(r"\n\s*\n", inspect.getdoc(kind) or ""):
-        if re.match(r"\w+: |Raises ", paragraph):
-            continue
-        found.append(" ".join(paragraph.split()))
+        if not paragraph.startswith(("Raises ", *(f"{key}: " for key in keys))):
+            found.append(" ".join(paragraph.split()))
     return found
 
 
 def method(verb: str, name: str) -> str:
     """What the class of a method says, what is true of it, and a table of its own keys."""
     kind: Any = METHODS[verb][name]
-    parts = _paragraphs(kind)
-    couples = (
-        "Its loss looks at all images of the batch at once: use `run.chunk` where memory is short."
-        if kind.couples_samples
-        else "Its loss is a mean over images: use `run.accumulate` where memory is short."
-    )
-    parts.append(couples)
+    mine = [key for key in all_keys() if key.verb == verb and of_method(key) == name and len(key.parts) > 1]
+    parts = _paragraphs(kind, {key.parts[1] for key in mine})
+    batch = "looks at all images of the batch at once" if kind.couples_samples else "is a mean over images"
+    saves = "run.chunk" if kind.takes_chunk else "run.accumulate" if verb == "pretrain" else ""
+    parts.append(f"Its loss {batch}." + (f" `{saves}` saves memory." if saves else ""))
     shared = {"name", *(inspect.signature(shared_options).parameters if verb == "adapt" else ())}
-    found = [
-        key
-        for key in all_keys()
-        if key.verb == verb and of_method(key) == name and len(key.parts) > 1 and key.parts[1] not in shared
-    ]
+    found = [key for key in mine if key.parts[1] not in shared]
     rows = [row[:4] for row in key_rows(found)]
     if rows:
         parts.append(table(("key", "meaning", "type", "default"), rows))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-LINK = re.compile(r"(?P<before>!?\[(?:[^\[\]]|\[[^\]]*\])*\]\()(?P<target>[^()\s]+(?:\([^()\s]*\)[^()\s]*)?)(?P<after>(?:\s+\"[^\"]*\")?\))")
+LINK = re.compile(
+    r"(?P<before>!?\[(?:[^\[\]]|\[[^\]]*\])*\]\()(?P<target>[^()\s]+(?:\([^()\s]*\)[^()\s]*)?)(?P<after>(?:\s+\"[^\"]*\")?\))"
+)
 _FENCE = re.compile(r"^ *(```+|~~~+)")
 _CODE = re.compile(r"(`+)(?:.|\n)*?[^`]\1(?!`)")
 
@@ -64,6 +66,6 @@ def anchors(text: str) -> list[str]:
     for heading in re.findall(r"^#{1,6} +(.+?) *$", outside, re.MULTILINE):
         shown = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
         slug = re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-")
-        again = sum(one == slug or one.startswith(f"{slug}-") and one[len(slug) + 1 :].isdigit() for one in found)
+        again = sum(one == slug or (one.startswith(f"{slug}-") and one[len(slug) + 1 :].isdigit()) for one in found)
         found.append(f"{slug}-{again}" if again else slug)
     return found

@@ -1,7 +1,7 @@
 """Gathers the pages of the site in one folder: docs/, benchmarks/*.md, the changelog and CONTRIBUTING.md as they are committed.
 
-Links between pages stay links between pages; links to other files of the repository lead to it. Where a page says `<!-- generated: NAME -->`
-stands what docs/site/generated.py makes of the schema and the registries. A notebook becomes a page.
+Links between pages stay links between pages; links to other files of the repository lead to it. Where a page says
+`<!-- generated: NAME -->` stands what docs/site/generated.py makes of the schema and the registries. A notebook becomes a page.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .links import with_links
 ROOT = Path(__file__).parents[2]
 REPOSITORY = "https://github.com/rootstock-ml/rootstock"
 SINGLE = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
-_GENERATED = re.compile(r"<!-- generated: ([\w./ -]+?) -->")
+_GENERATED = re.compile(r"^<!-- generated: ([\w -]+) -->$", re.MULTILINE)
 _TEST = re.compile(r"^<!-- test: .*? -->\n", re.MULTILINE | re.DOTALL)
 
 
