@@ -9,7 +9,6 @@ version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton", "rootstock.docs.site.mathml"]
 source_suffix = {".md": "markdown"}
-exclude_patterns = ["site"]
 
 # Markdown. Anchors are those of GitHub, so that a link works in both places.
 myst_enable_extensions = ["dollarmath"]
@@ -28,6 +27,8 @@ html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = f"Rootstock {release}"
 html_theme_options = {"top_of_page_buttons": []}
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 html_copy_source = False
 html_show_sourcelink = False
 copybutton_exclude = ".linenos, .gp, .go"

@@ -25,6 +25,8 @@ def build(folder: Path) -> int:
         shutil.rmtree(old, ignore_errors=True)
     stage(source, generated)
     shutil.copy(ROOT / "docs" / "conf.py", source)
+    (source / "_static").mkdir()
+    shutil.copy(ROOT / "docs" / "site" / "wide.css", source / "_static")
     return sphinx(["-q", "-W", "--keep-going", "-b", "html", "-d", str(folder / "doctrees"), str(source), str(html)])
 
 

@@ -21,6 +21,7 @@ from ...ssl.registry import PRETRAIN_METHODS
 from .stage import ROOT
 
 METHODS: Mapping[str, Mapping[str, type]] = {"pretrain": PRETRAIN_METHODS, "adapt": ADAPT_METHODS}
+KEYS = ("key", "meaning", "type", "default")
 SECTIONS = ("data", "backbone", "optim", "method", "label_shift", "evaluate", "run")
 
 
@@ -74,13 +75,18 @@ def key_rows(found: list[ConfigKey]) -> list[tuple[str, ...]]:
             options.setdefault(key.path, {})[key.names[-1]] = None
         elif not (key.parts[-1] == "name" and len(key.parts) > 1 and key.names[-2]):  # which chooses the option itself
             rows.setdefault((key.path, key.schema.get("description", ""), _type(key)), []).append(key)
+    section = {key.verb for key in found}
     return [
         (
             f"`{path}`{_only_of(same, options)}",
-            about,
+            about
+            + (
+                ""
+                if {key.verb for key in same} == section
+                else f" *{', '.join(dict.fromkeys(key.verb for key in same))}*"
+            ),
             kind,
             _defaults(same),
-            ", ".join(dict.fromkeys(key.verb for key in same)),
         )
         for (path, about, kind), same in rows.items()
     ]
@@ -130,8 +136,8 @@ def keys() -> str:
             here += shared_keys(found)
         verbs = ", ".join(dict.fromkeys(key.verb for key in found if key.path == section))
         parts.append(f"## `{section}`\n\n{heads[section].schema.get('description', '')} In configs of {verbs}.")
-        parts.append(table(("key", "meaning", "type", "default", "verbs"), key_rows(here)))
-    parts.append("## Other keys\n\n" + table(("key", "meaning", "type", "default", "verbs"), key_rows(single)))
+        parts.append(table(KEYS, key_rows(here)))
+    parts.append("## Other keys\n\n" + table(KEYS, key_rows(single)))
     return "\n\n".join(parts)
 
 
@@ -165,9 +171,9 @@ def method(verb: str, name: str) -> str:
     parts.append(f"Its loss {batch}." + (f" `{saves}` saves memory." if saves else ""))
     shared = {"name", *(inspect.signature(shared_options).parameters if verb == "adapt" else ())}
     found = [key for key in mine if key.parts[1] not in shared]
-    rows = [row[:4] for row in key_rows(found)]
+    rows = key_rows(found)
     if rows:
-        parts.append(table(("key", "meaning", "type", "default"), rows))
+        parts.append(table(KEYS, rows))
     return "\n\n".join(parts)
 
 

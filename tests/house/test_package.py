@@ -88,6 +88,15 @@ def test_the_wheel_works_in_any_folder(wheel: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    explained = subprocess.run(
+        [sys.executable, "-m", "rootstock", "help", "optim.lr"],
+        cwd=tmp_path / "elsewhere",
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert explained.returncode == 0 and "learning rate" in explained.stdout, explained.stderr
     package, config, library = done.stdout.splitlines()
     assert Path(package) == tmp_path / "site" / "rootstock" / "__init__.py"
     assert Path(config) == tmp_path / "site" / "rootstock" / "configs" / "demo.yaml"
