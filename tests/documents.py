@@ -6,7 +6,7 @@ A block of code has a mark above it, `<!-- test: KIND ... -->`, which says what 
     trained        commands on a trained classifier, runs/sketches
     exported       Python that reads what the commands `trained` of its page have exported
     api            Python that trains by rootstock.api
-    try, import, pipeline, processes, make, files    as the tests of these names say
+    try, import, pipeline, processes, make, files, sources    as the tests of these names say
     grid           a part of a pipeline: it is planned
     plain timm     Python that reads an export without Rootstock (tests/core/model/test_plain_timm.py)
     file PATH, line PATH ANCHOR, method              done by tests/test_walkthrough.py
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Callable, Iterable
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -32,6 +33,7 @@ from rootstock.launch.early import resolve_early
 from rootstock.launch.pipeline.plan import check_pipeline
 
 ROOT = Path(__file__).parents[1]
+Draw = Callable[[Path, Iterable[str]], Path]  # the fixture `draw`
 # In the order in which a reader meets them; each may stand on the runs of those before it.
 FIRST = (
     "README.md",
@@ -52,6 +54,7 @@ KINDS = {
     "make",
     "files",
     "grid",
+    "sources",
     "plain timm",
     "file",
     "line",
@@ -165,3 +168,12 @@ def _check_config(name: str, parsed: dict[str, Any]) -> None:
         check_pipeline("demo.yaml", overrides, resolve_early)
     elif name == "attribute":
         check_attribution(parsed["config"], overrides, resolve_early)
+
+
+def drawn(folder: Path, draw: Draw) -> Path:
+    """A folder of one's own with the pictures that the pages speak of."""
+    classes = [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(5)]
+    draw(folder / "photos", classes)
+    draw(folder / "sketches", classes)
+    draw(folder / "unlabeled", [f"{i}.jpg" for i in range(8)])
+    return folder

@@ -8,7 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from rootstock.launch.trial import pictures
 from rootstock.launch.trial import run as trial
 from rootstock.launch.trial.plan import RunCosts
 from rootstock.tests.conftest import Forks
-from rootstock.tests.documents import Block, blocks, commands, given, of_kind
+from rootstock.tests.documents import Block, Draw, blocks, commands, drawn, given, of_kind
 
 QUICK = {
     "pretrain": "optim.batch_size=4 optim.duration=2",
@@ -41,7 +41,6 @@ QUICK = {
 """What is added to a command with this config, or this verb's recipe `small`, so that it takes seconds; and `run.device=cpu`."""
 
 Rootstock = Callable[..., subprocess.CompletedProcess[str]]
-Draw = Callable[[Path, Iterable[str]], Path]
 
 
 def quickly(command: list[str]) -> list[str]:
@@ -49,15 +48,6 @@ def quickly(command: list[str]) -> list[str]:
     configs = [word for word in command if word.endswith(".yaml")]
     configs += [verb for verb, config in pairwise(command) if config == "small"]
     return [*command, *(word for config in configs for word in [*QUICK[config].split(), "run.device=cpu"])]
-
-
-def drawn(folder: Path, draw: Draw) -> Path:
-    """A folder of one's own with the pictures that the pages speak of."""
-    classes = [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(5)]
-    draw(folder / "photos", classes)
-    draw(folder / "sketches", classes)
-    draw(folder / "unlabeled", [f"{i}.jpg" for i in range(8)])
-    return folder
 
 
 @pytest.fixture
