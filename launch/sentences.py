@@ -54,7 +54,8 @@ _UNREADABLE = {
 # Packages whose name for pip is not the module's.
 _PIP = {
     "PIL": "pillow", "cv2": "opencv-python", "faiss": "faiss-cpu", "optuna": "'rootstock[sweep]'", "peft": "'rootstock[lora]'",
-    "sklearn": "scikit-learn", "tensorboard": "'rootstock[track]'", "yaml": "pyyaml",
+    "sklearn": "scikit-learn", "tensorboard": "'rootstock[track]'", "wandb": "'rootstock[track]'",
+    "mlflow": "'rootstock[track]'", "yaml": "pyyaml",
 }  # fmt: skip
 _NO_MEMORY = re.compile(
     r"can't allocate memory|DefaultCPUAllocator|Cannot allocate memory|bad_alloc|CUDA out of memory"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ def unannounced() -> Iterator[None]:
         yield
 
 
-def build_accelerator(options: Mapping[str, Any], folder: Path) -> Accelerator:
+def build_accelerator(options: Mapping[str, Any]) -> Accelerator:
     """The processes and devices of a run. options: its `run` section. Raises UserError if Accelerate set up another kind of training."""
     with unannounced():
         parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -38,8 +37,6 @@ def build_accelerator(options: Mapping[str, Any], folder: Path) -> Accelerator:
             mixed_precision="no",
             dynamo_backend="no",
             gradient_accumulation_steps=1,
-            log_with=None if options["tracker"] == "none" else options["tracker"],
-            project_dir=str(folder),
             # Running statistics are reduced once a step by core/model/norm.py; broadcasting rank 0's would undo that. And gradients
             # lie in what is sent, instead of beside it.
             kwargs_handlers=[parallel, InitProcessGroupKwargs(timeout=JOINED_WITHIN)],

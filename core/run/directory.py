@@ -45,6 +45,7 @@ from .folder import (
 from .mend import file_for_folder, find_damage, not_for_a_run, put_aside
 from .options import check_run_options
 from .rows import METRICS, RowFile, differs, digest_of_rows, guarded_files, read_rows
+from .trackers import Trackers
 from .watched import changed_set
 
 
@@ -70,7 +71,7 @@ class Run:
         self.seed: int = config["seed"]
         self.started = time.time()
         check_run_options(self.options, self.seed)
-        self.accelerator = build_accelerator(self.options, self.dir)
+        self.accelerator = build_accelerator(self.options)
         self.device: torch.device = self.accelerator.device
         self.main = rank() == 0
         self.quiet = quiet
@@ -81,6 +82,7 @@ class Run:
         self._file = RowFile(self.dir / METRICS, self.log)
         self._rows: dict[str, Any] | None = None  # what metrics.jsonl was at the last checkpoint
         self._lock: Any = None
+        self._trackers = Trackers(self.options["tracker"], self.accelerator, self.dir, config, self.log)
 
     def open(self) -> Run:
         """Create or take over the folder; of a finished run nothing is written. Raises UserError: locked, or of another config."""
@@ -90,9 +92,6 @@ class Run:
             self.close()
             raise UserError(trouble)
         self.finished = json.loads(broadcast_text(json.dumps(found)))
-        if self.options["tracker"] != "none":
-            # TensorBoard takes it as the name of its folder in run.dir, Weights & Biases as the project's.
-            self.accelerator.init_trackers("tensorboard" if self.options["tracker"] == "tensorboard" else "rootstock")
         self.plan(None)
         return self
 
@@ -200,9 +199,7 @@ class Run:
         """Append a row to metrics.jsonl and to the tracker. A row that the disk does not take waits for a later one."""
         if self.main:
             self._file.add(row)
-        if self.options["tracker"] != "none":
-            values = {k: v for k, v in row.items() if isinstance(v, int | float)}
-            self.accelerator.log(values, step=row["step"])
+        self._trackers.log(row)
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl so far, without a half-written last one."""
@@ -250,15 +247,13 @@ class Run:
         if self.main:
             self.write_rows()
             write_result(self.dir, whole, guarded_files(self.dir), self.options["keep"])
+            self._trackers.conclude(whole.get("metrics", {}))
         self.finished = json.loads(json.dumps(whole))
         return whole
 
     def close(self) -> None:
         """Free the lock and close the trackers."""
-        # Not accelerator.end_training(): it also ends the process group, which the next stage of a pipeline needs.
-        for tracker in getattr(self.accelerator, "trackers", []):
-            tracker.finish()
-        self.accelerator.trackers = []
+        self._trackers.close()
         if self._lock is not None:
             self._lock.close()
             self._lock = None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from ..config.resolve import Duration, Minutes, Section
 from ..errors import UserError
 from ..images.limits import size_of
+from .trackers import Tracker, check_tracker
 
 LARGEST_SEED = 2**63 - 1  # torch's generators take signed numbers of 64 bits
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -42,7 +42,7 @@ def options(
     keep: Literal["all", "results"] = "all",
     damaged: float = 0.01,
     changed_data: Literal["refuse", "accept"] = "refuse",
-    tracker: Literal["none", "tensorboard", "wandb"] = "none",
+    tracker: Tracker = "none",
     timeout: float = 120.0,
     phase_timeout: float = 1800.0,
     verify_replicas: Duration | None = None,
@@ -70,7 +70,8 @@ def options(
         thousands of runs fits on a disk; nothing can then start from them. A run that was killed still resumes.
     damaged: Largest fraction of damaged pictures, 0 to 1, before a run stops. Others are replaced by a neighbour.
     changed_data: What to do if the data changed since the run began: refuse to resume, or accept it.
-    tracker: Where metrics go besides metrics.jsonl: none, tensorboard or wandb.
+    tracker: Where metrics go besides metrics.jsonl: none, tensorboard (run.dir/tensorboard), wandb (its account, or offline in
+        run.dir/wandb without one) or mlflow (MLFLOW_TRACKING_URI, or run.dir/mlflow.db).
     timeout: Seconds, at least 1, without a sign of life after which one of several processes counts as lost, and without progress of
         any process after which a training counts as stuck. The run then ends with exit code 132.
     phase_timeout: Seconds without progress after which another phase than training counts as stuck: opening data, compiling, an
@@ -95,6 +96,4 @@ def check_run_options(options: Mapping[str, Any], seed: int) -> None:
     if seed > LARGEST_SEED:
         raise UserError(f"seed: expected at most {LARGEST_SEED} (63 bits), got {seed}")
     size_of(options["feature_cache"], "run.feature_cache")
-    tracker = options["tracker"]
-    if tracker != "none" and importlib.util.find_spec(tracker) is None:
-        raise UserError(f"run.tracker: {tracker} is not installed; `pip install {tracker}`, or use run.tracker=none")
+    check_tracker(options["tracker"])

@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
@@ -34,7 +33,7 @@ def joined(device: str) -> torch.device:
     """This process's device, once all processes that were started together are connected. device: auto or cpu. Raises UserError."""
     if device not in ("auto", "cpu"):
         raise UserError(f"--device: expected auto or cpu, got {device}")
-    found = build_accelerator({"device": device, "tracker": "none"}, Path()).device
+    found = build_accelerator({"device": device}).device
     if connected():
         wait_without_limit()
         same_everywhere(code_version(), "code", "install the same version on every node")

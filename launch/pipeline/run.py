@@ -17,6 +17,7 @@ from ...core.distributed import rank
 from ...core.files import write_text
 from ...core.manifest import write_record
 from ...core.run.folder import make_folder, read_result, run_folder, write_config
+from ..allocator import give_back_freed_memory
 from ..report.answers import read_answers
 from ..report.claims import stages_shown, tasks_of
 from ..report.contrasts import AnswersOf, difference_over_images, over_images, primary_contrasts
@@ -76,6 +77,7 @@ def run_pipeline(
                 job.dir.parent.mkdir(parents=True, exist_ok=True)
                 write_record(inputs_file(job), recorded_inputs(job), shared=True)
             result = execute(job.verb, job.config, job.overrides, quiet=True)
+            give_back_freed_memory()
         _check_metrics(job.name, result, config["report"]["rows"])
         results[job.name].append({**result, "seed": job.seed})
     domains = {job.name: domains_of(job.resolved) for job in jobs}

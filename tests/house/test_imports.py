@@ -20,6 +20,7 @@ MAY_IMPORT_ACCELERATE = {
     "core/distributed.py",
     "core/evaluate/features.py",
     "core/run/accelerator.py",
+    "core/run/trackers.py",
 }
 # The one place that reads pickles: with weights_only, in a process of its own.
 MAY_LOAD = "core/convert/load.py"

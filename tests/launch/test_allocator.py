@@ -43,3 +43,27 @@ def _page_faults(variables: dict[str, str]) -> int:
 def test_blocks_are_kept_unless_the_user_decides(variables: dict[str, str], kept: bool) -> None:
     faults = _page_faults(variables)
     assert faults < 100 if kept else faults > 100, faults
+
+
+HOLES = """
+import sys
+from rootstock.launch.allocator import give_back_freed_memory, keep_freed_memory
+
+def held():
+    with open("/proc/self/status") as status:
+        return int(next(line for line in status if line.startswith("RssAnon")).split()[1])
+
+import numpy as np
+keep_freed_memory()
+blocks = [np.ones(1 << 17) for _ in range(200)]  # 1 MiB each
+del blocks[::2]  # 100 holes, none of which has room for a larger block
+before = held()
+give_back_freed_memory()
+print(before - held())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have other settings")
+def test_what_is_free_between_blocks_is_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 90 << 10  # KiB: most of the 100 holes
