@@ -158,6 +158,10 @@ def check_command(command: list[str]) -> None:
 
 def _check_config(name: str, parsed: dict[str, Any]) -> None:
     overrides = list(parsed.get("overrides") or [])
+    if any(
+        str(parsed.get(key)).startswith("runs/") for key in ("config", "pipeline")
+    ):  # of a run that the reader has made
+        return
     if name in TRAININGS:
         resolve_early(name, parsed["config"], overrides)
     elif name == "launch":
