@@ -161,14 +161,38 @@ def _paragraphs(kind: type, keys: Iterable[str] = ()) -> list[str]:
     return found
 
 
+def _facts(verb: str, kind: Any) -> Iterator[str]:
+    """Sentences on what a method needs, from what its class declares (core/method.py)."""
+    coupled = "The images of a batch are coupled, by the loss or by BatchNorm in a head."
+    yield coupled if kind.couples_samples else "The loss is a mean over images."
+    if kind.takes_chunk:
+        yield "`run.chunk` saves memory."
+    elif verb == "pretrain" and not kind.couples_samples:
+        yield "`run.accumulate` saves memory."
+    if verb == "pretrain":
+        if kind.takes_local:
+            yield "It takes local crops (`data.views.local`)."
+        return
+    if not kind.sees_target:
+        yield "It sees no target image."
+    if kind.keeps_head:
+        yield "It goes on from the classifier in `backbone.weights`."
+    if kind.online:
+        yield "It meets each target image once."
+    if "strong" in kind.target_views:
+        yield "It takes a weak and a strong view of target images (`data.views`, `data.strong`)."
+    if kind.extra_outputs:
+        yield "Its classifier has a further output, `unknown`."
+    if kind.resamples:
+        yield f"`label_shift.resample` weighs its images of {' and '.join(kind.resamples)}."
+
+
 def method(verb: str, name: str) -> str:
     """What the class of a method says, what is true of it, and a table of its own keys."""
     kind: Any = METHODS[verb][name]
     mine = [key for key in all_keys() if key.verb == verb and of_method(key) == name and len(key.parts) > 1]
     parts = _paragraphs(kind, {key.parts[1] for key in mine})
-    batch = "looks at all images of the batch at once" if kind.couples_samples else "is a mean over images"
-    saves = "run.chunk" if kind.takes_chunk else "run.accumulate" if verb == "pretrain" else ""
-    parts.append(f"Its loss {batch}." + (f" `{saves}` saves memory." if saves else ""))
+    parts.append(" ".join(_facts(verb, kind)))
     shared = {"name", *(inspect.signature(shared_options).parameters if verb == "adapt" else ())}
     found = [key for key in mine if key.parts[1] not in shared]
     rows = key_rows(found)

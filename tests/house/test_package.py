@@ -9,7 +9,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
+import rootstock
 from rootstock.tests.house.source import PACKAGES, ROOT
 
 
@@ -69,6 +71,10 @@ def test_the_description_is_a_page(wheel: Path) -> None:
     markdown = pytest.importorskip("readme_renderer.markdown", reason="readme_renderer is not installed")
     shown = markdown.render((ROOT / "README.md").read_text())
     assert shown is not None and "<table>" in shown and "<img" in shown and "<pre" in shown and "<!-- test" not in shown
+
+
+def test_the_citation_has_the_version() -> None:
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == rootstock.__version__
 
 
 def test_the_wheel_works_in_any_folder(wheel: Path, tmp_path: Path) -> None:
