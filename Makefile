@@ -6,6 +6,7 @@
 #   make test-all the long tests, four processes, lowest and latest versions of torch, timm, accelerate (15 minutes; benchmarks/test-all.md)
 #   make soak     runs killed at random steps, thousands of steps, ten minutes of fuzzing for each input (an hour; benchmarks/soak.md)
 #   make lint     ruff and basedpyright alone
+#   make docs     the documentation, build/docs/html/index.html; any warning is an error (a minute)
 #   make schema   configs/schema.json anew, after a key, a method or a docstring of one has changed
 #   make bench    speed: the input pipeline against its peers, the training step; ARGS="--gate" fails below the floors
 #   make bench-gpu    the training step on a GPU, against its ceiling and its peers
@@ -22,7 +23,7 @@ PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: demo check test test-all soak lint schema bench bench-gpu bench-solvers bench-methods bench-digits bench-cifar10 bench-budget bench-demo clean
+.PHONY: demo check test test-all soak lint docs schema bench bench-gpu bench-solvers bench-methods bench-digits bench-cifar10 bench-budget bench-demo clean
 
 demo: $(READY)
 	@$(PYTHON) -m rootstock demo $(ARGS)
@@ -43,6 +44,10 @@ lint: $(READY)
 	@$(PYTHON) -m ruff check --quiet .
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m basedpyright
+
+# Sphinx with MyST and furo: autodoc reads api.py as it is, a warning is an error, and the pages need no script or font from elsewhere.
+docs: $(READY)
+	@$(PYTHON) -m rootstock.docs.site.build
 
 schema: $(READY)
 	@$(PYTHON) -m rootstock.launch.schema_file

@@ -34,7 +34,7 @@ LONG = (
     "test_sweep.py",
     "test_launcher.py",
     "test_fuzz.py",
-    "test_readme.py",
+    "test_document_commands.py",
     "test_walkthrough.py",
     "test_bad_input.py",
     "test_exactness.py",

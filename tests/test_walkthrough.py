@@ -1,7 +1,6 @@
-"""README's "Adding a method", done in a copy of the checkout: on one and on two processes the methods get the same weights."""
+"""The pages that say how to add a method, done in a copy of the checkout: on one and on two processes the methods get the same weights."""
 
 import json
-import re
 import shlex
 import shutil
 import subprocess
@@ -15,9 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rootstock.tests.conftest import Forks
+from rootstock.tests.documents import commands, of_kind
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"<!-- test: (file|line) (\S+)(?: ([^\n]*?))? -->\n```\w+\n(.*?)```", re.DOTALL)
 # SGD, because the first steps of AdamW divide rounding errors by gradients that are nearly zero.
 FAST = [
     "optim.name=sgd",
@@ -31,16 +30,17 @@ CLASSES = {"ssl": ("uniform", "Uniform"), "adapt": ("mean_matching", "MeanMatchi
 
 
 def follow(copy: Path) -> list[Path]:
-    """Do what the section says; returns the files that were written."""
-    section = (ROOT / "README.md").read_text().partition("## Adding a method")[2]
+    """Do what the pages say; returns the files that were written."""
     written = []
-    for kind, path, anchor, text in BLOCK.findall(section):
-        target = copy / path
-        if kind == "file":
+    for block in [*of_kind("file"), *of_kind("line")]:
+        _, path, *anchors = block.mark.split(" ", 2)
+        target, text = copy / path, block.body
+        if block.kind == "file":
             assert not target.exists(), f"{path} is part of the project now; the walk-through needs another name"
             target.write_text(text)
             written.append(target)
             continue
+        (anchor,) = anchors
         lines = target.read_text().splitlines(keepends=True)
         (at,) = (i for i, line in enumerate(lines) if line.strip() == anchor)
         lines.insert(at + 1, text)
@@ -74,7 +74,7 @@ for sys.argv in json.loads(sys.argv[1]):
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copied = tmp_path_factory.mktemp("walkthrough") / "rootstock"
     ignored = shutil.ignore_patterns(
-        ".git", ".venv", "runs", "__pycache__", "tests", "benchmarks", "*.egg-info", "build"
+        ".git", ".venv", "runs", "__pycache__", "tests", "benchmarks", "*.egg-info", "build", "docs"
     )
     shutil.copytree(ROOT, copied, ignore=ignored)
     for folder in ("ssl", "adapt"):
@@ -125,9 +125,9 @@ def test_its_tests_pass(copy: Path, forks: Forks) -> None:
 def test_the_methods_train_alike_on_one_and_two_processes(
     copy: Path, forks: Forks, verb: str, config: str, launched: bool
 ) -> None:
-    (commands,) = re.findall(r"<!-- test: method -->\n```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     start = [
-        shlex.split(line.replace("pretrain pretrain/uniform", f"{verb} {config}")) for line in commands.splitlines()
+        shlex.split(shlex.join(words).replace("pretrain pretrain/uniform", f"{verb} {config}"))
+        for words in commands("method")
     ]
     assert [line[:2] for line in start] == [["rootstock", verb], ["rootstock", "launch"]]
     assert start[1][2:5] == ["--nproc", "2", verb]

@@ -32,7 +32,7 @@ class LinearSGD:
 
     All candidates are trained at once on the same batches, with a cosine to 0, and the last step counts. Where there are several, the best
     on a held-out 20 % of the training images is trained anew on all. The result holds every number of the training. A key that is null has
-    the preset's value, which README's table gives.
+    the preset's value, which the table in docs/reference/probes.md gives.
 
     preset: The published evaluation whose numbers the other keys change.
     inputs: Features that candidates read, by name (`pooled`, `cls`, `cls+mean`, `last4`, ...).

@@ -22,7 +22,8 @@ def sources() -> list[Path]:
 
 def outside_tests() -> list[Path]:
     """Every Python file besides the tests, relative to the checkout."""
-    return sources() + sorted(path.relative_to(ROOT) for path in (ROOT / "benchmarks").rglob("*.py"))
+    others = [path for folder in ("benchmarks", "docs") for path in (ROOT / folder).rglob("*.py")]
+    return sources() + sorted(path.relative_to(ROOT) for path in others)
 
 
 @cache

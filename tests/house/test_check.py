@@ -15,6 +15,7 @@ TESTS = sorted(path.relative_to(ROOT) for path in (ROOT / "tests").rglob("test_*
     [
         ("ssl/simclr.py", ["tests/ssl/test_simclr.py"]),
         ("tests/ssl/test_simclr.py", ["tests/ssl/test_simclr.py"]),
+        ("docs/how-to/runs.md", ["tests/test_documents.py"]),
         ("finetune/baselines/registry.py", ["tests/finetune/baselines/test_registry.py"]),
     ],
 )

@@ -9,7 +9,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
+import rootstock
 from rootstock.tests.house.source import PACKAGES, ROOT
 
 
@@ -53,8 +55,26 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
         assert "rootstock = rootstock.launch.cli:main" in archive.read(scripts).decode()
     assert fields["Requires-Python"] == ">=3.11"
     assert fields["License-Expression"] == "Apache-2.0"
-    extras = ["adapt", "bench", "lora", "medical", "onnx", "parquet", "sweep", "test", "track"]
+    extras = ["adapt", "bench", "docs", "lora", "medical", "onnx", "parquet", "sweep", "test", "track"]
     assert fields.get_all("Provides-Extra") == extras
+    assert fields["Description-Content-Type"] == "text/markdown"
+    assert fields.get_payload() == (ROOT / "README.md").read_text()
+    addresses = dict(line.split(", ", 1) for line in fields.get_all("Project-URL") or ())
+    assert {"Changelog", "Documentation", "Issues", "Source"} <= set(addresses)
+    for address in addresses.values():  # files of the repository that it names are there
+        _, _, path = address.partition("/blob/main/")
+        assert (ROOT / path).exists(), address
+
+
+def test_the_description_is_a_page(wheel: Path) -> None:
+    """As PyPI renders it: headings, code, tables and the picture survive its cleaning."""
+    markdown = pytest.importorskip("readme_renderer.markdown", reason="readme_renderer is not installed")
+    shown = markdown.render((ROOT / "README.md").read_text())
+    assert shown is not None and "<table>" in shown and "<img" in shown and "<pre" in shown and "<!-- test" not in shown
+
+
+def test_the_citation_has_the_version() -> None:
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == rootstock.__version__
 
 
 def test_the_wheel_works_in_any_folder(wheel: Path, tmp_path: Path) -> None:
@@ -74,6 +94,15 @@ def test_the_wheel_works_in_any_folder(wheel: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    explained = subprocess.run(
+        [sys.executable, "-m", "rootstock", "help", "optim.lr"],
+        cwd=tmp_path / "elsewhere",
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert explained.returncode == 0 and "learning rate" in explained.stdout, explained.stderr
     package, config, library = done.stdout.splitlines()
     assert Path(package) == tmp_path / "site" / "rootstock" / "__init__.py"
     assert Path(config) == tmp_path / "site" / "rootstock" / "configs" / "demo.yaml"

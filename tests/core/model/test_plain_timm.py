@@ -1,4 +1,4 @@
-"""An export in timm alone, as the README shows it: the same features, bit for bit, or the reason why not."""
+"""An export in timm alone, as docs/how-to/export.md shows it: the same features, bit for bit, or the reason why not."""
 
 import ast
 import json
@@ -116,9 +116,9 @@ def test_exports_of_earlier_versions_load(tmp_path: Path) -> None:
         assert torch.equal(create(16, weights=str(tmp_path)).eval()(pictures), made(pictures))
 
 
-def test_the_snippet_of_the_readme(tmp_path: Path) -> None:
+def test_the_snippet_of_the_page(tmp_path: Path) -> None:
     """Four statements after the imports, in a process that knows no Rootstock."""
-    (snippet,) = SNIPPET.findall((Path(__file__).parents[3] / "README.md").read_text())
+    (snippet,) = SNIPPET.findall((Path(__file__).parents[3] / "docs" / "how-to" / "export.md").read_text())
     statements = [node for node in ast.parse(snippet).body if not isinstance(node, ast.Import | ast.ImportFrom)]
     assert len(statements) == 4 and "rootstock" not in snippet
     made, pictures = trained("resnet18", 32, 3, {"args": RESNET, "stem": "small"})
