@@ -1,13 +1,12 @@
 """The index of an archive: where its pictures lie, what their sidecars say, and what else it holds. Made once, then cached."""
 
-import io
 import json
 import os
 import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from ...errors import UserError
 from ...ownfiles import OLD_SHEET, is_output, run_folders
@@ -16,6 +15,7 @@ from ..decode import is_picture
 from ..notes import Note
 from ..places import abridged
 from ..sums import Sums
+from .archives import Archive
 from .tar_labels import Reading, label_text
 from .walk import HIDDEN, OF_RUNS, SHEETS, parents
 
@@ -47,27 +47,28 @@ INDEX_VERSION = 3
 """Changes with what an index holds, so that those of earlier versions are made anew."""
 
 
-def read_index(unpacked: Path, archive: Path, stamp: tuple[int, int, int], title: str, reading: Reading) -> TarContents:
-    """The contents of an archive; from the cache if the archive is unchanged."""
-    name = entry_name(os.path.abspath(archive), stamp, "members", INDEX_VERSION, reading)
+def read_index(copy: Path | None, archive: Archive, title: str, reading: Reading) -> TarContents:
+    """The contents of an archive; from the cache if the archive is unchanged. copy: the uncompressed one, if it is compressed."""
+    name = entry_name(archive.name, archive.stamp, "members", INDEX_VERSION, reading)
     remembered = recall("indices", name)
     if remembered is not None:
         pictures, labels, faults, others, notes, folders = json.loads(remembered)
         return TarContents(pictures, labels, faults, others, [Note(*note) for note in notes], folders)
-    if unpacked != archive:  # what is found in the copy is remembered, so the copy has to be whole
+    if copy is not None:  # what is found in the copy is remembered, so the copy has to be whole
         try:
-            Sums(unpacked).check()
+            Sums(copy).check()
         except OSError as error:
             raise UserError(f"{title}: {error.strerror}") from None
-    contents = scan(unpacked, title, reading)
-    remember("indices", name, json.dumps(contents).encode(), max(stamp[1:]))
+    with open(copy, "rb") if copy is not None else archive.open() as file:
+        contents = scan(file, archive.size if copy is None else copy.stat().st_size, title, reading)
+    remember("indices", name, json.dumps(contents).encode(), max(archive.stamp[1:]))
     return contents
 
 
 class _Headers:
     """A file from which tarfile reads headers, and never a long or a harmful one."""
 
-    def __init__(self, file: io.BufferedReader) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self.seek, self.tell = file.seek, file.tell
         self.mode = "rb"
@@ -82,7 +83,7 @@ class _Headers:
         return content
 
 
-def headers(file: io.BufferedReader, total: int, title: str, ends: list[int]) -> Iterator[tuple[str, tarfile.TarInfo]]:
+def headers(file: BinaryIO, total: int, title: str, ends: list[int]) -> Iterator[tuple[str, tarfile.TarInfo]]:
     """(name, header) of all members, in their order; the place of the archive's end mark is appended to `ends`.
 
     Raises UserError for what is no archive, and where a header is damaged: the members behind it would be lost without a word.
@@ -124,44 +125,46 @@ def inner_name(name: str) -> str:
     return re.sub(r"^(?:\.\./|/)+", "", os.path.normpath(name).replace(os.sep, "/"))
 
 
-def scan(unpacked: Path, title: str, reading: Reading) -> TarContents:
-    """Read the headers of an archive and its sidecars. If several members have one name, the last one counts, as in unpacking."""
-    total, ends = unpacked.stat().st_size, list[int]()
+def scan(file: BinaryIO, total: int, title: str, reading: Reading) -> TarContents:
+    """Read the headers of an uncompressed archive of `total` bytes and its sidecars.
+
+    If several members have one name, the last one counts, as in unpacking.
+    """
+    ends = list[int]()
     files: dict[str, tuple[int, int]] = {}
     links: dict[str, str] = {}
     lost: list[str] = []
     twice: list[str] = []
     folders: list[str] = []
-    with open(unpacked, "rb") as file:
-        for name, member in headers(file, total, title, ends):
-            link, before = links.pop(name, None), files.pop(name, None)
-            if link or before:
-                twice.append(name)
-            if member.islnk():  # another name of an earlier member
-                target = inner_name(member.linkname)
-                span = before if target == name else files.get(target)
-                if span is not None:
-                    files[name] = span
-                elif is_picture(name):
-                    lost.append(name)
-            elif member.issym():
-                links[name] = member.linkname
-            elif member.isreg():
-                files[name] = (member.offset_data, member.size)
-                if is_picture(name) or has_ending(name, reading.suffix):
-                    check_member(name, member, total, title)
-            elif member.isdir():
-                folders.append(name)
-            elif is_picture(name):
-                lost.append(name)
-        for name in [name for name in links if is_picture(name) or has_ending(name, reading.suffix)]:
-            span = files.get(followed(name, links))
+    for name, member in headers(file, total, title, ends):
+        link, before = links.pop(name, None), files.pop(name, None)
+        if link or before:
+            twice.append(name)
+        if member.islnk():  # another name of an earlier member
+            target = inner_name(member.linkname)
+            span = before if target == name else files.get(target)
             if span is not None:
                 files[name] = span
             elif is_picture(name):
                 lost.append(name)
-        notes = [*notes_of_end(file, ends[0], total), *notes_of_lost(lost), *notes_of_twice(twice)]
-        return sorted_out(file, files, reading, notes, folders)
+        elif member.issym():
+            links[name] = member.linkname
+        elif member.isreg():
+            files[name] = (member.offset_data, member.size)
+            if is_picture(name) or has_ending(name, reading.suffix):
+                check_member(name, member, total, title)
+        elif member.isdir():
+            folders.append(name)
+        elif is_picture(name):
+            lost.append(name)
+    for name in [name for name in links if is_picture(name) or has_ending(name, reading.suffix)]:
+        span = files.get(followed(name, links))
+        if span is not None:
+            files[name] = span
+        elif is_picture(name):
+            lost.append(name)
+    notes = [*notes_of_end(file, ends[0], total), *notes_of_lost(lost), *notes_of_twice(twice)]
+    return sorted_out(file, files, reading, notes, folders)
 
 
 def check_member(name: str, member: tarfile.TarInfo, total: int, title: str) -> None:
@@ -186,7 +189,7 @@ def followed(name: str, links: dict[str, str]) -> str:
     return ""
 
 
-def notes_of_end(file: io.BufferedReader, end: int, total: int) -> list[Note]:
+def notes_of_end(file: BinaryIO, end: int, total: int) -> list[Note]:
     """end: where the end mark has been read; -1 if the archive ends without one."""
     if end < 0:
         return [Note(1, "archive without an end mark, so it may be cut short", "", "say")]
@@ -225,7 +228,7 @@ def has_ending(name: str, ending: str) -> bool:
 
 
 def sorted_out(
-    file: io.BufferedReader,
+    file: BinaryIO,
     files: dict[str, tuple[int, int]],
     reading: Reading,
     notes: list[Note],

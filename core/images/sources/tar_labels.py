@@ -1,8 +1,7 @@
 """The label in a sidecar of an archive: a whole text, or the value of a key in a .json."""
 
-import io
 import json
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from ...errors import UserError
 from ..places import abridged
@@ -19,7 +18,7 @@ class Reading(NamedTuple):
     field: str | None
 
 
-def label_text(file: io.BufferedReader, offset: int, size: int, reading: Reading) -> str:
+def label_text(file: BinaryIO, offset: int, size: int, reading: Reading) -> str:
     """The label in a sidecar, as a text. Raises UserError with the part of a sentence that says what is wrong."""
     most = LABEL_BYTES.get(reading.suffix, TEXT_BYTES)
     if size > most:

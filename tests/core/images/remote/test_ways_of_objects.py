@@ -1,0 +1,95 @@
+"""Objects give what a folder of the same pictures gives, in every way of reading, also where the service fails now and then."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from rootstock.core.images.images import Images
+from rootstock.core.images.open import open_images, open_with_splits
+from rootstock.core.images.pack.record import Packing
+from rootstock.core.images.pack.writer import pack
+from rootstock.tests.core.images.sources.test_ways import (
+    COUNT,
+    PICTURES,
+    check,
+    make_parquet,
+    pixels,
+    samples,
+)
+from rootstock.tests.objectstore import BUCKET, ObjectStore, archive
+
+
+def folder_of(place: Path) -> str:
+    (place / "plain").mkdir()
+    for i, content in enumerate(PICTURES):
+        (place / "plain" / f"{i:02}.png").write_bytes(content)
+    return f"folder:{place}/plain"
+
+
+def put_shards(store: ObjectStore, under: str) -> str:
+    """Two archives with labels beside the pictures."""
+    for k in range(2):
+        numbers = range(10 * k, 10 * k + 10)
+        members = {
+            f"{i:02}.{ending}": held
+            for i in numbers
+            for ending, held in (("png", PICTURES[i]), ("cls", b"%d" % (i % 2)))
+        }
+        store.put(f"{under}/part-{k:03}.tar", archive(members))
+    return f"tar:s3://{BUCKET}/{under}/part-{{000..001}}.tar"
+
+
+def put_pack(store: ObjectStore, under: str, place: Path) -> str:
+    images, splits = open_with_splits(folder_of(place))
+    pack(images, splits, place / "packed", Packing("original"))
+    for file in (place / "packed").iterdir():
+        store.put(f"{under}/photos.pack/{file.name}", file.read_bytes())
+    return f"pack:s3://{BUCKET}/{under}/photos.pack"
+
+
+def put_parquet(store: ObjectStore, under: str, place: Path) -> str:
+    make_parquet(place / "rows")
+    for file in (place / "rows").iterdir():
+        store.put(f"{under}/{file.name}", file.read_bytes())
+    return f"parquet:s3://{BUCKET}/{under}"
+
+
+@pytest.mark.parametrize("kind", ["shards", "pattern", "pack", "parquet"])
+def test_objects_give_what_a_folder_gives(kind: str, store: ObjectStore, tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    uri = {
+        "shards": lambda: put_shards(store, kind),
+        "pattern": lambda: put_shards(store, kind).replace("{000..001}", "*"),
+        "pack": lambda: put_pack(store, kind, tmp_path / "own"),
+        "parquet": lambda: put_parquet(store, kind, tmp_path / "own"),
+    }[kind]()
+    images = open_images(uri)
+    assert len(images) == COUNT and images.classes == (("0", "1") if kind != "pack" else None)
+    check(images, open_images(folder_of(tmp_path)))
+
+
+def check_some(images: Images, folder: Images) -> None:
+    """`check` in fewer ways, for sets whose every picture is fetched each time."""
+    place = {pixels(folder, i): i for i in range(len(folder))}
+    folder = folder.select(torch.tensor([place[pixels(images, i)] for i in range(len(images))]))
+    images.labels = folder.labels = torch.arange(len(images))
+    expected = samples(folder, 0, 1, 0)
+    assert torch.equal(samples(images, 0, 2, 2), expected)
+    assert torch.equal(samples(images, 4, 1, 0), expected[4:])
+
+
+def test_a_pack_without_the_cache(store: ObjectStore, tmp_path: Path) -> None:
+    uri = put_pack(store, "direct", tmp_path)
+    check_some(open_images(f"{uri}?cache=0"), open_images(f"folder:{tmp_path}/plain"))
+    assert not list((tmp_path / "own cache").rglob("objects"))
+
+
+def test_a_service_that_fails_now_and_then_changes_nothing(store: ObjectStore, tmp_path: Path) -> None:
+    uri, number, faults = put_shards(store, "faulty"), itertools.count(), itertools.cycle(["slow", "busy", "short"])
+    store.fault = lambda method, path: next(faults) if next(number) % 3 == 1 else None
+    images = open_images(f"{uri}?cache=0")
+    assert images.classes == ("0", "1")
+    check_some(images, open_images(folder_of(tmp_path)))
+    assert next(number) > 100
