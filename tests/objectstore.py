@@ -43,10 +43,19 @@ class ObjectStore:
         self.port = self._server.port
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
+    @property
+    def running(self) -> bool:
+        return self._server is not None
+
     def stop(self) -> None:
         assert self._server is not None
         self._server.shutdown()
         self._server.server_close()
+        self._server = None
+
+    def stop_soon(self) -> None:
+        """From a request: after it the server is gone, and what is being read from it is cut off."""
+        threading.Thread(target=self.stop).start()
 
     @property
     def endpoint(self) -> str:

@@ -31,9 +31,11 @@ from ..sums import Sums
 from .archives import Shelf, shelf_of
 from .files import FileStore, checked_bits
 from .layout import arrange
-from .samples import LabelRule, classes_beside, endings_of, folders_without, members_below, notes_about, rule_of
+from .samples import classes_beside, endings_of, folders_without, members_below, notes_about, rule_of
 from .shards import pattern_name
+from .tar_groups import group_rule, groups_of_members
 from .tar_index import TarContents, read_index
+from .tar_labels import Reading
 from .unpack import unpack
 
 INDEXING_THREADS = 8
@@ -151,12 +153,15 @@ def open_tar(
     precedence over class folders. key: first-dot or last-dot, where a member's name is cut; members with equal first parts are one
     sample. image: the endings of the pictures that are used, such as png or jpg,png; all by default. label: the ending of the files
     whose texts are the labels, or json:KEY. max_size, max_ratio: how large a compressed archive may become, in bytes and in times its
-    size. group, bits: as of `folder:`. cache: how much the cache of objects may hold, such as 50GB; 20GB by default, 0 for nothing.
+    size. group: as of `folder:`, or json:KEY, a key of the .json beside each picture. bits: as of `folder:`. cache: how much the cache
+    of objects may hold, such as 50GB; 20GB by default, 0 for nothing.
     """
     title = titled("tar", path)
     rule, limits = rule_of(label, key, image, title), limits_of(max_size, max_ratio, title)
     shelf = shelf_of(path, title, cache)
-    unpacked, indices = indexed(shelf, rule, limits, title)
+    by_json = group_rule(group, rule, title)
+    reading = rule.reading()._replace(group=by_json and by_json.reading().field)
+    unpacked, indices = indexed(shelf, reading, limits, title)
     inside = under.strip("/") + "/" if under.strip("/") else ""
     members, notes = members_below(inside, indices, rule)
     if not members and rule.image:
@@ -174,7 +179,7 @@ def open_tar(
     rule_of_folders = (labels or "folders") if classes is None else "none"
     wrapped = labels != "folders" or any(one.name.count("/") > 1 for one in members)
     layout = arrange(names, rule_of_folders, title, place, archive=wrapped, empty=empty, beside=notes)
-    groups = layout.groups(group, title)
+    groups = groups_of_members(group, layout, members, inside, indices, rule, title)
     layout = layout if classes is None else layout._replace(classes=classes)
     shard = np.array([member.shard for member in members], dtype=np.int64)
     sizes = np.array([member.size for member in members], dtype=np.int64)
@@ -191,7 +196,7 @@ def open_tar(
 
 
 def indexed(
-    shelf: Shelf, rule: LabelRule, limits: UnpackLimits, title: str
+    shelf: Shelf, reading: Reading, limits: UnpackLimits, title: str
 ) -> tuple[list[Path | None], list[TarContents]]:
     """Of each archive: its uncompressed copy, None if it is uncompressed itself; and its contents. Raises UserError."""
     archives = shelf.archives
@@ -200,5 +205,4 @@ def indexed(
     for copy in filter(None, unpacked):
         shelf.hold(copy)
     with ThreadPoolExecutor(INDEXING_THREADS) as threads:
-        reading = itertools.repeat(rule.reading())
-        return unpacked, list(threads.map(read_index, unpacked, archives, titles, reading))
+        return unpacked, list(threads.map(read_index, unpacked, archives, titles, itertools.repeat(reading)))

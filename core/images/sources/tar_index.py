@@ -31,8 +31,8 @@ class TarContents(NamedTuple):
     """The contents of an archive.
 
     pictures: name to (offset, size) in bytes. labels: name of a sidecar to its text. faults: name of a sidecar to what is wrong with
-    it. others: ending to (number, first name) of the files that are neither. notes: what else is worth saying. folders: those with a
-    visible file or an entry of their own, at most three deep.
+    it. groups, group_faults: likewise of what says the group. others: ending to (number, first name) of the files that are neither. notes:
+    what else is worth saying. folders: those with a visible file or an entry of their own, at most three deep.
     """
 
     pictures: dict[str, tuple[int, int]]
@@ -41,9 +41,11 @@ class TarContents(NamedTuple):
     others: dict[str, tuple[int, str]]
     notes: list[Note]
     folders: list[str]
+    groups: dict[str, str]
+    group_faults: dict[str, str]
 
 
-INDEX_VERSION = 3
+INDEX_VERSION = 4
 """Changes with what an index holds, so that those of earlier versions are made anew."""
 
 
@@ -52,8 +54,8 @@ def read_index(copy: Path | None, archive: Archive, title: str, reading: Reading
     name = entry_name(archive.name, archive.stamp, "members", INDEX_VERSION, reading)
     remembered = recall("indices", name)
     if remembered is not None:
-        pictures, labels, faults, others, notes, folders = json.loads(remembered)
-        return TarContents(pictures, labels, faults, others, [Note(*note) for note in notes], folders)
+        found = TarContents(*json.loads(remembered))
+        return found._replace(notes=[Note(*note) for note in found.notes])
     if copy is not None:  # what is found in the copy is remembered, so the copy has to be whole
         try:
             Sums(copy).check()
@@ -151,13 +153,13 @@ def scan(file: BinaryIO, total: int, title: str, reading: Reading) -> TarContent
             links[name] = member.linkname
         elif member.isreg():
             files[name] = (member.offset_data, member.size)
-            if is_picture(name) or has_ending(name, reading.suffix):
+            if is_picture(name) or reading.labels(name) or reading.groups(name):
                 check_member(name, member, total, title)
         elif member.isdir():
             folders.append(name)
         elif is_picture(name):
             lost.append(name)
-    for name in [name for name in links if is_picture(name) or has_ending(name, reading.suffix)]:
+    for name in [name for name in links if is_picture(name) or reading.labels(name) or reading.groups(name)]:
         span = files.get(followed(name, links))
         if span is not None:
             files[name] = span
@@ -222,11 +224,6 @@ def notes_of_twice(twice: list[str]) -> list[Note]:
     return [Note(len(twice), what, min(twice), "say")]
 
 
-def has_ending(name: str, ending: str) -> bool:
-    """Whether a name has an ending, in any case: 000.CLS goes with 000.PNG."""
-    return name.lower().endswith(f".{ending.lower()}")
-
-
 def sorted_out(
     file: BinaryIO,
     files: dict[str, tuple[int, int]],
@@ -238,7 +235,8 @@ def sorted_out(
     runs = run_folders(files)
     seen = {parent for name in [*files, *(f"{folder}/" for folder in folders)] for parent in parents(name)}
     seen -= {parent for run in runs for parent in parents(f"{run}/")}
-    found = TarContents({}, {}, {}, {}, notes, sorted(folder for folder in seen if not is_output(f"{folder}/", runs)))
+    found = TarContents({}, {}, {}, {}, notes, [], {}, {})
+    found.folders.extend(sorted(folder for folder in seen if not is_output(f"{folder}/", runs)))
     hidden: list[str] = []
     outputs = [name for name in files if is_output(name, runs)]
     sheets = [name for name in files if name.rpartition("/")[2] == OLD_SHEET]
@@ -249,11 +247,12 @@ def sorted_out(
             found.pictures[name] = (offset, size)
         elif last.startswith("."):
             hidden.append(name)
-        elif has_ending(name, reading.suffix):
-            try:
-                found.labels[name] = label_text(file, offset, size, reading)
-            except UserError as error:
-                found.faults[name] = str(error)
+        elif reading.labels(name) or reading.groups(name):
+            if reading.labels(name):
+                keep_text(file, offset, size, reading, name, found.labels, found.faults)
+            if reading.groups(name):
+                asked = Reading("json", reading.group)
+                keep_text(file, offset, size, asked, name, found.groups, found.group_faults)
         else:
             ending = os.path.splitext(last)[1].lower()
             number, example = found.others.get(ending, (0, name))
@@ -261,3 +260,13 @@ def sorted_out(
     for names, what in ((hidden, HIDDEN), (outputs, OF_RUNS), (sheets, SHEETS)):
         notes += [Note(len(names), what, min(names), "list")] if names else []
     return found
+
+
+def keep_text(
+    file: BinaryIO, offset: int, size: int, asked: Reading, name: str, texts: dict[str, str], faults: dict[str, str]
+) -> None:
+    """Put what a sidecar says into `texts`, or what is wrong with it into `faults`."""
+    try:
+        texts[name] = label_text(file, offset, size, asked)
+    except UserError as error:
+        faults[name] = str(error)

@@ -12,10 +12,25 @@ TEXT_BYTES = 4096
 
 
 class Reading(NamedTuple):
-    """Which sidecars are read: their ending without what comes before its last dot, and the key of a .json."""
+    """Which sidecars are read: their ending without what comes before its last dot, and the key of a .json.
+
+    group: the key of every .json that says the group of a picture; None if none does.
+    """
 
     suffix: str
     field: str | None
+    group: str | None = None
+
+    def labels(self, name: str) -> bool:
+        return has_ending(name, self.suffix)
+
+    def groups(self, name: str) -> bool:
+        return self.group is not None and has_ending(name, "json")
+
+
+def has_ending(name: str, ending: str) -> bool:
+    """Whether a name has an ending, in any case: 000.CLS goes with 000.PNG."""
+    return name.lower().endswith(f".{ending.lower()}")
 
 
 def label_text(file: BinaryIO, offset: int, size: int, reading: Reading) -> str:

@@ -47,5 +47,7 @@ def store(started: ObjectStore, waits: Waits, monkeypatch: pytest.MonkeyPatch, t
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own cache"))
     started.fault = lambda method, path: None
+    if not started.running:  # a test that stopped it has failed
+        started.start()
     started.gets.clear()
     return started
