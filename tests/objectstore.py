@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import sys
 import tarfile
 import threading
 import urllib.request
@@ -122,3 +123,10 @@ def needs_objects() -> None:
     """Skip a test file where the packages are missing."""
     for name in ("s3fs", "moto", "flask", "flask_cors"):
         pytest.importorskip(name, reason=f"{name} is not installed (the extras `s3` and `test`)")
+
+
+def without_s3fs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if it were not installed."""
+    registry: Any = pytest.importorskip("fsspec.registry")
+    monkeypatch.delitem(registry._registry, "s3", raising=False)
+    monkeypatch.setitem(sys.modules, "s3fs", None)

@@ -35,7 +35,7 @@ TIME_FIELDS = ("LastModified", "Last-Modified", "last_modified", "updated", "mti
 """What the information about an object calls its version, and its time of change."""
 
 _Answer = TypeVar("_Answer")
-_clients: dict[tuple[int, str], Any] = {}
+_clients: dict[tuple[Any, ...], Any] = {}
 
 
 class Clock(NamedTuple):
@@ -70,11 +70,12 @@ class RemoteObject(NamedTuple):
 
 
 def client_for(url: str) -> Any:
-    """This process's client of a protocol. Raises UserError if its package is missing."""
+    """This process's client of a protocol, for the present endpoint and credentials. Raises UserError if its package is missing."""
     protocol = protocol_of(url)
-    client = _clients.get((os.getpid(), protocol))
+    given = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
+    client = _clients.get((os.getpid(), protocol, given))
     if client is None:
-        client = _clients[os.getpid(), protocol] = opened_client(protocol, abridged(url))
+        client = _clients[os.getpid(), protocol, given] = opened_client(protocol, abridged(url))
     return client
 
 

@@ -4,10 +4,8 @@ import copy
 import gzip
 import io
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -31,7 +29,7 @@ from rootstock.core.images.remote.faults import ObjectError
 from rootstock.core.images.remote.reading import ObjectReader
 from rootstock.tests.core.images.remote.conftest import Waits
 from rootstock.tests.core.images.sources.test_ways import PICTURES
-from rootstock.tests.objectstore import BUCKET, ObjectStore, archive
+from rootstock.tests.objectstore import BUCKET, ObjectStore, archive, without_s3fs
 
 SMALL = 4 * PAGE
 
@@ -251,6 +249,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "no bucket to list": ("tar:s3://no-such-bucket/*.tar", "no such bucket|no object is called"),
     "nothing of rows": (f"parquet:s3://{BUCKET}/nothing", "no object below"),
     "no pack": (f"pack:s3://{BUCKET}/nothing", r"there is no pack .*pack.json"),
+    "folder": (f"folder:s3://{BUCKET}/x", "objects are read by tar:, pack: and parquet: alone"),
     "unknown protocol": ("tar:s9://a/b.tar", "no protocol that fsspec knows"),
     "bound": (f"tar:s3://{BUCKET}/x.tar?cache=lots", "cache: lots is no size"),
     "file": ("tar:/nowhere.tar?cache=1GB", "cache= is for objects"),
@@ -275,20 +274,13 @@ def test_one_sentence_without_credentials(store: ObjectStore, monkeypatch: pytes
         (lambda: monkeypatch.setenv("AWS_PROFILE", "nobody"), "no credentials are found"),
     ):
         change()
-        new_client(monkeypatch)
         with pytest.raises(UserError, match=said):
             open_images(uri)
 
 
-def new_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "_clients", {})
-
-
 def test_one_sentence_without_the_package(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    new_client(monkeypatch)
-    registry: Any = pytest.importorskip("fsspec.registry")
-    monkeypatch.delitem(registry._registry, "s3", raising=False)
-    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.setattr(client, "_clients", {})
+    without_s3fs(monkeypatch)
     with pytest.raises(UserError, match=r"s3fs reads s3://, which is not installed; `pip install 'rootstock\[s3\]'`"):
         client_for("s3://a/b")
 

@@ -1,8 +1,7 @@
-"""A training on objects: stopped by a server that is gone, it resumes to the same bits; and it is refused on other objects."""
+"""A training on objects: stopped by a server that is gone, it resumes to the same bits; while the object is another one, it is refused."""
 
 import hashlib
 import itertools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -29,11 +28,11 @@ def weights(folder: Path) -> str:
 def test_a_training_that_lost_its_server_resumes_to_the_same_bits(
     store: ObjectStore, rootstock: Command, tmp_path: Path
 ) -> None:
-    uri = f"tar:{store.put('train.tar', archive({f'{i}.png': one for i, one in enumerate(PICTURES)}))}?cache=0"
+    made = archive({f"{i}.png": one for i, one in enumerate(PICTURES)})
+    uri = f"tar:{store.put('train.tar', made)}?cache=0"
     straight = train(rootstock, uri, tmp_path / "straight")
     assert straight.returncode == 0, straight.stderr
-    requests = len(store.gets)
-    number = itertools.count()
+    requests, number = len(store.gets), itertools.count()
 
     def gone(method: str, path: str) -> None:
         if next(number) == requests - 20:
@@ -44,25 +43,20 @@ def test_a_training_that_lost_its_server_resumes_to_the_same_bits(
     assert stopped.returncode == 1, stopped.stderr  # a fault of the machine
     last = stopped.stderr.splitlines()[-1]
     assert "cannot be read now" in last and "run the same command again" in last
-    saved = [one.name for one in (tmp_path / "stopped/checkpoints").iterdir()]
-    assert saved and not (tmp_path / "stopped/result.json").exists()
+    assert list((tmp_path / "stopped/checkpoints").iterdir()) and not (tmp_path / "stopped/result.json").exists()
     store.fault = lambda method, path: None
     store.start()
+
+    other = bytearray(made)
+    other[made.index(PICTURES[3]) + len(PICTURES[3]) // 2] ^= 1  # of the same size
+    for replaced, said in ((bytes(other), "another version"), (archive({"one.png": PICTURES[0]}), "changed since")):
+        store.put("train.tar", replaced)
+        refused = train(rootstock, uri, tmp_path / "stopped")
+        assert refused.returncode == 2 and said in refused.stderr, refused.stderr
+    store.put("train.tar", made)
+
     resumed = train(rootstock, uri, tmp_path / "stopped")
     assert resumed.returncode == 0, resumed.stderr
     assert weights(tmp_path / "stopped") == weights(tmp_path / "straight")
-    for file in tmp_path.glob("*/*.json*"):
-        assert "secret-of-a-test" not in file.read_text() and "AKIDOFATEST" not in file.read_text()
-    assert json.loads((tmp_path / "stopped/result.json").read_text())["metrics"] is not None
-
-
-def test_other_objects_than_when_the_run_began_are_refused(
-    store: ObjectStore, rootstock: Command, tmp_path: Path
-) -> None:
-    members = {f"{i}.png": one for i, one in enumerate(PICTURES)}
-    uri = f"tar:{store.put('grown.tar', archive(members))}"
-    assert train(rootstock, uri, tmp_path / "run").returncode == 0
-    (tmp_path / "run/result.json").unlink()
-    store.put("grown.tar", archive({**members, "new.png": PICTURES[0] + b"\0"}))
-    refused = train(rootstock, uri, tmp_path / "run")
-    assert refused.returncode == 2 and "run.changed_data" in refused.stderr, refused.stderr
+    for file in (one for one in tmp_path.glob("s*/*") if one.is_file()):
+        assert b"secret-of-a-test" not in file.read_bytes() and b"AKIDOFATEST" not in file.read_bytes(), file
