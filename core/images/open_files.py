@@ -86,9 +86,5 @@ class OpenFiles:
                 self._open.pop(next(iter(self._open)), None)
         return descriptor
 
-    def forget(self, path: str) -> None:
-        """Open the file anew at the next read: another one may have its name now."""
-        self._open.pop(path, None)
-
     def __getstate__(self) -> dict[str, Any]:
         return {"limit": self.limit, "_open": {}}

@@ -38,13 +38,13 @@ class PackObjects(PackFiles):
 
     def whole(self, name: str) -> bytes:
         one = self.objects[name]
-        return bytes(self._reader.read(one.url, one.size, 0))
+        return self._reader.read(one.url, one.size, 0)
 
     def size(self) -> int:
         return self.objects[RECORDS].size
 
     def read(self, size: int, offset: int) -> bytearray:
-        return self._reader.read(self.objects[RECORDS].url, size, offset)
+        return bytearray(self._reader.read(self.objects[RECORDS].url, size, offset))
 
     def notes(self) -> list[Note]:
         return self._reader.notes()

@@ -10,7 +10,6 @@ What was not used for longest is deleted first. OBJECT depends on address, size 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import time
@@ -22,13 +21,15 @@ from typing import Any
 from ...errors import MachineError, UserError
 from ..cache import cache_folder, entry_name, replacing
 from ..limits import size_of, sized
-from ..open_files import Descriptor, OpenFiles
+from ..open_files import Descriptor
 from .client import RemoteObject
 
-BLOCK, PAGE, SUM = 4 << 20, 1 << 13, 4
+BLOCK, PAGE, SUM = 4 << 20, 1 << 12, 4
 """Bytes of an object in a block, of a block in a page, of a checksum. A block is one request; a small picture touches one or two pages."""
 
-PAGES = BLOCK // PAGE
+RESIDUE = 0x2144DF1C
+"""The CRC-32 of anything that its own CRC-32 follows."""
+
 OPEN_BLOCKS = 192
 USED_AGAIN = 600.0
 """Seconds after which a further use of a block is noted on disk."""
@@ -58,25 +59,27 @@ def stored_form(content: bytes) -> bytes:
     return b"".join(parts)
 
 
-def span_of_pages(start: int, end: int, length: int) -> tuple[int, int]:
-    """(offset, size) in the stored form of the pages that hold [start, end) of a block of `length` bytes."""
-    first, last = start // PAGE, (end - 1) // PAGE
-    stop = min((last + 1) * PAGE, length) + (last + 1) * SUM
-    return first * (PAGE + SUM), stop - first * (PAGE + SUM)
+def checked_part(stored: bytes, start: int, end: int) -> bytes | None:
+    """The bytes [start, end) after the beginning of the first page, from the stored form of pages; None if one has changed.
 
-
-def checked_pages(stored: bytearray, start: int, end: int) -> bytearray:
-    """The bytes [start, end) of a block from the stored form of their pages. Raises OSError if a page differs from its checksum."""
+    Called for each picture, so it does nothing twice.
+    """
+    if end <= PAGE:
+        return stored[start:end] if zlib.crc32(stored) == RESIDUE and len(stored) >= end + SUM else None
     view, pages = memoryview(stored), list[memoryview]()
     for at in range(0, len(stored), PAGE + SUM):
         page = view[at : at + PAGE + SUM]
-        if zlib.crc32(page[:-SUM]) != int.from_bytes(page[-SUM:], "little"):
-            raise OSError(errno.EIO, "a page differs from its checksum")
+        if zlib.crc32(page) != RESIDUE:
+            return None
         pages.append(page[:-SUM])
-    skipped = start % PAGE
-    if len(pages) == 1:
-        return bytearray(pages[0][skipped : skipped + end - start])
-    return bytearray().join(pages)[skipped : skipped + end - start]
+    content = b"".join([pages[0][start:], *pages[1:]]) if pages else b""
+    return content[: end - start] if len(content) >= end - start else None
+
+
+class OpenBlock(Descriptor):
+    """A block that is open for reading. noted: when its use is noted on disk again, by the monotonic clock."""
+
+    noted = 0.0
 
 
 class BlockCache:
@@ -84,13 +87,9 @@ class BlockCache:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._files = OpenFiles(OPEN_BLOCKS)
+        self._open: dict[tuple[str, int], OpenBlock] = {}
         self._folders: dict[RemoteObject, str] = {}
-        self._used: dict[str, float] = {}
         self._unchecked = 0
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_used": {}, "_unchecked": 0}
 
     @property
     def folder(self) -> Path:
@@ -101,20 +100,38 @@ class BlockCache:
             self._folders[one] = str(self.folder / entry_name(one.url, one.size, one.tag))
         return self._folders[one]
 
-    def read(self, one: RemoteObject, number: int, start: int, end: int) -> bytearray | None:
+    def read(self, one: RemoteObject, number: int, start: int, end: int) -> bytes | None:
         """The bytes [start, end) of a block; None if it is not there, or damaged."""
-        path = f"{self.folder_of(one)}/{number:07d}"
-        offset, size = span_of_pages(start, end, min(BLOCK, one.size - number * BLOCK))
-        try:
-            content = checked_pages(self._files.read(path, size, offset), start, end)
-        except OSError:
-            self._files.forget(path)
+        opened = self._open.get((one.url, number)) or self._opened(one, number)
+        if opened is None:
             return None
-        if path not in self._used or time.monotonic() - self._used[path] > USED_AGAIN:
-            self._used[path] = time.monotonic()
+        now = time.monotonic()
+        if now > opened.noted:
+            opened.noted = now + USED_AGAIN
             with contextlib.suppress(OSError):  # deleted meanwhile
-                os.utime(path)
+                os.utime(opened.number)
+        first = start // PAGE
+        size = ((end - 1) // PAGE - first + 1) * (PAGE + SUM)
+        try:
+            stored = os.pread(opened.number, size, first * (PAGE + SUM))
+        except OSError:
+            stored = b""
+        content = checked_part(stored, start - first * PAGE, end - first * PAGE)
+        if content is None:  # or another file has its name now
+            self._open.pop((one.url, number), None)
         return content
+
+    def _opened(self, one: RemoteObject, number: int) -> OpenBlock | None:
+        """A block in the cache, open for reading; None if it isn't there. Of those that are open, the first is closed."""
+        try:
+            opened = OpenBlock(f"{self.folder_of(one)}/{number:07d}")
+        except OSError:
+            return None
+        self._open[one.url, number] = opened
+        with contextlib.suppress(RuntimeError, StopIteration):  # other threads change the table too
+            while len(self._open) > OPEN_BLOCKS:
+                self._open.pop(next(iter(self._open)), None)
+        return opened
 
     def keep(self, one: RemoteObject, number: int, content: bytes) -> None:
         """Store a block. Raises MachineError if the cache cannot be written."""

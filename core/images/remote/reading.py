@@ -36,37 +36,37 @@ class ObjectReader:
     def __reduce__(self) -> tuple[Any, ...]:
         return ObjectReader, (self.objects, self.cache.most)
 
-    def read(self, url: str, size: int, offset: int) -> bytearray:
+    def read(self, url: str, size: int, offset: int) -> bytes:
         """Read `size` bytes from `offset` on. Raises OSError if there are not so many, ObjectError if they cannot be fetched."""
         one, end = self.by_url[url], offset + size
         if size > MAX_BYTES or end > one.size:
             what = f"{url} ends {end - one.size} bytes too early" if end > one.size else f"{size:,} bytes are too many"
             raise OSError(what)
         if not size:
-            return bytearray()
+            return b""
         if not self.cached:
-            return bytearray(part_of_object(one, offset, end))
-        first, last = offset // BLOCK, (end - 1) // BLOCK
-        if first == last:
-            return self._of_block(one, first, offset - first * BLOCK, end - first * BLOCK)
-        parts = [
+            return part_of_object(one, offset, end)
+        first, start = divmod(offset, BLOCK)
+        if start + size <= BLOCK:
+            return self.cache.read(one, first, start, start + size) or self._fetched(one, first, start, start + size)
+        return b"".join(
             self._of_block(one, number, max(0, offset - number * BLOCK), min(BLOCK, end - number * BLOCK))
-            for number in range(first, last + 1)
-        ]
-        return bytearray().join(parts)
+            for number in range(first, (end - 1) // BLOCK + 1)
+        )
 
-    def _of_block(self, one: RemoteObject, number: int, start: int, end: int) -> bytearray:
-        """The bytes [start, end) of a block, which is fetched if it isn't in the cache, or is damaged there."""
-        content = self.cache.read(one, number, start, end)
-        if content is not None:
-            return content
+    def _of_block(self, one: RemoteObject, number: int, start: int, end: int) -> bytes:
+        """The bytes [start, end) of a block."""
+        return self.cache.read(one, number, start, end) or self._fetched(one, number, start, end)
+
+    def _fetched(self, one: RemoteObject, number: int, start: int, end: int) -> bytes:
+        """The same of a block that isn't in the cache, or is damaged there."""
         with self.cache.alone(f"{one.url} {number}"):
             content = self.cache.read(one, number, start, end)  # another one fetched it meanwhile
             if content is not None:
                 return content
             whole = part_of_object(one, number * BLOCK, min((number + 1) * BLOCK, one.size))
             self.cache.keep(one, number, whole)
-        return bytearray(memoryview(whole)[start:end])
+        return whole[start:end]
 
     def notes(self) -> list[Note]:
         """What is worth saying about how the objects are read."""

@@ -31,7 +31,7 @@ from ..sums import Sums
 from .archives import Shelf, shelf_of
 from .files import FileStore, checked_bits
 from .layout import arrange
-from .samples import classes_beside, endings_of, folders_without, members_below, notes_about, rule_of
+from .samples import TarMember, classes_beside, endings_of, folders_without, members_below, notes_about, rule_of
 from .shards import pattern_name
 from .tar_groups import group_rule, groups_of_members
 from .tar_index import TarContents, read_index
@@ -69,7 +69,7 @@ class TarStore(FileStore):
         self.archives, self.shown, self.shard, self.offsets = tuple(archives), tuple(shown), shard, offsets
         self._files, self._sums = OpenFiles(), dict[str, Sums]()
 
-    def content(self, i: int) -> bytearray:
+    def content(self, i: int) -> bytes | bytearray:
         archive, size, offset = self.archives[self.shard[i]], self.size(i), int(self.offsets[i])
         if self.reader is not None and archive in self.reader.by_url:
             return self.reader.read(archive, size, offset)
@@ -181,18 +181,14 @@ def open_tar(
     layout = arrange(names, rule_of_folders, title, place, archive=wrapped, empty=empty, beside=notes)
     groups = groups_of_members(group, layout, members, inside, indices, rule, title)
     layout = layout if classes is None else layout._replace(classes=classes)
-    shard = np.array([member.shard for member in members], dtype=np.int64)
-    sizes = np.array([member.size for member in members], dtype=np.int64)
-    stamps = np.column_stack([sizes, np.array([one.stamp for one in shelf.archives], dtype=np.int64)[shard, 1:]])
-    offsets = np.array([member.offset for member in members], dtype=np.int64)
-    shown = [one.shown for one in shelf.archives]
-    root = shown[0] if len(shown) == 1 else path
-    copies = [one.shown if copy is None else str(copy) for copy, one in zip(unpacked, shelf.archives, strict=True)]
-    store = TarStore(root, copies, shown, layout.names, shard, offsets, stamps, checked_bits(bits, title))
-    store.reader, store.held = shelf.reader, shelf.held
+    store = store_of_members(shelf, unpacked, members, layout.names, path, checked_bits(bits, title))
     source = layout.source(store)
     source = dataclasses.replace(source, notes=merged([source.notes]), groups=groups)
-    return source if len(shown) == 1 or inside else dataclasses.replace(source, domain_names=(pattern_name(path),))
+    return (
+        source
+        if len(shelf.archives) == 1 or inside
+        else dataclasses.replace(source, domain_names=(pattern_name(path),))
+    )
 
 
 def indexed(
@@ -206,3 +202,23 @@ def indexed(
         shelf.hold(copy)
     with ThreadPoolExecutor(INDEXING_THREADS) as threads:
         return unpacked, list(threads.map(read_index, unpacked, archives, titles, itertools.repeat(reading)))
+
+
+def store_of_members(
+    shelf: Shelf,
+    unpacked: Sequence[Path | None],
+    members: Sequence[TarMember],
+    names: list[str],
+    path: str,
+    bits: int | None,
+) -> TarStore:
+    """The images of an archive, or of several. names: of the members, relative. path: as the URI has it."""
+    shard = np.array([member.shard for member in members], dtype=np.int64)
+    sizes = np.array([member.size for member in members], dtype=np.int64)
+    stamps = np.column_stack([sizes, np.array([one.stamp for one in shelf.archives], dtype=np.int64)[shard, 1:]])
+    offsets = np.array([member.offset for member in members], dtype=np.int64)
+    shown = [one.shown for one in shelf.archives]
+    copies = [one.shown if copy is None else str(copy) for copy, one in zip(unpacked, shelf.archives, strict=True)]
+    store = TarStore(shown[0] if len(shown) == 1 else path, copies, shown, names, shard, offsets, stamps, bits)
+    store.reader, store.held = shelf.reader, shelf.held
+    return store

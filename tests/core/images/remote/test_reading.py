@@ -31,12 +31,12 @@ from rootstock.tests.core.images.remote.conftest import Waits
 from rootstock.tests.core.images.sources.test_ways import PICTURES
 from rootstock.tests.objectstore import BUCKET, ObjectStore, archive, without_s3fs
 
-SMALL = 4 * PAGE
+SMALL = 16 * PAGE
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of four pages, so that a small object has several."""
+    """Blocks of few pages, so that a small object has several."""
     monkeypatch.setattr(blocks, "BLOCK", SMALL)
     monkeypatch.setattr(reading, "BLOCK", SMALL)
 
@@ -81,7 +81,7 @@ def test_any_part_is_that_of_the_object(store: ObjectStore, most: int) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_an_index_needs_the_blocks_of_headers_alone(store: ObjectStore) -> None:
-    large = {f"{i}.png": noise(40 * SMALL) for i in range(3)}
+    large = {f"{i}.png": noise(20 * SMALL) for i in range(3)}
     uri = f"tar:{store.put('large.tar', archive(large))}"
     images = open_images(uri)
     assert len(images) == 3
