@@ -5,7 +5,8 @@
 Batches of one SimCLR view in the order of training, which is random over the whole set; interleaved trials of one thread. What is made once
 (hashes, indices, the copy of Parquet's pages, the cached blocks of objects) is made before. Only what follows is compared: reading,
 decoding and cropping. The first pass is all of it together, in an empty cache: opening, hashing and one epoch by the wall clock, once; the
-S3 server (moto's) runs on the same machine and shares its cores, so it is slower, and nearer, than a real one.
+S3 server (moto's) runs on the same machine and shares its cores, so it is slower, and nearer, than a real one; the first of its
+rows imports s3fs, too.
 """
 
 from __future__ import annotations

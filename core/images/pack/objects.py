@@ -10,6 +10,7 @@ from ...printable import printable
 from ..notes import Note
 from ..remote.blocks import DEFAULT_MOST, most_of
 from ..remote.client import RemoteObject, found_object
+from ..remote.faults import MissingObject
 from ..remote.reading import ObjectReader
 from .files import ABOUT, INDEX, RECORDS, PackFiles
 
@@ -55,9 +56,7 @@ def objects_of_pack(address: str, title: str, cache: str | None) -> PackObjects:
     address = address.rstrip("/")
     try:
         objects = tuple(found_object(f"{address}/{name}") for name in NAMES)
-    except UserError as error:
-        if "no such object" not in str(error):
-            raise
+    except MissingObject as error:
         raise UserError(
             f"{title}: there is no pack ({error}); expected a copy of a folder made by rootstock data URI --pack FOLDER"
         ) from None

@@ -215,6 +215,8 @@ class Held:
     def _take(self, path: str) -> None:
         file = Descriptor(path)
         fcntl.flock(file.number, fcntl.LOCK_SH)
+        with contextlib.suppress(OSError):
+            os.utime(file.number)  # it is in use
         self._open.append(file)
 
     def __reduce__(self) -> tuple[Any, ...]:

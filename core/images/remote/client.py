@@ -17,7 +17,17 @@ from ...launchlog import warn
 from ...phase import note_progress
 from ..places import abridged
 from .address import protocol_of
-from .faults import ChangedObject, NoRanges, ObjectError, ShortBody, is_missing, is_passing, reason, refusal
+from .faults import (
+    ChangedObject,
+    MissingObject,
+    NoRanges,
+    ObjectError,
+    ShortBody,
+    is_missing,
+    is_passing,
+    reason,
+    refusal,
+)
 
 PROTOCOL_PACKAGES = {
     "s3": ("s3fs", "'rootstock[s3]'"), "s3a": ("s3fs", "'rootstock[s3]'"), "http": ("aiohttp", "aiohttp"),
@@ -29,7 +39,7 @@ PROTOCOL_PACKAGES = {
 TRIES, FIRST_WAIT, LONGEST_WAIT, LONGEST = 11, 0.25, 8.0, 60.0
 """How often a request is made; seconds before the second try, which double up to the longest; and after so many in all, none is made."""
 
-CONNECT_SECONDS, READ_SECONDS = 5, 15
+CONNECT_SECONDS, READ_SECONDS, QUIET_SECONDS = 5, 15, 60
 VERSION_FIELDS = ("ETag", "etag", "generation", "md5Hash", "content_md5", "Content-MD5", "Digest")
 TIME_FIELDS = ("LastModified", "Last-Modified", "last_modified", "updated", "mtime", "created")
 """What the information about an object calls its version, and its time of change."""
@@ -46,9 +56,10 @@ class Clock(NamedTuple):
 
 
 class Retrying:
-    """The clock that retries use; tests put another one here."""
+    """The clock that retries use; tests put another one here. quiet_until: when this process may complain again."""
 
     clock = Clock()
+    quiet_until = float("-inf")
 
 
 class RemoteObject(NamedTuple):
@@ -127,7 +138,8 @@ def asked(url: str, request: Callable[[Any], _Answer]) -> _Answer:
                 ) from None
             if last or not is_passing(error):
                 raise refusal(error, shown, protocol_of(url)) from None
-            if number == 1:  # one failure is usual where many read
+            if number == 1 and clock.now() > Retrying.quiet_until:  # one failure is usual where many read
+                Retrying.quiet_until = clock.now() + QUIET_SECONDS
                 warn(f"WARNING: {shown}: {reason(error)}; it is asked for again")
             clock.pause(wait)
         else:
@@ -146,11 +158,8 @@ def found_object(url: str) -> RemoteObject:
     shown = abridged(url)
     try:
         found = asked(url, lambda client: client.info(client._strip_protocol(url)))
-    except ObjectError:
-        raise
-    except UserError as error:
-        if "no such object" in str(error):
-            refuse_missing_bucket(url)
+    except MissingObject:
+        refuse_missing_bucket(url)
         raise
     if found.get("type") == "directory":
         raise UserError(f"{shown}: it is a folder; name objects in it, for example {shown.rstrip('/')}/*.tar")
@@ -168,7 +177,7 @@ def refuse_missing_bucket(url: str) -> None:
             client.call_s3("head_bucket", Bucket=bucket)
         except Exception as error:
             if is_missing(error):
-                raise UserError(
+                raise MissingObject(
                     f"{abridged(url)}: there is no such bucket; check its name, the region and the endpoint (AWS_ENDPOINT_URL)"
                 ) from None
             if is_passing(error):

@@ -45,6 +45,10 @@ class ObjectError(MachineError):
     """An object could not be read though it is there: the network, the service, or another version of it. No picture is damaged."""
 
 
+class MissingObject(UserError):
+    """There is no such object, or no such bucket."""
+
+
 class ShortBody(Exception):
     """Fewer bytes came than were asked for."""
 
@@ -116,15 +120,16 @@ def refusal(error: BaseException, url: str, protocol: str) -> UserError:
         )
         return UserError(f"{url}: no credentials are found, or the profile is incomplete; {ways}")
     if codes & NO_BUCKET:
-        return UserError(
+        return MissingObject(
             f"{url}: there is no such bucket; check its name, the region and the endpoint (AWS_ENDPOINT_URL)"
         )
     if codes & NO_RIGHTS or "PermissionError" in codes:
         return UserError(
-            f"{url}: no permission to read it ({reason(error)}); ask for the right to read and list it, or use other credentials"
+            f"{url}: no permission to read it ({reason(error)}); check the address, ask for the right to read and list it, or use other "
+            "credentials"
         )
     if is_missing(error):
-        return UserError(f"{url}: there is no such object; check the address")
+        return MissingObject(f"{url}: there is no such object; check the address")
     if is_passing(error):
         return ObjectError(
             f"{url}: it cannot be read now ({reason(error)}); check the network, then run the same command again"

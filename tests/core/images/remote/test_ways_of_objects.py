@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rootstock.core.errors import MachineError
 from rootstock.core.images.images import Images
 from rootstock.core.images.open import open_images, open_with_splits
 from rootstock.core.images.pack.record import Packing
@@ -84,6 +85,14 @@ def test_a_pack_without_the_cache(store: ObjectStore, tmp_path: Path) -> None:
     uri = put_pack(store, "direct", tmp_path)
     check_some(open_images(f"{uri}?cache=0"), open_images(f"folder:{tmp_path}/plain"))
     assert not list((tmp_path / "own cache").rglob("objects"))
+
+
+def test_loader_processes_say_that_it_is_a_fault_of_the_machine(store: ObjectStore) -> None:
+    images = open_images(f"{put_shards(store, 'lost')}?cache=0")
+    images.keys()
+    store.fault = lambda method, path: "slow"
+    with pytest.raises(MachineError, match=r"cannot be read now \(the service says SlowDown"):
+        samples(images, 0, 1, 2)
 
 
 def test_a_service_that_fails_now_and_then_changes_nothing(store: ObjectStore, tmp_path: Path) -> None:
