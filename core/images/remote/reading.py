@@ -16,7 +16,7 @@ from ..places import abridged
 from .blocks import BLOCK, BlockCache, bound_of
 from .client import RemoteObject, below, found_object, matching, part_of_object
 
-ASKING_THREADS = 8
+ASKING_THREADS, BLOCKS_AHEAD = 8, 4
 
 
 class ObjectReader:
@@ -50,11 +50,11 @@ class ObjectReader:
         if start + size <= BLOCK:
             return self.cache.read(one, first, start, start + size) or self._fetched(one, first, start, start + size)
         return b"".join(
-            self._of_block(one, number, max(0, offset - number * BLOCK), min(BLOCK, end - number * BLOCK))
+            self.of_block(one, number, max(0, offset - number * BLOCK), min(BLOCK, end - number * BLOCK))
             for number in range(first, (end - 1) // BLOCK + 1)
         )
 
-    def _of_block(self, one: RemoteObject, number: int, start: int, end: int) -> bytes:
+    def of_block(self, one: RemoteObject, number: int, start: int, end: int) -> bytes:
         """The bytes [start, end) of a block."""
         return self.cache.read(one, number, start, end) or self._fetched(one, number, start, end)
 
@@ -84,12 +84,19 @@ class ObjectReader:
 
 
 class _Raw(io.RawIOBase):
-    """An object as a file. Without the cache, it fetches ahead, and keeps one piece in memory."""
+    """An object as a file. Who reads it forwards finds the next blocks in the cache; without the cache, one piece is kept in memory."""
 
     def __init__(self, reader: ObjectReader, one: RemoteObject) -> None:
         super().__init__()
         self.reader, self.one, self.at = reader, one, 0
         self.begin, self.piece = 0, b""
+        self._block, self._streak, self._ordered = 0, 0, 0
+        self._threads: ThreadPoolExecutor | None = None
+
+    def close(self) -> None:
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
+        super().close()
 
     def readable(self) -> bool:
         return True
@@ -113,11 +120,27 @@ class _Raw(io.RawIOBase):
         if not count:
             return 0
         if self.reader.cached:
+            self._order((self.at + count - 1) // BLOCK)
             view[:count] = self.reader.read(self.one.url, count, self.at)
         else:
             view[:count] = self._ahead(count)
         self.at += count
         return count
+
+    def _order(self, block: int) -> None:
+        """Fetch the blocks behind this one at the same time, if it is the third of three in a row: one stream is slow."""
+        if block == self._block:
+            return
+        self._streak = self._streak + 1 if block == self._block + 1 else 0
+        self._block = block
+        end = min(block + BLOCKS_AHEAD, (self.one.size - 1) // BLOCK) + 1
+        if self._streak < 2 or end <= max(self._ordered, block + 1):
+            return
+        self._threads = self._threads or ThreadPoolExecutor(BLOCKS_AHEAD)
+        for number in range(max(self._ordered, block + 1), end):
+            # an error is raised where the block is read
+            self._threads.submit(self.reader.of_block, self.one, number, 0, 1)
+        self._ordered = end
 
     def _ahead(self, count: int) -> bytes:
         if not self.begin <= self.at <= self.at + count <= self.begin + len(self.piece):

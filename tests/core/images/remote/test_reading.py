@@ -90,6 +90,25 @@ def test_an_index_needs_the_blocks_of_headers_alone(store: ObjectStore) -> None:
     assert images.keys().tolist() == open_images(f"{uri}?cache=0").keys().tolist()
 
 
+def test_who_reads_forwards_fetches_ahead_and_each_block_once(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (blocks, reading):
+        monkeypatch.setattr(module, "BLOCK", PAGE)
+    content = noise(40 * PAGE - 5)
+    one = found_object(store.put("forwards", content))
+    reader, ahead = fresh(1 << 30, one), 0
+    with reader.opened(one.url) as file:
+        for k in range(12):
+            assert file.read(PAGE) == content[k * PAGE : (k + 1) * PAGE]
+    ahead = max(start for _, start, _ in store.gets) // PAGE
+    assert 12 <= ahead <= 16 + reading.BLOCKS_AHEAD  # the buffer of 64 KiB, and the blocks behind it
+    with reader.opened(one.url) as file:
+        assert file.read() == content
+    starts = sorted(start for _, start, _ in store.gets)
+    assert starts == [k * PAGE for k in range(40)]
+
+
 def test_of_small_pictures_index_identities_and_reading_fetch_each_block_once(store: ObjectStore) -> None:
     uri = put_tar(store, "once.tar")
     images = open_images(uri)

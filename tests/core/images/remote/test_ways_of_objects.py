@@ -3,6 +3,7 @@
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,8 @@ from rootstock.core.images.images import Images
 from rootstock.core.images.open import open_images, open_with_splits
 from rootstock.core.images.pack.record import Packing
 from rootstock.core.images.pack.writer import pack
+from rootstock.core.images.remote import blocks, reading
+from rootstock.core.images.remote.blocks import PAGE
 from rootstock.tests.core.images.sources.test_ways import (
     COUNT,
     PICTURES,
@@ -85,6 +88,32 @@ def test_a_pack_without_the_cache(store: ObjectStore, tmp_path: Path) -> None:
     uri = put_pack(store, "direct", tmp_path)
     check_some(open_images(f"{uri}?cache=0"), open_images(f"folder:{tmp_path}/plain"))
     assert not list((tmp_path / "own cache").rglob("objects"))
+
+
+def test_loader_processes_fetch_each_block_once(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = put_pack(store, "shared", tmp_path)
+    for module in (blocks, reading):
+        monkeypatch.setattr(module, "BLOCK", PAGE)
+    images, folder = open_images(uri), open_images(f"folder:{tmp_path}/plain")
+    images.labels = folder.labels = torch.arange(COUNT)
+    assert torch.equal(samples(images, 0, 2, 2), samples(folder, 0, 1, 0))
+    assert len(store.gets) == len(set(store.gets)) > 3
+
+
+@pytest.mark.parametrize("cache", ["1GB", "0"])
+def test_a_pack_of_pixels_is_the_same_rows(cache: str, store: ObjectStore, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 3, 5, 4), dtype=np.uint8)
+    np.savez(tmp_path / "x.npz", images=pixels)
+    pack(*open_with_splits(f"npz:{tmp_path}/x.npz?layout=NCHW"), tmp_path / "packed", Packing("raw"))
+    for file in (tmp_path / "packed").iterdir():
+        store.put(f"pixels/{file.name}", file.read_bytes())
+    images = open_images(f"pack:s3://{BUCKET}/pixels?cache={cache}")
+    assert images.uniform() is not None
+    rows = images.rows(torch.tensor([3, 0, 11]))
+    assert rows is not None and torch.equal(rows, torch.from_numpy(pixels[[3, 0, 11]]))
+    assert torch.equal(images.read(5), torch.from_numpy(pixels[5]))
 
 
 def test_loader_processes_say_that_it_is_a_fault_of_the_machine(store: ObjectStore) -> None:
