@@ -171,7 +171,8 @@ def _ledger(path: Path) -> Found:
 
 
 def _pack(path: Path) -> Iterator[Found]:
-    from ..core.images.pack.reader import INDEX, RECORDS, PackStore
+    from ..core.images.pack.files import INDEX, RECORDS
+    from ..core.images.pack.reader import PackStore
     from ..core.images.pack.writer import verify
 
     try:

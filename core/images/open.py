@@ -1,7 +1,7 @@
 """Opening pictures by URI: sources, splits, unions. The public entry to this folder.
 
     folder:PATH  tar:PATH  tar:SHARDS-{000..127}.tar  pack:FOLDER  idx:PATH  npz:PATH  list:FILE  csv:FILE
-    parquet:PATH  hf:FOLDER  dicom:PATH  nifti:PATH
+    parquet:PATH  hf:FOLDER  dicom:PATH  nifti:PATH  tar:s3://BUCKET/SHARDS-{000..127}.tar  pack:s3://BUCKET/PACK
     torchvision:NAME?root=DIR  sklearn:digits  sklearn:digits-m   #train  #[:80%,seed=0]  #train[20%:60%,seed={seed}]
 
 Labels are dropped here for the role `unlabelled`, so that they cannot leak.
@@ -22,6 +22,7 @@ from .notes import merged, with_alike
 from .pack.reader import open_pack
 from .parts import apply_fragment, holdout
 from .places import abridged, place_named, reason_of, titled
+from .remote.address import is_remote
 from .several import among_classes, has_several
 from .sources import digits
 from .sources.dicom import open_dicom
@@ -57,6 +58,9 @@ SCHEMES: dict[str, Callable[..., Source]] = {
     "dicom": open_dicom,
     "nifti": open_nifti,
 }
+
+OF_OBJECTS = ("tar", "pack", "parquet")
+"""The schemes whose path can be an address, such as s3://bucket/key."""
 
 
 def open_images(uri: str | Sequence[str], *, seed: int = 0, role: Role = "train") -> Images:
@@ -163,6 +167,11 @@ def open_source(uri: Uri, split: str | None) -> Source:
         known = [*SCHEMES, "sklearn"]
         raise UserError(
             f"{abridged(uri.text)}: unknown scheme {abridged(uri.scheme, 40)}{suggestion(uri.scheme[:100], known)}"
+        )
+    if is_remote(uri.path) and uri.scheme not in OF_OBJECTS:
+        raise UserError(
+            f"{abridged(uri.text)}: objects are read by tar:, pack: and parquet: alone; put the pictures into .tar files there, or "
+            "fetch them to a folder"
         )
     opener = SCHEMES[uri.scheme]
     options = keyword_options(opener, uri)

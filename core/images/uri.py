@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ..errors import UserError
 from .places import abridged
+from .remote.address import refuse_secrets
 
 MAX_CHARACTERS = 100_000
 ESCAPES = {"%23": "#", "%3f": "?", "%25": "%"}
@@ -38,6 +39,7 @@ def parse_uri(text: str) -> Uri:
     if "\0" in text or len(text) > MAX_CHARACTERS:
         wrong = "it holds a NUL" if "\0" in text else f"a URI has at most {MAX_CHARACTERS:,} characters"
         raise UserError(f"{abridged(text)}: {wrong}; check how it was made")
+    refuse_secrets(text)
     shown = abridged(text)
     location, *fragments = text.strip().split("#")
     scheme, colon, rest = location.partition(":")

@@ -23,6 +23,7 @@ from ..environment import environment
 from ..errors import UserError
 from ..files import write_text
 from ..formats import FORMAT, check_format
+from ..images.remote.address import refuse_secrets_in
 from ..launchlog import append
 from ..manifest import write_record
 from ..printable import printable_lines
@@ -71,6 +72,7 @@ class Run:
         self.seed: int = config["seed"]
         self.started = time.time()
         check_run_options(self.options, self.seed)
+        refuse_secrets_in(config)  # before any of it is written
         self.accelerator = build_accelerator(self.options)
         self.device: torch.device = self.accelerator.device
         self.main = rank() == 0

@@ -8,7 +8,7 @@ from typing import Any
 
 WORDS = {
     "size": "another name or size of a picture",
-    "mtime": "a picture with the same name and size, but another time of change",
+    "mtime": "a picture with the same name and size, but another time of change (of an object: another version)",
     "content": "a picture with the same name and size, but another content",
 }
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import UserError
+from ..errors import MachineError, UserError
 from ..hostmemory import empty
 from .workers import at_most_cores, death_waits, init_worker, kill_workers, worker_lost
 
@@ -148,8 +148,15 @@ def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
+class _Refused(NamedTuple):
+    """A UserError of a worker. machine: whether it was a MachineError."""
+
+    text: str
+    machine: bool
+
+
 class _Parts(Dataset[Any]):
-    """A worker's task for (slot, columns): read, write the result to the slot, return its places; or the text of a UserError."""
+    """A worker's task for (slot, columns): read, write the result to the slot, return its places; or what a UserError said."""
 
     def __init__(self, read: ReadRows, slots: _Slots | None) -> None:
         self.read, self.slots = read, slots
@@ -159,7 +166,9 @@ class _Parts(Dataset[Any]):
         try:
             tensors = self.read(*columns)
         except UserError as error:
-            return str(error)  # DataLoader would turn the exception into a traceback
+            return _Refused(
+                str(error), isinstance(error, MachineError)
+            )  # DataLoader would turn the exception into a traceback
         places = None if self.slots is None else self.slots.write(slot, tensors)
         return tensors if places is None else places
 
@@ -190,8 +199,8 @@ def _worked(
     atexit.register(kill_workers, processes)
     try:
         while (result := _next(results, processes)) is not None:
-            if isinstance(result, str):
-                raise UserError(result)
+            if isinstance(result, _Refused):
+                raise (MachineError if result.machine else UserError)(result.text)
             yield result if slots is None or isinstance(result, dict) else slots.read(result)
     finally:
         # Now, not when the last reference is dropped: an error's traceback would keep the workers alive.

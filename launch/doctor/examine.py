@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from .findings import Finding, Report, guarded
 from .installed import compiler, packages, python, torchvision
 from .machine import devices, disk, faiss, memory, processes
+from .objects import object_storage
 from .rates import rates
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
@@ -21,6 +22,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     compiler,
     memory,
     disk,
+    object_storage,
     rates,
 )
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from ..images import Images
 from ..store import DamagedImage
-from .reader import RECORDS, checksum
+from .files import RECORDS
+from .reader import checksum
 from .record import Packing, PackRecord, record_of
 from .validate import ENCODED, ITEM_BYTES
 

@@ -11,7 +11,6 @@ and splits are those of the original set.
 import hashlib
 import json
 import os
-import stat
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -26,14 +25,17 @@ from ...errors import UserError
 from ...printable import printable
 from ..decode import decode, decode_scaled
 from ..foreign import parsing
-from ..open_files import Descriptor, OpenFiles
+from ..open_files import Descriptor
 from ..places import abridged, place_named, titled
+from ..remote.address import is_remote
+from ..sources.archives import refuse_cache
 from ..sources.files import Names
 from ..store import DamagedImage, Scale, Source, Stamp, Uniform
+from .files import ABOUT, INDEX, RECORDS, PackFiles, unusable
+from .objects import objects_of_pack
 from .validate import BYTES, ENCODED, WORDS, WrongField, check_index
 
 PACK_FORMAT = "rootstock pack 1"
-ABOUT, INDEX, RECORDS = "pack.json", "index.safetensors", "records.bin"
 
 PIXELS = {BYTES: (torch.uint8, np.dtype("u1")), WORDS: (torch.uint16, np.dtype("<u2"))}
 
@@ -43,26 +45,18 @@ def checksum(content: bytes | bytearray | memoryview) -> int:
     return zlib.crc32(content)
 
 
-def unusable(folder: Path, reason: str) -> UserError:
-    return UserError(f"pack:{printable(str(folder))}: {reason}; {remedy(folder)}")
-
-
-def remedy(folder: Path) -> str:
-    return f"remove {printable(str(folder))} and run the command that packed it again"
-
-
 class PackStore:
-    """The records of the pack in `folder`."""
+    """The records of the pack in a folder, or of the one that `files` reads."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.index, self.about = load_index(folder)
+    def __init__(self, folder: Path | PackFiles) -> None:
+        self.files = folder if isinstance(folder, PackFiles) else PackFiles(folder)
+        self.folder = self.files.folder
+        self.index, self.about = load_index(self.files)
         self.offsets: np.ndarray = self.index["offsets"].numpy()
         self.checksums: np.ndarray = self.index["checksums"].numpy()
         self.names = self._texts("names")
         self.stamps = self._texts("stamps")
-        self._check_size(file_size(folder / RECORDS))
-        self._files = OpenFiles()
+        self._check_size(self.files.size())
         self._mapped: tuple[Descriptor, np.ndarray] | None = None
         self._repeats: bool | None = None
 
@@ -70,20 +64,20 @@ class PackStore:
         return Names.of_block(self.index[name].numpy().tobytes(), self.index[f"{name}.ends"].numpy())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PackStore, (self.folder,)
+        return PackStore, (self.files,)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def where(self, i: int) -> str:
         """The image's name in errors."""
-        return printable(f"{self.folder}!{self.names[i]}")
+        return printable(f"{self.files.shown}!{self.names[i]}")
 
     def record(self, i: int) -> bytearray:
         """The bytes of record i. Raises DamagedImage if they have changed since packing."""
         start, end = int(self.offsets[i]), int(self.offsets[i + 1])
         try:
-            content = self._files.read(str(self.folder / RECORDS), end - start, start)
+            content = self.files.read(end - start, start)
         except OSError as error:
             raise DamagedImage(f"{self.where(i)}: cannot be read ({error.strerror or error})") from None
         self._verify(i, content)
@@ -92,7 +86,7 @@ class PackStore:
     def _verify(self, i: int, content: bytearray | memoryview) -> None:
         if checksum(content) != self.checksums[i]:
             raise DamagedImage(
-                f"{self.where(i)}: its bytes have changed since packing (checksum); {remedy(self.folder)}"
+                f"{self.where(i)}: its bytes have changed since packing (checksum); {self.files.remedy()}"
             )
 
     def read(self, i: int) -> Tensor:
@@ -141,6 +135,8 @@ class PackStore:
         return Uniform((channels, height, width), PIXELS[int(kinds[0])][0])
 
     def rows(self, indices: Tensor) -> Tensor | None:
+        if not self.files.mapped:
+            return self._rows_read(indices)
         if self._mapped is None:
             uniform = self.uniform()
             if uniform is None:
@@ -154,12 +150,22 @@ class PackStore:
             self._verify(i, row.data)
         return torch.from_numpy(pixels)
 
+    def _rows_read(self, indices: Tensor) -> Tensor | None:
+        """As `rows`, record by record: of a pack that is no file here."""
+        uniform = self.uniform()
+        if uniform is None:
+            return None
+        pixels = torch.empty(len(indices), *uniform.shape, dtype=uniform.dtype)
+        for row, i in enumerate(indices.tolist()):
+            pixels.numpy()[row] = self.read(i).numpy()
+        return pixels
+
     def _map(self, uniform: Uniform) -> tuple[Descriptor, np.ndarray]:
         """The records as pixels [N, C, H, W], and the file behind them, whose size is checked before each read."""
         try:
             descriptor = Descriptor(str(self.folder / RECORDS))
         except OSError as error:
-            raise unusable(self.folder, f"{RECORDS} cannot be read ({error.strerror})") from None
+            raise self.files.unusable(f"{RECORDS} cannot be read ({error.strerror})") from None
         self._check_size(os.fstat(descriptor.number).st_size)
         dtype = PIXELS[int(self.index["kinds"][0])][1]
         with open(descriptor.number, "rb", closefd=False) as file:
@@ -167,53 +173,34 @@ class PackStore:
 
     def _check_size(self, size: int) -> None:
         if size != self.offsets[-1]:
-            raise unusable(self.folder, f"{RECORDS} has {size} bytes, but the index expects {self.offsets[-1]}")
+            raise self.files.unusable(f"{RECORDS} has {size} bytes, but the index expects {self.offsets[-1]}")
 
     def layout(self, indices: Tensor) -> Tensor:
         return self.index["offsets"][indices]
 
 
-def file_size(file: Path) -> int:
-    """The size of a regular file of a pack. Raises UserError if it is missing or something else."""
-    try:
-        status = file.stat()
-    except OSError as error:
-        raise unusable(file.parent, f"{file.name} cannot be read ({error.strerror})") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise unusable(file.parent, f"{file.name} is no file")
-    return status.st_size
-
-
-def bytes_of(file: Path) -> bytes:
-    file_size(file)
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise unusable(file.parent, f"{file.name} cannot be read ({error.strerror})") from None
-
-
-def load_index(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_index(files: PackFiles) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and texts of the index. Raises UserError if pack.json or the index is damaged, or if a field is wrong."""
     try:
-        listed = json.loads(bytes_of(folder / ABOUT))
+        listed = json.loads(files.whole(ABOUT))
         form, expected = listed["format"], listed["index_sha256"]
     except UserError:
         raise
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise unusable(folder, f"{ABOUT} is damaged") from None
+        raise files.unusable(f"{ABOUT} is damaged") from None
     if form != PACK_FORMAT:
-        raise unusable(folder, f"its format is {abridged(repr(form), 60)}, but this program reads {PACK_FORMAT!r}")
-    content = bytes_of(folder / INDEX)
+        raise files.unusable(f"its format is {abridged(repr(form), 60)}, but this program reads {PACK_FORMAT!r}")
+    content = files.whole(INDEX)
     if hashlib.sha256(content).hexdigest() != expected:
-        raise unusable(folder, f"{INDEX} has changed since packing (sha256)")
-    with parsing(f"pack:{printable(str(folder))}: {INDEX}", remedy(folder)):
+        raise files.unusable(f"{INDEX} has changed since packing (sha256)")
+    with parsing(f"pack:{printable(files.shown)}: {INDEX}", files.remedy()):
         tensors = safetensors.torch.load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         about = json.loads(header["__metadata__"]["about"])
     try:
         return tensors, check_index(tensors, about)
     except WrongField as error:
-        raise unusable(folder, f"{INDEX} is not as packing writes it ({error})") from None
+        raise files.unusable(f"{INDEX} is not as packing writes it ({error})") from None
 
 
 def save_index(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
@@ -221,9 +208,12 @@ def save_index(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes
     return safetensors.torch.save(dict(tensors), {"about": json.dumps(about)})
 
 
-def open_pack(path: str, split: str | None) -> Source:
-    """pack:FOLDER, made by `rootstock data URI --pack FOLDER`."""
+def open_pack(path: str, split: str | None, *, cache: str | None = None) -> Source:
+    """pack:FOLDER, made by `rootstock data URI --pack FOLDER`, or a copy of it among objects (s3://...). cache: as of `tar:`."""
     title = titled("pack", path)
+    if is_remote(path):
+        return source_of_pack(PackStore(objects_of_pack(path, title, cache)))
+    refuse_cache(cache, title)
     folder = place_named(path, title)
     if not (folder / ABOUT).is_file():
         if (folder / INDEX).exists() or (folder / RECORDS).exists():
@@ -231,7 +221,11 @@ def open_pack(path: str, split: str | None) -> Source:
         if Path(f"{folder}.part").is_dir():
             raise UserError(f"{title}: its packing is not finished; run the command that packed it again")
         raise UserError(f"{title}: there is no pack; expected a folder made by rootstock data URI --pack FOLDER")
-    store = PackStore(folder.absolute())
+    return source_of_pack(PackStore(folder.absolute()))
+
+
+def source_of_pack(store: PackStore) -> Source:
+    """The labels, splits, domains and groups that a pack has kept."""
     index, about = store.index, store.about
     return Source(
         store,
@@ -241,4 +235,5 @@ def open_pack(path: str, split: str | None) -> Source:
         domains=index.get("domains"),
         domain_names=tuple(about["domain_names"]),
         groups=index.get("groups"),
+        notes=tuple(store.files.notes()),
     )

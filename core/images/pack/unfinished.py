@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ...errors import UserError
 from ..places import kind_of_place
+from .files import RECORDS
 from .journal import JOURNAL
-from .reader import RECORDS
 
 PLAN = "plan.json"
 

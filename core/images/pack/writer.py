@@ -23,8 +23,9 @@ from ..cache import replacing
 from ..images import Images
 from ..sources.files import Names
 from ..store import DamagedImage
+from .files import ABOUT, INDEX, RECORDS, unusable
 from .journal import DAMAGED, JOURNAL, append_pictures, end_of, read_again, trusted_entries
-from .reader import ABOUT, INDEX, PACK_FORMAT, RECORDS, PackStore, save_index, unusable
+from .reader import PACK_FORMAT, PackStore, save_index
 from .record import Packing
 from .unfinished import PLAN, locked, withdraw, writable
 from .validate import check_numbers

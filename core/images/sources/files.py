@@ -24,6 +24,7 @@ from ..cache import entry_name, recall, remember, stamp_of
 from ..decode import decode, decode_scaled, is_picture
 from ..open_files import read_whole
 from ..pixels import full_range
+from ..remote.address import absolute
 from ..store import DamagedImage, Scale, Source, Stamp, Uniform, sha256_key
 from .layout import arrange
 from .walk import listing_of, unusable_file, unusable_kind
@@ -145,7 +146,7 @@ class FileStore:
             state = hashlib.sha256(self.names.block)
             state.update(self.names.ends.tobytes())
             state.update(self.stamps.tobytes())
-            self._identity = entry_name(self.kind, os.path.abspath(self.root), state.hexdigest())
+            self._identity = entry_name(self.kind, absolute(self.root), state.hexdigest())
         return self._identity
 
     def newest(self) -> int:

@@ -15,19 +15,18 @@ import numpy as np
 
 from ...errors import UserError
 from ...printable import printable
-from ..cache import file_stamp
 from ..foreign import parsing
 from ..limits import RATIO, UnpackLimits, limits_of
 from ..places import abridged, place_named, titled
 from ..store import Source
+from .archives import LocalArchive
 from .columns import ROWS_MADE_BY, Asked, RowColumns, arrow, columns_of, struct_field
+from .copies import NO_SUM, copied_rows
 from .files import checked_bits
 from .layout import SPLIT_NAMES
 from .parquet import (
-    NO_SUM,
     Shard,
     asked_for,
-    copied_rows,
     files_below,
     open_parquet,
     source_of_shards,
@@ -145,7 +144,7 @@ def shard_of_arrow(
     file: Path, asked: Asked, columns: RowColumns | None, limits: UnpackLimits, title: str
 ) -> tuple[Shard, RowColumns]:
     """A file of Arrow; and its columns, which have to be `columns` if these are given."""
-    pa, stamp = arrow(title), file_stamp(file)
+    pa, archive = arrow(title), LocalArchive(file)
     with parsing(title, ROWS_MADE_BY):
         mapped = pa.memory_map(str(file))
         whole = mapped.read_buffer(mapped.size())
@@ -165,8 +164,8 @@ def shard_of_arrow(
         table = pa.Table.from_batches(kept, said_in(pa, schema.empty_table(), own).schema)
     place, inside = file, np.concatenate([np.zeros((0, 3), np.int64), *(one for one in spans if one is not None)])
     if any(one is None for one in spans):
-        place, inside = copied_rows(file, stamp, own.content, lambda: values_of(arrays(), title), limits, title)
-    return Shard(file, place, stamp, inside, schema, table, title), own
+        place, inside = copied_rows(archive, own.content, lambda: values_of(arrays(), title), limits, title)
+    return Shard(archive, place, inside, schema, table, title), own
 
 
 def batches_of(pa: Any, whole: Any) -> tuple[Any, Iterator[Any]]:

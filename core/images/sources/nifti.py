@@ -21,10 +21,12 @@ from ..limits import RATIO, UnpackLimits, limits_of
 from ..notes import Note
 from ..places import place_named, titled
 from ..store import Scale, Source, three_channels
+from .archives import LocalArchive
+from .copies import copied_rows
 from .dicom import check_choice
 from .files import check_folder, checked_under
 from .layout import arrange
-from .parquet import ShardedRows, copied_rows
+from .parquet import ShardedRows
 from .walk import listing_of
 from .windows import Windowing, levels, windowing_of
 
@@ -187,7 +189,7 @@ def volume_of(
                 yield b"" if blank else np.ascontiguousarray(levels(np.rot90(one), not plain)).tobytes()
 
     what = f"nifti 1 {axis} {window.text}"
-    place, spans = copied_rows(file, stamp, what, slices, limits, title)
+    place, spans = copied_rows(LocalArchive(file, stamp), what, slices, limits, title)
     return Volume(place, spans, (sides[1], sides[0]), not plain)
 
 

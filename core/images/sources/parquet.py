@@ -11,20 +11,22 @@ import errno
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from ...errors import UserError
 from ...printable import printable
-from ..cache import cache_folder, entry_name, file_stamp, made_once, recall, remember
 from ..foreign import parsing
 from ..limits import RATIO, UnpackLimits, limits_of
 from ..places import abridged, place_named, titled
+from ..remote.address import is_remote
+from ..remote.blocks import Held
 from ..store import Source
+from .archives import Archive, LocalArchive, Shelf, refuse_cache, shelf_of
 from .columns import (
     ROWS_MADE_BY,
     Asked,
@@ -37,17 +39,20 @@ from .columns import (
     said_by,
     struct_field,
 )  # fmt: skip
+from .copies import NO_SUM, copied_rows
 from .files import checked_bits
 from .layout import SPLIT_NAMES
-from .shards import archives_of, pattern_name
+from .shards import pattern_name
 from .tar import TarStore
 
 COPIED_AT_ONCE = 32
 """Pictures of a batch that is copied: memory is bounded by these and a page."""
 
-NO_SUM = -1
 BUFFER = 1 << 20
 """Bytes that are read ahead of a column; without it, a whole group of rows would be."""
+
+
+_File = TypeVar("_File")
 
 
 class ShardedRows(TarStore):
@@ -72,15 +77,15 @@ class ShardedRows(TarStore):
 
 
 class Shard(NamedTuple):
-    """A file of rows. place: where the bytes of its pictures lie, the file itself or a copy. spans: int64 [N, 3]: offset and size there,
-    and the CRC-32 of a copy, or NO_SUM.
+    """A file of rows, or an object. place: where the bytes of its pictures lie, the file itself or a copy.
+
+    spans: int64 [N, 3]: offset and size there, and the CRC-32 of a copy, or NO_SUM.
 
     schema, table: its columns, and the values of those beside the pictures.
     """
 
-    file: Path
+    file: Archive
     place: Path
-    stamp: tuple[int, int, int]
     spans: np.ndarray
     schema: Any
     table: Any
@@ -99,27 +104,42 @@ def open_parquet(
     max_size: str = "200GB",
     max_ratio: int = RATIO,
     bits: int | None = None,
+    cache: str | None = None,
 ) -> Source:
-    """parquet:FILE, parquet:FOLDER or parquet:PATTERN: a picture a row, in one file or several.
+    """parquet:FILE, parquet:FOLDER or parquet:PATTERN: a picture a row, in one file or several; also of objects (s3://...).
 
     image: the column of the pictures, of bytes or of structs with bytes; by default `image`, or the only one. label: the column of the
     classes, `label` by default; lists are several classes a picture. labels: none to ignore it. domain: the column of the domains,
     `domain` by default. group: a column that says what belongs together, such as the patient: no split tears it. Files that are named
     like splits (train-00000-of-00002.parquet, or train/0.parquet) are these. max_size, max_ratio: as of `tar:`, for the copy of a file.
-    bits: as of `folder:`.
+    bits: as of `folder:`. cache: as of `tar:`; the copies of objects have to fit.
     """
-    title, root = titled("parquet", path), place_named(path, titled("parquet", path))
-    files = files_below(root, ".parquet", title) if root.is_dir() else archives_of(path, title)
-    names = [split_of_file(file) for file in files]
+    title = titled("parquet", path)
+    shelf, root = shelf_of_rows(path, title, cache)
+    files = shelf.archives
+    names = [split_of_file(file.path) for file in files]
     asked, limits = asked_for(image, label, labels, domain, group, title), limits_of(max_size, max_ratio, title)
     found: list[tuple[Shard, str]] = []
     columns: RowColumns | None = None
     for file, name in wanted(files, names, split, group):
-        own = title if len(files) == 1 else titled("parquet", str(file))
+        own = title if len(files) == 1 else titled("parquet", file.shown)
         shard, columns = shard_of_parquet(file, asked, columns, limits, own)
+        shelf.hold(shard.place)
         found.append((shard, name))
     assert columns is not None
-    return source_of_shards(found, columns, path, title, checked_bits(bits, title), root if root.is_dir() else None)
+    return source_of_shards(found, columns, path, title, checked_bits(bits, title), root, shelf.held)
+
+
+def shelf_of_rows(path: str, title: str, cache: str | None) -> tuple[Shelf, PurePath | None]:
+    """The files, or objects, that a URI names, and the folder if it names one. Raises UserError."""
+    if is_remote(path):
+        folder = None if re.search(r"[*\[{]", path) or path.endswith(".parquet") else PurePosixPath(path.rstrip("/"))
+        return shelf_of(path, title, cache, ending=None if folder is None else ".parquet"), folder
+    root = place_named(path, title)
+    if not root.is_dir():
+        return shelf_of(path, title, cache), None
+    refuse_cache(cache, title)
+    return Shelf([LocalArchive(file) for file in files_below(root, ".parquet", title)]), root
 
 
 def asked_for(
@@ -148,13 +168,13 @@ def files_below(root: Path, ending: str, title: str) -> list[Path]:
     return sorted(found)
 
 
-def split_of_file(file: Path) -> str:
+def split_of_file(file: PurePath) -> str:
     """The split that a file's name, or else that of its folder, says: train of train-00000-of-00002.parquet; '' for none."""
     stem = re.sub(r"(?:[-_.][0-9]+(?:-of-[0-9]+)?)?$", "", file.stem)
     return next((name for name in (stem, file.parent.name) if name.lower() in SPLIT_NAMES), "")
 
 
-def wanted(files: Sequence[Path], names: list[str], split: str | None, group: str | None) -> list[tuple[Path, str]]:
+def wanted(files: Sequence[_File], names: list[str], split: str | None, group: str | None) -> list[tuple[_File, str]]:
     """The files to open with their splits: of the named split alone if there is one; without splits unless all files have one.
 
     group: a column; then all files are opened, since no split may share a group with another.
@@ -166,12 +186,13 @@ def wanted(files: Sequence[Path], names: list[str], split: str | None, group: st
 
 
 def shard_of_parquet(
-    file: Path, asked: Asked, columns: RowColumns | None, limits: UnpackLimits, title: str
+    file: Archive, asked: Asked, columns: RowColumns | None, limits: UnpackLimits, title: str
 ) -> tuple[Shard, RowColumns]:
     """A file of Parquet, its pictures copied to the cache; and its columns, which have to be `columns` if these are given."""
-    pa, stamp = arrow(title), file_stamp(file)
+    pa = arrow(title)
     with parsing(title, ROWS_MADE_BY):
-        opened = pa.parquet.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False)
+        place = str(file.path) if isinstance(file, LocalArchive) else file.open()
+        opened = pa.parquet.ParquetFile(place, buffer_size=BUFFER, pre_buffer=False)
         schema = opened.schema_arrow
     own = columns_of(schema, asked, title)
     if columns is not None and own != columns:
@@ -185,54 +206,12 @@ def shard_of_parquet(
         for batch in opened.iter_batches(COPIED_AT_ONCE, columns=[own.content], use_threads=False):
             yield struct_field(batch.column(0), "bytes") if own.nested else batch.column(0)
 
-    place, spans = copied_rows(file, stamp, own.content, lambda: values_of(batches(), title), limits, title)
+    place, spans = copied_rows(file, own.content, lambda: values_of(batches(), title), limits, title)
     if len(spans) != opened.metadata.num_rows:
         raise UserError(
             f"{title}: it announces {opened.metadata.num_rows:,} rows and has {len(spans):,}; {ROWS_MADE_BY}"
         )
-    return Shard(file, place, stamp, spans, schema, table, title), own
-
-
-def copied_rows(
-    file: Path,
-    stamp: tuple[int, int, int],
-    what: str,
-    values: Callable[[], Iterator[bytes]],
-    limits: UnpackLimits,
-    title: str,
-) -> tuple[Path, np.ndarray]:
-    """(the copy of all values in the cache, their spans int64 [N, 3]); made from `values` if it is not there yet."""
-    name = entry_name(os.path.abspath(file), stamp, "rows", what)
-    copy = cache_folder("archives") / f"{name}.rows"
-    stored = recall("indices", name) if copy.exists() else None
-    if stored is not None:
-        return made_once(copy, lambda _: None), np.frombuffer(stored, "<i8").astype(np.int64).reshape(-1, 3)
-    found: list[tuple[int, int, int]] = []
-
-    def write(target: BinaryIO | None) -> None:
-        found.clear()
-        made = 0
-        for content in values():
-            found.append((made, len(content), zlib.crc32(content)))
-            made += len(content)
-            limits.check(made, stamp[0], title)
-            if target is not None:
-                target.write(content)
-
-    try:
-        place = made_once(copy, write)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise
-        raise UserError(
-            f"{title}: cannot be copied to {cache_folder('archives')} ({error.strerror}); set XDG_CACHE_HOME to a folder that "
-            "can be written"
-        ) from None
-    if not found:  # another process made the copy, or the index was lost
-        write(None)
-    spans = np.array(found, dtype=np.int64).reshape(-1, 3)
-    remember("indices", name, spans.astype("<i8").tobytes(), max(stamp[1:]))
-    return place, spans
+    return Shard(file, place, spans, schema, table, title), own
 
 
 def values_of(batches: Iterator[Any], title: str) -> Iterator[bytes]:
@@ -253,9 +232,10 @@ def source_of_shards(
     path: str,
     title: str,
     bits: int | None,
-    folder: Path | None,
+    folder: PurePath | None,
+    held: Held | None = None,
 ) -> Source:
-    """The pictures of several files, with the split of each."""
+    """The pictures of several files, with the split of each. held: keeps the copies of objects."""
     shards = [shard for shard, _ in found]
     counts = [len(shard.spans) for shard in shards]
     if not sum(counts):
@@ -268,14 +248,14 @@ def source_of_shards(
     )
     number = np.repeat(np.arange(len(shards)), counts)
     spans = np.concatenate([shard.spans for shard in shards])
-    times = np.array([shard.stamp for shard in shards], dtype=np.int64)[number, 1:]
-    top = folder or shards[0].file.parent
-    names = names_of_rows([os.path.relpath(shard.file, top) for shard in shards], counts, said.paths)
+    times = np.array([shard.file.stamp for shard in shards], dtype=np.int64)[number, 1:]
+    top = folder or shards[0].file.path.parent
+    names = names_of_rows([os.path.relpath(shard.file.path, top) for shard in shards], counts, said.paths)
     store = ShardedRows(
-        str(top), [str(shard.place) for shard in shards], [str(shard.file) for shard in shards],
+        str(top), [str(shard.place) for shard in shards], [shard.file.shown for shard in shards],
         names, number, spans[:, 0], np.column_stack([spans[:, 1], times]), bits,
     )  # fmt: skip
-    store.sums = spans[:, 2]
+    store.sums, store.held = spans[:, 2], held
     labels, classes = labels_of(said.labels, columns.label, title)
     domains, domain_names = domains_of_cells(said.domains, columns.domain, title)
     splits = {name: torch.from_numpy(np.isin(number, [k for k, one in enumerate(found) if one[1] == name]).nonzero()[0])

@@ -1,13 +1,12 @@
 """The index of an archive: where its pictures lie, what their sidecars say, and what else it holds. Made once, then cached."""
 
-import io
 import json
 import os
 import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from ...errors import UserError
 from ...ownfiles import OLD_SHEET, is_output, run_folders
@@ -16,6 +15,7 @@ from ..decode import is_picture
 from ..notes import Note
 from ..places import abridged
 from ..sums import Sums
+from .archives import Archive
 from .tar_labels import Reading, label_text
 from .walk import HIDDEN, OF_RUNS, SHEETS, parents
 
@@ -31,8 +31,8 @@ class TarContents(NamedTuple):
     """The contents of an archive.
 
     pictures: name to (offset, size) in bytes. labels: name of a sidecar to its text. faults: name of a sidecar to what is wrong with
-    it. others: ending to (number, first name) of the files that are neither. notes: what else is worth saying. folders: those with a
-    visible file or an entry of their own, at most three deep.
+    it. groups, group_faults: likewise of what says the group. others: ending to (number, first name) of the files that are neither. notes:
+    what else is worth saying. folders: those with a visible file or an entry of their own, at most three deep.
     """
 
     pictures: dict[str, tuple[int, int]]
@@ -41,33 +41,36 @@ class TarContents(NamedTuple):
     others: dict[str, tuple[int, str]]
     notes: list[Note]
     folders: list[str]
+    groups: dict[str, str]
+    group_faults: dict[str, str]
 
 
-INDEX_VERSION = 3
+INDEX_VERSION = 4
 """Changes with what an index holds, so that those of earlier versions are made anew."""
 
 
-def read_index(unpacked: Path, archive: Path, stamp: tuple[int, int, int], title: str, reading: Reading) -> TarContents:
-    """The contents of an archive; from the cache if the archive is unchanged."""
-    name = entry_name(os.path.abspath(archive), stamp, "members", INDEX_VERSION, reading)
+def read_index(copy: Path | None, archive: Archive, title: str, reading: Reading) -> TarContents:
+    """The contents of an archive; from the cache if the archive is unchanged. copy: the uncompressed one, if it is compressed."""
+    name = entry_name(archive.name, archive.stamp, "members", INDEX_VERSION, reading)
     remembered = recall("indices", name)
     if remembered is not None:
-        pictures, labels, faults, others, notes, folders = json.loads(remembered)
-        return TarContents(pictures, labels, faults, others, [Note(*note) for note in notes], folders)
-    if unpacked != archive:  # what is found in the copy is remembered, so the copy has to be whole
+        found = TarContents(*json.loads(remembered))
+        return found._replace(notes=[Note(*note) for note in found.notes])
+    if copy is not None:  # what is found in the copy is remembered, so the copy has to be whole
         try:
-            Sums(unpacked).check()
+            Sums(copy).check()
         except OSError as error:
             raise UserError(f"{title}: {error.strerror}") from None
-    contents = scan(unpacked, title, reading)
-    remember("indices", name, json.dumps(contents).encode(), max(stamp[1:]))
+    with open(copy, "rb") if copy is not None else archive.open() as file:
+        contents = scan(file, archive.size if copy is None else copy.stat().st_size, title, reading)
+    remember("indices", name, json.dumps(contents).encode(), max(archive.stamp[1:]))
     return contents
 
 
 class _Headers:
     """A file from which tarfile reads headers, and never a long or a harmful one."""
 
-    def __init__(self, file: io.BufferedReader) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self.seek, self.tell = file.seek, file.tell
         self.mode = "rb"
@@ -82,7 +85,7 @@ class _Headers:
         return content
 
 
-def headers(file: io.BufferedReader, total: int, title: str, ends: list[int]) -> Iterator[tuple[str, tarfile.TarInfo]]:
+def headers(file: BinaryIO, total: int, title: str, ends: list[int]) -> Iterator[tuple[str, tarfile.TarInfo]]:
     """(name, header) of all members, in their order; the place of the archive's end mark is appended to `ends`.
 
     Raises UserError for what is no archive, and where a header is damaged: the members behind it would be lost without a word.
@@ -124,44 +127,46 @@ def inner_name(name: str) -> str:
     return re.sub(r"^(?:\.\./|/)+", "", os.path.normpath(name).replace(os.sep, "/"))
 
 
-def scan(unpacked: Path, title: str, reading: Reading) -> TarContents:
-    """Read the headers of an archive and its sidecars. If several members have one name, the last one counts, as in unpacking."""
-    total, ends = unpacked.stat().st_size, list[int]()
+def scan(file: BinaryIO, total: int, title: str, reading: Reading) -> TarContents:
+    """Read the headers of an uncompressed archive of `total` bytes and its sidecars.
+
+    If several members have one name, the last one counts, as in unpacking.
+    """
+    ends = list[int]()
     files: dict[str, tuple[int, int]] = {}
     links: dict[str, str] = {}
     lost: list[str] = []
     twice: list[str] = []
     folders: list[str] = []
-    with open(unpacked, "rb") as file:
-        for name, member in headers(file, total, title, ends):
-            link, before = links.pop(name, None), files.pop(name, None)
-            if link or before:
-                twice.append(name)
-            if member.islnk():  # another name of an earlier member
-                target = inner_name(member.linkname)
-                span = before if target == name else files.get(target)
-                if span is not None:
-                    files[name] = span
-                elif is_picture(name):
-                    lost.append(name)
-            elif member.issym():
-                links[name] = member.linkname
-            elif member.isreg():
-                files[name] = (member.offset_data, member.size)
-                if is_picture(name) or has_ending(name, reading.suffix):
-                    check_member(name, member, total, title)
-            elif member.isdir():
-                folders.append(name)
-            elif is_picture(name):
-                lost.append(name)
-        for name in [name for name in links if is_picture(name) or has_ending(name, reading.suffix)]:
-            span = files.get(followed(name, links))
+    for name, member in headers(file, total, title, ends):
+        link, before = links.pop(name, None), files.pop(name, None)
+        if link or before:
+            twice.append(name)
+        if member.islnk():  # another name of an earlier member
+            target = inner_name(member.linkname)
+            span = before if target == name else files.get(target)
             if span is not None:
                 files[name] = span
             elif is_picture(name):
                 lost.append(name)
-        notes = [*notes_of_end(file, ends[0], total), *notes_of_lost(lost), *notes_of_twice(twice)]
-        return sorted_out(file, files, reading, notes, folders)
+        elif member.issym():
+            links[name] = member.linkname
+        elif member.isreg():
+            files[name] = (member.offset_data, member.size)
+            if is_picture(name) or reading.labels(name) or reading.groups(name):
+                check_member(name, member, total, title)
+        elif member.isdir():
+            folders.append(name)
+        elif is_picture(name):
+            lost.append(name)
+    for name in [name for name in links if is_picture(name) or reading.labels(name) or reading.groups(name)]:
+        span = files.get(followed(name, links))
+        if span is not None:
+            files[name] = span
+        elif is_picture(name):
+            lost.append(name)
+    notes = [*notes_of_end(file, ends[0], total), *notes_of_lost(lost), *notes_of_twice(twice)]
+    return sorted_out(file, files, reading, notes, folders)
 
 
 def check_member(name: str, member: tarfile.TarInfo, total: int, title: str) -> None:
@@ -186,7 +191,7 @@ def followed(name: str, links: dict[str, str]) -> str:
     return ""
 
 
-def notes_of_end(file: io.BufferedReader, end: int, total: int) -> list[Note]:
+def notes_of_end(file: BinaryIO, end: int, total: int) -> list[Note]:
     """end: where the end mark has been read; -1 if the archive ends without one."""
     if end < 0:
         return [Note(1, "archive without an end mark, so it may be cut short", "", "say")]
@@ -219,13 +224,8 @@ def notes_of_twice(twice: list[str]) -> list[Note]:
     return [Note(len(twice), what, min(twice), "say")]
 
 
-def has_ending(name: str, ending: str) -> bool:
-    """Whether a name has an ending, in any case: 000.CLS goes with 000.PNG."""
-    return name.lower().endswith(f".{ending.lower()}")
-
-
 def sorted_out(
-    file: io.BufferedReader,
+    file: BinaryIO,
     files: dict[str, tuple[int, int]],
     reading: Reading,
     notes: list[Note],
@@ -235,7 +235,8 @@ def sorted_out(
     runs = run_folders(files)
     seen = {parent for name in [*files, *(f"{folder}/" for folder in folders)] for parent in parents(name)}
     seen -= {parent for run in runs for parent in parents(f"{run}/")}
-    found = TarContents({}, {}, {}, {}, notes, sorted(folder for folder in seen if not is_output(f"{folder}/", runs)))
+    found = TarContents({}, {}, {}, {}, notes, [], {}, {})
+    found.folders.extend(sorted(folder for folder in seen if not is_output(f"{folder}/", runs)))
     hidden: list[str] = []
     outputs = [name for name in files if is_output(name, runs)]
     sheets = [name for name in files if name.rpartition("/")[2] == OLD_SHEET]
@@ -246,11 +247,12 @@ def sorted_out(
             found.pictures[name] = (offset, size)
         elif last.startswith("."):
             hidden.append(name)
-        elif has_ending(name, reading.suffix):
-            try:
-                found.labels[name] = label_text(file, offset, size, reading)
-            except UserError as error:
-                found.faults[name] = str(error)
+        elif reading.labels(name) or reading.groups(name):
+            if reading.labels(name):
+                keep_text(file, offset, size, reading, name, found.labels, found.faults)
+            if reading.groups(name):
+                asked = Reading("json", reading.group)
+                keep_text(file, offset, size, asked, name, found.groups, found.group_faults)
         else:
             ending = os.path.splitext(last)[1].lower()
             number, example = found.others.get(ending, (0, name))
@@ -258,3 +260,13 @@ def sorted_out(
     for names, what in ((hidden, HIDDEN), (outputs, OF_RUNS), (sheets, SHEETS)):
         notes += [Note(len(names), what, min(names), "list")] if names else []
     return found
+
+
+def keep_text(
+    file: BinaryIO, offset: int, size: int, asked: Reading, name: str, texts: dict[str, str], faults: dict[str, str]
+) -> None:
+    """Put what a sidecar says into `texts`, or what is wrong with it into `faults`."""
+    try:
+        texts[name] = label_text(file, offset, size, asked)
+    except UserError as error:
+        faults[name] = str(error)

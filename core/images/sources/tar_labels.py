@@ -1,8 +1,7 @@
 """The label in a sidecar of an archive: a whole text, or the value of a key in a .json."""
 
-import io
 import json
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from ...errors import UserError
 from ..places import abridged
@@ -13,13 +12,28 @@ TEXT_BYTES = 4096
 
 
 class Reading(NamedTuple):
-    """Which sidecars are read: their ending without what comes before its last dot, and the key of a .json."""
+    """Which sidecars are read: their ending without what comes before its last dot, and the key of a .json.
+
+    group: the key of every .json that says the group of a picture; None if none does.
+    """
 
     suffix: str
     field: str | None
+    group: str | None = None
+
+    def labels(self, name: str) -> bool:
+        return has_ending(name, self.suffix)
+
+    def groups(self, name: str) -> bool:
+        return self.group is not None and has_ending(name, "json")
 
 
-def label_text(file: io.BufferedReader, offset: int, size: int, reading: Reading) -> str:
+def has_ending(name: str, ending: str) -> bool:
+    """Whether a name has an ending, in any case: 000.CLS goes with 000.PNG."""
+    return name.lower().endswith(f".{ending.lower()}")
+
+
+def label_text(file: BinaryIO, offset: int, size: int, reading: Reading) -> str:
     """The label in a sidecar, as a text. Raises UserError with the part of a sentence that says what is wrong."""
     most = LABEL_BYTES.get(reading.suffix, TEXT_BYTES)
     if size > most:

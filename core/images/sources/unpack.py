@@ -4,15 +4,15 @@ import bz2
 import errno
 import gzip
 import lzma
-import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ...errors import UserError
-from ..cache import cache_folder, entry_name, made_once
+from ..cache import entry_name, made_once
 from ..limits import UnpackLimits
+from .archives import Archive
 
 COMPRESSIONS: dict[bytes, Callable[[BinaryIO], Any]] = {
     b"\x1f\x8b": gzip.open,
@@ -22,44 +22,45 @@ COMPRESSIONS: dict[bytes, Callable[[BinaryIO], Any]] = {
 UNPACKED_AT_ONCE = 1 << 20
 
 
-def unpack(archive: Path, stamp: tuple[int, int, int], title: str, limits: UnpackLimits) -> Path:
-    """The archive itself if it is uncompressed, else its uncompressed copy in the cache.
+def unpack(archive: Archive, title: str, limits: UnpackLimits) -> Path | None:
+    """The archive's uncompressed copy in the cache; None if it is uncompressed itself.
 
     Raises UserError if it is damaged, exceeds its limits, or if the cache cannot be written.
     """
     try:
-        with open(archive, "rb") as file:
+        with archive.open() as file:
             start = file.read(6)
     except OSError as error:
         raise UserError(f"{title}: cannot be opened ({error.strerror}); check its permissions") from None
     opener = next((opener for magic, opener in COMPRESSIONS.items() if start.startswith(magic)), None)
     if opener is None:
-        return archive
-    name = entry_name(os.path.abspath(archive), stamp)
+        return None
+    place = archive.place_of_copy(entry_name(archive.name, archive.stamp), ".tar")
     try:
-        return made_once(
-            cache_folder("archives") / f"{name}.tar", lambda target: decompress(archive, opener, target, title, limits)
-        )
+        return made_once(place, lambda target: decompress(archive, opener, target, title, limits))
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise
         raise UserError(
-            f"{title}: cannot be unpacked to {cache_folder('archives')} ({error.strerror}); "
+            f"{title}: cannot be unpacked to {place.parent} ({error.strerror}); "
             "set XDG_CACHE_HOME to a folder that can be written, or unpack it by hand and open the .tar"
         ) from None
 
 
 def decompress(
-    archive: Path, opener: Callable[[BinaryIO], Any], target: BinaryIO, title: str, limits: UnpackLimits
+    archive: Archive, opener: Callable[[BinaryIO], Any], target: BinaryIO, title: str, limits: UnpackLimits
 ) -> None:
     """Write the uncompressed archive to `target`. Raises UserError if it is damaged or exceeds its limits."""
-    made = 0
-    with open(archive, "rb") as packed:
+    made = room = 0
+    with archive.open() as packed:
         source = opener(packed)
         while content := next_part(source, title):
             made += len(content)
             # how far the file has been read: a bomb is seen before it is whole
             limits.check(made, packed.tell(), title)
+            if made > room:
+                room = made + (made >> 2)
+                archive.check_copy(made, title)
             target.write(content)
 
 

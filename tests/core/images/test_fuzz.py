@@ -16,8 +16,9 @@ from PIL import Image
 
 from rootstock.core.errors import UserError
 from rootstock.core.images.open import DamagedImage, open_images
+from rootstock.core.images.pack.files import ABOUT, INDEX, RECORDS
 from rootstock.core.images.pack.journal import ENTRY, JOURNAL
-from rootstock.core.images.pack.reader import ABOUT, INDEX, RECORDS, checksum, save_index
+from rootstock.core.images.pack.reader import checksum, save_index
 from rootstock.core.images.pack.record import Packing
 from rootstock.core.images.pack.unfinished import PLAN
 from rootstock.core.images.pack.writer import pack

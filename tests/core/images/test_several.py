@@ -10,6 +10,7 @@ from torch import Tensor
 from rootstock.core.errors import UserError
 from rootstock.core.images.images import Images
 from rootstock.core.images.open import holdout, open_images, open_with_splits
+from rootstock.core.images.pack.files import PackFiles
 from rootstock.core.images.pack.reader import load_index
 from rootstock.core.images.pack.record import Packing
 from rootstock.core.images.pack.validate import WrongField, check_index
@@ -151,7 +152,7 @@ def test_a_pack_keeps_the_labels(tmp_path: Path) -> None:
     pack(images, splits, tmp_path / "pack", Packing())
     again = open_images(f"pack:{tmp_path / 'pack'}")
     assert told(again) == told(images) and again.fingerprint() == images.fingerprint()
-    tensors, about = load_index(tmp_path / "pack")
+    tensors, about = load_index(PackFiles(tmp_path / "pack"))
     good = tensors["labels"]
 
     def changed(labels: Tensor) -> str:

@@ -17,7 +17,7 @@ from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
 from rootstock.core.images.damage import NEIGHBOUR_TRIES, Damage, read_or_neighbour
 from rootstock.core.images.open import Images, open_images
-from rootstock.core.images.pack.reader import RECORDS
+from rootstock.core.images.pack.files import RECORDS
 from rootstock.core.images.pack.record import Packing
 from rootstock.core.images.pack.writer import pack
 from rootstock.core.method import RawBatch

@@ -10,6 +10,8 @@ import pytest
 
 from rootstock.launch.doctor import examine, installed, machine
 from rootstock.launch.doctor.findings import Finding
+from rootstock.launch.doctor.objects import object_storage
+from rootstock.tests.objectstore import without_s3fs
 
 
 def test_this_machine_is_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rootstock: Callable[..., Any]) -> None:
@@ -87,3 +89,22 @@ def test_a_busy_machine_is_noted() -> None:
     assert (quiet.verdict, busy.verdict) == ("ok", "note")
     assert "load average 3.1" in busy.message and "OMP_NUM_THREADS=1" in busy.message
     assert busy.facts == {"cores": 2, "threads": 2, "load": 3.1}
+
+
+def test_object_storage_is_said_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("s3fs", reason="s3fs is not installed (the extra `s3`)")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://me:hunter2@127.0.0.1:9000/x")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDOFATEST")
+    (found,) = object_storage()
+    assert (
+        found.verdict == "ok"
+        and "reads s3:// at 127.0.0.1:9000, with the credentials of the environment" in found.message
+    )
+    assert "hunter2" not in found.message and "AKIDOFATEST" not in found.message
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv("AWS_PROFILE", "work")
+    assert "at Amazon's endpoint, with the profile work" in next(object_storage()).message
+    without_s3fs(monkeypatch)
+    (found,) = object_storage()
+    assert found.verdict == "note" and "`pip install 'rootstock[s3]'`" in found.message

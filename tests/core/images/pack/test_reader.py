@@ -26,8 +26,8 @@ from rootstock.core.images.images import Images
 from rootstock.core.images.open import DamagedImage, open_images, open_with_splits
 from rootstock.core.images.open_files import OpenFiles
 from rootstock.core.images.pack import journal
+from rootstock.core.images.pack.files import ABOUT, INDEX, RECORDS
 from rootstock.core.images.pack.journal import JOURNAL
-from rootstock.core.images.pack.reader import ABOUT, INDEX, RECORDS
 from rootstock.core.images.pack.record import Packing
 from rootstock.core.images.pack.writer import PLAN, Packed, locked, pack
 from rootstock.core.images.split import cut

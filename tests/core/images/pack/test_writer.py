@@ -18,8 +18,8 @@ from rootstock.core.images.images import Images
 from rootstock.core.images.open import DamagedImage, open_images, open_with_splits
 from rootstock.core.images.pack import journal
 from rootstock.core.images.pack import writer as pack_writer
+from rootstock.core.images.pack.files import ABOUT, INDEX, RECORDS
 from rootstock.core.images.pack.journal import JOURNAL
-from rootstock.core.images.pack.reader import ABOUT, INDEX, RECORDS
 from rootstock.core.images.pack.record import JPEG_SIDE, Packing, PackRecord, record_of
 from rootstock.core.images.pack.writer import PLAN, Packed, pack
 from rootstock.core.images.sources.files import FileStore
