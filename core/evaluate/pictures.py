@@ -17,7 +17,7 @@ from ..images.open import Images
 from ..images.several import only_classes
 from ..launchlog import warn
 from ..manifest import DamagedFile, read_object
-from .thumbnails import COLUMNS, SHEET, SIDE, thumbnail_sheet
+from .thumbnails import COLUMNS, SHEET, THUMBNAIL_SIDE, thumbnail_sheet
 
 CELL = 64
 MAP_POINTS, MAP_POINTS_OF_TWO = 450, 300
@@ -103,7 +103,7 @@ def save_map(
                 "near": _nearest([features[name][chosen[name]] for name in names]),
                 **({} if first is None else {"before": _written(first)}),
                 "key": [key for name in names for key in sets[name].select(chosen[name]).keys().tolist()],
-                "thumbnails": {"file": SHEET, "side": SIDE, "columns": COLUMNS},
+                "thumbnails": {"file": SHEET, "side": THUMBNAIL_SIDE, "columns": COLUMNS},
                 "label": labels,
                 "domain": [i for i, name in enumerate(names) for _ in range(len(chosen[name]))],
                 "classes": list(classes or []),

@@ -8,21 +8,27 @@ import torch
 from PIL import Image
 
 from rootstock.core.evaluate.pictures import NEIGHBOURS, save_map
-from rootstock.core.evaluate.thumbnails import COLUMNS, SHEET, SIDE, thumbnail_sheet
+from rootstock.core.evaluate.thumbnails import COLUMNS, SHEET, THUMBNAIL_SIDE, thumbnail_sheet
 from rootstock.core.images.open import open_images
 
 
 def squares(sheet: Path) -> list[np.ndarray]:
     with Image.open(sheet, formats=("WEBP",)) as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
-    rows, columns = pixels.shape[0] // SIDE, pixels.shape[1] // SIDE
-    return [pixels[r * SIDE :, c * SIDE :][:SIDE, :SIDE] for r in range(rows) for c in range(columns)]
+    rows, columns = pixels.shape[0] // THUMBNAIL_SIDE, pixels.shape[1] // THUMBNAIL_SIDE
+    return [
+        pixels[r * THUMBNAIL_SIDE :, c * THUMBNAIL_SIDE :][:THUMBNAIL_SIDE, :THUMBNAIL_SIDE]
+        for r in range(rows)
+        for c in range(columns)
+    ]
 
 
 def test_neighbours_and_identities_are_those_of_the_points(tmp_path: Path) -> None:
     images = open_images("sklearn:digits")
     sets = {"a": images.select(torch.arange(40)), "b": images.select(torch.arange(100, 130))}
-    features = {name: torch.randn(len(s), 6, generator=torch.Generator().manual_seed(len(s))) for name, s in sets.items()}
+    features = {
+        name: torch.randn(len(s), 6, generator=torch.Generator().manual_seed(len(s))) for name, s in sets.items()
+    }
     save_map(tmp_path, features, sets, 0)
     drawn = json.loads((tmp_path / "map.json").read_text())
     x = torch.cat([features["a"], features["b"]]).double()
