@@ -23,7 +23,7 @@ class Browser:
 
     def __init__(self, write: int, read: int) -> None:
         self.write, self.read = write, read
-        self.left, self.count, self.session = b"", 0, ""
+        self.left, self.count, self.session, self.loaded = b"", 0, "", False
         self.complaints: list[str] = []
         self.requests: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -64,6 +64,8 @@ class Browser:
                 self.complaints.append(" ".join(str(one.get("value", one)) for one in told["args"]))
             case "Log.entryAdded" if told["entry"]["level"] in ("error", "warning"):
                 self.complaints.append(told["entry"]["text"])
+            case "Page.loadEventFired":
+                self.loaded = True
             case "Network.requestWillBeSent":
                 self.requests.append(told["request"]["url"])
             case _:
@@ -81,9 +83,11 @@ class Browser:
         self.call("Emulation.setScriptExecutionDisabled", value=not on)
 
     def open(self, page: Path) -> None:
-        """Open a file and wait until it is loaded, with scripts of the page itself done as far as they don't wait for anything."""
+        """Open a file and wait until it is loaded."""
+        self.loaded = False
         self.call("Page.navigate", url=page.as_uri())
-        self.ask("new Promise(done => document.readyState === 'complete' ? done() : addEventListener('load', done))")
+        while not self.loaded:
+            self._note(self._next())
 
     def ask(self, expression: str) -> Any:
         """The value of an expression of JavaScript in the page; a promise is awaited."""
@@ -92,11 +96,11 @@ class Browser:
             raise RuntimeError(f"{expression}: {found['exceptionDetails']}")
         return found["result"].get("value")
 
-    def wait(self, condition: str) -> Any:
-        """The first true value of an expression, asked at each frame."""
-        return self.ask(
+    def wait(self, condition: str) -> None:
+        """Wait until an expression is true, asked at each frame. Raises RuntimeError where it does not become so."""
+        self.ask(
             f"new Promise((done, fail) => {{ let left = 1200; const look = () => {{ const found = {condition};"
-            f" if (found) done(found); else if (--left) setTimeout(look, 16); else fail(Error({json.dumps(condition)})) }};"
+            f" if (found) done(true); else if (--left) setTimeout(look, 16); else fail(Error({json.dumps(condition)})) }};"
             " look() })"
         )
 

@@ -24,6 +24,9 @@ def commands_of(stage: StageRuns) -> list[tuple[str, str]]:
     found = [("Another seed", f"rootstock {first.verb} {config} seed={_next_seed(stage)} {again}")]
     if (first.path / "classifier").is_dir():
         found.append(("Label pictures", f"rootstock predict {run} folder:PICTURES --out labels.csv"))
+    if first.verb == "pretrain":
+        labelled = "data.train=folder:LABELLED run.dir=runs/probe"
+        found.insert(0, ("What it was worth", f"rootstock probe small backbone.weights={run} {labelled}"))
     if (first.path / "backbone").is_dir():
         found.append(("Features of pictures", f"rootstock embed {run} folder:PICTURES --out features.npz"))
         found.append(("For timm and the Hugging Face Hub", f"rootstock export {run} --to exported"))

@@ -16,7 +16,14 @@ from .meanings import meaning_of, metric_meaning
 _NOT_CURVES = {"step", "epoch", "data_wait", "images_per_s", "seconds", "time"}
 _POINTS = 160  # most points of a curve; all of a panel have a quarter more at most
 _LIVE_POINTS = 600  # most points of a curve that the page's script draws; those of several runs have fewer
-_PANELS = 8
+_PANELS = 20
+_TITLES = {
+    "watch/rankme": "RankMe",
+    "watch/alpha_req": "alpha-ReQ",
+    "watch/lidar": "LiDAR",
+    "watch/uniformity": "Uniformity",
+    "watch/alignment": "Alignment",
+}
 _FEW = 25  # a curve of at most so many points shows them as dots
 _WIDTH, _HEIGHT, _LETTER = 340.0, 210.0, 6.4  # the panel, and a letter of its text, in pixels
 _RIGHT, _TOP, _BOTTOM = 3.0, 6.0, 36.0  # margins in pixels; the left one is as wide as the numbers on it
@@ -65,7 +72,8 @@ def curves(
         ("Online evaluation", online[:SERIES_COLOURS]),
         ("Learning rate", rates[:SERIES_COLOURS]),
     ]
-    panels += [(key.replace("_", " "), [key]) for key in rest]
+    rest.sort(key=lambda key: key not in _TITLES)  # what says most of features comes first
+    panels += [(_TITLES.get(key, key.replace("_", " ")), [key]) for key in rest]
     figures: list[Figure] = []
     for title, keys in panels:
         if len(figures) < _PANELS and (figure := _panel(title, keys, runs, names, levels)) is not None:

@@ -86,7 +86,8 @@ def verdict_of_runs(
     row, found = rows[0], levels_for(levels.get(stages[0].name, {}), rows[0]["metric"])
     parts = row["metric"].rsplit("/", 2)
     beside = f"; {found.sentence()[0].lower()}{found.sentence()[1:]}" if found else ""
-    return f"{_value(row)}{f' ({parts[-2]})' if len(parts) > 1 else ''}{beside}.{_judged(row, found)}"
+    told = _value(row)
+    return f"{told[0].upper()}{told[1:]}{f' ({parts[-2]})' if len(parts) > 1 else ''}{beside}.{_judged(row, found)}"
 
 
 def _judged(row: Mapping[str, Any], levels: Levels | None) -> str:

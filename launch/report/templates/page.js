@@ -82,6 +82,15 @@
     });
   }
 
+  // A link to a meaning opens the list that it stands in.
+  const unfold = () => {
+    const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    for (let inside = target; inside; inside = inside.parentElement) if (inside.tagName === "DETAILS") inside.open = true;
+    target?.scrollIntoView?.();
+  };
+  addEventListener("hashchange", unfold);
+  unfold();
+
   // Commands and configs are copied by a button.
   const copy = async (text) => {
     try { await navigator.clipboard.writeText(text); return true; } catch { /* an old browser, or a page without the right */ }
@@ -259,7 +268,8 @@
     const select = make("select", { id: "overlay-metric" }, ...order.map((name) => make("option", { value: name }, name)));
     let weight = 0, chart = null, turn = 0;
     const draw = async () => {
-      const mine = ++turn;
+      const mine = ++turn, having = new Set(groups.get(select.value).map((line) => line.stage));
+      boxes.forEach((box, index) => { box.hidden = !having.has(stages[index]); });
       const given = groups.get(select.value).filter((line) => chosen.has(line.stage));
       const lines = given.map((line) => ({ ...line, name: [line.stage, line.run].filter(Boolean).join(", "),
         colour: stages.indexOf(line.stage), thin: given.length > 6 }));
