@@ -106,9 +106,12 @@ def _pipeline_page(pipeline: RunRecord) -> Page:
     front = list(dict.fromkeys(emphasised or [row["stage"] for row in rows[:1] + rows[-1:]]))[:3]
     labels = {row["stage"]: row["label"] for row in reversed(rows)}
     text = report.get("text") or []
+    verdict = verdict_of_table(rows, comparisons, result.get("gains") or [], result.get("contrasts"))
     return Page(
         title=report.get("title") or pipeline.path.resolve().name,
-        verdict=verdict_of_table(rows, comparisons, result.get("gains") or [], result.get("contrasts")),
+        verdict=" ".join(
+            filter(None, [left.sentence() if left else "", f"So far: {verdict}" if left and verdict else verdict])
+        ),
         standing=left,
         summary=_summary(stages, "stage"),
         text=[text] if isinstance(text, str) else list(text),

@@ -84,7 +84,8 @@ def _command(pipeline: RunRecord) -> str:
 def results_so_far(pipeline: RunRecord, stages: Sequence[StageRuns]) -> dict[str, Any]:
     """`rows`, `comparisons` and `gains` of the stages that are finished, over the seeds in which all of a row's stages are."""
     report = {"rows": [], "comparisons": [], "columns": {}, **(pipeline.config.get("report") or {})}
-    results = {stage.name: [{**r.result, "seed": r.seed} for r in stage.records if r.finished] for stage in stages}
+    ended = {stage.name: [record for record in stage.records if record.finished] for stage in stages}
+    results = {name: [{**r.result, "seed": r.seed} for r in found] for name, found in ended.items() if found}
     seeds = {name: {one["seed"] for one in found if one.get("metrics")} for name, found in results.items()}
     rows = [
         entry
@@ -102,7 +103,7 @@ def results_so_far(pipeline: RunRecord, stages: Sequence[StageRuns]) -> dict[str
             return (
                 tabulate({**report, "rows": rows, "comparisons": comparisons}, results, inputs=inputs) if rows else {}
             )
-        except (UserError, LookupError):
+        except UserError:
             continue
     return {}
 

@@ -71,7 +71,7 @@
       if (head.getAttribute("aria-hidden")) return;
       const button = make("button", { type: "button", className: "sort", title: "Sort by this column" });
       button.append(...head.childNodes);
-      if (!button.textContent.trim()) button.append(make("span", { className: "unseen" }, "name"));
+      if (!button.textContent.trim()) button.append("name");
       head.append(button);
       button.addEventListener("click", () => {
         const next = { none: "descending", descending: "ascending", ascending: "none" }[head.getAttribute("aria-sort") ?? "none"];

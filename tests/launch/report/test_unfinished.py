@@ -24,8 +24,12 @@ def interrupted(tmp_path: Path) -> Path:
     shutil.rmtree(folder / "seed-2" / "cdan")
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config["stages"] = {
-        name: {"verb": "adapt", "config": "adapt/digits_dann.yaml", "set": {}} for name in ("control", "cdan", "late")
+        name: {"verb": "adapt", "config": "adapt/digits_dann.yaml", "set": {}}
+        for name in ("control", "cdan", "begun", "late")
     }
+    begun = folder / "seed-0" / "begun"
+    begun.mkdir()
+    (begun / "config.yaml").write_text("{verb: adapt, seed: 0}")
     config["report"]["rows"].append({"label": "Late", "stage": "late"})
     config["report"]["comparisons"].append({"label": "later", "a": "Late", "b": "Control"})
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
@@ -39,9 +43,10 @@ def test_states_of_all_runs_and_the_command(interrupted: Path) -> None:
     assert found.rows == [
         ("control", "adapt", ["finished"] * 3),
         ("cdan", "adapt", ["finished", "stopped, step 400 of 900", "not begun"]),
+        ("begun", "adapt", ["stopped", "not begun", "not begun"]),
         ("late", "adapt", ["not begun"] * 3),
     ]
-    assert found.sentence() == "Not finished: 4 of 9 runs are done, 1 stopped, 4 not begun."
+    assert found.sentence() == "Not finished: 4 of 12 runs are done, 2 stopped, 6 not begun."
     assert found.command == f"rootstock run {interrupted / 'config.yaml'}"
 
 
@@ -60,7 +65,7 @@ def test_its_page_says_so_and_a_finished_one_does_not(interrupted: Path, tmp_pat
     check_standing_alone(page)
     for words in (
         "How far it is",
-        "4 of 9 runs are done",
+        "4 of 12 runs are done",
         "stopped, step 400 of 900",
         "rootstock run",
         "Control",
