@@ -34,3 +34,8 @@ class Page:
     command: str = ""
     meanings: list[tuple[str, str]] = field(default_factory=list)
     live: Live = field(default_factory=Live)
+
+    @property
+    def brief(self) -> int:
+        """How many stages are shown with few curves and no pictures."""
+        return sum(stage.brief for stage in self.stages)

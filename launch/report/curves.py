@@ -54,11 +54,12 @@ def curves(
     health: bool = False,
     names: Sequence[str] = (),
     levels: Mapping[str, Levels] = {},
+    most: int = _PANELS,
 ) -> list[Figure]:
     """Panels of loss, online evaluation, learning rate and everything else that was logged; one line for each run (seed).
 
     health: whether `health_curves` shows its metrics, so that they are not among these. names: of the runs, as "seed 0". levels: chance and
-    majority of each test, drawn beside its accuracy.
+    majority of each test, drawn beside its accuracy. most: panels.
     """
     apart = {name for names in _HEALTH.values() for name in names} if health else set[str]()
     keys = dict.fromkeys(key for rows in runs for row in rows for key in row if key not in _NOT_CURVES | apart)
@@ -76,7 +77,7 @@ def curves(
     panels += [(_TITLES.get(key, key.replace("_", " ")), [key]) for key in rest]
     figures: list[Figure] = []
     for title, keys in panels:
-        if len(figures) < _PANELS and (figure := _panel(title, keys, runs, names, levels)) is not None:
+        if len(figures) < most and (figure := _panel(title, keys, runs, names, levels)) is not None:
             figures.append(figure)
     return figures
 

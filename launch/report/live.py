@@ -25,7 +25,6 @@ from .maps import LiveMap, Thumbnails
 _TEMPLATES = Path(__file__).parent / "templates"
 _BUNDLES = ("bokeh.min.js", "bokeh-api.min.js")
 _MOST_POINTS = 120_000  # of all curves of a page; of more, each curve gives every second point, or fewer
-_MOST_MAPS = 24
 MISSING = (
     "For curves and maps to hover over and zoom: pip install bokeh, then make this page again by rootstock report."
 )
@@ -36,19 +35,23 @@ class Live:
     """plots, maps: in the order of their numbers on the page. thumbnails: of all maps. notes: sentences on what was left out."""
 
     plots: list[tuple[str, Figure]] = field(default_factory=list)
+    numbers: dict[int, int] = field(default_factory=dict)  # of the plots, by their identity
     maps: list[tuple[str, LiveMap]] = field(default_factory=list)
     thumbnails: Thumbnails = field(default_factory=Thumbnails)
 
     def add(self, stage: str, figures: Sequence[Figure]) -> None:
-        self.plots += [(stage, figure) for figure in figures if figure.live is not None]
+        for figure in figures:
+            if figure.live is not None:
+                self.numbers[id(figure.live)] = len(self.plots)
+                self.plots.append((stage, figure))
 
     def add_map(self, stage: str, chart: LiveMap | None) -> None:
-        if chart is not None and len(self.maps) < _MOST_MAPS:
+        if chart is not None:
             self.maps.append((stage, chart))
 
     def plot_number(self, figure: Figure) -> int | None:
         """The number of a figure's plot, by which the script finds it; None if it has none."""
-        return next((i for i, (_, other) in enumerate(self.plots) if figure.live and other.live is figure.live), None)
+        return self.numbers.get(id(figure.live)) if figure.live else None
 
     def map_number(self, chart: LiveMap | None) -> int | None:
         return next((i for i, (_, other) in enumerate(self.maps) if other is chart), None)

@@ -16,7 +16,7 @@ from .commands import page_command
 from .contents import Page
 from .headline import verdict_of_runs, verdict_of_table
 from .html import provenance, write_html, yaml_text
-from .levels import levels_of
+from .levels import LevelsOfStages, levels_of
 from .live import Live
 from .markdown import contrast_lines, gain_lines
 from .meanings import glossary
@@ -35,7 +35,7 @@ from .records import (
 )
 from .results import compare, main_metric, summarise
 from .settings import settings_that_differ
-from .stages import alarms, protocol_rows, view_stage
+from .stages import MOST_WHOLE, StageView, alarms, protocol_rows, view_briefly, view_stage
 from .tables import caveats, differences_table, duration, results_tables
 from .unfinished import results_so_far, standing
 
@@ -126,17 +126,7 @@ def _pipeline_page(pipeline: RunRecord) -> Page:
         contrasts=contrast_lines(result.get("contrasts")),
         gains=gain_lines(result.get("gains") or []),
         pairs=_pipeline_pairs(comparisons, rows, answers),
-        stages=[
-            view_stage(
-                stage,
-                label=labels.get(stage.name, stage.name),
-                front=stage.name in front,
-                answers=answers[stage.name],
-                live=live,
-                levels=levels[stage.name],
-            )
-            for stage in stages
-        ],
+        stages=_views(stages, labels, front, [answers[stage.name] for stage in stages], live, levels),
         facts=provenance([record for stage in stages for record in stage.records]),
         config=yaml_text(pipeline.config),
         settings=settings_that_differ(stages),
@@ -167,6 +157,26 @@ def _pipeline_pairs(
     if any(one.get("primary") for one in comparisons):
         lines = [replace(line, note=f"{line.note} Exploratory.".strip()) for line in lines]
     return Pairs(adjust(lines), notes)
+
+
+def _views(
+    stages: Sequence[StageRuns],
+    labels: Mapping[str, str],
+    front: Sequence[str],
+    answers: Sequence[Seeds],
+    live: Live,
+    levels: LevelsOfStages,
+) -> list[StageView]:
+    """Everything of the first MOST_WHOLE stages and of those in front; of the others what stays small."""
+    views = []
+    for number, (stage, found) in enumerate(zip(stages, answers, strict=True)):
+        label, first = labels.get(stage.name, stage.name), stage.name in front
+        if number < MOST_WHOLE or first:
+            view = view_stage(stage, label=label, front=first, answers=found, live=live, levels=levels[stage.name])
+        else:
+            view = view_briefly(stage, label=label, live=live, levels=levels[stage.name])
+        views.append(view)
+    return views
 
 
 def pair_lines(pairs: Pairs) -> list[str]:
@@ -208,12 +218,7 @@ def _runs_page(stages: list[StageRuns]) -> Page:
         tables=results_tables(rows, {}, levels) if rows else [],
         differences=differences,
         pairs=pairs,
-        stages=[
-            view_stage(
-                stage, label=stage.name, front=len(stages) == 1, answers=found, live=live, levels=levels[stage.name]
-            )
-            for stage, found in zip(stages, answers, strict=True)
-        ],
+        stages=_views(stages, {}, [stages[0].name] if len(stages) == 1 else [], answers, live, levels),
         facts=provenance([record for stage in stages for record in stage.records]),
         settings=settings_that_differ(stages),
         command=page_command([record for stage in stages for record in stage.records]),

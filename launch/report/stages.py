@@ -30,6 +30,8 @@ from .results import looks_note, summarise
 from .selection import ValidatorTable, validator_tables
 from .tables import ResultTable, duration, interval, is_fraction, number, results_tables, selection_sentence
 
+MOST_WHOLE = 24  # stages of a page of which everything is shown
+_PANELS_OF_MANY = 3  # curves of a further one
 _PICTURE_WIDTH = 1400
 _PICTURE_BYTES = 16_000  # of a PNG that stays as it is
 # Metrics that stand beside the first one of a protocol; all of them stand in a table of their own.
@@ -71,7 +73,7 @@ class StageView:
     reliability, risk and coverage.
     validators: what each would have picked among the candidates of an adaptation. adapted: what an adaptation says of itself beside these.
     front: whether its map and first confusion matrix stand in the page's first part. live: what the script draws in place of the maps.
-    commands: (what it does, command).
+    commands: (what it does, command). brief: whether its pictures, maps, errors and further curves are left out.
     """
 
     name: str
@@ -93,6 +95,7 @@ class StageView:
     adapted: AdaptedView | None = None
     live: LiveMap | None = None
     commands: list[tuple[str, str]] = field(default_factory=list)
+    brief: bool = False
 
 
 def view_stage(
@@ -104,11 +107,6 @@ def view_stage(
     """
     chart = next((record.map for record in stage.records if record.map), {})
     seed = stage.first.seed
-    method = stage.first.config.get("method")
-    name = method.get("name") if isinstance(method, dict) else method
-    seconds = [float(result.get("seconds") or 0) for result in stage.results]
-    time = f"{duration(sum(seconds) / len(seconds))}{' a seed' if len(seconds) > 1 else ''}" if any(seconds) else ""
-    states = "" if all(record.finished for record in stage.records) else "unfinished"
     measured = any(result.get("metrics") for result in stage.results)
     adapted = adapted_view(stage)
     panels = curves([record.rows for record in stage.logged], bool(adapted.curves), stage.seed_names, levels)
@@ -119,7 +117,7 @@ def view_stage(
         name=stage.name,
         label=label,
         verb=stage.first.verb,
-        summary=" · ".join(filter(None, [stage.first.verb, str(name or ""), time, states])),
+        summary=_summary(stage),
         facts=_facts(stage),
         table=results_tables(protocol_rows(stage), {}, {stage.name: levels})[0] if measured else None,
         curves=panels,
@@ -143,6 +141,39 @@ def view_stage(
         live=moving,
         commands=commands_of(stage),
     )
+
+
+def view_briefly(stage: StageRuns, *, label: str, live: Live, levels: Mapping[str, Levels] = {}) -> StageView:
+    """What a page of very many stages shows of the later ones: numbers, the first curves, and the config."""
+    panels = curves([record.rows for record in stage.logged], True, stage.seed_names, levels, most=_PANELS_OF_MANY)
+    live.add(label, panels)
+    measured = any(result.get("metrics") for result in stage.results)
+    return StageView(
+        name=stage.name,
+        label=label,
+        verb=stage.first.verb,
+        summary=_summary(stage),
+        facts=_facts(stage),
+        table=results_tables(protocol_rows(stage), {}, {stage.name: levels})[0] if measured else None,
+        curves=panels,
+        pictures=[],
+        maps=[],
+        map_caption="",
+        confusions=[],
+        config=yaml_text(stage.first.config),
+        commands=commands_of(stage),
+        brief=True,
+    )
+
+
+def _summary(stage: StageRuns) -> str:
+    """Verb, method, time and state in one line."""
+    method = stage.first.config.get("method")
+    name = method.get("name") if isinstance(method, dict) else method
+    seconds = [float(result.get("seconds") or 0) for result in stage.results]
+    time = f"{duration(sum(seconds) / len(seconds))}{' a seed' if len(seconds) > 1 else ''}" if any(seconds) else ""
+    states = "" if all(record.finished for record in stage.records) else "unfinished"
+    return " · ".join(filter(None, [stage.first.verb, str(name or ""), time, states]))
 
 
 def _facts(stage: StageRuns) -> list[tuple[str, str]]:

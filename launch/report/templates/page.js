@@ -236,7 +236,7 @@
         const plot = plots[figure.dataset.plot];
         const lines = plot.lines.map((line) => ({ ...line, name: named(line) || plot.title, colour: line.c, thin: plot.lines.length > 4 }));
         onSight(figure, async () => {
-          const host = make("div", { className: "live", role: "img", "aria-label": plot.title });
+          const host = make("div", { className: "live", role: "group", "aria-label": plot.title });
           figure.querySelector("svg").after(host);
           figure.classList.add("is-live");
           const chart = (host.chart = await curves(host, { lines, across: plot.across, levels: plot.levels }));
@@ -264,7 +264,7 @@
     order.sort((a, b) => b.startsWith("Online evaluation") - a.startsWith("Online evaluation"));
     const stages = [...new Set(order.flatMap((name) => groups.get(name).map((line) => line.stage)))];
     const chosen = new Set(stages.slice(0, 8));
-    const host = make("div", { className: "live wide", role: "img", "aria-label": "Curves of several runs" });
+    const host = make("div", { className: "live", role: "group", "aria-label": "Curves of several runs" });
     const select = make("select", { id: "overlay-metric" }, ...order.map((name) => make("option", { value: name }, name)));
     let weight = 0, chart = null, turn = 0;
     const draw = async () => {

@@ -112,6 +112,15 @@ def test_a_page_of_many_long_runs_stays_small(tmp_path: Path) -> None:
     assert page.stat().st_size < 3_000_000
 
 
+def test_of_very_many_runs_the_later_ones_are_shown_briefly(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"r{i}", 0, lr=i) for i in range(27)]
+    page = Page(write_report(runs, tmp_path / "r.html"))
+    assert page.tags.count("img") == 24 and "are those of the first 24; the page of one run has its own." in page.text
+    assert page.text.count("folder:a&b") >= 27 and len(json.loads(unpacked(tmp_path / "r.html"))["maps"]) == 24
+    few = Page(write_report(runs[:2], tmp_path / "few.html"))
+    assert few.tags.count("img") == 2 and "are those of the first" not in few.text
+
+
 def test_without_bokeh_the_page_is_still_and_says_how_it_would_live(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
