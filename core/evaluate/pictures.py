@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,14 +12,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..files import write_text
+from ..files import write_bytes, write_text
 from ..images.open import Images
 from ..images.several import only_classes
 from ..launchlog import warn
 from ..manifest import DamagedFile, read_object
+from .thumbnails import COLUMNS, SHEET, THUMBNAIL_SIDE, thumbnail_sheet
 
 CELL = 64
 MAP_POINTS, MAP_POINTS_OF_TWO = 450, 300
+NEIGHBOURS = 8  # of each picture of a map
 FEWEST_OF_TSNE = 100  # features; the neighbours of fewer say little, and their main axes take no time
 
 
@@ -70,7 +73,10 @@ def save_map(
     seed: int,
     before: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write run/map.json: up to MAP_POINTS features in a plane, by class and by domain.
+    """Write run/map.json, up to MAP_POINTS features in a plane by class and by domain, and their pictures: run/map.webp, thumbnails.
+
+    `key` names each point's image as predictions.safetensors does; `near` are the NEIGHBOURS points that are nearest to it by cosine of
+    the features, nearest first.
 
     features: [N, D] by name of the set; each set is one domain. before: those of the same images before a training, [N, D']: each of the
     two maps then has up to MAP_POINTS_OF_TWO. Writes nothing for fewer than 8 features, or if they are not finite or all equal, so a
@@ -88,12 +94,16 @@ def save_map(
     for name in names:
         own = sets[name].labels
         labels += only_classes(own[chosen[name]]).tolist() if own is not None else [-1] * len(chosen[name])
+    write_bytes(run / SHEET, thumbnail_sheet([(sets[name], chosen[name]) for name in names]))
     write_text(
         run / "map.json",
         json.dumps(
             {
                 **_written(after),
+                "near": _nearest([features[name][chosen[name]] for name in names]),
                 **({} if first is None else {"before": _written(first)}),
+                "key": [key for name in names for key in sets[name].select(chosen[name]).keys().tolist()],
+                "thumbnails": {"file": SHEET, "side": THUMBNAIL_SIDE, "columns": COLUMNS},
                 "label": labels,
                 "domain": [i for i, name in enumerate(names) for _ in range(len(chosen[name]))],
                 "classes": list(classes or []),
@@ -121,6 +131,13 @@ def _flat(parts: Sequence[Tensor], seed: int) -> np.ndarray | None:
         return np.pad(points, ((0, 0), (0, 2 - points.shape[1])))
     x = PCA(min(32, *x.shape), random_state=seed).fit_transform(x)
     return TSNE(perplexity=min(30.0, (len(x) - 1) / 3), init="pca", max_iter=500, random_state=seed).fit_transform(x)
+
+
+def _nearest(parts: Sequence[Tensor]) -> list[list[int]]:
+    """The NEIGHBOURS nearest points of each, by cosine, nearest first; of equally near ones the first."""
+    x = torch.nn.functional.normalize(torch.cat(list(parts)).double(), dim=1)
+    apart = (-(x @ x.T)).fill_diagonal_(math.inf)
+    return apart.argsort(dim=1, stable=True)[:, : min(NEIGHBOURS, len(x) - 1)].tolist()
 
 
 def _written(points: np.ndarray) -> dict[str, list[float]]:

@@ -24,6 +24,7 @@ GUARDED = (
     LOOKS,
     "candidates/*.safetensors",
     "map.json",
+    "map.webp",
     "pictures/captions.json",
     "pictures/*.png",
     "*/MANIFEST.json",

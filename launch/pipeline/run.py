@@ -19,21 +19,21 @@ from ...core.manifest import write_record
 from ...core.run.folder import make_folder, read_result, run_folder, write_config
 from ..allocator import give_back_freed_memory
 from ..report.answers import read_answers
-from ..report.claims import stages_shown, tasks_of
-from ..report.contrasts import AnswersOf, difference_over_images, over_images, primary_contrasts
-from ..report.gains import gain_of
+from ..report.claims import stages_shown
+from ..report.contrasts import AnswersOf, over_images, primary_contrasts
 from ..report.markdown import gain_lines, pipeline_markdown
-from ..report.negative import Baselines, baselines_of, mark_negative_transfer, negative_lines
-from ..report.oracles import DIAGNOSTIC, ORACLE, mark_oracles
+from ..report.negative import baselines_of, negative_lines
+from ..report.oracles import DIAGNOSTIC, ORACLE
 from ..report.page import write_report
-from ..report.priors import HEAD, priors_cell, priors_of
+from ..report.priors import HEAD, priors_cell
 from ..report.records import read_run
-from ..report.results import averaged, compare, looks_note, main_metric, summarise, test_of, value_of
+from ..report.results import looks_note, main_metric, value_of
 from ..report.tables import interval, is_fraction, number
-from .checks import rows_named, sides_of, subtracted
+from .checks import rows_named, sides_of
 from .contrasts import declare, declared_contrasts
 from .plan import STAGE_VERBS, StageJob, Validate, domains_of, inputs_file, plan_pipeline, recorded_inputs
 from .preflight import Build, check_buildable
+from .table import tabulate
 
 
 class Execute(Protocol):
@@ -97,60 +97,6 @@ def run_pipeline(
             console.print(escape(line), soft_wrap=True)
         console.print(f"report: {escape(str(page))}", soft_wrap=True)
     return table
-
-
-def tabulate(
-    report: Mapping[str, Any],
-    results: Mapping[str, Sequence[Mapping[str, Any]]],
-    domains: Mapping[str, Sequence[str]] = {},
-    inputs: Mapping[str, Sequence[str]] = {},
-    baselines: Baselines = {},
-    answers: AnswersOf | None = None,
-) -> dict[str, Any]:
-    """The pipeline's result.json. report: the resolved section. results, domains, inputs, baselines: of each stage, one result per seed,
-    its domains, the stages that it starts from, and its control and source-only. answers: of one run, None where they are not at hand.
-    """
-    measured = [name for name, found in results.items() if found[0].get("metrics")]
-    wanted: list[Mapping[str, Any]] = report["rows"] or [{"label": name, "stage": name} for name in measured]
-    rows = []
-    for entry in wanted:
-        row = summarise(
-            averaged([results[name] for name in stages_shown(entry)]),
-            label=entry["label"],
-            stage=entry["stage"],
-            metric=entry.get("metric"),
-            tests=list(report["columns"]),
-            also=entry.get("also", {}),
-        )
-        if len(shown := stages_shown(entry)) > 1:
-            row["tasks"] = tasks_of([domains.get(name, ()) for name in shown])
-        if priors := priors_of([results[name] for name in shown], test_of(row["metric"])):
-            row["priors"] = priors
-        rows.append(row | {key: entry[key] for key in ("stages", "group", "note", "emphasis") if entry.get(key)})
-    mark_oracles(rows, results, inputs)
-    mark_negative_transfer(rows, baselines, answers)
-    return {"task": "pipeline", "rows": rows, **_differences(report["comparisons"], rows, answers)}
-
-
-def _differences(
-    entries: Sequence[Mapping[str, Any]], rows: Sequence[dict[str, Any]], answers: AnswersOf | None
-) -> dict[str, Any]:
-    """The entries `comparisons` (differences of two rows) and, where any is over several rows, `gains` of a pipeline's result.
-
-    Gains have intervals over seeds and test images, as primary contrasts do, where predictions were kept.
-    """
-    comparisons, gains = list[dict[str, Any]](), list[dict[str, Any]]()
-    kind = any(entry.get("primary") for entry in entries)
-    for entry in entries:
-        (a,), label = rows_named(rows, entry["a"]), entry["label"]
-        others = [rows_named(rows, name)[0] for name in subtracted(entry)]
-        beyond = [rows_named(rows, name)[0] for name in entry.get("beyond", ())]
-        found = [compare(a, b, f"{label}, over {b['label']}" if len(others) > 1 else label, beyond) for b in others]
-        if len(others) > 1:
-            over = [difference_over_images(a, b, answers) for b in others]
-            gains.append(gain_of(label, found, a["metric"], [one for one in over if one is not None]))
-        comparisons += [one | ({"primary": bool(entry.get("primary"))} if kind else {}) for one in found]
-    return {"comparisons": comparisons, **({"gains": gains} if gains else {})}
 
 
 def _answers_of(jobs: Sequence[StageJob]) -> AnswersOf:

@@ -70,7 +70,7 @@ def adapted_view(stage: StageRuns) -> AdaptedView:
         foot,
         domains,
         classes,
-        health_curves([record.rows for record in stage.records if record.rows]) if is_adaptation else [],
+        health_curves([record.rows for record in stage.logged], stage.seed_names) if is_adaptation else [],
         _changes(stage.results),
         notes,
     )

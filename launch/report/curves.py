@@ -9,11 +9,21 @@ from typing import NamedTuple
 import numpy
 from markupsafe import Markup, escape
 
-from .figures import SERIES_COLOURS, Figure, colour, tick
+from .figures import SERIES_COLOURS, Figure, LiveLine, LivePlot, colour, tick
+from .levels import ACCURACY, Levels
+from .meanings import meaning_of, metric_meaning
 
 _NOT_CURVES = {"step", "epoch", "data_wait", "images_per_s", "seconds", "time"}
-_POINTS = 160  # most points of a curve
-_PANELS = 8
+_POINTS = 160  # most points of a curve; all of a panel have a quarter more at most
+_LIVE_POINTS = 600  # most points of a curve that the page's script draws; those of several runs have fewer
+_PANELS = 20
+_TITLES = {
+    "watch/rankme": "RankMe",
+    "watch/alpha_req": "alpha-ReQ",
+    "watch/lidar": "LiDAR",
+    "watch/uniformity": "Uniformity",
+    "watch/alignment": "Alignment",
+}
 _FEW = 25  # a curve of at most so many points shows them as dots
 _WIDTH, _HEIGHT, _LETTER = 340.0, 210.0, 6.4  # the panel, and a letter of its text, in pixels
 _RIGHT, _TOP, _BOTTOM = 3.0, 6.0, 36.0  # margins in pixels; the left one is as wide as the numbers on it
@@ -39,10 +49,17 @@ class Series(NamedTuple):
     binned: int
 
 
-def curves(runs: Sequence[Sequence[Mapping[str, object]]], health: bool = False) -> list[Figure]:
+def curves(
+    runs: Sequence[Sequence[Mapping[str, object]]],
+    health: bool = False,
+    names: Sequence[str] = (),
+    levels: Mapping[str, Levels] = {},
+    most: int = _PANELS,
+) -> list[Figure]:
     """Panels of loss, online evaluation, learning rate and everything else that was logged; one line for each run (seed).
 
-    health: whether `health_curves` shows its metrics, so that they are not among these.
+    health: whether `health_curves` shows its metrics, so that they are not among these. names: of the runs, as "seed 0". levels: chance and
+    majority of each test, drawn beside its accuracy. most: panels.
     """
     apart = {name for names in _HEALTH.values() for name in names} if health else set[str]()
     keys = dict.fromkeys(key for rows in runs for row in rows for key in row if key not in _NOT_CURVES | apart)
@@ -56,41 +73,84 @@ def curves(runs: Sequence[Sequence[Mapping[str, object]]], health: bool = False)
         ("Online evaluation", online[:SERIES_COLOURS]),
         ("Learning rate", rates[:SERIES_COLOURS]),
     ]
-    panels += [(key.replace("_", " "), [key]) for key in rest]
+    rest.sort(key=lambda key: key not in _TITLES)  # what says most of features comes first
+    panels += [(_TITLES.get(key, key.replace("_", " ")), [key]) for key in rest]
     figures: list[Figure] = []
-    for title, names in panels:
-        if len(figures) < _PANELS and (figure := _panel(title, names, runs)) is not None:
+    for title, keys in panels:
+        if len(figures) < most and (figure := _panel(title, keys, runs, names, levels)) is not None:
             figures.append(figure)
     return figures
 
 
-def health_curves(runs: Sequence[Sequence[Mapping[str, object]]]) -> list[Figure]:
+def health_curves(runs: Sequence[Sequence[Mapping[str, object]]], names: Sequence[str] = ()) -> list[Figure]:
     """Panels of what an adaptation logs of its health, for those metrics that were logged; the page shows them apart from the others."""
     logged = {key for rows in runs for row in rows for key in row}
-    figures = (_panel(title, [name for name in names if name in logged], runs) for title, names in _HEALTH.items())
+    figures = (_panel(title, [key for key in keys if key in logged], runs, names) for title, keys in _HEALTH.items())
     return [figure for figure in figures if figure is not None]
 
 
-def _panel(title: str, keys: Sequence[str], runs: Sequence[Sequence[Mapping[str, object]]]) -> Figure | None:
-    lines = [(i, series) for i, key in enumerate(keys) for rows in runs if len((series := _series(rows, key)).steps)]
-    if not lines:
+def _panel(
+    title: str,
+    keys: Sequence[str],
+    runs: Sequence[Sequence[Mapping[str, object]]],
+    names: Sequence[str] = (),
+    levels: Mapping[str, Levels] = {},
+) -> Figure | None:
+    named = names if len(names) == len(runs) else [""] * len(runs)
+    pairs = [
+        (i, key, name, _logged(rows, key)) for i, key in enumerate(keys) for rows, name in zip(runs, named, strict=True)
+    ]
+    logged = [(i, key, name, table) for i, key, name, table in pairs if len(table)]
+    if not logged:
         return None
+    most = max(16, min(_POINTS, 5 * _POINTS // (4 * len(logged))))
+    lines = [(i, _binned(table, most)) for i, _, _, table in logged]
     percent = title == "Online evaluation" and all(
         series.values.min() >= 0 and series.values.max() <= 1 for _, series in lines
     )
+    scale = 100 if percent else 1
     binned = max(series.binned for _, series in lines)
-    scaled = [(i, series._replace(values=100 * series.values if percent else series.values)) for i, series in lines]
+    scaled = [(i, series._replace(values=scale * series.values)) for i, series in lines]
     legend = (
         [(colour(i), _short(key)) for i, key in enumerate(keys)]
         if len(keys) > 1 or title == "Online evaluation"
         else []
     )
-    notes = ["accuracy, %" if percent else "", f"mean of {binned} logged steps a point" if binned > 1 else ""]
-    return Figure(draw_lines(scaled, title, thin=len(runs) > 1), title, "; ".join(filter(None, notes)), legend)
+    marks = _marks(keys, levels) if percent else []
+    told = [
+        f"{_sentence(title, keys, percent)}",
+        "Dashed: " + ", ".join(f"{name} {value:.1f} %" for name, value in marks) + "." if marks else "",
+        f"A point is the mean of {binned} logged steps." if binned > 1 else "",
+    ]
+    svg = draw_lines(scaled, title, thin=len(runs) > 1, levels=[value for _, value in marks])
+    fine = max(40, min(_LIVE_POINTS, 4 * _LIVE_POINTS // len(logged)))
+    drawn = [(key, name, i, _binned(table, fine)) for i, key, name, table in logged]
+    live = [LiveLine(_short(k), n, i, s.steps.tolist(), (scale * s.values).tolist()) for k, n, i, s in drawn]
+    return Figure(svg, title, " ".join(filter(None, told)), legend, LivePlot("step", live, marks, smooth=True))
 
 
-def _series(rows: Sequence[Mapping[str, object]], key: str) -> Series:
-    """Means over bins of the rows that have a step and a finite value."""
+def _sentence(title: str, keys: Sequence[str], percent: bool) -> str:
+    """What the panel's numbers mean. Several keys of one panel share their meaning, or are told apart by their names."""
+    if percent:
+        return "Accuracy, %: right images of all images, during the training; higher is better."
+    meanings = list(dict.fromkeys(filter(None, map(meaning_of, keys))))
+    return " ".join(meanings) if len(meanings) <= 2 else metric_meaning(keys[0])
+
+
+def _marks(keys: Sequence[str], levels: Mapping[str, Levels]) -> list[tuple[str, float]]:
+    """(name, percent) of chance, and of the most frequent class of each test where tests differ."""
+    tests = dict.fromkeys(key.split("/")[1] for key in keys if key.endswith(f"/{ACCURACY}"))
+    known = {test: levels[test].lines() for test in tests if test in levels}
+    marks = dict[tuple[str, float], None]()
+    for test, lines in known.items():
+        for name, value in lines:
+            own = f"{name} of {test}" if name != "chance" and len(known) > 1 else name
+            marks[own, round(100 * value, 2)] = None
+    return list(marks)[:4]
+
+
+def _logged(rows: Sequence[Mapping[str, object]], key: str) -> numpy.ndarray:
+    """[T, 2]: the steps and values of the rows that have a step and a finite value."""
     pairs = [
         (step, value)
         for row in rows
@@ -98,21 +158,26 @@ def _series(rows: Sequence[Mapping[str, object]], key: str) -> Series:
         and isinstance(step := row.get("step"), int | float)
         and abs(value) < 1e300 and abs(step) < 1e300
     ]  # fmt: skip
-    size = -(-len(pairs) // _POINTS) or 1
-    table = numpy.array(pairs, dtype=float).reshape(-1, 2)
-    starts = range(0, len(pairs), size)
+    return numpy.array(pairs, dtype=float).reshape(-1, 2)
+
+
+def _binned(table: numpy.ndarray, most: int) -> Series:
+    """Means over bins of [T, 2], so that there are at most `most`."""
+    size = -(-len(table) // most) or 1
     if size > 1:
-        table = numpy.array([table[start : start + size].mean(0) for start in starts])
+        table = numpy.array([table[start : start + size].mean(0) for start in range(0, len(table), size)])
     return Series(table[:, 0], table[:, 1], size)
 
 
-def draw_lines(lines: Sequence[tuple[int, Series]], title: str, thin: bool, across: str = "step") -> Markup:
+def draw_lines(
+    lines: Sequence[tuple[int, Series]], title: str, thin: bool, across: str = "step", levels: Sequence[float] = ()
+) -> Markup:
     """The panel. lines: (number of the colour, curve). thin: many lines, so each is drawn thinner and lets the others through.
 
-    across: the name of the horizontal axis, whose ticks are whole numbers.
+    across: the name of the horizontal axis, whose ticks are whole numbers. levels: heights of dashed lines.
     """
     low_x, high_x = _ends([series.steps for _, series in lines])
-    low_y, high_y = _ends([series.values for _, series in lines])
+    low_y, high_y = _ends([*(series.values for _, series in lines), *(numpy.array([level]) for level in levels)])
     columns_at, up = ticks(low_x, high_x, 5, whole=True), ticks(low_y, high_y, 5)
     left = 8 + _LETTER * max((len(tick(value)) for value in up), default=0)
     x_scale, y_scale = (_WIDTH - _RIGHT - left) / (high_x - low_x), (_HEIGHT - _TOP - _BOTTOM) / (high_y - low_y)
@@ -127,13 +192,14 @@ def draw_lines(lines: Sequence[tuple[int, Series]], title: str, thin: bool, acro
     marks = "".join(f"M{x:.1f} {floor:g}v3" for _, x in columns)
     numbers = [f'<text x="{left - 5:.1f}" y="{y + 4:.1f}" text-anchor="end">{tick(v)}</text>' for v, y in heights]
     numbers += [f'<text x="{x:.1f}" y="{floor + 15:g}" text-anchor="middle">{tick(v)}</text>' for v, x in columns]
-    drawn = []
+    dashes = "".join(f"M{left:.1f} {place(low_x, level)[1]:.1f}H{_WIDTH - _RIGHT:g}" for level in levels)
+    drawn = [f'<path d="{dashes}" stroke="var(--muted)" stroke-dasharray="4 3"/>'] if levels else []
     for i, series in lines:
         points = [place(x, y) for x, y in zip(series.steps.tolist(), series.values.tolist(), strict=True)]
         path = "M" + "L ".join(f"{x:.1f} {y:.1f}" for x, y in points)
         width, opacity = ("1.1", ' opacity=".75"') if thin else ("1.6", "")
         drawn.append(f'<path d="{path}" stroke="{colour(i)}" stroke-width="{width}"{opacity}/>')
-        if len(points) <= _FEW:
+        if len(points) <= _FEW and len(lines) <= 4:
             dots = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in points)
             drawn.append(f'<path d="{dots}" stroke="{colour(i)}" stroke-width="4.4" stroke-linecap="round"{opacity}/>')
     return Markup(

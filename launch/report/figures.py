@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy
 from markupsafe import Markup, escape
@@ -25,18 +25,39 @@ SERIES_COLOURS = 10  # number of series colours in the page's style: --c0 ... --
 _PLACEHOLDERS = {"#010101": "var(--ink)", "#020202": "var(--muted)", "#030303": "var(--rule)"} | {
     f"#0400{index:02x}": f"var(--c{index})" for index in range(SERIES_COLOURS)
 }
-_POINTS_OF_MAP = 3000
+POINTS_OF_MAP = 3000
 _MAP_SIDE, _MAP_MARGIN = 340.0, 12.0  # pixels
+
+
+class LiveLine(NamedTuple):
+    """A curve for the page's script. key: what was measured. run: "seed 0", or "". x, y: float [T] each; colour: number of it."""
+
+    key: str
+    run: str
+    colour: int
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+@dataclass(frozen=True, eq=False)
+class LivePlot:
+    """What the page's script draws in place of a figure. levels: (name, y) of horizontal lines. smooth: whether steps pass along x."""
+
+    across: str
+    lines: list[LiveLine]
+    levels: list[tuple[str, float]] = field(default_factory=list)
+    smooth: bool = False
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One panel. legend: (colour, name) pairs, which the page prints as text."""
+    """One panel. legend: (colour, name) pairs, which the page prints as text. live: None where the SVG is all there is."""
 
     svg: Markup
     title: str
     caption: str = ""
     legend: list[tuple[str, str]] = field(default_factory=list)
+    live: LivePlot | None = None
 
 
 def colour(index: int) -> str:
@@ -147,10 +168,10 @@ def scatter(chart: Mapping[str, Any], by: str, when: str = "") -> Figure:
 
 
 def _placed(chart: Mapping[str, Any], by: str) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
-    """(x, y, group) of the finite points, thinned to about _POINTS_OF_MAP; x and y in pixels of the figure."""
+    """(x, y, group) of the finite points, thinned to about POINTS_OF_MAP; x and y in pixels of the figure."""
     x, y, groups = (numpy.asarray(chart[key], dtype=float) for key in ("x", "y", by))
     keep = numpy.isfinite(x) & numpy.isfinite(y)
-    keep &= numpy.arange(len(x)) % max(1, -(-len(x) // _POINTS_OF_MAP)) == 0
+    keep &= numpy.arange(len(x)) % max(1, -(-len(x) // POINTS_OF_MAP)) == 0
     x, y, groups = x[keep], y[keep], groups[keep].astype(int)
     if not len(x):
         return x, y, groups
@@ -166,7 +187,7 @@ def _dots(x: numpy.ndarray, y: numpy.ndarray, groups: numpy.ndarray) -> str:
     for layer in range(4):
         for group in sorted(set(groups.tolist())):
             chosen = (groups == group) & (numpy.arange(len(groups)) % 4 == layer)
-            dots = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(x[chosen], y[chosen], strict=True))
+            dots = "".join(f"M{a:.0f} {b:.0f}h0" for a, b in zip(x[chosen], y[chosen], strict=True))
             stroke = colour(group) if group >= 0 else "var(--muted)"
             paths.append(f'<path d="{dots}" stroke="{stroke}"/>' if dots else "")
     return "".join(paths)

@@ -138,8 +138,21 @@ def odd_map(chart: Mapping[str, Any]) -> str:
             lengths.add(len(values))
     if len(lengths) > 1:
         return "its lists differ in length"
+    count = len(chart.get("x", []))
+    for name, kept in (("near", chart.get("near", [])), ("key", chart.get("key", []))):
+        flat = [one for row in kept for one in row] if name == "near" and _is_table(kept) else kept
+        if not isinstance(flat, list) or not all(isinstance(one, int) for one in flat) or len(kept) not in (0, count):
+            return f"{name} is no list of whole numbers for each point"
+        if name == "near" and not all(0 <= one < count for one in flat):
+            return "near names points that are none"
+    if not isinstance(chart.get("thumbnails") or {}, dict):
+        return "thumbnails is no mapping"
     names = [chart.get(key) or [] for key in ("classes", "domains")]
     return "" if all(isinstance(found, list) for found in names) else "classes and domains are no lists"
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(row, list) for row in value)
 
 
 def config_words(path: Path) -> Mapping[str, str]:

@@ -1,6 +1,7 @@
 """The page of a run, of several runs compared, or of a pipeline: results with intervals, curves, pictures and configs.
 
-The page is one file without scripts or links, so that it can be mailed, printed and kept beside the run.
+The page is one file that asks for nothing else, so that it can be mailed, printed and kept beside the run. All of it stands there without
+script; its script adds what moves: zoom, smoothing, maps with pictures, sorting, copying, a dark and a light scheme.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +12,14 @@ from typing import Any
 from ...core.errors import UserError, first_line
 from ..verify import examine_below
 from .answers import Seeds, answers_of
+from .commands import page_command
 from .contents import Page
+from .headline import verdict_of_runs, verdict_of_table
 from .html import provenance, write_html, yaml_text
+from .levels import LevelsOfStages, levels_of
+from .live import Live
 from .markdown import contrast_lines, gain_lines
+from .meanings import glossary
 from .negative import baselines_of, mark_negative_transfer, negative_lines
 from .oracles import mark_oracles
 from .pairs import Paired, Pairs, adjust, compare_images, p_text, pair_stages
@@ -28,8 +34,10 @@ from .records import (
     stages_of,
 )
 from .results import compare, main_metric, summarise
-from .stages import alarms, protocol_rows, view_stage
+from .settings import settings_that_differ
+from .stages import MOST_WHOLE, StageView, alarms, protocol_rows, view_briefly, view_stage
 from .tables import caveats, differences_table, duration, results_tables
+from .unfinished import results_so_far, standing
 
 
 def write_report(runs: Sequence[Path | str], out: Path | str, say: Callable[[str], None] = lambda line: None) -> Path:
@@ -91,14 +99,20 @@ def _pipeline_page(pipeline: RunRecord) -> Page:
     answers = {stage.name: answers_of(stage) for stage in stages}
     damage = [sentence for stage in stages for record in stage.records for sentence in record.damage]
     report = pipeline.config.get("report") or {}
-    rows = pipeline.result.get("rows") or []
-    comparisons = pipeline.result.get("comparisons") or []
+    left, live, levels = standing(pipeline, stages), Live(), levels_of(stages)
+    result = results_so_far(pipeline, stages) if left else pipeline.result
+    rows, comparisons = result.get("rows") or [], result.get("comparisons") or []
     emphasised = [row["stage"] for row in rows if row.get("emphasis")]
     front = list(dict.fromkeys(emphasised or [row["stage"] for row in rows[:1] + rows[-1:]]))[:3]
     labels = {row["stage"]: row["label"] for row in reversed(rows)}
     text = report.get("text") or []
+    verdict = verdict_of_table(rows, comparisons, result.get("gains") or [], result.get("contrasts"))
     return Page(
         title=report.get("title") or pipeline.path.resolve().name,
+        verdict=" ".join(
+            filter(None, [left.sentence() if left else "", f"So far: {verdict}" if left and verdict else verdict])
+        ),
+        standing=left,
         summary=_summary(stages, "stage"),
         text=[text] if isinstance(text, str) else list(text),
         caveats=[
@@ -107,22 +121,18 @@ def _pipeline_page(pipeline: RunRecord) -> Page:
             *alarms(stages),
             *(f"Damaged: {sentence}." for sentence in damage),
         ],
-        tables=results_tables(rows, report.get("columns") or {}) if rows else [],
+        tables=results_tables(rows, report.get("columns") or {}, levels) if rows else [],
         differences=differences_table(comparisons) if comparisons else None,
-        contrasts=contrast_lines(pipeline.result.get("contrasts")),
-        gains=gain_lines(pipeline.result.get("gains") or []),
+        contrasts=contrast_lines(result.get("contrasts")),
+        gains=gain_lines(result.get("gains") or []),
         pairs=_pipeline_pairs(comparisons, rows, answers),
-        stages=[
-            view_stage(
-                stage,
-                label=labels.get(stage.name, stage.name),
-                front=stage.name in front,
-                answers=answers[stage.name],
-            )
-            for stage in stages
-        ],
+        stages=_views(stages, labels, front, [answers[stage.name] for stage in stages], live, levels),
         facts=provenance([record for stage in stages for record in stage.records]),
         config=yaml_text(pipeline.config),
+        settings=settings_that_differ(stages),
+        command=page_command([pipeline]),
+        meanings=_meanings(stages),
+        live=live,
     )
 
 
@@ -149,6 +159,26 @@ def _pipeline_pairs(
     return Pairs(adjust(lines), notes)
 
 
+def _views(
+    stages: Sequence[StageRuns],
+    labels: Mapping[str, str],
+    front: Sequence[str],
+    answers: Sequence[Seeds],
+    live: Live,
+    levels: LevelsOfStages,
+) -> list[StageView]:
+    """Everything of the first MOST_WHOLE stages and of those in front; of the others what stays small."""
+    views = []
+    for number, (stage, found) in enumerate(zip(stages, answers, strict=True)):
+        label, first = labels.get(stage.name, stage.name), stage.name in front
+        if number < MOST_WHOLE or first:
+            view = view_stage(stage, label=label, front=first, answers=found, live=live, levels=levels[stage.name])
+        else:
+            view = view_briefly(stage, label=label, live=live, levels=levels[stage.name])
+        views.append(view)
+    return views
+
+
 def pair_lines(pairs: Pairs) -> list[str]:
     """The comparisons as lines for a terminal, columns aligned; then what could not be paired."""
     table = [("second - first", "metric", "difference", "95 % interval", "n", "test", "p", "Holm")]
@@ -163,7 +193,7 @@ def pair_lines(pairs: Pairs) -> list[str]:
 
 def _runs_page(stages: list[StageRuns]) -> Page:
     measured = [stage for stage in stages if any(result.get("metrics") for result in stage.results)]
-    rows, differences = [], None
+    rows, differences, live, levels = [], None, Live(), levels_of(stages)
     answers = [answers_of(stage) for stage in stages]
     if len(stages) > 1 and measured:
         rows = [_experiment_row(stage) for stage in measured]
@@ -178,20 +208,22 @@ def _runs_page(stages: list[StageRuns]) -> Page:
         differences = differences_table(comparisons) if comparisons else None
     elif measured:
         rows = protocol_rows(measured[0])
-    first = stages[0].first
+    first, pairs = stages[0].first, pair_stages(stages, answers)
     title = f"{first.verb}: {stages[0].name}" if len(stages) == 1 else f"{len(stages)} experiments compared"
     return Page(
         title=title,
+        verdict=verdict_of_runs(stages, rows, levels, pairs),
         summary=_summary(stages, "experiment"),
         caveats=[*negative_lines(rows), *caveats(rows), *alarms(stages)],
-        tables=results_tables(rows, {}) if rows else [],
+        tables=results_tables(rows, {}, levels) if rows else [],
         differences=differences,
-        pairs=pair_stages(stages, answers),
-        stages=[
-            view_stage(stage, label=stage.name, front=len(stages) == 1, answers=found)
-            for stage, found in zip(stages, answers, strict=True)
-        ],
+        pairs=pairs,
+        stages=_views(stages, {}, [stages[0].name] if len(stages) == 1 else [], answers, live, levels),
         facts=provenance([record for stage in stages for record in stage.records]),
+        settings=settings_that_differ(stages),
+        command=page_command([record for stage in stages for record in stage.records]),
+        meanings=_meanings(stages),
+        live=live,
     )
 
 
@@ -205,6 +237,10 @@ def _experiment_row(stage: StageRuns) -> dict[str, Any]:
         if name != main and name.endswith(f"/{kind}")
     }
     return summarise(results, label=stage.name, stage=stage.name, metric=main, also=also)
+
+
+def _meanings(stages: Sequence[StageRuns]) -> list[tuple[str, str]]:
+    return glossary(name for stage in stages for result in stage.results for name in result.get("metrics") or {})
 
 
 def _summary(stages: Sequence[StageRuns], noun: str) -> str:

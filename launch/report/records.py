@@ -71,6 +71,16 @@ class StageRuns:
     def results(self) -> list[dict[str, Any]]:
         return [record.result for record in self.records if record.finished]
 
+    @property
+    def logged(self) -> list[RunRecord]:
+        """The runs that have curves."""
+        return [record for record in self.records if record.rows]
+
+    @property
+    def seed_names(self) -> list[str]:
+        """Of each run that has curves: "seed 0"; "" where it is the only one."""
+        return [f"seed {record.seed}" if len(self.logged) > 1 else "" for record in self.logged]
+
 
 def read_run(path: Path) -> RunRecord:
     """Read one run folder. Raises UserError if it holds neither a config nor a result, or if its config cannot be read."""

@@ -10,7 +10,7 @@ from ...core.evaluate.calibration import calibration_error, reliability
 from ...core.evaluate.selective import aurc, risk_coverage
 from .answers import Answers
 from .curves import Series, draw_lines
-from .figures import SERIES_COLOURS, Figure, colour
+from .figures import SERIES_COLOURS, Figure, LiveLine, LivePlot, colour
 
 _GREY = 7  # the series colour of the diagonal
 _POINTS = 160  # most points of a curve
@@ -46,7 +46,7 @@ def _reliability(test: str, keys: Sequence[str], runs: Sequence[Mapping[str, Ans
     title = f"Reliability, {test}"
     caption = "Accuracy (%) of images by their confidence (%), in 15 bins of equal width."
     svg = draw_lines(lines, title, thin=len(runs) > 1, across="confidence, %")
-    return Figure(svg, title, caption, legend)
+    return Figure(svg, title, caption, legend, _live(lines, legend, "confidence, %"))
 
 
 def _risk(test: str, keys: Sequence[str], runs: Sequence[Mapping[str, Answers]]) -> Figure:
@@ -62,7 +62,23 @@ def _risk(test: str, keys: Sequence[str], runs: Sequence[Mapping[str, Answers]])
         legend.append((colour(i), f"{_protocol(key)}: AURC {100 * np.mean(areas):.1f} %"))
     title = f"Risk and coverage, {test}"
     caption = "Error (%) among the most confident images, by the part of all images (%) that these are."
-    return Figure(draw_lines(lines, title, thin=len(runs) > 1, across="coverage, %"), title, caption, legend)
+    svg = draw_lines(
+        [(i, _thinned(one, len(lines))) for i, one in lines], title, thin=len(runs) > 1, across="coverage, %"
+    )
+    return Figure(svg, title, caption, legend, _live(lines, legend, "coverage, %"))
+
+
+def _thinned(series: Series, lines: int) -> Series:
+    """The curve as the still figure shows it: together its curves have a quarter more points than one may have."""
+    most = max(16, min(_POINTS, 5 * _POINTS // (4 * lines)))
+    kept = np.unique(np.linspace(0, len(series.steps) - 1, min(len(series.steps), most)).round().astype(int))
+    return series._replace(steps=series.steps[kept], values=series.values[kept])
+
+
+def _live(lines: Sequence[tuple[int, Series]], legend: Sequence[tuple[str, str]], across: str) -> LivePlot:
+    names = dict(legend)
+    found = [LiveLine(names[colour(i)].partition(":")[0], "", i, s.steps.tolist(), s.values.tolist()) for i, s in lines]
+    return LivePlot(across, found)
 
 
 def _protocol(key: str) -> str:

@@ -14,10 +14,15 @@ from ...core.files import read_regular
 from ...core.launchlog import warn
 from .adapted import AdaptedView, adapted_view
 from .answers import Seeds
+from .commands import commands_of
 from .confusion import Confusion, confusions
 from .curves import curves
 from .figures import Figure, scatter
 from .html import yaml_text
+from .levels import Levels
+from .live import Live
+from .maps import LiveMap, live_map
+from .meanings import defined_name
 from .oracles import is_ordered_by_labels
 from .records import StageRuns
 from .reliability import confidence_figures
@@ -25,8 +30,10 @@ from .results import looks_note, summarise
 from .selection import ValidatorTable, validator_tables
 from .tables import ResultTable, duration, interval, is_fraction, number, results_tables, selection_sentence
 
+MOST_WHOLE = 24  # stages of a page of which everything is shown
+_PANELS_OF_MANY = 3  # curves of a further one
 _PICTURE_WIDTH = 1400
-_PICTURE_BYTES = 150_000
+_PICTURE_BYTES = 16_000  # of a PNG that stays as it is
 # Metrics that stand beside the first one of a protocol; all of them stand in a table of their own.
 BESIDE = ("precision", "recall", "f1", "top5", "auroc", "worst_group", "ece")
 
@@ -62,9 +69,11 @@ class Picture:
 class StageView:
     """What the page shows of one stage.
 
-    label: of the first row that shows it. metrics: (name, value, interval, meaning) of all. confidence: reliability, risk and coverage.
+    label: of the first row that shows it. metrics: (name, value, interval, its name in the page's list of meanings) of all. confidence:
+    reliability, risk and coverage.
     validators: what each would have picked among the candidates of an adaptation. adapted: what an adaptation says of itself beside these.
-    front: whether its map and first confusion matrix stand in the page's first part.
+    front: whether its map and first confusion matrix stand in the page's first part. live: what the script draws in place of the maps.
+    commands: (what it does, command). brief: whether its pictures, maps, errors and further curves are left out.
     """
 
     name: str
@@ -84,27 +93,34 @@ class StageView:
     validators: list[ValidatorTable] = field(default_factory=list)
     front: bool = False
     adapted: AdaptedView | None = None
+    live: LiveMap | None = None
+    commands: list[tuple[str, str]] = field(default_factory=list)
+    brief: bool = False
 
 
-def view_stage(stage: StageRuns, *, label: str, front: bool, answers: Seeds) -> StageView:
-    """What the page shows of one stage. answers: of its runs that have predictions, by seed."""
+def view_stage(
+    stage: StageRuns, *, label: str, front: bool, answers: Seeds, live: Live, levels: Mapping[str, Levels] = {}
+) -> StageView:
+    """What the page shows of one stage. answers: of its runs that have predictions, by seed. levels: of its tests.
+
+    live: gets what the page's script draws.
+    """
     chart = next((record.map for record in stage.records if record.map), {})
     seed = stage.first.seed
-    method = stage.first.config.get("method")
-    name = method.get("name") if isinstance(method, dict) else method
-    seconds = [float(result.get("seconds") or 0) for result in stage.results]
-    time = f"{duration(sum(seconds) / len(seconds))}{' a seed' if len(seconds) > 1 else ''}" if any(seconds) else ""
-    states = "" if all(record.finished for record in stage.records) else "unfinished"
     measured = any(result.get("metrics") for result in stage.results)
     adapted = adapted_view(stage)
+    panels = curves([record.rows for record in stage.logged], bool(adapted.curves), stage.seed_names, levels)
+    confidence = confidence_figures(list(answers.values()))
+    live.add(label, [*panels, *confidence, *adapted.curves])
+    live.add_map(label, moving := live_map(stage, label, answers, live.thumbnails))
     return StageView(
         name=stage.name,
         label=label,
         verb=stage.first.verb,
-        summary=" · ".join(filter(None, [stage.first.verb, str(name or ""), time, states])),
+        summary=_summary(stage),
         facts=_facts(stage),
-        table=results_tables(protocol_rows(stage), {})[0] if measured else None,
-        curves=curves([record.rows for record in stage.records if record.rows], health=bool(adapted.curves)),
+        table=results_tables(protocol_rows(stage), {}, {stage.name: levels})[0] if measured else None,
+        curves=panels,
         pictures=[found for path, caption in stage.first.pictures() if (found := _picture(path, caption)) is not None],
         maps=[
             scatter(chart, by, when)
@@ -118,11 +134,46 @@ def view_stage(stage: StageRuns, *, label: str, front: bool, answers: Seeds) -> 
         confusions=confusions(stage.results),
         config=yaml_text(stage.first.config),
         metrics=_all_metrics(stage) if measured else [],
-        confidence=confidence_figures(list(answers.values())),
+        confidence=confidence,
         validators=validator_tables(stage),
         front=front,
         adapted=adapted if adapted.shown else None,
+        live=moving,
+        commands=commands_of(stage),
     )
+
+
+def view_briefly(stage: StageRuns, *, label: str, live: Live, levels: Mapping[str, Levels] = {}) -> StageView:
+    """What a page of very many stages shows of the later ones: numbers, the first curves, and the config."""
+    panels = curves([record.rows for record in stage.logged], True, stage.seed_names, levels, most=_PANELS_OF_MANY)
+    live.add(label, panels)
+    measured = any(result.get("metrics") for result in stage.results)
+    return StageView(
+        name=stage.name,
+        label=label,
+        verb=stage.first.verb,
+        summary=_summary(stage),
+        facts=_facts(stage),
+        table=results_tables(protocol_rows(stage), {}, {stage.name: levels})[0] if measured else None,
+        curves=panels,
+        pictures=[],
+        maps=[],
+        map_caption="",
+        confusions=[],
+        config=yaml_text(stage.first.config),
+        commands=commands_of(stage),
+        brief=True,
+    )
+
+
+def _summary(stage: StageRuns) -> str:
+    """Verb, method, time and state in one line."""
+    method = stage.first.config.get("method")
+    name = method.get("name") if isinstance(method, dict) else method
+    seconds = [float(result.get("seconds") or 0) for result in stage.results]
+    time = f"{duration(sum(seconds) / len(seconds))}{' a seed' if len(seconds) > 1 else ''}" if any(seconds) else ""
+    states = "" if all(record.finished for record in stage.records) else "unfinished"
+    return " · ".join(filter(None, [stage.first.verb, str(name or ""), time, states]))
 
 
 def _facts(stage: StageRuns) -> list[tuple[str, str]]:
@@ -177,7 +228,7 @@ def _flat(value: Any) -> list[Any]:
 
 
 def _picture(path: Path, caption: str) -> Picture | None:
-    """A picture as a data URI; large ones become WebP, at most 1400 pixels wide, to keep the page small. None if it is damaged."""
+    """A picture as a data URI; larger ones become WebP, at most 1400 pixels wide, to keep the page small. None if it is damaged."""
     try:
         data, kind = read_regular(path), "png"
         # Runs write PNGs. Pillow knows more formats, and hands one of them, PostScript, to a program that runs it.
@@ -188,7 +239,7 @@ def _picture(path: Path, caption: str) -> Picture | None:
                 small = image.convert("RGBA" if "A" in image.getbands() else "RGB")
                 small.thumbnail((_PICTURE_WIDTH, 4 * _PICTURE_WIDTH))
                 buffer = io.BytesIO()
-                small.save(buffer, format="WEBP", quality=86)
+                small.save(buffer, format="WEBP", quality=80)
                 data, kind = buffer.getvalue(), "webp"
     # SyntaxError: Pillow's, of a broken PNG
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -223,16 +274,12 @@ def protocol_rows(stage: StageRuns) -> list[dict[str, Any]]:
 
 
 def _all_metrics(stage: StageRuns) -> list[tuple[str, str, str, str]]:
-    """Every metric that all results have: name, mean, interval, meaning."""
+    """Every metric that all results have: name, mean, interval, and under which name the page says what it means."""
     results = [result for result in stage.results if result.get("metrics")]
     lines = []
     for name in results[0]["metrics"]:
         if all(name in result["metrics"] for result in results):
             row = summarise(results, label=name, stage=stage.name, metric=name)
             scale = 100.0 if is_fraction(name, row["values"]) else 1.0
-            found = definition_of(name)
-            meaning = (
-                "" if found is None else f"{found.meaning}{'' if found.better == 'higher' else '; lower is better'}"
-            )
-            lines.append((name, number(row["mean"], scale), interval(row, scale), meaning))
+            lines.append((name, number(row["mean"], scale), interval(row, scale), defined_name(name)))
     return lines

@@ -7,6 +7,7 @@ from typing import Any
 from ...core.evaluate.definitions import definition_of
 from .claims import tasks_words
 from .curves import ticks
+from .levels import ACCURACY, LevelsOfStages, levels_for, shared_levels, what_rows_measure
 from .priors import priors_words
 from .results import looks_note, span_of, test_of
 
@@ -56,7 +57,8 @@ class ResultTable:
     """One table of the page.
 
     groups: (heading or "", lines). ticks: (position in percent, text, is it zero). foot: sentences under the table.
-    intervals: whether any line has one. several: whether any line has more than one run; if not, the foot says so.
+    intervals: whether any line has one. several: whether any line has more than one run; if not, the foot says so. levels: (position in
+    percent, name) of chance and of the most frequent class, where the axis reaches them.
     """
 
     heading: str
@@ -67,6 +69,7 @@ class ResultTable:
     foot: list[str]
     intervals: bool
     several: bool
+    levels: list[tuple[float, str]] = field(default_factory=list)
 
 
 def caveats(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -92,21 +95,25 @@ def selection_sentence(selection: str) -> str:
     return SELECTION.get(selection, f"Chosen by the label-free validator {selection}.")
 
 
-def results_tables(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> list[ResultTable]:
+def results_tables(
+    rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], levels: LevelsOfStages = {}
+) -> list[ResultTable]:
     """One table for each kind of result, since inductive and transductive numbers must not be compared.
 
-    columns: {TEST: heading}; each test set other than a row's own gets a column.
+    columns: {TEST: heading}; each test set other than a row's own gets a column. levels: of the stages' tests, where they are known.
     """
     kinds = [kind for kind in KIND_HEADINGS if any(row["kind"] == kind for row in rows)]
     chosen = ([row for row in rows if row["kind"] == kind] for kind in kinds)
     only_inductive = kinds == ["inductive"]
     return [
-        _results_table(part, columns, "" if only_inductive else KIND_HEADINGS[kind])
+        _results_table(part, columns, "" if only_inductive else KIND_HEADINGS[kind], levels)
         for kind, part in zip(kinds, chosen, strict=True)
     ]
 
 
-def _results_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], heading: str) -> ResultTable:
+def _results_table(
+    rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], heading: str, levels: LevelsOfStages
+) -> ResultTable:
     percent = all(is_fraction(row["metric"], row["values"]) for row in rows)
     scale = 100.0 if percent else 1.0
     low, high, ticks = _axis([x * scale for row in rows for x in _extent(row)])
@@ -145,11 +152,23 @@ def _results_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]
         columns=[columns.get(test, "F1" if test == "f1" else test) for test in tests],
         groups=list(groups.items()),
         ticks=ticks,
-        foot=_foot(rows)
+        foot=[*what_rows_measure(rows, levels), *_foot(rows)]
         + ([] if heading else ["No evaluation image was seen in training, with or without its label (inductive)."]),
         intervals=any(line.interval for lines in groups.values() for line in lines),
         several=any(row["n"] > 1 for row in rows),
+        levels=_marks(rows, levels, low, high) if percent else [],
     )
+
+
+def _marks(
+    rows: Sequence[Mapping[str, Any]], levels: LevelsOfStages, low: float, high: float
+) -> list[tuple[float, str]]:
+    """Where chance and the most frequent class stand in the small plots, if the rows share them and the axis reaches them."""
+    if any(row["metric"].rsplit("/", 1)[-1] != ACCURACY for row in rows):
+        return []
+    found = shared_levels(levels_for(levels.get(row["stage"], {}), row["metric"]) for row in rows)
+    lines = found.lines() if found else []
+    return [(_percent(100 * value, low, high), name) for name, value in lines if low <= 100 * value <= high]
 
 
 def differences_table(comparisons: Sequence[Mapping[str, Any]]) -> ResultTable:

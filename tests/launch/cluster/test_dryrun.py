@@ -73,7 +73,12 @@ def test_the_plan_is_what_the_run_does(
     assert run.returncode == 0, run.stderr
     there = {path.name + "/" * path.is_dir() for path in (tmp_path / "run").iterdir()}
     announced = set(said["will be written"].partition(": ")[2].split())
-    assert there - {".lock", "report.html", "logs/"} <= announced | {"map.json", "predictions/", "confusion/"}, there
+    assert there - {".lock", "report.html", "logs/"} <= announced | {
+        "map.json",
+        "map.webp",
+        "predictions/",
+        "confusion/",
+    }, there
     if verb == "probe":
         return
     result = json.loads((tmp_path / "run" / "result.json").read_text())

@@ -10,7 +10,8 @@ import pytest
 
 from rootstock.core.config.resolve import ConfigError
 from rootstock.launch.pipeline.plan import plan_pipeline
-from rootstock.launch.pipeline.run import run_pipeline, tabulate
+from rootstock.launch.pipeline.run import run_pipeline
+from rootstock.launch.pipeline.table import tabulate
 from rootstock.launch.report.gains import gain_words
 from rootstock.launch.report.markdown import gain_lines, points
 from rootstock.launch.report.results import compare

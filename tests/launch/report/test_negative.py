@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rootstock.core.evaluate.predictions import ScoredImages
-from rootstock.launch.pipeline.run import tabulate
+from rootstock.launch.pipeline.table import tabulate
 from rootstock.launch.report.answers import Answers
 from rootstock.launch.report.gains import gain_words
 from rootstock.launch.report.markdown import pipeline_markdown

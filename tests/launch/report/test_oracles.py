@@ -8,7 +8,8 @@ import pytest
 
 from rootstock.core.images.open import open_images
 from rootstock.core.images.sets import describe_sets
-from rootstock.launch.pipeline.run import printed_tables, tabulate
+from rootstock.launch.pipeline.run import printed_tables
+from rootstock.launch.pipeline.table import tabulate
 from rootstock.launch.report.markdown import pipeline_markdown
 from rootstock.launch.report.oracles import whose_target
 from rootstock.launch.report.page import write_report

@@ -1,0 +1,52 @@
+"""The pictures of a map of features, made small: one sheet for a run, in the order of the map's points."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+from torch import Tensor, uint16
+
+from ..images.open import DamagedImage, Images
+
+THUMBNAIL_SIDE = 40  # pixels of a thumbnail
+COLUMNS = 20  # thumbnails in a row of the sheet
+SHEET = "map.webp"
+_QUALITY = 72  # of WebP
+_GRAY = (128, 128, 128)  # in place of a damaged picture
+
+
+def thumbnail_sheet(parts: Sequence[tuple[Images, Tensor]]) -> bytes:
+    """A WebP picture of square thumbnails, COLUMNS in a row. parts: sets with the rows (int64 [M]) to take of each, in their order.
+
+    A thumbnail is the middle square of its picture; gray where the picture is damaged. Of other than three channels, the first one.
+    """
+    small = [_thumbnail(images, int(i)) for images, rows in parts for i in rows]
+    sheet = Image.new("RGB", (COLUMNS * THUMBNAIL_SIDE, -(-len(small) // COLUMNS) * THUMBNAIL_SIDE), _GRAY)
+    for k, picture in enumerate(small):
+        sheet.paste(picture, (k % COLUMNS * THUMBNAIL_SIDE, k // COLUMNS * THUMBNAIL_SIDE))
+    out = io.BytesIO()
+    sheet.save(out, format="WEBP", quality=_QUALITY, method=4)
+    return out.getvalue()
+
+
+def _thumbnail(images: Images, i: int) -> Image.Image:
+    try:
+        pixels, _ = images.read_scaled(i, _scale)
+    except DamagedImage:
+        return Image.new("RGB", (THUMBNAIL_SIDE, THUMBNAIL_SIDE), _GRAY)
+    eight = (pixels.int() >> 8) if pixels.dtype == uint16 else pixels.int()
+    first = eight[:3] if len(eight) == 3 else eight[:1].expand(3, -1, -1)
+    side = min(first.shape[1:])
+    top, left = ((extent - side) // 2 for extent in first.shape[1:])
+    square = first[:, top : top + side, left : left + side].permute(1, 2, 0).numpy().astype(np.uint8)
+    # Few pixels stay squares; many are averaged.
+    how = Image.Resampling.NEAREST if side < THUMBNAIL_SIDE else Image.Resampling.BOX
+    return Image.fromarray(square).resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), how)
+
+
+def _scale(height: int, width: int) -> int:
+    """By how much a JPEG is decoded smaller: as far as it stays twice as large as a thumbnail."""
+    return next((s for s in (8, 4, 2) if min(height, width) >= 2 * THUMBNAIL_SIDE * s), 1)
