@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ...core.distributed import rank
 from ...core.files import write_text
+from ...core.loudness import Loudness, loudness
 from ...core.manifest import write_record
 from ...core.run.folder import make_folder, read_result, run_folder, write_config
 from ..report.answers import read_answers
@@ -59,7 +60,7 @@ def run_pipeline(
     if build is not None:
         check_buildable(path, jobs, build)
     folder = run_folder(config["run"]["dir"])
-    console = Console(stderr=True, highlight=False, quiet=rank() != 0)
+    console = Console(stderr=True, highlight=False, quiet=rank() != 0 or loudness() is Loudness.QUIET)
     if rank() == 0:
         make_folder(folder)
         write_config(folder, config, shared=True)
