@@ -17,11 +17,12 @@ from ..core.loudness import OPTIONS, Loudness, speaking
 from .examples import epilog
 from .exits import answer
 
+COMPLETION = "_ROOTSTOCK_COMPLETE"  # set by the shell, which asks for the script or for words
 app = typer.Typer(
     help=about,
     epilog="N processes: rootstock launch --nproc N VERB ..., or torchrun --nproc_per_node=N -m rootstock VERB ...",
     # Only where a shell asks for completions (`completion.py`): otherwise typer would add two options to the help.
-    add_completion="_ROOTSTOCK_COMPLETE" in os.environ,
+    add_completion=COMPLETION in os.environ,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     # Plain help: rich would double the time of `--help`.

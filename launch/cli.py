@@ -14,6 +14,7 @@ from ..core.errors import UserError
 from . import tools
 from .allocator import keep_freed_memory
 from .app import (
+    COMPLETION,
     ConfigArgument,
     DryOption,
     JobOption,
@@ -39,6 +40,12 @@ def main() -> None:
     spin_briefly()
     keep_freed_memory()
     follow_launcher()
+    if COMPLETION in os.environ:
+        from .completion import script
+
+        if (text := script()) is not None:
+            typer.echo(text)
+            return
     try:
         app(prog_name="rootstock")
     except SystemExit as end:

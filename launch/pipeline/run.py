@@ -32,7 +32,7 @@ from ..report.results import averaged, compare, looks_note, main_metric, summari
 from ..report.tables import interval, is_fraction, number
 from .checks import rows_named, sides_of, subtracted
 from .contrasts import declare, declared_contrasts
-from .plan import STAGE_VERBS, StageJob, Validate, domains_of, inputs_file, plan_pipeline, recorded_inputs
+from .plan import STAGE_VERBS, StageJob, Validate, domains_of, found_again, inputs_file, plan_pipeline, recorded_inputs
 from .preflight import Build, check_buildable
 
 
@@ -63,7 +63,7 @@ def run_pipeline(
     console = Console(stderr=True, highlight=False, quiet=rank() != 0 or loudness() is Loudness.QUIET)
     if rank() == 0:
         make_folder(folder)
-        write_config(folder, config, shared=True)
+        write_config(folder, found_again(config, path), shared=True)
     declared = declare(folder, declared_contrasts(config["report"]), jobs) if rank() == 0 else None
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in config["stages"]}
     for count, job in enumerate(jobs):
