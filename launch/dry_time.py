@@ -23,7 +23,11 @@ from ..core.printable import printable_lines
 from ..core.train.remaining import shorter_ways, time_left
 
 LIMIT = 8.5  # seconds of this command, of the ten that it may take
-STEPS_UNTIL, EVALUATION = 0.75, "evaluation"  # the part of the limit in which steps are made
+# Seconds that are left for measuring once torch is imported, which takes three on a free machine and more on a busy one, up to PATIENCE.
+MEASURING, PATIENCE = 5.0, 45.0
+STEPS_UNTIL = 0.7  # of MEASURING, in which steps are made; then there is one evaluation. A pipeline has no evaluation.
+EVALUATION = "evaluation"
+TOO_BUSY = "this machine was too busy to measure a step in time; ask again when it is free"
 WARM = 4  # steps that come before those that count, or half of them if they are few
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -55,16 +59,15 @@ class MeasuredRun:
         if "pictures" in facts:
             how = f"features of {facts['pictures']:,} pictures at {1 / facts['a_picture']:,.0f} a second; fitting the probes comes on top"
             return RunTime(facts["pictures"] * facts["a_picture"], False, how)
-        if "steps" not in facts:
+        if "steps" not in facts or ("first" not in facts and facts["steps"] > facts["done"]):
             return None
         left = facts["steps"] - facts["done"]
         goes_on = f" (it goes on after step {facts['done']:,})" if facts["done"] else ""
         if left <= 0:
             return RunTime(0.0, False, f"no step is left{goes_on}")
         if not self.steps:
-            return RunTime(
-                left * waited, True, f"{left:,} steps, of which the first had not ended after {waited:.1f} s{goes_on}"
-            )
+            how = f"{left:,} steps, of which the first, often the slowest, had not ended after {waited:.1f} s{goes_on}"
+            return RunTime(left * waited, True, how)
         one = typical(self.steps)
         how = f"{left:,} steps of {seconds_words(one)}, measured on {len(self.steps)}{goes_on}"
         count = round(facts["evaluations"] * left / facts["steps"])
@@ -93,10 +96,10 @@ def say_time(verb: str, config: str, overrides: Sequence[str], limit: float = LI
         return 0
     began, last = time.monotonic(), time.monotonic()
     runs: dict[str, MeasuredRun] = {}
-    stages: dict[str, int] = {}
+    stages: dict[str, int] | None = None
     current = MeasuredRun()
-    with _measuring(verb, config, overrides, limit) as process:
-        for fact in _facts(process, began + limit):
+    with _measuring(verb, config, overrides) as process:
+        for fact in _facts(process, began, limit):
             last = time.monotonic()
             if "stages" in fact:
                 stages = fact["stages"]
@@ -127,13 +130,15 @@ def run_lines(found: MeasuredRun, waited: float, died: bool = False) -> list[str
         )
         return lines
     if known is None and not facts:
-        return ["this machine was too busy to measure a step in time; ask again when it is free"]
+        return [TOO_BUSY]
     if known is None:
-        return [
-            *lines,
-            f"the pictures were not opened after {waited:.0f} s, so no step was measured; a second try finds what is in the cache",
-        ]
-    lines.append(f"{_where(facts)}: {'at least ' if known.bound else 'about '}{time_left(known.seconds)}; {known.how}")
+        why = (
+            "no step was begun in time, so nothing is known yet; a second try is often quicker, by what is in the cache"
+        )
+        return [*lines, why]
+    lines.append(
+        f"{_where(facts)}: {'probably more than ' if known.bound else 'about '}{time_left(known.seconds)}; {known.how}"
+    )
     if (
         facts["device"] == "cpu"
         and "steps" in facts
@@ -150,11 +155,13 @@ def run_lines(found: MeasuredRun, waited: float, died: bool = False) -> list[str
 
 
 def pipeline_lines(
-    runs: Mapping[str, MeasuredRun], stages: Mapping[str, int], waited: float, last: MeasuredRun
+    runs: Mapping[str, MeasuredRun], stages: Mapping[str, int] | None, waited: float, last: MeasuredRun
 ) -> list[str]:
     """What is said of a pipeline. stages: how many runs of each stage are to be done. last: the stage that was measured at the end."""
+    if stages is None:
+        return [TOO_BUSY]
     if not stages:
-        return ["every stage is finished, or the time was too short to look at the first"]
+        return ["every stage is finished, so the pipeline would take no time"]
     lines, total, bound = list[str](), 0.0, False
     for name, count in stages.items():
         known = runs[name].time(waited if runs[name] is last else 0.0) if name in runs else None
@@ -166,11 +173,11 @@ def pipeline_lines(
         bound = bound or known.bound
         total += count * known.seconds
         lines.append(
-            f"{name}: {times}{'at least ' if known.bound else 'about '}{time_left(known.seconds)}; {known.how}"
+            f"{name}: {times}{'probably more than ' if known.bound else 'about '}{time_left(known.seconds)}; {known.how}"
         )
     runs_left = sum(stages.values())
     lines.append(
-        f"in all {'at least' if bound else 'about'} {time_left(total)} for {runs_left} runs, tests and pages not counted"
+        f"in all {'more than' if bound else 'about'} {time_left(total)} for {runs_left} runs, tests and pages not counted"
     )
     return lines
 
@@ -182,20 +189,12 @@ def _where(facts: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _measuring(verb: str, config: str, overrides: Sequence[str], limit: float) -> Iterator[subprocess.Popen[bytes]]:
+def _measuring(verb: str, config: str, overrides: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
     """The process that measures, in a group of its own, with a folder that is gone afterwards."""
     environment = {key: value for key, value in os.environ.items() if key not in LAUNCHED}
     with tempfile.TemporaryDirectory(prefix="rootstock-dry-") as place:
-        command = [
-            sys.executable,
-            "-m",
-            f"{__package__}.timing",
-            str(STEPS_UNTIL * limit),
-            place,
-            verb,
-            config,
-            *overrides,
-        ]
+        seconds = str(MEASURING * (1.0 if verb == "run" else STEPS_UNTIL))
+        command = [sys.executable, "-m", f"{__package__}.timing", seconds, place, verb, config, *overrides]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, start_new_session=True)
         try:
             yield process
@@ -207,10 +206,10 @@ def _measuring(verb: str, config: str, overrides: Sequence[str], limit: float) -
             process.stdout.close()
 
 
-def _facts(process: subprocess.Popen[bytes], until: float) -> Iterator[dict[str, Any]]:
-    """What the process tells until it ends, or until the time is over."""
+def _facts(process: subprocess.Popen[bytes], began: float, limit: float) -> Iterator[dict[str, Any]]:
+    """What the process tells until it ends, or until the time is over; the first fact says that it has begun."""
     assert process.stdout is not None
-    waiting = b""
+    waiting, until, begun = b"", began + max(limit, PATIENCE), False
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         while (left := until - time.monotonic()) > 0 and selector.select(left):
@@ -220,4 +219,6 @@ def _facts(process: subprocess.Popen[bytes], until: float) -> Iterator[dict[str,
                     process.wait(max(0.0, until - time.monotonic()))
                 return
             *lines, waiting = (waiting + got).split(b"\n")
+            if lines and not begun:
+                begun, until = True, max(began + limit, time.monotonic() + min(limit, MEASURING))
             yield from (json.loads(line) for line in lines)

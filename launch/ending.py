@@ -5,6 +5,8 @@ Both are read off the run's own files, so a finished run that is started again e
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ HEADLINES = ("hos", "accuracy")
 
 def say_ending(run: Run, result: Mapping[str, Any]) -> None:
     """Print the verdict, and unless -q was given the next command."""
-    if not run.main:
+    if not run.concludes:
         return
     gain, controlled = gain_in_words(run, result) if run.verb == "adapt" else ("", False)
     run.conclude(f"{sentence(run.verb, run.config, result, run.rows())}{gain}; in {run.dir}")
@@ -145,17 +147,25 @@ def _difference(run: Run, folder: Path, metric: str, plain: float) -> tuple[floa
 def _baselines(run: Run) -> dict[str, Path]:
     """The finished runs beside this one, of its seed, that are its control or source-only, by kind."""
     configs: dict[str, Mapping[str, Any]] = {str(run.dir): run.config}
-    for folder in sorted(run.dir.absolute().parent.iterdir())[:MOST_SIBLINGS]:
-        if folder != run.dir.absolute() and (folder / RESULT).exists():
-            try:
-                config = read_yaml(folder / CONFIG)
-            except (Unreadable, OSError):
-                continue
-            if isinstance(config, dict) and config.get("seed") == run.seed:
-                configs[str(run.dir.parent / folder.name)] = config
+    own = run.dir.absolute()
+    with contextlib.suppress(OSError):  # a folder that may not be listed
+        for folder in sorted(own.parent.iterdir())[:MOST_SIBLINGS]:
+            if folder != own and os.path.isfile(folder / RESULT):
+                config = _config_of(folder)
+                if config.get("seed") == run.seed:
+                    configs[str(run.dir.parent / folder.name)] = config
     found = baselines_of(configs).get(str(run.dir), {})
     return {kind: Path(name) for name, kind in sorted(found.items(), key=lambda item: item[1])}
 
 
 def _last(key: str) -> str:
     return key.rpartition("/")[2]
+
+
+def _config_of(folder: Path) -> Mapping[str, Any]:
+    """The config of a run; empty if it cannot be read."""
+    try:
+        config = read_yaml(folder / CONFIG)
+    except (Unreadable, OSError):
+        return {}
+    return config if isinstance(config, dict) else {}

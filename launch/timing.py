@@ -72,11 +72,17 @@ class TimedRun(DryRun):
 
 
 def measure_run(
-    verb: str, resolved: Mapping[str, Any], tell: Tell, until: float, place: Path, export: Path | None = None
+    verb: str,
+    resolved: Mapping[str, Any],
+    tell: Tell,
+    until: float,
+    place: Path,
+    export: Path | None = None,
+    evaluate: bool = True,
 ) -> None:
     """Tell the facts of one run. until: by time.perf_counter(), when its steps are to end. export: as for `build_untrained`.
 
-    Raises UserError as the run would.
+    evaluate: whether an evaluation is measured after the steps. Raises UserError as the run would.
     """
     folder = run_folder(resolved["run"]["dir"])
     if trouble := of_another_config(folder, verb, resolved, partial(fill_defaults, verb)):
@@ -103,12 +109,12 @@ def measure_run(
         (method.backbone if verb == "pretrain" else method.classifier).export(export)
     if plan.steps == 0:
         return
-    if verb == "adapt":
+    if verb == "adapt" and method.online:
         built.begin(run)
     with contextlib.suppress(Enough):
         batches = _clocked(plan.batches, plan.steps, run.device, tell, until)
         stage.train(run, plan._replace(batches=batches, every=Every(plan.every.log, verify=0)))
-    if evaluators and time.perf_counter() < until:
+    if evaluators and evaluate:
         began = time.perf_counter()
         with evaluating(method):
             for evaluator in evaluators.values():
@@ -125,8 +131,7 @@ def _clocked(batches: MicroBatches, steps: int, device: torch.device, tell: Tell
             if device.type != "cpu":
                 torch.accelerator.synchronize()
             now = time.perf_counter()
-            if made >= 0:
-                tell({"step": now - last})
+            tell({"step": now - last} if made >= 0 else {"first": True})
             last, made = now, made + 1
             if made >= TIMED_STEPS or (made > 0 and (now >= until or made == steps - 1)):  # after the last one is saved
                 raise Enough
@@ -165,7 +170,9 @@ def measure_pipeline(path: str, overrides: Sequence[str], tell: Tell, until: flo
             pass
         now = time.perf_counter()
         tell({"stage": name})
-        measure_run(verb, config, tell, now + max(0.0, until - now) / (len(left) + 1), place / name, export)
+        measure_run(
+            verb, config, tell, now + max(0.0, until - now) / (len(left) + 1), place / name, export, evaluate=False
+        )
 
     check_buildable(path, jobs, build)
 

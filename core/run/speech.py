@@ -24,6 +24,11 @@ class Speech:
         """Whether only warnings are printed, and a verdict where the user asked for quiet."""
         return loudness() is Loudness.QUIET or (self.silent and loudness() is not Loudness.VERBOSE)
 
+    @property
+    def concludes(self) -> bool:
+        """Whether this process prints a verdict."""
+        return self.main and (not self.silent or loudness() is Loudness.VERBOSE)
+
     def log(self, message: str) -> None:
         """One plain line; warnings are printed even when quiet."""
         if not self.quiet or message.startswith("WARNING"):
@@ -36,7 +41,7 @@ class Speech:
 
     def conclude(self, message: str) -> None:
         """The verdict, which -q prints too."""
-        if not self.silent or loudness() is Loudness.VERBOSE:
+        if self.concludes:
             self._print(message)
 
     def advise(self, message: str) -> None:

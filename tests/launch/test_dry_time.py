@@ -122,7 +122,7 @@ def test_a_run_of_another_config_is_refused_and_one_that_was_begun_goes_on(
 
 FACTS: dict[str, Any] = {
     "run": "runs/x", "device": "cpu", "threads": 2, "log": ["pretrain simclr: 9 images"], "done": 0, "finished": False, "steps": 90_000,
-    "evaluations": 10, "config": {"data": {"size": 224}}, "compile": False,
+    "evaluations": 10, "first": True, "config": {"data": {"size": 224}}, "compile": False,
 }  # fmt: skip
 
 
@@ -149,11 +149,12 @@ def test_an_absurd_time_comes_with_a_suggestion() -> None:
 
 def test_a_step_that_does_not_end_gives_a_lower_bound() -> None:
     lines = run_lines(made([], steps=1000), 7.2)
-    assert (
-        lines[1]
-        == "on 2 threads of this CPU: at least 2.0 h; 1,000 steps, of which the first had not ended after 7.2 s"
-    )
+    how = "1,000 steps, of which the first, often the slowest, had not ended after 7.2 s"
+    assert lines[1] == f"on 2 threads of this CPU: probably more than 2.0 h; {how}"
     assert lines[2].startswith("WARNING: about 2.0 h in all")
+    unbegun = made([], steps=1000)
+    del unbegun.facts["first"]
+    assert run_lines(unbegun, 7.2)[-1].startswith("no step was begun in time")
     assert "evaluations come on top, which the time was too short to measure" in run_lines(made([0.1] * 5), 0.0)[1]
 
 
@@ -163,7 +164,7 @@ def test_what_could_not_be_measured_is_said() -> None:
     ]
     begun = MeasuredRun()
     begun.add({"begun": True})
-    assert run_lines(begun, 8.0)[-1].startswith("the pictures were not opened after 8 s, so no step was measured")
+    assert run_lines(begun, 8.0)[-1].startswith("no step was begun in time, so nothing is known yet")
     died = run_lines(made([]), 1.0, died=True)
     assert died[-1].startswith(
         "WARNING: the system ended the process that measured a step, probably for want of memory"
@@ -185,9 +186,13 @@ def test_stages_are_summed() -> None:
     one, other = made([0.01] * 8, steps=1000, evaluations=0), made([], steps=10, evaluations=0)
     lines = pipeline_lines({"a": one, "b": other}, {"a": 3, "b": 1, "c": 1}, 5.0, other)
     assert lines[0].startswith("a: 3 x about 10 s; 1,000 steps of 10 ms")
-    assert lines[1].startswith("b: at least 50 s; 10 steps, of which the first had not ended after 5.0 s")
+    assert lines[1].startswith(
+        "b: probably more than 50 s; 10 steps, of which the first, often the slowest, had not ended after 5.0 s"
+    )
     assert lines[2] == "c: not measured, the time was too short"
-    assert lines[3] == "in all at least 80 s for 5 runs, tests and pages not counted"
+    assert lines[3] == "in all more than 80 s for 5 runs, tests and pages not counted"
+    assert pipeline_lines({}, None, 1.0, one) == [dry_time.TOO_BUSY]
+    assert pipeline_lines({}, {}, 1.0, one) == ["every stage is finished, so the pipeline would take no time"]
     assert pipeline_lines({"a": one}, {"a": 3}, 0.0, one)[-1].startswith("in all about 30 s for 3 runs")
 
 

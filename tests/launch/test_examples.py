@@ -87,3 +87,17 @@ def test_an_example_runs_as_printed(
     elif verb in ("data", "predict", "embed", "schema", "help") or (verb == "export" and not given["onnx"]):
         done = rootstock(*shlex.split(line.partition(">")[0])[1:])
         assert done.returncode == 0, done.stderr
+
+
+def test_the_commands_of_the_page_are_taken_by_the_parser() -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/command-line.md").read_text()
+    blocks = page.split("```sh\n")[1:]
+    lines = [
+        line for block in blocks for line in block.partition("```")[0].splitlines() if line.startswith("rootstock ")
+    ]
+    assert len(lines) >= 5
+    for line in lines:
+        verb, given = parsed(line)
+        assert verb == "pretrain"
+        if given["config"] and not given["config"].startswith("runs/"):
+            assert resolve(verb, given["config"], given["overrides"] or [])
