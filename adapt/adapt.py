@@ -19,7 +19,6 @@ from ..core.evaluate.looks import refuse_damaged_looks
 from ..core.images.sets import (
     LABELLED,
     add_seen,
-    describe_sets,
     trained_with_labels,
 )
 from ..core.images.store import Stamp
@@ -29,7 +28,7 @@ from ..core.model.classifier import UNKNOWN
 from ..core.run.directory import Run
 from ..core.stream.batches import Decode
 from ..core.stream.order import Order
-from ..core.train.fit import Training
+from ..core.train.fit import Evaluator, Training
 from ..core.train.optim import Optim
 from ..core.train.refresh import Refresh
 from ..core.views.corrupted import corruption_options
@@ -42,8 +41,8 @@ from .examine import Examination, check_examination, examine_options
 from .frozen import FrozenFeatures
 from .kept_states import kept_states
 from .objective import METHOD, build_objective, further_outputs, with_terms
-from .online_pass import SORTED, AsEvaluated, StreamOrder, by_test, check_order, feed_once, stream_order
-from .outcome import final_test
+from .online_pass import AsEvaluated, StreamOrder, by_test, check_order, feed_once, stream_order
+from .outcome import facts_of, final_test
 from .overview import look_over
 from .parts.online import OnlinePredictions
 from .registry import ADAPT_METHODS
@@ -111,6 +110,19 @@ class Adaptation(NamedTuple):
     read: Reader
     examination: Examination | None  # scores and diagnostics that need no target label
     looks: dict[str, Any]  # at labels of the target before the pass over it, where its order is by class
+
+    @property
+    def evaluators(self) -> dict[str, Evaluator]:
+        """What looks at candidates during training."""
+        return {"candidate": self.examination} if self.examination is not None and self.plan.every.evaluate else {}
+
+    def begin(self, run: Run) -> None:
+        """What is looked at before the first step."""
+        objective: Any = self.plan.method
+        if self.examination is not None:
+            self.examination.start(objective.classifier)
+        if objective.online:
+            objective.to(run.device).begin(partial(source_images, self.sets.source, self.view, run))
 
     @property
     def began(self) -> Beforehand | None:
@@ -236,11 +248,8 @@ def adapt(
     built = build_adaptation(run, data, backbone, method, optim, label_shift, evaluate, seed)
     plan, fed, sets, view, examination = built.plan, built.fed, built.sets, built.view, built.examination
     objective: Any = plan.method
-    if examination is not None:
-        examination.start(objective.classifier)
-    if objective.online:
-        objective.to(run.device).begin(partial(source_images, sets.source, view, run))
-    stage.train(run, plan, {"candidate": examination} if examination is not None and plan.every.evaluate else {})
+    built.begin(run)
+    stage.train(run, plan, built.evaluators)
     objective.conclude_source(with_labels(sets.source, built.read))
     objective.conclude(
         whole(sets.target, view=view, device=run.device, workers=run.options["workers"], damage=fed.damage)
@@ -284,13 +293,3 @@ def _save_pictures(run: Run, plan: Training, objective: AdaptMethod, frozen: Fro
         return torch.stack([view for part in (*batch.sources, *batch.targets) for view in (part.images, *part.more)])
 
     stage.save_first(run, plan, objective.backbone, rows, caption)
-
-
-def facts_of(sets: Sets, data: Mapping[str, Any], online: bool) -> dict[str, Any]:
-    """The entry `data` of a result: the sets, and in which order and how corrupted the target was met, where a key asks for it."""
-    facts = describe_sets(sets.named(), held_out=data["test"] is None)
-    if online:
-        facts["order"] = SORTED if data["order"] == "sorted" else data["order"]
-    if data["corrupt"] is not None:
-        facts["corrupt"] = dict(data["corrupt"])
-    return facts

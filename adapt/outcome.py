@@ -14,7 +14,7 @@ from ..core.evaluate.pictures import save_map
 from ..core.evaluate.predictions import to_half
 from ..core.evaluate.sealed import CandidateLogits, digest_of_export, on_main_process, open_sealed
 from ..core.images.open import Images
-from ..core.images.sets import exposure
+from ..core.images.sets import describe_sets, exposure
 from ..core.model.classifier import Classifier
 from ..core.run.directory import Run
 from ..core.views.view import Evaluation
@@ -22,7 +22,8 @@ from .by_class import errors_by_class
 from .changes import Beforehand, save_changes
 from .frozen import FrozenFeatures
 from .kept_states import KeptStates
-from .sets import SOURCE
+from .online_pass import SORTED
+from .sets import SOURCE, Sets
 from .shift import EstimatedShift, true_distances
 from .shown import ShownTest, show_tests
 
@@ -94,3 +95,13 @@ def _of_labels(
         save_map(run.dir, {name: found.features for name, found in shown.items()}, opened, run.seed)
         return told
     return told | {"changes": save_changes(run, opened, shown, began, view)}
+
+
+def facts_of(sets: Sets, data: Mapping[str, Any], online: bool) -> dict[str, Any]:
+    """The entry `data` of a result: the sets, and in which order and how corrupted the target was met, where a key asks for it."""
+    facts = describe_sets(sets.named(), held_out=data["test"] is None)
+    if online:
+        facts["order"] = SORTED if data["order"] == "sorted" else data["order"]
+    if data["corrupt"] is not None:
+        facts["corrupt"] = dict(data["corrupt"])
+    return facts

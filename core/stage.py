@@ -25,6 +25,7 @@ from .images.open import Images
 from .images.sets import describe_sets, refuse_run_as_data, watch_sets
 from .images.store import Stamp
 from .images.survey import sampled_notes
+from .loudness import Loudness, loudness
 from .method import Method, PretrainMethod
 from .model import norm
 from .model.backbone import Backbone, create
@@ -82,9 +83,18 @@ def record_sets(run: Run, sets: Mapping[str, Images], stamp: Stamp) -> None:
     run.record(**watch_sets(sets, stamp))
     if not run.main:
         return
+    for name, images in sets.items() if loudness() is Loudness.VERBOSE else ():
+        run.detail(_about_set(name, images))
     for images in {images.uri: images for images in sets.values()}.values():
         if line := line_of(images.uri, [*images.notes, *sampled_notes(images)]):
             run.log(line)
+
+
+def _about_set(name: str, images: Images) -> str:
+    """What was opened, in a line for those who look for a mistake."""
+    classes = "no labels" if images.classes is None else f"{len(images.classes)} classes"
+    prints = f"fingerprint {images.fingerprint()[:12]}, split {images.split_hash()[:12]}"
+    return f"{name}: {len(images)} images, {classes}, of {images.uri} ({prints})"
 
 
 def channels_of(images: Images) -> int:
@@ -170,6 +180,12 @@ def feed(
         for name, s in sets.items()
     }
     epoch = next(iter(orders.values())).steps_per_epoch
+    what = (
+        "kept features"
+        if rows is not None
+        else f"pictures, decode {data['decode']}, at most {options['workers']} workers"
+    )
+    run.detail(f"batches of {what}, shuffle {shuffle['name']}, {epoch} steps an epoch, {pieces(run)} parts a batch")
     steps, damage = optim.steps(epoch), Damage(options["damaged"], report=run.log)
     place: dict[str, Any] = {
         "steps": steps,

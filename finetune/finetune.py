@@ -34,7 +34,7 @@ from ..core.numerics import wide
 from ..core.run.directory import Run
 from ..core.stream.batches import Decode
 from ..core.stream.order import SHUFFLES
-from ..core.train.fit import Training
+from ..core.train.fit import Evaluator, Training
 from ..core.train.optim import Optim
 from ..core.views.mixup import Mixing, mix_images
 from ..core.views.presets import VIEWS
@@ -131,6 +131,11 @@ class FineTuning(NamedTuple):
     train: Images
     tests: dict[str, Images]
     view: Evaluation
+
+    @property
+    def evaluators(self) -> dict[str, Evaluator]:
+        """None: a fine-tuning is measured at its end alone."""
+        return {}
 
 
 def build_finetuning(

@@ -1,25 +1,28 @@
 """The typer application, and the arguments and options that several verbs have."""
 
 import functools
+import inspect
 import io
 import os
 import sys
 from collections.abc import Callable
-from typing import Annotated, ParamSpec
+from typing import Annotated, Any
 
 import typer
 
 from .. import __doc__ as about
 from .. import __version__
+from ..core.errors import UserError
+from ..core.loudness import OPTIONS, Loudness, speaking
+from .examples import epilog
 from .exits import answer
 
-P = ParamSpec("P")
-
+COMPLETION = "_ROOTSTOCK_COMPLETE"  # set by the shell, which asks for the script or for words
 app = typer.Typer(
     help=about,
     epilog="N processes: rootstock launch --nproc N VERB ..., or torchrun --nproc_per_node=N -m rootstock VERB ...",
     # Only where a shell asks for completions (`completion.py`): otherwise typer would add two options to the help.
-    add_completion="_ROOTSTOCK_COMPLETE" in os.environ,
+    add_completion=COMPLETION in os.environ,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     # Plain help: rich would double the time of `--help`.
@@ -74,7 +77,8 @@ ConfigArgument = Annotated[
     str,
     typer.Argument(
         metavar="CONFIG",
-        help="A YAML file, here or among the configs that ship; for example `simclr`.",
+        help="A YAML file, here or among the configs that ship, such as `small`. Without it, these are listed.",
+        show_default=False,
         autocompletion=complete_config,
     ),
 ]
@@ -86,6 +90,9 @@ OverridesArgument = Annotated[
         show_default=False,
         autocompletion=complete_override,
     ),
+]
+DryOption = Annotated[
+    bool, typer.Option("--dry-run", help="Say how long it would take, by a few real steps within 10 s; write nothing.")
 ]
 NprocOption = Annotated[
     int | None, typer.Option(metavar="N", help="Processes on this node; one a GPU if left out.", show_default=False)
@@ -100,14 +107,53 @@ JobOption = Annotated[
 ]
 
 
-def verb(work: Callable[P, int | None], of: typer.Typer = app) -> Callable[P, None]:
-    """Make `NAME_command` the verb NAME: its errors become sentences, and what it returns becomes the exit code. of: a group of verbs."""
+def verb(work: Callable[..., int | None], of: typer.Typer = app, *, logs: bool = True) -> Callable[..., None]:
+    """Make `NAME_command` the verb NAME: its errors become sentences, and what it returns becomes the exit code.
+
+    Without its CONFIG it lists the configs that ship. of: a group of verbs. logs: whether it says what it does, so that -q and -v mean
+    something.
+    """
+    name = work.__name__.removesuffix("_command")
 
     @functools.wraps(work)
-    def answered(*args: P.args, **kwargs: P.kwargs) -> None:
-        raise typer.Exit(answer(lambda: work(*args, **kwargs)))
+    def answered(*args: Any, quiet: bool = False, verbose: bool = False, **given: Any) -> None:
+        if given.get("config") == "":
+            from .shipped import listing
 
-    return of.command(work.__name__.removesuffix("_command"))(answered)
+            launched = given.get("name")
+            if os.environ.get("RANK", "0") == "0":
+                typer.echo(listing(launched or name, bool(launched)), err=True)
+            raise typer.Exit(2)
+
+        def work_aloud() -> int | None:
+            if quiet and verbose:
+                raise UserError(f"{' and '.join(OPTIONS.values())} contradict each other; give one of them")
+            with speaking(Loudness.QUIET if quiet else Loudness.VERBOSE if verbose else Loudness.NORMAL):
+                return work(*args, **given)
+
+        raise typer.Exit(answer(work_aloud))
+
+    if logs:
+        _add_loudness(answered)
+    return of.command(name, epilog=epilog(name))(answered)
+
+
+QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Print warnings, errors and the verdict alone.")]
+VerboseOption = Annotated[
+    bool, typer.Option("-v", "--verbose", help="Print also each logged step, checkpoint, evaluation and set of images.")
+]
+
+
+def _add_loudness(command: Callable[..., None]) -> None:
+    """Give a verb the options -q and -v beside its own."""
+    own = inspect.signature(command)
+    added = {"quiet": QuietOption, "verbose": VerboseOption}
+    more = [
+        inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        for key, kind in added.items()
+    ]
+    command.__signature__ = own.replace(parameters=[*own.parameters.values(), *more])  # pyright: ignore[reportFunctionMemberAccess]
+    command.__annotations__ = {**command.__annotations__, **added}
 
 
 def _version(wanted: bool) -> None:

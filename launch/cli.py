@@ -14,7 +14,9 @@ from ..core.errors import UserError
 from . import tools
 from .allocator import keep_freed_memory
 from .app import (
+    COMPLETION,
     ConfigArgument,
+    DryOption,
     JobOption,
     NodesOption,
     NprocOption,
@@ -38,6 +40,12 @@ def main() -> None:
     spin_briefly()
     keep_freed_memory()
     follow_launcher()
+    if COMPLETION in os.environ:
+        from .completion import script
+
+        if (text := script()) is not None:
+            typer.echo(text)
+            return
     try:
         app(prog_name="rootstock")
     except SystemExit as end:
@@ -47,19 +55,19 @@ def main() -> None:
 
 
 @verb
-def demo_command(overrides: OverridesArgument = None) -> None:
+def demo_command(overrides: OverridesArgument = None, dry: DryOption = False) -> int:
     """Tell the whole story on real images, on two CPU cores."""
-    _pipeline(str(Path(__file__).parent.parent / "configs" / "demo.yaml"), overrides)
+    return _pipeline(str(Path(__file__).parent.parent / "configs" / "demo.yaml"), overrides, dry)
 
 
 @verb
-def run_command(pipeline: ConfigArgument, overrides: OverridesArgument = None) -> None:
+def run_command(config: ConfigArgument = "", overrides: OverridesArgument = None, dry: DryOption = False) -> int:
     """Run a pipeline: stages by name, several seeds, a report."""
-    _pipeline(pipeline, overrides)
+    return _pipeline(config, overrides, dry)
 
 
 @verb
-def attribute_command(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
+def attribute_command(config: ConfigArgument = "", overrides: OverridesArgument = None) -> None:
     """Say what each part of a recipe adds: all cells of a factorial."""
     from .early import check_attribution_early
 
@@ -73,7 +81,7 @@ def attribute_command(config: ConfigArgument, overrides: OverridesArgument = Non
 
 @verb
 def sweep_command(
-    config: ConfigArgument,
+    config: ConfigArgument = "",
     overrides: OverridesArgument = None,
     workers: Annotated[int, typer.Option(metavar="N", help="Trials at one time, here.")] = 1,
 ) -> int:
@@ -87,27 +95,27 @@ def sweep_command(
 
 
 @verb
-def pretrain_command(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
+def pretrain_command(config: ConfigArgument = "", overrides: OverridesArgument = None, dry: DryOption = False) -> int:
     """Pretrain a backbone on unlabelled images."""
-    _execute("pretrain", config, overrides)
+    return _execute("pretrain", config, overrides, dry)
 
 
 @verb
-def probe_command(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
+def probe_command(config: ConfigArgument = "", overrides: OverridesArgument = None, dry: DryOption = False) -> int:
     """Measure frozen features: kNN, linear, few-shot."""
-    _execute("probe", config, overrides)
+    return _execute("probe", config, overrides, dry)
 
 
 @verb
-def finetune_command(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
+def finetune_command(config: ConfigArgument = "", overrides: OverridesArgument = None, dry: DryOption = False) -> int:
     """Fine-tune a backbone on labelled images."""
-    _execute("finetune", config, overrides)
+    return _execute("finetune", config, overrides, dry)
 
 
 @verb
-def adapt_command(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
+def adapt_command(config: ConfigArgument = "", overrides: OverridesArgument = None, dry: DryOption = False) -> int:
     """Adapt from labelled source images to an unlabelled domain."""
-    _execute("adapt", config, overrides)
+    return _execute("adapt", config, overrides, dry)
 
 
 def _files(folder: Path | None) -> None:
@@ -123,7 +131,7 @@ def launch_command(
         str,
         typer.Argument(metavar="VERB", help="pretrain, probe, finetune or adapt.", autocompletion=complete_verb),
     ],
-    config: ConfigArgument,
+    config: ConfigArgument = "",
     overrides: OverridesArgument = None,
     nproc: NprocOption = None,
     nodes: NodesOption = 1,
@@ -159,35 +167,48 @@ def launch_command(
 
 
 verb(tools.try_command)
-verb(tools.data_command)
+verb(tools.data_command, logs=False)
 verb(tools.import_command)
 verb(commands.predict_command)
 verb(commands.embed_command)
 verb(commands.export_command)
-verb(tools.report_command)
-verb(tools.runs_command)
-verb(tools.verify_command)
-verb(tools.score_command, validators_app)
-verb(tools.doctor_command)
-verb(tools.schema_command)
-verb(tools.help_command)
+verb(tools.report_command, logs=False)
+verb(tools.runs_command, logs=False)
+verb(tools.verify_command, logs=False)
+verb(tools.score_command, validators_app, logs=False)
+verb(tools.doctor_command, logs=False)
+verb(tools.schema_command, logs=False)
+verb(tools.help_command, logs=False)
 
 
-def _execute(name: str, config: str, overrides: list[str] | None) -> None:
+def _execute(name: str, config: str, overrides: list[str] | None, dry: bool) -> int:
     from .early import check_config_early
 
     check_config_early(name, config, overrides or [])
+    if dry:
+        return _say_time(name, config, overrides)
     from .verbs import execute
 
     execute(name, config, overrides or [])
+    return 0
 
 
-def _pipeline(path: str, overrides: list[str] | None) -> None:
+def _say_time(name: str, config: str, overrides: list[str] | None) -> int:
+    from .dry_time import say_time
+
+    return say_time(name, config, overrides or [])
+
+
+def _pipeline(path: str, overrides: list[str] | None, dry: bool) -> int:
     from .early import check_pipeline_early
 
     check_pipeline_early(path, overrides or [])
+    if dry:
+        return _say_time("run", path, overrides)
     from .dry import build_untrained
+    from .pipeline.ending import end_pipeline
     from .pipeline.run import run_pipeline
     from .verbs import execute, resolve
 
-    run_pipeline(path, overrides or [], execute, resolve, build=build_untrained)
+    end_pipeline(path, overrides or [], run_pipeline(path, overrides or [], execute, resolve, build=build_untrained))
+    return 0

@@ -19,6 +19,7 @@ from ..core.images.open import Images, open_with_splits
 from ..core.images.several import has_several
 from ..core.images.survey import notes_of, survey
 from ..core.printable import printable
+from .following import command
 from .sheet import contact_sheet, place_of_sheet, save_sheet_to
 
 LISTED = 20
@@ -53,7 +54,16 @@ def describe_set(uri: str | Sequence[str], out: Path | None = None, anew: bool =
         console.print(f"and {len(found.damaged) - LISTED} more")
     console.print(f"[red]{len(found.damaged)} damaged[/]" if found.damaged else "no picture is damaged")
     print_notes(console, [*images.notes, *notes_of(images, found.tally)])
+    if not found.damaged:
+        console.print(escape(printable(f"next: {_after(images, uri)}")), soft_wrap=True)
     return 1 if found.damaged else 0
+
+
+def _after(images: Images, uri: str | Sequence[str]) -> str:
+    """A pretraining on the set, with a kNN classifier of its labels where it has some."""
+    labelled = images.labels is not None and images.classes is not None and not has_several(images.labels)
+    knn = {"evaluate__knn": {}} if labelled else {}
+    return command("pretrain", "small", data__train=uri if isinstance(uri, str) or len(uri) > 1 else uri[0], **knn)
 
 
 def shown_progress(console: Console, numbers: Iterable[int], count: int) -> Iterable[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +22,25 @@ class DryRun(Run):
     def __init__(self, verb: str, config: dict[str, Any]) -> None:
         self.verb, self.config, self.options = verb, config, config["run"]
         self.dir, self.seed = run_folder(self.options["dir"]), config["seed"]
-        self.device, self.main, self.quiet, self.recorded, self.steps = torch.device("cpu"), True, True, {}, None
+        self.device, self.main, self.silent, self.recorded, self.steps = torch.device("cpu"), True, True, {}, None
         self.messages: list[str] = []
 
     def log(self, message: str) -> None:
         self.messages.append(message)
 
+    def detail(self, message: str) -> None:
+        """A dry run has no details."""
+
     def record(self, watched: Mapping[str, Any] | None = None, **facts: Any) -> None:
         """A dry run leaves no record."""
 
 
-def build_dry(verb: str, resolved: Mapping[str, Any]) -> tuple[DryRun, Any]:
+def build_dry(
+    verb: str, resolved: Mapping[str, Any], make: Callable[[str, dict[str, Any]], DryRun] = DryRun
+) -> tuple[DryRun, Any]:
     """What the recipe builds before it trains or scores, and the run that it was built for. Raises UserError as the recipe would."""
     settled = settle(verb, resolved)
-    run = DryRun(verb, settled)
+    run = make(verb, settled)
     return run, BUILDERS[verb](run, **{key: value for key, value in settled.items() if key != "run"})
 
 

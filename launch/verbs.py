@@ -6,14 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
+
 from ..adapt.adapt import adapt, build_adaptation
 from ..core.config import resolve as config
+from ..core.distributed import world
 from ..core.manifest import exported_anew, lost_exports
 from ..core.run.directory import Run
 from ..core.run.options import options
 from ..finetune.finetune import build_finetuning, finetune
 from ..finetune.probe import build_probe, probe
 from ..ssl.pretrain import build_pretraining, pretrain
+from .ending import say_ending
 from .processes import opened
 from .settle import chosen_words, give_way, settle
 
@@ -60,14 +64,15 @@ def execute(
             run.log(f"{run.dir} is finished; see {run.dir / 'result.json'}, or choose another run.dir")
             if gone := lost_exports(run.dir):
                 run.log(f"WARNING: {', '.join(gone)} of this run: missing or damaged; {exported_anew(run.dir)}")
+            say_ending(run, result)
             return result
+        run.detail(
+            f"{run.device}, {run.dtype}, {torch.get_num_threads()} threads, {world()} processes, compile {run.options['compile']}"
+        )
         for line in filter(None, (notes, chosen_words(given, resolved))):
             run.log(line)
         result = VERBS[verb](run, **{key: value for key, value in resolved.items() if key != "run"})
-        scores = [
-            f"{key} {value:.4f}" for key, value in result["metrics"].items() if key.endswith(("/hos", "/accuracy"))
-        ]
-        run.log("  ".join([*scores, f"in {run.dir}"]))
+        say_ending(run, result)
         return result
 
 

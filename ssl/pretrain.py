@@ -95,6 +95,12 @@ class Pretraining(NamedTuple):
     probes: Probes
     watch: Watch | None
 
+    @property
+    def evaluators(self) -> dict[str, Evaluator]:
+        """What measures the method during training and at its end."""
+        probes: dict[str, Evaluator] = {"eval": self.probes} if self.tests else {}
+        return probes if self.watch is None else {**probes, "watch": self.watch}
+
 
 def build_pretraining(
     run: Run,
@@ -155,9 +161,9 @@ def pretrain(
     evaluate: What is measured during training.
     seed: Seed of everything random, 0 or more.
     """
-    plan, fed, train, tests, probes, watch = build_pretraining(run, data, backbone, method, optim, evaluate, seed)
-    evaluators: dict[str, Evaluator] = {"eval": probes} if tests else {}
-    stage.train(run, plan, evaluators if watch is None else {**evaluators, "watch": watch}, CollapseAlarm(run.rows))
+    built = build_pretraining(run, data, backbone, method, optim, evaluate, seed)
+    plan, fed, train, tests, probes, watch = built
+    stage.train(run, plan, built.evaluators, CollapseAlarm(run.rows))
 
     objective = plan.method
     model = objective.backbone  # a teacher, where the method exports one
@@ -169,6 +175,8 @@ def pretrain(
     if watch is not None and not tests:
         watch.save_map(objective)
     facts = describe_sets({"train": train, **tests}, held_out=bool(tests) and evaluate["test"] is None)
+    if probes.bank is not None and probes.bank.classes is not None:
+        facts["classes"] = len(probes.bank.classes)
     found = {**exposure(model.seen, tests), "metrics": probes.final_scores(objective)}
     return run.finish({"data": facts, **found, **fed.counts(), "selection": model.selection("last")})
 

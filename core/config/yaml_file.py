@@ -47,12 +47,12 @@ def find(path: str | Path, verb: str = "") -> Path:
     for place in places:
         if os.path.exists(place) and not os.path.isdir(place):
             return place
-    if os.path.isdir(path):
-        raise ConfigError([f"{path} is a folder; give one YAML file of it"])
-    if path.suffix != ".yaml":
+    if path.suffix != ".yaml":  # also where a folder of yours has the name of a config that ships
         for place in (place.with_name(f"{place.name}.yaml") for place in reversed(places[1:])):
             if os.path.isfile(place):
                 return place
+    if os.path.isdir(path):
+        raise ConfigError([f"{path} is a folder; give one YAML file of it"])
     shipped = sorted(file.relative_to(CONFIGS).as_posix() for file in CONFIGS.rglob("*.yaml"))
     beside = [str(path.parent / name) for name in _listed(path.parent) if name.endswith(".yaml")]
     close = nearest(str(path), beside + shipped)

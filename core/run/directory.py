@@ -11,7 +11,6 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,7 @@ from ..errors import UserError
 from ..files import write_text
 from ..formats import FORMAT, check_format
 from ..images.remote.address import refuse_secrets_in
-from ..launchlog import append
 from ..manifest import write_record
-from ..printable import printable_lines
 from . import state
 from .accelerator import build_accelerator
 from .compare import Complete, begun, of_another_config
@@ -46,6 +43,7 @@ from .folder import (
 from .mend import file_for_folder, find_damage, not_for_a_run, put_aside
 from .options import check_run_options
 from .rows import METRICS, RowFile, differs, digest_of_rows, guarded_files, read_rows
+from .speech import Speech
 from .trackers import Trackers
 from .watched import changed_set
 
@@ -54,11 +52,11 @@ class Interrupted(Exception):
     """Stopped on request after saving; the same command resumes."""
 
 
-class Run:
+class Run(Speech):
     """One run of one verb, in its folder.
 
-    config: the resolved config. complete: fills in the defaults of a config of this verb, for comparing it with the config of an earlier
-    version, which lacks the keys that are new since.
+    config: the resolved config. quiet: whether only warnings are printed. complete: fills in the defaults of a config of this verb, for
+    comparing it with the config of an earlier version, which lacks the keys that are new since.
     """
 
     dry = False  # whether nothing is written, and so no label of a sealed set read
@@ -76,7 +74,7 @@ class Run:
         self.accelerator = build_accelerator(self.options)
         self.device: torch.device = self.accelerator.device
         self.main = rank() == 0
-        self.quiet = quiet
+        self.silent = quiet
         self.console = Console(stderr=True, quiet=not self.main, highlight=False)
         self.finished: dict[str, Any] | None = None  # the result, once there is one
         self.recorded: dict[str, Any] = {}
@@ -188,14 +186,6 @@ class Run:
         if precision == "fp16" and self.device.type != "cuda":
             raise UserError("run.precision: fp16 needs a GPU; use fp32 or bf16 on the CPU")
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-
-    def log(self, message: str) -> None:
-        """One plain line for the person who watches; warnings are printed even when quiet."""
-        message = printable_lines(message)
-        if self.main and (not self.quiet or message.startswith("WARNING")):
-            for out in (partial(self.console.print, markup=False, soft_wrap=True), append):
-                with contextlib.suppress(OSError):  # a line that a full disk does not take ends no training
-                    out(message)
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Append a row to metrics.jsonl and to the tracker. A row that the disk does not take waits for a later one."""

@@ -209,9 +209,11 @@ def _score(
 
 def evaluate(method: nn.Module, evaluators: Mapping[str, Evaluator], step: int, epoch: float, run: Run) -> None:
     """Run the evaluators in eval mode and write their numbers as one row of metrics.jsonl."""
+    began = time.perf_counter()
     method.eval()
     values = {
         f"{name}/{key}": value for name, evaluator in evaluators.items() for key, value in evaluator(method).items()
     }
     run.metrics({"step": step, "epoch": epoch, **values})
     run.log("  ".join([f"step {step}", *(f"{key} {value:.4f}" for key, value in values.items())]))
+    run.detail(f"evaluation after step {step}: {', '.join(evaluators)}, {time.perf_counter() - began:.2f} s")

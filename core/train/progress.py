@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, Tex
 from rich.progress import Progress as RichProgress
 
 from ..distributed import world
+from ..loudness import Loudness, loudness
 from ..run.directory import Run
 from .remaining import SURE_SECONDS, SURE_STEPS, shorter_ways, time_left
 
@@ -72,8 +73,8 @@ class Progress:
                 self.run.log(words)
         if self.bar is not None:
             self.bar.update(self.task, facts=facts)
-            return
-        if now - self.printed >= PLAIN_SECONDS or done == self.steps:
+        aloud = loudness() is Loudness.VERBOSE
+        if aloud or (self.bar is None and (now - self.printed >= PLAIN_SECONDS or done == self.steps)):
             self.printed = now
             left = time_left(spent / max(1, own) * (self.steps - done))
             self.run.log(f"step {done}/{self.steps}  {facts}  {left} left")

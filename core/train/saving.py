@@ -49,6 +49,7 @@ class Saving:
             except (OSError, SafetensorError) as error:
                 reason = _reason(error)
             else:
+                self.run.detail(f"checkpoint of step {done} saved in {time.monotonic() - began:.2f} s")
                 with contextlib.suppress(OSError):  # the digest of an earlier checkpoint stays true of those rows
                     self.run.note_rows()
         self.last = time.monotonic()

@@ -21,6 +21,7 @@ from ...core.environment import usable_cores
 from ...core.errors import ProcessesFailed, UserError
 from ...core.interrupt import REQUESTS
 from ...core.launchlog import LOG_VARIABLE
+from ...core.loudness import OPTIONS, loudness
 from ...core.run.folder import make_folder, run_folder
 from ..exits import STOPPED
 from .placement import Placement, await_first_node, check_devices, rendezvous_failed
@@ -41,7 +42,10 @@ def launch_verb(verb: str, config: str, overrides: Sequence[str], where: Placeme
     options = resolve_launch(verb, config, overrides)["run"]
     check_devices(where, options)
     patience = options["timeout"] if where.nproc * where.nodes > 1 else None
-    return start_processes([verb, config, *overrides], where, run_folder(options["dir"]) / "logs", patience=patience)
+    aloud = [OPTIONS[loudness()]] if loudness() in OPTIONS else []
+    return start_processes(
+        [verb, config, *overrides, *aloud], where, run_folder(options["dir"]) / "logs", patience=patience
+    )
 
 
 def start_processes(

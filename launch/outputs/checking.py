@@ -23,8 +23,9 @@ from ...core.evaluate.trained import TrainedRun
 from ...core.images.images import Images
 from ...core.images.open import open_images
 from ...core.views.view import stack_pictures
+from ..aloud import say
 from .network import PlainNetwork
-from .pictures import damage_with_remedy, say
+from .pictures import damage_with_remedy
 from .scripts import SCRIPT_NAME
 
 PICTURES_COMPARED = 16  # pictures

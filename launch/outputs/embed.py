@@ -16,7 +16,9 @@ from ...core.evaluate.features import evaluating
 from ...core.evaluate.frozen import features_of
 from ...core.evaluate.taps import POOLED, Taps, available_taps
 from ...core.evaluate.trained import TrainedRun, load_trained
-from .pictures import damage_with_remedy, joined, names_of, open_pictures, say
+from ..aloud import conclude, say
+from ..following import LABELS, command
+from .pictures import damage_with_remedy, joined, names_of, open_pictures
 from .tables import PARQUET, check_parquet, write_npz, write_parquet
 
 BOTTLENECK = "bottleneck"  # the tap of what a classifier's head sees, where layers lie between backbone and head
@@ -57,6 +59,14 @@ def embed_pictures(
         columns = {**dict(zip(OWN_COLUMNS, (names_of(images), images.keys()), strict=True)), **found}
         (write_parquet if out.suffix.lower() == PARQUET else write_npz)(out, columns, about)
         print(out)
+        shapes = ", ".join(f"{name} {list(found[name].shape)}" for name in names)
+        classified = trained.classifier is not None
+        words = (
+            ("predict", str(run), *uris, "--out", LABELS)
+            if classified
+            else ("export", str(run), "--to", f"{run}-exported")
+        )
+        conclude(f"embed: {shapes} of {len(images)} pictures", command(*words))
     barrier()
     return 0
 

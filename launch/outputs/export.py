@@ -13,6 +13,8 @@ from ...core.evaluate.trained import TrainedRun, load_trained
 from ...core.files import write_text
 from ...core.images.pack.unfinished import writable
 from ...core.manifest import write_manifest
+from ..aloud import conclude, say
+from ..following import command
 from .card import UNKNOWN_LICENCE, model_card
 from .checking import (
     EXPORT_TOLERANCE,
@@ -25,7 +27,6 @@ from .checking import (
 from .int8 import int8_section, int8_sets, measure_int8, write_int8
 from .network import PlainNetwork, plain_network
 from .onnx_file import ONNX_FILE, ONNX_TOLERANCE, check_onnx, compare_onnx, onnx_section, write_onnx
-from .pictures import say
 
 CARD = "README.md"
 
@@ -83,8 +84,11 @@ def export_network(
         card = model_card(trained, network, checks, further=further, **facts)
         write_text(draft / CARD, card)
         write_manifest(draft, [*names, CARD])
-    say(f"compared on {len(shown.inputs)} pictures of {shown.title}")
     print(to)
+    conclude(
+        f"export: {trained.title}, compared on {len(shown.inputs)} pictures of {shown.title}",
+        command("verify", str(to)),
+    )
     return 0
 
 

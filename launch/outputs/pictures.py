@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -15,18 +14,12 @@ from ...core.errors import UserError
 from ...core.evaluate.trained import TrainedRun
 from ...core.images.open import DamagedImage, Images, open_images
 from ...core.images.survey import survey
-from ...core.printable import printable_lines
 from ...core.run.accelerator import build_accelerator
+from ..aloud import say
 
 MOST_LISTED = 20  # pictures that a message names
 
 Speak = Callable[[str], None]
-
-
-def say(line: str) -> None:
-    """One plain line on stderr, of the first process."""
-    if rank() == 0:
-        print(printable_lines(line), file=sys.stderr, flush=True)
 
 
 def joined(device: str) -> torch.device:

@@ -19,7 +19,9 @@ from ...core.images.images import Images
 from ...core.images.open import open_images
 from ...core.images.several import has_several
 from ...core.model.classifier import UNKNOWN, Classifier
-from .pictures import damage_with_remedy, joined, names_of, open_pictures, say
+from ..aloud import conclude, say
+from ..following import command
+from .pictures import damage_with_remedy, joined, names_of, open_pictures
 from .tables import PARQUET, Column, check_parquet, write_csv, write_parquet
 
 
@@ -89,8 +91,22 @@ def predict_pictures(
         else:  # without a place for it, and without reading every file once more for its identity
             write_csv(out, columns)
         print(out)
+        conclude(predicted_in_words(outputs, order[:, 0], probability[:, 0]), after_prediction(trained))
     barrier()
     return 0
+
+
+def predicted_in_words(outputs: Sequence[str], best: Tensor, sure: Tensor) -> str:
+    """How many pictures, the commonest class, and how sure. best: int64 [N], numbers of outputs; sure: float [N]."""
+    if not len(best):
+        return "predict: no pictures"
+    counts = torch.bincount(best, minlength=len(outputs))
+    share, which = counts.max() / len(best), outputs[int(counts.argmax())]
+    return f"predict: {len(best)} pictures, {100 * float(share):.0f} % of them {which}; mean confidence {100 * float(sure.mean()):.1f} %"
+
+
+def after_prediction(trained: TrainedRun) -> str:
+    return command("export", str(trained.folder), "--to", f"{trained.folder}-exported")
 
 
 def check_ranking(classifier: Classifier, top: int, batch_size: int) -> None:

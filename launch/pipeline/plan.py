@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.config.resolve import ConfigError, find, load
+from ...core.config.yaml_file import CONFIGS
 from ...core.documents import read_mapping
 from ...core.errors import UserError
 from ...core.launchlog import warn
@@ -93,6 +94,18 @@ def check_pipeline(
     if problems:
         raise ConfigError(problems, str(path))
     return config, jobs
+
+
+def found_again(config: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
+    """The pipeline as its run's folder records it: stages name files that lie beside `path` by their whole paths."""
+    beside = find(path).resolve().parent
+    stages = {
+        name: {**section, "config": str(file)}
+        if (file := beside / section["config"]).is_file() and not file.is_relative_to(CONFIGS)
+        else section
+        for name, section in config["stages"].items()
+    }
+    return {**config, "stages": stages}
 
 
 def _jobs(config: Mapping[str, Any], beside: Path, validate_stage: Validate, problems: list[str]) -> list[StageJob]:

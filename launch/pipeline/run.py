@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ...core.distributed import rank
 from ...core.files import write_text
+from ...core.loudness import Loudness, loudness
 from ...core.manifest import write_record
 from ...core.run.folder import make_folder, read_result, run_folder, write_config
 from ..allocator import give_back_freed_memory
@@ -31,7 +32,7 @@ from ..report.results import looks_note, main_metric, value_of
 from ..report.tables import interval, is_fraction, number
 from .checks import rows_named, sides_of
 from .contrasts import declare, declared_contrasts
-from .plan import STAGE_VERBS, StageJob, Validate, domains_of, inputs_file, plan_pipeline, recorded_inputs
+from .plan import STAGE_VERBS, StageJob, Validate, domains_of, found_again, inputs_file, plan_pipeline, recorded_inputs
 from .preflight import Build, check_buildable
 from .table import tabulate
 
@@ -60,10 +61,10 @@ def run_pipeline(
     if build is not None:
         check_buildable(path, jobs, build)
     folder = run_folder(config["run"]["dir"])
-    console = Console(stderr=True, highlight=False, quiet=rank() != 0)
+    console = Console(stderr=True, highlight=False, quiet=rank() != 0 or loudness() is Loudness.QUIET)
     if rank() == 0:
         make_folder(folder)
-        write_config(folder, config, shared=True)
+        write_config(folder, found_again(config, path), shared=True)
     declared = declare(folder, declared_contrasts(config["report"]), jobs) if rank() == 0 else None
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in config["stages"]}
     for count, job in enumerate(jobs):

@@ -19,6 +19,7 @@ from ...core.distributed import world
 from ...core.errors import UserError
 from ...core.interrupt import REQUESTS
 from ...core.launchlog import warn
+from ...core.loudness import Loudness, loudness
 from ...core.run.folder import read_result
 from ..exits import STOPPED
 from ..report.tables import selection_sentence
@@ -102,7 +103,8 @@ class Worker:
             raise KeyboardInterrupt
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        if loudness() > Loudness.QUIET:
+            self.console.print(text, markup=False, soft_wrap=True)
 
     def _begin(self) -> bool:
         """Start trials in the free slots. Returns whether any trial is running."""

@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -21,17 +20,22 @@ from rich.markup import escape
 from ...core.documents import read_mapping
 from ...core.errors import UserError
 from ...core.files import write_text
+from ...core.loudness import Loudness, loudness
 from ...core.manifest import write_record
 from ...core.run.folder import make_folder, run_folder
 from ...core.run.rows import METRICS, read_rows
+from ..aloud import say
 from ..dry import build_untrained
+from ..dry_time import typical
+from ..pipeline.ending import after_pipeline, pipeline_verdict
 from ..pipeline.run import run_pipeline
+from ..timing import TIMED_STEPS
 from ..verbs import execute, resolve
 from .pictures import Roles, read_roles
 from .plan import ADAPTATION, PRETRAINING, Plan, RunCosts, plan_story, plan_words
 
 FILE, ASKED = "try.yaml", "try.json"
-MEASURED, WARM = 12, 4  # steps of which the last are timed
+
 FEWEST_MINUTES = 1.0
 
 
@@ -39,7 +43,7 @@ def try_pictures(uris: Sequence[str], minutes: float, to: str) -> dict[str, Any]
     """Plan, say it in four lines, and run it; returns the pipeline's result.json. Raises UserError."""
     if not minutes >= FEWEST_MINUTES:
         raise UserError(f"--minutes: expected {FEWEST_MINUTES:g} or more, got {minutes:g}")
-    folder, console = run_folder(to), Console(stderr=True, highlight=False)
+    folder, console = run_folder(to), Console(stderr=True, highlight=False, quiet=loudness() is Loudness.QUIET)
     began = time.monotonic()
     roles = read_roles(uris)
     asked = {
@@ -57,12 +61,10 @@ def try_pictures(uris: Sequence[str], minutes: float, to: str) -> dict[str, Any]
         for line in lines:
             console.print(escape(line), soft_wrap=True)
     result = run_pipeline(known, [], execute, resolve, build=build_untrained)
-    for line in verdict(result):
-        console.print(escape(line), soft_wrap=True)
-    console.print(
-        f"{(time.monotonic() - began) / 60:.1f} min; again, or changed: rootstock run {escape(str(known))}",
-        soft_wrap=True,
-    )
+    for line in pipeline_verdict(result, folder):
+        say(line, Loudness.QUIET)
+    say(f"{(time.monotonic() - began) / 60:.1f} min; the plan is {known}, to be changed and run again")
+    say(f"next: {after_pipeline(str(known), [], result, folder)}")
     return result
 
 
@@ -71,7 +73,7 @@ def measured(verb: str, config: Mapping[str, Any]) -> RunCosts:
     with tempfile.TemporaryDirectory(prefix="rootstock-try-") as folder:
         quick = {
             **config,
-            "optim": {**config["optim"], "duration": MEASURED},
+            "optim": {**config["optim"], "duration": TIMED_STEPS},
             "run": {**config["run"], "dir": str(Path(folder) / "run"), "log_every": 1},
         }
         began = time.perf_counter()
@@ -80,8 +82,7 @@ def measured(verb: str, config: Mapping[str, Any]) -> RunCosts:
         rows = read_rows(Path(folder) / "run" / METRICS, lambda _: None)
     images = config["optim"]["batch_size"] * (2 if verb == "adapt" else 1)
     steps = [images / row["images_per_s"] for row in rows if "images_per_s" in row]
-    step = median(steps[WARM:])
-    return RunCosts(step, max(0.0, whole - sum(steps)))
+    return RunCosts(typical(steps), max(0.0, whole - sum(steps)))
 
 
 def machine() -> str:
@@ -89,19 +90,6 @@ def machine() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} CPU cores, no accelerator"
-
-
-def verdict(result: Mapping[str, Any]) -> list[str]:
-    """The primary contrasts in sentences."""
-    lines = []
-    for one in result.get("contrasts", {}).get("primary", ()):
-        low, high = one["low"], one["high"]
-        if low is None or high is None:
-            lines.append(f"{one['label']}: {100 * one['mean']:+.1f} points; the test set is too small for an interval")
-            continue
-        told = "helped" if low > 0 else "did harm" if high < 0 else "made no difference that this test set can show"
-        lines.append(f"{one['label']}: {told} ({100 * one['mean']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}])")
-    return lines
 
 
 def _probe_seconds(roles: Roles) -> float:

@@ -65,6 +65,6 @@ def test_the_log_of_a_run_is_escaped(capsys: pytest.CaptureFixture[str]) -> None
     from rootstock.core.run.directory import Run
 
     run = object.__new__(Run)
-    run.main, run.quiet, run.console = True, False, Console(stderr=True)
+    run.main, run.silent, run.console = True, False, Console(stderr=True)
     run.log(f"damaged picture replaced by its neighbour: {ESCAPE}")
     assert r"\x1b[31mred" in capsys.readouterr().err

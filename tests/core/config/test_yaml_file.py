@@ -152,9 +152,11 @@ def test_a_bare_name_is_a_config_that_ships(tmp_path: Path, monkeypatch: pytest.
     assert configfile.find("simclr", "pretrain").parent.name == "pretrain"
     written(tmp_path, "here: 1", "here/simclr")
     assert configfile.find("simclr", "pretrain") == Path("simclr")
-    (tmp_path / "here/demo").mkdir()
-    with pytest.raises(ConfigError, match="demo is a folder; give one YAML file of it"):
-        configfile.find("demo")
+    (tmp_path / "here/demo").mkdir()  # a folder of the user's hides no config that ships, as `finetune` in a checkout
+    assert configfile.find("demo").name == "demo.yaml"
+    (tmp_path / "here/mine").mkdir()
+    with pytest.raises(ConfigError, match="mine is a folder; give one YAML file of it"):
+        configfile.find("mine")
 
 
 def test_extends_leads_somewhere_and_not_in_a_circle(tmp_path: Path) -> None:
