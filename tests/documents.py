@@ -162,6 +162,8 @@ def _check_config(name: str, parsed: dict[str, Any]) -> None:
         str(parsed.get(key)).startswith("runs/") for key in ("config", "pipeline")
     ):  # of a run that the reader has made
         return
+    if name in TRAININGS and parsed["config"] is None:  # lists those that ship
+        return
     if name in TRAININGS:
         resolve_early(name, parsed["config"], overrides)
     elif name == "launch":
