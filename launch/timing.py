@@ -71,6 +71,14 @@ class TimedRun(DryRun):
         pass
 
 
+def measure_alone(verb: str, resolved: Mapping[str, Any], tell: Tell, until: float, place: Path) -> None:
+    """`measure_run` of a run that is no stage of a pipeline, whose folder may hold another one. Raises UserError."""
+    folder = run_folder(resolved["run"]["dir"])
+    if trouble := of_another_config(folder, verb, resolved, partial(fill_defaults, verb)):
+        raise UserError(trouble)
+    measure_run(verb, resolved, tell, until, place)
+
+
 def measure_run(
     verb: str,
     resolved: Mapping[str, Any],
@@ -85,8 +93,6 @@ def measure_run(
     evaluate: whether an evaluation is measured after the steps. Raises UserError as the run would.
     """
     folder = run_folder(resolved["run"]["dir"])
-    if trouble := of_another_config(folder, verb, resolved, partial(fill_defaults, verb)):
-        raise UserError(trouble)
     compiled = resolved["run"]["compile"]
     quick = {
         **resolved,
@@ -95,7 +101,7 @@ def measure_run(
     run, built = build_dry(verb, quick, partial(TimedRun, place=place))
     tell({
         "run": str(folder), "verb": verb, "log": run.messages, "device": run.device.type, "threads": torch.get_num_threads(),
-        "config": {"data": {"size": resolved["data"]["size"]}}, "finished": read_result(folder, lambda _: None) is not None,
+        "config": {"data": {"size": run.config["data"]["size"]}}, "finished": read_result(folder, lambda _: None) is not None,
         "done": max(0, saved_step(folder)), "compile": compiled == "auto" and run.device.type == "cuda",
     })  # fmt: skip
     if isinstance(built, Probing):
@@ -191,7 +197,7 @@ def main(arguments: Sequence[str]) -> int:
         if verb == "run":
             measure_pipeline(config, overrides, tell, until, Path(place))
         else:
-            measure_run(verb, resolve(verb, config, overrides), tell, until, Path(place))
+            measure_alone(verb, resolve(verb, config, overrides), tell, until, Path(place))
 
     return answer(work)
 
