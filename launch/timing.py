@@ -34,7 +34,7 @@ from .runs import saved_step
 from .verbs import fill_defaults, resolve
 
 TIMED_STEPS = 12  # steps at most
-PICTURES = 128  # of which a probe's features are computed
+PROBED_PICTURES = 128  # of which a probe's features are computed
 Tell = Callable[[Mapping[str, Any]], None]
 
 
@@ -151,7 +151,7 @@ def _clocked(batches: MicroBatches, steps: int, device: torch.device, tell: Tell
 def _measure_features(run: DryRun, built: Probing, tell: Tell) -> None:
     """Of a probe: the features of some pictures."""
     sets = [built.distinct, *built.tests.values()]
-    count = min(PICTURES, len(built.distinct))
+    count = min(PROBED_PICTURES, len(built.distinct))
     rows = torch.arange(count) * (len(built.distinct) // count)
     taps = Taps(built.taps.backbone, built.taps.names or ["pooled"]).to(run.device)
     began = time.perf_counter()
