@@ -128,6 +128,10 @@ def verb(work: Callable[..., int | None], of: typer.Typer = app, *, logs: bool =
         def work_aloud() -> int | None:
             if quiet and verbose:
                 raise UserError(f"{' and '.join(OPTIONS.values())} contradict each other; give one of them")
+            if "=" in (config := given.get("config") or "") and not os.path.exists(config):
+                raise UserError(
+                    f"{config} stands where the config belongs; `rootstock {name}` alone lists those that ship"
+                )
             with speaking(Loudness.QUIET if quiet else Loudness.VERBOSE if verbose else Loudness.NORMAL):
                 return work(*args, **given)
 

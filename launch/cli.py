@@ -43,7 +43,7 @@ def main() -> None:
     if COMPLETION in os.environ:
         from .completion import script
 
-        if (text := script()) is not None:
+        if (text := script(os.environ[COMPLETION])) is not None:
             typer.echo(text)
             return
     try:

@@ -4,7 +4,6 @@ In bash: `eval "$(_ROOTSTOCK_COMPLETE=source_bash rootstock)"`; zsh and fish lik
 """
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,11 +12,10 @@ from typing import Any
 import typer
 
 from ..core.config.yaml_file import CONFIGS
-from .app import COMPLETION
 from .keys import every_key
 from .schema_file import stored_schema, verbs_of
 
-SCHEMES = (
+KINDS_OF_SETS = (
     "folder",
     "tar",
     "csv",
@@ -32,7 +30,7 @@ SCHEMES = (
     "dicom",
     "nifti",
 )
-PICTURES = ("data.train", "data.test", "data.source", "data.target", "evaluate.bank", "evaluate.test")
+PICTURE_KEYS = ("data.train", "data.test", "data.source", "data.target", "evaluate.bank", "evaluate.test")
 _NETWORK = re.compile(r"\bbackbone(?::\s*\{?(?:[^}{]*?)\bname|\.name):\s*([\w.]+)")
 # Both ask typer's completion for fish, which takes a line as it is typed and answers with plain lines; what follows a tab is help. In bash
 # `=` and `:` end a word, so what stands before the last of them has to go.
@@ -68,9 +66,9 @@ compdef _rootstock_completion rootstock
 }
 
 
-def script() -> str | None:
-    """What `_ROOTSTOCK_COMPLETE=source_SHELL` prints; None where typer has it, or nothing was asked."""
-    return SCRIPTS.get(os.environ.get(COMPLETION, "").removeprefix("source_"))
+def script(asked: str) -> str | None:
+    """What the command prints for `source_SHELL`; None where typer has it, or something else was asked."""
+    return SCRIPTS.get(asked.removeprefix("source_"))
 
 
 def verbs(incomplete: str) -> list[str]:
@@ -112,9 +110,9 @@ def _values(schema: Mapping[str, Any], verb: str, path: str, begun: str) -> list
         return ["none", "timm", *_folders(begun)]
     if path == "backbone.name":
         return _networks()
-    if path in PICTURES:
+    if path in PICTURE_KEYS:
         kind, colon, place = begun.partition(":")
-        uris = [f"{kind}:{folder}" for folder in _folders(place)] if colon else [f"{kind}:" for kind in SCHEMES]
+        uris = [f"{kind}:{folder}" for folder in _folders(place)] if colon else [f"{kind}:" for kind in KINDS_OF_SETS]
     else:
         uris = []
     found = [key for key in every_key(schema, verb) if key.path == path]

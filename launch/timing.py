@@ -34,7 +34,7 @@ from .runs import saved_step
 from .verbs import fill_defaults, resolve
 
 TIMED_STEPS = 12  # steps at most
-PICTURES = 128  # of which a probe's features are computed
+PROBED_PICTURES = 128  # of which a probe's features are computed
 Tell = Callable[[Mapping[str, Any]], None]
 
 
@@ -71,6 +71,14 @@ class TimedRun(DryRun):
         pass
 
 
+def measure_alone(verb: str, resolved: Mapping[str, Any], tell: Tell, until: float, place: Path) -> None:
+    """`measure_run` of a run that is no stage of a pipeline, whose folder may hold another one. Raises UserError."""
+    folder = run_folder(resolved["run"]["dir"])
+    if trouble := of_another_config(folder, verb, resolved, partial(fill_defaults, verb)):
+        raise UserError(trouble)
+    measure_run(verb, resolved, tell, until, place)
+
+
 def measure_run(
     verb: str,
     resolved: Mapping[str, Any],
@@ -85,8 +93,6 @@ def measure_run(
     evaluate: whether an evaluation is measured after the steps. Raises UserError as the run would.
     """
     folder = run_folder(resolved["run"]["dir"])
-    if trouble := of_another_config(folder, verb, resolved, partial(fill_defaults, verb)):
-        raise UserError(trouble)
     compiled = resolved["run"]["compile"]
     quick = {
         **resolved,
@@ -95,7 +101,7 @@ def measure_run(
     run, built = build_dry(verb, quick, partial(TimedRun, place=place))
     tell({
         "run": str(folder), "verb": verb, "log": run.messages, "device": run.device.type, "threads": torch.get_num_threads(),
-        "config": {"data": {"size": resolved["data"]["size"]}}, "finished": read_result(folder, lambda _: None) is not None,
+        "config": {"data": {"size": run.config["data"]["size"]}}, "finished": read_result(folder, lambda _: None) is not None,
         "done": max(0, saved_step(folder)), "compile": compiled == "auto" and run.device.type == "cuda",
     })  # fmt: skip
     if isinstance(built, Probing):
@@ -145,7 +151,7 @@ def _clocked(batches: MicroBatches, steps: int, device: torch.device, tell: Tell
 def _measure_features(run: DryRun, built: Probing, tell: Tell) -> None:
     """Of a probe: the features of some pictures."""
     sets = [built.distinct, *built.tests.values()]
-    count = min(PICTURES, len(built.distinct))
+    count = min(PROBED_PICTURES, len(built.distinct))
     rows = torch.arange(count) * (len(built.distinct) // count)
     taps = Taps(built.taps.backbone, built.taps.names or ["pooled"]).to(run.device)
     began = time.perf_counter()
@@ -191,7 +197,7 @@ def main(arguments: Sequence[str]) -> int:
         if verb == "run":
             measure_pipeline(config, overrides, tell, until, Path(place))
         else:
-            measure_run(verb, resolve(verb, config, overrides), tell, until, Path(place))
+            measure_alone(verb, resolve(verb, config, overrides), tell, until, Path(place))
 
     return answer(work)
 

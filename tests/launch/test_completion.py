@@ -70,7 +70,7 @@ def test_runs_and_pictures_are_at_hand(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_every_kind_of_set_is_known() -> None:
-    assert {*OPENERS} <= {*completion.SCHEMES}
+    assert {*OPENERS} <= {*completion.KINDS_OF_SETS}
 
 
 LINES = {

@@ -58,7 +58,7 @@ def asked(verb: str, *more: str) -> dict[str, Any]:
 
 def facts_of(verb: str, place: Path, *more: str, seconds: float = 600.0) -> MeasuredRun:
     found = MeasuredRun()
-    timing.measure_run(verb, asked(verb, *more), found.add, time.perf_counter() + seconds, place)
+    timing.measure_alone(verb, asked(verb, *more), found.add, time.perf_counter() + seconds, place)
     return found
 
 

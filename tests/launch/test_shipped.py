@@ -79,6 +79,14 @@ def test_launch_lists_the_configs_of_the_verb(rootstock: Rootstock) -> None:
     assert "rootstock launch --help" in done.stderr and "simclr" not in done.stderr.partition("\n\n")[2]
 
 
+def test_a_key_in_the_place_of_the_config_is_named(rootstock: Rootstock) -> None:
+    done = rootstock("probe", "data.size=32")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: data.size=32 stands where the config belongs; `rootstock probe` alone lists those that ship\n"
+    )
+
+
 def test_small_comes_first() -> None:
     for verb in ("pretrain", "probe", "finetune", "adapt"):
         assert next(iter(shipped(verb))) == "small"
