@@ -110,7 +110,7 @@ def _sheet_of(record: RunRecord) -> tuple[Image.Image, int, int] | None:
 def live_map(stage: StageRuns, title: str, answers: Seeds, thumbnails: Thumbnails) -> LiveMap | None:
     """The first map of a stage's runs; None if there is none, or if it has more points than a page shows."""
     record = next((record for record in stage.records if record.map), None)
-    if record is None or not 0 < len(record.map["x"]) <= POINTS_OF_MAP:
+    if record is None or not 0 < len(record.map.get("x", [])) <= POINTS_OF_MAP:
         return None
     chart, n = record.map, len(record.map["x"])
     near = chart.get("near") or []
