@@ -122,8 +122,8 @@ def test_hovering_over_a_curve_tells_its_value(page: Browser) -> None:
         page.mouse("moved", x + near, y)
     # Bokeh's tooltip stands in a shadow tree.
     page.ask(
-        "window.told = (root = document) => [...root.querySelectorAll('*')].flatMap(one => "
-        "[/Tooltip/.test(one.className) ? (one.shadowRoot ?? one).textContent : '', ...(one.shadowRoot ? told(one.shadowRoot) : [])]).join('')"
+        "window.told = (root = document) => [...root.querySelectorAll('*')].flatMap(one => ["
+        "/Tooltip/.test(one.className) ? (one.shadowRoot ?? one).textContent : '', one.shadowRoot ? told(one.shadowRoot) : '']).join('')"
     )
     page.wait(r"/step:\s*100\s*value:\s*0\.05/.test(told())")
     assert "seed 0" in page.ask("told()")
@@ -152,6 +152,9 @@ def test_smoothing_changes_the_curves_and_zero_gives_them_back(page: Browser) ->
     page.ask("document.querySelector('[data-overlay]').scrollIntoView()")
     page.wait("document.querySelector('[data-overlay] .live').chart")
     assert page.ask("document.querySelector('[data-overlay] .live').chart.lines().length") == 4  # two stages, two seeds
+    page.ask("document.querySelector('.tick input').click()")
+    page.wait("document.querySelector('[data-overlay] .live').chart.lines().length === 2")
+    page.prefer("dark")  # draws all anew, but not what is gone
 
 
 def test_a_command_is_copied(page: Browser) -> None:
