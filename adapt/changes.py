@@ -64,7 +64,7 @@ def save_changes(
         some = spread(len(began.source), max(map(len, began.rows.values())))
         seen, after = {SOURCE: began.source.select(some), **seen}, {SOURCE: began.source_after[some], **after}
         before = {SOURCE: began.features[SOURCE][some], **before}
-    save_map(run.dir, after, seen, run.seed, before=before)
+    save_map(run.dir, after, seen, run.seed, before=before, rows=began.rows)
     told: dict[str, Any] = {"before": began.how, "tests": {}}
     for name, rows in began.rows.items():
         labels = seen[name].labels

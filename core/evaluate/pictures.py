@@ -72,15 +72,17 @@ def save_map(
     sets: Mapping[str, Images],
     seed: int,
     before: Mapping[str, Tensor] | None = None,
+    rows: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write run/map.json, up to MAP_POINTS features in a plane by class and by domain, and their pictures: run/map.webp, thumbnails.
 
-    `key` names each point's image as predictions.safetensors does; `near` are the NEIGHBOURS points that are nearest to it by cosine of
-    the features, nearest first.
+    `key` and `row` name each point's image as predictions.safetensors does: its identity, which copies and blends share, and its place in
+    the test, -1 where the set is none. `near` are the NEIGHBOURS points that are nearest to it by cosine of the features, nearest first.
 
     features: [N, D] by name of the set; each set is one domain. before: those of the same images before a training, [N, D']: each of the
     two maps then has up to MAP_POINTS_OF_TWO. Writes nothing for fewer than 8 features, or if they are not finite or all equal, so a
     diverged run still ends with its numbers. An image of several classes, or of none, has no class on the map.
+    rows: int64 [N], of each set that is a part of a test: its images' places there; sets that it lacks are no tests. None: all are whole.
     """
     names = [name for name in features if len(features[name])]
     most = MAP_POINTS if before is None else MAP_POINTS_OF_TWO
@@ -94,7 +96,10 @@ def save_map(
     for name in names:
         own = sets[name].labels
         labels += only_classes(own[chosen[name]]).tolist() if own is not None else [-1] * len(chosen[name])
-    write_bytes(run / SHEET, thumbnail_sheet([(sets[name], chosen[name]) for name in names]))
+    sheet, pixels = thumbnail_sheet([(sets[name], chosen[name]) for name in names])
+    write_bytes(run / SHEET, sheet)
+    own = {name: torch.arange(len(sets[name])) if rows is None else rows.get(name) for name in names}
+    places = [(row[chosen[name]] if (row := own[name]) is not None else chosen[name] * 0 - 1) for name in names]
     write_text(
         run / "map.json",
         json.dumps(
@@ -103,7 +108,8 @@ def save_map(
                 "near": _nearest([features[name][chosen[name]] for name in names]),
                 **({} if first is None else {"before": _written(first)}),
                 "key": [key for name in names for key in sets[name].select(chosen[name]).keys().tolist()],
-                "thumbnails": {"file": SHEET, "side": THUMBNAIL_SIDE, "columns": COLUMNS},
+                "row": torch.cat(places).tolist(),
+                "thumbnails": {"file": SHEET, "side": THUMBNAIL_SIDE, "columns": COLUMNS, "pixels": pixels},
                 "label": labels,
                 "domain": [i for i, name in enumerate(names) for _ in range(len(chosen[name]))],
                 "classes": list(classes or []),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Sequence
 
@@ -18,10 +19,11 @@ _QUALITY = 72  # of WebP
 _GRAY = (128, 128, 128)  # in place of a damaged picture
 
 
-def thumbnail_sheet(parts: Sequence[tuple[Images, Tensor]]) -> bytes:
-    """A WebP picture of square thumbnails, COLUMNS in a row. parts: sets with the rows (int64 [M]) to take of each, in their order.
+def thumbnail_sheet(parts: Sequence[tuple[Images, Tensor]]) -> tuple[bytes, list[int]]:
+    """A WebP picture of square thumbnails, COLUMNS in a row, and of each a number that equal pixels share.
 
-    A thumbnail is the middle square of its picture; gray where the picture is damaged. Of other than three channels, the first one.
+    parts: sets with the rows (int64 [M]) to take of each, in their order. A thumbnail is the middle square of its picture; gray where the
+    picture is damaged. Of other than three channels, the first one.
     """
     small = [_thumbnail(images, int(i)) for images, rows in parts for i in rows]
     sheet = Image.new("RGB", (COLUMNS * THUMBNAIL_SIDE, -(-len(small) // COLUMNS) * THUMBNAIL_SIDE), _GRAY)
@@ -29,7 +31,8 @@ def thumbnail_sheet(parts: Sequence[tuple[Images, Tensor]]) -> bytes:
         sheet.paste(picture, (k % COLUMNS * THUMBNAIL_SIDE, k // COLUMNS * THUMBNAIL_SIDE))
     out = io.BytesIO()
     sheet.save(out, format="WEBP", quality=_QUALITY, method=4)
-    return out.getvalue()
+    numbers = [int.from_bytes(hashlib.sha256(one.tobytes()).digest()[:6]) for one in small]
+    return out.getvalue(), numbers
 
 
 def _thumbnail(images: Images, i: int) -> Image.Image:

@@ -139,7 +139,7 @@ def odd_map(chart: Mapping[str, Any]) -> str:
     if len(lengths) > 1:
         return "its lists differ in length"
     count = len(chart.get("x", []))
-    for name, kept in (("near", chart.get("near", [])), ("key", chart.get("key", []))):
+    for name, kept in ((name, chart.get(name, [])) for name in ("near", "key", "row")):
         flat = [one for row in kept for one in row] if name == "near" and _is_table(kept) else kept
         if not isinstance(flat, list) or not all(isinstance(one, int) for one in flat) or len(kept) not in (0, count):
             return f"{name} is no list of whole numbers for each point"

@@ -54,14 +54,14 @@ class Thumbnails:
 
     def add(self, record: RunRecord) -> list[int]:
         """The number of each of the map's pictures, -1 for one without. A sheet that cannot be read is told, and left out."""
-        keys = record.map.get("key") or []
-        sheet = _sheet_of(record) if keys else None
+        sheet = _sheet_of(record)
         if sheet is None:
             return [-1] * len(record.map["x"])
+        pixels = record.map["thumbnails"]["pixels"]
         picture, side, columns = sheet
         self.side = self.side or side
         found = []
-        for k, key in enumerate(keys):
+        for k, key in enumerate(pixels):
             if key not in self.numbers and len(self.pictures) < MOST_PICTURES:
                 left, top = k % columns * side, k // columns * side
                 one = picture.crop((left, top, left + side, top + side))
@@ -91,15 +91,18 @@ class Thumbnails:
 def _sheet_of(record: RunRecord) -> tuple[Image.Image, int, int] | None:
     """(sheet, side, columns) as map.json describes them."""
     said = record.map.get("thumbnails") or {}
-    side, columns, name = said.get("side"), said.get("columns"), said.get("file")
+    side, columns, name, pixels = (said.get(key) for key in ("side", "columns", "file", "pixels"))
+    count = len(record.map["x"])
     fits = isinstance(side, int) and isinstance(columns, int) and 0 < side <= _LARGEST and 0 < columns <= _WIDEST
     if not fits or not isinstance(name, str) or Path(name).name != name:
+        return None
+    if not isinstance(pixels, list) or len(pixels) != count or not all(isinstance(one, int) for one in pixels):
         return None
     assert isinstance(side, int) and isinstance(columns, int)
     path = record.path / name
     try:
         with Image.open(io.BytesIO(read_regular(path)), formats=("WEBP",)) as image:
-            if image.width != columns * side or image.height < -(-len(record.map["key"]) // columns) * side:
+            if image.width != columns * side or image.height < -(-count // columns) * side:
                 raise ValueError("it has another size than map.json says")
             return image.convert("RGB"), side, columns
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -110,11 +113,11 @@ def _sheet_of(record: RunRecord) -> tuple[Image.Image, int, int] | None:
 def live_map(stage: StageRuns, title: str, answers: Seeds, thumbnails: Thumbnails) -> LiveMap | None:
     """The first map of a stage's runs; None if there is none, or if it has more points than a page shows."""
     record = next((record for record in stage.records if record.map), None)
-    if record is None or not 0 < len(record.map["x"]) <= POINTS_OF_MAP:
+    if record is None or not 0 < len(record.map.get("x", [])) <= POINTS_OF_MAP:
         return None
     chart, n = record.map, len(record.map["x"])
     near = chart.get("near") or []
-    scored, right, guess = _judged(chart, answers.get(record.seed) or {})
+    scored, right, guess = right_of_points(chart, answers.get(record.seed) or {})
     points = {
         "x": _rounded(chart["x"]),
         "y": _rounded(chart["y"]),
@@ -129,30 +132,29 @@ def live_map(stage: StageRuns, title: str, answers: Seeds, thumbnails: Thumbnail
     return LiveMap(title, names[0], names[1], points, near if len(near) == n else [], before, scored)
 
 
-def _judged(chart: Mapping[str, Any], found: Mapping[str, Answers]) -> tuple[str, list[int], list[int]]:
+def right_of_points(chart: Mapping[str, Any], found: Mapping[str, Answers]) -> tuple[str, list[int], list[int]]:
     """(protocols that were asked, right or wrong of each point, predicted class of each); -1 where nothing is known.
 
-    Each domain of the map is a test; its first protocol with a prediction answers for the images by their identity.
+    Each domain of the map is a test; its first protocol with a prediction answers for the images by their places, which have to hold the
+    same identities.
     """
     n, keys, domains = len(chart["x"]), chart.get("key") or [], chart.get("domain") or []
+    rows = chart.get("row") or []
     right, guess, asked = [-1] * n, [-1] * n, list[str]()
     for number, domain in enumerate(chart.get("domains") or []):
         protocol = next(
             (k for k, a in found.items() if k.partition("/")[0] == domain and a.predictions is not None), None
         )
-        if protocol is None or not keys or not domains:
+        if protocol is None or not keys or not rows or not domains:
             continue
         one = found[protocol]
         assert one.predictions is not None
         if list(one.images.classes) != list(chart.get("classes") or []):
             continue
-        known = dict(
-            zip(one.images.keys.tolist(), zip(one.predictions.tolist(), one.correct.tolist(), strict=True), strict=True)
-        )
         asked.append(protocol)
-        for i, (key, own) in enumerate(zip(keys, domains, strict=True)):
-            if own == number and key in known:
-                guess[i], right[i] = int(known[key][0]), int(known[key][1] > 0.5)
+        for i, (key, row, own) in enumerate(zip(keys, rows, domains, strict=True)):
+            if own == number and 0 <= row < len(one.images.keys) and one.images.keys[row] == key:
+                guess[i], right[i] = int(one.predictions[row]), int(one.correct[row] > 0.5)
     return ", ".join(asked), right, guess
 
 

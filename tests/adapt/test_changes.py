@@ -15,7 +15,11 @@ from safetensors.torch import load_file
 import rootstock.adapt.examine as examine
 from rootstock.adapt.by_class import errors_by_class
 from rootstock.adapt.changes import NEAREST_MEAN, nearest_means
+from rootstock.core.evaluate.predictions import read_predictions
 from rootstock.core.images.open import open_images
+from rootstock.launch.report.answers import read_answers
+from rootstock.launch.report.maps import right_of_points
+from rootstock.launch.report.records import read_run
 from rootstock.tests.adapt.test_examine import DATA, start
 
 
@@ -105,6 +109,14 @@ def test_the_map_holds_source_and_target_before_and_after(
     assert drawn["domains"] == ["source", "target"] and drawn["domain"] == [0] * 30 + [1] * 30
     assert len(drawn["before"]["x"]) == len(drawn["x"]) == 60 and drawn["before"]["x"] != drawn["x"]
     assert min(drawn["label"]) >= 0
+    # The page asks the predictions whether a point is right: by its place in the test, where its identity has to stand.
+    kept = read_predictions(ran[0])
+    assert kept is not None
+    images, scores = kept.tests["target"], kept.scores["target/classifier"].scores
+    assert drawn["row"][:30] == [-1] * 30 and images.keys[drawn["row"][30:]].tolist() == drawn["key"][30:]
+    shown = right_of_points(drawn, read_answers(read_run(ran[0])))
+    right = scores.argmax(1) == images.labels
+    assert shown[1] == [-1] * 30 + right[drawn["row"][30:]].astype(int).tolist() and shown[0] == "target/classifier"
 
 
 def test_accuracies_of_both_domains_are_in_the_result(

@@ -203,7 +203,7 @@
       view = host.view = await Bokeh.Plotting.show(figure, host);
     };
     await build();
-    redraw.push(build);
+    redraw.push(() => host.isConnected && build());
     return {
       lines: () => sources.map(({ source }) => [...source.data.y]),
       smooth: (given) => {
@@ -449,7 +449,7 @@
     side.append(make("p", { className: "lead" }, hint));
     Object.assign(host, { pixel, count });
     await build();
-    redraw.push(build);
+    redraw.push(() => host.isConnected && build());
   };
 
   unpack("live-data").then((text) => {

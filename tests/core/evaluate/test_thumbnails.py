@@ -36,6 +36,11 @@ def test_neighbours_and_identities_are_those_of_the_points(tmp_path: Path) -> No
         cosines = [-2.0 if j == i else float(x[i] @ x[j] / (x[i].norm() * x[j].norm())) for j in range(len(x))]
         assert near == sorted(range(len(x)), key=lambda j: -cosines[j])[:NEIGHBOURS]
     assert drawn["key"] == [*sets["a"].keys().tolist(), *sets["b"].keys().tolist()]
+    assert drawn["row"] == [*range(40), *range(30)]
+    save_map(
+        tmp_path, features, sets, 0, rows={"b": torch.arange(100, 130)}
+    )  # a part of a test, and a set that is none
+    assert json.loads((tmp_path / "map.json").read_text())["row"] == [-1] * 40 + [*range(100, 130)]
     assert len(squares(tmp_path / SHEET)) == 4 * COLUMNS  # 70 points, 20 in a row
 
 
@@ -52,9 +57,11 @@ def test_thumbnails_stand_in_the_order_of_the_points_and_show_the_middle(tmp_pat
     rows = torch.tensor([3, 0, 4, 1, 2, 5])
     sheet = tmp_path / "sheet" / SHEET
     sheet.parent.mkdir()
-    sheet.write_bytes(content := thumbnail_sheet([(images, rows[:2]), (images, rows[2:])]))
+    content, numbers = thumbnail_sheet([(images, rows[:2]), (images, rows[2:])])
+    sheet.write_bytes(content)
     found = [square.mean((0, 1)) for square in squares(sheet)]
     expected = [*colours, (120, 0, 120), (128, 128, 128)]
     for square, i in zip(found, rows.tolist(), strict=False):
         assert np.abs(square - expected[i]).max() < 6, (i, square)
-    assert content == thumbnail_sheet([(images, rows)]), "the same pictures give the same bytes"
+    assert (content, numbers) == thumbnail_sheet([(images, rows)]), "the same pictures give the same bytes"
+    assert len(set(numbers)) == len(rows) and numbers[:2] == thumbnail_sheet([(images, rows[:2])])[1]

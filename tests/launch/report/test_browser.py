@@ -107,6 +107,28 @@ def test_a_heading_sorts_its_column_within_groups(page: Browser) -> None:
     assert len(set(before)) > 2 and before not in (sorted(before), sorted(before, reverse=True))
 
 
+def test_hovering_over_a_curve_tells_its_value(page: Browser) -> None:
+    page.ask("document.querySelectorAll('details').forEach(one => { one.open = true })")
+    chart = "[...document.querySelectorAll('figure[data-plot]')].find(one => one.textContent.includes('Training loss'))"
+    page.ask(f"{chart}.scrollIntoView()")
+    page.wait(f"{chart}.querySelector('.live')?.chart")
+    step, loss = 100, 5 / 100
+    view = f"{chart}.querySelector('.live').view"
+    box = f"{view}.el.getBoundingClientRect()"
+    x, y = page.ask(
+        f"[{box}.left + {view}.frame.x_scale.compute({step}), {box}.top + {view}.frame.y_scale.compute({loss})]"
+    )
+    for near in (3, 1, 0):  # a pointer that comes from somewhere
+        page.mouse("moved", x + near, y)
+    # Bokeh's tooltip stands in a shadow tree.
+    page.ask(
+        "window.told = (root = document) => [...root.querySelectorAll('*')].flatMap(one => ["
+        "/Tooltip/.test(one.className) ? (one.shadowRoot ?? one).textContent : '', one.shadowRoot ? told(one.shadowRoot) : '']).join('')"
+    )
+    page.wait(r"/step:\s*100\s*value:\s*0\.05/.test(told())")
+    assert "seed 0" in page.ask("told()")
+
+
 def test_smoothing_changes_the_curves_and_zero_gives_them_back(page: Browser) -> None:
     page.ask("document.querySelectorAll('details').forEach(one => { one.open = true })")
     chart = "[...document.querySelectorAll('figure[data-plot]')].find(one => one.textContent.includes('Training loss'))"
@@ -130,6 +152,9 @@ def test_smoothing_changes_the_curves_and_zero_gives_them_back(page: Browser) ->
     page.ask("document.querySelector('[data-overlay]').scrollIntoView()")
     page.wait("document.querySelector('[data-overlay] .live').chart")
     assert page.ask("document.querySelector('[data-overlay] .live').chart.lines().length") == 4  # two stages, two seeds
+    page.ask("document.querySelector('.tick input').click()")
+    page.wait("document.querySelector('[data-overlay] .live').chart.lines().length === 2")
+    page.prefer("dark")  # draws all anew, but not what is gone
 
 
 def test_a_command_is_copied(page: Browser) -> None:
