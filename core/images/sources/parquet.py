@@ -252,7 +252,7 @@ def source_of_shards(
     top = folder or shards[0].file.path.parent
     names = names_of_rows([os.path.relpath(shard.file.path, top) for shard in shards], counts, said.paths)
     store = ShardedRows(
-        str(top), [str(shard.place) for shard in shards], [shard.file.shown for shard in shards],
+        str(top) if held is None else path, [str(shard.place) for shard in shards], [shard.file.shown for shard in shards],
         names, number, spans[:, 0], np.column_stack([spans[:, 1], times]), bits,
     )  # fmt: skip
     store.sums, store.held = spans[:, 2], held
