@@ -67,9 +67,12 @@ class ShardedRows(TarStore):
 
     def content(self, i: int) -> bytearray:
         place = self.archives[self.shard[i]]
-        content = self._files.read(place, self.size(i), int(self.offsets[i]))
-        if self.sums[i] not in (NO_SUM, zlib.crc32(content)):
-            raise OSError(errno.EIO, f"its copy {place} has changed; delete that file", place)
+        try:
+            content = self._files.read(place, self.size(i), int(self.offsets[i]))
+            if self.sums[i] not in (NO_SUM, zlib.crc32(content)):
+                raise OSError(errno.EIO, f"its copy {place} has changed; delete that file", place)
+        except OSError as error:
+            raise self.of_copy(error, place) from None
         return content
 
     def holds(self, file: Path) -> bool:

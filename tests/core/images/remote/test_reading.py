@@ -192,6 +192,31 @@ def test_a_copy_that_does_not_fit_is_refused(store: ObjectStore) -> None:
     assert len(open_images(uri)) == 20
 
 
+@pytest.mark.parametrize("kind", ["tar.gz", "parquet"])
+def test_a_damaged_copy_is_made_anew_and_no_picture_counts_as_damaged(
+    kind: str, store: ObjectStore, tmp_path: Path
+) -> None:
+    held = gzip.compress(archive({f"{i:02}.png": one for i, one in enumerate(PICTURES)}), mtime=0)
+    if kind == "parquet":
+        pa, pq, file = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet"), io.BytesIO()
+        pq.write_table(pa.table({"image": PICTURES}), file)
+        held = file.getvalue()
+    uri = f"{kind.partition('.')[0]}:{store.put(f'copied.{kind}', held)}"
+    images = open_images(uri)
+    images.keys()
+    (made,) = (
+        one for one in (tmp_path / "own cache/rootstock/objects").glob("*/copy-*") if one.suffix in (".tar", ".rows")
+    )
+    content = bytearray(made.read_bytes())
+    content[content.index(PICTURES[7]) + 30] ^= 8
+    made.write_bytes(content)
+    with pytest.raises(ObjectError, match="damaged and is deleted now; run the same command again"):
+        images.read(7)
+    assert not made.exists()
+    again = open_images(uri)
+    assert [again.encoded(i) for i in range(20)] == PICTURES and made.exists()
+
+
 def test_an_object_that_is_replaced_is_refused(store: ObjectStore) -> None:
     uri = put_tar(store, "replaced.tar")
     cached, direct = open_images(uri), open_images(f"{uri}?cache=0")
