@@ -142,7 +142,7 @@ def extract_taps(
                     if (damaged := rounds.agree(found, damaged)) is not None:
                         view.worker(images.read(damaged))  # the same error on all processes
                         raise UserError(
-                            f"picture {damaged} could be read only at the second attempt; check the disk it is on"
+                            f"picture {damaged} could be read only at the second attempt; check the disk or the network it is on"
                         )
                     rounds.exchange(found)
         seen, broken = rounds.totals(torch.stack([seen, broken]))

@@ -16,7 +16,7 @@ import PIL
 import torch
 from torch import Tensor
 
-from ...errors import UserError
+from ...errors import MachineError, UserError
 from ...files import expanded, sync
 from ...printable import printable
 from ..cache import replacing
@@ -104,7 +104,8 @@ def records_of(task: Task, journal: int, follow: Follow) -> tuple[np.ndarray, li
         try:
             made, found = append_pictures(task.images, task.packing, numbers, entries, records.fileno(), journal)
         except UserError as error:
-            raise UserError(f"{error}; {task.part} is kept; remove it before packing in another way") from None
+            kind = MachineError if isinstance(error, MachineError) else UserError
+            raise kind(f"{error}; {task.part} is kept; remove it before packing in another way") from None
         os.fsync(records.fileno())
     return made, sorted({**known, **found}.items()), len(entries)
 

@@ -170,13 +170,7 @@ class BlockCache:
 
     def make_room(self, wanted: int) -> None:
         """Delete what was not used for longest until `wanted` bytes more fit; what others hold stays."""
-        found: list[tuple[float, int, str]] = []
-        with contextlib.suppress(OSError):
-            for folder in os.scandir(self.folder):
-                if folder.name == "locks":
-                    continue
-                with contextlib.suppress(OSError):  # deleted by another process
-                    found += [(s.st_mtime, s.st_size, file.path) for file in os.scandir(folder) for s in [file.stat()]]
+        found = stored_files(self.folder)
         total = sum(size for _, size, _ in found) + wanted
         for used, size, path in sorted(found):
             if total <= self.most:
@@ -197,6 +191,21 @@ class BlockCache:
                 f"{title}: reading it needs a copy of {sized(size)} or more on this machine, and ?cache= allows {bound_of(self.most)}; "
                 f"add ?cache={sized(3 * size)}, or make a pack of it, which is read in place"
             )
+
+
+def stored_files(folder: Path) -> list[tuple[float, int, str]]:
+    """(when it was last used, size, path) of what lies in the folders of objects; other processes may delete meanwhile."""
+    found: list[tuple[float, int, str]] = []
+    with contextlib.suppress(OSError), os.scandir(folder) as objects:
+        for one in objects:
+            if one.name == "locks":
+                continue
+            with contextlib.suppress(OSError), os.scandir(one.path) as files:
+                for file in files:
+                    with contextlib.suppress(OSError):
+                        status = file.stat()
+                        found.append((status.st_mtime, status.st_size, file.path))
+    return found
 
 
 class Held:

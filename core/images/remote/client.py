@@ -36,7 +36,7 @@ PROTOCOL_PACKAGES = {
 }  # fmt: skip
 """The package that speaks a protocol, and what pip installs for it."""
 
-TRIES, FIRST_WAIT, LONGEST_WAIT, LONGEST = 11, 0.25, 8.0, 60.0
+TRIES, FIRST_WAIT, LONGEST_WAIT, LONGEST = 10, 0.25, 8.0, 40.0
 """How often a request is made; seconds before the second try, which double up to the longest; and after so many in all, none is made."""
 
 CONNECT_SECONDS, READ_SECONDS, QUIET_SECONDS = 5, 15, 60

@@ -67,9 +67,12 @@ class ShardedRows(TarStore):
 
     def content(self, i: int) -> bytearray:
         place = self.archives[self.shard[i]]
-        content = self._files.read(place, self.size(i), int(self.offsets[i]))
-        if self.sums[i] not in (NO_SUM, zlib.crc32(content)):
-            raise OSError(errno.EIO, f"its copy {place} has changed; delete that file", place)
+        try:
+            content = self._files.read(place, self.size(i), int(self.offsets[i]))
+            if self.sums[i] not in (NO_SUM, zlib.crc32(content)):
+                raise OSError(errno.EIO, f"its copy {place} has changed; delete that file", place)
+        except OSError as error:
+            raise self.of_copy(error, place) from None
         return content
 
     def holds(self, file: Path) -> bool:
@@ -252,7 +255,7 @@ def source_of_shards(
     top = folder or shards[0].file.path.parent
     names = names_of_rows([os.path.relpath(shard.file.path, top) for shard in shards], counts, said.paths)
     store = ShardedRows(
-        str(top), [str(shard.place) for shard in shards], [shard.file.shown for shard in shards],
+        str(top) if held is None else path, [str(shard.place) for shard in shards], [shard.file.shown for shard in shards],
         names, number, spans[:, 0], np.column_stack([spans[:, 1], times]), bits,
     )  # fmt: skip
     store.sums, store.held = spans[:, 2], held

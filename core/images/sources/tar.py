@@ -5,6 +5,7 @@ are read by byte ranges (`ObjectReader`): an index needs the blocks that hold he
 """
 
 import dataclasses
+import errno
 import itertools
 import os
 from collections.abc import Iterator, Sequence
@@ -25,9 +26,10 @@ from ..open_files import OpenFiles
 from ..places import abridged, titled
 from ..remote.address import absolute
 from ..remote.blocks import Held
+from ..remote.faults import ObjectError
 from ..remote.reading import ObjectReader
 from ..store import Source, sha256_key
-from ..sums import Sums
+from ..sums import Sums, sums_file
 from .archives import Shelf, shelf_of
 from .files import FileStore, checked_bits
 from .layout import arrange
@@ -75,9 +77,23 @@ class TarStore(FileStore):
             return self.reader.read(archive, size, offset)
         if archive == self.shown[self.shard[i]]:
             return self._files.read(archive, size, offset)
-        if archive not in self._sums:  # a copy in the cache
-            self._sums[archive] = Sums(Path(archive))
-        return self._sums[archive].read(self._files, size, offset)
+        try:
+            if archive not in self._sums:  # a copy in the cache
+                self._sums[archive] = Sums(Path(archive))
+            return self._sums[archive].read(self._files, size, offset)
+        except OSError as error:
+            raise self.of_copy(error, archive) from None
+
+    def of_copy(self, error: OSError, copy: str) -> OSError | ObjectError:
+        """The error of a copy in the cache that was changed or cut; one of an object is deleted, since it can be made anew."""
+        if self.held is None or error.errno not in (None, errno.EIO, errno.ENOENT):
+            return error
+        for file in (Path(copy), sums_file(Path(copy))):
+            file.unlink(missing_ok=True)
+        return ObjectError(
+            f"{printable(copy)}: this copy of an object in the cache was damaged and is deleted now; run the same command again, which "
+            "makes it anew and goes on"
+        )
 
     def hashed(self) -> np.ndarray:
         """As of files; members of objects that lie side by side are fetched together."""

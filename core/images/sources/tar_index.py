@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from ...errors import UserError
+from ...errors import MachineError, UserError
 from ...ownfiles import OLD_SHEET, is_output, run_folders
 from ..cache import entry_name, recall, remember
 from ..decode import is_picture
@@ -100,6 +100,8 @@ def headers(file: BinaryIO, total: int, title: str, ends: list[int]) -> Iterator
             raise UserError(
                 f"{title}: not a readable archive ({error}{after}); expected .tar, .tar.gz, .tar.bz2 or .tar.xz"
             ) from None
+        except MachineError:  # an object that cannot be read now is not damaged
+            raise
         except (ValueError, OverflowError, IndexError, RecursionError, MemoryError, OSError) as error:
             raise UserError(
                 f"{title}: the archive is damaged after {abridged(name) or 'its beginning'} ({abridged(str(error))}); fetch it again"
@@ -268,5 +270,7 @@ def keep_text(
     """Put what a sidecar says into `texts`, or what is wrong with it into `faults`."""
     try:
         texts[name] = label_text(file, offset, size, asked)
+    except MachineError:  # of an object: it says nothing of the sidecar
+        raise
     except UserError as error:
         faults[name] = str(error)

@@ -3,9 +3,11 @@
 import copy
 import gzip
 import io
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -190,6 +192,31 @@ def test_a_copy_that_does_not_fit_is_refused(store: ObjectStore) -> None:
     assert len(open_images(uri)) == 20
 
 
+@pytest.mark.parametrize("kind", ["tar.gz", "parquet"])
+def test_a_damaged_copy_is_made_anew_and_no_picture_counts_as_damaged(
+    kind: str, store: ObjectStore, tmp_path: Path
+) -> None:
+    held = gzip.compress(archive({f"{i:02}.png": one for i, one in enumerate(PICTURES)}), mtime=0)
+    if kind == "parquet":
+        pa, pq, file = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet"), io.BytesIO()
+        pq.write_table(pa.table({"image": PICTURES}), file)
+        held = file.getvalue()
+    uri = f"{kind.partition('.')[0]}:{store.put(f'copied.{kind}', held)}"
+    images = open_images(uri)
+    images.keys()
+    (made,) = (
+        one for one in (tmp_path / "own cache/rootstock/objects").glob("*/copy-*") if one.suffix in (".tar", ".rows")
+    )
+    content = bytearray(made.read_bytes())
+    content[content.index(PICTURES[7]) + 30] ^= 8
+    made.write_bytes(content)
+    with pytest.raises(ObjectError, match="damaged and is deleted now; run the same command again"):
+        images.read(7)
+    assert not made.exists()
+    again = open_images(uri)
+    assert [again.encoded(i) for i in range(20)] == PICTURES and made.exists()
+
+
 def test_an_object_that_is_replaced_is_refused(store: ObjectStore) -> None:
     uri = put_tar(store, "replaced.tar")
     cached, direct = open_images(uri), open_images(f"{uri}?cache=0")
@@ -248,6 +275,53 @@ def test_a_server_that_comes_back_is_waited_for(
 
     monkeypatch.setattr(Retrying, "clock", Clock(waits.now, pause))
     assert images.encoded(2) == PICTURES[2] and len(waits.pauses) == 3
+
+
+@pytest.mark.parametrize("kind", ["tar", "direct.tar", "tar.gz", "parquet"])
+def test_wherever_it_stops_nothing_counts_as_damaged(
+    kind: str, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In headers, sidecars, pages; and what was found until then is not kept as all there is."""
+    for module in (blocks, reading):
+        monkeypatch.setattr(module, "BLOCK", PAGE)
+    monkeypatch.setattr(client, "TRIES", 2)
+    held = archive({f"{i}.{ending}": one for i in range(20) for ending, one in (("png", PICTURES[i]), ("cls", b"1"))})
+    if kind == "direct.tar":  # labels are read after all headers, so once more
+        endings = {"png": None, "bin": noise(20_000), "cls": b"1"}
+        held = archive({f"{i}.{ending}": one or PICTURES[i] for i in range(20) for ending, one in endings.items()})
+    if kind == "tar.gz":
+        held = gzip.compress(held, mtime=0)
+    if kind == "parquet":
+        pa, pq, file = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet"), io.BytesIO()
+        pq.write_table(pa.table({"image": PICTURES, "label": ["1"] * 20}), file, row_group_size=3)
+        held = file.getvalue()
+    store.put(f"stops.{kind}", held)
+    uri = f"{'parquet' if kind == 'parquet' else 'tar'}:s3://{BUCKET}/stops.{kind}{'?cache=0' if kind == 'direct.tar' else ''}"
+    number, stopped, limit = itertools.count(), 0, 0
+
+    def fault(method: str, path: str) -> str | None:
+        return "slow" if next(number) >= limit else None
+
+    store.fault = fault
+    while True:  # it comes one request further each time, or more, since others were kept
+        number = itertools.count()
+        try:
+            images = open_images(uri)
+            images.keys()
+            break
+        except ObjectError:
+            stopped, limit = stopped + 1, limit + (1 if limit < 8 else 7)
+    store.fault = lambda method, path: None
+    assert (
+        stopped >= 3
+        and images.classes == ("1",)
+        and [images.encoded(i) for i in range(20)] == sorted(PICTURES, key=order_of(kind))
+    )
+
+
+def order_of(kind: str) -> Callable[[bytes], Any]:
+    """Archives sort by name."""
+    return (lambda one: PICTURES.index(one)) if kind == "parquet" else (lambda one: str(PICTURES.index(one)))
 
 
 def test_no_network_is_a_fault_of_the_machine(store: ObjectStore) -> None:
