@@ -20,7 +20,7 @@ from .records import RunRecord, StageRuns
 
 MOST_PICTURES = 1500  # thumbnails of a page
 _COLUMNS = 40  # of the page's sheet
-_QUALITY = 80  # of WebP
+_QUALITY = 60  # of WebP
 _LARGEST = (
     256  # pixels of a thumbnail's side, and _WIDEST of a row of a run's sheet: what no run of ours writes is not read
 )
