@@ -128,10 +128,10 @@ def facts_about(verb: str, config: Mapping[str, Any]) -> Facts:
     return Facts(tuple(len(images) for images in sets), int(median(sides)), accelerator)
 
 
-def side_for(facts: Facts) -> int:
+def side_for(facts: Facts, largest_on_cpu: int = LARGEST_ON_CPU) -> int:
     """The smallest of INPUT_SIDES that pictures nearly have; on a CPU at most 64."""
     enough = next((side for side in INPUT_SIDES if side >= NEARLY * facts.side), INPUT_SIDES[-1])
-    return enough if facts.accelerator else min(enough, LARGEST_ON_CPU)
+    return enough if facts.accelerator else min(enough, largest_on_cpu)
 
 
 def network_for(verb: str, config: Mapping[str, Any], facts: Facts) -> dict[str, Any]:

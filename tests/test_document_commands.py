@@ -170,7 +170,7 @@ def test_a_try_is_planned(here: Path, rootstock: Rootstock, monkeypatch: pytest.
     monkeypatch.setattr(pictures, "FEWEST_PICTURES", 10)
     monkeypatch.setattr(trial, "measured", lambda verb, config: RunCosts(0.5, 1.0))
     monkeypatch.setattr(
-        trial, "run_pipeline", lambda path, *_, **__: planned.append(yaml.safe_load(path.read_text())) or {}
+        trial, "run_pipeline", lambda path, *_, **__: planned.append(yaml.safe_load(path.read_text())) or {"rows": []}
     )
     (command,) = commands("try")
     done = rootstock(*command[1:])
@@ -247,8 +247,9 @@ def test_commands_of_pipelines_are_planned(
     """All but the training, which takes minutes: tests/test_configs.py runs a small pipeline of the same shape."""
     planned: list[Any] = []
 
-    def only_plan(path: str, overrides: list[str], execute: object, validate: Any, **_: object) -> None:
+    def only_plan(path: str, overrides: list[str], execute: object, validate: Any, **_: object) -> dict[str, list[Any]]:
         planned.append(plan_pipeline(path, overrides, validate))
+        return {"rows": []}
 
     monkeypatch.setattr(pipeline, "run_pipeline", only_plan)
     done = rootstock(*command[1:])

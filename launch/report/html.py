@@ -8,7 +8,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ...core.files import write_text
-from .live import script
+from .live import page_script
 from .records import RunRecord
 
 
@@ -22,7 +22,7 @@ def write_html(template: str, page: Any, out: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    text = environment.get_template(template).render(page=page, script=script())
+    text = environment.get_template(template).render(page=page, script=page_script())
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, text, shared=True)
     return out

@@ -136,6 +136,6 @@ def _library() -> str:
     return ""
 
 
-def script() -> Markup:
+def page_script() -> Markup:
     """The page's own script, as it stands in templates/page.js."""
     return Markup((_TEMPLATES / "page.js").read_text(encoding="utf-8"))

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ...core.train.remaining import time_left
-from ..settle import INPUT_SIDES, settle
+from ..settle import INPUT_SIDES, facts_about, settle, side_for
 from .pictures import Roles
 
 SPARE = 0.85  # of the budget is planned; the rest is for what no step shows, such as pages and slower moments
 PRETRAINED, ADAPTED = 0.65, 0.175  # of the planned time after fixed costs; adaptation twice, with its control
 FEWEST_EPOCHS, MOST_EPOCHS = 20, 200
 FEWEST_STEPS = 20
+FIRST_ON_CPU = 96  # to begin with: where the minutes are too short for it, pictures become smaller
 PRETRAINING, ADAPTATION = "pretrain/small.yaml", "adapt/small.yaml"
 
 
@@ -45,10 +46,10 @@ def plan_story(roles: Roles, minutes: float, folder: str, resolve: Resolve, meas
     """
     unlabelled = _pretraining_uris(roles)
     measured = 0.0
-    size: int | None = None
+    words = [f"data.train={_quoted(unlabelled)}", "run.dir=unused"]
+    size = side_for(facts_about("pretrain", resolve("pretrain", PRETRAINING, words)), FIRST_ON_CPU)
     while True:
-        words = [f"data.train={_quoted(unlabelled)}", "run.dir=unused", *([f"data.size={size}"] if size else [])]
-        config = settle("pretrain", resolve("pretrain", PRETRAINING, words))
+        config = settle("pretrain", resolve("pretrain", PRETRAINING, [*words, f"data.size={size}"]))
         side: int = config["data"]["size"]
         batch, network = config["optim"]["batch_size"], config["backbone"]["name"]
         count = sum(len(one.images) for one in roles.all)

@@ -145,7 +145,7 @@ def half_json() -> Exception:
         (raising(type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried 2 GiB")), 1, "the device's memory is full"),
         (raising(RuntimeError("can't start new thread")), 1, "the machine allows no more processes or threads"),
         (raising(ModuleNotFoundError("No module named 'optuna'", name="optuna.x")), 1, "`pip install 'rootstock[sweep]'`"),
-        (raising(ModuleNotFoundError("No module named 'wandb'", name="wandb")), 1, "wandb is not installed; `pip install wandb`"),
+        (raising(ModuleNotFoundError("No module named 'clearml'", name="clearml")), 1, "clearml is not installed; `pip install clearml`"),
         (raising(ImportError("libGL.so.1: cannot open", name="cv2")), 1, "cv2 cannot be imported (libGL.so.1: cannot open);"),
         (raising(StoppedBySignal("SIGTERM")), 130, "interrupted by SIGTERM; run the same command to resume"),
         (raising(UserError(f"{'x' * 100_000} is no set; give another")), 2, "xxx is no set; give another"),
