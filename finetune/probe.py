@@ -224,7 +224,7 @@ def probe(
         with naming_preset(name, protocol):
             fitted = protocol.fit(_known(features, build, run, finder))
         fitted = with_settings(fitted, protocol.reads, {**published(name), **given})
-        say_what_was_done(name, fitted, run.log)
+        say_what_was_done(name, fitted, run.detail)
         if isinstance(fitted, Fitted):
             outcomes[name] = fitted
             say_ends(name, fitted, run.log)
