@@ -86,7 +86,7 @@ clean:
 # The stamp comes last, so an interrupted set-up starts again. pip is as quiet as it can be while still saying errors.
 $(READY): constraints.txt setup.cfg
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python3 is %d.%d; Rootstock needs 3.11 or newer" % sys.version_info[:2])'
-	@echo "Setting up $(VENV) (some minutes, about 6 GB) ..."
+	@echo "Setting up $(VENV) (some minutes, about 7 GB) ..."
 	@python3 -m venv $(VENV)
 	@$(PYTHON) -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	@mkdir -p $(VENV)/src
