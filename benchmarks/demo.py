@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -73,15 +72,16 @@ def gates(table: dict[str, Any]) -> list[tuple[str, bool, str]]:
 
 def page(table: dict[str, Any], run: dict[str, Any], command: str) -> str:
     """The tables as Markdown, with command, machine and versions."""
-    n = table["rows"][0]["n"]
+    n, threads = table["rows"][0]["n"], f"OMP_NUM_THREADS={run['history'][-1]['threads']}"
     versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
     lines = [
         "# The demo's numbers",
         "",
-        f"Command: `{command}` (or `python benchmarks/demo.py`). n = {n} seeds, run once, none replaced; last iterates; mean and 95 % "
-        "t-interval over seeds, in per cent of test images. Differences are paired over seeds.",
+        f"Command: `{threads} {command}` (`{threads} python benchmarks/demo.py` runs it and writes this page). n = {n} seeds, "
+        "run once, none replaced; last iterates; mean and 95 % t-interval over seeds, in per cent of test images. Differences are paired over seeds.",
         "",
-        f"Machine: {os.cpu_count()} CPU cores, {platform.machine()}, no accelerator. Versions: {versions}.",
+        f"Machine: {run['processor']}, {os.cpu_count()} CPU cores, no accelerator; {threads}, for with another number of threads sums are "
+        f"added in another order. Versions: {versions}.",
         "",
         "| row | target test | source test | target, other scale | seeds |",
         "|---|---|---|---|---|",

@@ -212,7 +212,8 @@ def probe(
     protocols, train, distinct, tests, dense = build.protocols, build.train, build.distinct, build.tests, build.dense
     model = build.taps.to(run.device).backbone
     if backbone["weights"] == "none" and model.spec["name"] not in BASELINES:
-        run.log("WARNING: backbone.weights is none: these are features of a network that nothing has trained")
+        warning = "" if run.silent else "WARNING: "  # in a pipeline it is a row that others have to beat
+        run.log(f"{warning}backbone.weights is none: these are features of a network that nothing has trained")
     count = sum(map(len, tests.values()))
     run.log(f"probe {model.spec['name']}: features of {len(distinct)} training and {count} test images")
 

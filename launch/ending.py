@@ -90,7 +90,10 @@ def scores_in_words(result: Mapping[str, Any], key: str) -> str:
 
 
 def to_beat(result: Mapping[str, Any], keys: Sequence[str]) -> str:
-    """ "chance 14.3, the commonest class 20.1": what an accuracy of the first key's test has to beat; "" where it is not known."""
+    """ "chance 14.3, the commonest class 20.1": what an accuracy of the first key's test has to beat, and what brackets behind it are.
+
+    "" where it is not known.
+    """
     if not keys or _last(keys[0]) != "accuracy":
         return ""
     details = (result.get("details") or {}).get(keys[0].rpartition("/")[0], {})
@@ -101,7 +104,8 @@ def to_beat(result: Mapping[str, Any], keys: Sequence[str]) -> str:
     rows = details.get("confusion")
     if rows and (total := sum(map(sum, rows))):
         told.append(f"the commonest class {100 * max(map(sum, rows)) / total:.1f}")
-    return ", ".join(told)
+    within = "; brackets: 95 % over test images" if (result.get("intervals") or {}).get(keys[0]) else ""
+    return ", ".join(told) + within
 
 
 def gain_in_words(run: Run, result: Mapping[str, Any]) -> tuple[str, bool]:

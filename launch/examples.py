@@ -30,8 +30,8 @@ HELP_EXAMPLES: Mapping[str, tuple[str, str]] = {
         "rootstock launch --nproc 2 --dry-run adapt digits_dann optim.batch_size=128",
     ),
     "try": (
-        "rootstock try folder:photos",
-        "rootstock try folder:photos folder:labelled folder:sketches --minutes 30",
+        "rootstock try folder:photos folder:sketches",
+        "rootstock try folder:unlabeled folder:photos folder:sketches --minutes 30",
     ),
     "data": (
         "rootstock data folder:photos",

@@ -137,6 +137,7 @@ def side_for(facts: Facts, largest_on_cpu: int = LARGEST_ON_CPU) -> int:
 def network_for(verb: str, config: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
     """Keys of `backbone`: a ViT for methods that hide patches, else a ResNet, with the stem for small images up to 64 px on a GPU.
 
+    For tiny pictures on a CPU it is SmallConv; larger ones that are shown as small get a network that timm has, too.
     Raises UserError for a file of weights, whose network only the user knows.
     """
     size, weights = config["data"]["size"], config["backbone"]["weights"]
@@ -152,7 +153,8 @@ def network_for(verb: str, config: Mapping[str, Any], facts: Facts) -> dict[str,
     if facts.accelerator:
         small = {"name": "resnet18", "stem": config["backbone"]["stem"] or "small"}
         return small if size <= 64 and weights == "none" else {"name": "resnet50" if size >= 160 else "resnet18"}
-    return {"name": "smallconv" if size <= 32 and weights == "none" else "resnet10t"}
+    tiny = max(size, NEARLY * facts.side) <= INPUT_SIDES[0]
+    return {"name": "smallconv" if tiny and weights == "none" else "resnet10t"}
 
 
 def batch_for(verb: str, facts: Facts) -> int:

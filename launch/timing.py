@@ -99,8 +99,10 @@ def measure_run(
         "run": {**resolved["run"], "compile": "off" if compiled == "auto" else compiled, "feature_cache": 0},
     }
     run, built = build_dry(verb, quick, partial(TimedRun, place=place))
+    shown = f"{run.config['backbone']['name'] or run.config['backbone']['weights']} at {run.config['data']['size']} px"
     tell({
-        "run": str(folder), "verb": verb, "log": run.messages, "device": run.device.type, "threads": torch.get_num_threads(),
+        "run": str(folder), "verb": verb, "log": [*run.messages, f"network: {shown}"],
+        "device": run.device.type, "threads": torch.get_num_threads(),
         "config": {"data": {"size": run.config["data"]["size"]}}, "finished": read_result(folder, lambda _: None) is not None,
         "done": max(0, saved_step(folder)), "compile": compiled == "auto" and run.device.type == "cuda",
     })  # fmt: skip

@@ -137,6 +137,8 @@ def given(command: list[str], key: str) -> str:
 
 def check_command(command: list[str]) -> None:
     """Fails unless verb and options of a rootstock command exist, and config and keys resolve. Starts nothing."""
+    while re.match(r"[A-Z_]+=", command[0]):  # a variable of the environment
+        command = command[1:]
     words = command[1:]
     if Path(command[0]).name != "rootstock":  # torchrun ... -m rootstock VERB, accelerate launch -m rootstock VERB
         at = [k for k, (flag, name) in enumerate(pairwise(command)) if (flag, name) == ("-m", "rootstock")]

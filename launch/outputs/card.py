@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -90,7 +91,14 @@ def _use(trained: TrainedRun, network: PlainNetwork) -> str:
         ]
         if has_head:
             lines += ['features = timm.create_model("local-dir:FOLDER", pretrained=True, num_classes=0).eval()']
-        lines += ["```"]
+        lines += [
+            "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))  # a PIL picture -> [3, H, W]"
+        ]
+        lines += [
+            "```",
+            "",
+            "FOLDER is the path of this folder. The transform resizes by Pillow; what it changes is said below.",
+        ]
         if whole and not has_head:
             lines += ["", "The layers above the features lie in `head.safetensors`, which `model.py` reads."]
     else:
@@ -101,20 +109,22 @@ def _use(trained: TrainedRun, network: PlainNetwork) -> str:
 def _pictures(trained: TrainedRun, network: PlainNetwork, cosine: float | None) -> str:
     view = trained.view
     cut = (
-        f"the centre of {view.size} x {view.size} is cut out; "
+        f"the centre of {view.size} x {view.size} is cut out (of an odd margin the smaller half lies above and left); "
         if view.short != view.size
         else f"cut to {view.size} x {view.size}; "
     )
     mean, std = ([round(float(value), 6) for value in values] for values in (view.mean, view.std))
     text = (
-        f"## Pictures\n\nThe shorter side is resized to {view.short} px ({view.interpolation}, antialiased), {cut}values in 0..1 are "
-        f"normalised with mean {mean} and std {std}. Pictures of exactly {view.size} x {view.size} are taken whole. "
+        f"## Pictures\n\nThe shorter side is resized to {view.short} px ({view.interpolation}, antialiased, rounded to whole numbers "
+        f"0..255), {cut}values in 0..1 are normalised with mean {mean} and std {std}. Pictures of exactly {view.size} x "
+        f"{view.size} are taken whole. "
         "The same stands in `config.json` under `rootstock.preprocessing`."
     )
     if cosine is not None and network.config:
         text += (
             f" timm's own transform, made of `pretrained_cfg`, resizes by Pillow: the cosine of its features with those of the run is at "
-            f"least {cosine:.5f} on the pictures of the checks."
+            f"least {math.floor(1e6 * cosine) / 1e6:.6f} on the pictures of the checks. "
+            "Features that are equal to the last bit need the same pixels: prepare them as above."
         )
     return text
 

@@ -66,6 +66,9 @@ def export_network(
     with drafted(to) as draft:
         network, names, checks = write_for_torch(trained, shown, draft)
         _say_all(checks)
+        if network.reason:
+            why = f"timm's local-dir cannot load it: {network.reason}; model.py can"
+            say(f"{why}. Training with backbone.name=resnet18, say, makes one that timm has")
         further = list[str]()
         if onnx:
             written = write_onnx(trained, shown, draft, uint8)

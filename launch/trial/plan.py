@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ...core.train.remaining import time_left
-from ..settle import INPUT_SIDES, facts_about, settle, side_for
+from ..settle import INPUT_SIDES, LARGEST_ON_CPU, facts_about, settle, side_for
 from .pictures import Roles
 
 SPARE = 0.85  # of the budget is planned; the rest is for what no step shows, such as pages and slower moments
 PRETRAINED, ADAPTED = 0.65, 0.175  # of the planned time after fixed costs; adaptation twice, with its control
 FEWEST_EPOCHS, MOST_EPOCHS = 20, 200
 FEWEST_STEPS = 20
-FIRST_ON_CPU = 96  # to begin with: where the minutes are too short for it, pictures become smaller
+FIRST_ON_CPU = 96  # where the minutes are enough for it
+SURELY = 1.2  # a larger size is timed if the pretraining is expected to be longer by this factor than it has to be
 PRETRAINING, ADAPTATION = "pretrain/small.yaml", "adapt/small.yaml"
 
 
@@ -25,7 +27,11 @@ class RunCosts(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """pipeline: as a file holds it. network, size: for the probes. steps: by verb. seconds: expected in all."""
+    """pipeline: as a file holds it. network, size: for the probes. steps: by verb. seconds: expected in all.
+
+    epochs: how often the pretraining sees each picture. longer: minutes with which it would see each often enough to be judged; None
+    where it does.
+    """
 
     pipeline: dict[str, Any]
     network: str
@@ -33,10 +39,76 @@ class Plan(NamedTuple):
     batch: dict[str, int]
     steps: dict[str, int]
     seconds: float
+    epochs: float
+    longer: float | None
 
 
 Measure = Callable[[str, Mapping[str, Any]], RunCosts]
 Resolve = Callable[[str, str, list[str]], dict[str, Any]]
+
+
+class _Timing(NamedTuple):
+    """What was timed with pictures of one size. steps: of the pretraining, as many as fit."""
+
+    config: dict[str, Any]
+    cost: RunCosts
+    adaptation: tuple[dict[str, Any], RunCosts] | None
+    planned: float  # seconds for steps, after all that is fixed
+    steps: int
+
+    @property
+    def batch(self) -> int:
+        return self.config["optim"]["batch_size"]
+
+
+class _Story:
+    """Times runs on the pictures, and knows how many seconds that took."""
+
+    def __init__(self, roles: Roles, minutes: float, resolve: Resolve, measure: Measure, probe: float) -> None:
+        self.roles, self.minutes, self.resolve, self.measure, self.probe = roles, minutes, resolve, measure, probe
+        self.measured = 0.0
+        self.count = sum(len(one.images) for one in roles.all)
+        self.words = [f"data.train={_quoted(_pretraining_uris(roles))}", "run.dir=unused"]
+
+    def timed(self, size: int) -> _Timing:
+        config = settle("pretrain", self.resolve("pretrain", PRETRAINING, [*self.words, f"data.size={size}"]))
+        cost = self.measure("pretrain", config)
+        self.measured += cost.fixed + cost.step * FEWEST_STEPS
+        adaptation = _adaptation(self.roles, size, config["backbone"]["name"], self.resolve, self.measure)
+        planned = 60 * self.minutes * SPARE - self.measured - cost.fixed - 4 * self.probe
+        if adaptation is not None:
+            self.measured += adaptation[1].fixed + adaptation[1].step * FEWEST_STEPS
+            planned -= 3 * adaptation[1].fixed + adaptation[1].step * FEWEST_STEPS
+        share = PRETRAINED if adaptation is not None else 1.0
+        return _Timing(config, cost, adaptation, planned, int(max(planned, 0.0) * share / cost.step))
+
+    def epochs(self, timing: _Timing) -> float:
+        """How often the pretraining sees each picture."""
+        return timing.steps * timing.batch / self.count
+
+    def chosen(self) -> _Timing:
+        """Of the size that the minutes allow. Each timing costs as much as some minutes' worth of steps, so there are three at most."""
+        facts = facts_about("pretrain", self.resolve("pretrain", PRETRAINING, self.words))
+        first = side_for(facts, FIRST_ON_CPU)
+        size = first if facts.accelerator else min(first, LARGEST_ON_CPU)
+        found = self.timed(size)
+        if (
+            size < first and self.epochs(found) * (size / first) ** 2 >= SURELY * FEWEST_EPOCHS
+        ):  # a step costs by the area
+            larger = self.timed(first)
+            return larger if self.epochs(larger) >= FEWEST_EPOCHS else found
+        for smaller in sorted((one for one in INPUT_SIDES if one < size), reverse=True):
+            if self.epochs(found) >= FEWEST_EPOCHS:
+                break
+            found = self.timed(smaller)
+        return found
+
+    def minutes_for(self, timing: _Timing) -> float:
+        """Minutes with which the pretraining would see each picture often enough."""
+        share = PRETRAINED if timing.adaptation is not None else 1.0
+        steps = FEWEST_EPOCHS * self.count / timing.batch
+        fixed = 60 * self.minutes * SPARE - timing.planned
+        return math.ceil((fixed + steps * timing.cost.step / share) / SPARE / 60)
 
 
 def plan_story(roles: Roles, minutes: float, folder: str, resolve: Resolve, measure: Measure, probe: float) -> Plan:
@@ -44,60 +116,42 @@ def plan_story(roles: Roles, minutes: float, folder: str, resolve: Resolve, meas
 
     Pictures become smaller until the pretraining sees each at least twenty times, or 32 px are reached. Raises UserError.
     """
-    unlabelled = _pretraining_uris(roles)
-    measured = 0.0
-    words = [f"data.train={_quoted(unlabelled)}", "run.dir=unused"]
-    size = side_for(facts_about("pretrain", resolve("pretrain", PRETRAINING, words)), FIRST_ON_CPU)
-    while True:
-        config = settle("pretrain", resolve("pretrain", PRETRAINING, [*words, f"data.size={size}"]))
-        side: int = config["data"]["size"]
-        batch, network = config["optim"]["batch_size"], config["backbone"]["name"]
-        count = sum(len(one.images) for one in roles.all)
-        costs = measure("pretrain", config)
-        measured += costs.fixed + costs.step * FEWEST_STEPS
-        adaptation = _adaptation(roles, side, network, resolve, measure)
-        planned = 60 * minutes * SPARE - measured - costs.fixed - 4 * probe
-        if adaptation is not None:
-            planned -= 2 * adaptation[1].fixed
-        share = PRETRAINED if adaptation is not None else 1.0
-        steps = int(max(planned, 0.0) * share / costs.step)
-        smaller = [one for one in INPUT_SIDES if one < side]
-        if steps * batch >= FEWEST_EPOCHS * count or not smaller:
-            break
-        size = smaller[-1]
-    trained = max(FEWEST_STEPS, min(steps, MOST_EPOCHS * count // batch))
+    story = _Story(roles, minutes, resolve, measure, probe)
+    timing = story.chosen()
+    side, network, batch = timing.config["data"]["size"], timing.config["backbone"]["name"], timing.batch
+    most = MOST_EPOCHS * story.count
+    trained = max(FEWEST_STEPS, min(timing.steps, most // batch))
     keys = {
-        "data.size": side, "backbone.name": network, "backbone.args": config["backbone"]["args"], "optim.batch_size": batch,
+        "data.size": side, "backbone.name": network, "backbone.args": timing.config["backbone"]["args"], "optim.batch_size": batch,
     }  # fmt: skip
     keys = {key: value for key, value in keys.items() if value not in (None, {})}
-    stages: dict[str, Any] = {
-        "pretrained": _stage(
-            "pretrain",
-            PRETRAINING,
-            {"data.train": unlabelled, **keys, "optim.duration": trained, "evaluate.every": "50%"},
-        )
-    }
+    given = {"data.train": _pretraining_uris(roles), **keys, "optim.duration": trained, "evaluate.every": "50%"}
+    stages: dict[str, Any] = {"pretrained": _stage("pretrain", PRETRAINING, given)}
     lengths, batches = {"pretrain": trained}, {"pretrain": batch}
-    seconds = measured + costs.fixed + costs.step * trained
+    seconds = story.measured + timing.cost.fixed + timing.cost.step * trained
     if roles.labelled is not None:
         stages |= _probes(roles.labelled.uri, side, network)
         seconds += 4 * probe
-    if adaptation is not None:
-        given, cost = adaptation
-        adapted = max(
-            FEWEST_STEPS,
-            min(int(max(planned, 0.0) * ADAPTED / cost.step), MOST_EPOCHS * count // given["optim"]["batch_size"]),
-        )
-        lengths["adapt"], batches["adapt"] = adapted, given["optim"]["batch_size"]
-        stages |= _adaptations(roles, side, batches["adapt"], adapted)
-        seconds += 2 * (cost.fixed + cost.step * adapted)
+    if timing.adaptation is not None:
+        config, cost = timing.adaptation
+        batches["adapt"] = config["optim"]["batch_size"]
+        fitting = int(max(timing.planned, 0.0) * ADAPTED / cost.step)
+        lengths["adapt"] = max(FEWEST_STEPS, min(fitting, most // batches["adapt"]))
+        stages |= _adaptations(roles, side, batches["adapt"], lengths["adapt"])
+        seconds += 2 * (cost.fixed + cost.step * lengths["adapt"])
     pipeline = {"run": {"dir": folder}, "seeds": 1, "stages": stages, "report": _report(roles)}
-    return Plan(pipeline, network, side, batches, lengths, seconds)
+    epochs = trained * batch / story.count
+    longer = story.minutes_for(timing) if epochs < FEWEST_EPOCHS else None
+    return Plan(pipeline, network, side, batches, lengths, seconds, epochs, longer)
 
 
 def plan_words(plan: Plan, roles: Roles, minutes: float, machine: str) -> list[str]:
-    """What will be done, in four lines."""
-    parts = [f"pretraining with batches of {plan.batch['pretrain']} for {plan.steps['pretrain']} steps"]
+    """What will be done, in four lines; a fifth says so if that is too little to judge a pretraining by."""
+    held = " but a fifth of each set with labels" if any(one.labelled for one in roles.all) else ""
+    often = f"which shows each {plan.epochs:.0f} times" if plan.epochs >= 1.5 else "too few to show each twice"
+    parts = [
+        f"pretraining on all pictures{held}, in {plan.steps['pretrain']} steps of {plan.batch['pretrain']}, {often}"
+    ]
     parts += ["probes against raw pixels, HOG and a random network"] if roles.labelled is not None else []
     parts += (
         [f"adaptation and its control, {plan.steps['adapt']} steps of {plan.batch['adapt']} each"]
@@ -110,14 +164,26 @@ def plan_words(plan: Plan, roles: Roles, minutes: float, machine: str) -> list[s
         f"machine: {machine}; {plan.network} at {plan.size} px",
         "; ".join(parts),
         f"about {time_left(plan.seconds)} in all, of the {minutes:g} min that it may take",
+        *([f"WARNING: {too_short(plan.epochs, plan.longer)}"] if plan.longer is not None else []),
     ]
+
+
+def too_short(epochs: float, longer: float) -> str:
+    """That a pretraining is too short to be judged, and what would be long enough."""
+    return (
+        f"this pretraining is too short to be judged: it sees each picture {epochs:.1f} times, and {FEWEST_EPOCHS} are the least; "
+        f"--minutes {longer:g} would be enough"
+    )
 
 
 def _pretraining_uris(roles: Roles) -> list[str]:
     """All pictures that may train without labels: no held-out fifth of a set that is tested on."""
-    uris = [] if roles.unlabelled is None else [roles.unlabelled.uri]
-    uris += [] if roles.labelled is None else [f"{roles.labelled.uri}#[:80%]"]
-    return uris + ([] if roles.target is None else [f"{roles.target.uri}#[:80%]"])
+    return [_trained_on(one) for one in roles.all]
+
+
+def _trained_on(one: Any) -> str:
+    """All of a set that cannot be tested on, having no labels; else four fifths."""
+    return f"{one.uri}#[:80%]" if one.labelled else one.uri
 
 
 def _probes(labelled: str, size: int, network: str) -> dict[str, Any]:
@@ -141,7 +207,7 @@ def _adaptations(roles: Roles, size: int, batch: int, steps: int) -> dict[str, A
     source, target = roles.labelled.uri, roles.target.uri
     tests = {"source": f"{source}#[80%:]"} | ({"target": f"{target}#[80%:]"} if roles.target.labelled else {})
     common = {
-        "data.source": f"{source}#[:80%]", "data.target": f"{target}#[:80%]", "data.test": tests, "data.size": size,
+        "data.source": f"{source}#[:80%]", "data.target": _trained_on(roles.target), "data.test": tests, "data.size": size,
         "backbone": {"name": None, "weights": "@pretrained"}, "optim.batch_size": batch, "optim.duration": steps,
     }  # fmt: skip
     return {
@@ -157,7 +223,7 @@ def _adaptation(
     if roles.labelled is None or roles.target is None:
         return None
     words = [
-        f"data.source={roles.labelled.uri}#[:80%]", f"data.target={roles.target.uri}#[:80%]", f"data.size={size}",
+        f"data.source={roles.labelled.uri}#[:80%]", f"data.target={_trained_on(roles.target)}", f"data.size={size}",
         f"data.test={roles.labelled.uri}#[80%:]", f"backbone.name={network}", "run.dir=unused",
     ]  # fmt: skip
     config = settle("adapt", resolve("adapt", ADAPTATION, words))
@@ -185,9 +251,10 @@ def _report(roles: Roles) -> dict[str, Any]:
         ]
     if roles.labelled is not None and roles.target is not None:
         test = "target" if roles.target.labelled else "source"
+        where = "" if roles.target.labelled else ", on the labelled domain itself"
         rows += [
             {"group": "Adaptation", "label": label, "stage": stage, "metric": f"{test}/classifier/accuracy"}
-            for stage, label in (("control", "control"), ("adapted", "MCC"))
+            for stage, label in (("control", f"control{where}"), ("adapted", f"MCC{where}"))
         ]
         comparisons += (
             [{"label": "MCC over its control", "a": "MCC", "b": "control", "primary": True}]

@@ -5,6 +5,8 @@ The plan is written to DIR/try.yaml before anything is trained, a pipeline that 
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import tempfile
 import time
@@ -27,12 +29,13 @@ from ...core.run.rows import METRICS, read_rows
 from ..aloud import say
 from ..dry import build_untrained
 from ..dry_time import typical
+from ..following import command
 from ..pipeline.ending import after_pipeline, pipeline_verdict
 from ..pipeline.run import run_pipeline
 from ..timing import TIMED_STEPS
 from ..verbs import execute, resolve
 from .pictures import Roles, read_roles
-from .plan import ADAPTATION, PRETRAINING, Plan, RunCosts, plan_story, plan_words
+from .plan import ADAPTATION, PRETRAINING, Plan, RunCosts, plan_story, plan_words, too_short
 
 FILE, ASKED = "try.yaml", "try.json"
 
@@ -54,8 +57,15 @@ def try_pictures(uris: Sequence[str], minutes: float, to: str) -> dict[str, Any]
     if (known := _known(folder, asked)) is not None:
         console.print(f"goes on with {escape(str(known))}", soft_wrap=True)
     else:
-        console.print("looking at the pictures and timing some steps")
-        plan = plan_story(roles, minutes, str(folder), resolve, measured, _probe_seconds(roles))
+        console.print("looking at the pictures")
+
+        def measure(verb: str, config: Mapping[str, Any]) -> RunCosts:
+            console.print(
+                f"timing some steps of {verb} at {config['data']['size']} px; on a busy machine this takes minutes"
+            )
+            return measured(verb, config)
+
+        plan = plan_story(roles, minutes, str(folder), resolve, measure, _probe_seconds(roles))
         lines = plan_words(plan, roles, minutes, machine())
         known = _write(folder, plan, asked, lines)
         for line in lines:
@@ -64,8 +74,18 @@ def try_pictures(uris: Sequence[str], minutes: float, to: str) -> dict[str, Any]
     for line in pipeline_verdict(result, folder):
         say(line, Loudness.QUIET)
     say(f"{(time.monotonic() - began) / 60:.1f} min; the plan is {known}, to be changed and run again")
-    say(f"next: {after_pipeline(str(known), [], result, folder)}")
+    if roles.target is not None and (run := folder / "seed-0" / "adapted").exists():
+        say(f"to use it: {command('predict', str(run), roles.target.uri, '--out', 'labels.csv')}")
+    say(f"next: {_following(folder, known, asked, result)}")
     return result
+
+
+def _following(folder: Path, plan: Path, asked: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """A longer try where the pretraining was too short to be judged, which is said; else what follows on a pipeline."""
+    if (longer := read_mapping(folder / ASKED).get("longer")) is None:
+        return after_pipeline(str(plan), [], result, folder)
+    say(f"WARNING: {too_short(longer['epochs'], longer['minutes'])}", Loudness.QUIET)
+    return command("try", *asked["uris"], "--minutes", f"{longer['minutes']:g}", "--to", f"{folder}-longer")
 
 
 def measured(verb: str, config: Mapping[str, Any]) -> RunCosts:
@@ -74,10 +94,16 @@ def measured(verb: str, config: Mapping[str, Any]) -> RunCosts:
         quick = {
             **config,
             "optim": {**config["optim"], "duration": TIMED_STEPS},
-            "run": {**config["run"], "dir": str(Path(folder) / "run"), "log_every": 1},
+            "run": {
+                **config["run"],
+                "dir": str(Path(folder) / "run"),
+                "log_every": 1,
+                "checkpoint": {**config["run"]["checkpoint"], "every": 0},
+            },
         }
         began = time.perf_counter()
-        execute(verb, quick, quiet=True)
+        with contextlib.redirect_stderr(io.StringIO()):  # what it says is not of the run that follows
+            execute(verb, quick, quiet=True)
         whole = time.perf_counter() - began
         rows = read_rows(Path(folder) / "run" / METRICS, lambda _: None)
     images = config["optim"]["batch_size"] * (2 if verb == "adapt" else 1)
@@ -119,5 +145,6 @@ def _write(folder: Path, plan: Plan, asked: Mapping[str, Any], lines: Sequence[s
         plan.pipeline, sort_keys=False, allow_unicode=True, width=120
     )
     write_text(folder / FILE, text)
-    write_record(folder / ASKED, dict(asked))
+    short = None if plan.longer is None else {"epochs": plan.epochs, "minutes": plan.longer}
+    write_record(folder / ASKED, {**asked, "longer": short})
     return folder / FILE

@@ -54,7 +54,7 @@ def test_the_next_commands_lead_from_pixels_to_an_export(
     done = rootstock(*words)
     assert re.match(
         r"probe: kNN on test [\d.]+ % \[[\d.]+, [\d.]+\], linear probe on test [\d.]+ % \[[\d.]+, [\d.]+\] "
-        r"\(chance 10\.0, the commonest class [\d.]+\); in runs/a-probe$",
+        r"\(chance 10\.0, the commonest class [\d.]+; brackets: 95 % over test images\); in runs/a-probe$",
         verdict_of(done),
     )
     words = following_of(done)
@@ -135,11 +135,14 @@ def test_the_target_comes_first_and_is_held_against_chance_and_the_commonest_cla
     }
     keys = list(headlines(accuracies))
     assert keys == ["target/classifier/accuracy", "source/classifier/accuracy"]
-    assert to_beat(accuracies, keys) == "chance 25.0, the commonest class 50.0"  # 10 of 20
+    assert (
+        to_beat(accuracies, keys) == "chance 25.0, the commonest class 50.0; brackets: 95 % over test images"
+    )  # 10 of 20
     config = {"method": {"name": "dann"}}
     told = sentence("adapt", config, accuracies, [{"loss": 2.5}, {"target/x": 1}, {"loss": 1.25}])
     assert told == (
-        "adapt dann: loss 2.5 -> 1.25 in 1,200 steps, target 71.0 % [65.4, 74.4] (chance 25.0, the commonest class 50.0), source 97.0 %"
+        "adapt dann: loss 2.5 -> 1.25 in 1,200 steps, target 71.0 % [65.4, 74.4] (chance 25.0, the commonest class 50.0; brackets: 95 % "
+        "over test images), source 97.0 %"
     )
     assert (
         sentence("pretrain", config, {**RESULT, "steps": 0, "metrics": {}}, []) == "pretrain dann: nothing was trained"

@@ -93,8 +93,18 @@ def test_the_plan_keeps_the_budget(
     assert ("adapt" in plan.steps) == ("t" in names)
     # What is said is what will be done.
     lines = plan_words(plan, roles, minutes, "2 CPU cores")
-    assert len(lines) == 4 and f"{plan.network} at {plan.size} px" in lines[1] and f"for {trained} steps" in lines[2]
+    assert len(lines) == 4 + (plan.longer is not None) and f"{plan.network} at {plan.size} px" in lines[1]
+    assert f"in {trained} steps" in lines[2] and ("fifth" in lines[2]) == (names != ("u",))
     assert {verb for verb, _ in asked} == ({"pretrain", "adapt"} if "t" in names else {"pretrain"})
+    assert len([verb for verb, _ in asked if verb == "pretrain"]) <= 3
+    # A pretraining that cannot be judged is said to be one, and so are the minutes with which it can.
+    assert (plan.longer is not None) == (trained * plan.batch["pretrain"] < FEWEST_EPOCHS * count)
+    if plan.longer is not None:
+        assert (
+            lines[4].startswith("WARNING: this pretraining is too short") and f"--minutes {plan.longer:g}" in lines[4]
+        )
+        again = plan_story(roles, plan.longer, "out", resolve, measure, probe=3.0)
+        assert again.longer is None and plan.longer > minutes
 
 
 def test_pictures_become_smaller_until_each_is_seen_often_enough(folders: dict[str, str]) -> None:
