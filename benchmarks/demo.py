@@ -78,7 +78,8 @@ def page(table: dict[str, Any], run: dict[str, Any], command: str) -> str:
         "# The demo's numbers",
         "",
         f"Command: `{threads} {command}` (`{threads} python benchmarks/demo.py` runs it and writes this page). n = {n} seeds, "
-        "run once, none replaced; last iterates; mean and 95 % t-interval over seeds, in per cent of test images. Differences are paired over seeds.",
+        "run once, none replaced; last iterates; mean and 95 % t-interval over seeds, in per cent of test images. Differences are "
+        "paired over seeds.",
         "",
         f"Machine: {run['processor']}, {os.cpu_count()} CPU cores, no accelerator; {threads}, for with another number of threads sums are "
         f"added in another order. Versions: {versions}.",

@@ -66,9 +66,7 @@ def export_network(
     with drafted(to) as draft:
         network, names, checks = write_for_torch(trained, shown, draft)
         _say_all(checks)
-        if network.reason:
-            why = f"timm's local-dir cannot load it: {network.reason}; model.py can"
-            say(f"{why}. Training with backbone.name=resnet18, say, makes one that timm has")
+        _say_whether_timm_can(network)
         further = list[str]()
         if onnx:
             written = write_onnx(trained, shown, draft, uint8)
@@ -108,6 +106,12 @@ def write_for_torch(
         checks = compare_plain(draft, network, shown)
     shutil.rmtree(draft / "__pycache__", ignore_errors=True)
     return network, names, checks
+
+
+def _say_whether_timm_can(network: PlainNetwork) -> None:
+    if network.reason:
+        why = f"timm's local-dir cannot load it: {network.reason}; model.py can"
+        say(f"{why}. Training with backbone.name=resnet18, say, makes one that timm has")
 
 
 def _say_all(checks: Sequence[ExportCheck], tolerance: float = EXPORT_TOLERANCE) -> None:
