@@ -79,7 +79,7 @@ def page(table: dict[str, Any], run: dict[str, Any], command: str) -> str:
         "",
         f"Command: `{threads} {command}` (`{threads} python benchmarks/demo.py` runs it and writes this page). n = {n} seeds, "
         "run once, none replaced; last iterates; mean and 95 % t-interval over seeds, in per cent of test images. Differences are "
-        "paired over seeds.",
+        "paired over seeds. [How to make a row again, and what its interval means](../docs/guides/checking-a-number.md).",
         "",
         f"Machine: {run['processor']}, {os.cpu_count()} CPU cores, no accelerator; {threads}, for with another number of threads sums are "
         f"added in another order. Versions: {versions}.",

@@ -169,10 +169,10 @@ def plan_words(plan: Plan, roles: Roles, minutes: float, machine: str) -> list[s
 
 
 def too_short(epochs: float, longer: float) -> str:
-    """That a pretraining is too short to be judged, and what would be long enough."""
+    """That the trainings are too short to be judged, and what would be long enough."""
     return (
-        f"this pretraining is too short to be judged: it sees each picture {epochs:.1f} times, and {FEWEST_EPOCHS} are the least; "
-        f"--minutes {longer:g} would be enough"
+        f"these trainings are too short to be judged or used: the pretraining sees each picture {epochs:.1f} times, and {FEWEST_EPOCHS} "
+        f"are the least; --minutes {longer:g} would be enough"
     )
 
 

@@ -214,7 +214,7 @@ def test_the_card_says_what_the_run_recorded(runs: Runs, tmp_path: Path, rootsto
         "- pretrain/train: `abcd`",
         "- 9 different pictures without labels, by pretrain",
         "seen in training without labels: pretrain 2",
-        "resized to 32 px (bilinear, antialiased, rounded to whole numbers 0..255), the centre of 16 x 16 is cut out",
+        "resized to 32 px (bilinear, antialiased, rounded to whole numbers 0..255, as `torch.nn.functional.interpolate(",
         f"on pictures of `{runs.pictures}`",
         "`rootstock pretrain config.yaml`",
         "Of the weights: `cc-by-4.0`",

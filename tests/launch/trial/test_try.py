@@ -101,7 +101,7 @@ def test_the_plan_keeps_the_budget(
     assert (plan.longer is not None) == (trained * plan.batch["pretrain"] < FEWEST_EPOCHS * count)
     if plan.longer is not None:
         assert (
-            lines[4].startswith("WARNING: this pretraining is too short") and f"--minutes {plan.longer:g}" in lines[4]
+            lines[4].startswith("WARNING: these trainings are too short") and f"--minutes {plan.longer:g}" in lines[4]
         )
         again = plan_story(roles, plan.longer, "out", resolve, measure, probe=3.0)
         assert again.longer is None and plan.longer > minutes
