@@ -116,8 +116,8 @@ def _pictures(trained: TrainedRun, network: PlainNetwork, cosine: float | None) 
     mean, std = ([round(float(value), 6) for value in values] for values in (view.mean, view.std))
     text = (
         f"## Pictures\n\nThe shorter side is resized to {view.short} px ({view.interpolation}, antialiased, rounded to whole numbers "
-        f"0..255, as `torch.nn.functional.interpolate(..., antialias=True)` does to a uint8 tensor), {cut}values in 0..1 are normalised with "
-        f"mean {mean} and std {std}. Pictures of exactly {view.size} x {view.size} are taken whole. "
+        f"0..255, as `torch.nn.functional.interpolate(..., antialias=True)` does to a uint8 tensor), {cut}values in 0..1 are normalised "
+        f"with mean {mean} and std {std}. Pictures of exactly {view.size} x {view.size} are taken whole. "
         "The same stands in `config.json` under `rootstock.preprocessing`."
     )
     if cosine is not None and network.config:
