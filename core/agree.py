@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .distributed import connected, gather_texts
+from .documents import flattened
 from .errors import UserError
 
 # Keys of the section `run` that may differ between processes, and why.
@@ -54,18 +55,6 @@ def ranks_in_words(ranks: Sequence[int]) -> str:
     """`rank 3` or `ranks 0, 1, 2, ... (64)`."""
     shown = [str(rank) for rank in ranks[:8]] + ([f"... ({len(ranks)})"] if len(ranks) > 8 else [])
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(shown)}"
-
-
-def flattened(facts: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in facts.items():
-        where = f"{path}.{name}" if path else str(name)
-        if isinstance(value, Mapping) and value:
-            flat |= flattened(value, where)
-        else:
-            flat[where] = value
-    return flat
 
 
 def compared_config(verb: str, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +160,15 @@ def read_bytes(path: Path, most: int) -> bytes:
     if max(status.st_size, len(content)) > most:
         raise Unreadable(f"larger than {most >> 20} MiB, which no such file is")
     return content
+
+
+def flattened(facts: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in facts.items():
+        where = f"{path}.{name}" if path else str(name)
+        if isinstance(value, Mapping) and value:
+            flat |= flattened(value, where)
+        else:
+            flat[where] = value
+    return flat

@@ -18,6 +18,11 @@ def printable_lines(text: str) -> str:
     return _escaped(text, _UNSAFE_BUT_LINES)
 
 
+def capital(text: str) -> str:
+    """A text as the beginning of a sentence."""
+    return text[:1].upper() + text[1:]
+
+
 def _escaped(text: str, unsafe: re.Pattern[str]) -> str:
     if text.isascii() and text.isprintable():  # nearly all, and millions of names come here
         return text

@@ -39,6 +39,9 @@ class RunTime(NamedTuple):
     bound: bool
     how: str
 
+    def in_words(self) -> str:
+        return f"{'probably more than' if self.bound else 'about'} {time_left(self.seconds)}; {self.how}"
+
 
 class MeasuredRun:
     """The facts about one run that `timing.py` has told."""
@@ -136,9 +139,7 @@ def run_lines(found: MeasuredRun, waited: float, died: bool = False) -> list[str
             "no step was begun in time, so nothing is known yet; a second try is often quicker, by what is in the cache"
         )
         return [*lines, why]
-    lines.append(
-        f"{_where(facts)}: {'probably more than ' if known.bound else 'about '}{time_left(known.seconds)}; {known.how}"
-    )
+    lines.append(f"{_where(facts)}: {known.in_words()}")
     if (
         facts["device"] == "cpu"
         and "steps" in facts
@@ -172,9 +173,7 @@ def pipeline_lines(
             continue
         bound = bound or known.bound
         total += count * known.seconds
-        lines.append(
-            f"{name}: {times}{'probably more than ' if known.bound else 'about '}{time_left(known.seconds)}; {known.how}"
-        )
+        lines.append(f"{name}: {times}{known.in_words()}")
     runs_left = sum(stages.values())
     lines.append(
         f"in all {'more than' if bound else 'about'} {time_left(total)} for {runs_left} runs, tests and pages not counted"

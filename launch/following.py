@@ -33,6 +33,11 @@ def command(*words: str, **keys: Any) -> str:
     return shlex.join(["rootstock", *words, *given])
 
 
+def exporting(run: object) -> str:
+    """The command that exports a run's network."""
+    return command("export", str(run), "--to", f"{run}-exported")
+
+
 def _value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 

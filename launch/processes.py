@@ -38,7 +38,7 @@ def opened(run: Run) -> Iterator[Run]:
 
 @contextlib.contextmanager
 def together(device: torch.device, log: Callable[[str], None]) -> Iterator[None]:
-    """Within it, the processes of a command without a run watch each other. log: for what the person who watches should know."""
+    """Within it, the processes of a command without a run, of one code, watch each other. log: for the person who watches."""
     if not connected():
         yield
         return

@@ -24,7 +24,7 @@ from ..core.evaluate.features import evaluating
 from ..core.evaluate.frozen import features_of
 from ..core.evaluate.taps import Taps
 from ..core.run.compare import of_another_config
-from ..core.run.folder import read_result, run_folder
+from ..core.run.folder import RESULT, read_result, run_folder
 from ..core.stream.batches import MicroBatches
 from ..core.train.fit import Every
 from ..finetune.probe import Probing
@@ -167,7 +167,7 @@ def measure_pipeline(path: str, overrides: Sequence[str], tell: Tell, until: flo
     from .pipeline.preflight import check_buildable
 
     _, jobs = plan_pipeline(path, overrides, resolve)
-    waiting = [job for job in jobs if not (job.dir / "result.json").exists()]
+    waiting = [job for job in jobs if not (job.dir / RESULT).exists()]
     names = list(dict.fromkeys(job.name for job in waiting))
     tell({"stages": {name: sum(job.name == name for job in waiting) for name in names}})
     left = list(names)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +10,7 @@ from PIL import Image
 from torch import Tensor, uint16
 
 from ..images.open import DamagedImage, Images
+from .picture_sheet import webp_sheet
 
 THUMBNAIL_SIDE = 40  # pixels of a thumbnail
 COLUMNS = 20  # thumbnails in a row of the sheet
@@ -26,13 +26,8 @@ def thumbnail_sheet(parts: Sequence[tuple[Images, Tensor]]) -> tuple[bytes, list
     picture is damaged. Of other than three channels, the first one.
     """
     small = [_thumbnail(images, int(i)) for images, rows in parts for i in rows]
-    sheet = Image.new("RGB", (COLUMNS * THUMBNAIL_SIDE, -(-len(small) // COLUMNS) * THUMBNAIL_SIDE), _GRAY)
-    for k, picture in enumerate(small):
-        sheet.paste(picture, (k % COLUMNS * THUMBNAIL_SIDE, k // COLUMNS * THUMBNAIL_SIDE))
-    out = io.BytesIO()
-    sheet.save(out, format="WEBP", quality=_QUALITY, method=4)
     numbers = [int.from_bytes(hashlib.sha256(one.tobytes()).digest()[:6]) for one in small]
-    return out.getvalue(), numbers
+    return webp_sheet(small, THUMBNAIL_SIDE, COLUMNS, _QUALITY, _GRAY), numbers
 
 
 def _thumbnail(images: Images, i: int) -> Image.Image:

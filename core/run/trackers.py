@@ -23,6 +23,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 
 from ..distributed import rank
+from ..documents import flattened
 from ..errors import UserError
 from ..files import write_text
 
@@ -60,11 +61,12 @@ class Trackers:
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Pass on the numbers of a row of metrics.jsonl, at its `step`."""
+        if not self.used:
+            return
         values = {key: value for key, value in row.items() if isinstance(value, int | float) and key != "step"}
-        if self.used and values:
+        if values:
             self.last = row["step"]
-            self._try(self._open, self.last)
-            self._try(self.accelerator.log, values, step=self.last)
+            self._try(self._tell, values)
 
     def conclude(self, metrics: Mapping[str, Any]) -> None:
         """Pass on the final numbers of result.json, at the step of the last row."""
@@ -77,12 +79,17 @@ class Trackers:
             self._try(tracker.finish)
         self.accelerator.trackers, self.opened = [], False
 
-    def _try(self, call: Callable[..., object], *args: Any, **options: Any) -> None:
+    def _tell(self, values: Mapping[str, float]) -> None:
+        if not self.opened:
+            self._open(self.last)
+        self.accelerator.log(dict(values), step=self.last)
+
+    def _try(self, call: Callable[..., object], *args: Any) -> None:
         if not self.used:
             return
         try:
             with _undisturbed():
-                call(*args, **options)
+                call(*args)
         except Exception as error:  # whatever a service and its client may raise
             self.used = False
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -90,8 +97,6 @@ class Trackers:
 
     def _open(self, step: int) -> None:
         """Begin, or go on with, the run at the tracker. step: that of the first row that follows."""
-        if self.opened:
-            return
         self.accelerator.log_with = cast("list[Any]", [self.tracker])
         resumed = (self.folder / IDENTITY).exists()
         self.accelerator.project_configuration = ProjectConfiguration(str(self.folder), str(self.folder))
@@ -124,9 +129,10 @@ class Trackers:
 
     def _mlflow(self, step: int) -> dict[str, Any]:
         mlflow: Any = importlib.import_module("mlflow")
+        artifacts = None
         if not os.environ.get("MLFLOW_TRACKING_URI"):
             mlflow.set_tracking_uri(f"sqlite:///{self.folder.absolute() / 'mlflow.db'}")
-        artifacts = None if os.environ.get("MLFLOW_TRACKING_URI") else (self.folder.absolute() / "mlflow").as_uri()
+            artifacts = (self.folder.absolute() / "mlflow").as_uri()
         return {"run_id": self._identity(), "run_name": str(self.folder), "logging_dir": artifacts}
 
     def _identity(self) -> str | None:
@@ -140,15 +146,10 @@ class Trackers:
         return identity
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
+def flat(config: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
     """A config with one level: `optim.lr`, ..., as parameters of a tracker; what is no number is text."""
-    found: dict[str, str | int | float | bool] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value if isinstance(value, int | float) else str(value)
-    return found
+    values = {key: value for key, value in flattened(config).items() if not isinstance(value, Mapping)}
+    return {key: value if isinstance(value, int | float) else str(value) for key, value in values.items()}
 
 
 def _wandb_knows_what_to_do() -> bool:

@@ -10,17 +10,15 @@ from typing import Any
 import typer
 
 from ...adapt.objective import shared_options
-from ...adapt.registry import ADAPT_METHODS
 from ...adapt.validators.registry import VALIDATORS
+from ...api import METHODS
 from ...core.config.messages import show, words
 from ...core.config.stored import annotation_of
 from ...launch.cli import app
 from ...launch.keys import ConfigKey, every_key
 from ...launch.schema_file import stored_schema, verbs_of
-from ...ssl.registry import PRETRAIN_METHODS
 from .stage import ROOT
 
-METHODS: Mapping[str, Mapping[str, type]] = {"pretrain": PRETRAIN_METHODS, "adapt": ADAPT_METHODS}
 KEYS = ("key", "meaning", "type", "default")
 SECTIONS = ("data", "backbone", "optim", "method", "label_shift", "evaluate", "run")
 
@@ -144,7 +142,7 @@ def keys() -> str:
 def shared_keys(found: list[ConfigKey]) -> list[ConfigKey]:
     """The keys that all adaptation methods have, once."""
     shared = inspect.signature(shared_options).parameters
-    first = next(iter(ADAPT_METHODS))
+    first = next(iter(METHODS["adapt"]))
     return [
         key
         for key in found

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...core.errors import UserError
 from ...core.launchlog import warn
+from ...core.printable import capital
 from ...core.run.folder import read_result
 from ...core.run.rows import CELLS
 from ..report.contents import Page
@@ -127,7 +128,7 @@ def primary_lines(result: Mapping[str, Any]) -> list[str]:
         )
         lines.append(f"{name} {verdict} ({facts}{needed}).")
     told = result["contrasts"]
-    changed = f" {told['note'][0].upper()}{told['note'][1:]}." if told["note"] else ""
+    changed = f" {capital(told['note'])}." if told["note"] else ""
     head = f"Primary effects were declared on {told['declared'][:10]}, sha256 {told['digest'][:12]}.{changed}"
     return [*lines, f"{head} All other effects are exploratory."]
 
@@ -163,7 +164,7 @@ def attribution_markdown(result: Mapping[str, Any], command: str) -> str:
     ]
     kinds = f"{', '.join(result['kind'])}; selection: {', '.join(result['selection'])}; seeds: {', '.join(map(str, result['seeds']))}."
     parts = [
-        f"Made by `{command}`. {kinds[0].upper()}{kinds[1:]}",
+        f"Made by `{command}`. {capital(kinds)}",
         *attribution_sentences(result),
         markdown_table(["cell", f"{result['metric']}, %", "95 % interval", "n"], cells, right=(1, 3)),
         markdown_table(["Shapley value", "points", "95 % interval", "share of the total"], shares, right=(1,)),

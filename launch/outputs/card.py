@@ -150,17 +150,18 @@ def _results(result: Mapping[str, Any]) -> str:
 def _index(title: str, task: str, trained: TrainedRun) -> dict[str, Any]:
     """The results for the Hub's header, which it shows beside the card: accuracies, F1 and AUROC by test set."""
     given = (trained.config.get("data") or {}).get("test")
-    results: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    uris = given if isinstance(given, Mapping) else {}
+    results: dict[str, list[dict[str, Any]]] = {}
     for name, value in (trained.result.get("metrics") or {}).items():
         test, protocol, metric = (*name.split("/"), "", "")[:3]
         if metric in HUB_METRICS and name.count("/") == 2:
             own = {"type": HUB_METRICS[metric], "name": f"{metric} ({protocol})", "value": round(value, 6)}
-            results.setdefault(
-                (test, str(given.get(test, test) if isinstance(given, Mapping) else given or test)), []
-            ).append(own)
+            results.setdefault(f"{test}: {uris.get(test) or (given if isinstance(given, str) else test)}", []).append(
+                own
+            )
     shown = [
-        {"task": {"type": task}, "dataset": {"name": f"{test}: {uri}", "type": "imagefolder"}, "metrics": metrics}
-        for (test, uri), metrics in results.items()
+        {"task": {"type": task}, "dataset": {"name": name, "type": "imagefolder"}, "metrics": metrics}
+        for name, metrics in results.items()
     ]
     return {"model-index": [{"name": title, "results": shown}]} if shown else {}
 

@@ -41,13 +41,10 @@ def embed_command(
 ) -> int:
     """Save a network's features of pictures (.npz, .parquet)."""
     check_output(out, "--out", (".npz", ".parquet"), make=True)
-    from ..processes import together
     from .embed import embed_pictures
-    from .pictures import joined, say
 
     how = {"device": device, "batch_size": batch_size, "workers": workers, "skip_damaged": skip_damaged}
-    with together(joined(device), say):
-        return embed_pictures(run, uri, out, tap or [], **how)
+    return embed_pictures(run, uri, out, tap or [], **how)
 
 
 def predict_command(
@@ -68,13 +65,10 @@ def predict_command(
 ) -> int:
     """Label pictures with a classifier (.csv, .parquet)."""
     check_output(out, "--out", (".csv", ".parquet"), make=True)
-    from ..processes import together
-    from .pictures import joined, say
     from .predict import predict_pictures
 
     how = {"device": device, "batch_size": batch_size, "workers": workers, "skip_damaged": skip_damaged}
-    with together(joined(device), say):
-        return predict_pictures(run, uri, out, top, calibrate or [], **how)
+    return predict_pictures(run, uri, out, top, calibrate or [], **how)
 
 
 def export_command(

@@ -17,8 +17,8 @@ from ...core.evaluate.frozen import features_of
 from ...core.evaluate.taps import POOLED, Taps, available_taps
 from ...core.evaluate.trained import TrainedRun, load_trained
 from ..aloud import conclude, say
-from ..following import LABELS, command
-from .pictures import damage_with_remedy, joined, names_of, open_pictures
+from ..following import LABELS, command, exporting
+from .pictures import damage_with_remedy, names_of, open_pictures, watched_together
 from .tables import PARQUET, check_parquet, write_npz, write_parquet
 
 BOTTLENECK = "bottleneck"  # the tap of what a classifier's head sees, where layers lie between backbone and head
@@ -41,33 +41,29 @@ def embed_pictures(
     taps: names of `Taps`, `pooled` by default, or `bottleneck`: the features that the head of a classifier sees.
     """
     check_parquet(out)
-    place = joined(device)
-    trained = load_trained(run)
-    names = tuple(dict.fromkeys(taps)) or (POOLED,)
-    check_tap_names(trained, names)
-    images = open_pictures(uris, trained, skip_damaged)
-    say(f"embed {trained.title}: {', '.join(names)} of {len(images)} {trained.view.in_words()}, on {place}")
-    found = features(trained, images, names, device=place, batch_size=batch_size, workers=workers)
-    if rank() == 0:
-        about = {
-            "run": str(trained.folder),
-            "network": trained.backbone.spec,
-            "weights": weights_digest(trained.backbone),
-            "view": trained.view.describe(),
-            "data": {"uri": images.uri, "images": len(images), "split": images.split_hash()},
-        }
-        columns = {**dict(zip(OWN_COLUMNS, (names_of(images), images.keys()), strict=True)), **found}
-        (write_parquet if out.suffix.lower() == PARQUET else write_npz)(out, columns, about)
-        print(out)
-        shapes = ", ".join(f"{name} {list(found[name].shape)}" for name in names)
-        classified = trained.classifier is not None
-        words = (
-            ("predict", str(run), *uris, "--out", LABELS)
-            if classified
-            else ("export", str(run), "--to", f"{run}-exported")
-        )
-        conclude(f"embed: {shapes} of {len(images)} pictures", command(*words))
-    barrier()
+    with watched_together(device) as place:
+        trained = load_trained(run)
+        names = tuple(dict.fromkeys(taps)) or (POOLED,)
+        check_tap_names(trained, names)
+        images = open_pictures(uris, trained, skip_damaged)
+        say(f"embed {trained.title}: {', '.join(names)} of {len(images)} {trained.view.in_words()}, on {place}")
+        found = features(trained, images, names, device=place, batch_size=batch_size, workers=workers)
+        if rank() == 0:
+            about = {
+                "run": str(trained.folder),
+                "network": trained.backbone.spec,
+                "weights": weights_digest(trained.backbone),
+                "view": trained.view.describe(),
+                "data": {"uri": images.uri, "images": len(images), "split": images.split_hash()},
+            }
+            columns = {**dict(zip(OWN_COLUMNS, (names_of(images), images.keys()), strict=True)), **found}
+            (write_parquet if out.suffix.lower() == PARQUET else write_npz)(out, columns, about)
+            print(out)
+            shapes = ", ".join(f"{name} {list(found[name].shape)}" for name in names)
+            labels = command("predict", str(run), *uris, "--out", LABELS)
+            following = exporting(run) if trained.classifier is None else labels
+            conclude(f"embed: {shapes} of {len(images)} pictures", following)
+        barrier()
     return 0
 
 

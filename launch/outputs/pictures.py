@@ -16,6 +16,7 @@ from ...core.images.open import DamagedImage, Images, open_images
 from ...core.images.survey import survey
 from ...core.run.accelerator import build_accelerator
 from ..aloud import say
+from ..processes import together
 
 MOST_LISTED = 20  # pictures that a message names
 
@@ -24,13 +25,25 @@ Speak = Callable[[str], None]
 
 def joined(device: str) -> torch.device:
     """This process's device, once all processes that were started together are connected. device: auto or cpu. Raises UserError."""
-    if device not in ("auto", "cpu"):
-        raise UserError(f"--device: expected auto or cpu, got {device}")
-    found = build_accelerator({"device": device}).device
+    found = _device(device)
     if connected():
         wait_without_limit()
         same_everywhere(code_version(), "code", "install the same version on every node")
     return found
+
+
+@contextmanager
+def watched_together(device: str) -> Iterator[torch.device]:
+    """As `joined`, for a command: within it, the processes watch each other until the end. Raises UserError."""
+    found = _device(device)
+    with together(found, say):
+        yield found
+
+
+def _device(device: str) -> torch.device:
+    if device not in ("auto", "cpu"):
+        raise UserError(f"--device: expected auto or cpu, got {device}")
+    return build_accelerator({"device": device}).device
 
 
 def open_pictures(uris: Sequence[str], trained: TrainedRun, skip_damaged: bool, say: Speak = say) -> Images:

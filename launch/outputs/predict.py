@@ -20,8 +20,8 @@ from ...core.images.open import open_images
 from ...core.images.several import has_several
 from ...core.model.classifier import UNKNOWN, Classifier
 from ..aloud import conclude, say
-from ..following import command
-from .pictures import damage_with_remedy, joined, names_of, open_pictures
+from ..following import exporting
+from .pictures import damage_with_remedy, names_of, open_pictures, watched_together
 from .tables import PARQUET, Column, check_parquet, write_csv, write_parquet
 
 
@@ -62,37 +62,37 @@ def predict_pictures(
     Raises UserError.
     """
     check_parquet(out)
-    place = joined(device)
-    trained = load_trained(run)
-    classifier = classifier_of(trained)
-    outputs = classifier.outputs
-    check_ranking(classifier, top, batch_size)
-    images = open_pictures(uris, trained, skip_damaged)
-    classifier.to(place)
-    how = {"device": place, "batch_size": batch_size, "workers": workers}
-    fitted = trained.calibration
-    if calibrate:
-        fitted = calibrated(trained, calibrate, device=place, workers=workers)
-    say(f"predict {trained.title}: {len(outputs)} outputs, {len(images)} {trained.view.in_words()}, on {place}")
-    say(confidence_in_words(fitted))
-    order, probability = ranked(trained, images, top, fitted, **how)
-    if rank() == 0:
-        columns = prediction_columns(names_of(images), outputs, order, probability)
-        if out.suffix.lower() == PARQUET:
-            about = {
-                "run": str(trained.folder),
-                "weights": weights_digest(classifier),
-                "view": trained.view.describe(),
-                "outputs": outputs,
-                "calibration": None if fitted is None else fitted._asdict(),
-                "data": {"uri": images.uri, "images": len(images), "split": images.split_hash()},
-            }
-            write_parquet(out, columns, about)
-        else:  # without a place for it, and without reading every file once more for its identity
-            write_csv(out, columns)
-        print(out)
-        conclude(predicted_in_words(outputs, order[:, 0], probability[:, 0]), after_prediction(trained))
-    barrier()
+    with watched_together(device) as place:
+        trained = load_trained(run)
+        classifier = classifier_of(trained)
+        outputs = classifier.outputs
+        check_ranking(classifier, top, batch_size)
+        images = open_pictures(uris, trained, skip_damaged)
+        classifier.to(place)
+        how = {"device": place, "batch_size": batch_size, "workers": workers}
+        fitted = trained.calibration
+        if calibrate:
+            fitted = calibrated(trained, calibrate, device=place, workers=workers)
+        say(f"predict {trained.title}: {len(outputs)} outputs, {len(images)} {trained.view.in_words()}, on {place}")
+        say(confidence_in_words(fitted))
+        order, probability = ranked(trained, images, top, fitted, **how)
+        if rank() == 0:
+            columns = prediction_columns(names_of(images), outputs, order, probability)
+            if out.suffix.lower() == PARQUET:
+                about = {
+                    "run": str(trained.folder),
+                    "weights": weights_digest(classifier),
+                    "view": trained.view.describe(),
+                    "outputs": outputs,
+                    "calibration": None if fitted is None else fitted._asdict(),
+                    "data": {"uri": images.uri, "images": len(images), "split": images.split_hash()},
+                }
+                write_parquet(out, columns, about)
+            else:  # without a place for it, and without reading every file once more for its identity
+                write_csv(out, columns)
+            print(out)
+            conclude(predicted_in_words(outputs, order[:, 0], probability[:, 0]), exporting(trained.folder))
+        barrier()
     return 0
 
 
@@ -103,10 +103,6 @@ def predicted_in_words(outputs: Sequence[str], best: Tensor, sure: Tensor) -> st
     counts = torch.bincount(best, minlength=len(outputs))
     share, which = counts.max() / len(best), outputs[int(counts.argmax())]
     return f"predict: {len(best)} pictures, {100 * float(share):.0f} % of them {which}; mean confidence {100 * float(sure.mean()):.1f} %"
-
-
-def after_prediction(trained: TrainedRun) -> str:
-    return command("export", str(trained.folder), "--to", f"{trained.folder}-exported")
 
 
 def check_ranking(classifier: Classifier, top: int, batch_size: int) -> None:

@@ -103,8 +103,7 @@ def _panel(
     logged = [(i, key, name, table) for i, key, name, table in pairs if len(table)]
     if not logged:
         return None
-    most = max(16, min(_POINTS, 5 * _POINTS // (4 * len(logged))))
-    lines = [(i, _binned(table, most)) for i, _, _, table in logged]
+    lines = [(i, _binned(table, points_of_each(len(logged)))) for i, _, _, table in logged]
     percent = title == "Online evaluation" and all(
         series.values.min() >= 0 and series.values.max() <= 1 for _, series in lines
     )
@@ -159,6 +158,11 @@ def _logged(rows: Sequence[Mapping[str, object]], key: str) -> numpy.ndarray:
         and abs(value) < 1e300 and abs(step) < 1e300
     ]  # fmt: skip
     return numpy.array(pairs, dtype=float).reshape(-1, 2)
+
+
+def points_of_each(lines: int) -> int:
+    """Most points of a curve of a still figure with so many: together they have a quarter more than one may have."""
+    return max(16, min(_POINTS, 5 * _POINTS // (4 * lines)))
 
 
 def _binned(table: numpy.ndarray, most: int) -> Series:

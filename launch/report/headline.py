@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...core.evaluate.definitions import definition_of
+from ...core.printable import capital
 from .claims import claim_words
 from .gains import gain_words
 from .levels import Levels, levels_for
@@ -27,7 +28,7 @@ def verdict_of_table(
     if contrasts and contrasts["primary"]:
         one = contrasts["primary"][0]
         words = claim_words(one, " points" if is_fraction(one["metric"], []) else "", _signed(one["metric"]))
-        return f"{one['label'][0].upper()}{one['label'][1:]}: {words}."
+        return f"{capital(one['label'])}: {words}."
     emphasised = {row["label"] for row in rows if row.get("emphasis")}
     for found, words in ((gains, _gain), (comparisons, _difference)):
         chosen = [one for one in found if one["a"] in emphasised] or list(found)
@@ -38,7 +39,7 @@ def verdict_of_table(
 
 def _gain(gain: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     words = gain_words(gain, " points" if is_fraction(gain["metric"], []) else "", _signed(gain["metric"]))
-    return f"{words[0].upper()}{words[1:]}."
+    return f"{capital(words)}."
 
 
 def _difference(one: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -85,9 +86,8 @@ def verdict_of_runs(
         return f"{_best(rows)}{judged}".strip()
     row, found = rows[0], levels_for(levels.get(stages[0].name, {}), rows[0]["metric"])
     parts = row["metric"].rsplit("/", 2)
-    beside = f"; {found.sentence()[0].lower()}{found.sentence()[1:]}" if found else ""
-    told = _value(row)
-    return f"{told[0].upper()}{told[1:]}{f' ({parts[-2]})' if len(parts) > 1 else ''}{beside}.{_judged(row, found)}"
+    beside = f"; {found.words()}" if found else ""
+    return f"{capital(_value(row))}{f' ({parts[-2]})' if len(parts) > 1 else ''}{beside}.{_judged(row, found)}"
 
 
 def _judged(row: Mapping[str, Any], levels: Levels | None) -> str:
@@ -112,7 +112,7 @@ def _unmeasured(stages: Sequence[StageRuns]) -> str:
         if state == "finished"
         else ""
     )
-    return f"{state[0].upper()}{state[1:]}: the loss went from {losses[0]:.3g} to {losses[-1]:.3g}{time}.{probe}"
+    return f"{capital(state)}: the loss went from {losses[0]:.3g} to {losses[-1]:.3g}{time}.{probe}"
 
 
 def _value(row: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...core.printable import capital
 from .meanings import metric_meaning
 from .records import StageRuns
 from .results import test_of
@@ -26,10 +27,10 @@ class Levels:
             return [("chance", self.chance)]
         return [("chance", self.chance), ("most frequent class", self.majority)]
 
-    def sentence(self) -> str:
-        """ "Chance is 10.0 %, always the most frequent class 11.2 %" ."""
+    def words(self) -> str:
+        """ "chance is 10.0 %, always the most frequent class 11.2 %" ."""
         always = "" if self.majority is None else f", always the most frequent class {100 * self.majority:.1f} %"
-        return f"Chance is {100 * self.chance:.1f} %{always}"
+        return f"chance is {100 * self.chance:.1f} %{always}"
 
 
 LevelsOfStages = Mapping[str, Mapping[str, Levels]]  # by stage and test
@@ -66,8 +67,8 @@ def level_words(found: Mapping[str, Levels]) -> str:
     if not found:
         return ""
     if (one := shared_levels(found.values())) is not None:
-        return f"{one.sentence()}."
-    return f"{'; '.join(f'{test}: {one.sentence()[0].lower()}{one.sentence()[1:]}' for test, one in found.items())}."
+        return f"{capital(one.words())}."
+    return f"{'; '.join(f'{test}: {one.words()}' for test, one in found.items())}."
 
 
 def levels_for(levels: Mapping[str, Levels], metric: str) -> Levels | None:
@@ -133,5 +134,5 @@ def what_rows_measure(rows: Sequence[Mapping[str, Any]], levels: LevelsOfStages)
         for row in rows
         if (found := levels_for(levels.get(row["stage"], {}), row["metric"])) is not None
     }
-    told = " ".join(filter(None, [f"{meaning[:1].upper()}{meaning[1:]}", level_words(known)]))
+    told = " ".join(filter(None, [capital(meaning), level_words(known)]))
     return [told] if told else []

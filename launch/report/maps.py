@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ...core.evaluate.picture_sheet import webp_sheet
 from ...core.files import read_regular
 from ...core.launchlog import warn
 from .answers import Answers, Seeds
@@ -75,13 +76,8 @@ class Thumbnails:
         """The sheet as a data URI, _COLUMNS pictures in a row; "" without pictures."""
         if not self.pictures:
             return ""
-        across = min(_COLUMNS, len(self.pictures))
-        sheet = Image.new("RGB", (across * self.side, -(-len(self.pictures) // across) * self.side))
-        for k, picture in enumerate(self.pictures):
-            sheet.paste(picture, (k % across * self.side, k // across * self.side))
-        out = io.BytesIO()
-        sheet.save(out, format="WEBP", quality=_QUALITY, method=4)
-        return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"
+        sheet = webp_sheet(self.pictures, self.side, self.columns, _QUALITY)
+        return f"data:image/webp;base64,{base64.b64encode(sheet).decode()}"
 
     @property
     def columns(self) -> int:

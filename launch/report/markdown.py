@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...core.printable import capital
 from .claims import claim_words, needed_words, tasks_words
 from .gains import gain_words
 from .negative import negative_lines
@@ -39,8 +40,8 @@ def contrast_lines(contrasts: Mapping[str, Any] | None) -> list[str]:
         words = claim_words(one, " points" if fraction else "", points if fraction else lambda value: f"{value:+.4g}")
         over = f" Over {one['resampled']}." if one["resampled"] else ""
         note = f" Not by image: {one['note']}." if one["note"] else ""
-        lines.append(f"{one['label']}: {words}.{over} {needed_words(one)[0].upper()}{needed_words(one)[1:]}.{note}")
-    changed = f" {contrasts['note'][0].upper()}{contrasts['note'][1:]}." if contrasts["note"] else ""
+        lines.append(f"{one['label']}: {words}.{over} {capital(needed_words(one))}.{note}")
+    changed = f" {capital(contrasts['note'])}." if contrasts["note"] else ""
     head = (
         f"Primary contrasts were declared on {contrasts['declared'][:10]}, sha256 {contrasts['digest'][:12]}.{changed}"
     )

@@ -79,7 +79,8 @@ class StageRuns:
     @property
     def seed_names(self) -> list[str]:
         """Of each run that has curves: "seed 0"; "" where it is the only one."""
-        return [f"seed {record.seed}" if len(self.logged) > 1 else "" for record in self.logged]
+        logged = self.logged
+        return [f"seed {record.seed}" if len(logged) > 1 else "" for record in logged]
 
 
 def read_run(path: Path) -> RunRecord:

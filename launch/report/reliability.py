@@ -9,7 +9,7 @@ import numpy as np
 from ...core.evaluate.calibration import calibration_error, reliability
 from ...core.evaluate.selective import aurc, risk_coverage
 from .answers import Answers
-from .curves import Series, draw_lines
+from .curves import Series, draw_lines, points_of_each
 from .figures import SERIES_COLOURS, Figure, LiveLine, LivePlot, colour
 
 _GREY = 7  # the series colour of the diagonal
@@ -69,9 +69,10 @@ def _risk(test: str, keys: Sequence[str], runs: Sequence[Mapping[str, Answers]])
 
 
 def _thinned(series: Series, lines: int) -> Series:
-    """The curve as the still figure shows it: together its curves have a quarter more points than one may have."""
-    most = max(16, min(_POINTS, 5 * _POINTS // (4 * lines)))
-    kept = np.unique(np.linspace(0, len(series.steps) - 1, min(len(series.steps), most)).round().astype(int))
+    """The curve as the still figure shows it."""
+    kept = np.unique(
+        np.linspace(0, len(series.steps) - 1, min(len(series.steps), points_of_each(lines))).round().astype(int)
+    )
     return series._replace(steps=series.steps[kept], values=series.values[kept])
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...core.documents import flattened
 from .records import StageRuns
 
 _MOST_KEYS = 80
@@ -45,18 +46,10 @@ def settings_that_differ(stages: Sequence[StageRuns]) -> list[Settings]:
     return tables
 
 
-def flat_config(config: Mapping[str, Any], path: str = "") -> dict[str, str]:
+def flat_config(config: Mapping[str, Any]) -> dict[str, str]:
     """{dotted key: value as JSON} of everything but `run` and `seed`; folders of seeds are one, as for experiments."""
-    found: dict[str, str] = {}
-    for key, value in config.items():
-        where = f"{path}.{key}" if path else str(key)
-        if where in ("run", "seed", "verb"):
-            continue
-        if isinstance(value, Mapping) and value:
-            found |= flat_config(value, where)
-        else:
-            found[where] = json.dumps(value, ensure_ascii=False, default=str)
-    return found
+    kept = {key: value for key, value in config.items() if key not in ("run", "seed", "verb")}
+    return {key: json.dumps(value, ensure_ascii=False, default=str) for key, value in flattened(kept).items()}
 
 
 def _short(value: str | None) -> str:

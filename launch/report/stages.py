@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,18 +83,18 @@ class StageView:
     facts: list[tuple[str, str]]
     table: ResultTable | None
     curves: list[Figure]
-    pictures: list[Picture]
-    maps: list[Figure]
-    map_caption: str
-    confusions: list[Confusion]
     config: str
+    commands: list[tuple[str, str]]
+    pictures: list[Picture] = field(default_factory=list)
+    maps: list[Figure] = field(default_factory=list)
+    map_caption: str = ""
+    confusions: list[Confusion] = field(default_factory=list)
     metrics: list[tuple[str, str, str, str]] = field(default_factory=list)
     confidence: list[Figure] = field(default_factory=list)
     validators: list[ValidatorTable] = field(default_factory=list)
     front: bool = False
     adapted: AdaptedView | None = None
     live: LiveMap | None = None
-    commands: list[tuple[str, str]] = field(default_factory=list)
     brief: bool = False
 
 
@@ -107,20 +107,13 @@ def view_stage(
     """
     chart = next((record.map for record in stage.records if record.map), {})
     seed = stage.first.seed
-    measured = any(result.get("metrics") for result in stage.results)
     adapted = adapted_view(stage)
     panels = curves([record.rows for record in stage.logged], bool(adapted.curves), stage.seed_names, levels)
     confidence = confidence_figures(list(answers.values()))
     live.add(label, [*panels, *confidence, *adapted.curves])
     live.add_map(label, moving := live_map(stage, label, answers, live.thumbnails))
-    return StageView(
-        name=stage.name,
-        label=label,
-        verb=stage.first.verb,
-        summary=_summary(stage),
-        facts=_facts(stage),
-        table=results_tables(protocol_rows(stage), {}, {stage.name: levels})[0] if measured else None,
-        curves=panels,
+    return replace(
+        _basis(stage, label, panels, levels),
         pictures=[found for path, caption in stage.first.pictures() if (found := _picture(path, caption)) is not None],
         maps=[
             scatter(chart, by, when)
@@ -132,14 +125,12 @@ def view_stage(
         if chart
         else "",
         confusions=confusions(stage.results),
-        config=yaml_text(stage.first.config),
-        metrics=_all_metrics(stage) if measured else [],
+        metrics=_all_metrics(stage) if _is_measured(stage) else [],
         confidence=confidence,
         validators=validator_tables(stage),
         front=front,
         adapted=adapted if adapted.shown else None,
         live=moving,
-        commands=commands_of(stage),
     )
 
 
@@ -147,23 +138,26 @@ def view_briefly(stage: StageRuns, *, label: str, live: Live, levels: Mapping[st
     """What a page of very many stages shows of the later ones: numbers, the first curves, and the config."""
     panels = curves([record.rows for record in stage.logged], True, stage.seed_names, levels, most=_PANELS_OF_MANY)
     live.add(label, panels)
-    measured = any(result.get("metrics") for result in stage.results)
+    return replace(_basis(stage, label, panels, levels), brief=True)
+
+
+def _basis(stage: StageRuns, label: str, panels: list[Figure], levels: Mapping[str, Levels]) -> StageView:
+    """What the page shows of every stage."""
     return StageView(
         name=stage.name,
         label=label,
         verb=stage.first.verb,
         summary=_summary(stage),
         facts=_facts(stage),
-        table=results_tables(protocol_rows(stage), {}, {stage.name: levels})[0] if measured else None,
+        table=results_tables(protocol_rows(stage), {}, {stage.name: levels})[0] if _is_measured(stage) else None,
         curves=panels,
-        pictures=[],
-        maps=[],
-        map_caption="",
-        confusions=[],
         config=yaml_text(stage.first.config),
         commands=commands_of(stage),
-        brief=True,
     )
+
+
+def _is_measured(stage: StageRuns) -> bool:
+    return any(result.get("metrics") for result in stage.results)
 
 
 def _summary(stage: StageRuns) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ...core.train.remaining import time_left
-from ..settle import INPUT_SIDES, LARGEST_ON_CPU, facts_about, settle, side_for
-from .pictures import Roles
+from ..settle import INPUT_SIDES, facts_about, settle, side_for
+from .pictures import GivenSet, Roles
 
 SPARE = 0.85  # of the budget is planned; the rest is for what no step shows, such as pages and slower moments
 PRETRAINED, ADAPTED = 0.65, 0.175  # of the planned time after fixed costs; adaptation twice, with its control
@@ -24,6 +24,10 @@ class RunCosts(NamedTuple):
 
     step: float
     fixed: float
+
+    def of(self, steps: int) -> float:
+        """Seconds of a run of so many steps."""
+        return self.fixed + self.step * steps
 
 
 class Plan(NamedTuple):
@@ -48,17 +52,26 @@ Resolve = Callable[[str, str, list[str]], dict[str, Any]]
 
 
 class _Timing(NamedTuple):
-    """What was timed with pictures of one size. steps: of the pretraining, as many as fit."""
+    """What was timed with pictures of one size."""
 
     config: dict[str, Any]
     cost: RunCosts
     adaptation: tuple[dict[str, Any], RunCosts] | None
     planned: float  # seconds for steps, after all that is fixed
-    steps: int
 
     @property
     def batch(self) -> int:
         return self.config["optim"]["batch_size"]
+
+    @property
+    def share(self) -> float:
+        """The part of `planned` that the pretraining gets."""
+        return PRETRAINED if self.adaptation is not None else 1.0
+
+    @property
+    def steps(self) -> int:
+        """Of the pretraining, as many as fit."""
+        return int(max(self.planned, 0.0) * self.share / self.cost.step)
 
 
 class _Story:
@@ -73,14 +86,13 @@ class _Story:
     def timed(self, size: int) -> _Timing:
         config = settle("pretrain", self.resolve("pretrain", PRETRAINING, [*self.words, f"data.size={size}"]))
         cost = self.measure("pretrain", config)
-        self.measured += cost.fixed + cost.step * FEWEST_STEPS
+        self.measured += cost.of(FEWEST_STEPS)
+        fixed = cost.fixed + 4 * self.probe
         adaptation = _adaptation(self.roles, size, config["backbone"]["name"], self.resolve, self.measure)
-        planned = 60 * self.minutes * SPARE - self.measured - cost.fixed - 4 * self.probe
         if adaptation is not None:
-            self.measured += adaptation[1].fixed + adaptation[1].step * FEWEST_STEPS
-            planned -= 3 * adaptation[1].fixed + adaptation[1].step * FEWEST_STEPS
-        share = PRETRAINED if adaptation is not None else 1.0
-        return _Timing(config, cost, adaptation, planned, int(max(planned, 0.0) * share / cost.step))
+            self.measured += adaptation[1].of(FEWEST_STEPS)
+            fixed += 2 * adaptation[1].fixed
+        return _Timing(config, cost, adaptation, 60 * self.minutes * SPARE - self.measured - fixed)
 
     def epochs(self, timing: _Timing) -> float:
         """How often the pretraining sees each picture."""
@@ -89,12 +101,10 @@ class _Story:
     def chosen(self) -> _Timing:
         """Of the size that the minutes allow. Each timing costs as much as some minutes' worth of steps, so there are three at most."""
         facts = facts_about("pretrain", self.resolve("pretrain", PRETRAINING, self.words))
-        first = side_for(facts, FIRST_ON_CPU)
-        size = first if facts.accelerator else min(first, LARGEST_ON_CPU)
+        first, size = side_for(facts, FIRST_ON_CPU), side_for(facts)
         found = self.timed(size)
-        if (
-            size < first and self.epochs(found) * (size / first) ** 2 >= SURELY * FEWEST_EPOCHS
-        ):  # a step costs by the area
+        expected = self.epochs(found) * (size / first) ** 2  # with the larger one: a step costs by the area
+        if size < first and expected >= SURELY * FEWEST_EPOCHS:
             larger = self.timed(first)
             return larger if self.epochs(larger) >= FEWEST_EPOCHS else found
         for smaller in sorted((one for one in INPUT_SIDES if one < size), reverse=True):
@@ -105,10 +115,9 @@ class _Story:
 
     def minutes_for(self, timing: _Timing) -> float:
         """Minutes with which the pretraining would see each picture often enough."""
-        share = PRETRAINED if timing.adaptation is not None else 1.0
         steps = FEWEST_EPOCHS * self.count / timing.batch
         fixed = 60 * self.minutes * SPARE - timing.planned
-        return math.ceil((fixed + steps * timing.cost.step / share) / SPARE / 60)
+        return math.ceil((fixed + steps * timing.cost.step / timing.share) / SPARE / 60)
 
 
 def plan_story(roles: Roles, minutes: float, folder: str, resolve: Resolve, measure: Measure, probe: float) -> Plan:
@@ -128,7 +137,7 @@ def plan_story(roles: Roles, minutes: float, folder: str, resolve: Resolve, meas
     given = {"data.train": _pretraining_uris(roles), **keys, "optim.duration": trained, "evaluate.every": "50%"}
     stages: dict[str, Any] = {"pretrained": _stage("pretrain", PRETRAINING, given)}
     lengths, batches = {"pretrain": trained}, {"pretrain": batch}
-    seconds = story.measured + timing.cost.fixed + timing.cost.step * trained
+    seconds = story.measured + timing.cost.of(trained)
     if roles.labelled is not None:
         stages |= _probes(roles.labelled.uri, side, network)
         seconds += 4 * probe
@@ -138,7 +147,7 @@ def plan_story(roles: Roles, minutes: float, folder: str, resolve: Resolve, meas
         fitting = int(max(timing.planned, 0.0) * ADAPTED / cost.step)
         lengths["adapt"] = max(FEWEST_STEPS, min(fitting, most // batches["adapt"]))
         stages |= _adaptations(roles, side, batches["adapt"], lengths["adapt"])
-        seconds += 2 * (cost.fixed + cost.step * lengths["adapt"])
+        seconds += 2 * cost.of(lengths["adapt"])
     pipeline = {"run": {"dir": folder}, "seeds": 1, "stages": stages, "report": _report(roles)}
     epochs = trained * batch / story.count
     longer = story.minutes_for(timing) if epochs < FEWEST_EPOCHS else None
@@ -181,7 +190,7 @@ def _pretraining_uris(roles: Roles) -> list[str]:
     return [_trained_on(one) for one in roles.all]
 
 
-def _trained_on(one: Any) -> str:
+def _trained_on(one: GivenSet) -> str:
     """All of a set that cannot be tested on, having no labels; else four fifths."""
     return f"{one.uri}#[:80%]" if one.labelled else one.uri
 

@@ -29,7 +29,7 @@ from ...core.run.rows import METRICS, read_rows
 from ..aloud import say
 from ..dry import build_untrained
 from ..dry_time import typical
-from ..following import command
+from ..following import LABELS, command
 from ..pipeline.ending import after_pipeline, pipeline_verdict
 from ..pipeline.run import run_pipeline
 from ..timing import TIMED_STEPS
@@ -75,7 +75,7 @@ def try_pictures(uris: Sequence[str], minutes: float, to: str) -> dict[str, Any]
         say(line, Loudness.QUIET)
     say(f"{(time.monotonic() - began) / 60:.1f} min; the plan is {known}, to be changed and run again")
     if roles.target is not None and (run := folder / "seed-0" / "adapted").exists():
-        say(f"to use it: {command('predict', str(run), roles.target.uri, '--out', 'labels.csv')}")
+        say(f"to use it: {command('predict', str(run), roles.target.uri, '--out', LABELS)}")
     say(f"next: {_following(folder, known, asked, result)}")
     return result
 

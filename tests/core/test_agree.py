@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from rootstock.core import agree
-from rootstock.core.agree import MAY_DIFFER, code_version, compared_config, differences, flattened, same_everywhere
+from rootstock.core.agree import MAY_DIFFER, code_version, compared_config, differences, same_everywhere
+from rootstock.core.documents import flattened
 from rootstock.core.errors import UserError
 from rootstock.core.run.options import options
 

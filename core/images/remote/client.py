@@ -25,6 +25,7 @@ from .faults import (
     ShortBody,
     is_missing,
     is_passing,
+    missing_bucket,
     reason,
     refusal,
 )
@@ -177,9 +178,7 @@ def refuse_missing_bucket(url: str) -> None:
             client.call_s3("head_bucket", Bucket=bucket)
         except Exception as error:
             if is_missing(error):
-                raise MissingObject(
-                    f"{abridged(url)}: there is no such bucket; check its name, the region and the endpoint (AWS_ENDPOINT_URL)"
-                ) from None
+                raise missing_bucket(abridged(url)) from None
             if is_passing(error):
                 raise
 

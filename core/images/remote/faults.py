@@ -98,6 +98,13 @@ def is_missing(error: BaseException) -> bool:
     return bool(said_codes(error) & {"FileNotFoundError", "NoSuchKey", "NoSuchBucket", "404"})
 
 
+def missing_bucket(url: str) -> MissingObject:
+    """url: as shown."""
+    return MissingObject(
+        f"{url}: there is no such bucket; check its name, the region and the endpoint (AWS_ENDPOINT_URL)"
+    )
+
+
 def refusal(error: BaseException, url: str, protocol: str) -> UserError:
     """The sentence of what is not tried again. url: as shown."""
     codes = said_codes(error)
@@ -120,9 +127,7 @@ def refusal(error: BaseException, url: str, protocol: str) -> UserError:
         )
         return UserError(f"{url}: no credentials are found, or the profile is incomplete; {ways}")
     if codes & NO_BUCKET:
-        return MissingObject(
-            f"{url}: there is no such bucket; check its name, the region and the endpoint (AWS_ENDPOINT_URL)"
-        )
+        return missing_bucket(url)
     if codes & NO_RIGHTS or "PermissionError" in codes:
         return UserError(
             f"{url}: no permission to read it ({reason(error)}); check the address, ask for the right to read and list it, or use other "

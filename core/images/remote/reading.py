@@ -48,7 +48,7 @@ class ObjectReader:
             return part_of_object(one, offset, end)
         first, start = divmod(offset, BLOCK)
         if start + size <= BLOCK:
-            return self.cache.read(one, first, start, start + size) or self._fetched(one, first, start, start + size)
+            return self.of_block(one, first, start, start + size)
         return b"".join(
             self.of_block(one, number, max(0, offset - number * BLOCK), min(BLOCK, end - number * BLOCK))
             for number in range(first, (end - 1) // BLOCK + 1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 from typing import BinaryIO, Protocol
 
 from ...errors import UserError
-from ..cache import cache_folder, file_stamp
+from ..cache import cache_folder, file_stamp, made_once
 from ..notes import Note
 from ..remote.address import is_remote
 from ..remote.blocks import DEFAULT_MOST, Held, most_of
@@ -34,6 +35,31 @@ class Archive(Protocol):
     def check_copy(self, size: int, title: str) -> None:
         """Raises UserError if the cache may not keep a copy of so many bytes."""
         ...
+
+
+class CopyRoom:
+    """Asks the cache for the room of a copy while it grows: anew whenever it has become larger by a quarter."""
+
+    def __init__(self, archive: Archive, title: str) -> None:
+        self.archive, self.title, self.asked = archive, title, 0
+
+    def take(self, size: int) -> None:
+        """Raises UserError if the cache may not keep a copy of so many bytes."""
+        if size > self.asked:
+            self.asked = size + (size >> 2)
+            self.archive.check_copy(size, self.title)
+
+
+def made_copy(place: Path, make: Callable[[BinaryIO], None], title: str, done: str, otherwise: str = "") -> Path:
+    """A file in the cache, made once. done: what is done to it, in a message, and `otherwise` what else to do. Raises UserError."""
+    try:
+        return made_once(place, make)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise UserError(
+            f"{title}: cannot be {done} to {place.parent} ({error.strerror}); set XDG_CACHE_HOME to a folder that can be written{otherwise}"
+        ) from None
 
 
 class LocalArchive:

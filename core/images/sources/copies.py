@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,10 +9,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ...errors import UserError
 from ..cache import entry_name, made_once, recall, remember
 from ..limits import UnpackLimits
-from .archives import Archive
+from .archives import Archive, CopyRoom, made_copy
 
 NO_SUM = -1
 """In the place of a checksum, of a picture that is read from its file itself."""
@@ -36,26 +34,16 @@ def copied_rows(
 
     def write(target: BinaryIO | None) -> None:
         found.clear()
-        made = room = 0
+        made, room = 0, CopyRoom(file, title)
         for content in values():
             found.append((made, len(content), zlib.crc32(content)))
             made += len(content)
             limits.check(made, file.size, title)
-            if made > room:
-                room = made + (made >> 2)
-                file.check_copy(made, title)
+            room.take(made)
             if target is not None:
                 target.write(content)
 
-    try:
-        place = made_once(copy, write)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise
-        raise UserError(
-            f"{title}: cannot be copied to {copy.parent} ({error.strerror}); set XDG_CACHE_HOME to a folder that "
-            "can be written"
-        ) from None
+    place = made_copy(copy, write, title, "copied")
     if not found:  # another process made the copy, or the index was lost
         write(None)
     spans = np.array(found, dtype=np.int64).reshape(-1, 3)

@@ -195,16 +195,17 @@ def open_tar(
     rule_of_folders = (labels or "folders") if classes is None else "none"
     wrapped = labels != "folders" or any(one.name.count("/") > 1 for one in members)
     layout = arrange(names, rule_of_folders, title, place, archive=wrapped, empty=empty, beside=notes)
-    groups = groups_of_members(group, layout, members, inside, indices, rule, title)
+    if by_json is None:
+        groups = layout.groups(group, title)
+    else:
+        groups = groups_of_members(by_json, members, inside, indices, title)
     layout = layout if classes is None else layout._replace(classes=classes)
     store = store_of_members(shelf, unpacked, members, layout.names, path, checked_bits(bits, title))
     source = layout.source(store)
     source = dataclasses.replace(source, notes=merged([source.notes]), groups=groups)
-    return (
-        source
-        if len(shelf.archives) == 1 or inside
-        else dataclasses.replace(source, domain_names=(pattern_name(path),))
-    )
+    if len(shelf.archives) > 1 and not inside:
+        source = dataclasses.replace(source, domain_names=(pattern_name(path),))
+    return source
 
 
 def indexed(

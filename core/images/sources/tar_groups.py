@@ -9,7 +9,6 @@ from torch import Tensor
 from ...errors import UserError
 from ..groups import BY_FOLDER, numbered_groups
 from ..places import abridged
-from .layout import Layout
 from .samples import LabelRule, TarMember
 from .tar_index import TarContents
 
@@ -30,18 +29,13 @@ def group_rule(group: str | None, rule: LabelRule, title: str) -> LabelRule | No
 
 
 def groups_of_members(
-    group: str | None,
-    layout: Layout,
+    by_json: LabelRule,
     members: Sequence[TarMember],
     inside: str,
     indices: Sequence[TarContents],
-    rule: LabelRule,
     title: str,
-) -> Tensor | None:
-    """int64 [N]: the group of each image, or None without ?group=. Raises UserError for an image that has none."""
-    by_json = group_rule(group, rule, title)
-    if by_json is None:
-        return layout.groups(group, title)
+) -> Tensor:
+    """int64 [N]: the group of each image. by_json: as of `group_rule`. Raises UserError for an image that has none."""
     sidecars = [sidecars_by_key(found, inside, by_json) for found in indices]
     named = [sidecars[member.shard].get(by_json.split(member.name)[0], []) for member in members]
     if without := [member.name for member, names in zip(members, named, strict=True) if not names]:

@@ -155,13 +155,13 @@ def scan(file: BinaryIO, total: int, title: str, reading: Reading) -> TarContent
             links[name] = member.linkname
         elif member.isreg():
             files[name] = (member.offset_data, member.size)
-            if is_picture(name) or reading.labels(name) or reading.groups(name):
+            if is_picture(name) or reading.reads(name):
                 check_member(name, member, total, title)
         elif member.isdir():
             folders.append(name)
         elif is_picture(name):
             lost.append(name)
-    for name in [name for name in links if is_picture(name) or reading.labels(name) or reading.groups(name)]:
+    for name in [name for name in links if is_picture(name) or reading.reads(name)]:
         span = files.get(followed(name, links))
         if span is not None:
             files[name] = span
@@ -249,7 +249,7 @@ def sorted_out(
             found.pictures[name] = (offset, size)
         elif last.startswith("."):
             hidden.append(name)
-        elif reading.labels(name) or reading.groups(name):
+        elif reading.reads(name):
             if reading.labels(name):
                 keep_text(file, offset, size, reading, name, found.labels, found.faults)
             if reading.groups(name):

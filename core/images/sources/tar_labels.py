@@ -27,6 +27,9 @@ class Reading(NamedTuple):
     def groups(self, name: str) -> bool:
         return self.group is not None and has_ending(name, "json")
 
+    def reads(self, name: str) -> bool:
+        return self.labels(name) or self.groups(name)
+
 
 def has_ending(name: str, ending: str) -> bool:
     """Whether a name has an ending, in any case: 000.CLS goes with 000.PNG."""

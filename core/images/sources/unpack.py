@@ -1,7 +1,6 @@
 """The uncompressed copy of an archive, in the cache. Its size is limited while it is written."""
 
 import bz2
-import errno
 import gzip
 import lzma
 import zlib
@@ -10,9 +9,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ...errors import UserError
-from ..cache import entry_name, made_once
+from ..cache import entry_name
 from ..limits import UnpackLimits
-from .archives import Archive
+from .archives import Archive, CopyRoom, made_copy
 
 COMPRESSIONS: dict[bytes, Callable[[BinaryIO], Any]] = {
     b"\x1f\x8b": gzip.open,
@@ -36,31 +35,24 @@ def unpack(archive: Archive, title: str, limits: UnpackLimits) -> Path | None:
     if opener is None:
         return None
     place = archive.place_of_copy(entry_name(archive.name, archive.stamp), ".tar")
-    try:
-        return made_once(place, lambda target: decompress(archive, opener, target, title, limits))
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise
-        raise UserError(
-            f"{title}: cannot be unpacked to {place.parent} ({error.strerror}); "
-            "set XDG_CACHE_HOME to a folder that can be written, or unpack it by hand and open the .tar"
-        ) from None
+    by_hand = ", or unpack it by hand and open the .tar"
+    return made_copy(
+        place, lambda target: decompress(archive, opener, target, title, limits), title, "unpacked", by_hand
+    )
 
 
 def decompress(
     archive: Archive, opener: Callable[[BinaryIO], Any], target: BinaryIO, title: str, limits: UnpackLimits
 ) -> None:
     """Write the uncompressed archive to `target`. Raises UserError if it is damaged or exceeds its limits."""
-    made = room = 0
+    made, room = 0, CopyRoom(archive, title)
     with archive.open() as packed:
         source = opener(packed)
         while content := next_part(source, title):
             made += len(content)
             # how far the file has been read: a bomb is seen before it is whole
             limits.check(made, packed.tell(), title)
-            if made > room:
-                room = made + (made >> 2)
-                archive.check_copy(made, title)
+            room.take(made)
             target.write(content)
 
 
