@@ -60,15 +60,31 @@ def identity() -> dict[str, Any]:
     except OSError:
         namespace = ""
     host = platform.node()
-    born = psutil.Process().create_time()
-    return {"host": host, "where": f"{host} {namespace}", "pid": os.getpid(), "born": born}
+    return {"host": host, "where": f"{host} {namespace}", **numbered(os.getpid())}
+
+
+def numbered(pid: int) -> dict[str, Any]:
+    """A process of this machine, for `running`: its number, and when it began. Raises psutil.NoSuchProcess if there is none."""
+    return {"pid": pid, "born": _born(pid)}
+
+
+def _born(pid: int) -> float:
+    """When a process began: on Linux in ticks since the machine did, which no step of the clock changes (proc(5)); elsewhere in seconds."""
+    if not sys.platform.startswith("linux"):
+        return psutil.Process(pid).create_time()
+    try:
+        # The name stands in brackets and may hold spaces and brackets itself; what follows the last one are the fields from the third on.
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        raise psutil.NoSuchProcess(pid) from None
+    return float(fields[19])
 
 
 def running(peer: Mapping[str, Any]) -> psutil.Process | None:
     """The process of this machine with that `identity`; None if it has ended, also where its number has another process now."""
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(peer["pid"])
-        if abs(process.create_time() - peer["born"]) < 1.0 and process.status() != psutil.STATUS_ZOMBIE:
+        if _born(process.pid) == peer["born"] and process.status() != psutil.STATUS_ZOMBIE:
             return process
     return None
 

@@ -29,7 +29,7 @@ def stopped_workers_end(seconds: float | None, workers: Callable[[], Sequence[in
 def _watch(seconds: float, workers: Callable[[], Sequence[int]], done: threading.Event) -> None:
     import psutil
 
-    from ...core.peers import end_processes
+    from ...core.peers import end_processes, numbered
 
     # Counted in checks, not in seconds: if the launcher was stopped too, both go on together. One more than the other workers need, which
     # say more about the run.
@@ -41,4 +41,4 @@ def _watch(seconds: float, workers: Callable[[], Sequence[int]], done: threading
                 seen[pid] = seen[pid] + 1 if process.status() == psutil.STATUS_STOPPED else 0
                 if seen[pid] * min(5.0, seconds / STOPPED_CHECKS) > seconds + min(5.0, seconds / STOPPED_CHECKS):
                     print(f"error: process {pid} was stopped for more than {seconds:g} s; it is ended", file=sys.stderr)
-                    end_processes([{"pid": pid, "born": process.create_time()}])
+                    end_processes([numbered(pid)])

@@ -120,8 +120,8 @@ def test_one_that_does_not_come_to_a_collective_is_named(pair: Callable[..., Pai
     found = pair(fault=fault)
     assert found.codes == [LOST, LOST], found.said
     for said in found.said:
-        assert "error: nothing went on for " in said and "rank 1 did not come: process " in said
-        assert "after step 12" in said and "rank 0 came: process " in said
+        assert "error: nothing went on for " in said and "rank 1 did not come: process " in said, found.said
+        assert "after step 12" in said and "rank 0 came: process " in said, found.said
     assert "ranks.py" in (found.run / "logs" / "stacks-rank-1.txt").read_text() and found.checkpoints() == [5, 10]
 
 
