@@ -18,7 +18,7 @@ from ..core.model.domains import SOURCE, TARGET
 from ..core.model.norm import frozen_statistics
 from ..core.numerics import wide
 from .fixmatch import PseudoLabels, consistency, pseudo_metrics
-from .parts.resampling import source_error
+from .parts.resampling import source_error, target_weights
 
 if TYPE_CHECKING:
     from ..core.model.classifier import Classifier
@@ -50,7 +50,7 @@ class AdaMatch(AdaptMethod):
     uses_pixels = True
     source_views = ("weak", "strong")
     target_views = ("weak", "strong")
-    resamples = ("source",)
+    resamples = ("source", "target")
     distributions: Tensor
 
     def __init__(
@@ -86,7 +86,8 @@ class AdaMatch(AdaptMethod):
         known, (weak, strong) = wide(self.classifier.head(features)).split(2)  # [2, N, K]
         known = self.interpolated(known, views[:2], source.draws)
         pseudo, least = self.labels(known[0].detach(), weak.detach())
-        loss = consistency(strong if self.trade_off else strong.detach(), pseudo)
+        weights = target_weights(self, pseudo.labels)
+        loss = consistency(strong if self.trade_off else strong.detach(), pseudo, weights)
         errors = [source_error(self, logits, source.labels, self.label_smoothing) for logits in known]
         weight = self.trade_off * (ramp_up(progress) if self.ramp else 1.0)
         weight = weight.to(loss) if isinstance(weight, Tensor) else weight  # progress is float64 where compiled

@@ -17,10 +17,14 @@ if TYPE_CHECKING:
     from ..core.model.classifier import Classifier
 
 
-def stepwise_norm(features: Tensor, step: float) -> Tensor:
-    """The mean of (|f| - (sg|f| + step))^2 over rows of [N, D], sg detached: step^2, and a pull of 2 step / N outward on each."""
+def stepwise_norm(features: Tensor, step: float, weights: Tensor | None = None) -> Tensor:
+    """The mean of (|f| - (sg|f| + step))^2 over rows of [N, D], sg detached: step^2, and a pull of 2 step / N outward on each.
+
+    weights: of rows, [N], 1 on average over the training; None: all 1.
+    """
     lengths = torch.linalg.vector_norm(wide(features), dim=1)
-    return (lengths - (lengths.detach() + step)).square().mean()
+    squares = (lengths - (lengths.detach() + step)).square()
+    return (squares if weights is None else weights * squares).mean()
 
 
 def length_preserving_dropout(features: Tensor, rate: float, draws: Draws) -> Tensor:
@@ -33,8 +37,8 @@ class AFN(Transfer):
     """Cross-entropy on the source plus stepwise adaptive feature norm (SAFN) on both domains.
 
     Features that the head sees go through dropout that keeps their length, in training alone, as in the authors' bottleneck. The loss has a
-    constant value, 2 step^2; what moves are the lengths. The authors train the backbone without momentum, which is not done here. Their
-    other form, which pulls the mean length to 25 (HAFN), and their entropy term are left out.
+    constant value, 2 step^2 (without weights of images); what moves are the lengths. The authors train the backbone without momentum,
+    which is not done here. Their other form, which pulls the mean length to 25 (HAFN), and their entropy term are left out.
 
     step: What is added to the length of each feature, above 0; 1 in the paper, 0.3 on VisDA (Delta r).
     dropout: Share of features set to 0 in training, from 0 to below 1.
@@ -72,5 +76,6 @@ class AFN(Transfer):
         """The sum over both domains; watched: the mean length of each domain's features."""
         source, target = joint.features
         lengths = torch.linalg.vector_norm(joint.features.detach(), dim=2).mean(1)
-        loss = stepwise_norm(source, self.step) + stepwise_norm(target, self.step)
+        of_source, of_target = (None, None) if joint.weights is None else joint.weights
+        loss = stepwise_norm(source, self.step, of_source) + stepwise_norm(target, self.step, of_target)
         return loss, {"source_norm": lengths[0], "target_norm": lengths[1]}

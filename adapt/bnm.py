@@ -55,7 +55,10 @@ class BNM(Transfer):
     def transfer(self, joint: Joint, progress: float) -> Transferred:
         """Of all processes' target images; watched: the mean entropy of their predictions, and the norm's share of its largest value."""
         predictions = joint.whole_logits()[1].softmax(1)
-        norm = (fast_nuclear_norm if self.fast else nuclear_norm)(predictions)
+        weights = joint.whole_weights()
+        # A row times sqrt(w) adds to the singular values what w equal rows would.
+        rows = predictions if weights is None else predictions * weights[1].sqrt()[:, None]
+        norm = (fast_nuclear_norm if self.fast else nuclear_norm)(rows)
         images, classes = predictions.shape
         watched = {
             "target_entropy": torch.special.entr(predictions.detach()).sum(1).mean(),

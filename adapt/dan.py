@@ -50,7 +50,8 @@ class DAN(Transfer):
         """Of all processes' features; watched: their mean squared distance, which falls to 0 where features collapse."""
         features = joint.whole_features()
         within_source, within_target, between, scale = feature_kernels(features, self.exponents)
-        return unbiased_mmd(within_source, within_target, between), {"mean_squared_distance": scale}
+        loss = unbiased_mmd(within_source, within_target, between, joint.whole_weights())
+        return loss, {"mean_squared_distance": scale}
 
 
 def feature_kernels(features: Tensor, exponents: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

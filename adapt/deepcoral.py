@@ -14,16 +14,24 @@ if TYPE_CHECKING:
     from ..core.model.classifier import Classifier
 
 
-def coral(source: Tensor, target: Tensor) -> Tensor:
-    """||C_S - C_T||_F^2 / (4 D^2) of [B, D] and [B', D], each with its unbiased covariance (eq. 1 to 3). Blind to means."""
+def coral(source: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """||C_S - C_T||_F^2 / (4 D^2) of [B, D] and [B', D], each with its unbiased covariance (eq. 1 to 3). Blind to means.
+
+    weights: of images, above 0, [2, B] where B = B': the covariances are unbiased for independent images of these weights; None: all 1.
+    """
     with torch.autocast(source.device.type, enabled=False):
-        difference = _covariance(wide(source)) - _covariance(wide(target))
+        of_source, of_target = (None, None) if weights is None else weights.to(wide(source))
+        difference = _covariance(wide(source), of_source) - _covariance(wide(target), of_target)
         return difference.square().sum() / (4.0 * source.shape[1] ** 2)
 
 
-def _covariance(x: Tensor) -> Tensor:
-    centred = x - x.mean(0)
-    return centred.T @ centred / (len(x) - 1)
+def _covariance(x: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        centred = x - x.mean(0)
+        return centred.T @ centred / (len(x) - 1)
+    shares = weights / weights.sum()
+    centred = x - shares @ x
+    return (shares[:, None] * centred).T @ centred / (1.0 - shares.square().sum())
 
 
 class DeepCORAL(Transfer):
@@ -60,4 +68,4 @@ class DeepCORAL(Transfer):
         with torch.no_grad():
             apart = (source.mean(0) - target.mean(0)).square().sum()
             spread = source.var(0).sum().clamp(min=torch.finfo(source.dtype).tiny)
-        return coral(source, target), {"mean_gap": apart / spread}
+        return coral(source, target, joint.whole_weights()), {"mean_gap": apart / spread}

@@ -26,8 +26,9 @@ def label_costs(labels: Tensor, logits: Tensor) -> Tensor:
 class DeepJDOT(Transfer):
     """Cross-entropy on the source plus the cost of an optimal plan between all processes' source and target images.
 
-    The cost of a pair is features * |f_s - f_t|^2 + labels * CE(y_s, p_t). The plan has uniform marginals and no gradient; it is solved
-    exactly, in float64, once for all processes. Batches should be large: the paper has 500 images a domain.
+    The cost of a pair is features * |f_s - f_t|^2 + labels * CE(y_s, p_t). The plan has uniform marginals (with `label_shift.resample`
+    the weights of the images) and no gradient; it is solved exactly, in float64, once for all processes. Batches should be large: the
+    paper has 500 images a domain.
 
     The authors' first script leaves `labels` out of the cost by which the plan is found, so that the plan and the loss differ; their
     second one and this have it in both. skada's weights of both costs are 1.
@@ -66,7 +67,7 @@ class DeepJDOT(Transfer):
         logits, labels = joint.whole_logits()[1], joint.whole_labels()
         distances, mistakes = squared_distances(source, target), label_costs(labels, logits)
         cost = self.features * distances + self.labels * mistakes
-        plan = self.plan(cost)
+        plan = self.plan(cost, joint.whole_weights())
         with torch.no_grad():
             watched = {
                 "feature_cost": (plan * distances).sum(),

@@ -15,7 +15,7 @@ from ..core.distributed import all_reduce_sum, world
 from ..core.method import AdaptMethod, Domains, Step
 from ..core.model.domains import SOURCE, TARGET
 from ..core.numerics import wide
-from .parts.resampling import source_error
+from .parts.resampling import source_error, target_weights
 from .parts.transfer import effective_classes
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class FixMatch(AdaptMethod):
     sees_target = True
     uses_pixels = True
     target_views = ("weak", "strong")
-    resamples = ("source",)
+    resamples = ("source", "target")
 
     def __init__(
         self,
@@ -65,7 +65,8 @@ class FixMatch(AdaptMethod):
         features = self.classifier.encode(images, self.chunk, (SOURCE, TARGET, TARGET))  # [3, N, D]
         known, weak, strong = wide(self.classifier.head(features))  # [N, K] each
         pseudo = pseudo_labels(weak, self.threshold)
-        loss = consistency(strong if self.trade_off else strong.detach(), pseudo)
+        weights = target_weights(self, pseudo.labels)
+        loss = consistency(strong if self.trade_off else strong.detach(), pseudo, weights)
         with torch.no_grad():
             metrics = {
                 "source_accuracy": (known.argmax(1) == source.labels).float().mean(),
@@ -89,12 +90,13 @@ def pseudo_labels(logits: Tensor, threshold: float | Tensor) -> PseudoLabels:
     return PseudoLabels(labels, probability >= threshold)
 
 
-def consistency(logits: Tensor, pseudo: PseudoLabels) -> Tensor:
+def consistency(logits: Tensor, pseudo: PseudoLabels, weights: Tensor | None = None) -> Tensor:
     """1 / N sum_n 1(n counts) CE(logits_n, label_n): the divisor is the number of all images, of which few count at first (eq. 4).
 
-    logits: of the strong views, [N, K].
+    logits: of the strong views, [N, K]. weights: of images, [N], 1 on average over the training; None: all 1.
     """
-    return (pseudo.confident * F.cross_entropy(logits, pseudo.labels, reduction="none")).mean()
+    errors = pseudo.confident * F.cross_entropy(logits, pseudo.labels, reduction="none")
+    return (errors if weights is None else weights * errors).mean()
 
 
 def pseudo_metrics(pseudo: PseudoLabels, weak: Tensor, strong: Tensor) -> dict[str, Tensor]:

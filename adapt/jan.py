@@ -64,4 +64,5 @@ class JAN(Transfer):
         *of_features, scale = feature_kernels(joint.whole_features(), self.exponents)
         of_predictions = prediction_kernels(joint.whole_logits().softmax(-1), self.sigma)
         within_source, within_target, between = (f * p for f, p in zip(of_features, of_predictions, strict=True))
-        return unbiased_mmd(within_source, within_target, between), {"mean_squared_distance": scale}
+        loss = unbiased_mmd(within_source, within_target, between, joint.whole_weights())
+        return loss, {"mean_squared_distance": scale}

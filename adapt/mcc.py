@@ -17,17 +17,19 @@ if TYPE_CHECKING:
 ABSENT = 1e-20  # a class with less probability in the whole batch has no row: its quotient would be 0 / 0
 
 
-def class_confusion(logits: Tensor, temperature: float) -> Tensor:
+def class_confusion(logits: Tensor, temperature: float, weights: Tensor | None = None) -> Tensor:
     """The mean over classes of the share of class confusion that lies off the diagonal, from logits [B, K].
 
     C = P^T diag(w) P with P = softmax(logits / temperature) and w = 1 + exp(-H(P)), detached; each row of C divided by its sum. The paper
-    scales w to a mean of 1, which these quotients cancel. 0 for certain predictions that cover the classes.
+    scales w to a mean of 1, which these quotients cancel. 0 for certain predictions that cover the classes. weights: of images, [B],
+    by which w is multiplied; None: all 1.
     """
     with torch.autocast(logits.device.type, enabled=False):
         scaled = wide(logits) / temperature
         predictions = scaled.softmax(1)
         # H is computed from log-softmax, which avoids the logarithm of 0.
         certainty = 1.0 + torch.exp((predictions * scaled.log_softmax(1)).sum(1)).detach()
+        certainty = certainty if weights is None else weights * certainty
         confusion = (predictions * certainty[:, None]).T @ predictions
         # The sum without the diagonal, not the difference of both: near 0 that would be rounding.
         off = confusion.masked_fill(torch.eye(len(confusion), dtype=torch.bool, device=confusion.device), 0.0).sum(1)
@@ -64,4 +66,6 @@ class MCC(Transfer):
         """The confusion of all processes' target images; watched: the mean entropy of their predictions."""
         logits = joint.whole_logits()[1]
         entropy = torch.special.entr(logits.detach().softmax(1)).sum(1).mean()
-        return class_confusion(logits, self.temperature), {"target_entropy": entropy}
+        weights = joint.whole_weights()
+        loss = class_confusion(logits, self.temperature, None if weights is None else weights[1])
+        return loss, {"target_entropy": entropy}

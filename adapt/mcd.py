@@ -14,7 +14,7 @@ from ..core.checks import check_count, check_not_negative, check_share
 from ..core.method import Domains, Step
 from ..core.numerics import wide
 from .parts.game import Game
-from .parts.resampling import source_error
+from .parts.resampling import source_error, target_weights
 
 if TYPE_CHECKING:
     from ..core.model.classifier import Classifier
@@ -42,7 +42,7 @@ class MCD(Game):
     couples_samples = False
     takes_chunk = True
     sees_target = True
-    resamples = ("source",)
+    resamples = ("source", "target")
 
     def __init__(
         self,
@@ -70,7 +70,8 @@ class MCD(Game):
         if turn == HEADS:
             features = features.detach()
         first, second = (wide(head(features)) for head in (self.classifier.head, self.second))  # [2, N, K]
-        apart = discrepancy(first[1], second[1])
+        weights = target_weights(self, first[1].detach().argmax(1), count=turn == ALL)
+        apart = discrepancy(first[1], second[1], weights)
         labels, smooth = batch.source.labels, self.label_smoothing
         one, two = (source_error(self, logits[0], labels, smooth) for logits in (first, second))
         known = one + two
@@ -94,6 +95,10 @@ class MCD(Game):
                 yield parameter
 
 
-def discrepancy(first: Tensor, second: Tensor) -> Tensor:
-    """The mean over images and classes of |p_1k - p_2k|, p the softmax (d of the paper). first, second: logits [N, K]."""
-    return (first.softmax(-1) - second.softmax(-1)).abs().mean()
+def discrepancy(first: Tensor, second: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The mean over images and classes of |p_1k - p_2k|, p the softmax (d of the paper). first, second: logits [N, K].
+
+    weights: of images, [N], 1 on average over the training; None: all 1.
+    """
+    differences = (first.softmax(-1) - second.softmax(-1)).abs()
+    return (differences if weights is None else weights[:, None] * differences).mean()

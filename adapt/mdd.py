@@ -28,14 +28,16 @@ def log_of_others(logits: Tensor, classes: Tensor) -> Tensor:
     return -F.softplus(own - others)
 
 
-def margin_disparity(main: Tensor, adversary: Tensor, margin: float) -> Tensor:
+def margin_disparity(main: Tensor, adversary: Tensor, margin: float, weights: Tensor | None = None) -> Tensor:
     """What adversary and reversed features minimise: margin * CE(h', h) on the source - mean log(1 - p'[h]) on the target.
 
     main, adversary: logits [2, N, K] of the heads h and h', source first. h gives only its choices, so it gets no gradient.
+    weights: of images, [2, N], 1 on average over the training; None: all 1.
     """
     source, target = main.argmax(-1)
     ours = wide(adversary)
-    return margin * F.cross_entropy(ours[0], source) - log_of_others(ours[1], target).mean()
+    errors = torch.stack([margin * F.cross_entropy(ours[0], source, reduction="none"), -log_of_others(ours[1], target)])
+    return (errors if weights is None else weights * errors).mean(1).sum()
 
 
 class MDD(Transfer):
@@ -99,4 +101,4 @@ class MDD(Transfer):
         guesses = self.adversary(reverse_gradient(joint.features, weight))
         agreement = (guesses.argmax(-1) == joint.logits.argmax(-1)).float().mean(1)
         watched = {"source_agreement": agreement[0], "target_agreement": agreement[1]}
-        return margin_disparity(joint.logits, guesses, self.margin), watched
+        return margin_disparity(joint.logits, guesses, self.margin, joint.weights), watched

@@ -47,6 +47,7 @@ class OSBP(Transfer):
 
     couples_samples = False
     is_game = True
+    resamples = ("source",)  # what is unknown has no share that weights could make equal
     extra_outputs = 1
 
     def __init__(

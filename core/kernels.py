@@ -37,11 +37,22 @@ def gaussian_kernels(squared: Tensor, mean: Tensor, exponents: Sequence[int] = E
     return sum(((-squared / (2.0 * 2.0**u * scale)).exp() for u in exponents), torch.zeros_like(squared))
 
 
-def unbiased_mmd(within_source: Tensor, within_target: Tensor, between: Tensor) -> Tensor:
+def unbiased_mmd(
+    within_source: Tensor, within_target: Tensor, between: Tensor, weights: Tensor | None = None
+) -> Tensor:
     """The unbiased squared MMD from kernels [N, N], [M, M] and [N, M] (Gretton et al. 2012, eq. 3), N and M at least 2.
 
     Pairs i = j don't count. About 0 where both domains are alike, so it is negative half of the time: nothing is added or clipped.
+    weights: of images, above 0, [2, N] where N = M: each mean over pairs has the products of both images' weights; None: all 1.
     """
+    if weights is not None:
+        source, target = weights.to(between)
+        pairs = ((within_source, source), (within_target, target))
+        weighted = [
+            (k * w[:, None] * w).fill_diagonal_(0.0).sum() / (w.sum() ** 2 - w.square().sum()) for k, w in pairs
+        ]
+        across = (between * source[:, None] * target).sum() / (source.sum() * target.sum())
+        return weighted[0] + weighted[1] - 2 * across
     means = [(k.sum() - k.diagonal().sum()) / (len(k) * (len(k) - 1)) for k in (within_source, within_target)]
     return means[0] + means[1] - 2 * between.mean()
 

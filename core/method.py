@@ -238,7 +238,7 @@ class AdaptMethod(Method):
     # forward that adapts. Its batches hold no source, its last batch is filled up with the first images, and `predictions` is tested too.
     online: bool = False
     # The parts of the batch whose loss obeys `label_shift.resample`: "source" (adapt/parts/resampling.py, `source_error`), "target"
-    # (`row_weights`). Without any the key is refused.
+    # (`row_weights`, `target_weights`). Without any the key is refused.
     resamples: tuple[str, ...] = ()
     # The weights of images, adapt/parts/resampling.py: set by the recipe, None without `label_shift.resample`.
     resampling: Any

@@ -5,8 +5,7 @@ POT is optional, and its import takes seconds, so it is imported when a method a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,11 +16,20 @@ from .errors import UserError
 PIVOTS = 10_000_000  # of the network simplex; a batch of 1,024 takes some ten thousand
 
 
-def transport_solver(who: str) -> Callable[[Tensor], Tensor]:
-    """A function from costs [N, M] to an optimal plan [N, M] with uniform marginals, of the costs' type, without gradient.
+class Solver(Protocol):
+    """Finds an optimal plan."""
 
-    Rank 0 solves in float64 and hands its plan to the others, so several processes never follow different plans of equal cost. Costs that
-    are not finite get the uniform plan. who: the method, for the message. Raises UserError if POT is missing.
+    def __call__(self, costs: Tensor, weights: Tensor | None = None) -> Tensor:
+        """[N, M] -> [N, M]. weights: of rows and columns, above 0, [2, N] where N = M; None: all 1."""
+        ...
+
+
+def transport_solver(who: str) -> Solver:
+    """A function from costs [N, M] to an optimal plan [N, M], of the costs' type, without gradient.
+
+    The plan's marginals are uniform, or in proportion to given weights. Rank 0 solves in float64 and hands its plan to the others, so
+    several processes never follow different plans of equal cost. Costs that are not finite get the plan of independent rows and columns.
+    who: the method, for the message. Raises UserError if POT is missing.
     """
     try:
         import ot
@@ -31,16 +39,18 @@ def transport_solver(who: str) -> Callable[[Tensor], Tensor]:
         ) from None
     emd: Any = ot.emd  # pyright: ignore[reportAttributeAccessIssue]
 
-    def solved(costs: Tensor) -> Tensor:
+    def solved(costs: Tensor, weights: Tensor | None) -> Tensor:
         found = costs.detach().double().cpu()
+        rows, columns = (torch.ones(n).double() for n in found.shape) if weights is None else weights.double().cpu()
+        rows, columns = rows / rows.sum(), columns / columns.sum()
         scale = found.abs().max()
         if not scale.isfinite():
-            return torch.full_like(found, 1.0 / found.numel())
+            return torch.outer(rows, columns)
         # The simplex compares with absolute tolerances, and published costs are of size 1e-4.
-        plan = emd([], [], (found / scale.clamp(min=torch.finfo(found.dtype).tiny)).numpy(), numItermax=PIVOTS)
-        return torch.from_numpy(plan)
+        scaled = found / scale.clamp(min=torch.finfo(found.dtype).tiny)
+        return torch.from_numpy(emd(rows.numpy(), columns.numpy(), scaled.numpy(), numItermax=PIVOTS))
 
-    def plan(costs: Tensor) -> Tensor:
-        return of_first(lambda: solved(costs), costs.detach())
+    def plan(costs: Tensor, weights: Tensor | None = None) -> Tensor:
+        return of_first(lambda: solved(costs, weights), costs.detach())
 
     return torch.compiler.disable(plan)  # pyright: ignore[reportReturnType]

@@ -20,6 +20,7 @@ from ...core.model.ema import follow, teacher_of
 from ...core.numerics import wide
 from ...core.views.colour import constant, draw_jitter, recolour
 from ...core.views.view import normalise
+from .resampling import target_weights
 
 if TYPE_CHECKING:
     from ...core.model.classifier import Classifier
@@ -125,7 +126,9 @@ class MaskedConsistency(AdaptMethod):
             masked = self.recoloured(target.images, draws) * kept(draws, self.ratio, self.grid, target.images)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.weight > 0):
             logits = wide(self.logits(self.classifier, masked))
-        loss = masked_error(logits, labels, probability if self.quality == "probability" else None)
+        quality = probability if self.quality == "probability" else None
+        # The method has counted the classes of this batch.
+        loss = masked_error(logits, labels, quality, target_weights(self.method, labels, count=False))
         with torch.no_grad():
             metrics = {
                 "mic_loss": loss.detach(),
@@ -190,7 +193,14 @@ def kept(draws: Draws, ratio: float, grid: int, images: Tensor) -> Tensor:
     return F.interpolate(cells, images.shape[-2:], mode="nearest")
 
 
-def masked_error(logits: Tensor, labels: Tensor, quality: Tensor | None = None) -> Tensor:
-    """1 / N sum_n q_n CE(logits_n, label_n). logits: [N, K]; labels: int64 [N]; quality: q, [N], None where all are 1."""
+def masked_error(
+    logits: Tensor, labels: Tensor, quality: Tensor | None = None, weights: Tensor | None = None
+) -> Tensor:
+    """1 / N sum_n w_n q_n CE(logits_n, label_n).
+
+    logits: [N, K]; labels: int64 [N]; quality: q, [N]; weights: w, [N], of `label_shift.resample`; None where all are 1.
+    """
     errors = F.cross_entropy(logits, labels, reduction="none")
-    return (errors if quality is None else quality * errors).mean()
+    for factors in (quality, weights):
+        errors = errors if factors is None else factors * errors
+    return errors.mean()

@@ -39,10 +39,9 @@ class Resampling(nn.Module):
         return self.source_weights[labels]
 
     @torch.no_grad()
-    def target(self, logits: Tensor) -> Tensor:
-        """[N, K] -> [N]; in training mode the batch moves the frequencies first."""
-        guesses = logits.argmax(1)
-        if self.training:
+    def target(self, guesses: Tensor, count: bool = True) -> Tensor:
+        """Predicted classes int64 [N] -> [N]; in training mode the batch moves the frequencies first, unless `count` is false."""
+        if self.training and count:
             counts = all_reduce_sum(F.one_hot(guesses, len(self.frequencies)).sum(0).to(self.frequencies))
             self.batches += 1
             self.frequencies += (counts / counts.sum() - self.frequencies) * (1 / self.batches).clamp(min=LEAST_SHARE)
@@ -60,8 +59,17 @@ def source_error(method: AdaptMethod, logits: Tensor, labels: Tensor, label_smoo
     return (method.resampling.source(labels) * errors).mean()
 
 
+def target_weights(method: AdaptMethod, guesses: Tensor, count: bool = True) -> Tensor | None:
+    """Weights [N] of target images by their predicted classes int64 [N]; None where they all are 1.
+
+    count: whether these classes move the running frequencies: once for each step of a method.
+    """
+    if method.resampling is None or "target" not in method.resamples:
+        return None
+    return method.resampling.target(guesses, count)
+
+
 def row_weights(method: AdaptMethod, logits: Tensor, labels: Tensor) -> Tensor | None:
     """Weights [2, N] of a batch's source and target images for a loss on both; None where they all are 1. logits: [2, N, K]."""
-    if method.resampling is None:
-        return None
-    return torch.stack([method.resampling.source(labels), method.resampling.target(logits[1].detach())])
+    target = target_weights(method, logits[1].detach().argmax(1))
+    return None if target is None else torch.stack([method.resampling.source(labels), target])

@@ -17,7 +17,7 @@ from ...core.errors import UserError
 from ...core.method import Domains, Step
 from ...core.numerics import wide
 from .game import Game
-from .resampling import source_error
+from .resampling import row_weights, source_error
 
 if TYPE_CHECKING:
     from ...core.model.classifier import Classifier
@@ -32,10 +32,11 @@ class Joint(NamedTuple):
     features: Tensor  # [2, N, D], as the head sees them; source first
     logits: Tensor  # [2, N, K]
     labels: Tensor  # int64 [N], of the source
+    weights: Tensor | None = None  # of images, [2, N], 1 on average; None: all are 1 (`label_shift.resample`)
 
     def detached(self) -> Joint:
         """The same without its graph."""
-        return Joint(self.features.detach(), self.logits.detach(), self.labels)
+        return self._replace(features=self.features.detach(), logits=self.logits.detach())
 
     def whole_features(self) -> Tensor:
         """[2, B, D] of all B images a domain, of all processes, with gradient."""
@@ -49,6 +50,10 @@ class Joint(NamedTuple):
         """int64 [B], in the same order."""
         return gather_equal(self.labels).flatten()
 
+    def whole_weights(self) -> Tensor | None:
+        """[2, B], in the same order; None where all are 1."""
+        return None if self.weights is None else _whole(self.weights)
+
 
 def _whole(rows: Tensor) -> Tensor:
     return gather(rows.transpose(0, 1)).transpose(0, 1) if world() > 1 else rows
@@ -56,6 +61,9 @@ def _whole(rows: Tensor) -> Tensor:
 
 class Transfer(Game):
     """Cross-entropy on the source plus `trade_off` times a transfer loss; derive from it and give `transfer`.
+
+    A transfer loss takes the weights of images as if each image were in the batch as often as its weight says; one that cannot has
+    `resamples = ("source",)`.
 
     needs_pairs: whether the loss compares images of one domain with each other, so that it needs two of them. is_game: whether another
     player learns against the features (`Game`).
@@ -66,7 +74,7 @@ class Transfer(Game):
     takes_chunk = True
     keeps_head = False
     sees_target = True
-    resamples = ("source",)
+    resamples = ("source", "target")
     needs_pairs = False
     is_game = False
 
@@ -98,7 +106,7 @@ class Transfer(Game):
         features = self.seen_by_head(self.classifier.encode(images, self.chunk), batch)  # [2, N, D]
         logits = wide(self.classifier.head(features))  # [2, N, K]
         source = source_error(self, logits[0], batch.source.labels, self.label_smoothing)
-        joint = Joint(wide(features), logits, batch.source.labels)
+        joint = Joint(wide(features), logits, batch.source.labels, row_weights(self, logits, batch.source.labels))
         loss, watched = self.transfer(joint if self.trade_off else joint.detached(), progress)
         self.note(features, source, self.trade_off * loss)
         with torch.no_grad():

@@ -56,7 +56,11 @@ class Setting(NamedTuple):
 PLAIN = Setting()
 # By the name of the setting, with the methods that are tried in it.
 SETTINGS: dict[str, tuple[Setting, tuple[str, ...]]] = {
-    "resampled": (Setting(weights=(0.5, 1.0, 1.5)), ("dann", "cdan", "dan", "mcc")),
+    "resampled": (
+        Setting(weights=(0.5, 1.0, 1.5)),
+        tuple(name for name, kind in ADAPT_METHODS.items() if "target" in kind.resamples),
+    ),
+    "resampled mic": (Setting(weights=(0.5, 1.0, 1.5), mic=True), ("mcc",)),
     "apart": (Setting(batchnorm="apart"), ("mcc", "cdan")),
     "own": (Setting(batchnorm="own"), ("dann", "jan")),
     "weightnorm": (Setting(Structure(bottleneck=5, head="weightnorm")), ("cdan", "mdd")),

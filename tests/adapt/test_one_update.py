@@ -80,7 +80,7 @@ def test_half_precision_around_it_changes_no_transfer_loss(name: str) -> None:
     if name == "osbp":
         method.classifier.head = nn.Identity()
     joint = drawn(dim=5).joint
-    joint = type(joint)(*(part.detach().float() if part.is_floating_point() else part for part in joint))
+    joint = type(joint)(joint.features.detach().float(), joint.logits.detach().float(), joint.labels)
     plain = method.transfer(joint, 0.5)[0]
     with torch.autocast("cpu", torch.bfloat16):
         mixed = method.transfer(joint, 0.5)[0]
