@@ -53,7 +53,7 @@ def _differences(
 ) -> dict[str, Any]:
     """The entries `comparisons` (differences of two rows) and, where any is over several rows, `gains` of a pipeline's result.
 
-    Gains have intervals over seeds and test images, as primary contrasts do, where predictions were kept.
+    All have intervals over seeds and test images, too, as primary contrasts do, where predictions were kept: `over_images`.
     """
     comparisons, gains = list[dict[str, Any]](), list[dict[str, Any]]()
     kind = any(entry.get("primary") for entry in entries)
@@ -62,8 +62,12 @@ def _differences(
         others = [rows_named(rows, name)[0] for name in subtracted(entry)]
         beyond = [rows_named(rows, name)[0] for name in entry.get("beyond", ())]
         found = [compare(a, b, f"{label}, over {b['label']}" if len(others) > 1 else label, beyond) for b in others]
+        over = [difference_over_images([a, b, *beyond], answers) for b in others]
         if len(others) > 1:
-            over = [difference_over_images(a, b, answers) for b in others]
             gains.append(gain_of(label, found, a["metric"], [one for one in over if one is not None]))
+        found = [
+            one if bounds is None else {**one, "over_images": list(bounds)}
+            for one, bounds in zip(found, over, strict=True)
+        ]
         comparisons += [one | ({"primary": bool(entry.get("primary"))} if kind else {}) for one in found]
     return {"comparisons": comparisons, **({"gains": gains} if gains else {})}

@@ -86,15 +86,18 @@ def over_images(row: Mapping[str, Any], answers: AnswersOf) -> list[float] | Non
     return None if low is None or high is None else [low, high]
 
 
-def difference_over_images(
-    a: Mapping[str, Any], b: Mapping[str, Any], answers: AnswersOf | None
-) -> tuple[float | None, float | None] | None:
-    """The 95 % interval of a - b over their seeds and, within them, images; None where these cannot be paired, as without predictions."""
-    pairs = "no predictions" if answers is None else _by_image([a, b], compare(a, b, "")["seeds"], answers)
+def difference_over_images(rows: Sequence[Mapping[str, Any]], answers: AnswersOf | None) -> tuple[float, float] | None:
+    """The 95 % interval of a - b over their seeds and, within them, images; None where these cannot be paired, as without predictions.
+
+    rows: a and b; or four, of which it is that of (a - b) - (c - d).
+    """
+    seeds = compare(rows[0], rows[1], "", rows[2:])["seeds"]
+    pairs = "no predictions" if answers is None else _by_image(rows, seeds, answers)
     if isinstance(pairs, str):
         return None
-    over = nested(pairs, seed=_SEED).interval(seed=_SEED, span=difference_span([a, b]))
-    return finite_or_none(over.low), finite_or_none(over.high)
+    over = nested(pairs, seed=_SEED).interval(seed=_SEED, span=difference_span(rows))
+    low, high = finite_or_none(over.low), finite_or_none(over.high)
+    return None if low is None or high is None else (low, high)
 
 
 def _p_of(found: Nested) -> Callable[[float], float]:

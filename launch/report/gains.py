@@ -31,7 +31,7 @@ def gain_of(
         differences = [
             {**one, "low": low, "high": high} for one, (low, high) in zip(differences, over_images, strict=True)
         ]
-        resampled = {"resampled": "seeds and images"}
+        resampled = {"resampled": over_words(differences[0]["n"])}
     counts = min(differences, key=lambda one: sign * one["mean"])
     return {
         **counts,
@@ -41,6 +41,11 @@ def gain_of(
         "holds": all(_above(one, sign) for one in differences),
         **resampled,
     }
+
+
+def over_words(seeds: int) -> str:
+    """What an interval over the test images of so many seeds is over."""
+    return "seeds and images" if seeds > 1 else "images"
 
 
 def gain_words(gain: Mapping[str, Any], unit: str, shown: Callable[[float], str]) -> str:

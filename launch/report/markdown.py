@@ -7,10 +7,10 @@ from typing import Any
 
 from ...core.printable import capital
 from .claims import claim_words, needed_words, tasks_words
-from .gains import gain_words
+from .gains import gain_words, over_words
 from .negative import negative_lines
 from .oracles import ORACLE
-from .priors import HEAD, priors_cell
+from .priors import HEAD, legends, priors_cell
 from .results import looks_note
 from .tables import KIND_HEADINGS, interval, is_fraction, number
 
@@ -59,31 +59,47 @@ def gain_lines(gains: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _rows_table(found: Sequence[Mapping[str, Any]]) -> str:
-    heads = [
-        "",
-        "metric",
-        "mean",
-        "95 % over seeds",
-        "95 % over seeds and images",
-        "n",
-        "kind",
-        "selection",
-        "looks",
-        "notes",
-    ]
-    apart = any(row.get("priors") for row in found)
-    heads[-1:] = [HEAD, "notes"] if apart else ["notes"]
+    bounds = ["95 % over seeds", f"95 % over {over_words(max(row['n'] for row in found))}"]
+    heads = ["", "metric", "mean", *bounds, "n", "kind", "selection"]
+    looked, apart = (any(row.get(key) for row in found) for key in ("looks", "priors"))
+    heads += [head for head, shown in (("looks", looked), (HEAD, apart)) if shown]
     rows = []
     for row in found:
         scale = 100.0 if is_fraction(row["metric"], row["values"]) else 1.0
         notes = "; ".join(filter(None, [row.get("note"), row.get("oracle"), tasks_words(row.get("tasks"))]))
-        looks = looks_note(row).removeprefix("looks: ")
-        images = row.get("over_images")
-        both = f"[{number(images[0], scale)}, {number(images[1], scale)}]" if images else ""
-        numbers = [number(row["mean"], scale), interval(row, scale), both, str(row["n"])]
-        rows.append([row["label"], row["metric"], *numbers, row["kind"], ", ".join(row["selection"]), looks])
-        rows[-1] += [priors_cell(row), notes] if apart else [notes]
-    return markdown_table(heads, rows, right=(2, 5))
+        over_seeds = interval(row, scale) if row["n"] > 1 else ""
+        numbers = [number(row["mean"], scale), over_seeds, _over_images(row, scale), str(row["n"])]
+        rows.append([row["label"], row["metric"], *numbers, row["kind"], ", ".join(row["selection"])])
+        further = ((looks_note(row).removeprefix("looks: "), looked), (priors_cell(row), apart))
+        rows[-1] += [*(cell for cell, shown in further if shown), notes]
+    return markdown_table([*heads, "notes"], rows, right=(2, 5))
+
+
+def _over_images(row: Mapping[str, Any], scale: float, *, sign: bool = False) -> str:
+    """The interval over test images, and over seeds if there are several; "" where predictions were not kept."""
+    bounds = row.get("over_images") or (row.get("bootstrap") if row["n"] == 1 else None)
+    if not bounds:
+        return ""
+    return "[" + ", ".join(number(bound, scale, sign=sign) for bound in bounds) + "]"
+
+
+def _differences_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    over = over_words(max(one["n"] for one in comparisons))
+    return markdown_table(
+        ["difference", "points", "95 % over seeds", f"95 % over {over}", "n", ""],
+        [
+            [
+                f"{one['label']} ({one['a']} − {one['b']})",
+                points(one["mean"]),
+                interval(one, 100, sign=True) if one["n"] > 1 else "",
+                _over_images(one, 100, sign=True),
+                str(one["n"]),
+                "" if "primary" not in one else "primary" if one["primary"] else "exploratory",
+            ]
+            for one in comparisons
+        ],
+        right=(1, 4),
+    )
 
 
 def pipeline_markdown(table: Mapping[str, Any], command: str) -> str:
@@ -95,22 +111,8 @@ def pipeline_markdown(table: Mapping[str, Any], command: str) -> str:
     if oracles:
         parts += [f"{KIND_HEADINGS[ORACLE]}.", _rows_table(oracles)]
     if table["comparisons"]:
-        parts.append(
-            markdown_table(
-                ["difference", "points", "95 % interval", "n", ""],
-                [
-                    [
-                        f"{one['label']} ({one['a']} − {one['b']})",
-                        points(one["mean"]),
-                        interval(one, 100, sign=True),
-                        str(one["n"]),
-                        "" if "primary" not in one else "primary" if one["primary"] else "exploratory",
-                    ]
-                    for one in table["comparisons"]
-                ],
-                right=(1, 3),
-            )
-        )
+        parts.append(_differences_table(table["comparisons"]))
+    parts += [f"- {line}" for line in legends(table["rows"])]
     lines = [*negative_lines(table["rows"]), *gain_lines(table.get("gains") or [])]
     parts += [f"- {line}" for line in (*lines, *contrast_lines(table.get("contrasts")))]
     return "\n\n".join(parts) + "\n"

@@ -90,7 +90,7 @@ def mark_negative_transfer(
             sign = _better(row["metric"])
             if not negative_transfer([sign * value for value in found["values"]], [0.0] * found["n"]):
                 continue
-            images = difference_over_images(row, other, answers)
+            images = difference_over_images([row, other], answers)
             if images is None and found["n"] < FEWEST_SEEDS:
                 continue
             low, high = images or (found["low"], found["high"])

@@ -139,7 +139,7 @@ def _pipeline_page(pipeline: RunRecord) -> Page:
 def _pipeline_pairs(
     comparisons: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], answers: Mapping[str, Seeds]
 ) -> Pairs:
-    """The comparisons of a pipeline's config, image by image, on the metric's test and protocol of each row."""
+    """The comparisons of a pipeline's config, image by image, on the metric's test and protocol of each row: what is not primary."""
     by_label, lines, notes = {row["label"]: row for row in rows}, list[Paired](), list[str]()
     for one in comparisons:
         second, first = by_label.get(one["a"]), by_label.get(one["b"])
@@ -152,8 +152,9 @@ def _pipeline_pairs(
         found = compare_images(sides[0], sides[1], keys)
         if isinstance(found, str):
             notes.append(found)
-        else:
-            lines += found
+            continue
+        # Of a primary contrast, its own metric is judged there.
+        lines += [line for line in found if not (one.get("primary") and first["metric"].endswith(f"/{line.metric}"))]
     if any(one.get("primary") for one in comparisons):
         lines = [replace(line, note=f"{line.note} Exploratory.".strip()) for line in lines]
     return Pairs(adjust(lines), notes)

@@ -42,6 +42,22 @@ def priors_cell(row: Mapping[str, Any]) -> str:
     return " / ".join(f"{found[name]:.2f}" if name in found else "–" for name in (*ESTIMATES, "true"))
 
 
+def legends(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the notes of these rows mean, a sentence each: distances of class priors, and looks."""
+    found = []
+    if any(row.get("priors") for row in rows):
+        found.append(
+            "Class priors apart: the total variation between the class frequencies of source and target, 0 where they are equal and 1 "
+            "where no class is in both; estimated without labels of the target by BBSE and by MLLS, then of the test's labels."
+        )
+    if any(row.get("looks") for row in rows):
+        found.append(
+            "Looks: how often the labels of a test set were looked at on this machine, this one included; whoever chooses by one look has "
+            "no fresh test set for the next."
+        )
+    return found
+
+
 def priors_words(row: Mapping[str, Any]) -> str:
     """The distances for a note; "" for a row without."""
     cell = priors_cell(row)

@@ -8,7 +8,7 @@ from ...core.evaluate.definitions import definition_of
 from .claims import tasks_words
 from .curves import ticks
 from .levels import ACCURACY, LevelsOfStages, levels_for, shared_levels, what_rows_measure
-from .priors import priors_words
+from .priors import legends, priors_words
 from .results import looks_note, span_of, test_of
 
 SELECTION = {
@@ -172,7 +172,8 @@ def _marks(
 
 
 def differences_table(comparisons: Sequence[Mapping[str, Any]]) -> ResultTable:
-    """Table of the differences a - b, in percentage points."""
+    """Table of the differences a - b, in percentage points; those of one seed have intervals over test images, if they have any."""
+    comparisons = [{**one, "bootstrap": one.get("over_images")} if one["low"] is None else one for one in comparisons]
     low, high, ticks = _axis([0.0, *(x * 100 for row in comparisons for x in _extent(row))])
     lines = [
         TableLine(
@@ -187,11 +188,14 @@ def differences_table(comparisons: Sequence[Mapping[str, Any]]) -> ResultTable:
     ]
     several = max(row["n"] for row in comparisons) > 1
     foot = "Differences are paired by seed: both runs of a seed have the same data splits and order. "
-    foot += (
-        "Intervals are 95 % t-intervals of the mean difference over seeds."
-        if several
-        else "There is only one seed, so the differences have no interval; run more seeds to get one."
-    )
+    if several:
+        foot += "Intervals are 95 % t-intervals of the mean difference over seeds."
+    elif any(one.get("bootstrap") for one in comparisons):
+        foot += (
+            "There is only one seed: 95 % intervals are over its test images and leave out the spread between seeds."
+        )
+    else:
+        foot += "There is only one seed, so the differences have no interval; run more seeds to get one."
     return ResultTable(
         "", "percentage points", [], [("", lines)], ticks, [foot], any(line.interval for line in lines), several
     )
@@ -287,4 +291,4 @@ def _foot(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             "Intervals of a single run are 95 % bootstrap intervals over its test images (of a protocol that repeats, of accuracy over "
             "its draws); they leave out the spread between seeds."
         )
-    return foot
+    return [*foot, *legends(rows)]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from ...core.images.split import cut_point
 from ...core.train.remaining import time_left
 from ..settle import INPUT_SIDES, facts_about, settle, side_for
 from .pictures import GivenSet, Roles
@@ -80,7 +81,7 @@ class _Story:
     def __init__(self, roles: Roles, minutes: float, resolve: Resolve, measure: Measure, probe: float) -> None:
         self.roles, self.minutes, self.resolve, self.measure, self.probe = roles, minutes, resolve, measure, probe
         self.measured = 0.0
-        self.count = sum(len(one.images) for one in roles.all)
+        self.count = sum(_trained_count(one) for one in roles.all)
         self.words = [f"data.train={_quoted(_pretraining_uris(roles))}", "run.dir=unused"]
 
     def timed(self, size: int) -> _Timing:
@@ -195,6 +196,11 @@ def _trained_on(one: GivenSet) -> str:
     return f"{one.uri}#[:80%]" if one.labelled else one.uri
 
 
+def _trained_count(one: GivenSet) -> int:
+    """How many pictures `_trained_on` means."""
+    return cut_point("80%", len(one.images), 0) if one.labelled else len(one.images)
+
+
 def _probes(labelled: str, size: int, network: str) -> dict[str, Any]:
     data = {"data.train": f"{labelled}#[:80%]", "data.test": f"{labelled}#[80%:]", "data.size": size}
 
@@ -256,6 +262,11 @@ def _report(roles: Roles) -> dict[str, Any]:
                 "b": f"random network, {kind}",
                 "primary": True,
             }
+            for kind in ("kNN", "linear probe")
+        ]
+        comparisons += [
+            {"label": f"pretraining over {name}, {kind}", "a": f"pretrained, {kind}", "b": f"{name}, {kind}"}
+            for name in ("HOG", "raw pixels")
             for kind in ("kNN", "linear probe")
         ]
     if roles.labelled is not None and roles.target is not None:

@@ -9,11 +9,13 @@ import pytest
 
 from rootstock.core.evaluate.predictions import ScoredImages
 from rootstock.core.evaluate.statistics import holm
+from rootstock.launch.pipeline.table import tabulate
 from rootstock.launch.report.answers import Answers
 from rootstock.launch.report.claims import ContrastClaim, claim_words, judge, room_of, tasks_of, tasks_words
 from rootstock.launch.report.contrasts import over_images, primary_contrasts, student_p
-from rootstock.launch.report.markdown import contrast_lines, points
+from rootstock.launch.report.markdown import contrast_lines, pipeline_markdown, points
 from rootstock.launch.report.results import averaged, summarise
+from rootstock.launch.report.tables import differences_table, number
 
 KEY = "target/classifier"
 
@@ -175,6 +177,39 @@ def test_one_seed_claims_nothing_about_another_training() -> None:
     assert "Over images." in line and "One seed says nothing about the spread between seeds" in line
     nothing = primary_contrasts([entry("good", "control")], table.rows, lambda stage, seed: {})
     assert not nothing[0]["holds"] and nothing[0]["p"] == 1.0 and nothing[0]["low"] is None
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_every_difference_has_an_interval_over_images_where_predictions_are_at_hand(seeds: int) -> None:
+    """Of one seed it stands where no interval over seeds can; the Markdown table never calls it one over seeds."""
+    table = Table({"control": 0.5, "good": 0.6}, seeds=seeds)
+    stages = ("control", "good")
+    results = {
+        stage: [
+            {"metrics": {f"{KEY}/accuracy": value}, "seed": seed, "looks": {"target": {"n": 3, "since": "2026-03-01"}}}
+            for seed, value in zip(table.rows[stage]["seeds"], table.rows[stage]["values"], strict=True)
+        ]
+        for stage in stages
+    }
+    compared = {**entry("good", "control", primary=False), "label": "gain"}
+    report = {"rows": [{"label": name, "stage": name} for name in stages], "comparisons": [compared], "columns": {}}
+    found = tabulate(report, results, answers=table)
+    (one,) = found["comparisons"]
+    low, high = one["over_images"]
+    assert low < one["mean"] < high and (one["low"] is None) == (seeds == 1)
+    shown = differences_table(found["comparisons"])
+    text = f"[{number(low, sign=True)}, {number(high, sign=True)}]"
+    assert (shown.groups[0][1][0].interval == text) == (seeds == 1)
+    assert ("leave out the spread between seeds" in shown.foot[0]) == (seeds == 1)
+    lines = pipeline_markdown(found, "rootstock run x.yaml").splitlines()
+    heads = [line for line in lines if "95 %" in line]
+    what = "images" if seeds == 1 else "seeds and images"
+    assert len(heads) == 2 and all(f"| 95 % over seeds | 95 % over {what} |" in head for head in heads)
+    assert "looks" in heads[0] and any(line.startswith("- Looks: ") for line in lines)
+    (line,) = [line for line in lines if line.startswith("| gain")]
+    assert (f"|  | {text} | 1 |" in line) == (seeds == 1) and f"| {text} | {seeds} |" in line
+    # Without predictions nothing is over images.
+    assert "over_images" not in tabulate(report, results)["comparisons"][0]
 
 
 def test_sentences() -> None:
