@@ -17,11 +17,27 @@ class Loudness(IntEnum):
 
 OPTIONS = {Loudness.QUIET: "-q", Loudness.VERBOSE: "-v"}
 _now = [Loudness.NORMAL]
+_stages = [False]
 
 
 def loudness() -> Loudness:
     """That of this command."""
     return _now[-1]
+
+
+def in_stages() -> bool:
+    """Whether trainings are stages of a pipeline, which print little: how far they are, now and then."""
+    return _stages[-1]
+
+
+@contextlib.contextmanager
+def running_stages() -> Iterator[None]:
+    """Within it, trainings are stages of a pipeline."""
+    _stages.append(True)
+    try:
+        yield
+    finally:
+        _stages.pop()
 
 
 @contextlib.contextmanager

@@ -34,6 +34,11 @@ class Speech:
         if not self.quiet or message.startswith("WARNING"):
             self._print(message)
 
+    def mention(self, message: str) -> None:
+        """One plain line that a stage of a pipeline prints, too; not with -q."""
+        if loudness() is not Loudness.QUIET:
+            self._print(message)
+
     def detail(self, message: str) -> None:
         """A line that helps to find a mistake, printed with -v alone."""
         if loudness() is Loudness.VERBOSE:

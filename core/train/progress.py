@@ -9,11 +9,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, Tex
 from rich.progress import Progress as RichProgress
 
 from ..distributed import world
-from ..loudness import Loudness, loudness
+from ..loudness import Loudness, in_stages, loudness
 from ..run.directory import Run
 from .remaining import SURE_SECONDS, SURE_STEPS, shorter_ways, time_left
 
 PLAIN_SECONDS = 5.0
+STAGE_SECONDS = 60.0  # between two lines of a stage of a pipeline
 WORTH_NAMING = 0.05  # data_wait from which the slowest process is named
 
 
@@ -24,7 +25,8 @@ class Progress:
         self.run, self.steps, self.start = run, steps, start
         self.images, self.waited = 0, 0.0
         self.since = self.began = time.perf_counter()
-        self.printed = float("-inf")
+        self.brief = run.silent and in_stages() and loudness() is Loudness.NORMAL
+        self.printed = self.began if self.brief else float("-inf")
         self.judged = run.device.type != "cpu"  # whether it has been said how long it takes in all
         self.bar: RichProgress | None = None
 
@@ -73,8 +75,10 @@ class Progress:
                 self.run.log(words)
         if self.bar is not None:
             self.bar.update(self.task, facts=facts)
-        aloud = loudness() is Loudness.VERBOSE
-        if aloud or (self.bar is None and (now - self.printed >= PLAIN_SECONDS or done == self.steps)):
+        aloud, ends = loudness() is Loudness.VERBOSE, done == self.steps
+        due = now - self.printed >= STAGE_SECONDS if self.brief else ends or now - self.printed >= PLAIN_SECONDS
+        if aloud or (self.bar is None and due):
             self.printed = now
             left = time_left(spent / max(1, own) * (self.steps - done))
-            self.run.log(f"step {done}/{self.steps}  {facts}  {left} left")
+            say = self.run.mention if self.brief else self.run.log
+            say(f"step {done}/{self.steps}  {facts}  {left} left")

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from ...core.distributed import rank
 from ...core.files import write_text
-from ...core.loudness import Loudness, loudness
+from ...core.loudness import Loudness, loudness, running_stages
 from ...core.manifest import write_record
 from ...core.run.folder import make_folder, read_result, run_folder, write_config
 from ..allocator import give_back_freed_memory
@@ -77,7 +77,8 @@ def run_pipeline(
             if rank() == 0:
                 job.dir.parent.mkdir(parents=True, exist_ok=True)
                 write_record(inputs_file(job), recorded_inputs(job), shared=True)
-            result = execute(job.verb, job.config, job.overrides, quiet=True)
+            with running_stages():
+                result = execute(job.verb, job.config, job.overrides, quiet=True)
             give_back_freed_memory()
         _check_metrics(job.name, result, config["report"]["rows"])
         results[job.name].append({**result, "seed": job.seed})
@@ -137,9 +138,8 @@ def printed_tables(table: Mapping[str, Any]) -> list[Table]:
 def _printed_table(rows: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> Table:
     printed = Table(box=None, header_style="dim", pad_edge=False)
     headings = [("", "left"), ("metric", "left"), ("mean", "right"), ("95 % interval", "left"), ("n", "right")]
-    headings.append(("looks", "right"))
-    if any(row.get("priors") for row in rows):
-        headings.append((HEAD, "left"))
+    looked, apart = (any(row.get(key) for row in rows) for key in ("looks", "priors"))
+    headings += [head for head, shown in ((("looks", "right"), looked), ((HEAD, "left"), apart)) if shown]
     for heading, side in headings:
         printed.add_column(heading, justify=side)  # pyright: ignore[reportArgumentType]
     for row in rows:
@@ -150,11 +150,11 @@ def _printed_table(rows: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapp
             number(row["mean"], scale),
             escape(interval(row, scale)),
             str(row["n"]),
-            looks_note(row).partition(" (")[0].removeprefix("looks: "),
-            *([priors_cell(row)] if len(headings) > 6 else []),
+            *([looks_note(row).partition(" (")[0].removeprefix("looks: ")] if looked else []),
+            *([priors_cell(row)] if apart else []),
         )
     for row in comparisons:
-        bounds = escape(interval(row, 100, sign=True))
+        bounds = escape(interval({"bootstrap": row.get("over_images"), **row}, 100, sign=True))
         kind = "difference" if row.get("primary", True) else "exploratory"
         printed.add_row(escape(row["label"]), kind, number(row["mean"], 100, sign=True), bounds, str(row["n"]))
     return printed

@@ -53,7 +53,13 @@ def test_smaller_pictures_take_time_by_their_area() -> None:
 class Spoken:
     def __init__(self, device: str) -> None:
         self.lines: list[str] = []
-        self.device, self.main, self.quiet, self.verb = SimpleNamespace(type=device), True, False, "pretrain"
+        self.device, self.main, self.quiet, self.silent, self.verb = (
+            SimpleNamespace(type=device),
+            True,
+            False,
+            False,
+            "pretrain",
+        )
         self.console = SimpleNamespace(is_terminal=False)
         self.config: dict[str, Any] = {"data": {"size": 224}}
 
