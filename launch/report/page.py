@@ -14,15 +14,17 @@ from ..verify import examine_below
 from .answers import Seeds, answers_of
 from .commands import page_command
 from .contents import Page
+from .contrasts import difference_over_images
 from .headline import verdict_of_runs, verdict_of_table
 from .html import provenance, write_html, yaml_text
 from .levels import LevelsOfStages, levels_of
+from .lines import page_lines
 from .live import Live
 from .markdown import contrast_lines, gain_lines
 from .meanings import glossary
 from .negative import baselines_of, mark_negative_transfer, negative_lines
 from .oracles import mark_oracles
-from .pairs import Paired, Pairs, adjust, compare_images, p_text, pair_stages
+from .pairs import Paired, Pairs, adjust, compare_images, pair_stages
 from .records import (
     RunRecord,
     StageRuns,
@@ -43,7 +45,7 @@ from .unfinished import results_so_far, standing
 def write_report(runs: Sequence[Path | str], out: Path | str, say: Callable[[str], None] = lambda line: None) -> Path:
     """Write the page of a pipeline, of a sweep, of one run, or of several runs compared. Returns `out`.
 
-    say: gets the lines of a short table of what was compared image by image. Runs whose configs differ only in the seed become one row.
+    say: gets the lines of a short version (`page_lines`). Runs whose configs differ only in the seed become one row.
     Raises UserError for a path that is not a run, if a pipeline or sweep is given together with other runs, and if a page cannot be drawn
     from what an earlier version, or somebody, wrote into a file.
     """
@@ -89,7 +91,7 @@ def _write(runs: Sequence[Path | str], out: Path | str, say: Callable[[str], Non
     page = _pipeline_page(collections[0]) if collections else _runs_page(by_experiment(records))
     page.caveats += [f"Left out: {sentence}." for sentence in left_out]
     page.caveats += [f"Damaged: {sentence}." for record in records for sentence in record.damage]
-    for line in pair_lines(page.pairs):
+    for line in page_lines(page):
         say(line)
     return write_html("report.html.j2", page, Path(out))
 
@@ -180,18 +182,6 @@ def _views(
     return views
 
 
-def pair_lines(pairs: Pairs) -> list[str]:
-    """The comparisons as lines for a terminal, columns aligned; then what could not be paired."""
-    table = [("second - first", "metric", "difference", "95 % interval", "n", "test", "p", "Holm")]
-    for line in pairs.lines:
-        n = f"{line.images} x {line.seeds} seeds" if line.seeds > 1 else str(line.images)
-        facts = (f"{line.where} {line.metric}", line.difference, line.interval, n, line.test)
-        table.append((f"{line.second} - {line.first}", *facts, p_text(line.p), p_text(line.adjusted)))
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    rows = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
-    return (rows if pairs.lines else []) + [f"not compared: {note}" for note in pairs.notes]
-
-
 def _runs_page(stages: list[StageRuns]) -> Page:
     measured = [stage for stage in stages if any(result.get("metrics") for result in stage.results)]
     rows, differences, live, levels = [], None, Live(), levels_of(stages)
@@ -201,11 +191,15 @@ def _runs_page(stages: list[StageRuns]) -> Page:
         mark_oracles(rows, {stage.name: stage.results for stage in stages})
         known = {stage.name: found for stage, found in zip(stages, answers, strict=True)}
         baselines = baselines_of({stage.name: stage.first.config for stage in stages})
-        mark_negative_transfer(rows, baselines, lambda stage, seed: known[stage].get(seed, {}))
+        answered = lambda stage, seed: known[stage].get(seed, {})  # noqa: E731
+        mark_negative_transfer(rows, baselines, answered)
         paired = [
             row for row in rows[1:] if row["metric"] == rows[0]["metric"] and set(row["seeds"]) & set(rows[0]["seeds"])
         ]
-        comparisons = [compare(row, rows[0], row["label"]) for row in paired]
+        comparisons = [
+            {**compare(row, rows[0], row["label"]), "over_images": difference_over_images([row, rows[0]], answered)}
+            for row in paired
+        ]
         differences = differences_table(comparisons) if comparisons else None
     elif measured:
         rows = protocol_rows(measured[0])

@@ -201,7 +201,8 @@ def test_what_differs_is_not_paired_and_said(tmp_path: Path, other: ScoredImages
     said: list[str] = []
     page = Page(write_report([a, b], tmp_path / "r.html", said.append))
     check_standing_alone(page)
-    for text in (found.notes[0], said[0], page.text):
+    assert said[-1] == f"not compared: {found.notes[0]}"
+    for text in (found.notes[0], page.text):
         assert re.search(why, text) and "test/linear: a and b are not paired" in text
 
 
@@ -278,7 +279,8 @@ def test_page_and_terminal(tmp_path: Path) -> None:
         "linear: ECE",
     ):
         assert words in page.text, words
-    assert said[0].split() == [
+    at = next(i for i, line in enumerate(said) if line.startswith("second - first"))
+    assert said[at].split() == [
         "second",
         "-",
         "first",
@@ -292,7 +294,13 @@ def test_page_and_terminal(tmp_path: Path) -> None:
         "p",
         "Holm",
     ]
-    assert len(said) == 4 and said[1].startswith("b <i> - a") and "test/linear accuracy" in said[1]
+    assert len(said) == at + 4 and said[at + 1].startswith("b <i> - a") and "test/linear accuracy" in said[at + 1]
+    # Before that the numbers of the page, and its verdict.
+    rows = [re.split(r"  +", line) for line in said[: at - 1]]
+    assert rows[0][1:] == ["accuracy, %"] and [row[0] for row in rows[1:3]] == ["a", "b <i>"]
+    assert all(0 <= float(row[1]) <= 100 for row in rows[1:3])
+    assert rows[4][0] == "b <i>" and re.fullmatch(r"\[[+−].*\]", rows[4][2])  # the difference, over test images
+    assert said[at - 1] in page.text
 
 
 def test_a_repeating_protocol_has_no_single_prediction(tmp_path: Path) -> None:
