@@ -18,6 +18,7 @@ from .errors import UserError
 MAY_DIFFER: Mapping[str, str] = {
     "dir": "nodes may mount the shared disk under different names; only rank 0 writes there, and what others read there is compared",
     "workers": "how many processes decode pictures depends on the cores of a node and changes no result",
+    "decoded_cache": "how many decoded pictures are kept depends on the memory of a node and changes no result",
     "resident": "where pixels are held depends on the memory of a node and changes no result",
 }
 # What computes the numbers, beside our own code.

@@ -20,6 +20,7 @@ from .draws import Draws
 from .errors import UserError
 from .evaluate.pictures import denormalise, save_sheet
 from .images.damage import Damage, read_or_neighbour
+from .images.limits import size_of
 from .images.notes import line_of
 from .images.open import Images
 from .images.sets import describe_sets, refuse_run_as_data, watch_sets
@@ -202,7 +203,8 @@ def feed(
             stream(
                 images.in_storage_order() if shuffle["name"] == "blocks" else images, orders[name],
                 views[name] if isinstance(views, Mapping) else views, workers=options["workers"], damage=damage,
-                resident=options["resident"], decode=data["decode"], **place,
+                resident=options["resident"], decode=data["decode"],
+                decoded_cache=size_of(options["decoded_cache"], "run.decoded_cache"), **place,
             )
             for name, images in sets.items()
         ]  # fmt: skip

@@ -47,6 +47,7 @@ def options(
     phase_timeout: float = 1800.0,
     verify_replicas: Duration | None = None,
     feature_cache: str | int = "20GB",
+    decoded_cache: str | int = "1GB",
 ) -> None:
     """The `run` section: where and how a training runs. Besides rounding, it changes no result.
 
@@ -80,6 +81,8 @@ def options(
         before each checkpoint; 0: never, for machines of different kinds, which round differently.
     feature_cache: Largest size of the cache of frozen features, such as 500MB or 20GB: what was not used for longest is deleted first.
         The default has room for a million images of 2048 numbers twice. 0: features are neither kept nor reused.
+    decoded_cache: Memory for decoded pictures of each training set, such as 500MB, shared by the loading processes of a process and at
+        most a quarter of what is free: as many pictures as have room are decoded once instead of once an epoch. 0: none.
     """
 
 
@@ -95,5 +98,6 @@ def check_run_options(options: Mapping[str, Any], seed: int) -> None:
             raise UserError(f"{key}: expected at least {low}, got {value}")
     if seed > LARGEST_SEED:
         raise UserError(f"seed: expected at most {LARGEST_SEED} (63 bits), got {seed}")
-    size_of(options["feature_cache"], "run.feature_cache")
+    for key in ("feature_cache", "decoded_cache"):
+        size_of(options[key], f"run.{key}")
     check_tracker(options["tracker"])

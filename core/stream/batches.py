@@ -6,7 +6,8 @@ and workers. Data comes in one of three ways, which give the same views of the s
 
     resident   images of one shape are kept on the device; a batch is an index into them
     gathered   images of one shape are copied from memory or a memory-mapped file to the device, and cropped there
-    loaded     all other images are decoded and cropped by worker processes, and the crops are copied to the device
+    loaded     all other images are decoded and cropped by worker processes, and the crops are copied to the device; decoded images stay in
+               memory as far as there is room for them
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from torch import Tensor
 
 from ..draws import Draws
 from ..errors import UserError
-from ..images.damage import Damage, read_or_neighbour, read_scaled_or_neighbour, rows_or_neighbours
+from ..images.damage import Damage, read_scaled_or_neighbour, rows_or_neighbours
 from ..images.open import Images
 from ..method import RawBatch, RawPair
+from .decoded import DecodedPictures, room_for_decoded
 from .loader import join_parts, read_in_workers
 from .order import Order
 from .prefetch import in_blocks, in_thread, to_device
+from .workers import at_most_cores
 
 Resident = Literal["auto", "on", "off"]
 Decode = Literal["full", "scaled"]
@@ -92,6 +95,7 @@ def stream(
     damage: Damage | None = None,
     resident: Resident = "auto",
     decode: Decode = "full",
+    decoded_cache: int = 0,
 ) -> MicroBatches:
     """`batches(step)`: this process's list of micro-batches (RawBatch) of every step, from the given one to the last.
 
@@ -102,6 +106,7 @@ def stream(
         quarter of its free memory. Raises UserError if `on` is not possible.
     decode: full, or scaled: large JPEGs are decoded only as large as their crops need. Faster, with the same crop boxes, but
         slightly different pixels.
+    decoded_cache: bytes of decoded images that the loading processes may keep together; for decode=full.
     """
     slices = share.slices(order.batch_size)
     damage = damage or Damage()
@@ -116,7 +121,8 @@ def stream(
         return indexed
     pinned = device.type == "cuda"
     if images.uniform() is None:
-        reader = _Reader(images, crop, order.seed, order.name, decode)
+        decoded = DecodedPictures(images, room_for_decoded(decoded_cache, at_most_cores(workers)))
+        reader = _Reader(decoded, crop, order.seed, order.name, decode)
         return lambda step: to_device(
             _loaded(reader, order, slices, range(step, steps), workers, damage, pinned), device
         )
@@ -234,8 +240,9 @@ def _pinned(sample: RawBatch) -> RawBatch:
 class _Reader:
     """Decodes and crops. Each row depends only on its own (index, position), so the number of workers doesn't matter."""
 
-    def __init__(self, images: Images, crop: Crop, seed: int, name: str, decode: Decode) -> None:
-        self.images, self.crop, self.seed, self.name, self.decode = images, crop, seed, name, decode
+    def __init__(self, decoded: DecodedPictures, crop: Crop, seed: int, name: str, decode: Decode) -> None:
+        self.decoded, self.images, self.crop = decoded, decoded.images, crop
+        self.seed, self.name, self.decode = seed, name, decode
 
     def __call__(self, wanted: np.ndarray, positions: np.ndarray) -> dict[str, Tensor]:
         """wanted, positions: int64 [n] -> the crops, "wanted", "positions", and "read": the indices that were read, int64 [n]."""
@@ -256,7 +263,7 @@ class _Reader:
                 picture, size, number = read_scaled_or_neighbour(self.images, index, scale)
                 sizes.append(size)
             else:
-                picture, number = read_or_neighbour(self.images, index)
+                picture, number = self.decoded.read(index)
             pictures.append(picture)
             read.append(number)
             taken += picture.nbytes
