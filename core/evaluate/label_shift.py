@@ -169,7 +169,8 @@ def _most_likely(ratios: Floats, share: Floats, q: Floats) -> tuple[Floats, int]
 
     value = objective(q)
     for step in range(1, SQP_STEPS + 1):  # noqa: B007
-        scaled = (root / (ratios @ q))[:, None] * ratios
+        # An image that was not drawn (share 0) may be explained by classes of weight 0 alone.
+        scaled = np.divide(root, ratios @ q, out=np.zeros_like(root), where=root > 0)[:, None] * ratios
         slope = 1.0 - root @ scaled
         if np.abs(np.minimum(slope, q)).max() < SQP_TOLERANCE:  # complementary slackness
             break

@@ -162,6 +162,19 @@ def test_no_priors_are_more_likely_than_those_found() -> None:
         assert (share / mixed @ ratios[said]).max() - 1 < 1e-6
 
 
+def test_images_that_were_not_drawn_say_nothing_of_the_priors() -> None:
+    """Not even where no class that is left explains them: 0 times an infinite ratio is no number."""
+    target = np.array([[1.0, 0.0, 0.0]] * 4 + [[0.0, 1.0, 0.0]] * 3 + [[0.0, 0.0, 1.0]])
+    rows, prior = np.array([1.0, 2.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0]), np.full(3, 1 / 3)
+    with np.errstate(all="raise"):
+        found = mlls(target, prior, rows=rows)
+    assert found.target == pytest.approx([4 / 6, 2 / 6, 0.0], abs=1e-9) and found.target[2] == 0.0
+    assert found.target == pytest.approx(mlls(target[rows > 0], prior, rows=rows[rows > 0]).target, abs=1e-9)
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, 2])
+    low, high = bootstrap(target, labels, target, method="mlls", seed=0, resamples=200)
+    assert 0 <= low <= high <= 1
+
+
 @pytest.mark.parametrize("estimate", ["bbse", "mlls"])
 def test_without_shift_every_weight_is_one(estimate: str) -> None:
     """On the very same images: exactly, since both estimates have the source's priors as their solution."""
