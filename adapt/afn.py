@@ -10,6 +10,7 @@ from torch import Tensor
 from ..core.checks import check_positive, check_share
 from ..core.method import Domains
 from ..core.numerics import wide
+from .parts.resampling import of_each_domain, weighted
 from .parts.transfer import Joint, Transfer, Transferred
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def stepwise_norm(features: Tensor, step: float, weights: Tensor | None = None) 
     """
     lengths = torch.linalg.vector_norm(wide(features), dim=1)
     squares = (lengths - (lengths.detach() + step)).square()
-    return (squares if weights is None else weights * squares).mean()
+    return weighted(squares, weights).mean()
 
 
 def length_preserving_dropout(features: Tensor, rate: float, draws: Draws) -> Tensor:
@@ -76,6 +77,6 @@ class AFN(Transfer):
         """The sum over both domains; watched: the mean length of each domain's features."""
         source, target = joint.features
         lengths = torch.linalg.vector_norm(joint.features.detach(), dim=2).mean(1)
-        of_source, of_target = (None, None) if joint.weights is None else joint.weights
+        of_source, of_target = of_each_domain(joint.weights)
         loss = stepwise_norm(source, self.step, of_source) + stepwise_norm(target, self.step, of_target)
         return loss, {"source_norm": lengths[0], "target_norm": lengths[1]}

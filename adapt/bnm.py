@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.numerics import wide
+from .parts.resampling import of_each_domain
 from .parts.transfer import Joint, Transfer, Transferred
 
 if TYPE_CHECKING:
@@ -55,9 +56,9 @@ class BNM(Transfer):
     def transfer(self, joint: Joint, progress: float) -> Transferred:
         """Of all processes' target images; watched: the mean entropy of their predictions, and the norm's share of its largest value."""
         predictions = joint.whole_logits()[1].softmax(1)
-        weights = joint.whole_weights()
+        weights = of_each_domain(joint.whole_weights())[1]
         # A row times sqrt(w) adds to the singular values what w equal rows would.
-        rows = predictions if weights is None else predictions * weights[1].sqrt()[:, None]
+        rows = predictions if weights is None else predictions * weights.sqrt()[:, None]
         norm = (fast_nuclear_norm if self.fast else nuclear_norm)(rows)
         images, classes = predictions.shape
         watched = {

@@ -12,6 +12,7 @@ from ..core.checks import check_count
 from ..core.distributed import all_reduce_sum, world
 from ..core.numerics import wide
 from .dann import DANN, domain_labels
+from .parts.resampling import weighted
 from .parts.reversal import reverse_gradient
 
 if TYPE_CHECKING:
@@ -112,5 +113,5 @@ class CDAN(DANN):
         # H is computed from log-softmax, which avoids the logarithm of 0.
         uncertainty = -(predictions * wide(logits).log_softmax(-1)).sum(-1)
         certainty = 1.0 + torch.exp(-reverse_gradient(uncertainty, weight))
-        total = all_reduce_sum((certainty if rows is None else rows * certainty).detach().sum(1)) / world()
+        total = all_reduce_sum(weighted(certainty, rows).detach().sum(1)) / world()
         return ((certainty * error).sum(1) / total).mean(), guesses

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.numerics import wide
+from .parts.resampling import of_each_domain
 from .parts.transfer import Joint, Transfer, Transferred
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def coral(source: Tensor, target: Tensor, weights: Tensor | None = None) -> Tens
     weights: of images, above 0, [2, B] where B = B': the covariances are unbiased for independent images of these weights; None: all 1.
     """
     with torch.autocast(source.device.type, enabled=False):
-        of_source, of_target = (None, None) if weights is None else weights.to(wide(source))
+        of_source, of_target = of_each_domain(weights)
         difference = _covariance(wide(source), of_source) - _covariance(wide(target), of_target)
         return difference.square().sum() / (4.0 * source.shape[1] ** 2)
 
@@ -29,7 +30,8 @@ def _covariance(x: Tensor, weights: Tensor | None) -> Tensor:
     if weights is None:
         centred = x - x.mean(0)
         return centred.T @ centred / (len(x) - 1)
-    shares = weights / weights.sum()
+    shares = weights.to(x)
+    shares = shares / shares.sum()
     centred = x - shares @ x
     return (shares[:, None] * centred).T @ centred / (1.0 - shares.square().sum())
 

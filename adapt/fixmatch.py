@@ -15,7 +15,7 @@ from ..core.distributed import all_reduce_sum, world
 from ..core.method import AdaptMethod, Domains, Step
 from ..core.model.domains import SOURCE, TARGET
 from ..core.numerics import wide
-from .parts.resampling import source_error, target_weights
+from .parts.resampling import source_error, target_weights, weighted
 from .parts.transfer import effective_classes
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def consistency(logits: Tensor, pseudo: PseudoLabels, weights: Tensor | None = N
     logits: of the strong views, [N, K]. weights: of images, [N], 1 on average over the training; None: all 1.
     """
     errors = pseudo.confident * F.cross_entropy(logits, pseudo.labels, reduction="none")
-    return (errors if weights is None else weights * errors).mean()
+    return weighted(errors, weights).mean()
 
 
 def pseudo_metrics(pseudo: PseudoLabels, weak: Tensor, strong: Tensor) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..core.checks import check_positive
 from ..core.numerics import wide
+from .parts.resampling import of_each_domain, weighted
 from .parts.transfer import Joint, Transfer, Transferred
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def class_confusion(logits: Tensor, temperature: float, weights: Tensor | None =
         predictions = scaled.softmax(1)
         # H is computed from log-softmax, which avoids the logarithm of 0.
         certainty = 1.0 + torch.exp((predictions * scaled.log_softmax(1)).sum(1)).detach()
-        certainty = certainty if weights is None else weights * certainty
+        certainty = weighted(certainty, weights)
         confusion = (predictions * certainty[:, None]).T @ predictions
         # The sum without the diagonal, not the difference of both: near 0 that would be rounding.
         off = confusion.masked_fill(torch.eye(len(confusion), dtype=torch.bool, device=confusion.device), 0.0).sum(1)
@@ -66,6 +67,5 @@ class MCC(Transfer):
         """The confusion of all processes' target images; watched: the mean entropy of their predictions."""
         logits = joint.whole_logits()[1]
         entropy = torch.special.entr(logits.detach().softmax(1)).sum(1).mean()
-        weights = joint.whole_weights()
-        loss = class_confusion(logits, self.temperature, None if weights is None else weights[1])
-        return loss, {"target_entropy": entropy}
+        weights = of_each_domain(joint.whole_weights())[1]
+        return class_confusion(logits, self.temperature, weights), {"target_entropy": entropy}

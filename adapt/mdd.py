@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..core.checks import MOST_UNITS, check_count, check_not_negative, check_positive
 from ..core.errors import UserError
 from ..core.numerics import wide
+from .parts.resampling import weighted
 from .parts.reversal import reversal_weight, reverse_gradient
 from .parts.transfer import Joint, Transfer, Transferred
 
@@ -37,7 +38,7 @@ def margin_disparity(main: Tensor, adversary: Tensor, margin: float, weights: Te
     source, target = main.argmax(-1)
     ours = wide(adversary)
     errors = torch.stack([margin * F.cross_entropy(ours[0], source, reduction="none"), -log_of_others(ours[1], target)])
-    return (errors if weights is None else weights * errors).mean(1).sum()
+    return weighted(errors, weights).mean(1).sum()
 
 
 class MDD(Transfer):

@@ -20,7 +20,7 @@ from ...core.model.ema import follow, teacher_of
 from ...core.numerics import wide
 from ...core.views.colour import constant, draw_jitter, recolour
 from ...core.views.view import normalise
-from .resampling import target_weights
+from .resampling import target_weights, weighted
 
 if TYPE_CHECKING:
     from ...core.model.classifier import Classifier
@@ -201,6 +201,4 @@ def masked_error(
     logits: [N, K]; labels: int64 [N]; quality: q, [N]; weights: w, [N], of `label_shift.resample`; None where all are 1.
     """
     errors = F.cross_entropy(logits, labels, reduction="none")
-    for factors in (quality, weights):
-        errors = errors if factors is None else factors * errors
-    return errors.mean()
+    return weighted(weighted(errors, quality), weights).mean()

@@ -59,6 +59,16 @@ def source_error(method: AdaptMethod, logits: Tensor, labels: Tensor, label_smoo
     return (method.resampling.source(labels) * errors).mean()
 
 
+def weighted(values: Tensor, weights: Tensor | None) -> Tensor:
+    """weights * values; the values themselves where the weights are None, which stands for 1."""
+    return values if weights is None else weights * values
+
+
+def of_each_domain(weights: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The weights [N] of the source's and of the target's images, from both, [2, N]; None where all are 1."""
+    return (None, None) if weights is None else (weights[0], weights[1])
+
+
 def target_weights(method: AdaptMethod, guesses: Tensor, count: bool = True) -> Tensor | None:
     """Weights [N] of target images by their predicted classes int64 [N]; None where they all are 1.
 

@@ -141,11 +141,11 @@ def mlls(target: Floats, prior: Floats, start: Floats | None = None, rows: Float
     there = prior > 0
     ratios = target[:, there] / prior[there]  # p(x | y) up to a factor of x
     largest = ratios.max(axis=1)
-    said = largest > 0  # an image that no class explains says nothing of them
     share = np.ones(len(target)) if rows is None else rows
+    said = (largest > 0) & (share > 0)  # an image that no class explains, or that was not drawn, says nothing of them
     begin = np.maximum(prior if start is None else start, 1e-12)[there]
     found, step = begin / begin.sum(), 0
-    if share[said].sum() > 0:
+    if said.any():
         found, step = _most_likely(ratios[said] / largest[said, None], share[said] / share[said].sum(), found)
     priors = np.zeros(len(prior))
     priors[there] = found
@@ -157,20 +157,19 @@ def _most_likely(ratios: Floats, share: Floats, q: Floats) -> tuple[Floats, int]
 
     The sum constraint is not needed: f(q) = sum(q) - sum(share log(ratios q)) is least over q >= 0 where q sums to 1. Each step solves
     f's quadratic model by non-negative least squares, and goes as far towards that as f falls enough: mixSQP (Kim et al. 2020,
-    arXiv:1806.01412). A dozen steps reach the rounding of float64, where EM takes thousands. ratios: [M, K]; share: [M], sum 1.
+    arXiv:1806.01412). A dozen steps reach the rounding of float64, where EM takes thousands. ratios: [M, K]; share: [M], above 0, sum 1.
     """
     step, root = 0, np.sqrt(share)
 
     def objective(at: Floats) -> float:
         mixed = ratios @ at
-        if (mixed[share > 0] <= 0).any():
+        if (mixed <= 0).any():
             return np.inf
-        return float(at.sum() - share[share > 0] @ np.log(mixed[share > 0]))
+        return float(at.sum() - share @ np.log(mixed))
 
     value = objective(q)
     for step in range(1, SQP_STEPS + 1):  # noqa: B007
-        # An image that was not drawn (share 0) may be explained by classes of weight 0 alone.
-        scaled = np.divide(root, ratios @ q, out=np.zeros_like(root), where=root > 0)[:, None] * ratios
+        scaled = (root / (ratios @ q))[:, None] * ratios
         slope = 1.0 - root @ scaled
         if np.abs(np.minimum(slope, q)).max() < SQP_TOLERANCE:  # complementary slackness
             break

@@ -154,7 +154,7 @@ def _printed_table(rows: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapp
             *([priors_cell(row)] if apart else []),
         )
     for row in comparisons:
-        bounds = escape(interval({"bootstrap": row.get("over_images"), **row}, 100, sign=True))
+        bounds = escape(interval(row, 100, sign=True))
         kind = "difference" if row.get("primary", True) else "exploratory"
         printed.add_row(escape(row["label"]), kind, number(row["mean"], 100, sign=True), bounds, str(row["n"]))
     return printed

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...core.errors import UserError, first_line
 from ..verify import examine_below
-from .answers import Seeds, answers_of
+from .answers import Answers, Seeds, answers_of
 from .commands import page_command
 from .contents import Page
 from .contrasts import difference_over_images
@@ -191,7 +191,10 @@ def _runs_page(stages: list[StageRuns]) -> Page:
         mark_oracles(rows, {stage.name: stage.results for stage in stages})
         known = {stage.name: found for stage, found in zip(stages, answers, strict=True)}
         baselines = baselines_of({stage.name: stage.first.config for stage in stages})
-        answered = lambda stage, seed: known[stage].get(seed, {})  # noqa: E731
+
+        def answered(stage: str, seed: int) -> Mapping[str, Answers]:
+            return known[stage].get(seed, {})
+
         mark_negative_transfer(rows, baselines, answered)
         paired = [
             row for row in rows[1:] if row["metric"] == rows[0]["metric"] and set(row["seeds"]) & set(rows[0]["seeds"])

@@ -173,7 +173,6 @@ def _marks(
 
 def differences_table(comparisons: Sequence[Mapping[str, Any]]) -> ResultTable:
     """Table of the differences a - b, in percentage points; those of one seed have intervals over test images, if they have any."""
-    comparisons = [{**one, "bootstrap": one.get("over_images")} if one["low"] is None else one for one in comparisons]
     low, high, ticks = _axis([0.0, *(x * 100 for row in comparisons for x in _extent(row))])
     lines = [
         TableLine(
@@ -190,7 +189,7 @@ def differences_table(comparisons: Sequence[Mapping[str, Any]]) -> ResultTable:
     foot = "Differences are paired by seed: both runs of a seed have the same data splits and order. "
     if several:
         foot += "Intervals are 95 % t-intervals of the mean difference over seeds."
-    elif any(one.get("bootstrap") for one in comparisons):
+    elif any(one.get("over_images") for one in comparisons):
         foot += (
             "There is only one seed: 95 % intervals are over its test images and leave out the spread between seeds."
         )
@@ -225,10 +224,9 @@ def duration(seconds: float) -> str:
 
 
 def _bounds(row: Mapping[str, Any]) -> tuple[float, float] | None:
-    """The t-interval over seeds; for a single run, its bootstrap interval over test images."""
-    low, high = (
-        (row.get("low"), row.get("high")) if row.get("low") is not None else row.get("bootstrap") or (None, None)
-    )
+    """The t-interval over seeds; for a single run or the difference of two, the interval over test images."""
+    over_images = row.get("bootstrap") or row.get("over_images") or (None, None)
+    low, high = (row.get("low"), row.get("high")) if row.get("low") is not None else over_images
     if low is None or high is None:
         return None
     # Rows that an earlier version wrote may have intervals that leave the metric's range; those of a difference have no metric.

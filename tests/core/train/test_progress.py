@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from rootstock.core.loudness import Loudness, running_stages, speaking
 from rootstock.core.run.speech import Speech
@@ -20,8 +21,6 @@ class _Said(Speech):
     """A run that keeps what it says."""
 
     def __init__(self, silent: bool) -> None:
-        from rich.console import Console
-
         self.main, self.silent, self.lines = True, silent, list[str]()
         self.console, self.verb, self.config, self.device = Console(quiet=True), "pretrain", {}, torch.device("cuda")
 
