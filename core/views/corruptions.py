@@ -78,10 +78,14 @@ def gaussian_noise(x: Tensor, draws: Draws, std: float) -> Tensor:
 
 def defocus_blur(x: Tensor, draws: Draws, radius: float, smoothing: float) -> Tensor:
     """The mean over a disk whose edge is smoothed; the border is mirrored without repeating the outermost pixel."""
-    kernel = disk_kernel(radius, smoothing).to(x)
-    reach = kernel.shape[0] // 2
-    padded = _mirrored(x, reach)
-    return F.conv2d(padded.flatten(0, 1)[:, None], kernel[None, None]).view_as(x)
+    kernel = disk_kernel(radius, smoothing)
+    padded = _mirrored(x, kernel.shape[0] // 2)
+    # Tap by tap: on a CPU, a convolution of doubles would hold the whole batch once for each tap, up to 441 times.
+    blurred = torch.zeros_like(x)
+    for row, column in kernel.nonzero().tolist():
+        part = padded[..., row : row + x.shape[2], column : column + x.shape[3]]
+        blurred.add_(part, alpha=float(kernel[row, column]))
+    return blurred
 
 
 def brightness(x: Tensor, draws: Draws, added: float) -> Tensor:

@@ -93,6 +93,16 @@ def test_defocus_is_a_loop_over_the_disk() -> None:
     assert disk_kernel(10, 0.5).shape == (21, 21)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "jpeg_compression"])
+def test_a_large_batch_takes_little_memory(name: str) -> None:
+    """Nothing that is held at once is several times as large as the batch in doubles."""
+    clean = pictures(64, 32)
+    with torch.autograd.profiler.profile(use_kineto=False, profile_memory=True) as told:
+        corrupt(clean, draws(64), name, 5)
+    largest = max(event.cpu_memory_usage for event in told.function_events)
+    assert 0 < largest <= 4 * 8 * clean.numel()
+
+
 def test_jpeg_is_pillows() -> None:
     clean = pictures()
     buffer = io.BytesIO()
