@@ -11,7 +11,6 @@ to end from JPEG files, against a loop as tllib's scripts build it. `--gate` exi
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 import time
@@ -241,22 +240,12 @@ def main(arguments: list[str]) -> int:
     asked = options(arguments)
     scale, rounds, peers = TOY if asked.toy else FULL, asked.trials or ROUNDS, list(asked.peers)
     columns = [(STEP, peers), (WHOLE, [peer for peer in peers if peer == TLLIB])]
-    held, before = True, os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         files = Files.written(Path(folder), scale.picture, scale.files, scale.classes, asked.workers)
-        lines = heading(arguments, asked, scale, files, columns)
-        print("\n".join(lines), flush=True)
-        for name in asked.only:
-            row, passed = line(name, in_rounds(list(ways(name, scale, asked.peers, files)), rounds), columns)
-            print(row, flush=True)
-            lines.append(row)
-            held = held and passed
-            if asked.markdown:  # keep what is measured even if a later part fails
-                asked.markdown.write_text("\n".join(lines) + "\n")
-    lines += ["", f"Load average {before:.1f} before, {os.getloadavg()[0]:.1f} after."]
-    print("\n".join(lines[-2:]), flush=True)
-    if asked.markdown:
-        asked.markdown.write_text("\n".join(lines) + "\n")
+        rows = (
+            line(name, in_rounds(list(ways(name, scale, asked.peers, files)), rounds), columns) for name in asked.only
+        )
+        held = page.measure_rows(heading(arguments, asked, scale, files, columns), rows, asked.markdown)
     return 1 if asked.gate and not held else 0
 
 

@@ -10,7 +10,6 @@ that everything runs.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 import time
@@ -132,25 +131,15 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message=".*capabilities of TorchVision are deprecated.*")
     warnings.filterwarnings("ignore", message=".*weight_norm. is deprecated.*")  # lightly's heads
-    lines, held, before = heading(arguments, asked, scale, rounds), True, os.getloadavg()[0]
-    print("\n".join(lines), flush=True)
     array = np.stack([np.asarray(picture) for picture in photographs(scale.size, scale.size, 4 * scale.batch)])
     with tempfile.TemporaryDirectory() as folder:
         np.savez(f"{folder}/pictures.npz", images=array)
-        for setting in settings(scale):
-            if setting.method["name"] not in asked.only:
-                continue
-            pictures = Pictures(array, f"npz:{folder}/pictures.npz")
-            row, passed = line(setting, in_rounds(list(ways(setting, plan, pictures)), rounds))
-            print(row, flush=True)
-            lines.append(row)
-            held = held and passed
-            if asked.markdown:  # keep what is measured even if a later part fails
-                asked.markdown.write_text("\n".join(lines) + "\n")
-    lines += ["", f"Load average {before:.1f} before, {os.getloadavg()[0]:.1f} after."]
-    print("\n".join(lines[-2:]), flush=True)
-    if asked.markdown:
-        asked.markdown.write_text("\n".join(lines) + "\n")
+        rows = (
+            line(setting, in_rounds(list(ways(setting, plan, Pictures(array, f"npz:{folder}/pictures.npz"))), rounds))
+            for setting in settings(scale)
+            if setting.method["name"] in asked.only
+        )
+        held = page.measure_rows(heading(arguments, asked, scale, rounds), rows, asked.markdown)
     return 1 if asked.gate and not held else 0
 
 

@@ -6,7 +6,7 @@ import argparse
 import os
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -51,6 +51,26 @@ def table(title: str, load: str, costs: Costs, against: str, loaders: bool) -> l
         cells += ["1" if name == against else spoken(Interval.ratio(trials, costs[against]))]
         lines.append(row(cells))
     return lines
+
+
+def measure_rows(heading: Sequence[str], rows: Iterable[tuple[str, bool]], markdown: Path | None) -> bool:
+    """Print the heading and each row as soon as it is measured, and keep them in the file, also if a later one fails.
+
+    rows: measured while they are asked for; each is a line, and whether it holds its limit. Returns whether all do.
+    """
+    before, held, lines = os.getloadavg()[0], True, list(heading)
+    print("\n".join(lines), flush=True)
+    for line, holds in rows:
+        print(line, flush=True)
+        lines.append(line)
+        held = held and holds
+        if markdown:
+            markdown.write_text("\n".join(lines) + "\n")
+    lines += ["", f"Load average {before:.1f} before, {os.getloadavg()[0]:.1f} after."]
+    print("\n".join(lines[-2:]), flush=True)
+    if markdown:
+        markdown.write_text("\n".join(lines) + "\n")
+    return held
 
 
 def check_options(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> None:

@@ -13,7 +13,6 @@ from .report.negative import TRANSFER_WEIGHTS
 from .settle import names_a_run
 
 LABELS = "labels.csv"
-ANEW = ("pixels", "hog")  # baselines, which nothing trains
 
 
 def following(verb: str, config: Mapping[str, Any], result: Mapping[str, Any], controlled: bool = False) -> str:
