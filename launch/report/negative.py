@@ -1,4 +1,7 @@
-"""Negative transfer: a row whose control or source-only is better, by the interval of their difference over paired seeds."""
+"""Negative transfer: a row whose baseline is better, by the interval of their difference over paired seeds.
+
+The baseline is its control, source-only, or the classifier as it was trained: a run of source_only that keeps the head and takes no step.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from .contrasts import AnswersOf, difference_over_images
 from .results import compare
 from .tables import is_fraction, number
 
-CONTROL, SOURCE_ONLY = "control", "source-only"
+CONTROL, SOURCE_ONLY, UNADAPTED = "control", "source-only", "the classifier as it was trained"
 TRANSFER_WEIGHTS = ("trade_off", "reversal")  # keys of methods of which 0 is the control
 UNLIKE_DATA = (
     "strong",
@@ -25,11 +28,11 @@ UNLIKE_DATA = (
 FEWEST_SEEDS = 3  # whose spread says enough of other seeds where nothing is known of test images
 
 Baselines = Mapping[str, Mapping[str, str]]
-"""Of each stage, the stages that a gain of it is counted from, and what each is: its control or source-only."""
+"""Of each stage, the stages that a gain of it is counted from, and what each is: its control, source-only or UNADAPTED."""
 
 
 def baselines_of(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """Which stages are another one's control, or source-only on its task. configs: resolved, by stage; those of other verbs don't count."""
+    """Which stages are another one's baseline on its task. configs: resolved, by stage; those of other verbs don't count."""
     tasks = {name: config for name, config in configs.items() if _is_adaptation(config)}
     return {
         name: {other: kind for other, theirs in tasks.items() if other != name and (kind := _kind(config, theirs))}
@@ -46,22 +49,26 @@ def _kind(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     """What the second config is to the first one; "" if nothing."""
     one, other = ours["method"], theirs["method"]
     if other.get("name") == "source_only":
-        return SOURCE_ONLY if one.get("name") != other["name"] and _is_matched(ours, theirs) else ""
+        if one.get("name") == other["name"] or not _is_of_one_task(ours, theirs):
+            return ""
+        if other.get("keep_head") and theirs["optim"].get("duration") == 0:
+            return UNADAPTED
+        return SOURCE_ONLY if ours.get("optim") == theirs.get("optim") else ""
     if any(ours.get(key) != theirs.get(key) for key in ("data", "backbone", "optim", "label_shift")):
         return ""
     different = [key for key in {**one, **other} if one.get(key) != other.get(key)]
     return CONTROL if different and all(_is_off(key, one.get(key), other.get(key)) for key in different) else ""
 
 
-def _is_matched(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
-    """Whether source-only has the other config's task, pictures, augmentation, backbone and steps.
+def _is_of_one_task(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Whether two configs have one task, the same pictures, augmentation and backbone.
 
     A row with other views, another corruption of the target or more steps is another experiment, and beside it a method may lose or win by
     these alone. Its bottleneck and head may be others: who adapts a classifier that is worse without adaptation has lost by that.
     """
     data, other = ours["data"], theirs["data"]
     alike = all(data.get(key) == other.get(key) for key in {**data, **other} if key not in UNLIKE_DATA)
-    return alike and all(ours.get(key) == theirs.get(key) for key in ("backbone", "optim", "label_shift"))
+    return alike and all(ours.get(key) == theirs.get(key) for key in ("backbone", "label_shift"))
 
 
 def _is_off(key: str, ours: Any, theirs: Any) -> bool:
@@ -103,10 +110,17 @@ def mark_negative_transfer(
 
 def _kind_of_rows(row: Mapping[str, Any], other: Mapping[str, Any], baselines: Baselines) -> str:
     ours, theirs = stages_shown(row), stages_shown(other)
-    if other is row or row["metric"] != other["metric"] or len(ours) != len(theirs):
+    if other is row or len(ours) != len(theirs):
         return ""
     kinds = {next((baselines[a][b] for b in theirs if b in baselines.get(a, {})), "") for a in ours}
-    return kinds.pop() if len(kinds) == 1 else ""
+    kind = kinds.pop() if len(kinds) == 1 else ""
+    return kind if row["metric"] == other["metric"] or (kind == UNADAPTED and _is_alike(row, other)) else ""
+
+
+def _is_alike(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether both are of one metric on one test, as those of TEST/online/accuracy and TEST/classifier/accuracy."""
+    (test, _, metric), (test_of_other, _, metric_of_other) = (one["metric"].rsplit("/", 2) for one in (row, other))
+    return (test, metric) == (test_of_other, metric_of_other)
 
 
 def _better(metric: str) -> int:

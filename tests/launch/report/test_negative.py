@@ -12,7 +12,7 @@ from rootstock.launch.pipeline.table import tabulate
 from rootstock.launch.report.answers import Answers
 from rootstock.launch.report.gains import gain_words
 from rootstock.launch.report.markdown import pipeline_markdown
-from rootstock.launch.report.negative import baselines_of, negative_lines
+from rootstock.launch.report.negative import UNADAPTED, baselines_of, negative_lines
 from rootstock.launch.report.priors import priors_cell, priors_of
 from rootstock.launch.report.tables import results_tables
 
@@ -67,6 +67,38 @@ def test_source_only_is_matched_in_pictures_augmentation_backbone_and_steps(thei
     fixmatch = config({"name": "fixmatch", "mic": None}, data={**DATA, "strong": {"name": "digits"}})
     found = baselines_of({"fixmatch": fixmatch, "source": {**config(SOURCE_ONLY), **theirs}})
     assert found["fixmatch"].get("source", "") == kind
+
+
+@pytest.mark.parametrize(
+    ("theirs", "kind"),
+    [
+        ({}, UNADAPTED),
+        ({"data": {**DATA, "order": "sorted"}}, UNADAPTED),
+        ({"data": {**DATA, "corrupt": {"name": "contrast"}}}, ""),
+        ({"backbone": {"name": "net", "weights": "other"}}, ""),
+        ({"optim": {"lr": 0.1, "duration": 5}}, ""),
+        ({"method": {**SOURCE_ONLY, "keep_head": False}}, ""),
+    ],
+)
+def test_a_classifier_as_it_was_trained_is_a_baseline_whatever_the_rate(theirs: dict[str, Any], kind: str) -> None:
+    tent = config({"name": "tent", "mic": None}, optim={"lr": 0.001, "duration": "1ep"})
+    source = config({**SOURCE_ONLY, "keep_head": True}, optim={"lr": 0.1, "duration": 0})
+    assert baselines_of({"tent": tent, "source": {**source, **theirs}})["tent"].get("source", "") == kind
+
+
+def test_what_is_predicted_online_is_compared_with_the_classifier_as_it_was_trained() -> None:
+    online = [{**one, "metrics": {"target/online/accuracy": 0.5}} for one in results([0.0] * 3)]
+    rows = [
+        {"label": "source", "stage": "source", "metric": "target/classifier/accuracy"},
+        {"label": "tent", "stage": "tent", "metric": "target/online/accuracy"},
+    ]
+    report = {"rows": rows, "columns": {}, "comparisons": []}
+    found = {"source": results([0.7, 0.71, 0.69]), "tent": online}
+    (line,) = negative_lines(tabulate(report, found, baselines={"tent": {"source": UNADAPTED}})["rows"])
+    assert line.startswith(
+        "Negative transfer: tent is worse than the classifier as it was trained (source), −20.0 points"
+    )
+    assert negative_lines(tabulate(report, found, baselines={"tent": {"source": "source-only"}})["rows"]) == []
 
 
 def results(accuracies: list[float], **more: Any) -> list[dict[str, Any]]:
