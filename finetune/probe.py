@@ -9,7 +9,6 @@ from typing import Annotated, Any, NamedTuple
 import torch
 
 from ..core import stage
-from ..core.config.auto import OrAuto
 from ..core.config.resolve import Section
 from ..core.errors import UserError
 from ..core.evaluate.augmented import RandomCrops
@@ -31,16 +30,14 @@ from ..core.images.sets import (
     trained_with_labels,
     untrained_classes,
 )
-from ..core.images.store import Stamp
 from ..core.model.backbone import OWN, create
 from ..core.run.directory import Run
-from ..core.views.resample import Interpolation
 from ..core.views.view import Evaluation
 from .baselines.registry import BASELINES
-from .dense.dense import Dense, DenseProbe, prepare
+from .baselines.words import VisualWords, learn_words
+from .dense.dense import DenseProbe, prepare
 from .dense.outcome import score_dense
-from .protocols.attentive import Attentive
-from .protocols.attentive_capi import AttentiveCAPI
+from .probe_options import probe_data_options, protocol_options
 from .protocols.contract import (
     AnyProtocol,
     Augmented,
@@ -52,12 +49,6 @@ from .protocols.contract import (
     check_vectors,
     section_in,
 )
-from .protocols.few_linear import FewLinear
-from .protocols.fewshot import FewShot
-from .protocols.knn import KNN
-from .protocols.linear import Linear
-from .protocols.linear_sgd import LinearSGD
-from .protocols.nearest_mean import NearestMean
 from .protocols.outcomes import add_outcome, given_to_all, say_ends, say_what_was_done, what_was_chosen, with_settings
 from .protocols.registry import (
     check_one_class,
@@ -68,70 +59,6 @@ from .protocols.registry import (
     other_views,
     published,
 )
-from .protocols.retrieval import Retrieval
-from .protocols.ridge import FewShotRidge
-from .protocols.verification import Verification
-
-
-def probe_data_options(
-    *,
-    train: str | list[str],
-    test: str | dict[str, str] | None = None,
-    size: Annotated[int, OrAuto],
-    crop: float = 1.0,
-    resize: int | None = None,
-    interpolation: Interpolation = "bilinear",
-    stamp: Stamp = "mtime",
-) -> None:
-    """The `data` section of `rootstock probe`.
-
-    train: URI of the labelled training images, or a list of URIs whose union is taken.
-    test: URI of a labelled test set, or a mapping of names to URIs; null holds out a stratified 20 % of the training images by seed.
-    size: Side of the network's input in pixels. auto: that of the run in `backbone.weights`, or else what the pictures have, at most 224,
-        without an accelerator 96.
-    crop: Part of the shorter side that is kept, 0.01 to 1 (0.875 takes 224 of 256 pixels). A picture that already has the size is
-        taken whole.
-    resize: Pixels to which evaluation resizes the shorter side before it cuts out the centre, at least size; null is size / crop. A
-        picture that already has the size is taken whole.
-    interpolation: How evaluation resizes: bilinear, or bicubic, as DINOv2, MAE and timm's ViTs are evaluated.
-    stamp: How a changed picture is noticed when the run resumes, in files and archives: size (another name or size), mtime (also another
-        time of change) or content (also other bytes; reads every file at each start).
-    """
-
-
-def protocol_options(
-    *,
-    knn: Annotated[dict[str, Any] | None, Section(KNN)] = None,
-    linear: Annotated[dict[str, Any] | None, Section(Linear)] = None,
-    attentive: Annotated[dict[str, Any] | None, Section(Attentive)] = None,
-    fewshot: Annotated[dict[str, Any] | None, Section(FewShot)] = None,
-    ridge: Annotated[dict[str, Any] | None, Section(FewShotRidge)] = None,
-    nearest_mean: Annotated[dict[str, Any] | None, Section(NearestMean)] = None,
-    few_linear: Annotated[dict[str, Any] | None, Section(FewLinear)] = None,
-    linear_sgd: Annotated[dict[str, Any] | None, Section(LinearSGD)] = None,
-    attentive_capi: Annotated[dict[str, Any] | None, Section(AttentiveCAPI)] = None,
-    dense: Annotated[dict[str, Any] | None, Section(Dense)] = None,
-    retrieval: Annotated[dict[str, Any] | None, Section(Retrieval)] = None,
-    verification: Annotated[dict[str, Any] | None, Section(Verification)] = None,
-    presets: list[str] = [],
-) -> None:
-    """The `evaluate` section of `rootstock probe`: which protocols run; kNN where none is given.
-
-    knn: A weighted kNN classifier; null for none.
-    linear: Logistic regression, its regularisation chosen on a part of the training images; null for none.
-    attentive: An attentive probe on the tokens before pooling; null for none.
-    fewshot: Nearest class mean from a few labelled images a class; null for none.
-    ridge: Ridge regression from a few labelled images a class, big_vision's few-shot probe; null for none.
-    nearest_mean: Nearest class mean of all training images; null for none.
-    few_linear: Logistic regression from 1 %, 10 % or a few of the labels; null for none.
-    linear_sgd: Linear heads trained by SGD as SimCLR's, MAE's or DINOv2's linear evaluation; null for none.
-    attentive_capi: CAPI's attentive and linear probes; null for none.
-    dense: Segmentation by a linear classifier on patches, from masks; null for none. With it alone, images need no class labels.
-    retrieval: Which images of a gallery are nearest to a test image: mAP, recall@k, precision@k; null for none.
-    verification: Whether two test images have the same class, by their cosine: equal error rate, FRR at a FAR; null for none.
-    presets: Published protocols by name: knn-lightly, knn-dino, logreg, ridge-bigvision, linear-simclr, linear-simclr-cifar, linear-mae,
-        linear-dinov2, attentive-capi.
-    """
 
 
 class Probing(NamedTuple):
@@ -204,12 +131,14 @@ def probe(
     """Score frozen features, and return the result. What is chosen (k, C, rates) is chosen on held-out training images.
 
     data: Training and test images, and how large they are shown.
-    backbone: The network whose features are scored: a run, weights, or a baseline (pixels, hog).
+    backbone: The network whose features are scored: a run, weights, or a baseline (pixels, colour, sobel, canny, lbp, hog, sift, surf).
     evaluate: The protocols.
     seed: Seed of held-out images and random draws, 0 or more.
     """
     build = build_probe(run, data, backbone, evaluate, seed)
     protocols, train, distinct, tests, dense = build.protocols, build.train, build.distinct, build.tests, build.dense
+    if isinstance(words := build.taps.backbone.model, VisualWords):
+        learn_words(words, distinct, build.view, seed=seed, log=run.log)
     model = build.taps.to(run.device).backbone
     if backbone["weights"] == "none" and model.spec["name"] not in BASELINES:
         warning = "" if run.silent else "WARNING: "  # in a pipeline it is a row that others have to beat

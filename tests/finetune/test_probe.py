@@ -182,6 +182,28 @@ def test_one_image_a_class_leaves_nothing_to_choose_on(tmp_path: Path, monkeypat
             probe(tmp_path, "run", f"npz:{tmp_path / 'x.npz'}", **evaluate)
 
 
+def test_words_are_learned_of_the_training_images_alone(tmp_path: Path) -> None:
+    """The same words, whatever the test."""
+    train = noisy_digits(tmp_path, 1)
+    told, found = [], []
+    settings = {"backbone": {"name": "surf", "args": {"words": 12, "step": 4}}}
+    for name, part, test in (
+        ("a", train, "sklearn:digits?size=16#[95%:,seed=0]"),
+        ("b", train, "sklearn:digits?size=16#[:9%,seed=3]"),
+    ):
+        config = {
+            "data": {"train": part, "test": test, "size": 16},
+            **settings,
+            "evaluate": {"knn": {"k": 3}},
+            "run": {"dir": str(tmp_path / name), "device": "cpu", "workers": 0},
+        }
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config))
+        result = execute("probe", str(tmp_path / f"{name}.yaml"), quiet=True)
+        told.append(result["details"]["test/knn"]["settings"]["weights_sha256"])
+        found.append(result["metrics"]["test/knn/accuracy"])
+    assert told[0] == told[1] and min(found) > 0.3
+
+
 def of_classes(folder: Path, name: str, **counts: int) -> str:
     """An .npz of random pictures, so many of each class; a class is _ and its number."""
     y = np.repeat([int(label[1:]) for label in counts], list(counts.values()))
