@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
@@ -59,6 +59,8 @@ from .protocols.registry import (
     other_views,
     published,
 )
+from .robustness import corrupted_tests
+from .speed import check_speed, measured_speed
 
 
 class Probing(NamedTuple):
@@ -68,7 +70,8 @@ class Probing(NamedTuple):
     train: Images
     distinct: Images  # the training images without copies: what the protocols see
     names: Callable[[], Sequence[tuple[str, int]]]  # (name, row of `distinct`) of every training image
-    tests: dict[str, Images]
+    tests: dict[str, Images]  # as they are, then their corrupted copies
+    clean: dict[str, Images]  # as they are
     taps: Taps  # of the network, those that the protocols read
     view: Evaluation
     dense: DenseProbe | None
@@ -101,6 +104,11 @@ def build_probe(
         run.log(sentence)
     for sentence in other_views(protocols, view.in_words()):
         run.log(sentence)
+    clean = tests
+    if data["corrupt"] is not None:
+        tests = {**clean, **corrupted_tests(clean, **data["corrupt"], view=view)}
+    if evaluate["speed"] is not None:
+        check_speed(**evaluate["speed"])
     taps = Taps(model, [tap for protocol in protocols.values() for tap in protocol.reads])
     if protocols:
         one = taps(torch.zeros(1, model.channels, model.size, model.size))
@@ -115,9 +123,9 @@ def build_probe(
             with naming_preset(name, protocol):
                 protocol.requires(name, counts)
     # After what the others ask, since every mask is read here.
-    dense = prepare(evaluate["dense"], stage.named_sets(distinct, tests), model, view, seed, run.log)
+    dense = prepare(evaluate["dense"], stage.named_sets(distinct, clean), model, view, seed, run.log)
     taps = Taps(model, [*taps.names, PATCHES]) if dense else taps
-    return Probing(protocols, train, distinct, names, tests, taps, view, dense)
+    return Probing(protocols, train, distinct, names, tests, clean, taps, view, dense)
 
 
 def probe(
@@ -147,7 +155,7 @@ def probe(
     run.log(f"probe {model.spec['name']}: features of {len(distinct)} training and {count} test images")
 
     finder = _Finder(run, build)
-    features, shown = finder.sets(distinct, tests)
+    features, shown = finder.sets(distinct, tests, build.clean)
     given = given_to_all(build.view, backbone["weights"], finder.weights, len(distinct))
     scored, outcomes = Scored(distinct.classes or (), seed), dict[str, Fitted]()
     for name, protocol in protocols.items():
@@ -163,14 +171,17 @@ def probe(
 
     if run.main:
         scored.save(run.dir)
-        save_map(run.dir, {name: taps["pooled"] for name, taps in shown.items()}, tests, seed)
+        save_map(run.dir, {name: shown[name]["pooled"] for name in build.clean}, build.clean, seed)
     model.seen = add_seen(model.seen, LABELLED, train)
-    facts = describe_sets(stage.named_sets(train, tests), held_out=data["test"] is None)
+    facts = describe_sets(stage.named_sets(train, build.clean), held_out=data["test"] is None)
     if copies := len(train) - len(distinct):
         facts["copies"] = {"train": copies}
-    found = {**exposure(model.seen, tests), **scored.as_result(), **what_was_chosen(outcomes, distinct, seed)}
+    found = {**exposure(model.seen, build.clean), **scored.as_result(), **what_was_chosen(outcomes, distinct, seed)}
     if segmented:
         segmented.add_to(found)
+    if evaluate["speed"] is not None and run.main:
+        of = next(iter(tests.values()))
+        found["speed"] = measured_speed(build.taps, of, build.view, **evaluate["speed"], device=run.device)
     selection = "train-split" if found["chosen"] or "held_out" in found else "last"
     return run.finish({"data": facts, **found, "selection": model.selection(selection)})
 
@@ -190,15 +201,18 @@ class _Finder:
         settings = {"device": run.device, "workers": workers, "weights": self.weights, "log": run.log}
         return features_of(taps, images, self.view, cache=room, **settings, **more)
 
-    def sets(self, train: Images, tests: Mapping[str, Images]) -> tuple[Features, Mapping[str, Features]]:
+    def sets(
+        self, train: Images, tests: Mapping[str, Images], clean: Collection[str]
+    ) -> tuple[Features, Mapping[str, Features]]:
         """The features of all sets, each image once: the training set's, and those of each test by name.
 
-        Pooled ones come for every test, which the map of features shows.
+        Pooled ones come for every test in `clean`, which the map of features shows.
         """
         taps = self.taps
         everything = taps if "pooled" in taps.names else Taps(taps.backbone, ["pooled", *taps.names])
         found = self(taps, train, self.room)
-        return found, {name: self(everything, images, self.room) for name, images in tests.items()}
+        of = {name: everything if name in clean else taps for name in tests}
+        return found, {name: self(of[name], images, self.room) for name, images in tests.items()}
 
     def epoch(self, train: Images, cropped: Sequence[str], number: int, names: Sequence[str], kept: bool) -> Features:
         """Of random crops, as `Known.epoch`. cropped: the taps that any protocol reads of them; the cache gets all from one pass."""

@@ -20,6 +20,8 @@ from .protocols.nearest_mean import NearestMean
 from .protocols.retrieval import Retrieval
 from .protocols.ridge import FewShotRidge
 from .protocols.verification import Verification
+from .robustness import robustness_options
+from .speed import speed_options
 
 
 def probe_data_options(
@@ -31,6 +33,7 @@ def probe_data_options(
     resize: int | None = None,
     interpolation: Interpolation = "bilinear",
     stamp: Stamp = "mtime",
+    corrupt: Annotated[dict[str, Any] | None, Section(robustness_options)] = None,
 ) -> None:
     """The `data` section of `rootstock probe`.
 
@@ -45,6 +48,7 @@ def probe_data_options(
     interpolation: How evaluation resizes: bilinear, or bicubic, as DINOv2, MAE and timm's ViTs are evaluated.
     stamp: How a changed picture is noticed when the run resumes, in files and archives: size (another name or size), mtime (also another
         time of change) or content (also other bytes; reads every file at each start).
+    corrupt: Corruptions of the test pictures, each of which is one more test; training pictures stay as they are. null for none.
     """
 
 
@@ -63,6 +67,7 @@ def protocol_options(
     retrieval: Annotated[dict[str, Any] | None, Section(Retrieval)] = None,
     verification: Annotated[dict[str, Any] | None, Section(Verification)] = None,
     presets: list[str] = [],
+    speed: Annotated[dict[str, Any] | None, Section(speed_options)] = None,
 ) -> None:
     """The `evaluate` section of `rootstock probe`: which protocols run; kNN where none is given.
 
@@ -80,4 +85,5 @@ def protocol_options(
     verification: Whether two test images have the same class, by their cosine: equal error rate, FRR at a FAR; null for none.
     presets: Published protocols by name: knn-lightly, knn-dino, logreg, ridge-bigvision, linear-simclr, linear-simclr-cifar, linear-mae,
         linear-dinov2, attentive-capi.
+    speed: Milliseconds an image, measured; null for none.
     """
