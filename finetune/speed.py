@@ -18,8 +18,8 @@ from ..core.evaluate.features import EvaluationView, Readable
 from ..core.evaluate.taps import POOLED, Taps
 from ..core.views.view import stack_pictures
 
-WARM = 2  # batches before the clock counts
-MOST = 10_000
+_WARM = 2  # batches before the clock counts
+_MOST = 10_000
 
 
 def speed_options(*, batch_size: int = 64, batches: int = 20) -> None:
@@ -32,10 +32,10 @@ def speed_options(*, batch_size: int = 64, batches: int = 20) -> None:
 
 def check_speed(*, batch_size: int, batches: int) -> None:
     """Raises UserError for numbers out of range."""
-    if not 1 <= batch_size <= MOST:
-        raise UserError(f"evaluate.speed.batch_size: expected 1 to {MOST:,}, got {batch_size}; 64 is usual")
-    if not 4 <= batches <= MOST:
-        raise UserError(f"evaluate.speed.batches: expected 4 to {MOST:,}, got {batches}; 20 is usual")
+    if not 1 <= batch_size <= _MOST:
+        raise UserError(f"evaluate.speed.batch_size: expected 1 to {_MOST:,}, got {batch_size}; 64 is usual")
+    if not 4 <= batches <= _MOST:
+        raise UserError(f"evaluate.speed.batches: expected 4 to {_MOST:,}, got {batches}; 20 is usual")
 
 
 def measured_speed(
@@ -57,12 +57,12 @@ def measured_speed(
     pixels = stack_pictures([view.worker(images.read(i % len(images))) for i in range(batch_size)])
     each = list[float]()
     with torch.inference_mode():
-        for _ in range(WARM + batches):
+        for _ in range(_WARM + batches):
             began = clock()
             features = one(view(pixels.to(device)))[POOLED]
             float(features[0, 0])  # waits for the device
             each.append(1000 * (clock() - began) / batch_size)
-    low, median, high = quantiles(each[WARM:], n=4, method="inclusive")
+    low, median, high = quantiles(each[_WARM:], n=4, method="inclusive")
     on = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
         "ms_an_image": median,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ...core.errors import UserError
 from .inputs import at_least, check_shape
 
-LARGEST = 65_536  # numbers an image
+_LARGEST = 65_536  # numbers an image
 
 
 class ColourHistogram(nn.Module):
@@ -36,10 +36,10 @@ class ColourHistogram(nn.Module):
             )
         self.shape, self.bins, self.grid = (channels, size, size), bins, grid
         self.feature_dim = grid**2 * bins**channels
-        if self.feature_dim > LARGEST:
+        if self.feature_dim > _LARGEST:
             raise UserError(
                 f"backbone.args.bins: {bins} bins of {channels} channels in {grid} x {grid} parts are {self.feature_dim:,} features an "
-                f"image, and at most {LARGEST:,} are allowed; give fewer bins, or a smaller grid"
+                f"image, and at most {_LARGEST:,} are allowed; give fewer bins, or a smaller grid"
             )
 
     def forward(self, images: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from .colour import shares
 from .inputs import at_least, check_shape, to_gray, to_levels, whole_cells
 
-NEIGHBOURS = 8
+_NEIGHBOURS = 8
 
 
 class LocalBinaryPatterns(nn.Module):
@@ -45,7 +45,7 @@ class LocalBinaryPatterns(nn.Module):
         check_shape(images, self.shape)
         levels = to_levels(to_gray(images.float()))[:, 0].double()
         codes = torch.zeros_like(levels, dtype=torch.int64)
-        for bit in range(NEIGHBOURS):
+        for bit in range(_NEIGHBOURS):
             # Equal levels are as bright, whatever the rounding of bilinear weights.
             codes |= (self._neighbour(levels, bit) >= levels - 1e-6).long() << bit
         grid = self.shape[1] // self.cell
@@ -53,7 +53,7 @@ class LocalBinaryPatterns(nn.Module):
 
     def _neighbour(self, levels: Tensor, bit: int) -> Tensor:
         """The level at a pixel's neighbour on the circle, [N, H, W]."""
-        angle = 2 * math.pi * bit / NEIGHBOURS
+        angle = 2 * math.pi * bit / _NEIGHBOURS
         # Rounded as in scikit-image, so that points on the axes are pixels.
         down, right = round(-self.radius * math.sin(angle), 5), round(self.radius * math.cos(angle), 5)
         reach = math.ceil(self.radius) + 1
@@ -71,7 +71,7 @@ class LocalBinaryPatterns(nn.Module):
 
 def uniform_kinds() -> Tensor:
     """The kind of each code, int64 [256]: uniform codes by rising code are 0 to 57, all others 58."""
-    codes = range(2**NEIGHBOURS)
+    codes = range(2**_NEIGHBOURS)
     uniform = [code for code in codes if changes(code) <= 2]
     place = {code: kind for kind, code in enumerate(uniform)}
     return torch.tensor([place.get(code, len(uniform)) for code in codes])
@@ -79,5 +79,5 @@ def uniform_kinds() -> Tensor:
 
 def changes(code: int) -> int:
     """How often neighbouring bits differ on the ring of 8 bits."""
-    turned = (code >> 1) | ((code & 1) << (NEIGHBOURS - 1))
+    turned = (code >> 1) | ((code & 1) << (_NEIGHBOURS - 1))
     return (code ^ turned).bit_count()

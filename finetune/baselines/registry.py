@@ -20,7 +20,7 @@ from .pixels import Pixels
 from .sift import Sift
 from .surf import Surf
 
-CLASSES: Mapping[str, Callable[..., nn.Module]] = {
+_CLASSES: Mapping[str, Callable[..., nn.Module]] = {
     "pixels": Pixels,
     "colour": ColourHistogram,
     "sobel": SobelEdges,
@@ -39,4 +39,4 @@ def _builder(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     return build
 
 
-BASELINES: Mapping[str, Callable[..., nn.Module]] = {name: _builder(make) for name, make in CLASSES.items()}
+BASELINES: Mapping[str, Callable[..., nn.Module]] = {name: _builder(make) for name, make in _CLASSES.items()}

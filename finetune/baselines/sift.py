@@ -10,7 +10,7 @@ from ...core.errors import UserError
 from .inputs import check_shape, opencv, to_gray, to_levels
 from .words import DenseDescriptors, VisualWords
 
-WIDTH = 128  # 4 x 4 cells of 8 directions
+_WIDTH = 128  # 4 x 4 cells of 8 directions
 # A keypoint of OpenCV's diameter d has cells of 3 d / 2 pixels (Lowe 2004, section 6.1, where d is 2 sigma).
 CELLS_A_DIAMETER = 1.5
 LARGEST_CELL = 64
@@ -79,4 +79,4 @@ class Sift(VisualWords):
     ) -> None:
         usual = (min(4.0, max(1.0, size / 16)), min(8.0, max(2.0, size / 8)))
         describe = DenseSift(size, channels, step, usual if cells is None else tuple(cells))
-        super().__init__("sift", describe, describe.places, WIDTH, words, levels)
+        super().__init__("sift", describe, describe.places, _WIDTH, words, levels)

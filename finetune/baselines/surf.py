@@ -10,12 +10,12 @@ from ...core.errors import UserError
 from .inputs import check_shape, to_gray, to_levels
 from .words import DenseDescriptors, VisualWords
 
-WIDTH = 64  # 4 x 4 cells of 4 sums
+_WIDTH = 64  # 4 x 4 cells of 4 sums
 SIDE, CELL = 20, 5  # samples of a window and of a cell
 # Standard deviation of the window's Gaussian weights, in units of the scale (Bay et al. 2008, section 4.2).
 SIGMA = 3.3
 LARGEST_SCALE = 16
-NUMBERS_AT_ONCE = 1 << 24  # of samples in memory
+_NUMBERS_AT_ONCE = 1 << 24  # of samples in memory
 
 
 class DenseSurf(DenseDescriptors):
@@ -48,7 +48,7 @@ class DenseSurf(DenseDescriptors):
         check_shape(images, self.shape)
         # Whole levels: sums over a flat place are 0 without rounding.
         gray = to_levels(to_gray(images.float())).float()
-        step = max(1, NUMBERS_AT_ONCE // (2 * SIDE**2 * len(self.rows) ** 2))
+        step = max(1, _NUMBERS_AT_ONCE // (2 * SIDE**2 * len(self.rows) ** 2))
         found = [torch.cat([self._at_scale(part, s) for part in gray.split(step)]) for s in self.scales]
         return torch.cat(found, 1)
 
@@ -74,7 +74,7 @@ class DenseSurf(DenseDescriptors):
         sums = torch.cat(
             [cells.sum((3, 5)), cells.abs().sum((3, 5))], 1
         )  # [N, 4, rows, columns, place rows, place columns]
-        flat = sums.permute(0, 4, 5, 2, 3, 1).reshape(len(gray), count**2, WIDTH)
+        flat = sums.permute(0, 4, 5, 2, 3, 1).reshape(len(gray), count**2, _WIDTH)
         return flat / flat.norm(dim=2, keepdim=True).clamp(min=1e-6)
 
 
@@ -102,4 +102,4 @@ class Surf(VisualWords):
     ) -> None:
         usual = (1,) if size < 64 else (1, 2)
         describe = DenseSurf(size, channels, step, usual if scales is None else tuple(scales))
-        super().__init__("surf", describe, describe.places, WIDTH, words, levels)
+        super().__init__("surf", describe, describe.places, _WIDTH, words, levels)

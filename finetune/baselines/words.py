@@ -26,7 +26,7 @@ from .inputs import at_least
 
 # Descriptors a word that k-means learns from, places an image that they come from at most, rounds of k-means.
 PER_WORD, PER_IMAGE, ITERATIONS = 100, 32, 25
-NUMBERS_AT_ONCE = 1 << 24  # of similarities between descriptors and words in memory
+_NUMBERS_AT_ONCE = 1 << 24  # of similarities between descriptors and words in memory
 
 
 class VisualWords(nn.Module):
@@ -61,7 +61,7 @@ class VisualWords(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         descriptors = self.describe(images)
-        step = max(1, NUMBERS_AT_ONCE // (descriptors.shape[1] * len(self.words)))
+        step = max(1, _NUMBERS_AT_ONCE // (descriptors.shape[1] * len(self.words)))
         return torch.cat([self._counted(some) for some in descriptors.split(step)])
 
     def _counted(self, descriptors: Tensor) -> Tensor:
