@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import torch
 
 from ..core import stage
-from ..core.config.auto import OrAuto
 from ..core.config.resolve import Section
 from ..core.errors import UserError
 from ..core.evaluate.augmented import RandomCrops
@@ -31,16 +30,14 @@ from ..core.images.sets import (
     trained_with_labels,
     untrained_classes,
 )
-from ..core.images.store import Stamp
 from ..core.model.backbone import OWN, create
 from ..core.run.directory import Run
-from ..core.views.resample import Interpolation
 from ..core.views.view import Evaluation
 from .baselines.registry import BASELINES
-from .dense.dense import Dense, DenseProbe, prepare
+from .baselines.words import VisualWords, learn_words
+from .dense.dense import DenseProbe, prepare
 from .dense.outcome import score_dense
-from .protocols.attentive import Attentive
-from .protocols.attentive_capi import AttentiveCAPI
+from .probe_options import probe_data_options, protocol_options
 from .protocols.contract import (
     AnyProtocol,
     Augmented,
@@ -52,12 +49,6 @@ from .protocols.contract import (
     check_vectors,
     section_in,
 )
-from .protocols.few_linear import FewLinear
-from .protocols.fewshot import FewShot
-from .protocols.knn import KNN
-from .protocols.linear import Linear
-from .protocols.linear_sgd import LinearSGD
-from .protocols.nearest_mean import NearestMean
 from .protocols.outcomes import add_outcome, given_to_all, say_ends, say_what_was_done, what_was_chosen, with_settings
 from .protocols.registry import (
     check_one_class,
@@ -68,70 +59,8 @@ from .protocols.registry import (
     other_views,
     published,
 )
-from .protocols.retrieval import Retrieval
-from .protocols.ridge import FewShotRidge
-from .protocols.verification import Verification
-
-
-def probe_data_options(
-    *,
-    train: str | list[str],
-    test: str | dict[str, str] | None = None,
-    size: Annotated[int, OrAuto],
-    crop: float = 1.0,
-    resize: int | None = None,
-    interpolation: Interpolation = "bilinear",
-    stamp: Stamp = "mtime",
-) -> None:
-    """The `data` section of `rootstock probe`.
-
-    train: URI of the labelled training images, or a list of URIs whose union is taken.
-    test: URI of a labelled test set, or a mapping of names to URIs; null holds out a stratified 20 % of the training images by seed.
-    size: Side of the network's input in pixels. auto: that of the run in `backbone.weights`, or else what the pictures have, at most 224,
-        without an accelerator 96.
-    crop: Part of the shorter side that is kept, 0.01 to 1 (0.875 takes 224 of 256 pixels). A picture that already has the size is
-        taken whole.
-    resize: Pixels to which evaluation resizes the shorter side before it cuts out the centre, at least size; null is size / crop. A
-        picture that already has the size is taken whole.
-    interpolation: How evaluation resizes: bilinear, or bicubic, as DINOv2, MAE and timm's ViTs are evaluated.
-    stamp: How a changed picture is noticed when the run resumes, in files and archives: size (another name or size), mtime (also another
-        time of change) or content (also other bytes; reads every file at each start).
-    """
-
-
-def protocol_options(
-    *,
-    knn: Annotated[dict[str, Any] | None, Section(KNN)] = None,
-    linear: Annotated[dict[str, Any] | None, Section(Linear)] = None,
-    attentive: Annotated[dict[str, Any] | None, Section(Attentive)] = None,
-    fewshot: Annotated[dict[str, Any] | None, Section(FewShot)] = None,
-    ridge: Annotated[dict[str, Any] | None, Section(FewShotRidge)] = None,
-    nearest_mean: Annotated[dict[str, Any] | None, Section(NearestMean)] = None,
-    few_linear: Annotated[dict[str, Any] | None, Section(FewLinear)] = None,
-    linear_sgd: Annotated[dict[str, Any] | None, Section(LinearSGD)] = None,
-    attentive_capi: Annotated[dict[str, Any] | None, Section(AttentiveCAPI)] = None,
-    dense: Annotated[dict[str, Any] | None, Section(Dense)] = None,
-    retrieval: Annotated[dict[str, Any] | None, Section(Retrieval)] = None,
-    verification: Annotated[dict[str, Any] | None, Section(Verification)] = None,
-    presets: list[str] = [],
-) -> None:
-    """The `evaluate` section of `rootstock probe`: which protocols run; kNN where none is given.
-
-    knn: A weighted kNN classifier; null for none.
-    linear: Logistic regression, its regularisation chosen on a part of the training images; null for none.
-    attentive: An attentive probe on the tokens before pooling; null for none.
-    fewshot: Nearest class mean from a few labelled images a class; null for none.
-    ridge: Ridge regression from a few labelled images a class, big_vision's few-shot probe; null for none.
-    nearest_mean: Nearest class mean of all training images; null for none.
-    few_linear: Logistic regression from 1 %, 10 % or a few of the labels; null for none.
-    linear_sgd: Linear heads trained by SGD as SimCLR's, MAE's or DINOv2's linear evaluation; null for none.
-    attentive_capi: CAPI's attentive and linear probes; null for none.
-    dense: Segmentation by a linear classifier on patches, from masks; null for none. With it alone, images need no class labels.
-    retrieval: Which images of a gallery are nearest to a test image: mAP, recall@k, precision@k; null for none.
-    verification: Whether two test images have the same class, by their cosine: equal error rate, FRR at a FAR; null for none.
-    presets: Published protocols by name: knn-lightly, knn-dino, logreg, ridge-bigvision, linear-simclr, linear-simclr-cifar, linear-mae,
-        linear-dinov2, attentive-capi.
-    """
+from .robustness import corrupted_tests
+from .speed import check_speed, measured_speed
 
 
 class Probing(NamedTuple):
@@ -141,7 +70,8 @@ class Probing(NamedTuple):
     train: Images
     distinct: Images  # the training images without copies: what the protocols see
     names: Callable[[], Sequence[tuple[str, int]]]  # (name, row of `distinct`) of every training image
-    tests: dict[str, Images]
+    tests: dict[str, Images]  # as they are, then their corrupted copies
+    clean: dict[str, Images]  # as they are
     taps: Taps  # of the network, those that the protocols read
     view: Evaluation
     dense: DenseProbe | None
@@ -174,6 +104,11 @@ def build_probe(
         run.log(sentence)
     for sentence in other_views(protocols, view.in_words()):
         run.log(sentence)
+    clean = tests
+    if data["corrupt"] is not None:
+        tests = {**clean, **corrupted_tests(clean, **data["corrupt"], view=view)}
+    if evaluate["speed"] is not None:
+        check_speed(**evaluate["speed"])
     taps = Taps(model, [tap for protocol in protocols.values() for tap in protocol.reads])
     if protocols:
         one = taps(torch.zeros(1, model.channels, model.size, model.size))
@@ -188,9 +123,9 @@ def build_probe(
             with naming_preset(name, protocol):
                 protocol.requires(name, counts)
     # After what the others ask, since every mask is read here.
-    dense = prepare(evaluate["dense"], stage.named_sets(distinct, tests), model, view, seed, run.log)
+    dense = prepare(evaluate["dense"], stage.named_sets(distinct, clean), model, view, seed, run.log)
     taps = Taps(model, [*taps.names, PATCHES]) if dense else taps
-    return Probing(protocols, train, distinct, names, tests, taps, view, dense)
+    return Probing(protocols, train, distinct, names, tests, clean, taps, view, dense)
 
 
 def probe(
@@ -204,12 +139,14 @@ def probe(
     """Score frozen features, and return the result. What is chosen (k, C, rates) is chosen on held-out training images.
 
     data: Training and test images, and how large they are shown.
-    backbone: The network whose features are scored: a run, weights, or a baseline (pixels, hog).
+    backbone: The network whose features are scored: a run, weights, or a baseline (pixels, colour, sobel, canny, lbp, hog, sift, surf).
     evaluate: The protocols.
     seed: Seed of held-out images and random draws, 0 or more.
     """
     build = build_probe(run, data, backbone, evaluate, seed)
     protocols, train, distinct, tests, dense = build.protocols, build.train, build.distinct, build.tests, build.dense
+    if isinstance(words := build.taps.backbone.model, VisualWords):
+        learn_words(words, distinct, build.view, seed=seed, log=run.log)
     model = build.taps.to(run.device).backbone
     if backbone["weights"] == "none" and model.spec["name"] not in BASELINES:
         warning = "" if run.silent else "WARNING: "  # in a pipeline it is a row that others have to beat
@@ -218,7 +155,7 @@ def probe(
     run.log(f"probe {model.spec['name']}: features of {len(distinct)} training and {count} test images")
 
     finder = _Finder(run, build)
-    features, shown = finder.sets(distinct, tests)
+    features, shown = finder.sets(distinct, tests, build.clean)
     given = given_to_all(build.view, backbone["weights"], finder.weights, len(distinct))
     scored, outcomes = Scored(distinct.classes or (), seed), dict[str, Fitted]()
     for name, protocol in protocols.items():
@@ -234,14 +171,17 @@ def probe(
 
     if run.main:
         scored.save(run.dir)
-        save_map(run.dir, {name: taps["pooled"] for name, taps in shown.items()}, tests, seed)
+        save_map(run.dir, {name: shown[name]["pooled"] for name in build.clean}, build.clean, seed)
     model.seen = add_seen(model.seen, LABELLED, train)
-    facts = describe_sets(stage.named_sets(train, tests), held_out=data["test"] is None)
+    facts = describe_sets(stage.named_sets(train, build.clean), held_out=data["test"] is None)
     if copies := len(train) - len(distinct):
         facts["copies"] = {"train": copies}
-    found = {**exposure(model.seen, tests), **scored.as_result(), **what_was_chosen(outcomes, distinct, seed)}
+    found = {**exposure(model.seen, build.clean), **scored.as_result(), **what_was_chosen(outcomes, distinct, seed)}
     if segmented:
         segmented.add_to(found)
+    if evaluate["speed"] is not None and run.main:
+        of = next(iter(tests.values()))
+        found["speed"] = measured_speed(build.taps, of, build.view, **evaluate["speed"], device=run.device)
     selection = "train-split" if found["chosen"] or "held_out" in found else "last"
     return run.finish({"data": facts, **found, "selection": model.selection(selection)})
 
@@ -261,15 +201,18 @@ class _Finder:
         settings = {"device": run.device, "workers": workers, "weights": self.weights, "log": run.log}
         return features_of(taps, images, self.view, cache=room, **settings, **more)
 
-    def sets(self, train: Images, tests: Mapping[str, Images]) -> tuple[Features, Mapping[str, Features]]:
+    def sets(
+        self, train: Images, tests: Mapping[str, Images], clean: Collection[str]
+    ) -> tuple[Features, Mapping[str, Features]]:
         """The features of all sets, each image once: the training set's, and those of each test by name.
 
-        Pooled ones come for every test, which the map of features shows.
+        Pooled ones come for every test in `clean`, which the map of features shows.
         """
         taps = self.taps
         everything = taps if "pooled" in taps.names else Taps(taps.backbone, ["pooled", *taps.names])
         found = self(taps, train, self.room)
-        return found, {name: self(everything, images, self.room) for name, images in tests.items()}
+        of = {name: everything if name in clean else taps for name in tests}
+        return found, {name: self(of[name], images, self.room) for name, images in tests.items()}
 
     def epoch(self, train: Images, cropped: Sequence[str], number: int, names: Sequence[str], kept: bool) -> Features:
         """Of random crops, as `Known.epoch`. cropped: the taps that any protocol reads of them; the cache gets all from one pass."""

@@ -19,11 +19,13 @@ from ..images.store import Scale, Stamp, Store, Uniform
 from .corruptions import SEVERITIES, Table, corrupt
 from .view import Evaluation
 
-CorruptionName = Literal["gaussian_noise", "defocus_blur", "brightness", "contrast", "jpeg_compression"]
+CorruptionName = Literal[
+    "gaussian_noise", "defocus_blur", "brightness", "contrast", "jpeg_compression", "rotation", "scale", "occlusion", "clutter"
+]  # fmt: skip
 
 
 class Corruption(NamedTuple):
-    """One corruption of ImageNet-C at one severity."""
+    """One corruption at one severity."""
 
     name: str
     severity: int
@@ -38,9 +40,11 @@ class Corruption(NamedTuple):
 def corruption_options(*, name: CorruptionName, severity: int = 5, table: Table = "imagenet") -> None:
     """The `data.corrupt` section.
 
-    name: The corruption (Hendrycks & Dietterich 2019, arXiv:1903.12261).
+    name: The corruption: five of ImageNet-C (Hendrycks & Dietterich 2019, arXiv:1903.12261), and rotation (10, 20, 30, 45, 60 degrees),
+        scale (1.15 to 2 times as large or as small), occlusion (a gray rectangle over 10 to 50 % of the picture) or clutter (4 to 24 bars).
     severity: Its strength, 1 to 5.
-    table: Whose constants: imagenet, of ImageNet-C's pictures of 224 pixels, or cifar, of CIFAR-10-C's of 32.
+    table: Whose constants: imagenet, of ImageNet-C's pictures of 224 pixels, or cifar, of CIFAR-10-C's of 32. The other four have the same
+        in both.
     """
 
 

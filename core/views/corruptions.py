@@ -1,7 +1,8 @@
-"""Five of ImageNet-C's corruptions at severities 1 to 5 (Hendrycks & Dietterich 2019, arXiv:1903.12261), made by our own draws.
+"""Five of ImageNet-C's corruptions at severities 1 to 5 (Hendrycks & Dietterich 2019, arXiv:1903.12261), and four others, by our own draws.
 
-Applied to images as the network gets them, after the crop. The constants are the authors', in two tables: for pictures of 224 pixels
-(ImageNet-C) and of 32 pixels (CIFAR-10-C). Noise is keyed by position, so an image gets the same on any number of processes.
+Applied to images as the network gets them, after the crop. The constants of the five are the authors', in two tables: for pictures of 224
+pixels (ImageNet-C) and of 32 pixels (CIFAR-10-C). The others (disturbances.py) have one for all sizes. Noise is keyed by position, so an
+image gets the same on any number of processes.
 """
 
 from __future__ import annotations
@@ -19,9 +20,17 @@ from torch import Tensor
 
 from ..draws import Draws
 from ..errors import UserError
+from .disturbances import clutter, occlusion, rotation, scale
 
 Table = Literal["imagenet", "cifar"]
 SEVERITIES = range(1, 6)
+# Of rotation, scale, occlusion and clutter, severities 1 to 5, at any size.
+OWN_CONSTANTS: Mapping[str, tuple[float, ...]] = {
+    "rotation": (10, 20, 30, 45, 60),  # degrees, to the left or to the right
+    "scale": (1.15, 1.3, 1.5, 1.75, 2.0),  # times as large, or as small
+    "occlusion": (0.1, 0.2, 0.3, 0.4, 0.5),  # share of the picture that is covered
+    "clutter": (4, 8, 12, 16, 24),  # bars over the picture
+}
 # Of make_imagenet_c.py and make_cifar_c.py, severities 1 to 5.
 CONSTANTS: Mapping[str, Mapping[Table, tuple[tuple[float, ...], ...]]] = {
     # standard deviation of the noise
@@ -49,6 +58,7 @@ CONSTANTS: Mapping[str, Mapping[Table, tuple[tuple[float, ...], ...]]] = {
         "imagenet": ((25,), (18,), (15,), (10,), (7,)),
         "cifar": ((80,), (65,), (58,), (50,), (40,)),
     },
+    **{name: dict.fromkeys(("imagenet", "cifar"), tuple(zip(row))) for name, row in OWN_CONSTANTS.items()},
 }
 
 
@@ -106,6 +116,10 @@ CORRUPTIONS: Mapping[str, Callable[..., Tensor]] = {
     "defocus_blur": defocus_blur,
     "brightness": brightness,
     "contrast": contrast,
+    "rotation": rotation,
+    "scale": scale,
+    "occlusion": occlusion,
+    "clutter": clutter,
 }
 
 

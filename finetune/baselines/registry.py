@@ -1,6 +1,7 @@
 """Handcrafted features by the names that configs use for backbones. Learned features have to beat them.
 
-They are modules like any backbone, so the same recipe, extraction and protocols evaluate them.
+They are modules like any backbone, so the same recipe, extraction and protocols evaluate them. The keys of each, in `backbone.args`, are
+the keyword-only parameters of its class.
 """
 
 from __future__ import annotations
@@ -10,19 +11,32 @@ from typing import Any
 
 from torch import nn
 
+from .colour import ColourHistogram
+from .edges import CannyEdges, SobelEdges
 from .hog import Hog
 from .inputs import without_normalisation
+from .lbp import LocalBinaryPatterns
 from .pixels import Pixels
+from .sift import Sift
+from .surf import Surf
+
+_CLASSES: Mapping[str, Callable[..., nn.Module]] = {
+    "pixels": Pixels,
+    "colour": ColourHistogram,
+    "sobel": SobelEdges,
+    "canny": CannyEdges,
+    "lbp": LocalBinaryPatterns,
+    "hog": Hog,
+    "sift": Sift,
+    "surf": Surf,
+}
 
 
-def build_pixels(size: int, channels: int) -> nn.Module:
-    """Raw pixels in 0..1."""
-    return without_normalisation(Pixels(size, channels), channels)
+def _builder(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    def build(size: int, channels: int, **args: Any) -> nn.Module:
+        return without_normalisation(make(size, channels, **args), channels)
+
+    return build
 
 
-def build_hog(size: int, channels: int, **args: Any) -> nn.Module:
-    """Histograms of oriented gradients; args: the keys of `Hog`."""
-    return without_normalisation(Hog(size, channels, **args), channels)
-
-
-BASELINES: Mapping[str, Callable[..., nn.Module]] = {"pixels": build_pixels, "hog": build_hog}
+BASELINES: Mapping[str, Callable[..., nn.Module]] = {name: _builder(make) for name, make in _CLASSES.items()}

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from .figures import Figure
 from .live import Live
 from .pairs import Pairs
 from .settings import Settings
@@ -13,7 +14,7 @@ from .unfinished import Standing
 @dataclass
 class Page:
     """verdict: what the page says first. standing: of a pipeline that has not ended. settings: where configs differ. command: that makes
-    the page. meanings: (metric, what it means). live: what the page's script draws.
+    the page. layers: accuracy by layer. meanings: (metric, what it means). live: what the page's script draws.
     """
 
     title: str
@@ -32,6 +33,7 @@ class Page:
     standing: Standing | None = None
     settings: list[Settings] = field(default_factory=list)
     command: str = ""
+    layers: list[Figure] = field(default_factory=list)
     meanings: list[tuple[str, str]] = field(default_factory=list)
     live: Live = field(default_factory=Live)
 

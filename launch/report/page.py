@@ -15,8 +15,10 @@ from .answers import Answers, Seeds, answers_of
 from .commands import page_command
 from .contents import Page
 from .contrasts import difference_over_images
+from .figures import Figure
 from .headline import verdict_of_runs, verdict_of_table
 from .html import provenance, write_html, yaml_text
+from .layers import layer_figures
 from .levels import LevelsOfStages, levels_of
 from .lines import page_lines
 from .live import Live
@@ -133,6 +135,7 @@ def _pipeline_page(pipeline: RunRecord) -> Page:
         config=yaml_text(pipeline.config),
         settings=settings_that_differ(stages),
         command=page_command([pipeline]),
+        layers=_layers(stages, labels, levels, live),
         meanings=_meanings(stages),
         live=live,
     )
@@ -220,9 +223,17 @@ def _runs_page(stages: list[StageRuns]) -> Page:
         facts=provenance([record for stage in stages for record in stage.records]),
         settings=settings_that_differ(stages),
         command=page_command([record for stage in stages for record in stage.records]),
+        layers=_layers(stages, {}, levels, live),
         meanings=_meanings(stages),
         live=live,
     )
+
+
+def _layers(stages: Sequence[StageRuns], labels: Mapping[str, str], levels: LevelsOfStages, live: Live) -> list[Figure]:
+    """Accuracy by layer of all stages that were probed so; registered with the page's script."""
+    figures = layer_figures(stages, labels, levels)
+    live.add("Accuracy by layer", figures)
+    return figures
 
 
 def _experiment_row(stage: StageRuns) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from rootstock.core.errors import UserError
 from rootstock.core.evaluate.held_out import HOW_DRAWN
+from rootstock.core.images.cache import cache_folder
 from rootstock.core.images.open import open_images
 from rootstock.finetune import probe as module
 from rootstock.launch.verbs import execute
@@ -30,10 +31,10 @@ def noisy_digits(folder: Path, copies: int) -> str:
 
 
 def probe(folder: Path, name: str, train: str, **evaluate: Any) -> dict[str, Any]:
-    """evaluate: the section, and `test` if it is not a twentieth of the digits."""
+    """evaluate: the section, and `test` if it is not a twentieth of the digits, and `corrupt`."""
     test = evaluate.pop("test", "sklearn:digits?size=16#[95%:,seed=0]")
     config = {
-        "data": {"train": train, "test": test, "size": 16},
+        "data": {"train": train, "test": test, "size": 16, "corrupt": evaluate.pop("corrupt", None)},
         "backbone": {"name": "pixels" if "attentive" not in evaluate else "smallconv"},
         "evaluate": evaluate,
         "run": {"dir": str(folder / name), "device": "cpu", "workers": 0},
@@ -180,6 +181,82 @@ def test_one_image_a_class_leaves_nothing_to_choose_on(tmp_path: Path, monkeypat
     for evaluate in ({"knn": {"k": [1, 2]}}, {"attentive": {"lr": [1e-3, 1e-2]}}):
         with pytest.raises(UserError, match="no class has two different training images to choose"):
             probe(tmp_path, "run", f"npz:{tmp_path / 'x.npz'}", **evaluate)
+
+
+def test_words_are_learned_of_the_training_images_alone(tmp_path: Path) -> None:
+    """The same words, whatever the test."""
+    train = noisy_digits(tmp_path, 1)
+    told, found = [], []
+    settings = {"backbone": {"name": "surf", "args": {"words": 12, "step": 4}}}
+    for name, part, test in (
+        ("a", train, "sklearn:digits?size=16#[95%:,seed=0]"),
+        ("b", train, "sklearn:digits?size=16#[:9%,seed=3]"),
+    ):
+        config = {
+            "data": {"train": part, "test": test, "size": 16},
+            **settings,
+            "evaluate": {"knn": {"k": 3}},
+            "run": {"dir": str(tmp_path / name), "device": "cpu", "workers": 0},
+        }
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config))
+        result = execute("probe", str(tmp_path / f"{name}.yaml"), quiet=True)
+        told.append(result["details"]["test/knn"]["settings"]["weights_sha256"])
+        found.append(result["metrics"]["test/knn/accuracy"])
+    assert told[0] == told[1] and min(found) > 0.3
+
+
+def test_corruptions_are_further_tests_and_change_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clean test has the scores of a probe without them, copies have features of their own in the cache, training images stay."""
+    kept, extracted = noisy_digits(tmp_path, 1), list[tuple[int, bool]]()
+    plain = module.features_of
+
+    def watched(taps: Any, images: Any, view: Any, **more: Any) -> Any:
+        extracted.append((len(images), "corrupt" in type(images.stores[0]).__name__.lower()))
+        return plain(taps, images, view, **more)
+
+    monkeypatch.setattr(module, "features_of", watched)
+    asked = {"names": ["gaussian_noise", "rotation"], "severities": [1, 5], "table": "imagenet"}
+    evaluate = {"linear": {"C": [0.01]}}
+    clean = probe(tmp_path, "clean", kept, **evaluate)
+    found = probe(tmp_path, "corrupt", kept, corrupt=asked, **evaluate)
+    names = [f"test-{name}{k}" for name in asked["names"] for k in asked["severities"]]
+    assert list(dict.fromkeys(key.split("/")[0] for key in found["metrics"])) == ["test", *names]
+    assert {key: value for key, value in found["metrics"].items() if key.startswith("test/")} == clean["metrics"]
+    for key in ("data", "chosen", "seen_labelled", "seen_unlabelled"):
+        assert found[key] == clean[key], key
+    hard, easy = (found["metrics"][f"test-gaussian_noise{k}/linear/accuracy"] for k in (5, 1))
+    assert hard < easy <= clean["metrics"]["test/linear/accuracy"]
+    assert [corrupted for _, corrupted in extracted] == [False] * 4 + [True] * 4
+    one = load_file(tmp_path / "corrupt" / "predictions.safetensors")
+    assert torch.equal(one["test/keys"], one["test-rotation5/keys"])
+    entries = [json.loads(file.read_text())["key"] for file in cache_folder("features").glob("*.json")]
+    orders = {entry["images"]["order"] for entry in entries if entry["images"]["number"] == extracted[1][0]}
+    assert len(orders) >= 5  # of the test and its four copies
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"corrupt": {"names": []}}, r"data\.corrupt\.names: expected one or more, each once, got \[\]"),
+        (
+            {"corrupt": {"names": ["scale"], "severities": [0]}},
+            r"data\.corrupt\.severities: expected numbers from 1 to 5",
+        ),
+        (
+            {"corrupt": {"names": ["scale"], "severities": [2, 2]}},
+            r"data\.corrupt\.severities: expected one or more, each",
+        ),
+        ({"corrupt": {"names": ["snow"]}}, r"data\.corrupt\.names"),
+        ({"speed": {"batches": 3}}, r"evaluate\.speed\.batches: expected 4 to 10,000, got 3"),
+        ({"speed": {"batch_size": 0}}, r"evaluate\.speed\.batch_size: expected 1 to 10,000, got 0"),
+    ],
+)
+def test_wrong_corruptions_and_speeds_name_their_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], sentence: str
+) -> None:
+    monkeypatch.setattr(module, "features_of", None)
+    with pytest.raises(UserError, match=sentence):
+        probe(tmp_path, "run", noisy_digits(tmp_path, 1), **changed)
 
 
 def of_classes(folder: Path, name: str, **counts: int) -> str:

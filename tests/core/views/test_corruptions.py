@@ -121,3 +121,80 @@ def test_wrong_arguments_are_one_sentence() -> None:
     ):
         with pytest.raises(UserError, match=message):
             corrupt(images, draws(), name, severity)
+
+
+def mirrored(image: Tensor, y: float, x: float) -> float:
+    """The level of [H, W] at a place, bilinearly; mirrored at the centres of the outermost pixels."""
+    size = len(image)
+
+    def inside(place: float) -> float:
+        place = abs(place) % (2 * (size - 1))
+        return place if place <= size - 1 else 2 * (size - 1) - place
+
+    y, x = inside(y), inside(x)
+    corners = [(r, c) for r in (math.floor(y), math.floor(y) + 1) for c in (math.floor(x), math.floor(x) + 1)]
+    weights = [(1 - abs(y - r)) * (1 - abs(x - c)) for r, c in corners]
+    return sum(w * float(image[min(r, size - 1), min(c, size - 1)]) for w, (r, c) in zip(weights, corners, strict=True))
+
+
+def either(found: Tensor, one: list[float], other: list[float]) -> int:
+    """Which of two expected lists the levels are, 0 or 1; cut off to whole levels."""
+    near = [max(abs(float(f) + 0.5 - e) for f, e in zip(found, expected, strict=True)) for expected in (one, other)]
+    assert min(near) <= 0.51 < max(near)
+    return near.index(min(near))
+
+
+PLACES = ((0, 0), (3, 12), (8, 7), (15, 4))
+
+
+def test_rotation_looks_up_turned_places() -> None:
+    clean, ways = pictures(8), set()
+    found = corrupt(clean, draws(8), "rotation", 3)
+    for n in range(8):
+        expected = []
+        for angle in (math.radians(30), -math.radians(30)):
+            at = [
+                (
+                    7.5 + math.cos(angle) * (r - 7.5) + math.sin(angle) * (c - 7.5),
+                    7.5 - math.sin(angle) * (r - 7.5) + math.cos(angle) * (c - 7.5),
+                )
+                for r, c in PLACES
+            ]
+            expected.append([mirrored(clean[n, 1], y, x) for y, x in at])
+        ways.add(either(torch.stack([found[n, 1, r, c] for r, c in PLACES]), *expected))
+    assert ways == {0, 1}
+
+
+def test_scale_looks_up_nearer_or_farther_places() -> None:
+    clean, ways = pictures(8), set()
+    found = corrupt(clean, draws(8), "scale", 5)
+    for n in range(8):
+        larger = [mirrored(clean[n, 0], 7.5 + (r - 7.5) / 2, 7.5 + (c - 7.5) / 2) for r, c in PLACES]
+        smaller = [
+            sum(mirrored(clean[n, 0], 7.5 + 2 * (r + dy - 7.5), 7.5 + 2 * (c + dx - 7.5)) for dy, dx in around) / 4
+            for around in [[(dy, dx) for dy in (-0.25, 0.25) for dx in (-0.25, 0.25)]]
+            for r, c in PLACES
+        ]
+        ways.add(either(torch.stack([found[n, 0, r, c] for r, c in PLACES]), larger, smaller))
+    assert ways == {0, 1}
+
+
+def test_occlusion_covers_its_share_at_any_place() -> None:
+    clean = torch.full((200, 3, 20, 20), 255, dtype=torch.uint8)
+    for severity, side in ((1, 6), (3, 11), (5, 14)):
+        covered = corrupt(clean, draws(200), "occlusion", severity) == 127
+        assert covered.all(1).sum((1, 2)).eq(side * side).all() and torch.equal(covered.any(1), covered.all(1))
+        rows = covered[:, 0].any(2).int().argmax(1)
+        assert set(rows.tolist()) == set(range(20 - side + 1))
+
+
+def test_clutter_is_bars_of_one_colour_each() -> None:
+    clean = torch.zeros(40, 3, 50, 50, dtype=torch.uint8)
+    found = corrupt(clean, draws(40), "clutter", 1)
+    colours = [len(image.flatten(1).unique(dim=1).T) - 1 for image in found]
+    assert max(colours) <= 4 and sum(colours) > 3 * 40  # a bar may lie under others
+    # A bar of 15 by 2 pixels; some lie partly outside.
+    covered = [float((image > 0).any(0).sum()) / 4 for image in found]
+    assert 15 < sum(covered) / 40 <= 30
+    more = corrupt(clean, draws(40), "clutter", 2)
+    assert bool((((found > 0).any(1)) <= ((more > 0).any(1))).all())

@@ -1,0 +1,104 @@
+"""Accuracy by layer: from low-level to high-level features in one figure, a line for each network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .curves import Series, draw_lines
+from .figures import SERIES_COLOURS, Figure, LiveLine, LivePlot, colour
+from .levels import ACCURACY, LevelsOfStages
+from .records import StageRuns
+
+# As core/evaluate/taps.py calls them, which imports torch.
+_LEVEL = re.compile(r"(?:block|stage)(\d+)")
+MOST_LINES, MOST_FIGURES = SERIES_COLOURS, 8
+ACROSS = "depth, %"
+
+
+class LayerAccuracies(NamedTuple):
+    """Of one run, TEST/PROTOCOL: the depths of its layers in per cent, from 0 to 100, and accuracies in per cent."""
+
+    depths: list[float]
+    values: list[float]
+
+
+def layer_accuracies(metrics: Mapping[str, Any]) -> dict[str, LayerAccuracies]:
+    """By TEST/PROTOCOL, of what was probed at two blocks or stages, or more: TEST/PROTOCOL@block3/accuracy.
+
+    Of L layers, number i lies at i / L, and the network's own features (TEST/PROTOCOL/accuracy) at the end; without these, the last layer
+    does.
+    """
+    found = dict[str, dict[int, float]]()
+    for name, value in metrics.items():
+        key, _, kind = name.rpartition("/")
+        probe, _, tap = key.partition("@")
+        if kind == ACCURACY and (level := _LEVEL.fullmatch(tap)):
+            found.setdefault(probe, {})[int(level[1])] = 100 * float(value)
+    accuracies = dict[str, LayerAccuracies]()
+    for probe, layers in found.items():
+        if len(layers) < 2:
+            continue
+        numbers, pooled = sorted(layers), metrics.get(f"{probe}/{ACCURACY}")
+        last = max(numbers) + (pooled is not None)
+        values = [layers[number] for number in numbers]
+        depths = [100 * number / last for number in numbers]
+        if pooled is not None:
+            depths, values = [*depths, 100.0], [*values, 100 * float(pooled)]
+        accuracies[probe] = LayerAccuracies(depths, values)
+    return accuracies
+
+
+def layer_figures(stages: Sequence[StageRuns], labels: Mapping[str, str], levels: LevelsOfStages) -> list[Figure]:
+    """A figure for each TEST/PROTOCOL that was probed layer by layer, tests in the order of the results; a line for each run.
+
+    labels: of stages, by name. levels: chance and majority of each stage's tests, drawn as dashed lines. Of many stages the first ten.
+    """
+    runs = {
+        stage.name: [layer_accuracies(record.result.get("metrics") or {}) for record in stage.records]
+        for stage in stages
+    }
+    probes = dict.fromkeys(probe for several in runs.values() for one in several for probe in one)
+    figures = list[Figure]()
+    for probe in list(probes)[:MOST_FIGURES]:
+        shown = [stage for stage in stages if any(probe in one for one in runs[stage.name])]
+        figures.append(_figure(probe, shown, runs, labels, levels))
+    return figures
+
+
+def _figure(
+    probe: str,
+    stages: Sequence[StageRuns],
+    runs: Mapping[str, Sequence[Mapping[str, LayerAccuracies]]],
+    labels: Mapping[str, str],
+    levels: LevelsOfStages,
+) -> Figure:
+    test, _, protocol = probe.rpartition("/")
+    drawn, legend, live = list[tuple[int, Series]](), list[tuple[str, str]](), list[LiveLine]()
+    marks = dict[tuple[str, float], None]()
+    for i, stage in enumerate(stages[:MOST_LINES]):
+        label = labels.get(stage.name, stage.name)
+        legend.append((colour(i), label))
+        for record, found in zip(stage.records, runs[stage.name], strict=True):
+            if probe in found:
+                depths, values = found[probe]
+                drawn.append((i, Series(np.array(depths), np.array(values), 1)))
+                live.append(LiveLine(label, f"seed {record.seed}" if len(stage.records) > 1 else "", i, depths, values))
+        if test in levels.get(stage.name, {}):
+            marks |= dict.fromkeys((name, round(100 * value, 2)) for name, value in levels[stage.name][test].lines())
+    # Splits of several seeds differ in the digits of their majority.
+    shown = dict(marks.keys())
+    told = [
+        "Accuracy (%) of the same probe on the mean over all places of each block or stage, from the first to the last; at 100 % the "
+        "network's own features, where they were probed.",
+        "Dashed: " + ", ".join(f"{name} {value:.1f} %" for name, value in shown.items()) + "." if shown else "",
+        f"The first {MOST_LINES} of {len(stages)} networks." if len(stages) > MOST_LINES else "",
+    ]
+    title = f"Accuracy by layer, {protocol} on {test}"
+    svg = draw_lines(
+        drawn, title, thin=any(len(stage.records) > 1 for stage in stages), across=ACROSS, levels=list(shown.values())
+    )
+    return Figure(svg, title, " ".join(filter(None, told)), legend, LivePlot(ACROSS, live, list(shown.items())))
