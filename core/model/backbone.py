@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 import torch
 from timm.layers.format import Format
 from timm.layers.patch_embed import PatchEmbed
-from timm.models import group_parameters
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -26,11 +25,13 @@ from ..manifest import guard, guard_alone, write_manifest
 from ..views.augmentation import LARGEST_SIDE
 from .boundary import Boundary
 from .description import DESCRIPTION, SEEN, WEIGHTS, read_description
+from .drop_path import key_drop_path, takes_drop_path, with_drop_path
 from .freezing import frozen_modules
+from .layer_numbers import layer_numbers
 from .lora import add_lora, folded, lora_options
 from .networks import OWN, build_network
 from .plain_timm import timm_entry
-from .sincos import fix_positions
+from .sincos import give_fixed_positions
 from .sizes import say_size, trained_size
 from .vit_blocks import pooled
 from .weights import import_options, load_file_strictly, read_tensors
@@ -101,18 +102,12 @@ class Backbone(nn.Module):
         width = getattr(self.model, "num_features", None)
         return getattr(self.model, "output_fmt", "NCHW") == "NHWC" or width not in (None, found.shape[1])
 
-    def layer_scales(self, decay: float | None) -> dict[str, float]:
+    def layer_scales(self, decay: float | None, stages: bool = False) -> dict[str, float]:
         """The learning rate's factor for each parameter of `model`: decay^(layers above it), 1 without decay. Raises UserError."""
-        names = [name for name, _ in self.model.named_parameters()]
         if decay is None:
-            return dict.fromkeys(names, 1.0)
-        matcher = getattr(self.model, "group_matcher", None)
-        if matcher is None:
-            raise UserError(f"optim.layer_decay: {self.spec['name']} does not name its layers; leave layer_decay out")
-        layers: Any = group_parameters(self.model, matcher(coarse=False), reverse=True)
-        top: int = max(layers.values())
-        # timm numbers the stem 0; the head above the last layer keeps the full rate.
-        return {name: decay ** (top + 1 - layers[name]) for name in names}
+            return {name: 1.0 for name, _ in self.model.named_parameters()}
+        numbers, head = layer_numbers(self.model, self.spec["name"], stages)
+        return {name: decay ** (head - number) for name, number in numbers.items()}
 
     def undecayed(self) -> set[Tensor]:
         """Parameters that the model itself exempts from weight decay (position embeddings, class tokens)."""
@@ -182,10 +177,11 @@ def create(
     name: str | None = None,
     weights: str = "none",
     stem: Literal["default", "small", "solo", "lightly"] | None = None,
-    pooling: Literal["token", "mean"] | None = None,
+    pooling: Literal["token", "mean", "fc_norm"] | None = None,
     positions: Literal["sincos"] | None = None,
     norm: str = "auto",
     freeze: str = "none",
+    drop_path: float | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     lora: Annotated[dict[str, Any] | None, Section(lora_options)] = None,
@@ -199,13 +195,16 @@ def create(
     weights: Weights to start from: none (random), timm (its hub), a .safetensors file, or the folder of an exported run.
     stem: First layers of a ResNet. `small`, for small images, is a 3x3 convolution of stride 1 without max-pooling; `solo` and
         `lightly` are those projects' variants of it, for weights of theirs. null: the run's, or timm's own.
-    pooling: Features of a ViT: its class token (`token`) or the mean over its patches (`mean`). null: the run's, or the model's own.
+    pooling: Features of a ViT: its class token (`token`), the mean over its patches (`mean`), or that mean before a new norm in place of
+        the last one (`fc_norm`), as MAE is fine-tuned. null: the run's, or the model's own.
     positions: `sincos` gives a new ViT fixed sine-cosine positions, since a short training hardly learns any. null: learned ones,
         except in methods that always fix them (MAE, MoCo v3, I-JEPA).
     norm: Which images share BatchNorm statistics: `batch` (the whole batch of all processes), `group:G` (each G consecutive images) or
         `local` (each process's own). auto: batch if several processes train a method that compares images, else local.
     freeze: Layers that keep their weights, their BatchNorms and dropout in eval mode: none, stem, stageN (all up to the N-th stage, of a
         ViT the N-th block) or all. With data.views without augmentation, adaptation runs these layers once for each image.
+    drop_path: Probability that an image goes without the last residual branch, from 0 to below 1; it rises from 0 with depth as timm has
+        it, and is drawn by position in fine-tuning. null: the run's, or the model's own.
     mean: Mean that is subtracted from inputs in 0..1, one number a channel. null: the run's, or timm's for this model.
     std: Standard deviation that inputs are then divided by, above 0, one number a channel. null: as for `mean`.
     lora: Low-rank adapters: train few parameters of given weights. null: train all.
@@ -224,11 +223,16 @@ def create(
     if name is None:
         raise UserError("backbone.name: missing; give a timm model (for example resnet18), or backbone.weights: RUN")
     spec = {"name": name, "args": dict(args), "size": size, "stem": stem or "default", "pooling": pooling}
-    model = build_network(spec, channels, own, pretrained=weights == "timm")
+    # The rate of drop path is no part of what is exported, so it comes beside the run's arguments.
+    built = {**spec, "args": with_drop_path(args, drop_path)}
+    with takes_drop_path(name, drop_path):
+        model = build_network(built, channels, own, pretrained=weights == "timm")
+    if drop_path is not None:
+        key_drop_path(model, name, drop_path)
     say_size(model, name, size, trained_size(model, weights, described))
     backbone = Backbone(model, spec, *_normalisation(model, described, channels, mean, std), channels)
     if positions is not None:
-        _fix_positions(model, name, weights)
+        give_fixed_positions(model, name, weights)
     _load_weights(backbone, weights, described)
     if lora is not None:
         add_lora(model, name, trained=weights != "none", **lora)
@@ -265,24 +269,14 @@ def _normalisation(
     return mean or own_mean, std or own_std
 
 
-def _fix_positions(model: nn.Module, name: str, weights: str) -> None:
-    """Sine-cosine positions for a ViT with random weights. Raises UserError."""
-    if weights != "none":
-        raise UserError(f"backbone.positions: {weights} has its own positions; leave positions out")
-    if not isinstance(model, VisionTransformer) or model.pos_embed is None or model.embed_dim % 4:
-        raise UserError(
-            f"backbone.positions: sincos is for ViTs with a position for each patch and a width that is a multiple of 4, which "
-            f"{name} is not; leave positions out"
-        )
-    fix_positions(model)
-
-
 def _load_weights(backbone: Backbone, weights: str, described: Mapping[str, Any]) -> None:
     """Load a run's or a file's weights, and note where they come from. described: backbone.json of the run. Raises UserError."""
     model = backbone.model
     if described:
         guard(Path(described["path"]), (WEIGHTS, SEEN), "backbone.weights")
-        load_file_strictly(model, Path(described["path"]) / WEIGHTS, "backbone.weights")
+        load_file_strictly(
+            model, Path(described["path"]) / WEIGHTS, "backbone.weights", pooling=backbone.spec["pooling"]
+        )
         backbone.provenance = described["provenance"]
         seen = read_tensors(Path(described["path"]) / SEEN, "backbone.weights")
         backbone.seen = {stage: keys for stage, keys in seen.items() if stage != "none"}
@@ -295,6 +289,7 @@ def _load_weights(backbone: Backbone, weights: str, described: Mapping[str, Any]
             "backbone.weights",
             config.get("classifier"),
             import_options(backbone.spec),
+            backbone.spec["pooling"],
         )
     if weights == "timm" or weights.endswith(".safetensors"):
         backbone.provenance = [{"task": "external", "weights": Path(weights).name}]
