@@ -111,13 +111,15 @@ def fit(
     every: Every = Every(),
     refresh: Refresh = NEVER,
     alarm: Alarm | None = None,
-) -> None:
-    """Train `method` in place for `steps` optimizer steps, from the newest checkpoint if there is one.
+    enough: Callable[[int], bool] | None = None,
+) -> int:
+    """Train `method` in place for `steps` optimizer steps, from the newest checkpoint if there is one; returns how many were made.
 
     method: see core/method.py. batches(step): this process's micro-batches of each step from `step` on. prepare: raw batch -> batch of
     the method. evaluators: called every `every.evaluate` steps and at the end, with the method in eval mode. refresh: before which steps
-    the method looks over the target. alarm: (step, logged row) -> a warning or None. Raises Interrupted, after saving, if asked to stop;
-    UserError after repeated non-finite losses.
+    the method looks over the target. alarm: (step, logged row) -> a warning or None. enough: completed steps -> whether training stops
+    there, asked after an evaluation; a function of the evaluations, the same on all processes. Raises Interrupted, after saving, if asked
+    to stop; UserError after repeated non-finite losses.
     """
     strategy = strategy_for(method, run)
     run.plan(steps)
@@ -134,9 +136,11 @@ def fit(
     phase.begin(phase.FIRST_STEP, start)
     if evaluators and start and every.evaluates(start, steps) and not loop.evaluated(start):
         score(start)  # an earlier command ended after saving and before evaluating
+    done = start
+    stopped = bool(start and enough is not None and enough(start))  # by an earlier command
     with stop_signals() as asked, Progress(run, steps, start) as progress:
         waiting = time.perf_counter()
-        for step, micro in zip(range(start, steps), batches(start), strict=True):
+        for step, micro in zip(range(start, steps), batches(start), strict=True) if not stopped else ():
             waited = time.perf_counter() - waiting
             progress.leave_out(refresh.before(trained, step, steps))
             done = step + 1
@@ -154,9 +158,24 @@ def fit(
                 raise _interrupted(done, steps, run)
             if evaluators and every.evaluates(done, steps):
                 score(done)
+                if enough is not None and _stops_early(loop, every, done, enough):
+                    break
             waiting = time.perf_counter()
             progress.leave_out(waiting - aside)
     _close(loop, strategy)
+    return done
+
+
+def _stops_early(loop: Loop, every: Every, done: int, enough: Callable[[int], bool]) -> bool:
+    """Whether training stops before its last step; then its state is saved, so that the same command goes on from there."""
+    if done == loop.steps or not enough(done):
+        return False
+    loop.run.log(f"step {done} of {loop.steps}: the last evaluations brought nothing better, so training stops here")
+    if not every.saves(done, loop.steps):
+        loop.flush()
+        with phase.during(phase.CHECKPOINT):
+            loop.save(done)
+    return True
 
 
 def _note_length(optim: Optim, steps: int, steps_per_epoch: int, run: Run) -> None:
