@@ -29,12 +29,12 @@ def layer_numbers(model: nn.Module, name: str, stages: bool = False) -> tuple[di
     if matcher is None:
         raise UserError(f"optim.layer_decay: {name} does not name its layers; leave layer_decay out")
     patterns = matcher(coarse=stages)
-    groups: dict[str, Any] = group_parameters(model, patterns, reverse=True)
+    groups: Any = group_parameters(model, patterns, reverse=True)
     named = {key: _kind(patterns, key) for key in groups}
     order = [key for key, _ in model.named_parameters()]
     body = [key for key in order if named[key] == "layer"]
-    place = {group: number for number, group in enumerate(sorted({groups[key] for key in body}))}
-    numbers = {key: place[groups[key]] for key in body}
+    place = {group: number for number, group in enumerate(sorted({int(groups[key]) for key in body}))}
+    numbers = {key: place[int(groups[key])] for key in body}
     head = len(place)
     return {
         key: numbers[key] if key in numbers else _outside(model, order, key, named, numbers, head) for key in order

@@ -38,7 +38,7 @@ class TimmRandAugment(NamedTuple):
     magnitude: float = LEVELS
     spread: float = 0.0
     largest: float = LEVELS
-    count: int = 2
+    operations: int = 2
     p: float = 0.5
     increasing: bool = False
 
@@ -97,7 +97,7 @@ def timm_rand_augment(
             f"data.views.timm_randaugment: works on 8-bit pictures, but these are {x.dtype}; leave it out (also in data.strong)"
         )
     fill = tuple(min(255, round(255 * value)) for value in mean)
-    for turn in range(settings.count):
+    for turn in range(settings.operations):
         kind = draws.integers(f"operation{turn}", len(TIMM_OPERATIONS))
         kind = torch.where(draws.bernoulli(f"applied{turn}", settings.p), kind, NOTHING)
         sign = 1.0 - 2.0 * draws.bernoulli(f"sign{turn}", 0.5).double()

@@ -135,7 +135,7 @@ def test_a_view_passes_its_colour_and_filter_to_timms_randaugment() -> None:
     images, draws = crops(20), Draws(3, torch.arange(20))
     augmentation = Augmentation(timm_randaugment="rand-m8-n3-inc1", interpolation="bicubic")
     view = View(24, (0.25,), (0.5,), augmentation=augmentation)
-    settings = TimmRandAugment(8.0, count=3, increasing=True)
+    settings = TimmRandAugment(8.0, operations=3, increasing=True)
     expected = timm_rand_augment(images, draws.stream("randaugment"), settings, (0.25,), "bicubic")
     assert torch.allclose(view.finish(images, draws), (expected / 255.0 - 0.25) / 0.5, atol=1e-6)
     with pytest.raises(UserError, match=r"timm_randaugment: rand-m9 is given; expected null beside randaugment"):

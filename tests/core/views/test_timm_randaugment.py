@@ -119,7 +119,7 @@ def test_strings_are_read_as_timm_reads_them() -> None:
     for text in ("rand-m9-mstd0.5-inc1", "rand-m7-n3", "rand-m15-mmax30-p0.7-mstd101", "rand"):
         theirs: Any = auto_augment.rand_augment_transform(text, {"img_mean": FILL})
         operation, ours = theirs.ops[0], TimmRandAugment.parse(text)
-        assert (ours.count, ours.p, ours.magnitude) == (theirs.num_layers, operation.prob, operation.magnitude)
+        assert (ours.operations, ours.p, ours.magnitude) == (theirs.num_layers, operation.prob, operation.magnitude)
         assert min(ours.spread, 101) == min(operation.magnitude_std, 101) and ours.largest == (
             operation.magnitude_max or 10
         )
