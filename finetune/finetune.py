@@ -44,7 +44,7 @@ from ..core.views.presets import VIEWS
 from ..core.views.resample import Interpolation
 from ..core.views.view import Evaluation
 from .training.averages import Averaging, averaging_of, ema_options, swa_options
-from .training.evaluation import HeldOutEvaluation, evaluate_options, hold_out
+from .training.evaluation import HeldOutEvaluation, hold_out, slice_options
 from .training.regime import Regime, check_regime
 
 
@@ -234,7 +234,7 @@ def finetune(
     backbone: Annotated[dict[str, Any], Section(create)],
     optim: Annotated[dict[str, Any], Section(Optim)],
     method: Annotated[dict[str, Any], Section(method_options)] = {},
-    evaluate: Annotated[dict[str, Any], Section(evaluate_options)] = {},
+    evaluate: Annotated[dict[str, Any], Section(slice_options)] = {},
     seed: int = 0,
 ) -> dict[str, Any]:
     """Train a classifier through the backbone, export both, and return the result.

@@ -24,7 +24,7 @@ from ..formats import FORMAT
 from ..manifest import guard, guard_alone, write_manifest
 from ..views.augmentation import LARGEST_SIDE
 from .boundary import Boundary
-from .description import DESCRIPTION, SEEN, WEIGHTS, read_description
+from .description import DESCRIPTION, SEEN, WEIGHTS, normalisation_of, read_description
 from .drop_path import key_drop_path, takes_drop_path, with_drop_path
 from .freezing import frozen_modules
 from .layer_numbers import layer_numbers
@@ -36,7 +36,6 @@ from .sizes import say_size, trained_size
 from .vit_blocks import pooled
 from .weights import import_options, load_file_strictly, read_tensors
 
-HALF = (0.5, 0.5, 0.5)
 LOOKED = ("tuned-on-target", "oracle")
 
 
@@ -203,8 +202,7 @@ def create(
         `local` (each process's own). auto: batch if several processes train a method that compares images, else local.
     freeze: Layers that keep their weights, their BatchNorms and dropout in eval mode: none, stem, stageN (all up to the N-th stage, of a
         ViT the N-th block) or all. With data.views without augmentation, adaptation runs these layers once for each image.
-    drop_path: Probability that an image goes without the last residual branch, from 0 to below 1; it rises from 0 with depth as timm has
-        it, and is drawn by position in fine-tuning. null: the run's, or the model's own.
+    drop_path: Rate of drop path in the last block, 0 to below 1, to which it rises with depth. null: the run's, or the model's own.
     mean: Mean that is subtracted from inputs in 0..1, one number a channel. null: the run's, or timm's for this model.
     std: Standard deviation that inputs are then divided by, above 0, one number a channel. null: as for `mean`.
     lora: Low-rank adapters: train few parameters of given weights. null: train all.
@@ -212,25 +210,16 @@ def create(
 
     Raises UserError for unknown names, contradictions with the run, and weights that do not fit.
     """
-    if not 1 <= size <= LARGEST_SIDE:
-        raise UserError(f"data.size: {size} px are given; expected 1 to {LARGEST_SIDE}")
-    described: dict[str, Any] = {}
-    if weights not in ("none", "timm") and not weights.endswith(".safetensors"):
-        described = read_description(weights)
-        _refuse_contradictions(described, weights, name=name, stem=stem, args=args or None, mean=mean, std=std)
+    described = _described(size, weights, name=name, stem=stem, args=args or None, mean=mean, std=std)
+    if described:
         name, stem, args = described["name"], described["stem"], described["args"]
         pooling = pooling or described["pooling"]
     if name is None:
         raise UserError("backbone.name: missing; give a timm model (for example resnet18), or backbone.weights: RUN")
     spec = {"name": name, "args": dict(args), "size": size, "stem": stem or "default", "pooling": pooling}
-    # The rate of drop path is no part of what is exported, so it comes beside the run's arguments.
-    built = {**spec, "args": with_drop_path(args, drop_path)}
-    with takes_drop_path(name, drop_path):
-        model = build_network(built, channels, own, pretrained=weights == "timm")
-    if drop_path is not None:
-        key_drop_path(model, name, drop_path)
+    model = _network(spec, channels, own, weights == "timm", drop_path)
     say_size(model, name, size, trained_size(model, weights, described))
-    backbone = Backbone(model, spec, *_normalisation(model, described, channels, mean, std), channels)
+    backbone = Backbone(model, spec, *normalisation_of(model, described, channels, mean, std), channels)
     if positions is not None:
         give_fixed_positions(model, name, weights)
     _load_weights(backbone, weights, described)
@@ -240,8 +229,30 @@ def create(
     return backbone
 
 
-def _refuse_contradictions(described: Mapping[str, Any], weights: str, **given: Any) -> None:
-    """Raises UserError if a given value (not None) differs from the run's."""
+def _network(
+    spec: dict[str, Any],
+    channels: int,
+    own: Mapping[str, Callable[..., nn.Module]],
+    pretrained: bool,
+    drop_path: float | None,
+) -> nn.Module:
+    """`build_network`, with a rate of drop path, which is no part of what is exported. Raises UserError."""
+    with takes_drop_path(spec["name"], drop_path):
+        model = build_network(
+            {**spec, "args": with_drop_path(spec["args"], drop_path)}, channels, own, pretrained=pretrained
+        )
+    if drop_path is not None:
+        key_drop_path(model, spec["name"], drop_path)
+    return model
+
+
+def _described(size: int, weights: str, **given: Any) -> dict[str, Any]:
+    """backbone.json of the run in `weights`; empty if that is none. Raises UserError if a given value (not None) differs from the run's."""
+    if not 1 <= size <= LARGEST_SIDE:
+        raise UserError(f"data.size: {size} px are given; expected 1 to {LARGEST_SIDE}")
+    if weights in ("none", "timm") or weights.endswith(".safetensors"):
+        return {}
+    described = read_description(weights)
     for key, value in given.items():
         value = list(value) if key in ("mean", "std") and value is not None else value
         if value is not None and value != described[key]:
@@ -249,24 +260,7 @@ def _refuse_contradictions(described: Mapping[str, Any], weights: str, **given: 
             raise UserError(
                 f"backbone.{key}: {value!r} contradicts {described[key]!r} of the run {weights}; leave the key out{null}"
             )
-
-
-def _normalisation(
-    model: nn.Module,
-    described: Mapping[str, Any],
-    channels: int,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-) -> tuple[Sequence[float], Sequence[float]]:
-    """(mean, std) of the inputs: as given, else the run's, else timm's for the model, else 0.5. Raises UserError."""
-    config = getattr(model, "pretrained_cfg", None) or {}
-    own_mean, own_std = (described.get(key, config.get(key, HALF)) for key in ("mean", "std"))
-    for key, given in (("mean", mean), ("std", std)):
-        if given is not None and (len(given) != channels or (key == "std" and min(given) <= 0.0)):
-            raise UserError(
-                f"backbone.{key}: expected {channels} numbers{' above 0' if key == 'std' else ''}, one a channel, got {list(given)}"
-            )
-    return mean or own_mean, std or own_std
+    return described
 
 
 def _load_weights(backbone: Backbone, weights: str, described: Mapping[str, Any]) -> None:

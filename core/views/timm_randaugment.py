@@ -116,12 +116,12 @@ def operate(x: Tensor, operations: Operations) -> Tensor:
     """Apply to each image its own operation; uint8 [N, C, H, W] -> the same."""
     if not x.is_cpu or torch.compiler.is_compiling():
         # Static shapes, as in randaugment.augment.
-        for step, _ in STEPS:
+        for step, _ in TIMM_STEPS:
             x = step(x, operations)
         return x
     x, kinds = x.clone(), operations.kind.tolist()
     few = max(1, CACHED_LEVELS // x[0].numel())
-    for step, members in STEPS:
+    for step, members in TIMM_STEPS:
         chosen = [n for n, kind in enumerate(kinds) if kind in members]
         for first in range(0, len(chosen), few):
             rows = torch.tensor(chosen[first : first + few])
@@ -235,7 +235,7 @@ def gray_levels(x: Tensor) -> Tensor:
     return (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
 
 
-STEPS: tuple[tuple[Callable[[Tensor, Operations], Tensor], tuple[int, ...]], ...] = (
+TIMM_STEPS: tuple[tuple[Callable[[Tensor, Operations], Tensor], tuple[int, ...]], ...] = (
     (_move, (ROTATE, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y)),
     (_map_levels, (INVERT, POSTERIZE, SOLARIZE, SOLARIZE_ADD, BRIGHTNESS, CONTRAST)),
     (_map_histogram, (AUTOCONTRAST, EQUALIZE)),

@@ -29,7 +29,7 @@ from ...core.views.view import Evaluation
 NAME, FOLDER = "held_out", "kept"
 
 
-def evaluate_options(
+def slice_options(
     *,
     held_out: float = 0.0,
     every: Duration | None = None,
@@ -156,7 +156,7 @@ class HeldOutEvaluation:
         """The weights of the best state. Raises UserError if their file is lost or damaged."""
         broadcast_text("")  # rank 0 has written it
         try:
-            return read_digested(path_of(self.folder, step))
+            return read_digested(best_path(self.folder, step))
         except DamagedFile as error:
             raise UserError(
                 f"{error}; it holds the weights of the best evaluation, so choose another run.dir to train again"
@@ -189,12 +189,12 @@ class HeldOutEvaluation:
         if not self.run.main:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_digested(path_of(self.folder, step), network.state_dict())
+        write_digested(best_path(self.folder, step), network.state_dict())
         for other in self.folder.glob("best-*.safetensors"):
-            if other != path_of(self.folder, step):
+            if other != best_path(self.folder, step):
                 other.unlink(missing_ok=True)
 
 
-def path_of(folder: Path, step: int) -> Path:
+def best_path(folder: Path, step: int) -> Path:
     """Where the weights of a state lie."""
     return folder / f"best-{step:08d}.safetensors"

@@ -20,8 +20,8 @@ from ...core.model.classifier import Classifier
 from ...core.run.directory import Run
 from ...core.views.view import Evaluation
 
-FILE = "linear_first.safetensors"
-GRID = (
+LINEAR_FIRST = "linear_first.safetensors"
+TRIED_C = (
     1e-4,
     1e-3,
     1e-2,
@@ -38,7 +38,7 @@ def probe_head(run: Run, classifier: Classifier, images: Images, view: Evaluatio
 
     A command that goes on with a run reads the head that the first one stored. Raises UserError for features that are not finite.
     """
-    path = run.checkpoints / "kept" / FILE
+    path = run.checkpoints / "kept" / LINEAR_FIRST
     stored = None
     if broadcast_text("yes" if run.main and path.is_file() else ""):
         try:
@@ -66,7 +66,7 @@ def _fitted(run: Run, classifier: Classifier, images: Images, view: Evaluation) 
     features = extract(classifier.backbone, images, view, device=run.device, workers=run.options["workers"])
     assert images.labels is not None
     return fit_choosing_C(
-        features, images.labels, images.units(), len(classifier.classes), seed=run.seed, values_of_C=GRID
+        features, images.labels, images.units(), len(classifier.classes), seed=run.seed, values_of_C=TRIED_C
     )
 
 

@@ -70,7 +70,7 @@ class Regime(NamedTuple):
             state = interpolated(self.start, {name: tensor.cpu() for name, tensor in state.items()}, alpha)
         classifier.load_state_dict(state)
         if alpha is not None or (averaging is not None and averaging.recomputes):
-            recompute_statistics(classifier, plan, self.run, lambda batch: classifier(batch.images))
+            recompute_statistics(classifier, plan, self.run)
         if self.evaluation is None:
             return {}
         return self._told(plan, done, kept, self.evaluation)

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
 
 import torch
-from torch import nn
 
 from ...core.model import norm
+from ...core.model.classifier import Classifier
 from ...core.run.directory import Run
 from ...core.train.fit import Training
 
 
 @torch.no_grad()
-def recompute_statistics(network: nn.Module, plan: Training, run: Run, forward: Callable[[Any], Any]) -> bool:
-    """Give the BatchNorms of `network` the mean statistics over the batches of the training's last epoch; returns whether it has any.
+def recompute_statistics(classifier: Classifier, plan: Training, run: Run) -> bool:
+    """Give the BatchNorms of a classifier the mean statistics over the batches of the training's last epoch; returns whether it has any.
 
     Those batches are augmented as in training, and normalised by `backbone.norm` as in training, all else in eval mode. Called on every
-    process. forward: (batch of the method) -> what is computed with `network`. Layers that are frozen keep their statistics.
+    process. Layers that are frozen keep their statistics.
     """
-    frozen = {
-        layer for still in getattr(getattr(network, "backbone", None), "still", ()) for layer in norm.layers(still)
-    }
-    layers = [layer for layer in norm.layers(network) if layer not in frozen and layer.track_running_stats]
+    frozen = {layer for still in classifier.backbone.still for layer in norm.layers(still)}
+    layers = [layer for layer in norm.layers(classifier) if layer not in frozen and layer.track_running_stats]
     if not layers:
         return False
-    network.eval()
+    classifier.eval()
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
@@ -39,11 +35,11 @@ def recompute_statistics(network: nn.Module, plan: Training, run: Run, forward: 
         for _, micro in zip(range(count), plan.batches(plan.steps - count), strict=False):
             for raw in micro:
                 with torch.autocast(run.device.type, run.dtype) if half else nullcontext():
-                    forward(plan.prepare(raw))
+                    classifier(plan.prepare(raw).images)
                 norm.set_aside(layers)
             norm.commit(layers)
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
-        network.eval()
+        classifier.eval()
     return True

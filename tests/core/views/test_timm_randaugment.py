@@ -15,8 +15,8 @@ from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
 from rootstock.core.views.timm_randaugment import (
     NOTHING,
-    STEPS,
     TIMM_OPERATIONS,
+    TIMM_STEPS,
     Operations,
     TimmRandAugment,
     operate,
@@ -100,7 +100,7 @@ def test_static_shapes_give_the_same(pictures: Tensor) -> None:
     sign = 1.0 - 2.0 * (kind % 2).double()
     given = Operations(kind, torch.full((len(kind),), 7.5).double(), sign, True, FILL, "bicubic")
     out = x
-    for step, _ in STEPS:
+    for step, _ in TIMM_STEPS:
         out = step(out, given)
     assert torch.equal(out, operate(x, given)) and torch.equal(out[NOTHING], x[NOTHING])
     gray = operate(x[:, :1], given)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rootstock.core.errors import UserError
 from rootstock.core.model.heads import HeadInit, initialise_head
 from rootstock.finetune.training.averages import ExponentialAverage, averaging_of, interpolated
-from rootstock.finetune.training.evaluation import Judged, evaluate_options
+from rootstock.finetune.training.evaluation import Judged, slice_options
 from rootstock.finetune.training.regime import check_regime
 from rootstock.launch.verbs import fill_defaults
 
@@ -143,7 +143,7 @@ def test_a_head_is_left_as_torch_makes_it() -> None:
 )  # fmt: skip
 def test_contradictions_are_one_sentence(keys: dict[str, Any], evaluate: dict[str, Any], said: str) -> None:
     given = {"held_out": 0.0, "every": None, "keep": "last", "by": "accuracy", "early_stopping": None, **evaluate}
-    assert given.keys() == (evaluate_options.__kwdefaults__ or {}).keys()
+    assert given.keys() == (slice_options.__kwdefaults__ or {}).keys()
     with pytest.raises(UserError, match=f"^{said}"):
         check_regime(method(**keys), {"lora": None}, given)
 
