@@ -117,7 +117,7 @@ def fit(
 
     method: see core/method.py. batches(step): this process's micro-batches of each step from `step` on. prepare: raw batch -> batch of
     the method. evaluators: called every `every.evaluate` steps and at the end, with the method in eval mode. refresh: before which steps
-    the method looks over the target. alarm: (step, logged row) -> a warning or None. enough: after an evaluation, completed steps -> whether
+    the method looks over the target. alarm: (step, logged row) -> a warning or None. enough: after an evaluation, completed steps -> if
     training stops, alike everywhere. Raises Interrupted, after saving, if asked to stop; UserError after repeated non-finite losses.
     """
     strategy = strategy_for(method, run)
