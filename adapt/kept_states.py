@@ -10,16 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..core.digested import read_digested, write_digested
 from ..core.evaluate.sealed import CandidateLogits, frozen_candidate
-from ..core.files import write_tensors
 from ..core.manifest import DamagedFile
 from ..core.run.directory import Run
 
 FOLDER = "candidates"
-_DIGEST = "digest"
 
 
 class KeptStates(NamedTuple):
@@ -41,8 +39,7 @@ def tests_path(folder: Path, step: int) -> Path:
 
 def keep_tests(folder: Path, step: int, logits: Mapping[str, Tensor]) -> None:
     """Write a state's logits by test, without labels."""
-    rows = {name: tensor.detach().cpu().contiguous() for name, tensor in logits.items()}
-    write_tensors(tests_path(folder, step), rows, {_DIGEST: _digest(rows)})
+    write_digested(tests_path(folder, step), logits)
 
 
 def kept_states(run: Run, steps: int, every: int) -> KeptStates:
@@ -56,7 +53,7 @@ def kept_states(run: Run, steps: int, every: int) -> KeptStates:
         name, path = name_of(step), tests_path(run.dir / FOLDER, step)
         try:
             states.found[name] = _read(path)
-        except (DamagedFile, OSError, SafetensorError) as error:
+        except (DamagedFile, OSError) as error:
             why = str(error) if isinstance(error, DamagedFile) else f"{path} cannot be read ({error})"
             if (frozen := frozen_candidate(run.dir, name)) is None:
                 states.lost[name] = why
@@ -68,20 +65,7 @@ def kept_states(run: Run, steps: int, every: int) -> KeptStates:
 
 
 def _read(path: Path) -> CandidateLogits:
-    """Raises DamagedFile, OSError or SafetensorError."""
+    """Raises DamagedFile or OSError."""
     content = hashlib.sha256(path.read_bytes()).hexdigest()
-    with safe_open(path, "pt") as file:
-        logits = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        written = (file.metadata() or {}).get(_DIGEST)
-    if written is not None and written != _digest(logits):  # an earlier version wrote none
-        raise DamagedFile(f"{path} is damaged (its digest differs from that of its tensors)")
+    logits = read_digested(path, needed=False)  # an earlier version wrote none
     return CandidateLogits(content, logits)
-
-
-def _digest(logits: Mapping[str, Tensor]) -> str:
-    """sha256 (hex) of names, shapes and numbers."""
-    found = hashlib.sha256()
-    for name in sorted(logits):
-        found.update(f"{name} {tuple(logits[name].shape)} {logits[name].dtype} ".encode())
-        found.update(logits[name].numpy().tobytes())
-    return found.hexdigest()

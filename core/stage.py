@@ -246,12 +246,13 @@ def train(
     plan: Training,
     evaluators: Mapping[str, Evaluator] = {},
     alarm: Callable[[int, Mapping[str, float]], str | None] | None = None,
-) -> None:
-    """`fit`, with the run's seed."""
-    fit(
+    enough: Callable[[int], bool] | None = None,
+) -> int:
+    """`fit`, with the run's seed; returns how many steps were made."""
+    return fit(
         plan.method, plan.batches, plan.prepare,
         steps=plan.steps, steps_per_epoch=plan.steps_per_epoch, optim=plan.optim, seed=run.seed, run=run,
-        evaluators=evaluators, every=plan.every, refresh=plan.refresh, alarm=alarm,
+        evaluators=evaluators, every=plan.every, refresh=plan.refresh, alarm=alarm, enough=enough,
     )  # fmt: skip
 
 

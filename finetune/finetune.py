@@ -7,6 +7,7 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from ..core import stage
 from ..core.checks import check_share
@@ -30,16 +31,21 @@ from ..core.images.store import Stamp
 from ..core.method import Labelled, Method, RawBatch, Step
 from ..core.model.backbone import Backbone, create
 from ..core.model.classifier import Classifier, read_head
+from ..core.model.drop_path import draw_paths, keyed_drop_paths
+from ..core.model.heads import HeadInit, initialise_head
 from ..core.numerics import wide
 from ..core.run.directory import Run
 from ..core.stream.batches import Decode
 from ..core.stream.order import SHUFFLES
 from ..core.train.fit import Evaluator, Training
 from ..core.train.optim import Optim
-from ..core.views.mixup import Mixing, mix_images
+from ..core.views.mixup import MixBy, Mixing, mix_images
 from ..core.views.presets import VIEWS
 from ..core.views.resample import Interpolation
 from ..core.views.view import Evaluation
+from .training.averages import Averaging, averaging_of, ema_options, swa_options
+from .training.evaluation import HeldOutEvaluation, hold_out, slice_options
+from .training.regime import Regime, check_regime
 
 
 def data_options(
@@ -83,9 +89,16 @@ def method_options(
     label_smoothing: float = 0.0,
     mixup: float = 0.0,
     cutmix: float = 0.0,
+    mix_by: MixBy = "pair",
     dropout: float = 0.0,
     freeze: bool = False,
     keep_head: bool = False,
+    head_init: HeadInit = "torch",
+    head_std: float = 2e-5,
+    linear_first: bool = False,
+    ema: Annotated[dict[str, Any] | None, Section(ema_options)] = None,
+    swa: Annotated[dict[str, Any] | None, Section(swa_options)] = None,
+    wise_ft: float | None = None,
 ) -> None:
     """The `method` section of `rootstock finetune`. Raises UserError for numbers out of their range.
 
@@ -93,10 +106,22 @@ def method_options(
     mixup: Parameter a of Beta(a, a) for mixup (Zhang et al. 2018, arXiv:1710.09412); 0 for none. With cutmix too, each takes half of
         the images.
     cutmix: Parameter a of Beta(a, a) for CutMix (Yun et al. 2019, arXiv:1905.04899); 0 for none.
+    mix_by: Whether each pair of images draws its own share, kind of mixing and box (pair), or the whole batch of all processes draws one
+        of each (batch), as timm and MAE do.
     dropout: Dropout before the head, 0 or more and less than 1.
     freeze: Whether the head alone is trained; the same as `backbone.freeze: all`.
     keep_head: Whether training begins with the head of the classifier in `backbone.weights` instead of a new one, as the second half of
         LP-FT does: a head is trained on the frozen network, then everything from there (arXiv:2202.10054).
+    head_init: How a new head is drawn: torch (as torch's linear layer), truncated_normal (N(0, head_std^2), as MAE's code), xavier,
+        kaiming, or zeros. All but torch begin with a bias of 0.
+    head_std: Standard deviation of head_init: truncated_normal, above 0.
+    linear_first: Whether training begins with the head of a linear probe, fitted on the features of the network as it is given: LP-FT in
+        one command (Kumar et al. 2022, arXiv:2202.10054).
+    ema: An exponential moving average of the weights, which is exported and tested. null: none.
+    swa: An equal average of the weights from some step on, which is exported and tested. null: none.
+    wise_ft: Share alpha of the fine-tuned weights in those that are exported, 0 to 1; the rest is the start's (WiSE-FT, Wortsman et al.
+        2022, arXiv:2109.01903). It needs a trained head at the start: linear_first or keep_head. BatchNorm's statistics are computed anew.
+        null: all.
     """
 
 
@@ -109,6 +134,13 @@ class FineTune(Method):
     def __init__(self, classifier: Classifier, label_smoothing: float) -> None:
         super().__init__()
         self.classifier, self.label_smoothing = classifier, label_smoothing
+        self.paths = keyed_drop_paths(classifier)
+        self.averaging: Averaging | None = None
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network that evaluation during training is about: the average, where there is one that is complete at any time."""
+        return self.classifier if self.averaging is None or self.averaging.recomputes else self.averaging.network
 
     @property
     def backbone(self) -> Backbone:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -117,10 +149,15 @@ class FineTune(Method):
 
     def forward(self, batch: Labelled, progress: float) -> Step:
         """batch.images: [N, C, h, w]. The training accuracy of mixed images, whose labels are [N, K], uses the dominant label."""
+        draw_paths(self.paths, batch.draws)
         logits = self.classifier(batch.images)
         loss = F.cross_entropy(wide(logits), batch.labels, label_smoothing=self.label_smoothing)
         labels = batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(1)
         return Step(loss, {"train_accuracy": (logits.argmax(1) == labels).float().mean()})
+
+    def after_step(self, progress: float) -> None:
+        if self.averaging is not None:
+            self.averaging.update(self.classifier, progress)
 
 
 class FineTuning(NamedTuple):
@@ -131,11 +168,12 @@ class FineTuning(NamedTuple):
     train: Images
     tests: dict[str, Images]
     view: Evaluation
+    regime: Regime
 
     @property
     def evaluators(self) -> dict[str, Evaluator]:
-        """None: a fine-tuning is measured at its end alone."""
-        return {}
+        """What looks at held-out training images meanwhile."""
+        return self.regime.evaluators if self.plan.every.evaluate else {}
 
 
 def build_finetuning(
@@ -144,18 +182,21 @@ def build_finetuning(
     backbone: Mapping[str, Any],
     method: Mapping[str, Any],
     optim: Mapping[str, Any],
+    evaluate: Mapping[str, Any],
     seed: int,
 ) -> FineTuning:
     """Open the sets and build network, classifier, augmentation and batches. Raises UserError."""
     torch.manual_seed(seed)
     _check(method)
+    check_regime(method, backbone, evaluate)
     settings = Optim(**optim)
-    train, tests = train_and_tests(data["train"], data["test"], seed)
-    stage.record_sets(run, stage.named_sets(train, tests), data["stamp"])
+    whole, tests = train_and_tests(data["train"], data["test"], seed)
+    train, held_out = hold_out(whole, evaluate, seed)
+    stage.record_sets(run, stage.named_sets(whole, tests), data["stamp"])
     refuse_one_class(train)
     assert train.classes is not None
     model = stage.network(backbone, data["size"], train)
-    overlap = trained_with_labels(add_seen(model.seen, LABELLED, train), tests)
+    overlap = trained_with_labels(add_seen(model.seen, LABELLED, whole), tests)
     for sentence in [*untrained_classes(train, tests), *overlap]:
         run.log(sentence)
     view = stage.evaluation(data, model)
@@ -165,7 +206,7 @@ def build_finetuning(
         model.freeze()
     stage.set_norm(run, objective, backbone["norm"])
     views = stage.augmentation(run, data["views"], objective, "finetune", train)
-    mixing = Mixing(method["mixup"], method["cutmix"])
+    mixing = Mixing(method["mixup"], method["cutmix"], method["mix_by"])
     mixing.check(settings.batch_size, stage.pieces(run))
     fed = stage.feed(run, {"train": train}, views, data, settings, seed)
     classes, what = len(train.classes), f"{len(train)} images of {len(train.classes)} classes"
@@ -174,11 +215,16 @@ def build_finetuning(
     def prepare(raw: RawBatch) -> Labelled:
         draws = Draws(seed, raw.positions)
         images, labels = views(raw, draws).images[0], raw.labels
-        if any(mixing):
-            images, labels = mix_images(images, labels, draws.stream("mix"), classes, mixing)
+        if mixing.on:
+            drawn = mixing.draws_of(draws.stream("mix"), settings.batch_size)
+            images, labels = mix_images(images, labels, drawn, classes, mixing)
         return Labelled(images, labels, draws)
 
-    return FineTuning(stage.training(run, objective, fed, prepare, settings), fed, train, tests, view)
+    objective.averaging = averaging_of(method, classifier, fed.steps, fed.steps_per_epoch)
+    evaluation = None if held_out is None else HeldOutEvaluation(run, evaluate, held_out, view)
+    regime = Regime(run, method, classifier, objective.averaging, evaluation, whole, train, view, {})
+    plan = stage.training(run, objective, fed, prepare, settings, evaluate["every"])
+    return FineTuning(plan, fed, whole, tests, view, regime)
 
 
 def finetune(
@@ -188,37 +234,45 @@ def finetune(
     backbone: Annotated[dict[str, Any], Section(create)],
     optim: Annotated[dict[str, Any], Section(Optim)],
     method: Annotated[dict[str, Any], Section(method_options)] = {},
+    evaluate: Annotated[dict[str, Any], Section(slice_options)] = {},
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Train a classifier through the backbone, export both, and return the result of the last step.
+    """Train a classifier through the backbone, export both, and return the result.
 
     data: Training and test images, and how they are drawn.
     backbone: The network under the classifier.
     optim: Optimizer, learning rate and length of the training.
-    method: Regularisation, mixing of images, and whether the backbone is trained.
+    method: Regularisation, mixing of images, averages of the weights, and whether the backbone is trained.
+    evaluate: A held-out part of the training images that training is judged by; none by default.
     seed: Seed of everything random, 0 or more.
     """
-    plan, fed, train, tests, view = build_finetuning(run, data, backbone, method, optim, seed)
-    stage.train(run, plan)
+    built = build_finetuning(run, data, backbone, method, optim, evaluate, seed)
+    plan, fed, train, tests, view, regime = built
+    regime.begin()
+    done = stage.train(run, plan, built.evaluators, enough=regime.enough)
+    ended = regime.conclude(plan, done)
 
     objective: Any = plan.method
     model, classifier = objective.backbone, objective.classifier
     scored = score(classifier, tests, view, classifier.classes, run.device, seed, run.options["workers"])
     model.seen = add_seen(model.seen, LABELLED, train)
-    stage.trace(run, model, {"train": train}, data, steps=fed.steps)
+    selection = regime.selection(data["selection"])
+    stage.trace(run, model, {"train": train}, {**data, "selection": selection}, steps=done)
     if run.main:
         classifier.export(run.dir)
         scored.save(run.dir)
         stage.save_first(run, plan, model, lambda batch: batch.images[None], "Augmented training images.")
     facts = describe_sets(stage.named_sets(train, tests), held_out=data["test"] is None)
-    found = {**exposure(model.seen, tests), **scored.as_result(), **fed.counts()}
-    return run.finish({"data": facts, **found, "selection": model.selection(data["selection"])})
+    found = {**exposure(model.seen, tests), **scored.as_result(), **ended, **fed._replace(steps=done).counts()}
+    return run.finish({"data": facts, **found, "selection": model.selection(selection)})
 
 
 def _classifier(model: Backbone, classes: Sequence[str], method: Mapping[str, Any], weights: str) -> Classifier:
     """A new head on the network, or that of the classifier in `weights`. Raises UserError."""
     if not method["keep_head"]:
-        return Classifier(model, classes, method["dropout"])
+        new = Classifier(model, classes, method["dropout"])
+        initialise_head(new.head, method["head_init"], method["head_std"])
+        return new
     structure = read_head(weights).structure
     if structure.extra:
         raise UserError(
@@ -234,3 +288,7 @@ def _check(method: Mapping[str, Any]) -> None:
     """Raises UserError for fractions out of their range."""
     for key in ("label_smoothing", "dropout"):
         check_share(key, method[key])
+    if method["head_std"] <= 0.0:
+        raise UserError(f"method.head_std: expected more than 0, got {method['head_std']}; MAE has 2e-5")
+    if method["head_init"] != "torch" and method["keep_head"]:
+        raise UserError("method.head_init: method.keep_head keeps a trained head; leave one of both out")

@@ -41,15 +41,15 @@ def held_out_rows(keys: Tensor, labels: Tensor, *, seed: int, fraction: float = 
     return torch.isin(keys, torch.tensor(chosen, dtype=torch.int64))
 
 
-def describe_slice(images: Images, seed: int) -> dict[str, Any]:
+def describe_slice(images: Images, seed: int, fraction: float = CHOICE_FRACTION) -> dict[str, Any]:
     """How the slice of a training set was drawn, and its size: the entry `held_out` of a result."""
     assert images.labels is not None
     keys = images.units()
-    part = images.select(held_out_rows(keys, images.labels, seed=seed).nonzero()[:, 0])
+    part = images.select(held_out_rows(keys, images.labels, seed=seed, fraction=fraction).nonzero()[:, 0])
     return {
         "drawn": (HOW_DRAWN_OF_SEVERAL if has_several(images.labels) else HOW_DRAWN)
         + (WHOLE_GROUPS if images.groups is not None else ""),
-        "fraction": CHOICE_FRACTION,
+        "fraction": fraction,
         "seed": seed,
         "keys": len(part.units().unique()),
         "of_keys": len(keys.unique()),

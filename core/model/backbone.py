@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 import torch
 from timm.layers.format import Format
 from timm.layers.patch_embed import PatchEmbed
-from timm.models import group_parameters
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -25,17 +24,18 @@ from ..formats import FORMAT
 from ..manifest import guard, guard_alone, write_manifest
 from ..views.augmentation import LARGEST_SIDE
 from .boundary import Boundary
-from .description import DESCRIPTION, SEEN, WEIGHTS, read_description
+from .description import DESCRIPTION, SEEN, WEIGHTS, normalisation_of, read_description
+from .drop_path import key_drop_path, takes_drop_path, with_drop_path
 from .freezing import frozen_modules
+from .layer_numbers import layer_numbers
 from .lora import add_lora, folded, lora_options
 from .networks import OWN, build_network
 from .plain_timm import timm_entry
-from .sincos import fix_positions
+from .sincos import give_fixed_positions
 from .sizes import say_size, trained_size
 from .vit_blocks import pooled
 from .weights import import_options, load_file_strictly, read_tensors
 
-HALF = (0.5, 0.5, 0.5)
 LOOKED = ("tuned-on-target", "oracle")
 
 
@@ -101,18 +101,12 @@ class Backbone(nn.Module):
         width = getattr(self.model, "num_features", None)
         return getattr(self.model, "output_fmt", "NCHW") == "NHWC" or width not in (None, found.shape[1])
 
-    def layer_scales(self, decay: float | None) -> dict[str, float]:
+    def layer_scales(self, decay: float | None, stages: bool = False) -> dict[str, float]:
         """The learning rate's factor for each parameter of `model`: decay^(layers above it), 1 without decay. Raises UserError."""
-        names = [name for name, _ in self.model.named_parameters()]
         if decay is None:
-            return dict.fromkeys(names, 1.0)
-        matcher = getattr(self.model, "group_matcher", None)
-        if matcher is None:
-            raise UserError(f"optim.layer_decay: {self.spec['name']} does not name its layers; leave layer_decay out")
-        layers: Any = group_parameters(self.model, matcher(coarse=False), reverse=True)
-        top: int = max(layers.values())
-        # timm numbers the stem 0; the head above the last layer keeps the full rate.
-        return {name: decay ** (top + 1 - layers[name]) for name in names}
+            return {name: 1.0 for name, _ in self.model.named_parameters()}
+        numbers, head = layer_numbers(self.model, self.spec["name"], stages)
+        return {name: decay ** (head - number) for name, number in numbers.items()}
 
     def undecayed(self) -> set[Tensor]:
         """Parameters that the model itself exempts from weight decay (position embeddings, class tokens)."""
@@ -182,10 +176,11 @@ def create(
     name: str | None = None,
     weights: str = "none",
     stem: Literal["default", "small", "solo", "lightly"] | None = None,
-    pooling: Literal["token", "mean"] | None = None,
+    pooling: Literal["token", "mean", "fc_norm"] | None = None,
     positions: Literal["sincos"] | None = None,
     norm: str = "auto",
     freeze: str = "none",
+    drop_path: float | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     lora: Annotated[dict[str, Any] | None, Section(lora_options)] = None,
@@ -199,13 +194,15 @@ def create(
     weights: Weights to start from: none (random), timm (its hub), a .safetensors file, or the folder of an exported run.
     stem: First layers of a ResNet. `small`, for small images, is a 3x3 convolution of stride 1 without max-pooling; `solo` and
         `lightly` are those projects' variants of it, for weights of theirs. null: the run's, or timm's own.
-    pooling: Features of a ViT: its class token (`token`) or the mean over its patches (`mean`). null: the run's, or the model's own.
+    pooling: Features of a ViT: its class token (`token`), the mean over its patches (`mean`), or that mean before a new norm in place of
+        the last one (`fc_norm`), as MAE is fine-tuned. null: the run's, or the model's own.
     positions: `sincos` gives a new ViT fixed sine-cosine positions, since a short training hardly learns any. null: learned ones,
         except in methods that always fix them (MAE, MoCo v3, I-JEPA).
     norm: Which images share BatchNorm statistics: `batch` (the whole batch of all processes), `group:G` (each G consecutive images) or
         `local` (each process's own). auto: batch if several processes train a method that compares images, else local.
     freeze: Layers that keep their weights, their BatchNorms and dropout in eval mode: none, stem, stageN (all up to the N-th stage, of a
         ViT the N-th block) or all. With data.views without augmentation, adaptation runs these layers once for each image.
+    drop_path: Rate of drop path in the last block, 0 to below 1, to which it rises with depth. null: the run's, or the model's own.
     mean: Mean that is subtracted from inputs in 0..1, one number a channel. null: the run's, or timm's for this model.
     std: Standard deviation that inputs are then divided by, above 0, one number a channel. null: as for `mean`.
     lora: Low-rank adapters: train few parameters of given weights. null: train all.
@@ -213,22 +210,18 @@ def create(
 
     Raises UserError for unknown names, contradictions with the run, and weights that do not fit.
     """
-    if not 1 <= size <= LARGEST_SIDE:
-        raise UserError(f"data.size: {size} px are given; expected 1 to {LARGEST_SIDE}")
-    described: dict[str, Any] = {}
-    if weights not in ("none", "timm") and not weights.endswith(".safetensors"):
-        described = read_description(weights)
-        _refuse_contradictions(described, weights, name=name, stem=stem, args=args or None, mean=mean, std=std)
+    described = _described(size, weights, name=name, stem=stem, args=args or None, mean=mean, std=std)
+    if described:
         name, stem, args = described["name"], described["stem"], described["args"]
         pooling = pooling or described["pooling"]
     if name is None:
         raise UserError("backbone.name: missing; give a timm model (for example resnet18), or backbone.weights: RUN")
     spec = {"name": name, "args": dict(args), "size": size, "stem": stem or "default", "pooling": pooling}
-    model = build_network(spec, channels, own, pretrained=weights == "timm")
+    model = _network(spec, channels, own, weights == "timm", drop_path)
     say_size(model, name, size, trained_size(model, weights, described))
-    backbone = Backbone(model, spec, *_normalisation(model, described, channels, mean, std), channels)
+    backbone = Backbone(model, spec, *normalisation_of(model, described, channels, mean, std), channels)
     if positions is not None:
-        _fix_positions(model, name, weights)
+        give_fixed_positions(model, name, weights)
     _load_weights(backbone, weights, described)
     if lora is not None:
         add_lora(model, name, trained=weights != "none", **lora)
@@ -236,8 +229,30 @@ def create(
     return backbone
 
 
-def _refuse_contradictions(described: Mapping[str, Any], weights: str, **given: Any) -> None:
-    """Raises UserError if a given value (not None) differs from the run's."""
+def _network(
+    spec: dict[str, Any],
+    channels: int,
+    own: Mapping[str, Callable[..., nn.Module]],
+    pretrained: bool,
+    drop_path: float | None,
+) -> nn.Module:
+    """`build_network`, with a rate of drop path, which is no part of what is exported. Raises UserError."""
+    with takes_drop_path(spec["name"], drop_path):
+        model = build_network(
+            {**spec, "args": with_drop_path(spec["args"], drop_path)}, channels, own, pretrained=pretrained
+        )
+    if drop_path is not None:
+        key_drop_path(model, spec["name"], drop_path)
+    return model
+
+
+def _described(size: int, weights: str, **given: Any) -> dict[str, Any]:
+    """backbone.json of the run in `weights`; empty if that is none. Raises UserError if a given value (not None) differs from the run's."""
+    if not 1 <= size <= LARGEST_SIDE:
+        raise UserError(f"data.size: {size} px are given; expected 1 to {LARGEST_SIDE}")
+    if weights in ("none", "timm") or weights.endswith(".safetensors"):
+        return {}
+    described = read_description(weights)
     for key, value in given.items():
         value = list(value) if key in ("mean", "std") and value is not None else value
         if value is not None and value != described[key]:
@@ -245,36 +260,7 @@ def _refuse_contradictions(described: Mapping[str, Any], weights: str, **given: 
             raise UserError(
                 f"backbone.{key}: {value!r} contradicts {described[key]!r} of the run {weights}; leave the key out{null}"
             )
-
-
-def _normalisation(
-    model: nn.Module,
-    described: Mapping[str, Any],
-    channels: int,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-) -> tuple[Sequence[float], Sequence[float]]:
-    """(mean, std) of the inputs: as given, else the run's, else timm's for the model, else 0.5. Raises UserError."""
-    config = getattr(model, "pretrained_cfg", None) or {}
-    own_mean, own_std = (described.get(key, config.get(key, HALF)) for key in ("mean", "std"))
-    for key, given in (("mean", mean), ("std", std)):
-        if given is not None and (len(given) != channels or (key == "std" and min(given) <= 0.0)):
-            raise UserError(
-                f"backbone.{key}: expected {channels} numbers{' above 0' if key == 'std' else ''}, one a channel, got {list(given)}"
-            )
-    return mean or own_mean, std or own_std
-
-
-def _fix_positions(model: nn.Module, name: str, weights: str) -> None:
-    """Sine-cosine positions for a ViT with random weights. Raises UserError."""
-    if weights != "none":
-        raise UserError(f"backbone.positions: {weights} has its own positions; leave positions out")
-    if not isinstance(model, VisionTransformer) or model.pos_embed is None or model.embed_dim % 4:
-        raise UserError(
-            f"backbone.positions: sincos is for ViTs with a position for each patch and a width that is a multiple of 4, which "
-            f"{name} is not; leave positions out"
-        )
-    fix_positions(model)
+    return described
 
 
 def _load_weights(backbone: Backbone, weights: str, described: Mapping[str, Any]) -> None:
@@ -282,7 +268,9 @@ def _load_weights(backbone: Backbone, weights: str, described: Mapping[str, Any]
     model = backbone.model
     if described:
         guard(Path(described["path"]), (WEIGHTS, SEEN), "backbone.weights")
-        load_file_strictly(model, Path(described["path"]) / WEIGHTS, "backbone.weights")
+        load_file_strictly(
+            model, Path(described["path"]) / WEIGHTS, "backbone.weights", pooling=backbone.spec["pooling"]
+        )
         backbone.provenance = described["provenance"]
         seen = read_tensors(Path(described["path"]) / SEEN, "backbone.weights")
         backbone.seen = {stage: keys for stage, keys in seen.items() if stage != "none"}
@@ -295,6 +283,7 @@ def _load_weights(backbone: Backbone, weights: str, described: Mapping[str, Any]
             "backbone.weights",
             config.get("classifier"),
             import_options(backbone.spec),
+            backbone.spec["pooling"],
         )
     if weights == "timm" or weights.endswith(".safetensors"):
         backbone.provenance = [{"task": "external", "weights": Path(weights).name}]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from torch import nn
 
 from ..errors import UserError
 from ..files import expanded
@@ -12,6 +15,7 @@ from ..manifest import MANIFEST, exported_anew, guard
 from .weights import conversion_command
 
 WEIGHTS, DESCRIPTION, SEEN = "backbone.safetensors", "backbone.json", "seen.safetensors"
+HALF = (0.5, 0.5, 0.5)
 DESCRIBED = ("name", "args", "size", "stem", "pooling", "feature_dim", "mean", "std", "provenance")
 
 
@@ -42,3 +46,21 @@ def read_description(weights: str) -> dict[str, Any]:
     raise UserError(
         f"backbone.weights: {weights} {what}; expected none, timm, a .safetensors file or the folder of a run"
     )
+
+
+def normalisation_of(
+    model: nn.Module,
+    described: Mapping[str, Any],
+    channels: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> tuple[Sequence[float], Sequence[float]]:
+    """(mean, std) of the inputs: as given, else the run's, else timm's for the model, else 0.5. Raises UserError."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    own_mean, own_std = (described.get(key, config.get(key, HALF)) for key in ("mean", "std"))
+    for key, given in (("mean", mean), ("std", std)):
+        if given is not None and (len(given) != channels or (key == "std" and min(given) <= 0.0)):
+            raise UserError(
+                f"backbone.{key}: expected {channels} numbers{' above 0' if key == 'std' else ''}, one a channel, got {list(given)}"
+            )
+    return mean or own_mean, std or own_std

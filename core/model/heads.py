@@ -15,6 +15,7 @@ from ..formats import FORMAT, check_format
 from ..numerics import wide
 
 HeadKind = Literal["linear", "weightnorm", "cosine"]
+HeadInit = Literal["torch", "truncated_normal", "xavier", "kaiming", "zeros"]
 
 
 class Structure(NamedTuple):
@@ -114,3 +115,22 @@ class CosineHead(nn.Module):
 
 
 HeadLayer = nn.Linear | WeightNormHead | CosineHead
+
+
+def initialise_head(head: nn.Linear, how: HeadInit, std: float) -> None:
+    """Draw the weights of a new linear head anew, from torch's generator; its bias becomes 0. torch: it stays as torch makes it.
+
+    truncated_normal: N(0, std^2), as MAE's head (std 2e-5). xavier: uniform by both widths (Glorot & Bengio 2010, eq. 16). kaiming: normal
+    of variance 2 / inputs (He et al. 2015, arXiv:1502.01852, eq. 10). zeros: so the first logits are 0.
+    """
+    if how == "torch":
+        return
+    if how == "truncated_normal":
+        nn.init.trunc_normal_(head.weight, std=std)
+    elif how == "xavier":
+        nn.init.xavier_uniform_(head.weight)
+    elif how == "kaiming":
+        nn.init.kaiming_normal_(head.weight)
+    else:
+        nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)

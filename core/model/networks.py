@@ -15,6 +15,7 @@ from ..errors import UserError, first_line
 from .hub import without_retries
 from .lenet import LeNet
 from .smallconv import SmallConv
+from .weights import FC_NORM, with_new_fc_norm
 
 OWN: Mapping[str, Callable[..., nn.Module]] = {"lenet": LeNet, "smallconv": SmallConv}
 # ResNet stems for small images, 3x3 with stride 1 and no max-pooling: (padding, whether a ReLU follows). `small` is He et al.
@@ -63,7 +64,12 @@ def build_network(
         raise UserError(
             f"backbone.stem: {spec['stem']} has no weights at timm, whose stems are large; use stem: default or weights: none"
         )
-    model = _timm_model(spec, kwargs, pretrained)
+    fresh = pretrained and spec["pooling"] == FC_NORM  # timm's weights have the norm before pooling
+    model = _timm_model(spec, kwargs, pretrained and not fresh)
+    if fresh:
+        mean = {**spec, "pooling": "mean"}
+        state = _timm_model(mean, timm_arguments(mean, channels), True).state_dict()
+        model.load_state_dict(with_new_fc_norm(model.state_dict(), state))
     if spec["stem"] != "default":
         if not isinstance(model, ResNet):
             raise UserError(
@@ -110,9 +116,13 @@ def timm_arguments(spec: Mapping[str, Any], channels: int) -> dict[str, Any]:
     if config is not None and config.fixed_input_size:
         args["img_size"] = size
     if spec["pooling"] is not None:
-        # The final norm comes before pooling, so that both poolings share one set of weights.
+        # The final norm comes before pooling, so that token and mean share one set of weights.
         args.update(
-            {"token": {"global_pool": "token"}, "mean": {"global_pool": "avg", "fc_norm": False}}[spec["pooling"]]
+            {
+                "token": {"global_pool": "token"},
+                "mean": {"global_pool": "avg", "fc_norm": False},
+                FC_NORM: {"global_pool": "avg", "fc_norm": True},
+            }[spec["pooling"]]
         )
     if foreign := [key for key in NOT_OF_THE_NETWORK if key in args]:
         raise UserError(

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..errors import UserError
 
 
 def sincos(grid: tuple[int, int], dim: int) -> Tensor:
@@ -26,3 +28,15 @@ def fix_positions(vit: VisionTransformer) -> None:
     with torch.no_grad():
         vit.pos_embed.copy_(F.pad(sincos((rows, columns), vit.embed_dim), (0, 0, prefix, 0)))
     vit.pos_embed.requires_grad = False
+
+
+def give_fixed_positions(model: nn.Module, name: str, weights: str) -> None:
+    """Sine-cosine positions for a ViT with random weights. Raises UserError."""
+    if weights != "none":
+        raise UserError(f"backbone.positions: {weights} has its own positions; leave positions out")
+    if not isinstance(model, VisionTransformer) or model.pos_embed is None or model.embed_dim % 4:
+        raise UserError(
+            f"backbone.positions: sincos is for ViTs with a position for each patch and a width that is a multiple of 4, which "
+            f"{name} is not; leave positions out"
+        )
+    fix_positions(model)

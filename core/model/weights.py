@@ -19,14 +19,22 @@ from ..errors import UserError
 from ..formats import current_names
 from .sizes import positions_before_patches
 
+FC_NORM = "fc_norm"
+"""The pooling of a ViT that normalises the mean over its patches, and the name of that norm in timm."""
+
 
 def load_file_strictly(
-    model: nn.Module, path: Path, key: str, classifier: str | Sequence[str] | None = None, options: str = ""
+    model: nn.Module,
+    path: Path,
+    key: str,
+    classifier: str | Sequence[str] | None = None,
+    options: str = "",
+    pooling: str | None = None,
 ) -> None:
     """Load a safetensors file; position embeddings are resampled to the input size. Raises UserError naming `key`.
 
     classifier: layers of a classifier, which are dropped: published files have them, backbones do not. options: of `rootstock import`, by
-    which it builds this very network, for the remedy.
+    which it builds this very network, for the remedy. pooling: of the network; fc_norm begins new where the file has none.
     """
     tensors = read_tensors(path, key)
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
@@ -34,7 +42,19 @@ def load_file_strictly(
     tensors = {k: v for k, v in tensors.items() if k in own or not k.startswith(tuple(f"{head}." for head in heads))}
     if tensors and not own.keys() & tensors.keys():
         raise UserError(f"{key}: {path} holds {_names_of_others(own, tensors)}; {conversion_command(path, options)}")
+    tensors = with_new_fc_norm(own, tensors) if pooling == FC_NORM else tensors
     load_strictly(model, tensors, f"{key}: {path}")
+
+
+def with_new_fc_norm(own: Mapping[str, Tensor], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a ViT whose last norm comes before pooling, for one with fc_norm: without that norm, and with its own new one.
+
+    own: the state of the network. Tensors that have an fc_norm stay as they are.
+    """
+    new = {name: tensor for name, tensor in own.items() if name.startswith(f"{FC_NORM}.")}
+    if not new or new.keys() & tensors.keys():
+        return tensors
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith("norm.")} | new
 
 
 def conversion_command(path: Path, options: str = "") -> str:

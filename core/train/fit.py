@@ -111,13 +111,14 @@ def fit(
     every: Every = Every(),
     refresh: Refresh = NEVER,
     alarm: Alarm | None = None,
-) -> None:
-    """Train `method` in place for `steps` optimizer steps, from the newest checkpoint if there is one.
+    enough: Callable[[int], bool] | None = None,
+) -> int:
+    """Train `method` in place for `steps` optimizer steps, from the newest checkpoint if there is one; returns how many were made.
 
     method: see core/method.py. batches(step): this process's micro-batches of each step from `step` on. prepare: raw batch -> batch of
     the method. evaluators: called every `every.evaluate` steps and at the end, with the method in eval mode. refresh: before which steps
-    the method looks over the target. alarm: (step, logged row) -> a warning or None. Raises Interrupted, after saving, if asked to stop;
-    UserError after repeated non-finite losses.
+    the method looks over the target. alarm: (step, logged row) -> a warning or None. enough: after an evaluation, completed steps -> if
+    training stops, alike everywhere. Raises Interrupted, after saving, if asked to stop; UserError after repeated non-finite losses.
     """
     strategy = strategy_for(method, run)
     run.plan(steps)
@@ -132,31 +133,56 @@ def fit(
     score = partial(_score, strategy, trained, evaluators, steps_per_epoch, run)
     trained.train()
     phase.begin(phase.FIRST_STEP, start)
-    if evaluators and start and every.evaluates(start, steps) and not loop.evaluated(start):
-        score(start)  # an earlier command ended after saving and before evaluating
+    done, due = start, bool(evaluators) and start > 0 and every.evaluates(start, steps)
+    stopped = due and _judge(loop, every, start, score, enough, again=True)
     with stop_signals() as asked, Progress(run, steps, start) as progress:
         waiting = time.perf_counter()
-        for step, micro in zip(range(start, steps), batches(start), strict=True):
+        for step, micro in zip(range(start, steps), batches(start), strict=True) if not stopped else ():
             waited = time.perf_counter() - waiting
             progress.leave_out(refresh.before(trained, step, steps))
             done = step + 1
-            saves, loop.watching = every.saves(done, steps), every.logs(done, steps)
+            loop.watching = every.logs(done, steps)
             row = step_in_memory(loop, forward, micro, prepare, step, asked)
             phase.begin(phase.TRAINING, done)
             progress.advance(done, loop.images(micro), waited)
-            if saves or loop.watching or loop.stop or loop.due:
+            if every.saves(done, steps) or loop.watching or loop.stop or loop.due:
                 loop.flush()
             if loop.watching:
                 loop.log(done, row, progress, alarm)
             aside = time.perf_counter()
             _secure(loop, every, done)
-            if loop.stop and done < steps:
-                raise _interrupted(done, steps, run)
-            if evaluators and every.evaluates(done, steps):
-                score(done)
+            if evaluators and every.evaluates(done, steps) and _judge(loop, every, done, score, enough):
+                break
             waiting = time.perf_counter()
             progress.leave_out(waiting - aside)
     _close(loop, strategy)
+    return done
+
+
+def _judge(
+    loop: Loop,
+    every: Every,
+    done: int,
+    score: Callable[[int], None],
+    enough: Callable[[int], bool] | None,
+    again: bool = False,
+) -> bool:
+    """Evaluate; returns whether training stops before its last step. Then the state is saved, so that the same command goes on from there.
+
+    again: whether a resumed run is at this step; it evaluates only if an earlier command ended after saving and before evaluating.
+    """
+    if not again or not loop.evaluated(done):
+        score(done)
+    if enough is None or done == loop.steps or not enough(done):
+        return False
+    if again:
+        return True
+    loop.run.log(f"step {done} of {loop.steps}: the last evaluations brought nothing better, so training stops here")
+    if not every.saves(done, loop.steps):
+        loop.flush()
+        with phase.during(phase.CHECKPOINT):
+            loop.save(done)
+    return True
 
 
 def _note_length(optim: Optim, steps: int, steps_per_epoch: int, run: Run) -> None:
@@ -178,7 +204,10 @@ def _close(loop: Loop, strategy: Strategy) -> None:
 
 
 def _secure(loop: Loop, every: Every, done: int) -> None:
-    """Compare the weights of the processes and save them, where one of both is due: weights that have come apart are not saved."""
+    """Compare the weights of the processes and save them, where one of both is due: weights that have come apart are not saved.
+
+    Raises Interrupted if some process was asked to stop.
+    """
     # Before an evaluation, which may outlast the time that a scheduler gives a run to stop.
     saves = every.saves(done, loop.steps) or loop.stop or loop.due
     if every.verifies(done, loop.steps, saves):
@@ -187,6 +216,8 @@ def _secure(loop: Loop, every: Every, done: int) -> None:
     if saves:
         with phase.during(phase.CHECKPOINT):
             loop.save(done)
+    if loop.stop and done < loop.steps:
+        raise _interrupted(done, loop.steps, loop.run)
 
 
 def _interrupted(done: int, steps: int, run: Run) -> Interrupted:

@@ -33,6 +33,8 @@ class Optim:
     duration: Length of the training, in steps (`1000`) or epochs (`10ep`). auto: 100 epochs of pretraining or 30 of others, but at least
         1,000 and at most 100,000 steps.
     warmup: Linear rise of the rate from 0, in steps, epochs (`10ep`) or a part of the duration (`5%`).
+    warmup_from: Whether the first step of the warm-up already has the rate of one (step), or 0 and the last one a step's less than the
+        peak (zero), as the code of MAE, MoCo v3 and DINO has it.
     schedule: The rate after the warm-up. `cosine` falls to min_lr, `constant` stays at the peak, `inverse` is
         (1 + 10 p)^-0.75 with p from 0 to 1 (Ganin & Lempitsky 2015, arXiv:1409.7495), `inverse_steps` is (1 + inverse_alpha * steps)^-0.75
         whatever the duration (tllib, the authors of CDAN).
@@ -49,7 +51,10 @@ class Optim:
     clip: Largest norm of the gradient, above 0; longer gradients are scaled down to it. null: no clipping.
     clip_by: Whose norm `clip` limits: that of all parameters together (global) or of each by itself (parameter).
     backbone_lr: Factor of the backbone's learning rate, 0 or more.
-    layer_decay: Factor of the rate from each layer of the backbone to the one below it, above 0 and at most 1. null: no difference.
+    layer_decay: Factor of the rate from each layer of the backbone to the one below it, above 0 and at most 1; the last norm has the
+        head's rate, as in BEiT and MAE. null: no difference.
+    layer_groups: What a layer is for layer_decay: each residual block (blocks), as timm has it, or each stage (stages: a ResNet's stem and
+        layer1 to layer4). Of a ViT they are the same.
 
     Raises UserError for a number out of range.
     """
@@ -59,6 +64,7 @@ class Optim:
     batch_size: Annotated[int, OrAuto]
     duration: Annotated[Duration, OrAuto]
     warmup: Duration = Duration(0, "steps")
+    warmup_from: Literal["step", "zero"] = "step"
     schedule: Literal["cosine", "constant", "inverse", "inverse_steps"] = "cosine"
     inverse_alpha: float = 0.001
     min_lr: float = 0.0
@@ -74,6 +80,7 @@ class Optim:
     clip_by: Literal["global", "parameter"] = "global"
     backbone_lr: float = 1.0
     layer_decay: float | None = None
+    layer_groups: Literal["blocks", "stages"] = "blocks"
 
     def __post_init__(self) -> None:
         """Raises UserError for a number out of range."""
@@ -156,7 +163,7 @@ class Optim:
         """The learning rate of the step that follows `step` completed ones. constant: for modules in `Method.constant_rate`."""
         warmup = self.warmup_steps(steps, steps_per_epoch)
         if step < warmup:
-            return self.peak_lr * (step + 1) / warmup
+            return self.peak_lr * (step + (self.warmup_from == "step")) / warmup
         if constant or self.schedule == "constant":
             return self.peak_lr
         if self.schedule == "inverse_steps":
@@ -188,7 +195,7 @@ def parameter_groups(method: nn.Module, optim: Optim) -> list[dict[str, Any]]:
     exempt: set[Tensor] = set()
     # Every backbone inside, since `method.backbone` may be a teacher, which is not trained.
     for backbone in (module for module in method.modules() if isinstance(module, Backbone)):
-        layer = backbone.layer_scales(optim.layer_decay)
+        layer = backbone.layer_scales(optim.layer_decay, optim.layer_groups == "stages")
         scales |= {p: optim.backbone_lr * layer[name] for name, p in backbone.model.named_parameters()}
         exempt |= backbone.undecayed()
     constant_modules = method.constant_rate if isinstance(method, Method) else ()

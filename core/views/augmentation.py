@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import UserError
-from .erasing import Fill
+from .erasing import RATIO, Fill
 from .resample import Interpolation
+from .timm_randaugment import TimmRandAugment
 
 # One probability for all views, or one for each view.
 Each = float | tuple[float, ...]
@@ -49,8 +50,11 @@ class Augmentation:
     centre: Side of the central square as a part of the image's shorter side, above 0 and up to 1; used where scale is null.
     randaugment: Number of RandAugment operations for each view, 0 to 100 (Cubuk et al. 2020, arXiv:1909.13719); 8-bit images only.
     magnitude: Strength of the RandAugment operations on torchvision's scale, 0 to 30; timm's m9 is 27 here.
+    timm_randaugment: RandAugment as timm has it, by timm's string, such as rand-m9-mstd0.5-inc1; in the place of randaugment. Its fifteen
+        operations, each with probability 0.5, fill with the mean colour and move pixels by the filter of `interpolation`. null: none.
     erase: Probability of random erasing: one box of a view is overwritten (Zhong et al. 2020, arXiv:1708.04896).
     erase_scale: Smallest and largest part of the view's area that the erased box takes, above 0 and up to 1.
+    erase_ratio: Smallest and largest height / width of the erased box, above 0, drawn log-uniformly; [0.3, 3.3] is torchvision's.
     erase_fill: What the erased box is filled with: mean (of the normalisation, so zeros) or noise (standard normal values).
     local: Number of small local crops of each image beside the views (multi-crop, Caron et al. 2020, arXiv:2006.09882), 0 to 64.
     local_size: Side of a local crop in pixels, 1 to 16384. null is 3/7 of the views' size (96 of 224), rounded to a multiple of 8.
@@ -79,8 +83,10 @@ class Augmentation:
     centre: float = 1.0
     randaugment: int = 0
     magnitude: float = 9.0
+    timm_randaugment: str | None = None
     erase: float = 0.0
     erase_scale: tuple[float, float] = (0.02, 0.33)
+    erase_ratio: tuple[float, float] = RATIO
     erase_fill: Fill = "mean"
     local: int = 0
     local_size: int | None = None
@@ -99,7 +105,7 @@ class Augmentation:
                 self._expect(
                     key, 0.0 < low <= high <= 1.0, "the smallest and the largest part of the area, above 0 and up to 1"
                 )
-        for key in ("ratio", "zoom"):
+        for key in ("ratio", "zoom", "erase_ratio"):
             low, high = getattr(self, key)
             self._expect(key, 0.0 < low <= high, "the smallest and the largest, above 0")
         low, high = self.blur_sigma
@@ -113,6 +119,9 @@ class Augmentation:
         self._expect(
             "randaugment", 0 <= self.randaugment <= MOST_OPERATIONS, f"a number of operations, 0 to {MOST_OPERATIONS}"
         )
+        if self.timm_randaugment is not None:
+            TimmRandAugment.parse(self.timm_randaugment)
+            self._expect("timm_randaugment", not self.randaugment, "null beside randaugment, which is torchvision's")
         self._expect("magnitude", 0.0 <= self.magnitude <= 30.0, "a number from 0 to 30")
         self._expect("local", 0 <= self.local <= MOST_LOCAL, f"a number of local crops, 0 to {MOST_LOCAL}")
         side = self.local_size
@@ -125,7 +134,7 @@ class Augmentation:
     @property
     def varies(self) -> bool:
         """Whether anything of a view is drawn, so that an image has other views at other times."""
-        chances = [getattr(self, key) for key in ("flip", "erase", "rotate", "shift", "randaugment", "local")]
+        chances = [getattr(self, key) for key in KEYS_THAT_DRAW]
         chances += [probability(getattr(self, key), 0) for key in PER_VIEW]
         return self.scale is not None or tuple(self.zoom) != (1.0, 1.0) or any(chances)
 
@@ -140,6 +149,7 @@ class Augmentation:
                 )
 
 
+KEYS_THAT_DRAW = ("flip", "erase", "rotate", "shift", "randaugment", "timm_randaugment", "local")
 PER_VIEW = ("difference", "jitter_p", "grayscale", "blur", "solarize", "invert")
 
 

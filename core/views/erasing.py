@@ -14,14 +14,21 @@ Fill = Literal["mean", "noise"]
 TRIES, RATIO = 10, (0.3, 3.3)
 
 
-def random_erasing(x: Tensor, draws: Draws, p: float, scale: tuple[float, float], fill: Fill) -> Tensor:
+def random_erasing(
+    x: Tensor,
+    draws: Draws,
+    p: float,
+    scale: tuple[float, float],
+    fill: Fill,
+    ratio: tuple[float, float] = RATIO,
+) -> Tensor:
     """Random erasing (Zhong et al. 2020, arXiv:1708.04896) with probability p; x: normalised float [N, C, H, W].
 
     scale: range of the box's part of the area. fill: mean (zeros, since x is normalised) or noise (standard normal values).
-    Changes x itself on the CPU.
+    ratio: range of the box's height / width. Changes x itself on the CPU.
     """
     channels, height, width = x.shape[1:]
-    boxes = erasing_boxes(draws, height, width, scale)
+    boxes = erasing_boxes(draws, height, width, scale, ratio)
     boxes = boxes * draws.bernoulli("p", p)[:, None]  # an empty box erases nothing
     if not x.is_cpu or torch.compiler.is_compiling():
         value = draws.normal("noise", channels, height, width) if fill == "noise" else torch.zeros_like(x)
@@ -35,13 +42,15 @@ def random_erasing(x: Tensor, draws: Draws, p: float, scale: tuple[float, float]
     return x
 
 
-def erasing_boxes(draws: Draws, height: int, width: int, scale: tuple[float, float]) -> Tensor:
+def erasing_boxes(
+    draws: Draws, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float] = RATIO
+) -> Tensor:
     """int64 [N, 4] as top, left, height, width: the first of ten tries that is smaller than the image, else an empty box.
 
-    The area is uniform in `scale`, height by width log-uniform in RATIO.
+    The area is uniform in `scale`, height by width log-uniform in `ratio`.
     """
     area = height * width * draws.uniform("area", TRIES, low=scale[0], high=scale[1]).double()
-    aspect = draws.uniform("aspect", TRIES, low=math.log(RATIO[0]), high=math.log(RATIO[1])).double().exp()
+    aspect = draws.uniform("aspect", TRIES, low=math.log(ratio[0]), high=math.log(ratio[1])).double().exp()
     h, w = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
     fits = (h < height) & (w < width)
     first = fits.int().argmax(1, keepdim=True)

@@ -6,7 +6,7 @@ micro-batch if its size is even, so the result does not depend on how the batch 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +16,31 @@ from ..draws import Draws
 from ..errors import UserError
 from .erasing import within
 
+MixBy = Literal["pair", "batch"]
+
 
 class Mixing(NamedTuple):
-    """Parameters of Beta(a, a) for mixup and for cutmix; 0 is off. If both are on, each is applied to half of the images."""
+    """Parameters of Beta(a, a) for mixup and for cutmix; 0 is off. If both are on, each is applied to half of the images.
+
+    by: whether each image of a pair has a lambda, a kind and a box of its own, or all of a global batch the same, as in timm; then each
+    batch has a half chance of either kind.
+    """
 
     mixup: float = 0.0
     cutmix: float = 0.0
+    by: MixBy = "pair"
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is mixed."""
+        return bool(self.mixup or self.cutmix)
+
+    def draws_of(self, draws: Draws, batch_size: int) -> Draws:
+        """The draws that `mix_images` takes, of the stream that each image would have. batch_size: images of a global batch."""
+        if self.by == "pair":
+            return draws
+        # Positions of a batch are consecutive, and the first one of step s is s * batch_size: equal rows, whoever holds them.
+        return Draws(draws.seed, draws.positions // batch_size, f"{draws.prefix}batch/")
 
     def check(self, batch_size: int, parts: int) -> None:
         """Raises UserError for parameters below 0, and if some of the parts (processes x micro-batches) of a batch have odd sizes."""
@@ -30,7 +49,7 @@ class Mixing(NamedTuple):
                 raise UserError(
                     f"method.{key}: expected the parameter of Beta(a, a), 0 for none, got {getattr(self, key)}"
                 )
-        if any(self) and batch_size % (2 * parts):
+        if self.on and batch_size % (2 * parts):
             raise UserError(
                 f"optim.batch_size: {batch_size} does not divide into {parts} part{'s' if parts > 1 else ''} of even size; "
                 f"method.mixup and method.cutmix mix pairs of images, choose a multiple of {2 * parts}"
@@ -46,7 +65,7 @@ def mix_images(images: Tensor, labels: Tensor, draws: Draws, classes: int, mixin
     """
     n, _, height, width = images.shape
     one_hot = F.one_hot(labels, classes).to(images.dtype)
-    if not any(mixing):
+    if not mixing.on:
         return images, one_hot
     if n % 2:
         raise ValueError(f"mixing needs pairs, got {n} images")

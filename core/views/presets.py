@@ -66,6 +66,18 @@ VIEWS: Mapping[str, Callable[..., Augmentation]] = {
     "randaugment": partial(
         Augmentation, scale=(0.08, 1.0), flip=0.5, randaugment=2, magnitude=9.0, erase=0.25, erase_fill="noise"
     ),
+    # He et al. 2022 (arXiv:2111.06377), fine-tuning: appendix A.2 and its code, which is timm's RandAugment and random erasing.
+    "mae_finetune": partial(
+        Augmentation,
+        scale=(0.08, 1.0),
+        interpolation="bicubic",
+        flip=0.5,
+        timm_randaugment="rand-m9-mstd0.5-inc1",
+        erase=0.25,
+        erase_scale=(0.02, 1 / 3),
+        erase_ratio=(0.3, 1 / 0.3),
+        erase_fill="noise",
+    ),
     # The strong view of Sohn et al. 2020 (FixMatch, arXiv:2001.07685), section 2.3: RandAugment of two operations, then Cutout of a quarter
     # of the area. The magnitude is that of tllib's command for adaptation, timm's rand-m10-n2-mstd2, whose mean is 9.2 of 10: 27 of 30.
     # The paper draws each operation's magnitude anew; tllib has no Cutout.

@@ -119,7 +119,7 @@ def _map_levels(x: Tensor, operation: Tensor, sign: Tensor, strength: float) -> 
         POSTERIZE: levels & (0xFF << (8 - bits) & 0xFF),
         SOLARIZE: torch.where(levels >= _threshold(strength), 255 - levels, levels),
     }
-    return _looked_up(x.flatten(2).long(), mapped, operation).view_as(x)
+    return looked_up(x.flatten(2).long(), mapped, operation).view_as(x)
 
 
 def _threshold(strength: float) -> float:
@@ -134,11 +134,11 @@ def _map_histogram(x: Tensor, operation: Tensor, sign: Tensor, strength: float) 
     levels, pixels = torch.arange(256, device=x.device), x.flatten(2).long()
     count = torch.zeros(*x.shape[:2], 256, dtype=torch.int64, device=x.device)
     count.scatter_add_(2, pixels, torch.ones_like(pixels))
-    mapped = {AUTOCONTRAST: _stretched(count, levels), EQUALIZE: _equalized(count, levels)}
-    return _looked_up(pixels, mapped, operation).view_as(x)
+    mapped = {AUTOCONTRAST: _stretched(count, levels), EQUALIZE: equalized(count, levels)}
+    return looked_up(pixels, mapped, operation).view_as(x)
 
 
-def _looked_up(pixels: Tensor, mapped: Mapping[int, Tensor], operation: Tensor) -> Tensor:
+def looked_up(pixels: Tensor, mapped: Mapping[int, Tensor], operation: Tensor) -> Tensor:
     """Map pixels, int64 [N, C, H * W], by the table of their image's operation; uint8 of the same shape."""
     n, channels = pixels.shape[:2]
     table = torch.arange(256, device=pixels.device).expand(n, channels, 256)
@@ -156,7 +156,7 @@ def _stretched(count: Tensor, levels: Tensor) -> Tensor:
     return ((levels - torch.where(flat, 0, low)) / span).clamp(0, 255).long()
 
 
-def _equalized(count: Tensor, levels: Tensor) -> Tensor:
+def equalized(count: Tensor, levels: Tensor) -> Tensor:
     """Histogram equalisation in integers as in Pillow: 255 steps of equal count, without the brightest level."""
     up_to = count.cumsum(2)
     total = up_to[..., -1:]

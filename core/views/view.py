@@ -25,6 +25,7 @@ from .erasing import random_erasing
 from .randaugment import rand_augment
 from .resample import Interpolation, centre_cut, crop_resize, crop_resize_each, resize_centre
 from .scaled_decode import scaled_boxes, useful_scale
+from .timm_randaugment import TimmRandAugment, timm_rand_augment
 
 Sides = Sequence[tuple[int, int]]  # (H, W) of each picture
 SMALLEST_CROP = 0.01  # the picture is resized to 1 / crop of the view before the centre is cut out
@@ -145,6 +146,10 @@ class View:
         return self.augmentation.blur_sigma[1] * self.size / 224.0
 
     def _augment(self, crops: Tensor, draws: Draws) -> Tensor:
+        if self.augmentation.timm_randaugment is not None:
+            settings = TimmRandAugment.parse(self.augmentation.timm_randaugment)
+            filter = self.augmentation.interpolation
+            return timm_rand_augment(crops, draws.stream("randaugment"), settings, self.mean, filter)
         if not self.augmentation.randaugment:
             return crops
         return rand_augment(
@@ -160,6 +165,7 @@ class View:
             self.augmentation.erase,
             self.augmentation.erase_scale,
             self.augmentation.erase_fill,
+            self.augmentation.erase_ratio,
         )
 
     def _colours(self, draws: Draws) -> Colours:

@@ -266,7 +266,7 @@ def test_a_teacher_is_exported_and_its_student_trained() -> None:
 
     found = scales(Taught(), layer_decay=0.5, backbone_lr=0.1)
     assert all(name.startswith("student.") for name in found)
-    assert {round(scale, 6) for scale in found.values()} == {0.05, 0.025, 0.0125, 0.00625}
+    assert {round(scale, 6) for scale in found.values()} == {0.1, 0.05, 0.025, 0.0125, 0.00625}
 
 
 def test_the_rate_is_told_with_its_scaling() -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy import stats
+from timm.data.mixup import Mixup, mixup_target
 from torch import Tensor
 
 from rootstock.core.draws import Draws
@@ -102,3 +103,40 @@ def test_pairs_must_stay_together() -> None:
         Mixing(-0.1).check(64, 1)
     with pytest.raises(ValueError, match="pairs"):
         mix_images(*batch(3), CLASSES, BOTH)
+
+
+def test_one_lambda_a_batch_as_timm_mixes() -> None:
+    """Against timm's Mixup on pairs that its flip of the batch makes too: [0 1 2 3] against [1 0 3 2] of ours."""
+    mixing, size = BOTH._replace(by="batch"), 8
+    images, labels, _ = batch(size)
+    kinds = set()
+    for step in range(3, 83, 10):
+        own = Draws(0, torch.arange(size) + step * size)
+        drawn = mixing.draws_of(own, size)
+        mixed, soft = mix_images(images[:size], labels[:size], drawn, CLASSES, mixing)
+        by_box = bool(drawn.bernoulli("which", 0.5)[0])
+        kinds.add(by_box)
+        theirs = Mixup(0.8, 1.0, num_classes=CLASSES, label_smoothing=0.0, correct_lam=True)
+        share = drawn.beta("cutmix", 1.0, 1.0) if by_box else drawn.beta("mixup", 0.8, 0.8)
+        assert len(share.unique()) == 1
+        box = cutmix_boxes(drawn, 12, 16, share)[0].tolist()
+        paired = torch.cat([images[0:size:2], images[1:size:2].flip(0)])  # what flip(0) pairs: k with size - 1 - k
+        left = float(share[0])
+        if by_box:
+            top, first, h, w = box
+            left = 1 - h * w / (12 * 16)
+            expected = paired.clone()
+            expected[..., top : top + h, first : first + w] = paired.flip(0)[..., top : top + h, first : first + w]
+        else:
+            expected = paired * left + paired.flip(0) * (1 - left)
+        assert torch.allclose(torch.cat([mixed[0::2], mixed[1::2].flip(0)]), expected, atol=1e-6)
+        classes = torch.cat([labels[0:size:2], labels[1:size:2].flip(0)])
+        wanted = mixup_target(classes, CLASSES, left, 0.0)
+        assert torch.allclose(torch.cat([soft[0::2], soft[1::2].flip(0)]), wanted, atol=1e-6)
+        assert theirs.mix_prob == 1.0 and theirs.switch_prob == 0.5  # what `by: batch` has
+        halves = [
+            mix_images(images[r], labels[r], mixing.draws_of(Draws(0, own.positions[r]), size), CLASSES, mixing)[0]
+            for r in (slice(2), slice(2, size))
+        ]
+        assert torch.equal(torch.cat(halves), mixed)
+    assert kinds == {True, False}

@@ -13,14 +13,15 @@ from rootstock.core.views.erasing import erasing_boxes, random_erasing
 from rootstock.core.views.multiview import multiview
 from rootstock.core.views.presets import VIEWS
 from rootstock.core.views.randaugment import rand_augment
+from rootstock.core.views.timm_randaugment import TimmRandAugment, timm_rand_augment
 from rootstock.core.views.view import View
 
 PLAIN: dict[str, Any] = {
     "scale": None, "ratio": (3 / 4, 4 / 3), "interpolation": "bilinear", "flip": 0.0, "rotate": 0.0, "shift": 0.0,
     "zoom": (1.0, 1.0), "jitter": (0.0, 0.0, 0.0, 0.0), "jitter_p": 0.0, "grayscale": 0.0, "blur": 0.0,
     "blur_sigma": (0.1, 2.0), "difference": 0.0, "solarize": 0.0, "invert": 0.0,
-    "centre": 1.0, "randaugment": 0, "magnitude": 9.0, "erase": 0.0,
-    "erase_scale": (0.02, 0.33), "erase_fill": "mean",
+    "centre": 1.0, "randaugment": 0, "magnitude": 9.0, "timm_randaugment": None, "erase": 0.0,
+    "erase_scale": (0.02, 0.33), "erase_ratio": (0.3, 3.3), "erase_fill": "mean",
 }  # fmt: skip
 SIMCLR = {
     "scale": (0.08, 1.0), "flip": 0.5, "jitter": (0.8, 0.8, 0.8, 0.2), "jitter_p": 0.8, "grayscale": 0.2, "blur": 0.5,
@@ -51,6 +52,20 @@ PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any], int, dict[str, Any]]]
     "simmim": (i := {"scale": (0.67, 1.0), "flip": 0.5}, i, 0, {}),
     "supervised": (u := {"scale": (0.08, 1.0), "flip": 0.5}, u, 0, {}),
     "randaugment": (r := {**u, "randaugment": 2, "erase": 0.25, "erase_fill": "noise"}, r, 0, {}),
+    "mae_finetune": (
+        t := {
+            **u,
+            "interpolation": "bicubic",
+            "timm_randaugment": "rand-m9-mstd0.5-inc1",
+            "erase": 0.25,
+            "erase_fill": "noise",
+            "erase_scale": (0.02, 1 / 3),
+            "erase_ratio": (0.3, 1 / 0.3),
+        },
+        t,
+        0,
+        {},
+    ),
     "fixmatch": (
         f := {**u, "randaugment": 2, "magnitude": 27.0, "erase": 1.0, "erase_scale": (0.25, 0.25)},
         f,
@@ -86,7 +101,7 @@ OTHER: dict[str, Any] = {
     "scale": (0.3, 0.9), "ratio": (0.5, 2.0), "interpolation": "bicubic", "flip": 0.3, "rotate": 7.0, "shift": 0.11,
     "zoom": (0.8, 1.3), "jitter": (0.1, 0.2, 0.3, 0.4), "jitter_p": 0.6, "grayscale": 0.15, "blur": 0.35,
     "blur_sigma": (0.2, 1.7), "difference": 0.25, "solarize": 0.45, "invert": 0.55, "centre": 0.9, "randaugment": 3, "magnitude": 11.0,
-    "erase": 0.65, "erase_scale": (0.1, 0.2), "erase_fill": "noise",
+    "erase": 0.65, "erase_scale": (0.1, 0.2), "erase_ratio": (0.5, 2.5), "erase_fill": "noise", "timm_randaugment": "rand-m7",
 }  # fmt: skip
 
 
@@ -114,6 +129,17 @@ def test_a_view_passes_its_numbers_to_randaugment() -> None:
     view = View(24, (0.0,), (1.0,), augmentation=Augmentation(randaugment=3, magnitude=24.0))
     expected = rand_augment(images, draws.stream("randaugment"), 3, 24.0)
     assert torch.allclose(view.finish(images, draws), expected / 255.0, atol=1e-6)
+
+
+def test_a_view_passes_its_colour_and_filter_to_timms_randaugment() -> None:
+    images, draws = crops(20), Draws(3, torch.arange(20))
+    augmentation = Augmentation(timm_randaugment="rand-m8-n3-inc1", interpolation="bicubic")
+    view = View(24, (0.25,), (0.5,), augmentation=augmentation)
+    settings = TimmRandAugment(8.0, operations=3, increasing=True)
+    expected = timm_rand_augment(images, draws.stream("randaugment"), settings, (0.25,), "bicubic")
+    assert torch.allclose(view.finish(images, draws), (expected / 255.0 - 0.25) / 0.5, atol=1e-6)
+    with pytest.raises(UserError, match=r"timm_randaugment: rand-m9 is given; expected null beside randaugment"):
+        Augmentation(timm_randaugment="rand-m9", randaugment=2)
 
 
 @pytest.mark.parametrize("fill", ["mean", "noise"])
@@ -160,7 +186,7 @@ WRONG: list[tuple[str, Any]] = [
     ("flip", 1.5), ("flip", -1.0), ("erase", 2.0), ("jitter_p", 3.0), ("grayscale", -0.1), ("blur", (0.5, 2.0)),
     ("solarize", 7.0), ("invert", 2.0), ("local_blur", 3.0), ("local_solarize", -2.0), ("scale", (1.0, 0.2)),
     ("scale", (-1.0, 0.0)), ("scale", (0.2, 3.0)), ("scale", (0.0, 0.0)), ("local_scale", (2.0, 3.0)),
-    ("erase_scale", (0.5, 0.1)), ("erase_scale", (-0.1, 0.3)), ("ratio", (0.0, 1.0)), ("ratio", (2.0, 0.5)),
+    ("erase_scale", (0.5, 0.1)), ("erase_scale", (-0.1, 0.3)), ("erase_ratio", (0.0, 1.0)), ("ratio", (0.0, 1.0)), ("ratio", (2.0, 0.5)),
     ("zoom", (0.0, 1.0)), ("zoom", (1.2, 0.8)), ("blur_sigma", (0.0, 0.0)), ("blur_sigma", (2.0, 0.1)),
     ("jitter", (-1.0, 0.0, 0.0, 0.0)), ("jitter", (0.0, 0.0, 0.0, 0.9)), ("jitter", (0.0, 0.0, 0.0, -0.1)),
     ("rotate", -5.0), ("shift", -0.1), ("centre", -1.0), ("centre", 2.0), ("randaugment", -1), ("magnitude", -5.0),

@@ -1,0 +1,83 @@
+"""The first half of LP-FT (Kumar et al. 2022, arXiv:2202.10054): the head that fine-tuning starts from is a linear probe's.
+
+A new head's first gradients would distort the features; a trained one leaves them less to change. The probe is logistic regression on the
+features of the backbone as it was given, in evaluation's view.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ...core.digested import read_digested, write_digested
+from ...core.distributed import broadcast_text
+from ...core.errors import UserError
+from ...core.evaluate.features import extract
+from ...core.evaluate.logreg import LogisticRegression, fit_choosing_C
+from ...core.images.images import Images
+from ...core.manifest import DamagedFile
+from ...core.model.classifier import Classifier
+from ...core.run.directory import Run
+from ...core.views.view import Evaluation
+
+LINEAR_FIRST = "linear_first.safetensors"
+TRIED_C = (
+    1e-4,
+    1e-3,
+    1e-2,
+    1e-1,
+    1e0,
+    1e1,
+    1e2,
+    1e3,
+)  # values of C, of which one is chosen on a held-out 20 % of the training images
+
+
+def probe_head(run: Run, classifier: Classifier, images: Images, view: Evaluation) -> None:
+    """Give the classifier the head of a linear probe of its backbone. Called on every process, before the training.
+
+    A command that goes on with a run reads the head that the first one stored. Raises UserError for features that are not finite.
+    """
+    path = run.checkpoints / "kept" / LINEAR_FIRST
+    stored = None
+    if broadcast_text("yes" if run.main and path.is_file() else ""):
+        try:
+            stored = read_digested(path)
+        except DamagedFile as error:
+            run.log(f"WARNING: {error}; the linear probe is fitted again")
+    if not broadcast_text("yes" if stored is not None else ""):
+        classifier.to(run.device)
+        found = _fitted(run, classifier, images, view)
+        run.log(f"linear probe before fine-tuning: C {found.C:g}, chosen on a held-out 20 % of the training images")
+        stored = head_of(found, len(classifier.classes))
+        if run.main:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_digested(path, stored)
+    if stored is None:
+        raise UserError(
+            f"run.dir: rank 0 reads {path}, which other processes do not find; put run.dir on a disk that all nodes share"
+        )
+    with torch.no_grad():
+        classifier.head.weight.copy_(stored["weight"])
+        classifier.head.bias.copy_(stored["bias"])
+
+
+def _fitted(run: Run, classifier: Classifier, images: Images, view: Evaluation) -> LogisticRegression:
+    features = extract(classifier.backbone, images, view, device=run.device, workers=run.options["workers"])
+    assert images.labels is not None
+    return fit_choosing_C(
+        features, images.labels, images.units(), len(classifier.classes), seed=run.seed, values_of_C=TRIED_C
+    )
+
+
+def head_of(model: LogisticRegression, classes: int) -> dict[str, torch.Tensor]:
+    """Weight [K, D] and bias [K], float32, of the linear layer that gives the regression's logits on unscaled features.
+
+    A class without training images has the smallest bias of all, and no weights.
+    """
+    weight, bias = nn.Linear(len(model.mean), classes).state_dict().values()
+    scaled = (model.weight / model.scale).cpu()
+    offset = model.bias.cpu() - scaled @ model.mean.cpu()
+    weight, bias = torch.zeros_like(weight), torch.full_like(bias, float(offset.min()))
+    weight[model.classes.cpu()], bias[model.classes.cpu()] = scaled.float(), offset.float()
+    return {"weight": weight, "bias": bias}

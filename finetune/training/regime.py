@@ -1,0 +1,121 @@
+"""What surrounds the steps of a fine-tuning: the head that it starts from, evaluation meanwhile, and which weights are taken at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ...core.errors import UserError
+from ...core.evaluate.held_out import describe_slice
+from ...core.evaluate.trained import calibration_entry
+from ...core.images.images import Images
+from ...core.model.classifier import Classifier
+from ...core.run.directory import Run
+from ...core.train.fit import Evaluator, Training
+from ...core.views.view import Evaluation
+from .averages import Averaging, ExponentialAverage, interpolated
+from .evaluation import NAME, HeldOutEvaluation, check_evaluation
+from .linear_first import probe_head
+from .statistics import recompute_statistics
+
+FADED = 0.1  # part of an exponential average that the first step's weights may still have
+
+
+class Regime(NamedTuple):
+    """As `method` and `evaluate` ask for it. Its methods are called on every process alike."""
+
+    run: Run
+    method: Mapping[str, Any]
+    classifier: Classifier
+    averaging: Averaging | None
+    evaluation: HeldOutEvaluation | None
+    whole: Images  # the training images, those that are held out included
+    train: Images
+    view: Evaluation
+    start: dict[str, Tensor]  # the weights before the first step, for wise_ft; on the CPU
+
+    @property
+    def evaluators(self) -> dict[str, Evaluator]:
+        """What looks at the slice during training."""
+        return {} if self.evaluation is None else {NAME: self.evaluation}
+
+    def begin(self) -> None:
+        """Before the first step."""
+        if self.method["linear_first"]:
+            probe_head(self.run, self.classifier, self.train, self.view)
+        if self.method["wise_ft"] is not None:
+            state = self.classifier.state_dict()
+            self.start.update({name: tensor.detach().cpu().clone() for name, tensor in state.items()})
+        if isinstance(self.averaging, ExponentialAverage) and (left := self.averaging.left()) > FADED:
+            self.run.log(
+                f"WARNING: {left:.0%} of method.ema's average are still the first step's weights after {self.averaging.steps} steps; try "
+                "ema.warmup: true, or a smaller decay"
+            )
+
+    def enough(self, done: int) -> bool:
+        """Whether training stops after so many steps."""
+        return self.evaluation is not None and self.evaluation.enough(done)
+
+    def conclude(self, plan: Training, done: int) -> dict[str, Any]:
+        """Give the classifier the weights that are exported and tested, after `done` steps; returns entries of a result."""
+        classifier, averaging, alpha = self.classifier, self.averaging, self.method["wise_ft"]
+        state = classifier.state_dict() if averaging is None else averaging.network.state_dict()
+        kept = done
+        if self.evaluation is not None and (best := self.evaluation.kept(done)) is not None:
+            kept = best.step
+            state = self.evaluation.weights_of(kept) if kept != done else state
+        if alpha is not None:
+            state = interpolated(self.start, {name: tensor.cpu() for name, tensor in state.items()}, alpha)
+        classifier.load_state_dict(state)
+        if alpha is not None or (averaging is not None and averaging.recomputes):
+            recompute_statistics(classifier, plan, self.run)
+        if self.evaluation is None:
+            return {}
+        return self._told(plan, done, kept, self.evaluation)
+
+    def _told(self, plan: Training, done: int, kept: int, evaluation: HeldOutEvaluation) -> dict[str, Any]:
+        accuracy, loss = evaluation.score(self.classifier)
+        logits, labels = evaluation.logits, evaluation.images.labels
+        assert logits is not None and labels is not None
+        self.run.log(
+            f"held-out training images: accuracy {accuracy:.4f}, loss {loss:.4f}, of the state after step {kept}"
+        )
+        told = evaluation.as_result(done, kept, plan.steps)
+        slice_of = describe_slice(self.whole, self.run.seed, evaluation.options["held_out"])
+        sure = calibration_entry(logits, labels.cpu(), "held-out training images")
+        return {"held_out": slice_of, "evaluations": {**told, "accuracy": accuracy, "loss": loss}, **sure}
+
+    def selection(self, own: str) -> str:
+        """How the exported state was selected: `own`, as the config says, or on a part of the training set."""
+        chosen = self.evaluation is not None and self.evaluation.chooses
+        return "train-split" if chosen and own == "last" else own
+
+
+def check_regime(method: Mapping[str, Any], backbone: Mapping[str, Any], evaluate: Mapping[str, Any]) -> None:
+    """Raises UserError for keys that contradict each other, and for numbers out of their range."""
+    check_evaluation(evaluate)
+    alpha = method["wise_ft"]
+    if method["linear_first"]:
+        for key, taken in (("keep_head", method["keep_head"]), ("head_init", method["head_init"] != "torch")):
+            if taken:
+                raise UserError(f"method.linear_first: the head is that of a linear probe; leave method.{key} out")
+    if alpha is not None:
+        if not 0.0 <= alpha <= 1.0:
+            raise UserError(
+                f"method.wise_ft: expected alpha, from 0 (the start) to 1 (the end), got {alpha}; 0.5 is usual"
+            )
+        if not method["linear_first"] and not method["keep_head"]:
+            raise UserError(
+                "method.wise_ft: the head of the start has to be a trained one, or nothing lies between start and end; give "
+                "method.linear_first: true, or method.keep_head with a run that has a classifier"
+            )
+        if backbone["lora"] is not None:
+            raise UserError("method.wise_ft: low-rank adapters have no such middle; leave backbone.lora or wise_ft out")
+    if method["swa"] is not None:
+        for key in ("keep", "early_stopping"):
+            if evaluate[key] not in ("last", None):
+                raise UserError(
+                    f"evaluate.{key}: method.swa averages to the end of the training, so nothing is chosen before; leave one of both out"
+                )

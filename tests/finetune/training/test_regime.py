@@ -1,0 +1,268 @@
+"""Whole fine-tunings with a held-out slice, averages, WiSE-FT and a linear probe first: slow versions, two processes, resumes."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+
+from rootstock.core.evaluate.features import extract
+from rootstock.core.images.open import open_images
+from rootstock.core.model.norm import PositionBatchNorm
+from rootstock.core.run.directory import Run
+from rootstock.core.train.loop import Loop
+from rootstock.finetune.finetune import FineTune, FineTuning, build_finetuning
+from rootstock.launch.verbs import execute, fill_defaults
+from rootstock.tests.conftest import Forks
+
+STEPS, BATCH, ALPHA, DECAY = 20, 16, 0.7, 0.8
+DATA = "sklearn:digits?size=8"
+OPTIM = {"name": "sgd", "lr": 0.05, "batch_size": BATCH, "duration": STEPS, "warmup": 2}
+VIT = {"patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads": 2}
+EARLY: dict[str, Any] = {
+    "data": {"train": f"{DATA}#[:90,seed=1]", "test": f"{DATA}#[90:120,seed=1]", "size": 8, "views": "digits_weak"},
+    "backbone": {"name": "vit_tiny_patch16_224", "args": VIT, "pooling": "mean", "drop_path": 0.3},
+    "method": {"mixup": 0.8, "cutmix": 1.0, "mix_by": "batch", "ema": {"decay": DECAY, "warmup": True}},
+    "optim": {**OPTIM, "lr": 0.5},
+    "evaluate": {"held_out": 0.3, "every": 2, "keep": "best", "by": "accuracy", "early_stopping": 3},
+    "run": {"log_every": 1, "workers": 0, "checkpoint": {"every": 4}},
+}
+LATE: dict[str, Any] = {
+    **EARLY,
+    "backbone": {"name": "smallconv", "args": {"widths": [4, 4, 4, 6]}, "norm": "batch"},
+    "method": {"swa": {"start": "50%", "every": 3}, "linear_first": True, "wise_ft": ALPHA, "label_smoothing": 0.1},
+    # Clipped, since the probe's head is large on features that BatchNorm normalises otherwise in training.
+    "optim": {**OPTIM, "lr": 0.02, "clip": 1.0, "schedule": "constant"},
+    "evaluate": {"held_out": 0.3},
+}
+CASES = {"early": EARLY, "late": LATE}
+
+
+def run_of(case: str, folder: Path) -> dict[str, Any]:
+    config = CASES[case]
+    return execute("finetune", {**config, "run": {**config["run"], "dir": str(folder)}}, quiet=True)
+
+
+def built_again(case: str, folder: Path) -> FineTuning:
+    config = fill_defaults("finetune", {**CASES[case], "run": {**CASES[case]["run"], "dir": str(folder)}})
+    with Run("finetune", config, quiet=True) as run:
+        return build_finetuning(run, **{key: value for key, value in config.items() if key != "run"})
+
+
+def exported(folder: Path) -> dict[str, Tensor]:
+    """The classifier's weights by its own names."""
+    backbone, head = (load_file(folder / "classifier" / f"{name}.safetensors") for name in ("backbone", "head"))
+    return {**{f"backbone.model.{k}": v for k, v in backbone.items()}, **{f"head.{k}": v for k, v in head.items()}}
+
+
+class Watched:
+    """The states of a training after each step, and timm's average of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.states: dict[int, dict[str, Tensor]] = {}
+        self.averages: dict[int, dict[str, Tensor]] = {}
+        self.start: dict[str, Tensor] = {}
+        straight, first = FineTune.after_step, FineTune.forward
+        watching: Any = self
+
+        def forward(self: FineTune, batch: Any, progress: float) -> Any:
+            if not watching.start:
+                watching.start = copy.deepcopy(self.classifier.state_dict())
+                watching.timms = ModelEmaV3(self.classifier, decay=DECAY, use_warmup=True)
+            return first(self, batch, progress)
+
+        def after_step(self: FineTune, progress: float) -> None:
+            straight(self, progress)
+            done = round(progress * STEPS) + 1
+            watching.timms.update(self.classifier, step=done)
+            watching.states[done] = copy.deepcopy(self.classifier.state_dict())
+            watching.averages[done] = copy.deepcopy(watching.timms.module.state_dict())
+
+        monkeypatch.setattr(FineTune, "forward", forward)
+        monkeypatch.setattr(FineTune, "after_step", after_step)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, Any], Watched]]:
+    """Each case once, in one process: its folder, its result, and what was watched."""
+    found = {}
+    for case in CASES:
+        with pytest.MonkeyPatch.context() as patch:
+            watched, folder = Watched(patch), tmp_path_factory.mktemp(case) / "run"
+            found[case] = folder, run_of(case, folder), watched
+    return found
+
+
+Straight = dict[str, tuple[Path, dict[str, Any], Watched]]
+
+
+def close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-5) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        wanted = expected[name]
+        torch.testing.assert_close(
+            tensor, wanted, rtol=tolerance, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+def test_training_stops_after_so_many_evaluations_and_the_best_average_is_exported(straight: Straight) -> None:
+    """By a plain loop over the slice's accuracies, which are those of timm's ModelEmaV3."""
+    folder, result, watched = straight["early"]
+    built = built_again("early", folder.parent / "again")
+    assert built.regime.evaluation is not None
+    slice_of, labels = built.regime.evaluation.images, built.regime.evaluation.images.labels
+    assert labels is not None
+    whole, train = open_images(f"{DATA}#[:90,seed=1]", seed=0), built.regime.train
+    assert set(slice_of.keys().tolist()) | set(train.keys().tolist()) == set(whole.keys().tolist())
+    assert not set(slice_of.keys().tolist()) & set(train.keys().tolist()) and 20 < len(slice_of) < 34
+    seen: list[float] = []
+    best, since, done = 0, 0, 0
+    for done in range(2, STEPS + 1, 2):
+        built.regime.classifier.load_state_dict(watched.averages[done])
+        logits = extract(built.regime.classifier, slice_of, built.view, device="cpu")
+        seen.append(float((logits.argmax(1) == labels).double().mean()))
+        since = 0 if best == 0 or seen[-1] > seen[best // 2 - 1] else since + 1
+        best = done if since == 0 else best
+        if since == 3:
+            break
+    told = result["evaluations"]
+    assert [row["accuracy"] for row in told["seen"]] == pytest.approx(seen)
+    assert done == told["stopped_early"] == result["steps"] < STEPS and best == told["kept"] < done
+    assert result["selection"] == "train-split" and result["images_seen"] == done * BATCH
+    assert max(watched.states) == done
+    close(exported(folder), watched.averages[best])
+    assert result["held_out"]["images"] == len(slice_of) and result["held_out"]["fraction"] == 0.3
+
+
+def test_equal_average_middle_and_statistics(straight: Straight) -> None:
+    """Means of states 10, 13, 16, 19; WiSE-FT between the probe's head and them; statistics by torch's update_bn of the last epoch."""
+    folder, result, watched = straight["late"]
+    states = [watched.states[done] for done in (10, 13, 16, 19)]
+    mean = {name: sum(state[name] for state in states) / len(states) for name in states[0]}
+    expected = {name: (1 - ALPHA) * watched.start[name] + ALPHA * mean[name] for name in mean}
+    found = exported(folder)
+    close(
+        {name: tensor for name, tensor in found.items() if "running" not in name and "num_batches" not in name},
+        {name: tensor for name, tensor in expected.items() if "running" not in name and "num_batches" not in name},
+    )
+    built = built_again("late", folder.parent / "again")
+    network: Any = built.regime.classifier
+    network.load_state_dict(found)
+    for layer in network.modules():
+        if isinstance(layer, PositionBatchNorm):
+            layer.__class__ = nn.BatchNorm2d  # pyright: ignore[reportAttributeAccessIssue]
+    per_epoch = built.fed.steps_per_epoch
+    batches = [
+        built.plan.prepare(micro[0]).images
+        for _, micro in zip(range(per_epoch), built.plan.batches(STEPS - per_epoch), strict=False)
+    ]
+    assert len(batches) == per_epoch == 63 // BATCH
+    torch.optim.swa_utils.update_bn(batches, network)
+    assert any("running" in name for name in found)
+    close(network.state_dict(), found, 1e-4)
+    assert result["selection"] == "last" and result["evaluations"]["kept"] == STEPS
+
+
+def test_the_probes_head_is_the_best_on_frozen_features(straight: Straight) -> None:
+    """scikit-learn's objective has no lower value near the head at the start, and the head classifies the training images well."""
+    folder, _, watched = straight["late"]
+    built = built_again("late", folder.parent / "again2")
+    classifier, train = built.regime.classifier, built.regime.train
+    backbone = {name: tensor for name, tensor in watched.start.items() if name.startswith("backbone")}
+    assert all(torch.equal(tensor, classifier.state_dict()[name]) for name, tensor in backbone.items())
+    features = extract(classifier.backbone, train, built.view, device="cpu").double()
+    labels = train.labels
+    assert labels is not None
+    stored = load_file(folder / "checkpoints" / "kept" / "linear_first.safetensors")
+    assert torch.equal(stored["weight"], watched.start["head.weight"])
+    spread = float((features - features.mean(0)).square().mean().sqrt())
+
+    def objective(weight: Tensor, bias: Tensor, c: float) -> Tensor:
+        losses = nn.functional.cross_entropy(features @ weight.T + bias, labels, reduction="sum")
+        return c * losses + (weight * spread).square().sum() / 2
+
+    weight, bias = (stored[name].double().requires_grad_() for name in ("weight", "bias"))
+    norms = {}
+    for c in (1e-4, 1e-3, 1e-2, 1e-1, 1e0, 1e1, 1e2, 1e3):
+        gradients = torch.autograd.grad(objective(weight, bias, c), (weight, bias))
+        size = sum(g.square().sum() for g in torch.autograd.grad((weight * spread).square().sum() / 2, weight))
+        norms[c] = float(torch.cat([g.flatten() for g in gradients]).norm() / torch.as_tensor(size).sqrt())
+    assert min(norms.values()) < 1e-2 < sorted(norms.values())[1]
+
+
+def weights(run: Path) -> list[str]:
+    names = ("backbone/backbone", "classifier/head", "classifier/backbone")
+    return [hashlib.sha256((run / f"{name}.safetensors").read_bytes()).hexdigest() for name in names]
+
+
+@pytest.mark.parametrize(("case", "kills"), [("early", (7, 9)), ("late", (12, 19))])
+def test_a_resumed_run_ends_with_the_same_weights(
+    case: str, kills: tuple[int, ...], straight: Straight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(Exception):
+        pass
+
+    step = Loop.step
+    for kill in kills:
+
+        def killed(self: Loop, wrapped: Any, micro: Any, prepare: Any, at: int, asked: Any, kill: int = kill) -> Any:
+            if at == kill:
+                raise Killed
+            return step(self, wrapped, micro, prepare, at, asked)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Loop, "step", killed)
+            with pytest.raises(Killed):
+                run_of(case, tmp_path / "run")
+    again = run_of(case, tmp_path / "run")
+    folder, result, _ = straight[case]
+    assert weights(tmp_path / "run") == weights(folder)
+    for key in ("metrics", "evaluations", "steps", "selection", "held_out"):
+        assert again[key] == result[key], key
+
+
+def test_a_run_that_ends_after_its_early_stop_goes_on_to_the_same_result(
+    straight: Straight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends(*_: Any) -> None:
+        raise RuntimeError("before the result")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rootstock.finetune.finetune.score", ends)
+        with pytest.raises(RuntimeError):
+            run_of("early", tmp_path / "run")
+    stepped: Callable[..., Any] = ends
+    monkeypatch.setattr(Loop, "step", stepped)  # no step is made any more
+    assert run_of("early", tmp_path / "run")["evaluations"] == straight["early"][1]["evaluations"]
+    assert weights(tmp_path / "run") == weights(straight["early"][0])
+
+
+PAIR = """
+import json, sys
+from rootstock.launch.verbs import execute
+
+for config in json.loads(sys.argv[1]):
+    execute("finetune", config, quiet=True)
+"""
+
+
+def test_two_processes_end_with_the_weights_of_one(straight: Straight, tmp_path: Path, forks: Forks) -> None:
+    (script := tmp_path / "pair.py").write_text(PAIR)
+    configs = [{**c, "run": {**c["run"], "dir": str(tmp_path / case)}} for case, c in CASES.items()]
+    forks.group(script, json.dumps(configs))
+    for case in CASES:
+        folder, result, _ = straight[case]
+        close(exported(tmp_path / case), exported(folder), 1e-4)
+        again = json.loads((tmp_path / case / "result.json").read_text())
+        for key in ("steps", "selection", "held_out"):
+            assert again[key] == result[key], (case, key)
+        assert again["evaluations"]["kept"] == result["evaluations"]["kept"]
+        rows = zip(again["evaluations"]["seen"], result["evaluations"]["seen"], strict=True)
+        assert all(a == pytest.approx(b, rel=1e-3) for a, b in rows)
