@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
+from torch import Tensor
 
 from ..core import stage
-from ..core.checks import check_share
 from ..core.config.auto import OrAuto
-from ..core.config.resolve import Choice, Section
+from ..core.config.resolve import Choice, Section, build
 from ..core.draws import Draws
 from ..core.errors import UserError
+from ..core.evaluate.class_groups import add_class_groups, check_cuts
 from ..core.evaluate.scores import score
 from ..core.images.open import Images
 from ..core.images.sets import (
@@ -27,19 +27,25 @@ from ..core.images.sets import (
     untrained_classes,
 )
 from ..core.images.store import Stamp
-from ..core.method import Labelled, Method, RawBatch, Step
+from ..core.method import Labelled, RawBatch
 from ..core.model.backbone import Backbone, create
 from ..core.model.classifier import Classifier, read_head
-from ..core.numerics import wide
+from ..core.model.heads import Structure
 from ..core.run.directory import Run
 from ..core.stream.batches import Decode
 from ..core.stream.order import SHUFFLES
+from ..core.stream.resampled import order_of_classes
 from ..core.train.fit import Evaluator, Training
 from ..core.train.optim import Optim
 from ..core.views.mixup import Mixing, mix_images
 from ..core.views.presets import VIEWS
 from ..core.views.resample import Interpolation
 from ..core.views.view import Evaluation
+from .losses import LOSSES, ClassLoss
+from .objective import FineTune, check_corrections, check_method
+from .partial import train_part
+from .penalties import l1_options, l2_sp_options
+from .posthoc import POSTHOC, treat_head
 
 
 def data_options(
@@ -52,6 +58,8 @@ def data_options(
     interpolation: Interpolation = "bilinear",
     views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "supervised"},
     shuffle: Annotated[dict[str, Any], Choice(SHUFFLES)] = {"name": "full"},
+    sampler: Literal["uniform", "sqrt", "balanced"] = "uniform",
+    class_groups: tuple[int, int] | None = None,
     decode: Decode = "full",
     stamp: Stamp = "mtime",
     selection: str = "last",
@@ -69,6 +77,10 @@ def data_options(
     interpolation: How evaluation resizes: bilinear, or bicubic, as DINOv2, MAE and timm's ViTs are evaluated.
     views: How training images are augmented: a preset's name, or a mapping with its name and changed numbers.
     shuffle: Order of an epoch: full, or blocks of images that are neighbours on the disk.
+    sampler: How often an image of a class of n training images comes: each once an epoch (uniform), in proportion to n^-1/2 (sqrt), or to
+        1 / n, so that all classes come equally often (balanced).
+    class_groups: Two numbers of training images, for example [20, 100]: the result then has the accuracy of classes with fewer than the
+        first (few), with more than the second (many) and of those between (medium). null: no such groups.
     decode: How JPEG files are decoded: full, or scaled, which decodes a large file only as large as its crops need. Scaled is faster
         and gives slightly other pixels; evaluation always decodes in full.
     stamp: How a changed picture is noticed when the run resumes, in files and archives: size (another name or size), mtime (also another
@@ -80,47 +92,36 @@ def data_options(
 
 def method_options(
     *,
+    loss: Annotated[dict[str, Any], Choice(LOSSES)] = {"name": "cross_entropy"},
+    posthoc: Annotated[dict[str, Any], Choice(POSTHOC)] = {"name": "none"},
     label_smoothing: float = 0.0,
     mixup: float = 0.0,
     cutmix: float = 0.0,
     dropout: float = 0.0,
     freeze: bool = False,
+    trained: str = "all",
+    l2_sp: Annotated[dict[str, Any] | None, Section(l2_sp_options)] = None,
+    l1: Annotated[dict[str, Any] | None, Section(l1_options)] = None,
     keep_head: bool = False,
 ) -> None:
     """The `method` section of `rootstock finetune`. Raises UserError for numbers out of their range.
 
+    loss: What is minimised: cross_entropy, or for classes of unequal size inverse_frequency, class_balanced, focal, logit_adjusted,
+        balanced_softmax or ldam.
+    posthoc: What happens to the linear head after the training, for classes of unequal size: none, logit_adjusted or tau_norm.
     label_smoothing: Label smoothing of the cross-entropy, 0 or more and less than 1.
     mixup: Parameter a of Beta(a, a) for mixup (Zhang et al. 2018, arXiv:1710.09412); 0 for none. With cutmix too, each takes half of
         the images.
     cutmix: Parameter a of Beta(a, a) for CutMix (Yun et al. 2019, arXiv:1905.04899); 0 for none.
     dropout: Dropout before the head, 0 or more and less than 1.
-    freeze: Whether the head alone is trained; the same as `backbone.freeze: all`.
+    freeze: Whether the head alone is trained; the same as `trained: head` and `backbone.freeze: all`.
+    trained: What is trained beside the head: all, biases (BitFit, arXiv:2106.10199), head (nothing else) or last:N (the last N stages, of
+        a ViT blocks). What rests stays in eval mode, so that BatchNorm keeps its statistics there.
+    l2_sp: Penalty towards the weights that training begins with. null: none.
+    l1: Penalty that makes weights exactly 0. null: none.
     keep_head: Whether training begins with the head of the classifier in `backbone.weights` instead of a new one, as the second half of
         LP-FT does: a head is trained on the frozen network, then everything from there (arXiv:2202.10054).
     """
-
-
-class FineTune(Method):
-    """Cross-entropy on labelled images."""
-
-    rows_per_position = 1
-    couples_samples = False
-
-    def __init__(self, classifier: Classifier, label_smoothing: float) -> None:
-        super().__init__()
-        self.classifier, self.label_smoothing = classifier, label_smoothing
-
-    @property
-    def backbone(self) -> Backbone:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The classifier's backbone."""
-        return self.classifier.backbone
-
-    def forward(self, batch: Labelled, progress: float) -> Step:
-        """batch.images: [N, C, h, w]. The training accuracy of mixed images, whose labels are [N, K], uses the dominant label."""
-        logits = self.classifier(batch.images)
-        loss = F.cross_entropy(wide(logits), batch.labels, label_smoothing=self.label_smoothing)
-        labels = batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(1)
-        return Step(loss, {"train_accuracy": (logits.argmax(1) == labels).float().mean()})
 
 
 class FineTuning(NamedTuple):
@@ -131,6 +132,7 @@ class FineTuning(NamedTuple):
     train: Images
     tests: dict[str, Images]
     view: Evaluation
+    counts: Tensor  # int64 [K], training images of each class
 
     @property
     def evaluators(self) -> dict[str, Evaluator]:
@@ -148,26 +150,32 @@ def build_finetuning(
 ) -> FineTuning:
     """Open the sets and build network, classifier, augmentation and batches. Raises UserError."""
     torch.manual_seed(seed)
-    _check(method)
+    check_method(method, backbone, run.options["sharding"])
+    check_cuts(data["class_groups"])
     settings = Optim(**optim)
     train, tests = train_and_tests(data["train"], data["test"], seed)
     stage.record_sets(run, stage.named_sets(train, tests), data["stamp"])
     refuse_one_class(train)
-    assert train.classes is not None
+    assert train.classes is not None and train.labels is not None
+    counts = train.labels.bincount(minlength=len(train.classes))
+    criterion: ClassLoss = build(method["loss"], LOSSES, counts, method["label_smoothing"])
+    check_corrections(criterion, data["sampler"], method)
     model = stage.network(backbone, data["size"], train)
     overlap = trained_with_labels(add_seen(model.seen, LABELLED, train), tests)
     for sentence in [*untrained_classes(train, tests), *overlap]:
         run.log(sentence)
     view = stage.evaluation(data, model)
-    classifier = _classifier(model, train.classes, method, backbone["weights"])
-    objective = FineTune(classifier, method["label_smoothing"])
-    if method["freeze"]:
-        model.freeze()
+    classifier = _classifier(model, train.classes, method, backbone["weights"], criterion)
+    train_part(model, "head" if method["freeze"] else method["trained"])
+    objective = FineTune(classifier, criterion, l2_sp=method["l2_sp"])
     stage.set_norm(run, objective, backbone["norm"])
     views = stage.augmentation(run, data["views"], objective, "finetune", train)
     mixing = Mixing(method["mixup"], method["cutmix"])
     mixing.check(settings.batch_size, stage.pieces(run))
-    fed = stage.feed(run, {"train": train}, views, data, settings, seed)
+    order = order_of_classes(data["sampler"], train.labels, settings.batch_size, seed, data["shuffle"]["name"])
+    orders = None if order is None else {"train": order}
+    fed = stage.feed(run, {"train": train}, views, data, settings, seed, orders=orders)
+    objective.add_l1(method["l1"], settings, fed)
     classes, what = len(train.classes), f"{len(train)} images of {len(train.classes)} classes"
     run.log(f"finetune {model.spec['name']}: {what}, {fed.steps} steps of {settings.batch_size}")
 
@@ -178,7 +186,7 @@ def build_finetuning(
             images, labels = mix_images(images, labels, draws.stream("mix"), classes, mixing)
         return Labelled(images, labels, draws)
 
-    return FineTuning(stage.training(run, objective, fed, prepare, settings), fed, train, tests, view)
+    return FineTuning(stage.training(run, objective, fed, prepare, settings), fed, train, tests, view, counts)
 
 
 def finetune(
@@ -198,12 +206,14 @@ def finetune(
     method: Regularisation, mixing of images, and whether the backbone is trained.
     seed: Seed of everything random, 0 or more.
     """
-    plan, fed, train, tests, view = build_finetuning(run, data, backbone, method, optim, seed)
+    plan, fed, train, tests, view, counts = build_finetuning(run, data, backbone, method, optim, seed)
     stage.train(run, plan)
 
     objective: Any = plan.method
     model, classifier = objective.backbone, objective.classifier
+    treat_head(method["posthoc"], classifier.head, counts)
     scored = score(classifier, tests, view, classifier.classes, run.device, seed, run.options["workers"])
+    add_class_groups(scored, counts.tolist(), data["class_groups"])
     model.seen = add_seen(model.seen, LABELLED, train)
     stage.trace(run, model, {"train": train}, data, steps=fed.steps)
     if run.main:
@@ -215,22 +225,23 @@ def finetune(
     return run.finish({"data": facts, **found, "selection": model.selection(data["selection"])})
 
 
-def _classifier(model: Backbone, classes: Sequence[str], method: Mapping[str, Any], weights: str) -> Classifier:
+def _classifier(
+    model: Backbone, classes: Sequence[str], method: Mapping[str, Any], weights: str, criterion: ClassLoss
+) -> Classifier:
     """A new head on the network, or that of the classifier in `weights`. Raises UserError."""
     if not method["keep_head"]:
-        return Classifier(model, classes, method["dropout"])
+        return Classifier(model, classes, method["dropout"], criterion.head or Structure())
     structure = read_head(weights).structure
     if structure.extra:
         raise UserError(
             f"method.keep_head: the classifier of {weights} has an output for unknown images, which finetune has no labels for; "
             "leave keep_head out"
         )
+    if criterion.head not in (None, structure):
+        raise UserError(
+            f"method.keep_head: the classifier of {weights} has {structure.in_words()}, and method.loss: {method['loss']['name']} needs "
+            f"{criterion.head.in_words()}; leave keep_head out"
+        )
     found = Classifier(model, classes, method["dropout"], structure)
     found.load_head(weights)
     return found
-
-
-def _check(method: Mapping[str, Any]) -> None:
-    """Raises UserError for fractions out of their range."""
-    for key in ("label_smoothing", "dropout"):
-        check_share(key, method[key])
