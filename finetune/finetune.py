@@ -14,6 +14,7 @@ from ..core.config.resolve import Choice, Section, build
 from ..core.draws import Draws
 from ..core.errors import UserError
 from ..core.evaluate.class_groups import add_class_groups, check_cuts
+from ..core.evaluate.mistakes import save_mistakes
 from ..core.evaluate.scores import score
 from ..core.images.open import Images
 from ..core.images.sets import (
@@ -214,6 +215,8 @@ def finetune(
     treat_head(method["posthoc"], classifier.head, counts)
     scored = score(classifier, tests, view, classifier.classes, run.device, seed, run.options["workers"])
     add_class_groups(scored, counts.tolist(), data["class_groups"])
+    place = {"device": run.device, "workers": run.options["workers"], "write": run.main}
+    save_mistakes(run.dir, classifier, train, tests, scored, view, **place)
     model.seen = add_seen(model.seen, LABELLED, train)
     stage.trace(run, model, {"train": train}, data, steps=fed.steps)
     if run.main:
