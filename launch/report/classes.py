@@ -15,10 +15,11 @@ _WIDTH, _ROW, _LETTER = 340.0, 18.0, 6.4  # pixels
 _LONGEST = 16  # letters of a name
 
 
-def class_bars(counts: numpy.ndarray, classes: Sequence[str], name: str) -> Figure | None:
+def class_bars(counts: numpy.ndarray, classes: Sequence[str], name: str, seeds: int = 1) -> Figure | None:
     """One bar for each class that has test images, in the order of the classes; of more than MOST_BARS, those with the lowest accuracy.
 
-    counts: a confusion matrix [K, K], rows are true classes. name: TEST/PROTOCOL. None where fewer than two classes have images.
+    counts: a confusion matrix [K, K], rows are true classes, summed over so many seeds. name: TEST/PROTOCOL. None where fewer than two
+    classes have images.
     """
     hits, support = numpy.diag(counts), counts.sum(1)
     there = [k for k in range(len(classes)) if support[k]]
@@ -26,13 +27,14 @@ def class_bars(counts: numpy.ndarray, classes: Sequence[str], name: str) -> Figu
         return None
     shares = {k: float(hits[k] / support[k]) for k in there}
     shown = there if len(there) <= MOST_BARS else sorted(there, key=lambda k: (shares[k], k))[:MOST_BARS]
-    # A picture that several seeds were tested on counts each time, so the intervals are narrower than those of new pictures.
-    lines = [(str(classes[k]), shares[k], *wilson(shares[k], int(support[k]))) for k in shown]
+    # Several seeds may be tested on the same pictures, which say no more of others each time: an interval is as wide as one seed's.
+    lines = [(str(classes[k]), shares[k], *wilson(shares[k], support[k] / seeds)) for k in shown]
     commonest = str(classes[int(support.argmax())])
     title = f"Accuracy of each class, {name}"
     left_out = f" The {MOST_BARS} of {len(there)} classes with the lowest accuracy." if len(there) > MOST_BARS else ""
+    of_one = " of one seed" if seeds > 1 else ""
     caption = (
-        f"Right images of each class, %, with Wilson's 95 % interval over its test images.{left_out} Dashed: chance "
+        f"Right images of each class, %, with Wilson's 95 % interval over its test images{of_one}.{left_out} Dashed: chance "
         f"{100 / len(classes):.1f} %; always the most frequent class, {commonest}, has 100 % of it and 0 % of all others."
     )
     return Figure(_drawn(lines, 1 / len(classes), title), title, caption)

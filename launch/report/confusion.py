@@ -64,7 +64,7 @@ def _confusion(name: str, details: Sequence[Mapping[str, Any]]) -> Confusion:
         figure=heat(counts.tolist(), f"Confusion matrix, {name}") if len(classes) > _NUMBERED else None,
         mistakes=[(classes[i], classes[j], int(off[i, j])) for i, j in pairs if off[i, j]],
         scores=_scores(counts, classes),
-        bars=class_bars(counts, classes, name),
+        bars=class_bars(counts, classes, name, len(details)),
     )
 
 

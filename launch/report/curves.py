@@ -24,6 +24,7 @@ _TITLES = {
     "watch/uniformity": "Uniformity",
     "watch/alignment": "Alignment",
 }
+_OF_BATCHES = {"train_accuracy", "source_accuracy"}  # accuracies of classes, of images in training
 _FEW = 25  # a curve of at most so many points shows them as dots
 _WIDTH, _HEIGHT, _LETTER = 340.0, 210.0, 6.4  # the panel, and a letter of its text, in pixels
 _RIGHT, _TOP, _BOTTOM = 3.0, 6.0, 36.0  # margins in pixels; the left one is as wide as the numbers on it
@@ -115,10 +116,11 @@ def _panel(
         if len(keys) > 1 or title == "Online evaluation"
         else []
     )
-    marks = _marks(keys, levels) if percent else []
+    marks = _marks(keys, levels) if percent else _chance(keys, levels)
+    unit = "{:.1f} %" if percent else "{:.3f}"
     told = [
         f"{_sentence(title, keys, percent)}",
-        "Dashed: " + ", ".join(f"{name} {value:.1f} %" for name, value in marks) + "." if marks else "",
+        "Dashed: " + ", ".join(f"{name} {unit.format(value)}" for name, value in marks) + "." if marks else "",
         f"A point is the mean of {binned} logged steps." if binned > 1 else "",
     ]
     svg = draw_lines(scaled, title, thin=len(runs) > 1, levels=[value for _, value in marks])
@@ -146,6 +148,12 @@ def _marks(keys: Sequence[str], levels: Mapping[str, Levels]) -> list[tuple[str,
             own = f"{name} of {test}" if name != "chance" and len(known) > 1 else name
             marks[own, round(100 * value, 2)] = None
     return list(marks)[:4]
+
+
+def _chance(keys: Sequence[str], levels: Mapping[str, Levels]) -> list[tuple[str, float]]:
+    """Chance beside accuracies of training batches, fractions, if all tests have as many classes. Their majority is not known."""
+    known = {level.chance for level in levels.values()}
+    return [("chance", known.pop())] if len(known) == 1 and set(keys) <= _OF_BATCHES else []
 
 
 def _logged(rows: Sequence[Mapping[str, object]], key: str) -> numpy.ndarray:

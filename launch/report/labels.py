@@ -91,10 +91,12 @@ def _name(stage: StageRuns, metric: str) -> str:
 
 
 def _weights(backbone: Mapping[str, Any]) -> str:
-    """ "resnet18 from scratch", "resnet18 from simclr"."""
+    """ "resnet18 from scratch", "resnet18, weights of simclr"."""
     name, weights = backbone.get("name") or "", str(backbone.get("weights") or "none")
     last = weights.rstrip("/").rpartition("/")[2]
-    return f"{name} from {'scratch' if weights == 'none' else last}".strip()
+    return (
+        f"{name} from scratch".strip() if weights == "none" else ", ".join(filter(None, [name, f"weights of {last}"]))
+    )
 
 
 def _free_name(name: str, lines: Mapping[str, Sequence[Point]], point: Point) -> str:

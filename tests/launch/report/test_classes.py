@@ -53,7 +53,13 @@ def test_one_class_has_no_bars_and_seeds_are_summed() -> None:
         {"details": {"test/knn": {"classes": CLASSES, "confusion": one.tolist()}}} for one in (COUNTS, 3 * COUNTS)
     ]
     (found,) = confusions(results)
-    assert found.bars is not None and "cat: 80.0 %" in found.bars.svg
+    assert (
+        found.bars is not None and "cat: 80.0 %" in found.bars.svg and "test images of one seed" in found.bars.caption
+    )
+    alone, together = class_bars(COUNTS, CLASSES, "t"), class_bars(2 * COUNTS, CLASSES, "t", seeds=2)
+    assert (
+        alone is not None and together is not None and alone.svg == together.svg
+    )  # seeds on the same pictures narrow nothing
 
 
 def test_confidence_has_the_lines_of_guesses() -> None:

@@ -43,8 +43,8 @@ def test_lines_points_and_intervals() -> None:
     (figure,) = label_figures(STAGES, LEVELS)
     assert [name for _, name in figure.legend] == [
         "resnet18 from scratch",
-        "resnet18 from simclr",
-        "resnet18 from simclr (2)",
+        "resnet18, weights of simclr",
+        "resnet18, weights of simclr (2)",
     ]
     assert "Dashed: chance 10.0 %, most frequent class 12.0 %." in figure.caption
     drawn = re.findall(r'<path d="M([^"]*)" stroke="var\(--c(\d)\)" stroke-width="1.6"', figure.svg)
@@ -78,7 +78,7 @@ def test_few_label_protocols_of_one_probe() -> None:
     result = {"metrics": {**metrics, "test/knn/accuracy": 0.8}, "details": details, "data": {"n": {"train": 1000}}}
     record = RunRecord(Path("p"), {"backbone": {"weights": "runs/mae"}}, {"verb": "probe"}, result=result)
     (figure,) = label_figures([StageRuns("p", [record])], {})
-    assert [name for _, name in figure.legend] == ["few_linear, from mae"]
+    assert [name for _, name in figure.legend] == ["few_linear, weights of mae"]
     assert ">11<" in figure.svg and "Dashed" not in figure.caption
 
 
