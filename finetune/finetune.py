@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import nn
+from torch import Tensor
 
 from ..core import stage
-from ..core.checks import check_share
 from ..core.config.auto import OrAuto
-from ..core.config.resolve import Choice, Section
+from ..core.config.resolve import Choice, Section, build
 from ..core.draws import Draws
 from ..core.errors import UserError
+from ..core.evaluate.class_groups import add_class_groups, check_cuts
+from ..core.evaluate.mistakes import save_mistakes
 from ..core.evaluate.scores import score
 from ..core.images.open import Images
 from ..core.images.sets import (
@@ -28,23 +28,27 @@ from ..core.images.sets import (
     untrained_classes,
 )
 from ..core.images.store import Stamp
-from ..core.method import Labelled, Method, RawBatch, Step
+from ..core.method import Labelled, RawBatch
 from ..core.model.backbone import Backbone, create
 from ..core.model.classifier import Classifier, read_head
-from ..core.model.drop_path import draw_paths, keyed_drop_paths
-from ..core.model.heads import HeadInit, initialise_head
-from ..core.numerics import wide
+from ..core.model.heads import HeadInit, Structure, initialise_head
 from ..core.run.directory import Run
 from ..core.stream.batches import Decode
 from ..core.stream.order import SHUFFLES
+from ..core.stream.resampled import order_of_classes
 from ..core.train.fit import Evaluator, Training
 from ..core.train.optim import Optim
 from ..core.views.mixup import MixBy, Mixing, mix_images
 from ..core.views.presets import VIEWS
 from ..core.views.resample import Interpolation
 from ..core.views.view import Evaluation
-from .training.averages import Averaging, averaging_of, ema_options, swa_options
+from .training.averages import averaging_of, ema_options, swa_options
 from .training.evaluation import HeldOutEvaluation, hold_out, slice_options
+from .training.losses import LOSSES, ClassLoss
+from .training.objective import FineTune, check_corrections, check_method
+from .training.partial import train_part
+from .training.penalties import l1_options, l2_sp_options
+from .training.posthoc import POSTHOC, treat_head
 from .training.regime import Regime, check_regime
 
 
@@ -58,6 +62,8 @@ def data_options(
     interpolation: Interpolation = "bilinear",
     views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "supervised"},
     shuffle: Annotated[dict[str, Any], Choice(SHUFFLES)] = {"name": "full"},
+    sampler: Literal["uniform", "sqrt", "balanced"] = "uniform",
+    class_groups: tuple[int, int] | None = None,
     decode: Decode = "full",
     stamp: Stamp = "mtime",
     selection: str = "last",
@@ -75,6 +81,10 @@ def data_options(
     interpolation: How evaluation resizes: bilinear, or bicubic, as DINOv2, MAE and timm's ViTs are evaluated.
     views: How training images are augmented: a preset's name, or a mapping with its name and changed numbers.
     shuffle: Order of an epoch: full, or blocks of images that are neighbours on the disk.
+    sampler: How often an image of a class of n training images comes: each once an epoch (uniform), in proportion to n^-1/2 (sqrt), or to
+        1 / n, so that all classes come equally often (balanced).
+    class_groups: Two numbers of training images, for example [20, 100]: the result then has the accuracy of classes with fewer than the
+        first (few), with more than the second (many) and of those between (medium). null: no such groups.
     decode: How JPEG files are decoded: full, or scaled, which decodes a large file only as large as its crops need. Scaled is faster
         and gives slightly other pixels; evaluation always decodes in full.
     stamp: How a changed picture is noticed when the run resumes, in files and archives: size (another name or size), mtime (also another
@@ -86,12 +96,17 @@ def data_options(
 
 def method_options(
     *,
+    loss: Annotated[dict[str, Any], Choice(LOSSES)] = {"name": "cross_entropy"},
+    posthoc: Annotated[dict[str, Any], Choice(POSTHOC)] = {"name": "none"},
     label_smoothing: float = 0.0,
     mixup: float = 0.0,
     cutmix: float = 0.0,
     mix_by: MixBy = "pair",
     dropout: float = 0.0,
     freeze: bool = False,
+    trained: str = "all",
+    l2_sp: Annotated[dict[str, Any] | None, Section(l2_sp_options)] = None,
+    l1: Annotated[dict[str, Any] | None, Section(l1_options)] = None,
     keep_head: bool = False,
     head_init: HeadInit = "torch",
     head_std: float = 2e-5,
@@ -102,6 +117,9 @@ def method_options(
 ) -> None:
     """The `method` section of `rootstock finetune`. Raises UserError for numbers out of their range.
 
+    loss: What is minimised: cross_entropy, or for classes of unequal size inverse_frequency, class_balanced, focal, logit_adjusted,
+        balanced_softmax or ldam.
+    posthoc: What happens to the linear head after the training, for classes of unequal size: none, logit_adjusted or tau_norm.
     label_smoothing: Label smoothing of the cross-entropy, 0 or more and less than 1.
     mixup: Parameter a of Beta(a, a) for mixup (Zhang et al. 2018, arXiv:1710.09412); 0 for none. With cutmix too, each takes half of
         the images.
@@ -109,7 +127,11 @@ def method_options(
     mix_by: Whether each pair of images draws its own share, kind of mixing and box (pair), or the whole batch of all processes draws one
         of each (batch), as timm and MAE do.
     dropout: Dropout before the head, 0 or more and less than 1.
-    freeze: Whether the head alone is trained; the same as `backbone.freeze: all`.
+    freeze: Whether the head alone is trained; the same as `trained: head` and `backbone.freeze: all`.
+    trained: What is trained beside the head: all, biases (BitFit, arXiv:2106.10199), head (nothing else) or last:N (the last N stages, of
+        a ViT blocks). What rests stays in eval mode, so that BatchNorm keeps its statistics there.
+    l2_sp: Penalty towards the weights that training begins with. null: none.
+    l1: Penalty that makes weights exactly 0. null: none.
     keep_head: Whether training begins with the head of the classifier in `backbone.weights` instead of a new one, as the second half of
         LP-FT does: a head is trained on the frozen network, then everything from there (arXiv:2202.10054).
     head_init: How a new head is drawn: torch (as torch's linear layer), truncated_normal (N(0, head_std^2), as MAE's code), xavier,
@@ -125,41 +147,6 @@ def method_options(
     """
 
 
-class FineTune(Method):
-    """Cross-entropy on labelled images."""
-
-    rows_per_position = 1
-    couples_samples = False
-
-    def __init__(self, classifier: Classifier, label_smoothing: float) -> None:
-        super().__init__()
-        self.classifier, self.label_smoothing = classifier, label_smoothing
-        self.paths = keyed_drop_paths(classifier)
-        self.averaging: Averaging | None = None
-
-    @property
-    def judged(self) -> nn.Module:
-        """The network that evaluation during training is about: the average, where there is one that is complete at any time."""
-        return self.classifier if self.averaging is None or self.averaging.recomputes else self.averaging.network
-
-    @property
-    def backbone(self) -> Backbone:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The classifier's backbone."""
-        return self.classifier.backbone
-
-    def forward(self, batch: Labelled, progress: float) -> Step:
-        """batch.images: [N, C, h, w]. The training accuracy of mixed images, whose labels are [N, K], uses the dominant label."""
-        draw_paths(self.paths, batch.draws)
-        logits = self.classifier(batch.images)
-        loss = F.cross_entropy(wide(logits), batch.labels, label_smoothing=self.label_smoothing)
-        labels = batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(1)
-        return Step(loss, {"train_accuracy": (logits.argmax(1) == labels).float().mean()})
-
-    def after_step(self, progress: float) -> None:
-        if self.averaging is not None:
-            self.averaging.update(self.classifier, progress)
-
-
 class FineTuning(NamedTuple):
     """A fine-tuning, ready to run."""
 
@@ -169,6 +156,7 @@ class FineTuning(NamedTuple):
     tests: dict[str, Images]
     view: Evaluation
     regime: Regime
+    counts: Tensor  # int64 [K], training images of each class
 
     @property
     def evaluators(self) -> dict[str, Evaluator]:
@@ -187,28 +175,34 @@ def build_finetuning(
 ) -> FineTuning:
     """Open the sets and build network, classifier, augmentation and batches. Raises UserError."""
     torch.manual_seed(seed)
-    _check(method)
+    check_method(method, backbone, run.options["sharding"])
     check_regime(method, backbone, evaluate)
+    check_cuts(data["class_groups"])
     settings = Optim(**optim)
     whole, tests = train_and_tests(data["train"], data["test"], seed)
     train, held_out = hold_out(whole, evaluate, seed)
     stage.record_sets(run, stage.named_sets(whole, tests), data["stamp"])
     refuse_one_class(train)
-    assert train.classes is not None
+    assert train.classes is not None and train.labels is not None
+    counts = train.labels.bincount(minlength=len(train.classes))
+    criterion: ClassLoss = build(method["loss"], LOSSES, counts, method["label_smoothing"])
+    check_corrections(criterion, data["sampler"], method)
     model = stage.network(backbone, data["size"], train)
     overlap = trained_with_labels(add_seen(model.seen, LABELLED, whole), tests)
     for sentence in [*untrained_classes(train, tests), *overlap]:
         run.log(sentence)
     view = stage.evaluation(data, model)
-    classifier = _classifier(model, train.classes, method, backbone["weights"])
-    objective = FineTune(classifier, method["label_smoothing"])
-    if method["freeze"]:
-        model.freeze()
+    classifier = _classifier(model, train.classes, method, backbone["weights"], criterion)
+    train_part(model, "head" if method["freeze"] else method["trained"])
+    objective = FineTune(classifier, criterion, l2_sp=method["l2_sp"])
     stage.set_norm(run, objective, backbone["norm"])
     views = stage.augmentation(run, data["views"], objective, "finetune", train)
     mixing = Mixing(method["mixup"], method["cutmix"], method["mix_by"])
     mixing.check(settings.batch_size, stage.pieces(run))
-    fed = stage.feed(run, {"train": train}, views, data, settings, seed)
+    order = order_of_classes(data["sampler"], train.labels, settings.batch_size, seed, data["shuffle"]["name"])
+    orders = None if order is None else {"train": order}
+    fed = stage.feed(run, {"train": train}, views, data, settings, seed, orders=orders)
+    objective.add_l1(method["l1"], settings, fed)
     classes, what = len(train.classes), f"{len(train)} images of {len(train.classes)} classes"
     run.log(f"finetune {model.spec['name']}: {what}, {fed.steps} steps of {settings.batch_size}")
 
@@ -224,7 +218,7 @@ def build_finetuning(
     evaluation = None if held_out is None else HeldOutEvaluation(run, evaluate, held_out, view)
     regime = Regime(run, method, classifier, objective.averaging, evaluation, whole, train, view, {})
     plan = stage.training(run, objective, fed, prepare, settings, evaluate["every"])
-    return FineTuning(plan, fed, whole, tests, view, regime)
+    return FineTuning(plan, fed, whole, tests, view, regime, counts)
 
 
 def finetune(
@@ -247,14 +241,18 @@ def finetune(
     seed: Seed of everything random, 0 or more.
     """
     built = build_finetuning(run, data, backbone, method, optim, evaluate, seed)
-    plan, fed, train, tests, view, regime = built
+    plan, fed, train, tests, view, regime, counts = built
     regime.begin()
     done = stage.train(run, plan, built.evaluators, enough=regime.enough)
     ended = regime.conclude(plan, done)
 
     objective: Any = plan.method
     model, classifier = objective.backbone, objective.classifier
+    treat_head(method["posthoc"], classifier.head, counts)
     scored = score(classifier, tests, view, classifier.classes, run.device, seed, run.options["workers"])
+    add_class_groups(scored, counts.tolist(), data["class_groups"])
+    place = {"device": run.device, "workers": run.options["workers"], "write": run.main}
+    save_mistakes(run.dir, classifier, train, tests, scored, view, **place)
     model.seen = add_seen(model.seen, LABELLED, train)
     selection = regime.selection(data["selection"])
     stage.trace(run, model, {"train": train}, {**data, "selection": selection}, steps=done)
@@ -267,10 +265,12 @@ def finetune(
     return run.finish({"data": facts, **found, "selection": model.selection(selection)})
 
 
-def _classifier(model: Backbone, classes: Sequence[str], method: Mapping[str, Any], weights: str) -> Classifier:
+def _classifier(
+    model: Backbone, classes: Sequence[str], method: Mapping[str, Any], weights: str, criterion: ClassLoss
+) -> Classifier:
     """A new head on the network, or that of the classifier in `weights`. Raises UserError."""
     if not method["keep_head"]:
-        new = Classifier(model, classes, method["dropout"])
+        new = Classifier(model, classes, method["dropout"], criterion.head or Structure())
         initialise_head(new.head, method["head_init"], method["head_std"])
         return new
     structure = read_head(weights).structure
@@ -279,16 +279,11 @@ def _classifier(model: Backbone, classes: Sequence[str], method: Mapping[str, An
             f"method.keep_head: the classifier of {weights} has an output for unknown images, which finetune has no labels for; "
             "leave keep_head out"
         )
+    if criterion.head not in (None, structure):
+        raise UserError(
+            f"method.keep_head: the classifier of {weights} has {structure.in_words()}, and method.loss: {method['loss']['name']} needs "
+            f"{criterion.head.in_words()}; leave keep_head out"
+        )
     found = Classifier(model, classes, method["dropout"], structure)
     found.load_head(weights)
     return found
-
-
-def _check(method: Mapping[str, Any]) -> None:
-    """Raises UserError for fractions out of their range."""
-    for key in ("label_smoothing", "dropout"):
-        check_share(key, method[key])
-    if method["head_std"] <= 0.0:
-        raise UserError(f"method.head_std: expected more than 0, got {method['head_std']}; MAE has 2e-5")
-    if method["head_init"] != "torch" and method["keep_head"]:
-        raise UserError("method.head_init: method.keep_head keeps a trained head; leave one of both out")

@@ -90,6 +90,13 @@ DEFINITIONS: Mapping[str, Definition] = {
     "os": Definition("open-set tests: accuracy within each class, mean over the known ones and `unknown` as one more"),
     "worst_group": Definition("smallest accuracy of a group (domain) of the test set"),
     "mean_group": Definition("mean of the groups' accuracies"),
+    "accuracy_many": Definition(
+        f"classes with more training images than data.class_groups' second number: recall, {_PRESENT}"
+    ),
+    "accuracy_medium": Definition(
+        f"classes with training images from its first to its second number: recall, {_PRESENT}"
+    ),
+    "accuracy_few": Definition(f"classes with fewer training images than its first number: recall, {_PRESENT}"),
     "miou": Definition(
         "hits / (labelled + predicted - hits) of each class in pixels, summed over the whole test set, mean over the classes that occur "
         "among labels or predictions; ignored pixels left out"

@@ -137,7 +137,7 @@ def open_one(uri: Uri, role: Role) -> tuple[Images, bool]:
     images = images_of_source(uri, source)
     if source.splits:
         images = images.select(natural_split(uri, source, first))
-        if fragments and "[" in uri.fragments[0] and not (fragments[0].sliced or fragments[0].dirichlet):
+        if fragments and "[" in uri.fragments[0] and not (fragments[0].sliced or fragments[0].drawn):
             raise UserError(f"{uri.text}: the set's own split has no seed; add a slice like :80%, or drop the brackets")
         fragments = [fragments[0]._replace(name=None), *fragments[1:]] if fragments else []
     for fragment in fragments:

@@ -1,4 +1,4 @@
-"""Label shift for experiments: a part of a labelled set whose class priors are drawn."""
+"""Parts of labelled sets for experiments: class priors that are drawn (label shift), or that fall exponentially (long tails)."""
 
 import torch
 from torch import Tensor
@@ -11,11 +11,15 @@ from .split import Fragment, hash_order, keys_by_class
 
 
 def of_drawn_priors(images: Images, fragment: Fragment, uri: str) -> Images:
-    """`with_drawn_priors` by the alpha and the seed of a fragment; all images if it has no alpha. Raises UserError without labels."""
-    if fragment.dirichlet is None:
+    """`with_drawn_priors` or `with_long_tail`, as a fragment asks; all images if it doesn't. Raises UserError without labels."""
+    if not fragment.drawn:
         return images
     if images.labels is None or images.classes is None or has_several(images.labels):
-        raise UserError(f"{uri}: dirichlet draws class priors, so it needs one label for each picture; remove it")
+        what = "dirichlet draws class priors" if fragment.dirichlet else "longtail changes class sizes"
+        raise UserError(f"{uri}: {what}, so it needs one label for each picture; remove it")
+    if fragment.longtail is not None:
+        return images.select(with_long_tail(images.keys(), images.labels, fragment.longtail, fragment.seed))
+    assert fragment.dirichlet is not None
     classes = len(images.classes)
     return images.select(with_drawn_priors(images.keys(), images.labels, classes, fragment.dirichlet, fragment.seed))
 
@@ -35,8 +39,26 @@ def with_drawn_priors(keys: Tensor, labels: Tensor, classes: int, alpha: float, 
     # Logarithms, since for small alpha a gamma underflows.
     logs = Draws(seed, torch.arange(classes), "label shift/").log_gamma("dirichlet", alpha).double()[there]
     priors = logs.softmax(0).tolist()
-    size = min(len(groups[k]) / p for k, p in zip(there, priors, strict=True) if p > 0)
+    return _of_shares(keys, groups, dict(zip(there, priors, strict=True)), seed, least=0)
+
+
+def with_long_tail(keys: Tensor, labels: Tensor, factor: float, seed: int) -> Tensor:
+    """Indices (int64, ascending) of the largest subset whose class sizes fall exponentially: class k of K has n_0 factor^(-k / (K - 1)).
+
+    keys, labels: int64 [N]. factor: the imbalance factor, largest over smallest class, 1 or more. Classes without images are left out.
+    The order is that of the classes, as in CIFAR-LT (Cui et al. 2019, arXiv:1901.05555, section 5.1; its code cuts sizes down to whole
+    numbers where this rounds them). Which images a class keeps is a hash of content and `seed`; it keeps one at least.
+    """
+    groups = keys_by_class(keys, labels)
+    there = sorted(groups)
+    sizes = {k: factor ** (-i / max(1, len(there) - 1)) for i, k in enumerate(there)}
+    return _of_shares(keys, groups, sizes, seed, least=1)
+
+
+def _of_shares(keys: Tensor, groups: dict[int, Tensor], share: dict[int, float], seed: int, least: int) -> Tensor:
+    """The largest subset whose classes stand in these proportions: of each class the first identities in the hash order of `seed`."""
+    size = min(len(groups[k]) / p for k, p in share.items() if p > 0)
     chosen: list[int] = []
-    for k, p in zip(there, priors, strict=True):
-        chosen += hash_order(groups[k], seed)[: min(len(groups[k]), round(size * p))]
+    for k, p in share.items():
+        chosen += hash_order(groups[k], seed)[: min(len(groups[k]), max(least, round(size * p)))]
     return torch.isin(keys, torch.tensor(chosen, dtype=torch.int64)).nonzero().flatten()

@@ -20,17 +20,19 @@ from .several import has_several, rarest_classes
 GENERIC = {"train": (None, "80%"), "test": ("80%", None)}
 GRAMMAR = (
     "NAME, [SLICE,seed=S,stratify] or NAME[SLICE,seed=S,stratify] with a SLICE like :80%, 80%:, 20%:60% or :500; "
-    "dirichlet=ALPHA beside or instead of a slice draws class priors"
+    "dirichlet=ALPHA beside or instead of a slice draws class priors, longtail=FACTOR makes classes of exponentially falling sizes"
 )
 
 
 BOUND = r"[0-9]{1,18}(?:\.[0-9]{1,18})?%|[0-9]{1,18}"
+_DECIMAL = r"[0-9]{1,6}(?:\.[0-9]{1,6})?"
 
 
 class Fragment(NamedTuple):
     """One `#...` of a URI: a name, a slice, or both (a slice of the named split). Bounds are texts like '80%' or '500'.
 
-    dirichlet: the alpha of drawn class priors (`with_drawn_priors`), applied after the slice; None without.
+    dirichlet: the alpha of drawn class priors (`with_drawn_priors`), longtail: the imbalance factor (`with_long_tail`), both applied
+    after the slice; None without.
     """
 
     name: str | None
@@ -40,16 +42,22 @@ class Fragment(NamedTuple):
     seed: int
     stratify: bool
     dirichlet: float | None = None
+    longtail: float | None = None
+
+    @property
+    def drawn(self) -> bool:
+        """Whether it says how large classes are."""
+        return self.dirichlet is not None or self.longtail is not None
 
 
 def parse_fragment(text: str) -> Fragment:
-    """Parse `NAME[SLICE,seed=S,stratify,dirichlet=ALPHA]`. Raises UserError with the grammar."""
+    """Parse `NAME[SLICE,seed=S,stratify,dirichlet=ALPHA]`, or longtail=FACTOR. Raises UserError with the grammar."""
     match = re.fullmatch(r"([^\[\]]*)(?:\[([^\[\]]*)\])?", text)
     if not match or not text:
         raise UserError(f"#{abridged(text)} is not a split; expected {GRAMMAR}")
     name, inside = match.groups()
-    low = high = None
-    sliced, stratify, seed, dirichlet = False, False, 0, None
+    low = high = dirichlet = longtail = None
+    sliced, stratify, seed = False, False, 0
     for term in inside.split(",") if inside is not None else ():
         term = term.strip()
         if found := re.fullmatch(f"({BOUND})?:({BOUND})?", term):
@@ -60,18 +68,24 @@ def parse_fragment(text: str) -> Fragment:
             seed = int(found.group(1))
         elif term == "stratify":
             stratify = True
-        elif found := re.fullmatch(r"dirichlet=([0-9]{1,6}(?:\.[0-9]{1,6})?)", term):
+        elif found := re.fullmatch(f"dirichlet=({_DECIMAL})", term):
             dirichlet = float(found.group(1))
             if not 0.01 <= dirichlet <= 1e4:
                 raise UserError(f"#{abridged(text)}: dirichlet={found.group(1)} lies outside 0.01 to 10000")
+        elif found := re.fullmatch(f"longtail=({_DECIMAL})", term):
+            longtail = float(found.group(1))
+            if not 1 <= longtail <= 1e5:
+                raise UserError(f"#{abridged(text)}: longtail={found.group(1)} lies outside 1 to 100000")
         else:
             raise UserError(f"#{abridged(text)}: '{abridged(term)}' is not understood; expected {GRAMMAR}")
-    if inside is not None and not sliced and dirichlet is None and name not in GENERIC:
+    if dirichlet is not None and longtail is not None:
+        raise UserError(f"#{abridged(text)}: dirichlet and longtail both say how large classes are; keep one")
+    if inside is not None and not sliced and dirichlet is longtail is None and name not in GENERIC:
         raise UserError(f"#{abridged(text)} has no slice, so its seed would do nothing; expected {GRAMMAR}")
     for bound in (low, high):
         if bound and bound.endswith("%") and Fraction(bound[:-1]) > 100:
             raise UserError(f"#{abridged(text)}: {bound} is more than 100 %")
-    return Fragment(name or None, low, high, sliced, seed, stratify, dirichlet)
+    return Fragment(name or None, low, high, sliced, seed, stratify, dirichlet, longtail)
 
 
 def cut_point(bound: str | None, count: int, default: int) -> int:

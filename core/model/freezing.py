@@ -25,10 +25,7 @@ def frozen_modules(model: nn.Module, up_to: str, name: str) -> list[nn.Module]:
     stage = re.fullmatch(r"stage([1-9]\d*)", up_to)
     if up_to != "stem" and stage is None:
         raise UserError(f"backbone.freeze: {EXPECTED}, got {up_to}")
-    matcher = getattr(model, "group_matcher", None)
-    if matcher is None:
-        raise UserError(f"backbone.freeze: {name} does not name its layers; use none or all")
-    groups: dict[str, Any] = group_parameters(model, matcher(coarse=True), reverse=True)
+    groups = stage_numbers(model, name, "backbone.freeze", "use none or all")
     numbers = sorted(set(groups.values()))
     limit = int(stage[1]) if stage else 0
     if limit >= len(numbers):
@@ -47,4 +44,16 @@ def frozen_modules(model: nn.Module, up_to: str, name: str) -> list[nn.Module]:
                 visit(child)
 
     visit(model)
+    return found
+
+
+def stage_numbers(model: nn.Module, name: str, key: str, remedy: str) -> dict[str, Any]:
+    """The stage of each parameter by its name, by timm's `group_matcher`: the lowest number is the stem's, each stage has the next one.
+
+    name: the network's, key: that which asks for stages, remedy: what to do else, all for the error. Raises UserError.
+    """
+    matcher = getattr(model, "group_matcher", None)
+    if matcher is None:
+        raise UserError(f"{key}: {name} does not name its layers; {remedy}")
+    found: dict[str, Any] = group_parameters(model, matcher(coarse=True), reverse=True)
     return found

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy
 
+from .classes import class_bars
 from .figures import Figure, heat, shade
 
 _NUMBERED = 20  # most classes of a matrix that is shown as numbers; larger ones are shown as shades
@@ -16,7 +17,7 @@ class Confusion:
     """One confusion matrix of the page.
 
     name: TEST/PROTOCOL. rows: (true class, [(count, shade in percent, is it the diagonal)]). mistakes: (true class, predicted
-    class, count). scores: (class, [precision, recall, F1], number of images).
+    class, count). scores: (class, [precision, recall, F1], number of images). bars: the accuracy of each class.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Confusion:
     figure: Figure | None
     mistakes: list[tuple[str, str, int]]
     scores: list[tuple[str, list[str], int]]
+    bars: Figure | None = None
 
 
 def confusions(results: Sequence[Mapping[str, Any]]) -> list[Confusion]:
@@ -62,6 +64,7 @@ def _confusion(name: str, details: Sequence[Mapping[str, Any]]) -> Confusion:
         figure=heat(counts.tolist(), f"Confusion matrix, {name}") if len(classes) > _NUMBERED else None,
         mistakes=[(classes[i], classes[j], int(off[i, j])) for i, j in pairs if off[i, j]],
         scores=_scores(counts, classes),
+        bars=class_bars(counts, classes, name, len(details)),
     )
 
 

@@ -14,7 +14,8 @@ from .unfinished import Standing
 @dataclass
 class Page:
     """verdict: what the page says first. standing: of a pipeline that has not ended. settings: where configs differ. command: that makes
-    the page. layers: accuracy by layer. meanings: (metric, what it means). live: what the page's script draws.
+    the page. layers: accuracy by layer. labels: accuracy against the number of labelled images. meanings: (metric, what it means). live:
+    what the page's script draws.
     """
 
     title: str
@@ -25,6 +26,7 @@ class Page:
     differences: ResultTable | None = None
     contrasts: list[str] = field(default_factory=list)
     gains: list[str] = field(default_factory=list)
+    labels: list[Figure] = field(default_factory=list)
     pairs: Pairs = field(default_factory=lambda: Pairs([], []))
     stages: list[StageView] = field(default_factory=list)
     facts: list[tuple[str, str]] = field(default_factory=list)

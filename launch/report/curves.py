@@ -24,6 +24,7 @@ _TITLES = {
     "watch/uniformity": "Uniformity",
     "watch/alignment": "Alignment",
 }
+_OF_BATCHES = {"train_accuracy", "source_accuracy"}  # accuracies of classes, of images in training
 _FEW = 25  # a curve of at most so many points shows them as dots
 _WIDTH, _HEIGHT, _LETTER = 340.0, 210.0, 6.4  # the panel, and a letter of its text, in pixels
 _RIGHT, _TOP, _BOTTOM = 3.0, 6.0, 36.0  # margins in pixels; the left one is as wide as the numbers on it
@@ -115,10 +116,11 @@ def _panel(
         if len(keys) > 1 or title == "Online evaluation"
         else []
     )
-    marks = _marks(keys, levels) if percent else []
+    marks = _marks(keys, levels) if percent else _chance(keys, levels)
+    unit = "{:.1f} %" if percent else "{:.3f}"
     told = [
         f"{_sentence(title, keys, percent)}",
-        "Dashed: " + ", ".join(f"{name} {value:.1f} %" for name, value in marks) + "." if marks else "",
+        "Dashed: " + ", ".join(f"{name} {unit.format(value)}" for name, value in marks) + "." if marks else "",
         f"A point is the mean of {binned} logged steps." if binned > 1 else "",
     ]
     svg = draw_lines(scaled, title, thin=len(runs) > 1, levels=[value for _, value in marks])
@@ -148,6 +150,12 @@ def _marks(keys: Sequence[str], levels: Mapping[str, Levels]) -> list[tuple[str,
     return list(marks)[:4]
 
 
+def _chance(keys: Sequence[str], levels: Mapping[str, Levels]) -> list[tuple[str, float]]:
+    """Chance beside accuracies of training batches, fractions, if all tests have as many classes. Their majority is not known."""
+    known = {level.chance for level in levels.values()}
+    return [("chance", known.pop())] if len(known) == 1 and set(keys) <= _OF_BATCHES else []
+
+
 def _logged(rows: Sequence[Mapping[str, object]], key: str) -> numpy.ndarray:
     """[T, 2]: the steps and values of the rows that have a step and a finite value."""
     pairs = [
@@ -174,15 +182,23 @@ def _binned(table: numpy.ndarray, most: int) -> Series:
 
 
 def draw_lines(
-    lines: Sequence[tuple[int, Series]], title: str, thin: bool, across: str = "step", levels: Sequence[float] = ()
+    lines: Sequence[tuple[int, Series]],
+    title: str,
+    thin: bool,
+    across: str = "step",
+    levels: Sequence[float] = (),
+    columns: Sequence[tuple[float, str]] = (),
+    ranges: Sequence[tuple[int, float, float, float]] = (),
 ) -> Markup:
     """The panel. lines: (number of the colour, curve). thin: many lines, so each is drawn thinner and lets the others through.
 
-    across: the name of the horizontal axis, whose ticks are whole numbers. levels: heights of dashed lines.
+    across: the name of the horizontal axis, whose ticks are whole numbers, or `columns`: (place, text). levels: heights of dashed lines.
+    ranges: (number of the colour, place, low, high) of intervals.
     """
     low_x, high_x = _ends([series.steps for _, series in lines])
-    low_y, high_y = _ends([*(series.values for _, series in lines), *(numpy.array([level]) for level in levels)])
-    columns_at, up = ticks(low_x, high_x, 5, whole=True), ticks(low_y, high_y, 5)
+    beyond = [*levels, *(end for _, _, *ends in ranges for end in ends)]
+    low_y, high_y = _ends([*(series.values for _, series in lines), *(numpy.array([level]) for level in beyond)])
+    columns, up = columns or [(v, tick(v)) for v in ticks(low_x, high_x, 5, whole=True)], ticks(low_y, high_y, 5)
     left = 8 + _LETTER * max((len(tick(value)) for value in up), default=0)
     x_scale, y_scale = (_WIDTH - _RIGHT - left) / (high_x - low_x), (_HEIGHT - _TOP - _BOTTOM) / (high_y - low_y)
     floor = _HEIGHT - _BOTTOM
@@ -191,13 +207,16 @@ def draw_lines(
         return left + (x - low_x) * x_scale, floor - (y - low_y) * y_scale
 
     heights = [(value, place(low_x, value)[1]) for value in up]
-    columns = [(value, place(value, low_y)[0]) for value in columns_at]
+    placed = [(text, place(value, low_y)[0]) for value, text in columns]
     grid = "".join(f"M{left:.1f} {y:.1f}H{_WIDTH - _RIGHT:g}" for _, y in heights)
-    marks = "".join(f"M{x:.1f} {floor:g}v3" for _, x in columns)
+    marks = "".join(f"M{x:.1f} {floor:g}v3" for _, x in placed)
     numbers = [f'<text x="{left - 5:.1f}" y="{y + 4:.1f}" text-anchor="end">{tick(v)}</text>' for v, y in heights]
-    numbers += [f'<text x="{x:.1f}" y="{floor + 15:g}" text-anchor="middle">{tick(v)}</text>' for v, x in columns]
+    numbers += [f'<text x="{x:.1f}" y="{floor + 15:g}" text-anchor="middle">{text}</text>' for text, x in placed]
     dashes = "".join(f"M{left:.1f} {place(low_x, level)[1]:.1f}H{_WIDTH - _RIGHT:g}" for level in levels)
     drawn = [f'<path d="{dashes}" stroke="var(--muted)" stroke-dasharray="4 3"/>'] if levels else []
+    for i, x, low, high in ranges:
+        ends = "V".join(f"{place(x, end)[1]:.1f}" for end in (low, high))
+        drawn.append(f'<path d="M{place(x, low)[0]:.1f} {ends}" stroke="{colour(i)}" stroke-width="1.4" opacity=".6"/>')
     for i, series in lines:
         points = [place(x, y) for x, y in zip(series.steps.tolist(), series.values.tolist(), strict=True)]
         path = "M" + "L ".join(f"{x:.1f} {y:.1f}" for x, y in points)

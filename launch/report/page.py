@@ -18,6 +18,7 @@ from .contrasts import difference_over_images
 from .figures import Figure
 from .headline import verdict_of_runs, verdict_of_table
 from .html import provenance, write_html, yaml_text
+from .labels import label_figures
 from .layers import layer_figures
 from .levels import LevelsOfStages, levels_of
 from .lines import page_lines
@@ -130,6 +131,7 @@ def _pipeline_page(pipeline: RunRecord) -> Page:
         contrasts=contrast_lines(result.get("contrasts")),
         gains=gain_lines(result.get("gains") or []),
         pairs=_pipeline_pairs(comparisons, rows, answers),
+        labels=label_figures(stages, levels),
         stages=_views(stages, labels, front, [answers[stage.name] for stage in stages], live, levels),
         facts=provenance([record for stage in stages for record in stage.records]),
         config=yaml_text(pipeline.config),
@@ -219,6 +221,7 @@ def _runs_page(stages: list[StageRuns]) -> Page:
         tables=results_tables(rows, {}, levels) if rows else [],
         differences=differences,
         pairs=pairs,
+        labels=label_figures(stages, levels),
         stages=_views(stages, {}, [stages[0].name] if len(stages) == 1 else [], answers, live, levels),
         facts=provenance([record for stage in stages for record in stage.records]),
         settings=settings_that_differ(stages),

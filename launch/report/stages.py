@@ -109,7 +109,7 @@ def view_stage(
     seed = stage.first.seed
     adapted = adapted_view(stage)
     panels = curves([record.rows for record in stage.logged], bool(adapted.curves), stage.seed_names, levels)
-    confidence = confidence_figures(list(answers.values()))
+    confidence = confidence_figures(list(answers.values()), levels)
     live.add(label, [*panels, *confidence, *adapted.curves])
     live.add_map(label, moving := live_map(stage, label, answers, live.thumbnails))
     return replace(

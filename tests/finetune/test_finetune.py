@@ -9,7 +9,8 @@ from rootstock.core.method import Labelled
 from rootstock.core.model.backbone import create
 from rootstock.core.model.classifier import Classifier
 from rootstock.core.views.mixup import Mixing, mix_images
-from rootstock.finetune.finetune import FineTune
+from rootstock.finetune.training.losses import CrossEntropy
+from rootstock.finetune.training.objective import FineTune
 
 CLASSES = ["a", "b", "c"]
 
@@ -27,7 +28,8 @@ def smoothed_cross_entropy(logits: Tensor, target: Tensor, smoothing: float) -> 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_loss_of_classes_and_of_mixed_labels(smoothing: float) -> None:
     torch.manual_seed(0)
-    objective = FineTune(Classifier(create(16, name="smallconv", weights="none"), CLASSES, 0.0), smoothing).eval()
+    criterion = CrossEntropy(torch.ones(len(CLASSES)), smoothing)
+    objective = FineTune(Classifier(create(16, name="smallconv", weights="none"), CLASSES, 0.0), criterion).eval()
     images, labels, draws = torch.randn(8, 3, 16, 16), torch.arange(8) % 3, Draws(0, torch.arange(8))
     logits = objective.classifier(images)
     step = objective(Labelled(images, labels, draws), 0.0)

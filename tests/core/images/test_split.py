@@ -15,7 +15,7 @@ from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
 from rootstock.core.images.images import Images
 from rootstock.core.images.open import holdout, open_images
-from rootstock.core.images.priors import with_drawn_priors
+from rootstock.core.images.priors import with_drawn_priors, with_long_tail
 from rootstock.core.images.split import cut, parse_fragment
 
 
@@ -176,9 +176,9 @@ def test_labels_cannot_shape_an_unlabelled_split(tmp_path: Path) -> None:
 
 
 def test_fragment_grammar() -> None:
-    assert parse_fragment("train[20%:60%, seed=3, stratify]") == ("train", "20%", "60%", True, 3, True, None)
-    assert parse_fragment("[:500]") == (None, None, "500", True, 0, False, None)
-    assert parse_fragment("val") == ("val", None, None, False, 0, False, None)
+    assert parse_fragment("train[20%:60%, seed=3, stratify]") == ("train", "20%", "60%", True, 3, True, None, None)
+    assert parse_fragment("[:500]") == (None, None, "500", True, 0, False, None, None)
+    assert parse_fragment("val") == ("val", None, None, False, 0, False, None, None)
 
 
 def test_drawn_priors_are_those_of_the_subset_and_as_many_as_fit() -> None:
@@ -222,3 +222,30 @@ def test_dirichlet_without_labels_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match="dirichlet draws class priors, so it needs one label for each picture"):
         open_images(f"folder:{tmp_path}#[dirichlet=1]")
+
+
+def test_a_long_tail_falls_exponentially_and_is_as_large_as_fits() -> None:
+    keys, labels = torch.arange(4000), torch.arange(4000) % 4
+    kept = with_long_tail(keys, labels, 100.0, seed=1)
+    assert labels[kept].bincount().tolist() == [1000, 215, 46, 10]  # 1000 * 100^(-k / 3), by hand
+    order = torch.randperm(4000, generator=torch.Generator().manual_seed(0))
+    assert keys[order][with_long_tail(keys[order], labels[order], 100.0, seed=1)].sort().values.equal(kept)
+    assert not with_long_tail(keys, labels, 100.0, seed=2).equal(kept)
+    assert len(with_long_tail(keys, labels, 1.0, seed=1)) == 4000
+    # The first class has few images, so all others have fewer still; a class without any takes no place in the tail.
+    few = torch.cat([torch.zeros(50), torch.full((900,), 2), torch.full((900,), 3)]).long()
+    assert few[with_long_tail(torch.arange(1850), few, 25.0, seed=0)].bincount().tolist() == [50, 0, 10, 2]
+    assert labels[with_long_tail(keys, labels, 99_999.0, seed=0)].bincount().min() == 1
+
+
+def test_long_tail_in_a_uri(tmp_path: Path) -> None:
+    tail, plain = open_images("sklearn:digits#train[longtail=10,seed=3]"), open_images("sklearn:digits#train[seed=3]")
+    assert tail.labels is not None and torch.isin(tail.keys(), plain.keys()).all()
+    counts = tail.labels.bincount().double()
+    assert torch.allclose(counts, counts[0] * 10.0 ** (-torch.arange(10).double() / 9), atol=1.0)
+    for wrong in ("longtail=0.5", "longtail=x", "longtail=10,dirichlet=1"):
+        with pytest.raises(UserError, match="longtail"):
+            open_images(f"sklearn:digits#[{wrong}]")
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="longtail changes class sizes, so it needs one label for each picture"):
+        open_images(f"folder:{tmp_path}#[longtail=10]")

@@ -27,7 +27,8 @@ from rootstock.core.train.fit import Every, fit
 from rootstock.core.train.optim import Optim
 from rootstock.core.views.multiview import multiview
 from rootstock.core.views.presets import VIEWS
-from rootstock.finetune.finetune import FineTune
+from rootstock.finetune.training.losses import CrossEntropy
+from rootstock.finetune.training.objective import FineTune
 from rootstock.ssl.mae import MAE
 from rootstock.ssl.simclr import SimCLR
 
@@ -139,7 +140,7 @@ def test_micro_batches_share_one_graph(opened: Open, monkeypatch: pytest.MonkeyP
     """Statistics of BatchNorm gather over a step, and no graph may depend on how many there are already."""
     torch.manual_seed(0)
     classifier = Classifier(conv(), ["a", "b"])
-    method = FineTune(classifier, 0.0)
+    method = FineTune(classifier, CrossEntropy(torch.ones(len(classifier.classes)), 0.0))
     norm.configure(method, "local", accumulate=6, chunk=None, log=print)
     counter, run = counting(monkeypatch), opened(compile="on", accumulate=6)
 

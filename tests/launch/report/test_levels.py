@@ -72,3 +72,13 @@ def test_they_are_drawn_where_the_accuracy_is() -> None:
     assert [at for at, _ in table.levels] == pytest.approx(expected, abs=0.02)
     assert table.foot[0].endswith("higher is better. Chance is 10.0 %, always the most frequent class 25.0 %.")
     assert results_tables([{**row, "metric": "a/knn/f1"}], {}, {"s": levels})[0].levels == []
+
+
+def test_chance_stands_beside_the_accuracy_of_training_batches() -> None:
+    rows = [{"step": step, "train_accuracy": step / 5, "domain_accuracy": 0.5} for step in range(5)]
+    domain, train = sorted(curves([rows], levels={"a": Levels(0.25, 0.4)}), key=lambda figure: figure.title)
+    assert "Dashed: chance 0.250." in train.caption and train.svg.count("stroke-dasharray") == 1
+    assert train.live is not None and train.live.levels == [("chance", 0.25)]
+    assert "Dashed" not in domain.caption  # that of two domains, whatever the classes
+    several = {"a": Levels(0.25, 0.4), "b": Levels(0.5, None)}
+    assert all("Dashed" not in figure.caption for figure in curves([rows], levels=several))

@@ -1,0 +1,77 @@
+"""What may be done to the head after a training on classes of unequal size, before it is tested and exported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core.checks import check_fraction, check_not_negative
+from ...core.errors import UserError
+from .losses import ClassLoss, log_priors
+
+
+def leave_head() -> Callable[[nn.Linear, Tensor], None]:
+    """The head stays as it was trained."""
+    return lambda head, counts: None
+
+
+def adjust_logits(*, tau: float = 1.0) -> Callable[[nn.Linear, Tensor], None]:
+    """f - tau log pi, by the head's bias (Menon et al. 2021, arXiv:2007.07314, eq. 9).
+
+    tau: Strength of the adjustment, 0 or more; 1 gives the least balanced error for calibrated scores.
+    """
+    check_not_negative("posthoc.tau", tau, "1 is usual")
+
+    def apply(head: nn.Linear, counts: Tensor) -> None:
+        head.bias.sub_((tau * log_priors(counts)).to(head.bias))
+
+    return apply
+
+
+def normalise_head(*, tau: float = 1.0) -> Callable[[nn.Linear, Tensor], None]:
+    """w_c / |w_c|^tau, without a bias (Kang et al. 2020, arXiv:1910.09217, eq. 3).
+
+    tau: From 0 (weights as they are) to 1 (all of length 1). The paper chooses it on held-out training images.
+    """
+    check_fraction("posthoc.tau", tau, "0.5 to 1 is usual")
+
+    def apply(head: nn.Linear, counts: Tensor) -> None:
+        head.weight.div_(head.weight.norm(dim=1, keepdim=True).clamp(min=1e-12) ** tau)
+        head.bias.zero_()
+
+    return apply
+
+
+POSTHOC: Mapping[str, Callable[..., Any]] = {
+    "none": leave_head,
+    "logit_adjusted": adjust_logits,
+    "tau_norm": normalise_head,
+}
+
+
+def check_posthoc(section: Mapping[str, Any], loss: ClassLoss, resampled: bool) -> None:
+    """Raises UserError for a correction of a classifier whose training corrects for class sizes already, and of a head without a bias."""
+    name = section["name"]
+    if name == "none":
+        return
+    POSTHOC[name](**{key: value for key, value in section.items() if key != "name"})
+    if loss.head is not None:
+        raise UserError(f"method.posthoc: {name} is for a linear head, which this loss has not; leave posthoc out")
+    if name == "logit_adjusted" and (loss.corrects or resampled):
+        by = "data.sampler" if resampled else "method.loss"
+        raise UserError(
+            f"method.posthoc: logit_adjusted would correct a second time for class sizes, as {by} does; leave one of both out"
+        )
+
+
+@torch.no_grad()
+def treat_head(section: Mapping[str, Any], head: nn.Module, counts: Tensor) -> None:
+    """Apply `method.posthoc`. counts: int64 [K], training images of each class. Raises UserError for a head that is not linear."""
+    if section["name"] == "none":
+        return
+    if not isinstance(head, nn.Linear):
+        raise UserError(f"method.posthoc: {section['name']} is for a linear head; leave posthoc out")
+    POSTHOC[section["name"]](**{key: value for key, value in section.items() if key != "name"})(head, counts)
