@@ -49,10 +49,10 @@ class ColourHistogram(nn.Module):
         colour = torch.zeros_like(place[:, 0])
         for channel in range(self.shape[0]):
             colour = colour * self.bins + place[:, channel]
-        return shares(colour, self.bins ** self.shape[0], self.grid).sqrt()
+        return shares_of_cells(colour, self.bins ** self.shape[0], self.grid).sqrt()
 
 
-def shares(labels: Tensor, kinds: int, grid: int) -> Tensor:
+def shares_of_cells(labels: Tensor, kinds: int, grid: int) -> Tensor:
     """The share of each label in each of grid x grid parts, over the number of parts: int64 [N, H, W] -> [N, grid^2 * kinds], sum 1."""
     n, height, width = labels.shape
     rows = torch.arange(grid, device=labels.device).repeat_interleave(height // grid)

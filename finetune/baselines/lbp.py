@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from .colour import shares
+from .colour import shares_of_cells
 from .inputs import at_least, check_shape, to_gray, to_levels, whole_cells
 
 _NEIGHBOURS = 8
@@ -49,7 +49,7 @@ class LocalBinaryPatterns(nn.Module):
             # Equal levels are as bright, whatever the rounding of bilinear weights.
             codes |= (self._neighbour(levels, bit) >= levels - 1e-6).long() << bit
         grid = self.shape[1] // self.cell
-        return shares(self.kinds[codes], int(self.kinds.max()) + 1, grid).sqrt()
+        return shares_of_cells(self.kinds[codes], int(self.kinds.max()) + 1, grid).sqrt()
 
     def _neighbour(self, levels: Tensor, bit: int) -> Tensor:
         """The level at a pixel's neighbour on the circle, [N, H, W]."""

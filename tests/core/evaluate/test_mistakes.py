@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rootstock.core.evaluate.mistakes import MOST_COMPARED, Mistake, nearest_rows, save_mistakes, worst_mistakes
+from rootstock.core.evaluate.mistakes import MOST_COMPARED, Mistake, nearest_of_bank, save_mistakes, worst_mistakes
 from rootstock.core.evaluate.predictions import SavedScores, ScoredImages
 from rootstock.core.evaluate.scores import Scored
 from rootstock.core.images.open import Images, open_images
@@ -44,12 +44,12 @@ def test_nearest_rows_against_a_loop() -> None:
     generator = torch.Generator().manual_seed(1)
     queries, bank = torch.randn(5, 3, generator=generator), torch.randn(20, 3, generator=generator)
     bank[7] = bank[3]  # of equal ones the first comes first
-    found = nearest_rows(queries, bank, most=4)
+    found = nearest_of_bank(queries, bank, most=4)
     for i in range(5):
         cosines = [float(torch.cosine_similarity(queries[i].double(), row.double(), dim=0)) for row in bank]
         cosines[7] = cosines[3]
         assert found[i].tolist() == sorted(range(20), key=lambda j: (-cosines[j], j))[:4]
-    assert nearest_rows(queries, bank[:2]).shape == (5, 2)
+    assert nearest_of_bank(queries, bank[:2]).shape == (5, 2)
 
 
 def coloured(folder: Path, colours: Iterable[tuple[str, int]]) -> Images:
