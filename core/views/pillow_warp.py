@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .colour import constant
 from .resample import Interpolation
 
 
@@ -34,8 +35,8 @@ def warp(x: Tensor, matrix: Tensor, fill: tuple[int, ...], interpolation: Interp
         values = [pixels.gather(2, (start + place)[:, None].expand(n, channels, -1)) for place in columns]
         lines.append(_between(values, part))
     found = _between(lines, (down - top).flatten(1)[:, None]).view_as(x).clamp(0.0, 255.0).to(torch.uint8)
-    outside = torch.tensor([fill[i % len(fill)] for i in range(channels)], dtype=torch.uint8, device=x.device)
-    return torch.where(inside[:, None], found, outside[:, None, None])
+    outside = constant(tuple(float(fill[i % len(fill)]) for i in range(channels)), x.device, 1).to(torch.uint8)
+    return torch.where(inside[:, None], found, outside)
 
 
 def _between(values: list[Tensor], part: Tensor) -> Tensor:

@@ -142,7 +142,7 @@ def averaging_of(
 
 
 def interpolated(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """WiSE-FT (Wortsman et al. 2022, arXiv:2109.01903, eq. 1): (1 - alpha) start + alpha end, for each tensor; counters are the end's."""
+    """WiSE-FT (Wortsman et al. 2022, arXiv:2109.01903): (1 - alpha) start + alpha end, for each tensor; counters are the end's."""
     return {
         name: torch.lerp(start[name].to(tensor), tensor, alpha) if tensor.is_floating_point() else tensor
         for name, tensor in end.items()

@@ -3,11 +3,14 @@
 from typing import Any
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from rootstock.core.errors import UserError
 from rootstock.core.model.backbone import Backbone, create
+from rootstock.core.model.drop_path import keyed_drop_paths
 from rootstock.core.train.optim import Optim, parameter_groups
 
 D = 0.5
@@ -139,3 +142,29 @@ def test_a_trained_fc_norm_is_kept_and_drop_path_is_not_exported(tmp_path: Any) 
     assert not torch.equal(again.train()(images), first.train()(images))  # only one of both drops paths
     with pytest.raises(UserError, match=r"1 missing \(|2 missing \(norm.bias"):
         create(16, weights=str(tmp_path), pooling="mean")
+
+
+def test_weights_of_a_file_and_of_timm_get_drop_path_and_a_new_norm_too(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """timm's weights are drawn here, and kept in a file, both with the norm before pooling."""
+    args: dict[str, Any] = {**VIT, "img_size": 16}
+    straight = timm.create_model
+    torch.manual_seed(3)
+    drawn = straight("vit_tiny_patch16_224", num_classes=0, **args).state_dict()
+    nn.init.normal_(drawn["norm.weight"])
+    save_file(drawn, tmp_path / "weights.safetensors")
+
+    def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        model = straight(name, **kwargs)
+        if pretrained:
+            model.load_state_dict(drawn)
+        return model
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    for weights in ("timm", str(tmp_path / "weights.safetensors")):
+        made = create(16, name="vit_tiny_patch16_224", args=VIT, weights=weights, pooling="fc_norm", drop_path=0.1)
+        found = made.model.state_dict()
+        assert found.keys() == drawn.keys() - {"norm.weight", "norm.bias"} | {"fc_norm.weight", "fc_norm.bias"}
+        assert all(torch.equal(found[key], drawn[key]) for key in found if not key.startswith("fc_norm"))
+        assert torch.equal(found["fc_norm.weight"], torch.ones(8)) and len(keyed_drop_paths(made)) == 4

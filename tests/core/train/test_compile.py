@@ -156,6 +156,19 @@ def test_micro_batches_share_one_graph(opened: Open, monkeypatch: pytest.MonkeyP
     assert counter.frame_count == 2
 
 
+def test_paths_dropped_by_position_share_one_graph() -> None:
+    """The draws of a step are set inside the forward; no graph may depend on those of the step before."""
+    torch.manual_seed(0)
+    args = {"patch_size": 8, "embed_dim": 8, "depth": 2, "num_heads": 2}
+    backbone = create(16, name="vit_tiny_patch16_224", args=args, pooling="fc_norm", drop_path=0.5)
+    method, counter = FineTune(Classifier(backbone, ["a", "b"]), 0.1).train(), CompileCounterWithBackend("eager")
+    fast = torch.compile(method, backend=counter, dynamic=False, fullgraph=True)
+    for step in range(3):
+        batch = Labelled(torch.randn(8, 3, 16, 16), torch.arange(8) % 2, Draws(0, torch.arange(8) + 8 * step))
+        assert torch.allclose(fast(batch, torch.tensor(0.5)).loss, method(batch, 0.5).loss)
+    assert counter.frame_count == 1
+
+
 @pytest.mark.parametrize("given", [True, False])
 def test_convolutions_are_channels_last_where_the_run_says_so(opened: Open, given: bool) -> None:
     network = conv()
