@@ -55,7 +55,20 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
         assert "rootstock = rootstock.launch.cli:main" in archive.read(scripts).decode()
     assert fields["Requires-Python"] == ">=3.11"
     assert fields["License-Expression"] == "Apache-2.0"
-    extras = ["adapt", "bench", "docs", "handcrafted", "lora", "medical", "onnx", "parquet", "s3", "sweep", "test", "track"]
+    extras = [
+        "adapt",
+        "bench",
+        "docs",
+        "handcrafted",
+        "lora",
+        "medical",
+        "onnx",
+        "parquet",
+        "s3",
+        "sweep",
+        "test",
+        "track",
+    ]
     assert fields.get_all("Provides-Extra") == extras
     assert fields["Description-Content-Type"] == "text/markdown"
     assert fields.get_payload() == (ROOT / "README.md").read_text()
