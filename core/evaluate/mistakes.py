@@ -71,7 +71,7 @@ def worst_mistakes(images: ScoredImages, saved: SavedScores, most: int = WORST) 
     return list(found.values())
 
 
-def nearest_of_bank(queries: Tensor, bank: Tensor, most: int = ALIKE) -> Tensor:
+def most_alike(queries: Tensor, bank: Tensor, most: int = ALIKE) -> Tensor:
     """The rows of the bank with the highest cosine, the highest first, of equal ones the first: int64 [Q, min(most, B)].
 
     queries: [Q, D]; bank: [B, D].
@@ -109,7 +109,7 @@ def save_mistakes(
     for name, found in shown.items():
         rows = torch.tensor([one.row for one in found])
         queries = extract(_Features(classifier), tests[name].select(rows), view, **settings)
-        near = kept[nearest_of_bank(queries, bank)]
+        near = kept[most_alike(queries, bank)]
         if write:
             picture = _sheet(tests[name], train, classifier.classes, found, near.tolist())
             save_picture(run, f"mistakes_{name}", picture, _caption(name, classifier.classes, found, near, train))

@@ -71,12 +71,14 @@ class FineTune(Method):
     def add_l1(self, l1: Mapping[str, Any] | None, optim: Optim, fed: Feed) -> None:
         """Shrink weights after each update, if the keys of `method.l1` ask for it."""
         if l1 is not None:
-            self.shrink = SoftThreshold(self, parameter_groups(self, optim), partial(rate_at, optim, fed), **l1)
+            # Numbers alone: a sharded training copies the method, and a feed cannot be copied.
+            rate = partial(rate_at, optim, fed.steps, fed.steps_per_epoch)
+            self.shrink = SoftThreshold(self, parameter_groups(self, optim), rate, **l1)
 
 
-def rate_at(optim: Optim, fed: Feed, progress: float) -> float:
+def rate_at(optim: Optim, steps: int, steps_per_epoch: int, progress: float) -> float:
     """The learning rate of the step at this progress."""
-    return optim.rate(round(progress * fed.steps), fed.steps, fed.steps_per_epoch)
+    return optim.rate(round(progress * steps), steps, steps_per_epoch)
 
 
 def check_corrections(criterion: ClassLoss, sampler: str, method: Mapping[str, Any]) -> None:

@@ -69,7 +69,7 @@ class StartingPoint(nn.Module):
 
 
 class SoftThreshold:
-    """The proximal step of L1 on some matrices of a method, after each update."""
+    """The proximal step of L1 on some matrices of a method, after each update; on a GPU also after one that was skipped as non-finite."""
 
     def __init__(
         self,

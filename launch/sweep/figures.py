@@ -10,7 +10,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from ...core.printable import capital
 from ..report.figures import Figure, colour, ink, render, tick
+from ..report.levels import Levels
 from .result import brief, short_names
 
 _MAIN, _BEST, _MUTED = ink(0), ink(1), ink(7)
@@ -18,26 +20,44 @@ _LEGEND = [(colour(0), "trial"), (colour(1), "best trial")]
 
 
 def figures(
-    result: Mapping[str, Any], search: Mapping[str, Any], rows: Mapping[int, Sequence[Mapping[str, Any]]]
+    result: Mapping[str, Any],
+    search: Mapping[str, Any],
+    rows: Mapping[int, Sequence[Mapping[str, Any]]],
+    level: Levels | None = None,
 ) -> list[Figure]:
-    """All plots of a finished sweep. search: of its config. rows: by trial, the objective during training, if it was measured."""
+    """All plots of a finished sweep. search: of its config. rows: by trial, the objective during training, if it was measured.
+
+    level: of the objective, if it is an accuracy: dashed lines where the axis reaches them, and a sentence.
+    """
     done = [trial for trial in result["trials"] if trial["value"] is not None]
     if not done:
         return []
     owner = result["run"]
-    drawn = [_history(done, result, owner)]
+    drawn = [_history(done, result, owner, level)]
     if result["importance"]:
         drawn.append(_importance(result["importance"], owner, len(done)))
     if any(rows.values()):
-        drawn.append(_training_curves(rows, result, owner))
+        drawn.append(_training_curves(rows, result, owner, level))
     names = short_names(list(search))
-    drawn += [_slice(done, key, names[key], search[key], result, owner) for key in search]
+    drawn += [_slice(done, key, names[key], search[key], result, owner, level) for key in search]
     if len(search) > 1:
         drawn.append(_parallel(done, search, result, owner))
     return drawn
 
 
-def _history(done: Sequence[Mapping[str, Any]], result: Mapping[str, Any], owner: str) -> Figure:
+def _guesses(axes: Axes, level: Levels | None) -> None:
+    """Dashed lines of chance and the most frequent class, where the axis reaches them: the trials have to be told apart."""
+    low, high = axes.get_ylim()
+    for _, value in level.lines() if level else ():
+        if low <= value <= high:
+            axes.axhline(value, color=_MUTED, linestyle="--", linewidth=0.8)
+
+
+def _level_words(level: Levels | None) -> str:
+    return f" {capital(level.words())}." if level else ""
+
+
+def _history(done: Sequence[Mapping[str, Any]], result: Mapping[str, Any], owner: str, level: Levels | None) -> Figure:
     better = max if result["direction"] == "maximize" else min
     numbers, values = [t["number"] for t in done], [t["value"] for t in done]
 
@@ -45,9 +65,12 @@ def _history(done: Sequence[Mapping[str, Any]], result: Mapping[str, Any], owner
         axes.step(numbers, list(accumulate(values, better)), where="post", color=_BEST, linewidth=1.4)
         axes.plot(numbers, values, "o", color=_MAIN, markersize=4.5)
         axes.set_xlabel("trial", loc="right")
+        _guesses(axes, level)
 
     legend = [(colour(0), "trial"), (colour(1), "best so far")]
-    return Figure(render(draw, "History", owner), "History", _direction_in_words(result), legend)
+    return Figure(
+        render(draw, "History", owner), "History", f"{_direction_in_words(result)}.{_level_words(level)}", legend
+    )
 
 
 def _direction_in_words(result: Mapping[str, Any]) -> str:
@@ -68,7 +91,9 @@ def _importance(shares: Mapping[str, float], owner: str, trials: int) -> Figure:
     return Figure(render(draw, "Importance", owner), "Importance", f"fANOVA of {trials} trials; rough if they are few")
 
 
-def _training_curves(rows: Mapping[int, Sequence[Mapping[str, Any]]], result: Mapping[str, Any], owner: str) -> Figure:
+def _training_curves(
+    rows: Mapping[int, Sequence[Mapping[str, Any]]], result: Mapping[str, Any], owner: str, level: Levels | None
+) -> Figure:
     best = result["best"]["number"]
 
     def draw(axes: Axes) -> None:
@@ -81,8 +106,10 @@ def _training_curves(rows: Mapping[int, Sequence[Mapping[str, Any]]], result: Ma
             )
             axes.plot(steps, values, marker="o" if len(points) < 4 else "", markersize=3, **own)
         axes.set_xlabel("step", loc="right")
+        _guesses(axes, level)
 
-    return Figure(render(draw, "While training", owner), "While training", "the objective during training", _LEGEND)
+    told = f"The objective during training.{_level_words(level)}"
+    return Figure(render(draw, "While training", owner), "While training", told, _LEGEND)
 
 
 def _slice(
@@ -92,6 +119,7 @@ def _slice(
     span: Mapping[str, Any],
     result: Mapping[str, Any],
     owner: str,
+    level: Levels | None,
 ) -> Figure:
     """The objective against one parameter."""
     best = result["best"]["number"]
@@ -114,9 +142,10 @@ def _slice(
         else:
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=bool(span.get("int"))))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+        _guesses(axes, level)
 
     title = f"By {name}"
-    return Figure(render(draw, title, owner), title, "", _LEGEND)
+    return Figure(render(draw, title, owner), title, _level_words(level).strip(), _LEGEND)
 
 
 def _parallel(

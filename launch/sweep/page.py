@@ -13,7 +13,8 @@ from ...core.launchlog import warn
 from ...core.run.folder import read_result
 from ..report.figures import Figure
 from ..report.html import provenance, write_html, yaml_text
-from ..report.records import RunRecord, is_pipeline, read_run, stages_of
+from ..report.levels import Levels, levels_for, levels_of
+from ..report.records import RunRecord, StageRuns, is_pipeline, read_run, stages_of
 from ..report.tables import CAVEATS, duration, selection_sentence
 from .figures import figures
 from .result import best_first, brief, short_names
@@ -61,13 +62,23 @@ def write_sweep_page(folder: Path, out: Path | None = None) -> Path:
         lead=_lead(result),
         best=_best(result),
         command=_in_lines(result["best"]["command"]) if result["best"] else "",
-        figures=figures(result, search, curves),
+        figures=figures(result, search, curves, _level(result, records)),
         columns=["trial", *short_names(list(search)).values(), result["objective"], "time", "begun"],
         rows=[_row(trial, list(search)) for trial in best_first(result)],
         facts=[*_facts(result), *provenance([run for record in records.values() for run in _runs(record)])],
         config=yaml_text(sweep.config),
     )
     return write_html("sweep.html.j2", page, out or folder / "report.html")
+
+
+def _level(result: Mapping[str, Any], records: Mapping[int, RunRecord]) -> Levels | None:
+    """Chance and the most frequent class of the objective's test, by the first trial that has them."""
+    for record in records.values():
+        stages = stages_of(record) if is_pipeline(record) else [StageRuns("trial", [record])]
+        for found in levels_of(stages).values():
+            if (level := levels_for(found, result["objective"])) is not None:
+                return level
+    return None
 
 
 def _is_here(run: str) -> bool:

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from rootstock.core.evaluate.mistakes import MOST_COMPARED, Mistake, nearest_of_bank, save_mistakes, worst_mistakes
+from rootstock.core.evaluate.mistakes import MOST_COMPARED, Mistake, most_alike, save_mistakes, worst_mistakes
 from rootstock.core.evaluate.predictions import SavedScores, ScoredImages
 from rootstock.core.evaluate.scores import Scored
 from rootstock.core.images.open import Images, open_images
@@ -40,16 +41,16 @@ def test_worst_mistakes_against_a_loop() -> None:
     assert worst_mistakes(images, SavedScores("logits", right)) == []
 
 
-def test_nearest_rows_against_a_loop() -> None:
+def test_most_alike_against_a_loop() -> None:
     generator = torch.Generator().manual_seed(1)
     queries, bank = torch.randn(5, 3, generator=generator), torch.randn(20, 3, generator=generator)
     bank[7] = bank[3]  # of equal ones the first comes first
-    found = nearest_of_bank(queries, bank, most=4)
+    found = most_alike(queries, bank, most=4)
     for i in range(5):
         cosines = [float(torch.cosine_similarity(queries[i].double(), row.double(), dim=0)) for row in bank]
         cosines[7] = cosines[3]
         assert found[i].tolist() == sorted(range(20), key=lambda j: (-cosines[j], j))[:4]
-    assert nearest_of_bank(queries, bank[:2]).shape == (5, 2)
+    assert most_alike(queries, bank[:2]).shape == (5, 2)
 
 
 def coloured(folder: Path, colours: Iterable[tuple[str, int]]) -> Images:
@@ -68,7 +69,7 @@ def test_the_picture(tmp_path: Path) -> None:
     classifier, view = Classifier(model, ["dark", "light"]), Evaluation(16)
     scored = Scored(["dark", "light"], seed=0)
     scored.add("test/classifier", test, torch.tensor([[0.0, 4.0], [0.0, 4.0]]))
-    place = {"device": torch.device("cpu")}
+    place: dict[str, Any] = {"device": torch.device("cpu")}
     save_mistakes(tmp_path / "run", classifier, train, {"test": test}, scored, view, **place, write=False)
     assert not (tmp_path / "run").exists()
     save_mistakes(tmp_path / "run", classifier, train, {"test": test}, scored, view, **place)

@@ -1,5 +1,7 @@
 """L2-SP and the proximal step of L1, against loops over single weights, and what they promise."""
 
+import copy
+import threading
 from typing import Any
 
 import pytest
@@ -7,9 +9,11 @@ import torch
 
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
+from rootstock.core.images.damage import Damage
 from rootstock.core.method import Labelled
 from rootstock.core.model.backbone import create
 from rootstock.core.model.classifier import Classifier
+from rootstock.core.stage import Feed
 from rootstock.core.train.optim import Optim, parameter_groups
 from rootstock.finetune.training.losses import CrossEntropy
 from rootstock.finetune.training.objective import FineTune
@@ -51,8 +55,9 @@ def test_l2_sp_against_a_loop(trained: str) -> None:
 def shrunk(on: str, steps: int) -> tuple[FineTune, Optim]:
     method = objective()
     optim = Optim(name="sgd", lr=0.5, batch_size=6, duration="10", backbone_lr=0.5, warmup="5", momentum=0.0)  # pyright: ignore[reportArgumentType]
-    groups = parameter_groups(method, optim)
-    method.shrink = SoftThreshold(method, groups, lambda p: optim.rate(round(p * 10), 10, 10), weight=0.2, on=on)
+    uncopied: Any = threading.Lock()  # as a feed's log has one
+    method.add_l1({"weight": 0.2, "on": on}, optim, Feed(uncopied, 10, 10, 6, Damage()))
+    method = copy.deepcopy(method)  # as a sharded training does
     for step in range(steps):
         method.after_step(step / 10)
     return method, optim
