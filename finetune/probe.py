@@ -54,11 +54,13 @@ from .protocols.contract import (
 )
 from .protocols.few_linear import FewLinear
 from .protocols.fewshot import FewShot
+from .protocols.kept import keep_outcomes
 from .protocols.knn import KNN
 from .protocols.linear import Linear
 from .protocols.linear_sgd import LinearSGD
 from .protocols.nearest_mean import NearestMean
 from .protocols.outcomes import add_outcome, given_to_all, say_ends, say_what_was_done, what_was_chosen, with_settings
+from .protocols.prototypes import PrototypeClassifier
 from .protocols.registry import (
     check_one_class,
     check_taps,
@@ -110,6 +112,7 @@ def protocol_options(
     few_linear: Annotated[dict[str, Any] | None, Section(FewLinear)] = None,
     linear_sgd: Annotated[dict[str, Any] | None, Section(LinearSGD)] = None,
     attentive_capi: Annotated[dict[str, Any] | None, Section(AttentiveCAPI)] = None,
+    prototypes: Annotated[dict[str, Any] | None, Section(PrototypeClassifier)] = None,
     dense: Annotated[dict[str, Any] | None, Section(Dense)] = None,
     retrieval: Annotated[dict[str, Any] | None, Section(Retrieval)] = None,
     verification: Annotated[dict[str, Any] | None, Section(Verification)] = None,
@@ -126,6 +129,7 @@ def protocol_options(
     few_linear: Logistic regression from 1 %, 10 % or a few of the labels; null for none.
     linear_sgd: Linear heads trained by SGD as SimCLR's, MAE's or DINOv2's linear evaluation; null for none.
     attentive_capi: CAPI's attentive and linear probes; null for none.
+    prototypes: A classifier by likeness to patches of training images, with a sparse last layer; null for none.
     dense: Segmentation by a linear classifier on patches, from masks; null for none. With it alone, images need no class labels.
     retrieval: Which images of a gallery are nearest to a test image: mAP, recall@k, precision@k; null for none.
     verification: Whether two test images have the same class, by their cosine: equal error rate, FRR at a FAR; null for none.
@@ -170,9 +174,7 @@ def build_probe(
     if any(map(gives_scores, protocols.values())):
         refuse_one_class(train)
     overlap = trained_with_labels(add_seen(model.seen, LABELLED, train), tests)
-    for sentence in [*untrained_classes(train, tests), *overlap]:
-        run.log(sentence)
-    for sentence in other_views(protocols, view.in_words()):
+    for sentence in [*untrained_classes(train, tests), *overlap, *other_views(protocols, view.in_words())]:
         run.log(sentence)
     taps = Taps(model, [tap for protocol in protocols.values() for tap in protocol.reads])
     if protocols:
@@ -234,6 +236,7 @@ def probe(
 
     if run.main:
         scored.save(run.dir)
+        keep_outcomes(run.dir, outcomes, distinct, build.view, build.taps.grid, finder.weights)
         save_map(run.dir, {name: taps["pooled"] for name, taps in shown.items()}, tests, seed)
     model.seen = add_seen(model.seen, LABELLED, train)
     facts = describe_sets(stage.named_sets(train, tests), held_out=data["test"] is None)
