@@ -24,13 +24,14 @@ TENSORS_FILE, NAMES_FILE = "linear.safetensors", "linear.json"
 class LinearHead(NamedTuple):
     """logits = features @ weight.T + bias. weight: float32 [K, D]; bias: float32 [K]; classes: the K names.
 
-    network: sha256 of the weights of the network whose pooled features it reads, where that is known.
+    network: sha256 of the weights of the network whose pooled features it reads, where that is known. channels: of its pictures.
     """
 
     weight: Tensor
     bias: Tensor
     classes: tuple[str, ...]
     network: str = ""
+    channels: int = 3
 
 
 def head_of(model: LogisticRegression, classes: Sequence[str]) -> LinearHead:
@@ -46,7 +47,7 @@ def save_head(run: Path, head: LinearHead) -> None:
     folder = run / LINEAR_FOLDER
     folder.mkdir(exist_ok=True)
     write_tensors(folder / TENSORS_FILE, {"weight": head.weight, "bias": head.bias})
-    told = {"format": FORMAT, "classes": list(head.classes), "weights_sha256": head.network}
+    told = {"format": FORMAT, "classes": list(head.classes), "weights_sha256": head.network, "channels": head.channels}
     write_text(folder / NAMES_FILE, json.dumps(told, indent=1) + "\n")
     write_manifest(folder, (TENSORS_FILE, NAMES_FILE))
 
@@ -62,6 +63,7 @@ def read_linear_head(run: Path) -> LinearHead:
     guard(folder, (TENSORS_FILE, NAMES_FILE), str(run))
     try:
         tensors, told = load_file(folder / TENSORS_FILE), read_object(folder / NAMES_FILE)
-        return LinearHead(tensors["weight"], tensors["bias"], tuple(told["classes"]), str(told["weights_sha256"]))
-    except (OSError, KeyError, TypeError, SafetensorError, DamagedFile) as error:
+        names, network, channels = tuple(told["classes"]), str(told["weights_sha256"]), int(told["channels"])
+        return LinearHead(tensors["weight"], tensors["bias"], names, network, channels)
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError, DamagedFile) as error:
         raise UserError(f"{folder} is damaged ({error}); run the probe again in another run.dir") from error

@@ -25,7 +25,7 @@ def keep_outcomes(
     """
     linear = [one.linear for one in outcomes.values() if one.linear is not None]
     if linear:
-        save_head(run, linear[0]._replace(network=network))
+        save_head(run, linear[0]._replace(network=network, channels=int(train.read(0).shape[0])))
     for name, one in outcomes.items():
         if one.draw is not None:
             one.draw(run, name, train, view, grid)

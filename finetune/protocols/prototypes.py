@@ -42,7 +42,7 @@ class PrototypeClassifier:
     per_class: int = 10
     candidates: int = 4
     patches: int = 20_000
-    C: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0)
+    C: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
 
     def __post_init__(self) -> None:
         """Raises UserError for numbers out of range."""

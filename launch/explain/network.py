@@ -41,7 +41,7 @@ def _probed(root: Path) -> TrainedRun:
         raise UserError(
             f"{root} is a probe of {given['name']}, which is no network, so it has no maps; explain a network's run"
         )
-    backbone = create(data["size"], _channels(given), **given)
+    backbone = create(data["size"], head.channels, **given)
     if head.network and weights_digest(backbone) != head.network:
         raise UserError(
             f"{root}: backbone.weights ({given['weights']}) are no longer those that were probed; run the probe again in another run.dir"
@@ -54,8 +54,3 @@ def _probed(root: Path) -> TrainedRun:
     shown: dict[str, Any] = {key: data[key] for key in _VIEW if data.get(key) is not None}
     view = Evaluation(backbone.size, **shown, mean=backbone.mean, std=backbone.std)
     return TrainedRun(root, backbone, classifier, view, None, read_result(root, lambda _: None) or {}, config)
-
-
-def _channels(given: dict[str, Any]) -> int:
-    mean = given.get("mean")
-    return len(mean) if mean else 3
