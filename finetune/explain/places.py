@@ -60,12 +60,13 @@ def inner_places(classifier: Classifier) -> dict[str, Place]:
 def default_place(places: Mapping[str, Place], network: str) -> Place:
     """The last map before pooling; of a network of tokens the last block but one, after which tokens meet once more.
 
-    (What a class token reads in the last block is no longer in that block's patches.) Raises UserError where there is none.
+    (What a class token reads in the last block is no longer in that block's patches.) Where the last map has a single place, as of small
+    pictures, it is the last that has several. Raises UserError where there is none.
     """
-    if FINAL in places:
-        return places[FINAL]
-    if len(blocks := list(places.values())) > 1:
-        return blocks[-2]
+    found = list(places.values())
+    wide = [place for place in (found if FINAL in places else found[:-1]) if place.grid != (1, 1)]
+    if wide:
+        return wide[-1]
     raise UserError(
         f"{network} has no inner map that Grad-CAM could read; take other methods, such as --method saliency"
     )

@@ -75,9 +75,9 @@ class Explaining(NamedTuple):
 def explain_pictures(run: Path, uris: Sequence[str], out: Path, asked: Explaining) -> int:
     """Write maps of the pictures as PNG files, a page and result.json into `out`. Returns the exit code 0. Raises UserError."""
     asked.check()
+    device = joined(asked.device)
     if connected():
         raise UserError("rootstock explain works in one process; start it without torchrun or a launcher")
-    device = joined(asked.device)
     trained, classifier = explained_run(run)
     images = _opened(uris, trained, asked.skip_damaged)
     made, lacking = check_methods(asked.methods, classifier.to(device), asked.settings)
@@ -202,7 +202,7 @@ def _maps(explainer: Explainer, seen: PicturesSeen, rows: list[int], batch: int)
         )
     if empty:
         say(
-            f"WARNING: {explainer.name}: the maps of {len(empty)} of {len(rows)} pictures are constant, and count nowhere"
+            f"WARNING: {explainer.name}: the maps of {len(empty)} of {len(rows)} pictures are constant: they point at a place that is drawn"
         )
     if broken := [one for one in explainer.completed.values() if not one[3]]:
         worst = max(broken, key=lambda one: one[1])

@@ -41,7 +41,9 @@ def _probed(root: Path) -> TrainedRun:
         raise UserError(
             f"{root} is a probe of {given['name']}, which is no network, so it has no maps; explain a network's run"
         )
-    backbone = create(data["size"], head.channels, **given)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(config.get("seed", 0)))  # of a network that nothing has trained, as the probe drew it
+        backbone = create(data["size"], head.channels, **given)
     if head.network and weights_digest(backbone) != head.network:
         raise UserError(
             f"{root}: backbone.weights ({given['weights']}) are no longer those that were probed; run the probe again in another run.dir"

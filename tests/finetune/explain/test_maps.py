@@ -192,6 +192,9 @@ def test_methods_that_a_network_lacks_are_refused_or_left_out(classifiers: Class
         check_methods(("lime",), classifiers["resnet"], MapSettings())
     assert list(inner_places(classifiers["vit"])) == ["block0", "block1", "block2"]
     assert list(inner_places(classifiers["swin"])) == ["stage0", "stage1", "final"]
+    # At 32 px the last map of a ConvNeXt has one place, which would show nothing.
+    assert inner_places(classifiers["convnext"])["final"].grid == (1, 1)
+    assert chosen_place(classifiers["convnext"], None).name == "stage2"
 
 
 @pytest.mark.parametrize("family", ["resnet", "vit"])
