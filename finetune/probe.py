@@ -49,6 +49,7 @@ from .protocols.contract import (
     check_vectors,
     section_in,
 )
+from .protocols.kept import keep_outcomes
 from .protocols.outcomes import add_outcome, given_to_all, say_ends, say_what_was_done, what_was_chosen, with_settings
 from .protocols.registry import (
     check_one_class,
@@ -100,9 +101,7 @@ def build_probe(
     if any(map(gives_scores, protocols.values())):
         refuse_one_class(train)
     overlap = trained_with_labels(add_seen(model.seen, LABELLED, train), tests)
-    for sentence in [*untrained_classes(train, tests), *overlap]:
-        run.log(sentence)
-    for sentence in other_views(protocols, view.in_words()):
+    for sentence in [*untrained_classes(train, tests), *overlap, *other_views(protocols, view.in_words())]:
         run.log(sentence)
     clean = tests
     if data["corrupt"] is not None:
@@ -171,6 +170,7 @@ def probe(
 
     if run.main:
         scored.save(run.dir)
+        keep_outcomes(run.dir, outcomes, distinct, build.view, build.taps.grid, finder.weights)
         save_map(run.dir, {name: shown[name]["pooled"] for name in build.clean}, build.clean, seed)
     model.seen = add_seen(model.seen, LABELLED, train)
     facts = describe_sets(stage.named_sets(train, build.clean), held_out=data["test"] is None)

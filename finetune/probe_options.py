@@ -17,6 +17,7 @@ from .protocols.knn import KNN
 from .protocols.linear import Linear
 from .protocols.linear_sgd import LinearSGD
 from .protocols.nearest_mean import NearestMean
+from .protocols.prototypes import PrototypeClassifier
 from .protocols.retrieval import Retrieval
 from .protocols.ridge import FewShotRidge
 from .protocols.verification import Verification
@@ -63,6 +64,7 @@ def protocol_options(
     few_linear: Annotated[dict[str, Any] | None, Section(FewLinear)] = None,
     linear_sgd: Annotated[dict[str, Any] | None, Section(LinearSGD)] = None,
     attentive_capi: Annotated[dict[str, Any] | None, Section(AttentiveCAPI)] = None,
+    prototypes: Annotated[dict[str, Any] | None, Section(PrototypeClassifier)] = None,
     dense: Annotated[dict[str, Any] | None, Section(Dense)] = None,
     retrieval: Annotated[dict[str, Any] | None, Section(Retrieval)] = None,
     verification: Annotated[dict[str, Any] | None, Section(Verification)] = None,
@@ -80,6 +82,7 @@ def protocol_options(
     few_linear: Logistic regression from 1 %, 10 % or a few of the labels; null for none.
     linear_sgd: Linear heads trained by SGD as SimCLR's, MAE's or DINOv2's linear evaluation; null for none.
     attentive_capi: CAPI's attentive and linear probes; null for none.
+    prototypes: A classifier by likeness to patches of training images, with a sparse last layer; null for none.
     dense: Segmentation by a linear classifier on patches, from masks; null for none. With it alone, images need no class labels.
     retrieval: Which images of a gallery are nearest to a test image: mAP, recall@k, precision@k; null for none.
     verification: Whether two test images have the same class, by their cosine: equal error rate, FRR at a FAR; null for none.

@@ -31,6 +31,7 @@ from .cluster.launcher import follow_launcher
 from .cluster.launcher import launch_verb as launch_processes
 from .cluster.placement import read_placement
 from .exits import answer, leave
+from .explain.verb import explain_command
 from .outputs import commands
 from .waiting import spin_briefly
 
@@ -172,6 +173,7 @@ verb(tools.import_command)
 verb(commands.predict_command)
 verb(commands.embed_command)
 verb(commands.export_command)
+verb(explain_command)
 verb(tools.report_command, logs=False)
 verb(tools.runs_command, logs=False)
 verb(tools.verify_command, logs=False)

@@ -53,6 +53,10 @@ HELP_EXAMPLES: Mapping[str, tuple[str, str]] = {
         "rootstock export runs/small_pretrained --to exported",
         "rootstock export runs/small_finetuned --to exported --onnx --uint8",
     ),
+    "explain": (
+        "rootstock explain runs/small_finetuned folder:photos",
+        "rootstock explain runs/small_finetuned folder:photos --method grad-cam --class label --out explained",
+    ),
     "report": ("rootstock report runs/small", "rootstock report runs/small runs/control --out comparison.html"),
     "runs": ("rootstock runs", "rootstock runs runs --json"),
     "verify": ("rootstock verify runs", "rootstock verify exported packs/photos"),

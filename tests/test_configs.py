@@ -41,7 +41,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, draw: Callable[[Path, Ite
 
 
 def leaves_data_to_the_user(config: str) -> bool:
-    return re.search(r"(folder|tar):data/", (CONFIGS / config).read_text()) is not None
+    return re.search(r"(folder|tar|csv):data/", (CONFIGS / config).read_text()) is not None
 
 
 # Published recipes have networks of their papers' size; tests/ssl/ tries their methods on small ones. So `make test` resolves these
@@ -60,7 +60,9 @@ def test_every_config_runs_for_two_steps(
     monkeypatch.setattr(Loop, "save", lambda loop, done: None)
     verb = config.partition("/")[0]
     written = resolve(verb, config)
-    own = [key for key, uri in written["data"].items() if str(uri).startswith(("folder:data/", "tar:data/"))]
+    own = [
+        key for key, uri in written["data"].items() if str(uri).startswith(("folder:data/", "tar:data/", "csv:data/"))
+    ]
     overrides = [f"data.{key}={pictures[key]}" for key in own] + ([f"data.size={SIZES.get(config, 32)}"] if own else [])
     overrides += ["optim.batch_size=4", "optim.duration=2"] if "optim" in written else []
     given = str(written["backbone"]["weights"])  # downloaded, the user's, or of another command

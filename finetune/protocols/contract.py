@@ -13,17 +13,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ...core.errors import UserError
+from ...core.evaluate.linear_head import LinearHead
 from ...core.evaluate.measures import Measured
+from ...core.images.images import Images
+from ...core.views.view import Evaluation
 
 Features = Mapping[str, Tensor]  # features by tap: [N, D], or [N, L, D] for tokens
 # The features of all training images as random crops, (epoch, taps, kept) -> Features. kept: whether the cache on the disk keeps them.
 Epoch = Callable[[int, Sequence[str], bool], Features]
+Drawing = Callable[[Path, str, Images, Evaluation, tuple[int, int] | None], None]
 # What scores are. Only logits become probabilities (by softmax); votes sum to 1 over the classes; similarities (cosines) are only ranked.
 ScoreKind = Literal["logits", "votes", "similarities"]
 
@@ -82,6 +87,8 @@ class Fitted(NamedTuple):
     held_out: scores [H, K] on the slice before the refit, by what was chosen, and its labels [H] or [H, K]; a temperature is fitted on
     them, or thresholds.
     own_slices: whether it chose on slices of its own draws, not on the slice of all training images that the result describes.
+    linear: the classifier itself, where it is linear in the pooled features. draw: writes pictures of what was fitted, from the run's
+    folder, the protocol's name, the training images, the view, and rows and columns of `patches`.
     """
 
     scores: Callable[[Features], Tensor]
@@ -92,6 +99,8 @@ class Fitted(NamedTuple):
     facts: Mapping[str, Any] = {}
     held_out: tuple[Tensor, Tensor] | None = None
     own_slices: bool = False
+    linear: LinearHead | None = None
+    draw: Drawing | None = None
 
 
 class LabelledTest(NamedTuple):

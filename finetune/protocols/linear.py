@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ...core.evaluate.class_regressions import fit_classes_choosing_C
+from ...core.evaluate.linear_head import head_of
 from ...core.evaluate.logreg import C_GRID, LogisticRegression, all_classes, check_C, fit_choosing_C
+from ...core.evaluate.taps import POOLED
 from ...core.images.several import has_several
 from .candidates import CHOSEN_ON
 from .contract import Counts, Features, Fitted, Known
@@ -70,7 +72,8 @@ class Linear:
 
         chosen = {"C": model.C} if model.selected else {}
         settings = {"tap": self.reads[0], "C": list(grid), **SOLVER, "chosen": CHOSEN_ON if chosen else "nothing"}
-        return Fitted(scores, "logits", chosen, tried, fit, {"settings": settings}, model.held_out)
+        linear = head_of(model, train.classes) if self.reads == (POOLED,) else None
+        return Fitted(scores, "logits", chosen, tried, fit, {"settings": settings}, model.held_out, linear=linear)
 
     def _fit_classes(self, x: Tensor, train: Known, grid: Sequence[float]) -> Fitted:
         """One binary regression for each class, with one C for all."""

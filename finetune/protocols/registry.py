@@ -20,6 +20,7 @@ from .knn import KNN
 from .linear import Linear, dinov2_regression
 from .linear_sgd import LINEAR_PRESETS, LinearSGD
 from .nearest_mean import NearestMean
+from .prototypes import PrototypeClassifier
 from .retrieval import Retrieval
 from .ridge import FewShotRidge
 from .verification import Verification
@@ -40,6 +41,7 @@ SECTIONS: Mapping[str, Callable[..., ProbeProtocol]] = {
     "few_linear": FewLinear,
     "linear_sgd": LinearSGD,
     "attentive_capi": AttentiveCAPI,
+    "prototypes": PrototypeClassifier,
 }
 
 # Those that compare images with each other. They come after the others, so that the first metric of a result is an accuracy if it has one.

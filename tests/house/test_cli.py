@@ -187,6 +187,7 @@ def test_help_names_every_verb() -> None:
         "predict",
         "embed",
         "export",
+        "explain",
         "sweep",
         "report",
         "validators",

@@ -56,6 +56,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "linear-dinov2": {"augment": "none", "steps": 100},
     "attentive_capi": {"augment": "none", "steps": 100, "sources": ("cls",), "weight_decay": (5e-4,)},
     "attentive-capi": {"augment": "none", "steps": 100, "sources": ("avg_patch",), "lr": (1e-2,)},
+    "prototypes": {"per_class": 3, "candidates": 2, "C": (0.03, 0.3)},
 }
 EVERY: dict[str, ProbeProtocol] = {name: make(**QUICK.get(name, {})) for name, make in SECTIONS.items()}
 EVERY |= {name: dataclasses.replace(cast("Any", make()), **QUICK.get(name, {})) for name, make in PRESETS.items()}
@@ -75,7 +76,7 @@ def taps(x: Tensor) -> dict[str, Tensor]:
     if x.ndim == 3:
         return {"tokens": x, "patches": x}
     vectors = ("pooled", "cls", "mean", "cls+mean", "last4", "last4+mean")
-    return {"tokens": x[:, None], **dict.fromkeys(vectors, x)}
+    return {**dict.fromkeys(("tokens", "patches"), x[:, None]), **dict.fromkeys(vectors, x)}
 
 
 def known(x: Tensor, y: Tensor, keys: Tensor | None = None, seed: int = 0) -> Known:

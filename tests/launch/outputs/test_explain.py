@@ -1,0 +1,142 @@
+"""`rootstock explain`: pictures, a page and numbers; the same bytes again; one sentence for what cannot be explained."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rootstock.core.evaluate.trained import load_trained
+from rootstock.core.images.open import open_images
+from rootstock.core.model.classifier import Classifier
+from rootstock.finetune.explain.cam import grad_cam
+from rootstock.finetune.explain.places import chosen_place
+from rootstock.launch.explain import explain
+from rootstock.launch.explain.network import explained_run
+from rootstock.tests.launch.outputs.conftest import NAMES, Runs, small
+
+Command = Callable[..., Any]
+QUICK = ("--workers", "0", "--device", "cpu", "--pictures", "3", "--measured", "3", "--draws", "2", "--steps", "32")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def masks(tmp_path: Path, runs: Runs) -> Path:
+    """Of five of the seven pictures; in one of them there is no object."""
+    images = open_images(runs.pictures)
+    for i, name in enumerate(sorted(NAMES)[:5]):
+        _, height, width = images.read(i).shape
+        mask = np.zeros((height, width), dtype=np.uint8)
+        if i:
+            mask[height // 3 :, : width // 2] = 1
+        path = tmp_path / "masks" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(path)
+    return tmp_path / "masks"
+
+
+def test_a_page_pictures_and_numbers_and_the_same_bytes_again(
+    runs: Runs, rootstock: Command, tmp_path: Path, masks: Path
+) -> None:
+    out = tmp_path / "explained"
+    train = ("--train", runs.pictures, "--neighbours", "2")
+    words = ["explain", str(runs.adapted), runs.pictures, "--out", str(out), "--masks", str(masks), *train, *QUICK]
+    done = rootstock(*words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{out / 'explained.html'}\n"
+    first, result = contents(out), json.loads((out / "result.json").read_text())
+    methods = result["methods"]
+    assert (
+        list(methods) == ["grad-cam", "saliency", "smoothgrad", "integrated-gradients"] and len(result["left_out"]) == 2
+    )
+    for name, told in methods.items():
+        assert told["pointing"]["hits"]["n"] == 4, name
+        assert [told["sanity"]["levels"][k]["lost"] for k in (0, -1)] == ["the head", "all weights"]
+        assert {"area", "random", "gain", "curve"} == set(told["curves"]["insertion"])
+    page = first["explained.html"].decode()
+    assert (
+        page.count("data:image/png")
+        == page.count('<div class="maps-of">') * 5 - sum(told["constant"] for told in methods.values())
+        or "constant" in page
+    )
+    assert "http://" not in page.replace("http://www.w3.org", "") and "Sanity check by random weights" in page
+    pictured = [one for one in result["pictures"] if "nearest" in one]
+    assert len(pictured) == 3 and all(len(one["nearest"]) == 2 for one in pictured)
+    assert all(near["name"] != one["name"] for one in pictured for near in one["nearest"])
+    # A map on the page is the map of the picture alone.
+    trained = load_trained(runs.adapted)
+    assert trained.classifier is not None
+    row = [open_images(runs.pictures).full_name(i) for i in range(7)].index(result["pictures"][0]["name"])
+    shown = trained.view(trained.view.worker(open_images(runs.pictures).read(row))[None])
+    target = trained.classifier(shown).argmax(1)
+    assert trained.classifier.outputs[int(target)] == result["pictures"][0]["class"]
+    assert grad_cam(trained.classifier, shown, target, chosen_place(trained.classifier, None)).shape == (1, 2, 2)
+    assert rootstock(*words).returncode == 0
+    assert contents(out) == first
+
+
+def test_the_linear_classifier_of_a_probe_is_explained(runs: Runs, rootstock: Command, tmp_path: Path) -> None:
+    """Its logits are those that the probe scored, and its prototypes are drawn."""
+    run, labelled = tmp_path / "probe", runs.pictures
+    keys = [
+        "evaluate.linear={C: [1.0]}",
+        "evaluate.prototypes={per_class: 2, C: [1.0]}",
+        "run.workers=0",
+        f"run.dir={run}",
+    ]
+    (config := tmp_path / "probe.yaml").write_text(
+        f"data: {{train: '{labelled}', test: '{labelled}'}}\nbackbone: {{weights: '{runs.pretrained}'}}\n"
+        "evaluate: {}\nrun: {dir: x}\n"
+    )
+    done = rootstock("probe", str(config), "data.size=16", *keys)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((run / "result.json").read_text())
+    assert {"test/linear/accuracy", "test/prototypes/accuracy"} <= result["metrics"].keys()
+    assert (run / "pictures" / "prototypes.png").is_file()
+    trained, classifier = explained_run(run)
+    images = open_images(labelled)
+    shown = trained.view(torch.stack([trained.view.worker(images.read(i)) for i in range(7)]))
+    right = (classifier(shown).argmax(1) == images.labels).double().mean()
+    assert float(right) == pytest.approx(result["metrics"]["test/linear/accuracy"])
+    out = tmp_path / "explained"
+    done = rootstock(
+        "explain", str(run), labelled, "--out", str(out), "--method", "grad-cam", "--class", "label", *QUICK
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads((out / "result.json").read_text())
+    assert all(one["class"] == one["label"] for one in told["pictures"])
+    shutil.rmtree(run / "linear")
+    done = rootstock("explain", str(run), labelled, "--out", str(out), *QUICK)
+    assert done.returncode == 2 and "evaluate.linear={}" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_what_cannot_be_explained_is_one_sentence(
+    runs: Runs, rootstock: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(run: Path, *more: str) -> str:
+        done = rootstock("explain", str(run), runs.pictures, "--out", str(tmp_path / "out"), *QUICK, *more)
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+        return done.stderr
+
+    assert "has a network and no classifier" in refused(runs.pretrained)
+    assert "--class: smallconv of" in refused(runs.adapted, "--class", "cow")
+    assert "attention-rollout" in refused(runs.adapted, "--method", "lime")
+    assert "has no attention of all its tokens" in refused(runs.adapted, "--method", "attention-rollout")
+    assert "--layer: smallconv has no layer called 'stage7'" in refused(runs.adapted, "--layer", "stage7")
+    assert "none of the 7 pictures has a mask" in refused(runs.adapted, "--masks", str(tmp_path))
+    assert "add --masks PLACE" in refused(runs.adapted, "--tolerance", "3")
+    assert "--pictures: expected 1 or more, got 0" in refused(runs.adapted, "--pictures", "0")
+    blind = Classifier(small(), ["cat", "dog"])
+    torch.nn.init.zeros_(blind.head.weight)
+    blind.export(tmp_path / "blind")
+    assert "the maps of all 3 pictures are constant" in refused(tmp_path / "blind", "--method", "saliency")
+    monkeypatch.setattr(explain, "connected", lambda: True)
+    assert "works in one process; start it without torchrun" in refused(runs.adapted)
