@@ -17,7 +17,8 @@ from rootstock.core.draws import Draws
 from rootstock.core.images.open import open_images
 from rootstock.core.method import PretrainMethod, RawBatch, Views
 from rootstock.core.model import norm
-from rootstock.core.model.backbone import HALF, create
+from rootstock.core.model.backbone import create
+from rootstock.core.model.description import HALF
 from rootstock.core.run.directory import Run
 from rootstock.core.run.options import options as run_options
 from rootstock.core.stream.batches import NO_LABELS, MicroBatches, Resident, stream

@@ -17,6 +17,7 @@ from rootstock.core.evaluate.predictions import ScoredImages, to_half
 
 # Of protocols without scores.
 COMPARISONS = ("map", "map@r", "recall@k", "precision@k", "eer", "frr@far", "pair_auroc")
+BY_CLASS_SIZE = ("accuracy_many", "accuracy_medium", "accuracy_few")  # of data.class_groups
 PROBABILISTIC = {"nll", "brier", "ece", "ece_equal_mass", "ece_floor"}
 
 
@@ -39,8 +40,10 @@ def test_every_metric_is_defined_and_in_its_range() -> None:
         "average_precision_micro",
         "miou",
         "pixel_accuracy",
+        "ms_an_image",  # of evaluate.speed
         *COMPARISONS,
         *OPEN_SET,
+        *BY_CLASS_SIZE,
     }
     for name, value in found.metrics.items():
         low, high = range_of(f"test/x/{name}")

@@ -161,7 +161,8 @@ def test_paths_dropped_by_position_share_one_graph() -> None:
     torch.manual_seed(0)
     args = {"patch_size": 8, "embed_dim": 8, "depth": 2, "num_heads": 2}
     backbone = create(16, name="vit_tiny_patch16_224", args=args, pooling="fc_norm", drop_path=0.5)
-    method, counter = FineTune(Classifier(backbone, ["a", "b"]), 0.1).train(), CompileCounterWithBackend("eager")
+    criterion = CrossEntropy(torch.ones(2), 0.1)
+    method, counter = FineTune(Classifier(backbone, ["a", "b"]), criterion).train(), CompileCounterWithBackend("eager")
     fast = torch.compile(method, backend=counter, dynamic=False, fullgraph=True)
     for step in range(3):
         batch = Labelled(torch.randn(8, 3, 16, 16), torch.arange(8) % 2, Draws(0, torch.arange(8) + 8 * step))
