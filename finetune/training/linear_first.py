@@ -49,7 +49,7 @@ def probe_head(run: Run, classifier: Classifier, images: Images, view: Evaluatio
         classifier.to(run.device)
         found = _fitted(run, classifier, images, view)
         run.log(f"linear probe before fine-tuning: C {found.C:g}, chosen on a held-out 20 % of the training images")
-        stored = head_of(found, len(classifier.classes))
+        stored = linear_layer_of(found, len(classifier.classes))
         if run.main:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_digested(path, stored)
@@ -70,7 +70,7 @@ def _fitted(run: Run, classifier: Classifier, images: Images, view: Evaluation) 
     )
 
 
-def head_of(model: LogisticRegression, classes: int) -> dict[str, torch.Tensor]:
+def linear_layer_of(model: LogisticRegression, classes: int) -> dict[str, torch.Tensor]:
     """Weight [K, D] and bias [K], float32, of the linear layer that gives the regression's logits on unscaled features.
 
     A class without training images has the smallest bias of all, and no weights.

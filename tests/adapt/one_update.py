@@ -19,6 +19,11 @@ CLASSES, IMAGES = 4, 6
 NAMES = sorted(name for name, kind in ADAPT_METHODS.items() if issubclass(kind, Transfer))
 
 
+# How far a value may be, relatively, from the one that a peer gave: draws are float32, and the vector instructions of the processor decide
+# their last bit. On an AVX512 machine values are up to 4e-8 from those of an AVX2 machine.
+PEERS = 1e-7
+
+
 class Drawn(NamedTuple):
     """Tensors that are the same wherever a peer was measured on them: 12 images a domain, 7 features, 5 classes. float64, with gradient."""
 

@@ -14,7 +14,7 @@ from rootstock.core.method import Domains, Labelled, Unlabelled
 from rootstock.core.model.backbone import Backbone
 from rootstock.core.model.classifier import Classifier
 from rootstock.core.model.heads import Structure
-from rootstock.tests.adapt.one_update import Drawn, drawn, gradient_norms, scorer
+from rootstock.tests.adapt.one_update import PEERS, Drawn, drawn, gradient_norms, scorer
 
 HALF = (0.5, 0.5, 0.5)
 DIM, CLASSES, N = 5, 3, 6
@@ -212,7 +212,7 @@ def scored(found: Drawn, entropy: bool) -> list[float]:
 def test_it_is_the_authors_value() -> None:
     """c904cd3 `CDAN`; tllib c4aa59e ConditionalDomainAdversarialLoss is equal without entropies. Theirs are of log(p + 1e-5)."""
     found = drawn()
-    assert scored(found, False) == pytest.approx([1.344646275588, 0.255343966405, 0.389636147120], rel=1e-10)
+    assert scored(found, False) == pytest.approx([1.344646275588, 0.255343966405, 0.389636147120], rel=PEERS)
     authors = [1.406172237079, 0.267797115751, 0.069821932140, 0.404214501797]
     assert scored(found, True) == pytest.approx(authors, rel=1e-4)
 

@@ -18,7 +18,7 @@ from rootstock.core.kernels import (
     squared_distances,
     unbiased_mmd,
 )
-from rootstock.tests.adapt.one_update import Drawn, drawn, gradient_norms, small
+from rootstock.tests.adapt.one_update import PEERS, Drawn, drawn, gradient_norms, small
 
 
 def slow(drawn: Drawn, sigma: float | None = None) -> float:
@@ -59,7 +59,7 @@ def test_dan_is_what_a_peer_gives_for_the_same_kernels() -> None:
     found = drawn()
     loss = small("dan", classes=5).transfer(found.joint, 0.5)[0]
     (norm,) = gradient_norms(loss, found.features)
-    assert (loss.item(), norm) == pytest.approx((0.505198800254, 0.220083729032), rel=1e-10)
+    assert (loss.item(), norm) == pytest.approx((0.505198800254, 0.220083729032), rel=PEERS)
 
 
 def test_tllib_differs_by_its_scale_and_a_constant() -> None:
@@ -87,7 +87,7 @@ def test_deepda_is_biased() -> None:
         gaussian_kernels(squared_distances(x, y), scale / 2.0, (-2, -1, 0, 1, 2)).mean()
         for x, y in ((source, source), (target, target), (source, target))
     ]
-    assert (means[0] + means[1] - 2 * means[2]).item() == pytest.approx(0.952457695410, rel=1e-10)
+    assert (means[0] + means[1] - 2 * means[2]).item() == pytest.approx(0.952457695410, rel=PEERS)
 
 
 def null_draws(n: int, draws: int = 100) -> list[float]:

@@ -15,7 +15,7 @@ from rootstock.core.method import Domains, Labelled, Unlabelled
 from rootstock.core.model import norm
 from rootstock.core.model.backbone import Backbone
 from rootstock.core.model.classifier import Classifier
-from rootstock.tests.adapt.one_update import drawn, gradient_norms, scorer
+from rootstock.tests.adapt.one_update import PEERS, drawn, gradient_norms, scorer
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -239,7 +239,7 @@ def test_it_is_the_peers_value() -> None:
     loss, _ = method.domain_loss(found.features, found.logits, 1.0)
     (weights, _) = method.discriminator.parameters()
     norms = gradient_norms(loss, found.features, weights)
-    assert [loss.item(), *norms] == pytest.approx([0.891896884013, 0.195509560627, 0.430418564657], rel=1e-10)
+    assert [loss.item(), *norms] == pytest.approx([0.891896884013, 0.195509560627, 0.430418564657], rel=PEERS)
     # pytorch-adapt 1366df7 DANNHook, partly in float32: the mean of three losses.
     total = (F.cross_entropy(found.logits[0], found.labels) + 2.0 * loss) / 3.0
     assert total.item() == pytest.approx(1.892175854486, rel=1e-6)

@@ -13,7 +13,7 @@ from rootstock.core.errors import UserError
 from rootstock.core.method import AdaptMethod, Domains
 from rootstock.core.registration import register
 from rootstock.launch.doctor.equality import classifier, domain_pair
-from rootstock.tests.adapt.one_update import drawn, gradient_norms
+from rootstock.tests.adapt.one_update import PEERS, drawn, gradient_norms
 
 
 def built(**keys: Any) -> FixMatch:
@@ -126,6 +126,6 @@ def test_it_is_the_peers_value(threshold: float, value: float, length: float) ->
     found = drawn()
     loss = consistency(found.adversary[1], pseudo_labels(found.logits[1], threshold))
     (norm,) = gradient_norms(loss, found.adversary)
-    assert (loss.item(), norm) == pytest.approx((value, length), rel=1e-10)
+    assert (loss.item(), norm) == pytest.approx((value, length), rel=PEERS)
     with pytest.raises(RuntimeError, match="not have been used"):
         torch.autograd.grad(loss, found.logits)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rootstock.adapt.mcc import class_confusion
 from rootstock.core.errors import UserError
-from rootstock.tests.adapt.one_update import drawn, gradient_norms, small
+from rootstock.tests.adapt.one_update import PEERS, drawn, gradient_norms, small
 
 
 def slow(logits: Tensor, temperature: float) -> float:
@@ -39,10 +39,10 @@ def test_it_is_the_peers_value() -> None:
     logits = drawn().logits
     loss = class_confusion(logits[1], 2.5)
     (norm,) = gradient_norms(loss, logits)
-    assert (loss.item(), norm) == pytest.approx((0.708154127355, 0.015718012419), rel=1e-10)  # pytorch-adapt
+    assert (loss.item(), norm) == pytest.approx((0.708154127355, 0.015718012419), rel=PEERS / 10)  # pytorch-adapt
     assert (loss.item(), norm) == pytest.approx((0.708154059310, 0.015718025983), rel=1e-6)  # tllib
     # The default of pytorch-adapt is another temperature than the paper's.
-    assert class_confusion(logits[1], 1.0).item() == pytest.approx(0.514095128233, rel=1e-10)
+    assert class_confusion(logits[1], 1.0).item() == pytest.approx(0.514095128233, rel=PEERS / 10)
 
 
 def test_no_gradient_goes_through_the_weights() -> None:

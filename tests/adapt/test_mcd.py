@@ -18,7 +18,7 @@ from rootstock.core.errors import UserError
 from rootstock.core.evaluate.predictions import read_predictions
 from rootstock.core.method import Domains, Labelled, Unlabelled
 from rootstock.launch.verbs import execute
-from rootstock.tests.adapt.one_update import Drawn, Given, drawn, gradient_norms
+from rootstock.tests.adapt.one_update import PEERS, Drawn, Given, drawn, gradient_norms
 from rootstock.tests.adapt.test_dann import classifier, pair
 
 
@@ -141,16 +141,16 @@ def test_it_is_the_peers_value() -> None:
     )
     apart = discrepancy(found.logits[1], found.adversary[1])
     norms = gradient_norms(apart, found.logits, found.adversary)
-    assert [apart.item(), *norms] == pytest.approx([0.245265440208, 0.019231108855, 0.017324652024], rel=1e-10)
+    assert [apart.item(), *norms] == pytest.approx([0.245265440208, 0.019231108855, 0.017324652024], rel=PEERS)
     turn = method(batch, 0.5, 1).loss
     norms = gradient_norms(turn, found.logits, found.adversary)
-    assert [turn.item(), *norms] == pytest.approx([5.322863596344, 0.326670014616, 0.257354570436], rel=1e-10)
+    assert [turn.item(), *norms] == pytest.approx([5.322863596344, 0.326670014616, 0.257354570436], rel=PEERS)
     # tllib's for Office-31: ten times the discrepancy, and a term that balances classes.
     method, found = on_drawn(10.0)
     balance = sum(-(z[1].softmax(1).mean(0) + 1e-6).log().mean() for z in (found.logits, found.adversary))
     turn = method(batch, 0.5, 1).loss + 0.01 * balance
     norms = gradient_norms(turn, found.logits, found.adversary)
-    assert [turn.item(), *norms] == pytest.approx([3.151577107251, 0.378400510168, 0.309789842514], rel=1e-10)
+    assert [turn.item(), *norms] == pytest.approx([3.151577107251, 0.378400510168, 0.309789842514], rel=PEERS)
 
 
 def test_what_is_exported_is_the_first_head_and_never_the_better_one(

@@ -61,7 +61,7 @@ def test_a_step_of_the_clock_ends_no_process(sleeper: subprocess.Popen[bytes], m
     begun = psutil.boot_time()
     monkeypatch.setattr("psutil._pslinux.boot_time", lambda: begun + 3600.0)
     assert psutil.Process(sleeper.pid).create_time() == pytest.approx(before + 3600.0)
-    assert condition(known) == "sleeping"
+    assert condition(known) in ("sleeping", "running")  # it may still be starting
 
 
 def test_a_stopped_process_is_seen_and_ended(sleeper: subprocess.Popen[bytes]) -> None:

@@ -140,8 +140,8 @@ def test_other_protocols_refuse_such_images_before_extraction(tmp_path: Path, mo
     more = {"few_linear": {"fractions": [0.5]}, "attentive": {}}
     for name in OTHERS:
         end = "" if name in ("retrieval", "verification") else ".*"
-        if name in ("attentive", "attentive_capi"):
-            continue  # they need tokens, which pixels have not
+        if name in ("attentive", "attentive_capi", "prototypes"):
+            continue  # they need tokens or patches, which pixels have not
         with pytest.raises(
             UserError,
             match=f"{name}{end}: it needs one class an image, .*; knn and linear can use them .* leave evaluate.{name} out",
