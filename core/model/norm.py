@@ -237,6 +237,20 @@ def commit(norms: Sequence[PositionBatchNorm], keep: bool | Tensor = True) -> No
         layer.running_var.lerp_(var.to(layer.running_var.dtype), momentum)
 
 
+@contextmanager
+def measured_anew(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Within it, BatchNorms forget their running statistics and take the mean over all forwards; after it they are in eval mode."""
+    momenta = [layer.momentum for layer in norms]
+    for layer in norms:
+        layer.reset_running_stats()
+        layer.train().momentum = None
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(norms, momenta, strict=True):
+            layer.eval().momentum = momentum
+
+
 def encode_together(backbone: nn.Module, images: Tensor) -> Tensor:
     """Encode V views in one forward: [V, N, C, H, W] -> [V, N, D]; also for heads, [V, N, D] -> [V, N, D'].
 

@@ -132,10 +132,15 @@ def _threshold(strength: float) -> float:
 def _map_histogram(x: Tensor, operation: Tensor, sign: Tensor, strength: float) -> Tensor:
     """Autocontrast and equalize as tables of 256 levels for each channel, [N, C, 256]."""
     levels, pixels = torch.arange(256, device=x.device), x.flatten(2).long()
-    count = torch.zeros(*x.shape[:2], 256, dtype=torch.int64, device=x.device)
-    count.scatter_add_(2, pixels, torch.ones_like(pixels))
+    count = level_counts(pixels)
     mapped = {AUTOCONTRAST: _stretched(count, levels), EQUALIZE: equalized(count, levels)}
     return looked_up(pixels, mapped, operation).view_as(x)
+
+
+def level_counts(pixels: Tensor) -> Tensor:
+    """How many pixels of each channel have each level: int64 [N, C, H * W] -> int64 [N, C, 256]."""
+    count = torch.zeros(*pixels.shape[:2], 256, dtype=torch.int64, device=pixels.device)
+    return count.scatter_add_(2, pixels, torch.ones_like(pixels))
 
 
 def looked_up(pixels: Tensor, mapped: Mapping[int, Tensor], operation: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..draws import Draws
 from ..errors import UserError
 from .pillow_warp import warp
-from .randaugment import CACHED_LEVELS, equalized, looked_up
+from .randaugment import CACHED_LEVELS, equalized, level_counts, looked_up
 from .resample import Interpolation
 
 TIMM_OPERATIONS = (
@@ -176,8 +176,7 @@ def _map_levels(x: Tensor, given: Operations) -> Tensor:
 
 def _map_histogram(x: Tensor, given: Operations) -> Tensor:
     levels, pixels = torch.arange(256, device=x.device), x.flatten(2).long()
-    count = torch.zeros(*x.shape[:2], 256, dtype=torch.int64, device=x.device)
-    count.scatter_add_(2, pixels, torch.ones_like(pixels))
+    count = level_counts(pixels)
     mapped = {AUTOCONTRAST: _stretched(count, levels), EQUALIZE: equalized(count, levels)}
     return looked_up(pixels, mapped, given.kind).view_as(x)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d, pad
 
 from ...core.errors import UserError
-from .inputs import at_least, check_shape, opencv, to_gray, to_levels, whole_cells
+from .inputs import at_least, by_opencv, check_shape, opencv, to_gray, whole_cells
 
 
 class SobelEdges(nn.Module):
@@ -83,9 +83,7 @@ class CannyEdges(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         check_shape(images, self.shape)
-        self.cv2.setNumThreads(torch.get_num_threads())
-        gray = to_levels(to_gray(images.float()))[:, 0].cpu().numpy()
-        edges = torch.from_numpy(np.stack([self._edges(image) for image in gray])).to(images.device)
+        edges = by_opencv(self.cv2, images, self._edges)
         return avg_pool2d((edges > 0).float()[:, None], self.cell).flatten(1)
 
     def _edges(self, image: np.ndarray) -> np.ndarray:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,6 +39,16 @@ def to_gray(images: Tensor) -> Tensor:
 def to_levels(gray: Tensor) -> Tensor:
     """float in 0..1 -> uint8, rounded: what libraries for 8-bit pictures take."""
     return (gray * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def by_opencv(cv2: Any, images: Tensor, work: Callable[[np.ndarray], np.ndarray]) -> Tensor:
+    """What `work` makes of the gray levels of each image, uint8 [H, W], one after the other, on as many threads as torch has.
+
+    images: [N, C, H, W] in 0..1. The result is stacked, on the device of the images.
+    """
+    cv2.setNumThreads(torch.get_num_threads())
+    gray = to_levels(to_gray(images.float()))[:, 0].cpu().numpy()
+    return torch.from_numpy(np.stack([work(image) for image in gray])).to(images.device)
 
 
 def whole_cells(who: str, key: str, size: int, cell: int | None, parts: int) -> int:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ...core.errors import UserError
-from .inputs import check_shape, opencv, to_gray, to_levels
+from .inputs import by_opencv, check_shape, opencv
 from .words import DenseDescriptors, VisualWords
 
 _WIDTH = 128  # 4 x 4 cells of 8 directions
@@ -43,9 +42,7 @@ class DenseSift(DenseDescriptors):
 
     def forward(self, images: Tensor) -> Tensor:
         check_shape(images, self.shape)
-        self.cv2.setNumThreads(torch.get_num_threads())
-        gray = to_levels(to_gray(images.float()))[:, 0].cpu().numpy()
-        found = torch.from_numpy(np.stack([self._of_one(image) for image in gray])).to(images.device)
+        found = by_opencv(self.cv2, images, self._of_one)
         return (found / found.sum(2, keepdim=True).clamp(min=1e-12)).sqrt()
 
     def _of_one(self, image: np.ndarray) -> np.ndarray:

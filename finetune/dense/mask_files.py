@@ -31,6 +31,10 @@ LARGEST_VALUE = 65535
 AS_PNG = "save it as a PNG of 8 bits, gray or with a palette, whose numbers are the classes"
 
 
+class MissingMask(UserError):
+    """A picture has no mask."""
+
+
 class MaskFiles:
     """Finds the file of each image's mask, over all sets of a probe, so that two pictures never share one by mistake.
 
@@ -85,7 +89,7 @@ class MaskFiles:
             found = known.get(last, [])
         exact = [file for file in found if not file.lower().endswith((".jpg", ".jpeg", ".jfif"))] or found
         if len(exact) != 1:
-            raise UserError(_not_one(wanted, exact, shown))
+            raise _not_one(wanted, exact, shown)
         return os.path.join(folder, exact[0])
 
     def _listed(self, folder: str) -> dict[str, list[str]]:
@@ -103,15 +107,17 @@ class MaskFiles:
         return self._folders[folder]
 
 
-def _not_one(wanted: str, found: list[str], shown: str) -> str:
+def _not_one(wanted: str, found: list[str], shown: str) -> UserError:
     folder, last = os.path.split(wanted)
     if found:
         several = f"{len(found)} masks ({', '.join(map(printable, found))} in {printable(folder)})"
-        return f"{MASKS_KEY}: {printable(shown)} has {several}; keep one"
+        return UserError(f"{MASKS_KEY}: {printable(shown)} has {several}; keep one")
     if not os.path.isdir(folder or os.curdir):
-        return f"{MASKS_KEY}: {printable(shown)} has no mask, because there is no folder {printable(folder)}; check the path"
+        return MissingMask(
+            f"{MASKS_KEY}: {printable(shown)} has no mask, because there is no folder {printable(folder)}; check the path"
+        )
     ending = "" if last.lower().endswith(EXTENSIONS) else ".png"
-    return (
+    return MissingMask(
         f"{MASKS_KEY}: {printable(shown)} has no mask {printable(wanted + ending)}; add it, or leave the picture out (if it is a mask "
         "itself, keep the masks outside the folder of the pictures)"
     )

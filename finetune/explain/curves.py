@@ -7,7 +7,7 @@ under the deletion curve; both are compared with the same picture's random order
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -98,6 +98,6 @@ def mean_intervals(values: Mapping[str, Floats], keys: Tensor, seed: int) -> dic
     found = dict[str, Interval]()
     for name, value in values.items():
         sums = np.stack([np.bincount(member, value), sizes], 1)
-        statistic: Callable[[Floats], Mapping[str, Floats]] = lambda s: {"mean": s[:, 0] / s[:, 1]}  # noqa: E731
-        found[name] = bootstrap_intervals(of_sums(sums, statistic), count, seed=seed)["mean"]
+        mean = of_sums(sums, lambda s: {"mean": s[:, 0] / s[:, 1]})
+        found[name] = bootstrap_intervals(mean, count, seed=seed)["mean"]
     return found

@@ -18,8 +18,10 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 
 from ...core.draws import Draws, permute
-from ...core.evaluate.statistics import Interval, bootstrap_intervals, cluster_numbers, of_sums
+from ...core.evaluate.statistics import Interval
+from ...core.model import norm
 from ...core.model.classifier import Classifier
+from .curves import mean_intervals
 from .methods import Explainer, PicturesSeen, is_constant
 
 # A map passes if the 95 % interval of its mean rank correlation lies below this when all weights are random: at 0.5 the two maps share
@@ -71,14 +73,12 @@ def sanity_check(
     """
     trained = maps_of(make(classifier), shown, batch)
     groups = layers_from_the_head(classifier)
-    member, count = cluster_numbers(shown.keys.numpy())
     levels, unchanged = list[Level](), 0
     for last in _spread(len(groups)):
         lost = randomised(classifier, [name for group in groups[: last + 1] for name in group], shown.images, seed)
         found = maps_of(make(lost), shown, batch)
         values = [map_rank_correlation(a, b) for a, b in zip(trained, found, strict=True)]
-        sums = np.stack([np.bincount(member, np.nan_to_num(values)), np.bincount(member)], 1)
-        interval = bootstrap_intervals(of_sums(sums, lambda s: {"mean": s[:, 0] / s[:, 1]}), count, seed=seed)["mean"]
+        interval = mean_intervals({"mean": np.nan_to_num(values)}, shown.keys, seed)["mean"]
         levels.append(Level(_in_words(last, len(groups)), values, interval))
         unchanged = int((found == trained).flatten(1).all(1).sum())
     return SanityCheck(levels, unchanged)
@@ -152,7 +152,9 @@ def randomised(classifier: Classifier, names: Sequence[str], images: Tensor, see
                 norms += [owner] if isinstance(owner, nn.modules.batchnorm._BatchNorm) and owner not in norms else []
             else:
                 parameter.copy_(_anew(name, parameter, seed))
-        _measure(lost, norms, images)
+        if norms:
+            with norm.measured_anew(norms):
+                lost(images)
     return lost
 
 
@@ -165,18 +167,3 @@ def _anew(name: str, parameter: Tensor, seed: int) -> Tensor:
         return torch.zeros_like(parameter)
     order = permute(seed, f"explain/lost/{name}", len(parameter), torch.arange(len(parameter)))
     return parameter[order.to(parameter.device)]
-
-
-def _measure(lost: Classifier, norms: Sequence[Any], images: Tensor) -> None:
-    """Give BatchNorms the statistics that the pictures have now."""
-    if not norms:
-        return
-    before = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
-        norm.train()
-    lost(images)
-    for norm, momentum in zip(norms, before, strict=True):
-        norm.momentum = momentum
-        norm.eval()

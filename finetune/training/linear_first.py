@@ -6,13 +6,15 @@ features of the backbone as it was given, in evaluation's view.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import nn
 
 from ...core.digested import read_digested, write_digested
 from ...core.distributed import broadcast_text
 from ...core.errors import UserError
 from ...core.evaluate.features import extract
+from ...core.evaluate.linear_head import head_of
 from ...core.evaluate.logreg import LogisticRegression, fit_choosing_C
 from ...core.images.images import Images
 from ...core.manifest import DamagedFile
@@ -49,7 +51,7 @@ def probe_head(run: Run, classifier: Classifier, images: Images, view: Evaluatio
         classifier.to(run.device)
         found = _fitted(run, classifier, images, view)
         run.log(f"linear probe before fine-tuning: C {found.C:g}, chosen on a held-out 20 % of the training images")
-        stored = linear_layer_of(found, len(classifier.classes))
+        stored = whole_layer(found, classifier.classes)
         if run.main:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_digested(path, stored)
@@ -70,14 +72,13 @@ def _fitted(run: Run, classifier: Classifier, images: Images, view: Evaluation) 
     )
 
 
-def linear_layer_of(model: LogisticRegression, classes: int) -> dict[str, torch.Tensor]:
+def whole_layer(model: LogisticRegression, classes: Sequence[str]) -> dict[str, torch.Tensor]:
     """Weight [K, D] and bias [K], float32, of the linear layer that gives the regression's logits on unscaled features.
 
     A class without training images has the smallest bias of all, and no weights.
     """
-    weight, bias = nn.Linear(len(model.mean), classes).state_dict().values()
-    scaled = (model.weight / model.scale).cpu()
-    offset = model.bias.cpu() - scaled @ model.mean.cpu()
-    weight, bias = torch.zeros_like(weight), torch.full_like(bias, float(offset.min()))
-    weight[model.classes.cpu()], bias[model.classes.cpu()] = scaled.float(), offset.float()
+    known, which = head_of(model, classes), model.classes.cpu()
+    weight = torch.zeros(len(classes), known.weight.shape[1])
+    bias = torch.full((len(classes),), float(known.bias.min()))
+    weight[which], bias[which] = known.weight, known.bias
     return {"weight": weight, "bias": bias}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.checks import check_fraction, check_not_negative
+from ...core.config.resolve import build
 from ...core.errors import UserError
 from .losses import ClassLoss, log_priors
 
@@ -57,7 +58,7 @@ def check_posthoc(section: Mapping[str, Any], loss: ClassLoss, resampled: bool) 
     name = section["name"]
     if name == "none":
         return
-    POSTHOC[name](**{key: value for key, value in section.items() if key != "name"})
+    build(section, POSTHOC)
     if loss.head is not None:
         raise UserError(f"method.posthoc: {name} is for a linear head, which this loss has not; leave posthoc out")
     if name == "logit_adjusted" and (loss.corrects or resampled):
@@ -74,4 +75,4 @@ def treat_head(section: Mapping[str, Any], head: nn.Module, counts: Tensor) -> N
         return
     if not isinstance(head, nn.Linear):
         raise UserError(f"method.posthoc: {section['name']} is for a linear head; leave posthoc out")
-    POSTHOC[section["name"]](**{key: value for key, value in section.items() if key != "name"})(head, counts)
+    build(section, POSTHOC)(head, counts)

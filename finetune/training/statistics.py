@@ -24,22 +24,13 @@ def recompute_statistics(classifier: Classifier, plan: Training, run: Run) -> bo
     if not layers:
         return False
     classifier.eval()
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.train()
-        layer.momentum = None  # the mean of all batches
     half = run.dtype != torch.float32
     count = min(plan.steps, plan.steps_per_epoch)
-    try:
+    with norm.measured_anew(layers):
         for _, micro in zip(range(count), plan.batches(plan.steps - count), strict=False):
             for raw in micro:
                 with torch.autocast(run.device.type, run.dtype) if half else nullcontext():
                     classifier(plan.prepare(raw).images)
                 norm.set_aside(layers)
             norm.commit(layers)
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-        classifier.eval()
     return True

@@ -23,6 +23,7 @@ from ...finetune.explain.curves import Curves
 from ...finetune.explain.methods import Explainer, MapSettings, PicturesSeen, check_methods, is_constant
 from ...finetune.explain.nearest import Neighbour, nearest_pictures
 from ...finetune.explain.pointing import TOLERANCE_PART
+from ...finetune.explain.randomised import maps_of
 from ..aloud import conclude, say
 from ..following import command
 from ..outputs.pictures import damage_with_remedy, joined, without
@@ -192,8 +193,7 @@ def _seen(trained: TrainedRun, images: Images, rows: list[int], target: Tensor, 
 
 def _maps(explainer: Explainer, seen: PicturesSeen, rows: list[int], batch: int) -> tuple[Tensor, list[int]]:
     """The maps of all pictures, and the numbers of those that are constant. Raises UserError if all are."""
-    parts = [explainer(seen.rows(slice(start, start + batch))) for start in range(0, len(rows), batch)]
-    found = torch.cat(parts)
+    found = maps_of(explainer, seen, batch)
     empty = is_constant(found).nonzero()[:, 0].tolist()
     if len(empty) == len(rows):
         raise UserError(

@@ -11,7 +11,7 @@ from ...core.errors import UserError
 from ...core.evaluate.counts import Bools
 from ...core.images.images import Images
 from ...core.views.view import Evaluation
-from ...finetune.dense.mask_files import MASKS_KEY, MaskFiles
+from ...finetune.dense.mask_files import MASKS_KEY, MaskFiles, MissingMask
 from ...finetune.dense.masks import Masks
 
 SET = "pictures"
@@ -28,10 +28,10 @@ def object_masks(place: str, images: Images, view: Evaluation, ignore: int | Non
         one = images.select(torch.tensor([row]))
         try:
             paths = files.of_sets({SET: one})[SET]
-        except UserError as error:
-            if "has no mask" not in str(error):
-                raise _renamed(error) from None
+        except MissingMask:
             continue
+        except UserError as error:
+            raise _renamed(error) from None
         numbers = Masks(one, paths, view).numbers(0, view.size)
         mask = (numbers != 0) & (numbers != (0 if ignore is None else ignore))
         if mask.any():
