@@ -153,6 +153,12 @@ def test_steps_are_those_of_a_plain_loop(published: tuple[Path, dict[str, Tensor
     again, _ = build(tmp_path / "run", tmp_path / "read", "method.keep_head=true", "method.head_init=torch")
     found: Any = again.plan.method
     for name, parameter in found.classifier.named_parameters():
+        if name.endswith(
+            "attn.qkv.bias"
+        ):  # a key's bias has no gradient but rounding, which Adam scales to a whole step
+            moved = [*range(WIDTH), *range(2 * WIDTH, 3 * WIDTH)]  # queries and values
+            torch.testing.assert_close(parameter[moved], named[name][moved], rtol=1e-4, atol=1e-6)
+            continue
         torch.testing.assert_close(
             parameter, named[name], rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
         )

@@ -10,7 +10,9 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from rootstock.core.model.backbone import create
 from rootstock.core.model.classifier import Classifier
+from rootstock.core.model.heads import Structure
 from rootstock.finetune.explain.curves import CURVE_STEPS, blurred, curves_of, ranks
 from rootstock.finetune.explain.methods import Explainer, MapSettings, PicturesSeen, at_side
 from rootstock.finetune.explain.nearest import Neighbour, nearest_pictures
@@ -43,14 +45,15 @@ class Edges:
         return shown.images.diff(dim=3).abs().sum(1).float()
 
 
-@pytest.mark.parametrize(
-    ("family", "method"),
-    [("resnet", "grad-cam"), ("resnet", "saliency"), ("vit", "grad-cam"), ("vit", "gradient-attention"), ("vit", "integrated-gradients")],
-)  # fmt: skip
+OF_RESNET = ("grad-cam", "saliency", "smoothgrad", "integrated-gradients")
+OF_VIT = (*OF_RESNET, "attention-rollout", "gradient-attention")
+
+
+@pytest.mark.parametrize(("family", "method"), [("resnet", m) for m in OF_RESNET] + [("vit", m) for m in OF_VIT])
 def test_maps_change_when_weights_are_lost(
     family: str, method: str, classifiers: Classifiers, shown: PicturesSeen
 ) -> None:
-    settings = MapSettings(first_steps=4, most_steps=4)
+    settings = MapSettings(first_steps=4, most_steps=4, draws=4)
     found = sanity_check(lambda model: Explainer(method, model, settings), classifiers[family], shown, seed=0)
     assert found.unchanged == 0 and [level.what for level in found.levels][:: len(found.levels) - 1] == [
         "the head",
@@ -64,6 +67,14 @@ def test_a_map_that_needs_no_network_does_not_pass(classifiers: Classifiers, sho
     found = sanity_check(lambda model: cast("Explainer", Edges(model)), classifiers["resnet"], shown, seed=0)
     assert not found.passed and found.unchanged == 4
     assert all(value == pytest.approx(1.0) for level in found.levels for value in level.correlations)
+
+
+def test_a_single_picture_is_no_evidence(shown: PicturesSeen) -> None:
+    """And BatchNorm of features, as a bottleneck has it, knows no deviation of one."""
+    torch.manual_seed(0)
+    model = Classifier(create(32, name="smallconv"), ["a", "b", "c"], structure=Structure(bottleneck=4)).eval().double()
+    found = sanity_check(lambda model: Explainer("saliency", model), model, shown.rows(slice(1)), seed=0)
+    assert not found.passed and all(len(level.correlations) == 1 for level in found.levels)
 
 
 @pytest.mark.parametrize("family", ["resnet", "vit"])

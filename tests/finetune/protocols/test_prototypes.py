@@ -93,7 +93,7 @@ def test_what_is_chosen_separates_best() -> None:
         expected = (column[mine].mean() - column[~mine].mean()) / column.std(correction=0)
         assert float(chosen.separation[j]) == pytest.approx(float(expected), rel=1e-5)
         assert float(column[chosen.row[j]]) == pytest.approx(1.0, abs=1e-5)
-    assert torch.equal(separations(similar, y, chosen.owner), chosen.separation)
+    assert torch.allclose(separations(similar, y, chosen.owner), chosen.separation, rtol=1e-12)
     # A class whose patches are all alike has one prototype, however many are asked for.
     alike = torch.cat([x, torch.ones(5, 4, 6)])
     found = choose_prototypes(
