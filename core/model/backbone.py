@@ -190,7 +190,8 @@ def create(
 
     own: networks of ours by name, beside timm's.
 
-    name: Name of a timm model or of one of ours (smallconv, lenet). Left out, the run's of `weights`; auto: the run's, or one that fits.
+    name: Name of a timm model or of one of ours (smallconv, lenet, cifar_resnet). Left out, the run's of `weights`; auto: the run's, or one
+        that fits.
     weights: Weights to start from: none (random), timm (its hub), a .safetensors file, or the folder of an exported run.
     stem: First layers of a ResNet. `small`, for small images, is a 3x3 convolution of stride 1 without max-pooling; `solo` and
         `lightly` are those projects' variants of it, for weights of theirs. null: the run's, or timm's own.

@@ -12,12 +12,13 @@ from timm.models import ResNet
 from torch import nn
 
 from ..errors import UserError, first_line
+from .cifar_resnet import CifarResNet
 from .hub import without_retries
 from .lenet import LeNet
 from .smallconv import SmallConv
 from .weights import FC_NORM, with_new_fc_norm
 
-OWN: Mapping[str, Callable[..., nn.Module]] = {"lenet": LeNet, "smallconv": SmallConv}
+OWN: Mapping[str, Callable[..., nn.Module]] = {"cifar_resnet": CifarResNet, "lenet": LeNet, "smallconv": SmallConv}
 # ResNet stems for small images, 3x3 with stride 1 and no max-pooling: (padding, whether a ReLU follows). `small` is He et al.
 # 2016 (arXiv:1512.03385, section 4.2) for CIFAR and SimCLR's appendix B.9. solo-learn pads by 2 (a map of 34 x 34), and lightly's
 # ResNet, taken apart into nn.Sequential, loses the ReLU. Weights of these projects give their features only with their stems.

@@ -84,10 +84,43 @@ _LENET = """    channels, blocks = about["kwargs"]["channels"], nn.Sequential()
     model.add_module("flatten", nn.Flatten())
 """
 
+_RESNET = """    kwargs = about["kwargs"]
+    before, blocks = kwargs["widths"][0], nn.Sequential()
+    first = nn.Conv2d(kwargs["channels"], before, 3, padding=1, bias=False)
+    blocks.append(nn.Sequential(first, nn.BatchNorm2d(before), nn.ReLU()))
+    for stage, width in enumerate(kwargs["widths"]):
+        for number in range((kwargs["depth"] - 2) // 6):
+            blocks.append(Block(before, width, 2 if stage and not number else 1, kwargs["shortcut"]))
+            before = width
+    model = nn.Sequential()
+    model.add_module("blocks", blocks)
+    model.add_module("pool", Mean())
+"""
+
+_BLOCK = """
+
+class Block(nn.Module):
+    def __init__(self, before, width, stride, shortcut):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(before, width, 3, stride, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.stride, self.new, self.shortcut = stride, width - before, shortcut
+
+    def forward(self, x):
+        found = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.shortcut:
+            found = found + F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new))
+        return F.relu(found)
+"""
+
 _BEGINNING = _HEAD.replace("{imports}", _TORCH)
 
 OF_TIMM = _HEAD.replace("{imports}", _TORCH.replace("import torch\n", "import timm\nimport torch\n", 1)) + _TIMM + _TAIL
 """model.py of a network that timm has."""
 
-OF_OURS = {"smallconv": _BEGINNING + _SMALLCONV + _TAIL + _MEAN, "lenet": _BEGINNING + _LENET + _TAIL}
+OF_OURS = {
+    "smallconv": _BEGINNING + _SMALLCONV + _TAIL + _MEAN,
+    "lenet": _BEGINNING + _LENET + _TAIL,
+    "cifar_resnet": _BEGINNING + _RESNET + _TAIL + _MEAN + _BLOCK,
+}
 """model.py of our own networks, by name."""

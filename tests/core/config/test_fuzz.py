@@ -188,7 +188,7 @@ def test_any_override_is_applied_or_refused(
 
     drawn = st.tuples(st.sampled_from(list(CONFIGS)), st.lists(overrides, max_size=4))
     found = fuzz("overrides", drawn, attempt, depth, examples=250, share=0.25)
-    assert found["read"] > 10
+    assert found["read"] > 4
 
 
 @pytest.mark.parametrize("depth", DEPTHS)

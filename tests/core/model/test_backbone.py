@@ -28,6 +28,7 @@ TINY: list[tuple[str, int, dict[str, Any]]] = [
     ("vit_tiny_patch16_224", 16, {"pooling": "mean", "args": VIT}),
     ("smallconv", 16, {}),
     ("lenet", 36, {"args": {"widths": [4, 4, 8]}}),
+    ("cifar_resnet", 16, {"args": {"depth": 8, "widths": [4, 8, 8]}}),
     ("convnext_atto", 32, {"args": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}}),
     ("mobilenetv3_small_050", 32, {}),
     ("mobilenetv2_035", 32, {}),

@@ -24,7 +24,7 @@ from rootstock.tests.core.model.test_backbone import RESNET, TINY
 from rootstock.tests.launch.outputs.conftest import Runs, moved
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
-OURS = ("smallconv", "lenet")
+OURS = ("smallconv", "lenet", "cifar_resnet")
 HEADS = {
     "linear": Structure(),
     "unknown": Structure(extra=1),
