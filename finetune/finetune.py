@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -12,7 +12,6 @@ from ..core import stage
 from ..core.config.auto import OrAuto
 from ..core.config.resolve import Choice, Section, build
 from ..core.draws import Draws
-from ..core.errors import UserError
 from ..core.evaluate.class_groups import add_class_groups, check_cuts
 from ..core.evaluate.mistakes import save_mistakes
 from ..core.evaluate.scores import score
@@ -29,9 +28,8 @@ from ..core.images.sets import (
 )
 from ..core.images.store import Stamp
 from ..core.method import Labelled, RawBatch
-from ..core.model.backbone import Backbone, create
-from ..core.model.classifier import Classifier, read_head
-from ..core.model.heads import HeadInit, Structure, initialise_head
+from ..core.model.backbone import create
+from ..core.model.heads import HeadInit
 from ..core.run.directory import Run
 from ..core.stream.batches import Decode
 from ..core.stream.order import SHUFFLES
@@ -44,6 +42,8 @@ from ..core.views.resample import Interpolation
 from ..core.views.view import Evaluation
 from .training.averages import averaging_of, ema_options, swa_options
 from .training.evaluation import HeldOutEvaluation, hold_out, slice_options
+from .training.first_classifier import first_classifier
+from .training.label_noise import NoisyLabels, check_label_noise, fitted_noise, noise_in_result, with_label_noise
 from .training.losses import LOSSES, ClassLoss
 from .training.objective import FineTune, check_corrections, check_method
 from .training.partial import train_part
@@ -63,6 +63,7 @@ def data_options(
     views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "supervised"},
     shuffle: Annotated[dict[str, Any], Choice(SHUFFLES)] = {"name": "full"},
     sampler: Literal["uniform", "sqrt", "balanced"] = "uniform",
+    label_noise: float = 0.0,
     class_groups: tuple[int, int] | None = None,
     decode: Decode = "full",
     stamp: Stamp = "mtime",
@@ -83,6 +84,8 @@ def data_options(
     shuffle: Order of an epoch: full, or blocks of images that are neighbours on the disk.
     sampler: How often an image of a class of n training images comes: each once an epoch (uniform), in proportion to n^-1/2 (sqrt), or to
         1 / n, so that all classes come equally often (balanced).
+    label_noise: Share of the training images, the held-out ones included, that get the label of another class, drawn evenly from the
+        others; tests keep theirs. 0: none. The result then has how many of these are predicted as trained, and as they are.
     class_groups: Two numbers of training images, for example [20, 100]: the result then has the accuracy of classes with fewer than the
         first (few), with more than the second (many) and of those between (medium). null: no such groups.
     decode: How JPEG files are decoded: full, or scaled, which decodes a large file only as large as its crops need. Scaled is faster
@@ -157,6 +160,7 @@ class FineTuning(NamedTuple):
     view: Evaluation
     regime: Regime
     counts: Tensor  # int64 [K], training images of each class
+    noise: NoisyLabels | None
 
     @property
     def evaluators(self) -> dict[str, Evaluator]:
@@ -178,10 +182,13 @@ def build_finetuning(
     check_method(method, backbone, run.options["sharding"])
     check_regime(method, backbone, evaluate)
     check_cuts(data["class_groups"])
+    check_label_noise(data["label_noise"])
     settings = Optim(**optim)
     whole, tests = train_and_tests(data["train"], data["test"], seed)
-    train, held_out = hold_out(whole, evaluate, seed)
     stage.record_sets(run, stage.named_sets(whole, tests), data["stamp"])
+    noise = with_label_noise(whole, data["label_noise"], seed) if data["label_noise"] else None
+    whole = whole if noise is None else noise.images
+    train, held_out = hold_out(whole, evaluate, seed)
     refuse_one_class(train)
     assert train.classes is not None and train.labels is not None
     counts = train.labels.bincount(minlength=len(train.classes))
@@ -192,7 +199,7 @@ def build_finetuning(
     for sentence in [*untrained_classes(train, tests), *overlap]:
         run.log(sentence)
     view = stage.evaluation(data, model)
-    classifier = _classifier(model, train.classes, method, backbone["weights"], criterion)
+    classifier = first_classifier(model, train.classes, method, backbone["weights"], criterion)
     train_part(model, "head" if method["freeze"] else method["trained"])
     objective = FineTune(classifier, criterion, l2_sp=method["l2_sp"])
     stage.set_norm(run, objective, backbone["norm"])
@@ -218,7 +225,7 @@ def build_finetuning(
     evaluation = None if held_out is None else HeldOutEvaluation(run, evaluate, held_out, view)
     regime = Regime(run, method, classifier, objective.averaging, evaluation, whole, train, view, {})
     plan = stage.training(run, objective, fed, prepare, settings, evaluate["every"])
-    return FineTuning(plan, fed, whole, tests, view, regime, counts)
+    return FineTuning(plan, fed, whole, tests, view, regime, counts, noise)
 
 
 def finetune(
@@ -241,7 +248,7 @@ def finetune(
     seed: Seed of everything random, 0 or more.
     """
     built = build_finetuning(run, data, backbone, method, optim, evaluate, seed)
-    plan, fed, train, tests, view, regime, counts = built
+    plan, fed, train, tests, view, regime, counts, noise = built
     regime.begin()
     done = stage.train(run, plan, built.evaluators, enough=regime.enough)
     ended = regime.conclude(plan, done)
@@ -261,29 +268,14 @@ def finetune(
         scored.save(run.dir)
         stage.save_first(run, plan, model, lambda batch: batch.images[None], "Augmented training images.")
     facts = describe_sets(stage.named_sets(train, tests), held_out=data["test"] is None)
-    found = {**exposure(model.seen, tests), **scored.as_result(), **ended, **fed._replace(steps=done).counts()}
+    fitted = {} if noise is None else {"label_noise": fitted_noise(noise, regime.train, classifier, view, run)}
+    found = {
+        **exposure(model.seen, tests),
+        **scored.as_result(),
+        **ended,
+        **fitted,
+        **fed._replace(steps=done).counts(),
+    }
+    if noise is not None:
+        found |= noise_in_result(fitted_noise(noise, regime.train, classifier, view, run), found["metrics"])
     return run.finish({"data": facts, **found, "selection": model.selection(selection)})
-
-
-def _classifier(
-    model: Backbone, classes: Sequence[str], method: Mapping[str, Any], weights: str, criterion: ClassLoss
-) -> Classifier:
-    """A new head on the network, or that of the classifier in `weights`. Raises UserError."""
-    if not method["keep_head"]:
-        new = Classifier(model, classes, method["dropout"], criterion.head or Structure())
-        initialise_head(new.head, method["head_init"], method["head_std"])
-        return new
-    structure = read_head(weights).structure
-    if structure.extra:
-        raise UserError(
-            f"method.keep_head: the classifier of {weights} has an output for unknown images, which finetune has no labels for; "
-            "leave keep_head out"
-        )
-    if criterion.head not in (None, structure):
-        raise UserError(
-            f"method.keep_head: the classifier of {weights} has {structure.in_words()}, and method.loss: {method['loss']['name']} needs "
-            f"{criterion.head.in_words()}; leave keep_head out"
-        )
-    found = Classifier(model, classes, method["dropout"], structure)
-    found.load_head(weights)
-    return found

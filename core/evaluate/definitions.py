@@ -55,6 +55,13 @@ DEFINITIONS: Mapping[str, Definition] = {
     "average_precision_micro": Definition(
         "average precision of all pairs of an image and a class at once; of images with several classes each"
     ),
+    "memorised": Definition(
+        "training images with a wrong label on purpose (data.label_noise) that get it, without augmentation: learned by heart",
+        better="lower",
+    ),
+    "recovered": Definition(
+        "training images with a wrong label on purpose (data.label_noise) that get their own all the same, without augmentation"
+    ),
     "kappa": Definition("Cohen's kappa: agreement beyond chance", -1.0, 1.0, percent=False),
     "mcc": Definition("Matthews' correlation coefficient", -1.0, 1.0, percent=False),
     "nll": Definition(

@@ -38,6 +38,7 @@ def options(
     sharding: Literal["none", "zero2", "fsdp2"] = "none",
     activation_checkpointing: bool = False,
     log_every: int = 10,
+    log_gradients: bool = False,
     checkpoint: Annotated[dict[str, Any], Section(checkpoint_options)] = {},
     keep: Literal["all", "results"] = "all",
     damaged: float = 0.01,
@@ -57,15 +58,14 @@ def options(
     device: The device. auto: the GPU if there is one.
     channels_last: Whether convolution weights have the channels_last memory format, which is faster on GPUs.
     workers: Processes that load pictures, 0 or more; at most one a CPU core is started.
-    resident: Whether pictures of one shape that need no decoding stay on the device. auto: on a GPU, if they fit into a quarter of
-        its free memory.
+    resident: Whether pictures of one shape that need no decoding stay on the device. auto: on a GPU with four times their room free.
     accumulate: Micro-batches a step, 1 or more; `optim.batch_size` is their sum. For methods that compare images, see `chunk`.
     chunk: Images that the encoder takes at once, to save memory in methods whose loss compares the images of a batch. null: all.
     sharding: How processes share a ViT's weights, gradients and moments. none: each has all; fsdp2: each keeps a part of all three;
         zero2: likewise, but weights stay whole between the forward and the backward pass.
-    activation_checkpointing: Whether blocks are computed again in the backward pass instead of keeping their activations: less
-        memory, more time.
+    activation_checkpointing: Whether blocks are computed again in the backward pass, not kept: less memory, more time.
     log_every: Steps between rows of metrics.jsonl. 0: only the last step.
+    log_gradients: Whether rows of metrics.jsonl have the length of each layer's gradient, too.
     checkpoint: When checkpoints are saved and how many are kept.
     keep: What a finished run keeps. results: not its weights (checkpoints/, candidates/, backbone/, classifier/), so that a table of
         thousands of runs fits on a disk; nothing can then start from them. A run that was killed still resumes.

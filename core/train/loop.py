@@ -19,12 +19,13 @@ from ..model import norm
 from ..run.compare import check_origin, science
 from ..run.directory import Run
 from . import checkpoint
+from .layer_gradients import LayerGradients
 from .nonfinite import DeferredFlags, Skipped, flag_on, start_momentum, step_unless
 from .optim import Optim, set_rate
 from .progress import Progress
 from .saving import Saving
 from .seeds import seed_generators, step_seed
-from .turns import of_turn, prepared_once, with_absent
+from .turns import of_turn, prepared_once, raw_batches, with_absent
 from .watching import watched
 
 Alarm = Callable[[int, Mapping[str, float]], str | None]  # (step, logged row) -> a warning, or None
@@ -64,6 +65,7 @@ class Loop:
         self.unsynced: Callable[[], AbstractContextManager[Any]] = nullcontext  # see core/train/parallel.py
         self.pending: DeferredFlags | None = None
         self.saving = Saving(self.run)
+        self.gradients = LayerGradients(self.method) if self.run.options["log_gradients"] else None
         if self.deferred:
             start_momentum(self.optimizer)
 
@@ -83,7 +85,8 @@ class Loop:
             # For random layers of timm's and torch's (dropout, drop path): they depend on the step, not on the order of calls.
             seed_generators(step_seed(self.seed, self.rank, step, turn), self.run.device)
             found, parts = self.backward(wrapped, micro, ready, progress, turn)
-            found["grad_norm"] = grad_norm = self._clipped(progress, turn)
+            grad_norm, by_layer = self._clipped(progress, turn)
+            found |= {"grad_norm": grad_norm, **by_layer}
             row |= found if self.turns == 1 else of_turn(found, turn)
             losses = [old + new for old, new in zip(losses, parts, strict=True)] if losses else parts
             over = False
@@ -149,15 +152,16 @@ class Loop:
             parameter.grad = None
         return total, losses
 
-    def _clipped(self, progress: float, turn: int) -> Tensor:
-        """Drop the gradients of parameters that rest, and clip the others; returns their norm from before."""
+    def _clipped(self, progress: float, turn: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Drop the gradients of parameters that rest, and clip the others; returns their norm from before, and each layer's if logged."""
         frozen: Any = self.method.frozen
         for parameter in frozen(progress, turn) if self.turns > 1 else frozen(progress):
             # None, not zeros: with zeros the optimizer would decay the weights and count a step in Adam's bias correction.
             parameter.grad = None
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
-        return self.optim.clip_gradients(self.parameters)
+        by_layer = self.gradients.norms() if self.watching and self.gradients is not None else {}
+        return self.optim.clip_gradients(self.parameters), by_layer
 
     def _update(self, losses: list[Tensor], grad_norm: Tensor, asked: list[int]) -> bool:
         """Update the weights unless some process has a non-finite loss or gradient; learn whether any was asked to stop.
@@ -167,8 +171,9 @@ class Loop:
         # Each number is needed on the host here anyway, where Python's isfinite is faster than torch's.
         bad = not all(math.isfinite(loss.item()) for loss in losses)
         overflow = not math.isfinite(grad_norm.item())
-        if not self.scaler.is_enabled():  # the scaler checks gradients itself, and lowers its scale
-            bad = bad or overflow
+        bad = bad or (
+            overflow and not self.scaler.is_enabled()
+        )  # the scaler checks gradients itself, and lowers its scale
         self.stop, self.due = bool(asked), self.saving.due()
         if self.world > 1:
             flags = torch.tensor([bad, self.stop, self.due], device=grad_norm.device)
@@ -227,19 +232,19 @@ class Loop:
         means = {name: total / self.world for name, total in zip(row, sums, strict=False)}
         waits = sums[len(row) :]
         rates["data_wait"] = max(waits)
-        epoch = done / self.steps_per_epoch
-        self.run.metrics({"step": done, "epoch": epoch, **means, "lr": rate, **rates, "skipped": self.skipped.total})
+        place = {"step": done, "epoch": done / self.steps_per_epoch}
+        self.run.metrics({**place, **means, "lr": rate, **rates, "skipped": self.skipped.total})
         progress.show(done, means, rates, waits.index(rates["data_wait"]))
         if alarm is not None and (warning := alarm(done, means)) is not None:
             self.run.log(f"WARNING: {warning}")
-            self.run.metrics({"step": done, "epoch": epoch, "warning": warning})
+            self.run.metrics({**place, "warning": warning})
 
     def save(self, done: int) -> None:
         """Rank 0 writes a checkpoint, and all processes wait for it. Raises MachineError if it is the last one and cannot be written."""
         # Gathering sharded tensors takes all processes.
         model = {name: self._kept(tensor) for name, tensor in self.method.state_dict().items()}
-        moments = checkpoint.optimizer_tensors(self.optimizer, self.names)
-        moments = {name: self._kept(tensor) for name, tensor in moments.items()}
+        own = checkpoint.optimizer_tensors(self.optimizer, self.names)
+        moments = {name: self._kept(tensor) for name, tensor in own.items()}
         saved = None
         if self.run.main:
             groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
@@ -291,8 +296,3 @@ class Loop:
         self.run.cut_metrics(saved.step)
         self.run.log(f"resumed from step {saved.step} of {self.steps}")
         return saved.step
-
-
-def raw_batches(raw: Any) -> list[Any]:
-    """The raw batches of a micro-batch: one, or the source's and the target's."""
-    return [raw] if hasattr(raw, "positions") else list(raw)

@@ -69,3 +69,8 @@ def unreached(loss: Tensor, parameters: Iterable[nn.Parameter]) -> list[nn.Param
             reached.add(leaf)
         waiting += [following for following, _ in node.next_functions]
     return [parameter for parameter in parameters if parameter not in reached]
+
+
+def raw_batches(raw: Any) -> list[Any]:
+    """The raw batches of a micro-batch: one, or the source's and the target's."""
+    return [raw] if hasattr(raw, "positions") else list(raw)

@@ -13,6 +13,7 @@ from .figures import SERIES_COLOURS, Figure, LiveLine, LivePlot, colour, tick
 from .levels import ACCURACY, Levels
 from .meanings import meaning_of, metric_meaning
 
+LAYER_GRADIENTS = "layer_grad_norm/"  # as core/train/layer_gradients.py has it, which imports torch
 _NOT_CURVES = {"step", "epoch", "data_wait", "images_per_s", "seconds", "time"}
 _POINTS = 160  # most points of a curve; all of a panel have a quarter more at most
 _LIVE_POINTS = 600  # most points of a curve that the page's script draws; those of several runs have fewer
@@ -67,7 +68,9 @@ def curves(
     accuracies = [key for key in keys if key.startswith("eval/") and key.endswith("/accuracy")]
     online = accuracies or [key for key in keys if key.startswith("eval/")]
     rates = [key for key in keys if key == "lr" or key.startswith("lr/")]
-    rest = [key for key in keys if key not in rates and key != "loss" and not key.startswith("eval/")]
+    rest = [
+        key for key in keys if key not in rates and key != "loss" and not key.startswith(("eval/", LAYER_GRADIENTS))
+    ]
     rest = [key for key in rest if key != "skipped" or any(row.get(key) for rows in runs for row in rows)]
     panels = [
         ("Training loss", ["loss"]),

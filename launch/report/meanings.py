@@ -45,6 +45,8 @@ def meaning_of(key: str) -> str:
     """The meaning of a key of metrics.jsonl; "" for one that only its method knows."""
     if key.startswith("lr/"):
         return _LOGGED["lr"]
+    if key.startswith("layer_grad_norm/"):
+        return "Length of the gradient of one layer, before clipping."
     if key.startswith("eval/"):
         return metric_meaning(key)
     return _LOGGED.get(key.rsplit("/", 1)[-1], "")

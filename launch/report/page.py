@@ -19,6 +19,7 @@ from .figures import Figure
 from .headline import verdict_of_runs, verdict_of_table
 from .html import provenance, write_html, yaml_text
 from .labels import label_figures
+from .layer_gradients import layer_gradient_figures
 from .layers import layer_figures
 from .levels import LevelsOfStages, levels_of
 from .lines import page_lines
@@ -233,9 +234,9 @@ def _runs_page(stages: list[StageRuns]) -> Page:
 
 
 def _layers(stages: Sequence[StageRuns], labels: Mapping[str, str], levels: LevelsOfStages, live: Live) -> list[Figure]:
-    """Accuracy by layer of all stages that were probed so; registered with the page's script."""
-    figures = layer_figures(stages, labels, levels)
-    live.add("Accuracy by layer", figures)
+    """Accuracy and gradients by layer, of all stages that have them; registered with the page's script."""
+    figures = [*layer_figures(stages, labels, levels), *layer_gradient_figures(stages, labels)]
+    live.add("Layer by layer", figures)
     return figures
 
 

@@ -41,6 +41,7 @@ LATE: dict[str, Any] = {
     # Clipped, since the probe's head is large on features that BatchNorm normalises otherwise in training.
     "optim": {**OPTIM, "lr": 0.02, "clip": 1.0, "schedule": "constant"},
     "evaluate": {"held_out": 0.3},
+    "run": {**EARLY["run"], "log_gradients": True},
 }
 CASES = {"early": EARLY, "late": LATE}
 
@@ -266,3 +267,13 @@ def test_two_processes_end_with_the_weights_of_one(straight: Straight, tmp_path:
         assert again["evaluations"]["kept"] == result["evaluations"]["kept"]
         rows = zip(again["evaluations"]["seen"], result["evaluations"]["seen"], strict=True)
         assert all(a == pytest.approx(b, rel=1e-3) for a, b in rows)
+        ours, theirs = gradient_rows(tmp_path / case), gradient_rows(folder)
+        assert len(ours) == (0 if case == "early" else STEPS)
+        assert all(a == pytest.approx(b, rel=1e-3, abs=1e-7) for a, b in zip(ours, theirs, strict=True))
+
+
+def gradient_rows(folder: Path) -> list[dict[str, float]]:
+    """The lengths of gradients by layer that a run logged."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found = [{key: row[key] for key in row if key.startswith("layer_grad_norm/")} for row in rows]
+    return [row for row in found if row]
