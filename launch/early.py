@@ -1,11 +1,12 @@
 """Configs checked before torch is imported, which takes seconds: a typo is answered at once, by configs/schema.json alone."""
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..core.config.resolve import load
-from ..core.config.stored import stored_recipe
+from ..core.config.stored import StoredSection, stored_recipe
 from ..core.errors import UserError
 from .schema_file import is_current, stored_schema, verbs_of
 
@@ -41,7 +42,13 @@ def resolve_early(verb: str, path: str, overrides: Sequence[str]) -> dict[str, A
     schema = stored_schema() or {"anyOf": []}
     if verb not in verbs_of(schema):
         raise UserError(f"launch {verb}: expected one of {', '.join(verbs_of(schema))}")
-    return load(path, stored_recipe(verb, schema), overrides)
+    return load(path, _recipe(verb) if schema is stored_schema() else stored_recipe(verb, schema), overrides)
+
+
+@functools.cache
+def _recipe(verb: str) -> StoredSection:
+    """That of the schema that ships: its keys are made once."""
+    return stored_recipe(verb, stored_schema() or {})
 
 
 def _check(check: Callable[[], object]) -> None:

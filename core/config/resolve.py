@@ -147,8 +147,12 @@ class _Check:
     """One walk over a config that collects every problem with its path. The values returned are valid only if there is none."""
 
     def __init__(self, tree: Mapping[str, Any], keys: Mapping[str, Key], problems: list[str]) -> None:
-        self.problems = problems
-        self.places = list(_places(tree, keys))
+        self.problems, self._tree, self._keys = problems, tree, keys
+
+    @functools.cached_property
+    def places(self) -> list[str]:
+        """Of every key that the config could hold; a walk that only an unknown key is worth."""
+        return list(_places(self._tree, self._keys))
 
     def keys(self, given: Mapping[str, Any], keys: Mapping[str, Key], path: str) -> dict[str, Any]:
         """The values of one section's keys, in the order of the signature."""

@@ -97,7 +97,10 @@ class Value:
 
     @functools.cached_property
     def adapter(self) -> TypeAdapter[Any]:
-        return TypeAdapter(self.annotation)
+        try:
+            return _adapter(self.annotation)
+        except TypeError:  # an annotation that cannot be hashed
+            return TypeAdapter(self.annotation)
 
     def resolve(self, value: Any) -> Any:
         """The value as JSON holds it. Raises ValueError, which says what was expected and what was given."""
@@ -126,6 +129,11 @@ class Value:
         if isinstance(value, bool) and "text" in words(self.annotation):
             complaint += " (YAML reads yes, no, on and off as that; put the text in quotes)"
         return f"{complaint}; did you mean {close}?" if close else complaint
+
+
+@functools.cache  # many keys have the same type, and pydantic takes long to build what checks it
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(annotation)
 
 
 @functools.cache

@@ -1,5 +1,7 @@
 """YAML files of configs: find one by its path, read it, and name the line of a syntax error."""
 
+import copy
+import functools
 import json
 import os
 import re
@@ -121,7 +123,14 @@ _Loader.add_implicit_resolver(
 
 def parse(text: str, where: str, problems: list[str]) -> Any:
     """Parse a YAML text. Keys given twice are added to `problems`; invalid YAML raises ConfigError."""
-    loader = None
+    tree, doubled = _parsed(text, where)
+    problems.extend(doubled)
+    return copy.deepcopy(tree)
+
+
+@functools.lru_cache(maxsize=1024)  # the stages of a pipeline share their files and most of their overrides
+def _parsed(text: str, where: str) -> tuple[Any, tuple[str, ...]]:
+    """(the value, a sentence for each key given twice). Raises ConfigError."""
     try:
         loader = _Loader(text, where)
         tree = loader.get_single_data()
@@ -145,10 +154,7 @@ def parse(text: str, where: str, problems: list[str]) -> Any:
     except (ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, TypeError) as error:
         # PyYAML's, for `!!bool maybe` and such
         raise ConfigError([f"{where}: not valid YAML: {error}"]) from None
-    finally:
-        if loader is not None:
-            problems.extend(loader.problems)
-    return tree
+    return tree, tuple(loader.problems)
 
 
 def parse_override(text: str, where: str, problems: list[str]) -> Any:

@@ -41,6 +41,7 @@ def test_every_metric_is_defined_and_in_its_range() -> None:
         "miou",
         "pixel_accuracy",
         "ms_an_image",  # of evaluate.speed
+        *("memorised", "recovered"),  # of data.label_noise
         *COMPARISONS,
         *OPEN_SET,
         *BY_CLASS_SIZE,
