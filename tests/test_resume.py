@@ -127,6 +127,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "backbone": CONV,
             "method": {"name": "dann", "hidden": 16},
             "optim": optim("adamw"),
+            "label_shift": {"resamples": 0},
             "run": RUN,
         },
     ),

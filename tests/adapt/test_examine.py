@@ -41,7 +41,7 @@ def start(where: Path, evaluate: Any = None, **more: Any) -> dict[str, Any]:
         "data": DATA, "backbone": NET, "method": {"name": "dann", "hidden": 8},
         "optim": {"lr": 1e-2, "batch_size": 16, "duration": 6}, "seed": 0,
         "run": {"dir": str(where / "run"), "workers": 0, "device": "cpu", "log_every": 1, "checkpoint": {"every": 1}},
-        **({} if evaluate == "default" else {"evaluate": evaluate}), **more,
+        "label_shift": {"resamples": 0}, **({} if evaluate == "default" else {"evaluate": evaluate}), **more,
     }  # fmt: skip
     (where / "config.yaml").write_text(yaml.safe_dump(config))
     return execute("adapt", str(where / "config.yaml"), quiet=True)

@@ -24,6 +24,7 @@ from rootstock.tests.adapt.digits import sets
 
 HALF = (0.5, 0.5, 0.5)
 CONFIG: dict[str, Any] = {
+    "label_shift": {"resamples": 0},
     "data": {**sets(size=20), "size": 16, "views": "none"},
     "backbone": {"name": "smallconv", "args": {"widths": [4, 4, 6, 8]}, "freeze": "all"},
     "optim": {"name": "sgd", "lr": 0.5, "batch_size": 8, "duration": 12},

@@ -24,6 +24,7 @@ from rootstock.launch.verbs import execute
 from rootstock.tests.adapt.digits import sets
 
 CONFIG: dict[str, Any] = {
+    "label_shift": {"resamples": 0},
     "data": {**sets(size=20), "size": 16, "views": "digits_weak"},
     "backbone": {"name": "smallconv", "args": {"widths": [4, 4, 6, 8]}},
     "optim": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "batch_size": 8, "duration": 6},

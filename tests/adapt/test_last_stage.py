@@ -26,6 +26,7 @@ from rootstock.tests.adapt.digits import sets
 
 SMALL: dict[str, Any] = {"name": "smallconv", "args": {"widths": [4, 4, 6, 8]}, "freeze": "stage2"}
 CONFIG: dict[str, Any] = {
+    "label_shift": {"resamples": 0},
     "data": {**sets(size=20), "size": 16, "views": "none"},
     "backbone": SMALL,
     "optim": {"name": "sgd", "lr": 0.3, "backbone_lr": 0.5, "batch_size": 8, "duration": 6},

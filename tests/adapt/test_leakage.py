@@ -76,6 +76,8 @@ def start(verb: str, where: Path, **sections: Any) -> dict[str, Any]:
     """Write a config and execute it; returns the result."""
     where.mkdir(parents=True)
     config = {"seed": 0, "run": {"dir": str(where / "run"), **RUN}, **sections}
+    if verb == "adapt":
+        config.setdefault("label_shift", {"resamples": 0})
     if verb != "probe":
         config["optim"] = {**OPTIM, **config.get("optim", {})}
     (where / "config.yaml").write_text(yaml.safe_dump(config))

@@ -177,6 +177,7 @@ def test_what_is_exported_is_the_first_head_and_never_the_better_one(
                 "method": {"name": "mcd", "generator_steps": 1},
                 "optim": {"name": "sgd", "lr": 0.1, "batch_size": 8, "duration": 2},
                 "evaluate": None,
+                "label_shift": {"resamples": 0},
                 "run": {"workers": 0, "device": "cpu"},
             }
         )

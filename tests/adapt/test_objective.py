@@ -22,6 +22,7 @@ from rootstock.launch.verbs import execute
 from rootstock.tests.adapt.digits import sets
 
 CONFIG: dict[str, Any] = {
+    "label_shift": {"resamples": 0},
     "data": {**sets(size=16), "size": 16, "views": "digits"},
     "backbone": {"name": "smallconv", "args": {"widths": [4, 4, 6, 8]}},
     "optim": {"name": "sgd", "lr": 0.1, "backbone_lr": 0.1, "batch_size": 8, "duration": 3},

@@ -319,6 +319,7 @@ def test_a_corruption_depends_on_the_content_alone(name: str) -> None:
 
 DIGITS = "sklearn:digits?size=16"
 CONFIG: dict[str, Any] = {
+    "label_shift": {"resamples": 0},
     "data": {"source": f"{DIGITS}#[:60]", "target": f"{DIGITS}#[60:110]", "size": 16, "views": "none"},
     "backbone": {"name": "smallconv", "args": {"widths": [4, 4, 6, 8]}},
     "optim": {"name": "sgd", "lr": 0.05, "batch_size": 16, "duration": "1ep", "schedule": "constant"},

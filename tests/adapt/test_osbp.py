@@ -27,6 +27,7 @@ from rootstock.tests.adapt.one_update import domains, drawn, gradient_norms, sma
 
 DIGITS = "sklearn:digits?size=16"
 CONFIG: dict[str, Any] = {
+    "label_shift": {"resamples": 0},
     "backbone": {"name": "smallconv", "args": {"widths": [4, 4, 6, 8]}},
     "optim": {"name": "sgd", "lr": 0.1, "batch_size": 8, "duration": 4},
     "run": {"log_every": 1, "workers": 0, "device": "cpu", "checkpoint": {"every": "100%"}},

@@ -35,6 +35,7 @@ from rootstock.tests.conftest import Forks
 STEPS, BATCH, TARGETS = 9, 8, 40  # so an epoch of the target has five steps
 KINDS: dict[str, type[AdaptMethod]] = {"shot": SHOT, "aad": AaD}
 CONFIG: dict[str, Any] = {
+    "label_shift": {"resamples": 0},
     "data": {**sets(size=16), "size": 16, "views": "digits_weak"},
     "backbone": {"name": "smallconv", "args": {"widths": [4, 4, 6, 8]}},
     "method": {"name": "source_only", "bottleneck": 6},

@@ -190,4 +190,4 @@ def test_any_folder_is_shown_or_named_as_damaged(
             capsys.readouterr()
 
     one = st.sampled_from(names).flatmap(lambda name: st.tuples(st.just(name), changes_of(kept / name)))
-    fuzz(f"folders of runs ({kind})", st.lists(one, min_size=1, max_size=2), attempt, depth, examples=40, share=1 / 3)
+    fuzz(f"folders of runs ({kind})", st.lists(one, min_size=1, max_size=2), attempt, depth, examples=16, share=1 / 3)

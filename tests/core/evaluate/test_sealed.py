@@ -28,6 +28,7 @@ from rootstock.core.ledger import read_ledger
 from rootstock.core.run.directory import Run
 from rootstock.core.run.rows import CANDIDATES, LOOKS
 from rootstock.tests.conftest import Forks
+from rootstock.tests.house.source import PACKAGES
 
 ROOT = Path(__file__).parents[3]
 CLASSES = ("a", "b")
@@ -86,12 +87,11 @@ def test_other_images_than_at_the_beginning_are_refused(uri: str) -> None:
         found.unsealed()
 
 
-def trees() -> Iterable[tuple[str, ast.Module]]:
-    """Every module of the package with its path."""
-    for path in sorted(ROOT.rglob("*.py")):
-        where = path.relative_to(ROOT)
-        if not {"tests", ".venv", "benchmarks"} & {*where.parts}:
-            yield where.as_posix(), ast.parse(path.read_text())
+def trees(name: str) -> Iterable[tuple[str, ast.Module]]:
+    """Every module of the package in whose text the name stands, with its path."""
+    for path in (*ROOT.glob("*.py"), *(path for folder in PACKAGES for path in sorted((ROOT / folder).rglob("*.py")))):
+        if name in (text := path.read_text()):
+            yield path.relative_to(ROOT).as_posix(), ast.parse(text)
 
 
 def users(tree: ast.AST, *names: str) -> set[str]:
@@ -117,24 +117,23 @@ def users(tree: ast.AST, *names: str) -> set[str]:
 
 def test_one_function_reads_the_labels() -> None:
     """However `unsealed` is reached: called, passed on, or by its name; and a sealed set's own way to its labels is its own."""
-    opening = {where: users(tree, "unsealed") for where, tree in trees() if users(tree, "unsealed")}
+    opening = {where: found for where, tree in trees("unsealed") if (found := users(tree, "unsealed"))}
     assert opening == {"core/evaluate/sealed.py": {"_open"}}
-    source = dict(trees())["core/evaluate/sealed.py"]
+    source = dict(trees("_open"))["core/evaluate/sealed.py"]
     assert users(source, "_open") == {"open_sealed", "rows_by_class"}
-    assert {where for where, tree in trees() if users(tree, "rows_by_class")} == {"adapt/online_pass.py"}
+    assert {where for where, tree in trees("rows_by_class") if users(tree, "rows_by_class")} == {"adapt/online_pass.py"}
 
 
 def test_nobody_else_of_an_adaptation_opens_a_set() -> None:
     """What could bypass the seal: in adapt/, only `sets` opens images, and gives what it opens to a `SealedImages`."""
-    assert {where for where, tree in trees() if where.startswith("adapt/") and users(tree, "open_images")} == {
-        "adapt/sets.py"
-    }
-    tree = dict(trees())["adapt/sets.py"]
+    opening = {where: tree for where, tree in trees("open_images") if where.startswith("adapt/")}
+    assert {where for where, tree in opening.items() if users(tree, "open_images")} == {"adapt/sets.py"}
+    tree = opening["adapt/sets.py"]
     # open_sets asks whether the target has labels at all; Tested.opened and sealed_target are what is sealed.
     assert users(tree, "open_images") == {"", "open_sets", "sealed_target", "Tested.opened"}
-    others = {
-        where for where, tree in trees() if where.startswith("adapt/") and users(tree, "Tested", "_store", "_stores")
-    }
+    names = ("Tested", "_store", "_stores")
+    ours = {where: tree for name in names for where, tree in trees(name) if where.startswith("adapt/")}
+    others = {where for where, tree in ours.items() if users(tree, *names)}
     assert others == {"adapt/sets.py"}
 
 

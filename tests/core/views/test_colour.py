@@ -175,6 +175,7 @@ def test_traces_whole(pictures: Tensor) -> None:
 
 
 @needs_compiler
+@pytest.mark.slow  # two graphs for a C++ compiler; that they trace whole is tested above, and draws are compiled in test_draws_compiled.py
 def test_compiled_is_eager(pictures: Tensor) -> None:
     """The two compiled graphs of a view: one turn of jitter with every operation, and the rest."""
     n = len(pictures)
