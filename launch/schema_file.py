@@ -56,13 +56,22 @@ def _interfaces() -> dict[str, str]:
 
 
 def _declared(tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
+    for node in _outside_functions(tree):
         if isinstance(node, ast.FunctionDef) and node.args.kwonlyargs:
             yield node.name
             yield from (ast.dump(part) if part else "" for part in (*node.args.kwonlyargs, *node.args.kw_defaults))
         elif isinstance(node, ast.ClassDef):
             yield from (ast.dump(part) for part in node.body if isinstance(part, ast.AnnAssign))
     yield from (ast.dump(part) for part in tree.body if isinstance(part, ast.Assign | ast.AnnAssign))
+
+
+def _outside_functions(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a module in the order of its text, without those inside of functions, which declare no key."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt):
+            yield child
+            if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield from _outside_functions(child)
 
 
 if __name__ == "__main__":

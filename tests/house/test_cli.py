@@ -118,7 +118,8 @@ def test_a_mistake_is_named_before_torch_is_imported(mistake: str) -> None:
 
 
 def test_a_mistake_is_answered_at_once() -> None:
-    assert cpu_seconds("-m", "rootstock", "pretrain", "simclr", "sede=1", code=2) < 30 * cpu_seconds("-c", "pass") + 0.8
+    """In less than the import of torch alone takes, which a mistake need not wait for."""
+    assert cpu_seconds("-m", "rootstock", "pretrain", "simclr", "sede=1", code=2) < cpu_seconds("-c", "import torch")
 
 
 @pytest.mark.parametrize("arguments", [arguments for arguments, _ in list(MISTAKES.values())[:6]], ids=" ".join)
