@@ -48,7 +48,7 @@ from .training.losses import LOSSES, ClassLoss
 from .training.objective import FineTune, check_corrections, check_method
 from .training.partial import train_part
 from .training.penalties import l1_options, l2_sp_options
-from .training.posthoc import POSTHOC, treat_head
+from .training.posthoc import POSTHOC, check_head
 from .training.regime import Regime, check_regime
 
 
@@ -200,6 +200,7 @@ def build_finetuning(
         run.log(sentence)
     view = stage.evaluation(data, model)
     classifier = first_classifier(model, train.classes, method, backbone["weights"], criterion)
+    check_head(method["posthoc"], classifier.head, held_out is not None)
     train_part(model, "head" if method["freeze"] else method["trained"])
     objective = FineTune(classifier, criterion, l2_sp=method["l2_sp"])
     stage.set_norm(run, objective, backbone["norm"])
@@ -255,7 +256,6 @@ def finetune(
 
     objective: Any = plan.method
     model, classifier = objective.backbone, objective.classifier
-    treat_head(method["posthoc"], classifier.head, counts)
     scored = score(classifier, tests, view, classifier.classes, run.device, seed, run.options["workers"])
     add_class_groups(scored, counts.tolist(), data["class_groups"])
     place = {"device": run.device, "workers": run.options["workers"], "write": run.main}

@@ -125,12 +125,16 @@ class HeldOutEvaluation:
             own |= {"raw_accuracy": accuracy, "raw_loss": loss}
         return own
 
-    def score(self, network: nn.Module) -> tuple[float, float]:
-        """Accuracy and cross-entropy on the slice, each image once."""
+    def logits_of(self, network: nn.Module) -> tuple[Tensor, Tensor]:
+        """(logits [N, K], labels int64 [N]) of the slice, each image once, on the CPU."""
         workers = self.run.options["workers"]
-        self.logits = extract(network, self.images, self.view, device=self.run.device, workers=workers)
+        logits = extract(network, self.images, self.view, device=self.run.device, workers=workers)
         assert self.images.labels is not None
-        labels = self.images.labels.cpu()
+        return logits, self.images.labels.cpu()
+
+    def score(self, network: nn.Module) -> tuple[float, float]:
+        """Accuracy and cross-entropy on the slice."""
+        self.logits, labels = self.logits_of(network)
         right = (self.logits.argmax(1) == labels).double().mean()
         return float(right), float(F.cross_entropy(self.logits.double(), labels))
 

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from ...core.checks import check_fraction, check_not_negative
 from ...core.config.resolve import build
 from ...core.errors import UserError
+from ...core.evaluate.held_out import CHOICE_FRACTION
 from .losses import ClassLoss, log_priors
+
+TAUS = [i / 20 for i in range(21)]
 
 
 def leave_head() -> Callable[[nn.Linear, Tensor], None]:
@@ -32,18 +35,26 @@ def adjust_logits(*, tau: float = 1.0) -> Callable[[nn.Linear, Tensor], None]:
     return apply
 
 
-def normalise_head(*, tau: float = 1.0) -> Callable[[nn.Linear, Tensor], None]:
+def normalise_head(*, tau: float | None = 1.0) -> Callable[[nn.Linear, Tensor], None]:
     """w_c / |w_c|^tau, without a bias (Kang et al. 2020, arXiv:1910.09217, eq. 3).
 
-    tau: From 0 (weights as they are) to 1 (all of length 1). The paper chooses it on held-out training images.
+    tau: From 0 (weights as they are) to 1 (all of length 1). null: chosen on the images that evaluate.held_out holds out, as in the paper:
+        of 0, 0.05, ... 1 the one of the highest balanced accuracy, of equal ones the smallest.
     """
-    check_fraction("posthoc.tau", tau, "0.5 to 1 is usual")
+    if tau is not None:
+        check_fraction("posthoc.tau", tau, "0.5 to 1 is usual")
 
     def apply(head: nn.Linear, counts: Tensor) -> None:
-        head.weight.div_(head.weight.norm(dim=1, keepdim=True).clamp(min=1e-12) ** tau)
+        assert tau is not None
+        head.weight.div_(_lengths(head) ** tau)
         head.bias.zero_()
 
     return apply
+
+
+def _lengths(head: nn.Linear) -> Tensor:
+    """[K, 1]: of the weights of each class."""
+    return head.weight.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
 
 POSTHOC: Mapping[str, Callable[..., Any]] = {
@@ -68,11 +79,32 @@ def check_posthoc(section: Mapping[str, Any], loss: ClassLoss, resampled: bool) 
         )
 
 
-@torch.no_grad()
-def treat_head(section: Mapping[str, Any], head: nn.Module, counts: Tensor) -> None:
-    """Apply `method.posthoc`. counts: int64 [K], training images of each class. Raises UserError for a head that is not linear."""
+def check_head(section: Mapping[str, Any], head: nn.Module, held_out: bool) -> None:
+    """Raises UserError for a head that is not linear, and for a tau that nothing can be chosen on. held_out: whether there is a slice."""
     if section["name"] == "none":
         return
     if not isinstance(head, nn.Linear):
         raise UserError(f"method.posthoc: {section['name']} is for a linear head; leave posthoc out")
-    build(section, POSTHOC)(head, counts)
+    if section["tau"] is None and not held_out:
+        raise UserError(
+            f"method.posthoc.tau: null chooses it on held-out training images; give evaluate.held_out too, such as {CHOICE_FRACTION}"
+        )
+
+
+@torch.no_grad()
+def chosen_tau(head: nn.Linear, logits: Tensor, labels: Tensor) -> float:
+    """The tau of `normalise_head` of the highest balanced accuracy. logits: [N, K], of the head as it is; labels: int64 [N]."""
+    plain, classes = logits.double() - head.bias.double().cpu(), labels.unique()
+    lengths, accuracies = _lengths(head).double().cpu()[:, 0], list[Tensor]()
+    for tau in TAUS:
+        right = (plain / lengths**tau).argmax(1) == labels
+        accuracies.append(torch.stack([right[labels == k].double().mean() for k in classes]).mean())
+    return TAUS[int(torch.stack(accuracies).argmax())]
+
+
+@torch.no_grad()
+def treat_head(section: Mapping[str, Any], head: nn.Module, counts: Tensor) -> None:
+    """Apply `method.posthoc`, with a tau, to a head that `check_head` lets pass. counts: int64 [K], training images of each class."""
+    if section["name"] != "none":
+        assert isinstance(head, nn.Linear)
+        build(section, POSTHOC)(head, counts)

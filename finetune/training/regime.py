@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...core.errors import UserError
 from ...core.evaluate.held_out import describe_slice
@@ -18,6 +18,7 @@ from ...core.views.view import Evaluation
 from .averages import Averaging, ExponentialAverage, interpolated
 from .evaluation import NAME, HeldOutEvaluation, check_evaluation
 from .linear_first import probe_head
+from .posthoc import chosen_tau, treat_head
 from .statistics import recompute_statistics
 
 FADED = 0.1  # part of an exponential average that the first step's weights may still have
@@ -71,9 +72,24 @@ class Regime(NamedTuple):
         classifier.load_state_dict(state)
         if alpha is not None or (averaging is not None and averaging.recomputes):
             recompute_statistics(classifier, plan, self.run)
-        if self.evaluation is None:
-            return {}
-        return self._told(plan, done, kept, self.evaluation)
+        found = self._treated()
+        if self.evaluation is not None:
+            found |= self._told(plan, done, kept, self.evaluation)
+        return found
+
+    def _treated(self) -> dict[str, Any]:
+        """Apply `method.posthoc`; returns the entry of a result that says which tau was chosen, if one was."""
+        section, head = self.method["posthoc"], self.classifier.head
+        told: dict[str, Any] = {}
+        if section["name"] != "none" and section["tau"] is None:
+            assert self.evaluation is not None and isinstance(head, nn.Linear)
+            logits, labels = self.evaluation.logits_of(self.classifier)
+            section = {**section, "tau": chosen_tau(head, logits, labels)}
+            told = {"posthoc": {**section, "chosen": "held-out training images"}}
+            self.run.log(f"method.posthoc: tau {section['tau']:g}, by balanced accuracy on held-out training images")
+        assert self.train.labels is not None
+        treat_head(section, head, self.train.labels.bincount(minlength=len(self.classifier.classes)))
+        return told
 
     def _told(self, plan: Training, done: int, kept: int, evaluation: HeldOutEvaluation) -> dict[str, Any]:
         accuracy, loss = evaluation.score(self.classifier)
@@ -89,7 +105,8 @@ class Regime(NamedTuple):
 
     def selection(self, own: str) -> str:
         """How the exported state was selected: `own`, as the config says, or on a part of the training set."""
-        chosen = self.evaluation is not None and self.evaluation.chooses
+        tau = self.method["posthoc"].get("tau", 0.0)
+        chosen = self.evaluation is not None and (self.evaluation.chooses or tau is None)
         return "train-split" if chosen and own == "last" else own
 
 

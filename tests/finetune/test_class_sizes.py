@@ -12,6 +12,12 @@ import yaml
 from safetensors.torch import load_file
 
 from rootstock.core.errors import UserError
+from rootstock.core.evaluate.calibration import fit_temperature
+from rootstock.core.evaluate.features import extract
+from rootstock.core.evaluate.trained import load_trained
+from rootstock.core.images.open import open_images
+from rootstock.finetune.training.evaluation import hold_out
+from rootstock.finetune.training.posthoc import TAUS
 from rootstock.launch.verbs import execute
 from rootstock.tests.conftest import Forks
 
@@ -32,10 +38,13 @@ BASE: dict[str, Any] = {
 CASES: dict[str, list[str]] = {
     "ldam": ["method.loss=ldam", "method.loss.start=0.5", "method.l1.weight=0.4", "method.l1.on=all"],
     "sampler": ["data.sampler=balanced", "method.trained=last:2", "method.posthoc=tau_norm"],
-    "biases": ["method.loss=class_balanced", "method.trained=biases", "method.mixup=0.8"],
+    "biases": [
+        "method.loss=class_balanced", "method.trained=biases", "method.mixup=0.8",
+        "method.posthoc=tau_norm", "method.posthoc.tau=null", "evaluate.held_out=0.2",
+    ],
     "l2_sp": ["method.loss=balanced_softmax", "method.l2_sp.alpha=0.5", "backbone.weights=sampler"],
-}
-TOGETHER = ("ldam", "sampler", "l2_sp")  # in two processes
+}  # fmt: skip
+TOGETHER = ("ldam", "sampler", "biases", "l2_sp")  # in two processes
 COMMANDS = """
 import json, sys
 from rootstock.launch.verbs import execute
@@ -104,11 +113,28 @@ def test_what_the_runs_say(base: Path) -> None:
     assert rows[0]["l2_sp"] > 0 and rows[-1]["l2_sp"] > rows[0]["l2_sp"]
 
 
+def test_tau_is_chosen_and_the_temperature_is_that_of_the_head_that_is_exported(base: Path) -> None:
+    run = load_trained(base / "biases")
+    result, classifier = run.result, run.classifier
+    assert classifier is not None and result["selection"] == "train-split" and not classifier.head.bias.any()
+    assert result["posthoc"]["tau"] in TAUS and result["posthoc"]["chosen"] == "held-out training images"
+    train = open_images(BASE["data"]["train"])
+    assert train.labels is not None and run.calibration is not None
+    _, held_out = hold_out(train, {"held_out": 0.2}, 0)
+    assert held_out is not None and held_out.labels is not None
+    logits = extract(classifier, held_out, run.view, device="cpu")
+    fitted = fit_temperature(logits.double().numpy(), held_out.labels.numpy())
+    assert run.calibration.temperature == pytest.approx(fitted.value, rel=1e-6)
+    right = (logits.argmax(1) == held_out.labels).double().mean()
+    assert result["evaluations"]["accuracy"] == pytest.approx(float(right))
+
+
 def test_keys_that_contradict_each_other(base: Path, tmp_path: Path) -> None:
     for words, said in (
         (["data.sampler=sqrt", "method.loss=ldam"], r"data\.sampler: sqrt would correct a second time"),
         (["data.sampler=sqrt", "data.shuffle=blocks"], r"data\.sampler: sqrt .* use data\.shuffle=full"),
         (["data.class_groups=[100, 20]"], r"data\.class_groups: .* the smaller one first"),
+        (["method.posthoc=tau_norm", "method.posthoc.tau=null"], r"method\.posthoc\.tau: null .* give evaluate\.held_out too"),
         (["method.trained=last:9"], r"method\.trained: smallconv has \d stages or blocks, got last:9"),
         (["method.l2_sp.alpha=1"], r"method\.l2_sp: .* set backbone\.weights"),
         (["method.loss=ldam", "method.keep_head=true", f"backbone.weights={base / 'sampler'}", "backbone.name=null", "backbone.args={}"],

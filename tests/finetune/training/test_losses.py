@@ -13,7 +13,7 @@ from rootstock.core.errors import UserError
 from rootstock.core.model.heads import CosineHead, Structure
 from rootstock.finetune.training.losses import LOSSES, ClassLoss, effective_weights, inverse_weights
 from rootstock.finetune.training.objective import check_corrections
-from rootstock.finetune.training.posthoc import POSTHOC, treat_head
+from rootstock.finetune.training.posthoc import POSTHOC, check_head, chosen_tau, treat_head
 
 COUNTS = [60, 25, 9, 4, 0]
 SEEN = [60, 25, 9, 4, 1]  # a class without images counts as one of one
@@ -163,7 +163,31 @@ def test_heads_after_the_training() -> None:
     rows = [row / math.sqrt(sum(float(v) ** 2 for v in row)) ** 0.7 for row in weight]
     assert torch.allclose(head(x), x @ torch.stack(rows).T, atol=1e-5)
     with pytest.raises(UserError, match=r"method\.posthoc: tau_norm is for a linear head"):
-        treat_head({"name": "tau_norm", "tau": 0.7}, CosineHead(3, K, 0.1), torch.tensor(COUNTS))
+        check_head({"name": "tau_norm", "tau": 0.7}, CosineHead(3, K, 0.1), held_out=False)
+    with pytest.raises(
+        UserError, match=r"method\.posthoc\.tau: null chooses it .* give evaluate\.held_out too, such as 0\.2"
+    ):
+        check_head({"name": "tau_norm", "tau": None}, head, held_out=False)
+
+
+def test_tau_is_the_best_of_a_slow_search() -> None:
+    """Balanced accuracy of the treated head itself, for each tau; the rare class has short weights here."""
+    torch.manual_seed(3)
+    x, y = torch.randn(200, 3), torch.randint(K, (200,))
+    weight, bias = torch.randn(K, 3) * torch.tensor([[4.0], [1.0], *[[0.3]] * (K - 2)]), torch.randn(K)
+    x = x + 0.7 * torch.nn.functional.normalize(weight, dim=1)[y]
+
+    def balanced(tau: float) -> float:
+        treat_head({"name": "tau_norm", "tau": tau}, head := head_of(weight, bias), torch.tensor(COUNTS))
+        guessed = head(x).argmax(1)
+        recalls = [float((guessed[y == k] == k).double().mean()) for k in range(K) if bool((y == k).any())]
+        return sum(recalls) / len(recalls)
+
+    slow = {i / 20: balanced(i / 20) for i in range(21)}
+    best = max(slow.values())
+    found = chosen_tau(head_of(weight, bias), x @ weight.T + bias, y)
+    assert found == min(tau for tau, accuracy in slow.items() if accuracy == pytest.approx(best)) and found > 0.0
+    assert best > slow[0.0]
 
 
 @pytest.mark.parametrize(
