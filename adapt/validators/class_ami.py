@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.cluster import KMeans
-from sklearn.metrics import adjusted_mutual_info_score
 
+from ...core.evaluate.clustering import adjusted_mutual_information, k_means_labels
 from .candidate import CandidateModel, by_content
 from .contract import Validator
 
@@ -33,7 +32,4 @@ class ClassAMI(Validator):
         clusters = min(candidate.classes, len(np.unique(features, axis=0)))
         if len(np.unique(predicted)) < 2 or clusters < 2:
             return 0.0
-        # scikit-learn's stubs know only the text "auto".
-        kmeans = KMeans(clusters, n_init=STARTS, random_state=0)  # pyright: ignore[reportArgumentType]
-        found = kmeans.fit_predict(features)
-        return float(adjusted_mutual_info_score(predicted, found))
+        return adjusted_mutual_information(predicted, k_means_labels(features, clusters, STARTS))

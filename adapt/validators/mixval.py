@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 from ...core.draws import Draws
+from ...core.evaluate.ranks import mean_ranks
 from .candidate import CandidateModel, by_content
 from .contract import Validator
 
@@ -40,7 +40,7 @@ class MixVal(Validator):
         if not candidates:
             return []
         found = [mixed_consistency(candidate) for candidate in candidates]
-        ranks = [rankdata([-math.inf if math.isnan(v) else v for v in one]) for one in zip(*found, strict=True)]
+        ranks = [mean_ranks([-math.inf if math.isnan(v) else v for v in one]) for one in zip(*found, strict=True)]
         return [float(within + between) / 2 for within, between in zip(*ranks, strict=True)]
 
 

@@ -7,12 +7,12 @@ and checkpoints alike, and averaged over tasks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from scipy.stats import kendalltau
 
 from ...core.evaluate.counts import Bools, Floats, Ints
+from ...core.evaluate.ranks import kendall_tau
 from ...core.evaluate.statistics import Interval, bootstrap_intervals, cluster_numbers, of_images
 
 RANK_RESAMPLES = 1000
@@ -135,5 +135,4 @@ def _kendall(score: Floats, accuracy: Floats, counts: Ints) -> float:
     a, b = np.repeat(score, counts), np.repeat(accuracy, counts)
     if len(a) < 2 or (a == a[0]).all() or (b == b[0]).all():
         return 0.0
-    found: Any = kendalltau(a, b)
-    return float(found[0])
+    return kendall_tau(a, b)

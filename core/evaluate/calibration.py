@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
 from .counts import Bools, Floats, Ints
@@ -177,5 +176,7 @@ def fit_bias_corrected(logits: NDArray[np.floating], labels: Ints) -> BiasCorrec
 
     bounds = [(1 / HOTTEST, 1 / COOLEST), *[(-LARGEST_BIAS, LARGEST_BIAS)] * classes]
     options = {"maxiter": 1000, "ftol": 1e-14, "gtol": 1e-9}
+    from scipy.optimize import minimize  # takes half a second to import
+
     found = minimize(loss, np.r_[1.0, np.zeros(classes)], jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     return BiasCorrected(float(found.x[0]), found.x[1:])

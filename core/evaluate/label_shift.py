@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from .counts import Floats, Ints
 
@@ -126,8 +125,15 @@ def _on_simplex(columns: Floats, aim: Floats) -> Floats:
     t = 1 / (1 + ||B q||^2), where it is ||B q||^2 / (1 + ||B q||^2). So the x that minimises it has the direction of the q that is sought.
     """
     stacked = np.vstack([columns - aim[:, None], np.ones(columns.shape[1])])
-    x, _ = nnls(stacked, np.r_[np.zeros(len(aim)), 1.0], maxiter=100 * stacked.shape[1])
+    x = _not_negative(stacked, np.r_[np.zeros(len(aim)), 1.0])
     return x / x.sum()
+
+
+def _not_negative(a: NDArray[np.floating], b: NDArray[np.floating]) -> Floats:
+    """The x >= 0 of least |a x - b|."""
+    from scipy.optimize import nnls  # takes half a second to import
+
+    return nnls(a, b, maxiter=100 * a.shape[1])[0]
 
 
 def mlls(target: Floats, prior: Floats, start: Floats | None = None, rows: Floats | None = None) -> Priors:
@@ -176,7 +182,7 @@ def _most_likely(ratios: Floats, share: Floats, q: Floats) -> tuple[Floats, int]
         curvature = scaled.T @ scaled
         curvature[np.diag_indices_from(curvature)] += 1e-10 * max(1.0, np.trace(curvature) / len(q))
         lower = np.linalg.cholesky(curvature)
-        aim, _ = nnls(lower.T, np.linalg.solve(lower, curvature @ q - slope), maxiter=100 * len(q))
+        aim = _not_negative(lower.T, np.linalg.solve(lower, curvature @ q - slope))
         length, falls = 1.0, float(slope @ (aim - q))
         while (found := objective(q + length * (aim - q))) > value + 0.01 * length * falls and length > 1e-10:
             length /= 2

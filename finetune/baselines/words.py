@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -127,6 +126,8 @@ def sampled_descriptors(model: VisualWords, images: Images, view: EvaluationView
 
 def k_means(rows: NDArray[np.float32], first: NDArray[np.float32]) -> NDArray[np.float32]:
     """Lloyd's algorithm from given centroids, float32 [K, width]: the same for the same rows, on one thread."""
+    import faiss  # takes half a second
+
     # Any: faiss's Python signatures are swig's, which type checkers misread.
     threads, library = faiss.omp_get_max_threads(), faiss
     settings: dict[str, Any] = {"niter": ITERATIONS, "min_points_per_centroid": 1, "max_points_per_centroid": len(rows)}

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from timm.models import group_parameters
 from torch import Tensor, nn
 
 from ...core.draws import Draws, permute
+from ...core.evaluate.ranks import mean_ranks
 from ...core.evaluate.statistics import Interval
 from ...core.model import norm
 from ...core.model.classifier import Classifier
@@ -94,7 +94,7 @@ def map_rank_correlation(a: Tensor, b: Tensor) -> float:
     """Spearman's rank correlation of two maps [h, w], equal numbers sharing their mean rank; NaN where one of them is constant."""
     if bool(is_constant(torch.stack([a, b])).any()):
         return float("nan")
-    ranks = [rankdata(one.flatten().numpy()) for one in (a, b)]
+    ranks = [mean_ranks(one.flatten().numpy()) for one in (a, b)]
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
