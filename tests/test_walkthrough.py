@@ -106,6 +106,7 @@ def forks(copy: Path) -> Iterator[Forks]:
         server.end()
 
 
+@pytest.mark.slow  # the page's tests of its own method; below, the method itself
 def test_its_tests_pass(copy: Path, forks: Forks) -> None:
     argv = ["-q", "-p", "no:cacheprovider", "--import-mode=importlib", "rootstock/tests"]
     alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # plugins would warn of what is imported by now

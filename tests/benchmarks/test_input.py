@@ -49,6 +49,7 @@ def medians(ratios: Sequence[float], resamples: int, seed: int) -> list[float]:
     return [float(np.median([ratios[int(drawn.integers(len(ratios)))] for _ in ratios])) for _ in range(resamples)]
 
 
+@pytest.mark.slow
 def test_every_section_runs_at_toy_size(
     scripts: Scripts, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

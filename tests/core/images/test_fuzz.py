@@ -97,7 +97,7 @@ def test_any_uri_is_opened_or_refused(depth: str, place: Path, monkeypatch: pyte
         (URIS | st.text(max_size=30)).filter(lambda uri: not uri.strip().startswith(slow) or "download" not in uri),
         lambda uri: open_images(uri) if not uri.strip().startswith("sklearn:digits") else None,
         depth,
-        examples=1000,
+        examples=500,
     )
 
 
@@ -233,7 +233,7 @@ def test_a_pack_with_new_digests_is_read_or_refused(depth: str, packed: Path) ->
         st.sampled_from(("format", "index_sha256", "plan")), JSON, max_size=1)) | JSON  # fmt: skip
     try:
         inputs = st.tuples(indices, st.just(records) | changed(records), st.just(json.loads(about)) | described)
-        fuzz(f"packs ({packed.name})", inputs, attempt, depth, examples=250, share=0.25)
+        fuzz(f"packs ({packed.name})", inputs, attempt, depth, examples=120, share=0.25)
     finally:
         written(packed, good, records, json.loads(about))
 
@@ -298,7 +298,7 @@ def test_an_unfinished_pack_is_continued_or_refused(depth: str, place: Path, pac
         | JSON
     )
     inputs = st.tuples(journals, st.just(records) | changed(records), plans)
-    fuzz(f"unfinished packs ({packed.name})", inputs, attempt, depth, examples=60, share=0.25)
+    fuzz(f"unfinished packs ({packed.name})", inputs, attempt, depth, examples=30, share=0.25)
 
 
 def test_every_field_of_an_index_is_checked(packed: Path) -> None:

@@ -127,7 +127,7 @@ def test_any_archive_is_read_or_refused(depth: str, tmp_path: Path) -> None:
 
     plain = st.tuples(ARCHIVES | changed(WHOLE), TAR_OPTIONS, st.sampled_from((False, False, False, True)))
     packed = st.tuples(changed(gzip.compress(WHOLE, mtime=0)) | st.binary(max_size=600), TAR_OPTIONS, st.just(False))
-    fuzz("archives", plain | packed, attempt, depth, examples=600)
+    fuzz("archives", plain | packed, attempt, depth, examples=300)
 
 
 SHAPES = st.lists(st.sampled_from([0, 1, 2, 3, -1, 4, 255, 1 << 16, (1 << 32) - 1, 1 << 62, 10**25]), max_size=5)
@@ -199,7 +199,7 @@ def test_any_npz_is_read_or_refused(depth: str, tmp_path: Path) -> None:
         (tmp_path / "x.npz").write_bytes(content)
         read_all(open_images(f"npz:{tmp_path}/x.npz{options}"))
 
-    fuzz("npz", st.tuples(FILES | st.binary(max_size=200), NPZ_OPTIONS), attempt, depth, examples=500, share=0.5)
+    fuzz("npz", st.tuples(FILES | st.binary(max_size=200), NPZ_OPTIONS), attempt, depth, examples=250, share=0.5)
 
 
 IDX = st.builds(
@@ -244,4 +244,4 @@ def test_any_idx_is_read_or_refused(depth: str, tmp_path: Path) -> None:
     contents = GOOD_IDX | GOOD_IDX.map(gzip.compress) | IDX | PACKED | changed(good) | st.binary(max_size=30)
     whole = st.just(b"\0\0\x08\1\0\0\0\2\0\1")
     numbers = whole | whole | IDX | PACKED
-    fuzz("idx", st.tuples(contents, numbers), attempt, depth, examples=600, share=0.5)
+    fuzz("idx", st.tuples(contents, numbers), attempt, depth, examples=300, share=0.5)

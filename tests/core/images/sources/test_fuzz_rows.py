@@ -68,7 +68,7 @@ def test_any_rows_are_read_or_refused(kind: str, depth: str, tmp_path: Path, mon
         read_all(open_images(uri + options))
 
     contents = st.sampled_from(wholes).flatmap(changed) | st.binary(max_size=200)
-    fuzz(kind, st.tuples(contents, OPTIONS), attempt, depth, examples=200, share=0.5)
+    fuzz(kind, st.tuples(contents, OPTIONS), attempt, depth, examples=100, share=0.5)
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
@@ -102,4 +102,4 @@ def test_any_medical_file_is_read_or_refused(
         read_all(open_images(f"{kind}:{tmp_path}/set{option}"))
 
     contents = st.sampled_from(wholes).flatmap(changed) | st.binary(max_size=400)
-    fuzz(kind, st.tuples(contents, options, st.booleans()), attempt, depth, examples=200, share=0.5)
+    fuzz(kind, st.tuples(contents, options, st.booleans()), attempt, depth, examples=100, share=0.5)
