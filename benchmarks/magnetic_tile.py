@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from page import machine
 
 from rootstock.core.documents import read_mapping
 from rootstock.core.evaluate.intervals import mean_interval
@@ -113,6 +114,7 @@ def page(runs: Sequence[Path]) -> None:
     head = "| map | hits, % | chance, % | centre, % | hits - chance, points | hits - centre, points |"
     lines = [
         "# Grad-CAM on magnetic tiles",
+        machine(),
         f"Made by `python benchmarks/magnetic_tile.py page {' '.join(map(str, runs))}`; the protocol stands in "
         "[configs/finetune/magnetic_tile.yaml](../configs/finetune/magnetic_tile.yaml).",
         f"Seeds {seeds}; test pictures with a defect: {counts}. Accuracy of the classifier on its test pictures: {_over_seeds(tests)} %.",
