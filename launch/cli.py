@@ -5,6 +5,7 @@ schema that ships before anything else is imported.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -62,9 +63,16 @@ def demo_command(overrides: OverridesArgument = None, dry: DryOption = False) ->
 
 
 @verb
-def run_command(config: ConfigArgument = "", overrides: OverridesArgument = None, dry: DryOption = False) -> int:
+def run_command(
+    config: ConfigArgument = "",
+    overrides: OverridesArgument = None,
+    only: Annotated[
+        str, typer.Option(metavar="NAMES", help="Run these stages now (a,b or mae*), and what they use.")
+    ] = "",
+    dry: DryOption = False,
+) -> int:
     """Run a pipeline: stages by name, several seeds, a report."""
-    return _pipeline(config, overrides, dry)
+    return _pipeline(config, overrides, dry, [name.strip() for name in only.split(",") if name.strip()])
 
 
 @verb
@@ -201,7 +209,7 @@ def _say_time(name: str, config: str, overrides: list[str] | None) -> int:
     return say_time(name, config, overrides or [])
 
 
-def _pipeline(path: str, overrides: list[str] | None, dry: bool) -> int:
+def _pipeline(path: str, overrides: list[str] | None, dry: bool, only: Sequence[str] = ()) -> int:
     from .early import check_pipeline_early
 
     check_pipeline_early(path, overrides or [])
@@ -212,5 +220,7 @@ def _pipeline(path: str, overrides: list[str] | None, dry: bool) -> int:
     from .pipeline.run import run_pipeline
     from .verbs import execute, resolve
 
-    end_pipeline(path, overrides or [], run_pipeline(path, overrides or [], execute, resolve, build=build_untrained))
+    table = run_pipeline(path, overrides or [], execute, resolve, build=build_untrained, only=only)
+    if table:
+        end_pipeline(path, overrides or [], table)
     return 0

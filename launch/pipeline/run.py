@@ -4,8 +4,10 @@ Finished stages are not run again, so an interrupted pipeline resumes, and seeds
 run different seeds in one folder at the same time; a last command with all seeds then writes the table.
 """
 
+import fnmatch
 import functools
 from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ...core.distributed import rank
+from ...core.errors import UserError
 from ...core.files import write_text
 from ...core.loudness import Loudness, loudness, running_stages
 from ...core.manifest import write_record
@@ -50,16 +53,19 @@ def run_pipeline(
     validate: Validate,
     verbs: Collection[str] = STAGE_VERBS,
     build: Build | None = None,
+    only: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Run the unfinished stages, seed by seed, then write `result.json` and `report.html`; returns the result.
 
     overrides: `seeds=5`, `run.dir=...`, `stages.NAME.KEY=VALUE`. validate(verb, config, overrides): resolves a stage's config or
-    raises UserError. build: builds a stage without running it, so that all are checked first. Raises ConfigError with all mistakes at
-    once, before the first stage runs.
+    raises UserError. build: builds a stage without running it, so that all are checked first. only: names of stages, also with * and ?, to
+    run now with those that they use; while others are not finished the result is {}, and nothing but the stages' runs is written. Raises
+    ConfigError with all mistakes at once, before the first stage runs.
     """
     config, jobs = plan_pipeline(path, overrides, validate, verbs)
     if build is not None:
         check_buildable(path, jobs, build)
+    chosen = stages_to_run(jobs, only)
     folder = run_folder(config["run"]["dir"])
     console = Console(stderr=True, highlight=False, quiet=rank() != 0 or loudness() is Loudness.QUIET)
     if rank() == 0:
@@ -67,21 +73,36 @@ def run_pipeline(
         write_config(folder, found_again(config, path), shared=True)
     declared = declare(folder, declared_contrasts(config["report"]), jobs) if rank() == 0 else None
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in config["stages"]}
+    waiting = 0
     for count, job in enumerate(jobs):
-        where = f"seed {job.seed}  {count % len(results) + 1:2d}/{len(results)}  [bold]{escape(job.name)}[/]  [dim]{job.verb}"
         result = _finished(job)
-        console.print(where if result is None else f"{where}, finished before")
-        if result is not None and rank() == 0 and not inputs_file(job).exists():
-            write_record(inputs_file(job), recorded_inputs(job), shared=True)
-        if result is None:
-            if rank() == 0:
-                job.dir.parent.mkdir(parents=True, exist_ok=True)
-                write_record(inputs_file(job), recorded_inputs(job), shared=True)
-            with running_stages():
-                result = execute(job.verb, job.config, job.overrides, quiet=True)
-            give_back_freed_memory()
+        if result is None and job.name not in chosen:
+            waiting += 1
+            continue
+        where = f"seed {job.seed}  {count % len(results) + 1:2d}/{len(results)}  [bold]{escape(job.name)}[/]  [dim]{job.verb}"
+        if job.name in chosen:
+            console.print(where if result is None else f"{where}, finished before")
+        result = _recorded(job, execute) if result is None else _with_inputs(job, result)
         _check_metrics(job.name, result, config["report"]["rows"])
         results[job.name].append({**result, "seed": job.seed})
+    if waiting:
+        console.print(
+            f"{waiting} of {len(jobs)} runs are not made yet; without --only the command makes them, and the table"
+        )
+        return {}
+    return _write_table(path, config, folder, jobs, results, declared, console)
+
+
+def _write_table(
+    path: str | Path,
+    config: Mapping[str, Any],
+    folder: Path,
+    jobs: Sequence[StageJob],
+    results: Mapping[str, list[dict[str, Any]]],
+    declared: Mapping[str, Any] | None,
+    console: Console,
+) -> dict[str, Any]:
+    """The content of result.json, of the finished runs; rank 0 writes it with table.md and the page, and prints the tables."""
     domains = {job.name: domains_of(job.resolved) for job in jobs}
     baselines = baselines_of({job.name: job.resolved for job in reversed(jobs)})  # of the first seed
     answers = _answers_of(jobs) if rank() == 0 else None
@@ -99,6 +120,45 @@ def run_pipeline(
             console.print(escape(line), soft_wrap=True)
         console.print(f"report: {escape(str(page))}", soft_wrap=True)
     return table
+
+
+def stages_to_run(jobs: Sequence[StageJob], only: Sequence[str]) -> set[str]:
+    """The names of the stages that `only` names, and of those that they use; all of them for none. Raises UserError for a name of none."""
+    known = {job.name: job for job in reversed(jobs)}
+    if not only:
+        return set(known)
+    chosen = set[str]()
+    for name in only:
+        found = fnmatch.filter(known, name)
+        if not found:
+            near = get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"--only: no stage is called {name}{hint} (there are {', '.join(sorted(known))})")
+        chosen.update(found)
+    waiting = list(chosen)
+    while waiting:
+        used = set(known[waiting.pop()].inputs) - chosen
+        chosen |= used
+        waiting += used
+    return chosen
+
+
+def _with_inputs(job: StageJob, result: dict[str, Any]) -> dict[str, Any]:
+    """The result of a run that is finished; what it was made from is written down where that is lost."""
+    if rank() == 0 and not inputs_file(job).exists():
+        write_record(inputs_file(job), recorded_inputs(job), shared=True)
+    return result
+
+
+def _recorded(job: StageJob, execute: Execute) -> dict[str, Any]:
+    """The result of a run that is made now; what it is made from is written down before."""
+    if rank() == 0:
+        job.dir.parent.mkdir(parents=True, exist_ok=True)
+        write_record(inputs_file(job), recorded_inputs(job), shared=True)
+    with running_stages():
+        result = execute(job.verb, job.config, job.overrides, quiet=True)
+    give_back_freed_memory()
+    return result
 
 
 def _answers_of(jobs: Sequence[StageJob]) -> AnswersOf:

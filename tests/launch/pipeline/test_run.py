@@ -125,6 +125,22 @@ def test_stages_run_in_order_each_in_its_folder(project: Path) -> None:
     assert json.loads(Path("out/result.json").read_text())["task"] == "pipeline"
 
 
+def test_only_some_stages_now_and_the_table_with_the_last(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    verbs = Verbs()
+    assert run_pipeline(project, ["seeds=2"], verbs, resolve, only=["graf*"]) == {}
+    assert verbs.calls == [(s, name) for s in (0, 1) for name in ("ssl", "grafted")]  # with what it uses
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2 of 6 runs are not made yet; without --only the command makes them, and the table" in said
+    assert "plain" not in said and not Path("out/result.json").exists() and not Path("out/table.md").exists()
+    table = run_pipeline(project, ["seeds=2"], verbs, resolve, only=["plain"])
+    assert verbs.calls[4:] == [(0, "plain"), (1, "plain")] and len(table["rows"]) == 2  # nothing is left
+    assert table == run_pipeline(project, ["seeds=2"], Verbs(), resolve)
+    with pytest.raises(
+        UserError, match=r"--only: no stage is called grated; did you mean grafted\? \(there are grafted, plain, ssl\)"
+    ):
+        run_pipeline(project, ["seeds=2"], verbs, resolve, only=["grated"])
+
+
 def test_table_and_paired_differences_by_hand(project: Path) -> None:
     table = run_pipeline(project, ["seeds=3"], Verbs(), resolve)
     plain, grafted = table["rows"]
