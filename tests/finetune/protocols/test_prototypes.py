@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, normalize
 
 from rootstock.core.errors import UserError
 from rootstock.core.images.open import open_images
@@ -132,6 +132,23 @@ def test_the_last_layer_is_the_minimum_that_a_slow_search_finds() -> None:
     assert layer.converged and float(value(layer.weight, layer.bias)) == pytest.approx(slow.fun, rel=1e-4)
     assert 0 < int((layer.weight == 0).sum()) < 12
     assert int((fit_sparse(x, y, 1e-4).weight != 0).sum()) == 0  # a penalty beyond every gradient
+
+
+@pytest.mark.parametrize("C", [0.01, 1.0, 10.0])
+def test_likenesses_that_are_all_alike_are_fitted_to_the_end(C: float) -> None:
+    """Cosines with many prototypes of noisy clusters: steps of the loss's bound would need thousands for the weaker penalties."""
+    torch.manual_seed(0)
+    centres, y = torch.randn(5, 32), torch.arange(400) % 5
+    x, prototypes = (normalize(0.6 * centres[of] + torch.randn(len(of), 32), dim=1) for of in (y, torch.arange(60) % 5))
+    layer = fit_sparse(x @ prototypes.T, y, C)
+    assert layer.converged and layer.iterations < 400
+    # At the minimum the gradient is the penalty where a weight is not 0, against its sign, and at most the penalty elsewhere.
+    weight, bias = (part.clone().requires_grad_() for part in (layer.weight, layer.bias))
+    rows = ((x @ prototypes.T).double() - layer.mean) / layer.scale
+    slope, level = torch.autograd.grad(C * cross_entropy(rows @ weight.T + bias, y, reduction="sum"), [weight, bias])
+    moved = layer.weight != 0
+    assert (slope[moved] + layer.weight[moved].sign()).abs().max() < 0.02 and slope[~moved].abs().max() < 1.02
+    assert level.abs().max() < 0.02
 
 
 def test_prototypes_are_drawn_with_their_patch(tmp_path: Path) -> None:
