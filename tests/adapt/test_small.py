@@ -36,11 +36,11 @@ def draw_shapes(folder: Path, count: int, background: str, *, classes: bool = Tr
     return f"folder:{folder}"
 
 
-def small(folder: Path, source: str, target: str, quiet: bool = True) -> dict:
+def small(folder: Path, source: str, target: str, *more: str, quiet: bool = True) -> dict:
     """The shipped config as it stands, but for how long it trains, and for intervals of priors, which take seconds."""
     given = [f"data.source={source}", f"data.target={target}", f"run.dir={folder / 'run'}", "label_shift.resamples=0"]
     return execute(
-        "adapt", "small", [*given, f"optim.duration={STEPS}", "run.device=cpu", "run.workers=0"], quiet=quiet
+        "adapt", "small", [*given, f"optim.duration={STEPS}", "run.device=cpu", "run.workers=0", *more], quiet=quiet
     )
 
 
@@ -69,7 +69,7 @@ def test_a_target_without_class_folders_is_adapted_to_and_not_tested(
 ) -> None:
     source = draw_shapes(tmp_path / "a", 60, "white")
     target = draw_shapes(tmp_path / "b", 60, "black", classes=False, seed=1)
-    result = small(tmp_path, source, target, quiet=False)
+    result = small(tmp_path, source, target, "data.size=32", quiet=False)
     said = capsys.readouterr().err
     assert "no test is of the target: accuracies are those on the source" in " ".join(said.split())
     assert result["data"]["n"]["target"] == 60 and {name.partition("/")[0] for name in result["metrics"]} == {"source"}
