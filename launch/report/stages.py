@@ -245,23 +245,28 @@ def _picture(path: Path, caption: str) -> Picture | None:
     )
 
 
+def _kind_of(metric: str) -> str:
+    """The last part of TEST/PROTOCOL/METRIC."""
+    return metric.rsplit("/", 1)[-1]
+
+
 def protocol_rows(stage: StageRuns) -> list[dict[str, Any]]:
-    """One row for each TEST/PROTOCOL of one experiment: its first metric, the others beside it."""
+    """One row for each TEST/PROTOCOL of one experiment: its first metric, the others beside it.
+
+    A row whose metric is not that of the first one says its name, so that nobody takes it for an accuracy.
+    """
     results = [result for result in stage.results if result.get("metrics")]
     protocols: dict[str, list[str]] = {}
     for name in results[0]["metrics"]:
         protocols.setdefault(name.rpartition("/")[0] or name, []).append(name)
+    first = _kind_of(next(iter(results[0]["metrics"])))
     return [
         summarise(
             [result for result in results if names[0] in result["metrics"]],
-            label=protocol,
+            label=protocol if _kind_of(names[0]) == first else f"{protocol}, {_kind_of(names[0]).replace('_', ' ')}",
             stage=stage.name,
             metric=names[0],
-            also={
-                kind: name
-                for name in names[1:]
-                if (kind := name.rsplit("/", 1)[-1]) in BESIDE or not definition_of(name)
-            },
+            also={kind: name for name in names[1:] if (kind := _kind_of(name)) in BESIDE or not definition_of(name)},
         )
         for protocol, names in protocols.items()
     ]
