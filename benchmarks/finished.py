@@ -55,14 +55,9 @@ def main(words: list[str], place: Path = PLACE) -> int:
     return 0
 
 
-def finished(job: StageJob) -> bool:
-    """Whether the job's run has an intact result."""
-    return read_result(job.dir, lambda _: None) is not None
-
-
 def pack_seed(jobs: Sequence[StageJob], archive: Path) -> int:
     """Write the finished runs of one seed into an archive, the same runs to the same bytes; returns their number. 0: nothing is written."""
-    done = [job for job in jobs if finished(job)]
+    done = [job for job in jobs if read_result(job.dir, lambda _: None) is not None]
     if not done:
         return 0
     needed = {name for job in jobs if job not in done for name in job.inputs}

@@ -33,7 +33,7 @@ def main(words: list[str]) -> int:
     content = yaml.safe_load(Path(config).read_text())
     folder, command = run_to_its_end(["run", config], content["run"]["dir"], content["seeds"], overrides)
     path = HERE / f"{Path(config).stem}.md"
-    path.write_text(text(config, made(folder)[0], " ".join(command)))
+    path.write_text(text(config, made(folder)[0], " ".join(map(page.shown, command))))
     print(path)
     return 0
 

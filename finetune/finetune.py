@@ -268,14 +268,7 @@ def finetune(
         scored.save(run.dir)
         stage.save_first(run, plan, model, lambda batch: batch.images[None], "Augmented training images.")
     facts = describe_sets(stage.named_sets(train, tests), held_out=data["test"] is None)
-    fitted = {} if noise is None else {"label_noise": fitted_noise(noise, regime.train, classifier, view, run)}
-    found = {
-        **exposure(model.seen, tests),
-        **scored.as_result(),
-        **ended,
-        **fitted,
-        **fed._replace(steps=done).counts(),
-    }
+    found = {**exposure(model.seen, tests), **scored.as_result(), **ended, **fed._replace(steps=done).counts()}
     if noise is not None:
         found |= noise_in_result(fitted_noise(noise, regime.train, classifier, view, run), found["metrics"])
     return run.finish({"data": facts, **found, "selection": model.selection(selection)})

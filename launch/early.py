@@ -42,7 +42,7 @@ def resolve_early(verb: str, path: str, overrides: Sequence[str]) -> dict[str, A
     schema = stored_schema() or {"anyOf": []}
     if verb not in verbs_of(schema):
         raise UserError(f"launch {verb}: expected one of {', '.join(verbs_of(schema))}")
-    return load(path, _recipe(verb) if schema is stored_schema() else stored_recipe(verb, schema), overrides)
+    return load(path, _recipe(verb), overrides)
 
 
 @functools.cache

@@ -164,6 +164,8 @@ def fit_bias_corrected(logits: NDArray[np.floating], labels: Ints) -> BiasCorrec
     probability of each class is its frequency, which is what prior correction needs, and temperature alone does not give.
     Bounded: 1e-3 <= T <= 1e3, |bias| <= 30; a class without images ends at the bound.
     """
+    from scipy.optimize import minimize  # takes half a second to import
+
     z = logits.astype(np.float64)
     n, classes = z.shape
     hits = np.zeros((n, classes))
@@ -176,7 +178,5 @@ def fit_bias_corrected(logits: NDArray[np.floating], labels: Ints) -> BiasCorrec
 
     bounds = [(1 / HOTTEST, 1 / COOLEST), *[(-LARGEST_BIAS, LARGEST_BIAS)] * classes]
     options = {"maxiter": 1000, "ftol": 1e-14, "gtol": 1e-9}
-    from scipy.optimize import minimize  # takes half a second to import
-
     found = minimize(loss, np.r_[1.0, np.zeros(classes)], jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     return BiasCorrected(float(found.x[0]), found.x[1:])

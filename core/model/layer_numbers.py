@@ -19,15 +19,17 @@ from ..errors import UserError
 WITH_THE_BLOCK_BEFORE = 99999  # timm's sign for it in a pattern
 
 
-def layer_numbers(model: nn.Module, name: str, stages: bool = False) -> tuple[dict[str, int], int]:
-    """(number by name of a parameter, number of the head). name: the model's, for the error.
+def layer_numbers(
+    model: nn.Module, name: str, stages: bool = False, key: str = "optim.layer_decay"
+) -> tuple[dict[str, int], int]:
+    """(number by name of a parameter, number of the head). name: the model's, and key: of the config, for the error.
 
     stages: whether a layer is a stage of the model (layer1 to layer4 of a ResNet, stages of a ConvNeXt or Swin) and not a residual block;
     of a ViT it is a block either way. Raises UserError for a model that does not name its layers.
     """
     matcher: Any = getattr(model, "group_matcher", None)
     if matcher is None:
-        raise UserError(f"optim.layer_decay: {name} does not name its layers; leave layer_decay out")
+        raise UserError(f"{key}: {name} does not name its layers; leave {key.rpartition('.')[2]} out")
     patterns = matcher(coarse=stages)
     groups: Any = group_parameters(model, patterns, reverse=True)
     named = {key: _kind(patterns, key) for key in groups}

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ..distributed import all_reduce_sum, own_shard
-from ..errors import UserError
 from ..method import Method
 from ..model.layer_numbers import layer_numbers
 
@@ -18,24 +17,17 @@ class LayerGradients:
     """Norms by layer of the backbone, counted from the embedding up as BEiT counts them (core/model/layer_numbers.py).
 
     What follows the backbone's last block, and all that a method has beside the backbone, is `head`. Raises UserError where a network does
-    not name its layers, or its gradients do not all reach the backbone.
+    not name its layers.
     """
 
     def __init__(self, method: Method) -> None:
         backbone = method.backbone
-        try:
-            numbers, head = layer_numbers(backbone.model, str(backbone.spec["name"]))
-        except UserError:
-            raise UserError(
-                f"run.log_gradients: {backbone.spec['name']} does not name its layers; leave log_gradients out"
-            ) from None
+        numbers, head = layer_numbers(backbone.model, str(backbone.spec["name"]), key="run.log_gradients")
         layer_of = {parameter: numbers[name] for name, parameter in backbone.model.named_parameters()}
-        self.groups: dict[str, list[torch.nn.Parameter]] = {f"{ROW}{i:03d}": [] for i in range(head)} | {
-            f"{ROW}head": []
-        }
+        names = [*(f"{ROW}{number:03d}" for number in range(head)), f"{ROW}head"]
+        self.groups: dict[str, list[torch.nn.Parameter]] = {name: [] for name in names}
         for parameter in method.parameters():
-            number = layer_of.get(parameter, head)
-            self.groups[f"{ROW}head" if number == head else f"{ROW}{number:03d}"].append(parameter)
+            self.groups[names[layer_of.get(parameter, head)]].append(parameter)
 
     def norms(self) -> dict[str, Tensor]:
         """The Euclidean length of each layer's gradient as it is now, of the global batch; layers without one are left out."""

@@ -171,9 +171,8 @@ class Loop:
         # Each number is needed on the host here anyway, where Python's isfinite is faster than torch's.
         bad = not all(math.isfinite(loss.item()) for loss in losses)
         overflow = not math.isfinite(grad_norm.item())
-        bad = bad or (
-            overflow and not self.scaler.is_enabled()
-        )  # the scaler checks gradients itself, and lowers its scale
+        if not self.scaler.is_enabled():  # the scaler checks gradients itself, and lowers its scale
+            bad = bad or overflow
         self.stop, self.due = bool(asked), self.saving.due()
         if self.world > 1:
             flags = torch.tensor([bad, self.stop, self.due], device=grad_norm.device)

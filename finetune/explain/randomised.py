@@ -153,9 +153,8 @@ def randomised(classifier: Classifier, names: Sequence[str], images: Tensor, see
             else:
                 parameter.copy_(_anew(name, parameter, seed))
         if norms:
-            with norm.measured_anew(
-                norms
-            ):  # BatchNorm of features needs two: a single picture comes with its mirror image
+            with norm.measured_anew(norms):
+                # BatchNorm of features needs two: a single picture comes with its mirror image.
                 lost(images if len(images) > 1 else torch.cat([images, images.flip(-1)]))
     return lost
 

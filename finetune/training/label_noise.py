@@ -52,7 +52,7 @@ def with_label_noise(images: Images, share: float, seed: int) -> NoisyLabels:
     order = np.lexsort((keys, drawn.uniform("label_noise/which", 1)[:, 0].numpy()))
     chosen = order[: round(share * len(keys))]
     others = len(images.classes) - 1
-    place = (drawn.uniform("label_noise/class", 1)[:, 0].double() * others).long().clamp(max=others - 1).numpy()
+    place = drawn.integers("label_noise/class", others, 1)[:, 0].numpy()
     true = images.labels
     own = true.numpy()[first]
     wrong = dict(zip(keys[chosen].tolist(), (place + (place >= own))[chosen].tolist(), strict=True))

@@ -79,13 +79,18 @@ def check_posthoc(section: Mapping[str, Any], loss: ClassLoss, resampled: bool) 
         )
 
 
+def chooses_tau(section: Mapping[str, Any]) -> bool:
+    """Whether `method.posthoc` leaves its tau to the held-out slice."""
+    return section["name"] != "none" and section["tau"] is None
+
+
 def check_head(section: Mapping[str, Any], head: nn.Module, held_out: bool) -> None:
     """Raises UserError for a head that is not linear, and for a tau that nothing can be chosen on. held_out: whether there is a slice."""
     if section["name"] == "none":
         return
     if not isinstance(head, nn.Linear):
         raise UserError(f"method.posthoc: {section['name']} is for a linear head; leave posthoc out")
-    if section["tau"] is None and not held_out:
+    if chooses_tau(section) and not held_out:
         raise UserError(
             f"method.posthoc.tau: null chooses it on held-out training images; give evaluate.held_out too, such as {CHOICE_FRACTION}"
         )

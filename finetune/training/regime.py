@@ -18,7 +18,7 @@ from ...core.views.view import Evaluation
 from .averages import Averaging, ExponentialAverage, interpolated
 from .evaluation import NAME, HeldOutEvaluation, check_evaluation
 from .linear_first import probe_head
-from .posthoc import chosen_tau, treat_head
+from .posthoc import chooses_tau, chosen_tau, treat_head
 from .statistics import recompute_statistics
 
 FADED = 0.1  # part of an exponential average that the first step's weights may still have
@@ -81,7 +81,7 @@ class Regime(NamedTuple):
         """Apply `method.posthoc`; returns the entry of a result that says which tau was chosen, if one was."""
         section, head = self.method["posthoc"], self.classifier.head
         told: dict[str, Any] = {}
-        if section["name"] != "none" and section["tau"] is None:
+        if chooses_tau(section):
             assert self.evaluation is not None and isinstance(head, nn.Linear)
             logits, labels = self.evaluation.logits_of(self.classifier)
             section = {**section, "tau": chosen_tau(head, logits, labels)}
@@ -105,8 +105,7 @@ class Regime(NamedTuple):
 
     def selection(self, own: str) -> str:
         """How the exported state was selected: `own`, as the config says, or on a part of the training set."""
-        tau = self.method["posthoc"].get("tau", 0.0)
-        chosen = self.evaluation is not None and (self.evaluation.chooses or tau is None)
+        chosen = self.evaluation is not None and (self.evaluation.chooses or chooses_tau(self.method["posthoc"]))
         return "train-split" if chosen and own == "last" else own
 
 

@@ -63,7 +63,9 @@ _SMALLCONV = """    channels, blocks = about["kwargs"]["channels"], nn.Sequentia
         pool = [nn.MaxPool2d(2)] if i in (1, 2) else []
         blocks.append(nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU(), *pool))
         channels = width
-    model = nn.Sequential()
+"""
+
+_POOLED = """    model = nn.Sequential()
     model.add_module("blocks", blocks)
     model.add_module("pool", Mean())
 """
@@ -92,9 +94,6 @@ _RESNET = """    kwargs = about["kwargs"]
         for number in range((kwargs["depth"] - 2) // 6):
             blocks.append(Block(before, width, 2 if stage and not number else 1, kwargs["shortcut"]))
             before = width
-    model = nn.Sequential()
-    model.add_module("blocks", blocks)
-    model.add_module("pool", Mean())
 """
 
 _BLOCK = """
@@ -119,8 +118,8 @@ OF_TIMM = _HEAD.replace("{imports}", _TORCH.replace("import torch\n", "import ti
 """model.py of a network that timm has."""
 
 OF_OURS = {
-    "smallconv": _BEGINNING + _SMALLCONV + _TAIL + _MEAN,
+    "smallconv": _BEGINNING + _SMALLCONV + _POOLED + _TAIL + _MEAN,
     "lenet": _BEGINNING + _LENET + _TAIL,
-    "cifar_resnet": _BEGINNING + _RESNET + _TAIL + _MEAN + _BLOCK,
+    "cifar_resnet": _BEGINNING + _RESNET + _POOLED + _TAIL + _MEAN + _BLOCK,
 }
 """model.py of our own networks, by name."""

@@ -82,7 +82,12 @@ def run_pipeline(
         where = f"seed {job.seed}  {count % len(results) + 1:2d}/{len(results)}  [bold]{escape(job.name)}[/]  [dim]{job.verb}"
         if job.name in chosen:
             console.print(where if result is None else f"{where}, finished before")
-        result = _recorded(job, execute) if result is None else _with_inputs(job, result)
+        if result is None or not inputs_file(job).exists():
+            _record_inputs(job)
+        if result is None:
+            with running_stages():
+                result = execute(job.verb, job.config, job.overrides, quiet=True)
+            give_back_freed_memory()
         _check_metrics(job.name, result, config["report"]["rows"])
         results[job.name].append({**result, "seed": job.seed})
     if waiting:
@@ -143,22 +148,11 @@ def stages_to_run(jobs: Sequence[StageJob], only: Sequence[str]) -> set[str]:
     return chosen
 
 
-def _with_inputs(job: StageJob, result: dict[str, Any]) -> dict[str, Any]:
-    """The result of a run that is finished; what it was made from is written down where that is lost."""
-    if rank() == 0 and not inputs_file(job).exists():
-        write_record(inputs_file(job), recorded_inputs(job), shared=True)
-    return result
-
-
-def _recorded(job: StageJob, execute: Execute) -> dict[str, Any]:
-    """The result of a run that is made now; what it is made from is written down before."""
+def _record_inputs(job: StageJob) -> None:
+    """Rank 0 writes down what the job's run is made from."""
     if rank() == 0:
         job.dir.parent.mkdir(parents=True, exist_ok=True)
         write_record(inputs_file(job), recorded_inputs(job), shared=True)
-    with running_stages():
-        result = execute(job.verb, job.config, job.overrides, quiet=True)
-    give_back_freed_memory()
-    return result
 
 
 def _answers_of(jobs: Sequence[StageJob]) -> AnswersOf:

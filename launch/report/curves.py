@@ -11,9 +11,8 @@ from markupsafe import Markup, escape
 
 from .figures import SERIES_COLOURS, Figure, LiveLine, LivePlot, colour, tick
 from .levels import ACCURACY, Levels
-from .meanings import meaning_of, metric_meaning
+from .meanings import LAYER_GRADIENTS, meaning_of, metric_meaning
 
-LAYER_GRADIENTS = "layer_grad_norm/"  # as core/train/layer_gradients.py has it, which imports torch
 _NOT_CURVES = {"step", "epoch", "data_wait", "images_per_s", "seconds", "time"}
 _POINTS = 160  # most points of a curve; all of a panel have a quarter more at most
 _LIVE_POINTS = 600  # most points of a curve that the page's script draws; those of several runs have fewer

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from .curves import LAYER_GRADIENTS, Series, draw_lines
+from .curves import Series, draw_lines
 from .figures import Figure, LiveLine, LivePlot, colour
 from .layers import ACROSS, MOST_LINES
+from .meanings import LAYER_GRADIENTS
 from .records import StageRuns
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from ...core.evaluate.definitions import definition_of
 
+LAYER_GRADIENTS = "layer_grad_norm/"  # as core/train/layer_gradients.py has it, which imports torch
 _LOGGED = {
     "loss": "What the training minimises, mean over the batch; its values compare only within one method and batch size.",
     "lr": "Learning rate at each step.",
@@ -45,7 +46,7 @@ def meaning_of(key: str) -> str:
     """The meaning of a key of metrics.jsonl; "" for one that only its method knows."""
     if key.startswith("lr/"):
         return _LOGGED["lr"]
-    if key.startswith("layer_grad_norm/"):
+    if key.startswith(LAYER_GRADIENTS):
         return "Length of the gradient of one layer, before clipping."
     if key.startswith("eval/"):
         return metric_meaning(key)

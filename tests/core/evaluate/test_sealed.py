@@ -28,9 +28,9 @@ from rootstock.core.ledger import read_ledger
 from rootstock.core.run.directory import Run
 from rootstock.core.run.rows import CANDIDATES, LOOKS
 from rootstock.tests.conftest import Forks
-from rootstock.tests.house.source import PACKAGES
+from rootstock.tests.house.source import ROOT, sources
+from rootstock.tests.house.source import tree as parsed
 
-ROOT = Path(__file__).parents[3]
 CLASSES = ("a", "b")
 Open = Callable[..., Run]
 
@@ -89,9 +89,9 @@ def test_other_images_than_at_the_beginning_are_refused(uri: str) -> None:
 
 def trees(name: str) -> Iterable[tuple[str, ast.Module]]:
     """Every module of the package in whose text the name stands, with its path."""
-    for path in (*ROOT.glob("*.py"), *(path for folder in PACKAGES for path in sorted((ROOT / folder).rglob("*.py")))):
-        if name in (text := path.read_text()):
-            yield path.relative_to(ROOT).as_posix(), ast.parse(text)
+    for path in sources():
+        if name in (ROOT / path).read_text():
+            yield path.as_posix(), parsed(path)
 
 
 def users(tree: ast.AST, *names: str) -> set[str]:
