@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 def macs_of(network: nn.Module, channels: int, size: int) -> int:
     """Multiply-adds of a forward pass of one picture [channels, size, size]: of convolutions, matrix products and attention.
 
-    Additions of biases, normalisation, activations and pooling count nothing, as in the tables of papers. A copy is run, without values, so weights,
-    buffers and mode of the network stay as they are.
+    Additions of biases, normalisation, activations and pooling count nothing, as in the tables of papers. A copy is run, without values, so
+    weights, buffers and mode of the network stay as they are.
     """
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         copy.deepcopy(network).to("meta").eval()(torch.zeros(1, channels, size, size, device="meta"))
