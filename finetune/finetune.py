@@ -40,6 +40,7 @@ from ..core.views.mixup import MixBy, Mixing, mix_images
 from ..core.views.presets import VIEWS
 from ..core.views.resample import Interpolation
 from ..core.views.view import Evaluation
+from .compress.prune import Pruned, check_prune, prune_options
 from .training.averages import averaging_of, ema_options, swa_options
 from .training.evaluation import HeldOutEvaluation, hold_out, slice_options
 from .training.first_classifier import first_classifier
@@ -117,6 +118,7 @@ def method_options(
     ema: Annotated[dict[str, Any] | None, Section(ema_options)] = None,
     swa: Annotated[dict[str, Any] | None, Section(swa_options)] = None,
     wise_ft: float | None = None,
+    prune: Annotated[dict[str, Any] | None, Section(prune_options)] = None,
 ) -> None:
     """The `method` section of `rootstock finetune`. Raises UserError for numbers out of their range.
 
@@ -147,6 +149,7 @@ def method_options(
     wise_ft: Share alpha of the fine-tuned weights in those that are exported, 0 to 1; the rest is the start's (WiSE-FT, Wortsman et al.
         2022, arXiv:2109.01903). It needs a trained head at the start: linear_first or keep_head. BatchNorm's statistics are computed anew.
         null: all.
+    prune: Part of the network in `backbone.weights` that is kept; training lets it recover. null: all.
     """
 
 
@@ -161,6 +164,7 @@ class FineTuning(NamedTuple):
     regime: Regime
     counts: Tensor  # int64 [K], training images of each class
     noise: NoisyLabels | None
+    pruned: Pruned | None
 
     @property
     def evaluators(self) -> dict[str, Evaluator]:
@@ -179,10 +183,7 @@ def build_finetuning(
 ) -> FineTuning:
     """Open the sets and build network, classifier, augmentation and batches. Raises UserError."""
     torch.manual_seed(seed)
-    check_method(method, backbone, run.options["sharding"])
-    check_regime(method, backbone, evaluate)
-    check_cuts(data["class_groups"])
-    check_label_noise(data["label_noise"])
+    _check(data, backbone, method, evaluate, run.options["sharding"])
     settings = Optim(**optim)
     whole, tests = train_and_tests(data["train"], data["test"], seed)
     stage.record_sets(run, stage.named_sets(whole, tests), data["stamp"])
@@ -201,8 +202,9 @@ def build_finetuning(
     view = stage.evaluation(data, model)
     classifier = first_classifier(model, train.classes, method, backbone["weights"], criterion)
     check_head(method["posthoc"], classifier.head, held_out is not None)
+    pruned = None if method["prune"] is None else Pruned(run, classifier, method, train, view)
     train_part(model, "head" if method["freeze"] else method["trained"])
-    objective = FineTune(classifier, criterion, l2_sp=method["l2_sp"])
+    objective = FineTune(classifier, criterion, l2_sp=method["l2_sp"], masks=None if pruned is None else pruned.held())
     stage.set_norm(run, objective, backbone["norm"])
     views = stage.augmentation(run, data["views"], objective, "finetune", train)
     mixing = Mixing(method["mixup"], method["cutmix"], method["mix_by"])
@@ -226,7 +228,22 @@ def build_finetuning(
     evaluation = None if held_out is None else HeldOutEvaluation(run, evaluate, held_out, view)
     regime = Regime(run, method, classifier, objective.averaging, evaluation, whole, train, view, {})
     plan = stage.training(run, objective, fed, prepare, settings, evaluate["every"])
-    return FineTuning(plan, fed, whole, tests, view, regime, counts, noise)
+    return FineTuning(plan, fed, whole, tests, view, regime, counts, noise, pruned)
+
+
+def _check(
+    data: Mapping[str, Any],
+    backbone: Mapping[str, Any],
+    method: Mapping[str, Any],
+    evaluate: Mapping[str, Any],
+    sharding: str,
+) -> None:
+    """Raises UserError for values out of their range, and for keys that contradict each other."""
+    check_method(method, backbone, sharding)
+    check_regime(method, backbone, evaluate)
+    check_prune(method, backbone, sharding)
+    check_cuts(data["class_groups"])
+    check_label_noise(data["label_noise"])
 
 
 def finetune(
@@ -249,7 +266,7 @@ def finetune(
     seed: Seed of everything random, 0 or more.
     """
     built = build_finetuning(run, data, backbone, method, optim, evaluate, seed)
-    plan, fed, train, tests, view, regime, counts, noise = built
+    plan, fed, train, tests, view, regime, counts, noise, pruned = built
     regime.begin()
     done = stage.train(run, plan, built.evaluators, enough=regime.enough)
     ended = regime.conclude(plan, done)
@@ -262,13 +279,20 @@ def finetune(
     save_mistakes(run.dir, classifier, train, tests, scored, view, **place)
     model.seen = add_seen(model.seen, LABELLED, train)
     selection = regime.selection(data["selection"])
-    stage.trace(run, model, {"train": train}, {**data, "selection": selection}, steps=done)
+    smaller = {} if pruned is None else {"pruned": pruned.as_result()}
+    stage.trace(run, model, {"train": train}, {**data, "selection": selection}, steps=done, **smaller)
     if run.main:
         classifier.export(run.dir)
         scored.save(run.dir)
         stage.save_first(run, plan, model, lambda batch: batch.images[None], "Augmented training images.")
     facts = describe_sets(stage.named_sets(train, tests), held_out=data["test"] is None)
-    found = {**exposure(model.seen, tests), **scored.as_result(), **ended, **fed._replace(steps=done).counts()}
+    found = {
+        **exposure(model.seen, tests),
+        **scored.as_result(),
+        **ended,
+        **fed._replace(steps=done).counts(),
+        **smaller,
+    }
     if noise is not None:
         found |= noise_in_result(fitted_noise(noise, regime.train, classifier, view, run), found["metrics"])
     return run.finish({"data": facts, **found, "selection": model.selection(selection)})

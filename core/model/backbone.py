@@ -31,6 +31,7 @@ from .layer_numbers import layer_numbers
 from .lora import add_lora, folded, lora_options
 from .networks import OWN, build_network
 from .plain_timm import timm_entry
+from .pruned import PRUNED, resized, sizes_in
 from .sincos import give_fixed_positions
 from .sizes import say_size, trained_size
 from .vit_blocks import pooled
@@ -42,7 +43,8 @@ LOOKED = ("tuned-on-target", "oracle")
 class Backbone(nn.Module):
     """A model without its classifier, and what is needed to build it again.
 
-    forward: float [N, channels, H, W] -> [N, feature_dim]. model: the timm model. spec: {name, args, size, stem, pooling}.
+    forward: float [N, channels, H, W] -> [N, feature_dim]. model: the timm model. spec: {name, args, size, stem, pooling}, and
+    `pruned` (core/model/pruned.py) where it is smaller than these build it.
     boundary: where the frozen layers end; with it forward also takes what they give for the images, [N, *boundary.shape].
     mean, std: the normalisation that its inputs must have. provenance: the stages that trained it, oldest first.
     seen: keys of the images that these stages trained on: without labels by kind of stage ("pretrain", "adapt"), with labels under
@@ -214,11 +216,11 @@ def create(
     described = _described(size, weights, name=name, stem=stem, args=args or None, mean=mean, std=std)
     if described:
         name, stem, args = described["name"], described["stem"], described["args"]
-        pooling = pooling or described["pooling"]
     if name is None:
         raise UserError("backbone.name: missing; give a timm model (for example resnet18), or backbone.weights: RUN")
-    spec = {"name": name, "args": dict(args), "size": size, "stem": stem or "default", "pooling": pooling}
-    model = _network(spec, channels, own, weights == "timm", drop_path)
+    spec = {"name": name, "args": dict(args), "size": size, "stem": stem or "default"}
+    spec |= {"pooling": pooling or described.get("pooling"), **sizes_in(described)}
+    model = _network(spec, channels, own, weights, drop_path)
     say_size(model, name, size, trained_size(model, weights, described))
     backbone = Backbone(model, spec, *normalisation_of(model, described, channels, mean, std), channels)
     if positions is not None:
@@ -234,16 +236,19 @@ def _network(
     spec: dict[str, Any],
     channels: int,
     own: Mapping[str, Callable[..., nn.Module]],
-    pretrained: bool,
+    weights: str,
     drop_path: float | None,
 ) -> nn.Module:
-    """`build_network`, with a rate of drop path, which is no part of what is exported. Raises UserError."""
+    """`build_network`, with a rate of drop path, which is no part of what is exported, and with the sizes of the run in `weights` where
+    that is pruned. Raises UserError."""
     with takes_drop_path(spec["name"], drop_path):
         model = build_network(
-            {**spec, "args": with_drop_path(spec["args"], drop_path)}, channels, own, pretrained=pretrained
+            {**spec, "args": with_drop_path(spec["args"], drop_path)}, channels, own, pretrained=weights == "timm"
         )
     if drop_path is not None:
         key_drop_path(model, spec["name"], drop_path)
+    if PRUNED in spec:
+        resized(model, spec[PRUNED], f"{DESCRIPTION} of {weights}")
     return model
 
 

@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..files import expanded
 from ..formats import check_format
 from ..manifest import MANIFEST, exported_anew, guard
+from .pruned import PRUNED, read_pruned
 from .weights import conversion_command
 
 WEIGHTS, DESCRIPTION, SEEN = "backbone.safetensors", "backbone.json", "seen.safetensors"
@@ -29,6 +30,7 @@ def read_description(weights: str) -> dict[str, Any]:
             try:
                 content = json.loads((folder / DESCRIPTION).read_text())
                 described = {**{key: content[key] for key in DESCRIBED}, "path": str(folder)}
+                described[PRUNED] = read_pruned(content.get(PRUNED))  # earlier versions did not write it
             except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
                 raise UserError(
                     f"backbone.weights: {folder / DESCRIPTION} is damaged ({error!r}); export the run again"

@@ -12,12 +12,14 @@ from timm.models import ResNet
 from torch import Tensor, nn
 
 from .networks import replace_layers, stem_layers, timm_arguments
+from .pruned import PRUNED, give_sizes
 
 
 def timm_entry(spec: Mapping[str, Any], channels: int, state: Mapping[str, Tensor]) -> dict[str, Any]:
     """`{name, kwargs, layers}` of a network with these weights, or `{reason}` where timm alone cannot build it.
 
-    name, kwargs: of timm.create_model. layers: what is then replaced, {name: [class of torch.nn, its arguments]}; empty for most.
+    name, kwargs: of timm.create_model. layers: what is then replaced, {name: [class of torch.nn, its arguments]}; empty for most. Of a
+    pruned network also `pruned`, the sizes that layers then get (core/model/pruned.py).
     Loading `state` strictly into that gives the features of the backbone in eval mode, bit for bit.
     """
     name = spec["name"]
@@ -42,7 +44,8 @@ def timm_entry(spec: Mapping[str, Any], channels: int, state: Mapping[str, Tenso
     ]
     if odd:
         return {"reason": f"timm builds it with other layers ({sorted(odd)[0]}, ...); load it with Rootstock"}
-    return {"name": name, "kwargs": kwargs, "layers": layers}
+    entry = {"name": name, "kwargs": kwargs, "layers": layers}
+    return entry | {PRUNED: spec[PRUNED]} if PRUNED in spec else entry
 
 
 def _built(
@@ -55,4 +58,6 @@ def _built(
         if isinstance(model, ResNet) and spec["stem"] != "default":
             layers = stem_layers(model, channels, spec["stem"])
         replace_layers(model, layers)
+        if PRUNED in spec:
+            give_sizes(model, spec[PRUNED])
     return model, layers

@@ -31,13 +31,23 @@ class FineTune(Method):
     couples_samples = False
     shrink: SoftThreshold | None = None  # after each update
 
-    def __init__(self, classifier: Classifier, criterion: ClassLoss, *, l2_sp: Mapping[str, Any] | None = None) -> None:
-        """l2_sp: keys of `method.l2_sp`; the classifier's weights and which of them are trained must be settled."""
+    def __init__(
+        self,
+        classifier: Classifier,
+        criterion: ClassLoss,
+        *,
+        l2_sp: Mapping[str, Any] | None = None,
+        masks: nn.Module | None = None,
+    ) -> None:
+        """l2_sp: keys of `method.l2_sp`; the classifier's weights and which of them are trained must be settled. masks: WeightMasks of
+        weights that stay 0 (finetune/compress/masks.py).
+        """
         super().__init__()
         self.classifier, self.criterion = classifier, criterion
         self.start = None if l2_sp is None else StartingPoint(classifier, **l2_sp)
         self.paths = keyed_drop_paths(classifier)
         self.averaging: Averaging | None = None
+        self.masks: Any = masks
 
     @property
     def judged(self) -> nn.Module:
@@ -62,9 +72,11 @@ class FineTune(Method):
         return Step(loss, metrics)
 
     def after_step(self, progress: float) -> None:
-        """The proximal step of L1, and then the average of the weights."""
+        """The proximal step of L1, the weights that stay 0, and then the average of the weights."""
         if self.shrink is not None:
             self.shrink(self, progress)
+        if self.masks is not None:
+            self.masks.apply_to(self.backbone.model)
         if self.averaging is not None:
             self.averaging.update(self.classifier, progress)
 

@@ -111,7 +111,10 @@ def write_for_torch(
 def _say_whether_timm_can(network: PlainNetwork) -> None:
     if network.reason:
         why = f"timm's local-dir cannot load it: {network.reason}; model.py can"
-        say(f"{why}. Training with backbone.name=resnet18, say, makes one that timm has")
+        remedy = (
+            "" if network.about["pruned"] else ". Training with backbone.name=resnet18, say, makes one that timm has"
+        )
+        say(f"{why}{remedy}")
 
 
 def _say_all(checks: Sequence[ExportCheck], tolerance: float = EXPORT_TOLERANCE) -> None:

@@ -21,6 +21,7 @@ from ...core.model.classifier import Classifier
 from ...core.model.heads import CosineHead, WeightNormHead
 from ...core.model.networks import OWN
 from ...core.model.plain_timm import timm_entry
+from ...core.model.pruned import PRUNED
 from .scripts import OF_OURS, OF_TIMM, SCRIPT_NAME
 
 CONFIG_FILE, TENSORS, HEAD_TENSORS = "config.json", "model.safetensors", "head.safetensors"
@@ -64,6 +65,7 @@ def plain_network(trained: TrainedRun, whole: bool = True) -> PlainNetwork:
         "format": FORMAT,
         "name": name,
         "features": backbone.feature_dim,
+        "pruned": backbone.spec.get(PRUNED),
         "outputs": None if classifier is None else classifier.outputs,
         "preprocessing": preprocessing(trained),
         "temperature": None if trained.calibration is None else trained.calibration.temperature,
@@ -75,13 +77,17 @@ def plain_network(trained: TrainedRun, whole: bool = True) -> PlainNetwork:
     entry = timm_entry(backbone.spec, backbone.channels, tensors)
     if "reason" in entry:
         raise UserError(f"{trained.title} cannot be exported: {entry['reason'].partition(';')[0]}")
-    place = timm_classifier(name, entry["kwargs"]) if whole and not entry["layers"] and len(layers) == 1 else None
+    plain = not entry["layers"] and PRUNED not in entry
+    place = timm_classifier(name, entry["kwargs"]) if whole and plain and len(layers) == 1 else None
     if place is not None and layers[0][0] == "Linear" and classifier is not None:
         kwargs = {**entry["kwargs"], "num_classes": len(classifier.outputs)}
         tensors = {**tensors, **{f"{place}.{key.removeprefix('0.')}": value for key, value in head.items()}}
         about |= {"kwargs": kwargs, "layers": {}, "classifier": place, "head": None}
         return PlainNetwork(OF_TIMM, timm_config(trained, kwargs), about, tensors, {})
     about |= {"kwargs": entry["kwargs"], "layers": entry["layers"], "classifier": None, "head": layers or None}
+    if PRUNED in entry:
+        reason = f"it is pruned, and timm's {name} has no argument for the sizes of single layers"
+        return PlainNetwork(OF_TIMM, {}, about, tensors, head, reason)
     if entry["layers"]:
         replaced = ", ".join(entry["layers"])
         reason = (

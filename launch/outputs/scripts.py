@@ -25,13 +25,26 @@ def load(folder=Path(__file__).parent, head=True):
     tensors = load_file(folder / "model.safetensors")
 '''
 
-_TAIL = """    model.load_state_dict(tensors)
+_TAIL = """    if about["pruned"]:
+        shrink(model, about["pruned"]["layers"], tensors)
+    model.load_state_dict(tensors)
     if head and about["head"]:
         layers = [getattr(nn, kind, Cosine)(*args) for kind, *args in about["head"]]
         top = nn.Sequential(*layers)
         top.load_state_dict(load_file(folder / "head.safetensors"))
         model = nn.Sequential(model, top)
     return model.eval()
+
+
+def shrink(model, layers, tensors):
+    for place, sizes in layers.items():
+        for name, size in sizes.items():
+            setattr(model.get_submodule(place), name, size)
+    for name, old in model.state_dict().items():
+        place, _, key = name.rpartition(".")
+        if name in tensors and tensors[name].shape != old.shape:
+            layer, new = model.get_submodule(place), torch.empty_like(tensors[name])
+            setattr(layer, key, nn.Parameter(new) if key in dict(layer.named_parameters()) else new)
 
 
 class Cosine(nn.Module):

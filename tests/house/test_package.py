@@ -64,6 +64,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
         "medical",
         "onnx",
         "parquet",
+        "prune",
         "s3",
         "sweep",
         "test",
