@@ -31,6 +31,7 @@ from .app import (
 from .cluster.launcher import follow_launcher
 from .cluster.launcher import launch_verb as launch_processes
 from .cluster.placement import read_placement
+from .compress import commands as compressing
 from .exits import answer, leave
 from .explain.verb import explain_command
 from .outputs import commands
@@ -181,6 +182,7 @@ verb(tools.import_command)
 verb(commands.predict_command)
 verb(commands.embed_command)
 verb(commands.export_command)
+verb(compressing.measure_command)
 verb(explain_command)
 verb(tools.report_command, logs=False)
 verb(tools.runs_command, logs=False)

@@ -53,6 +53,10 @@ HELP_EXAMPLES: Mapping[str, tuple[str, str]] = {
         "rootstock export runs/small_pretrained --to exported",
         "rootstock export runs/small_finetuned --to exported --onnx --uint8",
     ),
+    "measure": (
+        "rootstock measure runs/small_finetuned",
+        "rootstock measure runs/small_finetuned exported --batch 16 --out costs.md",
+    ),
     "explain": (
         "rootstock explain runs/small_finetuned folder:photos",
         "rootstock explain runs/small_finetuned folder:photos --method grad-cam --class label --out explained",

@@ -77,7 +77,11 @@ class ShownPictures(NamedTuple):
 
 def shown_pictures(trained: TrainedRun, uris: Sequence[str], count: int = PICTURES_COMPARED) -> ShownPictures:
     """Some pictures of a URI, evenly spaced; those that the run was trained on where none is given. Raises UserError."""
-    images = opened_for(trained, uris)
+    return shown_of(trained, opened_for(trained, uris), count)
+
+
+def shown_of(trained: TrainedRun, images: Images, count: int = PICTURES_COMPARED) -> ShownPictures:
+    """Some of these pictures, evenly spaced."""
     chosen = images.select(spread(len(images), count))
     with damage_with_remedy():
         cropped = stack_pictures([trained.view.worker(chosen.read(i)) for i in range(len(chosen))])
@@ -134,7 +138,7 @@ def _nearest(features: Tensor) -> Tensor:
 
 def compare_plain(folder: Path, network: PlainNetwork, shown: ShownPictures) -> list[ExportCheck]:
     """Compare what model.py and timm make of the written folder."""
-    load = _loader(folder)
+    load = loader_of(folder)
     found = [compared("features of model.py", _run(load(folder, head=False), shown.inputs), shown.features)]
     if shown.logits is not None:
         found.append(compared("logits of model.py", _run(load(folder), shown.inputs), shown.logits, "same class"))
@@ -166,8 +170,8 @@ def through_timms_transform(trained: TrainedRun, shown: ShownPictures) -> float 
     return float(nn.functional.cosine_similarity(found.double(), shown.features.double()).min())
 
 
-def _loader(folder: Path) -> Any:
-    """`load` of the model.py that was just written there, whose text is one of ours."""
+def loader_of(folder: Path) -> Any:
+    """`load` of the model.py that lies there; only for one whose text is one of ours, since it is run."""
     spec = importlib.util.spec_from_file_location("exported_model", folder / SCRIPT_NAME)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

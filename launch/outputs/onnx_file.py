@@ -76,7 +76,7 @@ class RawPixels:
 class OnnxSession(nn.Module):
     """A file of ONNX on the CPU as a module: inputs [N, C, S, S] of its type -> its outputs by name, [N, ...] each.
 
-    threads: that compute; None: ONNX Runtime's choice.
+    threads: that compute; None: ONNX Runtime's choice. takes_pixels: whether its images are uint8.
     """
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
@@ -89,6 +89,7 @@ class OnnxSession(nn.Module):
             options.intra_op_num_threads = threads
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.outputs = [output.name for output in self.session.get_outputs()]
+        self.takes_pixels = self.session.get_inputs()[0].type == "tensor(uint8)"
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         found = self.session.run(self.outputs, {"images": images.contiguous().numpy()})

@@ -59,6 +59,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
         "adapt",
         "bench",
         "docs",
+        "energy",
         "handcrafted",
         "lora",
         "medical",
