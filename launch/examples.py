@@ -57,6 +57,10 @@ HELP_EXAMPLES: Mapping[str, tuple[str, str]] = {
         "rootstock measure runs/small_finetuned",
         "rootstock measure runs/small_finetuned exported --batch 16 --out costs.md",
     ),
+    "quantize": (
+        "rootstock quantize runs/small_finetuned --to quantized --calibrate folder:labelled",
+        "rootstock quantize runs/small_finetuned --to quantized --calibrate folder:labelled --pictures 64 --uint8",
+    ),
     "explain": (
         "rootstock explain runs/small_finetuned folder:photos",
         "rootstock explain runs/small_finetuned folder:photos --method grad-cam --class label --out explained",

@@ -49,3 +49,62 @@ def measure_command(
     batches = tuple(sorted({1, *(batch or (64,))}))
     asked = Asked(threads, batches, tuple(images or ()), seconds, device == "auto" and torch.cuda.is_available())
     return measure_networks(runs, asked, out, as_json)
+
+
+def quantize_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run, or an import.")],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="The new folder: an export with model.int8.onnx.")],
+    calibrate: Annotated[
+        list[str],
+        typer.Option(
+            metavar="URI", help="Pictures, of which 128 calibrate and others choose; labelled where accuracy counts."
+        ),
+    ],
+    test: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URI",
+            help="Labelled pictures that measure the loss; half of the others of --calibrate if left out.",
+        ),
+    ] = None,
+    lose: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            help="Keep the fewest layers in 32 bits with which at most so much accuracy is lost, by its 95 % bound.",
+        ),
+    ] = None,
+    pictures: Annotated[int, typer.Option(metavar="N", help="That each layer's noise is measured on, at most.")] = 512,
+    weights: Annotated[
+        str, typer.Option(metavar="per-channel|per-tensor", help="What has a scale of its own.")
+    ] = "per-channel",
+    uint8: Annotated[bool, typer.Option("--uint8", help="The graphs take pixels (uint8) and normalise them.")] = False,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URI", help="Pictures to compare the export on; the run's own if left out."),
+    ] = None,
+    licence: Annotated[
+        str,
+        typer.Option(
+            "--licence", "--license", metavar="ID", help="Of the weights, for the model card: apache-2.0, ..."
+        ),
+    ] = "unknown",
+    device: Annotated[str, typer.Option(metavar="cpu", help="For which the graph is.")] = "cpu",
+) -> int:
+    """Export a network in 8 bits, and say what each layer loses."""
+    if device != "cpu":
+        raise UserError(
+            f"--device: {device} is given, and graphs of 8 bits are for the CPU; leave it out, or for a GPU `rootstock export --onnx`"
+        )
+    if lose is not None and not 0 < lose < 100:
+        raise UserError(
+            f"--lose: expected points of accuracy, more than 0 and less than 100, got {lose:g}; 0.5 is usual"
+        )
+    if pictures < 2:
+        raise UserError(f"--pictures: expected 2 or more, got {pictures}; 512 are usual")
+    if weights not in ("per-channel", "per-tensor"):
+        raise UserError(f"--weights: expected per-channel or per-tensor, got {weights}")
+    from .quantize import Wanted, quantize_network
+
+    wanted = Wanted(calibrate, test or [], lose, pictures, weights == "per-channel", uint8)
+    return quantize_network(run, to, wanted, images or [], licence)

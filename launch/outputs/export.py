@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +29,8 @@ from .network import PlainNetwork, plain_network
 from .onnx_file import ONNX_FILE, ONNX_TOLERANCE, check_onnx, compare_onnx, onnx_section, write_onnx
 
 CARD = "README.md"
+Further = tuple[list[str], list[str]]
+"""Names of further files of an export, and sections of its card about them."""
 
 
 def export_network(
@@ -48,8 +50,7 @@ def export_network(
     model.onnx is written too; uint8: whether it takes pixels instead of normalised floats. int8: URIs of pictures that calibrate a graph of
     8 bits, which is tested on `test`, or on the others of these.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("export writes one folder from one process; start it without torchrun")
+    refuse_several_processes("export")
     refuse_existing(to)
     onnx = onnx or bool(int8)
     if onnx:
@@ -62,35 +63,57 @@ def export_network(
         )
     trained = load_trained(run)
     sets = int8_sets(trained, int8, test) if int8 else None
+
+    def in_8_bits(draft: Path) -> Further:
+        if sets is None:
+            return [], []
+        names = write_int8(trained, sets.calibration, draft, uint8)
+        outcome = measure_int8(trained, sets, draft, uint8)
+        for line in outcome.in_words():
+            say(line)
+        return names, [int8_section(outcome, sets.calibration)]
+
     shown = shown_pictures(trained, images)
+    write_export(trained, shown, to, licence=licence, onnx=onnx, uint8=uint8, further=in_8_bits)
+    conclude_export("export", trained, shown, to)
+    return 0
+
+
+def conclude_export(verb: str, trained: TrainedRun, shown: ShownPictures, to: Path) -> None:
+    """Print the folder, for scripts, and the verdict."""
+    print(to)
+    compared = f"compared on {len(shown.inputs)} pictures of {shown.title}"
+    conclude(f"{verb}: {trained.title}, {compared}", command("verify", str(to)))
+
+
+def write_export(
+    trained: TrainedRun,
+    shown: ShownPictures,
+    to: Path,
+    *,
+    licence: str,
+    onnx: bool,
+    uint8: bool,
+    further: Callable[[Path], Further],
+) -> None:
+    """Write the folder, whole or not at all. further: writes other forms into the draft, which holds the graph of 32 bits if `onnx`."""
     with drafted(to) as draft:
         network, names, checks = write_for_torch(trained, shown, draft)
         _say_all(checks)
         _say_whether_timm_can(network)
-        further = list[str]()
+        sections = list[str]()
         if onnx:
             written = write_onnx(trained, shown, draft, uint8)
             found = compare_onnx(draft / ONNX_FILE, shown, uint8)
             _say_all(found, ONNX_TOLERANCE)
             names += written
-            further.append(onnx_section(written, uint8, found))
-        if sets is not None:
-            names += write_int8(trained, sets.calibration, draft, uint8)
-            outcome = measure_int8(trained, sets, draft, uint8)
-            for line in outcome.in_words():
-                say(line)
-            further.append(int8_section(outcome, sets.calibration))
+            sections.append(onnx_section(written, uint8, found))
+        more, others = further(draft)
         cosine = through_timms_transform(trained, shown)
         facts = {"licence": licence, "pictures": shown.title, "cosine": cosine}
-        card = model_card(trained, network, checks, further=further, **facts)
+        card = model_card(trained, network, checks, further=[*sections, *others], **facts)
         write_text(draft / CARD, card)
-        write_manifest(draft, [*names, CARD])
-    print(to)
-    conclude(
-        f"export: {trained.title}, compared on {len(shown.inputs)} pictures of {shown.title}",
-        command("verify", str(to)),
-    )
-    return 0
+        write_manifest(draft, [*names, *more, CARD])
 
 
 def write_for_torch(
@@ -121,6 +144,12 @@ def _say_all(checks: Sequence[ExportCheck], tolerance: float = EXPORT_TOLERANCE)
     """Print each comparison. Raises MachineError for the first that is more than rounding."""
     for check in checks:
         say(check.check(tolerance).in_words())
+
+
+def refuse_several_processes(verb: str) -> None:
+    """Raises UserError in one of several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"{verb} writes one folder from one process; start it without torchrun")
 
 
 def refuse_existing(to: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,16 +24,14 @@ from ...core.images.images import Images
 from ...core.images.open import open_images
 from ...core.images.split import hash_order
 from ...core.views.view import stack_pictures
-from .onnx_file import ONNX_FILE, OnnxGraph, OnnxSession, RawPixels, quiet
+from .int8_graph import CalibratedGraph
+from .onnx_file import ONNX_FILE, OnnxGraph, OnnxSession, RawPixels
 from .pictures import damage_with_remedy
 from .predict import labels_for
 
 INT8_FILE = "model.int8.onnx"
 CALIBRATED = 128  # pictures
 BATCH = 16
-LINEAR = ("Conv", "Gemm", "MatMul")
-# In networks without attention also what lies between convolutions, so that maps stay in 8 bits from one to the next.
-BETWEEN = ("Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat")
 
 
 class Int8Sets(NamedTuple):
@@ -85,10 +83,10 @@ class Int8Outcome(NamedTuple):
         return lines
 
 
-def int8_sets(trained: TrainedRun, uris: Sequence[str], tests: Sequence[str]) -> Int8Sets:
+def int8_sets(trained: TrainedRun, uris: Sequence[str], tests: Sequence[str], option: str = "--int8") -> Int8Sets:
     """The pictures that calibrate, drawn by content, and those that test: of `tests`, or the others of `uris`. Raises UserError.
 
-    What has labels in `tests` (or in `uris`) is scored; calibration sees none.
+    What has labels in `tests` (or in `uris`) is scored; calibration sees none. option: that gives `uris`.
     """
     pool = open_images(list(uris))
     trained.check_pictures(pool)
@@ -97,7 +95,7 @@ def int8_sets(trained: TrainedRun, uris: Sequence[str], tests: Sequence[str]) ->
     count = min(CALIBRATED, len(order) if tests else len(order) // 2)
     if count < 1:
         raise UserError(
-            f"--int8: {pool.uri} has {len(pool)} pictures, of which half calibrate; give more, or others with --test URI"
+            f"{option}: {pool.uri} has {len(pool)} pictures, of which half calibrate; give more, or others with --test URI"
         )
     chosen = torch.tensor(order[:count], dtype=torch.int64)
     used = torch.isin(keys, chosen)
@@ -107,7 +105,7 @@ def int8_sets(trained: TrainedRun, uris: Sequence[str], tests: Sequence[str]) ->
         raise UserError(f"--test: all pictures of {test.uri} calibrate too; give others")
     test = test.select(clear.nonzero()[:, 0])
     scored = trained.classifier is not None and test.labels is not None
-    labels = labels_for(trained, test, "--test" if tests else "--int8") if scored else None
+    labels = labels_for(trained, test, "--test" if tests else option) if scored else None
     first = torch.tensor([int((keys == key).nonzero()[0]) for key in chosen])
     return Int8Sets(pool.select(first).unlabelled(), test, labels)
 
@@ -122,27 +120,15 @@ def write_int8(
     per_channel: bool = True,
 ) -> list[str]:
     """Write model.int8.onnx, or a file of another name, beside model.onnx. Returns the names of its files."""
-    import onnx
-    from onnxruntime import quantization
-
-    with damage_with_remedy():
-        batches = _batches(trained, calibration, uint8)
-        with quiet():
-            kinds = {node.op_type for node in onnx.load(folder / ONNX_FILE, load_external_data=False).graph.node}
-            quantization.quantize_static(
-                folder / ONNX_FILE,
-                folder / name,
-                _reader(quantization, batches),
-                quant_format=quantization.QuantFormat.QDQ,
-                op_types_to_quantize=list(LINEAR if "Softmax" in kinds else (*LINEAR, *BETWEEN)),
-                per_channel=per_channel,
-                activation_type=quantization.QuantType.QUInt8,
-                weight_type=quantization.QuantType.QInt8,
-                use_external_data_format=(folder / f"{ONNX_FILE}.data").exists(),
-                # Products of two activations, as attention has them, stay in 32 bits.
-                extra_options={"MatMulConstBOnly": True},
-            )
+    graph = calibrated_graph(trained, calibration, folder, uint8)
+    graph.write(folder / name, per_channel=per_channel)
     return [path.name for path in sorted(folder.glob(f"{name}*"))]
+
+
+def calibrated_graph(trained: TrainedRun, calibration: Images, folder: Path, uint8: bool) -> CalibratedGraph:
+    """model.onnx of the folder, calibrated."""
+    with damage_with_remedy():
+        return CalibratedGraph(folder / ONNX_FILE, _batches(trained, calibration, uint8))
 
 
 def measure_int8(
@@ -203,9 +189,10 @@ def paired_difference(before: np.ndarray, after: np.ndarray, clusters: np.ndarra
     return bootstrap_intervals(statistic, count, seed=0)[""]
 
 
-def int8_section(outcome: Int8Outcome, calibration: Images) -> str:
+def int8_section(outcome: Int8Outcome, calibration: Images, per_channel: bool = True) -> str:
     """Of README.md."""
     first, *others = outcome.in_words()
+    scale = "each output channel" if per_channel else "the whole tensor"
     return "\n".join(
         [
             "## 8 bits",
@@ -214,10 +201,10 @@ def int8_section(outcome: Int8Outcome, calibration: Images) -> str:
             "",
             *(f"- {line}" for line in others),
             "",
-            "Static, QDQ, one scale for each output channel of int8 weights, uint8 activations, least and greatest values of the "
-            f"calibration pictures (of `{calibration.uri}`, split hash `{calibration.split_hash()}`). Measured with ONNX Runtime on the "
-            "processor that exported it; x86 processors without VNNI may saturate, so measure there again. OpenVINO computes in bf16 by "
-            "default where the processor can: compare with `INFERENCE_PRECISION_HINT` f32.",
+            f"Static, QDQ, one scale for {scale} of int8 weights, uint8 activations, least and greatest values of the calibration pictures "
+            f"(of `{calibration.uri}`, split hash `{calibration.split_hash()}`). Measured with ONNX Runtime on the processor that exported "
+            "it; x86 processors without VNNI may saturate, so measure there again. OpenVINO computes in bf16 by default where the "
+            "processor can: compare with `INFERENCE_PRECISION_HINT` f32.",
         ]
     )
 
@@ -227,14 +214,6 @@ def _batches(trained: TrainedRun, images: Images, uint8: bool) -> Iterator[dict[
     for start in range(0, len(images), BATCH):
         rows = range(start, min(start + BATCH, len(images)))
         yield {"images": shown(stack_pictures([trained.view.worker(images.read(i)) for i in rows])).numpy()}
-
-
-def _reader(quantization: Any, batches: Iterator[dict[str, np.ndarray]]) -> Any:
-    class Reader(quantization.CalibrationDataReader):
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(batches, None)
-
-    return Reader()
 
 
 def _bytes(folder: Path, name: str) -> int:

@@ -26,10 +26,10 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 ONE_FILE = 1 << 30  # bytes of weights, beyond which they lie in a file beside it: a file of ONNX holds at most 2 GiB
 
 
-def check_onnx() -> None:
+def check_onnx(option: str = "--onnx") -> None:
     """Raises UserError where a package is missing."""
     if missing := [name for name in ONNX_PACKAGES if not _installed(name)]:
-        raise UserError(f"--onnx needs {' and '.join(missing)}; `pip install 'rootstock[onnx]'`")
+        raise UserError(f"{option} needs {' and '.join(missing)}; `pip install 'rootstock[onnx]'`")
 
 
 def _installed(name: str) -> bool:

@@ -1,0 +1,45 @@
+"""A small classifier of digits that was trained for a moment, so that its outputs say something."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import nn
+
+from rootstock.core.images.open import open_images
+from rootstock.core.model.backbone import create
+from rootstock.core.model.classifier import Classifier
+from rootstock.core.views.view import Evaluation
+
+DIGITS = "sklearn:digits?size=16&classes=3"
+
+
+class Trained(NamedTuple):
+    """run: its export. train: the pictures that trained it; held_out: others."""
+
+    run: Path
+    train: str
+    held_out: str
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("digits")
+    train, held_out = f"{DIGITS}#[80%:,seed=0]", f"{DIGITS}#[:80%,seed=0]"
+    torch.manual_seed(0)
+    backbone = create(16, name="resnet10t", stem="small", args={"channels": [8, 8, 16, 16], "layers": [1, 1, 1, 1]})
+    classifier = Classifier(backbone, ["0", "1", "2"])
+    images = open_images(train)
+    assert images.labels is not None
+    view = Evaluation(16, mean=backbone.mean, std=backbone.std)
+    inputs = view(torch.stack([images.read(i) for i in range(len(images))]))
+    optim = torch.optim.Adam(classifier.parameters(), 1e-2)
+    for _ in range(30):
+        loss = nn.functional.cross_entropy(classifier(inputs), images.labels)
+        optim.zero_grad()
+        loss.backward()
+        optim.step()
+    backbone.seen = {"labelled": images.keys()}
+    classifier.eval().export(folder / "run")
+    return Trained(folder / "run", train, held_out)
