@@ -199,6 +199,8 @@ class PretrainMethod(Method):
 
     # Whether the method uses local crops, `batch.local`. Without it `data.views.local` is refused.
     takes_local: bool = False
+    # Whether the method learns from a trained network that the config names, so that what it learns is not from its images alone.
+    takes_teacher: bool = False
     # Whether the method hides patches, so that the backbone has to be a ViT. `backbone.name: auto` asks it.
     hides_patches: bool = False
 

@@ -8,6 +8,7 @@ from .barlow import BarlowTwins
 from .byol import BYOL
 from .dino import DINO
 from .dinov2 import DINOv2
+from .distill import Distill
 from .ibot import IBOT
 from .ijepa import IJEPA
 from .lejepa import LeJEPA
@@ -36,5 +37,6 @@ PRETRAIN_METHODS = register(
         "simmim": SimMIM,
         "ijepa": IJEPA,
         "lejepa": LeJEPA,
+        "distill": Distill,
     },
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,18 @@ from rootstock.launch.doctor.trial_steps import BACKBONES, LOCAL_SIZE, LOCALS, S
 from rootstock.launch.doctor.trial_steps import views as views
 from rootstock.ssl.registry import PRETRAIN_METHODS
 
+
+@functools.cache
+def teacher(kind: str) -> str:
+    """The folder of an exported network of `kind`, drawn by a fixed seed; it is there until the process ends."""
+    folder = Path(_FOLDER.name) / kind
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        backbone(kind).export(folder)
+    return str(folder)
+
+
+_FOLDER = tempfile.TemporaryDirectory()
 # The method's keys, and the backbones that tests use with it.
 CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "simclr": ({"projection": [12, 8], "temperature": 0.5}, ("conv", "vit")),
@@ -30,6 +44,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "lejepa": ({"projection": [12, 6], "slices": 16}, ("conv", "vit")),
     "mae": ({"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}, ("vit",)),
     "simmim": ({"mask_patch": 8}, ("vit",)),
+    "distill": ({"teacher": [teacher("conv"), teacher("vit")], "depths": 2, "loss": "mse"}, ("conv", "vit")),
     "ijepa": ({"predictor_dim": 8, "predictor_depth": 1, "predictor_heads": 2, "min_context": 2}, ("vit",)),
 }
 

@@ -1,0 +1,74 @@
+"""A teacher stands beside its student: no state but a digest, no mode, no gradient; and its images are normalised anew."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from rootstock.core.errors import UserError
+from rootstock.core.model.backbone import Backbone, create
+from rootstock.core.model.frozen_teacher import FrozenTeacher, inherit
+
+GREY, HALF = ((0.2, 0.3, 0.4), (0.1, 0.2, 0.3)), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+class Holder(nn.Module):
+    def __init__(self, network: nn.Module, size: int | None = None) -> None:
+        super().__init__()
+        self.student = nn.Linear(2, 2)
+        self.teacher = FrozenTeacher(network, GREY, HALF, size, key="method.teacher", source="runs/big")
+
+
+def network(seed: int = 0) -> Backbone:
+    torch.manual_seed(seed)
+    return create(16, name="smallconv", args={"widths": [4, 4, 6, 8]})
+
+
+def test_it_is_no_part_of_what_is_trained_or_saved() -> None:
+    whole = Holder(network())
+    assert set(whole.state_dict()) == {"student.weight", "student.bias", "teacher.digest"}
+    assert len(list(whole.parameters())) == 2
+    taught = whole.teacher.__dict__["network"]
+    whole.train().double()
+    assert not taught.training and all(not p.requires_grad for p in taught.parameters())
+    assert next(taught.parameters()).dtype is torch.float64  # it follows to where its student goes
+    assert whole.teacher.digest.dtype is torch.int64
+
+
+def test_images_are_as_the_teacher_takes_them() -> None:
+    pixels = torch.rand(3, 3, 16, 16, dtype=torch.float64)
+
+    def normal(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+        return torch.stack([(images[:, c] - mean[c]) / std[c] for c in range(3)], dim=1)
+
+    teacher = Holder(network()).double().teacher
+    torch.testing.assert_close(teacher.images(normal(pixels, *GREY)), normal(pixels, *HALF), rtol=1e-5, atol=1e-6)
+    larger = Holder(network(), size=24).teacher
+    shown = larger.images(normal(pixels, *GREY).float())
+    assert shown.shape == (3, 3, 24, 24) and abs(float(shown.mean()) - float(normal(pixels, *HALF).mean())) < 0.02
+
+
+def test_a_run_goes_on_only_with_the_same_teacher() -> None:
+    saved = Holder(network()).state_dict()
+    Holder(network()).load_state_dict(saved)
+    with pytest.raises(UserError) as refused:
+        Holder(network(seed=1)).load_state_dict(saved)
+    assert str(refused.value) == (
+        "method.teacher: runs/big is another network than the one that this run began with; restore it, or choose another run.dir"
+    )
+
+
+def test_the_student_inherits_what_its_teacher_saw(tmp_path: Path) -> None:
+    student, teacher = network(), network(1)
+    student.seen = {"pretrain": torch.tensor([1, 2])}
+    teacher.seen = {"pretrain": torch.tensor([2, 3]), "labelled": torch.tensor([7])}
+    teacher.provenance = [{"task": "finetune", "selection": "oracle"}]
+    inherit(student, teacher, "runs/big")
+    assert student.seen["pretrain"].tolist() == [1, 2, 3] and student.seen["labelled"].tolist() == [7]
+    assert student.provenance == [{"teacher": "runs/big", "task": "finetune", "selection": "oracle"}]
+    assert student.selection("last") == "oracle"
+    inherit(student, network(2), "timm:x")
+    assert student.provenance[-1] == {"teacher": "timm:x", "task": "external", "weights": "timm:x"}
+    student.export(tmp_path)
+    assert create(16, weights=str(tmp_path)).provenance == student.provenance
