@@ -40,6 +40,7 @@ from ..core.views.mixup import MixBy, Mixing, mix_images
 from ..core.views.presets import VIEWS
 from ..core.views.resample import Interpolation
 from ..core.views.view import Evaluation
+from .compress.distillation import Teacher, load_teacher, teacher_options
 from .compress.prune import Pruned, check_prune, prune_options
 from .training.averages import averaging_of, ema_options, swa_options
 from .training.evaluation import HeldOutEvaluation, hold_out, slice_options
@@ -118,6 +119,7 @@ def method_options(
     ema: Annotated[dict[str, Any] | None, Section(ema_options)] = None,
     swa: Annotated[dict[str, Any] | None, Section(swa_options)] = None,
     wise_ft: float | None = None,
+    teacher: Annotated[dict[str, Any] | None, Section(teacher_options)] = None,
     prune: Annotated[dict[str, Any] | None, Section(prune_options)] = None,
 ) -> None:
     """The `method` section of `rootstock finetune`. Raises UserError for numbers out of their range.
@@ -149,6 +151,7 @@ def method_options(
     wise_ft: Share alpha of the fine-tuned weights in those that are exported, 0 to 1; the rest is the start's (WiSE-FT, Wortsman et al.
         2022, arXiv:2109.01903). It needs a trained head at the start: linear_first or keep_head. BatchNorm's statistics are computed anew.
         null: all.
+    teacher: A trained network whose outputs are learned, too: distillation. null: labels alone.
     prune: Part of the network in `backbone.weights` that is kept; training lets it recover. null: all.
     """
 
@@ -164,12 +167,27 @@ class FineTuning(NamedTuple):
     regime: Regime
     counts: Tensor  # int64 [K], training images of each class
     noise: NoisyLabels | None
+    seen_as: str  # the entry of `seen` for the training images
     pruned: Pruned | None
 
     @property
     def evaluators(self) -> dict[str, Evaluator]:
         """What looks at held-out training images meanwhile."""
         return self.regime.evaluators if self.plan.every.evaluate else {}
+
+
+def _open_sets(
+    run: Run, data: Mapping[str, Any], method: Mapping[str, Any], evaluate: Mapping[str, Any], seed: int
+) -> tuple[Teacher | None, Images, dict[str, Images], NoisyLabels | None]:
+    """The teacher, the training images with the labels that count, the tests, and what `data.label_noise` changed. Raises UserError."""
+    teacher = load_teacher(method, evaluate)
+    whole, tests = train_and_tests(data["train"], data["test"], seed) if teacher is None else teacher.sets(data, seed)
+    stage.record_sets(run, stage.named_sets(whole, tests), data["stamp"])
+    whole = whole if teacher is None else teacher.labelled(run, whole)
+    if not data["label_noise"]:
+        return teacher, whole, tests, None
+    noise = with_label_noise(whole, data["label_noise"], seed)
+    return teacher, noise.images, tests, noise
 
 
 def build_finetuning(
@@ -185,18 +203,18 @@ def build_finetuning(
     torch.manual_seed(seed)
     _check(data, backbone, method, evaluate, run.options["sharding"])
     settings = Optim(**optim)
-    whole, tests = train_and_tests(data["train"], data["test"], seed)
-    stage.record_sets(run, stage.named_sets(whole, tests), data["stamp"])
-    noise = with_label_noise(whole, data["label_noise"], seed) if data["label_noise"] else None
-    whole = whole if noise is None else noise.images
+    teacher, whole, tests, noise = _open_sets(run, data, method, evaluate, seed)
     train, held_out = hold_out(whole, evaluate, seed)
-    refuse_one_class(train)
+    seen_as = LABELLED if teacher is None else teacher.seen_as
+    if seen_as == LABELLED:
+        refuse_one_class(train)
     assert train.classes is not None and train.labels is not None
     counts = train.labels.bincount(minlength=len(train.classes))
     criterion: ClassLoss = build(method["loss"], LOSSES, counts, method["label_smoothing"])
     check_corrections(criterion, data["sampler"], method)
     model = stage.network(backbone, data["size"], train)
-    overlap = trained_with_labels(add_seen(model.seen, LABELLED, whole), tests)
+    teaching = None if teacher is None else teacher.teaching(model, train.classes)
+    overlap = trained_with_labels(add_seen(model.seen, seen_as, whole), tests)
     for sentence in [*untrained_classes(train, tests), *overlap]:
         run.log(sentence)
     view = stage.evaluation(data, model)
@@ -204,7 +222,8 @@ def build_finetuning(
     check_head(method["posthoc"], classifier.head, held_out is not None)
     pruned = None if method["prune"] is None else Pruned(run, classifier, method, train, view)
     train_part(model, "head" if method["freeze"] else method["trained"])
-    objective = FineTune(classifier, criterion, l2_sp=method["l2_sp"], masks=None if pruned is None else pruned.held())
+    masks = None if pruned is None else pruned.held()
+    objective = FineTune(classifier, criterion, l2_sp=method["l2_sp"], teaching=teaching, masks=masks)
     stage.set_norm(run, objective, backbone["norm"])
     views = stage.augmentation(run, data["views"], objective, "finetune", train)
     mixing = Mixing(method["mixup"], method["cutmix"], method["mix_by"])
@@ -228,7 +247,7 @@ def build_finetuning(
     evaluation = None if held_out is None else HeldOutEvaluation(run, evaluate, held_out, view)
     regime = Regime(run, method, classifier, objective.averaging, evaluation, whole, train, view, {})
     plan = stage.training(run, objective, fed, prepare, settings, evaluate["every"])
-    return FineTuning(plan, fed, whole, tests, view, regime, counts, noise, pruned)
+    return FineTuning(plan, fed, whole, tests, view, regime, counts, noise, seen_as, pruned)
 
 
 def _check(
@@ -266,7 +285,7 @@ def finetune(
     seed: Seed of everything random, 0 or more.
     """
     built = build_finetuning(run, data, backbone, method, optim, evaluate, seed)
-    plan, fed, train, tests, view, regime, counts, noise, pruned = built
+    plan, fed, train, tests, view, regime, counts, noise, seen_as, pruned = built
     regime.begin()
     done = stage.train(run, plan, built.evaluators, enough=regime.enough)
     ended = regime.conclude(plan, done)
@@ -277,7 +296,7 @@ def finetune(
     add_class_groups(scored, counts.tolist(), data["class_groups"])
     place = {"device": run.device, "workers": run.options["workers"], "write": run.main}
     save_mistakes(run.dir, classifier, train, tests, scored, view, **place)
-    model.seen = add_seen(model.seen, LABELLED, train)
+    model.seen = add_seen(model.seen, seen_as, train)
     selection = regime.selection(data["selection"])
     smaller = {} if pruned is None else {"pruned": pruned.as_result()}
     stage.trace(run, model, {"train": train}, {**data, "selection": selection}, steps=done, **smaller)

@@ -25,12 +25,12 @@ from .parts.feature_maps import FeatureMaps, to_grid
 from .parts.teacher_cache import TeacherCache, read_or_ask
 from .watch.collapse import collapse_metrics
 
-Kind = Literal["cosine", "mse", "smooth_l1"]
+Distance = Literal["cosine", "mse", "smooth_l1"]
 BETA = 2.0  # of smooth L1, as in arXiv:2205.14141, section 3.3
-OF_TIMM = "timm:"
+TIMM_PREFIX = "timm:"
 
 
-def feature_loss(student: Tensor, teacher: Tensor, kind: Kind) -> Tensor:
+def feature_loss(student: Tensor, teacher: Tensor, kind: Distance) -> Tensor:
     """How far features are from the teacher's, the mean over images and places.
 
     student, teacher: [N, D] or [N, P, D]. cosine: 1 - cos. mse, smooth_l1 (with beta 2): the mean over dimensions of their difference from
@@ -92,7 +92,7 @@ class Distill(PretrainMethod):
         *,
         teacher: str | list[str],
         teacher_size: int | None = None,
-        loss: Kind = "cosine",
+        loss: Distance = "cosine",
         pooled: float = 1.0,
         places: float = 1.0,
         depths: int = 1,
@@ -108,7 +108,7 @@ class Distill(PretrainMethod):
         if not sources:
             raise UserError("method.teacher: an empty list; name the folder of a run, or timm:NAME")
         self.backbone = backbone
-        self.kind: Kind = loss
+        self.kind: Distance = loss
         self.weights = (pooled, places)
         levels = depths if places else 0
         self.maps = FeatureMaps(backbone, levels)
@@ -179,9 +179,9 @@ def _teacher(source: str, student: Backbone, size: int | None, levels: int, cach
 
 
 def _network(source: str, student: Backbone, size: int | None) -> Backbone:
-    given: Mapping[str, Any] = {"name": source.removeprefix(OF_TIMM), "weights": "timm"}
+    given: Mapping[str, Any] = {"name": source.removeprefix(TIMM_PREFIX), "weights": "timm"}
     try:
-        if source.startswith(OF_TIMM):
+        if source.startswith(TIMM_PREFIX):
             return create(size or student.size, student.channels, **given)
         trained = load_trained(source).backbone
         if size in (None, trained.size):

@@ -15,6 +15,7 @@ import yaml
 from rootstock.adapt.registry import ADAPT_METHODS
 from rootstock.core.evaluate.definitions import range_of
 from rootstock.core.images.open import open_images
+from rootstock.core.model.backbone import create
 from rootstock.core.train.loop import Loop
 from rootstock.launch.attribute.plan import check_attribution
 from rootstock.launch.pipeline.plan import plan_pipeline
@@ -67,6 +68,9 @@ def test_every_config_runs_for_two_steps(
     overrides += ["optim.batch_size=4", "optim.duration=2"] if "optim" in written else []
     given = str(written["backbone"]["weights"])  # downloaded, the user's, or of another command
     overrides += ["backbone.weights=none"] if given == "timm" or given.startswith("data/") else []
+    if "teacher" in written.get("method", {}) and written["method"]["teacher"] is not None and verb == "pretrain":
+        create(32, name="smallconv").export(tmp_path / "teacher")
+        overrides += [f"method.teacher={tmp_path / 'teacher'}"]
     if given.startswith("runs/"):
         # The classifier that a method keeps is of a run that the header names; a method at test time takes another config's.
         online, small = ADAPT_METHODS[written["method"]["name"]].online, ["optim.batch_size=4", "optim.duration=2"]

@@ -55,7 +55,11 @@ METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "mic": ("adapt", PAIR, {"name": "mcc", "mic": {}}),
     "frozen": ("adapt", {**PAIR, "views": "none"}, {"name": "cdan", "hidden": 16, "bottleneck": 8}),
     "last_block": ("adapt", {**PAIR, "views": "none"}, {"name": "cdan", "hidden": 16, "bottleneck": 8}),
-    "mixed": ("finetune", LABELLED, {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1}),
+    "mixed": (
+        "finetune",
+        LABELLED,
+        {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1, "teacher": {"weights": cases.teacher_of_digits()}},
+    ),
 }
 # Every other adaptation method with its default keys. One that keeps the head of a trained run gets such a run.
 METHODS |= {

@@ -109,7 +109,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
                 "shuffle": "blocks",
             },
             "backbone": CONV,
-            "method": {"dropout": 0.2, "mixup": 0.8, "cutmix": 1.0},
+            "method": {"dropout": 0.2, "mixup": 0.8, "cutmix": 1.0, "teacher": {"weights": cases.teacher_of_digits()}},
             "optim": optim("sgd", nesterov=True),
             "run": {**RUN, "accumulate": 2},
         },

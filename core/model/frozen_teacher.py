@@ -16,7 +16,7 @@ from ..digested import digest_of_tensors
 from ..errors import UserError
 from .backbone import Backbone
 
-Pixels = tuple[Sequence[float], Sequence[float]]  # mean and std of normalised images, one number a channel
+Normalisation = tuple[Sequence[float], Sequence[float]]  # mean and std of normalised images, one number a channel
 
 
 class FrozenTeacher(nn.Module):
@@ -31,7 +31,14 @@ class FrozenTeacher(nn.Module):
     shift: Tensor
 
     def __init__(
-        self, network: nn.Module, normalised: Pixels, own: Pixels, size: int | None, *, key: str, source: str
+        self,
+        network: nn.Module,
+        normalised: Normalisation,
+        own: Normalisation,
+        size: int | None,
+        *,
+        key: str,
+        source: str,
     ) -> None:
         super().__init__()
         network.eval().requires_grad_(False)

@@ -38,12 +38,15 @@ class FineTune(Method):
         *,
         l2_sp: Mapping[str, Any] | None = None,
         masks: nn.Module | None = None,
+        teaching: nn.Module | None = None,
     ) -> None:
-        """l2_sp: keys of `method.l2_sp`; the classifier's weights and which of them are trained must be settled. masks: WeightMasks of
-        weights that stay 0 (finetune/compress/masks.py).
+        """l2_sp: keys of `method.l2_sp`; the classifier's weights and which of them are trained must be settled.
+
+        masks: WeightMasks of weights that stay 0 (finetune/compress/masks.py). teaching: (images, logits, loss) -> the loss with what a
+        teacher adds to it, and metrics; None: without a teacher.
         """
         super().__init__()
-        self.classifier, self.criterion = classifier, criterion
+        self.classifier, self.criterion, self.teaching = classifier, criterion, teaching
         self.start = None if l2_sp is None else StartingPoint(classifier, **l2_sp)
         self.paths = keyed_drop_paths(classifier)
         self.averaging: Averaging | None = None
@@ -66,6 +69,9 @@ class FineTune(Method):
         loss = self.criterion(wide(logits), batch.labels, progress)
         labels = batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(1)
         metrics = {"train_accuracy": (logits.argmax(1) == labels).float().mean()}
+        if self.teaching is not None:
+            loss, told = self.teaching(batch.images, logits, loss)
+            metrics |= told
         if self.start is not None:
             penalty = self.start(self.classifier)
             loss, metrics = loss + penalty, {**metrics, "l2_sp": penalty.detach()}

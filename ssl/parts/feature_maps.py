@@ -12,7 +12,7 @@ from ...core.evaluate.features import evaluating
 from ...core.evaluate.taps import layout_of
 from ...core.model.backbone import Backbone
 
-Grid = tuple[int, int]
+PlaceGrid = tuple[int, int]
 
 
 class FeatureMaps:
@@ -45,14 +45,14 @@ class FeatureMaps:
             pooled, maps = self._maps(picture)
         self.width = pooled.shape[1]
         self.widths = [tokens.shape[2] for tokens, _ in maps]
-        self.grids: list[Grid] = [grid for _, grid in maps]
+        self.grids: list[PlaceGrid] = [grid for _, grid in maps]
 
     def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(pooled, maps): one tensor of `width`, and one of each of `widths` and `grids`."""
         pooled, maps = self._maps(images)
         return pooled, [tokens for tokens, _ in maps]
 
-    def _maps(self, images: Tensor) -> tuple[Tensor, list[tuple[Tensor, Grid]]]:
+    def _maps(self, images: Tensor) -> tuple[Tensor, list[tuple[Tensor, PlaceGrid]]]:
         model: Any = self.backbone.model
         if not self.levels:
             return self.backbone(images), []
@@ -67,7 +67,7 @@ class FeatureMaps:
         return model.forward_head(final), [*maps, (places, self.grid)]
 
 
-def to_grid(tokens: Tensor, grid: Grid, to: Grid) -> Tensor:
+def to_grid(tokens: Tensor, grid: PlaceGrid, to: PlaceGrid) -> Tensor:
     """The mean of the places under each place of a smaller grid, by area: [N, h * w, D] -> [N, h' * w', D].
 
     As matrix products, whose gradients are the same in every run on a GPU, which those of torch's adaptive pooling are not.

@@ -21,14 +21,14 @@ from ...core.errors import UserError
 from ...core.files import expanded
 
 ENDING = ".rows"
-Rows = Callable[[Tensor], list[Tensor]]
+AskTeacher = Callable[[Tensor], list[Tensor]]
 
 
 class TeacherCache:
     """Files of records, appended to: key and digest of a row, int64 each, and its numbers, float32. Each process writes its own file.
 
     folder: of all caches. name: of the teacher and of how its features are taken; another name is another cache. shapes: of one view's
-    features, as `Rows` returns them. A record that was cut off, or is damaged, counts as missing.
+    features, as `AskTeacher` returns them. A record that was cut off, or is damaged, counts as missing.
 
     Raises UserError for a folder that cannot be made.
     """
@@ -64,9 +64,9 @@ class TeacherCache:
             keys = np.memmap(path, self.record, "r", shape=(count,))["key"].tolist()
             self.found.update({key: (path, place) for place, key in enumerate(keys)})
 
-    def __call__(self, images: Tensor, rows: Rows) -> list[Tensor]:
+    def __call__(self, images: Tensor, rows: AskTeacher) -> list[Tensor]:
         """What `rows(images)` returns, float32. images: [N, C, H, W] of the teacher; one that is missing has the whole batch computed."""
-        keys = (digests(images) ^ _precision(images)).tolist()
+        keys = (row_digests(images) ^ _precision(images)).tolist()
         stored = [self._stored(key) for key in keys]
         if all(row is not None for row in stored):
             whole = torch.from_numpy(np.stack([row for row in stored if row is not None])).to(images.device)
@@ -85,7 +85,7 @@ class TeacherCache:
         if len(content) == size:
             record = np.frombuffer(content, self.record)
             row = record["row"].copy()
-            if torch.equal(digests(torch.from_numpy(row)), torch.from_numpy(record["digest"].astype(np.int64))):
+            if torch.equal(row_digests(torch.from_numpy(row)), torch.from_numpy(record["digest"].astype(np.int64))):
                 return row[0]
         del self.found[key]
         return None
@@ -95,7 +95,7 @@ class TeacherCache:
         records = np.empty(len(which), self.record)
         records["key"], records["digest"], records["row"] = (
             [keys[i] for i in which],
-            digests(rows).numpy(),
+            row_digests(rows).numpy(),
             rows.numpy(),
         )
         with open(self.own, "ab") as file:
@@ -104,12 +104,12 @@ class TeacherCache:
         self.written += len(which)
 
 
-def _read_or_ask(cache: TeacherCache, images: Tensor, rows: Rows) -> list[Tensor]:
+def _read_or_ask(cache: TeacherCache, images: Tensor, rows: AskTeacher) -> list[Tensor]:
     return cache(images, rows)
 
 
 # The call of a cache, outside of compiled code, since it reads files.
-read_or_ask: Callable[[TeacherCache, Tensor, Rows], list[Tensor]] = torch.compiler.disable(_read_or_ask)  # pyright: ignore[reportAssignmentType]
+read_or_ask: Callable[[TeacherCache, Tensor, AskTeacher], list[Tensor]] = torch.compiler.disable(_read_or_ask)  # pyright: ignore[reportAssignmentType]
 
 
 def _precision(images: Tensor) -> int:
@@ -118,7 +118,7 @@ def _precision(images: Tensor) -> int:
     return stream_key(0, str(torch.get_autocast_dtype(kind))) if torch.is_autocast_enabled(kind) else 0
 
 
-def digests(rows: Tensor) -> Tensor:
+def row_digests(rows: Tensor) -> Tensor:
     """A number of 64 bits for the bits of each row: float32 [N, ...] -> int64 [N], on the CPU. Equal rows have equal numbers on any device.
 
     Each value's bits are hashed together with its place, so rows that hold the same values in another order differ.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import yaml
 
+from rootstock.core.model.classifier import Classifier
 from rootstock.launch.doctor.trial_steps import BACKBONES, LOCAL_SIZE, LOCALS, SIZE, backbone
 from rootstock.launch.doctor.trial_steps import views as views
 from rootstock.ssl.registry import PRETRAIN_METHODS
@@ -22,6 +23,16 @@ def teacher(kind: str) -> str:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         backbone(kind).export(folder)
+    return str(folder)
+
+
+@functools.cache
+def teacher_of_digits() -> str:
+    """The same for a classifier of ten digits."""
+    folder = Path(_FOLDER.name) / "digits"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        Classifier(backbone("conv"), [str(digit) for digit in range(10)]).export(folder)
     return str(folder)
 
 

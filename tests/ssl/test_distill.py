@@ -10,7 +10,7 @@ from torch import Tensor
 from rootstock.core.errors import UserError
 from rootstock.core.model.backbone import create
 from rootstock.launch.doctor.trial_steps import backbone
-from rootstock.ssl.distill import Distill, Kind, feature_loss
+from rootstock.ssl.distill import Distance, Distill, feature_loss
 from rootstock.ssl.parts.feature_maps import to_grid
 from rootstock.tests.ssl.cases import method, teacher, views
 
@@ -34,7 +34,7 @@ def slow_loss(student: Tensor, target: Tensor, kind: str) -> float:
 
 @pytest.mark.parametrize("kind", ["cosine", "mse", "smooth_l1"])
 @pytest.mark.parametrize("shape", [(4, 6), (3, 5, 6)])
-def test_the_losses_are_those_of_loops(kind: Kind, shape: tuple[int, ...]) -> None:
+def test_the_losses_are_those_of_loops(kind: Distance, shape: tuple[int, ...]) -> None:
     student, target = 2.0 * torch.randn(2, *shape, dtype=torch.float64)
     assert float(feature_loss(student, target, kind)) == pytest.approx(slow_loss(student, target, kind), rel=1e-12)
     assert float(feature_loss(student.half(), target.half(), kind)) == pytest.approx(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rootstock.core.errors import UserError
-from rootstock.ssl.parts.teacher_cache import TeacherCache, digests, read_or_ask
+from rootstock.ssl.parts.teacher_cache import TeacherCache, read_or_ask, row_digests
 
 SHAPES = [(3,), (4, 2)]
 
@@ -85,9 +85,9 @@ def test_rows_have_numbers_of_their_own() -> None:
     rows[1] = rows[0].flip(0)
     rows[2] = -rows[0]
     rows[3] = 0.0
-    found = digests(rows)
+    found = row_digests(rows)
     assert found.dtype is torch.int64 and len(found.unique()) == 200
-    assert torch.equal(digests(rows.view(200, 2, 3)), found) and torch.equal(digests(rows[5:6]), found[5:6])
+    assert torch.equal(row_digests(rows.view(200, 2, 3)), found) and torch.equal(row_digests(rows[5:6]), found[5:6])
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
