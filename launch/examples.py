@@ -53,6 +53,10 @@ HELP_EXAMPLES: Mapping[str, tuple[str, str]] = {
         "rootstock export runs/small_pretrained --to exported",
         "rootstock export runs/small_finetuned --to exported --onnx --uint8",
     ),
+    "distill": (
+        "rootstock distill runs/small_finetuned --student mobilenetv3_small_050",
+        "rootstock distill runs/small --student mobilenetv3_small_050 optim.duration=20ep run.dir=runs/edge",
+    ),
     "measure": (
         "rootstock measure runs/small_finetuned",
         "rootstock measure runs/small_finetuned exported --batch 16 --out costs.md",

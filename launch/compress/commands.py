@@ -9,6 +9,22 @@ import typer
 from ...core.environment import usable_cores
 from ...core.errors import UserError
 from ...core.files import check_output
+from ..app import OverridesArgument
+
+
+def distill_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The teacher: the folder of a finished run.")],
+    overrides: OverridesArgument = None,
+    student: Annotated[
+        str, typer.Option(metavar="NAME", help="The small network, as backbone.name takes it.", show_default=False)
+    ] = "",
+) -> int:
+    """Teach a small network what a finished run knows."""
+    if not student:
+        raise UserError("--student: missing; name a network, for example --student mobilenetv3_small_050")
+    from .student import distil_run
+
+    return distil_run(run, student, overrides or [])
 
 
 def measure_command(

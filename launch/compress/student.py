@@ -1,0 +1,95 @@
+"""`rootstock distill`: a small network learns what a finished run knows, by that run's own config with another network.
+
+Nothing that `rootstock finetune` or `rootstock pretrain` could not do: the command is said, so that it can be changed and repeated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...core.documents import read_mapping
+from ...core.errors import UserError
+from ...core.evaluate.trained import load_trained
+from ...core.run.folder import CONFIG
+from ..aloud import say
+from ..following import command
+from ..verbs import execute
+
+# What is left of a config of adaptation in one of fine-tuning.
+SHARED_DATA = ("size", "crop", "resize", "interpolation", "views", "decode", "stamp", "selection")
+NO_NETWORK: Mapping[str, Any] = {
+    "weights": "none", "stem": None, "pooling": None, "positions": None, "freeze": "none", "drop_path": None, "lora": None, "args": {},
+}  # fmt: skip
+# Keys of fine-tuning that are about weights which the student does not have.
+NO_START: Mapping[str, Any] = {
+    "freeze": False, "trained": "all", "l2_sp": None, "keep_head": False, "head_init": "torch", "linear_first": False, "wise_ft": None,
+}  # fmt: skip
+
+
+class Lesson(NamedTuple):
+    """A training of a student: verb, and the config that it would have without the user's own overrides. notes: what to know of it."""
+
+    verb: str
+    config: dict[str, Any]
+    notes: list[str]
+
+
+def distil_run(run: Path, student: str, overrides: Sequence[str]) -> int:
+    """Train `student`, a network by name, with the run as its teacher. Returns the exit code 0. Raises UserError."""
+    lesson = plan_lesson(run, student)
+    config = lesson.config
+    say(f"distill: {lesson.verb} by the config of {run}, with {student} as the network and {run} as the teacher")
+    for note in lesson.notes:
+        say(note)
+    result = execute(lesson.verb, config, overrides)
+    if lesson.verb == "finetune":
+        say(f"compare: {command('report', str(run), str(result['run']))}")
+    return 0
+
+
+def plan_lesson(run: Path, student: str) -> Lesson:
+    """The lesson by what the run is. Raises UserError for a run that cannot teach."""
+    trained = load_trained(run)
+    if not trained.config or "task" not in trained.result:
+        raise UserError(
+            f"{run} has no finished training whose config a student could take; use method.teacher of finetune, or pretrain method=distill"
+        )
+    task, given = str(trained.result["task"]), read_mapping(trained.folder / CONFIG)
+    given = {key: value for key, value in given.items() if key != "verb"}
+    teacher, name = str(trained.folder), student.replace("/", "-")
+    config: dict[str, Any] = json.loads(json.dumps(given))
+    config["run"] = {**config["run"], "dir": f"{teacher}-{name}"}
+    config["backbone"] = {**NO_NETWORK, "norm": given["backbone"].get("norm", "auto"), "name": student}
+    config["optim"] = {**config["optim"], "layer_decay": None, "backbone_lr": 1.0}
+    length = f"optim.duration={config['optim']['duration']}"
+    notes = [
+        f"{student} begins with random weights (backbone.weights=none), and is trained as long as its teacher was ({length})"
+    ]
+    if task == "finetune":
+        config["method"] = {**config["method"], **NO_START, "teacher": {"weights": teacher}}
+        return Lesson("finetune", config, notes)
+    if task == "pretrain":
+        config["method"] = {"name": "distill", "teacher": teacher}
+        return Lesson("pretrain", config, notes)
+    data = given["data"]
+    tests = data.get("test") if data.get("test") is not None else {"target": _one(data["target"])}
+    config["data"] = {key: data[key] for key in SHARED_DATA if key in data} | {"train": data["target"], "test": tests}
+    config["method"] = {"teacher": {"weights": teacher, "labels": "teacher"}}
+    config.pop("evaluate", None)
+    config.pop("label_shift", None)
+    notes.append("it learns from the target's pictures, with the labels that its teacher gives them")
+    if data.get("test") is None:
+        notes.append(
+            "the run names no test, so the whole target is one; the student sees it without labels, and its result says so"
+        )
+    return Lesson("finetune", config, notes)
+
+
+def _one(target: str | Sequence[str]) -> str:
+    """The URI of a target. Raises UserError for a union, which cannot be named as one test."""
+    if isinstance(target, str):
+        return target
+    raise UserError("data.test: the run's target is a union of several sets, and it names no test; give data.test=URI")
