@@ -54,9 +54,14 @@ class FrozenTeacher(nn.Module):
         self.register_buffer("scale", (std / to_std).view(-1, 1, 1), persistent=False)
         self.register_buffer("shift", ((mean - to_mean) / to_std).view(-1, 1, 1), persistent=False)
 
+    @property
+    def network(self) -> Any:
+        """The teacher's own network."""
+        return self.__dict__["network"]
+
     def _apply(self, fn: Any, recurse: bool = True) -> FrozenTeacher:
         super()._apply(fn, recurse)
-        self.__dict__["network"]._apply(fn)
+        self.network._apply(fn)
         return self
 
     def images(self, images: Tensor) -> Tensor:

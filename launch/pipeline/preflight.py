@@ -50,14 +50,21 @@ def check_buildable(path: str | Path, jobs: Sequence[StageJob], build: Build) ->
 def _with_places(
     config: Mapping[str, Any], folders: Sequence[str], places: Mapping[str, str]
 ) -> tuple[dict[str, Any], set[str]]:
-    """The config with its backbone's weights in their temporary place, and the folders that these weights are from."""
-    backbone = config.get("backbone")
-    weights = backbone.get("weights") if isinstance(backbone, Mapping) else None
-    used = {folder for folder in folders if _mentions(weights, folder)}
-    if not isinstance(backbone, Mapping) or not isinstance(weights, str) or not used:
-        return dict(config), set()
-    (folder,) = used
-    return {**config, "backbone": {**backbone, "weights": weights.replace(folder, places[folder])}}, used
+    """The config with the weights that it starts from, and its teachers, in their temporary places, and the folders that these are from."""
+    read = {key: config[key] for key in ("backbone", "method") if isinstance(config.get(key), Mapping)}
+    used = {folder for folder in folders if _mentions(read, folder)}
+    for folder in used:
+        read = {key: _moved(section, folder, places[folder]) for key, section in read.items()}
+    return {**config, **read}, used
+
+
+def _moved(value: Any, folder: str, place: str) -> Any:
+    """The value with each path in a folder moved to another place."""
+    if isinstance(value, str):
+        return value.replace(folder, place) if _mentions(value, folder) else value
+    if isinstance(value, Mapping):
+        return {key: _moved(item, folder, place) for key, item in value.items()}
+    return [_moved(item, folder, place) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _mentions(value: Any, folder: str) -> bool:

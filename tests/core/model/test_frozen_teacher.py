@@ -29,7 +29,7 @@ def test_it_is_no_part_of_what_is_trained_or_saved() -> None:
     whole = Holder(network())
     assert set(whole.state_dict()) == {"student.weight", "student.bias", "teacher.digest"}
     assert len(list(whole.parameters())) == 2
-    taught = whole.teacher.__dict__["network"]
+    taught = whole.teacher.network
     whole.train().double()
     assert not taught.training and all(not p.requires_grad for p in taught.parameters())
     assert next(taught.parameters()).dtype is torch.float64  # it follows to where its student goes

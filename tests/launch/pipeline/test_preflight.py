@@ -30,6 +30,14 @@ STAGES: dict[str, dict[str, Any]] = {
         "set": {**SMALL, "data.train": "folder:photos", "data.test": None, "backbone.weights": "@ssl", **NO_NAME},
     },
     "again": {"verb": "probe", "config": "probe/digits.yaml", "set": {**PROBE, "backbone.weights": "@tuned/classifier", **NO_NAME}},
+    "taught": {
+        "verb": "finetune", "config": "finetune/digits.yaml",
+        "set": {**SMALL, "data.train": "folder:photos", "data.test": None, "method.teacher.weights": "@tuned"},
+    },
+    "distilled": {
+        "verb": "pretrain", "config": "pretrain/digits_simclr.yaml",
+        "set": {**SMALL, "data.train": "folder:photos", "evaluate": None, "method": {"name": "distill", "teacher": ["@ssl", "@tuned"]}},
+    },
     "adabn": {
         "verb": "adapt", "config": "adapt/digits_dann.yaml",
         "set": {
