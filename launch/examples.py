@@ -53,6 +53,10 @@ HELP_EXAMPLES: Mapping[str, tuple[str, str]] = {
         "rootstock export runs/small_pretrained --to exported",
         "rootstock export runs/small_finetuned --to exported --onnx --uint8",
     ),
+    "compress": (
+        "rootstock compress runs/small_finetuned --size 2MB --test folder:labelled",
+        "rootstock compress runs/small --latency 5ms --threads 2 --no-int8 --test folder:labelled optim.duration=10ep",
+    ),
     "distill": (
         "rootstock distill runs/small_finetuned --student mobilenetv3_small_050",
         "rootstock distill runs/small --student mobilenetv3_small_050 optim.duration=20ep run.dir=runs/edge",

@@ -101,8 +101,9 @@ def check_own(command: list[str], rootstock: Rootstock) -> None:
         if verb == "adapt":  # sketches has labels, which only the test reads
             assert set(result["seen_unlabelled"].values()) <= {0}
             assert {key.partition("/")[0] for key in result["metrics"]} == {"source", "target"}
-    elif verb == "distill":
-        assert (Path(given(arguments, "run.dir")) / "result.json").is_file()
+    elif verb in ("distill", "compress"):
+        made = given(arguments, "run.dir") if verb == "distill" else arguments[arguments.index("--to") + 1]
+        assert (Path(made) / ("result.json" if verb == "distill" else "compress.json")).is_file()
     else:
         assert done.stdout
 

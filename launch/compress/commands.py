@@ -124,3 +124,38 @@ def quantize_command(
 
     wanted = Wanted(calibrate, test or [], lose, pictures, weights == "per-channel", uint8)
     return quantize_network(run, to, wanted, images or [], licence)
+
+
+def compress_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run with a classifier.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Keys of the recovery, e.g. optim.duration=10ep.", show_default=False),
+    ] = None,
+    latency: Annotated[str, typer.Option(metavar="TIME", help="Of a picture, the median here: 5ms.")] = "",
+    size: Annotated[str, typer.Option(metavar="SIZE", help="Of the file: 2MB.")] = "",
+    threads: Annotated[int, typer.Option(metavar="N", help="That compute.")] = 1,
+    calibrate: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URI", help="Pictures that calibrate 8 bits; those of the training if left out."),
+    ] = None,
+    test: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URI", help="Labelled pictures that measure the loss; the run's test if left out."),
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8/--no-int8", help="Whether 8 bits are allowed.")] = True,
+    to: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The folder of what is made; RUN-compressed if left out.")
+    ] = None,
+) -> int:
+    """Make a network fit a latency or a size, and say what it loses."""
+    from .budget import read_budget
+
+    budget = read_budget(latency, size)
+    cores = usable_cores()
+    if not 1 <= threads <= cores:
+        raise UserError(f"--threads: expected 1 to {cores}, the cores that this process may use, got {threads}")
+    from .compress import Demand, compress_run
+
+    demand = Demand(budget, calibrate or [], test or [], threads, int8, overrides or [])
+    return compress_run(run, to or Path(f"{run}-compressed"), demand)

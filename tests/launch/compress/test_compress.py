@@ -1,0 +1,133 @@
+"""rootstock compress: the form that fits and changes least; the recovery and its teacher; going on; the loss; refusals."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rootstock.core.errors import UserError
+from rootstock.core.evaluate.trained import load_trained
+from rootstock.core.images.open import open_images
+from rootstock.launch.compress import compress as compressing
+from rootstock.launch.compress.budget import Budget
+from rootstock.launch.compress.compress import Demand, compress_run, recovery, uris_of_test
+from rootstock.launch.outputs.onnx_file import OnnxSession
+from rootstock.launch.verbs import execute
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("torch_pruning")
+Rootstock = Callable[..., subprocess.CompletedProcess[str]]
+DIGITS = "sklearn:digits?size=16"
+TRAIN, TEST = f"{DIGITS}#[:300,seed=1]", f"{DIGITS}#[300:400,seed=1]"
+CONFIG: dict[str, Any] = {
+    "data": {"train": TRAIN, "test": TEST, "size": 16, "views": "none"},
+    "backbone": {"name": "smallconv", "args": {"widths": [32, 64, 64, 128]}},
+    "optim": {"name": "adamw", "lr": 3e-3, "batch_size": 50, "duration": 40},
+    "run": {"workers": 0, "device": "cpu"},
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    execute("finetune", {**CONFIG, "run": {**CONFIG["run"], "dir": str(folder)}}, quiet=True)
+    return folder
+
+
+def record(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "compress.json").read_text())
+
+
+def test_eight_bits_are_enough(trained: Path, tmp_path: Path, rootstock: Rootstock) -> None:
+    done = rootstock("compress", str(trained), "--size", "200KB", "--to", str(tmp_path / "small"))
+    assert done.returncode == 0, done.stderr
+    found = record(tmp_path / "small")
+    assert found["chosen"][:2] == [None, True] and not (tmp_path / "small" / "pruned").exists()
+    file = Path(found["file"])
+    assert file.name == "model.int8.onnx" and found["cost"]["bytes"] == file.stat().st_size <= 200_000
+    # The loss, picture by picture, by hand.
+    run, test = load_trained(trained), open_images(TEST)
+    pixels = torch.stack([run.view(run.view.worker(test.read(i))[None])[0] for i in range(len(test))])
+    assert run.classifier is not None and test.labels is not None
+    with torch.no_grad():
+        own = run.classifier(pixels).argmax(1) == test.labels
+    small = torch.cat([OnnxSession(file)(one[None])["logits"] for one in pixels]).argmax(1) == test.labels
+    assert found["test"]["before"] == pytest.approx(float(own.float().mean())) and found["test"]["n"] == 100
+    assert found["test"]["difference"]["estimate"] == pytest.approx(
+        float(small.float().mean() - own.float().mean()), abs=1e-6
+    )
+    assert "all channels, 8 bits" in done.stderr and "points lost" in done.stderr
+
+
+def test_channels_go_where_eight_bits_are_not_enough_and_the_command_goes_on(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to = tmp_path / "smaller"
+    monkeypatch.setattr(compressing, "SHARES_TRIED", (0.9, 0.3))
+    demand = Demand(Budget(None, 75_000), (), (), 1, True, ["optim.duration=4"])
+    assert compress_run(trained, to, demand) == 0
+    found = record(to)
+    share, int8, _ = found["chosen"]
+    assert int8 and share == 0.3 and found["cost"]["bytes"] <= 75_000
+    result = json.loads((to / "pruned" / "result.json").read_text())
+    assert result["pruned"]["after"]["macs"] <= share * result["pruned"]["before"]["macs"] and result["steps"] == 4
+    described = json.loads((to / "pruned" / "classifier" / "backbone.json").read_text())
+    assert any(stage.get("teacher") == str(trained) for stage in described["provenance"])
+    before = (to / "exported" / "model.int8.onnx").read_bytes()
+    capsys.readouterr()
+    assert compress_run(trained, to, demand) == 0
+    said = capsys.readouterr().err
+    assert "as it is" not in said and "is finished" in said
+    assert (to / "exported" / "model.int8.onnx").read_bytes() == before and record(to)["chosen"] == found["chosen"]
+    with pytest.raises(UserError) as refused:
+        compress_run(trained, to, demand._replace(budget=Budget(None, 50_000)))
+    assert (
+        str(refused.value)
+        == f"--to: {to} was made by another command; name a new folder, or give the same run, budget and overrides"
+    )
+
+
+def test_the_recovery_is_the_runs_own_training(trained: Path, tmp_path: Path) -> None:
+    config = recovery(load_trained(trained), 0.5, tmp_path)
+    assert (
+        config["optim"]["lr"] == 3e-3
+        and config["backbone"]["weights"] == str(trained)
+        and config["backbone"]["name"] is None
+    )
+    assert config["method"]["prune"] == {"macs": 0.5} and config["method"]["keep_head"]
+    assert config["method"]["teacher"] == {"weights": str(trained)} and config["run"]["dir"] == str(tmp_path)
+
+
+def test_refusals(trained: Path, tmp_path: Path, rootstock: Rootstock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compressing, "SHARES_TRIED", (0.5,))
+    with pytest.raises(UserError) as refused:
+        compress_run(trained, tmp_path / "none", Demand(Budget(None, 100), (), (), 1, False, ()))
+    assert str(refused.value) == (
+        f"--latency, --size: no form of smallconv of {trained} fits 0.0001 MB, not even 50% of its multiply-adds in 32 bits; allow more, or "
+        f"teach a smaller network: rootstock distill {trained} --student NAME"
+    )
+    assert not (tmp_path / "none").exists()
+    done = rootstock("compress", str(trained))
+    assert done.returncode == 2 and done.stderr.startswith("error: --latency: give it, or --size: ")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("")
+    done = rootstock("compress", str(trained), "--size", "1MB", "--to", str(tmp_path / "other"))
+    assert (
+        done.stderr
+        == f"error: --to: {tmp_path / 'other'} exists already, and is no folder of rootstock compress; name a new one\n"
+    )
+    done = rootstock("compress", str(trained), "--size", "1MB", "--threads", "0")
+    assert done.returncode == 2 and done.stderr.startswith("error: --threads: expected 1 to ")
+    run = load_trained(trained)
+    held = run._replace(config={**run.config, "data": {**run.config["data"], "test": None}})
+    with pytest.raises(
+        UserError, match=r"^--test: .* held its test out of its training pictures, so what a smaller network loses"
+    ):
+        uris_of_test(held)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"compress .*without torchrun"):
+        compress_run(trained, tmp_path / "x", Demand(Budget(None, 1), (), (), 1, True, ()))
