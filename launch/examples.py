@@ -73,6 +73,10 @@ HELP_EXAMPLES: Mapping[str, tuple[str, str]] = {
         "rootstock explain runs/small_finetuned folder:photos",
         "rootstock explain runs/small_finetuned folder:photos --method grad-cam --class label --out explained",
     ),
+    "prune": (
+        "rootstock prune runs/small_finetuned --macs 0.5",
+        "rootstock prune runs/small_finetuned --macs 0.25 --rounds 3 optim.duration=5ep run.dir=runs/quarter",
+    ),
     "report": ("rootstock report runs/small", "rootstock report runs/small runs/control --out comparison.html"),
     "runs": ("rootstock runs", "rootstock runs runs --json"),
     "verify": ("rootstock verify runs", "rootstock verify exported packs/photos"),

@@ -171,7 +171,7 @@ def _check_config(name: str, parsed: dict[str, Any]) -> None:
     elif name == "launch":
         resolve_early(parsed["name"], parsed["config"], overrides)
     elif name == "run":
-        check_pipeline(parsed["pipeline"], overrides, resolve_early)
+        check_pipeline(parsed["config"], overrides, resolve_early)
     elif name == "demo":
         check_pipeline("demo.yaml", overrides, resolve_early)
     elif name == "attribute":

@@ -2,14 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from ...core.environment import usable_cores
 from ...core.errors import UserError
 from ...core.files import check_output
-from ..app import OverridesArgument
+from ..app import DryOption, OverridesArgument
 
 
 def distill_command(
@@ -25,6 +25,28 @@ def distill_command(
     from .student import distil_run
 
     return distil_run(run, student, overrides or [])
+
+
+def prune_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run of finetune.")],
+    overrides: OverridesArgument = None,
+    macs: Annotated[
+        float,
+        typer.Option(metavar="SHARE", help="Share of its multiply-adds that is kept at the end, above 0 and below 1."),
+    ] = 0.5,
+    rounds: Annotated[
+        int, typer.Option(metavar="N", help="Prune in N rounds, each trained again as the run was; 1 is the quickest.")
+    ] = 1,
+    importance: Annotated[
+        Literal["magnitude", "taylor"],
+        typer.Option(help="What goes first: small weights, or what the loss misses least."),
+    ] = "taylor",
+    dry: DryOption = False,
+) -> int:
+    """Prune a classifier to a share of its cost and let it recover."""
+    from .prune import plan_rounds, prune_run
+
+    return prune_run(plan_rounds(run, macs, rounds, importance, overrides or []), dry)
 
 
 def measure_command(
