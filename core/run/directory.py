@@ -27,6 +27,7 @@ from ..manifest import write_record
 from . import state
 from .accelerator import build_accelerator
 from .compare import Complete, begun, of_another_config
+from .energy import RunEnergy
 from .folder import (
     ABOUT,
     ELSEWHERE,
@@ -81,6 +82,7 @@ class Run(Speech):
         self.steps: int | None = None
         self._file = RowFile(self.dir / METRICS, self.log)
         self._rows: dict[str, Any] | None = None  # what metrics.jsonl was at the last checkpoint
+        self._energy: RunEnergy | None = None  # of rank 0, once it has the folder
         self._lock: Any = None
         self._trackers = Trackers(self.options["tracker"], self.accelerator, self.dir, config, self.log)
 
@@ -99,7 +101,7 @@ class Run(Speech):
         """Write into state.json how many steps the whole training takes; None where nothing is trained."""
         self.steps = steps
         if self.main and self.finished is None:
-            state.write_state(self.dir, "running", steps, rows=self._rows)
+            self._write_state("running")
 
     def _decide(self) -> tuple[str, dict[str, Any] | None]:
         """Why the folder cannot be used ("" if it can), and the result of the finished run in it."""
@@ -131,18 +133,21 @@ class Run(Speech):
         if not begun(self.dir) and (theirs := others_file(self.dir)):
             return f"run.dir: no run wrote {theirs}, and this one would replace it; {ELSEWHERE}, or move it away"
         self._lock = state.take_lock(self.dir)
+        earlier = None
         if not begun(self.dir):
             (self.dir / ABOUT).unlink(missing_ok=True)
         elif trouble := of_another_config(self.dir, self.verb, self.config, self.complete):
             return trouble
         else:
             complaints = [*complaints, *find_damage(self.dir)]
-            self._rows = state.read_state(self.dir).get("rows")
+            said = state.read_state(self.dir)
+            self._rows, earlier = said.get("rows"), said.get("energy", {})
         if blocked := file_for_folder(self.dir):
             return f"run.dir: {blocked} is a file, where a folder of the run belongs; move it away, or {ELSEWHERE}"
         self._complain(complaints)
         put_aside(self.dir, complaints)
         write_config(self.dir, {"verb": self.verb, **self.config})
+        self._energy = RunEnergy(self.device, earlier)
         return ""
 
     def _complain(self, complaints: list[str]) -> None:
@@ -224,16 +229,22 @@ class Run(Speech):
     def note_rows(self) -> None:
         """Leave in state.json what metrics.jsonl is now, at a checkpoint, so that later damage is noticed on resuming."""
         self._rows = digest_of_rows(self.dir / METRICS)
-        state.write_state(self.dir, "running", self.steps, rows=self._rows)
+        self._write_state("running")
+
+    def _write_state(self, now: state.RunState, why: str = "") -> None:
+        spent = None if self._energy is None else self._energy.so_far()
+        state.write_state(self.dir, now, self.steps, why, self._rows, spent)
 
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Write MANIFEST.json with the digests of the run's files, then result.json, atomically and last, and return it."""
+        spent = json.loads(broadcast_text(json.dumps(self._energy and self._energy.so_far())))
         whole = {
             "task": self.verb,
             "run": str(self.dir),
             "seed": self.seed,
             **result,
             "seconds": round(time.time() - self.started, 2),
+            "energy": spent,
         }
         barrier()
         if self.main:
@@ -275,10 +286,8 @@ class Run(Speech):
         """Leave in state.json how the run ended, unless an earlier command ended it."""
         if error is None or self.finished is not None:
             if state.read_state(self.dir)["state"] != "finished":
-                state.write_state(self.dir, "finished", self.steps, rows=self._rows)
+                self._write_state("finished")
         elif isinstance(error, Interrupted | KeyboardInterrupt):
-            state.write_state(self.dir, "preempted", self.steps, rows=self._rows)
+            self._write_state("preempted")
         else:
-            state.write_state(
-                self.dir, "failed", self.steps, (str(error).splitlines() or [type(error).__name__])[0], self._rows
-            )
+            self._write_state("failed", (str(error).splitlines() or [type(error).__name__])[0])

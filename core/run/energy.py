@@ -5,10 +5,13 @@ It counts the whole board, whoever computes on it. NVML comes with nvidia-ml-py 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+
+from ..distributed import world
 
 
 class EnergyMeter:
@@ -49,7 +52,34 @@ class EnergyMeter:
         return sum(self._nvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in self._handles)
 
 
+class RunEnergy:
+    """Joules of a run, over its parts: of all GPUs that its processes compute on, counted by the first process.
+
+    device: of this process. earlier: what `so_far` gave at the last checkpoint of the part before; None for the first part, {} where that
+    was not counted.
+    """
+
+    def __init__(self, device: torch.device, earlier: Mapping[str, Any] | None, nvml: Any = None) -> None:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", world()))
+        devices = [torch.device("cuda", index) for index in range(here)] if world() > 1 else [device]
+        self.meter = EnergyMeter(devices if device.type == "cuda" else [device], nvml)
+        if world() > here and not self.meter.why:
+            self.meter.why = "the run is spread over several nodes"
+        before = (earlier or {}).get("joules")
+        self.before = float(before) if isinstance(before, int | float) else 0.0
+        self.whole = earlier is None or isinstance(before, int | float)
+
+    def so_far(self) -> dict[str, Any]:
+        """joules, or null and why. of: where not all parts are counted."""
+        joules = self.meter.joules()
+        if joules is None:
+            return {"joules": None, "why": f"not measured: {self.meter.why}"}
+        return {"joules": round(self.before + joules, 1), **({} if self.whole else {"of": "the last part alone"})}
+
+
 def _uuid(device: torch.device) -> str:
     """As NVML names a GPU, whose numbers may be others than torch's."""
-    found = str(torch.cuda.get_device_properties(device).uuid)
+    # Without a number: torch's current GPU.
+    number = torch.cuda.current_device() if device.index is None else device.index
+    found = str(torch.cuda.get_device_properties(number).uuid)
     return found if found.startswith(("GPU-", "MIG-")) else f"GPU-{found}"

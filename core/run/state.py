@@ -20,11 +20,16 @@ _locks: weakref.WeakSet[TextIO] = weakref.WeakSet()
 
 
 def write_state(
-    folder: Path, state: RunState, steps: int | None, why: str = "", rows: Mapping[str, Any] | None = None
+    folder: Path,
+    state: RunState,
+    steps: int | None,
+    why: str = "",
+    rows: Mapping[str, Any] | None = None,
+    energy: Mapping[str, Any] | None = None,
 ) -> None:
     """Write state.json. steps: length of the training, None if nothing is trained. why: the error of a failed run, in one line.
 
-    rows: the digest of metrics.jsonl at the last checkpoint.
+    rows: the digest of metrics.jsonl at the last checkpoint. energy: what the run has spent by then.
     """
     said = {
         "format": FORMAT,
@@ -35,6 +40,7 @@ def write_state(
         "pid": os.getpid(),
         "at": time.time(),
         **({"rows": rows} if rows else {}),
+        **({"energy": energy} if energy else {}),
     }
     write_record(folder / FILE, said)
 

@@ -21,11 +21,14 @@ def test_the_table_has_every_form(script: Callable[[str], ModuleType], tmp_path:
     torch.manual_seed(0)
     Classifier(create(16, name="smallconv"), ["0", "1", "2"]).export(tmp_path)
     edge = script("edge")
-    lines = edge.measured(load_trained(tmp_path), [f"{DIGITS}#[:64]"], [f"{DIGITS}#[64:264]"], trials=2, seconds=0.01)
-    assert lines[0].startswith("n = 200 test pictures; 64 others calibrate. ")
+    asked = edge.Asked([f"{DIGITS}#[:300]"], [f"{DIGITS}#[300:]"], lose=5.0, pictures=16, rounds=2)
+    lines = edge.measured(load_trained(tmp_path), asked)
+    assert lines[0].startswith("n = 237 test pictures; 128 others calibrate, and 172 others choose. ")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[4:]]
-    assert [cells[0] for cells in rows] == list(edge.FORMS)
+    assert [cells[0] for cells in rows] == list(edge.FORMS) and {len(cells) for cells in rows} == {len(edge.HEADS)}
     sizes = [float(cells[1]) for cells in rows]
     assert sizes[2] < sizes[1] / 2 and sizes[0] == pytest.approx(0.37, abs=0.02)
-    assert rows[0][3] == "1" and rows[0][4] == rows[1][4] and rows[0][4].endswith(" %")
-    assert all("%" in cells[6] and "[" in cells[5] for cells in rows[2:])
+    assert rows[1][2] == rows[1][5] == "1" and float(rows[2][2]) == pytest.approx(sizes[1] / sizes[2], rel=0.05)
+    assert rows[0][6] == rows[1][6] and rows[0][6].endswith(" %")
+    assert all("%" in cells[8] and "[" in cells[7] for cells in rows[2:])
+    assert " of 5" in rows[3][9] and [cells[9] for cells in rows[:3]] == ["", "", ""]

@@ -169,3 +169,30 @@ def test_a_folder_of_others_is_refused_before_anything_is_written(tmp_path: Path
     (tmp_path / "set" / "cat").mkdir(parents=True)
     (tmp_path / "link").symlink_to("set")
     refused(tmp_path / "set", r"is itself read as data\.train", f"folder:{tmp_path}/link#train")
+
+
+def test_energy_goes_into_the_result_and_over_the_parts(
+    opened: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = opened()
+    run.note_rows()
+    run.finish({})
+    why = "not measured: no GPU with a counter of energy computes"
+    assert json.loads((run.dir / "result.json").read_text())["energy"] == {"joules": None, "why": why}
+    run.close()
+
+    given = list[object]()
+
+    class Counted:
+        def __init__(self, device: object, earlier: object) -> None:
+            given.append(earlier)
+
+        def so_far(self) -> dict[str, float]:
+            return {"joules": 2.5 * len(given)}
+
+    monkeypatch.setattr("rootstock.core.run.directory.RunEnergy", Counted)
+    begin(first := opened("b"))
+    first.note_rows()
+    first.close()
+    begin(second := opened("b"))
+    assert given == [None, {"joules": 2.5}] and second.finish({})["energy"] == {"joules": 5.0}
