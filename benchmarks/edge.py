@@ -35,7 +35,7 @@ from rootstock.core.model.macs import macs_of
 from rootstock.launch.compress.latency import Form, latency_of, latency_ratio, time_in_turn
 from rootstock.launch.compress.quantize import (
     QuantizeSets,
-    check_labels,
+    check_lose,
     chosen_layers,
     known_pictures,
     quantize_sets,
@@ -74,7 +74,7 @@ def layers_to_keep(
     trained: TrainedRun, graph: CalibratedGraph, sets: QuantizeSets, asked: Asked, folder: Path
 ) -> list[str]:
     """The layers that `rootstock quantize --lose` keeps in 32 bits."""
-    check_labels(sets, asked.lose)
+    check_lose(sets, asked.lose)
     # Weights and versions are not part of the key: the folder is new each time, and so is its name.
     trials = Trials(graph, folder, trained.view, {"folder": str(folder)}, per_channel=True)
     choosing = slice_of(sets.choosing, sets.labels, trained.view)
@@ -190,11 +190,11 @@ def main() -> None:
         "",
         f"Command: `python benchmarks/edge.py {' '.join(shown(word) for word in sys.argv[1:])}`.",
         "",
-        f"{asked.rounds} rounds of calls in turn, one picture each: medians [quartiles] and 95th percentiles of CPU time on one thread, ratios "
-        "paired by round with 95 % bootstrap intervals. Sizes and speeds are compared with ONNX Runtime in 32 bits.",
+        f"{asked.rounds} rounds of calls in turn, one picture each: medians [quartiles] and 95th percentiles of CPU time on one thread, "
+        "ratios paired by round with 95 % bootstrap intervals. Sizes and speeds are compared with ONNX Runtime in 32 bits.",
         "",
-        f"Layers stay in 32 bits where 8 bits might lose more than {asked.lose:g} points on pictures that choose, by the 95 % bound, in the "
-        "order of the noise that each layer alone makes. Test pictures choose nothing.",
+        f"Layers stay in 32 bits where 8 bits might lose more than {asked.lose:g} points on pictures that choose, by the 95 % bound, in "
+        "the order of the noise that each layer alone makes. Test pictures choose nothing.",
         "",
         "What published weights have seen may hold the test pictures; then the accuracy says little, and the loss is what is measured.",
         "",

@@ -93,43 +93,53 @@ def quantize_command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run, or an import.")],
     to: Annotated[Path, typer.Option(metavar="DIR", help="The new folder: an export with model.int8.onnx.")],
     calibrate: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             metavar="URI", help="Pictures, of which 128 calibrate and others choose; labelled where accuracy counts."
         ),
-    ],
+    ] = None,
     test: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="URI",
-            help="Labelled pictures that measure the loss; half of the others of --calibrate if left out.",
-        ),
+        typer.Option(metavar="URI", help="Labelled, to measure the loss; half of --calibrate's others if left out."),
     ] = None,
     lose: Annotated[
         float | None,
-        typer.Option(
-            metavar="POINTS",
-            help="Keep the fewest layers in 32 bits with which at most so much accuracy is lost, by its 95 % bound.",
-        ),
+        typer.Option(metavar="POINTS", help="Keep layers in 32 bits until no more is lost, by the 95 % bound."),
     ] = None,
     pictures: Annotated[int, typer.Option(metavar="N", help="That each layer's noise is measured on, at most.")] = 512,
     weights: Annotated[
         str, typer.Option(metavar="per-channel|per-tensor", help="What has a scale of its own.")
     ] = "per-channel",
-    uint8: Annotated[bool, typer.Option("--uint8", help="The graphs take pixels (uint8) and normalise them.")] = False,
-    images: Annotated[
-        list[str] | None,
-        typer.Option(metavar="URI", help="Pictures to compare the export on; the run's own if left out."),
-    ] = None,
-    licence: Annotated[
-        str,
+    weights_only: Annotated[
+        bool,
         typer.Option(
-            "--licence", "--license", metavar="ID", help="Of the weights, for the model card: apache-2.0, ..."
+            "--weights-only", help="Int8 weights of linear layers by torchao, in PyTorch; nothing calibrates."
         ),
-    ] = "unknown",
+    ] = False,
+    uint8: Annotated[bool, typer.Option("--uint8", help="The graphs take pixels (uint8) and normalise them.")] = False,
+    images: ComparedOption = None,
+    licence: LicenceOption = "unknown",
     device: Annotated[str, typer.Option(metavar="cpu", help="For which the graph is.")] = "cpu",
 ) -> int:
     """Export a network in 8 bits, and say what each layer loses."""
+    _check_quantization(device, lose, pictures, weights)
+    if weights_only:
+        if calibrate or lose is not None or uint8 or weights != "per-channel":
+            raise UserError(
+                "--weights-only calibrates nothing and writes no graph; leave --calibrate, --lose, --weights and --uint8 out"
+            )
+        from .weights_only import export_weights_only
+
+        return export_weights_only(run, to, test or [], images or [], licence)
+    if not calibrate:
+        raise UserError("quantize needs pictures that calibrate: --calibrate URI; or give --weights-only")
+    from .quantize import Wanted, quantize_network
+
+    wanted = Wanted(calibrate, test or [], lose, pictures, weights == "per-channel", uint8)
+    return quantize_network(run, to, wanted, images or [], licence)
+
+
+def _check_quantization(device: str, lose: float | None, pictures: int, weights: str) -> None:
     if device != "cpu":
         raise UserError(
             f"--device: {device} is given, and graphs of 8 bits are for the CPU; leave it out, or for a GPU `rootstock export --onnx`"
@@ -142,10 +152,6 @@ def quantize_command(
         raise UserError(f"--pictures: expected 2 or more, got {pictures}; 512 are usual")
     if weights not in ("per-channel", "per-tensor"):
         raise UserError(f"--weights: expected per-channel or per-tensor, got {weights}")
-    from .quantize import Wanted, quantize_network
-
-    wanted = Wanted(calibrate, test or [], lose, pictures, weights == "per-channel", uint8)
-    return quantize_network(run, to, wanted, images or [], licence)
 
 
 def compress_command(

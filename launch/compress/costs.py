@@ -94,7 +94,7 @@ def headings(batches: Sequence[int]) -> list[str]:
     ]
 
 
-def rows_of(found: Sequence[NetworkCosts], batches: Sequence[int]) -> list[list[str]]:
+def cost_rows(found: Sequence[NetworkCosts], batches: Sequence[int]) -> list[list[str]]:
     """The table, one row a form."""
     rows = []
     for network in found:
@@ -141,7 +141,7 @@ def printed_table(found: Sequence[NetworkCosts], batches: Sequence[int]) -> Tabl
     printed = Table(box=None, header_style="dim", pad_edge=False)
     for column, heading in enumerate(headings(batches)):
         printed.add_column(heading, justify="left" if column < 2 else "right")
-    for row in rows_of(found, batches):
+    for row in cost_rows(found, batches):
         printed.add_row(*(escape(printable(cell)) for cell in row))
     return printed
 
@@ -149,6 +149,6 @@ def printed_table(found: Sequence[NetworkCosts], batches: Sequence[int]) -> Tabl
 def markdown_page(found: Sequence[NetworkCosts], batches: Sequence[int], machine: str, command: str) -> str:
     """The table as a page."""
     heads = headings(batches)
-    rows = [[*row, *[""] * (len(heads) - len(row))] for row in rows_of(found, batches)]
+    rows = [[*row, *[""] * (len(heads) - len(row))] for row in cost_rows(found, batches)]
     parts = [f"Made by `{command}`.", markdown_table(heads, rows, right=range(2, len(heads)))]
     return "\n\n".join([*parts, *(f"- {line}" for line in remarks(found, machine))]) + "\n"

@@ -17,7 +17,7 @@ from ...core.views.view import Evaluation
 from .latency import Form
 
 FRAMES_SHOWN = 16  # pictures, which come in turn
-JPEG_QUALITY = 95
+FRAME_QUALITY = 95
 
 
 class Frames(NamedTuple):
@@ -27,7 +27,7 @@ class Frames(NamedTuple):
     title: str
 
 
-def frames_of(images: Images, count: int = FRAMES_SHOWN) -> Frames | None:
+def jpeg_frames(images: Images, count: int = FRAMES_SHOWN) -> Frames | None:
     """The first pictures as JPEG files: their own, or encoded anew where they are no JPEGs. None for pictures that no JPEG holds."""
     files, anew = list[bytes](), False
     for i in range(min(len(images), count)):
@@ -40,13 +40,13 @@ def frames_of(images: Images, count: int = FRAMES_SHOWN) -> Frames | None:
         files.append(bytes(content))
     sides = sorted({tuple(decode(content, images.uri).shape[:0:-1]) for content in files})
     size = f"{sides[0][0]} x {sides[0][1]}" + (f" to {sides[-1][0]} x {sides[-1][1]}" if len(sides) > 1 else "")
-    how = f", encoded as JPEG of quality {JPEG_QUALITY}" if anew else ""
+    how = f", encoded as JPEG of quality {FRAME_QUALITY}" if anew else ""
     return Frames(files, f"{len(files)} pictures of {images.uri}, {size} px{how}")
 
 
 def _encoded(picture: Tensor) -> bytes:
     content = io.BytesIO()
-    Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(content, "JPEG", quality=JPEG_QUALITY)
+    Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(content, "JPEG", quality=FRAME_QUALITY)
     return content.getvalue()
 
 

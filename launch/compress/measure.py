@@ -23,20 +23,20 @@ from ..doctor.machine import BUSY
 from ..following import command
 from ..outputs.onnx_file import OnnxSession
 from .costs import FormCosts, NetworkCosts, markdown_page, printed_table, remarks
-from .frames import Frames, frame_form, frames_a_second, frames_of
+from .frames import Frames, frame_form, frames_a_second, jpeg_frames
 from .latency import TIMED_ROUNDS, Form, latency_of, latency_ratio, time_in_turn
 from .memory import PeakMemory, peak_memory
 from .networks import TORCH, MeasuredNetwork, bytes_of, inputs_of, open_network, pictures_for, with_graphs
 
-FEWEST = 5  # rounds of each batch size
+FEWEST_ROUNDS = 5  # rounds of each batch size
 BUSY_SAID = "the machine is busy, so times are longer than on a free one, and ratios are what holds"
 _ENERGY_SECONDS = 3.0  # NVML's counter moves some ten times a second
 
-Clock = Callable[[], float]
+SecondsClock = Callable[[], float]
 Peak = Callable[..., PeakMemory]
 
 
-class Way(NamedTuple):
+class RunnableForm(NamedTuple):
     """One form of one network, ready to be called. kind: of the process that measures its memory; path: what that one loads."""
 
     network: MeasuredNetwork
@@ -55,7 +55,7 @@ class Way(NamedTuple):
         return Form(self.name, self.run, inputs_of(self.network, images, batch, self.pixels).to(self.device))
 
 
-class Asked(NamedTuple):
+class HowMeasured(NamedTuple):
     """threads: of torch and of ONNX Runtime; batches: pictures of a call, 1 among them; seconds: of each batch size, all forms together."""
 
     threads: int
@@ -65,13 +65,13 @@ class Asked(NamedTuple):
     cuda: bool = False
 
 
-def measure_networks(runs: Sequence[Path], asked: Asked, out: Path | None, as_json: bool) -> int:
+def measure_networks(runs: Sequence[Path], asked: HowMeasured, out: Path | None, as_json: bool) -> int:
     """Measure, print a table, and write it to `out`. Returns the exit code 0. Raises UserError."""
     titles = list(dict.fromkeys(map(str, runs)))
     with tempfile.TemporaryDirectory() as folder:
-        found, shown = measured(titles, asked, Path(folder))
+        found, shown = network_costs(titles, asked, Path(folder))
     machine = machine_in_words(asked, shown)
-    whole = {"task": "measure", **described(asked, shown), "networks": [network.as_json() for network in found]}
+    whole = {"task": "measure", **measured_on(asked, shown), "networks": [network.as_json() for network in found]}
     text = json.dumps(whole, indent=1, allow_nan=False)
     if out is not None:
         out.resolve().parent.mkdir(parents=True, exist_ok=True)
@@ -97,8 +97,13 @@ def _following(found: Sequence[NetworkCosts]) -> str:
     return command("quantize", first, "--calibrate", "URI", "--to", f"{first}-quantized")
 
 
-def measured(
-    titles: Sequence[str], asked: Asked, folder: Path, *, clock: Clock = time.perf_counter, peak: Peak = peak_memory
+def network_costs(
+    titles: Sequence[str],
+    asked: HowMeasured,
+    folder: Path,
+    *,
+    clock: SecondsClock = time.perf_counter,
+    peak: Peak = peak_memory,
 ) -> tuple[list[NetworkCosts], list[str]]:
     """The costs of each network, and which pictures each was shown. folder: where graphs of ONNX are written. Raises UserError."""
     opened = [open_network(title) for title in titles]
@@ -112,7 +117,7 @@ def measured(
     calls = {
         batch: _timed([way.on(images, batch) for way, images in all_ways], asked, clock) for batch in asked.batches
     }
-    films = [frames_of(images) for images in pictures]
+    films = [jpeg_frames(images) for images in pictures]
     frames = _frame_rates(ways, pictures, films, asked, clock)
     found = []
     for network, own, images in zip(opened, ways, pictures, strict=True):
@@ -144,36 +149,36 @@ def _counted(network: MeasuredNetwork, forms: dict[str, FormCosts]) -> NetworkCo
     return NetworkCosts(network.title, size, network.channels, macs, parameters, forms, network.missing)
 
 
-def _ways(network: MeasuredNetwork, asked: Asked) -> list[Way]:
-    found, cpu = list[Way](), torch.device("cpu")
+def _ways(network: MeasuredNetwork, asked: HowMeasured) -> list[RunnableForm]:
+    found, cpu = list[RunnableForm](), torch.device("cpu")
     if network.network is not None:
-        found.append(Way(network, TORCH, network.network, False, "torch", network.folder, cpu))
+        found.append(RunnableForm(network, TORCH, network.network, False, "torch", network.folder, cpu))
     for form, path in network.graphs.items():
         session = OnnxSession(path, asked.threads)
-        found.append(Way(network, form, session, session.takes_pixels, "onnx", path, cpu))
+        found.append(RunnableForm(network, form, session, session.takes_pixels, "onnx", path, cpu))
     if asked.cuda and network.network is not None:
         other = open_network(network.title).network
         assert other is not None
         gpu = torch.device("cuda")
         form = f"PyTorch, {torch.cuda.get_device_name(gpu)}"
-        found.append(Way(network, form, other.to(gpu), False, "cuda", network.folder, gpu))
+        found.append(RunnableForm(network, form, other.to(gpu), False, "cuda", network.folder, gpu))
     return found
 
 
-def _timed(forms: Sequence[Form], asked: Asked, clock: Clock) -> dict[str, list[float]]:
+def _timed(forms: Sequence[Form], asked: HowMeasured, clock: SecondsClock) -> dict[str, list[float]]:
     """As many rounds as the seconds allow, which a first round tells."""
     first = time_in_turn(forms, threads=asked.threads, rounds=1, warm=1, clock=clock)
     spent = max(1e-6, sum(calls[0] for calls in first.values()) / 1000)
-    rounds = max(FEWEST, min(TIMED_ROUNDS, int(asked.seconds / spent)))
+    rounds = max(FEWEST_ROUNDS, min(TIMED_ROUNDS, int(asked.seconds / spent)))
     return time_in_turn(forms, threads=asked.threads, rounds=rounds, warm=rounds // 10, clock=clock)
 
 
 def _frame_rates(
-    ways: Sequence[Sequence[Way]],
+    ways: Sequence[Sequence[RunnableForm]],
     pictures: Sequence[Images],
     films: Sequence[Frames | None],
-    asked: Asked,
-    clock: Clock,
+    asked: HowMeasured,
+    clock: SecondsClock,
 ) -> dict[str, float]:
     """Frames a second by the name of the way, all in turn."""
     forms = [
@@ -185,7 +190,7 @@ def _frame_rates(
     return {name: frames_a_second(calls) for name, calls in _timed(forms, asked, clock).items()} if forms else {}
 
 
-def _energy(form: Form, threads: int, clock: Clock) -> tuple[float | None, str]:
+def _energy(form: Form, threads: int, clock: SecondsClock) -> tuple[float | None, str]:
     """Joules of a picture, and why there are none. One picture after the other, for some seconds."""
     meter, began, pictures = EnergyMeter([form.images.device]), clock(), 0
     if meter.why:
@@ -196,7 +201,7 @@ def _energy(form: Form, threads: int, clock: Clock) -> tuple[float | None, str]:
     return (None, meter.why) if joules is None else (joules / pictures, "")
 
 
-def described(asked: Asked, shown: Sequence[str]) -> Mapping[str, Any]:
+def measured_on(asked: HowMeasured, shown: Sequence[str]) -> Mapping[str, Any]:
     """The machine and how it was measured."""
     from importlib.metadata import PackageNotFoundError, version
 
@@ -217,9 +222,9 @@ def described(asked: Asked, shown: Sequence[str]) -> Mapping[str, Any]:
     }
 
 
-def machine_in_words(asked: Asked, shown: Sequence[str]) -> str:
+def machine_in_words(asked: HowMeasured, shown: Sequence[str]) -> str:
     """One line below the table."""
-    about = described(asked, shown)
+    about = measured_on(asked, shown)
     named = ", ".join(f"{name} {found}" for name in ("torch", "onnxruntime") if (found := about["versions"].get(name)))
     busy = f"; {BUSY_SAID}" if about["load"] >= BUSY * usable_cores() else ""
     return (

@@ -21,7 +21,7 @@ from ..outputs.int8 import INT8_FILE, write_int8
 from ..outputs.network import CONFIG_FILE, TENSORS
 from ..outputs.onnx_file import ONNX_FILE, check_onnx, write_onnx
 from ..outputs.pictures import damage_with_remedy
-from ..outputs.scripts import OF_OURS, OF_TIMM, SCRIPT_NAME
+from ..outputs.scripts import KNOWN_SCRIPTS, SCRIPT_NAME
 
 TORCH, ONNX, INT8 = "PyTorch, 32 bits", "ONNX Runtime, 32 bits", "ONNX Runtime, 8 bits"
 _GRAPHS = {ONNX: ONNX_FILE, INT8: INT8_FILE}
@@ -75,7 +75,7 @@ def _exported(title: str, folder: Path) -> MeasuredNetwork:
     missing = {form: f"{folder} has no {name}" for form, name in _GRAPHS.items() if form not in graphs}
     network = None
     # Only a script of this version is run: what a folder holds is not trusted.
-    if (script := folder / SCRIPT_NAME).is_file() and script.read_text() in (OF_TIMM, *OF_OURS.values()):
+    if (script := folder / SCRIPT_NAME).is_file() and script.read_text() in KNOWN_SCRIPTS:
         network = loader_of(folder)(folder)
     else:
         missing[TORCH] = f"{script} is not of this version of Rootstock"

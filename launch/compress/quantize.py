@@ -84,7 +84,7 @@ def quantize_network(run: Path, to: Path, wanted: Wanted, images: Sequence[str],
     if wanted.lose is not None:
         classifier_of(trained)
     sets = quantize_sets(trained, wanted.calibrate, wanted.test)
-    check_labels(sets, wanted.lose)
+    check_lose(sets, wanted.lose)
     shown = shown_pictures(trained, images)
 
     def in_8_bits(draft: Path) -> Further:
@@ -123,7 +123,7 @@ def known_pictures(trained: TrainedRun, sets: QuantizeSets) -> list[str]:
     return trained_with_labels(trained.backbone.seen, {"choosing": sets.choosing, "test": sets.int8.test})
 
 
-def check_labels(sets: QuantizeSets, lose: float | None) -> None:
+def check_lose(sets: QuantizeSets, lose: float | None) -> None:
     """Raises UserError where `--lose` cannot be shown on so many pictures."""
     if lose is None:
         return

@@ -5,6 +5,8 @@ what differs from network to network stands in config.json.
 from __future__ import annotations
 
 SCRIPT_NAME = "model.py"
+SCALE_SUFFIX = "_scale"
+"""Ends the name of the scales of a tensor of int8."""
 
 _HEAD = '''"""Loads the network of this folder without Rootstock; how pictures are prepared is said in config.json and README.md.
 
@@ -136,3 +138,18 @@ OF_OURS = {
     "cifar_resnet": _BEGINNING + _RESNET + _POOLED + _TAIL + _MEAN + _BLOCK,
 }
 """model.py of our own networks, by name."""
+
+_READS = '    tensors = load_file(folder / "model.safetensors")\n'
+_SCALES = f"""    for name in [name for name in tensors if name.endswith("{SCALE_SUFFIX}")]:
+        scale = tensors.pop(name)  # [outputs, 1] of int8 weights [outputs, inputs]
+        tensors[name.removesuffix("{SCALE_SUFFIX}")] = tensors[name.removesuffix("{SCALE_SUFFIX}")] * scale
+"""
+
+
+def with_scales(script: str) -> str:
+    """model.py of tensors some of which are int8 with scales."""
+    return script.replace(_READS, _READS + _SCALES)
+
+
+KNOWN_SCRIPTS = frozenset(text for script in (OF_TIMM, *OF_OURS.values()) for text in (script, with_scales(script)))
+"""Each model.py that this version writes."""

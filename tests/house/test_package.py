@@ -66,6 +66,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
         "onnx",
         "parquet",
         "prune",
+        "quantize",
         "s3",
         "sweep",
         "test",

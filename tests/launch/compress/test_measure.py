@@ -19,9 +19,9 @@ from rootstock.core.evaluate.trained import load_trained
 from rootstock.core.images.open import open_images
 from rootstock.core.model.backbone import create
 from rootstock.core.model.classifier import Classifier
-from rootstock.launch.compress.costs import UNMEASURED, headings, markdown_page, remarks, rows_of
-from rootstock.launch.compress.frames import frames_a_second, frames_of, label_of
-from rootstock.launch.compress.measure import Asked, measured
+from rootstock.launch.compress.costs import UNMEASURED, cost_rows, headings, markdown_page, remarks
+from rootstock.launch.compress.frames import frames_a_second, jpeg_frames, label_of
+from rootstock.launch.compress.measure import HowMeasured, network_costs
 from rootstock.launch.compress.memory import PeakMemory, peak_memory
 from rootstock.launch.compress.networks import INT8, ONNX, TORCH, open_network, pictures_for
 from rootstock.launch.outputs.export import export_network
@@ -56,14 +56,14 @@ class Clock:
 
 
 def test_a_run_is_measured_in_every_form(folder: Path, tmp_path: Path) -> None:
-    asked, told = Asked(1, (1, 4), (DIGITS,), seconds=0.05), list[Any]()
+    asked, told = HowMeasured(1, (1, 4), (DIGITS,), seconds=0.05), list[Any]()
 
     def peak(*words: Any) -> PeakMemory:
         told.append(words)
         return PeakMemory(3 << 20, 1 << 20)
 
     titles = [str(folder / name) for name in ("run", "exported", "plain")]
-    found, shown = measured(titles, asked, tmp_path, clock=Clock(), peak=peak)
+    found, shown = network_costs(titles, asked, tmp_path, clock=Clock(), peak=peak)
     assert [list(network.forms) for network in found] == [[TORCH, ONNX, INT8], [TORCH, ONNX], [TORCH]]
     assert [list(network.missing) for network in found] == [[], [INT8], [ONNX, INT8]]
     for network in found:
@@ -78,7 +78,7 @@ def test_a_run_is_measured_in_every_form(folder: Path, tmp_path: Path) -> None:
     assert [words[3] for words in told] == ["float32"] * 4 + ["uint8", "float32"]
     assert shown == [f"16 pictures of {DIGITS}, 16 x 16 px, encoded as JPEG of quality 95"]
     assert found[1].forms[ONNX].bytes == (folder / "exported" / "model.onnx").stat().st_size
-    rows = rows_of(found, asked.batches)
+    rows = cost_rows(found, asked.batches)
     assert all(len(row) in (3, len(headings(asked.batches))) for row in rows) and len(rows) == 9
     assert rows[0][-1] == UNMEASURED and rows[0][5] == "1" and rows[1][5] == "1 [1, 1]"
     page = markdown_page(found, asked.batches, "On a machine", "rootstock measure run")
@@ -115,15 +115,15 @@ def test_a_frame_is_decoded_resized_normalised_and_named(folder: Path) -> None:
 
 
 def test_frames_are_the_files_themselves_where_they_are_jpegs(folder: Path, tmp_path: Path) -> None:
-    photographs = frames_of(pictures_for(open_network(folder / "plain"), []))  # those of scikit-learn
+    photographs = jpeg_frames(pictures_for(open_network(folder / "plain"), []))  # those of scikit-learn
     assert photographs is not None and photographs.title.endswith("640 x 427 px") and len(photographs.files) == 2
     assert all(content[:2] == b"\xff\xd8" for content in photographs.files)
     (tmp_path / "a").mkdir()
     Image.fromarray(np.zeros((8, 12, 3), np.uint8)).save(tmp_path / "a" / "x.png")
-    encoded = frames_of(open_images(f"folder:{tmp_path}", role="unlabelled"))
+    encoded = jpeg_frames(open_images(f"folder:{tmp_path}", role="unlabelled"))
     assert encoded is not None and encoded.title.endswith("12 x 8 px, encoded as JPEG of quality 95")
     Image.fromarray(np.zeros((8, 12), np.uint16)).save(tmp_path / "a" / "x.png")
-    assert frames_of(open_images(f"folder:{tmp_path}", role="unlabelled")) is None
+    assert jpeg_frames(open_images(f"folder:{tmp_path}", role="unlabelled")) is None
 
 
 def test_memory_is_of_the_form_alone(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from rootstock.core.manifest import read_manifest
 from rootstock.launch.compress.quantize import (
     QUANTIZATION_FILE,
     Wanted,
-    check_labels,
+    check_lose,
     quantize_network,
     quantize_sets,
 )
@@ -112,7 +112,7 @@ def test_what_cannot_be_shown_is_refused(digits: Trained, tmp_path: Path) -> Non
     trained = load_trained(digits.run)
     sets = quantize_sets(trained, [f"{DIGITS}#[:300]"], [])
     with pytest.raises(UserError) as error:
-        check_labels(sets, 1.0)
+        check_lose(sets, 1.0)
     assert str(error.value) == (
         "--lose 1: 86 pictures are left to choose by, and that a loss is so small takes 381 at least; give more with --calibrate, or "
         "allow more points"
@@ -120,7 +120,7 @@ def test_what_cannot_be_shown_is_refused(digits: Trained, tmp_path: Path) -> Non
     with pytest.raises(
         UserError, match=r"^--lose is about accuracy, and the pictures of --calibrate have no labels; give"
     ):
-        check_labels(sets._replace(labels=None), 1.0)
+        check_lose(sets._replace(labels=None), 1.0)
     with pytest.raises(UserError, match=r"^--calibrate: .* has 20 pictures, all of which calibrate, so none are left"):
         quantize_sets(trained, [f"{DIGITS}#[:20]"], [f"{DIGITS}#[20:]"])
     with pytest.raises(UserError, match=r"^--test: all pictures of .* calibrate or choose; give others$"):

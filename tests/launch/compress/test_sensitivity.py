@@ -75,12 +75,13 @@ def test_layers_are_the_modules_that_have_weights(
 def test_only_and_keep_say_which_layers_have_8_bits(made_once: tuple[TrainedRun, CalibratedGraph, Path]) -> None:
     _, graph, folder = made_once
     layers = list(graph.layers)
-    for how, expected in (
+    cases: list[tuple[dict[str, Any], int]] = [
         ({}, len(layers)),
         ({"only": ["conv1"]}, 1),
         ({"keep": ["conv1", "head"]}, len(layers) - 2),
         ({"keep": layers}, 0),
-    ):
+    ]
+    for how, expected in cases:
         graph.write(folder / "x.onnx", **how)
         assert eight_bits(folder / "x.onnx") == expected
 
