@@ -10,6 +10,7 @@ from ...core.environment import usable_cores
 from ...core.errors import UserError
 from ...core.files import check_output
 from ..app import DryOption, OverridesArgument
+from ..outputs.commands import ComparedOption, LicenceOption
 
 
 def distill_command(
