@@ -28,8 +28,13 @@ ONE_FILE = 1 << 30  # bytes of weights, beyond which they lie in a file beside i
 
 def check_onnx(option: str = "--onnx") -> None:
     """Raises UserError where a package is missing."""
-    if missing := [name for name in ONNX_PACKAGES if not _installed(name)]:
+    if missing := missing_onnx():
         raise UserError(f"{option} needs {' and '.join(missing)}; `pip install 'rootstock[onnx]'`")
+
+
+def missing_onnx() -> list[str]:
+    """The packages that writing and running a graph need and that are not installed."""
+    return [name for name in ONNX_PACKAGES if not _installed(name)]
 
 
 def _installed(name: str) -> bool:

@@ -13,7 +13,8 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLo
 from ...core.printable import capital
 from ..report.figures import Figure, colour, ink, render, tick
 from ..report.levels import Levels
-from .result import brief, short_names
+from .cost import COST_UNITS
+from .result import BEYOND_BUDGET, brief, short_names
 
 _MAIN, _BEST, _MUTED = ink(0), ink(1), ink(7)
 _LEGEND = [(colour(0), "trial"), (colour(1), "best trial")]
@@ -33,7 +34,8 @@ def figures(
     if not done:
         return []
     owner = result["run"]
-    drawn = [_history(done, result, owner, level)]
+    drawn = [_front(done, result, owner, level)] if result.get("front") else []
+    drawn.append(_history(done, result, owner, level))
     if result["importance"]:
         drawn.append(_importance(result["importance"], owner, len(done)))
     if any(rows.values()):
@@ -71,6 +73,41 @@ def _history(done: Sequence[Mapping[str, Any]], result: Mapping[str, Any], owner
     return Figure(
         render(draw, "History", owner), "History", f"{_direction_in_words(result)}.{_level_words(level)}", legend
     )
+
+
+def _front(done: Sequence[Mapping[str, Any]], result: Mapping[str, Any], owner: str, level: Levels | None) -> Figure:
+    """The objective against the cost: all trials, the front as steps, and the budget; a tick below for what cost too much."""
+    cost, front = result["cost"], result["front"]
+    left_out = [trial["cost"] for trial in result["trials"] if trial["state"] == BEYOND_BUDGET]
+
+    def draw(axes: Axes) -> None:
+        axes.plot([t["cost"] for t in done], [t["value"] for t in done], "o", color=_MAIN, markersize=4.5, alpha=0.6)
+        costs, values = [point["cost"] for point in front], [point["value"] for point in front]
+        axes.step(costs, values, where="post", color=_BEST, linewidth=1.4)
+        axes.plot(costs, values, "o", color=_BEST, markersize=6)
+        if cost["budget"] is not None:
+            axes.axvline(cost["budget"], color=_MUTED, linestyle="--", linewidth=0.8)
+        if left_out:
+            foot = axes.get_xaxis_transform()  # y in parts of the panel's height
+            axes.plot(left_out, [0.02] * len(left_out), "|", color=_MUTED, markersize=7, transform=foot)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _large(value)))
+        axes.set_xlabel(COST_UNITS[cost["name"]], loc="right")
+        _guesses(axes, level)
+
+    legend = [(colour(0), "trial"), (colour(1), "Pareto front")]
+    if cost["budget"] is not None:
+        legend.append((colour(7), "budget; a tick is a point beyond it" if left_out else "budget"))
+    told = f"{_direction_in_words(result)}, {cost['name']}: lower is better.{_level_words(level)}"
+    return Figure(render(draw, "Pareto front", owner), "Pareto front", told, legend)
+
+
+def _large(value: float) -> str:
+    """A tick of a count: 24M, 310k."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= 10 * size or (abs(value) >= size and size > 1e3):
+            return f"{value / size:.4g}{letter}"
+    return tick(value)
 
 
 def _direction_in_words(result: Mapping[str, Any]) -> str:

@@ -16,8 +16,10 @@ from ..report.html import provenance, write_html, yaml_text
 from ..report.levels import Levels, levels_for, levels_of
 from ..report.records import RunRecord, StageRuns, is_pipeline, read_run, stages_of
 from ..report.tables import CAVEATS, duration, selection_sentence
+from .cost import Cost
 from .figures import figures
-from .result import best_first, brief, short_names
+from .result import BEYOND_BUDGET, begun_in_words, best_first, brief, short_names
+from .search_space import by_parameter
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class SweepPage:
     """What the page shows.
 
     best: (name, value) pairs about the best trial; empty if all failed. rows: (number, cells, why it failed), best first.
+    front: (trial, cells of `front_columns`, command) by cost; empty for a sweep without one.
     """
 
     title: str
@@ -38,6 +41,8 @@ class SweepPage:
     rows: list[tuple[str, list[str], str]]
     facts: list[tuple[str, str]]
     config: str
+    front_columns: list[str]
+    front: list[tuple[str, list[str], str]]
 
 
 def write_sweep_page(folder: Path, out: Path | None = None) -> Path:
@@ -51,9 +56,7 @@ def write_sweep_page(folder: Path, out: Path | None = None) -> Path:
     if not isinstance(sweep.config.get("search"), dict):
         raise UserError(f"{folder / 'config.yaml'} is damaged or missing; the same sweep command writes it again")
     records = {trial["number"]: read_run(Path(trial["run"])) for trial in result["trials"] if _is_here(trial["run"])}
-    search = {
-        key: {kind: v for kind, v in span.items() if v is not None} for key, span in sweep.config["search"].items()
-    }
+    search = by_parameter(sweep.config["search"])
     curves = {number: _curve(record, result["objective"]) for number, record in records.items()}
     page = SweepPage(
         title=f"Sweep: {folder.resolve().name}",
@@ -63,10 +66,12 @@ def write_sweep_page(folder: Path, out: Path | None = None) -> Path:
         best=_best(result),
         command=_in_lines(result["best"]["command"]) if result["best"] else "",
         figures=figures(result, search, curves, _level(result, records)),
-        columns=["trial", *short_names(list(search)).values(), result["objective"], "time", "begun"],
+        columns=["trial", *short_names(list(search)).values(), *_measured(result), "time", "begun"],
         rows=[_row(trial, list(search)) for trial in best_first(result)],
         facts=[*_facts(result), *provenance([run for record in records.values() for run in _runs(record)])],
         config=yaml_text(sweep.config),
+        front_columns=["trial", *_measured(result), *short_names(list(search)).values()],
+        front=[_point(point, list(search)) for point in result.get("front", ())],
     )
     return write_html("sweep.html.j2", page, out or folder / "report.html")
 
@@ -95,9 +100,25 @@ def _curve(record: RunRecord, objective: str) -> list[dict[str, float]]:
     return [{"step": row["step"], "value": row[key]} for row in record.rows if key in row]
 
 
+def _measured(result: Mapping[str, Any]) -> list[str]:
+    """The names of what a trial is judged by: the objective, and the cost where there is one."""
+    return [result["objective"], *([result["cost"]["name"]] if result.get("cost") else [])]
+
+
+def _point(point: Mapping[str, Any], keys: list[str]) -> tuple[str, list[str], str]:
+    """A row of the front: (trial, cells, command)."""
+    params = [brief(point["params"][key]) for key in keys]
+    return str(point["number"]), [f"{point['value']:.4f}", f"{point['cost']:.4g}", *params], point["command"]
+
+
 def _summary(result: Mapping[str, Any]) -> str:
-    failed = sum(trial["value"] is None for trial in result["trials"])
-    count = f"{len(result['trials'])} trials" + (f", {failed} of them failed" if failed else "")
+    states = [trial["state"] for trial in result["trials"]]
+    parts = [
+        (states.count("failed"), "of them failed"),
+        (states.count(BEYOND_BUDGET), "beyond the budget and not trained"),
+        (sum("same_as" in trial for trial in result["trials"]), "with the values of an equal one"),
+    ]
+    count = ", ".join([f"{len(states)} trials", *(f"{number} {words}" for number, words in parts if number)])
     return " · ".join([count, result["sampler"]["name"], f"{duration(result['seconds'])} in all"])
 
 
@@ -130,13 +151,19 @@ def _in_lines(command: str) -> str:
 
 def _row(trial: Mapping[str, Any], keys: list[str]) -> tuple[str, list[str], str]:
     """(number, cells, why it failed)."""
-    value = "failed" if trial["value"] is None else f"{trial['value']:.4f}"
+    values = [trial["state"] if trial["value"] is None else f"{trial['value']:.4f}"]
+    if "cost" in trial:
+        values.append("" if trial["cost"] is None else f"{trial['cost']:.4g}")
     params = [brief(trial["params"][key]) if key in trial["params"] else "" for key in keys]
     return (
         str(trial["number"]),
-        [*params, value, duration(trial["seconds"]), f"{trial['attempts']} x"],
+        [*params, *values, duration(trial["seconds"]), begun_in_words(trial)],
         trial.get("why", ""),
     )
+
+
+def _cost_in_words(cost: Mapping[str, Any]) -> str:
+    return Cost({key: value for key, value in cost.items() if key != "budget"}, cost["budget"]).in_words()
 
 
 def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -146,5 +173,6 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("objective", f"{result['objective']}, {result['direction']}"),
         ("selection", f"{result['selection']}. {selection_sentence(result['selection'])}"),
         ("sampler", sampler),
+        *([("cost", _cost_in_words(result["cost"]))] if result.get("cost") else []),
         ("directory", result["run"]),
     ]

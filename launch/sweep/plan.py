@@ -19,8 +19,10 @@ from ...core.config.resolve import ConfigError, find, load
 from ...core.run.folder import run_folder
 from ..pipeline.plan import plan_pipeline
 from ..verbs import resolve
+from .cost import Cost, read_cost
 from .objective import LOOKED, Objective, read_objective, selection_word, stricter_selection
-from .search_space import Span, read_space
+from .prefilter import check_prefilter
+from .search_space import Span, as_keys, read_space
 from .sections import sweep
 
 # run.dir of the configs that are only checked: the stages of a pipeline refer to each other by it, and nothing is written there.
@@ -34,7 +36,7 @@ Stages = Mapping[str, tuple[str, Mapping[str, Any]]]  # (verb, resolved config) 
 class Sweep:
     """A checked sweep.
 
-    config: the resolved file. file: path of the trials' config. base: overrides that all trials share.
+    config: the resolved file. file: path of the trials' config. base: overrides that all trials share. cost: the second objective, if any.
     identity: the part that must not change when the sweep is continued. verbs: of the sections of its `config`, by name.
     """
 
@@ -49,21 +51,45 @@ class Sweep:
     selection: str
     identity: dict[str, Any]
     verbs: Mapping[str, str]
+    cost: Cost | None
 
     @property
     def maximize(self) -> bool:
         return self.config["direction"] == "maximize"
+
+    @property
+    def filtered(self) -> bool:
+        """Whether points are scored before the trials."""
+        return self.config["prefilter"]["name"] != "none"
+
+    @property
+    def first(self) -> dict[str, Any]:
+        """The point at the first value of each parameter."""
+        return {name: span.values[0] for name, span in self.space.items()}
 
     def folder(self, number: int) -> Path:
         return self.dir / f"trial-{number:04d}"
 
     def overrides(self, number: int, params: Mapping[str, Any]) -> list[str]:
         """The trial's command line after the config."""
-        return [*self.base, *_overrides(params), _run_dir(self.folder(number))]
+        return [*self.base, *_overrides(as_keys(self.space, params)), _run_dir(self.folder(number))]
+
+    def elsewhere(self, values: Mapping[str, Any]) -> list[str]:
+        """The command line of a run that is only built, with these overrides by key."""
+        return [*self.base, *_overrides(values), _run_dir(_NOWHERE)]
+
+    def shortened(self, params: Mapping[str, Any], steps: int, folder: Path) -> list[str]:
+        """The command line of a trial in which each stage that trains has so many steps."""
+        values = as_keys(self.space, params)
+        stages = _resolve(self.verb, self.file, self.elsewhere(values))
+        trained = [f"stages.{name}." if name else "" for name, (_, section) in stages.items() if "optim" in section]
+        durations = {f"{prefix}optim.duration": steps for prefix in trained}
+        return [*self.base, *_overrides({**values, **durations}), _run_dir(folder)]
 
     def command(self, params: Mapping[str, Any], *more: str) -> str:
         """The command that repeats a trial by hand."""
-        return shlex.join(["rootstock", self.verb, self.file, *self.base, *_overrides(params), *more])
+        words = [*self.base, *_overrides(as_keys(self.space, params)), *more]
+        return shlex.join(["rootstock", self.verb, self.file, *words])
 
 
 def plan_sweep(path: str, overrides: Sequence[str]) -> Sweep:
@@ -76,7 +102,8 @@ def plan_sweep(path: str, overrides: Sequence[str]) -> Sweep:
     space = read_space(config["search"], problems)
     for section, keys in (("set", config["set"]), ("search", config["search"])):
         problems += [f"{section}.{key}: {why}" for key in keys if (why := _refused(section, key))]
-    trials = _trials(config, space, problems)
+    trials, cost = _trials(config, space, problems), read_cost(config["cost"], problems)
+    check_prefilter(config["prefilter"], config["sampler"]["name"], problems)
     if problems:
         raise ConfigError(problems, path)
     beside = find(path, sweep.__name__).parent / config["config"]
@@ -84,22 +111,31 @@ def plan_sweep(path: str, overrides: Sequence[str]) -> Sweep:
     base = _overrides(config["set"])
 
     def stages(params: Mapping[str, Any]) -> Stages:
-        return _resolve(config["verb"], file, [*base, *_overrides(params), _run_dir(_NOWHERE)])
+        return _resolve(config["verb"], file, [*base, *_overrides(as_keys(space, params)), _run_dir(_NOWHERE)])
 
     first = {key: span.values[0] for key, span in space.items()}
     resolved = _check_space(space, first, stages, path)
+    if cost is not None and cost.reference is not None:
+        _check_reference(config["verb"], file, [*base, *_overrides(cost.reference), _run_dir(_NOWHERE)], path)
     objective = read_objective(config["objective"], config["verb"], resolved)
     verb, measured = resolved[objective.stage]
     word = selection_word(objective, verb, measured, config["selection"])
     selection = stricter_selection(word, resolved)
     base += _selection_overrides(selection, resolved)
     alone, kept = stages(first), ("verb", "search", "direction", "sampler")
-    identity = {key: config[key] for key in kept} | {
-        "objective": "/".join(filter(None, objective)),
-        "selection": selection,
-        # Resolved, so that an edit of the trials' config is noticed.
-        "config": {name or verb: without_run(section) for name, (verb, section) in alone.items()},
-    }
+    # Sweeps of earlier versions have neither a cost nor a filter.
+    more = {"cost": config["cost"]} if cost is not None else {}
+    more |= {"prefilter": config["prefilter"]} if config["prefilter"]["name"] != "none" else {}
+    identity = (
+        {key: config[key] for key in kept}
+        | more
+        | {
+            "objective": "/".join(filter(None, objective)),
+            "selection": selection,
+            # Resolved, so that an edit of the trials' config is noticed.
+            "config": {name or verb: without_run(section) for name, (verb, section) in alone.items()},
+        }
+    )
     return Sweep(
         config,
         run_folder(config["run"]["dir"]),
@@ -112,6 +148,7 @@ def plan_sweep(path: str, overrides: Sequence[str]) -> Sweep:
         selection,
         identity,
         {name or verb: verb for name, (verb, _) in alone.items()},
+        cost,
     )
 
 
@@ -169,7 +206,8 @@ def _check_space(
         resolved = stages(first)
     except ConfigError as error:
         where = f"{error.where}: " if error.where else ""
-        of_search = tuple(f"{key}{end}" for key in space for end in ".:")
+        keys = [span.part[0] if span.part is not None else name for name, span in space.items()]
+        of_search = tuple(f"{key}{end}" for key in keys for end in ".:")
         lines = [f"search.{line}" if line.startswith(of_search) else where + line for line in error.problems]
         raise ConfigError(lines, path) from None
     for key, span in space.items():
@@ -181,6 +219,14 @@ def _check_space(
     if problems:
         raise ConfigError(problems, path)
     return resolved
+
+
+def _check_reference(verb: str, file: str, overrides: list[str], path: str) -> None:
+    """Raises ConfigError if the config of the reference is wrong."""
+    try:
+        _resolve(verb, file, overrides)
+    except ConfigError as error:
+        raise ConfigError([f"cost.reference: {problem}" for problem in error.problems], path) from None
 
 
 def _selection_overrides(word: str, stages: Stages) -> list[str]:

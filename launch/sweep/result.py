@@ -12,11 +12,13 @@ from rich.table import Table
 
 from ...core.manifest import write_record
 from ..report.tables import duration
+from .front import pareto_front, write_point
 
 if TYPE_CHECKING:
     from .plan import Sweep
     from .study import Study
 
+BEYOND_BUDGET = "over budget"  # the state of a trial that cost too much to be trained
 _ROWS = 30  # rows of the printed table
 _FEWEST = 6  # trials needed to compute importances
 
@@ -41,6 +43,7 @@ def record_result(study: Study) -> dict[str, Any]:
             **{key: best[key] for key in ("number", "params", "value", "run")},
             "command": sweep.command(best["params"], f"run.dir={sweep.dir}_best"),
         },
+        **_against_cost(sweep, trials),
         "importance": _importance(study, len(complete)),
         "trials": trials,
         "seconds": round(sum(trial["seconds"] for trial in trials), 1),
@@ -49,19 +52,31 @@ def record_result(study: Study) -> dict[str, Any]:
     return result
 
 
+def _against_cost(sweep: Sweep, trials: list[dict[str, Any]]) -> dict[str, Any]:
+    """The entries of a sweep with a cost: what it is, and its Pareto front, each point also as a config; {} of one without."""
+    if sweep.cost is None:
+        return {}
+    front = [{**point, **write_point(sweep, point)} for point in pareto_front(trials, sweep.maximize)]
+    return {"cost": {**sweep.cost.section, "budget": sweep.cost.budget}, "front": front}
+
+
 def _trial(sweep: Sweep, frozen: Any) -> dict[str, Any]:
     facts = frozen.user_attrs
-    folder = sweep.folder(frozen.number)
+    # The folder of the trial that was trained with these parameters.
+    folder = sweep.folder(facts.get("same_as", frozen.number))
+    untrained = BEYOND_BUDGET if frozen.state.name == "PRUNED" else "failed"
     return {
         "number": frozen.number,
-        "state": "complete" if frozen.value is not None else "failed",
+        "state": "complete" if frozen.values else untrained,
         "params": {key: span.value(frozen.params[key]) for key, span in sweep.space.items() if key in frozen.params},
-        "value": frozen.value,
+        "value": frozen.values[0] if frozen.values else None,
+        **(facts.get("cost", {"cost": None}) if sweep.cost is not None else {}),
         # A trial of a machine that shares no disk with this one: its place there.
         "run": str(folder) if folder.is_dir() else f"{facts.get('host')}:{facts.get('dir')}/{folder.name}",
         "seconds": facts.get("seconds", 0.0),
         "attempts": facts.get("attempts", 0),
         "host": facts.get("host", ""),
+        **({"same_as": facts["same_as"]} if "same_as" in facts else {}),
         **({"why": facts["why"]} if facts.get("why") else {}),
     }
 
@@ -75,10 +90,17 @@ def _importance(study: Study, complete: int) -> dict[str, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            found = get_param_importances(study.study, evaluator=FanovaImportanceEvaluator(seed=0))
+            found = get_param_importances(
+                study.study, evaluator=FanovaImportanceEvaluator(seed=0), target=lambda trial: trial.values[0]
+            )
         except RuntimeError:  # all trials have the same value
             return {}
     return {key: round(float(share), 4) for key, share in found.items()}
+
+
+def begun_in_words(trial: Mapping[str, Any]) -> str:
+    """How many processes worked on a trial, or which one had its parameters before."""
+    return f"as {trial['same_as']}" if "same_as" in trial else f"{trial['attempts']} x"
 
 
 def best_first(result: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -92,7 +114,8 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
     names = {}
     for key in keys:
         parts = key.split(".")
-        ends = [".".join(parts[-depth:]) for depth in range(1, len(parts) + 1)]
+        fewest = 2 if parts[-1].isdigit() and len(parts) > 1 else 1  # the element of a list, with its name
+        ends = [".".join(parts[-depth:]) for depth in range(fewest, len(parts) + 1)]
         names[key] = next(end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1)
     return names
 
@@ -113,17 +136,17 @@ def trials_table(result: Mapping[str, Any]) -> Table:
     """The table of trials for the terminal, best first."""
     keys = list(dict.fromkeys(key for trial in result["trials"] for key in trial["params"]))
     table = Table(box=None, header_style="dim", pad_edge=False)
-    headings = ["trial", *short_names(keys).values(), result["objective"], "time", "begun", ""]
+    price = [result["cost"]["name"]] if result.get("cost") else []
+    headings = ["trial", *short_names(keys).values(), result["objective"], *price, "time", "begun", ""]
     for heading in headings:
         table.add_column(escape(heading), justify="left" if heading == "" else "right")
     trials = best_first(result)
     for trial in trials[:_ROWS]:
-        value = "failed" if trial["value"] is None else f"{trial['value']:.4f}"
+        value = trial["state"] if trial["value"] is None else f"{trial['value']:.4f}"
+        costs = ["" if trial["cost"] is None else brief(trial["cost"])] if price else []
         params = [escape(brief(trial["params"][key])) if key in trial["params"] else "" for key in keys]
-        times = f"{trial['attempts']} x"
-        table.add_row(
-            str(trial["number"]), *params, value, duration(trial["seconds"]), times, escape(trial.get("why", ""))
-        )
+        cells = [*params, value, *costs, duration(trial["seconds"]), begun_in_words(trial)]
+        table.add_row(str(trial["number"]), *cells, escape(trial.get("why", "")))
     if len(trials) > _ROWS:
         table.add_row(*[""] * (len(headings) - 1), f"and {len(trials) - _ROWS} more in result.json")
     return table

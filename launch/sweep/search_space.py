@@ -1,7 +1,8 @@
 """The search space of a sweep: the values that each key may take, and the samplers that choose among them.
 
 The parameters of trial k depend only on (sampler.seed, k) and on the results known when it begins: so a resumed sweep draws the same
-values as an uninterrupted one, and two workers never draw the same.
+values as an uninterrupted one, and two workers never draw the same. Each element of a list may be a parameter of its own, so that a sampler
+learns of it alone.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ def span(
     uniform: tuple[float, float] | None = None,
     int: tuple[int, int] | None = None,
     choice: list[Any] | None = None,
+    list: list[dict[str, Any]] | None = None,
 ) -> None:
     """One key of `search`; exactly one of the following has to be given.
 
@@ -31,15 +33,20 @@ def span(
     uniform: Lowest and highest number, both included, sampled on a linear scale.
     int: Lowest and highest integer, both included.
     choice: List of values of any kind.
+    list: Elements of a list, each with log, uniform, int or choice of its own; the parameter of element i is called KEY.i.
     """
 
 
 @dataclass(frozen=True)
 class Span:
-    """The values of one key. kind: log, uniform, int or choice. values: the two ends, or all choices."""
+    """The values of one parameter. kind: log, uniform, int or choice. values: the two ends, or all choices.
+
+    part: (key, place) where it is an element of that key's list.
+    """
 
     kind: str
     values: list[Any]
+    part: tuple[str, int] | None = None
 
     @property
     def points(self) -> Sequence[Any] | None:
@@ -72,30 +79,64 @@ class Span:
 
 
 Space = Mapping[str, Span]
+SPANS = ("log", "uniform", "int", "choice")
 LARGEST_INTEGER = 2**53
 
 
 def read_space(search: Mapping[str, Any], problems: list[str]) -> dict[str, Span]:
-    """Read the `search` section; its mistakes are added to `problems`."""
+    """Read the `search` section into parameters by name; its mistakes are added to `problems`."""
     if not search:
         problems.append("search: expected at least one key, for example optim.lr: {log: [1e-4, 1e-2]}")
     space = {}
     for key, section in search.items():
-        where = f"search.{key}"
-        try:
-            given = {kind: value for kind, value in validate(section, span).items() if value is not None}
-        except ConfigError as error:
-            problems += [f"{where}.{problem}" for problem in error.problems]
-            continue
-        if len(given) != 1:
-            kinds = " and ".join(given) or "nothing"
-            problems.append(f"{where}: expected one of log, uniform, int and choice, got {kinds}")
-            continue
-        ((kind, values),) = given.items()
-        if wrong := _wrong(kind, values):
-            problems.append(f"{where}.{kind}: {wrong}")
-        space[key] = Span(kind, list(values))
+        kind, values = _kind_of(f"search.{key}", section, (*SPANS, "list"), problems)
+        if kind == "list" and not values:
+            problems.append(f"search.{key}.list: expected at least one element, for example {{int: [16, 64]}}")
+        parts = [(f"{key}.{place}", part, (key, place)) for place, part in enumerate(values)] if kind == "list" else []
+        for name, part, where in parts:
+            inner, ends = _kind_of(f"search.{name}", part, SPANS, problems)
+            space |= {name: Span(inner, ends, where)} if inner else {}
+        space |= {key: Span(kind, values)} if kind in SPANS else {}
     return space
+
+
+def _kind_of(where: str, section: Any, kinds: Sequence[str], problems: list[str]) -> tuple[str, list[Any]]:
+    """What one section gives, (kind, values); ("", []) if it is wrong, which is added to `problems`."""
+    try:
+        given = {kind: value for kind, value in validate(section, span).items() if value is not None}
+    except ConfigError as error:
+        problems += [f"{where}.{problem}" for problem in error.problems]
+        return "", []
+    if len(given) != 1 or not given.keys() <= set(kinds):
+        known = f"{', '.join(kinds[:-1])} and {kinds[-1]}"
+        problems.append(f"{where}: expected one of {known}, got {' and '.join(given) or 'nothing'}")
+        return "", []
+    ((kind, values),) = given.items()
+    if kind != "list" and (wrong := _wrong(kind, values)):
+        problems.append(f"{where}.{kind}: {wrong}")
+    return kind, list(values)
+
+
+def by_parameter(search: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """A checked `search` section by parameter, without nulls: elements of lists have a name each."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, section in search.items():
+        given = {kind: values for kind, values in section.items() if values is not None}
+        parts = {f"{key}.{place}": dict(part) for place, part in enumerate(given.get("list", ()))}
+        found |= parts or {key: given}
+    return found
+
+
+def as_keys(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a trial by the config's keys: elements are put together to their lists, in order."""
+    values: dict[str, Any] = {}
+    for name in space:
+        part = space[name].part
+        if part is None and name in params:
+            values[name] = params[name]
+        elif part is not None and name in params:
+            values.setdefault(part[0], []).append(params[name])
+    return values
 
 
 def _wrong(kind: str, values: list[Any]) -> str:
@@ -111,7 +152,7 @@ def _wrong(kind: str, values: list[Any]) -> str:
 
 
 def tpe(number: int, space: Space, *, seed: int = 0, startup: int = 10) -> BaseSampler:
-    """Tree-structured Parzen estimator (Bergstra et al. 2011).
+    """Tree-structured Parzen estimator (Bergstra et al. 2011), with a cost that of several objectives (Ozaki et al. 2022).
 
     seed: Seed of the sampler.
     startup: Number of random trials at the beginning.
@@ -132,6 +173,17 @@ def random(number: int, space: Space, *, seed: int = 0) -> BaseSampler:
     return RandomSampler(seed=_trial_seed(seed, number))
 
 
+def nsga2(number: int, space: Space, *, seed: int = 0, population: int = 8) -> BaseSampler:
+    """NSGA-II (Deb et al. 2002, doi:10.1109/4235.996017): children of the points that no other surpasses, for a sweep with a cost.
+
+    seed: Seed of the sampler.
+    population: Number of points of a generation; the first one is drawn evenly.
+    """
+    from optuna.samplers import NSGAIISampler
+
+    return NSGAIISampler(seed=_trial_seed(seed, number), population_size=population)
+
+
 def grid(number: int, space: Space) -> BaseSampler:
     """Every combination once, in order, the last key changing fastest; for choice and int only."""
     from optuna.samplers import PartialFixedSampler, RandomSampler
@@ -144,7 +196,7 @@ def grid(number: int, space: Space) -> BaseSampler:
     return PartialFixedSampler(point, RandomSampler(seed=0))
 
 
-SAMPLERS: Mapping[str, Callable[..., BaseSampler]] = {"tpe": tpe, "random": random, "grid": grid}
+SAMPLERS: Mapping[str, Callable[..., BaseSampler]] = {"tpe": tpe, "nsga2": nsga2, "random": random, "grid": grid}
 
 
 def _trial_seed(seed: int, number: int) -> int:

@@ -9,39 +9,34 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import platform
-import re
-import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import IO, Any
 
 from ...core.config import resolve as config
-from ...core.documents import Unreadable, read_yaml
 from ...core.errors import UserError
-from ...core.files import read_regular, write_text
-from ...core.launchlog import warn
 from ...core.run.compare import as_written_now, differing
-from ...core.run.folder import keep_damaged, make_folder, write_config
+from ...core.run.folder import make_folder, write_config
 from ..verbs import fill_defaults
+from .place import check_sweep_folder, lock_trial, sweep_place
 from .plan import Sweep, without_run
 from .search_space import SAMPLERS
 
 try:
     import optuna
-    import sqlalchemy.exc
+
+    from .storage import open_storage, without_password
 except ImportError as error:
     raise UserError("rootstock sweep needs Optuna; `pip install 'rootstock[sweep]'`") from error
 
 TrialState = optuna.trial.TrialState
 StorageError = optuna.exceptions.StorageInternalError
-_LOCK, _PLACE, _OWNER = ".sweep.lock", ".place", ".owner"
-_PATIENCE = 60.0  # seconds to wait for a locked SQLite file
+_LOCK = ".sweep.lock"
+_OFFERED = "offered"
 
 
 @dataclass
@@ -71,17 +66,18 @@ class Study:
         self.sweep = sweep
         make_folder(sweep.dir)
         with self._locked():
-            _check_folder(sweep)
-            self.place = _place(sweep.dir)
+            check_sweep_folder(sweep.dir)
+            self.place = sweep_place(sweep.dir)
             # get_storage adds Optuna's cache of a database; trials that we create have to go through it too.
-            self.storage = optuna.storages.get_storage(_open_storage(sweep))
+            self.storage = optuna.storages.get_storage(open_storage(sweep.config["storage"], sweep.dir))
             self.name: str = sweep.config["study"] or sweep.dir.resolve().name
+            directions = [sweep.config["direction"], *(["minimize"] if sweep.cost is not None else [])]
             self.study = optuna.create_study(
-                storage=self.storage, study_name=self.name, direction=sweep.config["direction"], load_if_exists=True
+                storage=self.storage, study_name=self.name, directions=directions, load_if_exists=True
             )
             self.id = self.storage.get_study_id_from_name(self.name)
             self._check_identity()
-            written = sweep.config | {"trials": sweep.trials, "storage": _without_password(sweep.config["storage"])}
+            written = sweep.config | {"trials": sweep.trials, "storage": without_password(sweep.config["storage"])}
             write_config(sweep.dir, written, shared=True)
 
     def trials(self) -> list[optuna.trial.FrozenTrial]:
@@ -93,22 +89,65 @@ class Study:
         found = self.trials()
         return len(found) == self.sweep.trials and all(trial.state.is_finished() for trial in found)
 
+    def offer(self, points: Callable[[], list[dict[str, Any]]]) -> None:
+        """Give the first trials these points, unless the study has some already: then the first worker's hold."""
+        if _OFFERED not in self.study.user_attrs:
+            found = points()
+            labels = [{key: self.sweep.space[key].label(value) for key, value in point.items()} for point in found]
+            with self._locked():
+                if _OFFERED not in self.study.user_attrs:
+                    self.study.set_user_attr(_OFFERED, labels)
+
     def claim(self) -> Claim | None:
-        """A trial that has lost its owner, otherwise a new one; None if other workers own all that are left."""
+        """A trial that has lost its owner, otherwise a new one; None if other workers own all that are left.
+
+        A trial with the parameters of an earlier one is no work: it gets the values of that one, as soon as it has any.
+        """
         with self._locked():
             for frozen in self.trials():
-                if frozen.state == TrialState.RUNNING and frozen.user_attrs.get("place") == self.place:
-                    lock = _lock_trial(self.sweep.folder(frozen.number))
-                    if lock is None:
-                        continue
-                    trial_id = self._id(frozen.number)
-                    # Its owner may have finished it between the reading and the locking.
-                    if self.storage.get_trial(trial_id).state == TrialState.RUNNING:
-                        return self._claimed(frozen.number, trial_id, lock)
-                    lock.close()
-            if len(self.trials()) >= self.sweep.trials:
-                return None
-            return self._new()
+                here = frozen.user_attrs.get("place") == self.place
+                if frozen.state != TrialState.RUNNING or not here or self._waits(frozen):
+                    continue
+                lock = lock_trial(self.sweep.folder(frozen.number))
+                if lock is None:
+                    continue
+                trial_id = self._id(frozen.number)
+                # Its owner may have finished it between the reading and the locking.
+                if self.storage.get_trial(trial_id).state == TrialState.RUNNING:
+                    claim = self._claimed(frozen.number, trial_id, lock)
+                    if not self._repeats(claim):
+                        return claim
+                lock.close()
+            while len(self.trials()) < self.sweep.trials:
+                claim = self._new()
+                if claim is None or not self._repeats(claim):
+                    return claim
+            return None
+
+    def _earlier(self, frozen: Any) -> list[optuna.trial.FrozenTrial]:
+        """The earlier trials with all parameters of this one."""
+        same = len(frozen.params) == len(self.sweep.space)
+        return [one for one in self.trials() if same and one.number < frozen.number and one.params == frozen.params]
+
+    def _waits(self, frozen: Any) -> bool:
+        """Whether an earlier trial in this folder with the same parameters is still running."""
+        return any(
+            one.state == TrialState.RUNNING and one.user_attrs.get("place") == self.place
+            for one in self._earlier(frozen)
+        )
+
+    def _repeats(self, claim: Claim) -> bool:
+        """Whether an earlier trial has, or will have, the values of this one. The claim is then freed, and finished if it can be."""
+        waits = self._waits(claim.trial)
+        for one in self._earlier(claim.trial):
+            if not waits and one.state in (TrialState.COMPLETE, TrialState.PRUNED):
+                self.note(claim, same_as=one.user_attrs.get("same_as", one.number), attempts=0)
+                self._weigh(claim, one.user_attrs.get("cost"))
+                self._tell(claim, one.values, one.state)
+                waits = True
+        if waits:
+            claim.free()
+        return waits
 
     def _new(self) -> Claim | None:
         # Not Study.ask: a kill right after it would leave a trial without a place, which nobody could take over.
@@ -119,7 +158,7 @@ class Study:
         if number >= self.sweep.trials:  # another machine was faster
             self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
             return None
-        lock = _lock_trial(self.sweep.folder(number))
+        lock = lock_trial(self.sweep.folder(number))
         assert lock is not None, "a new trial has no owner"
         return self._claimed(number, trial_id, lock)
 
@@ -127,7 +166,7 @@ class Study:
         """Claim a locked trial and draw its parameters; those already drawn are kept, so this can be repeated after a kill."""
         try:
             with _quietly():
-                self.study.sampler = config.build(self.sweep.config["sampler"], SAMPLERS, number, self.sweep.space)
+                self.study.sampler = self._sampler(number)
                 trial = optuna.Trial(self.study, trial_id)
                 params = {key: span.draw(trial, key) for key, span in self.sweep.space.items()}
             before = trial.user_attrs.get("attempts", 0)
@@ -137,19 +176,47 @@ class Study:
             raise
         return Claim(number, params, trial, lock, before)
 
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        sampler = config.build(self.sweep.config["sampler"], SAMPLERS, number, self.sweep.space)
+        offered = self.study.user_attrs.get(_OFFERED, [])
+        if number >= len(offered):
+            return sampler
+        return optuna.samplers.PartialFixedSampler(offered[number], sampler)
+
     def note(self, claim: Claim, **facts: Any) -> None:
         """Store facts with a trial, unless somebody has finished it from outside (`optuna tell`)."""
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             for key, value in facts.items():
                 claim.trial.set_user_attr(key, value)
 
-    def finish(self, claim: Claim, value: float | None, why: str = "") -> None:
-        """Finish a trial with its value, or as failed for the reason `why`. The claim keeps its lock."""
+    def finish(self, claim: Claim, value: float | None, why: str = "", cost: Mapping[str, Any] | None = None) -> None:
+        """Finish a trial with its value, or as failed for the reason `why`. The claim keeps its lock. cost: what is known of its cost."""
+        self._weigh(claim, cost)
         if value is None:
             self.note(claim, why=why)
-        state = TrialState.FAIL if value is None else TrialState.COMPLETE
+            self._tell(claim, None, TrialState.FAIL)
+        else:
+            self._tell(claim, [value, *([cost["cost"]] if cost is not None else [])], TrialState.COMPLETE)
+
+    def leave_out(self, claim: Claim, cost: Mapping[str, Any]) -> None:
+        """Finish a trial that is beyond the budget, and so has not been trained."""
+        self._weigh(claim, cost)
+        self._tell(claim, None, TrialState.PRUNED)
+
+    def _tell(self, claim: Claim, values: Sequence[float] | None, state: Any) -> None:
         with _quietly():
-            self.study.tell(claim.trial, value, state=state, skip_if_finished=True)
+            self.study.tell(claim.trial, values, state=state, skip_if_finished=True)
+
+    def _weigh(self, claim: Claim, cost: Mapping[str, Any] | None) -> None:
+        """Keep the cost with the trial, and tell samplers that heed it by how much it exceeds the budget."""
+        if cost is None or self.sweep.cost is None:
+            return
+        self.note(claim, cost=dict(cost))
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            # The form that Optuna 4 and 5 read; `Trial.set_constraint` is new in 5.
+            self.storage.set_trial_system_attr(
+                self._id(claim.number), "constraints", [self.sweep.cost.excess(cost["cost"])]
+            )
 
     def _id(self, number: int) -> int:
         return self.storage.get_trial_id_from_study_id_trial_number(self.id, number)
@@ -193,92 +260,6 @@ class Study:
             for name, section in sections.items()
         }
         return {**known, "config": {name: without_run(section) for name, section in completed.items()}}
-
-
-def _lock_trial(folder: Path) -> IO[str] | None:
-    """Take the lock of a trial; None if another process holds it."""
-    folder.mkdir(exist_ok=True)
-    file = open(folder / _OWNER, "w")  # noqa: SIM115 - the claim holds it
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
-
-
-def _place(folder: Path) -> str:
-    """The identifier of the folder in the storage, the same wherever the disk is mounted."""
-    path = folder / _PLACE
-    try:
-        text = read_regular(path).decode("ascii", "replace").strip()
-        if text == text[:32] + _checked(text[:32]) or re.fullmatch(
-            "[0-9a-f]{32}", text
-        ):  # earlier versions wrote no checksum
-            return text[:32]
-        trouble = f"{path} is damaged"
-        keep_damaged(path)
-    except FileNotFoundError:
-        trouble = f"{path} is missing" if (folder / "config.yaml").exists() else ""
-    if trouble:
-        warn(f"WARNING: {trouble}; it is made anew, so unfinished trials here count as those of another machine")
-    name = uuid.uuid4().hex
-    write_text(path, name + _checked(name))
-    return name
-
-
-def _checked(name: str) -> str:
-    return "-" + hashlib.sha256(name.encode()).hexdigest()[:8]
-
-
-def _check_folder(sweep: Sweep) -> None:
-    path = sweep.dir / "config.yaml"
-    if not path.exists():
-        return
-    try:
-        before = read_yaml(path)
-    except Unreadable:
-        before = None
-    if not isinstance(before, dict) or "search" not in before:
-        raise UserError(f"run.dir: {sweep.dir} holds something other than a sweep; choose another run.dir")
-
-
-def _open_storage(sweep: Sweep) -> optuna.storages.BaseStorage:
-    where = sweep.config["storage"]
-    if where == "journal":
-        from optuna.storages.journal import JournalFileBackend
-
-        return optuna.storages.JournalStorage(JournalFileBackend(str(sweep.dir / "study.journal")))
-    url = f"sqlite:///{sweep.dir / 'study.db'}" if where == "sqlite" else where
-    patience = {"connect_args": {"timeout": _PATIENCE}} if url.startswith("sqlite:") else {}
-    try:
-        return optuna.storages.RDBStorage(url, engine_kwargs=patience)
-    except (
-        ImportError,
-        ValueError,
-        RuntimeError,
-        sqlalchemy.exc.SQLAlchemyError,
-        optuna.exceptions.OptunaError,
-    ) as error:
-        raise UserError(
-            f"storage: {_without_password(where)}: {cause(error)}; expected sqlite, journal, or a database URL such as "
-            "postgresql+psycopg://user@host/name whose driver is installed"
-        ) from error
-
-
-def cause(error: BaseException) -> str:
-    """The database's own message, without the text that SQLAlchemy and Optuna add."""
-    inner = error.__cause__ or error
-    return (str(getattr(inner, "orig", None) or inner).splitlines() or [type(inner).__name__])[0]
-
-
-def _without_password(where: str) -> str:
-    from sqlalchemy.engine import make_url
-
-    try:
-        return make_url(where).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
-        return where
 
 
 @contextlib.contextmanager

@@ -20,10 +20,12 @@ from pathlib import Path
 from ...core.interrupt import REQUESTS
 from ..cluster.launcher import stop_with_parent
 from ..exits import answer
+from .appraisal import redirect_output, weigh_trial
 from .plan import Sweep
 from .study import Claim
 
 MISTAKE, CRASHED = 2, 70  # exit codes: 2 as in exits.py; 70 for a traceback, which exits.py has no code for
+BEYOND = 71  # the exit code of a trial whose network costs more than the budget
 LOG = "logs/trial.log"
 
 
@@ -49,9 +51,8 @@ def start_trial(sweep: Sweep, claim: Claim, slot: int, slots: int, others: Seque
     """Begin or resume the trial. slots: trials at the same time. others: this worker's other claims, which the trial must not hold."""
     folder = sweep.folder(claim.number)
     (folder / LOG).parent.mkdir(exist_ok=True)
-    arguments = (sweep.verb, sweep.file, sweep.overrides(claim.number, claim.params), folder / LOG)
     process = multiprocessing.get_context("fork").Process(
-        target=_work, args=(*arguments, claim, others, slot, slots, os.getpid()), name=folder.name
+        target=_work, args=(sweep, claim, others, slot, slots, os.getpid()), name=folder.name
     )
     # Blocked until the trial has its own handlers: with the worker's, a request to stop would be lost.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)
@@ -68,18 +69,8 @@ def failure_reason(folder: Path) -> str:
     return lines[-1].removeprefix("error: ") if lines else "its log is empty"
 
 
-def _work(
-    verb: str,
-    file: str,
-    overrides: list[str],
-    log: Path,
-    claim: Claim,
-    others: Sequence[Claim],
-    slot: int,
-    slots: int,
-    worker: int,
-) -> None:
-    _redirect_output(log)
+def _work(sweep: Sweep, claim: Claim, others: Sequence[Claim], slot: int, slots: int, worker: int) -> None:
+    redirect_output(sweep.folder(claim.number) / LOG)
     os.setsid()  # the terminal's Ctrl-C then goes to the worker only, which forwards it
     for number in REQUESTS:  # these hold outside of `fit`, whose own handlers save first
         signal.signal(number, signal.default_int_handler)
@@ -91,30 +82,29 @@ def _work(
         after_in_child=claim.free
     )  # a loader process may outlive us by seconds and must not hold the lock
     _share_machine(slot, slots)
-    sys.exit(_exit_code(verb, file, overrides))
+    sys.exit(_exit_code(sweep, claim))
 
 
-def _exit_code(verb: str, file: str, overrides: list[str]) -> int:
+def _exit_code(sweep: Sweep, claim: Claim) -> int:
     from ..pipeline.run import run_pipeline
     from ..verbs import execute, resolve
 
-    def work() -> None:
-        if verb == "run":
-            run_pipeline(file, overrides, execute, resolve)
+    overrides = sweep.overrides(claim.number, claim.params)
+
+    def work() -> int:
+        if sweep.cost is not None and not weigh_trial(sweep, claim.number, claim.params):
+            return BEYOND
+        if sweep.verb == "run":
+            run_pipeline(sweep.file, overrides, execute, resolve)
         else:
-            execute(verb, file, overrides)
+            execute(sweep.verb, sweep.file, overrides)
+        return 0
 
     try:
         return answer(work)
     except Exception:
         traceback.print_exc()
         return CRASHED
-
-
-def _redirect_output(log: Path) -> None:
-    sys.stdout = sys.stderr = open(log, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - open until the process ends
-    for descriptor in (1, 2):
-        os.dup2(sys.stdout.fileno(), descriptor)
 
 
 def _share_machine(slot: int, slots: int) -> None:

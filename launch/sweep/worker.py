@@ -23,11 +23,14 @@ from ...core.loudness import Loudness, loudness
 from ...core.run.folder import read_result
 from ..exits import STOPPED
 from ..report.tables import selection_sentence
+from .appraisal import FACTS, cost_facts, offered_points
+from .front import front_lines
 from .page import write_sweep_page
 from .plan import Sweep, plan_sweep
-from .result import params_in_words, record_result, trials_table
-from .study import Claim, StorageError, Study, TrialState, cause
-from .trial import CRASHED, MISTAKE, Attempt, failure_reason, start_trial
+from .result import BEYOND_BUDGET, brief, params_in_words, record_result, trials_table
+from .storage import cause
+from .study import Claim, StorageError, Study, TrialState
+from .trial import BEYOND, CRASHED, MISTAKE, Attempt, failure_reason, start_trial
 
 _LOOK_AGAIN = 1.0  # seconds between two looks at the trials of other workers
 _FAILURES = 3  # failed trials without a success, after which the sweep stops: the cause is probably common to all
@@ -53,7 +56,10 @@ def run_sweep(path: str, overrides: Sequence[str], slots: int) -> int:
         if study.finished and before is not None and len(before["trials"]) >= sweep.trials:
             console.print(f"{sweep.dir} is finished; raise trials to go on, or choose another run.dir", markup=False)
             return _print_result(console, before)
-        Worker(sweep, study, slots, console).work()
+        worker = Worker(sweep, study, slots, console)
+        if sweep.cost is not None or sweep.filtered:
+            study.offer(lambda: offered_points(sweep, worker.say))
+        worker.work()
         if not study.finished:  # the other trials belong to machines that share no disk with this one
             return 0
         code = _print_result(console, record_result(study))
@@ -66,10 +72,19 @@ def run_sweep(path: str, overrides: Sequence[str], slots: int) -> int:
 def _print_result(console: Console, result: Mapping[str, Any]) -> int:
     """Print the trials and the best command. Returns the exit code: 1 if no trial has succeeded."""
     console.print(trials_table(result))
+    for line in front_lines(result):
+        console.print(line, markup=False, soft_wrap=True)
     console.print(selection_sentence(result["selection"]), markup=False, soft_wrap=True)
     if result["best"] is not None:
         console.print(f"best: {result['best']['command']}", markup=False, soft_wrap=True)
         return 0
+    if result.get("cost") and all(trial["state"] == BEYOND_BUDGET for trial in result["trials"]):
+        least = min(trial["cost"] for trial in result["trials"])
+        why = f"all cost more than cost.budget {result['cost']['budget']:g} (the least: {least:g}); raise it in another run.dir"
+        console.print(
+            f"error: no trial of {len(result['trials'])} has been trained: {why}", markup=False, soft_wrap=True
+        )
+        return 1
     failed = next((trial["why"] for trial in result["trials"] if trial.get("why")), "see the logs of the trials")
     console.print(f"error: no trial of {len(result['trials'])} has succeeded: {failed}", markup=False, soft_wrap=True)
     return 1
@@ -89,9 +104,10 @@ class Worker:
         found = self.study.trials()
         done = sum(trial.state.is_finished() for trial in found)
         objective = "/".join(filter(None, self.sweep.objective))
+        against = "" if self.sweep.cost is None else f" against {self.sweep.cost.in_words()}"
         self.say(
             f"sweep {self.sweep.dir}: {self.sweep.trials} trials ({done} done), {self.sweep.config['sampler']['name']}, "
-            f"{self.sweep.config['direction']} {objective} (selection: {self.sweep.selection})"
+            f"{self.sweep.config['direction']} {objective}{against} (selection: {self.sweep.selection})"
         )
         with _collect_requests(self.attempts) as requests:
             try:
@@ -147,6 +163,8 @@ class Worker:
         try:
             if code == 0:
                 self._succeeded(claim, attempt.seconds)
+            elif code == BEYOND:
+                self._left_out(claim)
             elif code in (MISTAKE, CRASHED):
                 self._failed(claim, failure_reason(self.sweep.folder(claim.number)))
             elif code == STOPPED or -code in REQUESTS:
@@ -166,14 +184,36 @@ class Worker:
         if math.isnan(value):
             self._failed(claim, f"{self.sweep.objective.name} is not a number")
             return
-        self.study.finish(claim, value)
+        cost = self._cost(claim)
+        self.study.finish(claim, value, cost=cost)
         self.failures = 0
-        known = [(trial.value, trial.number) for trial in self.study.trials() if trial.value is not None]
+        known = [(trial.values[0], trial.number) for trial in self.study.trials() if trial.values]
         best, number = (max if self.sweep.maximize else min)(known, key=lambda pair: pair[0])
-        self.say(f"trial {claim.number:3d}  {value:.4f} in {seconds:.0f} s; best {best:.4f} of trial {number}")
+        price = "" if cost is None or self.sweep.cost is None else f", {self.sweep.cost.name} {brief(cost['cost'])},"
+        self.say(f"trial {claim.number:3d}  {value:.4f}{price} in {seconds:.0f} s; best {best:.4f} of trial {number}")
+
+    def _cost(self, claim: Claim) -> dict[str, Any] | None:
+        """The trial's cost, which it has found out itself; None for a sweep without one. Raises UserError if its file is damaged."""
+        if self.sweep.cost is None:
+            return None
+        if (cost := cost_facts(self.sweep, claim.number)) is None:
+            raise UserError(
+                f"trial {claim.number}: {self.sweep.folder(claim.number) / FACTS} is missing or damaged; run the same command again"
+            )
+        return cost
+
+    def _left_out(self, claim: Claim) -> None:
+        cost = self._cost(claim)
+        assert cost is not None and self.sweep.cost is not None and self.sweep.cost.budget is not None
+        self.study.leave_out(claim, cost)
+        self.say(
+            f"trial {claim.number:3d}  not trained: {self.sweep.cost.name} {brief(cost['cost'])} is beyond the budget of "
+            f"{self.sweep.cost.budget:g}"
+        )
 
     def _failed(self, claim: Claim, why: str) -> None:
-        self.study.finish(claim, None, why)
+        cost = None if self.sweep.cost is None else cost_facts(self.sweep, claim.number)
+        self.study.finish(claim, None, why, cost)
         self.say(f"trial {claim.number:3d}  failed: {why}")
         self.failures += 1
         if self.failures >= _FAILURES and not any(t.state == TrialState.COMPLETE for t in self.study.trials()):

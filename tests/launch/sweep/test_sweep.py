@@ -5,7 +5,7 @@ import math
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,8 @@ from rootstock.launch.sweep.plan import Sweep, plan_sweep
 from rootstock.launch.sweep.result import short_names
 from rootstock.launch.sweep.search_space import Span
 from rootstock.launch.sweep.study import Claim, Study, TrialState
-from rootstock.tests.conftest import Forks
+from rootstock.tests.launch.sweep.conftest import Run
 
-Run = Callable[..., list[int]]
 STEPS = 8
 TINY: dict[str, Any] = {
     "data": {"train": "sklearn:digits#[:64]", "size": 16, "views": "digits"},
@@ -78,20 +77,6 @@ def sweep(**sections: Any) -> str:
 
 def planned(**sections: Any) -> Sweep:
     return plan_sweep(sweep(**sections), [])
-
-
-@pytest.fixture
-def run(forks: Forks, tmp_path: Path) -> Run:
-    """run(fault, ...): one worker for each fault (None: no fault), in parallel; returns their exit codes. Logs are 0.log, ..."""
-
-    def workers(*faults: dict[str, Any] | None, more: tuple[str, ...] = ()) -> list[int]:
-        argv = ["sweep", str(tmp_path / "sweep.yaml"), f"run.dir={tmp_path / 'sweep'}", *more]
-        jobs = [{"argv": argv, "log": str(tmp_path / f"{i}.log"), "fault": fault} for i, fault in enumerate(faults)]
-        return [
-            ended.code for ended in forks(Path(__file__).with_name("driver.py"), [[json.dumps(job)] for job in jobs])
-        ]
-
-    return workers
 
 
 def at(step: int, number: int, to: str) -> dict[str, Any]:
@@ -214,15 +199,6 @@ def test_a_pipeline_is_tuned_by_its_last_stage(run: Run) -> None:
     assert len(list(find_runs(Path("sweep")))) == 4
 
 
-@pytest.fixture
-def claims() -> Iterator[list[Claim]]:
-    """Collects the claims made by `take`, and frees them at the end."""
-    taken: list[Claim] = []
-    yield taken
-    for claim in taken:
-        claim.free()
-
-
 def take(claims: list[Claim], study: Study) -> Claim:
     claim = study.claim()
     assert claim is not None
@@ -341,7 +317,7 @@ def test_what_is_drawn_lies_in_its_range(claims: list[Claim]) -> None:
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"search": {"optim.lrr": {"log": [1e-4, 1e-2]}}}, r"search.optim.lrr: unknown key; did you mean lr\?"),
     ({"search": {"optim.lr": {"lgo": [1e-4, 1e-2]}}}, r"search.optim.lr.lgo: unknown key; did you mean log\?"),
-    ({"search": {"optim.lr": {}}}, "search.optim.lr: expected one of log, uniform, int and choice, got nothing"),
+    ({"search": {"optim.lr": {}}}, "search.optim.lr: expected one of log, uniform, int, choice and list, got nothing"),
     ({"search": {"optim.lr": {"log": [0.0, 1.0]}}}, "search.optim.lr.log: expected ends above 0"),
     ({"search": {"optim.lr": {"uniform": [1.0, 0.5]}}}, "search.optim.lr.uniform: expected two ends, the lower first"),
     ({"search": {"optim.name": {"choice": ["adamw", "sgdd"]}}}, r'search.optim.name: with "sgdd": .*did you mean sgd\?'),
