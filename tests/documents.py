@@ -8,6 +8,7 @@ A block of code has a mark above it, `<!-- test: KIND ... -->`, which says what 
     api            Python that trains by rootstock.api
     try, import, pipeline, processes, make, files, sources    as the tests of these names say
     grid           a part of a pipeline: it is planned
+    sweep          the file of a sweep: it runs with two trials, and its result is trained
     plain timm     Python that reads an export without Rootstock (tests/core/model/test_plain_timm.py)
     file PATH, line PATH ANCHOR, method              done by tests/test_walkthrough.py
     not run, WHY   checked only: verbs, options, configs and keys exist
@@ -54,6 +55,7 @@ KINDS = {
     "make",
     "files",
     "grid",
+    "sweep",
     "sources",
     "plain timm",
     "file",

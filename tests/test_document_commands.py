@@ -243,6 +243,20 @@ def test_commands_of_several_processes(command: list[str], here: Path) -> None:
     check_processes(here / given(command, "run.dir"), 1 if command[0] == "accelerate" else 2)
 
 
+def test_searches_run(here: Path, rootstock: Rootstock) -> None:
+    """With few points, and the time of the network as torch runs it."""
+    few = ["trials=2", "prefilter.of=2", "cost.runtime=torch", "cost.rounds=3", "cost.budget=100.0"]
+    quick = ["set.optim={batch_size: 4, duration: 2}", "set.run={device: cpu, workers: 0}"]
+    for block in of_kind("sweep"):
+        (here / "search.yaml").write_text(block.body)
+        done = rootstock("sweep", "search.yaml", *few, *quick)
+        assert done.returncode == 0, done.stderr
+        result = json.loads((here / "runs/search/result.json").read_text())
+        assert [trial["state"] for trial in result["trials"]] == ["complete"] * 2 and result["front"]
+        assert rootstock("finetune", "runs/search/front/best.yaml").returncode == 0
+        assert (here / "runs/search/front/best/result.json").exists()
+
+
 @pytest.mark.parametrize("command", commands("pipeline"), ids=" ".join)
 def test_commands_of_pipelines_are_planned(
     command: list[str], here: Path, rootstock: Rootstock, monkeypatch: pytest.MonkeyPatch

@@ -43,11 +43,21 @@ def front_lines(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"front: {result['cost']['name']} {point['cost']:.4g}, {result['objective']} {point['value']:.4f}: {point['config']}"
 
 
-def write_point(sweep: Sweep, point: Mapping[str, Any]) -> dict[str, str]:
+def write_front(sweep: Sweep, front: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Write each point of the front as a config, the best once more as best.yaml. Returns the points with `config` and `command`."""
+    for path in (sweep.dir / _FOLDER).glob("*.yaml"):  # of the same sweep with fewer trials
+        path.unlink(missing_ok=True)
+    if front:
+        write_point(sweep, front[-1], "best")
+    return [{**point, **write_point(sweep, point)} for point in front]
+
+
+def write_point(sweep: Sweep, point: Mapping[str, Any], name: str = "") -> dict[str, str]:
     """Write a point of the front as a config that runs as it stands. Returns {"config": its path, "command": that trains it}."""
-    path = sweep.dir / _FOLDER / f"trial-{point['number']:04d}.yaml"
+    name = name or f"trial-{point['number']:04d}"
+    path = sweep.dir / _FOLDER / f"{name}.yaml"
     path.parent.mkdir(exist_ok=True)
-    run = str(sweep.dir / _FOLDER / path.stem)
+    run = str(sweep.dir / _FOLDER / name)
     overrides = sweep.overrides(point["number"], point["params"])[:-1]
     text = _pipeline(sweep, overrides, run) if sweep.verb == "run" else _single(sweep, overrides, run, path.parent)
     write_text(path, "\n".join([*_header(sweep, point, path), text]), shared=True)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ...core.manifest import write_record
 from ..report.tables import duration
-from .front import pareto_front, write_point
+from .front import pareto_front, write_front
 
 if TYPE_CHECKING:
     from .plan import Sweep
@@ -56,7 +56,7 @@ def _against_cost(sweep: Sweep, trials: list[dict[str, Any]]) -> dict[str, Any]:
     """The entries of a sweep with a cost: what it is, and its Pareto front, each point also as a config; {} of one without."""
     if sweep.cost is None:
         return {}
-    front = [{**point, **write_point(sweep, point)} for point in pareto_front(trials, sweep.maximize)]
+    front = write_front(sweep, pareto_front(trials, sweep.maximize))
     return {"cost": {**sweep.cost.section, "budget": sweep.cost.budget}, "front": front}
 
 
