@@ -91,10 +91,10 @@ def measure_command(
         raise UserError(f"--device: expected auto or cpu, got {device}")
     import torch
 
-    from .measure import Asked, measure_networks
+    from .measure import HowMeasured, measure_networks
 
     batches = tuple(sorted({1, *(batch or (64,))}))
-    asked = Asked(threads, batches, tuple(images or ()), seconds, device == "auto" and torch.cuda.is_available())
+    asked = HowMeasured(threads, batches, tuple(images or ()), seconds, device == "auto" and torch.cuda.is_available())
     return measure_networks(runs, asked, out, as_json)
 
 

@@ -107,8 +107,8 @@ def test_refusals(trained: Path, tmp_path: Path, rootstock: Rootstock, monkeypat
     with pytest.raises(UserError) as refused:
         compress_run(trained, tmp_path / "none", Demand(Budget(None, 100), (), (), 1, False, ()))
     assert str(refused.value) == (
-        f"--latency, --size: no form of smallconv of {trained} fits 0.0001 MB, not even 50% of its multiply-adds in 32 bits; allow more, or "
-        f"teach a smaller network: rootstock distill {trained} --student NAME"
+        f"--latency, --size: no form of smallconv of {trained} fits 0.0001 MB, not even 50% of its multiply-adds in 32 bits; allow "
+        f"more, or teach a smaller network: rootstock distill {trained} --student NAME"
     )
     assert not (tmp_path / "none").exists()
     done = rootstock("compress", str(trained))
