@@ -53,7 +53,8 @@ def prune_command(
     dry: DryOption = False,
 ) -> int:
     """Prune a classifier to a share of its cost and let it recover."""
-    from .prune import plan_rounds, prune_run
+    from .prune import prune_run
+    from .rounds import plan_rounds
 
     return prune_run(plan_rounds(run, macs, rounds, importance, overrides or []), dry)
 

@@ -15,16 +15,16 @@ from ..report.answers import answers_of
 from ..report.pairs import Paired, compare_images
 from ..report.records import RunRecord, StageRuns, read_run
 from ..report.results import main_metric
-from .prune import Rounds, name_of
+from .rounds import PruningRounds, stage_of_round
 
 HEADINGS = ("", "multiply-adds", "parameters", "accuracy", "difference [95 % over test images]")
 
 
-def say_rounds(rounds: Rounds) -> None:
+def say_rounds(rounds: PruningRounds) -> None:
     """Print the table, and the next command."""
     first = read_run(expanded(rounds.run))
     made = [read_run(folder_of(rounds, number)) for number in range(1, rounds.total + 1)]
-    for line in table_of(rounds.run.name, first, made):
+    for line in rounds_table(rounds.run.name, first, made):
         say(line)
     costs = made[0].result["pruned"]["before"], made[-1].result["pruned"]["after"]
     if rank() == 0:
@@ -37,17 +37,19 @@ def say_rounds(rounds: Rounds) -> None:
     )
 
 
-def folder_of(rounds: Rounds, number: int) -> Path:
+def folder_of(rounds: PruningRounds, number: int) -> Path:
     """The run of a round."""
-    (folder,) = rounds.folder.glob(f"seed-*/{name_of(number)}")
+    (folder,) = rounds.folder.glob(f"seed-*/{stage_of_round(number)}")
     return folder
 
 
-def table_of(name: str, first: RunRecord, made: list[RunRecord]) -> list[str]:
+def rounds_table(name: str, first: RunRecord, made: list[RunRecord]) -> list[str]:
     """A line for the run that was pruned, and one for each round."""
     rows = [HEADINGS, _row(name, first.result, made[0].result["pruned"]["before"], "")]
     for number, record in enumerate(made, 1):
-        rows.append(_row(f"round {number}", record.result, record.result["pruned"]["after"], difference(first, record)))
+        rows.append(
+            _row(f"round {number}", record.result, record.result["pruned"]["after"], difference_to(first, record))
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
     return [
         "  ".join(
@@ -66,7 +68,7 @@ def _row(name: str, result: Mapping[str, Any], cost: Mapping[str, int], away: st
     return name, f"{cost['macs'] / 1e6:,.1f} M", f"{cost['parameters']:,}", accuracy, away
 
 
-def difference(first: RunRecord, other: RunRecord) -> str:
+def difference_to(first: RunRecord, other: RunRecord) -> str:
     """The difference of accuracy to the run that was pruned, in points, with its paired 95 % interval; or why there is none."""
     a, b = (answers_of(StageRuns(record.path.name, [record])) for record in (first, other))
     keys = [key for run in a.values() for key in run if any(key in found for found in b.values())]

@@ -14,7 +14,8 @@ from rootstock.core.errors import UserError
 from rootstock.core.evaluate.trained import load_trained
 from rootstock.core.model.macs import macs_of
 from rootstock.launch.cli import app
-from rootstock.launch.compress.prune import plan_rounds, prune_run
+from rootstock.launch.compress.prune import prune_run
+from rootstock.launch.compress.rounds import plan_rounds
 from rootstock.launch.verbs import execute
 from rootstock.tests.conftest import Forks
 from rootstock.tests.finetune.compress.test_prune import WHOLE
@@ -96,7 +97,8 @@ def test_shares_fall_alike(run: Path, tmp_path: Path) -> None:
 PAIR = """
 import sys
 from pathlib import Path
-from rootstock.launch.compress.prune import plan_rounds, prune_run
+from rootstock.launch.compress.prune import prune_run
+from rootstock.launch.compress.rounds import plan_rounds
 
 prune_run(plan_rounds(Path(sys.argv[1]), 0.5, 1, "taylor", sys.argv[2:]), dry=False)
 """
