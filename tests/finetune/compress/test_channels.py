@@ -212,3 +212,20 @@ def test_an_entry_that_no_version_wrote_is_damage(content: Any) -> None:
 def test_sizes_that_a_network_cannot_have_are_refused(layers: Any, network: Any, told: str) -> None:
     with pytest.raises(ValueError, match="^" + told.replace("{", r"\{") + "$"):
         give_sizes(create(16, name="smallconv").model, {"layers": layers, "network": network})
+
+
+def test_a_pruned_network_is_used_like_any_other(tmp_path: Path) -> None:
+    """Another size of pictures, adapters, frozen layers, rates by layer and drop path."""
+    classifier = classifier_of("vit_tiny_patch16_224", 16, {"pooling": "mean", "args": TOKENS[0][2]["args"]})
+    keep_channels(classifier, chosen(classifier, 0.5))
+    classifier.export(tmp_path)
+    images, lora = torch.randn(2, 3, 24, 24), {"rank": 2, "alpha": 2, "targets": ["qkv"], "unfreeze": 1}
+    ways: list[dict[str, Any]] = [{}, {"freeze": "stage1"}, {"drop_path": 0.2}, {"lora": lora}]
+    for options in ways:
+        made = create(24, weights=str(tmp_path), **options)
+        made(images).sum().backward()
+        assert made.layer_scales(0.5)["norm.weight"] == 1.0 and made.tokens(images).shape == (2, 37, 16)
+        made.export(tmp_path / "again")
+        again = create(24, weights=str(tmp_path / "again"))
+        with torch.no_grad():
+            torch.testing.assert_close(again.eval()(images), made.eval()(images))
