@@ -22,7 +22,7 @@ Importance = Literal["magnitude", "taylor"]
 TAYLOR_BATCH = 64  # pictures whose gradient is squared at once
 
 
-def layers_of(classifier: Classifier) -> dict[str, nn.Module]:
+def layers_to_score(classifier: Classifier) -> dict[str, nn.Module]:
     """The layers that members name: those of the backbone's model, and what reads its features."""
     reader = classifier.head if classifier.bottleneck is None else classifier.bottleneck[0]
     return {**dict(classifier.backbone.model.named_modules()), READER: reader}
@@ -45,7 +45,7 @@ def by_taylor(
     Molchanov et al. 2019 (arXiv:1906.10771, eq. 8), averaged over batches. The unit's weights are all that go with it, biases included; the
     loss is the cross-entropy, the network in eval mode and float32. batches: (images [N, C, h, w], labels int64 [N]) on its device.
     """
-    layers = layers_of(classifier)
+    layers = layers_to_score(classifier)
     trained = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
     totals = [torch.zeros(group.units, dtype=torch.float64) for group in groups]
     with evaluating(classifier), torch.enable_grad():

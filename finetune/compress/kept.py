@@ -17,7 +17,7 @@ from ...core.model.backbone import Backbone
 from ...core.model.classifier import Classifier
 from ...core.model.pruned import PRUNED, WIDTHS, give_sizes, sizes_of, with_sizes
 from .channels import READER, CoupledUnits, Side
-from .importance import layers_of
+from .importance import layers_to_score
 
 EQUAL = 1e-4  # of the largest feature
 
@@ -69,7 +69,7 @@ def keep_channels(classifier: Classifier, kept: Kept) -> None:
     """Take all other channels out of a classifier, in place; the spec of its backbone says so. Raises UserError if it would compute another
     function than the whole network with these channels set to 0."""
     backbone, whole = classifier.backbone, copy.deepcopy(classifier)
-    model, layers = backbone.model, layers_of(classifier)
+    model, layers = backbone.model, layers_to_score(classifier)
     entry = sizes_with(model, kept)
     smaller = dict(model.state_dict())
     for place, sides in kept.items():
@@ -115,7 +115,7 @@ def _new_widths(backbone: Backbone, before: int) -> dict[str, int]:
 @contextmanager
 def zeroed_elsewhere(classifier: Classifier, kept: Kept) -> Iterator[None]:
     """Within it, each layer of a whole network reads 0 in the place of the channels that do not stay."""
-    hooks, layers = [], layers_of(classifier)
+    hooks, layers = [], layers_to_score(classifier)
     for place, sides in kept.items():
         if "in" not in sides:
             continue

@@ -25,7 +25,7 @@ from ...core.model.pruned import give_sizes
 from ...core.run.directory import Run
 from ...core.views.view import Evaluation
 from .channels import CoupledUnits, coupled_channels
-from .importance import Importance, by_magnitude, by_taylor, chosen_pictures, layers_of, shown_batches
+from .importance import Importance, by_magnitude, by_taylor, chosen_pictures, layers_to_score, shown_batches
 from .kept import keep_channels, kept_channels, sizes_with
 from .masks import WeightMasks
 from .widths import Ranking, Scope
@@ -174,7 +174,7 @@ def _choose(
     run: Run, classifier: Classifier, method: Mapping[str, Any], images: Images, view: Evaluation
 ) -> dict[str, Any]:
     options, backbone = method["prune"], classifier.backbone
-    linear = isinstance(layers_of(classifier)["reader"], nn.Linear)
+    linear = isinstance(layers_to_score(classifier)["reader"], nn.Linear)
     groups = coupled_channels(backbone, features=linear)
     if options["importance"] == "taylor" and not run.dry:
         classifier.to(run.device)
@@ -182,7 +182,7 @@ def _choose(
         scores = by_taylor(classifier, groups, shown)
         classifier.cpu()
     else:
-        layers = layers_of(classifier)
+        layers = layers_to_score(classifier)
         scores = by_magnitude(layers if method["keep_head"] else {**layers, "reader": nn.Identity()}, groups)
     ranking = Ranking(groups, scores, options["scope"], options["least"], options["multiple"])
     cost = _CostOf(classifier, groups, ranking)

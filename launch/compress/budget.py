@@ -13,7 +13,7 @@ _TIMES = {"us": 0.001, "ms": 1.0, "s": 1000.0}
 _BYTES = {"B": 1, "KB": 1000, "kB": 1000, "MB": 1000**2, "GB": 1000**3, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
-class Cost(NamedTuple):
+class EdgeCost(NamedTuple):
     """What a form of a network costs. ms, p95: a picture, median and 95th percentile; bytes: of its file."""
 
     ms: float
@@ -31,7 +31,7 @@ class Budget(NamedTuple):
     latency: float | None
     size: int | None
 
-    def holds(self, cost: Cost, share: float = 1.0) -> bool:
+    def holds(self, cost: EdgeCost, share: float = 1.0) -> bool:
         """Whether a form costs at most this. share: of the latency, to leave room for what a clock says next time."""
         in_time = self.latency is None or cost.ms <= share * self.latency
         return in_time and (self.size is None or cost.bytes <= self.size)

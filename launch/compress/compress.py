@@ -33,7 +33,7 @@ from ..outputs.int8 import CALIBRATED, INT8_FILE, int8_sets, paired_difference, 
 from ..outputs.onnx_file import ONNX_FILE, OnnxSession, check_onnx, write_onnx
 from ..outputs.predict import classifier_of, labels_for
 from ..verbs import execute, resolve
-from .budget import Budget, Cost
+from .budget import Budget, EdgeCost
 from .latency import Form, latency_of, time_in_turn
 from .student import NO_NETWORK, plan_lesson
 
@@ -42,7 +42,7 @@ SHARES_TRIED = tuple(round(0.05 * step, 2) for step in range(19, 0, -1))  # of t
 MARGIN = 0.95  # of the budget's latency, in which the search stays: the same network is timed again at the end
 PICTURES_TIMED = 16  # pictures that a draft of a graph is calibrated and timed on
 
-CostOf = Callable[[float], Cost]
+CostOf = Callable[[float], EdgeCost]
 
 
 class Demand(NamedTuple):
@@ -65,7 +65,7 @@ class Chosen(NamedTuple):
 
     share: float | None
     int8: bool
-    cost: Cost
+    cost: EdgeCost
 
     def in_words(self) -> str:
         """For messages."""
@@ -146,7 +146,7 @@ def _recalled(to: Path, run: Path, asked: Demand) -> Chosen | None:
             f"--to: {to} was made by another command; name a new folder, or give the same run, budget and overrides"
         )
     share, int8, cost = found["chosen"]
-    return Chosen(share, int8, Cost(*cost))
+    return Chosen(share, int8, EdgeCost(*cost))
 
 
 def _plain(chosen: Chosen) -> list[Any]:
@@ -179,7 +179,7 @@ def _choose(trained: TrainedRun, images: Images, asked: Demand, to: Path) -> Cho
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
 
-        def costs(network: TrainedRun, place: str) -> dict[bool, Cost]:
+        def costs(network: TrainedRun, place: str) -> dict[bool, EdgeCost]:
             (folder / place).mkdir(exist_ok=True)
             return costs_of(network, shown, calibration, folder / place, asked)
 
@@ -192,7 +192,7 @@ def _choose(trained: TrainedRun, images: Images, asked: Demand, to: Path) -> Cho
         if fitting is not None:
             return fitting
 
-        def cost_of(share: float) -> Cost:
+        def cost_of(share: float) -> EdgeCost:
             small = pruned_draft(trained, share, to, folder / f"run-{share}")
             cost = costs(small, f"share-{share}")[asked.int8]
             say(f"{share:.0%} of the multiply-adds, {8 if asked.int8 else 32} bits: {cost.in_words()}")
@@ -209,7 +209,9 @@ def _choose(trained: TrainedRun, images: Images, asked: Demand, to: Path) -> Cho
     return Chosen(share, asked.int8, cost)
 
 
-def largest_share(cost_of: CostOf, budget: Budget, shares: Sequence[float] = SHARES_TRIED) -> tuple[float, Cost] | None:
+def largest_share(
+    cost_of: CostOf, budget: Budget, shares: Sequence[float] = SHARES_TRIED
+) -> tuple[float, EdgeCost] | None:
     """The largest of these shares, which fall, that fits, by bisection; None if the least does not. What is pruned more costs less."""
     low, high, found = 0, len(shares), None
     while low < high:
@@ -258,7 +260,7 @@ def _calibrating(images: Images) -> Images:
 
 def costs_of(
     network: TrainedRun, shown: ShownPictures, calibration: Images, folder: Path, asked: Demand
-) -> dict[bool, Cost]:
+) -> dict[bool, EdgeCost]:
     """The cost of its graph of 32 bits (False), and of 8 bits (True) where these are allowed."""
     write_onnx(network, shown, folder, uint8=False)
     files = {False: folder / ONNX_FILE}
@@ -268,12 +270,12 @@ def costs_of(
     return {int8: cost_of_file(file, shown, asked.threads) for int8, file in files.items()}
 
 
-def cost_of_file(file: Path, shown: ShownPictures, threads: int) -> Cost:
+def cost_of_file(file: Path, shown: ShownPictures, threads: int) -> EdgeCost:
     """Of a graph, one picture at a time."""
     form = Form("", OnnxSession(file, threads), shown.inputs[:1])
     found = latency_of(time_in_turn([form], threads=threads)[""])
     size = sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*"))
-    return Cost(found.median, found.p95, size)
+    return EdgeCost(found.median, found.p95, size)
 
 
 class _Logits(nn.Module):

@@ -8,7 +8,7 @@ from torch import nn
 from rootstock.core.model.backbone import create
 from rootstock.core.model.classifier import Classifier
 from rootstock.finetune.compress.channels import coupled_channels
-from rootstock.finetune.compress.importance import by_magnitude, layers_of
+from rootstock.finetune.compress.importance import by_magnitude, layers_to_score
 from rootstock.finetune.compress.kept import Kept, kept_channels
 from rootstock.finetune.compress.widths import Ranking, Scope
 
@@ -54,5 +54,5 @@ def classifier_of(name: str, size: int, options: dict[str, Any], classes: int = 
 def chosen(classifier: Classifier, share: float, scope: Scope = "layer", multiple: int = 1) -> Kept:
     """The channels that stay at so many levels of all, by magnitude."""
     groups = coupled_channels(classifier.backbone, features=True)
-    ranking = Ranking(groups, by_magnitude(layers_of(classifier), groups), scope, 0.1, multiple)
+    ranking = Ranking(groups, by_magnitude(layers_to_score(classifier), groups), scope, 0.1, multiple)
     return kept_channels(groups, ranking.kept(ranking.counts(round(share * ranking.levels))))

@@ -15,7 +15,7 @@ from rootstock.finetune.compress.importance import (
     by_magnitude,
     by_taylor,
     chosen_pictures,
-    layers_of,
+    layers_to_score,
     shown_batches,
 )
 from rootstock.finetune.compress.widths import Ranking
@@ -40,14 +40,14 @@ def test_magnitude_is_that_of_torch_pruning() -> None:
 
 def _by_root(classifier: Classifier) -> tuple[list[str], list[torch.Tensor]]:
     groups = coupled_channels(classifier.backbone, features=True)
-    return [group.root for group in groups], by_magnitude(layers_of(classifier), groups)
+    return [group.root for group in groups], by_magnitude(layers_to_score(classifier), groups)
 
 
 def test_a_new_head_does_not_count() -> None:
     classifier = classifier_of("smallconv", 16, {})
     groups = coupled_channels(classifier.backbone, features=True)
-    with_head = by_magnitude(layers_of(classifier), groups)
-    without = by_magnitude({**layers_of(classifier), "reader": torch.nn.Identity()}, groups)
+    with_head = by_magnitude(layers_to_score(classifier), groups)
+    without = by_magnitude({**layers_to_score(classifier), "reader": torch.nn.Identity()}, groups)
     assert all(torch.equal(a, b) for a, b in zip(with_head[:3], without[:3], strict=True))
     assert not torch.equal(with_head[3], without[3])
 
@@ -62,7 +62,7 @@ def test_taylor_against_loops(case: Any) -> None:
     found = by_taylor(classifier.train(), groups, batches)
     assert classifier.training
     classifier.eval()
-    layers: dict[str, Any] = layers_of(classifier)
+    layers: dict[str, Any] = layers_to_score(classifier)
     for group, scores in zip(groups, found, strict=True):
         total = [0.0] * group.units
         for images, labels in batches:

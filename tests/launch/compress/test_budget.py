@@ -3,7 +3,7 @@
 import pytest
 
 from rootstock.core.errors import UserError
-from rootstock.launch.compress.budget import Budget, Cost, read_budget
+from rootstock.launch.compress.budget import Budget, EdgeCost, read_budget
 from rootstock.launch.compress.compress import MARGIN, SHARES_TRIED, largest_share
 
 
@@ -40,7 +40,7 @@ def test_what_is_refused(latency: str, size: str, said: str) -> None:
 
 
 def test_a_budget_holds_for_both() -> None:
-    budget, cost = Budget(5.0, 1000), Cost(4.9, 6.0, 1000)
+    budget, cost = Budget(5.0, 1000), EdgeCost(4.9, 6.0, 1000)
     assert budget.holds(cost) and not budget.holds(cost, MARGIN)
     assert not budget.holds(cost._replace(bytes=1001)) and Budget(None, 1000).holds(cost, MARGIN)
     assert budget.in_words() == "5 ms a picture and 0.001 MB" and cost.in_words() == "4.9 ms (95 % within 6), 0.001 MB"
@@ -50,13 +50,13 @@ def test_a_budget_holds_for_both() -> None:
 def test_the_largest_share_that_fits(most: int) -> None:
     asked: list[float] = []
 
-    def cost_of(share: float) -> Cost:
+    def cost_of(share: float) -> EdgeCost:
         asked.append(share)
-        return Cost(share, share, round(100 * share))
+        return EdgeCost(share, share, round(100 * share))
 
     found = largest_share(cost_of, Budget(None, most))
     fitting = [share for share in SHARES_TRIED if round(100 * share) <= most]
     assert (found is None) == (not fitting)
     if found is not None:
-        assert found == (fitting[0], Cost(fitting[0], fitting[0], round(100 * fitting[0])))
+        assert found == (fitting[0], EdgeCost(fitting[0], fitting[0], round(100 * fitting[0])))
     assert len(asked) <= 5 and len(set(asked)) == len(asked)
