@@ -114,6 +114,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "run": {**RUN, "accumulate": 2},
         },
     ),
+    "finetune-pruned": (
+        "finetune",
+        {
+            "data": {"train": f"{DATA}#[:100,seed=1]", "test": TEST, "size": 16, "views": "digits"},
+            "backbone": {"weights": cases.teacher_of_digits()},
+            "method": {"keep_head": True, "prune": {"macs": 0.6, "multiple": 1, "importance": "taylor"}},
+            "optim": optim("adamw"),
+            "run": RUN,
+        },
+    ),
     "dann": (
         "adapt",
         {
