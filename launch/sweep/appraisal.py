@@ -41,7 +41,11 @@ def offered_points(sweep: Sweep, say: Callable[[str], None]) -> list[dict[str, A
     folder = sweep.dir / _FOLDER
     folder.mkdir(exist_ok=True)
     with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting for the worker that looks at the searched networks")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / _CHECKED).exists():
             say("checking the searched networks")
             _in_process(lambda: _check_ends(sweep), folder)

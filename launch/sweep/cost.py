@@ -82,6 +82,14 @@ COST_UNITS: Mapping[str, str] = {
 }
 
 
+def cost_in_words(cost: float) -> str:
+    """A cost in four digits: 1.234M, 310k, 0.957."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(cost) >= size:
+            return f"{cost / size:.4g}{letter}"
+    return f"{cost:.4g}"
+
+
 @dataclass(frozen=True)
 class Cost:
     """The `cost` section of a sweep. section: name and keys of its constructor."""
@@ -107,7 +115,7 @@ class Cost:
         return 0.0 if self.budget is None else cost / self.budget - 1.0
 
     def in_words(self) -> str:
-        within = "" if self.budget is None else f", at most {self.budget:g}"
+        within = "" if self.budget is None else f", at most {cost_in_words(self.budget)}"
         return f"{self.name} ({COST_UNITS[self.name]}){within}"
 
 

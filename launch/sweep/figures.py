@@ -13,10 +13,11 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLo
 from ...core.printable import capital
 from ..report.figures import Figure, colour, ink, render, tick
 from ..report.levels import Levels
-from .cost import COST_UNITS
+from .cost import COST_UNITS, cost_in_words
 from .result import BEYOND_BUDGET, brief, short_names
 
 _MAIN, _BEST, _MUTED = ink(0), ink(1), ink(7)
+_UPRIGHT = 6  # names of parameters that stand side by side
 _LEGEND = [(colour(0), "trial"), (colour(1), "best trial")]
 
 
@@ -91,7 +92,7 @@ def _front(done: Sequence[Mapping[str, Any]], result: Mapping[str, Any], owner: 
             foot = axes.get_xaxis_transform()  # y in parts of the panel's height
             axes.plot(left_out, [0.02] * len(left_out), "|", color=_MUTED, markersize=7, transform=foot)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _large(value)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: cost_in_words(value)))
         axes.set_xlabel(COST_UNITS[cost["name"]], loc="right")
         _guesses(axes, level)
 
@@ -100,14 +101,6 @@ def _front(done: Sequence[Mapping[str, Any]], result: Mapping[str, Any], owner: 
         legend.append((colour(7), "budget; a tick is a point beyond it" if left_out else "budget"))
     told = f"{_direction_in_words(result)}, {cost['name']}: lower is better.{_level_words(level)}"
     return Figure(render(draw, "Pareto front", owner), "Pareto front", told, legend)
-
-
-def _large(value: float) -> str:
-    """A tick of a count: 24M, 310k."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= 10 * size or (abs(value) >= size and size > 1e3):
-            return f"{value / size:.4g}{letter}"
-    return tick(value)
 
 
 def _direction_in_words(result: Mapping[str, Any]) -> str:
@@ -210,6 +203,8 @@ def _parallel(
                 axes.annotate(end, (column, y), (4, -3), textcoords="offset points", fontsize=8, color="#010101")
         axes.xaxis.set_major_locator(FixedLocator(range(len(search))))
         axes.xaxis.set_major_formatter(FixedFormatter([names[key] for key in search]))
+        if len(search) > _UPRIGHT:
+            axes.tick_params(axis="x", labelrotation=60, labelsize=7)
         axes.yaxis.set_major_locator(NullLocator())
         axes.set_xlim(-0.15, len(search) - 0.6)
         axes.set_ylim(-0.06, 1.06)

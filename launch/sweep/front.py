@@ -15,6 +15,7 @@ from ...core.config.yaml_file import CONFIGS
 from ...core.files import write_text
 from ..pipeline.plan import check_pipeline, found_again
 from ..verbs import resolve
+from .cost import cost_in_words
 
 if TYPE_CHECKING:
     from .plan import Sweep
@@ -40,7 +41,8 @@ def pareto_front(trials: Sequence[Mapping[str, Any]], maximize: bool) -> list[di
 def front_lines(result: Mapping[str, Any]) -> Iterator[str]:
     """For the console: a line for each point of the front; none of a sweep without a cost."""
     for point in result.get("front", ()):
-        yield f"front: {result['cost']['name']} {point['cost']:.4g}, {result['objective']} {point['value']:.4f}: {point['config']}"
+        price = f"{result['cost']['name']} {cost_in_words(point['cost'])}"
+        yield f"front: {price}, {result['objective']} {point['value']:.4f}: {point['config']}"
 
 
 def write_front(sweep: Sweep, front: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from ..report.html import provenance, write_html, yaml_text
 from ..report.levels import Levels, levels_for, levels_of
 from ..report.records import RunRecord, StageRuns, is_pipeline, read_run, stages_of
 from ..report.tables import CAVEATS, duration, selection_sentence
-from .cost import Cost
+from .cost import Cost, cost_in_words
 from .figures import figures
 from .result import BEYOND_BUDGET, begun_in_words, best_first, brief, short_names
 from .search_space import by_parameter
@@ -108,7 +108,7 @@ def _measured(result: Mapping[str, Any]) -> list[str]:
 def _point(point: Mapping[str, Any], keys: list[str]) -> tuple[str, list[str], str]:
     """A row of the front: (trial, cells, command)."""
     params = [brief(point["params"][key]) for key in keys]
-    return str(point["number"]), [f"{point['value']:.4f}", f"{point['cost']:.4g}", *params], point["command"]
+    return str(point["number"]), [f"{point['value']:.4f}", cost_in_words(point["cost"]), *params], point["command"]
 
 
 def _summary(result: Mapping[str, Any]) -> str:
@@ -153,7 +153,7 @@ def _row(trial: Mapping[str, Any], keys: list[str]) -> tuple[str, list[str], str
     """(number, cells, why it failed)."""
     values = [trial["state"] if trial["value"] is None else f"{trial['value']:.4f}"]
     if "cost" in trial:
-        values.append("" if trial["cost"] is None else f"{trial['cost']:.4g}")
+        values.append("" if trial["cost"] is None else cost_in_words(trial["cost"]))
     params = [brief(trial["params"][key]) if key in trial["params"] else "" for key in keys]
     return (
         str(trial["number"]),
@@ -162,7 +162,7 @@ def _row(trial: Mapping[str, Any], keys: list[str]) -> tuple[str, list[str], str
     )
 
 
-def _cost_in_words(cost: Mapping[str, Any]) -> str:
+def _second_objective(cost: Mapping[str, Any]) -> str:
     return Cost({key: value for key, value in cost.items() if key != "budget"}, cost["budget"]).in_words()
 
 
@@ -173,6 +173,6 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("objective", f"{result['objective']}, {result['direction']}"),
         ("selection", f"{result['selection']}. {selection_sentence(result['selection'])}"),
         ("sampler", sampler),
-        *([("cost", _cost_in_words(result["cost"]))] if result.get("cost") else []),
+        *([("cost", _second_objective(result["cost"]))] if result.get("cost") else []),
         ("directory", result["run"]),
     ]

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ...core.manifest import write_record
 from ..report.tables import duration
+from .cost import cost_in_words
 from .front import pareto_front, write_front
 
 if TYPE_CHECKING:
@@ -28,7 +29,10 @@ def record_result(study: Study) -> dict[str, Any]:
     sweep = study.sweep
     trials = [_trial(sweep, frozen) for frozen in study.trials()]
     complete = [trial for trial in trials if trial["state"] == "complete"]
+    against = _against_cost(sweep, trials)
     best = (max if sweep.maximize else min)(complete, key=lambda trial: trial["value"], default=None)
+    if against.get("front"):  # of trials that are equally good, the cheapest
+        best = trials[against["front"][-1]["number"]]
     result = {
         "task": "sweep",
         "run": str(sweep.dir),
@@ -43,7 +47,7 @@ def record_result(study: Study) -> dict[str, Any]:
             **{key: best[key] for key in ("number", "params", "value", "run")},
             "command": sweep.command(best["params"], f"run.dir={sweep.dir}_best"),
         },
-        **_against_cost(sweep, trials),
+        **against,
         "importance": _importance(study, len(complete)),
         "trials": trials,
         "seconds": round(sum(trial["seconds"] for trial in trials), 1),
@@ -143,7 +147,7 @@ def trials_table(result: Mapping[str, Any]) -> Table:
     trials = best_first(result)
     for trial in trials[:_ROWS]:
         value = trial["state"] if trial["value"] is None else f"{trial['value']:.4f}"
-        costs = ["" if trial["cost"] is None else brief(trial["cost"])] if price else []
+        costs = ["" if trial["cost"] is None else cost_in_words(trial["cost"])] if price else []
         params = [escape(brief(trial["params"][key])) if key in trial["params"] else "" for key in keys]
         cells = [*params, value, *costs, duration(trial["seconds"]), begun_in_words(trial)]
         table.add_row(str(trial["number"]), *cells, escape(trial.get("why", "")))

@@ -24,10 +24,11 @@ from ...core.run.folder import read_result
 from ..exits import STOPPED
 from ..report.tables import selection_sentence
 from .appraisal import FACTS, cost_facts, offered_points
+from .cost import cost_in_words
 from .front import front_lines
 from .page import write_sweep_page
 from .plan import Sweep, plan_sweep
-from .result import BEYOND_BUDGET, brief, params_in_words, record_result, trials_table
+from .result import BEYOND_BUDGET, params_in_words, record_result, trials_table
 from .storage import cause
 from .study import Claim, StorageError, Study, TrialState
 from .trial import BEYOND, CRASHED, MISTAKE, Attempt, failure_reason, start_trial
@@ -189,7 +190,11 @@ class Worker:
         self.failures = 0
         known = [(trial.values[0], trial.number) for trial in self.study.trials() if trial.values]
         best, number = (max if self.sweep.maximize else min)(known, key=lambda pair: pair[0])
-        price = "" if cost is None or self.sweep.cost is None else f", {self.sweep.cost.name} {brief(cost['cost'])},"
+        price = (
+            ""
+            if cost is None or self.sweep.cost is None
+            else f", {self.sweep.cost.name} {cost_in_words(cost['cost'])},"
+        )
         self.say(f"trial {claim.number:3d}  {value:.4f}{price} in {seconds:.0f} s; best {best:.4f} of trial {number}")
 
     def _cost(self, claim: Claim) -> dict[str, Any] | None:
@@ -207,8 +212,8 @@ class Worker:
         assert cost is not None and self.sweep.cost is not None and self.sweep.cost.budget is not None
         self.study.leave_out(claim, cost)
         self.say(
-            f"trial {claim.number:3d}  not trained: {self.sweep.cost.name} {brief(cost['cost'])} is beyond the budget of "
-            f"{self.sweep.cost.budget:g}"
+            f"trial {claim.number:3d}  not trained: {self.sweep.cost.name} {cost_in_words(cost['cost'])} is beyond the budget of "
+            f"{cost_in_words(self.sweep.cost.budget)}"
         )
 
     def _failed(self, claim: Claim, why: str) -> None:

@@ -150,6 +150,19 @@ def test_a_trial_beyond_the_budget_trains_nothing_and_the_samplers_know(claims: 
 ONE = {"search": {"backbone.args.widths": {"choice": [[4, 4, 8, 8]]}}, "trials": 3}
 
 
+def test_of_equally_good_trials_the_cheapest_is_the_best(claims: list[Claim]) -> None:
+    """In the result, in its command and in best.yaml."""
+    study = joined(trials=3)
+    for cost in (3_000, 1_000, 2_000):
+        claim = take(claims, study)
+        study.finish(claim, 0.5, cost={"cost": cost})
+        claim.free()
+    outcome = record_result(study)
+    assert outcome["best"]["number"] == 1 == outcome["front"][-1]["number"]
+    assert Path("sweep/front/best.yaml").read_text().startswith("# Trial 1 of the sweep sweep")
+    assert sorted(path.name for path in Path("sweep/front").iterdir()) == ["best.yaml", "trial-0001.yaml"]
+
+
 def test_a_point_that_was_tried_is_not_trained_again(claims: list[Claim]) -> None:
     """While the first is being trained, its repetitions wait; then they have its values."""
     first, second = joined(**ONE), joined(**ONE)
