@@ -124,7 +124,9 @@ def _check_ends(sweep: Sweep) -> None:
             try:
                 weights.append(untrained_at(sweep, as_keys(sweep.space, params)).macs)
             except UserError as error:
-                raise UserError(f"search.{name}: with {json.dumps(value)}: {error}") from error
+                raise UserError(
+                    f"search.{name}: with {json.dumps(value)}: {error} (and choose another run.dir)"
+                ) from error
         cheapest[name] = span.values[weights.index(min(weights))]
     cost = sweep.cost
     if cost is not None and cost.budget is not None:
@@ -132,7 +134,7 @@ def _check_ends(sweep: Sweep) -> None:
         if cost.excess(facts[COST]) > 0:
             raise UserError(
                 f"cost.budget: {cost.budget:g} is below the {cost.name} of all points: the cheapest of search has {facts[COST]:g}; raise "
-                "it, or search smaller networks"
+                "it, or search smaller networks, and choose another run.dir"
             )
 
 

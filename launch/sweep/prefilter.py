@@ -110,7 +110,8 @@ def kept_points(candidates: Sequence[ScoredPoint], sweep: Sweep) -> list[ScoredP
     cost, built = sweep.cost, [candidate for candidate in candidates if "why" not in candidate.facts]
     if not built:
         raise UserError(
-            f"prefilter: none of {len(candidates)} points can be built and scored: {candidates[0].facts['why']}; change search"
+            f"prefilter: none of {len(candidates)} points can be built and scored: {candidates[0].facts['why']}; "
+            "change search, and choose another run.dir"
         )
     within = [one for one in built if cost is None or cost.excess(one.facts["cost"]) <= 0]
     if not within:
@@ -118,7 +119,7 @@ def kept_points(candidates: Sequence[ScoredPoint], sweep: Sweep) -> list[ScoredP
         least = min(one.facts["cost"] for one in built)
         raise UserError(
             f"cost.budget: {cost.budget:g} is below the {cost.name} of all {len(built)} points that were drawn (the least: {least:g}); "
-            "raise it, or search smaller networks"
+            "raise it, or search smaller networks, and choose another run.dir"
         )
     most = math.ceil(sweep.config["prefilter"]["keep"] * len(candidates))
     return sorted(within, key=lambda one: (-one.facts["score"], one.number))[:most]

@@ -64,11 +64,15 @@ def test_the_best_within_the_budget_are_kept() -> None:
     with pytest.raises(UserError) as error:
         kept_points([candidates[1]], sweep)
     assert str(error.value) == (
-        "cost.budget: 10 is below the macs of all 1 points that were drawn (the least: 11); raise it, or search smaller networks"
+        "cost.budget: 10 is below the macs of all 1 points that were drawn (the least: 11); raise it, or search smaller "
+        "networks, and choose another run.dir"
     )
     with pytest.raises(UserError) as error:
         kept_points([candidates[2]], sweep)
-    assert str(error.value) == "prefilter: none of 1 points can be built and scored: cannot be built; change search"
+    assert (
+        str(error.value)
+        == "prefilter: none of 1 points can be built and scored: cannot be built; change search, and choose another run.dir"
+    )
     free = planned(cost=None, prefilter={"name": "synflow", "of": 2, "keep": 1.0})
     assert [
         one.number

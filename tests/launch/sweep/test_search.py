@@ -270,7 +270,8 @@ def test_what_cannot_be_is_said_before_any_trial() -> None:
     with pytest.raises(UserError) as error:
         offered_points(low, lambda line: None)
     assert str(error.value) == (
-        "cost.budget: 10 is below the macs of all points: the cheapest of search has 8144; raise it, or search smaller networks"
+        "cost.budget: 10 is below the macs of all points: the cheapest of search has 8144; raise it, or search smaller "
+        "networks, and choose another run.dir"
     )
     wrong = joined(
         run={"dir": "wrong"}, search={"backbone.args.widths": {"list": [{"int": [0, 4]}, {"choice": [4]}]}}
