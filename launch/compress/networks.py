@@ -18,7 +18,7 @@ from ...core.manifest import DamagedFile, guard, read_object
 from ...core.views.view import Evaluation, stack_pictures
 from ..outputs.checking import loader_of, opened_for, shown_of
 from ..outputs.int8 import INT8_FILE, write_int8
-from ..outputs.network import CONFIG_FILE, TENSORS
+from ..outputs.network import CONFIG_FILE, HEAD_TENSORS, TENSORS
 from ..outputs.onnx_file import ONNX_FILE, check_onnx, write_onnx
 from ..outputs.pictures import damage_with_remedy
 from ..outputs.scripts import KNOWN_SCRIPTS, SCRIPT_NAME
@@ -122,9 +122,15 @@ def inputs_of(measured: MeasuredNetwork, images: Images, count: int, pixels: boo
 
 
 def bytes_of(measured: MeasuredNetwork, form: str) -> int:
-    """Of a graph's files; in torch of all tensors of the network, as a file of safetensors holds them."""
+    """Of a graph's files; in torch of the files of tensors of an export, or of all tensors of a run's network."""
     if form in measured.graphs:
         path = measured.graphs[form]
         return sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*"))
+    if measured.trained is None:
+        return sum(
+            (measured.folder / name).stat().st_size
+            for name in (TENSORS, HEAD_TENSORS)
+            if (measured.folder / name).is_file()
+        )
     assert measured.network is not None
     return sum(tensor.numel() * tensor.element_size() for tensor in measured.network.state_dict().values())
