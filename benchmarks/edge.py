@@ -37,6 +37,7 @@ from rootstock.launch.compress.quantize import (
     QuantizeSets,
     check_lose,
     chosen_layers,
+    quantization_facts,
     known_pictures,
     quantize_sets,
 )
@@ -75,8 +76,7 @@ def layers_to_keep(
 ) -> list[str]:
     """The layers that `rootstock quantize --lose` keeps in 32 bits."""
     check_lose(sets, asked.lose)
-    # Weights and versions are not part of the key: the folder is new each time, and so is its name.
-    trials = Trials(graph, folder, trained.view, {"folder": str(folder)}, per_channel=True)
+    trials = Trials(graph, folder, trained.view, quantization_facts(trained, sets, uint8=False), per_channel=True)
     choosing = slice_of(sets.choosing, sets.labels, trained.view)
     effects = layer_effects(trials, choosing.first(asked.pictures), lambda line: print(line, file=sys.stderr))
     return list(chosen_layers(trials, choosing, by_noise(effects), asked.lose).kept)

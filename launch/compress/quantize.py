@@ -127,10 +127,11 @@ def check_lose(sets: QuantizeSets, lose: float | None) -> None:
     """Raises UserError where `--lose` cannot be shown on so many pictures."""
     if lose is None:
         return
-    if sets.labels is None:
-        raise UserError(
-            "--lose is about accuracy, and the pictures of --calibrate have no labels; give labelled ones, or leave it out"
-        )
+    for option, labels in (("--calibrate", sets.labels), ("--test", sets.int8.labels)):
+        if labels is None:
+            raise UserError(
+                f"--lose is about accuracy, and the pictures of {option} have no labels; give labelled ones, or leave it out"
+            )
     if (needed := pictures_needed(lose)) > (count := len(sets.choosing)):
         raise UserError(
             f"--lose {lose:g}: {count} pictures are left to choose by, and that a loss is so small takes {needed} at least; give more "
@@ -141,14 +142,7 @@ def check_lose(sets: QuantizeSets, lose: float | None) -> None:
 def quantized(trained: TrainedRun, sets: QuantizeSets, wanted: Wanted, draft: Path) -> Further:
     """Write model.int8.onnx and quantization.json into the draft, and say what was found."""
     graph = calibrated_graph(trained, sets.int8.calibration, draft, wanted.uint8)
-    about = {
-        "weights": weights_digest(trained.classifier or trained.backbone),
-        "calibration": sets.int8.calibration.split_hash(),
-        "view": trained.view.describe(),
-        "uint8": wanted.uint8,
-        "versions": {name: version(name) for name in ("onnx", "onnxruntime", "torch")},
-    }
-    trials = Trials(graph, draft, trained.view, about, wanted.per_channel)
+    trials = Trials(graph, draft, trained.view, quantization_facts(trained, sets, wanted.uint8), wanted.per_channel)
     # Those that calibrate are the first of one order by content, those that choose of another: any number of the first is a fair sample.
     choosing = slice_of(sets.choosing, sets.labels, trained.view)
     shown = choosing.first(wanted.pictures)
@@ -168,6 +162,17 @@ def quantized(trained: TrainedRun, sets: QuantizeSets, wanted: Wanted, draft: Pa
     words = "\n".join(f"- {line}" for line in remarks)
     names = [path.name for path in sorted(draft.glob(f"{INT8_FILE}*"))]
     return [*names, QUANTIZATION_FILE], [f"{section}\n\n### By layer\n\n{words}\n\n{table}"]
+
+
+def quantization_facts(trained: TrainedRun, sets: QuantizeSets, uint8: bool) -> dict[str, Any]:
+    """All that the noise of a layer depends on beside the layer and the pictures that it is shown."""
+    return {
+        "weights": weights_digest(trained.classifier or trained.backbone),
+        "calibration": sets.int8.calibration.split_hash(),
+        "view": trained.view.describe(),
+        "uint8": uint8,
+        "versions": {name: version(name) for name in ("onnx", "onnxruntime", "torch")},
+    }
 
 
 def chosen_layers(trials: Trials, choosing: Slice, order: Sequence[str], lose: float | None) -> KeptLayers:

@@ -121,6 +121,9 @@ def test_what_cannot_be_shown_is_refused(digits: Trained, tmp_path: Path) -> Non
         UserError, match=r"^--lose is about accuracy, and the pictures of --calibrate have no labels; give"
     ):
         check_lose(sets._replace(labels=None), 1.0)
+    unlabelled = sets._replace(int8=sets.int8._replace(labels=None))
+    with pytest.raises(UserError, match=r"^--lose is about accuracy, and the pictures of --test have no labels; give"):
+        check_lose(unlabelled, 1.0)
     with pytest.raises(UserError, match=r"^--calibrate: .* has 20 pictures, all of which calibrate, so none are left"):
         quantize_sets(trained, [f"{DIGITS}#[:20]"], [f"{DIGITS}#[20:]"])
     with pytest.raises(UserError, match=r"^--test: all pictures of .* calibrate or choose; give others$"):
