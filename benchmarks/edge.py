@@ -37,8 +37,8 @@ from rootstock.launch.compress.quantize import (
     QuantizeSets,
     check_lose,
     chosen_layers,
-    quantization_facts,
     known_pictures,
+    quantization_facts,
     quantize_sets,
 )
 from rootstock.launch.compress.sensitivity import Trials, by_noise, layer_effects, lost_at_most, slice_of
