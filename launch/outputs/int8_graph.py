@@ -16,7 +16,6 @@ from .onnx_file import quiet
 LINEAR = ("Conv", "Gemm", "MatMul")
 # In networks without attention also what lies between convolutions, so that maps stay in 8 bits from one to the next.
 BETWEEN = ("Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat")
-ACTIVATIONS = ("Relu", "Clip")
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _WRAPPED = ("classifier.", "backbone.", "model.")  # around the layers' own names
 
@@ -25,7 +24,7 @@ class CalibratedGraph:
     """Least and greatest values of every map, from batches {"images": [N, C, S, S]}.
 
     layers: by the name of the module in the network the names of its nodes, in the order of the graph: a convolution or a matrix product
-    with weights, and the activation that alone follows it.
+    with weights, and the sums, activations and pools below it.
     """
 
     def __init__(self, file: Path, batches: Iterator[dict[str, np.ndarray]]) -> None:
@@ -46,7 +45,7 @@ class CalibratedGraph:
             )
             calibrator.collect_data(_reader(quantization, batches))
             self.ranges = calibrator.compute_data()
-        self.layers = layers_of(self.model)
+        self.layers = layers_of(self.model, self.kinds)
 
     def write(
         self, path: Path, *, per_channel: bool = True, only: Collection[str] | None = None, keep: Collection[str] = ()
@@ -71,23 +70,27 @@ class CalibratedGraph:
             quantizer.model.save_model_to_file(str(path), self.large)
 
 
-def layers_of(model: Any) -> dict[str, list[str]]:
-    """The nodes of each layer of a graph that torch exported. A layer that is used several times has all its nodes."""
-    graph = model.graph
-    weights = {tensor.name for tensor in graph.initializer}
-    users: dict[str, list[Any]] = {}
-    for node in graph.node:
-        for name in node.input:
-            users.setdefault(name, []).append(node)
-    outputs, layers = {output.name for output in graph.output}, dict[str, list[str]]()
-    for node in graph.node:
-        if node.op_type not in LINEAR or node.input[1] not in weights:
-            continue
-        nodes = layers.setdefault(_layer_of(node), [])
-        nodes.append(node.name)
-        after = users.get(node.output[0], [])
-        if len(after) == 1 and after[0].op_type in ACTIVATIONS and node.output[0] not in outputs:
-            nodes.append(after[0].name)
+def layers_of(model: Any, kinds: Collection[str]) -> dict[str, list[str]]:
+    """Which nodes of these kinds each layer of a graph that torch exported has: its own, and those below it up to the next one's.
+
+    A sum belongs to the later of its two layers. So every node that can have 8 bits is in one layer, and with all layers in 32 bits
+    nothing is left in 8. A layer that is used several times has all its nodes.
+    """
+    weights = {tensor.name for tensor in model.graph.initializer}
+    layers, owner = dict[str, list[str]](), dict[str, str]()  # owner: the layer above, by the name of a map
+    place, waiting = dict[str, int](), list[str]()
+    for node in model.graph.node:
+        above = max((owner[name] for name in node.input if name in owner), key=place.__getitem__, default="")
+        if node.op_type in LINEAR and node.input[1] in weights:
+            above = _layer_of(node)
+            place.setdefault(above, len(place))
+            layers.setdefault(above, []).extend(
+                [*waiting, node.name]
+            )  # what came before the first layer is its own, too
+            waiting.clear()
+        elif node.op_type in kinds and node.op_type not in LINEAR:
+            (layers[above] if above else waiting).append(node.name)
+        owner |= dict.fromkeys(node.output, above) if above else {}
     return layers
 
 

@@ -72,6 +72,21 @@ def test_layers_are_the_modules_that_have_weights(
     assert set(graph.layers) == with_weights(trained.backbone.model) | {"head"} and "blocks.0.attn.qkv" in graph.layers
 
 
+def test_every_node_that_can_have_8_bits_is_in_one_layer(
+    made_once: tuple[TrainedRun, CalibratedGraph, Path],
+) -> None:
+    _, graph, _ = made_once
+    named = [name for nodes in graph.layers.values() for name in nodes]
+    assert sorted(named) == sorted(node.name for node in graph.model.graph.node if node.op_type in graph.kinds)
+    makers = {name: node for node in graph.model.graph.node for name in node.output}
+    home = {name: layer for layer, nodes in graph.layers.items() for name in nodes}
+    for node in graph.model.graph.node:
+        if node.op_type == "Relu":  # with what it follows
+            assert home[node.name] == home[makers[node.input[0]].name]
+        if node.op_type == "Add":
+            assert home[node.name] in {home[makers[name].name] for name in node.input}
+
+
 def test_only_and_keep_say_which_layers_have_8_bits(made_once: tuple[TrainedRun, CalibratedGraph, Path]) -> None:
     _, graph, folder = made_once
     layers = list(graph.layers)
@@ -84,6 +99,8 @@ def test_only_and_keep_say_which_layers_have_8_bits(made_once: tuple[TrainedRun,
     for how, expected in cases:
         graph.write(folder / "x.onnx", **how)
         assert eight_bits(folder / "x.onnx") == expected
+    kinds = {node.op_type for node in onnx.load(folder / "x.onnx").graph.node}
+    assert not kinds & {"QuantizeLinear", "DequantizeLinear"}  # with all layers in 32 bits nothing has 8
 
 
 def test_the_whole_graph_is_that_of_onnx_runtimes_own_function(
@@ -155,20 +172,21 @@ def test_noises_add_up_and_the_noisiest_comes_first() -> None:
     assert expected_snr({"b": LayerEffect(None, None)}) is None
 
 
-@pytest.mark.parametrize("needed", [0, 1, 3, None])
-def test_the_fewest_layers_stay_whose_bound_is_low_enough(needed: int | None) -> None:
-    asked = list[int]()
+@pytest.mark.parametrize("layers", [1, 3, 6])
+def test_the_fewest_layers_stay_whose_bound_is_low_enough(layers: int) -> None:
+    order = [f"layer{k}" for k in range(layers)]
+    for needed in range(layers + 1):
+        asked = list[int]()
 
-    def difference(keep: Sequence[str]) -> Interval:
-        asked.append(len(keep))
-        assert list(keep) == ["a", "b", "c"][: len(keep)]
-        enough = needed is not None and len(keep) >= needed
-        # The estimate alone would do from the beginning.
-        return Interval(-0.001, -0.004 if enough else -0.011, 0.0, "percentile")
+        def difference(keep: Sequence[str], needed: int = needed, asked: list[int] = asked) -> Interval:
+            asked.append(len(keep))
+            assert list(keep) == order[: len(keep)]
+            # The estimate alone would do from the beginning.
+            return Interval(-0.001, -0.004 if len(keep) >= needed else -0.011, 0.0, "percentile")
 
-    found = choose_kept(["a", "b", "c"], difference, 1.0)
-    assert (None if found is None else len(found.kept)) == needed
-    assert asked == list(range(4 if needed is None else needed + 1))
+        found = choose_kept(order, difference, 1.0)
+        assert found.kept == tuple(order[:needed]) and set(found.tried) == set(asked) and needed in asked
+        assert len(asked) == len(set(asked)) <= 3 + math.log2(layers)
 
 
 @pytest.mark.parametrize("points", [0.5, 1.0, 3.0])
