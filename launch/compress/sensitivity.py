@@ -97,7 +97,7 @@ class Trials:
         self, graph: CalibratedGraph, folder: Path, view: Evaluation, about: Mapping[str, Any], per_channel: bool
     ) -> None:
         self.graph, self.folder, self.view, self.per_channel = graph, folder, view, per_channel
-        self.about, self.threads = dict(about), torch.get_num_threads()
+        self.about, self.threads = {**about, "layers": graph.layers}, torch.get_num_threads()
         self._before: dict[int, Tensor] = {}
         self.made = 0  # graphs that the cache did not know
 
