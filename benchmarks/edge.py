@@ -1,11 +1,12 @@
 """Size, speed and accuracy of classifiers in PyTorch, in ONNX Runtime, and there in 8 bits.
 
     rootstock finetune benchmarks/edge.yaml
-    rootstock finetune benchmarks/edge.yaml backbone.name=vit_tiny_patch16_224 optim.lr=1e-3 run.dir=runs/edge_vit_tiny
+    rootstock finetune benchmarks/edge.yaml backbone.name=vit_tiny_patch16_224 optim.lr=1e-3 optim.duration=3ep \\
+        run.dir=runs/edge_vit_tiny
     rootstock finetune benchmarks/edge.yaml backbone.name=mobilenetv3_large_100 run.dir=runs/edge_mobilenetv3
     rootstock import tf_efficientnet_lite0.safetensors --from timm --name tf_efficientnet_lite0 --size 96 --mean 0.5,0.5,0.5 \\
         --std 0.5,0.5,0.5 --to runs/lite0
-    rootstock finetune benchmarks/edge.yaml backbone.name=auto backbone.weights=runs/lite0 optim.lr=5e-4 optim.duration=2ep \\
+    rootstock finetune benchmarks/edge.yaml backbone.weights=runs/lite0 backbone.name=auto optim.lr=5e-4 optim.duration=2ep \\
         run.dir=runs/edge_lite0
     python benchmarks/edge.py runs/edge_resnet18 runs/edge_vit_tiny runs/edge_mobilenetv3 runs/edge_lite0 \\
         --calibrate "tar:data/imagenette_96.tar.gz#train[:20%,seed=0]" --test "tar:data/imagenette_96.tar.gz#val" \\
