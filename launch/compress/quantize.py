@@ -47,7 +47,6 @@ from .sensitivity import (
     choose_kept,
     expected_snr,
     layer_effects,
-    lost_at_most,
     pictures_needed,
     slice_of,
 )
