@@ -30,6 +30,7 @@ from .networks import TORCH, MeasuredNetwork, bytes_of, inputs_of, open_network,
 
 FEWEST_ROUNDS = 5  # rounds of each batch size
 BUSY_SAID = "the machine is busy, so times are longer than on a free one, and ratios are what holds"
+_PROCESS_SECONDS = 6.0  # until a process that measures memory has its libraries
 _ENERGY_SECONDS = 3.0  # NVML's counter moves some ten times a second
 
 SecondsClock = Callable[[], float]
@@ -113,6 +114,9 @@ def network_costs(
         for number, (network, images) in enumerate(zip(opened, pictures, strict=True))
     ]
     ways = [_ways(network, asked) for network in opened]
+    forms = sum(len(own) for own in ways)
+    whole = (len(asked.batches) + 1) * asked.seconds + _PROCESS_SECONDS * forms
+    say(f"measuring {forms} forms of {len(opened)} network{'s' * (len(opened) > 1)}: about {whole:.0f} s")
     all_ways = [(way, images) for own, images in zip(ways, pictures, strict=True) for way in own]
     calls = {
         batch: _timed([way.on(images, batch) for way, images in all_ways], asked, clock) for batch in asked.batches

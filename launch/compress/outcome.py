@@ -21,14 +21,15 @@ HEADINGS = ("", "multiply-adds", "parameters", "accuracy", "difference [95 % ove
 
 
 def say_rounds(rounds: PruningRounds) -> None:
-    """Print the table, and the next command."""
+    """Print the table, and the next command, on the first process: others may come here before it has written the last result."""
+    if rank():
+        return
     first = read_run(expanded(rounds.run))
     made = [read_run(folder_of(rounds, number)) for number in range(1, rounds.total + 1)]
     for line in rounds_table(rounds.run.name, first, made):
         say(line)
     costs = made[0].result["pruned"]["before"], made[-1].result["pruned"]["after"]
-    if rank() == 0:
-        print(folder_of(rounds, rounds.total))
+    print(folder_of(rounds, rounds.total))
     kept = costs[1]["macs"] / costs[0]["macs"]
     conclude(
         f"prune: {kept:.1%} of the multiply-adds of {rounds.run} stay after {rounds.total} round{'s' * (rounds.total != 1)}, "

@@ -38,6 +38,7 @@ from ..outputs.int8 import (
 from ..outputs.onnx_file import check_onnx
 from ..outputs.predict import classifier_of, labels_for
 from ..report.markdown import markdown_table
+from .run_sets import uris_of_test
 from .sensitivity import (
     KeptLayers,
     LayerEffect,
@@ -82,7 +83,7 @@ def quantize_network(run: Path, to: Path, wanted: Wanted, images: Sequence[str],
     trained = load_trained(run)
     if wanted.lose is not None:
         classifier_of(trained)
-    sets = quantize_sets(trained, wanted.calibrate, wanted.test)
+    sets = quantize_sets(trained, wanted.calibrate, wanted.test or uris_of_test(trained))
     check_lose(sets, wanted.lose)
     shown = shown_pictures(trained, images)
 

@@ -98,7 +98,7 @@ def plan_rounds(run: Path, macs: float, rounds: int, importance: str, overrides:
         }
     rows = [
         {
-            "label": f"Round {number} of {rounds}: {share**number:.0%} of the multiply-adds",
+            "label": f"Round {number} of {rounds}: at most {share**number:.0%} of the multiply-adds",
             "stage": stage_of_round(number),
         }
         for number in range(1, rounds + 1)

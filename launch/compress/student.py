@@ -10,13 +10,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...core.distributed import rank
 from ...core.documents import read_mapping
 from ...core.errors import UserError
 from ...core.evaluate.trained import load_trained
+from ...core.files import expanded
+from ...core.model.backbone import create
+from ...core.model.macs import macs_of, parameters_of
 from ...core.run.folder import CONFIG
 from ..aloud import say
 from ..following import command
-from ..verbs import execute
+from ..report.records import read_run
+from ..verbs import execute, resolve
+from .outcome import difference_to
 
 # What is left of a config of adaptation in one of fine-tuning.
 SHARED_DATA = ("size", "crop", "resize", "interpolation", "views", "decode", "stamp", "selection")
@@ -40,14 +46,38 @@ class Lesson(NamedTuple):
 def distil_run(run: Path, student: str, overrides: Sequence[str]) -> int:
     """Train `student`, a network by name, with the run as its teacher. Returns the exit code 0. Raises UserError."""
     lesson = plan_lesson(run, student)
-    config = lesson.config
+    config = resolve(lesson.verb, lesson.config, overrides)
     say(f"distill: {lesson.verb} by the config of {run}, with {student} as the network and {run} as the teacher")
-    for note in lesson.notes:
+    for note in [*_sizes(run, config), *_beginning(lesson, config), *lesson.notes]:
         say(note)
-    result = execute(lesson.verb, config, overrides)
-    if lesson.verb == "finetune":
+    result = execute(lesson.verb, lesson.config, overrides)
+    if lesson.verb == "finetune" and rank() == 0:
+        made = read_run(expanded(result["run"]))
+        say(f"accuracy minus the teacher's, 95 % over test images: {difference_to(read_run(expanded(run)), made)}")
         say(f"compare: {command('report', str(run), str(result['run']))}")
     return 0
+
+
+def _sizes(run: Path, config: Mapping[str, Any]) -> list[str]:
+    """What both networks cost; a warning where the student is no smaller. Nothing where the size of its pictures is still open."""
+    teacher, size = load_trained(run).backbone, config["data"]["size"]
+    if not isinstance(size, int):
+        return []
+    student = create(size, teacher.channels, **config["backbone"])
+    costs = [macs_of(one.model, one.channels, one.size) for one in (teacher, student)]
+    numbers = [parameters_of(one.model) for one in (teacher, student)]
+    said = (
+        f"teacher: {costs[0] / 1e6:,.1f} million multiply-adds, {numbers[0]:,} parameters; student: {costs[1] / 1e6:,.1f} million "
+        f"({costs[1] / costs[0]:.1%}), {numbers[1]:,}"
+    )
+    return [f"WARNING: the student is no smaller than its teacher; {said}" if costs[1] >= costs[0] else said]
+
+
+def _beginning(lesson: Lesson, config: Mapping[str, Any]) -> list[str]:
+    weights, length = config["backbone"]["weights"], config["optim"]["duration"]
+    begun = "with random weights" if weights == "none" else f"with the weights of {weights}"
+    same = " as its teacher was" if length == lesson.config["optim"]["duration"] else ""
+    return [f"the student begins {begun} and is trained for {length}{same} (optim.duration)"]
 
 
 def plan_lesson(run: Path, student: str) -> Lesson:
@@ -64,10 +94,7 @@ def plan_lesson(run: Path, student: str) -> Lesson:
     config["run"] = {**config["run"], "dir": f"{teacher}-{name}"}
     config["backbone"] = {**NO_NETWORK, "norm": given["backbone"].get("norm", "auto"), "name": student}
     config["optim"] = {**config["optim"], "layer_decay": None, "backbone_lr": 1.0}
-    length = f"optim.duration={config['optim']['duration']}"
-    notes = [
-        f"{student} begins with random weights (backbone.weights=none), and is trained as long as its teacher was ({length})"
-    ]
+    notes = list[str]()
     if task == "finetune":
         config["method"] = {**config["method"], **NO_START, "teacher": {"weights": teacher}}
         return Lesson("finetune", config, notes)

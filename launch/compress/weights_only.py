@@ -144,10 +144,6 @@ def checked(draft: Path, rounded: nn.Module, shown: ShownPictures) -> list[Expor
     what = "features" if shown.logits is None else "logits"
     with torch.no_grad():
         found, expected = loader_of(draft)(draft)(shown.inputs), rounded(shown.inputs)
-    for folder in draft.glob("__pycache__"):
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()
     return [compared(f"{what} of model.py, against torchao's", found, expected).check(WEIGHTS_TOLERANCE)]
 
 

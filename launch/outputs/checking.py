@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -171,11 +172,15 @@ def through_timms_transform(trained: TrainedRun, shown: ShownPictures) -> float 
 
 
 def loader_of(folder: Path) -> Any:
-    """`load` of the model.py that lies there; only for one whose text is one of ours, since it is run."""
+    """`load` of the model.py that lies there; only for one whose text is one of ours, since it is run. Nothing is written beside it."""
     spec = importlib.util.spec_from_file_location("exported_model", folder / SCRIPT_NAME)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.dont_write_bytecode = before
     return module.load
 
 

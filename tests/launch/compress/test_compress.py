@@ -14,7 +14,8 @@ from rootstock.core.evaluate.trained import load_trained
 from rootstock.core.images.open import open_images
 from rootstock.launch.compress import compress as compressing
 from rootstock.launch.compress.budget import Budget
-from rootstock.launch.compress.compress import Demand, compress_run, recovery, uris_of_test
+from rootstock.launch.compress.compress import Demand, compress_run, with_sets
+from rootstock.launch.compress.forms import recovery
 from rootstock.launch.outputs.onnx_file import OnnxSession
 from rootstock.launch.verbs import execute
 
@@ -46,7 +47,9 @@ def test_eight_bits_are_enough(trained: Path, tmp_path: Path, rootstock: Rootsto
     done = rootstock("compress", str(trained), "--size", "200KB", "--to", str(tmp_path / "small"))
     assert done.returncode == 0, done.stderr
     found = record(tmp_path / "small")
-    assert found["chosen"][:2] == [None, True] and not (tmp_path / "small" / "pruned").exists()
+    assert (found["chosen"]["share"], found["chosen"]["int8"]) == (None, True) and not (
+        tmp_path / "small" / "pruned"
+    ).exists()
     file = Path(found["file"])
     assert file.name == "model.int8.onnx" and found["cost"]["bytes"] == file.stat().st_size <= 200_000
     # The loss, picture by picture, by hand.
@@ -60,7 +63,12 @@ def test_eight_bits_are_enough(trained: Path, tmp_path: Path, rootstock: Rootsto
     assert found["test"]["difference"]["estimate"] == pytest.approx(
         float(small.float().mean() - own.float().mean()), abs=1e-6
     )
-    assert "all channels, 8 bits" in done.stderr and "points lost" in done.stderr
+    assert [form["int8"] for form in found["tried"]] == [False, True] and done.stdout == f"{file}\n"
+    assert "compress: all channels, 8 bits: " in done.stderr
+    assert (
+        " points [" in done.stderr.splitlines()[-2]
+        and "(95 %, paired over 100 pictures of " in done.stderr.splitlines()[-2]
+    )
 
 
 def test_channels_go_where_eight_bits_are_not_enough_and_the_command_goes_on(
@@ -71,17 +79,21 @@ def test_channels_go_where_eight_bits_are_not_enough_and_the_command_goes_on(
     demand = Demand(Budget(None, 75_000), (), (), 1, True, ["optim.duration=4"])
     assert compress_run(trained, to, demand) == 0
     found = record(to)
-    share, int8, _ = found["chosen"]
-    assert int8 and share == 0.3 and found["cost"]["bytes"] <= 75_000
+    share, stays = found["chosen"]["share"], found["chosen"]["stays"]
+    assert found["chosen"]["int8"] and share == 0.3 and found["cost"]["bytes"] <= 75_000
     result = json.loads((to / "pruned" / "result.json").read_text())
-    assert result["pruned"]["after"]["macs"] <= share * result["pruned"]["before"]["macs"] and result["steps"] == 4
+    assert (
+        result["pruned"]["after"]["macs"] == pytest.approx(stays * result["pruned"]["before"]["macs"])
+        and stays <= share
+    )
+    assert result["steps"] == 4
     described = json.loads((to / "pruned" / "classifier" / "backbone.json").read_text())
     assert any(stage.get("teacher") == str(trained) for stage in described["provenance"])
     before = (to / "exported" / "model.int8.onnx").read_bytes()
     capsys.readouterr()
     assert compress_run(trained, to, demand) == 0
     said = capsys.readouterr().err
-    assert "as it is" not in said and "is finished" in said
+    assert "timing forms" not in said and "is finished" in said
     assert (to / "exported" / "model.int8.onnx").read_bytes() == before and record(to)["chosen"] == found["chosen"]
     with pytest.raises(UserError) as refused:
         compress_run(trained, to, demand._replace(budget=Budget(None, 50_000)))
@@ -103,14 +115,13 @@ def test_the_recovery_is_the_runs_own_training(trained: Path, tmp_path: Path) ->
 
 
 def test_refusals(trained: Path, tmp_path: Path, rootstock: Rootstock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compressing, "SHARES_TRIED", (0.5,))
+    monkeypatch.setattr(compressing, "SHARES_TRIED", (0.5, 0.02))
     with pytest.raises(UserError) as refused:
         compress_run(trained, tmp_path / "none", Demand(Budget(None, 100), (), (), 1, False, ()))
-    assert str(refused.value) == (
-        f"--latency, --size: no form of smallconv of {trained} fits 0.0001 MB, not even 50% of its multiply-adds in 32 bits; allow "
-        f"more, or teach a smaller network: rootstock distill {trained} --student NAME"
-    )
-    assert not (tmp_path / "none").exists()
+    said = str(refused.value)
+    assert said.startswith("--latency, --size: nothing fits 0.0001 MB; the smallest form that can be made has ")
+    assert said.endswith(f" MB. Allow that, or teach a smaller network: rootstock distill {trained} --student NAME")
+    assert [form["share"] for form in record(tmp_path / "none")["tried"]] == [None, 0.5]  # 0.02 cannot be reached
     done = rootstock("compress", str(trained))
     assert done.returncode == 2 and done.stderr.startswith("error: --latency: give it, or --size: ")
     (tmp_path / "other").mkdir()
@@ -120,6 +131,13 @@ def test_refusals(trained: Path, tmp_path: Path, rootstock: Rootstock, monkeypat
         done.stderr
         == f"error: --to: {tmp_path / 'other'} exists already, and is no folder of rootstock compress; name a new one\n"
     )
+    broken = tmp_path / "broken" / "0"
+    broken.mkdir(parents=True)
+    (broken / "1.png").write_bytes(b"no picture")
+    given = ["--test", f"folder:{tmp_path / 'broken'}", "--to", str(tmp_path / "b")]
+    done = rootstock("compress", str(trained), "--size", "1MB", "--no-int8", *given)
+    assert done.returncode == 2 and "1.png" in done.stderr and "skip-damaged" not in done.stderr
+    assert not (tmp_path / "b").exists()
     done = rootstock("compress", str(trained), "--size", "1MB", "--threads", "0")
     assert done.returncode == 2 and done.stderr.startswith("error: --threads: expected 1 to ")
     run = load_trained(trained)
@@ -127,7 +145,7 @@ def test_refusals(trained: Path, tmp_path: Path, rootstock: Rootstock, monkeypat
     with pytest.raises(
         UserError, match=r"^--test: .* held its test out of its training pictures, so what a smaller network loses"
     ):
-        uris_of_test(held)
+        with_sets(held, Demand(Budget(None, 1), (), (), 1, True, ()))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"compress .*without torchrun"):
         compress_run(trained, tmp_path / "x", Demand(Budget(None, 1), (), (), 1, True, ()))

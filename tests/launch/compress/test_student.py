@@ -66,9 +66,10 @@ def test_a_student_of_a_classifier(teachers: Path, rootstock: Rootstock, tmp_pat
     )
     assert done.returncode == 0, done.stderr
     assert (
-        "smallconv begins with random weights (backbone.weights=none), and is trained as long as its teacher was (optim.duration=4)"
-        in done.stderr
+        "the student begins with random weights and is trained for 4 as its teacher was (optim.duration)" in done.stderr
     )
+    assert "\nteacher: " in done.stderr and "WARNING: the student" not in done.stderr
+    assert "\naccuracy minus the teacher's, 95 % over test images: " in done.stderr
     result = json.loads((run / "result.json").read_text())
     assert result["task"] == "finetune" and result["seed"] == 3 and result["steps"] == 4
     described = json.loads((run / "classifier" / "backbone.json").read_text())

@@ -1,0 +1,141 @@
+"""The forms of a network that a budget is tried on: as it is, in 8 bits, and with fewer channels, each timed before anything is trained."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ...core.errors import UserError
+from ...core.evaluate.trained import TrainedRun, load_trained
+from ...core.images.images import Images
+from ...core.images.split import hash_order
+from ...core.model.macs import macs_of
+from ..dry import build_dry
+from ..outputs.checking import ShownPictures
+from ..outputs.int8 import CALIBRATED, INT8_FILE, write_int8
+from ..outputs.onnx_file import ONNX_FILE, OnnxSession, write_onnx
+from ..verbs import resolve
+from .budget import Budget, EdgeCost
+from .latency import Form, latency_of, time_in_turn
+from .student import NO_NETWORK, plan_lesson
+
+SHARES_TRIED = tuple(round(0.02 * step, 2) for step in range(49, 0, -1))  # of the multiply-adds: 0.98, 0.96, ..., 0.02
+MARGIN = 0.95  # of the budget's latency, in which the search stays: the same network is timed again at the end
+PICTURES_TIMED = 16  # pictures that a draft of a graph is calibrated and timed on
+_OF_PRUNING = "method.prune.macs"  # how the refusal of a share that cannot be reached begins
+
+
+class TriedForm(NamedTuple):
+    """share: of the multiply-adds, as method.prune.macs asks for it, None for all; stays: the share that stays then."""
+
+    share: float | None
+    stays: float
+    int8: bool
+    cost: EdgeCost
+
+    def in_words(self) -> str:
+        """For messages."""
+        channels = "all channels" if self.share is None else f"{self.stays:.1%} of the multiply-adds"
+        return f"{channels}, {8 if self.int8 else 32} bits: {self.cost.in_words()}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON, which `of_json` reads."""
+        return {**self._asdict(), "cost": self.cost._asdict()}
+
+    @staticmethod
+    def of_json(found: dict[str, Any]) -> TriedForm:
+        """As `as_json` wrote it."""
+        return TriedForm(**{**found, "cost": EdgeCost(**found["cost"])})
+
+
+def largest_share(
+    form_of: Callable[[float], TriedForm | None], budget: Budget, shares: Sequence[float]
+) -> TriedForm | None:
+    """The form of the largest of these shares, which fall, that fits, by bisection; None if none does.
+
+    form_of: None for a share that pruning cannot reach. What is pruned more costs less.
+    """
+    low, high, found = 0, len(shares), None
+    while low < high:
+        middle = (low + high) // 2
+        form = form_of(shares[middle])
+        if form is not None and not budget.holds(form.cost, MARGIN):
+            low = middle + 1
+            continue
+        found, high = form or found, middle
+    return found
+
+
+def recovery(trained: TrainedRun, share: float, folder: Path) -> dict[str, Any]:
+    """The config that prunes a run's network and lets it recover, with the run as its teacher.
+
+    It is the run's own, with its learning rates from the start (Renda, Frankle & Carbin 2020, arXiv:2003.02389, "learning rate rewinding").
+    Raises UserError for a run without a classifier.
+    """
+    lesson = plan_lesson(trained.folder, "")
+    if lesson.verb != "finetune":
+        raise UserError(f"{trained.folder} has no classifier, whose loss would be measured; fine-tune it first")
+    config = copy.deepcopy(lesson.config)
+    start = {"norm": config["backbone"]["norm"], "name": None, "weights": str(trained.folder)}
+    config["backbone"] = {**NO_NETWORK, **start}
+    config["method"] = {**config["method"], "keep_head": True, "prune": {"macs": share}}
+    config["run"] = {**config["run"], "dir": str(folder)}
+    return config
+
+
+def pruned_draft(
+    trained: TrainedRun, share: float, to: Path, folder: Path, overrides: Sequence[str]
+) -> TrainedRun | None:
+    """The pruned network before its recovery, which costs what it will cost afterwards; None if so little cannot stay."""
+    config = resolve("finetune", recovery(trained, share, to / "pruned"), overrides)
+    try:
+        _, built = build_dry("finetune", config)
+    except UserError as error:
+        if str(error).startswith(_OF_PRUNING):
+            return None
+        raise
+    built.plan.method.classifier.export(folder)
+    return load_trained(folder)._replace(view=trained.view)
+
+
+def part_that_stays(network: TrainedRun, whole: TrainedRun) -> float:
+    """The multiply-adds of a network over those of the whole one."""
+    small, large = (macs_of(one.backbone.model, one.backbone.channels, one.backbone.size) for one in (network, whole))
+    return small / large
+
+
+def calibrating(images: Images) -> Images:
+    """The first of the pictures that calibrate."""
+    order = set(hash_order(images.keys(), 0)[:CALIBRATED])
+    rows = [i for i, key in enumerate(images.keys().tolist()) if key in order][:PICTURES_TIMED]
+    return images.select(torch.tensor(rows))
+
+
+def cost_of_network(
+    network: TrainedRun, shown: ShownPictures, calibration: Images, folder: Path, int8: bool, threads: int
+) -> EdgeCost:
+    """The cost of its graph of 32 or of 8 bits, which is written into `folder`."""
+    folder.mkdir(exist_ok=True)
+    if not (folder / ONNX_FILE).exists():
+        write_onnx(network, shown, folder, uint8=False)
+    if int8:
+        write_int8(network, calibration, folder, uint8=False)
+    return cost_of_file(folder / (INT8_FILE if int8 else ONNX_FILE), shown, threads)
+
+
+def cost_of_file(file: Path, shown: ShownPictures, threads: int) -> EdgeCost:
+    """Of a graph, one picture at a time."""
+    form = Form("", OnnxSession(file, threads), shown.inputs[:1])
+    found = latency_of(time_in_turn([form], threads=threads)[""])
+    size = sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*"))
+    return EdgeCost(found.median, found.p95, size)
+
+
+def plain_json(value: Any) -> Any:
+    """The value as a reader of JSON sees it."""
+    return json.loads(json.dumps(value))
