@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ...core.evaluate.feature_key import weights_digest
-from ...core.files import write_bytes, write_text
+from ...core.files import write_bytes
 from ...core.formats import FORMAT
+from ...core.manifest import write_record
 from ...finetune.explain.methods import METHOD_SOURCES, at_side
 from ..outputs.pictures import names_of
 from .contents import Explained
@@ -24,7 +25,8 @@ def write_outcome(out: Path, found: Explained, of: str, seed: int) -> Path:
     (out / PICTURES).mkdir(parents=True, exist_ok=True)
     result = result_of(found, of, seed)
     rows = _pictures(out, found)
-    write_text(out / RESULT_FILE, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    # With its digest, which `rootstock verify` compares; a number that is none is a bug.
+    write_record(out / RESULT_FILE, json.loads(json.dumps(result, allow_nan=False)))
     page: ExplainPage = page_of(found, result, rows)
     return write_explanation(page, out / PAGE)
 

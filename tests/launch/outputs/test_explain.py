@@ -13,6 +13,7 @@ from PIL import Image
 
 from rootstock.core.evaluate.trained import load_trained
 from rootstock.core.images.open import open_images
+from rootstock.core.manifest import read_record
 from rootstock.core.model.classifier import Classifier
 from rootstock.finetune.explain.cam import grad_cam
 from rootstock.finetune.explain.places import chosen_place
@@ -52,7 +53,7 @@ def test_a_page_pictures_and_numbers_and_the_same_bytes_again(
     done = rootstock(*words)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{out / 'explained.html'}\n"
-    first, result = contents(out), json.loads((out / "result.json").read_text())
+    first, result = contents(out), read_record(out / "result.json")
     methods = result["methods"]
     assert (
         list(methods) == ["grad-cam", "saliency", "smoothgrad", "integrated-gradients"] and len(result["left_out"]) == 2
