@@ -19,7 +19,7 @@ from ..core.errors import UserError
 from ..core.evaluate.trained import load_trained
 from ..core.method import PretrainMethod, Step, Views
 from ..core.model.backbone import Backbone, create
-from ..core.model.frozen_teacher import FrozenTeacher, inherit
+from ..core.model.frozen_teacher import FrozenTeacher, teach
 from ..core.numerics import wide
 from .parts.feature_maps import FeatureMaps, to_grid
 from .parts.teacher_cache import TeacherCache, read_or_ask
@@ -55,11 +55,7 @@ class _Teacher(NamedTuple):
     def features(self, images: Tensor) -> list[Tensor]:
         """The pooled features and the maps of the student's images."""
         shown = self.frozen.images(images)
-        return self._ask(shown) if self.cache is None else read_or_ask(self.cache, shown, self._ask)
-
-    def _ask(self, images: Tensor) -> list[Tensor]:
-        pooled, maps = self.maps(images)
-        return [pooled, *maps]
+        return self.maps(shown) if self.cache is None else read_or_ask(self.cache, shown, self.maps)
 
 
 class Distill(PretrainMethod):
@@ -130,7 +126,7 @@ class Distill(PretrainMethod):
     def forward(self, batch: Views, progress: float) -> Step:
         """batch.images: [1, N, C, h, w]; N is this process's share."""
         (images,) = batch.images
-        features, *maps = _features(self.maps, images)
+        features, *maps = self.maps(images)
         losses: dict[str, list[Tensor]] = {"pooled_loss": [], "places_loss": []}
         cosines = []
         for one, adapters in zip(self.teachers, self.adapters, strict=True):
@@ -154,22 +150,11 @@ class Distill(PretrainMethod):
         return Step(total, {**metrics, **collapse_metrics(features.detach())})
 
 
-def _features(maps: FeatureMaps, images: Tensor) -> list[Tensor]:
-    pooled, found = maps(images)
-    return [pooled, *found]
-
-
 def _teacher(source: str, student: Backbone, size: int | None, levels: int, cache: str | None) -> _Teacher:
     """A teacher of this student. Raises UserError."""
     network = _network(source, student, size)
-    if network.channels != student.channels:
-        raise UserError(
-            f"method.teacher: {source} takes pictures of {network.channels} channels, and these have {student.channels}; give another one"
-        )
-    pixels = {"normalised": (student.mean, student.std), "own": (network.mean, network.std)}
-    frozen = FrozenTeacher(network, **pixels, size=network.size, key="method.teacher", source=source)
+    frozen = teach(student, network, network, key="method.teacher", source=source)
     maps = FeatureMaps(network, levels)
-    inherit(student, network, source)
     if cache is None:
         return _Teacher(frozen, maps, None)
     shapes: list[tuple[int, ...]] = [(maps.width,)]

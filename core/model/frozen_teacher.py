@@ -80,6 +80,20 @@ class FrozenTeacher(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
+def teach(student: Backbone, teacher: Backbone, network: nn.Module, *, key: str, source: str) -> FrozenTeacher:
+    """A frozen teacher for a student, which inherits what it has seen. network: the teacher's backbone, or the classifier above it.
+
+    key, source: as of `FrozenTeacher`. Raises UserError for a teacher of pictures with other channels.
+    """
+    if teacher.channels != student.channels:
+        raise UserError(
+            f"{key}: {source} takes pictures of {teacher.channels} channels, and these have {student.channels}; give another one"
+        )
+    inherit(student, teacher, source)
+    normalised, own = ((one.mean, one.std) for one in (student, teacher))
+    return FrozenTeacher(network, normalised, own, teacher.size, key=key, source=source)
+
+
 def inherit(student: Backbone, teacher: Backbone, source: str) -> None:
     """Note in the student what its teacher has seen: these images taught the student, too.
 

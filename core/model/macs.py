@@ -23,3 +23,8 @@ def macs_of(network: nn.Module, channels: int, size: int) -> int:
 def parameters_of(network: nn.Module) -> int:
     """How many numbers are its parameters; buffers are not."""
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def bytes_of_tensors(network: nn.Module) -> int:
+    """What its parameters and buffers take, as a file of safetensors holds them."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())

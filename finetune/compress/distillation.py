@@ -14,20 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...core.digested import read_digested, write_digested
-from ...core.distributed import broadcast_text
 from ...core.errors import UserError
 from ...core.evaluate.features import extract
 from ...core.evaluate.trained import TrainedRun, load_trained
 from ...core.images.images import Images
 from ...core.images.open import open_images
 from ...core.images.sets import LABELLED, align, named_tests, train_and_tests
-from ...core.manifest import DamagedFile
 from ...core.model.backbone import Backbone
 from ...core.model.classifier import Classifier
-from ...core.model.frozen_teacher import FrozenTeacher, inherit
+from ...core.model.frozen_teacher import FrozenTeacher, teach
 from ...core.numerics import wide
 from ...core.run.directory import Run
+from ...core.run.kept_once import kept_once
 
 TEACHER_LABELS = "teacher_labels.safetensors"
 TAUGHT = "finetune"
@@ -138,30 +136,24 @@ class Teacher(NamedTuple):
         """The class that the teacher says of each image, int64 [N]; a command that goes on with a run reads what the first one stored."""
         if run.dry:
             return torch.arange(len(images)) % len(self.classifier.classes)
-        path, stored = run.checkpoints / "kept" / TEACHER_LABELS, None
-        if broadcast_text("yes" if run.main and path.is_file() else ""):
-            try:
-                stored = read_digested(path)["labels"]
-            except DamagedFile as error:
-                run.log(f"WARNING: {error}; the teacher is asked again")
-        if not broadcast_text("yes" if stored is not None else ""):
+
+        def asked() -> dict[str, Tensor]:
             place = {"device": run.device, "workers": run.options["workers"]}
-            stored = extract(self.classifier.to(run.device), images, self.trained.view, **place).argmax(1).cpu()
-            if run.main:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_digested(path, {"labels": stored})
-        if stored is None or len(stored) != len(images):
-            raise UserError(f"run.dir: {path} holds no labels for {len(images)} images; choose another run.dir")
+            said = extract(self.classifier.to(run.device), images, self.trained.view, **place).argmax(1).cpu()
+            return {"labels": said}
+
+        stored = kept_once(run, TEACHER_LABELS, asked, "the teacher is asked again")["labels"]
+        if len(stored) != len(images):
+            raise UserError(
+                f"run.dir: {run.dir} has the teacher's labels of {len(stored)} images, and now there are {len(images)}; choose another "
+                "run.dir"
+            )
         return stored
 
     def teaching(self, student: Backbone, classes: Sequence[str]) -> Teaching:
         """For a student with these classes, which inherits what the teacher has seen."""
-        backbone, source = self.classifier.backbone, str(self.section["weights"])
-        inherit(student, backbone, source)
-        pixels = {"normalised": (student.mean, student.std), "own": (backbone.mean, backbone.std)}
-        frozen = FrozenTeacher(
-            self.classifier, **pixels, size=backbone.size, key="method.teacher.weights", source=source
-        )
+        source = str(self.section["weights"])
+        frozen = teach(student, self.classifier.backbone, self.classifier, key="method.teacher.weights", source=source)
         columns = [self.classifier.classes.index(name) for name in classes]
         return Teaching(frozen, columns, self.section["temperature"], self.section["weight"])
 

@@ -10,16 +10,13 @@ from collections.abc import Sequence
 
 import torch
 
-from ...core.digested import read_digested, write_digested
-from ...core.distributed import broadcast_text
-from ...core.errors import UserError
 from ...core.evaluate.features import extract
 from ...core.evaluate.linear_head import head_of
 from ...core.evaluate.logreg import LogisticRegression, fit_choosing_C
 from ...core.images.images import Images
-from ...core.manifest import DamagedFile
 from ...core.model.classifier import Classifier
 from ...core.run.directory import Run
+from ...core.run.kept_once import kept_once
 from ...core.views.view import Evaluation
 
 LINEAR_FIRST = "linear_first.safetensors"
@@ -40,25 +37,14 @@ def probe_head(run: Run, classifier: Classifier, images: Images, view: Evaluatio
 
     A command that goes on with a run reads the head that the first one stored. Raises UserError for features that are not finite.
     """
-    path = run.checkpoints / "kept" / LINEAR_FIRST
-    stored = None
-    if broadcast_text("yes" if run.main and path.is_file() else ""):
-        try:
-            stored = read_digested(path)
-        except DamagedFile as error:
-            run.log(f"WARNING: {error}; the linear probe is fitted again")
-    if not broadcast_text("yes" if stored is not None else ""):
+
+    def fitted() -> dict[str, torch.Tensor]:
         classifier.to(run.device)
         found = _fitted(run, classifier, images, view)
         run.log(f"linear probe before fine-tuning: C {found.C:g}, chosen on a held-out 20 % of the training images")
-        stored = whole_layer(found, classifier.classes)
-        if run.main:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_digested(path, stored)
-    if stored is None:
-        raise UserError(
-            f"run.dir: rank 0 reads {path}, which other processes do not find; put run.dir on a disk that all nodes share"
-        )
+        return whole_layer(found, classifier.classes)
+
+    stored = kept_once(run, LINEAR_FIRST, fitted, "the linear probe is fitted again")
     with torch.no_grad():
         classifier.head.weight.copy_(stored["weight"])
         classifier.head.bias.copy_(stored["bias"])

@@ -10,15 +10,7 @@ from ...core.environment import usable_cores
 from ...core.errors import UserError
 from ...core.files import check_output
 from ..app import DryOption, OverridesArgument
-
-LicenceOption = Annotated[
-    str,
-    typer.Option("--licence", "--license", metavar="ID", help="Of the weights, for the model card: apache-2.0, ..."),
-]
-ComparedOption = Annotated[
-    list[str] | None,
-    typer.Option("--images", metavar="URI", help="Pictures to compare the export on; the run's own if left out."),
-]
+from ..outputs.commands import ComparedOption, LicenceOption
 
 
 def distill_command(

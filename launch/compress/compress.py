@@ -23,8 +23,8 @@ from ..aloud import conclude, say
 from ..following import command
 from ..outputs.card import UNKNOWN_LICENCE
 from ..outputs.checking import opened_for, shown_of, shown_pictures
-from ..outputs.export import Further, refuse_several_processes, write_export
-from ..outputs.int8 import INT8_FILE, int8_section, int8_sets, measure_int8, paired_difference, write_int8
+from ..outputs.export import Further, refuse_several_processes, write_8_bits, write_export
+from ..outputs.int8 import INT8_FILE, Int8Sets, int8_sets, paired_difference
 from ..outputs.onnx_file import ONNX_FILE, OnnxSession, check_onnx
 from ..outputs.predict import classifier_of, labels_for
 from ..verbs import execute
@@ -34,9 +34,9 @@ from .forms import (
     PICTURES_TIMED,
     SHARES_TRIED,
     TriedForm,
-    calibrating,
     cost_of_file,
     cost_of_network,
+    first_pictures,
     largest_share,
     part_that_stays,
     plain_json,
@@ -118,12 +118,12 @@ def compress_run(run: Path, to: Path, asked: Demand) -> int:
     record = Record(to, run, asked)
     test = open_images(list(asked.test))
     labels = labels_for(trained, test, "--test")
-    if asked.int8:  # before anything is timed: refuses a test that calibrates
-        int8_sets(trained, asked.calibrate, asked.test, "--calibrate")
+    # Before anything is timed: a test that calibrates is refused.
+    sets = int8_sets(trained, asked.calibrate, asked.test, "--calibrate") if asked.int8 else None
     # The test is read at once, so that a damaged picture is found before anything is timed or trained.
     before = extract(classifier_of(trained), test, trained.view, device="cpu").argmax(1) == labels
     if record.chosen is None:
-        record.write(chosen=_choose(trained, opened_for(trained, asked.calibrate), asked, record).as_json())
+        record.write(chosen=_choose(trained, sets, asked, record).as_json())
     chosen = record.chosen
     assert chosen is not None
     say(f"compress: {chosen.in_words()}; the budget is {asked.budget.in_words()}")
@@ -132,7 +132,7 @@ def compress_run(run: Path, to: Path, asked: Demand) -> int:
         source = to / "pruned"
         execute("finetune", recovery(trained, chosen.share, source), asked.overrides)
     if not (to / "exported").exists():
-        _export(load_trained(source), to / "exported", chosen, asked)
+        _export(load_trained(source), to / "exported", sets if chosen.int8 else None)
     return _conclude(trained, record, chosen, asked, (test, labels, before))
 
 
@@ -148,16 +148,20 @@ def with_sets(trained: TrainedRun, asked: Demand) -> Demand:
     return asked._replace(calibrate=asked.calibrate or uris_of_training(trained), test=test)
 
 
-def _choose(trained: TrainedRun, images: Images, asked: Demand, record: Record) -> TriedForm:
-    """The form that fits and changes the network least. Raises UserError if none does."""
-    shown, calibration = shown_of(trained, images, PICTURES_TIMED), calibrating(images)
+def _choose(trained: TrainedRun, sets: Int8Sets | None, asked: Demand, record: Record) -> TriedForm:
+    """The form that fits and changes the network least. sets: those of 8 bits, None where these are not allowed.
+
+    Raises UserError if none fits.
+    """
+    shown = shown_of(trained, opened_for(trained, asked.calibrate), PICTURES_TIMED)
+    calibration = None if sets is None else first_pictures(sets.calibration)
     say("timing forms of the network, some seconds each; a stopped command goes on where it was")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
 
         def timed(network: TrainedRun, share: float | None, int8: bool) -> TriedForm:
-            place = folder / f"graph-{share}"
-            cost = cost_of_network(network, shown, calibration, place, int8, asked.threads)
+            given = calibration if int8 else None
+            cost = cost_of_network(network, shown, given, folder / f"graph-{share}", asked.threads)
             return record.add(TriedForm(share, part_that_stays(network, trained), int8, cost))
 
         for int8 in (False, True) if asked.int8 else (False,):
@@ -181,14 +185,11 @@ def _choose(trained: TrainedRun, images: Images, asked: Demand, record: Record) 
     return best
 
 
-def _export(trained: TrainedRun, to: Path, chosen: TriedForm, asked: Demand) -> None:
-    sets = int8_sets(trained, asked.calibrate, asked.test, "--calibrate") if chosen.int8 else None
+def _export(trained: TrainedRun, to: Path, sets: Int8Sets | None) -> None:
+    """sets: those of the form of 8 bits; None for one of 32."""
 
     def in_8_bits(draft: Path) -> Further:
-        if sets is None:
-            return [], []
-        names = write_int8(trained, sets.calibration, draft, False)
-        return names, [int8_section(measure_int8(trained, sets, draft, False), sets.calibration)]
+        return ([], []) if sets is None else write_8_bits(trained, sets, draft, False)[1]
 
     shown = shown_pictures(trained, ())
     write_export(trained, shown, to, licence=UNKNOWN_LICENCE, onnx=True, uint8=False, further=in_8_bits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,11 +12,10 @@ import torch
 from ...core.errors import UserError
 from ...core.evaluate.trained import TrainedRun, load_trained
 from ...core.images.images import Images
-from ...core.images.split import hash_order
 from ...core.model.macs import macs_of
 from ..dry import build_dry
 from ..outputs.checking import ShownPictures
-from ..outputs.int8 import CALIBRATED, INT8_FILE, write_int8
+from ..outputs.int8 import INT8_FILE, write_int8
 from ..outputs.onnx_file import ONNX_FILE, OnnxSession, write_onnx
 from ..verbs import resolve
 from .budget import Budget, EdgeCost
@@ -77,10 +75,10 @@ def recovery(trained: TrainedRun, share: float, folder: Path) -> dict[str, Any]:
     It is the run's own, with its learning rates from the start (Renda, Frankle & Carbin 2020, arXiv:2003.02389, "learning rate rewinding").
     Raises UserError for a run without a classifier.
     """
-    lesson = plan_lesson(trained.folder, "")
+    lesson = plan_lesson(trained, "")
     if lesson.verb != "finetune":
         raise UserError(f"{trained.folder} has no classifier, whose loss would be measured; fine-tune it first")
-    config = copy.deepcopy(lesson.config)
+    config = lesson.config
     start = {"norm": config["backbone"]["norm"], "name": None, "weights": str(trained.folder)}
     config["backbone"] = {**NO_NETWORK, **start}
     config["method"] = {**config["method"], "keep_head": True, "prune": {"macs": share}}
@@ -109,23 +107,21 @@ def part_that_stays(network: TrainedRun, whole: TrainedRun) -> float:
     return small / large
 
 
-def calibrating(images: Images) -> Images:
-    """The first of the pictures that calibrate."""
-    order = set(hash_order(images.keys(), 0)[:CALIBRATED])
-    rows = [i for i, key in enumerate(images.keys().tolist()) if key in order][:PICTURES_TIMED]
-    return images.select(torch.tensor(rows))
+def first_pictures(images: Images) -> Images:
+    """As many as a draft of a graph is calibrated on."""
+    return images.select(torch.arange(min(len(images), PICTURES_TIMED)))
 
 
 def cost_of_network(
-    network: TrainedRun, shown: ShownPictures, calibration: Images, folder: Path, int8: bool, threads: int
+    network: TrainedRun, shown: ShownPictures, calibration: Images | None, folder: Path, threads: int
 ) -> EdgeCost:
-    """The cost of its graph of 32 or of 8 bits, which is written into `folder`."""
+    """The cost of its graph, which is written into `folder`: of 8 bits by these pictures, of 32 bits without any."""
     folder.mkdir(exist_ok=True)
     if not (folder / ONNX_FILE).exists():
         write_onnx(network, shown, folder, uint8=False)
-    if int8:
+    if calibration is not None:
         write_int8(network, calibration, folder, uint8=False)
-    return cost_of_file(folder / (INT8_FILE if int8 else ONNX_FILE), shown, threads)
+    return cost_of_file(folder / (ONNX_FILE if calibration is None else INT8_FILE), shown, threads)
 
 
 def cost_of_file(file: Path, shown: ShownPictures, threads: int) -> EdgeCost:

@@ -15,6 +15,7 @@ from ...core.files import expanded
 from ...core.images.images import Images
 from ...core.images.open import open_images
 from ...core.manifest import DamagedFile, guard, read_object
+from ...core.model.macs import bytes_of_tensors
 from ...core.views.view import Evaluation, stack_pictures
 from ..outputs.checking import loader_of, opened_for, shown_of
 from ..outputs.int8 import INT8_FILE, write_int8
@@ -133,4 +134,4 @@ def bytes_of(measured: MeasuredNetwork, form: str) -> int:
             if (measured.folder / name).is_file()
         )
     assert measured.network is not None
-    return sum(tensor.numel() * tensor.element_size() for tensor in measured.network.state_dict().values())
+    return bytes_of_tensors(measured.network)

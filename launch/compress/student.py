@@ -5,7 +5,7 @@ Nothing that `rootstock finetune` or `rootstock pretrain` could not do: the comm
 
 from __future__ import annotations
 
-import json
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from ...core.distributed import rank
 from ...core.documents import read_mapping
 from ...core.errors import UserError
-from ...core.evaluate.trained import load_trained
+from ...core.evaluate.trained import TrainedRun, load_trained
 from ...core.files import expanded
-from ...core.model.backbone import create
+from ...core.model.backbone import Backbone, create
 from ...core.model.macs import macs_of, parameters_of
 from ...core.run.folder import CONFIG
 from ..aloud import say
@@ -45,10 +45,11 @@ class Lesson(NamedTuple):
 
 def distil_run(run: Path, student: str, overrides: Sequence[str]) -> int:
     """Train `student`, a network by name, with the run as its teacher. Returns the exit code 0. Raises UserError."""
-    lesson = plan_lesson(run, student)
+    trained = load_trained(run)
+    lesson = plan_lesson(trained, student)
     config = resolve(lesson.verb, lesson.config, overrides)
     say(f"distill: {lesson.verb} by the config of {run}, with {student} as the network and {run} as the teacher")
-    for note in [*_sizes(run, config), *_beginning(lesson, config), *lesson.notes]:
+    for note in [*_sizes(trained.backbone, config), *_beginning(lesson, config), *lesson.notes]:
         say(note)
     result = execute(lesson.verb, lesson.config, overrides)
     if lesson.verb == "finetune" and rank() == 0:
@@ -58,9 +59,9 @@ def distil_run(run: Path, student: str, overrides: Sequence[str]) -> int:
     return 0
 
 
-def _sizes(run: Path, config: Mapping[str, Any]) -> list[str]:
+def _sizes(teacher: Backbone, config: Mapping[str, Any]) -> list[str]:
     """What both networks cost; a warning where the student is no smaller. Nothing where the size of its pictures is still open."""
-    teacher, size = load_trained(run).backbone, config["data"]["size"]
+    size = config["data"]["size"]
     if not isinstance(size, int):
         return []
     student = create(size, teacher.channels, **config["backbone"])
@@ -80,17 +81,17 @@ def _beginning(lesson: Lesson, config: Mapping[str, Any]) -> list[str]:
     return [f"the student begins {begun} and is trained for {length}{same} (optim.duration)"]
 
 
-def plan_lesson(run: Path, student: str) -> Lesson:
+def plan_lesson(trained: TrainedRun, student: str) -> Lesson:
     """The lesson by what the run is. Raises UserError for a run that cannot teach."""
-    trained = load_trained(run)
     if not trained.config or "task" not in trained.result:
         raise UserError(
-            f"{run} has no finished training whose config a student could take; use method.teacher of finetune, or pretrain method=distill"
+            f"{trained.folder} has no finished training whose config a student could take; use method.teacher of finetune, or "
+            "pretrain method=distill"
         )
     task, given = str(trained.result["task"]), read_mapping(trained.folder / CONFIG)
     given = {key: value for key, value in given.items() if key != "verb"}
     teacher, name = str(trained.folder), student.replace("/", "-")
-    config: dict[str, Any] = json.loads(json.dumps(given))
+    config = copy.deepcopy(given)
     config["run"] = {**config["run"], "dir": f"{teacher}-{name}"}
     config["backbone"] = {**NO_NETWORK, "norm": given["backbone"].get("norm", "auto"), "name": student}
     config["optim"] = {**config["optim"], "layer_decay": None, "backbone_lr": 1.0}

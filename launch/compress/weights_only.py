@@ -24,11 +24,12 @@ from ...core.files import write_text
 from ...core.images.images import Images
 from ...core.images.open import open_images
 from ...core.manifest import write_manifest
+from ...core.model.macs import bytes_of_tensors
 from ..aloud import say
 from ..outputs.card import model_card
 from ..outputs.checking import ExportCheck, ShownPictures, compared, loader_of, shown_pictures
 from ..outputs.export import CARD, conclude_export, drafted, refuse_existing, refuse_several_processes
-from ..outputs.int8 import paired_difference
+from ..outputs.int8 import accuracy_in_words, paired_difference
 from ..outputs.network import TENSORS, PlainNetwork, plain_network
 from ..outputs.onnx_file import quiet
 from ..outputs.pictures import damage_with_remedy
@@ -60,14 +61,7 @@ class WeightsOutcome(NamedTuple):
         changed = "nothing changes" if self.snr is None else f"{self.snr:.1f} dB of signal over noise"
         lines.append(f"outputs on {self.pictures}: {changed}")
         if self.difference is not None and self.before is not None and self.after is not None:
-            found = self.difference
-            between = (
-                "" if found.low is None or found.high is None else f" [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
-            )
-            lines.append(
-                f"accuracy: {100 * self.before:.2f} % before, {100 * self.after:.2f} % after, difference {100 * found.estimate:+.2f} points"
-                f"{between} (95 %, paired over pictures)"
-            )
+            lines.append(accuracy_in_words(self.before, self.after, self.difference))
         return lines
 
 
@@ -88,7 +82,7 @@ def export_weights_only(run: Path, to: Path, tests: Sequence[str], images: Seque
     with drafted(to) as draft:
         rounded, pairs = by_torchao(trained)
         network = with_pairs(plain_network(trained, whole=False), pairs)
-        before = sum(tensor.numel() * tensor.element_size() for tensor in trained.backbone.model.state_dict().values())
+        before = bytes_of_tensors(trained.backbone.model)
         names = network.write(draft)
         checks = checked(draft, rounded, shown)
         outcome = WeightsOutcome(len(pairs), (before, (draft / TENSORS).stat().st_size), None, "")

@@ -22,6 +22,15 @@ SkipOption = Annotated[
     bool, typer.Option("--skip-damaged", help="Leave pictures out that cannot be read, and list them.")
 ]
 
+ComparedOption = Annotated[
+    list[str] | None,
+    typer.Option("--images", metavar="URI", help="Pictures to compare the result on; the run's own if left out."),
+]
+LicenceOption = Annotated[
+    str,
+    typer.Option("--licence", "--license", metavar="ID", help="Of the weights, for the model card: apache-2.0, ..."),
+]
+
 
 def embed_command(
     run: RunArgument,
@@ -76,16 +85,8 @@ def export_command(
     to: Annotated[
         Path, typer.Option(metavar="DIR", help="The new folder: config.json, model.safetensors, model.py, README.md.")
     ],
-    images: Annotated[
-        list[str] | None,
-        typer.Option(metavar="URI", help="Pictures to compare the result on; the run's own if left out."),
-    ] = None,
-    licence: Annotated[
-        str,
-        typer.Option(
-            "--licence", "--license", metavar="ID", help="Of the weights, for the model card: apache-2.0, ..."
-        ),
-    ] = "unknown",
+    images: ComparedOption = None,
+    licence: LicenceOption = "unknown",
     onnx: Annotated[bool, typer.Option("--onnx", help="Write model.onnx too, for any batch size.")] = False,
     uint8: Annotated[
         bool, typer.Option("--uint8", help="model.onnx takes pixels (uint8) and normalises them.")

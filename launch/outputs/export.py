@@ -24,7 +24,7 @@ from .checking import (
     shown_pictures,
     through_timms_transform,
 )
-from .int8 import int8_section, int8_sets, measure_int8, write_int8
+from .int8 import Int8Outcome, Int8Sets, int8_section, int8_sets, measure_int8, write_int8
 from .network import PlainNetwork, plain_network
 from .onnx_file import ONNX_FILE, ONNX_TOLERANCE, check_onnx, compare_onnx, onnx_section, write_onnx
 
@@ -67,16 +67,22 @@ def export_network(
     def in_8_bits(draft: Path) -> Further:
         if sets is None:
             return [], []
-        names = write_int8(trained, sets.calibration, draft, uint8)
-        outcome = measure_int8(trained, sets, draft, uint8)
+        outcome, written = write_8_bits(trained, sets, draft, uint8)
         for line in outcome.in_words():
             say(line)
-        return names, [int8_section(outcome, sets.calibration)]
+        return written
 
     shown = shown_pictures(trained, images)
     write_export(trained, shown, to, licence=licence, onnx=onnx, uint8=uint8, further=in_8_bits)
     conclude_export("export", trained, shown, to)
     return 0
+
+
+def write_8_bits(trained: TrainedRun, sets: Int8Sets, draft: Path, uint8: bool) -> tuple[Int8Outcome, Further]:
+    """Write the form of 8 bits beside that of 32, and measure what it costs."""
+    names = write_int8(trained, sets.calibration, draft, uint8)
+    outcome = measure_int8(trained, sets, draft, uint8)
+    return outcome, (names, [int8_section(outcome, sets.calibration)])
 
 
 def conclude_export(verb: str, trained: TrainedRun, shown: ShownPictures, to: Path) -> None:
@@ -127,7 +133,6 @@ def write_for_torch(
         network = plain_network(trained, whole=False)
         names = network.write(draft)
         checks = compare_plain(draft, network, shown)
-    shutil.rmtree(draft / "__pycache__", ignore_errors=True)
     return network, names, checks
 
 

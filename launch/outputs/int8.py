@@ -70,17 +70,17 @@ class Int8Outcome(NamedTuple):
         if self.agreement is not None:
             lines.append(f"same class for {self.agreement:.1%} of them")
         if self.difference is not None and self.before is not None and self.after is not None:
-            low, high = self.difference.low, self.difference.high
-            between = (
-                ""
-                if low is None or high is None
-                else f" [{100 * low:+.2f}, {100 * high:+.2f}] (95 %, paired over pictures)"
-            )
-            lines.append(
-                f"accuracy: {100 * self.before:.2f} % before, {100 * self.after:.2f} % after, difference "
-                f"{100 * self.difference.estimate:+.2f} points{between}"
-            )
+            lines.append(accuracy_in_words(self.before, self.after, self.difference))
         return lines
+
+
+def accuracy_in_words(before: float, after: float, difference: Interval) -> str:
+    """Both accuracies and their difference, in per cent and points."""
+    low, high = difference.low, difference.high
+    between = (
+        "" if low is None or high is None else f" [{100 * low:+.2f}, {100 * high:+.2f}] (95 %, paired over pictures)"
+    )
+    return f"accuracy: {100 * before:.2f} % before, {100 * after:.2f} % after, difference {100 * difference.estimate:+.2f} points{between}"
 
 
 def int8_sets(trained: TrainedRun, uris: Sequence[str], tests: Sequence[str], option: str = "--int8") -> Int8Sets:

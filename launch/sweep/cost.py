@@ -43,7 +43,9 @@ def count_parameters(point: Untrained, others: Others) -> dict[str, float]:
 
 def count_bytes(point: Untrained, others: Others) -> dict[str, float]:
     """Bytes of the weights as they are saved, buffers included."""
-    return {COST: sum(tensor.numel() * tensor.element_size() for tensor in point.network.state_dict().values())}
+    from ...core.model.macs import bytes_of_tensors
+
+    return {COST: bytes_of_tensors(point.network)}
 
 
 def measure_latency(

@@ -47,10 +47,10 @@ class FeatureMaps:
         self.widths = [tokens.shape[2] for tokens, _ in maps]
         self.grids: list[PlaceGrid] = [grid for _, grid in maps]
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(pooled, maps): one tensor of `width`, and one of each of `widths` and `grids`."""
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """The pooled features, of `width`, and after them one tensor of each of `widths` and `grids`."""
         pooled, maps = self._maps(images)
-        return pooled, [tokens for tokens, _ in maps]
+        return [pooled, *(tokens for tokens, _ in maps)]
 
     def _maps(self, images: Tensor) -> tuple[Tensor, list[tuple[Tensor, PlaceGrid]]]:
         model: Any = self.backbone.model

@@ -51,7 +51,7 @@ def test_the_loss_of_a_batch() -> None:
     step = made(batch, 0.0)
     (images,) = batch.images
     with torch.no_grad():
-        pooled, maps = made.maps(images)
+        pooled, *maps = made.maps(images)
         expected = 0.0
         for kind, adapters in zip(("conv", "vit"), made.adapters, strict=True):
             network = create(16, weights=teacher(kind)).double().eval()

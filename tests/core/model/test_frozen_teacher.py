@@ -8,7 +8,7 @@ from torch import nn
 
 from rootstock.core.errors import UserError
 from rootstock.core.model.backbone import Backbone, create
-from rootstock.core.model.frozen_teacher import FrozenTeacher, inherit
+from rootstock.core.model.frozen_teacher import FrozenTeacher, inherit, teach
 
 GREY, HALF = ((0.2, 0.3, 0.4), (0.1, 0.2, 0.3)), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -72,3 +72,16 @@ def test_the_student_inherits_what_its_teacher_saw(tmp_path: Path) -> None:
     assert student.provenance[-1] == {"teacher": "timm:x", "task": "external", "weights": "timm:x"}
     student.export(tmp_path)
     assert create(16, weights=str(tmp_path)).provenance == student.provenance
+
+
+def test_a_teacher_is_made_for_its_student_and_sees_its_pictures() -> None:
+    student, teacher = network(), create(24, name="smallconv", args={"widths": [4, 4, 6, 8]}, mean=(0.1, 0.2, 0.3))
+    frozen = teach(student, teacher, teacher, key="method.teacher", source="runs/big")
+    assert frozen.network is teacher and frozen.size == 24 and not frozen.same
+    assert student.provenance[-1]["teacher"] == "runs/big"
+    grey = create(16, 1, name="smallconv")
+    with pytest.raises(UserError) as refused:
+        teach(student, grey, grey, key="method.teacher.weights", source="runs/grey")
+    assert str(refused.value) == (
+        "method.teacher.weights: runs/grey takes pictures of 1 channels, and these have 3; give another one"
+    )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rootstock.core.errors import UserError
+from rootstock.core.evaluate.trained import load_trained
 from rootstock.core.model.backbone import create
 from rootstock.launch.compress.student import plan_lesson
 from rootstock.launch.verbs import execute
@@ -76,19 +77,19 @@ def test_a_student_of_a_classifier(teachers: Path, rootstock: Rootstock, tmp_pat
     assert described["args"] == {"widths": [4, 4, 6, 8]} and described["provenance"][0]["teacher"] == str(
         teachers / "finetune"
     )
-    method = plan_lesson(teachers / "finetune", "smallconv").config["method"]
+    method = plan_lesson(load_trained(teachers / "finetune"), "smallconv").config["method"]
     assert method["dropout"] == 0.1 and not method["linear_first"]
 
 
 def test_a_student_of_a_pretraining_and_of_an_adaptation(teachers: Path, tmp_path: Path) -> None:
-    lesson = plan_lesson(teachers / "pretrain", "smallconv")
+    lesson = plan_lesson(load_trained(teachers / "pretrain"), "smallconv")
     assert lesson.verb == "pretrain" and lesson.config["method"] == {
         "name": "distill",
         "teacher": str(teachers / "pretrain"),
     }
     assert lesson.config["run"]["dir"] == str(teachers / "pretrain-smallconv")
     assert execute("pretrain", lesson.config, [f"run.dir={tmp_path / 'p'}"], quiet=True)["steps"] == 4
-    lesson = plan_lesson(teachers / "adapt", "smallconv")
+    lesson = plan_lesson(load_trained(teachers / "adapt"), "smallconv")
     assert lesson.verb == "finetune" and lesson.config["method"]["teacher"]["labels"] == "teacher"
     assert (
         lesson.config["data"]["train"] == TEACHERS["adapt"]["data"]["target"] and "source" not in lesson.config["data"]
@@ -101,8 +102,9 @@ def test_a_student_of_a_pretraining_and_of_an_adaptation(teachers: Path, tmp_pat
 
 def test_refusals(teachers: Path, rootstock: Rootstock, tmp_path: Path) -> None:
     create(8, name="smallconv").export(tmp_path / "imported")
+    imported = load_trained(tmp_path / "imported")
     with pytest.raises(UserError) as refused:
-        plan_lesson(tmp_path / "imported", "smallconv")
+        plan_lesson(imported, "smallconv")
     assert str(refused.value) == (
         f"{tmp_path / 'imported'} has no finished training whose config a student could take; use method.teacher of finetune, or pretrain "
         "method=distill"

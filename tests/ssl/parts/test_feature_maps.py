@@ -20,19 +20,19 @@ def test_the_pooled_features_are_the_networks(name: str) -> None:
     network.eval()
     images = torch.randn(2, 3, network.size, network.size)
     maps = FeatureMaps(network, 2)
-    pooled, found = maps(images)
+    pooled, *found = maps(images)
     torch.testing.assert_close(pooled, network(images), rtol=1e-4, atol=1e-5)
     assert len(found) == 2 and maps.width == pooled.shape[1]
     for tokens, width, (rows, columns) in zip(found, maps.widths, maps.grids, strict=True):
         assert tokens.shape == (2, rows * columns, width)
-    alone, none = FeatureMaps(network, 0)(images)
+    alone, *none = FeatureMaps(network, 0)(images)
     assert none == [] and torch.equal(alone, network(images))
 
 
 def test_the_last_map_has_no_class_token() -> None:
     network = backbone("vit").eval()
     images = torch.randn(2, 3, SIZE, SIZE)
-    (tokens,) = FeatureMaps(network, 1)(images)[1]
+    _, tokens = FeatureMaps(network, 1)(images)
     assert torch.equal(tokens, network.tokens(images)[:, 1:])
 
 
