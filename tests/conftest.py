@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from rootstock.core.environment import usable_cores
-from rootstock.tests import unsynced  # noqa: F401 - for what this process writes
+from rootstock.tests import cheaper  # noqa: F401 - for what this process does
 
 BEGAN = time.monotonic()
 # huggingface_hub reads it once, at import: a test that would download weights fails instead.

@@ -7,6 +7,7 @@ changes the disk below the folder `under` for that many times (a file opened for
 removed). The answer is its exit code and, where it ends by itself, how many such changes there were.
 """
 
+import atexit
 import json
 import os
 import sys
@@ -106,5 +107,6 @@ if __name__ == "__main__":
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
+            atexit._clear()
             os._exit(live(json.loads(line)))
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

@@ -4,6 +4,7 @@ A line is {"file": program, "argv": [of each process], "env": [of each], "cwd": 
 answer is the list of their exit codes.
 """
 
+import atexit
 import json
 import os
 import runpy
@@ -32,6 +33,7 @@ def forked(job: Mapping[str, Any]) -> list[int]:
     for number in range(len(job["argv"])):
         child = os.fork()
         if child == 0:
+            atexit._clear()  # what is to be done at this program's end, such as removing its temporary folders, is not the child's
             code = answer(partial(become, job, number))
             sys.stdout.flush()
             sys.stderr.flush()

@@ -47,7 +47,10 @@ def quickly(command: list[str]) -> list[str]:
     """The command with the additions of QUICK; without a config as it stands."""
     configs = [word for word in command if word.endswith(".yaml")]
     configs += [verb for verb, config in pairwise(command) if config == "small"]
-    return [*command, *(word for config in configs for word in [*QUICK[config].split(), "run.device=cpu"])]
+    return [
+        *command,
+        *(word for config in configs for word in [*QUICK[config].split(), "run.device=cpu", "run.workers=0"]),
+    ]
 
 
 @pytest.fixture
@@ -131,7 +134,14 @@ def check_trained(command: list[str], rootstock: Rootstock) -> None:
     assert "ONNX Runtime" in done.stdout if verb == "measure" else Path(done.stdout.strip()).exists()
 
 
-@pytest.mark.parametrize("command", commands("trained"), ids=shlex.join)
+# `measure` starts an interpreter for each form, and tests/launch/compress/test_measure.py has it; so `make test-all` runs its command.
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, id=shlex.join(command), marks=[pytest.mark.slow] if command[1] == "measure" else [])
+        for command in commands("trained")
+    ],
+)
 def test_commands_on_a_trained_model(
     command: list[str], trained: Workspace, rootstock: Rootstock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

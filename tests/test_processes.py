@@ -93,10 +93,12 @@ SLICED: dict[str, tuple[str, list[str]]] = {
     "mae resumed": ("mae", ["run.sharding=fsdp2"]),
 }
 
-# In two processes without sharding: the methods of the runs above by `make test`, all others by `make test-all`.
-# (tests/ssl/test_exactness.py has every method in two processes, with a sharper bound, but not through whole commands.)
-USUAL = sorted({*METHODS, *(name for name, _ in SLICED.values())})
-FURTHER = sorted(set(PRETRAINING) - set(USUAL))
+# In two processes without sharding: by `make test` one method for each thing that the loop does, and those of the runs above; all others by
+# `make test-all`. (tests/ssl/test_exactness.py and tests/adapt/test_one_update.py have every method in two processes, with a sharper
+# bound, but not through whole commands.) Those of LATER do in the loop what another adaptation does.
+LATER = ("aad", "adamatch", "afn", "bnm", "dan", "deepcoral", "deepjdot", "eata", "jan", "mcc", "mdd")
+USUAL = sorted({*METHODS, *(name for name, _ in SLICED.values())} - {*LATER})
+FURTHER = sorted({*PRETRAINING, *LATER} - {*USUAL})
 
 # The command line, several times in one process of a group, which `main` would end.
 COMMANDS = """
@@ -229,6 +231,14 @@ def pair(alone: Alone, tmp_path_factory: pytest.TempPathFactory, forks: Forks) -
     return folder
 
 
+@pytest.fixture(scope="module")
+def further(alone: Alone, tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
+    """The same, of the methods that only `make test-all` trains in two processes."""
+    folder = tmp_path_factory.mktemp("further")
+    train_in_two(forks, alone, folder, {name: (name, []) for name in FURTHER})
+    return folder
+
+
 def stopped_halfway(run: Path) -> None:
     """Make a finished run one that was stopped after its first checkpoint."""
     for name in ("result.json", "backbone", f"checkpoints/step-{STEPS:08d}"):
@@ -262,11 +272,21 @@ def exported(run: Path) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("name", sorted(name for name in METHODS if METHODS[name][0] == "adapt"))
-def test_two_processes_leave_the_classifier_and_the_candidates_of_one(name: str, alone: Alone, pair: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in LATER else [])
+        for name in sorted(METHODS)
+        if METHODS[name][0] == "adapt"
+    ],
+)
+def test_two_processes_leave_the_classifier_and_the_candidates_of_one(
+    name: str, alone: Alone, request: pytest.FixtureRequest
+) -> None:
     """What follows the last step too: statistics of the whole target, prototypes of the whole source, predictions of a pass."""
     assert alone[name]
-    ours, right = exported(pair / name), exported(alone.folder / name)
+    folder: Path = request.getfixturevalue("further" if name in LATER else "pair")
+    ours, right = exported(folder / name), exported(alone.folder / name)
     files = {key.rpartition("/")[0].partition("/")[0] for key in right}
     assert {"classifier", "candidates.safetensors"} <= files and (name == "examined") == ("candidates" in files)
     assert ours.keys() == right.keys()
@@ -280,9 +300,8 @@ def test_two_processes_leave_the_classifier_and_the_candidates_of_one(name: str,
 
 
 @pytest.mark.slow
-def test_two_processes_train_every_other_method_as_one(alone: Alone, tmp_path: Path, forks: Forks) -> None:
-    train_in_two(forks, alone, tmp_path, {name: (name, []) for name in FURTHER})
-    check_pair(tmp_path, FURTHER, alone)
+def test_two_processes_train_every_other_method_as_one(alone: Alone, further: Path) -> None:
+    check_pair(further, FURTHER, alone)
 
 
 @pytest.mark.parametrize("run", SLICED)

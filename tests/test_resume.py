@@ -81,7 +81,15 @@ def optim(name: str, **more: Any) -> dict[str, Any]:
 
 def pretrain(backbone: dict[str, Any], method: dict[str, Any], optimizer: dict[str, Any]) -> dict[str, Any]:
     data = {"train": f"{DATA}#[:100]", "size": 16, "views": "digits"}
-    return {"data": data, "backbone": backbone, "method": method, "optim": optimizer, "run": RUN}
+    measured = {"every": 5}  # at each step it takes longer than the step
+    return {
+        "data": data,
+        "backbone": backbone,
+        "method": method,
+        "optim": optimizer,
+        "evaluate": measured,
+        "run": RUN,
+    }
 
 
 SIMCLR, MAE = (
@@ -201,7 +209,7 @@ def test_every_method_resumes_to_the_same_bits(method: str, rootstock: CommandLi
     config = cases.config(
         method, cases.CASES[method][1][0], f"{DATA}#[:100]", 0.1, lr=0.003, batch_size=16, duration=steps
     )
-    path = write(tmp_path, {**config, "run": RUN})
+    path = write(tmp_path, {**config, "run": RUN, "evaluate": {"every": 5}})
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert rootstock("pretrain", path, f"run.dir={straight}").code == 0
     assert rootstock("pretrain", path, f"run.dir={killed}", at=killed_at).code == -9

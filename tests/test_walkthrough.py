@@ -73,13 +73,11 @@ for sys.argv in json.loads(sys.argv[1]):
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copied = tmp_path_factory.mktemp("walkthrough") / "rootstock"
-    ignored = shutil.ignore_patterns(
-        ".git", ".venv", "runs", "__pycache__", "tests", "benchmarks", "*.egg-info", "build", "docs"
-    )
+    ignored = shutil.ignore_patterns(".git", ".venv", "runs", "tests", "benchmarks", "*.egg-info", "build", "docs")
     shutil.copytree(ROOT, copied, ignore=ignored)
     for folder in ("ssl", "adapt"):
         (copied / "tests" / folder).mkdir(parents=True)
-    for name in ("forks.py", "driver.py", "warm.py", "unsynced.py", "ssl/cases.py"):
+    for name in ("forks.py", "driver.py", "warm.py", "cheaper.py", "ssl/cases.py"):
         shutil.copy(ROOT / "tests" / name, copied / "tests" / name)
     written = {path.relative_to(copied).as_posix() for path in follow(copied)}
     assert written == {

@@ -4,7 +4,7 @@ import atexit
 import gc
 import importlib
 
-import rootstock.tests.unsynced  # noqa: F401 - for the runs
+import rootstock.tests.cheaper  # noqa: F401 - for the runs
 from rootstock.core.images.open import open_images
 
 for name in (

@@ -111,8 +111,8 @@ class Case(NamedTuple):
     further: bool = False
 
 
-# Candidates at each step, labels of held-out source images, and mixed target images.
-EVERYTHING = {"every": 1, "held_out": 0.25, "mixval": True}
+# Candidates of a step and of the end, labels of held-out source images, and mixed target images.
+EVERYTHING = {"every": 2, "held_out": 0.25, "mixval": True}
 
 
 def case(method: str, trained: bool = False, keys: Mapping[str, Any] = {}, **sections: Any) -> Case:

@@ -19,6 +19,7 @@ from rootstock.core.errors import ProcessesFailed, UserError, at
 from rootstock.core.interrupt import StoppedBySignal
 from rootstock.core.run.directory import Interrupted
 from rootstock.launch.exits import answer
+from rootstock.tests.conftest import Forks
 
 
 class Foreign(Exception):
@@ -245,3 +246,22 @@ def test_connected_processes_end_without_teardown(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert done.stdout.splitlines()[-1] == "told to end"
+
+
+TWICE = """
+import atexit, sys
+from pathlib import Path
+from rootstock.tests.ssl.cases import teacher
+
+folder = Path(teacher("conv"))
+assert folder.is_dir(), f"{folder} was removed by an earlier process"
+atexit._run_exitfuncs()
+"""
+
+
+def test_a_process_of_the_tests_that_ends_so_leaves_the_files_of_the_next(forks: Forks, tmp_path: Path) -> None:
+    """Both are forked from one program, which keeps folders until its own end."""
+    (script := tmp_path / "twice.py").write_text(TWICE)
+    for _ in range(2):
+        (ended,) = forks(script, [[]])
+        assert ended.code == 0, ended.said

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from rootstock.core.errors import UserError
+from rootstock.core.evaluate import pictures
 from rootstock.core.evaluate.pictures import denormalise, save_map, save_sheet, spread
 from rootstock.core.evaluate.scores import Scored, score
 from rootstock.core.images.open import Images, open_images
 from rootstock.core.model.backbone import Backbone, create
 from rootstock.core.model.classifier import Classifier
 from rootstock.core.views.view import Evaluation, normalise
+from rootstock.tests.cheaper import FEWEST_OF_TSNE
 
 RESNET = {"channels": [8, 8, 8, 8], "layers": [1, 1, 1, 1]}
 
@@ -184,7 +186,8 @@ def test_the_map_holds_every_set_by_class_and_domain(tmp_path: Path) -> None:
     assert len(drawn["x"]) == len(drawn["y"]) == 21 and all(map(math.isfinite, drawn["x"]))
 
 
-def test_two_maps_are_of_the_same_images(tmp_path: Path) -> None:
+def test_two_maps_are_of_the_same_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "FEWEST_OF_TSNE", FEWEST_OF_TSNE)
     first, second = digits(230), digits(120)
     features = {"a": torch.randn(230, 5), "b": torch.randn(120, 5) + 3.0}
     before = {name: rows @ torch.randn(5, 7) for name, rows in features.items()}
