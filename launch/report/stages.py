@@ -23,6 +23,7 @@ from .levels import Levels
 from .live import Live
 from .maps import LiveMap, live_map
 from .meanings import defined_name
+from .network import network_facts
 from .oracles import is_ordered_by_labels
 from .records import StageRuns
 from .reliability import confidence_figures
@@ -180,6 +181,7 @@ def _facts(stage: StageRuns) -> list[tuple[str, str]]:
     backbone = config.get("backbone")
     if isinstance(backbone, dict):
         facts.append(("backbone", " · ".join(str(backbone[key]) for key in ("name", "weights") if backbone.get(key))))
+    facts += network_facts(first.path, first.result)
     rates = sorted(
         float(rate)
         for record in stage.records
