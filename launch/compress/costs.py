@@ -28,7 +28,7 @@ class FormCosts(NamedTuple):
     bytes: int
     latency: dict[int, Latency]
     faster: Interval | None
-    frames: float | None
+    frames: Interval | None
     memory: PeakMemory
     joules: float | None
     why: str
@@ -46,7 +46,7 @@ class FormCosts(NamedTuple):
             "bytes": self.bytes,
             "ms": calls,
             "faster": None if self.faster is None else self.faster._asdict(),
-            "frames_per_s": self.frames,
+            "frames_per_s": None if self.frames is None else self.frames._asdict(),
             "peak_bytes": self.memory.peak,
             "library_bytes": self.memory.before,
             "joules_a_picture": self.joules,
@@ -111,7 +111,7 @@ def cost_rows(found: Sequence[NetworkCosts], batches: Sequence[int]) -> list[lis
                 faster,
                 *rates,
             ]
-            cells.append(UNMEASURED if costs.frames is None else f"{costs.frames:,.4g}")
+            cells.append(UNMEASURED if costs.frames is None else _between(costs.frames))
             cells += [f"{costs.memory.peak / MIB:.0f}", f"{costs.memory.before / MIB:.0f}"]
             rows.append([*cells, UNMEASURED if costs.joules is None else f"{costs.joules:.3g}"])
         rows += [[network.title, form, UNMEASURED] for form in network.missing]
@@ -119,9 +119,9 @@ def cost_rows(found: Sequence[NetworkCosts], batches: Sequence[int]) -> list[lis
 
 
 def _between(found: Interval) -> str:
-    if found.low is None or found.high is None:
-        return f"{found.estimate:.3g}"
-    return f"{found.estimate:.3g} [{found.low:.3g}, {found.high:.3g}]"
+    values = [value for value in (found.estimate, found.low, found.high) if value is not None]
+    estimate, *ends = (f"{value:,.4g}" if value >= 1000 else f"{value:.3g}" for value in values)
+    return f"{estimate} [{', '.join(ends)}]" if ends else estimate
 
 
 def remarks(found: Sequence[NetworkCosts], machine: str) -> list[str]:

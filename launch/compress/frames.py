@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...core.evaluate.statistics import Interval
 from ...core.images.decode import decode
 from ...core.images.images import Images
 from ...core.views.view import Evaluation
-from .latency import Form
+from .latency import Form, resampled
 
 FRAMES_SHOWN = 16  # pictures, which come in turn
 FRAME_QUALITY = 95
@@ -69,6 +70,6 @@ def frame_form(form: Form, frames: Frames, view: Evaluation, pixels: bool) -> Fo
     return Form(form.name, run, form.images)
 
 
-def frames_a_second(milliseconds: Sequence[float]) -> float:
-    """Frames by the time of all of them."""
-    return 1000 * len(milliseconds) / sum(milliseconds)
+def frames_a_second(milliseconds: Sequence[float]) -> Interval:
+    """Frames by the time of all of them, with the 95 % percentile bootstrap interval over frames."""
+    return resampled(milliseconds, lambda calls: 1000 / calls.mean(axis=-1))

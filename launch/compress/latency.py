@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...core.evaluate.statistics import Interval
@@ -104,7 +105,12 @@ def latency_of(milliseconds: Sequence[float]) -> Latency:
 
 def latency_ratio(above: Sequence[float], below: Sequence[float]) -> Interval:
     """The median over rounds of above / below, with its 95 % percentile bootstrap interval; call k of both is of one round."""
-    ratios = np.array(above) / np.array(below)
-    drawn = np.random.default_rng(0).integers(0, len(ratios), (_RESAMPLES, len(ratios)))
-    low, high = np.quantile(np.median(ratios[drawn], axis=1), [0.025, 0.975])
-    return Interval(float(np.median(ratios)), float(low), float(high), "percentile")
+    return resampled(np.array(above) / np.array(below), lambda ratios: np.median(ratios, axis=-1))
+
+
+def resampled(values: Sequence[float] | NDArray[np.float64], statistic: Callable[[Any], Any]) -> Interval:
+    """statistic(values) with its 95 % percentile bootstrap interval. values: [N]; statistic: [..., N] -> [...]."""
+    found = np.array(values)
+    drawn = np.random.default_rng(0).integers(0, len(found), (_RESAMPLES, len(found)))
+    low, high = np.quantile(statistic(found[drawn]), [0.025, 0.975])
+    return Interval(float(statistic(found)), float(low), float(high), "percentile")

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from ...core.environment import environment, processor, usable_cores
+from ...core.evaluate.statistics import Interval
 from ...core.files import write_text
 from ...core.images.images import Images
 from ...core.model.macs import macs_of, parameters_of
@@ -183,7 +184,7 @@ def _frame_rates(
     films: Sequence[Frames | None],
     asked: HowMeasured,
     clock: SecondsClock,
-) -> dict[str, float]:
+) -> dict[str, Interval]:
     """Frames a second by the name of the way, all in turn."""
     forms = [
         frame_form(way.on(images, 1), film, way.network.view, way.pixels)

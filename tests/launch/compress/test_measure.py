@@ -69,7 +69,8 @@ def test_a_run_is_measured_in_every_form(folder: Path, tmp_path: Path) -> None:
     for network in found:
         for costs in network.forms.values():
             assert costs.latency[1].median == pytest.approx(1.0) and costs.throughput(4) == pytest.approx(4000.0)
-            assert costs.frames == pytest.approx(1000.0) and costs.joules is None
+            assert costs.frames is not None and costs.joules is None
+            assert costs.frames[:3] == pytest.approx((1000.0, 1000.0, 1000.0))
         # by hand: sides 8, 4, 2 (after a pool of 2 each, from 16 / 2), then 1; 3x3 without bias; and the head
         shapes = [(3, 4, 8), (4, 4, 4), (4, 6, 1), (6, 8, 1)]
         assert network.parameters == sum(9 * a * b + 2 * b for a, b, _ in shapes) + 3 * 8 + 3
@@ -111,7 +112,14 @@ def test_a_frame_is_decoded_resized_normalised_and_named(folder: Path) -> None:
     with torch.no_grad():
         found = other(trained.view.worker(pixels)[None].float()).argmax()
         assert label_of(content.getvalue(), trained.view, lambda x: {"features": other(x.float())}, True, cpu) == found
-    assert frames_a_second([10.0, 30.0]) == 50.0
+
+
+def test_frames_are_by_the_time_of_all_and_their_interval_over_calls() -> None:
+    rate, low, high, _ = frames_a_second([10.0, 30.0] * 50)
+    assert rate == 50.0 and low is not None and high is not None
+    # The mean of 100 calls has a deviation of 1 ms around 20.
+    assert low == pytest.approx(1000 / 21.96, rel=0.02) and high == pytest.approx(1000 / 18.04, rel=0.02)
+    assert frames_a_second([8.0, 8.0])[:3] == (125.0, 125.0, 125.0)
 
 
 def test_frames_are_the_files_themselves_where_they_are_jpegs(folder: Path, tmp_path: Path) -> None:
