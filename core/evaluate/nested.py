@@ -6,17 +6,18 @@ Seeds, and what a seed's images add to its own value, vary beside the images. Th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from .counts import Floats, Ints
 from .intervals import ANY, ValueRange
 from .statistics import (
     RESAMPLES,
     Interval,
-    cluster_numbers,
     drawn_weights,
     seeds_and_images_interval,
     seeds_and_images_p,
@@ -49,26 +50,51 @@ class Nested(NamedTuple):
 def nested(trainings: Sequence[Sequence[ImageScores]], *, seed: int, resamples: int = RESAMPLES) -> Nested:
     """The mean over seeds of the mean over tasks of the mean over images. trainings: [S][T], the T tasks of each seed.
 
-    Trainings that were tested on the same clusters, in other seeds or tasks, share the draws, as tasks with the same target do; others
-    draw their own. A cluster with several images counts with all of them. Raises ValueError unless all seeds have as many tasks.
+    A cluster that several tests have, of other seeds or tasks, is drawn once for all of them, as for tasks with the same target; tests
+    that no shared cluster connects, directly or by way of others, draw their own. A cluster with several images counts with all of them.
+    Raises ValueError unless all seeds have as many tasks.
     """
     if not trainings or not trainings[0] or len({len(tasks) for tasks in trainings}) > 1:
         raise ValueError("needs at least one seed and task, and as many tasks of each seed")
     each = [[float(np.mean(one.values)) for one in tasks] for tasks in trainings]
-    sets: dict[bytes, list[tuple[Floats, Floats]]] = {}
-    for one in (one for tasks in trainings for one in tasks):
-        known = np.unique(one.drawn)
-        member, _ = cluster_numbers(one.drawn)
-        hits: Floats = np.bincount(member, one.values).astype(np.float64)
-        sets.setdefault(known.tobytes(), []).append((hits, np.bincount(member).astype(np.float64)))
+    tests = [one for tasks in trainings for one in tasks]
     draws, clusters = np.zeros(resamples), 0
-    for number, parts in enumerate(sets.values()):
-        sums, sizes = (np.stack(column, axis=1) for column in zip(*parts, strict=True))
-        count = len(sums)
-        shares = [((w @ sums) / (w @ sizes)).sum(axis=1) for w in drawn_weights(count, resamples, seed + number)]
-        draws += np.concatenate(shares)
-        clusters += count
-    return Nested(tuple(float(np.mean(tasks)) for tasks in each), draws / sum(map(len, each)), clusters)
+    for number, together in enumerate(_connected([np.unique(one.drawn) for one in tests])):
+        parts = [tests[k] for k in together]
+        every = np.unique(np.concatenate([one.drawn for one in parts]))
+        places = [np.searchsorted(every, one.drawn) for one in parts]
+        sums = np.stack(
+            [np.bincount(place, one.values, len(every)) for place, one in zip(places, parts, strict=True)], 1
+        )
+        sizes = np.stack([np.bincount(place, minlength=len(every)).astype(np.float64) for place in places], 1)
+        own = np.array([float(np.mean(one.values)) for one in parts])
+        for start, weights in _numbered(drawn_weights(len(every), resamples, seed + number)):
+            drawn = weights @ sizes
+            # A small test of which nothing is drawn keeps its value.
+            shares = np.divide(weights @ sums, drawn, out=np.broadcast_to(own, drawn.shape).copy(), where=drawn > 0)
+            draws[start : start + len(weights)] += shares.sum(axis=1)
+        clusters += len(every)
+    return Nested(tuple(float(np.mean(tasks)) for tasks in each), draws / len(tests), clusters)
+
+
+def _connected(known: Sequence[Ints]) -> list[list[int]]:
+    """The tests that hang together, by their numbers: two do that share a cluster, or that others connect. known: [N] of each."""
+    ids, cluster = np.unique(np.concatenate(known), return_inverse=True)
+    test = np.repeat(np.arange(len(known)), [len(own) for own in known])
+    count = len(known) + len(ids)
+    edges = coo_array((np.ones(len(test)), (test, len(known) + cluster)), shape=(count, count))
+    _, label = connected_components(edges, directed=False)
+    found: dict[int, list[int]] = {}
+    for number in range(len(known)):
+        found.setdefault(int(label[number]), []).append(number)
+    return list(found.values())
+
+
+def _numbered(blocks: Iterator[Floats]) -> Iterator[tuple[int, Floats]]:
+    start = 0
+    for weights in blocks:
+        yield start, weights
+        start += len(weights)
 
 
 def paired_scores(first: ImageScores, second: ImageScores) -> ImageScores:

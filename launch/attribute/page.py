@@ -12,11 +12,12 @@ from ...core.printable import capital
 from ...core.run.folder import read_result
 from ...core.run.rows import CELLS
 from ..report.contents import Page
+from ..report.differences import differences_table
 from ..report.html import provenance, write_html, yaml_text
 from ..report.markdown import markdown_table, points
 from ..report.records import read_run, stages_of
 from ..report.results import looks_note
-from ..report.tables import ResultTable, caveats, differences_table, interval, number, results_tables
+from ..report.tables import ResultTable, caveats, interval, number, results_tables
 
 
 def write_attribution_page(folder: Path, out: Path) -> Path:

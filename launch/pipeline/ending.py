@@ -8,10 +8,13 @@ from typing import Any
 
 from ...core.config.resolve import find, load
 from ...core.config.yaml_file import CONFIGS
+from ...core.evaluate.definitions import definition_of
 from ...core.loudness import Loudness
 from ...core.run.folder import run_folder
 from ..aloud import say
 from ..following import command
+from ..report.claims import claim_words
+from ..report.tables import is_fraction
 from .sections import pipeline
 
 ENOUGH_SEEDS = 3  # of which an interval says something
@@ -35,16 +38,29 @@ def pipeline_verdict(table: Mapping[str, Any], folder: Path) -> list[str]:
 
 
 def contrast_sentences(table: Mapping[str, Any]) -> list[str]:
-    """Each primary contrast: whether it helped, did harm, or shows nothing."""
+    """Each primary contrast, after Holm's method: whether it helped, did harm or shows nothing; of another claim, whether it is shown."""
     lines = []
     for one in (table.get("contrasts") or {}).get("primary", ()):
-        low, high = one["low"], one["high"]
-        if low is None or high is None:
-            lines.append(f"{one['label']}: {100 * one['mean']:+.1f} points; the test set is too small for an interval")
-            continue
-        told = "helped" if low > 0 else "did harm" if high < 0 else "made no difference that this test set can show"
-        lines.append(f"{one['label']}: {told} ({100 * one['mean']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}])")
+        fraction, definition = is_fraction(one["metric"], []), definition_of(one["metric"])
+        unit, shown = (" points", _points) if fraction else ("", _plain)
+        if one["low"] is None or one["high"] is None:
+            told = f"{shown(one['mean'])}{unit}; the test set is too small for an interval"
+        elif one["claim"] != "differs":
+            told = claim_words(one, unit, shown)
+        else:
+            better = (one["mean"] > 0) == (definition is None or definition.better == "higher")
+            word = ("helped" if better else "did harm") if one["holds"] else "no difference is shown"
+            told = f"{word} ({shown(one['mean'])}{unit} [{shown(one['low'])}, {shown(one['high'])}])"
+        lines.append(f"{one['label']}: {told}")
     return lines
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f}"
+
+
+def _plain(value: float) -> str:
+    return f"{value:+.4g}"
 
 
 def after_pipeline(path: str, overrides: Sequence[str], table: Mapping[str, Any], folder: Path) -> str:

@@ -25,6 +25,7 @@ from ..allocator import give_back_freed_memory
 from ..report.answers import read_answers
 from ..report.claims import stages_shown
 from ..report.contrasts import AnswersOf, over_images, primary_contrasts
+from ..report.differences import difference_bounds, difference_words
 from ..report.markdown import gain_lines, pipeline_markdown
 from ..report.negative import baselines_of, negative_lines
 from ..report.oracles import DIAGNOSTIC, ORACLE
@@ -32,7 +33,7 @@ from ..report.page import write_report
 from ..report.priors import HEAD, priors_cell
 from ..report.records import read_run
 from ..report.results import looks_note, main_metric, value_of
-from ..report.tables import interval, is_fraction, number
+from ..report.tables import bounds_of, interval, is_fraction, number
 from .checks import rows_named, sides_of
 from .contrasts import declare, declared_contrasts
 from .plan import STAGE_VERBS, StageJob, Validate, domains_of, found_again, inputs_file, plan_pipeline, recorded_inputs
@@ -208,7 +209,7 @@ def _printed_table(rows: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapp
             *([priors_cell(row)] if apart else []),
         )
     for row in comparisons:
-        bounds = escape(interval(row, 100, sign=True))
+        bounds = escape(difference_bounds(row, bounds_of(row)))
         kind = "difference" if row.get("primary", True) else "exploratory"
-        printed.add_row(escape(row["label"]), kind, number(row["mean"], 100, sign=True), bounds, str(row["n"]))
+        printed.add_row(escape(row["label"]), kind, difference_words(row), bounds, str(row["n"]))
     return printed

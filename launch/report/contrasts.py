@@ -14,7 +14,7 @@ from ...core.evaluate.power import seeds_needed
 from ...core.evaluate.statistics import holm
 from .answers import Answers, aligned
 from .claims import LARGEST_P, finite_or_none, judge, room_of, stages_shown
-from .results import compare, difference_span
+from .results import FEWEST_SEEDS, compare, difference_span
 
 _SEED = 0  # of the bootstrap
 AnswersOf = Callable[[str, int], Mapping[str, Answers]]  # (stage, seed) -> the answers by TEST/PROTOCOL
@@ -105,12 +105,12 @@ def _p_of(found: Nested) -> Callable[[float], float]:
 
 
 def student_p(values: Sequence[float], null: float = 0.0) -> float:
-    """Two-sided p of "the mean is `null`" by Student's t over seeds alone; 1 for one seed."""
+    """Two-sided p of "the mean is `null`" by Student's t over seeds alone; 1 for one seed, and for two equal ones."""
     if len(values) < 2:
         return 1.0
     away, spread = float(np.mean(values)) - null, float(np.std(values, ddof=1)) / len(values) ** 0.5
     if not spread:
-        return 0.0 if away else 1.0
+        return 0.0 if away and len(values) >= FEWEST_SEEDS else 1.0
     return 2 * float(stdtr(len(values) - 1, -abs(away) / spread))
 
 

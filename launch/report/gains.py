@@ -62,7 +62,7 @@ def gain_words(gain: Mapping[str, Any], unit: str, shown: Callable[[float], str]
     if gain["holds"]:
         return f"{a} gains {measured}"
     if any(one["low"] is None for one in gain["over"]):
-        return f"{a}: {measured}; one seed shows no gain"
+        return f"{a}: {measured}; no gain is shown without an interval"
     if any(_above(one, -sign) for one in gain["over"]):
         worse = " and ".join(one["b"] for one in gain["over"] if _above(one, -sign))
         return f"{a} is worse than {worse}: {measured}"

@@ -8,7 +8,7 @@ from typing import Any
 from ...core.evaluate.definitions import definition_of
 from ...core.printable import capital
 from .claims import claim_words
-from .gains import gain_words
+from .gains import gain_words, over_words
 from .levels import Levels, levels_for
 from .oracles import DIAGNOSTIC, ORACLE
 from .pairs import SURE, Pairs
@@ -48,12 +48,15 @@ def _difference(one: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> st
     shown = _signed(metric)
     unit = " points" if is_fraction(metric, []) else f" of {metric.rsplit('/', 1)[-1]}"
     what = f"{one['a']} − {one['b']} is {shown(one['mean'])}{unit}"
-    if one["low"] is None:
-        return f"{what} in one seed, which shows no difference yet."
-    facts = f"95 % interval [{shown(one['low'])}, {shown(one['high'])}], {one['n']} seeds"
-    if one["low"] <= 0 <= one["high"]:
+    seeds = "one seed" if one["n"] == 1 else f"{one['n']} seeds"
+    low, high = one.get("over_images") or (one["low"], one["high"])
+    if low is None or high is None or (one["n"] == 1 and not one.get("over_images")):
+        return f"{what} in {seeds}, which shows no difference yet."
+    over = f" over {over_words(one['n'])}" if one.get("over_images") else ""
+    facts = f"95 % interval{over} [{shown(low)}, {shown(high)}], {seeds}"
+    if low <= 0 <= high:
         return f"No difference is shown: {what} ({facts})."
-    better = (one["low"] > 0) == (_better(metric) == "higher")
+    better = (low > 0) == (_better(metric) == "higher")
     return f"{one['a']} is {'better' if better else 'worse'} than {one['b']}: {shown(one['mean'])}{unit} ({facts})."
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...core.printable import capital
+from .claims import stages_shown
 from .meanings import metric_meaning
 from .records import StageRuns
 from .results import test_of
@@ -129,10 +130,27 @@ def what_rows_measure(rows: Sequence[Mapping[str, Any]], levels: LevelsOfStages)
     """What the main column measures, and what accuracy costs nothing."""
     names = {row["metric"].rsplit("/", 1)[-1] for row in rows}
     meaning = metric_meaning(rows[0]["metric"]) if len(names) == 1 else ""
-    known = {
-        test_of(row["metric"]): found
-        for row in rows
-        if (found := levels_for(levels.get(row["stage"], {}), row["metric"])) is not None
-    }
+    found: dict[str, list[Levels | None]] = {}
+    for row in rows:
+        if row["metric"].rsplit("/", 1)[-1] == ACCURACY:
+            found.setdefault(test_of(row["metric"]), []).extend(_of_row(row, levels))
+    known = {test: one for test, each in found.items() if (one := _of_all(each)) is not None}
     told = " ".join(filter(None, [capital(meaning), level_words(known)]))
     return [told] if told else []
+
+
+def marks_of_rows(rows: Sequence[Mapping[str, Any]], levels: LevelsOfStages) -> Levels | None:
+    """What all rows share; a row that is a mean over tasks has those of each task."""
+    return shared_levels(one for row in rows for one in _of_row(row, levels))
+
+
+def _of_row(row: Mapping[str, Any], levels: LevelsOfStages) -> list[Levels | None]:
+    return [levels_for(levels.get(stage, {}), row["metric"]) for stage in stages_shown(row)]
+
+
+def _of_all(each: Sequence[Levels | None]) -> Levels | None:
+    """Of a test's name, whose images may differ between stages: what they share, or chance alone, or nothing. Unknown ones don't count."""
+    known = [one for one in each if one is not None]
+    if (one := shared_levels(known)) is not None:
+        return one
+    return Levels(known[0].chance, None) if len({one.chance for one in known}) == 1 else None

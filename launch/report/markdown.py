@@ -7,6 +7,7 @@ from typing import Any
 
 from ...core.printable import capital
 from .claims import claim_words, needed_words, tasks_words
+from .differences import difference_bounds, difference_words
 from .gains import gain_words, over_words
 from .negative import negative_lines
 from .oracles import ORACLE
@@ -75,12 +76,12 @@ def _rows_table(found: Sequence[Mapping[str, Any]]) -> str:
     return markdown_table([*heads, "notes"], rows, right=(2, 5))
 
 
-def _over_images(row: Mapping[str, Any], scale: float, *, sign: bool = False) -> str:
+def _over_images(row: Mapping[str, Any], scale: float) -> str:
     """The interval over test images, and over seeds if there are several; "" where predictions were not kept."""
     bounds = row.get("over_images") or (row.get("bootstrap") if row["n"] == 1 else None)
     if not bounds:
         return ""
-    return "[" + ", ".join(number(bound, scale, sign=sign) for bound in bounds) + "]"
+    return "[" + ", ".join(number(bound, scale) for bound in bounds) + "]"
 
 
 def _differences_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
@@ -90,9 +91,11 @@ def _differences_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
         [
             [
                 f"{one['label']} ({one['a']} − {one['b']})",
-                points(one["mean"]),
-                interval(one, 100, sign=True) if one["n"] > 1 else "",
-                _over_images(one, 100, sign=True),
+                difference_words(one),
+                difference_bounds(one, None if one["low"] is None else (one["low"], one["high"]))
+                if one["n"] > 1
+                else "",
+                difference_bounds(one, one.get("over_images")),
                 str(one["n"]),
                 "" if "primary" not in one else "primary" if one["primary"] else "exploratory",
             ]

@@ -12,7 +12,7 @@ from ...core.evaluate.definitions import definition_of
 from ...core.evaluate.intervals import negative_transfer
 from .claims import stages_shown
 from .contrasts import AnswersOf, difference_over_images
-from .results import compare
+from .results import FEWEST_SEEDS, compare
 from .tables import is_fraction, number
 
 CONTROL, SOURCE_ONLY, UNADAPTED = "control", "source-only", "the classifier as it was trained"
@@ -24,8 +24,6 @@ UNLIKE_DATA = (
     "stamp",
     "selection",
 )  # keys of `data` in which source-only may differ from a method
-
-FEWEST_SEEDS = 3  # whose spread says enough of other seeds where nothing is known of test images
 
 Baselines = Mapping[str, Mapping[str, str]]
 """Of each stage, the stages that a gain of it is counted from, and what each is: its control, source-only or UNADAPTED."""

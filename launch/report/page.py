@@ -12,9 +12,11 @@ from typing import Any
 from ...core.errors import UserError, first_line
 from ..verify import examine_below
 from .answers import Answers, Seeds, answers_of
+from .claims import stages_shown
 from .commands import page_command
 from .contents import Page
 from .contrasts import difference_over_images
+from .differences import differences_table
 from .figures import Figure
 from .headline import verdict_of_runs, verdict_of_table
 from .html import provenance, write_html, yaml_text
@@ -42,7 +44,7 @@ from .records import (
 from .results import compare, main_metric, summarise
 from .settings import settings_that_differ
 from .stages import MOST_WHOLE, StageView, alarms, protocol_rows, view_briefly, view_stage
-from .tables import caveats, differences_table, duration, results_tables
+from .tables import caveats, duration, results_tables
 from .unfinished import results_so_far, standing
 
 
@@ -144,14 +146,23 @@ def _pipeline_page(pipeline: RunRecord) -> Page:
     )
 
 
+OF_TASKS = "rows that are means over tasks; the differences of their tasks together stand in the table of differences"
+
+
 def _pipeline_pairs(
     comparisons: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], answers: Mapping[str, Seeds]
 ) -> Pairs:
-    """The comparisons of a pipeline's config, image by image, on the metric's test and protocol of each row: what is not primary."""
+    """The comparisons of a pipeline's config, image by image, on the metric's test and protocol of each row: what is not primary.
+
+    A row that is a mean over tasks is left to the table of differences, whose interval is over the images of all tasks.
+    """
     by_label, lines, notes = {row["label"]: row for row in rows}, list[Paired](), list[str]()
     for one in comparisons:
         second, first = by_label.get(one["a"]), by_label.get(one["b"])
         if first is None or second is None:
+            continue
+        if len(stages_shown(first)) > 1 or len(stages_shown(second)) > 1:
+            notes.append(OF_TASKS)
             continue
         sides = [(row["label"], answers.get(row["stage"], {})) for row in (first, second)]
         if not all(found for _, found in sides):
@@ -165,7 +176,7 @@ def _pipeline_pairs(
         lines += [line for line in found if not (one.get("primary") and first["metric"].endswith(f"/{line.metric}"))]
     if any(one.get("primary") for one in comparisons):
         lines = [replace(line, note=f"{line.note} Exploratory.".strip()) for line in lines]
-    return Pairs(adjust(lines), notes)
+    return Pairs(adjust(lines), list(dict.fromkeys(notes)))
 
 
 def _views(

@@ -14,6 +14,8 @@ from ...core.evaluate.intervals import mean_interval, paired_interval
 from ...core.evaluate.looks import looks_of_rows, looks_words
 from .oracles import DIAGNOSTIC, ORACLE, is_chosen_by_labels, is_ordered_by_labels
 
+FEWEST_SEEDS = 3  # whose spread says enough of other seeds where nothing is known of test images
+
 SPEED = "speed/features/ms_an_image"
 _KINDS = (
     DIAGNOSTIC,
@@ -172,6 +174,7 @@ def compare(
     """The difference a - b of two rows, paired by seed, so that the seed's effect on both cancels.
 
     beyond: two rows c and d, for (a - b) - (c - d), an interaction; its sides are then called "(a − b)" and "(c − d)".
+    There is no interval for one seed, nor for two whose differences are equal and not 0.
     Raises UserError if the rows share no seed.
     """
     rows = [a, b, *beyond]
@@ -183,9 +186,14 @@ def compare(
     columns = [[side[seed] for seed in seeds] for side in sides]
     first, second = (_differences(columns[:2]), _differences(columns[2:])) if beyond else columns
     mean, low, high = paired_interval(first, second, span=difference_span(rows))
+    if (
+        mean and low == high and len(seeds) < FEWEST_SEEDS
+    ):  # two that agree to the last digit, by chance, tell nothing of the spread
+        low = high = None
     names = [f"({x['label']} − {y['label']})" for x, y in (rows[:2], rows[2:])] if beyond else [a["label"], b["label"]]
     return {
         "label": label,
+        "metric": a["metric"],
         "a": names[0],
         "b": names[1],
         "n": len(seeds),

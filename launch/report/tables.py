@@ -7,7 +7,7 @@ from typing import Any
 from ...core.evaluate.definitions import definition_of
 from .claims import tasks_words
 from .curves import ticks
-from .levels import ACCURACY, LevelsOfStages, levels_for, shared_levels, what_rows_measure
+from .levels import ACCURACY, LevelsOfStages, marks_of_rows, what_rows_measure
 from .priors import legends, priors_words
 from .results import looks_note, span_of, test_of
 
@@ -46,7 +46,7 @@ class TableLine:
     mean: str
     interval: str
     n: int
-    plot: IntervalPlot
+    plot: IntervalPlot | None
     note: str = ""
     beside: list[str] = field(default_factory=list)
     emphasis: bool = False
@@ -116,7 +116,7 @@ def _results_table(
 ) -> ResultTable:
     percent = all(is_fraction(row["metric"], row["values"]) for row in rows)
     scale = 100.0 if percent else 1.0
-    low, high, ticks = _axis([x * scale for row in rows for x in _extent(row)])
+    low, high, ticks = axis_of([x * scale for row in rows for x in extent_of(row)])
     tests = list(dict.fromkeys(test for row in rows for test in row.get("beside", {})))
     # If the rows show different metrics, each row names its own, unless its label already does.
     mixed = len({row["metric"] for row in rows if row["label"] != row["metric"].rsplit("/", 1)[0]}) > 1
@@ -128,7 +128,7 @@ def _results_table(
             mean=number(row["mean"], scale),
             interval=interval(row, scale),
             n=row["n"],
-            plot=_plot(row, scale, low, high),
+            plot=plotted(row, scale, low, high),
             note=" · ".join(
                 filter(
                     None,
@@ -166,38 +166,9 @@ def _marks(
     """Where chance and the most frequent class stand in the small plots, if the rows share them and the axis reaches them."""
     if any(row["metric"].rsplit("/", 1)[-1] != ACCURACY for row in rows):
         return []
-    found = shared_levels(levels_for(levels.get(row["stage"], {}), row["metric"]) for row in rows)
+    found = marks_of_rows(rows, levels)
     lines = found.lines() if found else []
     return [(_percent(100 * value, low, high), name) for name, value in lines if low <= 100 * value <= high]
-
-
-def differences_table(comparisons: Sequence[Mapping[str, Any]]) -> ResultTable:
-    """Table of the differences a - b, in percentage points; those of one seed have intervals over test images, if they have any."""
-    low, high, ticks = _axis([0.0, *(x * 100 for row in comparisons for x in _extent(row))])
-    lines = [
-        TableLine(
-            label=row["label"],
-            mean=number(row["mean"], 100, sign=True),
-            interval=interval(row, 100, sign=True),
-            n=row["n"],
-            plot=_plot(row, 100, low, high),
-            note=f"{row['a']} − {row['b']}" + ("" if row.get("primary", True) else " · exploratory"),
-        )
-        for row in comparisons
-    ]
-    several = max(row["n"] for row in comparisons) > 1
-    foot = "Differences are paired by seed: both runs of a seed have the same data splits and order. "
-    if several:
-        foot += "Intervals are 95 % t-intervals of the mean difference over seeds."
-    elif any(one.get("over_images") for one in comparisons):
-        foot += (
-            "There is only one seed: 95 % intervals are over its test images and leave out the spread between seeds."
-        )
-    else:
-        foot += "There is only one seed, so the differences have no interval; run more seeds to get one."
-    return ResultTable(
-        "", "percentage points", [], [("", lines)], ticks, [foot], any(line.interval for line in lines), several
-    )
 
 
 def is_fraction(metric: str, values: Sequence[float]) -> bool:
@@ -212,7 +183,7 @@ def number(value: float, scale: float = 100.0, *, sign: bool = False) -> str:
 
 
 def interval(row: Mapping[str, Any], scale: float, *, sign: bool = False) -> str:
-    bounds = _bounds(row)
+    bounds = bounds_of(row)
     return "" if bounds is None else f"[{number(bounds[0], scale, sign=sign)}, {number(bounds[1], scale, sign=sign)}]"
 
 
@@ -223,7 +194,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _bounds(row: Mapping[str, Any]) -> tuple[float, float] | None:
+def bounds_of(row: Mapping[str, Any]) -> tuple[float, float] | None:
     """The t-interval over seeds; for a single run or the difference of two, the interval over test images."""
     over_images = row.get("bootstrap") or row.get("over_images") or (None, None)
     low, high = (row.get("low"), row.get("high")) if row.get("low") is not None else over_images
@@ -235,11 +206,11 @@ def _bounds(row: Mapping[str, Any]) -> tuple[float, float] | None:
     return (max(low, least), min(high, most)) if within else (low, high)
 
 
-def _extent(row: Mapping[str, Any]) -> list[float]:
-    return [row["mean"], *row["values"], *(_bounds(row) or ())]
+def extent_of(row: Mapping[str, Any]) -> list[float]:
+    return [row["mean"], *row["values"], *(bounds_of(row) or ())]
 
 
-def _axis(values: Sequence[float]) -> tuple[float, float, list[tuple[float, str, bool]]]:
+def axis_of(values: Sequence[float]) -> tuple[float, float, list[tuple[float, str, bool]]]:
     """(low end, high end, ticks) of the plots' axis; a tick is (percent of the width, text, is it zero)."""
     low, high = min(values), max(values)
     room = max((high - low) * 0.04, 1e-3 * max(abs(high), 1e-3))
@@ -256,8 +227,8 @@ def _percent(value: float, low: float, high: float) -> float:
     return round(100 * (value - low) / (high - low), 2)
 
 
-def _plot(row: Mapping[str, Any], scale: float, low: float, high: float) -> IntervalPlot:
-    bounds = _bounds(row)
+def plotted(row: Mapping[str, Any], scale: float, low: float, high: float) -> IntervalPlot:
+    bounds = bounds_of(row)
     ends = (None, None) if bounds is None else tuple(_percent(bound * scale, low, high) for bound in bounds)
     values = [_percent(value * scale, low, high) for value in row["values"]] if row["n"] > 1 else []
     return IntervalPlot(_percent(row["mean"] * scale, low, high), ends[0], ends[1], values)

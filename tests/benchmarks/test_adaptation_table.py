@@ -71,17 +71,35 @@ def test_a_gain_that_falls_with_the_distance_crosses_zero_where_the_line_does(ma
     noise = np.random.default_rng(1).normal(0, 0.01, distances.shape)
     found, low, high = map(float, re.findall(r"[\d.]+", made.crossing(distances, 0.1 - 0.4 * distances + noise)))
     assert found == pytest.approx(0.25, abs=0.03) and low <= found <= high and high - low < 0.1
-    assert made.crossing(distances, 0.1 + noise - 0.1 * distances) == "above 0 at every distance, 0.05 to 0.60"
-    assert made.crossing(distances, noise - 0.5 - 0.1 * distances) == "below 0 at every distance, 0.05 to 0.60"
-    assert made.crossing(distances, 0.3 * distances + 0.1).startswith("above 0")
-    # One of two seeds never crosses, so the interval is open.
-    wide = made.crossing(distances[:2], np.stack([0.1 - 0.4 * distances[0], 0.2 - 0.3 * distances[1]]))
-    assert "over 0.60]" in wide
+    assert made.crossing(distances, 0.1 + noise - 0.1 * distances) == "above 0 all along"
+    assert made.crossing(distances, noise - 0.5 - 0.1 * distances) == "below 0 all along"
+    # Seeds that do not agree leave the interval open.
+    wide = made.crossing(
+        distances[:3], np.stack([a - 0.4 * d for a, d in zip((0.18, 0.2, 0.24), distances, strict=False)])
+    )
+    assert re.fullmatch(r"0\.52 \[0\.3\d, over 0\.60\]", wide), wide
+
+
+def test_a_gain_that_rises_with_the_distance_is_told_as_one(made: ModuleType) -> None:
+    """It may cross zero, too, and is then neither above nor below 0 at every distance."""
+    distances = np.linspace(0.05, 0.6, 8) + np.zeros((6, 1))
+    noise = np.random.default_rng(1).normal(0, 0.01, distances.shape)
+    said = made.crossing(distances, 0.4 * distances - 0.1 + noise)
+    assert re.match(r"rises through 0 at 0\.2\d \[0\.2\d, 0\.2\d\]", said), said
+    assert made.crossing(distances, 0.3 * distances + 0.1) == "above 0 all along"
+    assert made.crossing(distances, 0.3 * distances - 0.5) == "below 0 all along"
+
+
+def test_without_a_sure_slope_or_with_one_seed_there_is_no_interval(made: ModuleType) -> None:
+    distances = np.linspace(0.0, 1.0, 5) + np.zeros((4, 1))
+    slopes = np.array([[-1.0], [-0.9], [-1.1], [2.0]])
+    assert made.crossing(distances, 0.1 + slopes * distances) == "0.40, no interval"
+    assert made.crossing(distances[:1], 0.5 - distances[:1]) == "0.50, no interval"
 
 
 def test_crossings_are_of_rows_over_all_tasks(made: ModuleType) -> None:
     alone = {"label": "a_b: mcc", "metric": METRIC, "stage": "a_b-mcc"}
     assert made.alike([*ROWS, alone]) == ROWS
     said = "\n".join(made.crossings(ROWS, RUNS.__getitem__))
-    assert "over source" in said and re.search(r"\| mcc \| 0\.4\d \[", said), said
+    assert "over source" in said and "| mcc | 0.44, no interval |" in said and "0.10 to 0.60" in said, said
     assert made.crossings(ROWS[:1], RUNS.__getitem__) == []

@@ -211,18 +211,42 @@ def test_keys_are_quoted_for_a_shell() -> None:
     assert uris({"a": "x#{seed}", "b": "y"}, 4) == ["x#4"]
 
 
+def contrast(
+    label: str, mean: float, low: float | None, high: float | None, holds: bool, **more: Any
+) -> dict[str, Any]:
+    """As result.json of a pipeline has it. more: what is not the usual."""
+    a, b = label.split(" over ")
+    usual = {
+        "claim": "differs",
+        "margin": None,
+        "metric": "test/knn/accuracy",
+        "adjusted": 0.01 if holds else 0.2,
+        "of": 7,
+    }
+    return {"label": label, "a": a, "b": b, "mean": mean, "low": low, "high": high, "holds": holds, **usual, **more}
+
+
 def test_a_pipeline_ends_with_more_seeds_or_with_its_page(tmp_path: Path) -> None:
+    """What is said of a primary contrast is what its table says: after Holm's method, by its claim and by the direction of its metric."""
     rows = [{"seeds": [0]}, {"seeds": [0]}]
     primary = [
-        {"label": "A over B", "mean": 0.02, "low": 0.01, "high": 0.03}, {"label": "C over B", "mean": -0.02, "low": -0.03, "high": -0.01},
-        {"label": "D over B", "mean": 0.0, "low": -0.01, "high": 0.01}, {"label": "E over B", "mean": 0.1, "low": None, "high": None},
-    ]  # fmt: skip
+        contrast("A over B", 0.02, 0.01, 0.03, True),
+        contrast("C over B", -0.02, -0.03, -0.01, True),
+        contrast("D over B", 0.0, -0.01, 0.01, False),
+        contrast("E over B", 0.1, None, None, False),
+        contrast("F over B", -0.02, -0.04, -0.001, False),
+        contrast("G over B", -0.01, -0.015, -0.005, True, claim="loses at most", margin=0.03),
+        contrast("H over B", 0.3, 0.2, 0.4, True, metric="test/knn/nll"),
+    ]
     table = {"rows": rows, "contrasts": {"primary": primary}}
     assert pipeline_verdict(table, tmp_path) == [
         "A over B: helped (+2.0 points [+1.0, +3.0])",
         "C over B: did harm (-2.0 points [-3.0, -1.0])",
-        "D over B: made no difference that this test set can show (+0.0 points [-1.0, +1.0])",
+        "D over B: no difference is shown (+0.0 points [-1.0, +1.0])",
         "E over B: +10.0 points; the test set is too small for an interval",
+        "F over B: no difference is shown (-2.0 points [-4.0, -0.1])",
+        "G over B: G loses at most 3.0 points against B (-1.0 points as measured, 95 % interval [-1.5, -0.5], p = 0.01 after Holm over 7)",
+        "H over B: did harm (+0.3 [+0.2, +0.4])",
         f"2 rows over 1 seed, in {tmp_path / 'table.md'}",
     ]
     assert (

@@ -12,26 +12,29 @@ def scores(values: list[float], drawn: list[int] | None = None) -> ImageScores:
 
 
 def by_loops(trainings: list[list[ImageScores]], seed: int, resamples: int) -> list[float]:
-    """Image by image, copy by copy: every set of clusters has draws of its own."""
-    sets: list[tuple[int, ...]] = []
-    for tasks in trainings:
-        for one in tasks:
-            if (known := tuple(sorted({*one.drawn.tolist()}))) not in sets:
-                sets.append(known)
-    weights = [np.concatenate(list(drawn_weights(len(s), resamples, seed + k))) for k, s in enumerate(sets)]
+    """Image by image, copy by copy: tests that share a cluster, or that others connect, share their draws."""
+    groups: list[set[int]] = []
+    for one in (one for tasks in trainings for one in tasks):
+        known = {*one.drawn.tolist()}
+        met = [group for group in groups if group & known]
+        place = groups.index(met[0]) if met else len(groups)
+        groups = [group for group in groups if group not in met]
+        groups.insert(place, known.union(*met))
+    pools = [sorted(group) for group in groups]
+    weights = [np.concatenate(list(drawn_weights(len(pool), resamples, seed + k))) for k, pool in enumerate(pools)]
     found = []
     for b in range(resamples):
         seeds = []
         for tasks in trainings:
             means = []
             for one in tasks:
-                known = tuple(sorted({*one.drawn.tolist()}))
-                times = weights[sets.index(known)][b]
+                which = next(k for k, pool in enumerate(pools) if one.drawn[0] in pool)
                 total = count = 0.0
                 for value, cluster in zip(one.values.tolist(), one.drawn.tolist(), strict=True):
-                    total += times[known.index(cluster)] * value
-                    count += times[known.index(cluster)]
-                means.append(total / count)
+                    times = weights[which][b][pools[which].index(cluster)]
+                    total += times * value
+                    count += times
+                means.append(total / count if count else one.values.mean())
             seeds.append(sum(means) / len(means))
         found.append(sum(seeds) / len(seeds))
     return found
@@ -45,6 +48,26 @@ def test_draws_equal_loops_over_seeds_tasks_and_images_with_copies() -> None:
     assert found.draws == pytest.approx(by_loops(trainings, 5, 40), abs=1e-12)
     assert found.values == pytest.approx([np.mean([one.values.mean() for one in tasks]) for tasks in trainings])
     assert found.clusters == 4 + 3
+
+
+def test_tests_that_overlap_share_the_draws_of_what_they_share() -> None:
+    """A chain: the first and the last meet by way of the second alone; one stands by itself, and one is so small that draws miss it."""
+    random = np.random.default_rng(1)
+    sets = [[1, 2, 3, 3], [3, 4, 5], [5, 6, 7, 8], [20, 21, 21], [8]]
+    trainings = [[scores(random.normal(size=len(s)).tolist(), s) for s in sets] for _ in range(2)]
+    found = nested(trainings, seed=2, resamples=40)
+    assert found.draws == pytest.approx(by_loops(trainings, 2, 40), abs=1e-12)
+    assert found.clusters == 8 + 2
+
+
+def test_a_picture_more_or_less_does_not_make_a_test_another_one() -> None:
+    """Seven tests, each of all pictures but one of its own, are as sure as one test, and not as seven."""
+    random, images = np.random.default_rng(0), 400
+    right = (random.random(images) < 0.6).astype(float)
+    tests = [scores(np.delete(right, k).tolist(), np.delete(np.arange(images), k).tolist()) for k in range(7)]
+    alone, all_of_them = nested([[scores(right.tolist())]], seed=0), nested([tests], seed=0)
+    assert all_of_them.clusters == images
+    assert np.std(all_of_them.draws) == pytest.approx(np.std(alone.draws), rel=0.05)
 
 
 def test_tasks_on_the_same_images_share_their_draws() -> None:

@@ -13,9 +13,10 @@ from rootstock.launch.pipeline.table import tabulate
 from rootstock.launch.report.answers import Answers
 from rootstock.launch.report.claims import ContrastClaim, claim_words, judge, room_of, tasks_of, tasks_words
 from rootstock.launch.report.contrasts import over_images, primary_contrasts, student_p
+from rootstock.launch.report.differences import differences_table
 from rootstock.launch.report.markdown import contrast_lines, pipeline_markdown, points
 from rootstock.launch.report.results import averaged, summarise
-from rootstock.launch.report.tables import differences_table, number
+from rootstock.launch.report.tables import number
 
 KEY = "target/classifier"
 

@@ -96,7 +96,7 @@ def test_one_seed_shows_no_gain() -> None:
     found = table({"m": [0.8], "control": [0.7], "source": [0.6]}, ["control", "source"])
     assert gain_lines(found["gains"]) == [
         "gain (exploratory): m: +10.0 points over control, no interval: the smaller of its differences from control (+10.0) and source "
-        "(+20.0); one seed shows no gain."
+        "(+20.0); no gain is shown without an interval."
     ]
     assert not found["gains"][0]["holds"]
 

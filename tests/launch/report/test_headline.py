@@ -47,6 +47,16 @@ def test_a_difference_is_called_one_only_by_its_interval(one: dict[str, Any], wo
     assert verdict_of_table([row("new", 0.8), row("old", 0.7)], [one], []) == words
 
 
+def test_an_interval_over_images_counts_before_that_over_seeds() -> None:
+    """Two seeds that gain the same have no spread, and a few images show nothing."""
+    rows, one = [row("new", 0.8), row("old", 0.7)], difference(0.0714, None, None, 2)
+    assert verdict_of_table(rows, [one], []) == "new − old is +7.1 points in 2 seeds, which shows no difference yet."
+    told = "No difference is shown: new − old is +7.1 points (95 % interval over seeds and images [−14.0, +29.0], 2 seeds)."
+    assert verdict_of_table(rows, [{**one, "over_images": [-0.14, 0.29]}], []) == told
+    sure = verdict_of_table(rows, [{**difference(0.02, -0.01, 0.05, 1), "over_images": [0.01, 0.03]}], [])
+    assert sure == "new is better than old: +2.0 points (95 % interval over images [+1.0, +3.0], one seed)."
+
+
 def test_lower_is_better_for_a_loss() -> None:
     rows = [row(label, 1.0, metric="test/knn/nll") for label in ("new", "old")]
     assert verdict_of_table(rows, [difference(-0.2, -0.3, -0.1)], []).startswith("new is better than old: -0.2 of nll")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rootstock.launch.report.curves import curves
-from rootstock.launch.report.levels import Levels, level_words, levels_for, levels_of
+from rootstock.launch.report.levels import Levels, level_words, levels_for, levels_of, marks_of_rows, what_rows_measure
 from rootstock.launch.report.records import RunRecord, StageRuns
 from rootstock.launch.report.tables import results_tables
 
@@ -44,6 +44,19 @@ def test_an_open_set_has_none_and_a_map_says_the_majority_only_of_all_images() -
     assert level_words(found) == (
         "a: chance is 33.3 %, always the most frequent class 66.7 %; b: chance is 33.3 %."
     )  # fmt: skip
+
+
+def test_rows_over_tasks_have_the_levels_of_all_tasks() -> None:
+    """Two tasks whose tests have one name and other priors share chance alone; in whatever order rows stand."""
+    levels = {"a01": {"t": Levels(0.25, 0.82)}, "a100": {"t": Levels(0.25, 0.3)}, "three": {"t": Levels(1 / 3, 0.5)}}
+    mean = {"stage": "a01", "stages": ["a01", "a100"], "metric": "t/classifier/accuracy"}
+    first, last, other = ({"stage": name, "metric": "t/classifier/accuracy"} for name in levels)
+    for rows in ([mean], [mean, first], [first, last], [last, mean, first]):
+        assert what_rows_measure(rows, levels)[0].endswith("Chance is 25.0 %."), rows
+        assert marks_of_rows(rows, levels) is None
+    assert what_rows_measure([first], levels)[0].endswith("Chance is 25.0 %, always the most frequent class 82.0 %.")
+    assert marks_of_rows([first, {**first, "stages": ["a01", "a01"]}], levels) == Levels(0.25, 0.82)
+    assert "hance" not in "".join(what_rows_measure([mean, other], levels))
 
 
 def test_they_are_drawn_where_the_accuracy_is() -> None:

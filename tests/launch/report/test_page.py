@@ -20,12 +20,13 @@ from rootstock.core.evaluate.predictions import Predictions, ScoredImages, to_ha
 from rootstock.launch.pipeline.table import tabulate
 from rootstock.launch.report.confusion import confusions
 from rootstock.launch.report.curves import curves
+from rootstock.launch.report.differences import differences_table
 from rootstock.launch.report.figures import heat, scatter
 from rootstock.launch.report.page import write_report
 from rootstock.launch.report.records import by_experiment, read_run
 from rootstock.launch.report.results import averaged, kind_of, looks_note, summarise
 from rootstock.launch.report.stages import share_of_tests
-from rootstock.launch.report.tables import differences_table, duration, is_fraction, results_tables
+from rootstock.launch.report.tables import duration, is_fraction, results_tables
 
 CLASSES = ["cat", "dog & <b>", "鳥", "$x_$"]
 VOID = {"meta", "link", "img", "wbr", "br"}
@@ -348,6 +349,16 @@ def test_comparisons_of_a_pipeline_are_made_image_by_image(tmp_path: Path) -> No
     write_report([pipeline], tmp_path / "r.html", again.append)
     assert len(again) == len(said) - 1
     assert "/classifier accuracy" in "".join(said[at:]) and "/classifier accuracy" not in "".join(again[at:])
+    # A row that is a mean over tasks is not compared by its first task.
+    for one in result["rows"]:
+        one["stages"] = [one["stage"], one["stage"]]
+    (pipeline / "result.json").write_text(json.dumps(result))
+    over_tasks: list[str] = []
+    page = Page(write_report([pipeline], tmp_path / "r.html", over_tasks.append))
+    assert (
+        not any("x 2 seeds" in line for line in over_tasks)
+        and "Not compared: rows that are means over tasks" in page.text
+    )
 
 
 def test_differences_are_signed_and_hold_zero() -> None:
