@@ -2,7 +2,7 @@
 
 Command: python benchmarks/adaptation_table.py configs/NAME.yaml [key=value ...]   (seeds as in the file). Writes benchmarks/NAME.md.
 
-The pipeline's first row is the baseline, such as source-only; a row is one stage, or the mean over several (`over`), one for each task.
+A row is one stage, or the mean over several (`over`), one for each task. The first row over most tasks is the baseline, as source-only is.
 Where tasks differ in their class priors (configs/pacs_dirichlet.yaml), the page also says at which distance of priors gains cross zero.
 """
 
@@ -43,8 +43,9 @@ class Task(NamedTuple):
 
 
 def alike(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The rows over as many tasks as the first; others show single tasks. rows: of result.json."""
-    return [row for row in rows if len(stages_shown(row)) == len(stages_shown(rows[0]))]
+    """The rows over most tasks; others show single tasks, or what was trained before. rows: of result.json."""
+    most = max(len(stages_shown(row)) for row in rows)
+    return [row for row in rows if len(stages_shown(row)) == most]
 
 
 def tasks(rows: Sequence[Mapping[str, Any]], results: Results) -> list[Task]:
@@ -187,13 +188,13 @@ def splits(rows: Sequence[Mapping[str, Any]], results: Results) -> str:
 
 def text(name: str, config: str, table: Mapping[str, Any], results: Results, command: str) -> str:
     """The page as Markdown."""
-    rows = table["rows"]
+    compared = alike(table["rows"])
     parts = [f"# {yaml.safe_load(Path(config).read_text())['report'].get('title', name)}", page.machine()]
-    parts += [pipeline_markdown(table, command).strip(), splits(rows, results)]
-    parts += [part for part in by_task(tasks(alike(rows), results), rows[0]["label"]) if part]
+    parts += [pipeline_markdown(table, command).strip(), splits(compared, results)]
+    parts += [part for part in by_task(tasks(compared, results), compared[0]["label"]) if part]
     if DRAWN_PRIORS in Path(config).read_text():
-        parts += crossings(alike(rows), results)
-    parts += validators(rows, results)
+        parts += crossings(compared, results)
+    parts += validators(table["rows"], results)
     return "\n\n".join(parts) + "\n"
 
 

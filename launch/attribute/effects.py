@@ -18,7 +18,7 @@ from ...core.evaluate.factorial import (
 )
 from ...core.evaluate.power import seeds_needed
 from ...core.evaluate.statistics import holm
-from ..report.claims import LARGEST_P
+from ..report.claims import LARGEST_P, level_among
 from ..report.contrasts import AnswersOf, student_p
 from ..report.results import span_of
 from ..report.tables import is_fraction
@@ -84,6 +84,7 @@ def _effects(
         found, p = effect_over_images(attributed(weights, responses, runs, span), weights, images, span)
         spread = float(np.std(found.values, ddof=1)) if len(found.values) > 1 else 0.0
         name = TIMES.join(subset)
+        level = level_among(len(plan.config["primary"]) if name in plan.config["primary"] else 1)
         effects.append(
             {
                 "name": name,
@@ -91,7 +92,7 @@ def _effects(
                 "primary": name in plan.config["primary"],
                 **_entry(found),
                 "p": student_p(found.values) if p is None else p,
-                "seeds_needed": seeds_needed(spread, found.mean) if len(found.values) > 1 else None,
+                "seeds_needed": seeds_needed(spread, found.mean, level=level) if len(found.values) > 1 else None,
             }
         )
     primary = [one for one in effects if one["primary"]]

@@ -125,7 +125,9 @@ def primary_lines(result: Mapping[str, Any]) -> list[str]:
         facts = f"{points(one['mean'])} points{inside}, p = {one['adjusted']:.2g} after Holm over {one['of']}"
         verdict = "has an effect" if one["holds"] else "has no effect that is shown"
         needed = (
-            f"; {one['seeds_needed']} seeds show such an effect with 80 % probability" if one["seeds_needed"] else ""
+            f"; {one['seeds_needed']} seeds show such an effect with 80 % probability, by the spread between seeds alone"
+            if one["seeds_needed"]
+            else ""
         )
         lines.append(f"{name} {verdict} ({facts}{needed}).")
     told = result["contrasts"]

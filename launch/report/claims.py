@@ -74,12 +74,19 @@ def claim_words(contrast: Mapping[str, Any], unit: str, shown: Callable[[float],
 
 def needed_words(contrast: Mapping[str, Any]) -> str:
     """How many paired seeds the contrast asks for, in words."""
-    n, needed = contrast["n"], contrast["seeds_needed"]
+    n, needed, among = contrast["n"], contrast["seeds_needed"], contrast["of"]
     if n < 2:
         return "one seed says nothing about the spread between seeds; run more"
     if needed is None:
         return "at the spread and the difference of these seeds, no affordable number of seeds would show it"
-    return f"{needed} paired seeds show it with 80 % probability, at the spread and the difference of these {n}"
+    edge = f"p < {LARGEST_P}" if among == 1 else f"p < {LARGEST_P} / {among}"
+    of_what = f"at the difference of these {n} and by the spread between seeds alone"
+    return f"{needed} paired seeds show it ({edge}) with 80 % probability, {of_what}"
+
+
+def level_among(count: int) -> float:
+    """The level of an interval that shows one of so many claims, whatever comes of the others: Bonferroni's, Holm's first step."""
+    return 1.0 - LARGEST_P / count
 
 
 def stages_shown(row: Mapping[str, Any]) -> list[str]:
@@ -95,7 +102,7 @@ def tasks_words(tasks: Mapping[str, Any] | None) -> str:
     if not tasks["domains"]:
         return words
     shared = "; tasks share domains, so they are not independent, and n counts seeds" if tasks["shared"] else ""
-    return f"{words} of {tasks['domains']} domains{shared}"
+    return f"{words} of {tasks['domains']} domain{'s' * (tasks['domains'] != 1)}{shared}"
 
 
 def tasks_of(domains: Sequence[Sequence[str]]) -> dict[str, Any]:

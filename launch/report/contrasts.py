@@ -13,7 +13,7 @@ from ...core.evaluate.nested import ImageScores, Nested, nested, paired_scores
 from ...core.evaluate.power import seeds_needed
 from ...core.evaluate.statistics import holm
 from .answers import Answers, aligned
-from .claims import LARGEST_P, finite_or_none, judge, room_of, stages_shown
+from .claims import LARGEST_P, finite_or_none, judge, level_among, room_of, stages_shown
 from .results import FEWEST_SEEDS, compare, difference_span
 
 _SEED = 0  # of the bootstrap
@@ -28,11 +28,12 @@ def primary_contrasts(
     comparisons: of the report's section, resolved. rows: the table's rows by label, and by stage where no label is so called.
     answers: of one run, {} where it kept none; then the interval is over seeds alone.
     Each has what `compare` says, with interval and p over seeds and images where both rows' metric is an accuracy, and: claim, margin,
-    resampled (what the interval is over), images, p, adjusted (Holm), of (how many), holds, seeds_needed.
+    resampled (what the interval is over), images, p, adjusted (Holm), of (how many), holds, seeds_needed (`level_among` so many, by the
+    spread between seeds alone).
     """
     primary = [entry for entry in comparisons if entry["primary"]]
     found = [
-        _contrast(one, [rows[name] for name in (one["a"], one["b"], *one.get("beyond", ()))], answers)
+        _contrast(one, [rows[name] for name in (one["a"], one["b"], *one.get("beyond", ()))], answers, len(primary))
         for one in primary
     ]
     for one, adjusted in zip(found, holm([one["p"] for one in found]), strict=True):
@@ -40,8 +41,10 @@ def primary_contrasts(
     return found
 
 
-def _contrast(entry: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], answers: AnswersOf) -> dict[str, Any]:
-    """rows: a and b; with `beyond`, four."""
+def _contrast(
+    entry: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], answers: AnswersOf, count: int
+) -> dict[str, Any]:
+    """rows: a and b; with `beyond`, four. count: of the table's primary contrasts."""
     a, b, *beyond = rows
     found = compare(a, b, entry["label"], beyond)
     seeds, values = found["seeds"], found["values"]
@@ -69,7 +72,7 @@ def _contrast(entry: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], answe
         "images": images,
         "p": verdict.p,
         "inside": verdict.inside,
-        "seeds_needed": seeds_needed(spread, room) if len(values) > 1 and room > 0 else None,
+        "seeds_needed": seeds_needed(spread, room, level=level_among(count)) if len(values) > 1 and room > 0 else None,
         "note": note,
     }
 

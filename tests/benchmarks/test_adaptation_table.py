@@ -99,7 +99,8 @@ def test_without_a_sure_slope_or_with_one_seed_there_is_no_interval(made: Module
 
 def test_crossings_are_of_rows_over_all_tasks(made: ModuleType) -> None:
     alone = {"label": "a_b: mcc", "metric": METRIC, "stage": "a_b-mcc"}
-    assert made.alike([*ROWS, alone]) == ROWS
+    before = {"label": "as it was trained", "metric": METRIC, "stage": "trained"}
+    assert made.alike([before, *ROWS, alone]) == ROWS and made.alike([before, alone]) == [before, alone]
     said = "\n".join(made.crossings(ROWS, RUNS.__getitem__))
     assert "over source" in said and "| mcc | 0.44, no interval |" in said and "0.10 to 0.60" in said, said
     assert made.crossings(ROWS[:1], RUNS.__getitem__) == []

@@ -7,11 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rootstock.core.evaluate.power import seeds_needed
 from rootstock.core.evaluate.predictions import ScoredImages
 from rootstock.core.evaluate.statistics import holm
 from rootstock.launch.pipeline.table import tabulate
 from rootstock.launch.report.answers import Answers
-from rootstock.launch.report.claims import ContrastClaim, claim_words, judge, room_of, tasks_of, tasks_words
+from rootstock.launch.report.claims import (
+    ContrastClaim,
+    claim_words,
+    judge,
+    needed_words,
+    room_of,
+    tasks_of,
+    tasks_words,
+)
 from rootstock.launch.report.contrasts import over_images, primary_contrasts, student_p
 from rootstock.launch.report.differences import differences_table
 from rootstock.launch.report.markdown import contrast_lines, pipeline_markdown, points
@@ -124,6 +133,10 @@ def test_holm_counts_the_primary_contrasts_alone() -> None:
         assert one["of"] == 4 and one["resampled"] == "seeds and images" and one["images"] == 400 and one["n"] == 5
         assert -1 <= one["low"] <= one["mean"] <= one["high"] <= 1
     assert found[0]["seeds_needed"] <= 5 < found[2]["seeds_needed"]
+    # One of four claims, so by Bonferroni's level, whatever comes of the others.
+    spread = float(np.std(found[2]["values"], ddof=1))
+    assert found[2]["seeds_needed"] == seeds_needed(spread, found[2]["mean"], level=1 - 0.05 / 4)
+    assert f"{found[2]['seeds_needed']} paired seeds show it (p < 0.05 / 4) with 80 %" in needed_words(found[2])
     assert found[3]["seeds_needed"] is None  # no number of seeds shows that 6 points are at most 1
     alone = primary_contrasts(asked[:1], table.rows, table)[0]
     assert alone["p"] == alone["adjusted"] == found[0]["p"]
