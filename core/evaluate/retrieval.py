@@ -101,17 +101,17 @@ def hits_at(hits: Bools, k: Sequence[int]) -> dict[str, Floats]:
     return recall | {f"precision@{one}": count / one for one, count in counts.items()}
 
 
-def retrieval_metrics(found: Retrieved, keys: Ints, *, seed: int) -> Measured:
-    """Means over the queries with a relevant image, with intervals. keys: [M], the queries' identities, which the bootstrap draws.
+def retrieval_metrics(found: Retrieved, units: Ints, *, seed: int) -> Measured:
+    """Means over the queries with a relevant image, with intervals. units: [M], what of the queries the bootstrap draws as a whole.
 
-    The gallery is held fixed. `recall@K`, a share of queries, has Wilson's interval where at most one identity misses, or finds. Values of
+    The gallery is held fixed. `recall@K`, a share of queries, has Wilson's interval where at most one unit misses, or finds. Values of
     K beyond the gallery are left out, and so is everything where no query has a relevant image; `left_out` of the details says why.
     Raises UserError for a set without images.
     """
-    if len(keys) == 0:
+    if len(units) == 0:
         raise UserError("there are no labelled images to score; give a test set with at least one")
     asked, least = found.relevant > 0, int(found.candidates.min())
-    details: dict[str, Any] = {"queries": len(keys), "without_relevant": int((~asked).sum())}
+    details: dict[str, Any] = {"queries": len(units), "without_relevant": int((~asked).sum())}
     left_out: dict[str, str] = {}
     for name in found.values:
         kind, _, number = name.partition("@")
@@ -124,13 +124,13 @@ def retrieval_metrics(found: Retrieved, keys: Ints, *, seed: int) -> Measured:
         details["left_out"] = left_out
     if not values:
         return Measured({}, {}, details)
-    intervals, details["interval"] = _intervals(values, keys[asked], seed)
+    intervals, details["interval"] = _intervals(values, units[asked], seed)
     return Measured({name: float(value.mean()) for name, value in values.items()}, intervals, details)
 
 
-def _intervals(values: Mapping[str, Floats], keys: Ints, seed: int) -> tuple[dict[str, list[float]], str]:
+def _intervals(values: Mapping[str, Floats], units: Ints, seed: int) -> tuple[dict[str, list[float]], str]:
     """Of 95 %, by name, and how that of the first metric was made."""
-    member, clusters = cluster_numbers(keys)
+    member, clusters = cluster_numbers(units)
     columns = [np.bincount(member, value, minlength=clusters) for value in values.values()]
     sums = np.stack([*columns, np.bincount(member, minlength=clusters)], axis=1)
 

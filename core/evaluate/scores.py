@@ -39,7 +39,6 @@ class Scored:
         kind: str = "logits",
         *,
         held_out: tuple[Tensor, Tensor] | None = None,
-        clusters: Tensor | None = None,
     ) -> None:
         """Score one protocol on one test set under key = "TEST/PROTOCOL".
 
@@ -47,12 +46,13 @@ class Scored:
         if they are rounded by `to_half` already.
         kind: logits, probabilities, votes (0 or more, kNN's) or similarities (cosines, ridge's outputs).
         held_out: scores [N, K] and labels [N] of *training* images that the classifier has not been fitted on; a temperature is fitted
-        on them. clusters: int64 [M], what the bootstrap draws as a whole, if not copies and blends (`Images.keys`).
+        on them. Where the set has groups, such as patients, the bootstrap draws these as a whole, as splits keep them together
+        (`Images.units`); else copies and blends of an image (`Images.keys`).
         Raises UserError for a set without images, and for scores that are not numbers.
         """
         assert images.labels is not None
         test = key.partition("/")[0]
-        rows = self.kept.tests.get(test) or scored_images(images, self.classes, clusters, self.open_set)
+        rows = self.kept.tests.get(test) or scored_images(images, self.classes, self.open_set)
         given = scores.detach().cpu()
         whole = given.dtype == torch.float16  # rounded already, with its predictions
         wide = given if given.dtype == torch.float64 else given.float()  # numpy has no bfloat16
@@ -81,10 +81,8 @@ class Scored:
         return {"metrics": self.metrics, "intervals": self.intervals, "details": self.details}
 
 
-def scored_images(
-    images: Images, classes: Sequence[str], clusters: Tensor | None = None, open_set: bool = False
-) -> ScoredImages:
-    """A labelled set as predictions.safetensors has it; its domains are the groups, where it has several."""
+def scored_images(images: Images, classes: Sequence[str], open_set: bool = False) -> ScoredImages:
+    """A labelled set as predictions.safetensors has it, where several domains are called groups, and groups are clusters."""
     assert images.labels is not None
     several = len(images.domain_names) > 1
     return ScoredImages(
@@ -93,7 +91,7 @@ def scored_images(
         tuple(classes),
         images.domains.numpy() if several else None,
         tuple(images.domain_names) if several else (),
-        None if clusters is None else clusters.cpu().numpy(),
+        None if images.groups is None else images.units().numpy(),
         open_set,
     )
 

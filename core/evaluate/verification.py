@@ -25,9 +25,19 @@ EXPECTED_ACCEPTANCES = 10
 
 
 def verify_pairs(
-    x: Tensor, labels: Tensor, keys: Tensor, *, pairs: int, far: Sequence[float], seed: int, name: str = "test"
+    x: Tensor,
+    labels: Tensor,
+    keys: Tensor,
+    *,
+    pairs: int,
+    far: Sequence[float],
+    seed: int,
+    name: str = "test",
+    units: Tensor | None = None,
 ) -> Measured:
     """EER, FRR at each FAR, and AUROC of the pairs of a set, with intervals. x: [N, D]; labels, keys: int64 [N].
+
+    units: int64 [N], what the bootstrap draws as a whole; the keys by default.
 
     pairs: the most that are compared; the others are left out by `draw_pairs`. A FAR is left out for fewer than 10 / FAR impostor pairs,
     and everything without pairs of both kinds; `left_out` of the details says why. Takes 90 bytes a pair beside a copy of the features and
@@ -55,7 +65,7 @@ def verify_pairs(
             left_out[_frr(rate)] = f"it needs {need:.6g} impostor pairs, there are {impostor}"
     if left_out:
         details["left_out"] = left_out
-    member, clusters = cluster_numbers(identities)
+    member, clusters = cluster_numbers(identities if units is None else to_numpy(units))
     score = pair_cosines(rows, rows, drawn.first, drawn.second)
     roc = PairROC(score, drawn, member, [rate for rate in far if _frr(rate) not in left_out])
     found = bootstrap_intervals(roc, clusters, seed=seed)

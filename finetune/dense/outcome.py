@@ -88,7 +88,7 @@ def _scored(probe: DenseProbe, test: str, fitted: PatchFit, features: Tensor, se
     for i, confusion in image_confusions([fitted.model], features, probe.pixels(test), range(len(images))):
         each[i] = counts_of(confusion[0])
         total += confusion[0]
-    return measure_segmentation(each, total, images.keys().numpy(), classes, seed)
+    return measure_segmentation(each, total, images.units().numpy(), classes, seed)
 
 
 def _facts(probe: DenseProbe, test: str, fitted: PatchFit, labelled: int) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def add_outcome(
             continue
         key = f"{test}/{name}"
         if isinstance(fitted, Measuring):
-            given = LabelledTest(shown[test], images.labels.cpu(), images.keys(), scored.seed)
+            given = LabelledTest(shown[test], images.labels.cpu(), images.keys(), images.units(), scored.seed)
             scored.add_measured(key, fitted.measure(given))
             told = scored.details[key]
             if 0 < (dropped := told.get("without_relevant", 0)) < told.get("queries", 0):

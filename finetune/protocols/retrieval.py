@@ -82,15 +82,15 @@ class Retrieval:
         def measure(test: LabelledTest) -> Measured:
             queries = labelled_rows(test.features[self.taps[0]], test.labels, test.keys, "test")
             gallery = queries if stored is None else stored
-            return self._measured(queries, gallery, test.keys, test.seed)
+            return self._measured(queries, gallery, test.units, test.seed)
 
         return Measuring(measure, facts)
 
-    def _measured(self, queries: LabelledRows, gallery: LabelledRows, keys: Tensor, seed: int) -> Measured:
+    def _measured(self, queries: LabelledRows, gallery: LabelledRows, units: Tensor, seed: int) -> Measured:
         """Metrics of one test set by the index."""
         told = {"gallery_images": len(gallery.keys)}
         if self.index == "flat":
-            measured = retrieval_metrics(rank_gallery(queries, gallery, self.ranks), to_numpy(keys), seed=seed)
+            measured = retrieval_metrics(rank_gallery(queries, gallery, self.ranks), to_numpy(units), seed=seed)
             return measured._replace(details=told | measured.details)
         candidates = candidate_counts(queries.keys, gallery.keys)
         fitting = [k for k in self.ranks if k <= candidates.min(initial=len(gallery.keys))]
@@ -111,7 +111,7 @@ class Retrieval:
             if k not in fitting
         }
         found = Retrieved(values, relevant_counts(queries, gallery), candidates)
-        measured = retrieval_metrics(found, to_numpy(keys), seed=seed)
+        measured = retrieval_metrics(found, to_numpy(units), seed=seed)
         return measured._replace(details=told | near.facts | measured.details)
 
 

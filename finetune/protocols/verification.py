@@ -64,6 +64,7 @@ class Verification:
 
         def measure(test: LabelledTest) -> Measured:
             x = test.features[self.taps[0]]
-            return verify_pairs(x, test.labels, test.keys, pairs=self.pairs, far=self.rates, seed=test.seed)
+            more = {"pairs": self.pairs, "far": self.rates, "seed": test.seed, "units": test.units}
+            return verify_pairs(x, test.labels, test.keys, **more)
 
         return Measuring(measure, {"tap": self.taps[0]})

@@ -34,7 +34,8 @@ def class_bars(counts: numpy.ndarray, classes: Sequence[str], name: str, seeds: 
     left_out = f" The {MOST_BARS} of {len(there)} classes with the lowest accuracy." if len(there) > MOST_BARS else ""
     of_one = " of one seed" if seeds > 1 else ""
     caption = (
-        f"Right images of each class, %, with Wilson's 95 % interval over its test images{of_one}.{left_out} Dashed: chance "
+        f"Right images of each class, %, with Wilson's 95 % interval over its test images{of_one}, as if each were of its own "
+        f"picture and group.{left_out} Dashed: chance "
         f"{100 / len(classes):.1f} %; always the most frequent class, {commonest}, has 100 % of it and 0 % of all others."
     )
     return Figure(_drawn(lines, 1 / len(classes), title), title, caption)

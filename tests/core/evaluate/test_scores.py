@@ -67,21 +67,39 @@ def test_accuracy_is_that_of_the_given_scores() -> None:
     ]
 
 
-def test_domains_are_groups_and_clusters_are_what_is_given(tmp_path: Path) -> None:
+def test_domains_are_groups_and_clusters_are_what_splits_keep_together(tmp_path: Path) -> None:
     images = open_images([f"{DIGITS}#[:30]", f"{DIGITS}#[30:60]"])
     assert images.labels is not None and images.classes is not None
-    scored, patients = Scored(images.classes, 0), torch.arange(60) // 6
+    assert scored_images(images, images.classes).clusters is None
+    patients = images.groups = torch.arange(60) // 6 + 1
+    scored = Scored(images.classes, 0)
     logits = torch.eye(10)[images.labels] + torch.randn(60, 10, generator=torch.Generator().manual_seed(0))
-    scored.add("test/x", images, logits, clusters=patients)
+    scored.add("test/x", images, logits)
     scored.add("test/y", images, logits.exp(), "votes")
     assert "test/x/worst_group" in scored.metrics and len(scored.details["test/x"]["groups"]["groups"]) == 2
     scored.save(tmp_path)
     found = read_predictions(tmp_path)
     assert found is not None and found.tests["test"].clusters is not None and found.tests["test"].groups is not None
-    assert found.tests["test"].clusters.tolist() == patients.tolist()
+    clusters = found.tests["test"].clusters
+    assert clusters.tolist() == images.units().tolist() and len(set(clusters.tolist())) == 10
+    assert all(len(set(clusters[patients == patient])) == 1 for patient in range(1, 11))
     assert set(found.scores) == {"test/x", "test/y"}
-    assert scored_images(images, images.classes).clusters is None
     json.dumps(scored.as_result(), allow_nan=False)
+
+
+def test_the_interval_is_over_patients_where_pictures_of_one_fail_together() -> None:
+    """Ten patients of six pictures, of which three are all wrong: sixty independent pictures would be much surer."""
+    images = open_images(f"{DIGITS}#[:60]")
+    assert images.labels is not None and images.classes is not None
+    wrong = torch.arange(60) // 6 < 3
+    logits = torch.eye(10)[torch.where(wrong, (images.labels + 1) % 10, images.labels)]
+    alone, together = Scored(images.classes, 0), Scored(images.classes, 0)
+    alone.add("test/x", images, logits)
+    images.groups = torch.arange(60) // 6 + 1
+    together.add("test/x", images, logits)
+    by_picture, by_patient = (one.intervals["test/x/accuracy"] for one in (alone, together))
+    assert by_patient[1] - by_patient[0] > 1.8 * (by_picture[1] - by_picture[0])
+    assert by_patient == pytest.approx([0.4, 0.9], abs=0.11)
 
 
 def test_held_out_training_scores_give_a_temperature() -> None:

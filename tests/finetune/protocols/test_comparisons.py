@@ -46,7 +46,7 @@ def known(n: int = 120, seed: int = 0) -> Known:
 
 def shown(n: int = 50, seed: int = 1) -> LabelledTest:
     x, y = blobs(n, seed)
-    return LabelledTest({"pooled": x, "cls": -x}, y, 1000 + torch.arange(n), 7)
+    return LabelledTest({"pooled": x, "cls": -x}, y, 1000 + torch.arange(n), 1000 + torch.arange(n), 7)
 
 
 @pytest.mark.parametrize("name", sorted(EVERY))
@@ -78,6 +78,25 @@ def test_they_are_the_arithmetic_of_core() -> None:
     pairs = verify_pairs(test.features["pooled"], test.labels, test.keys, pairs=300, far=(0.1,), seed=7)
     assert Verification(pairs=300, far=0.1).fit(train).measure(test) == pairs
     assert pairs.details["genuine"]["pairs"] == 150 and pairs.details["impostor"]["pairs"] == 150
+
+
+@pytest.mark.parametrize("name", sorted(EVERY))
+def test_units_are_drawn_as_a_whole_and_change_no_metric(name: str) -> None:
+    """Five pictures of each of ten patients, that are copies of each other: not surer than ten pictures are."""
+    fitted, test = EVERY[name].fit(known()), shown()
+    patients = torch.arange(50) // 5
+    grouped = test._replace(
+        features={tap: rows[patients * 5] for tap, rows in test.features.items()}, labels=test.labels[patients * 5]
+    )
+    apart, together = fitted.measure(grouped), fitted.measure(grouped._replace(units=patients))
+    assert apart.metrics == together.metrics
+    wider = [
+        (together.intervals[key][1] - together.intervals[key][0])
+        / max(1e-9, apart.intervals[key][1] - apart.intervals[key][0])
+        for key in apart.intervals.keys() & together.intervals.keys()
+        if apart.intervals[key][1] - apart.intervals[key][0] > 0.05
+    ]
+    assert wider and min(wider) > 1.3, (apart.intervals, together.intervals)
 
 
 def test_an_approximate_index_ranks_as_flat_where_it_finds_all() -> None:
