@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import pytest
@@ -13,7 +15,11 @@ from rootstock.adapt.adamatch import AdaMatch, ramp_up, with_frequencies
 from rootstock.adapt.fixmatch import PseudoLabels, consistency
 from rootstock.core.errors import UserError
 from rootstock.core.model import norm
+from rootstock.core.model.classifier import Classifier
+from rootstock.core.model.domains import SOURCE, TARGET
+from rootstock.core.model.norm import SOURCE_LAYER
 from rootstock.launch.doctor.equality import classifier, domain_pair
+from rootstock.launch.doctor.trial_steps import backbone
 from rootstock.tests.adapt.one_update import PEERS, Drawn, drawn, gradient_norms
 
 
@@ -30,12 +36,24 @@ def softmax(row: Tensor) -> list[float]:
     return [value / sum(powers) for value in powers]
 
 
-def slow(source: Tensor, target: Tensor, tau: float) -> tuple[list[int], list[bool], float]:
-    """The labels, which of them count, and the threshold, one image and one class at a time."""
+def slow(
+    source: Tensor, target: Tensor, tau: float, kept: list[list[float]] | None = None, momentum: float = 0.0
+) -> tuple[list[int], list[bool], float]:
+    """The labels, which of them count, and the threshold, one image and one class at a time.
+
+    kept: mean predictions of source and target over earlier steps, of which `momentum` stays; this batch is added.
+    """
     known, guessed = [softmax(row) for row in source], [softmax(row) for row in target]
     n, classes = len(known), range(len(known[0]))
     least = tau * sum(max(row) for row in known) / n
-    ratio = [(1e-6 + sum(r[k] for r in known) / n) / (1e-6 + sum(r[k] for r in guessed) / n) for k in classes]
+    means = [[sum(row[k] for row in rows) / n for k in classes] for rows in (known, guessed)]
+    if kept is not None:
+        means = [
+            [momentum * old + (1 - momentum) * new for old, new in zip(*pair, strict=True)]
+            for pair in zip(kept, means, strict=True)
+        ]
+        kept[:] = means
+    ratio = [(1e-6 + means[0][k]) / (1e-6 + means[1][k]) for k in classes]
     moved = [[row[k] * ratio[k] for k in classes] for row in guessed]
     moved = [[value / sum(row) for value in row] for row in moved]
     return [max(classes, key=row.__getitem__) for row in moved], [max(row) >= least for row in moved], least
@@ -118,6 +136,42 @@ def test_the_loss_of_a_batch_and_its_control() -> None:
         assert control(batch, progress).loss.item() == pytest.approx(sum(errors) / 2, rel=1e-6)
     assert step.metrics["confident"].item() == pytest.approx(sum(confident) / 6)
     assert step.metrics.keys() == control(batch, 1.0).metrics.keys()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.75])
+def test_the_loss_of_a_training_step_equals_loops(momentum: float) -> None:
+    """Pseudo-labels and errors are of interpolated logits; classes are aligned by the means that earlier steps left."""
+    method = built(threshold=0.8, trade_off=0.7, momentum=momentum).train()
+    kept = [[1 / 3] * 3, [1 / 3] * 3]
+    for seed in range(4):
+        batch = domain_pair(method, 6, seed, torch.float64)
+        views = torch.stack([batch.source.images, *batch.source.more, batch.target.images, *batch.target.more])
+        joint = method.classifier(views.flatten(0, 1)).detach().unflatten(0, (4, 6))  # BatchNorm is in training mode
+        alone = method.classifier(views[:2].flatten(0, 1)).detach().unflatten(0, (2, 6))
+        share = batch.source.draws.uniform("interpolation", 2, 3).double()
+        known = torch.zeros(2, 6, 3, dtype=torch.float64)
+        for v, n, k in itertools.product(range(2), range(6), range(3)):
+            known[v, n, k] = share[n, v, k] * joint[v, n, k] + (1 - share[n, v, k]) * alone[v, n, k]
+        labels, confident, least = slow(known[0], joint[2], 0.8, kept, momentum)
+        right = [-math.log(softmax(known[v, n])[int(batch.source.labels[n])]) for v in range(2) for n in range(6)]
+        apart = sum(-math.log(softmax(joint[3, n])[labels[n]]) for n in range(6) if confident[n]) / 6
+        step = method(batch, 1.0)
+        assert step.loss.item() == pytest.approx(sum(right) / 12 + 0.7 * apart, rel=1e-9)
+        assert step.metrics["threshold"].item() == pytest.approx(least, rel=1e-6)
+
+
+def test_with_a_batchnorm_for_each_domain_both_normalisations_of_the_source_are_one() -> None:
+    """The source is normalised by its own layers, with and without the target beside it."""
+    torch.manual_seed(0)
+    network = Classifier(backbone("conv"), ["a", "b", "c"], batchnorm="own")
+    for name, parameter in network.named_parameters():
+        if SOURCE_LAYER in name:
+            torch.nn.init.normal_(parameter)
+    method = AdaMatch(network).double().train()
+    batch = domain_pair(method, 6, 1, torch.float64)
+    views = torch.stack([batch.source.images, *batch.source.more, batch.target.images, *batch.target.more])
+    joint = network.head(network.encode(views, None, (SOURCE, SOURCE, TARGET, TARGET)))[:2]
+    torch.testing.assert_close(method.interpolated(joint, views[:2], batch.source.draws), joint)
 
 
 def test_no_confident_image_leaves_the_source_alone() -> None:
