@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from rootstock.adapt.parts.masked_consistency import MaskedConsistency, kept, masked_error
 from rootstock.adapt.registry import ADAPT_METHODS
@@ -154,6 +156,75 @@ def test_colours_are_drawn_for_each_image_and_each_step() -> None:
         method.recoloured(images[:, :1], draws), images[:, :1]
     )
     assert torch.equal(built(**PLAIN).recoloured(images, draws), images)
+
+
+@pytest.mark.parametrize(("keys", "share"), [({"blur": False}, 0.8), ({"jitter": 0.0}, 0.5)])
+def test_eight_images_in_ten_are_jittered_and_every_second_one_is_blurred(keys: dict[str, Any], share: float) -> None:
+    images = torch.rand(600, 3, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.5
+    found = built(**keys).recoloured(images, Draws(0, torch.arange(600)))
+    changed = (found - images).abs().amax((1, 2, 3)) > 1e-5  # a blur of sigma 0.2 changes less
+    assert changed.double().mean().item() == pytest.approx(share, abs=0.08)
+
+
+def test_the_student_sees_recoloured_masked_images_and_the_teacher_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = built().train()
+    target, seen = domain_pair(method, 6, 1, torch.float64).target, list[tuple[Any, Tensor]]()
+    plain = method.logits
+
+    def noted(network: Any, images: Tensor) -> Tensor:
+        seen.append((network, images))
+        return plain(network, images)
+
+    monkeypatch.setattr(method, "logits", noted)
+    method.consistency(target)
+    draws = target.draws.stream("mic")
+    recoloured = method.recoloured(target.images, draws)
+    assert not torch.allclose(recoloured, target.images, atol=1e-3)
+    assert [network for network, _ in seen] == [method.teacher, method.classifier]
+    assert torch.equal(seen[0][1], target.images)
+    assert torch.equal(seen[1][1], recoloured * kept(draws, 0.7, 4, target.images))
+
+
+class Noted(SourceOnly):
+    """Writes down what is handed to it."""
+
+    def __init__(self) -> None:
+        super().__init__(classifier())
+        self.calls = list[tuple[Any, ...]]()
+
+    def watch(self, batch: Any, progress: float, turn: int = 0) -> Mapping[str, Tensor]:
+        self.calls.append(("watch", batch, progress, turn))
+        return {"watched": torch.ones(())}
+
+    def after_step(self, progress: float) -> None:
+        self.calls.append(("after_step", progress))
+
+    def refresh(self, seen: Any, progress: float) -> None:
+        self.calls.append(("refresh", seen, progress))
+
+    def conclude_source(self, source: Any) -> None:
+        self.calls.append(("conclude_source", source))
+
+    def conclude(self, target: Any) -> None:
+        self.calls.append(("conclude", target))
+
+
+def test_the_method_gets_all_that_the_loop_hands_on() -> None:
+    inner = Noted()
+    method, batch, seen, source, target = MaskedConsistency(inner), *(object() for _ in range(4))
+    handed: Any = method
+    assert handed.watch(batch, 0.1, 2) == {"watched": 1.0}
+    handed.after_step(0.2)
+    handed.refresh(seen, 0.3)
+    handed.conclude_source(source)
+    handed.conclude(target)
+    assert inner.calls == [
+        ("watch", batch, 0.1, 2),
+        ("after_step", 0.2),
+        ("refresh", seen, 0.3),
+        ("conclude_source", source),
+        ("conclude", target),
+    ]
 
 
 @pytest.mark.parametrize(
