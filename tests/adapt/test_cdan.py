@@ -157,6 +157,19 @@ def test_the_sketch_keeps_inner_products_in_expectation() -> None:
     assert abs(mean[1] - 1.0) < 4 * error[1]
 
 
+def test_the_sketch_that_is_built_is_of_independent_standard_normal_numbers() -> None:
+    """So that one large sketch keeps inner products, as many small ones do in the mean."""
+    sketch = MultilinearMap(8, 6, 1 << 14)
+    rows = torch.cat([sketch.features, sketch.predictions])
+    assert rows.mean(1).abs().max() < 0.04
+    torch.testing.assert_close(rows @ rows.T / sketch.out, torch.eye(14), atol=0.06, rtol=0.0)
+    generator = torch.Generator().manual_seed(3)
+    f, g = torch.randn(2, 8, generator=generator), torch.rand(2, 6, generator=generator)
+    f, g = nn.functional.normalize(f, dim=1), nn.functional.normalize(g, dim=1)
+    x, y = sketch(f, g)
+    assert [float(x @ y), float(x @ x)] == pytest.approx([float((f[0] @ f[1]) * (g[0] @ g[1])), 1.0], abs=0.1)
+
+
 def test_the_map_of_a_bottlenecks_features_is_exact_as_tllibs_is() -> None:
     torch.manual_seed(0)
     spec = {"name": "net", "args": {}, "size": 8, "stem": "default", "pooling": None}

@@ -90,6 +90,22 @@ def test_the_weighted_error_is_that_of_equally_many_images_a_class() -> None:
     assert float(found) == pytest.approx(float(F.cross_entropy(logits[copies], LABELS[copies])), rel=1e-6)
 
 
+@pytest.mark.parametrize("name", ["cdan", "dann"])
+def test_the_weighted_loss_of_domains_is_that_of_equally_many_images_a_class(name: str) -> None:
+    """The same copies; the target's predicted classes lie in another order. CDAN's entropies are normalised over copies, too."""
+    make: Any = ADAPT_METHODS[name]
+    method = make(classifier(), hidden=8).double()
+    features = torch.randn(2, 8, method.classifier.feature_dim, dtype=torch.float64)
+    logits = 3 * torch.randn(2, 8, 3, dtype=torch.float64)
+    source = weights()[LABELS]
+    found = method.domain_loss(features, logits, 1.0, torch.stack([source, source.flip(0)]))[0].item()
+    times = torch.tensor([2] * 5 + [5] * 2 + [10])
+    copies = [torch.repeat_interleave(torch.arange(8), n) for n in (times, times.flip(0))]
+    copied = (torch.stack([x[domain][copies[domain]] for domain in range(2)]) for x in (features, logits))
+    assert found == pytest.approx(method.domain_loss(*copied, 1.0)[0].item(), rel=1e-6)
+    assert found != pytest.approx(method.domain_loss(features, logits, 1.0)[0].item(), rel=1e-3)
+
+
 def test_target_weights_follow_the_predicted_frequencies_and_rest_in_eval() -> None:
     resampling = Resampling(torch.ones(3))
     guesses = torch.tensor([0, 0, 0, 1])
