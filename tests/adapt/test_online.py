@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rootstock.adapt.adabn import AdaBN
+from rootstock.adapt.adabn import AdaBN, estimate_statistics
 from rootstock.adapt.eata import EATA
 from rootstock.adapt.online_pass import places_of
 from rootstock.adapt.parts.online import OnlinePredictions, affine_parameters, entropy_of
@@ -24,6 +24,7 @@ from rootstock.adapt.roid import image_weights, likelihood_ratio, smoothed_prior
 from rootstock.core import stage
 from rootstock.core.draws import Draws
 from rootstock.core.errors import UserError
+from rootstock.core.evaluate.trained import load_trained
 from rootstock.core.images.open import open_images
 from rootstock.core.method import Domains, Unlabelled
 from rootstock.core.model import norm
@@ -391,6 +392,26 @@ def test_the_order_by_label_is_declared_and_changes_nothing_else(trained: str, t
     assert not torch.equal(first["target/online/logits"], second["target/online/logits"])
     split = [result["data"]["split"] for result in results.values()]
     assert split[0] == split[1] and results["sorted"]["validators"] == results["sequential"]["validators"]
+
+
+def floats(network: nn.Module) -> dict[str, Tensor]:
+    """Weights and statistics, without the number of batches that plain BatchNorms count."""
+    return {name: value.clone() for name, value in network.state_dict().items() if value.is_floating_point()}
+
+
+def test_the_exported_classifier_has_the_statistics_of_the_whole_target(trained: str, tmp_path: Path) -> None:
+    """With a rate of 0 all else is as it was: the export is what AdaBN makes of the classifier that the pass began with."""
+    start(tmp_path, "tent", trained, "optim.lr=0")
+    runs = [load_trained(run) for run in (Path(trained.partition("=")[2]), tmp_path / "run")]
+    begun, found = (run.classifier for run in runs)
+    assert begun is not None and found is not None
+    target, view = open_images(CONFIG["data"]["target"]), runs[1].view
+    whole = view(torch.stack([view.worker(target.read(i)) for i in range(50)]))
+    before = floats(begun)
+    estimate_statistics(begun, [whole])
+    torch.testing.assert_close(floats(found), floats(begun))
+    moved = {name for name, value in floats(begun).items() if not torch.allclose(value, before[name], rtol=0.01)}
+    assert moved and all("running_" in name for name in moved)
 
 
 def test_what_a_pass_cannot_have_is_one_sentence(trained: str, tmp_path: Path) -> None:
