@@ -1,5 +1,7 @@
 """`rootstock explain`: pictures, a page and numbers; the same bytes again; one sentence for what cannot be explained."""
 
+import base64
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -16,9 +18,12 @@ from rootstock.core.images.open import open_images
 from rootstock.core.manifest import read_record
 from rootstock.core.model.classifier import Classifier
 from rootstock.finetune.explain.cam import grad_cam
+from rootstock.finetune.explain.methods import at_side
 from rootstock.finetune.explain.places import chosen_place
 from rootstock.launch.explain import explain
+from rootstock.launch.explain.masks import object_masks
 from rootstock.launch.explain.network import explained_run
+from rootstock.launch.explain.overlays import as_shown, overlaid
 from rootstock.tests.launch.outputs.conftest import NAMES, Runs, small
 
 Command = Callable[..., Any]
@@ -42,6 +47,40 @@ def masks(tmp_path: Path, runs: Runs) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(mask).save(path)
     return tmp_path / "masks"
+
+
+def check_panels(out: Path, run: Path, pictures: str, masks: Path | None = None) -> None:
+    """Grad-CAM's panels of the three pictures on the page are those of each picture alone, of its class in result.json."""
+    trained, classifier = explained_run(run)
+    images, result = open_images(pictures), read_record(out / "result.json")
+    names, page = [images.full_name(i) for i in range(7)], (out / "explained.html").read_text()
+    objects = {} if masks is None else object_masks(str(masks), images, trained.view)
+    differences = list[float]()
+    for number, told in enumerate(result["pictures"][:3]):
+        row = names.index(told["name"])
+        shown = trained.view(trained.view.worker(images.read(row))[None])
+        target = torch.tensor([classifier.outputs.index(told["class"])])
+        cam = grad_cam(classifier, shown, target, chosen_place(classifier, None))
+        assert cam.shape == (1, 2, 2)
+        if cam.amax() > cam.amin():
+            point = told.get("pointing", {}).get("grad-cam")
+            place, picture = point and (point["row"], point["column"]), as_shown(images, row, trained.view)
+            alone = overlaid(picture, at_side(cam, trained.view.size)[0], objects.get(row), place)
+            written = (out / "pictures" / f"{number:03d}_grad-cam.png").read_bytes()
+            found = Image.open(io.BytesIO(written))
+            differences.append(float(np.abs(np.asarray(found).astype(int) - np.asarray(alone)).mean()))
+            assert base64.b64encode(written).decode() in page
+    assert len(differences) == 3 - result["methods"]["grad-cam"]["constant"]
+    assert differences and max(differences) < 0.5  # of 255: rounding moves a colour
+
+
+def trained_classes(runs: Runs) -> dict[str, str]:
+    """The class that the network predicts for each picture, by the picture's name."""
+    trained, images = load_trained(runs.adapted), open_images(runs.pictures)
+    assert trained.classifier is not None
+    shown = trained.view(torch.stack([trained.view.worker(images.read(i)) for i in range(7)]))
+    predicted = trained.classifier(shown).argmax(1).tolist()
+    return {images.full_name(i): trained.classifier.outputs[k] for i, k in enumerate(predicted)}
 
 
 def test_a_page_pictures_and_numbers_and_the_same_bytes_again(
@@ -72,14 +111,9 @@ def test_a_page_pictures_and_numbers_and_the_same_bytes_again(
     pictured = [one for one in result["pictures"] if "nearest" in one]
     assert len(pictured) == 3 and all(len(one["nearest"]) == 2 for one in pictured)
     assert all(near["name"] != one["name"] for one in pictured for near in one["nearest"])
-    # A map on the page is the map of the picture alone.
-    trained = load_trained(runs.adapted)
-    assert trained.classifier is not None
-    row = [open_images(runs.pictures).full_name(i) for i in range(7)].index(result["pictures"][0]["name"])
-    shown = trained.view(trained.view.worker(open_images(runs.pictures).read(row))[None])
-    target = trained.classifier(shown).argmax(1)
-    assert trained.classifier.outputs[int(target)] == result["pictures"][0]["class"]
-    assert grad_cam(trained.classifier, shown, target, chosen_place(trained.classifier, None)).shape == (1, 2, 2)
+    predicted = trained_classes(runs)
+    assert [one["class"] for one in result["pictures"]] == [predicted[one["name"]] for one in result["pictures"]]
+    check_panels(out, runs.adapted, runs.pictures, masks)
     assert rootstock(*words).returncode == 0
     assert contents(out) == first
 
@@ -114,6 +148,8 @@ def test_the_linear_classifier_of_a_probe_is_explained(runs: Runs, rootstock: Co
     assert done.returncode == 0, done.stderr
     told = json.loads((out / "result.json").read_text())
     assert all(one["class"] == one["label"] for one in told["pictures"])
+    assert len({one["class"] for one in told["pictures"][:3]}) == 2
+    check_panels(out, run, labelled)
     shutil.rmtree(run / "linear")
     done = rootstock("explain", str(run), labelled, "--out", str(out), *QUICK)
     assert done.returncode == 2 and "evaluate.linear={}" in done.stderr and done.stderr.count("\n") == 1
