@@ -345,6 +345,7 @@ def test_the_control_variate_removes_the_variance_of_the_weights() -> None:
     w = torch.rand(50, generator=generator(0), dtype=torch.float64) * 3
     assert controlled_risk(w, torch.full((50,), 0.7, dtype=torch.float64)) == pytest.approx(0.7)
     assert abs(float(w.mean()) * 0.7 - 0.7) > 0.05
+    assert controlled_risk(w[:1], torch.full((1,), 0.7, dtype=torch.float64)) == pytest.approx(0.7 * float(w[0]))
     equal = torch.full((50,), 0.25, dtype=torch.float64)
     losses = torch.rand(50, generator=generator(1), dtype=torch.float64)
     assert controlled_risk(equal, losses) == pytest.approx(0.25 * float(losses.mean()))
@@ -387,6 +388,21 @@ def test_estimates_of_accuracy_follow_a_loss_of_confidence(triple: Triple) -> No
     for name in ("atc", "doc"):
         before, after = VALIDATORS[name].scores([good, dataclasses.replace(good, target=unsure)])
         assert after < before - 0.2
+
+
+def test_estimates_of_accuracy_stay_between_0_and_1() -> None:
+    """All wrong and then less sure, where no threshold is high enough; and all right and then surer."""
+    labels, keys, features = torch.arange(12) % 3, torch.arange(12), torch.zeros(12, 2)
+    sure, unsure = 9.0 * torch.eye(3)[labels], 0.1 * torch.eye(3)[labels]
+
+    def scored(name: str, source: Tensor, target: Tensor) -> float:
+        held_out = SourceOutputs(features, source, labels, keys)
+        return VALIDATORS[name].score(CandidateModel("one", 0, TargetOutputs(features, target, keys), held_out))
+
+    for name in ("atc", "doc"):
+        assert scored(name, sure.roll(1, 1), unsure) == 0.0
+        assert scored(name, unsure, sure) == 1.0
+    assert scored("atc", sure.roll(1, 1), sure) == 0.0
 
 
 def test_ensv_against_loops_and_only_on_the_same_images() -> None:
@@ -480,6 +496,28 @@ def test_mixval_against_loops(networks: dict[str, CandidateModel]) -> None:
     for pairs, value in ((same, within), (other, between)):
         right = sum(int(forward(torch.tensor([a]), torch.tensor([b]), 0.55).argmax()) == predicted[a] for a, b in pairs)
         assert value == pytest.approx(right / len(pairs))
+
+
+def test_mixval_is_the_mean_of_both_ranks() -> None:
+    """The worst has rank 1, and no boundary at all is the worst one; equal ones share theirs."""
+    found = [(0.9, 0.2), (0.5, 0.4), (0.9, math.nan), (0.7, 0.3)]
+    candidates = [dataclasses.replace(small(), mixed=one) for one in found]
+    within, between = (3.5, 1.0, 3.5, 2.0), (2.0, 4.0, 1.0, 3.0)
+    assert VALIDATORS["mixval"].scores(candidates) == [(a + b) / 2 for a, b in zip(within, between, strict=True)]
+
+
+def test_mixval_pairs_no_image_with_itself() -> None:
+    """An image that is alone in its predicted class has no partner there."""
+    images, seen = torch.eye(3)[[0, 0, 1, 2, 1, 0]], list[tuple[int, int]]()
+
+    def mixed(a: Tensor, b: Tensor, share: float) -> Tensor:
+        seen.extend(zip(a.tolist(), b.tolist(), strict=True))
+        return share * images[a] + (1 - share) * images[b]
+
+    found = mixed_consistency(dataclasses.replace(_only(images), mixed=mixed))
+    same = [a for a, b in seen if torch.equal(images[a], images[b])]
+    assert sorted(same) == [0, 1, 2, 4, 5] and all(a != b for a, b in seen)
+    assert found == (1.0, 1.0)
 
 
 def test_mixval_of_stored_consistencies_is_that_of_the_networks(networks: dict[str, CandidateModel]) -> None:

@@ -274,6 +274,8 @@ def test_distances_are_0_for_equal_priors_symmetric_and_bounded() -> None:
     middle = (p + q) / 2
     kl = [sum(a * math.log(a / m) for a, m in zip(x, middle, strict=True) if a) for x in (p, q)]
     assert DISTANCES["jensen_shannon"](p, q) == pytest.approx(sum(kl) / 2)
+    overlap = sum(math.sqrt(a * b) for a, b in zip(p, q, strict=True))
+    assert DISTANCES["hellinger"](p, q) == pytest.approx(math.sqrt(1 - overlap))
     assert distances(p, q)["largest_ratio"] == pytest.approx(10)
     for name in ("total_variation", "hellinger", "jensen_shannon"):
         assert DISTANCES[name](p, p) == pytest.approx(0, abs=1e-7)
@@ -293,6 +295,35 @@ def test_the_interval_holds_the_truth_and_narrows(method: str) -> None:
         assert bootstrap(rows[0], labels, rows[1], method=method, seed=0, resamples=60) == found
         widths.append(found[1] - found[0])
     assert widths[1] < widths[0] / 2
+
+
+@pytest.mark.parametrize("method", ["bbse", "mlls"])
+def test_of_a_classifier_that_is_always_right_the_interval_is_that_of_a_share(method: str) -> None:
+    """320 of 400 images against a half: the distance is 0.3, and its standard error 0.02."""
+    source, labels = np.repeat(np.eye(2), 50, axis=0), np.repeat([0, 1], 50)
+    found = bootstrap(source, labels, np.repeat(np.eye(2), [320, 80], axis=0), method=method, seed=0, resamples=400)
+    assert found == pytest.approx((0.3 - 1.96 * 0.02, 0.3 + 1.96 * 0.02), abs=0.006)
+
+
+def test_source_images_are_drawn_within_their_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a class of one image is in every draw."""
+    source, labels, draws = np.random.default_rng(0).random((6, 3)), np.array([2, 0, 1, 0, 0, 1]), list[list[int]]()
+
+    def noted(predicted: Floats, known: Ints) -> Floats:
+        draws.append([int((source == row).all(axis=1).argmax()) for row in predicted])
+        assert known.tolist() == labels[draws[-1]].tolist() and sorted(known) == sorted(labels)
+        return confusion_given_class(predicted, known)
+
+    monkeypatch.setattr(label_shift, "confusion_given_class", noted)
+    bootstrap(source, labels, np.eye(3), method="bbse", seed=0, resamples=20)
+    assert len(draws) == 20 and len({tuple(rows) for rows in draws}) > 10
+
+
+def test_the_interval_ends_at_quantiles_of_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter(np.random.default_rng(0).permutation(201).tolist())
+    monkeypatch.setitem(DISTANCES, "total_variation", lambda p, q: next(values))
+    labels = np.repeat([0, 1], 5)
+    assert bootstrap(np.eye(2)[labels], labels, np.eye(2), method="bbse", seed=0, resamples=201) == (5.0, 195.0)
 
 
 def test_few_images_of_the_source_leave_the_calibration_open_and_the_interval_says_so() -> None:
