@@ -117,6 +117,13 @@ def test_stored_candidates_give_the_same_scores() -> None:
     assert close == pytest.approx(VALIDATORS["im"].score(candidates[0]), abs=2e-3)
 
 
+def test_consistencies_of_mixtures_stay_exact_where_all_else_is_stored_in_half() -> None:
+    one = dataclasses.replace(runs()[0][0], mixed=(1 / 3, 2 / 7))
+    stored = tensors_of(one, half=True)
+    assert stored["target/logits"].dtype == torch.float16 and stored["target/keys"].dtype == torch.int64
+    assert candidate_of("a", 0, stored).mixed == one.mixed
+
+
 def test_stored_labels_of_the_target_are_refused_and_missing_arrays_named() -> None:
     tensors = tensors_of(runs()[0][0])
     with pytest.raises(UserError, match="target/labels is no part of a candidate"):
