@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,10 @@ def test_consistencies_of_mixtures_stay_exact_where_all_else_is_stored_in_half()
     stored = tensors_of(one, half=True)
     assert stored["target/logits"].dtype == torch.float16 and stored["target/keys"].dtype == torch.int64
     assert candidate_of("a", 0, stored).mixed == one.mixed
+    large = dataclasses.replace(one, weight=torch.full((5, 4), 7e4))
+    message = "weight of a candidate has numbers above 65504, beyond float16; take evaluate.half=false"
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        tensors_of(large, half=True)
 
 
 def test_stored_labels_of_the_target_are_refused_and_missing_arrays_named() -> None:
