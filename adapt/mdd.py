@@ -83,11 +83,13 @@ class MDD(Transfer):
             "reversal", reversal, "0.1 is the published one, and at 0 features get nothing of the adversary"
         )
         check_positive("steepness", steepness, "10 is usual, and 20 is tllib's for 20,000 steps")
-        outputs = len(classifier.classes)
-        if outputs < 2:
+        if len(classifier.classes) < 2:
             raise UserError("method: mdd needs at least 2 classes, as its heads disagree about them; the source has 1")
         check_count("hidden", hidden, 1, MOST_UNITS, "1024 is the published one")
         self.margin, self.reversal, self.steepness = margin, reversal, steepness
+        outputs = (
+            classifier.head.out_features
+        )  # the main head's, with one for unknown images where it is kept and has one
         self.adversary = nn.Sequential(
             nn.Linear(classifier.feature_dim, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs)
         )

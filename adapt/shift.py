@@ -53,11 +53,13 @@ def label_shift_options(
 
 
 def check_label_shift(section: Mapping[str, Any], method: AdaptMethod) -> None:
-    """Raises UserError for a number out of its range, and for a correction that the method's outputs don't allow."""
-    if section["correct"] != "none" and method.extra_outputs:
-        raise UserError(
-            f"label_shift.correct: {type(method).__name__} has an output for unknown images, whose prior no estimate has; use none"
-        )
+    """Raises UserError for a number out of its range, and for what the output for unknown images of a classifier doesn't allow."""
+    if method.classifier.structure.extra:
+        whose = f"the classifier of {type(method).__name__} has an output for unknown images, whose prior no"
+        if section["correct"] != "none":
+            raise UserError(f"label_shift.correct: {whose} estimate has; use none")
+        if section["resample"] != "none" and "target" in method.resamples:
+            raise UserError(f"label_shift.resample: {whose} weights make equal; use none, or keep another head")
     if not 0 <= section["resamples"] <= ESTIMATED_ON:
         raise UserError(
             f"label_shift.resamples: expected 0 to {ESTIMATED_ON:,}, got {section['resamples']}; 100 is usual"

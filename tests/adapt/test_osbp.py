@@ -194,7 +194,9 @@ def test_a_source_class_cannot_be_called_unknown(tmp_path: Path) -> None:
 
 def test_priors_of_unknown_images_are_not_corrected(tmp_path: Path) -> None:
     data = {"source": f"{DIGITS}#[:60]", "target": f"{DIGITS}#[60:100]"}
-    with pytest.raises(UserError, match=r"label_shift\.correct: OSBP has an output for unknown images"):
+    with pytest.raises(
+        UserError, match=r"label_shift\.correct: the classifier of OSBP has an output for unknown images"
+    ):
         start(tmp_path / "a", data, "osbp", "label_shift.correct=bbse")
 
 
