@@ -33,7 +33,9 @@ class TransferScore(Validator):
     )
 
     def score(self, candidate: CandidateModel) -> float:
-        """About -2 to 2."""
+        """About -2 to 2; not a number for one class, whose information and angles are undefined."""
+        if candidate.classes < 2:
+            return math.nan
         if candidate.weight is None:
             raise ValueError(f"candidate {candidate.name} has no weights of a linear head")
         information = InformationMaximisation().score(candidate) / math.log(candidate.classes)
@@ -61,7 +63,7 @@ def hopkins(x: Tensor, share: float = SAMPLED) -> float:
 
 
 def head_uniformity(weight: Tensor) -> float:
-    """Mean over pairs of rows of [K, D] of |angle - acos(-1 / (K - 1))|, in radians; 0 for a simplex."""
+    """Mean over pairs of rows of [K, D] of |angle - acos(-1 / (K - 1))|, in radians; 0 for a simplex. K is 2 or more."""
     unit = normalize(weight.double(), dim=1)
     k = len(unit)
     cosine = (unit @ unit.T)[*torch.triu_indices(k, k, offset=1)]
