@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from ..core.draws import Draws
 from ..core.errors import UserError
 from ..core.evaluate.sealed import rows_by_class
 from ..core.images.images import Images
+from ..core.images.store import sha256_key
 from ..core.method import RawBatch
 from ..core.run.directory import Run
 from ..core.stream.order import Full, Given, Order
@@ -108,9 +110,37 @@ def by_test(predictions: OnlinePredictions, target: Images, tests: Mapping[str, 
     """What the pass predicted, float32 [M, K], for each test whose images are all in the target, in the test's order."""
     if not bool(predictions.written.all()):
         raise ValueError("the pass did not meet every image of the target")
-    places = {name: places_of(images.keys(), target.keys()) for name, images in tests.items()}
+    places = {name: met_by(images, target) for name, images in tests.items()}
     logits = predictions.logits.cpu()
     return {name: logits[rows] for name, rows in places.items() if rows is not None}
+
+
+def met_by(images: Images, target: Images) -> Tensor | None:
+    """The row of each picture in the target, int64 [M]; None unless all are there.
+
+    An identity is not enough: the blends of a digit share the digit's, and so does a scan at every size. A picture is known by its place in
+    its source besides, and where a test names its source otherwise, by its pixels.
+    """
+    found = places_of(_digests(images, Images.stamp), _digests(target, Images.stamp))
+    if found is not None:
+        return found
+    wanted, keys = images.keys().unique(), target.keys()
+    rows = torch.isin(keys, wanted).nonzero()[:, 0]
+    if len(keys[rows].unique()) < len(wanted):
+        return None
+    found = places_of(_digests(images, _pixels), _digests(target.select(rows), _pixels))
+    return None if found is None else rows[found]
+
+
+def _digests(images: Images, what: Callable[[Images, int], str]) -> Tensor:
+    """int64 [N]: of the identity of each picture and of what else tells it from others."""
+    texts = (f"{key}\t{what(images, i)}" for i, key in enumerate(images.keys().tolist()))
+    return torch.tensor([sha256_key(text.encode("utf-8", "surrogateescape")) for text in texts], dtype=torch.int64)
+
+
+def _pixels(images: Images, i: int) -> str:
+    picture = images.read(i)
+    return f"{tuple(picture.shape)} {hashlib.sha256(picture.numpy().tobytes()).hexdigest()}"
 
 
 def places_of(keys: Tensor, among: Tensor) -> Tensor | None:
