@@ -51,8 +51,14 @@ class RunFacts(NamedTuple):
     steps: dict[str, int]
 
     def task(self, test: str) -> str:
-        """Equal for runs whose candidates can be compared: the same source, target images, corruption and test images."""
-        same = [self.source, self.splits[TARGET], self.corrupt, self.splits[f"test.{test}"]]
+        """Equal for runs whose candidates can be compared: the same source, target images, corruption and test images.
+
+        The target counts by its URIs too, since a digit and its blends have one identity and so one hash of the split.
+        """
+        source, target = (
+            [uri.replace("{seed}", str(self.seed)) for uri in uris] for uris in (self.source, self.target)
+        )
+        same = [source, target, self.splits[TARGET], self.corrupt, self.splits[f"test.{test}"]]
         return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
 
     def test(self, wanted: str | None) -> str | None:

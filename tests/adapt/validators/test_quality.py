@@ -12,6 +12,7 @@ from rootstock.adapt.validators.contract import Validator
 from rootstock.adapt.validators.quality import ScoredRun, validator_quality
 from rootstock.adapt.validators.registry import VALIDATORS
 from rootstock.adapt.validators.selection import Scoring
+from rootstock.core.images.open import open_images
 from rootstock.tests.adapt.validators.models import CONFIDENT, corrupted, logits_of
 
 N, K = 60, 4
@@ -142,3 +143,38 @@ def test_a_run_without_what_a_validator_needs_does_not_count_for_it() -> None:
     assert (quality["im"].runs, quality["last"].runs, quality["random"].runs) == (3, 4, 4)
     alone = validator_quality([scored("5", "c", [0.3], im=[1.0])], resamples=20)["im"]
     assert alone.in_runs is None and alone.in_tasks is None
+
+
+def facts_of(source: str, target: list[str], seed: int = 0, split: str = "a") -> RunFacts:
+    splits = {"target": split, "test.target": "t"}
+    return RunFacts("dann", seed, [source], target, splits, None, {"target": {"step 1": 0.5}}, {"step 1": 1})
+
+
+def test_targets_of_one_identity_are_different_tasks() -> None:
+    """A digit, its blends and other sizes of it have one hash of the split."""
+    digits = "sklearn:digits#[40:]"
+    uris = ("sklearn:digits-m?region=train&blends=1#[:40]", "sklearn:digits-m?region=test&blends=1#[:40]")
+    uris += ("sklearn:digits?size=32#[:40]", "sklearn:digits?size=16#[:40]")
+    assert len({open_images(uri).split_hash() for uri in uris}) == 1
+    tasks = {facts_of(digits, [uri]).task("target") for uri in uris}
+    assert len(tasks) == len(uris)
+    assert facts_of(digits, list(uris[:2])).task("target") not in tasks
+    assert facts_of(digits, [uris[0]], split="b").task("target") not in tasks
+
+
+def test_a_task_is_that_of_the_seed_that_its_uris_name() -> None:
+    plain, drawn = "sklearn:digits#[:40]", "sklearn:digits#[:40,seed={seed}]"
+    for given in ((plain, drawn), (drawn, plain)):
+        tasks = [facts_of(given[0], [given[1]], seed).task("target") for seed in (0, 1)]
+        assert tasks[0] != tasks[1]
+        written = [one.replace("{seed}", "1") for one in given]
+        assert facts_of(written[0], [written[1]]).task("target") == tasks[1]
+    assert len({facts_of(plain, [plain], seed).task("target") for seed in (0, 1)}) == 1
+
+
+def test_what_compares_candidates_does_not_mix_targets_of_one_identity() -> None:
+    found = []
+    for name, target in (("plain", "sklearn:digits#[:40]"), ("blends", "sklearn:digits-m#[:40]")):
+        run = stored(name, [candidate(1, 0.5)], target={"step 1": 0.5})
+        found.append(run._replace(facts=run.facts._replace(target=[target])))
+    assert len({run.task for run in score_runs(found, CHOSEN, say=pytest.fail)}) == 2
