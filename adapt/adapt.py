@@ -39,7 +39,7 @@ from .changes import Beforehand
 from .domain_views import domain_views
 from .examine import Examination, check_examination, examine_options
 from .frozen import FrozenFeatures
-from .kept_states import kept_states
+from .kept_states import check_states, kept_states
 from .objective import METHOD, build_objective, further_outputs, with_terms
 from .online_pass import AsEvaluated, StreamOrder, by_test, check_order, feed_once, stream_order
 from .outcome import facts_of, final_test
@@ -181,6 +181,8 @@ def build_adaptation(
     look = partial(look_over, objective.classifier, len(sets.target), encode)
     refresh = Refresh.of(objective, fed.steps, len(sets.target) // settings.batch_size, look)
     plan = stage.training(run, objective, fed, prepare, settings, evaluate["every"] if evaluate else None, refresh)
+    if examination is not None:
+        check_states(method["name"], fed.steps, plan.every.evaluate)
     return Adaptation(plan, fed, sets, view, frozen, read, examination, looks)
 
 

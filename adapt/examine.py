@@ -61,7 +61,8 @@ def examine_options(
     """The `evaluate` section of `rootstock adapt`: scores of candidates by validators that see no target label, and diagnostics.
 
     every: How often a candidate is kept during the training: steps, `10ep` or `10%`; null for none. Their outputs, and those of the last
-        state, lie in RUN/candidates, 4 bytes a number, where `rootstock validators score` finds them.
+        state, lie in RUN/candidates, 4 bytes a number, where `rootstock validators score` finds them. Methods that change the network after
+        their last step (adabn, prototypes, tent, eata, roid) have the last state alone.
     images: How many images of each domain candidates are shown, at least 50, drawn by content; all of a smaller set. The measures see these
         alone; the tests see every image.
     held_out: Part of the source's training images of each class that no training sees, so that validators can use its labels, from 0 to

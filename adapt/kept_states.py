@@ -13,9 +13,12 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..core.digested import read_digested, write_digested
+from ..core.errors import UserError
 from ..core.evaluate.sealed import CandidateLogits, frozen_candidate
 from ..core.manifest import DamagedFile
+from ..core.method import AdaptMethod
 from ..core.run.directory import Run
+from .registry import ADAPT_METHODS
 
 FOLDER = "candidates"
 
@@ -40,6 +43,20 @@ def tests_path(folder: Path, step: int) -> Path:
 def keep_tests(folder: Path, step: int, logits: Mapping[str, Tensor]) -> None:
     """Write a state's logits by test, without labels."""
     write_digested(tests_path(folder, step), logits)
+
+
+def check_states(name: str, steps: int, every: int) -> None:
+    """Raises UserError where states before the last of `steps` steps are asked of a method that changes the network after it.
+
+    They are those of a network that nobody would use: with the source's statistics, or with another head. every: as of `kept_states`.
+    """
+    kind = ADAPT_METHODS[name]
+    concludes = (kind.conclude, kind.conclude_source) != (AdaptMethod.conclude, AdaptMethod.conclude_source)
+    if concludes and 0 < every < steps:
+        raise UserError(
+            f"evaluate.every: {name} changes the network once more after its last step, so states before it cannot be compared with the "
+            "last one; use null"
+        )
 
 
 def kept_states(run: Run, steps: int, every: int) -> KeptStates:

@@ -15,6 +15,7 @@ from torch import Tensor
 import rootstock.adapt.examine as examine
 import rootstock.adapt.kept_states as kept_states
 from rootstock.adapt.examine import read_candidates, sampled
+from rootstock.adapt.registry import ADAPT_METHODS
 from rootstock.adapt.validators.registry import VALIDATORS
 from rootstock.core.errors import UserError
 from rootstock.core.evaluate.calibration import fit_temperature
@@ -283,3 +284,49 @@ def test_a_sample_is_drawn_by_content_with_whole_identities() -> None:
     assert sorted(again.keys().tolist()) == sorted(found.keys().tolist())
     assert sampled(images, 10_000, seed=3) is images
     assert sorted(sampled(images, 100, seed=4).keys().tolist()) != sorted(found.keys().tolist())
+
+
+KEPT_NONE = (
+    "evaluate.every: {} changes the network once more after its last step, so states before it cannot be compared with the last one; "
+    "use null"
+)
+
+
+@pytest.mark.parametrize("name", ["adabn", "prototypes", "tent", "eata", "roid"])
+def test_states_before_the_last_one_are_refused_where_they_cannot_be_compared(
+    name: str, full: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    online = ADAPT_METHODS[name].online
+    given: dict[str, Any] = {
+        "method": {"name": name},
+        "backbone": NET if name == "prototypes" else {"weights": str(full[0] / "run")},
+        "optim": {"lr": 1e-3, "batch_size": 16, "duration": "1ep" if online else 3},
+        "data": {**DATA, "views": "none"},
+    }
+    with pytest.raises(UserError) as error:
+        start(tmp_path / "every", {"every": 1}, **given)
+    assert str(error.value) == KEPT_NONE.format(name)
+    assert not (tmp_path / "every" / "run" / "candidates").exists()
+    if name not in ("prototypes", "tent"):
+        return
+    # A distance that no state before the last one lies at asks for none.
+    result = start(tmp_path / "last", {"every": "100%"}, **given)
+    assert len(result["validators"]["candidates"]) == 1 and "states" not in result
+    zero = (
+        start(tmp_path / "zero", {"every": 1}, **{**given, "optim": {**given["optim"], "duration": 0}})
+        if not online
+        else None
+    )
+    assert zero is None or zero["validators"]["candidates"] == ["step 0"]
+
+
+def test_only_methods_that_change_nothing_after_the_last_step_have_states_before_it() -> None:
+    refused = set()
+    for name in ADAPT_METHODS:
+        try:
+            kept_states.check_states(name, 10, 3)
+        except UserError:
+            refused.add(name)
+    assert refused == {"adabn", "prototypes", "tent", "eata", "roid"}
+    for every in (0, 10, 11):
+        kept_states.check_states("tent", 10, every)

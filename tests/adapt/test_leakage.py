@@ -113,12 +113,14 @@ class Case(NamedTuple):
 
 # Candidates of a step and of the end, labels of held-out source images, and mixed target images.
 EVERYTHING = {"every": 2, "held_out": 0.25, "mixval": True}
+CONCLUDED = ("adabn", "prototypes", "tent", "eata", "roid")  # which have no state before the last one
 
 
 def case(method: str, trained: bool = False, keys: Mapping[str, Any] = {}, **sections: Any) -> Case:
     """A case with all that the method's settings allow without changing what it is: every measure, re-sampling and correction by priors."""
     kind = ADAPT_METHODS[method]
-    given: dict[str, Any] = {"evaluate": EVERYTHING, "label_shift": {"resamples": 4}}
+    evaluate = {**EVERYTHING, "every": None} if method in CONCLUDED else EVERYTHING
+    given: dict[str, Any] = {"evaluate": evaluate, "label_shift": {"resamples": 4}}
     given["label_shift"] |= {} if kind.extra_outputs else {"correct": "mlls"}
     given["label_shift"] |= {"resample": "pseudo-labels"} if kind.resamples else {}
     if kind.online:
