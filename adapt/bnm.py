@@ -16,9 +16,13 @@ if TYPE_CHECKING:
 
 
 def nuclear_norm(predictions: Tensor) -> Tensor:
-    """The sum of the singular values of [B, K]; its gradient is finite for equal and for vanishing ones."""
+    """The sum of the singular values of [B, K]; its gradient is finite for equal and for vanishing ones. NaN where a number is not finite."""
+    rows = wide(predictions)
+    finite = rows.isfinite().all()
     with torch.autocast(predictions.device.type, enabled=False):
-        return torch.linalg.svdvals(wide(predictions)).sum()
+        # The solver refuses such numbers; so the step is skipped as any other with such a loss.
+        norm = torch.linalg.svdvals(torch.where(finite, rows, 0.0)).sum()
+    return norm + torch.where(finite, 0.0, torch.nan)
 
 
 def fast_nuclear_norm(predictions: Tensor) -> Tensor:

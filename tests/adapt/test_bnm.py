@@ -69,3 +69,13 @@ def test_the_mean_of_shards_is_another_loss() -> None:
     logits = drawn(32, 7, 12).logits[1].detach()
     parts = [loss_of(part).item() for part in logits.split(8)]
     assert abs(sum(parts) / 4 - loss_of(logits).item()) > 0.05
+
+
+def test_predictions_that_are_no_numbers_have_a_norm_that_is_none() -> None:
+    """So that the step is skipped as any other with such a loss: the solver itself ends in an error."""
+    for value in (torch.nan, torch.inf):
+        rows = torch.rand(6, 4)
+        rows[2, 1] = value
+        assert nuclear_norm(rows).isnan()
+    rows = torch.rand(6, 4, requires_grad=True)
+    assert torch.equal(nuclear_norm(rows), torch.linalg.svdvals(rows).sum())
