@@ -101,14 +101,13 @@ class AaD(SourceFree):
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """Write the batch's rows, the same on all processes; where a skipped step left a number that is not finite, the old row stays."""
+        """Write the batch's rows, the same on all processes; those of a skipped step stay as they were."""
         if self.latest is None:
             return
         index, features, predictions = self.latest
         self.latest = None
-        finite = (features.isfinite().all(1) & predictions.isfinite().all(1))[:, None]
-        self.bank_features[index] = torch.where(finite, features, self.bank_features[index])
-        self.bank_predictions[index] = torch.where(finite, predictions, self.bank_predictions[index])
+        for bank, rows in ((self.bank_features, features), (self.bank_predictions, predictions)):
+            bank[index] = rows if self.skipped is None else torch.where(self.skipped, bank[index], rows)
 
 
 def nearest_rows(unit: Tensor, bank: Tensor, index: Tensor, count: int) -> Tensor:

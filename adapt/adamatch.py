@@ -83,10 +83,11 @@ class AdaMatch(AdaptMethod):
         source, target = batch.source, batch.target
         views = torch.stack([source.images, *source.more, target.images, *target.more])
         features = self.classifier.encode(views, self.chunk, (SOURCE, SOURCE, TARGET, TARGET))  # [4, N, D]
-        known, (weak, strong) = wide(self.classifier.head(features)).split(2)  # [2, N, K]
+        outputs = wide(self.classifier.head(features))
+        known, (weak, strong) = outputs.split(2)  # [2, N, K]
         known = self.interpolated(known, views[:2], source.draws)
         pseudo, least = self.labels(known[0].detach(), weak.detach())
-        weights = target_weights(self, pseudo.labels)
+        weights = target_weights(self, pseudo.labels, outputs)
         loss = consistency(strong if self.trade_off else strong.detach(), pseudo, weights)
         errors = [source_error(self, logits, source.labels, self.label_smoothing) for logits in known]
         weight = self.trade_off * (ramp_up(progress) if self.ramp else 1.0)

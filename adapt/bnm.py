@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def nuclear_norm(predictions: Tensor) -> Tensor:
-    """The sum of the singular values of [B, K]; its gradient is finite for equal and for vanishing ones. NaN where a number is not finite."""
+    """The sum of the singular values of [B, K]; its gradient is finite for equal and vanishing ones. NaN where a number is not finite."""
     rows = wide(predictions)
     finite = rows.isfinite().all()
     with torch.autocast(predictions.device.type, enabled=False):

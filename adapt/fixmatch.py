@@ -63,9 +63,10 @@ class FixMatch(AdaptMethod):
         source, target = batch.source, batch.target
         images = torch.stack([source.images, target.images, *target.more])
         features = self.classifier.encode(images, self.chunk, (SOURCE, TARGET, TARGET))  # [3, N, D]
-        known, weak, strong = wide(self.classifier.head(features))  # [N, K] each
+        logits = wide(self.classifier.head(features))
+        known, weak, strong = logits  # [N, K] each
         pseudo = pseudo_labels(weak, self.threshold)
-        weights = target_weights(self, pseudo.labels)
+        weights = target_weights(self, pseudo.labels, logits)
         loss = consistency(strong if self.trade_off else strong.detach(), pseudo, weights)
         with torch.no_grad():
             metrics = {

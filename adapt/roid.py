@@ -12,6 +12,7 @@ from ..core.checks import check_fraction, check_positive
 from ..core.distributed import all_reduce_sum, gather_equal, world
 from ..core.draws import Draws
 from ..core.method import Unlabelled
+from ..core.numerics import approach
 from ..core.views.view import affine
 from .parts.online import Online, entropy_of
 
@@ -103,7 +104,8 @@ class ROID(Online):
         with torch.no_grad():
             parts = self.anchor.split([parameter.numel() for parameter in self.learned])
             for parameter, before in zip(self.learned, parts, strict=True):
-                parameter.lerp_(before.view_as(parameter).to(parameter), 1 - self.momentum_source)
+                source = before.view_as(parameter).to(parameter)
+                approach(parameter, source, 1 - self.momentum_source, self.skipped)
 
 
 def image_weights(logits: Tensor, mean: Tensor, temperature: float) -> Tensor:

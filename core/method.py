@@ -151,6 +151,8 @@ class Method(nn.Module):
     constant_rate: tuple[nn.Module, ...] = ()
     # Lines for the run's log about this method as it was built, such as an approximation that its sizes made necessary.
     notes: tuple[str, ...] = ()
+    # During `after_step`, set by the loop: bool scalar on the device, whether the step was skipped. None: it was not.
+    skipped: Tensor | None = None
 
     def forward(self, batch: Any, progress: float) -> Step:
         """The loss of one batch. progress: completed part of the training, 0 to 1 (a scalar tensor where compiled).
@@ -179,9 +181,11 @@ class Method(nn.Module):
         return {}
 
     def after_step(self, progress: float) -> None:
-        """Called after each step, its last turn: EMA teachers, queues. On a GPU it is also called after a skipped step.
+        """Called after each step, its last turn: EMA teachers, queues.
 
         It gets no batch: what it needs of one, `forward` keeps in an attribute. What must survive a resume is a buffer or a parameter.
+        On a GPU it is also called after a skipped step, since the host does not know yet: where `skipped` is not None, all that it
+        changes depends on it (`core.numerics.approach`), so that a skipped step changes nothing.
         """
 
     def refresh(self, seen: Overview, progress: float) -> None:

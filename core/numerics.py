@@ -15,6 +15,13 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def approach(mine: Tensor, other: Tensor, share: float | Tensor = 1.0, skipped: Tensor | None = None) -> None:
+    """mine <- mine + share (other - mine), in place. skipped: `Method.skipped`; where it is true not a bit changes, and nothing waits."""
+    if skipped is not None:
+        share = torch.where(skipped, 0.0, share)
+    mine.lerp_(other, share.to(mine) if isinstance(share, Tensor) else share)
+
+
 def eager_cpu(x: Tensor) -> bool:
     """Whether shapes may depend on the values in x: true on the CPU without torch.compile, where nothing waits for a device."""
     return x.is_cpu and not torch.compiler.is_compiling()

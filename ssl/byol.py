@@ -77,5 +77,5 @@ class BYOL(PretrainMethod):
     def after_step(self, progress: float) -> None:
         """Update the target network's moving average."""
         momentum = cosine(self.momentum, 1.0, progress)
-        follow(self.target_backbone, self.backbone, momentum)
-        follow(self.target_projector, self.projector, momentum)
+        follow(self.target_backbone, self.backbone, momentum, self.skipped)
+        follow(self.target_projector, self.projector, momentum, self.skipped)

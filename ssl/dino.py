@@ -130,5 +130,5 @@ class DINO(PretrainMethod):
     def after_step(self, progress: float) -> None:
         """Update the teacher's moving average."""
         momentum = cosine(self.momentum, 1.0, progress)
-        follow(self.backbone, self.student, momentum)
-        follow(self.teacher_head, self.head, momentum)
+        follow(self.backbone, self.student, momentum, self.skipped)
+        follow(self.teacher_head, self.head, momentum, self.skipped)

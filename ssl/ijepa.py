@@ -238,7 +238,7 @@ class IJEPA(PretrainMethod):
 
     def after_step(self, progress: float) -> None:
         """Update the target encoder."""
-        follow(self.backbone, self.student, ramp(self.momentum, 1.0, progress, over=1.0))
+        follow(self.backbone, self.student, ramp(self.momentum, 1.0, progress, over=1.0), self.skipped)
 
 
 def _initialise(vit: VisionTransformer) -> None:

@@ -113,8 +113,8 @@ class MoCoV3(PretrainMethod):
     def after_step(self, progress: float) -> None:
         """Update the momentum encoder. The authors' code does it at the start of the next step, with the same weights."""
         momentum = cosine(self.momentum, 1.0, progress)
-        follow(self.momentum_backbone, self.backbone, momentum)
-        follow(self.momentum_projector, self.projector, momentum)
+        follow(self.momentum_backbone, self.backbone, momentum, self.skipped)
+        follow(self.momentum_projector, self.projector, momentum, self.skipped)
 
 
 def _stop(backbone: Backbone) -> None:

@@ -15,6 +15,7 @@ from ..core.distributed import all_reduce_sum, gather, rank, world
 from ..core.errors import UserError
 from ..core.method import PretrainMethod, Step, Views
 from ..core.model.encode import encode, with_local
+from ..core.numerics import approach
 from .parts.heads import mlp, project
 from .parts.prototypes import assignment_metrics, crops_loss, sinkhorn
 from .watch.collapse import collapse_metrics
@@ -122,4 +123,5 @@ class SwAV(PretrainMethod):
 
     @torch.no_grad()
     def _normalise_prototypes(self) -> None:
-        self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
+        # Once more after a skipped step would change the last digits.
+        approach(self.prototypes, F.normalize(self.prototypes, dim=1), skipped=self.skipped)

@@ -167,9 +167,11 @@ class MaskedConsistency(AdaptMethod):
 
     def after_step(self, progress: float) -> None:
         """The method's, then the teacher follows: alpha = min(1 - 1 / (i + 1), momentum) after step i, counted from 1."""
+        self.method.skipped = self.skipped
         self.method.after_step(progress)
-        self.updates += 1
-        follow(self.teacher, self.classifier, (1.0 - 1.0 / (self.updates + 1)).clamp(max=self.momentum))
+        self.method.skipped = None
+        self.updates += 1 if self.skipped is None else ~self.skipped
+        follow(self.teacher, self.classifier, (1.0 - 1.0 / (self.updates + 1)).clamp(max=self.momentum), self.skipped)
 
     def refresh(self, seen: Overview, progress: float) -> None:
         """The method's."""

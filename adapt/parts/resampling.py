@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +21,8 @@ class Resampling(nn.Module):
 
     A source image of label y weighs 1 / (K p(y)), p its share in the training set. A target image weighs as much by its predicted
     class, whose frequency is a running mean over all processes; at most 10. RLSbench predicts the whole target anew in each epoch;
-    here an image's pseudo-label is the one of the forward that trains. Frequencies are a buffer, so that a resumed run has them.
+    here an image's pseudo-label is the one of the forward that trains. Frequencies are a buffer, so that a resumed run has them, and
+    a batch whose step is skipped for logits that are no numbers does not move them.
     """
 
     source_weights: Tensor
@@ -39,12 +42,19 @@ class Resampling(nn.Module):
         return self.source_weights[labels]
 
     @torch.no_grad()
-    def target(self, guesses: Tensor, count: bool = True) -> Tensor:
-        """Predicted classes int64 [N] -> [N]; in training mode the batch moves the frequencies first, unless `count` is false."""
+    def target(self, guesses: Tensor, count: bool = True, logits: Sequence[Tensor] = ()) -> Tensor:
+        """Predicted classes int64 [N] -> [N]; in training mode the batch moves the frequencies first, unless `count` is false.
+
+        logits: all that the step's forward has given, of any shape; where one of any process is not finite, the frequencies stay.
+        """
         if self.training and count:
-            counts = all_reduce_sum(F.one_hot(guesses, len(self.frequencies)).sum(0).to(self.frequencies))
-            self.batches += 1
-            self.frequencies += (counts / counts.sum() - self.frequencies) * (1 / self.batches).clamp(min=LEAST_SHARE)
+            found = F.one_hot(guesses, len(self.frequencies)).sum(0).to(self.frequencies)
+            wrong = sum(((~rows.isfinite().all()).to(found) for rows in logits), start=found.new_zeros(()))
+            sums = all_reduce_sum(torch.cat([found, wrong[None]]))
+            counts, finite = sums[:-1], sums[-1] == 0
+            self.batches += finite
+            moves = (counts / counts.sum() - self.frequencies) * (1 / self.batches).clamp(min=LEAST_SHARE)
+            self.frequencies += torch.where(finite, moves, 0.0)
         return (1 / (len(self.frequencies) * self.frequencies[guesses])).clamp(max=HEAVIEST)
 
 
@@ -69,17 +79,18 @@ def of_each_domain(weights: Tensor | None) -> tuple[Tensor | None, Tensor | None
     return (None, None) if weights is None else (weights[0], weights[1])
 
 
-def target_weights(method: AdaptMethod, guesses: Tensor, count: bool = True) -> Tensor | None:
+def target_weights(method: AdaptMethod, guesses: Tensor, *logits: Tensor, count: bool = True) -> Tensor | None:
     """Weights [N] of target images by their predicted classes int64 [N]; None where they all are 1.
 
-    count: whether these classes move the running frequencies: once for each step of a method.
+    logits: all of the forward that trains, of both domains. count: whether these classes move the running frequencies: once for each
+    step of a method.
     """
     if method.resampling is None or "target" not in method.resamples:
         return None
-    return method.resampling.target(guesses, count)
+    return method.resampling.target(guesses, count, logits)
 
 
 def row_weights(method: AdaptMethod, logits: Tensor, labels: Tensor) -> Tensor | None:
     """Weights [2, N] of a batch's source and target images for a loss on both; None where they all are 1. logits: [2, N, K]."""
-    target = target_weights(method, logits[1].detach().argmax(1))
+    target = target_weights(method, logits[1].detach().argmax(1), logits)
     return None if target is None else torch.stack([method.resampling.source(labels), target])

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..distributed import own_shard
+from ..numerics import approach
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -37,14 +38,15 @@ def teacher_of(student: Module) -> Module:
 
 
 @torch.no_grad()
-def follow(teacher: nn.Module, student: nn.Module, momentum: float | Tensor) -> None:
+def follow(teacher: nn.Module, student: nn.Module, momentum: float | Tensor, skipped: Tensor | None = None) -> None:
     """teacher <- momentum * teacher + (1 - momentum) * student, for all parameters; both have the same architecture.
 
-    momentum: a scalar tensor where it is kept on the device, which is then not waited for.
+    momentum: a scalar tensor where it is kept on the device, which is then not waited for. skipped: `Method.skipped`; the teacher then
+    stays where the step was skipped.
     """
     slow, fast = ([own_shard(p) for p in network.parameters()] for network in (teacher, student))
-    if isinstance(momentum, Tensor):
+    if skipped is not None or isinstance(momentum, Tensor):
         for mine, other in zip(slow, fast, strict=True):
-            mine.lerp_(other, (1.0 - momentum).to(mine))
+            approach(mine, other, 1.0 - momentum, skipped)
         return
     torch._foreach_lerp_(slow, fast, 1.0 - momentum)  # pyright: ignore[reportPrivateImportUsage]

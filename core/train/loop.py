@@ -100,7 +100,9 @@ class Loop:
                 break
         positions = [raw_batches(raw)[0].positions for raw in micro]
         if flags is not None:
+            self.method.skipped = flags[0]
             self.method.after_step(progress)
+            self.method.skipped = None
             before, self.pending = self.pending, DeferredFlags.of(flags, losses, positions, step)
             self._apply(before)
         else:
@@ -191,8 +193,8 @@ class Loop:
         """As `_update`, without waiting for the device: it skips a bad update, and the host learns of it after the next step.
 
         before: the flags of the step's turn before; after a bad one the others are skipped too. Returns this turn's: bad, stop, due.
-        A skipped step leaves weights, moments and running statistics unchanged. `after_step` is called all the same: an EMA teacher
-        then moves once more towards unchanged weights.
+        A skipped step leaves weights, moments and running statistics unchanged. `after_step` is called all the same, with the flag as
+        `Method.skipped`.
         """
         bad = ~(torch.stack(losses).isfinite().all() & grad_norm.isfinite())
         if before is not None:

@@ -16,6 +16,7 @@ from ...core.config.duration import Duration
 from ...core.distributed import own_shard
 from ...core.errors import UserError
 from ...core.model.ema import follow, teacher_of
+from ...core.numerics import approach
 
 WARMUP_POWER = 2 / 3  # timm's
 
@@ -58,16 +59,16 @@ class Averaging(nn.Module):
         raise NotImplementedError
 
     @torch.no_grad()
-    def update(self, classifier: nn.Module, progress: float) -> None:
-        """After the step that began at this progress, of the whole training."""
+    def update(self, classifier: nn.Module, progress: float, skipped: Tensor | None = None) -> None:
+        """After the step that began at this progress, of the whole training. skipped: `Method.skipped`."""
         share = self.weight(round(progress * self.steps) + 1)
         if share is not None:
-            follow(self.network, classifier, 1.0 - share)
-            self._follow_buffers(classifier, share)
+            follow(self.network, classifier, 1.0 - share, skipped)
+            self._follow_buffers(classifier, share, skipped)
 
-    def _follow_buffers(self, classifier: nn.Module, share: float) -> None:
+    def _follow_buffers(self, classifier: nn.Module, share: float, skipped: Tensor | None) -> None:
         for mine, other in zip(self.network.buffers(), classifier.buffers(), strict=True):
-            mine.copy_(other)
+            mine.copy_(other if skipped is None else torch.where(skipped, mine, other))
 
 
 class ExponentialAverage(Averaging):
@@ -86,12 +87,12 @@ class ExponentialAverage(Averaging):
             return 1.0
         return 1.0 - (min(self.decay, 1.0 - done**-WARMUP_POWER) if self.warmup else self.decay)
 
-    def _follow_buffers(self, classifier: nn.Module, share: float) -> None:
+    def _follow_buffers(self, classifier: nn.Module, share: float, skipped: Tensor | None) -> None:
         for mine, other in zip(self.network.buffers(), classifier.buffers(), strict=True):
             if self.averages_buffers and mine.is_floating_point():
-                own_shard(mine).lerp_(own_shard(other), share)
+                approach(own_shard(mine), own_shard(other), share, skipped)
             else:
-                mine.copy_(other)
+                mine.copy_(other if skipped is None else torch.where(skipped, mine, other))
 
     def left(self) -> float:
         """The share of the first step's weights in the last average."""

@@ -84,7 +84,7 @@ class FineTune(Method):
         if self.masks is not None:
             self.masks.apply_to(self.backbone.model)
         if self.averaging is not None:
-            self.averaging.update(self.classifier, progress)
+            self.averaging.update(self.classifier, progress, self.skipped)
 
     def add_l1(self, l1: Mapping[str, Any] | None, optim: Optim, fed: Feed) -> None:
         """Shrink weights after each update, if the keys of `method.l1` ask for it."""

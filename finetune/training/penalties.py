@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from ...core.checks import check_not_negative
 from ...core.distributed import own_shard
 from ...core.errors import UserError
+from ...core.method import Method
 from ...core.model.classifier import Classifier
+from ...core.numerics import approach
 
 
 def l2_sp_options(*, alpha: float = 0.1, beta: float = 0.01) -> None:
@@ -69,7 +71,7 @@ class StartingPoint(nn.Module):
 
 
 class SoftThreshold:
-    """The proximal step of L1 on some matrices of a method, after each update; on a GPU also after one that was skipped as non-finite."""
+    """The proximal step of L1 on some matrices of a method, after each update."""
 
     def __init__(
         self,
@@ -90,10 +92,11 @@ class SoftThreshold:
         ]
 
     @torch.no_grad()
-    def __call__(self, method: nn.Module, progress: float) -> None:
+    def __call__(self, method: Method, progress: float) -> None:
         # By name, since a sharded training has other parameters than the method that was built.
         now = dict(method.named_parameters())
         for names, scale in self.groups:
             for name in names:
                 weights = own_shard(now[name])
-                weights.copy_(F.softshrink(weights, self.rate(progress) * scale * self.weight))
+                shrunk = F.softshrink(weights, self.rate(progress) * scale * self.weight)
+                approach(weights, shrunk, skipped=method.skipped)

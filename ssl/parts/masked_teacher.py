@@ -206,7 +206,7 @@ class MaskedTeacher(PretrainMethod):
     def after_step(self, progress: float) -> None:
         """Update the teacher's moving average."""
         momentum = cosine(self.momentum, 1.0, progress)
-        follow(self.backbone, self.student, momentum)
-        follow(self.teacher_head, self.head, momentum)
+        follow(self.backbone, self.student, momentum, self.skipped)
+        follow(self.teacher_head, self.head, momentum, self.skipped)
         if self.patch_head is not None and self.teacher_patch_head is not None:
-            follow(self.teacher_patch_head, self.patch_head, momentum)
+            follow(self.teacher_patch_head, self.patch_head, momentum, self.skipped)

@@ -134,18 +134,20 @@ def test_banks_are_written_after_the_step_and_by_image() -> None:
     assert torch.equal(method.bank_features, before)
 
 
-def test_rows_that_are_not_finite_are_not_written() -> None:
+def test_no_row_of_a_skipped_step_is_written() -> None:
+    """Neither the one that is no number nor the others of its batch; the next step writes its own."""
     method = filled()
     before = method.bank_features.clone(), method.bank_predictions.clone()
     here = batch()
     images = here.target.images.clone()
     images[2] = float("nan")
     method.eval()(here._replace(targets=(here.target._replace(images=images),)), 0.5)
+    method.skipped = torch.tensor(True)
     method.after_step(0.5)
-    bad = int(ROWS[2])
-    assert torch.equal(method.bank_features[bad], before[0][bad]) and torch.equal(
-        method.bank_predictions[bad], before[1][bad]
-    )
+    assert torch.equal(method.bank_features, before[0]) and torch.equal(method.bank_predictions, before[1])
+    method(here, 0.5)
+    method.skipped = torch.tensor(False)
+    method.after_step(0.5)
     assert method.bank_features.isfinite().all() and not torch.equal(
         method.bank_features[int(ROWS[1])], before[0][int(ROWS[1])]
     )

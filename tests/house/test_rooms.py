@@ -47,6 +47,7 @@ CONTRACT = {
     "paint",
     "rows_per_position",
     "sees_target",
+    "skipped",
     "takes_chunk",
     "takes_local",
     "turns",

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from rootstock.core.errors import UserError
 from rootstock.core.method import Method, RawBatch, Step
 from rootstock.core.model.norm import convert_batch_norms
+from rootstock.core.numerics import approach
 from rootstock.core.run.directory import Interrupted, Run
 from rootstock.core.train import fit as train
 from rootstock.core.train.fit import Every, fit
@@ -95,15 +96,35 @@ def test_skipped_on_the_device_is_skipped(
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
-def test_after_step_is_called_each_step_whatever_became_of_it(opened: Open, late: Callable[[], None]) -> None:
-    """The host does not know yet whether the update was skipped; weights are then what they were."""
-    seen: list[float] = []
-    late()
-    method = Regression((3,))
-    method.after_step = seen.append  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-    optim = Optim(name="sgd", lr=0.1, batch_size=BATCH, duration=STEPS)  # pyright: ignore[reportArgumentType]
-    fit(method, batches(), lambda raw: raw, steps=STEPS, steps_per_epoch=5, optim=optim, seed=0, run=opened())
-    assert [round(progress * STEPS) for progress in seen] == list(range(STEPS))
+class Follows(Regression):
+    """After each step its weights move back to those that it began with. seen: (step, what `skipped` was)."""
+
+    def __init__(self, bad: tuple[int, ...] = ()) -> None:
+        super().__init__(bad)
+        self.began = [p.detach().clone() for p in self.parameters()]
+        self.seen: list[tuple[int, bool | None]] = []
+
+    def after_step(self, progress: float) -> None:
+        self.seen.append((round(progress * STEPS), None if self.skipped is None else bool(self.skipped)))
+        with torch.no_grad():
+            for parameter, first in zip(self.parameters(), self.began, strict=True):
+                approach(parameter, first, 0.25, self.skipped)
+
+
+def test_after_step_is_called_each_step_and_knows_what_became_of_it(opened: Open, late: Callable[[], None]) -> None:
+    """The host does not know yet whether the update was skipped; the device does, and weights are then what they were."""
+    weights = []
+    for name in ("at_once", "late"):
+        if name == "late":
+            late()
+        method = Follows((3, 4, 8))
+        optim = Optim(name="sgd", lr=0.1, batch_size=BATCH, duration=STEPS)  # pyright: ignore[reportArgumentType]
+        fit(method, batches(), lambda raw: raw, steps=STEPS, steps_per_epoch=5, optim=optim, seed=0, run=opened(name))
+        right: list[tuple[int, bool | None]] = [(step, step in method.bad) for step in range(STEPS)]
+        assert method.seen == (right if name == "late" else [(step, None) for step, bad in right if not bad])
+        assert method.skipped is None
+        weights.append(method.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 def test_a_checkpoint_knows_of_the_last_step_that_was_skipped(opened: Open, late: Callable[[], None]) -> None:
