@@ -1,7 +1,10 @@
-"""Whether a method's batch can be divided, to save memory: by run.accumulate (micro-batches) or run.chunk (images encoded at once)."""
+"""Whether a method's batch can be divided, to save memory: by run.accumulate (micro-batches) or run.chunk (images encoded at once); and
+what BatchNorm says of one that is too small.
+"""
 
 from __future__ import annotations
 
+from ..distributed import world
 from ..errors import UserError
 from ..method import Method, needs_whole_batch
 
@@ -27,3 +30,14 @@ def refuse_undivided(method: Method, accumulate: int, chunk: int | None) -> None
             "memory"
         )
     raise UserError("run.chunk: this method cannot encode its batch in chunks; leave run.chunk out")
+
+
+def too_few(group: int | None) -> str:
+    """The sentence where a BatchNorm has one number a channel, and so no variance. group: of `backbone.norm`, None without groups."""
+    if group is not None:
+        return f"backbone.norm: BatchNorm needs at least 2 rows at once, and group:{group} gives it 1; choose larger groups"
+    shared = ", or backbone.norm=batch" if world() > 1 else ""
+    return (
+        "optim.batch_size: BatchNorm needs at least 2 images at once in training, and here it gets 1; "
+        f"give at least 2 for each process and micro-batch{shared}"
+    )

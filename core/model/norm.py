@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..distributed import all_reduce_sum, sum_with_gradient, world
 from ..errors import UserError
 from ..method import Method
-from .division import refuse_undivided
+from .division import refuse_undivided, too_few
 
 Mode = Literal["batch", "group", "local"]
 SOURCE_LAYER = "of_source"
@@ -92,6 +92,8 @@ class PositionBatchNorm(_BatchNorm):
             return self._across_processes(input)
         groups = self._group_count(len(input))
         channels = input.shape[1]
+        if input.numel() == groups * channels:
+            raise UserError(too_few(self.group if self.mode == "group" else None))
         x = input
         if groups > 1:  # each group's channels become channels of their own: [rows, groups * C, ...]
             x = x.unflatten(0, (groups, -1)).transpose(0, 1).flatten(1, 2)
