@@ -21,7 +21,7 @@ from .parts.online import Online, entropy_of
 if TYPE_CHECKING:
     from ..core.model.classifier import Classifier
 
-FISHER_BATCH = 64  # images of one squared gradient, as the authors have it
+FISHER_BATCH = 64  # images of one squared gradient at most: the authors have 64, and here all batches are alike in size
 MOST_IMAGES = 1_000_000
 
 
@@ -31,7 +31,7 @@ class EATA(Online):
     An image is chosen if its entropy H is below E0 = margin * ln K, and its prediction's cosine to the running mean of chosen predictions
     is below `similar` in size. With no chosen image in the batch no weight moves. The mean and the number of chosen images are
     those of all processes. F, the importance of a weight, is the mean square of its gradient of the cross-entropy to the
-    own prediction, over batches of 64 source images. The authors' code has ln(1000) / 2 - 1 as the default of E0, and 0.4 ln 1000
+    own prediction, over batches of at most 64 source images. The authors' code has ln(1000) / 2 - 1 as the default of E0, and 0.4 ln 1000
     in the script of the paper's tables, as here.
 
     margin: E0 as a part of ln K, above 0; 0.4 in the paper.

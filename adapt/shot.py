@@ -38,7 +38,8 @@ class SHOT(SourceFree):
     that some image is predicted as have a centroid. Unlike the code: the mean prediction is that of the global batch; logarithms have no
     1e-5 inside; a class to which the first round assigns nobody leaves the second, where the code divides 0 by 0. Its first interval
     without pseudo-labels on VisDA is not here, nor its open and partial variants. The source stage is another run (with
-    method.label_smoothing=0.1, method.bottleneck=256 and method.head=weightnorm by the authors).
+    method.label_smoothing=0.1, method.bottleneck=256 and method.head=weightnorm by the authors, whose bottleneck is Linear and BatchNorm,
+    on digits with dropout; ours has a ReLU after them, as everywhere here).
 
     pseudo_weight: Weight of the cross-entropy on pseudo-labels, 0 or more: 0.3 by the authors, 0.1 on digits. 0 is SHOT-IM.
     refresh_every: How often the pseudo-labels are made anew, as a duration; `ep` are epochs of the target.

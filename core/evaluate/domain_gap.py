@@ -62,8 +62,9 @@ def a_distance(
     """2 (1 - 2 err) (Ben-David et al. 2007), err of a domain classifier on the half of the identities that it has not seen.
 
     Its C is chosen on a fifth of the other half. err is the mean over both domains at equal priors, clipped at 1/2; the interval is
-    Wilson's, with as many trials as identities. tllib trains for ten epochs on one random split and doesn't clip. None for domains of fewer
-    than four identities in a half.
+    Wilson's, with 4 / (1/n + 1/m) trials for n and m identities of the domains on that half: n + m where both are equal, else fewer,
+    as the variance of that mean has it. tllib trains for ten epochs on one random split and doesn't clip. None for domains of fewer than
+    four identities in a half.
     """
     # By a hash of its own: slices and samples of sets are cut along `hash_order`, so its halves could hold one domain each.
     first = [Draws(seed, keys.cpu()).bernoulli("a_distance", 0.5) for keys in (source_keys, target_keys)]

@@ -72,7 +72,7 @@ class Structure(NamedTuple):
 class Bottleneck(nn.Sequential):
     """Linear, BatchNorm, ReLU: float [N, D] -> [N, width], as in every ResNet table of the field (Long et al. 2018, arXiv:1705.10667).
 
-    Weights are drawn as torch's own; tllib has the same layers for DANN and CDAN.
+    Weights are drawn as torch's own; tllib has the same layers for DANN and CDAN. SHOT's own bottleneck has no ReLU.
     """
 
     def __init__(self, features: int, width: int) -> None:
