@@ -45,14 +45,18 @@ def keep_tests(folder: Path, step: int, logits: Mapping[str, Tensor]) -> None:
     write_digested(tests_path(folder, step), logits)
 
 
+def concludes(name: str) -> bool:
+    """Whether a method changes the network once more after its last step."""
+    kind = ADAPT_METHODS[name]
+    return (kind.conclude, kind.conclude_source) != (AdaptMethod.conclude, AdaptMethod.conclude_source)
+
+
 def check_states(name: str, steps: int, every: int) -> None:
     """Raises UserError where states before the last of `steps` steps are asked of a method that changes the network after it.
 
     They are those of a network that nobody would use: with the source's statistics, or with another head. every: as of `kept_states`.
     """
-    kind = ADAPT_METHODS[name]
-    concludes = (kind.conclude, kind.conclude_source) != (AdaptMethod.conclude, AdaptMethod.conclude_source)
-    if concludes and 0 < every < steps:
+    if concludes(name) and 0 < every < steps:
         raise UserError(
             f"evaluate.every: {name} changes the network once more after its last step, so states before it cannot be compared with the "
             "last one; use null"

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from rootstock.adapt.kept_states import concludes
 from rootstock.adapt.registry import ADAPT_METHODS
 from rootstock.core.ledger import read_ledger
 from rootstock.core.run.rows import LOOKS
@@ -241,16 +242,19 @@ SETTINGS = {
     "BatchNorm of each domain": ("mcc", ["method.batchnorm=own", "method.bottleneck=8"]),
     "a masked teacher": ("mcc", ["method.mic={}"]),
 }
-# Two candidates before the last one, and predictions corrected by estimated priors, where outputs are of known classes alone.
-MEASURED = ["evaluate.every=3", "evaluate.images=50", "label_shift.resamples=0"]
+
+
+def measured(method: str) -> list[str]:
+    """Two candidates before the last one, where they are of its kind; corrected predictions, where outputs are of known classes alone."""
+    found = ["evaluate.images=50", "label_shift.resamples=0", *([] if concludes(method) else ["evaluate.every=3"])]
+    return [*found, *([] if ADAPT_METHODS[method].extra_outputs else ["label_shift.correct=mlls"])]
 
 
 def left(run: Path) -> dict[str, str]:
-    """sha256 of what an adaptation leaves: exports, candidates, and the last checkpoint, which has second heads, banks and moments."""
+    """sha256 of what an adaptation leaves: exports, any candidates, and the last checkpoint, which has second heads, banks and moments."""
     last = f"checkpoints/step-{checkpoints(run)[-1]:08d}"
-    files = [
-        path for folder in ("backbone", "classifier", "candidates", last, ".") for path in (run / folder).iterdir()
-    ]
+    folders = [run / folder for folder in ("backbone", "classifier", "candidates", last, ".")]
+    files = [path for folder in folders if folder.exists() for path in folder.iterdir()]
     found = {str(path.relative_to(run)): path for path in files if path.suffix == ".safetensors"}
     exported = {"backbone/backbone.safetensors", "classifier/head.safetensors", "candidates.safetensors"}
     assert found.keys() >= exported | {f"{last}/model.safetensors", f"{last}/optimizer.safetensors"}
@@ -277,7 +281,7 @@ def test_every_adaptation_method_resumes_to_the_same_bits(
     """All that it leaves; and one look at the test in a cache of its own, since both runs score the same candidates."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     method, settings = SETTINGS.get(case, (case, list[str]()))
-    more = [*MEASURED, *settings, *([] if ADAPT_METHODS[method].extra_outputs else ["label_shift.correct=mlls"])]
+    more = [*measured(method), *settings]
     steps, killed_at = 10, random.Random(case).choice([5, 6, 7, 9])
     path = write(tmp_path, adaptation(method, steps, tmp_path, rootstock))
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)  # what the run on the source looked at
@@ -298,7 +302,7 @@ def test_killed_within_the_final_test_it_looks_once(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = write(tmp_path, adaptation(method, 6, tmp_path, rootstock))
     own = [f"data.test={DATA}#[80:140]"] if method == "tent" else []  # its target, which it predicts while it meets it
-    more = [*MEASURED, "label_shift.correct=mlls", *own]
+    more = [*measured(method), *own]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert rootstock("adapt", path, f"run.dir={straight}", *more, under=straight).code == 0
     changes = rootstock.changes()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import rootstock.adapt.adapt as adapt_recipe
 import rootstock.finetune.probe as probe_recipe
+from rootstock.adapt.kept_states import concludes
 from rootstock.adapt.online_pass import LOOK
 from rootstock.adapt.registry import ADAPT_METHODS
 from rootstock.adapt.sets import open_sets
@@ -113,13 +114,14 @@ class Case(NamedTuple):
 
 # Candidates of a step and of the end, labels of held-out source images, and mixed target images.
 EVERYTHING = {"every": 2, "held_out": 0.25, "mixval": True}
-CONCLUDED = ("adabn", "prototypes", "tent", "eata", "roid")  # which have no state before the last one
 
 
 def case(method: str, trained: bool = False, keys: Mapping[str, Any] = {}, **sections: Any) -> Case:
     """A case with all that the method's settings allow without changing what it is: every measure, re-sampling and correction by priors."""
     kind = ADAPT_METHODS[method]
-    evaluate = {**EVERYTHING, "every": None} if method in CONCLUDED else EVERYTHING
+    evaluate = (
+        {**EVERYTHING, "every": None} if concludes(method) else EVERYTHING
+    )  # a state before the last one would be refused
     given: dict[str, Any] = {"evaluate": evaluate, "label_shift": {"resamples": 4}}
     given["label_shift"] |= {} if kind.extra_outputs else {"correct": "mlls"}
     given["label_shift"] |= {"resample": "pseudo-labels"} if kind.resamples else {}
