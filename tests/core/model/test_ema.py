@@ -5,7 +5,7 @@ from timm.layers.drop import DropPath
 from torch import nn
 
 from rootstock.core.model.backbone import create
-from rootstock.core.model.ema import follow, teacher_of
+from rootstock.core.model.ema import follow, move_together, teacher_of
 
 VIT = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
 
@@ -48,3 +48,15 @@ def test_following_is_the_exponential_moving_average() -> None:
     assert all(a.equal(b) for a, b in zip(teacher.parameters(), before, strict=True))
     follow(teacher, student, 0.0)
     assert all(a.equal(b) for a, b in zip(teacher.parameters(), student.parameters(), strict=True))
+
+
+def test_many_tensors_move_as_one_does() -> None:
+    """As a GPU moves them; and not a bit of them where the share is 0, as after a skipped step."""
+    torch.manual_seed(0)
+    slow, fast = ([torch.randn(shape) for shape in ((3, 4), (5,), ())] for _ in range(2))
+    expected = [mine.lerp(other, 0.004) for mine, other in zip(slow, fast, strict=True)]
+    kept = [mine.clone() for mine in slow]
+    move_together(slow, fast, torch.tensor(0.0))
+    assert all(mine.equal(before) for mine, before in zip(slow, kept, strict=True))
+    move_together(slow, fast, torch.tensor(0.004))
+    torch.testing.assert_close(slow, expected)
