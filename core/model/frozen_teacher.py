@@ -85,13 +85,18 @@ def teach(student: Backbone, teacher: Backbone, network: nn.Module, *, key: str,
 
     key, source: as of `FrozenTeacher`. Raises UserError for a teacher of pictures with other channels.
     """
-    if teacher.channels != student.channels:
-        raise UserError(
-            f"{key}: {source} takes pictures of {teacher.channels} channels, and these have {student.channels}; give another one"
-        )
+    check_channels(teacher, student.channels, key=key, source=source)
     inherit(student, teacher, source)
     normalised, own = ((one.mean, one.std) for one in (student, teacher))
     return FrozenTeacher(network, normalised, own, teacher.size, key=key, source=source)
+
+
+def check_channels(teacher: Backbone, channels: int, *, key: str, source: str) -> None:
+    """Raises UserError for a teacher of pictures with other channels. key, source: as of `FrozenTeacher`."""
+    if teacher.channels != channels:
+        raise UserError(
+            f"{key}: {source} takes pictures of {teacher.channels} channels, and these have {channels}; give another one"
+        )
 
 
 def inherit(student: Backbone, teacher: Backbone, source: str) -> None:

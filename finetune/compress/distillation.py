@@ -22,14 +22,16 @@ from ...core.images.open import open_images
 from ...core.images.sets import LABELLED, align, named_tests, train_and_tests
 from ...core.model.backbone import Backbone
 from ...core.model.classifier import Classifier
-from ...core.model.frozen_teacher import FrozenTeacher, teach
+from ...core.model.frozen_teacher import FrozenTeacher, check_channels, teach
 from ...core.numerics import wide
 from ...core.run.directory import Run
 from ...core.run.kept_once import kept_once
+from ...core.stage import channels_of
 
 TEACHER_LABELS = "teacher_labels.safetensors"
 TAUGHT = "finetune"
 """The entry of `seen` for images that taught without their labels."""
+_KEY = "method.teacher.weights"
 NAMED_CLASSES = 4  # classes in a message
 
 
@@ -105,6 +107,9 @@ class Teacher(NamedTuple):
                 "them; set data.test"
             )
         train = open_images(data["train"], seed=seed, role="unlabelled")
+        # The teacher is asked before there is a student to compare it with.
+        source = str(self.section["weights"])
+        check_channels(self.classifier.backbone, channels_of(train), key=_KEY, source=source)
         tests = {}
         for name, uri in named_tests(data["test"]).items():
             key = "data.test" if isinstance(data["test"], str) else f"data.test.{name}"
@@ -127,7 +132,7 @@ class Teacher(NamedTuple):
         if odd := sorted(set(images.classes) ^ set(classes)):
             named = ", ".join(odd[:NAMED_CLASSES]) + (", ..." if len(odd) > NAMED_CLASSES else "")
             raise UserError(
-                f"method.teacher.weights: {self.section['weights']} has {len(classes)} classes and data.train {len(images.classes)}, and "
+                f"{_KEY}: {self.section['weights']} has {len(classes)} classes and data.train {len(images.classes)}, and "
                 f"{named} {'is' if len(odd) == 1 else 'are'} not in both; give a teacher of the same classes"
             )
         return images
@@ -153,7 +158,7 @@ class Teacher(NamedTuple):
     def teaching(self, student: Backbone, classes: Sequence[str]) -> Teaching:
         """For a student with these classes, which inherits what the teacher has seen."""
         source = str(self.section["weights"])
-        frozen = teach(student, self.classifier.backbone, self.classifier, key="method.teacher.weights", source=source)
+        frozen = teach(student, self.classifier.backbone, self.classifier, key=_KEY, source=source)
         columns = [self.classifier.classes.index(name) for name in classes]
         return Teaching(frozen, columns, self.section["temperature"], self.section["weight"])
 
@@ -177,9 +182,17 @@ def load_teacher(method: Mapping[str, Any], evaluate: Mapping[str, Any]) -> Teac
         with torch.random.fork_rng(devices=[]):  # so a student begins with the weights that it has without a teacher
             trained = load_trained(section["weights"])
     except UserError as error:
-        raise UserError(f"method.teacher.weights: {error}") from error
-    classifier = trained.classifier
-    if classifier is None or classifier.structure.extra:
-        what = "has no classifier" if classifier is None else "has an output for unknown images"
-        raise UserError(f"method.teacher.weights: {section['weights']} {what}; give a run of finetune or adapt")
-    return Teacher(trained, classifier, section)
+        raise UserError(f"{_KEY}: {error}") from error
+    return Teacher(trained, teaching_classifier(trained, f"{_KEY}: {section['weights']}"), section)
+
+
+def teaching_classifier(trained: TrainedRun, named: str) -> Classifier:
+    """The classifier of a run, whose outputs a student can learn. named: the run, for messages. Raises UserError."""
+    if trained.classifier is None:
+        raise UserError(f"{named} has no classifier; give a run of finetune or adapt")
+    if trained.classifier.structure.extra:
+        raise UserError(
+            f"{named} has an output for unknown images, which no student has; teach by features (`rootstock pretrain` with "
+            "method=distill), or give a classifier without `unknown`"
+        )
+    return trained.classifier

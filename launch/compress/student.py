@@ -18,6 +18,8 @@ from ...core.files import expanded
 from ...core.model.backbone import Backbone, create
 from ...core.model.macs import macs_of, parameters_of
 from ...core.run.folder import CONFIG
+from ...core.views.augmentation import PER_VIEW, probability
+from ...finetune.compress.distillation import teaching_classifier
 from ..aloud import say
 from ..following import command
 from ..report.records import read_run
@@ -32,6 +34,7 @@ NO_NETWORK: Mapping[str, Any] = {
 # Keys of fine-tuning that are about weights which the student does not have.
 NO_START: Mapping[str, Any] = {
     "freeze": False, "trained": "all", "l2_sp": None, "keep_head": False, "head_init": "torch", "linear_first": False, "wise_ft": None,
+    "prune": None,
 }  # fmt: skip
 
 
@@ -96,12 +99,18 @@ def plan_lesson(trained: TrainedRun, student: str) -> Lesson:
     config["backbone"] = {**NO_NETWORK, "norm": given["backbone"].get("norm", "auto"), "name": student}
     config["optim"] = {**config["optim"], "layer_decay": None, "backbone_lr": 1.0}
     notes = list[str]()
-    if task == "finetune":
-        config["method"] = {**config["method"], **NO_START, "teacher": {"weights": teacher}}
-        return Lesson("finetune", config, notes)
     if task == "pretrain":
         config["method"] = {"name": "distill", "teacher": teacher}
+        config["data"]["views"] = _one_view(config["data"]["views"])
+        if config["data"]["views"] != given["data"]["views"]:
+            notes.append("it sees one view of each picture, drawn as its teacher's first one, and no local crops")
         return Lesson("pretrain", config, notes)
+    teaching_classifier(trained, teacher)
+    if task == "finetune":
+        # A teacher that had one itself passes on whose labels count, and how much.
+        taught = {**(config["method"].get("teacher") or {}), "weights": teacher}
+        config["method"] = {**config["method"], **NO_START, "teacher": taught}
+        return Lesson("finetune", config, notes)
     data = given["data"]
     tests = data.get("test") if data.get("test") is not None else {"target": _one(data["target"])}
     config["data"] = {key: data[key] for key in SHARED_DATA if key in data} | {"train": data["target"], "test": tests}
@@ -114,6 +123,12 @@ def plan_lesson(trained: TrainedRun, student: str) -> Lesson:
             "the run names no test, so the whole target is one; the student sees it without labels, and its result says so"
         )
     return Lesson("finetune", config, notes)
+
+
+def _one_view(views: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `data.views` of several views as one of the first view alone, as `distill` takes it."""
+    first = {key: probability(views[key], 0) for key in PER_VIEW if key in views}
+    return {**views, **first, "local": 0}
 
 
 def _one(target: str | Sequence[str]) -> str:

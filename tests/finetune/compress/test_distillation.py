@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -174,3 +175,13 @@ def test_pictures_without_labels_of_which_the_teacher_says_one_class(
     execute("finetune", config, ["optim.batch_size=2", "optim.duration=1", f"run.dir={tmp_path / 'run'}"])
     said = "WARNING: method.teacher: the teacher says of all 4 training images that they are "
     assert said in "".join(capsys.readouterr())
+
+
+def test_a_teacher_of_other_channels_is_refused_before_it_is_asked(teacher: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "five.npz", x=np.zeros((4, 5, 8, 8), np.uint8))
+    data = {**CONFIG["data"], "train": f"npz:{tmp_path / 'five.npz'}?layout=NCHW"}
+    with pytest.raises(UserError) as refused:
+        run(tmp_path / "run", data=data, method={"teacher": {"weights": str(teacher), "labels": "teacher"}})
+    assert str(refused.value) == (
+        f"method.teacher.weights: {teacher} takes pictures of 3 channels, and these have 5; give another one"
+    )

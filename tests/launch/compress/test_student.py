@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from rootstock.core.errors import UserError
-from rootstock.core.evaluate.trained import load_trained
+from rootstock.core.evaluate.trained import TrainedRun, load_trained
 from rootstock.core.model.backbone import create
+from rootstock.core.model.classifier import Classifier
+from rootstock.core.model.heads import Structure
+from rootstock.core.views.augmentation import PER_VIEW
 from rootstock.launch.compress.student import plan_lesson
-from rootstock.launch.verbs import execute
+from rootstock.launch.dry import build_dry
+from rootstock.launch.verbs import execute, resolve
 
 Rootstock = Callable[..., subprocess.CompletedProcess[str]]
 DIGITS = "sklearn:digits?size=8"
@@ -21,6 +26,7 @@ SMALL: dict[str, Any] = {
     "optim": {"name": "adamw", "lr": 5e-3, "batch_size": 50, "duration": 4},
     "run": {"workers": 0, "device": "cpu"},
 }
+RECIPES = sorted(path.stem for path in (Path(__file__).parents[3] / "configs" / "pretrain").glob("*.yaml"))
 TEACHERS: dict[str, dict[str, Any]] = {
     "finetune": {
         "data": {"train": f"{DIGITS}#[:200,seed=1]", "test": f"{DIGITS}#[200:260,seed=1]", "size": 8, "views": "none"},
@@ -98,6 +104,79 @@ def test_a_student_of_a_pretraining_and_of_an_adaptation(teachers: Path, tmp_pat
     assert set(found["metrics"]) >= {"target/classifier/accuracy"} and found["seen_labelled"] == 0
     assert found["seen_unlabelled"] == {"adapt": 80, "finetune": 100}  # the teacher held a fifth out as its test
     assert lesson.notes[-1].startswith("the run names no test, so the whole target is one")
+
+
+def finished(folder: Path, config: dict[str, Any]) -> TrainedRun:
+    """What was exported into the folder, as the run of a finished verb with this config."""
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    verb = "pretrain" if "name" in config["method"] else "finetune"
+    return load_trained(folder)._replace(result={"task": verb}, config=config)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_shipped_pretraining_can_teach(recipe: str, tmp_path: Path) -> None:
+    few = f"{DIGITS.replace('8', '32')}#[:8]"
+    config = resolve("pretrain", f"pretrain/{recipe}.yaml", [f"data.train={few}", "data.size=32"])
+    views = config["data"]["views"]
+    create(32, name="smallconv").export(tmp_path)
+    lesson = plan_lesson(finished(tmp_path, config), "smallconv")
+    small = [
+        "optim.batch_size=4",
+        "optim.duration=2",
+        "evaluate.knn=null",
+        "evaluate.linear=null",
+        "evaluate.watch=null",
+    ]
+    _, built = build_dry("pretrain", resolve("pretrain", lesson.config, [*small, "run.device=cpu"]))
+    assert built.plan.method.views == 1 and lesson.config["optim"]["lr"] == config["optim"]["lr"]
+    changed = views["local"] or any(isinstance(views[key], list) for key in PER_VIEW)
+    assert lesson.notes == (
+        ["it sees one view of each picture, drawn as its teacher's first one, and no local crops"] if changed else []
+    )
+    taught = lesson.config["data"]["views"]
+    assert taught["blur"] == (views["blur"][0] if isinstance(views["blur"], list) else views["blur"])
+    assert {key for key in views if taught[key] != views[key]} <= {"local", *PER_VIEW}
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "expected"),
+    [
+        ({"teacher": {"weights": "runs/first", "labels": "teacher", "temperature": 2.0}}, "labels", "teacher"),
+        ({"teacher": {"weights": "runs/first", "labels": "teacher", "temperature": 2.0}}, "temperature", 2.0),
+        ({"teacher": {"weights": "runs/first", "weight": 0.5}}, "weight", 0.5),
+        ({"teacher": None}, "labels", "given"),
+    ],
+)
+def test_a_student_is_taught_as_its_teacher_was(
+    section: dict[str, Any], key: str, expected: object, tmp_path: Path
+) -> None:
+    Classifier(create(8, name="smallconv"), ["0", "1"]).export(tmp_path)
+    given = {**SMALL, **TEACHERS["finetune"], "method": section, "run": {"dir": str(tmp_path)}}
+    lesson = plan_lesson(finished(tmp_path, resolve("finetune", given)), "smallconv")
+    taught = resolve("finetune", lesson.config)["method"]["teacher"]
+    assert taught["weights"] == str(tmp_path) and taught[key] == expected
+
+
+@pytest.mark.parametrize("prune", [{"macs": 0.5}, {"weights": 0.8}])
+def test_a_pruned_run_teaches_a_student_that_is_not_pruned(prune: dict[str, float], tmp_path: Path) -> None:
+    Classifier(create(8, name="smallconv"), [str(i) for i in range(10)]).export(tmp_path)
+    method = {"keep_head": True, "prune": prune}
+    given = {**SMALL, **TEACHERS["finetune"], "method": method, "run": {**SMALL["run"], "dir": str(tmp_path)}}
+    given["backbone"] = {"weights": "runs/whole"}
+    lesson = plan_lesson(finished(tmp_path, resolve("finetune", given)), "smallconv")
+    _, built = build_dry("finetune", resolve("finetune", lesson.config))
+    assert built.pruned is None
+
+
+def test_what_knows_unknown_images_teaches_by_features_alone(tmp_path: Path) -> None:
+    Classifier(create(8, name="smallconv"), ["0", "1"], structure=Structure(extra=1)).export(tmp_path)
+    open_set = finished(tmp_path, {**SMALL, **TEACHERS["finetune"], "run": {}})._replace(result={"task": "adapt"})
+    with pytest.raises(UserError) as refused:
+        plan_lesson(open_set, "smallconv")
+    assert str(refused.value) == (
+        f"{tmp_path} has an output for unknown images, which no student has; teach by features (`rootstock pretrain` with method=distill), "
+        "or give a classifier without `unknown`"
+    )
 
 
 def test_refusals(teachers: Path, rootstock: Rootstock, tmp_path: Path) -> None:
