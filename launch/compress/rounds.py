@@ -16,7 +16,7 @@ from ...core.run.folder import CONFIG, read_result, run_folder
 FILE_OF_ROUNDS = "rounds.yaml"
 MOST_ROUNDS = 100
 
-# What a round does not take over from the run: how that one's network began, and what would keep a part of it as it is.
+# What a round does not take over from the run: how that one's network began, what would keep a part of it as it is, and zeros.
 _ANEW: Mapping[str, Any] = {
     "backbone.name": None,
     "backbone.stem": None,
@@ -32,7 +32,10 @@ _ANEW: Mapping[str, Any] = {
     "method.wise_ft": None,
     "method.freeze": False,
     "method.trained": "all",
+    "method.prune.weights": None,
 }
+# What the rounds themselves say, so that no override may.
+_SETTLED = ("method.prune.macs", "method.prune.weights", "method.keep_head", "backbone.weights", "backbone.name")
 
 
 class PruningRounds(NamedTuple):
@@ -49,14 +52,15 @@ class PruningRounds(NamedTuple):
         return self.folder / FILE_OF_ROUNDS
 
     def write(self) -> str:
-        """Write the pipeline's file, and return its path. Raises UserError if that of other rounds lies there."""
+        """Write the pipeline's file, and return its path. Raises UserError if other rounds have begun there."""
         if self.file.exists():
             if self.file.read_text() == self.text:
                 return str(self.file)
-            raise UserError(
-                f"run.dir: {self.folder} holds rounds of another pruning ({self.file}); choose another folder with run.dir=..., or give "
-                "the same run, --macs, --rounds and --importance"
-            )
+            if any(self.folder.glob("seed-*")):  # else that command was refused before its first round
+                raise UserError(
+                    f"run.dir: {self.folder} holds rounds of another pruning ({self.file}); choose another folder with run.dir=..., or "
+                    "give the same run, --macs, --rounds and --importance"
+                )
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.file, self.text, shared=True)
         return str(self.file)
@@ -82,15 +86,17 @@ def plan_rounds(run: Path, macs: float, rounds: int, importance: str, overrides:
             raise UserError(
                 f"seed: rounds have the seed of the run that is pruned, {seed}; leave seed out, or prune a run of another seed"
             )
-        elif key.startswith(("method.prune.macs", "method.keep_head")):
+        elif key in _SETTLED:
             raise UserError(f"{key}: rootstock prune sets it in each round; leave it out")
+        elif within := next((settled for settled in _SETTLED if settled.startswith(f"{key}.")), None):
+            raise UserError(f"{key}: rootstock prune sets {within} in each round; give other keys of it one by one")
         else:
             further.append(override)
     share = macs ** (1.0 / rounds)
     stages: dict[str, Any] = {}
     for number in range(1, rounds + 1):
         before = str(expanded(run).resolve()) if number == 1 else f"@{stage_of_round(number - 1)}"
-        prune = {"method.prune": {"macs": share, "importance": importance}}
+        prune = {"method.prune.macs": share, "method.prune.importance": importance}
         stages[stage_of_round(number)] = {
             "verb": "finetune",
             "config": str(config),

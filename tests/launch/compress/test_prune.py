@@ -7,16 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from rootstock.core.errors import UserError
 from rootstock.core.evaluate.trained import load_trained
 from rootstock.core.model.macs import macs_of
+from rootstock.finetune.compress.prune import check_prune
 from rootstock.launch.cli import app
 from rootstock.launch.compress.prune import prune_run
 from rootstock.launch.compress.rounds import plan_rounds
-from rootstock.launch.verbs import execute
+from rootstock.launch.verbs import execute, resolve
 from rootstock.tests.conftest import Forks
 from rootstock.tests.finetune.compress.test_prune import WHOLE
 
@@ -85,6 +87,41 @@ def test_two_rounds_and_their_table(
         f"run.dir: {folder} holds rounds of another pruning ({folder / 'rounds.yaml'}); choose another folder with run.dir=..., or give "
         "the same run, --macs, --rounds and --importance"
     )
+    assert (folder / "rounds.yaml").read_text() == plan_rounds(run, 0.25, 2, "taylor", QUICK).text
+
+
+@pytest.mark.parametrize("macs", [0.001, 0.01])
+def test_a_refused_pruning_does_not_stand_in_the_way_of_the_next(run: Path, tmp_path: Path, macs: float) -> None:
+    where = [f"run.dir={tmp_path / 'rounds'}", *QUICK]
+    with pytest.raises(UserError, match=r"of the multiply-adds of smallconv cannot be reached"):
+        prune_run(plan_rounds(run, macs, 1, "taylor", where), dry=False)
+    corrected = plan_rounds(run, 0.3, 1, "taylor", where)
+    assert Path(corrected.write()).read_text() == corrected.text
+    (corrected.folder / "seed-3").mkdir()
+    with pytest.raises(UserError, match=r"holds rounds of another pruning"):
+        plan_rounds(run, 0.4, 1, "taylor", where).write()
+
+
+@pytest.mark.parametrize(
+    "before", [None, {"weights": 0.8}, {"weights": 0.8, "scope": "layer"}, {"macs": 0.5, "multiple": 2}]
+)
+def test_a_run_that_was_pruned_before_is_pruned_by_channels(
+    run: Path, tmp_path: Path, before: dict[str, Any] | None
+) -> None:
+    """Rounds take over how channels are ranked and rounded, and neither weights that are 0 nor a share."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["method"]["prune"] = before
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "result.json").write_bytes((run / "result.json").read_bytes())
+    planned = yaml.safe_load(plan_rounds(tmp_path, 0.25, 2, "taylor", []).text)
+    for stage in planned["stages"].values():
+        changed = [f"{key}={json.dumps(value)}" for key, value in stage["set"].items()]
+        found = resolve("finetune", stage["config"], changed)
+        check_prune(found["method"], found["backbone"], "none")
+        options = found["method"]["prune"]
+        assert (options["macs"], options["weights"], options["importance"]) == (0.5, None, "taylor")
+        expected = {"scope": "global", "multiple": 8} | (before or {})
+        assert (options["scope"], options["multiple"]) == (expected["scope"], expected["multiple"])
 
 
 def test_shares_fall_alike(run: Path, tmp_path: Path) -> None:
@@ -131,6 +168,11 @@ def test_what_cannot_be_pruned_is_refused(run: Path, tmp_path: Path) -> None:
     assert (
         refused(run, "method.prune.macs=0.3")
         == "method.prune.macs: rootstock prune sets it in each round; leave it out"
+    )
+    for key in ("method.prune.weights", "method.keep_head", "backbone.weights"):
+        assert refused(run, f"{key}=x") == f"{key}: rootstock prune sets it in each round; leave it out"
+    assert refused(run, "method.prune={macs: 0.3}") == (
+        "method.prune: rootstock prune sets method.prune.macs in each round; give other keys of it one by one"
     )
     where = tmp_path / "nothing"
     assert refused(where) == f"{where} is no run's folder; give that of a finished run of finetune, such as runs/NAME"
