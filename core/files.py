@@ -34,6 +34,13 @@ def expanded(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def beside(path: str | Path, ending: str) -> Path:
+    """The path with this ending after its last name, which `.` and `..` have when they are resolved; ~ as `expanded`."""
+    given = expanded(path)
+    named = given if given.name not in ("", "..") else given.resolve()
+    return Path(f"{named}{ending}")
+
+
 def write_text(path: Path, text: str, shared: bool = False) -> None:
     """`write_bytes` of a text in UTF-8."""
     write_bytes(path, text.encode("utf-8"), shared)

@@ -15,6 +15,7 @@ from ...core.evaluate.counts import Bools
 from ...core.evaluate.trained import TrainedRun
 from ...core.images.images import Images
 from ...core.images.open import open_images
+from ...core.images.sets import refuse_inside
 from ...core.images.several import has_several
 from ...core.images.split import hash_order
 from ...core.images.survey import survey
@@ -32,7 +33,7 @@ from .contents import Explained
 from .masks import object_masks, share_in_words
 from .measured import Measures, curves_at_random, measured_curves, measured_points, measured_sanity
 from .network import explained_run
-from .outcome import write_outcome
+from .outcome import check_folder, write_outcome
 from .training import pooled_features, training_pictures
 
 PREDICTED, LABEL = "predicted", "label"
@@ -79,8 +80,13 @@ def explain_pictures(run: Path, uris: Sequence[str], out: Path, asked: Explainin
     device = joined(asked.device)
     if connected():
         raise UserError("rootstock explain works in one process; start it without torchrun or a launcher")
+    check_folder(out)
     trained, classifier = explained_run(run)
     images = _opened(uris, trained, asked.skip_damaged)
+    train = _training(trained, asked)
+    for read in (images, train):
+        if read is not None:
+            refuse_inside(read, out, "--out")
     made, lacking = check_methods(asked.methods, classifier.to(device), asked.settings)
     labels, target, probability = _targets(trained, images, asked, device)
     masks = {} if asked.masks is None else object_masks(asked.masks, images, trained.view)
@@ -102,7 +108,7 @@ def explain_pictures(run: Path, uris: Sequence[str], out: Path, asked: Explainin
         maps[explainer.name], constant[explainer.name] = found, [rows[k] for k in empty]
         good = [k for k in range(len(rows)) if k not in empty]
         measures[explainer.name] = _measures(explainer, seen, found, rows, good, masks, side, tolerance, chance, asked)
-    train, neighbours = _neighbours(trained, images, rows[:shown], asked, device)
+    neighbours = _neighbours(trained, images, train, rows[:shown], asked, device)
     explained = Explained(
         trained, classifier, images, labels, target, probability, rows, shown, made, lacking, maps, constant, measures, masks,
         tolerance, neighbours, train,
@@ -229,19 +235,25 @@ def _measures(
     return Measures(sanity, curves, game, points)
 
 
-def _neighbours(
-    trained: TrainedRun, images: Images, rows: list[int], asked: Explaining, device: torch.device
-) -> tuple[Images | None, list[list[Neighbour]]]:
-    """The training pictures and the nearest ones of each picture on the page; none, with a sentence, where they are not to be had."""
+def _training(trained: TrainedRun, asked: Explaining) -> Images | None:
+    """The training pictures, among which the nearest ones are looked for; None, with a sentence, where they are not to be had."""
     if asked.neighbours == 0:
-        return None, [[] for _ in rows]
+        return None
     try:
-        train = training_pictures(trained, asked.train)
+        return training_pictures(trained, asked.train)
     except UserError as error:
         if asked.train:
             raise
         say(f"WARNING: no nearest training pictures: {error}")
-        return None, [[] for _ in rows]
+        return None
+
+
+def _neighbours(
+    trained: TrainedRun, images: Images, train: Images | None, rows: list[int], asked: Explaining, device: torch.device
+) -> list[list[Neighbour]]:
+    """The nearest training pictures of each picture on the page; none without training pictures."""
+    if train is None:
+        return [[] for _ in rows]
     few = images.select(torch.tensor(rows))
     bank, own = (pooled_features(trained, some, device, asked.workers, 256) for some in (train, few))
-    return train, nearest_pictures(own, few.keys(), bank, train.keys(), asked.neighbours)
+    return nearest_pictures(own, few.keys(), bank, train.keys(), asked.neighbours)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
+from ...core.errors import UserError
 from ...core.evaluate.feature_key import weights_digest
-from ...core.files import write_bytes
+from ...core.files import beside, write_bytes
 from ...core.formats import FORMAT
-from ...core.manifest import write_record
+from ...core.manifest import DamagedFile, read_object, write_record
+from ...core.ownfiles import is_run
 from ...finetune.explain.methods import METHOD_SOURCES, at_side
 from ..outputs.pictures import names_of
 from .contents import Explained
@@ -18,11 +22,34 @@ from .overlays import as_shown, data_uri, overlaid, plain_picture, png_bytes
 from .page import ExplainPage, PictureRow, page_of, write_explanation
 
 PICTURES, PAGE, RESULT_FILE = "pictures", "explained.html", "result.json"
+TASK = "explain"
+_PLAIN = "picture"  # the name of a picture without a map
+_PANEL = re.compile(rf"\d{{3,}}_({'|'.join(map(re.escape, (_PLAIN, *METHOD_SOURCES)))})\.png")
+
+
+def check_folder(out: Path) -> None:
+    """Raises UserError for a folder whose result something else wrote: the page's own would replace it."""
+    if not out.is_dir():
+        return
+    try:
+        task = read_object(out / RESULT_FILE).get("task")
+    except FileNotFoundError:
+        task = "run" if is_run(os.listdir(out)) else TASK
+    except DamagedFile as error:
+        raise UserError(f"--out: {error}; delete the file, or name another folder") from error
+    if task != TASK:
+        raise UserError(
+            f"--out: {out} holds what another command wrote ({task or RESULT_FILE}), and it would be replaced; name another folder, such "
+            f"as {beside(out, '-explained')}"
+        )
 
 
 def write_outcome(out: Path, found: Explained, of: str, seed: int) -> Path:
     """Write everything into `out`; returns the page. of: which class of each picture is explained, as the verb was told."""
     (out / PICTURES).mkdir(parents=True, exist_ok=True)
+    for path in (out / PICTURES).iterdir():  # an earlier explanation may have had more of them
+        if _PANEL.fullmatch(path.name):
+            path.unlink()
     result = result_of(found, of, seed)
     rows = _pictures(out, found)
     # With its digest, which `rootstock verify` compares; a number that is none is a bug.
@@ -36,7 +63,7 @@ def result_of(found: Explained, of: str, seed: int) -> dict[str, Any]:
     trained, images = found.trained, found.images
     return {
         "format": FORMAT,
-        "task": "explain",
+        "task": TASK,
         "run": str(trained.folder),
         "network": trained.backbone.spec,
         "weights": weights_digest(found.classifier),
@@ -116,7 +143,7 @@ def _pictures(out: Path, found: Explained) -> list[PictureRow]:
     side, rows, entries = found.trained.view.size, list[PictureRow](), _each(found)
     for number, row in enumerate(found.rows[: found.shown]):
         picture, mask = as_shown(found.images, row, found.trained.view), found.masks.get(row)
-        panels = {"picture": plain_picture(picture, mask)}
+        panels = {_PLAIN: plain_picture(picture, mask)}
         for explainer in found.made:
             if row not in found.constant[explainer.name]:
                 large = at_side(found.maps[explainer.name][number : number + 1], side)[0]

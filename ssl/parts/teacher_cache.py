@@ -30,7 +30,7 @@ class TeacherCache:
     folder: of all caches. name: of the teacher and of how its features are taken; another name is another cache. shapes: of one view's
     features, as `AskTeacher` returns them. A record that was cut off, or is damaged, counts as missing.
 
-    Raises UserError for a folder that cannot be made.
+    The folder is made with the first record, so that what is only built leaves none. Raises UserError for one that cannot be made.
     """
 
     def __init__(self, folder: str, name: str, shapes: Sequence[Sequence[int]]) -> None:
@@ -38,12 +38,12 @@ class TeacherCache:
         self.shapes = [tuple(shape) for shape in shapes]
         self.widths = [int(np.prod(shape)) for shape in self.shapes]
         self.record = np.dtype([("key", "<i8"), ("digest", "<i8"), ("row", "<f4", (sum(self.widths),))])
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        there = next(place for place in (self.folder, *self.folder.parents) if os.path.lexists(place))
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            why = "cannot be written" if there.is_dir() else "is no folder"
             raise UserError(
-                f"method.cache: {self.folder} cannot be made ({error.strerror}); name another folder, or leave cache out"
-            ) from None
+                f"method.cache: {self.folder} cannot be made ({there} {why}); name another folder, or leave cache out"
+            )
         # A folder can hold files of processes that died, and of one that had this name and host before.
         self.own = self.folder / f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}{ENDING}"
         self.found: dict[int, tuple[Path, int]] = {}  # file and place of the record with this key
@@ -98,6 +98,7 @@ class TeacherCache:
             row_digests(rows).numpy(),
             rows.numpy(),
         )
+        self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.own, "ab") as file:
             file.write(records.tobytes())
         self.found.update({keys[i]: (self.own, self.written + place) for place, i in enumerate(which)})

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rootstock.core.errors import UserError
-from rootstock.core.files import check_output, read_regular, sha256, write_tensors, write_text
+from rootstock.core.files import beside, check_output, read_regular, sha256, write_tensors, write_text
 
 
 def test_a_device_a_pipe_and_a_folder_are_never_replaced(tmp_path: Path) -> None:
@@ -76,3 +76,24 @@ def test_who_may_read_other_new_files_may_read_tensors(tmp_path: Path, mask: int
     finally:
         os.umask(before)
     assert (tmp_path / "tensors").stat().st_mode == (tmp_path / "text").stat().st_mode
+
+
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [
+        ("runs/one", "runs/one-pruned"),
+        ("runs/one/", "runs/one-pruned"),
+        (".", "{here}-pruned"),
+        ("", "{here}-pruned"),
+        ("..", "{above}-pruned"),
+        ("below/..", "{here}-pruned"),
+        ("~/one", "{home}/one-pruned"),
+    ],
+)
+def test_a_folder_beside_another_has_its_name(
+    given: str, made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here := tmp_path / "here" / "run").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert str(beside(given, "-pruned")) == made.format(here=here, above=here.parent, home=tmp_path)

@@ -128,6 +128,7 @@ def test_every_shipped_pretraining_can_teach(recipe: str, tmp_path: Path) -> Non
         "evaluate.watch=null",
     ]
     _, built = build_dry("pretrain", resolve("pretrain", lesson.config, [*small, "run.device=cpu"]))
+    assert not (tmp_path / "cache").exists()
     assert built.plan.method.views == 1 and lesson.config["optim"]["lr"] == config["optim"]["lr"]
     changed = views["local"] or any(isinstance(views[key], list) for key in PER_VIEW)
     assert lesson.notes == (

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from rootstock.core.errors import UserError
 from rootstock.core.evaluate.trained import load_trained
 from rootstock.core.images.open import open_images
 from rootstock.core.manifest import read_record
@@ -114,8 +115,11 @@ def test_a_page_pictures_and_numbers_and_the_same_bytes_again(
     predicted = trained_classes(runs)
     assert [one["class"] for one in result["pictures"]] == [predicted[one["name"]] for one in result["pictures"]]
     check_panels(out, runs.adapted, runs.pictures, masks)
+    # Panels of an earlier explanation of more pictures go, and what somebody else put there stays.
+    for name in ("007_picture.png", "1000_grad-cam.png", "007_mine.png"):
+        (out / "pictures" / name).write_bytes(b"earlier")
     assert rootstock(*words).returncode == 0
-    assert contents(out) == first
+    assert contents(out) == {**first, "pictures/007_mine.png": b"earlier"}
 
 
 def test_the_linear_classifier_of_a_probe_is_explained(runs: Runs, rootstock: Command, tmp_path: Path) -> None:
@@ -153,6 +157,41 @@ def test_the_linear_classifier_of_a_probe_is_explained(runs: Runs, rootstock: Co
     shutil.rmtree(run / "linear")
     done = rootstock("explain", str(run), labelled, "--out", str(out), *QUICK)
     assert done.returncode == 2 and "evaluate.linear={}" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("task", ["finetune", "pipeline", None, ""])
+def test_the_result_of_another_command_is_not_replaced(task: str | None, runs: Runs, tmp_path: Path) -> None:
+    if task is None:  # a run that is not finished
+        (tmp_path / "config.yaml").write_text("")
+        (tmp_path / "run.json").write_text("{}")
+    else:
+        (tmp_path / "result.json").write_text(json.dumps({"task": task} if task else {}))
+    before = contents(tmp_path)
+    with pytest.raises(UserError) as refused:
+        explain.explain_pictures(runs.adapted, [runs.pictures], tmp_path, explain.Explaining())
+    named = "run" if task is None else task or "result.json"
+    assert str(refused.value) == (
+        f"--out: {tmp_path} holds what another command wrote ({named}), and it would be replaced; name another folder, such as "
+        f"{tmp_path}-explained"
+    )
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_of_pictures_gets_no_page(runs: Runs, tmp_path: Path) -> None:
+    read = Path(runs.pictures.removeprefix("folder:"))
+    shutil.copytree(read, tmp_path / "train")
+    for given, folder in ((runs.pictures, read), (f"folder:{tmp_path / 'train'}", tmp_path / "train")):
+        asked = explain.Explaining(train=(given,), device="cpu")
+        with pytest.raises(UserError) as refused:
+            explain.explain_pictures(runs.adapted, [runs.pictures], folder / "explained", asked)
+        assert str(refused.value) == (
+            f"--out: {folder / 'explained'} lies in {folder}, which is read as data, so it would become data itself; choose a place outside"
+        )
+    (tmp_path / "result.json").write_text("no JSON")
+    with pytest.raises(
+        UserError, match=r"^--out: .*result\.json is damaged .*; delete the file, or name another folder$"
+    ):
+        explain.explain_pictures(runs.adapted, [runs.pictures], tmp_path, explain.Explaining())
 
 
 def test_what_cannot_be_explained_is_one_sentence(

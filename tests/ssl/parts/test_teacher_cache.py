@@ -93,6 +93,14 @@ def test_rows_have_numbers_of_their_own() -> None:
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        UserError, match=r"^method\.cache: .*file/a cannot be made \(.*\); name another folder, or leave cache out$"
+        UserError,
+        match=r"^method\.cache: .*file/a cannot be made \(.*file is no folder\); name another folder, or leave cache out$",
     ):
         TeacherCache(str(tmp_path / "file"), "a", SHAPES)
+
+
+def test_the_folder_is_made_with_the_first_record(tmp_path: Path) -> None:
+    cache = TeacherCache(str(tmp_path / "far" / "below"), "a", SHAPES)
+    assert len(cache) == 0 and not list(tmp_path.iterdir())
+    cache(torch.randn(2, 3, 4, 4), Asked())
+    assert len(TeacherCache(str(tmp_path / "far" / "below"), "a", SHAPES)) == 2
