@@ -26,6 +26,14 @@ READER = "reader"
 Side = Literal["out", "in"]
 
 
+class UnprunableNetwork(UserError):
+    """No channel of a network can go by itself, or nobody can tell which go together. why: without the key and the remedy."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"method.prune.macs: {why}; give method.prune.weights instead, or use another network")
+        self.why = why
+
+
 class Member(NamedTuple):
     """One side of a layer. units: int64 [width], the unit that each of its channels belongs to; -1 for none of them."""
 
@@ -57,7 +65,7 @@ def import_torch_pruning() -> Any:
 def coupled_channels(backbone: Backbone, features: bool) -> list[CoupledUnits]:
     """What can be pruned of a backbone, in the order of its layers. features: whether the width of the features may shrink.
 
-    Raises UserError for a network that cannot be traced, and for one of which nothing can be pruned.
+    Raises UnprunableNetwork for a network that cannot be traced, and for one of which nothing can be pruned.
     """
     pruning, name = import_torch_pruning(), backbone.spec["name"]
     traced = _traced(backbone)
@@ -69,10 +77,7 @@ def coupled_channels(backbone: Backbone, features: bool) -> list[CoupledUnits]:
             graph.build_dependency(traced, images, verbose=False)
         groups = list(graph.get_all_groups())
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError) as error:
-        raise UserError(
-            f"method.prune.macs: torch-pruning cannot follow the channels of {name} ({error}); give method.prune.weights instead, or use "
-            "another network"
-        ) from error
+        raise UnprunableNetwork(f"torch-pruning cannot follow the channels of {name} ({error})") from error
     attending = {module for parent in traced.modules() if hasattr(parent, "num_heads") for module in parent.modules()}
     found = [
         made
@@ -84,9 +89,8 @@ def coupled_channels(backbone: Backbone, features: bool) -> list[CoupledUnits]:
     order = {place: number for number, place in enumerate(places.values())}
     found.sort(key=lambda one: order[one.root])
     if not found:
-        raise UserError(
-            f"method.prune.macs: no layer of {name} can be pruned by itself, since its channels are normalised or divided together; give "
-            "method.prune.weights instead, or use another network"
+        raise UnprunableNetwork(
+            f"no layer of {name} can be pruned by itself, since its channels are normalised or divided together"
         )
     return found
 

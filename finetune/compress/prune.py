@@ -24,13 +24,21 @@ from ...core.model.macs import macs_of, parameters_of
 from ...core.model.pruned import give_sizes
 from ...core.run.directory import Run
 from ...core.views.view import Evaluation
-from .channels import CoupledUnits, coupled_channels
+from .channels import CoupledUnits, UnprunableNetwork, coupled_channels
 from .importance import Importance, by_magnitude, by_taylor, chosen_pictures, layers_to_score, shown_batches
 from .kept import keep_channels, kept_channels, sizes_with
 from .masks import WeightMasks
 from .widths import Ranking, Scope
 
 DECISION = "pruned.json"
+
+
+class UnreachableShare(UserError):
+    """So few multiply-adds cannot stay of a network that can be pruned."""
+
+
+# What the first process found, as all of them raise it.
+_REFUSALS: Mapping[str, type[UserError]] = {"network": UnprunableNetwork, "share": UnreachableShare, "other": UserError}
 
 
 def prune_options(
@@ -120,7 +128,7 @@ class Pruned:
         told = broadcast_text(json.dumps(_decided(run, classifier, method, images, view)) if run.main else "")
         kept: dict[str, Any] = json.loads(told)
         if "refused" in kept:
-            raise UserError(kept["refused"])
+            raise _REFUSALS[kept["kind"]](kept["refused"])
         keep_channels(
             classifier,
             {place: {side: torch.tensor(rows) for side, rows in sides.items()} for place, sides in kept.items()},  # pyright: ignore[reportArgumentType]
@@ -152,7 +160,7 @@ class Pruned:
 def _decided(
     run: Run, classifier: Classifier, method: Mapping[str, Any], images: Images, view: Evaluation
 ) -> dict[str, Any]:
-    """The channels that stay, as JSON; those that an earlier command of this run has decided. Or {"refused": why}, for all processes."""
+    """The channels that stay, as JSON; those that an earlier command of this run has decided. Or {"refused": why, "kind": ...}."""
     path = run.checkpoints / "kept" / DECISION
     try:
         return read_record(path)["kept"]
@@ -162,8 +170,10 @@ def _decided(
         run.log(f"WARNING: {error}; it is decided again what is pruned")
     try:
         found = _choose(run, classifier, method, images, view)
+    except UnprunableNetwork as error:
+        return {"refused": error.why, "kind": "network"}
     except UserError as error:
-        return {"refused": str(error)}
+        return {"refused": str(error), "kind": "share" if isinstance(error, UnreachableShare) else "other"}
     if not run.dry:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_record(path, {"kept": found})
@@ -190,7 +200,7 @@ def _choose(
     counts = ranking.first_within(cost, int(options["macs"] * whole))
     if counts is None:
         most = cost(ranking.counts(ranking.levels)) / whole
-        raise UserError(
+        raise UnreachableShare(
             f"method.prune.macs: {options['macs']} of the multiply-adds of {backbone.spec['name']} cannot be reached: {most:.3f} stay "
             f"where each layer keeps {options['least']:g} of its channels, in multiples of {options['multiple']}; give more, or lower "
             "method.prune.least or multiple"

@@ -19,6 +19,7 @@ from ...core.evaluate.trained import TrainedRun, load_trained
 from ...core.images.images import Images
 from ...core.images.open import open_images
 from ...core.manifest import DamagedFile, read_record, write_record
+from ...finetune.compress.channels import UnprunableNetwork
 from ..aloud import conclude, say
 from ..following import command
 from ..outputs.card import UNKNOWN_LICENCE
@@ -32,8 +33,10 @@ from .budget import Budget
 from .forms import (
     MARGIN,
     PICTURES_TIMED,
+    PRUNED_RUN,
     SHARES_TRIED,
     TriedForm,
+    check_overrides,
     cost_of_file,
     cost_of_network,
     first_pictures,
@@ -116,10 +119,9 @@ def compress_run(run: Path, to: Path, asked: Demand) -> int:
     trained = load_trained(run)
     asked = with_sets(trained, asked)
     record = Record(to, run, asked)
-    test = open_images(list(asked.test))
-    labels = labels_for(trained, test, "--test")
-    # Before anything is timed: a test that calibrates is refused.
+    check_recovery(trained, to, asked.overrides)
     sets = int8_sets(trained, asked.calibrate, asked.test, "--calibrate") if asked.int8 else None
+    test, labels = measured_pictures(trained, asked, sets)
     # The test is read at once, so that a damaged picture is found before anything is timed or trained.
     before = extract(classifier_of(trained), test, trained.view, device="cpu").argmax(1) == labels
     if record.chosen is None:
@@ -129,11 +131,23 @@ def compress_run(run: Path, to: Path, asked: Demand) -> int:
     say(f"compress: {chosen.in_words()}; the budget is {asked.budget.in_words()}")
     source = trained.folder
     if chosen.share is not None:
-        source = to / "pruned"
+        source = to / PRUNED_RUN
         execute("finetune", recovery(trained, chosen.share, source), asked.overrides)
     if not (to / "exported").exists():
         _export(load_trained(source), to / "exported", sets if chosen.int8 else None)
     return _conclude(trained, record, chosen, asked, (test, labels, before))
+
+
+def check_recovery(trained: TrainedRun, to: Path, overrides: Sequence[str]) -> None:
+    """Raises UserError for overrides that cannot be; says where no channel can go, since the run cannot teach the network to recover."""
+    try:
+        config = recovery(trained, SHARES_TRIED[0], to / PRUNED_RUN)
+    except UserError as error:
+        if overrides:
+            raise
+        say(f"WARNING: all channels stay: {error}")
+        return
+    check_overrides(config, overrides)
 
 
 def with_sets(trained: TrainedRun, asked: Demand) -> Demand:
@@ -146,6 +160,13 @@ def with_sets(trained: TrainedRun, asked: Demand) -> Demand:
             "give labelled ones with --test URI"
         )
     return asked._replace(calibrate=asked.calibrate or uris_of_training(trained), test=test)
+
+
+def measured_pictures(trained: TrainedRun, asked: Demand, sets: Int8Sets | None) -> tuple[Images, Tensor]:
+    """The test and its labels, int64 [N]; without what calibrates, which `sets` has taken out. Raises UserError."""
+    test = open_images(list(asked.test)) if sets is None else sets.test
+    trained.check_pictures(test)
+    return test, labels_for(trained, test, "--test")
 
 
 def _choose(trained: TrainedRun, sets: Int8Sets | None, asked: Demand, record: Record) -> TriedForm:
@@ -175,12 +196,17 @@ def _choose(trained: TrainedRun, sets: Int8Sets | None, asked: Demand, record: R
             small = pruned_draft(trained, share, record.to, folder / f"run-{share}", asked.overrides)
             return None if small is None else timed(small, share, asked.int8)
 
-        best = largest_share(form_of, asked.budget, SHARES_TRIED)
+        why = ""
+        try:
+            best = largest_share(form_of, asked.budget, SHARES_TRIED)
+        except UnprunableNetwork as error:
+            best, why = None, f"{error.why}, and "
     if best is None:
-        least = min((TriedForm.of_json(form) for form in record.content["tried"]), key=lambda form: form.stays)
+        tried = [TriedForm.of_json(form) for form in record.content["tried"]]
+        least = min(tried, key=lambda form: (form.stays, not form.int8))
         raise UserError(
-            f"--latency, --size: nothing fits {asked.budget.in_words()}; the smallest form that can be made has {least.in_words()}. Allow "
-            f"that, or teach a smaller network: {command('distill', str(trained.folder), '--student', 'NAME')}"
+            f"--latency, --size: nothing fits {asked.budget.in_words()}; {why}the smallest form that can be made has {least.in_words()}. "
+            f"Allow that, or teach a smaller network: {command('distill', str(trained.folder), '--student', 'NAME')}"
         )
     return best
 

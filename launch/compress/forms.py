@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from ...core.errors import UserError
 from ...core.evaluate.trained import TrainedRun, load_trained
 from ...core.images.images import Images
 from ...core.model.macs import macs_of
+from ...finetune.compress.prune import UnreachableShare
 from ..dry import build_dry
 from ..outputs.checking import ShownPictures
 from ..outputs.int8 import INT8_FILE, write_int8
@@ -25,7 +27,13 @@ from .student import NO_NETWORK, plan_lesson
 SHARES_TRIED = tuple(round(0.02 * step, 2) for step in range(49, 0, -1))  # of the multiply-adds: 0.98, 0.96, ..., 0.02
 MARGIN = 0.95  # of the budget's latency, in which the search stays: the same network is timed again at the end
 PICTURES_TIMED = 16  # pictures that a draft of a graph is calibrated and timed on
-_OF_PRUNING = "method.prune.macs"  # how the refusal of a share that cannot be reached begins
+PRUNED_RUN = "pruned"
+"""The folder of the recovery, in that of the command."""
+# What the search and the measurement rest on, so that no override of the recovery may change it.
+_SETTLED = (
+    "run.dir", "data.size", "data.crop", "data.resize", "data.interpolation", "method.keep_head", "method.prune.macs",
+    "method.prune.weights",
+)  # fmt: skip
 
 
 class TriedForm(NamedTuple):
@@ -86,17 +94,28 @@ def recovery(trained: TrainedRun, share: float, folder: Path) -> dict[str, Any]:
     return config
 
 
+def check_overrides(config: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Raises UserError for overrides of a recovery that would make another network, or put it elsewhere. config: of the recovery."""
+    own, given = (resolve("finetune", config, some) for some in ((), overrides))
+    for key in (*_SETTLED, *(f"backbone.{name}" for name in own["backbone"])):
+        if _value(own, key) != _value(given, key):
+            raise UserError(f"{key}: rootstock compress sets it for the recovery; leave it out")
+
+
+def _value(config: Mapping[str, Any], key: str) -> Any:
+    """Of a dotted key; None in a section that is left out."""
+    return reduce(lambda section, name: None if section is None else section.get(name), key.split("."), config)
+
+
 def pruned_draft(
     trained: TrainedRun, share: float, to: Path, folder: Path, overrides: Sequence[str]
 ) -> TrainedRun | None:
     """The pruned network before its recovery, which costs what it will cost afterwards; None if so little cannot stay."""
-    config = resolve("finetune", recovery(trained, share, to / "pruned"), overrides)
+    config = resolve("finetune", recovery(trained, share, to / PRUNED_RUN), overrides)
     try:
         _, built = build_dry("finetune", config)
-    except UserError as error:
-        if str(error).startswith(_OF_PRUNING):
-            return None
-        raise
+    except UnreachableShare:
+        return None
     built.plan.method.classifier.export(folder)
     return load_trained(folder)._replace(view=trained.view)
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from ...core.environment import environment, processor, usable_cores
 from ...core.evaluate.statistics import Interval
-from ...core.files import write_text
+from ...core.files import beside, expanded, write_text
 from ...core.images.images import Images
 from ...core.model.macs import macs_of, parameters_of
 from ...core.run.energy import EnergyMeter
@@ -27,7 +27,7 @@ from .costs import FormCosts, NetworkCosts, markdown_page, printed_table, remark
 from .frames import Frames, frame_form, frames_a_second, jpeg_frames
 from .latency import TIMED_ROUNDS, Form, latency_of, latency_ratio, time_in_turn
 from .memory import PeakMemory, peak_memory
-from .networks import TORCH, MeasuredNetwork, bytes_of, inputs_of, open_network, pictures_for, with_graphs
+from .networks import TORCH, MeasuredNetwork, bytes_of, inputs_of, is_exported, open_network, pictures_for, with_graphs
 
 FEWEST_ROUNDS = 5  # rounds of each batch size
 BUSY_SAID = "the machine is busy, so times are longer than on a free one, and ratios are what holds"
@@ -90,13 +90,17 @@ def measure_networks(runs: Sequence[Path], asked: HowMeasured, out: Path | None,
         ((network.title, form, costs.latency[1].median) for network in found for form, costs in network.forms.items()),
         key=lambda each: each[2],
     )
-    conclude(f"measure: {best} in {form}: {ms:.3g} ms a picture, the least here", _following(found))
+    conclude(f"measure: {best} in {form}: {ms:.3g} ms a picture, the least here", following_costs(found))
     return 0
 
 
-def _following(found: Sequence[NetworkCosts]) -> str:
-    first = found[0].title
-    return command("quantize", first, "--calibrate", "URI", "--to", f"{first}-quantized")
+def following_costs(found: Sequence[NetworkCosts]) -> str:
+    """The next command: 8 bits for a run; for exports alone, which are not quantized any more, the comparison of their digests."""
+    titles = [network.title for network in found]
+    run = next((title for title in titles if not is_exported(expanded(title))), None)
+    if run is None:
+        return command("verify", titles[0])
+    return command("quantize", run, "--calibrate", "URI", "--to", str(beside(run, "-quantized")))
 
 
 def network_costs(

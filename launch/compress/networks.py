@@ -84,7 +84,21 @@ def _exported(title: str, folder: Path) -> MeasuredNetwork:
 
 
 def pictures_for(measured: MeasuredNetwork, uris: Sequence[str]) -> Images:
-    """Pictures to show: of `uris`, else the run's own, else the two photographs that come with scikit-learn. Raises UserError."""
+    """Pictures to show: of `uris`, else the run's own, else the two photographs that come with scikit-learn.
+
+    Raises UserError, also for pictures of other channels than the network takes.
+    """
+    images = _opened(measured, uris)
+    channels = images.read(0).shape[0] if len(images) else measured.channels
+    if channels != measured.channels:
+        raise UserError(
+            f"{measured.title} takes pictures of {measured.channels} channels, and those of {images.uri} have {channels}; give pictures of "
+            f"{measured.channels} channels with --images URI"
+        )
+    return images
+
+
+def _opened(measured: MeasuredNetwork, uris: Sequence[str]) -> Images:
     if measured.trained is not None:
         try:
             return opened_for(measured.trained, uris)

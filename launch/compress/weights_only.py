@@ -77,6 +77,8 @@ def export_weights_only(run: Path, to: Path, tests: Sequence[str], images: Seque
             f"--weights-only: {trained.title} has no linear layer below its head, so nothing would be saved; give --calibrate URI instead"
         )
     test = open_images(list(tests)) if tests else None
+    if test is not None:
+        trained.check_pictures(test)
     labels = None if test is None else labels_for(trained, test, "--test")
     shown = shown_pictures(trained, images)
     with drafted(to) as draft:

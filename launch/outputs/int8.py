@@ -100,6 +100,7 @@ def int8_sets(trained: TrainedRun, uris: Sequence[str], tests: Sequence[str], op
     chosen = torch.tensor(order[:count], dtype=torch.int64)
     used = torch.isin(keys, chosen)
     test = open_images(list(tests)) if tests else pool.select((~used).nonzero()[:, 0])
+    trained.check_pictures(test)
     clear = ~torch.isin(test.keys(), chosen)
     if not bool(clear.any()):
         raise UserError(f"--test: all pictures of {test.uri} calibrate too; give others")

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -43,3 +44,12 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     backbone.seen = {"labelled": images.keys()}
     classifier.eval().export(folder / "run")
     return Trained(folder / "run", train, held_out)
+
+
+@pytest.fixture(scope="session")
+def five(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URI of labelled pictures of five channels."""
+    path = tmp_path_factory.mktemp("five") / "five.npz"
+    pictures = np.random.default_rng(0).integers(0, 256, (6, 5, 16, 16), dtype=np.uint8)
+    np.savez(path, x=pictures, y=np.arange(6) % 3)
+    return f"npz:{path}?layout=NCHW"

@@ -12,10 +12,14 @@ import torch
 from rootstock.core.errors import UserError
 from rootstock.core.evaluate.trained import load_trained
 from rootstock.core.images.open import open_images
+from rootstock.core.model.classifier import Classifier
+from rootstock.core.model.heads import Structure
+from rootstock.finetune.compress import channels
 from rootstock.launch.compress import compress as compressing
-from rootstock.launch.compress.budget import Budget
-from rootstock.launch.compress.compress import Demand, compress_run, with_sets
-from rootstock.launch.compress.forms import recovery
+from rootstock.launch.compress.budget import Budget, EdgeCost
+from rootstock.launch.compress.compress import Demand, check_recovery, compress_run, measured_pictures, with_sets
+from rootstock.launch.compress.forms import check_overrides, pruned_draft, recovery
+from rootstock.launch.outputs.int8 import int8_sets
 from rootstock.launch.outputs.onnx_file import OnnxSession
 from rootstock.launch.verbs import execute
 
@@ -114,10 +118,105 @@ def test_the_recovery_is_the_runs_own_training(trained: Path, tmp_path: Path) ->
     assert config["method"]["teacher"] == {"weights": str(trained)} and config["run"]["dir"] == str(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("run.dir=elsewhere", "run.dir"),
+        ("data.size=8", "data.size"),
+        ("data={crop: 0.5}", "data.crop"),
+        ("method.prune.macs=0.9", "method.prune.macs"),
+        ("method.prune={macs: 0.9}", "method.prune.macs"),
+        ("method.prune=null", "method.prune.macs"),
+        ("method.prune.weights=0.5", "method.prune.weights"),
+        ("method.keep_head=false", "method.keep_head"),
+        ("backbone.weights=none", "backbone.weights"),
+        ("backbone={drop_path: 0.1}", "backbone.drop_path"),
+    ],
+)
+def test_overrides_that_would_make_another_network_are_refused_at_once(
+    override: str, key: str, trained: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as refused:
+        compress_run(trained, tmp_path / "to", Demand(Budget(None, 1), (), (), 1, False, [override]))
+    assert str(refused.value) == f"{key}: rootstock compress sets it for the recovery; leave it out"
+    assert not list(tmp_path.iterdir())
+
+
+def test_overrides_of_the_training_are_not_refused(trained: Path, tmp_path: Path) -> None:
+    config = recovery(load_trained(trained), 0.5, tmp_path)
+    check_overrides(
+        config, ["optim.lr=0.1", "method.prune={multiple: 4}", "method.teacher=null", "data.views=digits", "seed=4"]
+    )
+
+
+@pytest.mark.parametrize("int8", [True, False])
+def test_a_test_of_other_channels_is_refused(int8: bool, trained: Path, five: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        compress_run(trained, tmp_path / "to", Demand(Budget(None, 1), (), (five,), 1, int8, ()))
+    assert str(refused.value) == (
+        f"{five}: its pictures have 5 channels, and smallconv of {trained} takes 3; give pictures of 3 channels"
+    )
+
+
+@pytest.mark.parametrize(("calibrate", "left"), [("300:340", 60), ("0:40", 100), ("380:420", 80), (None, 100)])
+def test_the_loss_is_measured_on_pictures_that_did_not_calibrate(
+    calibrate: str | None, left: int, trained: Path
+) -> None:
+    """Of a test that holds calibrating pictures, the others count, before and after."""
+    run, calibrating = load_trained(trained), [f"{DIGITS}#[{calibrate or '0:40'},seed=1]"]
+    sets = None if calibrate is None else int8_sets(run, calibrating, [TEST])
+    test, labels = measured_pictures(run, Demand(Budget(None, 1), calibrating, [TEST], 1, True, ()), sets)
+    whole = open_images(TEST)
+    assert whole.labels is not None and len(test) == left
+    used = open_images(calibrating).keys().tolist() if calibrate else []
+    expected = [(k, n) for k, n in zip(whole.keys().tolist(), whole.labels.tolist(), strict=True) if k not in used]
+    assert list(zip(test.keys().tolist(), labels.tolist(), strict=True)) == expected
+
+
+def test_a_network_that_cannot_be_pruned_is_not_one_that_is_pruned_too_little(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of ConvNeXt V2, of which no channel can go by itself."""
+    monkeypatch.setattr(channels, "_coupled", lambda *_: None)
+    monkeypatch.setattr(channels, "_has_free_heads", lambda _: False)
+    monkeypatch.setattr(compressing, "cost_of_network", lambda *_: EdgeCost(1.0, 1.5, 200_000))
+    with pytest.raises(UserError) as refused:
+        compress_run(trained, tmp_path / "to", Demand(Budget(None, 100), (), (), 1, True, ()))
+    said = str(refused.value)
+    assert said.startswith(
+        "--latency, --size: nothing fits 0.0001 MB; no layer of smallconv can be pruned by itself, since its channels are normalised or "
+        "divided together, and the smallest form that can be made has all channels, 8 bits: "
+    )
+    assert said.endswith(f" MB. Allow that, or teach a smaller network: rootstock distill {trained} --student NAME")
+
+
+def test_what_knows_unknown_images_keeps_its_channels_and_that_is_said_first(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = load_trained(trained)
+    assert run.classifier is not None
+    folder = tmp_path / "open"
+    Classifier(run.backbone, run.classifier.classes, structure=Structure(extra=1)).export(folder)
+    (folder / "config.yaml").write_bytes((trained / "config.yaml").read_bytes())
+    (folder / "result.json").write_text(json.dumps({"task": "adapt"}))
+    why = (
+        f"{folder} has an output for unknown images, which no student has; teach by features (`rootstock pretrain` with method=distill), "
+        "or give a classifier without `unknown`"
+    )
+    check_recovery(load_trained(folder), tmp_path / "to", ())
+    assert capsys.readouterr().err == f"WARNING: all channels stay: {why}\n"
+    with pytest.raises(UserError) as refused:
+        check_recovery(load_trained(folder), tmp_path / "to", ["optim.lr=0.1"])
+    assert str(refused.value) == why
+    with pytest.raises(UserError) as refused:
+        pruned_draft(load_trained(folder), 0.5, tmp_path / "to", tmp_path / "draft", ())
+    assert str(refused.value) == why
+
+
 def test_refusals(trained: Path, tmp_path: Path, rootstock: Rootstock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compressing, "SHARES_TRIED", (0.5, 0.02))
     with pytest.raises(UserError) as refused:
-        compress_run(trained, tmp_path / "none", Demand(Budget(None, 100), (), (), 1, False, ()))
+        compress_run(trained, tmp_path / "none", Demand(Budget(None, 100), (), (), 1, True, ()))
     said = str(refused.value)
     assert said.startswith("--latency, --size: nothing fits 0.0001 MB; the smallest form that can be made has ")
     assert said.endswith(f" MB. Allow that, or teach a smaller network: rootstock distill {trained} --student NAME")

@@ -19,9 +19,9 @@ from rootstock.core.evaluate.trained import load_trained
 from rootstock.core.images.open import open_images
 from rootstock.core.model.backbone import create
 from rootstock.core.model.classifier import Classifier
-from rootstock.launch.compress.costs import UNMEASURED, cost_rows, headings, markdown_page, remarks
+from rootstock.launch.compress.costs import UNMEASURED, NetworkCosts, cost_rows, headings, markdown_page, remarks
 from rootstock.launch.compress.frames import frames_a_second, jpeg_frames, label_of
-from rootstock.launch.compress.measure import HowMeasured, network_costs
+from rootstock.launch.compress.measure import HowMeasured, following_costs, network_costs
 from rootstock.launch.compress.memory import PeakMemory, peak_memory
 from rootstock.launch.compress.networks import INT8, ONNX, TORCH, open_network, pictures_for
 from rootstock.launch.outputs.export import export_network
@@ -87,6 +87,35 @@ def test_a_run_is_measured_in_every_form(folder: Path, tmp_path: Path) -> None:
     assert f"- energy: {UNMEASURED}: no GPU with a counter of energy computes\n" in page
     assert remarks(found, "x")[0].startswith(f"{titles[0]}: 3 x 16 x 16, 0.0 million multiply-adds, ")
     json.dumps([network.as_json() for network in found], allow_nan=False)
+
+
+@pytest.mark.parametrize("name", ["run", "exported", "plain"])
+@pytest.mark.parametrize(("own", "given"), [(3, 5), (5, 3), (5, None)])
+def test_pictures_of_other_channels_are_refused(
+    name: str, own: int, given: int | None, folder: Path, five: str, tmp_path: Path
+) -> None:
+    """A network that takes five channels is shown neither three of the user nor the photographs, which a run is not shown either."""
+    measured = open_network(folder / name)._replace(channels=own)
+    if own == 5 and measured.trained is not None:
+        measured = measured._replace(trained=measured.trained._replace(backbone=create(SIDE, 5, name="smallconv")))
+    with pytest.raises(UserError) as refused:
+        pictures_for(measured, {5: [five], 3: [DIGITS], None: []}[given])
+    said = str(refused.value)
+    if name == "run":
+        assert "give pictures of" in said or said.endswith("give some: --images URI")
+        return
+    other = "those of " + {5: five, 3: DIGITS}.get(given or 0, "folder:")
+    assert said.startswith(f"{folder / name} takes pictures of {own} channels, and {other}")
+    assert said.endswith(f" have {8 - own}; give pictures of {own} channels with --images URI")
+
+
+def test_eight_bits_come_next_for_a_run_alone(folder: Path) -> None:
+    costs = [
+        NetworkCosts(str(folder / name), SIDE, CHANNELS, None, None, {}, {}) for name in ("exported", "run", "plain")
+    ]
+    run = folder / "run"
+    assert following_costs(costs) == f"rootstock quantize {run} --calibrate URI --to {run}-quantized"
+    assert following_costs(costs[:1]) == f"rootstock verify {folder / 'exported'}"
 
 
 def test_a_foreign_script_is_not_run(folder: Path, tmp_path: Path) -> None:

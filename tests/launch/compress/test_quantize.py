@@ -107,6 +107,15 @@ def test_nothing_is_left_of_a_command_that_failed(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("tests", [True, False])
+def test_pictures_of_other_channels_are_refused(tests: bool, digits: Trained, five: str) -> None:
+    with pytest.raises(UserError) as error:
+        quantize_sets(load_trained(digits.run), [digits.train if tests else five], [five] if tests else [])
+    assert str(error.value) == (
+        f"{five}: its pictures have 5 channels, and resnet10t of {digits.run} takes 3; give pictures of 3 channels"
+    )
+
+
 def test_what_cannot_be_shown_is_refused(digits: Trained, tmp_path: Path) -> None:
     trained = load_trained(digits.run)
     sets = quantize_sets(trained, [f"{DIGITS}#[:300]"], [])

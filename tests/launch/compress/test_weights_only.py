@@ -81,6 +81,15 @@ def test_what_is_said_of_the_loss_is_what_the_two_networks_predict(folder: Path)
     assert "12 linear layers have 8 bits" in card and "timm reads no weights of 8 bits" in card
 
 
+def test_a_test_of_other_channels_is_refused(folder: Path, five: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        export_weights_only(folder / "run", tmp_path / "out", [five], [DIGITS], "unknown")
+    assert str(error.value) == (
+        f"{five}: its pictures have 5 channels, and vit_tiny_patch16_224 of {folder / 'run'} takes 3; give pictures of 3 channels"
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_saves_nothing_is_refused(digits: Trained, folder: Path, tmp_path: Path, rootstock: Command) -> None:
     with pytest.raises(UserError) as error:
         export_weights_only(digits.run, tmp_path / "out", [], [DIGITS], "unknown")
