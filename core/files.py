@@ -34,7 +34,7 @@ def expanded(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
-def beside(path: str | Path, ending: str) -> Path:
+def path_beside(path: str | Path, ending: str) -> Path:
     """The path with this ending after its last name, which `.` and `..` have when they are resolved; ~ as `expanded`."""
     given = expanded(path)
     named = given if given.name not in ("", "..") else given.resolve()

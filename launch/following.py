@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..core.files import beside
+from ..core.files import path_beside
 from ..core.run.folder import CONFIG
 from .report.negative import TRANSFER_WEIGHTS
 from .settle import names_a_run
@@ -35,7 +35,7 @@ def command(*words: str, **keys: Any) -> str:
 
 def exporting(run: object) -> str:
     """The command that exports a run's network."""
-    return command("export", str(run), "--to", str(beside(str(run), "-exported")))
+    return command("export", str(run), "--to", str(path_beside(str(run), "-exported")))
 
 
 def _value(value: Any) -> str:

@@ -8,7 +8,7 @@ import typer
 
 from ...core.environment import usable_cores
 from ...core.errors import UserError
-from ...core.files import beside, check_output
+from ...core.files import check_output, path_beside
 from ..app import DryOption, OverridesArgument
 from ..outputs.commands import ComparedOption, LicenceOption
 
@@ -188,4 +188,4 @@ def compress_command(
     from .compress import Demand, compress_run
 
     demand = Demand(budget, calibrate or [], test or [], threads, int8, overrides or [])
-    return compress_run(run, to or beside(run, "-compressed"), demand)
+    return compress_run(run, to or path_beside(run, "-compressed"), demand)

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from ...core.environment import environment, processor, usable_cores
 from ...core.evaluate.statistics import Interval
-from ...core.files import beside, expanded, write_text
+from ...core.files import expanded, path_beside, write_text
 from ...core.images.images import Images
 from ...core.model.macs import macs_of, parameters_of
 from ...core.run.energy import EnergyMeter
@@ -100,7 +100,7 @@ def following_costs(found: Sequence[NetworkCosts]) -> str:
     run = next((title for title in titles if not is_exported(expanded(title))), None)
     if run is None:
         return command("verify", titles[0])
-    return command("quantize", run, "--calibrate", "URI", "--to", str(beside(run, "-quantized")))
+    return command("quantize", run, "--calibrate", "URI", "--to", str(path_beside(run, "-quantized")))
 
 
 def network_costs(

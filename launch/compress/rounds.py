@@ -10,7 +10,7 @@ import yaml
 
 from ...core.documents import read_mapping
 from ...core.errors import UserError
-from ...core.files import beside, expanded, write_text
+from ...core.files import expanded, path_beside, write_text
 from ...core.run.folder import CONFIG, read_result, run_folder
 
 FILE_OF_ROUNDS = "rounds.yaml"
@@ -76,7 +76,7 @@ def plan_rounds(run: Path, macs: float, rounds: int, importance: str, overrides:
     if not 1 <= rounds <= MOST_ROUNDS:
         raise UserError(f"--rounds: expected 1 to {MOST_ROUNDS}, got {rounds}; 1 to 5 are usual")
     config, seed = _finetuned(run)
-    folder = beside(run, "-pruned")
+    folder = path_beside(run, "-pruned")
     further = list[str]()
     for override in overrides:
         key, _, value = override.partition("=")

@@ -14,7 +14,7 @@ from ...core.distributed import rank
 from ...core.documents import read_mapping
 from ...core.errors import UserError
 from ...core.evaluate.trained import TrainedRun, load_trained
-from ...core.files import beside, expanded
+from ...core.files import expanded, path_beside
 from ...core.model.backbone import Backbone, create
 from ...core.model.macs import macs_of, parameters_of
 from ...core.run.folder import CONFIG
@@ -95,7 +95,7 @@ def plan_lesson(trained: TrainedRun, student: str) -> Lesson:
     given = {key: value for key, value in given.items() if key != "verb"}
     teacher, name = str(trained.folder), student.replace("/", "-")
     config = copy.deepcopy(given)
-    config["run"] = {**config["run"], "dir": str(beside(trained.folder, f"-{name}"))}
+    config["run"] = {**config["run"], "dir": str(path_beside(trained.folder, f"-{name}"))}
     config["backbone"] = {**NO_NETWORK, "norm": given["backbone"].get("norm", "auto"), "name": student}
     config["optim"] = {**config["optim"], "layer_decay": None, "backbone_lr": 1.0}
     notes = list[str]()

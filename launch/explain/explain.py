@@ -33,7 +33,7 @@ from .contents import Explained
 from .masks import object_masks, share_in_words
 from .measured import Measures, curves_at_random, measured_curves, measured_points, measured_sanity
 from .network import explained_run
-from .outcome import check_folder, write_outcome
+from .outcome import check_page_folder, write_outcome
 from .training import pooled_features, training_pictures
 
 PREDICTED, LABEL = "predicted", "label"
@@ -80,7 +80,7 @@ def explain_pictures(run: Path, uris: Sequence[str], out: Path, asked: Explainin
     device = joined(asked.device)
     if connected():
         raise UserError("rootstock explain works in one process; start it without torchrun or a launcher")
-    check_folder(out)
+    check_page_folder(out)
     trained, classifier = explained_run(run)
     images = _opened(uris, trained, asked.skip_damaged)
     train = _training(trained, asked)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...core.errors import UserError
 from ...core.evaluate.feature_key import weights_digest
-from ...core.files import beside, write_bytes
+from ...core.files import path_beside, write_bytes
 from ...core.formats import FORMAT
 from ...core.manifest import DamagedFile, read_object, write_record
 from ...core.ownfiles import is_run
@@ -27,7 +27,7 @@ _PLAIN = "picture"  # the name of a picture without a map
 _PANEL = re.compile(rf"\d{{3,}}_({'|'.join(map(re.escape, (_PLAIN, *METHOD_SOURCES)))})\.png")
 
 
-def check_folder(out: Path) -> None:
+def check_page_folder(out: Path) -> None:
     """Raises UserError for a folder whose result something else wrote: the page's own would replace it."""
     if not out.is_dir():
         return
@@ -40,7 +40,7 @@ def check_folder(out: Path) -> None:
     if task != TASK:
         raise UserError(
             f"--out: {out} holds what another command wrote ({task or RESULT_FILE}), and it would be replaced; name another folder, such "
-            f"as {beside(out, '-explained')}"
+            f"as {path_beside(out, '-explained')}"
         )
 
 

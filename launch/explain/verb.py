@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ...core.errors import UserError
-from ...core.files import beside
+from ...core.files import path_beside
 from ..outputs.commands import DeviceOption, SkipOption, UriArgument, WorkersOption
 
 ExplainedRun = Annotated[
@@ -77,7 +77,7 @@ def explain_command(
     skip_damaged: SkipOption = False,
 ) -> int:
     """Show what a classifier looked at (a page, .png)."""
-    folder = beside(run, "-explained") if out is None else out
+    folder = path_beside(run, "-explained") if out is None else out
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out: {folder} is no folder; name another one")
     from ...finetune.explain.methods import MapSettings

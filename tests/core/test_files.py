@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rootstock.core.errors import UserError
-from rootstock.core.files import beside, check_output, read_regular, sha256, write_tensors, write_text
+from rootstock.core.files import check_output, path_beside, read_regular, sha256, write_tensors, write_text
 
 
 def test_a_device_a_pipe_and_a_folder_are_never_replaced(tmp_path: Path) -> None:
@@ -96,4 +96,4 @@ def test_a_folder_beside_another_has_its_name(
     (here := tmp_path / "here" / "run").mkdir(parents=True)
     monkeypatch.chdir(here)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert str(beside(given, "-pruned")) == made.format(here=here, above=here.parent, home=tmp_path)
+    assert str(path_beside(given, "-pruned")) == made.format(here=here, above=here.parent, home=tmp_path)
