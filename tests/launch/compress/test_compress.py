@@ -216,7 +216,7 @@ def test_what_knows_unknown_images_keeps_its_channels_and_that_is_said_first(
 def test_refusals(trained: Path, tmp_path: Path, rootstock: Rootstock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compressing, "SHARES_TRIED", (0.5, 0.02))
     with pytest.raises(UserError) as refused:
-        compress_run(trained, tmp_path / "none", Demand(Budget(None, 100), (), (), 1, True, ()))
+        compress_run(trained, tmp_path / "none", Demand(Budget(None, 100), (), (), 1, False, ()))
     said = str(refused.value)
     assert said.startswith("--latency, --size: nothing fits 0.0001 MB; the smallest form that can be made has ")
     assert said.endswith(f" MB. Allow that, or teach a smaller network: rootstock distill {trained} --student NAME")
