@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -148,11 +149,11 @@ def forks(tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> Iterator
 
 @pytest.fixture(scope="session")
 def draw() -> Callable[[Path, Iterable[str]], Path]:
-    """draw(folder, names): a small picture under each name, all of different sizes and contents; returns the folder."""
-    generator = np.random.default_rng(0)
+    """draw(folder, names): a small picture under each name, drawn by the names of folder and picture alone, whatever was drawn before."""
 
     def pictures(folder: Path, names: Iterable[str]) -> Path:
         for name in names:
+            generator = np.random.default_rng(zlib.crc32(f"{folder.name}/{name}".encode()))
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             height, width = generator.integers(20, 40, 2)
