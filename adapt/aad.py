@@ -14,7 +14,7 @@ from ..core.config.duration import Duration
 from ..core.distributed import gather, gather_equal
 from ..core.errors import UserError
 from ..core.method import Domains, Overview, Step
-from ..core.numerics import wide
+from ..core.numerics import unless_skipped, wide
 from .parts.source_free import SourceFree, whole_index
 from .parts.transfer import effective_classes
 
@@ -107,7 +107,7 @@ class AaD(SourceFree):
         index, features, predictions = self.latest
         self.latest = None
         for bank, rows in ((self.bank_features, features), (self.bank_predictions, predictions)):
-            bank[index] = rows if self.skipped is None else torch.where(self.skipped, bank[index], rows)
+            bank[index] = unless_skipped(rows, bank[index], self.skipped)
 
 
 def nearest_rows(unit: Tensor, bank: Tensor, index: Tensor, count: int) -> Tensor:

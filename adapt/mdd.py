@@ -87,9 +87,7 @@ class MDD(Transfer):
             raise UserError("method: mdd needs at least 2 classes, as its heads disagree about them; the source has 1")
         check_count("hidden", hidden, 1, MOST_UNITS, "1024 is the published one")
         self.margin, self.reversal, self.steepness = margin, reversal, steepness
-        outputs = (
-            classifier.head.out_features
-        )  # the main head's, with one for unknown images where it is kept and has one
+        outputs = classifier.head.out_features  # of the main head: a kept one may have one for unknown images
         self.adversary = nn.Sequential(
             nn.Linear(classifier.feature_dim, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs)
         )

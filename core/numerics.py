@@ -22,6 +22,11 @@ def approach(mine: Tensor, other: Tensor, share: float | Tensor = 1.0, skipped: 
     mine.lerp_(other, share.to(mine) if isinstance(share, Tensor) else share)
 
 
+def unless_skipped(new: Tensor, old: Tensor, skipped: Tensor | None) -> Tensor:
+    """new, or old where the step was skipped; nothing waits. skipped: `Method.skipped`."""
+    return new if skipped is None else torch.where(skipped, old, new)
+
+
 def eager_cpu(x: Tensor) -> bool:
     """Whether shapes may depend on the values in x: true on the CPU without torch.compile, where nothing waits for a device."""
     return x.is_cpu and not torch.compiler.is_compiling()

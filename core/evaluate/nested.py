@@ -6,7 +6,7 @@ Seeds, and what a seed's images add to its own value, vary beside the images. Th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -63,16 +63,11 @@ def nested(trainings: Sequence[Sequence[ImageScores]], *, seed: int, resamples: 
         parts = [tests[k] for k in together]
         every = np.unique(np.concatenate([one.drawn for one in parts]))
         places = [np.searchsorted(every, one.drawn) for one in parts]
-        sums = np.stack(
-            [np.bincount(place, one.values, len(every)) for place, one in zip(places, parts, strict=True)], 1
-        )
-        sizes = np.stack([np.bincount(place, minlength=len(every)).astype(np.float64) for place in places], 1)
-        own = np.array([float(np.mean(one.values)) for one in parts])
-        for start, weights in _numbered(drawn_weights(len(every), resamples, seed + number)):
-            drawn = weights @ sizes
-            # A small test of which nothing is drawn keeps its value.
-            shares = np.divide(weights @ sums, drawn, out=np.broadcast_to(own, drawn.shape).copy(), where=drawn > 0)
-            draws[start : start + len(weights)] += shares.sum(axis=1)
+        columns = [np.bincount(place, one.values, len(every)) for place, one in zip(places, parts, strict=True)]
+        sums: Floats = np.stack(columns, axis=1).astype(np.float64)
+        sizes = np.stack([np.bincount(place, minlength=len(every)).astype(np.float64) for place in places], axis=1)
+        blocks = drawn_weights(len(every), resamples, seed + number)
+        draws += np.concatenate([_means(sums, sizes, weights).sum(axis=1) for weights in blocks])
         clusters += len(every)
     return Nested(tuple(float(np.mean(tasks)) for tasks in each), draws / len(tests), clusters)
 
@@ -90,11 +85,11 @@ def _connected(known: Sequence[Ints]) -> list[list[int]]:
     return list(found.values())
 
 
-def _numbered(blocks: Iterator[Floats]) -> Iterator[tuple[int, Floats]]:
-    start = 0
-    for weights in blocks:
-        yield start, weights
-        start += len(weights)
+def _means(sums: Floats, sizes: Floats, weights: Floats) -> Floats:
+    """[B, P], of each test on each draw; a small test of which nothing is drawn keeps its value. sums, sizes: [C, P]; weights: [B, C]."""
+    drawn = weights @ sizes
+    whole = np.broadcast_to(sums.sum(axis=0) / sizes.sum(axis=0), drawn.shape).copy()
+    return np.divide(weights @ sums, drawn, out=whole, where=drawn > 0)
 
 
 def paired_scores(first: ImageScores, second: ImageScores) -> ImageScores:

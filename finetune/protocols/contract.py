@@ -109,9 +109,7 @@ class LabelledTest(NamedTuple):
     features: Features
     labels: Tensor  # int64 [M], on the CPU, indices into the training set's classes
     keys: Tensor  # int64 [M], on the CPU: copies share one
-    units: (
-        Tensor  # int64 [M], on the CPU: what the bootstrap draws as a whole: groups, such as patients, or else copies
-    )
+    units: Tensor  # int64 [M], on the CPU: what the bootstrap draws as a whole: groups, such as patients, or copies
     seed: int = 0  # of the bootstrap, and of what is drawn of too many pairs
 
 

@@ -16,7 +16,7 @@ from ...core.config.duration import Duration
 from ...core.distributed import own_shard
 from ...core.errors import UserError
 from ...core.model.ema import follow, teacher_of
-from ...core.numerics import approach
+from ...core.numerics import approach, unless_skipped
 
 WARMUP_POWER = 2 / 3  # timm's
 
@@ -68,7 +68,7 @@ class Averaging(nn.Module):
 
     def _follow_buffers(self, classifier: nn.Module, share: float, skipped: Tensor | None) -> None:
         for mine, other in zip(self.network.buffers(), classifier.buffers(), strict=True):
-            mine.copy_(other if skipped is None else torch.where(skipped, mine, other))
+            mine.copy_(unless_skipped(other, mine, skipped))
 
 
 class ExponentialAverage(Averaging):
@@ -92,7 +92,7 @@ class ExponentialAverage(Averaging):
             if self.averages_buffers and mine.is_floating_point():
                 approach(own_shard(mine), own_shard(other), share, skipped)
             else:
-                mine.copy_(other if skipped is None else torch.where(skipped, mine, other))
+                mine.copy_(unless_skipped(other, mine, skipped))
 
     def left(self) -> float:
         """The share of the first step's weights in the last average."""

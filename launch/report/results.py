@@ -186,9 +186,7 @@ def compare(
     columns = [[side[seed] for seed in seeds] for side in sides]
     first, second = (_differences(columns[:2]), _differences(columns[2:])) if beyond else columns
     mean, low, high = paired_interval(first, second, span=difference_span(rows))
-    if (
-        mean and low == high and len(seeds) < FEWEST_SEEDS
-    ):  # two that agree to the last digit, by chance, tell nothing of the spread
+    if mean and low == high and len(seeds) < FEWEST_SEEDS:  # two may agree by chance
         low = high = None
     names = [f"({x['label']} − {y['label']})" for x, y in (rows[:2], rows[2:])] if beyond else [a["label"], b["label"]]
     return {
