@@ -299,6 +299,7 @@ def test_marks_stand_where_the_axis_says() -> None:
     (a, lowest, _), (b, highest, _) = table.ticks[0], table.ticks[-1]
     first, last = float(lowest), float(highest)
     plot = table.groups[0][1][0].plot
+    assert plot is not None
     marks = [plot.mean, plot.low, plot.high, *plot.values]
     for position, value in zip(marks, [50, 30, 70, 40, 60], strict=True):
         assert position == pytest.approx(a + (value - first) * (b - a) / (last - first), abs=0.02)
@@ -309,7 +310,9 @@ def test_intervals_never_leave_the_range_of_their_metric() -> None:
     """Nor do those that an earlier version wrote into the result of a pipeline; a value without a range keeps its own."""
     (table,) = results_tables([row([0.97, 1.0], low=0.8, high=1.17), row([0.0, 0.1], low=-0.59, high=0.69)], {})
     assert [line.interval for line in table.groups[0][1]] == ["[80.0, 100.0]", "[0.0, 69.0]"]
-    marks = [mark for line in table.groups[0][1] for mark in (line.plot.low, line.plot.high)]
+    plots = [line.plot for line in table.groups[0][1] if line.plot is not None]
+    marks = [mark for plot in plots for mark in (plot.low, plot.high)]
+    assert len(plots) == 2
     assert all(mark is not None and 0 <= mark <= 100 for mark in marks)
     result = [{"metrics": {"t/x/accuracy": value, "t/x/nll": value, "t/x/kappa": value}} for value in (0.9, 1.0, 1.0)]
     made = {
