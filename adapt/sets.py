@@ -18,7 +18,7 @@ from ..core.images.open import Images, holdout, open_images
 from ..core.images.sealed import SealedImages
 from ..core.images.sets import HELD_OUT, align, labelled, named_tests
 from ..core.run.directory import Run
-from ..core.views.corrupted import Corruption, corrupted
+from ..core.views.corrupted import Corruption, corrupted, view_before
 from ..core.views.view import Evaluation, stack_pictures
 
 SOURCE, TARGET = "source", "target"
@@ -151,10 +151,10 @@ def _corruption(data: Mapping[str, Any]) -> Callable[[Images], Images]:
     given = data.get("corrupt")
     if given is None:
         return lambda images: images
-    corruption = Corruption(**given)
+    corruption = Corruption(given["name"], given["severity"], given["table"])
     corruption.check()
     view = Evaluation(data["size"], **{key: data[key] for key in ("crop", "resize", "interpolation")})
-    return partial(corrupted, corruption=corruption, view=view)
+    return partial(corrupted, corruption=corruption, view=view_before(given.get("size"), view))
 
 
 def in_content_order(images: Images) -> Images:

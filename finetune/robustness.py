@@ -9,12 +9,14 @@ from collections.abc import Mapping
 
 from ..core.errors import UserError
 from ..core.images.images import Images
-from ..core.views.corrupted import Corruption, CorruptionName, corrupted
+from ..core.views.corrupted import Corruption, CorruptionName, corrupted, view_before
 from ..core.views.corruptions import Table
 from ..core.views.view import Evaluation
 
 
-def robustness_options(*, names: list[CorruptionName], severities: list[int] = [3], table: Table = "imagenet") -> None:
+def robustness_options(
+    *, names: list[CorruptionName], severities: list[int] = [3], table: Table = "imagenet", size: int | None = None
+) -> None:
     """The `data.corrupt` section of a probe.
 
     names: The corruptions, each of which gives one more test at each severity. Five are of ImageNet-C (Hendrycks & Dietterich 2019,
@@ -23,16 +25,24 @@ def robustness_options(*, names: list[CorruptionName], severities: list[int] = [
     severities: Their strengths, from 1 to 5.
     table: Whose constants: imagenet, of ImageNet-C's pictures of 224 pixels, or cifar, of CIFAR-10-C's of 32. The other four have the same
         in both.
+    size: Pixels of the side at which pictures are corrupted, before the view of evaluation resizes them; null takes data.size. Those
+        of `cifar` are for 32, also where a network sees pictures enlarged.
     """
 
 
 def corrupted_tests(
-    tests: Mapping[str, Images], names: list[str], severities: list[int], table: Table, view: Evaluation
+    tests: Mapping[str, Images],
+    names: list[str],
+    severities: list[int],
+    table: Table,
+    size: int | None,
+    view: Evaluation,
 ) -> dict[str, Images]:
     """Of each labelled test and each corruption the test TEST-NAMEk at severity k, in this order. Raises UserError.
 
-    view: cuts pictures first. Identities, labels and order are those of the test.
+    view: that of evaluation. Identities, labels and order are those of the test.
     """
+    view = view_before(size, view)
     for key, given in (("names", names), ("severities", severities)):
         if not given or len(set(given)) < len(given):
             raise UserError(f"data.corrupt.{key}: expected one or more, each once, got {given}")

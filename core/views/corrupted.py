@@ -37,7 +37,9 @@ class Corruption(NamedTuple):
             raise UserError(f"data.corrupt.severity: expected 1 to 5, got {self.severity}; 5 is the strongest")
 
 
-def corruption_options(*, name: CorruptionName, severity: int = 5, table: Table = "imagenet") -> None:
+def corruption_options(
+    *, name: CorruptionName, severity: int = 5, table: Table = "imagenet", size: int | None = None
+) -> None:
     """The `data.corrupt` section.
 
     name: The corruption: five of ImageNet-C (Hendrycks & Dietterich 2019, arXiv:1903.12261), and rotation (10, 20, 30, 45, 60 degrees),
@@ -45,11 +47,25 @@ def corruption_options(*, name: CorruptionName, severity: int = 5, table: Table 
     severity: Its strength, 1 to 5.
     table: Whose constants: imagenet, of ImageNet-C's pictures of 224 pixels, or cifar, of CIFAR-10-C's of 32. The other four have the same
         in both.
+    size: Pixels of the side at which pictures are corrupted, before the view of evaluation resizes them; null takes data.size. Those
+        of `cifar` are for 32, also where a network sees pictures enlarged.
     """
 
 
+def view_before(size: int | None, view: Evaluation) -> Evaluation:
+    """The view that cuts pictures before they are corrupted: that of evaluation, or one of `size` pixels, which that one resizes.
+
+    Raises UserError.
+    """
+    if size is None or size == view.size:
+        return view
+    if size < 1:
+        raise UserError(f"data.corrupt.size: expected at least 1 pixel, got {size}; null takes data.size")
+    return Evaluation(size, interpolation=view.interpolation)
+
+
 def corrupted(images: Images, corruption: Corruption, view: Evaluation) -> Images:
-    """The same images, corrupted; identities, labels and order stay. view: cuts them first, so they have its size."""
+    """The same images, corrupted; identities, labels and order stay. view: cuts them first (`view_before`), so they have its size."""
     which, index = (torch.tensor(places) for places in images.places())
     return Images(
         images.uri,

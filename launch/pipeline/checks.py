@@ -86,10 +86,12 @@ def check_stages(stages: Mapping[str, Any], verbs: Collection[str], names: Seque
 
 def check_report(report: dict[str, Any], names: Sequence[str], problems: list[str]) -> None:
     """Resolve the rows and comparisons of the `report` section in place. names: of all stages."""
+    numbered = dict[str, dict[str, Any]]()  # by the number in the file, which stays that where one before has a mistake
     for key, schema in (("rows", row), ("comparisons", comparison)):
-        numbered = {str(index): section for index, section in enumerate(report[key])}
-        report[key] = list(validate_each(f"report.{key}", numbered, schema, problems).values())
-    for index, entry in enumerate(report["rows"]):
+        given = {str(index): section for index, section in enumerate(report[key])}
+        numbered[key] = validate_each(f"report.{key}", given, schema, problems)
+        report[key] = list(numbered[key].values())
+    for index, entry in numbered["rows"].items():
         for name in stages_shown(entry):
             if name not in names:
                 problems.append(f"report.rows.{index}.stage: no stage {name}{among(name, names)}")
@@ -101,7 +103,7 @@ def check_report(report: dict[str, Any], names: Sequence[str], problems: list[st
         }.items():
             if name is not None and name.count("/") < 2:
                 problems.append(f"report.rows.{index}.{key}: expected TEST/PROTOCOL/METRIC, got {name}")
-    for index, entry in enumerate(report["comparisons"]):
+    for index, entry in numbered["comparisons"].items():
         problems += [f"report.comparisons.{index}.{problem}" for problem in _wrong_sides(entry, report["rows"])]
         if (entry["claim"] == "differs") != (entry["margin"] is None):
             wrong = "belongs to another claim than differs" if entry["margin"] else f"is needed by {entry['claim']}"
@@ -125,6 +127,8 @@ def _wrong_sides(entry: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) ->
             wrong.append(f"{key}: no row {name}{among(name, [row['label'] for row in rows])}")
         elif len(found) > 1:
             wrong.append(f"{key}: {len(found)} rows show {name}; name one by its label")
+    if of_one_row(entry):
+        wrong.append("b: both sides are the same, and nothing differs from itself; name another row")
     if (entry["b"] is None) != bool(over):
         wrong.append("b: give the row that is subtracted, or several of them as over: [ROW, ROW], and not both")
     elif (
@@ -140,6 +144,12 @@ def _wrong_sides(entry: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) ->
             "primary: a primary contrast has one row b; write one for each row, and leave `over` to what is exploratory"
         )
     return wrong
+
+
+def of_one_row(entry: Mapping[str, Any]) -> bool:
+    """Whether both sides of a comparison are the same, so that it is 0 whatever is measured."""
+    pair = [entry.get("a"), entry.get("b")]
+    return pair[0] is not None and (pair[0] == pair[1] or pair == entry.get("beyond"))
 
 
 def subtracted(entry: Mapping[str, Any]) -> list[str]:

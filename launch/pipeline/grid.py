@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ...core.config.messages import among
-from .checks import FOLDER_NAME
+from .checks import FOLDER_NAME, of_one_row
 
 MOST_STAGES = 20_000  # a larger grid is a mistake, and its list would fill the memory
 _PLACE = re.compile(r"\{(\w+)\}")
 _TAKEN = "seed"  # {seed} in a URI is the seed of the run
+_SIDES = ("a", "b", "over", "beyond")  # of a comparison
 
 Axes = Mapping[str, Mapping[str, Mapping[str, Any]]]  # {axis: {name: overrides}}
 
@@ -20,7 +21,7 @@ def expand(config: dict[str, Any], problems: list[str]) -> None:
 
     A stage is repeated over the axes whose {AXIS} stands in its name, and takes their overrides before its own `set`. A row is repeated
     over the axes in its label and stage, but for those of its `over`: it then shows the mean of these stages. A comparison is repeated
-    over the axes in its label and sides.
+    over the axes in its label and sides, where these are different rows that no comparison above it has.
     """
     axes: Axes = config["grid"]
     if not axes:
@@ -31,9 +32,7 @@ def expand(config: dict[str, Any], problems: list[str]) -> None:
     config["stages"] = _stages(axes, config["stages"], problems)
     report = config["report"]
     report["rows"] = [new for row in report["rows"] for new in _rows(axes, row, problems)]
-    report["comparisons"] = [
-        _filled(entry, chosen) for entry in report["comparisons"] for chosen in _chosen(axes, _places(entry))
-    ]
+    report["comparisons"] = _comparisons(axes, report["comparisons"])
 
 
 def _wrong(axes: Axes) -> list[str]:
@@ -111,6 +110,21 @@ def _rows(axes: Axes, row: Any, problems: list[str]) -> Iterator[Any]:
             filled["stages"] = [_filled(filled["stage"], inner) for inner in _chosen(axes, over)]
             filled["stage"] = filled["stages"][0]
         yield filled
+
+
+def _comparisons(axes: Axes, entries: Sequence[Any]) -> list[Any]:
+    """All comparisons, but for repetitions that say nothing: of a row with itself, or what an entry above compares."""
+    found, known = list[Any](), list[Any]()
+    for entry in entries:
+        for chosen in _chosen(axes, places := _places(entry)):
+            filled = _filled(entry, chosen)
+            sides = {key: filled.get(key) for key in _SIDES} if isinstance(filled, Mapping) else filled
+            # What was written without a place stays, and is refused where it is wrong.
+            if places and isinstance(sides, dict) and (sides in known or of_one_row(sides)):
+                continue
+            found.append(filled)
+            known.append(sides)
+    return found
 
 
 def _chosen(axes: Axes, places: Sequence[str]) -> Iterator[dict[str, str]]:

@@ -6,6 +6,7 @@ import shutil
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,7 +16,7 @@ from rootstock.adapt.parts.online import OnlinePredictions
 from rootstock.adapt.sets import in_content_order
 from rootstock.core.images.images import Images
 from rootstock.core.images.open import open_images
-from rootstock.core.views.corrupted import Corruption, corrupted
+from rootstock.core.views.corrupted import Corruption, corrupted, view_before
 from rootstock.core.views.view import Evaluation
 
 BLENDS = "sklearn:digits-m?region=train&blends=4"
@@ -95,3 +96,24 @@ def test_corrupted_pictures_are_others() -> None:
     changed = [corrupted(plain, Corruption("gaussian_noise", severity, "cifar"), view) for severity in (1, 1, 3)]
     assert met_by(changed[0], changed[1]) is not None
     assert met_by(changed[0], changed[2]) is None and met_by(plain, changed[0]) is None
+
+
+def test_pictures_are_corrupted_at_a_size_that_is_named(tmp_path: Path) -> None:
+    """Those of 32 px that a network sees at 96: the corrupted ones of 32, enlarged as the clean ones are."""
+    folder = tmp_path / "x"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    for i, picture in enumerate(pixels):
+        Image.fromarray(picture).save(folder / f"{i}.png")
+    plain, seen = open_images(f"folder:{tmp_path}"), Evaluation(96, interpolation="bicubic")
+    for name in ("gaussian_noise", "clutter"):
+        corruption = Corruption(name, 3, "cifar")
+        small = corrupted(plain, corruption, Evaluation(32))
+        named = corrupted(plain, corruption, view_before(32, seen))
+        large = corrupted(plain, corruption, view_before(None, seen))
+        for i in range(6):
+            assert torch.equal(named.read(i), small.read(i)) and named.read(i).shape == (3, 32, 32)
+            assert torch.equal(seen.worker(named.read(i)), seen.worker(small.read(i)))
+            assert large.read(i).shape == (3, 96, 96) and not torch.equal(large.read(i), seen.worker(named.read(i)))
+    cut = Evaluation(96, crop=0.75)
+    assert view_before(96, cut) is cut  # a size that is data.size changes nothing

@@ -247,6 +247,7 @@ def test_corruptions_are_further_tests_and_change_nothing_else(tmp_path: Path, m
             r"data\.corrupt\.severities: expected one or more, each",
         ),
         ({"corrupt": {"names": ["snow"]}}, r"data\.corrupt\.names"),
+        ({"corrupt": {"names": ["scale"], "size": 0}}, r"data\.corrupt\.size: expected at least 1 pixel, got 0"),
         ({"speed": {"batches": 3}}, r"evaluate\.speed\.batches: expected 4 to 10,000, got 3"),
         ({"speed": {"batch_size": 0}}, r"evaluate\.speed\.batch_size: expected 1 to 10,000, got 0"),
     ],

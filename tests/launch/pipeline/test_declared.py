@@ -102,6 +102,8 @@ def test_what_a_table_may_claim(project: Path, tmp_path: Path) -> None:
         {**PRIMARY, "margin": 0.1},
         {**PRIMARY, "primary": False, "claim": "equals", "margin": 0.1},
         {**PRIMARY, "claim": "loses at most", "margin": -0.1},
+        {**PRIMARY, "b": PRIMARY["a"], "primary": False},
+        {**PRIMARY, "beyond": [PRIMARY["a"], PRIMARY["b"]], "primary": False},
     )
     broken["report"]["rows"][0]["stages"] = ["plane", "grafted", "grafted"]
     with pytest.raises(ConfigError) as caught:
@@ -112,6 +114,8 @@ def test_what_a_table_may_claim(project: Path, tmp_path: Path) -> None:
         "report.comparisons.6.margin: a margin belongs to another claim than differs",
         "report.comparisons.7.claim: only a primary contrast has a claim; add primary: true",
         "report.comparisons.8.margin: ",
+        "report.comparisons.9.b: both sides are the same, and nothing differs from itself; name another row",
+        "report.comparisons.10.b: both sides are the same",
         "report.rows.0.stage: no stage plane; did you mean plain?",
         "report.rows.0.stages: a stage is given twice",
     ]

@@ -71,6 +71,22 @@ def test_rows_and_comparisons_stand_once_for_each_name_or_show_the_mean_over_an_
     assert [entry["a"] for entry in report["comparisons"]] == ["dann, p-a", "dann, a-p", "dann, mean"]
 
 
+def test_comparisons_that_would_say_nothing_are_left_out() -> None:
+    """Of a row with itself, and what a comparison above has, such as a primary one; what was written without a place stays."""
+    primary = {"label": "of p-a", "a": "dann, p-a", "b": "plain, p-a", "primary": True}
+    more = [
+        {"label": "{method} minus plain, {task}", "a": "{method}, {task}", "b": "plain, {task}"},
+        {"label": "once more", "a": "dann, p-a", "b": "plain, p-a"},
+        {"label": "{task} beyond", "a": "dann, p-a", "b": "plain, p-a", "beyond": ["dann, {task}", "plain, {task}"]},
+        {"label": "no rows on {task}"},
+    ]
+    config, problems = expanded(report={**PIPELINE["report"], "comparisons": [primary, *more]})
+    assert not problems
+    assert [one["label"] for one in config["report"]["comparisons"]] == [
+        "of p-a", "dann minus plain, a-p", "once more", "a-p beyond", "no rows on p-a"
+    ]  # fmt: skip
+
+
 def test_a_pipeline_without_a_grid_is_left_as_it_is() -> None:
     config, problems = expanded(grid={})
     assert not problems
