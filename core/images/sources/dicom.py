@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
-import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ...errors import UserError
 from ...printable import printable
 from ..cache import entry_name, recall, remember
-from ..decode import MAX_PIXELS
 from ..groups import BY_FOLDER, numbered_groups
 from ..notes import Note
 from ..open_files import read_whole
 from ..places import abridged, place_named, titled
-from ..store import DamagedImage, Scale, Source, three_channels
+from ..store import Scale, Source
+from .dicom_pixels import decode_dicom, pydicom_for
 from .files import FileStore, check_folder, checked_under
 from .layout import arrange
 from .walk import listing_of
-from .windows import Window, Windowing, first_number, levels, windowing_of
+from .windows import Windowing, windowing_of
 
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 BY_HEADER = {"patient": "PatientID", "study": "StudyInstanceUID", "series": "SeriesInstanceUID"}
@@ -92,20 +89,6 @@ class DicomStore(FileStore):
         return any(os.path.realpath(os.path.join(self.root, one)) == str(file) for one in set(self.files))
 
 
-def pydicom_for(title: str) -> Any:
-    """The package pydicom. Raises UserError without it."""
-    try:
-        import pydicom
-        import pydicom.pixels
-    except ImportError:
-        raise UserError(
-            f"{title}: pydicom reads it, which is not installed; `pip install 'rootstock[medical]'` or `pip install pydicom`"
-        ) from None
-    # what is odd in a header is no business of who trains; what cannot be read is said
-    warnings.filterwarnings("ignore", module=r"pydicom\.")
-    return pydicom
-
-
 def open_dicom(
     path: str,
     split: str | None,
@@ -119,8 +102,9 @@ def open_dicom(
     """dicom:PATH: a folder of DICOM files, with classes and splits as of `folder:`; or one file.
 
     Values become brightness in the order of DICOM: modality (LUT or rescaling), window, MONOCHROME1 inverted; more than 8 bits become 16.
-    window: file, for the first window of each file (where it has none, its range); range, from the least value of each picture to its
-    greatest; or CENTER,WIDTH, for all, such as 40,400 of CT. frames: all, first or middle, of a file with several. group: patient, study,
+    What an enhanced file says of each frame, or of all, goes before what it says of itself. window: file, for the first window of each
+    file or frame (where it has none, its range); range, from the least value of each picture to its greatest, without padding; or
+    CENTER,WIDTH, for all, such as 40,400 of CT. frames: all, first or middle, of a file with several. group: patient, study,
     series (by the files' headers) or folder (as of `folder:`): no split tears them; by default the frames of a file stay together.
     """
     title = titled("dicom", path)
@@ -231,68 +215,3 @@ def header_of(file: str, title: str) -> Header:
     except Exception:  # a damaged file makes pydicom raise anything
         return Header(1 if ending else 0, 0, ("", "", ""))
     return Header(min(max(frames, 0), 1 << 20), bits, (one, two, three))
-
-
-def decode_dicom(content: bytes | bytearray, frame: int, window: Windowing, deep: bool, where: str) -> Tensor:
-    """A frame of a DICOM file as uint8, or uint16 if `deep`, [3, H, W]. where: the file's name in errors. Raises DamagedImage."""
-    pydicom = pydicom_for(where)
-    try:
-        found = pydicom.dcmread(io.BytesIO(content), force=True)
-        if int(found.Rows) * int(found.Columns) > MAX_PIXELS:
-            raise DamagedImage(f"more than {MAX_PIXELS // 1_000_000} million pixels; leave it out")
-        pixels = pydicom.pixels.pixel_array(found, index=frame if int(found.get("NumberOfFrames") or 1) > 1 else None)
-        if found.PhotometricInterpretation == "PALETTE COLOR":
-            pixels = pydicom.pixels.apply_color_lut(pixels, found)
-        shown = colours_of(pixels, deep) if pixels.ndim == 3 else brightness_of(found, pixels, window, deep, pydicom)
-        return three_channels(torch.from_numpy(np.ascontiguousarray(shown)))
-    except DamagedImage as error:
-        raise DamagedImage(f"{where}: {error}") from None
-    except (MemoryError, UserError):
-        raise
-    except Exception as error:  # as of damaged files of other formats
-        words = " ".join(str(error).split())
-        remedy = "replace or remove it"
-        if "missing dependencies" in words:
-            remedy = "`pip install 'pylibjpeg[all]'` adds decoders of compressed DICOM"
-        raise DamagedImage(f"{where}: cannot be decoded ({words[:200]}); {remedy}") from None
-
-
-def colours_of(pixels: np.ndarray, deep: bool) -> np.ndarray:
-    """[H, W, C] -> [3, H, W], uint16 if `deep`. Raises DamagedImage for more than 16 bits."""
-    if pixels.dtype not in (np.uint8, np.uint16):
-        raise DamagedImage(f"its colours are {pixels.dtype}; save it with 8 or 16 bits")
-    pixels = pixels[..., :3].transpose(2, 0, 1)
-    if pixels.dtype == np.uint8:
-        return pixels.astype(np.uint16) * 257 if deep else pixels
-    return pixels if deep else (pixels >> 8).astype(np.uint8)
-
-
-def brightness_of(found: Any, pixels: np.ndarray, window: Windowing, deep: bool, pydicom: Any) -> np.ndarray:
-    """Gray values as uint8, or uint16 if `deep`, with one dimension more in front: modality, window, inversion."""
-    low, high = int(pixels.min()), int(pixels.max())
-    if (
-        pixels.dtype.kind in "iu" and high - low + 1 < pixels.size
-    ):  # every value once, then by a table: far less to compute
-        table = brightness_of(found, np.arange(low, high + 1).astype(pixels.dtype), window, deep, pydicom)
-        return table[:, pixels.astype(np.int64) - low]
-    values = pydicom.pixels.apply_modality_lut(pixels, found)
-    own = window.own or (window_of_file(found) if window.of_file else None)
-    if own is not None:
-        share = own.share(values)
-    elif window.of_file and "VOILUTSequence" in found:
-        entry = found.VOILUTSequence[0].LUTDescriptor
-        share = pydicom.pixels.apply_voi(values, found) / (2 ** int(entry[2]) - 1)
-    else:
-        share = window.of_range(values)
-    if found.PhotometricInterpretation == "MONOCHROME1":
-        share = 1 - share
-    return levels(share, deep)[None]
-
-
-def window_of_file(found: Any) -> Window | None:
-    """The first window that a file has; None without one that can be used."""
-    center, width = first_number(found.get("WindowCenter")), first_number(found.get("WindowWidth"))
-    shape = str(found.get("VOILUTFunction") or "LINEAR").upper()
-    if center is None or width is None or width <= 0 or (shape == "LINEAR" and width < 1):
-        return None
-    return Window(center, width, shape if shape in ("LINEAR_EXACT", "SIGMOID") else "LINEAR")  # pyright: ignore[reportArgumentType]

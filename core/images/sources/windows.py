@@ -40,12 +40,15 @@ class Windowing(NamedTuple):
     own: Window | None
     of_file: bool
 
-    def of_range(self, values: np.ndarray) -> np.ndarray:
-        """Brightness by the range of the values themselves; black where all are equal."""
-        low, high = float(values.min()), float(values.max())
+    def of_range(self, values: np.ndarray, counted: np.ndarray) -> np.ndarray:
+        """Brightness by the range of those values that are counted (bool, of the same shape); black where all of these are equal."""
+        if not counted.any():
+            return np.zeros(values.shape)
+        low, high = float(values[counted].min()), float(values[counted].max())
         if not np.isfinite([low, high]).all():
             raise DamagedImage("it holds values that are no finite numbers; correct them, or add ?window=CENTER,WIDTH")
-        return (values.astype(np.float64) - low) / (high - low) if high > low else np.zeros(values.shape)
+        share = (values.astype(np.float64) - low) / (high - low) if high > low else np.zeros(values.shape)
+        return share.clip(0, 1)
 
 
 def windowing_of(text: str, title: str) -> Windowing:
@@ -60,6 +63,20 @@ def windowing_of(text: str, title: str) -> Windowing:
             "such as window=40,400"
         )
     return Windowing(text, Window(float(found.group(1)), float(found.group(2))), False)
+
+
+def by_lookup_table(values: np.ndarray, table: Any, little: bool) -> tuple[np.ndarray, int]:
+    """(values by a lookup table of a file, int64; their bits), as PS3.3 has it in C.11.1.1.1. little: the order of bytes in the file.
+
+    pydicom's own function counts the places of a table of 8 bits in 8 bits, so that the 256th place would be the first again.
+    """
+    count, first, bits = (int(number) for number in table.LUTDescriptor)
+    count, entries = count or 1 << 16, table.LUTData
+    if isinstance(entries, bytes):
+        wide = len(entries) >= 2 * count
+        entries = np.frombuffer(entries, ("<u2" if little else ">u2") if wide else "u1")
+    known = np.atleast_1d(entries).astype(np.int64)[:count]
+    return known[(values.astype(np.float64) - first).clip(0, len(known) - 1).astype(np.int64)], bits
 
 
 def levels(share: np.ndarray, deep: bool) -> np.ndarray:

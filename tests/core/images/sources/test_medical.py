@@ -109,18 +109,131 @@ def test_depth_is_kept(bits: int, dtype: type, tmp_path: Path) -> None:
     assert np.array_equal(open_images(f"dicom:{tmp_path}/rgb").read(0).numpy(), colour.transpose(2, 0, 1))
 
 
-def test_lookup_tables_come_before_and_in_the_place_of_windows(tmp_path: Path) -> None:
-    def lookup(values: list[int], bits: int) -> Any:
-        item = pydicom.Dataset()
-        item.LUTDescriptor, item.LUTData = [len(values), 0, bits], np.array(values, "<u2").tobytes()
-        return pydicom.Sequence([item])
+def item(**values: Any) -> Any:
+    found = pydicom.Dataset()
+    for name, value in values.items():
+        setattr(found, name, value)
+    return found
 
+
+def lookup(values: list[int], bits: int, first: int = 0, code: str = "<u2", **more: Any) -> Any:
+    """A sequence with a lookup table."""
+    data = np.array(values, code).tobytes()
+    return pydicom.Sequence([item(LUTDescriptor=[len(values), first, bits], LUTData=data, **more)])
+
+
+def functional(**steps: dict[str, Any]) -> Any:
+    """The functional groups of a frame, or of all."""
+    return item(**{f"{name}Sequence": pydicom.Sequence([item(**values)]) for name, values in steps.items()})
+
+
+def test_lookup_tables_come_before_and_in_the_place_of_windows(tmp_path: Path) -> None:
     stored = np.array([[0, 1], [2, 3]], np.uint8)
-    item = lookup([3, 2, 1, 0], 8)
-    item[0].ModalityLUTType = "US"
-    file = write(tmp_path / "a.dcm", stored, 8, ModalityLUTSequence=item, VOILUTSequence=lookup([0, 10, 100, 255], 8))
+    modality = lookup([3, 2, 1, 0], 8, ModalityLUTType="US")
+    window = lookup([0, 10, 100, 255], 8)
+    file = write(tmp_path / "a.dcm", stored, 8, ModalityLUTSequence=modality, VOILUTSequence=window)
     found = open_images(f"dicom:{file}").read(0)[0]
     assert found.tolist() == [[255, 100], [10, 0]]
+
+
+@pytest.mark.parametrize("code", ["<u2", "u1"])
+def test_a_table_of_8_bits_may_have_more_than_256_places(code: str, tmp_path: Path) -> None:
+    stored = np.array([[-20, -10, 245], [246, 1013, 2000]], np.int16)
+    table = lookup([place // 4 for place in range(1024)], 8, -10, code)
+    found = open_images(f"dicom:{write(tmp_path / 'a.dcm', stored, 12, VOILUTSequence=table)}").read(0)[0]
+    assert found.tolist() == [[level * 257 for level in row] for row in ([0, 0, 63], [64, 255, 255])]
+
+
+def test_a_range_is_of_values_that_a_picture_has(tmp_path: Path) -> None:
+    stored = np.tile(np.array([0, 2], np.uint8), (4, 4))  # the table has more for 1, which is nowhere
+    table = lookup([5, 200, 10], 8, ModalityLUTType="US")
+    found = open_images(f"dicom:{write(tmp_path / 'a.dcm', stored, 8, ModalityLUTSequence=table)}").read(0)[0]
+    assert found.unique().tolist() == [0, 255]
+
+
+FRAMES = np.arange(-20, 220, dtype=np.int16).reshape(3, 8, 10)
+SLOPES, WINDOWS = [(1, -1024), (0.5, -600), (2, 30)], [(40, 400), (-500, 200), (100, 90)]
+
+
+def steps_of_frame(k: int) -> dict[str, dict[str, Any]]:
+    (slope, intercept), (center, width) = SLOPES[k], WINDOWS[k]
+    return {
+        "PixelValueTransformation": {"RescaleSlope": slope, "RescaleIntercept": intercept, "RescaleType": "US"},
+        "FrameVOILUT": {"WindowCenter": center, "WindowWidth": width, "VOILUTFunction": "LINEAR_EXACT"},
+    }
+
+
+@pytest.mark.parametrize("query", ["", "?window=40,400", "?window=range"])
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+def test_frames_of_enhanced_files_are_shown_as_files_of_their_own(kind: str, query: str, tmp_path: Path) -> None:
+    all_steps = [steps_of_frame(k) for k in range(3)]
+    plain = [{name: value for step in steps.values() for name, value in step.items()} for steps in all_steps]
+
+    def alone(k: int, steps: int) -> torch.Tensor:
+        file = write(tmp_path / f"{k}-{steps}.dcm", FRAMES[k], 16, kind, **plain[steps])
+        return open_images(f"dicom:{file}{query}").read(0)
+
+    own = [functional(**steps) for steps in all_steps]
+    shared = {"SharedFunctionalGroupsSequence": pydicom.Sequence([own[1]])}
+    files = {
+        "own": ({"PerFrameFunctionalGroupsSequence": pydicom.Sequence(own)}, [0, 1, 2]),
+        "shared": (shared, [1, 1, 1]),
+        "own, else shared": (
+            {**plain[2], **shared, "PerFrameFunctionalGroupsSequence": pydicom.Sequence([own[0], functional()])}, [0, 1, 1],
+        ),
+        "neither": ({**plain[2], "SharedFunctionalGroupsSequence": pydicom.Sequence([functional()])}, [2, 2, 2]),
+    }  # fmt: skip
+    for name, (elements, steps) in files.items():
+        images = open_images(f"dicom:{write(tmp_path / f'{name}.dcm', FRAMES, 16, kind, **elements)}{query}")
+        assert all(torch.equal(images.read(k), alone(k, steps[k])) for k in range(3)), name
+        single = write(tmp_path / f"{name}, single.dcm", FRAMES[:1], 16, kind, **elements)
+        assert torch.equal(open_images(f"dicom:{single}{query}").read(0), images.read(0)), name
+
+
+def test_lookup_tables_of_functional_groups(tmp_path: Path) -> None:
+    stored = np.array([[[0, 1], [2, 3]], [[0, 1], [2, 3]]], np.uint8)
+    modality = {"ModalityLUTSequence": lookup([3, 2, 1, 0], 8, ModalityLUTType="US")}
+    own = [functional(FrameVOILUT={"VOILUTSequence": lookup(table, 8)}) for table in ([0, 10, 100, 255], [9, 8, 7, 6])]
+    file = write(
+        tmp_path / "a.dcm", stored, 8, RescaleSlope=2, RescaleIntercept=0, WindowCenter=1, WindowWidth=2,
+        SharedFunctionalGroupsSequence=pydicom.Sequence([functional(PixelValueTransformation=modality)]),
+        PerFrameFunctionalGroupsSequence=pydicom.Sequence(own),
+    )  # fmt: skip
+    images = open_images(f"dicom:{file}")
+    assert [images.read(k)[0].tolist() for k in range(2)] == [[[255, 100], [10, 0]], [[6, 7], [8, 9]]]
+
+
+@pytest.mark.parametrize("query", ["", "?window=range"])
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("height", [1, 3000])  # each place is computed, or each value
+@pytest.mark.parametrize(
+    ("padding", "value", "limit"),
+    [([-2000], -2000, None), ([-2000], 63536, None), ([4000, 4090], 4095, 3990), ([-2000, -1990], -2000, -1980)],
+)
+def test_padding_is_black_and_outside_of_the_range(
+    padding: list[int], value: int, limit: int | None, height: int, kind: str, query: str, tmp_path: Path
+) -> None:
+    stored = np.tile(np.array([*padding, 1000, 1100, 1200], np.int16), (height, 1))
+    file = write(tmp_path / "a.dcm", stored, 16, kind, RescaleSlope=0.5, RescaleIntercept=-7)
+    header = pydicom.dcmread(file)
+    for name, number in (("PixelPaddingValue", value), ("PixelPaddingRangeLimit", limit)):
+        if number is not None:
+            header.add_new(name, "US" if number > 32767 else "SS", number)
+    header.save_as(file)
+    found = open_images(f"dicom:{file}{query}").read(0)[0, 0].tolist()
+    shown = [0, 32768, 65535]
+    assert found == [0] * len(padding) + (shown if kind == "MONOCHROME2" else [65535, 32768, 0])
+
+
+def test_a_picture_of_padding_alone_is_black(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.dcm", np.full((3, 3), 9, np.uint8), 8, "MONOCHROME1", PixelPaddingValue=9)
+    assert open_images(f"dicom:{file}").read(0).unique().tolist() == [0]
+
+
+def test_padding_goes_through_a_window_like_any_value(tmp_path: Path) -> None:
+    stored = np.array([[0, 100], [120, 255]], np.uint8)
+    file = write(tmp_path / "a.dcm", stored, 8, PixelPaddingValue=255, WindowCenter=128, WindowWidth=256)
+    assert open_images(f"dicom:{file}").read(0)[0].tolist() == stored.tolist()
 
 
 @pytest.fixture(scope="module")
