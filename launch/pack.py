@@ -10,6 +10,7 @@ from rich.progress import track
 from ..core.images.open import open_images, open_with_splits
 from ..core.images.pack.record import Packing
 from ..core.images.pack.writer import pack
+from ..core.images.places import uri_path
 from ..core.images.sets import refuse_inside
 from ..core.printable import printable
 from .data import LISTED, print_summary
@@ -47,8 +48,3 @@ def pack_set(uris: Sequence[str], folder: Path, packing: Packing, skip_damaged: 
         soft_wrap=True,
     )
     return 0
-
-
-def uri_path(folder: Path) -> str:
-    """A path with the characters escaped that have a meaning in a URI."""
-    return str(folder).replace("%", "%25").replace("#", "%23").replace("?", "%3F")

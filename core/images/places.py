@@ -27,6 +27,11 @@ def titled(scheme: str, path: str) -> str:
     return f"{scheme}:{abridged(path)}"
 
 
+def uri_path(path: str | Path) -> str:
+    """A path with the characters escaped that have a meaning in a URI."""
+    return str(path).replace("%", "%25").replace("#", "%23").replace("?", "%3F")
+
+
 def place_named(path: str, title: str) -> Path:
     """The place of a path, with ~ for the home folder; perhaps nothing is there. Raises UserError if no file can have this path."""
     place = Path(path)
@@ -64,7 +69,9 @@ def file_named(path: str, title: str, what: str = "file") -> Path:
     if place.is_file():
         return place
     if place.is_dir():
-        raise UserError(f"{title}: there is no such {what}; it is a folder: open it as folder:{abridged(path)}")
+        raise UserError(
+            f"{title}: there is no such {what}; it is a folder: open it as folder:{abridged(uri_path(path))}"
+        )
     if place.is_symlink() and not place.exists():
         raise UserError(
             f"{title}: it is a dangling link ({printable(os.readlink(place))} does not exist); restore that file"

@@ -7,17 +7,22 @@ of a column that Hugging Face declares as ClassLabel become the names of the cla
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from ...errors import UserError
 from ..foreign import parsing
 from ..groups import numbered_groups
-from ..places import abridged
+from ..notes import Note
+from ..places import abridged, uri_path
 from ..several import number_several
 from ..store import number_classes
+from .table import about_columns
 
 ROWS_MADE_BY = "check how it was made, or fetch it again"
 IMAGE, LABEL, DOMAIN = "image", "label", "domain"
@@ -89,9 +94,9 @@ def columns_of(schema: Any, asked: Asked, title: str) -> RowColumns:
         wrong = (
             f"the column {abridged(image, 60)} holds no bytes of pictures" if image else "which column holds pictures?"
         )
-        raise UserError(
-            f"{title}: {wrong} ({found}); name a column of bytes, or of structs with bytes, by ?image=COLUMN"
-        )
+        remedy = "name a column of bytes, or of structs with bytes, by ?image=COLUMN"
+        remedy = remedy if pictures else "files that a column names are read by csv:FILE"
+        raise UserError(f"{title}: {wrong} ({found}); {remedy}")
     with parsing(title, ROWS_MADE_BY):
         kind = schema.field(image).type
         inner = [kind.field(i).name for i in range(kind.num_fields)] if is_struct(kind) else []
@@ -205,6 +210,41 @@ def domains_of_cells(cells: Sequence[Any], name: str | None, title: str) -> tupl
     if name is None or all(cell is None for cell in cells):
         return None, ()
     return number_classes(filled(cells, "domain", title, ""))
+
+
+def about_pictures(sizes: np.ndarray, paths: Sequence[str], columns: RowColumns, title: str) -> list[Note]:
+    """A note about rows that name a file and hold no picture. sizes: bytes of each picture; paths: none, or one a row.
+
+    Raises UserError if no row holds a picture: `datasets` keeps only paths of the files of a local folder.
+    """
+    without = [paths[row] for row in np.flatnonzero(sizes == 0).tolist() if paths and paths[row]]
+    if sizes.any():
+        what = "rows that name a file and do not hold it, which count as damaged pictures"
+        return [Note(len(without), what, without[0])] if without else []
+    if not without:
+        raise UserError(
+            f"{title}: no row holds a picture in the column {abridged(columns.image, 60)}; name another by ?image=COLUMN, or check how it "
+            "was made"
+        )
+    folder = os.path.commonpath([os.path.dirname(path) for path in without]) if all(map(os.path.isabs, without)) else ""
+    known = PurePath(folder).name and os.path.isdir(folder)
+    place = f"folder:{abridged(uri_path(folder))}" if known else "their folder as folder:PATH"
+    raise UserError(
+        f"{title}: its rows hold paths of pictures ({abridged(without[0])}) and no pictures; open {place}, or save the set by save_to_disk "
+        "of `datasets`, which copies the pictures into it, and open that"
+    )
+
+
+def about_other_columns(
+    schema: Any, columns: RowColumns, asked: Asked, files: Sequence[PurePath], labelled: bool
+) -> list[Note]:
+    """Notes about columns that are not read, and about folders KEY=VALUE. files: their paths."""
+    read = (columns.image, asked.label or LABEL, columns.domain, columns.group)
+    classes = labelled or not asked.labels
+    notes = about_columns([name for name in schema.names if name not in read], classes)
+    folders = dict.fromkeys(part for file in files for part in file.parts[:-1] if "=" in part[1:])
+    what = "folders that give all rows in them a value, which is not read; write it into a column"
+    return [*notes, *([Note(len(folders), what, next(iter(folders)), "list" if classes else "say")] if folders else [])]
 
 
 def filled(cells: Sequence[Any], kind: str, title: str, remedy: str) -> list[str]:

@@ -95,7 +95,7 @@ def levels_of_values(
         share = own.share(values)
     elif window.of_file and shown.get("VOILUTSequence"):
         values, bits = by_lookup_table(values, shown.VOILUTSequence[0], found.original_encoding[1])
-        share = values / (2**bits - 1)
+        share = (values / (2**bits - 1)).clip(0, 1)
     else:
         padding = padding_among(found, stored)
         share = window.of_range(values, there & ~padding)

@@ -24,6 +24,7 @@ from ..cache import entry_name, recall, remember, stamp_of
 from ..decode import decode, decode_scaled, is_picture
 from ..open_files import read_whole
 from ..pixels import full_range
+from ..places import uri_path
 from ..remote.address import absolute
 from ..store import DamagedImage, Scale, Source, Stamp, Uniform, sha256_key
 from .layout import arrange
@@ -262,7 +263,7 @@ def advice_for(file: Path) -> str:
         return "unpack it, and open the folder that comes out"
     known = {".npz": "npz", ".csv": "csv", ".tsv": "csv", ".tgz": "tar", ".parquet": "parquet"}
     kind = "tar" if ".tar" in file.name.lower() else known.get(file.suffix.lower(), "list")
-    return f"open it as {kind}:{printable(str(file))}"
+    return f"open it as {kind}:{printable(uri_path(file))}"
 
 
 def checked_under(under: str, title: str) -> str:

@@ -70,7 +70,7 @@ def open_hf(
         shard, columns = shard_of_arrow(file, asked, columns, limits, titled("hf", str(file)))
         found.append((shard, name))
     assert columns is not None
-    return source_of_shards(found, columns, path, title, checked_bits(bits, title), root)
+    return source_of_shards(found, columns, asked, path, title, checked_bits(bits, title), root)
 
 
 def snapshot_of(root: Path, title: str) -> Path:

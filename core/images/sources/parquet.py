@@ -31,6 +31,8 @@ from .columns import (
     ROWS_MADE_BY,
     Asked,
     RowColumns,
+    about_other_columns,
+    about_pictures,
     arrow,
     columns_of,
     domains_of_cells,
@@ -130,7 +132,7 @@ def open_parquet(
         shelf.hold(shard.place)
         found.append((shard, name))
     assert columns is not None
-    return source_of_shards(found, columns, path, title, checked_bits(bits, title), root, shelf.held)
+    return source_of_shards(found, columns, asked, path, title, checked_bits(bits, title), root, shelf.held)
 
 
 def shelf_of_rows(path: str, title: str, cache: str | None) -> tuple[Shelf, PurePath | None]:
@@ -232,6 +234,7 @@ def values_of(batches: Iterator[Any], title: str) -> Iterator[bytes]:
 def source_of_shards(
     found: Sequence[tuple[Shard, str]],
     columns: RowColumns,
+    asked: Asked,
     path: str,
     title: str,
     bits: int | None,
@@ -260,11 +263,15 @@ def source_of_shards(
     )  # fmt: skip
     store.sums, store.held = spans[:, 2], held
     labels, classes = labels_of(said.labels, columns.label, title)
+    notes = about_pictures(spans[:, 1], said.paths, columns, title)
+    notes += about_other_columns(
+        shards[0].schema, columns, asked, [shard.file.path for shard in shards], labels is not None
+    )
     domains, domain_names = domains_of_cells(said.domains, columns.domain, title)
     splits = {name: torch.from_numpy(np.isin(number, [k for k, one in enumerate(found) if one[1] == name]).nonzero()[0])
               for name in dict.fromkeys(name for _, name in found if name)}  # fmt: skip
     source = Source(store, labels, classes, splits, groups=groups_of_cells(said.groups, columns.group, title))
-    source = dataclasses.replace(source, folder=None if folder is None else str(folder))
+    source = dataclasses.replace(source, notes=tuple(notes), folder=None if folder is None else str(folder))
     if domains is not None:
         return dataclasses.replace(source, domains=domains, domain_names=domain_names)
     return source if len(shards) == 1 or folder else dataclasses.replace(source, domain_names=(pattern_name(path),))

@@ -4,8 +4,9 @@ import io
 import json
 import os
 import pickle
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,71 @@ def test_a_row_without_bytes_is_a_damaged_picture(tmp_path: Path) -> None:
         assert images.encoded(4) == PICTURES[4]
 
 
+@pytest.mark.parametrize("kind", ["parquet", "saved", "cached", "compressed"])
+def test_rows_of_paths_are_refused_and_what_to_open_is_said(kind: str, folder: Path, tmp_path: Path) -> None:
+    """As `load_dataset("imagefolder")` caches a folder here: no bytes, and whole paths."""
+    place = tmp_path / "100%?"
+    shutil.copytree(folder, place)
+    paths = sorted(str(file) for file in place.glob("*/*"))
+    uri = uri_of_paths(tmp_path / "rows", kind, paths)
+    with pytest.raises(UserError) as caught:
+        open_images(uri)
+    title, _, said = str(caught.value).partition(": ")
+    assert title.startswith(uri) and said == (
+        f"its rows hold paths of pictures ({paths[0]}) and no pictures; open folder:{tmp_path}/100%25%3F, or save the set by "
+        "save_to_disk of `datasets`, which copies the pictures into it, and open that"
+    )
+    opened = said.partition("open ")[2].partition(", or")[0]
+    assert open_images(opened).split_hash() == open_images(f"folder:{folder}").split_hash()
+
+
+@pytest.mark.parametrize("paths", [["a.png", "b.png"], ["/nowhere/a.png", "/nowhere/b.png"], ["/tmp/a.png", "/b.png"]])
+def test_rows_of_paths_without_a_folder_here_are_refused(paths: list[str], tmp_path: Path) -> None:
+    for kind in "parquet", "saved":
+        with pytest.raises(UserError, match="and no pictures; open their folder as folder:PATH, or save the set"):
+            open_images(uri_of_paths(tmp_path / kind, kind, paths))
+    with pytest.raises(UserError, match=r"no row holds a picture in the column image; name another by \?image=COLUMN"):
+        open_images(uri_of_paths(tmp_path / "none", "parquet", [None, ""]))
+
+
+def uri_of_paths(place: Path, kind: str, paths: Sequence[str | None]) -> str:
+    """A set whose rows have paths in the place of pictures."""
+    pictures = pa.array(
+        [{"bytes": None, "path": path} for path in paths], pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    )
+    found = table({"image": pictures, "label": [i % 3 for i in range(len(paths))]})
+    if kind in ("saved", "compressed"):
+        return f"hf:{saved(place, found, options=pa.ipc.IpcWriteOptions(compression='lz4' if kind == 'compressed' else None))}"
+    place.mkdir()
+    if kind == "cached":
+        stream(place / "imagefolder-train.arrow", found)
+        return f"hf:{place}"
+    pq.write_table(found, place / "set.parquet")
+    return f"parquet:{place}"
+
+
+def test_what_is_not_read_is_said(tmp_path: Path) -> None:
+    def said(uri: str) -> list[str]:
+        return [note.sentence() for note in open_images(uri).notes if note.level != "list"]
+
+    columns = rows(range(4))
+    columns |= {"fine_label": columns.pop("label"), "x": [0] * 4}
+    for name in "cat", "dog":
+        (tmp_path / f"label={name}").mkdir()
+        pq.write_table(table(columns), tmp_path / f"label={name}/0.parquet")
+    unread = "3 columns that are not read; ?label=COLUMN would read the classes from one (patient, fine_label, x)"
+    folders = "2 folders that give all rows in them a value, which is not read; write it into a column (label=cat)"
+    for uri in f"parquet:{tmp_path}", f"parquet:{tmp_path}/*/0.parquet", f"hf:{tmp_path}":
+        assert said(uri) == [unread, folders]
+        assert said(f"{uri}?labels=none") == said(f"{uri}?label=fine_label") == []
+        assert len(open_images(f"{uri}?label=fine_label&group=patient").notes) == 2
+    assert said(f"hf:{saved(tmp_path / 'saved', table(columns))}") == [unread]
+    columns["image"][1]["bytes"] = None
+    pq.write_table(table(columns), tmp_path / "some.parquet")
+    mixed = "1 rows that name a file and do not hold it, which count as damaged pictures (01.png)"
+    assert said(f"parquet:{tmp_path}/some.parquet?label=fine_label") == [mixed]
+
+
 def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     whole = tmp_path / "whole.parquet"
     pq.write_table(table(rows(range(COUNT))), whole)
@@ -277,7 +343,10 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
         (f"parquet:{tmp_path}/missing.parquet", "there is no such archive|there is no such file"),
         (f"parquet:{tmp_path}/nothing", r"no file below .* ends in \.parquet"),
         (f"parquet:{tmp_path}/none.parquet", "it has no rows"),
-        (f"parquet:{tmp_path}/numbers.parquet", r"which column holds pictures\? \(there is none\)"),
+        (
+            f"parquet:{tmp_path}/numbers.parquet",
+            r"which column holds pictures\? \(there is none\); files .* are read by csv:FILE",
+        ),
         (f"parquet:{mixed}", "its columns differ from those of the files before it"),
         (f"hf:{two}", r"its file \.\./whole\.parquet is not in"),
         (f"hf:{chosen}", r"call flatten_indices\(\) and save it again"),
