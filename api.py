@@ -11,12 +11,13 @@ result.json and the network. Nothing heavy is imported before a function is call
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .core.errors import UserError
+from .core.printable import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,7 +90,7 @@ def open_images(uri: str | Sequence[str], *, labels: bool = True) -> Images:
     """
     from .core.images.open import open_images as opened
 
-    return opened(uri, role="test" if labels else "unlabelled")
+    return opened(_uris(uri), role="test" if labels else "unlabelled")
 
 
 def load(run: str | PathLike[str]) -> Backbone | Classifier:
@@ -166,16 +167,24 @@ def _executed(verb: str, config: Config, overrides: Overrides, quiet: bool) -> d
 
 def _words(overrides: Overrides) -> list[str]:
     """KEY=VALUE, the value as JSON. Raises UserError for a value that JSON does not have."""
+    from .core.config.yaml_file import override_of
+
     if not isinstance(overrides, Mapping):
         return list(overrides)
     try:
-        return [f"{key}={json.dumps(value, default=fspath)}" for key, value in overrides.items()]
+        return [override_of(key, value, fspath) for key, value in overrides.items()]
     except TypeError as error:
         raise UserError(f"overrides: {error}; give numbers, texts, lists and mappings of these") from None
 
 
 def _uris(uri: str | Sequence[str]) -> list[str]:
-    return [uri] if isinstance(uri, str) else list(uri)
+    """One URI or several, as a list. Raises UserError for a path, which does not say what kind of set it is."""
+    given = [uri] if isinstance(uri, str | PathLike) else list(uri)
+    if (path := next((one for one in given if isinstance(one, PathLike)), None)) is not None:
+        from .core.images.sources.files import advice_for
+
+        raise UserError(f"{printable(fspath(path))} is a path, and no image URI; {advice_for(Path(path))}")
+    return given
 
 
 def __getattr__(name: str) -> Any:

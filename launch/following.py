@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..core.config.yaml_file import plain_override_of
 from ..core.files import path_beside
 from ..core.run.folder import CONFIG
 from .report.negative import TRANSFER_WEIGHTS
@@ -29,17 +29,13 @@ def following(verb: str, config: Mapping[str, Any], result: Mapping[str, Any], c
 
 def command(*words: str, **keys: Any) -> str:
     """ "rootstock WORD ... KEY=VALUE ...", quoted for a shell; keys with __ for the dot, left out where None."""
-    given = [f"{key.replace('__', '.')}={_value(value)}" for key, value in keys.items() if value is not None]
+    given = [plain_override_of(key.replace("__", "."), value) for key, value in keys.items() if value is not None]
     return shlex.join(["rootstock", *words, *given])
 
 
 def exporting(run: object) -> str:
     """The command that exports a run's network."""
     return command("export", str(run), "--to", str(path_beside(str(run), "-exported")))
-
-
-def _value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _after_pretraining(run: str, config: Mapping[str, Any], result: Mapping[str, Any]) -> str:

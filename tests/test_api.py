@@ -113,6 +113,23 @@ def test_mistakes_are_sentences(runs: dict[str, Path], tmp_path: Path) -> None:
         rs.predict(runs["pretrain0"], "sklearn:digits")
     with pytest.raises(rs.UserError, match=r"--top: expected 1 to 10"):
         rs.predict(runs["adapt0"], "sklearn:digits", top=11, device="cpu")
+    place = tmp_path / "100%#1"
+    place.mkdir()
+    (place / "set.tar").touch()
+    for ask in (
+        rs.open_images,
+        lambda uri: rs.extract(runs["pretrain0"], uri, device="cpu"),
+        lambda uri: rs.predict(runs["adapt0"], uri, device="cpu"),
+    ):
+        for named, path, advice in (
+            (place, place, f"folder:{tmp_path}/100%25%231"),
+            (["sklearn:digits", place / "set.tar"], place / "set.tar", f"tar:{tmp_path}/100%25%231/set.tar"),
+        ):
+            with pytest.raises(rs.UserError) as caught:
+                ask(named)  # pyright: ignore[reportArgumentType]
+            assert str(caught.value) == f"{path} is a path, and no image URI; open it as {advice}"
+    with pytest.raises(rs.UserError, match="no folder 😀; check the path"):  # as one character, not as a pair
+        rs.probe(given, {"data.train": "folder:😀"})
     with pytest.raises(AttributeError, match="no attribute 'no_such'"):
         _ = rs.no_such  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from .messages import nearest, show, spelt
 
 PACKAGE = Path(__file__).resolve().parents[2]
 CONFIGS = PACKAGE / "configs"
+
+_NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
+"""What stands in a text of JSON as it is, and in one of YAML only escaped."""
 
 
 class ConfigError(UserError):
@@ -162,6 +165,21 @@ def parse_override(text: str, where: str, problems: list[str]) -> Any:
     value = parse(text, where, problems)
     ends_with_colon = isinstance(value, dict) and text.rstrip().endswith(":") and len(text.split()) == 1
     return text.strip() if ends_with_colon and not text.lstrip().startswith(("[", "{", '"', "'")) else value
+
+
+def override_of(key: str, value: Any, default: Callable[[Any], Any] | None = None) -> str:
+    """KEY=VALUE with the value as JSON, which `parse` reads as the same. default: as of `json.dumps`, which may raise TypeError."""
+    text = json.dumps(value, ensure_ascii=False, default=default)  # json's pairs of escapes are two characters for YAML
+    return f"{key}=" + _NOT_IN_YAML.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+
+
+def plain_override_of(key: str, value: Any) -> str:
+    """As `override_of`, but a text that is read as itself is not quoted: for people."""
+    try:
+        plain = isinstance(value, str) and parse_override(value, "", []) == value
+    except ConfigError:
+        plain = False
+    return f"{key}={value}" if plain else override_of(key, value)
 
 
 def read_into(path: Path, problems: list[str]) -> dict[str, Any]:

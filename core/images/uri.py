@@ -6,13 +6,14 @@ In a path, %23, %3F and %25 stand for #, ? and %.
 
 import difflib
 import inspect
+import os
 import re
 import types
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from ..errors import UserError
-from .places import abridged
+from .places import abridged, uri_path
 from .remote.address import refuse_secrets
 
 MAX_CHARACTERS = 100_000
@@ -44,7 +45,8 @@ def parse_uri(text: str) -> Uri:
     location, *fragments = text.strip().split("#")
     scheme, colon, rest = location.partition(":")
     if not colon:
-        raise UserError(f"'{shown}' is not an image URI: it has no scheme; write for example folder:{shown}")
+        named = abridged(uri_path(text)) if os.path.isdir(text) else shown
+        raise UserError(f"'{shown}' is not an image URI: it has no scheme; write for example folder:{named}")
     path, mark, query = rest.partition("?")
     if not path:
         raise UserError(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.config.resolve import ConfigError, find, load
-from ...core.config.yaml_file import CONFIGS
+from ...core.config.yaml_file import CONFIGS, override_of
 from ...core.documents import read_mapping
 from ...core.errors import UserError
 from ...core.launchlog import warn
@@ -115,11 +115,8 @@ def _jobs(config: Mapping[str, Any], beside: Path, validate_stage: Validate, pro
         folder = run_folder(config["run"]["dir"]) / f"seed-{seed}"
         for name, section in config["stages"].items():
             file = beside / section["config"]
-            overrides = [
-                f"{key}={json.dumps(_with_folders(value, folder), ensure_ascii=False)}"
-                for key, value in section["set"].items()
-            ]
-            overrides += [f"seed={seed}", f"run.dir={json.dumps(str(folder / name), ensure_ascii=False)}"]
+            overrides = [override_of(key, _with_folders(value, folder)) for key, value in section["set"].items()]
+            overrides += [f"seed={seed}", override_of("run.dir", str(folder / name))]
             given = (section["verb"], str(file) if file.is_file() else section["config"], overrides)
             resolved: dict[str, Any] = {}
             try:

@@ -6,7 +6,6 @@ that pretraining can be tuned by the probe that follows it.
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 from ...core.config.messages import show
 from ...core.config.resolve import ConfigError, find, load
+from ...core.config.yaml_file import override_of
 from ...core.run.folder import run_folder
 from ..pipeline.plan import plan_pipeline
 from ..verbs import resolve
@@ -239,11 +239,11 @@ def _selection_overrides(word: str, stages: Stages) -> list[str]:
 
 
 def _overrides(values: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+    return [override_of(key, value) for key, value in values.items()]
 
 
 def _run_dir(folder: Path) -> str:
-    return f"run.dir={json.dumps(str(folder), ensure_ascii=False)}"
+    return override_of("run.dir", str(folder))
 
 
 def without_run(section: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from ...core.errors import UserError
 from ...core.images.images import Images
 from ...core.images.open import open_images
+from ...core.images.places import abridged, uri_path
 from ..settle import shorter_sides
 
 SIZES_TOLD = 32  # pictures whose sizes are told
@@ -79,9 +80,23 @@ def read_roles(uris: Sequence[str]) -> Roles:
     return Roles(unlabelled, labelled, target)
 
 
+def _folder_uri(path: str) -> str:
+    """Raises UserError for a name that no URI can hold."""
+    reasons = {
+        "a blank at its end": path != path.rstrip(),
+        "{seed} in its path": "{seed}" in path,
+        "bytes in its path that are no UTF-8": path.encode(errors="replace").decode() != path,
+    }
+    if wrong := [reason for reason, holds in reasons.items() if holds]:
+        raise UserError(
+            f"{abridged(path)}: a URI cannot name a folder with {wrong[0]}; rename it, or give a link to it"
+        )
+    return f"folder:{uri_path(path)}"
+
+
 def _given(uri: str) -> GivenSet:
-    if Path(uri).expanduser().is_dir():
-        uri = f"folder:{uri}"
+    if os.path.isdir(os.path.expanduser(uri)):
+        uri = _folder_uri(uri)
     images = open_images(uri, role="test")
     labelled = images.labels is not None and images.classes is not None and len(images.classes) > 1
     return GivenSet(uri, images, labelled)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from ...core.config.yaml_file import override_of
 from ...core.images.split import cut_point
 from ...core.train.remaining import time_left
 from ..settle import INPUT_SIDES, facts_about, settle, side_for
@@ -82,7 +83,7 @@ class _Story:
         self.roles, self.minutes, self.resolve, self.measure, self.probe = roles, minutes, resolve, measure, probe
         self.measured = 0.0
         self.count = sum(_trained_count(one) for one in roles.all)
-        self.words = [f"data.train={_quoted(_pretraining_uris(roles))}", "run.dir=unused"]
+        self.words = [override_of("data.train", _pretraining_uris(roles)), "run.dir=unused"]
 
     def timed(self, size: int) -> _Timing:
         config = settle("pretrain", self.resolve("pretrain", PRETRAINING, [*self.words, f"data.size={size}"]))
@@ -237,11 +238,11 @@ def _adaptation(
     """The config of an adaptation with a new network, and what it costs; None without a target."""
     if roles.labelled is None or roles.target is None:
         return None
-    words = [
-        f"data.source={roles.labelled.uri}#[:80%]", f"data.target={_trained_on(roles.target)}", f"data.size={size}",
-        f"data.test={roles.labelled.uri}#[80%:]", f"backbone.name={network}", "run.dir=unused",
-    ]  # fmt: skip
-    config = settle("adapt", resolve("adapt", ADAPTATION, words))
+    keys = {
+        "data.source": f"{roles.labelled.uri}#[:80%]", "data.target": _trained_on(roles.target), "data.size": size,
+        "data.test": f"{roles.labelled.uri}#[80%:]", "backbone.name": network, "run.dir": "unused",
+    }  # fmt: skip
+    config = settle("adapt", resolve("adapt", ADAPTATION, [override_of(key, value) for key, value in keys.items()]))
     return config, measure("adapt", config)
 
 
@@ -286,7 +287,3 @@ def _report(roles: Roles) -> dict[str, Any]:
 
 def _stage(verb: str, config: str, keys: Mapping[str, Any]) -> dict[str, Any]:
     return {"verb": verb, "config": config, "set": dict(keys)}
-
-
-def _quoted(uris: list[str]) -> str:
-    return "[" + ", ".join(f'"{uri}"' for uri in uris) + "]"

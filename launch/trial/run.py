@@ -24,6 +24,7 @@ from ...core.errors import UserError
 from ...core.files import write_text
 from ...core.loudness import Loudness, loudness
 from ...core.manifest import write_record
+from ...core.printable import printable
 from ...core.run.folder import make_folder, run_folder
 from ...core.run.rows import METRICS, read_rows
 from ..aloud import say
@@ -55,7 +56,7 @@ def try_pictures(uris: Sequence[str], minutes: float, to: str) -> dict[str, Any]
         "data": [one.images.split_hash() for one in roles.all],
     }
     if (known := _known(folder, asked)) is not None:
-        console.print(f"goes on with {escape(str(known))}", soft_wrap=True)
+        console.print(f"goes on with {escape(printable(str(known)))}", soft_wrap=True)
     else:
         console.print("looking at the pictures")
 
@@ -69,7 +70,7 @@ def try_pictures(uris: Sequence[str], minutes: float, to: str) -> dict[str, Any]
         lines = plan_words(plan, roles, minutes, machine())
         known = _write(folder, plan, asked, lines)
         for line in lines:
-            console.print(escape(line), soft_wrap=True)
+            console.print(escape(printable(line)), soft_wrap=True)
     result = run_pipeline(known, [], execute, resolve, build=build_untrained)
     for line in pipeline_verdict(result, folder):
         say(line, Loudness.QUIET)
@@ -141,7 +142,7 @@ def _write(folder: Path, plan: Plan, asked: Mapping[str, Any], lines: Sequence[s
         *lines,
         f"Command   rootstock run {folder / FILE}",
     ]
-    text = "".join(f"# {line}\n" for line in head) + yaml.safe_dump(
+    text = "".join(f"# {printable(line)}\n" for line in head) + yaml.safe_dump(
         plan.pipeline, sort_keys=False, allow_unicode=True, width=120
     )
     write_text(folder / FILE, text)

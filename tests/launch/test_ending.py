@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from rootstock.core.config.yaml_file import parse_override
 from rootstock.launch.ending import gained, headlines, scores_in_words, sentence, to_beat
 from rootstock.launch.following import command, following, uris
 from rootstock.launch.pipeline.ending import after_pipeline, pipeline_verdict
@@ -18,6 +19,14 @@ from rootstock.launch.verbs import resolve
 Rootstock = Callable[..., subprocess.CompletedProcess[str]]
 FEW = ["optim.duration=2", "optim.batch_size=16"]
 DIGITS = "sklearn:digits?size=32#[:160]"
+
+
+def test_a_printed_command_is_read_as_it_was_meant() -> None:
+    for uri in "folder:photos#[:80%]", "folder:a: b", 'folder:it\'s "x"', ["folder:a", "folder: #b"]:
+        words = shlex.split(command("probe", "small", data__train=uri, seed=None))
+        key, _, value = words[-1].partition("=")
+        assert words[:-1] == ["rootstock", "probe", "small"] and key == "data.train"
+        assert parse_override(value, "", []) == uri
 
 
 def following_of(done: subprocess.CompletedProcess[str]) -> list[str]:

@@ -256,7 +256,9 @@ def check_folder(root: Path, path: str, title: str) -> None:
 
 
 def advice_for(file: Path) -> str:
-    """How to open a file that was given as a folder."""
+    """How to open a file that was given as a folder, or a path that was given as a URI."""
+    if not file.is_file():
+        return f"open it as folder:{printable(uri_path(file))}"
     if is_picture(file.name):
         return "open the folder that holds it"
     if file.suffix.lower() in (".zip", ".7z", ".rar"):

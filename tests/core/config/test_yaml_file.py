@@ -23,6 +23,26 @@ def written(folder: Path, text: str, name: str = "a.yaml") -> Path:
     return folder / name
 
 
+TEXTS = (
+    "plain", "folder:a#[:80%]", "a: b", 'a"b', "a\\b", "a #b", "#a", "?a", "a%b", "'", "1", "1e-3", "true", "null", "", " a ", "[a", "@a",
+    "*a", "idx:F?rows=1:", "😀é", "tab\tline\nend", "\x7f\x85\x9f", "\u2028\ufeff", "\udcff", "\uffff",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [*TEXTS, list(TEXTS), {"a: b": {"c": list(TEXTS)}}, 1e-5, 3, True, None, []])
+def test_words_that_are_written_are_read_as_the_same(value: object) -> None:
+    for write in configfile.override_of, configfile.plain_override_of:
+        key, _, word = write("data.train", value).partition("=")
+        assert key == "data.train" and configfile.parse_override(word, "x", []) == value
+
+
+def test_words_for_people_are_quoted_where_they_have_to_be() -> None:
+    for text in "folder:photos", "folder:a#[:80%]", "runs/first", "idx:F?rows=1:":
+        assert configfile.plain_override_of("a.b", text) == f"a.b={text}"
+    for text in "folder:a: b", "1", "null", "[a", " a":
+        assert configfile.plain_override_of("a.b", text) == f'a.b="{text}"'
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [

@@ -243,6 +243,14 @@ def test_mistakes_are_one_sentence(uri: str, sentence: str) -> None:
         open_images(uri)
 
 
+def test_a_folder_without_a_scheme_is_named_as_a_uri_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn(tmp_path / "100%#1", NAMES)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"has no scheme; write for example folder:100%25%231$"):
+        open_images("100%#1")
+    assert len(open_images("folder:100%25%231")) == len(NAMES)
+
+
 def test_empty_folders_and_wrong_kinds_say_what_is_expected(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("a.png")
     with pytest.raises(UserError, match=r"no pictures under .*; expected files ending in \.jpg"):

@@ -4,6 +4,7 @@ import base64
 import json
 import math
 import re
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
@@ -15,15 +16,17 @@ import pytest
 import yaml
 from PIL import Image
 
+from rootstock.core.config.yaml_file import parse_override
 from rootstock.core.errors import UserError
 from rootstock.core.evaluate.predictions import Predictions, ScoredImages, to_half
 from rootstock.launch.pipeline.table import tabulate
+from rootstock.launch.report.commands import commands_of
 from rootstock.launch.report.confusion import confusions
 from rootstock.launch.report.curves import curves
 from rootstock.launch.report.differences import differences_table
 from rootstock.launch.report.figures import heat, scatter
 from rootstock.launch.report.page import write_report
-from rootstock.launch.report.records import by_experiment, read_run
+from rootstock.launch.report.records import RunRecord, StageRuns, by_experiment, read_run
 from rootstock.launch.report.results import averaged, kind_of, looks_note, summarise
 from rootstock.launch.report.stages import share_of_tests
 from rootstock.launch.report.tables import duration, is_fraction, results_tables
@@ -194,6 +197,18 @@ def test_page_of_one_run_shows_every_protocol(tmp_path: Path) -> None:
         "By domain",
     ):
         assert words in page.text, words
+
+
+def test_commands_of_a_page_are_read_as_they_were_meant() -> None:
+    record = RunRecord(Path("runs: my 'first'"), {"seed": 0}, {"verb": "pretrain"}, result={"seed": 0})
+    given = {
+        key: parse_override(value, "", [])
+        for _, command in commands_of(StageRuns("a", [record]))
+        for key, equals, value in (word.partition("=") for word in shlex.split(command))
+        if equals
+    }
+    assert given["backbone.weights"] == "runs: my 'first'" and given["seed"] == 1
+    assert given["run.dir"] == "runs: my 'first'-seed1"
 
 
 def test_runs_that_differ_by_seed_become_one_row(tmp_path: Path) -> None:

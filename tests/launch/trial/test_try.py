@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from rootstock.core.errors import UserError
 from rootstock.core.images.open import open_images
+from rootstock.launch.pipeline.plan import check_pipeline
 from rootstock.launch.settle import INPUT_SIDES
 from rootstock.launch.trial import run as trial
 from rootstock.launch.trial.pictures import read_roles
@@ -121,6 +122,50 @@ def test_pictures_become_smaller_until_each_is_seen_often_enough(folders: dict[s
     assert sizes == sorted(sizes, reverse=True) and sizes[0] == 96 and sizes[-1] == INPUT_SIDES[0]
     enough = plan(0.001)
     assert enough.steps["pretrain"] * enough.batch["pretrain"] >= FEWEST_EPOCHS * (COUNT - 13)
+
+
+NAMES = ("a: b", "#1", "what?", "100%23", 'say "hi"', "back\\slash", "it's, [x] {y}: &z", "two\nlines", "\x7f😀")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_folders_of_any_name_are_tried(name: str, folders: dict[str, str], tmp_path: Path) -> None:
+    given = [tmp_path / f"{kind}{name}" for kind in "ult"]
+    for place in given:
+        place.symlink_to(folders[place.name[0]])
+    roles = read_roles([str(place) for place in given])
+    opened: list[set[str]] = []
+
+    def measure(verb: str, config: Mapping[str, Any]) -> RunCosts:
+        data = config["data"]
+        uris = data["train"] if verb == "pretrain" else [data["source"], data["target"], data["test"]]
+        opened.extend({str(folder) for folder in open_images(uri).folders} for uri in uris)
+        return RunCosts(0.01, 1.0)
+
+    plan = plan_story(roles, 5, str(tmp_path / "out"), resolve, measure, probe=3.0)
+    assert set.union(*opened) == {str(place) for place in given}
+    file = trial._write(
+        tmp_path / "out", plan, {"uris": [one.uri for one in roles.all]}, plan_words(plan, roles, 5, "cpu")
+    )
+    jobs = {job.name: job.resolved for job in check_pipeline(file, [], resolve)[1]}
+    assert jobs["pretrained"]["data"]["train"] == plan.pipeline["stages"]["pretrained"]["set"]["data.train"]
+    for uri, folder in ((jobs["probe"]["data"]["test"], given[1]), (jobs["adapted"]["data"]["target"], given[2])):
+        assert open_images(uri).folders == (str(folder),)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("of {seed}", r"\{seed\} in its path"),
+        ("blank ", "a blank at its end"),
+        ("\udcff", "bytes in its path that are no UTF-8"),
+    ],
+)
+def test_folders_that_no_uri_can_name_are_refused(
+    name: str, what: str, folders: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / name).symlink_to(folders["l"])
+    with pytest.raises(UserError, match=f"a URI cannot name a folder with {what}; rename it, or give a link to it"):
+        read_roles([str(tmp_path / name)])
 
 
 @pytest.mark.slow
