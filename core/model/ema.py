@@ -46,8 +46,11 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float | Tensor, ski
     """
     slow, fast = ([own_shard(p) for p in network.parameters()] for network in (teacher, student))
     if (skipped is not None or isinstance(momentum, Tensor)) and slow and slow[0].is_cuda:
+        # Of the type of the weights: the kernels for all of them take no other.
         share = (
-            1.0 - momentum if isinstance(momentum, Tensor) else torch.full((), 1.0 - momentum, device=slow[0].device)
+            (1.0 - momentum).to(slow[0])
+            if isinstance(momentum, Tensor)
+            else torch.full((), 1.0 - momentum, device=slow[0].device)
         )
         return move_together(slow, fast, share if skipped is None else share.masked_fill(skipped, 0.0))
     if skipped is not None or isinstance(momentum, Tensor):

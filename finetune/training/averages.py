@@ -1,7 +1,7 @@
 """Averages of the weights over a training: exponential (EMA) or equal from some step on (SWA).
 
-The average is a network beside the one that is trained, in the method's state, so checkpoints hold it. Which weights come in with which
-share is a function of the step alone.
+The average is a network beside the one that is trained, in the method's state, so checkpoints hold it. At which steps weights come in is a
+function of the step alone. With which share depends on how many really came in, since those of a skipped step do not.
 """
 
 from __future__ import annotations
@@ -49,24 +49,32 @@ def swa_options(*, start: Duration = Duration(75, "%"), every: Duration = Durati
 class Averaging(nn.Module):
     """The averaged network, and how it follows. network: a copy of the classifier, without noise and gradient."""
 
+    entries: Tensor  # int64 scalar: how many weights came in
+
     def __init__(self, classifier: nn.Module, steps: int) -> None:
         super().__init__()
         self.network, self.steps = teacher_of(classifier), steps
         self.recomputes = False  # whether BatchNorm's statistics are computed anew at the end
+        self.register_buffer("entries", torch.zeros((), dtype=torch.int64))
 
-    def weight(self, done: int) -> float | None:
-        """The share with which the weights after `done` steps come in, 1 for a copy; None: they do not."""
+    def restart(self, classifier: nn.Module) -> None:
+        """Begin with these weights, before the first step: the head may have changed since the copy was made."""
+        self.network.load_state_dict(classifier.state_dict())
+
+    def share(self, done: int) -> Tensor | None:
+        """The share with which the weights after `done` steps come in, float64 scalar: 1 for the first ones. None: they do not."""
         raise NotImplementedError
 
     @torch.no_grad()
     def update(self, classifier: nn.Module, progress: float, skipped: Tensor | None = None) -> None:
         """After the step that began at this progress, of the whole training. skipped: `Method.skipped`."""
-        share = self.weight(round(progress * self.steps) + 1)
+        share = self.share(round(progress * self.steps) + 1)
         if share is not None:
             follow(self.network, classifier, 1.0 - share, skipped)
             self._follow_buffers(classifier, share, skipped)
+            self.entries += 1 if skipped is None else ~skipped
 
-    def _follow_buffers(self, classifier: nn.Module, share: float, skipped: Tensor | None) -> None:
+    def _follow_buffers(self, classifier: nn.Module, share: Tensor, skipped: Tensor | None) -> None:
         for mine, other in zip(self.network.buffers(), classifier.buffers(), strict=True):
             mine.copy_(unless_skipped(other, mine, skipped))
 
@@ -82,12 +90,15 @@ class ExponentialAverage(Averaging):
             options["buffers"] == "average",
         )
 
-    def weight(self, done: int) -> float:
-        if done == 1:
-            return 1.0
+    def share(self, done: int) -> Tensor:
+        usual = torch.full_like(self.entries, self._weight(done), dtype=torch.float64)
+        return torch.where(self.entries == 0, 1.0, usual)
+
+    def _weight(self, done: int) -> float:
+        """Of the weights after `done` steps, where others came in before."""
         return 1.0 - (min(self.decay, 1.0 - done**-WARMUP_POWER) if self.warmup else self.decay)
 
-    def _follow_buffers(self, classifier: nn.Module, share: float, skipped: Tensor | None) -> None:
+    def _follow_buffers(self, classifier: nn.Module, share: Tensor, skipped: Tensor | None) -> None:
         for mine, other in zip(self.network.buffers(), classifier.buffers(), strict=True):
             if self.averages_buffers and mine.is_floating_point():
                 approach(own_shard(mine), own_shard(other), share, skipped)
@@ -98,7 +109,7 @@ class ExponentialAverage(Averaging):
         """The share of the first step's weights in the last average."""
         kept = 1.0
         for done in range(2, self.steps + 1):
-            kept *= 1.0 - self.weight(done)
+            kept *= 1.0 - self._weight(done)
             if kept < 1e-6:
                 break
         return kept
@@ -111,10 +122,10 @@ class EqualAverage(Averaging):
         super().__init__(classifier, steps)
         self.start, self.every, self.recomputes = start, every, True
 
-    def weight(self, done: int) -> float | None:
+    def share(self, done: int) -> Tensor | None:
         if done < self.start or (done - self.start) % self.every:
             return None
-        return 1.0 / ((done - self.start) // self.every + 1)
+        return 1.0 / (self.entries + 1).double()
 
 
 def averaging_of(

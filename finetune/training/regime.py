@@ -54,6 +54,8 @@ class Regime(NamedTuple):
                 f"WARNING: {left:.0%} of method.ema's average are still the first step's weights after {self.averaging.steps} steps; try "
                 "ema.warmup: true, or a smaller decay"
             )
+        if self.averaging is not None:
+            self.averaging.restart(self.classifier)
 
     def enough(self, done: int) -> bool:
         """Whether training stops after so many steps."""
@@ -62,6 +64,12 @@ class Regime(NamedTuple):
     def conclude(self, plan: Training, done: int) -> dict[str, Any]:
         """Give the classifier the weights that are exported and tested, after `done` steps; returns entries of a result."""
         classifier, averaging, alpha = self.classifier, self.averaging, self.method["wise_ft"]
+        if averaging is not None and done and not averaging.entries:
+            self.run.log(
+                "WARNING: nothing came into the average of the weights, because all steps at which something should have were skipped; "
+                "the weights of the last step take its place"
+            )
+            averaging.restart(classifier)
         state = classifier.state_dict() if averaging is None else averaging.network.state_dict()
         kept = done
         if self.evaluation is not None and (best := self.evaluation.kept(done)) is not None:

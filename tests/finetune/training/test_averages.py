@@ -89,6 +89,35 @@ def test_swa_is_the_mean_of_some_states(start: Any, every: Any, steps: tuple[int
         torch.testing.assert_close(parameter.detach(), expected)
 
 
+@pytest.mark.parametrize(
+    "late", [True, False], ids=["device", "host"]
+)  # the device asks for each update, the host for made ones
+@pytest.mark.parametrize("skips", [(1,), (4,), (1, 2, 7), (4, 7), tuple(range(1, STEPS + 1))])
+@pytest.mark.parametrize("keys", [{"ema": {"decay": 0.7}}, {"swa": {"start": 4, "every": 3}}], ids=["ema", "swa"])
+def test_the_average_is_of_the_states_that_came_in(keys: dict[str, Any], skips: tuple[int, ...], late: bool) -> None:
+    net = network()
+    average = averaging_of(method(**keys), net, STEPS, 3)
+    assert average is not None
+    began = [parameter.detach().clone() for parameter in average.network.parameters()]
+    came: list[list[Tensor]] = []
+    for step in range(STEPS):
+        moved(net, step)
+        bad = step + 1 in skips
+        if late or not bad:
+            average.update(net, step / STEPS, torch.tensor(bad) if late else None)
+        if not bad and ("ema" in keys or step + 1 in (4, 7, 10)):
+            came.append([parameter.detach().clone() for parameter in net.parameters()])
+    assert average.state_dict()["entries"] == len(came)
+    for i, parameter in enumerate(average.network.parameters()):
+        states = [state[i] for state in came] or [began[i]]
+        expected = torch.stack(states).mean(0)
+        if "ema" in keys:
+            expected = states[0]
+            for state in states[1:]:
+                expected = 0.7 * expected + 0.3 * state
+        torch.testing.assert_close(parameter.detach(), expected)
+
+
 def test_between_start_and_end() -> None:
     start, end = (
         {"w": torch.tensor([1.0, 2.0]), "n": torch.tensor(3)},

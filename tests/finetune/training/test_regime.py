@@ -245,6 +245,64 @@ def test_a_run_that_ends_after_its_early_stop_goes_on_to_the_same_result(
     assert weights(tmp_path / "run") == weights(straight["early"][0])
 
 
+SHORT: dict[str, Any] = {
+    **LATE,
+    "method": {"linear_first": True},
+    "optim": {**OPTIM, "lr": 0.02, "clip": 1.0, "duration": 4, "warmup": 0},
+    "evaluate": {},
+    "run": EARLY["run"],
+}
+
+
+def short_run(folder: Path, average: dict[str, Any], duration: int = 4) -> dict[str, Tensor]:
+    """What is exported, with this average of the weights."""
+    config = {**SHORT, "method": {"linear_first": True, **average}, "optim": {**SHORT["optim"], "duration": duration}}
+    execute("finetune", {**config, "run": {**config["run"], "dir": str(folder)}}, quiet=True)
+    return exported(folder)
+
+
+def loses(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """The loss of these steps, counted from 1, is not a number."""
+    forward = FineTune.forward
+
+    def lost(self: FineTune, batch: Any, progress: float) -> Any:
+        made = forward(self, batch, progress)
+        return made._replace(loss=made.loss * torch.nan) if round(progress * 4) + 1 in steps else made
+
+    monkeypatch.setattr(FineTune, "forward", lost)
+
+
+@pytest.mark.parametrize("skipped", [False, True])
+def test_an_average_begins_with_the_probes_head(skipped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a step, and where the first is skipped, no trace of the head that was drawn is left in it."""
+    if skipped:
+        loses(monkeypatch, 1)
+    found = short_run(tmp_path / "run", {"ema": {"decay": 0.999}}, 4 if skipped else 0)
+    probe = load_file(tmp_path / "run" / "checkpoints" / "kept" / "linear_first.safetensors")
+    for name in ("weight", "bias"):
+        torch.testing.assert_close(found[f"head.{name}"], probe[name], rtol=0.0, atol=0.1 if skipped else 0.0)
+
+
+def test_steps_that_are_skipped_are_no_part_of_an_equal_average(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = short_run(tmp_path / "last", {})
+    with monkeypatch.context() as patch:
+        loses(patch, 3)
+        without = short_run(tmp_path / "without", {})
+        capsys.readouterr()
+        # The weights after step 4 alone came in, so the average is these.
+        found = short_run(tmp_path / "one", {"swa": {"start": 3, "every": 1}})
+        assert "nothing came into the average" not in capsys.readouterr().err
+        none = short_run(tmp_path / "none", {"swa": {"start": 3, "every": 9}})
+        assert "nothing came into the average of the weights" in capsys.readouterr().err
+    for name, tensor in without.items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(found[name], tensor)
+            torch.testing.assert_close(none[name], tensor)
+    assert not torch.equal(last["head.weight"], without["head.weight"])
+
+
 PAIR = """
 import json, sys
 from rootstock.launch.verbs import execute
