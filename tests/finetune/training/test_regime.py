@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,9 @@ LATE: dict[str, Any] = {
     "evaluate": {"held_out": 0.3},
     "run": {**EARLY["run"], "log_gradients": True},
 }
-CASES = {"early": EARLY, "late": LATE}
+# Of the same training, the loss chooses a later state than the accuracy.
+BY_LOSS: dict[str, Any] = {**EARLY, "evaluate": {**EARLY["evaluate"], "by": "loss", "early_stopping": 2}}
+CASES = {"early": EARLY, "by loss": BY_LOSS, "late": LATE}
 
 
 def run_of(case: str, folder: Path) -> dict[str, Any]:
@@ -113,28 +116,41 @@ def close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: floa
         )
 
 
-def test_training_stops_after_so_many_evaluations_and_the_best_average_is_exported(straight: Straight) -> None:
-    """By a plain loop over the slice's accuracies, which are those of timm's ModelEmaV3."""
-    folder, result, watched = straight["early"]
-    built = built_again("early", folder.parent / "again")
+@pytest.mark.parametrize("case", ["early", "by loss"])
+def test_training_stops_after_so_many_evaluations_and_the_best_average_is_exported(
+    case: str, straight: Straight
+) -> None:
+    """By a plain loop over the slice's accuracies or losses, which are those of timm's ModelEmaV3."""
+    folder, result, watched = straight[case]
+    by, patience = CASES[case]["evaluate"]["by"], CASES[case]["evaluate"]["early_stopping"]
+    built = built_again(case, folder.parent / "again")
     assert built.regime.evaluation is not None
     slice_of, labels = built.regime.evaluation.images, built.regime.evaluation.images.labels
     assert labels is not None
     whole, train = open_images(f"{DATA}#[:90,seed=1]", seed=0), built.regime.train
     assert set(slice_of.keys().tolist()) | set(train.keys().tolist()) == set(whole.keys().tolist())
     assert not set(slice_of.keys().tolist()) & set(train.keys().tolist()) and 20 < len(slice_of) < 34
-    seen: list[float] = []
+    seen: dict[str, list[float]] = {"accuracy": [], "loss": []}
     best, since, done = 0, 0, 0
     for done in range(2, STEPS + 1, 2):
         built.regime.classifier.load_state_dict(watched.averages[done])
-        logits = extract(built.regime.classifier, slice_of, built.view, device="cpu")
-        seen.append(float((logits.argmax(1) == labels).double().mean()))
-        since = 0 if best == 0 or seen[-1] > seen[best // 2 - 1] else since + 1
+        logits = extract(built.regime.classifier, slice_of, built.view, device="cpu").double()
+        seen["accuracy"].append(float((logits.argmax(1) == labels).double().mean()))
+        chances = logits.exp() / logits.exp().sum(1, keepdim=True)
+        seen["loss"].append(-sum(math.log(row[y]) for row, y in zip(chances, labels, strict=True)) / len(labels))
+        values = [-loss for loss in seen["loss"]] if by == "loss" else seen["accuracy"]
+        since = 0 if best == 0 or values[-1] > values[best // 2 - 1] else since + 1
         best = done if since == 0 else best
-        if since == 3:
+        if since == patience:
             break
     told = result["evaluations"]
-    assert [row["accuracy"] for row in told["seen"]] == pytest.approx(seen)
+    for key, values in seen.items():
+        assert [row[key] for row in told["seen"]] == pytest.approx(values, rel=1e-5)
+    by_the_other = {
+        "accuracy": seen["loss"].index(min(seen["loss"])),
+        "loss": seen["accuracy"].index(max(seen["accuracy"])),
+    }
+    assert best // 2 - 1 != by_the_other[by], "rates at which the two choices are one say nothing"
     assert done == told["stopped_early"] == result["steps"] < STEPS and best == told["kept"] < done
     assert result["selection"] == "train-split" and result["images_seen"] == done * BATCH
     assert max(watched.states) == done
@@ -203,7 +219,7 @@ def weights(run: Path) -> list[str]:
     return [hashlib.sha256((run / f"{name}.safetensors").read_bytes()).hexdigest() for name in names]
 
 
-@pytest.mark.parametrize(("case", "kills"), [("early", (7, 9)), ("late", (12, 19))])
+@pytest.mark.parametrize(("case", "kills"), [("early", (7, 9)), ("by loss", (11, 13)), ("late", (12, 19))])
 def test_a_resumed_run_ends_with_the_same_weights(
     case: str, kills: tuple[int, ...], straight: Straight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,7 +342,7 @@ def test_two_processes_end_with_the_weights_of_one(straight: Straight, tmp_path:
         rows = zip(again["evaluations"]["seen"], result["evaluations"]["seen"], strict=True)
         assert all(a == pytest.approx(b, rel=1e-3) for a, b in rows)
         ours, theirs = gradient_rows(tmp_path / case), gradient_rows(folder)
-        assert len(ours) == (0 if case == "early" else STEPS)
+        assert len(ours) == (STEPS if case == "late" else 0)
         assert all(a == pytest.approx(b, rel=1e-3, abs=1e-7) for a, b in zip(ours, theirs, strict=True))
 
 
