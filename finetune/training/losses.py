@@ -1,8 +1,8 @@
 """The losses of fine-tuning by name: cross-entropy, and those for classes of unequal size.
 
 Each is a mean over images, never over a batch's sum of weights as torch's `weight=` is: a part of the batch then gives its part of the
-loss, on any number of processes and micro-batches. Counts are those of the whole training set; a class without images counts as one of a
-single image, so that no logarithm or weight is infinite.
+loss, on any number of processes and micro-batches. Counts are those of the whole training set. A class without images changes nothing of
+the others: it has weight 1 and the largest margin, and a prior as if it had one image, so that no logarithm is infinite.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class CrossEntropy(ClassLoss):
 
 
 class InverseFrequency(ClassLoss):
-    """Cross-entropy weighted by w_c = n / (K n_c), which is 1 on average over training images (scikit-learn's `balanced`)."""
+    """Cross-entropy weighted by w_c = n / (K n_c), K classes with images: 1 on average over images (scikit-learn's `balanced`)."""
 
     weights: Tensor
 
@@ -153,7 +153,7 @@ class LDAM(ClassLoss):
     weighted by effective numbers, 1 on average over training images: the authors' mean over a batch's weights, in expectation. Of mixed
     labels, each class has its part of its margin.
 
-    margin: The margin of the smallest class, 0 or more.
+    margin: The margin of the smallest class with images, 0 or more.
     scale: The factor s of the cosines, above 0.
     start: Part of the training after which images are weighted, 0 to 1; 1 for never. The authors' is 160 of 200 epochs.
     beta: As in class_balanced, for the weights.
@@ -179,8 +179,8 @@ class LDAM(ClassLoss):
         check_share("loss.beta", beta)
         self.start, self.head = start, Structure(head="cosine", temperature=1.0 / scale)
         self.constant("shift", scale * margins(counts, margin))
-        effective, shares = effective_weights(counts, beta), _counted(counts) / _counted(counts).sum()
-        self.constant("weights", effective / (shares * effective).sum())
+        effective, shares = effective_weights(counts, beta), counts.double() / counts.sum()
+        self.constant("weights", torch.where(counts > 0, effective / (shares * effective).sum(), 1.0))
 
     def forward(self, logits: Tensor, labels: Tensor, progress: float | Tensor) -> Tensor:
         # Not an if: where the step is compiled, progress is a tensor.
@@ -195,15 +195,15 @@ def _counted(counts: Tensor) -> Tensor:
 
 
 def inverse_weights(counts: Tensor) -> Tensor:
-    """n / (K n_c), float64 [K]."""
-    n = _counted(counts)
-    return n.sum() / (len(n) * n)
+    """n / (K n_c) of the K classes with images, float64 [K]; 1 of the others."""
+    there = counts > 0
+    return torch.where(there, counts.sum() / (there.sum() * _counted(counts)), 1.0)
 
 
 def effective_weights(counts: Tensor, beta: float) -> Tensor:
-    """(1 - beta) / (1 - beta^n_c), divided by their mean, float64 [K]."""
-    raw = (1.0 - beta) / (1.0 - beta ** _counted(counts))
-    return raw / raw.mean()
+    """(1 - beta) / (1 - beta^n_c), divided by their mean over classes with images, float64 [K]; 1 of the others."""
+    raw, there = (1.0 - beta) / (1.0 - beta ** _counted(counts)), counts > 0
+    return torch.where(there, raw / raw[there].mean(), 1.0)
 
 
 def log_priors(counts: Tensor) -> Tensor:
@@ -213,9 +213,9 @@ def log_priors(counts: Tensor) -> Tensor:
 
 
 def margins(counts: Tensor, largest: float) -> Tensor:
-    """C / n_c^(1/4) with the C that gives the smallest class the largest margin, float64 [K]."""
-    raw = _counted(counts) ** -0.25
-    return raw * (largest / raw.max())
+    """C / n_c^(1/4) with the C that gives the smallest class with images the largest margin, float64 [K]; the others have it, too."""
+    raw, there = _counted(counts) ** -0.25, counts > 0
+    return torch.where(there, raw * (largest / raw[there].max()), largest)
 
 
 LOSSES: Mapping[str, Callable[..., Any]] = {

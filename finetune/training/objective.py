@@ -100,16 +100,23 @@ def rate_at(optim: Optim, steps: int, steps_per_epoch: int, progress: float) -> 
 
 
 def check_corrections(criterion: ClassLoss, sampler: str, method: Mapping[str, Any]) -> None:
-    """Raises UserError where two keys correct for class sizes."""
+    """Raises UserError where two keys correct for class sizes, and for a key that the head of the loss has no use for."""
     if criterion.corrects and sampler != "uniform":
         raise UserError(
             f"data.sampler: {sampler} would correct a second time for class sizes, as method.loss: {method['loss']['name']} does; "
             "leave one of both out"
         )
     check_posthoc(method["posthoc"], criterion, sampler != "uniform")
-    if criterion.head is not None and method["linear_first"]:
+    if criterion.head is None:
+        return
+    loss, how = method["loss"]["name"], method["head_init"]
+    if method["linear_first"]:
         raise UserError(
-            f"method.linear_first: a linear probe has no head such as method.loss: {method['loss']['name']} needs; leave one of both out"
+            f"method.linear_first: a linear probe has no head such as method.loss: {loss} needs; leave one of both out"
+        )
+    if how != "torch":
+        raise UserError(
+            f"method.head_init: {how} is for a linear head, which method.loss: {loss} has not; give method.head_init: torch"
         )
 
 

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from rootstock.core.convert.adopt import adopt
 from rootstock.core.convert.file import Contents
+from rootstock.core.errors import UserError
 from rootstock.core.evaluate.features import extract
+from rootstock.core.model.heads import CosineHead
 from rootstock.core.run.directory import Run
 from rootstock.core.train.optim import set_rate
 from rootstock.finetune.finetune import FineTuning, build_finetuning
@@ -112,6 +114,13 @@ def test_optimizer_groups_and_schedule_are_the_published_ones(
         config["method"] | {"label_smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0, "mix_by": "batch"} == config["method"]
     )
     assert (built.view.short, built.view.interpolation) == (int(SIDE / 0.875), "bicubic")
+
+
+def test_its_head_is_no_head_of_cosines(published: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^method\.head_init: truncated_normal is for a linear head, .*ldam has not"):
+        build(published[0], tmp_path / "run", "method.loss=ldam")
+    built, _ = build(published[0], tmp_path / "other", "method.loss=ldam", "method.head_init=torch")
+    assert isinstance(built.regime.classifier.head, CosineHead)
 
 
 def test_head_and_norm_begin_as_published(published: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -10,14 +10,15 @@ from torch import Tensor
 
 from rootstock.core.config.resolve import build
 from rootstock.core.errors import UserError
-from rootstock.core.model.heads import CosineHead, Structure
+from rootstock.core.model.heads import CosineHead, HeadInit, Structure, initialise_head
 from rootstock.finetune.training.losses import LOSSES, ClassLoss, effective_weights, inverse_weights
 from rootstock.finetune.training.objective import check_corrections
 from rootstock.finetune.training.posthoc import POSTHOC, check_head, chosen_tau, treat_head
 
 COUNTS = [60, 25, 9, 4, 0]
-SEEN = [60, 25, 9, 4, 1]  # a class without images counts as one of one
+SEEN = [60, 25, 9, 4, 1]  # of a prior, a class without images counts as one of one
 K, N = len(COUNTS), sum(SEEN)
+PRESENT = COUNTS[:-1]
 LOGITS = torch.randn(12, K, generator=torch.Generator().manual_seed(0)) * 3
 LABELS = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 3])
 MIXED = torch.rand(12, K, generator=torch.Generator().manual_seed(1)).softmax(1)
@@ -50,27 +51,28 @@ def adjusted(tau: float) -> Row:
 
 def effective(beta: float) -> list[float]:
     """1 over the effective number, which is the sum of a geometric series."""
-    raw = [1 / sum(beta**j for j in range(n)) for n in SEEN]
-    return [w / (sum(raw) / K) for w in raw]
+    raw = [1 / sum(beta**j for j in range(n)) for n in PRESENT]
+    return [*(w / (sum(raw) / len(raw)) for w in raw), 1.0]
 
 
 def with_margins(weights: list[float]) -> Row:
     def loss(z: list[float], t: list[float], plain: list[float]) -> float:
-        least = 30.0 * 0.5 / max(n**-0.25 for n in SEEN)
-        return weighted(weights)([v - least * n**-0.25 * s for v, n, s in zip(z, SEEN, plain, strict=True)], t, plain)
+        least = 30.0 * 0.5 / max(n**-0.25 for n in PRESENT)
+        each = [*(least * n**-0.25 for n in PRESENT), 30.0 * 0.5]
+        return weighted(weights)([v - m * s for v, m, s in zip(z, each, plain, strict=True)], t, plain)
 
     return loss
 
 
 def drawn_out(beta: float) -> list[float]:
     w = effective(beta)
-    mean = sum(n * v for n, v in zip(SEEN, w, strict=True)) / N
-    return [v / mean for v in w]
+    mean = sum(n * v for n, v in zip(COUNTS, w, strict=True)) / sum(COUNTS)
+    return [*(v / mean for v in w[:-1]), 1.0]
 
 
 CASES: list[tuple[str, dict[str, Any], float, Row]] = [
     ("cross_entropy", {}, 0.0, weighted([1.0] * K)),
-    ("inverse_frequency", {}, 0.0, weighted([N / (K * n) for n in SEEN])),
+    ("inverse_frequency", {}, 0.0, weighted([*(sum(PRESENT) / (4 * n) for n in PRESENT), 1.0])),
     ("class_balanced", {"beta": 0.9}, 0.0, weighted(effective(0.9))),
     ("class_balanced", {"beta": 0.99, "gamma": 2.0}, 0.0, weighted(effective(0.99), 2.0)),
     ("focal", {}, 0.0, weighted([1.0] * K, 2.0)),
@@ -119,7 +121,19 @@ def test_equal_classes_need_no_correction() -> None:
     assert torch.allclose(effective_weights(torch.tensor(COUNTS), 0.0), torch.ones(K).double())
     nearly = effective_weights(torch.tensor(COUNTS), 1 - 1e-9)
     inverse = inverse_weights(torch.tensor(COUNTS))
-    assert torch.allclose(nearly, inverse / inverse.mean(), rtol=1e-6)
+    assert torch.allclose(nearly[:-1], inverse[:-1] / inverse[:-1].mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "keys", "progress"), [case[:3] for case in CASES])
+def test_a_class_without_images_changes_nothing_of_the_others(name: str, keys: dict[str, Any], progress: float) -> None:
+    """Where its logit is so low that it has no part in the softmax, the loss is that without it."""
+    counts = torch.tensor([500, 450, 60, 9])
+    logits, labels = LOGITS[:, :4], torch.arange(12) % 4
+    without = build({"name": name, **keys}, LOSSES, counts, 0.0)(logits, labels, progress)
+    further = torch.cat([logits[:, :2], torch.full((12, 1), -1e4), logits[:, 2:]], 1)
+    counts = torch.tensor([500, 450, 0, 60, 9])
+    found = build({"name": name, **keys}, LOSSES, counts, 0.0)(further, labels + (labels > 1), progress)
+    assert float(found) == pytest.approx(float(without), rel=1e-5)
 
 
 def test_the_least_adjusted_loss_is_at_the_balanced_posterior() -> None:
@@ -204,6 +218,30 @@ def test_nothing_corrects_twice(loss: str, sampler: str, posthoc: str, said: str
     with pytest.raises(UserError, match=said):
         check_corrections(made(loss), sampler, {"loss": {"name": loss}, "posthoc": {"name": posthoc, **keys}})
     check_corrections(made("focal"), sampler, {"loss": {"name": "focal"}, "posthoc": {"name": "none"}})
+
+
+PLAIN = {"posthoc": {"name": "none"}, "linear_first": False, "head_init": "torch"}
+
+
+@pytest.mark.parametrize("how", get_args(HeadInit))
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_head_that_is_drawn_is_a_linear_one(loss: str, how: HeadInit) -> None:
+    """Of every loss: the head that it is made for can be drawn so, or a sentence says that it cannot."""
+    criterion, keys = made(loss), {**PLAIN, "loss": {"name": loss}, "head_init": how}
+    _, head = (criterion.head or Structure()).layers(4, K)
+    if isinstance(head, torch.nn.Linear) or how == "torch":
+        check_corrections(criterion, "uniform", keys)
+        initialise_head(head, how, 2e-5)  # pyright: ignore[reportArgumentType]
+    else:
+        said = f"method.head_init: {how} is for a linear head, which method.loss: {loss} has not; give method.head_init: torch"
+        with pytest.raises(UserError, match=f"^{said}$"):
+            check_corrections(criterion, "uniform", keys)
+
+
+def test_a_linear_probe_is_no_head_of_cosines() -> None:
+    said = "method.linear_first: a linear probe has no head such as method.loss: ldam needs; leave one of both out"
+    with pytest.raises(UserError, match=f"^{said}$"):
+        check_corrections(made("ldam"), "uniform", {**PLAIN, "loss": {"name": "ldam"}, "linear_first": True})
 
 
 @pytest.mark.parametrize(
