@@ -13,13 +13,18 @@ import torch
 import yaml
 
 from rootstock.adapt.registry import ADAPT_METHODS
+from rootstock.core.config.resolve import load
+from rootstock.core.errors import UserError
 from rootstock.core.evaluate.definitions import range_of
 from rootstock.core.images.open import open_images
 from rootstock.core.model.backbone import create
 from rootstock.core.train.loop import Loop
+from rootstock.docs.site.generated import all_keys
 from rootstock.launch.attribute.plan import check_attribution
-from rootstock.launch.pipeline.plan import plan_pipeline
+from rootstock.launch.early import resolve_early
+from rootstock.launch.pipeline.plan import check_pipeline, plan_pipeline
 from rootstock.launch.sweep.plan import plan_sweep
+from rootstock.launch.sweep.sections import sweep
 from rootstock.launch.verbs import resolve
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -145,6 +150,45 @@ def test_every_header_says_what_the_experiment_is(config: str) -> None:
     if verb in ("pretrain", "adapt", "sweep"):
         paper = r"\barXiv:\d{4}\.\d{4,5}\b|\bdoi:10\.\d{4,}/\S+|\bhttps://\S+"
         assert re.search(paper, said), f"{config}: the header names no paper by its arXiv id, doi: or https:// address"
+
+
+# A key and its value as the command line takes them; not those inside of a URI, where another letter stands before.
+KEY = re.compile(r"(?:^|[\s(`'\"])([a-z_]\w*(?:\.[\w-]+)*)=(?=\S)", re.MULTILINE)
+
+
+def unknown(config: str, key: str) -> str:
+    """What is said against the key where this config has none of its name, and no method of its verb, else ""."""
+    verb, given = config.partition("/")[0], [f"{key}=null"]
+    if key in {spelling for one in all_keys() if one.verb == verb for spelling in one.spellings}:
+        return ""
+    try:
+        if config in STAGES:
+            resolve_early(verb, config, given)
+        elif config in SWEEPS:
+            load(config, sweep, given)
+        elif config in ATTRIBUTIONS:
+            check_attribution(config, given, resolve_early)
+        else:
+            check_pipeline(config, given, resolve_early)
+    except UserError as error:  # null may be no value of it
+        return str(error) if "unknown key" in str(error) else ""
+    return ""
+
+
+@pytest.mark.parametrize("config", STAGES + SWEEPS + PIPELINES + ATTRIBUTIONS)
+def test_every_key_of_a_header_is_one_of_its_config(config: str) -> None:
+    for key in dict.fromkeys(KEY.findall(header(config))):
+        assert not unknown(config, key), f"{config}: {key}: {unknown(config, key)}"
+
+
+def test_a_key_that_a_config_has_not_is_found() -> None:
+    said = "# 'optim.lr=1e-3 layer_decay=0.75 duration=50ep, backbone.args.drop_path_rate=0.3 (seeds=5) sklearn:digits?size=32#[:9,seed=1]"
+    keys = KEY.findall(said)
+    assert keys == ["optim.lr", "layer_decay", "duration", "backbone.args.drop_path_rate", "seeds"]
+    wrong = {"layer_decay", "duration", "seeds"}
+    assert {key for key in keys if unknown("finetune/mae_imagenet_b.yaml", key)} == wrong
+    assert {key for key in keys if not unknown("demo.yaml", key)} == {"seeds"}
+    assert [unknown("sweep/digits_m.yaml", key) != "" for key in ("trials", "trails")] == [False, True]
 
 
 @pytest.mark.parametrize("config", PIPELINES)

@@ -17,6 +17,8 @@ from rootstock.core.images.open import SCHEMES
 from rootstock.docs.site.generated import all_keys, every_command, generated
 from rootstock.docs.site.links import anchors, targets
 from rootstock.docs.site.stage import REPOSITORY, is_outside, page_text, pages, resolved, staged_text
+from rootstock.launch.pipeline.sections import pipeline
+from rootstock.launch.sweep.sections import sweep
 from rootstock.ssl.registry import PRETRAIN_METHODS
 from rootstock.tests.documents import KINDS, ROOT, Block, blocks, check_command, commands, documents, of_kind
 
@@ -215,6 +217,24 @@ def test_what_a_page_speaks_of_exists(page: str) -> None:
             and words not in WRITTEN
         ):
             assert (ROOT / words).exists(), words
+
+
+def given_keys(text: str) -> set[str]:
+    """The keys that stand before a value in `code` as the command line takes them; what has a bracket is Python."""
+    spoken = [words for words in code(text) if "(" not in words]
+    return {key for words in spoken for key in re.findall(r"(?:^|\s)([a-z]\w*(?:\.\w+)*)=(?=\S)", words)}
+
+
+def test_every_key_that_a_page_gives_a_value_exists() -> None:
+    """Without its section it would be refused: `optim.duration=5ep`, not `duration=5ep`."""
+    known = {spelling for key in all_keys() for spelling in key.spellings}
+    known |= {key for file in (pipeline, sweep) for key in inspect.signature(file).parameters}
+    known |= {"num_classes"}  # timm's
+    found = {page: given_keys(text) - known for page, text in documents().items()}
+    assert {page: keys for page, keys in found.items() if keys} == {}
+    assert given_keys(
+        "`optim.lr=1e-3 duration=5ep`, `f(x=1)`, `?size=8`, `A=1 rootstock demo seeds=5` y=2"
+    ) - known == {"duration"}
 
 
 def test_extras_that_pages_name_exist() -> None:
