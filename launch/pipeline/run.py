@@ -26,6 +26,7 @@ from ..report.answers import read_answers
 from ..report.claims import stages_shown
 from ..report.contrasts import AnswersOf, over_images, primary_contrasts
 from ..report.differences import difference_bounds, difference_words
+from ..report.layer_tables import tables_of_pipeline
 from ..report.markdown import gain_lines, pipeline_markdown
 from ..report.negative import baselines_of, negative_lines
 from ..report.oracles import DIAGNOSTIC, ORACLE
@@ -118,7 +119,8 @@ def _write_table(
         if declared is not None:
             table |= {"contrasts": {**declared, "primary": _judged(config["report"], table["rows"], answers)}}
         write_record(folder / "result.json", table, shared=True)
-        write_text(folder / "table.md", pipeline_markdown(table, f"rootstock run {path}"), shared=True)
+        text = pipeline_markdown(table, f"rootstock run {path}", tables_of_pipeline(folder))
+        write_text(folder / "table.md", text, shared=True)
         page = write_report([folder], folder / "report.html")
         for printed in printed_tables(table):
             console.print(printed)

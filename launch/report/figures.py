@@ -64,6 +64,16 @@ def colour(index: int) -> str:
     return f"var(--c{index % SERIES_COLOURS})"
 
 
+def is_dotted(index: int) -> bool:
+    """Whether a line is drawn dotted, since its colour is an earlier one's."""
+    return index >= SERIES_COLOURS
+
+
+def in_legend(label: str, index: int) -> str:
+    """The name of a line beside its colour."""
+    return f"{label} (dotted)" if is_dotted(index) else label
+
+
 def ink(index: int) -> str:
     """The placeholder colour to give matplotlib for `colour(index)`."""
     return f"#0400{index % SERIES_COLOURS:02x}"

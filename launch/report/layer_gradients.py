@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from .curves import Series, draw_lines
-from .figures import Figure, LiveLine, LivePlot, colour
+from .figures import Figure, LiveLine, LivePlot, colour, in_legend
 from .layers import ACROSS, MOST_LINES
 from .meanings import LAYER_GRADIENTS
 from .records import StageRuns
@@ -31,14 +31,30 @@ def layer_gradients(row: Mapping[str, Any]) -> tuple[list[float], list[float]]:
     return [depth for depth, _ in shown], [value for _, value in shown]
 
 
+def logged_gradients(stages: Sequence[StageRuns]) -> dict[str, list[list[Mapping[str, Any]]]]:
+    """The rows of each run that have gradients by layer, by the name of its stage."""
+    return {
+        stage.name: [[r for r in record.rows if layer_gradients(r)[0]] for record in stage.records] for stage in stages
+    }
+
+
+def gradients_at(which: str) -> str:
+    """The title: of the first or the last logged step."""
+    return f"Gradients by layer, {which} logged step"
+
+
+def steps_in_words(rows: Iterable[Mapping[str, Any]]) -> str:
+    """`at step 1`, `at step 770 to 780`."""
+    steps = [int(row["step"]) for row in rows]
+    return f"at step {min(steps)}" + ("" if min(steps) == max(steps) else f" to {max(steps)}")
+
+
 def layer_gradient_figures(stages: Sequence[StageRuns], labels: Mapping[str, str]) -> list[Figure]:
     """Two figures, of the first and the last logged step, with a line for each run that logged gradients by layer; none without such runs.
 
-    labels: of stages, by name. Of many stages the first ten.
+    labels: of stages, by name. Of many stages the first twenty.
     """
-    rows = {
-        stage.name: [[r for r in record.rows if layer_gradients(r)[0]] for record in stage.records] for stage in stages
-    }
+    rows = logged_gradients(stages)
     shown = [stage for stage in stages if any(rows[stage.name])]
     if not shown:
         return []
@@ -53,21 +69,20 @@ def _figure(
     labels: Mapping[str, str],
 ) -> Figure:
     drawn, legend, live = list[tuple[int, Series]](), list[tuple[str, str]](), list[LiveLine]()
-    steps = list[int]()
+    told_of = list[Mapping[str, Any]]()
     for i, stage in enumerate(stages[:MOST_LINES]):
         label = labels.get(stage.name, stage.name)
-        legend.append((colour(i), label))
+        legend.append((colour(i), in_legend(label, i)))
         for record, logged in zip(stage.records, rows[stage.name], strict=True):
             if logged:
                 depths, values = layer_gradients(logged[place])
-                steps.append(int(logged[place]["step"]))
+                told_of.append(logged[place])
                 drawn.append((i, Series(np.array(depths), np.array(values), 1)))
                 live.append(LiveLine(label, f"seed {record.seed}" if len(stage.records) > 1 else "", i, depths, values))
-    title = f"Gradients by layer, {which} logged step"
-    when = f"{min(steps)}" if min(steps) == max(steps) else f"{min(steps)} to {max(steps)}"
+    title = gradients_at(which)
     told = [
-        f"log10 of the length of each layer's gradient before clipping, from the first layer to the head, at step {when}: 1 lower is ten "
-        "times less.",
+        "log10 of the length of each layer's gradient before clipping, from the first layer to the head, "
+        f"{steps_in_words(told_of)}: 1 lower is ten times less.",
         f"The first {MOST_LINES} of {len(stages)} networks." if len(stages) > MOST_LINES else "",
     ]
     svg = draw_lines(drawn, title, thin=any(len(stage.records) > 1 for stage in stages), across=ACROSS)

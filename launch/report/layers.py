@@ -9,21 +9,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .curves import Series, draw_lines
-from .figures import SERIES_COLOURS, Figure, LiveLine, LivePlot, colour
+from .figures import SERIES_COLOURS, Figure, LiveLine, LivePlot, colour, in_legend
 from .levels import ACCURACY, LevelsOfStages
 from .records import StageRuns
 
 # As core/evaluate/taps.py calls them, which imports torch.
 _LEVEL = re.compile(r"(?:block|stage)(\d+)")
-MOST_LINES, MOST_FIGURES = SERIES_COLOURS, 8
+MOST_LINES, MOST_FIGURES = 2 * SERIES_COLOURS, 8  # the second ten lines are dotted
+OWN_FEATURES = "own features"
 ACROSS = "depth, %"
 
 
 class LayerAccuracies(NamedTuple):
-    """Of one run, TEST/PROTOCOL: the depths of its layers in per cent, from 0 to 100, and accuracies in per cent."""
+    """Of one run, TEST/PROTOCOL: depths of layers in per cent, from 0 to 100, accuracies in per cent, and numbers or OWN_FEATURES."""
 
     depths: list[float]
     values: list[float]
+    layers: list[str]
 
 
 def layer_accuracies(metrics: Mapping[str, Any]) -> dict[str, LayerAccuracies]:
@@ -48,19 +50,38 @@ def layer_accuracies(metrics: Mapping[str, Any]) -> dict[str, LayerAccuracies]:
         depths = [100 * number / last for number in numbers]
         if pooled is not None:
             depths, values = [*depths, 100.0], [*values, 100 * float(pooled)]
-        accuracies[probe] = LayerAccuracies(depths, values)
+        names = [*map(str, numbers), *([] if pooled is None else [OWN_FEATURES])]
+        accuracies[probe] = LayerAccuracies(depths, values, names)
     return accuracies
+
+
+def layers_of_runs(stages: Sequence[StageRuns]) -> dict[str, list[dict[str, LayerAccuracies]]]:
+    """`layer_accuracies` of each run, by the name of its stage."""
+    return {
+        stage.name: [layer_accuracies(record.result.get("metrics") or {}) for record in stage.records]
+        for stage in stages
+    }
+
+
+def levels_of_probe(probe: str, stages: Sequence[StageRuns], levels: LevelsOfStages) -> dict[str, float]:
+    """Chance and the most frequent class of the probe's test, per cent, by name; of several splits, whose digits differ, the last one's."""
+    test = probe.rpartition("/")[0]
+    known = [levels[stage.name][test] for stage in stages if test in levels.get(stage.name, {})]
+    return {name: round(100 * value, 2) for level in known for name, value in level.lines()}
+
+
+def title_of(probe: str) -> str:
+    """Of TEST/PROTOCOL."""
+    test, _, protocol = probe.rpartition("/")
+    return f"Accuracy by layer, {protocol} on {test}"
 
 
 def layer_figures(stages: Sequence[StageRuns], labels: Mapping[str, str], levels: LevelsOfStages) -> list[Figure]:
     """A figure for each TEST/PROTOCOL that was probed layer by layer, tests in the order of the results; a line for each run.
 
-    labels: of stages, by name. levels: chance and majority of each stage's tests, drawn as dashed lines. Of many stages the first ten.
+    labels: of stages, by name. levels: chance and majority of each stage's tests, drawn as dashed lines. Of many stages the first twenty.
     """
-    runs = {
-        stage.name: [layer_accuracies(record.result.get("metrics") or {}) for record in stage.records]
-        for stage in stages
-    }
+    runs = layers_of_runs(stages)
     probes = dict.fromkeys(probe for several in runs.values() for one in several for probe in one)
     figures = list[Figure]()
     for probe in list(probes)[:MOST_FIGURES]:
@@ -76,28 +97,23 @@ def _figure(
     labels: Mapping[str, str],
     levels: LevelsOfStages,
 ) -> Figure:
-    test, _, protocol = probe.rpartition("/")
     drawn, legend, live = list[tuple[int, Series]](), list[tuple[str, str]](), list[LiveLine]()
-    marks = dict[tuple[str, float], None]()
     for i, stage in enumerate(stages[:MOST_LINES]):
         label = labels.get(stage.name, stage.name)
-        legend.append((colour(i), label))
+        legend.append((colour(i), in_legend(label, i)))
         for record, found in zip(stage.records, runs[stage.name], strict=True):
             if probe in found:
-                depths, values = found[probe]
+                depths, values, _ = found[probe]
                 drawn.append((i, Series(np.array(depths), np.array(values), 1)))
                 live.append(LiveLine(label, f"seed {record.seed}" if len(stage.records) > 1 else "", i, depths, values))
-        if test in levels.get(stage.name, {}):
-            marks |= dict.fromkeys((name, round(100 * value, 2)) for name, value in levels[stage.name][test].lines())
-    # Splits of several seeds differ in the digits of their majority.
-    shown = dict(marks.keys())
+    shown = levels_of_probe(probe, stages[:MOST_LINES], levels)
     told = [
         "Accuracy (%) of the same probe on the mean over all places of each block or stage, from the first to the last; at 100 % the "
         "network's own features, where they were probed.",
         "Dashed: " + ", ".join(f"{name} {value:.1f} %" for name, value in shown.items()) + "." if shown else "",
         f"The first {MOST_LINES} of {len(stages)} networks." if len(stages) > MOST_LINES else "",
     ]
-    title = f"Accuracy by layer, {protocol} on {test}"
+    title = title_of(probe)
     svg = draw_lines(
         drawn, title, thin=any(len(stage.records) > 1 for stage in stages), across=ACROSS, levels=list(shown.values())
     )

@@ -105,8 +105,11 @@ def _differences_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def pipeline_markdown(table: Mapping[str, Any], command: str) -> str:
-    """table.md of a pipeline. table: its result.json. command: that makes it. Oracles have a table of their own."""
+def pipeline_markdown(table: Mapping[str, Any], command: str, layers: Sequence[str] = ()) -> str:
+    """table.md of a pipeline. table: its result.json. command: that makes it. Oracles have a table of their own.
+
+    layers: `tables_of_pipeline`.
+    """
     oracles = [row for row in table["rows"] if row["kind"] == ORACLE]
     parts = [f"Made by `{command}`."]
     if results := [row for row in table["rows"] if row["kind"] != ORACLE]:
@@ -118,4 +121,4 @@ def pipeline_markdown(table: Mapping[str, Any], command: str) -> str:
     parts += [f"- {line}" for line in legends(table["rows"])]
     lines = [*negative_lines(table["rows"]), *gain_lines(table.get("gains") or [])]
     parts += [f"- {line}" for line in (*lines, *contrast_lines(table.get("contrasts")))]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *layers]) + "\n"

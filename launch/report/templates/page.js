@@ -188,7 +188,8 @@
         const source = new Bokeh.ColumnDataSource({ data: { x: line.x, y: smoothed(line.y, weight), raw: line.y, name } });
         const at = [{ field: "x" }, { field: "y" }];
         const faint = figure.line(...at, { source: raw, line_color: colour, line_alpha: 0.28, line_width: 1, visible: weight > 0 });
-        const drawn = figure.line(...at, { source, line_color: colour, line_width: line.thin ? 1.3 : 2, line_alpha: line.thin ? 0.8 : 1 });
+        const drawn = figure.line(...at, { source, line_color: colour, line_width: line.thin ? 1.3 : 2, line_alpha: line.thin ? 0.8 : 1,
+          line_dash: line.colour >= 10 ? [2, 3] : [] });
         if (line.x.length <= 25) figure.scatter(...at, { source, size: 5, fill_color: colour, line_color: null });
         hovered.push(drawn);
         sources.push({ line, source, faint });

@@ -123,6 +123,22 @@ def test_stages_run_in_order_each_in_its_folder(project: Path) -> None:
         assert verbs.configs[seed, "plain"]["lr"] == 0.2
     assert Path("out/report.html").stat().st_size > 1000
     assert json.loads(Path("out/result.json").read_text())["task"] == "pipeline"
+    assert "by layer" not in Path("out/table.md").read_text()
+
+
+def test_the_table_has_accuracies_by_layer_below_it(project: Path) -> None:
+    class Probes(Verbs):
+        def __call__(self, verb: str, config: str, overrides: list[str], quiet: bool = False) -> dict[str, Any]:
+            result = super().__call__(verb, config, overrides, quiet)
+            if verb == "adapt":
+                result["metrics"] |= {f"target/knn@stage{i}/accuracy": 0.2 + 0.1 * i for i in range(3)}
+            (Path(result["run"]) / "result.json").write_text(json.dumps(result))
+            return result
+
+    run_pipeline(project, [], Probes(), resolve)
+    said = Path("out/table.md").read_text()
+    assert "| Plain | target/knn/accuracy |" in said.partition("## Accuracy by layer, knn on target")[0]
+    assert "| Plain | 1 | 20.0 | 30.0 | 40.0 | 50.0 |\n| SSL | 1 | 20.0 | 30.0 | 40.0 | 60.0 |\n" in said
 
 
 def test_only_some_stages_now_and_the_table_with_the_last(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
