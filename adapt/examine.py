@@ -242,8 +242,8 @@ class Examination:
     def _gap(self, candidate: CandidateModel, inputs: tuple[BatchNormInputs, BatchNormInputs]) -> DomainGap:
         trained, target = candidate.trained, candidate.target
         assert trained is not None
-        features, keys = (trained.features, target.features), (trained.keys, target.keys)
-        return domain_gap(features, keys, inputs, self.run.seed)
+        features, units = (trained.features, target.features), (self.source.units(), self.target.units())
+        return domain_gap(features, units, inputs, self.run.seed)
 
 
 def path_of(folder: Path, step: int) -> Path:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..core.evaluate.diagnosis import BatchNormInputs, batchnorm_gap
 from ..core.evaluate.domain_gap import ADistance, MMDTest, a_distance, mmd_test
-from ..core.images.split import hash_order
+from ..core.images.split import one_of_each
 
 MMD_IMAGES, PERMUTATIONS = 200, 199  # of each domain, and of the test: some milliseconds
 
@@ -27,27 +26,22 @@ class DomainGap(NamedTuple):
 
 def domain_gap(
     features: tuple[Tensor, Tensor],
-    keys: tuple[Tensor, Tensor],
+    units: tuple[Tensor, Tensor],
     inputs: tuple[BatchNormInputs, BatchNormInputs],
     seed: int,
 ) -> DomainGap:
-    """The distances. features: of source and target, [N, D] and [M, D]; keys: identities, int64; inputs: what reached BatchNorm."""
-    source, target = (rows[one_of_each(own, seed)] for rows, own in zip(features, keys, strict=True))
+    """The distances. features: of source and target, [N, D] and [M, D]; inputs: what reached BatchNorm.
+
+    units: int64, what a half does not tear, and of which one row is independent of another (`Images.units`).
+    """
+    source, target = (
+        rows[one_of_each(own, seed, MMD_IMAGES).sort().values] for rows, own in zip(features, units, strict=True)
+    )
     enough = min(len(source), len(target)) >= 2
     mmd = mmd_test(source, target, seed=seed, permutations=PERMUTATIONS) if enough else None
     reached = [one.statistics() for one in inputs]
     batchnorm = batchnorm_gap(*reached) if reached[0] else None
-    return DomainGap(a_distance(*features, *keys, seed=seed), mmd, batchnorm)
-
-
-def one_of_each(keys: Tensor, seed: int, most: int = MMD_IMAGES) -> Tensor:
-    """The first row of each of at most `most` identities, drawn by content: int64 [n]."""
-    kept = set(hash_order(keys, seed)[:most])
-    first = dict[int, int]()
-    for row, key in enumerate(keys.tolist()):
-        if key in kept:
-            first.setdefault(key, row)
-    return torch.tensor(list(first.values()), dtype=torch.int64)
+    return DomainGap(a_distance(*features, *units, seed=seed), mmd, batchnorm)
 
 
 def gaps_as_result(before: DomainGap | None, after: DomainGap | None) -> dict[str, Any]:

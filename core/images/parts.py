@@ -1,12 +1,14 @@
-"""Parts of a set by content: the fragments of a URI, and what is held out. Neither tears a group."""
+"""Parts of a set by content: the fragments of a URI, what is held out, and what is drawn apart from a test. None tears a group."""
 
+import torch
 from torch import Tensor
 
 from ..errors import UserError
 from ..printable import printable
+from .groups import NO_GROUP, units_of
 from .images import Images
 from .priors import of_drawn_priors
-from .split import GENERIC, Fragment, TornGroup, cut
+from .split import GENERIC, Fragment, TornGroup, cut, hash_order, identities_in, one_of_each
 from .uri import Uri
 
 
@@ -59,3 +61,33 @@ def holdout(images: Images, *, fraction: float = 0.2, seed: int, stratify: bool)
     if not len(kept) or not len(held):
         raise UserError(f"{images.uri}: {len(images)} pictures are too few to hold {fraction:.0%} of them out")
     return kept, held
+
+
+def drawn_apart(images: Images, count: int, seed: int, *, leave: bool) -> Images:
+    """One image of each of `count` identities, of the units that come first in the hash order of the seed and hold so many.
+
+    leave: at most half of the identities and half of the units are taken, so that others are left for a test (`linked_to` tells which);
+    none, where there is but one unit.
+    """
+    keys, units = images.keys(), images.units()
+    sizes = dict(zip(*(column.tolist() for column in identities_in(keys, units)), strict=True))
+    order = hash_order(units, seed)
+    if leave:
+        order, count = order[: len(order) // 2], min(count, sum(sizes.values()) // 2)
+    taken, held = list[int](), 0
+    for unit in order:
+        if held >= count:
+            break
+        taken.append(unit)
+        held += sizes[unit]
+    rows = torch.isin(units, torch.tensor(taken, dtype=torch.int64)).nonzero()[:, 0]
+    return images.select(rows[one_of_each(keys[rows], seed, count)])
+
+
+def linked_to(images: Images, others: Images) -> Tensor:
+    """bool [N]: which images are copies of one of the others, or of a group with one, or hang together with such a one (`units_of`)."""
+    parts = (images, others)
+    keys = torch.cat([part.keys() for part in parts])
+    groups = [torch.full((len(part),), NO_GROUP) if part.groups is None else part.groups for part in parts]
+    units = units_of(keys, torch.cat(groups))
+    return torch.isin(units[: len(images)], units[len(images) :])

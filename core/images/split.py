@@ -105,6 +105,15 @@ def hash_order(keys: Tensor, seed: int) -> list[int]:
     return sorted(set(keys.tolist()), key=digest)
 
 
+def one_of_each(keys: Tensor, seed: int, most: int | None = None) -> Tensor:
+    """int64 [M]: the first row of each of the first `most` identities in the hash order of the seed (of all by default), in this order.
+
+    keys: int64 [N]. So a draw depends on content alone, not on the order of images or their copies.
+    """
+    first = {key: row for row, key in reversed(list(enumerate(keys.tolist())))}
+    return torch.tensor([first[key] for key in hash_order(keys, seed)[:most]], dtype=torch.int64)
+
+
 class TornGroup(ValueError):
     """A part is smaller than a group that lies across its edge. unit: the group's (`units_of`); size, wanted: in unique identities."""
 

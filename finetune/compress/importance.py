@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...core.evaluate.features import evaluating
 from ...core.images.images import Images
-from ...core.images.split import hash_order
+from ...core.images.split import one_of_each
 from ...core.model.classifier import Classifier
 from ...core.numerics import wide
 from ...core.views.view import Evaluation, stack_pictures
@@ -102,11 +102,7 @@ def _over_mean(found: Tensor) -> Tensor:
 
 def chosen_pictures(images: Images, count: int, seed: int) -> Images:
     """Labelled training images, drawn by a hash of content and seed: the same for any order and number of processes."""
-    keys = images.keys()
-    first: dict[int, int] = {}
-    for row, key in enumerate(keys.tolist()):
-        first.setdefault(key, row)
-    return images.select(torch.tensor([first[key] for key in hash_order(keys, seed)[:count]], dtype=torch.int64))
+    return images.select(one_of_each(images.keys(), seed, count))
 
 
 def shown_batches(images: Images, view: Evaluation, device: torch.device) -> Iterable[tuple[Tensor, Tensor]]:

@@ -91,9 +91,9 @@ def blurred(images: Tensor) -> Tensor:
     return conv2d(pad(wide, (0, 0, radius, radius), mode="reflect"), across.mT, groups=channels)
 
 
-def mean_intervals(values: Mapping[str, Floats], keys: Tensor, seed: int) -> dict[str, Interval]:
-    """The mean over pictures of each value [N], with its 95 % interval by the bootstrap over identities."""
-    member, count = cluster_numbers(keys.numpy())
+def mean_intervals(values: Mapping[str, Floats], units: Tensor, seed: int) -> dict[str, Interval]:
+    """The mean over pictures of each value [N], with its 95 % interval by the bootstrap over units (`Images.units`), int64 [N]."""
+    member, count = cluster_numbers(units.numpy())
     sizes = np.bincount(member)
     found = dict[str, Interval]()
     for name, value in values.items():

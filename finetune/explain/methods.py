@@ -34,11 +34,12 @@ class PicturesSeen(NamedTuple):
     images: Tensor  # float [N, C, H, W], normalised
     target: Tensor  # int64 [N], numbers of outputs
     keys: Tensor  # int64 [N], identities, on the CPU
+    units: Tensor  # int64 [N], on the CPU: what intervals draw as a whole: groups, such as patients, or copies
     black: Tensor  # [C, 1, 1], black as the network sees it
 
-    def rows(self, which: slice) -> PicturesSeen:
+    def rows(self, which: slice | list[int]) -> PicturesSeen:
         """Some of the pictures."""
-        return PicturesSeen(self.images[which], self.target[which], self.keys[which], self.black)
+        return PicturesSeen(self.images[which], self.target[which], self.keys[which], self.units[which], self.black)
 
 
 @dataclass(frozen=True)

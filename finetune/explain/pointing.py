@@ -61,21 +61,21 @@ def point_at(found: Tensor, mask: Bools, key: int, seed: int, tolerance: float) 
     return Pointed((row, column), bool(near[row, column]), float(near.mean()), bool(near[middle]))
 
 
-def pointing_game(found: list[Pointed], keys: Tensor, seed: int) -> PointingGame:
-    """keys: int64 [N], identities of the pictures, which the bootstrap draws."""
+def pointing_game(found: list[Pointed], units: Tensor, seed: int) -> PointingGame:
+    """units: int64 [N], what the bootstrap draws as a whole (`Images.units`)."""
     hits, chance, centre = (
         np.array([getattr(one, name) for one in found], float) for name in ("hit", "chance", "centre")
     )
-    means = mean_intervals({"chance": chance, "over": hits - chance, "beside": hits - centre}, keys, seed)
+    means = mean_intervals({"chance": chance, "over": hits - chance, "beside": hits - centre}, units, seed)
     return PointingGame(
         len(found),
-        _share(hits, keys, seed),
+        _share(hits, units, seed),
         means["chance"],
-        _share(centre, keys, seed),
+        _share(centre, units, seed),
         means["over"],
         means["beside"],
     )
 
 
-def _share(values: Floats, keys: Tensor, seed: int) -> Interval:
-    return share_interval(values > 0, keys.numpy(), seed=seed)
+def _share(values: Floats, units: Tensor, seed: int) -> Interval:
+    return share_interval(values > 0, units.numpy(), seed=seed)

@@ -48,20 +48,24 @@ class Level(NamedTuple):
 
 
 class SanityCheck(NamedTuple):
-    """levels: from the head alone to all weights. unchanged: pictures whose map did not move at all at the last level."""
+    """levels: from the head alone to all weights. unchanged: pictures whose map did not move at all at the last level.
+
+    units: how many of the pictures, or groups of them, are independent.
+    """
 
     levels: list[Level]
     unchanged: int
+    units: int
 
     @property
     def passed(self) -> bool:
-        """Whether every map changed, and the interval of the last level lies below the threshold; False for a single picture.
+        """Whether every map changed, and the interval of the last level lies below the threshold; False for a single picture or group.
 
         Without an interval all pictures have the same correlation: 0, where all maps are constant.
         """
         last = self.levels[-1]
         high = last.mean if last.interval.high is None else last.interval.high
-        return self.unchanged == 0 and high < THRESHOLD and len(last.correlations) > 1
+        return self.unchanged == 0 and high < THRESHOLD and self.units > 1
 
 
 def sanity_check(
@@ -78,10 +82,10 @@ def sanity_check(
         lost = randomised(classifier, [name for group in groups[: last + 1] for name in group], shown.images, seed)
         found = maps_of(make(lost), shown, batch)
         values = [map_rank_correlation(a, b) for a, b in zip(trained, found, strict=True)]
-        interval = mean_intervals({"mean": np.nan_to_num(values)}, shown.keys, seed)["mean"]
+        interval = mean_intervals({"mean": np.nan_to_num(values)}, shown.units, seed)["mean"]
         levels.append(Level(_in_words(last, len(groups)), values, interval))
         unchanged = int((found == trained).flatten(1).all(1).sum())
-    return SanityCheck(levels, unchanged)
+    return SanityCheck(levels, unchanged, len(shown.units.unique()))
 
 
 def maps_of(explainer: Explainer, shown: PicturesSeen, batch: int) -> Tensor:

@@ -25,7 +25,7 @@ from ..following import command
 from ..outputs.card import UNKNOWN_LICENCE
 from ..outputs.checking import opened_for, shown_of, shown_pictures
 from ..outputs.export import Further, refuse_several_processes, write_8_bits, write_export
-from ..outputs.int8 import INT8_FILE, Int8Sets, int8_sets, paired_difference
+from ..outputs.int8 import INT8_FILE, Int8Sets, drawn_in_words, int8_sets, paired_difference
 from ..outputs.onnx_file import ONNX_FILE, OnnxSession, check_onnx
 from ..outputs.predict import classifier_of, labels_for
 from ..verbs import execute
@@ -240,19 +240,24 @@ def _conclude(
     file = record.to / "exported" / (INT8_FILE if chosen.int8 else ONNX_FILE)
     cost = cost_of_file(file, shown_of(trained, test, PICTURES_TIMED), asked.threads)
     after = extract(_Logits(OnnxSession(file)), test, trained.view, device="cpu").argmax(1) == labels
-    found = paired_difference(before.numpy(), after.numpy(), test.keys().numpy())
-    shares = [float(right.double().mean()) for right in (before, after)]
-    told = {"n": len(test), "before": shares[0], "after": shares[1], "difference": found._asdict()}
+    told, changed = what_changed(before, after, test)
     record.write(cost=cost._asdict(), file=str(file), test=told)
-    between = ""
-    if found.low is not None and found.high is not None:
-        between = f" [{100 * found.low + 0.0:+.1f}, {100 * found.high + 0.0:+.1f}]"
-    changed = (
-        f"accuracy {shares[0]:.1%} before, {shares[1]:.1%} after: {100 * found.estimate + 0.0:+.1f} points{between} (95 %, paired over "
-        f"{len(test)} pictures of {test.uri})"
-    )
     fits = asked.budget.holds(cost)
     missed = "" if fits else f"; it misses the budget of {asked.budget.in_words()}, on a machine that may be busier now"
     print(file)
     conclude(f"compress: {cost.in_words()}; {changed}{missed}", command("verify", str(record.to / "exported")))
     return 0 if fits else 1
+
+
+def what_changed(before: Tensor, after: Tensor, test: Images) -> tuple[dict[str, Any], str]:
+    """The accuracies and their difference, for compress.json and in words. before, after: bool [N], which pictures are right."""
+    found = paired_difference(before.numpy(), after.numpy(), test.units().numpy())
+    shares = [float(right.double().mean()) for right in (before, after)]
+    told = {"n": len(test), "before": shares[0], "after": shares[1], "difference": found._asdict()}
+    between, over = "", f"{len(test)} pictures"
+    if test.groups is not None:
+        over += f" in {drawn_in_words(test)}"
+    if found.low is not None and found.high is not None:
+        between = f" [{100 * found.low + 0.0:+.1f}, {100 * found.high + 0.0:+.1f}]"
+    points = f"{100 * found.estimate + 0.0:+.1f} points{between} (95 %, paired over {over} of {test.uri})"
+    return told, f"accuracy {shares[0]:.1%} before, {shares[1]:.1%} after: {points}"

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
+from torch import Tensor
 
 from ...core.errors import UserError
 from ...core.evaluate.feature_key import weights_digest
@@ -21,8 +21,8 @@ from ...core.files import write_text
 from ...core.formats import FORMAT
 from ...core.images.images import Images
 from ...core.images.open import open_images
+from ...core.images.parts import drawn_apart, linked_to
 from ...core.images.sets import trained_with_labels
-from ...core.images.split import hash_order
 from ..aloud import say
 from ..outputs.checking import shown_pictures
 from ..outputs.export import Further, conclude_export, refuse_existing, refuse_several_processes, write_export
@@ -34,6 +34,7 @@ from ..outputs.int8 import (
     int8_section,
     int8_sets,
     measure_int8,
+    rows_apart,
 )
 from ..outputs.onnx_file import check_onnx
 from ..outputs.predict import classifier_of, labels_for
@@ -61,7 +62,7 @@ class QuantizeSets(NamedTuple):
 
     int8: Int8Sets
     choosing: Images
-    labels: torch.Tensor | None
+    labels: Tensor | None
 
 
 class Wanted(NamedTuple):
@@ -96,26 +97,25 @@ def quantize_network(run: Path, to: Path, wanted: Wanted, images: Sequence[str],
 
 
 def quantize_sets(trained: TrainedRun, uris: Sequence[str], tests: Sequence[str]) -> QuantizeSets:
-    """Pictures of `uris` calibrate and choose; those of `tests` test, or else half of those that do not calibrate. Raises UserError."""
+    """Pictures of `uris` calibrate and choose; those of `tests` test, or else half of those that do not calibrate. Raises UserError.
+
+    No two of the sets share a picture or a group.
+    """
     found = int8_sets(trained, uris, tests, "--calibrate")
     pool = open_images(list(uris))
-    keys = pool.keys()
-    others = [key for key in hash_order(keys, 1) if key not in set(found.calibration.keys().tolist())]
-    if not tests:
-        others = others[: len(others) // 2]
-    if not others:
+    others = pool.select((~linked_to(pool, found.calibration)).nonzero()[:, 0])
+    choosing = drawn_apart(others, len(others), 1, leave=not tests)
+    if not len(choosing):
+        more = "more" if pool.groups is None else "more groups"
         raise UserError(
-            f"--calibrate: {pool.uri} has {len(pool)} pictures, all of which calibrate, so none are left to choose by; give more"
+            f"--calibrate: {pool.uri} has {len(pool)} pictures; beside those that calibrate, too few are left to choose by; give {more}"
         )
-    place = {int(key): i for i, key in reversed(list(enumerate(keys.tolist())))}
-    choosing = pool.select(torch.tensor([place[key] for key in others]))
     scored = trained.classifier is not None and choosing.labels is not None
     labels = labels_for(trained, choosing, "--calibrate") if scored else None
-    clear = (~torch.isin(found.test.keys(), choosing.keys())).nonzero()[:, 0]
-    if not len(clear):
-        raise UserError(f"--test: all pictures of {found.test.uri} calibrate or choose; give others")
-    tested = found._replace(test=found.test.select(clear), labels=None if found.labels is None else found.labels[clear])
-    return QuantizeSets(tested, choosing, labels)
+    chosen = others.select(linked_to(others, choosing).nonzero()[:, 0])
+    rows = rows_apart(found.test, chosen, "calibrate or choose")
+    labelled = None if found.labels is None else found.labels[rows]
+    return QuantizeSets(found._replace(test=found.test.select(rows), labels=labelled), choosing, labels)
 
 
 def known_pictures(trained: TrainedRun, sets: QuantizeSets) -> list[str]:

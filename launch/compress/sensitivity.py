@@ -37,11 +37,13 @@ class Slice(NamedTuple):
 
     cropped: Tensor
     keys: Tensor  # int64 [N], the identity of each picture
+    units: Tensor  # int64 [N], what the bootstrap draws as a whole: groups, such as patients, or copies
     labels: Tensor | None
 
     def first(self, count: int) -> Slice:
         """The first of them."""
-        return Slice(self.cropped[:count], self.keys[:count], None if self.labels is None else self.labels[:count])
+        labels = None if self.labels is None else self.labels[:count]
+        return Slice(self.cropped[:count], self.keys[:count], self.units[:count], labels)
 
 
 class LayerEffect(NamedTuple):
@@ -55,7 +57,7 @@ def slice_of(images: Images, labels: Tensor | None, view: Evaluation) -> Slice:
     """Read the pictures, once for all graphs."""
     with damage_with_remedy():
         cropped = stack_pictures([view.worker(images.read(i)) for i in range(len(images))])
-    return Slice(cropped, images.keys(), labels)
+    return Slice(cropped, images.keys(), images.units(), labels)
 
 
 def outputs_of(path: Path, shown: Slice, view: Evaluation, threads: int) -> Tensor:
@@ -83,7 +85,7 @@ def effect_of(before: Tensor, after: Tensor, shown: Slice) -> LayerEffect:
     difference = None
     if shown.labels is not None:
         right = [(found.argmax(1) == shown.labels).numpy() for found in (before, after)]
-        difference = paired_difference(right[0], right[1], shown.keys.numpy())
+        difference = paired_difference(right[0], right[1], shown.units.numpy())
     return LayerEffect(signal_to_noise(before, after), difference)
 
 
@@ -111,7 +113,7 @@ class Trials:
     def effect(self, shown: Slice, *, only: Collection[str] | None = None, keep: Collection[str] = ()) -> LayerEffect:
         """only, keep: as of `CalibratedGraph.write`."""
         which = {"only": None if only is None else sorted(only), "keep": sorted(keep), "per_channel": self.per_channel}
-        pictures = entry_name(shown.keys.tolist(), None if shown.labels is None else shown.labels.tolist())
+        pictures = entry_name(*(None if column is None else column.tolist() for column in shown[1:]))
         name = entry_name(self.about, which, pictures)
         if (known := recall(CACHE, name)) is not None:
             snr, difference = json.loads(known)

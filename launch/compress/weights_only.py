@@ -29,7 +29,7 @@ from ..aloud import say
 from ..outputs.card import model_card
 from ..outputs.checking import ExportCheck, ShownPictures, compared, loader_of, shown_pictures
 from ..outputs.export import CARD, conclude_export, drafted, refuse_existing, refuse_several_processes
-from ..outputs.int8 import accuracy_in_words, paired_difference
+from ..outputs.int8 import accuracy_in_words, drawn_in_words, paired_difference
 from ..outputs.network import TENSORS, PlainNetwork, plain_network
 from ..outputs.onnx_file import quiet
 from ..outputs.pictures import damage_with_remedy
@@ -50,6 +50,7 @@ class WeightsOutcome(NamedTuple):
     before: float | None = None
     after: float | None = None
     difference: Interval | None = None
+    over: str = "pictures"  # as of `drawn_in_words`
 
     def in_words(self) -> list[str]:
         """For console and card."""
@@ -61,7 +62,7 @@ class WeightsOutcome(NamedTuple):
         changed = "nothing changes" if self.snr is None else f"{self.snr:.1f} dB of signal over noise"
         lines.append(f"outputs on {self.pictures}: {changed}")
         if self.difference is not None and self.before is not None and self.after is not None:
-            lines.append(accuracy_in_words(self.before, self.after, self.difference))
+            lines.append(accuracy_in_words(self.before, self.after, self.difference, self.over))
         return lines
 
 
@@ -169,5 +170,6 @@ def measured_loss(
         pictures=f"{len(test)} pictures of {test.uri}",
         before=float(right[0].mean()),
         after=float(right[1].mean()),
-        difference=paired_difference(right[0], right[1], test.keys().numpy()),
+        difference=paired_difference(right[0], right[1], test.units().numpy()),
+        over=drawn_in_words(test),
     )

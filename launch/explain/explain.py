@@ -192,9 +192,9 @@ def _pixels(trained: TrainedRun, images: Images, rows: Sequence[int], device: to
 
 
 def _seen(trained: TrainedRun, images: Images, rows: list[int], target: Tensor, device: torch.device) -> PicturesSeen:
-    view, keys = trained.view, images.keys()[rows]
+    view, keys, units = trained.view, images.keys()[rows], images.units()[rows]
     black = normalise(torch.zeros(1, trained.backbone.channels, 1, 1), view.mean, view.std)[0]
-    return PicturesSeen(_pixels(trained, images, rows, device), target[rows].to(device), keys, black.to(device))
+    return PicturesSeen(_pixels(trained, images, rows, device), target[rows].to(device), keys, units, black.to(device))
 
 
 def _maps(explainer: Explainer, seen: PicturesSeen, rows: list[int], batch: int) -> tuple[Tensor, list[int]]:
@@ -226,12 +226,12 @@ def _measures(
     seed, few = asked.settings.seed, [k for k in good if k < asked.measured]
     sanity, curves = None, None
     if few and chance is not None:
-        some = PicturesSeen(seen.images[few], seen.target[few], seen.keys[few], seen.black)
+        some = seen.rows(few)
         say(f"{explainer.name}: sanity check, insertion and deletion on {len(few)} pictures")
         sanity = measured_sanity(explainer, some, seed, asked.batch_size)
         beside = Curves(*(curve[few] for curve in chance))
         curves = measured_curves(explainer.classifier, some, maps[few], beside, seed, asked.batch_size)
-    game, points = measured_points(maps, rows, seen.keys, masks, side, tolerance, seed)
+    game, points = measured_points(maps, rows, seen, masks, side, tolerance, seed)
     return Measures(sanity, curves, game, points)
 
 

@@ -74,7 +74,7 @@ def measured_curves(
     for name, sign in (("insertion", 1.0), ("deletion", -1.0)):
         mine, others = own.areas()[name], chance.areas()[name]
         values = {"area": mine, "random": others, "gain": sign * (mine - others)}
-        found = mean_intervals(values, shown.keys, seed)
+        found = mean_intervals(values, shown.units, seed)
         curve = getattr(own, name).mean(0)
         told[name] = {
             **{key: interval_as_json(one, len(mine)) for key, one in found.items()},
@@ -84,9 +84,15 @@ def measured_curves(
 
 
 def measured_points(
-    maps: Tensor, rows: Sequence[int], keys: Tensor, masks: Mapping[int, Bools], side: int, tolerance: float, seed: int
+    maps: Tensor,
+    rows: Sequence[int],
+    shown: PicturesSeen,
+    masks: Mapping[int, Bools],
+    side: int,
+    tolerance: float,
+    seed: int,
 ) -> tuple[PointingGame | None, dict[int, Pointed]]:
-    """The pointing game of the pictures with masks. maps: [N, h, w], of the pictures `rows`, whose identities are keys, int64 [N].
+    """The pointing game of the pictures with masks. maps: [N, h, w], of the pictures `rows`, which are those shown.
 
     A constant map points at a place that is drawn, so leaving it out gains nothing.
     """
@@ -94,11 +100,11 @@ def measured_points(
     for number, row in enumerate(rows):
         if row in masks:
             found = at_side(maps[number : number + 1].nan_to_num(0.0, 0.0, 0.0), side)[0]
-            points[row] = point_at(found, masks[row], int(keys[number]), seed, tolerance)
+            points[row] = point_at(found, masks[row], int(shown.keys[number]), seed, tolerance)
             own.append(number)
     if not own:
         return None, points
-    return pointing_game(list(points.values()), keys[own], seed), points
+    return pointing_game(list(points.values()), shown.units[own], seed), points
 
 
 def sanity_as_json(found: SanityCheck) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ...core.evaluate.statistics import Interval, bootstrap_intervals, cluster_n
 from ...core.evaluate.trained import TrainedRun
 from ...core.images.images import Images
 from ...core.images.open import open_images
-from ...core.images.split import hash_order
+from ...core.images.parts import drawn_apart, linked_to
 from ...core.views.view import stack_pictures
 from .int8_graph import CalibratedGraph
 from .onnx_file import ONNX_FILE, OnnxGraph, OnnxSession, RawPixels
@@ -58,6 +58,7 @@ class Int8Outcome(NamedTuple):
     before: float | None
     after: float | None
     difference: Interval | None
+    over: str = "pictures"  # as of `drawn_in_words`
 
     def in_words(self) -> list[str]:
         """For console and card."""
@@ -70,45 +71,58 @@ class Int8Outcome(NamedTuple):
         if self.agreement is not None:
             lines.append(f"same class for {self.agreement:.1%} of them")
         if self.difference is not None and self.before is not None and self.after is not None:
-            lines.append(accuracy_in_words(self.before, self.after, self.difference))
+            lines.append(accuracy_in_words(self.before, self.after, self.difference, self.over))
         return lines
 
 
-def accuracy_in_words(before: float, after: float, difference: Interval) -> str:
-    """Both accuracies and their difference, in per cent and points."""
+def accuracy_in_words(before: float, after: float, difference: Interval, over: str) -> str:
+    """Both accuracies and their difference, in per cent and points. over: as of `drawn_in_words`."""
     low, high = difference.low, difference.high
     between = (
-        "" if low is None or high is None else f" [{100 * low:+.2f}, {100 * high:+.2f}] (95 %, paired over pictures)"
+        "" if low is None or high is None else f" [{100 * low:+.2f}, {100 * high:+.2f}] (95 %, paired over {over})"
     )
     return f"accuracy: {100 * before:.2f} % before, {100 * after:.2f} % after, difference {100 * difference.estimate:+.2f} points{between}"
+
+
+def drawn_in_words(test: Images) -> str:
+    """What the interval of a paired difference draws."""
+    return "pictures" if test.groups is None else f"{len(test.units().unique())} groups"
 
 
 def int8_sets(trained: TrainedRun, uris: Sequence[str], tests: Sequence[str], option: str = "--int8") -> Int8Sets:
     """The pictures that calibrate, drawn by content, and those that test: of `tests`, or the others of `uris`. Raises UserError.
 
-    What has labels in `tests` (or in `uris`) is scored; calibration sees none. option: that gives `uris`.
+    They share neither a picture nor a group. What has labels in `tests` (or in `uris`) is scored; calibration sees none. option: that
+    gives `uris`.
     """
     pool = open_images(list(uris))
     trained.check_pictures(pool)
-    keys = pool.keys()
-    order = hash_order(keys, 0)
-    count = min(CALIBRATED, len(order) if tests else len(order) // 2)
-    if count < 1:
-        raise UserError(
-            f"{option}: {pool.uri} has {len(pool)} pictures, of which half calibrate; give more, or others with --test URI"
-        )
-    chosen = torch.tensor(order[:count], dtype=torch.int64)
-    used = torch.isin(keys, chosen)
-    test = open_images(list(tests)) if tests else pool.select((~used).nonzero()[:, 0])
+    calibration = drawn_apart(pool, CALIBRATED, 0, leave=not tests)
+    if not len(calibration):
+        if len(pool.keys().unique()) < 2:
+            few, more = f"{len(pool)} pictures, of which half calibrate", "more"
+        else:
+            few, more = f"{len(pool)} pictures of one group, which cannot both calibrate and test", "other groups"
+        raise UserError(f"{option}: {pool.uri} has {few}; give {more}, or others with --test URI")
+    near = linked_to(pool, calibration)
+    test = open_images(list(tests)) if tests else pool.select((~near).nonzero()[:, 0])
     trained.check_pictures(test)
-    clear = ~torch.isin(test.keys(), chosen)
-    if not bool(clear.any()):
-        raise UserError(f"--test: all pictures of {test.uri} calibrate too; give others")
-    test = test.select(clear.nonzero()[:, 0])
+    test = test.select(rows_apart(test, pool.select(near.nonzero()[:, 0]), "calibrate too"))
     scored = trained.classifier is not None and test.labels is not None
     labels = labels_for(trained, test, "--test" if tests else option) if scored else None
-    first = torch.tensor([int((keys == key).nonzero()[0]) for key in chosen])
-    return Int8Sets(pool.select(first).unlabelled(), test, labels)
+    return Int8Sets(calibration.unlabelled(), test, labels)
+
+
+def rows_apart(test: Images, others: Images, do: str) -> Tensor:
+    """int64 [M]: the test's pictures that share neither content nor a group with the others. do: what these do.
+
+    Raises UserError if none is left.
+    """
+    rows = (~linked_to(test, others)).nonzero()[:, 0]
+    if not len(rows):
+        more = "" if bool(torch.isin(test.keys(), others.keys()).all()) else ", or are of groups of which pictures do"
+        raise UserError(f"--test: all pictures of {test.uri} {do}{more}; give others")
+    return rows
 
 
 def write_int8(
@@ -155,10 +169,10 @@ def measure_int8(
         if sets.labels is not None:
             right = [(found == sets.labels).numpy() for found in classes]
             before, after = (float(part.mean()) for part in right)
-            difference = paired_difference(right[0], right[1], test.keys().numpy())
+            difference = paired_difference(right[0], right[1], test.units().numpy())
     sizes = (_bytes(folder, ONNX_FILE), _bytes(folder, name))
     measured = (cosine, agreement, before, after, difference)
-    return Int8Outcome(len(sets.calibration), test.uri, len(test), sizes, *measured)
+    return Int8Outcome(len(sets.calibration), test.uri, len(test), sizes, *measured, over=drawn_in_words(test))
 
 
 class _Outputs(nn.Module):

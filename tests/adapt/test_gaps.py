@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import torch
+from pathlib import Path
+from typing import Any
 
-from rootstock.adapt.gaps import MMD_IMAGES, DomainGap, domain_gap, gap_words, gaps_as_result, one_of_each
+import pytest
+import torch
+from PIL import Image
+
+import rootstock.adapt.examine as examine
+from rootstock.adapt.gaps import DomainGap, domain_gap, gap_words, gaps_as_result
 from rootstock.core.evaluate.diagnosis import BatchNormInputs
 from rootstock.core.evaluate.domain_gap import ADistance, MMDTest, mmd_test
+from rootstock.core.images.open import open_images
+from rootstock.tests.adapt.test_examine import DATA, DIGITS, start
 
 NONE = (BatchNormInputs(), BatchNormInputs())
 
 
 def drawn(n: int, shift: float, seed: int) -> torch.Tensor:
     return torch.randn(n, 3, generator=torch.Generator().manual_seed(seed)) + shift
-
-
-def test_one_row_of_each_identity_whatever_the_order() -> None:
-    keys = torch.tensor([7, 7, 3, 9, 3, 7])
-    assert one_of_each(keys, 0).tolist() == [0, 2, 3]
-    many = torch.arange(1000)
-    chosen = one_of_each(many, 0)
-    assert len(chosen) == MMD_IMAGES and chosen.tolist() != list(range(MMD_IMAGES))
-    order = torch.randperm(1000, generator=torch.Generator().manual_seed(1))
-    assert sorted(many[order][one_of_each(many[order], 0)].tolist()) == sorted(chosen.tolist())
 
 
 def test_copies_do_not_make_alike_domains_look_different() -> None:
@@ -35,6 +33,27 @@ def test_copies_do_not_make_alike_domains_look_different() -> None:
     assert found.mmd is not None and found.mmd == alone.mmd and found.mmd.p > 0.05
     far = domain_gap((rows[0], rows[1] + 2.0), (keys[0], keys[1]), NONE, 0)
     assert far.mmd is not None and far.mmd.p == 1 / 200 and far.a_distance is not None and far.a_distance.value > 1.0
+
+
+def test_the_halves_and_the_rows_are_whole_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a run whose sets have groups."""
+    asked, measure = list[tuple[torch.Tensor, torch.Tensor]](), examine.domain_gap
+
+    def watched(features: Any, units: Any, *rest: Any) -> DomainGap:
+        asked.append(units)
+        return measure(features, units, *rest)
+
+    monkeypatch.setattr(examine, "domain_gap", watched)
+    images = open_images(f"{DIGITS}#[:60,seed=3]")
+    assert images.labels is not None
+    lines = ["path,label,patient"]
+    for i, label in enumerate(images.labels.tolist()):
+        Image.fromarray(images.read(i).permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png,{label},p{i // 5}")
+    (tmp_path / "all.csv").write_text("\n".join(lines) + "\n")
+    target = f"csv:{tmp_path}/all.csv?group=patient"
+    start(tmp_path / "run", {}, data={**DATA, "target": target})
+    assert [(len(source.unique()), len(target.unique())) for source, target in asked] == [(120, 12)] * 2
 
 
 def test_what_cannot_be_measured_is_none_and_left_out_of_the_words() -> None:

@@ -23,7 +23,8 @@ from rootstock.core.images.images import Images
 from rootstock.core.images.open import holdout, open_images, open_with_splits
 from rootstock.core.images.pack.record import Packing
 from rootstock.core.images.pack.writer import pack
-from rootstock.core.images.split import TornGroup, cut
+from rootstock.core.images.parts import drawn_apart, linked_to
+from rootstock.core.images.split import TornGroup, cut, one_of_each
 from rootstock.finetune.protocols.contract import Known
 
 
@@ -282,3 +283,63 @@ def test_an_array_can_hold_groups(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=sentence):
             open_images(f"{uri}?group={group}")
+
+
+@pytest.fixture(scope="module")
+def digits() -> Images:
+    return open_images("sklearn:digits?size=8&classes=2")
+
+
+def with_groups(images: Images, sizes: list[int], copies: list[int]) -> Images:
+    """The first images in groups of these sizes, and copies of some of them, in the last group."""
+    rows = torch.tensor([*range(sum(sizes)), *copies])
+    found = images.select(rows)
+    numbers = [k for k, size in enumerate(sizes) for _ in range(size)] + [len(sizes) - 1] * len(copies)
+    found.groups = numbered_groups([f"patient {k}" for k in numbers])
+    return found
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 40), st.integers(0, 9), st.booleans(),
+    st.lists(st.integers(0, 11), max_size=3),
+)  # fmt: skip
+def test_what_is_drawn_apart_leaves_whole_groups(
+    digits: Images, sizes: list[int], count: int, seed: int, leave: bool, copies: list[int]
+) -> None:
+    images = with_groups(digits, sizes, [k for k in copies if k < sum(sizes)])
+    keys, units = images.keys(), images.units()
+    drawn = drawn_apart(images, count, seed, leave=leave)
+    assert len(drawn.keys().unique()) == len(drawn) <= count
+    linked = linked_to(images, drawn)
+    assert (
+        linked.tolist() == torch.isin(units, units[torch.isin(keys, drawn.keys())]).tolist()
+    )  # slow_units tests these
+    left = images.select((~linked).nonzero()[:, 0])
+    if not leave:
+        assert len(drawn) == min(count, len(keys.unique()))
+    elif len(units.unique()) == 1:
+        assert not len(drawn)
+    else:
+        assert len(left) and len(left.units().unique()) >= len(units.unique()) // 2
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    assert drawn_apart(images.select(order), count, seed, leave=leave).keys().tolist() == drawn.keys().tolist()
+
+
+def test_without_groups_the_first_identities_are_drawn(digits: Images) -> None:
+    images = digits.select(torch.tensor([*range(20), 3, 4]))
+    for count, leave, expected in ((5, True, 5), (5, False, 5), (30, True, 10), (30, False, 20)):
+        drawn = drawn_apart(images, count, 2, leave=leave)
+        rows = one_of_each(images.keys(), 2, expected)
+        assert drawn.keys().tolist() == images.keys()[rows].tolist()
+        assert linked_to(images, drawn).tolist() == torch.isin(images.keys(), drawn.keys()).tolist()
+
+
+def test_groups_link_sets_that_were_opened_apart(digits: Images) -> None:
+    images = with_groups(digits, [2, 3, 2, 4], [0])  # a copy joins the first and the last group
+    one, other = images.select(torch.tensor([2, 7])), images.select(torch.arange(11))
+    assert linked_to(other, one).tolist() == [False, False, True, True, True, False, False, True, True, True, True]
+    one.groups = None  # then by content alone
+    assert linked_to(other, one).nonzero()[:, 0].tolist() == [2, 3, 4, 7, 8, 9, 10]
+    other.groups = None
+    assert linked_to(other, one).nonzero()[:, 0].tolist() == [2, 7]

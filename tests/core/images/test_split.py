@@ -16,7 +16,7 @@ from rootstock.core.errors import UserError
 from rootstock.core.images.images import Images
 from rootstock.core.images.open import holdout, open_images
 from rootstock.core.images.priors import with_drawn_priors, with_long_tail
-from rootstock.core.images.split import cut, parse_fragment
+from rootstock.core.images.split import cut, hash_order, one_of_each, parse_fragment
 
 
 @pytest.fixture(autouse=True)
@@ -249,3 +249,15 @@ def test_long_tail_in_a_uri(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match="longtail changes class sizes, so it needs one label for each picture"):
         open_images(f"folder:{tmp_path}#[longtail=10]")
+
+
+def test_one_of_each_identity_whatever_the_order() -> None:
+    keys = torch.tensor([7, 7, 3, 9, 3, 7])
+    rows = one_of_each(keys, 0)
+    assert keys[rows].tolist() == hash_order(keys, 0) and rows.sort().values.tolist() == [0, 2, 3]
+    many = torch.arange(1000).repeat(2)
+    chosen = one_of_each(many, 4, 200)
+    assert len(chosen) == 200 and bool((chosen < 1000).all()) and chosen.tolist() != sorted(chosen.tolist())
+    order = torch.randperm(2000, generator=torch.Generator().manual_seed(1))
+    assert many[order][one_of_each(many[order], 4, 200)].tolist() == many[chosen].tolist()
+    assert len(one_of_each(keys[:0], 0)) == 0

@@ -203,7 +203,7 @@ def test_a_picture_has_the_map_that_it_has_alone(
 ) -> None:
     made, _ = check_methods((), classifiers[family], MapSettings(draws=2, first_steps=2, most_steps=2))
     keys = torch.arange(4) * 11
-    shown = PicturesSeen(pictures, target, keys, BLACK)
+    shown = PicturesSeen(pictures, target, keys, keys, BLACK)
     for explainer in made:
         whole, alone = explainer(shown), explainer(shown.rows(slice(2, 3)))
         assert whole.dtype == torch.float32 and not bool(is_constant(whole).any())

@@ -13,7 +13,7 @@ from torch import Tensor
 from rootstock.core.model.backbone import create
 from rootstock.core.model.classifier import Classifier
 from rootstock.core.model.heads import Structure
-from rootstock.finetune.explain.curves import CURVE_STEPS, blurred, curves_of, ranks
+from rootstock.finetune.explain.curves import CURVE_STEPS, blurred, curves_of, mean_intervals, ranks
 from rootstock.finetune.explain.methods import Explainer, MapSettings, PicturesSeen, at_side
 from rootstock.finetune.explain.nearest import Neighbour, nearest_pictures
 from rootstock.finetune.explain.pointing import point_at, pointing_game
@@ -32,7 +32,7 @@ KEYS = torch.tensor([3, -8, 1 << 40, 77])
 
 @pytest.fixture
 def shown(pictures: Tensor, target: Tensor) -> PicturesSeen:
-    return PicturesSeen(pictures, target, KEYS, BLACK)
+    return PicturesSeen(pictures, target, KEYS, KEYS, BLACK)
 
 
 @dataclass
@@ -186,6 +186,23 @@ def test_random_points_hit_as_often_as_chance_and_good_ones_more_often() -> None
     )
     assert good.hits.estimate == 1.0 and good.better_than_chance and good.n == 200
     assert good.above_centre.estimate == pytest.approx(1 - masks[:, 6, 6].mean())
+
+
+def test_intervals_are_over_groups_of_pictures(classifiers: Classifiers, shown: PicturesSeen) -> None:
+    """Four pictures of each of ten patients, all hit or none: as sure as ten pictures are."""
+    hit = np.repeat(np.arange(10) % 2, 4).astype(float)
+    units = torch.arange(10).repeat_interleave(4)
+    found = mean_intervals({"hit": hit}, units, seed=0)["hit"]
+    assert found == mean_intervals({"hit": hit[::4]}, units[::4], seed=0)["hit"]
+    # The sanity check draws units too: of one unit there is no interval.
+    one = shown._replace(units=torch.zeros(4, dtype=torch.int64))
+    checks = [
+        sanity_check(lambda model: Explainer("saliency", model), classifiers["resnet"], some, seed=0)
+        for some in (shown, one)
+    ]
+    last = [check.levels[-1].interval for check in checks]
+    assert last[0].low is not None and last[1].low is None and last[0].estimate == last[1].estimate
+    assert [check.passed for check in checks] == [True, False]
 
 
 def test_nearest_pictures_are_others_and_different() -> None:

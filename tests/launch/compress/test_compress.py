@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,9 +18,16 @@ from rootstock.core.model.heads import Structure
 from rootstock.finetune.compress import channels
 from rootstock.launch.compress import compress as compressing
 from rootstock.launch.compress.budget import Budget, EdgeCost
-from rootstock.launch.compress.compress import Demand, check_recovery, compress_run, measured_pictures, with_sets
+from rootstock.launch.compress.compress import (
+    Demand,
+    check_recovery,
+    compress_run,
+    measured_pictures,
+    what_changed,
+    with_sets,
+)
 from rootstock.launch.compress.forms import check_overrides, pruned_draft, recovery
-from rootstock.launch.outputs.int8 import int8_sets
+from rootstock.launch.outputs.int8 import int8_sets, paired_difference
 from rootstock.launch.outputs.onnx_file import OnnxSession
 from rootstock.launch.verbs import execute
 
@@ -171,6 +179,19 @@ def test_the_loss_is_measured_on_pictures_that_did_not_calibrate(
     used = open_images(calibrating).keys().tolist() if calibrate else []
     expected = [(k, n) for k, n in zip(whole.keys().tolist(), whole.labels.tolist(), strict=True) if k not in used]
     assert list(zip(test.keys().tolist(), labels.tolist(), strict=True)) == expected
+
+
+def test_the_interval_is_over_groups(patients: str) -> None:
+    """Of 40 patients with six pictures each, two change."""
+    test = open_images(patients)
+    before, after = torch.ones(240, dtype=torch.bool), torch.arange(240) >= 12
+    told, said = what_changed(before, after, test)
+    assert told["difference"] == paired_difference(before.numpy(), after.numpy(), np.arange(240) // 6)._asdict()
+    low, high = 100 * told["difference"]["low"], 100 * told["difference"]["high"]
+    assert said == (
+        f"accuracy 100.0% before, 95.0% after: -5.0 points [{low:+.1f}, {high + 0.0:+.1f}] (95 %, paired over 240 pictures in 40 groups of "
+        f"{patients})"
+    )
 
 
 def test_a_network_that_cannot_be_pruned_is_not_one_that_is_pruned_too_little(

@@ -41,6 +41,26 @@ def test_no_picture_is_in_two_sets(digits: Trained, apart: bool) -> None:
         assert torch.equal(images.labels, labels) and len(labels) == len(images)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.parametrize("apart", [True, False])
+def test_no_group_is_in_two_sets(digits: Trained, patients: str, apart: bool) -> None:
+    uris = [f"{patients}#[:70%]"] if apart else [patients]
+    sets = quantize_sets(load_trained(digits.run), uris, [f"{patients}#[50%:]"] if apart else [])
+    groups = [set(images.groups.tolist()) for images in (sets.int8.calibration, sets.choosing, sets.int8.test)]  # pyright: ignore[reportOptionalMemberAccess]
+    assert not groups[0] & groups[1] and not groups[2] & (groups[0] | groups[1])
+    assert [len(one) for one in groups] == ([22, 6, 12] if apart else [20, 10, 10])
+    for images, labels in ((sets.choosing, sets.labels), (sets.int8.test, sets.int8.labels)):
+        assert torch.equal(images.labels, labels)  # pyright: ignore[reportArgumentType]
+
+
+def test_too_few_groups_to_choose_by_are_refused(digits: Trained, patients: str) -> None:
+    uri = f"{patients}#[:12]"  # two patients
+    with pytest.raises(UserError) as error:
+        quantize_sets(load_trained(digits.run), [uri], [])
+    assert str(error.value) == (
+        f"--calibrate: {uri} has 12 pictures; beside those that calibrate, too few are left to choose by; give more groups"
+    )
+
+
 @pytest.fixture(scope="module")
 def quantized(digits: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     to = tmp_path_factory.mktemp("quantized") / "out"
@@ -132,7 +152,7 @@ def test_what_cannot_be_shown_is_refused(digits: Trained, tmp_path: Path) -> Non
     unlabelled = sets._replace(int8=sets.int8._replace(labels=None))
     with pytest.raises(UserError, match=r"^--lose is about accuracy, and the pictures of --test have no labels; give"):
         check_lose(unlabelled, 1.0)
-    with pytest.raises(UserError, match=r"^--calibrate: .* has 20 pictures, all of which calibrate, so none are left"):
+    with pytest.raises(UserError, match=r"^--calibrate: .* has 20 pictures; beside those that calibrate, too few are"):
         quantize_sets(trained, [f"{DIGITS}#[:20]"], [f"{DIGITS}#[20:]"])
     with pytest.raises(UserError, match=r"^--test: all pictures of .* calibrate or choose; give others$"):
         quantize_sets(trained, [DIGITS], [f"{DIGITS}#[:200]"])

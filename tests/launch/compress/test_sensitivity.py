@@ -29,7 +29,7 @@ from rootstock.launch.compress.sensitivity import (
     slice_of,
 )
 from rootstock.launch.outputs.checking import shown_pictures
-from rootstock.launch.outputs.int8 import INT8_FILE, calibrated_graph, int8_sets, write_int8
+from rootstock.launch.outputs.int8 import INT8_FILE, calibrated_graph, int8_sets, paired_difference, write_int8
 from rootstock.launch.outputs.int8_graph import CalibratedGraph
 from rootstock.launch.outputs.onnx_file import ONNX_FILE, write_onnx
 from rootstock.tests.core.model.test_backbone import VIT
@@ -158,10 +158,41 @@ def test_an_effect_is_of_the_pictures_that_change_their_class() -> None:
     before = torch.eye(4)
     after = before.clone()
     after[0] = before[1]
-    shown = Slice(torch.empty(4), torch.arange(4), torch.tensor([0, 1, 3, 3]))
+    shown = Slice(torch.empty(4), torch.arange(4), torch.arange(4), torch.tensor([0, 1, 3, 3]))
     found = effect_of(before, after, shown)
     assert found.difference is not None and found.difference.estimate == -0.25
     assert effect_of(before, after, shown._replace(labels=None)).difference is None
+
+
+def test_an_effect_is_sure_as_far_as_groups_go() -> None:
+    """Two of eight patients change: the interval is theirs, not that of their pictures, and what the cache knows of others is not taken."""
+    before = torch.eye(2)[[0, 1] * 16]
+    after = before.clone()
+    after[:8] = after[:8].flip(1)
+    alone = torch.arange(32)
+    shown = Slice(torch.empty(32), alone, alone // 4, torch.tensor([0, 1] * 16))
+    assert shown.first(8).units.tolist() == [0] * 4 + [1] * 4
+    found, by_picture = (
+        effect_of(before, after, shown).difference,
+        effect_of(before, after, shown._replace(units=alone)),
+    )
+    right = np.arange(32) >= 8
+    assert found == paired_difference(np.ones(32, bool), right, np.arange(32) // 4)
+    assert found is not None and found.low is not None and by_picture.difference is not None
+    assert by_picture.difference.low is not None and found.low < by_picture.difference.low - 0.1
+
+
+def test_the_cache_tells_groups_apart(made_once: tuple[TrainedRun, CalibratedGraph, Path]) -> None:
+    trained, graph, folder = made_once
+    images = open_images(f"{DIGITS}#[40:64]")
+    shown = slice_of(images, images.labels, trained.view)
+    trials = Trials(graph, folder, trained.view, {"groups": "told apart"}, per_channel=True)
+    layer = list(graph.layers)[:1]
+    trials.effect(shown, only=layer)
+    trials.effect(shown, only=layer)
+    assert trials.made == 1
+    trials.effect(shown._replace(units=shown.units[:1].expand(24)), only=layer)
+    assert trials.made == 2
 
 
 def test_noises_add_up_and_the_noisiest_comes_first() -> None:

@@ -1,5 +1,6 @@
 """Weights of 8 bits in linear layers: what lies in the file is what torchao computes with, and model.py needs neither it nor Rootstock."""
 
+import copy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,10 +12,19 @@ import torch
 from safetensors.torch import load_file
 
 from rootstock.core.errors import UserError
+from rootstock.core.evaluate.features import extract
 from rootstock.core.evaluate.trained import load_trained
 from rootstock.core.images.open import open_images
 from rootstock.launch.compress.networks import open_network
-from rootstock.launch.compress.weights_only import by_torchao, export_weights_only, linear_layers
+from rootstock.launch.compress.weights_only import (
+    WeightsOutcome,
+    by_torchao,
+    export_weights_only,
+    linear_layers,
+    measured_loss,
+)
+from rootstock.launch.outputs.checking import shown_pictures
+from rootstock.launch.outputs.int8 import paired_difference
 from rootstock.tests.core.model.test_backbone import VIT
 from rootstock.tests.launch.compress.conftest import DIGITS, Trained
 from rootstock.tests.launch.outputs.test_export import HEADS, by_script, made
@@ -88,6 +98,21 @@ def test_a_test_of_other_channels_is_refused(folder: Path, five: str, tmp_path: 
         f"{five}: its pictures have 5 channels, and vit_tiny_patch16_224 of {folder / 'run'} takes 3; give pictures of 3 channels"
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_the_interval_is_over_groups(folder: Path, patients: str) -> None:
+    trained, test = load_trained(folder / "run"), open_images(patients)
+    assert trained.classifier is not None and test.labels is not None
+    worse = copy.deepcopy(trained.classifier)  # for a difference that is not 0
+    worse.head.bias.data[0] += 0.3
+    outcome = WeightsOutcome(1, (2, 1), None, "")
+    shown = shown_pictures(trained, [DIGITS])
+    found = measured_loss(trained, worse, shown, test, test.labels, outcome)
+    logits = [extract(model, test, trained.view, device="cpu") for model in (trained.classifier, worse)]
+    right = [(one.argmax(1) == test.labels).numpy() for one in logits]
+    assert found.difference == paired_difference(right[0], right[1], test.units().numpy())
+    assert found.difference != paired_difference(right[0], right[1], test.keys().numpy())
+    assert found.in_words()[-1].endswith("(95 %, paired over 40 groups)")
 
 
 def test_what_saves_nothing_is_refused(digits: Trained, folder: Path, tmp_path: Path, rootstock: Command) -> None:

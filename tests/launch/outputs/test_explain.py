@@ -23,6 +23,7 @@ from rootstock.finetune.explain.methods import at_side
 from rootstock.finetune.explain.places import chosen_place
 from rootstock.launch.explain import explain
 from rootstock.launch.explain.masks import object_masks
+from rootstock.launch.explain.measured import curves_at_random, measured_curves, measured_points
 from rootstock.launch.explain.network import explained_run
 from rootstock.launch.explain.overlays import as_shown, overlaid
 from rootstock.tests.launch.outputs.conftest import NAMES, Runs, small
@@ -216,3 +217,23 @@ def test_what_cannot_be_explained_is_one_sentence(
     assert "the maps of all 3 pictures are constant" in refused(tmp_path / "blind", "--method", "saliency")
     monkeypatch.setattr(explain, "connected", lambda: True)
     assert "works in one process; start it without torchrun" in refused(runs.adapted)
+
+
+def test_measures_are_over_groups(runs: Runs) -> None:
+    """Of pictures of one group nothing says how sure a mean is."""
+    trained, images = load_trained(runs.adapted), open_images(runs.pictures)
+    images.groups = torch.tensor([5, 5, 5, 5, 6, 6, 6])
+    seen = explain._seen(trained, images, [0, 1, 4], torch.zeros(7, dtype=torch.int64), torch.device("cpu"))
+    assert seen.units.tolist() == images.units()[[0, 1, 4]].tolist() and len(seen.units.unique()) == 2
+    one, maps = seen.rows([0, 1]), torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert len(one.units.unique()) == 1 and trained.classifier is not None
+    chance = curves_at_random(trained.classifier, one, 0, 2)
+    assert chance is not None
+    told = measured_curves(trained.classifier, one, maps, chance, 0, 2)
+    mask = np.zeros((16, 16), dtype=bool)
+    mask[:8] = True
+    game, _ = measured_points(maps, [0, 1], one, {0: mask, 1: mask}, 16, 0.0, 0)
+    assert told["insertion"]["gain"]["low"] is None and game is not None and game.above_centre.low is None
+    apart = one._replace(units=torch.arange(2))
+    told = measured_curves(trained.classifier, apart, maps, chance, 0, 2)
+    assert told["insertion"]["gain"]["low"] is not None

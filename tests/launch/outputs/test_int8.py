@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rootstock.core.errors import UserError
+from rootstock.core.evaluate.statistics import Interval
 from rootstock.core.evaluate.trained import load_trained
 from rootstock.core.images.open import open_images
+from rootstock.launch.outputs import int8
 from rootstock.launch.outputs.export import export_network
-from rootstock.launch.outputs.int8 import int8_sets, paired_difference
+from rootstock.launch.outputs.int8 import int8_sets, measure_int8, paired_difference
 from rootstock.tests.core.model.test_backbone import RESNET
 from rootstock.tests.launch.outputs.conftest import Runs
 from rootstock.tests.launch.outputs.test_export import HEADS, made
@@ -79,6 +82,68 @@ def test_no_picture_calibrates_and_tests(exported: Path) -> None:
             assert calibrating | testing == set(open_images(uris).keys().tolist())
         again = int8_sets(trained, uris, tests)
         assert again.calibration.keys().tolist() == sets.calibration.keys().tolist()
+
+
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], str]:
+    """So many patients with six pictures each, as a URI."""
+    folder, images = tmp_path_factory.mktemp("patients"), open_images(DIGITS)
+    assert images.labels is not None
+    lines = ["path,label,patient"]
+    for i, label in enumerate(images.labels[:240].tolist()):
+        Image.fromarray(images.read(i).permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
+        lines.append(f"{i}.png,{label},p{i // 6}")
+
+    def of(count: int) -> str:
+        (folder / f"{count}.csv").write_text("\n".join(lines[: 1 + 6 * count]) + "\n")
+        return f"csv:{folder}/{count}.csv?group=patient"
+
+    return of
+
+
+def test_no_group_calibrates_and_tests(exported: Path, patients: Callable[[int], str]) -> None:
+    trained = load_trained(exported / "run")
+    for uris, tests, calibrated, tested in (
+        ([patients(8)], [], 24, 24),
+        ([patients(40)], [], 120, 120),  # half of them, though 128 are wanted
+        ([patients(40)], [patients(39)], 128, 39 * 6 - 21 * 6),
+        ([patients(3)], [f"{patients(40)}#[:50%]"], 18, None),
+    ):
+        sets = int8_sets(trained, uris, tests)
+        groups = [set((images.groups if images.groups is not None else torch.empty(0)).tolist()) for images in sets[:2]]
+        assert groups[0] and groups[1] and not groups[0] & groups[1], (uris, tests)
+        assert len(sets.calibration) == calibrated and (tested is None or abs(len(sets.test) - tested) <= 6)
+    with pytest.raises(UserError) as error:
+        int8_sets(trained, [patients(1)], [])
+    assert str(error.value) == (
+        f"--int8: {patients(1)} has 6 pictures of one group, which cannot both calibrate and test; give other groups, or others with "
+        "--test URI"
+    )
+    with pytest.raises(UserError) as error:
+        int8_sets(trained, [f"{patients(2).partition('?')[0]}#[:6]"], [patients(2)])
+    assert (
+        str(error.value)
+        == f"--test: all pictures of {patients(2)} calibrate too, or are of groups of which pictures do; give others"
+    )
+
+
+def test_the_interval_is_over_groups(
+    exported: Path, patients: Callable[[int], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of a classifier which 8 bits change on all pictures of a patient, or on none."""
+    trained, drawn = load_trained(exported / "run"), list[Any]()
+
+    def difference(before: np.ndarray, after: np.ndarray, clusters: np.ndarray) -> Interval:
+        drawn.append(clusters.tolist())
+        return paired_difference(before, after, clusters)
+
+    monkeypatch.setattr(int8, "paired_difference", difference)
+    sets = int8_sets(trained, [patients(8)], [])
+    outcome = measure_int8(trained, sets, exported / "exported", True)
+    assert drawn == [sets.test.units().tolist()] and len(set(drawn[0])) == 4
+    assert outcome.over == "4 groups"
+    said = outcome._replace(before=0.75, after=0.5, difference=Interval(-0.25, -0.625, 0.0, "bca")).in_words()
+    assert said[-1].endswith("difference -25.00 points [-62.50, +0.00] (95 %, paired over 4 groups)")
 
 
 def test_mistakes_are_one_sentence(exported: Path, runs: Runs, rootstock: Command, tmp_path: Path) -> None:
