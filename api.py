@@ -142,8 +142,8 @@ def predict(
 ) -> Predictions:
     """The `top` likeliest classes of each picture, by the classifier of a run of finetune or adapt.
 
-    Confidences are calibrated if the run stored a temperature (an adaptation with `evaluate.held_out`). Open-set runs have one more class,
-    `unknown`. Other arguments as of `extract`. Raises UserError.
+    Confidences are calibrated if the run stored a temperature (a fine-tuning or an adaptation with `evaluate.held_out`). Open-set runs have
+    one more class, `unknown`. Other arguments as of `extract`. Raises UserError.
     """
     from .core.evaluate.trained import load_trained
     from .launch.outputs.pictures import joined, names_of, open_pictures

@@ -250,3 +250,22 @@ def trained_with_labels(seen: Mapping[str, Tensor], tests: Mapping[str, Images])
                 "known: scores there say little of new images"
             )
     return sentences
+
+
+def seen_without_labels(seen: Mapping[str, Tensor], tests: Mapping[str, Images]) -> list[str]:
+    """A sentence for each test set that holds images which earlier stages saw without their labels, as an adaptation sees its target."""
+    stages, sentences = {stage: keys for stage, keys in seen.items() if stage != LABELLED}, list[str]()
+    for name, images in tests.items():
+        own = {name: images}
+        if by := [stage for stage, keys in stages.items() if count_seen({stage: keys}, own)[stage]]:
+            count = count_seen({"": torch.cat([stages[stage] for stage in by])}, own)[""]
+            sentences.append(
+                f"{name}: {count} of {len(images)} images ({count / len(images):.1%}) were seen in training without labels, by "
+                f"{', '.join(by)}: scores may be lower on images that no training saw"
+            )
+    return sentences
+
+
+def seen_in_training(seen: Mapping[str, Tensor], tests: Mapping[str, Images]) -> list[str]:
+    """Both, for sets whose scores are measured after the training."""
+    return [*trained_with_labels(seen, tests), *seen_without_labels(seen, tests)]

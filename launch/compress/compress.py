@@ -18,6 +18,7 @@ from ...core.evaluate.features import extract
 from ...core.evaluate.trained import TrainedRun, load_trained
 from ...core.images.images import Images
 from ...core.images.open import open_images
+from ...core.images.sets import seen_in_training
 from ...core.manifest import DamagedFile, read_record, write_record
 from ...finetune.compress.channels import UnprunableNetwork
 from ..aloud import conclude, say
@@ -122,6 +123,8 @@ def compress_run(run: Path, to: Path, asked: Demand) -> int:
     check_recovery(trained, to, asked.overrides)
     sets = int8_sets(trained, asked.calibrate, asked.test, "--calibrate") if asked.int8 else None
     test, labels = measured_pictures(trained, asked, sets)
+    for sentence in seen_in_training(trained.backbone.seen, {"test": test}):
+        say(sentence)
     # The test is read at once, so that a damaged picture is found before anything is timed or trained.
     before = extract(classifier_of(trained), test, trained.view, device="cpu").argmax(1) == labels
     if record.chosen is None:

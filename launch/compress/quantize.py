@@ -22,7 +22,7 @@ from ...core.formats import FORMAT
 from ...core.images.images import Images
 from ...core.images.open import open_images
 from ...core.images.parts import drawn_apart, linked_to
-from ...core.images.sets import trained_with_labels
+from ...core.images.sets import seen_in_training
 from ..aloud import say
 from ..outputs.checking import shown_pictures
 from ..outputs.export import Further, conclude_export, refuse_existing, refuse_several_processes, write_export
@@ -119,8 +119,8 @@ def quantize_sets(trained: TrainedRun, uris: Sequence[str], tests: Sequence[str]
 
 
 def known_pictures(trained: TrainedRun, sets: QuantizeSets) -> list[str]:
-    """A warning for each set that holds pictures which trained the network: of these it is too sure, so 8 bits change few of them."""
-    return trained_with_labels(trained.backbone.seen, {"choosing": sets.choosing, "test": sets.int8.test})
+    """A sentence for each set that holds pictures which trained the network: of these it is too sure, so 8 bits change few of them."""
+    return seen_in_training(trained.backbone.seen, {"choosing": sets.choosing, "test": sets.int8.test})
 
 
 def check_lose(sets: QuantizeSets, lose: float | None) -> None:

@@ -23,6 +23,7 @@ from ...core.evaluate.trained import TrainedRun, load_trained
 from ...core.files import write_text
 from ...core.images.images import Images
 from ...core.images.open import open_images
+from ...core.images.sets import seen_in_training
 from ...core.manifest import write_manifest
 from ...core.model.macs import bytes_of_tensors
 from ..aloud import say
@@ -90,9 +91,12 @@ def export_weights_only(run: Path, to: Path, tests: Sequence[str], images: Seque
         checks = checked(draft, rounded, shown)
         outcome = WeightsOutcome(len(pairs), (before, (draft / TENSORS).stat().st_size), None, "")
         outcome = measured_loss(trained, rounded, shown, test, labels, outcome)
-        for line in (*(check.in_words() for check in checks), *outcome.in_words()):
+        found = outcome.in_words()
+        if test is not None:
+            found += seen_in_training(trained.backbone.seen, {"test": test})
+        for line in (*(check.in_words() for check in checks), *found):
             say(line)
-        section = "\n".join(["## 8 bits", "", *(f"- {line}" for line in outcome.in_words())])
+        section = "\n".join(["## 8 bits", "", *(f"- {line}" for line in found)])
         card = model_card(trained, network, checks, licence=licence, pictures=shown.title, further=[section])
         write_text(draft / CARD, card)
         write_manifest(draft, [*names, CARD])

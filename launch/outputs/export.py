@@ -12,6 +12,7 @@ from ...core.errors import UserError
 from ...core.evaluate.trained import TrainedRun, load_trained
 from ...core.files import write_text
 from ...core.images.pack.unfinished import writable
+from ...core.images.sets import seen_in_training
 from ...core.manifest import write_manifest
 from ..aloud import conclude, say
 from ..following import command
@@ -24,7 +25,7 @@ from .checking import (
     shown_pictures,
     through_timms_transform,
 )
-from .int8 import Int8Outcome, Int8Sets, int8_section, int8_sets, measure_int8, write_int8
+from .int8 import Int8Sets, int8_section, int8_sets, measure_int8, write_int8
 from .network import PlainNetwork, plain_network
 from .onnx_file import ONNX_FILE, ONNX_TOLERANCE, check_onnx, compare_onnx, onnx_section, write_onnx
 
@@ -67,8 +68,8 @@ def export_network(
     def in_8_bits(draft: Path) -> Further:
         if sets is None:
             return [], []
-        outcome, written = write_8_bits(trained, sets, draft, uint8)
-        for line in outcome.in_words():
+        lines, written = write_8_bits(trained, sets, draft, uint8)
+        for line in lines:
             say(line)
         return written
 
@@ -78,11 +79,13 @@ def export_network(
     return 0
 
 
-def write_8_bits(trained: TrainedRun, sets: Int8Sets, draft: Path, uint8: bool) -> tuple[Int8Outcome, Further]:
-    """Write the form of 8 bits beside that of 32, and measure what it costs."""
+def write_8_bits(trained: TrainedRun, sets: Int8Sets, draft: Path, uint8: bool) -> tuple[list[str], Further]:
+    """Write the form of 8 bits beside that of 32, and measure what it costs. Returns what was found in words, and what was written."""
     names = write_int8(trained, sets.calibration, draft, uint8)
     outcome = measure_int8(trained, sets, draft, uint8)
-    return outcome, (names, [int8_section(outcome, sets.calibration)])
+    remarks = seen_in_training(trained.backbone.seen, {"test": sets.test})
+    section = int8_section(outcome, sets.calibration, remarks=remarks)
+    return [*outcome.in_words(), *remarks], (names, [section])
 
 
 def conclude_export(verb: str, trained: TrainedRun, shown: ShownPictures, to: Path) -> None:

@@ -204,9 +204,11 @@ def paired_difference(before: np.ndarray, after: np.ndarray, clusters: np.ndarra
     return bootstrap_intervals(statistic, count, seed=0)[""]
 
 
-def int8_section(outcome: Int8Outcome, calibration: Images, per_channel: bool = True) -> str:
-    """Of README.md."""
-    first, *others = outcome.in_words()
+def int8_section(
+    outcome: Int8Outcome, calibration: Images, per_channel: bool = True, remarks: Sequence[str] = ()
+) -> str:
+    """Of README.md. remarks: further lines about the pictures that test."""
+    first, *others = [*outcome.in_words(), *remarks]
     scale = "each output channel" if per_channel else "the whole tensor"
     return "\n".join(
         [

@@ -17,6 +17,7 @@ from ...core.evaluate.rounds import stores_in_memory
 from ...core.evaluate.trained import Calibration, TrainedRun, load_trained
 from ...core.images.images import Images
 from ...core.images.open import open_images
+from ...core.images.sets import exposure, seen_without_labels
 from ...core.images.several import has_several
 from ...core.model.classifier import UNKNOWN, Classifier
 from ..aloud import conclude, say
@@ -170,10 +171,21 @@ def prediction_columns(
 
 
 def calibrated(trained: TrainedRun, uris: Sequence[str], *, device: torch.device, workers: int = 0) -> Calibration:
-    """The temperature of least NLL on labelled pictures. Raises UserError for unknown classes, and where no temperature is best."""
+    """The temperature of least NLL on labelled pictures.
+
+    Raises UserError for unknown classes, for pictures that trained the network with their labels, and where no temperature is best.
+    """
     images = open_images(list(uris))
     labels = labels_for(trained, images, "--calibrate")
     trained.check_pictures(images)
+    seen, own = trained.backbone.seen, {"--calibrate": images}
+    if count := exposure(seen, own)["seen_labelled"]:
+        raise UserError(
+            f"--calibrate: {count} of the {len(images)} pictures of {images.uri} trained the network with their labels, so it is surer of "
+            "them than of others; give labelled pictures that no training saw"
+        )
+    for sentence in seen_without_labels(seen, own):
+        say(sentence)
     logits = extract(classifier_of(trained), images, trained.view, device=device, workers=workers)
     fitted = fit_temperature(logits.double().numpy(), labels.numpy())
     if fitted.at_bound:

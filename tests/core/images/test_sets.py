@@ -21,6 +21,8 @@ from rootstock.core.images.sets import (
     labelled,
     open_tests,
     refuse_one_class,
+    seen_in_training,
+    seen_without_labels,
     train_and_tests,
     trained_with_labels,
     untrained_classes,
@@ -219,3 +221,17 @@ def test_tests_that_were_trained_on_with_labels_are_named() -> None:
         told.format("far", "8 of 8", "100.0%"),
     ]
     assert trained_with_labels({"pretrain": images.keys()}, tests) == trained_with_labels({}, tests) == []
+
+
+def test_tests_that_were_seen_without_labels_are_named() -> None:
+    """An image that two stages saw counts once, and those that were seen with labels have no part."""
+    images = open_images("sklearn:digits")
+    near, far = images.select(torch.arange(10)), images.select(torch.arange(10, 18))
+    seen = {"pretrain": near.keys()[:4], "adapt": near.keys()[2:7], LABELLED: images.keys(), "distill": far.keys()[:0]}
+    told = (
+        "near: 7 of 10 images (70.0%) were seen in training without labels, by pretrain, adapt: scores may be lower on images that no "
+        "training saw"
+    )
+    assert seen_without_labels(seen, {"near": near, "far": far}) == [told]
+    assert seen_in_training(seen, {"near": near}) == [*trained_with_labels(seen, {"near": near}), told]
+    assert seen_in_training({}, {"near": near}) == []

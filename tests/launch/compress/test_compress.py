@@ -76,7 +76,7 @@ def test_eight_bits_are_enough(trained: Path, tmp_path: Path, rootstock: Rootsto
         float(small.float().mean() - own.float().mean()), abs=1e-6
     )
     assert [form["int8"] for form in found["tried"]] == [False, True] and done.stdout == f"{file}\n"
-    assert "compress: all channels, 8 bits: " in done.stderr
+    assert "compress: all channels, 8 bits: " in done.stderr and "training images too" not in done.stderr
     assert (
         " points [" in done.stderr.splitlines()[-2]
         and "(95 %, paired over 100 pictures of " in done.stderr.splitlines()[-2]
@@ -179,6 +179,18 @@ def test_the_loss_is_measured_on_pictures_that_did_not_calibrate(
     used = open_images(calibrating).keys().tolist() if calibrate else []
     expected = [(k, n) for k, n in zip(whole.keys().tolist(), whole.labels.tolist(), strict=True) if k not in used]
     assert list(zip(test.keys().tolist(), labels.tolist(), strict=True)) == expected
+
+
+def test_a_test_of_training_pictures_is_named_before_anything_is_timed(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compressing, "_choose", stop)
+    with pytest.raises(KeyboardInterrupt):
+        compress_run(trained, tmp_path / "to", Demand(Budget(None, 100), (), (TRAIN,), 1, False, ()))
+    assert "WARNING: test: 300 of 300 images (100.0%) are training images too" in capsys.readouterr().err
 
 
 def test_the_interval_is_over_groups(patients: str) -> None:

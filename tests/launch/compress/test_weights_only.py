@@ -115,6 +115,19 @@ def test_the_interval_is_over_groups(folder: Path, patients: str) -> None:
     assert found.in_words()[-1].endswith("(95 %, paired over 40 groups)")
 
 
+def test_pictures_that_trained_are_counted_in_the_card(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained, uri = load_trained(folder / "run"), f"{DIGITS}#[100:140]"
+    trained.backbone.seen = {"labelled": open_images(uri).keys()[:4].sort().values}
+    assert trained.classifier is not None
+    trained.classifier.export(tmp_path / "run")
+    export_weights_only(tmp_path / "run", tmp_path / "out", [uri], [DIGITS], "unknown")
+    told = "WARNING: test: 4 of 40 images (10.0%) are training images too"
+    assert told in capsys.readouterr().err and f"- {told}" in (tmp_path / "out" / "README.md").read_text()
+    assert "training images too" not in (folder / "out" / "README.md").read_text()
+
+
 def test_what_saves_nothing_is_refused(digits: Trained, folder: Path, tmp_path: Path, rootstock: Command) -> None:
     with pytest.raises(UserError) as error:
         export_weights_only(digits.run, tmp_path / "out", [], [DIGITS], "unknown")

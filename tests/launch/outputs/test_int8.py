@@ -84,6 +84,26 @@ def test_no_picture_calibrates_and_tests(exported: Path) -> None:
         assert again.calibration.keys().tolist() == sets.calibration.keys().tolist()
 
 
+def test_pictures_that_trained_are_counted_in_the_card(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained, others = load_trained(exported / "run"), f"{DIGITS}#[300:340]"
+    keys = int8_sets(trained, [DIGITS], [others]).test.keys()
+    trained.backbone.seen = {"labelled": keys[:10].sort().values, "adapt": keys[5:].sort().values, "pretrain": keys[:0]}
+    assert trained.classifier is not None
+    trained.classifier.export(tmp_path / "run")
+    export_network(tmp_path / "run", tmp_path / "exported", images=[DIGITS], int8=[DIGITS], test=[others])
+    n, said, card = len(keys), capsys.readouterr().err, (tmp_path / "exported" / "README.md").read_text()
+    for sentence in (
+        f"WARNING: test: 10 of {n} images ({10 / n:.1%}) are training images too, whose labels are known: scores there say little of new "
+        "images",
+        f"test: {n - 5} of {n} images ({1 - 5 / n:.1%}) were seen in training without labels, by adapt: scores may be lower on images that "
+        "no training saw",
+    ):
+        assert f"{sentence}\n" in said and f"- {sentence}\n" in card.partition("## 8 bits")[2]
+    assert "training images too" not in (exported / "exported" / "README.md").read_text()  # that has seen none
+
+
 @pytest.fixture(scope="module")
 def patients(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], str]:
     """So many patients with six pictures each, as a URI."""

@@ -16,7 +16,7 @@ from rootstock.core.evaluate.calibration import fit_temperature
 from rootstock.core.evaluate.features import extract
 from rootstock.core.evaluate.trained import calibration_entry, load_trained
 from rootstock.core.images.open import open_images
-from rootstock.launch.outputs.predict import labels_for
+from rootstock.launch.outputs.predict import calibrated, labels_for
 from rootstock.launch.verbs import execute
 from rootstock.tests.launch.outputs.conftest import NAMES, Runs
 
@@ -104,6 +104,28 @@ def test_a_temperature_is_fitted_on_labelled_pictures(finetuned: Path, rootstock
     expected = (shown.double() / value).softmax(1).max(1).values
     found = [float(row["confidence"]) for row in rows(tmp_path / "labels.csv")]
     np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_pictures_that_trained_with_their_labels_calibrate_nothing(
+    finetuned: Path, rootstock: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those that trained without labels, as the target of an adaptation, do, and it is said."""
+    uri = f"{DIGITS}#[60:130]"
+    words = ("predict", str(finetuned), f"{DIGITS}#[:9]", "--calibrate", uri, "--out", str(tmp_path / "f.csv"), *ALONE)
+    done = rootstock(*words)
+    assert done.returncode == 2 and not list(tmp_path.iterdir())
+    assert done.stderr.splitlines()[-1] == (
+        f"error: --calibrate: 40 of the 70 pictures of {uri} trained the network with their labels, so it is surer of them than of others; "
+        "give labelled pictures that no training saw"
+    )
+    trained, device = load_trained(finetuned), torch.device("cpu")
+    labelled = open_images(uri)
+    trained.backbone.seen = {"adapt": labelled.keys()[:50].sort().values, "labelled": labelled.keys()[:0]}
+    assert calibrated(trained, [uri], device=device).fitted_on == f"70 pictures of {uri}"
+    assert capsys.readouterr().err == (
+        "--calibrate: 50 of 70 images (71.4%) were seen in training without labels, by adapt: scores may be lower on images that no "
+        "training saw\n"
+    )
 
 
 def test_parquet_holds_what_csv_holds(runs: Runs, rootstock: Command, tmp_path: Path) -> None:
