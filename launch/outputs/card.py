@@ -12,7 +12,7 @@ import yaml
 from ... import __version__
 from ...core.evaluate.trained import TrainedRun
 from .checking import ExportCheck
-from .network import PlainNetwork
+from .network import CROPPED_FROM, PlainNetwork
 
 # Of each test and protocol; a card with every number would be read by nobody.
 SHOWN_METRICS = (
@@ -108,16 +108,12 @@ def _use(trained: TrainedRun, network: PlainNetwork) -> str:
 
 def _pictures(trained: TrainedRun, network: PlainNetwork, cosine: float | None) -> str:
     view = trained.view
-    cut = (
-        f"the centre of {view.size} x {view.size} is cut out (of an odd margin the smaller half lies above and left); "
-        if view.short != view.size
-        else f"cut to {view.size} x {view.size}; "
-    )
     mean, std = ([round(float(value), 6) for value in values] for values in (view.mean, view.std))
     text = (
         f"## Pictures\n\nThe shorter side is resized to {view.short} px ({view.interpolation}, antialiased, rounded to whole numbers "
-        f"0..255, as `torch.nn.functional.interpolate(..., antialias=True)` does to a uint8 tensor), {cut}values in 0..1 are normalised "
-        f"with mean {mean} and std {std}. Pictures of exactly {view.size} x {view.size} are taken whole. "
+        "0..255, as `torch.nn.functional.interpolate(..., antialias=True)` does to a uint8 tensor), the longer one in proportion, rounded "
+        f"down; the centre of {view.size} x {view.size} is cut out (from row and column {CROPPED_FROM}, as torchvision's CenterCrop does); "
+        f"values in 0..1 are normalised with mean {mean} and std {std}. Pictures of exactly {view.size} x {view.size} are taken whole. "
         "The same stands in `config.json` under `rootstock.preprocessing`."
     )
     if cosine is not None and network.config:

@@ -14,6 +14,7 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
+from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 from timm.models import _hub
 from torch import Tensor, nn
@@ -155,15 +156,14 @@ def compare_plain(folder: Path, network: PlainNetwork, shown: ShownPictures) -> 
     return found
 
 
-def through_timms_transform(trained: TrainedRun, shown: ShownPictures) -> float | None:
-    """The least cosine between features of pictures that timm's own transform prepared (Pillow) and the run's; None for other pictures."""
-    if trained.backbone.channels != 3 or shown.cropped.dtype != torch.uint8:
+def through_timms_transform(trained: TrainedRun, network: PlainNetwork, shown: ShownPictures) -> float | None:
+    """The least cosine between features of pictures that timm's own transform of the config prepared (Pillow) and the run's.
+
+    None for pictures that it does not take, and for a network that timm cannot build.
+    """
+    if trained.backbone.channels != 3 or shown.cropped.dtype != torch.uint8 or not network.config:
         return None
-    view = trained.view
-    transform: Any = create_transform(
-        input_size=(3, view.size, view.size), mean=view.mean, std=view.std, interpolation=view.interpolation,
-        crop_pct=view.size / view.short, crop_mode="center",
-    )  # fmt: skip
+    transform: Any = create_transform(**resolve_data_config(pretrained_cfg=network.config["pretrained_cfg"]))
     pictures = [shown.images.read(i).permute(1, 2, 0).numpy() for i in range(len(shown.images))]
     prepared = torch.stack([transform(Image.fromarray(np.ascontiguousarray(picture))) for picture in pictures])
     with torch.no_grad():

@@ -118,7 +118,7 @@ def write_export(
             names += written
             sections.append(onnx_section(written, uint8, found))
         more, others = further(draft)
-        cosine = through_timms_transform(trained, shown)
+        cosine = through_timms_transform(trained, network, shown)
         facts = {"licence": licence, "pictures": shown.title, "cosine": cosine}
         card = model_card(trained, network, checks, further=[*sections, *others], **facts)
         write_text(draft / CARD, card)

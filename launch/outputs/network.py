@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -160,7 +161,7 @@ def timm_config(trained: TrainedRun, kwargs: Mapping[str, Any]) -> dict[str, Any
             "mean": list(view.mean),
             "std": list(view.std),
             "interpolation": view.interpolation,
-            "crop_pct": view.size / view.short,
+            "crop_pct": crop_share(view.size, view.short),
             "crop_mode": "center",
         },
     }
@@ -171,7 +172,32 @@ def timm_config(trained: TrainedRun, kwargs: Mapping[str, Any]) -> dict[str, Any
     return config
 
 
+def crop_share(size: int, short: int) -> float:
+    """The largest part for which timm, which resizes the shorter side to floor(size / part), resizes it to `short`.
+
+    size / short is a rounded number, of which timm may make a pixel less.
+    """
+    part = size / short
+    while math.floor(size / part) < short:
+        part = math.nextafter(part, 0.0)
+    while math.floor(size / (larger := math.nextafter(part, math.inf))) == short:
+        part = larger
+    return part
+
+
+CROPPED_FROM = "round((side - size) / 2), halves to the even number"  # as torchvision's CenterCrop
+
+
 def preprocessing(trained: TrainedRun) -> dict[str, Any]:
-    """How a picture becomes the network's input, as plain JSON."""
-    shown = trained.view.describe()
-    return {"channels": trained.backbone.channels, "range": [0.0, 1.0], **shown, "antialias": True, "crop": "center"}
+    """How a picture becomes the network's input, as plain JSON: all that the card says, and `Evaluation` does."""
+    return {
+        "channels": trained.backbone.channels,
+        "range": [0.0, 1.0],
+        **trained.view.describe(),
+        "longer_side": "in proportion, rounded down",
+        "antialias": True,
+        "resized_values": "rounded to whole numbers",
+        "crop": "center",
+        "crop_from": CROPPED_FROM,
+        "of_size_already": "taken whole",
+    }

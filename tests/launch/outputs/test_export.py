@@ -1,6 +1,7 @@
 """`rootstock export`: what timm and model.py make of the folder is the run's network, to the last bit; or nothing is kept."""
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,9 +12,14 @@ import pytest
 import timm
 import torch
 from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
+from torchvision.transforms import CenterCrop, Resize
 
 from rootstock.core.evaluate.trained import load_trained
+from rootstock.core.images.open import open_images
 from rootstock.core.model.backbone import create
 from rootstock.core.model.classifier import Classifier
 from rootstock.core.model.heads import Structure
@@ -122,6 +128,67 @@ def test_the_classifier_of_every_family_of_timm_holds_a_linear_head(
     model = timm.create_model(f"local-dir:{tmp_path / 'exported'}", pretrained=True).eval()
     with torch.no_grad():
         assert shown.logits is not None and torch.equal(model(shown.inputs), shown.logits)
+
+
+def prepared(picture: torch.Tensor, told: dict[str, Any]) -> torch.Tensor:
+    """What `rootstock.preprocessing` of config.json says, in plain PyTorch: uint8 [C, H, W] -> float [C, S, S]."""
+    size, (height, width) = told["size"], picture.shape[1:]
+    assert told["of_size_already"] == "taken whole" and told["longer_side"] == "in proportion, rounded down"
+    assert told["crop_from"] == "round((side - size) / 2), halves to the even number" and told["crop"] == "center"
+    assert told["resized_values"] == "rounded to whole numbers" and told["range"] == [0.0, 1.0]
+    if (height, width) != (size, size):
+        sides = [int(told["resize"] * side / min(height, width)) for side in (height, width)]
+        how = {"mode": told["interpolation"], "antialias": told["antialias"]}
+        picture = torch.nn.functional.interpolate(picture[None], sides, **how)[0]
+        top, left = (round((side - size) / 2) for side in sides)
+        picture = picture[:, top : top + size, left : left + size]
+    mean, std = (torch.tensor(told[key])[:, None, None] for key in ("mean", "std"))
+    return (picture.float() / 255 - mean) / std
+
+
+@pytest.mark.parametrize("shown", ["crop: 0.8, interpolation: bicubic", "resize: 19", "resize: 21", "crop: 1.0"])
+def test_the_config_says_how_pictures_are_prepared(shown: str, runs: Runs, tmp_path: Path) -> None:
+    options = {"args": RESNET, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}
+    run, to = made("resnet10t", 16, options, tmp_path / "run", Structure()), tmp_path / "exported"
+    (run / "config.yaml").write_text(f"verb: finetune\ndata: {{size: 16, {shown}}}\n")
+    export_network(run, to, images=[runs.pictures])
+    trained = load_trained(run)
+    view, told = trained.view, json.loads((to / "config.json").read_text())["rootstock"]["preprocessing"]
+    random = torch.Generator().manual_seed(0)
+    for height, width in ((16, 16), (40, 40), (33, 57), (57, 33), (16, 31), (9, 12), (21, 24)):
+        picture = torch.randint(256, (3, height, width), generator=random, dtype=torch.uint8)
+        torch.testing.assert_close(prepared(picture, told), view(view.worker(picture)[None])[0], rtol=0, atol=1e-6)
+    # timm alone, of the folder alone.
+    model = timm.create_model(f"local-dir:{to}", pretrained=True, num_classes=0).eval()
+    transform: Any = create_transform(**resolve_model_data_config(model))
+    resize, crop, _, normalise = transform.transforms
+    assert (resize.size, resize.interpolation.value) == (view.short, view.interpolation)
+    assert type(resize) is Resize and type(crop) is CenterCrop and tuple(crop.size) == (16, 16)
+    assert (normalise.mean.tolist(), normalise.std.tolist()) == (
+        torch.tensor(view.mean).tolist(),
+        torch.tensor(view.std).tolist(),
+    )
+    images = open_images(runs.pictures)
+    assert tuple(images.read(0).shape[1:]) != (16, 16)
+    least = 1.0
+    for i in range(len(images)):
+        pixels = transform(Image.fromarray(images.read(i).permute(1, 2, 0).numpy()))
+        with torch.no_grad():
+            own = trained.backbone(view(view.worker(images.read(i))[None]))
+            least = min(least, float(torch.cosine_similarity(model(pixels[None]).double(), own.double())))
+    card = (to / "README.md").read_text()
+    shown_least = float(card.partition("those of the run is at least ")[2].split()[0])
+    assert 0 <= least - shown_least < 2e-6 and least > 0.99
+
+
+def test_timm_resizes_to_the_very_side_of_the_run() -> None:
+    """Of size / short in floats, timm makes one pixel less here and there."""
+    for size in (1, 16, 96, 224, 299):
+        for short in range(size, 100 * size if size < 20 else 5 * size):
+            part = plain.crop_share(size, short)
+            assert math.floor(size / part) == short and math.floor(size / math.nextafter(part, 2.0)) < short
+    assert math.floor(96 / (96 / 118)) == 117 and plain.crop_share(96, 118) == pytest.approx(96 / 118)
+    assert plain.crop_share(224, 224) == 1.0
 
 
 def test_it_loads_in_processes_that_know_no_rootstock(runs: Runs, tmp_path: Path) -> None:
