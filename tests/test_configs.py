@@ -314,6 +314,7 @@ def test_a_small_pipeline_of_the_demos_shape_runs_to_its_report(tmp_path: Path, 
     assert (folder / "result.json").read_bytes() == written
 
 
+@pytest.mark.slow
 def test_a_small_attribution_runs_to_its_tables(tmp_path: Path, rootstock: Rootstock) -> None:
     """Two factors of the shipped one on a handful of digits; a second call finds everything finished."""
     config: dict[str, Any] = yaml.safe_load((CONFIGS / "attribute_digits.yaml").read_text())

@@ -174,10 +174,9 @@ def checkpoints(run: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*"))
 
 
-# Other cases are killed in tests/test_soak.py, and every method below.
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[pytest.mark.slow] if case != "finetune-sgd" else []) for case in CASES]
-)
+# By `make test` every method below is killed once, and tests/finetune/training/test_regime.py resumes fine-tuning.
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
 def test_three_kills_change_nothing(case: str, rootstock: CommandLine, tmp_path: Path) -> None:
     verb, config = CASES[case]
     path = write(tmp_path, config)
@@ -294,7 +293,7 @@ def test_every_adaptation_method_resumes_to_the_same_bits(
     assert looks_at(straight, tmp_path / "cache") == looks_at(killed, tmp_path / "cache") == (1, 1)
 
 
-@pytest.mark.parametrize("method", ["dann", "tent"])
+@pytest.mark.parametrize("method", [pytest.param("dann", marks=pytest.mark.slow), "tent"])
 def test_killed_within_the_final_test_it_looks_once(
     method: str, rootstock: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

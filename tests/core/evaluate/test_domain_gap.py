@@ -6,9 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from rootstock.core.evaluate import domain_gap
 from rootstock.core.evaluate.domain_gap import a_distance, domain_classifier, log_density_ratio, mmd_test
+from rootstock.core.evaluate.logreg import LogisticRegression, fit_path
 from rootstock.core.images.split import hash_order
 from rootstock.core.kernels import multi_kernel_mmd
+from rootstock.tests.cheaper import DOMAIN_C
+
+
+@pytest.fixture(autouse=True)
+def all_values_of_C(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As outside of the tests, which fit for one value elsewhere."""
+    monkeypatch.setattr(domain_gap, "DOMAIN_C", DOMAIN_C)
 
 
 def draw(n: int, shift: float = 0.0, seed: int = 0, d: int = 3) -> Tensor:
@@ -122,3 +131,22 @@ def test_p_counts_against_loops() -> None:
         values.append(float(multi_kernel_mmd(both[list(rows)], both[rest])))
     exact = sum(v >= values[0] - 1e-12 for v in values) / 20
     assert mmd_test(x, y, permutations=999).p == pytest.approx(exact, abs=0.05)
+
+
+def test_C_is_chosen_on_images_that_the_fit_has_not_seen() -> None:
+    """Noise of many directions, in which a large C would find differences: the choice has fewer of the held-out images wrong."""
+    x, y = draw(80, seed=4, d=60), draw(80, shift=2.0, seed=5, d=60)
+    found = domain_classifier(x, y, keys(80), keys(80, 500))
+    assert len(found.right) == len(DOMAIN_C) == 9
+    assert found.right[DOMAIN_C.index(found.C)] == max(found.right) > found.right[-1]
+    fresh = torch.cat([draw(2000, seed=6, d=60), draw(2000, shift=2.0, seed=7, d=60)])
+    truth = torch.arange(2).repeat_interleave(2000)
+    wrong = [
+        float((one.logits(fresh).argmax(1) != truth).double().mean()) for one in (found, _of_one_C(x, y, DOMAIN_C[-1]))
+    ]
+    assert wrong[0] < wrong[1]
+
+
+def _of_one_C(x: Tensor, y: Tensor, c: float) -> LogisticRegression:
+    labels = torch.cat([torch.zeros(len(x)), torch.ones(len(y))]).long()
+    return fit_path(torch.cat([x, y]).double(), labels, [c])[0]
