@@ -14,6 +14,7 @@ from ...core.evaluate.trained import TrainedRun, load_trained
 from ...core.files import expanded
 from ...core.images.images import Images
 from ...core.images.open import open_images
+from ...core.images.places import uri_path
 from ...core.manifest import DamagedFile, guard, read_object
 from ...core.model.macs import bytes_of_tensors
 from ...core.views.view import Evaluation, stack_pictures
@@ -109,7 +110,8 @@ def _opened(measured: MeasuredNetwork, uris: Sequence[str]) -> Images:
         return open_images(list(uris), role="unlabelled")
     import sklearn.datasets
 
-    return open_images(f"folder:{Path(sklearn.datasets.__file__).parent / 'images'}", role="unlabelled")
+    bundled = Path(sklearn.datasets.__file__).parent / "images"
+    return open_images(f"folder:{uri_path(bundled)}", role="unlabelled")
 
 
 def with_graphs(measured: MeasuredNetwork, images: Images, folder: Path) -> MeasuredNetwork:
