@@ -40,6 +40,9 @@ QUICK = {
 }
 """What is added to a command with this config, or this verb's recipe `small`, so that it takes seconds; and `run.device=cpu`."""
 
+# Their commands are tested in tests/launch/compress, too; the pages themselves by `make test-all`.
+OF_COMPRESSION = ("docs/how-to/compress.md", "docs/how-to/distill.md", "docs/how-to/prune.md")
+
 Rootstock = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -111,13 +114,21 @@ def check_own(command: list[str], rootstock: Rootstock) -> None:
         assert done.stdout
 
 
-@pytest.mark.parametrize("page", list(dict.fromkeys(block.page for block in of_kind("own"))))
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] if page in OF_COMPRESSION else [])
+        for page in dict.fromkeys(block.page for block in of_kind("own"))
+    ],
+)
 def test_commands_on_ones_own_images(
     page: str, own: Workspace, rootstock: Rootstock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of the pages before it come first, since they may leave the runs on which these stand."""
     monkeypatch.chdir(own.folder)
     for block in of_kind("own"):
+        if block.page in OF_COMPRESSION and page not in OF_COMPRESSION:
+            continue  # no other page stands on their runs
         for command in block.commands:
             own.once(command, lambda command: check_own(command, rootstock))
         if block.page == page and block is [one for one in of_kind("own") if one.page == page][-1]:
@@ -253,6 +264,7 @@ def test_commands_of_several_processes(command: list[str], here: Path) -> None:
     check_processes(here / given(command, "run.dir"), 1 if command[0] == "accelerate" else 2)
 
 
+@pytest.mark.slow
 def test_searches_run(here: Path, rootstock: Rootstock) -> None:
     """With few points, and the time of the network as torch runs it."""
     few = ["trials=2", "prefilter.of=2", "cost.runtime=torch", "cost.rounds=3", "cost.budget=100.0"]

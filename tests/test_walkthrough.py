@@ -104,6 +104,17 @@ def forks(copy: Path) -> Iterator[Forks]:
         server.end()
 
 
+def test_the_files_of_the_page_are_modules(copy: Path) -> None:
+    """Written where the page says (`copy`); that they train is for `make test-all`."""
+    for name in (
+        "ssl/uniform.py",
+        "adapt/mean_matching.py",
+        "tests/ssl/test_uniform.py",
+        "tests/adapt/test_mean_matching.py",
+    ):
+        compile((copy / name).read_text(), name, "exec")
+
+
 @pytest.mark.slow  # the page's tests of its own method; below, the method itself
 def test_its_tests_pass(copy: Path, forks: Forks) -> None:
     argv = ["-q", "-p", "no:cacheprovider", "--import-mode=importlib", "rootstock/tests"]
@@ -116,7 +127,7 @@ def test_its_tests_pass(copy: Path, forks: Forks) -> None:
     ("verb", "config", "launched"),
     [
         # Of two processes as `launch` starts them; tests/launch/cluster/test_launcher.py has the launcher itself.
-        ("pretrain", "pretrain/uniform", False),
+        pytest.param("pretrain", "pretrain/uniform", False, marks=pytest.mark.slow),
         pytest.param("pretrain", "pretrain/uniform", True, marks=pytest.mark.slow),
         pytest.param("adapt", "adapt/digits_mean_matching", True, marks=pytest.mark.slow),
     ],

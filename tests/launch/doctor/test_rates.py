@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -55,11 +56,12 @@ def test_reading_measures_files_under_the_folder_and_leaves_none(
 
 
 @pytest.mark.usefixtures("few")
-def test_a_cache_that_stays_full_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if rates.leaves_page_cache(tmp_path / "file", b"0" * rates.BLOCK) is None:
-        pytest.skip("this file system does not tell what is in the page cache")
-    monkeypatch.setattr(rates, "_drop", lambda path: None)
-    finding = rates.measure_reading(tmp_path, DECODED, SIZE)
+def test_a_cache_that_stays_full_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with TemporaryDirectory(dir=Path(__file__).parent) as disk:  # other temporary folders may lie in memory
+        if rates.leaves_page_cache(Path(disk) / "file", b"0" * rates.BLOCK) is None:
+            pytest.skip("this file system does not tell what is in the page cache")
+        monkeypatch.setattr(rates, "_drop", lambda path: None)
+        finding = rates.measure_reading(Path(disk), DECODED, SIZE)
     assert finding.verdict == "note" and "this is the speed of memory, not of the disk" in finding.message
     assert finding.facts["page_cache_avoided"] is False
 

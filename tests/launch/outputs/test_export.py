@@ -191,6 +191,7 @@ def test_timm_resizes_to_the_very_side_of_the_run() -> None:
     assert plain.crop_share(224, 224) == 1.0
 
 
+@pytest.mark.slow
 def test_it_loads_in_processes_that_know_no_rootstock(runs: Runs, tmp_path: Path) -> None:
     """As README.md of the folder says it: SimCLR's stem, a bottleneck, and a network of ours."""
     cases = {
