@@ -27,6 +27,7 @@ from ..report.claims import stages_shown
 from ..report.contrasts import AnswersOf, over_images, primary_contrasts
 from ..report.differences import difference_bounds, difference_words
 from ..report.layer_tables import tables_of_pipeline
+from ..report.layers import layer_accuracies
 from ..report.markdown import gain_lines, pipeline_markdown
 from ..report.negative import baselines_of, negative_lines
 from ..report.oracles import DIAGNOSTIC, ORACLE
@@ -119,7 +120,7 @@ def _write_table(
         if declared is not None:
             table |= {"contrasts": {**declared, "primary": _judged(config["report"], table["rows"], answers)}}
         write_record(folder / "result.json", table, shared=True)
-        text = pipeline_markdown(table, f"rootstock run {path}", tables_of_pipeline(folder))
+        text = pipeline_markdown(table, f"rootstock run {path}", tables_of_pipeline(folder, _by_layer(jobs, results)))
         write_text(folder / "table.md", text, shared=True)
         page = write_report([folder], folder / "report.html")
         for printed in printed_tables(table):
@@ -128,6 +129,14 @@ def _write_table(
             console.print(escape(line), soft_wrap=True)
         console.print(f"report: {escape(str(page))}", soft_wrap=True)
     return table
+
+
+def _by_layer(jobs: Sequence[StageJob], results: Mapping[str, list[dict[str, Any]]]) -> set[str]:
+    """The names of the stages that probed or logged layer by layer."""
+    logged = {job.name for job in jobs if job.resolved.get("run", {}).get("log_gradients")}
+    return logged | {
+        name for name, runs in results.items() if any(layer_accuracies(run.get("metrics") or {}) for run in runs)
+    }
 
 
 def stages_to_run(jobs: Sequence[StageJob], only: Sequence[str]) -> set[str]:

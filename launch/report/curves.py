@@ -223,8 +223,8 @@ def draw_lines(
         points = [place(x, y) for x, y in zip(series.steps.tolist(), series.values.tolist(), strict=True)]
         path = "M" + "L ".join(f"{x:.1f} {y:.1f}" for x, y in points)
         width, opacity = ("1.1", ' opacity=".75"') if thin else ("1.6", "")
-        dots = ' stroke-dasharray="1.5 2.5"' if is_dotted(i) else ""
-        drawn.append(f'<path d="{path}" stroke="{colour(i)}" stroke-width="{width}"{opacity}{dots}/>')
+        dotted = ' stroke-dasharray="1.5 2.5"' if is_dotted(i) else ""
+        drawn.append(f'<path d="{path}" stroke="{colour(i)}" stroke-width="{width}"{opacity}{dotted}/>')
         if len(points) <= _FEW and len(lines) <= 4:
             dots = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in points)
             drawn.append(f'<path d="{dots}" stroke="{colour(i)}" stroke-width="4.4" stroke-linecap="round"{opacity}/>')

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...core.evaluate.intervals import ANY, ValueRange, mean_interval
 from .layer_gradients import gradients_at, layer_gradients, logged_gradients, steps_in_words
-from .layers import OWN_FEATURES, LayerAccuracies, layers_of_runs, levels_of_probe, title_of
+from .layers import OWN_FEATURES, LayerAccuracies, layers_of_runs, levels_of_probe, stages_of_probes, title_of
 from .levels import LevelsOfStages, levels_of
 from .markdown import markdown_table
 from .records import StageRuns, read_run, stages_of
@@ -16,10 +16,13 @@ from .records import StageRuns, read_run, stages_of
 _DEPTHS, _HEAD = (0.0, 25.0, 50.0, 75.0), 100.0  # per cent
 
 
-def tables_of_pipeline(folder: Path) -> list[str]:
-    """Those of a pipeline's folder, whose result.json and runs are there; [] where no run has numbers by layer."""
+def tables_of_pipeline(folder: Path, only: Collection[str] | None = None) -> list[str]:
+    """Those of a pipeline's folder, whose result.json and runs are there; [] where no run has numbers by layer.
+
+    only: names of the stages that may have such numbers, so that the runs of others are not read; all by default.
+    """
     pipeline = read_run(folder)
-    stages = stages_of(pipeline)
+    stages = stages_of(pipeline, only)
     labels = {row["stage"]: row["label"] for row in reversed(pipeline.result.get("rows") or [])}
     return layer_tables(stages, labels, levels_of(stages))
 
@@ -31,8 +34,7 @@ def layer_tables(stages: Sequence[StageRuns], labels: Mapping[str, str], levels:
     """
     runs = layers_of_runs(stages)
     blocks = list[str]()
-    for probe in dict.fromkeys(probe for several in runs.values() for one in several for probe in one):
-        shown = [stage for stage in stages if any(probe in one for one in runs[stage.name])]
+    for probe, shown in stages_of_probes(stages, runs).items():
         networks = [
             (labels.get(stage.name, stage.name), [one[probe] for one in runs[stage.name] if probe in one])
             for stage in shown

@@ -63,6 +63,14 @@ def layers_of_runs(stages: Sequence[StageRuns]) -> dict[str, list[dict[str, Laye
     }
 
 
+def stages_of_probes(
+    stages: Sequence[StageRuns], runs: Mapping[str, Sequence[Mapping[str, LayerAccuracies]]]
+) -> dict[str, list[StageRuns]]:
+    """The stages in which it was probed, by TEST/PROTOCOL, in the order of the results. runs: `layers_of_runs`."""
+    probes = dict.fromkeys(probe for several in runs.values() for one in several for probe in one)
+    return {probe: [stage for stage in stages if any(probe in one for one in runs[stage.name])] for probe in probes}
+
+
 def levels_of_probe(probe: str, stages: Sequence[StageRuns], levels: LevelsOfStages) -> dict[str, float]:
     """Chance and the most frequent class of the probe's test, per cent, by name; of several splits, whose digits differ, the last one's."""
     test = probe.rpartition("/")[0]
@@ -82,12 +90,8 @@ def layer_figures(stages: Sequence[StageRuns], labels: Mapping[str, str], levels
     labels: of stages, by name. levels: chance and majority of each stage's tests, drawn as dashed lines. Of many stages the first twenty.
     """
     runs = layers_of_runs(stages)
-    probes = dict.fromkeys(probe for several in runs.values() for one in several for probe in one)
-    figures = list[Figure]()
-    for probe in list(probes)[:MOST_FIGURES]:
-        shown = [stage for stage in stages if any(probe in one for one in runs[stage.name])]
-        figures.append(_figure(probe, shown, runs, labels, levels))
-    return figures
+    shown = list(stages_of_probes(stages, runs).items())[:MOST_FIGURES]
+    return [_figure(probe, several, runs, labels, levels) for probe, several in shown]
 
 
 def _figure(

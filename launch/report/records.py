@@ -6,7 +6,7 @@ Any file may be missing or cut short, since a killed run is worth a report too; 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,11 +131,13 @@ def is_sweep(record: RunRecord) -> bool:
     return record.result.get("task") == "sweep" or "search" in record.config
 
 
-def stages_of(pipeline: RunRecord) -> list[StageRuns]:
-    """The stages of a pipeline in the order of its config, each with the seeds that were begun."""
+def stages_of(pipeline: RunRecord, only: Collection[str] | None = None) -> list[StageRuns]:
+    """The stages of a pipeline in the order of its config, each with the seeds that were begun. only: names; all by default."""
     folders = [pipeline.path / f"seed-{seed}" for seed in pipeline.config.get("seeds", [])]
     stages = []
     for name in pipeline.config.get("stages", {}):
+        if only is not None and name not in only:
+            continue
         begun = [folder / name for folder in folders if (folder / name / "config.yaml").is_file()]
         if begun:
             try:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from rootstock.core.images.open import open_images
@@ -54,16 +53,3 @@ def five(tmp_path_factory: pytest.TempPathFactory) -> str:
     pictures = np.random.default_rng(0).integers(0, 256, (6, 5, 16, 16), dtype=np.uint8)
     np.savez(path, x=pictures, y=np.arange(6) % 3)
     return f"npz:{path}?layout=NCHW"
-
-
-@pytest.fixture(scope="session")
-def patients(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URI of labelled digits of 40 patients, six pictures each."""
-    folder, images = tmp_path_factory.mktemp("patients"), open_images(DIGITS)
-    assert images.labels is not None
-    lines = ["path,label,patient"]
-    for i, label in enumerate(images.labels[:240].tolist()):
-        Image.fromarray(images.read(i).permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
-        lines.append(f"{i}.png,{label},p{i // 6}")
-    (folder / "all.csv").write_text("\n".join(lines) + "\n")
-    return f"csv:{folder}/all.csv?group=patient"

@@ -193,16 +193,16 @@ def test_a_test_of_training_pictures_is_named_before_anything_is_timed(
     assert "WARNING: test: 300 of 300 images (100.0%) are training images too" in capsys.readouterr().err
 
 
-def test_the_interval_is_over_groups(patients: str) -> None:
+def test_the_interval_is_over_groups(patients: Callable[[int], str]) -> None:
     """Of 40 patients with six pictures each, two change."""
-    test = open_images(patients)
+    test = open_images(patients(40))
     before, after = torch.ones(240, dtype=torch.bool), torch.arange(240) >= 12
     told, said = what_changed(before, after, test)
     assert told["difference"] == paired_difference(before.numpy(), after.numpy(), np.arange(240) // 6)._asdict()
     low, high = 100 * told["difference"]["low"], 100 * told["difference"]["high"]
     assert said == (
         f"accuracy 100.0% before, 95.0% after: -5.0 points [{low:+.1f}, {high + 0.0:+.1f}] (95 %, paired over 240 pictures in 40 groups of "
-        f"{patients})"
+        f"{patients(40)})"
     )
 
 

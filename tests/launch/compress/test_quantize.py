@@ -42,9 +42,10 @@ def test_no_picture_is_in_two_sets(digits: Trained, apart: bool) -> None:
 
 
 @pytest.mark.parametrize("apart", [True, False])
-def test_no_group_is_in_two_sets(digits: Trained, patients: str, apart: bool) -> None:
-    uris = [f"{patients}#[:70%]"] if apart else [patients]
-    sets = quantize_sets(load_trained(digits.run), uris, [f"{patients}#[50%:]"] if apart else [])
+def test_no_group_is_in_two_sets(digits: Trained, patients: Callable[[int], str], apart: bool) -> None:
+    every = patients(40)
+    uris = [f"{every}#[:70%]"] if apart else [every]
+    sets = quantize_sets(load_trained(digits.run), uris, [f"{every}#[50%:]"] if apart else [])
     groups = [set(images.groups.tolist()) for images in (sets.int8.calibration, sets.choosing, sets.int8.test)]  # pyright: ignore[reportOptionalMemberAccess]
     assert not groups[0] & groups[1] and not groups[2] & (groups[0] | groups[1])
     assert [len(one) for one in groups] == ([22, 6, 12] if apart else [20, 10, 10])
@@ -52,8 +53,8 @@ def test_no_group_is_in_two_sets(digits: Trained, patients: str, apart: bool) ->
         assert torch.equal(images.labels, labels)  # pyright: ignore[reportArgumentType]
 
 
-def test_too_few_groups_to_choose_by_are_refused(digits: Trained, patients: str) -> None:
-    uri = f"{patients}#[:12]"  # two patients
+def test_too_few_groups_to_choose_by_are_refused(digits: Trained, patients: Callable[[int], str]) -> None:
+    uri = f"{patients(40)}#[:12]"  # two patients
     with pytest.raises(UserError) as error:
         quantize_sets(load_trained(digits.run), [uri], [])
     assert str(error.value) == (

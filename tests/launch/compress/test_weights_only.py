@@ -100,8 +100,8 @@ def test_a_test_of_other_channels_is_refused(folder: Path, five: str, tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
-def test_the_interval_is_over_groups(folder: Path, patients: str) -> None:
-    trained, test = load_trained(folder / "run"), open_images(patients)
+def test_the_interval_is_over_groups(folder: Path, patients: Callable[[int], str]) -> None:
+    trained, test = load_trained(folder / "run"), open_images(patients(40))
     assert trained.classifier is not None and test.labels is not None
     worse = copy.deepcopy(trained.classifier)  # for a difference that is not 0
     worse.head.bias.data[0] += 0.3

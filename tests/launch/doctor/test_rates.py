@@ -57,7 +57,7 @@ def test_reading_measures_files_under_the_folder_and_leaves_none(
 
 @pytest.mark.usefixtures("few")
 def test_a_cache_that_stays_full_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    with TemporaryDirectory(dir=Path(__file__).parent) as disk:  # other temporary folders may lie in memory
+    with TemporaryDirectory() as disk:  # those of other tests may lie in memory (tests/conftest.py)
         if rates.leaves_page_cache(Path(disk) / "file", b"0" * rates.BLOCK) is None:
             pytest.skip("this file system does not tell what is in the page cache")
         monkeypatch.setattr(rates, "_drop", lambda path: None)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from rootstock.core.errors import UserError
 from rootstock.core.evaluate.statistics import Interval
@@ -102,23 +101,6 @@ def test_pictures_that_trained_are_counted_in_the_card(
     ):
         assert f"{sentence}\n" in said and f"- {sentence}\n" in card.partition("## 8 bits")[2]
     assert "training images too" not in (exported / "exported" / "README.md").read_text()  # that has seen none
-
-
-@pytest.fixture(scope="module")
-def patients(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], str]:
-    """So many patients with six pictures each, as a URI."""
-    folder, images = tmp_path_factory.mktemp("patients"), open_images(DIGITS)
-    assert images.labels is not None
-    lines = ["path,label,patient"]
-    for i, label in enumerate(images.labels[:240].tolist()):
-        Image.fromarray(images.read(i).permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
-        lines.append(f"{i}.png,{label},p{i // 6}")
-
-    def of(count: int) -> str:
-        (folder / f"{count}.csv").write_text("\n".join(lines[: 1 + 6 * count]) + "\n")
-        return f"csv:{folder}/{count}.csv?group=patient"
-
-    return of
 
 
 def test_no_group_calibrates_and_tests(exported: Path, patients: Callable[[int], str]) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import yaml
 from rootstock.core import files
 from rootstock.core.config.resolve import ConfigError, load
 from rootstock.core.errors import UserError
+from rootstock.launch.pipeline import run as run_module
 from rootstock.launch.pipeline.checks import references
 from rootstock.launch.pipeline.plan import plan_pipeline
 from rootstock.launch.pipeline.run import run_pipeline
@@ -359,3 +361,14 @@ def test_rows_that_share_no_seed_cannot_be_paired() -> None:
     assert compare(a, b, "d")["values"] == pytest.approx([0, 0]) and compare(a, b, "d")["seeds"] == [1, 3]
     with pytest.raises(UserError, match="share no seed"):
         compare(a, summarise(results([7]), label="c", stage="c"), "d")
+
+
+def test_stages_that_log_gradients_or_probe_layers_are_read_for_the_tables_by_layer() -> None:
+    jobs: Any = [
+        SimpleNamespace(name=name, resolved={"run": {"log_gradients": name == "logs"}})
+        for name in ("logs", "probes", "others")
+    ]
+    layers = {f"test/knn@block{i}/accuracy": 0.5 for i in range(2)}
+    results = {"logs": [{"metrics": {}}], "probes": [{"metrics": layers}], "others": [{}]}
+    found = run_module._by_layer(jobs, results)  # pyright: ignore[reportPrivateUsage]
+    assert found == {"logs", "probes"}

@@ -270,7 +270,9 @@ def test_rows_of_paths_are_refused_and_what_to_open_is_said(kind: str, folder: P
     assert open_images(opened).split_hash() == open_images(f"folder:{folder}").split_hash()
 
 
-@pytest.mark.parametrize("paths", [["a.png", "b.png"], ["/nowhere/a.png", "/nowhere/b.png"], ["/tmp/a.png", "/b.png"]])
+@pytest.mark.parametrize(
+    "paths", [["a.png", "b.png"], ["/nowhere/a.png", "/nowhere/b.png"], ["/nowhere/a.png", "/b.png"]]
+)
 def test_rows_of_paths_without_a_folder_here_are_refused(paths: list[str], tmp_path: Path) -> None:
     for kind in "parquet", "saved":
         with pytest.raises(UserError, match="and no pictures; open their folder as folder:PATH, or save the set"):
