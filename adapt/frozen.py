@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from ..core.method import AdaptMethod
 from ..core.model.backbone import Backbone
 from ..core.run.directory import Run
 from ..core.stream.rows import KeptRows
-from ..core.stream.workers import at_most_cores
+from ..core.stream.workers import in_threads
 from ..core.views.multiview import Multiview, StillView
 from ..core.views.view import Evaluation, stack_pictures
 from .sets import SOURCE, in_batches, replaced_silently
@@ -156,8 +155,8 @@ class FrozenFeatures:
                 return True
             return False
 
-        with ThreadPoolExecutor(max(1, at_most_cores(self.run.options["workers"]))) as pool:
-            own = [index for index, wrong in enumerate(pool.map(damaged, range(len(images)))) if wrong]
+        with in_threads(self.run.options["workers"]) as side_by_side:
+            own = [index for index, wrong in enumerate(side_by_side(damaged, range(len(images)))) if wrong]
         readable = torch.ones(len(images), dtype=torch.bool)
         for text in gather_texts(" ".join(map(str, own))):
             readable[[int(index) for index in text.split()]] = False

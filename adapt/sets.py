@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,6 +16,7 @@ from ..core.images.open import Images, holdout, open_images
 from ..core.images.sealed import SealedImages
 from ..core.images.sets import HELD_OUT, align, labelled, named_tests
 from ..core.run.directory import Run
+from ..core.stream.workers import in_threads
 from ..core.views.corrupted import Corruption, corrupted, view_before
 from ..core.views.view import Evaluation, stack_pictures
 
@@ -186,12 +185,12 @@ def whole(
         picture, read = read_or_neighbour(images, index)
         return view.worker(picture), read
 
-    with ThreadPoolExecutor(max(1, min(workers, os.cpu_count() or 1))) as pool:
+    with in_threads(workers) as side_by_side:
         for wanted in in_batches(len(images)) if batches is None else batches:
             if images.uniform() is not None:
                 raw, read = rows_or_neighbours(images, wanted)
             else:
-                crops, numbers = zip(*pool.map(crop, wanted.tolist()), strict=True)
+                crops, numbers = zip(*side_by_side(crop, wanted.tolist()), strict=True)
                 raw, read = stack_pictures(crops), torch.tensor(numbers)
             damage.note(images, wanted, read)
             yield view(raw.to(device))

@@ -7,6 +7,8 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,19 @@ def processor() -> str:
 
 def environment() -> dict[str, Any]:
     """What run.json records of machine and software; commit is "" outside a git checkout."""
+    versions, commit = _software()
+    return {
+        "versions": dict(versions),
+        "commit": commit,
+        "host": platform.node(),
+        "processor": processor(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+@cache
+def _software() -> tuple[Mapping[str, str], str]:
+    """The versions of packages, and the commit: once, for what this process has imported stays as it was."""
     packages = ("rootstock", "torch", "timm", "lightly", "accelerate", "faiss-cpu", "scikit-learn", "numpy")
     root = Path(__file__).resolve().parents[1]
     versions = {"python": platform.python_version()}
@@ -38,13 +53,7 @@ def environment() -> dict[str, Any]:
             versions[name] = "unknown"
     commit = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else ""
     commit += "+changes" if commit and _git(root, "status", "--porcelain") else ""
-    return {
-        "versions": versions,
-        "commit": commit,
-        "host": platform.node(),
-        "processor": processor(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
+    return versions, commit
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -27,12 +27,12 @@ def opened(run: Run) -> Iterator[Run]:
         return
     given, told = run.options, _Told(run)
     beats = Heartbeat(given["timeout"], given["phase_timeout"], run.device.type == "cpu", told.say, run.log)
-    with _beating(beats):
+    with _beating(beats), _explained(beats):
         _compare(run)
         with run:
             told.open = True
             beats.keep_stacks(run.dir / "logs")
-            with _explained(beats):
+            with _explained(beats):  # here too, so that the run's own record has the explanation
                 yield run
 
 

@@ -124,8 +124,9 @@ class Forks:
 
     def group(self, file: str | Path, *argv: str | Path, count: int = 2) -> None:
         """Run a file as torchrun would, in `count` processes. Fails the test unless all succeed."""
-        for ended in self(file, [argv] * count, self.ranks(count)):
-            assert ended.code == 0, ended.said[-6000:]
+        group = self(file, [argv] * count, self.ranks(count))
+        said = [f"rank {rank} ended with {ended.code}\n{ended.said[-6000:]}" for rank, ended in enumerate(group)]
+        assert not any(ended.code for ended in group), "\n".join(said)  # of all: who fails first says why
 
     @staticmethod
     def ranks(count: int) -> list[dict[str, str]]:

@@ -1,6 +1,7 @@
 """One of a pair of plain processes, as srun starts them: ranks.py ARGV FAULT WHO, with a rank's variables in the environment.
 
-ARGV: the command line of rootstock, as JSON. FAULT: what rank WHO does when it is about to begin the step after AT completed ones.
+ARGV: the command line of rootstock, as JSON. FAULT: what rank WHO does when it is about to begin the step after AT completed ones;
+"early": it is killed before the processes compare what they were given.
 """
 
 import json
@@ -47,7 +48,9 @@ def main(argv: str, fault: str, who: str) -> None:
     straight = loop.Loop.step
     if os.environ["RANK"] != who:
         fault = ""
-    if fault == "code":
+    if fault == "early":
+        processes.code_version = FAULTS["kill"]
+    elif fault == "code":
         processes.code_version = lambda: {**agree.code_version(), "core/train/loop.py": "another"}
 
     def stepping(

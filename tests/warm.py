@@ -5,6 +5,7 @@ import gc
 import importlib
 
 import rootstock.tests.cheaper  # noqa: F401 - for the runs
+from rootstock.core.environment import environment
 from rootstock.core.images.open import open_images
 
 for name in (
@@ -26,6 +27,7 @@ for name in (
 ):
     importlib.import_module(name)
 
+environment()  # asks git and each package's files, once for a process
 open_images("sklearn:digits?size=16")  # enlarges the digits, which is cached
 gc.collect()
 gc.freeze()  # all this is not looked through again, nor its memory copied

@@ -52,11 +52,10 @@ CONFIGS = {
     "run": ("run.log_every=7", "run.log_every: 1 on rank 0, 7 on rank 1"),
     "method": ("method.temperature=0.3", "method.temperature: 0.2 on rank 0, 0.3 on rank 1"),
 }
-USUAL = ("lr", "duration")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in USUAL else [pytest.mark.slow]) for name in CONFIGS]
+    "name", [pytest.param(name, marks=[] if name == "lr" else [pytest.mark.slow]) for name in CONFIGS]
 )
 def test_another_config_is_named_on_every_process(pair: Callable[..., Pair], name: str) -> None:
     override, words = CONFIGS[name]
@@ -113,6 +112,14 @@ def test_a_killed_process_is_named(pair: Callable[..., Pair], who: int) -> None:
     assert found.codes[who] == -signal.SIGKILL and found.codes[1 - who] == LOST, found.said
     assert f"error: rank {who} ended without a word: process " in found.said[1 - who]
     assert found.checkpoints() == [5, 10]
+
+
+@pytest.mark.parametrize("who", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_one_that_ends_before_the_run_is_open_is_named(pair: Callable[..., Pair], who: int) -> None:
+    found = pair(fault="early", who=who)
+    assert found.codes[who] == -signal.SIGKILL and found.codes[1 - who] == LOST, found.said
+    assert f"error: rank {who} ended without a word: " in found.said[1 - who], found.said
+    assert "Traceback" not in found.said[1 - who] and not (found.run / "config.yaml").exists()
 
 
 @pytest.mark.parametrize("fault", ["sleep", pytest.param("evaluate", marks=pytest.mark.slow)])

@@ -201,9 +201,12 @@ class FileStore:
             note_progress(start + len(found), len(self))
             return found
 
-        # hashlib and read release the GIL, so threads run in parallel
-        with ThreadPoolExecutor(HASHING_THREADS) as threads:
-            chunks = list(threads.map(chunk, range(0, len(self), HASHING_CHUNK)))
+        starts = range(0, len(self), HASHING_CHUNK)
+        if len(starts) > 1:  # hashlib and read release the GIL, so threads run in parallel
+            with ThreadPoolExecutor(HASHING_THREADS) as threads:
+                chunks = list(threads.map(chunk, starts))
+        else:
+            chunks = [chunk(start) for start in starts]
         self._unreadable = unreadable
         return np.array([key for keys in chunks for key in keys], dtype=np.int64)
 

@@ -175,7 +175,22 @@ from rootstock.tests import ranks
 
 ranks.main(json.dumps(sys.argv[3:]), "ask", "1")
 """
-# A worker without the seconds of torch's import. Rank 1 is killed once rank 0 is there, which waits to be told to end.
+# Workers without the seconds of torch's import. Both wait for what rank 1 asks the launcher once rank 0 is there.
+WAITING = """
+import os, signal, sys, time
+from pathlib import Path
+
+here, rank = Path(sys.argv[0]).parent, os.environ["RANK"]
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+(here / f"rank-{rank}").touch()
+if rank == "1":
+    while not (here / "rank-0").exists():
+        time.sleep(0.01)
+    os.kill(os.getppid(), signal.SIGTERM)
+(here / f"rank-{rank}").write_text(signal.sigwait([signal.SIGTERM]).name)
+sys.exit(130)
+"""
+# Rank 1 is killed once rank 0 is there, which waits to be told to end.
 DYING = """
 import os, signal, sys, time
 from pathlib import Path
@@ -212,6 +227,13 @@ def launching(config: str, tmp_path: Path, forks: Forks) -> Callable[..., Ended]
 
 
 def test_a_request_to_the_launcher_reaches_all(launching: Callable[..., Ended], tmp_path: Path) -> None:
+    ended = launching(WAITING)
+    assert ended.code == 130, ended.said
+    assert [(tmp_path / f"rank-{rank}").read_text() for rank in range(2)] == ["SIGTERM"] * 2
+
+
+@pytest.mark.slow
+def test_a_request_to_the_launcher_saves_once(launching: Callable[..., Ended], tmp_path: Path) -> None:
     ended = launching(ASKING, ENDLESS)
     assert ended.code == 130 and ended.said.count("saved at step") == 1, ended.said + what_workers_wrote(
         tmp_path / "run"

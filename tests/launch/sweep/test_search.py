@@ -67,6 +67,7 @@ def check_whole(outcome: dict[str, Any], trials: int) -> None:
     assert len(set(points)) == len(points)
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_to_the_same_front(run: Run) -> None:
     """One worker, killed in its first trial, after a filter; another goes on. The front is that of an undisturbed search."""
     sections = {
