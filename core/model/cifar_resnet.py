@@ -53,10 +53,6 @@ class CifarResNet(BlockNetwork):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward_head(self, features: Tensor) -> Tensor:
-        """The last map -> [N, widths[-1]]."""
-        return features.mean((2, 3))
-
 
 class Block(nn.Module):
     """Two 3x3 convolutions with BatchNorm: ReLU(shortcut(x) + f(x)), or ReLU(f(x)) without the shortcut."""

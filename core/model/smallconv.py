@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from .block_network import BlockNetwork
 
@@ -31,7 +31,3 @@ class SmallConv(BlockNetwork):
             channels = width
         self.blocks = nn.Sequential(*blocks)
         self.num_features = widths[-1]
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        """The last map -> [N, widths[-1]]."""
-        return features.mean((2, 3))

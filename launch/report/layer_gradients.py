@@ -6,11 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from .curves import Series, draw_lines
-from .figures import Figure, LiveLine, LivePlot, colour, in_legend
-from .layers import ACROSS, MOST_LINES
+from .figures import Figure
+from .layers import MOST_LINES, figure_by_depth
 from .meanings import LAYER_GRADIENTS
 from .records import StageRuns
 
@@ -68,22 +65,10 @@ def _figure(
     rows: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
     labels: Mapping[str, str],
 ) -> Figure:
-    drawn, legend, live = list[tuple[int, Series]](), list[tuple[str, str]](), list[LiveLine]()
-    told_of = list[Mapping[str, Any]]()
-    for i, stage in enumerate(stages[:MOST_LINES]):
-        label = labels.get(stage.name, stage.name)
-        legend.append((colour(i), in_legend(label, i)))
-        for record, logged in zip(stage.records, rows[stage.name], strict=True):
-            if logged:
-                depths, values = layer_gradients(logged[place])
-                told_of.append(logged[place])
-                drawn.append((i, Series(np.array(depths), np.array(values), 1)))
-                live.append(LiveLine(label, f"seed {record.seed}" if len(stage.records) > 1 else "", i, depths, values))
-    title = gradients_at(which)
-    told = [
+    lines = {name: [layer_gradients(row[place]) if row else None for row in several] for name, several in rows.items()}
+    drawn = [row[place] for stage in stages[:MOST_LINES] for row in rows[stage.name] if row]
+    told = (
         "log10 of the length of each layer's gradient before clipping, from the first layer to the head, "
-        f"{steps_in_words(told_of)}: 1 lower is ten times less.",
-        f"The first {MOST_LINES} of {len(stages)} networks." if len(stages) > MOST_LINES else "",
-    ]
-    svg = draw_lines(drawn, title, thin=any(len(stage.records) > 1 for stage in stages), across=ACROSS)
-    return Figure(svg, title, " ".join(filter(None, told)), legend, LivePlot(ACROSS, live, []))
+        f"{steps_in_words(drawn)}: 1 lower is ten times less."
+    )
+    return figure_by_depth(gradients_at(which), [told], stages, lines, labels, {})

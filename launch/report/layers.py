@@ -101,24 +101,40 @@ def _figure(
     labels: Mapping[str, str],
     levels: LevelsOfStages,
 ) -> Figure:
-    drawn, legend, live = list[tuple[int, Series]](), list[tuple[str, str]](), list[LiveLine]()
-    for i, stage in enumerate(stages[:MOST_LINES]):
-        label = labels.get(stage.name, stage.name)
-        legend.append((colour(i), in_legend(label, i)))
-        for record, found in zip(stage.records, runs[stage.name], strict=True):
-            if probe in found:
-                depths, values, _ = found[probe]
-                drawn.append((i, Series(np.array(depths), np.array(values), 1)))
-                live.append(LiveLine(label, f"seed {record.seed}" if len(stage.records) > 1 else "", i, depths, values))
+    lines = {name: [one[probe][:2] if probe in one else None for one in several] for name, several in runs.items()}
     shown = levels_of_probe(probe, stages[:MOST_LINES], levels)
     told = [
         "Accuracy (%) of the same probe on the mean over all places of each block or stage, from the first to the last; at 100 % the "
         "network's own features, where they were probed.",
         "Dashed: " + ", ".join(f"{name} {value:.1f} %" for name, value in shown.items()) + "." if shown else "",
-        f"The first {MOST_LINES} of {len(stages)} networks." if len(stages) > MOST_LINES else "",
     ]
-    title = title_of(probe)
-    svg = draw_lines(
-        drawn, title, thin=any(len(stage.records) > 1 for stage in stages), across=ACROSS, levels=list(shown.values())
+    return figure_by_depth(title_of(probe), told, stages, lines, labels, shown)
+
+
+def figure_by_depth(
+    title: str,
+    told: Sequence[str],
+    stages: Sequence[StageRuns],
+    lines: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]] | None]],
+    labels: Mapping[str, str],
+    levels: Mapping[str, float],
+) -> Figure:
+    """A figure with a line for each run, of the first MOST_LINES stages. told: sentences below it; empty ones are left out.
+
+    lines: by stage, of each of its runs: depths in per cent and values; None for a run without. levels: dashed lines, by name.
+    """
+    drawn, legend, live = list[tuple[int, Series]](), list[tuple[str, str]](), list[LiveLine]()
+    for i, stage in enumerate(stages[:MOST_LINES]):
+        label = labels.get(stage.name, stage.name)
+        legend.append((colour(i), in_legend(label, i)))
+        for record, line in zip(stage.records, lines[stage.name], strict=True):
+            if line is not None:
+                depths, values = line
+                drawn.append((i, Series(np.array(depths), np.array(values), 1)))
+                live.append(LiveLine(label, f"seed {record.seed}" if len(stage.records) > 1 else "", i, depths, values))
+    several = any(len(stage.records) > 1 for stage in stages)
+    svg = draw_lines(drawn, title, thin=several, across=ACROSS, levels=list(levels.values()))
+    first = f"The first {MOST_LINES} of {len(stages)} networks." if len(stages) > MOST_LINES else ""
+    return Figure(
+        svg, title, " ".join(filter(None, [*told, first])), legend, LivePlot(ACROSS, live, list(levels.items()))
     )
-    return Figure(svg, title, " ".join(filter(None, told)), legend, LivePlot(ACROSS, live, list(shown.items())))
