@@ -97,8 +97,15 @@ def logits_of(classifier: nn.Module, batches: Iterable[Tensor]) -> NDArray[np.fl
 class Shift:
     """Estimates of the target's class priors, from logits of source images with labels and of target images without."""
 
-    def __init__(self, source: NDArray[np.float64], labels: Ints, target: NDArray[np.float64]) -> None:
-        """source: [N, K]; labels: int64 [N]; target: [M, K]."""
+    def __init__(
+        self,
+        source: NDArray[np.float64],
+        labels: Ints,
+        target: NDArray[np.float64],
+        units: tuple[Ints, Ints] | None = None,
+    ) -> None:
+        """source: [N, K]; labels: int64 [N]; target: [M, K]. units: what intervals draw whole (`bootstrap`)."""
+        self.units = units
         self.labels, self.prior = labels, class_priors(labels, source.shape[1])
         self.source, self.target = source, target
         self.calibration = fit_bias_corrected(source, labels)
@@ -124,7 +131,13 @@ class Shift:
             told[name] = {"target": by_class(priors.target, classes), **distances(self.prior, priors.target)}
             if resamples:
                 kind = name.partition("_")[0]
-                drawn: Any = {"method": kind, "seed": seed, "resamples": resamples, "calibrated": self._calibrated}
+                drawn: Any = {
+                    "method": kind,
+                    "seed": seed,
+                    "resamples": resamples,
+                    "calibrated": self._calibrated,
+                    "units": self.units,
+                }
                 told[name]["interval"] = list(bootstrap(rows[0], self.labels, rows[1], **drawn))
         return told
 
@@ -167,7 +180,8 @@ def estimate_shift(
     classes = method.classifier.classes
     source, target = (logits_of(method.classifier, read(part)) for part in (known, unknown))
     kept = called_known(target, len(classes))
-    shift = Shift(source[:, : len(classes)], known.labels.numpy(), target[kept, : len(classes)])
+    units = known.units().numpy(), unknown.units().numpy()[kept]
+    shift = Shift(source[:, : len(classes)], known.labels.numpy(), target[kept, : len(classes)], units)
     told = {
         "measured_on": "held-out source" if usable else "training source",
         "images": {SOURCE: len(known), TARGET: len(kept)},

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .counts import Floats, Ints
+from .statistics import cluster_numbers
 
 SQP_STEPS, SQP_TOLERANCE = 200, 1e-10
 LARGEST_CONDITION = 1e8  # of a confusion matrix that is inverted
@@ -226,26 +227,49 @@ def bootstrap(
     distance: str = "total_variation",
     resamples: int = DRAWN_ANEW,
     calibrated: Callable[[Ints], Floats] | None = None,
+    units: tuple[Ints, Ints] | None = None,
 ) -> tuple[float, float]:
     """The 95 % percentile interval (low, high) of the distance of priors that `bbse` or `mlls` (`method`) estimates. Arguments as of these.
 
-    Source images are drawn with replacement within their class, target images among all. The distance is that of the source's
-    own priors, which are known. Near 0 the interval lies above it: no distance is negative. calibrated: (rows of the source, int64 [N]) ->
-    the target's probabilities [M, K] by a calibration on these rows; `mlls` reads of the source nothing else. Without it the calibration is
-    taken as known, which it is not on few images.
+    Source images are drawn with replacement within their class, target images among all; with `units` whole units are, such as all
+    images of a patient: int64 [N] of the source's and [M] of the target's images, equal numbers for one unit. The distance is that of
+    the source's own priors, which are known. Near 0 the interval lies above it: no distance is negative. calibrated: (rows of the source,
+    int64 [n]) -> the target's probabilities [M, K] by a calibration on these rows; `mlls` reads of the source nothing else. Without it the
+    calibration is taken as known, which it is not on few images.
     """
     random, found = np.random.default_rng(seed), list[float]()
     prior = class_priors(labels, source.shape[1])
     begin = mlls(target, prior).target if method == "mlls" else prior
-    groups = [np.flatnonzero(labels == k) for k in np.unique(labels)]
+    ours, (theirs, count) = (
+        (np.arange(len(labels)), (np.arange(len(target)), len(target)))
+        if units is None
+        else (units[0], cluster_numbers(units[1]))
+    )
+    classes = [_Drawing(np.flatnonzero(labels == k), ours) for k in np.unique(labels)]
     for _ in range(resamples):
-        rows = random.multinomial(len(target), np.full(len(target), 1 / len(target))).astype(np.float64)
-        picked = np.concatenate([random.choice(group, len(group)) for group in groups])
+        rows = random.multinomial(count, np.full(count, 1 / count)).astype(np.float64)[theirs]
+        picked = np.concatenate([rows_of_class(random) for rows_of_class in classes])
         if method == "mlls":
             drawn = mlls(target if calibrated is None else calibrated(picked), prior, begin, rows).target
         else:
             confusion = confusion_given_class(source[picked], labels[picked])
-            drawn = _solved(confusion, rows @ target / len(target), prior).target
+            drawn = _solved(confusion, rows @ target / rows.sum(), prior).target
         found.append(DISTANCES[distance](prior, drawn))
     low, high = np.quantile(found, [0.025, 0.975])
     return float(low), float(high)
+
+
+class _Drawing:
+    """Draws units of some rows with replacement, as many as there are, and gives all rows of each."""
+
+    def __init__(self, rows: Ints, units: Ints) -> None:
+        """rows: [n] of the set; units: [N], of every row of the set."""
+        member, self.count = cluster_numbers(units[rows])
+        self.rows, self.sizes = rows[np.argsort(member, kind="stable")], np.bincount(member)
+        self.starts = np.cumsum(self.sizes) - self.sizes
+
+    def __call__(self, random: np.random.Generator) -> Ints:
+        drawn = random.choice(self.count, self.count)
+        sizes = self.sizes[drawn]
+        first = np.repeat(self.starts[drawn] - (np.cumsum(sizes) - sizes), sizes)
+        return self.rows[first + np.arange(len(first))]

@@ -319,6 +319,35 @@ def test_source_images_are_drawn_within_their_class(monkeypatch: pytest.MonkeyPa
     assert len(draws) == 20 and len({tuple(rows) for rows in draws}) > 10
 
 
+@pytest.mark.parametrize("method", ["bbse", "mlls"])
+def test_whole_units_are_drawn(method: str) -> None:
+    """Patients of five images: their interval is that of one image a patient. Each image a unit of its own: that without units."""
+    (source, labels), (target, _) = drawn(np.full(K, 0.25), 200, 16), drawn(SKEWED, 200, 17)
+    once = [posterior(x, np.full(K, 0.25)) for x in (source, target)]
+    five, patients = [np.repeat(rows, 5, axis=0) for rows in once], np.repeat(np.arange(200), 5)
+    given: dict[str, Any] = {"method": method, "seed": 0, "resamples": 200}
+    alone = bootstrap(once[0], labels, once[1], **given)
+    assert bootstrap(once[0], labels, once[1], **given, units=(np.arange(200), np.arange(200))) == alone
+    whole = bootstrap(five[0], np.repeat(labels, 5), five[1], **given, units=(patients, patients))
+    torn = bootstrap(five[0], np.repeat(labels, 5), five[1], **given)
+    assert whole == pytest.approx(alone, abs=1e-6)
+    assert torn[1] - torn[0] < 0.6 * (alone[1] - alone[0])
+
+
+def test_a_unit_of_two_classes_is_drawn_within_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, units, draws = np.array([0, 0, 1, 1, 1]), np.array([7, 9, 7, 9, 9]), list[list[int]]()
+    source = np.random.default_rng(0).random((5, 2))
+
+    def noted(predicted: Floats, known: Ints) -> Floats:
+        draws.append(sorted(int((source == row).all(axis=1).argmax()) for row in predicted))
+        return confusion_given_class(predicted, known)
+
+    monkeypatch.setattr(label_shift, "confusion_given_class", noted)
+    bootstrap(source, labels, np.eye(2), method="bbse", seed=0, resamples=60, units=(units, np.arange(2)))
+    of_0, of_1 = [[0, 0], [0, 1], [1, 1]], [[2, 2], [2, 3, 4], [3, 3, 4, 4]]
+    assert {tuple(rows) for rows in draws} == {(*a, *b) for a in of_0 for b in of_1}
+
+
 def test_the_interval_ends_at_quantiles_of_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter(np.random.default_rng(0).permutation(201).tolist())
     monkeypatch.setitem(DISTANCES, "total_variation", lambda p, q: next(values))
