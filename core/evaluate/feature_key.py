@@ -38,7 +38,21 @@ FEATURE_SOURCES = (
 )
 """The source code that can move a feature."""
 
-LIBRARIES = ("torch", "torchvision", "timm", "numpy", "Pillow")
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "peft",
+    "numpy",
+    "Pillow",
+    "simplejpeg",
+    "scikit-learn",
+    "nibabel",
+    "pydicom",
+    "faiss-cpu",
+    "opencv-python-headless",
+)
+"""The packages that decode or draw a picture, or compute a feature; those that bring bytes alone are not here."""
 
 
 def feature_key(

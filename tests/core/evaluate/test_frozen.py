@@ -3,6 +3,7 @@
 Run as a script, this file is one of the processes of test_exact_over_processes_and_machines.
 """
 
+import ast
 import contextlib
 import errno
 import fcntl
@@ -180,6 +181,19 @@ def test_other_code_misses(place: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(feature_key, "feature_code_version", lambda: code)
     network(images)
     assert network.seen == N
+
+
+def test_every_package_of_the_sources_is_in_the_key() -> None:
+    """Those of other names on PyPI by these; pyarrow and the like bring bytes, whose hashes are in the key."""
+    named = {"PIL": "Pillow", "sklearn": "scikit-learn", "faiss": "faiss-cpu", "cv2": "opencv-python-headless"}
+    bytes_alone = {"safetensors", "huggingface_hub", "fsspec", "pyarrow"}
+    places = [feature_key.PACKAGE_FOLDER / source for source in feature_key.FEATURE_SOURCES]
+    files = [path for place in places for path in ([place] if place.suffix else place.rglob("*.py"))]
+    trees = [node for path in files for node in ast.walk(ast.parse(path.read_text()))]
+    imports = {alias.name for node in trees if isinstance(node, ast.Import) for alias in node.names}
+    imports |= {str(node.module) for node in trees if isinstance(node, ast.ImportFrom) and not node.level}
+    packages = {name.partition(".")[0] for name in imports} - sys.stdlib_module_names
+    assert {named.get(name, name) for name in packages} == {*feature_key.LIBRARIES, *bytes_alone}
 
 
 def test_the_code_version_sees_each_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
