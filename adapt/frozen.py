@@ -26,7 +26,8 @@ from ..core.method import AdaptMethod
 from ..core.model.backbone import Backbone
 from ..core.run.directory import Run
 from ..core.stream.rows import KeptRows
-from ..core.stream.workers import in_threads
+from ..core.stream.workers import at_most_cores
+from ..core.threads import in_threads
 from ..core.views.multiview import Multiview, StillView
 from ..core.views.view import Evaluation, stack_pictures
 from .sets import SOURCE, in_batches, replaced_silently
@@ -155,7 +156,7 @@ class FrozenFeatures:
                 return True
             return False
 
-        with in_threads(self.run.options["workers"]) as side_by_side:
+        with in_threads(at_most_cores(self.run.options["workers"])) as side_by_side:
             own = [index for index, wrong in enumerate(side_by_side(damaged, range(len(images)))) if wrong]
         readable = torch.ones(len(images), dtype=torch.bool)
         for text in gather_texts(" ".join(map(str, own))):

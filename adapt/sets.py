@@ -16,7 +16,8 @@ from ..core.images.open import Images, holdout, open_images
 from ..core.images.sealed import SealedImages
 from ..core.images.sets import HELD_OUT, align, labelled, named_tests
 from ..core.run.directory import Run
-from ..core.stream.workers import in_threads
+from ..core.stream.workers import at_most_cores
+from ..core.threads import in_threads
 from ..core.views.corrupted import Corruption, corrupted, view_before
 from ..core.views.view import Evaluation, stack_pictures
 
@@ -185,7 +186,7 @@ def whole(
         picture, read = read_or_neighbour(images, index)
         return view.worker(picture), read
 
-    with in_threads(workers) as side_by_side:
+    with in_threads(at_most_cores(workers)) as side_by_side:
         for wanted in in_batches(len(images)) if batches is None else batches:
             if images.uniform() is not None:
                 raw, read = rows_or_neighbours(images, wanted)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
-from typing import Any
 
 import torch
 
@@ -27,16 +25,6 @@ def at_most_cores(workers: int) -> int:
     # torchrun and `accelerate launch` set how many processes share this machine; each starts its own workers.
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return min(workers, max(1, usable_cores() // processes))
-
-
-@contextmanager
-def in_threads(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
-    """A `map` in up to `workers` threads (`at_most_cores`); in this one, without handing over each item, where that is one or none."""
-    if (count := at_most_cores(workers)) > 1:
-        with ThreadPoolExecutor(count) as threads:
-            yield threads.map
-    else:
-        yield map
 
 
 def init_worker(_: int) -> None:

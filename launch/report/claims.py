@@ -72,6 +72,19 @@ def claim_words(contrast: Mapping[str, Any], unit: str, shown: Callable[[float],
     return f"{claims[contrast['claim']][0 if contrast['holds'] else 1]} ({', '.join(facts)})"
 
 
+def removed_words(contrast: Mapping[str, Any]) -> str:
+    """Of a gain, the share of b's error that a removes, as one sentence; "" of a loss, and of metrics that have no error."""
+    share = contrast.get("error_removed")
+    if share is None or share["mean"] <= 0:
+        return ""
+    bounds = (
+        "no interval"
+        if share["low"] is None
+        else f"95 % interval over seeds by Fieller's theorem [{100 * share['low']:.0f} %, {100 * share['high']:.0f} %]"
+    )
+    return f"{contrast['a']} removes {100 * share['mean']:.0f} % of the error of {contrast['b']} ({bounds})"
+
+
 def needed_words(contrast: Mapping[str, Any]) -> str:
     """How many paired seeds the contrast asks for, in words."""
     n, needed, among = contrast["n"], contrast["seeds_needed"], contrast["of"]

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.special import stdtr
 
 from ...core.evaluate.definitions import definition_of
+from ...core.evaluate.factorial import share_interval_of
 from ...core.evaluate.nested import ImageScores, Nested, nested, paired_scores
 from ...core.evaluate.power import seeds_needed
 from ...core.evaluate.statistics import holm
@@ -29,7 +30,7 @@ def primary_contrasts(
     answers: of one run, {} where it kept none; then the interval is over seeds alone.
     Each has what `compare` says, with interval and p over seeds and images where both rows' metric is an accuracy, and: claim, margin,
     resampled (what the interval is over), images, p, adjusted (Holm), of (how many), holds, seeds_needed (`level_among` so many, by the
-    spread between seeds alone).
+    spread between seeds alone), error_removed (`_error_removed`).
     """
     primary = [entry for entry in comparisons if entry["primary"]]
     found = [
@@ -74,7 +75,22 @@ def _contrast(
         "inside": verdict.inside,
         "seeds_needed": seeds_needed(spread, room, level=level_among(count)) if len(values) > 1 and room > 0 else None,
         "note": note,
+        "error_removed": None if beyond else _error_removed(b, seeds, values),
     }
+
+
+def _error_removed(
+    b: Mapping[str, Any], seeds: Sequence[int], differences: Sequence[float]
+) -> dict[str, float | None] | None:
+    """The share of row b's error, 1 - accuracy, that row a removes: mean, low, high by Fieller's theorem over paired seeds.
+
+    None for metrics of which 1 is not the best value, and where b makes no error.
+    """
+    definition, value = definition_of(b["metric"]), dict(zip(b["seeds"], b["values"], strict=True))
+    if definition is None or (definition.low, definition.high, definition.better) != (0.0, 1.0, "higher"):
+        return None
+    share, low, high = share_interval_of(differences, [1.0 - value[seed] for seed in seeds])
+    return None if share is None else {"mean": share, "low": low, "high": high}
 
 
 def over_images(row: Mapping[str, Any], answers: AnswersOf) -> list[float] | None:

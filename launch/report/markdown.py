@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...core.printable import capital
-from .claims import claim_words, needed_words, tasks_words
+from .claims import claim_words, needed_words, removed_words, tasks_words
 from .differences import difference_bounds, difference_words
 from .gains import gain_words, over_words
 from .negative import negative_lines
@@ -41,7 +41,8 @@ def contrast_lines(contrasts: Mapping[str, Any] | None) -> list[str]:
         words = claim_words(one, " points" if fraction else "", points if fraction else lambda value: f"{value:+.4g}")
         over = f" Over {one['resampled']}." if one["resampled"] else ""
         note = f" Not by image: {one['note']}." if one["note"] else ""
-        lines.append(f"{one['label']}: {words}.{over} {capital(needed_words(one))}.{note}")
+        removed = f" {sentence}." if (sentence := removed_words(one)) else ""
+        lines.append(f"{one['label']}: {words}.{over}{removed} {capital(needed_words(one))}.{note}")
     changed = f" {capital(contrasts['note'])}." if contrasts["note"] else ""
     head = (
         f"Primary contrasts were declared on {contrasts['declared'][:10]}, sha256 {contrasts['digest'][:12]}.{changed}"

@@ -10,7 +10,6 @@ import itertools
 import os
 import stat
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch import Tensor
 from ...errors import UserError
 from ...phase import note_progress
 from ...printable import printable
+from ...threads import in_threads
 from ..cache import entry_name, recall, remember, stamp_of
 from ..decode import decode, decode_scaled, is_picture
 from ..open_files import read_whole
@@ -201,12 +201,9 @@ class FileStore:
             note_progress(start + len(found), len(self))
             return found
 
-        starts = range(0, len(self), HASHING_CHUNK)
-        if len(starts) > 1:  # hashlib and read release the GIL, so threads run in parallel
-            with ThreadPoolExecutor(HASHING_THREADS) as threads:
-                chunks = list(threads.map(chunk, starts))
-        else:
-            chunks = [chunk(start) for start in starts]
+        # hashlib and read release the GIL, so threads run in parallel
+        with in_threads(HASHING_THREADS if len(self) > HASHING_CHUNK else 1) as side_by_side:
+            chunks = list(side_by_side(chunk, range(0, len(self), HASHING_CHUNK)))
         self._unreadable = unreadable
         return np.array([key for keys in chunks for key in keys], dtype=np.int64)
 

@@ -17,6 +17,7 @@ from rootstock.launch.report.claims import (
     claim_words,
     judge,
     needed_words,
+    removed_words,
     room_of,
     tasks_of,
     tasks_words,
@@ -140,6 +141,49 @@ def test_holm_counts_the_primary_contrasts_alone() -> None:
     assert found[3]["seeds_needed"] is None  # no number of seeds shows that 6 points are at most 1
     alone = primary_contrasts(asked[:1], table.rows, table)[0]
     assert alone["p"] == alone["adjusted"] == found[0]["p"]
+
+
+def test_a_gain_is_said_as_the_share_of_the_error_that_it_removes() -> None:
+    table = Table({"control": 0.5, "good": 0.8})
+    gain, loss = primary_contrasts([entry("good", "control"), entry("control", "good")], table.rows, table)
+    before, after = (np.array(table.rows[name]["values"]) for name in ("control", "good"))
+    share = gain["error_removed"]
+    assert share["mean"] == pytest.approx((after - before).mean() / (1 - before).mean())
+    # Each end is a share s for which "after - before - s (1 - before) is 0 on average" has p = 0.05 exactly.
+    for end in (share["low"], share["high"]):
+        assert student_p((after - before - end * (1 - before)).tolist()) == pytest.approx(0.05)
+    assert share["low"] < share["mean"] < share["high"]
+    mean, low, high = (f"{100 * share[end]:.0f} %" for end in ("mean", "low", "high"))
+    words = (
+        f"good removes {mean} of the error of control (95 % interval over seeds by Fieller's theorem [{low}, {high}])"
+    )
+    assert removed_words(gain) == words
+    assert removed_words(loss) == "" and loss["error_removed"]["mean"] < 0
+    assert removed_words({**gain, "error_removed": {"mean": 0.6, "low": None, "high": None}}).endswith("(no interval)")
+    declared = {"primary": [gain], "declared": "2026-11-30", "digest": "0" * 64, "note": ""}
+    assert f" Over seeds and images. {words}. " in contrast_lines(declared)[0]
+
+
+def test_all_of_an_error_and_none() -> None:
+    values = {"right": [1.0, 1.0, 1.0], "some": [0.5, 0.4, 0.6]}
+    results = {
+        name: [{"metrics": {f"{KEY}/accuracy": x}, "seed": seed} for seed, x in enumerate(several)]
+        for name, several in values.items()
+    }
+    rows = {name: summarise(several, label=name, stage=name) for name, several in results.items()}
+    whole, none = primary_contrasts([entry("right", "some"), entry("some", "right")], rows, lambda *_: {})
+    assert whole["error_removed"] == pytest.approx({"mean": 1.0, "low": 1.0, "high": 1.0})
+    assert none["error_removed"] is None and removed_words(none) == ""
+
+
+def test_of_a_loss_and_of_an_interaction_no_error_is_removed() -> None:
+    results = [{"metrics": {f"{KEY}/nll": value}, "seed": seed} for seed, value in enumerate([1.0, 0.5, 0.7])]
+    rows = {name: summarise(results, label=name, stage=name) for name in ("a", "b")}
+    (of_loss,) = primary_contrasts([entry("a", "b")], rows, lambda *_: {})
+    assert of_loss["error_removed"] is None
+    table = Table({"a": 0.5, "b": 0.6, "c": 0.5, "d": 0.5})
+    (of_four,) = primary_contrasts([{**entry("a", "b"), "beyond": ["c", "d"]}], table.rows, table)
+    assert of_four["error_removed"] is None
 
 
 def test_an_interaction_is_the_difference_of_two_differences() -> None:
