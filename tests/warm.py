@@ -4,6 +4,8 @@ import atexit
 import gc
 import importlib
 
+from PIL import Image
+
 import rootstock.tests.cheaper  # noqa: F401 - for the runs
 from rootstock.core.environment import environment
 from rootstock.core.images.open import open_images
@@ -18,15 +20,20 @@ for name in (
     "optuna.storages._rdb.storage",
     "pydantic.types",
     "pygments.lexers.javascript",
+    "rich._emoji_codes",
+    "rootstock.launch.early",
     "rootstock.launch.sweep.worker",
     "rootstock.launch.verbs",
     "rootstock.ssl.registry",
     "rootstock.tests.ssl.cases",
     "sklearn.datasets",
     "sklearn.manifold",
+    "typer._adapters",
+    "typer._click.decorators",
 ):
     importlib.import_module(name)
 
+Image.init()  # imports the readers and writers of forty formats
 environment()  # asks git and each package's files, once for a process
 open_images("sklearn:digits?size=16")  # enlarges the digits, which is cached
 gc.collect()

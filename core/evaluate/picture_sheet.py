@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
-from PIL import Image
+from PIL import (
+    Image,
+    WebPImagePlugin,  # noqa: F401 - registers itself: to find it, `save` would import the other forty formats as well
+)
 
 
 def webp_sheet(
