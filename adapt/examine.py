@@ -200,8 +200,9 @@ class Examination:
         """
         of_source, of_target = (None, None) if inputs is None else inputs
         features, logits = self._outputs(classifier, self.target, of_target)
-        target = TargetOutputs(features, logits, self.target.keys())
-        trained = SourceFeatures(self._outputs(classifier, self.source, of_source)[0], self.source.keys())
+        units = [None if one.groups is None else one.units() for one in (self.target, self.source)]
+        target = TargetOutputs(features, logits, self.target.keys(), units[0])
+        trained = SourceFeatures(self._outputs(classifier, self.source, of_source)[0], self.source.keys(), units[1])
         held_out = None
         if forwards and self.held_out is not None:
             assert self.held_out.labels is not None

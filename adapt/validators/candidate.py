@@ -43,10 +43,14 @@ class TargetOutputs:
     features: Tensor  # float [N, D]
     logits: Tensor  # float [N, K]
     keys: Tensor  # int64 [N]
+    units: Tensor | None = (
+        None  # int64 [N], equal for images that no split may tear apart (`Images.units`); None: `keys`
+    )
 
     def __post_init__(self) -> None:
         """Check the shapes."""
         _check_rows("target", self.features, self.logits, self.keys)
+        _check_units("target", self.units, self.keys)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +59,12 @@ class SourceFeatures:
 
     features: Tensor  # float [L, D]
     keys: Tensor  # int64 [L]
+    units: Tensor | None = None  # int64 [L], as of `TargetOutputs`
 
     def __post_init__(self) -> None:
         """Check the shapes."""
         _check_rows("training source", self.features, self.features, self.keys)
+        _check_units("training source", self.units, self.keys)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +118,11 @@ def by_content(keys: Tensor, rows: Tensor) -> Tensor:
     groups = (order[start:end].tolist() for start, end in itertools.pairwise(starts))
     ordered = [sorted(group, key=lambda row: np.ascontiguousarray(data[row]).tobytes()) for group in groups]
     return torch.tensor([row for group in ordered for row in group], dtype=torch.int64)
+
+
+def _check_units(what: str, units: Tensor | None, keys: Tensor) -> None:
+    if units is not None and units.shape != keys.shape:
+        raise ValueError(f"{what}: units {tuple(units.shape)} of {len(keys)} images")
 
 
 def _check_rows(what: str, features: Tensor, logits: Tensor, keys: Tensor) -> None:

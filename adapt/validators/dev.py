@@ -39,8 +39,8 @@ class DeepEmbeddedValidation(Validator):
     deep unsupervised domain adaptation", ICML).
 
     e is the cross-entropy of a held-out source image. w = p(target) / p(source) * N_s / N_t by a domain classifier on the features of
-    trained source and target: a logistic regression whose C is chosen on a held-out fifth. (The authors train a two-layer network with
-    one of five decays.) Where all w are equal, eta is 0.
+    trained source and target: a logistic regression whose C is chosen on a held-out fifth, groups whole. (The authors train a two-layer
+    network with one of five decays.) Where all w are equal, eta is 0.
     """
 
     name = "dev"
@@ -74,7 +74,8 @@ def density_ratio(candidate: CandidateModel) -> Tensor:
         raise ValueError(f"candidate {candidate.name} has no features of its training source")
     if candidate not in _RATIOS:
         trained, target = candidate.trained, candidate.target
-        model = domain_classifier(trained.features, target.features, trained.keys, target.keys)
+        units = [part.keys if part.units is None else part.units for part in (trained, target)]
+        model = domain_classifier(trained.features, target.features, *units)
         rows = (len(trained.features), len(target.features))
         _RATIOS[candidate] = log_density_ratio(model, candidate.held_out.features, rows).exp()
     return _RATIOS[candidate]

@@ -1,8 +1,8 @@
 """Candidates as named arrays, and back: what a run keeps of each, and what a later command scores again without the network.
 
-    target/features  target/logits  target/keys                    labels of the target have no name here, and are refused
+    target/features  target/logits  target/keys  target/units      labels of the target have no name here, and are refused
     source/features  source/logits  source/labels  source/keys     held-out source, if any
-    trained/features  trained/keys                                 training source, if any
+    trained/features  trained/keys  trained/units                  training source, if any; units where images have groups
     weight                                                         of a linear head, if any
     mixed                                                          float64 [2], the consistencies of MixVal, if any
 
@@ -25,7 +25,9 @@ _PARTS = {
     "source": ("features", "logits", "labels", "keys"),
     "trained": ("features", "keys"),
 }
+_UNITS = ("target", "trained")  # parts that have units where their images have groups
 _NAMES = {f"{part}/{field}" for part, fields in _PARTS.items() for field in fields} | {"weight", "mixed"}
+_NAMES |= {f"{part}/units" for part in _UNITS}
 
 
 def tensors_of(candidate: CandidateModel, half: bool = False) -> dict[str, Tensor]:
@@ -39,6 +41,9 @@ def tensors_of(candidate: CandidateModel, half: bool = False) -> dict[str, Tenso
         if candidate.has(part)
         for field in fields
     }
+    for part in _UNITS:
+        if candidate.has(part) and (units := getattr(candidate, part).units) is not None:
+            found[f"{part}/units"] = units
     if candidate.weight is not None:
         found["weight"] = candidate.weight
     if candidate.mixed is not None:
@@ -68,6 +73,9 @@ def candidate_of(name: str, step: int, tensors: Mapping[str, Tensor]) -> Candida
             for part, fields in _PARTS.items()
             if part == "target" or any(f"{part}/{field}" in tensors for field in fields)
         }
+        for part in _UNITS:
+            if part in parts and f"{part}/units" in tensors:
+                parts[part]["units"] = tensors[f"{part}/units"]
         return CandidateModel(
             name,
             step,

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,8 @@ from rootstock.adapt.validators.registry import VALIDATORS
 from rootstock.adapt.validators.snd import soft_neighborhood_density
 from rootstock.adapt.validators.stored import candidate_of, tensors_of
 from rootstock.adapt.validators.transfer_score import head_uniformity, hopkins
+from rootstock.core.evaluate import domain_gap
+from rootstock.core.evaluate.logreg import LogisticRegression, fit_choosing_C
 from rootstock.tests.adapt.validators.models import K, N, Triple, generator, shuffled
 
 NO_NETWORK = [name for name in VALIDATORS if name != "mixval"]
@@ -252,7 +256,7 @@ def test_content_orders_rows_by_key_and_copies_by_features() -> None:
 
 
 def test_no_part_of_the_evidence_is_a_label_of_the_target() -> None:
-    assert [field.name for field in dataclasses.fields(TargetOutputs)] == ["features", "logits", "keys"]
+    assert [field.name for field in dataclasses.fields(TargetOutputs)] == ["features", "logits", "keys", "units"]
     assert [field.name for field in dataclasses.fields(SourceFeatures)] == ["features", "keys"]
     assert "labels" not in {field.name for field in dataclasses.fields(CandidateModel)}
     with pytest.raises(TypeError, match="labels"):
@@ -325,6 +329,30 @@ def test_density_ratios_of_two_gaussians_of_domains_of_other_sizes() -> None:
     expected = one.held_out.features[:, 0].double() - 0.5
     assert float((found - expected).abs().mean()) < 0.35  # without N_s / N_t it is off by ln 3 = 1.1
     assert float(found.exp().mean()) == pytest.approx(1.0, abs=0.25)
+
+
+def test_the_classifier_of_domains_is_chosen_on_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty patients of ten images each: what is held out to choose C holds no image of a patient that it was fitted on."""
+    one, seen = gaussians(300, 300), list[Tensor]()
+    assert one.trained is not None
+    trained, target = torch.arange(300) // 10, 1000 + torch.arange(300) // 10
+
+    def chosen(x: Tensor, y: Tensor, keys: Tensor, *_: Any, **__: Any) -> LogisticRegression:
+        seen.append(keys)
+        return fit_choosing_C(x, y, keys, 2, seed=0, values_of_C=(1.0,))
+
+    monkeypatch.setattr(domain_gap, "fit_choosing_C", chosen)
+    grouped = replace(one, target=replace(one.target, units=target), trained=replace(one.trained, units=trained))
+    density_ratio(grouped)
+    density_ratio(replace(one, name="by image"))
+    assert torch.equal(seen[0], torch.cat([trained, target]))
+    assert torch.equal(seen[1], torch.cat([one.trained.keys, one.target.keys]))
+    again = candidate_of(grouped.name, 0, tensors_of(grouped, half=True))
+    assert again.trained is not None and again.trained.units is not None and again.target.units is not None
+    assert torch.equal(again.trained.units, trained) and torch.equal(again.target.units, target)
+    assert not [name for name in tensors_of(one) if name.endswith("units")]
+    with pytest.raises(ValueError, match=r"target: units \(299,\) of 300 images"):
+        replace(one.target, units=target[1:])
 
 
 def test_dev_against_numpys_covariance() -> None:
