@@ -257,7 +257,7 @@ def test_content_orders_rows_by_key_and_copies_by_features() -> None:
 
 def test_no_part_of_the_evidence_is_a_label_of_the_target() -> None:
     assert [field.name for field in dataclasses.fields(TargetOutputs)] == ["features", "logits", "keys", "units"]
-    assert [field.name for field in dataclasses.fields(SourceFeatures)] == ["features", "keys"]
+    assert [field.name for field in dataclasses.fields(SourceFeatures)] == ["features", "keys", "units"]
     assert "labels" not in {field.name for field in dataclasses.fields(CandidateModel)}
     with pytest.raises(TypeError, match="labels"):
         TargetOutputs(torch.zeros(2, 3), torch.zeros(2, 4), torch.arange(2), labels=torch.zeros(2))  # pyright: ignore[reportCallIssue]
