@@ -74,7 +74,9 @@ def gains(found: Sequence[Task], label: str, baseline: str) -> list[float]:
 
 
 def by_task(found: Sequence[Task], baseline: str) -> list[str]:
-    """Two tables: accuracies by task beside the distances of priors, and how the gains go with these."""
+    """Two tables: accuracies by task beside the distances of priors, and how the gains go with these; [] of one task, the table's own."""
+    if len(found) == 1:
+        return []
     labels = list(found[0].accuracies)
     heads = ["task", "TV of priors, MLLS", "TV, true", *labels]
     cells = [
@@ -90,10 +92,8 @@ def by_task(found: Sequence[Task], baseline: str) -> list[str]:
         lost = [task.name for task, gain in zip(found, gained, strict=True) if gain < 0]
         rank = rank_correlation([task.true for task in found], gained)
         rows.append([label, f"{100 * min(gained):+.1f}", f"{100 * max(gained):+.1f}", rank, ", ".join(lost) or "none"])
-    if len(found) > 1:
-        heads = [f"minus {baseline}", "worst task", "best task", "Spearman with the true TV", "tasks with a loss"]
-        parts += ["", markdown_table(heads, rows, right=(1, 2, 3))]
-    return parts
+    heads = [f"minus {baseline}", "worst task", "best task", "Spearman with the true TV", "tasks with a loss"]
+    return [*parts, "", markdown_table(heads, rows, right=(1, 2, 3))]
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> str:

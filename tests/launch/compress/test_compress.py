@@ -83,6 +83,7 @@ def test_eight_bits_are_enough(trained: Path, tmp_path: Path, rootstock: Rootsto
     )
 
 
+@pytest.mark.slow
 def test_channels_go_where_eight_bits_are_not_enough_and_the_command_goes_on(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
