@@ -6,12 +6,12 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from .distributed import connected, gather_texts
 from .documents import flattened
+from .environment import version_of
 from .errors import UserError
 
 # Keys of the section `run` that may differ between processes, and why.
@@ -70,9 +70,4 @@ def code_version() -> dict[str, str]:
     found: dict[str, str] = {}
     for path in sorted(path for folder in SOURCES for path in (root / folder).rglob("*.py")):
         found[str(path.relative_to(root))] = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
+    return found | {name: version_of(name) for name in PACKAGES}

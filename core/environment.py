@@ -45,15 +45,18 @@ def _software() -> tuple[Mapping[str, str], str]:
     """The versions of packages, and the commit: once, for what this process has imported stays as it was."""
     packages = ("rootstock", "torch", "timm", "lightly", "accelerate", "faiss-cpu", "scikit-learn", "numpy")
     root = Path(__file__).resolve().parents[1]
-    versions = {"python": platform.python_version()}
-    for name in packages:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:  # installed under another name (conda's faiss), or not installed
-            versions[name] = "unknown"
+    versions = {"python": platform.python_version(), **{name: version_of(name) for name in packages}}
     commit = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else ""
     commit += "+changes" if commit and _git(root, "status", "--porcelain") else ""
     return versions, commit
+
+
+def version_of(package: str) -> str:
+    """The version of a package; "unknown" if it is installed under another name (conda's faiss), or not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -43,9 +43,7 @@ class TargetOutputs:
     features: Tensor  # float [N, D]
     logits: Tensor  # float [N, K]
     keys: Tensor  # int64 [N]
-    units: Tensor | None = (
-        None  # int64 [N], equal for images that no split may tear apart (`Images.units`); None: `keys`
-    )
+    units: Tensor | None = None  # int64 [N], equal for what no split may tear apart (`Images.units`); None: `keys`
 
     def __post_init__(self) -> None:
         """Check the shapes."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed import unsharded
+from ..environment import version_of
 from ..images.images import Images
 from ..images.pack.reader import PackStore
 from ..model.backbone import Backbone
@@ -155,11 +155,4 @@ def feature_code_version() -> dict[str, str]:
         for path in [place] if place.suffix else sorted(place.rglob("*.py")):
             found.update(f"{path.relative_to(PACKAGE_FOLDER)}\n".encode())
             found.update(path.read_bytes())
-    return {"sources": found.hexdigest(), **{name: _version(name) for name in LIBRARIES}}
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:  # installed under another name
-        return "unknown"
+    return {"sources": found.hexdigest(), **{name: version_of(name) for name in LIBRARIES}}

@@ -240,14 +240,11 @@ def bootstrap(
     random, found = np.random.default_rng(seed), list[float]()
     prior = class_priors(labels, source.shape[1])
     begin = mlls(target, prior).target if method == "mlls" else prior
-    ours, (theirs, count) = (
-        (np.arange(len(labels)), (np.arange(len(target)), len(target)))
-        if units is None
-        else (units[0], cluster_numbers(units[1]))
-    )
+    ours, theirs = (np.arange(len(labels)), np.arange(len(target))) if units is None else units
+    member, count = cluster_numbers(theirs)
     classes = [_Drawing(np.flatnonzero(labels == k), ours) for k in np.unique(labels)]
     for _ in range(resamples):
-        rows = random.multinomial(count, np.full(count, 1 / count)).astype(np.float64)[theirs]
+        rows = random.multinomial(count, np.full(count, 1 / count)).astype(np.float64)[member]
         picked = np.concatenate([rows_of_class(random) for rows_of_class in classes])
         if method == "mlls":
             drawn = mlls(target if calibrated is None else calibrated(picked), prior, begin, rows).target

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -342,9 +341,13 @@ def test_the_classifier_of_domains_is_chosen_on_whole_groups(monkeypatch: pytest
         return fit_choosing_C(x, y, keys, 2, seed=0, values_of_C=(1.0,))
 
     monkeypatch.setattr(domain_gap, "fit_choosing_C", chosen)
-    grouped = replace(one, target=replace(one.target, units=target), trained=replace(one.trained, units=trained))
+    grouped = dataclasses.replace(
+        one,
+        target=dataclasses.replace(one.target, units=target),
+        trained=dataclasses.replace(one.trained, units=trained),
+    )
     density_ratio(grouped)
-    density_ratio(replace(one, name="by image"))
+    density_ratio(dataclasses.replace(one, name="by image"))
     assert torch.equal(seen[0], torch.cat([trained, target]))
     assert torch.equal(seen[1], torch.cat([one.trained.keys, one.target.keys]))
     again = candidate_of(grouped.name, 0, tensors_of(grouped, half=True))
@@ -352,7 +355,7 @@ def test_the_classifier_of_domains_is_chosen_on_whole_groups(monkeypatch: pytest
     assert torch.equal(again.trained.units, trained) and torch.equal(again.target.units, target)
     assert not [name for name in tensors_of(one) if name.endswith("units")]
     with pytest.raises(ValueError, match=r"target: units \(299,\) of 300 images"):
-        replace(one.target, units=target[1:])
+        dataclasses.replace(one.target, units=target[1:])
 
 
 def test_dev_against_numpys_covariance() -> None:
