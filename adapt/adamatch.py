@@ -121,12 +121,12 @@ class AdaMatch(AdaptMethod):
         means = torch.cat([torch.stack([known.mean(0), guessed.mean(0)]).flatten(), confidence[None]])
         means = all_reduce_sum(means) / world()
         now, least = means[:-1].view(2, -1), self.threshold * means[-1]
+        kept = self.distributions
         if self.training:
-            moved = self.distributions.lerp(now.to(self.distributions), 1.0 - self.momentum)
-            # One batch of NaN, whose step is skipped, must not stay in the means.
-            self.distributions.copy_(torch.where(moved.isfinite().all(), moved, self.distributions))
+            kept = self.distributions.lerp(now.to(self.distributions), 1.0 - self.momentum)
+            self.keep_after_step(distributions=kept)
         if self.alignment:
-            guessed = with_frequencies(guessed, *(self.distributions.to(now) if self.momentum else now))
+            guessed = with_frequencies(guessed, *(kept.to(now) if self.momentum else now))
         probability, labels = guessed.max(1)
         return PseudoLabels(labels, probability >= least), least
 

@@ -47,7 +47,7 @@ from .overview import look_over
 from .parts.online import OnlinePredictions
 from .registry import ADAPT_METHODS
 from .sets import SOURCE, TARGET, Reader, Sets, open_sets, replaced_silently, source_images, whole, with_labels
-from .shift import check_label_shift, estimate_shift, label_shift_options, resample
+from .shift import check_label_shift, check_unseen_source, estimate_shift, label_shift_options, resample
 from .shown import show_tests
 from .validators.selection import add_regrets
 
@@ -148,6 +148,7 @@ def build_adaptation(
     if evaluate is not None:
         check_examination(evaluate)
         sets = sets.hold_out(evaluate["held_out"], seed)
+    check_unseen_source(label_shift, sets, evaluate is not None)
     stage.record_sets(run, sets.named(), data["stamp"])
 
     assert sets.source.classes is not None

@@ -109,11 +109,10 @@ class EATA(Online):
         return loss, {"chosen": count / total, "certain": sums[-1] / total}
 
     def _remember(self, found: Tensor, count: Tensor) -> None:
-        """Move the running mean towards the mean prediction of the chosen images; a batch that is no number moves nothing."""
+        """Move the running mean towards the mean prediction of the chosen images after the step; a batch of NaN moves nothing."""
         moved = torch.where(self.started, self.decay * self.mean + (1 - self.decay) * found, found.to(self.mean))
         use = (count > 0) & moved.isfinite().all()
-        self.mean.copy_(torch.where(use, moved, self.mean))
-        self.started.copy_(self.started | use)
+        self.keep_after_step(mean=torch.where(use, moved, self.mean), started=self.started | use)
 
     def frozen(self, progress: float) -> Iterator[nn.Parameter]:
         """Everything, where no image was chosen."""

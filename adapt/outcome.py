@@ -60,7 +60,7 @@ def final_test(
         predicted = hashlib.sha256(b"".join(online[name].numpy().tobytes() for name in sorted(online))).hexdigest()
         candidates[ONLINE] = CandidateLogits(f"online {predicted}", online)
     result, opened = open_sealed(
-        run, tests, candidates, classifier.outputs, states.found, classifier.structure.extra > 0
+        run, tests, candidates, classifier.outputs, states.found, classifier.structure.extra > 0, view
     )
     told = json.loads(
         on_main_process(run, lambda: json.dumps(_of_labels(run, opened, shown, shift, classifier, began, view)))

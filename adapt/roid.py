@@ -73,7 +73,7 @@ class ROID(Online):
         weights = image_weights(logits.detach(), self.mean.to(p), self.temperature)
         if self.training:
             moved = self.momentum_mean * self.mean + (1 - self.momentum_mean) * all_reduce_sum(p.mean(0)) / world()
-            self.mean.copy_(torch.where(moved.isfinite().all(), moved, self.mean))
+            self.keep_after_step(mean=moved)
         errors = likelihood_ratio(logits)
         if self.consistency:
             errors = errors + symmetric_error(self.logits_of(self.changed(target)), logits)
@@ -100,7 +100,8 @@ class ROID(Online):
         return logits.log_softmax(1) + smoothed_prior(all_reduce_sum(p.mean(0)) / world(), len(p) * world()).log()
 
     def after_step(self, progress: float) -> None:
-        """Average what learns with the source's."""
+        """Average what learns with the source's, and keep the mean prediction."""
+        super().after_step(progress)
         with torch.no_grad():
             parts = self.anchor.split([parameter.numel() for parameter in self.learned])
             for parameter, before in zip(self.learned, parts, strict=True):

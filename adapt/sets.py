@@ -14,7 +14,7 @@ from ..core.errors import UserError
 from ..core.images.damage import Damage, read_or_neighbour, rows_or_neighbours
 from ..core.images.open import Images, holdout, open_images
 from ..core.images.sealed import SealedImages
-from ..core.images.sets import HELD_OUT, align, labelled, named_tests
+from ..core.images.sets import HELD_OUT, align, labelled, named_tests, refuse_one_class
 from ..core.run.directory import Run
 from ..core.stream.workers import at_most_cores
 from ..core.threads import in_threads
@@ -81,6 +81,8 @@ def open_sets(data: Mapping[str, Any], seed: int, unknown: str | None = None, on
     shown = _corruption(data)
     source = labelled(open_images(data["source"], seed=seed), "data.source")
     target = shown(open_images(data["target"], seed=seed, role="unlabelled"))
+    if unknown is None and not online:
+        refuse_one_class(source, "data.source")
     classes, stamp = source.classes, data.get("stamp", "size")
     assert classes is not None
     if unknown in classes:
@@ -91,21 +93,28 @@ def open_sets(data: Mapping[str, Any], seed: int, unknown: str | None = None, on
         key = "data.test.{}" if isinstance(data["test"], Mapping) else "data.test"
         named = named_tests(data["test"])
         opened = {n: Tested(uri, seed, classes, key.format(n), unknown, shown) for n, uri in named.items()}
-        return Sets(
-            source, in_content_order(target), {n: SealedImages(test.opened, stamp) for n, test in opened.items()}
-        )
+        sets = {name: SealedImages(test.opened, stamp, test.whole) for name, test in opened.items()}
+        return Sets(source, in_content_order(target), {**sets})
     with remedied("data.source", TOO_FEW):
         source, source_test = holdout(source, fraction=HELD_OUT, seed=seed, stratify=True)
     tests: dict[str, Images] = {SOURCE: source_test}
-    if open_images(data["target"], seed=seed, role="test").labels is not None:
+    if _has_labels(data["target"], seed):
         # The same pictures once more, with labels for the final test alone; they play no part in cutting.
         known = Tested(data["target"], seed, classes, "data.target", unknown, shown)
         if not online:
             with remedied("data.target", TOO_FEW):
                 target, _ = holdout(target, fraction=HELD_OUT, seed=seed, stratify=False)
-        sealed = SealedImages(known.opened, stamp) if online else SealedImages(known.held_out, stamp, known.opened)
+        sealed = SealedImages(known.opened if online else known.held_out, stamp, known.undrawn)
         tests = {TARGET: sealed, **tests}
     return Sets(source, in_content_order(target), tests)
+
+
+def _has_labels(target: str | list[str], seed: int) -> bool:
+    """Whether a target that opens without labels has them, all of one kind; a union of which only some sets have them has none."""
+    try:
+        return open_images(target, seed=seed, role="test").labels is not None
+    except UserError:
+        return False
 
 
 @contextmanager
@@ -132,6 +141,15 @@ class Tested(NamedTuple):
         found = open_images(self.uri, seed=self.seed, role="test")
         return self.shown(align(found, self.classes, self.key, unknown=self.unknown, remedy=AS_UNKNOWN))
 
+    def undrawn(self) -> Images:
+        """The set to which looks are counted: the whole of what a seed draws parts of."""
+        return open_images(self.uri, seed=self.seed, role="test", undrawn=True)
+
+    @property
+    def whole(self) -> Callable[[], Images] | None:
+        """`undrawn`, where the URI may draw a part."""
+        return self.undrawn if "[" in str(self.uri) else None
+
     def held_out(self) -> Images:
         """The part that no training sees. Aligned before cutting: a class that the source lacks is refused wherever its pictures lie."""
         return holdout(self.opened(), fraction=HELD_OUT, seed=self.seed, stratify=False)[1]
@@ -143,7 +161,7 @@ def sealed_target(data: Mapping[str, Any], seed: int) -> SealedImages:
     def opened() -> Images:
         return in_content_order(open_images(data["target"], seed=seed, role="test"))
 
-    return SealedImages(opened)
+    return SealedImages(opened, part_of=partial(open_images, data["target"], seed=seed, role="test", undrawn=True))
 
 
 def _corruption(data: Mapping[str, Any]) -> Callable[[Images], Images]:

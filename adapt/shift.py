@@ -47,7 +47,8 @@ def label_shift_options(
     resample: pseudo-labels weighs the loss as if all classes were equally frequent: source images by their label and, where the method's
         loss takes it, target images by their predicted class (RLSbench, arXiv:2302.03020); none weighs all images alike.
     correct: Estimate of the target's class priors by which predictions are corrected, p(y | x) w(y): bbse or mlls. The corrected ones are
-        tested beside the others, as TEST/corrected; none corrects nothing.
+        tested beside the others, as TEST/corrected; none corrects nothing. It needs source images that no training saw: evaluate.held_out,
+        or the source's part that is held out without data.test.
     resamples: Bootstrap draws of the interval of each estimated distance of class priors, 0 or more; 0 gives no interval.
     """
 
@@ -63,6 +64,25 @@ def check_label_shift(section: Mapping[str, Any], method: AdaptMethod) -> None:
     if not 0 <= section["resamples"] <= ESTIMATED_ON:
         raise UserError(
             f"label_shift.resamples: expected 0 to {ESTIMATED_ON:,}, got {section['resamples']}; 100 is usual"
+        )
+
+
+def unseen_source(sets: Sets) -> Images | None:
+    """Labelled source images that no training saw; None if there are none. A sealed test that is named source has no labels here."""
+    held_out = sets.held_out if sets.held_out is not None else sets.tests.get(SOURCE)
+    return None if held_out is None or held_out.labels is None else held_out
+
+
+def check_unseen_source(section: Mapping[str, Any], sets: Sets, evaluated: bool) -> None:
+    """Raises UserError where predictions are to be corrected and no source image is held out. evaluated: whether there is `evaluate`.
+
+    On training images a network is surer than on others, and confuses less: priors that are estimated so are pulled to equal ones.
+    """
+    if section["correct"] != "none" and unseen_source(sets) is None:
+        remedy = "evaluate.held_out=0.1" if evaluated else "evaluate={held_out: 0.1}"
+        raise UserError(
+            f"label_shift.correct: {section['correct']} measures confusion and calibration on labelled source images that no training saw, "
+            f"and none are held out; add {remedy}"
         )
 
 
@@ -172,10 +192,8 @@ def estimate_shift(
 
     Confusion is measured on source images that no training saw where there are any, else on training images, on which it is smaller.
     """
-    held_out = sets.held_out if sets.held_out is not None else sets.tests.get(SOURCE)
-    # A sealed set named source has no labels here.
-    usable = held_out is not None and held_out.labels is not None
-    known, unknown = few(held_out if usable and held_out is not None else sets.source), few(sets.target)
+    unseen = unseen_source(sets)
+    known, unknown = few(sets.source if unseen is None else unseen), few(sets.target)
     assert known.labels is not None
     classes = method.classifier.classes
     source, target = (logits_of(method.classifier, read(part)) for part in (known, unknown))
@@ -183,7 +201,7 @@ def estimate_shift(
     units = known.units().numpy(), unknown.units().numpy()[kept]
     shift = Shift(source[:, : len(classes)], known.labels.numpy(), target[kept, : len(classes)], units)
     told = {
-        "measured_on": "held-out source" if usable else "training source",
+        "measured_on": "training source" if unseen is None else "held-out source",
         "images": {SOURCE: len(known), TARGET: len(kept)},
         **shift.as_result(classes, seed, section["resamples"]),
         "resampled": [] if method.resampling is None else list(method.resamples),

@@ -70,11 +70,15 @@ class RunFacts(NamedTuple):
 
 
 class StoredRun(NamedTuple):
-    """A run of which at least one candidate was kept. read: its candidates, those that can be read."""
+    """A run of which at least one candidate was kept. read: its candidates, those that can be read.
+
+    looks: at the labels of its tests, as in result.json; empty for a packed run, which holds nothing that differs when it is made again.
+    """
 
     name: str
     facts: RunFacts
     read: Callable[[], list[CandidateModel]]
+    looks: Mapping[str, Any] = {}
 
 
 def stored_run(folder: Path, say: PassOver) -> StoredRun | None:
@@ -104,7 +108,7 @@ def stored_run(folder: Path, say: PassOver) -> StoredRun | None:
         found = (_read_state(folder, path, name, facts.steps[name], digests, say) for name, path in kept.items())
         return [one for one in found if one is not None]
 
-    return StoredRun(str(folder), facts, read)
+    return StoredRun(str(folder), facts, read, result.get("looks") or {})
 
 
 def _facts_of(config: Mapping[str, Any], result: Mapping[str, Any]) -> RunFacts:

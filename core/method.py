@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .draws import Draws
+from .numerics import unless_skipped
 
 if TYPE_CHECKING:
     from .config.duration import Duration
@@ -154,6 +155,10 @@ class Method(nn.Module):
     # During `after_step`, set by the loop: bool scalar on the device, whether the step was skipped. None: it was not.
     skipped: Tensor | None = None
 
+    def __init__(self, *arguments: Any, **keys: Any) -> None:
+        super().__init__(*arguments, **keys)
+        self._kept: dict[str, Tensor] = {}
+
     def forward(self, batch: Any, progress: float) -> Step:
         """The loss of one batch. progress: completed part of the training, 0 to 1 (a scalar tensor where compiled).
 
@@ -181,12 +186,24 @@ class Method(nn.Module):
         return {}
 
     def after_step(self, progress: float) -> None:
-        """Called after each step, its last turn: EMA teachers, queues.
+        """Called after each step, its last turn: EMA teachers, queues. It writes what `keep_after_step` was given; call it from your own.
 
         It gets no batch: what it needs of one, `forward` keeps in an attribute. What must survive a resume is a buffer or a parameter.
         On a GPU it is also called after a skipped step, since the host does not know yet: where `skipped` is not None, all that it
         changes depends on it (`core.numerics.approach`), so that a skipped step changes nothing.
         """
+        kept, self._kept = self._kept, {}
+        with torch.no_grad():
+            for name, value in kept.items():
+                buffer: Tensor = getattr(self, name)
+                buffer.copy_(unless_skipped(torch.where(value.isfinite().all(), value, buffer), buffer, self.skipped))
+
+    def keep_after_step(self, **values: Tensor) -> None:
+        """For `forward`, which must not write a buffer itself, as its step may yet be skipped: the next values of buffers, by name.
+
+        A value that is not finite is not written, since the buffer would keep it for many steps.
+        """
+        self._kept = {**self._kept, **values}
 
     def refresh(self, seen: Overview, progress: float) -> None:
         """Called before the step, every `refresh_every`, in evaluation mode and without gradient.

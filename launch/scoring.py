@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,14 @@ from ..adapt.validators.quality import RANDOM, RULE, Costs, ValidatorQuality, va
 from ..adapt.validators.registry import VALIDATORS
 from ..core.config.messages import among
 from ..core.errors import UserError
+from ..core.evaluate.looks import merged_looks
 from ..core.evaluate.statistics import Interval
 from ..core.files import expanded, write_text
-from ..core.printable import printable
+from ..core.printable import capital, printable
 from .data import LISTED
 from .report.claims import finite_or_none
 from .report.markdown import markdown_table
+from .report.results import looks_note
 from .report.tables import number
 from .runs import find_runs
 
@@ -72,12 +74,14 @@ def score_validators(
     comparing = {name for name, one in chosen.items() if one.compares}
     found = validator_quality(scored, comparing)
     left_out = _left_out([run.own.left_out for run in scored])
+    looks = _looks(runs, {run.run for run in scored}, test)
     table = {
         "task": "validators",
         "runs": len(scored),
         "tasks": len({run.task for run in scored}),
         "candidates": sum(len(run.accuracies) for run in scored),
         "validators": {name: _as_json(one) for name, one in found.items()},
+        "looks": looks,
         "left_out": left_out,
         "passed_over": passed,
     }
@@ -85,12 +89,12 @@ def score_validators(
         out.resolve().parent.mkdir(parents=True, exist_ok=True)
         whole = {**table, "scores": scores_by_run(scored)}
         text = json.dumps(whole, indent=1, allow_nan=False) + "\n" if out.suffix.lower() == ".json" else ""
-        write_text(out, text or _markdown(found, left_out, folders, names, test))
+        write_text(out, text or _markdown(found, left_out, folders, names, test, looks))
     if as_json:
         print(json.dumps(table, indent=1, allow_nan=False))
         return 0
     Console(highlight=False, width=None if os.isatty(1) else 200).print(_printed(found))
-    console.print(_foot(), soft_wrap=True)
+    console.print(_foot(looks), soft_wrap=True)
     for name, why in left_out.items():
         console.print(f"{name}: {escape(why)}", soft_wrap=True)
     return 0
@@ -193,13 +197,20 @@ def _printed(found: Mapping[str, ValidatorQuality]) -> Table:
     return printed
 
 
-def _foot() -> str:
+def _looks(runs: Sequence[StoredRun], scored: Collection[str], test: str | None) -> dict[str, Any]:
+    """At the labels of the tests whose accuracies count, by test, of the runs that were scored."""
+    named = [(run.facts.test(test) or "", run.looks) for run in runs if run.name in scored]
+    return merged_looks({name: looks[name]} for name, looks in named if name in looks)
+
+
+def _foot(looks: Mapping[str, Any]) -> str:
+    counted = looks_note({"looks": looks}) or "looks: not counted in packed runs"
     return (
         "Correlation of ranks with the accuracy on the target within each task, over methods, seeds and checkpoints; mean over tasks, "
         "with a bootstrap interval over runs. Weighted: good candidates that rank low, and bad ones that rank high, count most "
         "(arXiv:2208.07360). Regret: points of accuracy that the pick loses against the best candidate of its run, and of its task, with "
         "t-intervals over runs and over tasks. By chance: the mean over candidates. Accuracies are those of the runs' own looks; no label "
-        "was read."
+        f"was read now. {capital(counted)}."
     )
 
 
@@ -209,9 +220,10 @@ def _markdown(
     folders: Sequence[Path],
     names: Sequence[str],
     test: str | None,
+    looks: Mapping[str, Any],
 ) -> str:
     words = ["rootstock", "validators", "score", *map(str, folders), *(f"--validator {name}" for name in names)]
     words += [f"--test {test}"] if test else []
-    parts = [f"Made by `{' '.join(words)}`.", markdown_table(_HEADS, _rows(found), right=_NUMBERS), _foot()]
+    parts = [f"Made by `{' '.join(words)}`.", markdown_table(_HEADS, _rows(found), right=_NUMBERS), _foot(looks)]
     parts += [f"- {name}: {why}" for name, why in left_out.items()]
     return "\n\n".join(parts) + "\n"

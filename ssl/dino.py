@@ -116,11 +116,11 @@ class DINO(PretrainMethod):
 
     @torch.no_grad()
     def targets(self, images: Tensor, progress: float) -> Tensor:
-        """The teacher's probabilities for the whole views, [2, N, K], with the centre of earlier steps; then the centre is updated."""
+        """The teacher's probabilities for the whole views, [2, N, K], with the centre of earlier steps, which is updated after the step."""
         logits = self.teacher_head(encode(self.backbone, images, self.chunk))
         start, end = self.warmup_teacher_temperature, self.teacher_temperature
         targets = dino_targets(logits, self.center, ramp(start, end, progress, self.teacher_temperature_warmup))
-        self.center.copy_(center_update(self.center, logits, self.center_momentum, all_reduce_sum))
+        self.keep_after_step(center=center_update(self.center, logits, self.center_momentum, all_reduce_sum))
         return targets
 
     def frozen(self, progress: float) -> list[nn.Parameter]:
@@ -128,7 +128,8 @@ class DINO(PretrainMethod):
         return [self.head.weight] if progress < self.freeze_last_layer else []
 
     def after_step(self, progress: float) -> None:
-        """Update the teacher's moving average."""
+        """Update the teacher's moving average and the centre."""
+        super().after_step(progress)
         momentum = cosine(self.momentum, 1.0, progress)
         follow(self.backbone, self.student, momentum, self.skipped)
         follow(self.teacher_head, self.head, momentum, self.skipped)

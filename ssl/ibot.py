@@ -71,7 +71,7 @@ class IBOT(MaskedTeacher):
 
     @torch.no_grad()
     def targets(self, images: Tensor, index: Tensor, hidden: Tensor, progress: float) -> tuple[Tensor, Tensor]:
-        """As in MaskedTeacher: softmax of centred logits. Then both centres are updated, that of patches by all patches."""
+        """As in MaskedTeacher: softmax of centred logits. After the step both centres are updated, that of patches by all patches."""
         head, patch_head = self.teacher_head, self.teacher_patch_head or self.teacher_head
         features, patches = view_tokens(self.backbone, images, self.chunk)
         logits, z = head(features), patch_head.embed(patches)
@@ -81,6 +81,8 @@ class IBOT(MaskedTeacher):
         patch_targets = dino_targets(patch_logits, self.patch_center, patch_temperature)
         # The head ends in a linear layer: the logits of an image's mean are the mean of its patches' logits.
         means = patch_head.compare(z.mean(2))
-        self.center.copy_(center_update(self.center, logits, self.center_momentum, all_reduce_sum))
-        self.patch_center.copy_(center_update(self.patch_center, means, self.center_momentum, all_reduce_sum))
+        self.keep_after_step(
+            center=center_update(self.center, logits, self.center_momentum, all_reduce_sum),
+            patch_center=center_update(self.patch_center, means, self.center_momentum, all_reduce_sum),
+        )
         return targets, patch_targets

@@ -94,7 +94,7 @@ class SwAV(PretrainMethod):
 
     @torch.no_grad()
     def codes(self, z: Tensor, logits: Tensor, progress: float) -> Tensor:
-        """The codes of the whole views, [2, N, K]; then the new features enter the queue.
+        """The codes of the whole views, [2, N, K]; after the step the new features enter the queue.
 
         Each view is assigned by itself, among the samples of all processes and the queue. z: [2, N, E], of length 1. logits: [2, N, K].
         """
@@ -108,9 +108,7 @@ class SwAV(PretrainMethod):
         samples = torch.cat([logits, F.linear(mine, self.prototypes)], 1)
         codes = sinkhorn(samples, self.epsilon, self.iterations, all_reduce_sum, counted)[:, :n]
         entering = gather(z.transpose(0, 1)).transpose(0, 1)
-        moved = torch.cat([entering, self.queue], 1)[:, :length]
-        # Non-finite features do not enter: their step is skipped, but the queue would keep them for many more.
-        self.queue.copy_(torch.where(entering.isfinite().all(), moved, self.queue))
+        self.keep_after_step(queue=torch.cat([entering, self.queue], 1)[:, :length])
         return codes
 
     def frozen(self, progress: float) -> list[nn.Parameter]:
@@ -118,7 +116,8 @@ class SwAV(PretrainMethod):
         return [self.prototypes] if progress < self.freeze_prototypes else []
 
     def after_step(self, progress: float) -> None:
-        """Scale the prototypes back to length 1, outside of the gradient as in the authors' code."""
+        """Fill the queue, and scale the prototypes back to length 1, outside of the gradient as in the authors' code."""
+        super().after_step(progress)
         self._normalise_prototypes()
 
     @torch.no_grad()

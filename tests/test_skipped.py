@@ -33,9 +33,10 @@ MIC = ("mic", "mic roid", "mic aad")
 
 
 def adapted(name: str) -> Method:
+    name, _, means = name.partition(" ")  # over several steps
     structure = Structure(extra=ADAPT_METHODS[name].extra_outputs)
     classifier = Classifier(backbone("conv"), [str(k) for k in range(CLASSES)], structure=structure)
-    made: Any = ADAPT_METHODS[name](classifier, None, **KEYS.get(name, {}))
+    made: Any = ADAPT_METHODS[name](classifier, None, **{**KEYS.get(name, {}), **({"momentum": 0.9} if means else {})})
     made.make_room(N)
     if made.refresh_every is not None:
         seen = torch.randn(N, classifier.feature_dim), torch.randn(N, CLASSES)
@@ -97,7 +98,20 @@ def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
     return [name for name, value in before.items() if not torch.equal(value, after[name])]
 
 
-@pytest.mark.parametrize("name", [*sorted(PRETRAIN_METHODS), *sorted(ADAPT_METHODS), *MIC, *FINETUNED])
+NAMES = [*sorted(PRETRAIN_METHODS), *sorted(ADAPT_METHODS), *MIC, "mic adamatch", *FINETUNED, "adamatch means"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_forward_writes_nothing_that_is_kept(name: str) -> None:
+    """Only after it the step is judged. What a method remembers is written in `after_step`, and BatchNorm's statistics by the loop."""
+    method, batch = built(name)
+    before = state(method)
+    for turn in range(method.turns):
+        method(batch, 0.5, turn) if method.turns > 1 else method(batch, 0.5)
+    assert changed(before, state(method)) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_after_a_skipped_step_nothing_changes_and_after_another_what_always_does(name: str) -> None:
     method, batch = built(name)
     stepped(method, batch)

@@ -32,7 +32,8 @@ from ..images.sealed import SealedImages
 from ..manifest import DamagedFile, read_manifest
 from ..run.directory import Run
 from ..run.rows import CANDIDATES
-from .looks import record_look
+from ..views.view import Evaluation
+from .looks import LookedAt, record_look
 from .predictions import to_half
 from .scores import Scored
 
@@ -62,6 +63,17 @@ def digest_of_export(run: Path, folders: Iterable[str] = ("backbone", "classifie
     return hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
 
 
+def digest_of_pictures(images: Images, view: Evaluation, count: int = 4) -> str:
+    """The digest of how images are shown: of the view, and of what it makes of the first `count` of them by content.
+
+    Identities know neither a corruption nor a blend, and weights neither a crop nor a size; the pixels know all of them.
+    """
+    digest = hashlib.sha256(json.dumps(view.describe(), sort_keys=True).encode())
+    for i in images.keys().argsort(stable=True)[:count].tolist():
+        digest.update(view.worker(images.read(i)).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def open_sealed(
     run: Run,
     tests: Mapping[str, Images],
@@ -69,10 +81,11 @@ def open_sealed(
     classes: Sequence[str],
     states: Mapping[str, CandidateLogits] = {},
     open_set: bool = False,
+    view: Evaluation | None = None,
 ) -> Opened:
     """Store the logits of all candidates, write the look down, read the labels and score everything under TEST/CANDIDATE/METRIC.
 
-    classes: of the outputs. open_set: whether the last of them is `unknown`.
+    classes: of the outputs. open_set: whether the last of them is `unknown`. view: how the images were shown, a part of what a look is.
     tests: by name; those that are sealed are opened, once. Every process calls it with the same candidates; the main one alone
     reads labels, so there is one look on any number of processes. states: earlier states of the training, of which only the accuracy
     is told, as `states` by test. Raises UserError on all processes.
@@ -82,7 +95,7 @@ def open_sealed(
     def work() -> str:
         every = {**candidates, **states}
         logits = _frozen(run.dir, tests, every, classes)
-        found, looks = _open(run.dir, tests, {name: found.digest for name, found in every.items()})
+        found, looks = _open(run.dir, tests, {name: found.digest for name, found in every.items()}, view)
         opened.update(found)
         scored = Scored(classes, run.seed, open_set)
         accuracies: dict[str, dict[str, float]] = {}
@@ -113,7 +126,7 @@ def rows_by_class(run: Run, name: str, images: SealedImages) -> tuple[Tensor, di
     def work() -> str:
         config = {key: value for key, value in run.config.items() if key != "run"}
         digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
-        opened, looks = _open(run.dir, {name: images}, {"in the order of classes": digest})
+        opened, looks = _open(run.dir, {name: images}, {"in the order of classes": digest}, None)
         labels = opened[name].labels
         if labels is None or labels.ndim != 1:
             raise lacks
@@ -168,11 +181,14 @@ def accuracy_of(images: Images, logits: Tensor) -> float:
 
 
 def _open(
-    folder: Path, tests: Mapping[str, Images], digests: Mapping[str, str]
+    folder: Path, tests: Mapping[str, Images], digests: Mapping[str, str], view: Evaluation | None
 ) -> tuple[dict[str, Images], dict[str, Any]]:
     """The tests with their labels, and the entry `looks` of result.json. Every look is on disk before the first label is read."""
     sealed = {name: images for name, images in tests.items() if isinstance(images, SealedImages)}
-    looks = {name: record_look(folder, name, images.looked_at, digests) for name, images in sealed.items()}
+    looks = {}
+    for name, images in sealed.items():
+        what = LookedAt(images.looked_at, images.split_hash(), "" if view is None else digest_of_pictures(images, view))
+        looks[name] = record_look(folder, name, what, digests)
     return {name: sealed[name].unsealed() if name in sealed else images for name, images in tests.items()}, looks
 
 

@@ -9,6 +9,7 @@ Labels are dropped here for the role `unlabelled`, so that they cannot leak.
 
 import errno
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -63,10 +64,11 @@ OF_OBJECTS = ("tar", "pack", "parquet")
 """The schemes whose path can be an address, such as s3://bucket/key."""
 
 
-def open_images(uri: str | Sequence[str], *, seed: int = 0, role: Role = "train") -> Images:
+def open_images(uri: str | Sequence[str], *, seed: int = 0, role: Role = "train", undrawn: bool = False) -> Images:
     """Open one URI, or several as a union with one domain each; `{seed}` inside a URI stands for `seed`.
 
-    role: `unlabelled` drops the labels and refuses `stratify`, so that labels cannot influence a split.
+    role: `unlabelled` drops the labels and refuses `stratify`, so that labels cannot influence a split. undrawn: opens the whole set
+    instead of the part that a seed, dirichlet or longtail draws from it.
     Raises UserError for a URI that cannot be opened.
     """
     texts = [uri] if isinstance(uri, str) else list(uri)
@@ -76,7 +78,7 @@ def open_images(uri: str | Sequence[str], *, seed: int = 0, role: Role = "train"
     repeated = [one.text for k, one in enumerate(uris) if one.text in [other.text for other in uris[:k]]]
     if repeated:
         raise UserError(f"{repeated[0]} is given twice in one union; its pictures would count double")
-    opened = [open_one(one, role) for one in uris]
+    opened = [open_one(one, role, undrawn) for one in uris]
     images = opened[0][0] if len(opened) == 1 else union(uris, opened, role)
     return images.unlabelled() if role == "unlabelled" else images
 
@@ -129,7 +131,7 @@ def images_of_source(uri: Uri, source: Source) -> Images:
     )
 
 
-def open_one(uri: Uri, role: Role) -> tuple[Images, bool]:
+def open_one(uri: Uri, role: Role, undrawn: bool = False) -> tuple[Images, bool]:
     """Open one URI and apply its splits. Also returns whether the source itself has domains."""
     fragments = [fragment_of(uri, text, role) for text in uri.fragments]
     first = fragments[0].name if fragments else None
@@ -140,7 +142,7 @@ def open_one(uri: Uri, role: Role) -> tuple[Images, bool]:
         if fragments and "[" in uri.fragments[0] and not (fragments[0].sliced or fragments[0].drawn):
             raise UserError(f"{uri.text}: the set's own split has no seed; add a slice like :80%, or drop the brackets")
         fragments = [fragments[0]._replace(name=None), *fragments[1:]] if fragments else []
-    for fragment in fragments:
+    for fragment in takewhile(lambda one: not (undrawn and one.one_of_many), fragments):
         images = apply_fragment(uri, images, fragment)
     return images, source.domains is not None
 

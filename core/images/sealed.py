@@ -23,7 +23,7 @@ class SealedImages(Images):
     ) -> None:
         """open_labelled: opens the set, always the same images in the same order. stamp: how the run watches it for changes.
 
-        part_of: opens the set of which each seed holds out another part. Looks are then counted at that one, since ten seeds see most of
+        part_of: opens the set of which each seed draws another part. Looks are then counted at that one, since ten seeds see most of
         its labels.
         """
         found = open_labelled()

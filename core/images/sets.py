@@ -131,7 +131,7 @@ def _align_if_possible(images: Images, classes: Sequence[str], key: str, *, seve
         return images.unlabelled()
 
 
-def refuse_one_class(train: Images) -> None:
+def refuse_one_class(train: Images, key: str = "data.train") -> None:
     """Raises UserError for training images, one class each, that all have the same: a classifier of them is right about everything."""
     if train.labels is None or train.classes is None or has_several(train.labels):
         return
@@ -139,7 +139,7 @@ def refuse_one_class(train: Images) -> None:
     if len(found) < 2:
         only = f"of the class {printable(train.classes[found[0]])}" if found else "missing"
         raise UserError(
-            f"data.train: all {len(train)} training images of {train.uri} are {only}, and a classifier needs two classes or more; "
+            f"{key}: all {len(train)} training images of {train.uri} are {only}, and a classifier needs two classes or more; "
             "add images of another class"
         )
 

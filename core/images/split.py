@@ -43,11 +43,17 @@ class Fragment(NamedTuple):
     stratify: bool
     dirichlet: float | None = None
     longtail: float | None = None
+    seeded: bool = False  # the seed is given
 
     @property
     def drawn(self) -> bool:
         """Whether it says how large classes are."""
         return self.dirichlet is not None or self.longtail is not None
+
+    @property
+    def one_of_many(self) -> bool:
+        """Whether other seeds or class sizes would draw other parts of the same set."""
+        return self.seeded or self.drawn
 
 
 def parse_fragment(text: str) -> Fragment:
@@ -57,7 +63,7 @@ def parse_fragment(text: str) -> Fragment:
         raise UserError(f"#{abridged(text)} is not a split; expected {GRAMMAR}")
     name, inside = match.groups()
     low = high = dirichlet = longtail = None
-    sliced, stratify, seed = False, False, 0
+    sliced, stratify, seed, seeded = False, False, 0, False
     for term in inside.split(",") if inside is not None else ():
         term = term.strip()
         if found := re.fullmatch(f"({BOUND})?:({BOUND})?", term):
@@ -65,7 +71,7 @@ def parse_fragment(text: str) -> Fragment:
                 raise UserError(f"#{abridged(text)} has two slices; expected {GRAMMAR}")
             (low, high), sliced = found.groups(), True
         elif found := re.fullmatch("seed=([0-9]{1,30})", term):
-            seed = int(found.group(1))
+            seed, seeded = int(found.group(1)), True
         elif term == "stratify":
             stratify = True
         elif found := re.fullmatch(f"dirichlet=({_DECIMAL})", term):
@@ -85,7 +91,7 @@ def parse_fragment(text: str) -> Fragment:
     for bound in (low, high):
         if bound and bound.endswith("%") and Fraction(bound[:-1]) > 100:
             raise UserError(f"#{abridged(text)}: {bound} is more than 100 %")
-    return Fragment(name or None, low, high, sliced, seed, stratify, dirichlet, longtail)
+    return Fragment(name or None, low, high, sliced, seed, stratify, dirichlet, longtail, seeded)
 
 
 def cut_point(bound: str | None, count: int, default: int) -> int:

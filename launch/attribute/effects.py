@@ -16,6 +16,7 @@ from ...core.evaluate.factorial import (
     shapley_weights,
     share_interval_of,
 )
+from ...core.evaluate.looks import merged_looks
 from ...core.evaluate.power import seeds_needed
 from ...core.evaluate.statistics import holm
 from ..report.claims import LARGEST_P, level_among
@@ -55,12 +56,13 @@ def explained(
         "seeds": found[0]["seeds"],
         "kind": sorted({row["kind"] for row in found}),
         "selection": sorted({word for row in found for word in row["selection"]}),
-        "looks": found[0].get("looks") or {},
+        "looks": merged_looks(row.get("looks") or {} for row in found),
         "factors": {name: plan.config["factors"][name]["label"] or name for name in factors},
         "cells": [
             {
                 "on": on_factors(cell, factors),
                 **{key: row[key] for key in ("stage", "n", "mean", "low", "high", "values")},
+                **({"priors": row["priors"]} if row.get("priors") else {}),
             }
             for cell, row in enumerate(found)
         ],

@@ -15,9 +15,12 @@ from ..report.contents import Page
 from ..report.differences import differences_table
 from ..report.html import provenance, write_html, yaml_text
 from ..report.markdown import markdown_table, points
+from ..report.priors import HEAD, legends, priors_cell
 from ..report.records import read_run, stages_of
 from ..report.results import looks_note
 from ..report.tables import ResultTable, caveats, interval, number, results_tables
+
+EFFECTS = "An effect is the mean over the cells where a factor is on minus the mean over those where it is off, paired by seed."
 
 
 def write_attribution_page(folder: Path, out: Path) -> Path:
@@ -38,7 +41,7 @@ def write_attribution_page(folder: Path, out: Path) -> Path:
         text=[*([text] if isinstance(text, str) else text), *attribution_sentences(result)],
         caveats=caveats(rows),
         tables=[*results_tables(rows, {}), _shapley_table(result)] if rows else [_shapley_table(result)],
-        differences=differences_table(effects),
+        differences=differences_table(effects, f"{EFFECTS} 95 % intervals are over {_resampled(result)}."),
         contrasts=primary_lines(result),
         facts=provenance([record for stage in stages_of(cells) for record in stage.records]),
         config=yaml_text(own.config),
@@ -88,9 +91,9 @@ def attribution_sentences(result: Mapping[str, Any]) -> list[str]:
     n, looks = len(result["seeds"]), looks_note(result) or "looks were not counted"
     mains = [one for one in result["effects"] if len(one["factors"]) == 1 and one["variance_ratio"] is not None]
     sentences = [
-        f"Every number is of {result['metric']}, in points; {looks}. An effect is the mean over the cells where a factor is on minus the "
-        "mean over those where it is off; an interaction is half the change of one factor's effect by another. All cells of a seed share "
-        f"its splits, orders and draws. Intervals of effects and Shapley values are over {_resampled(result)}; those of shares over seeds.",
+        f"Every number is of {result['metric']}, in points; {looks}. {EFFECTS} An interaction is half the change of one factor's effect by "
+        f"another. All cells of a seed share its splits, orders and draws. Intervals of effects and Shapley values are over "
+        f"{_resampled(result)}; those of shares over seeds.",
     ]
     if mains:
         saved = ", ".join(
@@ -139,12 +142,14 @@ def primary_lines(result: Mapping[str, Any]) -> list[str]:
 def attribution_markdown(result: Mapping[str, Any], command: str) -> str:
     """table.md. command: that makes it."""
     labels = result["factors"]
+    apart = [HEAD] if any(one.get("priors") for one in result["cells"]) else []
     cells = [
         [
             " + ".join(labels[name] for name in one["on"]) or "all off",
             number(one["mean"]),
             interval({**one, "metric": result["metric"]}, 100),
             str(one["n"]),
+            *([priors_cell(one)] if apart else []),
         ]
         for one in result["cells"]
     ]
@@ -169,7 +174,8 @@ def attribution_markdown(result: Mapping[str, Any], command: str) -> str:
     parts = [
         f"Made by `{command}`. {capital(kinds)}",
         *attribution_sentences(result),
-        markdown_table(["cell", f"{result['metric']}, %", "95 % interval", "n"], cells, right=(1, 3)),
+        markdown_table(["cell", f"{result['metric']}, %", "95 % interval", "n", *apart], cells, right=(1, 3)),
+        *legends(result["cells"]),
         markdown_table(["Shapley value", "points", "95 % interval", "share of the total"], shares, right=(1,)),
         markdown_table(
             ["effect", "points", "95 % interval", "variance ratio", "seeds saved", ""], effects, right=(1, 3, 4)

@@ -43,8 +43,8 @@ def run_attribution(
         make_folder(folder)
         write_config(folder, plan.config, shared=True)
         write_text(folder / FILE, pipeline_text(plan), shared=True)
-        effects = [{"effect": name, "response": plan.config["response"]} for name in plan.config["primary"]]
-        declared = declare(folder, effects, jobs)
+        told = {key: plan.config[key] for key in ("response", "metric")}
+        declared = declare(folder, [{"effect": name, **told} for name in plan.config["primary"]], jobs)
     file = folder / FILE
     table = run_pipeline(file, [], execute, validate, build=build)
     folders = {(job.name, job.seed): job.dir for job in jobs}

@@ -8,7 +8,7 @@ from typing import Any
 from ..report.claims import stages_shown, tasks_of
 from ..report.contrasts import AnswersOf, difference_over_images
 from ..report.gains import gain_of
-from ..report.negative import Baselines, mark_negative_transfer
+from ..report.negative import Baselines, kind_of_rows, mark_negative_transfer
 from ..report.oracles import mark_oracles
 from ..report.priors import priors_of
 from ..report.results import averaged, compare, summarise, test_of
@@ -44,22 +44,37 @@ def tabulate(
             row["priors"] = priors
         rows.append(row | {key: entry[key] for key in ("stages", "group", "note", "emphasis") if entry.get(key)})
     mark_oracles(rows, results, inputs)
-    mark_negative_transfer(rows, baselines, answers)
-    return {"task": "pipeline", "rows": rows, **_differences(report["comparisons"], rows, answers)}
+    entries = report["comparisons"]
+    declared = {
+        rows_named(rows, one["a"])[0]["label"]: _labels(rows, subtracted(one)) for one in entries if one.get("over")
+    }
+    mark_negative_transfer(rows, baselines, answers, declared)
+    return {"task": "pipeline", "rows": rows, **_differences(entries, rows, answers, baselines)}
+
+
+def _labels(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+    return [row["label"] for name in names for row in rows_named(rows, name)]
 
 
 def _differences(
-    entries: Sequence[Mapping[str, Any]], rows: Sequence[dict[str, Any]], answers: AnswersOf | None
+    entries: Sequence[Mapping[str, Any]],
+    rows: Sequence[dict[str, Any]],
+    answers: AnswersOf | None,
+    baselines: Baselines,
 ) -> dict[str, Any]:
     """The entries `comparisons` (differences of two rows) and, where any is over several rows, `gains` of a pipeline's result.
 
-    All have intervals over seeds and test images, too, as primary contrasts do, where predictions were kept: `over_images`.
+    All have intervals over seeds and test images, too, as primary contrasts do, where predictions were kept: `over_images`. A gain is
+    counted from the rows that its entry names and from every other baseline of its row that the table has: a second source-only, say, with
+    another bottleneck, which may be the better one.
     """
     comparisons, gains = list[dict[str, Any]](), list[dict[str, Any]]()
     kind = any(entry.get("primary") for entry in entries)
     for entry in entries:
         (a,), label = rows_named(rows, entry["a"]), entry["label"]
         others = [rows_named(rows, name)[0] for name in subtracted(entry)]
+        if entry.get("over"):
+            others += [row for row in rows if row not in others and kind_of_rows(a, row, baselines)]
         beyond = [rows_named(rows, name)[0] for name in entry.get("beyond", ())]
         found = [compare(a, b, f"{label}, over {b['label']}" if len(others) > 1 else label, beyond) for b in others]
         over = [difference_over_images([a, b, *beyond], answers) for b in others]

@@ -8,10 +8,10 @@ from typing import Any
 from .tables import ResultTable, TableLine, axis_of, bounds_of, extent_of, is_fraction, number, plotted
 
 
-def differences_table(comparisons: Sequence[Mapping[str, Any]]) -> ResultTable:
+def differences_table(comparisons: Sequence[Mapping[str, Any]], foot: str = "") -> ResultTable:
     """Table of the differences a - b, in percentage points, of metrics that are no fractions as they are, without a plot.
 
-    Those of one seed have intervals over test images, if they have any.
+    Those of one seed have intervals over test images, if they have any. foot: what is said below instead of that.
     """
     low, high, ticks = axis_of([0.0, *(x * 100 for row in comparisons if in_points(row) for x in extent_of(row))])
     lines = [
@@ -26,18 +26,19 @@ def differences_table(comparisons: Sequence[Mapping[str, Any]]) -> ResultTable:
         for row in comparisons
     ]
     several = max(row["n"] for row in comparisons) > 1
-    foot = "Differences are paired by seed: both runs of a seed have the same data splits and order. "
-    if several:
-        foot += "Intervals are 95 % t-intervals of the mean difference over seeds."
-    elif any(one.get("over_images") for one in comparisons):
-        foot += (
-            "There is only one seed: 95 % intervals are over its test images and leave out the spread between seeds."
-        )
-    else:
-        foot += "There is only one seed, so the differences have no interval; run more seeds to get one."
     unit = "percentage points" if any(map(in_points, comparisons)) else "difference"
     shown = any(line.interval for line in lines)
-    return ResultTable("", unit, [], [("", lines)], ticks, [foot], shown, several)
+    return ResultTable("", unit, [], [("", lines)], ticks, [foot or _foot(comparisons)], shown, several)
+
+
+def _foot(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    paired = "Differences are paired by seed: both runs of a seed have the same data splits and order."
+    if max(row["n"] for row in comparisons) > 1:
+        return f"{paired} Intervals are 95 % t-intervals of the mean difference over seeds."
+    if any(one.get("over_images") for one in comparisons):
+        over = "95 % intervals are over its test images and leave out the spread between seeds."
+        return f"{paired} There is only one seed: {over}"
+    return f"{paired} There is only one seed, so the differences have no interval; run more seeds to get one."
 
 
 def in_points(difference: Mapping[str, Any]) -> bool:

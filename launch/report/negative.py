@@ -5,7 +5,7 @@ The baseline is its control, source-only, or the classifier as it was trained: a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ...core.evaluate.definitions import definition_of
@@ -77,18 +77,24 @@ def _is_off(key: str, ours: Any, theirs: Any) -> bool:
 
 
 def mark_negative_transfer(
-    rows: Sequence[dict[str, Any]], baselines: Baselines, answers: AnswersOf | None = None
+    rows: Sequence[dict[str, Any]],
+    baselines: Baselines,
+    answers: AnswersOf | None = None,
+    declared: Mapping[str, Collection[str]] = {},
 ) -> None:
     """Give each row that is worse than a baseline of it `negative_transfer`: [{"over": label, "kind", "mean", "low", "high", "n"}].
 
     A row of several stages is compared with one that has a baseline for each of them. One seed has no interval, so nothing is said of it.
     answers: of one run. Where predictions were kept, the interval over seeds and test images has to lie beyond 0, too: two seeds that lose
-    as many of a few images have no spread, and yet show nothing. Where none were kept, three seeds are needed.
+    as many of a few images have no spread, and yet show nothing. Where none were kept, three seeds are needed. declared: by the label of a
+    row, those of the rows that a gain of it is counted from, as a config says; one that no run's config shows to be a baseline is its control.
     """
     for row in rows:
         worse = []
         for other in rows:
-            kind = _kind_of_rows(row, other, baselines)
+            kind = kind_of_rows(row, other, baselines)
+            if not kind and other["label"] in declared.get(row["label"], ()):
+                kind = CONTROL
             if not kind or not set(row["seeds"]) & set(other["seeds"]):
                 continue
             found = compare(row, other, row["label"])
@@ -106,7 +112,8 @@ def mark_negative_transfer(
             row["negative_transfer"] = worse
 
 
-def _kind_of_rows(row: Mapping[str, Any], other: Mapping[str, Any], baselines: Baselines) -> str:
+def kind_of_rows(row: Mapping[str, Any], other: Mapping[str, Any], baselines: Baselines) -> str:
+    """What another row is to a row by the configs of their stages: its control, source-only or UNADAPTED; "" if nothing."""
     ours, theirs = stages_shown(row), stages_shown(other)
     if other is row or len(ours) != len(theirs):
         return ""

@@ -11,7 +11,7 @@ from typing import Any
 from ...core.errors import UserError
 from ...core.evaluate.definitions import range_of
 from ...core.evaluate.intervals import mean_interval, paired_interval
-from ...core.evaluate.looks import looks_of_rows, looks_words
+from ...core.evaluate.looks import looks_of_rows, looks_words, merged_looks
 from .oracles import DIAGNOSTIC, ORACLE, is_chosen_by_labels, is_ordered_by_labels
 
 FEWEST_SEEDS = 3  # whose spread says enough of other seeds where nothing is known of test images
@@ -115,11 +115,9 @@ def summarise(
 
 def _looks(results: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> dict[str, Any]:
     """How often the labels of the tests of these metrics were looked at, by test; none where that was not counted."""
-    counted = {
-        test: [result["looks"][test] for result in results if test in (result.get("looks") or {})]
-        for test in dict.fromkeys(map(test_of, metrics))
-    }
-    return {test: looks_of_rows(found) for test, found in counted.items() if found}
+    tests = set(map(test_of, metrics))
+    found = merged_looks(result.get("looks") or {} for result in results)
+    return {test: look for test, look in found.items() if test in tests}
 
 
 def looks_note(row: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from ...core.evaluate.definitions import definition_of
+from ...core.evaluate.looks import merged_looks
 from ...core.files import read_regular
 from ...core.launchlog import warn
 from .adapted import AdaptedView, adapted_view
@@ -198,7 +199,7 @@ def _facts(stage: StageRuns) -> list[tuple[str, str]]:
         facts.append(("evaluation images trained on with labels", share_of_tests(labelled, first.result)))
     if first.result.get("selection"):
         facts.append(("selection", f"{first.result['selection']}. {selection_sentence(first.result['selection'])}"))
-    if looks := looks_note({"looks": first.result.get("looks")}):
+    if looks := looks_note({"looks": merged_looks(result.get("looks") or {} for result in stage.results)}):
         facts.append(("looks at test labels, one a set of weights scored", looks.removeprefix("looks: ")))
     if is_ordered_by_labels(first.result):
         facts.append(("order of the target", str(first.result["data"]["order"])))

@@ -205,6 +205,7 @@ class MaskedTeacher(PretrainMethod):
 
     def after_step(self, progress: float) -> None:
         """Update the teacher's moving average."""
+        super().after_step(progress)
         momentum = cosine(self.momentum, 1.0, progress)
         follow(self.backbone, self.student, momentum, self.skipped)
         follow(self.teacher_head, self.head, momentum, self.skipped)

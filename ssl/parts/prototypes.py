@@ -87,13 +87,11 @@ def center_update(center: Tensor, teacher_logits: Tensor, momentum: float, reduc
     """The centre's next value, m c + (1 - m) times the mean logits (Caron et al. 2021, arXiv:2104.14294, eq. 4).
 
     center: [K]. teacher_logits: [..., K] of this process. reduce: sums tensors over processes, so that the mean is over all of them.
-    Where the mean is not finite the centre keeps its value, because the step is skipped.
     """
     rows = teacher_logits.flatten(0, -2).to(torch.promote_types(teacher_logits.dtype, center.dtype))
     total = reduce(torch.cat([rows.sum(0), rows.new_full((1,), len(rows))]))
     mean = total[:-1] / total[-1]
-    moved = center * momentum + mean.to(center.dtype) * (1.0 - momentum)
-    return torch.where(moved.isfinite(), moved, center)
+    return center * momentum + mean.to(center.dtype) * (1.0 - momentum)
 
 
 @torch.no_grad()

@@ -18,14 +18,14 @@ from rootstock.core.run.rows import LOOKS
 ROOT = Path(__file__).parents[2]
 
 # To open a set is to read its labels: parts of it are chosen, classes are numbered as the source's, and its fingerprint is taken. What
-# comes of that is dropped when a set is sealed. `open_sets` asks whether there are any.
+# comes of that is dropped when a set is sealed. `_has_labels` asks whether there are any.
 OPENING = {
     ("core/images/images.py", "select"),
     ("core/images/images.py", "fingerprint"),
     ("core/images/sets.py", "align"),
     ("core/images/sets.py", "labelled"),
     ("core/views/corrupted.py", "corrupted"),
-    ("adapt/sets.py", "open_sets"),
+    ("adapt/sets.py", "_has_labels"),
 }
 
 

@@ -87,13 +87,15 @@ def test_means_over_steps_are_kept_in_a_buffer() -> None:
     for seed in range(2):
         logits = drawn(6 + seed).logits.detach()
         method.labels(*logits)
+        method.after_step(0.5)
         for d in range(2):
             rows = [softmax(row) for row in logits[d]]
             now = [sum(row[k] for row in rows) / len(rows) for k in range(5)]
             expected[d] = [0.75 * old + 0.25 * new for old, new in zip(expected[d], now, strict=True)]
     torch.testing.assert_close(method.distributions, torch.tensor(expected, dtype=torch.float64))
     before = method.distributions.clone()
-    method.labels(torch.full((4, 5), torch.nan), torch.zeros(4, 5))  # a step that will be skipped
+    method.labels(torch.full((4, 5), torch.nan), torch.zeros(4, 5))
+    method.after_step(0.5)
     assert torch.equal(method.distributions, before)
     assert "distributions" in method.state_dict()
 
@@ -156,6 +158,7 @@ def test_the_loss_of_a_training_step_equals_loops(momentum: float) -> None:
         right = [-math.log(softmax(known[v, n])[int(batch.source.labels[n])]) for v in range(2) for n in range(6)]
         apart = sum(-math.log(softmax(joint[3, n])[labels[n]]) for n in range(6) if confident[n]) / 6
         step = method(batch, 1.0)
+        method.after_step(1.0)
         assert step.loss.item() == pytest.approx(sum(right) / 12 + 0.7 * apart, rel=1e-9)
         assert step.metrics["threshold"].item() == pytest.approx(least, rel=1e-6)
 

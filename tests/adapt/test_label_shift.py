@@ -191,6 +191,19 @@ def test_wrong_sections_are_one_sentence(tmp_path: Path) -> None:
         run(tmp_path / "a", label_shift={"resamples": -1})
 
 
+@pytest.mark.parametrize(
+    ("evaluate", "remedy"), [({}, r"evaluate\.held_out=0\.1"), (None, r"evaluate=\{held_out: 0\.1\}")]
+)
+def test_a_correction_needs_source_images_that_no_training_saw(tmp_path: Path, evaluate: Any, remedy: str) -> None:
+    """A test that is named source is sealed, so its labels cannot serve. The remedy works."""
+    test = {"target": "sklearn:digits?size=16#[80%:]", "source": "sklearn:digits?size=16#[80%:,seed=3]"}
+    given = {"data": {**CONFIG["data"], "test": test}, "optim": {**CONFIG["optim"], "duration": 2}}
+    with pytest.raises(UserError, match=rf"label_shift\.correct: mlls measures .* add {remedy}$"):
+        run(tmp_path / "a", label_shift={"correct": "mlls"}, evaluate=evaluate, **given)
+    result = run(tmp_path / "b", label_shift={"correct": "mlls"}, evaluate={"held_out": 0.1}, **given)
+    assert result["label_shift"]["measured_on"] == "held-out source"
+
+
 def test_a_method_without_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DANN, "resamples", ())
     with pytest.raises(UserError, match=r"label_shift.resample: DANN takes no weights of images; use none"):

@@ -1,9 +1,11 @@
 """No label of a target shapes a split or a weight, and what was seen is counted: whole runs, in-process, on tiny folders."""
 
+import errno
 import functools
 import gc
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +29,7 @@ from rootstock.core import stage
 from rootstock.core.errors import UserError
 from rootstock.core.evaluate import sealed
 from rootstock.core.images.open import Images, open_images
+from rootstock.core.images.sources.files import FileStore
 from rootstock.core.ledger import read_ledger
 from rootstock.core.method import Domains, Labelled, RawPair, Unlabelled
 from rootstock.core.run.rows import LOOKS
@@ -449,6 +452,42 @@ def test_an_unlabelled_target_is_used_whole(pictures: list[Path], tmp_path: Path
     sets = open_sets({"source": source, "target": folder(tmp_path / "target", pictures[20:30]), "test": None}, 0)
     assert len(sets.target) == 10 and set(sets.tests) == {"source"}
     assert len(sets.source) == 16 and len(sets.tests["source"]) == 4
+
+
+def test_a_target_of_which_only_some_sets_have_labels_has_none(pictures: list[Path], tmp_path: Path) -> None:
+    source = folder(tmp_path / "source", pictures[:20], labels_of(20, 0))
+    target = [folder(tmp_path / "a", pictures[20:30], labels_of(10, 0)), folder(tmp_path / "b", pictures[30:40])]
+    sets = open_sets({"source": source, "target": target, "test": None}, 0)
+    assert len(sets.target) == 20 and set(sets.tests) == {"source"} and "no test is of the target" in sets.untested()
+
+
+def test_a_source_of_one_class_is_refused(pictures: list[Path], tmp_path: Path) -> None:
+    source = folder(tmp_path / "source", pictures[:20], [0] * 20)
+    target = folder(tmp_path / "target", pictures[20:30])
+    with pytest.raises(UserError, match=r"^data\.source: all 20 training images of .* are of the class class0, and"):
+        open_sets({"source": source, "target": target, "test": None}, 0)
+
+
+def test_a_file_that_cannot_be_read_tells_nothing_by_its_place(
+    pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bytes give it no identity, and its path would give it one that knows the class's folder: the order of training would follow."""
+    straight = FileStore.content
+
+    def content(store: FileStore, i: int) -> bytes | bytearray:
+        if "lost" in store.name(i):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return straight(store, i)
+
+    monkeypatch.setattr(FileStore, "content", content)
+    data = {"source": folder(tmp_path / "source", pictures[:16], labels_of(16, 0)), "test": None}
+    found = []
+    for number, place in enumerate(("class0/lost.png", "class1/was lost.png")):
+        target = folder(tmp_path / f"target{number}", pictures[16:35], labels_of(19, 0))
+        shutil.copy(pictures[35], tmp_path / f"target{number}" / place)
+        sets = [open_sets({**data, "target": target}, seed) for seed in range(4)]
+        found.append([(one.target.keys().tolist(), one.tests["target"].keys().sort().values.tolist()) for one in sets])
+    assert found[0] == found[1]
 
 
 def test_what_was_seen_is_counted_through_the_chain(pictures: list[Path], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rootstock.core.evaluate.looks import record_look
+from rootstock.core.evaluate.looks import LookedAt, record_look
 from rootstock.core.images import cache
 from rootstock.core.manifest import lost_exports
 from rootstock.core.model.backbone import create
@@ -166,7 +166,7 @@ def test_ledgers_of_looks(
     for name in ("MANIFEST.json", "result.json"):
         (finished / name).unlink()
     for k in range(2):
-        assert record_look(finished, "target", "0" * 64, {"classifier": str(k)})["n"] == k + 1
+        assert record_look(finished, "target", LookedAt("0" * 64, "0" * 64), {"classifier": str(k)})["n"] == k + 1
     done = rootstock("verify", str(tmp_path))
     paths = [finished / "looks.json", tmp_path / "cache" / "rootstock" / "looks" / f"{'0' * 64}.json"]
     for path in paths:

@@ -9,7 +9,7 @@ from lightly.loss import SwaVLoss
 from torch import Tensor, nn
 
 from rootstock.core.errors import UserError
-from rootstock.core.method import Views
+from rootstock.core.method import Method, Views
 from rootstock.ssl.swav import SwAV
 from rootstock.tests.ssl.cases import backbone, method, views
 from rootstock.tests.ssl.parts.slow_prototypes import slow_crops_loss, slow_sinkhorn
@@ -72,10 +72,13 @@ def test_the_queue_takes_part_once_it_is_full_and_due() -> None:
     plain = [torch.stack([slow_sinkhorn(view, 0.05, 3) for view in step]) for step in logits]
 
     torch.testing.assert_close(made.codes(z[0], logits[0], 0.9), plain[0])  # empty
+    Method.after_step(made, 0.0)
     assert torch.equal(made.queue[:, :4], z[0]) and not made.queue[:, 4:].any()
     torch.testing.assert_close(made.codes(z[1], logits[1], 0.9), plain[1])  # four of six
+    Method.after_step(made, 0.0)
     assert torch.equal(made.queue, torch.cat([z[1], z[0, :, :2]], 1))
     torch.testing.assert_close(made.codes(z[2], logits[2], 0.4), plain[2])  # full, not yet due
+    Method.after_step(made, 0.0)
     queue = made.queue.clone()
     assert torch.equal(queue, torch.cat([z[2], z[1, :, :2]], 1))
 
@@ -89,6 +92,7 @@ def test_the_queue_takes_part_once_it_is_full_and_due() -> None:
 def test_the_queue_of_a_step_is_lightlys() -> None:
     made = swav(queue=6)
     made(batch(made, 6), 0.1)
+    Method.after_step(made, 0.0)
     assert made.queue[:, -1].any()
     given = batch(made, 4, seed=2)
     logits = embedded(made, given) @ made.prototypes.T
@@ -101,6 +105,7 @@ def test_a_queue_shorter_than_a_batch_holds_its_first_images() -> None:
     made = swav(queue=3)
     given = batch(made, 5)
     made(given, 0.0)
+    Method.after_step(made, 0.0)
     torch.testing.assert_close(made.queue, embedded(made, given)[:2, :3].detach())
 
 
@@ -108,8 +113,11 @@ def test_what_is_not_finite_stays_out_of_the_queue() -> None:
     made = swav(queue=4)
     given = batch(made)
     made(given, 0.0)
+    Method.after_step(made, 0.0)
     before = made.queue.clone()
+    assert before.any()
     made(given._replace(images=given.images.clone().index_fill_(1, torch.tensor([1]), float("nan"))), 0.1)
+    Method.after_step(made, 0.0)
     assert torch.equal(made.queue, before)
 
 
@@ -117,6 +125,8 @@ def test_the_state_holds_the_queue_and_only_a_queue_that_there_is() -> None:
     assert "queue" not in swav().state_dict()
     made, other = swav(queue=4), swav(queue=4, seed=1)
     made(batch(made), 0.0)
+    made.after_step(0.0)
+    assert made.queue.any()
     other.load_state_dict(made.state_dict())
     given = batch(made, seed=2)
     assert torch.equal(made(given, 0.5).loss, other(given, 0.5).loss)

@@ -182,11 +182,11 @@ class FileStore:
         return self._unreadable
 
     def substitute_key(self, i: int) -> int:
-        """The key of a file that cannot be read, from its name and size."""
-        return sha256_key(b"unreadable\0" + self.stamp(i).encode("utf-8", "surrogateescape"))
+        """The key of a file that cannot be read, from its size alone: a name can hold a label, as a class's folder does."""
+        return sha256_key(f"unreadable\0{self.size(i)}".encode())
 
     def hashed(self) -> np.ndarray:
-        """int64 [N]: the keys, hashed from the files; from name and size if a file cannot be read."""
+        """int64 [N]: the keys, hashed from the files; from the size if a file cannot be read."""
         unreadable: dict[int, str] = {}
 
         def key(i: int) -> int:

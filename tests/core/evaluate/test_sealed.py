@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from rootstock.adapt.sets import open_sets
 from rootstock.core.errors import UserError
 from rootstock.core.evaluate import looks, sealed
 from rootstock.core.evaluate.looks import cache_ledger, looks_of_rows, looks_words, refuse_damaged_looks
@@ -27,6 +28,8 @@ from rootstock.core.images.sets import align
 from rootstock.core.ledger import read_ledger
 from rootstock.core.run.directory import Run
 from rootstock.core.run.rows import CANDIDATES, LOOKS
+from rootstock.core.views.corrupted import Corruption, corrupted
+from rootstock.core.views.view import Evaluation
 from rootstock.tests.conftest import Forks
 from rootstock.tests.house.source import ROOT, sources
 from rootstock.tests.house.source import tree as parsed
@@ -129,8 +132,11 @@ def test_nobody_else_of_an_adaptation_opens_a_set() -> None:
     opening = {where: tree for where, tree in trees("open_images") if where.startswith("adapt/")}
     assert {where for where, tree in opening.items() if users(tree, "open_images")} == {"adapt/sets.py"}
     tree = opening["adapt/sets.py"]
-    # open_sets asks whether the target has labels at all; Tested.opened and sealed_target are what is sealed.
-    assert users(tree, "open_images") == {"", "open_sets", "sealed_target", "Tested.opened"}
+    # _has_labels asks whether the target has labels at all; Tested.opened and sealed_target are what is sealed. Of Tested.undrawn the seal
+    # takes the identities.
+    assert users(tree, "open_images") == {
+        "", "_has_labels", "open_sets", "sealed_target", "Tested.opened", "Tested.undrawn"
+    }  # fmt: skip
     names = ("Tested", "_store", "_stores")
     ours = {where: tree for name in names for where, tree in trees(name) if where.startswith("adapt/")}
     others = {where for where, tree in ours.items() if users(tree, *names)}
@@ -217,6 +223,46 @@ def test_other_candidates_and_other_runs_are_further_looks_and_other_sets_are_no
         open_sealed(opened("d"), other, {"c": CandidateLogits("x", logits)}, CLASSES).result["looks"]["other"]["n"] == 1
     )
     assert len(entries(opened("a2").dir / LOOKS)) == 0
+
+
+def test_the_same_weights_with_other_pictures_are_another_look(uri: str, opened: Open) -> None:
+    """A crop, a size and a corruption leave identities and weights as they are. The same pictures in another order are the same look."""
+
+    def n(name: str, images: SealedImages, view: Evaluation) -> int:
+        run = opened(name)
+        found = open_sealed(run, {"target": images}, {"c1": candidate(1)}, CLASSES, view=view)
+        count: int = found.result["looks"]["target"]["n"]
+        return count
+
+    plain, noisy = Evaluation(8), partial(corrupted, corruption=Corruption("gaussian_noise", 5, "imagenet"))
+    assert n("plain", seal(uri), plain) == 1
+    assert n("noise", SealedImages(lambda: noisy(labelled(uri), view=plain)), plain) == 2
+    assert n("crop", seal(uri), Evaluation(8, crop=0.5)) == 3
+    assert n("bicubic", seal(uri), Evaluation(4, interpolation="bicubic")) == 4
+    assert n("std", seal(uri), Evaluation(8, std=(0.5, 0.5, 0.5))) == 5
+    assert n("again", SealedImages(lambda: labelled(uri).select(torch.arange(12).flip(0))), plain) == 1
+    assert n("noise again", SealedImages(lambda: noisy(labelled(uri), view=plain)), plain) == 2
+
+
+def test_parts_that_are_drawn_from_one_set_are_counted_at_that_one(uri: str, opened: Open) -> None:
+    """Of one candidate too: each part shows other labels. A part that is fixed is a set of its own."""
+
+    def n(name: str, test: str) -> int:
+        data = {"source": uri, "target": uri, "test": {"t": test}, "size": 8}
+        images = open_sets(data, 0).tests["t"]
+        known = CandidateLogits("digest", {"t": torch.zeros(len(images), 2)})
+        count: int = open_sealed(opened(name), {"t": images}, {"c": known}, CLASSES).result["looks"]["t"]["n"]
+        return count
+
+    drawn = [
+        f"{uri}#[50%:,seed=1]",
+        f"{uri}#[50%:,seed=2]",
+        f"{uri}#[dirichlet=1]",
+        f"{uri}#[:50%]#[longtail=2,seed=1]",
+    ]
+    assert [n(f"run {k}", test) for k, test in enumerate(drawn)] == [1, 2, 3, 1]
+    assert n("fixed", f"{uri}#[:50%]") == 2 and n("whole", uri) == 4 and n("again", drawn[1]) == 2
+    assert len(list(cache_ledger("x").parent.glob("*.json"))) == 2
 
 
 RUNS = [("a", [1]), ("b", [2]), ("c", [1, 2]), ("a3", [1])]  # the last one scores what the first one did

@@ -88,7 +88,7 @@ def test_a_set_written_a_moment_ago_is_not_remembered(
 def test_a_set_with_an_unreadable_file_is_not_remembered(
     tmp_path: Path, home: Path, hashed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its substitute identity depends only on name and size; the true one is computed once the file can be read."""
+    """Its substitute identity depends only on its size; the true one is computed once the file can be read."""
     folder, real = drawn(tmp_path / "set"), files.FileStore.content
 
     def content(store: files.FileStore, i: int) -> bytes | bytearray:

@@ -176,9 +176,12 @@ def test_labels_cannot_shape_an_unlabelled_split(tmp_path: Path) -> None:
 
 
 def test_fragment_grammar() -> None:
-    assert parse_fragment("train[20%:60%, seed=3, stratify]") == ("train", "20%", "60%", True, 3, True, None, None)
-    assert parse_fragment("[:500]") == (None, None, "500", True, 0, False, None, None)
-    assert parse_fragment("val") == ("val", None, None, False, 0, False, None, None)
+    found = parse_fragment("train[20%:60%, seed=3, stratify]")
+    assert found[:8] == ("train", "20%", "60%", True, 3, True, None, None) and found.one_of_many
+    fixed = parse_fragment("[:500]"), parse_fragment("val")
+    assert fixed[0][:8] == (None, None, "500", True, 0, False, None, None) and not fixed[0].one_of_many
+    assert fixed[1][:8] == ("val", None, None, False, 0, False, None, None)
+    assert all(parse_fragment(text).one_of_many for text in ("[dirichlet=1]", "[longtail=10]", "[:5,seed=0]"))
 
 
 def test_drawn_priors_are_those_of_the_subset_and_as_many_as_fit() -> None:

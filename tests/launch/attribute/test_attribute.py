@@ -79,7 +79,11 @@ class Verbs:
             "selection": "last",
             "seconds": 1.0,
         }
-        result |= {"seen_unlabelled": {}, "looks": {"target": {"n": 1 + seed, "since": "2026-03-01", "note": ""}}}
+        n = (
+            1 + seed + 10 * (resolved.get("weights") != "none") + 20 * (resolved["lr"] == 0.1)
+        )  # of the last cell the most
+        result |= {"seen_unlabelled": {}, "looks": {"target": {"n": n, "since": "2026-03-01", "note": ""}}}
+        result |= {"label_shift": {"bbse": {"total_variation": 0.25}, "mlls": {"total_variation": 0.5}}}
         (folder / "result.json").write_text(json.dumps(result))
         return result
 
@@ -161,7 +165,7 @@ def test_effects_and_shares_of_a_known_model(project: Path) -> None:
     assert sum(one["share"] for one in result["shapley"]) == pytest.approx(1.0)
     assert shapley["loss"]["share_low"] < 0.101 / 0.281 < shapley["loss"]["share_high"]
     assert effects["loss"]["variance_ratio"] > 100 and effects["loss"]["seeds_saved"] > 300
-    assert result["runs"] == 6 * 3 and result["looks"]["target"]["n"] == 3
+    assert result["runs"] == 6 * 3 and result["looks"]["target"]["n"] == 33
     assert effects["loss"]["primary"] and effects["ssl x loss"]["primary"] and not effects["ssl"]["primary"]
     assert effects["loss"]["holds"] and effects["loss"]["of"] == 2
 
@@ -192,7 +196,9 @@ def test_what_is_written(project: Path, capsys: pytest.CaptureFixture[str]) -> N
     for part in (
         "Made by `rootstock attribute attribution.yaml seeds=2`.",
         "8 cells are 6 different recipes",
-        "looks: 2 (unknown before 2026-03-01)",
+        "looks: 32 (unknown before 2026-03-01)",
+        "| 0.25 / 0.50 / – |",
+        "Class priors apart: ",
         "| SSL first × loss | +4.0 |",
         "| all together | +28.1 |",
         "Primary effects were declared on ",
@@ -200,6 +206,7 @@ def test_what_is_written(project: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert part in text, part
     page = (out / "report.html").read_text()
     assert "SSL first × loss" in page and "What each factor adds" in page and "Primary contrasts" in page
+    assert "t-intervals" not in page and "95 % intervals are over seeds alone, since no predictions were kept." in page
     write_report([out], out / "again.html")
     assert (out / "again.html").read_text() == page
     capsys.readouterr()

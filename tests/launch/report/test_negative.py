@@ -179,6 +179,38 @@ def test_two_seeds_that_lose_as_many_of_a_few_images_show_nothing(images: int, s
     assert negative_lines(tabulate(report, found, baselines=BASELINES)["rows"]) == []  # two seeds, and no image
 
 
+GAINS = [
+    {"label": "gain of MCC", "a": "mcc", "over": ["source", "control"]},
+    {"label": "gain of DANN", "a": "dann", "over": ["source", "control"]},
+]
+
+
+def test_a_row_that_a_gain_is_counted_from_is_a_baseline() -> None:
+    """One network with a weight of 0 can be the control of several methods, which only the author of the table knows."""
+    found = {name: results([base - 0.001 * k for k in range(4)]) for name, base in FOUR.items()}
+    rows = [{"label": name, "stage": name} for name in found]
+    told = tabulate(
+        {"rows": rows, "columns": {}, "comparisons": GAINS}, found, baselines={"mcc": {"control": "control"}}
+    )
+    (line,) = negative_lines(told["rows"])
+    assert line.startswith("Negative transfer: dann is worse than its control, −10.0 points")
+    assert negative_lines(tabulate({"rows": rows, "columns": {}, "comparisons": []}, found, baselines={})["rows"]) == []
+
+
+FOUR = {"source": 0.3, "control": 0.5, "dann": 0.4, "mcc": 0.7}
+
+
+def test_a_gain_is_counted_from_every_baseline_of_the_table() -> None:
+    """A source-only that the entry does not name, with another bottleneck, may be the best of them."""
+    found = {name: results([base - 0.001 * k for k in range(4)]) for name, base in {**FOUR, "linear": 0.65}.items()}
+    rows = [{"label": name, "stage": name} for name in found]
+    known = {"mcc": {"linear": "source-only", "source": "source-only"}, "dann": {"linear": "source-only"}}
+    mcc, dann = tabulate({"rows": rows, "columns": {}, "comparisons": GAINS}, found, baselines=known)["gains"]
+    assert [one["b"] for one in mcc["over"]] == ["source", "control", "linear"] == [one["b"] for one in dann["over"]]
+    assert mcc["b"] == "linear" and mcc["mean"] == pytest.approx(0.05) and dann["mean"] == pytest.approx(-0.25)
+    assert not dann["holds"] and "dann is worse than control and linear" in gain_words(dann, "", str)
+
+
 def test_a_mean_over_tasks_needs_its_baseline_on_each_task() -> None:
     stages = {"dann": ["d1", "d2"], "source": ["s1", "s2"], "half": ["s1", "x"]}
     found = {

@@ -134,14 +134,6 @@ def test_the_centre_moves_towards_the_mean() -> None:
         assert value.tolist() == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_centre_stays_where_the_logits_are_not_finite() -> None:
-    center, logits = random(4), random(3, 4, seed=1)
-    logits[1, 2] = float("nan")
-    moved = center_update(center, logits, 0.9)
-    assert moved.isfinite().all()
-    assert (moved == center).tolist() == [False, False, True, False]
-
-
 @pytest.mark.parametrize(("iterations", "temperature"), [(1, 0.1), (3, 0.05), (5, 0.5)])
 def test_sinkhorn_equals_loops_and_lightlys(iterations: int, temperature: float) -> None:
     logits = cosines(6, 4)
