@@ -87,7 +87,7 @@ class AdaMatch(AdaptMethod):
         known, (weak, strong) = outputs.split(2)  # [2, N, K]
         known = self.interpolated(known, views[:2], source.draws)
         pseudo, least = self.labels(known[0].detach(), weak.detach())
-        weights = target_weights(self, pseudo.labels, outputs)
+        weights = target_weights(self, pseudo.labels)
         loss = consistency(strong if self.trade_off else strong.detach(), pseudo, weights)
         errors = [source_error(self, logits, source.labels, self.label_smoothing) for logits in known]
         weight = self.trade_off * (ramp_up(progress) if self.ramp else 1.0)

@@ -66,7 +66,7 @@ class FixMatch(AdaptMethod):
         logits = wide(self.classifier.head(features))
         known, weak, strong = logits  # [N, K] each
         pseudo = pseudo_labels(weak, self.threshold)
-        weights = target_weights(self, pseudo.labels, logits)
+        weights = target_weights(self, pseudo.labels)
         loss = consistency(strong if self.trade_off else strong.detach(), pseudo, weights)
         with torch.no_grad():
             metrics = {

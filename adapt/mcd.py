@@ -70,7 +70,7 @@ class MCD(Game):
         if turn == HEADS:
             features = features.detach()
         first, second = (wide(head(features)) for head in (self.classifier.head, self.second))  # [2, N, K]
-        weights = target_weights(self, first[1].detach().argmax(1), first, second, count=turn == ALL)
+        weights = target_weights(self, first[1].detach().argmax(1), count=turn == ALL)
         apart = discrepancy(first[1], second[1], weights)
         labels, smooth = batch.source.labels, self.label_smoothing
         one, two = (source_error(self, logits[0], labels, smooth) for logits in (first, second))

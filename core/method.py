@@ -75,10 +75,7 @@ class Unlabelled(NamedTuple):
 
 
 class Domains(NamedTuple):
-    """The batch of an adaptation method. There is no field for a target label, so none can leak.
-
-    A method that goes over the target once (`online`) gets no source.
-    """
+    """The batch of an adaptation method, without a source for an `online` one. No field is for a target's label, so none can leak."""
 
     sources: tuple[Labelled, ...]
     targets: tuple[Unlabelled, ...]
@@ -155,9 +152,8 @@ class Method(nn.Module):
     # During `after_step`, set by the loop: bool scalar on the device, whether the step was skipped. None: it was not.
     skipped: Tensor | None = None
 
-    def __init__(self, *arguments: Any, **keys: Any) -> None:
-        super().__init__(*arguments, **keys)
-        self._kept: dict[str, Tensor] = {}
+    # What `keep_after_step` was given.
+    _kept: Mapping[str, Tensor] = {}
 
     def forward(self, batch: Any, progress: float) -> Step:
         """The loss of one batch. progress: completed part of the training, 0 to 1 (a scalar tensor where compiled).
@@ -193,16 +189,12 @@ class Method(nn.Module):
         changes depends on it (`core.numerics.approach`), so that a skipped step changes nothing.
         """
         kept, self._kept = self._kept, {}
-        with torch.no_grad():
-            for name, value in kept.items():
-                buffer: Tensor = getattr(self, name)
-                buffer.copy_(unless_skipped(torch.where(value.isfinite().all(), value, buffer), buffer, self.skipped))
+        for name, value in kept.items():
+            buffer: Tensor = getattr(self, name)
+            buffer.copy_(unless_skipped(torch.where(value.isfinite().all(), value, buffer), buffer, self.skipped))
 
     def keep_after_step(self, **values: Tensor) -> None:
-        """For `forward`, which must not write a buffer itself, as its step may yet be skipped: the next values of buffers, by name.
-
-        A value that is not finite is not written, since the buffer would keep it for many steps.
-        """
+        """For `forward`, whose step may yet be skipped: the next values of buffers by name, detached. What is not finite is not written."""
         self._kept = {**self._kept, **values}
 
     def refresh(self, seen: Overview, progress: float) -> None:
@@ -276,6 +268,12 @@ class AdaptMethod(Method):
     def backbone(self) -> Backbone:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The classifier's backbone."""
         return self.classifier.backbone
+
+    def after_step(self, progress: float) -> None:
+        """As of every method, and the frequencies of predicted classes."""
+        super().after_step(progress)
+        if self.resampling is not None:
+            self.resampling.after_step(self.skipped)
 
     def make_room(self, targets: int) -> None:
         """Called once after the constructor: buffers with a row for each target image are made here. targets: how many there are."""

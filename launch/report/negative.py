@@ -87,7 +87,7 @@ def mark_negative_transfer(
     A row of several stages is compared with one that has a baseline for each of them. One seed has no interval, so nothing is said of it.
     answers: of one run. Where predictions were kept, the interval over seeds and test images has to lie beyond 0, too: two seeds that lose
     as many of a few images have no spread, and yet show nothing. Where none were kept, three seeds are needed. declared: by the label of a
-    row, those of the rows that a gain of it is counted from, as a config says; one that no run's config shows to be a baseline is its control.
+    row, those of the rows that a gain of it is counted from, as a config says: where no run's config says what it is, its control.
     """
     for row in rows:
         worse = []

@@ -114,12 +114,15 @@ def test_target_weights_follow_the_predicted_frequencies_and_rest_in_eval() -> N
         found = resampling.target(guesses)
         seen += (torch.tensor([0.75, 0.25, 0.0]) - seen) / step
         assert torch.allclose(found, 1 / (3 * seen[guesses]), atol=1e-6)
+        assert float(resampling.batches) == step - 1  # until the step is judged
+        resampling.after_step(torch.tensor(False))
     rare = resampling.eval().target(torch.tensor([2]))
     assert torch.allclose(resampling.frequencies, seen, atol=1e-6) and float(rare) <= HEAVIEST
     resampling.train().target(guesses, count=False)
     assert torch.allclose(resampling.frequencies, seen, atol=1e-6)
     for _ in range(1000):
         resampling.train().target(guesses)
+        resampling.after_step(None)
     assert float(resampling.eval().target(torch.tensor([2]))) == HEAVIEST
 
 

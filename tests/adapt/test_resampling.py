@@ -1,4 +1,4 @@
-"""The frequencies of predicted classes and steps that are skipped: a batch of logits that are no numbers moves nothing."""
+"""The frequencies of predicted classes and steps that are skipped: such a step moves nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import rootstock.adapt.parts.resampling as resampling
 from rootstock.adapt.parts.masked_consistency import MaskedConsistency
 from rootstock.adapt.parts.resampling import Resampling
 from rootstock.adapt.registry import ADAPT_METHODS
@@ -20,12 +19,12 @@ from rootstock.tests.adapt.exact_steps import KEYS
 N = 8
 BOTH = sorted(name for name, kind in ADAPT_METHODS.items() if "target" in kind.resamples)
 GUESSES = torch.tensor([0, 0, 1])
-BAD = (torch.nan, torch.inf, -torch.inf)
 
 
 def counted() -> Resampling:
     made = Resampling(torch.ones(3))
     made.target(GUESSES)
+    made.after_step(None)
     return made
 
 
@@ -33,33 +32,21 @@ def state(made: Resampling) -> list[Tensor]:
     return [made.frequencies.clone(), made.batches.clone()]
 
 
-@pytest.mark.parametrize("bad", BAD)
-@pytest.mark.parametrize("where", [0, 1])
-def test_one_logit_that_is_no_number_leaves_the_frequencies(bad: float, where: int) -> None:
-    """In either of two tensors, of any shape; the next finite batch counts as if the bad one had not been."""
-    made, plain = counted(), counted()
-    logits = [torch.zeros(2, 3, 3), torch.zeros(3, 3)]
-    logits[where].view(-1)[4] = bad
-    before = state(made)
-    weights = made.target(torch.tensor([0, 0, 0]), logits=logits)
-    assert all(torch.equal(a, b) for a, b in zip(before, state(made), strict=True))
-    torch.testing.assert_close(weights, 1 / (3 * before[0][[0, 0, 0]]))
-    finite = [torch.zeros(2, 3, 3), torch.zeros(3, 3)]
-    made.target(GUESSES, logits=finite)
+def test_the_batch_of_a_skipped_step_leaves_the_frequencies() -> None:
+    """The next batch counts as if the skipped one had not been; whether the loop calls `after_step` then, as on a GPU, or not."""
+    plain = counted()
     plain.target(GUESSES)
-    assert all(torch.equal(a, b) for a, b in zip(state(made), state(plain), strict=True))
-
-
-def test_a_bad_process_leaves_those_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other process has counts [1, 0, 2], and a logit that is no number in the first of two batches."""
-    found: list[Tensor] = []
-    for wrong in (1.0, 0.0):
-        monkeypatch.setattr(resampling, "all_reduce_sum", lambda own, w=wrong: own + torch.tensor([1.0, 0.0, 2.0, w]))
-        made = Resampling(torch.ones(3))
-        made.target(GUESSES, logits=[torch.zeros(3, 3)])
-        found.append(made.frequencies)
-    torch.testing.assert_close(found[0], torch.full((3,), 1 / 3))
-    torch.testing.assert_close(found[1], (torch.full((3,), 1 / 3) + torch.tensor([3.0, 1.0, 2.0]) / 6) / 2)
+    plain.after_step(None)
+    for called in (True, False):
+        made = counted()
+        before = state(made)
+        made.target(torch.tensor([0, 0, 0]))
+        if called:
+            made.after_step(torch.tensor(True))
+        assert all(torch.equal(a, b) for a, b in zip(before, state(made), strict=True))
+        made.target(GUESSES)
+        made.after_step(torch.tensor(False))
+        assert all(torch.equal(a, b) for a, b in zip(state(made), state(plain), strict=True))
 
 
 def method_of(name: str, mic: bool) -> Any:
@@ -78,6 +65,7 @@ def test_a_picture_that_is_no_number_moves_the_frequencies_of_no_method(name: st
     batch = domain_pair(made, N, 1, torch.float32)
     several: Any = (0,) if made.turns > 1 else ()
     made(batch, 0.5, *several)
+    made.after_step(0.5)
     weights: Resampling = made.resampling
     before = state(weights)
     assert float(before[1]) == 2.0
@@ -89,6 +77,10 @@ def test_a_picture_that_is_no_number_moves_the_frequencies_of_no_method(name: st
         spoilt = batch._replace(targets=(batch.target._replace(images=images),))
     loss = made(spoilt, 0.5, *several).loss
     assert not loss.isfinite() or several
+    made.skipped = torch.tensor(True)
+    made.after_step(0.5)
+    made.skipped = None
     assert all(torch.equal(a, b) for a, b in zip(before, state(weights), strict=True))
     made(batch, 0.5, *several)
+    made.after_step(0.5)
     assert float(weights.batches) == 3.0 and weights.frequencies.isfinite().all()

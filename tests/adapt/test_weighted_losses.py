@@ -141,4 +141,5 @@ def test_classes_are_counted_once_a_step_of_several_turns() -> None:
     batch = domains()
     for turn in range(method.turns):
         method(batch, 0.5, turn)
+    method.after_step(0.5)
     assert method.resampling.batches.item() == 2.0  # the equal frequencies, and one batch
