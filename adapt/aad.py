@@ -34,6 +34,8 @@ class AaD(SourceFree):
     of its own neighbours by its row, where the code drops whatever comes first. B is the global batch. The code fills its banks in the
     view of training, and its loss is this one plus a number without gradient, as its divergence has p in the place of log p.
 
+    trade_off: Weight of the whole loss, 0 or more; 1 by the authors. 0 is the control: all forwards stay, so that BatchNorm's statistics
+        become the target's.
     neighbours: Neighbours of each image, 1 or more: 5 on VisDA, 3 on small sets (K).
     dispersion: Weight of the repulsion at the beginning, 0 or more; 1 by the authors. 0 lets all images become one class.
     decay: How fast the repulsion fades, 0 or more: a = (1 + 10 progress)^-decay; 5 on VisDA, 0.75 on Office-31 (beta).
@@ -50,15 +52,17 @@ class AaD(SourceFree):
         classifier: Classifier,
         chunk: int | None = None,
         *,
+        trade_off: float = 1.0,
         neighbours: int = 5,
         dispersion: float = 1.0,
         decay: float = 5.0,
     ) -> None:
         super().__init__(classifier, chunk)
         check_count("neighbours", neighbours, 1, MOST_NEIGHBOURS, "5 is usual")
+        check_not_negative("trade_off", trade_off, "1 is the authors', and 0 is the control")
         check_not_negative("dispersion", dispersion, "1 is usual")
         check_not_negative("decay", decay, "5 is the published one for VisDA, 0.75 for Office-31")
-        self.neighbours, self.dispersion, self.decay = neighbours, dispersion, decay
+        self.trade_off, self.neighbours, self.dispersion, self.decay = trade_off, neighbours, dispersion, decay
         self.register_buffer("bank_features", torch.empty(0, classifier.feature_dim))
         self.register_buffer("bank_predictions", torch.empty(0, classifier.head.out_features))
         self.latest: tuple[Tensor, Tensor, Tensor] | None = None  # index, features and predictions of the step's batch
@@ -97,7 +101,7 @@ class AaD(SourceFree):
                 "effective_classes": effective_classes(everyone.mean(0)),
             }
         # As a tensor, where this is compiled, progress is in float64.
-        return Step((weight * apart).to(near) - near, metrics)
+        return Step(self.trade_off * ((weight * apart).to(near) - near), metrics)
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:

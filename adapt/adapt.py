@@ -148,13 +148,13 @@ def build_adaptation(
     if evaluate is not None:
         check_examination(evaluate)
         sets = sets.hold_out(evaluate["held_out"], seed)
-    check_unseen_source(label_shift, sets, evaluate is not None)
     stage.record_sets(run, sets.named(), data["stamp"])
 
     assert sets.source.classes is not None
     model = stage.network(backbone, data["size"], sets.source)
     objective = build_objective(method, model, sets.source.classes, backbone["weights"], run)
     check_label_shift(label_shift, objective)
+    check_unseen_source(label_shift, sets, evaluate is not None)
     if label_shift["resample"] != "none":
         resample(objective, sets.source)
     objective.make_room(len(sets.target))

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..core.checks import check_positive, check_share
 from ..core.method import Domains
 from ..core.numerics import wide
+from .parts.below_head import check_below_head
 from .parts.resampling import of_each_domain, weighted
 from .parts.transfer import Joint, Transfer, Transferred
 
@@ -64,6 +65,8 @@ class AFN(Transfer):
         super().__init__(classifier, chunk, trade_off, label_smoothing, "0.05 is the published one")
         check_positive("step", step, "1 is the published one")
         check_share("dropout", dropout)
+        if trade_off:
+            check_below_head(classifier, "afn")
         self.step, self.dropout = step, dropout
 
     def seen_by_head(self, features: Tensor, batch: Domains) -> Tensor:

@@ -86,8 +86,8 @@ class CDAN(DANN):
             map == "auto" and (classifier.bottleneck is not None or dim * classes <= randomized_above)
         )
         self._inputs = dim * classes if exact else randomized_above
-        super().__init__(classifier, chunk, **keys)
         self.entropy = entropy
+        super().__init__(classifier, chunk, **keys)
         self.couples_samples = entropy  # the weights are normalised over the batch
         self.map = MultilinearMap(dim, classes, None if exact else randomized_above)
         if not exact:
@@ -95,6 +95,10 @@ class CDAN(DANN):
                 f"the discriminator sees a random sketch of {randomized_above:,} numbers of the map of {dim:,} features x {classes:,} "
                 "classes; method.map=exact takes all of it",
             )
+
+    def moves_head(self) -> bool:
+        """By the certainty of predictions, whose gradient is reversed; the map takes them without gradient."""
+        return self.entropy
 
     def discriminator_input(self) -> int:
         """Size of the map, or of its sketch."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..core.errors import UserError
 from ..core.kernels import EXPONENTS, gaussian_kernels, mean_squared_distance, squared_distances, unbiased_mmd
+from .parts.below_head import check_below_head
 from .parts.transfer import Joint, Transfer, Transferred
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class DAN(Transfer):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(classifier, chunk, trade_off, label_smoothing, "1 is the published one")
+        if trade_off:
+            check_below_head(classifier, "dan")
         self.exponents = checked_exponents(exponents)
 
     def transfer(self, joint: Joint, progress: float) -> Transferred:

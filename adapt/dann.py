@@ -15,6 +15,7 @@ from torch import Tensor
 from ..core.checks import MOST_UNITS, check_count, check_not_negative, check_positive, check_share
 from ..core.method import Domains, Step
 from ..core.numerics import wide
+from .parts.below_head import check_below_head
 from .parts.game import Game
 from .parts.resampling import row_weights, source_error
 from .parts.reversal import Discriminator, reversal_weight, reverse_gradient
@@ -69,7 +70,13 @@ class DANN(Game):
         self.classifier, self.chunk = classifier, chunk
         self.reversal, self.steepness = reversal, steepness
         self.trade_off, self.label_smoothing = trade_off, label_smoothing
+        if reversal and trade_off and not self.moves_head():
+            check_below_head(classifier, type(self).__name__.lower())
         self.discriminator = Discriminator(self.discriminator_input(), hidden, discriminator_norm)
+
+    def moves_head(self) -> bool:
+        """Whether the discriminator's loss changes the classifier's head, too."""
+        return False
 
     def discriminator_input(self) -> int:
         """Number of inputs of the discriminator."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.numerics import wide
+from .parts.below_head import check_below_head
 from .parts.resampling import of_each_domain
 from .parts.transfer import Joint, Transfer, Transferred
 
@@ -62,6 +63,8 @@ class DeepCORAL(Transfer):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(classifier, chunk, trade_off, label_smoothing, "1 is usual")
+        if trade_off and layer == "features":
+            check_below_head(classifier, "deepcoral with layer=features")
         self.layer = layer
 
     def transfer(self, joint: Joint, progress: float) -> Transferred:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..core.checks import MOST_UNITS, check_count, check_not_negative, check_positive
 from ..core.errors import UserError
 from ..core.numerics import wide
+from .parts.below_head import check_below_head
 from .parts.resampling import weighted
 from .parts.reversal import reversal_weight, reverse_gradient
 from .parts.transfer import Joint, Transfer, Transferred
@@ -86,6 +87,8 @@ class MDD(Transfer):
         if len(classifier.classes) < 2:
             raise UserError("method: mdd needs at least 2 classes, as its heads disagree about them; the source has 1")
         check_count("hidden", hidden, 1, MOST_UNITS, "1024 is the published one")
+        if reversal and trade_off:
+            check_below_head(classifier, "mdd")
         self.margin, self.reversal, self.steepness = margin, reversal, steepness
         outputs = classifier.head.out_features  # of the main head: a kept one may have one for unknown images
         self.adversary = nn.Sequential(

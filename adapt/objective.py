@@ -21,25 +21,31 @@ from .registry import ADAPT_METHODS
 
 def shared_options(
     *,
-    bottleneck: int | Literal["none"] = "none",
-    head: HeadKind = "linear",
-    head_temperature: float = 0.05,
+    bottleneck: int | Literal["none"] | None = None,
+    head: HeadKind | None = None,
+    head_temperature: float | None = None,
     batchnorm: BatchNorms = "joint",
     keep_head: bool = False,
+    unknown: bool = False,
     mic: Annotated[dict[str, Any] | None, Section(mic_options)] = None,
 ) -> None:
     """The keys of every adaptation method.
 
     bottleneck: Width of a layer between backbone and head, 1 or more, or none: Linear, BatchNorm, ReLU at the full learning rate, as in the
-        published tables on ResNets (256; MDD and MCC 1024). It is part of the exported classifier.
-    head: The last layer: linear, weightnorm (weight-normalised, SHOT's) or cosine (of features and class weights, without a bias).
-    head_temperature: What the cosine head divides by, above 0; MME has 0.05. Other heads don't use it.
+        published tables on ResNets (256; MDD and MCC 1024). It is part of the exported classifier. null is that of the classifier that
+        is kept, and none for a new one.
+    head: The last layer: linear, weightnorm (weight-normalised, SHOT's) or cosine (of features and class weights, without a bias). null is
+        that of the classifier that is kept, and linear for a new one.
+    head_temperature: What the cosine head divides by, above 0. Other heads don't use it. null is that of the classifier that is kept, and
+        for a new one 0.05, as MME has it.
     batchnorm: How a batch of two domains is normalised. `joint`: one forward of both, so statistics are of both (tllib). `apart`: one
         forward a domain, each with its own batch statistics and with shared running ones (the authors of CDAN and MCD). `own`: statistics,
         scales and shifts of its own for each domain, of which the target's are exported and tested (DSBN, arXiv:1906.03950).
     keep_head: Whether training begins with bottleneck and head of the classifier in `backbone.weights` instead of new ones. So the second
         half of LP-FT does: a head is trained on the frozen network, then everything from there (arXiv:2202.10054). Methods that go on from
         a trained classifier (adabn, shot, aad, tent, eata, roid) always do.
+    unknown: Whether the head has one more output, for images that are in none of the source's classes; osbp always has it. No image teaches
+        it to another method, so it is hardly ever the highest: with source_only, the row beside osbp on tests that hold other classes.
     mic: Masked image consistency as a term beside the method's loss (MIC, arXiv:2212.01322); null is without it.
     """
 
@@ -51,7 +57,12 @@ METHOD = Choice(ADAPT_METHODS, common=shared_options)
 def further_outputs(section: Mapping[str, Any], weights: str) -> int:
     """How many outputs a method's classifier has beyond the classes: its own, or those of the run whose head it keeps. Raises UserError."""
     kind = ADAPT_METHODS[section["name"]]
-    return read_head(weights).structure.extra if kind.keeps_head or section["keep_head"] else kind.extra_outputs
+    return read_head(weights).structure.extra if kind.keeps_head or section["keep_head"] else _extra(section)
+
+
+def _extra(section: Mapping[str, Any]) -> int:
+    """How many outputs beyond the classes a new head of the method has."""
+    return max(ADAPT_METHODS[section["name"]].extra_outputs, int(section["unknown"]))
 
 
 def build_objective(
@@ -65,14 +76,14 @@ def build_objective(
     shared, own = METHOD.apart(section)
     kind = ADAPT_METHODS[own["name"]]
     _check_batchnorm(shared["batchnorm"], own["name"])
-    structure, keeps = _structure(shared, kind.extra_outputs), kind.keeps_head or shared["keep_head"]
-    if keeps and structure == Structure(extra=kind.extra_outputs):
-        structure = read_head(weights).structure
-        if structure.extra < kind.extra_outputs:
-            raise UserError(
-                f"method.keep_head: {own['name']} needs an output for unknown images, and the classifier of {weights} has none; "
-                "leave keep_head out"
-            )
+    extra, keeps = _extra(section), kind.keeps_head or shared["keep_head"]
+    kept = read_head(weights).structure if keeps else Structure(extra=extra)
+    if kept.extra < extra:
+        raise UserError(
+            f"method.keep_head: {own['name']}{' with unknown' if shared['unknown'] else ''} needs an output for unknown images, and the "
+            f"classifier of {weights} has none; leave {'unknown' if shared['unknown'] else 'keep_head'} out"
+        )
+    structure = _structure(shared, kept)
     with sizes_fit("method", shared):
         classifier = Classifier(backbone, classes, structure=structure, batchnorm=shared["batchnorm"])
     objective: AdaptMethod = stage.build_method(own, ADAPT_METHODS, classifier, run)
@@ -93,9 +104,12 @@ def with_terms(objective: AdaptMethod, section: Mapping[str, Any], run: Run) -> 
     return MaskedConsistency(objective, run.options["chunk"], **section["mic"])
 
 
-def _structure(shared: Mapping[str, Any], extra: int) -> Structure:
-    width = None if shared["bottleneck"] == "none" else shared["bottleneck"]
-    given = Structure(width, shared["head"], shared["head_temperature"], extra)
+def _structure(shared: Mapping[str, Any], kept: Structure) -> Structure:
+    """As the keys say; what they leave open is that of `kept`."""
+    named = {"bottleneck": shared["bottleneck"], "head": shared["head"], "temperature": shared["head_temperature"]}
+    given = kept._replace(
+        **{key: None if value == "none" else value for key, value in named.items() if value is not None}
+    )
     given.check()
     # The temperature of another head means nothing, so two such structures are equal.
     return given if given.head == "cosine" else given._replace(temperature=Structure().temperature)

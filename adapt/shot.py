@@ -18,6 +18,7 @@ from ..core.distributed import gather
 from ..core.errors import UserError
 from ..core.method import Domains, Overview, Step
 from ..core.numerics import wide
+from .parts.below_head import check_below_head
 from .parts.source_free import SourceFree, whole_index
 from .parts.transfer import effective_classes
 
@@ -41,6 +42,8 @@ class SHOT(SourceFree):
     method.label_smoothing=0.1, method.bottleneck=256 and method.head=weightnorm by the authors, whose bottleneck is Linear and BatchNorm,
     on digits with dropout; ours has a ReLU after them, as everywhere here).
 
+    trade_off: Weight of the whole loss, 0 or more; 1 by the authors. 0 is the control: all forwards stay, so that BatchNorm's statistics
+        become the target's.
     pseudo_weight: Weight of the cross-entropy on pseudo-labels, 0 or more: 0.3 by the authors, 0.1 on digits. 0 is SHOT-IM.
     refresh_every: How often the pseudo-labels are made anew, as a duration; `ep` are epochs of the target.
 
@@ -55,21 +58,18 @@ class SHOT(SourceFree):
         classifier: Classifier,
         chunk: int | None = None,
         *,
+        trade_off: float = 1.0,
         pseudo_weight: float = 0.3,
         refresh_every: Duration = Duration(1, "ep"),
     ) -> None:
         super().__init__(classifier, chunk)
+        check_not_negative("trade_off", trade_off, "1 is the authors', and 0 is the control")
         check_not_negative("pseudo_weight", pseudo_weight, "0.3 is usual, and 0 is SHOT-IM")
         every = Duration.parse(refresh_every)
         if not every.value:
             raise UserError("method.refresh_every: expected more than 0, got 0; 1ep is usual")
-        head = set(classifier.head.parameters())
-        if not any(parameter.requires_grad for parameter in set(classifier.parameters()) - head):
-            raise UserError(
-                "method: shot trains what lies below the head, and with this backbone.freeze nothing there learns; "
-                "freeze less, or start from a run with a bottleneck"
-            )
-        self.pseudo_weight = pseudo_weight
+        check_below_head(classifier, "shot", "keeps the head as it is", "start from a run with a bottleneck")
+        self.trade_off, self.pseudo_weight = trade_off, pseudo_weight
         self.refresh_every = every if pseudo_weight else None
         self.register_buffer("pseudo_labels", torch.empty(0, dtype=torch.int64))
         self.register_buffer("changed", torch.zeros(()))
@@ -99,7 +99,7 @@ class SHOT(SourceFree):
                 "effective_classes": effective_classes(predictions.mean(0)),
                 "pseudo_changed": self.changed.clone(),
             }
-        return Step(loss, metrics)
+        return Step(self.trade_off * loss, metrics)
 
     def frozen(self, progress: float) -> Iterator[nn.Parameter]:
         """The head, always."""

@@ -194,3 +194,18 @@ def test_it_is_the_authors_value(count: int, weight: float, value: float, length
     (norm,) = gradient_norms(loss, found.logits)
     constant = (near * near.log()).sum((1, 2)).mean()
     assert (loss + constant).item() == pytest.approx(value, rel=PEERS) and norm == pytest.approx(length, rel=PEERS)
+
+
+@pytest.mark.parametrize("name", ["aad", "shot"])
+def test_the_control_of_a_source_free_method_keeps_its_forwards_and_has_no_gradient(name: str) -> None:
+    usual, control = small(name), small(name, trade_off=0.0)
+    for method in (usual, control):
+        method.make_room(TARGETS)
+        method.refresh(seen(method), 0.0)
+        method.train()(batch(), 0.5).loss.backward()
+    gradients = [[p.grad.abs().sum().item() for p in m.parameters() if p.grad is not None] for m in (usual, control)]
+    assert any(gradients[0]) and gradients[1] and not any(gradients[1])
+    first, second = ([b for n, b in m.named_buffers() if n.endswith("running_mean")] for m in (usual, control))
+    assert first and all(torch.equal(a, b) and a.any() for a, b in zip(first, second, strict=True))
+    with pytest.raises(UserError, match=r"method\.trade_off: must be 0 or more, got -1.*0 is the control"):
+        small(name, trade_off=-1.0)

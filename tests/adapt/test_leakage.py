@@ -144,7 +144,9 @@ CASES: dict[str, Case] = {
     "BatchNorm own": case("dann", keys={"batchnorm": "own"}),
     "bottleneck and weightnorm": case("cdan", keys={"bottleneck": 8, "head": "weightnorm"}),
     "bottleneck and cosine": case("mcc", keys={"bottleneck": 8, "head": "cosine"}),
-    "frozen features": case("dann", data={"views": "none"}, backbone={"freeze": "all"}, trained=True),
+    "frozen features": case(
+        "dann", data={"views": "none"}, keys={"bottleneck": 8}, backbone={"freeze": "all"}, trained=True
+    ),
     "kept head": case("cdan", trained=True, keys={"keep_head": True}),
     "another strong view": case("adamatch", data={"strong": {"name": "randaugment"}}),
     "half precision": case("dann", evaluate={**EVERYTHING, "half": True}),

@@ -65,7 +65,7 @@ def test_messages_know_both_kinds_of_keys(tmp_path: Path) -> None:
     told = "\n".join(refused.value.problems)
     assert "method.botleneck: unknown key; did you mean bottleneck?" in told
     assert "method.hiden: unknown key; did you mean hidden?" in told
-    with pytest.raises(ConfigError, match=r'method\.bottleneck: expected an integer or none, got "wide"'):
+    with pytest.raises(ConfigError, match=r'method\.bottleneck: expected an integer, none or null, got "wide"'):
         load(write(tmp_path, {"name": "dann", "bottleneck": "wide"}), adapt, extra={"run": run_section.options})
 
 
@@ -76,10 +76,11 @@ def test_another_name_keeps_the_shared_keys_and_drops_the_others(tmp_path: Path)
         "name": "source_only",
         "label_smoothing": 0.0,
         "bottleneck": 4,
-        "head": "linear",
-        "head_temperature": 0.05,
+        "head": None,
+        "head_temperature": None,
         "batchnorm": "apart",
         "keep_head": False,
+        "unknown": False,
         "mic": None,
     }
 
@@ -90,6 +91,24 @@ def test_a_key_of_both_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHOD.registry, "mine", mine)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="mine: bottleneck is a key of all names already"):
         METHOD.keys({"name": "mine"})
+
+
+FEATURES_ALONE: list[dict[str, Any]] = [
+    {"name": "dann"}, {"name": "cdan", "entropy": False}, {"name": "dan"}, {"name": "afn"}, {"name": "mdd"},
+    {"name": "deepcoral", "layer": "features"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", FEATURES_ALONE, ids=lambda method: method["name"])
+def test_a_method_that_could_change_nothing_is_refused(method: dict[str, Any], tmp_path: Path) -> None:
+    """Above a frozen network without a bottleneck its result would be that of its control; with one, or as a control, it runs."""
+    more: dict[str, Any] = {"backbone": {"name": "smallconv", "args": {"widths": [4, 4, 6, 8]}, "freeze": "all"}}
+    with pytest.raises(
+        UserError, match=rf"^method: {method['name']}.* changes features alone, .* method\.bottleneck=256$"
+    ):
+        start(tmp_path / "a", method, **more)
+    start(tmp_path / "b", {**method, "bottleneck": 4}, **more)
+    start(tmp_path / "c", {**method, "trade_off": 0}, **more)
 
 
 @pytest.mark.parametrize("name", sorted(name for name, kind in ADAPT_METHODS.items() if not kind.keeps_head))
@@ -129,8 +148,13 @@ def test_a_method_that_keeps_the_head_takes_its_structure_from_the_run(tmp_path:
     narrow = "bottleneck.safetensors"
     old, new = (load_file(tmp_path / k / "run" / "classifier" / narrow) for k in "ab")
     assert [name for name in old if not torch.equal(old[name], new[name])] == ["1.running_mean", "1.running_var"]
-    with pytest.raises(UserError, match=r"method: bottleneck 5, head linear contradicts the classifier of"):
-        start(tmp_path / "c", {"name": "adabn", "bottleneck": 5}, "optim.duration=0", **weights)
+    for number, other in enumerate(
+        ({"bottleneck": 5}, {"bottleneck": "none"}, {"head": "linear"}, {"head_temperature": 0.1})
+    ):
+        with pytest.raises(
+            UserError, match=r"^method: .* contradicts the classifier of .* leave these keys of method out"
+        ):
+            start(tmp_path / f"c{number}", {"name": "adabn", **other}, "optim.duration=0", **weights)
 
 
 @pytest.mark.parametrize("batchnorm", ["joint", "apart", "own"])

@@ -182,6 +182,19 @@ def test_a_run_scores_unknown_images(held_out: bool, tmp_path: Path) -> None:
             start(tmp_path / "b", data, "mcc")
 
 
+def test_source_only_has_a_row_beside_it(tmp_path: Path) -> None:
+    """On the same test, with an output that nothing teaches: its classes are told as osbp's are, and hardly anything is called unknown."""
+    data = {"source": f"{DIGITS}&classes=4#[:60]", "target": f"{DIGITS}#[160:260]"}
+    result = start(tmp_path / "a", data, {"name": "source_only", "unknown": True}, "optim.duration=60")
+    found = {name: result["metrics"][f"target/classifier/{name}"] for name in ("os_star", "unknown_accuracy", "hos")}
+    assert found["unknown_accuracy"] < 0.1 and found["hos"] < 0.2 < found["os_star"]
+    plain = {"source": data["source"], "target": f"{DIGITS}&classes=4#[60:100]"}
+    start(tmp_path / "b", plain, "source_only")
+    kept = {"name": "source_only", "unknown": True, "keep_head": True}
+    with pytest.raises(UserError, match=r"method\.keep_head: source_only with unknown needs .* leave unknown out$"):
+        start(tmp_path / "c", plain, kept, backbone={"weights": str(tmp_path / "b" / "run")})
+
+
 def test_a_source_class_cannot_be_called_unknown(tmp_path: Path) -> None:
     for name in ("a", "unknown"):
         (tmp_path / "source" / name).mkdir(parents=True)

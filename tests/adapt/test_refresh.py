@@ -179,7 +179,10 @@ def test_durations_are_the_targets(trained: dict[str, Any]) -> None:
 def test_a_run_in_which_nothing_could_learn_is_refused(trained: dict[str, Any], tmp_path: Path) -> None:
     start(tmp_path / "plain", method={"name": "source_only"}, optim={**CONFIG["optim"], "duration": 1})
     backbone = {"weights": str(tmp_path / "plain" / "run"), "freeze": "all"}
-    with pytest.raises(UserError, match=r"method: shot trains what lies below the head.*a run with a bottleneck"):
+    with pytest.raises(
+        UserError,
+        match=r"method: shot keeps the head as it is, and .* nothing; freeze less, or start from a run with a bottleneck",
+    ):
         start(tmp_path / "a", method={"name": "shot"}, backbone=backbone)
     with pytest.raises(UserError, match=r"backbone\.weights: none holds no classifier; give the folder of a finetune"):
         start(tmp_path / "b", method={"name": "aad"})

@@ -1,12 +1,10 @@
-"""A source of one class: every validator has a score or none, and a run with all of them ends."""
+"""Classifiers of one class: every validator has a score or none."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +12,6 @@ import torch
 from rootstock.adapt.validators.candidate import CandidateModel, SourceFeatures, SourceOutputs, TargetOutputs
 from rootstock.adapt.validators.registry import VALIDATORS
 from rootstock.adapt.validators.selection import as_result, choose, score_candidates
-from rootstock.tests.adapt.test_objective import start
 from rootstock.tests.adapt.validators.models import generator
 
 UNDEFINED = {"transfer_score"}
@@ -53,13 +50,3 @@ def test_two_classes_have_a_transfer_score() -> None:
     assert math.isfinite(VALIDATORS["transfer_score"].score(two))
     with pytest.raises(ValueError, match="candidate c0 has no weights of a linear head"):
         VALIDATORS["transfer_score"].score(dataclasses.replace(two, weight=None))
-
-
-def test_a_run_of_one_class_ends(tmp_path: Path) -> None:
-    digits = "sklearn:digits?size=16&classes=1"
-    data = {"source": f"{digits}#[:60]", "target": f"{digits}#[60:120]", "test": f"{digits}#[120:150]"}
-    evaluate: dict[str, Any] = {"every": 1, "images": 50, "held_out": 0.2, "mixval": True}
-    whole = {"data": {**data, "size": 16, "views": "digits"}, "evaluate": evaluate}
-    result = start(tmp_path / "a", "dann", "optim.duration=2", **whole)
-    assert result["validators"]["scores"]["transfer_score"] == [None, None]
-    assert result["metrics"]["test/classifier/accuracy"] == 1.0 and "NaN" not in json.dumps(result)
