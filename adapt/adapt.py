@@ -36,6 +36,7 @@ from ..core.views.presets import VIEWS
 from ..core.views.resample import Interpolation
 from ..core.views.view import Evaluation
 from .changes import Beforehand
+from .chosen import selection_of
 from .domain_views import domain_views
 from .examine import Examination, check_examination, examine_options
 from .frozen import FrozenFeatures
@@ -146,7 +147,7 @@ def build_adaptation(
     unknown = UNKNOWN if further_outputs(method, backbone["weights"]) else None
     settings, sets = Optim(**optim), open_sets(data, seed, unknown, ADAPT_METHODS[method["name"]].online)
     if evaluate is not None:
-        check_examination(evaluate)
+        check_examination(evaluate, run.options["sharding"])
         sets = sets.hold_out(evaluate["held_out"], seed)
     stage.record_sets(run, sets.named(), data["stamp"])
 
@@ -266,19 +267,20 @@ def adapt(
     for sentence in trained_with_labels(model.seen, sets.tests):
         run.log(sentence)
     stage.trace(run, model, sets.training(), data, method=method["name"], steps=fed.steps)
+    # Before the final test: no choice can follow from a label of the target.
+    measured = {} if examination is None else examination.conclude(classifier, fed.steps, plan.every.evaluate)
     if run.main:
         classifier.export(run.dir)
         _save_pictures(run, plan, objective, built.frozen)
-    # Before the final test: no choice can follow from a label of the target.
-    measured = {} if examination is None else examination.conclude(classifier, fed.steps, plan.every.evaluate)
     shift = estimate_shift(objective, sets, built.read, label_shift, seed)
-    states = kept_states(run, fed.steps, 0 if examination is None else plan.every.evaluate)
+    every, exported = (plan.every.evaluate, examination.exported) if examination else (0, fed.steps)
+    states = kept_states(run, fed.steps, every, exported)
     online = by_test(objective.predictions, sets.target, sets.tests) if objective.online else {}
     about = (built.frozen, shift, states, online, built.began, built.looks)
     outcome = final_test(run, classifier, sets.tests, view, *about)
     if examination is not None:
         add_regrets(measured["validators"], outcome)
-    selection = model.selection(data["selection"])
+    selection = model.selection(selection_of(data["selection"], evaluate, measured))
     return run.finish(
         {"data": facts_of(sets, data, objective.online), **outcome, **measured, **fed.counts(), "selection": selection}
     )

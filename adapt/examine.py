@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..core import phase
@@ -31,9 +28,10 @@ from ..core.images.images import Images
 from ..core.images.split import hash_order
 from ..core.run.directory import Run
 from .changes import NEAREST_MEAN, OWN_GUESS, Beforehand, nearest_means
+from .chosen import LAST, check_select, chosen, keep_weights, load_weights
 from .gaps import DomainGap, domain_gap, gap_words, gaps_as_result
 from .health import health
-from .kept_states import FOLDER, keep_tests, name_of
+from .kept_states import FOLDER, keep_tests, name_of, path_of, read_candidates
 from .sets import SOURCE, Reader, Sets
 from .shown import ShownTest
 from .validators.candidate import CandidateModel, SourceFeatures, SourceOutputs, TargetOutputs
@@ -57,6 +55,7 @@ def examine_options(
     held_out: float = 0.0,
     mixval: bool = False,
     half: bool = False,
+    select: str = LAST,
 ) -> None:
     """The `evaluate` section of `rootstock adapt`: scores of candidates by validators that see no target label, and diagnostics.
 
@@ -68,18 +67,21 @@ def examine_options(
     held_out: Part of the source's training images of each class that no training sees, so that validators can use its labels, from 0 to
     0.5; 0 holds none out, and leaves out the validators that need it.
     mixval: Whether candidates are shown mixed target images too, as the validator MixVal needs; it doubles the images that are read.
+    select: Which candidate is exported, and tested as `classifier`, chosen without a label of the target: last; rule, a filter by source
+        validation and then im; or a validator by its name. It needs `every`; the weights of all candidates then lie in RUN/candidates, too.
     half: Whether the outputs of candidates are rounded to float16 before any validator sees them: 2 bytes a number in RUN/candidates.
     """
 
 
-def check_examination(options: Mapping[str, Any]) -> None:
-    """Raises UserError for numbers out of range."""
+def check_examination(options: Mapping[str, Any], sharding: str) -> None:
+    """Raises UserError for numbers out of range, and for a choice that cannot be made. sharding: `run.sharding`."""
     if options["images"] < FEWEST_IMAGES:
         raise UserError(
             f"evaluate.images: expected at least {FEWEST_IMAGES}, got {options['images']}; `evaluate: null` takes no measures"
         )
     if not 0.0 <= options["held_out"] <= 0.5:
         raise UserError(f"evaluate.held_out: expected a number from 0 to 0.5, got {options['held_out']}; 0.1 is usual")
+    check_select(options, sharding)
 
 
 class Examination:
@@ -102,6 +104,7 @@ class Examination:
         self.keeps_head = keeps_head
         self.rows = {name: spread(len(images), options["images"]) for name, images in sets.tests.items()}
         self.half: bool = options["half"]
+        self.select: str = options["select"]
         held_out = sets.held_out
         self.source, self.target = (sampled(part, options["images"], run.seed) for part in sets.training().values())
         self.held_out = None if held_out is None else sampled(held_out, options["images"], run.seed)
@@ -129,6 +132,12 @@ class Examination:
         how = OWN_GUESS if self.keeps_head else NEAREST_MEAN
         self.first = Beforehand(self.source, self.rows, features, guesses, how, of_source)
 
+    @property
+    def exported(self) -> int:
+        """The step of the state that is exported, after `conclude`."""
+        assert self.last is not None
+        return self.last.step
+
     def began(self) -> Beforehand | None:
         """The state before the training, after `conclude`."""
         if self.first is None or self.last is None or self.last.trained is None:
@@ -145,6 +154,8 @@ class Examination:
             self.folder.mkdir(exist_ok=True)
             write_tensors(path_of(self.folder, candidate.step), tensors_of(candidate, self.half))
             keep_tests(self.folder, candidate.step, tested)
+            if self.select != LAST:
+                keep_weights(self.folder, candidate.step, method.classifier)
         found = count_predicted_classes(candidate.target.logits)
         if found.alarm:
             self.run.log(f"WARNING: after step {candidate.step}: {found.alarm}")
@@ -153,15 +164,25 @@ class Examination:
         return {"effective_classes": found.effective, **scores}
 
     def conclude(self, classifier: Classifier, steps: int, every: int) -> dict[str, Any]:
-        """The entries of a result, after the last of `steps` steps. every: steps between candidates, 0 for the last state alone."""
-        inputs = (BatchNormInputs(), BatchNormInputs())
-        self.last = last = self._rounded(self.candidate(classifier, steps, inputs=inputs))
+        """The entries of a result, after the last of `steps` steps. every: steps between candidates, 0 for the last state alone.
+
+        Where `select` picks another candidate, the classifier has its weights then, and the measures are of it.
+        """
+        inputs, selecting = (BatchNormInputs(), BatchNormInputs()), self.select != LAST
+        last = self._rounded(self.candidate(classifier, steps, inputs=None if selecting else inputs))
         kept = range(every, steps, every) if every else range(0)
         lost = list[str]()
         candidates = [*read_candidates(self.folder, kept, lost.append), last]
         for sentence in lost:
             self.run.log(f"WARNING: {sentence}")
         scoring = score_candidates(candidates)
+        choice, selected = choose(scoring), {}
+        if selecting:
+            picked = candidates[chosen(self.select, scoring, choice, self.run.log)]
+            load_weights(self.folder, picked.step, classifier)
+            last = self._rounded(self.candidate(classifier, picked.step, inputs=inputs))
+            selected = {"selected": picked.name}
+        self.last = last
         after, predicted = self._gap(last, inputs), count_predicted_classes(last.target.logits)
         if words := gap_words(self.before, after):
             self.run.log(f"domains: {words}")
@@ -178,7 +199,12 @@ class Examination:
         sure = {} if held_out is None else calibration_entry(held_out.logits, held_out.labels, "held-out source images")
         return {
             **sure,
-            "validators": {**as_result(scoring, choose(scoring)), "images": shown, **({"lost": lost} if lost else {})},
+            "validators": {
+                **as_result(scoring, choice),
+                **selected,
+                "images": shown,
+                **({"lost": lost} if lost else {}),
+            },
             "diagnostics": {
                 "target": predicted._asdict(),
                 **gaps_as_result(self.before, after),
@@ -245,23 +271,6 @@ class Examination:
         assert trained is not None
         features, units = (trained.features, target.features), (self.source.units(), self.target.units())
         return domain_gap(features, units, inputs, self.run.seed)
-
-
-def path_of(folder: Path, step: int) -> Path:
-    """Where the candidate of a step lies. folder: RUN/candidates."""
-    return folder / f"step-{step:08d}.safetensors"
-
-
-def read_candidates(folder: Path, steps: Iterable[int], say: Callable[[str], None]) -> list[CandidateModel]:
-    """The candidates that were kept; one that cannot be read is named in a sentence, and left out."""
-    found = []
-    for step in steps:
-        path = path_of(folder, step)
-        try:
-            found.append(candidate_of(name_of(step), step, load_file(path)))
-        except (OSError, SafetensorError, UserError) as error:
-            say(f"{path} cannot be read ({error}); no validator sees this candidate")
-    return found
 
 
 def sampled(images: Images, limit: int, seed: int) -> Images:

@@ -6,10 +6,12 @@ The header's entry `digest` is that of the tensors, so that a file which is not 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..core.digested import read_digested, write_digested
@@ -19,6 +21,8 @@ from ..core.manifest import DamagedFile
 from ..core.method import AdaptMethod
 from ..core.run.directory import Run
 from .registry import ADAPT_METHODS
+from .validators.candidate import CandidateModel
+from .validators.stored import candidate_of
 
 FOLDER = "candidates"
 
@@ -45,6 +49,23 @@ def keep_tests(folder: Path, step: int, logits: Mapping[str, Tensor]) -> None:
     write_digested(tests_path(folder, step), logits)
 
 
+def path_of(folder: Path, step: int) -> Path:
+    """Where the candidate of a step lies. folder: RUN/candidates."""
+    return folder / f"step-{step:08d}.safetensors"
+
+
+def read_candidates(folder: Path, steps: Iterable[int], say: Callable[[str], None]) -> list[CandidateModel]:
+    """The candidates that were kept; one that cannot be read is named in a sentence, and left out."""
+    found = []
+    for step in steps:
+        path = path_of(folder, step)
+        try:
+            found.append(candidate_of(name_of(step), step, load_file(path)))
+        except (OSError, SafetensorError, UserError) as error:
+            say(f"{path} cannot be read ({error}); no validator sees this candidate")
+    return found
+
+
 def concludes(name: str) -> bool:
     """Whether a method changes the network once more after its last step."""
     kind = ADAPT_METHODS[name]
@@ -63,14 +84,16 @@ def check_states(name: str, steps: int, every: int) -> None:
         )
 
 
-def kept_states(run: Run, steps: int, every: int) -> KeptStates:
-    """The states before the last of `steps` steps. every: steps between them, 0 for none. Of the main process; others have none.
+def kept_states(run: Run, steps: int, every: int, exported: int) -> KeptStates:
+    """The states of a training of `steps` steps but for the one that is exported. every: steps between them, 0 for the last state alone.
+    exported: the step of that one. Of the main process; others have none.
 
     One whose file is damaged is scored as an earlier command of this run stored it before it read the labels, if one did: the candidates
     are then the same, and so is the look. Else it is named, in the log and in `lost`, and the look is at the others alone.
     """
     states = KeptStates({}, {})
-    for step in range(every, steps, every) if every and run.main else ():
+    all_steps = [*(range(every, steps, every) if every else ()), steps]
+    for step in (step for step in all_steps if step != exported and run.main):
         name, path = name_of(step), tests_path(run.dir / FOLDER, step)
         try:
             states.found[name] = _read(path)

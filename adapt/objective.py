@@ -21,9 +21,9 @@ from .registry import ADAPT_METHODS
 
 def shared_options(
     *,
-    bottleneck: int | Literal["none"] | None = None,
-    head: HeadKind | None = None,
-    head_temperature: float | None = None,
+    bottleneck: int | Literal["none"] = "none",
+    head: HeadKind = "linear",
+    head_temperature: float = 0.05,
     batchnorm: BatchNorms = "joint",
     keep_head: bool = False,
     unknown: bool = False,
@@ -32,12 +32,10 @@ def shared_options(
     """The keys of every adaptation method.
 
     bottleneck: Width of a layer between backbone and head, 1 or more, or none: Linear, BatchNorm, ReLU at the full learning rate, as in the
-        published tables on ResNets (256; MDD and MCC 1024). It is part of the exported classifier. null is that of the classifier that
-        is kept, and none for a new one.
-    head: The last layer: linear, weightnorm (weight-normalised, SHOT's) or cosine (of features and class weights, without a bias). null is
-        that of the classifier that is kept, and linear for a new one.
-    head_temperature: What the cosine head divides by, above 0. Other heads don't use it. null is that of the classifier that is kept, and
-        for a new one 0.05, as MME has it.
+        published tables on ResNets (256; MDD and MCC 1024). It is part of the exported classifier. Where a classifier is kept, `none` and
+        the defaults of the two keys below stand for what it has.
+    head: The last layer: linear, weightnorm (weight-normalised, SHOT's) or cosine (of features and class weights, without a bias).
+    head_temperature: What the cosine head divides by, above 0; MME has 0.05. Other heads don't use it.
     batchnorm: How a batch of two domains is normalised. `joint`: one forward of both, so statistics are of both (tllib). `apart`: one
         forward a domain, each with its own batch statistics and with shared running ones (the authors of CDAN and MCD). `own`: statistics,
         scales and shifts of its own for each domain, of which the target's are exported and tested (DSBN, arXiv:1906.03950).
@@ -77,13 +75,15 @@ def build_objective(
     kind = ADAPT_METHODS[own["name"]]
     _check_batchnorm(shared["batchnorm"], own["name"])
     extra, keeps = _extra(section), kind.keeps_head or shared["keep_head"]
-    kept = read_head(weights).structure if keeps else Structure(extra=extra)
-    if kept.extra < extra:
-        raise UserError(
-            f"method.keep_head: {own['name']}{' with unknown' if shared['unknown'] else ''} needs an output for unknown images, and the "
-            f"classifier of {weights} has none; leave {'unknown' if shared['unknown'] else 'keep_head'} out"
-        )
-    structure = _structure(shared, kept)
+    structure = _structure(shared, extra)
+    if keeps and structure == Structure(extra=extra):
+        structure = read_head(weights).structure
+        if structure.extra < extra:
+            what, leave = (" with unknown", "unknown") if shared["unknown"] else ("", "keep_head")
+            raise UserError(
+                f"method.keep_head: {own['name']}{what} needs an output for unknown images, and the classifier of {weights} has none; "
+                f"leave {leave} out"
+            )
     with sizes_fit("method", shared):
         classifier = Classifier(backbone, classes, structure=structure, batchnorm=shared["batchnorm"])
     objective: AdaptMethod = stage.build_method(own, ADAPT_METHODS, classifier, run)
@@ -104,12 +104,9 @@ def with_terms(objective: AdaptMethod, section: Mapping[str, Any], run: Run) -> 
     return MaskedConsistency(objective, run.options["chunk"], **section["mic"])
 
 
-def _structure(shared: Mapping[str, Any], kept: Structure) -> Structure:
-    """As the keys say; what they leave open is that of `kept`."""
-    named = {"bottleneck": shared["bottleneck"], "head": shared["head"], "temperature": shared["head_temperature"]}
-    given = kept._replace(
-        **{key: None if value == "none" else value for key, value in named.items() if value is not None}
-    )
+def _structure(shared: Mapping[str, Any], extra: int) -> Structure:
+    width = None if shared["bottleneck"] == "none" else shared["bottleneck"]
+    given = Structure(width, shared["head"], shared["head_temperature"], extra)
     given.check()
     # The temperature of another head means nothing, so two such structures are equal.
     return given if given.head == "cosine" else given._replace(temperature=Structure().temperature)

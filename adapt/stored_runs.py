@@ -25,8 +25,7 @@ from ..core.errors import UserError
 from ..core.files import write_tensors
 from ..core.manifest import DamagedFile, check_file, read_manifest
 from ..core.run.folder import CONFIG, read_result
-from .examine import path_of
-from .kept_states import FOLDER, name_of
+from .kept_states import FOLDER, name_of, path_of
 from .outcome import LAST
 from .sets import SOURCE, TARGET
 from .validators.candidate import CandidateModel
@@ -113,11 +112,12 @@ def stored_run(folder: Path, say: PassOver) -> StoredRun | None:
 
 def _facts_of(config: Mapping[str, Any], result: Mapping[str, Any]) -> RunFacts:
     """Raises KeyError and the like for what is no result of an adaptation."""
-    data, last, tests = config["data"], name_of(int(result["steps"])), dict[str, dict[str, float]]()
+    data, tests = config["data"], dict[str, dict[str, float]]()
+    exported = (result.get("validators") or {}).get("selected") or name_of(int(result["steps"]))
     for key, value in result["metrics"].items():
         test, _, metric = key.partition("/")
         if metric == f"{LAST}/accuracy":
-            tests[test] = {**(result.get("states") or {}).get(test, {}), last: float(value)}
+            tests[test] = {**(result.get("states") or {}).get(test, {}), exported: float(value)}
     splits = {key: text for key, text in result["data"]["split"].items() if key == TARGET or key.startswith("test.")}
     source, target = ([given] if isinstance(given := data[key], str) else list(given) for key in (SOURCE, TARGET))
     steps = {name: int(name.rpartition(" ")[2]) for found in tests.values() for name in found}

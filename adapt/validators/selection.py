@@ -108,15 +108,17 @@ def regrets(picked: Mapping[str, int], accuracies: Sequence[float]) -> dict[str,
 def add_regrets(told: dict[str, Any], outcome: Mapping[str, Any]) -> None:
     """Add to the entry of a result what the picks cost on each test, after the labels were opened: `regret`; nothing for one candidate.
 
-    told: of `as_result`. outcome: `states`, accuracies of earlier candidates by test, and `metrics` of the last one.
+    told: of `as_result`, with `selected` where another than the last candidate may be exported. outcome: `states`, accuracies of the other
+    candidates by test, and `metrics` of the exported one.
     """
-    *earlier, last = told["candidates"]
+    exported = told.get("selected", told["candidates"][-1])
+    others = [name for name in told["candidates"] if name != exported]
     regret = {}
     for test, found in outcome.get("states", {}).items():
-        if not found.keys() >= set(earlier):
+        if not found.keys() >= set(others):
             continue  # what could not be read is named in the log
-        known = {**found, last: outcome["metrics"][f"{test}/classifier/accuracy"]}
-        accuracies = [known[name] for name in (*earlier, last)]
+        known = {**found, exported: outcome["metrics"][f"{test}/classifier/accuracy"]}
+        accuracies = [known[name] for name in told["candidates"]]
         picked = {**told["picks"], "rule": told["rule"]["pick"]}
         costs = regrets({name: told["candidates"].index(chosen) for name, chosen in picked.items()}, accuracies)
         regret[test] = {

@@ -68,8 +68,13 @@ def _table(test: str, told: Sequence[Mapping[str, Any]]) -> ValidatorTable:
 def _foot(told: Sequence[Mapping[str, Any]], seeds: int, oracle: str) -> list[str]:
     """oracle: its picks and its accuracy, in words."""
     first = told[0]
+    reports = "The run reports its last state."
+    if "selected" in first:
+        reports = (
+            f"The run reports the state that evaluate.select chose: {_counted([one['selected'] for one in told])}."
+        )
     foot = [
-        f"Candidates: the states after {', '.join(first['candidates'])}. The run reports its last state; a validator sees no label of the "
+        f"Candidates: the states after {', '.join(first['candidates'])}. {reports} A validator sees no label of the "
         "target, and what its pick costs is known only since the test's labels were opened, once, after all picks.",
         f"The regret is what is missing to the oracle, the best candidate by these labels, an upper bound and no result: {oracle}.",
         f"The default rule: {first['rule']['how']}.",

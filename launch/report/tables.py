@@ -17,6 +17,7 @@ SELECTION = {
     "source-val": "Chosen on held-out labelled images of the source domain.",
     "tuned-on-target": "Hyper-parameters were found while looking at labels of the target, so these numbers are "
     "optimistic for a new domain.",
+    "rule": "Chosen by the default rule of label-free validators: a filter by source validation, then im.",
     "oracle": "Trained on labels of the target, or chosen with those of the test set: an upper bound, not a result.",
 }
 CAVEATS = ("tuned-on-target", "oracle")

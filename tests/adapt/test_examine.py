@@ -14,7 +14,8 @@ from torch import Tensor
 
 import rootstock.adapt.examine as examine
 import rootstock.adapt.kept_states as kept_states
-from rootstock.adapt.examine import read_candidates, sampled
+from rootstock.adapt.examine import sampled
+from rootstock.adapt.kept_states import read_candidates
 from rootstock.adapt.registry import ADAPT_METHODS
 from rootstock.adapt.validators.registry import VALIDATORS
 from rootstock.core.errors import UserError
