@@ -144,6 +144,11 @@ CASES: dict[str, Case] = {
     "BatchNorm own": case("dann", keys={"batchnorm": "own"}),
     "bottleneck and weightnorm": case("cdan", keys={"bottleneck": 8, "head": "weightnorm"}),
     "bottleneck and cosine": case("mcc", keys={"bottleneck": 8, "head": "cosine"}),
+    "frozen first stages": case(
+        "dann", data={"views": "none"}, keys={"bottleneck": 8}, backbone={"freeze": "stage1"}, trained=True
+    ),
+    **{f"damaged {name}": case(name, data={"damaged": True}) for name in ("mcc", "shot", "aad", "adamatch")},
+    **{f"another test {name}": case(name, data={"tested": True}) for name in ("cdan", "mcd", "shot", "osbp", "adabn")},
     "frozen features": case(
         "dann", data={"views": "none"}, keys={"bottleneck": 8}, backbone={"freeze": "all"}, trained=True
     ),
@@ -167,9 +172,25 @@ def trained(pictures: list[Path], tmp_path_factory: pytest.TempPathFactory) -> P
     return where / "run"
 
 
+def damaged(where: Path, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Copies of both domains with a picture, the same whatever its name, that cannot be decoded, so that its neighbour replaces it."""
+    copies = {}
+    for domain in ("source", "target"):
+        copy = where.with_name(f"{where.name} {domain}")
+        shutil.copytree(data[domain].removeprefix("folder:"), copy)
+        broken = sorted(copy.rglob("*.png"), key=sha256)[3]
+        broken.write_bytes(broken.read_bytes()[:60])
+        copies[domain] = f"folder:{copy}"
+    return copies
+
+
 def run_case(where: Path, given: Case, trained: Path, data: Mapping[str, Any]) -> dict[str, Any]:
     sections = dict(given.sections)
-    more = sections.pop("data", {}), sections.pop("backbone", {})
+    more = dict(sections.pop("data", {})), sections.pop("backbone", {})
+    if more[0].pop("damaged", False):
+        data = {**damaged(where, data), "test": {"target": data["target"]}}
+    if more[0].pop("tested", False):
+        data = {**data, "test": {"target": data["target"]}}
     backbone = {"weights": str(trained)} if given.trained else TINY
     return start(
         "adapt",
@@ -239,7 +260,7 @@ def test_no_label_and_no_place_of_a_target_changes_anything(
         assert set(result["looks"]) == {"target"}
         found.append(left_by(where / "run", result))
     assert found[0].exact == found[1].exact
-    assert len(found[0].by_key) >= 4
+    assert len(found[0].by_key) >= 2
     torch.testing.assert_close(found[0].by_key, found[1].by_key, rtol=1e-2, atol=1e-3)
 
 
