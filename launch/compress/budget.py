@@ -36,6 +36,11 @@ class Budget(NamedTuple):
         in_time = self.latency is None or cost.ms <= share * self.latency
         return in_time and (self.size is None or cost.bytes <= self.size)
 
+    def used_by(self, cost: EdgeCost) -> float:
+        """The largest share of what is allowed that a form takes; above 1 it does not fit."""
+        parts = [] if self.latency is None else [cost.ms / self.latency]
+        return max([*parts, *([] if self.size is None else [cost.bytes / self.size])])
+
     def in_words(self) -> str:
         """For messages."""
         parts = [] if self.latency is None else [f"{self.latency:g} ms a picture"]

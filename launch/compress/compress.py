@@ -1,11 +1,13 @@
 """`rootstock compress`: the form of a trained network that fits a budget and changes it least, with what it loses.
 
-Forms in the order of what they change: the network as it is, in 8 bits, and with fewer channels, whose recovery its own run teaches. The
-first that fits is taken, so no form is chosen by a score, and the test pictures measure what they did not choose.
+Forms in the order of what they change: the network as it is, in 8 bits, and with fewer channels, in the precision in which more of them fit;
+its own run teaches that network to recover. The first that fits is taken, so no form is chosen by a score, and the test pictures measure
+what they did not choose.
 """
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +43,7 @@ from .forms import (
     cost_of_file,
     cost_of_network,
     first_pictures,
-    largest_share,
+    least_pruned,
     part_that_stays,
     plain_json,
     pruned_draft,
@@ -193,25 +195,35 @@ def _choose(trained: TrainedRun, sets: Int8Sets | None, asked: Demand, record: R
             if asked.budget.holds(form.cost, MARGIN):
                 return form
 
-        def form_of(share: float) -> TriedForm | None:
-            if (known := record.known(share, asked.int8)) is not None:
+        @functools.cache
+        def draft(share: float) -> TrainedRun | None:
+            return pruned_draft(trained, share, record.to, folder / f"run-{share}", asked.overrides)
+
+        def form_of(share: float, int8: bool) -> TriedForm | None:
+            if (known := record.known(share, int8)) is not None:
                 return known
-            small = pruned_draft(trained, share, record.to, folder / f"run-{share}", asked.overrides)
-            return None if small is None else timed(small, share, asked.int8)
+            small = draft(share)
+            return None if small is None else timed(small, share, int8)
 
         why = ""
         try:
-            best = largest_share(form_of, asked.budget, SHARES_TRIED)
+            best = least_pruned(form_of, asked.budget, SHARES_TRIED, asked.int8)
         except UnprunableNetwork as error:
             best, why = None, f"{error.why}, and "
     if best is None:
-        tried = [TriedForm.of_json(form) for form in record.content["tried"]]
-        least = min(tried, key=lambda form: (form.stays, not form.int8))
-        raise UserError(
-            f"--latency, --size: nothing fits {asked.budget.in_words()}; {why}the smallest form that can be made has {least.in_words()}. "
-            f"Allow that, or teach a smaller network: {command('distill', str(trained.folder), '--student', 'NAME')}"
-        )
+        raise UserError(_nothing_fits(trained, asked.budget, record, why))
     return best
+
+
+def _nothing_fits(trained: TrainedRun, budget: Budget, record: Record, why: str) -> str:
+    """why: no smaller form can be made; "" if there are some, and the smallest was tried."""
+    tried = [TriedForm.of_json(form) for form in record.content["tried"]]
+    nearest = min(tried, key=lambda form: budget.used_by(form.cost))
+    spare = "" if budget.latency is None else f" with {1 - MARGIN:.0%} of the time to spare"
+    return (
+        f"--latency, --size: nothing fits {budget.in_words()}{spare}; {why}of all forms that can be made, the nearest one has "
+        f"{nearest.in_words()}. Allow that, or teach a smaller network: {command('distill', str(trained.folder), '--student', 'NAME')}"
+    )
 
 
 def _export(trained: TrainedRun, to: Path, sets: Int8Sets | None) -> None:

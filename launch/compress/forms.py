@@ -77,6 +77,28 @@ def largest_share(
     return found
 
 
+def least_pruned(
+    form_of: Callable[[float, bool], TriedForm | None], budget: Budget, shares: Sequence[float], int8: bool
+) -> TriedForm | None:
+    """The form of the largest of these shares, which fall, that fits in 32 bits, or in 8 where these are allowed; None if none does.
+
+    Of equal shares that of 32 bits. Which precision is the faster one is a matter of the network and the machine. form_of: (share, whether
+    in 8 bits) -> as of `largest_share`.
+    """
+
+    def of(precision: bool) -> Callable[[float], TriedForm | None]:
+        return lambda share: form_of(share, precision)
+
+    found = largest_share(of(True), budget, shares) if int8 else None
+    if found is None or found.share is None:
+        return largest_share(of(False), budget, shares)
+    # Where this share is too much in 32 bits, every larger one is, and need not be timed.
+    alike = form_of(found.share, False)
+    if alike is None or not budget.holds(alike.cost, MARGIN):
+        return found
+    return largest_share(of(False), budget, shares[: shares.index(found.share)]) or alike
+
+
 def recovery(trained: TrainedRun, share: float, folder: Path) -> dict[str, Any]:
     """The config that prunes a run's network and lets it recover, with the run as its teacher.
 

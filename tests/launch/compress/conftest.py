@@ -1,7 +1,7 @@
 """A small classifier of digits that was trained for a moment, so that its outputs say something."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -12,8 +12,17 @@ from rootstock.core.images.open import open_images
 from rootstock.core.model.backbone import create
 from rootstock.core.model.classifier import Classifier
 from rootstock.core.views.view import Evaluation
+from rootstock.launch.verbs import execute
 
 DIGITS = "sklearn:digits?size=16&classes=3"
+DIGITS16 = "sklearn:digits?size=16"
+TRAIN, TEST = f"{DIGITS16}#[:300,seed=1]", f"{DIGITS16}#[300:400,seed=1]"
+CLASSIFIER: dict[str, Any] = {
+    "data": {"train": TRAIN, "test": TEST, "size": 16, "views": "none"},
+    "backbone": {"name": "smallconv", "args": {"widths": [32, 64, 64, 128]}},
+    "optim": {"name": "adamw", "lr": 3e-3, "batch_size": 50, "duration": 40},
+    "run": {"workers": 0, "device": "cpu"},
+}
 
 
 class Trained(NamedTuple):
@@ -53,3 +62,11 @@ def five(tmp_path_factory: pytest.TempPathFactory) -> str:
     pictures = np.random.default_rng(0).integers(0, 256, (6, 5, 16, 16), dtype=np.uint8)
     np.savez(path, x=pictures, y=np.arange(6) % 3)
     return f"npz:{path}?layout=NCHW"
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished fine-tuning of all ten digits."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    execute("finetune", {**CLASSIFIER, "run": {**CLASSIFIER["run"], "dir": str(folder)}}, quiet=True)
+    return folder

@@ -4,7 +4,14 @@ import pytest
 
 from rootstock.core.errors import UserError
 from rootstock.launch.compress.budget import Budget, EdgeCost, read_budget
-from rootstock.launch.compress.forms import MARGIN, SHARES_TRIED, TriedForm, largest_share, plain_json
+from rootstock.launch.compress.forms import (
+    MARGIN,
+    SHARES_TRIED,
+    TriedForm,
+    largest_share,
+    least_pruned,
+    plain_json,
+)
 
 
 @pytest.mark.parametrize(
@@ -60,6 +67,33 @@ def test_the_largest_share_that_fits(most: int, least: float) -> None:
     fitting = [share for share in SHARES_TRIED if share >= least and round(100 * share) <= most]
     assert (None if found is None else found.share) == (fitting[0] if fitting else None)
     assert len(asked) <= 6 and len(set(asked)) == len(asked)
+
+
+@pytest.mark.parametrize("eight", [0.4, 1.0, 1.6])
+@pytest.mark.parametrize("most", [0, 1, 3, 20, 50, 97])
+@pytest.mark.parametrize("least", [0.0, 0.3])
+def test_the_precision_in_which_more_channels_stay(eight: float, most: int, least: float) -> None:
+    """eight: the time of 8 bits over that of 32, which need not be the smaller one."""
+    asked: list[tuple[float, bool]] = []
+
+    def form_of(share: float, int8: bool) -> TriedForm | None:
+        asked.append((share, int8))
+        ms = 100 * share * (eight if int8 else 1.0)
+        return TriedForm(share, share, int8, EdgeCost(ms, 9.0, 9)) if share >= least else None
+
+    latency = most / MARGIN
+    budget = Budget(latency, None)
+    found = least_pruned(form_of, budget, SHARES_TRIED, True)
+    fitting = [
+        (share, not int8)
+        for int8 in (False, True)
+        for share in SHARES_TRIED
+        if share >= least and 100 * share * (eight if int8 else 1.0) <= MARGIN * latency
+    ]
+    assert (None if found is None else (found.share, not found.int8)) == (max(fitting) if fitting else None)
+    assert len(asked) <= 13 and len(set(asked)) == len(asked)
+    alone = least_pruned(form_of, budget, SHARES_TRIED, False)
+    assert (None if alone is None else (alone.share, True)) == max([one for one in fitting if one[1]], default=None)
 
 
 def test_a_form_is_written_and_read() -> None:

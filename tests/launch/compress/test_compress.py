@@ -13,46 +13,32 @@ import torch
 from rootstock.core.errors import UserError
 from rootstock.core.evaluate.trained import load_trained
 from rootstock.core.images.open import open_images
-from rootstock.core.model.classifier import Classifier
-from rootstock.core.model.heads import Structure
-from rootstock.finetune.compress import channels
 from rootstock.launch.compress import compress as compressing
-from rootstock.launch.compress.budget import Budget, EdgeCost
+from rootstock.launch.compress.budget import Budget
 from rootstock.launch.compress.compress import (
     Demand,
-    check_recovery,
     compress_run,
     measured_pictures,
     what_changed,
     with_sets,
 )
-from rootstock.launch.compress.forms import check_overrides, pruned_draft, recovery
+from rootstock.launch.compress.forms import check_overrides, recovery
 from rootstock.launch.outputs.int8 import int8_sets, paired_difference
 from rootstock.launch.outputs.onnx_file import OnnxSession
-from rootstock.launch.verbs import execute
+from rootstock.tests.launch.compress.conftest import DIGITS16 as DIGITS
+from rootstock.tests.launch.compress.conftest import TEST, TRAIN
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch_pruning")
 Rootstock = Callable[..., subprocess.CompletedProcess[str]]
-DIGITS = "sklearn:digits?size=16"
-TRAIN, TEST = f"{DIGITS}#[:300,seed=1]", f"{DIGITS}#[300:400,seed=1]"
-CONFIG: dict[str, Any] = {
-    "data": {"train": TRAIN, "test": TEST, "size": 16, "views": "none"},
-    "backbone": {"name": "smallconv", "args": {"widths": [32, 64, 64, 128]}},
-    "optim": {"name": "adamw", "lr": 3e-3, "batch_size": 50, "duration": 40},
-    "run": {"workers": 0, "device": "cpu"},
-}
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    execute("finetune", {**CONFIG, "run": {**CONFIG["run"], "dir": str(folder)}}, quiet=True)
-    return folder
 
 
 def record(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "compress.json").read_text())
+
+
+def stop(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_eight_bits_are_enough(trained: Path, tmp_path: Path, rootstock: Rootstock) -> None:
@@ -116,17 +102,6 @@ def test_channels_go_where_eight_bits_are_not_enough_and_the_command_goes_on(
     )
 
 
-def test_the_recovery_is_the_runs_own_training(trained: Path, tmp_path: Path) -> None:
-    config = recovery(load_trained(trained), 0.5, tmp_path)
-    assert (
-        config["optim"]["lr"] == 3e-3
-        and config["backbone"]["weights"] == str(trained)
-        and config["backbone"]["name"] is None
-    )
-    assert config["method"]["prune"] == {"macs": 0.5} and config["method"]["keep_head"]
-    assert config["method"]["teacher"] == {"weights": str(trained)} and config["run"]["dir"] == str(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("override", "key"),
     [
@@ -185,9 +160,6 @@ def test_the_loss_is_measured_on_pictures_that_did_not_calibrate(
 def test_a_test_of_training_pictures_is_named_before_anything_is_timed(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(compressing, "_choose", stop)
     with pytest.raises(KeyboardInterrupt):
         compress_run(trained, tmp_path / "to", Demand(Budget(None, 100), (), (TRAIN,), 1, False, ()))
@@ -207,52 +179,14 @@ def test_the_interval_is_over_groups(patients: Callable[[int], str]) -> None:
     )
 
 
-def test_a_network_that_cannot_be_pruned_is_not_one_that_is_pruned_too_little(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As of ConvNeXt V2, of which no channel can go by itself."""
-    monkeypatch.setattr(channels, "_coupled", lambda *_: None)
-    monkeypatch.setattr(channels, "_has_free_heads", lambda _: False)
-    monkeypatch.setattr(compressing, "cost_of_network", lambda *_: EdgeCost(1.0, 1.5, 200_000))
-    with pytest.raises(UserError) as refused:
-        compress_run(trained, tmp_path / "to", Demand(Budget(None, 100), (), (), 1, True, ()))
-    said = str(refused.value)
-    assert said.startswith(
-        "--latency, --size: nothing fits 0.0001 MB; no layer of smallconv can be pruned by itself, since its channels are normalised or "
-        "divided together, and the smallest form that can be made has all channels, 8 bits: "
-    )
-    assert said.endswith(f" MB. Allow that, or teach a smaller network: rootstock distill {trained} --student NAME")
-
-
-def test_what_knows_unknown_images_keeps_its_channels_and_that_is_said_first(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = load_trained(trained)
-    assert run.classifier is not None
-    folder = tmp_path / "open"
-    Classifier(run.backbone, run.classifier.classes, structure=Structure(extra=1)).export(folder)
-    (folder / "config.yaml").write_bytes((trained / "config.yaml").read_bytes())
-    (folder / "result.json").write_text(json.dumps({"task": "adapt"}))
-    why = (
-        f"{folder} has an output for unknown images, which no student has; teach by features (`rootstock pretrain` with method=distill), "
-        "or give a classifier without `unknown`"
-    )
-    check_recovery(load_trained(folder), tmp_path / "to", ())
-    assert capsys.readouterr().err == f"WARNING: all channels stay: {why}\n"
-    with pytest.raises(UserError) as refused:
-        check_recovery(load_trained(folder), tmp_path / "to", ["optim.lr=0.1"])
-    assert str(refused.value) == why
-    with pytest.raises(UserError) as refused:
-        pruned_draft(load_trained(folder), 0.5, tmp_path / "to", tmp_path / "draft", ())
-    assert str(refused.value) == why
-
-
 def test_refusals(trained: Path, tmp_path: Path, rootstock: Rootstock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compressing, "SHARES_TRIED", (0.5, 0.02))
     with pytest.raises(UserError) as refused:
         compress_run(trained, tmp_path / "none", Demand(Budget(None, 100), (), (), 1, False, ()))
     said = str(refused.value)
-    assert said.startswith("--latency, --size: nothing fits 0.0001 MB; the smallest form that can be made has ")
+    assert said.startswith(
+        "--latency, --size: nothing fits 0.0001 MB; of all forms that can be made, the nearest one has "
+    )
     assert said.endswith(f" MB. Allow that, or teach a smaller network: rootstock distill {trained} --student NAME")
     assert [form["share"] for form in record(tmp_path / "none")["tried"]] == [None, 0.5]  # 0.02 cannot be reached
     done = rootstock("compress", str(trained))

@@ -1,0 +1,100 @@
+"""The forms that rootstock compress tries: which one is taken, how a pruned one recovers, and which networks keep their channels."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rootstock.core.errors import UserError
+from rootstock.core.evaluate.trained import TrainedRun, load_trained
+from rootstock.core.model.classifier import Classifier
+from rootstock.core.model.heads import Structure
+from rootstock.core.model.macs import macs_of
+from rootstock.finetune.compress import channels
+from rootstock.launch.compress import compress as compressing
+from rootstock.launch.compress.budget import Budget, EdgeCost
+from rootstock.launch.compress.compress import Demand, check_recovery, compress_run
+from rootstock.launch.compress.forms import pruned_draft, recovery
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("torch_pruning")
+
+
+def stop(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_network_that_cannot_be_pruned_is_not_one_that_is_pruned_too_little(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of ConvNeXt V2, of which no channel can go by itself."""
+    monkeypatch.setattr(channels, "_coupled", lambda *_: None)
+    monkeypatch.setattr(channels, "_has_free_heads", lambda _: False)
+    monkeypatch.setattr(compressing, "cost_of_network", lambda *_: EdgeCost(1.0, 1.5, 200_000))
+    with pytest.raises(UserError) as refused:
+        compress_run(trained, tmp_path / "to", Demand(Budget(None, 100), (), (), 1, True, ()))
+    said = str(refused.value)
+    assert said.startswith(
+        "--latency, --size: nothing fits 0.0001 MB; no layer of smallconv can be pruned by itself, since its channels are normalised or "
+        "divided together, and of all forms that can be made, the nearest one has all channels, 32 bits: "
+    )
+    assert said.endswith(f" MB. Allow that, or teach a smaller network: rootstock distill {trained} --student NAME")
+
+
+def test_a_budget_that_32_bits_alone_meet(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where 8 bits are slower, the search takes 32, and what is nearest to a budget is said of both."""
+
+    def cost(network: TrainedRun, shown: Any, calibration: Any, *_: Any) -> EdgeCost:
+        whole = macs_of(network.backbone.model, network.backbone.channels, network.backbone.size)
+        return EdgeCost(whole * (1.0 if calibration is None else 4.0), 1.0, 1000)
+
+    monkeypatch.setattr(compressing, "cost_of_network", cost)
+    monkeypatch.setattr(compressing, "SHARES_TRIED", (0.8, 0.5))
+    monkeypatch.setattr(compressing, "execute", stop)
+    whole = cost(load_trained(trained), None, None).ms
+    with pytest.raises(KeyboardInterrupt):
+        compress_run(trained, tmp_path / "to", Demand(Budget(0.6 * whole, None), (), (), 1, True, ()))
+    found = json.loads((tmp_path / "to" / "compress.json").read_text())
+    assert (found["chosen"]["share"], found["chosen"]["int8"]) == (0.5, False)
+    with pytest.raises(UserError) as refused:
+        compress_run(trained, tmp_path / "none", Demand(Budget(0.1 * whole, None), (), (), 1, True, ()))
+    stays = found["chosen"]["stays"]
+    assert (
+        f" ms a picture with 5% of the time to spare; of all forms that can be made, the nearest one has {stays:.1%} of the multiply-adds, "
+        "32 bits: " in str(refused.value)
+    )
+
+
+def test_the_recovery_is_the_runs_own_training(trained: Path, tmp_path: Path) -> None:
+    config = recovery(load_trained(trained), 0.5, tmp_path)
+    assert (
+        config["optim"]["lr"] == 3e-3
+        and config["backbone"]["weights"] == str(trained)
+        and config["backbone"]["name"] is None
+    )
+    assert config["method"]["prune"] == {"macs": 0.5} and config["method"]["keep_head"]
+    assert config["method"]["teacher"] == {"weights": str(trained)} and config["run"]["dir"] == str(tmp_path)
+
+
+def test_what_knows_unknown_images_keeps_its_channels_and_that_is_said_first(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = load_trained(trained)
+    assert run.classifier is not None
+    folder = tmp_path / "open"
+    Classifier(run.backbone, run.classifier.classes, structure=Structure(extra=1)).export(folder)
+    (folder / "config.yaml").write_bytes((trained / "config.yaml").read_bytes())
+    (folder / "result.json").write_text(json.dumps({"task": "adapt"}))
+    why = (
+        f"{folder} has an output for unknown images, which no student has; teach by features (`rootstock pretrain` with method=distill), "
+        "or give a classifier without `unknown`"
+    )
+    check_recovery(load_trained(folder), tmp_path / "to", ())
+    assert capsys.readouterr().err == f"WARNING: all channels stay: {why}\n"
+    with pytest.raises(UserError) as refused:
+        check_recovery(load_trained(folder), tmp_path / "to", ["optim.lr=0.1"])
+    assert str(refused.value) == why
+    with pytest.raises(UserError) as refused:
+        pruned_draft(load_trained(folder), 0.5, tmp_path / "to", tmp_path / "draft", ())
+    assert str(refused.value) == why
