@@ -1,8 +1,8 @@
 """`rootstock compress`: the form of a trained network that fits a budget and changes it least, with what it loses.
 
-Forms in the order of what they change: the network as it is, in 8 bits, and with fewer channels, in the precision in which more of them fit;
-its own run teaches that network to recover. The first that fits is taken, so no form is chosen by a score, and the test pictures measure
-what they did not choose.
+Forms in the order of what they change: the network as it is, in 8 bits, and with fewer channels, in the precision in which more of them
+fit; its own run teaches that network to recover. The first that fits is taken, so no form is chosen by a score, and the test pictures
+measure what they did not choose.
 """
 
 from __future__ import annotations
