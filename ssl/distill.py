@@ -159,8 +159,7 @@ def _teacher(source: str, student: Backbone, size: int | None, levels: int, cach
         return _Teacher(frozen, maps, None)
     shapes: list[tuple[int, ...]] = [(maps.width,)]
     shapes += [(a * b, width) for (a, b), width in zip(maps.grids, maps.widths, strict=True)]
-    digest = f"{int(frozen.digest[0]) & 0xFFFFFFFFFFFFFFFF:016x}"
-    return _Teacher(frozen, maps, TeacherCache(cache, f"{digest}-{network.size}px-{levels}", shapes))
+    return _Teacher(frozen, maps, TeacherCache(cache, f"{frozen.identity[:16]}-{network.size}px-{levels}", shapes))
 
 
 def _network(source: str, student: Backbone, size: int | None) -> Backbone:

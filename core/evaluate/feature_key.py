@@ -21,6 +21,7 @@ from ..environment import version_of
 from ..images.images import Images
 from ..images.pack.reader import PackStore
 from ..model.backbone import Backbone
+from ..model.identity import backbone_facts
 
 PACKAGE_FOLDER = Path(__file__).resolve().parents[2]
 FEATURE_SOURCES = (
@@ -70,10 +71,7 @@ def feature_key(
     """
     return {
         "network": {
-            **backbone.spec,
-            "channels": backbone.channels,
-            "mean": list(backbone.mean),
-            "std": list(backbone.std),
+            **backbone_facts(backbone),
             "layers": hashlib.sha256(str(backbone.model).encode()).hexdigest(),
         },
         "weights": weights or weights_digest(backbone),

@@ -12,9 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..digested import digest_of_tensors
 from ..errors import UserError
 from .backbone import Backbone
+from .classifier import Classifier
+from .identity import network_digest
+
+TEACHER_DIGEST = "teacher_digest"
+"""The entry of a stage in `provenance` that says which network taught."""
 
 Normalisation = tuple[Sequence[float], Sequence[float]]  # mean and std of normalised images, one number a channel
 
@@ -24,15 +28,16 @@ class FrozenTeacher(nn.Module):
 
     network: takes float [N, C, H, W]. normalised: how images come; own: how the network takes them. size: pixels to which they are
     resized; None leaves them. key, source: the config's key that names the teacher and its value, for messages.
+    identity: `network_digest`, hex.
     """
 
-    digest: Tensor  # int64 [4], of the network's weights
+    digest: Tensor  # int64 [4], `network_digest`
     scale: Tensor  # [C, 1, 1]: of the images
     shift: Tensor
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Backbone | Classifier,
         normalised: Normalisation,
         own: Normalisation,
         size: int | None,
@@ -45,8 +50,8 @@ class FrozenTeacher(nn.Module):
         # Not by assignment: that would register it, and its weights would then be saved, averaged and sharded with the method's.
         self.__dict__["network"] = network
         self.size, self.key, self.source = size, key, source
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-        words = bytes.fromhex(digest_of_tensors(state))
+        self.identity = network_digest(network)
+        words = bytes.fromhex(self.identity)
         parts = [int.from_bytes(words[i : i + 8], "little", signed=True) for i in range(0, 32, 8)]
         self.register_buffer("digest", torch.tensor(parts, dtype=torch.int64))
         (mean, std), (to_mean, to_std) = ([torch.tensor(part) for part in pair] for pair in (normalised, own))
@@ -80,15 +85,18 @@ class FrozenTeacher(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def teach(student: Backbone, teacher: Backbone, network: nn.Module, *, key: str, source: str) -> FrozenTeacher:
+def teach(
+    student: Backbone, teacher: Backbone, network: Backbone | Classifier, *, key: str, source: str
+) -> FrozenTeacher:
     """A frozen teacher for a student, which inherits what it has seen. network: the teacher's backbone, or the classifier above it.
 
     key, source: as of `FrozenTeacher`. Raises UserError for a teacher of pictures with other channels.
     """
     check_channels(teacher, student.channels, key=key, source=source)
-    inherit(student, teacher, source)
     normalised, own = ((one.mean, one.std) for one in (student, teacher))
-    return FrozenTeacher(network, normalised, own, teacher.size, key=key, source=source)
+    frozen = FrozenTeacher(network, normalised, own, teacher.size, key=key, source=source)
+    inherit(student, teacher, source, frozen.identity)
+    return frozen
 
 
 def check_channels(teacher: Backbone, channels: int, *, key: str, source: str) -> None:
@@ -99,13 +107,13 @@ def check_channels(teacher: Backbone, channels: int, *, key: str, source: str) -
         )
 
 
-def inherit(student: Backbone, teacher: Backbone, source: str) -> None:
-    """Note in the student what its teacher has seen: these images taught the student, too.
+def inherit(student: Backbone, teacher: Backbone, source: str, digest: str) -> None:
+    """Note in the student what its teacher has seen: these images taught the student, too. digest: `network_digest` of the teacher.
 
     So tests that the teacher was trained on are counted, and a teacher that was selected by labels of a target is said.
     """
     stages = teacher.provenance or [{"task": "external", "weights": source}]
-    student.provenance.extend({"teacher": source, **stage} for stage in stages)
+    student.provenance.extend({"teacher": source, TEACHER_DIGEST: digest, **stage} for stage in stages)
     for stage, keys in teacher.seen.items():
         own = student.seen.get(stage, torch.empty(0, dtype=torch.int64))
         student.seen = {**student.seen, stage: torch.cat([own, keys]).unique()}

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ...core.errors import UserError
-from ...core.evaluate.feature_key import weights_digest
 from ...core.evaluate.statistics import Interval
 from ...core.evaluate.trained import TrainedRun, load_trained
 from ...core.files import write_text
@@ -23,6 +22,7 @@ from ...core.images.images import Images
 from ...core.images.open import open_images
 from ...core.images.parts import drawn_apart, linked_to
 from ...core.images.sets import seen_in_training
+from ...core.model.identity import network_digest
 from ..aloud import say
 from ..outputs.checking import shown_pictures
 from ..outputs.export import Further, conclude_export, refuse_existing, refuse_several_processes, write_export
@@ -167,7 +167,7 @@ def quantized(trained: TrainedRun, sets: QuantizeSets, wanted: Wanted, draft: Pa
 def quantization_facts(trained: TrainedRun, sets: QuantizeSets, uint8: bool) -> dict[str, Any]:
     """All that the noise of a layer depends on beside the layer and the pictures that it is shown."""
     return {
-        "weights": weights_digest(trained.classifier or trained.backbone),
+        "network": network_digest(trained.classifier or trained.backbone),
         "calibration": sets.int8.calibration.split_hash(),
         "view": trained.view.describe(),
         "uint8": uint8,

@@ -108,6 +108,20 @@ def test_a_cache_changes_nothing(tmp_path: Path) -> None:
     assert torch.equal(again(views(again, 4), 0.0).loss, kept(views(kept, 4), 0.0).loss)
 
 
+def test_teachers_of_equal_weights_share_no_cache(tmp_path: Path) -> None:
+    """Of a ViT whose class token or whose mean over patches is the feature."""
+    made = []
+    for pooling in ("token", "mean"):
+        create(16, weights=teacher("vit"), pooling=pooling).export(tmp_path / pooling)
+        torch.manual_seed(0)
+        source, cache = str(tmp_path / pooling), str(tmp_path / "cache")
+        plain, kept = (Distill(backbone("conv"), teacher=source, places=0.0, cache=where) for where in (None, cache))
+        kept.load_state_dict(plain.state_dict())
+        made.append(kept(views(kept, 4), 0.0).loss)
+        assert torch.equal(made[-1], plain(views(plain, 4), 0.0).loss)
+    assert not torch.equal(*made)
+
+
 def test_the_teachers_history_goes_to_the_student() -> None:
     made = method("distill", "conv")
     assert [stage["teacher"] for stage in made.backbone.provenance] == [teacher("conv"), teacher("vit")]

@@ -1,6 +1,7 @@
 """A teacher stands beside its student: no state but a digest, no mode, no gradient; and its images are normalised anew."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,13 +9,16 @@ from torch import nn
 
 from rootstock.core.errors import UserError
 from rootstock.core.model.backbone import Backbone, create
+from rootstock.core.model.classifier import Classifier
 from rootstock.core.model.frozen_teacher import FrozenTeacher, inherit, teach
+from rootstock.core.model.heads import Structure
+from rootstock.core.model.identity import network_digest
 
 GREY, HALF = ((0.2, 0.3, 0.4), (0.1, 0.2, 0.3)), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 class Holder(nn.Module):
-    def __init__(self, network: nn.Module, size: int | None = None) -> None:
+    def __init__(self, network: Backbone, size: int | None = None) -> None:
         super().__init__()
         self.student = nn.Linear(2, 2)
         self.teacher = FrozenTeacher(network, GREY, HALF, size, key="method.teacher", source="runs/big")
@@ -59,17 +63,55 @@ def test_a_run_goes_on_only_with_the_same_teacher() -> None:
     )
 
 
+def vit(seed: int = 0, **given: Any) -> Backbone:
+    torch.manual_seed(seed)
+    sides = {"patch_size": 8, "embed_dim": 12, "depth": 1, "num_heads": 2}
+    return create(16, name="vit_tiny_patch16_224", **{"args": sides, "pooling": "token", **given})
+
+
+def test_equal_weights_that_compute_something_else_are_another_teacher() -> None:
+    """Pooling, an argument without weights, and the normalisation; of a classifier its structure."""
+    sides = {"patch_size": 8, "embed_dim": 12, "depth": 1, "num_heads": 2}
+    others = [
+        vit(),
+        vit(pooling="mean"),
+        vit(args={**sides, "act_layer": "relu"}),
+        vit(mean=(0.1, 0.2, 0.3)),
+        vit(std=(0.1, 0.2, 0.3)),
+    ]
+    for other in others[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(others[0].parameters(), other.parameters(), strict=True))
+    assert len({network_digest(one) for one in others}) == len(others) and network_digest(vit()) == network_digest(
+        others[0]
+    )
+    with pytest.raises(
+        UserError, match=r"^method\.teacher: runs/big is another network than the one that this run began"
+    ):
+        Holder(others[1]).load_state_dict(Holder(others[0]).state_dict())
+    torch.manual_seed(0)
+    heads = [Classifier(vit(), ["a", "b"], structure=Structure(head="cosine", temperature=t)) for t in (0.05, 0.5)]
+    heads[1].load_state_dict(heads[0].state_dict())
+    assert network_digest(heads[0]) != network_digest(heads[1])
+
+
 def test_the_student_inherits_what_its_teacher_saw(tmp_path: Path) -> None:
     student, teacher = network(), network(1)
     student.seen = {"pretrain": torch.tensor([1, 2])}
     teacher.seen = {"pretrain": torch.tensor([2, 3]), "labelled": torch.tensor([7])}
     teacher.provenance = [{"task": "finetune", "selection": "oracle"}]
-    inherit(student, teacher, "runs/big")
+    inherit(student, teacher, "runs/big", "abc")
     assert student.seen["pretrain"].tolist() == [1, 2, 3] and student.seen["labelled"].tolist() == [7]
-    assert student.provenance == [{"teacher": "runs/big", "task": "finetune", "selection": "oracle"}]
+    assert student.provenance == [
+        {"teacher": "runs/big", "teacher_digest": "abc", "task": "finetune", "selection": "oracle"}
+    ]
     assert student.selection("last") == "oracle"
-    inherit(student, network(2), "timm:x")
-    assert student.provenance[-1] == {"teacher": "timm:x", "task": "external", "weights": "timm:x"}
+    inherit(student, network(2), "timm:x", "def")
+    assert student.provenance[-1] == {
+        "teacher": "timm:x",
+        "teacher_digest": "def",
+        "task": "external",
+        "weights": "timm:x",
+    }
     student.export(tmp_path)
     assert create(16, weights=str(tmp_path)).provenance == student.provenance
 

@@ -16,6 +16,7 @@ from rootstock.launch.compress.quantize import (
     QUANTIZATION_FILE,
     Wanted,
     check_lose,
+    quantization_facts,
     quantize_network,
     quantize_sets,
 )
@@ -102,6 +103,14 @@ def test_the_loss_is_that_of_the_two_graphs_on_the_test(quantized: Path, digits:
         session = onnxruntime.InferenceSession(quantized / name, providers=["CPUExecutionProvider"])
         right.append(float((session.run(["logits"], {"images": pixels})[0].argmax(1) == test.labels.numpy()).mean()))
     assert [found["test"]["before"], found["test"]["after"]] == pytest.approx(right)
+
+
+def test_what_is_known_of_a_network_is_not_taken_for_another_of_equal_weights(digits: Trained) -> None:
+    trained, other = load_trained(digits.run), load_trained(digits.run)
+    other.backbone.spec["args"] = {**other.backbone.spec["args"], "act_layer": "silu"}
+    sets = quantize_sets(trained, [f"{DIGITS}#[:400]"], [])
+    facts = [quantization_facts(one, sets, False) for one in (trained, other)]
+    assert facts[0] == quantization_facts(load_trained(digits.run), sets, False) != facts[1]
 
 
 def test_a_tensor_has_one_scale_only_where_that_was_asked_for(digits: Trained, tmp_path: Path) -> None:
