@@ -22,6 +22,7 @@ from ...core.images.images import Images
 from ...core.images.open import open_images
 from ...core.images.sets import seen_in_training
 from ...core.manifest import DamagedFile, read_record, write_record
+from ...core.model.identity import network_digest
 from ...finetune.compress.channels import UnprunableNetwork
 from ..aloud import conclude, say
 from ..following import command
@@ -72,10 +73,11 @@ class Demand(NamedTuple):
 class Record:
     """compress.json of a folder: what was asked, which forms were timed, which one was chosen, and in the end what it loses."""
 
-    def __init__(self, to: Path, run: Path, asked: Demand) -> None:
-        """Raises UserError if another command made the folder, or if it is something else."""
+    def __init__(self, to: Path, run: Path, asked: Demand, network: str) -> None:
+        """network: digest of the run's. Raises UserError if another command made the folder, and if it is something else."""
         self.to = to
-        self.content: dict[str, Any] = {"task": "compress", "run": str(run), "asked": asked.as_json(), "tried": []}
+        made = {"run": str(run), "network": network, "asked": asked.as_json()}
+        self.content: dict[str, Any] = {"task": "compress", **made, "tried": []}
         if not to.exists() or (to.is_dir() and not any(to.iterdir())):
             return
         try:
@@ -87,6 +89,10 @@ class Record:
         if any(found.get(key) != self.content[key] for key in ("task", "run", "asked")):
             raise UserError(
                 f"--to: {to} was made by another command; name a new folder, or give the same run, budget and overrides"
+            )
+        if found.get("network") != network:
+            raise UserError(
+                f"--to: {to} holds forms of another network: {run} has been trained anew since; name a new folder, or delete this one"
             )
         self.content = found
 
@@ -121,14 +127,15 @@ def compress_run(run: Path, to: Path, asked: Demand) -> int:
     check_onnx("compress")
     trained = load_trained(run)
     asked = with_sets(trained, asked)
-    record = Record(to, run, asked)
+    classifier = classifier_of(trained)
+    record = Record(to, run, asked, network_digest(classifier))
     check_recovery(trained, to, asked.overrides)
     sets = int8_sets(trained, asked.calibrate, asked.test, "--calibrate") if asked.int8 else None
     test, labels = measured_pictures(trained, asked, sets)
     for sentence in seen_in_training(trained.backbone.seen, {"test": test}):
         say(sentence)
     # The test is read at once, so that a damaged picture is found before anything is timed or trained.
-    before = extract(classifier_of(trained), test, trained.view, device="cpu").argmax(1) == labels
+    before = extract(classifier, test, trained.view, device="cpu").argmax(1) == labels
     if record.chosen is None:
         record.write(chosen=_choose(trained, sets, asked, record).as_json())
     chosen = record.chosen

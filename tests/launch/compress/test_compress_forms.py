@@ -1,10 +1,12 @@
 """The forms that rootstock compress tries: which one is taken, how a pruned one recovers, and which networks keep their channels."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rootstock.core.errors import UserError
 from rootstock.core.evaluate.trained import TrainedRun, load_trained
@@ -40,6 +42,27 @@ def test_a_network_that_cannot_be_pruned_is_not_one_that_is_pruned_too_little(
         "divided together, and of all forms that can be made, the nearest one has all channels, 32 bits: "
     )
     assert said.endswith(f" MB. Allow that, or teach a smaller network: rootstock distill {trained} --student NAME")
+
+
+def test_a_run_that_was_trained_anew_is_another_network(trained: Path, tmp_path: Path) -> None:
+    """Its path and what is asked are the same, so its weights have to tell."""
+    run, to = tmp_path / "run", tmp_path / "to"
+    shutil.copytree(trained, run)
+    demand = Demand(Budget(None, 10_000_000), (), (), 1, False, ())
+    assert compress_run(run, to, demand) == compress_run(run, to, demand) == 0
+    anew = load_trained(run)
+    assert anew.classifier is not None
+    with torch.no_grad():
+        anew.classifier.head.bias += 1.0
+    anew.classifier.export(run)
+    (run / "MANIFEST.json").unlink()
+    before = (to / "compress.json").read_bytes()
+    with pytest.raises(UserError) as refused:
+        compress_run(run, to, demand)
+    assert str(refused.value) == (
+        f"--to: {to} holds forms of another network: {run} has been trained anew since; name a new folder, or delete this one"
+    )
+    assert (to / "compress.json").read_bytes() == before
 
 
 def test_a_budget_that_32_bits_alone_meet(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
