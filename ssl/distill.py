@@ -152,7 +152,7 @@ class Distill(PretrainMethod):
 
 def _teacher(source: str, student: Backbone, size: int | None, levels: int, cache: str | None) -> _Teacher:
     """A teacher of this student. Raises UserError."""
-    network = _network(source, student, size)
+    network = teacher_network(source, student, size)
     frozen = teach(student, network, network, key="method.teacher", source=source)
     maps = FeatureMaps(network, levels)
     if cache is None:
@@ -162,7 +162,8 @@ def _teacher(source: str, student: Backbone, size: int | None, levels: int, cach
     return _Teacher(frozen, maps, TeacherCache(cache, f"{frozen.identity[:16]}-{network.size}px-{levels}", shapes))
 
 
-def _network(source: str, student: Backbone, size: int | None) -> Backbone:
+def teacher_network(source: str, student: Backbone, size: int | None) -> Backbone:
+    """The network of a run, or of `timm:NAME`, whose pictures are the student's where `size` is None. Raises UserError."""
     given: Mapping[str, Any] = {"name": source.removeprefix(TIMM_PREFIX), "weights": "timm"}
     try:
         if source.startswith(TIMM_PREFIX):

@@ -11,6 +11,7 @@ import yaml
 from ...core.documents import read_mapping
 from ...core.errors import UserError
 from ...core.files import expanded, path_beside, write_text
+from ...core.manifest import DamagedFile, own_digest, read_manifest
 from ...core.run.folder import CONFIG, read_result, run_folder
 
 FILE_OF_ROUNDS = "rounds.yaml"
@@ -39,7 +40,8 @@ _SETTLED = ("method.prune.macs", "method.prune.weights", "method.keep_head", "ba
 
 
 class PruningRounds(NamedTuple):
-    """run: that is pruned. folder: of the pipeline. text: its file. overrides: of the pipeline. total: how many rounds there are."""
+    """run: that is pruned. folder: of the pipeline. text: its file, whose first line tells the run's weights. overrides: of the pipeline.
+    total: how many rounds there are."""
 
     run: Path
     folder: Path
@@ -54,9 +56,15 @@ class PruningRounds(NamedTuple):
     def write(self) -> str:
         """Write the pipeline's file, and return its path. Raises UserError if other rounds have begun there."""
         if self.file.exists():
-            if self.file.read_text() == self.text:
+            before = self.file.read_text()
+            if before == self.text:
                 return str(self.file)
             if any(self.folder.glob("seed-*")):  # else that command was refused before its first round
+                if before.partition("\n")[2] == self.text.partition("\n")[2]:
+                    raise UserError(
+                        f"run.dir: {self.folder} holds rounds of another network: {self.run} has been trained anew since; choose another "
+                        "folder with run.dir=..., or delete this one"
+                    )
                 raise UserError(
                     f"run.dir: {self.folder} holds rounds of another pruning ({self.file}); choose another folder with run.dir=..., or "
                     "give the same run, --macs, --rounds and --importance"
@@ -116,12 +124,22 @@ def plan_rounds(run: Path, macs: float, rounds: int, importance: str, overrides:
         "report": {"title": f"{run.name}, pruned to {macs:.0%} of its multiply-adds", "rows": rows},
     }
     all_of_them = [f"stages.{name}.{override}" for name in stages for override in further]
-    return PruningRounds(run, folder, yaml.safe_dump(given, sort_keys=False), all_of_them, rounds)
+    text = f"# of the weights {_weights_of(run)}\n{yaml.safe_dump(given, sort_keys=False)}"
+    return PruningRounds(run, folder, text, all_of_them, rounds)
 
 
 def stage_of_round(number: int) -> str:
     """The stage of a round, counted from 1."""
     return f"round_{number}"
+
+
+def _weights_of(run: Path) -> str:
+    """A digest of the classifier's tensors, by its manifest; of none where that cannot be read, which is refused where they are loaded."""
+    try:
+        known = read_manifest(expanded(run) / "classifier") or {}
+    except DamagedFile:
+        known = {}
+    return own_digest({name: digest for name, digest in known.items() if name.endswith(".safetensors")})
 
 
 def _finetuned(run: Path) -> tuple[Path, int]:

@@ -16,10 +16,14 @@ from ...core.errors import UserError
 from ...core.evaluate.trained import TrainedRun, load_trained
 from ...core.files import expanded, path_beside
 from ...core.model.backbone import Backbone, create
+from ...core.model.description import DESCRIPTION, read_description
+from ...core.model.frozen_teacher import TEACHER_DIGEST
+from ...core.model.identity import network_digest
 from ...core.model.macs import macs_of, parameters_of
-from ...core.run.folder import CONFIG
+from ...core.run.folder import CONFIG, read_result, run_folder
 from ...core.views.augmentation import PER_VIEW, probability
 from ...finetune.compress.distillation import teaching_classifier
+from ...ssl.distill import teacher_network
 from ..aloud import say
 from ..following import command
 from ..report.records import read_run
@@ -51,6 +55,7 @@ def distil_run(run: Path, student: str, overrides: Sequence[str]) -> int:
     trained = load_trained(run)
     lesson = plan_lesson(trained, student)
     config = resolve(lesson.verb, lesson.config, overrides)
+    check_taught(trained, lesson.verb, config)
     say(f"distill: {lesson.verb} by the config of {run}, with {student} as the network and {run} as the teacher")
     for note in [*_sizes(trained.backbone, config), *_beginning(lesson, config), *lesson.notes]:
         say(note)
@@ -60,6 +65,24 @@ def distil_run(run: Path, student: str, overrides: Sequence[str]) -> int:
         say(f"accuracy minus the teacher's, 95 % over test images: {difference_to(read_run(expanded(run)), made)}")
         say(f"compare: {command('report', str(run), str(result['run']))}")
     return 0
+
+
+def check_taught(trained: TrainedRun, verb: str, config: Mapping[str, Any]) -> None:
+    """Raises UserError if the student's folder holds what another network has taught, which the run was before it was trained anew."""
+    folder, source = run_folder(str(config["run"]["dir"])), str(trained.folder)
+    if read_result(folder, lambda _: None) is None or not (folder / "backbone" / DESCRIPTION).is_file():
+        return  # an unfinished one asks its teacher itself
+    teacher = trained.classifier
+    if verb == "pretrain":
+        teacher = teacher_network(source, trained.backbone, config["method"].get("teacher_size"))
+    assert teacher is not None
+    known = network_digest(teacher)
+    for stage in read_description(str(folder))["provenance"]:
+        if stage.get("teacher") == source and stage.get(TEACHER_DIGEST, known) != known:
+            raise UserError(
+                f"run.dir: {folder} holds a student of another network: {source} has been trained anew since; choose another folder with "
+                "run.dir=..., or delete this one"
+            )
 
 
 def _sizes(teacher: Backbone, config: Mapping[str, Any]) -> list[str]:

@@ -2,11 +2,13 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
@@ -100,6 +102,26 @@ def test_a_refused_pruning_does_not_stand_in_the_way_of_the_next(run: Path, tmp_
     (corrected.folder / "seed-3").mkdir()
     with pytest.raises(UserError, match=r"holds rounds of another pruning"):
         plan_rounds(run, 0.4, 1, "taylor", where).write()
+
+
+def test_rounds_of_a_run_that_was_trained_anew_are_others(run: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(run, again)
+    planned = plan_rounds(again, 0.5, 1, "taylor", [])
+    planned.write()
+    (planned.folder / "seed-3").mkdir()
+    assert plan_rounds(again, 0.5, 1, "taylor", []).write() == str(planned.file)
+    trained = load_trained(again).classifier
+    assert trained is not None
+    with torch.no_grad():
+        trained.head.bias += 1.0
+    trained.export(again)
+    with pytest.raises(UserError) as refused:
+        plan_rounds(again, 0.5, 1, "taylor", []).write()
+    assert str(refused.value) == (
+        f"run.dir: {planned.folder} holds rounds of another network: {again} has been trained anew since; choose another folder with "
+        "run.dir=..., or delete this one"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """rootstock distill: what a student gets of its teacher's config, by what the teacher is; and that it trains."""
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from rootstock.core.errors import UserError
@@ -15,7 +17,7 @@ from rootstock.core.model.backbone import create
 from rootstock.core.model.classifier import Classifier
 from rootstock.core.model.heads import Structure
 from rootstock.core.views.augmentation import PER_VIEW
-from rootstock.launch.compress.student import plan_lesson
+from rootstock.launch.compress.student import distil_run, plan_lesson
 from rootstock.launch.dry import build_dry
 from rootstock.launch.verbs import execute, resolve
 
@@ -104,6 +106,27 @@ def test_a_student_of_a_pretraining_and_of_an_adaptation(teachers: Path, tmp_pat
     assert set(found["metrics"]) >= {"target/classifier/accuracy"} and found["seen_labelled"] == 0
     assert found["seen_unlabelled"] == {"adapt": 80, "finetune": 100}  # the teacher held a fifth out as its test
     assert lesson.notes[-1].startswith("the run names no test, so the whole target is one")
+
+
+@pytest.mark.parametrize("verb", ["finetune", "pretrain"])
+def test_a_student_of_a_run_that_was_trained_anew_is_not_taken_for_its_student(
+    verb: str, teachers: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "teacher"
+    shutil.copytree(teachers / verb, run)
+    overrides = [f"run.dir={tmp_path / 'student'}"]
+    assert distil_run(run, "smallconv", overrides) == distil_run(run, "smallconv", overrides) == 0
+    trained = load_trained(run)
+    with torch.no_grad():
+        next(trained.backbone.parameters()).add_(1.0)
+    (trained.classifier or trained.backbone).export(run)
+    (run / "MANIFEST.json").unlink()
+    with pytest.raises(UserError) as refused:
+        distil_run(run, "smallconv", overrides)
+    assert str(refused.value) == (
+        f"run.dir: {tmp_path / 'student'} holds a student of another network: {run} has been trained anew since; choose another folder "
+        "with run.dir=..., or delete this one"
+    )
 
 
 def finished(folder: Path, config: dict[str, Any]) -> TrainedRun:
