@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
@@ -22,7 +23,8 @@ from ..outputs.onnx_file import ONNX_FILE, OnnxSession, write_onnx
 from ..verbs import resolve
 from .budget import Budget, EdgeCost
 from .latency import Form, latency_of, time_in_turn
-from .student import NO_NETWORK, plan_lesson
+from .rounds import ANEW
+from .student import plan_lesson
 
 SHARES_TRIED = tuple(round(0.02 * step, 2) for step in range(49, 0, -1))  # of the multiply-adds: 0.98, 0.96, ..., 0.02
 MARGIN = 0.95  # of the budget's latency, in which the search stays: the same network is timed again at the end
@@ -102,17 +104,22 @@ def least_pruned(
 def recovery(trained: TrainedRun, share: float, folder: Path) -> dict[str, Any]:
     """The config that prunes a run's network and lets it recover, with the run as its teacher.
 
-    It is the run's own, with its learning rates from the start (Renda, Frankle & Carbin 2020, arXiv:2003.02389, "learning rate rewinding").
-    Raises UserError for a run without a classifier.
+    It is the run's own, as in the rounds of `rootstock prune`: its optimizer, penalties, drop path and views, with its learning rates from
+    the start (Renda, Frankle & Carbin 2020, arXiv:2003.02389, "learning rate rewinding"). Of an adaptation it is a fine-tuning on the
+    target with that run's optimizer. Raises UserError for a run without a classifier.
     """
     lesson = plan_lesson(trained, "")
     if lesson.verb != "finetune":
         raise UserError(f"{trained.folder} has no classifier, whose loss would be measured; fine-tune it first")
-    config = lesson.config
-    start = {"norm": config["backbone"]["norm"], "name": None, "weights": str(trained.folder)}
-    config["backbone"] = {**NO_NETWORK, **start}
-    config["method"] = {**config["method"], "keep_head": True, "prune": {"macs": share}}
-    config["run"] = {**config["run"], "dir": str(folder)}
+    own: dict[str, Any] = copy.deepcopy(dict(trained.config))
+    method = lesson.config["method"]
+    if trained.result["task"] == "finetune":
+        method = {**own["method"], "teacher": method["teacher"]}
+    method["prune"] = {**(method.get("prune") or {}), "macs": share, "importance": "magnitude"}
+    config = {**lesson.config, "backbone": own["backbone"], "optim": own["optim"], "method": method}
+    for key, value in {**ANEW, "backbone.weights": str(trained.folder), "run.dir": str(folder)}.items():
+        section, _, name = key.rpartition(".")
+        _section(config, section)[name] = copy.copy(value)
     return config
 
 
@@ -126,6 +133,12 @@ def check_overrides(config: Mapping[str, Any], overrides: Sequence[str]) -> None
 
 def _value(config: Mapping[str, Any], key: str) -> Any:
     """Of a dotted key; None in a section that is left out."""
+    section = _section(config, key.rpartition(".")[0])
+    return None if section is None else section.get(key.rpartition(".")[2])
+
+
+def _section(config: Mapping[str, Any], key: str) -> Any:
+    """Of a dotted key; None where it is left out."""
     return reduce(lambda section, name: None if section is None else section.get(name), key.split("."), config)
 
 

@@ -17,8 +17,8 @@ from ...core.run.folder import CONFIG, read_result, run_folder
 FILE_OF_ROUNDS = "rounds.yaml"
 MOST_ROUNDS = 100
 
-# What a round does not take over from the run: how that one's network began, what would keep a part of it as it is, and zeros.
-_ANEW: Mapping[str, Any] = {
+# What a recovery does not take over from the run: how that one's network began, what would keep a part of it as it is, and zeros.
+ANEW: Mapping[str, Any] = {
     "backbone.name": None,
     "backbone.stem": None,
     "backbone.args": {},
@@ -108,7 +108,7 @@ def plan_rounds(run: Path, macs: float, rounds: int, importance: str, overrides:
         stages[stage_of_round(number)] = {
             "verb": "finetune",
             "config": str(config),
-            "set": {**_ANEW, "backbone.weights": before, **prune},
+            "set": {**ANEW, "backbone.weights": before, **prune},
         }
     rows = [
         {

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from rootstock.core.errors import UserError
 from rootstock.core.evaluate.trained import TrainedRun, load_trained
@@ -18,6 +19,8 @@ from rootstock.launch.compress import compress as compressing
 from rootstock.launch.compress.budget import Budget, EdgeCost
 from rootstock.launch.compress.compress import Demand, check_recovery, compress_run
 from rootstock.launch.compress.forms import pruned_draft, recovery
+from rootstock.launch.verbs import resolve
+from rootstock.tests.launch.compress.conftest import CLASSIFIER, TEST, TRAIN
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch_pruning")
@@ -90,14 +93,61 @@ def test_a_budget_that_32_bits_alone_meet(trained: Path, tmp_path: Path, monkeyp
 
 
 def test_the_recovery_is_the_runs_own_training(trained: Path, tmp_path: Path) -> None:
-    config = recovery(load_trained(trained), 0.5, tmp_path)
-    assert (
-        config["optim"]["lr"] == 3e-3
-        and config["backbone"]["weights"] == str(trained)
-        and config["backbone"]["name"] is None
-    )
-    assert config["method"]["prune"] == {"macs": 0.5} and config["method"]["keep_head"]
-    assert config["method"]["teacher"] == {"weights": str(trained)} and config["run"]["dir"] == str(tmp_path)
+    """Every key of it, but those that say how its network began, what rests, and where it is."""
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    given = {
+        **CLASSIFIER,
+        "optim": {**CLASSIFIER["optim"], "layer_decay": 0.7, "backbone_lr": 0.2, "weight_decay": 0.03},
+        "backbone": {
+            "weights": "runs/first",
+            "drop_path": 0.1,
+            "norm": "local",
+            "freeze": "stem",
+            "mean": [0.1, 0.2, 0.3],
+        },
+        "method": {
+            "l2_sp": {"alpha": 0.2},
+            "label_smoothing": 0.1,
+            "dropout": 0.3,
+            "linear_first": True,
+            "prune": {"macs": 0.7, "multiple": 2, "importance": "taylor"},
+            "keep_head": True,
+        },
+        "evaluate": {"held_out": 0.1},
+        "seed": 5,
+        "run": {**CLASSIFIER["run"], "dir": str(run)},
+    }
+    own = resolve("finetune", given)
+    (run / "config.yaml").write_text(yaml.safe_dump(own))
+    found = resolve("finetune", recovery(load_trained(run), 0.5, tmp_path / "to"))
+    for section in ("data", "optim", "evaluate", "seed"):
+        assert found[section] == own[section]
+    start = {"weights": str(run), "name": None, "args": {}, "freeze": "none", "mean": None}
+    assert found["backbone"] == {**own["backbone"], **start}
+    prune = {**own["method"]["prune"], "macs": 0.5, "importance": "magnitude"}
+    teacher = {"weights": str(run), "temperature": 4.0, "weight": 0.9, "labels": "given"}
+    assert found["method"] == {**own["method"], "linear_first": False, "prune": prune, "teacher": teacher}
+    assert found["run"] == {**own["run"], "dir": str(tmp_path / "to")}
+
+
+def test_an_adaptation_recovers_with_its_own_optimizer(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    given: dict[str, Any] = {
+        "data": {"source": TRAIN, "target": TEST, "test": TEST, "size": 16, "views": "none"},
+        "backbone": {"name": "smallconv", "drop_path": 0.1},
+        "method": {"name": "dann"},
+        "optim": {"layer_decay": 0.7, "backbone_lr": 0.2, "lr": 0.01, "batch_size": 50, "duration": 4},
+        "run": {"dir": str(run)},
+    }
+    own = resolve("adapt", given)
+    (run / "config.yaml").write_text(yaml.safe_dump(own))
+    adapted = load_trained(run)._replace(result={"task": "adapt"})
+    found = resolve("finetune", recovery(adapted, 0.5, tmp_path / "to"))
+    assert found["optim"] == own["optim"] and found["backbone"]["drop_path"] == 0.1
+    assert found["backbone"]["weights"] == str(run) and found["backbone"]["name"] is None
+    assert (found["data"]["train"], found["method"]["teacher"]["labels"]) == (TEST, "teacher")
 
 
 def test_what_knows_unknown_images_keeps_its_channels_and_that_is_said_first(
