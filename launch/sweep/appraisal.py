@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -36,7 +37,8 @@ FACTS = ".cost.json"  # of a trial, in its folder
 def offered_points(sweep: Sweep, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """The points that the first trials take, best first; [] without a filter. Checks first that the searched networks can be built.
 
-    Blocks while another worker of this folder does it. Raises UserError if a network cannot be built, or if all cost more than the budget.
+    Warns if the cheapest network that was found is beyond the budget. Blocks while another worker of this folder does it. Raises UserError
+    if a network cannot be built, or if all points that were drawn cost more than the budget.
     """
     folder = sweep.dir / _FOLDER
     folder.mkdir(exist_ok=True)
@@ -48,8 +50,9 @@ def offered_points(sweep: Sweep, say: Callable[[str], None]) -> list[dict[str, A
             fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / _CHECKED).exists():
             say("checking the searched networks")
-            _in_process(lambda: _check_ends(sweep), folder)
-            write_record(folder / _CHECKED, {"checked": True})
+            _in_process(lambda: write_record(folder / _CHECKED, {"warning": _check_ends(sweep)}), folder)
+            if warning := (_read(folder / _CHECKED) or {}).get("warning"):
+                say(warning)
         if not sweep.filtered:
             return []
         drawn = _drawn(sweep)
@@ -111,31 +114,61 @@ def _cost(sweep: Sweep, params: Mapping[str, Any], point: Untrained | None = Non
     return sweep.cost.of(point or untrained_at(sweep, as_keys(sweep.space, params)), other)
 
 
-def _check_ends(sweep: Sweep) -> None:
-    """Build the networks at each end and choice of a parameter, the others at their first value; and what the cheapest point costs.
+def _check_ends(sweep: Sweep) -> str:
+    """Build the networks at each end and choice of a parameter, the others at their first value.
 
-    Raises UserError with the first that cannot be built, and if the cheapest is beyond the budget.
+    Returns a warning where none that was found is within the budget, else "". Raises UserError with the first that cannot be built.
     """
-    cheapest = dict(sweep.first)
+    cost, known = sweep.cost, dict[str, float]()
+
+    def weight(params: Mapping[str, Any]) -> float:
+        key = json.dumps(params, sort_keys=True)
+        if key not in known:
+            point = untrained_at(sweep, as_keys(sweep.space, params))
+            counted = (
+                cost is not None and cost.name != "latency"
+            )  # time follows multiply-adds closely enough to find what to measure
+            known[key] = _cost(sweep, params, point)[COST] if counted else point.macs
+        return known[key]
+
     for name, span in sweep.space.items():
-        weights = []
         for value in span.values:
-            params = {**sweep.first, name: value}
             try:
-                weights.append(untrained_at(sweep, as_keys(sweep.space, params)).macs)
+                weight({**sweep.first, name: value})
             except UserError as error:
                 raise UserError(
                     f"search.{name}: with {json.dumps(value)}: {error} (and choose another run.dir)"
                 ) from error
-        cheapest[name] = span.values[weights.index(min(weights))]
-    cost = sweep.cost
-    if cost is not None and cost.budget is not None:
-        facts = _cost(sweep, cheapest)
-        if cost.excess(facts[COST]) > 0:
-            raise UserError(
-                f"cost.budget: {cost.budget:g} is below the {cost.name} of all points: the cheapest of search has {facts[COST]:g}; raise "
-                "it, or search smaller networks, and choose another run.dir"
-            )
+    if cost is None or cost.budget is None:
+        return ""
+    found = _cost(sweep, _cheapest(sweep, weight))[COST]
+    if cost.excess(found) <= 0:
+        return ""
+    return (
+        f"WARNING: cost.budget: {cost.budget:g} is below the {cost.name} of the cheapest network that was found, {found:g}, and a trial "
+        "beyond it trains nothing; raise it, or search smaller networks, in another run.dir"
+    )
+
+
+def _cheapest(sweep: Sweep, weight: Callable[[Mapping[str, Any]], float]) -> dict[str, Any]:
+    """The point of ends and choices to which no other value of a single parameter is preferred; the least, if each counts alone.
+
+    weight: of a point. Raises UserError where the first point cannot be built; others that cannot are passed over.
+    """
+
+    def buildable(params: Mapping[str, Any]) -> float:
+        try:
+            return weight(params)
+        except UserError:
+            return math.inf
+
+    point, before = dict(sweep.first), math.inf
+    while (now := weight(point)) < before:
+        before = now
+        for name, span in sweep.space.items():
+            weights = [buildable({**point, name: value}) for value in span.values]
+            point[name] = span.values[weights.index(min(weights))]
+    return point
 
 
 def _score_all(sweep: Sweep, drawn: list[dict[str, Any]]) -> None:

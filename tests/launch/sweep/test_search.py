@@ -9,7 +9,6 @@ from typing import Any
 import optuna
 import pytest
 
-from rootstock.core.errors import UserError
 from rootstock.launch.report.page import write_report
 from rootstock.launch.sweep.appraisal import FACTS, offered_points, scored_points, weigh_trial
 from rootstock.launch.sweep.plan import plan_sweep
@@ -263,25 +262,6 @@ def test_a_cost_is_found_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert weigh_trial(sweep, number, params) and weigh_trial(sweep, number, params)
         facts = json.loads((sweep.folder(number) / FACTS).read_text())
         assert facts["cost"] == known[json.dumps(params)]
-
-
-def test_what_cannot_be_is_said_before_any_trial() -> None:
-    """A budget below all points, and an end of the search whose network cannot be built."""
-    low = joined(cost={"name": "macs", "budget": 10.0}).sweep
-    with pytest.raises(UserError) as error:
-        offered_points(low, lambda line: None)
-    assert str(error.value) == (
-        "cost.budget: 10 is below the macs of all points: the cheapest of search has 8144; raise it, or search smaller "
-        "networks, and choose another run.dir"
-    )
-    wrong = joined(
-        run={"dir": "wrong"}, search={"backbone.args.widths": {"list": [{"int": [0, 4]}, {"choice": [4]}]}}
-    ).sweep
-    with pytest.raises(
-        UserError,
-        match=r"backbone: smallconv cannot be built for data.size 16 and backbone.args .*widths of at least 1",
-    ):
-        offered_points(wrong, lambda line: None)
 
 
 def test_trials_that_all_cost_too_much_are_no_success(run: Run) -> None:
