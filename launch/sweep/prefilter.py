@@ -33,7 +33,7 @@ def prefilter_options(*, of: int = 32, keep: float = 0.5, seed: int = 0) -> None
     """The keys of `prefilter` that all names have.
 
     of: Number of different points that are drawn and scored.
-    keep: Share of them that is tried, above 0 to 1: the best of those within the budget.
+    keep: Share that is tried of those that can be built and are within the budget, above 0 to 1: the best ones.
     seed: Seed of the points.
     """
 
@@ -106,7 +106,7 @@ def _value(span: Span, share: float) -> Any:
 
 
 def kept_points(candidates: Sequence[ScoredPoint], sweep: Sweep) -> list[ScoredPoint]:
-    """The best `keep` of all candidates among those within the budget, best first. Raises UserError if there is none."""
+    """The best `keep` of the candidates that can be built and are within the budget, best first. Raises UserError if there is none."""
     cost, built = sweep.cost, [candidate for candidate in candidates if "why" not in candidate.facts]
     if not built:
         raise UserError(
@@ -121,5 +121,5 @@ def kept_points(candidates: Sequence[ScoredPoint], sweep: Sweep) -> list[ScoredP
             f"cost.budget: {cost.budget:g} is below the {cost.name} of all {len(built)} points that were drawn (the least: {least:g}); "
             "raise it, or search smaller networks, and choose another run.dir"
         )
-    most = math.ceil(sweep.config["prefilter"]["keep"] * len(candidates))
+    most = math.ceil(sweep.config["prefilter"]["keep"] * len(within))
     return sorted(within, key=lambda one: (-one.facts["score"], one.number))[:most]

@@ -53,14 +53,14 @@ def planned(**sections: Any) -> Sweep:
 
 
 def test_the_best_within_the_budget_are_kept() -> None:
-    """Half of all that were drawn, if so many are left: not half of what is left."""
-    sweep = planned(cost={"name": "macs", "budget": 10.0}, prefilter={"name": "synflow", "of": 6, "keep": 0.5})
+    """Half of those that can be built and are within the budget, not of all that were drawn."""
+    sweep = planned(cost={"name": "macs", "budget": 10.0}, prefilter={"name": "synflow", "of": 7, "keep": 0.5})
     facts = [
         {"cost": 5, "score": 1.0}, {"cost": 11}, {"why": "cannot be built"}, {"cost": 10, "score": 3.0}, {"cost": 1, "score": 2.0},
-        {"cost": 2, "score": 2.0},
+        {"cost": 2, "score": 2.0}, {"why": "nor this"},
     ]  # fmt: skip
     candidates = [ScoredPoint(number, {}, fact) for number, fact in enumerate(facts)]
-    assert [one.number for one in kept_points(candidates, sweep)] == [3, 4, 5]
+    assert [one.number for one in kept_points(candidates, sweep)] == [3, 4]
     with pytest.raises(UserError) as error:
         kept_points([candidates[1]], sweep)
     assert str(error.value) == (
