@@ -31,10 +31,11 @@ MARGIN = 0.95  # of the budget's latency, in which the search stays: the same ne
 PICTURES_TIMED = 16  # pictures that a draft of a graph is calibrated and timed on
 PRUNED_RUN = "pruned"
 """The folder of the recovery, in that of the command."""
-# What the search and the measurement rest on, so that no override of the recovery may change it.
+# What the search and the measurement rest on, so that no override of the recovery may change it. Forms are timed without a picture, so
+# with the channels that magnitude leaves.
 _SETTLED = (
     "run.dir", "data.size", "data.crop", "data.resize", "data.interpolation", "method.keep_head", "method.prune.macs",
-    "method.prune.weights",
+    "method.prune.weights", "method.prune.importance",
 )  # fmt: skip
 
 

@@ -112,6 +112,8 @@ def test_channels_go_where_eight_bits_are_not_enough_and_the_command_goes_on(
         ("method.prune={macs: 0.9}", "method.prune.macs"),
         ("method.prune=null", "method.prune.macs"),
         ("method.prune.weights=0.5", "method.prune.weights"),
+        ("method.prune.importance=taylor", "method.prune.importance"),
+        ("method.prune={importance: taylor, multiple: 4}", "method.prune.importance"),
         ("method.keep_head=false", "method.keep_head"),
         ("backbone.weights=none", "backbone.weights"),
         ("backbone={drop_path: 0.1}", "backbone.drop_path"),
