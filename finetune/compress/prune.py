@@ -17,8 +17,10 @@ from torch import nn
 from ...core.checks import check_count
 from ...core.distributed import broadcast_text
 from ...core.errors import UserError
+from ...core.evaluate.trained import load_trained
 from ...core.images.images import Images
 from ...core.manifest import DamagedFile, read_record, write_record
+from ...core.model.backbone import Backbone, create
 from ...core.model.classifier import Classifier
 from ...core.model.macs import macs_of, parameters_of
 from ...core.model.pruned import give_sizes
@@ -44,6 +46,7 @@ _REFUSALS: Mapping[str, type[UserError]] = {"network": UnprunableNetwork, "share
 def prune_options(
     *,
     macs: float | None = None,
+    of: str | None = None,
     importance: Importance = "magnitude",
     scope: Scope = "global",
     least: float = 0.1,
@@ -55,6 +58,7 @@ def prune_options(
 
     macs: Share of the multiply-adds of the network in backbone.weights that is kept, above 0 and below 1. Channels and heads of attention
         go, so the network gets smaller and faster.
+    of: Folder of a run of whose multiply-adds macs is a share instead, so that rounds of pruning come to one goal. null: backbone.weights.
     importance: What goes first: what has the smallest weights (magnitude), or changes the loss least (taylor, Molchanov et al. 2019,
         arXiv:1906.10771), which needs the head of that network: keep_head.
     scope: Whether channels are ranked among those of all layers (global), or each layer loses the same share of its own (layer).
@@ -82,6 +86,10 @@ def check_prune(method: Mapping[str, Any], backbone: Mapping[str, Any], sharding
         given = "neither is given" if options["macs"] is None else "both are given"
         raise UserError(
             f"method.prune: expected macs (whole channels go) or weights (single weights become 0), and {given}; give one of them"
+        )
+    if options["of"] is not None and options["macs"] is None:
+        raise UserError(
+            "method.prune.of: it says whose multiply-adds macs is a share of, and single weights have none; leave it out"
         )
     if not 0.0 <= options["least"] < 1.0:
         raise UserError(f"method.prune.least: expected 0 or more and less than 1, got {options['least']}")
@@ -151,7 +159,8 @@ class Pruned:
     def as_result(self) -> dict[str, Any]:
         """The entry `pruned` of a result: what the backbone costs before and after, for one picture."""
         used = ("weights", "scope") if self.masks is not None else ("macs", "importance", "scope", "least", "multiple")
-        found: dict[str, Any] = {"by": {key: self.options[key] for key in used}, "before": self.before}
+        by = {key: self.options[key] for key in used} | ({"of": self.options["of"]} if self.options["of"] else {})
+        found: dict[str, Any] = {"by": by, "before": self.before}
         if self.masks is not None:
             return {**found, "zeros": self.masks.zeros, "of_weights": self.masks.total}
         return {**found, "after": self._cost()}
@@ -196,17 +205,31 @@ def _choose(
         scores = by_magnitude(layers if method["keep_head"] else {**layers, "reader": nn.Identity()}, groups)
     ranking = Ranking(groups, scores, options["scope"], options["least"], options["multiple"])
     cost = _CostOf(classifier, groups, ranking)
-    whole = macs_of(backbone.model, backbone.channels, backbone.size)
+    whole = _cost_of_whole(options["of"], backbone)
     counts = ranking.first_within(cost, int(options["macs"] * whole))
     if counts is None:
         most = cost(ranking.counts(ranking.levels)) / whole
         raise UnreachableShare(
-            f"method.prune.macs: {options['macs']} of the multiply-adds of {backbone.spec['name']} cannot be reached: {most:.3f} stay "
-            f"where each layer keeps {options['least']:g} of its channels, in multiples of {options['multiple']}; give more, or lower "
-            "method.prune.least or multiple"
+            f"method.prune.macs: {options['macs']:.3g} of the multiply-adds of {options['of'] or backbone.spec['name']} cannot be reached: "
+            f"{most:.3f} stay where each layer keeps {options['least']:g} of its channels, in multiples of {options['multiple']}; give "
+            "more, or lower method.prune.least or multiple"
         )
     kept = kept_channels(groups, ranking.kept(counts))
     return {place: {side: rows.tolist() for side, rows in sides.items()} for place, sides in kept.items()}
+
+
+def _cost_of_whole(run: str | None, backbone: Backbone) -> int:
+    """The multiply-adds of which a share stays: of the network in a run's folder, else of the backbone itself. Raises UserError."""
+    if run is None:
+        return macs_of(backbone.model, backbone.channels, backbone.size)
+    try:
+        with torch.random.fork_rng(devices=[]):  # so that the run draws what it draws without
+            whole = load_trained(run).backbone
+            if whole.size != backbone.size:
+                whole = create(backbone.size, whole.channels, weights=run)
+    except UserError as error:
+        raise UserError(f"method.prune.of: {str(error).removeprefix('backbone.weights: ')}") from error
+    return macs_of(whole.model, whole.channels, whole.size)
 
 
 class _CostOf:

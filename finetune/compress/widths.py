@@ -52,10 +52,13 @@ class Ranking:
         return [order[:count].sort().values for order, count in zip(self.orders, counts, strict=True)]
 
     def first_within(self, macs: Callable[[Sequence[int]], int], goal: int) -> tuple[int, ...] | None:
-        """The counts of the lowest level at which the network has at most `goal` multiply-adds; None if it never has.
+        """All units where these have at most `goal` multiply-adds, else the counts of the lowest level with so many; None if none has.
 
         macs: counts -> multiply-adds, which never rise with the level.
         """
+        whole = tuple(group.units for group in self.groups)
+        if macs(whole) <= goal:
+            return whole
         low, high = 0, self.levels  # the answer lies above `low`
         if macs(self.counts(high)) > goal:
             return None

@@ -35,7 +35,7 @@ PRUNED_RUN = "pruned"
 # with the channels that magnitude leaves.
 _SETTLED = (
     "run.dir", "data.size", "data.crop", "data.resize", "data.interpolation", "method.keep_head", "method.prune.macs",
-    "method.prune.weights", "method.prune.importance",
+    "method.prune.of", "method.prune.weights", "method.prune.importance",
 )  # fmt: skip
 
 

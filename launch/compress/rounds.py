@@ -34,9 +34,12 @@ ANEW: Mapping[str, Any] = {
     "method.freeze": False,
     "method.trained": "all",
     "method.prune.weights": None,
+    "method.prune.of": None,
 }
 # What the rounds themselves say, so that no override may.
-_SETTLED = ("method.prune.macs", "method.prune.weights", "method.keep_head", "backbone.weights", "backbone.name")
+_SETTLED = (
+    "method.prune.macs", "method.prune.of", "method.prune.weights", "method.keep_head", "backbone.weights", "backbone.name",
+)  # fmt: skip
 
 
 class PruningRounds(NamedTuple):
@@ -75,8 +78,9 @@ class PruningRounds(NamedTuple):
 
 
 def plan_rounds(run: Path, macs: float, rounds: int, importance: str, overrides: Sequence[str]) -> PruningRounds:
-    """The pipeline of so many rounds. macs: share of the run's multiply-adds that the last one keeps; each keeps the same share of the one
-    before. overrides: of each round; `run.dir` is the folder of all. Raises UserError."""
+    """The pipeline of so many rounds. macs: share of the run's multiply-adds that the last one keeps. Goals fall by the same share from
+    round to round, and each is a share of the run's own multiply-adds, so that what rounding takes in one round is not taken again.
+    overrides: of each round; `run.dir` is the folder of all. Raises UserError."""
     if not 0.0 < macs < 1.0:
         raise UserError(
             f"--macs: expected a share of the multiply-adds that is kept, above 0 and below 1, got {macs:g}; 0.5 is usual"
@@ -100,11 +104,16 @@ def plan_rounds(run: Path, macs: float, rounds: int, importance: str, overrides:
             raise UserError(f"{key}: rootstock prune sets {within} in each round; give other keys of it one by one")
         else:
             further.append(override)
-    share = macs ** (1.0 / rounds)
+    whole = str(expanded(run).resolve())
+    shares = [macs ** (number / rounds) for number in range(1, rounds + 1)]
     stages: dict[str, Any] = {}
     for number in range(1, rounds + 1):
-        before = str(expanded(run).resolve()) if number == 1 else f"@{stage_of_round(number - 1)}"
-        prune = {"method.prune.macs": share, "method.prune.importance": importance}
+        before = whole if number == 1 else f"@{stage_of_round(number - 1)}"
+        prune = {
+            "method.prune.macs": shares[number - 1],
+            "method.prune.of": whole,
+            "method.prune.importance": importance,
+        }
         stages[stage_of_round(number)] = {
             "verb": "finetune",
             "config": str(config),
@@ -112,7 +121,7 @@ def plan_rounds(run: Path, macs: float, rounds: int, importance: str, overrides:
         }
     rows = [
         {
-            "label": f"Round {number} of {rounds}: at most {share**number:.0%} of the multiply-adds",
+            "label": f"Round {number} of {rounds}: at most {shares[number - 1]:.0%} of the multiply-adds",
             "stage": stage_of_round(number),
         }
         for number in range(1, rounds + 1)

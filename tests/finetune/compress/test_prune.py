@@ -186,6 +186,26 @@ def test_other_verbs_take_a_pruned_run(straight: Straight, tmp_path: Path) -> No
     assert result["pruned"]["after"]["macs"] <= 0.6 * result["pruned"]["before"]["macs"]
 
 
+def test_a_share_of_another_runs_multiply_adds(whole: Path, straight: Straight, tmp_path: Path) -> None:
+    """Of the whole network, of which a pruned one has less; where it has so few already, all stay."""
+    folder, result = straight["taylor"]
+    before, most = result["pruned"]["after"]["macs"], result["pruned"]["before"]["macs"]
+    for share in (0.3, 0.9):
+        config = config_of("taylor", folder, tmp_path / str(share))
+        config["method"] = {"keep_head": True, "prune": {"macs": share, "of": str(whole), "multiple": 1}}
+        told = execute("finetune", config, quiet=True)["pruned"]
+        assert told["by"]["of"] == str(whole) and told["before"]["macs"] == before
+        after = told["after"]["macs"]
+        assert after == before if share == 0.9 else 0.85 * share * most < after <= share * most
+    config["method"]["prune"]["of"] = str(tmp_path / "nothing")
+    config["run"]["dir"] = str(tmp_path / "refused")
+    with pytest.raises(UserError) as error:
+        execute("finetune", config, quiet=True)
+    assert str(error.value) == (
+        f"method.prune.of: {tmp_path / 'nothing'} does not exist; give the folder of a finished run, such as runs/NAME"
+    )
+
+
 def test_a_contradiction_with_a_pruned_run_is_still_refused(straight: Straight) -> None:
     with pytest.raises(UserError, match=r"^backbone\.name: 'lenet' contradicts 'smallconv' of the run "):
         create(8, weights=str(straight["taylor"][0]), name="lenet")
@@ -219,6 +239,7 @@ TAYLORS = (
     "importance: taylor asks for the loss, which a new head cannot tell; give method.keep_head: true with the run of a classifier in "
     "backbone.weights, or importance: magnitude"
 )
+OF = ".of: it says whose multiply-adds macs is a share of, and single weights have none; leave it out"
 HALF = {"macs": 0.5}
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = [
     ({"macs": 1.0}, {}, {}, "." + MACS.format(1.0)),
@@ -229,6 +250,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = [
     ({**HALF, "least": 1.0}, {}, {}, ".least: expected 0 or more and less than 1, got 1.0"),
     ({**HALF, "multiple": 0}, {}, {}, ".multiple: expected 1 to 4,096, got 0; 8 is usual"),
     ({**HALF, "pictures": 0}, {}, {}, ".pictures: expected 1 to 10,000,000, got 0; 512 are usual"),
+    ({"weights": 0.5, "of": "runs/a"}, {}, {}, OF),
     (HALF, {}, {"weights": "none"}, RANDOM),
     ({**HALF, "importance": "taylor"}, {}, {}, "." + TAYLORS),
     (HALF, {"freeze": True}, {}, RESTS.format("method.freeze")),

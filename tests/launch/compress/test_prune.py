@@ -20,6 +20,7 @@ from rootstock.finetune.compress.prune import check_prune
 from rootstock.launch.cli import app
 from rootstock.launch.compress.prune import prune_run
 from rootstock.launch.compress.rounds import plan_rounds
+from rootstock.launch.dry import build_dry
 from rootstock.launch.verbs import execute, resolve
 from rootstock.tests.conftest import Forks
 from rootstock.tests.finetune.compress.test_prune import WHOLE
@@ -50,7 +51,7 @@ def test_two_rounds_and_their_table(
     folder = run.parent / "digits-pruned"
     rounds = [folder / "seed-3" / f"round_{number}" for number in (1, 2)]
     costs = [cost_of(one) for one in (run, *rounds)]
-    assert costs[1] <= 0.5 * costs[0] and costs[2] <= 0.5 * costs[1]
+    assert costs[1] <= 0.5 * costs[0] and costs[2] <= 0.25 * costs[0]
     config = (rounds[1] / "config.yaml").read_text()
     assert "importance: taylor" in config and "keep_head: true" in config and "linear_first: false" in config
     lines = said[said.index(HEADING) :].splitlines()[1:4]
@@ -95,7 +96,7 @@ def test_two_rounds_and_their_table(
 @pytest.mark.parametrize("macs", [0.001, 0.01])
 def test_a_refused_pruning_does_not_stand_in_the_way_of_the_next(run: Path, tmp_path: Path, macs: float) -> None:
     where = [f"run.dir={tmp_path / 'rounds'}", *QUICK]
-    with pytest.raises(UserError, match=r"of the multiply-adds of smallconv cannot be reached"):
+    with pytest.raises(UserError, match=rf"of the multiply-adds of {run} cannot be reached"):
         prune_run(plan_rounds(run, macs, 1, "taylor", where), dry=False)
     corrected = plan_rounds(run, 0.3, 1, "taylor", where)
     assert Path(corrected.write()).read_text() == corrected.text
@@ -136,21 +137,39 @@ def test_a_run_that_was_pruned_before_is_pruned_by_channels(
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     (tmp_path / "result.json").write_bytes((run / "result.json").read_bytes())
     planned = yaml.safe_load(plan_rounds(tmp_path, 0.25, 2, "taylor", []).text)
-    for stage in planned["stages"].values():
+    for stage, share in zip(planned["stages"].values(), (0.5, 0.25), strict=True):
         changed = [f"{key}={json.dumps(value)}" for key, value in stage["set"].items()]
         found = resolve("finetune", stage["config"], changed)
         check_prune(found["method"], found["backbone"], "none")
         options = found["method"]["prune"]
-        assert (options["macs"], options["weights"], options["importance"]) == (0.5, None, "taylor")
+        assert (options["macs"], options["of"]) == (share, str(tmp_path))
+        assert (options["weights"], options["importance"]) == (None, "taylor")
         expected = {"scope": "global", "multiple": 8} | (before or {})
         assert (options["scope"], options["multiple"]) == (expected["scope"], expected["multiple"])
 
 
 def test_shares_fall_alike(run: Path, tmp_path: Path) -> None:
     planned = plan_rounds(run, 0.125, 3, "magnitude", [f"run.dir={tmp_path / 'other'}", "optim.lr=0.1"])
-    assert planned.folder == tmp_path / "other" and planned.text.count("macs: 0.5\n") == 3
+    stages = yaml.safe_load(planned.text)["stages"].values()
+    assert [stage["set"]["method.prune.macs"] for stage in stages] == pytest.approx([0.5, 0.25, 0.125])
+    assert planned.folder == tmp_path / "other" and {stage["set"]["method.prune.of"] for stage in stages} == {str(run)}
     assert planned.overrides == [f"stages.round_{number}.optim.lr=0.1" for number in (1, 2, 3)]
     assert not planned.folder.exists()
+
+
+def test_rounds_come_to_the_goal_of_one(trained: Path, tmp_path: Path) -> None:
+    """What rounding to multiples of 8 takes is not taken in each round: the end is as near to the goal as with one round."""
+    left = {}
+    for rounds in (1, 2, 5):
+        before = str(trained)
+        for stage in yaml.safe_load(plan_rounds(trained, 0.3, rounds, "magnitude", []).text)["stages"].values():
+            changed = [f"{key}={json.dumps(value)}" for key, value in stage["set"].items() if key != "backbone.weights"]
+            config = resolve("finetune", stage["config"], [*changed, f"backbone.weights={before}"])
+            before = str(tmp_path / f"{rounds}-{len(list(tmp_path.iterdir()))}")
+            build_dry("finetune", config)[1].plan.method.classifier.export(Path(before))
+        left[rounds] = cost_of(Path(before)) / cost_of(trained)
+    # Eight channels of the widest layers, 64 and 64 wide, are up to an eighth of both of their costs.
+    assert all(left[1] - 0.04 <= share <= 0.3 for share in left.values()), left
 
 
 PAIR = """
@@ -191,7 +210,7 @@ def test_what_cannot_be_pruned_is_refused(run: Path, tmp_path: Path) -> None:
         refused(run, "method.prune.macs=0.3")
         == "method.prune.macs: rootstock prune sets it in each round; leave it out"
     )
-    for key in ("method.prune.weights", "method.keep_head", "backbone.weights"):
+    for key in ("method.prune.weights", "method.prune.of", "method.keep_head", "backbone.weights"):
         assert refused(run, f"{key}=x") == f"{key}: rootstock prune sets it in each round; leave it out"
     assert refused(run, "method.prune={macs: 0.3}") == (
         "method.prune: rootstock prune sets method.prune.macs in each round; give other keys of it one by one"
