@@ -62,7 +62,7 @@ def prune_options(
     importance: What goes first: what has the smallest weights (magnitude), or changes the loss least (taylor, Molchanov et al. 2019,
         arXiv:1906.10771), which needs the head of that network: keep_head.
     scope: Whether channels are ranked among those of all layers (global), or each layer loses the same share of its own (layer).
-    least: Share of each layer's channels that stays at least, 0 to below 1.
+    least: Share of each layer's channels that stays at least, 0 to below 1; rounded up to a multiple.
     multiple: Numbers of channels are rounded to multiples of this, 1 or more; 8 suits the kernels of most devices.
     pictures: Training images that taylor looks at, 1 or more.
     weights: Share of the weights of all convolutions and linear layers that become exactly 0, those of smallest magnitude, above 0 and

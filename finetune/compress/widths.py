@@ -20,7 +20,8 @@ class Ranking:
     """The units of all groups by their importance, and how many stay at each level from 0 (all) to `levels` (the fewest).
 
     scope: layer: each group loses the same share of its units, those of lowest importance. global: those go that are lowest among all
-    groups. least: share of each group that stays at least. multiple: numbers of channels are rounded to multiples of it.
+    groups. least: share of each group that stays at least. multiple: numbers of channels are rounded to multiples of it, that of `least`
+    upwards.
     """
 
     def __init__(
@@ -45,7 +46,8 @@ class Ranking:
     def _rounded(self, group: CoupledUnits, wanted: float) -> int:
         step = 1 if group.whole else self.multiple
         nearest = max(1, math.floor(wanted / step + 0.5)) * step
-        return min(group.units, max(nearest, math.ceil(self.least * group.units)))
+        fewest = math.ceil(math.ceil(self.least * group.units) / step) * step
+        return min(group.units, max(nearest, fewest))
 
     def kept(self, counts: Sequence[int]) -> list[Tensor]:
         """The units of each group that stay, int64 ascending."""

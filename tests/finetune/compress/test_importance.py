@@ -118,7 +118,7 @@ def test_the_lowest_level_within_the_goal_is_found(scope: Any) -> None:
         assert ranking.first_within(macs, goal) == ranking.counts(first)
     assert ranking.first_within(macs, costs[-1] - 1) is None
     least = ranking.counts(ranking.levels)
-    assert least == (8, 13, 1) or least == (8, 16, 1)
+    assert least == (8, 16, 1)  # a fifth of 64 are 13, and so many are no multiple of 8
 
 
 def test_a_layer_alone_loses_its_share_and_all_layers_together_their_weakest() -> None:
