@@ -32,7 +32,7 @@ from ..outputs.export import Further, refuse_several_processes, write_8_bits, wr
 from ..outputs.int8 import INT8_FILE, Int8Sets, drawn_in_words, int8_sets, paired_difference
 from ..outputs.onnx_file import ONNX_FILE, OnnxSession, check_onnx
 from ..outputs.predict import classifier_of, labels_for
-from ..verbs import execute
+from ..verbs import execute, resolve
 from .budget import Budget
 from .forms import (
     MARGIN,
@@ -129,7 +129,7 @@ def compress_run(run: Path, to: Path, asked: Demand) -> int:
     asked = with_sets(trained, asked)
     classifier = classifier_of(trained)
     record = Record(to, run, asked, network_digest(classifier))
-    check_recovery(trained, to, asked.overrides)
+    check_recovery(trained, to, asked)
     sets = int8_sets(trained, asked.calibrate, asked.test, "--calibrate") if asked.int8 else None
     test, labels = measured_pictures(trained, asked, sets)
     for sentence in seen_in_training(trained.backbone.seen, {"test": test}):
@@ -144,22 +144,22 @@ def compress_run(run: Path, to: Path, asked: Demand) -> int:
     source = trained.folder
     if chosen.share is not None:
         source = to / PRUNED_RUN
-        execute("finetune", recovery(trained, chosen.share, source), asked.overrides)
+        execute("finetune", recovery(trained, chosen.share, source, asked.test), asked.overrides)
     if not (to / "exported").exists():
         _export(load_trained(source), to / "exported", sets if chosen.int8 else None)
     return _conclude(trained, record, chosen, asked, (test, labels, before))
 
 
-def check_recovery(trained: TrainedRun, to: Path, overrides: Sequence[str]) -> None:
+def check_recovery(trained: TrainedRun, to: Path, asked: Demand) -> None:
     """Raises UserError for overrides that cannot be; says where no channel can go, since the run cannot teach the network to recover."""
     try:
-        config = recovery(trained, SHARES_TRIED[0], to / PRUNED_RUN)
+        config = recovery(trained, SHARES_TRIED[0], to / PRUNED_RUN, asked.test)
     except UserError as error:
-        if overrides:
+        if asked.overrides:
             raise
         say(f"WARNING: all channels stay: {error}")
         return
-    check_overrides(config, overrides)
+    check_overrides(config, asked.overrides)
 
 
 def with_sets(trained: TrainedRun, asked: Demand) -> Demand:
@@ -204,7 +204,8 @@ def _choose(trained: TrainedRun, sets: Int8Sets | None, asked: Demand, record: R
 
         @functools.cache
         def draft(share: float) -> TrainedRun | None:
-            return pruned_draft(trained, share, record.to, folder / f"run-{share}", asked.overrides)
+            config = recovery(trained, share, record.to / PRUNED_RUN, asked.test)
+            return pruned_draft(trained, resolve("finetune", config, asked.overrides), folder / f"run-{share}")
 
         def form_of(share: float, int8: bool) -> TriedForm | None:
             if (known := record.known(share, int8)) is not None:

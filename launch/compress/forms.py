@@ -102,12 +102,13 @@ def least_pruned(
     return largest_share(of(False), budget, shares[: shares.index(found.share)]) or alike
 
 
-def recovery(trained: TrainedRun, share: float, folder: Path) -> dict[str, Any]:
+def recovery(trained: TrainedRun, share: float, folder: Path, tests: Sequence[str] = ()) -> dict[str, Any]:
     """The config that prunes a run's network and lets it recover, with the run as its teacher.
 
     It is the run's own, as in the rounds of `rootstock prune`: its optimizer, penalties, drop path and views, with its learning rates from
     the start (Renda, Frankle & Carbin 2020, arXiv:2003.02389, "learning rate rewinding"). Of an adaptation it is a fine-tuning on the
-    target with that run's optimizer. Raises UserError for a run without a classifier.
+    target with that run's optimizer; `tests` test it where the target is a union and the run names no test. Raises UserError for a run
+    without a classifier.
     """
     lesson = plan_lesson(trained, "")
     if lesson.verb != "finetune":
@@ -118,6 +119,8 @@ def recovery(trained: TrainedRun, share: float, folder: Path) -> dict[str, Any]:
         method = {**own["method"], "teacher": method["teacher"]}
     method["prune"] = {**(method.get("prune") or {}), "macs": share, "importance": "magnitude"}
     config = {**lesson.config, "backbone": own["backbone"], "optim": own["optim"], "method": method}
+    if config["data"]["test"] is None and method["teacher"].get("labels") == "teacher":
+        config["data"]["test"] = {f"test_{number}": uri for number, uri in enumerate(tests, 1)}
     for key, value in {**ANEW, "backbone.weights": str(trained.folder), "run.dir": str(folder)}.items():
         section, _, name = key.rpartition(".")
         _section(config, section)[name] = copy.copy(value)
@@ -143,11 +146,11 @@ def _section(config: Mapping[str, Any], key: str) -> Any:
     return reduce(lambda section, name: None if section is None else section.get(name), key.split("."), config)
 
 
-def pruned_draft(
-    trained: TrainedRun, share: float, to: Path, folder: Path, overrides: Sequence[str]
-) -> TrainedRun | None:
-    """The pruned network before its recovery, which costs what it will cost afterwards; None if so little cannot stay."""
-    config = resolve("finetune", recovery(trained, share, to / PRUNED_RUN), overrides)
+def pruned_draft(trained: TrainedRun, config: Mapping[str, Any], folder: Path) -> TrainedRun | None:
+    """The pruned network before its recovery, which costs what it will cost afterwards; None if so little cannot stay.
+
+    config: of the recovery, resolved. folder: a new one, of the draft.
+    """
     try:
         _, built = build_dry("finetune", config)
     except UnreachableShare:

@@ -55,6 +55,7 @@ def distil_run(run: Path, student: str, overrides: Sequence[str]) -> int:
     trained = load_trained(run)
     lesson = plan_lesson(trained, student)
     config = resolve(lesson.verb, lesson.config, overrides)
+    check_test(trained, config)
     check_taught(trained, lesson.verb, config)
     say(f"distill: {lesson.verb} by the config of {run}, with {student} as the network and {run} as the teacher")
     for note in [*_sizes(trained.backbone, config), *_beginning(lesson, config), *lesson.notes]:
@@ -65,6 +66,16 @@ def distil_run(run: Path, student: str, overrides: Sequence[str]) -> int:
         say(f"accuracy minus the teacher's, 95 % over test images: {difference_to(read_run(expanded(run)), made)}")
         say(f"compare: {command('report', str(run), str(result['run']))}")
     return 0
+
+
+def check_test(trained: TrainedRun, config: Mapping[str, Any]) -> None:
+    """Raises UserError where a student without labels has no test: of an adaptation to a union, which cannot be one test."""
+    data, teacher = config["data"], config["method"].get("teacher")
+    if isinstance(teacher, Mapping) and teacher.get("labels") == "teacher" and data["test"] is None:
+        raise UserError(
+            f"data.test: the target of {trained.folder} is a union of several sets, and it names no test; give data.test=URI, or "
+            "data.test={NAME: URI, ...}"
+        )
 
 
 def check_taught(trained: TrainedRun, verb: str, config: Mapping[str, Any]) -> None:
@@ -135,15 +146,18 @@ def plan_lesson(trained: TrainedRun, student: str) -> Lesson:
         config["method"] = {**config["method"], **NO_START, "teacher": taught}
         return Lesson("finetune", config, notes)
     data = given["data"]
-    tests = data.get("test") if data.get("test") is not None else {"target": _one(data["target"])}
-    config["data"] = {key: data[key] for key in SHARED_DATA if key in data} | {"train": data["target"], "test": tests}
+    tests, target = data.get("test"), data["target"]
+    if tests is None and isinstance(target, str):
+        tests = {"target": target}
+    config["data"] = {key: data[key] for key in SHARED_DATA if key in data} | {"train": target, "test": tests}
     config["method"] = {"teacher": {"weights": teacher, "labels": "teacher"}}
     config.pop("evaluate", None)
     config.pop("label_shift", None)
     notes.append("it learns from the target's pictures, with the labels that its teacher gives them")
-    if data.get("test") is None:
+    if data.get("test") is None and tests is not None:
         notes.append(
-            "the run names no test, so the whole target is one; the student sees it without labels, and its result says so"
+            "the run names no test, so unless data.test is given the whole target is one; the student sees it without labels, and its "
+            "result says so"
         )
     return Lesson("finetune", config, notes)
 
@@ -152,10 +166,3 @@ def _one_view(views: Mapping[str, Any]) -> dict[str, Any]:
     """The section `data.views` of several views as one of the first view alone, as `distill` takes it."""
     first = {key: probability(views[key], 0) for key in PER_VIEW if key in views}
     return {**views, **first, "local": 0}
-
-
-def _one(target: str | Sequence[str]) -> str:
-    """The URI of a target. Raises UserError for a union, which cannot be named as one test."""
-    if isinstance(target, str):
-        return target
-    raise UserError("data.test: the run's target is a union of several sets, and it names no test; give data.test=URI")

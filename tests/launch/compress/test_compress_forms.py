@@ -20,7 +20,7 @@ from rootstock.launch.compress.budget import Budget, EdgeCost
 from rootstock.launch.compress.compress import Demand, check_recovery, compress_run
 from rootstock.launch.compress.forms import pruned_draft, recovery
 from rootstock.launch.verbs import resolve
-from rootstock.tests.launch.compress.conftest import CLASSIFIER, TEST, TRAIN
+from rootstock.tests.launch.compress.conftest import CLASSIFIER, DIGITS16, TEST, TRAIN
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch_pruning")
@@ -150,6 +150,29 @@ def test_an_adaptation_recovers_with_its_own_optimizer(trained: Path, tmp_path: 
     assert (found["data"]["train"], found["method"]["teacher"]["labels"]) == (TEST, "teacher")
 
 
+def test_an_adaptation_to_a_union_without_a_test_recovers_with_that_of_the_command(
+    trained: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    target = [f"{DIGITS16}#[:100,seed=1]", f"{DIGITS16}#[100:200,seed=1]"]
+    given: dict[str, Any] = {
+        "data": {"source": TRAIN, "target": target, "size": 16, "views": "none"},
+        "backbone": {"name": "smallconv"},
+        "method": {"name": "dann"},
+        "optim": {"lr": 0.01, "batch_size": 50, "duration": 4},
+        "run": {"dir": str(run), "workers": 0, "device": "cpu"},
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump(resolve("adapt", given)))
+    adapted = load_trained(run)._replace(result={"task": "adapt"})
+    asked = Demand(Budget(None, 1), (), (TEST,), 1, True, ["optim.duration=2"])
+    check_recovery(adapted, tmp_path / "to", asked)
+    config = resolve("finetune", recovery(adapted, 0.5, tmp_path / "to", asked.test), asked.overrides)
+    assert config["data"]["test"] == {"test_1": TEST} and config["data"]["train"] == target
+    draft = pruned_draft(adapted, config, tmp_path / "draft")
+    assert draft is not None and draft.classifier is not None
+
+
 def test_what_knows_unknown_images_keeps_its_channels_and_that_is_said_first(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,11 +186,12 @@ def test_what_knows_unknown_images_keeps_its_channels_and_that_is_said_first(
         f"{folder} has an output for unknown images, which no student has; teach by features (`rootstock pretrain` with method=distill), "
         "or give a classifier without `unknown`"
     )
-    check_recovery(load_trained(folder), tmp_path / "to", ())
+    asked = Demand(Budget(None, 1), (), (), 1, True, ())
+    check_recovery(load_trained(folder), tmp_path / "to", asked)
     assert capsys.readouterr().err == f"WARNING: all channels stay: {why}\n"
     with pytest.raises(UserError) as refused:
-        check_recovery(load_trained(folder), tmp_path / "to", ["optim.lr=0.1"])
+        check_recovery(load_trained(folder), tmp_path / "to", asked._replace(overrides=["optim.lr=0.1"]))
     assert str(refused.value) == why
     with pytest.raises(UserError) as refused:
-        pruned_draft(load_trained(folder), 0.5, tmp_path / "to", tmp_path / "draft", ())
+        recovery(load_trained(folder), 0.5, tmp_path / "to")
     assert str(refused.value) == why

@@ -105,7 +105,7 @@ def test_a_student_of_a_pretraining_and_of_an_adaptation(teachers: Path, tmp_pat
     found = execute("finetune", lesson.config, [f"run.dir={tmp_path / 'a'}"], quiet=True)
     assert set(found["metrics"]) >= {"target/classifier/accuracy"} and found["seen_labelled"] == 0
     assert found["seen_unlabelled"] == {"adapt": 80, "finetune": 100}  # the teacher held a fifth out as its test
-    assert lesson.notes[-1].startswith("the run names no test, so the whole target is one")
+    assert lesson.notes[-1].startswith("the run names no test, so unless data.test is given the whole target is one")
 
 
 @pytest.mark.parametrize("verb", ["finetune", "pretrain"])
@@ -127,6 +127,25 @@ def test_a_student_of_a_run_that_was_trained_anew_is_not_taken_for_its_student(
         f"run.dir: {tmp_path / 'student'} holds a student of another network: {run} has been trained anew since; choose another folder "
         "with run.dir=..., or delete this one"
     )
+
+
+def test_a_target_of_several_sets_takes_the_test_that_is_given(teachers: Path, tmp_path: Path) -> None:
+    run = tmp_path / "adapted"
+    shutil.copytree(teachers / "adapt", run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["target"] = [f"{DIGITS}#[100:150,seed=1]", f"{DIGITS}#[150:200,seed=1]"]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "MANIFEST.json").unlink()
+    where = f"run.dir={tmp_path / 'student'}"
+    with pytest.raises(UserError) as refused:
+        distil_run(run, "smallconv", [where])
+    assert str(refused.value) == (
+        f"data.test: the target of {run} is a union of several sets, and it names no test; give data.test=URI, or "
+        "data.test={NAME: URI, ...}"
+    )
+    assert not (tmp_path / "student").exists()
+    for test in (f"{DIGITS}#[200:260,seed=1]", f"{{a: '{DIGITS}#[200:230,seed=1]', b: '{DIGITS}#[230:260,seed=1]'}}"):
+        assert distil_run(run, "smallconv", [f"{where}{len(test)}", f"data.test={test}"]) == 0
 
 
 def finished(folder: Path, config: dict[str, Any]) -> TrainedRun:
