@@ -1,18 +1,22 @@
 """The losses against loops, a student that comes to its teacher, and what is refused."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from rootstock.core.errors import UserError
 from rootstock.core.model.backbone import create
+from rootstock.core.train.loop import Loop
 from rootstock.launch.doctor.trial_steps import backbone
+from rootstock.launch.verbs import execute
 from rootstock.ssl.distill import Distance, Distill, feature_loss
 from rootstock.ssl.parts.feature_maps import to_grid
-from rootstock.tests.ssl.cases import method, teacher, views
+from rootstock.tests.ssl.cases import config, method, teacher, views
 
 
 def slow_loss(student: Tensor, target: Tensor, kind: str) -> float:
@@ -120,6 +124,43 @@ def test_teachers_of_equal_weights_share_no_cache(tmp_path: Path) -> None:
         made.append(kept(views(kept, 4), 0.0).loss)
         assert torch.equal(made[-1], plain(views(plain, 4), 0.0).loss)
     assert not torch.equal(*made)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_run_with_a_cache_resumes_to_the_same_bits(
+    kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after its cache has views of steps that are done again. kept: whether the command that goes on has the cache still."""
+    images = "sklearn:digits?size=16#[:48,seed=1]"
+    optim = {"lr": 0.01, "batch_size": 16, "duration": 6}
+
+    def trained(folder: str, cache: Path | None) -> dict[str, Tensor]:
+        given = config("distill", "conv", images, 1.0, **optim)
+        given["method"] = {**given["method"], "cache": None if cache is None else str(cache)}
+        run = {"dir": str(tmp_path / folder), "device": "cpu", "workers": 0, "checkpoint": {"every": 2}}
+        execute("pretrain", {**given, "evaluate": {"watch": None}, "run": run}, quiet=True)
+        return load_file(tmp_path / folder / "backbone" / "backbone.safetensors")
+
+    straight, cache = trained("straight", None), tmp_path / "cache"
+    step = Loop.step
+
+    def killed(self: Loop, wrapped: Any, micro: Any, prepare: Any, at: int, asked: Any) -> Any:
+        if at == 3:
+            raise ArithmeticError
+        return step(self, wrapped, micro, prepare, at, asked)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "step", killed)
+        with pytest.raises(ArithmeticError):
+            trained("resumed", cache)
+    assert len(list(cache.rglob("*.rows"))) == 2  # one of each teacher
+    if not kept:
+        shutil.rmtree(cache)
+    resumed = trained("resumed", cache)
+    assert (
+        all(torch.equal(straight[name], tensor) for name, tensor in resumed.items())
+        and resumed.keys() == straight.keys()
+    )
 
 
 def test_the_teachers_history_goes_to_the_student() -> None:
