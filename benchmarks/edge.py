@@ -32,7 +32,7 @@ from page import machine, number, publish, row, shown
 
 from rootstock.core.evaluate.statistics import Interval
 from rootstock.core.evaluate.trained import TrainedRun, load_trained
-from rootstock.core.model.macs import macs_of
+from rootstock.core.model.macs import bytes_of_tensors, macs_of
 from rootstock.launch.compress.latency import Form, latency_of, latency_ratio, time_in_turn
 from rootstock.launch.compress.quantize import (
     QuantizeSets,
@@ -102,7 +102,7 @@ def measured(trained: TrainedRun, asked: Asked) -> list[str]:
             for file in (INT8_FILE, CHOSEN, PER_TENSOR)
         }
         sizes = {file: (folder / file).stat().st_size for file in FORMS.values() if file}
-        sizes[""] = sum(p.numel() * p.element_size() for p in trained.backbone.parameters())
+        sizes[""] = bytes_of_tensors(trained.classifier or trained.backbone)
         models: dict[str, Any] = {
             form: OnnxSession(folder / file, threads=1) if file else trained.classifier for form, file in FORMS.items()
         }

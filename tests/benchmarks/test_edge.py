@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -17,13 +18,26 @@ for extra in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(extra, reason=f"{extra} is not installed")
 
 
-def test_the_table_has_every_form(script: Callable[[str], ModuleType], tmp_path: Path) -> None:
+def test_the_table_has_every_form(
+    script: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
-    Classifier(create(16, name="smallconv"), ["0", "1", "2"]).export(tmp_path)
+    whole = Classifier(create(16, name="smallconv"), ["0", "1", "2"])
+    whole.export(tmp_path)
     edge = script("edge")
+    weighed = dict[str, int]()
+    own_row = edge.form_row
+
+    def form_row(form: str, sizes: dict[str, int], *rest: Any) -> str:
+        weighed.update(sizes)
+        return own_row(form, sizes, *rest)
+
+    monkeypatch.setattr(edge, "form_row", form_row)
     asked = edge.Asked([f"{DIGITS}#[:300]"], [f"{DIGITS}#[300:]"], lose=5.0, pictures=16, rounds=2)
     lines = edge.measured(load_trained(tmp_path), asked)
     assert lines[0].startswith("n = 237 test pictures; 128 others calibrate, and 172 others choose. ")
+    # In PyTorch, as in a file of ONNX, the head and the statistics of BatchNorm count, too.
+    assert weighed[""] == sum(tensor.numel() * tensor.element_size() for tensor in whole.state_dict().values())
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[4:]]
     assert [cells[0] for cells in rows] == list(edge.FORMS) and {len(cells) for cells in rows} == {len(edge.HEADS)}
     sizes = [float(cells[1]) for cells in rows]
