@@ -19,7 +19,7 @@ from rootstock.launch.compress import compress as compressing
 from rootstock.launch.compress.budget import Budget, EdgeCost
 from rootstock.launch.compress.compress import Demand, check_recovery, compress_run
 from rootstock.launch.compress.forms import pruned_draft, recovery
-from rootstock.launch.verbs import resolve
+from rootstock.launch.verbs import execute, resolve
 from rootstock.tests.launch.compress.conftest import CLASSIFIER, DIGITS16, TEST, TRAIN
 
 pytest.importorskip("onnxruntime")
@@ -129,6 +129,16 @@ def test_the_recovery_is_the_runs_own_training(trained: Path, tmp_path: Path) ->
     teacher = {"weights": str(run), "temperature": 4.0, "weight": 0.9, "labels": "given"}
     assert found["method"] == {**own["method"], "linear_first": False, "prune": prune, "teacher": teacher}
     assert found["run"] == {**own["run"], "dir": str(tmp_path / "to")}
+
+
+def test_a_recovery_can_be_a_fine_tuning_by_the_runs_own_config(trained: Path, tmp_path: Path) -> None:
+    """As the how-to says for several processes, which compress refuses."""
+    keys = [f"backbone.weights={trained}", "method.keep_head=true", "method.prune.macs=0.5"]
+    keys += [f"method.teacher.weights={trained}", f"run.dir={tmp_path / 'run'}", "optim.duration=2"]
+    told = execute("finetune", str(trained / "config.yaml"), keys, quiet=True)["pruned"]
+    assert told["after"]["macs"] <= 0.5 * told["before"]["macs"]
+    said = (Path(__file__).parents[3] / "docs" / "how-to" / "compress.md").read_text()
+    assert all(key.partition("=")[0] in said for key in keys)
 
 
 def test_an_adaptation_recovers_with_its_own_optimizer(trained: Path, tmp_path: Path) -> None:
