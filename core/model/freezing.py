@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
-from timm.models import group_parameters
 from torch import nn
 
 from ..errors import UserError
+from .layer_numbers import layer_numbers
 
 EXPECTED = "expected none, stem, stage1, stage2, ... or all"
 
@@ -17,20 +16,19 @@ def frozen_modules(model: nn.Module, up_to: str, name: str) -> list[nn.Module]:
     """The modules of a network up to and including `up_to`, outermost first: those whose parameters all lie there.
 
     up_to: none, stem, stageN or all. Stem and stages are those of timm's `group_matcher`: of a ResNet layer1 to layer4, of others their
-    blocks; what follows the last one, such as an EfficientNet's last convolution or a ViT's last norm, belongs to it. name: the network's,
-    for errors. Raises UserError for what the network does not have.
+    blocks; what follows the last one, such as an EfficientNet's last convolution, a ViT's last norm or a ConvNeXt's `head.norm`, belongs
+    to it. name: the network's, for errors. Raises UserError for what the network does not have.
     """
     if up_to in ("none", "all"):
         return [model] if up_to == "all" else []
     stage = re.fullmatch(r"stage([1-9]\d*)", up_to)
     if up_to != "stem" and stage is None:
         raise UserError(f"backbone.freeze: {EXPECTED}, got {up_to}")
-    groups = stage_numbers(model, name, "backbone.freeze", "use none or all")
-    numbers = sorted(set(groups.values()))
+    numbers, last = stage_numbers(model, name, "backbone.freeze", "use none or all")
     limit = int(stage[1]) if stage else 0
-    if limit >= len(numbers):
-        raise UserError(f"backbone.freeze: {name} has stages 1 to {len(numbers) - 1}, got {up_to}")
-    kept = {parameter for key, parameter in model.named_parameters() if groups[key] <= numbers[limit]}
+    if limit > last:
+        raise UserError(f"backbone.freeze: {name} has stages 1 to {last}, got {up_to}")
+    kept = {parameter for key, parameter in model.named_parameters() if numbers[key] <= limit}
     found: list[nn.Module] = []
 
     def visit(module: nn.Module) -> None:
@@ -47,13 +45,11 @@ def frozen_modules(model: nn.Module, up_to: str, name: str) -> list[nn.Module]:
     return found
 
 
-def stage_numbers(model: nn.Module, name: str, key: str, remedy: str) -> dict[str, Any]:
-    """The stage of each parameter by its name, by timm's `group_matcher`: the lowest number is the stem's, each stage has the next one.
+def stage_numbers(model: nn.Module, name: str, key: str, remedy: str) -> tuple[dict[str, int], int]:
+    """(the stage of each parameter by its name, the number of the last stage); the stem's is 0, and stages count from 1.
 
     name: the network's, key: that which asks for stages, remedy: what to do else, all for the error. Raises UserError.
     """
-    matcher = getattr(model, "group_matcher", None)
-    if matcher is None:
-        raise UserError(f"{key}: {name} does not name its layers; {remedy}")
-    found: dict[str, Any] = group_parameters(model, matcher(coarse=True), reverse=True)
-    return found
+    numbers, head = layer_numbers(model, name, stages=True, key=key, remedy=remedy)
+    last = head - 1
+    return {parameter: min(number, last) for parameter, number in numbers.items()}, last

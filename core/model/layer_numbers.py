@@ -1,4 +1,5 @@
-"""The number of each parameter's layer, from the embedding up, for rates that fall from layer to layer (`optim.layer_decay`).
+"""The number of each parameter's layer, from the embedding up: for rates that fall from layer to layer (`optim.layer_decay`), and for
+what is frozen or trained alone (`backbone.freeze`, `method.trained`).
 
 Numbers are BEiT's (Bao et al. 2022, arXiv:2106.08254; MAE's code has the same): what makes tokens is 0, block i counted from 0 is i + 1,
 and what follows the last block, its norm included, has the head's number. timm's own groups give that norm the last block's number, and
@@ -20,16 +21,19 @@ WITH_THE_BLOCK_BEFORE = 99999  # timm's sign for it in a pattern
 
 
 def layer_numbers(
-    model: nn.Module, name: str, stages: bool = False, key: str = "optim.layer_decay"
+    model: nn.Module, name: str, stages: bool = False, key: str = "optim.layer_decay", remedy: str = ""
 ) -> tuple[dict[str, int], int]:
-    """(number by name of a parameter, number of the head). name: the model's, and key: of the config, for the error.
+    """(number by name of a parameter, number of the head).
+
+    name: the model's, key: of the config, and remedy: what to do else (leave the key out), all for the error.
 
     stages: whether a layer is a stage of the model (layer1 to layer4 of a ResNet, stages of a ConvNeXt or Swin) and not a residual block;
     of a ViT it is a block either way. Raises UserError for a model that does not name its layers.
     """
     matcher: Any = getattr(model, "group_matcher", None)
     if matcher is None:
-        raise UserError(f"{key}: {name} does not name its layers; leave {key.rpartition('.')[2]} out")
+        remedy = remedy or f"leave {key.rpartition('.')[2]} out"
+        raise UserError(f"{key}: {name} does not name its layers; {remedy}")
     patterns = matcher(coarse=stages)
     groups: Any = group_parameters(model, patterns, reverse=True)
     named = {key: _kind(patterns, key) for key in groups}

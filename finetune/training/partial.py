@@ -48,7 +48,7 @@ def train_part(model: Backbone, trained: str) -> None:
         model.train(model.training)
     elif trained.startswith("last:"):
         name, count = model.spec["name"], int(trained.partition(":")[2])
-        stages = len(set(stage_numbers(model.model, name, "method.trained", "use all, biases or head").values())) - 1
+        _, stages = stage_numbers(model.model, name, "method.trained", "use all, biases or head")
         if count > stages:
             raise UserError(f"method.trained: {name} has {stages} stages or blocks, got {trained}")
         model.freeze("stem" if count == stages else f"stage{stages - count}")

@@ -22,6 +22,14 @@ VIT: dict[str, Any] = {
     "args": {"patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2, "proj_drop_rate": 0.5},
 }
 CONV: dict[str, Any] = {"name": "smallconv", "args": {"widths": [4, 4, 6, 8]}}
+# Networks whose last norm or convolution no pattern of timm's stages names.
+CONVNEXT: dict[str, Any] = {"name": "convnext_atto", "args": {"depths": [1, 1, 1, 1], "dims": [4, 4, 6, 8]}}
+SWIN: dict[str, Any] = {
+    "name": "swin_tiny_patch4_window7_224",
+    "args": {"embed_dim": 8, "depths": [1, 2], "num_heads": [2, 2], "window_size": 2},
+}
+FC_NORM: dict[str, Any] = {**VIT, "pooling": "fc_norm"}
+MOBILENET: dict[str, Any] = {"name": "mobilenetv3_small_050"}
 
 
 def trainable(backbone: Backbone) -> set[str]:
@@ -41,12 +49,26 @@ def trainable(backbone: Backbone) -> set[str]:
         (VIT, "stage3", set()),
         (CONV, "stem", {"blocks.1", "blocks.2", "blocks.3"}),
         (CONV, "stage2", {"blocks.3"}),
+        (CONVNEXT, "stage3", {"stages.3", "head.norm"}),
+        (CONVNEXT, "stage4", set()),
+        (SWIN, "stage1", {"layers.1", "norm.weight", "norm.bias"}),
+        (SWIN, "stage2", set()),
+        (FC_NORM, "stage2", {"blocks.2", "fc_norm.weight", "fc_norm.bias"}),
+        (FC_NORM, "stage3", set()),
+        (MOBILENET, "stage5", {"blocks.5", "conv_head.weight", "conv_head.bias"}),
+        (MOBILENET, "stage6", set()),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_layers_up_to_the_stage_are_frozen(network: dict[str, Any], up_to: str, learns: set[str]) -> None:
     made = create(16, **network, freeze=up_to)
     assert trainable(made) == learns and made.frozen == (not learns)
+
+
+@pytest.mark.parametrize(("network", "stages"), [(CONVNEXT, 4), (SWIN, 2), (FC_NORM, 3), (MOBILENET, 6)])
+def test_what_follows_the_last_stage_is_none_itself(network: dict[str, Any], stages: int) -> None:
+    with pytest.raises(UserError, match=rf"has stages 1 to {stages}, got stage{stages + 1}"):
+        create(16, **network, freeze=f"stage{stages + 1}")
 
 
 def test_an_efficientnets_last_convolution_belongs_to_its_last_stage() -> None:

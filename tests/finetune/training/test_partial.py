@@ -15,6 +15,7 @@ from rootstock.finetune.training.losses import CrossEntropy
 from rootstock.finetune.training.objective import FineTune
 from rootstock.finetune.training.partial import check_trained, train_part
 
+SIDE = 32
 VIT: dict[str, Any] = {
     "name": "vit_tiny_patch16_224",
     "args": {"patch_size": 8, "embed_dim": 12, "depth": 3, "num_heads": 2, "drop_path_rate": 0.5},
@@ -23,6 +24,18 @@ RESNET: dict[str, Any] = {
     "name": "resnet10t",
     "args": {"channels": [4, 4, 8, 8], "stem_width": 4, "zero_init_last": False},
 }
+# Of the last four no pattern of timm's stages names what follows them.
+NETWORKS: dict[str, dict[str, Any]] = {
+    "vit": VIT,
+    "resnet": RESNET,
+    "fc_norm": {**VIT, "pooling": "fc_norm"},
+    "convnext": {"name": "convnext_atto", "args": {"depths": [1, 1, 1, 1], "dims": [4, 4, 6, 8], "ls_init_value": 1.0}},
+    "swin": {
+        "name": "swin_tiny_patch4_window7_224",
+        "args": {"embed_dim": 8, "depths": [1, 2], "num_heads": [2, 2], "window_size": 2},
+    },
+    "mobilenet": {"name": "mobilenetv3_small_050"},
+}
 SECTION: dict[str, Any] = {"freeze": "none", "lora": None}
 # What may move, by how its name begins or ends.
 MOVING = {
@@ -30,6 +43,12 @@ MOVING = {
     ("resnet", "last:3"): ("layer2.", "layer3.", "layer4."),
     ("vit", "last:1"): ("blocks.2.", "norm."),
     ("vit", "last:3"): ("blocks.", "norm."),
+    ("fc_norm", "last:1"): ("blocks.2.", "fc_norm."),
+    ("convnext", "last:1"): ("stages.3.", "head.norm."),
+    ("convnext", "last:3"): ("stages.1.", "stages.2.", "stages.3.", "head.norm."),
+    ("swin", "last:1"): ("layers.1.", "norm."),
+    ("swin", "last:2"): ("layers.", "norm."),
+    ("mobilenet", "last:1"): ("blocks.5.", "conv_head."),
     ("resnet", "head"): (),
     ("vit", "head"): (),
 }
@@ -37,7 +56,7 @@ MOVING = {
 
 def backbone_of(net: str) -> Backbone:
     torch.manual_seed(0)
-    return create(16, **(VIT if net == "vit" else RESNET))
+    return create(SIDE, **NETWORKS[net])
 
 
 def moved_by(model: Backbone, steps: int = 2) -> set[str]:
@@ -46,7 +65,7 @@ def moved_by(model: Backbone, steps: int = 2) -> set[str]:
     before: dict[str, Tensor] = {name: value.clone() for name, value in model.model.state_dict().items()}
     draws = Draws(0, torch.arange(8))
     for step in range(steps):
-        images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(step))
+        images = torch.randn(8, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(step))
         objective(Labelled(images, torch.arange(8) % 2, draws), 0.0).loss.backward()
         with torch.no_grad():
             for parameter in objective.parameters():
@@ -95,8 +114,11 @@ def test_what_cannot_be() -> None:
     for wrong in ("last", "last:0", "last:-1", "first:2", "bias"):
         with pytest.raises(UserError, match=r"method\.trained: expected all, biases, head or last:N"):
             check_trained(wrong, False, SECTION)
-    with pytest.raises(UserError, match=r"method\.trained: resnet10t has 4 stages or blocks, got last:5"):
-        train_part(backbone_of("resnet"), "last:5")
+    for net, stages in (("resnet", 4), ("fc_norm", 3), ("convnext", 4), ("swin", 2), ("mobilenet", 6)):
+        with pytest.raises(
+            UserError, match=rf"method\.trained: \w+ has {stages} stages or blocks, got last:{stages + 1}"
+        ):
+            train_part(backbone_of(net), f"last:{stages + 1}")
     for freeze, section, other in (
         (True, SECTION, "method.freeze"),
         (False, {**SECTION, "freeze": "stage1"}, "backbone.freeze"),
