@@ -107,8 +107,10 @@ def page(runs: Sequence[Path]) -> None:
             better = gains[0].low is not None and gains[0].low > 0
             verb = "points at the defects" if better else "is not shown to point at the defects"
             verdicts.append(f"**{method} {verb} better than chance.**\n")
-        passed = sum(bool(one.get("sanity", {}).get("passed")) for one in told)
-        verdicts.append(f"- {method}: sanity check by random weights passed in {passed} of {len(told)} seeds.")
+        checked = [one["sanity"] for one in told if "sanity" in one]
+        passed, refused = sum(one["passed"] for one in checked), [one["refused"] for one in checked if one["refused"]]
+        none = f"; no verdict in {len(refused)}: {refused[0]}" if refused else ""
+        verdicts.append(f"- {method}: sanity check by random weights passed in {passed} of {len(told)} seeds{none}.")
     counts = ", ".join(str(result["methods"][METHODS[0]]["pointing"]["hits"]["n"]) for result in results)
     seeds = ", ".join(str(read_mapping(run / "config.yaml")["seed"]) for run in runs)
     head = "| map | hits, % | chance, % | centre, % | hits - chance, points | hits - centre, points |"

@@ -34,38 +34,43 @@ MOST_LEVELS = 6
 class Level(NamedTuple):
     """Maps after the weights of some layers were lost. what: these, in words. correlations: of each picture; NaN where its map is constant.
 
-    In the mean such a picture has 0: of the trained network's order of places nothing is left.
+    interval: of the mean over the other pictures; None if all maps are constant. units: how many of those, or groups, are independent.
     """
 
     what: str
     correlations: list[float]
-    interval: Interval
-
-    @property
-    def mean(self) -> float:
-        """Over the pictures."""
-        return self.interval.estimate
-
-
-class SanityCheck(NamedTuple):
-    """levels: from the head alone to all weights. unchanged: pictures whose map did not move at all at the last level.
-
-    units: how many of the pictures, or groups of them, are independent.
-    """
-
-    levels: list[Level]
-    unchanged: int
+    interval: Interval | None
     units: int
 
     @property
-    def passed(self) -> bool:
-        """Whether every map changed, and the interval of the last level lies below the threshold; False for a single picture or group.
+    def constant(self) -> int:
+        """Pictures whose map shows nothing any more, so that it has no order of places to compare."""
+        return int(np.isnan(self.correlations).sum())
 
-        Without an interval all pictures have the same correlation: 0, where all maps are constant.
-        """
+
+class SanityCheck(NamedTuple):
+    """levels: from the head alone to all weights. unchanged: pictures whose map did not move at all at the last level."""
+
+    levels: list[Level]
+    unchanged: int
+
+    @property
+    def refused(self) -> str:
+        """Why there is no verdict: too few maps to compare at the last level; "" where there is one."""
         last = self.levels[-1]
-        high = last.mean if last.interval.high is None else last.interval.high
-        return self.unchanged == 0 and high < THRESHOLD and self.units > 1
+        n = len(last.correlations)
+        if 2 * last.constant >= n:
+            return f"without any learned weight its maps are constant on {last.constant} of {n} pictures, so there is no order to compare"
+        return "" if last.units > 1 else "its maps are of a single picture or group of pictures, which is no evidence"
+
+    @property
+    def passed(self) -> bool:
+        """Whether there is a verdict, every map changed, and the interval of the last level lies below the threshold."""
+        last = self.levels[-1].interval
+        if self.refused or last is None:
+            return False
+        high = last.estimate if last.high is None else last.high  # without an interval, all correlations are equal
+        return self.unchanged == 0 and high < THRESHOLD
 
 
 def sanity_check(
@@ -82,10 +87,18 @@ def sanity_check(
         lost = randomised(classifier, [name for group in groups[: last + 1] for name in group], shown.images, seed)
         found = maps_of(make(lost), shown, batch)
         values = [map_rank_correlation(a, b) for a, b in zip(trained, found, strict=True)]
-        interval = mean_intervals({"mean": np.nan_to_num(values)}, shown.units, seed)["mean"]
-        levels.append(Level(_in_words(last, len(groups)), values, interval))
+        levels.append(_level(_in_words(last, len(groups)), values, shown.units, seed))
         unchanged = int((found == trained).flatten(1).all(1).sum())
-    return SanityCheck(levels, unchanged, len(shown.units.unique()))
+    return SanityCheck(levels, unchanged)
+
+
+def _level(what: str, correlations: list[float], units: Tensor, seed: int) -> Level:
+    """units: int64 [N], of the pictures."""
+    values = np.array(correlations)
+    there = ~np.isnan(values)
+    units = units[torch.from_numpy(there)]
+    found = mean_intervals({"mean": values[there]}, units, seed)["mean"] if there.any() else None
+    return Level(what, correlations, found, len(units.unique()))
 
 
 def maps_of(explainer: Explainer, shown: PicturesSeen, batch: int) -> Tensor:

@@ -121,12 +121,15 @@ def explain_pictures(run: Path, uris: Sequence[str], out: Path, asked: Explainin
 
 def verdict(explained: Explained) -> str:
     """Which maps passed the sanity check, and how the pointing game went."""
-    checked = {name: one.sanity.passed for name, one in explained.measures.items() if one.sanity}
-    passed = ", ".join(name for name, right in checked.items() if right) or "none"
-    failed = ", ".join(name for name, right in checked.items() if not right)
+    checked = {name: one.sanity for name, one in explained.measures.items() if one.sanity}
+    passed = ", ".join(name for name, one in checked.items() if one.passed) or "none"
+    failed = ", ".join(name for name, one in checked.items() if not one.passed and not one.refused)
+    refused = ", ".join(name for name, one in checked.items() if one.refused)
     parts = [f"explain: {len(explained.rows)} pictures"]
     if checked:
-        parts.append(f"maps that follow the weights: {passed}" + (f"; maps that do not: {failed}" if failed else ""))
+        parts.append(f"maps that follow the weights: {passed}")
+        parts += [f"maps that do not: {failed}"] if failed else []
+        parts += [f"maps without a verdict: {refused}"] if refused else []
     for name, one in explained.measures.items():
         if one.game is not None:
             hits, chance = one.game.hits.estimate, one.game.chance.estimate

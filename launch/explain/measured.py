@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -108,16 +107,18 @@ def measured_points(
 
 
 def sanity_as_json(found: SanityCheck) -> dict[str, Any]:
-    """Mean rank correlation at each level, and the verdict."""
+    """Mean rank correlation at each level, None where all maps are constant, and the verdict; `refused` says why there is none."""
     levels = [
         {
             "lost": level.what,
-            "rank_correlation": interval_as_json(level.interval, len(level.correlations)),
-            "constant": int((~np.isfinite(level.correlations)).sum()),
+            "rank_correlation": level.interval
+            and interval_as_json(level.interval, len(level.correlations) - level.constant),
+            "constant": level.constant,
         }
         for level in found.levels
     ]
-    return {"levels": levels, "unchanged": found.unchanged, "threshold": THRESHOLD, "passed": found.passed}
+    verdict = {"passed": found.passed, "refused": found.refused or None}
+    return {"levels": levels, "unchanged": found.unchanged, "threshold": THRESHOLD, **verdict}
 
 
 def game_as_json(found: PointingGame, tolerance: float) -> dict[str, Any]:

@@ -89,10 +89,13 @@ def page_of(found: Explained, result: Mapping[str, Any], rows: list[PictureRow])
 
 
 def caveats_of(methods: Mapping[str, Any]) -> list[str]:
-    """A sentence for each map that did not pass, that is constant somewhere, or that is not complete."""
+    """A sentence for each map that did not pass or has no verdict, that is constant somewhere, or that is not complete."""
     said = list[str]()
     for name, told in methods.items():
-        if (sanity := told.get("sanity")) and not sanity["passed"]:
+        sanity: Mapping[str, Any] = told.get("sanity") or {"passed": True}
+        if sanity.get("refused"):
+            said.append(f"{capital(name)} has no verdict of the sanity check: {sanity['refused']}.")
+        elif not sanity["passed"]:
             last = sanity["levels"][-1]["rank_correlation"]
             said.append(
                 f"{capital(name)} does not pass the sanity check: without any learned weight its maps still have a rank correlation of "
@@ -127,17 +130,18 @@ def _sanity(methods: Mapping[str, Any]) -> NumberTable | None:
     rows = [
         [
             name,
-            *(interval_text(level["rank_correlation"], 2) for level in one["levels"]),
-            "passed" if one["passed"] else "not passed",
+            *(interval_text(told, 2) if (told := level["rank_correlation"]) else "constant" for level in one["levels"]),
+            "no verdict" if one["refused"] else "passed" if one["passed"] else "not passed",
         ]
         for name, one in checked.items()
     ]
-    n = max(level["rank_correlation"]["n"] for one in checked.values() for level in one["levels"])
+    n = max(told["n"] for one in checked.values() for level in one["levels"] if (told := level["rank_correlation"]))
     limit = next(iter(checked.values()))["threshold"]
     foot = [
         f"Spearman's rank correlation of each map with that of the trained network, mean over {n} pictures with its 95 % interval, after "
-        "the weights of these layers were drawn anew. A map passes if every map changed and the interval of the last column lies below "
-        f"{limit}: above it, maps share more than a quarter of the variance of their ranks with those of a network that knows nothing.",
+        "the weights of these layers were drawn anew; maps that became constant have no part. A map passes if every map changed and the "
+        f"interval of the last column lies below {limit}: above it, maps share more than a quarter of the variance of their ranks with "
+        "those of a network that knows nothing. Where half of the maps or more are constant in the last column, there is no verdict.",
     ]
     return NumberTable("Sanity check by random weights", ["map", *lost, ""], rows, foot)
 

@@ -18,12 +18,16 @@ from rootstock.finetune.explain.methods import Explainer, MapSettings, PicturesS
 from rootstock.finetune.explain.nearest import Neighbour, nearest_pictures
 from rootstock.finetune.explain.pointing import point_at, pointing_game
 from rootstock.finetune.explain.randomised import (
+    THRESHOLD,
     layers_from_the_head,
     map_rank_correlation,
     maps_of,
     randomised,
     sanity_check,
 )
+from rootstock.launch.explain.measured import sanity_as_json
+from rootstock.launch.explain.page import caveats_of
+from rootstock.tests.finetune.explain.conftest import Trained
 
 Classifiers = dict[str, Classifier]
 BLACK = torch.full((3, 1, 1), -1.0, dtype=torch.float64)
@@ -50,17 +54,55 @@ OF_VIT = (*OF_RESNET, "attention-rollout", "gradient-attention")
 
 
 @pytest.mark.parametrize(("family", "method"), [("resnet", m) for m in OF_RESNET] + [("vit", m) for m in OF_VIT])
-def test_maps_change_when_weights_are_lost(
-    family: str, method: str, classifiers: Classifiers, shown: PicturesSeen
-) -> None:
+def test_every_map_of_a_trained_network_passes(family: str, method: str, trained_networks: dict[str, Trained]) -> None:
+    model, accuracy, seen = trained_networks[family]
+    assert accuracy > 0.4  # what was learned is there to be lost
     settings = MapSettings(first_steps=4, most_steps=4, draws=4)
-    found = sanity_check(lambda model: Explainer(method, model, settings), classifiers[family], shown, seed=0)
-    assert found.unchanged == 0 and [level.what for level in found.levels][:: len(found.levels) - 1] == [
-        "the head",
-        "all weights",
-    ]
+    found = sanity_check(lambda model: Explainer(method, model, settings), model, seen, seed=0)
+    assert found.passed and not found.refused and found.unchanged == 0
+    assert [level.what for level in found.levels][:: len(found.levels) - 1] == ["the head", "all weights"]
     last = found.levels[-1]
-    assert last.mean == pytest.approx(np.nan_to_num(last.correlations).mean()) and last.mean < 0.5
+    assert last.interval is not None and last.interval.high is not None and last.interval.high < THRESHOLD
+    assert last.units == 12 - last.constant >= 7
+    assert last.interval.estimate == pytest.approx(np.nanmean(last.correlations))
+
+
+@dataclass
+class Emptied:
+    """Looks at the pictures where the network is `trained`; of others, the maps of the first `constant` pictures are empty."""
+
+    classifier: Classifier
+    trained: Classifier
+    constant: int
+
+    def __call__(self, shown: PicturesSeen) -> Tensor:
+        found = shown.images.mean(1).float()
+        if self.classifier is not self.trained:
+            found = found.flip(2)
+            found[: self.constant] = 0
+        return found
+
+
+@pytest.mark.parametrize(("constant", "refused"), [(0, False), (1, False), (2, True), (4, True)])
+def test_constant_maps_are_refused(constant: int, refused: bool, classifiers: Classifiers, shown: PicturesSeen) -> None:
+    """An empty map differs from the trained network's, but has no order of places, so it neither passes nor lowers a mean."""
+    trained = classifiers["resnet"]
+    found = sanity_check(lambda model: cast("Explainer", Emptied(model, trained, constant)), trained, shown, seed=0)
+    last, told = found.levels[-1], sanity_as_json(found)
+    assert last.constant == constant and found.unchanged == 0
+    assert bool(found.refused) == refused and not (refused and found.passed)
+    if constant == 4:
+        assert last.interval is None and told["levels"][-1]["rank_correlation"] is None
+    else:
+        assert last.interval is not None and told["levels"][-1]["rank_correlation"]["n"] == 4 - constant
+        assert last.interval.estimate == pytest.approx(np.mean(last.correlations[constant:]))
+    if refused:
+        said = f"without any learned weight its maps are constant on {constant} of 4 pictures"
+        assert said in told["refused"] and not told["passed"]
+        assert (
+            f"Empty has no verdict of the sanity check: {said}"
+            in caveats_of({"empty": {"sanity": told, "constant": 0}})[0]
+        )
 
 
 def test_a_map_that_needs_no_network_does_not_pass(classifiers: Classifiers, shown: PicturesSeen) -> None:
@@ -201,8 +243,9 @@ def test_intervals_are_over_groups_of_pictures(classifiers: Classifiers, shown: 
         for some in (shown, one)
     ]
     last = [check.levels[-1].interval for check in checks]
+    assert last[0] is not None and last[1] is not None
     assert last[0].low is not None and last[1].low is None and last[0].estimate == last[1].estimate
-    assert [check.passed for check in checks] == [True, False]
+    assert [check.passed for check in checks] == [True, False] and checks[1].refused
 
 
 def test_nearest_pictures_are_others_and_different() -> None:
