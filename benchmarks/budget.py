@@ -7,6 +7,7 @@ Command: python benchmarks/budget.py configs/budget_NAME.yaml [key=value ...]   
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
 import sys
@@ -17,6 +18,8 @@ from typing import Any, NamedTuple
 import page
 import yaml
 from demo import made, run_to_its_end, spread
+
+from rootstock.launch.report.levels import Levels
 
 HERE = Path(__file__).parent
 
@@ -105,8 +108,17 @@ def text(table: Mapping[str, Any], command: str, config: str, title: str) -> str
     return "\n".join([*lines, "", *(sentence(curve, fixed) for curve in every)]) + "\n"
 
 
-def draw(table: Mapping[str, Any], title: str, to: Path) -> None:
-    """The curves with their intervals, and lines for handcrafted features."""
+def levels(table: Mapping[str, Any], folder: Path) -> list[tuple[str, float]]:
+    """(name, fraction) of what costs no learning on the test images: chance, and always the most frequent class."""
+    row = table["rows"][0]
+    result = json.loads(min(folder.glob(f"seed-*/{row['stage']}/result.json")).read_text())
+    confusion = result["details"][row["metric"].rpartition("/")[0]]["confusion"]
+    sizes = [sum(counts) for counts in confusion]
+    return Levels(1 / len(sizes), max(sizes) / sum(sizes)).lines()
+
+
+def draw(table: Mapping[str, Any], free: Sequence[tuple[str, float]], title: str, to: Path) -> None:
+    """The curves with their intervals, and lines for handcrafted features and for `free`, what `levels` gives."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -122,6 +134,8 @@ def draw(table: Mapping[str, Any], title: str, to: Path) -> None:
     for (label, row), style in zip(fixed.items(), ("--", ":", "-."), strict=False):
         name, height = level(row)
         axes.axhline(100 * height, color="0.4", linestyle=style, label=f"{label} ({name})")
+    for (name, height), style in zip(free, ("--", ":"), strict=False):
+        axes.axhline(100 * height, color="0.7", linestyle=style, linewidth=1, label=f"{name}, {100 * height:.1f} %")
     axes.set(xscale="log", xlabel="epochs of pretraining", ylabel="accuracy on test images, %", title=title)
     lengths: Sequence[int] = sorted({epochs for curve in every for epochs in curve.rows})
     axes.set_xticks(lengths, [str(epochs) for epochs in lengths])
@@ -139,7 +153,7 @@ def main(words: list[str]) -> int:
     folder, command = run_to_its_end(["run", config], pipeline["run"]["dir"], 1, words)
     table, _ = made(folder)
     title, to = pipeline["report"]["title"], HERE / f"{Path(config).stem}.md"
-    draw(table, title, to.with_suffix(".png"))
+    draw(table, levels(table, folder), title, to.with_suffix(".png"))
     to.write_text(text(table, " ".join(map(page.shown, command)), config, title))
     every, fixed = curves(table)
     print("\n".join(sentence(curve, fixed) for curve in every))

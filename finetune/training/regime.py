@@ -108,6 +108,7 @@ class Regime(NamedTuple):
         )
         told = evaluation.as_result(done, kept, plan.steps)
         slice_of = describe_slice(self.whole, self.run.seed, evaluation.options["held_out"])
+        slice_of["per_class"] = labels.bincount(minlength=len(self.classifier.classes)).tolist()
         sure = calibration_entry(logits, labels.cpu(), "held-out training images")
         return {"held_out": slice_of, "evaluations": {**told, "accuracy": accuracy, "loss": loss}, **sure}
 

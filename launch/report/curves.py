@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import numpy
 from markupsafe import Markup, escape
 
 from .figures import SERIES_COLOURS, Figure, LiveLine, LivePlot, colour, is_dotted, tick
-from .levels import ACCURACY, Levels
+from .levels import ACCURACY, SLICE, Levels
 from .meanings import LAYER_GRADIENTS, meaning_of, metric_meaning
 
 _NOT_CURVES = {"step", "epoch", "data_wait", "images_per_s", "seconds", "time"}
@@ -23,6 +24,13 @@ _TITLES = {
     "watch/lidar": "LiDAR",
     "watch/uniformity": "Uniformity",
     "watch/alignment": "Alignment",
+    f"{SLICE}loss": "Loss on held-out training images",
+    f"{SLICE}raw_loss": "Loss on held-out training images, weights not averaged",
+}
+_ONLINE, _SLICE = "Online evaluation", "Accuracy on held-out training images"
+_OF_SLICE = {
+    f"{SLICE}accuracy": "weights that are judged",
+    f"{SLICE}raw_accuracy": "weights of the last step, not averaged",
 }
 _OF_BATCHES = {"train_accuracy", "source_accuracy"}  # accuracies of classes, of images in training
 _FEW = 25  # a curve of at most so many points shows them as dots
@@ -60,20 +68,20 @@ def curves(
     """Panels of loss, online evaluation, learning rate and everything else that was logged; one line for each run (seed).
 
     health: whether `health_curves` shows its metrics, so that they are not among these. names: of the runs, as "seed 0". levels: chance and
-    majority of each test, drawn beside its accuracy. most: panels.
+    majority of each test, and as SLICE those of the held-out training images, drawn beside their accuracy. most: panels.
     """
     apart = {name for names in _HEALTH.values() for name in names} if health else set[str]()
     keys = dict.fromkeys(key for rows in runs for row in rows for key in row if key not in _NOT_CURVES | apart)
     accuracies = [key for key in keys if key.startswith("eval/") and key.endswith("/accuracy")]
     online = accuracies or [key for key in keys if key.startswith("eval/")]
     rates = [key for key in keys if key == "lr" or key.startswith("lr/")]
-    rest = [
-        key for key in keys if key not in rates and key != "loss" and not key.startswith(("eval/", LAYER_GRADIENTS))
-    ]
+    elsewhere = {*rates, *_OF_SLICE, "loss"}
+    rest = [key for key in keys if key not in elsewhere and not key.startswith(("eval/", LAYER_GRADIENTS))]
     rest = [key for key in rest if key != "skipped" or any(row.get(key) for rows in runs for row in rows)]
     panels = [
         ("Training loss", ["loss"]),
-        ("Online evaluation", online[:SERIES_COLOURS]),
+        (_ONLINE, online[:SERIES_COLOURS]),
+        (_SLICE, [key for key in _OF_SLICE if key in keys]),
         ("Learning rate", rates[:SERIES_COLOURS]),
     ]
     rest.sort(key=lambda key: key not in _TITLES)  # what says most of features comes first
@@ -107,17 +115,13 @@ def _panel(
     if not logged:
         return None
     lines = [(i, _binned(table, points_of_each(len(logged)))) for i, _, _, table in logged]
-    percent = title == "Online evaluation" and all(
+    percent = title in (_ONLINE, _SLICE) and all(
         series.values.min() >= 0 and series.values.max() <= 1 for _, series in lines
     )
     scale = 100 if percent else 1
     binned = max(series.binned for _, series in lines)
     scaled = [(i, series._replace(values=scale * series.values)) for i, series in lines]
-    legend = (
-        [(colour(i), _short(key)) for i, key in enumerate(keys)]
-        if len(keys) > 1 or title == "Online evaluation"
-        else []
-    )
+    legend = [(colour(i), _short(key)) for i, key in enumerate(keys)] if len(keys) > 1 or title == _ONLINE else []
     marks = _marks(keys, levels) if percent else _chance(keys, levels)
     unit = "{:.1f} %" if percent else "{:.3f}"
     told = [
@@ -134,6 +138,8 @@ def _panel(
 
 def _sentence(title: str, keys: Sequence[str], percent: bool) -> str:
     """What the panel's numbers mean. Several keys of one panel share their meaning, or are told apart by their names."""
+    if percent and title == _SLICE:
+        return "Accuracy, %: right images of the training images that are held out from training; higher is better."
     if percent:
         return "Accuracy, %: right images of all images, during the training; higher is better."
     meanings = list(dict.fromkeys(filter(None, map(meaning_of, keys))))
@@ -142,6 +148,10 @@ def _sentence(title: str, keys: Sequence[str], percent: bool) -> str:
 
 def _marks(keys: Sequence[str], levels: Mapping[str, Levels]) -> list[tuple[str, float]]:
     """(name, percent) of chance, and of the most frequent class of each test where tests differ."""
+    if set(keys) <= set(_OF_SLICE):
+        known = {level.chance for level in levels.values()}
+        own = levels.get(SLICE) or (Levels(known.pop(), None) if len(known) == 1 else None)
+        return [(name, round(100 * value, 2)) for name, value in own.lines()] if own else []
     tests = dict.fromkeys(key.split("/")[1] for key in keys if key.endswith(f"/{ACCURACY}"))
     known = {test: levels[test].lines() for test in tests if test in levels}
     marks = dict[tuple[str, float], None]()
@@ -155,7 +165,8 @@ def _marks(keys: Sequence[str], levels: Mapping[str, Levels]) -> list[tuple[str,
 def _chance(keys: Sequence[str], levels: Mapping[str, Levels]) -> list[tuple[str, float]]:
     """Chance beside accuracies of training batches, fractions, if all tests have as many classes. Their majority is not known."""
     known = {level.chance for level in levels.values()}
-    return [("chance", known.pop())] if len(known) == 1 and set(keys) <= _OF_BATCHES else []
+    turned = {re.sub(r"^turn\d+/", "", key) for key in keys}  # of a method that takes several steps in turn
+    return [("chance", known.pop())] if len(known) == 1 and turned <= _OF_BATCHES else []
 
 
 def _logged(rows: Sequence[Mapping[str, object]], key: str) -> numpy.ndarray:
@@ -260,4 +271,6 @@ def ticks(low: float, high: float, most: int, whole: bool = False) -> list[float
 
 
 def _short(key: str) -> str:
+    if key in _OF_SLICE:
+        return _OF_SLICE[key]
     return key.removeprefix("eval/").removesuffix("/accuracy").removeprefix("lr/").replace("/", " · ")

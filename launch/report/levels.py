@@ -13,6 +13,7 @@ from .records import StageRuns
 from .results import test_of
 
 ACCURACY = "accuracy"
+SLICE = "held_out/"  # the name of held-out training images among tests, whose names have no "/"; their metrics begin with it
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,15 @@ def _own(stage: StageRuns) -> dict[str, Levels]:
             if len(before) == len(rows):
                 counts[test] = [a + b for a, b in zip(before, rows, strict=True)]
     return {test: Levels(1 / len(rows), max(rows) / sum(rows)) for test, rows in counts.items() if sum(rows)}
+
+
+def slice_levels(stage: StageRuns) -> dict[str, Levels]:
+    """Those of the held-out training images of a fine-tuning, as SLICE; {} where a result does not count their classes."""
+    counts: list[Any] = [(result.get("held_out") or {}).get("per_class") for result in stage.results]
+    if not counts or not all(isinstance(one, list) and len(one) == len(counts[0]) and sum(one) for one in counts):
+        return {}
+    total = [sum(one) for one in zip(*counts, strict=True)]
+    return {SLICE: Levels(1 / len(total), max(total) / sum(total))}
 
 
 def _square(matrix: Any) -> bool:

@@ -42,6 +42,18 @@ _LOGGED = {
 }
 
 
+# Of held-out training images: training is judged by them.
+_OF_SLICE = {
+    "held_out/accuracy": "Right images of the training images that are held out from training; higher is better.",
+    "held_out/loss": "Mean cross-entropy of the training images that are held out from training, whatever the training minimises; lower is "
+    "better.",
+    "held_out/raw_accuracy": "Right images of the held-out training images, by the weights of the last step and not their average; higher "
+    "is better.",
+    "held_out/raw_loss": "Mean cross-entropy of the held-out training images, by the weights of the last step and not their average; lower "
+    "is better.",
+}
+
+
 def meaning_of(key: str) -> str:
     """The meaning of a key of metrics.jsonl; "" for one that only its method knows."""
     if key.startswith("lr/"):
@@ -50,7 +62,7 @@ def meaning_of(key: str) -> str:
         return "Length of the gradient of one layer, before clipping."
     if key.startswith("eval/"):
         return metric_meaning(key)
-    return _LOGGED.get(key.rsplit("/", 1)[-1], "")
+    return _OF_SLICE.get(key) or _LOGGED.get(key.rsplit("/", 1)[-1], "")
 
 
 def metric_meaning(metric: str) -> str:

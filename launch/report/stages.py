@@ -20,7 +20,7 @@ from .confusion import Confusion, confusions
 from .curves import curves
 from .figures import Figure, scatter
 from .html import yaml_text
-from .levels import Levels
+from .levels import Levels, slice_levels
 from .live import Live
 from .maps import LiveMap, live_map
 from .meanings import defined_name
@@ -110,7 +110,12 @@ def view_stage(
     chart = next((record.map for record in stage.records if record.map), {})
     seed = stage.first.seed
     adapted = adapted_view(stage)
-    panels = curves([record.rows for record in stage.logged], bool(adapted.curves), stage.seed_names, levels)
+    panels = curves(
+        [record.rows for record in stage.logged],
+        bool(adapted.curves),
+        stage.seed_names,
+        {**levels, **slice_levels(stage)},
+    )
     confidence = confidence_figures(list(answers.values()), levels)
     live.add(label, [*panels, *confidence, *adapted.curves])
     live.add_map(label, moving := live_map(stage, label, answers, live.thumbnails))
@@ -138,7 +143,8 @@ def view_stage(
 
 def view_briefly(stage: StageRuns, *, label: str, live: Live, levels: Mapping[str, Levels] = {}) -> StageView:
     """What a page of very many stages shows of the later ones: numbers, the first curves, and the config."""
-    panels = curves([record.rows for record in stage.logged], True, stage.seed_names, levels, most=_PANELS_OF_MANY)
+    known = {**levels, **slice_levels(stage)}
+    panels = curves([record.rows for record in stage.logged], True, stage.seed_names, known, most=_PANELS_OF_MANY)
     live.add(label, panels)
     return replace(_basis(stage, label, panels, levels), brief=True)
 

@@ -1,5 +1,6 @@
 """benchmarks/budget.py: the curve of accuracy over epochs, and where it crosses handcrafted features."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from matplotlib.axes import Axes
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -49,12 +51,24 @@ def test_where_a_curve_crosses(budget: ModuleType) -> None:
     assert budget.sentence(b, fixed).startswith("B is above raw pixels (kNN, 50.0) from 5 epochs on and reaches HOG")
 
 
-def test_page_and_picture(budget: ModuleType, tmp_path: Path) -> None:
+def test_page_and_picture(budget: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = budget.text(TABLE, "rootstock run configs/x.yaml", "configs/x.yaml", "Title")
     assert "| A | 40.0 [39.0, 41.0] | 60.0 [59.0, 61.0] | 70.0 [69.0, 71.0] |" in page and "(x.png)" in page
-    budget.draw(TABLE, "Title", tmp_path / "x.png")
+    run, pixels = (
+        tmp_path / "seed-0" / "pixels",
+        {**TABLE["rows"][0], "stage": "pixels", "metric": "test/linear/accuracy"},
+    )
+    run.mkdir(parents=True)
+    details = {"test/linear": {"confusion": [[3, 1], [0, 4]]}}
+    (run / "result.json").write_text(json.dumps({"details": details}))
+    assert budget.levels({"rows": [pixels]}, tmp_path) == [("chance", 0.5)]
+    free, labels = [("chance", 0.25), ("most frequent class", 0.4)], list[str]()
+    drawn = Axes.axhline
+    monkeypatch.setattr(Axes, "axhline", lambda self, y, **how: labels.append(how["label"]) or drawn(self, y, **how))
+    budget.draw(TABLE, free, "Title", tmp_path / "x.png")
     with Image.open(tmp_path / "x.png") as picture:
         assert picture.size == (768, 504)
+    assert labels[2:] == ["chance, 25.0 %", "most frequent class, 40.0 %"]
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10"])

@@ -156,6 +156,7 @@ def test_training_stops_after_so_many_evaluations_and_the_best_average_is_export
     assert max(watched.states) == done
     close(exported(folder), watched.averages[best])
     assert result["held_out"]["images"] == len(slice_of) and result["held_out"]["fraction"] == 0.3
+    assert result["held_out"]["per_class"] == labels.bincount().tolist()
 
 
 def test_equal_average_middle_and_statistics(straight: Straight) -> None:

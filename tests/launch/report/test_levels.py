@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 
 from rootstock.launch.report.curves import curves
-from rootstock.launch.report.levels import Levels, level_words, levels_for, levels_of, marks_of_rows, what_rows_measure
+from rootstock.launch.report.levels import (
+    Levels,
+    level_words,
+    levels_for,
+    levels_of,
+    marks_of_rows,
+    slice_levels,
+    what_rows_measure,
+)
 from rootstock.launch.report.records import RunRecord, StageRuns
 from rootstock.launch.report.tables import results_tables
 
@@ -95,3 +103,26 @@ def test_chance_stands_beside_the_accuracy_of_training_batches() -> None:
     assert "Dashed" not in domain.caption  # that of two domains, whatever the classes
     several = {"a": Levels(0.25, 0.4), "b": Levels(0.5, None)}
     assert all("Dashed" not in figure.caption for figure in curves([rows], levels=several))
+
+
+def test_chance_stands_beside_the_accuracy_of_a_method_with_turns() -> None:
+    rows = [{"step": step, "turn0/source_accuracy": step / 5, "turn1/loss": 0.5} for step in range(5)]
+    source = next(one for one in curves([rows], levels={"a": Levels(0.25, 0.4)}) if "accuracy" in one.title)
+    assert "Dashed: chance 0.250." in source.caption and source.svg.count('stroke-dasharray="4 3"') == 1
+
+
+def test_held_out_images_have_their_own_levels_and_words() -> None:
+    keys = ("accuracy", "raw_accuracy", "loss", "raw_loss")
+    rows = [{"step": step, **{f"held_out/{key}": 0.1 + step / 10 for key in keys}} for step in range(5)]
+    results = [{"held_out": {"per_class": [3, 1, 0, 0]}}, {"held_out": {"per_class": [2, 2, 0, 0]}}]
+    own = slice_levels(stage("s", *results))
+    assert own == {"held_out/": Levels(0.25, 0.625)} and slice_levels(stage("s", results[0], {"metrics": {}})) == {}
+    accuracy, *losses = curves([rows], levels={"a": Levels(0.25, 0.4), **own})
+    assert accuracy.title == "Accuracy on held-out training images" and len(accuracy.legend) == 2
+    assert "Dashed: chance 25.0 %, most frequent class 62.5 %." in accuracy.caption and "held out" in accuracy.caption
+    assert accuracy.svg.count('stroke-dasharray="4 3"') == 1
+    assert [one.title.partition(" on ")[0] for one in losses] == ["Loss", "Loss"]
+    assert all("cross-entropy" in one.caption and "What the training minimises" not in one.caption for one in losses)
+    # A run that is not at its end has counted no classes; chance is that of its tests.
+    assert "Dashed: chance 25.0 %." in curves([rows], levels={"a": Levels(0.25, 0.4)})[0].caption
+    assert "Dashed" not in curves([rows])[0].caption

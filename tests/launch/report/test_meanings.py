@@ -21,6 +21,10 @@ def test_what_trainings_log_is_explained() -> None:
     assert meaning_of("watch/alpha_req").startswith("alpha-ReQ") and "higher: few directions" in meaning_of(
         "watch/alpha_req"
     )
+    # What is held out is no training, and its loss not what the training minimises.
+    for key in ("accuracy", "loss", "raw_accuracy", "raw_loss"):
+        assert "held-out" in (said := meaning_of(f"held_out/{key}")) or "held out" in said
+        assert not said.startswith("What the training minimises") and said.endswith("better.")
     assert meaning_of("what_only_its_method_knows") == "" == metric_meaning("test/knn/of_an_earlier_version")
 
 
