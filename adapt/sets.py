@@ -117,6 +117,14 @@ def _has_labels(target: str | list[str], seed: int) -> bool:
         return False
 
 
+def training_source(data: Mapping[str, Any], held_out: float, seed: int) -> Images:
+    """The source images that an adaptation is trained on, without those of its own test and of `evaluate.held_out`. Raises UserError."""
+    source = labelled(open_images(data["source"], seed=seed), "data.source")
+    if data["test"] is None:
+        source, _ = holdout(source, fraction=HELD_OUT, seed=seed, stratify=True)
+    return holdout(source, fraction=held_out, seed=seed, stratify=True)[0] if held_out else source
+
+
 @contextmanager
 def remedied(key: str, remedy: str) -> Iterator[None]:
     """Within it, a UserError about images begins with the key that asks for them, and ends with what helps."""

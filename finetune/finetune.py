@@ -52,7 +52,6 @@ class FineTuning(NamedTuple):
 
     plan: Training
     fed: stage.Feed
-    train: Images
     tests: dict[str, Images]
     view: Evaluation
     regime: Regime
@@ -138,7 +137,7 @@ def build_finetuning(
     evaluation = None if held_out is None else HeldOutEvaluation(run, evaluate, held_out, view)
     regime = Regime(run, method, classifier, objective.averaging, evaluation, whole, train, view, {})
     plan = stage.training(run, objective, fed, prepare, settings, evaluate["every"])
-    return FineTuning(plan, fed, whole, tests, view, regime, counts, noise, seen_as, pruned)
+    return FineTuning(plan, fed, tests, view, regime, counts, noise, seen_as, pruned)
 
 
 def _check(
@@ -176,7 +175,8 @@ def finetune(
     seed: Seed of everything random, 0 or more.
     """
     built = build_finetuning(run, data, backbone, method, optim, evaluate, seed)
-    plan, fed, train, tests, view, regime, counts, noise, seen_as, pruned = built
+    plan, fed, tests, view, regime, counts, noise, seen_as, pruned = built
+    train = regime.train  # without the held-out slice, which is chosen by and therefore seen
     regime.begin()
     done = stage.train(run, plan, built.evaluators, enough=regime.enough)
     ended = regime.conclude(plan, done)
@@ -187,7 +187,7 @@ def finetune(
     add_class_groups(scored, counts.tolist(), data["class_groups"])
     place = {"device": run.device, "workers": run.options["workers"], "write": run.main}
     save_mistakes(run.dir, classifier, train, tests, scored, view, **place)
-    model.seen = add_seen(model.seen, seen_as, train)
+    model.seen = add_seen(model.seen, seen_as, regime.whole)
     selection = regime.selection(data["selection"])
     smaller = {} if pruned is None else {"pruned": pruned.as_result()}
     stage.trace(run, model, {"train": train}, {**data, "selection": selection}, steps=done, **smaller)
@@ -204,5 +204,5 @@ def finetune(
         **smaller,
     }
     if noise is not None:
-        found |= noise_in_result(fitted_noise(noise, regime.train, classifier, view, run), found["metrics"])
+        found |= noise_in_result(fitted_noise(noise, train, classifier, view, run), found["metrics"])
     return run.finish({"data": facts, **found, "selection": model.selection(selection)})

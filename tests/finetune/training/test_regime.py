@@ -15,11 +15,13 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from rootstock.core.evaluate.features import extract
+from rootstock.core.evaluate.trained import load_trained
 from rootstock.core.images.open import open_images
 from rootstock.core.model.norm import PositionBatchNorm
 from rootstock.core.run.directory import Run
 from rootstock.core.train.loop import Loop
 from rootstock.finetune.finetune import FineTune, FineTuning, build_finetuning
+from rootstock.launch.explain.training import training_pictures
 from rootstock.launch.verbs import execute, fill_defaults
 from rootstock.tests.conftest import Forks
 
@@ -129,6 +131,12 @@ def test_training_stops_after_so_many_evaluations_and_the_best_average_is_export
     assert labels is not None
     whole, train = open_images(f"{DATA}#[:90,seed=1]", seed=0), built.regime.train
     assert set(slice_of.keys().tolist()) | set(train.keys().tolist()) == set(whole.keys().tolist())
+    # What stands for the training images anywhere is what was trained on.
+    assert result["data"]["n"]["train"] == len(train) == len(whole) - len(slice_of)
+    assert result["data"]["split"]["train"] == train.split_hash() != whole.split_hash()
+    pictured = training_pictures(load_trained(folder), ())
+    assert set(pictured.keys().tolist()) == set(train.keys().tolist())
+    assert sorted(load_trained(folder).backbone.seen["labelled"].tolist()) == sorted(whole.keys().unique().tolist())
     assert not set(slice_of.keys().tolist()) & set(train.keys().tolist()) and 20 < len(slice_of) < 34
     seen: dict[str, list[float]] = {"accuracy": [], "loss": []}
     best, since, done = 0, 0, 0
@@ -322,6 +330,7 @@ def test_steps_that_are_skipped_are_no_part_of_an_equal_average(
 
 PAIR = """
 import json, sys
+from rootstock.launch.explain.training import training_pictures
 from rootstock.launch.verbs import execute
 
 for config in json.loads(sys.argv[1]):

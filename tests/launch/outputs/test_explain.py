@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from rootstock.adapt.sets import open_sets
 from rootstock.core.errors import UserError
 from rootstock.core.evaluate.trained import load_trained
 from rootstock.core.images.open import open_images
@@ -26,6 +27,7 @@ from rootstock.launch.explain.masks import object_masks
 from rootstock.launch.explain.measured import curves_at_random, measured_curves, measured_points
 from rootstock.launch.explain.network import explained_run
 from rootstock.launch.explain.overlays import as_shown, overlaid
+from rootstock.launch.explain.training import training_pictures
 from rootstock.tests.launch.outputs.conftest import NAMES, Runs, small
 
 Command = Callable[..., Any]
@@ -217,6 +219,19 @@ def test_what_cannot_be_explained_is_one_sentence(
     assert "the maps of all 3 pictures are constant" in refused(tmp_path / "blind", "--method", "saliency")
     monkeypatch.setattr(explain, "connected", lambda: True)
     assert "works in one process; start it without torchrun" in refused(runs.adapted)
+
+
+@pytest.mark.parametrize("test", [None, "sklearn:digits?size=8#[120:140,seed=1]"])
+def test_nearest_pictures_of_an_adaptation_are_those_that_trained_it(runs: Runs, test: str | None) -> None:
+    """Not those of its source that it was tested with, or that chose its state."""
+    digits = "sklearn:digits?size=8"
+    data = {"source": f"{digits}#[:90,seed=1]", "target": f"{digits}#[90:120,seed=1]", "test": test}
+    for held_out in (0.0, 0.2):
+        config = {"data": data, "seed": 3, "evaluate": {"held_out": held_out}}
+        found = training_pictures(load_trained(runs.adapted)._replace(config=config), ())
+        sets = open_sets(data, 3).hold_out(held_out, 3)
+        assert set(found.keys().tolist()) == set(sets.source.keys().tolist())
+        assert len(found) <= (90 if test else 72) * (1 - held_out) + 10
 
 
 def test_measures_are_over_groups(runs: Runs) -> None:
