@@ -13,6 +13,7 @@ from ...core.checks import check_not_negative
 from ...core.distributed import own_shard
 from ...core.errors import UserError
 from ...core.method import Method
+from ...core.model.backbone import Backbone
 from ...core.model.classifier import Classifier
 from ...core.numerics import approach
 
@@ -29,7 +30,8 @@ def l1_options(*, weight: float, on: Literal["head", "backbone", "all"] = "head"
     """L1 by its proximal step: after each update, w becomes sign(w) max(|w| - lr weight, 0), so that weights become exactly 0.
 
     weight: Weight of sum |w| in the loss, 0 or more; lr is the rate of the step and of the weight's layer.
-    on: Whose matrices and kernels are shrunk: the head's, the backbone's or all. Biases and normalisation layers never are.
+    on: Whose matrices and kernels are shrunk: the head's, the backbone's or all. Biases, normalisation layers,
+        position embeddings and class tokens never are.
     """
 
 
@@ -85,9 +87,15 @@ class SoftThreshold:
         """method: FineTune. groups: the optimizer's, as `parameter_groups` makes them. rate: progress -> the learning rate of that step."""
         self.weight, self.rate = weight, rate
         names = {parameter: name for name, parameter in method.named_parameters()}
+        # As weight decay, so that position embeddings and class tokens stay, which have several dimensions, too.
+        exempt = {p for part in method.modules() if isinstance(part, Backbone) for p in part.undecayed()}
+        shrunk = {name for parameter, name in names.items() if parameter.ndim > 1 and parameter not in exempt}
         chosen = {"head": ("classifier.head.",), "backbone": ("classifier.backbone.",), "all": ("classifier.",)}[on]
         self.groups = [
-            ([name for p in group["params"] if (name := names[p]).startswith(chosen) and p.ndim > 1], group["lr_scale"])
+            (
+                [name for p in group["params"] if (name := names[p]).startswith(chosen) and name in shrunk],
+                group["lr_scale"],
+            )
             for group in groups
         ]
 

@@ -78,6 +78,22 @@ def test_soft_threshold_against_a_loop(on: str) -> None:
     assert (zeros > 0.1) == (on != "backbone")
 
 
+def test_embeddings_are_not_shrunk() -> None:
+    """Nor are they decayed: what weight decay leaves alone has several dimensions in a ViT."""
+    torch.manual_seed(0)
+    vit = {"patch_size": 8, "embed_dim": 12, "depth": 1, "num_heads": 2}
+    model = Classifier(create(16, name="vit_tiny_patch16_224", args=vit), ["a", "b", "c"])
+    method = FineTune(model, CrossEntropy(torch.ones(3), 0.0)).eval()
+    before = {name: p.detach().clone() for name, p in method.named_parameters()}
+    groups = parameter_groups(method, Optim(lr=0.1, batch_size=1, duration="9", weight_decay=0.1))  # pyright: ignore[reportArgumentType]
+    decayed = {p for group in groups if group["weight_decay"] for p in group["params"]}
+    method.shrink = SoftThreshold(method, groups, lambda _: 0.1, weight=0.01, on="all")
+    method.after_step(0.0)
+    moved = {name for name, p in method.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name, p in method.named_parameters() if p in decayed}
+    assert not any("pos_embed" in name or "cls_token" in name for name in moved) and len(moved) == 6
+
+
 def test_proximal_gradient_finds_the_lasso_minimum() -> None:
     """On 1/2 |w - y|^2 the minimum of the penalised loss is the soft threshold of y itself, zeros included."""
     method = objective()
