@@ -3,18 +3,29 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from rootstock.core.errors import UserError
 from rootstock.core.images.open import open_images
+from rootstock.core.manifest import read_object
 from rootstock.core.views.view import Evaluation
 from rootstock.finetune.protocols.contract import Known
 from rootstock.finetune.protocols.prototype_choice import choose_prototypes, content_order, separations
-from rootstock.finetune.protocols.prototype_pictures import save_prototypes
+from rootstock.finetune.protocols.prototype_pictures import (
+    BETWEEN,
+    FRAME,
+    MOST_COLUMNS,
+    MOST_LINES,
+    NAMED,
+    PANEL,
+    save_prototypes,
+)
 from rootstock.finetune.protocols.prototypes import PrototypeClassifier
 from rootstock.finetune.protocols.sparse_layer import fit_sparse
 
@@ -156,6 +167,27 @@ def test_prototypes_are_drawn_with_their_patch(tmp_path: Path) -> None:
     places = [(0, 3, 0), (1, 0, 0), (2, 1, 1)]
     save_prototypes(tmp_path, "prototypes", places, ("a", "b"), images, Evaluation(8), (2, 2))
     assert (tmp_path / "pictures" / "prototypes.png").stat().st_size > 300
+    captions = read_object(tmp_path / "pictures" / "captions.json")
+    assert list(captions) == ["prototypes.png"] and "sheet" not in captions["prototypes.png"]
+
+
+def test_every_prototype_is_on_a_sheet(tmp_path: Path) -> None:
+    """More classes than a sheet has lines, and more prototypes of one than a line has places: each has its frame somewhere."""
+    images = open_images("sklearn:digits")
+    owners = [*range(MOST_LINES), *[MOST_LINES] * (2 * MOST_COLUMNS + 1)]
+    places = [(row, row % 4, owner) for row, owner in enumerate(owners)]
+    classes = [f"class {k}" for k in range(MOST_LINES + 1)]
+    save_prototypes(tmp_path, "linear@x", places, classes, images, Evaluation(8), (2, 2))
+    captions = read_object(tmp_path / "pictures" / "captions.json")
+    assert list(captions) == ["linear_x.png", "linear_x-2.png"]
+    assert [text.rpartition("; ")[2] for text in captions.values()] == ["sheet 1 of 2", "sheet 2 of 2"]
+    drawn, side = 0, PANEL + BETWEEN
+    for name in captions:
+        with Image.open(tmp_path / "pictures" / name) as sheet:
+            pixels = np.asarray(sheet)
+        panels = pixels[:, NAMED:].reshape(-1, side, (pixels.shape[1] - NAMED) // side, side, 3)
+        drawn += int((panels == FRAME).all(-1).any((1, 3)).sum())
+    assert drawn == len(places)
 
 
 @pytest.mark.parametrize(
