@@ -43,6 +43,11 @@ def judge(
     return ContrastVerdict(1.0 if beyond else max(p_of(edge) for edge in edges), inside)
 
 
+def not_by_images(margin: float | None, images: int) -> bool:
+    """Whether a claim with a margin cannot be judged: its bound has to be over images, too, and no images were paired."""
+    return margin is not None and images == 0
+
+
 def room_of(claim: ContrastClaim, margin: float | None, mean: float, higher_is_better: bool = True) -> float:
     """The distance that more seeds have to resolve: from 0, or from the margin; 0 or less where no number of seeds would show the claim."""
     if claim == "differs":
@@ -88,6 +93,8 @@ def removed_words(contrast: Mapping[str, Any]) -> str:
 def needed_words(contrast: Mapping[str, Any]) -> str:
     """How many paired seeds the contrast asks for, in words."""
     n, needed, among = contrast["n"], contrast["seeds_needed"], contrast["of"]
+    if not_by_images(contrast["margin"], contrast["images"]):
+        return "no number of seeds shows it, since the bound has to be over images, too"
     if n < 2:
         return "one seed says nothing about the spread between seeds; run more"
     if needed is None:

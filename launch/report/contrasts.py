@@ -14,7 +14,16 @@ from ...core.evaluate.nested import ImageScores, Nested, nested, paired_scores
 from ...core.evaluate.power import seeds_needed
 from ...core.evaluate.statistics import holm
 from .answers import Answers, aligned
-from .claims import LARGEST_P, finite_or_none, judge, level_among, room_of, stages_shown
+from .claims import (
+    LARGEST_P,
+    ContrastVerdict,
+    finite_or_none,
+    judge,
+    level_among,
+    not_by_images,
+    room_of,
+    stages_shown,
+)
 from .results import FEWEST_SEEDS, compare, difference_span
 
 _SEED = 0  # of the bootstrap
@@ -27,7 +36,7 @@ def primary_contrasts(
     """The judged primary contrasts, for result.json.
 
     comparisons: of the report's section, resolved. rows: the table's rows by label, and by stage where no label is so called.
-    answers: of one run, {} where it kept none; then the interval is over seeds alone.
+    answers: of one run, {} where it kept none; then the interval is over seeds alone, and a claim with a margin does not hold.
     Each has what `compare` says, with interval and p over seeds and images where both rows' metric is an accuracy, and: claim, margin,
     resampled (what the interval is over), images, p, adjusted (Holm), of (how many), holds, seeds_needed (`level_among` so many, by the
     spread between seeds alone), error_removed (`_error_removed`).
@@ -62,6 +71,8 @@ def _contrast(
     claim, margin = entry["claim"], entry["margin"]
     bounds = (found["low"], found["high"])
     verdict = judge(claim, margin, found["mean"], bounds, p_of, higher)
+    if not_by_images(margin, images):  # its bound is over images, too
+        verdict, note = ContrastVerdict(1.0, False), f"{note}, so a claim with a margin cannot hold"
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     room = room_of(claim, margin, found["mean"], higher)
     over_what = [word for word, there in (("seeds", len(seeds) > 1), ("images", images > 0)) if there]

@@ -227,6 +227,23 @@ def test_the_interval_over_images_is_wider_than_over_seeds_alone() -> None:
     assert over_images(row, lambda stage, seed: {}) is None
 
 
+@pytest.mark.parametrize("claim", ["loses at most", "equals"])
+def test_a_margin_is_held_over_images_or_not_at_all(claim: str) -> None:
+    """However alike the seeds are: without predictions, and of metrics that are not paired by image, nobody knows the images' part."""
+    table = Table({"control": 0.5, "same": 0.501})
+    asked = [entry("same", "control", claim=claim, margin=0.2)]
+    (by_image,) = primary_contrasts(asked, table.rows, table)
+    assert by_image["holds"] and by_image["images"] == 400 and "paired seeds show it" in needed_words(by_image)
+    (alone,) = primary_contrasts(asked, table.rows, lambda stage, seed: {})
+    assert -0.2 < alone["low"] <= alone["high"] < 0.2 and not alone["holds"] and alone["p"] == 1.0
+    assert "kept no predictions, so a claim with a margin cannot hold" in alone["note"]
+    declared = {"primary": [alone], "declared": "2026-11-30", "digest": "0" * 64, "note": ""}
+    assert "No number of seeds shows it, since the bound has to be over images, too." in contrast_lines(declared)[0]
+    rows = {name: {**row, "metric": f"{KEY}/f1"} for name, row in table.rows.items()}
+    (other,) = primary_contrasts(asked, rows, table)
+    assert not other["holds"] and other["note"].startswith("only accuracies are paired image by image")
+
+
 def test_one_seed_claims_nothing_about_another_training() -> None:
     table = Table({"control": 0.5, "good": 0.8}, seeds=1)
     found = primary_contrasts([entry("good", "control")], table.rows, table)
