@@ -28,7 +28,7 @@ from ..core.images.sets import (
 from ..core.method import Labelled, RawBatch
 from ..core.model.backbone import create
 from ..core.run.directory import Run
-from ..core.stream.resampled import order_of_classes
+from ..core.stream.resampled import class_power, order_of_classes
 from ..core.train.fit import Evaluator, Training
 from ..core.train.optim import Optim
 from ..core.views.mixup import Mixing, mix_images
@@ -152,6 +152,7 @@ def _check(
     check_regime(method, backbone, evaluate)
     check_prune(method, backbone, sharding)
     check_cuts(data["class_groups"])
+    class_power(data["sampler"])
     check_label_noise(data["label_noise"])
 
 

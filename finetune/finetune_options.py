@@ -31,7 +31,7 @@ def data_options(
     interpolation: Interpolation = "bilinear",
     views: Annotated[dict[str, Any], Choice(VIEWS)] = {"name": "supervised"},
     shuffle: Annotated[dict[str, Any], Choice(SHUFFLES)] = {"name": "full"},
-    sampler: Literal["uniform", "sqrt", "balanced"] = "uniform",
+    sampler: Literal["uniform", "sqrt", "balanced"] | float = "uniform",
     label_noise: float = 0.0,
     class_groups: tuple[int, int] | None = None,
     decode: Decode = "full",
@@ -52,7 +52,7 @@ def data_options(
     views: How training images are augmented: a preset's name, or a mapping with its name and changed numbers.
     shuffle: Order of an epoch: full, or blocks of images that are neighbours on the disk.
     sampler: How often an image of a class of n training images comes: each once an epoch (uniform), in proportion to n^-1/2 (sqrt), or to
-        1 / n, so that all classes come equally often (balanced).
+        1 / n, so that all classes come equally often (balanced). A number a from 0 to 1 is the power between: n^-a.
     label_noise: Share of the training images, the held-out ones included, that get the label of another class, drawn evenly from the
         others; tests keep theirs. 0: none. The result then has how many of these are predicted as trained, and as they are.
     class_groups: Two numbers of training images, for example [20, 100]: the result then has the accuracy of classes with fewer than the

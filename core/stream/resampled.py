@@ -24,7 +24,7 @@ CLASS_POWERS: Mapping[str, float] = {"uniform": 0.0, "sqrt": 0.5, "balanced": 1.
 
 @dataclass(frozen=True)
 class ResampledOrder(Order):
-    """An order by class. labels: int64 [n], the class of each image. power: a of CLASS_POWERS, above 0 and at most 1.
+    """An order by class. labels: int64 [n], the class of each image. power: a of `class_power`, above 0 and at most 1.
 
     An epoch has as many places as there are images. A batch may hold an image twice where its class has few.
     """
@@ -78,13 +78,26 @@ def shares(sizes: list[int], power: float) -> Indices:
     return found
 
 
-def order_of_classes(sampler: str, labels: Tensor, batch_size: int, seed: int, shuffle: str) -> ResampledOrder | None:
+def class_power(sampler: str | float) -> float:
+    """The power a that `data.sampler` names or gives. Raises UserError for a number outside 0 to 1."""
+    power = CLASS_POWERS[sampler] if isinstance(sampler, str) else float(sampler)
+    if not 0.0 <= power <= 1.0:
+        raise UserError(
+            f"data.sampler: expected {', '.join(CLASS_POWERS)}, or a number from 0 (uniform) to 1 (balanced), got {sampler}; 0.5 is sqrt"
+        )
+    return power
+
+
+def order_of_classes(
+    sampler: str | float, labels: Tensor, batch_size: int, seed: int, shuffle: str
+) -> ResampledOrder | None:
     """The order that `data.sampler` names, of a single set; None for uniform, which is the usual one. Raises UserError."""
-    if sampler == "uniform":
+    power = class_power(sampler)
+    if power == 0.0:
         return None
     if shuffle != "full":
         raise UserError(
             f"data.sampler: {sampler} draws images by class, so they are no neighbours on the disk as data.shuffle: {shuffle} wants them; "
             "use data.shuffle=full"
         )
-    return ResampledOrder(len(labels), batch_size, seed, labels=labels, power=CLASS_POWERS[sampler])
+    return ResampledOrder(len(labels), batch_size, seed, labels=labels, power=power)

@@ -16,6 +16,7 @@ from ...core.model.classifier import Classifier
 from ...core.model.drop_path import draw_paths, keyed_drop_paths
 from ...core.numerics import wide
 from ...core.stage import Feed
+from ...core.stream.resampled import class_power
 from ...core.train.optim import Optim, parameter_groups
 from .averages import Averaging
 from .losses import ClassLoss
@@ -99,14 +100,15 @@ def rate_at(optim: Optim, steps: int, steps_per_epoch: int, progress: float) -> 
     return optim.rate(round(progress * steps), steps, steps_per_epoch)
 
 
-def check_corrections(criterion: ClassLoss, sampler: str, method: Mapping[str, Any]) -> None:
+def check_corrections(criterion: ClassLoss, sampler: str | float, method: Mapping[str, Any]) -> None:
     """Raises UserError where two keys correct for class sizes, and for a key that the head of the loss has no use for."""
-    if criterion.corrects and sampler != "uniform":
+    resampled = class_power(sampler) > 0.0
+    if criterion.corrects and resampled:
         raise UserError(
             f"data.sampler: {sampler} would correct a second time for class sizes, as method.loss: {method['loss']['name']} does; "
             "leave one of both out"
         )
-    check_posthoc(method["posthoc"], criterion, sampler != "uniform")
+    check_posthoc(method["posthoc"], criterion, resampled)
     if criterion.head is None:
         return
     loss, how = method["loss"]["name"], method["head_init"]

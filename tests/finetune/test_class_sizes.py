@@ -132,6 +132,9 @@ def test_tau_is_chosen_and_the_temperature_is_that_of_the_head_that_is_exported(
 def test_keys_that_contradict_each_other(base: Path, tmp_path: Path) -> None:
     for words, said in (
         (["data.sampler=sqrt", "method.loss=ldam"], r"data\.sampler: sqrt would correct a second time"),
+        (["data.sampler=0.3", "method.loss=ldam"], r"data\.sampler: 0\.3 would correct a second time"),
+        (["data.sampler=1.01"], r"data\.sampler: expected .* a number from 0 \(uniform\) to 1 \(balanced\), got 1\.01"),
+        (["data.sampler=square"], r"data\.sampler"),
         (["data.sampler=sqrt", "data.shuffle=blocks"], r"data\.sampler: sqrt .* use data\.shuffle=full"),
         (["data.class_groups=[100, 20]"], r"data\.class_groups: .* the smaller one first"),
         (["method.posthoc=tau_norm", "method.posthoc.tau=null"], r"method\.posthoc\.tau: null .* give evaluate\.held_out too"),

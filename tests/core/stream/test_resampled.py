@@ -87,5 +87,14 @@ def test_the_key() -> None:
     assert order_of_classes("uniform", LABELS, 8, 0, "blocks") is None
     found = order_of_classes("sqrt", LABELS, 8, 0, "full")
     assert found is not None and found.power == CLASS_POWERS["sqrt"] == 0.5
+    for sampler, power in ((0.25, 0.25), (0.5, CLASS_POWERS["sqrt"]), (1, 1.0)):
+        found = order_of_classes(sampler, LABELS, 8, 0, "full")
+        assert found is not None and found.power == power
+    assert order_of_classes(0.0, LABELS, 8, 0, "blocks") is None
+    for sampler in (-0.1, 1.5, float("nan")):
+        with pytest.raises(
+            UserError, match=r"data\.sampler: expected .* a number from 0 \(uniform\) to 1 \(balanced\), got"
+        ):
+            order_of_classes(sampler, LABELS, 8, 0, "full")
     with pytest.raises(UserError, match=r"data\.sampler: balanced draws images by class.* use data\.shuffle=full"):
         order_of_classes("balanced", LABELS, 8, 0, "blocks")
