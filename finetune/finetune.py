@@ -135,7 +135,7 @@ def build_finetuning(
 
     objective.averaging = averaging_of(method, classifier, fed.steps, fed.steps_per_epoch)
     evaluation = None if held_out is None else HeldOutEvaluation(run, evaluate, held_out, view)
-    regime = Regime(run, method, classifier, objective.averaging, evaluation, whole, train, view, {})
+    regime = Regime(run, method, classifier, objective.averaging, evaluation, whole, train, view, {}, {})
     plan = stage.training(run, objective, fed, prepare, settings, evaluate["every"])
     return FineTuning(plan, fed, tests, view, regime, counts, noise, seen_as, pruned)
 
@@ -185,6 +185,7 @@ def finetune(
     objective: Any = plan.method
     model, classifier = objective.backbone, objective.classifier
     scored = score(classifier, tests, view, classifier.classes, run.device, seed, run.options["workers"])
+    regime.score_raw(scored, tests)
     add_class_groups(scored, counts.tolist(), data["class_groups"])
     place = {"device": run.device, "workers": run.options["workers"], "write": run.main}
     save_mistakes(run.dir, classifier, train, tests, scored, view, **place)

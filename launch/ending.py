@@ -21,7 +21,13 @@ from .report.negative import CONTROL, baselines_of
 from .report.pairs import compare_images
 from .report.records import read_run
 
-PROTOCOLS = {"knn": "kNN", "linear": "linear probe", "classifier": "", "online": "while adapting"}
+PROTOCOLS = {
+    "knn": "kNN",
+    "linear": "linear probe",
+    "classifier": "",
+    "classifier-raw": "weights not averaged",
+    "online": "while adapting",
+}
 MOST_SIBLINGS = 200  # folders beside a run among which its control is looked for
 PROTOCOLS_SHOWN = 3  # protocols
 NO_GAIN = "no difference that these images can show"

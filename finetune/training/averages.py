@@ -29,6 +29,8 @@ def ema_options(
 ) -> None:
     """The `method.ema` section: an exponential moving average of the weights is exported and tested, as timm's ModelEmaV3.
 
+    The weights of the last step are tested beside it, as TEST/classifier-raw.
+
     decay: Share of the average that stays at each step, 0 or more and less than 1; the first step's weights are copied.
     warmup: Whether the decay rises from 0 as 1 - (1 + t)^(-2/3) until it reaches `decay`, for trainings too short for it.
     buffers: What becomes of BatchNorm's statistics: averaged as the weights are (average), or those of the last step (copy).

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ...core.errors import UserError
+from ...core.evaluate.features import extract
 from ...core.evaluate.held_out import describe_slice
+from ...core.evaluate.scores import Scored
 from ...core.evaluate.trained import calibration_entry
 from ...core.images.images import Images
 from ...core.model.classifier import Classifier
@@ -21,6 +23,7 @@ from .linear_first import probe_head
 from .posthoc import chooses_tau, chosen_tau, treat_head
 from .statistics import recompute_statistics
 
+RAW = "classifier-raw"  # the protocol by which weights are tested that are not averaged
 FADED = 0.1  # part of an exponential average that the first step's weights may still have
 
 
@@ -36,6 +39,7 @@ class Regime(NamedTuple):
     train: Images
     view: Evaluation
     start: dict[str, Tensor]  # the weights before the first step, for wise_ft; on the CPU
+    raw: dict[str, Tensor]  # those of the last step, where their exponential average is exported as it is; on the CPU
 
     @property
     def evaluators(self) -> dict[str, Evaluator]:
@@ -75,6 +79,8 @@ class Regime(NamedTuple):
         if self.evaluation is not None and (best := self.evaluation.kept(done)) is not None:
             kept = best.step
             state = self.evaluation.weights_of(kept) if kept != done else state
+        if isinstance(averaging, ExponentialAverage) and alpha is None and kept == done and done:
+            self.raw.update({name: tensor.detach().cpu().clone() for name, tensor in classifier.state_dict().items()})
         if alpha is not None:
             state = interpolated(self.start, {name: tensor.cpu() for name, tensor in state.items()}, alpha)
         classifier.load_state_dict(state)
@@ -84,6 +90,21 @@ class Regime(NamedTuple):
         if self.evaluation is not None:
             found |= self._told(plan, done, kept, self.evaluation)
         return found
+
+    def score_raw(self, scored: Scored, tests: Mapping[str, Images]) -> None:
+        """Score the weights of the last step beside their exponential average, as TEST/classifier-raw; nothing where that is not exported.
+
+        The classifier has its weights again afterwards. scored: gets the scores.
+        """
+        if not self.raw:
+            return
+        classifier = self.classifier
+        own = {name: tensor.detach().clone() for name, tensor in classifier.state_dict().items()}
+        classifier.load_state_dict(self.raw)
+        how: dict[str, Any] = {"device": self.run.device, "workers": self.run.options["workers"]}
+        for name, images in tests.items():
+            scored.add(f"{name}/{RAW}", images, extract(classifier, images, self.view, **how))
+        classifier.load_state_dict(own)
 
     def _treated(self) -> dict[str, Any]:
         """Apply `method.posthoc`; returns the entry of a result that says which tau was chosen, if one was."""

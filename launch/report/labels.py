@@ -86,7 +86,7 @@ def _name(stage: StageRuns, metric: str) -> str:
     protocol = re.sub(r"-([\d.e-]+|\d+shot)$", "", metric.rsplit("/", 2)[1])
     config: Mapping[str, Any] = stage.first.config
     backbone = config.get("backbone") if isinstance(config.get("backbone"), Mapping) else {}
-    parts = ["" if stage.first.verb == "finetune" else protocol, _weights(backbone or {})]
+    parts = ["" if protocol == "classifier" else protocol, _weights(backbone or {})]
     return ", ".join(filter(None, parts))
 
 

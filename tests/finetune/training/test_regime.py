@@ -361,3 +361,28 @@ def gradient_rows(folder: Path) -> list[dict[str, float]]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     found = [{key: row[key] for key in row if key.startswith("layer_grad_norm/")} for row in rows]
     return [row for row in found if row]
+
+
+def test_an_average_is_tested_beside_the_weights_of_the_last_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, straight: Straight
+) -> None:
+    """Where it is exported as it is: not a state of an earlier step, whose own weights are gone, nor the middle of WISE-FT."""
+    watched = Watched(monkeypatch)
+    config = {**EARLY, "evaluate": {}, "run": {**EARLY["run"], "dir": str(tmp_path / "run")}}
+    result = execute("finetune", config, quiet=True)
+    classifier, test = load_trained(tmp_path / "run").classifier, open_images(f"{DATA}#[90:120,seed=1]", seed=0)
+    view = load_trained(tmp_path / "run").view
+    assert classifier is not None and test.labels is not None
+    close(exported(tmp_path / "run"), watched.averages[STEPS])
+    found = {}
+    for protocol, states in (("classifier", watched.averages), ("classifier-raw", watched.states)):
+        classifier.load_state_dict(states[STEPS])
+        logits = extract(classifier.eval(), test, view, device=torch.device("cpu"))
+        found[protocol] = logits
+        right = float((logits.argmax(1) == test.labels).double().mean())
+        assert result["metrics"][f"test/{protocol}/accuracy"] == pytest.approx(right)
+        nll = float(nn.functional.cross_entropy(logits.double(), test.labels))
+        assert result["metrics"][f"test/{protocol}/nll"] == pytest.approx(nll, rel=1e-2)
+    assert not torch.allclose(found["classifier"], found["classifier-raw"], atol=1e-2)
+    for _, other, _ in straight.values():
+        assert not any("classifier-raw" in name for name in other["metrics"])
