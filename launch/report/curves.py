@@ -11,7 +11,7 @@ import numpy
 from markupsafe import Markup, escape
 
 from .figures import SERIES_COLOURS, Figure, LiveLine, LivePlot, colour, is_dotted, tick
-from .levels import ACCURACY, SLICE, Levels
+from .levels import ACCURACY, HELD_OUT_SLICE, Levels
 from .meanings import LAYER_GRADIENTS, meaning_of, metric_meaning
 
 _NOT_CURVES = {"step", "epoch", "data_wait", "images_per_s", "seconds", "time"}
@@ -24,13 +24,13 @@ _TITLES = {
     "watch/lidar": "LiDAR",
     "watch/uniformity": "Uniformity",
     "watch/alignment": "Alignment",
-    f"{SLICE}loss": "Loss on held-out training images",
-    f"{SLICE}raw_loss": "Loss on held-out training images, weights not averaged",
+    f"{HELD_OUT_SLICE}loss": "Loss on held-out training images",
+    f"{HELD_OUT_SLICE}raw_loss": "Loss on held-out training images, weights not averaged",
 }
 _ONLINE, _SLICE = "Online evaluation", "Accuracy on held-out training images"
 _OF_SLICE = {
-    f"{SLICE}accuracy": "weights that are judged",
-    f"{SLICE}raw_accuracy": "weights of the last step, not averaged",
+    f"{HELD_OUT_SLICE}accuracy": "weights that are judged",
+    f"{HELD_OUT_SLICE}raw_accuracy": "weights of the last step, not averaged",
 }
 _OF_BATCHES = {"train_accuracy", "source_accuracy"}  # accuracies of classes, of images in training
 _FEW = 25  # a curve of at most so many points shows them as dots
@@ -68,7 +68,7 @@ def curves(
     """Panels of loss, online evaluation, learning rate and everything else that was logged; one line for each run (seed).
 
     health: whether `health_curves` shows its metrics, so that they are not among these. names: of the runs, as "seed 0". levels: chance and
-    majority of each test, and as SLICE those of the held-out training images, drawn beside their accuracy. most: panels.
+    majority of each test, and as HELD_OUT_SLICE those of the held-out training images, drawn beside their accuracy. most: panels.
     """
     apart = {name for names in _HEALTH.values() for name in names} if health else set[str]()
     keys = dict.fromkeys(key for rows in runs for row in rows for key in row if key not in _NOT_CURVES | apart)
@@ -150,7 +150,7 @@ def _marks(keys: Sequence[str], levels: Mapping[str, Levels]) -> list[tuple[str,
     """(name, percent) of chance, and of the most frequent class of each test where tests differ."""
     if set(keys) <= set(_OF_SLICE):
         known = {level.chance for level in levels.values()}
-        own = levels.get(SLICE) or (Levels(known.pop(), None) if len(known) == 1 else None)
+        own = levels.get(HELD_OUT_SLICE) or (Levels(known.pop(), None) if len(known) == 1 else None)
         return [(name, round(100 * value, 2)) for name, value in own.lines()] if own else []
     tests = dict.fromkeys(key.split("/")[1] for key in keys if key.endswith(f"/{ACCURACY}"))
     known = {test: levels[test].lines() for test in tests if test in levels}

@@ -13,7 +13,7 @@ from .records import StageRuns
 from .results import test_of
 
 ACCURACY = "accuracy"
-SLICE = "held_out/"  # the name of held-out training images among tests, whose names have no "/"; their metrics begin with it
+HELD_OUT_SLICE = "held_out/"  # the name of held-out training images among tests, whose names have no "/"; their metrics begin with it
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,12 @@ def _own(stage: StageRuns) -> dict[str, Levels]:
 
 
 def slice_levels(stage: StageRuns) -> dict[str, Levels]:
-    """Those of the held-out training images of a fine-tuning, as SLICE; {} where a result does not count their classes."""
+    """Those of the held-out training images of a fine-tuning, as HELD_OUT_SLICE; {} where a result does not count their classes."""
     counts: list[Any] = [(result.get("held_out") or {}).get("per_class") for result in stage.results]
     if not counts or not all(isinstance(one, list) and len(one) == len(counts[0]) and sum(one) for one in counts):
         return {}
     total = [sum(one) for one in zip(*counts, strict=True)]
-    return {SLICE: Levels(1 / len(total), max(total) / sum(total))}
+    return {HELD_OUT_SLICE: Levels(1 / len(total), max(total) / sum(total))}
 
 
 def _square(matrix: Any) -> bool:
