@@ -73,7 +73,7 @@ METHODS |= {name: ("adapt", {**PAIR, "views": "none"}, {"name": name}) for name 
 METHODS |= {"examined": ("adapt", PAIR, {"name": "mcc"}), "with statistics": ("adapt", PAIR, {"name": "source_only"})}
 BRIEF = {"evaluate": None, "label_shift": {"resamples": 0}}
 EXAMINED = {
-    "evaluate": {"every": "50%"},
+    "evaluate": {"every": "50%", "held_out": 0.25},
     "label_shift": {"resample": "pseudo-labels", "correct": "mlls", "resamples": 0},
 }
 ONCE = 4  # steps of one pass over the target
@@ -357,7 +357,7 @@ def test_any_number_of_processes_looks_once(
     path, run = config(tmp_path / "sets", name), tmp_path / "run"
     cache = tmp_path / "cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    argv = ["adapt", path, f"run.dir={run}", "evaluate.images=50", "label_shift.correct=mlls"]
+    argv = ["adapt", path, f"run.dir={run}", "evaluate.images=50", "evaluate.held_out=0.25", "label_shift.correct=mlls"]
     # tent has no state before the last one; it predicts the images of the target while it meets them.
     argv += [f"data.test={PAIR['target']}"] if name == "tent" else ["evaluate.every=2"]
     (script := tmp_path / "ended.py").write_text(ENDED)

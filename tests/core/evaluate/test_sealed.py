@@ -133,9 +133,9 @@ def test_nobody_else_of_an_adaptation_opens_a_set() -> None:
     assert {where for where, tree in opening.items() if users(tree, "open_images")} == {"adapt/sets.py"}
     tree = opening["adapt/sets.py"]
     # _has_labels asks whether the target has labels at all; Tested.opened and sealed_target are what is sealed. Of Tested.undrawn the seal
-    # takes the identities.
+    # takes the identities; training_source opens the source alone.
     assert users(tree, "open_images") == {
-        "", "_has_labels", "open_sets", "sealed_target", "Tested.opened", "Tested.undrawn"
+        "", "_has_labels", "open_sets", "sealed_target", "training_source", "Tested.opened", "Tested.undrawn"
     }  # fmt: skip
     names = ("Tested", "_store", "_stores")
     ours = {where: tree for name in names for where, tree in trees(name) if where.startswith("adapt/")}

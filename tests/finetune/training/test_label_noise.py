@@ -68,7 +68,7 @@ def test_a_small_network_learns_wrong_labels_by_heart_and_the_test_is_clean(tmp_
     assert json.loads((tmp_path / "noisy" / "result.json").read_text())["label_noise"] == found
     clean = {**CONFIG, "data": {**CONFIG["data"], "label_noise": 0.0}}
     other = execute("finetune", {**clean, "run": {**CONFIG["run"], "dir": str(tmp_path / "clean")}}, quiet=True)
-    assert "label_noise" not in other and other["data"]["split"] == result["data"]["split"]
+    assert "label_noise" not in other and other["data"]["split"]["test"] == result["data"]["split"]["test"]
     assert other["metrics"]["test/classifier/accuracy"] > metrics["test/classifier/accuracy"] + 0.1
 
 
