@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .groups import NO_GROUP, refuse_torn
+from .groups import NO_GROUP
 from .images import Images
 from .notes import merged, with_alike
 from .pack.reader import open_pack
-from .parts import apply_fragment, holdout
+from .parts import apply_fragment, holdout, natural_split, needs_name, refuse_cut
 from .places import abridged, place_named, reason_of, titled
 from .remote.address import is_remote
 from .several import among_classes, has_several
@@ -98,7 +98,7 @@ def open_with_splits(uri: str | Sequence[str]) -> tuple[Images, Mapping[str, Ten
         return images, {} if name is None else {name: torch.arange(len(images))}
     (location,) = uris
     source = open_source(location, "all")
-    if len(source.splits) > 1 and not location.fragments:
+    if needs_name(source) and not location.fragments:
         location = location._replace(text=f"{location.text}#all")
     return images_of_source(location, source), source.splits
 
@@ -142,6 +142,8 @@ def open_one(uri: Uri, role: Role, undrawn: bool = False) -> tuple[Images, bool]
         if fragments and "[" in uri.fragments[0] and not (fragments[0].sliced or fragments[0].drawn):
             raise UserError(f"{uri.text}: the set's own split has no seed; add a slice like :80%, or drop the brackets")
         fragments = [fragments[0]._replace(name=None), *fragments[1:]] if fragments else []
+    else:
+        refuse_cut(uri, source, fragments)
     for fragment in takewhile(lambda one: not (undrawn and one.one_of_many), fragments):
         images = apply_fragment(uri, images, fragment)
     return images, source.domains is not None
@@ -198,25 +200,6 @@ def open_source(uri: Uri, split: str | None) -> Source:
         ):  # torch has no class of its own for it
             raise
         raise UserError(f"{abridged(uri.text)}: it needs more memory than there is; make parts of the set") from None
-
-
-def natural_split(uri: Uri, source: Source, name: str | None) -> Tensor:
-    """Indices of the source's own split `name`.
-
-    Raises UserError if there are several splits and none is named: test images would be used for training by mistake.
-    """
-    names = ", ".join(source.splits)
-    if name == "all" or (name is None and len(source.splits) == 1):
-        return torch.arange(len(source.store))
-    if name is None:
-        raise UserError(
-            f"{uri.text} comes in splits ({names}): say which, as in {uri.location}#{next(iter(source.splits))}, "
-            f"or {uri.location}#all for everything"
-        )
-    if name not in source.splits:
-        raise UserError(f"{abridged(uri.text)}: it has no split {abridged(name, 60)} (it has: {names}, all)")
-    refuse_torn(source.splits, source.groups, uri.text)
-    return source.splits[name]
 
 
 def short_name(uri: Uri) -> str:

@@ -1,15 +1,55 @@
 """Parts of a set by content: the fragments of a URI, what is held out, and what is drawn apart from a test. None tears a group."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ..errors import UserError
 from ..printable import printable
-from .groups import NO_GROUP, units_of
+from .groups import NO_GROUP, refuse_torn, units_of
 from .images import Images
+from .places import abridged
 from .priors import of_drawn_priors
 from .split import GENERIC, Fragment, TornGroup, cut, hash_order, identities_in, one_of_each
+from .store import Source
 from .uri import Uri
+
+
+def natural_split(uri: Uri, source: Source, name: str | None) -> Tensor:
+    """Indices of the source's own split `name`.
+
+    Raises UserError if there are several splits, or images in none, and none is named: test images would be used for training by mistake.
+    """
+    names, count = ", ".join(source.splits), len(source.store)
+    if name == "all" or (name is None and not needs_name(source)):
+        return torch.arange(count)
+    if name is None:
+        outside = count - len(torch.cat(list(source.splits.values())).unique())
+        more = f", and {outside:,} of its pictures are in none" if outside else ""
+        raise UserError(
+            f"{uri.text} comes in splits ({names}){more}: say which, as in {uri.location}#{next(iter(source.splits))}, "
+            f"or {uri.location}#all for everything"
+        )
+    if name not in source.splits:
+        raise UserError(f"{abridged(uri.text)}: it has no split {abridged(name, 60)} (it has: {names}, all)")
+    refuse_torn(source.splits, source.groups, uri.text)
+    return source.splits[name]
+
+
+def needs_name(source: Source) -> bool:
+    """Whether a URI has to say which of its splits is meant: there are several, or one that does not hold all images."""
+    several = len(source.splits) > 1
+    return several or any(len(one.unique()) < len(source.store) for one in source.splits.values())
+
+
+def refuse_cut(uri: Uri, source: Source, fragments: Sequence[Fragment]) -> None:
+    """Raises UserError if a fragment would make a part of all images where names in the source say other ones (`Source.uncut`)."""
+    asked = next((one.name for one in fragments if one.name in GENERIC), None)
+    if asked and source.uncut:
+        raise UserError(
+            f"{abridged(uri.text)}: #{asked} would be a random part of all pictures, for {source.uncut}; #[:80%] is a random part"
+        )
 
 
 def apply_fragment(uri: Uri, images: Images, fragment: Fragment) -> Images:

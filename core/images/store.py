@@ -102,7 +102,8 @@ class Source:
     labels: int64 [N], indices into `classes`, or uint8 [N, K] (several.py). splits: the source's own splits, name to int64 indices.
     domains: int64 [N], indices into `domain_names`, only if the source itself has domains; else `domain_names` may hold one name for
     all images, which replaces the name made from the URI. groups: int64 [N], as of `Images`. notes: what was passed over. folder: the
-    folder that was listed, if one was.
+    folder that was listed, if one was. uncut: why `#train` and `#test` may not be parts of all images where it has no splits: names in it
+    say splits that it could not make; "" if they may.
     """
 
     store: Store
@@ -114,6 +115,7 @@ class Source:
     groups: Tensor | None = None
     notes: tuple[Note, ...] = ()
     folder: str | None = None
+    uncut: str = ""
 
 
 def sha256_key(content: bytes | bytearray | memoryview) -> int:

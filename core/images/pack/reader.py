@@ -30,6 +30,7 @@ from ..places import abridged, place_named, titled
 from ..remote.address import is_remote
 from ..sources.archives import refuse_cache
 from ..sources.files import Names
+from ..sources.layout import SPLIT_NAMES
 from ..store import DamagedImage, Scale, Source, Stamp, Uniform
 from .files import ABOUT, INDEX, RECORDS, PackFiles, unusable
 from .objects import objects_of_pack
@@ -227,6 +228,8 @@ def open_pack(path: str, split: str | None, *, cache: str | None = None) -> Sour
 def source_of_pack(store: PackStore) -> Source:
     """The labels, splits, domains and groups that a pack has kept."""
     index, about = store.index, store.about
+    like = [name for name in about["classes"] or () if name.lower() in SPLIT_NAMES]
+    why = f"its classes {', '.join(map(printable, like))} are folders named like splits; pack each alone, with ?under= of what was packed"
     return Source(
         store,
         labels=index.get("labels"),
@@ -236,4 +239,5 @@ def source_of_pack(store: PackStore) -> Source:
         domain_names=tuple(about["domain_names"]),
         groups=index.get("groups"),
         notes=tuple(store.files.notes()),
+        uncut=why if len(like) > 1 else "",
     )

@@ -6,7 +6,6 @@ The bytes of pictures lie in Arrow's files as they are, so they are read in plac
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from .archives import LocalArchive
 from .columns import ROWS_MADE_BY, Asked, RowColumns, arrow, columns_of, struct_field
 from .copies import NO_SUM, copied_rows
 from .files import checked_bits
-from .layout import SPLIT_NAMES
+from .named_splits import split_of_cached, wanted
 from .parquet import (
     Shard,
     asked_for,
@@ -31,7 +30,6 @@ from .parquet import (
     open_parquet,
     source_of_shards,
     values_of,
-    wanted,
 )
 
 STATE, SPLITS = "state.json", "dataset_dict.json"
@@ -131,13 +129,6 @@ def listed(file: Path, title: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{title}: {printable(str(file))} is missing or damaged; {ROWS_MADE_BY}")
     return found
-
-
-def split_of_cached(file: Path) -> str:
-    """The split in a name of `load_dataset`'s cache, such as cifar10-train-00000-of-00002.arrow."""
-    stem = re.sub(r"-[0-9]+-of-[0-9]+$", "", file.stem)
-    name = stem.rpartition("-")[2]
-    return name if name.lower() in SPLIT_NAMES else ""
 
 
 def shard_of_arrow(

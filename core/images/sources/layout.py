@@ -34,7 +34,7 @@ class Layout(NamedTuple):
     """The meaning of a set's folders. names: sorted, relative to prefix. classes: the class of each image; None if unlabelled.
 
     shared: length of the folders that all names begin with. Fingerprints leave them out, so that they are those of earlier versions,
-    which passed through such folders.
+    which passed through such folders. uncut: as of `Source`.
     """
 
     prefix: str
@@ -43,6 +43,7 @@ class Layout(NamedTuple):
     classes: list[str] | None
     shared: int = 0
     notes: tuple[Note, ...] = ()
+    uncut: str = ""
 
     def groups(self, group: str | None, title: str) -> Tensor | None:
         """The groups of ?group=folder: the folders below the classes, if the folders are those, or else below the splits."""
@@ -59,7 +60,7 @@ class Layout(NamedTuple):
         labels, classes = number_classes(self.classes) if self.classes is not None else (None, None)
         splits = {name: torch.tensor(indices, dtype=torch.int64) for name, indices in self.splits.items()}
         store.unstamped = self.shared
-        return Source(store, labels, classes, splits, notes=self.notes)
+        return Source(store, labels, classes, splits, notes=self.notes, uncut=self.uncut)
 
 
 def arrange(
@@ -89,6 +90,7 @@ def arrange(
     prefix = wrapper(names, chain, archive, empty)
     names, shared = [name[len(prefix) :] for name in names], len(chain) - len(prefix)
     splits, below = split_folders(names)
+    uncut, about_splits = ("", []) if splits else about_split_names(chain, [prefix + name for name in names])
     loose = [i for i, name in enumerate(below) if "/" not in name]
     labelled = labels == "folders" and len(loose) < len(below)
     notes = [
@@ -97,15 +99,15 @@ def arrange(
         *about_empty(empty, prefix, bool(splits), labelled),
     ]
     if not labelled:
-        return Layout(prefix, names, splits, None, shared, tuple(notes))
+        return Layout(prefix, names, splits, None, shared, (*notes, *about_splits), uncut)
     if loose:
         raise UserError(
             f"{title}: {len(loose)} pictures lie in no class folder ({printable(names[loose[0]])}), the others do; "
             "move them, or add ?labels=none to use all without labels"
         )
     classes = [name.partition("/")[0] for name in below]
-    notes += [*about_only_class(set(classes), below), *about_split_names(set(classes), bool(splits))]
-    return Layout(prefix, names, splits, classes, shared, tuple(notes))
+    notes += [*about_only_class(set(classes), below), *about_splits]
+    return Layout(prefix, names, splits, classes, shared, tuple(notes), uncut)
 
 
 def common_folders(names: Sequence[str]) -> str:
@@ -178,11 +180,20 @@ def about_only_class(classes: Collection[str], below: Sequence[str]) -> list[Not
     return [Note(1, what, name, "say")]
 
 
-def about_split_names(classes: Collection[str], in_splits: bool) -> list[Note]:
-    """A warning if classes are named like splits, which happens if another folder with pictures lies beside the splits."""
-    found = sorted(name for name in classes if name.lower() in SPLIT_NAMES)
-    if in_splits or not found:
-        return []
-    others = sorted(set(classes) - set(found))
-    what = f"folders named like splits, which are classes because {printable(others[0])} lies beside them; they would be splits without it"
-    return [Note(len(found), what, ", ".join(found))]
+def about_split_names(chain: str, names: Sequence[str]) -> tuple[str, list[Note]]:
+    """`Source.uncut` and a warning if folders named like splits are none, because others with pictures lie beside them.
+
+    chain: the folders that lead to all of the names. One such folder may be a class, so that it is only said.
+    """
+    tops = list(dict.fromkeys(name[len(chain) :].partition("/")[0] for name in names))
+    folders = {name[len(chain) :].partition("/")[0] for name in names if "/" in name[len(chain) :]}
+    found = sorted(name for name in folders if name.lower() in SPLIT_NAMES)
+    others = sorted(set(tops) - set(found))
+    if not found or not others:
+        return "", []
+    what = f"folders named like splits, which are none because {printable(others[0])} lies beside them; they would be splits without it"
+    why = (
+        f"its folders {', '.join(map(printable, found))} are no splits, because {printable(others[0])} lies beside them; move that "
+        f"elsewhere, or open one of them alone by ?under={printable(chain + found[0])}"
+    )
+    return why if len(found) > 1 else "", [Note(len(found), what, ", ".join(found))]

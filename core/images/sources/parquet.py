@@ -13,7 +13,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ from .columns import (
 )  # fmt: skip
 from .copies import NO_SUM, copied_rows
 from .files import checked_bits
-from .layout import SPLIT_NAMES
+from .named_splits import split_of_file, wanted
 from .shards import pattern_name
 from .tar import TarStore
 
@@ -52,9 +52,6 @@ COPIED_AT_ONCE = 32
 
 BUFFER = 1 << 20
 """Bytes that are read ahead of a column; without it, a whole group of rows would be."""
-
-
-_File = TypeVar("_File")
 
 
 class ShardedRows(TarStore):
@@ -116,8 +113,8 @@ def open_parquet(
     image: the column of the pictures, of bytes or of structs with bytes; by default `image`, or the only one. label: the column of the
     classes, `label` by default; lists are several classes a picture. labels: none to ignore it. domain: the column of the domains,
     `domain` by default. group: a column that says what belongs together, such as the patient: no split tears it. Files that are named
-    like splits (train-00000-of-00002.parquet, or train/0.parquet) are these. max_size, max_ratio: as of `tar:`, for the copy of a file.
-    bits: as of `folder:`. cache: as of `tar:`; the copies of objects have to fit.
+    like splits (train-00000-of-00002.parquet, or train/0.parquet) are these; where only some are, only #all opens the others.
+    max_size, max_ratio: as of `tar:`, for the copy of a file. bits: as of `folder:`. cache: as of `tar:`; copies of objects have to fit.
     """
     title = titled("parquet", path)
     shelf, root = shelf_of_rows(path, title, cache)
@@ -171,23 +168,6 @@ def files_below(root: Path, ending: str, title: str) -> list[Path]:
     if not found:
         raise UserError(f"{title}: no file below {printable(str(root))} ends in {ending}; check the path")
     return sorted(found)
-
-
-def split_of_file(file: PurePath) -> str:
-    """The split that a file's name, or else that of its folder, says: train of train-00000-of-00002.parquet; '' for none."""
-    stem = re.sub(r"(?:[-_.][0-9]+(?:-of-[0-9]+)?)?$", "", file.stem)
-    return next((name for name in (stem, file.parent.name) if name.lower() in SPLIT_NAMES), "")
-
-
-def wanted(files: Sequence[_File], names: list[str], split: str | None, group: str | None) -> list[tuple[_File, str]]:
-    """The files to open with their splits: of the named split alone if there is one; without splits unless all files have one.
-
-    group: a column; then all files are opened, since no split may share a group with another.
-    """
-    if not all(names):
-        return [(file, "") for file in files]
-    chosen = [(file, name) for file, name in zip(files, names, strict=True) if name == split]
-    return chosen if chosen and group is None else list(zip(files, names, strict=True))
 
 
 def shard_of_parquet(

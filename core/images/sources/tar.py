@@ -33,6 +33,7 @@ from ..sums import Sums, sums_file
 from .archives import Shelf, shelf_of
 from .files import FileStore, checked_bits
 from .layout import arrange
+from .named_splits import about_archives
 from .samples import TarMember, classes_beside, endings_of, folders_without, members_below, notes_about, rule_of
 from .shards import pattern_name
 from .tar_groups import group_rule, groups_of_members
@@ -188,7 +189,8 @@ def open_tar(
         )
     classes = classes_beside(members, inside, indices, rule, title) if labels in (None, "folders") else None
     notes += notes_about(members, inside, indices, rule, classes is not None)
-    notes += shelf.notes()
+    uncut, about = about_archives(shelf.archives, path)
+    notes += [*shelf.notes(), *about]
     place = f"{abridged(path)}!{inside}"
     empty = folders_without(members, inside, indices)
     names = (one.name for one in members)
@@ -202,7 +204,7 @@ def open_tar(
     layout = layout if classes is None else layout._replace(classes=classes)
     store = store_of_members(shelf, unpacked, members, layout.names, path, checked_bits(bits, title))
     source = layout.source(store)
-    source = dataclasses.replace(source, notes=merged([source.notes]), groups=groups)
+    source = dataclasses.replace(source, notes=merged([source.notes]), groups=groups, uncut=source.uncut or uncut)
     if len(shelf.archives) > 1 and not inside:
         source = dataclasses.replace(source, domain_names=(pattern_name(path),))
     return source
