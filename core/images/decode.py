@@ -1,8 +1,8 @@
-"""Bytes of a picture file -> uint8 or uint16 [3, H, W].
+"""Bytes of a picture file -> uint8 or uint16 [C, H, W], C = 3 but for TIFFs of several bands.
 
 Pillow is the reference for pixels. Plain JPEGs are decoded by simplejpeg, the fastest in a loader's worker (benchmarks/input.md),
 or else by torchvision, if these are installed and agree with Pillow in every bit; unusual files and failures go to Pillow. 16-bit
-PNGs and 16-bit gray images of other formats keep their depth. Transparency is dropped as in torchvision's and timm's folders,
+PNGs and TIFFs and 16-bit gray images of other formats keep their depth. Transparency is dropped as in torchvision's and timm's folders,
 so that results are comparable.
 """
 
@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .bands import bands_of
 from .pixels import DEEP_COLOUR, ORIENTATION, deep_colour, open_picture, pixels_of, upright
 from .store import DamagedImage, Scale
 
@@ -44,10 +45,10 @@ def is_picture(name: str) -> bool:
 
 
 def decode(content: bytes | bytearray, where: str) -> Tensor:
-    """Decode an image to uint8 [3, H, W], or uint16 for 16-bit files, upright by its EXIF tag. where: the file's name in errors.
+    """Decode an image to uint8 [C, H, W], or uint16 for 16-bit files, upright by its EXIF tag. where: the file's name in errors.
 
-    In memory it is [H, W, 3], the layout that decoders write and that is cropped fastest. Raises DamagedImage if the file is
-    empty, cut short, no image, or has more than MAX_PIXELS pixels.
+    C is 3, for gray too, or the number of bands of a TIFF. In memory it is [H, W, C], the layout that decoders write and that is
+    cropped fastest. Raises DamagedImage if the file is empty, cut short, no image, or has more than MAX_PIXELS pixels.
     """
     if not content:
         raise DamagedImage(f"{where}: the file is empty (0 bytes); replace or remove it")
@@ -76,6 +77,8 @@ def decode_scaled(content: bytes | bytearray, where: str, scale: Scale) -> tuple
 def decode_by_pillow(content: bytes | bytearray, where: str, factor: int = 1) -> Tensor:
     """`decode` by Pillow. factor: a JPEG's sides are divided by it."""
     try:
+        if (bands := bands_of(content)) is not None:
+            return bands
         with open_picture(content) as picture:
             if factor > 1:
                 picture.draft(picture.mode, (picture.width // factor, picture.height // factor))

@@ -4,6 +4,7 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from .bands import form_in
 from .notes import Note
 from .pixels import open_picture
 
@@ -13,6 +14,12 @@ MOST_BLOCKS = 1_000_000
 
 MANY_PAGES = (".tif", ".tiff", ".gif", ".webp", ".avif")
 """Endings of formats that often hold several pages or frames."""
+
+JPEG_2000 = b"\xff\x4f\xff\x51"
+"""How a codestream of JPEG 2000 begins."""
+
+HEAD = 1 << 14
+"""Bytes in which the boxes of a picture's form lie."""
 
 BITS_PER_SAMPLE = 258
 """A TIFF's tag of the bits of each channel."""
@@ -130,6 +137,8 @@ def may_be_deep(content: bytes | bytearray) -> bool:
     if not content.startswith((b"II", b"MM", b"P5", b"P6", b"\0\0\0\x0cjP")):
         return False
     try:
+        if (form := form_in(content)) is not None:
+            return form.bits == 16
         with open_picture(content) as picture:
             return picture.mode.startswith("I")
     except Exception:  # damage is found, and said, when it is decoded
@@ -137,10 +146,16 @@ def may_be_deep(content: bytes | bytearray) -> bool:
 
 
 def is_reduced(content: bytes | bytearray) -> bool:
-    """Whether a file has colours of 16 bits of which Pillow keeps the upper 8: a TIFF, or a PPM that announces values up to 65,535."""
+    """Whether a file has colours of more than 8 bits of which Pillow keeps the upper 8: PPM, JPEG 2000, AVIF, and TIFFs of CMYK or Lab."""
+    if content[4:12] in (b"ftypavif", b"ftypavis"):
+        return bits_of_avif(content) > 8
+    if content.startswith((b"\0\0\0\x0cjP", JPEG_2000)):
+        return is_deep_jpeg_2000(content)
     if not content.startswith((b"II", b"MM", b"P6")):
         return False
     try:
+        if form_in(content) is not None:
+            return False
         with open_picture(content) as picture:
             if picture.mode.startswith("I"):
                 return False
@@ -152,11 +167,25 @@ def is_reduced(content: bytes | bytearray) -> bool:
         return False
 
 
+def is_deep_jpeg_2000(content: bytes | bytearray) -> bool:
+    """Whether a codestream's header (ITU-T T.800, A.5.1) announces several components, one of more than 8 bits."""
+    at = content.find(JPEG_2000, 0, HEAD)
+    count = int.from_bytes(content[at + 40 : at + 42], "big")
+    depths = [(value & 0x7F) + 1 for value in content[at + 42 : at + 42 + 3 * min(count, 4) : 3]]
+    return at >= 0 and count > 1 and max(depths, default=8) > 8
+
+
+def bits_of_avif(content: bytes | bytearray) -> int:
+    """The bits of a channel that the box of the picture's pixels (ISO/IEC 23008-12, 6.5.6) says; 8 without it."""
+    at = content.find(b"pixi", 0, HEAD)
+    return max(content[at + 9 : at + 9 + min(content[at + 8], 4)], default=8) if 0 <= at < len(content) - 9 else 8
+
+
 class Tally(NamedTuple):
     """What the files of a set hold. several: files with further pages; unread: these pages in all. deep: pictures of 16 bits.
 
     dim: those of them that are dark; highest: the greatest value of the dark ones. examples: the first of several, and of dim.
-    reduced: files of which the upper 8 of 16 bits are read; first_reduced: the first of them.
+    reduced: files of which the upper 8 of more bits are read; first_reduced: the first of them.
     """
 
     several: int = 0
@@ -208,8 +237,8 @@ class Tally(NamedTuple):
             notes.append(Note(self.dim, what, self.examples[1]))
         if self.reduced:
             what = (
-                f"pictures of 16-bit colour{among}, of which only the upper 8 bits are read, so values of 12 bits are read at 6% of full "
-                "brightness; 16-bit PNGs are read whole"
+                f"pictures of deep colour{among}, of which only the upper 8 bits are read, so values of 12 bits in a file of 16 are "
+                "read at 6% of full brightness; 16-bit PNGs and TIFFs are read whole"
             )
             notes.append(Note(self.reduced, what, self.first_reduced))
         return notes

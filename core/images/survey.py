@@ -62,7 +62,7 @@ def survey(images: Images, follow: ShowProgress = lambda numbers, count: numbers
     identities, whole, name = [store.identity() for store in files], images.is_whole(), None
     if len(files) == len(images.stores):
         chosen = "all" if whole else images.places()
-        name = entry_name("survey-2", identities, chosen, str(PIL.__version__), [store.bits for store in files])
+        name = entry_name("survey-3", identities, chosen, str(PIL.__version__), [store.bits for store in files])
         if not anew and (content := recall("surveys", name)) is not None:
             return from_json(content)
     # Only if every file of every store is looked at, in order, can their keys be taken from this pass.
