@@ -19,7 +19,6 @@ from rootstock.core.images.open import open_images
 from rootstock.core.images.store import DamagedImage
 from rootstock.core.images.survey import survey
 
-
 Tags = dict[int, list[int]]
 
 
