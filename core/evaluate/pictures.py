@@ -17,6 +17,7 @@ from ..images.open import Images
 from ..images.several import only_classes
 from ..launchlog import warn
 from ..manifest import DamagedFile, read_object
+from ..views.view import per_channel
 from .thumbnails import COLUMNS, SHEET, THUMBNAIL_SIDE, thumbnail_sheet
 
 CELL = 64
@@ -27,9 +28,7 @@ FEWEST_OF_TSNE = 100  # features; the neighbours of fewer say little, and their 
 
 def denormalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """The inverse of views.normalise, clamped to 0..1; float [..., C, H, W]."""
-    channels = x.shape[-3]
-    m = torch.tensor([mean[i % len(mean)] for i in range(channels)], device=x.device).view(-1, 1, 1)
-    s = torch.tensor([std[i % len(std)] for i in range(channels)], device=x.device).view(-1, 1, 1)
+    m, s = (torch.tensor(per_channel(one, x.shape[-3]), device=x.device).view(-1, 1, 1) for one in (mean, std))
     return (x * s + m).clamp(0.0, 1.0)
 
 

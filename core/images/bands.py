@@ -18,8 +18,8 @@ from torch import Tensor
 
 from .store import DamagedImage, three_channels
 
-STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-MAX_BYTES = 8 * 89_478_485
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+MAX_BAND_BYTES = 8 * 89_478_485
 """Of the values of a picture: eight for each pixel of the largest picture (`MAX_PIXELS`)."""
 
 PIECE = 1 << 26
@@ -30,8 +30,8 @@ ROWS, PLANAR, PREDICTOR, EXTRA, FORMAT = 278, 284, 317, 338, 339
 STRIPS, STRIP_SIZES, TILE_WIDTH, TILE_HEIGHT, TILES, TILE_SIZES = 273, 279, 322, 323, 324, 325
 """Tags of TIFF 6.0."""
 
-KINDS = {1: "u1", 3: "u2", 4: "u4", 16: "u8"}
-COLOURS = {0: 1, 1: 1, 2: 3}
+TAG_KINDS = {1: "u1", 3: "u2", 4: "u4", 16: "u8"}
+COLOUR_CHANNELS = {0: 1, 1: 1, 2: 3}
 """Channels of the photometric interpretations whose values are read as they are: gray from white, from black, and RGB."""
 
 LOSSLESS = (1, 5, 8, 32946, 32773, 34925, 50000)
@@ -40,7 +40,7 @@ LOSSLESS = (1, 5, 8, 32946, 32773, 34925, 50000)
 ALPHA = (1, 2)
 
 
-class Form(NamedTuple):
+class BandForm(NamedTuple):
     """How a TIFF's first page is stored. bits: of each sample. kept: the samples that are no transparency. parts: planes of own tiles.
 
     tile: (height, width) of a strip or tile. starts, sizes: their places. order: < or >.
@@ -68,20 +68,22 @@ def bands_of(content: bytes | bytearray) -> Tensor | None:
     if (form := form_in(content)) is None:
         return None
     height, width, samples = form.shape
-    if height * width * samples * form.bits // 8 > MAX_BYTES:
+    if height * width * samples * form.bits // 8 > MAX_BAND_BYTES:
         raise Image.DecompressionBombError
     values = np.empty(form.shape, np.uint8 if form.bits == 8 else np.uint16)
     each = samples // form.parts
     for part in range(form.parts):
-        for top, piece in pieces(content, form, part):
+        for top, piece in pieces_of_plane(content, form, part):
             values[top : top + len(piece), :, part * each : (part + 1) * each] = piece
     kept = values if len(form.kept) == samples else values[..., form.kept]
-    return three_channels(torch.from_numpy(np.ascontiguousarray(turned(kept, form.orientation))).permute(2, 0, 1))
+    return three_channels(
+        torch.from_numpy(np.ascontiguousarray(turned_upright(kept, form.orientation))).permute(2, 0, 1)
+    )
 
 
-def form_in(content: bytes | bytearray) -> Form | None:
+def form_in(content: bytes | bytearray) -> BandForm | None:
     """How a TIFF's first page is stored; None for a file that Pillow reads whole. Raises DamagedImage as `bands_of`."""
-    if bytes(content[:4]) not in STARTS:
+    if bytes(content[:4]) not in TIFF_STARTS:
         return None
     try:
         tags = tags_of(content)
@@ -100,21 +102,21 @@ def tags_of(content: bytes | bytearray) -> dict[int, list[int]]:
     found: dict[int, list[int]] = {}
     for start in range(at + struct.calcsize(number), at + struct.calcsize(number) + min(count, 1 << 16) * entry, entry):
         tag, kind, length = struct.unpack_from(f"{order}HH{pointer}", content, start)
-        if kind in KINDS and length:
-            dtype, place = np.dtype(order + KINDS[kind]), start + 4 + inline
+        if kind in TAG_KINDS and length:
+            dtype, place = np.dtype(order + TAG_KINDS[kind]), start + 4 + inline
             if length * dtype.itemsize > inline:
                 place = struct.unpack_from(order + pointer, content, place)[0]
             found[tag] = np.frombuffer(content, dtype, length, place).tolist()
     return found
 
 
-def form_of(tags: dict[int, list[int]], order: str) -> Form | None:
+def form_of(tags: dict[int, list[int]], order: str) -> BandForm | None:
     """None for a page that Pillow reads whole, or cannot read. Raises DamagedImage for one that neither it nor this reads."""
 
     def one(tag: int, default: int) -> int:
         return tags.get(tag, [default])[0]
 
-    samples, bits, colours = one(SAMPLES, 1), tags.get(BITS, [1]), COLOURS.get(one(PHOTOMETRIC, -1))
+    samples, bits, colours = one(SAMPLES, 1), tags.get(BITS, [1]), COLOUR_CHANNELS.get(one(PHOTOMETRIC, -1))
     extra = tags.get(EXTRA, [])
     if colours is None or samples < 2 or len(extra) >= samples or not one(WIDTH, 0) or not one(HEIGHT, 0):
         return None
@@ -128,7 +130,7 @@ def form_of(tags: dict[int, list[int]], order: str) -> Form | None:
     if min(tile) < 1 or not len(starts) == len(sizes) == parts * (-(shape[0] // -tile[0])) * (-(shape[1] // -tile[1])):
         raise DamagedImage("cannot be decoded (it has other strips or tiles than its size needs); replace or remove it")
     kept = [k for k in range(samples) if k not in alpha]
-    return Form(
+    return BandForm(
         shape, bits[0], kept, parts, tile, tiled, starts, sizes, one(COMPRESSION, 1), one(PREDICTOR, 1) == 2,
         one(ORIENTATION, 1), order,
     )  # fmt: skip
@@ -155,7 +157,7 @@ def refuse(tags: dict[int, list[int]], bands: int, bits: list[int]) -> None:
         )
 
 
-def pieces(content: bytes | bytearray, form: Form, part: int) -> Iterator[tuple[int, np.ndarray]]:
+def pieces_of_plane(content: bytes | bytearray, form: BandForm, part: int) -> Iterator[tuple[int, np.ndarray]]:
     """The first row of each piece of a plane, and its values [rows, W, samples of the plane]."""
     (height, width, samples), (rows, columns) = form.shape, form.tile
     size, each = form.bits // 8, samples // form.parts
@@ -168,12 +170,12 @@ def pieces(content: bytes | bytearray, form: Form, part: int) -> Iterator[tuple[
         if any(len(tile) < form.sizes[k] for tile, k in zip(tiles, numbers, strict=True)):
             raise OSError("image file is truncated")
         top, bottom = first * rows, min(last * rows, height)
-        gray = np.asarray(bytes_of(tiles, (bottom - top, width * each * size), (rows, columns * each * size), form))
+        gray = np.asarray(decompressed(tiles, (bottom - top, width * each * size), (rows, columns * each * size), form))
         stored = np.ascontiguousarray(gray).view(f"{form.order}u{size}").reshape(bottom - top, width, each)
         yield top, undone(stored.astype(f"u{size}"), columns) if form.differences else stored
 
 
-def bytes_of(tiles: list[bytes], shape: tuple[int, int], tile: tuple[int, int], form: Form) -> Image.Image:
+def decompressed(tiles: list[bytes], shape: tuple[int, int], tile: tuple[int, int], form: BandForm) -> Image.Image:
     """The bytes of some strips or tiles as a gray picture. shape, tile: (height, width) of it, and of each, in bytes."""
     starts = np.cumsum([8, *map(len, tiles)])
     shorts = {BITS: 8, COMPRESSION: form.compression, PHOTOMETRIC: 1, SAMPLES: 1}
@@ -206,7 +208,7 @@ def undone(differences: np.ndarray, columns: int) -> np.ndarray:
     return differences
 
 
-def turned(values: np.ndarray, orientation: int) -> np.ndarray:
+def turned_upright(values: np.ndarray, orientation: int) -> np.ndarray:
     """Stored values [H, W, C] upright, by the tag Orientation."""
     values = values.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else values
     values = values[::-1] if orientation in (3, 4, 7, 8) else values

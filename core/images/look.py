@@ -18,7 +18,7 @@ MANY_PAGES = (".tif", ".tiff", ".gif", ".webp", ".avif")
 JPEG_2000 = b"\xff\x4f\xff\x51"
 """How a codestream of JPEG 2000 begins."""
 
-HEAD = 1 << 14
+BOXES_END = 1 << 14
 """Bytes in which the boxes of a picture's form lie."""
 
 BITS_PER_SAMPLE = 258
@@ -169,7 +169,7 @@ def is_reduced(content: bytes | bytearray) -> bool:
 
 def is_deep_jpeg_2000(content: bytes | bytearray) -> bool:
     """Whether a codestream's header (ITU-T T.800, A.5.1) announces several components, one of more than 8 bits."""
-    at = content.find(JPEG_2000, 0, HEAD)
+    at = content.find(JPEG_2000, 0, BOXES_END)
     count = int.from_bytes(content[at + 40 : at + 42], "big")
     depths = [(value & 0x7F) + 1 for value in content[at + 42 : at + 42 + 3 * min(count, 4) : 3]]
     return at >= 0 and count > 1 and max(depths, default=8) > 8
@@ -177,7 +177,7 @@ def is_deep_jpeg_2000(content: bytes | bytearray) -> bool:
 
 def bits_of_avif(content: bytes | bytearray) -> int:
     """The bits of a channel that the box of the picture's pixels (ISO/IEC 23008-12, 6.5.6) says; 8 without it."""
-    at = content.find(b"pixi", 0, HEAD)
+    at = content.find(b"pixi", 0, BOXES_END)
     return max(content[at + 9 : at + 9 + min(content[at + 8], 4)], default=8) if 0 <= at < len(content) - 9 else 8
 
 

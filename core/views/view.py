@@ -270,11 +270,15 @@ def stack_pictures(pictures: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(pictures))
 
 
+def per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """One number for each channel: of more channels than numbers, these are repeated in their order."""
+    return tuple(float(values[i % len(values)]) for i in range(channels))
+
+
 def normalise(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...], out: Tensor | None = None) -> Tensor:
     """(x - mean) / std for each channel; x: float [N, C, H, W] in 0..1; mean and std are repeated if there are more channels."""
-    channels = range(x.shape[1])
-    m = constant(tuple(mean[i % len(mean)] for i in channels), x.device, 1)
-    s = constant(tuple(std[i % len(std)] for i in channels), x.device, 1)
+    m = constant(per_channel(mean, x.shape[1]), x.device, 1)
+    s = constant(per_channel(std, x.shape[1]), x.device, 1)
     return torch.sub(x, m, out=out).div_(s) if out is not None else (x - m).div_(s)
 
 

@@ -11,6 +11,7 @@ import yaml
 
 from ... import __version__
 from ...core.evaluate.trained import TrainedRun
+from ...core.views.view import per_channel
 from .checking import ExportCheck
 from .network import CROPPED_FROM, PlainNetwork
 
@@ -91,14 +92,17 @@ def _use(trained: TrainedRun, network: PlainNetwork) -> str:
         ]
         if has_head:
             lines += ['features = timm.create_model("local-dir:FOLDER", pretrained=True, num_classes=0).eval()']
-        lines += [
-            "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))  # a PIL picture -> [3, H, W]"
-        ]
-        lines += [
-            "```",
-            "",
-            "FOLDER is the path of this folder. The transform resizes by Pillow; what it changes is said below.",
-        ]
+        of_colours = trained.backbone.channels == 3
+        if of_colours:
+            lines += [
+                "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))  # a PIL picture -> [3, H, W]"
+            ]
+        how = (
+            "The transform resizes by Pillow; what it changes is said below."
+            if of_colours
+            else f"timm has no transform for pictures of {trained.backbone.channels} channels: prepare them as said below."
+        )
+        lines += ["```", "", f"FOLDER is the path of this folder. {how}"]
         if whole and not has_head:
             lines += ["", "The layers above the features lie in `head.safetensors`, which `model.py` reads."]
     else:
@@ -108,12 +112,16 @@ def _use(trained: TrainedRun, network: PlainNetwork) -> str:
 
 def _pictures(trained: TrainedRun, network: PlainNetwork, cosine: float | None) -> str:
     view = trained.view
-    mean, std = ([round(float(value), 6) for value in values] for values in (view.mean, view.std))
+    mean, std = (
+        [round(value, 6) for value in per_channel(values, trained.backbone.channels)]
+        for values in (view.mean, view.std)
+    )
     text = (
-        f"## Pictures\n\nThe shorter side is resized to {view.short} px ({view.interpolation}, antialiased, rounded to whole numbers "
-        "0..255, as `torch.nn.functional.interpolate(..., antialias=True)` does to a uint8 tensor), the longer one in proportion, rounded "
+        f"## Pictures\n\nThe shorter side is resized to {view.short} px ({view.interpolation}, antialiased, rounded to whole numbers, "
+        "as `torch.nn.functional.interpolate(..., antialias=True)` does to a uint8 tensor), the longer one in proportion, rounded "
         f"down; the centre of {view.size} x {view.size} is cut out (from row and column {CROPPED_FROM}, as torchvision's CenterCrop does); "
-        f"values in 0..1 are normalised with mean {mean} and std {std}. Pictures of exactly {view.size} x {view.size} are taken whole. "
+        "values are divided by 255 (by 65535 where they have 16 bits) and normalised, channel by channel, "
+        f"with mean {mean} and std {std}. Pictures of exactly {view.size} x {view.size} are taken whole. "
         "The same stands in `config.json` under `rootstock.preprocessing`."
     )
     if cosine is not None and network.config:

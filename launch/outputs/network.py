@@ -23,6 +23,7 @@ from ...core.model.heads import CosineHead, WeightNormHead
 from ...core.model.networks import OWN
 from ...core.model.plain_timm import timm_entry
 from ...core.model.pruned import PRUNED
+from ...core.views.view import per_channel
 from .scripts import OF_OURS, OF_TIMM, SCRIPT_NAME
 
 CONFIG_FILE, TENSORS, HEAD_TENSORS = "config.json", "model.safetensors", "head.safetensors"
@@ -158,8 +159,8 @@ def timm_config(trained: TrainedRun, kwargs: Mapping[str, Any]) -> dict[str, Any
             "custom_load": False,
             "input_size": side,
             "num_classes": classes,
-            "mean": list(view.mean),
-            "std": list(view.std),
+            "mean": list(per_channel(view.mean, trained.backbone.channels)),
+            "std": list(per_channel(view.std, trained.backbone.channels)),
             "interpolation": view.interpolation,
             "crop_pct": crop_share(view.size, view.short),
             "crop_mode": "center",
@@ -189,11 +190,18 @@ CROPPED_FROM = "round((side - size) / 2), halves to the even number"  # as torch
 
 
 def preprocessing(trained: TrainedRun) -> dict[str, Any]:
-    """How a picture becomes the network's input, as plain JSON: all that the card says, and `Evaluation` does."""
+    """How a picture becomes the network's input, as plain JSON: all that the card says, and `Evaluation` does.
+
+    mean, std: one number for each channel.
+    """
+    view, channels = trained.view, trained.backbone.channels
     return {
-        "channels": trained.backbone.channels,
+        "channels": channels,
         "range": [0.0, 1.0],
-        **trained.view.describe(),
+        "divided_by": "255, or 65535 for values of 16 bits",
+        **view.describe(),
+        "mean": list(per_channel(view.mean, channels)),
+        "std": list(per_channel(view.std, channels)),
         "longer_side": "in proportion, rounded down",
         "antialias": True,
         "resized_values": "rounded to whole numbers",

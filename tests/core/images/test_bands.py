@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rootstock.core.images.bands import bands_of, turned
+from rootstock.core.images.bands import bands_of, turned_upright
 from rootstock.core.images.decode import decode
 from rootstock.core.images.look import is_reduced, may_be_deep
 from rootstock.core.images.open import open_images
@@ -127,7 +127,7 @@ def test_transparency_is_dropped_and_gray_stays_gray() -> None:
 def test_bands_are_turned_as_pillow_turns_colours(orientation: int) -> None:
     pixels = values(3, 8)
     by_pillow = decode(tiff(pixels, changed={274: [orientation]}), "x")
-    assert np.array_equal(by_pillow.permute(1, 2, 0).numpy(), turned(pixels, orientation))
+    assert np.array_equal(by_pillow.permute(1, 2, 0).numpy(), turned_upright(pixels, orientation))
     five = np.concatenate([pixels, pixels[..., :2]], 2)
     assert torch.equal(decode(tiff(five, changed={274: [orientation]}), "x")[:3], by_pillow)
 

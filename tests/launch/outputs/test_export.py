@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -181,6 +182,41 @@ def test_the_config_says_how_pictures_are_prepared(shown: str, runs: Runs, tmp_p
     assert 0 <= least - shown_least < 2e-6 and least > 0.99
 
 
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize(("name", "options"), [("resnet10t", {"args": RESNET}), ("smallconv", {})])
+def test_the_recipe_has_a_mean_and_std_of_each_channel(
+    name: str, options: dict[str, Any], deep: bool, tmp_path: Path
+) -> None:
+    """Of five bands, from raw pixels by what is written, in plain PyTorch; timm's transform of colours isn't shown."""
+    random, to = np.random.default_rng(0), tmp_path / "exported"
+    pixels = random.integers(0, 65536 if deep else 256, (6, 16, 16, 5)).astype(np.uint16 if deep else np.uint8)
+    np.savez(tmp_path / "bands.npz", x=pixels)
+    torch.manual_seed(0)
+    backbone = create(16, 5, name=name, **options)
+    moved(backbone, torch.randn(4, 5, 16, 16))
+    backbone.export(tmp_path / "run")
+    export_network(tmp_path / "run", to, images=[f"npz:{tmp_path}/bands.npz?layout=NHWC"])
+    config, card = json.loads((to / "config.json").read_text()), (to / "README.md").read_text()
+    told = config["rootstock"]["preprocessing"]
+    assert told["mean"] == [*backbone.mean, *backbone.mean[:2]] and told["std"] == [*backbone.std, *backbone.std[:2]]
+    assert "create_transform" not in card and f"with mean {told['mean']}" in card
+    largest = 65535 if deep else 255
+    assert str(largest) in told["divided_by"]
+    mean, std = (torch.tensor(told[key])[:, None, None] for key in ("mean", "std"))
+    inputs = (torch.from_numpy(pixels.astype(np.float32)).permute(0, 3, 1, 2).contiguous() / largest - mean) / std
+    trained = load_trained(tmp_path / "run")
+    images = open_images(f"npz:{tmp_path}/bands.npz?layout=NHWC")
+    own = trained.view(torch.stack([trained.view.worker(images.read(i)) for i in range(6)]))
+    with torch.no_grad():
+        assert torch.equal(by_script(to)(inputs), trained.backbone(own))
+        if name == "resnet10t":
+            assert config["pretrained_cfg"]["mean"] == told["mean"] and config["pretrained_cfg"]["std"] == told["std"]
+            assert "timm has no transform for pictures of 5 channels" in card
+            assert torch.equal(
+                timm.create_model(f"local-dir:{to}", pretrained=True).eval()(inputs), trained.backbone(own)
+            )
+
+
 def test_timm_resizes_to_the_very_side_of_the_run() -> None:
     """Of size / short in floats, timm makes one pixel less here and there."""
     for size in (1, 16, 96, 224, 299):
@@ -282,7 +318,7 @@ def test_the_card_says_what_the_run_recorded(runs: Runs, tmp_path: Path, rootsto
         "- pretrain/train: `abcd`",
         "- 9 different pictures without labels, by pretrain",
         "seen in training without labels: pretrain 2",
-        "resized to 32 px (bilinear, antialiased, rounded to whole numbers 0..255, as `torch.nn.functional.interpolate(",
+        "resized to 32 px (bilinear, antialiased, rounded to whole numbers, as `torch.nn.functional.interpolate(",
         f"on pictures of `{runs.pictures}`",
         "`rootstock pretrain config.yaml`",
         "Of the weights: `cc-by-4.0`",
