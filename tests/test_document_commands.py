@@ -192,6 +192,7 @@ def test_a_try_is_planned(here: Path, rootstock: Rootstock, monkeypatch: pytest.
     planned: list[dict[str, Any]] = []
     monkeypatch.setattr(pictures, "FEWEST_PICTURES", 10)
     monkeypatch.setattr(trial, "measured", lambda verb, config: RunCosts(0.5, 1.0))
+    monkeypatch.setattr(trial, "probed", lambda config: 1.0)
     monkeypatch.setattr(
         trial, "run_pipeline", lambda path, *_, **__: planned.append(yaml.safe_load(path.read_text())) or {"rows": []}
     )

@@ -10,6 +10,8 @@ from ...core.errors import UserError
 from ...core.images.images import Images
 from ...core.images.open import open_images
 from ...core.images.places import abridged, uri_path
+from ...core.images.several import has_several
+from ..following import command
 from ..settle import shorter_sides
 
 SIZES_TOLD = 32  # pictures whose sizes are told
@@ -98,5 +100,11 @@ def _given(uri: str) -> GivenSet:
     if os.path.isdir(os.path.expanduser(uri)):
         uri = _folder_uri(uri)
     images = open_images(uri, role="test")
+    if has_several(images.labels):
+        given = f"data.train={uri}"
+        raise UserError(
+            f"{uri}: a picture may have several classes there, and try compares accuracies of one; use "
+            f"{command('pretrain', 'small', given)}, then {command('probe', 'small', given, 'backbone.weights=runs/small_pretrained')}"
+        )
     labelled = images.labels is not None and images.classes is not None and len(images.classes) > 1
     return GivenSet(uri, images, labelled)

@@ -11,6 +11,7 @@ from ...core.images.split import cut_point
 from ...core.train.remaining import time_left
 from ..settle import INPUT_SIDES, facts_about, settle, side_for
 from .pictures import GivenSet, Roles
+from .probing import PROBED, PROBES, Probe, ProbeCosts, ProbedParts, Resolve, chosen_parts, probe_costs, probe_stages
 
 SPARE = 0.85  # of the budget is planned; the rest is for what no step shows, such as pages and slower moments
 PRETRAINED, ADAPTED = 0.65, 0.175  # of the planned time after fixed costs; adaptation twice, with its control
@@ -36,7 +37,7 @@ class Plan(NamedTuple):
     """pipeline: as a file holds it. network, size: for the probes. steps: by verb. seconds: expected in all.
 
     epochs: how often the pretraining sees each picture. longer: minutes with which it would see each often enough to be judged; None
-    where it does.
+    where it does. probed: labelled pictures that the probes learn from and are tested on.
     """
 
     pipeline: dict[str, Any]
@@ -47,10 +48,10 @@ class Plan(NamedTuple):
     seconds: float
     epochs: float
     longer: float | None
+    probed: int
 
 
 Measure = Callable[[str, Mapping[str, Any]], RunCosts]
-Resolve = Callable[[str, str, list[str]], dict[str, Any]]
 
 
 class _Timing(NamedTuple):
@@ -59,6 +60,8 @@ class _Timing(NamedTuple):
     config: dict[str, Any]
     cost: RunCosts
     adaptation: tuple[dict[str, Any], RunCosts] | None
+    probed: ProbedParts | None
+    probing: float  # seconds of the probes
     planned: float  # seconds for steps, after all that is fixed
 
     @property
@@ -79,9 +82,10 @@ class _Timing(NamedTuple):
 class _Story:
     """Times runs on the pictures, and knows how many seconds that took."""
 
-    def __init__(self, roles: Roles, minutes: float, resolve: Resolve, measure: Measure, probe: float) -> None:
+    def __init__(self, roles: Roles, minutes: float, resolve: Resolve, measure: Measure, probe: Probe) -> None:
         self.roles, self.minutes, self.resolve, self.measure, self.probe = roles, minutes, resolve, measure, probe
         self.measured = 0.0
+        self.probes: ProbeCosts | None = None
         self.count = sum(_trained_count(one) for one in roles.all)
         self.words = [override_of("data.train", _pretraining_uris(roles)), "run.dir=unused"]
 
@@ -89,12 +93,26 @@ class _Story:
         config = settle("pretrain", self.resolve("pretrain", PRETRAINING, [*self.words, f"data.size={size}"]))
         cost = self.measure("pretrain", config)
         self.measured += cost.of(FEWEST_STEPS)
-        fixed = cost.fixed + 4 * self.probe
+        fixed = cost.fixed
         adaptation = _adaptation(self.roles, size, config["backbone"]["name"], self.resolve, self.measure)
         if adaptation is not None:
             self.measured += adaptation[1].of(FEWEST_STEPS)
             fixed += 2 * adaptation[1].fixed
-        return _Timing(config, cost, adaptation, 60 * self.minutes * SPARE - self.measured - fixed)
+        probed, probing = self.probing(size, config["backbone"]["name"])
+        planned = 60 * self.minutes * SPARE - self.measured - fixed - probing
+        return _Timing(config, cost, adaptation, probed, probing, planned)
+
+    def probing(self, size: int, network: str) -> tuple[ProbedParts | None, float]:
+        """What is probed with pictures of this size, and how many seconds that takes. The probes are timed once, at the first size."""
+        labelled = self.roles.labelled
+        if labelled is None:
+            return None, 0.0
+        if self.probes is None:
+            self.probes = probe_costs(labelled, size, network, self.resolve, self.probe)
+            self.measured += self.probes.spent
+        whole = 60 * self.minutes * SPARE
+        parts = chosen_parts(labelled, size, self.probes, whole - self.measured, whole)
+        return parts, self.probes.of(parts.pictures, size)
 
     def epochs(self, timing: _Timing) -> float:
         """How often the pretraining sees each picture."""
@@ -118,12 +136,16 @@ class _Story:
     def minutes_for(self, timing: _Timing) -> float:
         """Minutes with which the pretraining would see each picture often enough."""
         steps = FEWEST_EPOCHS * self.count / timing.batch
-        fixed = 60 * self.minutes * SPARE - timing.planned
-        return math.ceil((fixed + steps * timing.cost.step / timing.share) / SPARE / 60)
+        fixed = 60 * self.minutes * SPARE - self.measured - timing.planned - timing.probing
+        wanted, labelled = fixed + steps * timing.cost.step / timing.share, self.roles.labelled
+        if labelled is not None and self.probes is not None:  # of more time, the probes take more
+            whole = self.probes.of(len(labelled.images), timing.config["data"]["size"])
+            wanted = max(min(wanted + whole, wanted / (1 - PROBED)), wanted + timing.probing)
+        return math.ceil((self.measured + wanted) / SPARE / 60)
 
 
-def plan_story(roles: Roles, minutes: float, folder: str, resolve: Resolve, measure: Measure, probe: float) -> Plan:
-    """The pipeline that ends within the minutes. probe: seconds that a probe is expected to take.
+def plan_story(roles: Roles, minutes: float, folder: str, resolve: Resolve, measure: Measure, probe: Probe) -> Plan:
+    """The pipeline that ends within the minutes.
 
     Pictures become smaller until the pretraining sees each at least twenty times, or 32 px are reached. Raises UserError.
     """
@@ -140,9 +162,10 @@ def plan_story(roles: Roles, minutes: float, folder: str, resolve: Resolve, meas
     stages: dict[str, Any] = {"pretrained": _stage("pretrain", PRETRAINING, given)}
     lengths, batches = {"pretrain": trained}, {"pretrain": batch}
     seconds = story.measured + timing.cost.of(trained)
-    if roles.labelled is not None:
-        stages |= _probes(roles.labelled.uri, side, network)
-        seconds += 4 * probe
+    if timing.probed is not None:
+        keys_of = probe_stages(timing.probed, side, network)
+        stages |= {name: _stage("probe", PROBES, keys) for name, keys in keys_of.items()}
+        seconds += timing.probing
     if timing.adaptation is not None:
         config, cost = timing.adaptation
         batches["adapt"] = config["optim"]["batch_size"]
@@ -153,7 +176,8 @@ def plan_story(roles: Roles, minutes: float, folder: str, resolve: Resolve, meas
     pipeline = {"run": {"dir": folder}, "seeds": 1, "stages": stages, "report": _report(roles)}
     epochs = trained * batch / story.count
     longer = story.minutes_for(timing) if epochs < FEWEST_EPOCHS else None
-    return Plan(pipeline, network, side, batches, lengths, seconds, epochs, longer)
+    probed = 0 if timing.probed is None else timing.probed.pictures
+    return Plan(pipeline, network, side, batches, lengths, seconds, epochs, longer, probed)
 
 
 def plan_words(plan: Plan, roles: Roles, minutes: float, machine: str) -> list[str]:
@@ -163,7 +187,10 @@ def plan_words(plan: Plan, roles: Roles, minutes: float, machine: str) -> list[s
     parts = [
         f"pretraining on all pictures{held}, in {plan.steps['pretrain']} steps of {plan.batch['pretrain']}, {often}"
     ]
-    parts += ["probes against raw pixels, HOG and a random network"] if roles.labelled is not None else []
+    if roles.labelled is not None:
+        count = len(roles.labelled.images)
+        some = "" if plan.probed >= count else f", on {plan.probed:,} of the {count:,} labelled pictures, for time"
+        parts.append(f"probes against raw pixels, HOG and a random network{some}")
     parts += (
         [f"adaptation and its control, {plan.steps['adapt']} steps of {plan.batch['adapt']} each"]
         if "adapt" in plan.steps
@@ -200,22 +227,6 @@ def _trained_on(one: GivenSet) -> str:
 def _trained_count(one: GivenSet) -> int:
     """How many pictures `_trained_on` means."""
     return cut_point("80%", len(one.images), 0) if one.labelled else len(one.images)
-
-
-def _probes(labelled: str, size: int, network: str) -> dict[str, Any]:
-    data = {"data.train": f"{labelled}#[:80%]", "data.test": f"{labelled}#[80%:]", "data.size": size}
-
-    def of(**backbone: Any) -> dict[str, Any]:
-        return _stage(
-            "probe", "probe/small.yaml", {**data, **{f"backbone.{key}": value for key, value in backbone.items()}}
-        )
-
-    return {
-        "pixels": of(name="pixels"),
-        "hog": of(name="hog"),
-        "random": of(name=network),
-        "probe": of(name=None, weights="@pretrained"),
-    }
 
 
 def _adaptations(roles: Roles, size: int, batch: int, steps: int) -> dict[str, Any]:

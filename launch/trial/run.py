@@ -10,7 +10,7 @@ import io
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ...core.files import write_text
 from ...core.loudness import Loudness, loudness
 from ...core.manifest import write_record
 from ...core.printable import printable
+from ...core.run.directory import Interrupted
 from ...core.run.folder import make_folder, run_folder
 from ...core.run.rows import METRICS, read_rows
 from ..aloud import say
@@ -35,7 +36,7 @@ from ..pipeline.ending import after_pipeline, pipeline_verdict
 from ..pipeline.run import run_pipeline
 from ..timing import TIMED_STEPS
 from ..verbs import execute, resolve
-from .pictures import Roles, read_roles
+from .pictures import read_roles
 from .plan import ADAPTATION, PRETRAINING, Plan, RunCosts, plan_story, plan_words, too_short
 
 FILE, ASKED = "try.yaml", "try.json"
@@ -66,7 +67,11 @@ def try_pictures(uris: Sequence[str], minutes: float, to: str) -> dict[str, Any]
             )
             return measured(verb, config)
 
-        plan = plan_story(roles, minutes, str(folder), resolve, measure, _probe_seconds(roles))
+        def probe(config: Mapping[str, Any]) -> float:
+            console.print(f"timing a probe of {config['backbone']['name']} at {config['data']['size']} px")
+            return probed(config)
+
+        plan = plan_story(roles, minutes, str(folder), resolve, measure, probe)
         lines = plan_words(plan, roles, minutes, machine())
         known = _write(folder, plan, asked, lines)
         for line in lines:
@@ -91,25 +96,39 @@ def _following(folder: Path, plan: Path, asked: Mapping[str, Any], result: Mappi
 
 def measured(verb: str, config: Mapping[str, Any]) -> RunCosts:
     """What a run of this config costs here, by one of twelve steps that leaves nothing."""
-    with tempfile.TemporaryDirectory(prefix="rootstock-try-") as folder:
-        quick = {
-            **config,
-            "optim": {**config["optim"], "duration": TIMED_STEPS},
-            "run": {
-                **config["run"],
-                "dir": str(Path(folder) / "run"),
-                "log_every": 1,
-                "checkpoint": {**config["run"]["checkpoint"], "every": 0},
-            },
-        }
-        began = time.perf_counter()
-        with contextlib.redirect_stderr(io.StringIO()):  # what it says is not of the run that follows
-            execute(verb, quick, quiet=True)
-        whole = time.perf_counter() - began
-        rows = read_rows(Path(folder) / "run" / METRICS, lambda _: None)
+    with _folder() as folder:
+        checkpoint = {**config["run"]["checkpoint"], "every": 0}
+        run = {**config["run"], "dir": str(folder / "run"), "log_every": 1, "checkpoint": checkpoint}
+        whole = _seconds(verb, {**config, "optim": {**config["optim"], "duration": TIMED_STEPS}, "run": run})
+        rows = read_rows(folder / "run" / METRICS, lambda _: None)
     images = config["optim"]["batch_size"] * (2 if verb == "adapt" else 1)
     steps = [images / row["images_per_s"] for row in rows if "images_per_s" in row]
     return RunCosts(typical(steps), max(0.0, whole - sum(steps)))
+
+
+def probed(config: Mapping[str, Any]) -> float:
+    """How many seconds a probe of this config takes here; it leaves nothing."""
+    with _folder() as folder:
+        return _seconds("probe", {**config, "run": {**config["run"], "dir": str(folder / "run")}})
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    """A folder for a run that is timed, and is gone afterwards. Raises Interrupted with words of its own if such a run was stopped."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="rootstock-try-") as folder:
+            yield Path(folder)
+    except (Interrupted, KeyboardInterrupt):
+        raise Interrupted(
+            "interrupted while the costs were measured: nothing was begun, and nothing is kept; the same command starts from the beginning"
+        ) from None
+
+
+def _seconds(verb: str, config: Mapping[str, Any]) -> float:
+    began = time.perf_counter()
+    with contextlib.redirect_stderr(io.StringIO()):  # what it says is not of the run that follows
+        execute(verb, config, quiet=True)
+    return time.perf_counter() - began
 
 
 def machine() -> str:
@@ -117,11 +136,6 @@ def machine() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} CPU cores, no accelerator"
-
-
-def _probe_seconds(roles: Roles) -> float:
-    """A guess: a few seconds, and one more for a hundred pictures."""
-    return 4.0 if roles.labelled is None else 4.0 + len(roles.labelled.images) / 100
 
 
 def _known(folder: Path, asked: Mapping[str, Any]) -> Path | None:

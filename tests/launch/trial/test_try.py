@@ -8,17 +8,25 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from rootstock.core.errors import UserError
+from rootstock.core.images.images import Images
 from rootstock.core.images.open import open_images
+from rootstock.core.run.directory import Interrupted
 from rootstock.launch.pipeline.plan import check_pipeline
 from rootstock.launch.settle import INPUT_SIDES
 from rootstock.launch.trial import run as trial
-from rootstock.launch.trial.pictures import read_roles
+from rootstock.launch.trial.pictures import GivenSet, read_roles
 from rootstock.launch.trial.plan import FEWEST_EPOCHS, FEWEST_STEPS, MOST_EPOCHS, RunCosts, plan_story, plan_words
+from rootstock.launch.trial.probing import FEWEST_TIMED, TIMED_PICTURES, probe_costs, probed_parts
 from rootstock.launch.verbs import resolve
 
 COUNT = 66
+
+
+def probe(config: Mapping[str, Any]) -> float:
+    return 2.0
 
 
 def draw(folder: Path, count: int, side: int, background: str, *, classes: bool, seed: int) -> str:
@@ -88,7 +96,7 @@ def test_the_plan_keeps_the_budget(
         return RunCosts(step * (config["data"]["size"] / 32) ** 2, 2.0)
 
     roles = read_roles([folders[name] for name in names])
-    plan = plan_story(roles, minutes, "out", resolve, measure, probe=3.0)
+    plan = plan_story(roles, minutes, "out", resolve, measure, probe)
     assert plan.seconds <= 60 * minutes * 0.9
     trained = plan.steps["pretrain"]
     uris = plan.pipeline["stages"]["pretrained"]["set"]["data.train"]
@@ -109,14 +117,14 @@ def test_the_plan_keeps_the_budget(
         assert (
             lines[4].startswith("WARNING: these trainings are too short") and f"--minutes {plan.longer:g}" in lines[4]
         )
-        again = plan_story(roles, plan.longer, "out", resolve, measure, probe=3.0)
+        again = plan_story(roles, plan.longer, "out", resolve, measure, probe)
         assert again.longer is None and plan.longer > minutes
 
 
 def test_pictures_become_smaller_until_each_is_seen_often_enough(folders: dict[str, str]) -> None:
     def plan(step: float) -> Any:
         measure = lambda verb, config: RunCosts(step * (config["data"]["size"] / 32) ** 2, 1.0)  # noqa: E731
-        return plan_story(read_roles([folders["big"]]), 2, "out", resolve, measure, probe=3.0)
+        return plan_story(read_roles([folders["big"]]), 2, "out", resolve, measure, probe)
 
     sizes = [plan(step).size for step in (0.001, 0.05, 0.2, 5.0)]
     assert sizes == sorted(sizes, reverse=True) and sizes[0] == 96 and sizes[-1] == INPUT_SIDES[0]
@@ -141,7 +149,7 @@ def test_folders_of_any_name_are_tried(name: str, folders: dict[str, str], tmp_p
         opened.extend({str(folder) for folder in open_images(uri).folders} for uri in uris)
         return RunCosts(0.01, 1.0)
 
-    plan = plan_story(roles, 5, str(tmp_path / "out"), resolve, measure, probe=3.0)
+    plan = plan_story(roles, 5, str(tmp_path / "out"), resolve, measure, probe)
     assert set.union(*opened) == {str(place) for place in given}
     file = trial._write(
         tmp_path / "out", plan, {"uris": [one.uri for one in roles.all]}, plan_words(plan, roles, 5, "cpu")
@@ -173,6 +181,7 @@ def test_the_whole_story_on_drawn_pictures(
     folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(trial, "measured", lambda verb, config: RunCosts(60.0, 1.0))  # as few steps as there may be
+    monkeypatch.setattr(trial, "probed", probe)
     uris, to = [folders[name] for name in ("u", "l", "t")], str(tmp_path / "try")
     result = trial.try_pictures(uris, 2, to)
     said = capsys.readouterr().err
@@ -191,6 +200,7 @@ def test_the_whole_story_on_drawn_pictures(
     pipeline = yaml.safe_load((tmp_path / "try" / "try.yaml").read_text())
     assert pipeline["stages"]["pretrained"]["set"]["optim.duration"] == FEWEST_STEPS
     monkeypatch.setattr(trial, "measured", None)
+    monkeypatch.setattr(trial, "probed", None)
     assert trial.try_pictures(uris, 2, to) == result
     with pytest.raises(UserError, match=r"--to: .* has a try with other minutes; choose another folder"):
         trial.try_pictures(uris, 3, to)
@@ -209,6 +219,118 @@ def test_costs_are_those_of_real_steps(folders: dict[str, str], tmp_path: Path) 
     ]
     costs = trial.measured("pretrain", resolve("pretrain", "small", words))
     assert 0.0 < costs.step < 10.0 and costs.fixed > 0.0 and not Path("unused").exists()
+
+
+def test_probes_are_timed_and_leave_nothing(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labelled = read_roles([folders["l"]]).labelled
+    assert labelled is not None
+    seen: list[tuple[str, int]] = []
+
+    def timed(config: Mapping[str, Any]) -> float:
+        data, name = config["data"], config["backbone"]["name"]
+        count = sum(len(open_images(data[key])) for key in ("train", "test"))
+        seen.append((name, count))
+        assert config["run"]["feature_cache"] == "0"  # features of an earlier try are no costs
+        return {"pixels": 0.04, "hog": 0.02, "smallconv": 0.01}[name] * count + 1.5
+
+    costs = probe_costs(labelled, 32, "smallconv", resolve, timed)
+    # a fifth of 66 is 13, so that four fifths of 32 and a fifth of it are there
+    assert seen == [("smallconv", COUNT), ("pixels", COUNT), ("hog", COUNT), ("smallconv", 32)]
+    assert costs.fixed == pytest.approx(6.0) and costs.picture == pytest.approx(0.08)
+    assert costs.of(1000, 64) == pytest.approx(6 + 4 * 80) and costs.fitting(326, 64) in (999, 1000)
+    assert costs.spent == pytest.approx(0.07 * COUNT + 0.32 + 6)
+    words = [
+        f"data.train={labelled.uri}#[:80%]#[:26]",
+        f"data.test={labelled.uri}#[80%:]#[:6]",
+        "data.size=32",
+        "backbone.name=pixels",
+    ]
+    assert 0.0 < trial.probed(resolve("probe", "small", [*words, "run.dir=unused"])) < 60.0
+    assert not Path("unused").exists()
+
+
+class Many:
+    """A set of many pictures, of which some are there."""
+
+    def __init__(self, images: Images, count: int) -> None:
+        self.images, self.count = images, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, i: int) -> Tensor:
+        return self.images.read(i % len(self.images))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.images, name)
+
+
+@pytest.mark.parametrize(("count", "each"), [(COUNT, 0.01), (50_000, 0.01), (50_000, 0.0001)])
+def test_of_many_labelled_pictures_as_many_are_probed_as_fit(count: int, each: float, folders: dict[str, str]) -> None:
+    roles = read_roles([folders["l"]])
+    assert roles.labelled is not None
+    many: Any = Many(roles.labelled.images, count)
+    roles = roles._replace(labelled=roles.labelled._replace(images=many))
+
+    def timed(config: Mapping[str, Any]) -> float:
+        few = f"#[:{FEWEST_TIMED - FEWEST_TIMED // 5}]" in config["data"]["train"]
+        return 1.0 + each * (FEWEST_TIMED if few else min(count, TIMED_PICTURES))
+
+    plan = plan_story(roles, 10, "out", resolve, lambda verb, config: RunCosts(0.1, 5.0), timed)
+    assert plan.seconds <= 600 * 0.9 and plan.steps["pretrain"] > 100
+    words = plan_words(plan, roles, 10, "cpu")[2]
+    stages = {name: plan.pipeline["stages"][name]["set"] for name in ("pixels", "hog", "random", "probe")}
+    uri = roles.labelled.uri if roles.labelled is not None else ""
+    if count * each * 4 < 100:
+        assert plan.probed == count and "for time" not in words
+        assert all(one["data.train"].endswith("#[:80%]") for one in stages.values())
+    else:
+        assert 1000 < plan.probed < 5000 and f"on {plan.probed:,} of the 50,000 labelled pictures, for time" in words
+        kept, tested = plan.probed - plan.probed // 5, plan.probed // 5
+        assert {one["data.train"] for one in stages.values()} == {f"{uri}#[:80%]#[:{kept}]"}
+        assert {one["data.test"] for one in stages.values()} == {f"{uri}#[80%:]#[:{tested}]"}
+
+
+def test_probes_that_leave_no_time_are_refused(folders: dict[str, str]) -> None:
+    roles = read_roles([folders["l"]])
+    with pytest.raises(UserError, match=r"--minutes: probing 6\d labelled pictures of .* give \d+ or more"):
+        plan_story(roles, 2, "out", resolve, lambda verb, config: RunCosts(0.1, 5.0), lambda config: 15.0)
+
+
+def test_parts_of_groups_are_as_large_as_their_groups_need(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    pixels, labels = random.integers(0, 256, (400, 8, 8, 3), dtype=np.uint8), np.arange(400) % 2
+    np.savez(tmp_path / "set.npz", x=pixels, y=labels, patient=np.arange(400) // 40)
+    uri = f"npz:{tmp_path}/set.npz?layout=NHWC&group=patient"
+    parts = probed_parts(GivenSet(uri, open_images(uri), True), 32)
+    assert parts.pictures > 32 and all(len(open_images(part)) for part in parts[:2])
+
+
+@pytest.mark.parametrize("error", [Interrupted("saved at step 8 of 12 in /tmp/x"), KeyboardInterrupt()])
+def test_who_stops_it_while_it_measures_is_told_that_nothing_was_begun(
+    error: BaseException, folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(trial, "execute", stopped)
+    with pytest.raises(Interrupted, match=r"^interrupted while the costs were measured: nothing was begun"):
+        trial.try_pictures([folders["l"]], 2, str(tmp_path / "try"))
+    assert not (tmp_path / "try").exists()
+
+
+def test_pictures_of_several_classes_are_refused_before_anything_is_trained(
+    folders: dict[str, str], tmp_path: Path
+) -> None:
+    files = sorted(Path(folders["l"]).rglob("*.png"))
+    lines = [f"{file},{'cat' if i % 2 else 'cat;dog'}" for i, file in enumerate(files)]
+    (tmp_path / "several.csv").write_text("\n".join(["path,label", *lines]))
+    uri = f"csv:{tmp_path}/several.csv?several=semicolon"
+    for given in ([uri], [folders["u"], uri], [folders["l"], uri]):
+        with pytest.raises(UserError, match=r"several classes .* rootstock probe small 'data.train=csv:.*semicolon'"):
+            read_roles(given)
 
 
 def test_no_time_is_refused(folders: dict[str, str], tmp_path: Path) -> None:
