@@ -14,6 +14,7 @@ from torch import Tensor
 from ...errors import UserError
 from ...printable import printable
 from ..cache import entry_name, recall, remember
+from ..decode import EXTENSIONS
 from ..groups import BY_FOLDER, numbered_groups
 from ..notes import Note
 from ..open_files import read_whole
@@ -22,10 +23,17 @@ from ..store import Scale, Source
 from .dicom_pixels import decode_dicom, pydicom_for
 from .files import FileStore, check_folder, checked_under
 from .layout import arrange
-from .walk import listing_of
+from .walk import PICTURE_ENDINGS, listing_of
 from .windows import Windowing, windowing_of
 
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
+NO_DICOM_ENDINGS = (*EXTENSIONS, *(PICTURE_ENDINGS - frozenset(DICOM_ENDINGS)), *(
+    ".txt", ".csv", ".tsv", ".json", ".xml", ".html", ".htm", ".md", ".pdf", ".rtf", ".doc", ".docx", ".xls", ".xlsx", ".yaml", ".yml",
+    ".ini", ".inf", ".cfg", ".log", ".sql", ".db", ".zip", ".gz", ".bz2", ".xz", ".tar", ".tgz", ".7z", ".rar", ".exe", ".dll", ".bat",
+    ".sh", ".py", ".jar", ".js", ".css", ".parquet", ".arrow", ".safetensors", ".pt",
+))  # fmt: skip
+"""Endings of pictures, documents, archives and programs: such a file is not looked at."""
+
 BY_HEADER = {"patient": "PatientID", "study": "StudyInstanceUID", "series": "SeriesInstanceUID"}
 WHICH_FRAMES = ("all", "first", "middle")
 
@@ -122,13 +130,15 @@ def open_dicom(
     parts = pictures_of(names, headers, frames)
     notes = listing.notes
     if without := [name for name, header in zip(names, headers, strict=True) if not header.frames]:
-        what = "files of DICOM's names without a picture, which are not read"
+        what = "files that were looked at and hold no picture of DICOM, which are not read"
         notes = [*notes, Note(len(without), what, without[0], "list")]
     if not parts:
         raise UserError(
             f"{title}: no picture of DICOM under {printable(str(root))} ({len(names)} files were looked at); check the path"
         )
     layout = arrange(parts, labels, title, printable(str(root)), archive=False, empty=listing.empty, beside=notes)
+    if group is None:
+        layout = layout._replace(notes=(*layout.notes, *about_patients(headers)))
     ordered = [parts[layout.prefix + name] for name in layout.names]
     files = [k for k, _ in ordered]
     store = DicomStore(
@@ -166,14 +176,26 @@ def check_choice(key: str, value: str, known: tuple[str, ...], title: str) -> No
 
 
 def may_be_dicom(name: str) -> bool:
-    """Whether a file of this name is looked at: by its ending, or because it has none, as on the disks of scanners."""
-    return name.lower().endswith(DICOM_ENDINGS) or ("." not in name and name.upper() != "DICOMDIR")
+    """Whether a file of this name is looked at: by its ending, or because that says nothing, as where archives name files by their UID."""
+    return not name.lower().endswith(NO_DICOM_ENDINGS) and name.upper() != "DICOMDIR"
 
 
 def frames_of(count: int, which: str) -> list[int]:
     """The frames that are read of a file with `count`."""
     chosen = {"all": list(range(count)), "first": [0], "middle": [count // 2]}[which]
     return chosen if count else []
+
+
+def about_patients(headers: list[Header]) -> list[Note]:
+    """A note if several files with pictures are of one patient (or study, or series), which splits tear without ?group=."""
+    ids = [header.ids for header in headers if header.frames]
+    for k, kind in enumerate(BY_HEADER):
+        found = {one[k] for one in ids}
+        if "" not in found and 1 < len(found) < len(ids):
+            named = {"patient": "patients", "study": "studies"}.get(kind, kind)
+            what = f"files with pictures of {len(found):,} {named}, which splits tear; ?group={kind} keeps each on one side"
+            return [Note(len(ids), what, level="say")]
+    return []
 
 
 def groups_by_header(group: str, headers: list[Header], names: list[str], title: str) -> Tensor:

@@ -272,7 +272,7 @@ def test_frames_and_patients_are_not_torn(clinic: Path) -> None:
     assert [name for name in names if "#" in name] == [f"a/FILM01#{k}" for k in range(4)]
     assert len(images) == 14 and images.classes == ("a", "b") and len(images.keys().unique()) == 14
     assert len(set(groups(images))) == 11  # ten files of one frame, and the film
-    assert any("2 files of DICOM's names without a picture" in note.sentence() for note in images.notes)
+    assert any("2 files that were looked at and hold no picture of DICOM" in note.sentence() for note in images.notes)
     patients = open_images(f"dicom:{clinic}?group=patient")
     assert len(set(groups(patients))) == 5
     train, test = (open_images(f"dicom:{clinic}?group=patient#{part}") for part in ("[:60%]", "[60%:]"))
@@ -294,6 +294,34 @@ def test_frames_and_patients_are_not_torn(clinic: Path) -> None:
     ):
         with pytest.raises(UserError, match=sentence):
             open_images(f"dicom:{clinic}?{query}")
+
+
+def test_files_of_any_name_are_looked_at_and_known_by_their_mark(tmp_path: Path) -> None:
+    names = ("CT.1.3.6.1.4.1.5962.1.1.0.0.1", "IM-0001.2", "1.2.840.99.dat", "plain", "one.dcm")
+    for k, name in enumerate(names):
+        write(tmp_path / "ab"[k % 2] / name, np.full((4, 4), k, np.uint16))
+    (tmp_path / "a" / "CT.9.9").write_bytes(b"no picture of DICOM" * 20)
+    (tmp_path / "a" / "notes.txt").write_text("x")
+    images = open_images(f"dicom:{tmp_path}")
+    assert sorted(images.name(i).rpartition("/")[2] for i in range(len(images))) == sorted(names)
+    notes = {note.what: note.example for note in images.notes}
+    assert notes.get("files that were looked at and hold no picture of DICOM, which are not read") == "a/CT.9.9"
+
+
+def test_files_of_one_patient_are_said_to_be_torn(tmp_path: Path) -> None:
+    for k in range(6):
+        ids: Any = {"PatientID": f"p{k // 2}", "StudyInstanceUID": f"1.{k}", "SeriesInstanceUID": f"2.{k}"}
+        write(tmp_path / "a" / f"{k}.dcm", np.full((4, 4), k, np.uint16), **ids)
+    (note,) = open_images(f"dicom:{tmp_path}").notes
+    assert (
+        note.sentence()
+        == "6 files with pictures of 3 patients, which splits tear; ?group=patient keeps each on one side"
+    )
+    assert not open_images(f"dicom:{tmp_path}?group=patient").notes
+    for k in range(6):  # one patient: then it is the series
+        ids = {"PatientID": "p", "StudyInstanceUID": "1", "SeriesInstanceUID": f"2.{k // 3}"}
+        write(tmp_path / "b" / f"{k}.dcm", np.full((4, 4), k, np.uint16), **ids)
+    assert "of 2 series, which splits tear; ?group=series" in open_images(f"dicom:{tmp_path}/b").notes[0].what
 
 
 def test_dicom_gives_what_a_folder_of_pictures_gives(clinic: Path, tmp_path: Path) -> None:
