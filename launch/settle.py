@@ -7,6 +7,7 @@ same values on any number of processes. They look at the number of pictures and 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ NEARLY = 0.9  # a picture of 29 px may be enlarged to 32
 LARGEST_ON_CPU = 64
 SAMPLED_SIZES = 64  # pictures whose sizes are looked at
 BATCHES = 8  # of the smaller set
+HELD_OUT = 0.2  # of a training set, for a test or a choice
 SMALLEST_BATCH, LARGEST_BATCH, LARGEST_JOINT = 16, 256, 64
 EPOCHS = {"pretrain": 100, "finetune": 30, "adapt": 30}
 FEWEST_STEPS, MOST_STEPS = 1_000, 100_000
@@ -65,7 +67,7 @@ def settle(verb: str, config: Mapping[str, Any], wait: bool = False) -> dict[str
             return settled
         raise
     if "data.size" in missing:
-        _put(settled, "data.size", described["size"] if described else side_for(facts))
+        _put(settled, "data.size", described["size"] if described else whole_patches(side_for(facts), settled))
     if "backbone.name" in missing:
         for key, value in ({"name": None} if described else network_for(verb, settled, facts)).items():
             _put(settled, f"backbone.{key}", value)
@@ -134,6 +136,14 @@ def side_for(facts: Facts, largest_on_cpu: int = LARGEST_ON_CPU) -> int:
     return enough if facts.accelerator else min(enough, largest_on_cpu)
 
 
+def whole_patches(side: int, config: Mapping[str, Any]) -> int:
+    """The nearest side, of two equal ones the larger, that the patches of the config's network fill; `side` itself where it has none."""
+    backbone = config.get("backbone") or {}
+    named = re.search(r"patch([0-9]+)", str(backbone.get("name")))
+    patch = (backbone.get("args") or {}).get("patch_size", int(named[1]) if named else 1)
+    return max((2 * side + patch) // (2 * patch), 1) * patch if isinstance(patch, int) and patch > 0 else side
+
+
 def network_for(verb: str, config: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
     """Keys of `backbone`: a ViT for methods that hide patches, else a ResNet, with the stem for small images up to 64 px on a GPU.
 
@@ -158,10 +168,15 @@ def network_for(verb: str, config: Mapping[str, Any], facts: Facts) -> dict[str,
 
 
 def batch_for(verb: str, facts: Facts) -> int:
-    """The largest power of two of which the smallest set has eight, from 16 to 256, in adaptation to 64."""
+    """The largest power of two of which the smallest set has eight, from 16 to 256, in adaptation to 64.
+
+    Of a set that has no 16 pictures where a fifth is held out, the largest power of two that it has then.
+    """
     largest = LARGEST_JOINT if verb == "adapt" else LARGEST_BATCH
     batch = largest
     while batch > SMALLEST_BATCH and batch * BATCHES > min(facts.counts):
+        batch //= 2
+    while batch > 1 and batch > (1 - HELD_OUT) * min(facts.counts):
         batch //= 2
     return batch
 

@@ -11,7 +11,17 @@ from rootstock.core.config.resolve import ConfigError
 from rootstock.core.errors import UserError
 from rootstock.core.model.backbone import create
 from rootstock.launch import settle as rules
-from rootstock.launch.settle import Facts, batch_for, give_way, network_for, open_keys, settle, side_for, steps_for
+from rootstock.launch.settle import (
+    Facts,
+    batch_for,
+    give_way,
+    network_for,
+    open_keys,
+    settle,
+    side_for,
+    steps_for,
+    whole_patches,
+)
 from rootstock.launch.verbs import execute, resolve
 
 TINY = {"channels": [4, 4, 8, 8], "layers": [1, 1, 1, 1]}
@@ -59,10 +69,34 @@ def test_the_side_is_what_pictures_have(side: int, accelerator: bool, expected: 
 
 @pytest.mark.parametrize(
     ("verb", "counts", "batch"),
-    [("pretrain", (10,), 16), ("pretrain", (600,), 64), ("pretrain", (9999,), 256), ("adapt", (99, 300), 16), ("adapt", (9999, 999), 64)],
+    [("pretrain", (10,), 8), ("pretrain", (20,), 16), ("finetune", (19,), 8), ("adapt", (3, 900), 2), ("pretrain", (1,), 1),
+     ("pretrain", (600,), 64), ("pretrain", (9999,), 256), ("adapt", (99, 300), 16), ("adapt", (9999, 999), 64)],
 )  # fmt: skip
 def test_the_batch_fits_eight_times_into_the_smallest_set(verb: str, counts: tuple[int, ...], batch: int) -> None:
     assert batch_for(verb, Facts(counts, 64, False)) == batch
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "side", "expected"),
+    [
+        ("vit_tiny_patch14_reg4_dinov2", {}, 64, 70), ("vit_small_patch14_dinov2", {}, 224, 224), ("vit_tiny_patch16_224", {}, 96, 96),
+        ("vit_tiny_patch16_224", {"patch_size": 12}, 32, 36), ("vit_tiny_patch14_reg4_dinov2", {"patch_size": 8}, 64, 64),
+        ("resnet18", {}, 64, 64), ("auto", {}, 64, 64),
+    ],
+)  # fmt: skip
+def test_the_side_is_one_that_patches_fill(name: str, args: dict[str, Any], side: int, expected: int) -> None:
+    assert whole_patches(side, {"backbone": {"name": name, "args": args}}) == expected
+
+
+def test_few_pictures_and_patches_of_14_get_values_that_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "FEWEST_STEPS", 2)
+    monkeypatch.setattr(rules, "EPOCHS", {"pretrain": 0})
+    few = pictures(tmp_path / "few", [(60, 60)] * 10)
+    path = pretraining(tmp_path / "p" / "pretrain.yaml", few)
+    keys = ["backbone.name=vit_small_patch14_dinov2", "backbone.args={depth: 1, embed_dim: 12, num_heads: 2}"]
+    settled = settle("pretrain", resolve("pretrain", path, keys))
+    assert (settled["data"]["size"], settled["optim"]["batch_size"]) == (70, 8)
+    assert execute("pretrain", path, keys, quiet=True)["steps"] == settled["optim"]["duration"]
 
 
 def test_steps_are_epochs_of_the_largest_set_within_bounds() -> None:

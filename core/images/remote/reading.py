@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
+from weakref import WeakSet
 
 from ...errors import UserError
 from ..limits import sized
@@ -19,22 +20,30 @@ from .client import RemoteObject, below, found_object, matching, part_of_object
 ASKING_THREADS, BLOCKS_AHEAD = 8, 4
 
 
+OPEN_READERS: WeakSet[ObjectReader] = WeakSet()
+"""Those of this process: sets that share the cache."""
+
+
 class ObjectReader:
     """Reads parts of some objects.
 
-    If the cache has room for all of them, they are fetched in blocks of 4 MiB, each once. Else just what is asked for is fetched, and
-    nothing is kept: a block would be deleted before its next picture is read.
+    If the cache has room for all of them, beside those of other open sets that are read through it, they are fetched in blocks of 4 MiB,
+    each once. Else just what is asked for is fetched, and nothing is kept: a block would be deleted before its next picture is read.
     """
 
-    def __init__(self, objects: Sequence[RemoteObject], most: int) -> None:
+    def __init__(self, objects: Sequence[RemoteObject], most: int, cached: bool | None = None) -> None:
+        """cached: whether the cache is used, as a copy in another process has to know; None to decide it."""
         self.objects = tuple(objects)
         self.cache = BlockCache(most)
         self.by_url = {one.url: one for one in self.objects}
         self.total = sum(one.size for one in self.objects)
-        self.cached = 0 < self.total <= most
+        others = {one for reader in tuple(OPEN_READERS) if reader.cached for one in reader.objects}
+        self.beside = sum(one.size for one in others - set(self.objects))
+        self.cached = self.total > 0 and self.total + self.beside <= most if cached is None else cached
+        OPEN_READERS.add(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ObjectReader, (self.objects, self.cache.most)
+        return ObjectReader, (self.objects, self.cache.most, self.cached)
 
     def read(self, url: str, size: int, offset: int) -> bytes:
         """Read `size` bytes from `offset` on. Raises OSError if there are not so many, ObjectError if they cannot be fetched."""
@@ -72,8 +81,9 @@ class ObjectReader:
         """What is worth saying about how the objects are read."""
         if self.cached or not self.total:
             return []
+        beside = f" beside {sized(self.beside)} of other sets" if self.total <= self.cache.most else ""
         what = (
-            f"objects of {sized(self.total)} in all, more than the cache may hold (?cache={bound_of(self.cache.most)}), "
+            f"objects of {sized(self.total)} in all, more than the cache may hold{beside} (?cache={bound_of(self.cache.most)}), "
             "so each picture is fetched each time"
         )
         return [Note(len(self.objects), what, self.objects[0].url, "say")]

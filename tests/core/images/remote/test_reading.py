@@ -5,6 +5,7 @@ import gzip
 import io
 import itertools
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from rootstock.core.errors import MachineError, UserError
+from rootstock.core.images.limits import sized
 from rootstock.core.images.open import open_images
 from rootstock.core.images.remote import blocks, client, reading
 from rootstock.core.images.remote.blocks import PAGE, BlockCache, Held, is_held
@@ -159,12 +161,31 @@ def test_the_cache_is_bounded_and_the_oldest_goes_first(store: ObjectStore, tmp_
             reader.read(one.url, 1, start)
         for file in (tmp_path / "own cache/rootstock/objects").glob("*/0*"):
             os.utime(file, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns - 10**12))
+        del reader  # a set that is still open would keep its place
     kept = list((tmp_path / "own cache/rootstock/objects").glob("*/0*"))
     assert sum(file.stat().st_size for file in kept) <= most + SMALL
     own = Path(BlockCache(most).folder_of(second))
     assert len([file for file in kept if file.parent == own]) == 6  # of the one that was read last, all
     both = fresh(most, first, second)
     assert not both.cached and "more than the cache may hold" in both.notes()[0].what
+
+
+@pytest.mark.usefixtures("small")
+def test_two_open_sets_that_fit_alone_do_not_push_each_other_out(store: ObjectStore) -> None:
+    first, second, small = (found_object(store.put(f"beside-{k}", noise(k * SMALL))) for k in (5, 4, 1))
+    one = fresh(7 * SMALL, first)
+    two, again, three = fresh(7 * SMALL, second), fresh(7 * SMALL, first), fresh(7 * SMALL, small)
+    assert [reader.cached for reader in (one, two, again, three)] == [True, False, True, True]
+    assert f"may hold beside {sized(first.size)} of other sets (?cache=" in two.notes()[0].what and not three.notes()
+    copied = pickle.loads(pickle.dumps(two))  # noqa: S301 - our own
+    assert not copied.cached
+    for reader, of in ((one, first), (two, second), (one, first)):
+        content = b"".join(reader.read(of.url, min(SMALL, of.size - at), at) for at in range(0, of.size, SMALL))
+        assert content == noise(of.size)
+    blocks_of = [len(list(Path(one.cache.folder_of(of)).glob("0*"))) for of in (first, second)]
+    assert blocks_of == [-(-first.size // SMALL), 0]  # nothing of the first was deleted for the second
+    del one, again, reader
+    assert fresh(7 * SMALL, second).cached
 
 
 def test_a_held_copy_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
