@@ -29,7 +29,8 @@ class Optim:
         arXiv:1708.03888).
     lr: Peak learning rate, 0 or more; with `lr_scaling` the rate for 256 images.
     batch_size: Images a step, over all processes and micro-batches together. In adaptation so many of each domain. auto:
-        the largest power of two of which there are eight in the smaller training set, 16 to 256 (adaptation: 64).
+        the largest power of two of which there are eight in the smaller training set, 16 to 256 (adaptation: 64); less where
+        it has no 16 after a fifth is held out.
     duration: Length of the training, in steps (`1000`) or epochs (`10ep`). auto: 100 epochs of pretraining or 30 of others, but at least
         1,000 and at most 100,000 steps.
     warmup: Linear rise of the rate from 0, in steps, epochs (`10ep`) or a part of the duration (`5%`).
