@@ -19,6 +19,7 @@ from ..core.documents import Unreadable, read_yaml
 from ..core.errors import UserError
 from ..core.images.images import Images
 from ..core.images.open import DamagedImage, open_images
+from ..core.images.sets import HELD_OUT
 from ..core.model.description import read_description
 from ..core.run.compare import begun
 from ..core.run.folder import CONFIG, run_folder
@@ -31,7 +32,6 @@ NEARLY = 0.9  # a picture of 29 px may be enlarged to 32
 LARGEST_ON_CPU = 64
 SAMPLED_SIZES = 64  # pictures whose sizes are looked at
 BATCHES = 8  # of the smaller set
-HELD_OUT = 0.2  # of a training set, for a test or a choice
 SMALLEST_BATCH, LARGEST_BATCH, LARGEST_JOINT = 16, 256, 64
 EPOCHS = {"pretrain": 100, "finetune": 30, "adapt": 30}
 FEWEST_STEPS, MOST_STEPS = 1_000, 100_000

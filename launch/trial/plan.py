@@ -11,7 +11,7 @@ from ...core.images.split import cut_point
 from ...core.train.remaining import time_left
 from ..settle import INPUT_SIDES, facts_about, settle, side_for
 from .pictures import GivenSet, Roles
-from .probing import PROBED, PROBES, Probe, ProbeCosts, ProbedParts, Resolve, chosen_parts, probe_costs, probe_stages
+from .probing import ProbeCosts, ProbedParts, ProbeTimer, Resolve, chosen_parts, probe_costs, probe_stages
 
 SPARE = 0.85  # of the budget is planned; the rest is for what no step shows, such as pages and slower moments
 PRETRAINED, ADAPTED = 0.65, 0.175  # of the planned time after fixed costs; adaptation twice, with its control
@@ -82,7 +82,7 @@ class _Timing(NamedTuple):
 class _Story:
     """Times runs on the pictures, and knows how many seconds that took."""
 
-    def __init__(self, roles: Roles, minutes: float, resolve: Resolve, measure: Measure, probe: Probe) -> None:
+    def __init__(self, roles: Roles, minutes: float, resolve: Resolve, measure: Measure, probe: ProbeTimer) -> None:
         self.roles, self.minutes, self.resolve, self.measure, self.probe = roles, minutes, resolve, measure, probe
         self.measured = 0.0
         self.probes: ProbeCosts | None = None
@@ -110,8 +110,7 @@ class _Story:
         if self.probes is None:
             self.probes = probe_costs(labelled, size, network, self.resolve, self.probe)
             self.measured += self.probes.spent
-        whole = 60 * self.minutes * SPARE
-        parts = chosen_parts(labelled, size, self.probes, whole - self.measured, whole)
+        parts = chosen_parts(labelled, size, self.probes, self.measured, 60 * self.minutes * SPARE)
         return parts, self.probes.of(parts.pictures, size)
 
     def epochs(self, timing: _Timing) -> float:
@@ -138,13 +137,15 @@ class _Story:
         steps = FEWEST_EPOCHS * self.count / timing.batch
         fixed = 60 * self.minutes * SPARE - self.measured - timing.planned - timing.probing
         wanted, labelled = fixed + steps * timing.cost.step / timing.share, self.roles.labelled
-        if labelled is not None and self.probes is not None:  # of more time, the probes take more
+        if labelled is not None and self.probes is not None:
             whole = self.probes.of(len(labelled.images), timing.config["data"]["size"])
-            wanted = max(min(wanted + whole, wanted / (1 - PROBED)), wanted + timing.probing)
+            wanted = max(self.probes.beside(wanted, whole), wanted + timing.probing)
         return math.ceil((self.measured + wanted) / SPARE / 60)
 
 
-def plan_story(roles: Roles, minutes: float, folder: str, resolve: Resolve, measure: Measure, probe: Probe) -> Plan:
+def plan_story(
+    roles: Roles, minutes: float, folder: str, resolve: Resolve, measure: Measure, probe: ProbeTimer
+) -> Plan:
     """The pipeline that ends within the minutes.
 
     Pictures become smaller until the pretraining sees each at least twenty times, or 32 px are reached. Raises UserError.
@@ -163,8 +164,7 @@ def plan_story(roles: Roles, minutes: float, folder: str, resolve: Resolve, meas
     lengths, batches = {"pretrain": trained}, {"pretrain": batch}
     seconds = story.measured + timing.cost.of(trained)
     if timing.probed is not None:
-        keys_of = probe_stages(timing.probed, side, network)
-        stages |= {name: _stage("probe", PROBES, keys) for name, keys in keys_of.items()}
+        stages |= probe_stages(timing.probed, side, network)
         seconds += timing.probing
     if timing.adaptation is not None:
         config, cost = timing.adaptation

@@ -17,7 +17,7 @@ PROBED = 0.3
 """The part of the planned time that the probes may take; of more labelled pictures a part is probed."""
 
 Resolve = Callable[[str, str, list[str]], dict[str, Any]]
-Probe = Callable[[Mapping[str, Any]], float]
+ProbeTimer = Callable[[Mapping[str, Any]], float]
 """The config of a probe -> how many seconds it takes here."""
 
 
@@ -46,6 +46,11 @@ class ProbeCosts(NamedTuple):
         each = self.picture * (size / self.size) ** 2
         return int(max(seconds - self.fixed, 0.0) / each) if each else 1 << 62
 
+    @staticmethod
+    def beside(others: float, whole: float) -> float:
+        """Seconds in all where the others take so many: of more time the probes take their share, up to `whole` for all pictures."""
+        return min(others + whole, others / (1 - PROBED))
+
 
 def probed_parts(labelled: GivenSet, most: int) -> ProbedParts:
     """Four fifths and a fifth of about so many pictures: of more if that would tear a group, of all if there are no more."""
@@ -63,17 +68,18 @@ def probed_parts(labelled: GivenSet, most: int) -> ProbedParts:
 
 
 def probe_stages(parts: ProbedParts, size: int, network: str) -> dict[str, dict[str, Any]]:
-    """The keys of each probe beside its recipe: of raw pixels, HOG, a random network, and the pretrained one."""
+    """The stages of a pipeline: probes of raw pixels, HOG, a random network, and the pretrained one."""
     data = {"data.train": parts.train, "data.test": parts.test, "data.size": size}
-    return {
-        "pixels": {**data, "backbone.name": "pixels"},
-        "hog": {**data, "backbone.name": "hog"},
-        "random": {**data, "backbone.name": network},
-        "probe": {**data, "backbone.name": None, "backbone.weights": "@pretrained"},
+    keys = {
+        "pixels": {"backbone.name": "pixels"},
+        "hog": {"backbone.name": "hog"},
+        "random": {"backbone.name": network},
+        "probe": {"backbone.name": None, "backbone.weights": "@pretrained"},
     }
+    return {name: {"verb": "probe", "config": PROBES, "set": {**data, **own}} for name, own in keys.items()}
 
 
-def probe_costs(labelled: GivenSet, size: int, network: str, resolve: Resolve, probe: Probe) -> ProbeCosts:
+def probe_costs(labelled: GivenSet, size: int, network: str, resolve: Resolve, probe: ProbeTimer) -> ProbeCosts:
     """Time a probe of each kind on some pictures, and one on fewer: what it takes for none costs each of them the same.
 
     The pretrained network costs what the random one does.
@@ -81,7 +87,7 @@ def probe_costs(labelled: GivenSet, size: int, network: str, resolve: Resolve, p
     parts, fewer = probed_parts(labelled, TIMED_PICTURES), probed_parts(labelled, FEWEST_TIMED)
 
     def seconds(kind: str, of: ProbedParts) -> float:
-        words = [override_of(key, value) for key, value in probe_stages(of, size, network)[kind].items()]
+        words = [override_of(key, value) for key, value in probe_stages(of, size, network)[kind]["set"].items()]
         return probe(resolve("probe", PROBES, [*words, "run.dir=unused", "run.feature_cache='0'"]))
 
     each = {kind: seconds(kind, parts) for kind in ("random", "pixels", "hog")}
@@ -95,12 +101,12 @@ def probe_costs(labelled: GivenSet, size: int, network: str, resolve: Resolve, p
     return ProbeCosts(4 * fixed, (whole - 4 * fixed) / parts.pictures, size, spent)
 
 
-def chosen_parts(labelled: GivenSet, size: int, costs: ProbeCosts, left: float, planned: float) -> ProbedParts:
+def chosen_parts(labelled: GivenSet, size: int, costs: ProbeCosts, gone: float, planned: float) -> ProbedParts:
     """As many pictures as the probes' share of the seconds that are left allows, and no fewer than can be measured on.
 
-    planned: seconds in all. Raises UserError if the probes alone take more.
+    planned: seconds in all, of which so many are gone. Raises UserError if the probes alone take more.
     """
-    parts = probed_parts(labelled, max(FEWEST_PICTURES, costs.fitting(PROBED * left, size)))
+    parts = probed_parts(labelled, max(FEWEST_PICTURES, costs.fitting(PROBED * (planned - gone), size)))
     if (needed := costs.of(parts.pictures, size) + costs.spent) > planned:
         raise UserError(
             f"--minutes: probing {parts.pictures} labelled pictures of {labelled.uri} takes about {needed / 60:.1f} min here, which leaves "
