@@ -245,7 +245,12 @@ SETTINGS = {
 
 def measured(method: str) -> list[str]:
     """Two candidates before the last one, where they are of its kind; corrected predictions, where outputs are of known classes alone."""
-    found = ["evaluate.images=50", "evaluate.held_out=0.25", "label_shift.resamples=0", *([] if concludes(method) else ["evaluate.every=3"])]
+    found = [
+        "evaluate.images=50",
+        "evaluate.held_out=0.25",
+        "label_shift.resamples=0",
+        *([] if concludes(method) else ["evaluate.every=3"]),
+    ]
     return [*found, *([] if ADAPT_METHODS[method].extra_outputs else ["label_shift.correct=mlls"])]
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,7 @@ def test_a_tracker_that_fails_costs_a_warning(
     def broken(*_: object, **__: object) -> None:
         raise ConnectionError("no way to the service\nat all")
 
+    before = threading.enumerate()
     run = opened(tracker="tensorboard")
     monkeypatch.setattr(run.accelerator, "log", broken)
     for row in ROWS:
@@ -115,6 +117,7 @@ def test_a_tracker_that_fails_costs_a_warning(
     sentence = "WARNING: run.tracker: tensorboard failed (no way to the service); the run goes on without it"
     assert said.count("WARNING") == 1 and sentence in said
     assert len(run.rows()) == 4
+    assert not [thread for thread in threading.enumerate() if thread not in before and thread.is_alive()]
 
 
 def test_a_tracker_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
