@@ -80,7 +80,7 @@ def test_too_few_pictures_are_refused_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"optim\.batch_size: 16 is larger than the 1\d training images of data\.target"
     ):
-        small(tmp_path, source, target)
+        small(tmp_path, source, target, "optim.batch_size=16")
 
 
 def test_too_few_pictures_to_hold_any_out_name_the_key_and_what_helps(tmp_path: Path) -> None:

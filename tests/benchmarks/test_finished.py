@@ -67,6 +67,7 @@ def pipeline(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_unpacked_runs_are_finished_and_make_the_same_table(
     script: Callable[[str], ModuleType], pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

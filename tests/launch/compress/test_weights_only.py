@@ -64,6 +64,7 @@ def test_the_file_holds_torchaos_numbers(folder: Path) -> None:
     assert size < 0.45 * sum(tensor.numel() * tensor.element_size() for tensor in own.values())
 
 
+@pytest.mark.slow
 def test_the_script_gives_torchaos_outputs(folder: Path) -> None:
     trained = load_trained(folder / "run")
     torch.manual_seed(0)

@@ -270,6 +270,7 @@ def test_an_answer_is_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert launcher._ended(ended, tmp_path, ()) == 1 and "failed with exit code 3" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_nodes_that_do_not_join_are_wrong(monkeypatch: pytest.MonkeyPatch, rootstock: Rootstock) -> None:
     # The number of a pod of a PyTorchJob: no process of torchrun's, which has a LOCAL_RANK.
     monkeypatch.setenv("RANK", "1")

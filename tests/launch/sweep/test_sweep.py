@@ -130,6 +130,7 @@ def test_twelve_trials_over_two_workers_of_which_one_is_killed(run: Run) -> None
         write_report(["sweep", "sweep/trial-0000"], "both.html")
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_asked_to_stop_saves_and_goes_on_later(run: Run) -> None:
     sweep()
     assert run(at(5, signal.SIGTERM, "worker"), more=("trials=1",)) == [130]
