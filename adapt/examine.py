@@ -168,8 +168,8 @@ class Examination:
 
         Where `select` picks another candidate, the classifier has its weights then, and the measures are of it.
         """
-        inputs, selecting = (BatchNormInputs(), BatchNormInputs()), self.select != LAST
-        last = self._rounded(self.candidate(classifier, steps, inputs=None if selecting else inputs))
+        inputs = (BatchNormInputs(), BatchNormInputs())
+        last = self._rounded(self.candidate(classifier, steps, inputs=inputs))
         kept = range(every, steps, every) if every else range(0)
         lost = list[str]()
         candidates = [*read_candidates(self.folder, kept, lost.append), last]
@@ -177,11 +177,13 @@ class Examination:
             self.run.log(f"WARNING: {sentence}")
         scoring = score_candidates(candidates)
         choice, selected = choose(scoring), {}
-        if selecting:
+        if self.select != LAST:
             picked = candidates[chosen(self.select, scoring, choice, self.run.log)]
-            load_weights(self.folder, picked.step, classifier)
-            last = self._rounded(self.candidate(classifier, picked.step, inputs=inputs))
             selected = {"selected": picked.name}
+            if picked is not last:
+                load_weights(self.folder, picked.step, classifier)
+                inputs = (BatchNormInputs(), BatchNormInputs())
+                last = self._rounded(self.candidate(classifier, picked.step, inputs=inputs))
         self.last = last
         after, predicted = self._gap(last, inputs), count_predicted_classes(last.target.logits)
         if words := gap_words(self.before, after):

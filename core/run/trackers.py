@@ -76,12 +76,13 @@ class Trackers:
         """End the tracker's run. What is begun there again goes on with it."""
         # Not accelerator.end_training(): it also ends the process group, which the next stage of a pipeline needs.
         for tracker in self.accelerator.trackers if self.opened else []:
-            if (
-                not self.used and self.tracker == "tensorboard"
-            ):  # its thread would go on writing; services may keep one waiting
+            if self.used:
+                self._try(tracker.finish)
+            elif (
+                self.tracker == "tensorboard"
+            ):  # its thread would go on writing; a service that failed may keep one waiting
                 with contextlib.suppress(Exception), _undisturbed():
                     tracker.finish()
-            self._try(tracker.finish)
         self.accelerator.trackers, self.opened = [], False
 
     def _tell(self, values: Mapping[str, float]) -> None:

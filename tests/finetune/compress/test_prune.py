@@ -14,11 +14,11 @@ from rootstock.core.evaluate.trained import load_trained
 from rootstock.core.model.backbone import create
 from rootstock.core.model.macs import macs_of
 from rootstock.core.run.directory import Run
-from rootstock.core.train.loop import Loop
 from rootstock.finetune.compress.prune import check_prune
 from rootstock.finetune.finetune import build_finetuning
 from rootstock.launch.verbs import execute, fill_defaults
 from rootstock.tests.conftest import Forks
+from rootstock.tests.cut_off import cut_off_at
 
 pytest.importorskip("torch_pruning", reason="torch-pruning is not installed")
 
@@ -108,20 +108,8 @@ def test_masked_weights_are_0_in_the_export(straight: Straight) -> None:
 def test_a_resumed_run_ends_with_the_same_weights(
     case: str, whole: Path, straight: Straight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Killed(Exception):
-        pass
-
-    step = Loop.step
-
-    def killed(self: Loop, wrapped: Any, micro: Any, prepare: Any, at: int, asked: Any) -> Any:
-        if at == 5:
-            raise Killed
-        return step(self, wrapped, micro, prepare, at, asked)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Loop, "step", killed)
-        with pytest.raises(Killed):
-            pruned(case, whole, tmp_path / "run")
+    with cut_off_at(5):
+        pruned(case, whole, tmp_path / "run")
     with monkeypatch.context() as patch:  # what was decided is read
         patch.setattr("rootstock.finetune.compress.prune._choose", None)
         again = pruned(case, whole, tmp_path / "run")

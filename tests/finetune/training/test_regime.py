@@ -24,6 +24,7 @@ from rootstock.finetune.finetune import FineTune, FineTuning, build_finetuning
 from rootstock.launch.explain.training import training_pictures
 from rootstock.launch.verbs import execute, fill_defaults
 from rootstock.tests.conftest import Forks
+from rootstock.tests.cut_off import cut_off_at
 
 STEPS, BATCH, ALPHA, DECAY = 20, 16, 0.7, 0.8
 DATA = "sklearn:digits?size=8"
@@ -230,23 +231,11 @@ def weights(run: Path) -> list[str]:
 
 @pytest.mark.parametrize(("case", "kills"), [("early", (7, 9)), ("by loss", (11, 13)), ("late", (12, 19))])
 def test_a_resumed_run_ends_with_the_same_weights(
-    case: str, kills: tuple[int, ...], straight: Straight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: str, kills: tuple[int, ...], straight: Straight, tmp_path: Path
 ) -> None:
-    class Killed(Exception):
-        pass
-
-    step = Loop.step
     for kill in kills:
-
-        def killed(self: Loop, wrapped: Any, micro: Any, prepare: Any, at: int, asked: Any, kill: int = kill) -> Any:
-            if at == kill:
-                raise Killed
-            return step(self, wrapped, micro, prepare, at, asked)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Loop, "step", killed)
-            with pytest.raises(Killed):
-                run_of(case, tmp_path / "run")
+        with cut_off_at(kill):
+            run_of(case, tmp_path / "run")
     again = run_of(case, tmp_path / "run")
     folder, result, _ = straight[case]
     assert weights(tmp_path / "run") == weights(folder)

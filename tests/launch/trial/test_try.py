@@ -308,7 +308,7 @@ def test_parts_of_groups_are_as_large_as_their_groups_need(tmp_path: Path) -> No
     assert parts.pictures > 32 and all(len(open_images(part)) for part in parts[:2])
 
 
-@pytest.mark.parametrize("error", [Interrupted("saved at step 8 of 12 in /tmp/x"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [Interrupted("saved at step 8 of 12 in runs/x"), KeyboardInterrupt()])
 def test_who_stops_it_while_it_measures_is_told_that_nothing_was_begun(
     error: BaseException, folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
