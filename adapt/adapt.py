@@ -209,7 +209,7 @@ def pairs(
     """Features of frozen layers; the batches of pairs of both domains; what makes `Domains` of them."""
     views = domain_views(run, data, objective, name, sets.source)
     clean = data["corrupt"] is None  # kept features know a picture by its content, which a corruption does not change
-    frozen = FrozenFeatures.of(run, objective, views, sets.of_training(), data) if clean else None
+    frozen = FrozenFeatures.of(run, objective, views, sets, data) if clean else None
     fed = stage.feed(run, sets.training(), views, data, optim, run.seed, frozen.rows if frozen else None)
 
     def shown(domain: str, raw: RawBatch) -> tuple[Draws, Tensor, tuple[Tensor, ...]]:

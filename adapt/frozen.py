@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from ..core.stream.workers import at_most_cores
 from ..core.threads import in_threads
 from ..core.views.multiview import Multiview, StillView
 from ..core.views.view import Evaluation, stack_pictures
-from .sets import SOURCE, in_batches, replaced_silently
+from .sets import Sets, in_batches, replaced_silently
 
 ROWS_AT_ONCE = 4096  # of one axis each
 LARGEST_STORE = 1 << 40
@@ -40,13 +41,13 @@ COMPARED = 4  # images on which the layers above the boundary are compared with 
 class FrozenFeatures:
     """The features of all images, float32 [N, D] or maps, from the cache of features or from one pass over the images.
 
-    They are those of the whole set in batches of 256, so the same bits on any number of processes and after a resume; a forward of the
-    step's own images differs from them by rounding. A damaged training picture is replaced by its neighbour, as in the stream; one of a
-    test is an error.
+    They are those of a whole domain in batches of 256, so the same bits on any number of processes and after a resume, and found again by
+    other seeds, which hold other images out; a forward of the step's own images differs from them by rounding. A damaged training picture
+    is replaced by its neighbour, as in the stream; one of a test is an error.
     """
 
-    def __init__(self, run: Run, taps: Taps, view: StillView, sets: Mapping[str, Images]) -> None:
-        """taps: one, of the frozen layers. sets: of training, by name."""
+    def __init__(self, run: Run, taps: Taps, view: StillView, sets: Sets) -> None:
+        """taps: one, of the frozen layers. view: of training."""
         self.run, self.taps, self.view, self.sets = run, taps, view, sets
         (self.name,) = taps.names
         self._known = dict[tuple[str, ...], tuple[Images, KeptRows]]()
@@ -56,7 +57,7 @@ class FrozenFeatures:
         run: Run,
         method: AdaptMethod,
         views: Mapping[str, Multiview],
-        sets: Mapping[str, Images],
+        sets: Sets,
         data: Mapping[str, Any],
     ) -> FrozenFeatures | None:
         """None where a step needs images: nothing is frozen, views vary or are several, pictures are decoded scaled, the method uses
@@ -70,7 +71,7 @@ class FrozenFeatures:
         varied = "with data.views=none each image is encoded once"
         why = _why_pictures(run, method, data) or (varied if view is None or None in others else "")
         if view is not None and not why and not model.frozen:
-            why = _why_no_map(model, view, sets[SOURCE])
+            why = _why_no_map(model, view, sets.source)
         if view is None or why:
             run.log(f"{what} the images of every step; {why}")
             return None
@@ -82,9 +83,7 @@ class FrozenFeatures:
 
     def rows(self, name: str) -> KeptRows:
         """The features of a training set by name, in the view of training."""
-        return self._once(
-            "training", self.sets[name], lambda images: self._replaced(images, self.view, self.view.describe())
-        )
+        return self._part(self.sets.training()[name], self._trained)
 
     def tested(self, images: Images, view: Evaluation) -> TestedRows:
         """The features of a test in the view of evaluation, encoded once in a run. Raises the error of a damaged picture."""
@@ -96,31 +95,38 @@ class FrozenFeatures:
 
         Called on all processes, whichever rows each asks for: what is not yet encoded they encode together.
         """
-        found = self._seen(images, view)
+        found = self._part(images, partial(self._seen, view=view))
         return (_taken(found, part).to(self.run.device) for part in rows)
 
     def read(self, images: Images, view: Evaluation, damage: Damage | None = None) -> Iterator[Tensor]:
         """The features of some training images in the view of evaluation, in batches [n, ...] on the device. Those of the whole set are
         encoded, once. A damaged picture is replaced by its neighbour among `images`, as `whole` does.
         """
-        found, damage = self._of_some(images, view), damage or replaced_silently()
+        found, damage = self._part(images, partial(self._seen, view=view)), damage or replaced_silently()
         everything = torch.arange(len(images))
         parts = everything.split(ROWS_AT_ONCE) if self.taps.axes(self.name) == 1 else in_batches(len(images))
         for part in parts:
             damage.note(images, part, part if found.read is None else found.read[part])
             yield _taken(found, part).to(self.run.device)
 
-    def _of_some(self, images: Images, view: Evaluation) -> KeptRows:
-        for parent in self.sets.values():
+    def _part(self, images: Images, encode: Callable[[Images], KeptRows]) -> KeptRows:
+        """The features of images as a part of those of their whole domain; of images that are in none, their own."""
+        for parent in self.sets.undivided().values():
             if (places := _places(images, parent)) is not None:
                 break
         else:
-            return self._seen(images, view)
-        whole = self._seen(parent, view)
+            return encode(images)
+        whole = encode(parent)
+        if torch.equal(places, torch.arange(len(parent))):
+            return whole
         if whole.read is None or whole.row is None:
             return KeptRows(whole.numbers, None, places)
         read = readable_neighbours(images, (whole.read == torch.arange(len(parent)))[places])
         return KeptRows(whole.numbers, read, whole.row[places[read]])
+
+    def _trained(self, images: Images) -> KeptRows:
+        described = self.view.describe()
+        return self._once("training", images, lambda images: self._replaced(images, self.view, described))
 
     def _seen(self, images: Images, view: Evaluation) -> KeptRows:
         return self._once("seen", images, lambda images: self._replaced(images, view, None))

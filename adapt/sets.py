@@ -34,13 +34,14 @@ class Sets(NamedTuple):
     """The images of an adaptation: the target's have no labels; classes are numbered as the source's everywhere.
 
     tests: sealed, except the held-out part of the source: their labels are not in memory before the final test.
-    held_out: of the source's training images, with labels, for validators.
+    held_out: of the source's training images, with labels, for validators. whole_source: both together, where some were held out.
     """
 
     source: Images
     target: Images
     tests: dict[str, Images]
     held_out: Images | None = None
+    whole_source: Images | None = None
 
     def hold_out(self, fraction: float, seed: int) -> Sets:
         """Hold this part of the source out from training, of each class; none for 0. Raises UserError for too few images."""
@@ -50,7 +51,7 @@ class Sets(NamedTuple):
             "evaluate.held_out", "evaluate.held_out=0 holds none out, and leaves out the validators that need it"
         ):
             source, held_out = holdout(self.source, fraction=fraction, seed=seed, stratify=True)
-        return self._replace(source=source, held_out=held_out)
+        return self._replace(source=source, held_out=held_out, whole_source=self.source)
 
     def untested(self) -> str:
         """What to say where no test is of the target, as where it has no labels; "" where one is."""
@@ -61,9 +62,9 @@ class Sets(NamedTuple):
     def training(self) -> dict[str, Images]:
         return {SOURCE: self.source, TARGET: self.target}
 
-    def of_training(self) -> dict[str, Images]:
-        """The training images, and those that were held out of them."""
-        return self._replace(tests={}).named()
+    def undivided(self) -> dict[str, Images]:
+        """The training images with those that were held out of them: for each domain one set, the same for every seed."""
+        return {**self.training(), **({} if self.whole_source is None else {SOURCE: self.whole_source})}
 
     def named(self) -> dict[str, Images]:
         held_out = {} if self.held_out is None else {"held_out": self.held_out}

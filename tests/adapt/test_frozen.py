@@ -130,6 +130,24 @@ def test_each_image_is_encoded_once_and_in_a_later_run_not_at_all(tmp_path: Path
     assert sum(encoded) == 0
 
 
+def test_a_seed_that_holds_other_images_out_encodes_nothing_anew(tmp_path: Path) -> None:
+    """Training and held-out images are parts of one domain, which is encoded as a whole."""
+    held_out = "evaluate.held_out=0.3"
+    start(tmp_path / "first", METHODS[1], held_out)
+    cache = sorted((tmp_path / "cache").rglob("features/*.safetensors"))
+    assert len(cache) == 5
+    start(
+        tmp_path / "second",
+        METHODS[1],
+        held_out,
+        "seed=1",
+        f"backbone.weights={tmp_path / 'first' / 'run' / 'backbone'}",
+    )
+    assert cache == sorted((tmp_path / "cache").rglob("features/*.safetensors"))
+    states = [trained(tmp_path / name) for name in ("first", "second")]
+    assert not torch.equal(states[0]["head.weight"], states[1]["head.weight"])
+
+
 def test_a_stopped_run_ends_with_the_very_weights(tmp_path: Path) -> None:
     start(tmp_path / "straight", METHODS[2])
     expected = hashlib.sha256((tmp_path / "straight" / "run" / "classifier" / "head.safetensors").read_bytes())

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rootstock.adapt.frozen import FrozenFeatures
+from rootstock.adapt.sets import Sets
 from rootstock.core.evaluate.maps import BoundaryMaps, find_boundary
 from rootstock.core.evaluate.taps import POOLED, Taps
 from rootstock.core.images.open import open_images
@@ -289,7 +290,7 @@ def test_rows_of_blends_are_those_of_their_own_pixels(freeze: str) -> None:
     taps = Taps(network, [POOLED]) if freeze == "all" else BoundaryMaps(network)
     options = {"workers": 0, "feature_cache": "0"}
     run: Any = SimpleNamespace(device=torch.device("cpu"), options=options, log=print)
-    features, view = FrozenFeatures(run, taps, still, {"source": plain, "target": blends}), Evaluation(16)
+    features, view = FrozenFeatures(run, taps, still, Sets(plain, blends, {})), Evaluation(16)
     mixed = torch.tensor([5, 80, 4, 3, 5, 31])
     for images in (plain, blends, plain.select(torch.arange(3, 9)), blends.select(mixed)):
         found = torch.cat(list(features.read(images, view)))
