@@ -202,8 +202,9 @@ def layers(module: nn.Module) -> list[PositionBatchNorm]:
 def set_aside(norms: Sequence[PositionBatchNorm]) -> None:
     """Empty `pending` between micro-batches: a compiled forward would be compiled again for every length of it."""
     for layer in norms:
-        layer.aside += layer.pending
-        layer.pending = []
+        if layer.pending:  # a module's attributes are slow to set, and of a frozen network all layers are empty
+            layer.aside += layer.pending
+            layer.pending = []
 
 
 @torch.no_grad()
