@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -42,8 +41,8 @@ class FrozenFeatures:
     """The features of all images, float32 [N, D] or maps, from the cache of features or from one pass over the images.
 
     They are those of a whole domain in batches of 256, so the same bits on any number of processes and after a resume, and found again by
-    other seeds, which hold other images out; a forward of the step's own images differs from them by rounding. A damaged training picture
-    is replaced by its neighbour, as in the stream; one of a test is an error.
+    other seeds, which hold other images out (`Sets.domains`); a forward of the step's own images differs from them by rounding. A damaged
+    training picture is replaced by its neighbour, as in the stream; one of a test is an error.
     """
 
     def __init__(self, run: Run, taps: Taps, view: StillView, sets: Sets) -> None:
@@ -83,7 +82,7 @@ class FrozenFeatures:
 
     def rows(self, name: str) -> KeptRows:
         """The features of a training set by name, in the view of training."""
-        return self._part(self.sets.training()[name], self._trained)
+        return self._part("training", self.sets.training()[name], self.view, self.view.describe())
 
     def tested(self, images: Images, view: Evaluation) -> TestedRows:
         """The features of a test in the view of evaluation, encoded once in a run. Raises the error of a damaged picture."""
@@ -95,41 +94,38 @@ class FrozenFeatures:
 
         Called on all processes, whichever rows each asks for: what is not yet encoded they encode together.
         """
-        found = self._part(images, partial(self._seen, view=view))
+        found = self._part("seen", images, view)
         return (_taken(found, part).to(self.run.device) for part in rows)
 
     def read(self, images: Images, view: Evaluation, damage: Damage | None = None) -> Iterator[Tensor]:
         """The features of some training images in the view of evaluation, in batches [n, ...] on the device. Those of the whole set are
         encoded, once. A damaged picture is replaced by its neighbour among `images`, as `whole` does.
         """
-        found, damage = self._part(images, partial(self._seen, view=view)), damage or replaced_silently()
+        found, damage = self._part("seen", images, view), damage or replaced_silently()
         everything = torch.arange(len(images))
         parts = everything.split(ROWS_AT_ONCE) if self.taps.axes(self.name) == 1 else in_batches(len(images))
         for part in parts:
             damage.note(images, part, part if found.read is None else found.read[part])
             yield _taken(found, part).to(self.run.device)
 
-    def _part(self, images: Images, encode: Callable[[Images], KeptRows]) -> KeptRows:
+    def _part(
+        self, role: str, images: Images, view: EvaluationView, described: Mapping[str, Any] | None = None
+    ) -> KeptRows:
         """The features of images as a part of those of their whole domain; of images that are in none, their own."""
-        for parent in self.sets.undivided().values():
+
+        def encoded(images: Images) -> KeptRows:
+            return self._once(role, images, lambda images: self._replaced(images, view, described))
+
+        for parent in self.sets.domains():
             if (places := _places(images, parent)) is not None:
                 break
         else:
-            return encode(images)
-        whole = encode(parent)
-        if torch.equal(places, torch.arange(len(parent))):
-            return whole
+            return encoded(images)
+        whole = encoded(parent)
         if whole.read is None or whole.row is None:
             return KeptRows(whole.numbers, None, places)
         read = readable_neighbours(images, (whole.read == torch.arange(len(parent)))[places])
         return KeptRows(whole.numbers, read, whole.row[places[read]])
-
-    def _trained(self, images: Images) -> KeptRows:
-        described = self.view.describe()
-        return self._once("training", images, lambda images: self._replaced(images, self.view, described))
-
-    def _seen(self, images: Images, view: Evaluation) -> KeptRows:
-        return self._once("seen", images, lambda images: self._replaced(images, view, None))
 
     def _once(self, role: str, images: Images, find: Callable[[Images], KeptRows]) -> KeptRows:
         """Kept for these images by their places, since blends of one digit have one identity, and for the layers as they are (AdaBN)."""

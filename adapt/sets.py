@@ -62,9 +62,9 @@ class Sets(NamedTuple):
     def training(self) -> dict[str, Images]:
         return {SOURCE: self.source, TARGET: self.target}
 
-    def undivided(self) -> dict[str, Images]:
-        """The training images with those that were held out of them: for each domain one set, the same for every seed."""
-        return {**self.training(), **({} if self.whole_source is None else {SOURCE: self.whole_source})}
+    def domains(self) -> tuple[Images, Images]:
+        """Source and target, the source with what `hold_out` took from it: where `data.test` is given, the same for every seed."""
+        return self.source if self.whole_source is None else self.whole_source, self.target
 
     def named(self) -> dict[str, Images]:
         held_out = {} if self.held_out is None else {"held_out": self.held_out}

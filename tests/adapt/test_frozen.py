@@ -77,6 +77,11 @@ def trained(folder: Path) -> dict[str, Tensor]:
     }
 
 
+def cached(folder: Path) -> list[Path]:
+    """The files of features in the cache."""
+    return sorted((folder / "cache").rglob("features/*.safetensors"))
+
+
 def anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on the frozen backbone encodes the images of every step."""
     monkeypatch.setattr(FrozenFeatures, "of", staticmethod(lambda *args: None))
@@ -119,11 +124,11 @@ def test_each_image_is_encoded_once_and_in_a_later_run_not_at_all(tmp_path: Path
     start(tmp_path / "first", METHODS[1])
     assert sum(encoded) == 0  # taps call the timm model itself
     first = trained(tmp_path / "first")
-    cache = list((tmp_path / "cache").rglob("features/*.safetensors"))
+    cache = cached(tmp_path)
     # Source and target as the training and as evaluation see them, and the test.
     assert len(cache) == 5 and not (tmp_path / "first" / "run" / "pictures" / "views.png").exists()
     start(tmp_path / "second", METHODS[2])
-    assert sorted(cache) == sorted((tmp_path / "cache").rglob("features/*.safetensors"))
+    assert cache == cached(tmp_path)
     start(tmp_path / "again", METHODS[1])
     again = trained(tmp_path / "again")
     assert all(torch.equal(first[key], again[key]) for key in first)
@@ -134,7 +139,7 @@ def test_a_seed_that_holds_other_images_out_encodes_nothing_anew(tmp_path: Path)
     """Training and held-out images are parts of one domain, which is encoded as a whole."""
     held_out = "evaluate.held_out=0.3"
     start(tmp_path / "first", METHODS[1], held_out)
-    cache = sorted((tmp_path / "cache").rglob("features/*.safetensors"))
+    cache = cached(tmp_path)
     assert len(cache) == 5
     start(
         tmp_path / "second",
@@ -143,7 +148,7 @@ def test_a_seed_that_holds_other_images_out_encodes_nothing_anew(tmp_path: Path)
         "seed=1",
         f"backbone.weights={tmp_path / 'first' / 'run' / 'backbone'}",
     )
-    assert cache == sorted((tmp_path / "cache").rglob("features/*.safetensors"))
+    assert cache == cached(tmp_path)
     states = [trained(tmp_path / name) for name in ("first", "second")]
     assert not torch.equal(states[0]["head.weight"], states[1]["head.weight"])
 
