@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from rootstock.core.model.backbone import create
 from rootstock.core.train.loop import Loop
 from rootstock.docs.site.generated import all_keys
 from rootstock.launch.attribute.plan import check_attribution
+from rootstock.launch.dry import build_untrained
 from rootstock.launch.early import resolve_early
-from rootstock.launch.pipeline.plan import check_pipeline, plan_pipeline
+from rootstock.launch.pipeline.plan import StageJob, check_pipeline, plan_pipeline
+from rootstock.launch.pipeline.preflight import check_buildable
 from rootstock.launch.sweep.plan import plan_sweep
 from rootstock.launch.sweep.sections import sweep
 from rootstock.launch.verbs import resolve
@@ -41,7 +44,7 @@ Rootstock = Callable[..., subprocess.CompletedProcess[str]]
 def pictures(tmp_path_factory: pytest.TempPathFactory, draw: Callable[[Path, Iterable[str]], Path]) -> dict[str, str]:
     """A URI for each key of `data` that a config leaves to the user."""
     folder = tmp_path_factory.mktemp("pictures")
-    classes = [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(5)]
+    classes = [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(10)]
     photos, sketches = draw(folder / "photos", classes), draw(folder / "sketches", classes)
     return dict.fromkeys(("train", "test", "source"), f"folder:{photos}") | {"target": f"folder:{sketches}"}
 
@@ -198,6 +201,44 @@ def test_every_pipeline_is_checked_as_a_whole(config: str, tmp_path: Path) -> No
     assert {row["stage"] for row in sections["report"]["rows"]} <= set(sections["stages"])
     assert re.search(r"^# Command +rootstock ", header(config), re.MULTILINE)
     assert not any(tmp_path.iterdir())
+
+
+def starts_from(job: StageJob, jobs: Iterable[StageJob]) -> list[StageJob]:
+    """The stages whose networks a stage begins with or learns from."""
+    named = json.dumps([job.resolved.get(key) for key in ("backbone", "method")])
+    return [other for other in jobs if f'{other.dir}"' in named or f"{other.dir}/" in named]
+
+
+def on_drawn_pictures(job: StageJob, pictures: dict[str, str]) -> StageJob:
+    """The stage with its network and method as written, and drawn pictures in place of its data, no weights in place of the user's."""
+    data = {
+        key: pictures.get(key, pictures["train"]) if key in ("train", "test", "source", "target") and value else value
+        for key, value in job.resolved["data"].items()
+    }
+    changed = {**job.resolved, "data": data}
+    weights = str((job.resolved.get("backbone") or {}).get("weights"))
+    if weights == "timm" or weights.startswith(("data/", "runs/")):
+        network = job.resolved["backbone"]["name"] or "resnet18"
+        changed["backbone"] = {**job.resolved["backbone"], "name": network, "weights": "none"}
+    if job.verb == "pretrain":
+        changed["evaluate"] = dict.fromkeys(job.resolved["evaluate"] or {})
+    if "optim" in changed:
+        changed["optim"] = {**job.resolved["optim"], "batch_size": 4}
+    return replace(job, resolved=changed)
+
+
+@pytest.mark.parametrize("config", PIPELINES)
+def test_every_pipeline_can_be_built(config: str, pictures: dict[str, str], tmp_path: Path) -> None:
+    """As `rootstock run` builds it before the first stage: a stage that begins with another stage's network takes it, for one."""
+    _, jobs = check_pipeline(config, ["seeds=[0]", f"run.dir={tmp_path / 'run'}"], resolve)
+    unlike: dict[str, StageJob] = {}  # one stage of each kind is enough, whatever its numbers
+    for job in jobs:
+        kind = [job.verb, job.config, *(job.resolved.get(key) for key in ("backbone", "method"))]
+        unlike.setdefault(re.sub(r"\d[\d.e-]*", "0", json.dumps(kind)), job)
+    taken = {job.name for job in unlike.values()}
+    while more := {one.name for job in jobs if job.name in taken for one in starts_from(job, jobs)} - taken:
+        taken |= more
+    check_buildable(config, [on_drawn_pictures(job, pictures) for job in jobs if job.name in taken], build_untrained)
 
 
 def test_the_table_of_test_time_has_the_published_constants_of_cifar10_c(tmp_path: Path) -> None:

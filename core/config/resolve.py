@@ -94,10 +94,10 @@ def _over_base(
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any], keys: Mapping[str, Key]) -> dict[str, Any]:
-    """`over` merged over `base`: mappings merge, all else is replaced.
+    """`over` merged over `base`: mappings merge, all else is replaced; `{}` empties a value that is a mapping.
 
     If `over` changes the name of a Choice, the other keys of `base` are dropped, because they belong to another constructor; keys that
-    all names have stay.
+    all names have stay. So are the `args` of any other section whose `name` it changes.
     """
     merged = dict(base)
     for name, above in over.items():
@@ -106,10 +106,12 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], keys: Mapping[str, K
         if isinstance(node, Choice):
             below, above = node.spread(below), node.spread(above)
         if isinstance(below, Mapping) and isinstance(above, Mapping):
-            if isinstance(node, Choice) and "name" in above and below.get("name", above["name"]) != above["name"]:
-                below = {key: kept for key, kept in below.items() if key in node.common_keys()}
-            inner = {} if node is None or isinstance(node, Value) else node.keys({**below, **above})
-            above = merge(below, above, inner)
+            free = node is None or isinstance(node, Value)  # its keys are no keys of a config
+            inner = {} if free else node.keys({**below, **above})
+            if "name" in inner and "name" in above and below.get("name", above["name"]) != above["name"]:
+                kept = node.common_keys() if isinstance(node, Choice) else inner.keys() - {"args"}
+                below = {key: value for key, value in below.items() if key in kept}
+            above = merge(below, above, inner) if above or not free else {}
         merged[name] = above
     return merged
 

@@ -220,6 +220,44 @@ def test_a_changed_name_drops_the_other_constructors_keys(tmp_path: Path) -> Non
     assert resolved("method=simclr", folder=tmp_path, text=text)["method"]["temperature"] == 0.4
 
 
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], {"layers": 3, "width": 8}),
+        (["network.name=wide", "network.args.width=4"], {"layers": 3, "width": 4}),
+        (["network.name=deep"], {}),
+        (["network={name: deep, args: {depth: 2}}"], {"depth": 2}),
+        (["network.args.depth=2", "network.name=deep"], {"depth": 2}),
+        (["network.name=null"], {}),
+        (["network.args={}"], {}),
+    ],
+)
+def test_a_network_of_another_name_has_its_own_args(
+    overrides: Sequence[str], expected: Mapping[str, int], tmp_path: Path
+) -> None:
+    """The other keys of the section are of every network, and stay."""
+
+    def network(*, name: str | None = None, args: dict[str, int] = {}, stem: str = "usual") -> None: ...
+
+    def verb(*, network: Annotated[Mapping, Section(network)]) -> None: ...
+
+    text = "{network: {name: wide, args: {layers: 3, width: 8}, stem: small}}"
+    found = load(written(tmp_path, text), verb, overrides)["network"]
+    assert (found["args"], found["stem"]) == (expected, "small")
+    written(tmp_path, text, "base.yaml")
+    if overrides == ["network.name=deep"]:
+        extending = written(tmp_path, "{extends: base.yaml, network: {name: deep}}", "over.yaml")
+        assert load(extending, verb, [])["network"] == {"name": "deep", "args": {}, "stem": "small"}
+
+
+def test_an_empty_mapping_empties_a_value_and_no_section(tmp_path: Path) -> None:
+    text = "{data: {train: x, test: {a: y, b: z}}, method: {name: mae, mask: 0.5}, args: {a: 1, b: {c: 2}}}"
+    for override, expected in (("args={}", {}), ("args.b={}", {"a": 1, "b": {}})):
+        assert resolved(override, folder=tmp_path, text=text)["args"] == expected
+    assert resolved("data={}", folder=tmp_path, text=text)["data"]["test"] == {"a": "y", "b": "z"}
+    assert resolved("method={}", folder=tmp_path, text=text)["method"]["mask"] == 0.5
+
+
 def test_extends_merges_mappings_and_replaces_lists(tmp_path: Path) -> None:
     written(tmp_path, "{data: {train: x, size: 8}, method: {name: simclr, temperature: 0.4}, seed: 1}", "far/root.yaml")
     written(tmp_path, "{extends: root.yaml, method: {projection: [1, 2, 3]}, args: {a: 1, b: {c: 1}}}", "far/base.yaml")
