@@ -6,15 +6,26 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+from itertools import groupby
+from multiprocessing import active_children, get_context
 
+import torch
+from threadpoolctl import threadpool_limits
+
+from ..core.errors import UserError
+from ..core.stream.workers import init_worker
 from .stored_runs import StoredRun
 from .validators.candidate import CandidateModel
 from .validators.contract import NEEDS, Validator
 from .validators.quality import ScoredRun
 from .validators.selection import Scoring, score_candidates
 
-FollowRuns = Callable[[Sequence[StoredRun]], Iterable[StoredRun]]
-"""Gives the runs back one by one, and may show how far they are."""
+Scored = tuple[list[ScoredRun], list[str]]
+"""The runs of one task, and a sentence for each that was passed over and each validator that was left out."""
 
 
 def score_runs(
@@ -23,34 +34,104 @@ def score_runs(
     test: str | None = None,
     *,
     say: Callable[[str], None],
-    follow: FollowRuns = lambda runs: runs,
+    done: Callable[[int], None] = lambda runs: None,
+    processes: int = 1,
 ) -> list[ScoredRun]:
     """The scores of every candidate that can be read and whose accuracy is known, run by run; accuracies are read beside them.
 
     test: the name of the test whose accuracies count, or None for that of the target (`RunFacts.test`). say: gets a sentence for
-    each run that is passed over. One run at a time is in memory; validators that compare candidates keep what they need of all
-    candidates of a task.
+    each run that is passed over. done: gets the number of further runs that are scored. processes: tasks are scored side by side in so
+    many, each with one thread, and the scores are the same for any number. A process has one run at a time in memory; validators that
+    compare candidates keep what they need of all candidates of a task.
     """
     tested = [run for run in runs if _test_of(run, test, say) is not None]
     tested.sort(key=lambda run: _task_of(run, test))  # stable: the order of the runs within a task stays
-    comparing = {name: one for name, one in validators.items() if one.compares}
-    found, waiting = list[ScoredRun](), list[tuple[int, list[CandidateModel]]]()
-    for run in follow(tested):
-        task, accuracies = _task_of(run, test), run.facts.accuracies[run.facts.test(test) or ""]
-        candidates = [one for one in run.read() if one.name in accuracies]
-        if not candidates:
-            say(f"{run.name} has no candidate that can be read")
-            continue
-        if found and found[-1].task != task:
-            _compare(found, waiting, comparing)
-        scoring = _scored(run, candidates, validators, say)
-        alone = {name: scores for name, scores in scoring.scores.items() if name not in comparing}
-        known = tuple(accuracies[one.name] for one in candidates)
-        if comparing:
-            waiting.append((len(found), [_slim(one, comparing.values()) for one in candidates]))
-        found.append(ScoredRun(run.name, task, _shown(candidates[0]), known, scoring, alone))
-    _compare(found, waiting, comparing)
+    tasks = [list(runs) for _, runs in groupby(tested, key=lambda run: _task_of(run, test))]
+    found: list[ScoredRun] = []
+    for scored, said in _each(tasks, validators, test, done, min(processes, len(tasks))):
+        found += scored
+        for sentence in said:
+            say(sentence)
     return found
+
+
+def _each(
+    tasks: Sequence[Sequence[StoredRun]],
+    validators: Mapping[str, Validator],
+    test: str | None,
+    done: Callable[[int], None],
+    processes: int,
+) -> Iterator[Scored]:
+    """The tasks in their order, each scored."""
+    if processes < 2:
+        yield from (_score_task(runs, validators, test, done) for runs in tasks)
+        return
+    others = set(active_children())
+    pool = ProcessPoolExecutor(processes, get_context("fork"), _begin, (tasks, validators, test))
+    try:
+        for runs, scored in zip(tasks, pool.map(_score_number, range(len(tasks))), strict=True):
+            done(len(runs))
+            yield scored
+    except BrokenProcessPool:
+        raise UserError(
+            "a process that scores runs was killed, which happens when memory runs out; --processes 1 needs the least"
+        ) from None
+    finally:
+        for child in set(active_children()) - others:  # at Ctrl-C they are in the middle of a task
+            child.terminate()
+        pool.shutdown(cancel_futures=True)
+
+
+_work: Callable[[int], Scored]
+
+
+def _begin(tasks: Sequence[Sequence[StoredRun]], validators: Mapping[str, Validator], test: str | None) -> None:
+    """Begin a forked process: it has the runs without a copy of them, and is asked for tasks by their numbers."""
+    global _work
+    init_worker(0)
+    _work = lambda number: _score_task(tasks[number], validators, test)  # noqa: E731
+
+
+def _score_number(number: int) -> Scored:
+    return _work(number)
+
+
+def _score_task(
+    runs: Sequence[StoredRun],
+    validators: Mapping[str, Validator],
+    test: str | None,
+    done: Callable[[int], None] = lambda runs: None,
+) -> Scored:
+    comparing = {name: one for name, one in validators.items() if one.compares}
+    found, waiting, said = list[ScoredRun](), list[tuple[int, list[CandidateModel]]](), list[str]()
+    with _one_thread():
+        for run in runs:
+            accuracies = run.facts.accuracies[run.facts.test(test) or ""]
+            candidates = [one for one in run.read() if one.name in accuracies]
+            done(1)
+            if not candidates:
+                said.append(f"{run.name} has no candidate that can be read")
+                continue
+            scoring = _scored(run, candidates, validators, said.append)
+            alone = {name: scores for name, scores in scoring.scores.items() if name not in comparing}
+            known = tuple(accuracies[one.name] for one in candidates)
+            if comparing:
+                waiting.append((len(found), [_slim(one, comparing.values()) for one in candidates]))
+            found.append(ScoredRun(run.name, _task_of(run, test), _shown(candidates[0]), known, scoring, alone))
+        _compare(found, waiting, comparing)
+    return found, said
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums in other threads would be other sums: their last bits differ."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _test_of(run: StoredRun, wanted: str | None, say: Callable[[str], None]) -> str | None:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
 
 from ..adapt.scored_runs import score_runs, scores_by_run
@@ -53,18 +54,18 @@ _BESIDE = {RULE: "default rule", RANDOM: "by chance"}
 
 
 def score_validators(
-    folders: Sequence[Path], names: Sequence[str], test: str | None, out: Path | None, as_json: bool
+    folders: Sequence[Path], names: Sequence[str], test: str | None, out: Path | None, as_json: bool, processes: int
 ) -> int:
-    """Print the table, or write it to `out`. Returns 0. Raises UserError if there is nothing to score."""
+    """Print the table, or write it to `out`. Returns 0. Raises UserError if there is nothing to score. processes: as in `score_runs`."""
     console = Console(stderr=True, highlight=False)
     chosen = _chosen(names)
     passed: list[str] = []
     runs = _found(folders, passed)
 
-    def follow(runs: Sequence[StoredRun]) -> Iterable[StoredRun]:
-        return track(runs, "runs", console=console, disable=not console.is_terminal, transient=True)
-
-    scored = score_runs(runs, chosen, test, say=passed.append, follow=follow)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        bar = progress.add_task("runs", total=len(runs))
+        done = partial(progress.advance, bar)
+        scored = score_runs(runs, chosen, test, say=passed.append, done=done, processes=processes)
     for sentence in passed[:LISTED]:
         console.print(f"[yellow]passed over[/] {escape(printable(sentence))}", soft_wrap=True)
     if len(passed) > LISTED:

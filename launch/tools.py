@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..core.environment import usable_cores
 from ..core.errors import UserError
 from ..core.files import check_output
 from .app import JobOption, NodesOption, NprocOption, RendezvousOption, complete_key, complete_validator
@@ -182,13 +183,19 @@ def score_command(
         typer.Option(metavar="FILE", help="A file .md for the table, or .json for the scores of every run too."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Score N tasks side by side; as many as there are CPU cores if left out."
+        ),
+    ] = None,
 ) -> int:
     """Rank finished adaptations by every validator, and compare with their accuracies."""
     if out is not None:
         check_output(out, "--out", (".md", ".json"), make=True)
     from .scoring import score_validators
 
-    return score_validators(folders, names or [], test, out, as_json)
+    return score_validators(folders, names or [], test, out, as_json, processes or usable_cores())
 
 
 def doctor_command(

@@ -84,7 +84,7 @@ def test_runs_are_made_packed_and_deleted_one_by_one_and_the_same_again(
     assert made.main(words, work) == 0 and len(done) == 3
 
     capsys.readouterr()
-    assert score_validators([packed], ["im", "entropy"], None, None, True) == 0
+    assert score_validators([packed], ["im", "entropy"], None, None, True, 1) == 0
     table = json.loads(capsys.readouterr().out)
     assert (table["runs"], table["tasks"], table["candidates"]) == (2, 1, 4) and not table["passed_over"]
     with pytest.raises(UserError, match="made with another config"):

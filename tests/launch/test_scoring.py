@@ -1,9 +1,12 @@
 """`rootstock validators score` on whole runs, in-process, on tiny slices of digits."""
 
 import json
+import os
 import shutil
+import signal
 import warnings
 from collections.abc import Callable
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from scipy.stats import spearmanr
 
 import rootstock.core.images.sealed as sealed
 from rootstock.adapt.stored_runs import PACKED, pack_run, packed_run
+from rootstock.adapt.validators.contract import Validator
 from rootstock.adapt.validators.registry import VALIDATORS
 from rootstock.core.errors import UserError
 from rootstock.core.evaluate.looks import cache_ledger
@@ -71,10 +75,11 @@ def told(
     names: tuple[str, ...] = (),
     test: str | None = None,
     out: Path | None = None,
+    processes: int = 1,
 ) -> tuple[dict[str, Any], str]:
     """The table as JSON, and what was said on stderr."""
     capsys.readouterr()
-    assert score_validators(folders, names, test, out, True) == 0
+    assert score_validators(folders, names, test, out, True, processes) == 0
     printed = capsys.readouterr()
     return json.loads(printed.out), printed.err
 
@@ -95,6 +100,29 @@ def test_scores_are_those_of_the_runs_themselves(
     for name in (*CHEAP, "rule"):
         mean = table["validators"][name]["regret_in_runs"]["mean"]
         assert mean == pytest.approx(np.mean([cost[name]["regret"] for cost in costs]))
+
+
+def test_several_processes_give_the_same_scores(
+    runs: tuple[Path, dict[str, dict[str, Any]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    for processes in (1, 2, 8):  # tasks are divided among them, and there are two
+        table, _ = told(capsys, runs[0], out=tmp_path / f"{processes}.json", processes=processes)
+        found.append((table, scores(tmp_path / f"{processes}.json")))
+    assert found[0] == found[1] == found[2] and len(found[0][1]) == 3
+
+
+def test_a_killed_process_is_one_sentence(
+    runs: tuple[Path, dict[str, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(self: Validator, candidates: object) -> list[float]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return []
+
+    monkeypatch.setattr(type(VALIDATORS["im"]), "scores", killed)
+    with pytest.raises(UserError, match="killed.* --processes 1 needs the least"):
+        score_validators([runs[0]], ["im"], None, None, True, 2)
+    assert not active_children()
 
 
 def scores(path: Path) -> list[dict[str, Any]]:
@@ -157,7 +185,7 @@ def test_a_run_without_candidates_or_with_one_alone(copy: Path, capsys: pytest.C
         table["candidates"] == 1 and table["validators"]["im"]["regret_in_runs"] is None
     )  # there is nothing to choose from
     with pytest.raises(UserError, match="half kept no candidate; evaluate"):
-        score_validators([bare], [], None, None, False)
+        score_validators([bare], [], None, None, False, 1)
     table, said = told(capsys, copy, names=("im",))
     assert table["runs"] == 2 and "kept no candidate" in said
 
@@ -216,7 +244,7 @@ def test_a_packed_run_gives_the_same_table_and_holds_no_label_of_the_target(
 def test_the_table_can_be_kept_as_markdown(
     runs: tuple[Path, dict[str, dict[str, Any]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert score_validators([runs[0]], ["im", "last"], None, tmp_path / "new" / "table.md", False) == 0
+    assert score_validators([runs[0]], ["im", "last"], None, tmp_path / "new" / "table.md", False, 1) == 0
     written = (tmp_path / "new" / "table.md").read_text()
     assert "rootstock validators score" in written and "| im |" in written and "| default rule |" in written
     shown = capsys.readouterr().out
@@ -231,7 +259,7 @@ def test_another_test_can_be_the_one_that_counts(
     (one,) = (one for one in scores(tmp_path / "source.json") if one["run"].endswith("plain"))
     assert one["accuracies"][-1] == results["a/plain"]["metrics"]["source/classifier/accuracy"]
     with pytest.raises(UserError, match="no accuracy on other; its tests: source, target"):
-        score_validators([folder], [], "other", None, False)
+        score_validators([folder], [], "other", None, False, 2)
 
 
 REFUSED: dict[str, tuple[Callable[[Path], Path], list[str], str]] = {
@@ -251,7 +279,7 @@ def test_a_mistake_is_one_sentence(case: str, tmp_path: Path) -> None:
     (tmp_path / "file.txt").write_text("x")
     place, names, sentence = REFUSED[case]
     with pytest.raises(UserError, match=sentence):
-        score_validators([place(tmp_path)], names, None, None, False)
+        score_validators([place(tmp_path)], names, None, None, False, 1)
 
 
 def test_a_new_validator_is_scored_alone_and_may_compare_candidates(
