@@ -5,7 +5,7 @@ Command: python benchmarks/uda_runs.py [CONFIG] [--limit N] [--committed FILE] [
 The runs are those of `rootstock run CONFIG`, made one after the other. RUN.DIR/packed/STAGE.seed-S.candidates.safetensors has the
 candidates of a run, with no label of the target, and in its header their accuracies after the run's one look: made again, on the same
 machine and versions, it has the same bytes. When all are there, benchmarks/NAME.sha256 is written: for `sha256sum -c` in that folder, and
-to be committed with the config. `rootstock validators score RUN.DIR/packed` compares all validators on them.
+to be committed with the config. Then `rootstock validators score RUN.DIR/packed` compares all validators on them, for benchmarks/NAME.md.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import page
+import yaml
+
 from rootstock.adapt.stored_runs import PACKED, pack_run, packed_about
+from rootstock.core.environment import usable_cores
 from rootstock.core.errors import UserError
 from rootstock.core.files import sha256, write_text
 from rootstock.core.manifest import write_manifest
@@ -29,6 +33,7 @@ from rootstock.core.run.directory import Interrupted
 from rootstock.core.run.folder import run_folder
 from rootstock.launch.pipeline.plan import StageJob, check_pipeline
 from rootstock.launch.report.tables import duration
+from rootstock.launch.scoring import score_validators
 from rootstock.launch.verbs import execute, resolve
 
 HERE = Path(__file__).parent
@@ -48,7 +53,12 @@ def main(words: list[str], work: Work = execute) -> int:
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the pipeline, such as seeds=1")
     parser.add_argument("--limit", type=int, metavar="N", help="make at most N runs now")
-    parser.add_argument("--committed", type=Path, metavar="FILE", help="where the digests go; benchmarks/NAME.sha256")
+    parser.add_argument(
+        "--committed",
+        type=Path,
+        metavar="FILE",
+        help="for the digests, benchmarks/NAME.sha256; the page lies beside it",
+    )
     asked = parser.parse_intermixed_args(words)  # overrides may follow options
     if "=" in asked.config:
         asked.config, asked.overrides = str(CONFIG), [asked.config, *asked.overrides]
@@ -68,6 +78,8 @@ def main(words: list[str], work: Work = execute) -> int:
     for name, why in failed.items():
         print(f"not made: {name}: {why}")
     print(f"{len(names):,} of {len(jobs):,} runs in {folder}; their digests in {committed}")
+    if names:
+        write_page(committed.with_suffix(".md"), asked.config, folder)
     return 1 if failed else 0
 
 
@@ -109,6 +121,13 @@ def make(jobs: Sequence[StageJob], folder: Path, work: Work, before: int, count:
         left = (len(jobs) - number - 1) * expected(times(folder))
         print(f"{before + number + 1:,}/{count:,}  {job.name}, seed {job.seed}; {duration(left)} left", flush=True)
     return failed
+
+
+def write_page(path: Path, config: str, folder: Path) -> None:
+    """Score every validator on the packed runs, and write the table with the machine."""
+    score_validators([folder], [], None, path, False, usable_cores())
+    title = yaml.safe_load(Path(config).read_text()).get("report", {}).get("title", Path(config).stem)
+    write_text(path, f"# {title}\n\n{page.machine()}\n\n{path.read_text()}")
 
 
 def times(folder: Path) -> list[float]:

@@ -82,6 +82,8 @@ def test_runs_are_made_packed_and_deleted_one_by_one_and_the_same_again(
     assert made.main(words, work) == 0
     assert first.read_bytes() == once and [line.split() for line in committed.read_text().splitlines()[1:]] == listed
     assert made.main(words, work) == 0 and len(done) == 3
+    page = committed.with_suffix(".md").read_text()
+    assert page.startswith("# few\n\nMachine: ") and "| default rule |" in page and "| im |" in page
 
     capsys.readouterr()
     assert score_validators([packed], ["im", "entropy"], None, None, True, 1) == 0

@@ -120,7 +120,7 @@ def test_a_killed_process_is_one_sentence(
         return []
 
     monkeypatch.setattr(type(VALIDATORS["im"]), "scores", killed)
-    with pytest.raises(UserError, match="killed.* --processes 1 needs the least"):
+    with pytest.raises(UserError, match=r"killed.* --processes 1 needs the least"):
         score_validators([runs[0]], ["im"], None, None, True, 2)
     assert not active_children()
 
