@@ -64,7 +64,8 @@ def save_changes(
         some = spread(len(began.source), max(map(len, began.rows.values())))
         seen, after = {SOURCE: began.source.select(some), **seen}, {SOURCE: began.source_after[some], **after}
         before = {SOURCE: began.features[SOURCE][some], **before}
-    save_map(run.dir, after, seen, run.seed, before=before, rows=began.rows)
+    if run.draws:
+        save_map(run.dir, after, seen, run.seed, before=before, rows=began.rows)
     told: dict[str, Any] = {"before": began.how, "tests": {}}
     for name, rows in began.rows.items():
         labels = seen[name].labels
@@ -72,7 +73,7 @@ def save_changes(
             continue
         was, now = began.guesses[name] == labels, shown[name].logits[rows].argmax(1) == labels
         to_right, to_wrong = (~was & now).nonzero()[:, 0], (was & ~now).nonzero()[:, 0]
-        if not told["tests"]:
+        if not told["tests"] and run.draws:
             for kind, found in (("wrong_to_right", to_right), ("right_to_wrong", to_wrong)):
                 guesses = began.guesses[name] if kind == "wrong_to_right" else shown[name].logits[rows].argmax(1)
                 _save_pictures(run, kind, name, seen[name], found, guesses, began.how, view)

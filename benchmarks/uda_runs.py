@@ -108,6 +108,8 @@ def make(jobs: Sequence[StageJob], folder: Path, work: Work, before: int, count:
     folder.mkdir(parents=True, exist_ok=True)
     for number, job in enumerate(jobs):
         started, path = time.monotonic(), packed_file(job, folder)
+        if is_packed(job, folder):  # by another command since this one began
+            continue
         try:
             work(job.verb, job.config, job.overrides, True)
             pack_run(job.dir, path, {"stage": job.name, "config": science(job)})

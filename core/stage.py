@@ -264,7 +264,7 @@ def trace(run: Run, model: Backbone, sets: Mapping[str, Images], data: Mapping[s
 
 def save_first(run: Run, plan: Training, model: Backbone, rows_of: Callable[[Any], Tensor], caption: str) -> None:
     """Write pictures/views.png: the first images as the method sees them. rows_of: batch -> float [rows, N, C, h, w]."""
-    first = next(iter(plan.batches(0)), None)
+    first = next(iter(plan.batches(0)), None) if run.draws else None
     if first is not None:
         rows = rows_of(plan.prepare(first[0]))[:, :SHOWN]
         save_sheet(run.dir, "views", denormalise(rows, model.mean, model.std), caption)

@@ -188,7 +188,8 @@ def finetune(
     regime.score_raw(scored, tests)
     add_class_groups(scored, counts.tolist(), data["class_groups"])
     place = {"device": run.device, "workers": run.options["workers"], "write": run.main}
-    save_mistakes(run.dir, classifier, train, tests, scored, view, **place)
+    if run.draws:
+        save_mistakes(run.dir, classifier, train, tests, scored, view, **place)
     model.seen = add_seen(model.seen, seen_as, regime.whole)
     selection = regime.selection(data["selection"])
     smaller = {} if pruned is None else {"pruned": pruned.as_result()}

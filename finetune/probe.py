@@ -171,6 +171,7 @@ def probe(
     if run.main:
         scored.save(run.dir)
         keep_outcomes(run.dir, outcomes, distinct, build.view, build.taps.grid, finder.weights)
+    if run.main and run.draws:
         save_map(run.dir, {name: shown[name]["pooled"] for name in build.clean}, build.clean, seed)
     model.seen = add_seen(model.seen, LABELLED, train)
     facts = describe_sets(stage.named_sets(train, build.clean), held_out=data["test"] is None)

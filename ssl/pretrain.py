@@ -171,6 +171,7 @@ def pretrain(
     stage.trace(run, model, {"train": train}, data, method=method["name"], steps=fed.steps)
     if run.main:
         model.export(run.dir)
+    if run.main and run.draws:
         save_pictures(run, objective, plan.batches, plan.prepare)
     if watch is not None and not tests:
         watch.save_map(objective)

@@ -179,6 +179,11 @@ class Run(Speech):
             write_record(path, self.recorded)
 
     @property
+    def draws(self) -> bool:
+        """Whether pictures and maps are made for the page; the main process writes them."""
+        return self.options["pictures"] != "none"
+
+    @property
     def checkpoints(self) -> Path:
         return self.dir / "checkpoints"
 

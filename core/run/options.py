@@ -41,6 +41,7 @@ def options(
     log_gradients: bool = False,
     checkpoint: Annotated[dict[str, Any], Section(checkpoint_options)] = {},
     keep: Literal["all", "results"] = "all",
+    pictures: Literal["all", "none"] = "all",
     damaged: float = 0.01,
     changed_data: Literal["refuse", "accept"] = "refuse",
     tracker: Tracker = "none",
@@ -69,6 +70,8 @@ def options(
     checkpoint: When checkpoints are saved and how many are kept.
     keep: What a finished run keeps. results: not its weights (checkpoints/, candidates/, backbone/, classifier/), so that a table of
         thousands of runs fits on a disk; nothing can then start from them. A run that was killed still resumes.
+    pictures: Whether the run draws what its page shows of views, of features on a map, and of images that a training changed or got wrong.
+        none: a second or two less, for tables of thousands of short runs.
     damaged: Largest fraction of damaged pictures, 0 to 1, before a run stops. Others are replaced by a neighbour.
     changed_data: What to do if the data changed since the run began: refuse to resume, or accept it.
     tracker: Where metrics go besides metrics.jsonl: none, tensorboard (run.dir/tensorboard), wandb (its account, or offline in
