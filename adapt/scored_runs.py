@@ -23,7 +23,7 @@ from .validators.contract import NEEDS, Validator
 from .validators.quality import ScoredRun
 from .validators.selection import Scoring, score_candidates
 
-Scored = tuple[list[ScoredRun], list[str]]
+_TaskScores = tuple[list[ScoredRun], list[str]]
 """The runs of one task, and a sentence for each that was passed over and each validator that was left out."""
 
 
@@ -60,7 +60,7 @@ def _each(
     test: str | None,
     done: Callable[[int], None],
     processes: int,
-) -> Iterator[Scored]:
+) -> Iterator[_TaskScores]:
     """The tasks in their order, each scored."""
     if processes < 2:
         yield from (_score_task(runs, validators, test, done) for runs in tasks)
@@ -81,7 +81,7 @@ def _each(
         pool.shutdown(cancel_futures=True)
 
 
-_work: Callable[[int], Scored]
+_work: Callable[[int], _TaskScores]
 
 
 def _begin(tasks: Sequence[Sequence[StoredRun]], validators: Mapping[str, Validator], test: str | None) -> None:
@@ -91,7 +91,7 @@ def _begin(tasks: Sequence[Sequence[StoredRun]], validators: Mapping[str, Valida
     _work = lambda number: _score_task(tasks[number], validators, test)  # noqa: E731
 
 
-def _score_number(number: int) -> Scored:
+def _score_number(number: int) -> _TaskScores:
     return _work(number)
 
 
@@ -100,7 +100,7 @@ def _score_task(
     validators: Mapping[str, Validator],
     test: str | None,
     done: Callable[[int], None] = lambda runs: None,
-) -> Scored:
+) -> _TaskScores:
     comparing = {name: one for name, one in validators.items() if one.compares}
     found, waiting, said = list[ScoredRun](), list[tuple[int, list[CandidateModel]]](), list[str]()
     with _one_thread():

@@ -106,11 +106,11 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], keys: Mapping[str, K
         if isinstance(node, Choice):
             below, above = node.spread(below), node.spread(above)
         if isinstance(below, Mapping) and isinstance(above, Mapping):
-            free = node is None or isinstance(node, Value)  # its keys are no keys of a config
-            inner = {} if free else node.keys({**below, **above})
+            inner = {} if node is None or isinstance(node, Value) else node.keys({**below, **above})
             if "name" in inner and "name" in above and below.get("name", above["name"]) != above["name"]:
                 kept = node.common_keys() if isinstance(node, Choice) else inner.keys() - {"args"}
                 below = {key: value for key, value in below.items() if key in kept}
+            free = not inner  # its keys are no keys of a config
             above = merge(below, above, inner) if above or not free else {}
         merged[name] = above
     return merged
