@@ -37,7 +37,7 @@ def run(folder: Path, *overrides: str, **sections: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("teacher") / "run"
-    run(folder, "optim.duration=60", "backbone.args={}", seed=3)
+    run(folder, "optim.duration=60", seed=3)
     return folder
 
 
