@@ -74,7 +74,7 @@ DEFINITIONS: Mapping[str, Definition] = {
         "sum over classes of (p - onehot)^2, mean over images", 0.0, 2.0, percent=False, better="lower"
     ),
     "ece": Definition(
-        "expected calibration error: 15 bins of equal width of the highest probability, mean distance of accuracy and confidence over images",
+        "expected calibration error: 15 bins of equal width of the highest probability, distance of accuracy and confidence over images",
         better="lower",
     ),
     "ece_equal_mass": Definition("ece with 15 bins of equally many images", better="lower"),
