@@ -91,11 +91,11 @@ def _of_labels(
             half = to_half(shown[name].logits.numpy(), "logits", name).scores  # as the tests are scored
             domains |= errors_by_class(name, images, np.asarray(half).argmax(1), classifier.outputs)
     told = {"true": true_distances(shift.prior, opened), "by_class": domains}
-    if began is None and run.draws:
+    if began is not None:
+        return told | {"changes": save_changes(run, opened, shown, began, view)}
+    if run.draws:
         save_map(run.dir, {name: found.features for name, found in shown.items()}, opened, run.seed)
-    if began is None:
-        return told
-    return told | {"changes": save_changes(run, opened, shown, began, view)}
+    return told
 
 
 def facts_of(sets: Sets, data: Mapping[str, Any], online: bool) -> dict[str, Any]:

@@ -8,21 +8,21 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from itertools import groupby
 from multiprocessing import active_children, get_context
 
-import torch
 from threadpoolctl import threadpool_limits
 
 from ..core.errors import UserError
 from ..core.stream.workers import init_worker
+from ..core.threads import on_threads
 from .stored_runs import StoredRun
 from .validators.candidate import CandidateModel
 from .validators.contract import NEEDS, Validator
 from .validators.quality import ScoredRun
 from .validators.selection import Scoring, score_candidates
 
+_Task = tuple[str, list[StoredRun]]
+"""The name of a task and its runs."""
 _TaskScores = tuple[list[ScoredRun], list[str]]
 """The runs of one task, and a sentence for each that was passed over and each validator that was left out."""
 
@@ -43,11 +43,12 @@ def score_runs(
     many, each with one thread, and the scores are the same for any number. A process has one run at a time in memory; validators that
     compare candidates keep what they need of all candidates of a task.
     """
-    tested = [run for run in runs if _test_of(run, test, say) is not None]
-    tested.sort(key=lambda run: _task_of(run, test))  # stable: the order of the runs within a task stays
-    tasks = [list(runs) for _, runs in groupby(tested, key=lambda run: _task_of(run, test))]
+    by_task: dict[str, list[StoredRun]] = {}
+    for run in runs:
+        if _test_of(run, test, say) is not None:
+            by_task.setdefault(_task_of(run, test), []).append(run)
     found: list[ScoredRun] = []
-    for scored, said in _each(tasks, validators, test, done, min(processes, len(tasks))):
+    for scored, said in _each(sorted(by_task.items()), validators, test, done, min(processes, len(by_task))):
         found += scored
         for sentence in said:
             say(sentence)
@@ -55,7 +56,7 @@ def score_runs(
 
 
 def _each(
-    tasks: Sequence[Sequence[StoredRun]],
+    tasks: Sequence[_Task],
     validators: Mapping[str, Validator],
     test: str | None,
     done: Callable[[int], None],
@@ -63,12 +64,12 @@ def _each(
 ) -> Iterator[_TaskScores]:
     """The tasks in their order, each scored."""
     if processes < 2:
-        yield from (_score_task(runs, validators, test, done) for runs in tasks)
+        yield from (_score_task(task, validators, test, done) for task in tasks)
         return
     others = set(active_children())
     pool = ProcessPoolExecutor(processes, get_context("fork"), _begin, (tasks, validators, test))
     try:
-        for runs, scored in zip(tasks, pool.map(_score_number, range(len(tasks))), strict=True):
+        for (_, runs), scored in zip(tasks, pool.map(_score_number, range(len(tasks))), strict=True):
             done(len(runs))
             yield scored
     except BrokenProcessPool:
@@ -81,33 +82,32 @@ def _each(
         pool.shutdown(cancel_futures=True)
 
 
-_work: Callable[[int], _TaskScores]
+_shared: tuple[Sequence[_Task], Mapping[str, Validator], str | None]
 
 
-def _begin(tasks: Sequence[Sequence[StoredRun]], validators: Mapping[str, Validator], test: str | None) -> None:
+def _begin(tasks: Sequence[_Task], validators: Mapping[str, Validator], test: str | None) -> None:
     """Begin a forked process: it has the runs without a copy of them, and is asked for tasks by their numbers."""
-    global _work
+    global _shared
     init_worker(0)
-    _work = lambda number: _score_task(tasks[number], validators, test)  # noqa: E731
+    _shared = tasks, validators, test
 
 
 def _score_number(number: int) -> _TaskScores:
-    return _work(number)
+    tasks, validators, test = _shared
+    return _score_task(tasks[number], validators, test, lambda runs: None)
 
 
 def _score_task(
-    runs: Sequence[StoredRun],
-    validators: Mapping[str, Validator],
-    test: str | None,
-    done: Callable[[int], None] = lambda runs: None,
+    task: _Task, validators: Mapping[str, Validator], test: str | None, done: Callable[[int], None]
 ) -> _TaskScores:
+    """With one thread: sums in other threads would be other sums, whose last bits differ."""
+    name, runs = task
     comparing = {name: one for name, one in validators.items() if one.compares}
     found, waiting, said = list[ScoredRun](), list[tuple[int, list[CandidateModel]]](), list[str]()
-    with _one_thread():
-        for run in runs:
+    with on_threads(1), threadpool_limits(1):
+        for run in _counted(runs, done):
             accuracies = run.facts.accuracies[run.facts.test(test) or ""]
             candidates = [one for one in run.read() if one.name in accuracies]
-            done(1)
             if not candidates:
                 said.append(f"{run.name} has no candidate that can be read")
                 continue
@@ -116,21 +116,15 @@ def _score_task(
             known = tuple(accuracies[one.name] for one in candidates)
             if comparing:
                 waiting.append((len(found), [_slim(one, comparing.values()) for one in candidates]))
-            found.append(ScoredRun(run.name, _task_of(run, test), _shown(candidates[0]), known, scoring, alone))
+            found.append(ScoredRun(run.name, name, _shown(candidates[0]), known, scoring, alone))
         _compare(found, waiting, comparing)
     return found, said
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums in other threads would be other sums: their last bits differ."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(before)
+def _counted(runs: Iterable[StoredRun], done: Callable[[int], None]) -> Iterator[StoredRun]:
+    for run in runs:
+        yield run
+        done(1)
 
 
 def _test_of(run: StoredRun, wanted: str | None, say: Callable[[str], None]) -> str | None:

@@ -22,7 +22,6 @@ from statistics import median
 from typing import Any
 
 import page
-import yaml
 
 from rootstock.adapt.stored_runs import PACKED, pack_run, packed_about
 from rootstock.core.environment import usable_cores
@@ -79,7 +78,7 @@ def main(words: list[str], work: Work = execute) -> int:
         print(f"not made: {name}: {why}")
     print(f"{len(names):,} of {len(jobs):,} runs in {folder}; their digests in {committed}")
     if names:
-        write_page(committed.with_suffix(".md"), asked.config, folder)
+        write_page(committed.with_suffix(".md"), pipeline["report"]["title"] or Path(asked.config).stem, folder)
     return 1 if failed else 0
 
 
@@ -125,10 +124,9 @@ def make(jobs: Sequence[StageJob], folder: Path, work: Work, before: int, count:
     return failed
 
 
-def write_page(path: Path, config: str, folder: Path) -> None:
+def write_page(path: Path, title: str, folder: Path) -> None:
     """Score every validator on the packed runs, and write the table with the machine."""
     score_validators([folder], [], None, path, False, usable_cores())
-    title = yaml.safe_load(Path(config).read_text()).get("report", {}).get("title", Path(config).stem)
     write_text(path, f"# {title}\n\n{page.machine()}\n\n{path.read_text()}")
 
 

@@ -1,4 +1,4 @@
-"""Work that is done side by side in threads, where there is more than one."""
+"""Work that is done side by side in threads, where there is more than one, and how many threads torch has."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 
 @contextmanager
@@ -16,3 +18,14 @@ def in_threads(count: int) -> Iterator[Callable[..., Iterator[Any]]]:
             yield threads.map
     else:
         yield map
+
+
+@contextmanager
+def on_threads(threads: int) -> Iterator[None]:
+    """Within it, torch computes on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -173,7 +173,7 @@ def pretrain(
         model.export(run.dir)
     if run.main and run.draws:
         save_pictures(run, objective, plan.batches, plan.prepare)
-    if watch is not None and not tests:
+    if watch is not None and not tests and run.draws:
         watch.save_map(objective)
     facts = describe_sets({"train": train, **tests}, held_out=bool(tests) and evaluate["test"] is None)
     if probes.bank is not None and probes.bank.classes is not None:

@@ -203,12 +203,6 @@ def test_every_pipeline_is_checked_as_a_whole(config: str, tmp_path: Path) -> No
     assert not any(tmp_path.iterdir())
 
 
-def starts_from(job: StageJob, jobs: Iterable[StageJob]) -> list[StageJob]:
-    """The stages whose networks a stage begins with or learns from."""
-    named = json.dumps([job.resolved.get(key) for key in ("backbone", "method")])
-    return [other for other in jobs if f'{other.dir}"' in named or f"{other.dir}/" in named]
-
-
 def on_drawn_pictures(job: StageJob, pictures: dict[str, str]) -> StageJob:
     """The stage with its network and method as written, and drawn pictures in place of its data, no weights in place of the user's."""
     data = {
@@ -236,9 +230,16 @@ def test_every_pipeline_can_be_built(config: str, pictures: dict[str, str], tmp_
         kind = [job.verb, job.config, *(job.resolved.get(key) for key in ("backbone", "method"))]
         unlike.setdefault(re.sub(r"\d[\d.e-]*", "0", json.dumps(kind)), job)
     taken = {job.name for job in unlike.values()}
-    while more := {one.name for job in jobs if job.name in taken for one in starts_from(job, jobs)} - taken:
-        taken |= more
-    check_buildable(config, [on_drawn_pictures(job, pictures) for job in jobs if job.name in taken], build_untrained)
+    for job in reversed(jobs):  # a stage uses earlier ones
+        taken |= set(job.inputs) if job.name in taken else set()
+    built: list[str] = []
+
+    def build(verb: str, resolved: dict[str, Any], export: Path | None) -> None:
+        build_untrained(verb, resolved, export)
+        built.append(verb)
+
+    check_buildable(config, [on_drawn_pictures(job, pictures) for job in jobs if job.name in taken], build)
+    assert built == [job.verb for job in jobs if job.name in taken]  # none was passed over
 
 
 def test_the_table_of_test_time_has_the_published_constants_of_cifar10_c(tmp_path: Path) -> None:

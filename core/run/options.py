@@ -73,16 +73,16 @@ def options(
     pictures: Whether the run draws its page's views, maps, and images that it changed or got wrong; none is some seconds faster.
     damaged: Largest fraction of damaged pictures, 0 to 1, before a run stops. Others are replaced by a neighbour.
     changed_data: What to do if the data changed since the run began: refuse to resume, or accept it.
-    tracker: Where metrics go, too: none, tensorboard, wandb (its account, or offline), mlflow (MLFLOW_TRACKING_URI or run.dir/mlflow.db).
+    tracker: Where metrics go besides metrics.jsonl: none, tensorboard (run.dir/tensorboard), wandb (its account, or offline in
+        run.dir/wandb without one) or mlflow (MLFLOW_TRACKING_URI, or run.dir/mlflow.db).
     timeout: Seconds, at least 1, without a sign of life after which one of several processes counts as lost, and without progress of
         any process after which a training counts as stuck. The run then ends with exit code 132.
-    phase_timeout: The same, at least 1, of phases other than training: opening data, compiling, an evaluation, a checkpoint.
+    phase_timeout: Seconds, at least 1, without progress after which a phase besides training, such as an evaluation, counts as stuck.
     verify_replicas: How often the weights of several processes are compared bit for bit: steps, `5ep` or `10%`, and at the end; null:
         before each checkpoint; 0: never, for machines of different kinds, which round differently.
-    feature_cache: Largest size of the cache of frozen features, such as 500MB or 20GB: what was not used for longest is deleted first.
-        The default has room for a million images of 2048 numbers twice. 0: features are neither kept nor reused.
+    feature_cache: Largest size of the cache of frozen features; 20GB hold those of a million images (2048 numbers) twice. 0: no cache.
     decoded_cache: Memory for decoded pictures of each training set, such as 500MB, shared by the loading processes of a process and at
-        most a quarter of what is free. Pictures that have room are decoded once, not once an epoch. 0: none.
+        most a quarter of what is free: as many pictures as have room are decoded once instead of once an epoch. 0: none.
     """
 
 

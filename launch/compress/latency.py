@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...core.evaluate.statistics import Interval
+from ...core.threads import on_threads
 
 TIMED_ROUNDS = 100
 WARM_ROUNDS = 10  # before the clock counts
@@ -39,17 +39,6 @@ class Latency(NamedTuple):
     low: float
     high: float
     rounds: int
-
-
-@contextmanager
-def on_threads(threads: int) -> Iterator[None]:
-    """Within it, torch computes on so many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def turns_of(forms: int, rounds: int) -> Iterator[list[int]]:

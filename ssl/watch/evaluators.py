@@ -198,7 +198,7 @@ class Watch:
         """Save a map of the watched images' features, for runs without labelled tests."""
         if self.last is None:  # a run that resumes after its last step has not evaluated
             self(method)
-        if self.run.main and self.run.draws and self.last is not None:
+        if self.run.main and self.last is not None:
             save_map(self.run.dir, {"train": self.last}, {"train": self.images}, self.run.seed)
 
     def _features(self, backbone: nn.Module) -> Tensor:

@@ -220,6 +220,15 @@ def test_a_changed_name_drops_the_other_constructors_keys(tmp_path: Path) -> Non
     assert resolved("method=simclr", folder=tmp_path, text=text)["method"]["temperature"] == 0.4
 
 
+def network(*, name: str | None = None, args: dict[str, int] = {}, stem: str = "usual") -> None: ...
+
+
+def with_network(*, network: Annotated[Mapping, Section(network)]) -> None: ...
+
+
+WIDE = "{network: {name: wide, args: {layers: 3, width: 8}, stem: small}}"
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -236,18 +245,14 @@ def test_a_network_of_another_name_has_its_own_args(
     overrides: Sequence[str], expected: Mapping[str, int], tmp_path: Path
 ) -> None:
     """The other keys of the section are of every network, and stay."""
-
-    def network(*, name: str | None = None, args: dict[str, int] = {}, stem: str = "usual") -> None: ...
-
-    def verb(*, network: Annotated[Mapping, Section(network)]) -> None: ...
-
-    text = "{network: {name: wide, args: {layers: 3, width: 8}, stem: small}}"
-    found = load(written(tmp_path, text), verb, overrides)["network"]
+    found = load(written(tmp_path, WIDE), with_network, overrides)["network"]
     assert (found["args"], found["stem"]) == (expected, "small")
-    written(tmp_path, text, "base.yaml")
-    if overrides == ["network.name=deep"]:
-        extending = written(tmp_path, "{extends: base.yaml, network: {name: deep}}", "over.yaml")
-        assert load(extending, verb, [])["network"] == {"name": "deep", "args": {}, "stem": "small"}
+
+
+def test_a_network_of_another_name_over_a_base_has_its_own_args(tmp_path: Path) -> None:
+    written(tmp_path, WIDE, "base.yaml")
+    extending = written(tmp_path, "{extends: base.yaml, network: {name: deep}}", "over.yaml")
+    assert load(extending, with_network, [])["network"] == {"name": "deep", "args": {}, "stem": "small"}
 
 
 def test_an_empty_mapping_empties_a_value_and_no_section(tmp_path: Path) -> None:

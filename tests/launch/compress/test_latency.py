@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rootstock.launch.compress.latency import Form, latency_of, latency_ratio, on_threads, time_in_turn, turns_of
+from rootstock.core.threads import on_threads
+from rootstock.launch.compress.latency import Form, latency_of, latency_ratio, time_in_turn, turns_of
 
 
 class Clock:
